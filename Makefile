@@ -1,0 +1,65 @@
+# The commands of the house. Needs make and a Python from 3.11 up; `make` lists them.
+
+VENV := .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+# The first that runs and is new enough. On a machine with version shims a name may be
+# found and still not run, so each is tried.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+
+# The oldest and the newest Python the lock is resolved for.
+LOCK_PYTHONS ?= python3.11 python3.13
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test serve check lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(INSTALLED)  ## make .venv with everything in it (the others do it when needed)
+
+demo: setup  ## place a call offline: fake Twilio, fake model, the real bridge
+	@$(BIN)/bridge demo
+
+test: setup  ## run the tests
+	@$(BIN)/python -m pytest
+
+# Without a public url nobody but developers call: unsigned requests are served then,
+# as the server itself says when it starts. An empty value is an unset one.
+serve: setup  ## run the bridge with the settings of the environment and .env
+	@said() { [ -n "$$(eval echo "\$${$$1:+said}")" ] || grep -Eqs \
+		"^[[:space:]]*(export[[:space:]]+)?$$1[[:space:]]*=[[:space:]]*[\"']?[^[:space:]\"'#]" .env; }; \
+	said BRIDGE_PUBLIC_URL || said BRIDGE_INSECURE || export BRIDGE_INSECURE=1; \
+	exec $(BIN)/bridge serve
+
+check: setup  ## lint and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+lock: setup  ## resolve pyproject.toml anew into requirements.lock
+	@$(BIN)/python scripts/lock.py $(LOCK_PYTHONS) > requirements.lock.new \
+		|| { rm -f requirements.lock.new; exit 1; }
+	@mv requirements.lock.new requirements.lock
+
+clean:  ## remove what was made, .venv included
+	rm -rf $(VENV) .venv-* build *.egg-info .coverage* requirements.lock.new
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@[ -n "$(PYTHON)" ] || { \
+		echo "The bridge needs Python 3.11 or newer; python3 here is: $$(python3 --version 2>&1 || true)"; \
+		echo "Install one, or name it: make setup PYTHON=/path/to/python3.13"; exit 1; } >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) does not run or is older than Python 3.11."; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: its venv module is missing."; \
+		echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; } >&2
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@

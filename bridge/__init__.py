@@ -1,0 +1,1 @@
+"""A Twilio Media Streams bridge to realtime voice agents. Start reading: `call.py`."""

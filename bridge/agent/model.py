@@ -1,0 +1,66 @@
+"""The SDK's websocket model with our wire in it: audio and interruption are the call's.
+
+Everything else of the SDK stays: session configuration, tools, handoffs, guardrails,
+history. Private names it relies on are listed in tests/agent/test_sdk_canary.py.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from agents.realtime import RealtimeModelSendEvent
+from agents.realtime.model_events import RealtimeModelAudioInterruptedEvent
+from agents.realtime.model_inputs import RealtimeModelSendInterrupt
+from agents.realtime.openai_realtime import (
+    OpenAIRealtimeWebSocketModel,
+    TransportConfig,
+)
+from websockets.asyncio.client import ClientConnection
+
+from bridge.agent.wire import Wire
+
+Dial = Callable[[str, dict[str, str]], Awaitable[Wire]]
+"""(url, headers) -> a connected wire."""
+
+Interrupt = Callable[[str, str | None], None]
+"""(by whom, id of the answer or None for any): silence at once."""
+
+
+class PhoneModel(OpenAIRealtimeWebSocketModel):
+    """One per call: the SDK's runner would share an instance between sessions."""
+
+    def __init__(self, dial: Dial, interrupt: Interrupt) -> None:
+        super().__init__()
+        self._dial = dial
+        self._interrupt = interrupt
+
+    async def _create_websocket_connection(
+        self,
+        url: str,
+        headers: dict[str, str],
+        transport_config: TransportConfig | None = None,
+    ) -> ClientConnection:
+        # The SDK uses three things of a connection, and the wire has them.
+        return cast(ClientConnection, await self._dial(url, headers))
+
+    async def send_event(self, event: RealtimeModelSendEvent) -> None:
+        """As the SDK's, but an interruption stops what is queued at Twilio.
+
+        The SDK's own would truncate by what it knows of playing, which is nothing:
+        audio does not pass through it.
+        """
+        if not isinstance(event, RealtimeModelSendInterrupt):
+            await super().send_event(event)
+        elif event.cancel_response_only:
+            await self._cancel_response(response_id=event.response_id)
+        else:
+            # With an answer's id it is a guardrail's, without one the user's code's.
+            by = "application" if event.response_id is None else "guardrail"
+            self._interrupt(by, event.response_id)
+
+    async def tell_interrupted(self, item_id: str, content_index: int) -> None:
+        """Listeners of the session get `audio_interrupted`."""
+        await self._emit_event(
+            RealtimeModelAudioInterruptedEvent(
+                item_id=item_id, content_index=content_index
+            )
+        )

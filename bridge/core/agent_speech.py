@@ -1,0 +1,286 @@
+"""The agent's speech on its way to the caller: items, interruptions, what was heard.
+
+Decides what the model is told about an answer that was cut short. How much was heard
+is counted in playback.py; design and reasons are in docs/playback.md.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from bridge.core import audio, media_stream, realtime
+from bridge.core.audio import BYTES_PER_MS
+from bridge.core.commands import Command, Interrupted, Note, ToCaller, ToModel, Value
+from bridge.core.playback import Key, Playback
+from bridge.core.transcript import Words
+
+FENCE_SECONDS = 1.0
+"""A fence comes back in one round trip; later than this the model may already be
+answering with a wrong memory, so we decide with what is known."""
+
+MAX_REMEMBERED = 1024
+"""Ids of cut responses and items kept, so that late audio of theirs is known."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Item:
+    """One content part of an item, as long as it may still be cut."""
+
+    response_id: str
+    words: Words = field(default_factory=Words)
+    received: int = 0
+    """Bytes of audio the model has sent of it."""
+    complete: bool = False
+    """The model had sent all of it before anything was cut."""
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer that the model is generating."""
+
+    messages: dict[str, None] = field(default_factory=dict)
+    """Its message items, in order."""
+    cut: bool = False
+
+
+@dataclass(slots=True)
+class Cut:
+    """An interruption whose fence is not back yet."""
+
+    fence: str
+    at: float
+    items: dict[Key, Item]
+
+
+class AgentSpeech:
+    """One stream's worth of it; `playback` is told by the caller's side what plays."""
+
+    def __init__(self, out: media_stream.Outbound, playback: Playback) -> None:
+        self._out = out
+        self._playback = playback
+        self._responses: dict[str, Response] = {}
+        self._items: dict[Key, Item] = {}
+        self._cuts: deque[Cut] = deque()
+        self._cut_responses: dict[str, None] = {}
+        self._cut_items: dict[str, None] = {}
+        self._heard_items: dict[str, None] = {}
+        self._event_serial = 0
+
+    # --- the model generates ---
+
+    def response_created(self, response_id: str) -> None:
+        _remember(self._responses, response_id, Response())
+
+    def item_added(self, event: realtime.OutputItemAdded) -> None:
+        response = self._responses.get(event.response_id)
+        if response and event.item.type == "message":
+            response.messages[event.item.id] = None
+
+    def words(self, event: realtime.TranscriptDelta) -> None:
+        if not self._is_late(event.response_id, event.item_id):
+            item = self._item(event.item_id, event.content_index, event.response_id)
+            item.words.add(event.delta, item.received)
+
+    def audio(self, event: realtime.AudioDelta, now: float) -> list[Command]:
+        """Audio of an answer, with the marks it needs; none if it was cut before."""
+        size = audio.payload_bytes(event.delta)
+        if self._is_late(event.response_id, event.item_id):
+            response = self._responses.get(event.response_id)
+            if response:
+                response.messages[event.item_id] = None
+            return [Note("late_audio", {"item": event.item_id, "bytes": size})]
+        key = (event.item_id, event.content_index)
+        self._item(*key, event.response_id).received += size
+        commands: list[Command] = []
+        payload = event.delta
+        for mark, take in self._playback.plan(key, size, now):
+            if mark:
+                commands.append(ToCaller(self._out.mark(mark)))
+            piece, payload = audio.cut_payload(payload, take)
+            commands.append(ToCaller(self._out.media(piece)))
+        return commands
+
+    def item_done(self, key: Key, now: float) -> list[Command]:
+        """All audio of this part has come."""
+        item = self._items.get(key)
+        if item is None:
+            return []
+        item.complete = True
+        mark = self._playback.end_mark(now)
+        return [ToCaller(self._out.mark(mark))] if mark else []
+
+    def response_done(self, response_id: str, now: float) -> list[Command]:
+        """The model has ended this answer, one way or the other."""
+        response = self._responses.pop(response_id, None)
+        if response and response.cut:
+            return self._forget_unsent(response)
+        commands: list[Command] = []
+        for key, item in list(self._items.items()):
+            if item.response_id != response_id:
+                continue
+            if item.received == 0:
+                del self._items[key]  # words without audio: text, not speech
+            else:
+                # Not every server ends each item.
+                commands += self.item_done(key, now)
+        return commands
+
+    # --- the caller interrupts ---
+
+    def interrupt(self, by: str, now: float, *, cancels: bool) -> list[Command]:
+        """Silence at once. `cancels`: the server ends its own answer by itself.
+
+        Works on whatever may still be heard, whether or not the model is still
+        generating: Twilio's queue outlives the response.
+        """
+        commands: list[Command] = []
+        heard_now = self._playback.audible(now)
+        live = {key: item for key, item in self._items.items() if item.received}
+        running = {i: r for i, r in self._responses.items() if not r.cut}
+        if live:
+            fence = self._playback.fence(now)
+            commands.append(ToCaller(self._out.clear()))
+            commands.append(ToCaller(self._out.mark(fence)))
+            self._cuts.append(Cut(fence, now, live))
+        for response_id, response in running.items():
+            response.cut = True
+            if not cancels:
+                cancel = realtime.cancel(response_id, self._event_id())
+                commands.append(ToModel(cancel))
+        for response_id in (*running, *(item.response_id for item in live.values())):
+            _remember(self._cut_responses, response_id, None)
+        for item_id, _ in live:
+            _remember(self._cut_items, item_id, None)
+        self._items = {}
+        if live:
+            item_id, content_index = (
+                heard_now if heard_now in live else next(iter(live))
+            )
+            commands.append(Interrupted(item_id, content_index))
+        if live or running:
+            data: dict[str, Value] = {
+                "by": by,
+                "items": len(live),
+                "responses": len(running),
+            }
+            commands.append(Note("interrupted", data))
+        return commands
+
+    def is_live(self, response_id: str) -> bool:
+        """Something of this answer is generated or may still be heard."""
+        response = self._responses.get(response_id)
+        if response and not response.cut:
+            return True
+        return any(item.response_id == response_id for item in self._items.values())
+
+    def mark_echoed(self, name: str, now: float) -> list[Command] | None:
+        """A mark came back; None if it is not ours."""
+        mark = self._playback.echoed(name, now)
+        if mark is None:
+            return None
+        commands: list[Command] = []
+        if self._cuts and mark.name == self._cuts[0].fence:
+            cut = self._cuts.popleft()
+            commands.append(Note("clear_confirmed", {"seconds": now - cut.at}))
+            commands += self._settle(cut)
+        return commands + self._settle_heard()
+
+    @property
+    def gives_up_at(self) -> float | None:
+        """When the oldest fence is late."""
+        return self._cuts[0].at + FENCE_SECONDS if self._cuts else None
+
+    def give_up_fence(self) -> list[Command]:
+        """The oldest fence is late: what was heard is settled by our own clock."""
+        cut = self._cuts.popleft()
+        self._playback.give_up(cut.fence, cut.at)
+        return [Note("fence_late", {"fence": cut.fence}), *self._settle(cut)]
+
+    def call_ended(self, now: float) -> list[Command]:
+        """What of the unsettled was heard, for the record; the model is not told."""
+        self._playback.stop(now)
+        notes: list[Command] = []
+        unsettled = [*(cut.items for cut in self._cuts), self._items]
+        for key, item in ((k, i) for items in unsettled for k, i in items.items()):
+            if item.received:
+                notes.append(self._said(key, item, self._playback.tally(key).heard))
+        return notes
+
+    # --- what the model is told ---
+
+    def _settle(self, cut: Cut) -> list[Command]:
+        heard = {key: self._playback.tally(key).heard for key in cut.items}
+        begun = {
+            item_id for (item_id, _), size in heard.items() if size >= BYTES_PER_MS
+        }
+        begun.update(item_id for item_id, _ in heard if item_id in self._heard_items)
+        commands: list[Command] = []
+        deleted = set()
+        for key, item in cut.items.items():
+            item_id, content_index = key
+            whole = item.complete and heard[key] == item.received
+            if item_id not in begun and item_id not in deleted:
+                # Not truncated at 0: the server refuses that until the item has audio.
+                deleted.add(item_id)
+                commands.append(ToModel(realtime.delete(item_id, self._event_id())))
+            elif item_id in begun and not whole:
+                ms = heard[key] // BYTES_PER_MS
+                event_id = self._event_id()
+                truncate = realtime.truncate(item_id, content_index, ms, event_id)
+                commands.append(ToModel(truncate))
+            commands.append(self._said(key, item, heard[key]))
+            self._playback.forget(key)
+        return commands
+
+    def _settle_heard(self) -> list[Command]:
+        notes: list[Command] = []
+        for key, item in list(self._items.items()):
+            heard = self._playback.tally(key).heard
+            if item.complete and heard == item.received:
+                notes.append(self._said(key, item, heard))
+                self._playback.forget(key)
+                _remember(self._heard_items, key[0], None)
+                del self._items[key]
+        return notes
+
+    def _forget_unsent(self, response: Response) -> list[Command]:
+        """Items of a cut answer of which nothing was sent: nobody heard them."""
+        commands: list[Command] = []
+        for item_id in response.messages:
+            if item_id not in self._cut_items and item_id not in self._heard_items:
+                _remember(self._cut_items, item_id, None)
+                commands.append(ToModel(realtime.delete(item_id, self._event_id())))
+        return commands
+
+    def _said(self, key: Key, item: Item, heard: int) -> Note:
+        data: dict[str, Value] = {
+            "item": key[0],
+            "content_index": key[1],
+            "received_ms": item.received // BYTES_PER_MS,
+            "sent_ms": self._playback.tally(key).sent // BYTES_PER_MS,
+            "heard_ms": heard // BYTES_PER_MS,
+        }
+        words = item.words
+        heard_words = words.heard(heard, item.received)
+        return Note("said", data, {"generated": words.all, "heard": heard_words})
+
+    # --- small things ---
+
+    def _item(self, item_id: str, content_index: int, response_id: str) -> Item:
+        return self._items.setdefault((item_id, content_index), Item(response_id))
+
+    def _is_late(self, response_id: str, item_id: str) -> bool:
+        return response_id in self._cut_responses or item_id in self._cut_items
+
+    def _event_id(self) -> str:
+        self._event_serial += 1
+        return f"bridge_{self._event_serial}"
+
+
+def _remember(memory: dict[str, T], key: str, value: T) -> None:
+    """Keeps the newest MAX_REMEMBERED, whatever a server sends."""
+    memory[key] = value
+    if len(memory) > MAX_REMEMBERED:
+        del memory[next(iter(memory))]

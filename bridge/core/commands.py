@@ -1,0 +1,64 @@
+"""What the core asks of the edges: plain values, to be carried out in order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bridge.core import media_stream
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class ToCaller:
+    """A message for Twilio."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToModel:
+    """An event for the model."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The call is known: its agent's session is to be opened now."""
+
+    start: media_stream.Start
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The agent was cut short in this item: the session's listeners are to know."""
+
+    item_id: str
+    content_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth seeing. `private` holds what people said: it goes into a trace
+    that somebody asked for, never into a log."""
+
+    name: str
+    data: Mapping[str, Value] = field(default_factory=dict)
+    private: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The call is over. Given once; nothing follows."""
+
+    by: str
+    """Whose doing it was: "caller", "model" or "bridge"."""
+    why: str
+
+
+Command = ToCaller | ToModel | Started | Interrupted | Note | End
+
+
+def protocol_error(side: str, reason: str) -> Note:
+    """That side sent what its contract does not allow; `reason` is a fixed phrase."""
+    return Note("protocol_error", {"side": side, "reason": reason})

@@ -1,0 +1,263 @@
+"""The Realtime API's events on the audio path: text -> value, and what we say back.
+
+Only the fields that decide something for a phone call are read; all else of an event
+is the SDK's business (agent/wire.py). Contract: `openai.types.realtime`.
+"""
+
+import binascii
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
+
+import msgspec
+
+from bridge.core import ProtocolError
+
+MULAW = "audio/pcmu"
+
+ContentIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+
+
+class AudioDelta(msgspec.Struct, frozen=True, tag="response.output_audio.delta"):
+    """A piece of the answer: base64 in the session's output format."""
+
+    response_id: str
+    item_id: str
+    delta: str
+    content_index: ContentIndex = 0
+
+
+class AudioDone(msgspec.Struct, frozen=True, tag="response.output_audio.done"):
+    """No more audio in this item; also sent when it was interrupted."""
+
+    response_id: str
+    item_id: str
+    content_index: ContentIndex = 0
+
+
+class TranscriptDelta(
+    msgspec.Struct, frozen=True, tag="response.output_audio_transcript.delta"
+):
+    """Words of the answer; they come a little ahead of their audio."""
+
+    response_id: str
+    item_id: str
+    delta: str
+    content_index: ContentIndex = 0
+
+
+class SpeechStarted(
+    msgspec.Struct, frozen=True, tag="input_audio_buffer.speech_started"
+):
+    """The model heard the caller begin."""
+
+    item_id: str = ""
+
+
+class SpeechStopped(
+    msgspec.Struct, frozen=True, tag="input_audio_buffer.speech_stopped"
+):
+    """The model heard the caller end."""
+
+    item_id: str = ""
+
+
+class CallerTranscript(
+    msgspec.Struct,
+    frozen=True,
+    tag="conversation.item.input_audio_transcription.completed",
+):
+    """What the caller said, by the session's transcription model."""
+
+    item_id: str
+    transcript: str
+
+
+class ResponseHead(msgspec.Struct, frozen=True):
+    id: str
+    status: str | None = None
+
+
+class ResponseCreated(msgspec.Struct, frozen=True, tag="response.created"):
+    response: ResponseHead
+
+
+class ResponseDone(msgspec.Struct, frozen=True, tag="response.done"):
+    """The model has generated all of the answer; hearing it may take much longer."""
+
+    response: ResponseHead
+
+
+class OutputItem(msgspec.Struct, frozen=True):
+    id: str
+    type: str
+
+
+class OutputItemAdded(msgspec.Struct, frozen=True, tag="response.output_item.added"):
+    """The answer has another item; audio comes only in those of type `message`."""
+
+    response_id: str
+    item: OutputItem
+
+
+class Format(msgspec.Struct, frozen=True):
+    type: str
+
+
+class TurnDetection(msgspec.Struct, frozen=True):
+    interrupt_response: bool | None = None
+
+
+class SessionInput(msgspec.Struct, frozen=True):
+    format: Format | None = None
+    turn_detection: TurnDetection | None = None
+
+
+class SessionOutput(msgspec.Struct, frozen=True):
+    format: Format | None = None
+
+
+class SessionAudio(msgspec.Struct, frozen=True):
+    input: SessionInput | None = None
+    output: SessionOutput | None = None
+
+
+class SessionDetails(msgspec.Struct, frozen=True):
+    audio: SessionAudio | None = None
+
+
+class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
+    """The session as it now is, with what the server made of our settings."""
+
+    session: SessionDetails
+
+    @property
+    def formats(self) -> tuple[str | None, str | None]:
+        """What the server says it takes and sends; None where it does not say."""
+        audio = self.session.audio
+        taken = audio.input.format if audio and audio.input else None
+        sent = audio.output.format if audio and audio.output else None
+        return (taken.type if taken else None, sent.type if sent else None)
+
+    @property
+    def interrupts(self) -> bool | None:
+        """turn_detection.interrupt_response; None where the server does not say."""
+        audio = self.session.audio
+        detection = audio.input.turn_detection if audio and audio.input else None
+        return detection.interrupt_response if detection else None
+
+
+class ErrorDetails(msgspec.Struct, frozen=True):
+    type: str = ""
+    message: str = ""
+    code: str | None = None
+    event_id: str | None = None
+    param: str | None = None
+
+
+class ModelError(msgspec.Struct, frozen=True, tag="error"):
+    """A complaint of the server's; `event_id` names the event of ours it is about."""
+
+    error: ErrorDetails
+
+
+class Other(msgspec.Struct, frozen=True, tag=False):
+    """An event that decides nothing on the audio path."""
+
+    type: str
+
+
+ServerEvent = (
+    AudioDelta
+    | AudioDone
+    | TranscriptDelta
+    | SpeechStarted
+    | SpeechStopped
+    | CallerTranscript
+    | ResponseCreated
+    | ResponseDone
+    | OutputItemAdded
+    | SessionUpdated
+    | ModelError
+    | Other
+)
+
+
+_decode_head: Callable[[str], Other] = msgspec.json.Decoder(Other).decode
+_DECODE: dict[object, Callable[[str], Any]] = {
+    kind.__struct_config__.tag: msgspec.json.Decoder(kind).decode
+    for kind in get_args(ServerEvent)
+    if kind is not Other
+}
+
+
+def decode(text: str) -> ServerEvent:
+    """One server event as a value; ProtocolError says what is wrong with it."""
+    try:
+        head = _decode_head(text)
+    except msgspec.ValidationError:
+        raise ProtocolError("event without a type") from None
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        raise ProtocolError("event is no JSON") from None
+    decode_event = _DECODE.get(head.type)
+    if decode_event is None:
+        return head
+    try:
+        event: ServerEvent = decode_event(text)
+    except msgspec.DecodeError:
+        raise ProtocolError(f"{head.type} of the wrong shape") from None
+    if isinstance(event, AudioDelta):
+        _check_audio(event)
+    return event
+
+
+def _check_audio(event: AudioDelta) -> None:
+    try:
+        # Twilio would play nothing and only warn (31951): better to know it here.
+        binascii.a2b_base64(event.delta, strict_mode=True)
+    except ValueError:
+        raise ProtocolError("audio delta is not base64") from None
+
+
+def append(payload: str) -> str:
+    """`payload` must be base64: it is set in as it is, 50 times a second."""
+    return f'{{"type":"input_audio_buffer.append","audio":"{payload}"}}'
+
+
+def truncate(item_id: str, content_index: int, audio_end_ms: int, event_id: str) -> str:
+    """The model is to forget what it said in this item after `audio_end_ms`."""
+    return _client_event(
+        "conversation.item.truncate",
+        event_id,
+        item_id=item_id,
+        content_index=content_index,
+        audio_end_ms=audio_end_ms,
+    )
+
+
+def delete(item_id: str, event_id: str) -> str:
+    """The model is to forget that it said this item at all."""
+    return _client_event("conversation.item.delete", event_id, item_id=item_id)
+
+
+def cancel(response_id: str, event_id: str) -> str:
+    return _client_event("response.cancel", event_id, response_id=response_id)
+
+
+def create_response(event_id: str) -> str:
+    return _client_event("response.create", event_id)
+
+
+def system_message(text: str, event_id: str) -> str:
+    """A word to the agent that is not the caller's."""
+    item = {
+        "type": "message",
+        "role": "system",
+        "content": [{"type": "input_text", "text": text}],
+    }
+    return _client_event("conversation.item.create", event_id, item=item)
+
+
+def _client_event(type_: str, event_id: str, **fields: Any) -> str:
+    # An event_id on each: it is the only way to tell what an error is about.
+    event = {"type": type_, "event_id": event_id, **fields}
+    return msgspec.json.encode(event).decode()

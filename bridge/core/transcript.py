@@ -1,0 +1,52 @@
+"""The words of one spoken item, tied to its audio: which of them were heard.
+
+The words come as deltas a little ahead of their audio; a delta belongs to the audio
+that follows it, up to the next one.
+"""
+
+
+class Words:
+    """Words of one item with the byte of its audio at which each delta came."""
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[int, str]] = []
+
+    def add(self, text: str, at_bytes: int) -> None:
+        """A delta, come when `at_bytes` of the item's audio had been received."""
+        if self._pieces and self._pieces[-1][0] == at_bytes:
+            text = self._pieces.pop()[1] + text
+        self._pieces.append((at_bytes, text))
+
+    @property
+    def all(self) -> str:
+        return "".join(text for _, text in self._pieces)
+
+    def heard(self, heard_bytes: int, received_bytes: int) -> str:
+        """The words whose audio lies before `heard_bytes`, cut between two words.
+
+        A delta whose audio was heard in part gives words in proportion to it.
+        """
+        if heard_bytes >= received_bytes:
+            return self.all
+        # What came before the first word belongs to it: some servers send all the
+        # words behind the audio.
+        starts = [0, *(at for at, _ in self._pieces[1:]), received_bytes]
+        heard = ""
+        for (_, text), start, end in zip(
+            self._pieces, starts, starts[1:], strict=False
+        ):
+            if heard_bytes >= end:
+                heard += text
+            elif heard_bytes > start:
+                heard += _first_words(text, (heard_bytes - start) / (end - start))
+        return heard
+
+
+def _first_words(text: str, share: float) -> str:
+    cut = int(len(text) * share)
+    if text[cut : cut + 1].isspace():
+        return text[:cut]
+    # Half a word was not said; a piece that is one word was said or it was not.
+    return text[: max(text.rfind(" ", 0, cut + 1), 0)]

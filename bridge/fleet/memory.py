@@ -1,0 +1,44 @@
+"""The Registry of an instance that is alone: nothing outlives the process."""
+
+import time
+from collections.abc import Callable
+
+from bridge.fleet import CallEntry, NextStep
+
+NEXT_STEP_SECONDS = 60.0
+"""Twilio asks right after the stream has ended; when it does not, the call is over and
+what was left for it is dropped."""
+
+
+class MemoryRegistry:
+    """`now` gives seconds of a clock that never goes back."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._entries: dict[str, CallEntry] = {}
+        self._next: dict[str, tuple[float, NextStep]] = {}
+
+    async def opened(self, entry: CallEntry) -> None:
+        self._entries[entry.stream_sid] = entry
+
+    async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
+        self._entries.pop(entry.stream_sid, None)
+        self._drop_stale()
+        if next_step is not None:
+            self._next[entry.call_sid] = (self._now() + NEXT_STEP_SECONDS, next_step)
+
+    async def take_next(self, call_sid: str) -> NextStep | None:
+        self._drop_stale()
+        _, step = self._next.pop(call_sid, (0.0, None))
+        return step
+
+    async def calls(self) -> list[CallEntry]:
+        return list(self._entries.values())
+
+    def _drop_stale(self) -> None:
+        # Oldest first, as they were put in.
+        now = self._now()
+        for call_sid, (until, _) in list(self._next.items()):
+            if until > now:
+                break
+            del self._next[call_sid]

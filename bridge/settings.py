@@ -1,0 +1,373 @@
+"""The environment -> one frozen `Settings`, and what `bridge check` says about it.
+
+Every mistake is found before the first call and all of them are told at once. Values
+that may be secret are never part of a message. Nothing is dialled from here.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from bridge import variables
+from bridge.variables import LOCAL_MODEL
+
+OPENAI_MODEL_URL = "wss://api.openai.com/v1/realtime"
+GREETING = "Greet the caller in one short, friendly sentence and ask how you can help."
+
+# openai.types.realtime names these as deprecated, with the day they are shut down
+# (facts/realtime.md 1.2).
+DEPRECATED_MODELS = {
+    "gpt-realtime": "2027-01-20",
+    "gpt-realtime-2025-08-28": "2027-01-20",
+    "gpt-realtime-mini": "2027-01-20",
+    "gpt-realtime-mini-2025-12-15": "2027-01-20",
+}
+DEPRECATED_TRANSCRIPTION_MODELS = {
+    "whisper-1": "2027-02-26",
+    "gpt-4o-transcribe": "2027-02-26",
+    "gpt-4o-transcribe-diarize": "2027-02-26",
+    "gpt-4o-mini-transcribe": "2027-02-26",
+    "gpt-4o-mini-transcribe-2025-12-15": "2027-02-26",
+}
+
+_PREFIX = "BRIDGE_"
+# Everywhere else an empty value means: not set (docker-compose passes such).
+_EMPTY_IS_A_CHOICE = frozenset({"BRIDGE_GREETING", "BRIDGE_TRANSCRIPTION_MODEL"})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of a report. `name` is the variable; `fix` is empty when all is well."""
+
+    level: Literal["ok", "warning", "error"]
+    name: str
+    text: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.text}" + (f": {self.fix}" if self.fix else "")
+
+
+class SettingsError(ValueError):
+    """The environment does not describe a bridge; the message has a line a mistake."""
+
+    def __init__(self, mistakes: Iterable[Finding]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(str(mistake) for mistake in self.mistakes))
+
+
+def load(
+    environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
+) -> "Settings":
+    """The settings of this process; what `environ` says goes before `env_file`."""
+    given: dict[str, Any] = {
+        name: value
+        for name, value in (os.environ if environ is None else environ).items()
+        if name in NAMES
+    }
+    given["_env_file"] = env_file  # BaseSettings' own parameter
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsError(map(_mistake, error.errors())) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([_unreadable(env_file, error)]) from None
+
+
+def serving_mistakes(settings: "Settings") -> list[Finding]:
+    """What keeps the real Twilio from being served (errors), and what may surprise."""
+    found = []
+    if settings.insecure:
+        found.append(_INSECURE)
+    else:
+        if settings.public_url is None:
+            found.append(_NO_PUBLIC_URL)
+        if settings.twilio_auth_token is None:
+            found.append(_NO_AUTH_TOKEN)
+    if settings.model_target == LOCAL_MODEL:
+        found.append(_FAKE_MODEL)
+    elif settings.openai_api_key is None and not settings.model_headers:
+        found.append(_NO_MODEL_KEY)
+    return found + _deprecated(settings)
+
+
+def unknown_names(
+    environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
+) -> list[Finding]:
+    """A warning for each BRIDGE_ variable that no setting reads."""
+    names = set(os.environ if environ is None else environ)
+    if env_file is not None and Path(env_file).is_file():
+        names |= set(dotenv_values(env_file, encoding="utf-8"))
+    found = []
+    for name in sorted(names - NAMES):
+        if not name.upper().startswith(_PREFIX):
+            continue
+        near = difflib.get_close_matches(name.upper(), sorted(NAMES), n=1)
+        fix = f"did you mean {near[0]}?" if near else "remove it"
+        found.append(Finding("warning", name, "is not a setting of the bridge", fix))
+    return found
+
+
+def check(
+    environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
+) -> list[Finding]:
+    """All there is to say about the environment, for `bridge check`; never raises."""
+    try:
+        settings = load(environ, env_file)
+        unknown = unknown_names(environ, env_file)
+    except SettingsError as error:
+        return list(error.mistakes)
+    return _in_force(settings) + serving_mistakes(settings) + unknown
+
+
+def _only_without_public_url(value: object, info: ValidationInfo) -> bool:
+    insecure = variables.yes_or_no(value)
+    if insecure and info.data.get("public_url") is not None:
+        raise variables.wrong(
+            "is on together with BRIDGE_PUBLIC_URL, so anybody could call",
+            "unset one of the two",
+        )
+    return insecure
+
+
+def _not_yet(value: object) -> object:
+    """A setting that is promised, but that this version would ignore."""
+    raise variables.wrong("is not supported by this version", "unset it")
+
+
+_Secret = Annotated[SecretStr | None, BeforeValidator(variables.secret)]
+_Word = Annotated[str, BeforeValidator(variables.word)]
+_Text = Annotated[str, BeforeValidator(variables.text)]
+_Later = Annotated[str | None, BeforeValidator(_not_yet)]
+
+
+class Settings(BaseSettings):
+    """What one process was told. Made by `load`; by hand in tests: `Settings(port=0)`.
+
+    Only what is handed in counts (and the file `load` names): no field is read from
+    the machine behind a test's back.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        case_sensitive=True,
+        env_file=None,
+        env_file_encoding="utf-8",
+        # Both: by hand a field goes by its own name, in the file by the variable's only
+        # (without the prefix a line `host=...` there would count).
+        populate_by_name=True,
+        env_prefix=_PREFIX,
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    host: Annotated[str, BeforeValidator(variables.host)] = Field(
+        "0.0.0.0", validation_alias="BRIDGE_HOST"
+    )
+    # 0 = any free port, for demo and tests.
+    port: Annotated[int, BeforeValidator(variables.whole_number(0, 65535))] = Field(
+        8080, validation_alias="BRIDGE_PORT"
+    )
+    public_url: Annotated[str | None, BeforeValidator(variables.public_url)] = Field(
+        None, validation_alias="BRIDGE_PUBLIC_URL"
+    )
+    insecure: Annotated[bool, BeforeValidator(_only_without_public_url)] = Field(
+        False, validation_alias="BRIDGE_INSECURE"
+    )
+    agent: Annotated[str, BeforeValidator(variables.agent)] = Field(
+        "bridge.agent.receptionist:receptionist", validation_alias="BRIDGE_AGENT"
+    )
+    routes: _Later = Field(None, validation_alias="BRIDGE_ROUTES")
+    # Some vendors want a key in the query, all want one in the headers: not in repr.
+    model_url: Annotated[str | None, BeforeValidator(variables.model_url)] = Field(
+        None, validation_alias="BRIDGE_MODEL_URL", repr=False
+    )
+    model: _Word = Field("gpt-realtime-2.1", validation_alias="BRIDGE_MODEL")
+    model_headers: Annotated[
+        dict[str, str], NoDecode, BeforeValidator(variables.headers)
+    ] = Field(default_factory=dict, validation_alias="BRIDGE_MODEL_HEADERS", repr=False)
+    voice: _Word = Field("marin", validation_alias="BRIDGE_VOICE")
+    # Empty = off. The SDK's own default is deprecated (facts/realtime.md 1.2).
+    transcription_model: _Text = Field(
+        "gpt-transcribe", validation_alias="BRIDGE_TRANSCRIPTION_MODEL"
+    )
+    # Empty = the caller speaks first.
+    greeting: _Text = Field(GREETING, validation_alias="BRIDGE_GREETING")
+    max_calls: Annotated[int, BeforeValidator(variables.whole_number(1))] = Field(
+        200, validation_alias="BRIDGE_MAX_CALLS"
+    )
+    redis_url: _Later = Field(None, validation_alias="BRIDGE_REDIS_URL")
+    api_token: _Later = Field(None, validation_alias="BRIDGE_API_TOKEN")
+    drain_seconds: Annotated[float, BeforeValidator(variables.seconds)] = Field(
+        300.0, validation_alias="BRIDGE_DRAIN_SECONDS"
+    )
+    record_dir: Annotated[Path | None, BeforeValidator(variables.folder)] = Field(
+        None, validation_alias="BRIDGE_RECORD_DIR"
+    )
+    fallback_number: Annotated[str | None, BeforeValidator(variables.phone_number)] = (
+        Field(None, validation_alias="BRIDGE_FALLBACK_NUMBER")
+    )
+    log_format: Annotated[
+        Literal["auto", "json", "pretty"], BeforeValidator(variables.log_format)
+    ] = Field("auto", validation_alias="BRIDGE_LOG")
+    openai_api_key: _Secret = Field(None, validation_alias="OPENAI_API_KEY")
+    twilio_account_sid: Annotated[
+        str | None, BeforeValidator(variables.account_sid)
+    ] = Field(None, validation_alias="TWILIO_ACCOUNT_SID")
+    twilio_auth_token: _Secret = Field(None, validation_alias="TWILIO_AUTH_TOKEN")
+
+    @property
+    def model_target(self) -> str:
+        """Where the model is dialled (without `?model=`), or `LOCAL_MODEL`."""
+        if self.model_url is not None:
+            return self.model_url
+        return LOCAL_MODEL if self.openai_api_key is None else OPENAI_MODEL_URL
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_the_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """An unset value; a None stays with its default, too."""
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None
+            and (
+                name in _EMPTY_IS_A_CHOICE
+                or name not in NAMES
+                or str(value).strip() != ""
+            )
+        }
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, dotenv_settings
+
+
+NAMES = frozenset(
+    field.validation_alias
+    for field in Settings.model_fields.values()
+    if isinstance(field.validation_alias, str)
+)
+
+# ------------------------------------------------------------------------- the report
+
+_NO_PUBLIC_URL = Finding(
+    "error",
+    "BRIDGE_PUBLIC_URL",
+    "is not set, so no signature of Twilio's can be checked",
+    "set the https origin Twilio sees, or BRIDGE_INSECURE=1 while developing",
+)
+_NO_AUTH_TOKEN = Finding(
+    "error",
+    "TWILIO_AUTH_TOKEN",
+    "is not set, so no signature of Twilio's can be checked",
+    "copy the primary auth token from the Twilio console",
+)
+_INSECURE = Finding(
+    "warning",
+    "BRIDGE_INSECURE",
+    "is on: requests that Twilio did not sign are served",
+    "for anything but development set BRIDGE_PUBLIC_URL and TWILIO_AUTH_TOKEN",
+)
+_FAKE_MODEL = Finding(
+    "warning",
+    "OPENAI_API_KEY",
+    "or BRIDGE_MODEL_URL names no real model: the bundled fake answers the calls",
+    "set OPENAI_API_KEY, or BRIDGE_MODEL_URL to another vendor's url",
+)
+_NO_MODEL_KEY = Finding(
+    "warning",
+    "BRIDGE_MODEL_URL",
+    "is dialled without any key",
+    "set OPENAI_API_KEY or BRIDGE_MODEL_HEADERS if it wants one",
+)
+
+
+def _deprecated(settings: Settings) -> list[Finding]:
+    used = (
+        ("BRIDGE_MODEL", settings.model, DEPRECATED_MODELS),
+        (
+            "BRIDGE_TRANSCRIPTION_MODEL",
+            settings.transcription_model,
+            DEPRECATED_TRANSCRIPTION_MODELS,
+        ),
+    )
+    return [
+        Finding(
+            "warning",
+            name,
+            f"is {model}, which OpenAI shuts down on {shut_down[model]}",
+            "unset it to use the current one",
+        )
+        for name, model, shut_down in used
+        if model in shut_down
+    ]
+
+
+def _in_force(settings: Settings) -> list[Finding]:
+    """What is in force, in words: nothing here may show a secret."""
+    model = settings.model_target.partition("?")[0]
+    said = [
+        ("BRIDGE_PORT", f"listens on {settings.host}, port {settings.port}"),
+        ("BRIDGE_AGENT", f"is {settings.agent}"),
+        ("BRIDGE_MODEL", f"is {settings.model}, voice {settings.voice}, at {model}"),
+        ("BRIDGE_MAX_CALLS", f"is {settings.max_calls}"),
+        ("BRIDGE_DRAIN_SECONDS", f"is {settings.drain_seconds:g}"),
+    ]
+    if settings.public_url is not None:
+        said.append(("BRIDGE_PUBLIC_URL", f"is {settings.public_url}"))
+    if settings.record_dir is not None:
+        said.append(("BRIDGE_RECORD_DIR", f"is {settings.record_dir}"))
+    if settings.fallback_number is not None:
+        said.append(("BRIDGE_FALLBACK_NUMBER", "is set: plan B dials it"))
+    for name, secret in (
+        ("OPENAI_API_KEY", settings.openai_api_key),
+        ("TWILIO_AUTH_TOKEN", settings.twilio_auth_token),
+    ):
+        if secret is not None:
+            said.append((name, "is set"))
+    return [Finding("ok", name, text) for name, text in said]
+
+
+def _mistake(error: Mapping[str, Any]) -> Finding:
+    """What pydantic found, told as every other mistake."""
+    name = str(error["loc"][0]) if error["loc"] else "the environment"
+    context = error.get("ctx", {})
+    if error["type"] == "setting":
+        return Finding("error", name, context["text"], context["fix"])
+    return Finding("error", name, "is not usable", str(error["msg"]))
+
+
+def _unreadable(env_file: str | Path | None, error: Exception) -> Finding:
+    if isinstance(error, UnicodeDecodeError):
+        return Finding("error", str(env_file), "is not UTF-8", "save it as UTF-8")
+    return Finding(
+        "error", str(env_file), "cannot be read", "correct its permissions or remove it"
+    )

@@ -1,0 +1,409 @@
+"""The Realtime client events, as strictly as the real server takes them.
+
+Every event accepted here validates against the `openai` package's client union; what
+is refused is refused with the server's own codes (facts of the GA API). Pure.
+"""
+
+import re
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+Json: TypeAlias = dict[str, Any]
+
+Voice = Literal[
+    "alloy",
+    "ash",
+    "ballad",
+    "coral",
+    "echo",
+    "sage",
+    "shimmer",
+    "verse",
+    "marin",
+    "cedar",
+]
+Milliseconds = Annotated[int, Meta(ge=0)]
+ItemId = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+$", max_length=64)]
+
+
+class Refused(Exception):
+    """The server answers an `error` event; the session goes on unchanged."""
+
+    def __init__(self, message: str, code: str | None, param: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.param = param
+
+
+class _Shape(Struct, forbid_unknown_fields=True):
+    pass
+
+
+# --- session -------------------------------------------------------------------------
+
+
+class Pcm(_Shape, tag="audio/pcm", tag_field="type"):
+    rate: Literal[24000] = 24000
+
+
+class Pcmu(_Shape, tag="audio/pcmu", tag_field="type"):
+    pass
+
+
+class Pcma(_Shape, tag="audio/pcma", tag_field="type"):
+    pass
+
+
+Format: TypeAlias = Pcm | Pcmu | Pcma
+
+
+class ServerVad(_Shape, tag="server_vad", tag_field="type"):
+    threshold: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    prefix_padding_ms: Milliseconds | UnsetType = UNSET
+    silence_duration_ms: Milliseconds | UnsetType = UNSET
+    create_response: bool | UnsetType = UNSET
+    interrupt_response: bool | UnsetType = UNSET
+    idle_timeout_ms: Annotated[int, Meta(ge=1)] | UnsetType | None = UNSET
+
+
+class SemanticVad(_Shape, tag="semantic_vad", tag_field="type"):
+    eagerness: Literal["low", "medium", "high", "auto"] | UnsetType = UNSET
+    create_response: bool | UnsetType = UNSET
+    interrupt_response: bool | UnsetType = UNSET
+
+
+class Transcription(_Shape):
+    model: str | UnsetType = UNSET
+    language: str | UnsetType | None = UNSET
+    languages: list[str] | UnsetType = UNSET
+    prompt: str | UnsetType | None = UNSET
+    keywords: list[str] | UnsetType = UNSET
+    delay: Literal["minimal", "low", "medium", "high", "xhigh"] | UnsetType = UNSET
+
+
+class NoiseReduction(_Shape):
+    type: Literal["near_field", "far_field"] | UnsetType = UNSET
+    strength: float | UnsetType = UNSET
+
+
+class AudioInput(_Shape):
+    format: Format | UnsetType = UNSET
+    transcription: Transcription | UnsetType | None = UNSET
+    noise_reduction: NoiseReduction | UnsetType | None = UNSET
+    turn_detection: ServerVad | SemanticVad | UnsetType | None = UNSET
+
+
+class VoiceId(_Shape):
+    id: str
+
+
+class AudioOutput(_Shape):
+    format: Format | UnsetType = UNSET
+    voice: Voice | VoiceId | UnsetType = UNSET
+    speed: Annotated[float, Meta(ge=0.25, le=1.5)] | UnsetType = UNSET
+
+
+class Audio(_Shape):
+    input: AudioInput | UnsetType = UNSET
+    output: AudioOutput | UnsetType = UNSET
+
+
+class FunctionTool(_Shape, tag="function", tag_field="type"):
+    name: str
+    description: str | UnsetType = UNSET
+    parameters: Json | UnsetType = UNSET
+
+
+class McpTool(_Shape, tag="mcp", tag_field="type"):
+    server_label: str
+    server_url: str | UnsetType = UNSET
+    connector_id: str | UnsetType = UNSET
+    tunnel_id: str | UnsetType = UNSET
+    allowed_tools: list[str] | UnsetType | None = UNSET
+    authorization: str | UnsetType = UNSET
+    headers: dict[str, str] | UnsetType | None = UNSET
+    require_approval: Literal["always", "never"] | UnsetType | None = UNSET
+    server_description: str | UnsetType = UNSET
+    defer_loading: bool | UnsetType = UNSET
+    allowed_callers: list[Literal["direct", "programmatic"]] | UnsetType = UNSET
+
+
+class ChosenFunction(_Shape, tag="function", tag_field="type"):
+    name: str
+
+
+class ChosenMcp(_Shape, tag="mcp", tag_field="type"):
+    server_label: str
+    name: str | UnsetType | None = UNSET
+
+
+class Reasoning(_Shape):
+    effort: Literal["minimal", "low", "medium", "high", "xhigh"] | UnsetType = UNSET
+
+
+class Prompt(_Shape):
+    id: str
+    version: str | UnsetType | None = UNSET
+    variables: Json | UnsetType | None = UNSET
+
+
+class Tracing(_Shape):
+    workflow_name: str | UnsetType = UNSET
+    group_id: str | UnsetType = UNSET
+    metadata: Json | UnsetType = UNSET
+
+
+class TokenLimits(_Shape):
+    post_instructions: int | UnsetType = UNSET
+
+
+class RetentionRatio(_Shape, tag="retention_ratio", tag_field="type"):
+    retention_ratio: Annotated[float, Meta(ge=0, le=1)]
+    token_limits: TokenLimits | UnsetType = UNSET
+
+
+ToolChoice: TypeAlias = (
+    Literal["none", "auto", "required"] | ChosenFunction | ChosenMcp | UnsetType
+)
+Modalities: TypeAlias = (
+    Annotated[list[Literal["text", "audio"]], Meta(min_length=1, max_length=1)]
+    | UnsetType
+)
+Tokens: TypeAlias = Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] | UnsetType
+
+
+class Session(_Shape):
+    type: Literal["realtime"]
+    model: str | UnsetType = UNSET
+    output_modalities: Modalities = UNSET
+    instructions: str | UnsetType = UNSET
+    prompt: Prompt | UnsetType | None = UNSET
+    audio: Audio | UnsetType = UNSET
+    tools: list[FunctionTool | McpTool] | UnsetType = UNSET
+    tool_choice: ToolChoice = UNSET
+    parallel_tool_calls: bool | UnsetType = UNSET
+    reasoning: Reasoning | UnsetType = UNSET
+    max_output_tokens: Tokens = UNSET
+    tracing: Literal["auto"] | Tracing | UnsetType | None = UNSET
+    truncation: Literal["auto", "disabled"] | RetentionRatio | UnsetType = UNSET
+    include: list[Literal["item.input_audio_transcription.logprobs"]] | UnsetType = (
+        UNSET
+    )
+
+
+# --- items ---------------------------------------------------------------------------
+
+
+class InputText(_Shape, tag="input_text", tag_field="type"):
+    text: str
+
+
+class InputAudio(_Shape, tag="input_audio", tag_field="type"):
+    audio: str
+    transcript: str | UnsetType | None = UNSET
+
+
+class InputImage(_Shape, tag="input_image", tag_field="type"):
+    image_url: str
+    detail: Literal["auto", "low", "high"] | UnsetType = UNSET
+
+
+class OutputText(_Shape, tag="output_text", tag_field="type"):
+    text: str
+
+
+Part: TypeAlias = InputText | InputAudio | InputImage | OutputText
+Status: TypeAlias = Literal["completed", "incomplete", "in_progress"] | UnsetType
+ItemObject: TypeAlias = Literal["realtime.item"] | UnsetType
+
+
+class Message(_Shape, tag="message", tag_field="type"):
+    role: Literal["user", "assistant", "system"]
+    content: Annotated[list[Part], Meta(min_length=1)]
+    id: ItemId | UnsetType = UNSET
+    object: ItemObject = UNSET
+    status: Status = UNSET
+
+
+class FunctionCall(_Shape, tag="function_call", tag_field="type"):
+    name: str
+    arguments: str
+    call_id: str
+    id: ItemId | UnsetType = UNSET
+    object: ItemObject = UNSET
+    status: Status = UNSET
+
+
+class FunctionCallOutput(_Shape, tag="function_call_output", tag_field="type"):
+    call_id: str
+    output: str
+    id: ItemId | UnsetType = UNSET
+    object: ItemObject = UNSET
+    status: Status = UNSET
+
+
+# What a role may say; assistant audio cannot be put into a conversation.
+PARTS_OF_ROLE: dict[str, frozenset[str]] = {
+    "user": frozenset(("input_text", "input_audio", "input_image")),
+    "system": frozenset(("input_text",)),
+    "assistant": frozenset(("output_text",)),
+}
+
+# --- events --------------------------------------------------------------------------
+
+
+class _Event(_Shape, tag_field="type"):
+    event_id: str | UnsetType = UNSET
+
+
+class SessionUpdate(_Event, tag="session.update", kw_only=True):
+    session: Session
+
+
+class Append(_Event, tag="input_audio_buffer.append", kw_only=True):
+    audio: str
+
+
+class Commit(_Event, tag="input_audio_buffer.commit"):
+    pass
+
+
+class Clear(_Event, tag="input_audio_buffer.clear"):
+    pass
+
+
+class ItemCreate(_Event, tag="conversation.item.create", kw_only=True):
+    item: Message | FunctionCall | FunctionCallOutput
+    previous_item_id: str | UnsetType = UNSET
+
+
+class ItemRetrieve(_Event, tag="conversation.item.retrieve", kw_only=True):
+    item_id: str
+
+
+class ItemTruncate(_Event, tag="conversation.item.truncate", kw_only=True):
+    item_id: str
+    content_index: Annotated[int, Meta(ge=0)]
+    audio_end_ms: Milliseconds
+
+
+class ItemDelete(_Event, tag="conversation.item.delete", kw_only=True):
+    item_id: str
+
+
+class ResponseOutput(_Shape):
+    format: Format | UnsetType = UNSET
+    voice: Voice | VoiceId | UnsetType = UNSET
+
+
+class ResponseAudio(_Shape):
+    output: ResponseOutput | UnsetType = UNSET
+
+
+class ResponseParameters(_Shape):
+    conversation: Literal["auto", "none"] | UnsetType = UNSET
+    input: list[Json] | UnsetType = UNSET
+    instructions: str | UnsetType = UNSET
+    output_modalities: Modalities = UNSET
+    audio: ResponseAudio | UnsetType = UNSET
+    tools: list[FunctionTool | McpTool] | UnsetType = UNSET
+    tool_choice: ToolChoice = UNSET
+    parallel_tool_calls: bool | UnsetType = UNSET
+    reasoning: Reasoning | UnsetType = UNSET
+    max_output_tokens: Tokens = UNSET
+    metadata: dict[str, str] | UnsetType | None = UNSET
+    prompt: Prompt | UnsetType | None = UNSET
+
+
+class ResponseCreate(_Event, tag="response.create"):
+    response: ResponseParameters | UnsetType = UNSET
+
+
+class ResponseCancel(_Event, tag="response.cancel"):
+    response_id: str | UnsetType = UNSET
+
+
+ClientEvent: TypeAlias = (
+    SessionUpdate
+    | Append
+    | Commit
+    | Clear
+    | ItemCreate
+    | ItemRetrieve
+    | ItemTruncate
+    | ItemDelete
+    | ResponseCreate
+    | ResponseCancel
+)
+
+_PROBLEM = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$?\.?(?P<path>.*?)`)?$")
+_UNKNOWN = re.compile(r"unknown field `(.*?)`")
+_MISSING = re.compile(r"missing required field `(.*?)`")
+
+
+_append = msgspec.json.Decoder(Append)
+
+
+def append_in(frame: str) -> Append | None:
+    """The append a frame plainly is: they come 50 a second and are read at once.
+
+    None: some other event or a faulty one, to be judged by `parse` and `check`.
+    """
+    if '"input_audio_buffer.append"' not in frame[:200]:
+        return None
+    try:
+        return _append.decode(frame)
+    except msgspec.DecodeError:
+        return None
+
+
+def parse(frame: str | bytes) -> Json:
+    """One client frame as a JSON object, of whatever content."""
+    try:
+        event = msgspec.json.decode(frame)
+    except msgspec.DecodeError as error:
+        raise Refused(f"Could not parse the JSON: {error}", "invalid_json") from None
+    if not isinstance(event, dict):
+        raise Refused("Invalid type: expected an object.", "invalid_type")
+    return event
+
+
+def check(event: Json) -> ClientEvent:
+    """The event as a value, or Refused with the server's code and the param's path."""
+    if "type" not in event:
+        raise _refusal("Object missing required field `type`")
+    try:
+        checked: ClientEvent = msgspec.convert(event, ClientEvent)
+        return checked
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from None
+
+
+def _refusal(problem: str) -> Refused:
+    match = _PROBLEM.match(problem)
+    assert match is not None
+    what, path = match["what"], match["path"] or ""
+
+    def at(name: str) -> str:
+        return f"{path}.{name}" if path else name
+
+    if unknown := _UNKNOWN.search(what):
+        param = at(unknown[1])
+        return Refused(f"Unknown parameter: '{param}'.", "unknown_parameter", param)
+    if missing := _MISSING.search(what):
+        param = at(missing[1])
+        return Refused(
+            f"Missing required parameter: '{param}'.",
+            "missing_required_parameter",
+            param,
+        )
+    if what.startswith("Expected") and ", got `" in what:
+        return Refused(
+            f"Invalid type for '{path}': {what[0].lower()}{what[1:]}.",
+            "invalid_type",
+            path,
+        )
+    return Refused(f"Invalid value for '{path}': {what}.", "invalid_value", path)

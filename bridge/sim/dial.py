@@ -1,0 +1,99 @@
+"""Opening a media stream's socket as Twilio does: its checks, headers and error codes.
+
+No Origin, no sub-protocol, no compression, no redirects; the URL is signed as written.
+"""
+
+import ssl
+from urllib.parse import urlsplit, urlunsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+
+from bridge.sim.markup import Stream
+from bridge.sim.signature import sign
+from bridge.sim.stream import CLOSE_LIMIT
+from bridge.sim.webhooks import Places
+
+HANDSHAKE_LIMIT = 10.0  # s; Twilio's own is undocumented (error 31901 exists)
+MESSAGE_LIMIT = 16 * 2**20  # bytes: more than ten minutes of audio in base64
+WRITE_LIMIT = 2**20  # bytes; sends wait beyond it, which they should never come near
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+class StreamRefusedError(Exception):
+    """The stream did not open; `code` is Twilio's."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+        self.text = text
+
+
+def stream_url(stream: Stream, document_url: str) -> str:
+    """The URL to sign and dial; StreamRefusedError for one Twilio does not take."""
+    if stream.track not in (None, "inbound_track"):
+        raise StreamRefusedError(31941, f"track {stream.track} on <Connect>")
+    url = stream.url
+    document = urlsplit(document_url)
+    if url.startswith("/"):
+        scheme = {"http": "ws", "https": "wss"}[document.scheme]
+        url = f"{scheme}://{document.netloc}{url}"
+    parts = urlsplit(url)
+    if not parts.scheme or not parts.netloc:
+        raise StreamRefusedError(31923, f"malformed URL {url!r}")
+    # The one leniency: ws:// on this machine, where there is no TLS to be had.
+    if parts.scheme != "wss" and (
+        parts.scheme != "ws" or parts.hostname not in LOOPBACK
+    ):
+        raise StreamRefusedError(31922, f"the scheme of {url!r} is not wss")
+    return url
+
+
+def without_query(url: str) -> str:
+    """Twilio does not pass on a stream URL's query string (observed by several)."""
+    return urlunsplit(urlsplit(url)._replace(query="", fragment=""))
+
+
+class _Dial(connect):
+    """`connect` that takes a redirect for what it is to Twilio: a failure (31920)."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+async def open_socket(
+    url: str, places: Places, auth_token: str | None
+) -> ClientConnection:
+    """The open socket; StreamRefusedError with Twilio's code when there is none."""
+    headers = {}
+    if auth_token is not None:
+        headers["x-twilio-signature"] = sign(auth_token, url)
+    # The Host header is the public one; the connection goes where `places` says.
+    target = urlsplit(places.dial(url))
+    named = urlunsplit(urlsplit(url)._replace(scheme=target.scheme))
+    try:
+        return await _Dial(
+            named,
+            host=target.hostname,
+            port=target.port or (443 if target.scheme == "wss" else 80),
+            additional_headers=headers,
+            user_agent_header="Twilio.TmeWs/1.0",
+            compression=None,
+            proxy=None,
+            open_timeout=HANDSHAKE_LIMIT,
+            close_timeout=CLOSE_LIMIT,
+            ping_interval=None,
+            max_size=MESSAGE_LIMIT,
+            write_limit=WRITE_LIMIT,
+        )
+    except InvalidStatus as error:
+        status = error.response.status_code
+        raise StreamRefusedError(31920, f"handshake answered with {status}") from error
+    except InvalidHandshake as error:
+        raise StreamRefusedError(31920, f"handshake: {error}") from error
+    except TimeoutError as error:
+        raise StreamRefusedError(31901, "no answer to the handshake") from error
+    except ssl.SSLError as error:
+        raise StreamRefusedError(31910, f"TLS: {error}") from error
+    except OSError as error:
+        raise StreamRefusedError(31902, f"connection refused: {error}") from error

@@ -1,0 +1,224 @@
+"""What a fake session does with the caller's audio: turns, commits, transcription.
+
+The Listener hears; here its findings become events, user items and responses.
+"""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from bridge.sim.client_events import Append, Json, Refused
+from bridge.sim.history import decoded
+from bridge.sim.items import Item
+from bridge.sim.listener import (
+    BYTES_PER_MS,
+    Listener,
+    SpeechStarted,
+    SpeechStopped,
+)
+
+if TYPE_CHECKING:
+    from bridge.sim.model_session import ModelSession
+
+_CALLER_AUDIO_SECONDS = 600  # kept of each session
+_MINIMUM_COMMIT_MS = 100  # input_audio_buffer_commit_empty says so
+
+
+class Hearing:
+    """The input side of one session."""
+
+    def __init__(
+        self, session: "ModelSession", *, keep_audio: bool, record_appends: bool
+    ) -> None:
+        self.appends = 0
+        self.append_at: list[float] = []
+        self.audio_in_bytes = 0
+        self.caller_audio = bytearray()
+        self.speech_started_at: list[float] = []
+        self.turns = 0  # of the caller, committed
+        self.seconds = 0.0  # of speech in the latest
+        self.listener = Listener(session.behaviour.vad_threshold)
+        self._session = session
+        self._keep_audio = keep_audio
+        self._record_appends = record_appends
+        self._turn_item = ""  # id of the user item being spoken
+        self._idle: asyncio.Task[None] | None = None
+        self.configure()
+
+    def configure(self) -> None:
+        """Take over the session's audio.input."""
+        self.listener.configure(self._format, self._detection)
+
+    def clear(self) -> None:
+        self.listener.clear()
+        self._session.out.emit({"type": "input_audio_buffer.cleared"})
+
+    @property
+    def _input(self) -> Json:
+        config: Json = self._session.session["audio"]["input"]
+        return config
+
+    @property
+    def _format(self) -> str:
+        return str(self._input["format"]["type"])
+
+    @property
+    def _detection(self) -> Json | None:
+        detection: Json | None = self._input["turn_detection"]
+        return detection
+
+    def append(self, event: Append) -> None:
+        audio = decoded(event.audio)
+        self.appends += 1
+        self.audio_in_bytes += len(audio)
+        if self._record_appends:
+            self.append_at.append(time.monotonic())
+        if self._keep_audio:
+            limit = _CALLER_AUDIO_SECONDS * 1000 * BYTES_PER_MS[self._format]
+            if len(self.caller_audio) < limit:
+                self.caller_audio += audio
+        for heard in self.listener.hear(audio):
+            if isinstance(heard, SpeechStarted):
+                self._speech_started(heard)
+            else:
+                self._speech_stopped(heard)
+
+    def _speech_started(self, heard: SpeechStarted) -> None:
+        self.stop_idle_timer()
+        self.speech_started_at.append(time.monotonic())
+        self._turn_item = self._session.new_id("item")
+        self._session.out.emit(
+            {
+                "type": "input_audio_buffer.speech_started",
+                "audio_start_ms": heard.audio_start_ms,
+                "item_id": self._turn_item,
+            }
+        )
+        detection = self._detection
+        if (
+            self._session.reply is not None
+            and detection
+            and detection["interrupt_response"]
+        ):
+            self._session.reply.cut("turn_detected")
+
+    def _speech_stopped(self, heard: SpeechStopped) -> None:
+        self._session.out.emit(
+            {
+                "type": "input_audio_buffer.speech_stopped",
+                "audio_end_ms": heard.audio_end_ms,
+                "item_id": self._turn_item,
+            }
+        )
+        audio, _ = self.listener.commit()
+        self._commit(self._turn_item, audio, heard.seconds)
+        detection = self._detection
+        if detection and detection["create_response"]:
+            self._answer_speech()
+
+    def _answer_speech(self) -> None:
+        # "If interrupt_response is false this may fail to create a response if the
+        # model is already responding" (turn_detection.create_response).
+        if self._session.reply is not None and not self._session.reply.being_cut:
+            self._session.out.error(self._session.second_response())
+        elif self._session.reply is not None:
+            self._session.reply.afterwards = lambda: self._session.respond("speech", {})
+        else:
+            self._session.respond("speech", {})
+
+    def commit_by_client(self) -> None:
+        held = self.listener.buffered_ms
+        if held < _MINIMUM_COMMIT_MS:
+            raise Refused(
+                "Error committing input audio buffer: buffer too small. Expected at "
+                f"least 100ms of audio, but buffer only has {held:.2f}ms of audio.",
+                "input_audio_buffer_commit_empty",
+            )
+        self.listener.speaking = False
+        audio, seconds = self.listener.commit()
+        self._commit(self._session.new_id("item"), audio, seconds)
+
+    def _commit(self, item_id: str, audio: bytes, seconds: float) -> None:
+        """The input buffer becomes a user item; its transcription follows later."""
+        item = Item(
+            id=item_id,
+            type="message",
+            role="user",
+            parts=[{"type": "input_audio", "transcript": None}],
+            chunks=[audio] if self._keep_audio else [],
+            bytes_per_ms=BYTES_PER_MS[self._format],
+            sent_bytes=len(audio),
+            status="completed",
+            complete=True,
+        )
+        self._session.out.emit(
+            {
+                "type": "input_audio_buffer.committed",
+                "previous_item_id": self._session.history.previous(),
+                "item_id": item_id,
+            }
+        )
+        self._session.add_item(item, finished=True)
+        self.turns += 1
+        self.seconds = seconds
+        if self._input["transcription"] is not None:
+            self._session.spawn(self._transcribe(item, self.turns), "transcription")
+
+    async def _transcribe(self, item: Item, turn: int) -> None:
+        seconds = self.seconds
+        await asyncio.sleep(self._session.behaviour.transcribe_seconds)
+        texts = self._session.behaviour.user_texts
+        text = f"({seconds:.1f} seconds of speech)"
+        if turn <= len(texts):
+            text = texts[turn - 1]
+        kind = "conversation.item.input_audio_transcription"
+        ids = {"item_id": item.id, "content_index": 0}
+        for index, word in enumerate(text.split()):
+            delta = {"delta": word if not index else " " + word}
+            self._session.out.emit({"type": f"{kind}.delta"} | ids | delta)
+        item.text = item.generated_text = text
+        tokens = {"input_tokens": int(seconds * 10), "output_tokens": len(text) // 4}
+        details = {"text_tokens": 0, "audio_tokens": tokens["input_tokens"]}
+        usage = tokens | {
+            "type": "tokens",
+            "total_tokens": sum(tokens.values()),
+            "input_token_details": details,
+        }
+        self._session.out.emit(
+            {"type": f"{kind}.completed"} | ids | {"transcript": text, "usage": usage}
+        )
+
+    # --- the idle caller (turn_detection.idle_timeout_ms) ---------------------------
+
+    def start_idle_timer(self, playing: float) -> None:
+        detection = self._detection or {}
+        timeout = detection.get("idle_timeout_ms")
+        if timeout is None or self.listener.speaking:
+            return
+        # "the response.done time plus audio playback duration"
+        since = self.listener.heard_ms
+        self._idle = self._session.later(
+            playing + timeout / 1000, lambda: self._idle_too_long(since)
+        )
+
+    def stop_idle_timer(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    def _idle_too_long(self, since: int) -> None:
+        self._idle = None  # this very task
+        if self._session.reply is not None or self.listener.speaking:
+            return
+        item_id = self._session.new_id("item")
+        self._session.out.emit(
+            {
+                "type": "input_audio_buffer.timeout_triggered",
+                "audio_start_ms": since,
+                "audio_end_ms": self.listener.heard_ms,
+                "item_id": item_id,
+            }
+        )
+        audio, _ = self.listener.commit()
+        self._commit(item_id, audio, 0.0)
+        self._session.respond("idle", {})

@@ -1,0 +1,103 @@
+"""What the fake model keeps of a conversation: items and responses, and their JSON."""
+
+import base64
+from dataclasses import dataclass, field
+
+from bridge.sim.client_events import Json
+
+
+@dataclass(slots=True)
+class Item:
+    """One conversation item, and what became of it."""
+
+    id: str
+    type: str  # message | function_call | function_call_output
+    role: str | None = None
+    parts: list[Json] = field(default_factory=list)  # of user and system messages
+    response_id: str | None = None
+    ruler_number: int | None = None
+    # Audio of this item: for the assistant what was generated, for the user what was
+    # committed.
+    chunks: list[bytes] = field(default_factory=list)
+    bytes_per_ms: int = 8
+    sent_bytes: int = 0
+    text: str = ""  # the transcript the model remembers: a truncation removes it
+    generated_text: str = ""  # ... and what it once was
+    spoken: bool = False  # an audio item (as against one of text)
+    truncated_ms: int | None = None
+    deleted: bool = False
+    complete: bool = False
+    status: str = "in_progress"
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | None = None
+
+    @property
+    def sent_ms(self) -> float:
+        return self.sent_bytes / self.bytes_per_ms
+
+    @property
+    def believed_ms(self) -> float:
+        """What the model believes was heard: 0 deleted, else cut, else all it sent."""
+        if self.deleted:
+            return 0.0
+        return self.sent_ms if self.truncated_ms is None else float(self.truncated_ms)
+
+    def wire(self, *, with_audio: bool = False) -> Json:
+        """The item as events show it. Audio is shown by item.retrieved alone."""
+        shown: Json = {"id": self.id, "object": "realtime.item", "type": self.type}
+        shown["status"] = self.status
+        if self.type == "function_call":
+            return shown | {
+                "call_id": self.call_id,
+                "name": self.name,
+                "arguments": self.arguments,
+            }
+        if self.type == "function_call_output":
+            return shown | {"call_id": self.call_id, "output": self.output}
+        return shown | {"role": self.role, "content": self._content(with_audio)}
+
+    def _content(self, with_audio: bool) -> list[Json]:
+        if self.role == "assistant" and self.response_id is not None:
+            return self._generated(with_audio)
+        parts = [dict(part) for part in self.parts]
+        for part in parts:
+            if part["type"] == "input_audio":
+                part["transcript"] = self.text or None
+                part.pop("audio", None)
+                if with_audio:
+                    part["audio"] = self._audio()
+        return parts
+
+    def _generated(self, with_audio: bool) -> list[Json]:
+        if self.status == "in_progress" and not with_audio:
+            return []
+        if not self.spoken:
+            return [{"type": "output_text", "text": self.text}]
+        heard_of_it = None if self.truncated_ms is not None else self.text
+        part: Json = {"type": "output_audio", "transcript": heard_of_it}
+        if with_audio:
+            part["audio"] = self._audio()
+        return [part]
+
+    def _audio(self) -> str:
+        audio = b"".join(self.chunks)
+        if self.truncated_ms is not None:
+            audio = audio[: self.truncated_ms * self.bytes_per_ms]
+        return base64.b64encode(audio).decode()
+
+
+@dataclass(slots=True)
+class ResponseRecord:
+    """One response, as reports and tests read it. Times are monotonic seconds."""
+
+    id: str
+    number: int  # from 1; 0: out of band (conversation "none")
+    trigger: str
+    started_at: float
+    status: str = "in_progress"
+    reason: str | None = None  # turn_detected | client_cancelled | an error's code
+    first_audio_at: float | None = None
+    finished_at: float | None = None
+    items: list[Item] = field(default_factory=list)

@@ -1,0 +1,135 @@
+"""The ear of the fake model: the input audio buffer and its voice activity detection.
+
+Works on what a session appends, in the session's format. Counts session audio, not
+time: a client that sends nothing is not silent, it is not there. No I/O, no clock.
+"""
+
+import audioop
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+FRAME_MS = 20
+BYTES_PER_MS = {"audio/pcmu": 8, "audio/pcma": 8, "audio/pcm": 48}
+_ONSET_FRAMES = 3  # a click is shorter than 60 ms, a vowel is not
+# semantic_vad has no such settings: the server's own choice.
+_SEMANTIC_SILENCE_MS = 500
+_SEMANTIC_PREFIX_MS = 300
+_BUFFER_MS = 15 * 60 * 1000  # what is held uncommitted at most
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStarted:
+    audio_start_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStopped:
+    audio_end_ms: int
+    seconds: float  # of speech, without padding and the silence that ended it
+
+
+class Listener:
+    """One session's input audio buffer."""
+
+    def __init__(self, threshold: float) -> None:
+        self.buffer = bytearray()  # appended and not committed yet
+        self.speaking = False
+        self.heard_ms = 0  # session audio so far, in whole frames
+        self._threshold = threshold
+        self._format = "audio/pcm"
+        self._detection: dict[str, Any] | None = None
+        self._partial = bytearray()
+        self._voiced = 0  # frames in a row, before speech
+        self._first_voiced_ms = 0
+        self._last_voiced_ms = 0
+
+    def configure(self, format_type: str, detection: dict[str, Any] | None) -> None:
+        """Take over the session's audio.input; another format empties the buffer."""
+        if format_type != self._format:
+            self._format = format_type
+            self.clear()
+        if detection is None:
+            self.speaking = False
+        self._detection = detection
+
+    @property
+    def buffered_ms(self) -> int:
+        return len(self.buffer) // BYTES_PER_MS[self._format]
+
+    def hear(self, audio: bytes) -> Iterator[SpeechStarted | SpeechStopped]:
+        """Append; at each event the buffer holds the audio up to that moment."""
+        size = FRAME_MS * BYTES_PER_MS[self._format]
+        self._partial += audio
+        taken = 0
+        while len(self._partial) - taken >= size:
+            frame = bytes(self._partial[taken : taken + size])
+            taken += size
+            event = self._frame(frame)
+            if event is not None:
+                # The consumer may commit or clear: keep our own state in order.
+                del self._partial[:taken]
+                taken = 0
+                yield event
+        del self._partial[:taken]
+
+    def commit(self) -> tuple[bytes, float]:
+        """Take the buffer, in whole frames: its audio and its seconds."""
+        audio = bytes(self.buffer)
+        self.buffer.clear()
+        return audio, len(audio) / BYTES_PER_MS[self._format] / 1000
+
+    def clear(self) -> None:
+        """Forget what was appended, a turn in progress included."""
+        self.buffer.clear()
+        self._partial.clear()
+        self.speaking = False
+        self._voiced = 0
+
+    def _frame(self, frame: bytes) -> SpeechStarted | SpeechStopped | None:
+        begin = self.heard_ms
+        self.heard_ms += FRAME_MS
+        self.buffer += frame
+        if self._detection is None:
+            self._bound(_BUFFER_MS)
+            return None
+        voiced = self._level(frame) > self._threshold
+        if self.speaking:
+            return self._listening(voiced)
+        self._voiced = self._voiced + 1 if voiced else 0
+        if self._voiced == 1:
+            self._first_voiced_ms = begin
+        prefix = int(self._detection.get("prefix_padding_ms", _SEMANTIC_PREFIX_MS))
+        self._bound(prefix + FRAME_MS * _ONSET_FRAMES)
+        if self._voiced < _ONSET_FRAMES:
+            return None
+        self.speaking = True
+        self._voiced = 0
+        self._last_voiced_ms = self.heard_ms
+        # "audio sent to the model minus the prefix padding" (speech_started).
+        return SpeechStarted(max(0, self._first_voiced_ms - prefix))
+
+    def _listening(self, voiced: bool) -> SpeechStopped | None:
+        if voiced:
+            self._last_voiced_ms = self.heard_ms
+            return None
+        assert self._detection is not None
+        patience = self._detection.get("silence_duration_ms", _SEMANTIC_SILENCE_MS)
+        if self.heard_ms - self._last_voiced_ms < patience:
+            return None
+        self.speaking = False
+        seconds = (self._last_voiced_ms - self._first_voiced_ms) / 1000
+        # Includes the silence, as the server's does (speech_stopped).
+        return SpeechStopped(self.heard_ms, seconds)
+
+    def _level(self, frame: bytes) -> float:
+        if self._format == "audio/pcmu":
+            frame = audioop.ulaw2lin(frame, 2)
+        elif self._format == "audio/pcma":
+            frame = audioop.alaw2lin(frame, 2)
+        return audioop.rms(frame, 2)
+
+    def _bound(self, ms: int) -> None:
+        excess = len(self.buffer) - ms * BYTES_PER_MS[self._format]
+        if excess > 0:
+            del self.buffer[:excess]

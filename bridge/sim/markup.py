@@ -1,0 +1,146 @@
+"""TwiML as the fake Twilio reads it: a document -> its verbs in order.
+
+Knows the verbs a bridge answers with and refuses the others by name, so that nothing
+is skipped unnoticed. Verb and attribute names are case-sensitive, as with Twilio.
+"""
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from typing import Literal
+
+Method = Literal["GET", "POST"]
+DOCUMENT_LIMIT = 64 * 1024  # bytes, error 11750
+PARAMETER_LIMIT = 500  # name and value together, characters
+
+
+class TwimlError(Exception):
+    """Twilio cannot follow the document; `code` is its debugger's."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    url: str
+    name: str | None
+    track: str | None
+    status_callback: str | None
+    status_method: Method
+    parameters: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    stream: Stream
+    action: str | None
+    method: Method
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    number: str
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    url: str
+    method: Method
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hangup:
+    pass
+
+
+Verb = Connect | Say | Dial | Redirect | Pause | Reject | Hangup
+
+
+def verbs(document: str) -> list[Verb]:
+    """The document's verbs; TwimlError when Twilio could not follow it."""
+    if len(document.encode()) > DOCUMENT_LIMIT:
+        raise TwimlError(11750, "the TwiML document is larger than 64 kB")
+    try:
+        root = ET.fromstring(document)
+    except ET.ParseError as error:
+        raise TwimlError(12100, f"the document is not XML: {error}") from error
+    if root.tag != "Response":
+        raise TwimlError(12100, f"the root is <{root.tag}>, not <Response>")
+    return [_verb(element) for element in root]
+
+
+def _verb(element: ET.Element) -> Verb:
+    text = "".join(element.itertext()).strip()
+    match element.tag:
+        case "Connect":
+            stream = _stream(element)
+            return Connect(stream, element.get("action"), _method(element, "method"))
+        case "Say":
+            return Say(text)
+        case "Dial":
+            return Dial(text)
+        case "Redirect":
+            return Redirect(text, _method(element, "method"))
+        case "Pause":
+            return Pause(_seconds(element))
+        case "Reject":
+            return Reject(element.get("reason", "rejected"))
+        case "Hangup":
+            return Hangup()
+        case other:
+            raise TwimlError(12200, f"this Twilio does not know <{other}>")
+
+
+def _stream(connect: ET.Element) -> Stream:
+    if [child.tag for child in connect] != ["Stream"]:
+        raise TwimlError(12200, "<Connect> holds something other than one <Stream>")
+    element = connect[0]
+    parameters = {}
+    for child in element:
+        name, value = child.get("name"), child.get("value")
+        if child.tag != "Parameter" or name is None or value is None:
+            raise TwimlError(12200, "<Stream> holds something other than <Parameter>")
+        if len(name) + len(value) >= PARAMETER_LIMIT:
+            raise TwimlError(12200, f"<Parameter> {name} is longer than 500 characters")
+        parameters[name] = value
+    return Stream(
+        url=element.get("url", ""),
+        name=element.get("name"),
+        track=element.get("track"),
+        status_callback=element.get("statusCallback"),
+        status_method=_method(element, "statusCallbackMethod"),
+        parameters=parameters,
+    )
+
+
+def _method(element: ET.Element, attribute: str) -> Method:
+    match element.get(attribute, "POST"):
+        case "POST":
+            return "POST"
+        case "GET":
+            return "GET"
+        case other:
+            raise TwimlError(12200, f"{attribute}={other} is neither GET nor POST")
+
+
+def _seconds(element: ET.Element) -> float:
+    try:
+        return float(element.get("length", "1"))
+    except ValueError:
+        raise TwimlError(12200, "<Pause length> is not a number") from None

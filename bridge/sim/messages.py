@@ -1,0 +1,178 @@
+"""Media Streams messages from Twilio's side: built by hand, checked to the letter.
+
+The shapes are those of https://www.twilio.com/docs/voice/media-streams/
+websocket-messages; what deviates gets the warning Twilio's debugger would give.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+CONNECTED = '{"event":"connected","protocol":"Call","version":"1.0.0"}'
+MALFORMED = 31950
+INVALID = 31951
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    audio: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClearBuffer:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message Twilio ignores, with the code and reason of its warning."""
+
+    code: int
+    text: str
+
+
+Message = Media | Mark | ClearBuffer | Refused
+
+
+def read(raw: str | bytes, stream_sid: str) -> Message:
+    """What the bridge sent, or why Twilio would ignore it."""
+    if isinstance(raw, bytes):
+        return Refused(MALFORMED, "a binary frame")
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return Refused(MALFORMED, f"not JSON: {type(error).__name__}")
+    if not isinstance(message, dict):
+        return Refused(MALFORMED, "not a JSON object")
+    event = message.get("event")
+    inside = {"media": {"event", "streamSid", "media"}, "clear": {"event", "streamSid"}}
+    inside["mark"] = {"event", "streamSid", "mark"}
+    if not isinstance(event, str) or event not in inside:
+        return Refused(INVALID, f"unknown event {event!r}"[:200])
+    if wrong := _wrong_fields(message, inside[event]):
+        return Refused(INVALID, f"{event}: {wrong}")
+    if message["streamSid"] != stream_sid:
+        return Refused(INVALID, f"{event}: wrong streamSid"[:200])
+    match event:
+        case "media":
+            return _media(message["media"])
+        case "mark":
+            return _mark(message["mark"])
+        case _:
+            return ClearBuffer()
+
+
+def _media(media: object) -> Media | Refused:
+    if wrong := _wrong_fields(media, {"payload"}):
+        return Refused(INVALID, f"media.media: {wrong}")
+    assert isinstance(media, dict)
+    payload = media["payload"]
+    if not isinstance(payload, str):
+        return Refused(INVALID, "media.media.payload is not a string")
+    try:
+        return Media(base64.b64decode(payload, validate=True))
+    except (binascii.Error, ValueError):
+        return Refused(INVALID, "media.media.payload is not base64")
+
+
+def _mark(mark: object) -> Mark | Refused:
+    if wrong := _wrong_fields(mark, {"name"}):
+        return Refused(INVALID, f"mark.mark: {wrong}")
+    assert isinstance(mark, dict)
+    name = mark["name"]
+    if not isinstance(name, str) or not name:
+        return Refused(INVALID, "mark.mark.name is not a name")
+    return Mark(name)
+
+
+def _wrong_fields(value: object, fields: set[str]) -> str | None:
+    if not isinstance(value, dict):
+        return "not an object"
+    if extra := sorted(value.keys() - fields):
+        return f"extra field {extra[0]}"[:200]
+    if missing := sorted(fields - value.keys()):
+        return f"missing field {missing[0]}"
+    return None
+
+
+def start(
+    account_sid: str, call_sid: str, stream_sid: str, parameters: Mapping[str, str]
+) -> str:
+    """The `start` message; it is always the first numbered one."""
+    inside = {
+        "accountSid": account_sid,
+        "streamSid": stream_sid,
+        "callSid": call_sid,
+        "tracks": ["inbound"],
+        "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
+        "customParameters": dict(parameters),
+    }
+    return _compact(
+        {
+            "event": "start",
+            "sequenceNumber": "1",
+            "start": inside,
+            "streamSid": stream_sid,
+        }
+    )
+
+
+def media(number: int, chunk: int, timestamp: int, payload: str, tail: str) -> str:
+    """A frame, by concatenation (50 a second and call); `tail` is `media_tail`."""
+    return (
+        f'{{"event":"media","sequenceNumber":"{number}","media":{{"track":"inbound",'
+        f'"chunk":"{chunk}","timestamp":"{timestamp}","payload":"{payload}{tail}'
+    )
+
+
+def media_tail(stream_sid: str) -> str:
+    """The part of a media message behind its payload; the same for a whole stream."""
+    return f'"}},"streamSid":"{stream_sid}"}}'
+
+
+def dtmf(number: int, stream_sid: str, digit: str) -> str:
+    return _compact(
+        {
+            "event": "dtmf",
+            "streamSid": stream_sid,
+            "sequenceNumber": str(number),
+            "dtmf": {"track": "inbound_track", "digit": digit},
+        }
+    )
+
+
+def mark(number: int, stream_sid: str, name: str) -> str:
+    return _compact(
+        {
+            "event": "mark",
+            "sequenceNumber": str(number),
+            "streamSid": stream_sid,
+            "mark": {"name": name},
+        }
+    )
+
+
+def stop(number: int, account_sid: str, call_sid: str, stream_sid: str) -> str:
+    return _compact(
+        {
+            "event": "stop",
+            "sequenceNumber": str(number),
+            "stop": {
+                "accountSid": account_sid,
+                "callSid": call_sid,
+                "streamSid": stream_sid,
+            },
+            "streamSid": stream_sid,
+        }
+    )
+
+
+def _compact(message: Mapping[str, object]) -> str:
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False)

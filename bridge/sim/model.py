@@ -1,0 +1,188 @@
+"""A faithful fake of the OpenAI Realtime (GA) WebSocket server: listens, speaks,
+calls tools, is interrupted, misbehaves on command. Real sockets, no network, no model.
+
+Shapes and rules are the real server's as far as they are known; it imports nothing of
+the rest of `bridge`, because a fake that shares code proves nothing.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from http import HTTPStatus
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qs, urlsplit
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.http11 import Request, Response
+
+from bridge.sim.items import Item, ResponseRecord
+from bridge.sim.model_session import Hook, ModelSession
+from bridge.sim.outbox import Direction
+from bridge.sim.session import DEFAULT_MODEL
+from bridge.sim.turns import (
+    Behaviour,
+    CallTool,
+    Fail,
+    Heard,
+    Output,
+    Play,
+    Ruled,
+    Say,
+    ToolOutput,
+    Turn,
+)
+
+__all__ = [
+    "Behaviour",
+    "CallTool",
+    "Direction",
+    "Fail",
+    "Heard",
+    "Hook",
+    "Item",
+    "ModelServer",
+    "ModelSession",
+    "Output",
+    "Play",
+    "ResponseRecord",
+    "Ruled",
+    "Say",
+    "ToolOutput",
+    "Turn",
+]
+
+_PATH = "/v1/realtime"
+_FRAME_BYTES = 20 * 1024 * 1024  # an append holds up to 15 MiB of base64
+_CLOSE_SECONDS = 1.0
+_CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
+
+
+class ModelServer:
+    """`async with ModelServer() as server:` - then point a client at `server.url`."""
+
+    def __init__(
+        self,
+        behaviour: Behaviour | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        api_key: str | None = None,
+        *,
+        keep_sessions: int = 1000,
+        keep_audio: bool = True,
+        record_appends: bool = False,
+        on_event: Hook | None = None,
+    ) -> None:
+        self.behaviour = behaviour or Behaviour()  # may be changed for later sessions
+        self.sessions: list[ModelSession] = []
+        self.refused: list[int] = []  # HTTP statuses of refused handshakes
+        self._active: set[ModelSession] = set()
+        self._host = host
+        self._port = port
+        self._api_key = api_key
+        self._keep_sessions = keep_sessions
+        self._keep_audio = keep_audio
+        self._record_appends = record_appends
+        self._on_event = on_event
+        self._server: Server | None = None
+
+    @property
+    def url(self) -> str:
+        return f"ws://{self._host}:{self.port}{_PATH}"
+
+    @property
+    def port(self) -> int:
+        if self._server is None:
+            return self._port
+        return int(next(iter(self._server.sockets)).getsockname()[1])
+
+    @property
+    def active(self) -> int:
+        """How many sessions are connected now."""
+        return len(self._active)
+
+    async def __aenter__(self) -> Self:
+        # A frozen server answers no pings and must not notice that itself.
+        pings = None if self.behaviour.freeze_after is not None else 20.0
+        self._server = await serve(
+            self._serve,
+            self._host,
+            self._port,
+            process_request=self._admit,
+            compression=None,
+            max_size=_FRAME_BYTES,
+            ping_interval=pings,
+            close_timeout=_CLOSE_SECONDS,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._server is not None
+        for session in list(self._active):
+            if session.frozen:
+                session.abort("frozen")
+        self._server.close()
+        async with asyncio.timeout(_CLOSE_SECONDS * 5):
+            await self._server.wait_closed()
+
+    async def _serve(self, connection: ServerConnection) -> None:
+        request = connection.request
+        assert request is not None
+        models = parse_qs(urlsplit(request.path).query).get("model", [])
+        session = ModelSession(
+            connection,
+            self.behaviour,
+            model=models[0] if models else DEFAULT_MODEL,
+            model_chosen=bool(models),
+            keep_audio=self._keep_audio,
+            record_appends=self._record_appends,
+            on_event=self._on_event,
+        )
+        self.sessions.append(session)
+        del self.sessions[: -self._keep_sessions]
+        self._active.add(session)
+        try:
+            await session.run()
+        finally:
+            self._active.discard(session)
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        if not urlsplit(request.path).path.endswith("/realtime"):
+            return self._refusal(connection, 404, f"Unknown path: {request.path}")
+        if self.behaviour.refuse is not None:
+            status = self.behaviour.refuse
+            return self._refusal(connection, status, HTTPStatus(status).phrase)
+        if self._api_key is not None and self._api_key not in _keys(request):
+            return self._refusal(connection, 401, "Incorrect API key provided.")
+        return None
+
+    def _refusal(
+        self, connection: ServerConnection, status: int, message: str
+    ) -> Response:
+        """An HTTP answer with the JSON body OpenAI's errors have."""
+        self.refused.append(status)
+        error = {
+            "message": message,
+            "type": "invalid_request_error" if status < 500 else "server_error",
+            "param": None,
+            "code": _CODES.get(status),
+        }
+        response = connection.respond(HTTPStatus(status), json.dumps({"error": error}))
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = "application/json"
+        return response
+
+
+def _keys(request: Request) -> Sequence[str]:
+    """What the handshake offers as a key: Bearer (OpenAI) or api-key (Azure)."""
+    authorization = request.headers.get("Authorization", "")
+    scheme, _, token = authorization.partition(" ")
+    offered = [request.headers.get("api-key", "")]
+    if scheme.lower() == "bearer":
+        offered.append(token.strip())
+    return [key for key in offered if key]

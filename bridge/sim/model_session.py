@@ -1,0 +1,486 @@
+"""One connection to the fake Realtime model: what it is told, hears, and answers.
+
+All decisions are synchronous; tasks exist only to wait (a reply's pace, a late
+transcription, a fault's hour) and live in the session's TaskGroup. It does not know
+the playout: after response.done nothing is cancelled by speech.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any, Literal, TypeAlias, assert_never
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from bridge.sim.client_events import (
+    Append,
+    Clear,
+    ClientEvent,
+    Commit,
+    ItemCreate,
+    ItemDelete,
+    ItemRetrieve,
+    ItemTruncate,
+    Json,
+    Refused,
+    ResponseCancel,
+    ResponseCreate,
+    SessionUpdate,
+    append_in,
+    check,
+    parse,
+)
+from bridge.sim.hearing import Hearing
+from bridge.sim.history import History
+from bridge.sim.items import Item, ResponseRecord
+from bridge.sim.outbox import Direction, Outbox
+from bridge.sim.reply import Reply
+from bridge.sim.session import default_session, updated
+from bridge.sim.small_talk import small_talk
+from bridge.sim.turns import Behaviour, Heard, Say, ToolOutput, Trigger, Turn
+
+Hook: TypeAlias = Callable[["ModelSession", Direction, Json], None]
+
+_NOTHING_LEFT = (Say("I have nothing more to say."),)
+
+
+class ModelSession:
+    """What a test or a report reads of one session, and the session itself."""
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        behaviour: Behaviour,
+        *,
+        model: str,
+        model_chosen: bool,
+        keep_audio: bool = True,
+        record_appends: bool = False,
+        on_event: Hook | None = None,
+    ) -> None:
+        self.behaviour = behaviour
+        self.model = model
+        self.headers: Mapping[str, str] = _plain(connection)
+        self.id = secrets.token_hex(4)
+        self.conversation_id = f"conv_{self.id}"
+        self.session = default_session(f"sess_{self.id}", model)
+        self.responses: list[ResponseRecord] = []
+        self.received: list[tuple[float, Json]] = []  # all but appends
+        self.opened_at = self.now()
+        self.closed: str | None = None  # who ended it, and how
+        self.frozen = False
+        self.out = Outbox(connection)
+        self.hearing = Hearing(
+            self, keep_audio=keep_audio, record_appends=record_appends
+        )
+        self.history = History()
+        self.reply: Reply | None = None  # the default conversation's, while active
+        self._connection = connection
+        self._model_chosen = model_chosen
+        self._side_replies: list[Reply] = []  # out of band
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._serial = 0
+        self._ruler_number = 0
+        self._responses_begun = 0
+        self._updates = 0
+        self._answered: list[ToolOutput] = []  # not spoken about yet
+        self.observe(on_event)
+
+    # --- what reports and tests read ------------------------------------------------
+
+    def observe(self, on_event: Hook | None) -> None:
+        """Have `on_event(session, "sent" | "received", event)` called for each."""
+        self.out.observe = partial(on_event, self) if on_event is not None else None
+
+    @property
+    def items(self) -> dict[str, Item]:
+        """Every item there ever was, deleted ones too, in conversation order."""
+        return self.history.items
+
+    @property
+    def errors_sent(self) -> list[Json]:
+        return self.out.errors
+
+    @property
+    def sent_deltas(self) -> list[tuple[float, str, bytes]]:
+        """(monotonic second, item id, audio) of each audio delta."""
+        return self.out.deltas
+
+    @property
+    def appends(self) -> int:
+        return self.hearing.appends
+
+    @property
+    def append_at(self) -> list[float]:
+        return self.hearing.append_at
+
+    @property
+    def audio_in_bytes(self) -> int:
+        return self.hearing.audio_in_bytes
+
+    @property
+    def caller_audio(self) -> bytearray:
+        """As appended, in the session's format; the first ten minutes."""
+        return self.hearing.caller_audio
+
+    @property
+    def speech_started_at(self) -> list[float]:
+        return self.hearing.speech_started_at
+
+    @property
+    def caller_turns(self) -> int:
+        return self.hearing.turns
+
+    @staticmethod
+    def now() -> float:
+        return time.monotonic()
+
+    # --- life ---------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the connection until it ends; no task is left behind."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                if self.model in self.behaviour.refuse_model:
+                    self._refuse_model()
+                else:
+                    self._arm_faults()
+                    self.out.emit({"type": "session.created", "session": self.session})
+                await self._read()
+                for task in self._tasks:
+                    task.cancel()
+        finally:
+            for reply in (self.reply, *self._side_replies):
+                if reply is not None:
+                    reply.abandon()
+            self.reply = None
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                frame = await self._connection.recv()
+                if not self.frozen:
+                    self._receive(frame)
+        except ConnectionClosed as end:
+            if self.closed is None:
+                self.closed = "client does not read" if self.out.cut_off else _how(end)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task of this session."""
+        assert self._group is not None
+        task = self._group.create_task(work, name=f"model {self.id} {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def later(self, seconds: float, action: Callable[[], None]) -> asyncio.Task[None]:
+        """Do `action` after a while, unless the session has ended."""
+
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            action()
+
+        return self.spawn(wait(), "later")
+
+    def abort(self, why: str) -> None:
+        """End the TCP connection without a close frame."""
+        self.closed = why
+        self._connection.transport.abort()
+
+    def _arm_faults(self) -> None:
+        behaviour = self.behaviour
+        if behaviour.drop_after is not None:
+            self.later(behaviour.drop_after, lambda: self.abort("dropped"))
+        if behaviour.freeze_after is not None:
+            self.later(behaviour.freeze_after, self._freeze)
+        if behaviour.close_after is not None:
+            seconds, code, reason = behaviour.close_after
+            self.later(seconds, lambda: self._close(code, reason))
+        if behaviour.expire_after is not None:
+            self.later(behaviour.expire_after, self._expire)
+
+    def _freeze(self) -> None:
+        self.frozen = self.out.frozen = True
+        self._connection.transport.pause_reading()
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
+
+    def _close(self, code: int, reason: str) -> None:
+        self.closed = f"server {code} {reason}".rstrip()
+        self.spawn(self._connection.close(code, reason), "close")
+
+    def _expire(self) -> None:
+        message = "Your session hit the maximum duration of 60 minutes."
+        self.out.error(Refused(message, "session_expired"))
+        self._close(1001, message)
+
+    def _refuse_model(self) -> None:
+        message = f"The model `{self.model}` does not exist or you do not have access."
+        self.out.error(Refused(message, "model_not_found"))
+        self._close(4000, "invalid_request_error.model_not_found")
+
+    # --- receiving ----------------------------------------------------------------
+
+    def _receive(self, frame: str | bytes) -> None:
+        event: Json = {}
+        try:
+            if isinstance(frame, bytes):
+                raise Refused("Events are sent as text frames.", "invalid_json")
+            append = append_in(frame) if self.out.observe is None else None
+            if append is not None:
+                if isinstance(append.event_id, str):
+                    event = {"event_id": append.event_id}
+                self.hearing.append(append)
+                return
+            event = parse(frame)
+            if self.out.observe is not None:
+                self.out.observe("received", event)
+            if event.get("type") != "input_audio_buffer.append":
+                self.received.append((self.now(), event))
+            self._dispatch(check(event), event)
+        except Refused as refused:
+            self.out.error(refused, event.get("event_id"))
+
+    def _dispatch(self, event: ClientEvent, raw: Json) -> None:
+        match event:
+            case Append():
+                self.hearing.append(event)
+            case SessionUpdate():
+                self._update(raw)
+            case Commit():
+                self.hearing.commit_by_client()
+            case Clear():
+                self.hearing.clear()
+            case ItemCreate():
+                self._create_item(event, raw)
+            case ItemRetrieve():
+                item = self.history.find(event.item_id, "retrieve")
+                shown = item.wire(with_audio=True)
+                self.out.emit({"type": "conversation.item.retrieved", "item": shown})
+            case ItemTruncate():
+                self._truncate(event)
+            case ItemDelete():
+                self.history.find(event.item_id, "delete").deleted = True
+                self.out.emit(
+                    {"type": "conversation.item.deleted", "item_id": event.item_id}
+                )
+            case ResponseCreate():
+                self._create_response(raw.get("response", {}))
+            case ResponseCancel():
+                self._cancel_response(raw.get("response_id"))
+            case _:
+                assert_never(event)
+
+    def _update(self, raw: Json) -> None:
+        if self.behaviour.reject_update is not None:
+            raise Refused(
+                "This session.update is rejected.", self.behaviour.reject_update
+            )
+        delay = self.behaviour.delay_updated
+        if delay:
+            # Late in effect, too: what is appended meanwhile is heard as before.
+            self.later(delay, lambda: self._apply(raw))
+        else:
+            self._apply(raw)
+
+    def _apply(self, raw: Json) -> None:
+        try:
+            self.session = updated(
+                self.session,
+                raw["session"],
+                spoken=bool(self.sent_deltas),
+                model_chosen=self._model_chosen,
+                only_pcm=self.behaviour.ignore_formats,
+            )
+        except Refused as refused:
+            self.out.error(refused, raw.get("event_id"))
+            return
+        self.model = self.session["model"]
+        self.hearing.configure()
+        self.out.emit({"type": "session.updated", "session": self.session})
+        self._updates += 1
+        if self._updates == 1:
+            for frame in self.behaviour.garbage:
+                self.out.put(frame)
+
+    def _create_item(self, event: ItemCreate, raw: Json) -> None:
+        item = self.history.create(event, raw, self.new_id("item"))
+        if item.type == "function_call_output":
+            self._answered.append(
+                ToolOutput(item.call_id or "", item.name or "", item.output or "")
+            )
+        self._emit_item("added", item)
+        self._emit_item("done", item)
+
+    def _truncate(self, event: ItemTruncate) -> None:
+        item = self.history.truncate(event)
+        self.out.emit(
+            {
+                "type": "conversation.item.truncated",
+                "item_id": item.id,
+                "content_index": event.content_index,
+                "audio_end_ms": event.audio_end_ms,
+            }
+        )
+
+    # --- answering ----------------------------------------------------------------
+
+    def _create_response(self, overrides: Json) -> None:
+        out_of_band = overrides.get("conversation") == "none"
+        if self.reply is not None and not out_of_band:
+            raise self.second_response()
+        voice = overrides.get("audio", {}).get("output", {}).get("voice")
+        current = self.session["audio"]["output"]["voice"]
+        if voice not in (None, current) and self.sent_deltas:
+            raise Refused(
+                "Cannot update a conversation's voice if assistant audio is present.",
+                "cannot_update_voice",
+                "response.audio.output.voice",
+            )
+        self.respond("client", overrides)
+
+    def second_response(self) -> Refused:
+        assert self.reply is not None
+        return Refused(
+            "Conversation already has an active response in progress: "
+            f"{self.reply.record.id}. Wait until the response is finished before "
+            "creating a new one.",
+            "conversation_already_has_active_response",
+        )
+
+    def respond(self, trigger: Trigger, overrides: Json) -> None:
+        self.hearing.stop_idle_timer()
+        out_of_band = overrides.get("conversation") == "none"
+        if not out_of_band:
+            self._responses_begun += 1
+        number = 0 if out_of_band else self._responses_begun
+        record = ResponseRecord(self.new_id("resp"), number, trigger, self.now())
+        heard = self._what_was_heard(number, trigger, overrides)
+        reply = Reply(self, record, self._turn(heard), overrides)
+        self.responses.append(record)
+        if out_of_band:
+            self._side_replies.append(reply)
+        else:
+            self._answered.clear()
+            self.reply = reply
+        reply.start()
+
+    def _turn(self, heard: Heard) -> Turn:
+        behaviour = self.behaviour
+        if 1 <= heard.number <= len(behaviour.turns):
+            return behaviour.turns[heard.number - 1]
+        if behaviour.answer is not None:
+            return behaviour.answer(heard)
+        if behaviour.fallback is not None:
+            return behaviour.fallback
+        return _NOTHING_LEFT if behaviour.turns else small_talk(heard)
+
+    def _what_was_heard(self, number: int, trigger: Trigger, overrides: Json) -> Heard:
+        texts = self.behaviour.user_texts
+        turn = self.hearing.turns
+        effective: Json = self.session | overrides
+        written = [
+            item.text
+            for item in self.items.values()
+            if item.role == "user" and not item.deleted and "text" in item.parts[0]
+        ]
+        return Heard(
+            number=number,
+            trigger=trigger,
+            instructions=str(effective["instructions"]),
+            tools=tuple(effective["tools"]),
+            caller_turns=turn,
+            seconds=self.hearing.seconds,
+            transcript=texts[turn - 1] if 1 <= turn <= len(texts) else None,
+            text=written[-1] if written else None,
+            answered=tuple(self._answered),
+            overrides=overrides,
+        )
+
+    def _cancel_response(self, response_id: str | None) -> None:
+        active = [self.reply] if self.reply is not None else []
+        if response_id is not None:
+            active = [
+                reply
+                for reply in (*active, *self._side_replies)
+                if reply.record.id == response_id
+            ]
+        if not active:
+            raise Refused(
+                "Cancellation failed: no active response found",
+                "response_cancel_not_active",
+            )
+        active[0].cut("client_cancelled")
+
+    def reply_ended(self, reply: Reply) -> None:
+        """response.done has been sent."""
+        if reply.out_of_band:
+            self._side_replies.remove(reply)
+            return
+        self.reply = None
+        if reply.afterwards is not None:
+            reply.afterwards()
+        elif reply.record.status == "completed":
+            self.hearing.start_idle_timer(reply.spoken_seconds)
+
+    # --- the conversation -----------------------------------------------------------
+
+    def new_id(self, kind: str) -> str:
+        self._serial += 1
+        return f"{kind}_{self.id}{self._serial:04}"
+
+    def next_ruler_number(self) -> int:
+        self._ruler_number += 1
+        return self._ruler_number
+
+    def add_item(self, item: Item, *, finished: bool) -> None:
+        """Append an item to the conversation and announce it."""
+        self.history.place(item)
+        self._emit_item("added", item)
+        if finished:
+            self._emit_item("done", item)
+
+    def finish_item(self, item: Item) -> None:
+        if not item.deleted:
+            self._emit_item("done", item)
+
+    def _emit_item(self, what: Literal["added", "done"], item: Item) -> None:
+        self.out.emit(
+            {
+                "type": f"conversation.item.{what}",
+                "previous_item_id": self.history.previous(item),
+                "item": item.wire(),
+            }
+        )
+
+    def context_tokens(self) -> tuple[int, int]:
+        """Text and audio tokens the conversation would cost as input."""
+        text = len(self.session["instructions"]) // 4
+        audio = 0
+        for item in self.items.values():
+            if item.deleted:
+                continue
+            text += len(item.output or "") // 4
+            if item.role == "assistant" or item.type != "message":
+                text += len(item.text) // 4
+            audio += int(item.believed_ms / 100)
+        return text, audio
+
+
+def _plain(connection: ServerConnection) -> Mapping[str, str]:
+    request = connection.request
+    assert request is not None
+    return {name.lower(): value for name, value in request.headers.raw_items()}
+
+
+def _how(end: ConnectionClosed) -> str:
+    if end.sent is not None and not end.rcvd_then_sent:
+        return f"server {end.sent.code} {end.sent.reason}".rstrip()
+    if end.rcvd is None:
+        return "client 1006"
+    return f"client {end.rcvd.code} {end.rcvd.reason}".rstrip()

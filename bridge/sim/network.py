@@ -1,0 +1,47 @@
+"""The way between Twilio and the bridge: delay and jitter, order always kept.
+
+Pure and repeatable: `now` is handed in, randomness comes from a seed. TCP never
+reorders, so a message is never delivered before the one sent ahead of it.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One-way delays in ms; each message waits up to `jitter_ms` longer (uniform)."""
+
+    up_ms: float = 0
+    down_ms: float = 0
+    jitter_ms: float = 0
+    seed: int = 0
+
+    def up(self, stream: int = 0) -> "Link":
+        """The link from Twilio to the bridge, for the n-th stream of the call."""
+        return Link(self.up_ms, self.jitter_ms, f"{self.seed} up {stream}")
+
+    def down(self, stream: int = 0) -> "Link":
+        return Link(self.down_ms, self.jitter_ms, f"{self.seed} down {stream}")
+
+
+class Link:
+    """One direction of one socket: says when what is sent now will be there."""
+
+    def __init__(self, delay_ms: float, jitter_ms: float, seed: str) -> None:
+        self._delay = delay_ms / 1000
+        self._jitter = jitter_ms / 1000
+        self._random = Random(seed)
+        self._last = 0.0
+
+    def arrival(self, now: float) -> float:
+        """When a message sent at `now` is delivered."""
+        at = now + self._delay
+        if self._jitter:
+            at += self._random.uniform(0, self._jitter)
+        self._last = max(self._last, at)
+        return self._last
+
+    def hold(self, until: float) -> None:
+        """Deliver nothing sent from now on before `until`: a stall, then a burst."""
+        self._last = max(self._last, until)

@@ -1,0 +1,88 @@
+"""What a fake session sends: events under serial ids, written at once and in order.
+
+Never waits: a client that does not read is cut off once too much lies unread.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import msgspec
+from websockets.asyncio.server import ServerConnection, broadcast
+
+from bridge.sim.client_events import Json, Refused
+from bridge.sim.items import Item
+from bridge.sim.render import Chunk
+
+Direction: TypeAlias = Literal["sent", "received"]
+
+_UNREAD_BYTES = 64 * 1024 * 1024  # a client this far behind has stopped reading
+_AUDIO_HEAD = '{"type":"response.output_audio.delta","event_id":"event_'
+_LIMITS = (("requests", 1000), ("tokens", 50000))
+_encode = msgspec.json.encode
+
+
+class Outbox:
+    """The sending side of one connection."""
+
+    def __init__(self, connection: ServerConnection) -> None:
+        self.errors: list[Json] = []
+        self.deltas: list[tuple[float, str, bytes]] = []
+        self.frozen = False
+        self.cut_off = False
+        self.observe: Callable[[Direction, Json], None] | None = None
+        self._connection = connection
+        self._serial = 0
+
+    def emit(self, event: Json) -> None:
+        """Send `event` under a new event_id."""
+        self._serial += 1
+        head = {"type": event["type"], "event_id": f"event_{self._serial}"}
+        event = head | event
+        self.put(_encode(event).decode())
+        if self.observe is not None:
+            self.observe("sent", event)
+
+    def emit_audio(self, item: Item, chunk: Chunk, tail: str) -> None:
+        """A response.output_audio.delta, put together from prepared pieces."""
+        self._serial += 1
+        text = f'{_AUDIO_HEAD}{self._serial}{tail}{chunk.base64}"}}'
+        self.put(text)
+        self.deltas.append((time.monotonic(), item.id, chunk.audio))
+        if self.observe is not None:
+            self.observe("sent", msgspec.json.decode(text))
+
+    def rate_limits(self, used: int) -> None:
+        """rate_limits.updated, sent as a response begins."""
+        limits = [
+            {
+                "name": name,
+                "limit": limit,
+                "remaining": max(0, limit - used),
+                "reset_seconds": 60,
+            }
+            for name, limit in _LIMITS
+        ]
+        self.emit({"type": "rate_limits.updated", "rate_limits": limits})
+
+    def error(self, refused: Refused, event_id: object = None) -> None:
+        """An `error` event; the client finds its own by the event_id it had set."""
+        error = {
+            "type": "invalid_request_error",
+            "code": refused.code,
+            "message": refused.message,
+            "param": refused.param,
+            "event_id": event_id if isinstance(event_id, str) else None,
+        }
+        self.errors.append(error)
+        self.emit({"type": "error", "error": error})
+
+    def put(self, frame: str | bytes) -> None:
+        """Send a frame as it is."""
+        if self.frozen:
+            return
+        # `broadcast` to one: written at once and in order, whoever else is waiting.
+        broadcast((self._connection,), frame)
+        if self._connection.transport.get_write_buffer_size() > _UNREAD_BYTES:
+            self.cut_off = True
+            self._connection.transport.abort()

@@ -1,0 +1,128 @@
+"""The person at the telephone: acts out a script, hears only what Twilio has played."""
+
+import asyncio
+from time import monotonic
+
+from bridge.sim.alarm import Alarm
+from bridge.sim.mouth import Mouth
+from bridge.sim.record import CallRecord
+from bridge.sim.steps import (
+    Drop,
+    Gap,
+    HangUp,
+    Hear,
+    Listen,
+    Press,
+    Say,
+    Script,
+    Send,
+    Step,
+    Wait,
+)
+from bridge.sim.stream import MediaStream
+
+BYTES_PER_SECOND = 8000
+
+
+class Person:
+    """Begins with the first stream; steps that need a stream wait for the next one."""
+
+    def __init__(self, record: CallRecord) -> None:
+        self.mouth = Mouth(record)
+        self.changed = Alarm()  # a stream opened, audio began or was cut
+        self.hung_up = asyncio.Event()
+        self._record = record
+        self._stream: MediaStream | None = None
+
+    @property
+    def stream(self) -> MediaStream | None:
+        """The stream that is open; None between two."""
+        if self._stream is not None and self._stream.end is None:
+            return self._stream
+        return None
+
+    def opened(self, stream: MediaStream) -> None:
+        self._stream = stream
+        self.changed.ring()
+
+    async def act(self, script: Script) -> None:
+        """Take the steps one after the other; a HangUp ends it."""
+        await self._open_stream()
+        for step in script:
+            await self._take(step)
+            if self.hung_up.is_set():
+                return
+
+    async def _take(self, step: Step) -> None:
+        match step:
+            case Say(audio):
+                await self._open_stream()
+                await self.mouth.say(audio, monotonic())
+            case Wait(seconds):
+                await asyncio.sleep(seconds)
+            case Listen(quiet_seconds, timeout):
+                await self._listen(quiet_seconds, timeout)
+            case Hear(ms, timeout):
+                await self._hear(ms, timeout)
+            case Press(digits, gap_seconds):
+                await self._press(digits, gap_seconds)
+            case HangUp():
+                self.hung_up.set()
+            case Drop():
+                (await self._open_stream()).drop()
+            case Send(text):
+                (await self._open_stream()).send_raw(text)
+            case Gap(ms, mode):
+                (await self._open_stream()).gap(ms, mode)
+                if mode == "dtx":
+                    await asyncio.sleep(ms / 1000)
+
+    async def _press(self, digits: str, gap_seconds: float) -> None:
+        for digit in digits:
+            (await self._open_stream()).press(digit)
+            self._record.pressed.append((monotonic(), digit))
+            await asyncio.sleep(gap_seconds)
+
+    async def _listen(self, quiet_seconds: float, timeout: float) -> None:
+        deadline = monotonic() + timeout
+        before = self._heard(monotonic())
+        while (now := monotonic()) < deadline:
+            heard, over_at = self._heard(now), self._over_at()
+            wake_at = deadline
+            if heard > before or over_at > now:
+                if now >= over_at + quiet_seconds:
+                    return
+                wake_at = min(deadline, over_at + quiet_seconds)
+            await self.changed.until(wake_at)
+        self._record.timed_out.append(f"Listen: {timeout:g} s")
+
+    async def _hear(self, ms: float, timeout: float) -> None:
+        deadline = monotonic() + timeout
+        wanted = self._heard(monotonic()) + round(ms * 8)
+        while (now := monotonic()) < deadline:
+            missing = wanted - self._heard(now)
+            if missing <= 0:
+                return
+            over_at = self._over_at()
+            enough_at = now + missing / BYTES_PER_SECOND
+            # When all that is known is over, look again: more may have come.
+            wake_at = min(enough_at, over_at) if over_at > now else deadline
+            await self.changed.until(min(wake_at, deadline))
+        self._record.timed_out.append(f"Hear: {timeout:g} s")
+
+    def _heard(self, now: float) -> int:
+        """Bytes heard in the whole call."""
+        if self.stream is not None:
+            self.stream.advance(now)
+        return sum(stream.playout.played(now) for stream in self._record.streams)
+
+    def _over_at(self) -> float:
+        """When the last audio was or will be over."""
+        if not self._record.streams:
+            return 0.0
+        return self._record.streams[-1].playout.over_at or 0.0
+
+    async def _open_stream(self) -> MediaStream:
+        while (stream := self.stream) is None:
+            await self.changed.until(None)
+        return stream

@@ -1,0 +1,347 @@
+"""Twilio's playout buffer: what the bridge sent is played at 1x, byte-exact.
+
+Pure: no clock, no asyncio; `now` (seconds, never going back) is handed in. Audio is
+mu-law at 8 kHz, so a byte lasts 125 microseconds: time is kept in whole microseconds
+and every position is exact. It shares no code with the bridge's own ledger.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass, field
+
+BYTE_US = 125
+FRAME_BYTES = 160
+FRAME_US = FRAME_BYTES * BYTE_US
+BUFFER_LIMIT = 10 * 60 * 8000  # ten minutes; more is refused (warning 31931)
+SILENCE = 0xFF
+
+
+def micros(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+@dataclass(slots=True)
+class Run:
+    """Audio played without a pause.
+
+    `received_from` = bytes accepted before its first one (flushed ones too: where the
+    run lies in what was sent), `played_from` = bytes played before it.
+    """
+
+    start_us: int
+    received_from: int
+    played_from: int
+    audio: bytearray = field(default_factory=bytearray)
+
+    @property
+    def start(self) -> float:
+        return self.start_us / 1_000_000
+
+    @property
+    def received_to(self) -> int:
+        return self.received_from + len(self.audio)
+
+    @property
+    def end_us(self) -> int:
+        return self.start_us + len(self.audio) * BYTE_US
+
+    @property
+    def end(self) -> float:
+        return self.end_us / 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """A clear when it took effect; `position` = bytes of the stream played by then."""
+
+    at: float
+    flushed: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkEcho:
+    """An echoed mark; `position` = accepted bytes before it, `played` = all heard."""
+
+    name: str
+    arrived_at: float
+    echoed_at: float
+    played: bool
+    position: int
+
+
+class Heard:
+    """What the caller heard of a stream: runs in order of time.
+
+    The last run may reach into the future: what is buffered will be played unless a
+    clear cuts it, so every question takes the time it is asked for.
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+
+    def position(self, now: float) -> int:
+        """Bytes played up to `now` (any time, past ones too)."""
+        return self._position_us(micros(now))
+
+    def audio(self, until: float | None = None) -> bytes:
+        """The audio played up to then (everything when None), back to back."""
+        whole = b"".join(bytes(run.audio) for run in self.runs)
+        return whole if until is None else whole[: self.position(until)]
+
+    def timeline(self, start: float, end: float) -> bytearray:
+        """Mu-law from `start` to `end`: what was heard, silence where nothing was."""
+        start_us, end_us = micros(start), micros(end)
+        line = bytearray([SILENCE]) * max(0, (end_us - start_us) // BYTE_US)
+        for run in self.runs:
+            at = (run.start_us - start_us) // BYTE_US
+            piece = run.audio[max(0, -at) : max(0, len(line) - at)]
+            at = max(0, at)
+            line[at : at + len(piece)] = piece
+        return line
+
+    def _position_us(self, now_us: int) -> int:
+        index = bisect_right(self.runs, now_us, key=lambda run: run.start_us)
+        if not index:
+            return 0
+        last = self.runs[index - 1]
+        played = min(len(last.audio), (now_us - last.start_us) // BYTE_US)
+        return last.played_from + played
+
+    def add(self, at_us: int, received_from: int, audio: bytes) -> None:
+        """Append audio that sounds from `at_us`, to the run that ends just there."""
+        last = self.runs[-1] if self.runs else None
+        if last is None:
+            self.runs.append(Run(at_us, received_from, 0, bytearray(audio)))
+        elif last.end_us == at_us and last.received_to == received_from:
+            last.audio += audio
+        else:
+            played = last.played_from + len(last.audio)
+            self.runs.append(Run(at_us, received_from, played, bytearray(audio)))
+
+    def cut(self, at_us: int) -> None:
+        """Take back what would have sounded after `at_us`."""
+        if self.runs:
+            last = self.runs[-1]
+            del last.audio[max(0, (at_us - last.start_us) // BYTE_US) :]
+            if not last.audio:
+                self.runs.pop()
+
+
+class _Marks:
+    """The marks waiting at Twilio, oldest first; their due times never decrease."""
+
+    def __init__(self) -> None:
+        self.echoed: list[MarkEcho] = []
+        self._pending: deque[tuple[str, int, int, int]] = deque()
+
+    def add(self, name: str, arrived_us: int, due_us: int, position: int) -> None:
+        if self._pending:
+            due_us = max(due_us, self._pending[-1][2])
+        self._pending.append((name, arrived_us, due_us, position))
+
+    @property
+    def next_due_us(self) -> int | None:
+        return self._pending[0][2] if self._pending else None
+
+    def due(self, now_us: int) -> list[str]:
+        names = []
+        while self._pending and self._pending[0][2] <= now_us:
+            name, arrived, due, position = self._pending.popleft()
+            self._echo(name, arrived, due, True, position)
+            names.append(name)
+        return names
+
+    def flush(self, now_us: int, played: int) -> list[str]:
+        """Echo all that wait; genuine are those with all their audio `played`."""
+        names = self.due(now_us)
+        while self._pending:
+            name, arrived, _, position = self._pending.popleft()
+            self._echo(name, arrived, now_us, position <= played, position)
+            names.append(name)
+        return names
+
+    def _echo(
+        self, name: str, arrived: int, echoed: int, played: bool, position: int
+    ) -> None:
+        self.echoed.append(
+            MarkEcho(name, arrived / 1e6, echoed / 1e6, played, position)
+        )
+
+
+class _Continuous:
+    """A buffer played byte by byte from the moment audio meets it empty."""
+
+    def __init__(self, heard: Heard) -> None:
+        self._heard = heard
+
+    def advance(self, now_us: int, received: int) -> None:
+        """Nothing to do: `Heard` already holds the future."""
+
+    def feed(self, audio: bytes, received: int, now_us: int) -> None:
+        self._heard.add(max(now_us, self.over_us()), received, audio)
+
+    def waiting(self, now_us: int) -> int:
+        """Bytes not yet played; one that is sounding counts."""
+        return max(0, -(-(self.over_us() - now_us) // BYTE_US))
+
+    def over_us(self) -> int:
+        """When all that is here has been played."""
+        return self._heard.runs[-1].end_us if self._heard.runs else 0
+
+    def flush(self, now_us: int) -> int:
+        flushed = self.waiting(now_us)
+        self._heard.cut(now_us)
+        return flushed
+
+
+class _Framed:
+    """A buffer played in whole 20 ms frames that begin only on a grid of its own.
+
+    A frame is padded when less than its 160 bytes are here, and once begun is played
+    to its end, even when a clear comes.
+    """
+
+    def __init__(self, heard: Heard, phase_us: int) -> None:
+        self._heard = heard
+        self._phase_us = phase_us % FRAME_US
+        self._bytes = bytearray()
+        self._next_us = 0  # when the next frame begins, if bytes wait
+        self._ended_us = 0  # when the frame last begun ends
+
+    def advance(self, now_us: int, received: int) -> None:
+        """Begin the frames whose time has come."""
+        while self._bytes and self._next_us <= now_us:
+            first = received - len(self._bytes)
+            self._heard.add(self._next_us, first, bytes(self._bytes[:FRAME_BYTES]))
+            del self._bytes[:FRAME_BYTES]
+            self._next_us = self._ended_us = self._next_us + FRAME_US
+
+    def feed(self, audio: bytes, received: int, now_us: int) -> None:
+        if not self._bytes:
+            grid_us = now_us + (self._phase_us - now_us) % FRAME_US
+            self._next_us = max(grid_us, self._ended_us)
+        self._bytes += audio
+
+    def waiting(self, now_us: int) -> int:
+        """Bytes not yet played; the rest of the frame that sounds counts."""
+        sounding_us = self._heard.runs[-1].end_us - now_us if self._heard.runs else 0
+        return len(self._bytes) + max(0, -(-sounding_us // BYTE_US))
+
+    def over_us(self) -> int:
+        """When the last frame that is needed will have ended."""
+        if not self._bytes:
+            return self._ended_us
+        return self._next_us - (-len(self._bytes) // FRAME_BYTES) * FRAME_US
+
+    def flush(self, now_us: int) -> int:
+        flushed = len(self._bytes)
+        self._bytes.clear()
+        return flushed
+
+
+class Playout:
+    """One stream's playout: `media`, `mark`, `clear` in, echoes and the truth out.
+
+    Always: received == played(now) + cleared + buffered(now). `refused` bytes found
+    ten minutes of audio waiting and are not counted as received. With `phase`
+    (seconds) given, it plays in whole 20 ms frames on a grid instead: a second,
+    differently built Twilio, whose marks are echoed when their frame has ended.
+    """
+
+    def __init__(self, phase: float | None = None) -> None:
+        self.received = 0
+        self.cleared = 0
+        self.refused = 0
+        self.heard = Heard()
+        self.clears: list[Clear] = []
+        self._buffer = (
+            _Continuous(self.heard)
+            if phase is None
+            else _Framed(self.heard, micros(phase))
+        )
+        self._marks = _Marks()
+        self._echoes: list[str] = []  # due because of a clear
+        self._now_us: int | None = None
+
+    @property
+    def marks(self) -> list[MarkEcho]:
+        """Every echo given, in order."""
+        return self._marks.echoed
+
+    @property
+    def next_due(self) -> float | None:
+        """When the next echo falls due, or None."""
+        if self._echoes:
+            return (self._now_us or 0) / 1e6
+        due_us = self._marks.next_due_us
+        return None if due_us is None else due_us / 1e6
+
+    @property
+    def over_at(self) -> float | None:
+        """When all audio known now is (or was) over; None: there was none."""
+        return self._buffer.over_us() / 1e6 if self.received else None
+
+    def media(self, audio: bytes, now: float) -> bool:
+        """Buffer a message's audio; False when it is refused (31931)."""
+        now_us = self._advance(now)
+        if self._buffer.waiting(now_us) + len(audio) > BUFFER_LIMIT:
+            self.refused += len(audio)
+            return False
+        if audio:
+            self._buffer.feed(audio, self.received, now_us)
+            self.received += len(audio)
+        return True
+
+    def mark(self, name: str, now: float) -> None:
+        """Echo the name when all before it is played; at once when nothing waits."""
+        now_us = self._advance(now)
+        due_us = max(now_us, self._buffer.over_us())
+        self._marks.add(name, now_us, due_us, self.received)
+
+    def clear(self, now: float) -> int:
+        """Empty the buffer and echo every mark that waits; returns the bytes flushed.
+
+        Part of a byte played counts as not played.
+        """
+        now_us = self._advance(now)
+        flushed = self._buffer.flush(now_us)
+        self.cleared += flushed
+        # Whatever came before was played, is sounding or had been flushed already.
+        self._echoes += self._marks.flush(now_us, self.received - flushed)
+        self.clears.append(Clear(now_us / 1e6, flushed, self.played(now)))
+        return flushed
+
+    def due(self, now: float) -> list[str]:
+        """The names to echo now, in order; each is given once."""
+        now_us = self._advance(now)
+        names = self._echoes + self._marks.due(now_us)
+        self._echoes = []
+        return names
+
+    def end(self, now: float) -> int:
+        """The stream is over: returns the bytes nobody will hear; no mark is echoed."""
+        now_us = self._advance(now)
+        unheard = self.buffered(now)
+        self._buffer.flush(now_us)
+        self.heard.cut(now_us)
+        self.cleared += unheard
+        return unheard
+
+    def played(self, now: float) -> int:
+        """Bytes played up to `now`: exact for the present and for any past time."""
+        if self._now_us is None or micros(now) > self._now_us:
+            self._advance(now)
+        return self.heard.position(now)
+
+    def buffered(self, now: float) -> int:
+        """Bytes that wait at `now`, which is the present."""
+        return self._buffer.waiting(self._advance(now))
+
+    def _advance(self, now: float) -> int:
+        now_us = micros(now)
+        if self._now_us is not None and now_us < self._now_us:
+            raise ValueError(f"time went back to {now}")
+        self._now_us = now_us
+        self._buffer.advance(now_us, self.received)
+        return now_us

@@ -1,0 +1,213 @@
+"""What happened in a call, as Twilio and the caller know it: the truth for tests.
+
+Times are seconds of the monotonic clock; audio is mu-law, 8 bytes to the ms. A call's
+own clock begins with the media clock of its first stream (`stream_at`).
+"""
+
+import audioop
+import wave
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from os import PathLike
+
+from bridge.sim.playout import SILENCE, Clear, Heard, MarkEcho, Playout, Run
+
+UNDERRUN_LIMIT = 1.0  # s; a longer pause is taken for the end of a reply
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """Speech of the caller: `start`/`end` on the stream's media clock, in seconds."""
+
+    stream_sid: str
+    start: float
+    end: float
+    started_at: float
+    ended_at: float
+    audio: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """A line in Twilio's debugger (319xx); never fatal."""
+
+    code: int
+    text: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A webhook Twilio made; status 0 = no answer, `error` says why."""
+
+    path: str
+    status: int
+    content_type: str
+    at: float
+    form: dict[str, str]
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """How a stream ended: code 0 by Twilio, 31921 by the bridge, others are faults."""
+
+    stream_sid: str
+    code: int
+    text: str
+    at: float
+    close_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Underruns:
+    count: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Streamed:
+    """One media stream of the call; its media clock is 0 at `began_at`."""
+
+    stream_sid: str
+    began_at: float
+    playout: Playout
+    unheard_at_end: int = 0
+
+    @property
+    def heard(self) -> Heard:
+        return self.playout.heard
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """Filled while the call goes on; complete when `Caller.call` returns."""
+
+    call_sid: str
+    started_at: float
+    answered_at: float | None = None
+    ended_at: float | None = None
+    ended_by: str = ""  # "caller", "bridge" or "error: ..."
+    error: str | None = None
+    twiml: list[str] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    streams: list[Streamed] = field(default_factory=list)
+    stream_ends: list[StreamEnd] = field(default_factory=list)
+    spoken: list[Spoken] = field(default_factory=list)
+    pressed: list[tuple[float, str]] = field(default_factory=list)
+    media_in: list[tuple[float, int]] = field(default_factory=list)
+    warnings: list[Warned] = field(default_factory=list)
+    said_by_twilio: list[str] = field(default_factory=list)
+    dialled: str | None = None
+    rejected: str | None = None
+    timed_out: list[str] = field(default_factory=list)  # steps that waited in vain
+    frames_sent: int = 0
+    frame_sent_at: list[float] = field(default_factory=list)
+
+    @property
+    def stream_sids(self) -> list[str]:
+        return [stream.stream_sid for stream in self.streams]
+
+    @property
+    def stream_at(self) -> float | None:
+        """When the first stream's media clock began."""
+        return self.streams[0].began_at if self.streams else None
+
+    @property
+    def first_media_at(self) -> float | None:
+        """When the first audio came from the bridge (before the network's delay)."""
+        return self.media_in[0][0] if self.media_in else None
+
+    @property
+    def first_heard_at(self) -> float | None:
+        """When the caller first heard the agent."""
+        return next((run.start for run in self.runs()), None)
+
+    @property
+    def heard(self) -> bytes:
+        """Exactly the audio that was played, back to back."""
+        return b"".join(stream.heard.audio() for stream in self.streams)
+
+    @property
+    def clears(self) -> list[Clear]:
+        return [clear for stream in self.streams for clear in stream.playout.clears]
+
+    @property
+    def marks(self) -> list[MarkEcho]:
+        """Every mark echoed, in order."""
+        return [mark for stream in self.streams for mark in stream.playout.marks]
+
+    @property
+    def unheard_at_end(self) -> int:
+        """Bytes that still waited when a stream ended, and were lost."""
+        return sum(stream.unheard_at_end for stream in self.streams)
+
+    @property
+    def underruns(self) -> Underruns:
+        """Playing ran dry and went on within a second: a hole in a reply.
+
+        Not counted: what a clear cut, and a pause in which the caller began to speak.
+        """
+        holes = [
+            after.start - before.end
+            for stream in self.streams
+            for before, after in pairwise(stream.heard.runs)
+            if self._is_hole(stream, before, after)
+        ]
+        return Underruns(len(holes), sum(holes))
+
+    def runs(self) -> Iterator[Run]:
+        for stream in self.streams:
+            yield from stream.heard.runs
+
+    def heard_timeline(self) -> bytes:
+        """The whole call as the caller heard it, silence where nothing played."""
+        line = self._silent_line()
+        for stream in self.streams:
+            for run in stream.heard.runs:
+                self._lay(line, run.start, run.audio)
+        return bytes(line)
+
+    def caller_timeline(self) -> bytes:
+        """The whole call as the caller spoke it, on the same clock."""
+        line = self._silent_line()
+        for spoken in self.spoken:
+            self._lay(line, spoken.started_at, spoken.audio)
+        return bytes(line)
+
+    def write_wav(self, path: str | PathLike[str]) -> None:
+        """Stereo 8 kHz 16-bit: left what the caller said, right what they heard."""
+        left = audioop.ulaw2lin(self.caller_timeline(), 2)
+        right = audioop.ulaw2lin(self.heard_timeline(), 2)
+        stereo = audioop.add(
+            audioop.tostereo(left, 2, 1, 0), audioop.tostereo(right, 2, 0, 1), 2
+        )
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(2)
+            file.setsampwidth(2)
+            file.setframerate(8000)
+            file.writeframes(stereo)
+
+    def _is_hole(self, stream: Streamed, before: Run, after: Run) -> bool:
+        """Neither cut by a clear (bytes are missing then) nor a turn's pause."""
+        return (
+            before.received_to == after.received_from
+            and after.start - before.end <= UNDERRUN_LIMIT
+            and not any(
+                spoken.stream_sid == stream.stream_sid
+                and before.end <= spoken.started_at <= after.start
+                for spoken in self.spoken
+            )
+        )
+
+    def _silent_line(self) -> bytearray:
+        if self.stream_at is None or self.ended_at is None:
+            return bytearray()
+        return bytearray([SILENCE]) * round((self.ended_at - self.stream_at) * 8000)
+
+    def _lay(self, line: bytearray, at: float, audio: bytes | bytearray) -> None:
+        assert self.stream_at is not None
+        start = round((at - self.stream_at) * 8000)
+        piece = audio[: max(0, len(line) - start)]
+        line[start : start + len(piece)] = piece

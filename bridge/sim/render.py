@@ -1,0 +1,109 @@
+"""Outputs as the deltas they are sent in: cut, encoded and aligned with their words.
+
+Everything is computed once and cached, so that hundreds of calls that say the same
+cost no more than copying strings. No I/O, no clock.
+"""
+
+import audioop
+import base64
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from bridge.sim.listener import BYTES_PER_MS
+from bridge.sim.turns import Play, Ruled, Say
+from bridge.sim.voice import AGENT_VOICE, WORDS_PER_MINUTE, resample, ruler, speak
+
+_RULER_WORD_MS = 300
+Words = tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One audio delta, and the words to send ahead of it."""
+
+    audio: bytes
+    base64: str
+    words: tuple[str, ...]  # transcript deltas, each with its leading blank
+    seconds: float
+
+
+@lru_cache(maxsize=128)
+def ruled(output: Ruled, number: int) -> Play:
+    """Ruler audio of item `number`, with a word every 300 ms."""
+    count = max(1, math.ceil(output.ms / _RULER_WORD_MS))
+    return Play(ruler(number, output.ms), " ".join(["word"] * count))
+
+
+@lru_cache(maxsize=512)
+def chunks(
+    output: Say | Play,
+    format_type: str,
+    delta_ms: int,
+    first_delta_ms: int | None,
+    speed: float,
+    voice: str | None,
+) -> tuple[Chunk, ...]:
+    """The deltas of `output` in the session's format."""
+    audio, words = _sound(output, format_type, speed, voice or AGENT_VOICE)
+    per_ms = BYTES_PER_MS[format_type]
+    cut: list[Chunk] = []
+    position = 0
+    waiting = list(_with_blanks(words))
+    while position < len(audio):
+        ms = first_delta_ms if first_delta_ms and not position else delta_ms
+        piece = audio[position : position + ms * per_ms]
+        position += len(piece)
+        until = position / per_ms / 1000
+        last = position >= len(audio)
+        count = sum(1 for at, _ in waiting if at < until or last)
+        said, waiting = waiting[:count], waiting[count:]
+        cut.append(
+            Chunk(
+                audio=piece,
+                base64=base64.b64encode(piece).decode(),
+                words=tuple(word for _, word in said),
+                seconds=len(piece) / per_ms / 1000,
+            )
+        )
+    return tuple(cut)
+
+
+def _sound(
+    output: Say | Play, format_type: str, speed: float, voice: str
+) -> tuple[bytes, Words]:
+    if isinstance(output, Play):
+        return _in_format(output.mulaw, format_type), _even(output)
+    rate = 24000 if format_type == "audio/pcm" else 8000
+    speech = speak(
+        output.text,
+        rate=rate,
+        voice=voice,
+        words_per_minute=round(WORDS_PER_MINUTE * speed),
+    )
+    if format_type == "audio/pcm":
+        whole_ms = len(speech.pcm) - len(speech.pcm) % BYTES_PER_MS[format_type]
+        return speech.pcm[:whole_ms], speech.words
+    return _in_format(speech.mulaw(), format_type), speech.words
+
+
+def _in_format(mulaw: bytes, format_type: str) -> bytes:
+    if format_type == "audio/pcmu":
+        return mulaw
+    linear = audioop.ulaw2lin(mulaw, 2)
+    if format_type == "audio/pcma":
+        return audioop.lin2alaw(linear, 2)
+    return resample(linear, 8000, 24000)
+
+
+def _even(output: Play) -> Words:
+    """Words of unknown timing, spread over the audio."""
+    words = output.text.split()
+    seconds = len(output.mulaw) / 8000
+    return tuple((i * seconds / len(words), word) for i, word in enumerate(words))
+
+
+def _with_blanks(words: Words) -> Words:
+    return tuple(
+        (at, word if i == 0 else " " + word) for i, (at, word) in enumerate(words)
+    )

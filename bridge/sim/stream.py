@@ -1,0 +1,330 @@
+"""One media stream: Twilio's end of the socket, its media clock, playout and echoes.
+
+What happens at Twilio happens in order of time, computed, not as timers happen to
+fire: frames every 20 ms without drift, arrivals when they have crossed the network,
+echoes when their audio is over. A late wake-up is caught up with the right times.
+"""
+
+import asyncio
+import base64
+import socket as sockets
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from random import Random
+from time import monotonic
+from typing import Literal
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError
+
+from bridge.sim import messages
+from bridge.sim.alarm import Alarm
+from bridge.sim.mouth import Mouth
+from bridge.sim.network import Link
+from bridge.sim.playout import BYTE_US, FRAME_BYTES, FRAME_US, SILENCE
+from bridge.sim.record import CallRecord, Streamed, StreamEnd, Warned
+
+FRAME_SECONDS = FRAME_US / 1e6
+FRAME_MS = FRAME_US // 1000
+SEND_LIMIT = 5.0  # s; a socket that takes nothing for so long is broken (31903)
+CLOSE_LIMIT = 2.0  # s; for the bridge's part of the closing handshake
+BACKLOG_LIMIT = 64 * 1024  # bytes unsent, three seconds: then audio is discarded, 31930
+SLOW_READER, BUFFER_FULL = 31930, 31931
+LOST, CLOSED_BY_BRIDGE, PROTOCOL_BROKEN = 31903, 31921, 31924
+
+OnMedia = Callable[[bytes, float], None]
+
+
+def silent_payloads(noisy: bool) -> Sequence[str]:
+    """Base64 of the frames of a silent caller; a real line hisses a little."""
+    if not noisy:
+        return [base64.b64encode(bytes([SILENCE]) * FRAME_BYTES).decode()]
+    levels = bytes([0xFF, 0xFE, 0x7F, 0x7E])
+    hiss = Random("hiss")
+    return [
+        base64.b64encode(bytes(hiss.choices(levels, k=FRAME_BYTES))).decode()
+        for _ in range(25)
+    ]
+
+
+QUIET, HISS = silent_payloads(noisy=False), silent_payloads(noisy=True)
+
+
+class _Last(Enum):
+    """What ends a connection, in the place of a message."""
+
+    CLOSE = auto()  # closing handshake
+    RESET = auto()  # no word, a TCP reset
+
+
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """The connection's end as it reaches Twilio."""
+
+    code: int
+    text: str
+    close_code: int | None
+
+
+class MediaStream:
+    """Run `read` and `run` beside each other; `end` is set when the stream is over."""
+
+    def __init__(
+        self,
+        socket: ClientConnection,
+        streamed: Streamed,
+        record: CallRecord,
+        *,
+        account_sid: str,
+        mouth: Mouth,
+        up: Link,
+        down: Link,
+        changed: Alarm,
+        noisy: bool = False,
+        keep_frame_times: bool = False,
+        on_media: OnMedia | None = None,
+    ) -> None:
+        self.end: StreamEnd | None = None
+        self._socket = socket
+        self._streamed = streamed
+        self._playout = streamed.playout
+        self._record = record
+        self._account_sid = account_sid
+        self._mouth = mouth
+        self._up, self._down = up, down
+        self._changed = changed  # rung when what the caller hears begins or is cut
+        self._silence = HISS if noisy else QUIET
+        self._keep_frame_times = keep_frame_times
+        self._on_media = on_media
+        self._sid = streamed.stream_sid
+        self._tail = messages.media_tail(self._sid)
+        self._began = streamed.began_at
+        self._frames = self._chunk = 0
+        self._number = 0  # sequenceNumber of the last message
+        self._gap: tuple[float, float, Literal["dtx", "loss"]] | None = None
+        self._warned: set[int] = set()
+        self._sending: deque[tuple[float, str | _Last, bool]] = deque()
+        self._crossing: deque[tuple[float, messages.Message | _Closed]] = deque()
+        self._alarm = Alarm()
+
+    def open(self, parameters: dict[str, str]) -> None:
+        """Send the first two messages; the media clock begins."""
+        self._emit(messages.CONNECTED, self._began)
+        self._number = 1
+        text = messages.start(
+            self._account_sid, self._record.call_sid, self._sid, parameters
+        )
+        self._emit(text, self._began)
+
+    async def read(self) -> None:
+        """Take what the bridge sends off the socket until the connection is gone."""
+        try:
+            async for raw in self._socket:
+                now = monotonic()
+                message = messages.read(raw, self._sid)
+                if isinstance(message, messages.Media):
+                    self._record.media_in.append((now, len(message.audio)))
+                self._cross_at(now, message)
+            code = self._socket.close_code
+            closed = _Closed(CLOSED_BY_BRIDGE, "closed by the bridge", code)
+        except ConnectionClosedError as error:
+            closed = _closed(error)
+        self._cross_at(monotonic(), closed)
+
+    async def run(self) -> None:
+        """Let Twilio's side happen until the stream is over and its last word sent."""
+        while self.end is None or self._sending:
+            now = monotonic()
+            self.advance(now)
+            await self._deliver(now)
+            if self.end is None or self._sending:
+                await self._alarm.until(self._next())
+
+    def advance(self, now: float) -> None:
+        """Do all that happens at Twilio up to `now`, in order of time."""
+        while self.end is None:
+            frame_at = self._began + (self._frames + 1) * FRAME_SECONDS
+            due = self._playout.next_due
+            at = frame_at if due is None or due > frame_at else due
+            if self._crossing and self._crossing[0][0] <= at:
+                at, message = self._crossing[0]
+                if at > now:
+                    return
+                self._crossing.popleft()
+                self._arrived(message, at)
+            elif at > now:
+                return
+            elif due is not None and due <= at:
+                for name in self._playout.due(at):
+                    self._emit(messages.mark(self._next_number(), self._sid, name), at)
+            else:
+                self._frame(frame_at)
+
+    # What the person at the telephone can do to the stream, now:
+
+    def press(self, digit: str) -> None:
+        now = self._catch_up()
+        self._emit(messages.dtmf(self._next_number(), self._sid, digit), now)
+
+    def send_raw(self, text: str) -> None:
+        self._emit(text, self._catch_up())
+
+    def gap(self, ms: float, mode: Literal["dtx", "loss", "late"]) -> None:
+        now = self._catch_up()
+        if mode == "late":
+            self._up.hold(now + ms / 1000)
+        else:
+            self._gap = (now, now + ms / 1000, mode)
+
+    def hang_up(self) -> None:
+        """The call ends: `stop`, then Twilio closes."""
+        now = self._catch_up()
+        sids = (self._account_sid, self._record.call_sid, self._sid)
+        self._emit(messages.stop(self._next_number(), *sids), now)
+        self._emit(_Last.CLOSE, now)
+        self._finish(StreamEnd(self._sid, 0, "hung up", now))
+
+    def drop(self) -> None:
+        """The connection breaks; what was sent before still arrives."""
+        now = self._catch_up()
+        self._emit(_Last.RESET, now)
+        self._finish(StreamEnd(self._sid, LOST, "broken pipe", now))
+
+    def _catch_up(self) -> float:
+        """Bring Twilio to the present and wake `run`; the caller acts at that time."""
+        now = monotonic()
+        self.advance(now)
+        self._alarm.ring()
+        return now
+
+    def _frame(self, at: float) -> None:
+        """A frame of the caller's audio is complete at `at`."""
+        begun = self._frames * FRAME_MS
+        self._frames += 1
+        speech = self._mouth.frame(self._sid, begun / 1000, at - FRAME_SECONDS)
+        if self._gap is not None and self._gap[0] < at <= self._gap[1]:
+            self._chunk += self._gap[2] == "loss"
+            return
+        self._chunk += 1
+        if self._backed_up():
+            self._warn(SLOW_READER, "the bridge reads too slowly: audio discarded", at)
+            return
+        if speech is None:
+            payload = self._silence[self._frames % len(self._silence)]
+        else:
+            payload = base64.b64encode(speech).decode()
+        number = self._next_number()
+        text = messages.media(number, self._chunk, begun, payload, self._tail)
+        self._emit(text, at, frame=True)
+
+    def _arrived(self, message: messages.Message | _Closed, at: float) -> None:
+        """Something from the bridge has crossed the network and is at Twilio."""
+        match message:
+            case messages.Media(audio):
+                was_over = (self._playout.over_at or 0.0) <= at
+                if not self._playout.media(audio, at):
+                    self._warn(BUFFER_FULL, "more than ten minutes of audio wait", at)
+                if was_over:
+                    self._changed.ring()
+                if self._on_media is not None:
+                    self._on_media(audio, at)
+            case messages.Mark(name):
+                self._playout.mark(name, at)
+            case messages.ClearBuffer():
+                self._playout.clear(at)
+                self._changed.ring()
+            case messages.Refused(code, text):
+                self._record.warnings.append(Warned(code, text, at))
+            case _Closed(code, text, close_code):
+                self._sending.clear()
+                self._finish(StreamEnd(self._sid, code, text, at, close_code))
+
+    def _finish(self, end: StreamEnd) -> None:
+        if self.end is not None:
+            return
+        self.end = end
+        # Whether Twilio plays out what waits when the socket closes is undocumented;
+        # the harder case for a bridge is that it does not.
+        self._streamed.unheard_at_end = self._playout.end(end.at)
+        self._record.stream_ends.append(end)
+        self._changed.ring()
+
+    def _backed_up(self) -> bool:
+        return self._socket.transport.get_write_buffer_size() > BACKLOG_LIMIT
+
+    def _warn(self, code: int, text: str, at: float) -> None:
+        """Note what Twilio reports once per stream."""
+        if code not in self._warned:
+            self._warned.add(code)
+            self._record.warnings.append(Warned(code, text, at))
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _emit(self, text: str | _Last, at: float, frame: bool = False) -> None:
+        if self.end is None:  # the connection may have closed while catching up
+            self._sending.append((self._up.arrival(at), text, frame))
+
+    def _cross_at(self, now: float, message: messages.Message | _Closed) -> None:
+        self._crossing.append((self._down.arrival(now), message))
+        self._alarm.ring()
+
+    def _next(self) -> float:
+        """When the next thing is to be done."""
+        times = [self._sending[0][0]] if self._sending else []
+        if self.end is None:
+            times.append(self._began + (self._frames + 1) * FRAME_SECONDS)
+            if self._crossing:
+                times.append(self._crossing[0][0])
+            if (due := self._playout.next_due) is not None:
+                times.append(due)
+        return min(times)
+
+    async def _deliver(self, now: float) -> None:
+        """Write to the socket what has crossed the network by `now`."""
+        if not self._sending or self._sending[0][0] > now:
+            return
+        try:
+            async with asyncio.timeout(SEND_LIMIT):
+                while self._sending and self._sending[0][0] <= now:
+                    _, text, frame = self._sending.popleft()
+                    await self._write(text)
+                    self._record.frames_sent += frame
+                    if frame and self._keep_frame_times:
+                        self._record.frame_sent_at.append(monotonic())
+        except ConnectionClosed:
+            # The reader sees the same and says how it ended; Twilio hears of it then.
+            self._sending.clear()
+        except TimeoutError:
+            self._socket.transport.abort()
+            self._sending.clear()
+
+    async def _write(self, text: str | _Last) -> None:
+        match text:
+            case str():
+                await self._socket.send(text)
+            case _Last.CLOSE:
+                await self._socket.close()
+            case _Last.RESET:
+                # Lingering for 0 s turns the close into a reset.
+                linger = struct.pack("ii", 1, 0)
+                raw = self._socket.transport.get_extra_info("socket")
+                raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, linger)
+                self._socket.transport.abort()
+
+
+def _closed(error: ConnectionClosedError) -> _Closed:
+    if error.rcvd is not None:
+        text = f"closed by the bridge: {error.rcvd.code} {error.rcvd.reason}"
+        return _Closed(CLOSED_BY_BRIDGE, text.strip(), error.rcvd.code)
+    if error.sent is not None:
+        text = f"not conformant with WebSocket: {error.sent.reason}"
+        return _Closed(PROTOCOL_BROKEN, text, error.sent.code)
+    return _Closed(LOST, "connection lost without a close frame", None)
+
+
+assert FRAME_BYTES * BYTE_US == FRAME_US

@@ -1,0 +1,136 @@
+"""Twilio's HTTP requests: form-encoded, signed, 15 seconds at most.
+
+Addresses are the public ones Twilio would see and sign; `Places` says which of them
+are really at the address the fake connects to.
+"""
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from time import monotonic
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import aiohttp
+
+from bridge.sim.markup import Method
+from bridge.sim.record import CallRecord, Request
+from bridge.sim.signature import sign, signed_url
+
+WEBHOOK_LIMIT = 15.0  # s, Twilio's hard limit
+ATTEMPTS = 2  # a failed connection is tried once more (`rc`=1, `rp`=ct)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`connect` is the origin dialled, `public` the one Twilio believes in."""
+
+    connect: str
+    public: str
+
+    @classmethod
+    def of(cls, webhook_url: str, signed_origin: str | None) -> "Places":
+        parts = urlsplit(webhook_url)
+        connect = f"{parts.scheme}://{parts.netloc}"
+        return cls(connect, (signed_origin or connect).rstrip("/"))
+
+    def public_url(self, url: str) -> str:
+        """The URL as Twilio knows it."""
+        if url.startswith(self.connect + "/"):
+            return self.public + url.removeprefix(self.connect)
+        return url
+
+    def is_ours(self, url: str) -> bool:
+        """True when the URL's host is the public one."""
+        return urlsplit(url).netloc == urlsplit(self.public).netloc
+
+    def dial(self, url: str) -> str:
+        """Where to connect for it; http(s) or ws(s) as it was, secure as we are."""
+        if not self.is_ours(url):
+            return url
+        parts, ours = urlsplit(url), urlsplit(self.connect)
+        scheme = {"http": "ws", "https": "wss"}[ours.scheme]
+        if not parts.scheme.startswith("ws"):
+            scheme = ours.scheme
+        return urlunsplit((scheme, ours.netloc, parts.path, parts.query, ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A webhook's answer; `url` is the public one, against which others are relative.
+
+    status 0 = none came.
+    """
+
+    url: str
+    status: int
+    content_type: str
+    text: str
+    error: str = ""
+
+
+class Webhooks:
+    """The requests of one call; every one is noted in its record."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        places: Places,
+        auth_token: str | None,
+        record: CallRecord,
+    ) -> None:
+        self._session = session
+        self._places = places
+        self._auth_token = auth_token
+        self._record = record
+
+    async def ask(self, url: str, form: dict[str, str], method: Method) -> Answer:
+        """Request the public `url`; never raises for what the other side does."""
+        at = monotonic()
+        token = str(uuid.uuid4())  # the same on the second attempt, so it is known
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                async with asyncio.timeout(WEBHOOK_LIMIT):
+                    answer = await self._request(url, form, method, token)
+                break
+            except aiohttp.ClientConnectorError as error:
+                answer = Answer(url, 0, "", "", f"11205 {error}")
+                if attempt == ATTEMPTS:
+                    break
+            except TimeoutError:
+                answer = Answer(url, 0, "", "", "11200 no answer in 15 s")
+                break
+            except (aiohttp.ClientError, ValueError) as error:
+                answer = Answer(url, 0, "", "", f"11200 {type(error).__name__} {error}")
+                break
+        path = urlsplit(url).path
+        self._record.requests.append(
+            Request(path, answer.status, answer.content_type, at, form, answer.error)
+        )
+        return answer
+
+    async def _request(
+        self, url: str, form: dict[str, str], method: Method, token: str
+    ) -> Answer:
+        if method == "GET":
+            url += ("&" if urlsplit(url).query else "?") + urlencode(form)
+        signed = form if method == "POST" else None
+        headers = {
+            "User-Agent": "TwilioProxy/1.1",
+            "Accept": "*/*",
+            "I-Twilio-Idempotency-Token": token,
+        }
+        if self._places.is_ours(url):
+            headers["Host"] = urlsplit(url).netloc
+        if self._auth_token is not None:
+            headers["X-Twilio-Signature"] = sign(
+                self._auth_token, signed_url(url), signed
+            )
+        async with self._session.request(
+            method,
+            self._places.dial(url),
+            data=signed,
+            headers=headers,
+            allow_redirects=False,
+        ) as response:
+            text = await response.text(errors="replace")
+            return Answer(url, response.status, response.content_type, text)

@@ -1,0 +1,212 @@
+"""One variable's text -> its value, or what is wrong with it and how to mend it.
+
+Each function is one kind of value; `settings.py` says which variable is which. What
+may hold a secret (urls, headers, keys) is never repeated in a message.
+"""
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import SecretStr
+from pydantic_core import PydanticCustomError
+
+LOCAL_MODEL = "local"
+_YES, _NO = (
+    frozenset({"1", "true", "yes", "on"}),
+    frozenset({"0", "false", "no", "off"}),
+)
+_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+_ACCOUNT_SID = re.compile(r"AC[0-9a-zA-Z]{32}")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: token
+_HEADERS_FIX = 'set `Name: value; Name: value` or {"Name": "value"}'
+_AGENT = re.compile(r"\S.*:[A-Za-z_][A-Za-z0-9_.]*")
+
+
+def wrong(text: str, fix: str) -> PydanticCustomError:
+    # Through the context, not the template: a value may well contain braces.
+    return PydanticCustomError("setting", "{text}: {fix}", {"text": text, "fix": fix})
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[object], int]:
+    span = f"from {least} up" if most is None else f"from {least} to {most}"
+
+    def parse(value: object) -> int:
+        text = str(value).strip()
+        # Not int(): that takes "1_0" and digits of other scripts.
+        if not re.fullmatch(r"-?[0-9]{1,9}", text):
+            raise wrong(f"is {text!r}, no whole number", f"set a number {span}")
+        number = int(text)
+        if number < least or (most is not None and number > most):
+            raise wrong(f"is {number}", f"set a whole number {span}")
+        return number
+
+    return parse
+
+
+def seconds(value: object) -> float:
+    text = str(value).strip()
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):
+        raise wrong(f"is {text!r}, no number of seconds", "set one from 0 up")
+    return float(text)
+
+
+def yes_or_no(value: object) -> bool:
+    text = str(value).strip().lower()
+    if text not in _YES | _NO:
+        raise wrong(f"is {text!r}, neither yes nor no", "set 1 or 0")
+    return text in _YES
+
+
+def word(value: object) -> str:
+    text = str(value).strip()
+    if not text or any(not character.isprintable() for character in text):
+        raise wrong("is empty or has control characters", "set a plain name")
+    return text
+
+
+def host(value: object) -> str:
+    text = word(value)
+    if "/" in text or " " in text:
+        raise wrong(f"is {text!r}, no address", "set one such as 0.0.0.0 or 127.0.0.1")
+    return text
+
+
+def agent(value: object) -> str:
+    text = word(value)
+    if not _AGENT.fullmatch(text):
+        raise wrong(f"is {text!r}", "set package.module:name or path/to/file.py:name")
+    return text
+
+
+def _url(value: object, form: str) -> tuple[str, SplitResult]:
+    """The url and its parts; its text goes into no message while it may hold a key."""
+    text = str(value).strip()
+    try:
+        parts = urlsplit(text)
+        well_formed = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a broken IPv6 address
+        well_formed = False
+    if not well_formed or any(character <= " " for character in text):
+        raise wrong("is no complete url", f"set one such as {form}")
+    if parts.username is not None or parts.password is not None:
+        raise wrong("has a user or password in it", f"set one such as {form}")
+    return text, parts
+
+
+def public_url(value: object) -> str:
+    form = "https://bridge.example.com"
+    text, parts = _url(value, form)
+    if parts.scheme != "https" and not (
+        parts.scheme == "http" and _is_loopback(parts.hostname or "")
+    ):
+        raise wrong(
+            f"begins with {parts.scheme}://, but Twilio needs TLS",
+            f"set the https origin Twilio sees, such as {form}",
+        )
+    if parts.path not in ("", "/") or "?" in text or "#" in text:
+        raise wrong("has a path or query", f"set the origin alone, such as {form}")
+    return text.removesuffix("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def model_url(value: object) -> str:
+    if str(value).strip() == LOCAL_MODEL:
+        return LOCAL_MODEL
+    text, parts = _url(value, "wss://host/v1/realtime, or `local`")
+    if parts.scheme not in ("ws", "wss") or parts.fragment:
+        raise wrong(
+            "is neither a WebSocket url nor `local`",
+            "set one such as wss://host/v1/realtime, or `local` for the bundled fake",
+        )
+    return text
+
+
+def headers(value: object) -> dict[str, str]:
+    """A JSON object or `Name: value; Name: value`; no value is ever in a message."""
+    found: dict[str, str] = {}
+    for name, content in _header_pairs(value):
+        if not isinstance(content, str) or not _HEADER_NAME.fullmatch(name.strip()):
+            raise wrong("has a name or value no header can have", _HEADERS_FIX)
+        if not content.strip().isprintable():
+            raise wrong("has control characters in a value", _HEADERS_FIX)
+        found[name.strip()] = content.strip()
+    return found
+
+
+def _header_pairs(value: object) -> list[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    text = str(value).strip()
+    if text.startswith("{"):
+        return _json_headers(text)
+    pairs: list[tuple[str, object]] = []
+    for part in filter(str.strip, text.split(";")):
+        name, colon, content = part.partition(":")
+        if not colon:
+            raise wrong("has a part without a colon", _HEADERS_FIX)
+        pairs.append((name, content))
+    return pairs
+
+
+def _json_headers(text: str) -> list[tuple[str, object]]:
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        raise wrong("is no valid JSON object", _HEADERS_FIX) from None
+    return list(parsed.items())
+
+
+def phone_number(value: object) -> str:
+    text = re.sub(r"[ ().-]", "", str(value))
+    if not _E164.fullmatch(text):
+        raise wrong("is no phone number", "set one in E.164, such as +14155550100")
+    return text
+
+
+def account_sid(value: object) -> str:
+    text = str(value).strip()
+    if not _ACCOUNT_SID.fullmatch(text):
+        raise wrong(
+            "is no account SID", "copy it from the Twilio console: AC and 32 characters"
+        )
+    return text
+
+
+def secret(value: object) -> object:
+    if isinstance(value, SecretStr):
+        return value
+    text = str(value).strip()
+    # It ends up in a header or a key: a blank inside is always a slip of the paste.
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise wrong(
+            "has a blank or a character no key has", "copy it again, without quotes"
+        )
+    return text
+
+
+def log_format(value: object) -> str:
+    text = str(value).strip().lower()
+    if text not in ("auto", "json", "pretty"):
+        raise wrong(f"is {text!r}", "set auto, json or pretty")
+    return text
+
+
+def text(value: object) -> str:
+    return str(value).strip()
+
+
+def folder(value: object) -> Path:
+    path = Path(str(value).strip()).expanduser()
+    if path.exists() and not path.is_dir():
+        raise wrong("names a file", "set a folder; it is made where it is missing")
+    return path

@@ -1,0 +1,92 @@
+"""The metrics that operators rely on: names of design.md section 9, fed by Notes."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from bridge.core.commands import Note
+
+_FAST = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+_HUMAN = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+
+
+class Metrics:
+    """One set per process; a registry of its own, so that a test sees only its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.calls_active = Gauge(
+            "bridge_calls_active", "Calls with an open stream", registry=self.registry
+        )
+        self.calls = Counter(
+            "bridge_calls",
+            "Calls that have ended, by how",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.caller_to_model = Histogram(
+            "bridge_caller_to_model_seconds",
+            "From reading a message of the caller's to having sent it to the model",
+            buckets=_FAST,
+            registry=self.registry,
+        )
+        self.model_to_caller = Histogram(
+            "bridge_model_to_caller_seconds",
+            "From reading an event of the model's to having sent it to Twilio",
+            buckets=_FAST,
+            registry=self.registry,
+        )
+        self.first_audio = Histogram(
+            "bridge_first_audio_seconds",
+            "From the end of the caller's turn (or the model being ready to greet) to "
+            "the first audio of the answer",
+            buckets=_HUMAN,
+            registry=self.registry,
+        )
+        self.clear = Histogram(
+            "bridge_clear_seconds",
+            "From an interruption to Twilio's echo behind the clear: a round trip",
+            buckets=_HUMAN,
+            registry=self.registry,
+        )
+        self.interruptions = Counter(
+            "bridge_interruptions",
+            "Answers cut short, by the caller or on the agent's side",
+            registry=self.registry,
+        )
+        self.unheard = Counter(
+            "bridge_unheard_seconds",
+            "Audio that the model made and nobody heard",
+            registry=self.registry,
+        )
+        self.protocol_errors = Counter(
+            "bridge_protocol_errors",
+            "Messages that could not be used, by the side that sent them",
+            ["side"],
+            registry=self.registry,
+        )
+        for side in ("caller", "model"):
+            self.protocol_errors.labels(side)
+
+    def note(self, note: Note) -> None:
+        """Counts what a Note tells."""
+        data = note.data
+        match note.name:
+            case "first_audio":
+                self.first_audio.observe(_number(data["seconds"]))
+            case "clear_confirmed":
+                self.clear.observe(_number(data["seconds"]))
+            case "interrupted":
+                self.interruptions.inc()
+            case "said":
+                unheard_ms = _number(data["received_ms"]) - _number(data["heard_ms"])
+                self.unheard.inc(max(unheard_ms, 0.0) / 1000)
+            case "late_audio":
+                self.unheard.inc(_number(data["bytes"]) / 8000)
+            case "protocol_error":
+                self.protocol_errors.labels(data["side"]).inc()
+            case _:
+                pass
+
+
+def _number(value: object) -> float:
+    assert isinstance(value, int | float), value
+    return float(value)

@@ -1,0 +1,156 @@
+"""The trace of one call: every input and command as JSON lines, to be replayed.
+
+It holds audio and words of people: written only where the operator asked for it
+(BRIDGE_RECORD_DIR). `replay` feeds one through the core again.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from bridge.core import media_stream, realtime
+from bridge.core.commands import (
+    Command,
+    End,
+    Interrupted,
+    Note,
+    Started,
+    ToCaller,
+    ToModel,
+)
+from bridge.core.conversation import Conversation
+
+BUFFER_BYTES = 256 * 1024
+"""Written in blocks: a call makes about 50 kB a second, and the loop must not wait."""
+
+MAX_EARLY = 100
+"""Lines kept of a socket that has not said whose call it is."""
+
+
+class Trace:
+    """Lines `{"at": seconds, ...}`: inputs as they came, commands as they left.
+
+    Kept in memory until `open` gives it a file: a call has no name before `start`.
+    """
+
+    def __init__(self, greeting: str | None, at: float) -> None:
+        self._file: IO[bytes] | None = None
+        self._early: list[bytes] = []
+        self._encode = msgspec.json.Encoder().encode
+        self._write({"at": at, "begin": {"greeting": greeting}})
+
+    def open(self, folder: Path, call_sid: str, stream_sid: str) -> Path:
+        """From now on into `folder`; what came before is written first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{_plain_name(call_sid)}.{_plain_name(stream_sid)}.trace.jsonl"
+        self._file = path.open("wb", buffering=BUFFER_BYTES)
+        self._file.writelines(self._early)
+        self._early.clear()
+        return path
+
+    def input(self, kind: str, value: str | Sequence[str | None], at: float) -> None:
+        """`kind`: "caller", "model" (texts as they came), or one that `feed` knows."""
+        self._write({"at": at, "in": kind, "value": value})
+
+    def command(self, command: Command, at: float) -> None:
+        self._write({"at": at, **_as_line(command)})
+
+    def session(self, note: Note, at: float) -> None:
+        """What the agent's session did; not of the core, so not replayed."""
+        self._write({"at": at, **_as_line(note), "out": "session"})
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        text = self._encode(line) + b"\n"
+        if self._file:
+            self._file.write(text)
+        elif len(self._early) < MAX_EARLY:
+            self._early.append(text)
+
+
+def _plain_name(sid: str) -> str:
+    """A SID as a file's name, whatever somebody sent in its place."""
+    return re.sub("[^A-Za-z0-9]", "_", sid)[:64]
+
+
+def _as_line(command: Command) -> dict[str, Any]:
+    match command:
+        case ToCaller(text):
+            return {"out": "caller", "value": text}
+        case ToModel(text):
+            return {"out": "model", "value": text}
+        case Note(name, data, private):
+            return {"out": "note", "value": [name, dict(data), dict(private)]}
+        case Interrupted(item_id, content_index):
+            return {"out": "interrupted", "value": [item_id, content_index]}
+        case Started(start):
+            return {"out": "started", "value": start.start.call_sid}
+        case End(by, why):
+            return {"out": "end", "value": [by, why]}
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a trace; a last line cut off by a crash is left out."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield msgspec.json.decode(line)
+
+
+def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Feeds the inputs of a trace through a new Conversation.
+
+    Yields (line as recorded, line as it is now) of each command, for comparison.
+    """
+    conversation: Conversation | None = None
+    expected: list[dict[str, Any]] = []
+    for line in read(path):
+        at = line["at"]
+        if "begin" in line:
+            conversation = Conversation(greeting=line["begin"]["greeting"], now=at)
+        elif "in" in line:
+            assert conversation is not None, "a trace begins with `begin`"
+            commands = _feed_line(conversation, line["in"], line["value"], at)
+            expected += [_as_line(command) for command in commands]
+        elif line["out"] != "session":
+            del line["at"]
+            yield line, _plain(expected.pop(0)) if expected else {}
+    for line in expected:
+        yield {}, _plain(line)
+
+
+def _plain(line: dict[str, Any]) -> dict[str, Any]:
+    """As it looks when read back."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(line))
+    return plain
+
+
+def feed(
+    talk: Conversation, kind: str, value: Sequence[str | None], at: float
+) -> list[Command]:
+    """An input that is no message of either side, by the name it has in a trace."""
+    match kind, value:
+        case "tick", _:
+            return talk.tick(at)
+        case "misread", [str(side), str(reason)]:
+            return talk.misread(side, reason)
+        case "interrupt", [str(by), response_id]:
+            return talk.interrupt(by, at, response_id)
+        case "end", [str(by), str(why)]:
+            return talk.end(by, why, at)
+        case _:
+            raise ValueError(f"no such input: {kind!r}")
+
+
+def _feed_line(talk: Conversation, kind: str, value: Any, at: float) -> list[Command]:
+    if kind == "caller":
+        return talk.from_caller(media_stream.decode(value), at)
+    if kind == "model":
+        return talk.from_model(realtime.decode(value), at)
+    return feed(talk, kind, value, at)

@@ -1,0 +1,204 @@
+"""A conversation driven by scripts: short verbs in, readable commands out."""
+
+import base64
+import json
+from typing import Any
+
+from bridge.core import media_stream, realtime
+from bridge.core.commands import (
+    Command,
+    End,
+    Interrupted,
+    Note,
+    Started,
+    ToCaller,
+    ToModel,
+)
+from bridge.core.conversation import Conversation
+from bridge.sim.playout import Playout
+
+STREAM = "MZ0000"
+MULAW_SESSION = {
+    "audio": {
+        "input": {
+            "format": {"type": "audio/pcmu"},
+            "turn_detection": {"type": "server_vad", "interrupt_response": True},
+        },
+        "output": {"format": {"type": "audio/pcmu"}},
+    }
+}
+
+
+def payload(ms: int, byte: bytes = b"\x55") -> str:
+    return base64.b64encode(byte * (8 * ms)).decode()
+
+
+class Phone:
+    """Feeds a Conversation; `now` moves only by `wait` and `frames`."""
+
+    def __init__(self, greeting: str | None = None) -> None:
+        self.now = 100.0
+        self.talk = Conversation(greeting=greeting, now=self.now)
+        self.timestamp = 0
+        self.log: list[Command] = []
+        self.twilio = Playout()
+        """Twilio's buffer, without any network between."""
+
+    # --- what happens ---
+
+    def caller(self, **message: Any) -> list[Command]:
+        decoded = media_stream.decode(json.dumps(message))
+        return self._took(self.talk.from_caller(decoded, self.now))
+
+    def model(self, type: str, **event: Any) -> list[Command]:
+        decoded = realtime.decode(json.dumps({"type": type, "event_id": "e", **event}))
+        return self._took(self.talk.from_model(decoded, self.now))
+
+    def start(self, sid: str = STREAM, **form: Any) -> list[Command]:
+        media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1, **form}
+        start = {"callSid": "CA1", "mediaFormat": media, "customParameters": {}}
+        return self.caller(event="start", streamSid=sid, start=start)
+
+    def frame(self, sid: str = STREAM, ms: int = 20, **more: Any) -> list[Command]:
+        """One frame of the caller's, at the present timestamp."""
+        media = {"track": "inbound", "timestamp": str(self.timestamp), **more}
+        media.setdefault("payload", payload(ms))
+        self.timestamp += ms
+        return self.caller(event="media", streamSid=sid, media=media)
+
+    def frames(self, ms: int) -> list[Command]:
+        """So much time passes, with a frame each 20 ms; `now` is Twilio's time."""
+        commands = []
+        for _ in range(ms // 20):
+            self.now += 0.02
+            commands += self.echoes()
+            commands += self.frame()
+            commands += self.tick()
+        return commands
+
+    def tick(self) -> list[Command]:
+        return self._took(self.talk.tick(self.now))
+
+    def wait(self, seconds: float) -> list[Command]:
+        self.now += seconds
+        return self.tick()
+
+    def echo(self, name: str) -> list[Command]:
+        return self.caller(event="mark", streamSid=STREAM, mark={"name": name})
+
+    def echoes(self) -> list[Command]:
+        """Twilio gives back the marks that are due; `frames` does it by itself."""
+        commands = []
+        for name in self.twilio.due(self.now):
+            commands += self.echo(name)
+        return commands
+
+    def ready(self, session: Any = MULAW_SESSION) -> list[Command]:
+        return self.model("session.updated", session=session)
+
+    def talking(self) -> "Phone":
+        """Both sides are there."""
+        self.start()
+        self.frames(100)
+        self.ready()
+        return self
+
+    def created(self, response: str = "r1") -> list[Command]:
+        return self.model("response.created", response={"id": response})
+
+    def says(
+        self, ms: int, item: str = "i1", response: str = "r1", index: int = 0
+    ) -> list[Command]:
+        return self.model(
+            "response.output_audio.delta",
+            response_id=response,
+            item_id=item,
+            content_index=index,
+            delta=payload(ms),
+        )
+
+    def words(self, text: str, item: str = "i1", response: str = "r1") -> list[Command]:
+        return self.model(
+            "response.output_audio_transcript.delta",
+            response_id=response,
+            item_id=item,
+            content_index=0,
+            delta=text,
+        )
+
+    def item_done(
+        self, item: str = "i1", response: str = "r1", index: int = 0
+    ) -> list[Command]:
+        return self.model(
+            "response.output_audio.done",
+            response_id=response,
+            item_id=item,
+            content_index=index,
+        )
+
+    def done(self, response: str = "r1", status: str = "completed") -> list[Command]:
+        return self.model("response.done", response={"id": response, "status": status})
+
+    def barges_in(self) -> list[Command]:
+        return self.model(
+            "input_audio_buffer.speech_started", item_id="u", audio_start_ms=0
+        )
+
+    def _took(self, commands: list[Command]) -> list[Command]:
+        self.log += commands
+        for message in to_caller(commands):
+            match message["event"]:
+                case "media":
+                    audio = base64.b64decode(message["media"]["payload"])
+                    self.twilio.media(audio, self.now)
+                case "mark":
+                    self.twilio.mark(message["mark"]["name"], self.now)
+                case "clear":
+                    self.twilio.clear(self.now)
+        return commands
+
+
+# --- reading commands ---
+
+
+def to_caller(commands: list[Command]) -> list[dict[str, Any]]:
+    return [json.loads(it.text) for it in commands if isinstance(it, ToCaller)]
+
+
+def to_model(commands: list[Command]) -> list[dict[str, Any]]:
+    return [json.loads(it.text) for it in commands if isinstance(it, ToModel)]
+
+
+def events(commands: list[Command]) -> list[str]:
+    """Twilio messages by their event."""
+    return [message["event"] for message in to_caller(commands)]
+
+
+def told(commands: list[Command]) -> list[tuple[str, str, int | None]]:
+    """What the model is told about items: (verb, item, ms)."""
+    return [
+        (event["type"].rpartition(".")[2], event["item_id"], event.get("audio_end_ms"))
+        for event in to_model(commands)
+        if event["type"] in ("conversation.item.truncate", "conversation.item.delete")
+    ]
+
+
+def notes(commands: list[Command], name: str) -> list[Note]:
+    return [it for it in commands if isinstance(it, Note) and it.name == name]
+
+
+def one(commands: list[Command], kind: type) -> Any:
+    found = [it for it in commands if isinstance(it, kind)]
+    assert len(found) == 1, commands
+    return found[0]
+
+
+def reasons(commands: list[Command]) -> list[object]:
+    return [note.data["reason"] for note in notes(commands, "protocol_error")]
+
+
+def ends(commands: list[Command]) -> list[tuple[str, str]]:
+    return [(it.by, it.why) for it in commands if isinstance(it, End)]
+
+
+__all__ = ["Interrupted", "Phone", "Started"]

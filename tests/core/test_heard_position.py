@@ -1,0 +1,303 @@
+"""What the model is told against what was heard, in any order of events.
+
+The other side of the wire is not the core's: a Twilio with its own buffer, its own
+clock and a network of its own (bridge.sim), and audio that says which item and which
+millisecond it is. The core never sees that truth; here it is compared with it.
+"""
+
+import base64
+import heapq
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from bridge.core import media_stream, realtime
+from bridge.core.commands import Command, ToCaller, ToModel
+from bridge.core.conversation import Conversation
+from bridge.sim.network import Network
+from bridge.sim.playout import Playout
+from bridge.sim.ruler import read_ruler, ruler
+from tests.core.phone import MULAW_SESSION, payload
+
+FRAME = 0.02
+
+TOLERANCE_MS = 40
+"""The bound the project gives itself (docs/playback.md): max over all items."""
+
+JITTER_TOLERANCE_MS = 65
+"""Where jitter parts messages that were written together (TCP hardly does), a mark may
+come back one start piece and one low piece before the audio it stands for."""
+
+
+@dataclass
+class Item:
+    """An item as the model has it."""
+
+    number: int
+    generated: bytes = b""
+    sent: int = 0
+    truncated_ms: int | None = None
+    deleted: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"item{self.number}"
+
+    @property
+    def believed_ms(self) -> float:
+        """design.md section 4: the last truncation, 0 when deleted, else all."""
+        if self.deleted:
+            return 0.0
+        if self.truncated_ms is not None:
+            return float(self.truncated_ms)
+        return self.sent / 8
+
+
+@dataclass(order=True)
+class Delivery:
+    at: float
+    order: int
+    side: str = field(compare=False)
+    message: dict[str, Any] = field(compare=False)
+
+
+class World(RuleBasedStateMachine):
+    """A call in simulated time: the core, a network, a Twilio, a talking model."""
+
+    @initialize(
+        up=st.sampled_from([0, 20, 60, 150]),
+        down=st.sampled_from([0, 20, 60, 150]),
+        jitter=st.sampled_from([0, 10, 80]),
+        seed=st.integers(0, 1000),
+        phase=st.sampled_from([None, 0.0, 0.007, 0.0193]),
+    )
+    def place(
+        self, up: int, down: int, jitter: int, seed: int, phase: float | None
+    ) -> None:
+        network = Network(up, down, jitter, seed)
+        self.up, self.down = network.up(), network.down()
+        self.tolerance = JITTER_TOLERANCE_MS if jitter > 10 else TOLERANCE_MS
+        self.round_trip = (up + down + 2 * jitter) / 1000
+        self.now = 10.0
+        self.began = self.now
+        self.next_frame = self.now + FRAME
+        self.twilio = Playout(phase)
+        self.wire: list[Delivery] = []
+        self.order = 0
+        self.items: list[Item] = []
+        self.response = 0
+        self.open = False
+        self.interrupted_at = -1.0
+        self.talk = Conversation(greeting=None, now=self.now)
+        form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
+        start = {"callSid": "CA", "mediaFormat": form}
+        self.hear({"event": "start", "streamSid": "MZ", "start": start})
+        self.event("session.updated", session=MULAW_SESSION)
+        self.run(0.1)
+
+    # --- what the model does ---
+
+    @precondition(lambda self: not self.open)
+    @rule()
+    def begins_to_answer(self) -> None:
+        self.response += 1
+        self.open = True
+        self.event("response.created", response={"id": f"r{self.response}"})
+        self.new_item()
+
+    @precondition(lambda self: self.open)
+    @rule(
+        ms=st.one_of(st.integers(1, 40), st.integers(100, 700)),
+        pieces=st.integers(1, 4),
+    )
+    def speaks(self, ms: int, pieces: int) -> None:
+        for _ in range(pieces):
+            self.delta(ms)
+            self.run(ms / 4000)  # generated at four times real time
+
+    @precondition(lambda self: self.open)
+    @rule()
+    def goes_on_with_another_item(self) -> None:
+        self.end_item()
+        self.new_item()
+
+    @precondition(lambda self: self.open)
+    @rule()
+    def has_answered(self) -> None:
+        self.end_item()
+        self.end_response("completed")
+
+    @rule(late=st.integers(0, 300))
+    def is_interrupted(self, late: int) -> None:
+        """The server hears speech, and cancels its own answer; audio on the way."""
+        self.event("input_audio_buffer.speech_started", item_id="u", audio_start_ms=0)
+        if self.open:
+            if late:
+                self.delta(late)
+            self.end_item()
+            self.end_response("cancelled")
+        self.interrupted_at = self.now
+        self.event("input_audio_buffer.speech_stopped", item_id="u", audio_end_ms=0)
+
+    # --- what time does ---
+
+    @rule(seconds=st.sampled_from([0.005, 0.05, 0.3, 1.1, 3.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.run(seconds)
+
+    @invariant()
+    def the_model_is_told_only_what_it_takes(self) -> None:
+        """Never more than it has sent, never more than it was told before."""
+        for item in getattr(self, "items", []):
+            if item.truncated_ms is not None:
+                assert item.truncated_ms <= item.sent / 8
+
+    def teardown(self) -> None:
+        if not hasattr(self, "items"):
+            return
+        if self.open:
+            self.end_item()
+            self.end_response("completed")
+        self.run(1.5 + self.round_trip)  # settle what is under way
+        unplayed = self.twilio.buffered(self.now) / 8000
+        self.run(unplayed + 0.5 + self.round_trip)
+        heard = read_ruler(self.twilio.heard.audio(self.now))
+        assert heard.in_order and heard.repeated_bytes == 0
+        assert heard.lost_bytes == 0, "something in the middle of an item was lost"
+        for item in self.items:
+            truth = heard.heard_ms.get(item.number, 0.0)
+            error = abs(item.believed_ms - truth)
+            assert error <= self.tolerance, (
+                f"the model believes {item.believed_ms} ms of item {item.number} were "
+                f"heard, the caller heard {truth}"
+            )
+        assert self.talk.deadline is None, "something waits for ever"
+
+    # --- the machinery ---
+
+    def new_item(self) -> None:
+        item = Item(len(self.items) + 1)
+        item.generated = ruler(item.number, 20_000)
+        self.items.append(item)
+        self.event(
+            "response.output_item.added",
+            response_id=f"r{self.response}",
+            item={"id": item.name, "type": "message"},
+        )
+
+    def delta(self, ms: int) -> None:
+        item = self.items[-1]
+        audio = item.generated[item.sent : item.sent + 8 * ms]
+        item.sent += len(audio)
+        self.event(
+            "response.output_audio.delta",
+            response_id=f"r{self.response}",
+            item_id=item.name,
+            delta=base64.b64encode(audio).decode(),
+        )
+
+    def end_item(self) -> None:
+        item = self.items[-1]
+        self.event(
+            "response.output_audio.done",
+            response_id=f"r{self.response}",
+            item_id=item.name,
+        )
+
+    def end_response(self, status: str) -> None:
+        self.open = False
+        response = {"id": f"r{self.response}", "status": status}
+        self.event("response.done", response=response)
+
+    def event(self, type: str, **fields: Any) -> None:
+        event = realtime.decode(json.dumps({"type": type, **fields}))
+        self.obey(self.talk.from_model(event, self.now))
+
+    def hear(self, message: dict[str, Any]) -> None:
+        decoded = media_stream.decode(json.dumps(message))
+        self.obey(self.talk.from_caller(decoded, self.now))
+
+    def obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, ToCaller):
+                self.send(self.down, "twilio", json.loads(command.text))
+            elif isinstance(command, ToModel):
+                self.remember(json.loads(command.text))
+
+    def remember(self, event: dict[str, Any]) -> None:
+        for item in self.items:
+            if item.name != event.get("item_id"):
+                continue
+            if event["type"] == "conversation.item.delete":
+                assert not item.deleted, "deleted twice"
+                item.deleted = True
+            elif event["type"] == "conversation.item.truncate":
+                ms = event["audio_end_ms"]
+                assert ms <= item.sent / 8, "longer than the item is"
+                assert item.truncated_ms is None, "truncated twice"
+                item.truncated_ms = ms
+
+    def send(self, link: Any, side: str, message: dict[str, Any]) -> None:
+        self.order += 1
+        at = link.arrival(self.now)
+        heapq.heappush(self.wire, Delivery(at, self.order, side, message))
+
+    def run(self, seconds: float) -> None:
+        """Everything that falls due until then, in the order of time."""
+        end = self.now + seconds
+        while True:
+            due = [end, self.next_frame]
+            if self.wire:
+                due.append(self.wire[0].at)
+            if (echo := self.twilio.next_due) is not None:
+                due.append(echo)
+            if (deadline := self.talk.deadline) is not None:
+                due.append(max(deadline, self.now))
+            self.now = max(self.now, min(due))
+            for name in self.twilio.due(self.now):
+                mark = {"event": "mark", "streamSid": "MZ", "mark": {"name": name}}
+                self.send(self.up, "bridge", mark)
+            if self.now >= self.next_frame:
+                self.send_frame()
+            while self.wire and self.wire[0].at <= self.now:
+                self.deliver(heapq.heappop(self.wire))
+            self.obey(self.talk.tick(self.now))
+            if self.now >= end:
+                return
+
+    def send_frame(self) -> None:
+        timestamp = round((self.next_frame - FRAME - self.began) * 1000)
+        media = {"timestamp": str(timestamp), "payload": payload(20)}
+        self.next_frame += FRAME
+        message = {"event": "media", "streamSid": "MZ", "media": media}
+        self.send(self.up, "bridge", message)
+
+    def deliver(self, delivery: Delivery) -> None:
+        message = delivery.message
+        if delivery.side == "bridge":
+            self.hear(message)
+        elif message["event"] == "media":
+            self.twilio.media(base64.b64decode(message["media"]["payload"]), self.now)
+        elif message["event"] == "mark":
+            self.twilio.mark(message["mark"]["name"], self.now)
+        else:
+            self.twilio.clear(self.now)
+
+
+World.TestCase.settings = settings(
+    max_examples=1500,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestHeardPosition = World.TestCase

@@ -1,0 +1,396 @@
+"""The files around the code: what a fresh machine, a container and CI start from."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from bridge.settings import NAMES, Settings, load
+
+ROOT = Path(__file__).resolve().parent.parent
+HOUSE = [
+    "Makefile",
+    "Dockerfile",
+    ".dockerignore",
+    "docker-compose.yml",
+    ".env.example",
+    ".ci/run",
+    "requirements.lock",
+    "scripts/lock.py",
+    "pyproject.toml",
+]
+PYTHONS = ("3.11", "3.12", "3.13")
+# Examples, the own machine, and a license: nothing is fetched from these.
+HARMLESS_URLS = ("https://bridge.example.com", "http://127.0.0.1")
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def locked() -> dict[str, Requirement]:
+    lines = [line for line in text("requirements.lock").splitlines() if line[0] != "#"]
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+def declared() -> list[Requirement]:
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    extras = project["optional-dependencies"].values()
+    lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    return [Requirement(line) for line in lines]
+
+
+def holds(requirement: Requirement, python: str) -> bool:
+    environment = {"python_version": python, "platform_system": "Linux"}
+    return requirement.marker is None or requirement.marker.evaluate(environment)
+
+
+# --------------------------------------------------------------------------- the lock
+
+
+def test_the_lock_is_names_and_versions_only() -> None:
+    """Anybody installs the same versions, from wherever they install."""
+    lines = text("requirements.lock").splitlines()
+    line_form = re.compile(
+        r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [a-z_]+ (<|>=|!=) \"[\w.]+\")?"
+    )
+    odd = [line for line in lines if line[0] != "#" and not line_form.fullmatch(line)]
+
+    assert not odd
+    assert len(locked()) == sum(line[0] != "#" for line in lines), "a name twice"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_has_all_that_is_declared(python: str) -> None:
+    """A fresh machine gets a bridge that starts, on each Python we promise."""
+    lock = locked()
+    for requirement in declared():
+        if not holds(requirement, python):
+            continue
+        pin = lock.get(canonicalize_name(requirement.name))
+        assert pin is not None, f"{requirement.name} is not locked: make lock"
+        assert holds(pin, python), f"{pin} is not installed on {python}"
+        (version,) = pin.specifier
+        assert requirement.specifier.contains(version.version), f"{pin}: make lock"
+
+
+def test_the_lock_knows_where_audioop_is_missing() -> None:
+    """Python 3.13 has lost audioop; there, and only there, a package brings it back."""
+    pin = locked()["audioop-lts"]
+
+    assert [holds(pin, python) for python in PYTHONS] == [False, False, True]
+
+
+# ------------------------------------------------------------------ nobody's machine
+
+
+@pytest.mark.parametrize("name", HOUSE)
+def test_no_file_names_a_host_or_a_machine(name: str) -> None:
+    """A clone works in other people's networks, behind their own mirrors."""
+    content = text(name)
+    urls = re.findall(r"\b[a-z+]+://[^\s'\"`)]+", content)
+    strange = [url for url in urls if not url.startswith(HARMLESS_URLS)]
+    options = re.findall(r"--(?:extra-)?index-url|--find-links|--trusted-host", content)
+    paths = re.findall(r"(?<![\w.$}])/(?:root|home|work|opt|Users|mnt)\b\S*", content)
+
+    assert not strange + options + paths
+
+
+def test_the_image_is_named_without_a_registry() -> None:
+    """The base image comes from whatever registry docker is set up for."""
+    images = re.findall(r"^FROM (\S+)", text("Dockerfile"), re.MULTILINE)
+
+    assert images and all(re.fullmatch(r"python:3\.13-slim", each) for each in images)
+
+
+# -------------------------------------------------------------------------- container
+
+
+def service() -> dict[str, Any]:
+    services: dict[str, Any] = yaml.safe_load(text("docker-compose.yml"))["services"]
+    assert list(services) == ["bridge"]
+    found: dict[str, Any] = services["bridge"]
+    return found
+
+
+def test_compose_lets_calls_finish() -> None:
+    """A deploy does not cut a caller off in the middle of a sentence."""
+    grace = re.fullmatch(r"(\d+)s", service()["stop_grace_period"])
+
+    assert grace is not None and int(grace[1]) >= Settings().drain_seconds + 10
+
+
+def test_compose_locks_the_container_down() -> None:
+    """Whoever breaks into the bridge finds neither tools, rights nor a disk."""
+    bridge = service()
+
+    assert bridge["read_only"] is True
+    assert bridge["cap_drop"] == ["ALL"]
+    assert bridge["security_opt"] == ["no-new-privileges:true"]
+    assert bridge["tmpfs"] == ["/tmp"]
+    assert "privileged" not in bridge and "user" not in bridge
+
+
+def test_compose_starts_without_an_env_file() -> None:
+    """`docker compose up` on a fresh clone is a bridge, not an error."""
+    assert service()["env_file"] == [{"path": ".env", "required": False}]
+
+
+def test_inside_the_container_the_port_is_fixed() -> None:
+    """Changing BRIDGE_PORT moves the port of the machine; health is still found."""
+    bridge = service()
+
+    assert bridge["environment"]["BRIDGE_PORT"] == "8080"
+    assert bridge["ports"] == ["${BRIDGE_PORT:-8080}:8080"]
+    assert set(bridge["environment"]) <= NAMES
+    assert load(bridge["environment"], env_file=None).port == 8080
+
+
+def test_health_is_asked_with_what_the_image_has() -> None:
+    """A bridge that hangs is replaced; the slim image has no curl to ask with."""
+    (asked,) = re.findall(
+        r'^ +CMD \["python", "-c", "(.*)"\]$', text("Dockerfile"), re.M
+    )
+    command = service()["healthcheck"]["test"]
+
+    for code in (asked, command[3]):
+        compile(code, "healthcheck", "exec")
+        assert "/healthz" in code and "127.0.0.1" in code
+    assert command[:3] == ["CMD", "python", "-c"]
+
+
+def test_the_image_runs_the_bridge_as_nobody_special() -> None:
+    """The process that strangers call is not root, and is told to stop gently."""
+    lines = text("Dockerfile").splitlines()
+
+    assert lines[-2:] == ['ENTRYPOINT ["bridge"]', 'CMD ["serve"]']
+    assert "USER 10001" in lines and "EXPOSE 8080" in lines
+    assert "STOPSIGNAL SIGTERM" in lines
+    assert lines.index("USER 10001") > max(
+        number for number, line in enumerate(lines) if line.startswith("COPY")
+    )
+
+
+def test_the_image_has_what_it_copies_and_no_secret() -> None:
+    """The build finds its files; .env, .git and recordings stay out of the image."""
+    let_in = [
+        line[1:] for line in text(".dockerignore").splitlines() if line.startswith("!")
+    ]
+    copied = [
+        word
+        for words in re.findall(r"^COPY (?!--from)(.*) \S+$", text("Dockerfile"), re.M)
+        for word in words.split()
+    ]
+
+    assert "\n*\n" in text(".dockerignore")
+    assert sorted(copied) == sorted(let_in)
+    assert all((ROOT / name).exists() for name in copied)
+
+
+# ----------------------------------------------------------------------- .env.example
+
+
+def examples() -> dict[str, str]:
+    found = re.findall(r"^# ([A-Z][A-Z_]+)=(.*)$", text(".env.example"), re.MULTILINE)
+    assert len(found) == len(dict(found)), "a variable twice"
+    return dict(found)
+
+
+def test_every_variable_is_explained() -> None:
+    """An operator finds each setting with a sentence of what it does."""
+    lines = text(".env.example").splitlines()
+
+    assert set(examples()) == NAMES
+    for number, line in enumerate(lines):
+        if re.match(r"# [A-Z_]+=", line):
+            assert re.match(r"# \S.*[.]$", lines[number - 1]), line
+
+
+def test_a_copied_example_changes_nothing(tmp_path: Path) -> None:
+    """`cp .env.example .env` is safe: all of it is commented out."""
+    shutil.copy(ROOT / ".env.example", tmp_path / ".env")
+
+    assert load({}, tmp_path / ".env") == Settings()
+
+
+# The examples of these show a form; of all others they show the default.
+FORMS = frozenset(
+    {
+        "BRIDGE_PUBLIC_URL",
+        "BRIDGE_MODEL_URL",
+        "BRIDGE_MODEL_HEADERS",
+        "BRIDGE_RECORD_DIR",
+        "BRIDGE_FALLBACK_NUMBER",
+        "TWILIO_AUTH_TOKEN",
+        "TWILIO_ACCOUNT_SID",
+        "OPENAI_API_KEY",
+    }
+)
+
+
+def test_every_example_is_valid_and_tells_the_default(tmp_path: Path) -> None:
+    """What is uncommented works as it stands, and the default shown is the default."""
+    uncommented = re.sub(
+        r"^# ([A-Z][A-Z_]+=)", r"\1", text(".env.example"), flags=re.MULTILINE
+    )
+    (tmp_path / ".env").write_text(uncommented)
+    found, default = load({}, tmp_path / ".env"), Settings()
+
+    for name, field in Settings.model_fields.items():
+        shown, own = getattr(found, name), getattr(default, name)
+        assert (shown != own) == (field.validation_alias in FORMS), name
+
+
+# --------------------------------------------------------------------- make and .ci/run
+
+
+def run_make(
+    folder: Path, *words: str, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """make as from a terminal: without the traces of the make that runs the tests."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in NAMES and not name.startswith("MAKE")
+    }
+    return subprocess.run(
+        ["make", "--no-print-directory", *words],
+        cwd=folder,
+        env=kept | environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone whose bridge only says how it was started."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    bin_folder = tmp_path / ".venv" / "bin"
+    bin_folder.mkdir(parents=True)
+    bridge = bin_folder / "bridge"
+    bridge.write_text('#!/bin/sh\necho "$@ insecure=$BRIDGE_INSECURE"\n')
+    bridge.chmod(0o755)
+    (tmp_path / ".venv" / ".installed").touch()
+    return tmp_path
+
+
+@needs_make
+def test_make_lists_its_commands() -> None:
+    """Whoever types `make` learns what there is."""
+    listed = re.findall(r"^  make (\w+) +\S", run_make(ROOT).stdout, re.MULTILINE)
+
+    assert sorted(listed) == sorted(
+        re.findall(r"^\.PHONY: (.*)$", text("Makefile"), re.MULTILINE)[0].split()
+    )
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("env_file", "environ", "insecure"),
+    [
+        ("", {}, "1"),
+        ("# BRIDGE_PUBLIC_URL=https://a.example\n", {}, "1"),
+        ("BRIDGE_PUBLIC_URL=\n", {}, "1"),
+        ("MY_BRIDGE_PUBLIC_URL=https://a.example\n", {}, "1"),
+        ("BRIDGE_PUBLIC_URL=https://a.example\n", {}, ""),
+        (' export BRIDGE_PUBLIC_URL = "https://a.example"\n', {}, ""),
+        ("BRIDGE_INSECURE=0\n", {}, ""),
+        ("", {"BRIDGE_PUBLIC_URL": "https://a.example"}, ""),
+        ("", {"BRIDGE_INSECURE": "0"}, "0"),
+    ],
+)
+def test_make_serve_is_insecure_only_without_a_public_url(
+    clone: Path, env_file: str, environ: dict[str, str], insecure: str
+) -> None:
+    """A developer gets going at once; a real deployment never turns the checks off."""
+    (clone / ".env").write_text(env_file)
+
+    done = run_make(clone, "serve", **environ)
+
+    assert (done.stdout, done.stderr) == (f"serve insecure={insecure}\n", "")
+
+
+@needs_make
+def test_make_demo_passes_the_end_on(clone: Path) -> None:
+    """A demo that fails makes `make` fail."""
+    (clone / ".venv" / "bin" / "bridge").write_text("#!/bin/sh\nexit 3\n")
+
+    assert run_make(clone, "demo").returncode != 0
+
+
+def _python(folder: Path, body: str) -> str:
+    python = folder / "some-python"
+    python.write_text(f"#!/bin/sh\n{body}\n")
+    python.chmod(0o755)
+    return f"PYTHON={python}"
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("exit 1", "older than Python 3.11"),
+        ('case "$2" in *ensurepip*) exit 1;; esac', "apt install python3-venv"),
+    ],
+)
+def test_setup_says_what_the_machine_lacks(clone: Path, body: str, told: str) -> None:
+    """On a machine with an old or a stripped Python the first command says so."""
+    (clone / ".venv" / ".installed").unlink()
+
+    done = run_make(clone, "setup", _python(clone, body))
+
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert not (clone / ".venv" / ".installed").exists()
+
+
+@needs_make
+def test_setup_says_that_no_python_was_found(clone: Path) -> None:
+    """Where no Python is new enough, the message says which one is needed."""
+    (clone / ".venv" / ".installed").unlink()
+
+    done = run_make(clone, "setup", "PYTHON=")
+
+    assert done.returncode != 0 and "needs Python 3.11 or newer" in done.stderr
+
+
+@needs_make
+def test_setup_is_done_once_and_again_after_a_change(clone: Path) -> None:
+    """Nobody waits for pip twice; nobody runs on yesterday's lock either."""
+    log = clone / "log"
+    (clone / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+    (clone / ".venv" / "bin" / "python").chmod(0o755)
+    python = _python(clone, "exit 0")
+
+    run_make(clone, "setup", python)
+    assert not log.exists()
+    past = (clone / ".venv" / ".installed").stat().st_mtime + 10
+    os.utime(clone / "requirements.lock", (past, past))
+    run_make(clone, "setup", python)
+
+    first, second = log.read_text().splitlines()
+    assert first.endswith("-r requirements.lock")
+    assert second.endswith("--no-deps -e .")
+
+
+def test_ci_runs_by_itself() -> None:
+    """CI starts from a clean clone: the script is executable and can be parsed."""
+    script = ROOT / ".ci" / "run"
+
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert "set -euo pipefail" in text(".ci/run")

@@ -1,0 +1,399 @@
+"""What an operator is told about the environment before the first call."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from openai.types.realtime import RealtimeSessionCreateRequest
+from openai.types.realtime.audio_transcription import AudioTranscription
+from pydantic import SecretStr, ValidationError
+
+from bridge.settings import (
+    DEPRECATED_MODELS,
+    DEPRECATED_TRANSCRIPTION_MODELS,
+    GREETING,
+    LOCAL_MODEL,
+    NAMES,
+    Finding,
+    Settings,
+    SettingsError,
+    check,
+    load,
+    serving_mistakes,
+    unknown_names,
+)
+
+REAL = {
+    "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
+    "OPENAI_API_KEY": "sk-key",
+    "TWILIO_AUTH_TOKEN": "0123456789abcdef",
+}
+
+
+def settings(**environ: str) -> Settings:
+    return load(environ, env_file=None)
+
+
+def mistakes(environ: Mapping[str, str]) -> dict[str, Finding]:
+    with pytest.raises(SettingsError) as raised:
+        load(environ, env_file=None)
+    return {mistake.name: mistake for mistake in raised.value.mistakes}
+
+
+def levels(findings: list[Finding]) -> dict[str, str]:
+    return {finding.name: finding.level for finding in findings}
+
+
+def test_an_empty_environment_is_a_bridge() -> None:
+    """`make demo` needs not one variable."""
+    found = settings()
+
+    assert (found.host, found.port, found.max_calls) == ("0.0.0.0", 8080, 200)
+    assert found.public_url is None and not found.insecure
+    assert found.agent == "bridge.agent.receptionist:receptionist"
+    assert (found.model, found.voice) == ("gpt-realtime-2.1", "marin")
+    assert found.transcription_model == "gpt-transcribe"
+    assert (found.greeting, found.drain_seconds) == (GREETING, 300.0)
+    assert (found.model_headers, found.record_dir) == ({}, None)
+    assert (found.log_format, found.fallback_number) == ("auto", None)
+
+
+def test_every_variable_of_the_design_is_read(tmp_path: Path) -> None:
+    """What the operator sets is what the bridge does."""
+    found = settings(
+        BRIDGE_HOST="127.0.0.1",
+        BRIDGE_PORT="9000",
+        BRIDGE_PUBLIC_URL="https://bridge.example.com/",
+        BRIDGE_AGENT="examples/pizza.py:agent",
+        BRIDGE_MODEL_URL="wss://other.example.com/v1/realtime?deployment=a",
+        BRIDGE_MODEL="gpt-realtime-2.1-mini",
+        BRIDGE_VOICE="cedar",
+        BRIDGE_MODEL_HEADERS="api-key: k:1; X-Team: phone;",
+        BRIDGE_TRANSCRIPTION_MODEL="",
+        BRIDGE_GREETING="",
+        BRIDGE_MAX_CALLS="1",
+        BRIDGE_DRAIN_SECONDS="1.5",
+        BRIDGE_RECORD_DIR=str(tmp_path),
+        BRIDGE_FALLBACK_NUMBER="+1 415-555-0100",
+        BRIDGE_LOG="json",
+        OPENAI_API_KEY="sk-key\n",
+        TWILIO_ACCOUNT_SID="AC" + "0" * 32,
+        TWILIO_AUTH_TOKEN="token",
+    )
+
+    assert (found.host, found.port) == ("127.0.0.1", 9000)
+    assert found.public_url == "https://bridge.example.com"
+    assert found.agent == "examples/pizza.py:agent"
+    assert found.model_target == "wss://other.example.com/v1/realtime?deployment=a"
+    assert (found.model, found.voice) == ("gpt-realtime-2.1-mini", "cedar")
+    assert found.model_headers == {"api-key": "k:1", "X-Team": "phone"}
+    assert (found.transcription_model, found.greeting) == ("", "")
+    assert (found.max_calls, found.drain_seconds) == (1, 1.5)
+    assert found.record_dir == tmp_path
+    assert (found.fallback_number, found.log_format) == ("+14155550100", "json")
+    assert found.openai_api_key == SecretStr("sk-key")
+    assert found.twilio_account_sid == "AC" + "0" * 32
+    assert found.twilio_auth_token == SecretStr("token")
+
+
+def test_an_empty_value_is_an_unset_one() -> None:
+    """docker-compose passes empty variables on; they must not break the start."""
+    choices = {"BRIDGE_GREETING", "BRIDGE_TRANSCRIPTION_MODEL"}
+
+    assert load(dict.fromkeys(NAMES - choices, " "), env_file=None) == settings()
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    """An operator mends the environment in one go, not in seven restarts."""
+    found = mistakes(
+        {
+            "BRIDGE_PORT": "eighty",
+            "BRIDGE_MAX_CALLS": "0",
+            "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
+            "BRIDGE_INSECURE": "1",
+            "BRIDGE_AGENT": "{receptionist}",
+            "BRIDGE_ROUTES": "routes.yaml",
+            "BRIDGE_MODEL_HEADERS": "{",
+        }
+    )
+
+    assert set(found) == {
+        "BRIDGE_PORT",
+        "BRIDGE_MAX_CALLS",
+        "BRIDGE_INSECURE",
+        "BRIDGE_AGENT",
+        "BRIDGE_ROUTES",
+        "BRIDGE_MODEL_HEADERS",
+    }
+    assert all(mistake.fix for mistake in found.values())
+
+
+def test_the_message_has_a_line_a_mistake() -> None:
+    """The log of a container that does not start says everything by itself."""
+    with pytest.raises(SettingsError) as raised:
+        settings(BRIDGE_PORT="eighty", BRIDGE_LOG="loud")
+
+    assert str(raised.value).splitlines() == [
+        "BRIDGE_PORT is 'eighty', no whole number: set a number from 0 to 65535",
+        "BRIDGE_LOG is 'loud': set auto, json or pretty",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("BRIDGE_HOST", "http://0.0.0.0", "no address"),
+        ("BRIDGE_PORT", "65536", "65536"),
+        ("BRIDGE_PORT", "-1", "-1"),
+        ("BRIDGE_PORT", "1_0", "no whole number"),
+        ("BRIDGE_PORT", "٨٠", "no whole number"),
+        ("BRIDGE_MAX_CALLS", "1.5", "no whole number"),
+        ("BRIDGE_DRAIN_SECONDS", "-1", "no number of seconds"),
+        ("BRIDGE_DRAIN_SECONDS", "inf", "no number of seconds"),
+        ("BRIDGE_PUBLIC_URL", "bridge.example.com", "no complete url"),
+        ("BRIDGE_PUBLIC_URL", "http://bridge.example.com", "TLS"),
+        ("BRIDGE_PUBLIC_URL", "http://localhost.example.com", "TLS"),
+        ("BRIDGE_PUBLIC_URL", "wss://bridge.example.com", "TLS"),
+        ("BRIDGE_PUBLIC_URL", "https://bridge.example.com/voice", "path"),
+        ("BRIDGE_PUBLIC_URL", "https://bridge.example.com?a=1", "query"),
+        ("BRIDGE_PUBLIC_URL", "https://bridge.example.com:port", "no complete url"),
+        ("BRIDGE_PUBLIC_URL", "https://[::1", "no complete url"),
+        ("BRIDGE_PUBLIC_URL", "https://", "no complete url"),
+        ("BRIDGE_PUBLIC_URL", "https://a b", "no complete url"),
+        ("BRIDGE_INSECURE", "maybe", "neither yes nor no"),
+        ("BRIDGE_AGENT", "receptionist", "receptionist"),
+        ("BRIDGE_AGENT", "a.py:", "a.py:"),
+        ("BRIDGE_ROUTES", "routes.yaml", "not supported by this version"),
+        ("BRIDGE_REDIS_URL", "redis://cache", "not supported by this version"),
+        ("BRIDGE_API_TOKEN", "x", "not supported by this version"),
+        ("BRIDGE_MODEL_URL", "https://model.example.com", "WebSocket"),
+        ("BRIDGE_MODEL_URL", "fake", "no complete url"),
+        ("BRIDGE_MODEL_HEADERS", "api-key", "colon"),
+        ("BRIDGE_MODEL_HEADERS", "api key: 1", "no header"),
+        ("BRIDGE_MODEL_HEADERS", '{"api-key": 1}', "no header"),
+        ("BRIDGE_MODEL_HEADERS", '{"a": "b\\r\\nc: d"}', "control characters"),
+        ("BRIDGE_RECORD_DIR", __file__, "names a file"),
+        ("BRIDGE_FALLBACK_NUMBER", "0800 12345", "no phone number"),
+        ("BRIDGE_VOICE", "ma\x00rin", "control characters"),
+        ("TWILIO_ACCOUNT_SID", "SK" + "0" * 32, "no account SID"),
+        ("TWILIO_AUTH_TOKEN", "0123 4567", "blank"),
+        ("OPENAI_API_KEY", "sk-“quoted”", "no key has"),
+    ],
+)
+def test_a_mistake_is_named_where_it_is(name: str, value: str, told: str) -> None:
+    """The operator reads which variable is wrong, what about it and what to set."""
+    found = mistakes({name: value})
+
+    assert set(found) == {name}
+    assert told in found[name].text and found[name].fix
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8080", "http://127.0.0.2", "http://[::1]:8080"]
+)
+def test_the_own_machine_needs_no_tls(url: str) -> None:
+    """A developer tries signatures with the fake Twilio and no certificate."""
+    assert settings(BRIDGE_PUBLIC_URL=url).public_url == url
+
+
+SECRETS = {
+    "BRIDGE_API_TOKEN": "hush",
+    "BRIDGE_REDIS_URL": "redis://me:hush@cache",
+    "BRIDGE_PUBLIC_URL": "https://me:hush@bridge.example.com",
+    "BRIDGE_MODEL_URL": "wss://me:hush@model.example.com",
+    "BRIDGE_MODEL_HEADERS": '{"api-key": "hush',
+    "OPENAI_API_KEY": "hush hush",
+    "TWILIO_AUTH_TOKEN": "hush hush",
+    "TWILIO_ACCOUNT_SID": "hush",
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_no_mistake_tells_a_secret(name: str) -> None:
+    """A key pasted wrongly does not end up in the log for everybody to read."""
+    with pytest.raises(SettingsError) as raised:
+        load({name: SECRETS[name]}, env_file=None)
+
+    assert "hush" not in str(raised.value)
+
+
+def test_no_report_tells_a_secret() -> None:
+    """Settings in a log or in a bug report carry no key."""
+    environ = {
+        "OPENAI_API_KEY": "hush",
+        "TWILIO_AUTH_TOKEN": "hush",
+        "BRIDGE_MODEL_URL": "wss://model.example.com/v1?api-key=hush",
+        "BRIDGE_MODEL_HEADERS": "api-key: hush",
+    }
+
+    found = load(environ, env_file=None)
+
+    assert "hush" not in f"{found!r} {found} {check(environ, env_file=None)}"
+
+
+def test_by_hand_too_a_mistake_hides_its_input() -> None:
+    """A test or an embedding program that passes a bad key does not print it."""
+    with pytest.raises(ValidationError) as raised:
+        Settings(openai_api_key=SecretStr("fine"), twilio_account_sid="hush")
+
+    assert "hush" not in str(raised.value)
+
+
+def test_headers_as_json() -> None:
+    """A header value with a semicolon can be written, too."""
+    found = settings(BRIDGE_MODEL_HEADERS='{"X-Tags": "a; b: c"}')
+
+    assert found.model_headers == {"X-Tags": "a; b: c"}
+
+
+def test_which_model_answers() -> None:
+    """Without a key the bundled fake answers; with one OpenAI; else who was named."""
+    assert settings().model_target == LOCAL_MODEL
+    assert settings(OPENAI_API_KEY="k").model_target.startswith("wss://api.openai.com/")
+    assert (
+        settings(OPENAI_API_KEY="k", BRIDGE_MODEL_URL="local").model_target == "local"
+    )
+
+
+def test_the_file_counts_and_the_environment_goes_before(tmp_path: Path) -> None:
+    """`.env` is read; a variable set for one run goes before it."""
+    env_file = tmp_path / ".env"
+    env_file.write_text("BRIDGE_PORT=81 # ours\nBRIDGE_MAX_CALLS=7\nhost=9.9.9.9\n")
+
+    found = load({"BRIDGE_PORT": "82"}, env_file)
+
+    assert (found.port, found.max_calls, found.host) == (82, 7, "0.0.0.0")
+
+
+def test_the_process_environment_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`BRIDGE_PORT=83 bridge serve` listens on 83, beside a `.env` that says more."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRIDGE_PORT", "83")
+    (tmp_path / ".env").write_text("BRIDGE_MAX_CALLS=7\n")
+
+    found = load()
+
+    assert (found.port, found.max_calls) == (83, 7)
+
+
+def test_an_env_file_that_is_no_text(tmp_path: Path) -> None:
+    """A `.env` saved as UTF-16 is named as the trouble."""
+    env_file = tmp_path / ".env"
+    env_file.write_text("BRIDGE_PORT=81\n", encoding="utf-16")
+
+    with pytest.raises(SettingsError, match="UTF-8"):
+        load({}, env_file)
+    assert levels(check({}, env_file)) == {str(env_file): "error"}
+
+
+def test_settings_do_not_change() -> None:
+    """All calls of a process live under the same rules."""
+    with pytest.raises(ValidationError):
+        settings().port = 1  # type: ignore[misc]
+
+
+def test_by_hand_nothing_is_read_from_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A developer's own environment does not change what a test proves."""
+    monkeypatch.setenv("BRIDGE_MAX_CALLS", "7")
+
+    assert Settings(port=0).max_calls == 200
+
+
+def test_ready_for_the_real_twilio() -> None:
+    """A complete environment is served without a word."""
+    assert serving_mistakes(load(REAL, env_file=None)) == []
+
+
+@pytest.mark.parametrize("name", ["BRIDGE_PUBLIC_URL", "TWILIO_AUTH_TOKEN"])
+def test_unsigned_requests_are_not_served_by_oversight(name: str) -> None:
+    """Forgetting one variable never opens the line to strangers."""
+    environ = {key: value for key, value in REAL.items() if key != name}
+
+    assert levels(serving_mistakes(load(environ, env_file=None))) == {name: "error"}
+
+
+def test_insecure_is_served_with_a_warning() -> None:
+    """A developer gets going without an account, and is told what that means."""
+    found = serving_mistakes(settings(BRIDGE_INSECURE="yes", OPENAI_API_KEY="k"))
+
+    assert levels(found) == {"BRIDGE_INSECURE": "warning"}
+
+
+def test_a_fake_model_or_a_keyless_one_is_mentioned() -> None:
+    """Nobody wonders why the agent says it is a fake, or why the model hangs up."""
+    public = {k: v for k, v in REAL.items() if k != "OPENAI_API_KEY"}
+    keyless = public | {"BRIDGE_MODEL_URL": "wss://model.example.com"}
+
+    assert levels(serving_mistakes(load(public, None))) == {"OPENAI_API_KEY": "warning"}
+    assert levels(serving_mistakes(load(keyless, None))) == {
+        "BRIDGE_MODEL_URL": "warning"
+    }
+
+
+def test_a_model_about_to_be_shut_down_is_mentioned() -> None:
+    """The operator hears of the last day before the callers do."""
+    found = serving_mistakes(
+        load(
+            REAL
+            | {
+                "BRIDGE_MODEL": "gpt-realtime",
+                "BRIDGE_TRANSCRIPTION_MODEL": "whisper-1",
+            },
+            env_file=None,
+        )
+    )
+
+    assert [(f.level, f.name) for f in found] == [
+        ("warning", "BRIDGE_MODEL"),
+        ("warning", "BRIDGE_TRANSCRIPTION_MODEL"),
+    ]
+    assert "2027-01-20" in found[0].text
+
+
+def test_our_own_models_are_current() -> None:
+    """A fresh installation does not start on a model with a last day."""
+    found = settings()
+
+    assert found.model not in DEPRECATED_MODELS
+    assert found.transcription_model not in DEPRECATED_TRANSCRIPTION_MODELS
+    known = str(get_args(RealtimeSessionCreateRequest.model_fields["model"].annotation))
+    assert f"'{found.model}'" in known
+    known = str(get_args(AudioTranscription.model_fields["model"].annotation))
+    assert f"'{found.transcription_model}'" in known
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("BRIDGE_PROT", "BRIDGE_PORT"),
+        ("bridge_port", "BRIDGE_PORT"),
+        ("BRIDGE_PUBLIC_URI", "BRIDGE_PUBLIC_URL"),
+        ("BRIDGE_MAXCALLS", "BRIDGE_MAX_CALLS"),
+    ],
+)
+def test_a_misspelt_variable_is_noticed(name: str, near: str, tmp_path: Path) -> None:
+    """A setting that does nothing is pointed out, with the name that was meant."""
+    (tmp_path / ".env").write_text(f"{name}=1\n")
+
+    for found in (
+        unknown_names({name: "1", "PATH": "/bin"}, env_file=None),
+        unknown_names({}, tmp_path / ".env"),
+    ):
+        assert [(f.level, f.name, f.fix) for f in found] == [
+            ("warning", name, f"did you mean {near}?")
+        ]
+
+
+def test_check_says_what_is_in_force_and_what_is_wrong() -> None:
+    """`bridge check` is one look at everything."""
+    found = check(REAL | {"BRIDGE_PROT": "1"}, env_file=None)
+    broken = check({"BRIDGE_PORT": "x"}, env_file=None)
+
+    assert {f.level for f in found} == {"ok", "warning"}
+    assert any("bridge.example.com" in f.text for f in found)
+    assert levels(broken) == {"BRIDGE_PORT": "error"}

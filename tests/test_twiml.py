@@ -1,0 +1,262 @@
+"""What Twilio reads from our documents, checked by parsing them as Twilio would."""
+
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import twiml
+
+STREAM = "wss://bridge.example.com/media/abc"
+HOSTILE = "\"><Dial>+900</Dial><!-- & ' ]]> \t\n é 🚪"
+
+# All that XML can carry (a bare carriage return included: it must arrive as one).
+XML_TEXT = st.text(
+    st.characters(
+        exclude_categories=("Cs", "Cc"),
+        include_characters="\t\n\r",
+        exclude_characters="\ufffe\uffff",
+    ),
+    max_size=200,
+)
+
+
+def parsed(document: str) -> ElementTree.Element:
+    root = ElementTree.fromstring(document)
+    assert root.tag == "Response"
+    return root
+
+
+def verbs(document: str) -> list[str]:
+    return [verb.tag for verb in parsed(document)]
+
+
+def parameters(document: str) -> dict[str, str]:
+    return {
+        p.attrib["name"]: p.attrib["value"] for p in parsed(document).iter("Parameter")
+    }
+
+
+def test_connect_streams_and_asks_what_follows() -> None:
+    """An incoming call is streamed to us, and we are asked when the stream is over."""
+    document = twiml.connect(
+        STREAM,
+        action_url="/voice/next",
+        status_callback_url="https://bridge.example.com/stream-status",
+        parameters={"token": "t1", "From": "+14155550100"},
+    )
+
+    (verb,) = parsed(document)
+    assert (verb.tag, verb.attrib) == (
+        "Connect",
+        {"action": "/voice/next", "method": "POST"},
+    )
+    (stream,) = verb
+    assert stream.attrib == {
+        "url": STREAM,
+        "statusCallback": "https://bridge.example.com/stream-status",
+        "statusCallbackMethod": "POST",
+    }
+    assert parameters(document) == {"token": "t1", "From": "+14155550100"}
+
+
+def test_nothing_follows_the_stream() -> None:
+    """The caller never sits on a silent open line after the agent has gone."""
+    assert verbs(twiml.connect(STREAM, action_url="/voice/next")) == ["Connect"]
+
+
+def test_a_hostile_value_stays_a_value() -> None:
+    """A caller's name full of markup cannot make Twilio dial anybody."""
+    document = twiml.connect(STREAM, action_url=None, parameters={HOSTILE: HOSTILE})
+
+    assert [element.tag for element in parsed(document).iter()] == [
+        "Response",
+        "Connect",
+        "Stream",
+        "Parameter",
+    ]
+    assert parameters(document) == {HOSTILE: HOSTILE}
+
+
+@settings(deadline=None)  # a busy machine is no mistake
+@given(name=XML_TEXT.filter(bool), value=XML_TEXT.filter(bool))
+def test_every_parameter_arrives_as_it_was_given(name: str, value: str) -> None:
+    """What the agent is told about the call is what the webhook said, in any script."""
+    document = twiml.connect(STREAM, action_url=None, parameters={name: value})
+
+    assert parameters(document) == {name: value}
+
+
+@settings(deadline=None)
+@given(text=XML_TEXT.filter(str.strip))
+def test_every_sentence_is_text(text: str) -> None:
+    """Plan B says its sentence, whatever characters a user put into it."""
+    say = parsed(twiml.busy(text))[0]
+
+    # XML reads a bare carriage return as a line feed; in speech there is no difference.
+    assert say.text == text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_an_empty_parameter_is_left_out() -> None:
+    """A withheld number is no parameter at all instead of an empty one."""
+    document = twiml.connect(
+        STREAM, action_url=None, parameters={"From": "", "To": "+1"}
+    )
+
+    assert parameters(document) == {"To": "+1"}
+
+
+@pytest.mark.parametrize("length", [1, 489])
+def test_a_parameter_just_short_enough_is_sent(length: int) -> None:
+    """A long token still reaches us with the call."""
+    document = twiml.connect(
+        STREAM, action_url=None, parameters={"n" * 10: "v" * length}
+    )
+
+    assert len(parameters(document)["n" * 10]) == length
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("n" * 10, "v" * 490, "500 characters"),
+        ("", "v", "no name"),
+        ("n", "a\x00b", "XML cannot carry"),
+        ("n\x01", "v", "XML cannot carry"),
+        ("n", "\ud800", "XML cannot carry"),
+    ],
+)
+def test_a_parameter_twilio_would_refuse(name: str, value: str, told: str) -> None:
+    """The developer hears of it, instead of a caller whose call is dropped."""
+    with pytest.raises(ValueError, match=told):
+        twiml.connect(STREAM, action_url=None, parameters={name: value})
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://bridge.example.com/media", "not of the form wss://"),
+        ("wss:///media", "not of the form wss://"),
+        ("bridge.example.com/media", "not of the form wss://"),
+        ("wss://bridge.example.com/media?token=1", "query string"),
+        ("wss://bridge.example.com/media?", "query string"),
+        ("wss://bridge.example.com/media#a", "fragment"),
+        ("wss://bridge.example.com/me dia", "space"),
+        ("", "not of the form wss://"),
+    ],
+)
+def test_a_stream_url_twilio_would_not_dial(url: str, told: str) -> None:
+    """A token in a query string never arrives at us; it is refused before any call."""
+    with pytest.raises(ValueError, match=told):
+        twiml.connect(url, action_url=None)
+
+
+def test_the_local_fake_may_be_streamed_without_tls() -> None:
+    """`make demo` places its call over ws:// on the own machine."""
+    document = twiml.connect("ws://127.0.0.1:8080/media", action_url=None)
+
+    assert 'url="ws://127.0.0.1:8080/media"' in document
+
+
+@pytest.mark.parametrize("url", ["next", "//host/next", "ftp://host/next", "/a b", ""])
+def test_an_action_url_twilio_could_not_ask(url: str) -> None:
+    """A mistyped action would leave the caller with a dead line after the stream."""
+    with pytest.raises(ValueError, match="url"):
+        twiml.connect(STREAM, action_url=url)
+
+
+def test_a_status_callback_is_absolute() -> None:
+    """Twilio takes no relative status callback, so none is written."""
+    with pytest.raises(ValueError, match="status callback"):
+        twiml.connect(STREAM, action_url=None, status_callback_url="/stream-status")
+
+
+def test_the_bin_leaves_the_numbers_to_twilio() -> None:
+    """A TwiML Bin still tells the agent who called whom."""
+    document = twiml.bin_document(STREAM)
+
+    assert parameters(document) == {"From": "{{From}}", "To": "{{To}}"}
+    assert verbs(document) == ["Connect"]
+    assert "action" not in parsed(document)[0].attrib
+
+
+def test_hang_up() -> None:
+    """The line is closed, and that is all."""
+    assert verbs(twiml.hang_up()) == ["Hangup"]
+
+
+def test_a_transfer_rings_until_somebody_answers() -> None:
+    """The caller hears ringing, not silence, while the human's phone rings."""
+    document = twiml.transfer(
+        "+1 (415) 555-0199", caller_id="+14155550100", action_url="/voice/next"
+    )
+
+    (dial,) = parsed(document)
+    assert dial.attrib == {
+        "answerOnBridge": "true",
+        "timeout": "20",
+        "callerId": "+14155550100",
+        "action": "/voice/next",
+        "method": "POST",
+    }
+    assert [(noun.tag, noun.text) for noun in dial] == [("Number", "+14155550199")]
+
+
+def test_a_transfer_shows_the_callers_number_unless_told_otherwise() -> None:
+    """The human sees who is calling."""
+    (dial,) = parsed(twiml.transfer("+14155550199", timeout_seconds=30))
+
+    assert dial.attrib == {"answerOnBridge": "true", "timeout": "30"}
+
+
+@pytest.mark.parametrize(
+    "number", ["", "911", "4155550199", "+0155550199", "+1415555x199", "+" + "1" * 16]
+)
+def test_no_transfer_to_what_is_no_number(number: str) -> None:
+    """A tool call with a made-up number fails before the caller is moved."""
+    with pytest.raises(ValueError, match=r"E\.164"):
+        twiml.transfer(number)
+
+
+@pytest.mark.parametrize("seconds", [0, 4, 601, -1])
+def test_ringing_has_limits(seconds: int) -> None:
+    """Nobody listens to ringing for ever."""
+    with pytest.raises(ValueError, match="5 to 600"):
+        twiml.transfer("+14155550199", timeout_seconds=seconds)
+
+
+@pytest.mark.parametrize("document", [twiml.busy, twiml.sorry])
+def test_busy_and_sorry_speak_then_hang_up(document: Callable[[], str]) -> None:
+    """A caller we cannot serve is told so before the line closes."""
+    assert verbs(document()) == ["Say", "Hangup"]
+
+
+def test_sorry_dials_the_fallback_number() -> None:
+    """When the agent fails, the caller is told and gets a human."""
+    document = twiml.sorry(fallback_number="+14155550199")
+
+    root = parsed(document)
+    assert [verb.tag for verb in root] == ["Say", "Dial", "Hangup"]
+    assert root[0].text == twiml.SORRY_CONNECTING
+    assert root[1][0].text == "+14155550199"
+
+
+def test_sorry_promises_nobody_where_there_is_nobody() -> None:
+    """Without a fallback number no connection is promised."""
+    assert parsed(twiml.sorry())[0].text == twiml.SORRY
+
+
+def test_other_words_in_another_language() -> None:
+    """A French line apologises in French."""
+    say = parsed(twiml.sorry("Toutes nos excuses.", language="fr-FR"))[0]
+
+    assert (say.text, say.attrib) == ("Toutes nos excuses.", {"language": "fr-FR"})
+
+
+@pytest.mark.parametrize("text", ["", " \n", "x" * 4097, "bell\x07"])
+def test_what_cannot_be_said(text: str) -> None:
+    """The caller never gets an error tone instead of a sentence."""
+    with pytest.raises(ValueError, match="text"):
+        twiml.busy(text)

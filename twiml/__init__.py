@@ -1,0 +1,229 @@
+"""The TwiML documents the bridge answers with, each a pure function -> text.
+
+What would fail only on a live call - a query string in a stream's url, a parameter
+too long, a character XML cannot carry - is a ValueError here. Nothing is fetched, no
+setting is read; every spoken sentence can be passed in.
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from urllib.parse import SplitResult, urlsplit
+
+from twilio.twiml.voice_response import VoiceResponse  # type: ignore[import-untyped]
+
+BUSY = "All our lines are busy at the moment. Please call again in a few minutes."
+SORRY = "I am sorry, something went wrong on our side. Please call again later."
+SORRY_CONNECTING = (
+    "I am sorry, something went wrong on our side. "
+    "Please hold on, I am connecting you to somebody who can help."
+)
+
+# "The total of the name and value of each parameter must be under 500 characters."
+# https://www.twilio.com/docs/voice/twiml/stream
+PARAMETER_LIMIT = 500
+# https://www.twilio.com/docs/voice/twiml/say: at most 4 KB of text.
+SPOKEN_LIMIT = 4096
+# https://www.twilio.com/docs/voice/twiml/dial: 5 to 600 s, else it is refused.
+RING_SECONDS = range(5, 601)
+
+_NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
+_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+_PUNCTUATION = str.maketrans("", "", " -.()")
+# What XML 1.0 (2.2) cannot carry, escaped or not: Twilio would refuse the document.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def connect(
+    stream_url: str,
+    *,
+    action_url: str | None,
+    status_callback_url: str | None = None,
+    parameters: Mapping[str, str] = _NO_PARAMETERS,
+) -> str:
+    """Streams the call to `stream_url`; when that ends, Twilio asks `action_url`.
+
+    Parameters arrive in the stream's `start` message, only text, empty ones never.
+    Nothing follows the <Connect>: a trailing <Pause> is a silent open line for the
+    caller once the agent has gone (facts 2.5).
+    """
+    options = {}
+    if action_url is not None:
+        options = {"action": _webhook_url("action", action_url), "method": "POST"}
+    callback: dict[str, str] = {}
+    if status_callback_url is not None:
+        callback["status_callback"] = _absolute_url(
+            "status callback", status_callback_url
+        )
+        callback["status_callback_method"] = "POST"
+    document = VoiceResponse()
+    stream = document.connect(**options).stream(url=_stream_url(stream_url), **callback)
+    for name, value in parameters.items():
+        if value:
+            _check_parameter(name, value)
+            stream.parameter(name=name, value=value)
+    return str(document)
+
+
+def bin_document(stream_url: str, action_url: str | None = None) -> str:
+    """The document for a TwiML Bin: no webhook of ours; Twilio fills in From and To."""
+    return connect(
+        stream_url,
+        action_url=action_url,
+        parameters={"From": "{{From}}", "To": "{{To}}"},
+    )
+
+
+def hang_up() -> str:
+    """Ends the call at once."""
+    document = VoiceResponse()
+    document.hangup()
+    return str(document)
+
+
+def transfer(
+    number: str,
+    *,
+    caller_id: str | None = None,
+    action_url: str | None = None,
+    timeout_seconds: int = 20,
+) -> str:
+    """Hands the caller to a phone number; they hear it ring until it is answered.
+
+    `caller_id` must be a number of the account or the caller's own, else Twilio
+    refuses the leg. Without `action_url` the call ends when the transfer does.
+    """
+    document = VoiceResponse()
+    _dial(document, number, caller_id, action_url, timeout_seconds)
+    return str(document)
+
+
+def busy(text: str = BUSY, *, language: str | None = None) -> str:
+    """No line is free: says so, then hangs up."""
+    document = VoiceResponse()
+    document.say(_spoken(text), language=language)
+    document.hangup()
+    return str(document)
+
+
+def sorry(
+    text: str | None = None,
+    fallback_number: str | None = None,
+    *,
+    caller_id: str | None = None,
+    timeout_seconds: int = 20,
+    language: str | None = None,
+) -> str:
+    """Plan B: a sentence, then the fallback number where there is one, then the end.
+
+    `text` None picks the sentence that tells what follows. Behind the <Dial> stands
+    a <Hangup> only: the verbs there are reached after an answered transfer, too.
+    """
+    if text is None:
+        text = SORRY_CONNECTING if fallback_number else SORRY
+    document = VoiceResponse()
+    document.say(_spoken(text), language=language)
+    if fallback_number:
+        _dial(document, fallback_number, caller_id, None, timeout_seconds)
+    document.hangup()
+    return str(document)
+
+
+def phone_number(text: str) -> str:
+    """The number in E.164, its punctuation dropped; ValueError if it is none."""
+    number = text.strip().translate(_PUNCTUATION)
+    if not _E164.fullmatch(number):
+        raise ValueError(
+            f"{text!r} is no phone number in E.164: "
+            "a plus sign, the country code, 7 to 15 digits in all, such as +14155550100"
+        )
+    return number
+
+
+def _dial(
+    document: VoiceResponse,
+    number: str,
+    caller_id: str | None,
+    action_url: str | None,
+    timeout_seconds: int,
+) -> None:
+    if timeout_seconds not in RING_SECONDS:
+        raise ValueError(
+            f"{timeout_seconds} seconds of ringing: Twilio takes "
+            f"{RING_SECONDS[0]} to {RING_SECONDS[-1]}"
+        )
+    options: dict[str, str] = {}
+    if caller_id is not None:
+        options["caller_id"] = phone_number(caller_id)
+    if action_url is not None:
+        options["action"] = _webhook_url("action", action_url)
+        options["method"] = "POST"
+    # answerOnBridge: the caller hears ringing, not silence, until somebody answers.
+    dial = document.dial(answer_on_bridge=True, timeout=timeout_seconds, **options)
+    dial.number(phone_number(number))
+
+
+def _check_parameter(name: str, value: str) -> None:
+    if not name:
+        raise ValueError("a stream parameter has no name")
+    _require_xml(f"the name of the stream parameter {name!r}", name)
+    _require_xml(f"the value of the stream parameter {name!r}", value)
+    length = len(name) + len(value)
+    if length >= PARAMETER_LIMIT:
+        raise ValueError(
+            f"the stream parameter {name!r} has {length} characters with its name; "
+            f"Twilio takes fewer than {PARAMETER_LIMIT}"
+        )
+
+
+def _spoken(text: str) -> str:
+    if not text.strip():
+        raise ValueError("there is no text to say")
+    if len(text) > SPOKEN_LIMIT:
+        raise ValueError(
+            f"a text of {len(text)} characters: Twilio says at most {SPOKEN_LIMIT}"
+        )
+    return _require_xml("the text to say", text)
+
+
+def _stream_url(text: str) -> str:
+    parts = _split("stream", text)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ValueError(f"the stream url {text!r} is not of the form wss://host/path")
+    # Twilio drops a query string, so whatever it carried would never arrive.
+    if "?" in text or "#" in text:
+        raise ValueError(
+            f"the stream url {text!r} has a query string or a fragment, which Twilio "
+            "does not send; use the path or stream parameters"
+        )
+    return text
+
+
+def _absolute_url(what: str, text: str) -> str:
+    parts = _split(what, text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f"the {what} url {text!r} is not of the form https://host/path"
+        )
+    return text
+
+
+def _webhook_url(what: str, text: str) -> str:
+    """An absolute url, or a path relative to the document's own url."""
+    if text.startswith("/") and not text.startswith("//"):
+        _split(what, text)
+        return text
+    return _absolute_url(what, text)
+
+
+def _split(what: str, text: str) -> SplitResult:
+    if any(character <= " " for character in text):
+        raise ValueError(f"the {what} url {text!r} has a space or control character")
+    _require_xml(f"the {what} url", text)
+    return urlsplit(text)
+
+
+def _require_xml(what: str, text: str) -> str:
+    if found := _NOT_XML.search(text):
+        raise ValueError(f"{what} has {found.group()!r}, which XML cannot carry")
+    return text
