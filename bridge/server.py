@@ -5,20 +5,26 @@ Lets in who may come in, and gives each stream to a Call. Knows no audio, no mod
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from multidict import MultiDictProxy
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import twiml
+from bridge.agent.loader import AgentSource
+from bridge.agent.session import ModelTarget
 from bridge.call import Call, House
 from bridge.core import ProtocolError
 from bridge.fleet import NextStep
-from bridge.settings import Settings
+from bridge.fleet.memory import MemoryRegistry
+from bridge.settings import OPENAI_MODEL_URL, Settings
 from bridge.signature import HEADER, Signatures, websocket_origin
+from bridge.variables import LOCAL_MODEL
+from bridge.watch.metrics import Metrics
 
 log = structlog.get_logger()
 
@@ -51,13 +57,10 @@ class PhoneSocket:
         async for message in self._socket:
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                 yield message.data
-        if self._socket.close_code == WSCloseCode.MESSAGE_TOO_BIG:
-            raise ProtocolError("message too large")
-        if self._socket.close_code in (
-            WSCloseCode.PROTOCOL_ERROR,
-            WSCloseCode.INVALID_TEXT,
-        ):
-            raise ProtocolError("websocket protocol broken")
+            elif isinstance(message.data, WebSocketError):
+                if message.data.code == WSCloseCode.MESSAGE_TOO_BIG:
+                    raise ProtocolError("message too large")
+                raise ProtocolError("websocket protocol broken")
 
     async def send(self, text: str) -> None:
         await self._socket.send_str(text)
@@ -134,6 +137,14 @@ class Server:
     def calls(self) -> int:
         """Streams that are open now."""
         return len(self._calls)
+
+    @property
+    def metrics(self) -> Metrics:
+        return self._house.metrics
+
+    async def registered(self) -> list[str]:
+        """SIDs of the calls that the registry knows of."""
+        return [entry.call_sid for entry in await self._house.registry.calls()]
 
     @property
     def _full(self) -> bool:
@@ -268,6 +279,51 @@ class Server:
 
 
 Form = MultiDictProxy[Any]
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings, source: AgentSource, model_url: str
+) -> AsyncIterator[Server]:
+    """A running server with an agent and a model; closed, with its calls, on the way
+    out. `model_url` is where the model is, whatever the settings call it."""
+    server = Server(settings, open_house(settings, source, model_url))
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+def open_house(settings: Settings, source: AgentSource, model_url: str) -> House:
+    """What the calls of an instance share, as the settings want it."""
+    return House(
+        source=source,
+        target=ModelTarget(
+            url=model_url,
+            model=settings.model,
+            voice=settings.voice,
+            transcription_model=settings.transcription_model or None,
+            headers=_model_headers(settings, model_url),
+            # Traces of a session are OpenAI's; others refuse the field.
+            tracing=model_url.startswith(OPENAI_MODEL_URL),
+        ),
+        greeting=settings.greeting or None,
+        registry=MemoryRegistry(),
+        metrics=Metrics(),
+        record_dir=settings.record_dir,
+    )
+
+
+def _model_headers(settings: Settings, model_url: str) -> dict[str, str]:
+    headers = dict(settings.model_headers)
+    key = settings.openai_api_key
+    named = {name.lower() for name in headers}
+    # The bundled fake is no place for a key; Azure's own headers stand alone.
+    wanted = settings.model_target != LOCAL_MODEL
+    if key and wanted and not named & {"authorization", "api-key"}:
+        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
+    return headers
 
 
 def _signatures(settings: Settings) -> Signatures | None:

@@ -182,59 +182,62 @@ class Settings(BaseSettings):
     )
 
     host: Annotated[str, BeforeValidator(variables.host)] = Field(
-        "0.0.0.0", validation_alias="BRIDGE_HOST"
+        default="0.0.0.0", validation_alias="BRIDGE_HOST"
     )
     # 0 = any free port, for demo and tests.
     port: Annotated[int, BeforeValidator(variables.whole_number(0, 65535))] = Field(
-        8080, validation_alias="BRIDGE_PORT"
+        default=8080, validation_alias="BRIDGE_PORT"
     )
     public_url: Annotated[str | None, BeforeValidator(variables.public_url)] = Field(
-        None, validation_alias="BRIDGE_PUBLIC_URL"
+        default=None, validation_alias="BRIDGE_PUBLIC_URL"
     )
     insecure: Annotated[bool, BeforeValidator(_only_without_public_url)] = Field(
-        False, validation_alias="BRIDGE_INSECURE"
+        default=False, validation_alias="BRIDGE_INSECURE"
     )
     agent: Annotated[str, BeforeValidator(variables.agent)] = Field(
-        "bridge.agent.receptionist:receptionist", validation_alias="BRIDGE_AGENT"
+        default="bridge.agent.receptionist:receptionist",
+        validation_alias="BRIDGE_AGENT",
     )
-    routes: _Later = Field(None, validation_alias="BRIDGE_ROUTES")
+    routes: _Later = Field(default=None, validation_alias="BRIDGE_ROUTES")
     # Some vendors want a key in the query, all want one in the headers: not in repr.
     model_url: Annotated[str | None, BeforeValidator(variables.model_url)] = Field(
-        None, validation_alias="BRIDGE_MODEL_URL", repr=False
+        default=None, validation_alias="BRIDGE_MODEL_URL", repr=False
     )
-    model: _Word = Field("gpt-realtime-2.1", validation_alias="BRIDGE_MODEL")
+    model: _Word = Field(default="gpt-realtime-2.1", validation_alias="BRIDGE_MODEL")
     model_headers: Annotated[
         dict[str, str], NoDecode, BeforeValidator(variables.headers)
     ] = Field(default_factory=dict, validation_alias="BRIDGE_MODEL_HEADERS", repr=False)
-    voice: _Word = Field("marin", validation_alias="BRIDGE_VOICE")
+    voice: _Word = Field(default="marin", validation_alias="BRIDGE_VOICE")
     # Empty = off. The SDK's own default is deprecated (facts/realtime.md 1.2).
     transcription_model: _Text = Field(
-        "gpt-transcribe", validation_alias="BRIDGE_TRANSCRIPTION_MODEL"
+        default="gpt-transcribe", validation_alias="BRIDGE_TRANSCRIPTION_MODEL"
     )
     # Empty = the caller speaks first.
-    greeting: _Text = Field(GREETING, validation_alias="BRIDGE_GREETING")
+    greeting: _Text = Field(default=GREETING, validation_alias="BRIDGE_GREETING")
     max_calls: Annotated[int, BeforeValidator(variables.whole_number(1))] = Field(
-        200, validation_alias="BRIDGE_MAX_CALLS"
+        default=200, validation_alias="BRIDGE_MAX_CALLS"
     )
-    redis_url: _Later = Field(None, validation_alias="BRIDGE_REDIS_URL")
-    api_token: _Later = Field(None, validation_alias="BRIDGE_API_TOKEN")
+    redis_url: _Later = Field(default=None, validation_alias="BRIDGE_REDIS_URL")
+    api_token: _Later = Field(default=None, validation_alias="BRIDGE_API_TOKEN")
     drain_seconds: Annotated[float, BeforeValidator(variables.seconds)] = Field(
-        300.0, validation_alias="BRIDGE_DRAIN_SECONDS"
+        default=300.0, validation_alias="BRIDGE_DRAIN_SECONDS"
     )
     record_dir: Annotated[Path | None, BeforeValidator(variables.folder)] = Field(
-        None, validation_alias="BRIDGE_RECORD_DIR"
+        default=None, validation_alias="BRIDGE_RECORD_DIR"
     )
     fallback_number: Annotated[str | None, BeforeValidator(variables.phone_number)] = (
-        Field(None, validation_alias="BRIDGE_FALLBACK_NUMBER")
+        Field(default=None, validation_alias="BRIDGE_FALLBACK_NUMBER")
     )
     log_format: Annotated[
         Literal["auto", "json", "pretty"], BeforeValidator(variables.log_format)
-    ] = Field("auto", validation_alias="BRIDGE_LOG")
-    openai_api_key: _Secret = Field(None, validation_alias="OPENAI_API_KEY")
+    ] = Field(default="auto", validation_alias="BRIDGE_LOG")
+    openai_api_key: _Secret = Field(default=None, validation_alias="OPENAI_API_KEY")
     twilio_account_sid: Annotated[
         str | None, BeforeValidator(variables.account_sid)
-    ] = Field(None, validation_alias="TWILIO_ACCOUNT_SID")
-    twilio_auth_token: _Secret = Field(None, validation_alias="TWILIO_AUTH_TOKEN")
+    ] = Field(default=None, validation_alias="TWILIO_ACCOUNT_SID")
+    twilio_auth_token: _Secret = Field(
+        default=None, validation_alias="TWILIO_AUTH_TOKEN"
+    )
 
     @property
     def model_target(self) -> str:

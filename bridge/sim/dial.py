@@ -38,8 +38,12 @@ def stream_url(stream: Stream, document_url: str) -> str:
     if url.startswith("/"):
         scheme = {"http": "ws", "https": "wss"}[document.scheme]
         url = f"{scheme}://{document.netloc}{url}"
-    parts = urlsplit(url)
-    if not parts.scheme or not parts.netloc:
+    try:
+        parts = urlsplit(url)
+        whole = bool(parts.scheme and parts.hostname) and parts.port != 0
+    except ValueError:  # brackets or a port that make no sense
+        whole = False
+    if not whole:
         raise StreamRefusedError(31923, f"malformed URL {url!r}")
     # The one leniency: ws:// on this machine, where there is no TLS to be had.
     if parts.scheme != "wss" and (

@@ -32,7 +32,7 @@ QUIET = frozenset(
 WARN = frozenset({"protocol_error", "model_error", "fence_late", "held_audio_lost"})
 
 
-def configure(form: str, *, debug: bool = False) -> None:
+def configure(form: str, level: int = logging.INFO) -> None:
     """Once, at start. `form`: "json", "pretty", or "auto" (pretty in a terminal)."""
     pretty = form == "pretty" or (form == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor
@@ -47,7 +47,6 @@ def configure(form: str, *, debug: bool = False) -> None:
     ]
     if not pretty:
         shared.append(structlog.processors.format_exc_info)
-    level = logging.DEBUG if debug else logging.INFO
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -1,0 +1,1 @@
+"""Whole calls over real sockets, with the fakes at both ends."""

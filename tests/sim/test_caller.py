@@ -2,6 +2,7 @@
 
 import asyncio
 import audioop
+import json
 import wave
 from base64 import b64decode
 from itertools import pairwise
@@ -10,7 +11,7 @@ from time import monotonic
 
 import pytest
 from aiohttp import web
-from twilio.request_validator import RequestValidator
+from twilio.request_validator import RequestValidator  # type: ignore[import-untyped]
 
 from bridge.sim.caller import (
     Caller,
@@ -27,7 +28,9 @@ from bridge.sim.caller import (
     Wait,
     place_many,
 )
-from bridge.sim.record import CallRecord
+from bridge.sim.mouth import Mouth
+from bridge.sim.playout import Playout
+from bridge.sim.record import CallRecord, Spoken, Streamed
 from bridge.sim.signature import sign, signed_url
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
 
@@ -296,7 +299,7 @@ async def test_listen_waits_through_a_short_stall_and_counts_it_as_a_hole() -> N
 async def test_listening_to_an_agent_who_says_nothing_is_noted() -> None:
     """A silent agent does not pass for one who has finished."""
     async with tiny_bridge() as bridge:
-        script = [Listen(timeout=0.1), Hear(20, timeout=0.1), HangUp()]
+        script: Script = [Listen(timeout=0.1), Hear(20, timeout=0.1), HangUp()]
         record = await call(bridge, script)
 
         assert record.timed_out == ["Listen: 0.1 s", "Hear: 0.1 s"]
@@ -310,7 +313,7 @@ async def test_frame_playout_hears_the_same_on_a_grid() -> None:
         await talk.mark("end")
 
     async with tiny_bridge(play) as bridge:
-        script = [Listen(quiet_seconds=0.05), HangUp()]
+        script: Script = [Listen(quiet_seconds=0.05), HangUp()]
         record = await call(bridge, script, frame_playout=True)
 
         assert record.heard == AGENT[:1000]
@@ -331,7 +334,7 @@ async def test_delays_apply_to_each_direction_and_order_is_kept() -> None:
 
     network = Network(up_ms=60, down_ms=90, jitter_ms=40, seed=7)
     async with tiny_bridge(play) as bridge:
-        script = [Listen(quiet_seconds=0.05), Wait(0.3), HangUp()]
+        script: Script = [Listen(quiet_seconds=0.05), Wait(0.3), HangUp()]
         record = await call(bridge, script, network=network)
 
         talk = bridge.talks[0]
@@ -498,6 +501,32 @@ async def test_more_than_ten_minutes_of_audio_is_refused_with_one_warning() -> N
         assert record.streams[0].playout.refused == 3 * 500_000
 
 
+async def test_a_bridge_that_reads_too_slowly_loses_audio_and_is_warned() -> None:
+    """Twilio does not wait for a slow reader: the caller's words are gone."""
+    big = json.dumps({"event": "big", "filler": "x" * 3_500_000})
+
+    async def play(talk: Talk) -> None:
+        transport = talk.handshake.transport
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+        await asyncio.sleep(0.6)
+        transport.resume_reading()
+
+    async with tiny_bridge(play) as bridge:
+        flood = [Send(big)] * 4
+        script: Script = [Wait(0.1), *flood, Wait(0.3), Press("1"), Wait(0.6), HangUp()]
+        record = await call(bridge, script)
+
+        talk = bridge.talks[0]
+        assert [warning.code for warning in record.warnings] == [31930]
+        chunks = [int(m["media"]["chunk"]) for m in talk.messages("media")]
+        assert max(b - a for a, b in pairwise(chunks)) > 5
+        numbered = [e.message for e in talk.received if "sequenceNumber" in e.message]
+        numbers = [int(message["sequenceNumber"]) for message in numbered]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert record.ended_by == "caller" and talk.messages("stop") != []
+
+
 # Documents and webhooks
 
 
@@ -606,6 +635,7 @@ async def test_a_refused_handshake_is_an_error_and_the_call_goes_on(
         ("ws://phone.example/media", 31922),
         ("https://phone.example/media", 31922),
         ("wss:nowhere", 31923),
+        ("wss://phone.example:99999/media", 31923),
         ("ws://127.0.0.1:1/media", 31902),
     ],
 )
@@ -692,7 +722,7 @@ async def test_the_recording_has_the_caller_left_and_the_agent_right(
         await talk.media(AGENT[:1600])
 
     async with tiny_bridge(play) as bridge:
-        script = [Say(SPEECH[:800]), Listen(quiet_seconds=0.1), HangUp()]
+        script: Script = [Say(SPEECH[:800]), Listen(quiet_seconds=0.1), HangUp()]
         record = await call(bridge, script)
 
     path = tmp_path / "call.wav"
@@ -712,6 +742,52 @@ async def test_the_recording_has_the_caller_left_and_the_agent_right(
     agent = AGENT[:1600].replace(b"\x7f", b"\xff")
     assert right[heard_at : heard_at + 1600] == agent
     assert set(right[:heard_at]) <= {0xFF}
+
+
+async def test_speech_begins_with_the_first_whole_frame_after_the_decision() -> None:
+    """Nobody speaks before they decided to: an interruption is never early."""
+    record = CallRecord("CA1", started_at=0.0)
+    mouth = Mouth(record)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(mouth.say(SPEECH[:200], now=10.01))
+        await asyncio.sleep(0)
+
+        frames = [mouth.frame("MZ1", k * 0.02, 10.0 + k * 0.02) for k in range(4)]
+
+    assert frames == [None, SPEECH[:160], SPEECH[160:200] + b"\xff" * 120, None]
+    assert (record.spoken[0].started_at, record.spoken[0].start) == (10.02, 0.02)
+
+
+async def test_speech_between_two_streams_is_lost_not_delayed() -> None:
+    """A caller does not stop talking because the bridge lost the line."""
+    mouth = Mouth(CallRecord("CA1", started_at=0.0))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(mouth.say(AGENT[:1600], now=0.0))
+        await asyncio.sleep(0)
+
+        assert mouth.frame("MZ1", 0.0, 0.0) == AGENT[:160]
+        assert mouth.frame("MZ2", 0.0, 0.1) == AGENT[800:960]
+        mouth.frame("MZ2", 0.1, 0.2)
+
+
+def test_a_clear_makes_no_hole_and_a_turn_neither() -> None:
+    """Only a stutter inside a reply counts as one."""
+    cut, stutter = Playout(), Playout()
+    cut.media(AGENT[:800], 1.0)
+    cut.clear(1.05)
+    cut.media(AGENT[:800], 1.2)
+    for at in (1.0, 1.5, 3.0):
+        stutter.media(AGENT[:800], at)
+    record = CallRecord("CA1", started_at=0.0)
+    record.streams = [Streamed("MZ1", 0.9, cut)]
+    assert record.underruns.count == 0
+
+    record.streams = [Streamed("MZ1", 0.9, stutter)]
+
+    assert record.underruns.count == 1
+    assert record.underruns.seconds == pytest.approx(0.4)
+    record.spoken.append(Spoken("MZ1", 0.3, 0.4, 1.2, 1.3, SPEECH[:800]))
+    assert record.underruns.count == 0
 
 
 async def test_the_hook_gets_the_audio_when_it_reaches_twilio() -> None:
@@ -761,7 +837,7 @@ async def test_many_calls_at_once_do_not_disturb_each_other() -> None:
 
     async with tiny_bridge(*[play] * 50) as bridge:
         callers = [caller_of(bridge) for _ in range(50)]
-        script = [Listen(quiet_seconds=0.1), HangUp()]
+        script: Script = [Listen(quiet_seconds=0.1), HangUp()]
         records = await place_many([(each, script) for each in callers], limit=25)
 
         assert all(record.heard == AGENT[:800] for record in records)

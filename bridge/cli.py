@@ -1,0 +1,264 @@
+"""The commands: parse, check, start, print. What they start lives elsewhere."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import twiml
+from bridge import demo as demo_call
+from bridge import server, settings
+from bridge.agent import loader
+from bridge.settings import Finding, Settings, SettingsError
+from bridge.signature import websocket_origin
+from bridge.sim import accuracy, scenario
+from bridge.sim.caller import Caller
+from bridge.sim.model import ModelServer
+from bridge.variables import LOCAL_MODEL
+from bridge.watch import log
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="""Your RealtimeAgent on a Twilio number.
+
+    Without any account: `bridge demo` places a call between two fakes.
+    With one: set the variables that `bridge check` asks for, then `bridge serve`.
+    """,
+)
+sim = typer.Typer(no_args_is_help=True, help="The outside world, faked.")
+app.add_typer(sim, name="sim")
+T = TypeVar("T")
+out, err = Console(), Console(stderr=True)
+
+AgentOption = Annotated[
+    str | None,
+    typer.Option(help="package.module:name or file.py:name, instead of BRIDGE_AGENT"),
+]
+
+
+@app.command()
+def serve(agent: AgentOption = None) -> None:
+    """Take calls until told to stop (SIGTERM or Ctrl-C: running calls may finish).
+
+    Configured by the environment and by .env; `bridge check` says what is missing.
+    """
+    conf = _settings()
+    findings = settings.serving_mistakes(conf) + settings.unknown_names()
+    mistakes = [it for it in findings if it.level == "error"]
+    if mistakes:
+        _stop_with("bridge serve does not start:", *map(str, mistakes))
+    source = _agent(agent or conf.agent)
+    log.configure(conf.log_format)
+    for finding in findings:
+        server.log.warning("setting", name=finding.name, text=finding.text)
+    _run(_serve(conf, source))
+
+
+@app.command()
+def demo(
+    agent: AgentOption = None,
+    folder: Annotated[Path, typer.Option(help="where the recording goes")] = Path(
+        "calls"
+    ),
+) -> None:
+    """Place a call offline: the real bridge, a fake Twilio, a fake model that speaks.
+
+    With the bundled agent a caller is greeted, asks, interrupts, is handed over and
+    says goodbye; with another the fake makes small talk and tries its tools.
+    """
+    bundled = agent is None
+    source = _agent(agent or settings.Settings().agent)
+    plan = scenario.RECEPTION if bundled else scenario.SMALL_TALK
+    log.configure("pretty", logging.WARNING)
+    out.print(f"[bold]{plan.name}[/], about half a minute, in real time ...")
+    try:
+        call = demo_call.run(source, plan, folder)
+    except demo_call.DemoFailed as error:
+        _stop_with(f"The call failed: {error}")
+    demo_call.show(call, out)
+    if failures := demo_call.failures(call):
+        _stop_with("This should not have happened:", *failures)
+
+
+@app.command()
+def check(agent: AgentOption = None) -> None:
+    """Tell what in the configuration is missing or wrong, all at once, with the fix."""
+    findings = settings.check()
+    name = agent or next(
+        (it.text.removeprefix("is ") for it in findings if it.name == "BRIDGE_AGENT"),
+        None,
+    )
+    if name:
+        try:
+            loader.load(name)
+        except loader.AgentNotLoaded as error:
+            fix = "correct the name or the file"
+            findings.append(Finding("error", "BRIDGE_AGENT", f"fails: {error}", fix))
+    marks = {"ok": "[green]ok", "warning": "[yellow]warning", "error": "[red]error"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        fix = f"\n[dim]{finding.fix}[/]" if finding.fix else ""
+        table.add_row(marks[finding.level], finding.name, finding.text + fix)
+    out.print(table)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("twiml")
+def print_twiml(
+    url: Annotated[
+        str | None,
+        typer.Option(help="https origin of the bridge, instead of BRIDGE_PUBLIC_URL"),
+    ] = None,
+) -> None:
+    """Print the document for a TwiML Bin (when no webhook of ours is to be asked)."""
+    origin = url or _settings().public_url
+    if not origin:
+        _stop_with("BRIDGE_PUBLIC_URL is not set: set it, or give --url https://...")
+    origin = origin.rstrip("/")
+    stream = websocket_origin(origin) + "/media"
+    try:
+        document = twiml.bin_document(stream, f"{origin}/voice/next")
+    except ValueError as error:
+        _stop_with(str(error))
+    sys.stdout.write(document + "\n")
+
+
+@sim.command("model")
+def sim_model(
+    port: Annotated[int, typer.Option(help="where to listen on this machine")] = 8765,
+) -> None:
+    """Run the fake Realtime model: point BRIDGE_MODEL_URL at it."""
+    _run(_sim_model(port))
+
+
+@sim.command("call")
+def sim_call(
+    url: Annotated[
+        str, typer.Argument(help="the voice webhook of a running bridge")
+    ] = "http://127.0.0.1:8080/voice",
+    wav: Annotated[
+        Path | None, typer.Option(help="write what both sides said and heard")
+    ] = None,
+) -> None:
+    """Place one call to a running bridge, as Twilio would (signed if TWILIO_AUTH_TOKEN
+    is set): greeting, a question, an interruption, goodbye."""
+    conf = _settings()
+    token = conf.twilio_auth_token
+    secret = token.get_secret_value() if token else None
+    caller = Caller(webhook_url=url, auth_token=secret, signed_origin=conf.public_url)
+    record = _run(caller.call(scenario.SMALL_TALK.script()))
+    if record.error:
+        _stop_with(f"The call failed: {record.error}")
+    if wav:
+        record.write_wav(wav)
+    out.print(
+        f"The call ended by the {record.ended_by}: {len(record.heard) / 8000:.1f} s of "
+        f"the agent heard, {len(record.clears)} interruptions, "
+        f"{len(record.warnings)} warnings."
+    )
+    for text in record.said_by_twilio:
+        out.print(f"Twilio said: {text}")
+
+
+@sim.command("accuracy")
+def sim_accuracy(
+    calls: Annotated[int, typer.Option(help="calls in each scene and network")] = 3,
+    at_once: Annotated[int, typer.Option(help="calls at the same time")] = 12,
+    frames: Annotated[
+        bool, typer.Option(help="a Twilio that plays in whole 20 ms frames")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="write the figures there")] = None,
+) -> None:
+    """Measure how well the model knows what was heard; exit 1 if a bound is broken.
+
+    Belief error: for every item, |ms the model believes were heard - ms that were|,
+    over scenes that break other bridges and over three networks.
+    """
+    log.configure("pretty", logging.ERROR)
+    report = _run(
+        accuracy.measure(
+            _bridge_for, calls=calls, at_once=at_once, frame_playout=frames
+        )
+    )
+    out.print(accuracy.render(report))
+    if json:
+        json.write_text(accuracy.as_json(report))
+    if report.broken:
+        _stop_with("Broken:", *report.broken)
+
+
+@asynccontextmanager
+async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
+    """A bridge in front of that model, for a measurement."""
+    conf = Settings(host="127.0.0.1", port=0, insecure=True, greeting="")
+    source = loader.load(conf.agent)
+    async with server.serving(conf, source, model_url) as running:
+        yield f"http://127.0.0.1:{running.port}/voice", None
+
+
+async def _serve(conf: Settings, source: loader.AgentSource) -> None:
+    """From start to the last call, with the bundled model where none is named."""
+    async with contextlib.AsyncExitStack() as stack:
+        model_url = conf.model_target
+        if model_url == LOCAL_MODEL:
+            fake = await stack.enter_async_context(ModelServer(keep_audio=False))
+            model_url = fake.url
+        running = server.Server(conf, server.open_house(conf, source, model_url))
+        try:
+            await running.start()
+        except OSError as error:
+            _stop_with(f"cannot listen on {conf.host}:{conf.port}: {error.strerror}")
+        told = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, told.set)
+        await told.wait()
+        # A second signal ends it at once.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        await running.close(conf.drain_seconds)
+
+
+async def _sim_model(port: int) -> None:
+    async with ModelServer(port=port, keep_audio=False) as fake:
+        out.print(f"BRIDGE_MODEL_URL={fake.url}")
+        await asyncio.Event().wait()
+
+
+def _settings() -> Settings:
+    try:
+        return settings.load()
+    except SettingsError as error:
+        _stop_with("The configuration is not usable:", *str(error).splitlines())
+
+
+def _agent(name: str) -> loader.AgentSource:
+    try:
+        return loader.load(name)
+    except loader.AgentNotLoaded as error:
+        _stop_with(f"The agent cannot be loaded: {error}")
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _stop_with(*lines: str) -> NoReturn:
+    for line in lines:
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(1)

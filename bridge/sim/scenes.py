@@ -1,0 +1,125 @@
+"""What is measured: ways in which a model answers, networks, and the caller's script.
+
+Values and chance from a given `Random`; no clock, no I/O.
+"""
+
+import audioop
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+import numpy as np
+
+from bridge.sim.network import Network
+from bridge.sim.steps import HangUp, Hear, Listen, Say, Step, Wait
+from bridge.sim.turns import Behaviour, Ruled
+
+SPEECH_SECONDS = 0.6
+FIRST_SPEECH = (0.2, 0.6)  # s after the stream has opened: calls are not in step
+SOONEST = 0.2  # s from an answer's first sound to the caller's word
+LEFT = 0.3  # s of an answer that are still to come when the word has arrived
+QUIET = 0.8  # s of silence behind a whole answer, on top of the model's pause
+PATIENCE = 20.0  # s a caller waits for an answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A way of answering; every answer of a call is made of the same items."""
+
+    name: str
+    items_ms: tuple[int, ...] = (6000,)
+    speed: float = 4.0
+    delta_ms: int = 200
+    first_delta_ms: int | None = None
+    stall_seconds: float = 0.0
+    stall_after: tuple[float, float] = (0.0, 0.0)  # s of audio; drawn for each call
+    late_deltas: int = 0
+    late_item: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Of audio in an answer."""
+        return sum(self.items_ms) / 1000
+
+    def behaviour(self, random: Random) -> Behaviour:
+        """The model of one call."""
+        stall = None
+        if self.stall_seconds:
+            stall = (random.uniform(*self.stall_after), self.stall_seconds)
+        return Behaviour(
+            fallback=[Ruled(ms) for ms in self.items_ms],
+            speed=self.speed,
+            delta_ms=self.delta_ms,
+            first_delta_ms=self.first_delta_ms,
+            stall=stall,
+            late_deltas=self.late_deltas,
+            late_item=self.late_item,
+        )
+
+
+SCENES = (
+    Scene(name="plain"),
+    # The caller runs out of audio where the model pauses early; where it pauses late,
+    # the rest comes at about the moment the queue is empty.
+    Scene(name="stall", stall_seconds=1.5, stall_after=(0.5, 2.2)),
+    Scene(name="preamble", items_ms=(2000, 4000)),
+    Scene(name="big chunks", delta_ms=500),
+    Scene(name="tiny first delta", first_delta_ms=20),
+    # Slower than the others: only what is being generated can be cancelled.
+    Scene(name="late deltas", speed=2.0, late_deltas=6, late_item=True),
+)
+
+NETWORKS = (
+    Network(),
+    Network(up_ms=60, down_ms=60, jitter_ms=30),
+    Network(up_ms=120, down_ms=80, jitter_ms=60),
+)
+
+
+def label(network: Network) -> str:
+    """up/down/jitter in ms."""
+    return f"{network.up_ms:g}/{network.down_ms:g}/{network.jitter_ms:g}"
+
+
+def script(
+    scene: Scene,
+    behaviour: Behaviour,
+    network: Network,
+    interruptions: int,
+    random: Random,
+) -> Iterator[Step]:
+    """A caller who interrupts so many answers and hears the last one out.
+
+    Moments are even in time, not in audio: a pause of the model is as likely to be
+    interrupted as its speech. All are so early that something is left to be cut.
+    """
+    away = (network.up_ms + network.down_ms + 2 * network.jitter_ms) / 1000
+    latest = scene.seconds + hole(behaviour) - LEFT - away
+    yield Wait(random.uniform(*FIRST_SPEECH))
+    for _ in range(interruptions):
+        yield Say(burst())
+        yield Hear(1, PATIENCE)
+        yield Wait(random.uniform(SOONEST, max(SOONEST, latest)))
+    yield Say(burst())
+    answer = scene.seconds + scene.stall_seconds
+    yield Listen(QUIET + scene.stall_seconds, PATIENCE + answer)
+    yield HangUp()
+
+
+def hole(behaviour: Behaviour) -> float:
+    """Seconds of silence that a stall makes in the answer."""
+    if behaviour.stall is None:
+        return 0.0
+    after, pause = behaviour.stall
+    return max(0.0, pause - after * (1 - 1 / behaviour.speed))
+
+
+@lru_cache(maxsize=1)
+def burst() -> bytes:
+    """A voiced sound which a VAD takes for one turn: mu-law, loud from its start."""
+    t = np.arange(int(SPEECH_SECONDS * 8000)) / 8000
+    sound = sum(np.sin(2 * np.pi * 150 * n * t) / n for n in (1, 2, 3, 5, 8))
+    edge = np.minimum(1, np.minimum(t, t[::-1]) / 0.01)
+    samples = np.asarray(sound * edge * 5000, np.float64).astype("<i2")
+    return audioop.lin2ulaw(samples.tobytes(), 2)

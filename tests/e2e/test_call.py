@@ -1,0 +1,221 @@
+"""A call that goes well: what is said arrives, on both sides, unharmed."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import function_tool
+from agents.realtime import RealtimeAgent, realtime_handoff
+
+from bridge.agent.loader import CallFacts
+from bridge.agent.receptionist import receptionist
+from bridge.sim import steps
+from bridge.sim.model import Behaviour, CallTool, Ruled, Say
+from bridge.sim.network import Network
+from bridge.sim.ruler import read_ruler
+from bridge.watch import trace
+from tests.e2e.house import HELLO, WAIT, bridge
+
+LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
+HANG_UP = steps.HangUp()
+
+
+async def test_the_agent_speaks_first() -> None:
+    """With a greeting the caller hears the agent before having said a word."""
+    async with bridge(Behaviour(turns=[[Say("Hi.")]]), greeting="Say hi.") as place:
+        record = await place.caller().call([LISTEN, HANG_UP])
+        await place.empty()
+
+    assert record.heard
+    assert record.ended_by == "caller"
+    [item] = [it for it in place.session.items.values() if it.role == "system"]
+    assert item.text == "Say hi."
+
+
+async def test_no_first_word_is_lost() -> None:
+    """The caller speaks at once, the model takes a second to be ready: it hears all of
+    it, byte for byte, in order."""
+    slow = Behaviour(turns=[[Say("Hi.")]], delay_updated=1.0)
+    async with bridge(slow) as place:
+        record = await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+
+    assert record.heard
+    heard_by_model = bytes(place.session.caller_audio)
+    assert HELLO in heard_by_model
+    assert not place.session.errors_sent
+
+
+async def test_the_agents_audio_arrives_byte_for_byte() -> None:
+    """Nothing of an answer is lost, repeated or re-coded on its way."""
+    behaviour = Behaviour(turns=[[Ruled(1500)], [Ruled(900), Ruled(700)]], delta_ms=333)
+    async with bridge(behaviour) as place:
+        script = [steps.Say(HELLO), LISTEN, steps.Say(WAIT), LISTEN, HANG_UP]
+        record = await place.caller(network=Network(40, 40, 20, 3)).call(script)
+
+    heard = read_ruler(record.heard)
+    assert heard.heard_ms == {1: 1500, 2: 900, 3: 700}
+    assert heard.in_order and not heard.lost_bytes and not heard.stray
+    assert not record.warnings
+
+
+@pytest.mark.parametrize("frames", [False, True])
+async def test_a_barge_in(tmp_path: Path, frames: bool) -> None:
+    """The caller talks over the agent: it stops, and the model knows to a frame what
+    was heard; the session's listeners get `audio_interrupted`."""
+    behaviour = Behaviour(turns=[[Ruled(2000), Ruled(4000)], [Say("Yes?")]])
+    async with bridge(behaviour, record_dir=tmp_path) as place:
+        caller = place.caller(network=Network(60, 60, 30, 1), frame_playout=frames)
+        script = [
+            steps.Say(HELLO),
+            steps.Hear(1200),
+            steps.Say(WAIT),
+            LISTEN,
+            HANG_UP,
+        ]
+        record = await caller.call(script)
+        await place.empty()
+
+    [clear] = record.clears
+    assert clear.flushed > 0
+    heard = read_ruler(record.heard).heard_ms
+    first, second = [it for it in place.session.items.values() if it.ruler_number]
+    assert first.truncated_ms == pytest.approx(heard[1], abs=40)
+    assert second.deleted
+    assert 2 not in heard
+    assert not place.session.errors_sent
+    assert place.metric("bridge_interruptions_total") == 1
+    [file] = tmp_path.glob("*.jsonl")
+    session = [it["value"] for it in trace.read(file) if it.get("out") == "session"]
+    assert ["audio_interrupted", {"item": first.id}, {}] in session
+
+
+async def test_a_trace_replays(tmp_path: Path) -> None:
+    """What the bridge did in a call can be done again, command by command."""
+    behaviour = Behaviour(turns=[[Say("One two three four five six.")], [Say("Ok.")]])
+    async with bridge(behaviour, record_dir=tmp_path) as place:
+        script = [steps.Say(HELLO), steps.Hear(600), steps.Say(WAIT), LISTEN, HANG_UP]
+        await place.caller().call(script)
+        await place.empty()
+
+    [file] = tmp_path.glob("*.jsonl")
+    pairs = list(trace.replay(file))
+    assert len(pairs) > 100
+    assert all(recorded == again for recorded, again in pairs)
+
+
+async def test_the_bundled_receptionist() -> None:
+    """Tool, answer, handoff: formats stay mu-law, tools are called with their words."""
+    behaviour = Behaviour(
+        turns=[
+            [CallTool("opening_hours", {"day": "Thursday"})],
+            [Ruled(500)],
+            [CallTool("transfer_to_billing", {})],
+            [CallTool("invoice_status", {"number": "1043"})],
+            [Ruled(400)],
+        ]
+    )
+    async with bridge(behaviour, agent=receptionist) as place:
+        script = [steps.Say(HELLO), LISTEN, steps.Say(WAIT), LISTEN, HANG_UP]
+        record = await place.caller().call(script)
+
+    outputs = [
+        item.output
+        for item in place.session.items.values()
+        if item.type == "function_call_output"
+    ]
+    assert outputs[0] == "open from 10 to 7"
+    assert outputs[2] == "120 dollars, due on the thirtieth"
+    audio = place.session.session["audio"]
+    assert (
+        audio["input"]["format"] == audio["output"]["format"] == {"type": "audio/pcmu"}
+    )
+    assert "billing desk" in place.session.session["instructions"]
+    assert read_ruler(record.heard).heard_ms == {1: 500, 2: 400}
+    assert not place.session.errors_sent
+
+
+async def test_a_guardrail_stops_what_is_queued() -> None:
+    """The receptionist starts to name a dose: she is cut off though nobody spoke."""
+    dose = "You can safely take 800 mg of it, twice a day and with a lot of water. " * 3
+    behaviour = Behaviour(turns=[[Say(dose)], [Say("Let me correct that.")]])
+    async with bridge(behaviour, agent=receptionist) as place:
+        script = [
+            steps.Say(HELLO),
+            steps.Listen(quiet_seconds=1.5, timeout=12),
+            HANG_UP,
+        ]
+        record = await place.caller().call(script)
+
+    [clear] = record.clears
+    assert clear.flushed > 8000
+    cut = next(it for it in place.session.items.values() if it.role == "assistant")
+    assert cut.deleted or cut.truncated_ms is not None
+
+
+async def test_a_tool_never_freezes_the_call() -> None:
+    """While a tool takes its time the agent goes on and can be interrupted."""
+
+    @function_tool
+    async def slow_lookup() -> str:
+        """Takes long."""
+        await asyncio.sleep(3)
+        return "done"
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="slow", tools=[slow_lookup])
+    behaviour = Behaviour(
+        turns=[[Ruled(3000), CallTool("slow_lookup", {})], [Ruled(300)], [Ruled(300)]]
+    )
+    async with bridge(behaviour, agent=agent) as place:
+        script = [steps.Say(HELLO), steps.Hear(800), steps.Say(WAIT), LISTEN, HANG_UP]
+        record = await place.caller().call(script)
+
+    assert read_ruler(record.heard).heard_ms[1] < 2000
+    assert len(record.clears) == 1
+
+
+async def test_an_agent_made_for_each_call() -> None:
+    """A callable gets the call's facts and makes the agent of that call."""
+    seen: list[CallFacts] = []
+
+    async def agent_for(facts: CallFacts) -> RealtimeAgent[Any]:
+        seen.append(facts)
+        helper: RealtimeAgent[Any] = RealtimeAgent(name="helper")
+        return RealtimeAgent(
+            name="own",
+            instructions=f"The caller is {facts.from_number}.",
+            handoffs=[realtime_handoff(helper)],
+        )
+
+    async with bridge(agent=agent_for) as place:
+        await place.caller(call_sid="CA" + "7" * 32).call([steps.Wait(0.3), HANG_UP])
+
+    [facts] = seen
+    assert facts.call_sid == "CA" + "7" * 32
+    assert facts.from_number == "+15551230001"
+    assert facts.to_number == "+15557650002"
+    assert place.session.session["instructions"] == "The caller is +15551230001."
+
+
+async def test_frames_that_are_not_sent_become_silence() -> None:
+    """On a line that sends nothing in silence the agent still hears the turn end."""
+    async with bridge(Behaviour(turns=[[Ruled(300)]])) as place:
+        script = [steps.Say(HELLO), steps.Gap(4000, "dtx"), LISTEN, HANG_UP]
+        record = await place.caller().call(script)
+
+    assert read_ruler(record.heard).heard_ms == {1: 300}
+
+
+async def test_two_calls_do_not_mix() -> None:
+    """Each caller hears the answers of their own session."""
+    async with bridge(Behaviour(turns=[[Ruled(600)]] * 2)) as place:
+        script = [steps.Say(HELLO), LISTEN, HANG_UP]
+        async with asyncio.TaskGroup() as tasks:
+            calls = [tasks.create_task(place.caller().call(script)) for _ in range(5)]
+        await place.empty()
+
+    for call in calls:
+        assert read_ruler(call.result().heard).heard_ms == {1: 600}
+    assert len(place.model.sessions) == 5
+    assert place.metric('bridge_calls_total{outcome="caller_hung_up"}') == 5
+    assert place.metric("bridge_calls_active") == 0

@@ -1,0 +1,184 @@
+"""However a call ends, nothing of it is left, and whoever holds the line is told."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from agents.realtime import RealtimeAgent
+
+import twiml
+from bridge.agent.loader import CallFacts
+from bridge.sim import steps
+from bridge.sim.model import Behaviour, Ruled
+from tests.e2e.house import CLOSED_SECONDS, HELLO, bridge
+
+HANG_UP = steps.HangUp()
+TALK = [steps.Say(HELLO), steps.Hear(300)]
+STAY = [*TALK, steps.Wait(20)]
+LONG = Behaviour(turns=[[Ruled(6000)]] * 2)
+
+
+async def test_the_caller_hangs_up_in_mid_sentence() -> None:
+    """The agent's session and its cost end with the call."""
+    async with bridge(LONG) as place:
+        record = await place.caller().call([*TALK, HANG_UP])
+        await place.empty()
+
+    assert record.ended_by == "caller"
+    assert [request.path for request in record.requests].count("/voice/next") == 0
+    assert place.session.closed == "client 1000"
+    assert place.metric('bridge_calls_total{outcome="caller_hung_up"}') == 1
+
+
+async def test_the_caller_hangs_up_at_once() -> None:
+    """Nobody is there when the agent comes."""
+    async with bridge(Behaviour(delay_updated=1.0)) as place:
+        await place.caller().call([HANG_UP])
+        await place.empty()
+
+
+async def test_the_line_breaks() -> None:
+    """No stop, no close: the socket is reset. The caller, if still there, is told."""
+    async with bridge(LONG) as place:
+        record = await place.caller().call([*TALK, steps.Drop(), steps.Wait(0.5)])
+        await place.empty()
+
+    assert record.said_by_twilio == [twiml.SORRY]
+    assert place.metric('bridge_calls_total{outcome="caller_connection_lost"}') == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        (Behaviour(turns=LONG.turns, drop_after=2.5), "model_lost"),
+        (Behaviour(turns=LONG.turns, close_after=(2.5, 1011, "oops")), "model_lost"),
+        (Behaviour(turns=LONG.turns, expire_after=2.5), "model_closed"),
+        (Behaviour(ignore_formats=True), "model_wrong_audio_format"),
+        (Behaviour(reject_update="invalid_value"), "model_refused"),
+        (Behaviour(refuse=401), "model_refused"),
+        (Behaviour(refuse=500), "model_refused"),
+        (Behaviour(refuse_model=["gpt-realtime-2.1"]), "model_refused"),
+    ],
+    ids=lambda it: it if isinstance(it, str) else "",
+)
+async def test_the_model_fails(fault: Behaviour, outcome: str) -> None:
+    """The caller is told in words, and not left in silence."""
+    async with bridge(fault, fallback_number="+15550009999") as place:
+        record = await place.caller().call(STAY)
+        await place.empty()
+
+    assert record.said_by_twilio == [twiml.SORRY_CONNECTING]
+    assert record.dialled == "+15550009999"
+    assert record.ended_by == "bridge"
+    assert place.metric(f'bridge_calls_total{{outcome="{outcome}"}}') == 1
+
+
+async def test_a_key_that_is_wrong() -> None:
+    """The operator reads why in the log, the caller hears that it is our fault."""
+    async with bridge(api_key="right", openai_api_key="wrong") as place:
+        record = await place.caller().call([steps.Wait(5)])
+        await place.empty()
+
+    assert record.said_by_twilio == [twiml.SORRY]
+    assert place.model.refused == [401]
+
+
+async def test_nobody_listens_where_the_model_should_be() -> None:
+    """A wrong url is no dead air either."""
+    async with bridge() as place:
+        await place.model.__aexit__(None, None, None)
+        record = await place.caller().call([steps.Wait(5)])
+        await place.empty()
+        await place.model.__aenter__()
+
+    assert record.said_by_twilio == [twiml.SORRY]
+
+
+def _raises(facts: CallFacts) -> RealtimeAgent[Any]:
+    raise RuntimeError("no agent today")
+
+
+def _gives_nothing(facts: CallFacts) -> Any:
+    return None
+
+
+def _bad_instructions(context: object, agent: object) -> str:
+    raise RuntimeError("no instructions today")
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        _raises,
+        _gives_nothing,
+        RealtimeAgent(name="bad", instructions=_bad_instructions),
+    ],
+    ids=["raises", "gives nothing", "bad instructions"],
+)
+async def test_the_users_agent_fails(agent: Any) -> None:
+    """A mistake in the user's code costs one call, and the caller hears a word."""
+    async with bridge(agent=agent) as place:
+        record = await place.caller().call([steps.Wait(5)])
+        await place.empty()
+
+    assert record.said_by_twilio == [twiml.SORRY]
+    assert place.metric('bridge_calls_total{outcome="bridge_agent_failed"}') == 1
+
+
+async def test_a_frozen_model_does_not_keep_the_call() -> None:
+    """The caller hangs up while the model answers nothing any more, no close either."""
+    frozen = Behaviour(turns=LONG.turns, freeze_after=1.0)
+    async with bridge(frozen) as place:
+        await place.caller().call([steps.Wait(1.5), HANG_UP])
+        began = asyncio.get_running_loop().time()
+        while place.server.calls:
+            await asyncio.sleep(0.02)
+            assert asyncio.get_running_loop().time() - began < CLOSED_SECONDS
+
+
+async def test_the_bridge_shuts_down() -> None:
+    """Who is still talking when draining is over hears a word, not a click."""
+    async with bridge(LONG) as place:
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(place.caller().call(STAY))
+            await asyncio.sleep(1.5)
+            assert place.server.calls == 1
+            for running in list(place.server._calls):
+                running.end("shutdown")
+        await place.empty()
+
+    assert call.result().said_by_twilio == [twiml.SORRY]
+    assert place.metric('bridge_calls_total{outcome="bridge_shutdown"}') == 1
+
+
+async def test_draining_lets_calls_finish() -> None:
+    """A deploy does not cut the call that is about to end; new ones are told."""
+    async with bridge(LONG) as place:
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(place.caller().call([*TALK, HANG_UP]))
+            await asyncio.sleep(1.0)
+            drained = tasks.create_task(place.server.close(drain_seconds=30))
+            await asyncio.sleep(0.1)
+            refused = await place.caller().call([steps.Wait(1)])
+            assert not drained.done()
+        await place.empty()
+
+    assert refused.said_by_twilio == [twiml.BUSY]
+    assert call.result().ended_by == "caller"
+
+
+async def _many(place: Any, script: Sequence[Any], times: int) -> None:
+    for _ in range(times):
+        await place.caller().call(script)
+
+
+async def test_one_call_after_another_leaves_nothing() -> None:
+    """Thirty calls ended and ten cut off: no task, socket or entry remains."""
+    async with bridge(LONG) as place:
+        await _many(place, [steps.Wait(0.05), HANG_UP], 30)
+        await _many(place, [steps.Wait(0.05), steps.Drop()], 10)
+        await place.empty()
+
+    assert len(place.model.sessions) == 40
+    assert place.metric("bridge_calls_active") == 0

@@ -1,0 +1,257 @@
+"""What nobody should send: counted, survived, or ended with a clear reason."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from twilio.request_validator import RequestValidator
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+import twiml
+from bridge.sim import steps
+from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.ruler import read_ruler
+from tests.e2e.house import HELLO, Place, bridge
+
+LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
+TOKEN = "a" * 32
+PUBLIC = "https://bridge.example"
+
+START = {
+    "event": "start",
+    "sequenceNumber": "1",
+    "streamSid": "MZ1",
+    "start": {
+        "callSid": "CA1",
+        "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
+    },
+}
+
+
+def media(payload: str = "////", sid: str = "MZ1", timestamp: str = "0") -> str:
+    details = {"track": "inbound", "timestamp": timestamp, "payload": payload}
+    return json.dumps({"event": "media", "streamSid": sid, "media": details})
+
+
+async def test_odd_messages_do_not_hurt_a_call() -> None:
+    """In the midst of rubbish the caller is heard and answered as ever."""
+    odd = [
+        "no json at all",
+        "[]",
+        "{}",
+        '{"event":"party"}',
+        '{"event":"media"}',
+        '{"event":"media","streamSid":"MZ1","media":{"payload":"!!","timestamp":"1"}}',
+        '{"event":"media","streamSid":"MZother","media":{"payload":"////","timestamp":1}}',
+        '{"event":"mark","streamSid":"MZ1","mark":{"name":"nobody"}}',
+        json.dumps(START),
+        "x" * 70_000,
+        '{"event":"dtmf","streamSid":"MZ1","dtmf":{}}',
+    ]
+    async with bridge(Behaviour(turns=[[Ruled(500)]])) as place:
+        script = [*map(steps.Send, odd), steps.Say(HELLO), LISTEN, steps.HangUp()]
+        record = await place.caller().call(script)
+        await place.empty()
+
+    assert read_ruler(record.heard).heard_ms == {1: 500}
+    assert record.ended_by == "caller"
+    assert place.metric('bridge_protocol_errors_total{side="caller"}') == len(odd)
+
+
+async def test_rubbish_from_the_model_does_not_hurt_a_call() -> None:
+    """What the model sends wrong is counted; what it says right is heard."""
+    rubbish: list[str | bytes] = [
+        "no json",
+        b"binary",
+        '{"type":"response.output_audio.delta"}',
+        '{"type":"response.output_audio.delta","response_id":"r","item_id":"i",'
+        '"delta":"!!"}',
+        '{"type":"something.new","event_id":"e"}',
+        '{"no":"type"}',
+    ]
+    behaviour = Behaviour(turns=[[Ruled(500)]], garbage=rubbish)
+    async with bridge(behaviour) as place:
+        record = await place.caller().call([steps.Say(HELLO), LISTEN, steps.HangUp()])
+        await place.empty()
+
+    assert read_ruler(record.heard).heard_ms == {1: 500}
+    assert place.metric('bridge_protocol_errors_total{side="model"}') == len(rubbish)
+
+
+@asynccontextmanager
+async def stream(place: Place) -> AsyncIterator[ClientConnection]:
+    url = place.url.replace("http", "ws") + "/media"
+    async with connect(url, compression=None, proxy=None) as socket:
+        yield socket
+
+
+async def closed(socket: ClientConnection) -> int | None:
+    """The close code, within two seconds."""
+    async with asyncio.timeout(2):
+        try:
+            while True:
+                await socket.recv()
+        except ConnectionClosed as error:
+            return error.rcvd.code if error.rcvd else None
+
+
+async def test_media_before_start() -> None:
+    """Audio of nobody is ignored; the start behind it begins the call."""
+    async with bridge(Behaviour(turns=[[Ruled(200)]]), greeting="Hi.") as place:
+        async with stream(place) as socket:
+            await socket.send('{"event":"connected","protocol":"Call"}')
+            await socket.send(media())
+            await socket.send(json.dumps(START))
+            async with asyncio.timeout(3):
+                message = json.loads(await socket.recv())
+        await place.empty()
+
+    assert message["event"] == "mark"
+    assert place.metric('bridge_protocol_errors_total{side="caller"}') == 1
+
+
+async def test_a_binary_message() -> None:
+    """Twilio sends text only; binary is counted and ignored."""
+    async with bridge() as place:
+        async with stream(place) as socket:
+            await socket.send(json.dumps(START))
+            await socket.send(b"\x00\x01")
+            await socket.send(json.dumps({"event": "stop", "streamSid": "MZ1"}))
+            assert await closed(socket) == 1000
+        await place.empty()
+
+    assert place.metric('bridge_protocol_errors_total{side="caller"}') == 1
+
+
+async def test_a_message_beyond_all_measure() -> None:
+    """It is not even read: the stream ends with a code that says why."""
+    async with bridge() as place:
+        async with stream(place) as socket:
+            await socket.send(json.dumps(START))
+            await socket.send("x" * 2_000_000)
+            assert await closed(socket) == 1009
+        await place.empty()
+
+    outcome = 'bridge_calls_total{outcome="caller_protocol_error"}'
+    assert place.metric(outcome) == 1
+
+
+async def test_another_encoding() -> None:
+    """A stream that is no mu-law is ended, before it costs a session."""
+    async with bridge() as place:
+        async with stream(place) as socket:
+            start: dict[str, Any] = json.loads(json.dumps(START))
+            start["start"]["mediaFormat"]["encoding"] = "audio/l16"
+            await socket.send(json.dumps(start))
+            await closed(socket)
+        await place.empty()
+
+    assert place.model.sessions == []
+
+
+# --- who may come in ---
+
+
+async def _post(url: str, form: dict[str, str], **headers: str) -> tuple[int, str]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url, data=form, headers=headers) as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+async def test_only_twilio_gets_in() -> None:
+    """Unsigned or wrongly signed requests get nothing: no TwiML, no session."""
+    signer = RequestValidator(TOKEN)
+    form = {"CallSid": "CA1", "From": "+15551230001", "To": "+15557650002"}
+    signature = signer.compute_signature(f"{PUBLIC}/voice", form)
+    async with bridge(public_url=PUBLIC, twilio_auth_token=TOKEN) as place:
+        good = await _post(
+            f"{place.url}/voice", form, **{"X-Twilio-Signature": signature}
+        )
+        unsigned = await _post(f"{place.url}/voice", form)
+        changed = await _post(
+            f"{place.url}/voice",
+            {**form, "From": "+1666"},
+            **{"X-Twilio-Signature": signature},
+        )
+        with pytest.raises(Exception, match="403"):
+            async with stream(place):
+                pass
+
+    assert good[0] == 200
+    assert f'url="{PUBLIC.replace("https", "wss")}/media"' in good[1]
+    assert f'action="{PUBLIC}/voice/next"' in good[1]
+    assert (unsigned[0], changed[0]) == (403, 403)
+    assert place.model.sessions == []
+
+
+async def test_a_signed_call() -> None:
+    """With the right token a call comes through, webhook and handshake signed."""
+    async with bridge(
+        Behaviour(turns=[[Ruled(300)]]), public_url=PUBLIC, twilio_auth_token=TOKEN
+    ) as place:
+        caller = place.caller(auth_token=TOKEN, signed_origin=PUBLIC)
+        record = await caller.call([steps.Say(HELLO), LISTEN, steps.HangUp()])
+
+    assert read_ruler(record.heard).heard_ms == {1: 300}
+
+
+async def test_what_is_no_form() -> None:
+    """A body that Twilio would not send is refused as such."""
+    async with bridge() as place, aiohttp.ClientSession() as session:
+        async with session.post(f"{place.url}/voice", json={"a": 1}) as answer:
+            assert answer.status == 415
+        async with session.get(f"{place.url}/media") as answer:
+            assert answer.status == 400
+
+
+async def test_a_full_house() -> None:
+    """One call more than fits is told so; the upgrade gets 503 for the balancer."""
+    async with bridge(Behaviour(turns=[[Ruled(500)]]), max_calls=1) as place:
+        async with stream(place) as socket:
+            await socket.send(json.dumps(START))
+            record = await place.caller().call([steps.Wait(1)])
+            with pytest.raises(Exception, match="503"):
+                async with stream(place):
+                    pass
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{place.url}/readyz") as answer,
+            ):
+                assert answer.status == 503
+                assert await answer.json() == {"status": "full", "calls": 1}
+        await place.empty()
+
+    assert record.said_by_twilio == [twiml.BUSY]
+
+
+async def test_health_and_metrics() -> None:
+    """An operator's probes find the process alive, ready, and its metrics."""
+    async with bridge() as place, aiohttp.ClientSession() as session:
+        for path in ("/healthz", "/readyz"):
+            async with session.get(place.url + path) as answer:
+                assert answer.status == 200
+        async with session.get(f"{place.url}/metrics") as answer:
+            text = await answer.text()
+        status = await _post(
+            f"{place.url}/stream-status", {"StreamEvent": "stream-error"}
+        )
+        done = await _post(f"{place.url}/call-status", {"CallStatus": "completed"})
+
+    assert "bridge_calls_active 0.0" in text
+    assert (status[0], done[0]) == (204, 204)
+
+
+async def test_the_next_step_of_an_unknown_call() -> None:
+    """Whoever holds the line though nothing is known of the call hears a word."""
+    async with bridge() as place:
+        status, text = await _post(f"{place.url}/voice/next", {"CallSid": "CAxyz"})
+
+    assert status == 200
+    assert twiml.SORRY in text
