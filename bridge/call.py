@@ -78,6 +78,8 @@ class House:
     registry: Registry
     metrics: Metrics
     record_dir: Path | None = None
+    account_sid: str | None = None
+    """Streams of another account are refused; None: of any."""
 
 
 class _Over(Exception):
@@ -286,6 +288,9 @@ class Call:
     def _start(self, start: media_stream.Start) -> None:
         """Now the call has a name: its log, its trace, its entry, its agent."""
         facts = facts_of(start)
+        if self._house.account_sid not in (None, facts.account_sid):
+            self._feed("end", ["caller", "wrong_account"])
+            return
         sid = facts.call_sid
         self._entry = CallEntry(sid, facts.stream_sid, time.time())
         self._log = self._log.bind(call_sid=sid, stream_sid=facts.stream_sid)

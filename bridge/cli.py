@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,9 +21,9 @@ import twiml
 from bridge import demo as demo_call
 from bridge import server, settings
 from bridge.agent import loader
-from bridge.settings import Finding, Settings, SettingsError
+from bridge.settings import NAMES, Finding, Settings, SettingsError
 from bridge.signature import websocket_origin
-from bridge.sim import accuracy, scenario
+from bridge.sim import accuracy, load, scenario
 from bridge.sim.caller import Caller
 from bridge.sim.model import ModelServer
 from bridge.variables import LOCAL_MODEL
@@ -199,6 +202,69 @@ def sim_accuracy(
         _stop_with("Broken:", *report.broken)
 
 
+@sim.command("load")
+def sim_load(
+    calls: Annotated[int, typer.Option(help="how many at the same time")] = 50,
+    seconds: Annotated[float, typer.Option(help="how long each lasts")] = 40.0,
+    json: Annotated[Path | None, typer.Option(help="write the figures there")] = None,
+) -> None:
+    """Load a bridge in a process of its own with the standard workload, and measure
+    its delays, its CPU and its memory. The fakes take a core of their own."""
+    report = _run(_sim_load(calls, seconds))
+    out.print(load.render(report))
+    if json:
+        json.write_text(load.as_json(report))
+    if report.failed or report.model_errors or report.lost_or_repeated_bytes:
+        _stop_with("Not all calls were well:", *report.failed[:10])
+
+
+async def _sim_load(calls: int, seconds: float) -> load.Report:
+    """A `bridge serve` as a user would start it, between the fakes of this process."""
+    async with ModelServer(load.BEHAVIOUR, record_appends=True) as model:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        environ = {
+            **{name: it for name, it in os.environ.items() if name not in NAMES},
+            "BRIDGE_HOST": "127.0.0.1",
+            "BRIDGE_PORT": str(port),
+            "BRIDGE_INSECURE": "1",
+            "BRIDGE_MODEL_URL": model.url,
+            "BRIDGE_GREETING": "",
+            "BRIDGE_MAX_CALLS": str(calls),
+            "BRIDGE_DRAIN_SECONDS": "0",
+        }
+        command = [sys.executable, "-m", "bridge.cli", "serve"]
+        with tempfile.TemporaryDirectory() as folder:
+            # Elsewhere, so that no .env of the user's has a say; its log is not ours.
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env=environ,
+                cwd=folder,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            try:
+                await _listening(port)
+                url = f"http://127.0.0.1:{port}/voice"
+                return await load.measure(
+                    url, model, calls=calls, seconds=seconds, pid=process.pid
+                )
+            finally:
+                process.terminate()
+                await process.wait()
+
+
+async def _listening(port: int) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.1)
+            else:
+                writer.close()
+                return
+
+
 @asynccontextmanager
 async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
     """A bridge in front of that model, for a measurement."""
@@ -262,3 +328,7 @@ def _stop_with(*lines: str) -> NoReturn:
     for line in lines:
         err.print(line, highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

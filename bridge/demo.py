@@ -120,8 +120,11 @@ async def _place(
 def show(demo: Demo, console: Console) -> None:
     """The report, for a person."""
     console.print()
-    for said in demo.said:
-        _show_line(said, console)
+    console.print(_lines(demo))
+    if any(said.cut for said in demo.said):
+        console.print(
+            "[red]✂[/] the caller spoke; what stands behind it was never heard"
+        )
     console.print()
     console.print(_interruptions(demo))
     console.print(_delays(demo))
@@ -226,19 +229,20 @@ def _time_of(record: CallRecord, position: int) -> float:
     return record.ended_at or 0.0
 
 
-def _show_line(said: Said, console: Console) -> None:
-    clock = f"{int(said.at) // 60}:{said.at % 60:04.1f}"
-    name = f"{said.who:>12}"
-    if not said.cut:
+def _lines(demo: Demo) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(justify="right", style="dim")
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    for said in demo.said:
+        clock = f"{int(said.at) // 60}:{said.at % 60:04.1f}"
+        style = "cyan" if said.who == "caller" else "green"
         text = Text(said.text or "(words unknown)")
-    else:
-        text = Text(said.heard_text)
-        text.append(said.text[len(said.heard_text) :], style="strike dim")
-    style = "cyan" if said.who == "caller" else "green"
-    console.print(Text.assemble((f"{clock:>7} ", "dim"), (f"{name}  ", style), text))
-    if said.cut:
-        note = f"heard to here, {said.heard_ms / 1000:.2f} s of what was said"
-        console.print(Text(f"{'':>22}└ {note}", style="dim"))
+        if said.cut:
+            unheard = said.text[len(said.heard_text) :]
+            text = Text.assemble(said.heard_text, (" ✂", "red"), (unheard, "dim"))
+        table.add_row(clock, Text(said.who, style=style), text)
+    return table
 
 
 def _interruptions(demo: Demo) -> Table:

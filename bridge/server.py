@@ -166,6 +166,10 @@ class Server:
             ):
                 log.warning("webhook_refused", path=request.path, why="signature")
                 raise web.HTTPForbidden(text="not signed by Twilio")
+            account = self._settings.twilio_account_sid
+            if account and _text(form, "AccountSid") != account:
+                log.warning("webhook_refused", path=request.path, why="account")
+                raise web.HTTPForbidden(text="not of this account")
             return await answer(request, form)
 
         return handle
@@ -310,6 +314,7 @@ def open_house(settings: Settings, source: AgentSource, model_url: str) -> House
         ),
         greeting=settings.greeting or None,
         registry=MemoryRegistry(),
+        account_sid=settings.twilio_account_sid,
         metrics=Metrics(),
         record_dir=settings.record_dir,
     )

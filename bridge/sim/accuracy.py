@@ -1,0 +1,282 @@
+"""`bridge sim accuracy`: does the model believe what the caller has really heard?
+
+Places calls to a bridge that is handed in, between a fake model and a fake caller. The
+belief is read from the model's items, the truth from the audio the caller was played:
+each millisecond of it says which one it is.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass, replace
+from random import Random
+from time import monotonic
+from typing import Protocol
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from bridge.sim.belief import (
+    P95_LIMIT,
+    WORST_LIMIT,
+    Belief,
+    Report,
+    Row,
+    Verdict,
+    judge,
+    report,
+)
+from bridge.sim.caller import Caller, CallRecord
+from bridge.sim.items import ResponseRecord
+from bridge.sim.model import ModelServer
+from bridge.sim.network import Network
+from bridge.sim.scenes import NETWORKS, SCENES, Scene, label, script
+
+__all__ = [
+    "NETWORKS",
+    "SCENES",
+    "Belief",
+    "Place",
+    "Report",
+    "Row",
+    "Scene",
+    "Verdict",
+    "as_json",
+    "measure",
+    "render",
+]
+
+STAGGER = 1.5  # s within which calls that are placed at once begin
+TURN_SECONDS = 5.0  # from the caller's word to the answer's first sound, at most
+SETUP_SECONDS = 30.0  # of a call, for all else
+TICK = 0.01  # s between two looks at how late the event loop is
+BUSY_MS = 50.0  # a loop so late is told of where a measurement fails
+WORST_SHOWN = 10
+
+
+class Place(Protocol):
+    """Puts a bridge in front of the model at this url, as long as it is entered.
+
+    Gives the bridge's voice webhook and the auth token its signatures need, or None.
+    """
+
+    def __call__(
+        self, model_url: str
+    ) -> AbstractAsyncContextManager[tuple[str, str | None]]: ...
+
+
+Progress = Callable[[int, int], None]
+"""(calls that are over, all calls)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One call to be placed."""
+
+    scene: Scene
+    network: Network
+    number: int  # among the calls of its scene and network
+    interruptions: int
+    seed: int
+    frame_playout: bool
+
+    def dice(self) -> Random:
+        """The same for this call, whatever else is measured."""
+        where = f"{self.scene.name} {label(self.network)}"
+        return Random(f"{self.seed} {where} {self.number}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A call that is over, not judged yet: reading its audio would disturb others."""
+
+    plan: _Plan
+    record: CallRecord
+    sessions: int
+    responses: Sequence[ResponseRecord]
+    errors: Sequence[str]
+
+
+# --- measuring ----------------------------------------------------------------------
+
+
+async def measure(
+    bridge_for: Place,
+    *,
+    scenes: Sequence[Scene] = SCENES,
+    networks: Sequence[Network] = NETWORKS,
+    calls: int = 3,
+    interruptions: int = 8,
+    seed: int = 1,
+    at_once: int = 12,
+    frame_playout: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Place `calls` calls per scene and network, `at_once` at the same time; judge."""
+    plans = [
+        _Plan(scene, network, number, interruptions, seed, frame_playout)
+        for scene in scenes
+        for network in networks
+        for number in range(1, calls + 1)
+    ]
+    began = monotonic()
+    free = asyncio.Semaphore(at_once)
+    over = 0
+
+    async def place(plan: _Plan) -> _Placed:
+        nonlocal over
+        async with free:
+            placed = await _place(plan, bridge_for)
+        over += 1
+        if progress is not None:
+            progress(over, len(plans))
+        return placed
+
+    lateness = [0.0]
+    async with asyncio.TaskGroup() as group:
+        watch = group.create_task(_watch_loop(lateness))
+        async with asyncio.TaskGroup() as placing:
+            tasks = [placing.create_task(place(plan)) for plan in plans]
+        watch.cancel()
+    seconds = monotonic() - began
+    return report(
+        [_judge(task.result()) for task in tasks],
+        frame_playout=frame_playout,
+        seconds=seconds,
+        late_ms=lateness[0] * 1000,
+    )
+
+
+async def _place(plan: _Plan, bridge_for: Place) -> _Placed:
+    """One call. It has a model of its own, for ruler numbers count per session."""
+    dice = plan.dice()
+    behaviour = plan.scene.behaviour(dice)
+    network = replace(plan.network, seed=dice.getrandbits(32))
+    steps = list(script(plan.scene, behaviour, network, plan.interruptions, dice))
+    turn = TURN_SECONDS + plan.scene.seconds + plan.scene.stall_seconds
+    await asyncio.sleep(dice.uniform(0, STAGGER))
+    async with (
+        ModelServer(behaviour, keep_audio=False) as model,
+        bridge_for(model.url) as (webhook_url, auth_token),
+    ):
+        caller = Caller(
+            webhook_url=webhook_url,
+            auth_token=auth_token,
+            network=network,
+            frame_playout=plan.frame_playout,
+            max_seconds=SETUP_SECONDS + (plan.interruptions + 1) * turn,
+        )
+        record = await caller.call(steps)
+    return _Placed(
+        plan,
+        record,
+        len(model.sessions),
+        [response for session in model.sessions for response in session.responses],
+        [str(e["message"]) for session in model.sessions for e in session.errors_sent],
+    )
+
+
+async def _watch_loop(lateness: list[float]) -> None:
+    """Note how much later than asked for the event loop wakes a sleeper, at worst."""
+    while True:
+        due = monotonic() + TICK
+        await asyncio.sleep(TICK)
+        lateness[0] = max(lateness[0], monotonic() - due)
+
+
+def _judge(placed: _Placed) -> Verdict:
+    plan, heard = placed.plan, placed.record.heard
+    verdict = judge(heard, placed.responses, plan.interruptions, placed.errors)
+    return replace(
+        verdict,
+        scene=plan.scene.name,
+        network=label(plan.network),
+        call=plan.number,
+        faults=(*_call_faults(placed), *verdict.faults),
+    )
+
+
+def _call_faults(placed: _Placed) -> Iterator[str]:
+    record = placed.record
+    if record.ended_by != "caller":
+        yield f"the call was ended by {record.ended_by}"
+    if placed.sessions != 1:
+        yield f"{placed.sessions} sessions on the model instead of one"
+    for step in record.timed_out:
+        yield f"the caller waited in vain: {step}"
+    for warning in record.warnings:
+        yield f"Twilio warned: {warning.code} {warning.text}"
+
+
+# --- telling ------------------------------------------------------------------------
+
+_NAMES = ("scene", "up/down/jitter")
+_NUMBERS = (
+    *("items", "cut", "unheard", "generating", "p50", "p95", "max", "all max"),
+    *("bias", "untold", "errors", "lost/repeated/stray"),
+)
+
+
+def render(report: Report) -> Group:
+    """The report for a terminal: a table, the worst items, what is broken."""
+    table = Table(
+        title="Belief error (all in ms)",
+        caption="p50 ... bias: of the items heard in part; generating: answers cut "
+        "before the model had finished",
+    )
+    for name in _NAMES:
+        table.add_column(name)
+    for name in _NUMBERS:
+        table.add_column(name, justify="right")
+    for row in report.rows:
+        table.add_row(*_cells(row), end_section=row is report.rows[-1])
+    table.add_row(*_cells(report.total), style="bold")
+    return Group(table, *(Text(line) for line in _lines(report)))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    counts = (row.items, row.cut, row.unheard, row.while_generating)
+    errors = (row.p50, row.p95, row.worst_cut, row.worst)
+    audio = (row.lost_ms, row.repeated_ms, row.stray_ms)
+    return (
+        row.scene,
+        row.network,
+        *map(str, counts),
+        *(f"{error:.1f}" for error in errors),
+        f"{row.bias:+.1f}",
+        *map(str, (row.untold, row.model_errors)),
+        "/".join(f"{ms:g}" for ms in audio),
+    )
+
+
+def _lines(report: Report) -> Iterator[str]:
+    total = report.total
+    playout = "whole frames" if report.frame_playout else "single bytes"
+    yield (
+        f"{total.calls} calls, {total.interrupted} answers interrupted, "
+        f"{report.seconds:.0f} s; Twilio plays {playout}; "
+        f"the event loop was late by {report.late_ms:.0f} ms at most"
+    )
+    for verdict, belief in report.worst(WORST_SHOWN):
+        if abs(belief.error_ms) > P95_LIMIT:
+            yield (
+                f"off by {belief.error_ms:+.1f}: {verdict.name}, item {belief.number}: "
+                f"believed {belief.believed_ms:g}, heard {belief.heard_ms:.1f} "
+                f"of {belief.sent_ms:g}"
+            )
+    for text in report.broken:
+        yield f"BROKEN: {text}"
+    if not report.broken:
+        yield "Every bound holds."
+    elif report.late_ms > BUSY_MS:
+        yield "This machine may be too busy to be exact: try fewer calls at once."
+
+
+def as_json(report: Report) -> str:
+    """The whole report, every item of it, for machines."""
+    document = asdict(report)
+    document["calls"] = document.pop("verdicts")
+    document["limits_ms"] = {"p95": P95_LIMIT, "worst": WORST_LIMIT}
+    return json.dumps(document, indent=1)

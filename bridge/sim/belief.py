@@ -1,0 +1,272 @@
+"""Belief error: what the model takes for heard against what was heard. Pure.
+
+Judges one call by the audio played in it and by the items the model is left with, and
+many calls by the bounds a bridge must keep. The bridge's own word does not count.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bridge.sim.items import Item, ResponseRecord
+from bridge.sim.ruler import BLOCK, Reading, read_ruler
+
+P95_LIMIT = 20.0  # ms: one frame of Twilio's
+WORST_LIMIT = 40.0  # ms: two of them
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """One item: what was generated, what was heard, what the model takes for heard."""
+
+    number: int  # the ruler's, within the call
+    sent_ms: float
+    heard_ms: float
+    believed_ms: float
+    told: bool  # truncated or deleted
+
+    @property
+    def error_ms(self) -> float:
+        """Above 0: the model believes that more was heard than was."""
+        return self.believed_ms - self.heard_ms
+
+    @property
+    def cut(self) -> bool:
+        """Heard, but not to its end: here, and only here, a position must be known."""
+        return 0 < self.heard_ms < self.sent_ms
+
+    @property
+    def untold(self) -> bool:
+        """Not heard whole, and the model does not know."""
+        return self.heard_ms < self.sent_ms and not self.told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One call, judged."""
+
+    scene: str = ""
+    network: str = ""
+    call: int = 0
+    beliefs: tuple[Belief, ...] = ()
+    interrupted: int = 0  # answers that were cut, as planned
+    while_generating: int = 0  # ... of them before the model had finished
+    errors: tuple[str, ...] = ()  # messages of the model's error events
+    lost_ms: float = 0.0
+    repeated_ms: float = 0.0
+    stray_ms: float = 0.0  # audio that is of no item
+    in_order: bool = True
+    faults: tuple[str, ...] = ()  # why the call is not the one that was planned
+
+    @property
+    def name(self) -> str:
+        return f"{self.scene} {self.network} call {self.call}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Some calls together. Errors in ms, without their sign but for `bias`."""
+
+    scene: str
+    network: str
+    calls: int
+    items: int
+    cut: int  # heard in part: p50, p95, `worst_cut` and `bias` are of these
+    unheard: int
+    interrupted: int
+    while_generating: int
+    p50: float
+    p95: float
+    worst_cut: float
+    worst: float  # of all items
+    bias: float  # mean, with its sign
+    untold: int
+    model_errors: int
+    lost_ms: float
+    repeated_ms: float
+    stray_ms: float
+    out_of_order: int  # calls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a measurement found; `broken` is empty when the bridge keeps its word."""
+
+    rows: tuple[Row, ...]
+    total: Row
+    broken: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    frame_playout: bool = False
+    seconds: float = 0.0
+    late_ms: float = 0.0  # how late the event loop was, at worst
+
+    def worst(self, count: int) -> list[tuple[Verdict, Belief]]:
+        """The items the model is most wrong about."""
+        every = [(v, belief) for v in self.verdicts for belief in v.beliefs]
+        every.sort(key=lambda each: -abs(each[1].error_ms))
+        return every[:count]
+
+
+def report(
+    verdicts: Sequence[Verdict],
+    *,
+    frame_playout: bool = False,
+    seconds: float = 0.0,
+    late_ms: float = 0.0,
+) -> Report:
+    """The calls by scene and network, and all together, held against the bounds."""
+    cells: defaultdict[tuple[str, str], list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        cells[verdict.scene, verdict.network].append(verdict)
+    total = _row("all", "", verdicts)
+    return Report(
+        rows=tuple(_row(*names, cell) for names, cell in cells.items()),
+        total=total,
+        broken=(*_broken(total), *_broken_calls(verdicts)),
+        verdicts=tuple(verdicts),
+        frame_playout=frame_playout,
+        seconds=seconds,
+        late_ms=late_ms,
+    )
+
+
+# --- one call -----------------------------------------------------------------------
+
+
+def judge(
+    heard: bytes,
+    responses: Sequence[ResponseRecord],
+    interruptions: int,
+    errors: Sequence[str] = (),
+) -> Verdict:
+    """A call by what was played to the caller and by what the model is left with.
+
+    All but the last of the `interruptions` + 1 answers were to be cut.
+    """
+    reading = read_ruler(heard)
+    heard_ms = reading.heard_ms
+    answers = [list(_beliefs(response.items, heard_ms)) for response in responses]
+    beliefs = tuple(belief for answer in answers for belief in answer)
+    # Generating ends with the caller's word even where all of it had been heard: they
+    # spoke into a pause.
+    was_cut = [
+        response.status == "cancelled" or any(b.heard_ms < b.sent_ms for b in answer)
+        for response, answer in zip(responses, answers, strict=True)
+    ]
+    generating = [response.status == "cancelled" for response in responses]
+    strange_ms = sum(heard_ms.values()) - sum(belief.heard_ms for belief in beliefs)
+    return Verdict(
+        beliefs=beliefs,
+        interrupted=sum(was_cut[:interruptions]),
+        while_generating=sum(generating[:interruptions]),
+        errors=tuple(errors),
+        lost_ms=_lost_bytes(reading) / BLOCK,
+        repeated_ms=reading.repeated_bytes / BLOCK,
+        stray_ms=reading.stray / BLOCK + strange_ms,
+        in_order=reading.in_order,
+        faults=tuple(_turn_faults(was_cut, interruptions)),
+    )
+
+
+def _beliefs(items: Sequence[Item], heard_ms: dict[int, float]) -> Iterator[Belief]:
+    for item in items:
+        if item.ruler_number is not None and item.sent_bytes:
+            yield Belief(
+                number=item.ruler_number,
+                sent_ms=item.sent_ms,
+                heard_ms=heard_ms.get(item.ruler_number, 0.0),
+                believed_ms=item.believed_ms,
+                told=item.deleted or item.truncated_ms is not None,
+            )
+
+
+def _turn_faults(was_cut: Sequence[bool], interruptions: int) -> Iterator[str]:
+    """A call in which nothing was interrupted measures nothing."""
+    if len(was_cut) != interruptions + 1:
+        yield f"{len(was_cut)} answers instead of {interruptions + 1}"
+    missed = [n for n, cut in enumerate(was_cut[:interruptions], 1) if not cut]
+    if missed:
+        yield f"not interrupted: answer {', '.join(map(str, missed))}"
+    if any(was_cut[interruptions:]):
+        yield "the last answer was not heard to its end"
+
+
+def _lost_bytes(reading: Reading) -> int:
+    """Holes inside of an item, and what is missing of its beginning."""
+    begins: dict[int, int] = {}
+    for span in reading.spans:
+        begins[span.item] = min(span.start, begins.get(span.item, span.start))
+    return reading.lost_bytes + sum(begins.values())
+
+
+# --- many calls ---------------------------------------------------------------------
+
+
+def _row(scene: str, network: str, verdicts: Sequence[Verdict]) -> Row:
+    beliefs = [belief for verdict in verdicts for belief in verdict.beliefs]
+    cut = [belief for belief in beliefs if belief.cut]
+    errors = sorted(abs(belief.error_ms) for belief in cut)
+    return Row(
+        scene=scene,
+        network=network,
+        calls=len(verdicts),
+        items=len(beliefs),
+        cut=len(cut),
+        unheard=sum(not belief.heard_ms for belief in beliefs),
+        interrupted=sum(verdict.interrupted for verdict in verdicts),
+        while_generating=sum(verdict.while_generating for verdict in verdicts),
+        p50=percentile(errors, 50),
+        p95=percentile(errors, 95),
+        worst_cut=percentile(errors, 100),
+        worst=max((abs(belief.error_ms) for belief in beliefs), default=0.0),
+        bias=sum(belief.error_ms for belief in cut) / max(1, len(cut)),
+        untold=sum(belief.untold for belief in beliefs),
+        model_errors=sum(len(verdict.errors) for verdict in verdicts),
+        lost_ms=sum(verdict.lost_ms for verdict in verdicts),
+        repeated_ms=sum(verdict.repeated_ms for verdict in verdicts),
+        stray_ms=sum(verdict.stray_ms for verdict in verdicts),
+        out_of_order=sum(not verdict.in_order for verdict in verdicts),
+    )
+
+
+def percentile(ascending: Sequence[float], percent: float) -> float:
+    """The smallest value that so many percent do not exceed; 0 where there is none."""
+    if not ascending:
+        return 0.0
+    rank = math.ceil(len(ascending) * percent / 100)
+    return ascending[max(0, rank - 1)]
+
+
+def _broken(total: Row) -> Iterator[str]:
+    """Which bounds over all calls do not hold."""
+    if not total.cut:
+        yield "no item was cut: nothing was measured"
+    if total.p95 > P95_LIMIT:
+        yield f"p95 of the cut items is {total.p95:.1f} ms, above {P95_LIMIT:g}"
+    if total.worst > WORST_LIMIT:
+        yield f"the worst item is {total.worst:.1f} ms off, above {WORST_LIMIT:g}"
+
+
+def _broken_calls(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """What may not happen in any call, and where it did."""
+    for verdict in verdicts:
+        for text in (*_call_bounds(verdict), *verdict.faults):
+            yield f"{verdict.name}: {text}"
+
+
+def _call_bounds(verdict: Verdict) -> Iterator[str]:
+    untold = [str(belief.number) for belief in verdict.beliefs if belief.untold]
+    if untold:
+        yield f"the model was not told of the cut of item {', '.join(untold)}"
+    for error in verdict.errors:
+        yield f"the model answered an error: {error}"
+    for what, ms in (
+        ("lost", verdict.lost_ms),
+        ("repeated", verdict.repeated_ms),
+        ("of no item", verdict.stray_ms),
+    ):
+        if ms:
+            yield f"{ms:.1f} ms of audio {what}"
+    if not verdict.in_order:
+        yield "audio out of order"

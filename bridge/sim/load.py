@@ -1,0 +1,214 @@
+"""Load on a running bridge, with both fakes here: delays, errors, what it costs.
+
+The standard workload (design.md section 8): each call speaks 1 s every 8 s, each
+answer is 6 s of audio in 200 ms deltas at 4x real time, transcript alongside.
+"""
+
+import asyncio
+import bisect
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+
+from rich.table import Table
+
+from bridge.sim import steps
+from bridge.sim.caller import Caller, CallRecord
+from bridge.sim.model import Behaviour, ModelServer, ModelSession, Ruled
+from bridge.sim.ruler import read_ruler, ruler
+
+SPEECH_MS = 1000
+TURN_SECONDS = 8.0
+ANSWER_MS = 6000
+RAMP_SECONDS = 0.05
+"""Between two calls: 20 a second, more than an account may place."""
+
+BEHAVIOUR = Behaviour(fallback=[Ruled(ANSWER_MS)], delta_ms=200, speed=4.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """Of one way, in ms."""
+
+    count: int
+    p50: float
+    p99: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    calls: int
+    seconds: float
+    failed: list[str]
+    model_errors: int
+    lost_or_repeated_bytes: int
+    answers: int
+    caller_to_model: Delays
+    """From a frame being sent by the caller to its append at the model: the bridge,
+    both sockets and the fakes' own work."""
+    model_to_caller: Delays
+    """From a delta being sent to the last of its audio arriving at the phone."""
+    cpu_ms_per_call_second: float | None
+    """Of the bridge's process alone, while all calls are up."""
+    memory_mb: float | None
+
+
+async def measure(
+    webhook_url: str,
+    model: ModelServer,
+    *,
+    calls: int,
+    seconds: float,
+    pid: int | None = None,
+) -> Report:
+    """Places the calls on a bridge whose model is `model` (record_appends on)."""
+    turns = max(1, int(seconds // TURN_SECONDS))
+    async with asyncio.TaskGroup() as tasks:
+        placed = []
+        for number in range(1, calls + 1):
+            caller = Caller(webhook_url=webhook_url, keep_frame_times=True)
+            work = caller.call(_script(number, turns))
+            placed.append(tasks.create_task(work))
+            await asyncio.sleep(RAMP_SECONDS)
+        before, since = _cpu_seconds(pid), monotonic()
+        await asyncio.sleep(max(1.0, turns * TURN_SECONDS - calls * RAMP_SECONDS - 2))
+        spent, lasted = _cpu_seconds(pid), monotonic() - since
+        memory = _memory_mb(pid)
+    records = [task.result() for task in placed]
+    cpu = None
+    if before is not None and spent is not None:
+        cpu = 1000 * (spent - before) / lasted / calls
+    return _report(records, model, turns * TURN_SECONDS, cpu, memory)
+
+
+def _script(number: int, turns: int) -> list[steps.Step]:
+    # The speech says which call it is: sessions and calls are matched by what was said.
+    speech = ruler(number, SPEECH_MS)
+    turn: list[steps.Step] = [
+        steps.Say(speech),
+        steps.Wait(TURN_SECONDS - SPEECH_MS / 1000),
+    ]
+    return [*turn * turns, steps.HangUp()]
+
+
+def _report(
+    records: Sequence[CallRecord],
+    model: ModelServer,
+    seconds: float,
+    cpu: float | None,
+    memory: float | None,
+) -> Report:
+    sessions = {_number_of(session): session for session in model.sessions}
+    up: list[float] = []
+    down: list[float] = []
+    failed = []
+    harmed = answers = 0
+    for number, record in enumerate(records, 1):
+        if record.error or record.ended_by != "caller":
+            failed.append(record.error or f"ended by {record.ended_by}")
+        session = sessions.get(number)
+        if session is None:
+            failed.append(f"call {number}: the model never heard it")
+            continue
+        heard = read_ruler(record.heard)
+        harmed += heard.lost_bytes + heard.repeated_bytes + heard.stray
+        answers += len(heard.heard_ms)
+        up += _up(record, session)
+        down += _down(record, session)
+    return Report(
+        calls=len(records),
+        seconds=seconds,
+        failed=failed,
+        model_errors=sum(len(session.errors_sent) for session in model.sessions),
+        lost_or_repeated_bytes=harmed,
+        answers=answers,
+        caller_to_model=_delays(up),
+        model_to_caller=_delays(down),
+        cpu_ms_per_call_second=cpu,
+        memory_mb=memory,
+    )
+
+
+def _number_of(session: ModelSession) -> int | None:
+    said = read_ruler(bytes(session.caller_audio[: 8 * 4000])).heard_ms
+    return max(said, key=lambda number: said[number]) if said else None
+
+
+def _up(record: CallRecord, session: ModelSession) -> Iterator[float]:
+    """Frame for frame; the first second is left out, it waited for the model."""
+    pairs = zip(record.frame_sent_at, session.append_at, strict=False)
+    for sent, arrived in itertools.islice(pairs, 50, None):
+        yield 1000 * (arrived - sent)
+
+
+def _down(record: CallRecord, session: ModelSession) -> Iterator[float]:
+    arrived_bytes = list(itertools.accumulate(size for _, size in record.media_in))
+    sent_bytes = 0
+    for sent_at, _, delta in session.sent_deltas:
+        sent_bytes += len(delta)
+        at = bisect.bisect_left(arrived_bytes, sent_bytes)
+        if at < len(record.media_in):
+            yield 1000 * (record.media_in[at][0] - sent_at)
+
+
+def _delays(values: list[float]) -> Delays:
+    values.sort()
+    if not values:
+        return Delays(0, 0.0, 0.0, 0.0)
+    last = len(values) - 1
+    p99 = values[min(last, int(0.99 * len(values)))]
+    return Delays(len(values), values[len(values) // 2], p99, values[-1])
+
+
+def _cpu_seconds(pid: int | None) -> float | None:
+    """User and system time of a process, where there is a /proc."""
+    stat = Path(f"/proc/{pid}/stat")
+    if pid is None or not stat.exists():
+        return None
+    fields = stat.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _memory_mb(pid: int | None) -> float | None:
+    status = Path(f"/proc/{pid}/status")
+    if pid is None or not status.exists():
+        return None
+    line = next(it for it in status.read_text().splitlines() if it.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def render(report: Report) -> Table:
+    """For a person."""
+    table = Table(box=None, show_header=False)
+    rows = [
+        ("calls", f"{report.calls} for {report.seconds:.0f} s"),
+        ("answers heard", str(report.answers)),
+        ("calls failed", str(len(report.failed))),
+        ("errors of the model", str(report.model_errors)),
+        ("bytes lost or repeated", str(report.lost_or_repeated_bytes)),
+        ("caller to model", _row(report.caller_to_model)),
+        ("model to caller", _row(report.model_to_caller)),
+    ]
+    if report.cpu_ms_per_call_second is not None:
+        rows.append(("CPU a call-second", f"{report.cpu_ms_per_call_second:.2f} ms"))
+    if report.memory_mb is not None:
+        rows.append(("memory", f"{report.memory_mb:.0f} MB"))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _row(delays: Delays) -> str:
+    return (
+        f"p50 {delays.p50:.2f} ms, p99 {delays.p99:.2f} ms, max {delays.most:.2f} ms "
+        f"({delays.count})"
+    )
+
+
+def as_json(report: Report) -> str:
+    return json.dumps(asdict(report), indent=2)

@@ -1,0 +1,14 @@
+"""The smallest agent: copy it, change the words.
+
+BRIDGE_AGENT=examples/hello.py:agent
+"""
+
+from agents.realtime import RealtimeAgent
+
+agent: RealtimeAgent[None] = RealtimeAgent(
+    name="hello",
+    instructions=(
+        "You are on the phone. Answer in one or two short sentences. "
+        "You know everything about hedgehogs and love to talk about them."
+    ),
+)

@@ -1,0 +1,125 @@
+"""Corners of an answer's way to the caller that no ordinary call goes through."""
+
+import pytest
+
+from tests.core.phone import Phone, events, notes, to_caller, to_model, told
+
+
+def test_audio_behind_the_end_of_a_cut_answer_stays_unheard() -> None:
+    """Audio that is late by a whole answer does not come out of the phone either."""
+    phone = Phone().talking()
+    phone.created()
+    phone.says(600)
+    phone.barges_in()
+    phone.done(status="cancelled")
+
+    commands = phone.says(200)
+
+    assert to_caller(commands) == []
+    [note] = notes(commands, "late_audio")
+    assert note.data == {"item": "i1", "bytes": 1600}
+
+
+def test_the_end_of_one_answer_does_not_end_another() -> None:
+    """Two answers on the way at once: each is marked where it ends itself."""
+    phone = Phone().talking()
+    phone.created("r1")
+    phone.says(100, item="i1", response="r1")
+    phone.created("r2")
+    phone.says(100, item="i2", response="r2")
+
+    assert events(phone.done("r1")) == ["mark"]
+
+    phone.says(100, item="i2", response="r2")
+    phone.frames(400)
+    assert [note.data["item"] for note in notes(phone.log, "said")] == ["i1"]
+    assert events(phone.done("r2")) == ["mark"]
+    phone.frames(40)
+    assert [note.data["item"] for note in notes(phone.log, "said")] == ["i1", "i2"]
+
+
+def test_an_item_heard_to_its_end_in_the_moment_of_the_cut() -> None:
+    """The model forgets nothing of a sentence that the caller has just heard whole."""
+    phone = Phone().talking()
+    phone.created()
+    phone.says(100, item="i1")
+    phone.item_done("i1")
+    phone.says(1000, item="i2")
+    phone.frames(80)
+    # A line with 60 ms of delay: i1 has been played, what says so is on its way.
+    on_the_way = []
+    for _ in range(3):
+        phone.now += 0.02
+        on_the_way.append(phone.twilio.due(phone.now))
+    commands = phone.barges_in()
+    for marks in on_the_way:
+        for mark in marks:
+            commands += phone.echo(mark)
+        commands += phone.frame()
+    commands += phone.frames(40)
+
+    assert [(verb, item) for verb, item, _ in told(commands)] == [("truncate", "i2")]
+    said = {note.data["item"]: note.data for note in notes(commands, "said")}
+    assert said["i1"]["heard_ms"] == said["i1"]["received_ms"] == 100
+    assert said["i2"]["heard_ms"] == pytest.approx(40, abs=25)
+
+
+def test_an_item_that_was_cut_is_not_deleted_once_more() -> None:
+    """What the caller heard of a cut answer stays in the model's memory."""
+    phone = Phone().talking()
+    phone.created()
+    item = {"id": "i1", "type": "message"}
+    phone.model("response.output_item.added", response_id="r1", item=item)
+    phone.says(1000)
+    phone.frames(300)
+    phone.barges_in()
+
+    assert told(phone.done(status="cancelled")) == []
+    assert [verb for verb, _, _ in told(phone.frames(40))] == ["truncate"]
+
+
+def test_an_item_heard_before_the_cut_is_not_deleted() -> None:
+    """A first sentence that was heard whole survives the interruption of the second."""
+    phone = Phone().talking()
+    phone.created()
+    for name in ("i1", "i2"):
+        item = {"id": name, "type": "message"}
+        phone.model("response.output_item.added", response_id="r1", item=item)
+    phone.says(100, item="i1")
+    phone.item_done("i1")
+    phone.frames(200)
+    phone.barges_in()
+
+    done = phone.done(status="cancelled")
+
+    assert told(done) == [("delete", "i2", None)]
+
+
+def test_words_of_a_cut_answer_that_come_late_are_not_on_record() -> None:
+    """What nobody could hear any more is not taken for said."""
+    phone = Phone().talking()
+    phone.created()
+    phone.words("one ")
+    phone.says(1000)
+    phone.barges_in()
+
+    phone.words("two")
+    phone.frames(60)
+
+    [said] = notes(phone.log, "said")
+    assert said.private["generated"] == "one "
+
+
+def test_a_guardrail_of_an_old_answer_stops_what_follows_it_too() -> None:
+    """A clear empties the whole queue, so nothing is kept of which nothing is heard."""
+    phone = Phone().talking()
+    phone.created("r1")
+    phone.says(1000, item="i1", response="r1")
+    phone.done("r1")
+    phone.created("r2")
+    phone.says(1000, item="i2", response="r2")
+
+    commands = phone.talk.interrupt("guardrail", phone.now, "r1")
+
+    assert events(commands) == ["clear", "mark"]
+    assert [event["response_id"] for event in to_model(commands)] == ["r2"]

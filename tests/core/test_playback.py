@@ -1,0 +1,491 @@
+"""The ledger by literal times: Twilio's clock in ms, ours 50 s ahead of it.
+
+`line.at(ms)`: Twilio's frames have reached us up to that ms, and what comes now left
+Twilio within the 20 ms behind it.
+"""
+
+import pytest
+
+from bridge.core.playback import (
+    MAX_PENDING_MARKS,
+    MediaClock,
+    Playback,
+    Tally,
+    Window,
+)
+
+A, B = ("a", 0), ("b", 0)
+START = 50.0
+
+
+class Line:
+    """A Playback with the time as a script sets it."""
+
+    def __init__(self) -> None:
+        self.playback = Playback(START)
+        self.now = START
+
+    def at(self, ms: int) -> "Line":
+        """The frame that ends there has just come."""
+        self.now = START + ms / 1000
+        self.playback.clock.frame(ms - 20, 20, self.now)
+        return self
+
+    def sends(self, ms: int, key: tuple[str, int] = A, end: bool = False) -> list[str]:
+        """The names of the marks that went with it."""
+        plan = self.playback.plan(key, 8 * ms, self.now)
+        marks = [mark for mark, _ in plan if mark]
+        last = self.playback.end_mark(self.now) if end else None
+        return [*marks, last] if last else marks
+
+    def comes_back(self, *names: str) -> None:
+        for name in names:
+            assert self.playback.echoed(name, self.now) is not None, name
+
+    def clears(self) -> str:
+        return self.playback.fence(self.now)
+
+    def heard(self, key: tuple[str, int] = A) -> float:
+        """In ms."""
+        return self.playback.tally(key).heard / 8
+
+
+# --- what is sent ---
+
+
+def test_an_answer_begins_in_small_pieces_with_a_mark_each() -> None:
+    """Where playing began is known to a frame though mark and audio part on the way."""
+    playback = Playback(START)
+
+    plan = playback.plan(A, 8000, START)
+
+    assert plan == [
+        ("m1", 159),
+        ("m2", 318),
+        ("m3", 318),
+        ("m4", 318),
+        ("m5", 1599),
+        ("m6", 1599),
+        ("m7", 1599),
+        ("m8", 1599),
+        ("m9", 491),
+    ]
+    assert playback.sent == 8000
+
+
+def test_a_delta_of_200_ms_stays_whole_while_much_is_queued() -> None:
+    """A busy line is not made busier: one message for one delta."""
+    line = Line().at(100)
+    line.sends(1000)
+
+    assert line.playback.plan(A, 1600, line.now) == [("m10", 1600)]
+    assert line.playback.plan(A, 160, line.now) == [("m11", 160)]
+    assert line.playback.plan(A, 160, line.now) == [(None, 160)]
+
+
+def test_when_the_queue_may_be_dry_pieces_are_small_again() -> None:
+    """A model that is barely fast enough is watched more closely."""
+    line = Line().at(100)
+    line.sends(1000)
+
+    line.at(1000)  # 100 ms are left by our clock: low
+    assert line.playback.plan(A, 960, line.now) == [
+        ("m10", 318),
+        (None, 642),  # 139 ms are left again: enough
+    ]
+    line.at(1300)  # and now none
+    assert line.playback.plan(A, 160, line.now) == [("m11", 159), ("m12", 1)]
+
+
+def test_nothing_to_send_needs_no_mark() -> None:
+    """An empty delta makes no sound and no message."""
+    playback = Playback(START)
+
+    assert playback.plan(A, 0, START) == []
+    assert playback.end_mark(START) is None
+
+
+def test_the_end_of_an_item_has_one_mark() -> None:
+    """That an answer was heard to its end is learnt from one echo."""
+    line = Line().at(100)
+    line.sends(10)
+
+    assert line.playback.end_mark(line.now) == "m2"
+    assert line.playback.end_mark(line.now) is None
+
+
+# --- Twilio's clock ---
+
+
+def test_the_clock_is_known_to_a_frame() -> None:
+    """What comes between two frames left Twilio between them."""
+    clock = MediaClock(START)
+    assert clock.read(START) == Window(0.0, 20.0)
+
+    clock.frame(100, 20, START + 0.2)
+
+    assert clock.read(START + 0.2) == Window(120.0, 140.0)
+    assert clock.read(START + 0.45) == Window(120.0, 140.0)
+    assert clock.guess(START + 0.45) == pytest.approx(370.0)
+
+
+def test_where_frames_are_missing_our_clock_stands_in() -> None:
+    """On a line that sends nothing in silence, what was heard is still known."""
+    clock = MediaClock(START)
+    clock.frame(100, 20, START)
+
+    stale = clock.read(START + 0.3)
+
+    assert stale.low == pytest.approx(420.0)
+    assert stale.high == pytest.approx(440.0)
+
+
+def test_a_frame_from_the_past_does_not_turn_the_clock_back() -> None:
+    """A frame that was late does not unsay what was heard."""
+    clock = MediaClock(START)
+    clock.frame(100, 20, START)
+    clock.frame(60, 20, START + 0.02)
+
+    assert clock.read(START + 0.02).low == 120.0
+
+
+def test_windows_meet_or_they_do_not() -> None:
+    """Two marks together know more than each; after a pause the older knows nothing."""
+    assert Window(100, 120).meet(Window(110, 130)) == Window(110, 120)
+    assert Window(100, 120).meet(Window(120, 140)) is None
+    assert Window(100, 120).earlier(30) == Window(70, 90)
+    assert Window(100, 120).middle == 110
+
+
+# --- what was heard ---
+
+
+def test_an_answer_heard_to_its_end() -> None:
+    """When the last mark is back, all of it was heard, and nothing is under way."""
+    line = Line().at(100)
+    marks = line.sends(400, end=True)
+
+    line.at(520).comes_back(*marks)
+
+    assert line.playback.tally(A) == Tally(sent=3200, heard=3200)
+    assert line.playback.audible(line.now) is None
+
+
+def test_what_was_heard_until_a_clear() -> None:
+    """From the start (100..120) to the clear (500..520): 400 ms, by the middles."""
+    line = Line().at(100)
+    first, *_ = line.sends(2000)
+    line.comes_back(first)
+
+    fence = line.at(480).clears()
+    line.at(500).comes_back(fence)
+
+    assert line.heard() == 400
+    assert line.playback.tally(A).sent == 16_000
+    assert line.playback.played == line.playback.sent
+
+
+def test_never_more_is_heard_than_was_sent() -> None:
+    """The caller did not hear what never left the bridge."""
+    line = Line().at(100)
+    first, *_ = line.sends(300)
+    line.comes_back(first)
+
+    fence = line.at(1000).clears()
+    line.comes_back(fence)
+
+    assert line.heard() == 300
+
+
+def test_marks_narrow_the_start_down() -> None:
+    """The more marks come back, the better it is known what was heard.
+
+    Playing began at 101 ms; the start mark alone says 110, all four say 101.2. Then
+    148.8 ms were played at the clear (240..260), of which 78 were item a's.
+    """
+    line = Line().at(100)
+    m1, m2, m3, m4 = line.sends(78, A, end=True)
+    line.sends(200, B)
+    line.comes_back(m1)
+    line.at(120).comes_back(m2)  # 19.875 ms in: played at 120.9
+    line.at(160).comes_back(m3, m4)  # 59.625 and 78 ms in: at 160.6 and 179
+
+    fence = line.at(240).clears()
+    line.comes_back(fence)
+
+    assert line.heard(A) == 78
+    assert line.heard(B) == (1190 - 624) / 8
+
+
+def test_a_stall_pins_the_start_anew() -> None:
+    """Audio that was late on the way to Twilio does not count as heard meanwhile."""
+    line = Line().at(100)
+    m1, m2, *_ = line.sends(1000)
+    line.comes_back(m1)
+    line.at(620).comes_back(m2)  # 19.875 ms in, but 500 ms late
+
+    fence = line.at(720).clears()
+    line.comes_back(fence)
+
+    assert line.heard() == pytest.approx(119.875)
+
+
+def test_a_new_start_forgets_the_old_one() -> None:
+    """Silence between two answers is not counted as heard of the second."""
+    line = Line().at(100)
+    line.comes_back(*line.sends(100, A, end=True))
+    first, *_ = line.at(3000).sends(1000, B)
+    line.comes_back(first)
+
+    fence = line.at(3200).clears()
+    line.comes_back(fence)
+
+    assert (line.heard(A), line.heard(B)) == (100, 200)
+
+
+@pytest.mark.parametrize(
+    ("back_at", "heard"),
+    [
+        (420, 300),  # due at 409.9, in the window's middle 430: it was played
+        (380, 280),  # 19.9 before it was due: either; the fence (390) decides
+        (360, 260),  # 39.9 before: flushed, so the clear was then
+    ],
+)
+def test_a_flushed_mark_is_told_from_a_played_one(back_at: int, heard: int) -> None:
+    """Twilio gives all marks back on a clear: only those that were due were heard."""
+    line = Line().at(100)
+    m1, *_ = line.sends(99)
+    line.sends(200)
+    # Playing began at 110, so the last mark, 299.9 ms in, is due at 409.9.
+    last = line.playback.end_mark(line.now)
+    line.comes_back(m1)
+    fence = line.at(340).clears()
+
+    assert last is not None
+    line.at(back_at).comes_back(last)
+    line.comes_back(fence)
+
+    assert line.heard() == pytest.approx(min(heard, 299), abs=1)
+
+
+def test_a_fence_that_jitter_delays_does_not_move_the_clear() -> None:
+    """A mark flushed at 260 says when the clear was, though its fence comes at 400."""
+    line = Line().at(100)
+    m1, m2, m3, m4, m5, *flushed = line.sends(1000)
+    for ms, mark in ((100, m1), (120, m2), (160, m3), (200, m4), (240, m5)):
+        line.at(ms).comes_back(mark)
+    fence = line.clears()
+    line.at(260).comes_back(*flushed)
+
+    line.at(400).comes_back(fence)
+
+    assert line.heard() == pytest.approx(160, abs=0.5)
+
+
+def test_behind_a_flushed_mark_all_are_flushed() -> None:
+    """Marks of a cleared answer that dribble in late are no audio that was heard."""
+    line = Line().at(100)
+    m1, m2, m3, m4, m5, m6 = line.sends(500)
+    line.comes_back(m1)
+    line.at(120).comes_back(m2)
+    fence = line.at(140).clears()
+    line.at(160).comes_back(m3, m4, m5)
+    line.at(700).comes_back(m6)  # by now it would have been due
+
+    line.comes_back(fence)
+
+    assert line.heard() == pytest.approx(60, abs=0.5)
+
+
+def test_a_clear_before_anything_was_pinned() -> None:
+    """Interrupted before the first echo: only what the start mark knows is counted."""
+    line = Line().at(100)
+    m1, m2, *rest = line.sends(500)
+    fence = line.at(160).clears()
+    line.comes_back(m2)  # m1 is lost: nobody knows when playing began
+    line.comes_back(*rest)
+
+    line.comes_back(fence)
+
+    assert line.heard() == 0
+    assert line.playback.echoed(m1, line.now) is None
+
+
+def test_a_start_mark_that_comes_with_the_clear_is_genuine() -> None:
+    """A start is echoed at once: even in the middle of a clear it says when it was."""
+    line = Line().at(100)
+    m1, *_ = line.sends(500)
+    fence = line.at(140).clears()
+    line.comes_back(m1)
+
+    line.at(200).comes_back(fence)
+
+    assert line.heard() == 60
+
+
+def test_a_lost_mark_is_stepped_over() -> None:
+    """An echo that never comes costs nothing: the next one knows it all."""
+    line = Line().at(100)
+    m1, m2, m3, *_ = line.sends(200)
+    line.comes_back(m1)
+
+    line.at(160).comes_back(m3)
+
+    assert line.heard() == 477 / 8
+    assert line.playback.echoed(m2, line.now) is None
+    assert line.playback.echoed("never sent", line.now) is None
+
+
+def test_audio_behind_a_fence_belongs_to_the_next_answer() -> None:
+    """The answer that is cleared and the one that follows are never mixed up."""
+    line = Line().at(100)
+    line.comes_back(line.sends(1000, A)[0])
+    fence = line.at(300).clears()
+    start, *_ = line.sends(1000, B)
+
+    line.at(320).comes_back(fence, start)
+    again = line.at(420).clears()
+    line.comes_back(again)
+
+    assert (line.heard(A), line.heard(B)) == (220, 100)
+
+
+def test_an_item_that_goes_on_behind_a_fence_is_counted_for_both_parts() -> None:
+    """Of one item cleared in the middle, both parts that were heard count."""
+    line = Line().at(100)
+    line.comes_back(line.sends(1000, A)[0])
+    fence = line.at(300).clears()
+    start, *_ = line.sends(1000, A)
+
+    line.at(320).comes_back(fence, start)
+    again = line.at(420).clears()
+    line.comes_back(again)
+
+    assert line.heard(A) == 220 + 100
+
+
+def test_a_clear_behind_the_end_takes_nothing_back() -> None:
+    """What was heard to its end stays heard, though it is cleared afterwards."""
+    line = Line().at(100)
+    line.comes_back(*line.sends(100, end=True))
+
+    line.comes_back(line.clears())
+
+    assert line.heard() == 100
+
+
+# --- what never comes back ---
+
+
+def test_a_lost_fence_is_settled_by_our_clock() -> None:
+    """Without Twilio's word: cleared one round trip behind the sending of it."""
+    line = Line().at(100)
+    first, *_ = line.sends(1000)
+    line.at(140).comes_back(first)  # 40 ms to Twilio and back
+    sent_at = line.at(440).now
+    fence = line.clears()
+
+    line.playback.give_up(fence, sent_at)
+
+    # Began at 140..160; cleared at 440 + 40.
+    assert line.playback.round_trip == pytest.approx(0.04)
+    assert line.heard() == pytest.approx(330, abs=0.2)
+
+
+def test_a_lost_fence_on_a_line_that_never_answered() -> None:
+    """No echo has ever come: nothing is known to be heard."""
+    line = Line().at(100)
+    line.sends(1000)
+    fence = line.at(440).clears()
+
+    line.playback.give_up(fence, line.now)
+
+    assert line.heard() == 0
+    assert line.playback.played == line.playback.sent
+
+
+def test_a_fence_that_comes_after_all_changes_nothing() -> None:
+    """What the model was told once is not told otherwise later."""
+    line = Line().at(100)
+    line.comes_back(line.sends(1000)[0])
+    fence = line.at(300).clears()
+    line.playback.give_up(fence, line.now)
+    heard = line.heard()
+
+    line.at(1700).comes_back(fence)
+
+    assert line.heard() == heard == 190
+
+
+def test_giving_up_what_is_back_does_nothing() -> None:
+    """A fence that won the race is not settled twice."""
+    line = Line().at(100)
+    line.comes_back(line.sends(1000)[0])
+    fence = line.at(300).clears()
+    line.at(320).comes_back(fence)
+
+    line.playback.give_up(fence, line.now)
+
+    assert line.heard() == 220
+
+
+def test_a_twilio_that_never_answers_costs_no_memory() -> None:
+    """Marks are kept in bounds; the newest still count."""
+    line = Line().at(100)
+    first = line.clears()
+    for _ in range(MAX_PENDING_MARKS):
+        last = line.clears()
+
+    assert line.playback.echoed(first, line.now) is None
+    line.comes_back(last)
+
+
+# --- the end, and what is audible ---
+
+
+def test_hung_up_in_the_middle() -> None:
+    """What was played until the line went dead is on record, and no more."""
+    line = Line().at(100)
+    line.comes_back(line.sends(1000)[0])
+
+    line.at(400)
+    line.playback.stop(line.now)
+
+    assert line.heard() == 300
+
+
+def test_hung_up_before_a_sound() -> None:
+    """Nothing was heard of an answer of which no echo came."""
+    line = Line().at(100)
+    line.sends(1000)
+
+    line.at(400)
+    line.playback.stop(line.now)
+
+    assert line.heard() == 0
+
+
+def test_which_item_the_caller_hears() -> None:
+    """An interruption is told of the item in the caller's ear, not of the newest."""
+    line = Line().at(100)
+    assert line.playback.audible(line.now) is None
+    first, *_ = line.sends(200, A)
+    line.sends(200, B)
+    assert line.playback.audible(line.now) == A
+    line.comes_back(first)
+
+    assert line.playback.audible(line.at(240).now) == A
+    assert line.playback.audible(line.at(340).now) == B
+    # By our clock all has been played, but no mark says so yet.
+    assert line.playback.audible(line.at(2000).now) == B
+
+
+def test_what_is_settled_is_forgotten() -> None:
+    """A call of hours keeps no books of its first minute."""
+    line = Line().at(100)
+    line.comes_back(*line.sends(100, end=True))
+
+    line.playback.forget(A)
+    line.playback.forget(("never", 0))
+
+    assert line.playback.tally(A) == Tally()

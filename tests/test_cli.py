@@ -1,0 +1,193 @@
+"""The commands, as a user types them: each in a process of its own."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bridge.cli import app
+from bridge.settings import NAMES
+
+COMMANDS = [
+    [],
+    ["serve"],
+    ["demo"],
+    ["check"],
+    ["twiml"],
+    ["sim"],
+    ["sim", "call"],
+    ["sim", "model"],
+    ["sim", "load"],
+    ["sim", "accuracy"],
+]
+
+
+def bridge(
+    *words: str, folder: Path, timeout: float = 30, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """`bridge ...` with these variables and no others of ours, in that folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "bridge.cli", *words],
+        env=_environ(environ),
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+    )
+
+
+def _environ(environ: dict[str, str]) -> dict[str, str]:
+    kept = {name: it for name, it in os.environ.items() if name not in NAMES}
+    here = str(Path(__file__).parent.parent)
+    return {**kept, "PYTHONPATH": here, "COLUMNS": "100", **environ}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_is_worth_reading(command: list[str]) -> None:
+    """Every command tells what it is for."""
+    done = CliRunner().invoke(app, [*command, "--help"])
+
+    assert done.exit_code == 0
+    assert len(done.output.split()) > 25
+
+
+def test_an_agent_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """The server does not start, and says why."""
+    (tmp_path / "mine.py").write_text("import nothing_of_that_name\n")
+    done = bridge(
+        "serve", folder=tmp_path, BRIDGE_INSECURE="1", BRIDGE_AGENT="mine.py:agent"
+    )
+
+    assert done.returncode == 1
+    assert "mine.py cannot be run" in done.stderr
+    assert "nothing_of_that_name" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unsafe_server_does_not_start(tmp_path: Path) -> None:
+    """Without what signatures need it says the lines that mend it."""
+    done = bridge("serve", folder=tmp_path)
+
+    assert done.returncode == 1
+    assert "BRIDGE_PUBLIC_URL" in done.stderr
+    assert "TWILIO_AUTH_TOKEN" in done.stderr
+
+
+def test_every_mistake_at_once(tmp_path: Path) -> None:
+    """A user mends the configuration in one go."""
+    done = bridge("serve", folder=tmp_path, BRIDGE_PORT="phone", BRIDGE_MAX_CALLS="0")
+
+    assert done.returncode == 1
+    assert "BRIDGE_PORT" in done.stderr and "BRIDGE_MAX_CALLS" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_tells_what_is_missing(tmp_path: Path) -> None:
+    """All that keeps a call from coming through, with the fix."""
+    bad = bridge("check", folder=tmp_path, BRIDGE_AGENT="no.such:agent")
+    good = bridge(
+        "check",
+        folder=tmp_path,
+        BRIDGE_PUBLIC_URL="https://bridge.example",
+        TWILIO_AUTH_TOKEN="a" * 32,
+        OPENAI_API_KEY="sk-secret",
+    )
+
+    assert bad.returncode == 1
+    for word in ("BRIDGE_PUBLIC_URL", "TWILIO_AUTH_TOKEN", "BRIDGE_AGENT", "no.such"):
+        assert word in bad.stdout
+    assert good.returncode == 0, good.stdout
+    assert "sk-secret" not in good.stdout + good.stderr
+
+
+def test_the_document_for_a_twiml_bin(tmp_path: Path) -> None:
+    """It can be pasted as it is."""
+    done = bridge("twiml", "--url", "https://bridge.example/", folder=tmp_path)
+
+    assert done.returncode == 0
+    assert 'url="wss://bridge.example/media"' in done.stdout
+    assert 'action="https://bridge.example/voice/next"' in done.stdout
+    assert bridge("twiml", folder=tmp_path).returncode == 1
+
+
+@contextmanager
+def serving(
+    folder: Path, **environ: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A `bridge serve` on a free port, and its origin."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    names = {"BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": str(port), **environ}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bridge.cli", "serve"],
+        env=_environ(names),
+        cwd=folder,
+        text=True,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/healthz", process)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
+    for _ in range(200):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server does not come up")
+
+
+def test_serve_takes_a_call_and_stops_when_told(tmp_path: Path) -> None:
+    """`bridge serve` with the embedded model answers a call; SIGTERM ends it with 0.
+
+    Its log is JSON lines that name the call, and hold no number of anybody's.
+    """
+    with serving(tmp_path, BRIDGE_INSECURE="1", BRIDGE_LOG="json") as (url, process):
+        done = bridge("sim", "call", f"{url}/voice", folder=tmp_path, timeout=60)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"ended by the caller: \d+\.\d s of\s+the agent heard", done.stdout
+    )
+    assert process.returncode == 0
+    assert '"event": "call_ended"' in log
+    assert '"outcome": "caller_hung_up"' in log
+    assert '"call_sid": "CA' in log
+    assert "5551230001" not in log and "Traceback" not in log
+    assert "BRIDGE_INSECURE" in log  # the warning
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """One clear line, no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = bridge(
+            "serve",
+            folder=tmp_path,
+            BRIDGE_INSECURE="1",
+            BRIDGE_HOST="127.0.0.1",
+            BRIDGE_PORT=port,
+        )
+
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
