@@ -107,6 +107,7 @@ class Call:
         self._began = now
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._due = asyncio.Event()
         self._sends = 0
 
     # --- the story ---
@@ -118,6 +119,7 @@ class Call:
             async with self._tasks:
                 self._spawn(self._listen(), "caller reader")
                 self._spawn(self._speak(), "caller writer")
+                self._spawn(self._keep_time(), "clock")
                 self._set_timer(time.monotonic())
                 await self._ended.wait()
                 raise _Over
@@ -316,11 +318,15 @@ class Call:
             self._timer.cancel()
         self._timer_at = deadline
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(deadline - now, 0.0), self._tick)
+        self._timer = loop.call_later(max(deadline - now, 0.0), self._due.set)
 
-    def _tick(self) -> None:
-        self._timer_at = math.inf
-        self._feed("tick")
+    async def _keep_time(self) -> None:
+        """Ticks in a task, so that what fails there ends the call as all else does."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            self._timer_at = math.inf
+            self._feed("tick")
 
     def _sent_to_model(self, seconds: float) -> None:
         self._sends += 1

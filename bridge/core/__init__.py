@@ -8,6 +8,12 @@ what it does not know and says so in a Note.
 Kept by tests/test_imports.py.
 """
 
+import msgspec
+
+UNREADABLE = (msgspec.DecodeError, UnicodeEncodeError, RecursionError)
+"""What msgspec raises for hostile text: no JSON or of another shape, a lone surrogate,
+nested without end."""
+
 
 class ProtocolError(ValueError):
     """The far side sent what its own contract does not allow.

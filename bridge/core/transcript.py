@@ -46,7 +46,6 @@ class Words:
 
 def _first_words(text: str, share: float) -> str:
     cut = int(len(text) * share)
-    if text[cut : cut + 1].isspace():
-        return text[:cut]
-    # Half a word was not said; a piece that is one word was said or it was not.
-    return text[: max(text.rfind(" ", 0, cut + 1), 0)]
+    while cut and not text[cut].isspace():
+        cut -= 1  # half a word was not said
+    return text[:cut]

@@ -1,4 +1,4 @@
-"""From the name of an agent to the agent of a call; each slip told to whoever named it."""
+"""From an agent's name to the agent of a call; each slip told to whoever made it."""
 
 import sys
 from collections.abc import Iterator
@@ -215,7 +215,7 @@ def test_a_file_without_any_agent_offers_none(folder: Path) -> None:
 
 
 def test_what_is_no_agent_is_named_by_its_kind(folder: Path) -> None:
-    """A text agent in place of a realtime one is found before a caller hears nothing."""
+    """A text agent in place of a realtime one is found before anybody calls."""
     write(
         folder / "my_agent.py",
         AGENTS + "\nimport agents\nwriter = agents.Agent(name='writer')\n",

@@ -8,6 +8,7 @@ millisecond it is. The core never sees that truth; here it is compared with it.
 import base64
 import heapq
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -295,7 +296,7 @@ class World(RuleBasedStateMachine):
 
 
 World.TestCase.settings = settings(
-    max_examples=1500,
+    max_examples=int(os.environ.get("HEARD_POSITION_EXAMPLES", "80")),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -196,9 +196,6 @@ def test_audio_that_is_no_base64_is_refused(audio: str) -> None:
     assert refused(json.dumps(event)) == "audio delta is not base64"
 
 
-@pytest.mark.xfail(
-    raises=RecursionError, reason="realtime.decode lets RecursionError through"
-)
 @pytest.mark.parametrize("kind", ["session.updated", "rate_limits.updated"])
 def test_an_event_nested_for_ever_is_refused(kind: str) -> None:
     """A model gone mad does not take the call with it."""

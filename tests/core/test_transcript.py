@@ -80,10 +80,6 @@ def test_audio_before_the_first_word_belongs_to_it() -> None:
     assert spoken((1000, "one two")).heard(1400, 2000) == "one"
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="transcript._first_words knows blanks only, not any whitespace",
-)
 def test_a_new_line_parts_words_too() -> None:
     """Of a spoken list the lines that were heard are on record."""
     assert spoken((0, "one\ntwo three")).heard(5000, 8000) == "one\ntwo"

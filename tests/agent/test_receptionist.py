@@ -1,0 +1,133 @@
+"""The bundled agent: what its tools say, where it hands over, what it never says."""
+
+import json
+from typing import Any
+
+import pytest
+from agents import Handoff
+from agents.realtime import RealtimeAgent
+from agents.run_context import RunContextWrapper
+from agents.tool import FunctionTool
+from agents.tool_context import ToolContext
+
+from bridge.agent.loader import CallFacts
+from bridge.agent.receptionist import (
+    billing,
+    free_appointments,
+    invoice_status,
+    no_dosage,
+    opening_hours,
+    receptionist,
+)
+
+FACTS = CallFacts("CA1", from_number="+14155550100")
+
+
+async def ask(tool: FunctionTool, **arguments: str) -> str:
+    text = json.dumps(arguments)
+    context: ToolContext[CallFacts] = ToolContext(
+        FACTS, tool_name=tool.name, tool_call_id="c1", tool_arguments=text
+    )
+    return str(await tool.on_invoke_tool(context, text))
+
+
+@pytest.mark.parametrize(
+    ("day", "said"),
+    [
+        ("monday", "open from 8 to 5"),
+        (" Wednesday ", "open from 8 to noon"),
+        ("sunday", "closed all day"),
+        ("tomorrow", "closed all day"),
+    ],
+)
+async def test_opening_hours(day: str, said: str) -> None:
+    """A caller who asks when the practice is open hears the hours of that day."""
+    assert await ask(opening_hours, day=day) == said
+
+
+@pytest.mark.parametrize(
+    ("day", "said"),
+    [
+        ("Tuesday", "free at 9:30 and 2:00"),
+        ("thursday", "free at 11:15 and 6:00"),
+        ("monday", "nothing is free"),
+    ],
+)
+async def test_free_appointments(day: str, said: str) -> None:
+    """A caller who wants to come hears when they can."""
+    assert await ask(free_appointments, day=day) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        ("1042", "85 dollars, paid"),
+        ("number 1 0 4 3", "120 dollars, due on the thirtieth"),
+        ("7", "there is no invoice of that number; ask the caller to read it again"),
+    ],
+)
+async def test_an_invoice(number: str, said: str) -> None:
+    """A caller who reads a number out, digit by digit, hears what is open."""
+    assert await ask(invoice_status, number=number) == said
+
+
+@pytest.mark.parametrize(
+    "tool", [opening_hours, free_appointments, invoice_status], ids=lambda it: it.name
+)
+def test_a_tool_tells_the_model_what_it_is_for(tool: FunctionTool) -> None:
+    """The agent knows which tool to ask, and with what."""
+    assert tool.description
+    [parameter] = tool.params_json_schema["properties"].values()
+    assert parameter["type"] == "string" and parameter["description"]
+
+
+@pytest.mark.parametrize(
+    ("output", "tripped"),
+    [
+        ("Take 400 mg of ibuprofen.", True),
+        ("Take 2 tablets twice a day", True),
+        ("One pill is enough: 1 Pill.", True),
+        ("We are open from 8 to 5.", False),
+        ("Your invoice is 85 dollars.", False),
+        ("The magazine has 40 pages.", False),
+    ],
+)
+async def test_no_dose_is_ever_named(output: str, tripped: bool) -> None:
+    """A caller in pain gets an appointment, not a dose from a machine."""
+    context = RunContextWrapper(FACTS)
+
+    result = await no_dosage.run(context, receptionist, output)  # type: ignore[arg-type]
+
+    assert result.output.tripwire_triggered is tripped
+    assert receptionist.output_guardrails == [no_dosage]
+
+
+async def test_both_desks_hand_over_to_each_other() -> None:
+    """A question at the wrong desk is answered at the right one, and back again."""
+    for one, other in ((receptionist, billing), (billing, receptionist)):
+        [handoff] = one.handoffs
+        assert isinstance(handoff, Handoff)
+        assert handoff.agent_name == other.name
+        assert await handoff.on_invoke_handoff(RunContextWrapper(FACTS), "") is other
+
+
+@pytest.mark.parametrize(
+    ("facts", "known"), [(FACTS, True), (CallFacts("CA1"), False), (None, False)]
+)
+async def test_a_known_number_is_not_asked_for(
+    facts: CallFacts | None, known: bool
+) -> None:
+    """Whoever calls with their number shown need not say it."""
+    context: RunContextWrapper[Any] = RunContextWrapper(facts)
+
+    told = await receptionist.get_system_prompt(context)
+
+    assert told and ("number is known" in told) is known
+
+
+@pytest.mark.parametrize("agent", [receptionist, billing], ids=lambda it: it.name)
+async def test_both_are_told_that_this_is_a_phone(agent: RealtimeAgent[Any]) -> None:
+    """Nobody is read a list, or ten sentences in one breath."""
+    told = await agent.get_system_prompt(RunContextWrapper(FACTS))
+
+    assert told and "on the phone" in told
