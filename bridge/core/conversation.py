@@ -15,6 +15,7 @@ from bridge.core.commands import (
     End,
     Note,
     Started,
+    ToCaller,
     ToModel,
     Value,
     protocol_error,
@@ -94,7 +95,7 @@ class Conversation:
                 return commands
             case media_stream.Dtmf(dtmf=dtmf):
                 return [Note("key_pressed", {}, {"digit": dtmf.digit})]
-            case media_stream.Stop():
+            case _:  # Stop
                 return self.end("caller", "hung_up", now)
 
     def from_model(self, event: realtime.ServerEvent, now: float) -> list[Command]:
@@ -103,7 +104,8 @@ class Conversation:
             return []
         match event:
             case realtime.AudioDelta():
-                return self._speech.audio(event, now) + self._first_audio(now)
+                commands = self._speech.audio(event, now)
+                return commands + self._first_audio(commands, now)
             case realtime.TranscriptDelta():
                 self._speech.words(event)
             case realtime.AudioDone():
@@ -129,8 +131,6 @@ class Conversation:
             case realtime.CallerTranscript():
                 text = {"text": event.transcript}
                 return [Note("caller_said", {"item": event.item_id}, text)]
-            case realtime.Other():
-                pass
         return []
 
     def misread(self, side: str, reason: str) -> list[Command]:
@@ -242,8 +242,9 @@ class Conversation:
             self._answer_due = now
         return commands + self._caller.ready()
 
-    def _first_audio(self, now: float) -> list[Command]:
-        if self._answer_due is None:
+    def _first_audio(self, sent: list[Command], now: float) -> list[Command]:
+        sounds = any(isinstance(command, ToCaller) for command in sent)
+        if self._answer_due is None or not sounds:
             return []
         seconds = now - self._answer_due
         self._answer_due = None

@@ -211,15 +211,6 @@ class Playback:
 
     # --- what is known ---
 
-    @property
-    def idle(self) -> bool:
-        """All that was sent is known to be played or cleared."""
-        return self.played == self.sent
-
-    def unplayed(self) -> list[Key]:
-        """Items of which something may still be heard, in playing order."""
-        return list(dict.fromkeys(span.key for span in self._spans))
-
     def audible(self, now: float) -> Key | None:
         """The item that the caller hears, as well as our clock can tell."""
         position = self._position(self.clock.guess(now))

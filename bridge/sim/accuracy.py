@@ -180,6 +180,8 @@ async def _place(plan: _Plan, bridge_for: Place) -> _Placed:
 
 async def _watch_loop(lateness: list[float]) -> None:
     """Note how much later than asked for the event loop wakes a sleeper, at worst."""
+    # Not while everything is loaded for the first time: nobody is interrupted yet.
+    await asyncio.sleep(STAGGER)
     while True:
         due = monotonic() + TICK
         await asyncio.sleep(TICK)

@@ -103,7 +103,7 @@ def test_a_barge_in_is_the_servers_from_the_start() -> None:
 
 def test_transcription_is_off_when_nobody_wants_it() -> None:
     """Callers' words are not written down unless somebody chose a model for it."""
-    off = target().settings["audio"]["input"]
+    off: dict[str, Any] = dict(target().settings["audio"]["input"])
     on = target(transcription_model="gpt-transcribe").settings["audio"]["input"]
 
     assert "transcription" in off and off["transcription"] is None

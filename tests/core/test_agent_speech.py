@@ -123,3 +123,19 @@ def test_a_guardrail_of_an_old_answer_stops_what_follows_it_too() -> None:
 
     assert events(commands) == ["clear", "mark"]
     assert [event["response_id"] for event in to_model(commands)] == ["r2"]
+
+
+def test_audio_that_is_dropped_is_no_answer() -> None:
+    """How long a caller waits is measured to a sound, not to what they never hear."""
+    phone = Phone().talking()
+    phone.created()
+    phone.says(600)
+    phone.barges_in()
+    phone.model("input_audio_buffer.speech_stopped", item_id="u", audio_end_ms=1)
+
+    assert notes(phone.says(200), "first_audio") == []
+
+    phone.created("r2")
+    phone.frames(300)
+    [note] = notes(phone.says(200, item="i2", response="r2"), "first_audio")
+    assert note.data["seconds"] == pytest.approx(0.3)

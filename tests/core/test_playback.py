@@ -282,6 +282,36 @@ def test_a_fence_that_jitter_delays_does_not_move_the_clear() -> None:
     assert line.heard() == pytest.approx(160, abs=0.5)
 
 
+def test_the_next_clear_has_a_moment_of_its_own() -> None:
+    """A second interruption is not judged by the marks that the first one flushed."""
+    line = Line().at(100)
+    m1, *flushed = line.sends(1000, A)
+    line.comes_back(m1)
+    fence = line.at(140).clears()
+    line.comes_back(*flushed[4:], fence)
+    start, *_ = line.sends(1000, B)
+    line.comes_back(start)
+
+    again = line.at(440).clears()
+    line.comes_back(again)
+
+    assert (line.heard(A), line.heard(B)) == (40, 300)
+
+
+def test_a_start_right_behind_the_end_is_a_new_one() -> None:
+    """A pause of a few ms between two answers is not taken for no pause."""
+    line = Line().at(100)
+    m1, *_ = line.sends(90, A, end=True)
+    line.comes_back(m1)
+    start, *_ = line.at(200).sends(1000, B)
+    line.comes_back(start)  # B began at 200..220, not at 190..210
+
+    fence = line.at(300).clears()
+    line.comes_back(fence)
+
+    assert (line.heard(A), line.heard(B)) == (90, 100)
+
+
 def test_behind_a_flushed_mark_all_are_flushed() -> None:
     """Marks of a cleared answer that dribble in late are no audio that was heard."""
     line = Line().at(100)

@@ -1,0 +1,281 @@
+"""The trace of a call: replayed it gives the same call again, commands and all."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bridge.core import ProtocolError, media_stream, realtime
+from bridge.core.commands import Command, Note
+from bridge.core.conversation import Conversation
+from bridge.watch.trace import MAX_EARLY, Trace, feed, read, replay
+from tests.core.phone import MULAW_SESSION, payload
+
+GREETING = "Say hello."
+
+
+class TracedCall:
+    """A Conversation with its trace, as call.py glues them; `at` moves by hand."""
+
+    def __init__(self, folder: Path, greeting: str | None = GREETING) -> None:
+        self.folder = folder
+        self.at = 50.0
+        self.timestamp = 0
+        self.talk = Conversation(greeting=greeting, now=self.at)
+        self.trace = Trace(greeting, self.at)
+        self.commands: list[Command] = []
+        self.path: Path | None = None
+
+    def caller(self, **message: Any) -> None:
+        text = msgspec.json.encode(message).decode()
+        try:
+            decoded = media_stream.decode(text)
+        except ProtocolError as error:
+            self.other("misread", "caller", error.reason)
+            return
+        self.trace.input("caller", text, self.at)
+        self.obey(self.talk.from_caller(decoded, self.at))
+
+    def model(self, type: str, **event: Any) -> None:
+        text = msgspec.json.encode({"type": type, **event}).decode()
+        self.trace.input("model", text, self.at)
+        self.obey(self.talk.from_model(realtime.decode(text), self.at))
+
+    def other(self, kind: str, *value: str | None) -> None:
+        self.trace.input(kind, value, self.at)
+        self.obey(feed(self.talk, kind, value, self.at))
+
+    def obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            self.trace.command(command, self.at)
+        self.commands += commands
+
+    # --- what happens in a call ---
+
+    def start(self, call_sid: str = "CA1", stream_sid: str = "MZ1") -> None:
+        media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
+        details = {"callSid": call_sid, "mediaFormat": media}
+        self.caller(event="start", streamSid=stream_sid, start=details)
+        self.path = self.trace.open(self.folder, call_sid, stream_sid)
+
+    def frames(self, ms: int) -> None:
+        for _ in range(ms // 20):
+            self.at += 0.02
+            media = {"timestamp": str(self.timestamp), "payload": payload(20)}
+            self.caller(event="media", streamSid="MZ1", media=media)
+            self.timestamp += 20
+
+    def mark(self, name: str) -> None:
+        self.caller(event="mark", streamSid="MZ1", mark={"name": name})
+
+    def says(self, ms: int, item: str = "i1") -> None:
+        self.model(
+            "response.output_audio.delta",
+            response_id="r1",
+            item_id=item,
+            delta=payload(ms),
+        )
+
+
+def a_whole_call(folder: Path) -> TracedCall:
+    """Greeting, held audio, an answer, a barge-in, a guardrail, errors, the end."""
+    call = TracedCall(folder)
+    call.caller(event="connected", protocol="Call", version="1.0.0")
+    call.caller(event="nonsense")
+    call.start()
+    call.frames(100)
+    call.model("session.updated", session=MULAW_SESSION)
+    call.model("response.created", response={"id": "r1"})
+    call.model(
+        "response.output_audio_transcript.delta",
+        response_id="r1",
+        item_id="i1",
+        delta="Grüß Gott, \u2028 hello",
+    )
+    call.says(1000)
+    call.mark("m1")
+    call.frames(400)
+    call.model("input_audio_buffer.speech_started", item_id="u1")
+    call.at += 1.1  # the fence is lost, and frames stop while the caller speaks
+    call.other("tick")
+    call.model("input_audio_buffer.speech_stopped", item_id="u1")
+    call.other("misread", "model", "event is no JSON")
+    call.trace.session(Note("tool_start", {"tool": "opening_hours"}), call.at)
+    call.model("response.done", response={"id": "r1", "status": "cancelled"})
+    call.model("response.created", response={"id": "r2"})
+    call.other("interrupt", "guardrail", "r2")
+    call.other("interrupt", "application", None)
+    call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "5"})
+    call.model("error", error={"type": "server_error", "message": "oh"})
+    call.frames(100)
+    call.other("end", "caller", "connection_lost")
+    call.trace.close()
+    return call
+
+
+def lines(path: Path | None) -> list[dict[str, Any]]:
+    assert path is not None
+    return list(read(path))
+
+
+def differences(path: Path | None) -> list[Any]:
+    assert path is not None
+    return [pair for pair in replay(path) if pair[0] != pair[1]]
+
+
+def test_a_call_replayed_is_the_same_call(tmp_path: Path) -> None:
+    """What went wrong for a caller can be made to go wrong again, and be mended."""
+    call = a_whole_call(tmp_path)
+    assert call.path is not None
+
+    pairs = list(replay(call.path))
+
+    assert len(pairs) == len(call.commands) > 60
+    assert differences(call.path) == []
+    assert {recorded["out"] for recorded, _ in pairs} == {
+        "caller",
+        "model",
+        "note",
+        "interrupted",
+        "started",
+        "end",
+    }
+
+
+def test_a_trace_says_what_happened_and_when(tmp_path: Path) -> None:
+    """Whoever reads a trace sees both sides, in order, with the time of each line."""
+    call = a_whole_call(tmp_path)
+
+    found = lines(call.path)
+
+    assert found[0] == {"at": 50.0, "begin": {"greeting": GREETING}}
+    assert all("at" in line for line in found)
+    assert [line["at"] for line in found] == sorted(line["at"] for line in found)
+    session = [line for line in found if line.get("out") == "session"]
+    assert session[0]["value"] == ["tool_start", {"tool": "opening_hours"}, {}]
+    [pressed] = [it for it in found if "key_pressed" in it.get("value", "")]
+    assert pressed["value"] == ["key_pressed", {}, {"digit": "5"}]
+
+
+def test_another_core_is_found_out(tmp_path: Path) -> None:
+    """A change that makes calls behave otherwise shows in the replay of old ones."""
+    call = a_whole_call(tmp_path)
+    assert call.path is not None
+    text = call.path.read_text("utf-8")
+
+    call.path.write_text(text.replace('["caller","connection_lost"]}', '["x","y"]}', 1))
+
+    assert len(differences(call.path)) == 1
+
+
+def test_a_command_that_is_missing_in_the_trace_is_found_out(tmp_path: Path) -> None:
+    """A trace that ends before its call did shows what would have come."""
+    call = a_whole_call(tmp_path)
+    assert call.path is not None
+    *kept, _ = call.path.read_bytes().splitlines(keepends=True)
+    call.path.write_bytes(b"".join(kept))
+
+    [(recorded, now)] = differences(call.path)
+
+    assert recorded == {}
+    assert now == {"out": "end", "value": ["caller", "connection_lost"]}
+
+
+@pytest.mark.parametrize(
+    "left", [b"", b'{"at":', b'{"at":99.0,"in":"tick","value":[]}']
+)
+def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path, left: bytes) -> None:
+    """The trace of a call that was killed can be read up to its last whole line."""
+    call = a_whole_call(tmp_path)
+    assert call.path is not None
+    whole = lines(call.path)
+    with call.path.open("ab") as file:
+        file.write(left)
+
+    assert lines(call.path) == whole
+    assert differences(call.path) == []
+
+
+def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> None:
+    """No caller's audio waits for a disk; what came before `start` is in it too."""
+    call = TracedCall(tmp_path)
+    call.start()
+    call.frames(1000)
+    assert call.path is not None and call.path.stat().st_size < 2000
+    call.trace.close()
+
+    assert len(lines(call.path)) == 3 + 50
+    assert lines(call.path)[0]["begin"] == {"greeting": GREETING}
+
+
+@pytest.mark.parametrize(
+    ("call_sid", "stream_sid", "name"),
+    [
+        ("CA1", "MZ2", "CA1.MZ2.trace.jsonl"),
+        ("../../etc/passwd", "/root", "______etc_passwd._root.trace.jsonl"),
+        ("CA\x00\n é", "..", "CA____.__.trace.jsonl"),
+        ("A" * 5000, "", f"{'A' * 64}..trace.jsonl"),
+    ],
+)
+def test_a_hostile_sid_is_only_an_odd_name(
+    tmp_path: Path, call_sid: str, stream_sid: str, name: str
+) -> None:
+    """Nobody writes outside the folder by what they call themselves."""
+    folder = tmp_path / "made" / "here"
+    trace = Trace(None, 1.0)
+
+    path = trace.open(folder, call_sid, stream_sid)
+    trace.close()
+
+    assert path == folder / name
+    assert [it.name for it in folder.iterdir()] == [name]
+
+
+def test_a_socket_that_never_says_whose_call_it_is_costs_no_memory() -> None:
+    """Nonsense before `start` is kept in bounds, and nowhere written."""
+    trace = Trace(None, 1.0)
+    for n in range(10_000):
+        trace.input("misread", ["caller", "unknown event"], float(n))
+
+    assert len(trace._early) == MAX_EARLY
+    trace.close()
+
+
+@pytest.mark.xfail(
+    raises=AssertionError,
+    reason="Trace._write keeps an input whose commands no longer fit",
+)
+def test_nonsense_before_the_start_does_not_spoil_the_replay(tmp_path: Path) -> None:
+    """A call whose line was noisy before it began can be looked into, too."""
+    call = TracedCall(tmp_path)
+    for _ in range(MAX_EARLY):
+        call.caller(event="stop", streamSid="MZ1")
+    call.start()
+    call.mark("m99")
+    call.trace.close()
+
+    assert differences(call.path) == []
+
+
+@pytest.mark.xfail(
+    raises=ValueError,
+    reason="Trace.close leaves the closed file in place: _write raises",
+)
+def test_a_closed_trace_takes_nothing_more(tmp_path: Path) -> None:
+    """A bridge that shuts down while a call is ending ends the other calls, too."""
+    call = a_whole_call(tmp_path)
+
+    call.other("end", "bridge", "shutdown")  # Server.close, while the call concludes
+    call.trace.close()
+
+    assert differences(call.path) == []
+
+
+def test_an_input_that_nobody_knows_is_refused() -> None:
+    """A trace of a newer version is not replayed as if it were understood."""
+    talk = Conversation(greeting=None, now=0.0)
+
+    for kind, value in (("dance", []), ("end", ["caller"]), ("misread", [None, "x"])):
+        with pytest.raises(ValueError, match=f"no such input: '{kind}'"):
+            feed(talk, kind, value, 1.0)
