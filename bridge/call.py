@@ -96,7 +96,9 @@ class Call:
         self._talk = Conversation(greeting=house.greeting, now=now)
         self._log = structlog.get_logger()
         self._notes = NoteLog(self._log)
-        self._trace = Trace(house.greeting, now) if house.record_dir else None
+        self._trace = (
+            Trace(house.greeting, now, self._trace_lost) if house.record_dir else None
+        )
         self._tasks = asyncio.TaskGroup()
         self._own_tasks: list[asyncio.Task[None]] = []
         self._to_phone: asyncio.Queue[tuple[str, float]] = asyncio.Queue(MAX_TO_PHONE)
@@ -327,6 +329,9 @@ class Call:
             self._due.clear()
             self._timer_at = math.inf
             self._feed("tick")
+
+    def _trace_lost(self, why: str) -> None:
+        self._log.error("trace_lost", why=why)
 
     def _sent_to_model(self, seconds: float) -> None:
         self._sends += 1

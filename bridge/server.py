@@ -160,7 +160,10 @@ class Server:
         async def handle(request: web.Request) -> web.Response:
             if request.content_type != "application/x-www-form-urlencoded":
                 raise web.HTTPUnsupportedMediaType(text="a form is expected")
-            form = await request.post()
+            try:
+                form = await request.post()
+            except (ValueError, LookupError):
+                raise web.HTTPBadRequest(text="the form cannot be read") from None
             if self._signatures and not self._signatures.webhook(
                 request.raw_path, form, request.headers.get(HEADER)
             ):

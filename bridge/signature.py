@@ -36,14 +36,19 @@ class Signatures:
         if not signature:
             return False
         url = websocket_origin(self._origin) + target
-        # "try appending a trailing / character to the URL" (Twilio's security page);
-        # the SDK tries a wss url with port 80 only, so 443 is named.
+        # "try appending a trailing / character to the URL" (Twilio's security page).
         urls = [url, url.rstrip("/") + "/"]
-        urls += [_with_port(url, 443) for url in urls if url.startswith("wss:")]
         return any(self._matches(url, {}, signature) for url in urls)
 
     def _matches(self, url: str, form: Mapping[str, Any], signature: str) -> bool:
-        return bool(self._validator.validate(url, form, signature))
+        try:
+            if url.startswith("wss:"):
+                # The SDK would try a wss url with port 80 only; with 443 named it
+                # tries that one and none.
+                url = _with_port(url, 443)
+            return bool(self._validator.validate(url, form, signature))
+        except ValueError:
+            return False  # no url at all, or a signature that is no ASCII
 
 
 def websocket_origin(origin: str) -> str:

@@ -203,9 +203,6 @@ def test_a_guess_never_comes_in(
         pytest.param("/media\udcff", id="a byte that is no text"),
     ],
 )
-@pytest.mark.xfail(
-    raises=ValueError, reason="Signatures lets ValueError through: HTTP 500, not 403"
-)
 def test_a_target_that_is_no_path_is_refused(
     signatures: Signatures, target: str
 ) -> None:

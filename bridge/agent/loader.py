@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -49,7 +50,7 @@ def load(name: str) -> AgentSource:
         )
     module = _import_file(where) if where.endswith(".py") else _import_module(where)
     try:
-        source = getattr(module, attribute)
+        source = reduce(getattr, attribute.split("."), module)
     except AttributeError:
         near = [key for key, it in vars(module).items() if is_agent(it)]
         hint = f"; it has {', '.join(sorted(near))}" if near else ""
@@ -83,7 +84,7 @@ def _import_module(name: str) -> ModuleType:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AgentNotLoaded(f"{name} cannot be imported: {_cause(error)}") from error
 
 
@@ -102,11 +103,11 @@ def _import_file(path: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise AgentNotLoaded(f"{path} cannot be run: {_cause(error)}") from error
     return module
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -67,11 +67,16 @@ class ModelTarget:
         return urlunsplit(parts._replace(query=urlencode(query)))
 
     @property
+    def name(self) -> str:
+        """The model that answers: a url that names one has the last word."""
+        return dict(parse_qsl(urlsplit(self.url).query)).get("model", self.model)
+
+    @property
     def settings(self) -> RealtimeSessionModelSettings:
         """Nothing is left to the SDK's defaults: some are deprecated, one is PCM."""
         transcription = self.transcription_model
         settings: RealtimeSessionModelSettings = {
-            "model_name": self.model,
+            "model_name": self.name,
             "output_modalities": ["audio"],
             "audio": {
                 "input": {

@@ -109,7 +109,9 @@ class AgentSpeech:
             return []
         item.complete = True
         mark = self._playback.end_mark(now)
-        return [ToCaller(self._out.mark(mark))] if mark else []
+        if mark:
+            return [ToCaller(self._out.mark(mark))]
+        return self._settle_heard()
 
     def response_done(self, response_id: str, now: float) -> list[Command]:
         """The model has ended this answer, one way or the other."""

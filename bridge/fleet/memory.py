@@ -24,6 +24,8 @@ class MemoryRegistry:
     async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
         self._entries.pop(entry.stream_sid, None)
         self._drop_stale()
+        # Out first, so that a step left anew is the newest again.
+        self._next.pop(entry.call_sid, None)
         if next_step is not None:
             self._next[entry.call_sid] = (self._now() + NEXT_STEP_SECONDS, next_step)
 

@@ -37,7 +37,10 @@ def configure(form: str, level: int = logging.INFO) -> None:
     pretty = form == "pretty" or (form == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor
     if pretty:
-        renderer = structlog.dev.ConsoleRenderer()
+        renderer = structlog.dev.ConsoleRenderer(
+            # Rich ones print local variables: what people said, and who they are.
+            exception_formatter=structlog.dev.plain_traceback
+        )
     else:
         renderer = structlog.processors.JSONRenderer()
     shared: list[structlog.typing.Processor] = [

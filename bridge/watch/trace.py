@@ -5,7 +5,7 @@ It holds audio and words of people: written only where the operator asked for it
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,28 +26,40 @@ from bridge.core.conversation import Conversation
 BUFFER_BYTES = 256 * 1024
 """Written in blocks: a call makes about 50 kB a second, and the loop must not wait."""
 
-MAX_EARLY = 100
-"""Lines kept of a socket that has not said whose call it is."""
+MAX_EARLY_BYTES = 256 * 1024
+"""Kept of a socket that has not said whose call it is; Twilio says it at once."""
 
 
 class Trace:
     """Lines `{"at": seconds, ...}`: inputs as they came, commands as they left.
 
     Kept in memory until `open` gives it a file: a call has no name before `start`.
+    A trace that cannot be written is given up, and `on_lost` told why: no call ends
+    because of a full disk.
     """
 
-    def __init__(self, greeting: str | None, at: float) -> None:
+    def __init__(
+        self, greeting: str | None, at: float, on_lost: Callable[[str], None]
+    ) -> None:
+        self._on_lost = on_lost
         self._file: IO[bytes] | None = None
         self._early: list[bytes] = []
+        self._early_bytes = 0
+        self._over = False
+        self._told = False
         self._encode = msgspec.json.Encoder().encode
         self._write({"at": at, "begin": {"greeting": greeting}})
 
     def open(self, folder: Path, call_sid: str, stream_sid: str) -> Path:
         """From now on into `folder`; what came before is written first."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{_plain_name(call_sid)}.{_plain_name(stream_sid)}.trace.jsonl"
-        self._file = path.open("wb", buffering=BUFFER_BYTES)
-        self._file.writelines(self._early)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb", buffering=BUFFER_BYTES)
+        except OSError as error:
+            self._give_up(_reason(error))
+        for line in self._early:
+            self._put(line)
         self._early.clear()
         return path
 
@@ -63,15 +75,47 @@ class Trace:
         self._write({"at": at, **_as_line(note), "out": "session"})
 
     def close(self) -> None:
-        if self._file:
-            self._file.close()
+        """Lines that come later are left out: the call is over."""
+        file, self._file, self._over = self._file, None, True
+        try:
+            if file:
+                file.close()
+        except OSError as error:
+            self._tell(_reason(error))
 
     def _write(self, line: dict[str, Any]) -> None:
+        if self._over:
+            return
         text = self._encode(line) + b"\n"
         if self._file:
-            self._file.write(text)
-        elif len(self._early) < MAX_EARLY:
-            self._early.append(text)
+            self._put(text)
+            return
+        self._early.append(text)
+        self._early_bytes += len(text)
+        if self._early_bytes > MAX_EARLY_BYTES:
+            self._give_up("too much before the start of the call")
+
+    def _put(self, text: bytes) -> None:
+        try:
+            if self._file:
+                self._file.write(text)
+        except OSError as error:
+            self._give_up(_reason(error))
+
+    def _give_up(self, why: str) -> None:
+        self._tell(why)
+        self._early.clear()
+        self.close()
+
+    def _tell(self, why: str) -> None:
+        if not self._told:
+            self._told = True
+            self._on_lost(why)
+
+
+def _reason(error: OSError) -> str:
+    """Without the path, which may name a call."""
+    return error.strerror or type(error).__name__
 
 
 def _plain_name(sid: str) -> str:

@@ -115,10 +115,6 @@ async def test_calls_that_nobody_asks_about_cost_no_memory(clock: Clock) -> None
     assert len(registry._next) == NEXT_STEP_SECONDS
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="memory._drop_stale: a step left anew keeps its old place in the dict",
-)
 async def test_a_step_left_anew_does_not_shield_older_ones(
     registry: Registry, clock: Clock
 ) -> None:

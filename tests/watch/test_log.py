@@ -208,10 +208,6 @@ def test_nothing_that_people_said_is_in_the_log(
     assert "SECRET" not in written
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="log.configure: ConsoleRenderer's rich tracebacks show every local variable",
-)
 def test_a_traceback_shows_no_words(capsys: pytest.CaptureFixture[str]) -> None:
     """What a caller was saying when something broke is not printed in a terminal."""
     words = "-".join(["card", "4242"])
