@@ -3,11 +3,8 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import socket
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +18,7 @@ import twiml
 from bridge import demo as demo_call
 from bridge import server, settings
 from bridge.agent import loader
-from bridge.settings import NAMES, Finding, Settings, SettingsError
+from bridge.settings import Finding, Settings, SettingsError
 from bridge.signature import websocket_origin
 from bridge.sim import accuracy, load, scenario
 from bridge.sim.caller import Caller
@@ -219,50 +216,11 @@ def sim_load(
 
 
 async def _sim_load(calls: int, seconds: float) -> load.Report:
-    """A `bridge serve` as a user would start it, between the fakes of this process."""
-    async with ModelServer(load.BEHAVIOUR, record_appends=True) as model:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        environ = {
-            **{name: it for name, it in os.environ.items() if name not in NAMES},
-            "BRIDGE_HOST": "127.0.0.1",
-            "BRIDGE_PORT": str(port),
-            "BRIDGE_INSECURE": "1",
-            "BRIDGE_MODEL_URL": model.url,
-            "BRIDGE_GREETING": "",
-            "BRIDGE_MAX_CALLS": str(calls),
-            "BRIDGE_DRAIN_SECONDS": "0",
-        }
-        command = [sys.executable, "-m", "bridge.cli", "serve"]
-        with tempfile.TemporaryDirectory() as folder:
-            # Elsewhere, so that no .env of the user's has a say; its log is not ours.
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                env=environ,
-                cwd=folder,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            try:
-                await _listening(port)
-                url = f"http://127.0.0.1:{port}/voice"
-                return await load.measure(
-                    url, model, calls=calls, seconds=seconds, pid=process.pid
-                )
-            finally:
-                process.terminate()
-                await process.wait()
-
-
-async def _listening(port: int) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.1)
-            else:
-                writer.close()
-                return
+    async with (
+        ModelServer(load.BEHAVIOUR, record_appends=True) as model,
+        load.bridge_process(model.url, max_calls=calls) as process,
+    ):
+        return await load.measure(process, model, calls=calls, seconds=seconds)
 
 
 @asynccontextmanager

@@ -42,6 +42,10 @@ STALE_SECONDS = 0.25
 the last frame overtook none, frames are missing, and only then our clock stands in.
 Longer than the jitter that may lie between a frame and the mark behind it."""
 
+QUICKEST_SECONDS = 10.0
+"""How long the quickest frame is remembered: two clocks drift apart by less than a
+millisecond in that time."""
+
 MAX_PENDING_MARKS = 4096
 """Ten minutes of audio, which is all that Twilio buffers (error 31931)."""
 
@@ -71,21 +75,33 @@ class Window:
 class MediaClock:
     """Twilio's own clock, read from the timestamps of the caller's frames."""
 
-    __slots__ = ("_arrived", "_end_ms")
+    __slots__ = ("_arrived", "_behind_ms", "_end_ms", "_least_ms", "_since")
 
     def __init__(self, now: float) -> None:
         self._end_ms = 0.0
         self._arrived = now
+        self._since = now
+        self._least_ms = self._behind_ms = math.inf
+        """How far our clock is ahead of Twilio's, at least: of the fastest frame in
+        this span of QUICKEST_SECONDS, and in the one before."""
 
     def frame(self, timestamp_ms: int, duration_ms: float, now: float) -> None:
         self._end_ms = max(self._end_ms, timestamp_ms + duration_ms)
         self._arrived = now
+        if now - self._since > QUICKEST_SECONDS:
+            self._behind_ms, self._least_ms, self._since = self._least_ms, math.inf, now
+        self._least_ms = min(self._least_ms, 1000 * now - self._end_ms)
 
     def read(self, now: float) -> Window:
         """Twilio's time at which what arrives now was sent."""
         silent = now - self._arrived
         low = self._end_ms + (1000 * silent if silent > STALE_SECONDS else 0.0)
-        return Window(low, low + FRAME_MS)
+        least = min(self._least_ms, self._behind_ms)
+        if math.isinf(least):
+            return Window(low, low + FRAME_MS)
+        # Nothing crosses the network faster than the quickest frame did.
+        latest = max(low, 1000 * now - least) + 1.0
+        return Window(low, min(low + FRAME_MS, latest))
 
     def guess(self, now: float) -> float:
         """Twilio's time as our clock would carry it on from the last frame."""

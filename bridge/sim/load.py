@@ -9,7 +9,11 @@ import bisect
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -24,6 +28,9 @@ from bridge.sim.ruler import read_ruler, ruler
 SPEECH_MS = 1000
 TURN_SECONDS = 8.0
 ANSWER_MS = 6000
+START_SECONDS = 30.0
+"""For a bridge to come up on a loaded machine; most of it is imports."""
+
 RAMP_SECONDS = 0.05
 """Between two calls: 20 a second, more than an account may place."""
 
@@ -58,20 +65,70 @@ class Report:
     memory_mb: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class BridgeProcess:
+    """A bridge that runs by itself, as a user would start it."""
+
+    webhook_url: str
+    pid: int
+
+
+@asynccontextmanager
+async def bridge_process(
+    model_url: str, *, max_calls: int = 200
+) -> AsyncIterator[BridgeProcess]:
+    """`bridge serve` on a free port, unsigned, in front of that model."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    vendors = ("BRIDGE_", "OPENAI_", "TWILIO_")
+    environ = {
+        **{name: it for name, it in os.environ.items() if not name.startswith(vendors)},
+        "BRIDGE_HOST": "127.0.0.1",
+        "BRIDGE_PORT": str(port),
+        "BRIDGE_INSECURE": "1",
+        "BRIDGE_MODEL_URL": model_url,
+        "BRIDGE_GREETING": "",
+        "BRIDGE_MAX_CALLS": str(max_calls),
+        "BRIDGE_DRAIN_SECONDS": "0",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        # Elsewhere, so that no .env of the user's has a say.
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bridge.cli", "serve"),
+            env=environ,
+            cwd=folder,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            await _listening(port)
+            yield BridgeProcess(f"http://127.0.0.1:{port}/voice", process.pid)
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+async def _listening(port: int) -> None:
+    async with asyncio.timeout(START_SECONDS):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.1)
+            else:
+                writer.close()
+                return
+
+
 async def measure(
-    webhook_url: str,
-    model: ModelServer,
-    *,
-    calls: int,
-    seconds: float,
-    pid: int | None = None,
+    bridge: BridgeProcess, model: ModelServer, *, calls: int, seconds: float
 ) -> Report:
     """Places the calls on a bridge whose model is `model` (record_appends on)."""
+    pid = bridge.pid
     turns = max(1, int(seconds // TURN_SECONDS))
     async with asyncio.TaskGroup() as tasks:
         placed = []
         for number in range(1, calls + 1):
-            caller = Caller(webhook_url=webhook_url, keep_frame_times=True)
+            caller = Caller(webhook_url=bridge.webhook_url, keep_frame_times=True)
             work = caller.call(_script(number, turns))
             placed.append(tasks.create_task(work))
             await asyncio.sleep(RAMP_SECONDS)
@@ -118,8 +175,8 @@ def _report(
         heard = read_ruler(record.heard)
         harmed += heard.lost_bytes + heard.repeated_bytes + heard.stray
         answers += len(heard.heard_ms)
-        up += _up(record, session)
-        down += _down(record, session)
+        up += up_delays(record, session)
+        down += down_delays(record, session)
     return Report(
         calls=len(records),
         seconds=seconds,
@@ -127,8 +184,8 @@ def _report(
         model_errors=sum(len(session.errors_sent) for session in model.sessions),
         lost_or_repeated_bytes=harmed,
         answers=answers,
-        caller_to_model=_delays(up),
-        model_to_caller=_delays(down),
+        caller_to_model=delays(up),
+        model_to_caller=delays(down),
         cpu_ms_per_call_second=cpu,
         memory_mb=memory,
     )
@@ -139,14 +196,14 @@ def _number_of(session: ModelSession) -> int | None:
     return max(said, key=lambda number: said[number]) if said else None
 
 
-def _up(record: CallRecord, session: ModelSession) -> Iterator[float]:
+def up_delays(record: CallRecord, session: ModelSession) -> Iterator[float]:
     """Frame for frame; the first second is left out, it waited for the model."""
     pairs = zip(record.frame_sent_at, session.append_at, strict=False)
     for sent, arrived in itertools.islice(pairs, 50, None):
         yield 1000 * (arrived - sent)
 
 
-def _down(record: CallRecord, session: ModelSession) -> Iterator[float]:
+def down_delays(record: CallRecord, session: ModelSession) -> Iterator[float]:
     arrived_bytes = list(itertools.accumulate(size for _, size in record.media_in))
     sent_bytes = 0
     for sent_at, _, delta in session.sent_deltas:
@@ -156,7 +213,7 @@ def _down(record: CallRecord, session: ModelSession) -> Iterator[float]:
             yield 1000 * (record.media_in[at][0] - sent_at)
 
 
-def _delays(values: list[float]) -> Delays:
+def delays(values: list[float]) -> Delays:
     values.sort()
     if not values:
         return Delays(0, 0.0, 0.0, 0.0)
@@ -165,18 +222,18 @@ def _delays(values: list[float]) -> Delays:
     return Delays(len(values), values[len(values) // 2], p99, values[-1])
 
 
-def _cpu_seconds(pid: int | None) -> float | None:
+def _cpu_seconds(pid: int) -> float | None:
     """User and system time of a process, where there is a /proc."""
     stat = Path(f"/proc/{pid}/stat")
-    if pid is None or not stat.exists():
+    if not stat.exists():
         return None
     fields = stat.read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _memory_mb(pid: int | None) -> float | None:
+def _memory_mb(pid: int) -> float | None:
     status = Path(f"/proc/{pid}/status")
-    if pid is None or not status.exists():
+    if not status.exists():
         return None
     line = next(it for it in status.read_text().splitlines() if it.startswith("VmRSS"))
     return int(line.split()[1]) / 1024

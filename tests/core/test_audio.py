@@ -19,11 +19,8 @@ def test_the_length_of_audio_is_known_without_decoding(sound: bytes) -> None:
 @given(st.text("A/=", max_size=12))
 def test_the_length_is_right_for_all_that_is_let_in(payload: str) -> None:
     """No padding, however odd, makes the count of what was heard drift."""
-    try:
+    if audio.is_payload(payload):
         sound = binascii.a2b_base64(payload, strict_mode=True)
-    except ValueError:
-        return
-    if len(payload) % 4 == 0:
         assert audio.payload_bytes(payload) == len(sound)
 
 

@@ -24,6 +24,9 @@ class Line:
     def __init__(self) -> None:
         self.playback = Playback(START)
         self.now = START
+        # One frame came 20 ms quicker than all others will: a line with that much
+        # jitter, on which our own clock has nothing to add to Twilio's.
+        self.playback.clock.frame(0, 20, START)
 
     def at(self, ms: int) -> "Line":
         """The frame that ends there has just come."""
@@ -122,6 +125,7 @@ def test_the_clock_is_known_to_a_frame() -> None:
     clock = MediaClock(START)
     assert clock.read(START) == Window(0.0, 20.0)
 
+    clock.frame(0, 20, START + 0.05)
     clock.frame(100, 20, START + 0.2)
 
     assert clock.read(START + 0.2) == Window(120.0, 140.0)
@@ -137,7 +141,30 @@ def test_where_frames_are_missing_our_clock_stands_in() -> None:
     stale = clock.read(START + 0.3)
 
     assert stale.low == pytest.approx(420.0)
-    assert stale.high == pytest.approx(440.0)
+    assert stale.high == pytest.approx(421.0)
+
+
+def test_nothing_is_faster_than_the_quickest_frame() -> None:
+    """On a quiet line what the caller heard is known to a few ms, not to a frame."""
+    clock = MediaClock(START)
+    clock.frame(80, 20, START + 0.1)  # the quickest: 1000 * START behind Twilio's clock
+
+    assert clock.read(START + 0.105).high == pytest.approx(106.0)
+    assert clock.read(START + 0.110) == Window(100.0, pytest.approx(111.0))
+    clock.frame(100, 20, START + 0.150)  # 30 ms late, by the network
+
+    assert clock.read(START + 0.150) == Window(120.0, 140.0)
+
+
+def test_a_clock_that_drifts_is_followed() -> None:
+    """After an hour the quickest frame of the first minute means nothing."""
+    clock = MediaClock(START)
+    clock.frame(80, 20, START + 0.1)
+    for second in range(1, 31):  # Twilio's clock is now 50 ms behind
+        clock.frame(second * 1000, 20, START + second + 0.07)
+
+    high = clock.read(START + 30.08).high
+    assert high == pytest.approx(30_031.0)
 
 
 def test_a_frame_from_the_past_does_not_turn_the_clock_back() -> None:

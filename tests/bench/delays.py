@@ -1,0 +1,59 @@
+"""What the bridge adds: frame -> append, delta -> media, speech_started -> clear.
+
+    .venv/bin/python -m tests.bench.delays
+
+One call on an idle machine; the bridge has a process of its own, the fakes share one.
+Their own work and both sockets are in the figures, so the bridge's part is less.
+"""
+
+import asyncio
+import sys
+
+from bridge.sim import load, steps
+from bridge.sim.caller import Caller
+from bridge.sim.model import Behaviour, ModelServer, Ruled
+from bridge.sim.ruler import ruler
+
+ANSWERS = 8
+INTERRUPTIONS = 40
+BOUNDS_MS = {"p50": 1.0, "p99": 5.0, "clear": 2.0}
+
+
+def speech() -> steps.Step:
+    return steps.Say(ruler(1, 500))
+
+
+async def main() -> int:
+    talk: list[steps.Step] = [speech(), steps.Listen()] * ANSWERS
+    barge_ins = [steps.Hear(300), speech()] * INTERRUPTIONS
+    async with (
+        ModelServer(Behaviour(fallback=[Ruled(6000)]), record_appends=True) as model,
+        load.bridge_process(model.url) as bridge,
+    ):
+        caller = Caller(webhook_url=bridge.webhook_url, keep_frame_times=True)
+        await caller.call([speech(), steps.Hear(300), steps.HangUp()])  # to warm up
+        heard = await caller.call([steps.Wait(1), *talk, steps.HangUp()])
+        cut = await caller.call([speech(), *barge_ins, steps.HangUp()])
+    _, session, interrupted = model.sessions
+    up = load.delays(list(load.up_delays(heard, session)))
+    down = load.delays(list(load.down_delays(heard, session)))
+    # The first turn interrupts nobody.
+    pairs = zip(interrupted.speech_started_at[1:], cut.clears, strict=True)
+    clears = load.delays([1000 * (clear.at - at) for at, clear in pairs])
+    for name, way in (
+        ("caller frame -> append", up),
+        ("delta -> media", down),
+        ("speech_started -> clear", clears),
+    ):
+        print(
+            f"{name:>24}: p50 {way.p50:.2f} ms, p99 {way.p99:.2f} ms, "
+            f"max {way.most:.2f} ms ({way.count})"
+        )
+    good = all(
+        way.p50 < BOUNDS_MS["p50"] and way.p99 < BOUNDS_MS["p99"] for way in (up, down)
+    )
+    return 0 if good and clears.p99 < BOUNDS_MS["clear"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,68 @@
+"""200 calls one after another, 20 more cut off: what is left behind? (issue 2)
+
+    .venv/bin/python -m tests.bench.leftovers
+
+Exits 1 when a task, a socket or an entry of a call outlives it by more than 2 s.
+"""
+
+import asyncio
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bridge.sim import steps
+from bridge.sim.model import Behaviour, Ruled
+from tests.e2e.house import Place, bridge
+
+CALLS = 200
+CUT_OFF = 20
+
+TALK = (steps.Hear(150, timeout=5),)
+
+
+async def place(house: Place, script: Sequence[steps.Step], times: int) -> None:
+    for _ in range(times):
+        record = await house.caller().call(script)
+        assert record.heard, "the caller heard nothing"
+        await house.empty()
+
+
+def sockets() -> int:
+    """Open sockets of this process, where there is a /proc."""
+    count = 0
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            count += os.readlink(fd).startswith("socket:")
+        except FileNotFoundError:
+            continue  # the one this listing itself had open
+    return count
+
+
+async def main() -> int:
+    speaking = Behaviour(fallback=[Ruled(3000)], think_seconds=0.05)
+    async with bridge(speaking, greeting="Hi.") as house:
+        await place(house, [*TALK, steps.HangUp()], 3)  # what is made once is made
+        gc.collect()
+        tasks, open_sockets = len(asyncio.all_tasks()), sockets()
+        await place(house, [*TALK, steps.HangUp()], CALLS)
+        await place(house, [*TALK, steps.Drop(), steps.Wait(0.1)], CUT_OFF)
+        gc.collect()
+        await asyncio.sleep(0.5)
+        left = {
+            "tasks": len(asyncio.all_tasks()) - tasks,
+            "sockets": sockets() - open_sockets,
+            "streams": house.server.calls,
+            "entries": len(await house.server.registered()),
+            "sessions at the model": house.model.active,
+        }
+        hung_up = house.metric('bridge_calls_total{outcome="caller_hung_up"}')
+        lost = house.metric('bridge_calls_total{outcome="caller_connection_lost"}')
+    print(f"{hung_up:.0f} calls hung up, {lost:.0f} cut off; left behind: {left}")
+    whole = hung_up >= CALLS and lost == CUT_OFF
+    return 0 if whole and not any(left.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
