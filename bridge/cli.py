@@ -192,7 +192,9 @@ def sim_accuracy(
             _bridge_for, calls=calls, at_once=at_once, frame_playout=frames
         )
     )
-    out.print(accuracy.render(report))
+    # Into a file as wide as it needs to be.
+    wide = out if out.is_terminal else Console(width=140)
+    wide.print(accuracy.render(report))
     if json:
         json.write_text(accuracy.as_json(report))
     if report.broken:

@@ -33,9 +33,10 @@ the network sooner than the audio behind it, and only the next mark will tell.""
 FRAME_MS = 20
 """Twilio's clock reaches us in frames: between two of them we do not see it move."""
 
-CLEARLY_EARLY_MS = 25
+CLEARLY_EARLY_MS = 45
 """A mark that came back so long before it was due was flushed; one that is nearer may
-have been played, for both times are known to a frame only."""
+have been played: both times are known to a frame only, and a Twilio that plays in whole
+frames echoes a mark up to a frame late."""
 
 STALE_SECONDS = 0.25
 """Frames come 50 a second, and in order with the marks: a mark that comes so long after
@@ -61,8 +62,11 @@ class Window:
     high: float
 
     @property
-    def middle(self) -> float:
-        return (self.low + self.high) / 2
+    def latest(self) -> float:
+        """The moment to reckon with: as a rule a message is as quick as the quickest
+        frame, so its moment is the last that it can be. Moments that are compared are
+        all read so, and what they have in common cancels out."""
+        return self.high
 
     def earlier(self, ms: float) -> "Window":
         return Window(self.low - ms, self.high - ms)
@@ -207,7 +211,7 @@ class Playback:
             self.round_trip = min(self.round_trip, now - mark.sent_at)
         if mark.fence:
             cut = self._flushed or moment
-            self._cut_at(mark.position, self._position(cut.middle))
+            self._cut_at(mark.position, self._position(cut.latest))
         elif mark.position >= self.played and self._was_played(mark, moment):
             self._pin(mark, moment)
             self._advance(mark.position)
@@ -223,7 +227,7 @@ class Playback:
 
     def stop(self, now: float) -> None:
         """The stream has ended: what was played until now is all that was heard."""
-        self._advance(self._position(self.clock.read(now).middle))
+        self._advance(self._position(self.clock.read(now).latest))
 
     # --- what is known ---
 
@@ -279,12 +283,12 @@ class Playback:
             return False  # all behind a flushed mark are flushed with it
         if self._origin is None:
             return mark.starts
-        due = self._origin.middle + mark.position / BYTES_PER_MS
-        if due > moment.middle + CLEARLY_EARLY_MS:
+        due = self._origin.latest + mark.position / BYTES_PER_MS
+        if due > moment.latest + CLEARLY_EARLY_MS:
             # It came back at the very moment of the clear, and crossed no network after
             # it as the fence did.
             self._flushed = moment
-        return due <= moment.middle
+        return due <= moment.latest
 
     def _pin(self, mark: Mark, moment: Window) -> None:
         origin = moment.earlier(mark.position / BYTES_PER_MS)
@@ -297,7 +301,7 @@ class Playback:
         """What is played at that time of Twilio's, within what is known and sent."""
         if self._origin is None:
             return self.played
-        position = int((moment_ms - self._origin.middle) * BYTES_PER_MS)
+        position = int((moment_ms - self._origin.latest) * BYTES_PER_MS)
         return max(self.played, min(position, self.sent))
 
     def _cut_at(self, fence: int, position: int) -> None:

@@ -181,7 +181,7 @@ def test_windows_meet_or_they_do_not() -> None:
     assert Window(100, 120).meet(Window(110, 130)) == Window(110, 120)
     assert Window(100, 120).meet(Window(120, 140)) is None
     assert Window(100, 120).earlier(30) == Window(70, 90)
-    assert Window(100, 120).middle == 110
+    assert Window(100, 120).latest == 120
 
 
 # --- what was heard ---
@@ -199,7 +199,7 @@ def test_an_answer_heard_to_its_end() -> None:
 
 
 def test_what_was_heard_until_a_clear() -> None:
-    """From the start (100..120) to the clear (500..520): 400 ms, by the middles."""
+    """From the start (100..120) to the clear (500..520): 400 ms, both at the latest."""
     line = Line().at(100)
     first, *_ = line.sends(2000)
     line.comes_back(first)
@@ -227,8 +227,8 @@ def test_never_more_is_heard_than_was_sent() -> None:
 def test_marks_narrow_the_start_down() -> None:
     """The more marks come back, the better it is known what was heard.
 
-    Playing began at 101 ms; the start mark alone says 110, all four say 101.2. Then
-    148.8 ms were played at the clear (240..260), of which 78 were item a's.
+    The start mark alone says that playing began at 120 ms at the latest, all four say
+    102. The clear was at 260 at the latest: 158 ms, of which 78 were item a's.
     """
     line = Line().at(100)
     m1, m2, m3, m4 = line.sends(78, A, end=True)
@@ -241,7 +241,7 @@ def test_marks_narrow_the_start_down() -> None:
     line.comes_back(fence)
 
     assert line.heard(A) == 78
-    assert line.heard(B) == (1190 - 624) / 8
+    assert line.heard(B) == 158 - 78
 
 
 def test_a_stall_pins_the_start_anew() -> None:
@@ -273,9 +273,9 @@ def test_a_new_start_forgets_the_old_one() -> None:
 @pytest.mark.parametrize(
     ("back_at", "heard"),
     [
-        (420, 300),  # due at 409.9, in the window's middle 430: it was played
-        (380, 280),  # 19.9 before it was due: either; the fence (390) decides
-        (360, 260),  # 39.9 before: flushed, so the clear was then
+        (420, 300),  # due at 419.9, and it is 440 at the latest: it was played
+        (380, 280),  # 19.9 before it was due: either; the fence (400) decides
+        (340, 240),  # 59.9 before: flushed, so the clear was then
     ],
 )
 def test_a_flushed_mark_is_told_from_a_played_one(back_at: int, heard: int) -> None:
@@ -283,7 +283,7 @@ def test_a_flushed_mark_is_told_from_a_played_one(back_at: int, heard: int) -> N
     line = Line().at(100)
     m1, *_ = line.sends(99)
     line.sends(200)
-    # Playing began at 110, so the last mark, 299.9 ms in, is due at 409.9.
+    # Playing began at 120, so the last mark, 299.9 ms in, is due at 419.9.
     last = line.playback.end_mark(line.now)
     line.comes_back(m1)
     fence = line.at(340).clears()
@@ -444,9 +444,9 @@ def test_a_lost_fence_is_settled_by_our_clock() -> None:
 
     line.playback.give_up(fence, sent_at)
 
-    # Began at 140..160; cleared at 440 + 40.
+    # Began at 160 at the latest; cleared at 440 + 40.
     assert line.playback.round_trip == pytest.approx(0.04)
-    assert line.heard() == pytest.approx(330, abs=0.2)
+    assert line.heard() == pytest.approx(320, abs=0.2)
 
 
 def test_a_lost_fence_on_a_line_that_never_answered() -> None:
@@ -471,7 +471,7 @@ def test_a_fence_that_comes_after_all_changes_nothing() -> None:
 
     line.at(1700).comes_back(fence)
 
-    assert line.heard() == heard == 190
+    assert line.heard() == heard == 180
 
 
 def test_giving_up_what_is_back_does_nothing() -> None:
