@@ -7,6 +7,7 @@ Exits 1 when a task, a socket or an entry of a call outlives it by more than 2 s
 
 import asyncio
 import gc
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from bridge.sim import steps
 from bridge.sim.model import Behaviour, Ruled
+from bridge.watch import log
 from tests.e2e.house import Place, bridge
 
 CALLS = 200
@@ -44,6 +46,7 @@ async def main() -> int:
     speaking = Behaviour(fallback=[Ruled(3000)], think_seconds=0.05)
     async with bridge(speaking, greeting="Hi.") as house:
         await place(house, [*TALK, steps.HangUp()], 3)  # what is made once is made
+        await asyncio.sleep(0.5)
         gc.collect()
         tasks, open_sockets = len(asyncio.all_tasks()), sockets()
         await place(house, [*TALK, steps.HangUp()], CALLS)
@@ -65,4 +68,5 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
+    log.configure("pretty", logging.ERROR)
     sys.exit(asyncio.run(main()))
