@@ -22,8 +22,8 @@ from bridge.server import serving
 from bridge.settings import Settings
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import ModelServer, ModelSession
-from bridge.sim.network import Network
 from bridge.sim.scenario import Scenario
+from bridge.sim.twilio.network import Network
 from bridge.sim.voice import voice_available
 from bridge.watch import trace
 

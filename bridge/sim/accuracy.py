@@ -29,10 +29,10 @@ from bridge.sim.belief import (
     report,
 )
 from bridge.sim.caller import Caller, CallRecord
-from bridge.sim.items import ResponseRecord
 from bridge.sim.model import ModelServer
-from bridge.sim.network import Network
+from bridge.sim.realtime.items import ResponseRecord
 from bridge.sim.scenes import NETWORKS, SCENES, Scene, label, script
+from bridge.sim.twilio.network import Network
 
 __all__ = [
     "NETWORKS",

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bridge.sim.items import Item, ResponseRecord
+from bridge.sim.realtime.items import Item, ResponseRecord
 from bridge.sim.ruler import BLOCK, Reading, read_ruler
 
 P95_LIMIT = 20.0  # ms: one frame of Twilio's

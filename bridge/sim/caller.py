@@ -19,13 +19,18 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from websockets.asyncio.client import ClientConnection
 
-from bridge.sim import markup
-from bridge.sim.dial import StreamRefusedError, open_socket, stream_url, without_query
-from bridge.sim.network import Network
-from bridge.sim.person import Person
-from bridge.sim.playout import FRAME_US, Playout
-from bridge.sim.record import CallRecord, Streamed, StreamEnd, Warned
-from bridge.sim.steps import (
+from bridge.sim.twilio import markup
+from bridge.sim.twilio.dial import (
+    StreamRefusedError,
+    open_socket,
+    stream_url,
+    without_query,
+)
+from bridge.sim.twilio.network import Network
+from bridge.sim.twilio.person import Person
+from bridge.sim.twilio.playout import FRAME_US, Playout
+from bridge.sim.twilio.record import CallRecord, Streamed, StreamEnd, Warned
+from bridge.sim.twilio.steps import (
     Drop,
     Gap,
     HangUp,
@@ -38,8 +43,8 @@ from bridge.sim.steps import (
     Step,
     Wait,
 )
-from bridge.sim.stream import CLOSED_BY_BRIDGE, MediaStream, OnMedia
-from bridge.sim.webhooks import Answer, Places, Webhooks
+from bridge.sim.twilio.stream import CLOSED_BY_BRIDGE, MediaStream, OnMedia
+from bridge.sim.twilio.webhooks import Answer, Places, Webhooks
 
 __all__ = [
     "CallRecord",

@@ -20,10 +20,10 @@ from time import monotonic
 
 from rich.table import Table
 
-from bridge.sim import steps
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import Behaviour, ModelServer, ModelSession, Ruled
 from bridge.sim.ruler import read_ruler, ruler
+from bridge.sim.twilio import steps
 
 SPEECH_MS = 1000
 TURN_SECONDS = 8.0

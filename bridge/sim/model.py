@@ -16,11 +16,11 @@ from urllib.parse import parse_qs, urlsplit
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
-from bridge.sim.items import Item, ResponseRecord
-from bridge.sim.model_session import Hook, ModelSession
-from bridge.sim.outbox import Direction
-from bridge.sim.session import DEFAULT_MODEL
-from bridge.sim.turns import (
+from bridge.sim.realtime.configuration import DEFAULT_MODEL
+from bridge.sim.realtime.items import Item, ResponseRecord
+from bridge.sim.realtime.outbox import Direction
+from bridge.sim.realtime.session import Hook, ModelSession
+from bridge.sim.realtime.turns import (
     Behaviour,
     CallTool,
     Fail,

@@ -6,8 +6,9 @@ The fake hears no words, so both sides of a scenario are written together, here.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bridge.sim import steps, voice
-from bridge.sim.turns import Behaviour, CallTool, Say, Turn
+from bridge.sim import voice
+from bridge.sim.realtime.turns import Behaviour, CallTool, Say, Turn
+from bridge.sim.twilio import steps
 
 
 @dataclass(frozen=True, slots=True)

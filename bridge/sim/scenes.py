@@ -11,9 +11,9 @@ from random import Random
 
 import numpy as np
 
-from bridge.sim.network import Network
-from bridge.sim.steps import HangUp, Hear, Listen, Say, Step, Wait
-from bridge.sim.turns import Behaviour, Ruled
+from bridge.sim.realtime.turns import Behaviour, Ruled
+from bridge.sim.twilio.network import Network
+from bridge.sim.twilio.steps import HangUp, Hear, Listen, Say, Step, Wait
 
 SPEECH_SECONDS = 0.6
 FIRST_SPEECH = (0.2, 0.6)  # s after the stream has opened: calls are not in step

@@ -9,10 +9,11 @@ Their own work and both sockets are in the figures, so the bridge's part is less
 import asyncio
 import sys
 
-from bridge.sim import load, steps
+from bridge.sim import load
 from bridge.sim.caller import Caller
 from bridge.sim.model import Behaviour, ModelServer, Ruled
 from bridge.sim.ruler import ruler
+from bridge.sim.twilio import steps
 
 ANSWERS = 8
 INTERRUPTIONS = 40

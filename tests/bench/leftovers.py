@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bridge.sim import steps
 from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.twilio import steps
 from bridge.watch import log
 from tests.e2e.house import Place, bridge
 

@@ -15,7 +15,7 @@ from bridge.core.commands import (
     ToModel,
 )
 from bridge.core.conversation import Conversation
-from bridge.sim.playout import Playout
+from bridge.sim.twilio.playout import Playout
 
 STREAM = "MZ0000"
 MULAW_SESSION = {

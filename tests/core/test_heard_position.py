@@ -25,9 +25,9 @@ from hypothesis.stateful import (
 from bridge.core import media_stream, realtime
 from bridge.core.commands import Command, ToCaller, ToModel
 from bridge.core.conversation import Conversation
-from bridge.sim.network import Network
-from bridge.sim.playout import Playout
 from bridge.sim.ruler import read_ruler, ruler
+from bridge.sim.twilio.network import Network
+from bridge.sim.twilio.playout import Playout
 from tests.core.phone import MULAW_SESSION, payload
 
 FRAME = 0.02

@@ -10,10 +10,10 @@ from agents.realtime import RealtimeAgent, realtime_handoff
 
 from bridge.agent.loader import CallFacts
 from bridge.agent.receptionist import receptionist
-from bridge.sim import steps
 from bridge.sim.model import Behaviour, CallTool, Ruled, Say
-from bridge.sim.network import Network
 from bridge.sim.ruler import read_ruler
+from bridge.sim.twilio import steps
+from bridge.sim.twilio.network import Network
 from bridge.watch import trace
 from tests.e2e.house import HELLO, WAIT, bridge
 

@@ -9,8 +9,8 @@ from agents.realtime import RealtimeAgent
 
 import twiml
 from bridge.agent.loader import CallFacts
-from bridge.sim import steps
 from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.twilio import steps
 from tests.e2e.house import CLOSED_SECONDS, HELLO, bridge
 
 HANG_UP = steps.HangUp()

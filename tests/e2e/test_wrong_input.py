@@ -13,9 +13,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 import twiml
-from bridge.sim import steps
 from bridge.sim.model import Behaviour, Ruled
 from bridge.sim.ruler import read_ruler
+from bridge.sim.twilio import steps
 from tests.e2e.house import HELLO, Place, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)

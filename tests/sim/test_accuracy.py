@@ -16,12 +16,12 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from bridge.sim.accuracy import Place, as_json, measure, render
 from bridge.sim.belief import Report, Verdict, judge, percentile, report
-from bridge.sim.items import Item, ResponseRecord
-from bridge.sim.listener import Listener, SpeechStarted, SpeechStopped
-from bridge.sim.network import Network
+from bridge.sim.realtime.items import Item, ResponseRecord
+from bridge.sim.realtime.listener import Listener, SpeechStarted, SpeechStopped
 from bridge.sim.ruler import ruler
 from bridge.sim.scenes import NETWORKS, SCENES, Scene, burst, hole, script
-from bridge.sim.steps import HangUp, Hear, Listen, Say, Wait
+from bridge.sim.twilio.network import Network
+from bridge.sim.twilio.steps import HangUp, Hear, Listen, Say, Wait
 from tests.sim.tiny_bridge import Talk, tiny_bridge
 
 # ------------------------------------------------------------------ calls made by hand

@@ -28,10 +28,10 @@ from bridge.sim.caller import (
     Wait,
     place_many,
 )
-from bridge.sim.mouth import Mouth
-from bridge.sim.playout import Playout
-from bridge.sim.record import CallRecord, Spoken, Streamed
-from bridge.sim.signature import sign, signed_url
+from bridge.sim.twilio.mouth import Mouth
+from bridge.sim.twilio.playout import Playout
+from bridge.sim.twilio.record import CallRecord, Spoken, Streamed
+from bridge.sim.twilio.signature import sign, signed_url
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
 
 TOKEN = "12345"

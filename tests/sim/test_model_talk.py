@@ -16,7 +16,7 @@ from bridge.sim.model import (
     Say,
     Turn,
 )
-from bridge.sim.small_talk import about, callable_tool
+from bridge.sim.realtime.small_talk import about, callable_tool
 from bridge.sim.voice import ruler
 from tests.sim.realtime_client import (
     CLIENT_EVENTS,

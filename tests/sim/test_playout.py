@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.sim.playout import BUFFER_LIMIT, SILENCE, Playout
+from bridge.sim.twilio.playout import BUFFER_LIMIT, SILENCE, Playout
 
 AGENT = bytes(range(1, 251)) * 64  # 2 s of audio in which every position shows
 

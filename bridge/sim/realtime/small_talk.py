@@ -6,7 +6,7 @@ It greets, tells how long the caller spoke, calls a tool on the second turn. Pur
 from collections.abc import Mapping
 from typing import Any
 
-from bridge.sim.turns import CallTool, Heard, Say, Turn
+from bridge.sim.realtime.turns import CallTool, Heard, Say, Turn
 
 _TOOL_ON_TURN = 2
 _SHORTEN_AT = 200  # characters of a tool's result that are read out

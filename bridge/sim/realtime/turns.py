@@ -84,7 +84,7 @@ class Behaviour:
     """How the fake model behaves. Times in seconds; None or empty: never."""
 
     # What is answered to the 1st, 2nd ... response; then `answer`, if given, else
-    # `fallback`. With none of the three, `bridge.sim.small_talk` answers.
+    # `fallback`. With none of the three, `bridge.sim.realtime.small_talk` answers.
     turns: Sequence[Turn] = ()
     answer: Callable[[Heard], Turn] | None = None
     fallback: Turn | None = None

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bridge.sim.client_events import Json
-from bridge.sim.items import Item, ResponseRecord
-from bridge.sim.listener import BYTES_PER_MS
-from bridge.sim.render import Chunk, chunks, ruled
-from bridge.sim.turns import CallTool, Fail, Play, Ruled, Say, Turn
+from bridge.sim.realtime.client_events import Json
+from bridge.sim.realtime.items import Item, ResponseRecord
+from bridge.sim.realtime.listener import BYTES_PER_MS
+from bridge.sim.realtime.render import Chunk, chunks, ruled
+from bridge.sim.realtime.turns import CallTool, Fail, Play, Ruled, Say, Turn
 
 if TYPE_CHECKING:
-    from bridge.sim.model_session import ModelSession
+    from bridge.sim.realtime.session import ModelSession
 
 # Between late deltas: long enough to come after whatever the client did about the cut.
 _LATE_GAP = 0.02

@@ -6,8 +6,8 @@ call it is lost, not delayed.
 
 import asyncio
 
-from bridge.sim.playout import FRAME_BYTES, SILENCE
-from bridge.sim.record import CallRecord, Spoken
+from bridge.sim.twilio.playout import FRAME_BYTES, SILENCE
+from bridge.sim.twilio.record import CallRecord, Spoken
 
 BYTES_PER_SECOND = 8000
 EARLY = 1e-6  # s, less than a byte: frame times are sums of floats

@@ -7,10 +7,10 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from bridge.sim.client_events import Append, Json, Refused
-from bridge.sim.history import decoded
-from bridge.sim.items import Item
-from bridge.sim.listener import (
+from bridge.sim.realtime.client_events import Append, Json, Refused
+from bridge.sim.realtime.history import decoded
+from bridge.sim.realtime.items import Item
+from bridge.sim.realtime.listener import (
     BYTES_PER_MS,
     Listener,
     SpeechStarted,
@@ -18,7 +18,7 @@ from bridge.sim.listener import (
 )
 
 if TYPE_CHECKING:
-    from bridge.sim.model_session import ModelSession
+    from bridge.sim.realtime.session import ModelSession
 
 _CALLER_AUDIO_SECONDS = 600  # kept of each session
 _MINIMUM_COMMIT_MS = 100  # input_audio_buffer_commit_empty says so

@@ -6,7 +6,7 @@ Pure: an update gives a new session or is refused whole.
 import copy
 import time
 
-from bridge.sim.client_events import Json, Refused
+from bridge.sim.realtime.client_events import Json, Refused
 
 DEFAULT_MODEL = "gpt-realtime-2.1"
 SESSION_SECONDS = 60 * 60

@@ -12,9 +12,9 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import aiohttp
 
-from bridge.sim.markup import Method
-from bridge.sim.record import CallRecord, Request
-from bridge.sim.signature import sign, signed_url
+from bridge.sim.twilio.markup import Method
+from bridge.sim.twilio.record import CallRecord, Request
+from bridge.sim.twilio.signature import sign, signed_url
 
 WEBHOOK_LIMIT = 15.0  # s, Twilio's hard limit
 ATTEMPTS = 2  # a failed connection is tried once more (`rc`=1, `rp`=ct)

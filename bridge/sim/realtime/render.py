@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bridge.sim.listener import BYTES_PER_MS
-from bridge.sim.turns import Play, Ruled, Say
+from bridge.sim.realtime.listener import BYTES_PER_MS
+from bridge.sim.realtime.turns import Play, Ruled, Say
 from bridge.sim.voice import AGENT_VOICE, WORDS_PER_MINUTE, resample, ruler, speak
 
 _RULER_WORD_MS = 300

@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 import msgspec
 from websockets.asyncio.server import ServerConnection, broadcast
 
-from bridge.sim.client_events import Json, Refused
-from bridge.sim.items import Item
-from bridge.sim.render import Chunk
+from bridge.sim.realtime.client_events import Json, Refused
+from bridge.sim.realtime.items import Item
+from bridge.sim.realtime.render import Chunk
 
 Direction: TypeAlias = Literal["sent", "received"]
 

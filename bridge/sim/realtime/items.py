@@ -3,7 +3,7 @@
 import base64
 from dataclasses import dataclass, field
 
-from bridge.sim.client_events import Json
+from bridge.sim.realtime.client_events import Json
 
 
 @dataclass(slots=True)

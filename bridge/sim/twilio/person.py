@@ -3,10 +3,10 @@
 import asyncio
 from time import monotonic
 
-from bridge.sim.alarm import Alarm
-from bridge.sim.mouth import Mouth
-from bridge.sim.record import CallRecord
-from bridge.sim.steps import (
+from bridge.sim.twilio.alarm import Alarm
+from bridge.sim.twilio.mouth import Mouth
+from bridge.sim.twilio.record import CallRecord
+from bridge.sim.twilio.steps import (
     Drop,
     Gap,
     HangUp,
@@ -19,7 +19,7 @@ from bridge.sim.steps import (
     Step,
     Wait,
 )
-from bridge.sim.stream import MediaStream
+from bridge.sim.twilio.stream import MediaStream
 
 BYTES_PER_SECOND = 8000
 

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit, urlunsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-from bridge.sim.markup import Stream
-from bridge.sim.signature import sign
-from bridge.sim.stream import CLOSE_LIMIT
-from bridge.sim.webhooks import Places
+from bridge.sim.twilio.markup import Stream
+from bridge.sim.twilio.signature import sign
+from bridge.sim.twilio.stream import CLOSE_LIMIT
+from bridge.sim.twilio.webhooks import Places
 
 HANDSHAKE_LIMIT = 10.0  # s; Twilio's own is undocumented (error 31901 exists)
 MESSAGE_LIMIT = 16 * 2**20  # bytes: more than ten minutes of audio in base64

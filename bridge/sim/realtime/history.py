@@ -8,7 +8,7 @@ import base64
 import binascii
 from typing import assert_never
 
-from bridge.sim.client_events import (
+from bridge.sim.realtime.client_events import (
     PARTS_OF_ROLE,
     FunctionCall,
     FunctionCallOutput,
@@ -18,7 +18,7 @@ from bridge.sim.client_events import (
     Message,
     Refused,
 )
-from bridge.sim.items import Item
+from bridge.sim.realtime.items import Item
 
 
 class History:

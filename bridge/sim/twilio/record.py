@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from os import PathLike
 
-from bridge.sim.playout import SILENCE, Clear, Heard, MarkEcho, Playout, Run
+from bridge.sim.twilio.playout import SILENCE, Clear, Heard, MarkEcho, Playout, Run
 
 UNDERRUN_LIMIT = 1.0  # s; a longer pause is taken for the end of a reply
 

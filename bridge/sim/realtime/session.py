@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, assert_never
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
-from bridge.sim.client_events import (
+from bridge.sim.realtime.client_events import (
     Append,
     Clear,
     ClientEvent,
@@ -33,14 +33,14 @@ from bridge.sim.client_events import (
     check,
     parse,
 )
-from bridge.sim.hearing import Hearing
-from bridge.sim.history import History
-from bridge.sim.items import Item, ResponseRecord
-from bridge.sim.outbox import Direction, Outbox
-from bridge.sim.reply import Reply
-from bridge.sim.session import default_session, updated
-from bridge.sim.small_talk import small_talk
-from bridge.sim.turns import Behaviour, Heard, Say, ToolOutput, Trigger, Turn
+from bridge.sim.realtime.configuration import default_session, updated
+from bridge.sim.realtime.hearing import Hearing
+from bridge.sim.realtime.history import History
+from bridge.sim.realtime.items import Item, ResponseRecord
+from bridge.sim.realtime.outbox import Direction, Outbox
+from bridge.sim.realtime.reply import Reply
+from bridge.sim.realtime.small_talk import small_talk
+from bridge.sim.realtime.turns import Behaviour, Heard, Say, ToolOutput, Trigger, Turn
 
 Hook: TypeAlias = Callable[["ModelSession", Direction, Json], None]
 

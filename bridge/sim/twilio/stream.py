@@ -20,12 +20,12 @@ from typing import Literal
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
-from bridge.sim import messages
-from bridge.sim.alarm import Alarm
-from bridge.sim.mouth import Mouth
-from bridge.sim.network import Link
-from bridge.sim.playout import BYTE_US, FRAME_BYTES, FRAME_US, SILENCE
-from bridge.sim.record import CallRecord, Streamed, StreamEnd, Warned
+from bridge.sim.twilio import messages
+from bridge.sim.twilio.alarm import Alarm
+from bridge.sim.twilio.mouth import Mouth
+from bridge.sim.twilio.network import Link
+from bridge.sim.twilio.playout import BYTE_US, FRAME_BYTES, FRAME_US, SILENCE
+from bridge.sim.twilio.record import CallRecord, Streamed, StreamEnd, Warned
 
 FRAME_SECONDS = FRAME_US / 1e6
 FRAME_MS = FRAME_US // 1000

@@ -1,0 +1,1 @@
+"""What the fake model (bridge/sim/model.py) is made of: a Realtime server's side."""
