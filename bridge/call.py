@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
+from agents.exceptions import ModelBehaviorError
 from agents.realtime import (
     RealtimeAudioInterrupted,
+    RealtimeError,
     RealtimeGuardrailTripped,
     RealtimeHandoffEvent,
     RealtimeSessionEvent,
+    RealtimeToolApprovalRequired,
     RealtimeToolEnd,
     RealtimeToolStart,
 )
+from pydantic import ValidationError
 
 from bridge.agent.loader import AgentSource, CallFacts
 from bridge.agent.session import AgentSession, ModelRefused, ModelTarget
@@ -134,6 +138,11 @@ class Call:
             await self._conclude()
         return self._ending
 
+    @property
+    def call_sid(self) -> str | None:
+        """None before Twilio has said whose call it is."""
+        return self._entry.call_sid if self._entry else None
+
     def end(self, why: str) -> None:
         """The bridge itself ends the call (it is shutting down)."""
         self._feed("end", ["bridge", why])
@@ -164,12 +173,14 @@ class Call:
 
     async def _speak(self) -> None:
         """What is decided for the caller, in order, by one writer."""
+        loop = asyncio.get_running_loop()
         try:
             while True:
                 text, since = await self._to_phone.get()
-                async with asyncio.timeout(SEND_SECONDS):
+                async with asyncio.timeout(SEND_SECONDS) as limit:
                     await self._phone.send(text)
                     while not self._to_phone.empty():
+                        limit.reschedule(loop.time() + SEND_SECONDS)  # for each anew
                         text, since = self._to_phone.get_nowait()
                         await self._phone.send(text)
                 self._house.metrics.model_to_caller.observe(time.monotonic() - since)
@@ -187,7 +198,17 @@ class Call:
         except ModelRefused as refused:
             self._see(Note("model_refused", {"why": refused.why}))
             self._feed("end", ["model", "refused"])
-        except Exception:
+        except (ValidationError, ModelBehaviorError) as error:
+            # The model sent what the SDK cannot take; the text of the error quotes it.
+            self._log.error("model_misbehaved", error=type(error).__name__)
+            self._feed("end", ["model", "protocol_error"])
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task and task.cancelling():
+                raise  # by us: the call is over
+            self._log.error("agent_failed", error="CancelledError")
+            self._feed("end", ["bridge", "agent_failed"])
+        except (Exception, SystemExit):
             # The user's code: their function, their instructions, a tool that asked
             # for its errors to be raised. Theirs to mend, so all of it is logged.
             self._log.exception("agent_failed")
@@ -215,7 +236,7 @@ class Call:
             self._log.warning("close_late")
 
     def _next_step(self) -> NextStep | None:
-        """What Twilio is told when it asks how the call goes on."""
+        """What Twilio is told when it asks how the call goes on; None: it will not."""
         if (self._ending.by, self._ending.why) == ("caller", "hung_up"):
             return None
         # Whoever is still on the line did not end it: no silence, a word.
@@ -234,7 +255,8 @@ class Call:
     def model_misread(self, reason: str) -> None:
         self._feed("misread", ["model", reason])
 
-    def model_lost(self, why: str) -> None:
+    def model_lost(self, why: str, code: int | None) -> None:
+        self._see(Note("model_gone", {"why": why, "close_code": code}))
         self._feed("end", ["model", why])
 
     def interrupt_agent(self, by: str, response_id: str | None) -> None:
@@ -365,5 +387,11 @@ def session_note(event: RealtimeSessionEvent) -> Note | None:
             return Note("guardrail_tripped", {"guardrails": ", ".join(names)})
         case RealtimeAudioInterrupted():
             return Note("audio_interrupted", {"item": event.item_id})
+        case RealtimeToolApprovalRequired():
+            return Note("tool_waits_for_approval", {"tool": event.tool.name})
+        case RealtimeError(error=dict()):
+            # Of the SDK's own making (a tool that is not there, a guardrail that
+            # raised); the model's errors are in the core's Notes.
+            return Note("session_error", {"kind": "sdk"})
         case _:
             return None

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -38,6 +39,8 @@ app = typer.Typer(
 )
 sim = typer.Typer(no_args_is_help=True, help="The outside world, faked.")
 app.add_typer(sim, name="sim")
+MIN_THREADS = 32
+
 T = TypeVar("T")
 out, err = Console(), Console(stderr=True)
 
@@ -241,6 +244,10 @@ async def _serve(conf: Settings, source: loader.AgentSource) -> None:
         if model_url == LOCAL_MODEL:
             fake = await stack.enter_async_context(ModelServer(keep_audio=False))
             model_url = fake.url
+        # Tools that are plain functions run in threads, and so does the look-up of the
+        # model's host: with the few of the default, slow tools would stop new calls.
+        threads = ThreadPoolExecutor(max(MIN_THREADS, conf.max_calls))
+        asyncio.get_running_loop().set_default_executor(threads)
         running = server.Server(conf, server.open_house(conf, source, model_url))
         try:
             await running.start()

@@ -35,6 +35,9 @@ here and media_stream.MAX_MESSAGE_CHARS it is read, counted and ignored."""
 MAX_FORM_BYTES = 64 * 1024
 """Twilio's webhooks are 1-2 kB."""
 
+MAX_PARAMETER_CHARS = 400
+"""Name and value of a <Parameter> must be under 500 characters together."""
+
 PING_SECONDS = 20.0
 """A phone that is gone without a word is noticed after one and a half of these. Twilio
 answers pings (it does on uvicorn's defaults, which ping as often)."""
@@ -80,6 +83,10 @@ class Server:
         self._no_calls = asyncio.Event()
         self._no_calls.set()
         self._draining = False
+        self._asking: set[str] = set()
+        """Calls that we ended: Twilio is about to ask what follows."""
+        self._nobody_asks = asyncio.Event()
+        self._nobody_asks.set()
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -116,22 +123,20 @@ class Server:
         """Takes no more calls, lets the running ones end, ends what is left."""
         self._draining = True
         log.info("draining", calls=len(self._calls), seconds=drain_seconds)
-        if not await self._empty_within(drain_seconds):
+        if not await _within(drain_seconds, self._no_calls):
             for call in list(self._calls):
                 call.end("shutdown")
-            if not await self._empty_within(SHUTDOWN_SECONDS):
+                if call.call_sid:
+                    self._asking.add(call.call_sid)
+                    self._nobody_asks.clear()
+            if not await _within(SHUTDOWN_SECONDS, self._no_calls):
                 log.warning("calls_left", calls=len(self._calls))
+            # Who was cut off is told why: the listener stays until Twilio has asked.
+            if not await _within(SHUTDOWN_SECONDS, self._nobody_asks):
+                log.warning("callers_not_told", calls=len(self._asking))
         if self._runner:
             await self._runner.cleanup()
         log.info("closed")
-
-    async def _empty_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._no_calls.wait()
-        except TimeoutError:
-            return False
-        return True
 
     @property
     def calls(self) -> int:
@@ -189,7 +194,7 @@ class Server:
             f"{websocket_origin(origin)}/media",
             action_url=f"{origin}/voice/next",
             status_callback_url=f"{origin}/stream-status",
-            parameters={"From": _text(form, "From"), "To": _text(form, "To")},
+            parameters={name: _parameter(form, name) for name in ("From", "To")},
         )
         log.info("call_answered", call_sid=call_sid)
         return _twiml(document)
@@ -198,6 +203,9 @@ class Server:
         """The stream has ended and somebody is still on the line: what follows."""
         call_sid = _text(form, "CallSid")
         step = await self._house.registry.take_next(call_sid)
+        self._asking.discard(call_sid)
+        if not self._asking:
+            self._nobody_asks.set()
         if step is None:
             # Nothing was left, so nothing ended as it should: the handshake failed or
             # the instance is gone. Whoever still holds the line is told.
@@ -347,6 +355,24 @@ def _signatures(settings: Settings) -> Signatures | None:
 def _text(form: Form, name: str) -> str:
     value = form.get(name, "")
     return value if isinstance(value, str) else ""
+
+
+def _parameter(form: Form, name: str) -> str:
+    """Fit for a <Parameter>; a caller whose SIP address is not, calls all the same."""
+    value = _text(form, name)
+    if len(value) > MAX_PARAMETER_CHARS or not value.isprintable():
+        log.warning("parameter_left_out", name=name)
+        return ""
+    return value
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _twiml(document: str) -> web.Response:

@@ -30,8 +30,9 @@ OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
 """A model that does not answer our close is left: the caller has gone."""
 
-PING_SECONDS = 20.0
-"""A model that is gone without a word is noticed after two of these."""
+PING_SECONDS = 5.0
+"""A model that is gone without a word is noticed after two of these: the caller hears
+nothing for so long."""
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 """As the SDK's own limit."""
@@ -181,14 +182,20 @@ class AgentSession:
             raise ModelRefused(_refusal(error)) from error
         except (InvalidHandshake, OSError, TimeoutError) as error:
             raise ModelRefused(f"unreachable ({type(error).__name__})") from error
-        self._wire = Wire(
-            socket,
-            self._line,
-            self._tasks,
-            self._facts.call_sid,
-            self._model.tell_interrupted,
-            self._on_sent,
-        )
+        try:
+            self._wire = Wire(
+                socket,
+                self._line,
+                self._tasks,
+                self._facts.call_sid,
+                self._model.tell_interrupted,
+                self._on_sent,
+            )
+        except RuntimeError:
+            # The call has ended meanwhile and its TaskGroup takes no more: a socket
+            # that nobody reads would be paid for.
+            await socket.close()
+            raise
         return self._wire
 
 

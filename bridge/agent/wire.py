@@ -48,7 +48,7 @@ class Line(Protocol):
 
     def model_event(self, event: realtime.ServerEvent, text: str) -> None: ...
     def model_misread(self, reason: str) -> None: ...
-    def model_lost(self, why: str) -> None: ...
+    def model_lost(self, why: str, code: int | None) -> None: ...
 
 
 class Wire:
@@ -122,15 +122,18 @@ class Wire:
                 self._take(text)
             self._lose("closed")
         except ConnectionClosed:
+            # With a close frame of 1000 or 1001 the loop above ends; this is any other.
             self._lose("lost")
 
     async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while True:
                 text, since = await self._out.get()
-                async with asyncio.timeout(SEND_SECONDS):
+                async with asyncio.timeout(SEND_SECONDS) as limit:
                     await self._socket.send(text)
                     while not self._out.empty():
+                        limit.reschedule(loop.time() + SEND_SECONDS)  # for each anew
                         text, since = self._out.get_nowait()
                         await self._socket.send(text)
                 self.on_sent(time.monotonic() - since)
@@ -165,7 +168,7 @@ class Wire:
         if not self._closed:
             self._closed = True
             self._to_sdk.put_nowait(None)
-            self._line.model_lost(why)
+            self._line.model_lost(why, self._socket.close_code)
 
 
 def with_phone_format(text: str) -> str:

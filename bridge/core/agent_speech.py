@@ -67,6 +67,8 @@ class AgentSpeech:
         self._cut_items: dict[str, None] = {}
         self._heard_items: dict[str, None] = {}
         self._event_serial = 0
+        self._owed = False
+        """An answer was cut that nobody objected to."""
 
     # --- the model generates ---
 
@@ -117,25 +119,26 @@ class AgentSpeech:
         """The model has ended this answer, one way or the other."""
         response = self._responses.pop(response_id, None)
         if response and response.cut:
-            return self._forget_unsent(response)
+            return self._forget_unsent(response) + self._pay()
         commands: list[Command] = []
-        for key, item in list(self._items.items()):
-            if item.response_id != response_id:
-                continue
-            if item.received == 0:
+        mine = [k for k, item in self._items.items() if item.response_id == response_id]
+        for key in mine:
+            if key in self._items and self._items[key].received == 0:
                 del self._items[key]  # words without audio: text, not speech
-            else:
-                # Not every server ends each item.
-                commands += self.item_done(key, now)
+            # Not every server ends each item.
+            commands += self.item_done(key, now)
         return commands
 
     # --- the caller interrupts ---
 
-    def interrupt(self, by: str, now: float, *, cancels: bool) -> list[Command]:
+    def interrupt(
+        self, by: str, now: float, *, cancels: bool, only: str | None = None
+    ) -> list[Command]:
         """Silence at once. `cancels`: the server ends its own answer by itself.
 
         Works on whatever may still be heard, whether or not the model is still
-        generating: Twilio's queue outlives the response.
+        generating: Twilio's queue outlives the response. With `only` one answer is
+        meant: others that the clear takes with it are asked for again.
         """
         commands: list[Command] = []
         heard_now = self._playback.audible(now)
@@ -156,6 +159,8 @@ class AgentSpeech:
         for item_id, _ in live:
             _remember(self._cut_items, item_id, None)
         self._items = {}
+        cut = {*running, *(item.response_id for item in live.values())}
+        self._owed = only is not None and cut != {only}
         if live:
             item_id, content_index = (
                 heard_now if heard_now in live else next(iter(live))
@@ -168,7 +173,14 @@ class AgentSpeech:
                 "responses": len(running),
             }
             commands.append(Note("interrupted", data))
-        return commands
+        return commands + self._pay()
+
+    def _pay(self) -> list[Command]:
+        """The answer that is owed, once the model has ended those that were cut."""
+        if not self._owed or self._responses:
+            return []
+        self._owed = False
+        return [ToModel(realtime.create_response(self._event_id()))]
 
     def is_live(self, response_id: str) -> bool:
         """Something of this answer is generated or may still be heard."""
@@ -240,7 +252,7 @@ class AgentSpeech:
         notes: list[Command] = []
         for key, item in list(self._items.items()):
             heard = self._playback.tally(key).heard
-            if item.complete and heard == item.received:
+            if item.complete and heard == item.received > 0:
                 notes.append(self._said(key, item, heard))
                 self._playback.forget(key)
                 _remember(self._heard_items, key[0], None)

@@ -20,9 +20,9 @@ _GROUP_CHARS = 4
 
 
 def is_payload(text: str) -> bool:
-    """Base64 with its padding. Decoded to be checked (0.3 us a frame), thrown away."""
+    """Base64 of some audio. Decoded to be checked (0.3 us a frame), thrown away."""
     # a2b_base64 takes padding too much, even in strict mode.
-    if len(text) % _GROUP_CHARS or text.endswith("==="):
+    if not text or len(text) % _GROUP_CHARS or text.endswith("==="):
         return False
     try:
         binascii.a2b_base64(text, strict_mode=True)

@@ -35,6 +35,8 @@ class CallerAudio:
         self._end_ms: float | None = None
         """Where on the media clock the audio ends that the model was given."""
         self._last = now
+        self._stalled_ms = 0
+        """Silence made since the last frame came."""
 
     def frame(
         self, payload: str, timestamp_ms: int, duration_ms: float, now: float
@@ -42,6 +44,7 @@ class CallerAudio:
         """One frame, with the silence that is missing before it."""
         commands = self._fill_gap(timestamp_ms, duration_ms)
         self._last = now
+        self._stalled_ms = 0
         return commands + self._give(payload, duration_ms)
 
     def ready(self) -> list[Command]:
@@ -56,11 +59,14 @@ class CallerAudio:
     @property
     def stalls_at(self) -> float | None:
         """When the caller's silence must be made, if no frame comes before."""
-        return self._last + STALL_SECONDS if self.speaking else None
+        if not self.speaking or self._stalled_ms >= MAX_GAP_MS:
+            return None
+        return self._last + STALL_SECONDS
 
     def fill_stall(self, now: float) -> list[Command]:
         """No frame came in the middle of the caller's speech: silence instead."""
         ms = int(STALL_SECONDS * 1000)
+        self._stalled_ms += ms
         self._last = now
         self._end_ms = (self._end_ms or 0.0) + ms
         return [Note("stall_filled", {"ms": ms}), *self._silence(ms)]

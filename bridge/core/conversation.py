@@ -42,8 +42,29 @@ BENIGN_ERRORS = frozenset(
 unhurt. So is it by `Audio content of Xms is already shorter than Yms`, which has no
 code."""
 
-GREETING_ID = "bridge_greeting"
-"""event_id of the events that make the agent speak first."""
+SILENT_SECONDS = 60.0
+"""Twilio sends 50 frames a second, or on some lines none in silence, but then marks
+come back: who sends nothing for so long has gone without a word (error 31924)."""
+
+FATAL_CODES = frozenset(
+    {
+        "insufficient_quota",
+        "invalid_api_key",
+        "account_deactivated",
+        "billing_hard_limit_reached",
+    }
+)
+"""No answer will come on this account, however often it is asked for."""
+
+MAX_FAILURES = 2
+"""Answers that may fail one after the other. A rate limit may pass at once; who gets
+no answer again would sit in silence."""
+
+MAX_CODE_CHARS = 64
+"""Of what a server calls its error: it goes into logs."""
+
+ANSWER_ID = "bridge_answer"
+"""event_id of our own requests for an answer, the greeting first."""
 
 
 class State(enum.Enum):
@@ -69,6 +90,9 @@ class Conversation:
         self._caller = CallerAudio(now)
         self._server_cancels: bool | None = None
         """turn_detection.interrupt_response, as the server says it is."""
+        self._heard_from = now
+        """When Twilio last sent anything."""
+        self._failures = 0
         self._answer_due: float | None = None
         """Since when the caller waits for the agent's first sound."""
 
@@ -76,6 +100,7 @@ class Conversation:
 
     def from_caller(self, message: media_stream.Inbound, now: float) -> list[Command]:
         """A message of Twilio's."""
+        self._heard_from = now
         if self.state is State.ENDED or isinstance(message, media_stream.Connected):
             return []
         if isinstance(message, media_stream.Start):
@@ -120,10 +145,9 @@ class Conversation:
                 self._speech.response_created(event.response.id)
             case realtime.OutputItemAdded():
                 self._speech.item_added(event)
-            case realtime.ResponseDone():
-                data = {"response": event.response.id, "status": event.response.status}
-                done = self._speech.response_done(event.response.id, now)
-                return [*done, Note("response_done", data)]
+            case realtime.ResponseDone(response=response):
+                done = self._speech.response_done(response.id, now)
+                return done + self._response_done(response, now)
             case realtime.SessionUpdated():
                 return self._session_updated(event, now)
             case realtime.ModelError(error=error):
@@ -150,7 +174,7 @@ class Conversation:
             return []
         if response_id is not None and not self._speech.is_live(response_id):
             return []
-        return self._speech.interrupt(by, now, cancels=False)
+        return self._speech.interrupt(by, now, cancels=False, only=response_id)
 
     def end(self, by: str, why: str, now: float) -> list[Command]:
         """One side is gone, or the bridge ends the call. Only the first one counts."""
@@ -167,6 +191,8 @@ class Conversation:
             if self.state is State.WAITING:
                 return self.end("caller", "no_start", now)
             return self.end("model", "not_ready", now)
+        if now >= self._heard_from + SILENT_SECONDS:
+            return self.end("caller", "connection_lost", now)
         commands: list[Command] = []
         while (late := self._speech.gives_up_at) is not None and now >= late:
             commands += self._speech.give_up_fence()
@@ -181,7 +207,12 @@ class Conversation:
         if self.state is State.ENDED:
             return None
         expires = None if self.state is State.TALKING else self._expires
-        due = (expires, self._speech.gives_up_at, self._caller.stalls_at)
+        due = (
+            expires,
+            self._heard_from + SILENT_SECONDS,
+            self._speech.gives_up_at,
+            self._caller.stalls_at,
+        )
         return min((at for at in due if at is not None), default=None)
 
     # --- the caller ---
@@ -232,12 +263,14 @@ class Conversation:
         if self.state is not State.HOLDING:
             return []
         self.state = State.TALKING
-        commands: list[Command] = [Note("ready", {"held_ms": self._caller.held_ms})]
+        taken, sent = event.formats
+        data = {"held_ms": self._caller.held_ms, "input": taken, "output": sent}
+        commands: list[Command] = [Note("ready", data)]
         if self._greeting:
             # As an item, for instructions of a response would replace the agent's own.
             # Before the held audio: a caller who said hello first is then answered.
-            say = realtime.system_message(self._greeting, GREETING_ID)
-            respond = realtime.create_response(GREETING_ID)
+            say = realtime.system_message(self._greeting, ANSWER_ID)
+            respond = realtime.create_response(ANSWER_ID)
             commands += [ToModel(say), ToModel(respond)]
             self._answer_due = now
         return commands + self._caller.ready()
@@ -250,15 +283,36 @@ class Conversation:
         self._answer_due = None
         return [Note("first_audio", {"seconds": seconds})]
 
+    def _response_done(
+        self, response: realtime.ResponseHead, now: float
+    ) -> list[Command]:
+        status, why = response.status, (response.why or "")[:MAX_CODE_CHARS]
+        note = Note("response_done", {"response": response.id, "status": status})
+        if status == "completed":
+            self._failures = 0
+        if status != "failed":
+            return [note]
+        failed: list[Command] = [note, Note("answer_failed", {"why": why})]
+        return failed + self._failed(why, now)
+
+    def _failed(self, why: str, now: float) -> list[Command]:
+        """An answer the caller waits for will not come: asks again, or gives up."""
+        self._failures += 1
+        if why in FATAL_CODES or self._failures >= MAX_FAILURES:
+            return self.end("model", "failed", now)
+        return [ToModel(realtime.create_response(ANSWER_ID))]
+
     def _model_error(self, error: realtime.ErrorDetails, now: float) -> list[Command]:
         benign = error.code in BENIGN_ERRORS or "already shorter" in error.message
         data: dict[str, Value] = {
-            "code": error.code or error.type,
-            "param": error.param,
+            "code": (error.code or error.type)[:MAX_CODE_CHARS],
+            "param": (error.param or "")[:MAX_CODE_CHARS] or None,
             "benign": benign,
         }
         note = Note("model_error", data, {"message": error.message})
         if self.state is State.HOLDING and not benign:
             # The session would go on with the server's defaults: PCM, no instructions.
             return [note, *self.end("model", "refused", now)]
+        if error.event_id == ANSWER_ID and not benign:
+            return [note, *self._failed(error.code or "", now)]
         return [note]

@@ -43,6 +43,10 @@ STALE_SECONDS = 0.25
 the last frame overtook none, frames are missing, and only then our clock stands in.
 Longer than the jitter that may lie between a frame and the mark behind it."""
 
+RESTART_MS = 10_000
+"""A timestamp so far back is no late frame: the one before was wrong, or the clock has
+begun anew (caller_audio.MAX_GAP_MS)."""
+
 QUICKEST_SECONDS = 10.0
 """How long the quickest frame is remembered: two clocks drift apart by less than a
 millisecond in that time."""
@@ -90,7 +94,11 @@ class MediaClock:
         this span of QUICKEST_SECONDS, and in the one before."""
 
     def frame(self, timestamp_ms: int, duration_ms: float, now: float) -> None:
-        self._end_ms = max(self._end_ms, timestamp_ms + duration_ms)
+        end_ms = timestamp_ms + duration_ms
+        if end_ms < self._end_ms - RESTART_MS:
+            self._least_ms = self._behind_ms = math.inf  # another clock than before
+            self._end_ms = end_ms
+        self._end_ms = max(self._end_ms, end_ms)
         self._arrived = now
         if now - self._since > QUICKEST_SECONDS:
             self._behind_ms, self._least_ms, self._since = self._least_ms, math.inf, now
@@ -323,7 +331,7 @@ class Playback:
         while self._spans and self._spans[0].start < position:
             span = self._spans[0]
             end = min(span.end, position)
-            self._tallies[span.key].heard += end - span.start
+            self._tallies.setdefault(span.key, Tally()).heard += end - span.start
             span.start = end
             if span.start == span.end:
                 self._spans.popleft()

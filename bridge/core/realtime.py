@@ -13,6 +13,9 @@ from bridge.core import UNREADABLE, ProtocolError, audio
 
 MULAW = "audio/pcmu"
 
+MAX_DELTA_CHARS = 1024 * 1024
+"""98 s of audio at once; models send 0.1 to 1 s."""
+
 ContentIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
@@ -71,9 +74,27 @@ class CallerTranscript(
     transcript: str
 
 
+class ResponseError(msgspec.Struct, frozen=True):
+    code: str | None = None
+
+
+class StatusDetails(msgspec.Struct, frozen=True):
+    reason: str | None = None
+    error: ResponseError | None = None
+
+
 class ResponseHead(msgspec.Struct, frozen=True):
     id: str
     status: str | None = None
+    status_details: StatusDetails | None = None
+
+    @property
+    def why(self) -> str | None:
+        """Why it was not completed: the error's code, or the reason."""
+        details = self.status_details
+        if details is None:
+            return None
+        return details.error.code if details.error else details.reason
 
 
 class ResponseCreated(msgspec.Struct, frozen=True, tag="response.created"):
@@ -204,6 +225,8 @@ def decode(text: str) -> ServerEvent:
         event: ServerEvent = decode_event(text)
     except UNREADABLE:
         raise ProtocolError(f"{head.type} of the wrong shape") from None
+    if isinstance(event, AudioDelta) and len(event.delta) > MAX_DELTA_CHARS:
+        raise ProtocolError("audio delta too large")
     if isinstance(event, AudioDelta) and not audio.is_payload(event.delta):
         # Twilio would play nothing and only warn (31951): better to know it here.
         raise ProtocolError("audio delta is not base64")

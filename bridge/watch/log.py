@@ -29,7 +29,19 @@ QUIET = frozenset(
 )
 """Notes of every turn: with hundreds of calls they would drown the rest (debug)."""
 
-WARN = frozenset({"protocol_error", "model_error", "fence_late", "held_audio_lost"})
+WARN = frozenset(
+    {
+        "protocol_error",
+        "model_error",
+        "model_gone",
+        "model_refused",
+        "answer_failed",
+        "session_error",
+        "tool_waits_for_approval",
+        "fence_late",
+        "held_audio_lost",
+    }
+)
 
 
 def configure(form: str, level: int = logging.INFO) -> None:

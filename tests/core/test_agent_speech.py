@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.core.phone import Phone, events, notes, to_caller, to_model, told
+from bridge.core.commands import Command
+from tests.core.phone import Phone, ends, events, notes, to_caller, to_model, told
 
 
 def test_audio_behind_the_end_of_a_cut_answer_stays_unheard() -> None:
@@ -110,8 +111,8 @@ def test_words_of_a_cut_answer_that_come_late_are_not_on_record() -> None:
     assert said.private["generated"] == "one "
 
 
-def test_a_guardrail_of_an_old_answer_stops_what_follows_it_too() -> None:
-    """A clear empties the whole queue, so nothing is kept of which nothing is heard."""
+def test_a_guardrail_of_an_old_answer_owes_the_next_one() -> None:
+    """A clear takes the innocent answer with it: it is asked for again, no dead air."""
     phone = Phone().talking()
     phone.created("r1")
     phone.says(1000, item="i1", response="r1")
@@ -123,6 +124,102 @@ def test_a_guardrail_of_an_old_answer_stops_what_follows_it_too() -> None:
 
     assert events(commands) == ["clear", "mark"]
     assert [event["response_id"] for event in to_model(commands)] == ["r2"]
+    done = to_model(phone.done("r2", "cancelled"))
+    assert [event["type"] for event in done] == ["response.create"]
+    assert to_model(phone.done("r2", "cancelled")) == []
+
+
+def test_a_guardrail_of_the_only_answer_owes_nothing() -> None:
+    """The SDK itself asks for another one then."""
+    phone = Phone().talking()
+    phone.created("r1")
+    phone.says(1000, item="i1", response="r1")
+    phone.talk.interrupt("guardrail", phone.now, "r1")
+
+    assert to_model(phone.done("r1", "cancelled")) == []
+
+
+def test_items_that_no_server_ends() -> None:
+    """Words of a second item, its end, and the end of the answer: nobody falls."""
+    phone = Phone().talking()
+    phone.created()
+    phone.says(100, item="i1")
+    phone.words("only words", item="i2")
+    phone.item_done("i2")
+    phone.frames(300)
+
+    said = notes(phone.done(), "said")
+
+    assert [note.data["item"] for note in said] == ["i1"]
+
+
+def test_a_clock_from_the_future_is_left_again() -> None:
+    """One wrong timestamp does not spoil what is known for the rest of the call."""
+    phone = Phone().talking()
+    right = phone.timestamp
+    phone.timestamp = 9_000_000
+    phone.frame()
+    phone.timestamp = right
+    phone.created()
+    phone.says(3000)
+    phone.frames(1000)
+    phone.barges_in()
+
+    [(verb, _, ms)] = told(phone.echoes())
+    assert verb == "truncate"
+    assert ms == pytest.approx(1000, abs=20)
+
+
+# --- an answer that does not come ---
+
+
+def failed(phone: Phone, code: str) -> list[Command]:
+    details = {"type": "failed", "error": {"type": "x", "code": code}}
+    response = {"id": "r1", "status": "failed", "status_details": details}
+    phone.created()
+    return phone.model("response.done", response=response)
+
+
+def test_a_failed_answer_is_asked_for_once_more() -> None:
+    """A rate limit that passes costs the caller a moment, not the call."""
+    phone = Phone().talking()
+
+    first = failed(phone, "rate_limit_exceeded")
+    assert [event["type"] for event in to_model(first)] == ["response.create"]
+    assert notes(first, "answer_failed")[0].data == {"why": "rate_limit_exceeded"}
+    phone.created("r2")
+    phone.done("r2")
+    assert ends(failed(phone, "rate_limit_exceeded")) == []
+    assert ends(failed(phone, "rate_limit_exceeded")) == [("model", "failed")]
+
+
+def test_an_account_without_money_is_not_asked_again() -> None:
+    """The caller hears a word at once instead of endless silence."""
+    phone = Phone().talking()
+
+    assert ends(failed(phone, "insufficient_quota")) == [("model", "failed")]
+
+
+def test_a_greeting_that_is_refused_is_asked_for_once_more() -> None:
+    """The agent that should speak first speaks, or the caller is told."""
+    phone = Phone(greeting="Say hi.").talking()
+    error = {"type": "server_error", "message": "", "event_id": "bridge_answer"}
+
+    again = phone.model("error", error=error)
+    assert [event["type"] for event in to_model(again)] == ["response.create"]
+    assert ends(phone.model("error", error=error)) == [("model", "failed")]
+
+
+def test_a_line_that_is_silent_for_a_minute_is_dead() -> None:
+    """A phone that went without a word does not keep a paid session."""
+    phone = Phone().talking()
+    phone.barges_in()
+    commands = []
+    for _ in range(80):
+        commands += phone.wait(0.76)
+
+    assert ends(commands) == [("caller", "connection_lost")]
+    assert len(notes(commands, "stall_filled")) < 16  # silence is not made for ever
 
 
 def test_audio_that_is_dropped_is_no_answer() -> None:

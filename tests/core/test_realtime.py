@@ -325,3 +325,16 @@ def test_every_order_of_ours_can_be_traced() -> None:
     ids = [json.loads(text).get("event_id") for text in SAID.values()]
 
     assert ids == [None, "e1", "e2", "e3", "e4", "e5"]
+
+
+def test_a_delta_beyond_all_measure_is_refused() -> None:
+    """A minute and a half in one message would hold up every other call."""
+    delta = {
+        "type": "response.output_audio.delta",
+        "response_id": "r1",
+        "item_id": "i1",
+        "delta": "A" * (realtime.MAX_DELTA_CHARS + 4),
+    }
+
+    with pytest.raises(ProtocolError, match="audio delta too large"):
+        realtime.decode(json.dumps(delta))

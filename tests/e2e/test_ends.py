@@ -9,7 +9,7 @@ from agents.realtime import RealtimeAgent
 
 import twiml
 from bridge.agent.loader import CallFacts
-from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.model import Behaviour, Fail, Ruled
 from bridge.sim.twilio import steps
 from tests.e2e.house import CLOSED_SECONDS, HELLO, bridge
 
@@ -54,6 +54,8 @@ async def test_the_line_breaks() -> None:
         (Behaviour(turns=LONG.turns, drop_after=2.5), "model_lost"),
         (Behaviour(turns=LONG.turns, close_after=(2.5, 1011, "oops")), "model_lost"),
         (Behaviour(turns=LONG.turns, expire_after=2.5), "model_closed"),
+        (Behaviour(fallback=[Fail("insufficient_quota")]), "model_failed"),
+        (Behaviour(fallback=[Fail("rate_limit_exceeded")]), "model_failed"),
         (Behaviour(ignore_formats=True), "model_wrong_audio_format"),
         (Behaviour(reject_update="invalid_value"), "model_refused"),
         (Behaviour(refuse=401), "model_refused"),
@@ -99,6 +101,14 @@ def _raises(facts: CallFacts) -> RealtimeAgent[Any]:
     raise RuntimeError("no agent today")
 
 
+def _exits(facts: CallFacts) -> RealtimeAgent[Any]:
+    raise SystemExit("one call's agent must not stop the server")
+
+
+async def _cancels(facts: CallFacts) -> RealtimeAgent[Any]:
+    raise asyncio.CancelledError
+
+
 def _gives_nothing(facts: CallFacts) -> Any:
     return None
 
@@ -111,10 +121,12 @@ def _bad_instructions(context: object, agent: object) -> str:
     "agent",
     [
         _raises,
+        _exits,
+        _cancels,
         _gives_nothing,
         RealtimeAgent(name="bad", instructions=_bad_instructions),
     ],
-    ids=["raises", "gives nothing", "bad instructions"],
+    ids=["raises", "exits", "cancels", "gives nothing", "bad instructions"],
 )
 async def test_the_users_agent_fails(agent: Any) -> None:
     """A mistake in the user's code costs one call, and the caller hears a word."""
@@ -144,8 +156,7 @@ async def test_the_bridge_shuts_down() -> None:
             call = tasks.create_task(place.caller().call(STAY))
             await asyncio.sleep(1.5)
             assert place.server.calls == 1
-            for running in list(place.server._calls):
-                running.end("shutdown")
+            await place.server.close(drain_seconds=0.1)
         await place.empty()
 
     assert call.result().said_by_twilio == [twiml.SORRY]

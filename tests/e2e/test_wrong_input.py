@@ -248,6 +248,26 @@ async def test_health_and_metrics() -> None:
     assert (status[0], done[0]) == (204, 204)
 
 
+async def test_a_caller_with_an_endless_address() -> None:
+    """A SIP address too long for a parameter is left out; the call comes through."""
+    form = {"CallSid": "CA1", "From": "sip:" + "x" * 600, "To": "+15557650002"}
+    async with bridge() as place:
+        status, text = await _post(f"{place.url}/voice", form)
+        odd = await _post(f"{place.url}/voice", {**form, "From": "a\x00b"})
+
+    assert (status, odd[0]) == (200, 200)
+    assert "sip:" not in text and "+15557650002" in text
+
+
+async def test_a_form_that_is_none() -> None:
+    """Bytes that are no text are refused as such, signed or not."""
+    kind = {"Content-Type": "application/x-www-form-urlencoded; charset=foo"}
+    async with bridge() as place, aiohttp.ClientSession() as session:
+        url = f"{place.url}/voice"
+        async with session.post(url, data=b"a=%ff", headers=kind) as answer:
+            assert answer.status == 400
+
+
 async def test_the_next_step_of_an_unknown_call() -> None:
     """Whoever holds the line though nothing is known of the call hears a word."""
     async with bridge() as place:
