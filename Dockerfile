@@ -16,6 +16,7 @@ COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # An agent of your own: mount it here and set BRIDGE_AGENT=my_agent.py:name
 WORKDIR /agents
+COPY examples examples
 USER 10001
 EXPOSE 8080
 # Calls are finished first: give `docker stop` at least BRIDGE_DRAIN_SECONDS.

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
@@ -64,7 +65,7 @@ def serve(agent: AgentOption = None) -> None:
     source = _agent(agent or conf.agent)
     log.configure(conf.log_format)
     for finding in findings:
-        server.log.warning("setting", name=finding.name, text=finding.text)
+        server.log.warning("setting", name=finding.name, text=str(finding))
     _run(_serve(conf, source))
 
 
@@ -97,11 +98,10 @@ def demo(
 @app.command()
 def check(agent: AgentOption = None) -> None:
     """Tell what in the configuration is missing or wrong, all at once, with the fix."""
-    findings = settings.check()
-    name = agent or next(
-        (it.text.removeprefix("is ") for it in findings if it.name == "BRIDGE_AGENT"),
-        None,
-    )
+    environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
+    findings = settings.check(environ)
+    named = (it for it in findings if (it.name, it.level) == ("BRIDGE_AGENT", "ok"))
+    name = next((it.text.removeprefix("is ") for it in named), None)
     if name:
         try:
             loader.load(name)
@@ -167,12 +167,15 @@ def sim_call(
     if wav:
         record.write_wav(wav)
     out.print(
-        f"The call ended by the {record.ended_by}: {len(record.heard) / 8000:.1f} s of "
-        f"the agent heard, {len(record.clears)} interruptions, "
+        f"The call was ended by the {record.ended_by}: "
+        f"{len(record.heard) / 8000:.1f} s of the agent heard, "
+        f"{len(record.clears)} interruptions, "
         f"{len(record.warnings)} warnings."
     )
     for text in record.said_by_twilio:
         out.print(f"Twilio said: {text}")
+    if record.said_by_twilio or not record.heard:
+        _stop_with("The agent was not heard to the end.")
 
 
 @sim.command("accuracy")

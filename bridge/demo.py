@@ -129,7 +129,7 @@ def show(demo: Demo, console: Console) -> None:
     console.print(_interruptions(demo))
     console.print(_delays(demo))
     errors = demo.session.errors_sent
-    ended = f"ended by the {demo.record.ended_by}"
+    ended = f"was ended by the {demo.record.ended_by}"
     console.print(
         f"The call {ended}; {len(errors)} errors of the model, "
         f"{len(demo.record.warnings)} warnings of Twilio, "
@@ -139,11 +139,15 @@ def show(demo: Demo, console: Console) -> None:
         console.print("No espeak-ng here, so both speak in tones (extra `voice`).")
     console.print()
     for what, path in (
-        ("Listen", demo.wav),
+        ("Listen", demo.wav),  # left the caller, right the agent
         ("Trace ", demo.trace),
         ("Report", demo.report),
     ):
         console.print(f"{what}  {path}", soft_wrap=True, highlight=False)
+    console.print(
+        "\nIn the WAV the caller is on the left, the agent on the right. With your own "
+        "agent: [bold].venv/bin/bridge demo --agent yours.py:agent[/]"
+    )
 
 
 def failures(demo: Demo) -> list[str]:
@@ -154,6 +158,9 @@ def failures(demo: Demo) -> list[str]:
         for said in demo.said
         if abs(said.believed_ms - said.heard_ms) > MAX_ERROR_MS
     ]
+    if not any(said.who != "caller" for said in demo.said):
+        found.append("the agent said nothing")
+    found += [f"Twilio had to say: {text}" for text in demo.record.said_by_twilio]
     found += [str(error) for error in demo.session.errors_sent]
     found += [str(warning) for warning in demo.record.warnings]
     return found + [f"waited in vain: {step}" for step in demo.record.timed_out]

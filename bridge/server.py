@@ -247,7 +247,7 @@ class Server:
             log.warning("stream_refused", why="draining" if self._draining else "full")
             raise web.HTTPServiceUnavailable(text="no line is free")
         # The upgrade is answered before there is a model: Twilio does not wait for
-        # one. It offers no compression (facts 1.5), and frames gain nothing by it.
+        # one. It offers no compression, and frames gain nothing by it.
         socket = web.WebSocketResponse(
             compress=False,
             heartbeat=PING_SECONDS,

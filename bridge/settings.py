@@ -34,7 +34,7 @@ OPENAI_MODEL_URL = "wss://api.openai.com/v1/realtime"
 GREETING = "Greet the caller in one short, friendly sentence and ask how you can help."
 
 # openai.types.realtime names these as deprecated, with the day they are shut down
-# (facts/realtime.md 1.2).
+# (docstrings of openai.types.realtime).
 DEPRECATED_MODELS = {
     "gpt-realtime": "2027-01-20",
     "gpt-realtime-2025-08-28": "2027-01-20",
@@ -208,7 +208,7 @@ class Settings(BaseSettings):
         dict[str, str], NoDecode, BeforeValidator(variables.headers)
     ] = Field(default_factory=dict, validation_alias="BRIDGE_MODEL_HEADERS", repr=False)
     voice: _Word = Field(default="marin", validation_alias="BRIDGE_VOICE")
-    # Empty = off. The SDK's own default is deprecated (facts/realtime.md 1.2).
+    # Empty = off. The SDK's own default is deprecated.
     transcription_model: _Text = Field(
         default="gpt-transcribe", validation_alias="BRIDGE_TRANSCRIPTION_MODEL"
     )

@@ -1,6 +1,6 @@
 """Is this request Twilio's? Checked before anything is accepted or paid for.
 
-Rules: https://www.twilio.com/docs/usage/security (quirks: facts/twilio.md section 3).
+Rules: https://www.twilio.com/docs/usage/security.
 The url that was signed is built from the configured origin, never from the request.
 """
 

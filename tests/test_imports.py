@@ -1,4 +1,4 @@
-"""The import rules of the house (design.md, section 3), read from the source itself."""
+"""The import rules of the house (docs/architecture.md), read from the source itself."""
 
 import ast
 from collections.abc import Callable, Iterator

@@ -45,7 +45,7 @@ def connect(
 
     Parameters arrive in the stream's `start` message, only text, empty ones never.
     Nothing follows the <Connect>: a trailing <Pause> is a silent open line for the
-    caller once the agent has gone (facts 2.5).
+    caller once the agent has gone.
     """
     options = {}
     if action_url is not None:

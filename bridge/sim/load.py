@@ -1,6 +1,6 @@
 """Load on a running bridge, with both fakes here: delays, errors, what it costs.
 
-The standard workload (design.md section 8): each call speaks 1 s every 8 s, each
+The standard workload: each call speaks 1 s every 8 s, each
 answer is 6 s of audio in 200 ms deltas at 4x real time, transcript alongside.
 """
 

@@ -1,4 +1,4 @@
-"""The metrics that operators rely on: names of design.md section 9, fed by Notes."""
+"""The metrics that operators rely on: named in the README, fed by Notes."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -35,6 +36,10 @@ FRAME = 0.02
 TOLERANCE_MS = 40
 """The bound the project gives itself (docs/playback.md): max over all items."""
 
+FRAMES_TOLERANCE_MS = 60
+"""Against a Twilio that plays whole frames: a begun one is heard to its end, and a mark
+is echoed at the end of its own."""
+
 JITTER_TOLERANCE_MS = 65
 """Where jitter parts messages that were written together (TCP hardly does), a mark may
 come back one start piece and one low piece before the audio it stands for."""
@@ -56,7 +61,7 @@ class Item:
 
     @property
     def believed_ms(self) -> float:
-        """design.md section 4: the last truncation, 0 when deleted, else all."""
+        """The last truncation, 0 when deleted, else all."""
         if self.deleted:
             return 0.0
         if self.truncated_ms is not None:
@@ -87,7 +92,9 @@ class World(RuleBasedStateMachine):
     ) -> None:
         network = Network(up, down, jitter, seed)
         self.up, self.down = network.up(), network.down()
-        self.tolerance = JITTER_TOLERANCE_MS if jitter > 10 else TOLERANCE_MS
+        self.tolerance = TOLERANCE_MS if phase is None else FRAMES_TOLERANCE_MS
+        if jitter > 10:
+            self.tolerance = max(self.tolerance, JITTER_TOLERANCE_MS)
         self.round_trip = (up + down + 2 * jitter) / 1000
         self.now = 10.0
         self.began = self.now
@@ -299,6 +306,9 @@ World.TestCase.settings = settings(
     max_examples=int(os.environ.get("HEARD_POSITION_EXAMPLES", "80")),
     stateful_step_count=40,
     deadline=None,
+    # The same examples each time: a rare find belongs to whoever looks for it
+    # (HEARD_POSITION_EXAMPLES), not to whoever runs the tests.
+    derandomize="HEARD_POSITION_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
 )
-TestHeardPosition = World.TestCase
+TestHeardPosition = pytest.mark.timeout(1800)(World.TestCase)

@@ -14,7 +14,7 @@ from tests.core.rubbish import mangled
 
 MZ, CA, AC = "MZ" + "X" * 32, "CA" + "X" * 32, "AC" + "X" * 32
 
-# Word for word from Twilio's page "WebSocket messages" (facts/twilio.md 1.1); only the
+# Word for word from Twilio's page "WebSocket messages"; only the
 # payload, cut short there, is made whole.
 DOCUMENTED: dict[str, dict[str, Any]] = {
     "connected": {"event": "connected", "protocol": "Call", "version": "1.0.0"},

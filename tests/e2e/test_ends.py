@@ -187,8 +187,8 @@ async def _many(place: Any, script: Sequence[Any], times: int) -> None:
 async def test_one_call_after_another_leaves_nothing() -> None:
     """Thirty calls ended and ten cut off: no task, socket or entry remains."""
     async with bridge(LONG) as place:
-        await _many(place, [steps.Wait(0.05), HANG_UP], 30)
-        await _many(place, [steps.Wait(0.05), steps.Drop()], 10)
+        await _many(place, [steps.Wait(0.2), HANG_UP], 30)
+        await _many(place, [steps.Wait(0.2), steps.Drop()], 10)
         await place.empty()
 
     assert len(place.model.sessions) == 40

@@ -1,4 +1,4 @@
-"""The metrics as Prometheus reads them: the names of design.md 9, and the counts."""
+"""The metrics as Prometheus reads them: the names operators rely on, and the counts."""
 
 import pytest
 from prometheus_client import generate_latest

@@ -1,7 +1,7 @@
 """The Realtime client events, as strictly as the real server takes them.
 
 Every event accepted here validates against the `openai` package's client union; what
-is refused is refused with the server's own codes (facts of the GA API). Pure.
+is refused is refused with the server's own codes. Pure.
 """
 
 import re
