@@ -1,5 +1,6 @@
 # The bridge as an image: the locked versions without the tools of development, no root.
-# Build and run: docker build -t bridge . && docker run --env-file .env -p 8080:8080 bridge
+# `docker compose up --build` runs it. (`docker run --env-file` reads .env in its own way:
+# quotes and comments behind a value stay in it.)
 
 FROM python:3.13-slim AS build
 WORKDIR /source
