@@ -11,12 +11,19 @@ from typing import TypeVar
 from bridge.core import audio, media_stream, realtime
 from bridge.core.audio import BYTES_PER_MS
 from bridge.core.commands import Command, Interrupted, Note, ToCaller, ToModel, Value
+from bridge.core.history import History
 from bridge.core.playback import Key, Playback
 from bridge.core.transcript import Words
 
 FENCE_SECONDS = 1.0
 """A fence comes back in one round trip; later than this the model may already be
 answering with a wrong memory, so we decide with what is known."""
+
+ANSWER_ID = "bridge_answer"
+"""event_id of our own requests for an answer."""
+
+OURS: Key = ("", 0)
+"""Audio of ours in the playback's books: tones, no item of the model's."""
 
 MAX_REMEMBERED = 1024
 """Ids of cut responses and items kept, so that late audio of theirs is known."""
@@ -57,9 +64,12 @@ class Cut:
 class AgentSpeech:
     """One stream's worth of it; `playback` is told by the caller's side what plays."""
 
-    def __init__(self, out: media_stream.Outbound, playback: Playback) -> None:
+    def __init__(
+        self, out: media_stream.Outbound, playback: Playback, history: History
+    ) -> None:
         self._out = out
         self._playback = playback
+        self._history = history
         self._responses: dict[str, Response] = {}
         self._items: dict[Key, Item] = {}
         self._cuts: deque[Cut] = deque()
@@ -67,12 +77,15 @@ class AgentSpeech:
         self._cut_items: dict[str, None] = {}
         self._heard_items: dict[str, None] = {}
         self._event_serial = 0
+        self.asked = False
+        """An answer was asked for and has not begun."""
         self._owed = False
-        """An answer was cut that nobody objected to."""
+        """An answer is wanted as soon as none is being generated."""
 
     # --- the model generates ---
 
     def response_created(self, response_id: str) -> None:
+        self.asked = False
         _remember(self._responses, response_id, Response())
 
     def item_added(self, event: realtime.OutputItemAdded) -> None:
@@ -95,8 +108,18 @@ class AgentSpeech:
             return [Note("late_audio", {"item": event.item_id, "bytes": size})]
         key = (event.item_id, event.content_index)
         self._item(*key, event.response_id).received += size
+        return self._send(key, event.delta, size, now)
+
+    def play(self, payload: str, now: float) -> list[Command]:
+        """Audio of our own, behind what is queued; nothing but a clear stops it."""
+        self._playback.forget(OURS)
+        size = audio.payload_bytes(payload)
+        commands = self._send(OURS, payload, size, now)
+        mark = self._playback.end_mark(now)
+        return [*commands, ToCaller(self._out.mark(mark))] if mark else commands
+
+    def _send(self, key: Key, payload: str, size: int, now: float) -> list[Command]:
         commands: list[Command] = []
-        payload = event.delta
         for mark, take in self._playback.plan(key, size, now):
             if mark:
                 commands.append(ToCaller(self._out.mark(mark)))
@@ -120,7 +143,7 @@ class AgentSpeech:
         response = self._responses.pop(response_id, None)
         if response and response.cut:
             return self._forget_unsent(response) + self._pay()
-        commands: list[Command] = []
+        commands = self._pay()
         mine = [k for k, item in self._items.items() if item.response_id == response_id]
         for key in mine:
             if key in self._items and self._items[key].received == 0:
@@ -134,7 +157,8 @@ class AgentSpeech:
     def interrupt(
         self, by: str, now: float, *, cancels: bool, only: str | None = None
     ) -> list[Command]:
-        """Silence at once. `cancels`: the server ends its own answer by itself.
+        """Silence at once. `cancels`: the server ends its own answer by itself, and
+        answers what the caller says.
 
         Works on whatever may still be heard, whether or not the model is still
         generating: Twilio's queue outlives the response. With `only` one answer is
@@ -152,7 +176,7 @@ class AgentSpeech:
         for response_id, response in running.items():
             response.cut = True
             if not cancels:
-                cancel = realtime.cancel(response_id, self._event_id())
+                cancel = realtime.cancel(response_id, self.event_id())
                 commands.append(ToModel(cancel))
         for response_id in (*running, *(item.response_id for item in live.values())):
             _remember(self._cut_responses, response_id, None)
@@ -160,7 +184,8 @@ class AgentSpeech:
             _remember(self._cut_items, item_id, None)
         self._items = {}
         cut = {*running, *(item.response_id for item in live.values())}
-        self._owed = only is not None and cut != {only}
+        innocent = only is not None and cut != {only}
+        self._owed = innocent or (self._owed and not cancels)
         if live:
             item_id, content_index = (
                 heard_now if heard_now in live else next(iter(live))
@@ -175,12 +200,26 @@ class AgentSpeech:
             commands.append(Note("interrupted", data))
         return commands + self._pay()
 
+    def ask(self) -> list[Command]:
+        """An answer is wanted: at once, or when the model has ended what it is at."""
+        self._owed = True
+        return self._pay()
+
     def _pay(self) -> list[Command]:
-        """The answer that is owed, once the model has ended those that were cut."""
-        if not self._owed or self._responses:
+        if not self._owed or self.asked or self._responses:
             return []
         self._owed = False
-        return [ToModel(realtime.create_response(self._event_id()))]
+        self.asked = True
+        return [ToModel(realtime.create_response(ANSWER_ID))]
+
+    def ask_again(self) -> None:
+        """The model was at an answer that we did not know of yet: when that is done."""
+        self.asked = False
+        self._owed = True
+
+    def ask_failed(self) -> None:
+        """The answer that was asked for will not come."""
+        self.asked = False
 
     def is_live(self, response_id: str) -> bool:
         """Something of this answer is generated or may still be heard."""
@@ -188,6 +227,12 @@ class AgentSpeech:
         if response and not response.cut:
             return True
         return any(item.response_id == response_id for item in self._items.values())
+
+    @property
+    def generating(self) -> bool:
+        """An answer is being made, or was asked for, that nobody has cut."""
+        running = any(not response.cut for response in self._responses.values())
+        return self.asked or self._owed or running
 
     def mark_echoed(self, name: str, now: float) -> list[Command] | None:
         """A mark came back; None if it is not ours."""
@@ -219,7 +264,9 @@ class AgentSpeech:
         unsettled = [*(cut.items for cut in self._cuts), self._items]
         for key, item in ((k, i) for items in unsettled for k, i in items.items()):
             if item.received:
-                notes.append(self._said(key, item, self._playback.tally(key).heard))
+                heard = self._playback.tally(key).heard
+                cut = heard < item.received
+                notes.append(self._said(key, item, heard, cut=cut))
         return notes
 
     # --- what the model is told ---
@@ -238,13 +285,13 @@ class AgentSpeech:
             if item_id not in begun and item_id not in deleted:
                 # Not truncated at 0: the server refuses that until the item has audio.
                 deleted.add(item_id)
-                commands.append(ToModel(realtime.delete(item_id, self._event_id())))
+                commands.append(ToModel(realtime.delete(item_id, self.event_id())))
             elif item_id in begun and not whole:
                 ms = heard[key] // BYTES_PER_MS
-                event_id = self._event_id()
+                event_id = self.event_id()
                 truncate = realtime.truncate(item_id, content_index, ms, event_id)
                 commands.append(ToModel(truncate))
-            commands.append(self._said(key, item, heard[key]))
+            commands.append(self._said(key, item, heard[key], cut=not whole))
             self._playback.forget(key)
         return commands
 
@@ -253,7 +300,7 @@ class AgentSpeech:
         for key, item in list(self._items.items()):
             heard = self._playback.tally(key).heard
             if item.complete and heard == item.received > 0:
-                notes.append(self._said(key, item, heard))
+                notes.append(self._said(key, item, heard, cut=False))
                 self._playback.forget(key)
                 _remember(self._heard_items, key[0], None)
                 del self._items[key]
@@ -265,20 +312,22 @@ class AgentSpeech:
         for item_id in response.messages:
             if item_id not in self._cut_items and item_id not in self._heard_items:
                 _remember(self._cut_items, item_id, None)
-                commands.append(ToModel(realtime.delete(item_id, self._event_id())))
+                commands.append(ToModel(realtime.delete(item_id, self.event_id())))
         return commands
 
-    def _said(self, key: Key, item: Item, heard: int) -> Note:
+    def _said(self, key: Key, item: Item, heard: int, *, cut: bool) -> Note:
         data: dict[str, Value] = {
             "item": key[0],
             "content_index": key[1],
             "received_ms": item.received // BYTES_PER_MS,
             "sent_ms": self._playback.tally(key).sent // BYTES_PER_MS,
             "heard_ms": heard // BYTES_PER_MS,
+            "cut": cut,
         }
-        words = item.words
-        heard_words = words.heard(heard, item.received)
-        return Note("said", data, {"generated": words.all, "heard": heard_words})
+        words = item.words.all
+        heard_words = item.words.heard(heard, item.received)
+        self._history.said(key[0], heard_words, words, cut=cut)
+        return Note("said", data, {"generated": words, "heard": heard_words})
 
     # --- small things ---
 
@@ -288,7 +337,8 @@ class AgentSpeech:
     def _is_late(self, response_id: str, item_id: str) -> bool:
         return response_id in self._cut_responses or item_id in self._cut_items
 
-    def _event_id(self) -> str:
+    def event_id(self) -> str:
+        """One of its own for each event, so that an error can be told apart."""
         self._event_serial += 1
         return f"bridge_{self._event_serial}"
 

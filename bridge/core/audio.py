@@ -4,8 +4,11 @@ Twilio and a mu-law model exchange base64 as it is: nothing here decodes a frame
 running call.
 """
 
+import audioop
 import base64
 import binascii
+import math
+import struct
 from functools import lru_cache
 
 BYTES_PER_MS = 8
@@ -48,3 +51,45 @@ def cut_payload(payload: str, size_bytes: int) -> tuple[str, str]:
 def silence(ms: int) -> str:
     """So many ms of silence as a base64 payload."""
     return base64.b64encode(SILENCE * (ms * BYTES_PER_MS)).decode()
+
+
+# ITU-T Q.23: a key is one low and one high tone.
+_LOW_HZ = (697, 770, 852, 941)
+_HIGH_HZ = (1209, 1336, 1477, 1633)
+_KEYPAD = ("123A", "456B", "789C", "*0#D")
+KEY_HZ = {
+    key: (low, high)
+    for row, low in zip(_KEYPAD, _LOW_HZ, strict=True)
+    for key, high in zip(row, _HIGH_HZ, strict=True)
+}
+
+KEY_MS = 100
+"""Q.24 asks for 40 ms at least; answering machines want more."""
+
+KEY_GAP_MS = 80
+"""Between two keys; Q.24 asks for 40 ms at least."""
+
+PAUSE_MS = 500
+"""Of a `w`, as in Twilio's own sendDigits."""
+
+_SAMPLES_PER_MS = 8
+_LOW_LEVEL, _HIGH_LEVEL = 7000, 8800
+"""-10 and -8 dBm0: the high tone 2 dB above the low one, for lines dampen it more; both
+together stay far from clipping."""
+
+
+def key_tones(keys: str) -> bytes:
+    """Mu-law of keys pressed one after the other: 0-9 * # A-D, and w for a pause."""
+    return b"".join(_key_tone(key) for key in keys)
+
+
+def _key_tone(key: str) -> bytes:
+    if key == "w":
+        return SILENCE * (PAUSE_MS * BYTES_PER_MS)
+    low, high = (2 * math.pi * hz / (1000 * _SAMPLES_PER_MS) for hz in KEY_HZ[key])
+    samples = [
+        round(_LOW_LEVEL * math.sin(low * n) + _HIGH_LEVEL * math.sin(high * n))
+        for n in range(KEY_MS * _SAMPLES_PER_MS)
+    ]
+    linear = struct.pack(f"<{len(samples)}h", *samples)
+    return audioop.lin2ulaw(linear, 2) + SILENCE * (KEY_GAP_MS * BYTES_PER_MS)

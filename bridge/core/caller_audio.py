@@ -30,6 +30,8 @@ class CallerAudio:
         self.speaking = False
         """The model hears the caller speak."""
         self.held_ms = 0.0
+        self.muted = False
+        """The model is to hear silence in the caller's place."""
         self._ready = False
         self._held: deque[tuple[str, float]] = deque()
         self._end_ms: float | None = None
@@ -45,6 +47,8 @@ class CallerAudio:
         commands = self._fill_gap(timestamp_ms, duration_ms)
         self._last = now
         self._stalled_ms = 0
+        if self.muted:
+            payload = audio.silence(max(round(duration_ms), 1))
         return commands + self._give(payload, duration_ms)
 
     def ready(self) -> list[Command]:

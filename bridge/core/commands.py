@@ -38,6 +38,21 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """The answer to a wait (Conversation.when_heard): all was heard, or it was not."""
+
+    wait: int
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pressed:
+    """The caller pressed keys that the route has an action for."""
+
+    keys: str
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Something worth seeing. `private` holds what people said: it goes into a trace
     that somebody asked for, never into a log."""
@@ -52,11 +67,11 @@ class End:
     """The call is over. Given once; nothing follows."""
 
     by: str
-    """Whose doing it was: "caller", "model" or "bridge"."""
+    """Whose doing it was: "caller", "agent", "model" or "bridge"."""
     why: str
 
 
-Command = ToCaller | ToModel | Started | Interrupted | Note | End
+Command = ToCaller | ToModel | Started | Interrupted | Heard | Pressed | Note | End
 
 
 def protocol_error(side: str, reason: str) -> Note:

@@ -6,21 +6,30 @@ to be carried out in the order in which they are given.
 """
 
 import enum
+from collections.abc import Iterable, Mapping
 
 from bridge.core import media_stream, realtime
-from bridge.core.agent_speech import AgentSpeech
+from bridge.core.agent_speech import ANSWER_ID, AgentSpeech
 from bridge.core.caller_audio import CallerAudio
 from bridge.core.commands import (
     Command,
     End,
+    Heard,
     Note,
+    Pressed,
     Started,
     ToCaller,
     ToModel,
     Value,
     protocol_error,
 )
+from bridge.core.history import History
+from bridge.core.keys import Keys
+from bridge.core.patience import Patience
 from bridge.core.playback import Playback
+from bridge.core.replay import kept, replayed
+from bridge.core.rules import GOODBYES, Rules
+from bridge.core.waits import Wait, Waits, Yet
 
 START_SECONDS = 10.0
 """Twilio sends `start` at once behind `connected`; a socket without it is no call."""
@@ -63,8 +72,14 @@ no answer again would sit in silence."""
 MAX_CODE_CHARS = 64
 """Of what a server calls its error: it goes into logs."""
 
-ANSWER_ID = "bridge_answer"
-"""event_id of our own requests for an answer, the greeting first."""
+GOODBYE_SECONDS = 15.0
+"""A call that must end is ended then, whether or not the agent found its goodbye."""
+
+WORDS = frozenset({"user", "assistant", "system"})
+"""Kinds of items that are words, and may be replaced by others."""
+
+MAX_UNTOLD = 64
+"""Words to the agent that are kept until the model is ready."""
 
 
 class State(enum.Enum):
@@ -77,19 +92,34 @@ class State(enum.Enum):
 class Conversation:
     """Feed it every message, every event and the time; carry out what it answers.
 
-    `greeting` is what the agent is told to open with; without it the caller begins.
+    `rules` say how the call is led; `follow` gives others once the call is known.
     """
 
-    def __init__(self, *, greeting: str | None, now: float) -> None:
+    def __init__(self, *, now: float, rules: Rules | None = None) -> None:
         self.state = State.WAITING
-        self._greeting = greeting
+        self.history = History()
+        self._rules = rules or Rules()
+        self._keys = Keys(self._rules.key_pause_seconds, self._rules.key_actions)
+        self._patience = Patience(self._rules, now)
+        self._busy = 0
+        """Tools at work: a caller who waits for one is not silent."""
+        self._waits = Waits()
+        self._untold: list[tuple[str, str, bool]] = []
+        self._ends_at: float | None = None
+        """The agent is saying goodbye; the call ends then at the latest."""
+        self._ends_why = ""
+        self._began = now
         self._expires = now + START_SECONDS
         self._stream_sid = ""
         self._playback = Playback(now)
-        self._speech = AgentSpeech(media_stream.Outbound(""), self._playback)
+        self._speech = AgentSpeech(
+            media_stream.Outbound(""), self._playback, self.history
+        )
         self._caller = CallerAudio(now)
-        self._server_cancels: bool | None = None
-        """turn_detection.interrupt_response, as the server says it is."""
+        self._turns = realtime.TurnDetection()
+        """Who interrupts and who answers, as the server says it is."""
+        self._unanswered = False
+        """The caller has spoken, and the server has not begun to answer."""
         self._heard_from = now
         """When Twilio last sent anything."""
         self._failures = 0
@@ -117,9 +147,9 @@ class Conversation:
                 commands = self._speech.mark_echoed(mark.name, now)
                 if commands is None:
                     return [protocol_error("caller", "unknown mark")]
-                return commands
+                return commands + self._changed(now)
             case media_stream.Dtmf(dtmf=dtmf):
-                return [Note("key_pressed", {}, {"digit": dtmf.digit})]
+                return self._key_pressed(dtmf.digit, now) + self._changed(now)
             case _:  # Stop
                 return self.end("caller", "hung_up", now)
 
@@ -127,10 +157,13 @@ class Conversation:
         """An event of the model's."""
         if self.state is State.ENDED:
             return []
+        if isinstance(event, realtime.AudioDelta):
+            commands = self._speech.audio(event, now)
+            return commands + self._first_audio(commands, now)
+        return self._model_event(event, now) + self._changed(now)
+
+    def _model_event(self, event: realtime.ServerEvent, now: float) -> list[Command]:
         match event:
-            case realtime.AudioDelta():
-                commands = self._speech.audio(event, now)
-                return commands + self._first_audio(commands, now)
             case realtime.TranscriptDelta():
                 self._speech.words(event)
             case realtime.AudioDone():
@@ -142,6 +175,7 @@ class Conversation:
                 self._answer_due = now
                 return [Note("speech_stopped")]
             case realtime.ResponseCreated():
+                self._unanswered = False
                 self._speech.response_created(event.response.id)
             case realtime.OutputItemAdded():
                 self._speech.item_added(event)
@@ -153,8 +187,15 @@ class Conversation:
             case realtime.ModelError(error=error):
                 return self._model_error(error, now)
             case realtime.CallerTranscript():
+                self.history.transcribed(event.item_id, event.transcript)
                 text = {"text": event.transcript}
                 return [Note("caller_said", {"item": event.item_id}, text)]
+            case realtime.ItemAdded() | realtime.ItemDone():
+                item = kept(event.item, now - self._began)
+                if item is not None:
+                    self.history.add(item, event.previous_item_id)
+            case realtime.ItemDeleted():
+                self.history.remove(event.item_id)
         return []
 
     def misread(self, side: str, reason: str) -> list[Command]:
@@ -174,14 +215,109 @@ class Conversation:
             return []
         if response_id is not None and not self._speech.is_live(response_id):
             return []
-        return self._speech.interrupt(by, now, cancels=False, only=response_id)
+        commands = self._speech.interrupt(by, now, cancels=False, only=response_id)
+        return [*commands, *self._waits.stop(), *self._changed(now)]
+
+    def follow(self, rules: Rules, now: float) -> list[Command]:
+        """How the call is to be led from now on; before the model is ready."""
+        if self.state is State.ENDED:
+            return []
+        self._rules = rules
+        self._keys = Keys(rules.key_pause_seconds, rules.key_actions)
+        self._patience = Patience(rules, self._began)
+        for item in rules.history:
+            self.history.add(item)
+        return []
+
+    def tell(self, role: str, text: str, respond: bool, now: float) -> list[Command]:
+        """Words into the conversation that nobody spoke; answered with `respond`."""
+        if self.state is State.ENDED:
+            return []
+        if self.state is not State.TALKING:
+            if len(self._untold) >= MAX_UNTOLD:
+                return [Note("word_lost")]
+            self._untold.append((role, text, respond))
+            return []
+        say = ToModel(realtime.message(role, text, self._speech.event_id()))
+        # Who speaks is answered when they have ended, with this in the conversation.
+        answered = self._caller.speaking and self._turns.create_response is not False
+        ask = self._speech.ask() if respond and not answered else []
+        return [say, *ask]
+
+    def ask(self) -> list[Command]:
+        """An answer is wanted, as soon as the model is free."""
+        return self._speech.ask() if self.state is State.TALKING else []
+
+    def edit(
+        self, removed: Iterable[str], corrected: Mapping[str, str]
+    ) -> list[Command]:
+        """The model forgets items, or has other words in the place of some."""
+        if self.state is not State.TALKING:
+            return []
+        commands: list[Command] = []
+        gone = list(removed)
+        for item_id, text in corrected.items():
+            item = self.history.get(item_id)
+            if item is not None and item.kind in WORDS:
+                new = realtime.message(
+                    item.kind, text, self._speech.event_id(), after=item_id
+                )
+                commands.append(ToModel(new))
+                gone.append(item_id)
+        deletes = [realtime.delete(it, self._speech.event_id()) for it in gone]
+        return commands + [ToModel(delete) for delete in deletes]
+
+    def mute(self, on: bool) -> list[Command]:
+        """The model hears silence in the caller's place."""
+        self._caller.muted = on
+        return []
+
+    def busy(self, change: int, now: float) -> list[Command]:
+        """A tool has begun (+1) or ended (-1)."""
+        self._busy = max(self._busy + change, 0)
+        return self._changed(now)
+
+    def play(self, payload: str, now: float) -> list[Command]:
+        """Audio of our own to the caller, such as the tones of keys."""
+        if self.state in (State.WAITING, State.ENDED):
+            return []
+        return self._speech.play(payload, now)
+
+    def when_heard(
+        self,
+        wait: int,
+        now: float,
+        *,
+        then: tuple[str, str] | None = None,
+        stoppable: bool = True,
+    ) -> list[Command]:
+        """Answers with `Heard(wait, ...)` once the caller has heard all there is; with
+        `then` (by whom, why) the call ends at that moment. A caller who speaks stops it
+        unless not `stoppable`."""
+        stopped = stoppable and self._interruptible and self._caller.speaking
+        if self.state is State.ENDED or stopped:
+            return [Heard(wait, False)]
+        self._waits.add(Wait(wait, now, then, stoppable))
+        return self._changed(now)
+
+    def goodbye(self, why: str, now: float) -> list[Command]:
+        """The call must end: the agent says so, then it does."""
+        if self.state is State.ENDED or self._ends_at is not None:
+            return []
+        self._ends_at = now + GOODBYE_SECONDS
+        self._ends_why = why
+        # Even into the caller's own words: nothing else will be said.
+        later = self.state is not State.TALKING
+        say = self.tell("system", GOODBYES[why], later, now)
+        return [Note("goodbye", {"why": why}), *say, *self.ask()]
 
     def end(self, by: str, why: str, now: float) -> list[Command]:
         """One side is gone, or the bridge ends the call. Only the first one counts."""
         if self.state is State.ENDED:
             return []
         self.state = State.ENDED
-        return [*self._speech.call_ended(now), End(by, why)]
+        waits = self._waits.stop(all_of_them=True)
+        return [*self._speech.call_ended(now), *waits, End(by, why)]
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed: does what is due."""
@@ -199,7 +335,12 @@ class Conversation:
         stalls_at = self._caller.stalls_at
         if stalls_at is not None and now >= stalls_at:
             commands += self._caller.fill_stall(now)
-        return commands
+        keys_at = self._keys.due_at
+        if keys_at is not None and now >= keys_at:
+            commands += self._keys_entered(self._keys.take(), now)
+        if self.state is State.TALKING:
+            commands += self._lose_patience(now)
+        return commands + self._changed(now)
 
     @property
     def deadline(self) -> float | None:
@@ -212,6 +353,10 @@ class Conversation:
             self._heard_from + SILENT_SECONDS,
             self._speech.gives_up_at,
             self._caller.stalls_at,
+            self._keys.due_at,
+            self._patience_ends,
+            self._ends_at,
+            self._waits.due_at(self._yet),
         )
         return min((at for at in due if at is not None), default=None)
 
@@ -224,9 +369,10 @@ class Conversation:
         if (media.encoding, media.sample_rate) != ("audio/x-mulaw", 8000):
             return self.end("caller", "unsupported_media_format", now)
         self._stream_sid = message.stream_sid
+        self._began = now
         self._playback = Playback(now)
         out = media_stream.Outbound(message.stream_sid)
-        self._speech = AgentSpeech(out, self._playback)
+        self._speech = AgentSpeech(out, self._playback, self.history)
         self._caller = CallerAudio(now)
         self._expires = now + READY_SECONDS
         self.state = State.HOLDING
@@ -244,12 +390,86 @@ class Conversation:
     def _speech_started(self, now: float) -> list[Command]:
         self._caller.speaking = True
         self._answer_due = None
+        self._unanswered = self._turns.create_response is not False
+        self._patience.caller_is_there()
         commands: list[Command] = [Note("speech_started")]
-        # interrupt_response false: the user's wish that the agent is not interrupted.
-        if self._server_cancels is not False:
-            cancels = self._server_cancels is True
+        if self._interruptible:
+            cancels = self._turns.interrupt_response is True
             commands = self._speech.interrupt("caller", now, cancels=cancels) + commands
+            commands += self._waits.stop()
         return commands
+
+    @property
+    def _interruptible(self) -> bool:
+        """interrupt_response false: the user's wish that the agent is not."""
+        return self._turns.interrupt_response is not False
+
+    def _key_pressed(self, key: str, now: float) -> list[Command]:
+        self._patience.caller_is_there()
+        commands: list[Command] = [Note("key_pressed", {}, {"digit": key})]
+        entered = self._keys.press(key, now)
+        if entered is not None:
+            commands += self._keys_entered(entered, now)
+        return commands
+
+    def _keys_entered(self, keys: str, now: float) -> list[Command]:
+        """An input is complete: an action of the route's, or a word to the agent."""
+        if keys in self._rules.key_actions:
+            return [Pressed(keys)]
+        # Who presses keys has heard enough, as one who speaks.
+        stop = self._speech.interrupt("keys", now, cancels=False)
+        word = f"(The caller pressed these keys on the phone: {keys})"
+        return [*stop, *self._waits.stop(), *self.tell("user", word, True, now)]
+
+    # --- what is waited for ---
+
+    def _changed(self, now: float) -> list[Command]:
+        """Something was said or heard: who waits for it is answered."""
+        if self.state is State.ENDED:
+            return []
+        self._patience.watch(self._quiet and self.state is State.TALKING, now)
+        over = self._waits.over(self._yet, now)
+        commands: list[Command] = [Heard(wait.number, True) for wait in over]
+        then = next((wait.then for wait in over if wait.then), None)
+        if then is not None:
+            return commands + self.end(*then, now)
+        said = self._quiet and not self._unanswered
+        if self._ends_at is not None and (said or now >= self._ends_at):
+            return commands + self.end("bridge", self._ends_why, now)
+        return commands
+
+    @property
+    def _yet(self) -> Yet:
+        """What the caller has yet to hear; words that wait for the model are part."""
+        untold = any(respond for _, _, respond in self._untold)
+        return Yet(
+            generating=self._speech.generating or untold,
+            unanswered=self._unanswered,
+            queued=not self._playback.idle,
+            queue_ends=self._playback.queue_ends,
+        )
+
+    @property
+    def _quiet(self) -> bool:
+        """Nobody speaks, nothing is to be heard, no tool runs."""
+        return self._yet.nothing and not (self._caller.speaking or self._busy)
+
+    @property
+    def _patience_ends(self) -> float | None:
+        if self.state is not State.TALKING or self._ends_at is not None:
+            return None
+        return self._patience.due_at
+
+    def _lose_patience(self, now: float) -> list[Command]:
+        if self._ends_at is not None:
+            return []
+        # An answer that was asked for since has not been seen yet.
+        self._patience.watch(self._quiet, now)
+        due = self._patience.due(now)
+        if due == "ask":
+            ask = self.tell("system", self._rules.silent_text, True, now)
+            return [Note("caller_silent"), *ask]
+        return [] if due is None else self.goodbye(due, now)
 
     # --- the model ---
 
@@ -259,20 +479,25 @@ class Conversation:
         if any(form not in (None, realtime.MULAW) for form in event.formats):
             # PCM on a mu-law line is noise in the caller's ear.
             return self.end("model", "wrong_audio_format", now)
-        self._server_cancels = event.interrupts
+        self._turns = event.turns
         if self.state is not State.HOLDING:
             return []
         self.state = State.TALKING
         taken, sent = event.formats
         data = {"held_ms": self._caller.held_ms, "input": taken, "output": sent}
         commands: list[Command] = [Note("ready", data)]
-        if self._greeting:
+        before = replayed(self._rules.history, self._speech.event_id)
+        commands += [ToModel(event) for event in before]
+        opening = self._rules.word or self._rules.greeting
+        if opening:
             # As an item, for instructions of a response would replace the agent's own.
             # Before the held audio: a caller who said hello first is then answered.
-            say = realtime.system_message(self._greeting, ANSWER_ID)
-            respond = realtime.create_response(ANSWER_ID)
-            commands += [ToModel(say), ToModel(respond)]
+            say = realtime.message("system", opening, ANSWER_ID)
+            commands += [ToModel(say), *self._speech.ask()]
             self._answer_due = now
+        untold, self._untold = self._untold, []
+        for word in untold:
+            commands += self.tell(*word, now)
         return commands + self._caller.ready()
 
     def _first_audio(self, sent: list[Command], now: float) -> list[Command]:
@@ -287,20 +512,35 @@ class Conversation:
         self, response: realtime.ResponseHead, now: float
     ) -> list[Command]:
         status, why = response.status, (response.why or "")[:MAX_CODE_CHARS]
-        note = Note("response_done", {"response": response.id, "status": status})
+        notes: list[Command] = [
+            Note("response_done", {"response": response.id, "status": status})
+        ]
+        used = response.used
+        if used:
+            notes.append(self._used(used))
         if status == "completed":
             self._failures = 0
-        if status != "failed":
-            return [note]
-        failed: list[Command] = [note, Note("answer_failed", {"why": why})]
-        return failed + self._failed(why, now)
+        if status == "failed":
+            notes.append(Note("answer_failed", {"why": why}))
+            return notes + self._failed(why, now)
+        if self.state is State.TALKING:
+            notes += self._lose_patience(now)
+        return notes
+
+    def _used(self, usage: realtime.Usage) -> Note:
+        data: dict[str, Value] = {
+            "input_tokens": usage.input_tokens or 0,
+            "output_tokens": usage.output_tokens or 0,
+            "cost": self._patience.spend(usage),
+        }
+        return Note("usage", data)
 
     def _failed(self, why: str, now: float) -> list[Command]:
         """An answer the caller waits for will not come: asks again, or gives up."""
         self._failures += 1
         if why in FATAL_CODES or self._failures >= MAX_FAILURES:
             return self.end("model", "failed", now)
-        return [ToModel(realtime.create_response(ANSWER_ID))]
+        return [] if self._speech.asked else self.ask()
 
     def _model_error(self, error: realtime.ErrorDetails, now: float) -> list[Command]:
         benign = error.code in BENIGN_ERRORS or "already shorter" in error.message
@@ -313,6 +553,11 @@ class Conversation:
         if self.state is State.HOLDING and not benign:
             # The session would go on with the server's defaults: PCM, no instructions.
             return [note, *self.end("model", "refused", now)]
-        if error.event_id == ANSWER_ID and not benign:
-            return [note, *self._failed(error.code or "", now)]
+        if error.event_id == ANSWER_ID:
+            if error.code == "conversation_already_has_active_response":
+                self._speech.ask_again()
+                return [note]
+            self._speech.ask_failed()
+            if not benign:
+                return [note, *self._failed(error.code or "", now)]
         return [note]

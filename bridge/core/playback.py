@@ -239,6 +239,16 @@ class Playback:
 
     # --- what is known ---
 
+    @property
+    def idle(self) -> bool:
+        """All that was sent is known to be played, or cleared."""
+        return self.played >= self.sent
+
+    @property
+    def queue_ends(self) -> float:
+        """When the queue at Twilio runs dry, on our clock: a guess."""
+        return self._queue_ends
+
     def audible(self, now: float) -> Key | None:
         """The item that the caller hears, as well as our clock can tell."""
         position = self._position(self.clock.guess(now))

@@ -83,10 +83,48 @@ class StatusDetails(msgspec.Struct, frozen=True):
     error: ResponseError | None = None
 
 
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class CachedTokens(msgspec.Struct, frozen=True):
+    text_tokens: Tokens | None = None
+    audio_tokens: Tokens | None = None
+
+
+class InputTokens(msgspec.Struct, frozen=True):
+    text_tokens: Tokens | None = None
+    audio_tokens: Tokens | None = None
+    cached_tokens_details: CachedTokens | None = None
+
+
+class OutputTokens(msgspec.Struct, frozen=True):
+    text_tokens: Tokens | None = None
+    audio_tokens: Tokens | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What an answer took. Cached tokens are among the input's."""
+
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    input_token_details: InputTokens | None = None
+    output_token_details: OutputTokens | None = None
+
+
 class ResponseHead(msgspec.Struct, frozen=True):
     id: str
     status: str | None = None
     status_details: StatusDetails | None = None
+    usage: Any = None
+
+    @property
+    def used(self) -> Usage | None:
+        """None where the server does not say, or says it oddly: an answer ends all the
+        same."""
+        try:
+            return msgspec.convert(self.usage, Usage | None)
+        except msgspec.ValidationError:
+            return None
 
     @property
     def why(self) -> str | None:
@@ -119,11 +157,54 @@ class OutputItemAdded(msgspec.Struct, frozen=True, tag="response.output_item.add
     item: OutputItem
 
 
+class ConversationItem(msgspec.Struct, frozen=True):
+    """An item of the conversation; all but the id may be missing or odd."""
+
+    id: str
+    type: str = ""
+    role: str | None = None
+    content: Any = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Its words, written or transcribed, of all parts."""
+        parts = self.content if isinstance(self.content, list) else []
+        words = (
+            part.get("text") or part.get("transcript")
+            for part in parts
+            if isinstance(part, dict)
+        )
+        return " ".join(word for word in words if isinstance(word, str))
+
+
+class ItemAdded(msgspec.Struct, frozen=True, tag="conversation.item.added"):
+    """The conversation has another item; its words may still be missing."""
+
+    item: ConversationItem
+    previous_item_id: str | None = None
+
+
+class ItemDone(msgspec.Struct, frozen=True, tag="conversation.item.done"):
+    """All of an item is there."""
+
+    item: ConversationItem
+    previous_item_id: str | None = None
+
+
+class ItemDeleted(msgspec.Struct, frozen=True, tag="conversation.item.deleted"):
+    item_id: str
+
+
 class Format(msgspec.Struct, frozen=True):
     type: str
 
 
 class TurnDetection(msgspec.Struct, frozen=True):
+    create_response: bool | None = None
     interrupt_response: bool | None = None
 
 
@@ -159,11 +240,11 @@ class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
         return (taken.type if taken else None, sent.type if sent else None)
 
     @property
-    def interrupts(self) -> bool | None:
-        """turn_detection.interrupt_response; None where the server does not say."""
+    def turns(self) -> TurnDetection:
+        """Who answers and interrupts; None in it where the server does not say."""
         audio = self.session.audio
         detection = audio.input.turn_detection if audio and audio.input else None
-        return detection.interrupt_response if detection else None
+        return detection or TurnDetection()
 
 
 class ErrorDetails(msgspec.Struct, frozen=True):
@@ -196,6 +277,9 @@ ServerEvent = (
     | ResponseCreated
     | ResponseDone
     | OutputItemAdded
+    | ItemAdded
+    | ItemDone
+    | ItemDeleted
     | SessionUpdated
     | ModelError
     | Other
@@ -262,14 +346,49 @@ def create_response(event_id: str) -> str:
     return _client_event("response.create", event_id)
 
 
-def system_message(text: str, event_id: str) -> str:
-    """A word to the agent that is not the caller's."""
+def message(
+    role: str,
+    text: str,
+    event_id: str,
+    *,
+    item_id: str | None = None,
+    after: str | None = None,
+) -> str:
+    """An item of words: the caller's (`user`), the agent's own (`assistant`), or a word
+    to the agent that is nobody's (`system`). `after`: behind which item it goes."""
+    kind = "output_text" if role == "assistant" else "input_text"
+    content = [{"type": kind, "text": text}]
+    item: dict[str, Any] = {"type": "message", "role": role, "content": content}
+    return _create_item(item, event_id, item_id, after)
+
+
+def tool_call(
+    call_id: str, name: str, arguments: str, event_id: str, item_id: str | None = None
+) -> str:
+    """A tool call of an earlier session; its output must follow."""
     item = {
-        "type": "message",
-        "role": "system",
-        "content": [{"type": "input_text", "text": text}],
+        "type": "function_call",
+        "call_id": call_id,
+        "name": name,
+        "arguments": arguments,
     }
-    return _client_event("conversation.item.create", event_id, item=item)
+    return _create_item(item, event_id, item_id, None)
+
+
+def tool_output(
+    call_id: str, output: str, event_id: str, item_id: str | None = None
+) -> str:
+    item = {"type": "function_call_output", "call_id": call_id, "output": output}
+    return _create_item(item, event_id, item_id, None)
+
+
+def _create_item(
+    item: dict[str, Any], event_id: str, item_id: str | None, after: str | None
+) -> str:
+    if item_id is not None:
+        item["id"] = item_id
+    place = {} if after is None else {"previous_item_id": after}
+    return _client_event("conversation.item.create", event_id, item=item, **place)
 
 
 def _client_event(type_: str, event_id: str, **fields: Any) -> str:

@@ -15,13 +15,16 @@ from bridge.core import media_stream, realtime
 from bridge.core.commands import (
     Command,
     End,
+    Heard,
     Interrupted,
     Note,
+    Pressed,
     Started,
     ToCaller,
     ToModel,
 )
 from bridge.core.conversation import Conversation
+from bridge.core.rules import Rules
 
 BUFFER_BYTES = 256 * 1024
 """Written in blocks: a call makes about 50 kB a second, and the loop must not wait."""
@@ -38,9 +41,7 @@ class Trace:
     because of a full disk.
     """
 
-    def __init__(
-        self, greeting: str | None, at: float, on_lost: Callable[[str], None]
-    ) -> None:
+    def __init__(self, at: float, on_lost: Callable[[str], None]) -> None:
         self._on_lost = on_lost
         self._file: IO[bytes] | None = None
         self._early: list[bytes] = []
@@ -48,7 +49,7 @@ class Trace:
         self._over = False
         self._told = False
         self._encode = msgspec.json.Encoder().encode
-        self._write({"at": at, "begin": {"greeting": greeting}})
+        self._write({"at": at, "begin": True})
 
     def open(self, folder: Path, call_sid: str, stream_sid: str) -> Path:
         """From now on into `folder`; what came before is written first."""
@@ -63,7 +64,7 @@ class Trace:
         self._early.clear()
         return path
 
-    def input(self, kind: str, value: str | Sequence[str | None], at: float) -> None:
+    def input(self, kind: str, value: str | Sequence[Any], at: float) -> None:
         """`kind`: "caller", "model" (texts as they came), or one that `feed` knows."""
         self._write({"at": at, "in": kind, "value": value})
 
@@ -135,6 +136,10 @@ def _as_line(command: Command) -> dict[str, Any]:
             return {"out": "interrupted", "value": [item_id, content_index]}
         case Started(start):
             return {"out": "started", "value": start.start.call_sid}
+        case Heard(wait, done):
+            return {"out": "heard", "value": [wait, done]}
+        case Pressed(keys):
+            return {"out": "pressed", "value": keys}
         case End(by, why):
             return {"out": "end", "value": [by, why]}
 
@@ -157,7 +162,7 @@ def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for line in read(path):
         at = line["at"]
         if "begin" in line:
-            conversation = Conversation(greeting=line["begin"]["greeting"], now=at)
+            conversation = Conversation(now=at)
         elif "in" in line:
             assert conversation is not None, "a trace begins with `begin`"
             commands = _feed_line(conversation, line["in"], line["value"], at)
@@ -176,14 +181,36 @@ def _plain(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def feed(
-    talk: Conversation, kind: str, value: Sequence[str | None], at: float
+    talk: Conversation, kind: str, value: Sequence[Any], at: float
 ) -> list[Command]:
-    """An input that is no message of either side, by the name it has in a trace."""
+    """An input that is no message of either side, by the name it has in a trace.
+
+    Values are plain, as JSON gives them back.
+    """
     match kind, value:
         case "tick", _:
             return talk.tick(at)
         case "misread", [str(side), str(reason)]:
             return talk.misread(side, reason)
+        case "follow", [rules]:
+            return talk.follow(msgspec.convert(rules, Rules), at)
+        case "tell", [str(role), str(text), bool(respond)]:
+            return talk.tell(role, text, respond, at)
+        case "ask", _:
+            return talk.ask()
+        case "edit", [removed, corrected]:
+            return talk.edit(removed, corrected)
+        case "mute", [bool(on)]:
+            return talk.mute(on)
+        case "busy", [int(change)]:
+            return talk.busy(change, at)
+        case "play", [str(payload)]:
+            return talk.play(payload, at)
+        case "when_heard", [int(wait), then, bool(stoppable)]:
+            by_why = (str(then[0]), str(then[1])) if then else None
+            return talk.when_heard(wait, at, then=by_why, stoppable=stoppable)
+        case "goodbye", [str(why)]:
+            return talk.goodbye(why, at)
         case "interrupt", [str(by), response_id]:
             return talk.interrupt(by, at, response_id)
         case "end", [str(by), str(why)]:

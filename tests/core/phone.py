@@ -8,13 +8,16 @@ from bridge.core import media_stream, realtime
 from bridge.core.commands import (
     Command,
     End,
+    Heard,
     Interrupted,
     Note,
+    Pressed,
     Started,
     ToCaller,
     ToModel,
 )
 from bridge.core.conversation import Conversation
+from bridge.core.rules import Rules
 from bridge.sim.twilio.playout import Playout
 
 STREAM = "MZ0000"
@@ -36,9 +39,10 @@ def payload(ms: int, byte: bytes = b"\x55") -> str:
 class Phone:
     """Feeds a Conversation; `now` moves only by `wait` and `frames`."""
 
-    def __init__(self, greeting: str | None = None) -> None:
+    def __init__(self, greeting: str | None = None, **rules: Any) -> None:
         self.now = 100.0
-        self.talk = Conversation(greeting=greeting, now=self.now)
+        self.talk = Conversation(now=self.now)
+        self.talk.follow(Rules(greeting=greeting, **rules), self.now)
         self.timestamp = 0
         self.log: list[Command] = []
         self.twilio = Playout()
@@ -139,10 +143,85 @@ class Phone:
     def done(self, response: str = "r1", status: str = "completed") -> list[Command]:
         return self.model("response.done", response={"id": response, "status": status})
 
+    def answers(
+        self, ms: int, item: str = "i1", response: str = "r1", words: str = ""
+    ) -> list[Command]:
+        """A whole answer, generated at once: its sound is still to be heard."""
+        commands = self.created(response)
+        commands += self.item_added(item, "assistant")
+        if words:
+            commands += self.words(words, item, response)
+        commands += self.says(ms, item, response)
+        return commands + self.item_done(item, response) + self.done(response)
+
+    def item_added(
+        self, item: str, role: str, *parts: dict[str, Any], after: str | None = None
+    ) -> list[Command]:
+        message = {"id": item, "type": "message", "role": role, "content": parts}
+        return self.model(
+            "conversation.item.added", item=message, previous_item_id=after
+        )
+
+    def used(self, response: str = "r1", **usage: Any) -> list[Command]:
+        """An answer ends that took so many tokens."""
+        head = {"id": response, "status": "completed", "usage": usage}
+        return self.model("response.done", response=head)
+
     def barges_in(self) -> list[Command]:
         return self.model(
             "input_audio_buffer.speech_started", item_id="u", audio_start_ms=0
         )
+
+    def falls_silent(self) -> list[Command]:
+        """The caller has ended their turn."""
+        return self.model(
+            "input_audio_buffer.speech_stopped", item_id="u", audio_end_ms=1
+        )
+
+    def presses(self, keys: str) -> list[Command]:
+        commands = []
+        for key in keys:
+            dtmf = {"track": "inbound_track", "digit": key}
+            commands += self.caller(event="dtmf", streamSid=STREAM, dtmf=dtmf)
+        return commands
+
+    # --- what the user's code asks for ---
+
+    def follow(self, **rules: Any) -> list[Command]:
+        return self._took(self.talk.follow(Rules(**rules), self.now))
+
+    def tell(
+        self, text: str, role: str = "user", respond: bool = True
+    ) -> list[Command]:
+        return self._took(self.talk.tell(role, text, respond, self.now))
+
+    def ask(self) -> list[Command]:
+        return self._took(self.talk.ask())
+
+    def busy(self, change: int) -> list[Command]:
+        return self._took(self.talk.busy(change, self.now))
+
+    def play(self, ms: int) -> list[Command]:
+        return self._took(self.talk.play(payload(ms), self.now))
+
+    def when_heard(
+        self,
+        wait: int = 1,
+        then: tuple[str, str] | None = None,
+        stoppable: bool = True,
+    ) -> list[Command]:
+        return self._took(
+            self.talk.when_heard(wait, self.now, then=then, stoppable=stoppable)
+        )
+
+    def goodbye(self, why: str) -> list[Command]:
+        return self._took(self.talk.goodbye(why, self.now))
+
+    def interrupt(self, by: str = "application") -> list[Command]:
+        return self._took(self.talk.interrupt(by, self.now))
+
+    def hangs_up(self) -> list[Command]:
+        return self.caller(event="stop", streamSid=STREAM)
 
     def _took(self, commands: list[Command]) -> list[Command]:
         self.log += commands
@@ -185,6 +264,31 @@ def told(commands: list[Command]) -> list[tuple[str, str, int | None]]:
 
 def notes(commands: list[Command], name: str) -> list[Note]:
     return [it for it in commands if isinstance(it, Note) and it.name == name]
+
+
+def said_to_model(commands: list[Command]) -> list[tuple[str, str]]:
+    """Words put into the conversation: (role, text)s."""
+    return [
+        (event["item"]["role"], event["item"]["content"][0]["text"])
+        for event in to_model(commands)
+        if event["type"] == "conversation.item.create"
+        and event["item"]["type"] == "message"
+    ]
+
+
+def asks(commands: list[Command]) -> int:
+    """How many answers are asked for."""
+    return [event["type"] for event in to_model(commands)].count("response.create")
+
+
+def heard(commands: list[Command]) -> list[tuple[int, bool]]:
+    """Waits that are answered: (number, whether all was heard)."""
+    return [(it.wait, it.done) for it in commands if isinstance(it, Heard)]
+
+
+def pressed(commands: list[Command]) -> list[str]:
+    """Inputs of keys that the route has an action for."""
+    return [it.keys for it in commands if isinstance(it, Pressed)]
 
 
 def one(commands: list[Command], kind: type) -> Any:

@@ -624,6 +624,15 @@ def test_nothing_happens_after_the_end() -> None:
     assert phone.talk.deadline is None
 
 
+def test_an_answer_that_ends_before_the_session_is_ready() -> None:
+    """A server that is early ends nobody's call."""
+    phone = Phone(cost_limit=0.0)
+    phone.start()
+
+    assert to_model(phone.done("r0")) == []
+    assert phone.talk.state is State.HOLDING
+
+
 def test_events_that_decide_nothing_pass() -> None:
     """The SDK gets them; the call does not mind."""
     phone = Phone().talking()

@@ -106,7 +106,7 @@ class World(RuleBasedStateMachine):
         self.response = 0
         self.open = False
         self.interrupted_at = -1.0
-        self.talk = Conversation(greeting=None, now=self.now)
+        self.talk = Conversation(now=self.now)
         form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
         start = {"callSid": "CA", "mediaFormat": form}
         self.hear({"event": "start", "streamSid": "MZ", "start": start})

@@ -36,6 +36,9 @@ KINDS = {
     "response.created": realtime.ResponseCreated,
     "response.done": realtime.ResponseDone,
     "response.output_item.added": realtime.OutputItemAdded,
+    "conversation.item.added": realtime.ItemAdded,
+    "conversation.item.done": realtime.ItemDone,
+    "conversation.item.deleted": realtime.ItemDeleted,
     "session.updated": realtime.SessionUpdated,
     "error": realtime.ModelError,
 }
@@ -88,6 +91,9 @@ def contains(whole: Any, part: Any) -> bool:
     """Each value of `part` stands at the same place of `whole`."""
     if isinstance(part, dict):
         return all(contains((whole or {}).get(key), it) for key, it in part.items())
+    if isinstance(part, list) and isinstance(whole, list):
+        pairs = zip(whole, part, strict=True)
+        return all(contains(whole_it, it) for whole_it, it in pairs)
     return bool(whole == part) or (whole is None and part == "")
 
 
@@ -152,7 +158,68 @@ def test_what_the_server_says_of_its_session(
 
     assert isinstance(updated, realtime.SessionUpdated)
     assert updated.formats == formats
-    assert updated.interrupts is interrupts
+    assert updated.turns.interrupt_response is interrupts
+
+
+def test_a_session_tells_who_answers() -> None:
+    """Where the server answers nobody by itself, the bridge knows it."""
+    detection = {"create_response": False}
+    session = {"audio": {"input": {"turn_detection": detection}}}
+
+    updated = decode(json.dumps({"type": "session.updated", "session": session}))
+
+    assert isinstance(updated, realtime.SessionUpdated)
+    assert updated.turns == realtime.TurnDetection(create_response=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ""),
+        ([], ""),
+        ("words", ""),
+        (7, ""),
+        ({"text": "words"}, ""),
+        (["words", None, 7, []], ""),
+        ([{}, {"text": None}, {"transcript": None}], ""),
+        ([{"text": 7}, {"transcript": ["x"]}], ""),
+        ([{"type": "input_text", "text": "a"}, {"transcript": "b"}], "a b"),
+        ([{"text": "", "transcript": "b"}, "x"], "b"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["conversation.item.added", "conversation.item.done"])
+def test_the_words_of_an_odd_item(kind: str, content: object, words: str) -> None:
+    """A server's item of a new shape has no words for us, and harms nobody."""
+    event = decode(json.dumps({"type": kind, "item": {"id": "i", "content": content}}))
+
+    assert isinstance(event, realtime.ItemAdded | realtime.ItemDone)
+    assert event.item.text == words
+    assert event.previous_item_id is None
+
+
+def test_what_an_answer_took() -> None:
+    """Tokens are read as they are told, and are nothing where they are not."""
+    told = sample("response.done")["response"]["usage"]
+    done = decode(json.dumps({"type": "response.done", "response": {"id": "r"}}))
+    assert isinstance(done, realtime.ResponseDone) and done.response.used is None
+
+    done = decode(
+        json.dumps({"type": "response.done", "response": {"id": "r", "usage": told}})
+    )
+
+    assert isinstance(done, realtime.ResponseDone) and done.response.used is not None
+    assert done.response.used.input_tokens == told["input_tokens"]
+    assert done.response.used.output_tokens == told["output_tokens"]
+
+
+@pytest.mark.parametrize("tokens", [-1, 2**60, "9", 1.5])
+def test_an_absurd_count_of_tokens_counts_as_none(tokens: object) -> None:
+    """No answer costs less than nothing; that it has ended is known all the same."""
+    response = {"id": "r", "usage": {"output_tokens": tokens}}
+
+    done = decode(json.dumps({"type": "response.done", "response": response}))
+
+    assert isinstance(done, realtime.ResponseDone) and done.response.used is None
 
 
 @pytest.mark.parametrize(
@@ -275,7 +342,7 @@ SAID = {
     "conversation.item.delete": realtime.delete("i1", "e2"),
     "response.cancel": realtime.cancel("r1", "e3"),
     "response.create": realtime.create_response("e4"),
-    "conversation.item.create": realtime.system_message('Say "hé\u2028".\n', "e5"),
+    "conversation.item.create": realtime.message("system", 'Say "hé\u2028".\n', "e5"),
 }
 
 
@@ -289,6 +356,52 @@ def test_what_we_say_is_what_openai_takes(kind: str) -> None:
     assert event.type == kind
     assert odd_fields(event) == []
     assert event.model_dump(mode="json", exclude_unset=True) == json.loads(SAID[kind])
+
+
+WORDS = 'Say "hé\u2028".\n'
+ITEMS = {
+    "user": realtime.message("user", WORDS, "e1", item_id="i1"),
+    "assistant": realtime.message("assistant", WORDS, "e1", after="i0"),
+    "system": realtime.message("system", WORDS, "e1", item_id="i1", after="root"),
+    "call": realtime.tool_call("c1", "hours", '{"day":"é"}', "e1", "i1"),
+    "call without id": realtime.tool_call("c1", "hours", "{}", "e1"),
+    "output": realtime.tool_output("c1", WORDS, "e1", "i1"),
+    "output without id": realtime.tool_output("c1", WORDS, "e1"),
+}
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_the_items_we_make_are_items_that_openai_takes(kind: str) -> None:
+    """Words, tool calls and results can be given to a session, by their own types."""
+    adapter: TypeAdapter[Any] = TypeAdapter(RealtimeClientEvent)
+
+    event = adapter.validate_json(ITEMS[kind])
+
+    assert event.type == "conversation.item.create"
+    assert odd_fields(event) == []
+    assert event.model_dump(mode="json", exclude_unset=True) == json.loads(ITEMS[kind])
+
+
+def test_an_item_has_its_place_and_its_name() -> None:
+    """An id of ours and the item it follows are told only where they are known."""
+    made = {kind: json.loads(text) for kind, text in ITEMS.items()}
+
+    places = {kind: event.get("previous_item_id") for kind, event in made.items()}
+    assert {k: it for k, it in places.items() if it} == {
+        "assistant": "i0",
+        "system": "root",
+    }
+    assert [kind for kind, event in made.items() if "id" not in event["item"]] == [
+        "assistant",
+        "call without id",
+        "output without id",
+    ]
+    parts = {k: made[k]["item"]["content"] for k in ("user", "assistant", "system")}
+    assert parts == {
+        "user": [{"type": "input_text", "text": WORDS}],
+        "assistant": [{"type": "output_text", "text": WORDS}],
+        "system": [{"type": "input_text", "text": WORDS}],
+    }
 
 
 def odd_fields(value: Any) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from bridge.core import ProtocolError, media_stream, realtime
 from bridge.core.commands import Command, Note
 from bridge.core.conversation import Conversation
+from bridge.core.rules import Rules
 from bridge.watch.trace import MAX_EARLY_BYTES, Trace, feed, read, replay
 from tests.core.phone import MULAW_SESSION, payload
 
@@ -22,9 +23,10 @@ class TracedCall:
         self.folder = folder
         self.at = 50.0
         self.timestamp = 0
-        self.talk = Conversation(greeting=greeting, now=self.at)
+        self.talk = Conversation(now=self.at)
+        self.rules = Rules(greeting=greeting, key_actions=("9",))
         self.lost: list[str] = []
-        self.trace = Trace(greeting, self.at, self.lost.append)
+        self.trace = Trace(self.at, self.lost.append)
         self.commands: list[Command] = []
         self.path: Path | None = None
 
@@ -43,7 +45,7 @@ class TracedCall:
         self.trace.input("model", text, self.at)
         self.obey(self.talk.from_model(realtime.decode(text), self.at))
 
-    def other(self, kind: str, *value: str | None) -> None:
+    def other(self, kind: str, *value: Any) -> None:
         self.trace.input(kind, value, self.at)
         self.obey(feed(self.talk, kind, value, self.at))
 
@@ -59,6 +61,7 @@ class TracedCall:
         details = {"callSid": call_sid, "mediaFormat": media}
         self.caller(event="start", streamSid=stream_sid, start=details)
         self.path = self.trace.open(self.folder, call_sid, stream_sid)
+        self.other("follow", msgspec.to_builtins(self.rules))
 
     def frames(self, ms: int) -> None:
         for _ in range(ms // 20):
@@ -108,11 +111,34 @@ def a_whole_call(folder: Path) -> TracedCall:
     call.other("interrupt", "guardrail", "r2")
     call.other("interrupt", "application", None)
     call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "5"})
+    call.model("response.done", response={"id": "r2", "status": "cancelled"})
+    what_the_code_asks_for(call)
     call.model("error", error={"type": "server_error", "message": "oh"})
     call.frames(100)
     call.other("end", "caller", "connection_lost")
     call.trace.close()
     return call
+
+
+def what_the_code_asks_for(call: TracedCall) -> None:
+    """Every input that is nobody's message, and the commands that only they make."""
+    call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "#"})
+    call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "9"})
+    call.other("tell", "system", "They are a regular.", True)
+    call.other("ask")
+    message = {"id": "u1", "type": "message", "role": "user"}
+    call.model("conversation.item.added", item=message)
+    call.other("edit", ["i1"], {"u1": "(hidden)"})
+    call.other("mute", True)
+    call.frames(40)
+    call.other("mute", False)
+    call.other("busy", 1)
+    call.other("busy", -1)
+    call.other("play", payload(100))
+    call.other("when_heard", 1, None, False)
+    call.other("when_heard", 2, ["agent", "hung_up"], True)
+    call.other("interrupt", "application", None)
+    call.other("goodbye", "cost")
 
 
 def lines(path: Path | None) -> list[dict[str, Any]]:
@@ -140,6 +166,8 @@ def test_a_call_replayed_is_the_same_call(tmp_path: Path) -> None:
         "note",
         "interrupted",
         "started",
+        "heard",
+        "pressed",
         "end",
     }
 
@@ -150,13 +178,17 @@ def test_a_trace_says_what_happened_and_when(tmp_path: Path) -> None:
 
     found = lines(call.path)
 
-    assert found[0] == {"at": 50.0, "begin": {"greeting": GREETING}}
+    assert found[0] == {"at": 50.0, "begin": True}
+    [rules] = [line["value"][0] for line in found if line.get("in") == "follow"]
+    assert rules["greeting"] == GREETING
     assert all("at" in line for line in found)
     assert [line["at"] for line in found] == sorted(line["at"] for line in found)
     session = [line for line in found if line.get("out") == "session"]
     assert session[0]["value"] == ["tool_start", {"tool": "opening_hours"}, {}]
-    [pressed] = [it for it in found if "key_pressed" in it.get("value", "")]
-    assert pressed["value"] == ["key_pressed", {}, {"digit": "5"}]
+    notes = [line["value"] for line in found if line.get("out") == "note"]
+    pressed = [private["digit"] for name, _, private in notes if name == "key_pressed"]
+    assert pressed == ["5", "#", "9"]
+    assert [it["value"] for it in found if it.get("out") == "pressed"] == ["9"]
 
 
 def test_another_core_is_found_out(tmp_path: Path) -> None:
@@ -206,8 +238,8 @@ def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> No
     assert call.path is not None and call.path.stat().st_size < 2000
     call.trace.close()
 
-    assert len(lines(call.path)) == 3 + 50
-    assert lines(call.path)[0]["begin"] == {"greeting": GREETING}
+    assert len(lines(call.path)) == 4 + 50
+    assert lines(call.path)[0]["begin"] is True
 
 
 @pytest.mark.parametrize(
@@ -224,7 +256,7 @@ def test_a_hostile_sid_is_only_an_odd_name(
 ) -> None:
     """Nobody writes outside the folder by what they call themselves."""
     folder = tmp_path / "made" / "here"
-    trace = Trace(None, 1.0, pytest.fail)
+    trace = Trace(1.0, pytest.fail)
 
     path = trace.open(folder, call_sid, stream_sid)
     trace.close()
@@ -236,7 +268,7 @@ def test_a_hostile_sid_is_only_an_odd_name(
 def test_a_socket_that_never_says_whose_call_it_is_costs_no_memory() -> None:
     """Nonsense before `start` is kept in bounds, and nowhere written."""
     lost: list[str] = []
-    trace = Trace(None, 1.0, lost.append)
+    trace = Trace(1.0, lost.append)
     for n in range(10_000):
         trace.input("misread", ["caller", "unknown event"], float(n))
 
@@ -276,7 +308,7 @@ def test_a_full_disk_costs_the_trace_alone() -> None:
     if not full.exists():
         pytest.skip("no /dev/full here")
     lost: list[str] = []
-    trace = Trace(None, 1.0, lost.append)
+    trace = Trace(1.0, lost.append)
     trace._file = full.open("wb", buffering=4096)
     for n in range(1000):
         trace.input("tick", [], float(n))
@@ -297,8 +329,16 @@ def test_a_closed_trace_takes_nothing_more(tmp_path: Path) -> None:
 
 def test_an_input_that_nobody_knows_is_refused() -> None:
     """A trace of a newer version is not replayed as if it were understood."""
-    talk = Conversation(greeting=None, now=0.0)
+    talk = Conversation(now=0.0)
 
-    for kind, value in (("dance", []), ("end", ["caller"]), ("misread", [None, "x"])):
+    odd: list[tuple[str, list[Any]]] = [
+        ("dance", []),
+        ("end", ["caller"]),
+        ("misread", [None, "x"]),
+        ("tell", ["user", "x"]),
+        ("when_heard", [1, None]),
+        ("mute", ["yes"]),
+    ]
+    for kind, value in odd:
         with pytest.raises(ValueError, match=f"no such input: '{kind}'"):
             feed(talk, kind, value, 1.0)

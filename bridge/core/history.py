@@ -1,0 +1,101 @@
+"""What was said in a call, as the model has it: words that were heard, tool calls.
+
+Text only, bounded, in the server's order. Fed by the server's own events and by what
+was decided about the caller's hearing. Also what a later session is given back.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["user", "assistant", "system", "tool_call", "tool_output"]
+
+MAX_ITEMS = 400
+"""Two hours of talk; what is older is forgotten here, the model has it still."""
+
+MAX_CHARS = 8000
+"""Of one item: a tool may return a book."""
+
+
+class HistoryItem(msgspec.Struct):
+    """One item. `text` is what was heard of it; a tool's output is text, too."""
+
+    id: str
+    kind: Kind
+    text: str = ""
+    generated: str = ""
+    """An assistant's words, heard or not."""
+    cut: bool = False
+    """The caller did not hear all of it."""
+    at: float = 0.0
+    """Seconds since the stream began."""
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+    @property
+    def spoken(self) -> bool:
+        """Words of a person or an agent, not a tool's."""
+        return self.kind in ("user", "assistant") and bool(self.text or self.generated)
+
+
+class History:
+    """`items` in order; every method takes an item that is unknown as nothing."""
+
+    def __init__(self, items: Iterable[HistoryItem] = ()) -> None:
+        self._items: dict[str, HistoryItem] = {item.id: item for item in items}
+
+    @property
+    def items(self) -> Sequence[HistoryItem]:
+        return list(self._items.values())
+
+    def get(self, item_id: str) -> HistoryItem | None:
+        return self._items.get(item_id)
+
+    def add(self, item: HistoryItem, after: str | None = None) -> None:
+        """A new item, or more of a known one; behind `after`, else at the end."""
+        known = self._items.get(item.id)
+        if known is not None:
+            _fill(known, item)
+            return
+        item.text, item.generated = item.text[:MAX_CHARS], item.generated[:MAX_CHARS]
+        item.arguments = item.arguments[:MAX_CHARS]
+        last = next(reversed(self._items), None)
+        between = after in self._items and after != last
+        self._items[item.id] = item
+        if after is not None and between:
+            self._move_behind(item.id, after)
+        if len(self._items) > MAX_ITEMS:
+            del self._items[next(iter(self._items))]
+
+    def said(self, item_id: str, heard: str, generated: str, *, cut: bool) -> None:
+        """What the caller heard of an answer is known now."""
+        item = self._items.get(item_id)
+        if item is not None:
+            # A part of an item that has several: the words of all of them.
+            item.text = (item.text + heard)[:MAX_CHARS]
+            item.generated = (item.generated + generated)[:MAX_CHARS]
+            item.cut = item.cut or cut
+
+    def transcribed(self, item_id: str, text: str) -> None:
+        """The caller's words, as the transcription model has them."""
+        item = self._items.get(item_id)
+        if item is not None:
+            item.text = text[:MAX_CHARS]
+
+    def remove(self, item_id: str) -> None:
+        self._items.pop(item_id, None)
+
+    def _move_behind(self, item_id: str, after: str) -> None:
+        item = self._items.pop(item_id)
+        items = list(self._items.items())
+        at = next(i for i, (key, _) in enumerate(items) if key == after) + 1
+        self._items = dict([*items[:at], (item_id, item), *items[at:]])
+
+
+def _fill(known: HistoryItem, item: HistoryItem) -> None:
+    known.text = known.text or item.text[:MAX_CHARS]
+    known.name = known.name or item.name
+    known.call_id = known.call_id or item.call_id
+    known.arguments = known.arguments or item.arguments[:MAX_CHARS]

@@ -1,0 +1,90 @@
+"""How long a call may be silent, last and cost: says what is due, does nothing."""
+
+from bridge.core import realtime
+from bridge.core.rules import Prices, Rules
+
+
+class Patience:
+    """`watch` whenever something may have changed, `due` when its time has come."""
+
+    def __init__(self, rules: Rules, now: float) -> None:
+        self._rules = rules
+        self._began = now
+        self._quiet_since: float | None = None
+        self._asked = 0
+        self.cost = 0.0
+
+    def watch(self, quiet: bool, now: float) -> None:
+        """`quiet`: nobody speaks, nothing is to be heard, no tool runs."""
+        if not quiet:
+            self._quiet_since = None
+        elif self._quiet_since is None:
+            self._quiet_since = now
+
+    def caller_is_there(self) -> None:
+        """They spoke, or pressed a key."""
+        self._asked = 0
+        self._quiet_since = None
+
+    def spend(self, usage: realtime.Usage) -> float:
+        """What an answer cost, by the route's prices; 0 without them."""
+        cost = cost_of(usage, self._rules.prices) if self._rules.prices else 0.0
+        self.cost += cost
+        return cost
+
+    @property
+    def due_at(self) -> float | None:
+        """When `due` has something to say; the cost comes with events."""
+        times = [self._silent_at, self._longest_at]
+        return min((at for at in times if at is not None), default=None)
+
+    def due(self, now: float) -> str | None:
+        """ "ask" whether the caller is there; or why the call must end."""
+        if self._longest_at is not None and now >= self._longest_at:
+            return "longest"
+        limit = self._rules.cost_limit
+        if limit is not None and self.cost >= limit:
+            return "cost"
+        if self._silent_at is None or now < self._silent_at:
+            return None
+        if self._asked >= self._rules.silent_asks:
+            return "silent"
+        self._asked += 1
+        self._quiet_since = now  # should the agent not ask, in the end all the same
+        return "ask"
+
+    @property
+    def _silent_at(self) -> float | None:
+        seconds = self._rules.silent_seconds
+        if seconds is None or self._quiet_since is None:
+            return None
+        return self._quiet_since + seconds
+
+    @property
+    def _longest_at(self) -> float | None:
+        seconds = self._rules.longest_seconds
+        return None if seconds is None else self._began + seconds
+
+
+def cost_of(usage: realtime.Usage, prices: Prices) -> float:
+    """Cached tokens are among the input's and have a price of their own; tokens of
+    which the server does not say what they are count as audio, which is dearer."""
+    given = usage.input_token_details or realtime.InputTokens()
+    made = usage.output_token_details or realtime.OutputTokens()
+    cached = given.cached_tokens_details or realtime.CachedTokens()
+    cached_text, cached_audio = cached.text_tokens or 0, cached.audio_tokens or 0
+    text_in, text_out = given.text_tokens or 0, made.text_tokens or 0
+    audio_in = _rest(given.audio_tokens, usage.input_tokens, text_in)
+    audio_out = _rest(made.audio_tokens, usage.output_tokens, text_out)
+    tokens = (
+        (text_in - cached_text) * prices.input_text,
+        (audio_in - cached_audio) * prices.input_audio,
+        (cached_text + cached_audio) * prices.input_cached,
+        text_out * prices.output_text,
+        audio_out * prices.output_audio,
+    )
+    return sum(tokens) / 1_000_000
+
+
+def _rest(audio: int | None, total: int | None, text: int) -> int:
+    return audio if audio is not None else max((total or 0) - text, 0)

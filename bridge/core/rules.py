@@ -1,0 +1,62 @@
+"""How one call is to be led: values that the edges hand to the Conversation.
+
+They are known a little after the call is, for its route must be looked up first.
+"""
+
+import msgspec
+
+from bridge.core.history import HistoryItem
+
+SILENT = (
+    "The caller has been silent for a while. Ask in one short sentence whether they "
+    "are still there."
+)
+
+GOODBYES = {
+    # What the agent is told when the call must end, by the reason.
+    "silent": (
+        "The caller does not answer any more. Say in one short sentence that you end "
+        "the call now, and goodbye."
+    ),
+    "longest": (
+        "This call has reached its longest time. Say in one short sentence that you "
+        "have to end it now, and goodbye."
+    ),
+    "cost": (
+        "This call has to end now. Say in one short sentence that you have to end it, "
+        "and goodbye."
+    ),
+}
+
+
+class Prices(msgspec.Struct, frozen=True):
+    """Per million tokens, in whatever unit the limit has."""
+
+    input_text: float = 0.0
+    input_audio: float = 0.0
+    input_cached: float = 0.0
+    output_text: float = 0.0
+    output_audio: float = 0.0
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """None: not at all."""
+
+    greeting: str | None = None
+    """What the agent is told to open with; without it the caller begins."""
+    silent_seconds: float | None = None
+    """A caller who says nothing for so long is asked whether they are there ..."""
+    silent_asks: int = 2
+    """... so many times; then the call ends."""
+    silent_text: str = SILENT
+    longest_seconds: float | None = None
+    prices: Prices | None = None
+    cost_limit: float | None = None
+    key_pause_seconds: float = 2.0
+    """Keys that come no further apart are one input."""
+    key_actions: tuple[str, ...] = ()
+    """Inputs that are no word to the agent: the call is asked to do something."""
+    history: tuple[HistoryItem, ...] = ()
+    """What was said before, in an earlier session of this call ..."""
+    word: str = ""
+    """... and what the agent is told about why it goes on."""

@@ -1,0 +1,81 @@
+"""Who waits until all that the agent said has been heard, and how long."""
+
+from dataclasses import dataclass
+
+from bridge.core.commands import Heard
+
+HEARD_SECONDS = 3.0
+"""What should have been heard so long ago was, though its mark did not come back."""
+
+ANSWER_SECONDS = 20.0
+"""Nobody waits longer for an answer to be generated before a call may end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """`then`: by whom and why the call ends when all was heard."""
+
+    number: int
+    since: float
+    then: tuple[str, str] | None = None
+    stoppable: bool = True
+    """The caller ends the wait by speaking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Yet:
+    """What the caller has yet to hear."""
+
+    generating: bool
+    """An answer is being made, or was asked for."""
+    unanswered: bool
+    """The caller has spoken, and the server has not begun to answer."""
+    queued: bool
+    """Twilio has something that is not known to be played."""
+    queue_ends: float
+    """When that should have been played."""
+
+    @property
+    def nothing(self) -> bool:
+        return not (self.generating or self.queued)
+
+
+class Waits:
+    """In the order in which they began."""
+
+    def __init__(self) -> None:
+        self._waits: list[Wait] = []
+
+    def add(self, wait: Wait) -> None:
+        self._waits.append(wait)
+
+    def stop(self, *, all_of_them: bool = False) -> list[Heard]:
+        """The agent was interrupted (or the call is over): it was not heard."""
+        stopped = [it for it in self._waits if it.stoppable or all_of_them]
+        self._waits = [it for it in self._waits if it not in stopped]
+        return [Heard(wait.number, False) for wait in stopped]
+
+    def over(self, yet: Yet, now: float) -> list[Wait]:
+        """Those that end now: all was heard, or should have been long ago."""
+        over = [
+            it
+            for it in self._waits
+            if (yet.nothing and not _answer_comes(it, yet)) or now >= _late(it, yet)
+        ]
+        self._waits = [it for it in self._waits if it not in over]
+        return over
+
+    def due_at(self, yet: Yet) -> float | None:
+        """When the first of them has waited long enough."""
+        return min((_late(wait, yet) for wait in self._waits), default=None)
+
+
+def _late(wait: Wait, yet: Yet) -> float:
+    if yet.generating or _answer_comes(wait, yet):
+        return wait.since + ANSWER_SECONDS
+    return max(wait.since, yet.queue_ends) + HEARD_SECONDS
+
+
+def _answer_comes(wait: Wait, yet: Yet) -> bool:
+    """No call ends between what the caller said and the answer to it."""
+    return yet.unanswered and wait.then is not None

@@ -1,0 +1,120 @@
+"""What the user's code may change in a running call: muting, editing, other rules."""
+
+import base64
+
+from tests.core.phone import (
+    STREAM,
+    Phone,
+    asks,
+    ends,
+    events,
+    payload,
+    pressed,
+    said_to_model,
+    to_model,
+    told,
+)
+
+
+def test_a_muted_caller_is_silence_of_the_same_length() -> None:
+    """A card number read out is not heard by the model, whose clock runs on."""
+    phone = Phone().talking()
+    phone.talk.mute(True)
+
+    for ms in (20, 40):
+        [sent] = to_model(phone.frame(ms=ms))
+        assert base64.b64decode(sent["audio"]) == b"\xff" * (8 * ms)
+    phone.talk.mute(False)
+    assert to_model(phone.frame())[0]["audio"] == payload(20)
+
+
+def test_a_caller_muted_before_the_model_is_ready_is_not_heard_later() -> None:
+    """What is held while muted is held as silence."""
+    phone = Phone()
+    phone.start()
+    phone.frame()
+    phone.talk.mute(True)
+    phone.frame()
+
+    sent = to_model(phone.ready())
+
+    assert [it["audio"] for it in sent] == [payload(20), payload(20, b"\xff")]
+
+
+def test_a_muted_caller_presses_keys() -> None:
+    """Muting is for the ear: keys still act."""
+    phone = Phone(key_actions=("0",)).talking()
+    phone.talk.mute(True)
+
+    assert pressed(phone.presses("0")) == ["0"]
+
+
+def test_the_model_forgets_what_is_taken_out() -> None:
+    """An item that the application removes is deleted at the model."""
+    phone = Phone().talking()
+    phone.item_added("u1", "user", {"type": "input_text", "text": "my secret"})
+
+    assert told(phone.talk.edit(["u1"], {})) == [("delete", "u1", None)]
+
+
+def test_words_are_put_in_the_place_of_others() -> None:
+    """The new words stand where the old ones stood, said by the same side."""
+    phone = Phone().talking()
+    phone.item_added("u1", "user", {"type": "input_text", "text": "my card is 4111"})
+
+    create, delete = to_model(phone.talk.edit([], {"u1": "my card is (hidden)"}))
+
+    assert create["previous_item_id"] == "u1"
+    assert create["item"]["role"] == "user"
+    assert create["item"]["content"][0]["text"] == "my card is (hidden)"
+    assert (delete["type"], delete["item_id"]) == ("conversation.item.delete", "u1")
+
+
+def test_what_is_no_words_is_not_replaced() -> None:
+    """A tool call or an item that nobody knows has no words to correct."""
+    phone = Phone().talking()
+    call = {"id": "t1", "type": "function_call", "call_id": "c1"}
+    phone.model("conversation.item.added", item=call)
+
+    assert phone.talk.edit([], {"t1": "x", "unknown": "x"}) == []
+
+
+def test_rules_come_when_the_call_is_known() -> None:
+    """The route of the number decides how the call is led from then on."""
+    phone = Phone()
+    phone.start()
+    phone.follow(greeting="Say ahoy.", key_actions=("9",))
+
+    commands = phone.ready()
+
+    assert said_to_model(commands) == [("system", "Say ahoy.")]
+    assert asks(commands) == 1
+    assert pressed(phone.presses("9")) == ["9"]
+
+
+def test_an_application_stops_the_agent() -> None:
+    """Silence at once, and the model is told to stop; what follows is told anew."""
+    phone = Phone().talking()
+    phone.created()
+    phone.says(1000)
+
+    commands = phone.interrupt()
+
+    assert events(commands) == ["clear", "mark"]
+    assert [it["type"] for it in to_model(commands)] == ["response.cancel"]
+    assert asks(phone.tell("Leave a message.", "system")) == 0
+    assert asks(phone.done(status="cancelled")) == 1
+
+
+def test_what_is_asked_after_the_end_is_not_done() -> None:
+    """A call that is over takes no orders."""
+    phone = Phone().talking()
+    assert ends(phone.caller(event="stop", streamSid=STREAM))
+
+    assert phone.tell("x") == phone.ask() == phone.busy(1) == phone.presses("1#") == []
+    assert (
+        phone.talk.edit(["u1"], {})
+        == phone.talk.mute(True)
+        == phone.goodbye("cost")
+        == []
+    )
