@@ -1,7 +1,8 @@
-"""Which calls there are and what follows each: the Registry contract.
+"""Which calls there are, what follows each, and what another instance may have to know.
 
-One contract, one implementation per place where calls are kept: memory.py (this
-instance alone). Twilio may ask any instance what follows, so nothing else may know.
+One contract, one implementation per place where it is kept: memory.py (this instance
+alone). Twilio may ask any instance, so nothing of a call that outlives its stream is
+kept anywhere else.
 """
 
 import enum
@@ -9,11 +10,28 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class NextStep(enum.Enum):
-    """What `/voice/next` answers when Twilio asks how the call goes on."""
+class Then(enum.Enum):
+    """How a call goes on when its stream has ended."""
 
     HANG_UP = "hang_up"  # all was said
+    TRANSFER = "transfer"  # a number is dialled; who is not answered comes back
     SORRY = "sorry"  # we failed the caller: say so, dial the fallback number
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """What `/voice/next` answers when Twilio asks how the call goes on."""
+
+    then: Then
+    number: str = ""
+    """Who is dialled; of a transfer always, of a sorry where there is a fallback."""
+    caller_id: str = ""
+    """Whom the dialled one sees; empty: the caller."""
+    ring_seconds: int = 20
+    language: str = ""
+    """Of the sentence that Twilio says."""
+    text: str = ""
+    """That sentence; empty: the bridge's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +45,11 @@ class CallEntry:
 
 
 class Registry(Protocol):
-    """Entries appear with the stream and go with it; a next step is taken once."""
+    """Entries appear with the stream and go with it; a next step is taken once.
+
+    `put`, `get`, `take` and `first` are the shelf: bytes under a name for some time,
+    for whoever is asked next.
+    """
 
     async def opened(self, entry: CallEntry) -> None:
         """A stream has started for this call."""
@@ -40,3 +62,15 @@ class Registry(Protocol):
 
     async def calls(self) -> list[CallEntry]:
         """The running calls, oldest first."""
+
+    async def put(self, name: str, value: bytes, seconds: float) -> None:
+        """Kept for so long; what was there before is replaced."""
+
+    async def get(self, name: str) -> bytes | None:
+        """None: never there, taken, or its time is over."""
+
+    async def take(self, name: str) -> bytes | None:
+        """As `get`, and it is gone: only one of several askers gets it."""
+
+    async def first(self, name: str, seconds: float) -> bool:
+        """True for the first who asks within so long: a message that came twice."""

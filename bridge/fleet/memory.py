@@ -17,6 +17,8 @@ class MemoryRegistry:
         self._now = now
         self._entries: dict[str, CallEntry] = {}
         self._next: dict[str, tuple[float, NextStep]] = {}
+        self._shelf: dict[str, tuple[float, bytes]] = {}
+        self._sweep_at = 0
 
     async def opened(self, entry: CallEntry) -> None:
         self._entries[entry.stream_sid] = entry
@@ -37,6 +39,25 @@ class MemoryRegistry:
     async def calls(self) -> list[CallEntry]:
         return list(self._entries.values())
 
+    async def put(self, name: str, value: bytes, seconds: float) -> None:
+        self._sweep()
+        self._shelf[name] = (self._now() + seconds, value)
+
+    async def get(self, name: str) -> bytes | None:
+        until, value = self._shelf.get(name, (0.0, None))
+        return value if until > self._now() else None
+
+    async def take(self, name: str) -> bytes | None:
+        value = await self.get(name)
+        self._shelf.pop(name, None)
+        return value
+
+    async def first(self, name: str, seconds: float) -> bool:
+        if await self.get(name) is not None:
+            return False
+        await self.put(name, b"", seconds)
+        return True
+
     def _drop_stale(self) -> None:
         # Oldest first, as they were put in.
         now = self._now()
@@ -44,3 +65,13 @@ class MemoryRegistry:
             if until > now:
                 break
             del self._next[call_sid]
+
+    def _sweep(self) -> None:
+        """What nobody came for; looked for whenever the shelf has doubled."""
+        if len(self._shelf) <= self._sweep_at:
+            return
+        now = self._now()
+        self._shelf = {
+            name: kept for name, kept in self._shelf.items() if kept[0] > now
+        }
+        self._sweep_at = 2 * len(self._shelf) + 64

@@ -2,10 +2,10 @@
 
 import pytest
 
-from bridge.fleet import CallEntry, NextStep, Registry
+from bridge.fleet import CallEntry, NextStep, Registry, Then
 from bridge.fleet.memory import NEXT_STEP_SECONDS, MemoryRegistry
 
-SORRY, HANG_UP = NextStep.SORRY, NextStep.HANG_UP
+SORRY, HANG_UP = NextStep(Then.SORRY, "+14155550100"), NextStep(Then.HANG_UP)
 
 
 class Clock:

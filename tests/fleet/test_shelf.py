@@ -1,0 +1,110 @@
+"""The registry's shelf, and what is kept on it of a call between two of its streams."""
+
+import pytest
+
+from bridge.core.history import HistoryItem
+from bridge.fleet import Registry
+from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.plan import Earlier, Plan
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def registry(clock: Clock) -> Registry:
+    return MemoryRegistry(clock)
+
+
+async def test_what_is_put_is_there_for_its_time(
+    registry: Registry, clock: Clock
+) -> None:
+    """A call that rings for a minute still finds what was planned for it."""
+    await registry.put("plan:CA1", b"x", 60.0)
+    clock.now += 59.9
+
+    assert await registry.get("plan:CA1") == b"x"
+    assert await registry.get("plan:CA2") is None
+    clock.now += 0.1
+    assert await registry.get("plan:CA1") is None
+    assert await registry.take("plan:CA1") is None
+
+
+async def test_what_is_put_anew_counts(registry: Registry, clock: Clock) -> None:
+    """The last word is kept, for as long as it says."""
+    await registry.put("a", b"old", 5.0)
+    await registry.put("a", b"new", 60.0)
+    clock.now += 10
+
+    assert await registry.get("a") == b"new"
+
+
+async def test_what_is_taken_is_gone(registry: Registry) -> None:
+    """Of two who ask only one goes on with the conversation."""
+    await registry.put("talk:CA1", b"", 60.0)
+
+    assert await registry.take("talk:CA1") == b""
+    assert await registry.take("talk:CA1") is None
+    assert await registry.get("talk:CA1") is None
+
+
+async def test_the_first_is_told_from_the_second(
+    registry: Registry, clock: Clock
+) -> None:
+    """A webhook that comes twice is acted on once, until its time is over."""
+    assert await registry.first("hook:1", 300.0)
+    assert not await registry.first("hook:1", 300.0)
+    assert await registry.first("hook:2", 300.0)
+    clock.now += 299.9
+    assert not await registry.first("hook:1", 300.0)
+    clock.now += 0.1
+    assert await registry.first("hook:1", 300.0)
+
+
+async def test_what_nobody_comes_for_costs_no_memory(clock: Clock) -> None:
+    """An instance that runs for months does not grow by what was left on its shelf."""
+    registry = MemoryRegistry(clock)
+    for n in range(10_000):
+        clock.now += 1
+        await registry.put(f"plan:{n}", b"x", 60.0)
+
+    assert len(registry._shelf) < 300
+
+
+async def test_what_is_wanted_is_never_swept_away(clock: Clock) -> None:
+    """However full the shelf is, what has time left stays."""
+    registry = MemoryRegistry(clock)
+    for n in range(1000):
+        await registry.put(str(n), str(n).encode(), 60.0)
+
+    assert [await registry.take(str(n)) for n in range(1000)] == [
+        str(n).encode() for n in range(1000)
+    ]
+
+
+def test_a_plan_is_read_as_it_was_kept() -> None:
+    """The instance that answers the call knows what the one that placed it was told."""
+    plan = Plan(greeting="", machine="message", message="Your table is booked.")
+
+    assert Plan.read(plan.kept()) == plan
+    assert Plan.read(None) == Plan(greeting=None, machine="ignore")
+
+
+def test_an_earlier_conversation_is_read_as_it_was_kept() -> None:
+    """Who comes back from a transfer is spoken to by an agent that remembers."""
+    said = HistoryItem("a1", "assistant", "Gladly.", "Gladly, sir.", True, 3.5)
+    called = HistoryItem("t1", "tool_call", call_id="c", name="n", arguments="{}")
+    earlier = Earlier((said, called), "Booking", {"From": "+1"}, "Nobody answered.")
+
+    assert Earlier.read(earlier.kept()) == earlier
+    assert Earlier.read(None) == Earlier()
