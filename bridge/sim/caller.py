@@ -8,12 +8,15 @@ imports nothing of the bridge: what both would get wrong together, no test would
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
 from time import monotonic
+from types import MappingProxyType
+from typing import Literal
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -29,7 +32,14 @@ from bridge.sim.twilio.dial import (
 from bridge.sim.twilio.network import Network
 from bridge.sim.twilio.person import Person
 from bridge.sim.twilio.playout import FRAME_US, Playout
-from bridge.sim.twilio.record import CallRecord, Streamed, StreamEnd, Warned
+from bridge.sim.twilio.record import (
+    CallRecord,
+    Dialled,
+    DialStatus,
+    Streamed,
+    StreamEnd,
+    Warned,
+)
 from bridge.sim.twilio.steps import (
     Drop,
     Gap,
@@ -44,7 +54,7 @@ from bridge.sim.twilio.steps import (
     Wait,
 )
 from bridge.sim.twilio.stream import CLOSED_BY_BRIDGE, MediaStream, OnMedia
-from bridge.sim.twilio.webhooks import Answer, Places, Webhooks
+from bridge.sim.twilio.webhooks import Answer, Places, Webhooks, progress
 
 __all__ = [
     "CallRecord",
@@ -55,6 +65,7 @@ __all__ = [
     "Hear",
     "Listen",
     "Network",
+    "PlacedCall",
     "Press",
     "Say",
     "Script",
@@ -65,6 +76,8 @@ __all__ = [
 ]
 
 HANG_UP_LIMIT = 5.0  # s for the last words over the socket
+NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
+NUMBER = re.compile(r"\+[1-9][0-9]{6,14}")  # E.164
 XML_TYPES = {"text/xml", "application/xml", "text/html"}
 
 
@@ -75,9 +88,20 @@ class Caller:
     `auth_token` None = nothing is signed. `signed_origin` is the origin Twilio
     believes in (https://...) when it differs from the one connected. `parameters` are
     added to every webhook's form. At `max_seconds` the caller hangs up.
+
+    A call of `direction` "outbound-api" is one that Twilio has placed: it is answered
+    before anything is asked, and the script is the one of who was called. `document` is
+    TwiML to begin with, instead of asking `webhook_url`.
+
+    Whom the bridge dials rings for `dial_ring_seconds` (no longer than <Dial timeout>,
+    which makes it "no-answer"), then comes `dial_outcome`; who answers talks for
+    `dial_talk_seconds` and hangs up, and Twilio asks the action or takes the next verb.
     """
 
     webhook_url: str
+    webhook_method: markup.Method = "POST"
+    document: str | None = None
+    direction: Literal["inbound", "outbound-api"] = "inbound"
     auth_token: str | None = None
     signed_origin: str | None = None
     account_sid: str = "AC" + "0" * 31 + "1"
@@ -87,6 +111,9 @@ class Caller:
     network: Network = field(default_factory=Network)
     parameters: Mapping[str, str] = field(default_factory=dict)
     status_callback_url: str | None = None
+    dial_outcome: DialStatus = "completed"
+    dial_ring_seconds: float = 0.0
+    dial_talk_seconds: float = 0.0
     frame_playout: bool = False
     noisy_silence: bool = False
     keep_frame_times: bool = False
@@ -95,7 +122,7 @@ class Caller:
 
     async def call(self, script: Script) -> CallRecord:
         """Place the call, act out the script, return what happened."""
-        return await _Call(self).run(script)
+        return await PlacedCall(self).run(script)
 
 
 async def place_many(
@@ -117,70 +144,129 @@ class _CallFailedError(Exception):
     """Twilio cannot go on: it would say "an application error" and hang up."""
 
 
-class _Call:
-    """One call, from the first webhook to the last; its tasks live in one group."""
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A document that has yet to be asked for."""
+
+    url: str
+    method: markup.Method
+
+
+class PlacedCall:
+    """One call, from the first webhook to the last; its tasks live in one group.
+
+    While it runs, the account may interfere: `end` and `replace`.
+    """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
+        self._next: _Page | Answer | None = None  # in place of what runs
+        self._interrupted = asyncio.Event()
+        self._ended_by = "caller"
         call_sid = caller.call_sid or "CA" + secrets.token_hex(16)
         self._record = CallRecord(call_sid, started_at=monotonic())
+        if caller.direction == "outbound-api":
+            self._record.answered_at = self._record.started_at
         self._person = Person(self._record)
         self._places = Places.of(caller.webhook_url, caller.signed_origin)
         self._tasks = asyncio.TaskGroup()
         self._webhooks: Webhooks | None = None
         self._unattended: str | None = None  # a stream's fault no verb followed
 
+    @property
+    def record(self) -> CallRecord:
+        return self._record
+
+    def end(self, by: str) -> None:
+        """The account ends the call; `by` is who the record says it was."""
+        self._ended_by = by
+        self._person.hung_up.set()
+
+    def replace(self, document: str) -> None:
+        """The account gives other TwiML; a stream that is open ends."""
+        self._next = _inline(document)
+        self._interrupted.set()
+
+    def redirect(self, url: str, method: markup.Method) -> None:
+        """As `replace`, with a document to be asked for."""
+        self._next = _Page(url, method)
+        self._interrupted.set()
+
     async def run(self, script: Script) -> CallRecord:
-        record = self._record
+        caller, record = self._caller, self._record
         # Twilio keeps cookies for a call; the jar must accept them from 127.0.0.1 too.
         jar = aiohttp.CookieJar(unsafe=True)
         async with aiohttp.ClientSession(cookie_jar=jar) as session:
-            token = self._caller.auth_token
-            self._webhooks = Webhooks(session, self._places, token, record)
+            self._webhooks = Webhooks(
+                session, self._places, caller.auth_token, record.requests
+            )
             async with self._tasks:
-                course = self._tasks.create_task(self._course())
                 acting = self._tasks.create_task(self._person.act(script))
                 ending = self._tasks.create_task(self._person.hung_up.wait())
-                await self._until_over(course, ending)
+                await self._until_over(ending)
                 acting.cancel()
                 ending.cancel()
                 record.ended_at = monotonic()
                 self._person.mouth.stop(record.ended_at)
-                if self._caller.status_callback_url is not None:
+                if caller.status_callback_url is not None:
                     self._tasks.create_task(self._post_completed())
         return record
 
-    async def _until_over(
-        self, course: asyncio.Task[None], ending: asyncio.Task[bool]
-    ) -> None:
+    async def _until_over(self, ending: asyncio.Task[bool]) -> None:
         """Return when the call is over, by whichever side; the caller may hang up."""
-        await asyncio.wait(
-            {course, ending},
-            timeout=self._caller.max_seconds,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if course.done():
-            return
-        if not ending.done():
-            self._record.timed_out.append(f"call: {self._caller.max_seconds:g} s")
-            self._person.hung_up.set()
-        self._record.ended_by = "caller"
+        caller = self._caller
+        over_at = monotonic() + caller.max_seconds
+        page: _Page | Answer | None = _Page(caller.webhook_url, caller.webhook_method)
+        if caller.document is not None:
+            page = _inline(caller.document)
+        while page is not None:
+            self._interrupted.clear()
+            self._next = None
+            course = self._tasks.create_task(self._course(page))
+            other = self._tasks.create_task(self._interrupted.wait())
+            await asyncio.wait(
+                {course, ending, other},
+                timeout=over_at - monotonic(),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            other.cancel()
+            if course.done():
+                break
+            if not ending.done() and self._next is None:
+                self._record.timed_out.append(f"call: {caller.max_seconds:g} s")
+                self._person.hung_up.set()
+            page = None if self._person.hung_up.is_set() else self._next
+            await self._leave(course)
+        self._record.ended_by = self._record.ended_by or self._ended_by
+
+    async def _leave(self, course: asyncio.Task[None]) -> None:
+        """End what runs, wherever it is; a stream gets its last words."""
         if self._person.stream is not None:
             self._person.stream.hang_up()
             await asyncio.wait({course}, timeout=HANG_UP_LIMIT)
         course.cancel()
         await asyncio.wait({course})
 
-    async def _course(self) -> None:
+    async def _course(self, page: _Page | Answer) -> None:
         """What the bridge's documents make of the call."""
+        status = "in-progress" if self._record.answered_at is not None else "ringing"
         document: Answer | None
         try:
-            document = await self._ask(self._caller.webhook_url, "POST", "ringing")
+            if isinstance(page, Answer):
+                document = page
+            else:
+                document = await self._ask(page.url, page.method, status)
             while document is not None:
                 document = await self._obey(document)
         except (_CallFailedError, markup.TwimlError) as error:
             self._record.error = str(error)
-        self._record.ended_by = self._record.ended_by or self._reason()
+        if not self._left:
+            self._record.ended_by = self._reason()
+
+    @property
+    def _left(self) -> bool:
+        """Somebody has hung up, or another document takes over."""
+        return self._person.hung_up.is_set() or self._next is not None
 
     def _reason(self) -> str:
         """Why the call ended, seeing that the caller did not hang up."""
@@ -204,21 +290,47 @@ class _Call:
                     return await self._ask(urljoin(answer.url, url), method)
                 case markup.Connect(stream, action, method):
                     end = await self._connect(stream, answer.url)
-                    if self._person.hung_up.is_set():
+                    if self._left:
                         return None
                     if action is not None:
                         return await self._ask(urljoin(answer.url, action), method)
                     if end.code != CLOSED_BY_BRIDGE:
                         self._unattended = f"{end.code} {end.text}"
-                case markup.Dial(number):
-                    record.dialled = number
-                    return None
+                case markup.Dial(action=action, method=method):
+                    result = _dial_form(await self._dial(verb))
+                    if action is not None:
+                        url = urljoin(answer.url, action)
+                        return await self._ask(url, method, more=result)
                 case markup.Reject(reason):
                     record.rejected = reason
                     return None
                 case markup.Hangup():
                     return None
         return None
+
+    async def _dial(self, dial: markup.Dial) -> Dialled:
+        """Ring somebody and let the two talk; the caller may hang up at any time."""
+        caller, now = self._caller, monotonic()
+        dialled = Dialled(
+            call_sid="CA" + secrets.token_hex(16),
+            number=dial.number,
+            caller_id=dial.caller_id or caller.from_number,
+            at=now,
+        )
+        self._record.dials.append(dialled)
+        if not NUMBER.fullmatch(dial.number):
+            self._record.warnings.append(Warned(13224, "not a phone number", now))
+            dialled.status = "failed"
+            return dialled
+        await asyncio.sleep(min(caller.dial_ring_seconds, dial.timeout))
+        if caller.dial_ring_seconds > dial.timeout:
+            dialled.status = "no-answer"
+            return dialled
+        dialled.status = caller.dial_outcome
+        if dialled.status == "completed":
+            await asyncio.sleep(caller.dial_talk_seconds)
+            dialled.talked_seconds = caller.dial_talk_seconds
+        return dialled
 
     def _verbs(self, answer: Answer) -> list[markup.Verb]:
         if answer.status == 204:
@@ -234,6 +346,8 @@ class _Call:
         """Open a stream and let it run to its end."""
         stream_sid = "MZ" + secrets.token_hex(16)
         try:
+            if not document_url and stream.url.startswith("/"):
+                raise StreamRefusedError(31923, f"malformed URL {stream.url!r}")
             url = stream_url(stream, document_url)
             if url != without_query(url):
                 text = "the stream URL's query string is not passed on"
@@ -286,12 +400,19 @@ class _Call:
         return media_stream.end
 
     async def _ask(
-        self, url: str, method: markup.Method, status: str = "in-progress"
+        self,
+        url: str,
+        method: markup.Method,
+        status: str = "in-progress",
+        more: Mapping[str, str] = NOTHING_MORE,
     ) -> Answer:
         """A webhook that must say how the call goes on."""
         assert self._webhooks is not None
+        if not urlsplit(url).netloc:
+            # Only in TwiML that came without a URL of its own.
+            raise _CallFailedError(f"15004 the URL {url} is not absolute")
         url = self._places.public_url(url)
-        answer = await self._webhooks.ask(url, self._form(status), method)
+        answer = await self._webhooks.ask(url, {**self._form(status), **more}, method)
         path = urlsplit(url).path
         if answer.status == 0:
             raise _CallFailedError(f"{answer.error} ({path})")
@@ -310,7 +431,7 @@ class _Call:
             "CallStatus": status,
             "Called": caller.to_number,
             "Caller": caller.from_number,
-            "Direction": "inbound",
+            "Direction": caller.direction,
             "From": caller.from_number,
             "To": caller.to_number,
             **caller.parameters,
@@ -342,12 +463,23 @@ class _Call:
         assert self._webhooks is not None and url is not None
         assert record.ended_at is not None
         answered = record.answered_at or record.ended_at
-        seconds = round(record.ended_at - answered)
-        form = {
-            **self._form("completed"),
-            "CallDuration": str(seconds),
-            "Duration": str(-(-seconds // 60)),
-            "CallbackSource": "call-progress-events",
-            "SequenceNumber": "0",
-        }
+        form = self._form("completed") | progress(0, record.ended_at - answered)
         await self._webhooks.ask(self._places.public_url(url), form, "POST")
+
+
+def _inline(document: str) -> Answer:
+    """TwiML as if it had been asked for; it has no URL to which others are relative."""
+    return Answer("", 200, "text/xml", document)
+
+
+def _dial_form(dialled: Dialled) -> dict[str, str]:
+    """What the <Dial action> is told of the leg."""
+    bridged = dialled.status == "completed"
+    form = {
+        "DialCallStatus": dialled.status,
+        "DialCallSid": dialled.call_sid,
+        "DialBridged": "true" if bridged else "false",
+    }
+    if bridged:
+        form["DialCallDuration"] = str(round(dialled.talked_seconds))
+    return form

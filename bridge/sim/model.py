@@ -18,10 +18,12 @@ from websockets.http11 import Request, Response
 
 from bridge.sim.realtime.configuration import DEFAULT_MODEL
 from bridge.sim.realtime.items import Item, ResponseRecord
+from bridge.sim.realtime.leg import PhoneCall
 from bridge.sim.realtime.outbox import Direction
 from bridge.sim.realtime.session import Hook, ModelSession
 from bridge.sim.realtime.turns import (
     Behaviour,
+    CallMcp,
     CallTool,
     Fail,
     Heard,
@@ -35,6 +37,7 @@ from bridge.sim.realtime.turns import (
 
 __all__ = [
     "Behaviour",
+    "CallMcp",
     "CallTool",
     "Direction",
     "Fail",
@@ -76,6 +79,7 @@ class ModelServer:
         self.behaviour = behaviour or Behaviour()  # may be changed for later sessions
         self.sessions: list[ModelSession] = []
         self.refused: list[int] = []  # HTTP statuses of refused handshakes
+        self.calls: dict[str, PhoneCall] = {}  # what `?call_id=` attaches to
         self._active: set[ModelSession] = set()
         self._host = host
         self._port = port
@@ -133,16 +137,22 @@ class ModelServer:
     async def _serve(self, connection: ServerConnection) -> None:
         request = connection.request
         assert request is not None
-        models = parse_qs(urlsplit(request.path).query).get("model", [])
+        models = _query(request, "model")
+        calls = _query(request, "call_id")
+        call = self.calls[calls[0]] if calls else None
         session = ModelSession(
             connection,
             self.behaviour,
             model=models[0] if models else DEFAULT_MODEL,
-            model_chosen=bool(models),
+            model_chosen=bool(models or calls),
             keep_audio=self._keep_audio,
             record_appends=self._record_appends,
             on_event=self._on_event,
+            call=call,
         )
+        if call is not None:
+            call.session = session
+            call.attached += 1
         self.sessions.append(session)
         del self.sessions[: -self._keep_sessions]
         self._active.add(session)
@@ -159,10 +169,19 @@ class ModelServer:
             return self._refusal(connection, status, HTTPStatus(status).phrase)
         if self._api_key is not None and self._api_key not in _keys(request):
             return self._refusal(connection, 401, "Incorrect API key provided.")
+        for call_id in _query(request, "call_id"):
+            call = self.calls.get(call_id)
+            if call is None or not call.attachable:
+                message = f"No session found for call_id {call_id}"
+                return self._refusal(connection, 404, message, "call_id_not_found")
         return None
 
     def _refusal(
-        self, connection: ServerConnection, status: int, message: str
+        self,
+        connection: ServerConnection,
+        status: int,
+        message: str,
+        code: str | None = None,
     ) -> Response:
         """An HTTP answer with the JSON body OpenAI's errors have."""
         self.refused.append(status)
@@ -170,12 +189,16 @@ class ModelServer:
             "message": message,
             "type": "invalid_request_error" if status < 500 else "server_error",
             "param": None,
-            "code": _CODES.get(status),
+            "code": code or _CODES.get(status),
         }
         response = connection.respond(HTTPStatus(status), json.dumps({"error": error}))
         del response.headers["Content-Type"]
         response.headers["Content-Type"] = "application/json"
         return response
+
+
+def _query(request: Request, name: str) -> list[str]:
+    return parse_qs(urlsplit(request.path).query).get(name, [])
 
 
 def _keys(request: Request) -> Sequence[str]:

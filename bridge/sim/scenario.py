@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bridge.sim import voice
+from bridge.sim.realtime.small_talk import AnyServer, SmallTalk
 from bridge.sim.realtime.turns import Behaviour, CallTool, Say, Turn
 from bridge.sim.twilio import steps
 
@@ -28,7 +29,7 @@ class Scenario:
     name: str
     caller: Sequence[Doing]
     model: Sequence[Turn] = field(default_factory=tuple)
-    """Answers in order; none: the fake's own small talk."""
+    """Answers in order; none: small talk that tries the agent's tools."""
 
     def script(self) -> list[steps.Step]:
         """The caller's part, spoken."""
@@ -37,7 +38,9 @@ class Scenario:
     def behaviour(self) -> Behaviour:
         """The model's part."""
         texts = [doing.text for doing in self.caller if isinstance(doing, Line)]
-        return Behaviour(turns=self.model, user_texts=texts)
+        if self.model:
+            return Behaviour(turns=self.model, user_texts=texts)
+        return Behaviour(answer=SmallTalk().answer, mcp=AnyServer(), user_texts=texts)
 
 
 def _spoken(doing: Doing) -> steps.Step:
@@ -59,6 +62,8 @@ RECEPTION = Scenario(
         steps.Listen(),
         Line("I see. Thank you, and goodbye."),
         steps.Listen(),
+        # The agent hangs up; a caller whom nobody hung up on would do so by and by.
+        steps.Wait(10),
         steps.HangUp(),
     ],
     model=[
@@ -78,22 +83,34 @@ RECEPTION = Scenario(
         [Say("This is billing. Which invoice is it, please?")],
         [CallTool("invoice_status", {"number": "1043"})],
         [Say("Invoice ten forty three: one hundred and twenty dollars are due.")],
-        [Say("You are welcome. Goodbye!")],
+        [Say("You are welcome. Goodbye!"), CallTool("hang_up", {})],
     ],
 )
-"""Greeting, tool call, interruption, handoff, goodbye: for the bundled agent."""
+"""Greeting, tools, interruption, handoff, goodbye, the agent hangs up: for the bundled
+agent."""
+
+_LISTEN = steps.Listen(quiet_seconds=0.7)
 
 SMALL_TALK = Scenario(
     name="small talk",
     caller=[
-        steps.Listen(),
+        _LISTEN,
         Line("Hello, who am I talking to?"),
-        steps.Hear(1500),
-        Line("Sorry to interrupt. Could you try one of your tools, please?"),
-        steps.Listen(),
+        steps.Hear(1200),
+        Line("Sorry to interrupt. What can you do?"),
+        _LISTEN,
+        Line("And what else?"),
+        _LISTEN,
+        Line("And then?"),
+        _LISTEN,
+        Line("Anything else?"),
+        _LISTEN,
         Line("Thank you, goodbye."),
-        steps.Listen(),
+        _LISTEN,
+        # For a goodbye of the agent's, should it have one.
+        steps.Wait(0.5),
         steps.HangUp(),
     ],
 )
-"""For any agent: the fake answers by itself and tries the tools it finds."""
+"""For any agent: the fake answers by itself and tries the tools it finds, one for each
+line from the second on."""

@@ -8,15 +8,23 @@ import pytest
 
 from bridge.sim.model import (
     Behaviour,
+    CallMcp,
     CallTool,
     Heard,
     ModelServer,
     ModelSession,
     Ruled,
     Say,
+    ToolOutput,
     Turn,
 )
-from bridge.sim.realtime.small_talk import about, callable_tool
+from bridge.sim.realtime.small_talk import (
+    AnyServer,
+    SmallTalk,
+    about,
+    small_talk,
+    tool_calls,
+)
 from bridge.sim.voice import ruler
 from tests.sim.realtime_client import (
     CLIENT_EVENTS,
@@ -80,24 +88,106 @@ def test_arguments_are_made_up_from_the_schema() -> None:
             "count": {"type": "integer", "minimum": 2},
             "extra": {"anyOf": [{"type": "string"}, {"type": "null"}]},
             "to": {"$ref": "#/$defs/Place"},
+            "keys": {"type": "string", "description": "keys, such as 1w4#, pressed"},
         },
-        "required": ["size", "count", "extra", "to"],
+        "required": ["size", "count", "extra", "to", "keys"],
         "$defs": {"Place": {"type": "object", "properties": {}}},
     }
     odd = {"type": "object", "properties": {"at": {"type": "string", "pattern": "x"}}}
     odd["required"] = ["at"]
-    hang_up = {"type": "function", "name": "hang_up", "parameters": {"type": "object"}}
     tools = tuple(
         {"type": "function", "name": name, "parameters": parameters}
         for name, parameters in (("odd", odd), ("order", schema))
     )
 
-    call = callable_tool((hang_up, *tools))
+    [call] = tool_calls(tools)
 
-    assert call is not None and call.name == "order"
+    assert isinstance(call, CallTool) and call.name == "order"
     expected = {"size": "small", "count": 2, "extra": "example", "to": {}}
-    assert call.arguments == expected
-    assert callable_tool(tools[:1]) is None
+    assert call.arguments == {**expected, "keys": "1w4#"}
+
+
+def heard(turn: int, *tools: Event, **more: Any) -> Heard:
+    """What the model knows on the caller's nth turn."""
+    known: dict[str, Any] = {
+        "number": turn + 1,
+        "trigger": "speech",
+        "instructions": "",
+        "tools": tools,
+        "caller_turns": turn,
+        "seconds": 1.0,
+        "transcript": None,
+        "text": None,
+        "answered": (),
+        "overrides": {},
+    }
+    return Heard(**{**known, **more})
+
+
+def function(name: str) -> Event:
+    return {"type": "function", "name": name, "parameters": {"type": "object"}}
+
+
+def names(turn: Turn) -> list[str]:
+    return [it.name for it in turn if isinstance(it, CallTool | CallMcp)]
+
+
+LOOK, SUM = function("look_up"), function("sum")
+HAND_OVER, HANG_UP = function("transfer_to_billing"), function("hang_up")
+
+
+def test_a_demo_shows_every_tool_once() -> None:
+    """One a turn: tools, handoffs, and what ends the call when nothing else is left;
+    those of the agent that was handed over to, too."""
+    talk = SmallTalk()
+    front = (HANG_UP, HAND_OVER, LOOK)
+    billing = (HANG_UP, LOOK, SUM)
+
+    tried = [names(talk.answer(heard(turn, *front))) for turn in (1, 2, 3)]
+    tried += [names(talk.answer(heard(turn, *billing))) for turn in (4, 5, 6)]
+
+    assert tried == [[], ["look_up"], ["transfer_to_billing"], ["sum"], ["hang_up"], []]
+    assert talk.answer(heard(7, *billing)) == [Say("That was all.")]
+
+
+def test_whoever_dials_the_fake_sees_one_tool_after_the_other() -> None:
+    """Without a memory of the call the caller's turns are counted."""
+    tried = [names(small_talk(heard(turn, HANG_UP, LOOK))) for turn in (1, 2, 3, 4)]
+
+    assert tried == [[], ["look_up"], ["hang_up"], []]
+    assert names(small_talk(heard(2))) == []
+
+
+def test_small_talk_is_about_what_happened() -> None:
+    """Results are read out when the client asks for it, not when it is silent about
+    them; the agent that was handed over to says its name."""
+    output = ToolOutput("call_1", "look_up", "it is blue")
+    through = ToolOutput("call_2", "transfer_to_billing", "{}")
+
+    def said(**more: Any) -> str:
+        [words] = small_talk(heard(1, **more))
+        assert isinstance(words, Say)
+        return words.text
+
+    assert said(answered=(output,), trigger="client") == (
+        "The tool look up answered: it is blue"
+    )
+    assert said(answered=(through,), trigger="client") == "You speak with billing now."
+    assert said(answered=(output,)).startswith("You spoke for about one second.")
+    assert said(trigger="client", text="Hi.") == "I have read: Hi."
+    assert said(trigger="client") == "All right."
+    assert said(trigger="idle") == "Are you still there?"
+
+
+def test_every_hosted_server_is_there_in_small_talk() -> None:
+    """A demo of an agent with hosted MCP tools needs no such server."""
+    config = {"type": "mcp", "server_label": "tables", "server_url": "https://x.y"}
+    chosen = config | {"allowed_tools": {"tool_names": ["book"]}}
+
+    [tool] = AnyServer()["tables"]
+    assert "anything" in AnyServer() and tool["name"] == "look_up"
+    assert names(SmallTalk().answer(heard(2, config))) == ["look_up"]
+    assert names(SmallTalk().answer(heard(2, chosen))) == ["book"]
 
 
 @pytest.mark.parametrize(

@@ -117,18 +117,36 @@ class FunctionTool(_Shape, tag="function", tag_field="type"):
     parameters: Json | UnsetType = UNSET
 
 
+class McpFilter(_Shape):
+    read_only: bool | UnsetType = UNSET
+    tool_names: list[str] | UnsetType = UNSET
+
+
+class McpApproval(_Shape):
+    always: McpFilter | UnsetType = UNSET
+    never: McpFilter | UnsetType = UNSET
+
+
 class McpTool(_Shape, tag="mcp", tag_field="type"):
     server_label: str
     server_url: str | UnsetType = UNSET
     connector_id: str | UnsetType = UNSET
     tunnel_id: str | UnsetType = UNSET
-    allowed_tools: list[str] | UnsetType | None = UNSET
+    allowed_tools: list[str] | McpFilter | UnsetType | None = UNSET
     authorization: str | UnsetType = UNSET
     headers: dict[str, str] | UnsetType | None = UNSET
-    require_approval: Literal["always", "never"] | UnsetType | None = UNSET
+    require_approval: Literal["always", "never"] | McpApproval | UnsetType | None = (
+        UNSET
+    )
     server_description: str | UnsetType = UNSET
     defer_loading: bool | UnsetType = UNSET
-    allowed_callers: list[Literal["direct", "programmatic"]] | UnsetType = UNSET
+    allowed_callers: list[Literal["direct", "programmatic"]] | UnsetType | None = UNSET
+
+    def __post_init__(self) -> None:
+        if (self.server_url, self.connector_id, self.tunnel_id).count(UNSET) == 3:
+            raise ValueError(
+                "One of server_url, connector_id or tunnel_id must be provided"
+            )
 
 
 class ChosenFunction(_Shape, tag="function", tag_field="type"):
@@ -151,9 +169,9 @@ class Prompt(_Shape):
 
 
 class Tracing(_Shape):
-    workflow_name: str | UnsetType = UNSET
-    group_id: str | UnsetType = UNSET
-    metadata: Json | UnsetType = UNSET
+    workflow_name: str | UnsetType | None = UNSET
+    group_id: str | UnsetType | None = UNSET
+    metadata: Json | UnsetType | None = UNSET
 
 
 class TokenLimits(_Shape):
@@ -245,6 +263,13 @@ class FunctionCallOutput(_Shape, tag="function_call_output", tag_field="type"):
     status: Status = UNSET
 
 
+class McpApprovalResponse(_Shape, tag="mcp_approval_response", tag_field="type"):
+    id: ItemId
+    approval_request_id: str
+    approve: bool
+    reason: str | UnsetType | None = UNSET
+
+
 # What a role may say; assistant audio cannot be put into a conversation.
 PARTS_OF_ROLE: dict[str, frozenset[str]] = {
     "user": frozenset(("input_text", "input_audio", "input_image")),
@@ -276,7 +301,7 @@ class Clear(_Event, tag="input_audio_buffer.clear"):
 
 
 class ItemCreate(_Event, tag="conversation.item.create", kw_only=True):
-    item: Message | FunctionCall | FunctionCallOutput
+    item: Message | FunctionCall | FunctionCallOutput | McpApprovalResponse
     previous_item_id: str | UnsetType = UNSET
 
 

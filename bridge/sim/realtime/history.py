@@ -1,7 +1,7 @@
 """The conversation of one fake session: items in order, what may be done to them.
 
-Pure. Refusals carry the real server's texts and codes where a thread shows them
-(facts: realtime 1.7); the codes of unknown item ids are formed alike.
+Pure. Refusals carry the real server's texts and codes where a thread shows them; the
+codes of unknown item ids are formed alike.
 """
 
 import base64
@@ -15,6 +15,7 @@ from bridge.sim.realtime.client_events import (
     ItemCreate,
     ItemTruncate,
     Json,
+    McpApprovalResponse,
     Message,
     Refused,
 )
@@ -123,6 +124,11 @@ class History:
                 item.call_id = shape.call_id
                 item.output = shape.output
                 item.name = self._caller_of(shape.call_id)
+            case McpApprovalResponse():
+                self._check_request(shape.approval_request_id)
+                item.approval_request_id = shape.approval_request_id
+                item.approve = shape.approve
+                item.reason = described.get("reason")
             case _:
                 assert_never(shape)
         return item
@@ -141,6 +147,25 @@ class History:
                 )
             if part["type"] == "input_audio":
                 item.chunks.append(decoded(part["audio"], f"item.content[{index}]"))
+
+    def _check_request(self, request_id: str) -> None:
+        """It is there, and nobody has answered it."""
+        request = self.items.get(request_id)
+        if (
+            request is None
+            or request.deleted
+            or request.type != "mcp_approval_request"
+            or any(
+                item.type == "mcp_approval_response"
+                and item.approval_request_id == request_id
+                for item in self.items.values()
+            )
+        ):
+            raise Refused(
+                f"Approval request ID '{request_id}' not found in conversation.",
+                "invalid_approval_request_id",
+                "item.approval_request_id",
+            )
 
     def _caller_of(self, call_id: str) -> str | None:
         for item in self.items.values():

@@ -11,7 +11,9 @@ class Item:
     """One conversation item, and what became of it."""
 
     id: str
-    type: str  # message | function_call | function_call_output
+    # message | function_call | function_call_output | mcp_list_tools | mcp_call |
+    # mcp_approval_request | mcp_approval_response
+    type: str
     role: str | None = None
     parts: list[Json] = field(default_factory=list)  # of user and system messages
     response_id: str | None = None
@@ -32,6 +34,12 @@ class Item:
     name: str | None = None
     arguments: str | None = None
     output: str | None = None
+    server_label: str = ""
+    tools: list[Json] = field(default_factory=list)  # of an mcp_list_tools
+    error: Json | None = None  # of an mcp_call
+    approval_request_id: str | None = None
+    approve: bool = False
+    reason: str | None = None
 
     @property
     def sent_ms(self) -> float:
@@ -46,6 +54,8 @@ class Item:
 
     def wire(self, *, with_audio: bool = False) -> Json:
         """The item as events show it. Audio is shown by item.retrieved alone."""
+        if self.type.startswith("mcp_"):
+            return self._mcp()
         shown: Json = {"id": self.id, "object": "realtime.item", "type": self.type}
         shown["status"] = self.status
         if self.type == "function_call":
@@ -57,6 +67,26 @@ class Item:
         if self.type == "function_call_output":
             return shown | {"call_id": self.call_id, "output": self.output}
         return shown | {"role": self.role, "content": self._content(with_audio)}
+
+    def _mcp(self) -> Json:
+        shown: Json = {"id": self.id, "type": self.type}
+        if self.type == "mcp_approval_response":
+            return shown | {
+                "approval_request_id": self.approval_request_id,
+                "approve": self.approve,
+                "reason": self.reason,
+            }
+        shown["server_label"] = self.server_label
+        if self.type == "mcp_list_tools":
+            return shown | {"tools": self.tools}
+        shown |= {"name": self.name, "arguments": self.arguments}
+        if self.type == "mcp_approval_request":
+            return shown
+        return shown | {
+            "approval_request_id": self.approval_request_id,
+            "output": self.output,
+            "error": self.error,
+        }
 
     def _content(self, with_audio: bool) -> list[Json]:
         if self.role == "assistant" and self.response_id is not None:

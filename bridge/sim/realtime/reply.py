@@ -15,7 +15,15 @@ from bridge.sim.realtime.client_events import Json
 from bridge.sim.realtime.items import Item, ResponseRecord
 from bridge.sim.realtime.listener import BYTES_PER_MS
 from bridge.sim.realtime.render import Chunk, chunks, ruled
-from bridge.sim.realtime.turns import CallTool, Fail, Play, Ruled, Say, Turn
+from bridge.sim.realtime.turns import (
+    CallMcp,
+    CallTool,
+    Fail,
+    Play,
+    Ruled,
+    Say,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from bridge.sim.realtime.session import ModelSession
@@ -100,6 +108,9 @@ class Reply:
             self._index = index
             if isinstance(output, CallTool):
                 self._call_tool(output)
+            elif isinstance(output, CallMcp):
+                if not await self._call_mcp(output):
+                    break
             elif isinstance(output, Fail):
                 self._finish("failed", output.code, message=output.message)
                 return
@@ -283,19 +294,62 @@ class Reply:
             name=output.name,
             arguments="",
         )
-        self._announce(item)
-        arguments = _encode(dict(output.arguments)).decode()
-        ids = self._ids(item) | {"call_id": item.call_id}
-        kind = "response.function_call_arguments"
-        for at in range(0, len(arguments), _ARGUMENT_PIECE):
-            piece = {"delta": arguments[at : at + _ARGUMENT_PIECE]}
-            session.out.emit({"type": f"{kind}.delta"} | ids | piece)
-        item.arguments = arguments
+        ids: Json = {"call_id": item.call_id}
+        self._write_arguments("function_call", item, output, ids, {"name": output.name})
         item.status = "completed"
         item.complete = True
-        done = {"name": output.name, "arguments": arguments}
-        session.out.emit({"type": f"{kind}.done"} | ids | done)
         self._conclude(item)
+
+    def _write_arguments(
+        self,
+        kind: str,
+        item: Item,
+        output: CallTool | CallMcp,
+        ids: Json,
+        at_the_end: Json,
+    ) -> None:
+        """Announces the item, then writes its arguments piece by piece."""
+        emit = self.session.out.emit
+        self._announce(item)
+        arguments = _encode(dict(output.arguments)).decode()
+        ids = self._ids(item) | ids
+        for at in range(0, len(arguments), _ARGUMENT_PIECE):
+            piece = {"delta": arguments[at : at + _ARGUMENT_PIECE]}
+            emit({"type": f"response.{kind}_arguments.delta"} | ids | piece)
+        item.arguments = arguments
+        done = {"arguments": arguments} | at_the_end
+        emit({"type": f"response.{kind}_arguments.done"} | ids | done)
+
+    async def _call_mcp(self, output: CallMcp) -> bool:
+        """False: somebody has to approve it first, so the response ends here."""
+        session = self.session
+        item = Item(
+            id=session.new_id("mcp"),
+            type="mcp_call",
+            response_id=self.record.id,
+            server_label=output.server_label,
+            name=output.name,
+            arguments="",
+        )
+        self._write_arguments("mcp_call", item, output, {}, {})
+        if session.mcp.needs_approval(output):
+            request = Item(
+                id=session.new_id("mcpr"),
+                type="mcp_approval_request",
+                response_id=self.record.id,
+                server_label=output.server_label,
+                name=output.name,
+                arguments=item.arguments,
+                complete=True,
+            )
+            session.mcp.await_approval(request, item, output, self._index)
+            self._index += 1
+            self._announce(request)
+            self._conclude(request)
+            return False
+        await session.mcp.run(item, output, self._index)
+        self._conclude(item)
+        return True
 
     def _finish(self, status: str, reason: str | None, message: str = "") -> None:
         if self._item is not None:

@@ -37,6 +37,8 @@ from bridge.sim.realtime.configuration import default_session, updated
 from bridge.sim.realtime.hearing import Hearing
 from bridge.sim.realtime.history import History
 from bridge.sim.realtime.items import Item, ResponseRecord
+from bridge.sim.realtime.leg import Leg, PhoneCall, accepted_session, check_formats
+from bridge.sim.realtime.mcp import HostedServers
 from bridge.sim.realtime.outbox import Direction, Outbox
 from bridge.sim.realtime.reply import Reply
 from bridge.sim.realtime.small_talk import small_talk
@@ -45,6 +47,7 @@ from bridge.sim.realtime.turns import Behaviour, Heard, Say, ToolOutput, Trigger
 Hook: TypeAlias = Callable[["ModelSession", Direction, Json], None]
 
 _NOTHING_LEFT = (Say("I have nothing more to say."),)
+_CLEAR = "output_audio_buffer.clear"  # known to sessions with a phone alone
 
 
 class ModelSession:
@@ -60,23 +63,30 @@ class ModelSession:
         keep_audio: bool = True,
         record_appends: bool = False,
         on_event: Hook | None = None,
+        call: PhoneCall | None = None,
     ) -> None:
+        """`call`: this is the control socket of a SIP call."""
         self.behaviour = behaviour
         self.model = model
         self.headers: Mapping[str, str] = _plain(connection)
         self.id = secrets.token_hex(4)
         self.conversation_id = f"conv_{self.id}"
         self.session = default_session(f"sess_{self.id}", model)
+        if call is not None:
+            self.session = accepted_session(f"sess_{self.id}", call.body, model)
+            self.model = self.session["model"]
         self.responses: list[ResponseRecord] = []
         self.received: list[tuple[float, Json]] = []  # all but appends
         self.opened_at = self.now()
         self.closed: str | None = None  # who ended it, and how
         self.frozen = False
-        self.out = Outbox(connection)
+        self.leg = Leg(connection, self) if call is not None else None
+        self.out = self.leg or Outbox(connection)
         self.hearing = Hearing(
             self, keep_audio=keep_audio, record_appends=record_appends
         )
         self.history = History()
+        self.mcp = HostedServers(self)
         self.reply: Reply | None = None  # the default conversation's, while active
         self._connection = connection
         self._model_chosen = model_chosen
@@ -151,6 +161,7 @@ class ModelSession:
                 else:
                     self._arm_faults()
                     self.out.emit({"type": "session.created", "session": self.session})
+                    self.mcp.configure([])
                 await self._read()
                 for task in self._tasks:
                     task.cancel()
@@ -242,6 +253,9 @@ class ModelSession:
                 self.out.observe("received", event)
             if event.get("type") != "input_audio_buffer.append":
                 self.received.append((self.now(), event))
+            if self.leg is not None and event.get("type") == _CLEAR:
+                self._clear_phone(self.leg, event)
+                return
             self._dispatch(check(event), event)
         except Refused as refused:
             self.out.error(refused, event.get("event_id"))
@@ -276,7 +290,16 @@ class ModelSession:
             case _:
                 assert_never(event)
 
+    def _clear_phone(self, leg: Leg, event: Json) -> None:
+        if unknown := set(event) - {"type", "event_id"}:
+            param = min(unknown)
+            problem = f"Unknown parameter: '{param}'."
+            raise Refused(problem, "unknown_parameter", param)
+        leg.clear()
+
     def _update(self, raw: Json) -> None:
+        if self.leg is not None:
+            check_formats(raw["session"])
         if self.behaviour.reject_update is not None:
             raise Refused(
                 "This session.update is rejected.", self.behaviour.reject_update
@@ -289,6 +312,7 @@ class ModelSession:
             self._apply(raw)
 
     def _apply(self, raw: Json) -> None:
+        tools_before = self.session["tools"]
         try:
             self.session = updated(
                 self.session,
@@ -303,6 +327,7 @@ class ModelSession:
         self.model = self.session["model"]
         self.hearing.configure()
         self.out.emit({"type": "session.updated", "session": self.session})
+        self.mcp.configure(tools_before)
         self._updates += 1
         if self._updates == 1:
             for frame in self.behaviour.garbage:
@@ -311,11 +336,13 @@ class ModelSession:
     def _create_item(self, event: ItemCreate, raw: Json) -> None:
         item = self.history.create(event, raw, self.new_id("item"))
         if item.type == "function_call_output":
-            self._answered.append(
+            self.tool_answered(
                 ToolOutput(item.call_id or "", item.name or "", item.output or "")
             )
         self._emit_item("added", item)
         self._emit_item("done", item)
+        if item.type == "mcp_approval_response":
+            self.mcp.decide(item)
 
     def _truncate(self, event: ItemTruncate) -> None:
         item = self.history.truncate(event)
@@ -416,6 +443,10 @@ class ModelSession:
                 "response_cancel_not_active",
             )
         active[0].cut("client_cancelled")
+
+    def tool_answered(self, output: ToolOutput) -> None:
+        """The next response knows of it."""
+        self._answered.append(output)
 
     def reply_ended(self, reply: Reply) -> None:
         """response.done has been sent."""

@@ -1,50 +1,109 @@
 """What the fake model says of its own accord: enough for a developer who dials it.
 
-It greets, tells how long the caller spoke, calls a tool on the second turn. Pure.
+It greets, tells how long the caller spoke, and tries the agent's tools, one a turn.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bridge.sim.realtime.turns import CallTool, Heard, Say, Turn
+from bridge.sim.realtime.turns import CallMcp, CallTool, Heard, Say, Turn
 
-_TOOL_ON_TURN = 2
-_SHORTEN_AT = 200  # characters of a tool's result that are read out
+_FIRST_TRY = 2  # turn of the caller
+_SHORTEN_AT = 60  # characters of a tool's result that are read out
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-# A demo that hangs up on its second turn shows nothing: such tools come last.
-_ENDS_THE_CALL = ("hang", "transfer", "end_call", "goodbye")
+_HANDOFF = "transfer_to_"  # as the SDK names its handoffs
+# After these nothing more can be tried, so they come last.
+_GOODBYE = ("hang", "end_call", "goodbye")
+_ENDS_THE_CALL = (*_GOODBYE, "transfer")
+_SUCH_AS = re.compile(r"such as (\S*[\w#*])")  # in the description of an argument
+_LOOK_UP = {
+    "name": "look_up",
+    "description": "Looks something up.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"query": {"type": "string"}},
+        "required": ["query"],
+    },
+    "annotations": {"readOnlyHint": True},
+}
+
+Call = CallTool | CallMcp
 
 
 class _Unfillable(Exception):
     """This schema asks for something nobody can make up."""
 
 
+class SmallTalk:
+    """That of one call: each tool is tried once, whichever agent has it."""
+
+    def __init__(self) -> None:
+        self._tried: set[str] = set()
+
+    def answer(self, heard: Heard) -> Turn:
+        """A `Behaviour.answer`."""
+        calls = tool_calls(heard.tools)
+        untried = [it for it in calls if _title(it) not in self._tried]
+        turn = _answer(heard, calls, untried)
+        called = (it for it in turn if isinstance(it, CallTool | CallMcp))
+        self._tried |= {_title(call) for call in called}
+        return turn
+
+
+class AnyServer(Mapping[str, Sequence[Mapping[str, Any]]]):
+    """A `Behaviour.mcp` in which every hosted MCP server can be reached: each lists one
+    and the same tool."""
+
+    def __getitem__(self, label: str) -> Sequence[Mapping[str, Any]]:
+        return (_LOOK_UP,)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
 def small_talk(heard: Heard) -> Turn:
-    """The answer where a Behaviour gives none."""
-    if heard.answered:
+    """The answer where a Behaviour gives none; it remembers nothing between turns, so
+    the nth turn with tools tries the nth of them."""
+    calls = tool_calls(heard.tools)
+    return _answer(heard, calls, calls[max(0, heard.caller_turns - _FIRST_TRY) :])
+
+
+def _answer(heard: Heard, calls: Sequence[Call], untried: Sequence[Call]) -> Turn:
+    # A result that nobody asks about is one to be silent about.
+    if heard.answered and heard.trigger == "client":
         output = heard.answered[-1]
-        return [Say(f"{_spoken(output.name)} answered: {_short(output.output)}")]
+        if output.name.startswith(_HANDOFF):
+            return [Say(f"You speak with {_words(output.name[len(_HANDOFF) :])} now.")]
+        return [
+            Say(f"The tool {_words(output.name)} answered: {_short(output.output)}")
+        ]
     if heard.trigger == "idle":
         return [Say("Are you still there?")]
     if heard.trigger == "client":
-        if heard.text is not None and heard.number > 1:
-            return [Say(f"I have read: {_short(heard.text)}")]
-        return [
-            Say(
-                "Hello! This is the built-in test voice, not a real model. "
-                "Say something, and I will tell you how long you spoke."
-            )
-        ]
-    if heard.caller_turns == _TOOL_ON_TURN:
-        call = callable_tool(heard.tools)
-        if call is not None:
-            return [Say("One moment, I will look that up."), call]
-    return [
-        Say(
-            f"You spoke for about {about(heard.seconds)}. "
-            "I am only the built-in test voice, but I heard every bit of it."
-        )
-    ]
+        return [Say(_unasked(heard))]
+    if heard.caller_turns >= _FIRST_TRY and calls:
+        return _trying(untried[0]) if untried else [Say("That was all.")]
+    spoke = f"You spoke for about {about(heard.seconds)}."
+    if heard.caller_turns >= _FIRST_TRY:
+        return [Say(spoke)]
+    more = "I am only the built-in test voice, but I heard every bit of it."
+    return [Say(f"{spoke} {more}")]
+
+
+def _unasked(heard: Heard) -> str:
+    """Where the client wants an answer though nobody has spoken."""
+    if heard.number == 1:
+        return "Hello! This is the built-in test voice, not a real model."
+    return "All right." if heard.text is None else f"I have read: {_short(heard.text)}"
+
+
+def _trying(call: Call) -> Turn:
+    leaves = isinstance(call, CallTool) and any(it in call.name for it in _GOODBYE)
+    return [Say("Goodbye!" if leaves else "One moment."), call]
 
 
 def about(seconds: float) -> str:
@@ -60,19 +119,48 @@ def about(seconds: float) -> str:
     return "one second" if whole == 1 else f"{_NUMBERS[whole]} seconds"
 
 
-def callable_tool(tools: tuple[Mapping[str, Any], ...]) -> CallTool | None:
-    """The first function tool whose parameters can be made up from their schema."""
-    functions = [tool for tool in tools if tool.get("type") == "function"]
-    functions.sort(key=lambda tool: any(w in tool["name"] for w in _ENDS_THE_CALL))
-    for tool in functions:
-        schema = tool.get("parameters") or {"type": "object"}
-        try:
-            arguments = _fill(schema, schema.get("$defs", {}))
-        except _Unfillable:
-            continue
-        if isinstance(arguments, dict):
-            return CallTool(tool["name"], arguments)
-    return None
+def tool_calls(tools: Sequence[Mapping[str, Any]]) -> list[Call]:
+    """A call of each tool whose arguments can be made up from its schema: tools first,
+    then handoffs, then what ends the call."""
+    calls = [call for tool in tools if (call := _call_of(tool)) is not None]
+    return sorted(calls, key=_rank)
+
+
+def _call_of(tool: Mapping[str, Any]) -> Call | None:
+    if tool.get("type") == "mcp":
+        return _hosted(tool)
+    schema = tool.get("parameters") or {"type": "object"}
+    try:
+        arguments = _fill(schema, schema.get("$defs", {}))
+    except _Unfillable:
+        return None
+    return CallTool(tool["name"], arguments) if isinstance(arguments, dict) else None
+
+
+def _hosted(config: Mapping[str, Any]) -> CallMcp:
+    """The tool that `AnyServer` lists, or the first that may be called at all."""
+    allowed = config.get("allowed_tools") or ()
+    if isinstance(allowed, Mapping):
+        allowed = allowed.get("tool_names") or ()
+    name = next(iter(allowed), str(_LOOK_UP["name"]))
+    label = config["server_label"]
+    output = f"this is what {label} would say"
+    return CallMcp(label, name, {"query": "example"}, output)
+
+
+_TOOL, _HAND_OVER, _LAST = range(3)
+
+
+def _rank(call: Call) -> int:
+    if isinstance(call, CallMcp):
+        return _TOOL
+    if call.name.startswith(_HANDOFF):
+        return _HAND_OVER
+    return _LAST if any(word in call.name for word in _ENDS_THE_CALL) else _TOOL
+
+
+def _title(call: Call) -> str:
+    return call.name if isinstance(call, CallTool) else f"{call.server_label}.mcp"
 
 
 def _fill(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:
@@ -109,6 +197,8 @@ def _fill_type(
             items = schema.get("items", {})
             return [_fill(items, definitions)] if schema.get("minItems") else []
         case "string" if "pattern" not in schema and "format" not in schema:
+            if example := _SUCH_AS.search(schema.get("description", "")):
+                return example[1]
             return "example".ljust(schema.get("minLength", 0), "x")[
                 : schema.get("maxLength")
             ]
@@ -122,8 +212,8 @@ def _fill_type(
             raise _Unfillable(str(kind))
 
 
-def _spoken(name: str) -> str:
-    return "The tool " + name.replace("_", " ")
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _short(text: str) -> str:

@@ -4,7 +4,7 @@ Values only. `bridge.sim.model` obeys them; tests, the demo and measurements wri
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Trigger: TypeAlias = Literal["client", "speech", "idle"]
@@ -44,6 +44,21 @@ class CallTool:
 
 
 @dataclass(frozen=True, slots=True)
+class CallMcp:
+    """An mcp_call item: the model's server calls a tool of a hosted MCP server.
+
+    Where the session wants approval first, the response ends with the request.
+    """
+
+    server_label: str
+    name: str
+    arguments: Mapping[str, Any]
+    output: str = ""
+    error: Mapping[str, Any] | None = None  # as RealtimeMcpToolCall.error; no output
+    seconds: float = 0.0  # the tool takes
+
+
+@dataclass(frozen=True, slots=True)
 class Fail:
     """The response ends here with status "failed"."""
 
@@ -51,7 +66,7 @@ class Fail:
     message: str = "Rate limit reached."
 
 
-Output: TypeAlias = Say | Play | Ruled | CallTool | Fail
+Output: TypeAlias = Say | Play | Ruled | CallTool | CallMcp | Fail
 Turn: TypeAlias = Sequence[Output]
 """One response: its output items in order."""
 
@@ -89,6 +104,8 @@ class Behaviour:
     answer: Callable[[Heard], Turn] | None = None
     fallback: Turn | None = None
     user_texts: Sequence[str] = ()  # "transcription" of the nth caller turn
+    # Hosted MCP servers by label, with the tools each lists; others cannot be reached.
+    mcp: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     # Pace
     voice: str | None = None  # of espeak; None: bridge.sim.voice.AGENT_VOICE

@@ -11,6 +11,7 @@ from typing import Literal
 Method = Literal["GET", "POST"]
 DOCUMENT_LIMIT = 64 * 1024  # bytes, error 11750
 PARAMETER_LIMIT = 500  # name and value together, characters
+RING_LIMITS = (5.0, 600.0)  # s, <Dial timeout>
 
 
 class TwimlError(Exception):
@@ -45,7 +46,13 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
+    """`timeout` in seconds; `caller_id` None = the dialled one sees the caller."""
+
     number: str
+    action: str | None
+    method: Method
+    timeout: float
+    caller_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +101,32 @@ def _verb(element: ET.Element) -> Verb:
         case "Say":
             return Say(text)
         case "Dial":
-            return Dial(text)
+            return _dial(element)
         case "Redirect":
             return Redirect(text, _method(element, "method"))
         case "Pause":
-            return Pause(_seconds(element))
+            return Pause(_seconds(element, "length", "1"))
         case "Reject":
             return Reject(element.get("reason", "rejected"))
         case "Hangup":
             return Hangup()
         case other:
             raise TwimlError(12200, f"this Twilio does not know <{other}>")
+
+
+def _dial(element: ET.Element) -> Dial:
+    if [child.tag for child in element] not in ([], ["Number"]):
+        raise TwimlError(12200, "<Dial> holds something other than one <Number>")
+    timeout = _seconds(element, "timeout", "30")
+    if not RING_LIMITS[0] <= timeout <= RING_LIMITS[1]:
+        raise TwimlError(13212, f"<Dial timeout> of {timeout:g} seconds")
+    return Dial(
+        number="".join(element.itertext()).strip(),
+        action=element.get("action"),
+        method=_method(element, "method"),
+        timeout=timeout,
+        caller_id=element.get("callerId"),
+    )
 
 
 def _stream(connect: ET.Element) -> Stream:
@@ -139,8 +161,9 @@ def _method(element: ET.Element, attribute: str) -> Method:
             raise TwimlError(12200, f"{attribute}={other} is neither GET nor POST")
 
 
-def _seconds(element: ET.Element) -> float:
+def _seconds(element: ET.Element, attribute: str, default: str) -> float:
     try:
-        return float(element.get("length", "1"))
+        return float(element.get(attribute, default))
     except ValueError:
-        raise TwimlError(12200, "<Pause length> is not a number") from None
+        text = f"<{element.tag} {attribute}> is not a number"
+        raise TwimlError(12200, text) from None

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from os import PathLike
+from typing import Literal
 
 from bridge.sim.twilio.playout import SILENCE, Clear, Heard, MarkEcho, Playout, Run
 
+DialStatus = Literal["completed", "busy", "no-answer", "failed", "canceled"]
 UNDERRUN_LIMIT = 1.0  # s; a longer pause is taken for the end of a reply
 
 
@@ -60,6 +62,18 @@ class StreamEnd:
     close_code: int | None = None
 
 
+@dataclass(slots=True)
+class Dialled:
+    """A leg of <Dial>; "canceled" until it is known, for a caller may give up first."""
+
+    call_sid: str
+    number: str
+    caller_id: str  # whom the dialled one saw
+    at: float
+    status: DialStatus = "canceled"
+    talked_seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Underruns:
     count: int
@@ -99,7 +113,7 @@ class CallRecord:
     media_in: list[tuple[float, int]] = field(default_factory=list)
     warnings: list[Warned] = field(default_factory=list)
     said_by_twilio: list[str] = field(default_factory=list)
-    dialled: str | None = None
+    dials: list[Dialled] = field(default_factory=list)
     rejected: str | None = None
     timed_out: list[str] = field(default_factory=list)  # steps that waited in vain
     frames_sent: int = 0
@@ -108,6 +122,11 @@ class CallRecord:
     @property
     def stream_sids(self) -> list[str]:
         return [stream.stream_sid for stream in self.streams]
+
+    @property
+    def dialled(self) -> str | None:
+        """The number that was dialled last."""
+        return self.dials[-1].number if self.dials else None
 
     @property
     def stream_at(self) -> float | None:

@@ -7,13 +7,15 @@ are really at the address the fake connects to.
 import asyncio
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from time import monotonic
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import aiohttp
 
 from bridge.sim.twilio.markup import Method
-from bridge.sim.twilio.record import CallRecord, Request
+from bridge.sim.twilio.record import Request
 from bridge.sim.twilio.signature import sign, signed_url
 
 WEBHOOK_LIMIT = 15.0  # s, Twilio's hard limit
@@ -68,20 +70,37 @@ class Answer:
     error: str = ""
 
 
+def progress(sequence: int, talked_seconds: float | None = None) -> dict[str, str]:
+    """What a status callback has beyond the standard parameters.
+
+    `talked_seconds` None: the call goes on. 0.0: nobody answered.
+    """
+    form = {
+        "CallbackSource": "call-progress-events",
+        "SequenceNumber": str(sequence),
+        "Timestamp": format_datetime(datetime.now(UTC)),
+    }
+    if talked_seconds is not None:
+        seconds = round(talked_seconds)
+        form["CallDuration"] = str(seconds)
+        form["Duration"] = str(-(-seconds // 60))  # minutes begun
+    return form
+
+
 class Webhooks:
-    """The requests of one call; every one is noted in its record."""
+    """The requests of one call; every one is added to `noted`."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
         places: Places,
         auth_token: str | None,
-        record: CallRecord,
+        noted: list[Request],
     ) -> None:
         self._session = session
         self._places = places
         self._auth_token = auth_token
-        self._record = record
+        self._noted = noted
 
     async def ask(self, url: str, form: dict[str, str], method: Method) -> Answer:
         """Request the public `url`; never raises for what the other side does."""
@@ -103,7 +122,7 @@ class Webhooks:
                 answer = Answer(url, 0, "", "", f"11200 {type(error).__name__} {error}")
                 break
         path = urlsplit(url).path
-        self._record.requests.append(
+        self._noted.append(
             Request(path, answer.status, answer.content_type, at, form, answer.error)
         )
         return answer

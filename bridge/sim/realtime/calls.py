@@ -1,0 +1,288 @@
+"""OpenAI's side of a SIP call, faked: the webhook that announces it, the REST API that
+decides on it. The control socket is ModelServer's.
+
+Written from OpenAI's documentation and the Standard Webhooks specification, not from
+the `openai` package: what checks the bridge may not share its mistakes.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import aiohttp
+from aiohttp import web
+
+from bridge.sim.realtime.client_events import Json, Refused, check
+from bridge.sim.realtime.leg import Line, PhoneCall, check_formats
+
+if TYPE_CHECKING:
+    from bridge.sim.model import ModelServer
+
+WEBHOOK_SECONDS = 15.0
+# A SIP leg's turn detection takes none of these (openai-agents-js, transport guide).
+NOT_ON_SIP = ("threshold", "prefix_padding_ms", "silence_duration_ms")
+_SIP_STATUSES = range(300, 700)
+_BODY_BYTES = 1024 * 1024
+
+
+class CallsServer:
+    """`async with CallsServer(model) as calls:`, then `await calls.ring(webhook)`.
+
+    The API is at `calls.url`; accepted calls are attached to at `model.url`.
+    """
+
+    def __init__(
+        self,
+        model: "ModelServer",
+        *,
+        api_key: str = "sk-sim",
+        secret: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        late: int = 0,
+        fail: Mapping[str, int] | None = None,
+        lose: Collection[str] = (),
+    ) -> None:
+        """`late`: so many handshakes behind an accept come too early (404). `fail`:
+        "accept", "refer" ... -> the HTTP status it is answered with. `lose`: those are
+        carried out, and answered as if they were not (500)."""
+        self.secret = secret or new_secret()
+        self.calls: list[PhoneCall] = []
+        self.requests: list[tuple[str, Json]] = []  # ("accept", its body), in order
+        self.fail = dict(fail or {})
+        self.lose = frozenset(lose)
+        self._model = model
+        self._api_key = api_key
+        self._host = host
+        self._port = port
+        self._late = late
+        self._runner: web.AppRunner | None = None
+        self._http: aiohttp.ClientSession | None = None
+
+    @property
+    def url(self) -> str:
+        assert self._runner is not None
+        return f"http://{self._host}:{self._runner.addresses[0][1]}/v1"
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=_BODY_BYTES)
+        verbs: dict[str, Callable[[PhoneCall, Json], None]] = {
+            "accept": self._accept,
+            "reject": self._reject,
+            "refer": self._refer,
+            "hangup": self._hang_up,
+        }
+        for verb, act in verbs.items():
+            path = f"/v1/realtime/calls/{{call_id}}/{verb}"
+            app.router.add_post(path, self._endpoint(verb, act))
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._host, self._port).start()
+        limit = aiohttp.ClientTimeout(total=WEBHOOK_SECONDS)
+        self._http = aiohttp.ClientSession(timeout=limit)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._runner is not None and self._http is not None
+        await self._http.close()
+        await self._runner.cleanup()
+
+    # --- the phone rings ---
+
+    async def ring(
+        self,
+        webhook_url: str,
+        *,
+        caller: str = "+14155550123",
+        called: str = "+14155550100",
+        headers: Mapping[str, str] | None = None,
+        copies: int = 1,
+        age: float = 0.0,
+        secret: str | None = None,
+        without: Collection[str] = (),
+    ) -> PhoneCall:
+        """A call comes in: its webhook is sent, and answered, before this returns.
+
+        `headers`: of the INVITE, besides the usual ones. `copies`: sent so often, under
+        one webhook-id. `age`: signed so many seconds ago. `secret`: of a forger.
+        `without`: webhook headers that are left out.
+        """
+        call_id = f"rtc_{secrets.token_hex(12)}"
+        call = PhoneCall(call_id, caller, called, late=self._late)
+        self.calls.append(call)
+        self._model.calls[call.id] = call
+        event = incoming(call, headers or {})
+        for status in await self.send(
+            webhook_url, event, copies=copies, age=age, secret=secret, without=without
+        ):
+            call.answers.append(status)
+        return call
+
+    async def send(
+        self,
+        webhook_url: str,
+        event: Json,
+        *,
+        copies: int = 1,
+        age: float = 0.0,
+        secret: str | None = None,
+        without: Collection[str] = (),
+    ) -> list[int]:
+        """Any event, signed; the HTTP statuses it was answered with."""
+        assert self._http is not None
+        body = json.dumps(event).encode()
+        stamp = int(time.time() - age)
+        webhook_id = f"wh_{secrets.token_hex(16)}"
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "OpenAI/1.0 (+https://platform.openai.com/docs/webhooks)",
+            "webhook-id": webhook_id,
+            "webhook-timestamp": str(stamp),
+            "webhook-signature": sign(secret or self.secret, webhook_id, stamp, body),
+        }
+        for name in without:
+            del headers[name]
+        statuses = []
+        for _ in range(copies):
+            async with self._http.post(
+                webhook_url, data=body, headers=headers
+            ) as response:
+                statuses.append(response.status)
+        return statuses
+
+    # --- the API ---
+
+    def _endpoint(
+        self, verb: str, act: Callable[[PhoneCall, Json], None]
+    ) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def answer(request: web.Request) -> web.Response:
+            scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+            if scheme != "Bearer" or key != self._api_key:
+                return _error(401, "Incorrect API key provided.", "invalid_api_key")
+            raw = await request.read()
+            try:
+                body = json.loads(raw) if raw else {}
+            except ValueError:
+                return _error(400, "The body is no JSON.", "invalid_json")
+            self.requests.append((verb, body))
+            if verb in self.fail:
+                return _error(self.fail[verb], "Scripted.", "scripted")
+            call_id = request.match_info["call_id"]
+            call = self._model.calls.get(call_id)
+            if call is None or call.line not in (Line.RINGING, Line.TALKING):
+                message = f"No session found for call_id {call_id}"
+                return _error(404, message, "call_id_not_found")
+            try:
+                act(call, body)
+            except Refused as refused:
+                return _error(400, refused.message, refused.code, refused.param)
+            if verb in self.lose:
+                return _error(500, "The answer was lost.", "lost")
+            return web.Response(status=200)
+
+        return answer
+
+    def _accept(self, call: PhoneCall, body: Json) -> None:
+        # The code of a second accept is not documented.
+        if call.line is not Line.RINGING:
+            raise Refused("This call was accepted before.", "call_already_accepted")
+        try:
+            check({"type": "session.update", "session": body})
+            check_formats(body)
+        except Refused as refused:
+            param = (refused.param or "").removeprefix("session.")
+            raise Refused(refused.message, refused.code, param) from None
+        detection = (body.get("audio", {}).get("input") or {}).get("turn_detection")
+        for name in NOT_ON_SIP:
+            if name in (detection or {}):
+                param = f"audio.input.turn_detection.{name}"
+                problem = f"Unknown parameter: '{param}'."
+                raise Refused(problem, "unknown_parameter", param)
+        call.body = body
+        call.move(Line.TALKING)
+
+    def _reject(self, call: PhoneCall, body: Json) -> None:
+        if call.line is not Line.RINGING:
+            raise Refused("This call was accepted before.", "call_already_accepted")
+        status = body.get("status_code", 603)
+        if type(status) is not int or status not in _SIP_STATUSES:
+            raise Refused("Not a SIP status.", "invalid_value", "status_code")
+        call.sip_status = status
+        call.end(Line.REJECTED, "api")
+
+    def _refer(self, call: PhoneCall, body: Json) -> None:
+        self._check_talking(call)
+        target = body.get("target_uri")
+        if not isinstance(target, str) or not target.startswith(("tel:", "sip:")):
+            raise Refused("Not a tel: or sip: URI.", "invalid_value", "target_uri")
+        call.target = target
+        call.end(Line.REFERRED, "api")
+
+    def _hang_up(self, call: PhoneCall, body: Json) -> None:
+        self._check_talking(call)
+        call.end(Line.ENDED, "api")
+
+    def _check_talking(self, call: PhoneCall) -> None:
+        if call.line is not Line.TALKING:
+            raise Refused("This call was not accepted.", "call_not_accepted")
+
+
+def incoming(call: PhoneCall, headers: Mapping[str, str]) -> Json:
+    """The event that announces `call`, with the headers of its INVITE."""
+    host = "sip.example.com"
+    sip = {
+        "From": f'"A caller" <sip:{call.caller}@{host};user=phone>;tag=a1b2',
+        "To": f"<sip:{call.called}@sip.api.openai.com;transport=tls>",
+        "Call-ID": f"{secrets.token_hex(8)}@{host}",
+        **headers,
+    }
+    return {
+        "id": f"evt_{secrets.token_hex(12)}",
+        "object": "event",
+        "created_at": int(time.time()),
+        "type": "realtime.call.incoming",
+        "data": {
+            "call_id": call.id,
+            "sip_headers": [{"name": n, "value": v} for n, v in sip.items()],
+            "sip_media_security": "srtp",
+        },
+    }
+
+
+def new_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
+
+
+def sign(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
+    """The webhook-signature of a delivery.
+
+    https://github.com/standard-webhooks/standard-webhooks/blob/main/spec: HMAC-SHA256
+    over id, timestamp and body, with what stands behind `whsec_` in base64.
+    """
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    signed = f"{webhook_id}.{timestamp}.".encode() + body
+    digest = hmac.new(key, signed, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+def _error(
+    status: int, message: str, code: str | None, param: str | None = None
+) -> web.Response:
+    error = {
+        "message": message,
+        "type": "invalid_request_error" if status < 500 else "server_error",
+        "param": param,
+        "code": code,
+    }
+    return web.json_response({"error": error}, status=status)

@@ -1,0 +1,231 @@
+"""The phone's side of a fake SIP call: its state, and what its caller hears, in time.
+
+The server owns the playout of such a call: no audio passes the control socket, and
+how much was heard before an interruption is the server's own knowledge.
+"""
+
+import asyncio
+import base64
+import enum
+import json
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from websockets.asyncio.server import ServerConnection
+
+from bridge.sim.realtime.client_events import Append, Json, Refused
+from bridge.sim.realtime.configuration import default_session, updated
+from bridge.sim.realtime.items import Item
+from bridge.sim.realtime.outbox import Outbox
+from bridge.sim.realtime.render import Chunk
+
+if TYPE_CHECKING:
+    from bridge.sim.realtime.session import ModelSession
+
+_FRAME_BYTES = 160
+_SILENCE = b"\xff" * 8000  # a second: enough to end a turn
+_LINE_FORMAT: Json = {"type": "audio/pcmu"}
+
+
+class Line(enum.Enum):
+    RINGING = "ringing"  # the webhook was sent; nobody has decided
+    TALKING = "talking"  # accepted
+    REJECTED = "rejected"
+    REFERRED = "referred"  # somebody else has the caller now
+    ENDED = "ended"
+
+
+class PhoneCall:
+    """One call as its caller, and the Calls API, see it."""
+
+    def __init__(self, call_id: str, caller: str, called: str, *, late: int) -> None:
+        self.id = call_id
+        self.caller = caller
+        self.called = called
+        self.line = Line.RINGING
+        self.body: Json = {}  # the session it was accepted with
+        self.answers: list[int] = []  # HTTP statuses of the webhook
+        self.sip_status: int | None = None  # of a rejection
+        self.target: str | None = None  # of a REFER
+        self.ended_by: str | None = None  # "caller" or "api"
+        self.session: ModelSession | None = None  # once somebody has attached
+        self.attached = 0  # how often
+        self._late = late  # handshakes that still come too early
+        self._moved = asyncio.Event()
+
+    async def until(self, *lines: Line) -> None:
+        """Waits for one of these states."""
+        while self.line not in lines:
+            await self._moved.wait()
+
+    @property
+    def attachable(self) -> bool:
+        """Asked once for each handshake. Right behind accept the real server says 404
+        for a moment (openai-agents-python, examples/realtime/twilio_sip)."""
+        if self.line is not Line.TALKING:
+            return False
+        self._late -= 1
+        return self._late < 0
+
+    def move(self, line: Line) -> None:
+        self.line = line
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def end(self, line: Line, by: str) -> None:
+        """The call is over; so is its socket, without a close frame."""
+        self.ended_by = by
+        self.move(line)
+        if self.session is not None:
+            self.session.abort(f"{by} {line.value}")
+
+    # --- what the caller does ---
+
+    def hang_up(self) -> None:
+        self.end(Line.ENDED, "caller")
+
+    def press(self, key: str) -> None:
+        """A key, over RTP (RFC 4733); its event alone has no event_id."""
+        assert self.session is not None, "nobody has attached"
+        event = {
+            "type": "input_audio_buffer.dtmf_event_received",
+            "event": key,
+            "received_at": int(time.time()),
+        }
+        self.session.out.put(json.dumps(event))
+
+    def say(self, mulaw: bytes) -> None:
+        """The caller speaks: heard at once, and silence enough to end the turn."""
+        assert self.session is not None, "nobody has attached"
+        audio = mulaw + _SILENCE
+        for at in range(0, len(audio), _FRAME_BYTES):
+            frame = base64.b64encode(audio[at : at + _FRAME_BYTES]).decode()
+            self.session.hearing.append(Append(audio=frame))
+
+
+@dataclass(slots=True)
+class _Playing:
+    """The audio of one response, on its way to the caller."""
+
+    response_id: str
+    items: list[Item] = field(default_factory=list)
+    seconds: float = 0.0  # generated so far
+    since: float | None = None  # when it began to play
+    done: bool = False  # nothing will be added
+
+
+class Leg(Outbox):
+    """An Outbox whose audio goes to a phone, not to the client."""
+
+    def __init__(self, connection: ServerConnection, session: "ModelSession") -> None:
+        super().__init__(connection)
+        self._session = session
+        self._queue: deque[_Playing] = deque()
+        self._cut: set[str] = set()  # responses whose audio is dropped
+
+    def emit(self, event: Json) -> None:
+        super().emit(event)
+        match event["type"]:
+            case "input_audio_buffer.speech_started":
+                detection = self._session.session["audio"]["input"]["turn_detection"]
+                if detection and detection["interrupt_response"]:
+                    self.clear()
+            case "response.done":
+                self._response_done(event["response"]["id"])
+
+    def emit_audio(self, item: Item, chunk: Chunk, tail: str) -> None:
+        response_id = item.response_id or ""
+        if response_id in self._cut:
+            return
+        self.deltas.append((time.monotonic(), item.id, chunk.audio))
+        playing = next((p for p in self._queue if p.response_id == response_id), None)
+        if playing is None:
+            playing = _Playing(response_id)
+            self._queue.append(playing)
+        if item not in playing.items:
+            playing.items.append(item)
+        playing.seconds += chunk.seconds
+        self._play()
+
+    def clear(self) -> None:
+        """Nothing more of what is queued is heard; what was not, is forgotten."""
+        if not self._queue:
+            return
+        queue, self._queue = self._queue, deque()
+        self._tell("cleared", queue[0])
+        for playing in queue:
+            self._cut.add(playing.response_id)
+            heard = self._heard_ms(playing)
+            for item in playing.items:
+                self._truncate(item, min(heard, item.sent_ms))
+                heard = max(heard - item.sent_ms, 0.0)
+
+    def _play(self) -> None:
+        playing = self._queue[0]
+        if playing.since is None:
+            playing.since = time.monotonic()
+            self._tell("started", playing)
+
+    def _response_done(self, response_id: str) -> None:
+        for playing in self._queue:
+            if playing.response_id == response_id:
+                playing.done = True
+        self._wait_for_end()
+
+    def _wait_for_end(self) -> None:
+        playing = self._queue[0] if self._queue else None
+        if playing is not None and playing.done and playing.since is not None:
+            left = playing.since + playing.seconds - time.monotonic()
+            self._session.later(max(left, 0.0), lambda: self._played(playing))
+
+    def _played(self, playing: _Playing) -> None:
+        if not self._queue or self._queue[0] is not playing:
+            return  # cleared meanwhile
+        self._queue.popleft()
+        self._tell("stopped", playing)
+        if self._queue:
+            self._play()
+            self._wait_for_end()
+
+    def _tell(self, what: str, playing: _Playing) -> None:
+        kind = f"output_audio_buffer.{what}"
+        self.emit({"type": kind, "response_id": playing.response_id})
+
+    def _heard_ms(self, playing: _Playing) -> float:
+        if playing.since is None:
+            return 0.0
+        return min(time.monotonic() - playing.since, playing.seconds) * 1000
+
+    def _truncate(self, item: Item, heard_ms: float) -> None:
+        item.truncated_ms = int(heard_ms)
+        item.text = ""
+        self.emit(
+            {
+                "type": "conversation.item.truncated",
+                "item_id": item.id,
+                "content_index": 0,
+                "audio_end_ms": item.truncated_ms,
+            }
+        )
+
+
+def accepted_session(session_id: str, body: Json, default_model: str) -> Json:
+    """The session as it begins: what it was accepted with, on the line's own format."""
+    session = default_session(session_id, body.get("model", default_model))
+    session = updated(session, body, spoken=False, model_chosen=False, only_pcm=False)
+    for side in ("input", "output"):
+        session["audio"][side]["format"] = dict(_LINE_FORMAT)
+    return session
+
+
+def check_formats(session: Json) -> None:
+    """Refused where it names a format. The real server takes it, and the line is
+    distorted or silent (openai-agents-python#2097); a fake without ears has to say so.
+    """
+    for side in ("input", "output"):
+        if "format" in (session.get("audio", {}).get(side) or {}):
+            param = f"session.audio.{side}.format"
+            message = "The audio format of a SIP call is negotiated on its leg."
+            raise Refused(message, "invalid_value", param)

@@ -1,0 +1,151 @@
+"""The hosted MCP servers of one fake session: listed, asked for approval, called.
+
+Order of events: openai-ruby's examples/realtime/mcp_approval.rb, which runs against the
+real server. An approved call runs at once, outside of any response; the model speaks of
+a result only when the client asks for a response.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bridge.sim.realtime.client_events import Json
+from bridge.sim.realtime.items import Item
+from bridge.sim.realtime.turns import CallMcp, ToolOutput
+
+if TYPE_CHECKING:
+    from bridge.sim.realtime.session import ModelSession
+
+_LIST_SECONDS = 0.02
+"""A server takes to list its tools."""
+
+_UNKNOWN_SERVER = {
+    "type": "protocol_error",
+    "code": -32601,
+    "message": "The session has no such MCP server.",
+}
+
+
+class HostedServers:
+    """Those that `session.tools` names; what they are is in `Behaviour.mcp`."""
+
+    def __init__(self, session: "ModelSession") -> None:
+        self._session = session
+        self._waiting: dict[str, tuple[Item, CallMcp, int]] = {}  # by their request
+
+    def configure(self, before: Sequence[Json]) -> None:
+        """Lists the tools of the servers that are new since the session had `before`.
+
+        The item has its tools once it is done; of a server that cannot be reached it
+        never is.
+        """
+        for config in self._configs():
+            if config not in before:
+                item = Item(
+                    id=self._session.new_id("mcpl"),
+                    type="mcp_list_tools",
+                    server_label=config["server_label"],
+                )
+                self._session.add_item(item, finished=False)
+                self._emit("mcp_list_tools.in_progress", item)
+                self._session.spawn(self._list(item, config), "mcp list")
+
+    def needs_approval(self, call: CallMcp) -> bool:
+        config = self._config(call.server_label)
+        return config is not None and _needs_approval(
+            config.get("require_approval"), self._tool(call)
+        )
+
+    def await_approval(
+        self, request: Item, item: Item, call: CallMcp, index: int
+    ) -> None:
+        """`item` runs once `request` is approved; `index` is its output_index."""
+        self._waiting[request.id] = item, call, index
+
+    def decide(self, answer: Item) -> None:
+        """The client's mcp_approval_response has come."""
+        assert answer.approval_request_id is not None
+        item, call, index = self._waiting.pop(answer.approval_request_id)
+        if answer.approve:
+            item.approval_request_id = answer.approval_request_id
+            self._session.spawn(self._run_late(item, call, index), "mcp call")
+        else:
+            said = f"not approved: {answer.reason or 'no reason given'}"
+            self._session.tool_answered(ToolOutput(item.id, call.name, said))
+
+    async def run(self, item: Item, call: CallMcp, index: int) -> None:
+        """Has the tool called. What it gave is in the item afterwards."""
+        self._emit("response.mcp_call.in_progress", item, output_index=index)
+        await asyncio.sleep(call.seconds)
+        error = call.error
+        if self._config(call.server_label) is None:
+            error = _UNKNOWN_SERVER
+        if error is None:
+            item.output = call.output
+        else:
+            item.error = dict(error)
+        item.complete = True
+        item.status = "completed"
+        how = "completed" if error is None else "failed"
+        self._emit(f"response.mcp_call.{how}", item, output_index=index)
+        said = call.output if error is None else str(error["message"])
+        self._session.tool_answered(ToolOutput(item.id, call.name, said))
+
+    async def _run_late(self, item: Item, call: CallMcp, index: int) -> None:
+        await self.run(item, call, index)
+        self._session.finish_item(item)
+
+    async def _list(self, item: Item, config: Json) -> None:
+        await asyncio.sleep(_LIST_SECONDS)
+        tools = self._session.behaviour.mcp.get(item.server_label)
+        if tools is None:
+            self._emit("mcp_list_tools.failed", item)
+            return
+        item.tools = [dict(tool) for tool in tools if _allowed(config, tool)]
+        item.complete = True
+        self._session.finish_item(item)
+        self._emit("mcp_list_tools.completed", item)
+
+    def _configs(self) -> list[Json]:
+        tools: list[Json] = self._session.session["tools"]
+        return [tool for tool in tools if tool["type"] == "mcp"]
+
+    def _config(self, label: str) -> Json | None:
+        if label not in self._session.behaviour.mcp:
+            return None
+        configs = (it for it in self._configs() if it["server_label"] == label)
+        return next(configs, None)
+
+    def _tool(self, call: CallMcp) -> Mapping[str, Any]:
+        tools = self._session.behaviour.mcp.get(call.server_label, ())
+        named = (tool for tool in tools if tool["name"] == call.name)
+        return next(named, {"name": call.name})
+
+    def _emit(self, kind: str, item: Item, **fields: Any) -> None:
+        self._session.out.emit({"type": kind, "item_id": item.id} | fields)
+
+
+def _allowed(config: Json, tool: Mapping[str, Any]) -> bool:
+    allowed = config.get("allowed_tools")
+    if isinstance(allowed, list):
+        allowed = {"tool_names": allowed}
+    return allowed is None or _matches(allowed, tool)
+
+
+def _matches(chosen: Json, tool: Mapping[str, Any]) -> bool:
+    hints = tool.get("annotations") or {}
+    names = chosen.get("tool_names")
+    read_only = chosen.get("read_only")
+    return (names is None or tool["name"] in names) and (
+        read_only is None or read_only == bool(hints.get("readOnlyHint"))
+    )
+
+
+def _needs_approval(rule: Any, tool: Mapping[str, Any]) -> bool:
+    """Without a rule everything is asked for, as the Responses API's guide has it
+    (https://platform.openai.com/docs/guides/tools-connectors-mcp#approvals)."""
+    if not isinstance(rule, dict):
+        return bool(rule != "never")
+    if "never" in rule and _matches(rule["never"], tool):
+        return False
+    return "always" not in rule or _matches(rule["always"], tool)

@@ -1,0 +1,166 @@
+"""<Dial> as the fake Twilio plays it: who is called, what comes of it, what follows."""
+
+import pytest
+
+from bridge.sim.caller import Caller, HangUp, Hear, Wait
+from bridge.sim.twilio.markup import Dial, TwimlError, verbs
+from bridge.sim.twilio.record import DialStatus
+from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
+
+NUMBER = "+15550001111"
+
+
+def dial(attributes: str = "", then: str = "", number: str = NUMBER) -> str:
+    return f"<Response><Dial {attributes}>{number}</Dial>{then}</Response>"
+
+
+def voice(bridge: TinyBridge) -> str:
+    return bridge.origin + "/voice"
+
+
+@pytest.mark.parametrize("outcome", ["busy", "no-answer", "failed", "canceled"])
+async def test_the_action_hears_that_nobody_was_reached(outcome: DialStatus) -> None:
+    """A bridge can take the caller back when the transfer came to nothing."""
+    async with tiny_bridge() as bridge:
+        bridge.documents["/voice"] = dial('action="/dialled?n=1"', "<Say>never</Say>")
+        bridge.documents["/dialled"] = "<Response><Say>Nobody.</Say></Response>"
+        caller = Caller(
+            webhook_url=voice(bridge), max_seconds=8.0, dial_outcome=outcome
+        )
+
+        record = await caller.call([Wait(5)])
+
+        (form,) = bridge.forms("/dialled")
+        assert form["DialCallStatus"] == outcome and form["DialBridged"] == "false"
+        assert form["DialCallSid"] == record.dials[0].call_sid != record.call_sid
+        assert form["CallStatus"] == "in-progress" and "DialCallDuration" not in form
+        assert record.said_by_twilio == ["Nobody."]
+        assert record.dialled == NUMBER and record.ended_by == "bridge"
+
+
+async def test_after_a_talk_the_action_hears_how_long_it_was() -> None:
+    """The caller is still there when the dialled one has hung up."""
+    async with tiny_bridge() as bridge:
+        bridge.documents["/voice"] = dial('action="/dialled" callerId="+15557650002"')
+        bridge.documents["/dialled"] = "<Response><Say>Bye.</Say></Response>"
+        caller = Caller(
+            webhook_url=voice(bridge), max_seconds=8.0, dial_talk_seconds=0.6
+        )
+
+        record = await caller.call([Wait(5)])
+
+        (form,) = bridge.forms("/dialled")
+        assert form["DialCallStatus"] == "completed" and form["DialBridged"] == "true"
+        assert form["DialCallDuration"] == "1"
+        assert record.dials[0].talked_seconds == 0.6
+        assert record.dials[0].caller_id == "+15557650002"
+        assert record.said_by_twilio == ["Bye."]
+        assert bridge.requests[1][1]["From"] == "+15551230001"
+
+
+async def test_without_an_action_the_next_verb_follows() -> None:
+    """What stands behind a <Dial> is reached after an answered transfer, too."""
+    async with tiny_bridge() as bridge:
+        bridge.documents["/voice"] = dial(then="<Say>Anything else?</Say>")
+
+        record = await Caller(webhook_url=voice(bridge)).call([Wait(5)])
+
+        assert record.said_by_twilio == ["Anything else?"]
+        assert record.dials[0].status == "completed"
+
+
+async def test_who_does_not_answer_in_time_is_not_waited_for() -> None:
+    """The bridge's time limit for ringing is Twilio's, not the telephone's."""
+    async with tiny_bridge() as bridge:
+        bridge.documents["/voice"] = dial('timeout="5" action="/dialled"')
+        caller = Caller(webhook_url=voice(bridge), dial_ring_seconds=60.0)
+
+        record = await caller.call([Wait(20)])
+
+        assert bridge.forms("/dialled")[0]["DialCallStatus"] == "no-answer"
+        assert record.ended_at is not None
+        assert 5.0 <= record.ended_at - record.started_at < 6.0
+
+
+async def test_the_same_person_goes_on_in_a_second_stream() -> None:
+    """Who comes back from a transfer that failed is still in the middle of the call."""
+
+    async def leave(talk: Talk) -> None:
+        await talk.until("media", 5)
+        await talk.socket.close()
+
+    async def stay(talk: Talk) -> None:
+        await talk.media(AGENT[:1600])
+
+    async with tiny_bridge(leave, stay) as bridge:
+        bridge.documents["/voice"] = connect(bridge.media_url, action="/next")
+        bridge.documents["/next"] = dial('action="/dialled"')
+        bridge.documents["/dialled"] = connect(bridge.media_url, again="yes")
+        caller = Caller(webhook_url=voice(bridge), max_seconds=8.0, dial_outcome="busy")
+
+        record = await caller.call([Hear(200), HangUp()])
+
+        first, second = bridge.talks
+        assert first.stream_sid != second.stream_sid
+        start = second.messages("start")[0]["start"]
+        assert start["callSid"] == record.call_sid
+        assert start["customParameters"] == {"again": "yes"}
+        assert record.heard == AGENT[:1600] and record.ended_by == "caller"
+        assert [end.code for end in record.stream_ends] == [31921, 0]
+        assert [r.path for r in record.requests] == ["/voice", "/next", "/dialled"]
+
+
+async def test_a_caller_who_gives_up_while_it_rings_is_gone() -> None:
+    """No action is asked for somebody who has hung up."""
+
+    async def leave(talk: Talk) -> None:
+        await talk.socket.close()
+
+    async with tiny_bridge(leave) as bridge:
+        bridge.documents["/voice"] = connect(bridge.media_url, action="/next")
+        bridge.documents["/next"] = dial('action="/dialled"')
+        caller = Caller(webhook_url=voice(bridge), dial_ring_seconds=5.0)
+
+        record = await caller.call([Wait(0.3), HangUp()])
+
+        assert record.ended_by == "caller" and bridge.forms("/dialled") == []
+        assert record.dials[0].status == "canceled"
+
+
+async def test_what_is_no_number_fails_with_twilios_warning() -> None:
+    """A transfer to nonsense is an outcome like any other, and it is on record."""
+    async with tiny_bridge() as bridge:
+        bridge.documents["/voice"] = dial('action="/dialled"', number="reception")
+
+        record = await Caller(webhook_url=voice(bridge)).call([Wait(5)])
+
+        assert bridge.forms("/dialled")[0]["DialCallStatus"] == "failed"
+        assert [warning.code for warning in record.warnings] == [13224]
+
+
+def test_what_twilio_reads_in_a_dial() -> None:
+    """The number may be a <Number>; 30 seconds of ringing unless told otherwise."""
+    number = f"<Number>{NUMBER}</Number>"
+
+    assert verbs(dial(number=number)) == [Dial(NUMBER, None, "POST", 30.0, None)]
+    assert verbs(dial('action="/a" method="GET" timeout="7" callerId="+491"')) == [
+        Dial(NUMBER, "/a", "GET", 7.0, "+491")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "code"),
+    [
+        (dial('timeout="soon"'), 12200),
+        (dial('timeout="4"'), 13212),
+        (dial('timeout="601"'), 13212),
+        (dial('method="PUT"'), 12200),
+        (dial(number="<Sip>sip:a@b.example</Sip>"), 12200),
+    ],
+)
+def test_a_dial_twilio_would_not_follow_is_refused(document: str, code: int) -> None:
+    """A wrong document fails in a test already."""
+    with pytest.raises(TwimlError) as refused:
+        verbs(document)
+
+    assert refused.value.code == code
