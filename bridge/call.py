@@ -7,13 +7,24 @@ It is given its two ends and a registry: no aiohttp, websockets or redis here.
 """
 
 import asyncio
+import base64
+import inspect
+import itertools
 import math
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import msgspec
 import structlog
 from agents.exceptions import ModelBehaviorError
 from agents.realtime import (
@@ -28,20 +39,33 @@ from agents.realtime import (
 )
 from pydantic import ValidationError
 
-from bridge.agent.loader import AgentSource, CallFacts
-from bridge.agent.session import AgentSession, ModelRefused, ModelTarget
-from bridge.core import ProtocolError, media_stream, realtime
+from bridge.agent.approvals import Approvals
+from bridge.agent.events import CallEvent, Listeners, call_event
+from bridge.agent.live import BadRequest, CallFacts, LiveCall, Role, Transfer
+from bridge.agent.loader import AgentSource
+from bridge.agent.local_mcp import LocalMcp
+from bridge.agent.session import AgentSession, ModelRefused, ModelTarget, SessionPlan
+from bridge.agent.sip import SipCalls
+from bridge.core import ProtocolError, audio, media_stream, realtime
 from bridge.core.commands import (
     Command,
     End,
+    Heard,
     Interrupted,
     Note,
+    Pressed,
     Started,
     ToCaller,
     ToModel,
 )
 from bridge.core.conversation import Conversation
-from bridge.fleet import CallEntry, NextStep, Registry
+from bridge.core.history import HistoryItem
+from bridge.core.rules import Rules
+from bridge.errands import Errands
+from bridge.fleet import CallEntry, NextStep, Registry, Then
+from bridge.fleet.plan import Earlier, Plan
+from bridge.report import CallReport, Reports, report_of
+from bridge.routes import HangUp, Route, Routes, Tell
 from bridge.watch.log import NoteLog
 from bridge.watch.metrics import Metrics
 from bridge.watch.trace import Trace, feed
@@ -55,6 +79,13 @@ SEND_SECONDS = 5.0
 
 CLOSE_SECONDS = 1.0
 """For what must still be said to the phone and the registry when a call is over."""
+
+HOOK_SECONDS = 10.0
+"""For the user's `on_call`; the caller waits for it."""
+
+RETURN_SECONDS = 1200.0
+"""How long what was said is kept while somebody else's phone rings: longer than it may
+(600 s)."""
 
 MEASURE_EVERY = 10
 """Of the 50 frames a second, one in so many is timed: enough to see, cheap to have."""
@@ -72,6 +103,33 @@ class Phone(Protocol):
     async def close(self) -> None: ...
 
 
+@dataclass(slots=True)
+class Lines:
+    """How many calls an instance has, and may have."""
+
+    limit: int
+    streams: int = 0
+    others: Callable[[], int] = lambda: 0
+    """Calls that have no stream."""
+    draining: bool = False
+    """The instance takes no more."""
+
+    @property
+    def full(self) -> bool:
+        return self.streams + self.others() >= self.limit
+
+    @property
+    def free(self) -> bool:
+        return self.state == "ready"
+
+    @property
+    def state(self) -> str:
+        """What an operator reads."""
+        if self.draining:
+            return "draining"
+        return "full" if self.full else "ready"
+
+
 @dataclass(frozen=True, slots=True)
 class House:
     """What all calls of an instance share."""
@@ -81,9 +139,46 @@ class House:
     greeting: str | None
     registry: Registry
     metrics: Metrics
+    errands: Errands
+    reports: Reports
+    local_mcp: LocalMcp
+    lines: Lines
+    routes: Routes = field(default_factory=Routes.none)
+    sources: Mapping[str, AgentSource] = field(default_factory=dict)
+    """The agents that routes name."""
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """The functions that routes name."""
+    report_url: str | None = field(default=None, repr=False)
+    fallback_number: str = ""
     record_dir: Path | None = None
     account_sid: str | None = None
     """Streams of another account are refused; None: of any."""
+    sip: SipCalls | None = None
+    """The calls that OpenAI has the audio of."""
+
+    def route_of(self, facts: CallFacts) -> Route:
+        """The one that was named for this call, else the first that fits."""
+        return self.routes.named(facts.route) or self.routes.pick(facts)
+
+    def source_of(self, route: Route) -> AgentSource:
+        return self.sources.get(route.agent or "", self.source)
+
+    async def begin(self, route: Route, live: LiveCall) -> None:
+        """The user's own code is told of a call, before its session."""
+        hook = self.functions.get(route.on_call or "")
+        if hook is not None:
+            async with asyncio.timeout(HOOK_SECONDS):
+                made = hook(live)
+                if inspect.isawaitable(made):
+                    await made
+
+    def hand_over(self, route: Route, report: CallReport) -> None:
+        """The report of a call, to whoever the route or the house names."""
+        where = route.report
+        to = self.functions.get(where.to or "") if where else None
+        url = (where.url if where else None) or self.report_url
+        if to or url:
+            self.reports.send(report, to, url)
 
 
 class _Over(Exception):
@@ -97,16 +192,22 @@ class Call:
         now = time.monotonic()
         self._phone = phone
         self._house = house
-        self._talk = Conversation(greeting=house.greeting, now=now)
+        self._talk = Conversation(now=now)
         self._log = structlog.get_logger()
         self._notes = NoteLog(self._log)
-        self._trace = (
-            Trace(house.greeting, now, self._trace_lost) if house.record_dir else None
-        )
+        self._trace = Trace(now, self._trace_lost) if house.record_dir else None
         self._tasks = asyncio.TaskGroup()
         self._own_tasks: list[asyncio.Task[None]] = []
         self._to_phone: asyncio.Queue[tuple[str, float]] = asyncio.Queue(MAX_TO_PHONE)
         self._agent: AgentSession | None = None
+        self._live: LiveCall | None = None
+        self._listeners: Listeners | None = None
+        self._approvals: Approvals | None = None
+        self._route = Route()
+        self._plan = Plan()
+        self._transfer: Transfer | None = None
+        self._waits: dict[int, asyncio.Future[bool]] = {}
+        self._wait_numbers = itertools.count(1)
         self._entry: CallEntry | None = None
         self._ended = asyncio.Event()
         self._ending = End("bridge", "failed")
@@ -143,9 +244,26 @@ class Call:
         """None before Twilio has said whose call it is."""
         return self._entry.call_sid if self._entry else None
 
+    @property
+    def live(self) -> LiveCall | None:
+        """The call as the user's code has it; None before it has a name."""
+        return self._live
+
     def end(self, why: str) -> None:
         """The bridge itself ends the call (it is shutting down)."""
         self._feed("end", ["bridge", why])
+
+    def answered_by(self, who: str) -> None:
+        """Twilio's answering-machine detection has a result (an outbound call)."""
+        self._see(Note("answered_by", {"who": who}))
+        if not who.startswith("machine") and who != "fax":
+            return
+        if self._plan.machine == "hang_up":
+            self._feed("end", ["bridge", "machine"])
+        elif self._plan.machine == "message":
+            self._feed("interrupt", ["machine", None])
+            self._feed("tell", ["system", machine_word(self._plan.message), True])
+            self._wait_to_end(["agent", "message_left"], stoppable=False)
 
     async def _listen(self) -> None:
         """The caller's messages, as they come. Waits for nothing but the next one."""
@@ -187,13 +305,27 @@ class Call:
         except (ConnectionError, TimeoutError):
             self._feed("end", ["caller", "connection_lost"])
 
-    async def _converse(self, facts: CallFacts) -> None:
+    async def _converse(self, live: LiveCall, approvals: Approvals) -> None:
         """The agent's session, from opening to end."""
         house = self._house
-        self._agent = AgentSession(
-            house.source, house.target, facts, self, self._tasks, self._sent_to_model
-        )
         try:
+            earlier = await self._prepare(live)
+            plan = SessionPlan(
+                source=house.source_of(self._route),
+                target=house.target,
+                settings=self._route.session,
+                agent_name=earlier.agent,
+                tool_seconds=self._route.tool_seconds,
+            )
+            self._agent = AgentSession(
+                plan,
+                live,
+                self,
+                approvals,
+                house.local_mcp,
+                self._tasks,
+                self._sent_to_model,
+            )
             await self._agent.run()
         except ModelRefused as refused:
             self._see(Note("model_refused", {"why": refused.why}))
@@ -209,12 +341,31 @@ class Call:
             self._log.error("agent_failed", error="CancelledError")
             self._feed("end", ["bridge", "agent_failed"])
         except (Exception, SystemExit):
-            # The user's code: their function, their instructions, a tool that asked
-            # for its errors to be raised. Theirs to mend, so all of it is logged.
+            # The user's code: their function, their instructions. Theirs to mend, so
+            # all of it is logged.
             self._log.exception("agent_failed")
             self._feed("end", ["bridge", "agent_failed"])
         else:
             self._feed("end", ["model", "closed"])
+
+    async def _prepare(self, live: LiveCall) -> Earlier:
+        """All that must be known of a call before its session: what was planned for it,
+        what was said before, what the user's own code wants with it."""
+        sid, registry = live.call_sid, self._house.registry
+        self._plan = Plan.read(await registry.get(f"plan:{sid}"))
+        earlier = Earlier.read(await registry.take(f"talk:{sid}"))
+        rules = rules_for(self._route, self._greeting(), earlier)
+        self._feed("follow", [msgspec.to_builtins(rules)])
+        await self._house.begin(self._route, live)
+        live.emit("call_started", resumed=bool(earlier.history))
+        if answered := await registry.get(f"amd:{sid}"):
+            self.answered_by(answered.decode())
+        return earlier
+
+    def _greeting(self) -> str | None:
+        """The call's own, else the route's, else the house's."""
+        own, house = self._plan.greeting, self._house
+        return own or None if own is not None else greeting_of(self._route, house)
 
     async def _conclude(self) -> None:
         """All that must be said when a call is over, whatever happens meanwhile."""
@@ -230,21 +381,59 @@ class Call:
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._entry:
-                    await self._house.registry.closed(self._entry, self._next_step())
+                    await self._leave_word(self._entry)
                 await self._phone.close()
         except (TimeoutError, ConnectionError):
             self._log.warning("close_late")
+        if self._live:
+            self._hand_over(self._live, seconds)
+
+    async def _leave_word(self, entry: CallEntry) -> None:
+        """How the call goes on, for whoever Twilio asks."""
+        registry, step = self._house.registry, self._next_step()
+        if step is not None and step.then is Then.TRANSFER and self._live:
+            items = tuple(self._live.history)
+            talk = Earlier(
+                history=items,
+                agent=self._live.agent_name,
+                parameters=dict(self._live.facts.parameters),
+            )
+            await registry.put(f"talk:{entry.call_sid}", talk.kept(), RETURN_SECONDS)
+        await registry.closed(entry, step)
 
     def _next_step(self) -> NextStep | None:
         """What Twilio is told when it asks how the call goes on; None: it will not."""
-        if (self._ending.by, self._ending.why) == ("caller", "hung_up"):
+        by, why = self._ending.by, self._ending.why
+        if (by, why) == ("caller", "hung_up"):
             return None
+        language = self._route.language or ""
+        if self._transfer and (by, why) == ("agent", "transferred"):
+            to = self._transfer
+            return NextStep(
+                Then.TRANSFER, to.number, to.caller_id, to.ring_seconds, language
+            )
+        if by == "agent" or why in POLITE_ENDS:
+            return NextStep(Then.HANG_UP)
         # Whoever is still on the line did not end it: no silence, a word.
-        return NextStep.SORRY
+        number = self._route.fallback or self._house.fallback_number
+        return NextStep(
+            Then.SORRY, number, language=language, text=self._route.sorry or ""
+        )
+
+    def _hand_over(self, live: LiveCall, seconds: float) -> None:
+        """The call's report to the user, once all that was said is settled."""
+        by, why = self._ending.by, self._ending.why
+        live.emit("call_ended", by=by, why=why, seconds=seconds)
+        live.end()
+        if self._listeners:
+            self._listeners.end()
+        self._house.hand_over(self._route, report_of(live, by, why, seconds))
 
     # --- what the agent's session tells (bridge.agent.session.SessionLine) ---
 
     def model_event(self, event: realtime.ServerEvent, text: str) -> None:
+        if not isinstance(event, realtime.AudioDelta) and self._agent:
+            self._agent.model_event(text)
         if isinstance(event, realtime.Other):
             return
         now = time.monotonic()
@@ -262,16 +451,114 @@ class Call:
     def interrupt_agent(self, by: str, response_id: str | None) -> None:
         self._feed("interrupt", [by, response_id])
 
+    def ask(self) -> None:
+        self._feed("ask")
+
+    def tool_running(self, change: int) -> None:
+        self._feed("busy", [change])
+
+    def tool_failed(self, tool: str, error: str) -> None:
+        self._see(Note("tool_failed", {"tool": tool, "error": error}))
+
     def session_event(self, event: RealtimeSessionEvent) -> None:
         note = session_note(event)
         if note:
-            self._see(note)
+            self._notes.note(note)
             if self._trace:
                 self._trace.session(note, time.monotonic())
+        if isinstance(event, RealtimeToolApprovalRequired):
+            self._ask_approval(event)
+        if self._listeners and self._listeners.wants(event.type):
+            self._listeners.emit(call_event(event))
+
+    def _ask_approval(self, event: RealtimeToolApprovalRequired) -> None:
+        assert self._approvals and self._live, "the session has a call"
+        session = self._live.session
+        assert session, "it is the session that asks"
+
+        async def decide(approved: bool, *, always: bool, message: str | None) -> None:
+            if approved:
+                await session.approve_tool_call(event.call_id, always=always)
+            else:
+                await session.reject_tool_call(
+                    event.call_id, always=always, rejection_message=message
+                )
+
+        self._approvals.ask(
+            event.call_id, event.tool.name, event.arguments, event.agent.name, decide
+        )
+
+    # --- what the user's code asks for (bridge.agent.live.CallLine) ---
+
+    @property
+    def history(self) -> Sequence[HistoryItem]:
+        return self._talk.history.items
+
+    def tell(self, role: Role, text: str, *, respond: bool) -> None:
+        self._feed("tell", [role, text, respond])
+
+    def interrupt(self, by: str) -> None:
+        self._feed("interrupt", [by, None])
+
+    def mute(self, on: bool) -> None:
+        self._feed("mute", [on])
+
+    def send_raw(self, event: Mapping[str, Any]) -> None:
+        if self._agent is None or not self._agent.send_raw(event):
+            raise BadRequest("the model is not there yet")
+
+    def edit_history(
+        self, removed: Iterable[str], corrected: Mapping[str, str]
+    ) -> None:
+        self._feed("edit", [list(removed), dict(corrected)])
+
+    async def heard(self) -> bool:
+        return await self._wait(None)
+
+    async def hang_up(self) -> bool:
+        return await self._wait(["agent", "hung_up"])
+
+    async def transfer(self, transfer: Transfer) -> bool:
+        self._transfer = transfer
+        return await self._wait(["agent", "transferred"])
+
+    async def send_digits(self, digits: str) -> bool:
+        if not await self._wait(None):
+            return False
+        tones = base64.b64encode(audio.key_tones(digits)).decode()
+        self._feed("play", [tones])
+        # Whoever answers the tones speaks: that is what they are sent for.
+        return await self._wait(None, stoppable=False)
+
+    async def _wait(self, then: list[str] | None, *, stoppable: bool = True) -> bool:
+        """Until all was heard, or the call is over (Conversation.when_heard)."""
+        return await self._wait_to_end(then, stoppable=stoppable)
+
+    def _wait_to_end(
+        self, then: list[str] | None, *, stoppable: bool
+    ) -> asyncio.Future[bool]:
+        number = next(self._wait_numbers)
+        waiting = asyncio.get_running_loop().create_future()
+        self._waits[number] = waiting
+        self._feed("when_heard", [number, then, stoppable])
+        return waiting
+
+    def _pressed(self, keys: str) -> None:
+        """Keys that the route has an action for."""
+        action = self._route.keys[keys]
+        self._feed("interrupt", ["keys", None])
+        match action:
+            case Tell(text):
+                self._feed("tell", ["system", text, True])
+            case HangUp():
+                self._feed("end", ["agent", "hung_up"])
+            case Transfer():
+                self._transfer = action
+                self._feed("end", ["agent", "transferred"])
 
     # --- carrying out ---
 
-    def _feed(self, kind: str, value: Sequence[str | None] = ()) -> None:
+    def _feed(self, kind: str, value: Sequence[Any] = ()) -> None:
         """An input that is no message: one path for all, so that a trace has it."""
         now = time.monotonic()
         if self._trace:
@@ -280,9 +567,12 @@ class Call:
 
     def _obey(self, commands: list[Command], now: float) -> None:
         """Carries commands out, in order, without waiting for any."""
-        for command in commands:
-            if self._trace:
+        if self._trace:
+            # All of them first: one that leads to another input (a key's action) has
+            # that input's own commands behind it.
+            for command in commands:
                 self._trace.command(command, now)
+        for command in commands:
             match command:
                 case ToModel(text):
                     assert self._agent, "the model has spoken, so there is a session"
@@ -296,6 +586,12 @@ class Call:
                     self._agent.interrupted(item_id, content_index)
                 case Started(start):
                     self._start(start)
+                case Heard(wait, done):
+                    waiting = self._waits.pop(wait)
+                    if not waiting.done():
+                        waiting.set_result(done)
+                case Pressed(keys):
+                    self._pressed(keys)
                 case End():
                     self._ending = command
                     self._ended.set()
@@ -310,24 +606,49 @@ class Call:
     def _see(self, note: Note) -> None:
         self._notes.note(note)
         self._house.metrics.note(note)
+        if self._live and note.name == "usage":
+            self._live.input_tokens += int(note.data["input_tokens"] or 0)
+            self._live.output_tokens += int(note.data["output_tokens"] or 0)
+            self._live.cost += float(note.data["cost"] or 0)
+        if self._agent and note.name == "said" and note.data["cut"]:
+            self._agent.heard(
+                str(note.data["item"]),
+                int(note.data["content_index"] or 0),
+                note.private["heard"],
+            )
+        if self._listeners:
+            for event in note_events(note):
+                self._listeners.emit(event)
 
     def _start(self, start: media_stream.Start) -> None:
-        """Now the call has a name: its log, its trace, its entry, its agent."""
+        """Now the call has a name: its log, its trace, its entry, its route, its
+        agent."""
         facts = facts_of(start)
         if self._house.account_sid not in (None, facts.account_sid):
             self._feed("end", ["caller", "wrong_account"])
             return
         sid = facts.call_sid
+        self._route = self._house.route_of(facts)
+        facts = replace(facts, route=self._route.name)
         self._entry = CallEntry(sid, facts.stream_sid, time.time())
         self._log = self._log.bind(call_sid=sid, stream_sid=facts.stream_sid)
         self._notes = NoteLog(self._log)
-        self._log.info("call_started")
+        self._log.info("call_started", route=self._route.name)
         if self._trace and self._house.record_dir:
             self._trace.open(self._house.record_dir, sid, facts.stream_sid)
         for task in self._own_tasks:
             task.set_name(f"{sid} {task.get_name()}")
+        self._listeners = Listeners(self._house.errands.start, sid)
+        approvals = Approvals(self._route.approval, self._begin, sid, self.tool_running)
+        self._approvals = approvals
+        self._live = LiveCall(facts, self, self._listeners, approvals)
+        self._live.transfers = self._route.transfers
         self._spawn(self._house.registry.opened(self._entry), f"{sid} entry")
-        self._spawn(self._converse(facts), f"{sid} agent")
+        self._spawn(self._converse(self._live, approvals), f"{sid} agent")
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> object:
+        """As `_spawn`, for what ends by itself."""
+        return self._tasks.create_task(work, name=name)
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         self._own_tasks.append(self._tasks.create_task(work, name=name))
@@ -361,17 +682,72 @@ class Call:
             self._house.metrics.caller_to_model.observe(seconds)
 
 
+POLITE_ENDS = frozenset({"silent", "longest", "cost", "machine"})
+"""The bridge's own ends of which the caller was told, or nobody is there to be."""
+
+
 def facts_of(start: media_stream.Start) -> CallFacts:
-    """The call's facts. From and To come as parameters: a stream does not name them."""
-    parameters = start.start.custom_parameters or {}
+    """The call's facts, as its stream gives them."""
+    details = start.start
+    facts = facts_from(details.call_sid, details.custom_parameters or {})
+    return replace(facts, stream_sid=start.stream_sid, account_sid=details.account_sid)
+
+
+def facts_from(call_sid: str, parameters: Mapping[str, str]) -> CallFacts:
+    """From and To come as parameters, for a stream does not name them; so do the
+    direction and the route of a call that we placed."""
+    outbound = parameters.get("Direction", "").startswith("outbound")
     return CallFacts(
-        call_sid=start.start.call_sid,
-        stream_sid=start.stream_sid,
-        account_sid=start.start.account_sid,
+        call_sid=call_sid,
         from_number=parameters.get("From", ""),
         to_number=parameters.get("To", ""),
+        direction="outbound" if outbound else "inbound",
+        route=parameters.get("Route", ""),
         parameters=parameters,
     )
+
+
+def rules_for(route: Route, greeting: str | None, earlier: Earlier) -> Rules:
+    """How a call on this route is led."""
+    silence, cost = route.silence, route.cost
+    rules = Rules(
+        greeting=greeting,
+        silent_seconds=silence.seconds if silence else None,
+        longest_seconds=route.longest_seconds,
+        prices=cost.prices if cost else None,
+        cost_limit=cost.limit if cost else None,
+        key_pause_seconds=route.key_pause_seconds,
+        key_actions=tuple(route.keys),
+        history=earlier.history,
+        word=earlier.word,
+    )
+    if silence is None:
+        return rules
+    return msgspec.structs.replace(
+        rules, silent_asks=silence.ask, silent_text=silence.tell
+    )
+
+
+def greeting_of(route: Route, house: House) -> str | None:
+    """None: the caller speaks first, which is what an empty one means."""
+    own = route.greeting
+    return own or None if own is not None else house.greeting
+
+
+def machine_word(message: str) -> str:
+    return (
+        "An answering machine has taken this call and waits for a message. Say this, "
+        f"word for word, and nothing else: {message}"
+    )
+
+
+def note_events(note: Note) -> list[CallEvent]:
+    """A Note as listeners get it; an answer that was cut is told apart."""
+    data = {**note.data, **note.private}
+    events = [CallEvent(note.name, data)]
+    if note.name == "said" and note.data["cut"]:
+        events.append(CallEvent("audio_interrupted", data))
+    return events
 
 
 def session_note(event: RealtimeSessionEvent) -> Note | None:

@@ -20,6 +20,10 @@ import twiml
 from bridge import demo as demo_call
 from bridge import server, settings
 from bridge.agent import loader
+from bridge.agent.local_mcp import McpUnavailable
+from bridge.console import client
+from bridge.house import Crew, load_crew, open_house
+from bridge.routes import RoutesError
 from bridge.settings import Finding, Settings, SettingsError
 from bridge.signature import websocket_origin
 from bridge.sim import accuracy, load, scenario
@@ -59,19 +63,23 @@ def serve(agent: AgentOption = None) -> None:
     """
     conf = _settings()
     findings = settings.serving_mistakes(conf) + settings.unknown_names()
-    mistakes = [it for it in findings if it.level == "error"]
-    if mistakes:
+    if mistakes := _errors(findings):
         _stop_with("bridge serve does not start:", *map(str, mistakes))
-    source = _agent(agent or conf.agent)
+    crew = _crew(conf, agent)
     log.configure(conf.log_format)
     for finding in findings:
         server.log.warning("setting", name=finding.name, text=str(finding))
-    _run(_serve(conf, source))
+    for warning in crew.routes.warnings:
+        server.log.warning("routes", text=warning)
+    _run(_serve(conf, crew))
 
 
 @app.command()
 def demo(
     agent: AgentOption = None,
+    routes: Annotated[
+        Path | None, typer.Option(help="a routes file: it names the agent, or --agent")
+    ] = None,
     folder: Annotated[Path, typer.Option(help="where the recording goes")] = Path(
         "calls"
     ),
@@ -81,13 +89,13 @@ def demo(
     With the bundled agent a caller is greeted, asks, interrupts, is handed over and
     says goodbye; with another the fake makes small talk and tries its tools.
     """
-    bundled = agent is None
-    source = _agent(agent or settings.Settings().agent)
+    bundled = agent is None and routes is None
+    crew = _crew(_demo_settings(routes), agent)
     plan = scenario.RECEPTION if bundled else scenario.SMALL_TALK
     log.configure("pretty", logging.WARNING)
     out.print(f"[bold]{plan.name}[/], about half a minute, in real time ...")
     try:
-        call = demo_call.run(source, plan, folder)
+        call = demo_call.run(crew, plan, folder)
     except demo_call.DemoFailed as error:
         _stop_with(f"The call failed: {error}")
     demo_call.show(call, out)
@@ -95,27 +103,96 @@ def demo(
         _stop_with("This should not have happened:", *failures)
 
 
+@app.command("call")
+def place_call(
+    number: Annotated[str, typer.Argument(help="who is called, E.164: +14155550100")],
+    caller_id: Annotated[
+        str | None, typer.Option("--from", help="instead of BRIDGE_OUTBOUND_NUMBER")
+    ] = None,
+    route: Annotated[
+        str, typer.Option(help="name of a route: who speaks, and how")
+    ] = "",
+    greeting: Annotated[
+        str | None, typer.Option(help="what the agent is told to open with")
+    ] = None,
+    message: Annotated[
+        str, typer.Option(help="left on an answering machine, instead of hanging up")
+    ] = "",
+    ring_seconds: Annotated[int, typer.Option(help="how long it may ring")] = 30,
+    url: Annotated[
+        str | None, typer.Option(help="the running bridge, instead of this machine's")
+    ] = None,
+) -> None:
+    """Have a running bridge call somebody (POST /api/calls).
+
+    The bridge needs BRIDGE_API_TOKEN, TWILIO_ACCOUNT_SID and BRIDGE_OUTBOUND_PREFIXES.
+    """
+    conf = _settings()
+    if conf.api_token is None:
+        _stop_with("BRIDGE_API_TOKEN is not set: set it here and for the bridge")
+    host = "127.0.0.1" if conf.host == "0.0.0.0" else conf.host
+    wanted = {
+        "to": number,
+        "from": caller_id,
+        "route": route,
+        "greeting": greeting,
+        "machine": "message" if message else "hang_up",
+        "message": message,
+        "ring_seconds": ring_seconds,
+    }
+    body = {name: value for name, value in wanted.items() if value is not None}
+    token = conf.api_token.get_secret_value()
+    try:
+        sid = _run(client.place_call(url or f"http://{host}:{conf.port}", token, body))
+    except client.ApiError as error:
+        _stop_with(str(error))
+    out.print(sid)
+
+
+def _demo_settings(routes: Path | None) -> Settings:
+    """None of the environment's: a demo is the same everywhere."""
+    if routes is None:
+        return Settings()
+    try:
+        return settings.load({"BRIDGE_ROUTES": str(routes)}, env_file=None)
+    except SettingsError as error:
+        _stop_with(str(error))
+
+
 @app.command()
 def check(agent: AgentOption = None) -> None:
     """Tell what in the configuration is missing or wrong, all at once, with the fix."""
     environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
     findings = settings.check(environ)
-    named = (it for it in findings if (it.name, it.level) == ("BRIDGE_AGENT", "ok"))
-    name = next((it.text.removeprefix("is ") for it in named), None)
-    if name:
-        try:
-            loader.load(name)
-        except loader.AgentNotLoaded as error:
-            fix = "correct the name or the file"
-            findings.append(Finding("error", "BRIDGE_AGENT", f"fails: {error}", fix))
+    findings += _check_crew(environ, findings)
     marks = {"ok": "[green]ok", "warning": "[yellow]warning", "error": "[red]error"}
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         fix = f"\n[dim]{finding.fix}[/]" if finding.fix else ""
         table.add_row(marks[finding.level], finding.name, finding.text + fix)
     out.print(table)
-    if any(finding.level == "error" for finding in findings):
+    if _errors(findings):
         raise typer.Exit(1)
+
+
+def _check_crew(environ: dict[str, str], findings: list[Finding]) -> list[Finding]:
+    """What is wrong with the user's own code and routes, where they can be read."""
+    if any(it.name in ("BRIDGE_AGENT", "BRIDGE_ROUTES") for it in _errors(findings)):
+        return []
+    try:
+        crew = load_crew(settings.load(environ))
+    except SettingsError:
+        return []  # told already
+    except loader.AgentNotLoaded as error:
+        fix = "correct the name or the file"
+        return [Finding("error", "BRIDGE_AGENT", f"fails: {error}", fix)]
+    except RoutesError as error:
+        return [Finding("error", "BRIDGE_ROUTES", it) for it in error.mistakes]
+    return [Finding("warning", "BRIDGE_ROUTES", it) for it in crew.routes.warnings]
+
+
+def _errors(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.level == "error"]
 
 
 @app.command("twiml")
@@ -235,13 +312,13 @@ async def _sim_load(calls: int, seconds: float) -> load.Report:
 async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
     """A bridge in front of that model, for a measurement."""
     conf = Settings(host="127.0.0.1", port=0, insecure=True, greeting="")
-    source = loader.load(conf.agent)
-    async with server.serving(conf, source, model_url) as running:
+    async with server.serving(conf, load_crew(conf), model_url) as running:
         yield f"http://127.0.0.1:{running.port}/voice", None
 
 
-async def _serve(conf: Settings, source: loader.AgentSource) -> None:
+async def _serve(conf: Settings, crew: Crew) -> None:
     """From start to the last call, with the bundled model where none is named."""
+    trouble = ""
     async with contextlib.AsyncExitStack() as stack:
         model_url = conf.model_target
         if model_url == LOCAL_MODEL:
@@ -251,20 +328,32 @@ async def _serve(conf: Settings, source: loader.AgentSource) -> None:
         # model's host: with the few of the default, slow tools would stop new calls.
         threads = ThreadPoolExecutor(max(MIN_THREADS, conf.max_calls))
         asyncio.get_running_loop().set_default_executor(threads)
-        running = server.Server(conf, server.open_house(conf, source, model_url))
+        try:
+            house = await stack.enter_async_context(open_house(conf, crew, model_url))
+        except McpUnavailable as error:
+            _stop_with(f"bridge serve does not start: {error}")
+        running = server.Server(conf, house)
         try:
             await running.start()
         except OSError as error:
-            _stop_with(f"cannot listen on {conf.host}:{conf.port}: {error.strerror}")
-        told = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, told.set)
-        await told.wait()
-        # A second signal ends it at once.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        await running.close(conf.drain_seconds)
+            trouble = f"cannot listen on {conf.host}:{conf.port}: {error.strerror}"
+        else:
+            await _told_to_stop()
+            await running.close(conf.drain_seconds)
+    # Not before: what is raised within comes out of its task groups as a group.
+    if trouble:
+        _stop_with(trouble)
+
+
+async def _told_to_stop() -> None:
+    """Waits for the first signal; a second one ends the process at once."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
 
 
 async def _sim_model(port: int) -> None:
@@ -280,11 +369,13 @@ def _settings() -> Settings:
         _stop_with("The configuration is not usable:", *str(error).splitlines())
 
 
-def _agent(name: str) -> loader.AgentSource:
+def _crew(conf: Settings, agent: str | None) -> Crew:
     try:
-        return loader.load(name)
+        return load_crew(conf, agent)
     except loader.AgentNotLoaded as error:
         _stop_with(f"The agent cannot be loaded: {error}")
+    except RoutesError as error:
+        _stop_with("The routes are not usable:", *error.mistakes)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

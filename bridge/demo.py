@@ -6,23 +6,28 @@ believes was heard with what the fake caller knows it heard.
 
 import asyncio
 import json
+import os
 import secrets
 import statistics
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from agents import set_tracing_disabled
 from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.agent.loader import AgentSource
+from bridge.house import Crew
 from bridge.server import serving
 from bridge.settings import Settings
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import ModelServer, ModelSession
 from bridge.sim.scenario import Scenario
+from bridge.sim.text_model import TextModel
 from bridge.sim.twilio.network import Network
 from bridge.sim.voice import voice_available
 from bridge.watch import trace
@@ -33,7 +38,19 @@ NETWORK = Network(up_ms=60, down_ms=60, jitter_ms=30, seed=1)
 PUBLIC_URL = "https://bridge.example"
 """What Twilio signs; the fake caller connects to this machine for it."""
 
+KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+"""Where `Runner.run` finds its model."""
+
 BYTES_PER_MS = 8
+
+PIN_BYTES = 100 * BYTES_PER_MS
+"""Of an item's beginning: so much sounds like no other."""
+
+HANDOFF = "transfer_to_"
+"""Names of the SDK's handoffs begin so; to the model they are tools."""
+
+SHORTEN_AT = 160
+"""Characters of a tool's words in the report."""
 
 MAX_ERROR_MS = 40
 """As `bridge sim accuracy`."""
@@ -63,35 +80,59 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class Did:
+    """What the agent did besides talking; `at` as in Said."""
+
+    at: float
+    kind: str
+    """`tool`, or `handoff` from one agent to another."""
+    name: str
+    arguments: str = ""
+    """JSON as the model wrote it."""
+    output: str | None = None
+    """None: none came, for the call was over or nobody said yes."""
+
+    @property
+    def text(self) -> str:
+        words = " ".join(part for part in (self.name, self.arguments) if part)
+        if self.output is None:
+            return words
+        short = self.output[:SHORTEN_AT]
+        return f"{words} -> {short}{' ...' if short != self.output else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Demo:
     """What a demo call left behind."""
 
     record: CallRecord
     session: ModelSession
     said: list[Said]
+    did: list[Did]
     wav: Path
     trace: Path
     report: Path
 
 
-def run(source: AgentSource, scenario: Scenario, folder: Path) -> Demo:
+def run(crew: Crew, scenario: Scenario, folder: Path) -> Demo:
     """Places the call. Leaves a WAV, the trace and the report in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    record, session = asyncio.run(_place(source, scenario, folder))
+    record, session = asyncio.run(_place(crew, scenario, folder))
     wav = folder / f"{record.call_sid}.wav"
     record.write_wav(wav)
     [trace_file] = folder.glob(f"{record.call_sid}.*.trace.jsonl")
     said = [*_caller_said(record, session), *_agent_said(record, session, trace_file)]
     said.sort(key=lambda it: it.at)
+    did = [*_tools(record, session, trace_file), *_handoffs(record, trace_file)]
     report = folder / f"{record.call_sid}.txt"
-    demo = Demo(record, session, said, wav, trace_file, report)
+    demo = Demo(record, session, said, did, wav, trace_file, report)
     with report.open("w") as file:
         show(demo, Console(file=file, width=100))
     return demo
 
 
 async def _place(
-    source: AgentSource, scenario: Scenario, folder: Path
+    crew: Crew, scenario: Scenario, folder: Path
 ) -> tuple[CallRecord, ModelSession]:
     token = secrets.token_hex(16)
     settings = Settings(
@@ -102,8 +143,9 @@ async def _place(
         record_dir=folder,
     )
     async with (
+        _text_model(),
         ModelServer(scenario.behaviour()) as model,
-        serving(settings, source, model.url) as server,
+        serving(settings, crew, model.url) as server,
     ):
         caller = Caller(
             webhook_url=f"http://127.0.0.1:{server.port}/voice",
@@ -117,14 +159,32 @@ async def _place(
     return record, model.sessions[0]
 
 
+@asynccontextmanager
+async def _text_model() -> AsyncIterator[None]:
+    """Without a key text agents ask a fake, too: a demo needs no network."""
+    if os.environ.get(KEY):
+        yield
+        return
+    async with TextModel() as model:
+        before = {name: os.environ.get(name) for name in (KEY, URL)}
+        os.environ.update({KEY: "sk-of-the-demo", URL: model.url})
+        set_tracing_disabled(True)  # or the SDK sends traces, and to OpenAI
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
 def show(demo: Demo, console: Console) -> None:
     """The report, for a person."""
     console.print()
     console.print(_lines(demo))
     if any(said.cut for said in demo.said):
-        console.print(
-            "[red]✂[/] the caller spoke; what stands behind it was never heard"
-        )
+        console.print("[red]✂[/] cut short: what stands behind it was never heard")
     console.print()
     console.print(_interruptions(demo))
     console.print(_delays(demo))
@@ -167,7 +227,9 @@ def failures(demo: Demo) -> list[str]:
 
 
 def _caller_said(record: CallRecord, session: ModelSession) -> Iterator[Said]:
-    texts = [item.text for item in session.items.values() if item.role == "user"]
+    # Without those that were written, not said.
+    heard = (it for it in session.items.values() if it.role == "user" and it.chunks)
+    texts = [item.text for item in heard]
     for spoken, text in zip(record.spoken, texts, strict=False):
         yield Said(spoken.started_at - _zero(record), "caller", text)
 
@@ -187,9 +249,12 @@ def _agent_said(
     for item in session.items.values():
         if item.role != "assistant" or not item.sent_bytes:
             continue
-        heard = _common_prefix(audio[position:], b"".join(item.chunks))
-        at = _time_of(record, position)
-        position += heard
+        generated = b"".join(item.chunks)
+        # What the model believes unheard may have a twin further on.
+        start = position if item.deleted else _found(audio, generated, position)
+        heard = _common_prefix(audio[start:], generated)
+        at = _time_of(record, start)
+        position = start + heard
         yield Said(
             at=at - _zero(record),
             who=who.get(item.response_id or "", "agent"),
@@ -212,6 +277,49 @@ def _speakers(trace_file: Path) -> dict[str, str]:
             event = json.loads(line["value"])
             speakers[event["response"]["id"]] = speaker
     return speakers
+
+
+def _tools(
+    record: CallRecord, session: ModelSession, trace_file: Path
+) -> Iterator[Did]:
+    """The tools that the model called, its hosted ones among them."""
+    items = list(session.items.values())
+    outputs = {it.call_id: it.output for it in items if it.type.endswith("_output")}
+    called_at: dict[str, float] = {}
+    for at, event in _model_events(trace_file, "conversation.item.added"):
+        called_at[event["item"]["id"]] = at - _zero(record)
+    for item in items:
+        at, arguments = called_at.get(item.id, 0.0), item.arguments or ""
+        if item.type == "function_call" and not str(item.name).startswith(HANDOFF):
+            output = outputs.get(item.call_id)
+            yield Did(at, "tool", str(item.name), arguments, output)
+        elif item.type == "mcp_call":
+            output = str(item.error["message"]) if item.error else item.output
+            name = f"{item.server_label}.{item.name}"
+            yield Did(at, "tool", name, arguments, output)
+
+
+def _handoffs(record: CallRecord, trace_file: Path) -> Iterator[Did]:
+    for line in trace.read(trace_file):
+        if line.get("out") == "session" and line["value"][0] == "handoff":
+            agents = line["value"][1]
+            at = line["at"] - _zero(record)
+            yield Did(at, "handoff", f"{agents['agent']} -> {agents['to']}")
+
+
+def _model_events(
+    trace_file: Path, kind: str
+) -> Iterator[tuple[float, dict[str, Any]]]:
+    """(when, event) of each server event of that type."""
+    for line in trace.read(trace_file):
+        if line.get("in") == "model" and f'"{kind}"' in line["value"]:
+            yield line["at"], json.loads(line["value"])
+
+
+def _found(audio: bytes, generated: bytes, position: int) -> int:
+    """Where an item begins: at `position`, or behind tones that were played there."""
+    found = audio.find(generated[:PIN_BYTES], position)
+    return position if found < 0 else found
 
 
 def _common_prefix(heard: bytes, generated: bytes) -> int:
@@ -241,14 +349,19 @@ def _lines(demo: Demo) -> Table:
     table.add_column(justify="right", style="dim")
     table.add_column(justify="right")
     table.add_column(overflow="fold")
-    for said in demo.said:
-        clock = f"{int(said.at) // 60}:{said.at % 60:04.1f}"
-        style = "cyan" if said.who == "caller" else "green"
-        text = Text(said.text or "(words unknown)")
-        if said.cut:
-            unheard = said.text[len(said.heard_text) :]
-            text = Text.assemble(said.heard_text, (" ✂", "red"), (unheard, "dim"))
-        table.add_row(clock, Text(said.who, style=style), text)
+    lines: list[Said | Did] = [*demo.said, *demo.did]
+    for line in sorted(lines, key=lambda it: it.at):
+        clock = f"{int(line.at) // 60}:{line.at % 60:04.1f}"
+        if isinstance(line, Did):
+            style = "magenta"
+            table.add_row(clock, Text(line.kind, style), Text(line.text, style))
+            continue
+        style = "cyan" if line.who == "caller" else "green"
+        text = Text(line.text or "(words unknown)")
+        if line.cut:
+            unheard = line.text[len(line.heard_text) :]
+            text = Text.assemble(line.heard_text, (" ✂", "red"), (unheard, "dim"))
+        table.add_row(clock, Text(line.who, style), text)
     return table
 
 

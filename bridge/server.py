@@ -4,26 +4,30 @@ Lets in who may come in, and gives each stream to a Call. Knows no audio, no mod
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from multidict import MultiDictProxy
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import twiml
-from bridge.agent.loader import AgentSource
-from bridge.agent.session import ModelTarget
-from bridge.call import Call, House
+from bridge.agent.live import LiveCall
+from bridge.call import RETURN_SECONDS, Call, House, facts_from
+from bridge.console import api
 from bridge.core import ProtocolError
-from bridge.fleet import NextStep
-from bridge.fleet.memory import MemoryRegistry
-from bridge.settings import OPENAI_MODEL_URL, Settings
+from bridge.fleet import CallEntry, NextStep, Then
+from bridge.fleet.plan import Earlier, Plan
+from bridge.house import Crew, open_house
+from bridge.outbound import Outbound, OutboundOrder
+from bridge.report import report_of_silence
+from bridge.settings import Settings
 from bridge.signature import HEADER, Signatures, websocket_origin
-from bridge.variables import LOCAL_MODEL
 from bridge.watch.metrics import Metrics
 
 log = structlog.get_logger()
@@ -44,6 +48,19 @@ answers pings (it does on uvicorn's defaults, which ping as often)."""
 
 CLOSE_SECONDS = 1.0
 """For Twilio to answer our close."""
+
+PLAN_SECONDS = 24 * 3600.0
+"""What an outbound call was placed for is known as long as a call can last."""
+
+ANSWERED = frozenset({"completed", "answered"})
+"""DialCallStatus of a transfer that came about."""
+
+UNANSWERED = frozenset({"busy", "no-answer", "failed", "canceled"})
+
+NOT_ANSWERED = (
+    "You tried to put the caller through, but nobody took the call ({status}). The "
+    "caller is back with you: tell them in one sentence and ask how else you can help."
+)
 
 SHUTDOWN_SECONDS = 3.0
 """For the calls to end once draining is over."""
@@ -79,10 +96,10 @@ class Server:
         self._settings = settings
         self._house = house
         self._signatures = _signatures(settings)
+        self._outbound = _outbound(settings, house)
         self._calls: set[Call] = set()
         self._no_calls = asyncio.Event()
         self._no_calls.set()
-        self._draining = False
         self._asking: set[str] = set()
         """Calls that we ended: Twilio is about to ask what follows."""
         self._nobody_asks = asyncio.Event()
@@ -101,12 +118,17 @@ class Server:
                 web.post("/voice/next", self._webhook(self._voice_next)),
                 web.post("/stream-status", self._webhook(self._stream_status)),
                 web.post("/call-status", self._webhook(self._call_status)),
+                web.post("/amd-status", self._webhook(self._amd_status)),
+                web.post("/openai/webhook", self._openai_webhook),
                 web.get("/media", self._media),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
             ]
         )
+        token = self._settings.api_token
+        if token:
+            app.add_subapp("/api", api.application(self, token.get_secret_value()))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         site = web.TCPSite(runner, self._settings.host, self._settings.port)
@@ -121,9 +143,12 @@ class Server:
 
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Takes no more calls, lets the running ones end, ends what is left."""
-        self._draining = True
+        self._house.lines.draining = True
         log.info("draining", calls=len(self._calls), seconds=drain_seconds)
-        if not await _within(drain_seconds, self._no_calls):
+        drained = await _within(drain_seconds, self._no_calls)
+        if self._house.sip:
+            self._house.sip.end("shutdown")
+        if not drained:
             for call in list(self._calls):
                 call.end("shutdown")
                 if call.call_sid:
@@ -150,10 +175,6 @@ class Server:
     async def registered(self) -> list[str]:
         """SIDs of the calls that the registry knows of."""
         return [entry.call_sid for entry in await self._house.registry.calls()]
-
-    @property
-    def _full(self) -> bool:
-        return len(self._calls) >= self._settings.max_calls
 
     # --- webhooks ---
 
@@ -183,25 +204,48 @@ class Server:
         return handle
 
     async def _voice(self, request: web.Request, form: "Form") -> web.Response:
-        """A call comes in: what Twilio is to do with it."""
+        """A call is there, come in or placed by us: what Twilio is to do with it."""
         call_sid = _text(form, "CallSid")
-        if self._draining or self._full:
-            why = "draining" if self._draining else "full"
+        parameters = {name: _parameter(form, name) for name in ("From", "To")}
+        order = await self._order(request)
+        if order is not None:
+            ours = {"Direction": "outbound", "Route": order.route}
+            parameters = {**order.parameters, **parameters, **ours}
+            plan = Plan(
+                greeting=order.greeting, machine=order.machine, message=order.message
+            )
+            await self._house.registry.put(
+                f"plan:{call_sid}", plan.kept(), PLAN_SECONDS
+            )
+        if not self._house.lines.free:
+            why = self._house.lines.state
             log.warning("call_refused", call_sid=call_sid, why=why)
-            return _twiml(twiml.busy())
-        origin = self._origin(request)
-        document = twiml.connect(
+            route = self._house.routes.pick(facts_from(call_sid, parameters))
+            text = {"text": route.busy} if route.busy else {}
+            return _twiml(twiml.busy(language=route.language, **text))
+        log.info("call_answered", call_sid=call_sid)
+        return _twiml(self._stream(self._origin(request), parameters))
+
+    async def _order(self, request: web.Request) -> OutboundOrder | None:
+        """What an outbound call was placed for."""
+        order_id = request.query.get("order")
+        if order_id is None or self._outbound is None:
+            return None
+        return await self._outbound.order(order_id)
+
+    def _stream(self, origin: str, parameters: Mapping[str, str]) -> str:
+        return twiml.connect(
             f"{websocket_origin(origin)}/media",
             action_url=f"{origin}/voice/next",
             status_callback_url=f"{origin}/stream-status",
-            parameters={name: _parameter(form, name) for name in ("From", "To")},
+            parameters=parameters,
         )
-        log.info("call_answered", call_sid=call_sid)
-        return _twiml(document)
 
     async def _voice_next(self, request: web.Request, form: "Form") -> web.Response:
-        """The stream has ended and somebody is still on the line: what follows."""
+        """The stream or a transfer has ended and somebody is still on the line."""
         call_sid = _text(form, "CallSid")
+        if dialled := _text(form, "DialCallStatus"):
+            return await self._after_transfer(request, form, dialled)
         step = await self._house.registry.take_next(call_sid)
         self._asking.discard(call_sid)
         if not self._asking:
@@ -209,11 +253,44 @@ class Server:
         if step is None:
             # Nothing was left, so nothing ended as it should: the handshake failed or
             # the instance is gone. Whoever still holds the line is told.
-            step = NextStep.SORRY
-        log.info("call_goes_on", call_sid=call_sid, step=step.value)
-        if step is NextStep.HANG_UP:
+            number = self._settings.fallback_number or ""
+            step = NextStep(Then.SORRY, number)
+        log.info("call_goes_on", call_sid=call_sid, step=step.then.value)
+        return _twiml(self._next_document(step, self._origin(request)))
+
+    def _next_document(self, step: NextStep, origin: str) -> str:
+        match step.then:
+            case Then.HANG_UP:
+                return twiml.hang_up()
+            case Then.TRANSFER:
+                return twiml.transfer(
+                    step.number,
+                    caller_id=step.caller_id or None,
+                    action_url=f"{origin}/voice/next",
+                    timeout_seconds=step.ring_seconds,
+                )
+            case Then.SORRY:
+                return twiml.sorry(
+                    step.text or None,
+                    fallback_number=step.number or None,
+                    language=step.language or None,
+                )
+
+    async def _after_transfer(
+        self, request: web.Request, form: "Form", dialled: str
+    ) -> web.Response:
+        """The other side has hung up, or never answered: then the caller is back with
+        the agent, who knows it."""
+        call_sid, registry = _text(form, "CallSid"), self._house.registry
+        log.info("transfer_ended", call_sid=call_sid, status=dialled)
+        talk = await registry.take(f"talk:{call_sid}")
+        if dialled in ANSWERED or talk is None:
             return _twiml(twiml.hang_up())
-        return _twiml(twiml.sorry(fallback_number=self._settings.fallback_number))
+        word = NOT_ANSWERED.format(status=dialled)
+        earlier = msgspec.structs.replace(Earlier.read(talk), word=word)
+        await registry.put(f"talk:{call_sid}", earlier.kept(), RETURN_SECONDS)
+        parameters = dict(earlier.parameters)
+        return _twiml(self._stream(self._origin(request), parameters))
 
     async def _stream_status(self, request: web.Request, form: "Form") -> web.Response:
         """The only word there is of a handshake that failed."""
@@ -229,8 +306,35 @@ class Server:
         return web.Response(status=204)
 
     async def _call_status(self, request: web.Request, form: "Form") -> web.Response:
+        """How far a call is. Twilio's order is not kept, nor the instance."""
         call_sid, status = _text(form, "CallSid"), _text(form, "CallStatus")
+        known = (
+            await self._outbound.note_status(_plain(form)) if self._outbound else None
+        )
         log.info("call_status", call_sid=call_sid, status=status)
+        if known and known.state in UNANSWERED:
+            await self._report_unanswered(form, known.state)
+        return web.Response(status=204)
+
+    async def _report_unanswered(self, form: "Form", state: str) -> None:
+        """Nobody took a call that we placed: whoever had it placed is told."""
+        call_sid, house = _text(form, "CallSid"), self._house
+        route = await house.registry.get(f"route:{call_sid}")
+        if route is None:
+            return  # not one of ours
+        parameters = {"Direction": "outbound", "Route": route.decode()}
+        parameters |= {name: _text(form, name) for name in ("From", "To")}
+        facts = facts_from(call_sid, parameters)
+        report = report_of_silence(facts, state, time.time())
+        house.hand_over(house.route_of(facts), report)
+
+    async def _amd_status(self, request: web.Request, form: "Form") -> web.Response:
+        """Who has picked up: a person or a machine."""
+        if self._outbound:
+            who = await self._outbound.answered_by(_plain(form))
+            call = self._call(_text(form, "CallSid"))
+            if who and call:
+                call.answered_by(who.value)
         return web.Response(status=204)
 
     # --- the stream ---
@@ -242,9 +346,9 @@ class Server:
         ):
             log.warning("stream_refused", why="signature")
             raise web.HTTPForbidden(text="not signed by Twilio")
-        if self._draining or self._full:
+        if not self._house.lines.free:
             # 503: a balancer in front tries the next instance.
-            log.warning("stream_refused", why="draining" if self._draining else "full")
+            log.warning("stream_refused", why=self._house.lines.state)
             raise web.HTTPServiceUnavailable(text="no line is free")
         # The upgrade is answered before there is a model: Twilio does not wait for
         # one. It offers no compression, and frames gain nothing by it.
@@ -257,14 +361,56 @@ class Server:
         await socket.prepare(request)
         call = Call(PhoneSocket(socket), self._house)
         self._calls.add(call)
+        self._house.lines.streams = len(self._calls)
         self._no_calls.clear()
         try:
             await call.run()
         finally:
             self._calls.discard(call)
+            self._house.lines.streams = len(self._calls)
             if not self._calls:
                 self._no_calls.set()
         return socket
+
+    async def _openai_webhook(self, request: web.Request) -> web.Response:
+        """A call comes in over SIP: OpenAI has its audio, the agent is ours."""
+        if self._house.sip is None:
+            raise web.HTTPNotFound(text="SIP calls are not set up here")
+        status, text = await self._house.sip.incoming(
+            request.headers, await request.read()
+        )
+        return web.Response(status=status, text=text)
+
+    # --- the control API's view (bridge.console.api.Calls) ---
+
+    def live(self, call_sid: str) -> LiveCall | None:
+        """A call of this instance."""
+        call = self._call(call_sid)
+        if call is None:
+            return self._house.sip.live(call_sid) if self._house.sip else None
+        return call.live
+
+    async def entries(self) -> list[CallEntry]:
+        return await self._house.registry.calls()
+
+    async def place(self, wanted: api.PlaceCall) -> str:
+        """Calls somebody; api.Refused says why not."""
+        if self._outbound is None:
+            raise api.Refused(
+                409,
+                "Outbound calls are not set up",
+                "They need BRIDGE_PUBLIC_URL, TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN "
+                "and BRIDGE_OUTBOUND_PREFIXES.",
+            )
+        number = wanted.from_number or self._settings.outbound_number
+        sid = await api.place(self._outbound, wanted, number, self._house.routes)
+        # Its statuses say nothing of what it was placed for.
+        route = wanted.route.encode()
+        await self._house.registry.put(f"route:{sid}", route, PLAN_SECONDS)
+        return sid
+
+    def _call(self, call_sid: str) -> Call | None:
+        return next((it for it in self._calls if it.call_sid == call_sid), None)
 
     # --- for operators ---
 
@@ -272,7 +418,7 @@ class Server:
         return web.json_response({"status": "alive", "calls": len(self._calls)})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        state = "draining" if self._draining else "full" if self._full else "ready"
+        state = self._house.lines.state
         facts = {"status": state, "calls": len(self._calls)}
         return web.json_response(facts, status=200 if state == "ready" else 503)
 
@@ -298,48 +444,17 @@ Form = MultiDictProxy[Any]
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, source: AgentSource, model_url: str
+    settings: Settings, crew: Crew, model_url: str
 ) -> AsyncIterator[Server]:
-    """A running server with an agent and a model; closed, with its calls, on the way
+    """A running server with agents and a model; closed, with its calls, on the way
     out. `model_url` is where the model is, whatever the settings call it."""
-    server = Server(settings, open_house(settings, source, model_url))
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.close()
-
-
-def open_house(settings: Settings, source: AgentSource, model_url: str) -> House:
-    """What the calls of an instance share, as the settings want it."""
-    return House(
-        source=source,
-        target=ModelTarget(
-            url=model_url,
-            model=settings.model,
-            voice=settings.voice,
-            transcription_model=settings.transcription_model or None,
-            headers=_model_headers(settings, model_url),
-            # Traces of a session are OpenAI's; others refuse the field.
-            tracing=model_url.startswith(OPENAI_MODEL_URL),
-        ),
-        greeting=settings.greeting or None,
-        registry=MemoryRegistry(),
-        account_sid=settings.twilio_account_sid,
-        metrics=Metrics(),
-        record_dir=settings.record_dir,
-    )
-
-
-def _model_headers(settings: Settings, model_url: str) -> dict[str, str]:
-    headers = dict(settings.model_headers)
-    key = settings.openai_api_key
-    named = {name.lower() for name in headers}
-    # The bundled fake is no place for a key; Azure's own headers stand alone.
-    wanted = settings.model_target != LOCAL_MODEL
-    if key and wanted and not named & {"authorization", "api-key"}:
-        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
-    return headers
+    async with open_house(settings, crew, model_url) as house:
+        server = Server(settings, house)
+        await server.start()
+        try:
+            yield server
+        finally:
+            await server.close()
 
 
 def _signatures(settings: Settings) -> Signatures | None:
@@ -350,6 +465,26 @@ def _signatures(settings: Settings) -> Signatures | None:
         raise ValueError("neither BRIDGE_INSECURE nor what signatures need is set")
     token = settings.twilio_auth_token.get_secret_value()
     return Signatures(settings.public_url, token)
+
+
+def _outbound(settings: Settings, house: House) -> Outbound | None:
+    """None where it is not wanted, or where Twilio could not call us back."""
+    sid, token = settings.twilio_account_sid, settings.twilio_auth_token
+    if not (settings.outbound_prefixes and settings.public_url and sid and token):
+        return None
+    return Outbound(
+        house.registry,
+        account_sid=sid,
+        auth_token=token.get_secret_value(),
+        public_url=settings.public_url,
+        prefixes=settings.outbound_prefixes,
+        at_once=settings.outbound_calls,
+        api_url=settings.twilio_api_url,
+    )
+
+
+def _plain(form: Form) -> dict[str, str]:
+    return {name: value for name, value in form.items() if isinstance(value, str)}
 
 
 def _text(form: Form, name: str) -> str:

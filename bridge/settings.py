@@ -107,7 +107,7 @@ def serving_mistakes(settings: "Settings") -> list[Finding]:
         found.append(_FAKE_MODEL)
     elif settings.openai_api_key is None and not settings.model_headers:
         found.append(_NO_MODEL_KEY)
-    return found + _deprecated(settings)
+    return found + _half_set(settings) + _deprecated(settings)
 
 
 def unknown_names(
@@ -198,7 +198,9 @@ class Settings(BaseSettings):
         default="bridge.agent.receptionist:receptionist",
         validation_alias="BRIDGE_AGENT",
     )
-    routes: _Later = Field(default=None, validation_alias="BRIDGE_ROUTES")
+    routes: Annotated[Path | None, BeforeValidator(variables.file)] = Field(
+        default=None, validation_alias="BRIDGE_ROUTES"
+    )
     # Some vendors want a key in the query, all want one in the headers: not in repr.
     model_url: Annotated[str | None, BeforeValidator(variables.model_url)] = Field(
         default=None, validation_alias="BRIDGE_MODEL_URL", repr=False
@@ -218,7 +220,37 @@ class Settings(BaseSettings):
         default=200, validation_alias="BRIDGE_MAX_CALLS"
     )
     redis_url: _Later = Field(default=None, validation_alias="BRIDGE_REDIS_URL")
-    api_token: _Later = Field(default=None, validation_alias="BRIDGE_API_TOKEN")
+    api_token: _Secret = Field(default=None, validation_alias="BRIDGE_API_TOKEN")
+    # What the model takes: G.711 mu-law, or PCM 16 bit 24 kHz through transcoding.
+    model_audio: Annotated[
+        Literal["mulaw", "pcm"], BeforeValidator(variables.one_of("mulaw", "pcm"))
+    ] = Field(default="mulaw", validation_alias="BRIDGE_MODEL_AUDIO")
+    # The user's own async (url, headers) -> websocket.
+    model_connect: Annotated[str | None, BeforeValidator(variables.agent)] = Field(
+        default=None, validation_alias="BRIDGE_MODEL_CONNECT"
+    )
+    # It may well hold a key.
+    report_url: Annotated[str | None, BeforeValidator(variables.http_url)] = Field(
+        default=None, validation_alias="BRIDGE_REPORT_URL", repr=False
+    )
+    report_secret: Annotated[
+        SecretStr | None, BeforeValidator(variables.webhook_secret)
+    ] = Field(default=None, validation_alias="BRIDGE_REPORT_SECRET")
+    # Which numbers may be called; none: nobody.
+    outbound_prefixes: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(variables.prefixes)
+    ] = Field(default=(), validation_alias="BRIDGE_OUTBOUND_PREFIXES")
+    # Whom those who are called see.
+    outbound_number: Annotated[str | None, BeforeValidator(variables.phone_number)] = (
+        Field(default=None, validation_alias="BRIDGE_OUTBOUND_NUMBER")
+    )
+    outbound_calls: Annotated[int, BeforeValidator(variables.whole_number(1))] = Field(
+        default=10, validation_alias="BRIDGE_OUTBOUND_CALLS"
+    )
+    # Another origin of Twilio's REST API: a proxy, the fake.
+    twilio_api_url: Annotated[str | None, BeforeValidator(variables.http_url)] = Field(
+        default=None, validation_alias="BRIDGE_TWILIO_API_URL"
+    )
     drain_seconds: Annotated[float, BeforeValidator(variables.seconds)] = Field(
         default=300.0, validation_alias="BRIDGE_DRAIN_SECONDS"
     )
@@ -229,9 +261,14 @@ class Settings(BaseSettings):
         Field(default=None, validation_alias="BRIDGE_FALLBACK_NUMBER")
     )
     log_format: Annotated[
-        Literal["auto", "json", "pretty"], BeforeValidator(variables.log_format)
+        Literal["auto", "json", "pretty"],
+        BeforeValidator(variables.one_of("auto", "json", "pretty")),
     ] = Field(default="auto", validation_alias="BRIDGE_LOG")
     openai_api_key: _Secret = Field(default=None, validation_alias="OPENAI_API_KEY")
+    # Signs the webhook of incoming SIP calls.
+    openai_webhook_secret: Annotated[
+        SecretStr | None, BeforeValidator(variables.webhook_secret)
+    ] = Field(default=None, validation_alias="OPENAI_WEBHOOK_SECRET")
     twilio_account_sid: Annotated[
         str | None, BeforeValidator(variables.account_sid)
     ] = Field(default=None, validation_alias="TWILIO_ACCOUNT_SID")
@@ -313,6 +350,29 @@ _NO_MODEL_KEY = Finding(
 )
 
 
+def _half_set(settings: Settings) -> list[Finding]:
+    """What was wanted, but lacks something it cannot be without."""
+    found = []
+    outbound = {
+        "BRIDGE_PUBLIC_URL": settings.public_url,
+        "TWILIO_ACCOUNT_SID": settings.twilio_account_sid,
+        "TWILIO_AUTH_TOKEN": settings.twilio_auth_token,
+        "BRIDGE_API_TOKEN": settings.api_token,
+    }
+    lacking = [name for name, value in outbound.items() if value is None]
+    if settings.outbound_prefixes and lacking:
+        text, fix = "allows calls that cannot be placed", f"set {', '.join(lacking)}"
+        found.append(Finding("warning", "BRIDGE_OUTBOUND_PREFIXES", text, fix))
+    if settings.openai_webhook_secret and settings.openai_api_key is None:
+        text, fix = "is set, but no SIP call can be accepted", "set OPENAI_API_KEY"
+        found.append(Finding("warning", "OPENAI_WEBHOOK_SECRET", text, fix))
+    if settings.report_secret and not (settings.report_url or settings.routes):
+        text = "is set, but no report is sent anywhere"
+        fix = "set BRIDGE_REPORT_URL, or `report` in the routes"
+        found.append(Finding("warning", "BRIDGE_REPORT_SECRET", text, fix))
+    return found
+
+
 def _deprecated(settings: Settings) -> list[Finding]:
     used = (
         ("BRIDGE_MODEL", settings.model, DEPRECATED_MODELS),
@@ -350,8 +410,19 @@ def _in_force(settings: Settings) -> list[Finding]:
         said.append(("BRIDGE_RECORD_DIR", f"is {settings.record_dir}"))
     if settings.fallback_number is not None:
         said.append(("BRIDGE_FALLBACK_NUMBER", "is set: plan B dials it"))
+    if settings.routes is not None:
+        said.append(("BRIDGE_ROUTES", f"is {settings.routes}"))
+    if settings.model_audio == "pcm":
+        said.append(("BRIDGE_MODEL_AUDIO", "is pcm: audio is transcoded"))
+    if settings.outbound_prefixes:
+        allowed = ", ".join(settings.outbound_prefixes)
+        said.append(("BRIDGE_OUTBOUND_PREFIXES", f"lets {allowed} be called"))
+    if settings.report_url is not None:
+        said.append(("BRIDGE_REPORT_URL", "is set: reports are sent there"))
     for name, secret in (
+        ("BRIDGE_API_TOKEN", settings.api_token),
         ("OPENAI_API_KEY", settings.openai_api_key),
+        ("OPENAI_WEBHOOK_SECRET", settings.openai_webhook_secret),
         ("TWILIO_AUTH_TOKEN", settings.twilio_auth_token),
     ):
         if secret is not None:

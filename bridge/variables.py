@@ -4,6 +4,7 @@ Each function is one kind of value; `settings.py` says which variable is which. 
 may hold a secret (urls, headers, keys) is never repeated in a message.
 """
 
+import base64
 import ipaddress
 import json
 import re
@@ -20,6 +21,7 @@ _YES, _NO = (
     frozenset({"0", "false", "no", "off"}),
 )
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+_PREFIX = re.compile(r"\+[1-9][0-9]{0,13}")
 _ACCOUNT_SID = re.compile(r"AC[0-9a-zA-Z]{32}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: token
 _HEADERS_FIX = 'set `Name: value; Name: value` or {"Name": "value"}'
@@ -194,11 +196,56 @@ def secret(value: object) -> object:
     return text
 
 
-def log_format(value: object) -> str:
-    text = str(value).strip().lower()
-    if text not in ("auto", "json", "pretty"):
-        raise wrong(f"is {text!r}", "set auto, json or pretty")
+def webhook_secret(value: object) -> object:
+    """The form of Standard Webhooks: whsec_ and base64."""
+    found = secret(value)
+    text = found.get_secret_value() if isinstance(found, SecretStr) else str(found)
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not text.startswith("whsec_") or not 24 <= len(key) <= 64:
+        raise wrong(
+            "is no signing secret", "set whsec_ and the base64 of 24 to 64 bytes"
+        )
+    return found
+
+
+def prefixes(value: object) -> tuple[str, ...]:
+    """Beginnings of phone numbers, apart by commas."""
+    parts = value if isinstance(value, tuple | list) else str(value).split(",")
+    found = tuple(str(part).strip() for part in parts if str(part).strip())
+    if any(not _PREFIX.fullmatch(part) for part in found):
+        raise wrong(
+            "has a beginning that no number has", "set some such as +1,+4930 in E.164"
+        )
+    return found
+
+
+def http_url(value: object) -> str:
+    form = "https://example.com/calls"
+    text, parts = _url(value, form)
+    if parts.scheme not in ("http", "https") or parts.fragment:
+        raise wrong("is no http url", f"set one such as {form}")
     return text
+
+
+def file(value: object) -> Path:
+    path = Path(str(value).strip()).expanduser()
+    if path.is_dir():
+        raise wrong("names a folder", "set the path of a file")
+    return path
+
+
+def one_of(*choices: str) -> Callable[[object], str]:
+    def chosen(value: object) -> str:
+        text = str(value).strip().lower()
+        if text not in choices:
+            *others, last = choices
+            raise wrong(f"is {text!r}", f"set {', '.join(others)} or {last}")
+        return text
+
+    return chosen
 
 
 def text(value: object) -> str:

@@ -1,48 +1,63 @@
-"""The name of an agent -> the user's RealtimeAgent. Imports the user's code only."""
+"""The name of an agent -> what the user's code has there, and the agent of one call.
+
+Imports the user's code only.
+"""
 
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from agents.realtime import RealtimeAgent
+from agents.realtime import RealtimeAgent, RealtimeRunConfig, RealtimeRunner
+from agents.realtime.openai_realtime import OpenAIRealtimeWebSocketModel
+
+from bridge.agent.live import LiveCall
 
 
 class AgentNotLoaded(Exception):
     """The agent cannot be had; the message says why, for the one who named it."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallFacts:
-    """What is known of a call when it begins. Also the context that tools are given."""
+Made = RealtimeAgent[Any] | RealtimeRunner
+"""An agent, or the SDK's runner: an agent with its run configuration."""
 
-    call_sid: str
-    stream_sid: str = ""
-    account_sid: str = ""
-    from_number: str = ""
-    """As Twilio gives it: E.164, `anonymous`, `client:...` or `sip:...`."""
-    to_number: str = ""
-    parameters: Mapping[str, str] = field(default_factory=dict)
-    """All <Parameter>s of the TwiML, From and To among them."""
+_files: dict[Path, ModuleType] = {}
 
-
-AgentSource = (
-    RealtimeAgent[Any]
-    | Callable[[CallFacts], RealtimeAgent[Any] | Awaitable[RealtimeAgent[Any]]]
-)
+AgentSource = Made | Callable[[LiveCall], Made | Awaitable[Made]]
 
 
 def load(name: str) -> AgentSource:
     """`package.module:name` or `path/to/file.py:name` -> what stands there.
 
-    An agent, or a callable that makes one for each call. AgentNotLoaded otherwise.
+    An agent, a runner, or a callable that makes one for each call. AgentNotLoaded
+    otherwise.
     """
+    source = attribute_of(name)
+    if isinstance(source, RealtimeRunner):
+        _parts(source)  # what cannot work is told at start
+    elif not (is_agent(source) or callable(source)):
+        kind = type(source).__name__
+        raise AgentNotLoaded(
+            f"{name} is a {kind}, not a RealtimeAgent or a function that makes one"
+        )
+    return cast(AgentSource, source)
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """As `load`, for any function of the user's. AgentNotLoaded if it is none."""
+    function = attribute_of(name)
+    if not callable(function):
+        raise AgentNotLoaded(f"{name} is a {type(function).__name__}, not a function")
+    return cast(Callable[..., Any], function)
+
+
+def attribute_of(name: str) -> object:
+    """What stands under that name; AgentNotLoaded says why it cannot be had."""
     where, colon, attribute = name.rpartition(":")
     if not (colon and where and attribute):
         raise AgentNotLoaded(
@@ -55,23 +70,38 @@ def load(name: str) -> AgentSource:
         near = [key for key, it in vars(module).items() if is_agent(it)]
         hint = f"; it has {', '.join(sorted(near))}" if near else ""
         raise AgentNotLoaded(f"{where} has no {attribute!r}{hint}") from None
-    if not (is_agent(source) or callable(source)):
-        kind = type(source).__name__
+    return cast(object, source)
+
+
+async def agent_for(
+    source: AgentSource, live: LiveCall
+) -> tuple[RealtimeAgent[Any], RealtimeRunConfig]:
+    """The agent of this call, and how it is to be run (a copy).
+
+    AgentNotLoaded if the callable gives something else.
+    """
+    if isinstance(source, RealtimeAgent | RealtimeRunner):
+        return _parts(source)
+    made = source(live)
+    return _parts(await made if inspect.isawaitable(made) else made)
+
+
+def first_agent(made: Made) -> RealtimeAgent[Any]:
+    """The agent that a runner begins with."""
+    return _parts(made)[0]
+
+
+def _parts(made: object) -> tuple[RealtimeAgent[Any], RealtimeRunConfig]:
+    if isinstance(made, RealtimeAgent):
+        return made, {}
+    if not isinstance(made, RealtimeRunner):
+        raise AgentNotLoaded(f"the agent's function gave a {type(made).__name__}")
+    if type(made._model) is not OpenAIRealtimeWebSocketModel:
         raise AgentNotLoaded(
-            f"{name} is a {kind}, not a RealtimeAgent or a function that makes one"
+            "the runner has a model of its own, but the audio path is the bridge's: "
+            "name the model with BRIDGE_MODEL_URL and BRIDGE_MODEL"
         )
-    return cast(AgentSource, source)
-
-
-async def agent_for(source: AgentSource, facts: CallFacts) -> RealtimeAgent[Any]:
-    """The agent of this call. AgentNotLoaded if the callable gives something else."""
-    if isinstance(source, RealtimeAgent):
-        return source
-    made = source(facts)
-    agent = await made if inspect.isawaitable(made) else made
-    if not isinstance(agent, RealtimeAgent):
-        raise AgentNotLoaded(f"the agent's function gave a {type(agent).__name__}")
-    return agent
+    return made._starting_agent, {**(made._config or {})}
 
 
 def is_agent(value: object) -> bool:
@@ -90,6 +120,8 @@ def _import_module(name: str) -> ModuleType:
 
 def _import_file(path: str) -> ModuleType:
     file = Path(path).expanduser().resolve()
+    if file in _files:
+        return _files[file]  # an agent and a function of it share what stands there
     if not file.is_file():
         raise AgentNotLoaded(f"there is no file {path}")
     name = f"bridge_agent_{file.stem}"
@@ -106,6 +138,7 @@ def _import_file(path: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise AgentNotLoaded(f"{path} cannot be run: {_cause(error)}") from error
+    _files[file] = module
     return module
 
 

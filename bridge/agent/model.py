@@ -7,15 +7,21 @@ history. Private names it relies on are listed in tests/agent/test_sdk_canary.py
 from collections.abc import Awaitable, Callable
 from typing import cast
 
-from agents.realtime import RealtimeModelSendEvent
+from agents.realtime import RealtimeModelConfig, RealtimeModelSendEvent
+from agents.realtime.config import RealtimeSessionModelSettings
 from agents.realtime.model_events import RealtimeModelAudioInterruptedEvent
-from agents.realtime.model_inputs import RealtimeModelSendInterrupt
+from agents.realtime.model_inputs import (
+    RealtimeModelSendInterrupt,
+    RealtimeModelSendSessionUpdate,
+    RealtimeModelSendToolOutput,
+)
 from agents.realtime.openai_realtime import (
     OpenAIRealtimeWebSocketModel,
     TransportConfig,
 )
 from websockets.asyncio.client import ClientConnection
 
+from bridge.agent.results import BackgroundResult
 from bridge.agent.wire import Wire
 
 Dial = Callable[[str, dict[str, str]], Awaitable[Wire]]
@@ -25,13 +31,24 @@ Interrupt = Callable[[str, str | None], None]
 """(by whom, id of the answer or None for any): silence at once."""
 
 
+Take = Callable[[RealtimeSessionModelSettings], RealtimeSessionModelSettings]
+"""Settings of the agent in charge -> what the SDK takes of them (hosted_mcp.py)."""
+
+
 class PhoneModel(OpenAIRealtimeWebSocketModel):
     """One per call: the SDK's runner would share an instance between sessions."""
 
-    def __init__(self, dial: Dial, interrupt: Interrupt) -> None:
+    def __init__(self, dial: Dial, interrupt: Interrupt, take: Take) -> None:
         super().__init__()
         self._dial = dial
         self._interrupt = interrupt
+        self._take = take
+
+    async def connect(self, options: RealtimeModelConfig) -> None:
+        settings = options.get("initial_model_settings", {})
+        await super().connect(
+            {**options, "initial_model_settings": self._take(settings)}
+        )
 
     async def _create_websocket_connection(
         self,
@@ -43,12 +60,23 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         return cast(ClientConnection, await self._dial(url, headers))
 
     async def send_event(self, event: RealtimeModelSendEvent) -> None:
-        """As the SDK's, but an interruption stops what is queued at Twilio.
+        """As the SDK's, but an interruption stops what is queued at Twilio, and tools
+        decide whether they are spoken about.
 
-        The SDK's own would truncate by what it knows of playing, which is nothing:
-        audio does not pass through it.
+        The SDK's own interruption would truncate by what it knows of playing, which is
+        nothing: audio does not pass through it.
         """
-        if not isinstance(event, RealtimeModelSendInterrupt):
+        if isinstance(event, RealtimeModelSendSessionUpdate):
+            settings = self._take(event.session_settings)
+            await super().send_event(RealtimeModelSendSessionUpdate(settings))
+        elif isinstance(event, RealtimeModelSendToolOutput):
+            # The SDK asks for no answer only where the tool does not exist: then the
+            # caller would sit in silence.
+            respond = not isinstance(event.output, BackgroundResult)
+            await super().send_event(
+                RealtimeModelSendToolOutput(event.tool_call, event.output, respond)
+            )
+        elif not isinstance(event, RealtimeModelSendInterrupt):
             await super().send_event(event)
         elif event.cancel_response_only:
             await self._cancel_response(response_id=event.response_id)

@@ -1,7 +1,7 @@
 """The bundled agent: a dental practice's receptionist. Made to be copied and changed.
 
-Two tools, a handoff and back, an output guardrail. Uses nothing of the bridge but the
-call's facts; any RealtimeAgent of yours works in its place (BRIDGE_AGENT).
+Two tools of its own, two of the phone's, a handoff and back, an output guardrail. Any
+RealtimeAgent of yours works in its place (BRIDGE_AGENT).
 """
 
 import re
@@ -12,7 +12,8 @@ from agents.realtime import RealtimeAgent, realtime_handoff
 from agents.run_context import RunContextWrapper
 from pydantic import Field
 
-from bridge.agent.loader import CallFacts
+from bridge.agent.live import LiveCall
+from bridge.agent.phone_tools import hang_up, take_message
 
 PRACTICE = "Maple Street Dental"
 
@@ -68,7 +69,7 @@ async def invoice_status(
 
 
 async def _no_dosage(
-    context: RunContextWrapper[CallFacts], agent: object, output: str
+    context: RunContextWrapper[LiveCall], agent: object, output: str
 ) -> GuardrailFunctionOutput:
     """A receptionist names no dose of a medicine, whatever she is asked."""
     named = re.search(r"\b\d+\s*(mg|milligrams?|tablets?|pills?)\b", output, re.I)
@@ -82,34 +83,37 @@ no_dosage = OutputGuardrail(guardrail_function=_no_dosage, name="no dosage")
 
 
 def _receptionist_instructions(
-    context: RunContextWrapper[CallFacts], agent: RealtimeAgent[CallFacts]
+    context: RunContextWrapper[LiveCall], agent: RealtimeAgent[LiveCall]
 ) -> str:
-    known = context.context.from_number if context.context else ""
+    known = context.context.facts.theirs if context.context else ""
     return (
         f"You are the receptionist of {PRACTICE}. {ON_THE_PHONE}"
         "You tell opening hours and find appointments; use your tools, never guess. "
         "For questions about an invoice hand over to billing. "
         "For pain or medicine give no advice: offer the next free appointment. "
+        "What only a person can settle, take a message for. "
+        "When the caller says goodbye, say goodbye and hang up. "
         + ("The caller's number is known, do not ask for it. " if known else "")
     )
 
 
-billing: RealtimeAgent[CallFacts] = RealtimeAgent(
+billing: RealtimeAgent[LiveCall] = RealtimeAgent(
     name="billing",
     handoff_description="Questions about an invoice or a payment.",
     instructions=(
         f"You are the billing desk of {PRACTICE}. {ON_THE_PHONE}"
         "Ask for the invoice number, look it up, say what is open. "
-        "For anything else hand back to the receptionist."
+        "For anything else hand back to the receptionist. "
+        "When the caller says goodbye, say goodbye and hang up."
     ),
-    tools=[invoice_status],
+    tools=[invoice_status, hang_up, take_message],
 )
 
-receptionist: RealtimeAgent[CallFacts] = RealtimeAgent(
+receptionist: RealtimeAgent[LiveCall] = RealtimeAgent(
     name="receptionist",
     handoff_description="Opening hours, appointments, anything but invoices.",
     instructions=_receptionist_instructions,
-    tools=[opening_hours, free_appointments],
+    tools=[opening_hours, free_appointments, hang_up, take_message],
     handoffs=[realtime_handoff(billing)],
     output_guardrails=[no_dosage],
 )

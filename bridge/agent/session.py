@@ -5,22 +5,30 @@ Carries no audio (wire.py does) and decides nothing about it (the core does).
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+import msgspec
 import structlog
-from agents.realtime import RealtimeAgent, RealtimeRunner, RealtimeSessionEvent
+from agents.realtime import RealtimeAgent, RealtimeRunConfig, RealtimeSessionEvent
 from agents.realtime.config import RealtimeSessionModelSettings
 from agents.realtime.model import RealtimeModelConfig
 from agents.version import __version__ as agents_version
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-from bridge.agent.loader import AgentSource, CallFacts, agent_for
+from bridge.agent.approvals import Approvals
+from bridge.agent.hosted_mcp import HostedMcp
+from bridge.agent.live import LiveCall
+from bridge.agent.loader import AgentSource, agent_for
+from bridge.agent.local_mcp import LocalMcp, reachable
 from bridge.agent.model import PhoneModel
+from bridge.agent.phone_session import PhoneSession, ToolWatch
+from bridge.agent.session_settings import SessionSettings, merged
 from bridge.agent.wire import PHONE_FORMAT, Line, Wire
+from bridge.core.transcode import ModelAudio
 
 log = structlog.get_logger()
 
@@ -57,6 +65,10 @@ class ModelTarget:
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     """With the credentials in it."""
     tracing: bool = False
+    pcm: bool = False
+    """It takes no mu-law: PCM of 24 kHz, which the wire transcodes."""
+    connect: "Connect | None" = None
+    """A connector of the user's own, in place of a plain websocket."""
 
     @property
     def address(self) -> str:
@@ -100,11 +112,30 @@ class ModelTarget:
         return settings
 
 
-class SessionLine(Line, Protocol):
+class SessionLine(Line, ToolWatch, Protocol):
     """The call, as its session sees it."""
 
     def session_event(self, event: RealtimeSessionEvent) -> None: ...
     def interrupt_agent(self, by: str, response_id: str | None) -> None: ...
+    def ask(self) -> None:
+        """An answer is wanted, as soon as the model is free."""
+
+
+Connect = Callable[[str, dict[str, str]], Awaitable[ClientConnection]]
+"""(url, headers) -> an open websocket: a connector of the user's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """Whose session it is to be, and how."""
+
+    source: AgentSource
+    target: ModelTarget
+    settings: SessionSettings = field(default_factory=SessionSettings)
+    """The route's; they have the last word."""
+    agent_name: str = ""
+    """Of the agent in charge, where the call goes on; empty: the first."""
+    tool_seconds: float = 60.0
 
 
 class AgentSession:
@@ -112,46 +143,101 @@ class AgentSession:
 
     def __init__(
         self,
-        source: AgentSource,
-        target: ModelTarget,
-        facts: CallFacts,
+        plan: SessionPlan,
+        live: LiveCall,
         line: SessionLine,
+        approvals: Approvals,
+        local_mcp: LocalMcp,
         tasks: asyncio.TaskGroup,
         on_sent: Callable[[float], None],
     ) -> None:
-        self._source = source
-        self._target = target
-        self._facts = facts
+        self._plan = plan
+        self._live = live
         self._line = line
+        self._local_mcp = local_mcp
         self._tasks = tasks
         self._on_sent = on_sent
-        self._model = PhoneModel(self._dial, line.interrupt_agent)
+        self._session: PhoneSession | None = None
         self._wire: Wire | None = None
+        self._hosted = HostedMcp(
+            live, approvals, self._start, self._send_event, line.ask
+        )
+        self._model = PhoneModel(self._dial, line.interrupt_agent, self._hosted.take)
 
     async def run(self) -> None:
         """Opens the session and hands its events on until the model is gone.
 
         ModelRefused if it does not come about; what the user's agent raises, as it is.
         """
-        agent: RealtimeAgent[Any] = await agent_for(self._source, self._facts)
-        runner = RealtimeRunner(agent, model=self._model)
+        plan, live = self._plan, self._live
+        first, run_config = await agent_for(plan.source, live)
+        agent = named(plan.agent_name, first) or first
+        target, settings = self._settings(run_config)
         config: RealtimeModelConfig = {
-            "url": self._target.address,
-            "headers": self._target.headers,
-            "initial_model_settings": self._target.settings,
+            "url": target.address,
+            "headers": target.headers,
+            "initial_model_settings": settings,
         }
-        session = await runner.run(context=self._facts, model_config=config)
-        try:
-            await session.enter()
-            async for event in session:
-                self._line.session_event(event)
-        finally:
+        run_config.pop("model_settings", None)
+        run_config.update(plan.settings.run_config())
+        async with self._local_mcp.using(first):
+            self._session = session = PhoneSession(
+                self._model,
+                agent,
+                live,
+                config,
+                run_config,
+                tool_seconds=plan.tool_seconds,
+                watch=self._line,
+            )
+            live.session, live.agent_name = session, agent.name
             try:
-                async with asyncio.timeout(2 * CLOSE_SECONDS):
-                    await session.close()
-            except TimeoutError:
-                # A tool that ignores its cancellation; the call is over all the same.
-                log.warning("session_close_late", call_sid=self._facts.call_sid)
+                await session.enter()
+                async for event in session:
+                    live.agent_name = session.agent.name
+                    self._line.session_event(event)
+            finally:
+                await self._close(session)
+
+    def _settings(
+        self, run_config: RealtimeRunConfig
+    ) -> tuple[ModelTarget, RealtimeSessionModelSettings]:
+        """The deployment's, under those of the user's code, under the route's."""
+        target = self._plan.target
+        settings = layered(
+            target.settings,
+            nested(run_config.get("model_settings") or {}),
+            self._plan.settings.sdk_settings(),
+        )
+        name = settings.get("model_name") or target.name
+        if name != target.name:
+            target = replace(target, model=name)
+            settings["model_name"] = target.name
+        return target, settings
+
+    async def _close(self, session: PhoneSession) -> None:
+        try:
+            async with asyncio.timeout(2 * CLOSE_SECONDS):
+                await session.close()
+        except TimeoutError:
+            # A tool that ignores its cancellation; the call is over all the same.
+            log.warning("session_close_late", call_sid=self._live.call_sid)
+
+    def heard(self, item_id: str, content_index: int, text: str) -> None:
+        """The caller heard no more of an answer than this."""
+        if self._session:
+            self._session.heard(item_id, content_index, text)
+
+    def model_event(self, text: str) -> None:
+        """Any event of the server's but audio, as it came."""
+        self._hosted.model_event(text)
+
+    def send_raw(self, event: Mapping[str, Any]) -> bool:
+        """A client event of the user's own; False: there is no model yet."""
+        if self._wire is None:
+            return False
+        self._send_event(dict(event))
+        return True
 
     def post(self, text: str) -> None:
         """An event for the model. There is a wire before anything is to be sent."""
@@ -163,21 +249,26 @@ class AgentSession:
         assert self._wire is not None, "nobody is interrupted before the model answered"
         self._wire.interrupted(item_id, content_index)
 
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
+        return self._tasks.create_task(work, name=name)
+
+    def _send_event(self, event: dict[str, Any]) -> None:
+        assert self._wire is not None, "nothing is sent before the model answered"
+        text = msgspec.json.encode(event).decode()
+        self._wire.post(self._wire.as_sent(text))
+
+    def _shape(self, session: dict[str, Any]) -> None:
+        """What the SDK cannot say of a session."""
+        if "tools" in session:  # the whole of it, not the SDK's word on tracing
+            session.update(merged(session, self._plan.settings.raw_session()))
+            session["tools"] += self._plan.settings.mcp_tools()
+        self._hosted.put_into(session)
+
     async def _dial(self, url: str, headers: dict[str, str]) -> Wire:
+        target = self._plan.target
         try:
-            socket = await connect(
-                url,
-                additional_headers=headers,
-                user_agent_header=f"twilio-realtime-bridge Agents/{agents_version}",
-                # 50 small messages a second: compression costs CPU and gains nothing
-                # on base64 of mu-law.
-                compression=None,
-                max_size=MAX_EVENT_BYTES,
-                open_timeout=OPEN_SECONDS,
-                close_timeout=CLOSE_SECONDS,
-                ping_interval=PING_SECONDS,
-                ping_timeout=PING_SECONDS,
-            )
+            async with asyncio.timeout(OPEN_SECONDS):
+                socket = await (target.connect or _connect)(url, headers)
         except InvalidStatus as error:
             raise ModelRefused(_refusal(error)) from error
         except (InvalidHandshake, OSError, TimeoutError) as error:
@@ -187,9 +278,11 @@ class AgentSession:
                 socket,
                 self._line,
                 self._tasks,
-                self._facts.call_sid,
+                self._live.call_sid,
                 self._model.tell_interrupted,
                 self._on_sent,
+                self._shape,
+                ModelAudio() if target.pcm else None,
             )
         except RuntimeError:
             # The call has ended meanwhile and its TaskGroup takes no more: a socket
@@ -197,6 +290,87 @@ class AgentSession:
             await socket.close()
             raise
         return self._wire
+
+
+async def _connect(url: str, headers: dict[str, str]) -> ClientConnection:
+    return await connect(
+        url,
+        additional_headers=headers,
+        user_agent_header=f"twilio-realtime-bridge Agents/{agents_version}",
+        # 50 small messages a second: compression costs CPU and gains nothing on base64
+        # of mu-law.
+        compression=None,
+        max_size=MAX_EVENT_BYTES,
+        open_timeout=OPEN_SECONDS,
+        close_timeout=CLOSE_SECONDS,
+        ping_interval=PING_SECONDS,
+        ping_timeout=PING_SECONDS,
+    )
+
+
+def named(name: str, first: RealtimeAgent[Any]) -> RealtimeAgent[Any] | None:
+    """The agent of that name among those that can be reached by handoffs."""
+    return next((agent for agent in reachable(first) if agent.name == name), None)
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The SDK's settings with its older, flat names in their place of today; formats
+    are left out, for they are the bridge's."""
+    made = {key: value for key, value in settings.items() if key not in _FLAT}
+    audio = {
+        side: {k: v for k, v in (options or {}).items() if k != "format"}
+        for side, options in (made.get("audio") or {}).items()
+    }
+    for old, place in _FLAT.items():
+        if old not in settings or place is None:
+            continue
+        if len(place) == 1:
+            made.setdefault(place[0], settings[old])
+        else:
+            audio.setdefault(place[0], {}).setdefault(place[1], settings[old])
+    if audio:
+        made["audio"] = audio
+    return made
+
+
+_FLAT: Mapping[str, tuple[str, ...] | None] = {
+    "modalities": ("output_modalities",),
+    "voice": ("output", "voice"),
+    "speed": ("output", "speed"),
+    "turn_detection": ("input", "turn_detection"),
+    "input_audio_transcription": ("input", "transcription"),
+    "input_audio_noise_reduction": ("input", "noise_reduction"),
+    "input_audio_format": None,
+    "output_audio_format": None,
+}
+
+
+def layered(*layers: Mapping[str, Any]) -> RealtimeSessionModelSettings:
+    """Settings laid over each other, the last on top: objects key by key, but one of
+    another kind (turn detection, transcription model) takes the whole place. Options
+    of a transcription do not switch it on where it is off."""
+    made: dict[str, Any] = {}
+    for layer in layers:
+        made = _over(made, layer)
+    return cast(RealtimeSessionModelSettings, made)
+
+
+def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(lower)
+    for key, value in upper.items():
+        under = both.get(key)
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            value = _over(under, value) if _same_kind(under, value) else value
+        elif key == "transcription" and key in both and under is None:
+            value = value if value and value.get("model") else None
+        both[key] = value
+    return both
+
+
+def _same_kind(under: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    return all(
+        value.get(name, under.get(name)) == under.get(name) for name in ("type", "model")
+    )
 
 
 def _refusal(error: InvalidStatus) -> str:

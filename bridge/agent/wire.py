@@ -1,8 +1,8 @@
 """The socket to the model: audio takes the short way, all else goes to the SDK too.
 
-The SDK sees a websocket (`async for`, `send`, `close`; facts: realtime 2.9). Audio
-deltas never reach it. A stuck SDK does not stop the audio: the socket has a reader of
-its own, and one writer for both.
+The SDK sees a websocket (`async for`, `send`, `close`). Audio deltas never reach it. A
+stuck SDK does not stop the audio: the socket has a reader of its own, and one writer
+for both.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from bridge.core import ProtocolError, realtime
+from bridge.core.transcode import ModelAudio
 
 MAX_OUT = 2000
 """Events waiting to be sent: twice the audio that may be held, or 40 s of frames."""
@@ -51,6 +52,10 @@ class Line(Protocol):
     def model_lost(self, why: str, code: int | None) -> None: ...
 
 
+Shape = Callable[[dict[str, Any]], None]
+"""Puts into the `session` of a session.update what the SDK cannot say."""
+
+
 class Wire:
     """One connection to the model. Its two tasks end with it."""
 
@@ -62,9 +67,14 @@ class Wire:
         name: str,
         on_interrupted: Callable[[str, int], Awaitable[None]],
         on_sent: Callable[[float], None],
+        shape: Shape,
+        audio: ModelAudio | None = None,
     ) -> None:
+        """`audio` stands between us and a model that takes no mu-law."""
         self._socket = socket
+        self._audio = audio
         self._line = line
+        self._shape = shape
         self._on_interrupted = on_interrupted
         self.on_sent = on_sent
         """Told how long the last event lay here before it was sent, in seconds."""
@@ -78,6 +88,8 @@ class Wire:
 
     def post(self, text: str) -> None:
         """Sends an event, in order, without waiting for it."""
+        if self._audio:
+            text = self._audio.to_model(text)
         try:
             self._out.put_nowait((text, time.monotonic()))
         except asyncio.QueueFull:
@@ -103,8 +115,12 @@ class Wire:
             await self._on_interrupted(*event)
 
     async def send(self, text: str) -> None:
-        """An event of the SDK's; mu-law is put into every change of the session."""
-        self.post(with_phone_format(text) if '"session.update"' in text else text)
+        """An event of the SDK's or the user's; every change of the session is shaped,
+        and has mu-law in it."""
+        self.post(self.as_sent(text))
+
+    def as_sent(self, text: str) -> str:
+        return shaped(text, self._shape) if '"session.update"' in text else text
 
     async def close(self) -> None:
         """Safe to call twice. The peer gets `close_timeout` of the socket to answer."""
@@ -119,7 +135,11 @@ class Wire:
     async def _read(self) -> None:
         try:
             async for text in self._socket:
-                self._take(text)
+                if self._audio and isinstance(text, str):
+                    for each in self._audio.from_model(text):
+                        self._take(each)
+                else:
+                    self._take(text)
             self._lose("closed")
         except ConnectionClosed:
             # With a close frame of 1000 or 1001 the loop above ends; this is any other.
@@ -171,16 +191,17 @@ class Wire:
             self._line.model_lost(why, self._socket.close_code)
 
 
-def with_phone_format(text: str) -> str:
-    """A session.update with mu-law both ways, whatever it said of audio before.
-
-    Other events pass as they are.
+def shaped(text: str, shape: Shape) -> str:
+    """A session.update with what `shape` adds, and with mu-law both ways, whatever it
+    said of audio before. Other events pass as they are.
     """
     event: Any = msgspec.json.decode(text)
     if event.get("type") != "session.update":
         return text
     event.setdefault("event_id", SESSION_ID)
-    audio = event["session"].get("audio")
+    session = event["session"]
+    shape(session)
+    audio = session.get("audio")
     if audio is not None:
         for side in ("input", "output"):
             if audio.get(side) is not None:

@@ -20,6 +20,7 @@ QUIET = frozenset(
         "response_done",
         "first_audio",
         "said",
+        "usage",
         "caller_said",
         "key_pressed",
         "late_audio",
@@ -38,6 +39,8 @@ WARN = frozenset(
         "answer_failed",
         "session_error",
         "tool_waits_for_approval",
+        "tool_failed",
+        "word_lost",
         "fence_late",
         "held_audio_lost",
     }

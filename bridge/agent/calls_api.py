@@ -1,0 +1,96 @@
+"""OpenAI's Calls API, as far as a phone call needs it: every request has a limit, and
+ends in one of two exceptions. https://platform.openai.com/docs/guides/realtime-sip
+"""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, NotFoundError
+
+REQUEST_SECONDS = 5.0
+RETRIES = 2
+"""The `openai` package's own: of connection errors, 408, 409, 429 and 5xx."""
+
+LIMIT_SECONDS = 12.0
+"""With all retries. A caller hears it ring for so long at most before we give up."""
+
+
+class CallGone(Exception):
+    """There is no such call (any more): the caller has hung up."""
+
+
+class CallsApiError(Exception):
+    """It was not done. `why` is a short fixed phrase, fit to be logged."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class CallsApi:
+    """CallGone or CallsApiError where a request is not carried out."""
+
+    def __init__(self, api_key: str, base_url: str) -> None:
+        self._client = AsyncOpenAI(
+            api_key=api_key,
+            base_url=base_url,
+            timeout=REQUEST_SECONDS,
+            max_retries=RETRIES,
+        )
+        self._calls = self._client.realtime.calls
+
+    async def accept(self, call_id: str, session: Mapping[str, Any]) -> None:
+        # As a body, not as arguments: fields that nobody has typed yet pass, too.
+        await _within(
+            self._calls.accept(call_id, type="realtime", extra_body=dict(session))
+        )
+
+    async def reject(self, call_id: str, sip_status: int) -> None:
+        await _within(self._calls.reject(call_id, status_code=sip_status))
+
+    async def refer(self, call_id: str, number: str) -> None:
+        """Puts the caller through to an E.164 number, by a SIP REFER."""
+        await _within(self._calls.refer(call_id, target_uri=f"tel:{number}"))
+
+    async def hang_up(self, call_id: str) -> None:
+        await _within(self._calls.hangup(call_id))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+async def _within(request: Awaitable[None]) -> None:
+    try:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await request
+    except NotFoundError:
+        raise CallGone from None
+    except APIStatusError as error:
+        # Its message may hold half a key, so it goes no further.
+        raise CallsApiError(_status(error)) from None
+    except (APIConnectionError, TimeoutError) as error:
+        raise CallsApiError(f"unreachable ({type(error).__name__})") from None
+
+
+def _status(error: APIStatusError) -> str:
+    status = f"HTTP {error.status_code}"
+    return f"{status} {error.code}" if isinstance(error.code, str) else status
+
+
+def rest_url(model_url: str) -> str:
+    """Where the REST API is that belongs to a Realtime endpoint: wss://host/v1/realtime
+    -> https://host/v1."""
+    parts = urlsplit(model_url)
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    path = parts.path.rstrip("/").removesuffix("/realtime")
+    return urlunsplit((scheme, parts.netloc, path, "", ""))
+
+
+def control_url(model_url: str, call_id: str) -> str:
+    """The socket of a call that was accepted; its model is the one of the accept."""
+    parts = urlsplit(model_url)
+    query = [(k, v) for k, v in parse_qsl(parts.query) if k not in ("model", "call_id")]
+    query.append(("call_id", call_id))
+    return urlunsplit(parts._replace(query=urlencode(query)))

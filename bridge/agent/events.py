@@ -1,0 +1,213 @@
+"""Events of a call for the user's own code: one subscription for everything.
+
+A listener that raises, blocks or is slow never hurts the call: each has a queue and a
+task of its own. Nothing is decided here.
+"""
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from agents.realtime import (
+    RealtimeAgentEndEvent,
+    RealtimeAgentStartEvent,
+    RealtimeAudioEnd,
+    RealtimeAudioInterrupted,
+    RealtimeError,
+    RealtimeGuardrailTripped,
+    RealtimeHandoffEvent,
+    RealtimeHistoryAdded,
+    RealtimeSessionEvent,
+    RealtimeToolApprovalRequired,
+    RealtimeToolEnd,
+    RealtimeToolStart,
+)
+
+from bridge.errands import in_thread
+
+LATE_SECONDS = 5.0
+"""A listener gets so long for what is left of a call that is over."""
+
+MAX_WAITING = 2000
+"""Events a listener has not taken; a few minutes of talk. More are dropped, counted."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class CallEvent:
+    """`type` says what happened, `data` the particulars (docs/events.md lists them)."""
+
+    type: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    source: RealtimeSessionEvent | None = None
+    """The SDK's own event, where it is one."""
+    at: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
+
+
+Listener = Callable[[CallEvent], Awaitable[None] | None]
+
+Start = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+"""(work, name): runs it beside the call and a little beyond its end."""
+
+
+class Listeners:
+    """Those of one call. `end` when it is over: what is queued is still delivered.
+
+    All but `wants` and `end` may be called from a tool's or a listener's thread, too.
+    """
+
+    def __init__(self, start: Start, call_sid: str) -> None:
+        self._start = start
+        self._call_sid = call_sid
+        self._queues: list[_Queue] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+
+    def add(self, listener: Listener, types: Sequence[str]) -> Callable[[], None]:
+        queue = _Queue(listener, frozenset(types), self._call_sid)
+        self._do(self._begin, queue)
+        return lambda: self._do(self._remove, queue)
+
+    def wants(self, event_type: str) -> bool:
+        """Somebody listens to this: else it need not be made."""
+        return any(not it.types or event_type in it.types for it in self._queues)
+
+    def emit(self, event: CallEvent) -> None:
+        self._do(self._emit, event)
+
+    def end(self) -> None:
+        self._ended = True
+        for queue in self._queues:
+            queue.put(None)
+        self._queues.clear()
+        for task in self._tasks:
+            _give_up_after(LATE_SECONDS, task)
+
+    def _begin(self, queue: "_Queue") -> None:
+        if self._ended:
+            return
+        self._queues.append(queue)
+        task = self._start(queue.deliver(), f"{self._call_sid} listener")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _remove(self, queue: "_Queue") -> None:
+        if queue in self._queues:
+            self._queues.remove(queue)
+            queue.put(None)
+
+    def _emit(self, event: CallEvent) -> None:
+        for queue in self._queues:
+            if not queue.types or event.type in queue.types:
+                queue.put(event)
+
+    def _do(self, action: Callable[..., None], *given: Any) -> None:
+        if threading.get_ident() == self._thread:
+            action(*given)
+        else:
+            self._loop.call_soon_threadsafe(action, *given)
+
+
+def _give_up_after(seconds: float, task: asyncio.Task[None]) -> None:
+    timer = asyncio.get_running_loop().call_later(seconds, task.cancel)
+    task.add_done_callback(lambda _: timer.cancel())
+
+
+class _Queue:
+    def __init__(self, listener: Listener, types: frozenset[str], call: str) -> None:
+        self.types = types
+        self._listener = listener
+        self._call_sid = call
+        self._waiting: asyncio.Queue[CallEvent | None] = asyncio.Queue()
+        self._dropped = 0
+        self._failed = False
+
+    def put(self, event: CallEvent | None) -> None:
+        if event is not None and self._waiting.qsize() >= MAX_WAITING:
+            if not self._dropped:
+                log.warning("listener_slow", call_sid=self._call_sid)
+            self._dropped += 1
+            return
+        self._waiting.put_nowait(event)
+
+    async def deliver(self) -> None:
+        in_loop = inspect.iscoroutinefunction(self._listener) or (
+            inspect.iscoroutinefunction(getattr(self._listener, "__call__", None))  # noqa: B004
+        )
+        while (event := await self._waiting.get()) is not None:
+            try:
+                if in_loop:
+                    await self._listener(event)  # type: ignore[misc]
+                else:
+                    await self._in_thread(event)
+            except (Exception, SystemExit):
+                # Theirs to mend: told in full once, then no more.
+                if not self._failed:
+                    self._failed = True
+                    log.exception("listener_failed", call_sid=self._call_sid)
+        if self._dropped:
+            log.warning(
+                "listener_missed", call_sid=self._call_sid, events=self._dropped
+            )
+
+    async def _in_thread(self, event: CallEvent) -> None:
+        """A plain function may block; what it returns may be awaitable all the same."""
+        name = f"{self._call_sid} listener"
+        result = await in_thread(self._listener, event, name)
+        if inspect.isawaitable(result):
+            await result
+
+
+def call_event(event: RealtimeSessionEvent) -> CallEvent:
+    """One of the SDK's events, with the particulars as plain values.
+
+    `audio_interrupted` of the SDK comes at the very moment and knows no position; it is
+    `agent_interrupted` here, and `audio_interrupted` follows with what was heard.
+    """
+    if isinstance(event, RealtimeAudioInterrupted):
+        return CallEvent("agent_interrupted", {"item": event.item_id}, event)
+    return CallEvent(event.type, _particulars(event), event)
+
+
+def _particulars(event: RealtimeSessionEvent) -> Mapping[str, Any]:
+    match event:
+        case RealtimeAgentStartEvent() | RealtimeAgentEndEvent():
+            return {"agent": event.agent.name}
+        case RealtimeHandoffEvent():
+            return {"agent": event.from_agent.name, "to": event.to_agent.name}
+        case RealtimeToolStart():
+            return _tool(event)
+        case RealtimeToolEnd():
+            return {**_tool(event), "output": str(event.output)}
+        case RealtimeToolApprovalRequired():
+            return {**_tool(event), "call_id": event.call_id}
+        case RealtimeAudioEnd():
+            return {"item": event.item_id, "content_index": event.content_index}
+        case RealtimeHistoryAdded():
+            return {"item": event.item.item_id}
+        case RealtimeGuardrailTripped():
+            names = [it.guardrail.get_name() for it in event.guardrail_results]
+            return {"guardrails": names, "message": event.message}
+        case RealtimeError():
+            return {"error": event.error}
+        case _:
+            return {}
+
+
+def _tool(
+    event: RealtimeToolStart | RealtimeToolEnd | RealtimeToolApprovalRequired,
+) -> dict[str, Any]:
+    return {
+        "tool": event.tool.name,
+        "arguments": event.arguments,
+        "agent": event.agent.name,
+    }

@@ -1,0 +1,379 @@
+"""Tools of hosted MCP servers, which the model's own server calls: the SDK knows none.
+
+`HostedMCPTool`s are taken out of the settings before the SDK refuses them and put into
+every session.update again; what the server tells of them is watched here. Carries out
+no tool and holds no connection.
+"""
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, cast
+
+import msgspec
+import structlog
+from agents import HostedMCPTool, MCPToolApprovalRequest, RunContextWrapper
+from agents.realtime.config import RealtimeSessionModelSettings
+from agents.tool import MCPToolApprovalFunction
+from openai.types.responses.response_output_item import McpApprovalRequest
+
+from bridge.agent.approvals import Approvals
+
+log = structlog.get_logger()
+
+APPROVER_SECONDS = 30.0
+"""For an `on_approval_request`: meanwhile the caller waits, and hears nothing."""
+
+FAILED = "This could not be approved, so it was not done."
+"""What the model is told when an `on_approval_request` raised or took too long."""
+
+_ANSWERED = ("completed", "incomplete")
+"""Of a response. After a cancelled one the caller speaks, a failed one is repeated."""
+
+Tool = dict[str, Any]
+"""As the server lists it: name, description, input_schema, annotations."""
+
+Start = Callable[[Coroutine[Any, Any, None], str], object]
+"""(work, name): runs it as long as the call lives."""
+
+
+class Host(Protocol):
+    """The running call (live.py), as far as needed here. Also the tools' context."""
+
+    @property
+    def call_sid(self) -> str: ...
+    @property
+    def agent_name(self) -> str: ...
+    def emit(self, event_type: str, **data: Any) -> None: ...
+
+
+class _Item(msgspec.Struct, frozen=True):
+    id: str = ""
+    type: str = ""
+    server_label: str = ""
+    name: str = ""
+    arguments: str = ""
+    output: str | None = None
+    error: dict[str, Any] | None = None
+    approval_request_id: str | None = None
+    tools: list[Tool] = []
+
+
+class _Response(msgspec.Struct, frozen=True):
+    id: str = ""
+    status: str = ""
+
+
+class _Event(msgspec.Struct, frozen=True):
+    type: str
+    item_id: str = ""
+    response_id: str = ""
+    item: _Item | None = None
+    response: _Response | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+def split(
+    settings: RealtimeSessionModelSettings,
+) -> tuple[RealtimeSessionModelSettings, list[Tool]]:
+    """(settings that the SDK takes, the hosted tools as session.tools wants them)."""
+    hosted = _hosted(settings)
+    if not hosted:
+        return settings, []
+    plain = settings.copy()
+    plain["tools"] = [
+        tool for tool in settings["tools"] if not isinstance(tool, HostedMCPTool)
+    ]
+    return plain, [cast(Tool, dict(tool.tool_config)) for tool in hosted]
+
+
+def _hosted(settings: RealtimeSessionModelSettings) -> list[HostedMCPTool]:
+    tools = settings.get("tools") or []
+    return [tool for tool in tools if isinstance(tool, HostedMCPTool)]
+
+
+class HostedMcp:
+    """Those of one call. Nothing here waits; `start` runs what does.
+
+    Reported through `host.emit`: `mcp_tools_changed` {server, tools},
+    `mcp_tools_failed` {server}, `mcp_tool_call_completed` {server, name, arguments,
+    output, error}, and `tool_approval_required` {call_id, tool, arguments, server,
+    until}.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        approvals: Approvals,
+        start: Start,
+        send: Callable[[dict[str, Any]], None],
+        ask: Callable[[], None],
+    ) -> None:
+        """`send` takes a client event. `ask` asks for an answer as soon as the model is
+        free, and may be called again before: it is one answer all the same."""
+        self._host = host
+        self._approvals = approvals
+        self._start = start
+        self._send = send
+        self._ask = ask
+        self._configs: list[Tool] = []  # of the agent in charge
+        self._in_session: list[Tool] = []  # those, and whatever else the session has
+        self._approvers: dict[str, MCPToolApprovalFunction] = {}
+        self._always: dict[tuple[str, str], bool] = {}
+        self._listed: dict[str, list[Tool]] = {}  # whatever agent it was for
+        self._shown: dict[str, list[Tool]] = {}
+        self._label_of: dict[str, str] = {}  # of a listing, by its item
+        self._response_of: dict[str, str] = {}  # of an unfinished call or a request
+        self._open: set[str] = set()  # responses with such items, not done yet
+        self._over: set[str] = set()  # done
+        self._owed: set[str] = set()  # of these: an answer is to follow
+        self._finished: set[str] = set()
+        self._reported: set[str] = set()
+        self._rejected: set[str] = set()  # approval requests
+
+    @property
+    def servers(self) -> Mapping[str, Sequence[Tool]]:
+        """Label -> tools: what the model may use now, as far as they were listed."""
+        return dict(self._shown)
+
+    # --- towards the model ---
+
+    def take(
+        self, settings: RealtimeSessionModelSettings
+    ) -> RealtimeSessionModelSettings:
+        """Settings of the agent that is now in charge -> what the SDK takes of them."""
+        plain, self._configs = split(settings)
+        self._approvers = {
+            tool.tool_config["server_label"]: tool.on_approval_request
+            for tool in _hosted(settings)
+            if tool.on_approval_request is not None
+        }
+        return plain
+
+    def put_into(self, session: dict[str, Any]) -> None:
+        """Adds the tools to the `session` of a session.update that sets tools.
+
+        A server whose label is there already stays as it is there.
+        """
+        tools = session.get("tools")
+        if tools is None:
+            return
+        there = {tool.get("server_label") for tool in tools}
+        session["tools"] = tools + [
+            config for config in self._configs if config["server_label"] not in there
+        ]
+        self._in_session = [it for it in session["tools"] if it.get("type") == "mcp"]
+        self._show()
+
+    # --- from the model ---
+
+    def model_event(self, text: str) -> None:
+        """Any server event, as it came."""
+        if "mcp_" not in text and not (self._open and '"response.done"' in text):
+            return
+        try:
+            event = _decode(text)
+        except msgspec.DecodeError:
+            log.warning("mcp_event_misread", call_sid=self._host.call_sid)
+            return
+        if event.response_id and event.type != "response.done":
+            self._belongs(event)
+        match event.type:
+            case "conversation.item.added" | "conversation.item.done":
+                if event.item is not None:
+                    self._item(event.item, done=event.type.endswith("done"))
+            case "mcp_list_tools.failed":
+                self._not_listed(event.item_id)
+            case "response.mcp_call.completed" | "response.mcp_call.failed":
+                self._finish(event.item_id)
+            case "response.done":
+                if event.response is not None:
+                    self._done(event.response)
+
+    def _belongs(self, event: _Event) -> None:
+        """Which response an item is of: the events that end a call do not say."""
+        if event.item is None:
+            item_id, relevant = event.item_id, "mcp_call" in event.type
+        else:
+            item_id = event.item.id
+            relevant = event.item.type in ("mcp_call", "mcp_approval_request")
+        if relevant and item_id not in self._finished | self._response_of.keys():
+            self._response_of[item_id] = event.response_id
+            if event.response_id not in self._over:
+                self._open.add(event.response_id)
+
+    def _item(self, item: _Item, *, done: bool) -> None:
+        match item.type:
+            case "mcp_list_tools":
+                self._label_of[item.id] = item.server_label
+                if done:
+                    self._listed[item.server_label] = item.tools
+                    self._show()
+            case "mcp_call" if done:
+                self._call(item)
+            case "mcp_approval_request" if done:
+                self._request(item)
+
+    # --- what there is ---
+
+    def _show(self) -> None:
+        """Tells of every server whose tools are others than before."""
+        shown = {
+            config["server_label"]: _allowed(config, self._listed[label])
+            for config in self._in_session
+            if (label := config["server_label"]) in self._listed
+        }
+        before, self._shown = self._shown, shown
+        for label in before.keys() | shown.keys():
+            tools = shown.get(label, [])
+            if tools != before.get(label, []):
+                self._host.emit("mcp_tools_changed", server=label, tools=tools)
+
+    def _not_listed(self, item_id: str) -> None:
+        label = self._label_of.get(item_id, "")
+        self._listed.pop(label, None)
+        log.warning("mcp_tools_failed", call_sid=self._host.call_sid)
+        self._host.emit("mcp_tools_failed", server=label)
+        self._show()
+
+    # --- calls ---
+
+    def _call(self, item: _Item) -> None:
+        over = item.output is not None or item.error is not None
+        if item.id in self._reported or not (over or item.id in self._finished):
+            return
+        self._reported.add(item.id)
+        self._host.emit(
+            "mcp_tool_call_completed",
+            server=item.server_label,
+            name=item.name,
+            arguments=item.arguments,
+            output=item.output,
+            error=item.error,
+        )
+        if item.approval_request_id in self._rejected:
+            # The rejection has had its answer.
+            self._finished.add(item.id)
+        self._finish(item.id)
+
+    def _finish(self, item_id: str) -> None:
+        """The server does not go on by itself: the model has to be asked to speak.
+
+        So do the SDK for JavaScript (automaticallyTriggerResponseForMcpToolCalls) and
+        openai-ruby's examples/realtime/mcp_approval.rb, the latter once the response
+        of the call is done, too: before, response.create would be refused.
+        """
+        if item_id in self._finished:
+            return
+        self._finished.add(item_id)
+        response_id = self._response_of.pop(item_id, None)
+        if response_id in self._open:
+            self._owed.add(response_id)
+        else:
+            self._ask()
+
+    def _done(self, response: _Response) -> None:
+        if response.id in self._open:
+            self._open.discard(response.id)
+            self._over.add(response.id)
+        if response.id in self._owed:
+            self._owed.discard(response.id)
+            if response.status in _ANSWERED:
+                self._ask()
+
+    # --- approvals ---
+
+    def _request(self, item: _Item) -> None:
+        if item.id in self._reported:
+            return
+        self._reported.add(item.id)
+        always = self._always.get((item.server_label, item.name))
+        approver = self._approvers.get(item.server_label)
+        if always is not None:
+            self._answer(item, always, None)
+        elif approver is not None:
+            name = f"{self._host.call_sid} mcp approval"
+            self._start(self._let_decide(approver, item), name)
+        else:
+            approval = self._approvals.ask(
+                item.id,
+                item.name,
+                item.arguments,
+                self._host.agent_name,
+                partial(self._decide, item),
+                server=item.server_label,
+            )
+            self._host.emit(
+                "tool_approval_required",
+                call_id=item.id,
+                tool=item.name,
+                arguments=item.arguments,
+                server=item.server_label,
+                until=approval.until,
+            )
+
+    async def _let_decide(self, approver: MCPToolApprovalFunction, item: _Item) -> None:
+        request = MCPToolApprovalRequest(
+            ctx_wrapper=RunContextWrapper(self._host),
+            data=McpApprovalRequest(
+                type="mcp_approval_request",
+                id=item.id,
+                server_label=item.server_label,
+                name=item.name,
+                arguments=item.arguments,
+            ),
+        )
+        try:
+            async with asyncio.timeout(APPROVER_SECONDS):
+                if inspect.iscoroutinefunction(approver):
+                    result = await approver(request)
+                else:
+                    # A plain function may block: the audio must not wait for it.
+                    result = await asyncio.to_thread(approver, request)
+                    if inspect.isawaitable(result):
+                        result = await result
+            approve, reason = bool(result["approve"]), result.get("reason")
+        except (Exception, SystemExit):
+            # The user's own code, or its time is up: whatever is wrong, it is a no.
+            log.exception("mcp_approver_failed", call_sid=self._host.call_sid)
+            approve, reason = False, FAILED
+        self._answer(item, approve, reason)
+
+    async def _decide(
+        self, item: _Item, approved: bool, *, always: bool, message: str | None
+    ) -> None:
+        if always:
+            self._always[item.server_label, item.name] = approved
+        self._answer(item, approved, message)
+
+    def _answer(self, item: _Item, approved: bool, reason: str | None) -> None:
+        """An approved call runs at once, within no response; of a rejected one nothing
+        more is heard, so an answer is asked for here."""
+        response = {
+            "type": "mcp_approval_response",
+            "id": f"approval_{uuid.uuid4().hex}",
+            "approval_request_id": item.id,
+            "approve": approved,
+        }
+        if reason is not None:
+            response["reason"] = reason
+        self._send({"type": "conversation.item.create", "item": response})
+        if approved:
+            self._response_of.pop(item.id, None)
+        else:
+            self._rejected.add(item.id)
+            self._finish(item.id)
+
+
+def _allowed(config: Tool, tools: list[Tool]) -> list[Tool]:
+    """Those that the tool's own `allowed_tools` names; all, if it names none."""
+    allowed = config.get("allowed_tools")
+    if isinstance(allowed, Mapping):
+        allowed = allowed.get("tool_names")
+    if allowed is None:
+        return tools
+    return [tool for tool in tools if tool.get("name") in allowed]

@@ -1,0 +1,270 @@
+"""Local MCP servers of the agents: connected before a call needs them, then closed.
+
+The SDK wants `RealtimeAgent.mcp_servers` connected and leaves that to whoever runs the
+agent. Calls no tool: that stays the SDK's.
+"""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from agents.handoffs import Handoff
+from agents.mcp import MCPServer
+from agents.realtime import RealtimeAgent
+
+log = structlog.get_logger()
+
+CONNECT_SECONDS = 10.0
+"""A server that is a program has to be started first."""
+
+CHECK_SECONDS = 3.0
+"""The caller waits for the answer, so a server that takes longer is begun anew."""
+
+CLEANUP_SECONDS = 5.0
+"""A program gets 2 s to end by itself, then it is killed (mcp's stdio client)."""
+
+
+class McpUnavailable(Exception):
+    """A server cannot be had. The message has its name and the kind of the error."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(f"MCP server {name}: {type(error).__name__}")
+        self.name = name
+
+
+def servers_of(agent: RealtimeAgent[Any]) -> list[MCPServer]:
+    """Its servers and those of all agents that it can hand over to."""
+    found = list[MCPServer]()
+    for each in reachable(agent):
+        found += [server for server in each.mcp_servers if not _among(server, found)]
+    return found
+
+
+def reachable(agent: RealtimeAgent[Any]) -> list[RealtimeAgent[Any]]:
+    """The agent itself and all that it can hand over to, directly or not.
+
+    An agent that a hand-written Handoff makes when it is invoked cannot be known.
+    """
+    agents = [agent]
+    for each in agents:
+        for next_ in each.handoffs:
+            targets = [next_] if isinstance(next_, RealtimeAgent) else _targets(next_)
+            agents += [target for target in targets if not _among(target, agents)]
+    return agents
+
+
+def _among(it: object, all_: list[Any]) -> bool:
+    # By identity: agents are dataclasses, and two of them may well be equal.
+    return any(it is other for other in all_)
+
+
+def _targets(handoff: Handoff[Any, Any]) -> Iterator[RealtimeAgent[Any]]:
+    """Agents that its function names: a Handoff itself keeps but the agent's name.
+
+    `realtime_handoff(agent)` wraps a closure over `agent` into a partial.
+    """
+    invoke: Any = handoff.on_invoke_handoff
+    while isinstance(invoke, functools.partial):
+        invoke = invoke.args[0] if invoke.args else invoke.func
+    if inspect.isfunction(invoke):
+        named = inspect.getclosurevars(invoke)
+        for value in (*named.nonlocals.values(), *named.globals.values()):
+            if isinstance(value, RealtimeAgent):
+                yield value
+
+
+@asynccontextmanager
+async def local_mcp() -> AsyncIterator["LocalMcp"]:
+    """The servers of a process. At the end, when no call is left, all are closed."""
+    async with asyncio.TaskGroup() as tasks:
+        local = LocalMcp(tasks)
+        try:
+            yield local
+        finally:
+            local.let_go()
+
+
+class LocalMcp:
+    """Each server is connected once, however many calls use it. See `local_mcp`."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+        self._connections: dict[int, _Connection] = {}  # by id() of the server
+
+    async def hold(self, agent: RealtimeAgent[Any]) -> None:
+        """Connects the agent's servers and keeps them, used or not. McpUnavailable."""
+        connections = self._connections_of(agent)
+        for connection in connections:
+            connection.held = True
+        await _ready(connections)
+
+    def let_go(self) -> None:
+        """Those held are closed as soon as no call uses them."""
+        for connection in self._connections.values():
+            connection.held = False
+            self._release(connection)
+
+    @asynccontextmanager
+    async def using(self, agent: RealtimeAgent[Any]) -> AsyncIterator[None]:
+        """The agent's servers are connected, and answered just now. McpUnavailable.
+
+        A server that has died since the last call is connected anew.
+        """
+        connections = self._connections_of(agent)
+        for connection in connections:
+            connection.calls += 1
+        try:
+            await _ready(connections)
+            yield
+        finally:
+            for connection in connections:
+                connection.calls -= 1
+                self._release(connection)
+
+    def _connections_of(self, agent: RealtimeAgent[Any]) -> list["_Connection"]:
+        for server in (servers := servers_of(agent)):
+            if id(server) not in self._connections:
+                self._connections[id(server)] = _Connection(server, self._tasks)
+        return [self._connections[id(server)] for server in servers]
+
+    def _release(self, connection: "_Connection") -> None:
+        # The end of a call does not wait for a program to end.
+        if not connection.wanted:
+            self._tasks.create_task(self._close(connection), name="mcp server closing")
+
+    async def _close(self, connection: "_Connection") -> None:
+        await connection.close_unwanted()
+        if not connection.wanted:
+            self._connections.pop(id(connection.server), None)
+
+
+class _Connection:
+    """One server. Connected and cleaned up by one and the same task, as MCP wants."""
+
+    def __init__(self, server: MCPServer, tasks: asyncio.TaskGroup) -> None:
+        self.server = server
+        self.calls = 0  # that use it
+        self.held = False
+        self._name = server.name.partition("?")[0]  # a URL may end in a secret
+        self._tasks = tasks
+        self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._lock = asyncio.Lock()
+        # Connected by the user's own code: theirs to close, too.
+        self._theirs = getattr(server, "session", None) is not None
+
+    @property
+    def wanted(self) -> bool:
+        return self.held or self.calls > 0
+
+    async def ready(self) -> None:
+        """Returns once it answers. McpUnavailable."""
+        async with self._lock:
+            if self._theirs:
+                return
+            if self._task is not None and not await self._answers():
+                log.warning("mcp_server_lost", server=self._name)
+                await self._close()
+            if self._task is None:
+                await self._open()
+
+    async def close_unwanted(self) -> None:
+        async with self._lock:
+            if not self.wanted:
+                await self._close()
+
+    async def _open(self) -> None:
+        connected = asyncio.get_running_loop().create_future()
+        self._closing.clear()
+        self._task = self._tasks.create_task(
+            self._live(connected), name=f"mcp server {self._name}"
+        )
+        try:
+            await connected
+        except Exception as error:
+            await self._close()
+            raise McpUnavailable(self._name, error) from error
+        except asyncio.CancelledError:
+            # Whoever asked has gone, and connecting may take long.
+            self._task.cancel()
+            await self._close()
+            raise
+
+    async def _close(self) -> None:
+        if self._task is not None:
+            self._closing.set()
+            await asyncio.wait((self._task,))
+            self._task = None
+
+    async def _live(self, connected: asyncio.Future[None]) -> None:
+        try:
+            error = await _try(self.server.connect, CONNECT_SECONDS)
+            if connected.done():
+                return
+            if error:
+                connected.set_exception(error)
+                return
+            connected.set_result(None)
+            await self._closing.wait()
+        finally:
+            if not connected.done():
+                # Cancelled, and not by whoever waits: by the server's own code (anyio
+                # does so when a transport breaks), or because the process ends.
+                connected.set_exception(ConnectionAbortedError())
+            if error := await _try(self.server.cleanup, CLEANUP_SECONDS):
+                log.warning(
+                    "mcp_server_cleanup_failed",
+                    server=self._name,
+                    error=type(error).__name__,
+                )
+
+    async def _answers(self) -> bool:
+        """A server of the SDK's is asked, past its cache; of another nothing is known
+        but that it was connected."""
+        assert self._task is not None
+        if self._task.done():
+            return False
+        if not hasattr(self.server, "session"):
+            return True
+        session = self.server.session
+        if session is None:
+            return False
+        error = await _try(session.list_tools, CHECK_SECONDS)
+        if isinstance(error, TimeoutError):
+            # It may be busy with another call's tool, which must not be cut off.
+            return self.calls > 1
+        return error is None
+
+
+async def _try(
+    action: Callable[[], Awaitable[Any]], seconds: float
+) -> Exception | None:
+    """What went wrong, a TimeoutError if it took too long."""
+    try:
+        async with asyncio.timeout(seconds):
+            await action()
+    except Exception as error:
+        # Whatever a server's code raises: it is told by whoever wanted the action.
+        return error
+    return None
+
+
+async def _ready(connections: list[_Connection]) -> None:
+    """Waits for all of them, then raises the first error as it is, not in a group."""
+
+    async def error_of(connection: _Connection) -> McpUnavailable | None:
+        try:
+            await connection.ready()
+        except McpUnavailable as error:
+            return error
+        return None
+
+    async with asyncio.TaskGroup() as tasks:
+        results = [tasks.create_task(error_of(it)) for it in connections]
+    for result in results:
+        if error := result.result():
+            raise error

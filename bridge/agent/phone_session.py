@@ -1,0 +1,136 @@
+"""The SDK's session, on a phone: no tool of it ends or blocks a call.
+
+A tool that raises or takes too long becomes an answer to the model. The history is
+bounded and holds what was heard. Private names used: tests/agent/test_sdk_canary.py.
+"""
+
+import asyncio
+from typing import Any, Protocol
+
+import structlog
+from agents.exceptions import ToolTimeoutError
+from agents.realtime import RealtimeAgent, RealtimeModel, RealtimeRunConfig
+from agents.realtime.items import AssistantAudio
+from agents.realtime.model import RealtimeModelConfig
+from agents.realtime.model_events import RealtimeModelEvent, RealtimeModelToolCallEvent
+from agents.realtime.model_inputs import RealtimeModelSendToolOutput
+from agents.realtime.session import RealtimeSession, _PendingToolOutputSendError
+from agents.tool import FunctionTool
+
+log = structlog.get_logger()
+
+MAX_HISTORY = 400
+"""Items the SDK's own history keeps: it is copied for every word that is said."""
+
+FAILED = "The tool failed. Tell the caller, or try something else."
+TIMED_OUT = "The tool took too long and was given up. Tell the caller."
+
+
+class ToolWatch(Protocol):
+    """Told about the tools of a session."""
+
+    def tool_running(self, change: int) -> None:
+        """+1 when one begins, -1 when it ends."""
+
+    def tool_failed(self, tool: str, error: str) -> None:
+        """It raised (`error` is the exception's type) or took too long."""
+
+
+class PhoneSession(RealtimeSession):
+    """One per call."""
+
+    def __init__(
+        self,
+        model: RealtimeModel,
+        agent: RealtimeAgent[Any],
+        context: Any,
+        model_config: RealtimeModelConfig,
+        run_config: RealtimeRunConfig,
+        *,
+        tool_seconds: float,
+        watch: ToolWatch,
+    ) -> None:
+        super().__init__(model, agent, context, model_config, run_config)
+        self._tool_seconds = tool_seconds
+        self._watch = watch
+        self._heard: dict[str, dict[int, str]] = {}
+        """Of items that were cut: the words of their parts."""
+
+    @property
+    def agent(self) -> RealtimeAgent[Any]:
+        """The agent in charge."""
+        return self._current_agent
+
+    async def on_event(self, event: RealtimeModelEvent) -> None:
+        await super().on_event(event)
+        # Of what was cut the server may still tell, even all of its words.
+        if event.type == "item_updated":
+            self._put_heard(event.item.item_id)
+        elif event.type == "transcript_delta":
+            self._put_heard(event.item_id)
+        if len(self._history) > MAX_HISTORY:
+            self._history = self._history[-MAX_HISTORY:]
+
+    def heard(self, item_id: str, content_index: int, text: str) -> None:
+        """The caller heard no more than this of an answer: nor did the history."""
+        self._heard.setdefault(item_id, {})[content_index] = text
+        if len(self._heard) > MAX_HISTORY:
+            del self._heard[next(iter(self._heard))]
+        self._put_heard(item_id)
+
+    def _put_heard(self, item_id: str) -> None:
+        heard = self._heard.get(item_id)
+        if heard is None:
+            return
+        for item in self._history:
+            if item.item_id == item_id and item.type == "message":
+                for index, part in enumerate(item.content):
+                    if isinstance(part, AssistantAudio):
+                        part.transcript = heard.get(index, part.transcript)
+
+    async def _handle_tool_call(
+        self, event: RealtimeModelToolCallEvent, **more: Any
+    ) -> None:
+        self._watch.tool_running(+1)
+        try:
+            async with asyncio.timeout(self._limit(event.name)):
+                await super()._handle_tool_call(event, **more)
+        except _PendingToolOutputSendError:
+            raise  # the model is gone: that is told elsewhere
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task and task.cancelling():
+                raise  # by us: the call is over
+            await self._answer_for(event, error)
+        except (Exception, SystemExit) as error:
+            await self._answer_for(event, error)
+        finally:
+            self._watch.tool_running(-1)
+
+    async def _answer_for(
+        self, event: RealtimeModelToolCallEvent, error: BaseException
+    ) -> None:
+        """What the model is told in the place of a result."""
+        late = isinstance(error, (TimeoutError, ToolTimeoutError))
+        kind = "timeout" if late else type(error).__name__
+        # The text of the error may be what the caller said: their log, not ours.
+        log.warning("tool_failed", tool=event.name, error=kind)
+        self._watch.tool_failed(event.name, kind)
+        await self._model.send_event(
+            RealtimeModelSendToolOutput(
+                tool_call=event,
+                output=TIMED_OUT if late else FAILED,
+                start_response=True,
+            )
+        )
+
+    def _limit(self, name: str) -> float | None:
+        """None for a tool that has a limit of its own, for the SDK keeps that."""
+        snapshot = self._current_dispatch_snapshot
+        own = any(
+            isinstance(tool, FunctionTool)
+            and tool.name == name
+            and tool.timeout_seconds is not None
+            for tool in (snapshot.tools if snapshot else ())
+        )
+        return None if own else self._tool_seconds

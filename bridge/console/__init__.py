@@ -1,0 +1,1 @@
+"""The control API: running calls seen, steered and placed over HTTP."""

@@ -1,0 +1,90 @@
+"""What is done for a call but may outlive it: reports, listeners of the user's code.
+
+Nothing here may hurt a call or another errand: what raises is logged, and when the
+house closes, what is left gets some seconds and is then given up.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+log = structlog.get_logger()
+
+CLOSE_SECONDS = 5.0
+
+
+class Errands:
+    """`async with Errands() as errands:` - then `start`, from anywhere, any time."""
+
+    def __init__(self, close_seconds: float = CLOSE_SECONDS) -> None:
+        self._close_seconds = close_seconds
+        self._group = asyncio.TaskGroup()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._close_seconds)
+        for task in self._running:
+            log.warning("errand_given_up", errand=task.get_name())
+            task.cancel()
+        await self._group.__aexit__(kind, error, traceback)
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Runs it; an Exception or SystemExit of it is logged under its name."""
+        task = self._group.create_task(_safely(work, name), name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+
+async def _safely(work: Coroutine[Any, Any, None], name: str) -> None:
+    try:
+        await work
+    except (Exception, SystemExit):
+        log.exception("errand_failed", errand=name)
+
+
+async def in_thread(function: Callable[[Any], Any], given: Any, name: str) -> Any:
+    """What the user's plain function returns, called in a thread of its own.
+
+    The process does not wait for that thread when it ends: a function that hangs takes
+    no worker from tools and name look-ups. Given up when it is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if done.done():
+            return  # too late: nobody waits any more
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        result, failed = None, None
+        try:
+            result = context.run(function, given)
+        except (Exception, SystemExit) as error:
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
+            loop.call_soon_threadsafe(settle, result, failed)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return await done
