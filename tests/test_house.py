@@ -234,6 +234,15 @@ FORMS = frozenset(
         "TWILIO_AUTH_TOKEN",
         "TWILIO_ACCOUNT_SID",
         "OPENAI_API_KEY",
+        "OPENAI_WEBHOOK_SECRET",
+        "BRIDGE_ROUTES",
+        "BRIDGE_API_TOKEN",
+        "BRIDGE_MODEL_CONNECT",
+        "BRIDGE_REPORT_URL",
+        "BRIDGE_REPORT_SECRET",
+        "BRIDGE_OUTBOUND_PREFIXES",
+        "BRIDGE_OUTBOUND_NUMBER",
+        "BRIDGE_TWILIO_API_URL",
     }
 )
 

@@ -1,5 +1,6 @@
 """What an operator is told about the environment before the first call."""
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
@@ -23,6 +24,9 @@ from bridge.settings import (
     serving_mistakes,
     unknown_names,
 )
+
+SIGNING = "whsec_" + "A" * 32
+"""A signing secret, as far as its form goes."""
 
 REAL = {
     "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
@@ -57,6 +61,11 @@ def test_an_empty_environment_is_a_bridge() -> None:
     assert (found.greeting, found.drain_seconds) == (GREETING, 300.0)
     assert (found.model_headers, found.record_dir) == ({}, None)
     assert (found.log_format, found.fallback_number) == ("auto", None)
+    assert (found.routes, found.api_token, found.model_connect) == (None, None, None)
+    assert (found.model_audio, found.outbound_calls) == ("mulaw", 10)
+    assert (found.outbound_prefixes, found.outbound_number) == ((), None)  # nobody
+    assert (found.report_url, found.report_secret) == (None, None)
+    assert (found.twilio_api_url, found.openai_webhook_secret) == (None, None)
 
 
 def test_every_variable_of_the_design_is_read(tmp_path: Path) -> None:
@@ -77,6 +86,17 @@ def test_every_variable_of_the_design_is_read(tmp_path: Path) -> None:
         BRIDGE_RECORD_DIR=str(tmp_path),
         BRIDGE_FALLBACK_NUMBER="+1 415-555-0100",
         BRIDGE_LOG="json",
+        BRIDGE_ROUTES=" routes.yaml ",
+        BRIDGE_API_TOKEN="token",
+        BRIDGE_MODEL_AUDIO="PCM",
+        BRIDGE_MODEL_CONNECT="company.net:connect",
+        BRIDGE_REPORT_URL="https://example.com/calls?key=k",
+        BRIDGE_REPORT_SECRET=SIGNING,
+        BRIDGE_OUTBOUND_PREFIXES="+1, +4930,",
+        BRIDGE_OUTBOUND_NUMBER="+1 (415) 555-0101",
+        BRIDGE_OUTBOUND_CALLS="3",
+        BRIDGE_TWILIO_API_URL="http://127.0.0.1:4010",
+        OPENAI_WEBHOOK_SECRET=SIGNING,
         OPENAI_API_KEY="sk-key\n",
         TWILIO_ACCOUNT_SID="AC" + "0" * 32,
         TWILIO_AUTH_TOKEN="token",
@@ -92,6 +112,14 @@ def test_every_variable_of_the_design_is_read(tmp_path: Path) -> None:
     assert (found.max_calls, found.drain_seconds) == (1, 1.5)
     assert found.record_dir == tmp_path
     assert (found.fallback_number, found.log_format) == ("+14155550100", "json")
+    assert found.routes == Path("routes.yaml")
+    assert found.api_token == SecretStr("token")
+    assert (found.model_audio, found.model_connect) == ("pcm", "company.net:connect")
+    assert found.report_url == "https://example.com/calls?key=k"
+    assert found.report_secret == found.openai_webhook_secret == SecretStr(SIGNING)
+    assert found.outbound_prefixes == ("+1", "+4930")
+    assert (found.outbound_number, found.outbound_calls) == ("+14155550101", 3)
+    assert found.twilio_api_url == "http://127.0.0.1:4010"
     assert found.openai_api_key == SecretStr("sk-key")
     assert found.twilio_account_sid == "AC" + "0" * 32
     assert found.twilio_auth_token == SecretStr("token")
@@ -113,7 +141,7 @@ def test_every_mistake_is_told_at_once() -> None:
             "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
             "BRIDGE_INSECURE": "1",
             "BRIDGE_AGENT": "{receptionist}",
-            "BRIDGE_ROUTES": "routes.yaml",
+            "BRIDGE_ROUTES": str(Path(__file__).parent),
             "BRIDGE_MODEL_HEADERS": "{",
         }
     )
@@ -164,9 +192,30 @@ def test_the_message_has_a_line_a_mistake() -> None:
         ("BRIDGE_INSECURE", "maybe", "neither yes nor no"),
         ("BRIDGE_AGENT", "receptionist", "receptionist"),
         ("BRIDGE_AGENT", "a.py:", "a.py:"),
-        ("BRIDGE_ROUTES", "routes.yaml", "not supported by this version"),
+        ("BRIDGE_ROUTES", str(Path(__file__).parent), "names a folder"),
         ("BRIDGE_REDIS_URL", "redis://cache", "not supported by this version"),
-        ("BRIDGE_API_TOKEN", "x", "not supported by this version"),
+        ("BRIDGE_API_TOKEN", "two words", "blank"),
+        ("BRIDGE_MODEL_AUDIO", "opus", "opus"),
+        ("BRIDGE_MODEL_CONNECT", "connect", "connect"),
+        ("BRIDGE_REPORT_URL", "example.com/calls", "no complete url"),
+        ("BRIDGE_REPORT_URL", "ftp://example.com/calls", "no http url"),
+        ("BRIDGE_REPORT_URL", "https://example.com/#calls", "no http url"),
+        ("BRIDGE_REPORT_URL", "https://me:x@example.com/", "user or password"),
+        ("BRIDGE_REPORT_SECRET", "hush", "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", SIGNING.removeprefix("whsec_"), "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", "whsec_AAAA", "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", "whsec_" + "A" * 92, "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", SIGNING + "*", "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", "whsec_ AAAA", "blank"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+1,4930", "no number has"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+", "no number has"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+0", "no number has"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+1 415", "no number has"),
+        ("BRIDGE_OUTBOUND_NUMBER", "0800 12345", "no phone number"),
+        ("BRIDGE_OUTBOUND_CALLS", "0", "0"),
+        ("BRIDGE_TWILIO_API_URL", "twilio", "no complete url"),
+        ("BRIDGE_TWILIO_API_URL", "wss://twilio.example.com", "no http url"),
+        ("OPENAI_WEBHOOK_SECRET", "sk-key", "no signing secret"),
         ("BRIDGE_MODEL_URL", "https://model.example.com", "WebSocket"),
         ("BRIDGE_MODEL_URL", "fake", "no complete url"),
         ("BRIDGE_MODEL_HEADERS", "api-key", "colon"),
@@ -198,7 +247,13 @@ def test_the_own_machine_needs_no_tls(url: str) -> None:
 
 
 SECRETS = {
-    "BRIDGE_API_TOKEN": "hush",
+    "BRIDGE_API_TOKEN": "hush hush",
+    "BRIDGE_REPORT_URL": "https://me:hush@example.com",
+    "BRIDGE_REPORT_SECRET": "whsec_hush",
+    "BRIDGE_TWILIO_API_URL": "https://me:hush@twilio.example.com",
+    "BRIDGE_OUTBOUND_NUMBER": "hush",
+    "BRIDGE_OUTBOUND_PREFIXES": "+1,hush",
+    "OPENAI_WEBHOOK_SECRET": "whsec_hush",
     "BRIDGE_REDIS_URL": "redis://me:hush@cache",
     "BRIDGE_PUBLIC_URL": "https://me:hush@bridge.example.com",
     "BRIDGE_MODEL_URL": "wss://me:hush@model.example.com",
@@ -225,11 +280,17 @@ def test_no_report_tells_a_secret() -> None:
         "TWILIO_AUTH_TOKEN": "hush",
         "BRIDGE_MODEL_URL": "wss://model.example.com/v1?api-key=hush",
         "BRIDGE_MODEL_HEADERS": "api-key: hush",
+        "BRIDGE_REPORT_URL": "https://example.com/calls?key=hush",
+        "BRIDGE_REPORT_SECRET": SIGNING,
+        "BRIDGE_API_TOKEN": "hush",
+        "OPENAI_WEBHOOK_SECRET": SIGNING,
     }
 
     found = load(environ, env_file=None)
 
-    assert "hush" not in f"{found!r} {found} {check(environ, env_file=None)}"
+    report = f"{found!r} {found} {check(environ, env_file=None)}"
+    assert "hush" not in report
+    assert SIGNING not in report
 
 
 def test_by_hand_too_a_mistake_hides_its_input() -> None:
@@ -238,6 +299,23 @@ def test_by_hand_too_a_mistake_hides_its_input() -> None:
         Settings(openai_api_key=SecretStr("fine"), twilio_account_sid="hush")
 
     assert "hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize("size", [24, 64])
+def test_a_signing_secret_is_kept_as_it_is(size: int) -> None:
+    """What the other side signs with is what is checked with, whole."""
+    secret = "whsec_" + base64.b64encode(bytes(range(size))).decode()
+
+    kept = settings(BRIDGE_REPORT_SECRET=f" {secret}\n").report_secret
+
+    assert kept == SecretStr(secret)
+    assert Settings(report_secret=kept).report_secret == kept
+
+
+def test_a_wish_to_call_nobody_is_one() -> None:
+    """An empty list of prefixes opens no line."""
+    assert settings(BRIDGE_OUTBOUND_PREFIXES=" ,").outbound_prefixes == ()
+    assert Settings(outbound_prefixes=("+1",)).outbound_prefixes == ("+1",)
 
 
 def test_headers_as_json() -> None:

@@ -114,7 +114,9 @@ async def talk(
     connection = Connection()
     interrupts: list[tuple[str, str | None]] = []
     model = PhoneModel(
-        connection.dial, lambda by, answer: interrupts.append((by, answer))
+        connection.dial,
+        lambda by, answer: interrupts.append((by, answer)),
+        lambda settings: settings,
     )
     runner = RealtimeRunner(
         agent or RealtimeAgent(name="desk", instructions="Be kind."),

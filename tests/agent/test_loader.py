@@ -1,19 +1,29 @@
 """From an agent's name to the agent of a call; each slip told to whoever made it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agents import Agent
-from agents.realtime import RealtimeAgent
+from agents.realtime import RealtimeAgent, RealtimeRunConfig, RealtimeRunner
 
-from bridge.agent.loader import AgentNotLoaded, CallFacts, agent_for, load
+from bridge.agent import loader
+from bridge.agent.live import CallFacts, LiveCall
+from bridge.agent.loader import AgentNotLoaded, agent_for, load, load_function
 from bridge.agent.receptionist import receptionist
+from tests.agent.line import Line, live_call
 
 FACTS = CallFacts("CA1", from_number="+14155550100")
+
+
+@pytest.fixture
+async def call() -> AsyncIterator[LiveCall]:
+    async with live_call(Line(), FACTS) as live:
+        yield live
+
 
 AGENTS = """
 from agents.realtime import RealtimeAgent
@@ -22,8 +32,8 @@ desk = RealtimeAgent(name="desk")
 kitchen = RealtimeAgent(name="kitchen")
 number = 7
 
-def made(facts):
-    return RealtimeAgent(name=f"for {facts.from_number}")
+def made(call):
+    return RealtimeAgent(name=f"for {call.facts.from_number}")
 """
 
 
@@ -37,6 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in set(sys.modules) - before:
         if name.startswith(("my_", "bridge_agent_")):
             del sys.modules[name]
+    loader._files.clear()
 
 
 def write(path: Path, text: str = AGENTS) -> Path:
@@ -111,37 +122,74 @@ def test_a_file_may_use_what_looks_its_module_up(folder: Path) -> None:
     assert isinstance(load("my_agent.py:desk"), RealtimeAgent)
 
 
-async def test_an_agent_is_the_same_for_every_call() -> None:
+async def test_an_agent_is_the_same_for_every_call(call: LiveCall) -> None:
     """An agent by its name answers each caller as it is."""
-    assert await agent_for(receptionist, FACTS) is receptionist
+    assert await agent_for(receptionist, call) == (receptionist, {})
 
 
-async def test_a_function_makes_an_agent_for_each_caller(folder: Path) -> None:
+async def test_a_runner_brings_its_configuration(call: LiveCall) -> None:
+    """What the SDK's quickstart makes is answered with as it stands, each call with a
+    configuration of its own."""
+    config: RealtimeRunConfig = {"async_tool_calls": False}
+    runner = RealtimeRunner(receptionist, config=config)
+
+    agent, used = await agent_for(runner, call)
+
+    assert agent is receptionist and used == config and used is not config
+
+
+async def test_a_runner_with_a_model_of_its_own_is_refused(folder: Path) -> None:
+    """A model that the bridge would not use is told at start, not ignored."""
+    write(
+        folder / "my_agent.py",
+        "from agents.realtime import RealtimeAgent, RealtimeRunner\n"
+        "from agents.realtime.openai_realtime import OpenAIRealtimeSIPModel\n"
+        "run = RealtimeRunner(RealtimeAgent(name='a'), model=OpenAIRealtimeSIPModel())"
+        "\n",
+    )
+
+    assert refused("my_agent.py:run").startswith("the runner has a model of its own")
+
+
+def test_an_agent_and_a_function_of_one_file_share_it(folder: Path) -> None:
+    """What a listener counts, the agent of the same file can read."""
+    write(folder / "my_agent.py")
+
+    made = load_function("my_agent.py:made")
+
+    assert made.__globals__["desk"] is load("my_agent.py:desk")
+    with pytest.raises(AgentNotLoaded, match="is a int, not a function"):
+        load_function("my_agent.py:number")
+
+
+async def test_a_function_makes_an_agent_for_each_caller(
+    folder: Path, call: LiveCall
+) -> None:
     """A caller can be greeted by what their number tells."""
     write(folder / "my_agent.py")
 
-    agent = await agent_for(load("my_agent.py:made"), FACTS)
+    agent, _ = await agent_for(load("my_agent.py:made"), call)
 
     assert agent.name == "for +14155550100"
 
 
-async def test_a_function_may_look_the_caller_up_first() -> None:
+async def test_a_function_may_look_the_caller_up_first(call: LiveCall) -> None:
     """A database can be asked who calls before the agent says a word."""
 
-    async def made(facts: CallFacts) -> RealtimeAgent[Any]:
-        return RealtimeAgent(name=facts.call_sid)
+    async def made(call: LiveCall) -> RealtimeAgent[Any]:
+        return RealtimeAgent(name=call.call_sid)
 
-    assert (await agent_for(made, FACTS)).name == "CA1"
+    assert (await agent_for(made, call))[0].name == "CA1"
 
 
-async def test_an_object_that_can_be_called_makes_agents_too() -> None:
+async def test_an_object_that_can_be_called_makes_agents_too(call: LiveCall) -> None:
     """Whoever keeps a class behind their agents may name an object of it."""
 
     class Shop:
-        async def __call__(self, facts: CallFacts) -> RealtimeAgent[Any]:
+        async def __call__(self, call: LiveCall) -> RealtimeAgent[Any]:
             return RealtimeAgent(name="shop")
 
-    assert (await agent_for(Shop(), FACTS)).name == "shop"
+    assert (await agent_for(Shop(), call))[0].name == "shop"
 
 
 # --- what does not ---
@@ -227,26 +275,28 @@ def test_what_is_no_agent_is_named_by_its_kind(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("made", [None, "desk", Agent(name="writer")])
-async def test_a_function_that_makes_no_agent_is_told(made: Any) -> None:
+async def test_a_function_that_makes_no_agent_is_told(
+    made: Any, call: LiveCall
+) -> None:
     """The caller is told sorry, and the log says what the function gave."""
 
-    async def later(facts: CallFacts) -> Any:
+    async def later(call: LiveCall) -> Any:
         return made
 
     told = f"the agent's function gave a {type(made).__name__}"
-    for source in (lambda facts: made, later):
+    for source in (lambda call: made, later):
         with pytest.raises(AgentNotLoaded, match=f"^{told}$"):
-            await agent_for(source, FACTS)
+            await agent_for(source, call)
 
 
-async def test_what_the_users_function_raises_is_theirs() -> None:
+async def test_what_the_users_function_raises_is_theirs(call: LiveCall) -> None:
     """An error in the user's code is logged as it is, not dressed up as ours."""
 
-    def broken(facts: CallFacts) -> RealtimeAgent[Any]:
+    def broken(call: LiveCall) -> RealtimeAgent[Any]:
         raise KeyError("their own")
 
     with pytest.raises(KeyError, match="their own"):
-        await agent_for(broken, FACTS)
+        await agent_for(broken, call)
 
 
 # --- the facts of a call ---

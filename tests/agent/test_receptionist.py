@@ -10,7 +10,7 @@ from agents.run_context import RunContextWrapper
 from agents.tool import FunctionTool
 from agents.tool_context import ToolContext
 
-from bridge.agent.loader import CallFacts
+from bridge.agent.live import CallFacts
 from bridge.agent.receptionist import (
     billing,
     free_appointments,
@@ -19,14 +19,15 @@ from bridge.agent.receptionist import (
     opening_hours,
     receptionist,
 )
+from tests.agent.line import Line, live_call
 
 FACTS = CallFacts("CA1", from_number="+14155550100")
 
 
 async def ask(tool: FunctionTool, **arguments: str) -> str:
     text = json.dumps(arguments)
-    context: ToolContext[CallFacts] = ToolContext(
-        FACTS, tool_name=tool.name, tool_call_id="c1", tool_arguments=text
+    context: ToolContext[None] = ToolContext(
+        None, tool_name=tool.name, tool_call_id="c1", tool_arguments=text
     )
     return str(await tool.on_invoke_tool(context, text))
 
@@ -94,7 +95,7 @@ def test_a_tool_tells_the_model_what_it_is_for(tool: FunctionTool) -> None:
 )
 async def test_no_dose_is_ever_named(output: str, tripped: bool) -> None:
     """A caller in pain gets an appointment, not a dose from a machine."""
-    context = RunContextWrapper(FACTS)
+    context = RunContextWrapper(None)
 
     result = await no_dosage.run(context, receptionist, output)  # type: ignore[arg-type]
 
@@ -108,7 +109,7 @@ async def test_both_desks_hand_over_to_each_other() -> None:
         [handoff] = one.handoffs
         assert isinstance(handoff, Handoff)
         assert handoff.agent_name == other.name
-        assert await handoff.on_invoke_handoff(RunContextWrapper(FACTS), "") is other
+        assert await handoff.on_invoke_handoff(RunContextWrapper(None), "") is other
 
 
 @pytest.mark.parametrize(
@@ -118,9 +119,9 @@ async def test_a_known_number_is_not_asked_for(
     facts: CallFacts | None, known: bool
 ) -> None:
     """Whoever calls with their number shown need not say it."""
-    context: RunContextWrapper[Any] = RunContextWrapper(facts)
-
-    told = await receptionist.get_system_prompt(context)
+    async with live_call(Line(), facts or FACTS) as live:
+        context: RunContextWrapper[Any] = RunContextWrapper(live if facts else None)
+        told = await receptionist.get_system_prompt(context)
 
     assert told and ("number is known" in told) is known
 
@@ -128,6 +129,6 @@ async def test_a_known_number_is_not_asked_for(
 @pytest.mark.parametrize("agent", [receptionist, billing], ids=lambda it: it.name)
 async def test_both_are_told_that_this_is_a_phone(agent: RealtimeAgent[Any]) -> None:
     """Nobody is read a list, or ten sentences in one breath."""
-    told = await agent.get_system_prompt(RunContextWrapper(FACTS))
+    told = await agent.get_system_prompt(RunContextWrapper(None))
 
     assert told and "on the phone" in told

@@ -5,6 +5,7 @@ of the SDK is taken when all of them pass on it (pyproject.toml pins the minor).
 """
 
 import asyncio
+import functools
 import inspect
 import json
 from typing import Any
@@ -18,16 +19,22 @@ from agents import (
 )
 from agents.realtime import (
     RealtimeAgent,
+    RealtimeModelEvent,
     RealtimeModelSendRawMessage,
     RealtimeModelSendUserInput,
     RealtimeRunner,
+    RealtimeSession,
     openai_realtime,
+    realtime_handoff,
 )
 from agents.realtime.model_inputs import RealtimeModelSendInterrupt
 from agents.realtime.openai_realtime import OpenAIRealtimeWebSocketModel
+from agents.realtime.session import _PendingToolOutputSendError
 from agents.version import __version__
 
+from bridge.agent.local_mcp import reachable
 from bridge.agent.model import PhoneModel
+from bridge.agent.results import background_result
 from bridge.agent.wire import KNOWN_TYPES
 from tests.agent.sdk_session import EVENTS, TARGET, Connection, sample, talk
 
@@ -115,7 +122,7 @@ async def test_headers_are_taken_as_they_are() -> None:
 async def test_the_model_is_the_one_that_was_given() -> None:
     """A session on another model would have no wire."""
     connection = Connection()
-    model = PhoneModel(connection.dial, lambda by, answer: None)
+    model = PhoneModel(connection.dial, lambda by, answer: None, lambda it: it)
     runner = RealtimeRunner(RealtimeAgent(name="desk"), model=model)
 
     session = await runner.run(model_config={"url": "ws://x", "headers": {}})
@@ -397,6 +404,157 @@ async def test_the_users_raw_events_reach_the_model() -> None:
         )
 
         assert it.connection.sent[-1]["type"] == "conversation.item.create"
+
+
+async def test_a_result_without_an_answer_survives_the_sdk() -> None:
+    """background_result() is a kind of text: the SDK must hand it on as it is."""
+
+    @function_tool
+    async def get_weather(city: str) -> str:
+        """The weather."""
+        return background_result("noted")
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[get_weather])
+    async with talk(agent) as it:
+        it.connection.says(tool_call())
+        await it.connection.settled()
+
+        assert it.connection.sent[-1]["item"]["output"] == "noted"
+        assert "response.create" not in it.connection.sent_types()
+
+
+# --- what PhoneSession overrides and reads ---
+
+
+def test_a_tool_call_is_handled_where_ours_is_put_in() -> None:
+    """Otherwise a tool that raises ends the call, as it does in the SDK."""
+    theirs = inspect.signature(RealtimeSession._handle_tool_call).parameters
+    (_, event, *more) = theirs.values()
+
+    assert inspect.iscoroutinefunction(RealtimeSession._handle_tool_call)
+    assert event.name == "event" and event.kind is event.POSITIONAL_OR_KEYWORD
+    assert all(each.kind is each.KEYWORD_ONLY for each in more)
+    assert issubclass(_PendingToolOutputSendError, Exception)
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+async def test_every_tool_call_passes_ours(side_by_side: bool) -> None:
+    """With async_tool_calls and without it, with an approval and without it."""
+    handled: list[str] = []
+
+    class Session(RealtimeSession):
+        async def _handle_tool_call(self, event: Any, **more: Any) -> None:
+            handled.append(event.name)
+            await super()._handle_tool_call(event, **more)
+
+    @function_tool(needs_approval=True)
+    async def get_weather(city: str) -> str:
+        """The weather."""
+        return f"sunny in {city}"
+
+    connection = Connection()
+    session = Session(
+        PhoneModel(connection.dial, lambda by, answer: None, lambda it: it),
+        RealtimeAgent(name="desk", tools=[get_weather]),
+        None,
+        {"url": "ws://x", "headers": {}, "initial_model_settings": {}},
+        {"async_tool_calls": side_by_side},
+    )
+    async with session:
+        call = tool_call()
+        connection.says(call)
+        await connection.settled()
+        assert handled == ["get_weather"]
+
+        await session.approve_tool_call(call["item"]["call_id"])
+        await connection.settled()
+
+    assert handled == ["get_weather", "get_weather"]
+    assert "function_call_output" in str(connection.sent)
+
+
+async def test_what_is_read_of_a_session() -> None:
+    """Who is in charge, with which tools, and the history that we keep short."""
+
+    @function_tool(timeout=3.0)
+    async def get_weather(city: str) -> str:
+        """The weather."""
+        return f"sunny in {city}"
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[get_weather])
+    async with talk(agent) as it:
+        snapshot = it.session._current_dispatch_snapshot
+        assert it.session._current_agent is agent
+        assert snapshot and list(snapshot.tools) == [get_weather]
+        assert get_weather.timeout_seconds == 3.0
+
+        added = sample("response.output_item.added")
+        it.connection.says(added)
+        await it.connection.settled()
+        assert [item.item_id for item in it.session._history] == [added["item"]["id"]]
+
+        it.session._history = []
+        done = sample("response.output_item.done", item=added["item"])
+        it.connection.says(done)
+        await it.connection.settled()
+        assert len(it.session._history) == 1
+
+
+async def test_words_that_were_not_heard_are_told_in_two_events() -> None:
+    """The only ones that put an answer's words into the SDK's history; PhoneSession
+    puts in what was heard behind both."""
+    texts: list[tuple[str, str]] = []
+
+    class Session(RealtimeSession):
+        async def on_event(self, event: RealtimeModelEvent) -> None:
+            before = str(self._history)
+            await super().on_event(event)
+            if str(self._history) != before:
+                item: Any = getattr(event, "item", event)
+                texts.append((event.type, item.item_id))
+
+    connection = Connection()
+    session = Session(
+        PhoneModel(connection.dial, lambda by, answer: None, lambda it: it),
+        RealtimeAgent(name="desk"),
+        None,
+        {"url": "ws://x", "headers": {}, "initial_model_settings": {}},
+    )
+    answer = "item_a1"
+    async with session:
+        connection.says(*EVENTS)
+        await connection.settled()
+
+    kinds = {kind for kind, item in texts if item == answer}
+    assert "transcript_delta" in kinds
+    assert kinds <= {"transcript_delta", "item_updated", "item_deleted"}
+
+
+# --- what the loader and local_mcp read ---
+
+
+def test_what_is_read_of_a_runner() -> None:
+    """A RealtimeRunner in the place of an agent: who begins, and how it is run."""
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk")
+    plain = RealtimeRunner(agent)
+    runner = RealtimeRunner(agent, config={"async_tool_calls": False})
+
+    assert runner._starting_agent is agent
+    assert runner._config == {"async_tool_calls": False} and plain._config is None
+    assert type(runner._model) is OpenAIRealtimeWebSocketModel
+
+
+def test_the_agent_behind_a_handoff() -> None:
+    """Its local MCP servers are connected before it takes over: it has to be found in
+    the closure of the SDK's own function."""
+    billing: RealtimeAgent[Any] = RealtimeAgent(name="billing")
+    handoff = realtime_handoff(billing)
+
+    assert isinstance(handoff.on_invoke_handoff, functools.partial)
+    [invoke] = handoff.on_invoke_handoff.args
+    assert billing in inspect.getclosurevars(invoke).nonlocals.values()
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", handoffs=[handoff])
+    assert reachable(agent) == [agent, billing]
 
 
 def tool_call() -> dict[str, Any]:

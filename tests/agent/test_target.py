@@ -9,7 +9,7 @@ from openai.types.realtime import RealtimeClientEvent
 from pydantic import TypeAdapter
 
 from bridge.agent.session import ModelTarget
-from bridge.agent.wire import SESSION_ID, with_phone_format
+from bridge.agent.wire import SESSION_ID, shaped
 from bridge.settings import (
     DEPRECATED_MODELS,
     DEPRECATED_TRANSCRIPTION_MODELS,
@@ -20,6 +20,10 @@ from bridge.settings import (
 from tests.agent.sdk_session import sample, talk
 
 MULAW = {"type": "audio/pcmu"}
+
+
+def as_sent(text: str) -> str:
+    return shaped(text, lambda session: None)
 
 
 def target(url: str = OPENAI_MODEL_URL, **more: Any) -> ModelTarget:
@@ -186,7 +190,7 @@ def update(**session: Any) -> str:
 )
 def test_every_change_of_the_session_is_made_mulaw(audio: Any, made: Any) -> None:
     """A handoff, or a user's own update, does not turn the phone into noise."""
-    event = json.loads(with_phone_format(update(type="realtime", audio=audio)))
+    event = json.loads(as_sent(update(type="realtime", audio=audio)))
 
     assert event["session"] == {"type": "realtime", "audio": made}
 
@@ -194,16 +198,16 @@ def test_every_change_of_the_session_is_made_mulaw(audio: Any, made: Any) -> Non
 def test_a_change_that_is_not_of_the_audio_stays_so() -> None:
     """New instructions do not touch how the line sounds."""
     for session in ({"instructions": "Be brief."}, {"audio": None}):
-        event = json.loads(with_phone_format(update(**session)))
+        event = json.loads(as_sent(update(**session)))
 
         assert event["session"] == session
 
 
 def test_a_refused_change_can_be_told_from_others() -> None:
     """An error about the session is known for one; the user's own names stay."""
-    assert json.loads(with_phone_format(update()))["event_id"] == SESSION_ID
+    assert json.loads(as_sent(update()))["event_id"] == SESSION_ID
     named = json.dumps({"type": "session.update", "event_id": "mine", "session": {}})
-    assert json.loads(with_phone_format(named))["event_id"] == "mine"
+    assert json.loads(as_sent(named))["event_id"] == "mine"
 
 
 def test_words_about_a_session_are_no_session() -> None:
@@ -212,7 +216,7 @@ def test_words_about_a_session_are_no_session() -> None:
     item = {"type": "message", "role": "user", "content": content}
     text = json.dumps({"type": "conversation.item.create", "item": item})
 
-    assert with_phone_format(text) == text
+    assert as_sent(text) == text
 
 
 async def test_what_the_sdk_sends_stays_valid() -> None:
@@ -220,7 +224,7 @@ async def test_what_the_sdk_sends_stays_valid() -> None:
     async with talk() as it:
         [sent] = it.connection.sent
 
-    made = with_phone_format(json.dumps(sent))
+    made = as_sent(json.dumps(sent))
 
     TypeAdapter[Any](RealtimeClientEvent).validate_json(made)
     assert json.loads(made)["session"] == sent["session"]

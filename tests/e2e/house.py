@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from agents.realtime import RealtimeAgent
 
 from bridge.agent.loader import AgentSource
-from bridge.server import Server, open_house
+from bridge.house import Crew, load_crew, open_house
+from bridge.routes import Route, Routes
+from bridge.server import Server
 from bridge.settings import Settings
 from bridge.sim.caller import Caller
 from bridge.sim.model import Behaviour, ModelServer, ModelSession
@@ -82,13 +84,23 @@ async def bridge(
     api_key: str | None = None,
     callers: dict[str, Any] | None = None,
     record_dir: Path | None = None,
+    model_url: str | None = None,
+    route: Route | None = None,
+    functions: dict[str, Any] | None = None,
     **conf: Any,
 ) -> AsyncIterator[Place]:
-    """A bridge on a free port; unsigned unless `conf` says otherwise."""
+    """A bridge on a free port; unsigned unless `conf` says otherwise. `route` is how
+    every call is led, `functions` what it names."""
     conf = {"insecure": "public_url" not in conf, "greeting": "", **conf}
     settings = Settings(host="127.0.0.1", port=0, record_dir=record_dir, **conf)
-    async with ModelServer(behaviour, api_key=api_key) as model:
-        server = Server(settings, open_house(settings, agent, model.url))
+    crew = Crew(agent, Routes(defaults=route or Route()), functions=functions or {})
+    if settings.routes:
+        crew = replace(load_crew(settings), source=agent)
+    async with (
+        ModelServer(behaviour, api_key=api_key) as model,
+        open_house(settings, crew, model_url or model.url) as house,
+    ):
+        server = Server(settings, house)
         await server.start()
         try:
             yield Place(server, model, settings, callers or {})

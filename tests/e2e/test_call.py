@@ -8,7 +8,7 @@ import pytest
 from agents import function_tool
 from agents.realtime import RealtimeAgent, realtime_handoff
 
-from bridge.agent.loader import CallFacts
+from bridge.agent.live import LiveCall
 from bridge.agent.receptionist import receptionist
 from bridge.sim.model import Behaviour, CallTool, Ruled, Say
 from bridge.sim.ruler import read_ruler
@@ -176,21 +176,22 @@ async def test_a_tool_never_freezes_the_call() -> None:
 
 async def test_an_agent_made_for_each_call() -> None:
     """A callable gets the call's facts and makes the agent of that call."""
-    seen: list[CallFacts] = []
+    seen: list[LiveCall] = []
 
-    async def agent_for(facts: CallFacts) -> RealtimeAgent[Any]:
-        seen.append(facts)
+    async def agent_for(call: LiveCall) -> RealtimeAgent[Any]:
+        seen.append(call)
         helper: RealtimeAgent[Any] = RealtimeAgent(name="helper")
         return RealtimeAgent(
             name="own",
-            instructions=f"The caller is {facts.from_number}.",
+            instructions=f"The caller is {call.facts.from_number}.",
             handoffs=[realtime_handoff(helper)],
         )
 
     async with bridge(agent=agent_for) as place:
         await place.caller(call_sid="CA" + "7" * 32).call([steps.Wait(0.3), HANG_UP])
 
-    [facts] = seen
+    [call] = seen
+    facts = call.facts
     assert facts.call_sid == "CA" + "7" * 32
     assert facts.from_number == "+15551230001"
     assert facts.to_number == "+15557650002"

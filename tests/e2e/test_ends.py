@@ -8,7 +8,7 @@ import pytest
 from agents.realtime import RealtimeAgent
 
 import twiml
-from bridge.agent.loader import CallFacts
+from bridge.agent.live import LiveCall
 from bridge.sim.model import Behaviour, Fail, Ruled
 from bridge.sim.twilio import steps
 from tests.e2e.house import CLOSED_SECONDS, HELLO, bridge
@@ -97,19 +97,19 @@ async def test_nobody_listens_where_the_model_should_be() -> None:
     assert record.said_by_twilio == [twiml.SORRY]
 
 
-def _raises(facts: CallFacts) -> RealtimeAgent[Any]:
+def _raises(call: LiveCall) -> RealtimeAgent[Any]:
     raise RuntimeError("no agent today")
 
 
-def _exits(facts: CallFacts) -> RealtimeAgent[Any]:
+def _exits(call: LiveCall) -> RealtimeAgent[Any]:
     raise SystemExit("one call's agent must not stop the server")
 
 
-async def _cancels(facts: CallFacts) -> RealtimeAgent[Any]:
+async def _cancels(call: LiveCall) -> RealtimeAgent[Any]:
     raise asyncio.CancelledError
 
 
-def _gives_nothing(facts: CallFacts) -> Any:
+def _gives_nothing(call: LiveCall) -> Any:
     return None
 
 

@@ -1,0 +1,339 @@
+"""The SDK's session on a phone: tools that fail, and a history of what was heard."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import pytest
+from agents import function_tool
+from agents.realtime import RealtimeAgent
+from structlog.testing import capture_logs
+
+from bridge.agent import phone_session
+from bridge.agent.model import PhoneModel
+from bridge.agent.phone_session import FAILED, TIMED_OUT, PhoneSession
+from tests.agent.sdk_session import TARGET, Connection, sample
+
+ANSWER = "item_answer"
+
+
+@dataclass
+class Watch:
+    """Who is told about tools."""
+
+    running: int = 0
+    most: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+    def tool_running(self, change: int) -> None:
+        self.running += change
+        self.most = max(self.most, self.running)
+
+    def tool_failed(self, tool: str, error: str) -> None:
+        self.failed.append((tool, error))
+
+
+@dataclass
+class Talk:
+    connection: Connection
+    session: PhoneSession
+    watch: Watch = field(default_factory=Watch)
+    error: Exception | None = None
+    """What the session ended with."""
+
+    async def listen(self) -> None:
+        try:
+            async for _ in self.session:
+                pass
+        except ConnectionError as error:
+            self.error = error
+
+    async def calls(
+        self, name: str, seconds: float = 0.0, arguments: str = "{}"
+    ) -> str | None:
+        """What the model is told when it calls this tool, within so long."""
+        item = {
+            **sample("response.output_item.done")["item"],
+            "type": "function_call",
+            "id": f"item_{name}",
+            "call_id": f"call_{name}",
+            "name": name,
+            "arguments": arguments,
+            "status": "completed",
+        }
+        item.pop("role", None)
+        item.pop("content", None)
+        self.connection.says(sample("response.output_item.done", item=item))
+        await self.connection.settled()
+        until = monotonic() + seconds
+        while not self.told and monotonic() < until:
+            await asyncio.sleep(0.01)
+        await self.connection.settled()
+        return self.told[-1] if self.told else None
+
+    @property
+    def told(self) -> list[str]:
+        return [
+            event["item"]["output"]
+            for event in self.connection.sent
+            if event["type"] == "conversation.item.create"
+        ]
+
+    @property
+    def words(self) -> list[str]:
+        """Of the history's items."""
+        return [
+            " ".join(getattr(part, "transcript", "") or "" for part in item.content)
+            for item in self.session._history
+            if item.type == "message"
+        ]
+
+
+@asynccontextmanager
+async def talk(
+    agent: RealtimeAgent[Any] | None = None, tool_seconds: float = 5.0
+) -> AsyncIterator[Talk]:
+    connection, watch = Connection(), Watch()
+    session = PhoneSession(
+        PhoneModel(connection.dial, lambda by, answer: None, lambda it: it),
+        agent or RealtimeAgent(name="desk"),
+        None,
+        {
+            "url": TARGET.address,
+            "headers": {},
+            "initial_model_settings": TARGET.settings,
+        },
+        {},
+        tool_seconds=tool_seconds,
+        watch=watch,
+    )
+    await session.enter()
+    found = Talk(connection, session, watch)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(found.listen(), name="listener")
+        try:
+            yield found
+            await connection.settled()
+        finally:
+            await session.close()
+
+
+# --- tools ---
+
+
+async def test_a_tool_that_works_is_counted_while_it_does() -> None:
+    """A caller who waits for it is not asked whether they are there."""
+
+    @function_tool
+    async def look_up() -> str:
+        assert it.watch.running == 1
+        return "found"
+
+    async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+        assert await it.calls("look_up") == "found"
+
+    assert (it.watch.running, it.watch.most, it.watch.failed) == (0, 1, [])
+
+
+async def test_a_tool_that_raises_is_answered() -> None:
+    """The model is told, the operator learns the kind of error and no more."""
+
+    @function_tool(failure_error_function=None)
+    async def look_up() -> str:
+        raise LookupError("what the caller said")
+
+    with capture_logs() as logs:
+        async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+            assert it.session.agent.name == "desk"
+            assert await it.calls("look_up") == FAILED
+            assert it.connection.sent_types()[-1] == "response.create"
+
+    assert it.watch.failed == [("look_up", "LookupError")] and it.watch.running == 0
+    assert logs == [
+        {
+            "event": "tool_failed",
+            "tool": "look_up",
+            "error": "LookupError",
+            "log_level": "warning",
+        }
+    ]
+
+
+async def test_a_tool_that_takes_too_long() -> None:
+    """It is given up after the route's time."""
+
+    @function_tool
+    async def look_up() -> str:
+        await asyncio.sleep(5)
+        return "never"
+
+    async with talk(
+        RealtimeAgent(name="desk", tools=[look_up]), tool_seconds=0.05
+    ) as it:
+        assert await it.calls("look_up", 4.0) == TIMED_OUT
+
+    assert it.watch.failed == [("look_up", "timeout")]
+
+
+async def test_a_tool_with_a_time_of_its_own() -> None:
+    """What its author says counts, be it longer than the route's."""
+
+    @function_tool(timeout=2.0)
+    async def look_up() -> str:
+        await asyncio.sleep(0.1)
+        return "found"
+
+    async with talk(
+        RealtimeAgent(name="desk", tools=[look_up]), tool_seconds=0.05
+    ) as it:
+        assert await it.calls("look_up", 4.0) == "found"
+
+
+async def test_a_tool_whose_own_work_was_cancelled() -> None:
+    """The caller does not wait for ever for something that nobody does any more."""
+
+    @function_tool(failure_error_function=None)
+    async def look_up() -> str:
+        raise asyncio.CancelledError
+
+    async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+        assert await it.calls("look_up") == FAILED
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", "7", '{"word": 7}', "{}"])
+@pytest.mark.parametrize("excused", [False, True])
+async def test_arguments_that_are_none(arguments: str, excused: bool) -> None:
+    """A model that writes garbage is told so, and the call goes on."""
+
+    async def look_up(word: str) -> str:
+        return "never"
+
+    how: dict[str, Any] = {} if excused else {"failure_error_function": None}
+    tool = function_tool(look_up, **how)
+    async with talk(RealtimeAgent(name="desk", tools=[tool])) as it:
+        told = await it.calls("look_up", arguments=arguments)
+        assert told == FAILED or (excused and told and "error" in told)
+        assert it.connection.sent_types()[-1] == "response.create"
+
+    assert it.error is None and it.watch.running == 0
+
+
+async def test_the_end_of_the_call_is_no_failure() -> None:
+    """A tool at work is cancelled with the call, and nobody is told anything."""
+    cancelled: list[bool] = []
+
+    @function_tool
+    async def look_up() -> str:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+        return "never"
+
+    async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+        assert await it.calls("look_up") is None
+
+    assert cancelled == [True]
+    assert (it.watch.running, it.watch.failed) == (0, [])
+
+
+async def test_a_model_that_is_gone_is_not_answered() -> None:
+    """What cannot be sent is the model's end, and no failure of the tool."""
+
+    @function_tool
+    async def look_up() -> str:
+        return "found"
+
+    async def send(text: str) -> None:
+        raise ConnectionError
+
+    async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+        it.connection.send = send  # type: ignore[method-assign]
+        assert await it.calls("look_up") is None
+
+    assert (it.watch.running, it.watch.failed) == (0, [])
+
+
+# --- the history ---
+
+
+def answer(*transcripts: str, done: bool = False) -> dict[str, Any]:
+    """The server's item of an answer with these parts."""
+    content = [{"type": "output_audio", "transcript": it} for it in transcripts]
+    item = {
+        "id": ANSWER,
+        "object": "realtime.item",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed" if done else "in_progress",
+        "content": content,
+    }
+    return {
+        "type": f"response.output_item.{'done' if done else 'added'}",
+        "event_id": "event_1",
+        "response_id": "resp_1",
+        "output_index": 0,
+        "item": item,
+    }
+
+
+async def test_the_history_holds_what_was_heard() -> None:
+    """An answer that was cut has the words that were heard, whatever the server tells
+    of it afterwards; one that was not keeps all of its words."""
+    async with talk() as it:
+        it.connection.says(answer("I have much to say."))
+        await it.connection.settled()
+        assert it.words == ["I have much to say."]
+
+        it.session.heard(ANSWER, 0, "I have")
+        assert it.words == ["I have"]
+
+        late = sample("response.output_audio_transcript.delta", delta=" to say.")
+        for event in (
+            {**late, "item_id": ANSWER},
+            answer("I have much to say.", done=True),
+        ):
+            it.connection.says(event)
+            await it.connection.settled()
+            assert it.words == ["I have"]
+
+
+async def test_heard_before_the_session_knows_of_it() -> None:
+    """A session that is behind does not remember more than was heard."""
+    async with talk() as it:
+        it.session.heard(ANSWER, 0, "I have")
+        it.connection.says(answer("I have much to say.", done=True))
+        await it.connection.settled()
+
+        assert it.words == ["I have"]
+
+
+async def test_an_answer_in_several_parts() -> None:
+    """Each has its own words."""
+    async with talk() as it:
+        it.connection.says(answer("One.", "Two and three.", done=True))
+        await it.connection.settled()
+        it.session.heard(ANSWER, 1, "Two")
+        it.session.heard("item_other", 0, "nothing")
+
+        assert it.words == ["One. Two"]
+
+
+async def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of hours does not fill the memory; the newest is kept."""
+    monkeypatch.setattr(phone_session, "MAX_HISTORY", 5)
+    async with talk() as it:
+        for number in range(12):
+            event = json.loads(json.dumps(answer(f"Word {number}.", done=True)))
+            event["item"]["id"] = f"item_{number}"
+            it.connection.says(event)
+            it.session.heard(f"item_{number}", 0, f"{number}")
+            await it.connection.settled()
+
+        assert it.words == [str(number) for number in range(7, 12)]
+        assert len(it.session._heard) == 5

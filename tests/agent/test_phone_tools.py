@@ -1,0 +1,191 @@
+"""What the model is told by the phone's tools, and what they do to the call."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from agents import FunctionTool
+from agents.realtime import RealtimeAgent
+from agents.run_context import RunContextWrapper
+from agents.tool_context import ToolContext
+
+from bridge.agent import phone_tools
+from bridge.agent.live import LiveCall, Message, Transfer
+from bridge.agent.phone_tools import OVER, PHONE_TOOLS, SPOKE
+from tests.agent.line import Line, live_call
+
+SALES = Transfer("+14155550111", "+14155550199", 30, "orders and prices")
+DESK = Transfer("+14155550112")
+
+
+async def call(tool: FunctionTool, live: LiveCall, **arguments: str) -> str:
+    """The tool as the SDK calls it: with JSON, answered with text."""
+    text = json.dumps(arguments)
+    context = ToolContext(
+        live, tool_name=tool.name, tool_call_id="c", tool_arguments=text
+    )
+    return str(await tool.on_invoke_tool(context, text))
+
+
+async def offered(live: Any) -> list[str]:
+    """Names of the tools that a model on this call sees."""
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="all", tools=PHONE_TOOLS)
+    tools = await agent.get_all_tools(RunContextWrapper(live))
+    return [tool.name for tool in tools]
+
+
+# --- hanging up ---
+
+
+async def test_a_call_that_ends_is_not_answered_any_more() -> None:
+    """No answer is made and paid for that the caller, gone, would not hear."""
+    line = Line()
+    async with live_call(line) as live, asyncio.TaskGroup() as tasks:
+        tool = tasks.create_task(call(phone_tools.hang_up, live))
+        await asyncio.sleep(0.05)
+
+        assert line.asked == [("hang_up",)]
+        assert not tool.done()
+        tool.cancel()  # as the session does when it closes
+
+
+async def test_a_session_that_does_not_close_gets_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tool never hangs for ever, whatever becomes of the call."""
+    monkeypatch.setattr(phone_tools, "END_SECONDS", 0.01)
+    async with live_call(Line()) as live:
+        assert await call(phone_tools.hang_up, live) == OVER
+
+
+async def test_a_caller_who_speaks_up_is_not_hung_up_on() -> None:
+    """`One more thing` is heard: the model is told to answer it."""
+    line = Line()
+    line.done = False
+    async with live_call(line) as live:
+        assert await call(phone_tools.hang_up, live) == SPOKE
+
+
+async def test_a_call_that_is_over_is_said_to_be() -> None:
+    """A late tool gets a sentence, not an error of ours."""
+    async with live_call(Line()) as live:
+        live.transfers = {"sales": SALES}
+        live.end()
+
+        assert await call(phone_tools.hang_up, live) == OVER
+        assert await call(phone_tools.transfer_call, live, target="sales") == OVER
+        assert await call(phone_tools.send_digits, live, digits="1") == OVER
+
+
+# --- putting through ---
+
+
+@pytest.mark.parametrize("name", ["sales", " Sales "])
+async def test_a_caller_is_put_through_to_a_name_of_the_route(name: str) -> None:
+    """The person named is dialled, with the number that they are to see."""
+    line = Line()
+    async with live_call(line) as live, asyncio.TaskGroup() as tasks:
+        live.transfers = {"sales": SALES, "desk": DESK}
+        tool = tasks.create_task(call(phone_tools.transfer_call, live, target=name))
+        await asyncio.sleep(0.05)
+
+        [(_, asked)] = line.asked
+        assert (asked.number, asked.caller_id) == (SALES.number, SALES.caller_id)
+        assert asked.ring_seconds == SALES.ring_seconds
+        assert not tool.done()
+        tool.cancel()
+
+
+@pytest.mark.parametrize("target", ["", "boss", "+19005550100"])
+async def test_nobody_else_can_be_dialled(target: str) -> None:
+    """A caller who talks the model into a number of theirs does not get it dialled."""
+    line = Line()
+    async with live_call(line) as live:
+        live.transfers = {"sales": SALES, "desk": DESK}
+        told = await call(phone_tools.transfer_call, live, target=target)
+
+    assert "sales (orders and prices); desk." in told
+    assert ("no such target" in told) is bool(target)
+    assert line.asked == []
+    assert SALES.number not in told
+
+
+async def test_a_transfer_is_given_up_when_the_caller_speaks() -> None:
+    """`No, wait` keeps the caller with the agent."""
+    line = Line()
+    line.done = False
+    async with live_call(line) as live:
+        live.transfers = {"sales": SALES}
+        assert await call(phone_tools.transfer_call, live, target="sales") == SPOKE
+
+
+async def test_a_transfer_that_cannot_be_is_told() -> None:
+    """A wrong number in the configuration does not leave the caller in silence."""
+    async with live_call(Line()) as live:
+        live.transfers = {"sales": Transfer("12")}
+        told = await call(phone_tools.transfer_call, live, target="sales")
+
+    assert told.startswith("Not done: a phone number is E.164")
+    assert "Tell the caller" in told
+
+
+async def test_the_tool_is_offered_where_there_is_somebody() -> None:
+    """A model on a route without targets does not promise to connect anybody."""
+    rest = ["hang_up", "send_digits", "take_message"]
+    async with live_call(Line()) as live:
+        assert sorted(await offered(live)) == rest
+        live.transfers = {"sales": SALES}
+        assert sorted(await offered(live)) == [*rest, "transfer_call"]
+    assert sorted(await offered(None)) == rest
+
+
+async def test_without_targets_a_message_is_offered() -> None:
+    """An agent that lists the tool by itself hears what to do instead."""
+    async with live_call(Line()) as live:
+        told = await call(phone_tools.transfer_call, live, target="sales")
+
+    assert told.endswith("Offer to take a message instead.")
+
+
+# --- keys and messages ---
+
+
+async def test_keys_are_pressed() -> None:
+    """A menu on the line hears the keys, and the model listens for what comes."""
+    line = Line()
+    async with live_call(line) as live:
+        told = await call(phone_tools.send_digits, live, digits="1w42#")
+        line.done = False
+        cut = await call(phone_tools.send_digits, live, digits="9")
+
+    assert line.asked == [("send_digits", "1w42#"), ("send_digits", "9")]
+    assert told.startswith("The keys were pressed.")
+    assert cut == SPOKE
+
+
+async def test_what_is_no_key_is_not_pressed() -> None:
+    """A model that writes words is told what keys there are."""
+    line = Line()
+    async with live_call(line) as live:
+        told = await call(phone_tools.send_digits, live, digits="one")
+
+    assert told.startswith("Not done: digits are 1 to 64 of 0-9")
+    assert line.asked == []
+
+
+async def test_a_message_is_kept() -> None:
+    """The people behind the agent read what the caller left for them."""
+    async with live_call(Line()) as live:
+        told = await call(
+            phone_tools.take_message,
+            live,
+            text="Call me.",
+            name="Ann",
+            call_back="noon",
+        )
+        empty = await call(phone_tools.take_message, live, text=" ")
+
+    assert live.messages == [Message("Call me.", "Ann", "noon")]
+    assert told.startswith("The message is kept.")
+    assert empty.startswith("Not kept: the message is empty.")

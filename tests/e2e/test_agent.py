@@ -1,0 +1,504 @@
+"""The agent on a call: handoffs, history, the user's own hands in it, MCP, reports."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from agents import HostedMCPTool, RunContextWrapper, function_tool
+from agents.mcp import MCPServerStdio
+from agents.realtime import RealtimeAgent, RealtimeHistoryUpdated, realtime_handoff
+from aiohttp import web
+from structlog.testing import capture_logs
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as connect_socket
+
+from bridge.agent.events import CallEvent
+from bridge.agent.live import BadRequest, LiveCall
+from bridge.agent.phone_session import FAILED
+from bridge.agent.phone_tools import take_message
+from bridge.agent.session_settings import SessionSettings
+from bridge.report import CallReport
+from bridge.routes import Report, Route
+from bridge.sim.model import Behaviour, CallMcp, CallTool, Play, Ruled
+from bridge.sim.ruler import read_ruler
+from bridge.sim.twilio import steps
+from tests.e2e.house import AGENT, HELLO, WAIT, Place, bridge
+
+LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
+HANG_UP = steps.HangUp()
+SHORT: steps.Script = [LISTEN, HANG_UP]
+PHONE = {"type": "audio/pcmu"}
+MCP_PROGRAM = Path(__file__).parent.parent / "agent" / "mcp_server.py"
+
+
+def on_call(hook: Any, **route: Any) -> dict[str, Any]:
+    """A bridge that calls `hook` with each call, before it has an agent."""
+    return {"route": Route(on_call="hook", **route), "functions": {"hook": hook}}
+
+
+def outputs(place: Place) -> list[str | None]:
+    items = place.session.items.values()
+    return [it.output for it in items if it.type == "function_call_output"]
+
+
+def words(place: Place, role: str) -> list[str]:
+    """What the model remembers of this role's messages."""
+    items = place.session.items.values()
+    return [it.text for it in items if it.role == role and not it.deleted]
+
+
+# --- who is in charge ---
+
+
+async def test_handoffs_there_and_back() -> None:
+    """Each agent has its own instructions, made for the caller, its own tools, and the
+    phone's mu-law; a handoff that fails leaves the one in charge who is."""
+
+    async def instructions(
+        context: RunContextWrapper[LiveCall], agent: RealtimeAgent[Any]
+    ) -> str:
+        return f"{agent.name} talks to {context.context.facts.from_number}"
+
+    def fails(context: RunContextWrapper[LiveCall]) -> None:
+        raise LookupError
+
+    @function_tool
+    def who(context: RunContextWrapper[LiveCall]) -> str:
+        return context.context.agent_name
+
+    front: RealtimeAgent[Any] = RealtimeAgent(
+        name="front", instructions=instructions, tools=[who]
+    )
+    back: RealtimeAgent[Any] = RealtimeAgent(
+        name="back", instructions=instructions, tools=[who], handoffs=[front]
+    )
+    nobody: RealtimeAgent[Any] = RealtimeAgent(name="nobody")
+    front.handoffs = [back, realtime_handoff(nobody, on_handoff=fails)]
+    behaviour = Behaviour(
+        turns=[
+            [CallTool("transfer_to_nobody", {})],
+            [CallTool("who", {})],
+            [CallTool("transfer_to_back", {})],
+            [CallTool("who", {})],
+            [CallTool("transfer_to_front", {})],
+            [CallTool("who", {})],
+            [Ruled(300)],
+        ],
+        think_seconds=0.05,
+    )
+    async with bridge(behaviour, agent=front, greeting="Go.") as place:
+        record = await place.caller().call(SHORT)
+        await place.empty()
+
+    assert outputs(place)[0] == FAILED
+    assert outputs(place)[1::2] == ["front", "back", "front"]
+    received = [event for _, event in place.session.received]
+    updates = [
+        it["session"]
+        for it in received
+        if it["type"] == "session.update" and "tools" in it["session"]
+    ]
+    said = [it["instructions"] for it in updates]
+    assert said == [f"{it} talks to +15551230001" for it in ("front", "back", "front")]
+    for update in updates:
+        audio = update["audio"]
+        assert audio["input"]["format"] == audio["output"]["format"] == PHONE
+    assert read_ruler(record.heard).heard_ms == {1: 300}
+    assert not place.session.errors_sent
+
+
+# --- what was said ---
+
+
+async def test_the_history_and_its_correction() -> None:
+    """It holds text, and of an answer that was cut the words that were heard. What the
+    user's code removes or corrects is so for the model and in both histories."""
+    calls: list[LiveCall] = []
+    theirs: list[list[Any]] = []
+    known: list[tuple[str, str, str]] = []
+
+    def hook(live: LiveCall) -> None:
+        calls.append(live)
+
+        async def keep(event: CallEvent) -> None:
+            assert isinstance(event.source, RealtimeHistoryUpdated)
+            theirs.append(list(event.source.history))
+
+        live.on(keep, "history_updated")
+
+    @function_tool
+    async def edit(context: RunContextWrapper[LiveCall]) -> str:
+        live = context.context
+        known.extend((it.kind, it.text, it.generated) for it in live.history)
+        cut = next(it for it in live.history if it.cut)
+        [asked] = [it for it in live.history if it.kind == "user"]
+        call = next(it for it in live.history if it.kind == "tool_call")
+        with pytest.raises(BadRequest, match="item_unknown"):
+            live.update_history(remove=["item_unknown"])
+        with pytest.raises(BadRequest):
+            live.update_history(correct={call.id: "no words"})
+        live.update_history(remove=[asked.id], correct={cut.id: "I said so."})
+        return "done"
+
+    behaviour = Behaviour(
+        turns=[[Ruled(5000)], [CallTool("edit", {})], [Ruled(300)]],
+        user_texts=["Stop, please."],
+        transcribe_seconds=0.01,
+        speed=20,
+    )
+    async with bridge(
+        behaviour, agent=AGENT.clone(tools=[edit]), greeting="Go.", **on_call(hook)
+    ) as place:
+        script: steps.Script = [steps.Hear(1000), steps.Say(WAIT), LISTEN, HANG_UP]
+        record = await place.caller().call(script)
+        await place.empty()
+
+    heard_ms = read_ruler(record.heard).heard_ms[1]
+    system, answer, asked, call = known
+    assert system == ("system", "Go.", "") and call[0] == "tool_call"
+    assert asked == ("user", "Stop, please.", "")
+    assert answer[2].split() == ["word"] * 17
+    assert len(answer[1].split()) == pytest.approx(heard_ms / 300, abs=1)
+
+    [live] = calls
+    assert words(place, "user") == []
+    assert [text for text in words(place, "assistant") if "word" not in text] == [
+        "I said so."
+    ]
+    spoken = [(it.kind, it.text) for it in live.transcript]
+    assert spoken == [("assistant", "I said so."), ("assistant", "word")]
+    last = [item for item in theirs[-1] if item.type == "message"]
+    assert [(it.role, _text(it)) for it in last if it.role != "system"] == [
+        ("assistant", "I said so."),
+        ("assistant", "word"),
+    ]
+    before = [
+        [_text(it) for it in history if it.type == "message"] for history in theirs
+    ]
+    assert any(answer[1] in texts for texts in before)
+    parts = [part for item in last for part in item.content]
+    assert all(getattr(part, "audio", None) is None for part in parts)
+    assert not place.session.errors_sent
+
+
+def _text(item: Any) -> str:
+    texts = (getattr(it, "text", None) or it.transcript for it in item.content)
+    return " ".join(text or "" for text in texts)
+
+
+# --- the user's own hands ---
+
+
+async def test_words_into_the_call() -> None:
+    """As the caller or as a word to the agent, answered or not; before the agent is
+    there, too."""
+    calls: list[LiveCall] = []
+
+    def hook(live: LiveCall) -> None:
+        calls.append(live)
+        live.tell("I call from the car.", respond=False)
+        live.tell("Say hello.", role="system")
+
+    behaviour = Behaviour(fallback=[Ruled(300)], think_seconds=0.05)
+    async with bridge(behaviour, **on_call(hook)) as place:
+        async with asyncio.TaskGroup() as tasks:
+            script: steps.Script = [LISTEN, steps.Wait(1.2), HANG_UP]
+            tasks.create_task(place.caller().call(script))
+            await _until(lambda: bool(calls) and len(calls[0].transcript) == 2)
+            assert await calls[0].heard()
+            calls[0].tell("And now?")
+            await _until(lambda: len(place.session.responses) == 2)
+        await place.empty()
+
+    assert words(place, "user") == ["I call from the car.", "And now?"]
+    assert words(place, "system") == ["Say hello."]
+    assert len(place.session.responses) == 2
+    assert not place.session.errors_sent
+
+
+@pytest.mark.parametrize("through_the_sdk", [False, True])
+async def test_the_users_code_interrupts(through_the_sdk: bool) -> None:
+    """What is queued is never heard, and the model knows to a frame what was."""
+
+    @function_tool
+    async def stop(context: RunContextWrapper[LiveCall]) -> str:
+        live = context.context
+        await asyncio.sleep(1.2)
+        if through_the_sdk:
+            assert live.session
+            await live.session.interrupt()
+        else:
+            live.interrupt()
+        return "stopped"
+
+    behaviour = Behaviour(
+        turns=[[CallTool("stop", {}), Ruled(6000)]], fallback=[Ruled(300)], speed=3
+    )
+    async with bridge(
+        behaviour, agent=AGENT.clone(tools=[stop]), greeting="Go."
+    ) as place:
+        listen = steps.Listen(quiet_seconds=0.8, timeout=8)
+        record = await place.caller().call([listen, HANG_UP])
+        await place.empty()
+
+    heard = read_ruler(record.heard).heard_ms
+    [cut, after] = [it for it in place.session.items.values() if it.ruler_number]
+    assert 300 < heard[1] < 1500 and heard[2] == 300
+    assert cut.truncated_ms == pytest.approx(heard[1], abs=40)
+    assert after.truncated_ms is None
+    assert place.session.responses[0].reason == "client_cancelled"
+    assert len(record.clears) == 1 and not place.session.errors_sent
+
+
+async def test_muted_and_heard_again() -> None:
+    """The model hears silence, then the caller again."""
+    calls: list[LiveCall] = []
+
+    def hook(live: LiveCall) -> None:
+        calls.append(live)
+        live.mute()
+
+    said: list[steps.Step] = [steps.Say(HELLO), steps.Wait(0.6), steps.Say(WAIT)]
+    script: steps.Script = [*said, LISTEN, HANG_UP]
+    behaviour = Behaviour(fallback=[Ruled(300)])
+    async with (
+        bridge(behaviour, **on_call(hook)) as place,
+        asyncio.TaskGroup() as tasks,
+    ):
+        tasks.create_task(place.caller().call(script))
+        await _until(lambda: bool(calls))
+        await asyncio.sleep(len(HELLO) / 8000 + 0.3)
+        assert calls[0].muted
+        calls[0].mute(False)
+
+    heard = bytes(place.session.caller_audio)
+    assert HELLO[:4000] not in heard and WAIT in heard
+    assert place.session.caller_turns == 1
+
+
+dialled: list[str] = []
+
+
+async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
+    """A user's own connector: through a proxy, with a certificate."""
+    dialled.append(url)
+    return await connect_socket(url, additional_headers={**headers, "X-Proxy": "ours"})
+
+
+async def test_a_connector_of_the_users(tmp_path: Path) -> None:
+    """BRIDGE_MODEL_CONNECT opens the socket to the model, with the bridge's headers."""
+    dialled.clear()
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("defaults:\n  greeting: Go.\n", "utf-8")
+    async with bridge(
+        Behaviour(turns=[[Ruled(300)]]),
+        api_key="sk-test",
+        openai_api_key="sk-test",
+        model_target="openai",
+        model_connect="tests.e2e.test_agent:dial",
+        routes=routes,
+    ) as place:
+        record = await place.caller().call(SHORT)
+        await place.empty()
+        address = f"{place.model.url}?model=gpt-realtime-2.1"
+
+    assert read_ruler(record.heard).heard_ms == {1: 300}
+    assert dialled == [address]
+    assert place.session.headers["x-proxy"] == "ours"
+
+
+async def test_a_model_that_speaks_pcm_only() -> None:
+    """BRIDGE_MODEL_AUDIO=pcm: it understands the caller, is heard in full length, and
+    knows after an interruption what was heard."""
+    sound = bytes(range(32, 96)) * 500  # 4 s of something
+    behaviour = Behaviour(
+        turns=[[Play(sound[:4000], "Hello.")], [Play(sound, "A long story.")]],
+        fallback=[Play(sound[:2400], "Yes?")],
+        ignore_formats=True,
+        user_texts=["Tell me a story.", "Stop."],
+    )
+    with capture_logs() as logs:
+        async with bridge(behaviour, greeting="Go.", model_audio="pcm") as place:
+            script: steps.Script = [
+                *(LISTEN, steps.Say(HELLO), steps.Hear(900), steps.Say(WAIT)),
+                *(LISTEN, HANG_UP),
+            ]
+            record = await place.caller().call(script)
+            await place.empty()
+
+    first, second, third = [
+        it for it in place.session.items.values() if it.role == "assistant"
+    ]
+    assert place.session.session["audio"]["input"]["format"]["type"] == "audio/pcm"
+    assert words(place, "user") == ["Tell me a story.", "Stop."]
+    assert place.session.caller_turns == 2
+    [clear] = record.clears
+    assert first.truncated_ms is None and third.truncated_ms is None
+    heard_ms = clear.position / 8 - 500
+    assert second.truncated_ms == pytest.approx(heard_ms, abs=40)
+    assert (len(record.heard) - clear.position) / 8 == pytest.approx(300, abs=2)
+    assert not place.session.errors_sent
+    assert not [it for it in logs if it["event"] == "protocol_error"]
+
+
+# --- MCP ---
+
+
+async def test_a_local_mcp_server() -> None:
+    """Its tools are the agent's on a call; the program is started before."""
+    params: Any = {"command": sys.executable, "args": [str(MCP_PROGRAM)]}
+    server = MCPServerStdio(params=params, name="sums", cache_tools_list=True)
+    agent = AGENT.clone(mcp_servers=[server])
+    behaviour = Behaviour(
+        turns=[[CallTool("add", {"a": 2, "b": 40})], [Ruled(300)]], speed=20
+    )
+    async with bridge(behaviour, agent=agent, greeting="Go.") as place:
+        record = await place.caller().call(SHORT)
+        await place.empty()
+
+    names = [tool["name"] for tool in place.session.session["tools"]]
+    assert names == ["add", "pid"]
+    [output] = outputs(place)
+    assert output and "42" in output
+    assert record.heard
+
+
+async def test_hosted_mcp_servers() -> None:
+    """The agent's and the route's: asked for, approved or not by the user's code, and
+    spoken about as soon as they have answered."""
+    shop: Any = {
+        "type": "mcp",
+        "server_label": "shop",
+        "server_url": "https://shop.example",
+        "require_approval": "always",
+    }
+    agent = AGENT.clone(tools=[HostedMCPTool(tool_config=shop)])
+    maps = {
+        "server_label": "maps",
+        "server_url": "https://maps.example",
+        "require_approval": "never",
+        "authorization": "secret",
+    }
+    session = SessionSettings.read({"mcp": [maps]})
+    seen: list[CallEvent] = []
+
+    def hook(live: LiveCall) -> None:
+        async def decide(event: CallEvent) -> None:
+            [waiting] = live.approvals
+            assert (waiting.server, waiting.tool) == ("shop", "order")
+            if "ham" in waiting.arguments:
+                await live.approve(waiting.call_id)
+            else:
+                await live.reject(waiting.call_id, message="Not today.")
+
+        live.on(decide, "tool_approval_required")
+        live.on(seen.append, "mcp_tool_call_completed", "mcp_tools_changed")
+
+    tool = {"name": "order", "description": "", "input_schema": {}}
+    behaviour = Behaviour(
+        turns=[
+            [CallMcp("maps", "find", {"place": "Rome"}, output="there")],
+            [CallMcp("shop", "order", {"what": "ham"}, output="ordered")],
+            [CallMcp("shop", "order", {"what": "fish"}, output="never")],
+        ],
+        fallback=[Ruled(300)],
+        mcp={"shop": [tool], "maps": [{**tool, "name": "find"}]},
+        think_seconds=0.05,
+    )
+    async with bridge(
+        behaviour, agent=agent, greeting="Go.", **on_call(hook, session=session)
+    ) as place:
+        record = await place.caller().call(SHORT)
+        await place.empty()
+
+    done = [event.data for event in seen if event.type == "mcp_tool_call_completed"]
+    assert [(it["server"], it["output"]) for it in done] == [
+        ("maps", "there"),
+        ("shop", "ordered"),
+    ]
+    changed = [event.data for event in seen if event.type == "mcp_tools_changed"]
+    assert {it["server"] for it in changed} == {"shop", "maps"}
+    [refused] = [
+        it
+        for it in place.session.items.values()
+        if it.type == "mcp_approval_response" and not it.approve
+    ]
+    assert refused.reason == "Not today."
+    assert read_ruler(record.heard).heard_ms == {1: 300}
+    assert not place.session.errors_sent
+
+
+# --- the report ---
+
+
+async def test_the_report_of_a_call() -> None:
+    """The route's function and url get what was heard, what the tools did, what was
+    left for people, and what it cost."""
+    kept: list[CallReport] = []
+    posted: list[dict[str, Any]] = []
+
+    async def take(request: web.Request) -> web.Response:
+        posted.append(json.loads(await request.read()))
+        return web.Response()
+
+    def hook(live: LiveCall) -> None:
+        live.notes["customer"] = 7
+
+    app = web.Application()
+    app.router.add_post("/report", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+
+    behaviour = Behaviour(
+        turns=[[Ruled(5000)], [CallTool("take_message", {"text": "Call me."})]],
+        fallback=[Ruled(300)],
+        user_texts=["Take a message."],
+        speed=20,
+    )
+    route = on_call(
+        hook,
+        name="desk",
+        report=Report(to="keep", url=f"http://127.0.0.1:{port}/report"),
+    )
+    route["functions"]["keep"] = kept.append
+    agent = AGENT.clone(tools=[take_message])
+    async with bridge(behaviour, agent=agent, greeting="Go.", **route) as place:
+        script: steps.Script = [steps.Hear(1000), steps.Say(WAIT), LISTEN, HANG_UP]
+        record = await place.caller().call(script)
+        await place.empty()
+        await _until(lambda: bool(kept and posted))
+    await runner.cleanup()
+
+    [report], [json_report] = kept, posted
+    assert json_report == json.loads(report.as_json())
+    assert report.call_sid == record.call_sid and report.route == "desk"
+    assert report.outcome == "caller_hung_up" and report.status == "completed"
+    assert report.from_number == "+15551230001" and report.agent == "plain"
+    cut, asked, answer = report.transcript
+    heard_ms = read_ruler(record.heard).heard_ms[1]
+    assert cut.cut and cut.who == "agent"
+    assert len(cut.text.split()) == pytest.approx(heard_ms / 300, abs=1)
+    assert cut.generated.split() == ["word"] * 17
+    assert (asked.who, asked.text) == ("caller", "Take a message.")
+    assert (answer.who, answer.text, answer.cut) == ("agent", "word", False)
+    [tool] = report.tools
+    assert (tool.name, tool.arguments) == ("take_message", '{"text":"Call me."}')
+    assert tool.output.startswith("The message is kept.")
+    [message] = report.messages
+    assert message.text == "Call me."
+    assert report.notes == {"customer": 7}
+    assert report.usage.input_tokens and report.usage.output_tokens
+
+
+async def _until(there: Any, seconds: float = 5.0) -> None:
+    until = monotonic() + seconds
+    while not there():
+        assert monotonic() < until
+        await asyncio.sleep(0.02)

@@ -1,0 +1,165 @@
+"""Calls that we place: the REST API, machines, the control API, the command."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from pydantic import SecretStr
+
+from bridge.console import client
+from bridge.fleet.plan import Plan
+from bridge.sim.model import Behaviour, Ruled, Say
+from bridge.sim.twilio import rest, steps
+from tests.e2e.house import AGENT, HELLO, WAIT, Place, bridge
+
+TOKEN = "a-token-of-the-control-api"
+ACCOUNT = "AC" + "0" * 31 + "1"
+SECRET = "twilio-secret-of-this-test"
+PUBLIC = "https://bridge.example"
+CALLEE, OURS = "+15551230001", "+15557650002"
+LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
+
+
+@asynccontextmanager
+async def phones(
+    behaviour: Behaviour, callee: Any, **more: Any
+) -> AsyncIterator[tuple[Place, rest.TwilioRest]]:
+    """A bridge that may call, and a Twilio that places its calls."""
+    async with rest.TwilioRest(
+        ACCOUNT, SECRET, callee=callee, numbers=frozenset({OURS})
+    ) as twilio:
+        conf: dict[str, Any] = {
+            "public_url": PUBLIC,
+            "twilio_account_sid": ACCOUNT,
+            "twilio_auth_token": SecretStr(SECRET),
+            "api_token": SecretStr(TOKEN),
+            "outbound_prefixes": ("+1555",),
+            "outbound_number": OURS,
+            "twilio_api_url": twilio.url,
+            **more,
+        }
+        async with bridge(behaviour, **conf) as place:
+            twilio.bridge = place.url
+            yield place, twilio
+
+
+async def test_a_person_answers() -> None:
+    """Somebody is called, picks up and talks with the agent, who knows who was called
+    and what for; the statuses of the call come in."""
+    behaviour = Behaviour(turns=[[Say("Hello, it is me.")], [Say("Goodbye.")]])
+    script = [LISTEN, steps.Say(HELLO), LISTEN, steps.HangUp()]
+    seen: list[Any] = []
+
+    def agent_for(call: Any) -> Any:
+        seen.append(call.facts)
+        return AGENT
+
+    async with phones(behaviour, rest.Answers(script=script), agent=agent_for) as both:
+        place, twilio = both
+        body = {
+            "to": CALLEE,
+            "greeting": "Say why you call.",
+            "parameters": {"campaign": "spring"},
+        }
+        sid = await client.place_call(place.url, TOKEN, body)
+        call = twilio.calls[sid]
+        async with asyncio.timeout(20):
+            await call.over.wait()
+        await place.empty()
+
+    assert call.record is not None and call.record.heard
+    [facts] = seen
+    assert facts.direction == "outbound" and facts.theirs == CALLEE
+    assert facts.parameters["campaign"] == "spring"
+    words = [it.text for it in place.session.items.values() if it.role == "system"]
+    assert words[0] == "Say why you call."
+    assert place.metric('bridge_calls_total{outcome="caller_hung_up"}') == 1
+
+
+async def test_a_machine_gets_the_message() -> None:
+    """Behind the beep the message is left, whole, and the line is closed."""
+    behaviour = Behaviour(turns=[[Ruled(8000)], [Ruled(1800)]])
+    async with phones(behaviour, rest.Machine(WAIT)) as (place, twilio):
+        body = {
+            "to": CALLEE,
+            "greeting": "Hi.",
+            "machine": "message",
+            "message": "Call us.",
+        }
+        sid = await client.place_call(place.url, TOKEN, body)
+        call = twilio.calls[sid]
+        async with asyncio.timeout(30):
+            await call.over.wait()
+        await place.empty()
+
+    words = [it.text for it in place.session.items.values() if it.role == "system"]
+    assert any("Call us." in text for text in words)
+    assert place.metric('bridge_calls_total{outcome="agent_message_left"}') == 1
+
+
+async def test_a_machine_is_hung_up_on() -> None:
+    """Without a message nobody talks to a machine for long."""
+    async with phones(Behaviour(turns=[[Ruled(20_000)]]), rest.Machine(WAIT)) as both:
+        place, twilio = both
+        sid = await client.place_call(
+            place.url, TOKEN, {"to": CALLEE, "greeting": "Hi."}
+        )
+        async with asyncio.timeout(30):
+            await twilio.calls[sid].over.wait()
+        await place.empty()
+
+    assert place.metric('bridge_calls_total{outcome="bridge_machine"}') == 1
+
+
+async def test_the_command(tmp_path: Any) -> None:
+    """`bridge call +1...` prints the SID; a number that may not be called is told."""
+    async with phones(Behaviour(), rest.Unreached("busy")) as (place, twilio):
+        environ = {**os.environ, "BRIDGE_API_TOKEN": TOKEN}
+
+        async def run(number: str) -> tuple[int, str]:
+            process = await asyncio.create_subprocess_exec(
+                *(
+                    sys.executable,
+                    "-m",
+                    "bridge.cli",
+                    "call",
+                    number,
+                    "--url",
+                    place.url,
+                ),
+                env=environ,
+                cwd=tmp_path,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            out, _ = await process.communicate()
+            return process.returncode or 0, out.decode()
+
+        code, told = await run(CALLEE)
+        assert code == 0 and told.strip() in twilio.calls
+        code, told = await run("+4930123456")
+        assert code == 1 and "not allowed" in told
+
+
+async def test_the_api_needs_its_token() -> None:
+    """Nobody steers a call, or places one, without the token."""
+    async with phones(Behaviour(), rest.Unreached("busy")) as (place, twilio):
+        async with aiohttp.ClientSession() as http:
+            url = f"{place.url}/api/calls"
+            async with http.get(url) as refused:
+                assert refused.status == 401
+            async with http.post(url, json={"to": CALLEE}) as refused:
+                assert refused.status == 401
+        assert not twilio.calls
+
+
+def test_a_plan_survives_the_shelf() -> None:
+    """What the webhook knows of a call, its stream knows, on whatever instance."""
+    plan = Plan(greeting="Hi.", machine="message", message="Call us.")
+
+    assert Plan.read(plan.kept()) == plan
+    assert Plan.read(None) == Plan()

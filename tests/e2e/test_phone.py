@@ -1,0 +1,255 @@
+"""What a phone needs besides talk: hanging up, transfer, tones, keys, patience."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+from agents import function_tool
+from agents.realtime import RealtimeAgent
+from agents.run_context import RunContextWrapper
+
+import twiml
+from bridge.agent.live import LiveCall, Transfer
+from bridge.agent.phone_tools import PHONE_TOOLS
+from bridge.core.rules import Prices
+from bridge.routes import Cost, HangUp, Route, Silence, Tell
+from bridge.sim.model import Behaviour, CallTool, Heard, Ruled, Say, Turn
+from bridge.sim.ruler import read_ruler
+from bridge.sim.twilio import steps
+from tests.e2e.house import HELLO, WAIT, bridge
+
+LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
+HANG_UP = steps.HangUp()
+STAY = steps.Wait(15)
+AGENT: RealtimeAgent[Any] = RealtimeAgent(
+    name="desk", instructions="Be kind.", tools=PHONE_TOOLS
+)
+SALES = Transfer("+14155550199", description="who wants to buy")
+QUIET = Silence(seconds=1.0, ask=2)
+
+
+def said(place: Any, role: str) -> list[str]:
+    return [it.text for it in place.session.items.values() if it.role == role]
+
+
+async def test_the_agent_hangs_up_once_its_goodbye_was_heard() -> None:
+    """The caller hears the whole goodbye, then the line closes without a word."""
+    turns = [[Ruled(1500), CallTool("hang_up", {})]]
+    async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
+        record = await place.caller().call([steps.Say(HELLO), STAY])
+        await place.empty()
+
+    assert read_ruler(record.heard).heard_ms == {1: 1500}
+    assert record.ended_by == "bridge" and record.said_by_twilio == []
+    assert record.twiml[-1] == twiml.hang_up()
+    assert place.metric('bridge_calls_total{outcome="agent_hung_up"}') == 1
+
+
+async def test_a_caller_who_speaks_stops_the_hang_up() -> None:
+    """ "One more thing" in the middle of the goodbye: the call goes on."""
+    turns = [
+        [Ruled(2500), CallTool("hang_up", {})],
+        [Say("Yes?")],
+    ]
+    async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
+        script = [steps.Say(HELLO), steps.Hear(900), steps.Say(WAIT), LISTEN, HANG_UP]
+        record = await place.caller().call(script)
+        await place.empty()
+
+    assert record.ended_by == "caller"
+    assert len(record.clears) == 1
+    [output] = [it for it in place.session.items.values() if it.output]
+    assert output.output and "The caller spoke" in output.output
+
+
+async def test_a_transfer() -> None:
+    """Who asks for a person hears it announced to the end, and is dialled through."""
+    turns = [[Ruled(1000), CallTool("transfer_call", {"target": "sales"})]]
+    route = Route(transfers={"sales": SALES})
+    async with bridge(Behaviour(turns=turns), agent=AGENT, route=route) as place:
+        record = await place.caller().call([steps.Say(HELLO), STAY])
+        await place.empty()
+
+    assert read_ruler(record.heard).heard_ms == {1: 1000}
+    assert record.dialled == SALES.number
+    assert place.metric('bridge_calls_total{outcome="agent_transferred"}') == 1
+
+
+async def test_nobody_takes_the_transfer() -> None:
+    """The caller comes back to the agent, who knows what was said and what failed."""
+    turns = [
+        [Say("I put you through."), CallTool("transfer_call", {"target": "sales"})]
+    ]
+    route = Route(transfers={"sales": SALES})
+    behaviour = Behaviour(turns=turns, user_texts=["Sales, please."])
+    async with bridge(behaviour, agent=AGENT, route=route, greeting="Hi.") as place:
+        place.model.behaviour = Behaviour(turns=[[Say("Welcome.")], *turns])
+        caller = place.caller(dial_outcome="no-answer")
+        script = [LISTEN, steps.Say(HELLO), steps.Hear(700), steps.Wait(2.5)]
+        talking = asyncio.create_task(caller.call([*script, LISTEN, HANG_UP]))  # noqa: TID251
+        await asyncio.sleep(4)
+        place.model.behaviour = Behaviour(turns=[[Say("Nobody was there.")]])
+        record = await talking
+        await place.empty()
+
+    assert record.dialled == SALES.number
+    second = place.session
+    words = [it.text for it in second.items.values() if it.role == "system"]
+    assert any("no-answer" in text for text in words)
+    roles = [it.role or it.type for it in second.items.values()]
+    assert roles[:4] == ["system", "assistant", "user", "assistant"]
+    assert [it.text for it in second.items.values() if it.role == "assistant"] == [
+        "Welcome.",
+        "I put you through.",
+        "Nobody was there.",
+    ]
+
+
+def tones(heard: bytes) -> list[tuple[int, int]]:
+    """The two loudest frequencies of each 20 ms that sounds, without repeats."""
+    import audioop
+
+    samples = np.frombuffer(audioop.ulaw2lin(heard, 2), "<i2").astype(float)
+    found: list[tuple[int, int]] = []
+    for at in range(0, len(samples) - 160, 160):
+        window = samples[at : at + 160] * np.hanning(160)
+        power = np.abs(np.fft.rfft(window, 8000))
+        low = int(np.argmax(power[600:1000])) + 600
+        high = int(np.argmax(power[1100:1700])) + 1100
+        if power.max() < 100_000:
+            found.append((0, 0))
+        else:
+            found.append((round(low, -1), round(high, -1)))
+    return found
+
+
+async def test_the_agent_presses_keys() -> None:
+    """A menu behind the number hears the tones of the keys, one after the other."""
+    turns = [[CallTool("send_digits", {"digits": "1#"})], [Say("Done.")]]
+    async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
+        record = await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+        await place.empty()
+
+    spectrum = tones(record.heard)
+    assert (700, 1210) in spectrum, spectrum[:20]
+    assert any(low == 940 and high in (1480, 1470) for low, high in spectrum)
+    assert not record.warnings and not place.session.errors_sent
+
+
+async def test_keys_reach_the_agent_as_one_input() -> None:
+    """A number typed on the phone is read as one, and stops the agent's talk."""
+    turns = [[Ruled(5000)], [Say("Thank you.")]]
+    async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
+        script = [
+            steps.Say(HELLO),
+            steps.Hear(600),
+            steps.Press("123#"),
+            LISTEN,
+            HANG_UP,
+        ]
+        record = await place.caller().call(script)
+        await place.empty()
+
+    assert (
+        said(place, "user")[-1] == "(The caller pressed these keys on the phone: 123)"
+    )
+    assert len(record.clears) == 1
+    assert len(place.session.responses) == 2 and not place.session.errors_sent
+
+
+async def test_a_key_of_the_routes_acts_at_once() -> None:
+    """0 puts the caller through, whatever the agent is saying."""
+    keys = {"0": SALES, "9": HangUp(), "*": Tell("Say the opening hours.")}
+    async with bridge(
+        Behaviour(turns=[[Ruled(6000)], [Ruled(800)]]), route=Route(keys=keys)
+    ) as place:
+        talk = [steps.Say(HELLO), steps.Hear(500)]
+        through = await place.caller().call([*talk, steps.Press("0"), STAY])
+        ended = await place.caller().call([*talk, steps.Press("9"), STAY])
+        told = await place.caller().call([*talk, steps.Press("*"), LISTEN, HANG_UP])
+        await place.empty()
+
+    assert through.dialled == SALES.number
+    assert ended.twiml[-1] == twiml.hang_up()
+    assert told.ended_by == "caller"
+    assert said(place, "system") == ["Say the opening hours."]
+
+
+async def test_a_silent_caller_is_asked_twice_then_the_call_ends() -> None:
+    """Nobody pays for a forgotten line; whoever is there is asked first."""
+
+    def answer(heard: Heard) -> Turn:
+        return [Ruled(400)]
+
+    async with bridge(
+        Behaviour(answer=answer), route=Route(silence=QUIET), greeting="Hello."
+    ) as place:
+        record = await place.caller().call([steps.Wait(20)])
+        await place.empty()
+
+    words = said(place, "system")
+    assert [QUIET.tell in text for text in words] == [False, True, True, False]
+    assert len(read_ruler(record.heard).heard_ms) == 4
+    assert record.said_by_twilio == [] and record.twiml[-1] == twiml.hang_up()
+    assert place.metric('bridge_calls_total{outcome="bridge_silent"}') == 1
+
+
+async def test_a_caller_who_waits_for_a_tool_is_not_asked() -> None:
+    """Looking something up takes a while; nobody is asked whether they are there."""
+
+    @function_tool
+    async def slow() -> str:
+        await asyncio.sleep(2.5)
+        return "found"
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="slow", tools=[slow])
+    turns = [[CallTool("slow", {})], [Say("Found.")]]
+    async with bridge(
+        Behaviour(turns=turns), agent=agent, route=Route(silence=QUIET)
+    ) as place:
+        await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+
+    assert said(place, "system") == []
+
+
+async def test_the_longest_call() -> None:
+    """At its end the agent says goodbye, then the line closes."""
+    behaviour = Behaviour(turns=[[Say("Hello.")], [Ruled(700)]])
+    async with bridge(
+        behaviour, route=Route(longest_seconds=2.0), greeting="Hello."
+    ) as place:
+        record = await place.caller().call([steps.Wait(15)])
+        await place.empty()
+
+    assert read_ruler(record.heard).heard_ms[1] == 700
+    assert place.metric('bridge_calls_total{outcome="bridge_longest"}') == 1
+
+
+async def test_a_call_that_costs_too_much_ends() -> None:
+    """The limit of the route is kept, with a goodbye."""
+    prices = Prices(100.0, 100.0, 10.0, 100.0, 20_000.0)
+    route = Route(cost=Cost(prices, limit=1.0))
+    behaviour = Behaviour(turns=[[Ruled(4000)], [Say("I must go.")]])
+    async with bridge(behaviour, route=route) as place:
+        await place.caller().call([steps.Say(HELLO), steps.Wait(12)])
+        await place.empty()
+
+    assert place.metric('bridge_calls_total{outcome="bridge_cost"}') == 1
+
+
+async def test_a_muted_caller_is_not_heard() -> None:
+    """While something private is typed in, the model hears silence."""
+
+    @function_tool
+    def private(context: RunContextWrapper[LiveCall]) -> str:
+        context.context.mute()
+        return "muted"
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[private])
+    turns = [[CallTool("private", {})], [Say("Go on.")]]
+    async with bridge(Behaviour(turns=turns), agent=agent) as place:
+        script = [steps.Say(HELLO), LISTEN, steps.Say(WAIT), steps.Wait(1), HANG_UP]
+        await place.caller().call(script)
+
+    assert place.session.caller_turns == 1
+    assert WAIT not in bytes(place.session.caller_audio)
