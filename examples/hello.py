@@ -1,6 +1,7 @@
 """The smallest agent: copy it, change the words.
 
-BRIDGE_AGENT=examples/hello.py:agent
+Offline:  .venv/bin/bridge demo --agent examples/hello.py:agent
+For real: BRIDGE_AGENT=examples/hello.py:agent
 """
 
 from agents.realtime import RealtimeAgent

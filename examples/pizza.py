@@ -1,53 +1,78 @@
-"""An order by phone: an agent made for each call, tools that keep its state, a handoff.
+"""An order by phone: an agent made for each call, typed tools, a handoff and back.
 
-BRIDGE_AGENT=examples/pizza.py:agent_for
+Offline:  .venv/bin/bridge demo --agent examples/pizza.py:agent
+For real: BRIDGE_AGENT=examples/pizza.py:agent
 
-`agent_for` is called with the facts of every call (bridge.agent.loader.CallFacts):
-who calls, which number was dialled, the parameters of the TwiML. What it returns lives
-as long as the call, so the order below is the caller's own.
+`agent` is called with every call (bridge.agent.live.LiveCall): who calls, which number
+was dialled, what may be done with it. What it returns lives as long as the call, so the
+order below is the caller's own.
 """
 
-from typing import Any
+from typing import Any, Literal
 
-from agents import function_tool
+from agents import AgentBase, RunContextWrapper, function_tool
 from agents.realtime import RealtimeAgent, realtime_handoff
+from pydantic import BaseModel, Field
 
-from bridge.agent.loader import CallFacts
+from bridge.agent.live import LiveCall
 
 MENU = {"margherita": 8.5, "funghi": 9.5, "diavola": 10.0}
+LAST_TIME = {"+14155550123": "two margherita, one without basil"}
 
 SPEAK = "You are on the phone: one or two short sentences, no lists. "
 
 
-def agent_for(facts: CallFacts) -> RealtimeAgent[Any]:
+class Pizza(BaseModel):
+    """Arguments of a tool. What does not fit never reaches the tool: the model is told
+    what is wrong with it and tries again."""
+
+    name: Literal["margherita", "funghi", "diavola"]
+    count: int = Field(ge=1, le=20)
+    without: list[str] = Field(description="ingredients that are left out")
+
+
+def knows_the_caller(context: RunContextWrapper[LiveCall], agent: AgentBase) -> bool:
+    """For `is_enabled`: a tool that the model is shown in some calls only."""
+    return context.context.facts.from_number not in ("", "anonymous")
+
+
+@function_tool(is_enabled=knows_the_caller)
+def usual_order(context: RunContextWrapper[LiveCall]) -> str:
+    """What this caller had the last time."""
+    number = context.context.facts.from_number
+    return LAST_TIME.get(number, "this is their first order")
+
+
+def agent(call: LiveCall) -> RealtimeAgent[Any]:
     """The agent of one call."""
-    order: list[str] = []
+    order: list[Pizza] = []
 
     @function_tool
-    def add_pizza(name: str) -> str:
-        """Put a pizza on the order."""
-        if name.lower() not in MENU:
-            return f"not on the menu; there is {', '.join(MENU)}"
-        order.append(name.lower())
-        return f"the order is {', '.join(order)}"
+    def add_pizza(pizza: Pizza) -> str:
+        """Put pizzas of one kind on the order."""
+        order.append(pizza)
+        return f"the order is {', '.join(f'{it.count} {it.name}' for it in order)}"
 
     @function_tool
     def total() -> str:
         """What the order costs."""
-        return f"{sum(MENU[name] for name in order):.2f} dollars"
+        return f"{sum(MENU[it.name] * it.count for it in order):.2f} dollars"
 
+    orders: RealtimeAgent[Any] = RealtimeAgent(
+        name="orders",
+        handoff_description="Takes orders.",
+        instructions=(
+            SPEAK + "You take orders for a pizzeria. Read the order back and say what "
+            "it costs before you confirm it."
+        ),
+        tools=[add_pizza, total, usual_order],
+    )
     complaints: RealtimeAgent[Any] = RealtimeAgent(
         name="complaints",
         handoff_description="The caller is unhappy with an earlier order.",
         instructions=SPEAK + "Apologize, ask what was wrong, promise a call back.",
+        # And back, when they are hungry again.
+        handoffs=[realtime_handoff(orders)],
     )
-    return RealtimeAgent(
-        name="orders",
-        instructions=(
-            SPEAK + "You take orders for a pizzeria. Read the order back and say what "
-            "it costs before you confirm it. "
-            + ("Ask for a name." if facts.from_number in ("", "anonymous") else "")
-        ),
-        tools=[add_pizza, total],
-        handoffs=[realtime_handoff(complaints)],
-    )
+    orders.handoffs = [realtime_handoff(complaints)]
+    return orders

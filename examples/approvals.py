@@ -1,0 +1,57 @@
+"""Tools that wait for a yes: small amounts are approved by code, big ones refused.
+
+Offline:  .venv/bin/bridge demo --agent examples/approvals.py:agent
+For real: BRIDGE_AGENT=examples/approvals.py:agent
+
+In place of the code a person can decide: GET /api/calls/CA.../approvals lists what
+waits. What nobody answers is decided by `approval:` of the route, after 30 seconds.
+Meanwhile the caller and the agent go on talking.
+"""
+
+import json
+from typing import Annotated, Any
+
+from agents import function_tool
+from agents.realtime import RealtimeAgent
+from pydantic import Field
+
+from bridge.agent.events import CallEvent
+from bridge.agent.live import LiveCall
+
+LIMIT = 50
+
+
+@function_tool(needs_approval=True)
+def refund(dollars: Annotated[int, Field(ge=5)]) -> str:
+    """Pay something back to the caller's card."""
+    return f"{dollars} dollars are on their way"
+
+
+@function_tool(needs_approval=True)
+def send_cheque(dollars: Annotated[int, Field(ge=100)]) -> str:
+    """Send a cheque, for 100 dollars or more."""
+    return f"a cheque of {dollars} dollars is in the mail"
+
+
+def agent(call: LiveCall) -> RealtimeAgent[Any]:
+    """The agent of one call, and who decides for it."""
+
+    async def decide(event: CallEvent) -> None:
+        """Both are tools of ours, so both have `dollars`."""
+        asked = event.data["call_id"]
+        dollars = json.loads(event.data["arguments"])["dollars"]
+        if dollars <= LIMIT:
+            await call.approve(asked)
+        else:
+            why = f"More than {LIMIT} dollars need a manager, who will call back."
+            await call.reject(asked, message=why)
+
+    call.on(decide, "tool_approval_required")
+    return RealtimeAgent(
+        name="refunds",
+        instructions=(
+            "You are on the phone for a shop that sells lamps. Short sentences. Say "
+            "that you will ask before you use a tool, for it may take a moment."
+        ),
+        tools=[refund, send_cheque],
+    )

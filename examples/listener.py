@@ -1,0 +1,59 @@
+"""See everything that happens in a call, keep figures of it, forget what was a secret.
+
+Offline:  .venv/bin/bridge demo --agent examples/listener.py:agent
+For real: BRIDGE_AGENT=examples/listener.py:agent
+
+One subscription gets all: events of the SDK's session, what was said and heard, the
+bridge's own. docs/events.md lists them. A listener that is slow or raises misses
+events; the call goes on.
+"""
+
+import re
+from collections import Counter
+from typing import Any
+
+from agents import function_tool
+from agents.realtime import RealtimeAgent
+
+from bridge.agent.events import CallEvent
+from bridge.agent.live import LiveCall
+from bridge.agent.results import BackgroundResult, background_result
+
+CARD = re.compile(r"\d(?:[ -]?\d){12,18}")
+
+
+def agent(call: LiveCall) -> RealtimeAgent[Any]:
+    """The agent of one call, and what is watched in it."""
+    counts: Counter[str] = Counter()
+    heard_ms: list[int] = []  # of the answers that the caller cut short
+    topics: list[str] = []
+    # `notes` are yours, and part of the call's report (examples/reports.py).
+    call.notes.update(counts=counts, heard_ms=heard_ms, topics=topics)
+
+    async def everything(event: CallEvent) -> None:
+        counts[event.type] += 1
+
+    async def cut(event: CallEvent) -> None:
+        heard_ms.append(event.data["heard_ms"])
+
+    async def forget_cards(event: CallEvent) -> None:
+        """From here on the model never knew the number."""
+        without = CARD.sub("[a card number]", event.data["text"])
+        if without != event.data["text"]:
+            call.update_history(correct={event.data["item"]: without})
+
+    call.on(everything)
+    call.on(cut, "audio_interrupted")
+    call.on(forget_cards, "caller_said")
+
+    @function_tool
+    def note_topic(topic: str) -> BackgroundResult:
+        """Note what the call is about, as soon as it is clear."""
+        topics.append(topic)
+        return background_result("noted")  # nothing is said about it
+
+    return RealtimeAgent(
+        name="watched",
+        instructions="You are on the phone. Help with whatever is asked, briefly.",
+        tools=[note_topic],
+    )
