@@ -8,7 +8,6 @@ It is given its two ends and a registry: no aiohttp, websockets or redis here.
 
 import asyncio
 import base64
-import inspect
 import itertools
 import math
 import time
@@ -39,6 +38,7 @@ from agents.realtime import (
 )
 from pydantic import ValidationError
 
+from bridge import user_code
 from bridge.agent.approvals import Approvals
 from bridge.agent.events import CallEvent, Listeners, call_event
 from bridge.agent.live import BadRequest, CallFacts, LiveCall, Role, Transfer
@@ -168,9 +168,7 @@ class House:
         hook = self.functions.get(route.on_call or "")
         if hook is not None:
             async with asyncio.timeout(HOOK_SECONDS):
-                made = hook(live)
-                if inspect.isawaitable(made):
-                    await made
+                await user_code.ask(hook, live, f"{live.call_sid} on_call")
 
     def hand_over(self, route: Route, report: CallReport) -> None:
         """The report of a call, to whoever the route or the house names."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import twiml
@@ -118,6 +119,10 @@ def place_call(
     message: Annotated[
         str, typer.Option(help="left on an answering machine, instead of hanging up")
     ] = "",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(help="name=value for routes, instructions, tools; may be repeated"),
+    ] = None,
     ring_seconds: Annotated[int, typer.Option(help="how long it may ring")] = 30,
     url: Annotated[
         str | None, typer.Option(help="the running bridge, instead of this machine's")
@@ -130,7 +135,6 @@ def place_call(
     conf = _settings()
     if conf.api_token is None:
         _stop_with("BRIDGE_API_TOKEN is not set: set it here and for the bridge")
-    host = "127.0.0.1" if conf.host == "0.0.0.0" else conf.host
     wanted = {
         "to": number,
         "from": caller_id,
@@ -138,15 +142,29 @@ def place_call(
         "greeting": greeting,
         "machine": "message" if message else "hang_up",
         "message": message,
+        "parameters": _parameters(parameter or []),
         "ring_seconds": ring_seconds,
     }
     body = {name: value for name, value in wanted.items() if value is not None}
     token = conf.api_token.get_secret_value()
     try:
-        sid = _run(client.place_call(url or f"http://{host}:{conf.port}", token, body))
+        sid = _run(client.place_call(url or _here(conf), token, body))
     except client.ApiError as error:
         _stop_with(str(error))
     out.print(sid)
+
+
+def _parameters(pairs: list[str]) -> dict[str, str]:
+    parted = [pair.partition("=") for pair in pairs]
+    if not all(name and equals for name, equals, _ in parted):
+        _stop_with("a parameter is name=value")
+    return {name: value for name, _, value in parted}
+
+
+def _here(conf: Settings) -> str:
+    """Where a bridge with these settings is reached from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(conf.host, conf.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{conf.port}"
 
 
 def _demo_settings(routes: Path | None) -> Settings:
@@ -168,8 +186,11 @@ def check(agent: AgentOption = None) -> None:
     marks = {"ok": "[green]ok", "warning": "[yellow]warning", "error": "[red]error"}
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        fix = f"\n[dim]{finding.fix}[/]" if finding.fix else ""
-        table.add_row(marks[finding.level], finding.name, finding.text + fix)
+        # What people wrote may look like markup.
+        fix = f"\n[dim]{escape(finding.fix)}[/]" if finding.fix else ""
+        table.add_row(
+            marks[finding.level], escape(finding.name), escape(finding.text) + fix
+        )
     out.print(table)
     if _errors(findings):
         raise typer.Exit(1)
@@ -180,9 +201,13 @@ def _check_crew(environ: dict[str, str], findings: list[Finding]) -> list[Findin
     if any(it.name in ("BRIDGE_AGENT", "BRIDGE_ROUTES") for it in _errors(findings)):
         return []
     try:
-        crew = load_crew(settings.load(environ))
+        conf = settings.load(environ)
     except SettingsError:
         return []  # told already
+    try:
+        crew = load_crew(conf)
+    except SettingsError as error:
+        return list(error.mistakes)
     except loader.AgentNotLoaded as error:
         fix = "correct the name or the file"
         return [Finding("error", "BRIDGE_AGENT", f"fails: {error}", fix)]
@@ -217,10 +242,15 @@ def print_twiml(
 
 @sim.command("model")
 def sim_model(
-    port: Annotated[int, typer.Option(help="where to listen on this machine")] = 8765,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="where to listen on this machine")
+    ] = 8765,
 ) -> None:
     """Run the fake Realtime model: point BRIDGE_MODEL_URL at it."""
-    _run(_sim_model(port))
+    try:
+        _run(_sim_model(port))
+    except OSError as error:
+        _stop_with(f"cannot listen on port {port}: {error.strerror}")
 
 
 @sim.command("call")
@@ -374,6 +404,8 @@ def _crew(conf: Settings, agent: str | None) -> Crew:
         return load_crew(conf, agent)
     except loader.AgentNotLoaded as error:
         _stop_with(f"The agent cannot be loaded: {error}")
+    except SettingsError as error:
+        _stop_with("The configuration is not usable:", *str(error).splitlines())
     except RoutesError as error:
         _stop_with("The routes are not usable:", *error.mistakes)
 

@@ -5,10 +5,7 @@ house closes, what is left gets some seconds and is then given up.
 """
 
 import asyncio
-import contextlib
-import contextvars
-import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -57,34 +54,3 @@ async def _safely(work: Coroutine[Any, Any, None], name: str) -> None:
         await work
     except (Exception, SystemExit):
         log.exception("errand_failed", errand=name)
-
-
-async def in_thread(function: Callable[[Any], Any], given: Any, name: str) -> Any:
-    """What the user's plain function returns, called in a thread of its own.
-
-    The process does not wait for that thread when it ends: a function that hangs takes
-    no worker from tools and name look-ups. Given up when it is cancelled.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if done.done():
-            return  # too late: nobody waits any more
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
-
-    def work() -> None:
-        result, failed = None, None
-        try:
-            result = context.run(function, given)
-        except (Exception, SystemExit) as error:
-            failed = error
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
-            loop.call_soon_threadsafe(settle, result, failed)
-
-    threading.Thread(target=work, name=name, daemon=True).start()
-    return await done

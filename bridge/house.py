@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
+from agents import set_default_openai_key
 from agents.realtime import RealtimeAgent, RealtimeRunner
 
 from bridge import routes as routes_file
@@ -27,7 +28,7 @@ from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier
 from bridge.report import Reports, report_of
 from bridge.routes import HangUp, Routes, RoutesError, Tell
-from bridge.settings import OPENAI_MODEL_URL, Settings
+from bridge.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
 from bridge.variables import LOCAL_MODEL
 from bridge.watch.metrics import Metrics
 
@@ -46,11 +47,17 @@ class Crew:
 
 
 def load_crew(settings: Settings, agent: str | None = None) -> Crew:
-    """What the settings name, or `agent` in their place. AgentNotLoaded, RoutesError
-    with every mistake of the routes and of what they name."""
+    """What the settings name, or `agent` in their place. AgentNotLoaded, SettingsError,
+    RoutesError with every mistake of the routes and of what they name."""
     source = loader.load(agent or settings.agent)
     name = settings.model_connect
-    connect = loader.load_function(name) if name else None
+    try:
+        connect = loader.load_function(name) if name else None
+    except AgentNotLoaded as error:
+        text, fix = f"fails: {error}", "correct the name or the file"
+        raise SettingsError(
+            [Finding("error", "BRIDGE_MODEL_CONNECT", text, fix)]
+        ) from None
     if settings.routes is None:
         return Crew(source, connect=connect)
     routes = routes_file.load(settings.routes)
@@ -78,6 +85,9 @@ async def open_house(
 ) -> AsyncIterator[House]:
     """What the calls of an instance share, as long as it lives. `model_url` is where
     the model is, whatever the settings call it. McpUnavailable: an agent's server."""
+    if settings.openai_api_key is not None:
+        # Text agents in tools use it, too; in .env alone they would not find it.
+        set_default_openai_key(settings.openai_api_key.get_secret_value())
     secret = settings.report_secret
     missing: McpUnavailable | None = None
     async with (

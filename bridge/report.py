@@ -7,13 +7,9 @@ the server and outlives the call; it never delays one, nor raises into it.
 import asyncio
 import base64
 import binascii
-import contextlib
-import contextvars
 import hashlib
 import hmac
-import inspect
 import random
-import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,6 +22,7 @@ import aiohttp
 import msgspec
 import structlog
 
+from bridge import user_code
 from bridge.agent.live import CallFacts, LiveCall, Message
 from bridge.core.history import HistoryItem
 
@@ -39,6 +36,9 @@ SECRET_BYTES = range(24, 65)
 
 TRY_AGAIN = frozenset({408, 425, 429, *range(500, 600)})
 """Answers of a receiver that may answer otherwise later."""
+
+MACHINE_ENDS = frozenset({"machine", "message_left"})
+"""Ways in which a call ends that an answering machine has taken (bridge.call)."""
 
 
 # --- the report ---
@@ -112,11 +112,7 @@ class CallReport:
 
 
 def report_of(
-    live: LiveCall,
-    ended_by: str,
-    ended_why: str,
-    seconds: float,
-    status: str = "completed",
+    live: LiveCall, ended_by: str, ended_why: str, seconds: float
 ) -> CallReport:
     """The report of a call that had a stream; `seconds` is how long it lasted."""
     history = live.history
@@ -124,7 +120,7 @@ def report_of(
         **_facts(live.facts),
         started_at=_utc(live.began),
         seconds=seconds,
-        status=status,
+        status="machine" if ended_why in MACHINE_ENDS else "completed",
         outcome=f"{ended_by}_{ended_why}",
         ended_by=ended_by,
         ended_why=ended_why,
@@ -307,7 +303,7 @@ class Reports:
         call_sid = report.call_sid
         try:
             async with asyncio.timeout(self._patience.function_seconds):
-                await _call(to, report)
+                await user_code.ask(to, report, f"report {report.call_sid}")
         except asyncio.CancelledError:
             log.error("report_lost", call_sid=call_sid, why="shutdown")
             raise
@@ -382,43 +378,6 @@ def _retry_after(value: str | None) -> float:
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # no date; a time zone beyond all measure
         return 0.0
     return max(moment.timestamp() - time.time(), 0.0)
-
-
-async def _call(to: ReportTo, report: CallReport) -> None:
-    in_loop = inspect.iscoroutinefunction(to) or (
-        inspect.iscoroutinefunction(getattr(to, "__call__", None))  # noqa: B004
-    )
-    result = to(report) if in_loop else await _in_thread(to, report)
-    if inspect.isawaitable(result):
-        await result
-
-
-async def _in_thread(to: ReportTo, report: CallReport) -> Any:
-    """A thread of its own, which the process does not wait for when it ends: what
-    hangs takes no worker from tools and listeners."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if done.done():
-            return  # too late: nobody waits any more
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
-
-    def work() -> None:
-        result, failed = None, None
-        try:
-            result = context.run(to, report)
-        except Exception as error:
-            failed = error
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
-            loop.call_soon_threadsafe(settle, result, failed)
-
-    threading.Thread(target=work, name=f"report {report.call_sid}", daemon=True).start()
-    return await done

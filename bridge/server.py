@@ -4,11 +4,11 @@ Lets in who may come in, and gives each stream to a Call. Knows no audio, no mod
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -39,6 +39,9 @@ here and media_stream.MAX_MESSAGE_CHARS it is read, counted and ignored."""
 MAX_FORM_BYTES = 64 * 1024
 """Twilio's webhooks are 1-2 kB."""
 
+BODY_SECONDS = 10.0
+"""For all of it to arrive: whoever sends it need not be Twilio."""
+
 MAX_PARAMETER_CHARS = 400
 """Name and value of a <Parameter> must be under 500 characters together."""
 
@@ -64,6 +67,13 @@ NOT_ANSWERED = (
 
 SHUTDOWN_SECONDS = 3.0
 """For the calls to end once draining is over."""
+
+LOOK_SECONDS = 0.2
+"""While draining, so often is looked whether SIP calls are left."""
+
+_ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?", re.ASCII)
+
+T = TypeVar("T")
 
 
 class PhoneSocket:
@@ -145,7 +155,7 @@ class Server:
         """Takes no more calls, lets the running ones end, ends what is left."""
         self._house.lines.draining = True
         log.info("draining", calls=len(self._calls), seconds=drain_seconds)
-        drained = await _within(drain_seconds, self._no_calls)
+        drained = await _within(drain_seconds, self._last_call())
         if self._house.sip:
             self._house.sip.end("shutdown")
         if not drained:
@@ -154,14 +164,20 @@ class Server:
                 if call.call_sid:
                     self._asking.add(call.call_sid)
                     self._nobody_asks.clear()
-            if not await _within(SHUTDOWN_SECONDS, self._no_calls):
+            if not await _within(SHUTDOWN_SECONDS, self._no_calls.wait()):
                 log.warning("calls_left", calls=len(self._calls))
             # Who was cut off is told why: the listener stays until Twilio has asked.
-            if not await _within(SHUTDOWN_SECONDS, self._nobody_asks):
+            if not await _within(SHUTDOWN_SECONDS, self._nobody_asks.wait()):
                 log.warning("callers_not_told", calls=len(self._asking))
         if self._runner:
             await self._runner.cleanup()
         log.info("closed")
+
+    async def _last_call(self) -> None:
+        """Returns when there is neither a stream nor a SIP call left."""
+        await self._no_calls.wait()
+        while self._house.lines.others():  # noqa: ASYNC110 - nobody tells of the last
+            await asyncio.sleep(LOOK_SECONDS)
 
     @property
     def calls(self) -> int:
@@ -186,10 +202,7 @@ class Server:
         async def handle(request: web.Request) -> web.Response:
             if request.content_type != "application/x-www-form-urlencoded":
                 raise web.HTTPUnsupportedMediaType(text="a form is expected")
-            try:
-                form = await request.post()
-            except (ValueError, LookupError):
-                raise web.HTTPBadRequest(text="the form cannot be read") from None
+            form = await _received(request.post())
             if self._signatures and not self._signatures.webhook(
                 request.raw_path, form, request.headers.get(HEADER)
             ):
@@ -208,6 +221,11 @@ class Server:
         call_sid = _text(form, "CallSid")
         parameters = {name: _parameter(form, name) for name in ("From", "To")}
         order = await self._order(request)
+        if order is None and "order" in request.query:
+            # Void, or of another life of ours: whoever picked up is no caller, and
+            # nobody knows what they were called for.
+            log.warning("order_unknown", call_sid=call_sid)
+            return _twiml(twiml.hang_up())
         if order is not None:
             ours = {"Direction": "outbound", "Route": order.route}
             parameters = {**order.parameters, **parameters, **ours}
@@ -220,6 +238,8 @@ class Server:
         if not self._house.lines.free:
             why = self._house.lines.state
             log.warning("call_refused", call_sid=call_sid, why=why)
+            if order is not None:
+                return _twiml(twiml.hang_up())  # it was we who called
             route = self._house.routes.pick(facts_from(call_sid, parameters))
             text = {"text": route.busy} if route.busy else {}
             return _twiml(twiml.busy(language=route.language, **text))
@@ -376,9 +396,8 @@ class Server:
         """A call comes in over SIP: OpenAI has its audio, the agent is ours."""
         if self._house.sip is None:
             raise web.HTTPNotFound(text="SIP calls are not set up here")
-        status, text = await self._house.sip.incoming(
-            request.headers, await request.read()
-        )
+        body = await _received(request.read())
+        status, text = await self._house.sip.incoming(request.headers, body)
         return web.Response(status=status, text=text)
 
     # --- the control API's view (bridge.console.api.Calls) ---
@@ -402,6 +421,9 @@ class Server:
                 "They need BRIDGE_PUBLIC_URL, TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN "
                 "and BRIDGE_OUTBOUND_PREFIXES.",
             )
+        if not self._house.lines.free:
+            detail = f"The bridge is {self._house.lines.state}."
+            raise api.Refused(503, "There is no line for the call", detail)
         number = wanted.from_number or self._settings.outbound_number
         sid = await api.place(self._outbound, wanted, number, self._house.routes)
         # Its statuses say nothing of what it was placed for.
@@ -434,7 +456,7 @@ class Server:
         scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
         host = request.headers.get("X-Forwarded-Host", request.host)
         origin = f"{scheme.split(',')[0].strip()}://{host.split(',')[0].strip()}"
-        if urlsplit(origin).hostname is None:
+        if not _ORIGIN.fullmatch(origin):
             raise web.HTTPBadRequest(text="no usable Host header")
         return origin
 
@@ -501,10 +523,21 @@ def _parameter(form: Form, name: str) -> str:
     return value
 
 
-async def _within(seconds: float, event: asyncio.Event) -> bool:
+async def _received(body: Awaitable[T]) -> T:
+    """What a request has in it; 408 or 400 where it does not come, or is broken."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await body
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="the body did not come in time") from None
+    except (ValueError, LookupError, web.RequestPayloadError, ConnectionError):
+        raise web.HTTPBadRequest(text="the body cannot be read") from None
+
+
+async def _within(seconds: float, wait: Awaitable[object]) -> bool:
     try:
         async with asyncio.timeout(seconds):
-            await event.wait()
+            await wait
     except TimeoutError:
         return False
     return True

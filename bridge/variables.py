@@ -231,10 +231,17 @@ def http_url(value: object) -> str:
 
 
 def file(value: object) -> Path:
-    path = Path(str(value).strip()).expanduser()
+    path = _path(value)
     if path.is_dir():
         raise wrong("names a folder", "set the path of a file")
     return path
+
+
+def _path(value: object) -> Path:
+    try:
+        return Path(str(value).strip()).expanduser()
+    except RuntimeError:
+        raise wrong("names the home of nobody", "write the path out") from None
 
 
 def one_of(*choices: str) -> Callable[[object], str]:
@@ -253,7 +260,7 @@ def text(value: object) -> str:
 
 
 def folder(value: object) -> Path:
-    path = Path(str(value).strip()).expanduser()
+    path = _path(value)
     if path.exists() and not path.is_dir():
         raise wrong("names a file", "set a folder; it is made where it is missing")
     return path

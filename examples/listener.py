@@ -4,7 +4,7 @@ Offline:  .venv/bin/bridge demo --agent examples/listener.py:agent
 For real: BRIDGE_AGENT=examples/listener.py:agent
 
 One subscription gets all: events of the SDK's session, what was said and heard, the
-bridge's own. docs/events.md lists them. A listener that is slow or raises misses
+bridge's own. docs/agent.md lists them. A listener that is slow or raises misses
 events; the call goes on.
 """
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.errands import Errands, in_thread
+from bridge.errands import Errands
+from bridge.user_code import in_thread
 
 
 async def test_an_errand_is_done_before_the_house_closes() -> None:

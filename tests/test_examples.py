@@ -18,7 +18,15 @@ from bridge.console import client
 from bridge.house import load_crew
 from bridge.settings import Settings
 from bridge.sim.caller import CallRecord
-from bridge.sim.model import Behaviour, CallMcp, CallTool, ModelSession, Ruled, Say
+from bridge.sim.model import (
+    Behaviour,
+    CallMcp,
+    CallTool,
+    ModelSession,
+    Ruled,
+    Say,
+    Turn,
+)
 from bridge.sim.realtime.small_talk import AnyServer
 from bridge.sim.ruler import read_ruler
 from bridge.sim.text_model import TextModel
@@ -143,7 +151,7 @@ async def test_hello() -> None:
 async def test_pizza() -> None:
     """The order is kept between tools, the caller is handed over and comes back."""
     pizza = {"name": "funghi", "count": 2, "without": ["basil"]}
-    turns = [
+    turns: list[Turn] = [
         [CallTool("add_pizza", {"pizza": pizza})],
         [CallTool("total", {})],
         [CallTool("usual_order", {})],
@@ -177,7 +185,7 @@ async def test_pizza_for_a_stranger() -> None:
 async def test_guarded() -> None:
     """A forbidden word is cut off; a refused tool is told in the example's words."""
     score = "Let me see, your credit score is a rather poor one, I am very sorry. " * 2
-    turns = [
+    turns: list[Turn] = [
         [CallTool("close_account", {})],
         [Say(score)],
         [BYE],
@@ -191,7 +199,7 @@ async def test_guarded() -> None:
 
 async def test_approvals() -> None:
     """Five dollars are paid back, a cheque is refused with a reason."""
-    turns = [
+    turns: list[Turn] = [
         [CallTool("refund", {"dollars": 5})],
         [CallTool("send_cheque", {"dollars": 100})],
         [BYE],
@@ -206,7 +214,7 @@ async def test_approvals() -> None:
 async def test_delegate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text agent knows what was said on the phone, and its answer is spoken of."""
     set_tracing_disabled(True)
-    turns = [
+    turns: list[Turn] = [
         [Say("Good day.")],
         [CallTool("ask_the_lawyer", {"question": "May I?"})],
         [BYE],
@@ -244,7 +252,7 @@ async def test_mcp_local() -> None:
 
 async def test_mcp_hosted() -> None:
     """What reads is approved and runs at the model's side; what books is refused."""
-    turns = [
+    turns: list[Turn] = [
         [CallMcp("tables", "look_up", {}, output="table 7")],
         [CallMcp("tables", "book", {"table": 7}, output="booked")],
         [BYE],
@@ -262,7 +270,7 @@ async def test_listener() -> None:
     """All is counted, the heard part of a cut answer is known, a card number is
     forgotten, and a background tool makes nobody speak."""
     agent, calls = watched("listener")
-    turns = [
+    turns: list[Turn] = [
         [Ruled(3000), CallTool("note_topic", {"topic": "cards"})],
         [Ruled(300)],
     ]
@@ -292,7 +300,7 @@ async def test_direct(tmp_path: Path) -> None:
     """A raw event slows the voice, the model is muted for a while, "be quiet" stops it
     at once; all over a socket that the example opened."""
     agent, calls = watched("direct")
-    turns = [
+    turns: list[Turn] = [
         [CallTool("speak_slower", {})],
         [CallTool("look_away", {})],
         [Ruled(200)],
@@ -335,7 +343,7 @@ async def test_front_desk_and_reports(
     save = loader.load_function("examples/reports.py:save")
     monkeypatch.setitem(save.__globals__, "FOLDER", tmp_path)
     message = {"text": "Call me.", "name": "Ms. Doe", "call_back": ""}
-    turns = [
+    turns: list[Turn] = [
         [Ruled(200)],
         [CallTool("take_message", message)],
         [Say("I put you through."), CallTool("transfer_call", {"target": "sales"})],
@@ -365,7 +373,7 @@ async def test_reminder(machine: bool) -> None:
     message behind its beep."""
     account, token, ours = "AC" + "0" * 31 + "1", "t" * 32, "+15557650002"
     agent, calls = watched("reminder")
-    turns = [
+    turns: list[Turn] = [
         [Ruled(300)],
         [CallTool("answer", {"coming": "yes"})],
         [Ruled(500), CallTool("hang_up", {})],

@@ -5,7 +5,6 @@ task of its own. Nothing is decided here.
 """
 
 import asyncio
-import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -28,7 +27,7 @@ from agents.realtime import (
     RealtimeToolStart,
 )
 
-from bridge.errands import in_thread
+from bridge import user_code
 
 LATE_SECONDS = 5.0
 """A listener gets so long for what is left of a call that is over."""
@@ -41,7 +40,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class CallEvent:
-    """`type` says what happened, `data` the particulars (docs/events.md lists them)."""
+    """`type` says what happened, `data` the particulars (docs/agent.md lists them)."""
 
     type: str
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -140,15 +139,10 @@ class _Queue:
         self._waiting.put_nowait(event)
 
     async def deliver(self) -> None:
-        in_loop = inspect.iscoroutinefunction(self._listener) or (
-            inspect.iscoroutinefunction(getattr(self._listener, "__call__", None))  # noqa: B004
-        )
+        name = f"{self._call_sid} listener"
         while (event := await self._waiting.get()) is not None:
             try:
-                if in_loop:
-                    await self._listener(event)  # type: ignore[misc]
-                else:
-                    await self._in_thread(event)
+                await user_code.ask(self._listener, event, name)
             except (Exception, SystemExit):
                 # Theirs to mend: told in full once, then no more.
                 if not self._failed:
@@ -158,13 +152,6 @@ class _Queue:
             log.warning(
                 "listener_missed", call_sid=self._call_sid, events=self._dropped
             )
-
-    async def _in_thread(self, event: CallEvent) -> None:
-        """A plain function may block; what it returns may be awaitable all the same."""
-        name = f"{self._call_sid} listener"
-        result = await in_thread(self._listener, event, name)
-        if inspect.isawaitable(result):
-            await result
 
 
 def call_event(event: RealtimeSessionEvent) -> CallEvent:

@@ -6,7 +6,6 @@ no tool and holds no connection.
 """
 
 import asyncio
-import inspect
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from agents.realtime.config import RealtimeSessionModelSettings
 from agents.tool import MCPToolApprovalFunction
 from openai.types.responses.response_output_item import McpApprovalRequest
 
+from bridge import user_code
 from bridge.agent.approvals import Approvals
 
 log = structlog.get_logger()
@@ -329,13 +329,8 @@ class HostedMcp:
         )
         try:
             async with asyncio.timeout(APPROVER_SECONDS):
-                if inspect.iscoroutinefunction(approver):
-                    result = await approver(request)
-                else:
-                    # A plain function may block: the audio must not wait for it.
-                    result = await asyncio.to_thread(approver, request)
-                    if inspect.isawaitable(result):
-                        result = await result
+                name = f"{self._host.call_sid} approval"
+                result = await user_code.ask(approver, request, name)
             approve, reason = bool(result["approve"]), result.get("reason")
         except (Exception, SystemExit):
             # The user's own code, or its time is up: whatever is wrong, it is a no.

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -24,6 +25,9 @@ Role = Literal["user", "system"]
 _DIGITS = re.compile("[0-9*#A-Dw]+")
 MAX_DIGITS = 64
 MAX_TEXT_CHARS = 8000
+THREAD_SECONDS = 5.0
+"""A tool's thread waits no longer for the call to do what it asked for."""
+
 RING_SECONDS = range(5, 601)
 """https://www.twilio.com/docs/voice/twiml/dial"""
 
@@ -297,9 +301,17 @@ class LiveCall:
         self._check()
         if threading.get_ident() == self._thread:
             action()
-        else:
-            self._loop.call_soon_threadsafe(self._do_late, action)
+            return
+        done = Future[None]()
+        self._loop.call_soon_threadsafe(self._do_for, action, done)
+        # The thread waits, and not the call: what cannot be done is told to who asked.
+        done.result(THREAD_SECONDS)
 
-    def _do_late(self, action: Callable[[], None]) -> None:
-        if not self._ended:
+    def _do_for(self, action: Callable[[], None], done: Future[None]) -> None:
+        try:
+            self._check()
             action()
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)

@@ -5,7 +5,6 @@ Imports the user's code only.
 
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Awaitable, Callable
 from functools import reduce
@@ -16,6 +15,7 @@ from typing import Any, cast
 from agents.realtime import RealtimeAgent, RealtimeRunConfig, RealtimeRunner
 from agents.realtime.openai_realtime import OpenAIRealtimeWebSocketModel
 
+from bridge import user_code
 from bridge.agent.live import LiveCall
 
 
@@ -82,8 +82,8 @@ async def agent_for(
     """
     if isinstance(source, RealtimeAgent | RealtimeRunner):
         return _parts(source)
-    made = source(live)
-    return _parts(await made if inspect.isawaitable(made) else made)
+    # It may look the caller up before it answers, and other calls must not wait.
+    return _parts(await user_code.ask(source, live, f"{live.call_sid} agent"))
 
 
 def first_agent(made: Made) -> RealtimeAgent[Any]:

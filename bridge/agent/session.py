@@ -368,9 +368,8 @@ def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same_kind(under: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
-    return all(
-        value.get(name, under.get(name)) == under.get(name) for name in ("type", "model")
-    )
+    kinds = ("type", "model")
+    return all(value.get(kind, under.get(kind)) == under.get(kind) for kind in kinds)
 
 
 def _refusal(error: InvalidStatus) -> str:

@@ -1,4 +1,4 @@
-"""Who may use the control API: rate, token, origin, size and form of what is sent.
+"""Who may use the control API: token, rate, origin, size and form of what is sent.
 
 Every answer leaves through here, so all errors are problems and nothing is cached.
 """
@@ -22,7 +22,8 @@ log = structlog.get_logger()
 
 PER_SECOND = 20.0
 BURST = 40.0
-"""Requests of one address: a rate, and how many may come at once."""
+"""Requests of one address, those with the token and those without counted apart: a
+rate, and how many may come at once."""
 
 MAX_ADDRESSES = 1000
 """Remembered before those are forgotten that have rested."""
@@ -46,7 +47,7 @@ class Rates:
         """Address -> tokens left, at that moment."""
 
     def take(self, address: str, now: float) -> float:
-        """0: go on. Else the seconds until there is a token."""
+        """0: go on. Else the seconds until there is a token in the bucket."""
         if len(self._buckets) >= MAX_ADDRESSES and address not in self._buckets:
             self._forget(now)
         left = self._left(address, now)
@@ -75,8 +76,10 @@ def gate(token: str, rates: Rates) -> Callable[..., Awaitable[web.StreamResponse
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         response: web.StreamResponse
         try:
-            _check_rate(request, rates)
-            _check_token(request, expected)
+            known = _has_token(request, expected)
+            _check_rate(request, rates, known)
+            if not known:
+                raise _no_token(request)
             _check_origin(request)
             response = await handler(request)
         except Problem as problem:
@@ -128,11 +131,16 @@ async def _read(request: web.Request) -> bytes:
                     )
     except TimeoutError:
         raise Problem(408, "too-slow", "The body did not come in time") from None
+    except (web.RequestPayloadError, ConnectionError):
+        raise Problem(400, "body", "The body cannot be read") from None
     return bytes(raw)
 
 
-def _check_rate(request: web.Request, rates: Rates) -> None:
-    wait = rates.take(request.remote or "", time.monotonic())
+def _check_rate(request: web.Request, rates: Rates, known: bool) -> None:
+    """Behind a proxy all have one address: what strangers ask is counted apart, so that
+    they cannot keep out who has the token."""
+    who = f"{'known' if known else 'stranger'} {request.remote}"
+    wait = rates.take(who, time.monotonic())
     if wait:
         raise Problem(
             429,
@@ -142,16 +150,18 @@ def _check_rate(request: web.Request, rates: Rates) -> None:
         )
 
 
-def _check_token(request: web.Request, expected: bytes) -> None:
+def _has_token(request: web.Request, expected: bytes) -> bool:
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     # As bytes: a header may hold what is no ASCII, which compare_digest refuses.
     token = given.strip().encode("utf-8", "surrogateescape")
-    if scheme.lower() == "bearer" and hmac.compare_digest(token, expected):
-        return
+    return scheme.lower() == "bearer" and hmac.compare_digest(token, expected)
+
+
+def _no_token(request: web.Request) -> Problem:
     challenge = 'Bearer realm="bridge"'
-    if scheme:
+    if request.headers.get("Authorization"):
         challenge += ', error="invalid_token"'
-    raise Problem(
+    return Problem(
         401,
         "token",
         "The API's token is needed",

@@ -16,7 +16,7 @@ from bridge.console.problems import MEDIA_TYPE
 REFS = "#/components/schemas/{model}"
 
 PROBLEMS = {
-    400: "The body is no JSON.",
+    400: "The body cannot be read, or is no JSON.",
     401: "The token is missing or wrong.",
     403: "A page of another origin, or a number that may not be called.",
     404: "There is no such call, approval or path.",
@@ -29,7 +29,7 @@ PROBLEMS = {
     429: "Too many requests, or too many calls; see Retry-After where it is given.",
     500: "A bug.",
     502: "Twilio did not place the call.",
-    503: "The registry of calls does not answer.",
+    503: "The registry of calls does not answer, or no line is free.",
     504: "Not done within a minute; it may be done yet.",
 }
 ALWAYS = (401, 403, 429, 500)
@@ -77,7 +77,7 @@ OPERATIONS = (
         takes=bodies.PlaceCall,
         gives=bodies.Placed,
         status=201,
-        problems=(409, 502, 504),
+        problems=(409, 502, 503, 504),
     ),
     Operation(
         "get_call",

@@ -69,6 +69,10 @@ MAX_FAILURES = 2
 """Answers that may fail one after the other. A rate limit may pass at once; who gets
 no answer again would sit in silence."""
 
+MAX_TRIPS = 5
+"""The agent may try to say it otherwise; one whose every answer is stopped would go on
+for ever, and the caller hears nothing of it."""
+
 MAX_CODE_CHARS = 64
 """Of what a server calls its error: it goes into logs."""
 
@@ -123,6 +127,8 @@ class Conversation:
         self._heard_from = now
         """When Twilio last sent anything."""
         self._failures = 0
+        self._trips = 0
+        """Answers stopped by a guardrail since the caller spoke."""
         self._answer_due: float | None = None
         """Since when the caller waits for the agent's first sound."""
 
@@ -213,8 +219,12 @@ class Conversation:
         """
         if self.state is State.ENDED:
             return []
-        if response_id is not None and not self._speech.is_live(response_id):
-            return []
+        if response_id is not None:
+            if not self._speech.is_live(response_id):
+                return []
+            self._trips += 1
+            if self._trips > MAX_TRIPS:
+                return self.end("bridge", "guardrail", now)
         commands = self._speech.interrupt(by, now, cancels=False, only=response_id)
         return [*commands, *self._waits.stop(), *self._changed(now)]
 
@@ -392,6 +402,7 @@ class Conversation:
         self._answer_due = None
         self._unanswered = self._turns.create_response is not False
         self._patience.caller_is_there()
+        self._trips = 0
         commands: list[Command] = [Note("speech_started")]
         if self._interruptible:
             cancels = self._turns.interrupt_response is True

@@ -1,7 +1,7 @@
 """A call in the hands of the user's code: what it may ask for, and from where."""
 
 import asyncio
-import threading
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -203,13 +203,6 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def in_another_thread(function: Callable[..., object], given: object) -> None:
-    """The call's own thread waits meanwhile, so it can do nothing."""
-    thread = threading.Thread(target=function, args=(given,))
-    thread.start()
-    thread.join()
-
-
 async def test_from_a_tools_thread() -> None:
     """A plain function of the user's runs in a thread: what it asks for is done by the
     call's own, in order; listeners are told there, too."""
@@ -227,8 +220,7 @@ async def test_from_a_tools_thread() -> None:
 
     async with live_call(line) as live:
         live.on(keep)
-        in_another_thread(tool, live)
-        assert line.asked == [] and seen == []
+        await asyncio.to_thread(tool, live)
         await settled()
 
     assert line.asked == [("tell", "user", "One.", True), ("mute", True)]
@@ -239,8 +231,22 @@ async def test_a_tools_thread_that_outlives_the_call() -> None:
     """What it asked for at the last moment is not done any more."""
     line = Line()
     async with live_call(line) as live:
-        in_another_thread(live.tell, "One.")
+        asked = asyncio.get_running_loop().run_in_executor(None, live.tell, "One.")
+        time.sleep(0.1)  # noqa: ASYNC251 - it has asked, and the loop has not come to it
         live.end()
-        await settled()
+        with pytest.raises(CallOver):
+            await asked
 
     assert line.asked == []
+
+
+async def test_what_cannot_be_done_is_told_in_the_tools_thread() -> None:
+    """A tool that asks too early hears why, and not only the log."""
+
+    class Early(Line):
+        def mute(self, on: bool) -> None:
+            raise BadRequest("not yet")
+
+    async with live_call(Early()) as live:
+        with pytest.raises(BadRequest, match="not yet"):
+            await asyncio.to_thread(live.mute)

@@ -70,7 +70,8 @@ class Talk:
         self.connection.says(sample("response.output_item.done", item=item))
         await self.connection.settled()
         until = monotonic() + seconds
-        while not self.told and monotonic() < until:
+        # There is no event to wait for.
+        while not self.told and monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await self.connection.settled()
         return self.told[-1] if self.told else None

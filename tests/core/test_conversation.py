@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridge.core.conversation import READY_SECONDS, START_SECONDS, State
+from bridge.core.conversation import MAX_TRIPS, READY_SECONDS, START_SECONDS, State
 from tests.core.phone import (
     Interrupted,
     Phone,
@@ -383,6 +383,33 @@ def test_a_guardrail_stops_what_is_queued() -> None:
 
     assert events(commands) == ["clear", "mark"]
     assert [e["type"] for e in to_model(commands)] == ["response.cancel"]
+
+
+def test_a_guardrail_that_stops_every_answer_ends_the_call() -> None:
+    """An agent that may not say anything is no agent: the caller gets plan B."""
+    phone = Phone().talking()
+    for number in range(MAX_TRIPS):
+        answer = f"r{number}"
+        phone.model("response.created", response={"id": answer})
+        assert not ends(phone.talk.interrupt("guardrail", phone.now, answer))
+        phone.model("response.done", response={"id": answer, "status": "cancelled"})
+    phone.model("response.created", response={"id": "last"})
+
+    over = ends(phone.talk.interrupt("guardrail", phone.now, "last"))
+
+    assert over == [("bridge", "guardrail")]
+
+
+def test_a_caller_who_speaks_gives_the_agent_another_chance() -> None:
+    """Only a loop is stopped, not a strict guardrail in a long call."""
+    phone = Phone().talking()
+    for number in range(2 * MAX_TRIPS):
+        answer = f"r{number}"
+        phone.model("input_audio_buffer.speech_started", item_id="u")
+        phone.model("input_audio_buffer.speech_stopped", item_id="u")
+        phone.model("response.created", response={"id": answer})
+        assert not ends(phone.talk.interrupt("guardrail", phone.now, answer))
+        phone.model("response.done", response={"id": answer, "status": "cancelled"})
 
 
 def test_a_guardrail_that_comes_too_late_stops_nobody() -> None:

@@ -1,0 +1,220 @@
+"""What stands at the doors and should not: slow, broken, forged or late requests."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+from twilio.request_validator import (  # type: ignore[import-untyped]
+    RequestValidator,
+)
+from websockets.asyncio.client import ClientConnection, connect
+
+from bridge import server
+from bridge.console import client
+from bridge.house import Crew, open_house
+from bridge.server import Server
+from bridge.settings import Settings
+from bridge.sim.model import Behaviour, ModelServer, Say
+from bridge.sim.realtime.calls import CallsServer
+from bridge.sim.realtime.leg import Line, PhoneCall
+from bridge.sim.twilio import rest, steps
+from tests.e2e.house import AGENT, Place, bridge
+from tests.e2e.test_outbound import (
+    ACCOUNT,
+    CALLEE,
+    LISTEN,
+    OURS,
+    PUBLIC,
+    SECRET,
+    TOKEN,
+    phones,
+)
+
+PATHS = ["/voice", "/voice/next", "/call-status", "/openai/webhook"]
+FORM = b"Content-Type: application/x-www-form-urlencoded\r\n"
+
+
+async def ask(place: Place, head: bytes, body: bytes, *, leave: bool = False) -> str:
+    """The first line of the answer to a request that is written by hand."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", place.server.port)
+    try:
+        writer.write(head + b"\r\n" + body)
+        await writer.drain()
+        if leave:
+            return ""
+        async with asyncio.timeout(5):
+            return (await reader.readline()).decode().strip()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def post(path: str, length: int, *more: bytes) -> bytes:
+    start = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Length: {length}\r\n"
+    return start.encode() + FORM + b"".join(more)
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[Place]:
+    """A bridge that takes calls of either kind."""
+    secret = SecretStr("whsec_" + "c2VjcmV0" * 4)
+    async with bridge(
+        openai_webhook_secret=secret, openai_api_key=SecretStr("sk-sim")
+    ) as place:
+        yield place
+
+
+async def signed(place: Place, path: str, **form: str) -> str:
+    """What is answered to a request of Twilio's."""
+    form = {"AccountSid": ACCOUNT, **form}
+    signature = RequestValidator(SECRET).compute_signature(PUBLIC + path, form)
+    headers = {"X-Twilio-Signature": signature}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(place.url + path, data=form, headers=headers) as answer,
+    ):
+        assert answer.status == 200
+        return await answer.text()
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_body_that_does_not_come(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever only begins to ask keeps no connection for ever."""
+    monkeypatch.setattr(server, "BODY_SECONDS", 0.2)
+    async with listening() as place:
+        assert "408" in await ask(place, post(path, 100), b"From=")
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_body_that_is_broken(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is refused; nobody can fill the log of errors with it."""
+    async with listening() as place:
+        with caplog.at_level(logging.INFO):
+            await ask(place, post(path, 100), b"From=", leave=True)
+            packed = post(path, 9, b"Content-Encoding: gzip\r\n")
+            assert "400" in await ask(place, packed, b"no gzip, ")
+            await asyncio.sleep(0.1)  # for what was left half said
+
+    ours = [it for it in caplog.records if "Error handling request" in it.getMessage()]
+    assert [it for it in ours if it.exc_info and "bridge" in str(it.exc_info[1])] == []
+    assert not [it for it in ours if it.getMessage().startswith("Unhandled")]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"Host": "["},
+        {"Host": "a b"},
+        {"X-Forwarded-Proto": "ftp"},
+        {"X-Forwarded-Host": "a/b?c"},
+        {"X-Forwarded-Host": '"><Say>'},
+    ],
+)
+async def test_a_host_that_is_none(header: dict[str, str]) -> None:
+    """In development, where the request says where we are, it is asked for sense."""
+    async with (
+        bridge() as place,
+        aiohttp.ClientSession(headers=header) as http,
+        http.post(f"{place.url}/voice", data={"CallSid": "CA1"}) as answer,
+    ):
+        assert answer.status == 400
+
+
+async def test_a_call_whose_order_is_gone() -> None:
+    """Somebody we called is never greeted as a caller: nobody knows any more why."""
+    async with phones(Behaviour(), rest.Unreached("busy")) as (place, _):
+        document = await signed(
+            place, "/voice?order=void", CallSid="CA1", From=OURS, To=CALLEE
+        )
+
+    assert "<Hangup" in document
+    assert "<Stream" not in document
+
+
+async def test_no_line_for_a_call_of_ours() -> None:
+    """Nobody is called only to hear that all lines are busy."""
+    answers = rest.Answers(script=[LISTEN, steps.HangUp()], after=0.5)
+    async with phones(Behaviour(), answers, max_calls=1) as (place, twilio):
+        sid = await client.place_call(place.url, TOKEN, {"to": CALLEE})
+        place.server._house.lines.draining = True
+        with pytest.raises(client.ApiError, match="no line .* draining"):
+            await client.place_call(place.url, TOKEN, {"to": CALLEE})
+        async with asyncio.timeout(10):
+            await twilio.calls[sid].over.wait()
+
+    record = twilio.calls[sid].record
+    assert record is not None
+    assert record.said_by_twilio == []
+    assert len(twilio.calls) == 1
+
+
+@asynccontextmanager
+async def with_sip() -> AsyncIterator[tuple[Server, CallsServer]]:
+    """A bridge whose calls come from OpenAI."""
+    async with (
+        ModelServer(Behaviour(turns=[[Say("Hello.")]]), api_key="sk-sim") as model,
+        CallsServer(model) as calls,
+    ):
+
+        async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
+            # The fakes of the API and of the model listen on two ports.
+            query = urlsplit(url).query
+            return await connect(f"{model.url}?{query}", additional_headers=headers)
+
+        settings = Settings(
+            host="127.0.0.1",
+            port=0,
+            insecure=True,
+            openai_api_key=SecretStr("sk-sim"),
+            openai_webhook_secret=SecretStr(calls.secret),
+        )
+        url = f"ws{calls.url.removeprefix('http')}/realtime"
+        async with open_house(settings, Crew(AGENT, connect=dial), url) as house:
+            running = Server(settings, house)
+            await running.start()
+            try:
+                yield running, calls
+            finally:
+                await running.close()
+
+
+async def ring(running: Server, calls: CallsServer) -> PhoneCall:
+    """A SIP call that is talked in."""
+    call = await calls.ring(f"http://127.0.0.1:{running.port}/openai/webhook")
+    async with asyncio.timeout(5):
+        while call.line is not Line.UP:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+    return call
+
+
+async def test_stopping_waits_for_sip_calls() -> None:
+    """A bridge that is told to stop lets a SIP call end by itself, too."""
+    async with with_sip() as (running, calls):
+        call = await ring(running, calls)
+        stopping: Any = asyncio.create_task(running.close(5))  # noqa: TID251
+        await asyncio.sleep(0.5)
+        assert (call.line, stopping.done()) == (Line.UP, False)
+        await call.hang_up()
+        async with asyncio.timeout(2):
+            await stopping
+
+
+async def test_stopping_does_not_wait_for_ever() -> None:
+    """Who still talks on a SIP line when the time is over is hung up on."""
+    async with with_sip() as (running, calls):
+        call = await ring(running, calls)
+        async with asyncio.timeout(2):
+            await running.close(0.3)
+        async with asyncio.timeout(2):
+            while call.line is Line.UP:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
