@@ -121,7 +121,9 @@ def place_call(
     ] = "",
     parameter: Annotated[
         list[str] | None,
-        typer.Option(help="name=value for routes, instructions, tools; may be repeated"),
+        typer.Option(
+            help="name=value for routes, instructions, tools; may be repeated"
+        ),
     ] = None,
     ring_seconds: Annotated[int, typer.Option(help="how long it may ring")] = 30,
     url: Annotated[
@@ -268,7 +270,7 @@ def sim_call(
     token = conf.twilio_auth_token
     secret = token.get_secret_value() if token else None
     caller = Caller(webhook_url=url, auth_token=secret, signed_origin=conf.public_url)
-    record = _run(caller.call(scenario.SMALL_TALK.script()))
+    record = _run(caller.call(scenario.SHORT_TALK.script()))
     if record.error:
         _stop_with(f"The call failed: {record.error}")
     if wav:

@@ -22,7 +22,7 @@ from bridge.agent.session import ModelTarget, SessionPlan
 from bridge.agent.sip import SipCalls
 from bridge.agent.sip_call import SipHouse, SipPlan
 from bridge.call import House, Lines, greeting_of, rules_for
-from bridge.core.commands import End
+from bridge.core.commands import End, Note
 from bridge.errands import Errands
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier
@@ -197,6 +197,11 @@ def sip_calls(settings: Settings, house: House) -> SipCalls | None:
         report = report_of(live, ending.by, ending.why, seconds)
         house.hand_over(house.route_of(live.facts), report)
 
+    def see(note: Note) -> None:
+        # How much of an answer nobody heard, OpenAI knows and does not say.
+        if note.name != "said":
+            house.metrics.note(note)
+
     return SipCalls(
         SipHouse(
             secret=secret.get_secret_value(),
@@ -210,7 +215,7 @@ def sip_calls(settings: Settings, house: House) -> SipCalls | None:
             begin=begin,
             ended=ended,
             pressed=pressed,
-            see=house.metrics.note,
+            see=see,
         )
     )
 

@@ -49,6 +49,9 @@ DEPRECATED_TRANSCRIPTION_MODELS = {
     "gpt-4o-mini-transcribe-2025-12-15": "2027-02-26",
 }
 
+MIN_TOKEN_CHARS = 16
+"""Of the control API: it may end up on the internet, and it places calls."""
+
 _PREFIX = "BRIDGE_"
 # Everywhere else an empty value means: not set (docker-compose passes such).
 _EMPTY_IS_A_CHOICE = frozenset({"BRIDGE_GREETING", "BRIDGE_TRANSCRIPTION_MODEL"})
@@ -351,7 +354,7 @@ _NO_MODEL_KEY = Finding(
 
 
 def _half_set(settings: Settings) -> list[Finding]:
-    """What was wanted, but lacks something it cannot be without."""
+    """What was wanted, but lacks something it should not be without."""
     found = []
     outbound = {
         "BRIDGE_PUBLIC_URL": settings.public_url,
@@ -363,6 +366,11 @@ def _half_set(settings: Settings) -> list[Finding]:
     if settings.outbound_prefixes and lacking:
         text, fix = "allows calls that cannot be placed", f"set {', '.join(lacking)}"
         found.append(Finding("warning", "BRIDGE_OUTBOUND_PREFIXES", text, fix))
+    token = settings.api_token
+    if token and len(token.get_secret_value()) < MIN_TOKEN_CHARS:
+        text = "can be guessed, and whoever has it places calls"
+        fix = f"set one of {MIN_TOKEN_CHARS} characters or more"
+        found.append(Finding("warning", "BRIDGE_API_TOKEN", text, fix))
     if settings.openai_webhook_secret and settings.openai_api_key is None:
         text, fix = "is set, but no SIP call can be accepted", "set OPENAI_API_KEY"
         found.append(Finding("warning", "OPENAI_WEBHOOK_SECRET", text, fix))

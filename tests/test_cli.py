@@ -110,6 +110,60 @@ def test_check_tells_what_is_missing(tmp_path: Path) -> None:
     assert "sk-secret" not in good.stdout + good.stderr
 
 
+def test_check_tells_what_looks_like_markup(tmp_path: Path) -> None:
+    """What stands in a file or a variable is told as it is, whatever it looks like."""
+    (tmp_path / "routes.yaml").write_text("routes:\n  - name: '[/bold]'\n")
+    done = bridge(
+        "check", folder=tmp_path, BRIDGE_ROUTES="routes.yaml", BRIDGE_RECORD_DIR="[/x]"
+    )
+
+    assert done.returncode == 1
+    assert "[/bold]" in done.stdout and "[/x]" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_check_names_the_connector_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """The one variable that is wrong is the one that is told."""
+    (tmp_path / ".env").write_text(
+        "BRIDGE_INSECURE=1\nBRIDGE_MODEL_CONNECT=no.such:connect\n"
+    )
+    told = bridge("check", folder=tmp_path)
+    serve = bridge("serve", folder=tmp_path)
+
+    assert "error    BRIDGE_MODEL_CONNECT" in told.stdout
+    assert (told.returncode, serve.returncode) == (1, 1)
+    assert "BRIDGE_MODEL_CONNECT" in serve.stderr and "agent" not in serve.stderr
+
+
+def test_a_call_through_a_bridge_that_is_not_there(tmp_path: Path) -> None:
+    """One clear line that says where it was looked for."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    done = bridge(
+        "call",
+        "+14155550101",
+        folder=tmp_path,
+        BRIDGE_API_TOKEN="token",
+        BRIDGE_HOST="::",
+        BRIDGE_PORT=port,
+    )
+
+    assert done.returncode == 1
+    assert f"no bridge answers at http://[::1]:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_the_fake_model_cannot_have(tmp_path: Path) -> None:
+    """As with the bridge itself: a line, no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = bridge("sim", "model", "--port", port, folder=tmp_path)
+
+    assert done.returncode == 1
+    assert f"cannot listen on port {port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_document_for_a_twiml_bin(tmp_path: Path) -> None:
     """It can be pasted as it is."""
     done = bridge("twiml", "--url", "https://bridge.example/", folder=tmp_path)

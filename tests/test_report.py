@@ -161,6 +161,17 @@ async def test_a_report_tells_the_call() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("by", "why"), [("bridge", "machine"), ("agent", "message_left")]
+)
+async def test_a_machine_is_nobody_who_was_talked_to(by: str, why: str) -> None:
+    """Whoever placed the call sees that a machine took it, message or no message."""
+    async with live_call(Line()) as live:
+        report = report_of(live, by, why, 12.5)
+
+    assert (report.status, report.outcome) == ("machine", f"{by}_{why}")
+
+
 def test_a_call_nobody_took_is_reported_too() -> None:
     """Who placed a call learns that the line was busy."""
     facts = CallFacts("CA9", direction="outbound", to_number="+14155550155")
@@ -299,6 +310,7 @@ async def test_an_url_that_is_none_is_told_at_once() -> None:
         (format_datetime(datetime(2100, 1, 1, tzinfo=UTC), usegmt=True), 0.25, 1.0),
         (format_datetime(datetime(2000, 1, 1, tzinfo=UTC), usegmt=True), 0.0, 0.25),
         ("soon", 0.0, 0.25),
+        ("Sun, 06 Nov 1994 08:49:37 +99999999999999999999", 0.0, 0.25),
     ],
 )
 async def test_a_receiver_may_ask_for_time(

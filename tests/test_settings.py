@@ -223,6 +223,8 @@ def test_the_message_has_a_line_a_mistake() -> None:
         ("BRIDGE_MODEL_HEADERS", '{"api-key": 1}', "no header"),
         ("BRIDGE_MODEL_HEADERS", '{"a": "b\\r\\nc: d"}', "control characters"),
         ("BRIDGE_RECORD_DIR", __file__, "names a file"),
+        ("BRIDGE_RECORD_DIR", "~nobody-of-that-name/calls", "home of nobody"),
+        ("BRIDGE_ROUTES", "~nobody-of-that-name/routes.yaml", "home of nobody"),
         ("BRIDGE_FALLBACK_NUMBER", "0800 12345", "no phone number"),
         ("BRIDGE_VOICE", "ma\x00rin", "control characters"),
         ("TWILIO_ACCOUNT_SID", "SK" + "0" * 32, "no account SID"),
@@ -400,6 +402,18 @@ def test_insecure_is_served_with_a_warning() -> None:
     found = serving_mistakes(settings(BRIDGE_INSECURE="yes", OPENAI_API_KEY="k"))
 
     assert levels(found) == {"BRIDGE_INSECURE": "warning"}
+
+
+@pytest.mark.parametrize(
+    ("token", "told"), [("your-token", {"BRIDGE_API_TOKEN": "warning"}), ("x" * 16, {})]
+)
+def test_a_token_that_can_be_guessed_is_mentioned(
+    token: str, told: dict[str, str]
+) -> None:
+    """Nobody leaves the example's token on a door that costs money."""
+    found = serving_mistakes(load({**REAL, "BRIDGE_API_TOKEN": token}, None))
+
+    assert levels(found) == told
 
 
 def test_a_fake_model_or_a_keyless_one_is_mentioned() -> None:

@@ -114,3 +114,16 @@ SMALL_TALK = Scenario(
 )
 """For any agent: the fake answers by itself and tries the tools it finds, one for each
 line from the second on."""
+
+SHORT_TALK = Scenario(
+    name="a short talk",
+    caller=[
+        _LISTEN,
+        Line("Hello, who am I talking to?"),
+        steps.Hear(1200),
+        Line("Thank you, goodbye."),
+        _LISTEN,
+        steps.HangUp(),
+    ],
+)
+"""A greeting, a question, an interruption, goodbye."""

@@ -127,6 +127,16 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
         assert b" 408 " in await _raw(at, b'Content-Length: 50\r\n\r\n{"text"')
 
 
+async def test_a_body_that_is_broken_is_no_fault_of_ours() -> None:
+    """It is refused, and nothing is logged as a bug."""
+    packed = b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\nno gzip, "
+    with capture_logs() as logged:
+        async with desk() as at:
+            assert b" 400 " in await _raw(at, packed)
+
+    assert logged == []
+
+
 async def _raw(at: Desk, rest: bytes) -> bytes:
     """The first bytes of the answer to a request written by hand."""
     host = at.url.removeprefix("http://").removesuffix("/api")
@@ -174,14 +184,24 @@ async def test_a_bug_is_a_problem_without_particulars() -> None:
 
 async def test_a_client_that_hammers_is_slowed_down() -> None:
     """A loop gone wild does not take the calls' time; it is told when to come back."""
-    async with desk(Rates(per_second=0.5, burst=2)) as at:
+    async with desk(Rates(per_second=0.5, burst=1)) as at:
         assert (await at.get("/calls")).status == 200
-        at.auth = {}
-        assert (await at.get("/calls")).status == 401  # guesses count, too
         answer = await at.get("/calls")
 
     assert answer.status == 429
     assert answer.headers["retry-after"] == "2"
+
+
+async def test_who_guesses_is_slowed_down_and_keeps_nobody_out() -> None:
+    """Behind a proxy all have one address: strangers do not use up what whoever has
+    the token may ask."""
+    async with desk(Rates(per_second=0.01, burst=1)) as at:
+        token, at.auth = at.auth, {"Authorization": "Bearer a guess"}
+        guesses = [(await at.get("/calls")).status for _ in range(3)]
+        at.auth = token
+
+        assert guesses == [401, 429, 429]
+        assert (await at.get("/calls")).status == 200
 
 
 def test_a_bucket_fills_again() -> None:

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from aiohttp import web
 from pydantic import SecretStr
 from twilio.request_validator import (  # type: ignore[import-untyped]
     RequestValidator,
@@ -16,8 +16,11 @@ from twilio.request_validator import (  # type: ignore[import-untyped]
 from websockets.asyncio.client import ClientConnection, connect
 
 from bridge import server
+from bridge.agent.events import CallEvent
+from bridge.agent.live import LiveCall
 from bridge.console import client
 from bridge.house import Crew, open_house
+from bridge.routes import Route, Routes
 from bridge.server import Server
 from bridge.settings import Settings
 from bridge.sim.model import Behaviour, ModelServer, Say
@@ -105,9 +108,10 @@ async def test_a_body_that_is_broken(
             assert "400" in await ask(place, packed, b"no gzip, ")
             await asyncio.sleep(0.1)  # for what was left half said
 
-    ours = [it for it in caplog.records if "Error handling request" in it.getMessage()]
-    assert [it for it in ours if it.exc_info and "bridge" in str(it.exc_info[1])] == []
-    assert not [it for it in ours if it.getMessage().startswith("Unhandled")]
+    # What aiohttp cannot read it tells by itself; what reached us is no error of ours.
+    lines = [it for it in caplog.records if "handling request" in it.getMessage()]
+    kinds = {it.exc_info[0] for it in lines if it.exc_info}
+    assert not kinds & {ConnectionResetError, web.RequestPayloadError}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ async def test_no_line_for_a_call_of_ours() -> None:
     async with phones(Behaviour(), answers, max_calls=1) as (place, twilio):
         sid = await client.place_call(place.url, TOKEN, {"to": CALLEE})
         place.server._house.lines.draining = True
-        with pytest.raises(client.ApiError, match="no line .* draining"):
+        with pytest.raises(client.ApiError, match=r"no line .* draining"):
             await client.place_call(place.url, TOKEN, {"to": CALLEE})
         async with asyncio.timeout(10):
             await twilio.calls[sid].over.wait()
@@ -159,7 +163,9 @@ async def test_no_line_for_a_call_of_ours() -> None:
 
 
 @asynccontextmanager
-async def with_sip() -> AsyncIterator[tuple[Server, CallsServer]]:
+async def with_sip(
+    on_call: Callable[[LiveCall], None] | None = None,
+) -> AsyncIterator[tuple[Server, CallsServer]]:
     """A bridge whose calls come from OpenAI."""
     async with (
         ModelServer(Behaviour(turns=[[Say("Hello.")]]), api_key="sk-sim") as model,
@@ -179,7 +185,10 @@ async def with_sip() -> AsyncIterator[tuple[Server, CallsServer]]:
             openai_webhook_secret=SecretStr(calls.secret),
         )
         url = f"ws{calls.url.removeprefix('http')}/realtime"
-        async with open_house(settings, Crew(AGENT, connect=dial), url) as house:
+        routes = Routes(defaults=Route(on_call="told" if on_call else None))
+        functions = {"told": on_call} if on_call else {}
+        crew = Crew(AGENT, routes, functions=functions, connect=dial)
+        async with open_house(settings, crew, url) as house:
             running = Server(settings, house)
             await running.start()
             try:
@@ -192,21 +201,44 @@ async def ring(running: Server, calls: CallsServer) -> PhoneCall:
     """A SIP call that is talked in."""
     call = await calls.ring(f"http://127.0.0.1:{running.port}/openai/webhook")
     async with asyncio.timeout(5):
-        while call.line is not Line.UP:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.01)
+        await call.until(Line.TALKING)
     return call
+
+
+async def test_a_sip_call_is_talked_through() -> None:
+    """What is said in it reaches listeners and metrics, and hurts neither."""
+    said = asyncio.Event()
+
+    async def heard(event: CallEvent) -> None:
+        said.set()
+
+    def on_call(live: LiveCall) -> None:
+        live.on(heard, "said")
+
+    async with with_sip(on_call) as (running, calls):
+        call = await ring(running, calls)
+        async with asyncio.timeout(5):
+            await said.wait()
+        assert call.line is Line.TALKING
+        call.hang_up()
+        async with asyncio.timeout(5):
+            await running.close(5)
+        ended = running.metrics.registry.get_sample_value(
+            "bridge_calls_total", {"outcome": "caller_hung_up"}
+        )
+
+    assert ended == 1
 
 
 async def test_stopping_waits_for_sip_calls() -> None:
     """A bridge that is told to stop lets a SIP call end by itself, too."""
     async with with_sip() as (running, calls):
         call = await ring(running, calls)
-        stopping: Any = asyncio.create_task(running.close(5))  # noqa: TID251
-        await asyncio.sleep(0.5)
-        assert (call.line, stopping.done()) == (Line.UP, False)
-        await call.hang_up()
-        async with asyncio.timeout(2):
-            await stopping
+        async with asyncio.timeout(4), asyncio.TaskGroup() as tasks:
+            stopping = tasks.create_task(running.close(30))
+            await asyncio.sleep(0.5)
+            assert (call.line, stopping.done()) == (Line.TALKING, False)
+            call.hang_up()
 
 
 async def test_stopping_does_not_wait_for_ever() -> None:
@@ -215,6 +247,4 @@ async def test_stopping_does_not_wait_for_ever() -> None:
         call = await ring(running, calls)
         async with asyncio.timeout(2):
             await running.close(0.3)
-        async with asyncio.timeout(2):
-            while call.line is Line.UP:  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.01)
+            await call.until(Line.ENDED)
