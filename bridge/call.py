@@ -41,7 +41,14 @@ from pydantic import ValidationError
 from bridge import user_code
 from bridge.agent.approvals import Approvals
 from bridge.agent.events import CallEvent, Listeners, call_event
-from bridge.agent.live import BadRequest, CallFacts, LiveCall, Role, Transfer
+from bridge.agent.live import (
+    BadRequest,
+    CallFacts,
+    CallOver,
+    LiveCall,
+    Role,
+    Transfer,
+)
 from bridge.agent.loader import AgentSource
 from bridge.agent.local_mcp import LocalMcp
 from bridge.agent.session import AgentSession, ModelRefused, ModelTarget, SessionPlan
@@ -86,6 +93,9 @@ HOOK_SECONDS = 10.0
 RETURN_SECONDS = 1200.0
 """How long what was said is kept while somebody else's phone rings: longer than it may
 (600 s)."""
+
+MAX_TRANSFERS = 5
+"""Of one call: an agent that puts a caller through again and again is lost."""
 
 MEASURE_EVERY = 10
 """Of the 50 frames a second, one in so many is timed: enough to see, cheap to have."""
@@ -204,7 +214,13 @@ class Call:
         self._route = Route()
         self._plan = Plan()
         self._transfer: Transfer | None = None
-        self._waits: dict[int, asyncio.Future[bool]] = {}
+        self._transfers = 0
+        """How often this caller has been put through, in earlier streams, too."""
+        self._earlier = Earlier()
+        self._answered_by = ""
+        self._planned = False
+        self._left_word = False
+        self._waits: dict[int, tuple[asyncio.Future[bool | None], Transfer | None]] = {}
         self._wait_numbers = itertools.count(1)
         self._entry: CallEntry | None = None
         self._ended = asyncio.Event()
@@ -227,6 +243,8 @@ class Call:
                 self._spawn(self._keep_time(), "clock")
                 self._set_timer(time.monotonic())
                 await self._ended.wait()
+                # First: whoever is on the line is not to wait until all of ours ends.
+                await self._leave_word()
                 raise _Over
         except* _Over:
             pass  # the one way in which a call ends; how is in self._ending
@@ -252,7 +270,11 @@ class Call:
         self._feed("end", ["bridge", why])
 
     def answered_by(self, who: str) -> None:
-        """Twilio's answering-machine detection has a result (an outbound call)."""
+        """Twilio's answering-machine detection has a result (an outbound call). It may
+        be told more than once, and before it is known what is to be done."""
+        if self._answered_by or not self._planned:
+            return
+        self._answered_by = who
         self._see(Note("answered_by", {"who": who}))
         if not who.startswith("machine") and who != "fax":
             return
@@ -261,7 +283,7 @@ class Call:
         elif self._plan.machine == "message":
             self._feed("interrupt", ["machine", None])
             self._feed("tell", ["system", machine_word(self._plan.message), True])
-            self._wait_to_end(["agent", "message_left"], stoppable=False)
+            self._wish(["agent", "message_left"], stoppable=False)
 
     async def _listen(self) -> None:
         """The caller's messages, as they come. Waits for nothing but the next one."""
@@ -352,8 +374,11 @@ class Call:
         sid, registry = live.call_sid, self._house.registry
         self._plan = Plan.read(await registry.get(f"plan:{sid}"))
         earlier = Earlier.read(await registry.take(f"talk:{sid}"))
+        self._earlier, self._transfers = earlier, earlier.transfers
+        live.cost = earlier.cost
         rules = rules_for(self._route, self._greeting(), earlier)
         self._feed("follow", [msgspec.to_builtins(rules)])
+        self._planned = True
         await self._house.begin(self._route, live)
         live.emit("call_started", resumed=bool(earlier.history))
         if answered := await registry.get(f"amd:{sid}"):
@@ -376,24 +401,33 @@ class Call:
         self._house.metrics.calls.labels(outcome).inc()
         seconds = round(time.monotonic() - self._began, 3)
         self._log.info("call_ended", outcome=outcome, seconds=seconds)
-        try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                if self._entry:
-                    await self._leave_word(self._entry)
-                await self._phone.close()
-        except (TimeoutError, ConnectionError):
-            self._log.warning("close_late")
+        await self._leave_word()
         if self._live:
             self._hand_over(self._live, seconds)
 
-    async def _leave_word(self, entry: CallEntry) -> None:
-        """How the call goes on, for whoever Twilio asks."""
+    async def _leave_word(self) -> None:
+        """How the call goes on, for whoever Twilio asks; then the stream is closed."""
+        if self._left_word:
+            return
+        self._left_word = True
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if self._entry:
+                    await self._leave_step(self._entry)
+                await self._phone.close()
+        except (TimeoutError, ConnectionError):
+            self._log.warning("close_late")
+
+    async def _leave_step(self, entry: CallEntry) -> None:
         registry, step = self._house.registry, self._next_step()
         if step is not None and step.then is Then.TRANSFER and self._live:
             items = tuple(self._live.history)
             talk = Earlier(
                 history=items,
                 agent=self._live.agent_name,
+                seconds=self._earlier.seconds + time.monotonic() - self._began,
+                cost=self._live.cost,
+                transfers=self._transfers + 1,
                 parameters=dict(self._live.facts.parameters),
             )
             await registry.put(f"talk:{entry.call_sid}", talk.kept(), RETURN_SECONDS)
@@ -514,11 +548,12 @@ class Call:
         return await self._wait(None)
 
     async def hang_up(self) -> bool:
-        return await self._wait(["agent", "hung_up"])
+        return await self._leave(["agent", "hung_up"], None)
 
     async def transfer(self, transfer: Transfer) -> bool:
-        self._transfer = transfer
-        return await self._wait(["agent", "transferred"])
+        if self._transfers >= MAX_TRANSFERS:
+            raise BadRequest("this caller has been put through too often")
+        return await self._leave(["agent", "transferred"], transfer)
 
     async def send_digits(self, digits: str) -> bool:
         if not await self._wait(None):
@@ -528,18 +563,53 @@ class Call:
         # Whoever answers the tones speaks: that is what they are sent for.
         return await self._wait(None, stoppable=False)
 
-    async def _wait(self, then: list[str] | None, *, stoppable: bool = True) -> bool:
-        """Until all was heard, or the call is over (Conversation.when_heard)."""
-        return await self._wait_to_end(then, stoppable=stoppable)
+    async def _leave(self, then: list[str], transfer: Transfer | None) -> bool:
+        if self._live and self._live.session is None:
+            # Asked for by the user's code that the session waits for: done later.
+            self._wish(then, transfer=transfer)
+            return True
+        return await self._wait(then, transfer=transfer)
 
-    def _wait_to_end(
-        self, then: list[str] | None, *, stoppable: bool
-    ) -> asyncio.Future[bool]:
+    async def _wait(
+        self,
+        then: list[str] | None,
+        *,
+        stoppable: bool = True,
+        transfer: Transfer | None = None,
+    ) -> bool:
+        """Until all was heard (Conversation.when_heard). CallOver if the call is."""
+        if self._live and self._live.session is None:
+            raise BadRequest("nothing can be waited for before the session has begun")
+        number, waiting = self._wish(then, stoppable=stoppable, transfer=transfer)
+        try:
+            done = await waiting
+        except asyncio.CancelledError:
+            self._feed("give_up", [number])
+            self._waits.pop(number, None)
+            raise
+        if done is None:
+            raise CallOver
+        return done
+
+    def _wish(
+        self,
+        then: list[str] | None,
+        *,
+        stoppable: bool = True,
+        transfer: Transfer | None = None,
+    ) -> tuple[int, asyncio.Future[bool | None]]:
         number = next(self._wait_numbers)
         waiting = asyncio.get_running_loop().create_future()
-        self._waits[number] = waiting
+        self._waits[number] = (waiting, transfer)
         self._feed("when_heard", [number, then, stoppable])
-        return waiting
+        return number, waiting
+
+    def _heard(self, number: int, done: bool | None) -> None:
+        waiting, transfer = self._waits.pop(number)
+        if done and transfer:
+            self._transfer = transfer
+        if not waiting.done():
+            waiting.set_result(done)
 
     def _pressed(self, keys: str) -> None:
         """Keys that the route has an action for."""
@@ -585,9 +655,7 @@ class Call:
                 case Started(start):
                     self._start(start)
                 case Heard(wait, done):
-                    waiting = self._waits.pop(wait)
-                    if not waiting.done():
-                        waiting.set_result(done)
+                    self._heard(wait, done)
                 case Pressed(keys):
                     self._pressed(keys)
                 case End():
@@ -711,7 +779,8 @@ def rules_for(route: Route, greeting: str | None, earlier: Earlier) -> Rules:
     rules = Rules(
         greeting=greeting,
         silent_seconds=silence.seconds if silence else None,
-        longest_seconds=route.longest_seconds,
+        longest_seconds=max(route.longest_seconds - earlier.seconds, 0.0),
+        spent=earlier.cost,
         prices=cost.prices if cost else None,
         cost_limit=cost.limit if cost else None,
         key_pause_seconds=route.key_pause_seconds,

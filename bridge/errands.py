@@ -11,6 +11,8 @@ from typing import Any, Self
 
 import structlog
 
+from bridge import user_code
+
 log = structlog.get_logger()
 
 CLOSE_SECONDS = 5.0
@@ -42,7 +44,7 @@ class Errands:
         await self._group.__aexit__(kind, error, traceback)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Runs it; an Exception or SystemExit of it is logged under its name."""
+        """Runs it; what it raises is logged under its name."""
         task = self._group.create_task(_safely(work, name), name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -52,5 +54,7 @@ class Errands:
 async def _safely(work: Coroutine[Any, Any, None], name: str) -> None:
     try:
         await work
-    except (Exception, SystemExit):
+    except BaseException as error:
+        if not user_code.is_theirs(error):
+            raise
         log.exception("errand_failed", errand=name)

@@ -266,7 +266,7 @@ class Server:
         call_sid = _text(form, "CallSid")
         if dialled := _text(form, "DialCallStatus"):
             return await self._after_transfer(request, form, dialled)
-        step = await self._house.registry.take_next(call_sid)
+        step = await self._house.registry.next_step(call_sid)
         self._asking.discard(call_sid)
         if not self._asking:
             self._nobody_asks.set()

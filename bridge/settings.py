@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -371,6 +372,12 @@ def _half_set(settings: Settings) -> list[Finding]:
         text = "can be guessed, and whoever has it places calls"
         fix = f"set one of {MIN_TOKEN_CHARS} characters or more"
         found.append(Finding("warning", "BRIDGE_API_TOKEN", text, fix))
+    host = urlsplit(settings.model_url or "").hostname or ""
+    own = host in ("", "local") or host.endswith((".openai.com", ".azure.com"))
+    if settings.openai_api_key and not own and not settings.model_headers:
+        text = f"sends OPENAI_API_KEY to {host}"
+        fix = "set BRIDGE_MODEL_HEADERS to the key of that host, if it is not OpenAI's"
+        found.append(Finding("warning", "BRIDGE_MODEL_URL", text, fix))
     if settings.openai_webhook_secret and settings.openai_api_key is None:
         text, fix = "is set, but no SIP call can be accepted", "set OPENAI_API_KEY"
         found.append(Finding("warning", "OPENAI_WEBHOOK_SECRET", text, fix))

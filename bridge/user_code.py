@@ -13,6 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 
+def is_theirs(error: BaseException) -> bool:
+    """Raised by the user's code, and no cancellation of ours: a sys.exit in a tool, a
+    panic in an extension, an await of theirs that was cancelled. None of it may end the
+    process and all its calls."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return not isinstance(error, (KeyboardInterrupt, GeneratorExit))
+
+
 async def ask(function: Callable[[Any], Any], given: Any, name: str) -> Any:
     """What the function makes of `given`; `name` is that of its thread. No time limit:
     who asks sets one."""
@@ -53,7 +63,7 @@ async def in_thread(function: Callable[[Any], Any], given: Any, name: str) -> An
         result, failed = None, None
         try:
             result = context.run(function, given)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             failed = error
         with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
             loop.call_soon_threadsafe(settle, result, failed)

@@ -143,7 +143,9 @@ class _Queue:
         while (event := await self._waiting.get()) is not None:
             try:
                 await user_code.ask(self._listener, event, name)
-            except (Exception, SystemExit):
+            except BaseException as error:
+                if not user_code.is_theirs(error):
+                    raise
                 # Theirs to mend: told in full once, then no more.
                 if not self._failed:
                     self._failed = True

@@ -26,6 +26,9 @@ log = structlog.get_logger()
 APPROVER_SECONDS = 30.0
 """For an `on_approval_request`: meanwhile the caller waits, and hears nothing."""
 
+WORK_SECONDS = 60.0
+"""A tool of which nothing is heard for so long is not waited for any more."""
+
 FAILED = "This could not be approved, so it was not done."
 """What the model is told when an `on_approval_request` raised or took too long."""
 
@@ -112,14 +115,18 @@ class HostedMcp:
         start: Start,
         send: Callable[[dict[str, Any]], None],
         ask: Callable[[], None],
+        running: Callable[[int], None] = lambda change: None,
     ) -> None:
         """`send` takes a client event. `ask` asks for an answer as soon as the model is
-        free, and may be called again before: it is one answer all the same."""
+        free, and may be called again before: it is one answer all the same. `running`
+        is told +1 when a tool or an approver begins to work, -1 when it ends."""
         self._host = host
         self._approvals = approvals
         self._start = start
         self._send = send
         self._ask = ask
+        self._running = running
+        self._at_work: set[str] = set()  # items
         self._configs: list[Tool] = []  # of the agent in charge
         self._in_session: list[Tool] = []  # those, and whatever else the session has
         self._approvers: dict[str, MCPToolApprovalFunction] = {}
@@ -205,6 +212,8 @@ class HostedMcp:
             self._response_of[item_id] = event.response_id
             if event.response_id not in self._over:
                 self._open.add(event.response_id)
+            if event.item is None or event.item.type == "mcp_call":
+                self._begin_work(item_id)
 
     def _item(self, item: _Item, *, done: bool) -> None:
         match item.type:
@@ -247,6 +256,7 @@ class HostedMcp:
         if item.id in self._reported or not (over or item.id in self._finished):
             return
         self._reported.add(item.id)
+        self._end_work(item.approval_request_id or item.id)
         self._host.emit(
             "mcp_tool_call_completed",
             server=item.server_label,
@@ -267,6 +277,7 @@ class HostedMcp:
         openai-ruby's examples/realtime/mcp_approval.rb, the latter once the response
         of the call is done, too: before, response.create would be refused.
         """
+        self._end_work(item_id)
         if item_id in self._finished:
             return
         self._finished.add(item_id)
@@ -284,6 +295,25 @@ class HostedMcp:
             self._owed.discard(response.id)
             if response.status in _ANSWERED:
                 self._ask()
+
+    # --- who waits for a tool is not silent ---
+
+    def _begin_work(self, item_id: str) -> None:
+        if item_id not in self._at_work:
+            self._at_work.add(item_id)
+            self._running(+1)
+            name = f"{self._host.call_sid} mcp work"
+            self._start(self._give_up_work(item_id), name)
+
+    def _end_work(self, item_id: str) -> None:
+        if item_id in self._at_work:
+            self._at_work.remove(item_id)
+            self._running(-1)
+
+    async def _give_up_work(self, item_id: str) -> None:
+        """A call that was cut off may never tell its end."""
+        await asyncio.sleep(WORK_SECONDS)
+        self._end_work(item_id)
 
     # --- approvals ---
 
@@ -327,15 +357,19 @@ class HostedMcp:
                 arguments=item.arguments,
             ),
         )
+        self._begin_work(item.id)
         try:
             async with asyncio.timeout(APPROVER_SECONDS):
                 name = f"{self._host.call_sid} approval"
                 result = await user_code.ask(approver, request, name)
             approve, reason = bool(result["approve"]), result.get("reason")
-        except (Exception, SystemExit):
+        except BaseException as error:
+            if not user_code.is_theirs(error):
+                raise
             # The user's own code, or its time is up: whatever is wrong, it is a no.
             log.exception("mcp_approver_failed", call_sid=self._host.call_sid)
             approve, reason = False, FAILED
+        self._end_work(item.id)
         self._answer(item, approve, reason)
 
     async def _decide(
@@ -359,6 +393,7 @@ class HostedMcp:
         self._send({"type": "conversation.item.create", "item": response})
         if approved:
             self._response_of.pop(item.id, None)
+            self._begin_work(item.id)
         else:
             self._rejected.add(item.id)
             self._finish(item.id)

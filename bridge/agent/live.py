@@ -209,8 +209,8 @@ class LiveCall:
 
     def mute(self, on: bool = True) -> None:
         """The agent hears silence in the caller's place."""
-        self.muted = on
         self._do(lambda: self._line.mute(on))
+        self.muted = on
 
     def send_raw(self, event: Mapping[str, Any]) -> None:
         """A Realtime client event, as it is. Audio formats stay the bridge's own."""
@@ -271,6 +271,7 @@ class LiveCall:
 
     def take_message(self, text: str, *, name: str = "", call_back: str = "") -> None:
         """Keeps a message for the report of the call."""
+        self._check()
         if not text.strip():
             raise BadRequest("the message is empty")
         self.messages.append(Message(text, name, call_back))

@@ -24,6 +24,12 @@ from websockets.asyncio.client import ClientConnection
 from bridge.agent.results import BackgroundResult
 from bridge.agent.wire import Wire
 
+MAX_OUTPUT_CHARS = 100_000
+"""Of a tool's result. Nobody is read more; the server echoes it, and a socket takes
+8 MB at once."""
+
+CUT_OUTPUT = "\n(The result was longer than this and has been cut off.)"
+
 Dial = Callable[[str, dict[str, str]], Awaitable[Wire]]
 """(url, headers) -> a connected wire."""
 
@@ -73,8 +79,11 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
             # The SDK asks for no answer only where the tool does not exist: then the
             # caller would sit in silence.
             respond = not isinstance(event.output, BackgroundResult)
+            output = event.output
+            if len(output) > MAX_OUTPUT_CHARS:
+                output = output[:MAX_OUTPUT_CHARS] + CUT_OUTPUT
             await super().send_event(
-                RealtimeModelSendToolOutput(event.tool_call, event.output, respond)
+                RealtimeModelSendToolOutput(event.tool_call, output, respond)
             )
         elif not isinstance(event, RealtimeModelSendInterrupt):
             await super().send_event(event)

@@ -17,6 +17,8 @@ from agents.realtime.model_inputs import RealtimeModelSendToolOutput
 from agents.realtime.session import RealtimeSession, _PendingToolOutputSendError
 from agents.tool import FunctionTool
 
+from bridge import user_code
+
 log = structlog.get_logger()
 
 MAX_HISTORY = 400
@@ -97,12 +99,9 @@ class PhoneSession(RealtimeSession):
                 await super()._handle_tool_call(event, **more)
         except _PendingToolOutputSendError:
             raise  # the model is gone: that is told elsewhere
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task and task.cancelling():
-                raise  # by us: the call is over
-            await self._answer_for(event, error)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not user_code.is_theirs(error):
+                raise
             await self._answer_for(event, error)
         finally:
             self._watch.tool_running(-1)

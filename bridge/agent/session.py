@@ -21,7 +21,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from bridge.agent.approvals import Approvals
 from bridge.agent.hosted_mcp import HostedMcp
-from bridge.agent.live import LiveCall
+from bridge.agent.live import BadRequest, LiveCall
 from bridge.agent.loader import AgentSource, agent_for
 from bridge.agent.local_mcp import LocalMcp, reachable
 from bridge.agent.model import PhoneModel
@@ -117,8 +117,6 @@ class SessionLine(Line, ToolWatch, Protocol):
 
     def session_event(self, event: RealtimeSessionEvent) -> None: ...
     def interrupt_agent(self, by: str, response_id: str | None) -> None: ...
-    def ask(self) -> None:
-        """An answer is wanted, as soon as the model is free."""
 
 
 Connect = Callable[[str, dict[str, str]], Awaitable[ClientConnection]]
@@ -160,7 +158,7 @@ class AgentSession:
         self._session: PhoneSession | None = None
         self._wire: Wire | None = None
         self._hosted = HostedMcp(
-            live, approvals, self._start, self._send_event, line.ask
+            live, approvals, self._start, self._send_event, line.ask, line.tool_running
         )
         self._model = PhoneModel(self._dial, line.interrupt_agent, self._hosted.take)
 
@@ -236,7 +234,11 @@ class AgentSession:
         """A client event of the user's own; False: there is no model yet."""
         if self._wire is None:
             return False
-        self._send_event(dict(event))
+        try:
+            self._send_event(dict(event))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            kind = type(error).__name__
+            raise BadRequest(f"this is no client event ({kind})") from None
         return True
 
     def post(self, text: str) -> None:

@@ -215,12 +215,15 @@ def number_of(header: str) -> str:
     uri = _URI.match((bracket[1] if bracket else header).strip())
     if uri is None:
         return ""
-    user = unquote(uri[1])
-    if _NUMBER.fullmatch(user):
-        return user
-    if user.lower() == "anonymous":
+    # Decoded only where a number comes out: whoever calls has written this, and it goes
+    # into instructions.
+    number = unquote(uri[1])
+    if _NUMBER.fullmatch(number):
+        return number
+    if uri[1].lower() == "anonymous":
         return "anonymous"
-    return f"sip:{user}{uri[2] or ''}"
+    address = f"sip:{uri[1]}{uri[2] or ''}"
+    return address if address.isprintable() else ""
 
 
 def _webhook_id(headers: Mapping[str, str]) -> str:

@@ -116,7 +116,7 @@ class SipCall:
         """The API is being asked to end the call, or to put it through."""
         self._left = False
         """The call itself is over: nobody needs to hang up."""
-        self._waits: dict[int, asyncio.Future[bool]] = {}
+        self._waits: dict[int, asyncio.Future[bool | None]] = {}
         self._numbers = itertools.count(1)
         self._listeners = Listeners(house.start, sid)
         self._approvals = Approvals(plan.approval, self._start, sid, self.tool_running)
@@ -375,10 +375,18 @@ class SipCall:
 
     async def _wait(self, then: tuple[str, str] | None) -> bool:
         number = next(self._numbers)
-        wait: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        wait: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
         self._waits[number] = wait
         self._obey(self._talk.when_heard(number, time.monotonic(), then))
-        return await wait
+        try:
+            done = await wait
+        except asyncio.CancelledError:
+            self._talk.give_up(number)
+            self._waits.pop(number, None)
+            raise
+        if done is None:
+            raise CallOver
+        return done
 
     async def hang_up(self) -> bool:
         if not await self._wait(("agent", "hung_up")):

@@ -88,7 +88,7 @@ class SipSession:
         self._turn_detection: Any = None
         """As it is when nobody is muted."""
         self._hosted = HostedMcp(
-            live, approvals, self._start, self._send_event, line.ask
+            live, approvals, self._start, self._send_event, line.ask, line.tool_running
         )
         self._model = PhoneModel(self._dial, line.interrupt_agent, self._hosted.take)
 

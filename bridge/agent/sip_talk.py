@@ -76,6 +76,8 @@ class SipTalk:
         self._busy = 0
         self._failures = 0
         self._serial = 0
+        self._progress = now
+        """When the server sent anything last."""
         self._untold: list[tuple[str, str, bool]] = []
         self._ends_at: float | None = None
         """The agent is saying goodbye; the call ends then at the latest."""
@@ -100,6 +102,7 @@ class SipTalk:
         """An event of the server's, read and as it came."""
         if self._ended:
             return []
+        self._progress = now
         return self._model_event(event, text, now) + self._changed(now)
 
     def _model_event(
@@ -217,10 +220,16 @@ class SipTalk:
         """Answers with `Heard(wait, ...)` once the caller has heard all there is: the
         server says so, or it should have been long ago. `then`: how the call is to end,
         which it does not between what the caller says and the answer to it."""
-        if self._ended or (self._caller_speaks and self._interruptible):
+        if self._ended:
+            return [Heard(wait, None)]
+        if self._caller_speaks and self._interruptible:
             return [Heard(wait, False)]
         self._waits.add(Wait(wait, now, then))
         return self._changed(now)
+
+    def give_up(self, wait: int) -> None:
+        """Nobody waits any more: what was to follow does not."""
+        self._waits.drop(wait)
 
     def busy(self, change: int, now: float) -> list[Command]:
         """A tool has begun (+1) or ended (-1)."""
@@ -233,7 +242,7 @@ class SipTalk:
             return []
         self._ended = True
         said = self._said(self._speech.over(now))
-        return [*said, *self._waits.stop(all_of_them=True), End(by, why)]
+        return [*said, *self._waits.end(), End(by, why)]
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed: does what is due."""
@@ -381,6 +390,7 @@ class SipTalk:
             unanswered=self._unanswered,
             queued=bool(self._speech.audible),
             queue_ends=self._speech.ends_at,
+            progress=self._progress,
         )
 
     def _lose_patience(self, now: float) -> list[Command]:

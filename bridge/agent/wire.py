@@ -50,6 +50,8 @@ class Line(Protocol):
     def model_event(self, event: realtime.ServerEvent, text: str) -> None: ...
     def model_misread(self, reason: str) -> None: ...
     def model_lost(self, why: str, code: int | None) -> None: ...
+    def ask(self) -> None:
+        """An answer is wanted, as soon as the model is free."""
 
 
 Shape = Callable[[dict[str, Any]], None]
@@ -115,9 +117,13 @@ class Wire:
             await self._on_interrupted(*event)
 
     async def send(self, text: str) -> None:
-        """An event of the SDK's or the user's; every change of the session is shaped,
-        and has mu-law in it."""
-        self.post(self.as_sent(text))
+        """An event of the SDK's; every change of the session is shaped, and has mu-law
+        in it. An answer is asked for by the call: it knows who is speaking, what is
+        owed, and what the model must be told before."""
+        if is_plain_request(text):
+            self._line.ask()
+        else:
+            self.post(self.as_sent(text))
 
     def as_sent(self, text: str) -> str:
         return shaped(text, self._shape) if '"session.update"' in text else text
@@ -189,6 +195,14 @@ class Wire:
             self._closed = True
             self._to_sdk.put_nowait(None)
             self._line.model_lost(why, self._socket.close_code)
+
+
+def is_plain_request(text: str) -> bool:
+    """A response.create that wants no more than an answer."""
+    if '"response.create"' not in text:
+        return False
+    event: Any = msgspec.json.decode(text)
+    return event.get("type") == "response.create" and not event.get("response")
 
 
 def shaped(text: str, shape: Shape) -> str:

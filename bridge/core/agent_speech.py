@@ -50,6 +50,8 @@ class Response:
     messages: dict[str, None] = field(default_factory=dict)
     """Its message items, in order."""
     cut: bool = False
+    sounded: bool = False
+    """Some of it went to the caller."""
 
 
 @dataclass(slots=True)
@@ -79,16 +81,27 @@ class AgentSpeech:
         self._event_serial = 0
         self.asked = False
         """An answer was asked for and has not begun."""
+        self._stopped = False
+        """That answer is to be stopped when it begins."""
         self._owed = False
         """An answer is wanted as soon as none is being generated."""
+        self.progress = 0.0
+        """When an answer was asked for, or anything of one came, last."""
 
     # --- the model generates ---
 
-    def response_created(self, response_id: str) -> None:
+    def response_created(self, response_id: str, now: float) -> list[Command]:
         self.asked = False
-        _remember(self._responses, response_id, Response())
+        self.progress = now
+        stopped, self._stopped = self._stopped, False
+        _remember(self._responses, response_id, Response(cut=stopped))
+        if not stopped:
+            return []
+        _remember(self._cut_responses, response_id, None)
+        return [ToModel(realtime.cancel(response_id, self.event_id()))]
 
-    def item_added(self, event: realtime.OutputItemAdded) -> None:
+    def item_added(self, event: realtime.OutputItemAdded, now: float) -> None:
+        self.progress = now
         response = self._responses.get(event.response_id)
         if response and event.item.type == "message":
             response.messages[event.item.id] = None
@@ -106,6 +119,10 @@ class AgentSpeech:
             if response:
                 response.messages[event.item_id] = None
             return [Note("late_audio", {"item": event.item_id, "bytes": size})]
+        self.progress = now
+        response = self._responses.get(event.response_id)
+        if response:
+            response.sounded = True
         key = (event.item_id, event.content_index)
         self._item(*key, event.response_id).received += size
         return self._send(key, event.delta, size, now)
@@ -142,8 +159,8 @@ class AgentSpeech:
         """The model has ended this answer, one way or the other."""
         response = self._responses.pop(response_id, None)
         if response and response.cut:
-            return self._forget_unsent(response) + self._pay()
-        commands = self._pay()
+            return self._forget_unsent(response) + self.pay(now)
+        commands = self.pay(now)
         mine = [k for k, item in self._items.items() if item.response_id == response_id]
         for key in mine:
             if key in self._items and self._items[key].received == 0:
@@ -152,19 +169,44 @@ class AgentSpeech:
             commands += self.item_done(key, now)
         return commands
 
+    def sounded(self, response_id: str) -> bool:
+        """Something of this answer, which is generated now, went to the caller."""
+        response = self._responses.get(response_id)
+        return response is not None and response.sounded
+
+    def drop(self, now: float) -> list[Command]:
+        """Answers that do not come on are given up; what was sent of them stays."""
+        commands: list[Command] = []
+        # First: an answer that is owed may be asked for as the last one goes.
+        self.asked = self._stopped = False
+        self.progress = now
+        for response_id, response in list(self._responses.items()):
+            if not response.cut:
+                commands.append(ToModel(realtime.cancel(response_id, self.event_id())))
+            _remember(self._cut_responses, response_id, None)
+            commands += self.response_done(response_id, now)
+        return commands
+
     # --- the caller interrupts ---
 
     def interrupt(
-        self, by: str, now: float, *, cancels: bool, only: str | None = None
+        self,
+        by: str,
+        now: float,
+        *,
+        cancels: bool,
+        answers: bool = False,
+        only: str | None = None,
     ) -> list[Command]:
-        """Silence at once. `cancels`: the server ends its own answer by itself, and
-        answers what the caller says.
+        """Silence at once. `cancels`: the server ends its own answer by itself;
+        `answers`: it answers what the caller says, so nothing is owed any more.
 
         Works on whatever may still be heard, whether or not the model is still
         generating: Twilio's queue outlives the response. With `only` one answer is
         meant: others that the clear takes with it are asked for again.
         """
         commands: list[Command] = []
+        self.progress = now
         heard_now = self._playback.audible(now)
         live = {key: item for key, item in self._items.items() if item.received}
         running = {i: r for i, r in self._responses.items() if not r.cut}
@@ -185,7 +227,8 @@ class AgentSpeech:
         self._items = {}
         cut = {*running, *(item.response_id for item in live.values())}
         innocent = only is not None and cut != {only}
-        self._owed = innocent or (self._owed and not cancels)
+        self._owed = innocent or (self._owed and not answers)
+        self._stopped = self._stopped or (self.asked and only is None)
         if live:
             item_id, content_index = (
                 heard_now if heard_now in live else next(iter(live))
@@ -198,28 +241,39 @@ class AgentSpeech:
                 "responses": len(running),
             }
             commands.append(Note("interrupted", data))
-        return commands + self._pay()
+        return commands + self.pay(now)
 
-    def ask(self) -> list[Command]:
-        """An answer is wanted: at once, or when the model has ended what it is at."""
+    def ask(self, now: float) -> list[Command]:
+        """An answer is wanted: at once, or when the model has ended what it is at and
+        knows what was heard of it."""
         self._owed = True
-        return self._pay()
+        self.progress = now
+        return self.pay(now)
 
-    def _pay(self) -> list[Command]:
-        if not self._owed or self.asked or self._responses:
+    def pay(self, now: float) -> list[Command]:
+        """Asks for the answer that is owed, if there is one and the model is free."""
+        if not self._owed or self.asked or self._responses or self._cuts:
             return []
         self._owed = False
         self.asked = True
+        self.progress = now
         return [ToModel(realtime.create_response(ANSWER_ID))]
 
-    def ask_again(self) -> None:
-        """The model was at an answer that we did not know of yet: when that is done."""
-        self.asked = False
+    def owe(self, now: float) -> None:
+        """An answer is wanted, once the one is done that the model is at or about to
+        begin, though we may not have heard of it yet."""
+        self.asked = self._stopped = False
         self._owed = True
+        self.progress = now
 
-    def ask_failed(self) -> None:
-        """The answer that was asked for will not come."""
-        self.asked = False
+    def ask_failed(self, now: float) -> list[Command]:
+        """The answer that was asked for will not come; another may be owed."""
+        self.asked = self._stopped = False
+        return self.pay(now)
+
+    def turn_ended(self) -> None:
+        """The caller has spoken: the next answer is to what they said."""
+        self._stopped = False
 
     def is_live(self, response_id: str) -> bool:
         """Something of this answer is generated or may still be heard."""
@@ -227,6 +281,11 @@ class AgentSpeech:
         if response and not response.cut:
             return True
         return any(item.response_id == response_id for item in self._items.values())
+
+    @property
+    def plays_ours(self) -> bool:
+        """Audio of our own is still to be heard."""
+        return self._playback.has(OURS)
 
     @property
     def generating(self) -> bool:
@@ -244,18 +303,19 @@ class AgentSpeech:
             cut = self._cuts.popleft()
             commands.append(Note("clear_confirmed", {"seconds": now - cut.at}))
             commands += self._settle(cut)
-        return commands + self._settle_heard()
+        return commands + self._settle_heard() + self.pay(now)
 
     @property
     def gives_up_at(self) -> float | None:
         """When the oldest fence is late."""
         return self._cuts[0].at + FENCE_SECONDS if self._cuts else None
 
-    def give_up_fence(self) -> list[Command]:
+    def give_up_fence(self, now: float) -> list[Command]:
         """The oldest fence is late: what was heard is settled by our own clock."""
         cut = self._cuts.popleft()
         self._playback.give_up(cut.fence, cut.at)
-        return [Note("fence_late", {"fence": cut.fence}), *self._settle(cut)]
+        late = Note("fence_late", {"fence": cut.fence})
+        return [late, *self._settle(cut), *self.pay(now)]
 
     def call_ended(self, now: float) -> list[Command]:
         """What of the unsettled was heard, for the record; the model is not told."""

@@ -39,10 +39,11 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The answer to a wait (Conversation.when_heard): all was heard, or it was not."""
+    """The answer to a wait (Conversation.when_heard): all was heard, it was not, or
+    (None) the call is over."""
 
     wait: int
-    done: bool
+    done: bool | None
 
 
 @dataclass(frozen=True, slots=True)

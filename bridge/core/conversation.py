@@ -79,6 +79,10 @@ MAX_CODE_CHARS = 64
 GOODBYE_SECONDS = 15.0
 """A call that must end is ended then, whether or not the agent found its goodbye."""
 
+LATE_SECONDS = 20.0
+"""An answer of which nothing comes for so long is given up: no model thinks longer, and
+nobody waits longer in silence."""
+
 WORDS = frozenset({"user", "assistant", "system"})
 """Kinds of items that are words, and may be replaced by others."""
 
@@ -109,6 +113,8 @@ class Conversation:
         """Tools at work: a caller who waits for one is not silent."""
         self._waits = Waits()
         self._untold: list[tuple[str, str, bool]] = []
+        self._asked_early = False
+        """An answer was wanted before the model was ready."""
         self._ends_at: float | None = None
         """The agent is saying goodbye; the call ends then at the latest."""
         self._ends_why = ""
@@ -165,6 +171,8 @@ class Conversation:
             return []
         if isinstance(event, realtime.AudioDelta):
             commands = self._speech.audio(event, now)
+            if any(isinstance(command, ToCaller) for command in commands):
+                self._failures = 0
             return commands + self._first_audio(commands, now)
         return self._model_event(event, now) + self._changed(now)
 
@@ -178,16 +186,22 @@ class Conversation:
                 return self._speech_started(now)
             case realtime.SpeechStopped():
                 self._caller.speaking = False
+                self._speech.turn_ended()
                 self._answer_due = now
                 return [Note("speech_stopped")]
+            case realtime.InputCommitted():
+                self._caller.speaking = False  # the turn is over, however it ended
+            case realtime.InputCleared():
+                return self._turn_dropped(now)
             case realtime.ResponseCreated():
                 self._unanswered = False
-                self._speech.response_created(event.response.id)
+                return self._speech.response_created(event.response.id, now)
             case realtime.OutputItemAdded():
-                self._speech.item_added(event)
+                self._speech.item_added(event, now)
             case realtime.ResponseDone(response=response):
+                sounded = self._speech.sounded(response.id)
                 done = self._speech.response_done(response.id, now)
-                return done + self._response_done(response, now)
+                return done + self._response_done(response, sounded, now)
             case realtime.SessionUpdated():
                 return self._session_updated(event, now)
             case realtime.ModelError(error=error):
@@ -225,8 +239,8 @@ class Conversation:
             self._trips += 1
             if self._trips > MAX_TRIPS:
                 return self.end("bridge", "guardrail", now)
-        commands = self._speech.interrupt(by, now, cancels=False, only=response_id)
-        return [*commands, *self._waits.stop(), *self._changed(now)]
+        commands = self._stop_agent(by, now, only=response_id)
+        return commands + self._changed(now)
 
     def follow(self, rules: Rules, now: float) -> list[Command]:
         """How the call is to be led from now on; before the model is ready."""
@@ -249,14 +263,19 @@ class Conversation:
             self._untold.append((role, text, respond))
             return []
         say = ToModel(realtime.message(role, text, self._speech.event_id()))
-        # Who speaks is answered when they have ended, with this in the conversation.
-        answered = self._caller.speaking and self._turns.create_response is not False
-        ask = self._speech.ask() if respond and not answered else []
-        return [say, *ask]
+        return [say, *(self.ask(now) if respond else [])]
 
-    def ask(self) -> list[Command]:
+    def ask(self, now: float) -> list[Command]:
         """An answer is wanted, as soon as the model is free."""
-        return self._speech.ask() if self.state is State.TALKING else []
+        if self.state is not State.TALKING:
+            self._asked_early = True
+            return []
+        if self._caller.speaking and self._turns.create_response is not False:
+            return []  # who speaks is answered when they have ended, with all there is
+        if self._unanswered:
+            self._speech.owe(now)  # the server is about to begin one by itself
+            return []
+        return self._speech.ask(now)
 
     def edit(
         self, removed: Iterable[str], corrected: Mapping[str, str]
@@ -285,6 +304,8 @@ class Conversation:
     def busy(self, change: int, now: float) -> list[Command]:
         """A tool has begun (+1) or ended (-1)."""
         self._busy = max(self._busy + change, 0)
+        # What a tool took is not the answer's delay.
+        self._speech.progress = now
         return self._changed(now)
 
     def play(self, payload: str, now: float) -> list[Command]:
@@ -304,11 +325,18 @@ class Conversation:
         """Answers with `Heard(wait, ...)` once the caller has heard all there is; with
         `then` (by whom, why) the call ends at that moment. A caller who speaks stops it
         unless not `stoppable`."""
-        stopped = stoppable and self._interruptible and self._caller.speaking
-        if self.state is State.ENDED or stopped:
+        if self.state is State.ENDED:
+            return [Heard(wait, None)]
+        speaks = stoppable and self._interruptible and self._caller.speaking
+        if speaks and (then is not None or not self._yet.nothing):
             return [Heard(wait, False)]
         self._waits.add(Wait(wait, now, then, stoppable))
         return self._changed(now)
+
+    def give_up(self, wait: int) -> list[Command]:
+        """Nobody waits any more: what was to follow does not."""
+        self._waits.drop(wait)
+        return []
 
     def goodbye(self, why: str, now: float) -> list[Command]:
         """The call must end: the agent says so, then it does."""
@@ -319,14 +347,15 @@ class Conversation:
         # Even into the caller's own words: nothing else will be said.
         later = self.state is not State.TALKING
         say = self.tell("system", GOODBYES[why], later, now)
-        return [Note("goodbye", {"why": why}), *say, *self.ask()]
+        ask = [] if later else self._speech.ask(now)
+        return [Note("goodbye", {"why": why}), *say, *ask]
 
     def end(self, by: str, why: str, now: float) -> list[Command]:
         """One side is gone, or the bridge ends the call. Only the first one counts."""
         if self.state is State.ENDED:
             return []
         self.state = State.ENDED
-        waits = self._waits.stop(all_of_them=True)
+        waits = self._waits.end()
         return [*self._speech.call_ended(now), *waits, End(by, why)]
 
     def tick(self, now: float) -> list[Command]:
@@ -341,13 +370,16 @@ class Conversation:
             return self.end("caller", "connection_lost", now)
         commands: list[Command] = []
         while (late := self._speech.gives_up_at) is not None and now >= late:
-            commands += self._speech.give_up_fence()
+            commands += self._speech.give_up_fence(now)
         stalls_at = self._caller.stalls_at
         if stalls_at is not None and now >= stalls_at:
             commands += self._caller.fill_stall(now)
         keys_at = self._keys.due_at
         if keys_at is not None and now >= keys_at:
             commands += self._keys_entered(self._keys.take(), now)
+        late_at = self._answer_late_at
+        if late_at is not None and now >= late_at:
+            commands += self._give_up_answer(now)
         if self.state is State.TALKING:
             commands += self._lose_patience(now)
         return commands + self._changed(now)
@@ -364,6 +396,7 @@ class Conversation:
             self._speech.gives_up_at,
             self._caller.stalls_at,
             self._keys.due_at,
+            self._answer_late_at,
             self._patience_ends,
             self._ends_at,
             self._waits.due_at(self._yet),
@@ -405,10 +438,28 @@ class Conversation:
         self._trips = 0
         commands: list[Command] = [Note("speech_started")]
         if self._interruptible:
-            cancels = self._turns.interrupt_response is True
-            commands = self._speech.interrupt("caller", now, cancels=cancels) + commands
-            commands += self._waits.stop()
+            commands = self._stop_agent("caller", now) + commands
         return commands
+
+    def _turn_dropped(self, now: float) -> list[Command]:
+        """The server will not answer what the caller said."""
+        self._caller.speaking = False
+        self._unanswered = False
+        return self._speech.pay(now)
+
+    def _stop_agent(
+        self, by: str, now: float, only: str | None = None
+    ) -> list[Command]:
+        tones = self._speech.plays_ours
+        commands = self._speech.interrupt(
+            by,
+            now,
+            cancels=by == "caller" and self._turns.interrupt_response is True,
+            answers=by == "caller" and self._turns.create_response is not False,
+            only=only,
+        )
+        flushed = tones and any(isinstance(it, ToCaller) for it in commands)
+        return [*commands, *self._waits.stop(tones=flushed)]
 
     @property
     def _interruptible(self) -> bool:
@@ -428,9 +479,9 @@ class Conversation:
         if keys in self._rules.key_actions:
             return [Pressed(keys)]
         # Who presses keys has heard enough, as one who speaks.
-        stop = self._speech.interrupt("keys", now, cancels=False)
+        stop = self._stop_agent("keys", now)
         word = f"(The caller pressed these keys on the phone: {keys})"
-        return [*stop, *self._waits.stop(), *self.tell("user", word, True, now)]
+        return [*stop, *self.tell("user", word, True, now)]
 
     # --- what is waited for ---
 
@@ -439,12 +490,19 @@ class Conversation:
         if self.state is State.ENDED:
             return []
         self._patience.watch(self._quiet and self.state is State.TALKING, now)
-        over = self._waits.over(self._yet, now)
-        commands: list[Command] = [Heard(wait.number, True) for wait in over]
-        then = next((wait.then for wait in over if wait.then), None)
-        if then is not None:
-            return commands + self.end(*then, now)
-        said = self._quiet and not self._unanswered
+        yet = self._yet
+        over = self._waits.over(yet, now)
+        leaves = next((wait for wait in over if wait.then), None)
+        commands: list[Command] = [
+            # Of several wishes to leave only the first is done.
+            Heard(wait.number, None if leaves else yet.nothing)
+            for wait in over
+            if wait is not leaves
+        ]
+        if leaves is not None and leaves.then is not None:
+            done = Heard(leaves.number, True)
+            return [*commands, done, *self.end(*leaves.then, now)]
+        said = self._still and not self._yet.unanswered
         if self._ends_at is not None and (said or now >= self._ends_at):
             return commands + self.end("bridge", self._ends_why, now)
         return commands
@@ -455,15 +513,36 @@ class Conversation:
         untold = any(respond for _, _, respond in self._untold)
         return Yet(
             generating=self._speech.generating or untold,
-            unanswered=self._unanswered,
+            # Nor does a call end between two keys of one input.
+            unanswered=self._unanswered or self._keys.due_at is not None,
             queued=not self._playback.idle,
             queue_ends=self._playback.queue_ends,
+            progress=self._speech.progress,
         )
 
     @property
     def _quiet(self) -> bool:
-        """Nobody speaks, nothing is to be heard, no tool runs."""
+        """Nobody speaks, or cannot; nothing is to be heard, no tool runs."""
+        return self._still and not self._caller.muted
+
+    @property
+    def _still(self) -> bool:
         return self._yet.nothing and not (self._caller.speaking or self._busy)
+
+    @property
+    def _answer_late_at(self) -> float | None:
+        """When an answer that does not come on is given up. A tool of the model's own
+        server may be a part of it, and takes its time."""
+        if self.state is not State.TALKING or self._busy:
+            return None
+        if not self._speech.generating:
+            return None
+        return self._speech.progress + LATE_SECONDS
+
+    def _give_up_answer(self, now: float) -> list[Command]:
+        self._unanswered = False  # the server would have begun by now
+        late: list[Command] = [Note("answer_late"), *self._speech.drop(now)]
+        return late + self._failed("late", now)
 
     @property
     def _patience_ends(self) -> float | None:
@@ -478,6 +557,7 @@ class Conversation:
         self._patience.watch(self._quiet, now)
         due = self._patience.due(now)
         if due == "ask":
+            self._unanswered = False  # the server would have begun by now
             ask = self.tell("system", self._rules.silent_text, True, now)
             return [Note("caller_silent"), *ask]
         return [] if due is None else self.goodbye(due, now)
@@ -491,8 +571,10 @@ class Conversation:
             # PCM on a mu-law line is noise in the caller's ear.
             return self.end("model", "wrong_audio_format", now)
         self._turns = event.turns
+        # Without detection nobody will say when the caller has ended, nor answer.
+        dropped = [] if event.detects else self._turn_dropped(now)
         if self.state is not State.HOLDING:
-            return []
+            return dropped
         self.state = State.TALKING
         taken, sent = event.formats
         data = {"held_ms": self._caller.held_ms, "input": taken, "output": sent}
@@ -503,12 +585,14 @@ class Conversation:
         if opening:
             # As an item, for instructions of a response would replace the agent's own.
             # Before the held audio: a caller who said hello first is then answered.
-            say = realtime.message("system", opening, ANSWER_ID)
-            commands += [ToModel(say), *self._speech.ask()]
+            say = realtime.message("system", opening, self._speech.event_id())
+            commands += [ToModel(say), *self._speech.ask(now)]
             self._answer_due = now
         untold, self._untold = self._untold, []
         for word in untold:
             commands += self.tell(*word, now)
+        if self._asked_early:
+            commands += self.ask(now)
         return commands + self._caller.ready()
 
     def _first_audio(self, sent: list[Command], now: float) -> list[Command]:
@@ -520,7 +604,7 @@ class Conversation:
         return [Note("first_audio", {"seconds": seconds})]
 
     def _response_done(
-        self, response: realtime.ResponseHead, now: float
+        self, response: realtime.ResponseHead, sounded: bool, now: float
     ) -> list[Command]:
         status, why = response.status, (response.why or "")[:MAX_CODE_CHARS]
         notes: list[Command] = [
@@ -531,7 +615,7 @@ class Conversation:
             notes.append(self._used(used))
         if status == "completed":
             self._failures = 0
-        if status == "failed":
+        if status == "failed" or (status == "incomplete" and not sounded):
             notes.append(Note("answer_failed", {"why": why}))
             return notes + self._failed(why, now)
         if self.state is State.TALKING:
@@ -551,7 +635,7 @@ class Conversation:
         self._failures += 1
         if why in FATAL_CODES or self._failures >= MAX_FAILURES:
             return self.end("model", "failed", now)
-        return [] if self._speech.asked else self.ask()
+        return [] if self._speech.asked else self.ask(now)
 
     def _model_error(self, error: realtime.ErrorDetails, now: float) -> list[Command]:
         benign = error.code in BENIGN_ERRORS or "already shorter" in error.message
@@ -564,11 +648,14 @@ class Conversation:
         if self.state is State.HOLDING and not benign:
             # The session would go on with the server's defaults: PCM, no instructions.
             return [note, *self.end("model", "refused", now)]
+        if error.code == "conversation_already_has_active_response":
+            # Ours, or the server's own to what the caller said while the agent went on.
+            if error.event_id in (None, ANSWER_ID):
+                self._speech.owe(now)
+            return [note]
         if error.event_id == ANSWER_ID:
-            if error.code == "conversation_already_has_active_response":
-                self._speech.ask_again()
-                return [note]
-            self._speech.ask_failed()
+            commands = [note, *self._speech.ask_failed(now)]
             if not benign:
-                return [note, *self._failed(error.code or "", now)]
+                commands += self._failed(error.code or "", now)
+            return commands
         return [note]

@@ -45,6 +45,8 @@ class History:
 
     def __init__(self, items: Iterable[HistoryItem] = ()) -> None:
         self._items: dict[str, HistoryItem] = {item.id: item for item in items}
+        self._gone: dict[str, None] = {}
+        """Ids that were removed: what still comes of them stays out."""
 
     @property
     def items(self) -> Sequence[HistoryItem]:
@@ -55,6 +57,8 @@ class History:
 
     def add(self, item: HistoryItem, after: str | None = None) -> None:
         """A new item, or more of a known one; behind `after`, else at the end."""
+        if item.id in self._gone:
+            return
         known = self._items.get(item.id)
         if known is not None:
             _fill(known, item)
@@ -86,6 +90,9 @@ class History:
 
     def remove(self, item_id: str) -> None:
         self._items.pop(item_id, None)
+        self._gone[item_id] = None
+        if len(self._gone) > MAX_ITEMS:
+            del self._gone[next(iter(self._gone))]
 
     def _move_behind(self, item_id: str, after: str) -> None:
         item = self._items.pop(item_id)

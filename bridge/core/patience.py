@@ -12,7 +12,7 @@ class Patience:
         self._began = now
         self._quiet_since: float | None = None
         self._asked = 0
-        self.cost = 0.0
+        self.cost = rules.spent
 
     def watch(self, quiet: bool, now: float) -> None:
         """`quiet`: nobody speaks, nothing is to be heard, no tool runs."""

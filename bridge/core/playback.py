@@ -257,6 +257,10 @@ class Playback:
                 return span.key
         return self._spans[-1].key if self._spans else None
 
+    def has(self, key: Key) -> bool:
+        """Some of it is not known to be played, or cleared."""
+        return any(span.key == key for span in self._spans)
+
     def tally(self, key: Key) -> Tally:
         return self._tallies.get(key, Tally())
 

@@ -63,6 +63,14 @@ class SpeechStopped(
     item_id: str = ""
 
 
+class InputCommitted(msgspec.Struct, frozen=True, tag="input_audio_buffer.committed"):
+    """What the caller said is an item now: their turn is over."""
+
+
+class InputCleared(msgspec.Struct, frozen=True, tag="input_audio_buffer.cleared"):
+    """What the caller said was thrown away."""
+
+
 class CallerTranscript(
     msgspec.Struct,
     frozen=True,
@@ -210,7 +218,7 @@ class TurnDetection(msgspec.Struct, frozen=True):
 
 class SessionInput(msgspec.Struct, frozen=True):
     format: Format | None = None
-    turn_detection: TurnDetection | None = None
+    turn_detection: TurnDetection | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class SessionOutput(msgspec.Struct, frozen=True):
@@ -246,6 +254,12 @@ class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
         detection = audio.input.turn_detection if audio and audio.input else None
         return detection or TurnDetection()
 
+    @property
+    def detects(self) -> bool:
+        """False: the server says that it finds no turns by itself."""
+        audio = self.session.audio
+        return not (audio and audio.input and audio.input.turn_detection is None)
+
 
 class ErrorDetails(msgspec.Struct, frozen=True):
     type: str = ""
@@ -273,6 +287,8 @@ ServerEvent = (
     | TranscriptDelta
     | SpeechStarted
     | SpeechStopped
+    | InputCommitted
+    | InputCleared
     | CallerTranscript
     | ResponseCreated
     | ResponseDone

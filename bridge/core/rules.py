@@ -52,6 +52,8 @@ class Rules(msgspec.Struct, frozen=True):
     longest_seconds: float | None = None
     prices: Prices | None = None
     cost_limit: float | None = None
+    spent: float = 0.0
+    """What the call has cost before."""
     key_pause_seconds: float = 2.0
     """Keys that come no further apart are one input."""
     key_actions: tuple[str, ...] = ()

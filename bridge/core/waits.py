@@ -8,7 +8,7 @@ HEARD_SECONDS = 3.0
 """What should have been heard so long ago was, though its mark did not come back."""
 
 ANSWER_SECONDS = 20.0
-"""Nobody waits longer for an answer to be generated before a call may end."""
+"""Nobody waits longer for an answer that does not come on before a call may end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class Yet:
     """Twilio has something that is not known to be played."""
     queue_ends: float
     """When that should have been played."""
+    progress: float
+    """When anything of an answer came last."""
 
     @property
     def nothing(self) -> bool:
@@ -49,11 +51,20 @@ class Waits:
     def add(self, wait: Wait) -> None:
         self._waits.append(wait)
 
-    def stop(self, *, all_of_them: bool = False) -> list[Heard]:
-        """The agent was interrupted (or the call is over): it was not heard."""
-        stopped = [it for it in self._waits if it.stoppable or all_of_them]
+    def stop(self, *, tones: bool = False) -> list[Heard]:
+        """The agent was interrupted: it was not heard; nor were `tones` of ours."""
+        stopped = [it for it in self._waits if it.stoppable or (tones and not it.then)]
         self._waits = [it for it in self._waits if it not in stopped]
         return [Heard(wait.number, False) for wait in stopped]
+
+    def drop(self, number: int) -> None:
+        """Nobody waits for this any more."""
+        self._waits = [it for it in self._waits if it.number != number]
+
+    def end(self) -> list[Heard]:
+        """The call is over."""
+        ended, self._waits = self._waits, []
+        return [Heard(wait.number, None) for wait in ended]
 
     def over(self, yet: Yet, now: float) -> list[Wait]:
         """Those that end now: all was heard, or should have been long ago."""
@@ -72,7 +83,7 @@ class Waits:
 
 def _late(wait: Wait, yet: Yet) -> float:
     if yet.generating or _answer_comes(wait, yet):
-        return wait.since + ANSWER_SECONDS
+        return max(wait.since, yet.progress) + ANSWER_SECONDS
     return max(wait.since, yet.queue_ends) + HEARD_SECONDS
 
 

@@ -45,7 +45,7 @@ class CallEntry:
 
 
 class Registry(Protocol):
-    """Entries appear with the stream and go with it; a next step is taken once.
+    """Entries appear with the stream and go with it, next steps with the next one.
 
     `put`, `get`, `take` and `first` are the shelf: bytes under a name for some time,
     for whoever is asked next.
@@ -57,8 +57,9 @@ class Registry(Protocol):
     async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
         """The stream has ended; None: the call itself is over, nobody will ask."""
 
-    async def take_next(self, call_sid: str) -> NextStep | None:
-        """What was left for this call, once; None where nothing was left."""
+    async def next_step(self, call_sid: str) -> NextStep | None:
+        """What was left for this call; None where nothing was. Kept for some time, for
+        Twilio asks again when an answer is lost, but not past a new stream."""
 
     async def calls(self) -> list[CallEntry]:
         """The running calls, oldest first."""

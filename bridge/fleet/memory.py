@@ -22,6 +22,8 @@ class MemoryRegistry:
 
     async def opened(self, entry: CallEntry) -> None:
         self._entries[entry.stream_sid] = entry
+        # Twilio may ask twice what follows; a new stream is what followed.
+        self._next.pop(entry.call_sid, None)
 
     async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
         self._entries.pop(entry.stream_sid, None)
@@ -31,9 +33,9 @@ class MemoryRegistry:
         if next_step is not None:
             self._next[entry.call_sid] = (self._now() + NEXT_STEP_SECONDS, next_step)
 
-    async def take_next(self, call_sid: str) -> NextStep | None:
+    async def next_step(self, call_sid: str) -> NextStep | None:
         self._drop_stale()
-        _, step = self._next.pop(call_sid, (0.0, None))
+        _, step = self._next.get(call_sid, (0.0, None))
         return step
 
     async def calls(self) -> list[CallEntry]:

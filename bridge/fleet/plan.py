@@ -35,6 +35,11 @@ class Earlier(msgspec.Struct, frozen=True):
     """The one in charge."""
     parameters: dict[str, str] = {}
     """Of the stream."""
+    seconds: float = 0.0
+    """How long the call has lasted; with its cost and its transfers, as limits are of
+    the call and not of a stream."""
+    cost: float = 0.0
+    transfers: int = 0
     word: str = ""
     """What the agent is told about why the call goes on."""
 

@@ -40,6 +40,7 @@ WARN = frozenset(
         "session_error",
         "tool_waits_for_approval",
         "tool_failed",
+        "answer_late",
         "word_lost",
         "fence_late",
         "held_audio_lost",
@@ -86,8 +87,15 @@ def configure(form: str, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    # What is no HTTP at all is quoted in aiohttp's complaint: headers, urls, anything.
+    logging.getLogger("aiohttp.server").addFilter(_is_not_about_bytes)
     for chatty in ("websockets", "asyncio", "httpx", "openai.agents"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _is_not_about_bytes(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return "http_exceptions" not in type(error).__module__
 
 
 class NoteLog:

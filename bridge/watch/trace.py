@@ -197,7 +197,7 @@ def feed(
         case "tell", [str(role), str(text), bool(respond)]:
             return talk.tell(role, text, respond, at)
         case "ask", _:
-            return talk.ask()
+            return talk.ask(at)
         case "edit", [removed, corrected]:
             return talk.edit(removed, corrected)
         case "mute", [bool(on)]:
@@ -209,6 +209,8 @@ def feed(
         case "when_heard", [int(wait), then, bool(stoppable)]:
             by_why = (str(then[0]), str(then[1])) if then else None
             return talk.when_heard(wait, at, then=by_why, stoppable=stoppable)
+        case "give_up", [int(wait)]:
+            return talk.give_up(wait)
         case "goodbye", [str(why)]:
             return talk.goodbye(why, at)
         case "interrupt", [str(by), response_id]:

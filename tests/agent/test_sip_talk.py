@@ -150,7 +150,7 @@ def test_an_answer_that_is_refused_twice_ends_the_call() -> None:
     assert End("model", "failed") in hear(made, 0.2, "error", error=error)
     assert made.deadline is None
     assert made.tick(1.0) == made.tell("user", "x", True) == []
-    assert made.when_heard(1, 1.0) == [Heard(1, False)]
+    assert made.when_heard(1, 1.0) == [Heard(1, None)]
     assert made.end("bridge", "shutdown", 1.0) == []
 
 

@@ -196,7 +196,7 @@ class Phone:
         return self._took(self.talk.tell(role, text, respond, self.now))
 
     def ask(self) -> list[Command]:
-        return self._took(self.talk.ask())
+        return self._took(self.talk.ask(self.now))
 
     def busy(self, change: int) -> list[Command]:
         return self._took(self.talk.busy(change, self.now))
@@ -213,6 +213,10 @@ class Phone:
         return self._took(
             self.talk.when_heard(wait, self.now, then=then, stoppable=stoppable)
         )
+
+    def gives_up(self, wait: int) -> list[Command]:
+        """Nobody waits any more."""
+        return self._took(self.talk.give_up(wait))
 
     def goodbye(self, why: str) -> list[Command]:
         return self._took(self.talk.goodbye(why, self.now))
@@ -281,8 +285,8 @@ def asks(commands: list[Command]) -> int:
     return [event["type"] for event in to_model(commands)].count("response.create")
 
 
-def heard(commands: list[Command]) -> list[tuple[int, bool]]:
-    """Waits that are answered: (number, whether all was heard)."""
+def heard(commands: list[Command]) -> list[tuple[int, bool | None]]:
+    """Waits that are answered: (number, whether all was heard; None: no call)."""
     return [(it.wait, it.done) for it in commands if isinstance(it, Heard)]
 
 

@@ -32,6 +32,8 @@ KINDS = {
     "response.output_audio_transcript.delta": realtime.TranscriptDelta,
     "input_audio_buffer.speech_started": realtime.SpeechStarted,
     "input_audio_buffer.speech_stopped": realtime.SpeechStopped,
+    "input_audio_buffer.committed": realtime.InputCommitted,
+    "input_audio_buffer.cleared": realtime.InputCleared,
     "conversation.item.input_audio_transcription.completed": realtime.CallerTranscript,
     "response.created": realtime.ResponseCreated,
     "response.done": realtime.ResponseDone,

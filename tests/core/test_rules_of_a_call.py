@@ -103,7 +103,11 @@ def test_an_application_stops_the_agent() -> None:
     assert events(commands) == ["clear", "mark"]
     assert [it["type"] for it in to_model(commands)] == ["response.cancel"]
     assert asks(phone.tell("Leave a message.", "system")) == 0
-    assert asks(phone.done(status="cancelled")) == 1
+    assert asks(phone.done(status="cancelled")) == 0
+    assert [it["type"] for it in to_model(phone.echoes())] == [
+        "conversation.item.delete",
+        "response.create",
+    ]
 
 
 def test_what_is_asked_after_the_end_is_not_done() -> None:

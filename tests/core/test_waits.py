@@ -201,13 +201,13 @@ def test_all_who_wait_are_answered_when_the_call_ends() -> None:
 
     commands = phone.hangs_up()
 
-    assert heard(commands) == [(1, False), (2, False), (3, False)]
+    assert heard(commands) == [(1, None), (2, None), (3, None)]
     assert ends(commands) == [("caller", "hung_up")]
-    assert heard(phone.when_heard(4)) == [(4, False)]
+    assert heard(phone.when_heard(4)) == [(4, None)]
 
 
 def test_of_two_who_end_the_call_the_first_does() -> None:
-    """A hang-up behind a transfer is no second end."""
+    """A hang-up behind a transfer is no second end, and is told that it was not done."""
     phone = Phone().talking()
     phone.answers(200)
     phone.when_heard(1, then=("agent", "transferred"))
@@ -215,7 +215,7 @@ def test_of_two_who_end_the_call_the_first_does() -> None:
 
     commands = phone.frames(300)
 
-    assert heard(commands) == [(1, True), (2, True)]
+    assert heard(commands) == [(2, None), (1, True)]
     assert ends(commands) == [("agent", "transferred")]
 
 

@@ -40,22 +40,25 @@ async def test_running_calls_oldest_first(registry: Registry) -> None:
     assert await registry.calls() == [first, third]
 
 
-async def test_a_step_is_taken_once(registry: Registry) -> None:
-    """A caller is told sorry once; whatever Twilio asks next is another story."""
+async def test_a_step_is_kept_until_the_next_stream(registry: Registry) -> None:
+    """A Twilio that asks again is told the same; after a new stream it is not."""
     await registry.opened(entry())
     await registry.closed(entry(), SORRY)
 
     assert await registry.calls() == []
-    assert await registry.take_next("CA1") is SORRY
-    assert await registry.take_next("CA1") is None
+    assert await registry.next_step("CA1") is SORRY
+    assert await registry.next_step("CA1") is SORRY
+
+    await registry.opened(entry(stream="MZ2"))
+    assert await registry.next_step("CA1") is None
 
 
 async def test_nothing_is_left_for_who_hung_up(registry: Registry) -> None:
     """A call that its caller ended leaves nothing behind."""
     await registry.closed(entry(), None)
 
-    assert await registry.take_next("CA1") is None
-    assert await registry.take_next("CAunknown") is None
+    assert await registry.next_step("CA1") is None
+    assert await registry.next_step("CAunknown") is None
 
 
 async def test_each_call_has_its_own_step(registry: Registry) -> None:
@@ -63,8 +66,8 @@ async def test_each_call_has_its_own_step(registry: Registry) -> None:
     await registry.closed(entry("1"), SORRY)
     await registry.closed(entry("2"), HANG_UP)
 
-    assert await registry.take_next("CA2") is HANG_UP
-    assert await registry.take_next("CA1") is SORRY
+    assert await registry.next_step("CA2") is HANG_UP
+    assert await registry.next_step("CA1") is SORRY
 
 
 async def test_the_last_word_counts(registry: Registry) -> None:
@@ -72,7 +75,7 @@ async def test_the_last_word_counts(registry: Registry) -> None:
     await registry.closed(entry(stream="MZ1"), SORRY)
     await registry.closed(entry(stream="MZ2"), HANG_UP)
 
-    assert await registry.take_next("CA1") is HANG_UP
+    assert await registry.next_step("CA1") is HANG_UP
 
 
 async def test_a_new_stream_of_a_call_outlives_its_old_one(registry: Registry) -> None:
@@ -94,7 +97,7 @@ async def test_what_nobody_asks_for_is_dropped(
     await registry.closed(entry(), SORRY)
     clock.now += NEXT_STEP_SECONDS
 
-    assert await registry.take_next("CA1") is None
+    assert await registry.next_step("CA1") is None
 
 
 async def test_who_asks_in_time_is_answered(registry: Registry, clock: Clock) -> None:
@@ -102,7 +105,7 @@ async def test_who_asks_in_time_is_answered(registry: Registry, clock: Clock) ->
     await registry.closed(entry(), SORRY)
     clock.now += NEXT_STEP_SECONDS - 0.1
 
-    assert await registry.take_next("CA1") is SORRY
+    assert await registry.next_step("CA1") is SORRY
 
 
 async def test_calls_that_nobody_asks_about_cost_no_memory(clock: Clock) -> None:
@@ -126,8 +129,8 @@ async def test_a_step_left_anew_does_not_shield_older_ones(
     await registry.closed(entry("1", "MZ1b"), SORRY)
     clock.now += 10  # 61 s since 2 ended, 10 s since 1 did so again
 
-    assert await registry.take_next("CA2") is None
-    assert await registry.take_next("CA1") is SORRY
+    assert await registry.next_step("CA2") is None
+    assert await registry.next_step("CA1") is SORRY
 
 
 async def test_the_real_clock_is_the_default() -> None:
@@ -135,4 +138,4 @@ async def test_the_real_clock_is_the_default() -> None:
     registry = MemoryRegistry()
     await registry.closed(entry(), HANG_UP)
 
-    assert await registry.take_next("CA1") is HANG_UP
+    assert await registry.next_step("CA1") is HANG_UP

@@ -104,7 +104,9 @@ def test_an_earlier_conversation_is_read_as_it_was_kept() -> None:
     """Who comes back from a transfer is spoken to by an agent that remembers."""
     said = HistoryItem("a1", "assistant", "Gladly.", "Gladly, sir.", True, 3.5)
     called = HistoryItem("t1", "tool_call", call_id="c", name="n", arguments="{}")
-    earlier = Earlier((said, called), "Booking", {"From": "+1"}, "Nobody answered.")
+    earlier = Earlier(
+        (said, called), "Booking", {"From": "+1"}, 61.5, 0.02, 1, "Nobody answered."
+    )
 
     assert Earlier.read(earlier.kept()) == earlier
     assert Earlier.read(None) == Earlier()
