@@ -499,26 +499,10 @@ class Call:
             if self._trace:
                 self._trace.session(note, time.monotonic())
         if isinstance(event, RealtimeToolApprovalRequired):
-            self._ask_approval(event)
+            assert self._approvals and self._live, "the session has a call"
+            self._approvals.ask_for(event, self._live.session)
         if self._listeners and self._listeners.wants(event.type):
             self._listeners.emit(call_event(event))
-
-    def _ask_approval(self, event: RealtimeToolApprovalRequired) -> None:
-        assert self._approvals and self._live, "the session has a call"
-        session = self._live.session
-        assert session, "it is the session that asks"
-
-        async def decide(approved: bool, *, always: bool, message: str | None) -> None:
-            if approved:
-                await session.approve_tool_call(event.call_id, always=always)
-            else:
-                await session.reject_tool_call(
-                    event.call_id, always=always, rejection_message=message
-                )
-
-        self._approvals.ask(
-            event.call_id, event.tool.name, event.arguments, event.agent.name, decide
-        )
 
     # --- what the user's code asks for (bridge.agent.live.CallLine) ---
 

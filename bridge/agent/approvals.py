@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import structlog
+from agents.realtime import RealtimeSession, RealtimeToolApprovalRequired
 
 log = structlog.get_logger()
 
@@ -91,6 +92,24 @@ class Approvals:
         self._count(+1)
         self._start(self._expire(call_id), f"{self._call_sid} approval")
         return approval
+
+    def ask_for(
+        self, event: RealtimeToolApprovalRequired, session: RealtimeSession | None
+    ) -> None:
+        """A tool of the SDK's session waits, which carries the decision out."""
+        assert session, "it is the session that asks"
+
+        async def decide(approved: bool, *, always: bool, message: str | None) -> None:
+            if approved:
+                await session.approve_tool_call(event.call_id, always=always)
+            else:
+                await session.reject_tool_call(
+                    event.call_id, always=always, rejection_message=message
+                )
+
+        self.ask(
+            event.call_id, event.tool.name, event.arguments, event.agent.name, decide
+        )
 
     async def approve(self, call_id: str, *, always: bool = False) -> None:
         """KeyError: no such call waits (any more)."""

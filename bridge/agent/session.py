@@ -270,7 +270,7 @@ class AgentSession:
         target = self._plan.target
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                socket = await (target.connect or _connect)(url, headers)
+                socket = await (target.connect or dial)(url, headers)
         except InvalidStatus as error:
             raise ModelRefused(_refusal(error)) from error
         except (InvalidHandshake, OSError, TimeoutError) as error:
@@ -294,7 +294,8 @@ class AgentSession:
         return self._wire
 
 
-async def _connect(url: str, headers: dict[str, str]) -> ClientConnection:
+async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
+    """A websocket to the model."""
     return await connect(
         url,
         additional_headers=headers,

@@ -267,25 +267,9 @@ class SipCall:
 
     def session_event(self, event: RealtimeSessionEvent) -> None:
         if isinstance(event, RealtimeToolApprovalRequired):
-            self._ask_approval(event)
+            self._approvals.ask_for(event, self.live.session)
         if self._listeners.wants(event.type):
             self._listeners.emit(call_event(event))
-
-    def _ask_approval(self, event: RealtimeToolApprovalRequired) -> None:
-        session = self.live.session
-        assert session, "it is the session that asks"
-
-        async def decide(approved: bool, *, always: bool, message: str | None) -> None:
-            if approved:
-                await session.approve_tool_call(event.call_id, always=always)
-            else:
-                await session.reject_tool_call(
-                    event.call_id, always=always, rejection_message=message
-                )
-
-        self._approvals.ask(
-            event.call_id, event.tool.name, event.arguments, event.agent.name, decide
-        )
 
     # --- carrying out ---
 

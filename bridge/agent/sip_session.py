@@ -16,8 +16,7 @@ from agents.realtime import RealtimeAgent, RealtimeRunConfig
 from agents.realtime.config import RealtimeSessionModelSettings
 from agents.realtime.model import RealtimeModelConfig
 from agents.realtime.openai_realtime import OpenAIRealtimeSIPModel
-from agents.version import __version__ as agents_version
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from bridge.agent.approvals import Approvals
@@ -30,12 +29,11 @@ from bridge.agent.model import PhoneModel
 from bridge.agent.phone_session import PhoneSession
 from bridge.agent.session import (
     CLOSE_SECONDS,
-    MAX_EVENT_BYTES,
     OPEN_SECONDS,
-    PING_SECONDS,
     ModelRefused,
     SessionLine,
     SessionPlan,
+    dial,
     layered,
     named,
     nested,
@@ -277,12 +275,12 @@ class SipSession:
         return cast(Wire, _SipWire(self._wire, self._shaped))
 
     async def _attach(self, url: str, headers: dict[str, str]) -> ClientConnection:
-        dial = self._plan.target.connect or _connect
+        connect = self._plan.target.connect or dial
         pause = ATTACH_SECONDS
         for _ in range(ATTACH_TRIES):
             try:
                 async with asyncio.timeout(OPEN_SECONDS):
-                    return await dial(url, headers)
+                    return await connect(url, headers)
             except InvalidStatus as error:
                 status = error.response.status_code
                 if status != 404:
@@ -314,17 +312,3 @@ class _SipWire:
 
 def _no_matter(seconds: float) -> None:
     """How long an event lay here is measured where there is audio in it."""
-
-
-async def _connect(url: str, headers: dict[str, str]) -> ClientConnection:
-    return await connect(
-        url,
-        additional_headers=headers,
-        user_agent_header=f"twilio-realtime-bridge Agents/{agents_version}",
-        compression=None,
-        max_size=MAX_EVENT_BYTES,
-        open_timeout=OPEN_SECONDS,
-        close_timeout=CLOSE_SECONDS,
-        ping_interval=PING_SECONDS,
-        ping_timeout=PING_SECONDS,
-    )

@@ -542,6 +542,8 @@ class Conversation:
     def _give_up_answer(self, now: float) -> list[Command]:
         self._unanswered = False  # the server would have begun by now
         late: list[Command] = [Note("answer_late"), *self._speech.drop(now)]
+        if self._waits.to_leave:
+            return late  # another try would hold the line once more
         return late + self._failed("late", now)
 
     @property

@@ -51,6 +51,11 @@ class Waits:
     def add(self, wait: Wait) -> None:
         self._waits.append(wait)
 
+    @property
+    def to_leave(self) -> bool:
+        """The call is to end once all was heard."""
+        return any(it.then is not None for it in self._waits)
+
     def stop(self, *, tones: bool = False) -> list[Heard]:
         """The agent was interrupted: it was not heard; nor were `tones` of ours."""
         stopped = [it for it in self._waits if it.stoppable or (tones and not it.then)]

@@ -172,6 +172,17 @@ class Phone:
             "input_audio_buffer.speech_started", item_id="u", audio_start_ms=0
         )
 
+    def committed(self) -> list[Command]:
+        return self.model("input_audio_buffer.committed", item_id="u")
+
+    def cleared(self) -> list[Command]:
+        return self.model("input_audio_buffer.cleared")
+
+    def refused(self, code: str, event_id: str | None) -> list[Command]:
+        """The server refuses something that we asked for."""
+        error = {"type": "x", "message": "", "code": code, "event_id": event_id}
+        return self.model("error", error=error)
+
     def falls_silent(self) -> list[Command]:
         """The caller has ended their turn."""
         return self.model(
@@ -221,8 +232,10 @@ class Phone:
     def goodbye(self, why: str) -> list[Command]:
         return self._took(self.talk.goodbye(why, self.now))
 
-    def interrupt(self, by: str = "application") -> list[Command]:
-        return self._took(self.talk.interrupt(by, self.now))
+    def interrupt(
+        self, by: str = "application", response: str | None = None
+    ) -> list[Command]:
+        return self._took(self.talk.interrupt(by, self.now, response))
 
     def hangs_up(self) -> list[Command]:
         return self.caller(event="stop", streamSid=STREAM)
@@ -288,6 +301,15 @@ def asks(commands: list[Command]) -> int:
 def heard(commands: list[Command]) -> list[tuple[int, bool | None]]:
     """Waits that are answered: (number, whether all was heard; None: no call)."""
     return [(it.wait, it.done) for it in commands if isinstance(it, Heard)]
+
+
+def cancels(commands: list[Command]) -> list[str]:
+    """Answers that the model is told to stop."""
+    return [
+        event["response_id"]
+        for event in to_model(commands)
+        if event["type"] == "response.cancel"
+    ]
 
 
 def pressed(commands: list[Command]) -> list[str]:

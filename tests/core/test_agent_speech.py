@@ -8,7 +8,6 @@ from tests.core.phone import (
     asks,
     ends,
     events,
-    heard,
     notes,
     to_caller,
     to_model,
@@ -130,7 +129,7 @@ def test_a_guardrail_of_an_old_answer_owes_the_next_one() -> None:
     phone.created("r2")
     phone.says(1000, item="i2", response="r2")
 
-    commands = phone.talk.interrupt("guardrail", phone.now, "r1")
+    commands = phone.interrupt("guardrail", "r1")
 
     assert events(commands) == ["clear", "mark"]
     assert [event["response_id"] for event in to_model(commands)] == ["r2"]

@@ -64,6 +64,9 @@ class Line:
             number = next(self.waits)
             self.waiting.add(number)
             self.feed("when_heard", [number, *value])
+        elif kind == "give_up":
+            self.waiting.difference_update(value)
+            self.feed(kind, value)
         else:
             self.feed(kind, value)
 
@@ -157,7 +160,9 @@ TURNS = st.fixed_dictionaries(
 )
 SESSION = st.one_of(
     st.just(MULAW_SESSION),
-    TURNS.map(lambda turns: {"audio": {"input": {"turn_detection": turns}}}),
+    st.one_of(TURNS, st.none()).map(
+        lambda turns: {"audio": {"input": {"turn_detection": turns}}}
+    ),
 )
 ERRORS = st.fixed_dictionaries(
     {
@@ -186,6 +191,8 @@ FROM_MODEL = st.one_of(
     event("response.output_item.added", response_id=RESPONSES, item=ADDED),
     event("input_audio_buffer.speech_started"),
     event("input_audio_buffer.speech_stopped"),
+    event("input_audio_buffer.committed"),
+    event("input_audio_buffer.cleared"),
     event(
         "conversation.item.input_audio_transcription.completed",
         item_id=ITEMS,
@@ -227,6 +234,7 @@ RULES = st.builds(
     longest_seconds=st.sampled_from([None, 5.0, 20.0]),
     prices=st.sampled_from([None, Prices(output_audio=100.0)]),
     cost_limit=st.sampled_from([None, 0.0, 0.015]),
+    spent=st.sampled_from([0.0, 0.01]),
     key_pause_seconds=st.sampled_from([0.1, 2.0]),
     key_actions=st.sampled_from([(), ("1", "12", "#"), ("0",)]),
     history=st.sampled_from(
@@ -251,12 +259,13 @@ FROM_CODE = st.one_of(
     told("play", st.integers(1, 500).map(payload)),
     told("when_heard", THEN, st.booleans()),
     told("when_heard", THEN, st.booleans()),
+    told("give_up", st.integers(1, 4)),
     told("goodbye", st.sampled_from(sorted(GOODBYES))),
     told("interrupt", st.just("app"), st.one_of(st.none(), RESPONSES)),
     told("misread", st.sampled_from(["caller", "model"]), st.just("odd")),
 )
 
-PASSES = st.sampled_from([0.0, 0.1, 0.7, 2.5, 9.0]).map(lambda it: ("passes", it))
+PASSES = st.sampled_from([0.0, 0.1, 0.7, 2.5, 9.0, 21.0]).map(lambda it: ("passes", it))
 START = (
     "caller",
     {
