@@ -174,6 +174,10 @@ class AgentSpeech:
         response = self._responses.get(response_id)
         return response is not None and response.sounded
 
+    def was_cut(self, response_id: str) -> bool:
+        """Nobody wants this answer any more."""
+        return response_id in self._cut_responses
+
     def drop(self, now: float) -> list[Command]:
         """Answers that do not come on are given up; what was sent of them stays."""
         commands: list[Command] = []

@@ -199,9 +199,11 @@ class Conversation:
             case realtime.OutputItemAdded():
                 self._speech.item_added(event, now)
             case realtime.ResponseDone(response=response):
+                wanted = not self._speech.was_cut(response.id)
                 sounded = self._speech.sounded(response.id)
                 done = self._speech.response_done(response.id, now)
-                return done + self._response_done(response, sounded, now)
+                lost = wanted and _is_lost(response.status, sounded)
+                return done + self._response_done(response, lost, now)
             case realtime.SessionUpdated():
                 return self._session_updated(event, now)
             case realtime.ModelError(error=error):
@@ -606,7 +608,7 @@ class Conversation:
         return [Note("first_audio", {"seconds": seconds})]
 
     def _response_done(
-        self, response: realtime.ResponseHead, sounded: bool, now: float
+        self, response: realtime.ResponseHead, lost: bool, now: float
     ) -> list[Command]:
         status, why = response.status, (response.why or "")[:MAX_CODE_CHARS]
         notes: list[Command] = [
@@ -617,7 +619,7 @@ class Conversation:
             notes.append(self._used(used))
         if status == "completed":
             self._failures = 0
-        if status == "failed" or (status == "incomplete" and not sounded):
+        if lost:
             notes.append(Note("answer_failed", {"why": why}))
             return notes + self._failed(why, now)
         if self.state is State.TALKING:
@@ -661,3 +663,8 @@ class Conversation:
                 commands += self._failed(error.code or "", now)
             return commands
         return [note]
+
+
+def _is_lost(status: str | None, sounded: bool) -> bool:
+    """The caller will not hear this answer."""
+    return status == "failed" or (status == "incomplete" and not sounded)

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from bridge.core import media_stream, realtime
 from bridge.core.commands import Command, ToCaller, ToModel
-from bridge.core.conversation import Conversation
+from bridge.core.conversation import LATE_SECONDS, Conversation
 from bridge.sim.ruler import read_ruler, ruler
 from bridge.sim.twilio.network import Network
 from bridge.sim.twilio.playout import Playout
@@ -106,6 +106,7 @@ class World(RuleBasedStateMachine):
         self.response = 0
         self.open = False
         self.interrupted_at = -1.0
+        self.moved_at = self.now
         self.talk = Conversation(now=self.now)
         form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
         start = {"callSid": "CA", "mediaFormat": form}
@@ -161,6 +162,8 @@ class World(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.005, 0.05, 0.3, 1.1, 3.0]))
     def time_passes(self, seconds: float) -> None:
+        if self.open and self.now + seconds > self.moved_at + LATE_SECONDS - 1:
+            self.delta(20)  # an answer that stalls is given up: test_answers.py
         self.run(seconds)
 
     @invariant()
@@ -228,6 +231,7 @@ class World(RuleBasedStateMachine):
         self.event("response.done", response=response)
 
     def event(self, type: str, **fields: Any) -> None:
+        self.moved_at = self.now
         event = realtime.decode(json.dumps({"type": type, **fields}))
         self.obey(self.talk.from_model(event, self.now))
 

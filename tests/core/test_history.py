@@ -178,3 +178,17 @@ def test_a_tool_is_nothing_that_was_said() -> None:
     assert not item("a", "{}", "tool_output").spoken
     assert not item("a").spoken
     assert item("a", kind="assistant", generated="unheard").spoken
+
+
+def test_what_was_removed_does_not_come_back() -> None:
+    """A secret that the application took out stays out, whatever is told of it later;
+    and a call that removes much costs no memory."""
+    history = History([item("a"), item("b")])
+    history.remove("a")
+    history.add(item("a", "again"))
+    assert names(history) == ["b"]
+
+    for n in range(MAX_ITEMS):
+        history.remove(str(n))
+    history.add(item("a"))
+    assert names(history) == ["b", "a"]

@@ -207,7 +207,7 @@ def test_all_who_wait_are_answered_when_the_call_ends() -> None:
 
 
 def test_of_two_who_end_the_call_the_first_does() -> None:
-    """A hang-up behind a transfer is no second end, and is told that it was not done."""
+    """A hang-up behind a transfer is no second end, and is told so."""
     phone = Phone().talking()
     phone.answers(200)
     phone.when_heard(1, then=("agent", "transferred"))
