@@ -10,28 +10,26 @@ from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
+import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import twiml
-from bridge import demo as demo_call
-from bridge import server, settings
-from bridge.agent import loader
-from bridge.agent.local_mcp import McpUnavailable
-from bridge.console import client
-from bridge.house import Crew, load_crew, open_house
-from bridge.routes import RoutesError
+from bridge import settings
 from bridge.settings import Finding, Settings, SettingsError
 from bridge.signature import websocket_origin
-from bridge.sim import accuracy, load, scenario
-from bridge.sim.caller import Caller
-from bridge.sim.model import ModelServer
 from bridge.variables import LOCAL_MODEL
 from bridge.watch import log
+
+# The SDK takes two seconds to import, so it is imported where it is needed: a slip in a
+# variable is told at once.
+if TYPE_CHECKING:
+    from bridge.house import Crew
+    from bridge.sim import load
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,9 +67,9 @@ def serve(agent: AgentOption = None) -> None:
     crew = _crew(conf, agent)
     log.configure(conf.log_format)
     for finding in findings:
-        server.log.warning("setting", name=finding.name, text=str(finding))
+        structlog.get_logger().warning("setting", name=finding.name, text=str(finding))
     for warning in crew.routes.warnings:
-        server.log.warning("routes", text=warning)
+        structlog.get_logger().warning("routes", text=warning)
     _run(_serve(conf, crew))
 
 
@@ -90,6 +88,9 @@ def demo(
     With the bundled agent a caller is greeted, asks, interrupts, is handed over and
     says goodbye; with another the fake makes small talk and tries its tools.
     """
+    from bridge import demo as demo_call
+    from bridge.sim import scenario
+
     bundled = agent is None and routes is None
     crew = _crew(_demo_settings(routes), agent)
     plan = scenario.RECEPTION if bundled else scenario.SMALL_TALK
@@ -134,6 +135,8 @@ def place_call(
 
     The bridge needs BRIDGE_API_TOKEN, TWILIO_ACCOUNT_SID and BRIDGE_OUTBOUND_PREFIXES.
     """
+    from bridge.console import client
+
     conf = _settings()
     if conf.api_token is None:
         _stop_with("BRIDGE_API_TOKEN is not set: set it here and for the bridge")
@@ -206,11 +209,15 @@ def _check_crew(environ: dict[str, str], findings: list[Finding]) -> list[Findin
         conf = settings.load(environ)
     except SettingsError:
         return []  # told already
+    from bridge.agent.loader import AgentNotLoaded
+    from bridge.house import load_crew
+    from bridge.routes import RoutesError
+
     try:
         crew = load_crew(conf)
     except SettingsError as error:
         return list(error.mistakes)
-    except loader.AgentNotLoaded as error:
+    except AgentNotLoaded as error:
         fix = "correct the name or the file"
         return [Finding("error", "BRIDGE_AGENT", f"fails: {error}", fix)]
     except RoutesError as error:
@@ -269,6 +276,9 @@ def sim_call(
     conf = _settings()
     token = conf.twilio_auth_token
     secret = token.get_secret_value() if token else None
+    from bridge.sim import scenario
+    from bridge.sim.caller import Caller
+
     caller = Caller(webhook_url=url, auth_token=secret, signed_origin=conf.public_url)
     record = _run(caller.call(scenario.SHORT_TALK.script()))
     if record.error:
@@ -301,6 +311,8 @@ def sim_accuracy(
     Belief error: for every item, |ms the model believes were heard - ms that were|,
     over scenes that break other bridges and over three networks.
     """
+    from bridge.sim import accuracy
+
     log.configure("pretty", logging.ERROR)
     report = _run(
         accuracy.measure(
@@ -324,6 +336,8 @@ def sim_load(
 ) -> None:
     """Load a bridge in a process of its own with the standard workload, and measure
     its delays, its CPU and its memory. The fakes take a core of their own."""
+    from bridge.sim import load
+
     report = _run(_sim_load(calls, seconds))
     out.print(load.render(report))
     if json:
@@ -332,7 +346,10 @@ def sim_load(
         _stop_with("Not all calls were well:", *report.failed[:10])
 
 
-async def _sim_load(calls: int, seconds: float) -> load.Report:
+async def _sim_load(calls: int, seconds: float) -> "load.Report":
+    from bridge.sim import load
+    from bridge.sim.model import ModelServer
+
     async with (
         ModelServer(load.BEHAVIOUR, record_appends=True) as model,
         load.bridge_process(model.url, max_calls=calls) as process,
@@ -343,13 +360,21 @@ async def _sim_load(calls: int, seconds: float) -> load.Report:
 @asynccontextmanager
 async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
     """A bridge in front of that model, for a measurement."""
+    from bridge.house import load_crew
+    from bridge.server import serving
+
     conf = Settings(host="127.0.0.1", port=0, insecure=True, greeting="")
-    async with server.serving(conf, load_crew(conf), model_url) as running:
+    async with serving(conf, load_crew(conf), model_url) as running:
         yield f"http://127.0.0.1:{running.port}/voice", None
 
 
-async def _serve(conf: Settings, crew: Crew) -> None:
+async def _serve(conf: Settings, crew: "Crew") -> None:
     """From start to the last call, with the bundled model where none is named."""
+    from bridge.agent.local_mcp import McpUnavailable
+    from bridge.house import open_house
+    from bridge.server import Server
+    from bridge.sim.model import ModelServer
+
     trouble = ""
     async with contextlib.AsyncExitStack() as stack:
         model_url = conf.model_target
@@ -364,7 +389,7 @@ async def _serve(conf: Settings, crew: Crew) -> None:
             house = await stack.enter_async_context(open_house(conf, crew, model_url))
         except McpUnavailable as error:
             _stop_with(f"bridge serve does not start: {error}")
-        running = server.Server(conf, house)
+        running = Server(conf, house)
         try:
             await running.start()
         except OSError as error:
@@ -389,6 +414,8 @@ async def _told_to_stop() -> None:
 
 
 async def _sim_model(port: int) -> None:
+    from bridge.sim.model import ModelServer
+
     async with ModelServer(port=port, keep_audio=False) as fake:
         out.print(f"BRIDGE_MODEL_URL={fake.url}")
         await asyncio.Event().wait()
@@ -401,10 +428,14 @@ def _settings() -> Settings:
         _stop_with("The configuration is not usable:", *str(error).splitlines())
 
 
-def _crew(conf: Settings, agent: str | None) -> Crew:
+def _crew(conf: Settings, agent: str | None) -> "Crew":
+    from bridge.agent.loader import AgentNotLoaded
+    from bridge.house import load_crew
+    from bridge.routes import RoutesError
+
     try:
         return load_crew(conf, agent)
-    except loader.AgentNotLoaded as error:
+    except AgentNotLoaded as error:
         _stop_with(f"The agent cannot be loaded: {error}")
     except SettingsError as error:
         _stop_with("The configuration is not usable:", *str(error).splitlines())
