@@ -335,6 +335,7 @@ class Call:
                 target=house.target,
                 settings=self._route.session,
                 agent_name=earlier.agent,
+                resumed=bool(earlier.history),
                 tool_seconds=self._route.tool_seconds,
             )
             self._agent = AgentSession(
@@ -380,7 +381,6 @@ class Call:
         self._feed("follow", [msgspec.to_builtins(rules)])
         self._planned = True
         await self._house.begin(self._route, live)
-        live.emit("call_started", resumed=bool(earlier.history))
         if answered := await registry.get(f"amd:{sid}"):
             self.answered_by(answered.decode())
         return earlier

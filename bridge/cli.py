@@ -75,10 +75,16 @@ def serve(agent: AgentOption = None) -> None:
 
 @app.command()
 def demo(
-    agent: AgentOption = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(help="package.module:name or file.py:name, not the bundled one"),
+    ] = None,
     routes: Annotated[
         Path | None, typer.Option(help="a routes file: it names the agent, or --agent")
     ] = None,
+    to: Annotated[
+        str, typer.Option(help="the number that is dialled: routes go by it")
+    ] = "+15557650002",
     folder: Annotated[Path, typer.Option(help="where the recording goes")] = Path(
         "calls"
     ),
@@ -97,7 +103,7 @@ def demo(
     log.configure("pretty", logging.WARNING)
     out.print(f"[bold]{plan.name}[/], about half a minute, in real time ...")
     try:
-        call = demo_call.run(crew, plan, folder)
+        call = demo_call.run(crew, plan, folder, to)
     except demo_call.DemoFailed as error:
         _stop_with(f"The call failed: {error}")
     demo_call.show(call, out)
@@ -188,6 +194,8 @@ def check(agent: AgentOption = None) -> None:
     environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
     findings = settings.check(environ)
     findings += _check_crew(environ, findings)
+    wrong = {it.name for it in _errors(findings)}
+    findings = [it for it in findings if it.level != "ok" or it.name not in wrong]
     marks = {"ok": "[green]ok", "warning": "[yellow]warning", "error": "[red]error"}
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
@@ -270,17 +278,32 @@ def sim_call(
     wav: Annotated[
         Path | None, typer.Option(help="write what both sides said and heard")
     ] = None,
+    to: Annotated[
+        str, typer.Option(help="the number that is dialled: routes go by it")
+    ] = "+15557650002",
+    caller_id: Annotated[
+        str, typer.Option("--from", help="the number that calls")
+    ] = "+15551230001",
+    keys: Annotated[
+        str, typer.Option(help="pressed behind the greeting, in place of the talk")
+    ] = "",
 ) -> None:
     """Place one call to a running bridge, as Twilio would (signed if TWILIO_AUTH_TOKEN
     is set): greeting, a question, an interruption, goodbye."""
-    conf = _settings()
-    token = conf.twilio_auth_token
-    secret = token.get_secret_value() if token else None
     from bridge.sim import scenario
     from bridge.sim.caller import Caller
 
-    caller = Caller(webhook_url=url, auth_token=secret, signed_origin=conf.public_url)
-    record = _run(caller.call(scenario.SHORT_TALK.script()))
+    conf = _settings()
+    token = conf.twilio_auth_token
+    caller = Caller(
+        webhook_url=url,
+        auth_token=token.get_secret_value() if token else None,
+        signed_origin=conf.public_url,
+        from_number=caller_id,
+        to_number=to,
+    )
+    plan = scenario.pressing(keys) if keys else scenario.SHORT_TALK
+    record = _run(caller.call(plan.script()))
     if record.error:
         _stop_with(f"The call failed: {record.error}")
     if wav:
@@ -291,6 +314,8 @@ def sim_call(
         f"{len(record.clears)} interruptions, "
         f"{len(record.warnings)} warnings."
     )
+    if record.dialled:
+        out.print(f"The caller was put through to {record.dialled}.")
     for text in record.said_by_twilio:
         out.print(f"Twilio said: {text}")
     if record.said_by_twilio or not record.heard:

@@ -114,10 +114,14 @@ class Demo:
     report: Path
 
 
-def run(crew: Crew, scenario: Scenario, folder: Path) -> Demo:
-    """Places the call. Leaves a WAV, the trace and the report in `folder`."""
+TO = "+15557650002"
+
+
+def run(crew: Crew, scenario: Scenario, folder: Path, to: str = TO) -> Demo:
+    """Places the call, to that number. Leaves a WAV, the trace and the report in
+    `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    record, session = asyncio.run(_place(crew, scenario, folder))
+    record, session = asyncio.run(_place(crew, scenario, folder, to))
     wav = folder / f"{record.call_sid}.wav"
     record.write_wav(wav)
     [trace_file] = folder.glob(f"{record.call_sid}.*.trace.jsonl")
@@ -132,7 +136,7 @@ def run(crew: Crew, scenario: Scenario, folder: Path) -> Demo:
 
 
 async def _place(
-    crew: Crew, scenario: Scenario, folder: Path
+    crew: Crew, scenario: Scenario, folder: Path, to: str
 ) -> tuple[CallRecord, ModelSession]:
     token = secrets.token_hex(16)
     settings = Settings(
@@ -152,6 +156,7 @@ async def _place(
             auth_token=token,
             signed_origin=PUBLIC_URL,
             network=NETWORK,
+            to_number=to,
         )
         record = await caller.call(scenario.script())
     if record.error or not model.sessions:

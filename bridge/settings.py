@@ -342,9 +342,9 @@ _INSECURE = Finding(
 )
 _FAKE_MODEL = Finding(
     "warning",
-    "OPENAI_API_KEY",
-    "or BRIDGE_MODEL_URL names no real model: the bundled fake answers the calls",
-    "set OPENAI_API_KEY, or BRIDGE_MODEL_URL to another vendor's url",
+    "BRIDGE_MODEL_URL",
+    "or OPENAI_API_KEY names no real model: the bundled fake answers the calls",
+    "set OPENAI_API_KEY and no BRIDGE_MODEL_URL, or the url of another vendor",
 )
 _NO_MODEL_KEY = Finding(
     "warning",

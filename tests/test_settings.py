@@ -421,7 +421,9 @@ def test_a_fake_model_or_a_keyless_one_is_mentioned() -> None:
     public = {k: v for k, v in REAL.items() if k != "OPENAI_API_KEY"}
     keyless = public | {"BRIDGE_MODEL_URL": "wss://model.example.com"}
 
-    assert levels(serving_mistakes(load(public, None))) == {"OPENAI_API_KEY": "warning"}
+    assert levels(serving_mistakes(load(public, None))) == {
+        "BRIDGE_MODEL_URL": "warning"
+    }
     assert levels(serving_mistakes(load(keyless, None))) == {
         "BRIDGE_MODEL_URL": "warning"
     }

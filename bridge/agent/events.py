@@ -44,7 +44,7 @@ class CallEvent:
 
     type: str
     data: Mapping[str, Any] = field(default_factory=dict)
-    source: RealtimeSessionEvent | None = None
+    source: RealtimeSessionEvent | None = field(default=None, repr=False)
     """The SDK's own event, where it is one."""
     at: float = field(default_factory=time.time)
     """Seconds since the epoch."""

@@ -67,7 +67,7 @@ def attribute_of(name: str) -> object:
     try:
         source = reduce(getattr, attribute.split("."), module)
     except AttributeError:
-        near = [key for key, it in vars(module).items() if is_agent(it)]
+        near = [key for key, it in vars(module).items() if _is_offered(it, module)]
         hint = f"; it has {', '.join(sorted(near))}" if near else ""
         raise AgentNotLoaded(f"{where} has no {attribute!r}{hint}") from None
     return cast(object, source)
@@ -102,6 +102,14 @@ def _parts(made: object) -> tuple[RealtimeAgent[Any], RealtimeRunConfig]:
             "name the model with BRIDGE_MODEL_URL and BRIDGE_MODEL"
         )
     return made._starting_agent, {**(made._config or {})}
+
+
+def _is_offered(value: object, module: ModuleType) -> bool:
+    """An agent, a runner, or a function of this module's own."""
+    own = getattr(value, "__module__", None) == module.__name__
+    name = getattr(value, "__name__", "_")
+    function = callable(value) and own and not name.startswith("_")
+    return is_agent(value) or isinstance(value, RealtimeRunner) or function
 
 
 def is_agent(value: object) -> bool:

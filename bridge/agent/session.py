@@ -134,6 +134,8 @@ class SessionPlan:
     agent_name: str = ""
     """Of the agent in charge, where the call goes on; empty: the first."""
     tool_seconds: float = 60.0
+    resumed: bool = False
+    """The call goes on, after a transfer that nobody took."""
 
 
 class AgentSession:
@@ -170,6 +172,8 @@ class AgentSession:
         plan, live = self._plan, self._live
         first, run_config = await agent_for(plan.source, live)
         agent = named(plan.agent_name, first) or first
+        # Not before: who made the agent may listen.
+        live.emit("call_started", resumed=plan.resumed)
         target, settings = self._settings(run_config)
         config: RealtimeModelConfig = {
             "url": target.address,

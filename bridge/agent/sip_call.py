@@ -166,7 +166,6 @@ class SipCall:
         """The agent's session, from the accept to its end."""
         try:
             await self._house.begin(self.live)
-            self.live.emit("call_started", resumed=False)
             await self._agent.run()
         except CallGone:
             self._left = True

@@ -99,6 +99,7 @@ class SipSession:
         plan, live = self._plan, self._live
         first, run_config = await agent_for(plan.source, live)
         agent = named(plan.agent_name, first) or first
+        live.emit("call_started", resumed=False)
         settings = layered(
             plan.target.settings,
             nested(run_config.get("model_settings") or {}),

@@ -127,3 +127,11 @@ SHORT_TALK = Scenario(
     ],
 )
 """A greeting, a question, an interruption, goodbye."""
+
+
+def pressing(keys: str) -> Scenario:
+    """A caller who presses keys behind the greeting, and hears what comes of it."""
+    return Scenario(
+        name="keys",
+        caller=[_LISTEN, steps.Press(keys), steps.Wait(4), _LISTEN, steps.HangUp()],
+    )

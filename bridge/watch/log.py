@@ -38,7 +38,6 @@ WARN = frozenset(
         "model_refused",
         "answer_failed",
         "session_error",
-        "tool_waits_for_approval",
         "tool_failed",
         "answer_late",
         "word_lost",

@@ -252,7 +252,9 @@ def test_a_wrong_name_is_answered_with_the_right_ones(folder: Path, where: str) 
     """Whoever misremembers the variable reads which agents there are."""
     write(folder / "my_agent.py")
 
-    assert refused(f"{where}:desc") == f"{where} has no 'desc'; it has desk, kitchen"
+    assert (
+        refused(f"{where}:desc") == f"{where} has no 'desc'; it has desk, kitchen, made"
+    )
 
 
 def test_a_file_without_any_agent_offers_none(folder: Path) -> None:
