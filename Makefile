@@ -25,7 +25,7 @@ demo: setup  ## place a call offline: fake Twilio, fake model, the real bridge
 	@$(BIN)/bridge demo
 
 test: setup  ## run the tests
-	@$(BIN)/python -m pytest -n 6 --dist worksteal
+	@$(BIN)/python -m pytest -n 8 --dist worksteal
 
 # Without a public url nobody but developers call: unsigned requests are served then,
 # as the server itself says when it starts. An empty value is an unset one.

