@@ -294,8 +294,9 @@ class AgentSpeech:
     @property
     def generating(self) -> bool:
         """An answer is being made, or was asked for, that nobody has cut."""
-        running = any(not response.cut for response in self._responses.values())
-        return self.asked or self._owed or running
+        if self.asked or self._owed or not self._responses:
+            return self.asked or self._owed
+        return any(not response.cut for response in self._responses.values())
 
     def mark_echoed(self, name: str, now: float) -> list[Command] | None:
         """A mark came back; None if it is not ours."""

@@ -171,9 +171,10 @@ class Conversation:
             return []
         if isinstance(event, realtime.AudioDelta):
             commands = self._speech.audio(event, now)
-            if any(isinstance(command, ToCaller) for command in commands):
-                self._failures = 0
-            return commands + self._first_audio(commands, now)
+            if not any(isinstance(command, ToCaller) for command in commands):
+                return commands
+            self._failures = 0
+            return commands + self._first_audio(now)
         return self._model_event(event, now) + self._changed(now)
 
     def _model_event(self, event: realtime.ServerEvent, now: float) -> list[Command]:
@@ -401,7 +402,8 @@ class Conversation:
             self._answer_late_at,
             self._patience_ends,
             self._ends_at,
-            self._waits.due_at(self._yet),
+            # Asked for with every frame, so what is rarely there costs nothing.
+            self._waits.due_at(self._yet) if self._waits else None,
         )
         return min((at for at in due if at is not None), default=None)
 
@@ -491,8 +493,10 @@ class Conversation:
         """Something was said or heard: who waits for it is answered."""
         if self.state is State.ENDED:
             return []
-        self._patience.watch(self._quiet and self.state is State.TALKING, now)
         yet = self._yet
+        still = self._is_still(yet)
+        quiet = still and not self._caller.muted and self.state is State.TALKING
+        self._patience.watch(quiet, now)
         over = self._waits.over(yet, now)
         leaves = next((wait for wait in over if wait.then), None)
         commands: list[Command] = [
@@ -504,7 +508,7 @@ class Conversation:
         if leaves is not None and leaves.then is not None:
             done = Heard(leaves.number, True)
             return [*commands, done, *self.end(*leaves.then, now)]
-        said = self._still and not self._yet.unanswered
+        said = still and not yet.unanswered
         if self._ends_at is not None and (said or now >= self._ends_at):
             return commands + self.end("bridge", self._ends_why, now)
         return commands
@@ -522,14 +526,9 @@ class Conversation:
             progress=self._speech.progress,
         )
 
-    @property
-    def _quiet(self) -> bool:
-        """Nobody speaks, or cannot; nothing is to be heard, no tool runs."""
-        return self._still and not self._caller.muted
-
-    @property
-    def _still(self) -> bool:
-        return self._yet.nothing and not (self._caller.speaking or self._busy)
+    def _is_still(self, yet: Yet) -> bool:
+        """Nobody speaks, nothing is to be heard, no tool runs."""
+        return yet.nothing and not (self._caller.speaking or self._busy)
 
     @property
     def _answer_late_at(self) -> float | None:
@@ -558,7 +557,8 @@ class Conversation:
         if self._ends_at is not None:
             return []
         # An answer that was asked for since has not been seen yet.
-        self._patience.watch(self._quiet, now)
+        still = self._is_still(self._yet)
+        self._patience.watch(still and not self._caller.muted, now)
         due = self._patience.due(now)
         if due == "ask":
             self._unanswered = False  # the server would have begun by now
@@ -599,9 +599,8 @@ class Conversation:
             commands += self.ask(now)
         return commands + self._caller.ready()
 
-    def _first_audio(self, sent: list[Command], now: float) -> list[Command]:
-        sounds = any(isinstance(command, ToCaller) for command in sent)
-        if self._answer_due is None or not sounds:
+    def _first_audio(self, now: float) -> list[Command]:
+        if self._answer_due is None:
             return []
         seconds = now - self._answer_due
         self._answer_due = None

@@ -35,8 +35,10 @@ class Patience:
     @property
     def due_at(self) -> float | None:
         """When `due` has something to say; the cost comes with events."""
-        times = [self._silent_at, self._longest_at]
-        return min((at for at in times if at is not None), default=None)
+        silent_at, longest_at = self._silent_at, self._longest_at
+        if silent_at is None or longest_at is None:
+            return longest_at if silent_at is None else silent_at
+        return min(silent_at, longest_at)
 
     def due(self, now: float) -> str | None:
         """ "ask" whether the caller is there; or why the call must end."""

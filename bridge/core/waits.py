@@ -48,6 +48,10 @@ class Waits:
     def __init__(self) -> None:
         self._waits: list[Wait] = []
 
+    def __bool__(self) -> bool:
+        """Somebody waits."""
+        return bool(self._waits)
+
     def add(self, wait: Wait) -> None:
         self._waits.append(wait)
 
