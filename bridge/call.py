@@ -13,34 +13,26 @@ import math
 import time
 from collections.abc import (
     AsyncIterator,
-    Callable,
     Coroutine,
     Iterable,
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
 import structlog
 from agents.exceptions import ModelBehaviorError
 from agents.realtime import (
-    RealtimeAudioInterrupted,
-    RealtimeError,
-    RealtimeGuardrailTripped,
-    RealtimeHandoffEvent,
     RealtimeSessionEvent,
     RealtimeToolApprovalRequired,
-    RealtimeToolEnd,
-    RealtimeToolStart,
 )
 from pydantic import ValidationError
 
 from bridge import user_code
 from bridge.agent.approvals import Approvals
-from bridge.agent.events import CallEvent, Listeners, call_event
+from bridge.agent.events import Listeners, call_event, note_events, session_note
 from bridge.agent.live import (
     BadRequest,
     CallFacts,
@@ -49,10 +41,7 @@ from bridge.agent.live import (
     Role,
     Transfer,
 )
-from bridge.agent.loader import AgentSource
-from bridge.agent.local_mcp import LocalMcp
-from bridge.agent.session import AgentSession, ModelRefused, ModelTarget, SessionPlan
-from bridge.agent.sip import SipCalls
+from bridge.agent.session import AgentSession, ModelRefused, SessionPlan
 from bridge.core import ProtocolError, audio, media_stream, realtime
 from bridge.core.commands import (
     Command,
@@ -67,14 +56,12 @@ from bridge.core.commands import (
 )
 from bridge.core.conversation import Conversation
 from bridge.core.history import HistoryItem
-from bridge.core.rules import Rules
-from bridge.errands import Errands
-from bridge.fleet import CallEntry, NextStep, Registry, Then
-from bridge.fleet.plan import Earlier, Plan
-from bridge.report import CallReport, Reports, report_of
-from bridge.routes import HangUp, Route, Routes, Tell
+from bridge.fleet import CallEntry, NextStep, Then
+from bridge.fleet.plan import AnsweredBy, Earlier, Plan
+from bridge.house import House, rules_for
+from bridge.report import report_of
+from bridge.routes import HangUp, Route, Tell
 from bridge.watch.log import NoteLog
-from bridge.watch.metrics import Metrics
 from bridge.watch.trace import Trace, feed
 
 MAX_TO_PHONE = 4000
@@ -86,9 +73,6 @@ SEND_SECONDS = 5.0
 
 CLOSE_SECONDS = 1.0
 """For what must still be said to the phone and the registry when a call is over."""
-
-HOOK_SECONDS = 10.0
-"""For the user's `on_call`; the caller waits for it."""
 
 RETURN_SECONDS = 1200.0
 """How long what was said is kept while somebody else's phone rings: longer than it may
@@ -111,82 +95,6 @@ class Phone(Protocol):
     def __aiter__(self) -> AsyncIterator[str | bytes]: ...
     async def send(self, text: str) -> None: ...
     async def close(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Lines:
-    """How many calls an instance has, and may have."""
-
-    limit: int
-    streams: int = 0
-    others: Callable[[], int] = lambda: 0
-    """Calls that have no stream."""
-    draining: bool = False
-    """The instance takes no more."""
-
-    @property
-    def full(self) -> bool:
-        return self.streams + self.others() >= self.limit
-
-    @property
-    def free(self) -> bool:
-        return self.state == "ready"
-
-    @property
-    def state(self) -> str:
-        """What an operator reads."""
-        if self.draining:
-            return "draining"
-        return "full" if self.full else "ready"
-
-
-@dataclass(frozen=True, slots=True)
-class House:
-    """What all calls of an instance share."""
-
-    source: AgentSource
-    target: ModelTarget
-    greeting: str | None
-    registry: Registry
-    metrics: Metrics
-    errands: Errands
-    reports: Reports
-    local_mcp: LocalMcp
-    lines: Lines
-    routes: Routes = field(default_factory=Routes.none)
-    sources: Mapping[str, AgentSource] = field(default_factory=dict)
-    """The agents that routes name."""
-    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """The functions that routes name."""
-    report_url: str | None = field(default=None, repr=False)
-    fallback_number: str = ""
-    record_dir: Path | None = None
-    account_sid: str | None = None
-    """Streams of another account are refused; None: of any."""
-    sip: SipCalls | None = None
-    """The calls that OpenAI has the audio of."""
-
-    def route_of(self, facts: CallFacts) -> Route:
-        """The one that was named for this call, else the first that fits."""
-        return self.routes.named(facts.route) or self.routes.pick(facts)
-
-    def source_of(self, route: Route) -> AgentSource:
-        return self.sources.get(route.agent or "", self.source)
-
-    async def begin(self, route: Route, live: LiveCall) -> None:
-        """The user's own code is told of a call, before its session."""
-        hook = self.functions.get(route.on_call or "")
-        if hook is not None:
-            async with asyncio.timeout(HOOK_SECONDS):
-                await user_code.ask(hook, live, f"{live.call_sid} on_call")
-
-    def hand_over(self, route: Route, report: CallReport) -> None:
-        """The report of a call, to whoever the route or the house names."""
-        where = route.report
-        to = self.functions.get(where.to or "") if where else None
-        url = (where.url if where else None) or self.report_url
-        if to or url:
-            self.reports.send(report, to, url)
 
 
 class _Over(Exception):
@@ -217,7 +125,7 @@ class Call:
         self._transfers = 0
         """How often this caller has been put through, in earlier streams, too."""
         self._earlier = Earlier()
-        self._answered_by = ""
+        self._answered_by: AnsweredBy | None = None
         self._planned = False
         self._left_word = False
         self._waits: dict[int, tuple[asyncio.Future[bool | None], Transfer | None]] = {}
@@ -269,14 +177,14 @@ class Call:
         """The bridge itself ends the call (it is shutting down)."""
         self._feed("end", ["bridge", why])
 
-    def answered_by(self, who: str) -> None:
+    def answered_by(self, who: AnsweredBy) -> None:
         """Twilio's answering-machine detection has a result (an outbound call). It may
         be told more than once, and before it is known what is to be done."""
         if self._answered_by or not self._planned:
             return
         self._answered_by = who
-        self._see(Note("answered_by", {"who": who}))
-        if not who.startswith("machine") and who != "fax":
+        self._see(Note("answered_by", {"who": who.value}))
+        if not who.is_machine:
             return
         if self._plan.machine == "hang_up":
             self._feed("end", ["bridge", "machine"])
@@ -355,13 +263,9 @@ class Call:
             # The model sent what the SDK cannot take; the text of the error quotes it.
             self._log.error("model_misbehaved", error=type(error).__name__)
             self._feed("end", ["model", "protocol_error"])
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task and task.cancelling():
-                raise  # by us: the call is over
-            self._log.error("agent_failed", error="CancelledError")
-            self._feed("end", ["bridge", "agent_failed"])
-        except (Exception, SystemExit):
+        except BaseException as error:
+            if not user_code.is_theirs(error):
+                raise
             # The user's code: their function, their instructions. Theirs to mend, so
             # all of it is logged.
             self._log.exception("agent_failed")
@@ -381,14 +285,14 @@ class Call:
         self._feed("follow", [msgspec.to_builtins(rules)])
         self._planned = True
         await self._house.begin(self._route, live)
-        if answered := await registry.get(f"amd:{sid}"):
-            self.answered_by(answered.decode())
+        if who := await AnsweredBy.of(registry, sid):
+            self.answered_by(who)
         return earlier
 
     def _greeting(self) -> str | None:
         """The call's own, else the route's, else the house's."""
         own, house = self._plan.greeting, self._house
-        return own or None if own is not None else greeting_of(self._route, house)
+        return own or None if own is not None else house.greeting_of(self._route)
 
     async def _conclude(self) -> None:
         """All that must be said when a call is over, whatever happens meanwhile."""
@@ -739,50 +643,8 @@ POLITE_ENDS = frozenset({"silent", "longest", "cost", "machine"})
 def facts_of(start: media_stream.Start) -> CallFacts:
     """The call's facts, as its stream gives them."""
     details = start.start
-    facts = facts_from(details.call_sid, details.custom_parameters or {})
+    facts = CallFacts.of(details.call_sid, details.custom_parameters or {})
     return replace(facts, stream_sid=start.stream_sid, account_sid=details.account_sid)
-
-
-def facts_from(call_sid: str, parameters: Mapping[str, str]) -> CallFacts:
-    """From and To come as parameters, for a stream does not name them; so do the
-    direction and the route of a call that we placed."""
-    outbound = parameters.get("Direction", "").startswith("outbound")
-    return CallFacts(
-        call_sid=call_sid,
-        from_number=parameters.get("From", ""),
-        to_number=parameters.get("To", ""),
-        direction="outbound" if outbound else "inbound",
-        route=parameters.get("Route", ""),
-        parameters=parameters,
-    )
-
-
-def rules_for(route: Route, greeting: str | None, earlier: Earlier) -> Rules:
-    """How a call on this route is led."""
-    silence, cost = route.silence, route.cost
-    rules = Rules(
-        greeting=greeting,
-        silent_seconds=silence.seconds if silence else None,
-        longest_seconds=max(route.longest_seconds - earlier.seconds, 0.0),
-        spent=earlier.cost,
-        prices=cost.prices if cost else None,
-        cost_limit=cost.limit if cost else None,
-        key_pause_seconds=route.key_pause_seconds,
-        key_actions=tuple(route.keys),
-        history=earlier.history,
-        word=earlier.word,
-    )
-    if silence is None:
-        return rules
-    return msgspec.structs.replace(
-        rules, silent_asks=silence.ask, silent_text=silence.tell
-    )
-
-
-def greeting_of(route: Route, house: House) -> str | None:
-    """None: the caller speaks first, which is what an empty one means."""
-    own = route.greeting
-    return own or None if own is not None else house.greeting
 
 
 def machine_word(message: str) -> str:
@@ -790,35 +652,3 @@ def machine_word(message: str) -> str:
         "An answering machine has taken this call and waits for a message. Say this, "
         f"word for word, and nothing else: {message}"
     )
-
-
-def note_events(note: Note) -> list[CallEvent]:
-    """A Note as listeners get it; an answer that was cut is told apart."""
-    data = {**note.data, **note.private}
-    events = [CallEvent(note.name, data)]
-    if note.name == "said" and note.data["cut"]:
-        events.append(CallEvent("audio_interrupted", data))
-    return events
-
-
-def session_note(event: RealtimeSessionEvent) -> Note | None:
-    """What is worth seeing of the SDK's events; the rest is in the core's own Notes."""
-    match event:
-        case RealtimeToolStart() | RealtimeToolEnd():
-            return Note(event.type, {"tool": event.tool.name})
-        case RealtimeHandoffEvent():
-            agents = {"agent": event.from_agent.name, "to": event.to_agent.name}
-            return Note("handoff", agents)
-        case RealtimeGuardrailTripped():
-            names = [it.guardrail.get_name() for it in event.guardrail_results]
-            return Note("guardrail_tripped", {"guardrails": ", ".join(names)})
-        case RealtimeAudioInterrupted():
-            return Note("audio_interrupted", {"item": event.item_id})
-        case RealtimeToolApprovalRequired():
-            return Note("tool_waits_for_approval", {"tool": event.tool.name})
-        case RealtimeError(error=dict()):
-            # Of the SDK's own making (a tool that is not there, a guardrail that
-            # raised); the model's errors are in the core's Notes.
-            return Note("session_error", {"kind": "sdk"})
-        case _:
-            return None

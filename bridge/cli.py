@@ -28,7 +28,7 @@ from bridge.watch import log
 # The SDK takes two seconds to import, so it is imported where it is needed: a slip in a
 # variable is told at once.
 if TYPE_CHECKING:
-    from bridge.house import Crew
+    from bridge.opening import Crew
     from bridge.sim import load
 
 app = typer.Typer(
@@ -218,7 +218,7 @@ def _check_crew(environ: dict[str, str], findings: list[Finding]) -> list[Findin
     except SettingsError:
         return []  # told already
     from bridge.agent.loader import AgentNotLoaded
-    from bridge.house import load_crew
+    from bridge.opening import load_crew
     from bridge.routes import RoutesError
 
     try:
@@ -385,7 +385,7 @@ async def _sim_load(calls: int, seconds: float) -> "load.Report":
 @asynccontextmanager
 async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
     """A bridge in front of that model, for a measurement."""
-    from bridge.house import load_crew
+    from bridge.opening import load_crew
     from bridge.server import serving
 
     conf = Settings(host="127.0.0.1", port=0, insecure=True, greeting="")
@@ -396,7 +396,7 @@ async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
 async def _serve(conf: Settings, crew: "Crew") -> None:
     """From start to the last call, with the bundled model where none is named."""
     from bridge.agent.local_mcp import McpUnavailable
-    from bridge.house import open_house
+    from bridge.opening import open_house
     from bridge.server import Server
     from bridge.sim.model import ModelServer
 
@@ -455,7 +455,7 @@ def _settings() -> Settings:
 
 def _crew(conf: Settings, agent: str | None) -> "Crew":
     from bridge.agent.loader import AgentNotLoaded
-    from bridge.house import load_crew
+    from bridge.opening import load_crew
     from bridge.routes import RoutesError
 
     try:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.house import Crew
+from bridge.opening import Crew
 from bridge.server import serving
 from bridge.settings import Settings
 from bridge.sim.caller import Caller, CallRecord

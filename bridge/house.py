@@ -1,231 +1,132 @@
-"""An instance put together: settings, routes and the user's code -> what calls share.
+"""What all calls of an instance share: agents, routes, the model, who is told what.
 
-All that can be wrong is told before the first call. Listens to nothing: server.py does.
+Made by opening.py. Decides nothing about a call but how its route wants it to be led.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import structlog
-from agents import set_default_openai_key
-from agents.realtime import RealtimeAgent, RealtimeRunner
+import msgspec
 
-from bridge import routes as routes_file
-from bridge.agent import loader
-from bridge.agent.calls_api import rest_url
-from bridge.agent.live import CallFacts, LiveCall, Transfer
-from bridge.agent.loader import AgentNotLoaded, AgentSource
-from bridge.agent.local_mcp import LocalMcp, McpUnavailable, local_mcp
-from bridge.agent.session import ModelTarget, SessionPlan
+from bridge import user_code
+from bridge.agent.live import CallFacts, LiveCall
+from bridge.agent.loader import AgentSource
+from bridge.agent.local_mcp import LocalMcp
+from bridge.agent.session import ModelTarget
 from bridge.agent.sip import SipCalls
-from bridge.agent.sip_call import SipHouse, SipPlan
-from bridge.call import House, Lines, greeting_of, rules_for
-from bridge.core.commands import End, Note
+from bridge.core.rules import Rules
 from bridge.errands import Errands
-from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet import Registry
 from bridge.fleet.plan import Earlier
-from bridge.report import Reports, report_of
-from bridge.routes import HangUp, Routes, RoutesError, Tell
-from bridge.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
-from bridge.variables import LOCAL_MODEL
+from bridge.report import CallReport, Reports
+from bridge.routes import Route, Routes
 from bridge.watch.metrics import Metrics
 
-log = structlog.get_logger()
+HOOK_SECONDS = 10.0
+"""For the user's `on_call`; the caller waits for it."""
+
+
+@dataclass(slots=True)
+class Lines:
+    """How many calls an instance has, and may have."""
+
+    limit: int
+    streams: int = 0
+    others: Callable[[], int] = lambda: 0
+    """Calls that have no stream."""
+    draining: bool = False
+    """The instance takes no more."""
+
+    @property
+    def full(self) -> bool:
+        return self.streams + self.others() >= self.limit
+
+    @property
+    def free(self) -> bool:
+        return self.state == "ready"
+
+    @property
+    def state(self) -> str:
+        """What an operator reads."""
+        if self.draining:
+            return "draining"
+        return "full" if self.full else "ready"
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
-    """The user's code: who answers, and what routes name besides."""
+class House:
+    """What all calls of an instance share."""
 
     source: AgentSource
+    target: ModelTarget
+    greeting: str | None
+    registry: Registry
+    metrics: Metrics
+    errands: Errands
+    reports: Reports
+    local_mcp: LocalMcp
+    lines: Lines
     routes: Routes = field(default_factory=Routes.none)
     sources: Mapping[str, AgentSource] = field(default_factory=dict)
+    """The agents that routes name."""
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    connect: Callable[..., Any] | None = None
+    """The functions that routes name."""
+    report_url: str | None = field(default=None, repr=False)
+    fallback_number: str = ""
+    record_dir: Path | None = None
+    account_sid: str | None = None
+    """Streams of another account are refused; None: of any."""
+    sip: SipCalls | None = None
+    """The calls that OpenAI has the audio of."""
+
+    def route_of(self, facts: CallFacts) -> Route:
+        """The one that was named for this call, else the first that fits."""
+        return self.routes.named(facts.route) or self.routes.pick(facts)
+
+    def source_of(self, route: Route) -> AgentSource:
+        return self.sources.get(route.agent or "", self.source)
+
+    def greeting_of(self, route: Route) -> str | None:
+        """None: the caller speaks first, which is what an empty one means."""
+        own = route.greeting
+        return own or None if own is not None else self.greeting
+
+    async def begin(self, route: Route, live: LiveCall) -> None:
+        """The user's own code is told of a call, before its session."""
+        hook = self.functions.get(route.on_call or "")
+        if hook is not None:
+            async with asyncio.timeout(HOOK_SECONDS):
+                await user_code.ask(hook, live, f"{live.call_sid} on_call")
+
+    def hand_over(self, route: Route, report: CallReport) -> None:
+        """The report of a call, to whoever the route or the house names."""
+        where = route.report
+        to = self.functions.get(where.to or "") if where else None
+        url = (where.url if where else None) or self.report_url
+        if to or url:
+            self.reports.send(report, to, url)
 
 
-def load_crew(settings: Settings, agent: str | None = None) -> Crew:
-    """What the settings name, or `agent` in their place. AgentNotLoaded, SettingsError,
-    RoutesError with every mistake of the routes and of what they name."""
-    source = loader.load(agent or settings.agent)
-    name = settings.model_connect
-    try:
-        connect = loader.load_function(name) if name else None
-    except AgentNotLoaded as error:
-        text, fix = f"fails: {error}", "correct the name or the file"
-        raise SettingsError(
-            [Finding("error", "BRIDGE_MODEL_CONNECT", text, fix)]
-        ) from None
-    if settings.routes is None:
-        return Crew(source, connect=connect)
-    routes = routes_file.load(settings.routes)
-    mistakes: list[str] = []
-    sources: dict[str, AgentSource] = {}
-    functions: dict[str, Callable[..., Any]] = {}
-    for name, named in routes.agents().items():
-        try:
-            sources[name] = loader.load(name)
-        except AgentNotLoaded as error:
-            mistakes += [f"{routes.where(it, 'agent')}: {error}" for it in named]
-    for name, places in routes.functions().items():
-        try:
-            functions[name] = loader.load_function(name)
-        except AgentNotLoaded as error:
-            mistakes += [f"{routes.where(it, key)}: {error}" for it, key in places]
-    if mistakes:
-        raise RoutesError(dict.fromkeys(mistakes))
-    return Crew(source, routes, sources, functions, connect)
-
-
-@asynccontextmanager
-async def open_house(
-    settings: Settings, crew: Crew, model_url: str
-) -> AsyncIterator[House]:
-    """What the calls of an instance share, as long as it lives. `model_url` is where
-    the model is, whatever the settings call it. McpUnavailable: an agent's server."""
-    if settings.openai_api_key is not None:
-        # Text agents in tools use it, too; in .env alone they would not find it.
-        set_default_openai_key(settings.openai_api_key.get_secret_value())
-    secret = settings.report_secret
-    missing: McpUnavailable | None = None
-    async with (
-        Errands() as errands,
-        Reports(secret.get_secret_value() if secret else None) as reports,
-        local_mcp() as mcp,
-    ):
-        house = House(
-            source=crew.source,
-            target=model_target(settings, model_url, crew.connect),
-            greeting=settings.greeting or None,
-            registry=MemoryRegistry(),
-            metrics=Metrics(),
-            errands=errands,
-            reports=reports,
-            local_mcp=mcp,
-            routes=crew.routes,
-            sources=crew.sources,
-            functions=crew.functions,
-            report_url=settings.report_url,
-            fallback_number=settings.fallback_number or "",
-            record_dir=settings.record_dir,
-            account_sid=settings.twilio_account_sid,
-            lines=Lines(settings.max_calls),
-        )
-        try:
-            await _hold_servers(crew, mcp)
-        except McpUnavailable as error:
-            missing = error
-        else:
-            async with _with_sip(settings, house) as complete:
-                yield complete
-    # Not before: what is raised within comes out of its task groups as a group.
-    if missing is not None:
-        raise missing
-
-
-async def _hold_servers(crew: Crew, mcp: LocalMcp) -> None:
-    """MCP servers of agents that live as long as the process; McpUnavailable tells now
-    that one is not there."""
-    for source in (crew.source, *crew.sources.values()):
-        if isinstance(source, RealtimeAgent | RealtimeRunner):
-            await mcp.hold(loader.first_agent(source))
-
-
-@asynccontextmanager
-async def _with_sip(settings: Settings, house: House) -> AsyncIterator[House]:
-    sip = sip_calls(settings, house)
-    if sip is None:
-        yield house
-        return
-    async with sip:
-        house.lines.others = lambda: sip.calls
-        yield replace(house, sip=sip)
-
-
-def model_target(
-    settings: Settings, model_url: str, connect: Callable[..., Any] | None = None
-) -> ModelTarget:
-    """The deployment's model, before routes and the user's code have their say."""
-    return ModelTarget(
-        url=model_url,
-        model=settings.model,
-        voice=settings.voice,
-        transcription_model=settings.transcription_model or None,
-        headers=_model_headers(settings),
-        # Traces of a session are OpenAI's; others refuse the field.
-        tracing=model_url.startswith(OPENAI_MODEL_URL),
-        pcm=settings.model_audio == "pcm",
-        connect=connect,
+def rules_for(route: Route, greeting: str | None, earlier: Earlier) -> Rules:
+    """How a call on this route is led."""
+    silence, cost = route.silence, route.cost
+    rules = Rules(
+        greeting=greeting,
+        silent_seconds=silence.seconds if silence else None,
+        longest_seconds=max(route.longest_seconds - earlier.seconds, 0.0),
+        spent=earlier.cost,
+        prices=cost.prices if cost else None,
+        cost_limit=cost.limit if cost else None,
+        key_pause_seconds=route.key_pause_seconds,
+        key_actions=tuple(route.keys),
+        history=earlier.history,
+        word=earlier.word,
     )
-
-
-def sip_calls(settings: Settings, house: House) -> SipCalls | None:
-    """The same agents on the Realtime Calls API; None where it is not set up."""
-    secret, key = settings.openai_webhook_secret, settings.openai_api_key
-    if secret is None or key is None:
-        return None
-
-    def plan(facts: CallFacts) -> SipPlan:
-        route = house.route_of(facts)
-        session = SessionPlan(
-            source=house.source_of(route),
-            target=house.target,
-            settings=route.session,
-            tool_seconds=route.tool_seconds,
-        )
-        rules = rules_for(route, greeting_of(route, house), Earlier())
-        return SipPlan(session, rules, route.approval, route.name)
-
-    async def begin(live: LiveCall) -> None:
-        route = house.route_of(live.facts)
-        live.transfers = route.transfers
-        await house.begin(route, live)
-
-    async def pressed(live: LiveCall, keys: str) -> None:
-        match house.route_of(live.facts).keys[keys]:
-            case Tell(text):
-                live.tell(text, role="system")
-            case HangUp():
-                await live.hang_up()
-            case Transfer() as to:
-                await live.transfer(to.number, ring_seconds=to.ring_seconds)
-
-    def ended(live: LiveCall, ending: End, seconds: float) -> None:
-        house.metrics.calls.labels(f"{ending.by}_{ending.why}").inc()
-        report = report_of(live, ending.by, ending.why, seconds)
-        house.hand_over(house.route_of(live.facts), report)
-
-    def see(note: Note) -> None:
-        # How much of an answer nobody heard, OpenAI knows and does not say.
-        if note.name != "said":
-            house.metrics.note(note)
-
-    return SipCalls(
-        SipHouse(
-            secret=secret.get_secret_value(),
-            api_key=key.get_secret_value(),
-            rest_url=rest_url(house.target.url),
-            registry=house.registry,
-            local_mcp=house.local_mcp,
-            start=house.errands.start,
-            plan=plan,
-            room=lambda: house.lines.free,
-            begin=begin,
-            ended=ended,
-            pressed=pressed,
-            see=see,
-        )
+    if silence is None:
+        return rules
+    return msgspec.structs.replace(
+        rules, silent_asks=silence.ask, silent_text=silence.tell
     )
-
-
-def _model_headers(settings: Settings) -> dict[str, str]:
-    headers = dict(settings.model_headers)
-    key = settings.openai_api_key
-    named = {name.lower() for name in headers}
-    # The bundled fake is no place for a key; Azure's own headers stand alone.
-    wanted = settings.model_target != LOCAL_MODEL
-    if key and wanted and not named & {"authorization", "api-key"}:
-        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
-    return headers

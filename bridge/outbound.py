@@ -5,7 +5,6 @@ HTTP requests of ours. What has to be known on any instance is on the registry's
 """
 
 import asyncio
-import enum
 import logging
 import secrets
 import time
@@ -24,6 +23,7 @@ from twilio.rest import Client  # type: ignore[import-untyped]
 
 import twiml
 from bridge.fleet import Registry
+from bridge.fleet.plan import AnsweredBy
 
 log = structlog.get_logger()
 
@@ -43,7 +43,6 @@ LONGEST_SECONDS = 4 * 3600
 """Of a call to which no limit was given: Twilio ends it then."""
 
 STATUS_SECONDS = LONGEST_SECONDS + 3600.0
-ANSWERED_BY_SECONDS = 600.0
 
 EVENTS = ("initiated", "ringing", "answered", "completed")
 IS_OVER = frozenset({20404, 21220})
@@ -110,26 +109,6 @@ class CallStatus(msgspec.Struct, frozen=True):
     @property
     def final(self) -> bool:
         return self.state in FINAL
-
-
-class AnsweredBy(enum.StrEnum):
-    """Who picked up, in Twilio's words."""
-
-    HUMAN = "human"
-    MACHINE_START = "machine_start"
-    MACHINE_END_BEEP = "machine_end_beep"
-    MACHINE_END_SILENCE = "machine_end_silence"
-    MACHINE_END_OTHER = "machine_end_other"
-    FAX = "fax"
-
-    @property
-    def is_machine(self) -> bool:
-        return self is not AnsweredBy.HUMAN
-
-    @property
-    def listens(self) -> bool:
-        """The machine's greeting is over: what is said now is recorded."""
-        return self.startswith("machine_end")
 
 
 class OutboundLimited(Exception):
@@ -264,7 +243,7 @@ class Outbound:
     async def answered_by(self, form: Mapping[str, str]) -> AnsweredBy | None:
         """What the detection of machines has found; None for a form that says nothing.
 
-        Kept for `who_answered`: it may come before the stream, and elsewhere.
+        Kept (bridge.fleet.plan): it may come before the stream, and elsewhere.
         """
         call_sid, said = form.get("CallSid"), form.get("AnsweredBy")
         if not call_sid or not said:
@@ -273,16 +252,9 @@ class Outbound:
         # Whoever may be a human is not hung up on: "unknown", and words yet to come.
         known = frozenset(AnsweredBy)
         found = AnsweredBy(said) if said in known else AnsweredBy.HUMAN
-        await self._registry.put(
-            f"amd:{call_sid}", found.encode(), seconds=ANSWERED_BY_SECONDS
-        )
+        await found.keep(self._registry, call_sid)
         log.info("answered_by", call_sid=call_sid, by=found.value)
         return found
-
-    async def who_answered(self, call_sid: str) -> AnsweredBy | None:
-        """None as long as Twilio has not said."""
-        kept = await self._registry.get(f"amd:{call_sid}")
-        return None if kept is None else AnsweredBy(kept.decode())
 
     # --- limits ---
 

@@ -17,13 +17,14 @@ from multidict import MultiDictProxy
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import twiml
-from bridge.agent.live import LiveCall
-from bridge.call import RETURN_SECONDS, Call, House, facts_from
+from bridge.agent.live import CallFacts, LiveCall
+from bridge.call import RETURN_SECONDS, Call
 from bridge.console import api
 from bridge.core import ProtocolError
 from bridge.fleet import CallEntry, NextStep, Then
 from bridge.fleet.plan import Earlier, Plan
-from bridge.house import Crew, open_house
+from bridge.house import House
+from bridge.opening import Crew, open_house
 from bridge.outbound import Outbound, OutboundOrder
 from bridge.report import report_of_silence
 from bridge.settings import Settings
@@ -240,7 +241,7 @@ class Server:
             log.warning("call_refused", call_sid=call_sid, why=why)
             if order is not None:
                 return _twiml(twiml.hang_up())  # it was we who called
-            route = self._house.routes.pick(facts_from(call_sid, parameters))
+            route = self._house.routes.pick(CallFacts.of(call_sid, parameters))
             text = {"text": route.busy} if route.busy else {}
             return _twiml(twiml.busy(language=route.language, **text))
         log.info("call_answered", call_sid=call_sid)
@@ -344,7 +345,7 @@ class Server:
             return  # not one of ours
         parameters = {"Direction": "outbound", "Route": route.decode()}
         parameters |= {name: _text(form, name) for name in ("From", "To")}
-        facts = facts_from(call_sid, parameters)
+        facts = CallFacts.of(call_sid, parameters)
         report = report_of_silence(facts, state, time.time())
         house.hand_over(house.route_of(facts), report)
 
@@ -354,7 +355,7 @@ class Server:
             who = await self._outbound.answered_by(_plain(form))
             call = self._call(_text(form, "CallSid"))
             if who and call:
-                call.answered_by(who.value)
+                call.answered_by(who)
         return web.Response(status=204)
 
     # --- the stream ---

@@ -11,7 +11,7 @@ from agents.realtime import RealtimeAgent
 from bridge import demo
 from bridge.agent.live import LiveCall
 from bridge.agent.phone_tools import hang_up, send_digits
-from bridge.house import Crew
+from bridge.opening import Crew
 from bridge.sim.model import CallTool, Say
 from bridge.sim.scenario import RECEPTION, SMALL_TALK, Doing, Line, Scenario
 from bridge.sim.twilio import steps

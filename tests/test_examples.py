@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from bridge.agent import loader
 from bridge.agent.live import LiveCall
 from bridge.console import client
-from bridge.house import load_crew
+from bridge.opening import load_crew
 from bridge.settings import Settings
 from bridge.sim.caller import CallRecord
 from bridge.sim.model import (

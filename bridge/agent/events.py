@@ -28,6 +28,7 @@ from agents.realtime import (
 )
 
 from bridge import user_code
+from bridge.core.commands import Note
 
 LATE_SECONDS = 5.0
 """A listener gets so long for what is left of a call that is over."""
@@ -200,3 +201,35 @@ def _tool(
         "arguments": event.arguments,
         "agent": event.agent.name,
     }
+
+
+def note_events(note: Note) -> list[CallEvent]:
+    """A Note as listeners get it; an answer that was cut is told apart."""
+    data = {**note.data, **note.private}
+    events = [CallEvent(note.name, data)]
+    if note.name == "said" and note.data["cut"]:
+        events.append(CallEvent("audio_interrupted", data))
+    return events
+
+
+def session_note(event: RealtimeSessionEvent) -> Note | None:
+    """What is worth seeing of the SDK's events; the rest is in the core's own Notes."""
+    match event:
+        case RealtimeToolStart() | RealtimeToolEnd():
+            return Note(event.type, {"tool": event.tool.name})
+        case RealtimeHandoffEvent():
+            agents = {"agent": event.from_agent.name, "to": event.to_agent.name}
+            return Note("handoff", agents)
+        case RealtimeGuardrailTripped():
+            names = [it.guardrail.get_name() for it in event.guardrail_results]
+            return Note("guardrail_tripped", {"guardrails": ", ".join(names)})
+        case RealtimeAudioInterrupted():
+            return Note("audio_interrupted", {"item": event.item_id})
+        case RealtimeToolApprovalRequired():
+            return Note("tool_waits_for_approval", {"tool": event.tool.name})
+        case RealtimeError(error=dict()):
+            # Of the SDK's own making (a tool that is not there, a guardrail that
+            # raised); the model's errors are in the core's Notes.
+            return Note("session_error", {"kind": "sdk"})
+        case _:
+            return None

@@ -56,6 +56,20 @@ class CallFacts:
     parameters: Mapping[str, str] = field(default_factory=dict)
     """All <Parameter>s of the TwiML, From and To among them."""
 
+    @classmethod
+    def of(cls, call_sid: str, parameters: Mapping[str, str]) -> "CallFacts":
+        """From and To come as parameters, for a stream does not name them; so do the
+        direction and the route of a call that we placed."""
+        outbound = parameters.get("Direction", "").startswith("outbound")
+        return cls(
+            call_sid=call_sid,
+            from_number=parameters.get("From", ""),
+            to_number=parameters.get("To", ""),
+            direction="outbound" if outbound else "inbound",
+            route=parameters.get("Route", ""),
+            parameters=parameters,
+        )
+
     @property
     def ours(self) -> str:
         """Our own number in it."""

@@ -1,10 +1,14 @@
 """What any instance must know to lead a call on: kept on the Registry's shelf."""
 
+import enum
 from typing import Literal
 
 import msgspec
 
 from bridge.core.history import HistoryItem
+from bridge.fleet import Registry
+
+ANSWERED_BY_SECONDS = 600.0
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -49,3 +53,27 @@ class Earlier(msgspec.Struct, frozen=True):
 
     def kept(self) -> bytes:
         return msgspec.json.encode(self)
+
+
+class AnsweredBy(enum.StrEnum):
+    """Who picked up a call of ours, in Twilio's words. Under `amd:{call sid}`."""
+
+    HUMAN = "human"
+    MACHINE_START = "machine_start"
+    MACHINE_END_BEEP = "machine_end_beep"
+    MACHINE_END_SILENCE = "machine_end_silence"
+    MACHINE_END_OTHER = "machine_end_other"
+    FAX = "fax"
+
+    @property
+    def is_machine(self) -> bool:
+        return self is not AnsweredBy.HUMAN
+
+    async def keep(self, registry: Registry, call_sid: str) -> None:
+        await registry.put(f"amd:{call_sid}", self.encode(), ANSWERED_BY_SECONDS)
+
+    @classmethod
+    async def of(cls, registry: Registry, call_sid: str) -> "AnsweredBy | None":
+        """None as long as Twilio has not said."""
+        kept = await registry.get(f"amd:{call_sid}")
+        return None if kept is None else cls(kept.decode())

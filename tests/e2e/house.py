@@ -11,7 +11,7 @@ from typing import Any
 from agents.realtime import RealtimeAgent
 
 from bridge.agent.loader import AgentSource
-from bridge.house import Crew, load_crew, open_house
+from bridge.opening import Crew, load_crew, open_house
 from bridge.routes import Route, Routes
 from bridge.server import Server
 from bridge.settings import Settings

@@ -19,7 +19,7 @@ from bridge import server
 from bridge.agent.events import CallEvent
 from bridge.agent.live import LiveCall
 from bridge.console import client
-from bridge.house import Crew, open_house
+from bridge.opening import Crew, open_house
 from bridge.routes import Route, Routes
 from bridge.server import Server
 from bridge.settings import Settings

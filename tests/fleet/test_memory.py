@@ -1,29 +1,10 @@
 """The registry of an instance that is alone, with a clock that the test sets."""
 
-import pytest
-
 from bridge.fleet import CallEntry, NextStep, Registry, Then
 from bridge.fleet.memory import NEXT_STEP_SECONDS, MemoryRegistry
+from tests.fleet.conftest import Clock
 
 SORRY, HANG_UP = NextStep(Then.SORRY, "+14155550100"), NextStep(Then.HANG_UP)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def registry(clock: Clock) -> Registry:
-    return MemoryRegistry(clock)
 
 
 def entry(name: str = "1", stream: str = "") -> CallEntry:

@@ -1,29 +1,10 @@
 """The registry's shelf, and what is kept on it of a call between two of its streams."""
 
-import pytest
-
 from bridge.core.history import HistoryItem
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier, Plan
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def registry(clock: Clock) -> Registry:
-    return MemoryRegistry(clock)
+from tests.fleet.conftest import Clock
 
 
 async def test_what_is_put_is_there_for_its_time(

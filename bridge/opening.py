@@ -1,0 +1,238 @@
+"""An instance put together: settings, routes and the user's code -> its House.
+
+All that can be wrong is told before the first call. Listens to nothing: server.py does.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import structlog
+from agents import set_default_openai_key
+from agents.realtime import RealtimeAgent, RealtimeRunner
+
+from bridge import routes as routes_file
+from bridge.agent import loader
+from bridge.agent.calls_api import rest_url
+from bridge.agent.live import CallFacts, LiveCall, Transfer
+from bridge.agent.loader import AgentNotLoaded, AgentSource
+from bridge.agent.local_mcp import LocalMcp, McpUnavailable, local_mcp
+from bridge.agent.session import ModelTarget, SessionPlan
+from bridge.agent.sip import SipCalls
+from bridge.agent.sip_call import SipHouse, SipPlan
+from bridge.core.commands import End, Note
+from bridge.errands import Errands
+from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.plan import Earlier
+from bridge.house import House, Lines, rules_for
+from bridge.report import Reports, report_of
+from bridge.routes import HangUp, Routes, RoutesError, Tell
+from bridge.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
+from bridge.variables import LOCAL_MODEL
+from bridge.watch.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The user's code: who answers, and what routes name besides."""
+
+    source: AgentSource
+    routes: Routes = field(default_factory=Routes.none)
+    sources: Mapping[str, AgentSource] = field(default_factory=dict)
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    connect: Callable[..., Any] | None = None
+
+
+def load_crew(settings: Settings, agent: str | None = None) -> Crew:
+    """What the settings name, or `agent` in their place. AgentNotLoaded, SettingsError,
+    RoutesError with every mistake of the routes and of what they name."""
+    source = loader.load(agent or settings.agent)
+    name = settings.model_connect
+    try:
+        connect = loader.load_function(name) if name else None
+    except AgentNotLoaded as error:
+        text, fix = f"fails: {error}", "correct the name or the file"
+        raise SettingsError(
+            [Finding("error", "BRIDGE_MODEL_CONNECT", text, fix)]
+        ) from None
+    if settings.routes is None:
+        return Crew(source, connect=connect)
+    routes = routes_file.load(settings.routes)
+    mistakes: list[str] = []
+    sources: dict[str, AgentSource] = {}
+    functions: dict[str, Callable[..., Any]] = {}
+    for name, named in routes.agents().items():
+        try:
+            sources[name] = loader.load(name)
+        except AgentNotLoaded as error:
+            mistakes += [f"{routes.where(it, 'agent')}: {error}" for it in named]
+    for name, places in routes.functions().items():
+        try:
+            functions[name] = loader.load_function(name)
+        except AgentNotLoaded as error:
+            mistakes += [f"{routes.where(it, key)}: {error}" for it, key in places]
+    if mistakes:
+        raise RoutesError(dict.fromkeys(mistakes))
+    return Crew(source, routes, sources, functions, connect)
+
+
+@asynccontextmanager
+async def open_house(
+    settings: Settings, crew: Crew, model_url: str
+) -> AsyncIterator[House]:
+    """What the calls of an instance share, as long as it lives. `model_url` is where
+    the model is, whatever the settings call it. McpUnavailable: an agent's server."""
+    if settings.openai_api_key is not None:
+        # Text agents in tools use it, too; in .env alone they would not find it.
+        set_default_openai_key(settings.openai_api_key.get_secret_value())
+    secret = settings.report_secret
+    missing: McpUnavailable | None = None
+    async with (
+        Errands() as errands,
+        Reports(secret.get_secret_value() if secret else None) as reports,
+        local_mcp() as mcp,
+    ):
+        house = House(
+            source=crew.source,
+            target=model_target(settings, model_url, crew.connect),
+            greeting=settings.greeting or None,
+            registry=MemoryRegistry(),
+            metrics=Metrics(),
+            errands=errands,
+            reports=reports,
+            local_mcp=mcp,
+            routes=crew.routes,
+            sources=crew.sources,
+            functions=crew.functions,
+            report_url=settings.report_url,
+            fallback_number=settings.fallback_number or "",
+            record_dir=settings.record_dir,
+            account_sid=settings.twilio_account_sid,
+            lines=Lines(settings.max_calls),
+        )
+        try:
+            await _hold_servers(crew, mcp)
+        except McpUnavailable as error:
+            missing = error
+        else:
+            async with _with_sip(settings, house) as complete:
+                yield complete
+    # Not before: what is raised within comes out of its task groups as a group.
+    if missing is not None:
+        raise missing
+
+
+async def _hold_servers(crew: Crew, mcp: LocalMcp) -> None:
+    """MCP servers of agents that live as long as the process; McpUnavailable tells now
+    that one is not there."""
+    for source in (crew.source, *crew.sources.values()):
+        if isinstance(source, RealtimeAgent | RealtimeRunner):
+            await mcp.hold(loader.first_agent(source))
+
+
+@asynccontextmanager
+async def _with_sip(settings: Settings, house: House) -> AsyncIterator[House]:
+    sip = sip_calls(settings, house)
+    if sip is None:
+        yield house
+        return
+    async with sip:
+        house.lines.others = lambda: sip.calls
+        yield replace(house, sip=sip)
+
+
+def model_target(
+    settings: Settings, model_url: str, connect: Callable[..., Any] | None = None
+) -> ModelTarget:
+    """The deployment's model, before routes and the user's code have their say."""
+    return ModelTarget(
+        url=model_url,
+        model=settings.model,
+        voice=settings.voice,
+        transcription_model=settings.transcription_model or None,
+        headers=_model_headers(settings),
+        # Traces of a session are OpenAI's; others refuse the field.
+        tracing=model_url.startswith(OPENAI_MODEL_URL),
+        pcm=settings.model_audio == "pcm",
+        connect=connect,
+    )
+
+
+def sip_calls(settings: Settings, house: House) -> SipCalls | None:
+    """The same agents on the Realtime Calls API; None where it is not set up."""
+    secret, key = settings.openai_webhook_secret, settings.openai_api_key
+    if secret is None or key is None:
+        return None
+    desk = _SipDesk(house)
+    return SipCalls(
+        SipHouse(
+            secret=secret.get_secret_value(),
+            api_key=key.get_secret_value(),
+            rest_url=rest_url(house.target.url),
+            registry=house.registry,
+            local_mcp=house.local_mcp,
+            start=house.errands.start,
+            plan=desk.plan,
+            room=lambda: house.lines.free,
+            begin=desk.begin,
+            ended=desk.ended,
+            pressed=desk.pressed,
+            see=desk.see,
+        )
+    )
+
+
+class _SipDesk:
+    """What a SIP call wants to know of the house, and tells it."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+
+    def plan(self, facts: CallFacts) -> SipPlan:
+        house, route = self._house, self._house.route_of(facts)
+        session = SessionPlan(
+            source=house.source_of(route),
+            target=house.target,
+            settings=route.session,
+            tool_seconds=route.tool_seconds,
+        )
+        rules = rules_for(route, house.greeting_of(route), Earlier())
+        return SipPlan(session, rules, route.approval, route.name)
+
+    async def begin(self, live: LiveCall) -> None:
+        route = self._house.route_of(live.facts)
+        live.transfers = route.transfers
+        await self._house.begin(route, live)
+
+    async def pressed(self, live: LiveCall, keys: str) -> None:
+        match self._house.route_of(live.facts).keys[keys]:
+            case Tell(text):
+                live.tell(text, role="system")
+            case HangUp():
+                await live.hang_up()
+            case Transfer() as to:
+                await live.transfer(to.number, ring_seconds=to.ring_seconds)
+
+    def ended(self, live: LiveCall, ending: End, seconds: float) -> None:
+        self._house.metrics.calls.labels(f"{ending.by}_{ending.why}").inc()
+        report = report_of(live, ending.by, ending.why, seconds)
+        self._house.hand_over(self._house.route_of(live.facts), report)
+
+    def see(self, note: Note) -> None:
+        # How much of an answer nobody heard, OpenAI knows and does not say.
+        if note.name != "said":
+            self._house.metrics.note(note)
+
+
+def _model_headers(settings: Settings) -> dict[str, str]:
+    headers = dict(settings.model_headers)
+    key = settings.openai_api_key
+    named = {name.lower() for name in headers}
+    # The bundled fake is no place for a key; Azure's own headers stand alone.
+    wanted = settings.model_target != LOCAL_MODEL
+    if key and wanted and not named & {"authorization", "api-key"}:
+        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
+    return headers
