@@ -19,7 +19,7 @@ from bridge.agent.session import ModelTarget
 from bridge.agent.sip import SipCalls
 from bridge.core.rules import Rules
 from bridge.errands import Errands
-from bridge.fleet import Registry
+from bridge.fleet import Capacity, Registry
 from bridge.fleet.plan import Earlier
 from bridge.report import CallReport, Reports
 from bridge.routes import Route, Routes
@@ -41,19 +41,19 @@ class Lines:
     """The instance takes no more."""
 
     @property
-    def full(self) -> bool:
-        return self.streams + self.others() >= self.limit
+    def capacity(self) -> Capacity:
+        return Capacity(self.limit, self.streams + self.others(), self.draining)
 
     @property
     def free(self) -> bool:
-        return self.state == "ready"
+        return self.capacity.free
 
     @property
     def state(self) -> str:
         """What an operator reads."""
         if self.draining:
             return "draining"
-        return "full" if self.full else "ready"
+        return "ready" if self.free else "full"
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,7 @@ async def open_house(
         set_default_openai_key(settings.openai_api_key.get_secret_value())
     secret = settings.report_secret
     missing: McpUnavailable | None = None
+    lines = Lines(settings.max_calls)
     async with (
         Errands() as errands,
         Reports(secret.get_secret_value() if secret else None) as reports,
@@ -99,7 +100,7 @@ async def open_house(
             source=crew.source,
             target=model_target(settings, model_url, crew.connect),
             greeting=settings.greeting or None,
-            registry=MemoryRegistry(),
+            registry=MemoryRegistry(capacity=lambda: lines.capacity),
             metrics=Metrics(),
             errands=errands,
             reports=reports,
@@ -111,7 +112,7 @@ async def open_house(
             fallback_number=settings.fallback_number or "",
             record_dir=settings.record_dir,
             account_sid=settings.twilio_account_sid,
-            lines=Lines(settings.max_calls),
+            lines=lines,
         )
         try:
             await _hold_servers(crew, mcp)

@@ -283,6 +283,8 @@ class Server:
         match step.then:
             case Then.HANG_UP:
                 return twiml.hang_up()
+            case Then.RESUME:
+                return self._stream(origin, {})
             case Then.TRANSFER:
                 return twiml.transfer(
                     step.number,

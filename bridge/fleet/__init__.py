@@ -1,11 +1,12 @@
 """Which calls there are, what follows each, and what another instance may have to know.
 
 One contract, one implementation per place where it is kept: memory.py (this instance
-alone). Twilio may ask any instance, so nothing of a call that outlives its stream is
-kept anywhere else.
+alone), redis.py (all that share it). Twilio may ask any instance, so nothing of a call
+that outlives its stream is kept anywhere else.
 """
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ class Then(enum.Enum):
 
     HANG_UP = "hang_up"  # all was said
     TRANSFER = "transfer"  # a number is dialled; who is not answered comes back
+    RESUME = "resume"  # a new stream, on whichever instance; the talk goes on there
     SORRY = "sorry"  # we failed the caller: say so, dial the fallback number
 
 
@@ -42,20 +44,45 @@ class CallEntry:
     stream_sid: str
     started_at: float
     """Seconds since the epoch."""
+    instance: str = ""
+    """Which has it; set by the registry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What an instance tells the others of itself."""
+
+    limit: int
+    calls: int
+    draining: bool = False
+
+    @property
+    def free(self) -> bool:
+        return not self.draining and self.calls < self.limit
+
+
+TAKEN = b"taken"
+"""The word to whoever had a call that a newer stream of it has begun elsewhere."""
+
+Ear = Callable[[str, bytes], None]
+"""(call sid, word): told of a call; does not wait, does not raise."""
 
 
 class Registry(Protocol):
     """Entries appear with the stream and go with it, next steps with the next one.
 
     `put`, `get`, `take` and `first` are the shelf: bytes under a name for some time,
-    for whoever is asked next.
+    for whoever is asked next. Nothing here raises because the place where it is kept
+    is away: an instance goes on with what it knows itself.
     """
 
     async def opened(self, entry: CallEntry) -> None:
-        """A stream has started for this call."""
+        """A stream has started for this call. The newest of a call has it: an instance
+        that had an older one is told TAKEN."""
 
     async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
-        """The stream has ended; None: the call itself is over, nobody will ask."""
+        """The stream has ended; None: the call itself is over, nobody will ask. A
+        stream that a newer one took over from leaves nothing."""
 
     async def next_step(self, call_sid: str) -> NextStep | None:
         """What was left for this call; None where nothing was. Kept for some time, for
@@ -75,3 +102,16 @@ class Registry(Protocol):
 
     async def first(self, name: str, seconds: float) -> bool:
         """True for the first who asks within so long: a message that came twice."""
+
+    async def tell(self, call_sid: str, word: bytes) -> None:
+        """A word for the instance that has this call, this one included. Told once, to
+        whoever is there: no answer, nothing is kept."""
+
+    def listen(self, ear: Ear) -> None:
+        """`ear` gets the words for calls, those of other instances' calls, too."""
+
+    async def room(self) -> bool:
+        """Some instance, this one or another, takes calls."""
+
+    async def others(self) -> bool:
+        """Some other instance takes calls."""

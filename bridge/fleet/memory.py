@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from bridge.fleet import CallEntry, NextStep
+from bridge.fleet import Capacity, CallEntry, Ear, NextStep
 
 NEXT_STEP_SECONDS = 60.0
 """Twilio asks right after the stream has ended; when it does not, the call is over and
@@ -13,20 +13,31 @@ what was left for it is dropped."""
 class MemoryRegistry:
     """`now` gives seconds of a clock that never goes back."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float] = time.monotonic,
+        capacity: Callable[[], Capacity] = lambda: Capacity(1, 0),
+    ) -> None:
+        self._capacity = capacity
         self._now = now
+        self._ears: list[Ear] = []
         self._entries: dict[str, CallEntry] = {}
         self._next: dict[str, tuple[float, NextStep]] = {}
         self._shelf: dict[str, tuple[float, bytes]] = {}
         self._sweep_at = 0
 
     async def opened(self, entry: CallEntry) -> None:
+        mine = (it for it in self._entries.values() if it.call_sid == entry.call_sid)
+        for old in list(mine):
+            del self._entries[old.stream_sid]
         self._entries[entry.stream_sid] = entry
         # Twilio may ask twice what follows; a new stream is what followed.
         self._next.pop(entry.call_sid, None)
 
     async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
         self._entries.pop(entry.stream_sid, None)
+        if any(it.call_sid == entry.call_sid for it in self._entries.values()):
+            return  # it was taken over from
         self._drop_stale()
         # Out first, so that a step left anew is the newest again.
         self._next.pop(entry.call_sid, None)
@@ -59,6 +70,19 @@ class MemoryRegistry:
             return False
         await self.put(name, b"", seconds)
         return True
+
+    async def tell(self, call_sid: str, word: bytes) -> None:
+        for ear in self._ears:
+            ear(call_sid, word)
+
+    def listen(self, ear: Ear) -> None:
+        self._ears.append(ear)
+
+    async def room(self) -> bool:
+        return self._capacity().free
+
+    async def others(self) -> bool:
+        return False
 
     def _drop_stale(self) -> None:
         # Oldest first, as they were put in.
