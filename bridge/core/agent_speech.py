@@ -11,7 +11,7 @@ from typing import TypeVar
 from bridge.core import audio, media_stream, realtime
 from bridge.core.audio import BYTES_PER_MS
 from bridge.core.commands import Command, Interrupted, Note, ToCaller, ToModel, Value
-from bridge.core.history import History
+from bridge.core.history import History, Playing
 from bridge.core.playback import Key, Playback
 from bridge.core.transcript import Words
 
@@ -41,6 +41,9 @@ class Item:
     """Bytes of audio the model has sent of it."""
     complete: bool = False
     """The model had sent all of it before anything was cut."""
+    as_words: bool = False
+    """The model knows it from a session before, as words: they cannot be truncated,
+    others can be put in their place."""
 
 
 @dataclass(slots=True)
@@ -52,6 +55,8 @@ class Response:
     cut: bool = False
     sounded: bool = False
     """Some of it went to the caller."""
+    called: bool = False
+    """It calls a tool of ours, whose result asks for another answer."""
 
 
 @dataclass(slots=True)
@@ -87,24 +92,35 @@ class AgentSpeech:
         """An answer is wanted as soon as none is being generated."""
         self.progress = 0.0
         """When an answer was asked for, or anything of one came, last."""
+        self.broken = False
+        """An answer was heard to an end that was none: the session, or the line, was
+        lost in the middle of it."""
+        self._away = False
+        """There is no model: nothing is told or asked."""
+        self._no_line = False
+        """There is no stream: nobody would hear an answer."""
 
     # --- the model generates ---
 
     def response_created(self, response_id: str, now: float) -> list[Command]:
         self.asked = False
         self.progress = now
-        stopped, self._stopped = self._stopped, False
+        stopped, self._stopped = self._stopped or self._no_line, False
+        # Whoever comes back wants it all the same.
+        self._owed = self._owed or self._no_line
         _remember(self._responses, response_id, Response(cut=stopped))
         if not stopped:
             return []
         _remember(self._cut_responses, response_id, None)
-        return [ToModel(realtime.cancel(response_id, self.event_id()))]
+        return self._to_model(realtime.cancel(response_id, self.event_id()))
 
     def item_added(self, event: realtime.OutputItemAdded, now: float) -> None:
         self.progress = now
         response = self._responses.get(event.response_id)
         if response and event.item.type == "message":
             response.messages[event.item.id] = None
+        elif response and event.item.type == "function_call":
+            response.called = True
 
     def words(self, event: realtime.TranscriptDelta) -> None:
         if not self._is_late(event.response_id, event.item_id):
@@ -186,7 +202,8 @@ class AgentSpeech:
         self.progress = now
         for response_id, response in list(self._responses.items()):
             if not response.cut:
-                commands.append(ToModel(realtime.cancel(response_id, self.event_id())))
+                cancel = realtime.cancel(response_id, self.event_id())
+                commands += self._to_model(cancel)
             _remember(self._cut_responses, response_id, None)
             commands += self.response_done(response_id, now)
         return commands
@@ -211,6 +228,7 @@ class AgentSpeech:
         """
         commands: list[Command] = []
         self.progress = now
+        self.broken = False
         heard_now = self._playback.audible(now)
         live = {key: item for key, item in self._items.items() if item.received}
         running = {i: r for i, r in self._responses.items() if not r.cut}
@@ -223,7 +241,7 @@ class AgentSpeech:
             response.cut = True
             if not cancels:
                 cancel = realtime.cancel(response_id, self.event_id())
-                commands.append(ToModel(cancel))
+                commands += self._to_model(cancel)
         for response_id in (*running, *(item.response_id for item in live.values())):
             _remember(self._cut_responses, response_id, None)
         for item_id, _ in live:
@@ -258,6 +276,8 @@ class AgentSpeech:
         """Asks for the answer that is owed, if there is one and the model is free."""
         if not self._owed or self.asked or self._responses or self._cuts:
             return []
+        if self._away or self._no_line:
+            return []
         self._owed = False
         self.asked = True
         self.progress = now
@@ -285,6 +305,11 @@ class AgentSpeech:
         if response and not response.cut:
             return True
         return any(item.response_id == response_id for item in self._items.values())
+
+    def is_on_its_way(self, item_id: str) -> bool:
+        """How much of this item the caller hears will be known later."""
+        cut = (key for cut in self._cuts for key in cut.items)
+        return any(item_id == key[0] for key in (*self._items, *cut))
 
     @property
     def plays_ours(self) -> bool:
@@ -322,15 +347,22 @@ class AgentSpeech:
         late = Note("fence_late", {"fence": cut.fence})
         return [late, *self._settle(cut), *self.pay(now)]
 
-    def call_ended(self, now: float) -> list[Command]:
-        """What of the unsettled was heard, for the record; the model is not told."""
-        self._playback.stop(now)
+    def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
+        """What of the unsettled was heard, for the record; the model is not told. With
+        `clears` nothing more is heard from now on; else Twilio may play on."""
         notes: list[Command] = []
+        if clears and not self._playback.idle:
+            notes.append(ToCaller(self._out.clear()))
+        self._playback.stop(now)
+        self.broken = self.broken or any(r.sounded for r in self._responses.values())
         unsettled = [*(cut.items for cut in self._cuts), self._items]
+        self._cuts.clear()
+        self._items = {}
         for key, item in ((k, i) for items in unsettled for k, i in items.items()):
             if item.received:
                 heard = self._playback.tally(key).heard
                 cut = heard < item.received
+                self.broken = self.broken or cut
                 notes.append(self._said(key, item, heard, cut=cut))
         return notes
 
@@ -350,12 +382,16 @@ class AgentSpeech:
             if item_id not in begun and item_id not in deleted:
                 # Not truncated at 0: the server refuses that until the item has audio.
                 deleted.add(item_id)
-                commands.append(ToModel(realtime.delete(item_id, self.event_id())))
+                delete = realtime.delete(item_id, self.event_id())
+                commands += self._to_model(delete)
+            elif item_id in begun and not whole and item.as_words:
+                words = item.words.heard(heard[key], item.received)
+                commands += self._put_words(item_id, words)
             elif item_id in begun and not whole:
                 ms = heard[key] // BYTES_PER_MS
                 event_id = self.event_id()
                 truncate = realtime.truncate(item_id, content_index, ms, event_id)
-                commands.append(ToModel(truncate))
+                commands += self._to_model(truncate)
             commands.append(self._said(key, item, heard[key], cut=not whole))
             self._playback.forget(key)
         return commands
@@ -377,8 +413,15 @@ class AgentSpeech:
         for item_id in response.messages:
             if item_id not in self._cut_items and item_id not in self._heard_items:
                 _remember(self._cut_items, item_id, None)
-                commands.append(ToModel(realtime.delete(item_id, self.event_id())))
+                delete = realtime.delete(item_id, self.event_id())
+                commands += self._to_model(delete)
         return commands
+
+    def _put_words(self, item_id: str, words: str) -> list[Command]:
+        """Others in the place of those that the model knows an item by."""
+        new = realtime.message("assistant", words, self.event_id(), after=item_id)
+        delete = realtime.delete(item_id, self.event_id())
+        return self._to_model(new) + self._to_model(delete)
 
     def _said(self, key: Key, item: Item, heard: int, *, cut: bool) -> Note:
         data: dict[str, Value] = {
@@ -394,7 +437,114 @@ class AgentSpeech:
         self._history.said(key[0], heard_words, words, cut=cut)
         return Note("said", data, {"generated": words, "heard": heard_words})
 
+    # --- the session, or the line, is lost ---
+
+    def model_lost(self, now: float, *, tools: bool) -> list[Command]:
+        """Nothing more comes of what was being generated. What Twilio has is played;
+        another session (`model_back`) goes on from there. `tools` are at work: an
+        answer that called one is followed by another when there is its result."""
+        running = [it for it in self._responses.values() if not it.cut]
+        begun = {key for key, item in self._items.items() if not item.complete}
+        self.broken = self.broken or any(it.sounded for it in running)
+        wanted = any(not (it.called and tools) for it in running)
+        self._owed = self._owed or wanted or (self.asked and not self._stopped)
+        self.asked = self._stopped = False
+        self._away = True
+        self.progress = now
+        for item in self._items.values():
+            item.words.end_at(item.received)
+        commands: list[Command] = []
+        for response_id in list(self._responses):
+            commands += self.response_done(response_id, now)
+            # Of a session that was left, and not lost, something may still come.
+            _remember(self._cut_responses, response_id, None)
+        for item in self._items.values():
+            item.as_words = True
+        # An item that had no end is none whose end was heard.
+        for item_id, _ in begun:
+            item_ = self._history.get(item_id)
+            if item_ is not None:
+                item_.cut = True
+        return commands
+
+    def model_back(self, now: float) -> list[Command]:
+        """Another session has taken over and is about to be given the history."""
+        commands: list[Command] = []
+        while self._cuts:
+            commands += self.give_up_fence(now)
+        self._away = False
+        self.progress = now
+        return commands
+
+    def line_lost(self, now: float) -> list[Command]:
+        """The stream is gone, and with it what Twilio had: what was heard until now is
+        settled. No answer begins until there is another (`line_back`)."""
+        self._playback.stop(now)
+        running = {i: r for i, r in self._responses.items() if not r.cut}
+        live = {key: item for key, item in self._items.items() if item.received}
+        self._items = {}
+        broken = any(response.sounded for response in running.values())
+        self._owed = self._owed or self.asked or (bool(running) and not broken)
+        commands: list[Command] = []
+        for response_id, response in running.items():
+            response.cut = True
+            cancel = realtime.cancel(response_id, self.event_id())
+            commands += self._to_model(cancel)
+        for response_id in (*running, *(item.response_id for item in live.values())):
+            _remember(self._cut_responses, response_id, None)
+        for item_id, _ in live:
+            _remember(self._cut_items, item_id, None)
+        cuts = [*self._cuts, Cut("", now, live)]
+        self._cuts.clear()
+        for cut in cuts:
+            broken = broken or (cut.fence == "" and self._is_cut(cut))
+            commands += self._settle(cut)
+        self.broken = self.broken or broken
+        self._stopped = self.asked
+        self._no_line = True
+        return commands
+
+    def line_back(
+        self, out: media_stream.Outbound, playback: Playback, now: float
+    ) -> None:
+        """Another stream: what is said from now on goes there."""
+        self._out, self._playback = out, playback
+        self._no_line = False
+        self.progress = now
+
+    def playing(self, now: float) -> list[Playing]:
+        """What of the answers is on its way to the caller, in order."""
+        parts = [
+            self._playing(key, item, cut.at, cut=True)
+            for cut in self._cuts
+            for key, item in cut.items.items()
+        ]
+        parts += [self._playing(key, it, now) for key, it in self._items.items()]
+        return [part for part in parts if part.received]
+
+    def _playing(
+        self, key: Key, item: Item, at: float, *, cut: bool = False
+    ) -> Playing:
+        ahead = self._playback.ahead(key, self._playback.heard_by(at))
+        return Playing(
+            id=key[0],
+            words=tuple(item.words.pieces),
+            received=item.received,
+            heard=max(item.received - ahead, 0),
+            complete=item.complete,
+            cut=cut,
+        )
+
+    def _is_cut(self, cut: Cut) -> bool:
+        return any(
+            self._playback.tally(key).heard < item.received
+            for key, item in cut.items.items()
+        )
+
     # --- small things ---
+
+    def _to_model(self, text: str) -> list[Command]:
+        return [] if self._away else [ToModel(text)]
 
     def _item(self, item_id: str, content_index: int, response_id: str) -> Item:
         return self._items.setdefault((item_id, content_index), Item(response_id))

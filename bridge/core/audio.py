@@ -9,7 +9,8 @@ import base64
 import binascii
 import math
 import struct
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 
 BYTES_PER_MS = 8
 """G.711: 8000 samples a second, one byte each."""
@@ -45,6 +46,18 @@ def cut_payload(payload: str, size_bytes: int) -> tuple[str, str]:
         return payload, ""
     chars = size_bytes // _GROUP_BYTES * _GROUP_CHARS
     return payload[:chars], payload[chars:]
+
+
+def sound(payloads: Iterable[str]) -> bytes:
+    """Mu-law of payloads, one behind the other."""
+    return b"".join(base64.b64decode(payload) for payload in payloads)
+
+
+def joined(payloads: Sequence[str]) -> str:
+    """One payload of several; a single one as it is."""
+    if len(payloads) == 1:
+        return payloads[0]
+    return base64.b64encode(sound(payloads)).decode()
 
 
 @lru_cache(maxsize=64)
@@ -86,10 +99,33 @@ def key_tones(keys: str) -> bytes:
 def _key_tone(key: str) -> bytes:
     if key == "w":
         return SILENCE * (PAUSE_MS * BYTES_PER_MS)
-    low, high = (2 * math.pi * hz / (1000 * _SAMPLES_PER_MS) for hz in KEY_HZ[key])
-    samples = [
-        round(_LOW_LEVEL * math.sin(low * n) + _HIGH_LEVEL * math.sin(high * n))
-        for n in range(KEY_MS * _SAMPLES_PER_MS)
+    low, high = KEY_HZ[key]
+    tone = _tone(KEY_MS, (low, _LOW_LEVEL), (high, _HIGH_LEVEL))
+    return tone + SILENCE * (KEY_GAP_MS * BYTES_PER_MS)
+
+
+COMFORT_HZ = 440
+COMFORT_LEVEL = 900
+"""-28 dBm0: heard in silence, drowned by any word."""
+
+COMFORT_MS = 120
+
+
+@cache
+def comfort_tone() -> str:
+    """A payload: two soft beeps, to say that the line is not dead."""
+    beep = _tone(COMFORT_MS, (COMFORT_HZ, COMFORT_LEVEL))
+    pause = SILENCE * (COMFORT_MS * BYTES_PER_MS)
+    return base64.b64encode(beep + pause + beep).decode()
+
+
+def _tone(ms: int, *parts: tuple[int, int]) -> bytes:
+    """Mu-law of sines, (Hz, amplitude) each."""
+    turns = [
+        (2 * math.pi * hz / (1000 * _SAMPLES_PER_MS), level) for hz, level in parts
     ]
-    linear = struct.pack(f"<{len(samples)}h", *samples)
-    return audioop.lin2ulaw(linear, 2) + SILENCE * (KEY_GAP_MS * BYTES_PER_MS)
+    samples = [
+        round(sum(level * math.sin(turn * n) for turn, level in turns))
+        for n in range(ms * _SAMPLES_PER_MS)
+    ]
+    return audioop.lin2ulaw(struct.pack(f"<{len(samples)}h", *samples), 2)

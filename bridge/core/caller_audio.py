@@ -1,5 +1,6 @@
 """The caller's audio on its way to the model: held until it is ready, holes filled.
 
+What a lost session may not have understood is kept, and given again to the next one.
 Payloads pass as they came; only silence is made here.
 """
 
@@ -9,8 +10,21 @@ from bridge.core import audio, realtime
 from bridge.core.commands import Command, Note, ToModel, protocol_error
 
 HELD_MS = 20_000
-"""Audio kept for a model that is not ready: longer than a caller waits for it
-(conversation.READY_SECONDS), so that no first word is lost."""
+"""Audio kept for a model that is not ready: as long as a caller waits for it
+(redial.py), so that no first word is lost."""
+
+UNTOLD_MS = 15_000
+"""Audio since the caller's last turn, kept in case that the session is lost: a model
+that hangs is noticed after some seconds, and nothing since was heard by it ..."""
+
+SPEECH_MS = 45_000
+"""... and so much while the caller speaks: a turn is given again from its beginning."""
+
+TURNS_BYTES = 60 * 8000
+"""Of turns whose words nobody has written down (yet): a minute in all."""
+
+FRAMES_AT_ONCE = 25
+"""Of what was held, in one event: half a second."""
 
 GAP_MS = 20
 """A hole of a frame or more in the timestamps is audio that Twilio did not send."""
@@ -29,16 +43,26 @@ class CallerAudio:
     def __init__(self, now: float) -> None:
         self.speaking = False
         """The model hears the caller speak."""
+        self.turn_open = False
+        """They have ended, and the server has made no item of it yet."""
         self.held_ms = 0.0
         self.muted = False
         """The model is to hear silence in the caller's place."""
         self._ready = False
         self._held: deque[tuple[str, float]] = deque()
+        self._most_held_ms = float(HELD_MS)
         self._end_ms: float | None = None
         """Where on the media clock the audio ends that the model was given."""
         self._last = now
         self._stalled_ms = 0
         """Silence made since the last frame came."""
+        self._turn: deque[tuple[str, float]] = deque()
+        """Given to the model since the caller's last turn ended."""
+        self._turn_ms = 0.0
+        self._again_ms = 0.0
+        """So much was given to a second session, and may have to go to a third."""
+        self._turns: dict[str, bytes] = {}
+        """Item id -> mu-law of turns without words."""
 
     def frame(
         self, payload: str, timestamp_ms: int, duration_ms: float, now: float
@@ -54,11 +78,65 @@ class CallerAudio:
     def ready(self) -> list[Command]:
         """The model takes audio from now on: what was held, in order."""
         self._ready = True
-        commands: list[Command] = [
-            ToModel(realtime.append(payload)) for payload, _ in self._held
-        ]
-        self._held.clear()
-        return commands
+        held, self._held, self.held_ms = list(self._held), deque(), 0.0
+        self._most_held_ms = HELD_MS
+        self._again_ms = min(sum(ms for _, ms in held), SPEECH_MS)
+        for payload, duration_ms in held:
+            self._remember(payload, duration_ms)
+        # Not frame by frame: a minute of them would choke the way to the model.
+        payloads = [payload for payload, _ in held]
+        parts = (
+            payloads[at : at + FRAMES_AT_ONCE]
+            for at in range(0, len(payloads), FRAMES_AT_ONCE)
+        )
+        return [ToModel(realtime.append(audio.joined(part))) for part in parts]
+
+    # --- what a session may have lost ---
+
+    def turn_ended(self, item_id: str) -> None:
+        """What was given until now is an item of the server's, without words yet."""
+        audio_bytes = audio.sound(payload for payload, _ in self._turn)
+        self._forget_turn()
+        self._turns[item_id] = audio_bytes[-TURNS_BYTES:]
+        while sum(map(len, self._turns.values())) > TURNS_BYTES:
+            del self._turns[next(iter(self._turns))]
+
+    def turn_dropped(self) -> None:
+        """The server has thrown away what was given since the last turn."""
+        self._forget_turn()
+
+    def turn_written(self, item_id: str) -> None:
+        """There are words of that turn, or it is gone."""
+        self._turns.pop(item_id, None)
+
+    @property
+    def has_unwritten(self) -> bool:
+        """There is a turn without words."""
+        return bool(self._turns)
+
+    def turn(self, item_id: str) -> bytes:
+        """Mu-law of a turn that nobody has the words of."""
+        return self._turns.get(item_id, b"")
+
+    def model_lost(self) -> None:
+        """Nobody takes audio: it is held, behind what the model may not have heard."""
+        self._ready = False
+        self.speaking = False
+        self._held.extendleft(reversed(self._turn))
+        self.held_ms += self._turn_ms
+        self._most_held_ms = HELD_MS + self._turn_ms
+        self._forget_turn()
+
+    def new_line(self, now: float) -> None:
+        """Frames come from another stream, whose clock begins anew."""
+        self._end_ms = None
+        self._last = now
+        self._stalled_ms = 0
+
+    def _forget_turn(self) -> None:
+        self._turn.clear()
+        self._turn_ms = self._again_ms = 0.0
+        self.turn_open = False
 
     @property
     def stalls_at(self) -> float | None:
@@ -102,12 +180,21 @@ class CallerAudio:
 
     def _give(self, payload: str, duration_ms: float) -> list[Command]:
         if self._ready:
+            self._remember(payload, duration_ms)
             return [ToModel(realtime.append(payload))]
         self._held.append((payload, duration_ms))
         self.held_ms += duration_ms
         lost = 0.0
-        while self.held_ms > HELD_MS:
+        while self.held_ms > self._most_held_ms:
             _, oldest_ms = self._held.popleft()
             self.held_ms -= oldest_ms
             lost += oldest_ms
         return [Note("held_audio_lost", {"ms": lost})] if lost else []
+
+    def _remember(self, payload: str, duration_ms: float) -> None:
+        """For another session, should this one be lost."""
+        self._turn.append((payload, duration_ms))
+        self._turn_ms += duration_ms
+        most = SPEECH_MS if self.speaking else max(UNTOLD_MS, self._again_ms)
+        while self._turn_ms > most:
+            self._turn_ms -= self._turn.popleft()[1]

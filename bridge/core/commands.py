@@ -24,9 +24,11 @@ class ToModel:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The call is known: its agent's session is to be opened now."""
+    """The call is known: its agent's session is to be opened now; or it is there
+    `again`, on another stream."""
 
     start: media_stream.Start
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,20 @@ class Interrupted:
 
     item_id: str
     content_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """A connection to the model is wanted, after so many seconds. `spare`: the one that
+    there is stays in use meanwhile; else it is given up."""
+
+    seconds: float
+    spare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """The connection that was dialled takes the place of the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +88,18 @@ class End:
     why: str
 
 
-Command = ToCaller | ToModel | Started | Interrupted | Heard | Pressed | Note | End
+Command = (
+    ToCaller
+    | ToModel
+    | Started
+    | Interrupted
+    | Dial
+    | Switch
+    | Heard
+    | Pressed
+    | Note
+    | End
+)
 
 
 def protocol_error(side: str, reason: str) -> Note:

@@ -8,7 +8,7 @@ to be carried out in the order in which they are given.
 import enum
 from collections.abc import Iterable, Mapping
 
-from bridge.core import media_stream, realtime
+from bridge.core import audio, errors, media_stream, realtime
 from bridge.core.agent_speech import ANSWER_ID, AgentSpeech
 from bridge.core.caller_audio import CallerAudio
 from bridge.core.commands import (
@@ -23,47 +23,22 @@ from bridge.core.commands import (
     Value,
     protocol_error,
 )
-from bridge.core.history import History
+from bridge.core.history import History, HistoryItem, Playing
 from bridge.core.keys import Keys
 from bridge.core.patience import Patience
 from bridge.core.playback import Playback
-from bridge.core.replay import kept, replayed
-from bridge.core.rules import GOODBYES, Rules
+from bridge.core.replay import Open, kept, replayed
+from bridge.core.rules import BACK, BROKEN_OFF, CUT_OFF, GOODBYES, Rules
+from bridge.core.sessions import Sessions
+from bridge.core.untold import Untold, Word
 from bridge.core.waits import Wait, Waits, Yet
 
 START_SECONDS = 10.0
 """Twilio sends `start` at once behind `connected`; a socket without it is no call."""
 
-READY_SECONDS = 15.0
-"""From `start` to the model's session.updated; a caller waits no longer in silence.
-A handshake and a model that is slow to start take 1-3 s."""
-
-BENIGN_ERRORS = frozenset(
-    {
-        "response_cancel_not_active",
-        "item_truncate_invalid_item_id",
-        "item_delete_invalid_item_id",
-        "unsupported_content_type",
-        "conversation_already_has_active_response",
-    }
-)
-"""Answers to a truncate, delete, cancel or create that lost a race: the session is
-unhurt. So is it by `Audio content of Xms is already shorter than Yms`, which has no
-code."""
-
 SILENT_SECONDS = 60.0
 """Twilio sends 50 frames a second, or on some lines none in silence, but then marks
 come back: who sends nothing for so long has gone without a word (error 31924)."""
-
-FATAL_CODES = frozenset(
-    {
-        "insufficient_quota",
-        "invalid_api_key",
-        "account_deactivated",
-        "billing_hard_limit_reached",
-    }
-)
-"""No answer will come on this account, however often it is asked for."""
 
 MAX_FAILURES = 2
 """Answers that may fail one after the other. A rate limit may pass at once; who gets
@@ -73,21 +48,28 @@ MAX_TRIPS = 5
 """The agent may try to say it otherwise; one whose every answer is stopped would go on
 for ever, and the caller hears nothing of it."""
 
-MAX_CODE_CHARS = 64
-"""Of what a server calls its error: it goes into logs."""
-
 GOODBYE_SECONDS = 15.0
 """A call that must end is ended then, whether or not the agent found its goodbye."""
 
-LATE_SECONDS = 20.0
-"""An answer of which nothing comes for so long is given up: no model thinks longer, and
-nobody waits longer in silence."""
+LATE_SECONDS = 10.0
+"""An answer of which nothing comes for so long is wanted of another session: no model
+thinks longer, and nobody waits much longer in silence."""
+
+LINGER_SECONDS = 10.0
+"""A session is kept for a caller whose stream broke: Twilio asks at once what follows,
+and a new stream is there in a second or two."""
+
+HAND_OVER_SECONDS = 8.0
+"""For a quiet moment to come in which a call can be moved."""
 
 WORDS = frozenset({"user", "assistant", "system"})
 """Kinds of items that are words, and may be replaced by others."""
 
-MAX_UNTOLD = 64
-"""Words to the agent that are kept until the model is ready."""
+PROBE_ID = "bridge_probe"
+"""event_id of what only asks for a sign of life."""
+
+MAX_CALLED = 64
+"""Tool calls that are remembered as being at work."""
 
 
 class State(enum.Enum):
@@ -111,15 +93,22 @@ class Conversation:
         self._patience = Patience(self._rules, now)
         self._busy = 0
         """Tools at work: a caller who waits for one is not silent."""
+        self._busy_inside = 0
+        """Those of them that are a part of an answer, which may take its time."""
         self._waits = Waits()
-        self._untold: list[tuple[str, str, bool]] = []
-        self._asked_early = False
-        """An answer was wanted before the model was ready."""
+        self._untold = Untold()
+        self._called: dict[str, None] = {}
+        """Tool calls (call_id) that are at work, or wait for a yes."""
         self._ends_at: float | None = None
         """The agent is saying goodbye; the call ends then at the latest."""
         self._ends_why = ""
         self._began = now
-        self._expires = now + START_SECONDS
+        self._start_due = now + START_SECONDS
+        self._sessions = Sessions(now)
+        self._line_lost_at: float | None = None
+        """Since when there is no stream; the caller may be back on another."""
+        self.ended_quietly = False
+        """Nobody spoke, nothing was asked or owed when the call ended here."""
         self._stream_sid = ""
         self._playback = Playback(now)
         self._speech = AgentSpeech(
@@ -128,10 +117,14 @@ class Conversation:
         self._caller = CallerAudio(now)
         self._turns = realtime.TurnDetection()
         """Who interrupts and who answers, as the server says it is."""
+        self._detects = True
+        """It finds the turns by itself."""
         self._unanswered = False
         """The caller has spoken, and the server has not begun to answer."""
         self._heard_from = now
         """When Twilio last sent anything."""
+        self._writes = False
+        """The server transcribes what the caller says."""
         self._failures = 0
         self._trips = 0
         """Answers stopped by a guardrail since the caller spoke."""
@@ -169,6 +162,10 @@ class Conversation:
         """An event of the model's."""
         if self.state is State.ENDED:
             return []
+        if isinstance(event, realtime.SessionUpdated):
+            self._sessions.answered(now)
+        else:
+            self._sessions.sign(now)
         if isinstance(event, realtime.AudioDelta):
             commands = self._speech.audio(event, now)
             if not any(isinstance(command, ToCaller) for command in commands):
@@ -187,11 +184,13 @@ class Conversation:
                 return self._speech_started(now)
             case realtime.SpeechStopped():
                 self._caller.speaking = False
+                self._caller.turn_open = True
                 self._speech.turn_ended()
                 self._answer_due = now
                 return [Note("speech_stopped")]
             case realtime.InputCommitted():
                 self._caller.speaking = False  # the turn is over, however it ended
+                self._turn_committed(event.item_id, now)
             case realtime.InputCleared():
                 return self._turn_dropped(now)
             case realtime.ResponseCreated():
@@ -203,7 +202,7 @@ class Conversation:
                 wanted = not self._speech.was_cut(response.id)
                 sounded = self._speech.sounded(response.id)
                 done = self._speech.response_done(response.id, now)
-                lost = wanted and _is_lost(response.status, sounded)
+                lost = wanted and errors.is_lost(response.status, sounded=sounded)
                 return done + self._response_done(response, lost, now)
             case realtime.SessionUpdated():
                 return self._session_updated(event, now)
@@ -211,15 +210,80 @@ class Conversation:
                 return self._model_error(error, now)
             case realtime.CallerTranscript():
                 self.history.transcribed(event.item_id, event.transcript)
+                self._writes = True
+                self._caller.turn_written(event.item_id)
                 text = {"text": event.transcript}
                 return [Note("caller_said", {"item": event.item_id}, text)]
             case realtime.ItemAdded() | realtime.ItemDone():
-                item = kept(event.item, now - self._began)
+                self._untold.seen(event.item)
+                item = kept(event.item, self._at(now))
                 if item is not None:
+                    if self._speech.is_on_its_way(item.id):
+                        item.text = ""  # another session was given all its words
                     self.history.add(item, event.previous_item_id)
             case realtime.ItemDeleted():
                 self.history.remove(event.item_id)
+                self._caller.turn_written(event.item_id)
+                self._untold.gone(event.item_id)
         return []
+
+    def model_lost(self, why: str, now: float) -> list[Command]:
+        """The connection to the model is gone."""
+        if self.state is State.ENDED:
+            return []
+        return [Note("model_lost", {"why": why}), *self._redial(why, now)]
+
+    def dialled(self, now: float) -> list[Command]:
+        """The connection that was asked for (`Dial`) is there."""
+        if self.state is State.ENDED:
+            return []
+        return self._sessions.dialled(now) or self._changed(now)
+
+    def not_dialled(self, why: str, fatal: bool, now: float) -> list[Command]:
+        """It did not come about. `fatal`: nor will it, however often it is tried."""
+        if self.state is State.ENDED:
+            return []
+        self._sessions.not_dialled(now)
+        note = Note("model_refused", {"why": why, "fatal": fatal})
+        if self._sessions.there:
+            return [note]
+        if fatal:
+            return [note, *self.end("model", "refused", now)]
+        return [note, *self._sessions.another(now)]
+
+    def line_lost(self, now: float) -> list[Command]:
+        """The stream broke. The session is kept for some seconds: Twilio asks what
+        follows, and the caller may be back on another stream (a second `start`)."""
+        if self.state is State.WAITING:
+            return self.end("caller", "connection_lost", now)
+        if self.state is State.ENDED or self._line_lost_at is not None:
+            return []
+        self._line_lost_at = now
+        settled = self._speech.line_lost(now)
+        lost = [Note("line_lost"), *settled, *self._changed(now)]
+        # As when they speak: they have not heard all, so nothing follows of it.
+        return lost + self._waits.stop(tones=True)
+
+    def hand_over(self, now: float) -> list[Command]:
+        """Another instance is to lead the call on: it ends here ("handed_over") in the
+        next quiet moment, or a little later in any."""
+        if self.state is State.ENDED or self._ends_at is not None:
+            return []
+        if self.state is State.WAITING or self._line_lost_at is not None:
+            return self.end("bridge", "handed_over", now)
+        self._ends_at = now + HAND_OVER_SECONDS
+        self._ends_why = "handed_over"
+        return self._changed(now)
+
+    def send(self, text: str) -> list[Command]:
+        """A client event of the SDK's, or of the user's own."""
+        if self.state is State.ENDED:
+            return []
+        if self.state is State.TALKING:
+            return [self._give(text)]
+        if '"response.cancel"' in text:
+            return []  # of an answer that a lost session was at
+        return self._keep(text)
 
     def misread(self, side: str, reason: str) -> list[Command]:
         """A message of that side ("caller", "model") could not be read."""
@@ -261,17 +325,13 @@ class Conversation:
         if self.state is State.ENDED:
             return []
         if self.state is not State.TALKING:
-            if len(self._untold) >= MAX_UNTOLD:
-                return [Note("word_lost")]
-            self._untold.append((role, text, respond))
-            return []
-        say = ToModel(realtime.message(role, text, self._speech.event_id()))
-        return [say, *(self.ask(now) if respond else [])]
+            return self._keep(Word(role, text, respond))
+        return [self._say(role, text), *(self.ask(now) if respond else [])]
 
     def ask(self, now: float) -> list[Command]:
         """An answer is wanted, as soon as the model is free."""
         if self.state is not State.TALKING:
-            self._asked_early = True
+            self._untold.asked = True
             return []
         if self._caller.speaking and self._turns.create_response is not False:
             return []  # who speaks is answered when they have ended, with all there is
@@ -285,6 +345,11 @@ class Conversation:
     ) -> list[Command]:
         """The model forgets items, or has other words in the place of some."""
         if self.state is not State.TALKING:
+            # The session to come is given the history as it is then.
+            for item_id in removed:
+                self.history.remove(item_id)
+            for item_id, text in corrected.items():
+                self.history.correct(item_id, text)
             return []
         commands: list[Command] = []
         gone = list(removed)
@@ -294,26 +359,33 @@ class Conversation:
                 new = realtime.message(
                     item.kind, text, self._speech.event_id(), after=item_id
                 )
-                commands.append(ToModel(new))
+                commands.append(self._give(new))
                 gone.append(item_id)
         deletes = [realtime.delete(it, self._speech.event_id()) for it in gone]
-        return commands + [ToModel(delete) for delete in deletes]
+        return commands + [self._give(delete) for delete in deletes]
 
     def mute(self, on: bool) -> list[Command]:
         """The model hears silence in the caller's place."""
         self._caller.muted = on
         return []
 
-    def busy(self, change: int, now: float) -> list[Command]:
-        """A tool has begun (+1) or ended (-1)."""
+    def busy(self, change: int, now: float, call_id: str = "") -> list[Command]:
+        """A tool has begun (+1) or ended (-1); without a `call_id` one of the model's
+        own server, as a part of its answer."""
         self._busy = max(self._busy + change, 0)
+        if not call_id:
+            self._busy_inside = max(self._busy_inside + change, 0)
+        elif change > 0:
+            self._called[call_id] = None
+            if len(self._called) > MAX_CALLED:
+                del self._called[next(iter(self._called))]
         # What a tool took is not the answer's delay.
         self._speech.progress = now
         return self._changed(now)
 
     def play(self, payload: str, now: float) -> list[Command]:
         """Audio of our own to the caller, such as the tones of keys."""
-        if self.state in (State.WAITING, State.ENDED):
+        if self.state in (State.WAITING, State.ENDED) or self._line_lost_at is not None:
             return []
         return self._speech.play(payload, now)
 
@@ -330,6 +402,8 @@ class Conversation:
         unless not `stoppable`."""
         if self.state is State.ENDED:
             return [Heard(wait, None)]
+        if self._line_lost_at is not None:
+            return [Heard(wait, False)]  # nobody hears anything
         speaks = stoppable and self._interruptible and self._caller.speaking
         if speaks and (then is not None or not self._yet.nothing):
             return [Heard(wait, False)]
@@ -357,22 +431,29 @@ class Conversation:
         """One side is gone, or the bridge ends the call. Only the first one counts."""
         if self.state is State.ENDED:
             return []
+        self.ended_quietly = self._is_settled(self._yet, now)
         self.state = State.ENDED
-        waits = self._waits.end()
-        return [*self._speech.call_ended(now), *waits, End(by, why)]
+        commands = self._speech.call_ended(now, clears=why == "handed_over")
+        return [*commands, *self._waits.end(), End(by, why)]
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed: does what is due."""
         if self.state is State.ENDED:
             return []
-        if self.state is not State.TALKING and now >= self._expires:
-            if self.state is State.WAITING:
-                return self.end("caller", "no_start", now)
-            return self.end("model", "not_ready", now)
-        if now >= self._heard_from + SILENT_SECONDS:
+        if self.state is State.WAITING and now >= self._start_due:
+            return self.end("caller", "no_start", now)
+        if self.state is State.HOLDING and self._sessions.given_up(now):
+            why = "lost" if self._sessions.before else "not_ready"
+            return self.end("model", why, now)
+        if now >= self._line_ends:
             return self.end("caller", "connection_lost", now)
-        commands: list[Command] = []
-        while (late := self._speech.gives_up_at) is not None and now >= late:
+        lost = self._sessions.lost_as(now)
+        commands = self._redial(lost, now) if lost else self._sessions.renew(now)
+        if self._sessions.probes(now):
+            commands.append(ToModel(realtime.probe(PROBE_ID)))
+        if self._sessions.comforts(now) and self._playback.idle:
+            commands += self.play(audio.comfort_tone(), now)
+        while (gives_up := self._speech.gives_up_at) is not None and now >= gives_up:
             commands += self._speech.give_up_fence(now)
         stalls_at = self._caller.stalls_at
         if stalls_at is not None and now >= stalls_at:
@@ -387,15 +468,28 @@ class Conversation:
             commands += self._lose_patience(now)
         return commands + self._changed(now)
 
+    def playing(self, now: float) -> list[Playing]:
+        """What of the agent's words is on its way to the caller."""
+        return self._speech.playing(now)
+
+    @property
+    def line_is_lost(self) -> bool:
+        """There is no stream, and the session is kept for another."""
+        return self.state is not State.ENDED and self._line_lost_at is not None
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Another one whenever what was said, or is on its way, is not what it was."""
+        return self.history.version, self._playback.sent
+
     @property
     def deadline(self) -> float | None:
         """When `tick` has something to do; None: not before a message comes."""
         if self.state is State.ENDED:
             return None
-        expires = None if self.state is State.TALKING else self._expires
         due = (
-            expires,
-            self._heard_from + SILENT_SECONDS,
+            self._begins_at_most,
+            self._line_ends,
             self._speech.gives_up_at,
             self._caller.stalls_at,
             self._keys.due_at,
@@ -410,20 +504,56 @@ class Conversation:
     # --- the caller ---
 
     def _start(self, message: media_stream.Start, now: float) -> list[Command]:
-        if self.state is not State.WAITING:
+        if self.state is not State.WAITING and self._line_lost_at is None:
             return [protocol_error("caller", "second start")]
         media = message.start.media_format
         if (media.encoding, media.sample_rate) != ("audio/x-mulaw", 8000):
             return self.end("caller", "unsupported_media_format", now)
         self._stream_sid = message.stream_sid
-        self._began = now
         self._playback = Playback(now)
         out = media_stream.Outbound(message.stream_sid)
+        if self._line_lost_at is not None:
+            back = self._line_back(out, self._line_lost_at, now)
+            return [Started(message, again=True), *back]
+        self._began = now
         self._speech = AgentSpeech(out, self._playback, self.history)
+        self._untold.owned_by(message.stream_sid)
         self._caller = CallerAudio(now)
-        self._expires = now + READY_SECONDS
+        self._sessions = Sessions(now)
         self.state = State.HOLDING
         return [Started(message)]
+
+    def _line_back(
+        self, out: media_stream.Outbound, lost_at: float, now: float
+    ) -> list[Command]:
+        """The caller is there again, and hears nothing of what Twilio had."""
+        self._line_lost_at = None
+        self._speech.line_back(out, self._playback, now)
+        self._caller.new_line(now)
+        back: list[Command] = [Note("line_back", {"seconds": now - lost_at})]
+        if not self._sessions.before or self._ends_at is not None:
+            return back  # the greeting, or the goodbye, is still to come
+        word = CUT_OFF if self._speech.broken else BACK
+        self._speech.broken = False
+        return back + self.tell("system", word, True, now)
+
+    @property
+    def _line_ends(self) -> float:
+        """When a line on which nothing comes is given up."""
+        if self._line_lost_at is not None:
+            return self._line_lost_at + LINGER_SECONDS
+        return self._heard_from + SILENT_SECONDS
+
+    def _turn_committed(self, item_id: str, now: float) -> None:
+        self._caller.turn_ended(item_id)
+        if item_id:
+            # Now, for its own event may be lost with the session.
+            at = self._at(now)
+            self.history.add(HistoryItem(id=item_id, kind="user", at=at))
+
+    def _at(self, now: float) -> float:
+        """Seconds since the call began, other streams of it included."""
+        return now - self._began + self._rules.elapsed
 
     def _caller_audio(
         self, media: media_stream.MediaDetails, now: float
@@ -448,6 +578,7 @@ class Conversation:
     def _turn_dropped(self, now: float) -> list[Command]:
         """The server will not answer what the caller said."""
         self._caller.speaking = False
+        self._caller.turn_dropped()
         self._unanswered = False
         return self._speech.pay(now)
 
@@ -495,8 +626,11 @@ class Conversation:
             return []
         yet = self._yet
         still = self._is_still(yet)
-        quiet = still and not self._caller.muted and self.state is State.TALKING
-        self._patience.watch(quiet, now)
+        here = self.state is State.TALKING and self._line_lost_at is None
+        self._patience.watch(still and here and not self._caller.muted, now)
+        rolls = self._sessions.spare and self._ends_at is None
+        if rolls and self._is_quiet(yet):
+            return self._roll_over(now)
         over = self._waits.over(yet, now)
         leaves = next((wait for wait in over if wait.then), None)
         commands: list[Command] = [
@@ -508,17 +642,19 @@ class Conversation:
         if leaves is not None and leaves.then is not None:
             done = Heard(leaves.number, True)
             return [*commands, done, *self.end(*leaves.then, now)]
+        if self._ends_at is None:
+            return commands
+        moves = self._ends_why == "handed_over"
         said = still and not yet.unanswered
-        if self._ends_at is not None and (said or now >= self._ends_at):
+        if now >= self._ends_at or (self._is_settled(yet, now) if moves else said):
             return commands + self.end("bridge", self._ends_why, now)
         return commands
 
     @property
     def _yet(self) -> Yet:
         """What the caller has yet to hear; words that wait for the model are part."""
-        untold = any(respond for _, _, respond in self._untold)
         return Yet(
-            generating=self._speech.generating or untold,
+            generating=self._speech.generating or self._untold.to_be_answered,
             # Nor does a call end between two keys of one input.
             unanswered=self._unanswered or self._keys.due_at is not None,
             queued=not self._playback.idle,
@@ -530,31 +666,49 @@ class Conversation:
         """Nobody speaks, nothing is to be heard, no tool runs."""
         return yet.nothing and not (self._caller.speaking or self._busy)
 
+    def _is_quiet(self, yet: Yet) -> bool:
+        """Nothing would be interrupted: nor is anything about to begin. (A tool begins
+        a moment after the answer that calls it is done.)"""
+        if self.state is not State.TALKING or self._line_lost_at is not None:
+            return False
+        still = self._is_still(yet) and not yet.unanswered
+        return still and not self.history.has_open_calls
+
+    def _is_settled(self, yet: Yet, now: float) -> bool:
+        """Quiet, and all that was said is known in words: others have no audio."""
+        written = not (self._writes and self._caller.has_unwritten)
+        return written and not self._sessions.is_new(now) and self._is_quiet(yet)
+
     @property
     def _answer_late_at(self) -> float | None:
         """When an answer that does not come on is given up. A tool of the model's own
         server may be a part of it, and takes its time."""
-        if self.state is not State.TALKING or self._busy:
+        if self.state is not State.TALKING or self._busy_inside:
             return None
-        if not self._speech.generating:
+        if not self._speech.generating or self._line_lost_at is not None:
             return None
         return self._speech.progress + LATE_SECONDS
 
     def _give_up_answer(self, now: float) -> list[Command]:
         self._unanswered = False  # the server would have begun by now
-        late: list[Command] = [Note("answer_late"), *self._speech.drop(now)]
+        late: list[Command] = [Note("answer_late")]
         if self._waits.to_leave:
-            return late  # another try would hold the line once more
-        return late + self._failed("late", now)
+            # Another try would hold the line once more.
+            return late + self._speech.drop(now)
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            return late + self.end("model", "failed", now)
+        # It answers pings and nothing else: another session is asked.
+        return late + self._redial("answer_late", now)
 
     @property
     def _patience_ends(self) -> float | None:
         if self.state is not State.TALKING or self._ends_at is not None:
             return None
-        return self._patience.due_at
+        return None if self._line_lost_at is not None else self._patience.due_at
 
     def _lose_patience(self, now: float) -> list[Command]:
-        if self._ends_at is not None:
+        if self._ends_at is not None or self._line_lost_at is not None:
             return []
         # An answer that was asked for since has not been seen yet.
         still = self._is_still(self._yet)
@@ -576,28 +730,116 @@ class Conversation:
             return self.end("model", "wrong_audio_format", now)
         self._turns = event.turns
         # Without detection nobody will say when the caller has ended, nor answer.
-        dropped = [] if event.detects else self._turn_dropped(now)
+        manual, self._detects = self._detects and not event.detects, event.detects
+        dropped = self._turn_dropped(now) if manual else []
         if self.state is not State.HOLDING:
             return dropped
         self.state = State.TALKING
         taken, sent = event.formats
-        data = {"held_ms": self._caller.held_ms, "input": taken, "output": sent}
-        commands: list[Command] = [Note("ready", data)]
-        before = replayed(self._rules.history, self._speech.event_id)
-        commands += [ToModel(event) for event in before]
-        opening = self._rules.word or self._rules.greeting
+        commands: list[Command]
+        if self._sessions.before:
+            commands = self._go_on(now)
+        else:
+            data = {"held_ms": self._caller.held_ms, "input": taken, "output": sent}
+            commands = [Note("ready", data), *self._open(now)]
+        self._sessions.began(now, self._rules.session_seconds)
+        for word in self._untold.take():
+            if isinstance(word, Word):
+                commands += self.tell(word.role, word.text, word.respond, now)
+            else:
+                commands.append(self._give(word))
+        if self._untold.asked:
+            self._untold.asked = False
+            commands += self.ask(now)
+        return commands + self._speech.pay(now) + self._caller.ready()
+
+    def _open(self, now: float) -> list[Command]:
+        """The first session of this stream begins."""
+        rules = self._rules
+        before = replayed(rules.history, self._speech.event_id)
+        commands: list[Command] = [ToModel(event) for event in before]
+        if rules.aside:
+            return [*commands, self._say("system", rules.aside)]
+        opening = rules.word or rules.greeting
         if opening:
             # As an item, for instructions of a response would replace the agent's own.
             # Before the held audio: a caller who said hello first is then answered.
-            say = realtime.message("system", opening, self._speech.event_id())
-            commands += [ToModel(say), *self._speech.ask(now)]
+            commands += [self._say("system", opening), *self._speech.ask(now)]
             self._answer_due = now
-        untold, self._untold = self._untold, []
-        for word in untold:
-            commands += self.tell(*word, now)
-        if self._asked_early:
-            commands += self.ask(now)
-        return commands + self._caller.ready()
+        return commands
+
+    def _go_on(self, now: float) -> list[Command]:
+        """Another session takes the place of the last, and is given what was said."""
+        settled = self._speech.model_back(now)
+        words: dict[str, str] = {}
+        for part in self._speech.playing(now):
+            text = "".join(text for _, text in part.words)
+            words[part.id] = words.get(part.id, "") + text
+        still = Open(words, self._caller.turn, self._called)
+        told = replayed(self.history.items, self._speech.event_id, still)
+        told += self._untold.events
+        data: dict[str, Value] = {
+            "why": self._sessions.left_why,
+            "seconds": now - self._sessions.lost_at,
+            "held_ms": self._caller.held_ms,
+            "items": len(told),
+        }
+        commands: list[Command] = [Note("model_back", data), *settled]
+        commands += [ToModel(event) for event in told]
+        if self._speech.broken and self._line_lost_at is None:
+            self._speech.broken = False
+            commands.append(self._say("system", BROKEN_OFF))
+        return commands
+
+    # --- sessions come and go ---
+
+    def _redial(self, why: str, now: float) -> list[Command]:
+        """The session is of no more use: another one is wanted."""
+        commands = self._leave_session(why, now)
+        if self._sessions.given_up(now):
+            return commands + self.end("model", "lost", now)
+        return commands + self._sessions.another(now)
+
+    def _roll_over(self, now: float) -> list[Command]:
+        """A quiet moment: the spare session takes over, and nobody hears of it."""
+        left = self._leave_session("roll_over", now)
+        return [Note("rolls_over"), *left, *self._sessions.another(now)]
+
+    def _leave_session(self, why: str, now: float) -> list[Command]:
+        """What the next session must know is kept; the caller is held."""
+        was_there = self._sessions.there
+        self._sessions.left(why, now)
+        if not was_there:
+            return []
+        self.state = State.HOLDING
+        commands = self._speech.model_lost(now, tools=bool(self._busy))
+        turn_open = self._caller.speaking or self._caller.turn_open
+        if self._unanswered and not turn_open:
+            # The caller has ended, and the server had not begun to answer.
+            commands += self._speech.ask(now)
+        self._unanswered = False
+        self._caller.model_lost()
+        for item_id in self._untold.deleted:
+            self.history.remove(item_id)
+        return commands
+
+    @property
+    def _begins_at_most(self) -> float | None:
+        """When something must have begun: the call, or a session."""
+        if self.state is State.WAITING:
+            return self._start_due
+        return self._sessions.due_at
+
+    def _give(self, text: str) -> ToModel:
+        """Items are remembered until the server has shown them."""
+        return ToModel(self._untold.sent(text))
+
+    def _say(self, role: str, text: str) -> ToModel:
+        return self._give(realtime.message(role, text, self._speech.event_id()))
+
+    def _keep(self, word: Word | str) -> list[Command]:
+        """Until the model is there."""
+        return [] if self._untold.keep(word) else [Note("word_lost")]
 
     def _first_audio(self, now: float) -> list[Command]:
         if self._answer_due is None:
@@ -609,7 +851,7 @@ class Conversation:
     def _response_done(
         self, response: realtime.ResponseHead, lost: bool, now: float
     ) -> list[Command]:
-        status, why = response.status, (response.why or "")[:MAX_CODE_CHARS]
+        status, why = response.status, errors.short(response.why)
         notes: list[Command] = [
             Note("response_done", {"response": response.id, "status": status})
         ]
@@ -636,22 +878,28 @@ class Conversation:
     def _failed(self, why: str, now: float) -> list[Command]:
         """An answer the caller waits for will not come: asks again, or gives up."""
         self._failures += 1
-        if why in FATAL_CODES or self._failures >= MAX_FAILURES:
+        if why in errors.FATAL_CODES or self._failures >= MAX_FAILURES:
             return self.end("model", "failed", now)
         return [] if self._speech.asked else self.ask(now)
 
     def _model_error(self, error: realtime.ErrorDetails, now: float) -> list[Command]:
-        benign = error.code in BENIGN_ERRORS or "already shorter" in error.message
+        benign = errors.is_benign(error)
         data: dict[str, Value] = {
-            "code": (error.code or error.type)[:MAX_CODE_CHARS],
-            "param": (error.param or "")[:MAX_CODE_CHARS] or None,
+            "code": errors.short(error.code or error.type),
+            "param": errors.short(error.param) or None,
             "benign": benign,
         }
+        if error.event_id == PROBE_ID:
+            self._sessions.answered(now)
+            return []
         note = Note("model_error", data, {"message": error.message})
+        self._untold.refused(error.event_id)
         if self.state is State.HOLDING and not benign:
+            if errors.may_pass(error):
+                return [note, *self._redial("error", now)]
             # The session would go on with the server's defaults: PCM, no instructions.
             return [note, *self.end("model", "refused", now)]
-        if error.code == "conversation_already_has_active_response":
+        if error.code == errors.ACTIVE_CODE:
             # Ours, or the server's own to what the caller said while the agent went on.
             if error.event_id in (None, ANSWER_ID):
                 self._speech.owe(now)
@@ -662,8 +910,3 @@ class Conversation:
                 commands += self._failed(error.code or "", now)
             return commands
         return [note]
-
-
-def _is_lost(status: str | None, sounded: bool) -> bool:
-    """The caller will not hear this answer."""
-    return status == "failed" or (status == "incomplete" and not sounded)

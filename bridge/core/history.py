@@ -4,6 +4,7 @@ Text only, bounded, in the server's order. Fed by the server's own events and by
 was decided about the caller's hearing. Also what a later session is given back.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -40,6 +41,22 @@ class HistoryItem(msgspec.Struct):
         return self.kind in ("user", "assistant") and bool(self.text or self.generated)
 
 
+class Playing(msgspec.Struct, frozen=True):
+    """Words on their way to the caller: more of them is heard as time passes."""
+
+    id: str
+    words: tuple[tuple[int, str], ...]
+    """(byte of the audio at which they came, words)."""
+    received: int
+    """Bytes of mu-law the model has sent of it."""
+    heard: int
+    """Bytes that the caller has heard of it."""
+    complete: bool
+    """There is no more of it."""
+    cut: bool = False
+    """No more of it will be heard."""
+
+
 class History:
     """`items` in order; every method takes an item that is unknown as nothing."""
 
@@ -47,16 +64,26 @@ class History:
         self._items: dict[str, HistoryItem] = {item.id: item for item in items}
         self._gone: dict[str, None] = {}
         """Ids that were removed: what still comes of them stays out."""
+        self.version = 0
+        """Another one with every change."""
 
     @property
     def items(self) -> Sequence[HistoryItem]:
         return list(self._items.values())
+
+    @property
+    def has_open_calls(self) -> bool:
+        """A tool was called whose result is not there."""
+        kinds = ("tool_call", "tool_output")
+        calls = Counter(it.call_id for it in self._items.values() if it.kind in kinds)
+        return any(count == 1 for count in calls.values())
 
     def get(self, item_id: str) -> HistoryItem | None:
         return self._items.get(item_id)
 
     def add(self, item: HistoryItem, after: str | None = None) -> None:
         """A new item, or more of a known one; behind `after`, else at the end."""
+        self.version += 1
         if item.id in self._gone:
             return
         known = self._items.get(item.id)
@@ -75,6 +102,7 @@ class History:
 
     def said(self, item_id: str, heard: str, generated: str, *, cut: bool) -> None:
         """What the caller heard of an answer is known now."""
+        self.version += 1
         item = self._items.get(item_id)
         if item is not None:
             # A part of an item that has several: the words of all of them.
@@ -84,11 +112,20 @@ class History:
 
     def transcribed(self, item_id: str, text: str) -> None:
         """The caller's words, as the transcription model has them."""
+        self.version += 1
+        item = self._items.get(item_id)
+        if item is not None:
+            item.text = text[:MAX_CHARS]
+
+    def correct(self, item_id: str, text: str) -> None:
+        """Other words in the place of those that it has."""
+        self.version += 1
         item = self._items.get(item_id)
         if item is not None:
             item.text = text[:MAX_CHARS]
 
     def remove(self, item_id: str) -> None:
+        self.version += 1
         self._items.pop(item_id, None)
         self._gone[item_id] = None
         if len(self._gone) > MAX_ITEMS:

@@ -249,6 +249,17 @@ class Playback:
         """When the queue at Twilio runs dry, on our clock: a guess."""
         return self._queue_ends
 
+    def heard_by(self, now: float) -> int:
+        """Bytes of the stream that were played until now, as well as is known."""
+        return self._position(self.clock.guess(now))
+
+    def ahead(self, key: Key, position: int) -> int:
+        """Bytes of this item that are sent and lie behind `position`."""
+        spans = (span for span in self._spans if span.key == key)
+        return sum(
+            span.end - max(span.start, min(position, span.end)) for span in spans
+        )
+
     def audible(self, now: float) -> Key | None:
         """The item that the caller hears, as well as our clock can tell."""
         position = self._position(self.clock.guess(now))

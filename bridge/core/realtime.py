@@ -66,6 +66,8 @@ class SpeechStopped(
 class InputCommitted(msgspec.Struct, frozen=True, tag="input_audio_buffer.committed"):
     """What the caller said is an item now: their turn is over."""
 
+    item_id: str = ""
+
 
 class InputCleared(msgspec.Struct, frozen=True, tag="input_audio_buffer.cleared"):
     """What the caller said was thrown away."""
@@ -176,6 +178,7 @@ class ConversationItem(msgspec.Struct, frozen=True):
     name: str | None = None
     arguments: str | None = None
     output: str | None = None
+    status: str | None = None
 
     @property
     def text(self) -> str:
@@ -358,6 +361,11 @@ def cancel(response_id: str, event_id: str) -> str:
     return _client_event("response.cancel", event_id, response_id=response_id)
 
 
+def probe(event_id: str) -> str:
+    """Changes nothing, and has the server say something: session.updated."""
+    return _client_event("session.update", event_id, session={"type": "realtime"})
+
+
 def create_response(event_id: str) -> str:
     return _client_event("response.create", event_id)
 
@@ -376,6 +384,13 @@ def message(
     content = [{"type": kind, "text": text}]
     item: dict[str, Any] = {"type": "message", "role": role, "content": content}
     return _create_item(item, event_id, item_id, after)
+
+
+def spoken(payload: str, event_id: str, item_id: str) -> str:
+    """An item of the caller's own voice: base64 in the session's input format."""
+    content = [{"type": "input_audio", "audio": payload}]
+    item = {"type": "message", "role": "user", "content": content}
+    return _create_item(item, event_id, item_id, None)
 
 
 def tool_call(

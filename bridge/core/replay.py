@@ -3,7 +3,9 @@
 What is given back is what was heard; a tool call goes with its result or not at all.
 """
 
-from collections.abc import Callable, Sequence
+import base64
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from bridge.core import realtime
 from bridge.core.history import HistoryItem
@@ -38,25 +40,44 @@ def kept(item: realtime.ConversationItem, at: float) -> HistoryItem | None:
             return None
 
 
-def replayed(history: Sequence[HistoryItem], event_id: Callable[[], str]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Open:
+    """What a history has no text of yet, though the model is to be given it."""
+
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Item id -> an answer's words that are still on their way to the caller."""
+    voice: Callable[[str], bytes] = lambda _: b""
+    """Item id -> mu-law of what the caller said, where nobody wrote it down."""
+    calls: Container[str] = ()
+    """Tool calls (call_id) whose results are still to come."""
+
+
+NOTHING_OPEN = Open()
+
+
+def replayed(
+    history: Sequence[HistoryItem],
+    event_id: Callable[[], str],
+    still: Open = NOTHING_OPEN,
+) -> list[str]:
     """The client events that give a new session what was said before."""
     called = {item.call_id for item in history if item.kind == "tool_call"}
     answered = {item.call_id for item in history if item.kind == "tool_output"}
     events = []
     for item in history:
+        text = item.text + still.words.get(item.id, "")
         match item.kind:
             case "tool_output" if item.call_id in called:
-                event = realtime.tool_output(
-                    item.call_id, item.text, event_id(), item.id
-                )
-            case "tool_call" if item.call_id in answered:
+                event = realtime.tool_output(item.call_id, text, event_id(), item.id)
+            case "tool_call" if item.call_id in answered or item.call_id in still.calls:
                 event = realtime.tool_call(
                     item.call_id, item.name, item.arguments, event_id(), item.id
                 )
-            case "user" | "assistant" | "system" if item.text:
-                event = realtime.message(
-                    item.kind, item.text, event_id(), item_id=item.id
-                )
+            case "user" | "assistant" | "system" if text:
+                event = realtime.message(item.kind, text, event_id(), item_id=item.id)
+            case "user" if voice := still.voice(item.id):
+                payload = base64.b64encode(voice).decode()
+                event = realtime.spoken(payload, event_id(), item.id)
             case _:
                 continue
         events.append(event)

@@ -29,6 +29,35 @@ GOODBYES = {
 }
 
 
+BROKEN_OFF = (
+    "A technical fault has cut your last answer off; the caller heard it up to the "
+    "last word that you see of it. Go on from exactly there, in the middle of the "
+    "sentence if need be. Do not repeat anything, do not greet, do not mention the "
+    "fault."
+)
+"""The session was lost while the agent spoke."""
+
+CUT_OFF = (
+    "The line to the caller was interrupted for a moment and is back. Of your last "
+    "answer they heard no more than you see. Go on with it from there; anything the "
+    "caller said meanwhile is lost."
+)
+"""The line was, while the agent spoke ..."""
+
+BACK = (
+    "The line to the caller was interrupted for a moment and is back. Tell them so in "
+    "one short sentence, and go on with what you were at; if they were saying "
+    "something, it is lost, so ask them to say it again."
+)
+"""... and while it did not."""
+
+MOVED = (
+    "This call has been moved to another server in a quiet moment. The caller did not "
+    "notice; should the beginning of what they say next be missing, ask them for it."
+)
+"""Nobody spoke; the agent is to be told and not to answer."""
+
+
 class Prices(msgspec.Struct, frozen=True):
     """Per million tokens, in whatever unit the limit has."""
 
@@ -61,4 +90,10 @@ class Rules(msgspec.Struct, frozen=True):
     history: tuple[HistoryItem, ...] = ()
     """What was said before, in an earlier session of this call ..."""
     word: str = ""
-    """... and what the agent is told about why it goes on."""
+    """... and what the agent is told about why it goes on; it is to answer."""
+    elapsed: float = 0.0
+    """Seconds that the call had lasted before this stream."""
+    aside: str = ""
+    """As `word`, and it is not to answer: the caller noticed nothing."""
+    session_seconds: float | None = None
+    """How old a session of the model's may get; then another one takes its place."""

@@ -92,11 +92,15 @@ class _SessionUpdate(msgspec.Struct, frozen=True, tag="session.update"):
     session: dict[str, Any]
 
 
+class _ItemCreate(msgspec.Struct, frozen=True, tag="conversation.item.create"):
+    pass
+
+
 _Event = dict[str, msgspec.Raw]
 """The fields of an event, those that nobody reads not decoded."""
 
 _decode_fields = msgspec.json.Decoder(_Event).decode
-_decode_ours = msgspec.json.Decoder(_Append | _SessionUpdate).decode
+_decode_ours = msgspec.json.Decoder(_Append | _SessionUpdate | _ItemCreate).decode
 _decode_theirs = msgspec.json.Decoder(
     realtime.AudioDelta
     | realtime.AudioDone
@@ -105,7 +109,7 @@ _decode_theirs = msgspec.json.Decoder(
     | _SessionCreated
 ).decode
 
-_OURS = ('"input_audio_buffer.append"', '"session.update"')
+_OURS = ('"input_audio_buffer.append"', '"session.update"', '"input_audio"')
 _THEIRS = (
     '"response.output_audio.d',  # delta, done
     '"response.done"',
@@ -146,6 +150,8 @@ class ModelAudio:
             return text  # another event that has such a word in it
         if isinstance(event, _SessionUpdate):
             return _with_formats(text, _to_be)
+        if isinstance(event, _ItemCreate):
+            return _with_voice(text)
         return _with(_decode_fields(text), "audio", self._caller.feed(event.audio))
 
     def from_model(self, text: str) -> list[str]:
@@ -203,6 +209,17 @@ class ModelAudio:
 
 def _with(event: _Event, field: str, payload: str) -> str:
     return msgspec.json.encode(event | {field: payload}).decode()
+
+
+def _with_voice(text: str) -> str:
+    """An item with a caller's words in it, spoken: given back to a new session."""
+    event: Any = msgspec.json.decode(text)
+    parts = event.get("item", {}).get("content")
+    for part in parts if isinstance(parts, list) else []:
+        if isinstance(part, dict) and isinstance(part.get("audio"), str):
+            # By itself: it has nothing to do with what is being said now.
+            part["audio"] = CallerTranscoder().feed(part["audio"])
+    return msgspec.json.encode(event).decode()
 
 
 def _with_formats(text: str, change: Callable[[Any], Any]) -> str:

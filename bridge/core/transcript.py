@@ -4,14 +4,21 @@ The words come as deltas a little ahead of their audio; a delta belongs to the a
 that follows it, up to the next one.
 """
 
+from collections.abc import Iterable
+
+from bridge.core.audio import BYTES_PER_MS
+
+QUICK_BYTES = 45 * BYTES_PER_MS
+"""Of audio to a character, in quick speech: a word with less is not whole."""
+
 
 class Words:
     """Words of one item with the byte of its audio at which each delta came."""
 
     __slots__ = ("_pieces",)
 
-    def __init__(self) -> None:
-        self._pieces: list[tuple[int, str]] = []
+    def __init__(self, pieces: Iterable[tuple[int, str]] = ()) -> None:
+        self._pieces = list(pieces)
 
     def add(self, text: str, at_bytes: int) -> None:
         """A delta, come when `at_bytes` of the item's audio had been received."""
@@ -22,6 +29,25 @@ class Words:
     @property
     def all(self) -> str:
         return "".join(text for _, text in self._pieces)
+
+    @property
+    def pieces(self) -> list[tuple[int, str]]:
+        """(byte of the audio at which they came, words), in order."""
+        return list(self._pieces)
+
+    def end_at(self, received_bytes: int) -> None:
+        """No more audio will come: words that ran ahead of it were never spoken, nor
+        one of which only the beginning came."""
+        while len(self._pieces) > 1 and self._pieces[-1][0] >= received_bytes:
+            self._pieces.pop()
+        if not self._pieces:
+            return
+        at, text = self._pieces.pop()
+        came = received_bytes - (at if self._pieces else 0)
+        takes = len(text.strip()) * QUICK_BYTES
+        self._pieces.append(
+            (at, _first_words(text, came / takes) if came < takes else text)
+        )
 
     def heard(self, heard_bytes: int, received_bytes: int) -> str:
         """The words whose audio lies before `heard_bytes`, cut between two words.

@@ -110,8 +110,12 @@ class NoteLog:
             if what in self._seen:
                 return
             self._seen.add(what)
+        # The same again and again while a model is away: `model_gone` has said it.
+        again = note.name == "model_refused" and note.data.get("fatal") is False
         benign = note.data.get("benign") is True
-        if note.name in WARN and not benign:
+        if again:
+            self._log.info(note.name, **note.data)
+        elif note.name in WARN and not benign:
             self._log.warning(note.name, **note.data)
         elif note.name in QUIET or benign:
             self._log.debug(note.name, **note.data)

@@ -1,6 +1,12 @@
 """The metrics that operators rely on: named in the README, fed by Notes."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+)
 
 from bridge.core.commands import Note
 
@@ -13,6 +19,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.calls_limit = Gauge(
+            "bridge_calls_limit",
+            "Calls that this instance takes at a time",
+            registry=self.registry,
+        )
         self.calls_active = Gauge(
             "bridge_calls_active", "Calls with an open stream", registry=self.registry
         )
@@ -57,6 +69,22 @@ class Metrics:
             "Audio that the model made and nobody heard",
             registry=self.registry,
         )
+        self.reconnects = Counter(
+            "bridge_model_reconnects",
+            "Sessions of the model that took the place of another, by why",
+            ["why"],
+            registry=self.registry,
+        )
+        for why in ("lost", "closed", "answer_late", "mute", "roll_over"):
+            self.reconnects.labels(why)
+        self.resumes = Counter(
+            "bridge_resumes",
+            "Calls that went on in another stream, by what had become of the first",
+            ["why"],
+            registry=self.registry,
+        )
+        for why in ("line", "lost", "moved", "transfer"):
+            self.resumes.labels(why)
         self.protocol_errors = Counter(
             "bridge_protocol_errors",
             "Messages that could not be used, by the side that sent them",
@@ -65,6 +93,12 @@ class Metrics:
         )
         for side in ("caller", "model"):
             self.protocol_errors.labels(side)
+        self.registry_up = Gauge(
+            "bridge_registry_up",
+            "1 while what the instances share can be reached; alone there is nothing",
+            registry=self.registry,
+        )
+        self.registry_up.set(1)
 
     def note(self, note: Note) -> None:
         """Counts what a Note tells."""
@@ -81,6 +115,12 @@ class Metrics:
                 self.unheard.inc(max(unheard_ms, 0.0) / 1000)
             case "late_audio":
                 self.unheard.inc(_number(data["bytes"]) / 8000)
+            case "model_back":
+                self.reconnects.labels(data["why"]).inc()
+            case "line_back":
+                self.resumes.labels("line").inc()
+            case "call_resumed":
+                self.resumes.labels(data["why"]).inc()
             case "protocol_error":
                 self.protocol_errors.labels(data["side"]).inc()
             case _:

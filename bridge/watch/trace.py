@@ -14,12 +14,14 @@ import msgspec
 from bridge.core import media_stream, realtime
 from bridge.core.commands import (
     Command,
+    Dial,
     End,
     Heard,
     Interrupted,
     Note,
     Pressed,
     Started,
+    Switch,
     ToCaller,
     ToModel,
 )
@@ -134,8 +136,12 @@ def _as_line(command: Command) -> dict[str, Any]:
             return {"out": "note", "value": [name, dict(data), dict(private)]}
         case Interrupted(item_id, content_index):
             return {"out": "interrupted", "value": [item_id, content_index]}
-        case Started(start):
-            return {"out": "started", "value": start.start.call_sid}
+        case Started(start, again):
+            return {"out": "started", "value": [start.start.call_sid, again]}
+        case Dial(seconds, spare):
+            return {"out": "dial", "value": [seconds, spare]}
+        case Switch():
+            return {"out": "switch", "value": None}
         case Heard(wait, done):
             return {"out": "heard", "value": [wait, done]}
         case Pressed(keys):
@@ -202,8 +208,20 @@ def feed(
             return talk.edit(removed, corrected)
         case "mute", [bool(on)]:
             return talk.mute(on)
-        case "busy", [int(change)]:
-            return talk.busy(change, at)
+        case "busy", [int(change), str(call_id)]:
+            return talk.busy(change, at, call_id)
+        case "lost", [str(why)]:
+            return talk.model_lost(why, at)
+        case "dialled", _:
+            return talk.dialled(at)
+        case "not_dialled", [str(why), bool(fatal)]:
+            return talk.not_dialled(why, fatal, at)
+        case "line_lost", _:
+            return talk.line_lost(at)
+        case "hand_over", _:
+            return talk.hand_over(at)
+        case "send", [str(text)]:
+            return talk.send(text)
         case "play", [str(payload)]:
             return talk.play(payload, at)
         case "when_heard", [int(wait), then, bool(stoppable)]:

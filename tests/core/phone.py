@@ -7,20 +7,23 @@ from typing import Any
 from bridge.core import media_stream, realtime
 from bridge.core.commands import (
     Command,
+    Dial,
     End,
     Heard,
     Interrupted,
     Note,
     Pressed,
     Started,
+    Switch,
     ToCaller,
     ToModel,
 )
-from bridge.core.conversation import Conversation
+from bridge.core.conversation import PROBE_ID, Conversation
 from bridge.core.rules import Rules
 from bridge.sim.twilio.playout import Playout
 
 STREAM = "MZ0000"
+SECOND = "MZ0001"
 MULAW_SESSION = {
     "audio": {
         "input": {
@@ -44,6 +47,12 @@ class Phone:
         self.talk = Conversation(now=self.now)
         self.talk.follow(Rules(greeting=greeting, **rules), self.now)
         self.timestamp = 0
+        self.stream = STREAM
+        self.session: Any = MULAW_SESSION
+        self.gives_signs = True
+        """The server answers what only asks for a sign of life."""
+        self.connected = False
+        """A connection to the model was there, once."""
         self.log: list[Command] = []
         self.twilio = Playout()
         """Twilio's buffer, without any network between."""
@@ -63,12 +72,12 @@ class Phone:
         start = {"callSid": "CA1", "mediaFormat": media, "customParameters": {}}
         return self.caller(event="start", streamSid=sid, start=start)
 
-    def frame(self, sid: str = STREAM, ms: int = 20, **more: Any) -> list[Command]:
+    def frame(self, sid: str = "", ms: int = 20, **more: Any) -> list[Command]:
         """One frame of the caller's, at the present timestamp."""
         media = {"track": "inbound", "timestamp": str(self.timestamp), **more}
         media.setdefault("payload", payload(ms))
         self.timestamp += ms
-        return self.caller(event="media", streamSid=sid, media=media)
+        return self.caller(event="media", streamSid=sid or self.stream, media=media)
 
     def frames(self, ms: int) -> list[Command]:
         """So much time passes, with a frame each 20 ms; `now` is Twilio's time."""
@@ -88,7 +97,7 @@ class Phone:
         return self.tick()
 
     def echo(self, name: str) -> list[Command]:
-        return self.caller(event="mark", streamSid=STREAM, mark={"name": name})
+        return self.caller(event="mark", streamSid=self.stream, mark={"name": name})
 
     def echoes(self) -> list[Command]:
         """Twilio gives back the marks that are due; `frames` does it by itself."""
@@ -98,6 +107,10 @@ class Phone:
         return commands
 
     def ready(self, session: Any = MULAW_SESSION) -> list[Command]:
+        """The session is as we want it, on the first connection or the last dialled."""
+        if not self.connected:
+            self.dialled()
+        self.session = session
         return self.model("session.updated", session=session)
 
     def talking(self) -> "Phone":
@@ -105,6 +118,7 @@ class Phone:
         self.start()
         self.frames(100)
         self.ready()
+        self.tick()
         return self
 
     def created(self, response: str = "r1") -> list[Command]:
@@ -172,8 +186,24 @@ class Phone:
             "input_audio_buffer.speech_started", item_id="u", audio_start_ms=0
         )
 
-    def committed(self) -> list[Command]:
-        return self.model("input_audio_buffer.committed", item_id="u")
+    def shows(self, commands: list[Command]) -> list[Command]:
+        """The server tells of the items that these commands have given it."""
+        shown = []
+        for event in to_model(commands):
+            if event["type"] == "conversation.item.create":
+                item = {"id": f"s_{event['event_id']}", **event["item"]}
+                shown += self.model("conversation.item.added", item=item)
+                shown += self.model("conversation.item.done", item=item)
+        return shown
+
+    def speaks(self, ms: int, item: str = "u") -> list[Command]:
+        """A turn of the caller's that the server has heard, and has yet to answer."""
+        commands = self.barges_in() + self.frames(ms) + self.falls_silent()
+        commands += self.committed(item)
+        return commands + self.item_added(item, "user")
+
+    def committed(self, item: str = "u") -> list[Command]:
+        return self.model("input_audio_buffer.committed", item_id=item)
 
     def cleared(self) -> list[Command]:
         return self.model("input_audio_buffer.cleared")
@@ -193,7 +223,7 @@ class Phone:
         commands = []
         for key in keys:
             dtmf = {"track": "inbound_track", "digit": key}
-            commands += self.caller(event="dtmf", streamSid=STREAM, dtmf=dtmf)
+            commands += self.caller(event="dtmf", streamSid=self.stream, dtmf=dtmf)
         return commands
 
     # --- what the user's code asks for ---
@@ -209,8 +239,8 @@ class Phone:
     def ask(self) -> list[Command]:
         return self._took(self.talk.ask(self.now))
 
-    def busy(self, change: int) -> list[Command]:
-        return self._took(self.talk.busy(change, self.now))
+    def busy(self, change: int, call: str = "") -> list[Command]:
+        return self._took(self.talk.busy(change, self.now, call))
 
     def play(self, ms: int) -> list[Command]:
         return self._took(self.talk.play(payload(ms), self.now))
@@ -238,10 +268,82 @@ class Phone:
         return self._took(self.talk.interrupt(by, self.now, response))
 
     def hangs_up(self) -> list[Command]:
-        return self.caller(event="stop", streamSid=STREAM)
+        return self.caller(event="stop", streamSid=self.stream)
+
+    # --- a side is lost, and comes back ---
+
+    def loses_model(self, why: str = "closed") -> list[Command]:
+        return self._took(self.talk.model_lost(why, self.now))
+
+    def dialled(self) -> list[Command]:
+        self.connected = True
+        return self._took(self.talk.dialled(self.now))
+
+    def not_dialled(self, why: str = "HTTP 503", fatal: bool = False) -> list[Command]:
+        return self._took(self.talk.not_dialled(why, fatal, self.now))
+
+    def model_back(self) -> list[Command]:
+        """The connection that was asked for is there, and its session ready."""
+        assert one(self.dialled(), Switch)
+        return self.ready()
+
+    def another_model(self, why: str = "closed") -> list[Command]:
+        """One session is lost, the next one is there at once: what it is told."""
+        self.loses_model(why)
+        return self.model_back()
+
+    def loses_line(self) -> list[Command]:
+        return self._took(self.talk.line_lost(self.now))
+
+    def line_back(self, sid: str = SECOND) -> list[Command]:
+        """The caller is on another stream, whose clock begins anew."""
+        self.stream, self.timestamp, self.twilio = sid, 0, Playout()
+        return self.start(sid)
+
+    def hand_over(self) -> list[Command]:
+        return self._took(self.talk.hand_over(self.now))
+
+    def sends(self, type: str, **event: Any) -> list[Command]:
+        """An event of the SDK's, or the user's own."""
+        return self._took(self.talk.send(json.dumps({"type": type, **event})))
+
+    def calls_tool(
+        self, call: str, name: str = "look_up", response: str = "r1"
+    ) -> list[Command]:
+        """The model calls a tool, and it begins to run."""
+        item = {
+            "id": f"f_{call}",
+            "type": "function_call",
+            "call_id": call,
+            "name": name,
+            "arguments": "{}",
+        }
+        commands = self.model(
+            "response.output_item.added", response_id=response, item=item
+        )
+        commands += self.model("conversation.item.added", item=item)
+        return commands + self.busy(1, call)
+
+    def tool_ends(self, call: str, output: str = "42") -> list[Command]:
+        """Its result goes to the model, which is to answer, as the SDK has it."""
+        item = {"type": "function_call_output", "call_id": call, "output": output}
+        commands = self.sends("conversation.item.create", item=item)
+        return commands + self.ask() + self.busy(-1)
+
+    def writes(self, text: str, item: str = "u") -> list[Command]:
+        """The transcription of what the caller said in that item has come."""
+        return self.model(
+            "conversation.item.input_audio_transcription.completed",
+            item_id=item,
+            transcript=text,
+        )
 
     def _took(self, commands: list[Command]) -> list[Command]:
         self.log += commands
+        if self.gives_signs and any(
+            isinstance(it, ToModel) and PROBE_ID in it.text for it in commands
+        ):
+            self.model("session.updated", session=self.session)
         for message in to_caller(commands):
             match message["event"]:
                 case "media":
@@ -277,6 +379,48 @@ def told(commands: list[Command]) -> list[tuple[str, str, int | None]]:
         for event in to_model(commands)
         if event["type"] in ("conversation.item.truncate", "conversation.item.delete")
     ]
+
+
+def given(commands: list[Command]) -> list[tuple[str, str, str]]:
+    """Items put into the conversation, in order: (item id, who or what, words)."""
+    return [
+        _given(event["item"])
+        for event in to_model(commands)
+        if event["type"] == "conversation.item.create"
+    ]
+
+
+def _given(item: dict[str, Any]) -> tuple[str, str, str]:
+    if item["type"] == "message":
+        part = item["content"][0]
+        heard = (
+            f"<{len(base64.b64decode(part['audio'])) // 8} ms>"
+            if "audio" in part
+            else ""
+        )
+        return item["id"], item["role"], heard or part["text"]
+    words = item["output"] if "output" in item else item["name"]
+    return item["id"], f"{item['type']} {item['call_id']}", words
+
+
+def appended(commands: list[Command]) -> bytes:
+    """Mu-law of the caller's audio that the model is given, in order."""
+    return b"".join(
+        base64.b64decode(event["audio"])
+        for event in to_model(commands)
+        if event["type"] == "input_audio_buffer.append"
+    )
+
+
+def dials(commands: list[Command]) -> list[tuple[float, bool]]:
+    """Connections that are wanted: (after so many seconds, as a spare)."""
+    return [(it.seconds, it.spare) for it in commands if isinstance(it, Dial)]
+
+
+def types_to_model(commands: list[Command]) -> list[str]:
+    """What is sent to the model, in order, by its type without audio."""
+    types = [event["type"] for event in to_model(commands)]
+    return [it for it in types if it != "input_audio_buffer.append"]
 
 
 def notes(commands: list[Command], name: str) -> list[Note]:
@@ -315,6 +459,11 @@ def cancels(commands: list[Command]) -> list[str]:
 def pressed(commands: list[Command]) -> list[str]:
     """Inputs of keys that the route has an action for."""
     return [it.keys for it in commands if isinstance(it, Pressed)]
+
+
+def only(item: str, commands: list[Command]) -> list[str]:
+    """All that is given of one item."""
+    return [words for known, _, words in given(commands) if known == item]
 
 
 def one(commands: list[Command], kind: type) -> Any:

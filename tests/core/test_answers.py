@@ -3,13 +3,16 @@
 import pytest
 
 from bridge.core.conversation import LATE_SECONDS
+from bridge.core.rules import BROKEN_OFF, GOODBYES
 from bridge.core.waits import ANSWER_SECONDS
 from tests.core.phone import (
     Phone,
     asks,
     cancels,
+    dials,
     ends,
     events,
+    given,
     heard,
     notes,
     said_to_model,
@@ -287,28 +290,33 @@ def test_audio_makes_failures_forgotten() -> None:
 
 
 def test_an_answer_that_never_begins_is_asked_for_once_more() -> None:
-    """No caller sits in silence for ever: one more try, then the call ends."""
+    """No caller sits in silence for ever: another session is asked, then none."""
     phone = Phone().talking()
     phone.ask()
-    assert phone.talk.deadline == pytest.approx(phone.now + LATE_SECONDS)
     assert notes(phone.frames(LATE_MS - 100), "answer_late") == []
 
-    again = phone.frames(200)
-    assert notes(again, "answer_late")
-    assert asks(again) == 1
-    assert ends(phone.frames(LATE_MS - 300)) == []
-    assert ends(phone.frames(400)) == [("model", "failed")]
+    late = phone.frames(200)
+    assert notes(late, "answer_late")
+    assert dials(late) == [(0.0, False)]
+    assert asks(late) == 0, "of a session that does not answer"
+    assert asks(phone.model_back()) == 1
+    assert ends(phone.frames(LATE_MS - 100)) == []
+    assert ends(phone.frames(200)) == [("model", "failed")]
 
 
-def test_an_answer_that_stops_coming_is_given_up() -> None:
-    """The model is told to stop, what was sent is heard, what is late is not."""
+def test_an_answer_that_stops_coming_goes_on_in_another_session() -> None:
+    """What was sent is heard, and is not said again; what is late is not heard."""
     phone = Phone().talking()
     phone.created()
-    phone.says(300)
-    commands = phone.frames(LATE_MS + 100)
+    phone.item_added("i1", "assistant")
+    phone.words("One two")
+    phone.says(400)
+    late = phone.frames(LATE_MS + 100)
 
-    assert cancels(commands) == ["r1"]
-    assert told(commands) == []
+    assert told(late) == []
+    commands = phone.model_back()
+    assert given(commands)[0] == ("i1", "assistant", "One two")
+    assert said_to_model(commands)[-1] == ("system", BROKEN_OFF)
     assert asks(commands) == 1
     assert events(phone.says(300)) == []
 
@@ -346,10 +354,10 @@ def test_an_answer_owed_behind_a_cut_one_that_never_ends_is_asked_for_once() -> 
     phone.frames(100)
     assert asks(phone.ask()) == 0
 
-    commands = phone.frames(LATE_MS + 100)
+    late = phone.frames(LATE_MS + 100)
 
-    assert asks(commands) == 1
-    assert cancels(commands) == []
+    assert (asks(late), cancels(late)) == (0, [])
+    assert asks(phone.model_back()) == 1
 
 
 def test_an_answer_asked_for_late_has_its_whole_time() -> None:
@@ -364,14 +372,21 @@ def test_an_answer_asked_for_late_has_its_whole_time() -> None:
     assert notes(phone.frames(LATE_MS - 1000), "answer_late") == []
 
 
-def test_an_answer_that_the_server_owes_is_asked_for_in_its_place() -> None:
-    """A server that heard the caller and never answers is asked, and the caller is."""
+def test_an_answer_that_the_server_owes_is_asked_of_another() -> None:
+    """A server that heard the caller and never answers is left, with what they said."""
     phone = Phone().talking()
     phone.barges_in()
+    phone.frames(100)
     phone.falls_silent()
+    phone.committed()
     assert asks(phone.ask()) == 0
 
-    assert asks(phone.frames(LATE_MS + 100)) == 1
+    late = phone.frames(LATE_MS + 100)
+
+    assert (dials(late), asks(late)) == ([(0.0, False)], 0)
+    commands = phone.model_back()
+    assert [role for _, role, _ in given(commands)] == ["user"]
+    assert asks(commands) == 1
 
 
 def test_a_late_answer_in_a_caller_who_speaks_spins_no_clock() -> None:
@@ -386,9 +401,10 @@ def test_a_late_answer_in_a_caller_who_speaks_spins_no_clock() -> None:
     commands = phone.frames(LATE_MS + 100)
 
     assert len(notes(commands, "answer_late")) == 1
-    assert asks(commands) == 1
+    assert dials(commands) == [(0.0, False)]
     assert phone.talk.deadline is not None
     assert phone.talk.deadline > phone.now
+    assert asks(phone.model_back()) == 1
 
 
 def test_no_answer_is_late_before_the_model_is_ready() -> None:
@@ -413,6 +429,20 @@ def test_who_hangs_up_is_not_held_by_another_try() -> None:
     assert asks(commands) == 0
     assert heard(commands) == [(1, True)]
     assert ends(commands) == [HANG_UP]
+
+
+def test_who_hangs_up_does_not_wait_for_a_cancel_that_is_not_confirmed() -> None:
+    """It is not told again to stop; the answer that is owed has its one chance."""
+    phone = Phone().talking()
+    phone.created()
+    phone.interrupt()
+    phone.ask()
+    phone.when_heard(1, then=HANG_UP)
+
+    commands = phone.frames(LATE_MS + 100)
+
+    assert (cancels(commands), asks(commands), dials(commands)) == ([], 1, [])
+    assert ends(phone.frames(LATE_MS + 100)) == [HANG_UP]
 
 
 # --- who waits ---
@@ -502,8 +532,9 @@ def test_a_goodbye_to_a_muted_caller_ends_when_it_was_heard() -> None:
 def test_what_a_call_has_cost_before_counts() -> None:
     """A limit is of the call, not of its second stream."""
     phone = Phone(spent=0.02, cost_limit=0.01).talking()
+    phone.frames(100)
 
-    assert said_to_model(phone.frames(100)) != []
+    assert said_to_model(phone.log) == [("system", GOODBYES["cost"])]
 
 
 def test_an_answer_that_was_cut_and_then_fails_is_not_asked_for_again() -> None:

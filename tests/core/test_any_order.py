@@ -3,9 +3,11 @@
 ANY_ORDER_EXAMPLES=4000 looks harder than `make test` does.
 """
 
+import base64
 import contextlib
 import itertools
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,26 +17,93 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.core import media_stream, realtime
-from bridge.core.commands import Command, End, Heard
+from bridge.core.commands import (
+    Command,
+    Dial,
+    End,
+    Heard,
+    Note,
+    Started,
+    Switch,
+    ToModel,
+)
 from bridge.core.conversation import Conversation, State
 from bridge.core.history import HistoryItem
 from bridge.core.rules import GOODBYES, Prices, Rules
 from bridge.sim.twilio.playout import Playout
 from bridge.watch.trace import Trace, feed, replay
-from tests.core.phone import MULAW_SESSION, STREAM, payload, to_caller, to_model
+from tests.core.phone import MULAW_SESSION, STREAM, payload, to_caller
 
 EXAMPLES = int(os.environ.get("ANY_ORDER_EXAMPLES", "150"))
+
+FRAME = re.compile(rb"(?:#\d{7}){20}")
 
 FORMAT = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
 
 Step = tuple[str, Any]
 
 
+class Ear:
+    """What the model hears of the caller: every frame, in order, in each session. Only
+    where it is documented (and told) are frames thrown away.
+    """
+
+    def __init__(self) -> None:
+        self.said = 0
+        """Frames are numbered."""
+        self.unsaid: set[int] = set()
+        """Of a caller who is muted, or before the call began."""
+        self.heard: int | None = None
+        """The last that the present session has heard."""
+        self.furthest = 0
+        """The last that any has."""
+        self.bounded = False
+        """It was told that there were too many to be kept."""
+
+    def frame(self, unsaid: bool) -> str:
+        """20 ms of the caller's that are known again."""
+        self.said += 1
+        if unsaid:
+            self.unsaid.add(self.said)
+        return base64.b64encode(b"#%07d" % self.said * 20).decode()
+
+    def hears(self, event: dict[str, Any]) -> None:
+        sound = base64.b64decode(event.get("audio", ""))
+        for frame in FRAME.finditer(sound):
+            number = int(frame[0][1:8])
+            if self.heard is not None:
+                assert number == self._behind(self.heard), "frames are lost or moved"
+            elif not self.bounded:
+                assert number <= self._behind(self.furthest), "frames are lost"
+            self.heard, self.bounded = number, False
+            self.furthest = max(self.furthest, number)
+
+    def _behind(self, number: int) -> int:
+        number += 1
+        while number in self.unsaid:
+            number += 1
+        return number
+
+
 class Line:
-    """A traced conversation; after each input it is asked whether all is well."""
+    """A traced conversation; after each input it is asked whether all is well.
+
+    It stands for the edges, too: a connection is there when it was asked for, and a
+    model that is not connected says nothing.
+    """
 
     def __init__(self, folder: Path, loses_marks: bool) -> None:
         self.now = 100.0
+        self.stream = STREAM
+        self.streams = itertools.count(1)
+        self.dialling = True
+        """The first one is dialled unasked."""
+        self.spare = False
+        self.connected = False
+        self.talking = False
+        """The connection is a session, as we want it."""
+        self.ear = Ear()
+        self.muted = False
         self.talk = Conversation(now=self.now)
         self.twilio = Playout()
         self.loses_marks = loses_marks
@@ -47,16 +116,36 @@ class Line:
 
     def does(self, kind: str, value: Any) -> None:
         if kind == "caller":
-            self.caller(**value)
+            self.caller(**{"streamSid": self.stream, **value})
         elif kind == "model":
-            text = msgspec.json.encode(value).decode()
-            self.trace.input("model", text, self.now)
-            self.took(self.talk.from_model(realtime.decode(text), self.now))
+            if self.connected:
+                self.model(value)
+        elif kind == "dialled":
+            if self.dialling:
+                self.dialling, self.spare = False, True
+                self.feed("dialled", [])
+        elif kind == "not_dialled":
+            if self.dialling:
+                self.dialling = False
+                self.feed("not_dialled", value)
+        elif kind == "lost":
+            if self.connected:
+                self.hung_up_by_model()
+                self.feed("lost", value)
+        elif kind == "back":
+            self.does("dialled", [])
+            self.does(*READY)
+        elif kind == "line_back":
+            self.feed("line_lost", [])
+            self.passes(value)
+            self.starts(f"MZ{next(self.streams)}")
         elif kind == "frames":
             for _ in range(value):
                 self.passes(0.02)
-                media = {"timestamp": str(self.timestamp), "payload": payload(20)}
-                self.caller(event="media", streamSid=STREAM, media=media)
+                early = self.talk.state is State.WAITING
+                sound = self.ear.frame(early or self.muted)
+                media = {"timestamp": str(self.timestamp), "payload": sound}
+                self.caller(event="media", streamSid=self.stream, media=media)
                 self.timestamp += 20
         elif kind == "passes":
             self.passes(value)
@@ -68,6 +157,7 @@ class Line:
             self.waiting.difference_update(value)
             self.feed(kind, value)
         else:
+            self.muted = value[0] if kind == "mute" else self.muted
             self.feed(kind, value)
 
     def caller(self, **message: Any) -> None:
@@ -75,12 +165,26 @@ class Line:
         self.trace.input("caller", text, self.now)
         self.took(self.talk.from_caller(media_stream.decode(text), self.now))
 
+    def starts(self, sid: str) -> None:
+        """A stream begins, with a clock of its own."""
+        self.stream, self.timestamp, self.twilio = sid, 0, Playout()
+        self.caller(**START[1] | {"streamSid": sid})
+
+    def model(self, value: Any) -> None:
+        text = msgspec.json.encode(value).decode()
+        self.trace.input("model", text, self.now)
+        commands = self.talk.from_model(realtime.decode(text), self.now)
+        began = self.talk.state in (State.TALKING, State.ENDED)
+        self.talking = self.talking or began
+        self.took(commands)
+
+    def hung_up_by_model(self) -> None:
+        self.connected = self.talking = False
+        self.ear.heard = None
+
     def feed(self, kind: str, value: Any) -> None:
         self.trace.input(kind, value, self.now)
-        commands = feed(self.talk, kind, value, self.now)
-        early = self.talk.state in (State.WAITING, State.HOLDING)
-        assert not (early and to_model(commands)), "the model is not ready"
-        self.took(commands)
+        self.took(feed(self.talk, kind, value, self.now))
 
     def passes(self, seconds: float) -> None:
         """Time goes by; each deadline is kept to the moment."""
@@ -94,7 +198,8 @@ class Line:
         marks = self.twilio.due(self.now)
         if not self.loses_marks:
             for name in marks:
-                self.caller(event="mark", streamSid=STREAM, mark={"name": name})
+                mark = {"name": name}
+                self.caller(event="mark", streamSid=self.stream, mark=mark)
 
     def took(self, commands: list[Command]) -> None:
         for command in commands:
@@ -103,11 +208,32 @@ class Line:
                 self.waiting.remove(command.wait)  # once each
             elif self.ended is not None:
                 raise AssertionError("something follows the end")
-            if isinstance(command, End):
-                self.ended = command
+            match command:
+                case End():
+                    self.ended = command
+                case Dial(spare=spare):
+                    assert not self.dialling, "two connections are asked for"
+                    assert not self.spare, "there is one"
+                    assert spare == (self.talk.state is State.TALKING)
+                    self.dialling = True
+                    if not spare:
+                        self.hung_up_by_model()
+                case Switch():
+                    assert self.spare, "there is none to switch to"
+                    self.spare = False
+                    self.hung_up_by_model()
+                    self.connected = True
+                case ToModel(text):
+                    assert self.talking, "nobody is there to be told"
+                    self.ear.hears(msgspec.json.decode(text))
+                case Note("held_audio_lost"):
+                    self.ear.bounded = True
+                case Started(again=again):
+                    assert again == (self.stream != STREAM)
+                    self.muted = self.muted and again
         assert (self.ended is not None) == (self.talk.state is State.ENDED)
         for message in to_caller(commands):
-            assert message["streamSid"] == STREAM
+            assert message["streamSid"] == self.stream
             if message["event"] == "media":
                 sound = len(message["media"]["payload"]) // 4 * 3
                 self.twilio.media(bytes(sound), self.now)
@@ -241,6 +367,8 @@ RULES = st.builds(
         [(), (HistoryItem("h1", "user", "hi"), HistoryItem("i1", "tool_call"))]
     ),
     word=st.sampled_from(["", "It goes on."]),
+    aside=st.sampled_from(["", "", "It was moved."]),
+    session_seconds=st.sampled_from([None, None, 0.5, 5.0]),
 )
 
 
@@ -248,6 +376,15 @@ def told(kind: str, *value: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
     return st.tuples(*value).map(lambda given: (kind, list(given)))
 
 
+ITEM_TEXT = {"type": "message", "role": "user", "content": []}
+SENT = st.sampled_from(
+    [
+        {"type": "conversation.item.create", "item": ITEM_TEXT},
+        {"type": "conversation.item.create", "item": {**ITEM_TEXT, "id": "i2"}},
+        {"type": "conversation.item.delete", "item_id": "i1"},
+        {"type": "response.cancel"},
+    ]
+).map(lambda event: msgspec.json.encode(event).decode())
 THEN = st.sampled_from([None, ["agent", "hung_up"]])
 FROM_CODE = st.one_of(
     told("follow", RULES.map(msgspec.to_builtins)),
@@ -255,7 +392,8 @@ FROM_CODE = st.one_of(
     told("ask"),
     told("edit", st.lists(ITEMS, max_size=2), st.dictionaries(ITEMS, TEXTS)),
     told("mute", st.booleans()),
-    told("busy", st.sampled_from([1, -1])),
+    told("busy", st.sampled_from([1, -1]), st.sampled_from(["", "c1", "c2"])),
+    told("send", SENT),
     told("play", st.integers(1, 500).map(payload)),
     told("when_heard", THEN, st.booleans()),
     told("when_heard", THEN, st.booleans()),
@@ -265,6 +403,18 @@ FROM_CODE = st.one_of(
     told("misread", st.sampled_from(["caller", "model"]), st.just("odd")),
 )
 
+FROM_EDGES = st.one_of(
+    told("lost", st.just("closed")),
+    told("lost", st.just("closed")),
+    told("dialled"),
+    told("back"),
+    told("back"),
+    told("not_dialled", st.just("HTTP 503"), st.just(False)),
+    told("not_dialled", st.just("HTTP 401"), st.booleans()),
+    told("line_lost"),
+    st.sampled_from([0.0, 0.5, 9.0]).map(lambda it: ("line_back", it)),
+    told("hand_over"),
+)
 PASSES = st.sampled_from([0.0, 0.1, 0.7, 2.5, 9.0, 21.0]).map(lambda it: ("passes", it))
 START = (
     "caller",
@@ -275,18 +425,20 @@ START = (
     },
 )
 READY = ("model", {"type": "session.updated", "session": MULAW_SESSION})
+BACK: Step = ("back", [])
 ENDING = st.sampled_from(
     [("end", ["bridge", "shutdown"]), ("caller", {"event": "stop"}), ("passes", 200.0)]
 )
 ANYTHING = st.lists(
-    st.one_of(FROM_MODEL, FROM_MODEL, FROM_CALLER, FROM_CODE, PASSES), max_size=40
+    st.one_of(FROM_MODEL, FROM_MODEL, FROM_CALLER, FROM_CODE, FROM_EDGES, PASSES),
+    max_size=40,
 )
 
 
 @given(
     st.lists(st.one_of(FROM_CODE, PASSES), max_size=3),
     RULES,
-    st.lists(st.one_of(FROM_CODE, FROM_CALLER), max_size=4),
+    st.lists(st.one_of(FROM_CODE, FROM_CALLER, FROM_EDGES), max_size=4),
     ANYTHING,
     ENDING,
     st.booleans(),
@@ -310,7 +462,7 @@ def test_whatever_happens_a_call_is_carried_to_its_end(
     with tempfile.TemporaryDirectory() as folder:
         line = Line(Path(folder), loses_marks)
         with contextlib.closing(line.trace):
-            for step in [*early, START, followed, *held, READY, *script, ending]:
+            for step in [*early, START, followed, *held, BACK, *script, ending]:
                 line.does(*step)
 
         assert line.ended is not None

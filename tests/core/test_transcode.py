@@ -38,6 +38,7 @@ from tests.bench.resampling import (
     tone_snr_db,
     up,
 )
+from tests.core.phone import payload
 from tests.core.rubbish import mangled
 
 Event = dict[str, Any]
@@ -220,13 +221,33 @@ def test_the_session_is_asked_for_in_pcm() -> None:
         realtime.create_response("a"),
         realtime.delete("item_1", "a"),
         # Only looks like one that matters.
-        '{"type":"conversation.item.create", "a":"session.update"}',
+        '{"type":"conversation.item.truncate", "a":"session.update"}',
         '{"type":"x","audio":"input_audio_buffer.append"}',
     ],
 )
 def test_other_events_of_ours_are_left_alone(text: str) -> None:
     """The model gets each event byte for byte as it was made."""
     assert ModelAudio().to_model(text) == text
+
+
+def test_a_callers_voice_given_back_is_in_the_models_format() -> None:
+    """What nobody wrote down is not noise to the session after a lost one."""
+    event = json.loads(
+        ModelAudio().to_model(realtime.spoken(payload(200), "e1", "item_1"))
+    )
+
+    [part] = event["item"]["content"]
+    assert part["audio"] == CallerTranscoder().feed(payload(200))
+    assert (event["event_id"], event["item"]["id"]) == ("e1", "item_1")
+
+
+@pytest.mark.parametrize("content", [None, "x", [1, {"audio": None}, {"text": "hi"}]])
+def test_an_item_without_a_voice_stays_as_it_is(content: Any) -> None:
+    """An item that only speaks of "input_audio" is no sound."""
+    item = {"type": "message", "x": "input_audio", "content": content}
+    event = {"type": "conversation.item.create", "item": item}
+
+    assert json.loads(ModelAudio().to_model(json.dumps(event))) == event
 
 
 def test_a_session_without_audio_stays_without() -> None:

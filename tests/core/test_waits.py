@@ -2,8 +2,9 @@
 
 import pytest
 
-from bridge.core.conversation import READY_SECONDS
-from bridge.core.waits import ANSWER_SECONDS, HEARD_SECONDS
+from bridge.core.conversation import LATE_SECONDS
+from bridge.core.redial import READY_SECONDS
+from bridge.core.waits import HEARD_SECONDS
 from tests.core.phone import (
     Phone,
     asks,
@@ -186,9 +187,10 @@ def test_an_answer_that_never_ends_holds_no_call() -> None:
     phone = Phone().talking()
     phone.created()
     phone.when_heard(1, then=HANG_UP)
-    assert ends(phone.frames(int(1000 * ANSWER_SECONDS) - 100)) == []
+    assert ends(phone.frames(int(1000 * LATE_SECONDS) - 100)) == []
 
     assert ends(phone.frames(200)) == [HANG_UP]
+    assert notes(phone.log, "answer_late"), "and not asked of another session"
 
 
 def test_all_who_wait_are_answered_when_the_call_ends() -> None:

@@ -129,6 +129,16 @@ def test_a_terminal_gets_something_to_read(
 # --- the notes of a call ---
 
 
+def test_a_model_that_is_tried_again_is_no_new_warning() -> None:
+    """An outage of the model's is one line for each call, and not one for each try."""
+    for fatal, level in ((False, "info"), (True, "warning")):
+        with capture_logs() as lines:
+            NoteLog(structlog.get_logger()).note(
+                Note("model_refused", {"why": "HTTP 503", "fatal": fatal})
+            )
+        assert [line["log_level"] for line in lines] == [level]
+
+
 def test_what_is_wrong_is_a_warning() -> None:
     """Whoever looks for trouble finds it by its level."""
     assert levels(*(Note(name) for name in sorted(WARN))) == [

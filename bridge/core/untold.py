@@ -1,0 +1,46 @@
+"""What the model has yet to be told: words that wait for it, items it may have lost.
+
+PURE. An item that was sent counts as told when the server has shown it.
+"""
+
+from dataclasses import dataclass
+
+from bridge.core.unconfirmed import Unconfirmed
+
+MAX_UNTOLD = 64
+"""Kept until the model is ready; no user's code has so much to say at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Words that nobody spoke; answered with `respond`."""
+
+    role: str
+    text: str
+    respond: bool
+
+
+class Untold(Unconfirmed):
+    """One call's: words and whole client events that wait, items that were sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: list[Word | str] = []
+        self.asked = False
+        """An answer was wanted before the model was ready."""
+
+    def keep(self, word: Word | str) -> bool:
+        """False: there is too much already, and it is lost."""
+        if len(self._waiting) >= MAX_UNTOLD:
+            return False
+        self._waiting.append(word)
+        return True
+
+    def take(self) -> list[Word | str]:
+        """What waited, now that the model is there."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    @property
+    def to_be_answered(self) -> bool:
+        return any(isinstance(it, Word) and it.respond for it in self._waiting)

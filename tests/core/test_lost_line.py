@@ -1,0 +1,453 @@
+"""The caller's stream is lost while the call lives: the session is kept for another."""
+
+import pytest
+
+from bridge.core.commands import Started
+from bridge.core.conversation import HAND_OVER_SECONDS, LINGER_SECONDS
+from bridge.core.history import HistoryItem
+from bridge.core.rules import BACK, BROKEN_OFF, CUT_OFF, GOODBYES
+from tests.core.phone import (
+    SECOND,
+    STREAM,
+    Phone,
+    appended,
+    asks,
+    cancels,
+    ends,
+    events,
+    given,
+    heard,
+    notes,
+    one,
+    only,
+    reasons,
+    said_to_model,
+    to_caller,
+    to_model,
+    told,
+)
+
+HANG_UP = ("agent", "hung_up")
+
+
+def answering(ms: int = 2000, words: str = "One two three four") -> Phone:
+    phone = Phone().talking()
+    phone.created()
+    phone.item_added("i1", "assistant")
+    phone.words(words)
+    phone.says(ms)
+    return phone
+
+
+# --- lost, and not back ---
+
+
+def test_a_caller_who_does_not_come_back() -> None:
+    """The session is kept for some seconds, not for ever."""
+    phone = Phone().talking()
+    assert ends(phone.loses_line()) == []
+    assert phone.talk.line_is_lost
+    assert ends(phone.wait(LINGER_SECONDS - 0.1)) == []
+
+    assert ends(phone.wait(0.2)) == [("caller", "connection_lost")]
+    assert not phone.talk.line_is_lost
+
+
+def test_a_stream_lost_before_it_said_whose_it_is() -> None:
+    """There is no call to be kept."""
+    phone = Phone()
+
+    assert ends(phone.loses_line()) == [("caller", "connection_lost")]
+
+
+def test_a_stream_is_lost_once() -> None:
+    """Reader and writer may both find it out: the time counts from the first."""
+    phone = Phone().talking()
+    phone.loses_line()
+    phone.wait(5.0)
+    assert phone.loses_line() == []
+
+    assert ends(phone.wait(LINGER_SECONDS - 4.9)) != []
+
+
+def test_nobody_hears_what_is_said_to_nobody() -> None:
+    """No audio goes to a stream that is gone, no answer is begun for it."""
+    phone = Phone().talking()
+    phone.loses_line()
+    assert asks(phone.ask()) == 0
+    assert events(phone.play(100)) == []
+
+    assert cancels(phone.created()) == ["r1"]
+    assert to_caller(phone.says(200)) == []
+    phone.done(status="cancelled")
+    assert asks(phone.line_back()) == 1
+
+
+# --- lost, and back ---
+
+
+def test_back_in_the_middle_of_an_answer() -> None:
+    """The model is told how much was heard, and goes on from there."""
+    phone = answering()
+    phone.frames(1000)
+
+    lost = phone.loses_line()
+    assert cancels(lost) == ["r1"]
+    [(verb, item, ms)] = told(lost)
+    assert (verb, item) == ("truncate", "i1")
+    assert ms == pytest.approx(1000, abs=40)
+    [said] = notes(lost, "said")
+    assert said.private["heard"] == "One two"
+    phone.done(status="cancelled")
+    phone.wait(2.0)
+    back = phone.line_back()
+
+    assert one(back, Started).again
+    assert said_to_model(back) == [("system", CUT_OFF)]
+    assert asks(back) == 1
+    [note] = notes(back, "line_back")
+    assert note.data["seconds"] == pytest.approx(2.0)
+
+
+def test_back_before_the_model_has_stopped() -> None:
+    """One request at a time: the answer is asked for when the cut one has ended."""
+    phone = answering()
+    phone.frames(500)
+    phone.loses_line()
+    back = phone.line_back()
+    assert (said_to_model(back), asks(back)) == ([("system", CUT_OFF)], 0)
+    assert to_caller(phone.says(200)) == [], "of the answer that was cut"
+
+    assert asks(phone.done(status="cancelled")) == 1
+
+
+def test_back_while_nobody_was_speaking() -> None:
+    """The caller is told that the line is back: they may have said something."""
+    phone = Phone().talking()
+    phone.answers(200, words="Yes.")
+    phone.frames(500)
+    phone.loses_line()
+
+    back = phone.line_back()
+
+    assert said_to_model(back) == [("system", BACK)]
+    assert asks(back) == 1
+
+
+def test_back_on_a_stream_with_a_clock_of_its_own() -> None:
+    """Frames of the new stream are heard from the first; marks are its own."""
+    phone = Phone().talking()
+    phone.frames(3000)
+    phone.loses_line()
+    phone.line_back()
+
+    heard_now = phone.frames(200)
+    assert len(appended(heard_now)) == 8 * 200, "no hole is filled, none goes back"
+    assert not notes(heard_now, "gap_filled") and not reasons(heard_now)
+    phone.answers(400, words="Here I am.")
+    assert {it["streamSid"] for it in to_caller(phone.log[-9:])} == {SECOND}
+    [said] = notes(phone.frames(600), "said")
+    assert said.data["heard_ms"] == 400
+
+
+def test_what_still_comes_of_the_old_stream_is_not_heard() -> None:
+    """Two streams of a call never talk at the same time."""
+    phone = Phone().talking()
+    phone.loses_line()
+    phone.line_back()
+
+    assert reasons(phone.frame(sid=STREAM)) == ["message of another stream"]
+    assert ends(phone.caller(event="stop", streamSid=STREAM)) == []
+
+
+def test_a_second_start_on_a_stream_that_lives_is_odd() -> None:
+    """Only a lost line is followed by another."""
+    phone = Phone().talking()
+
+    assert reasons(phone.start(SECOND)) == ["second start"]
+
+
+def test_back_on_a_stream_that_is_no_mulaw() -> None:
+    """It is refused as a first one would be."""
+    phone = Phone().talking()
+    phone.loses_line()
+
+    assert ends(phone.start(SECOND, encoding="audio/l16")) == [
+        ("caller", "unsupported_media_format")
+    ]
+
+
+def test_lost_again_and_back_again() -> None:
+    """Each time the caller is with the same agent."""
+    phone = Phone().talking()
+    for sid in ("MZ1", "MZ2", "MZ3"):
+        phone.loses_line()
+        phone.wait(5.0)
+        back = phone.line_back(sid)
+        assert ends(back) == [] and said_to_model(back) == [("system", BACK)]
+        phone.answers(200)
+        phone.frames(400)
+
+
+def test_an_answer_that_was_owed_is_still_owed() -> None:
+    """The caller asked, the line broke before the answer began: it comes."""
+    phone = Phone().talking()
+    phone.speaks(400)
+    phone.writes("How late is it?")
+    phone.ask()
+    phone.created()
+    phone.loses_line()
+    phone.done(status="cancelled")
+
+    back = phone.line_back()
+
+    assert asks(back) == 1
+
+
+def test_a_tool_that_ends_while_the_line_is_lost() -> None:
+    """Its result is kept, and spoken of when somebody hears it."""
+    phone = Phone().talking()
+    phone.created()
+    phone.calls_tool("c1")
+    phone.done()
+    phone.loses_line()
+    ended = phone.tool_ends("c1", "Friday")
+    assert (len(given(ended)), asks(ended)) == (1, 0)
+
+    assert asks(phone.line_back()) == 1
+
+
+def test_an_interruption_whose_fence_never_comes_back() -> None:
+    """It is settled with what is known, at once."""
+    phone = answering()
+    phone.frames(1000)
+    phone.barges_in()
+
+    [(verb, _, ms)] = told(phone.loses_line())
+
+    assert verb == "truncate" and ms == pytest.approx(1000, abs=40)
+    assert said_to_model(phone.line_back()) == [("system", BACK)]
+
+
+# --- what waits meanwhile ---
+
+
+def test_a_goodbye_that_was_not_heard_ends_no_call() -> None:
+    """The agent learns that the caller did not hear it, and that they are back."""
+    phone = Phone().talking()
+    phone.answers(3000, words="Good bye.")
+    phone.when_heard(1, then=HANG_UP)
+    phone.when_heard(2, stoppable=False)
+
+    lost = phone.loses_line()
+
+    assert (heard(lost), ends(lost)) == ([(1, False), (2, False)], [])
+    assert heard(phone.when_heard(3)) == [(3, False)], "nobody hears anything"
+    assert said_to_model(phone.line_back()) == [("system", CUT_OFF)]
+    assert ends(phone.frames(4000)) == []
+
+
+def test_a_silent_line_is_no_silent_caller() -> None:
+    """Nobody asks a caller who cannot hear whether they are there."""
+    phone = Phone(silent_seconds=3.0).talking()
+    phone.loses_line()
+    phone.wait(6.0)
+
+    assert not notes(phone.log, "caller_silent")
+    phone.line_back()
+    assert notes(phone.log, "caller_silent") == []
+
+
+def test_no_answer_is_late_that_nobody_waits_for() -> None:
+    """The model is not left because the caller is away."""
+    phone = Phone().talking()
+    phone.ask()
+    phone.loses_line()
+
+    assert not notes(phone.wait(LINGER_SECONDS - 0.1), "answer_late")
+
+
+def test_a_goodbye_is_heard_by_who_comes_back() -> None:
+    """The call that must end, ends with it."""
+    phone = Phone().talking()
+    phone.goodbye("longest")
+    phone.loses_line()
+
+    back = phone.line_back()
+
+    assert said_to_model(back) == []
+    assert said_to_model(phone.log) == [("system", GOODBYES["longest"])]
+
+
+def test_back_before_the_model_was_ever_there() -> None:
+    """The greeting is still to come: there is nothing to go on with."""
+    phone = Phone(greeting="Say hello.")
+    phone.start()
+    phone.loses_line()
+    phone.line_back()
+
+    commands = phone.ready()
+
+    assert said_to_model(commands) == [("system", "Say hello.")]
+    assert asks(commands) == 1
+
+
+# --- both are lost ---
+
+
+def test_line_and_model_are_lost() -> None:
+    """Whoever is back first waits for the other; one word, one answer."""
+    phone = answering()
+    phone.frames(1000)
+    phone.loses_model()
+    phone.loses_line()
+    model = phone.model_back()
+    assert only("i1", model) == ["One two"]
+    assert (asks(model), BROKEN_OFF in str(to_model(model))) == (0, False)
+
+    back = phone.line_back()
+
+    assert said_to_model(back) == [("system", CUT_OFF)]
+    assert asks(back) == 1
+
+
+def test_the_line_is_back_before_the_model() -> None:
+    """The word about it waits for the model, and comes once."""
+    phone = answering()
+    phone.frames(1000)
+    phone.loses_line()
+    phone.loses_model()
+    assert to_model(phone.line_back()) == []
+    phone.frames(200)
+
+    commands = phone.model_back()
+
+    assert only("i1", commands) == ["One two"]
+    assert said_to_model(commands)[-1] == ("system", CUT_OFF)
+    assert asks(commands) == 1
+    assert len(appended(commands)) > 8 * 200
+
+
+def test_no_tone_goes_to_a_stream_that_is_gone() -> None:
+    """Who comes back hears the agent, not old beeps."""
+    phone = Phone().talking()
+    phone.loses_model()
+    phone.loses_line()
+
+    assert to_caller(phone.wait(5.0)) == []
+
+
+# --- what is kept for whoever leads the call on ---
+
+
+def test_what_is_on_its_way_is_known_at_any_moment() -> None:
+    """An instance that dies leaves how much was heard until then, to a frame."""
+    phone = answering(2000)
+    before = phone.talk.version
+    phone.frames(1000)
+
+    [playing] = phone.talk.playing(phone.now)
+    assert (playing.id, playing.received, playing.complete) == ("i1", 16_000, False)
+    assert playing.heard == pytest.approx(8000, abs=320)
+    assert playing.words == ((0, "One two three four"),)
+    phone.barges_in()
+    [cut] = phone.talk.playing(phone.now)
+    assert cut.id == "i1" and phone.talk.version == before
+    phone.echoes()
+
+    assert phone.talk.playing(phone.now) == []
+    assert phone.talk.version != before
+
+
+def test_a_call_moved_in_a_quiet_moment_goes_on_in_silence() -> None:
+    """The agent is told aside; the caller is not spoken to for it."""
+    phone = Phone(
+        greeting="Say hello.",
+        history=(HistoryItem("u1", "user", "Hi."),),
+        aside="It was moved.",
+    )
+    phone.start()
+
+    commands = phone.ready()
+
+    assert given(commands)[0] == ("u1", "user", "Hi.")
+    assert said_to_model(commands)[-1] == ("system", "It was moved.")
+    assert asks(commands) == 0
+
+
+# --- handed over to another instance ---
+
+
+def test_a_quiet_call_is_handed_over_at_once() -> None:
+    """Nobody speaks: the moment is as good as any."""
+    phone = Phone().talking()
+    phone.answers(200, words="Yes.")
+    phone.frames(500)
+
+    commands = phone.hand_over()
+
+    assert ends(commands) == [("bridge", "handed_over")]
+    assert phone.talk.ended_quietly
+    assert "clear" not in events(commands)
+
+
+def test_a_call_in_an_answer_is_handed_over_behind_it() -> None:
+    """The caller hears the sentence to its end."""
+    phone = Phone().talking()
+    phone.answers(1000, words="A sentence.")
+    assert ends(phone.hand_over()) == []
+    assert ends(phone.frames(800)) == []
+
+    assert ends(phone.frames(400)) == [("bridge", "handed_over")]
+    assert phone.talk.ended_quietly
+
+
+def test_a_call_is_handed_over_when_all_was_written_down() -> None:
+    """What nobody has the words of yet would be lost to the next instance."""
+    phone = Phone().talking()
+    phone.speaks(400, "u1")
+    phone.writes("First.", "u1")
+    phone.answers(200)
+    phone.frames(400)
+    phone.speaks(400, "u2")
+    phone.answers(200, item="i2", response="r2")
+    phone.frames(400)
+    assert ends(phone.hand_over()) == []
+
+    assert ends(phone.writes("Second.", "u2")) == [("bridge", "handed_over")]
+
+
+def test_a_call_that_never_is_quiet_is_handed_over_in_its_time() -> None:
+    """What is cut off then is known, and the next instance goes on from there."""
+    phone = Phone().talking()
+    phone.created()
+    phone.item_added("i1", "assistant")
+    phone.words("On and on and on")
+    phone.says(20_000)
+    phone.hand_over()
+    assert ends(phone.frames(int(1000 * HAND_OVER_SECONDS) - 100)) == []
+
+    commands = phone.frames(200)
+
+    assert ends(commands) == [("bridge", "handed_over")]
+    assert "clear" in events(commands)
+    assert not phone.talk.ended_quietly
+    [said] = notes(commands, "said")
+    assert said.data["cut"] and said.private["heard"] == "On and"
+
+
+def test_a_call_that_has_not_begun_is_handed_over_at_once() -> None:
+    """As is one whose caller is away: there is nothing to wait for."""
+    early, lost = Phone(), Phone().talking()
+    lost.loses_line()
+
+    assert ends(early.hand_over()) == [("bridge", "handed_over")]
+    assert ends(lost.hand_over()) == [("bridge", "handed_over")]
+
+
+def test_a_call_that_says_goodbye_is_not_handed_over() -> None:
+    """It is over in a moment."""
+    phone = Phone().talking()
+    phone.goodbye("longest")
+
+    assert phone.hand_over() == []

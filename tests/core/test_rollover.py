@@ -1,0 +1,196 @@
+"""A session that gets old is followed by another, in a quiet moment, unheard."""
+
+import pytest
+
+from bridge.core.commands import Switch
+from bridge.core.redial import SPARE_SECONDS
+from bridge.core.rules import BROKEN_OFF
+from tests.core.phone import (
+    Phone,
+    appended,
+    asks,
+    dials,
+    ends,
+    events,
+    given,
+    notes,
+    said_to_model,
+    to_caller,
+    to_model,
+)
+
+SECONDS = 5.0
+
+
+def old() -> Phone:
+    """The session is old, a spare one is dialled; nobody speaks."""
+    phone = Phone(session_seconds=SECONDS).talking()
+    phone.speaks(400)
+    phone.writes("Hello.")
+    phone.answers(200, words="Good day.")
+    commands = phone.frames(int(1000 * SECONDS))
+    assert dials(commands) == [(0.0, True)], "beside the one in use"
+    return phone
+
+
+def switches(phone: Phone) -> int:
+    return len([it for it in phone.log if isinstance(it, Switch)])
+
+
+def test_a_session_is_followed_by_another_in_silence() -> None:
+    """The caller hears nothing of it, and the agent forgets nothing."""
+    phone = old()
+    dialled = phone.dialled()
+    assert [it for it in dialled if isinstance(it, Switch)] != []
+    assert notes(dialled, "rolls_over")
+    assert to_model(phone.frames(100)) == [], "of a session that is left"
+
+    commands = phone.ready()
+
+    assert given(commands) == [
+        ("u", "user", "Hello."),
+        ("i1", "assistant", "Good day."),
+    ]
+    assert asks(commands) == 0
+    assert said_to_model(commands)[-1][1] != BROKEN_OFF
+    assert len(appended(commands)) > 0
+    [note] = notes(commands, "model_back")
+    assert note.data["why"] == "roll_over"
+    assert "media" not in events(phone.frames(3000))
+
+
+def test_the_next_one_gets_old_too() -> None:
+    """A call may be longer than two sessions."""
+    phone = old()
+    phone.dialled()
+    phone.ready()
+
+    assert dials(phone.frames(int(1000 * SECONDS) - 100)) == []
+    assert dials(phone.frames(200)) == [(0.0, True)]
+
+
+def test_it_waits_until_the_caller_was_answered() -> None:
+    """Not in their sentence, not before the answer, not in the answer."""
+    phone = old()
+    phone.barges_in()
+    phone.dialled()
+    before = switches(phone)
+    phone.frames(500)
+    phone.falls_silent()
+    phone.committed("u2")
+    phone.frames(300)
+    phone.answers(500, item="i2", response="r2", words="Sure.")
+    phone.frames(300)
+    assert switches(phone) == before
+
+    phone.frames(400)
+
+    assert switches(phone) == before + 1
+    assert ("i2", "assistant", "Sure.") in given(phone.ready())
+
+
+def test_it_waits_for_a_tool() -> None:
+    """Its call and its result belong to one session, where that can be."""
+    phone = old()
+    phone.calls_tool("c1")
+    phone.dialled()
+    before = switches(phone)
+    phone.frames(1000)
+    assert switches(phone) == before
+    phone.shows(phone.tool_ends("c1"))
+    phone.answers(200, item="i2", response="r2")
+
+    phone.frames(400)
+
+    assert switches(phone) == before + 1
+
+
+def test_lost_with_a_spare_at_hand() -> None:
+    """The spare one takes over at once: there is nothing to dial."""
+    phone = old()
+    phone.created("r2")
+    phone.item_added("i2", "assistant")
+    phone.words("Well, it", "i2", "r2")
+    phone.says(500, "i2", "r2")
+    phone.dialled()
+
+    lost = phone.loses_model()
+
+    assert [it for it in lost if isinstance(it, Switch)] != []
+    assert dials(lost) == []
+    commands = phone.ready()
+    assert [text for _, text in said_to_model(commands)][-2:] == [
+        "Well, it",
+        BROKEN_OFF,
+    ]
+    assert asks(commands) == 1
+
+
+def test_lost_while_the_spare_is_dialled() -> None:
+    """It is used as soon as it is there; no second one is dialled meanwhile."""
+    phone = old()
+
+    assert dials(phone.loses_model()) == []
+    assert len(given(phone.model_back())) == 2
+
+
+def test_a_spare_that_does_not_come_about() -> None:
+    """The session that there is goes on, and another is tried later."""
+    phone = old()
+    phone.frames(5000)
+    commands = phone.not_dialled("HTTP 503")
+    assert (dials(commands), ends(commands)) == ([], [])
+    assert len(to_model(phone.frames(20))) == 1, "the caller is heard"
+
+    assert dials(phone.frames(int(1000 * SPARE_SECONDS) - 100)) == []
+    assert dials(phone.frames(200)) == [(0.0, True)]
+
+
+def test_a_spare_refused_for_ever_leaves_the_session() -> None:
+    """A call is not ended for a session that it does not need yet."""
+    phone = old()
+
+    assert ends(phone.not_dialled("HTTP 401", fatal=True)) == []
+
+
+def test_lost_in_the_roll_over_itself() -> None:
+    """The session that was to take over is lost: one is dialled, nothing is missing."""
+    phone = old()
+    phone.dialled()
+    phone.frames(200)
+
+    assert dials(phone.loses_model()) == [(0.0, False)]
+    commands = phone.model_back()
+    assert len(given(commands)) == 2
+    assert asks(commands) == 0
+
+
+def test_late_words_of_the_session_that_was_left() -> None:
+    """Nothing of it reaches the caller any more."""
+    phone = old()
+    phone.created("r9")
+    phone.dialled()
+    phone.loses_model()
+    phone.ready()
+
+    assert to_caller(phone.says(200, "i9", "r9")) == []
+
+
+def test_no_roll_over_in_a_goodbye() -> None:
+    """A call that is about to end needs no new session."""
+    phone = old()
+    phone.goodbye("longest")
+    before = switches(phone)
+    phone.dialled()
+    phone.answers(200, item="i2", response="r2")
+
+    assert ends(phone.frames(400)) == [("bridge", "longest")]
+    assert switches(phone) == before
+
+
+@pytest.mark.parametrize("seconds", [None])
+def test_sessions_without_an_age(seconds: float | None) -> None:
+    """Who sets none has none."""
+    phone = Phone(session_seconds=seconds).talking()
+
+    assert dials(phone.frames(10_000)) == []

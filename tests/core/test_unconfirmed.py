@@ -1,0 +1,138 @@
+"""Items that the model was given and has not shown: given again to another session."""
+
+import json
+from typing import Any
+
+from bridge.core import realtime
+from bridge.core.realtime import ConversationItem
+from bridge.core.unconfirmed import MAX_UNCONFIRMED
+from bridge.core.untold import MAX_UNTOLD, Untold, Word
+
+STREAM = "MZ" + "0123456789abcdef" * 2
+
+
+def untold() -> Untold:
+    made = Untold()
+    made.owned_by(STREAM)
+    return made
+
+
+def item_of(text: str) -> dict[str, Any]:
+    item: dict[str, Any] = json.loads(text)["item"]
+    return item
+
+
+def words(it: Untold) -> list[str]:
+    return [item_of(text)["content"][0]["text"] for text in it.events]
+
+
+def test_an_item_gets_an_id_that_a_server_takes() -> None:
+    """It is known when the server shows it; no stream's id is another one's."""
+    it = untold()
+
+    sent = it.sent(realtime.message("user", "hi", "e1"))
+
+    item_id = item_of(sent)["id"]
+    assert item_id == "b_456789abcdef_1"
+    assert len(item_id) <= 32 and item_id.replace("_", "").isalnum()
+    assert json.loads(sent)["event_id"] == "e1", "refusals are known by it"
+    assert it.events == [sent]
+
+
+def test_an_id_of_the_users_own_stays() -> None:
+    """Whoever names an item finds it under its name."""
+    it = untold()
+    text = realtime.message("user", "hi", "e1", item_id="mine")
+
+    assert it.sent(text) == text
+    it.seen(ConversationItem("mine"))
+    assert it.events == []
+
+
+def test_an_event_without_a_name_gets_one() -> None:
+    """Else nobody would know which item a server has refused."""
+    it = untold()
+    event = {"type": "conversation.item.create", "item": {"type": "message"}}
+    sent = json.loads(it.sent(json.dumps(event)))
+
+    it.refused("somebody else's")
+    assert len(it.events) == 1
+    it.refused(sent["event_id"])
+    assert it.events == []
+
+
+def test_what_was_shown_or_deleted_is_not_given_again() -> None:
+    """The next session gets each item once: from here, or from the history."""
+    it = untold()
+    first, second, third = (
+        item_of(it.sent(realtime.message("user", text, text)))["id"]
+        for text in ("one", "two", "three")
+    )
+    it.seen(ConversationItem(first))
+    it.gone(third)
+
+    assert words(it) == ["two"]
+    assert second.endswith("_2")
+
+
+def test_an_item_given_again_goes_to_the_end() -> None:
+    """What it stood behind may be gone: a server would refuse it."""
+    it = untold()
+
+    sent = it.sent(realtime.message("assistant", "hi", "e1", after="i1"))
+
+    assert json.loads(sent)["previous_item_id"] == "i1"
+    assert "previous_item_id" not in json.loads(it.events[0])
+
+
+def test_deletes_are_kept_until_the_server_has_done_them() -> None:
+    """What was to go does not come back with another session."""
+    it = untold()
+    it.sent(realtime.delete("i1", "e1"))
+    it.sent(realtime.delete("i2", "e2"))
+    it.gone("i1")
+
+    assert it.deleted == ["i2"]
+
+
+def test_other_events_pass_as_they_are() -> None:
+    """Only items are remembered; a frame of audio is not even looked at."""
+    it = untold()
+    for text in (
+        realtime.append("AAAA"),
+        realtime.create_response("e1"),
+        realtime.truncate("i1", 0, 100, "e2"),
+        '{"type":"conversation.item.create","item":"odd"}',
+    ):
+        assert it.sent(text) == text
+    assert it.events == []
+
+
+def test_a_server_that_confirms_nothing_costs_no_memory() -> None:
+    """What is kept is bounded, the newest stays."""
+    it = untold()
+    for n in range(MAX_UNCONFIRMED + 10):
+        it.sent(realtime.message("user", str(n), f"e{n}"))
+
+    assert words(it) == [str(n) for n in range(10, MAX_UNCONFIRMED + 10)]
+
+
+def test_words_wait_in_order_and_in_bounds() -> None:
+    """An application that talks to nobody costs no memory, and learns of it."""
+    it = untold()
+    kept = [it.keep(Word("user", str(n), n == 1)) for n in range(MAX_UNTOLD + 1)]
+
+    assert kept == [True] * MAX_UNTOLD + [False]
+    assert it.to_be_answered
+    assert [word.text for word in it.take() if isinstance(word, Word)][:2] == ["0", "1"]
+    assert it.take() == [] and not it.to_be_answered
+
+
+def test_an_approval_is_no_business_of_another_session() -> None:
+    """The session that is told has never asked, and would refuse it."""
+    memory = untold()
+    item = {"type": "mcp_approval_response", "id": "a1", "approve": True}
+    text = json.dumps({"type": "conversation.item.create", "item": item})
+
+    assert memory.sent(text) == text
+    assert memory.events == []
