@@ -63,9 +63,9 @@ class Approvals:
         rule: ApprovalRule,
         start: Start,
         call_sid: str,
-        waiting: Callable[[int], None],
+        waiting: Callable[[int, str], None],
     ) -> None:
-        """`waiting` is told +1 when one waits, -1 when it does no more."""
+        """`waiting` is told +1 when one waits, -1 when it does no more, and which."""
         self._rule = rule
         self._start = start
         self._call_sid = call_sid
@@ -89,7 +89,7 @@ class Approvals:
         until = time.time() + self._rule.seconds
         approval = Approval(call_id, tool, arguments, agent, until, server=server)
         self._waiting[call_id] = (approval, decide)
-        self._count(+1)
+        self._count(+1, call_id)
         self._start(self._expire(call_id), f"{self._call_sid} approval")
         return approval
 
@@ -121,9 +121,14 @@ class Approvals:
         """KeyError as above."""
         await self._taken(call_id)(False, always=always, message=message)
 
+    def withdraw(self, call_id: str) -> None:
+        """It is asked for no more: whoever decides now, gets a KeyError."""
+        if call_id in self._waiting:
+            self._taken(call_id)
+
     def _taken(self, call_id: str) -> Decide:
         _, decide = self._waiting.pop(call_id)
-        self._count(-1)
+        self._count(-1, call_id)
         return decide
 
     async def _expire(self, call_id: str) -> None:

@@ -30,8 +30,8 @@ MAX_OUTPUT_CHARS = 100_000
 
 CUT_OUTPUT = "\n(The result was longer than this and has been cut off.)"
 
-Dial = Callable[[str, dict[str, str]], Awaitable[Wire]]
-"""(url, headers) -> a connected wire."""
+OpenWire = Callable[[str, dict[str, str]], Awaitable[Wire]]
+"""(url, headers) -> a wire to there, whether or not it is connected yet."""
 
 Interrupt = Callable[[str, str | None], None]
 """(by whom, id of the answer or None for any): silence at once."""
@@ -44,9 +44,9 @@ Take = Callable[[RealtimeSessionModelSettings], RealtimeSessionModelSettings]
 class PhoneModel(OpenAIRealtimeWebSocketModel):
     """One per call: the SDK's runner would share an instance between sessions."""
 
-    def __init__(self, dial: Dial, interrupt: Interrupt, take: Take) -> None:
+    def __init__(self, wire: OpenWire, interrupt: Interrupt, take: Take) -> None:
         super().__init__()
-        self._dial = dial
+        self._wire = wire
         self._interrupt = interrupt
         self._take = take
 
@@ -63,7 +63,7 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         transport_config: TransportConfig | None = None,
     ) -> ClientConnection:
         # The SDK uses three things of a connection, and the wire has them.
-        return cast(ClientConnection, await self._dial(url, headers))
+        return cast(ClientConnection, await self._wire(url, headers))
 
     async def send_event(self, event: RealtimeModelSendEvent) -> None:
         """As the SDK's, but an interruption stops what is queued at Twilio, and tools

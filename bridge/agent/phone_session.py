@@ -31,8 +31,9 @@ TIMED_OUT = "The tool took too long and was given up. Tell the caller."
 class ToolWatch(Protocol):
     """Told about the tools of a session."""
 
-    def tool_running(self, change: int) -> None:
-        """+1 when one begins, -1 when it ends."""
+    def tool_running(self, change: int, call_id: str = "") -> None:
+        """+1 when one begins, -1 when it ends, both with the id of its call; without
+        one it is the work of the model's own server, as a part of an answer."""
 
     def tool_failed(self, tool: str, error: str) -> None:
         """It raised (`error` is the exception's type) or took too long."""
@@ -93,7 +94,7 @@ class PhoneSession(RealtimeSession):
     async def _handle_tool_call(
         self, event: RealtimeModelToolCallEvent, **more: Any
     ) -> None:
-        self._watch.tool_running(+1)
+        self._watch.tool_running(+1, event.call_id)
         try:
             async with asyncio.timeout(self._limit(event.name)):
                 await super()._handle_tool_call(event, **more)
@@ -104,7 +105,7 @@ class PhoneSession(RealtimeSession):
                 raise
             await self._answer_for(event, error)
         finally:
-            self._watch.tool_running(-1)
+            self._watch.tool_running(-1, event.call_id)
 
     async def _answer_for(
         self, event: RealtimeModelToolCallEvent, error: BaseException

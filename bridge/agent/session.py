@@ -5,6 +5,7 @@ Carries no audio (wire.py does) and decides nothing about it (the core does).
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
@@ -17,8 +18,9 @@ from agents.realtime.config import RealtimeSessionModelSettings
 from agents.realtime.model import RealtimeModelConfig
 from agents.version import __version__ as agents_version
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
+from bridge import user_code
 from bridge.agent.approvals import Approvals
 from bridge.agent.hosted_mcp import HostedMcp
 from bridge.agent.live import BadRequest, LiveCall
@@ -27,31 +29,26 @@ from bridge.agent.local_mcp import LocalMcp, reachable
 from bridge.agent.model import PhoneModel
 from bridge.agent.phone_session import PhoneSession, ToolWatch
 from bridge.agent.session_settings import SessionSettings, merged
-from bridge.agent.wire import PHONE_FORMAT, Line, Wire
-from bridge.core.transcode import ModelAudio
+from bridge.agent.wire import PHONE_FORMAT, Line, ModelRefused, Wire
+from bridge.core import errors
 
 log = structlog.get_logger()
 
-OPEN_SECONDS = 10.0
-"""For the handshake with the model."""
+OPEN_SECONDS = 5.0
+"""For the handshake with the model; one that takes longer is tried again."""
 
 CLOSE_SECONDS = 1.0
 """A model that does not answer our close is left: the caller has gone."""
 
-PING_SECONDS = 5.0
-"""A model that is gone without a word is noticed after two of these: the caller hears
-nothing for so long."""
+PING_SECONDS = 3.0
+"""A model that is gone without a word is noticed after one and a half of these, two at
+most: the caller hears nothing for so long."""
+
+PASSING_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
+"""HTTP statuses of a handshake that another try may not meet."""
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 """As the SDK's own limit."""
-
-
-class ModelRefused(Exception):
-    """The model did not take us. `why` is a short fixed phrase, fit to be logged."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,15 +157,15 @@ class AgentSession:
         self._session: PhoneSession | None = None
         self._wire: Wire | None = None
         self._hosted = HostedMcp(
-            live, approvals, self._start, self._send_event, line.ask, line.tool_running
+            live, approvals, self._start, self._put, line.ask, line.tool_running
         )
-        self._model = PhoneModel(self._dial, line.interrupt_agent, self._hosted.take)
+        opens, interrupt = self._open_wire, line.interrupt_agent
+        self._model = PhoneModel(opens, interrupt, self._hosted.take)
 
     async def run(self) -> None:
-        """Opens the session and hands its events on until the model is gone.
-
-        ModelRefused if it does not come about; what the user's agent raises, as it is.
-        """
+        """Opens the session and hands its events on until it is closed; whether there
+        is a model meanwhile is the call's business. What the user's agent raises, comes
+        as it is."""
         plan, live = self._plan, self._live
         first, run_config = await agent_for(plan.source, live)
         agent = named(plan.agent_name, first) or first
@@ -239,7 +236,7 @@ class AgentSession:
         if self._wire is None:
             return False
         try:
-            self._send_event(dict(event))
+            self._put(dict(event))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             kind = type(error).__name__
             raise BadRequest(f"this is no client event ({kind})") from None
@@ -250,6 +247,16 @@ class AgentSession:
         assert self._wire is not None, "nothing is sent before the model answered"
         self._wire.post(text)
 
+    def dial(self, seconds: float, *, spare: bool) -> None:
+        """Another connection to the model is wanted."""
+        assert self._wire is not None, "the first connection is dialled unasked"
+        self._wire.dial(seconds, spare=spare)
+
+    def switch(self) -> None:
+        """The connection that was dialled takes the place of the one before."""
+        assert self._wire is not None, "somebody has dialled"
+        self._wire.switch()
+
     def interrupted(self, item_id: str, content_index: int) -> None:
         """The session's listeners are to get `audio_interrupted`."""
         assert self._wire is not None, "nobody is interrupted before the model answered"
@@ -258,10 +265,9 @@ class AgentSession:
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
         return self._tasks.create_task(work, name=name)
 
-    def _send_event(self, event: dict[str, Any]) -> None:
+    def _put(self, event: dict[str, Any]) -> None:
         assert self._wire is not None, "nothing is sent before the model answered"
-        text = msgspec.json.encode(event).decode()
-        self._wire.post(self._wire.as_sent(text))
+        self._wire.put(msgspec.json.encode(event).decode())
 
     def _shape(self, session: dict[str, Any]) -> None:
         """What the SDK cannot say of a session."""
@@ -270,32 +276,49 @@ class AgentSession:
             session["tools"] += self._plan.settings.mcp_tools()
         self._hosted.put_into(session)
 
-    async def _dial(self, url: str, headers: dict[str, str]) -> Wire:
+    async def _open_wire(self, url: str, headers: dict[str, str]) -> Wire:
         target = self._plan.target
-        try:
-            async with asyncio.timeout(OPEN_SECONDS):
-                socket = await (target.connect or dial)(url, headers)
-        except InvalidStatus as error:
-            raise ModelRefused(_refusal(error)) from error
-        except (InvalidHandshake, OSError, TimeoutError) as error:
-            raise ModelRefused(f"unreachable ({type(error).__name__})") from error
-        try:
-            self._wire = Wire(
-                socket,
-                self._line,
-                self._tasks,
-                self._live.call_sid,
-                self._model.tell_interrupted,
-                self._on_sent,
-                self._shape,
-                ModelAudio() if target.pcm else None,
-            )
-        except RuntimeError:
-            # The call has ended meanwhile and its TaskGroup takes no more: a socket
-            # that nobody reads would be paid for.
-            await socket.close()
-            raise
+        connect = target.connect or dial
+        self._wire = Wire(
+            lambda: dialled(connect, url, headers),
+            self._line,
+            self._tasks,
+            self._live.call_sid,
+            self._model.tell_interrupted,
+            self._on_sent,
+            self._shape,
+            on_left=self._hosted.session_lost,
+            pcm=target.pcm,
+        )
+        self._wire.dial(0.0)
         return self._wire
+
+
+async def dialled(
+    connect: "Connect", url: str, headers: dict[str, str]
+) -> ClientConnection:
+    """A websocket to the model; ModelRefused says why there is none."""
+    try:
+        async with asyncio.timeout(OPEN_SECONDS):
+            return await connect(url, headers)
+    except InvalidStatus as error:
+        status, code = error.response.status_code, _code(error)
+        why = f"HTTP {status} {code}" if code else f"HTTP {status}"
+        fatal = code in errors.FATAL_CODES or status not in PASSING_STATUSES
+        raise ModelRefused(why, fatal=fatal) from error
+    except (InvalidURI, ssl.SSLCertVerificationError) as error:
+        why = f"unreachable ({type(error).__name__})"
+        raise ModelRefused(why, fatal=True) from error
+    except (InvalidHandshake, EOFError, OSError, TimeoutError) as error:
+        why = f"unreachable ({type(error).__name__})"
+        raise ModelRefused(why, fatal=False) from error
+    except BaseException as error:
+        if not user_code.is_theirs(error):
+            raise
+        # A connector of the user's own: theirs to mend, so all of it is logged.
+        log.exception("model_connector_failed")
+        why = f"connector failed ({type(error).__name__})"
+        raise ModelRefused(why, fatal=True) from error
 
 
 async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
@@ -379,11 +402,10 @@ def _same_kind(under: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
     return all(value.get(kind, under.get(kind)) == under.get(kind) for kind in kinds)
 
 
-def _refusal(error: InvalidStatus) -> str:
-    """HTTP status and the API's own error code; its message may hold half a key."""
-    status = error.response.status_code
+def _code(error: InvalidStatus) -> str | None:
+    """The API's own code of an error; its message may hold half a key."""
     try:
         code = json.loads(error.response.body or b"")["error"]["code"]
     except (ValueError, KeyError, TypeError):
-        code = None
-    return f"HTTP {status} {code}" if isinstance(code, str) else f"HTTP {status}"
+        return None
+    return errors.short(code) if isinstance(code, str) else None

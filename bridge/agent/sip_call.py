@@ -22,9 +22,10 @@ from bridge.agent.events import CallEvent, Listeners, call_event
 from bridge.agent.events import Start as StartBeside
 from bridge.agent.live import BadRequest, CallFacts, CallOver, LiveCall, Role, Transfer
 from bridge.agent.local_mcp import LocalMcp
-from bridge.agent.session import ModelRefused, SessionPlan
+from bridge.agent.session import SessionPlan
 from bridge.agent.sip_session import SipSession
 from bridge.agent.sip_talk import SipTalk
+from bridge.agent.wire import ModelRefused
 from bridge.core import realtime
 from bridge.core.commands import (
     Command,
@@ -252,7 +253,19 @@ class SipCall:
             self._see(Note("model_gone", {"why": why, "close_code": code}))
             self.end("model", why)
 
-    def tool_running(self, change: int) -> None:
+    def model_dialled(self) -> None:
+        """Never: attached to once (SipSession)."""
+
+    def model_not_dialled(self, why: str, fatal: bool) -> None:
+        """Never, as above."""
+
+    def model_stuck(self, why: str) -> None:
+        self.end("model", why)
+
+    def send_to_model(self, text: str) -> None:
+        self._agent.post(text)
+
+    def tool_running(self, change: int, call_id: str = "") -> None:
         self._obey(self._talk.busy(change, time.monotonic()))
 
     def tool_failed(self, tool: str, error: str) -> None:

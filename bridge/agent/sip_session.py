@@ -30,7 +30,6 @@ from bridge.agent.phone_session import PhoneSession
 from bridge.agent.session import (
     CLOSE_SECONDS,
     OPEN_SECONDS,
-    ModelRefused,
     SessionLine,
     SessionPlan,
     dial,
@@ -39,7 +38,7 @@ from bridge.agent.session import (
     nested,
 )
 from bridge.agent.session_settings import merged
-from bridge.agent.wire import SESSION_ID, Wire
+from bridge.agent.wire import SESSION_ID, ModelRefused, Wire
 
 log = structlog.get_logger()
 
@@ -259,16 +258,17 @@ class SipSession:
 
     async def _dial(self, url: str, headers: dict[str, str]) -> Wire:
         socket = await self._attach(url, headers)
+        self._wire = Wire(
+            _not_again,
+            self._line,
+            self._tasks,
+            self._live.call_sid,
+            self._model.tell_interrupted,
+            _no_matter,
+            self._shape,
+        )
         try:
-            self._wire = Wire(
-                socket,
-                self._line,
-                self._tasks,
-                self._live.call_sid,
-                self._model.tell_interrupted,
-                _no_matter,
-                self._shape,
-            )
+            self._wire.use(socket)
         except RuntimeError:
             # The call has ended meanwhile and its TaskGroup takes no more.
             await socket.close()
@@ -285,10 +285,10 @@ class SipSession:
             except InvalidStatus as error:
                 status = error.response.status_code
                 if status != 404:
-                    raise ModelRefused(f"HTTP {status}") from error
+                    raise ModelRefused(f"HTTP {status}", fatal=True) from error
             except (InvalidHandshake, OSError, TimeoutError) as error:
                 kind = type(error).__name__
-                raise ModelRefused(f"unreachable ({kind})") from error
+                raise ModelRefused(f"unreachable ({kind})", fatal=True) from error
             await asyncio.sleep(pause)
             pause *= 2
         raise CallGone
@@ -309,6 +309,11 @@ class _SipWire:
 
     async def close(self) -> None:
         await self._wire.close()
+
+
+async def _not_again() -> ClientConnection:
+    """OpenAI ends a call whose socket is gone."""
+    raise ModelRefused("attached once", fatal=True)
 
 
 def _no_matter(seconds: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bridge.agent.sip_speech import Said, SipSpeech
-from bridge.core import realtime
+from bridge.core import errors, realtime
 from bridge.core.agent_speech import ANSWER_ID
 from bridge.core.commands import (
     Command,
@@ -23,19 +23,13 @@ from bridge.core.commands import (
     Value,
     protocol_error,
 )
-from bridge.core.conversation import (
-    BENIGN_ERRORS,
-    FATAL_CODES,
-    GOODBYE_SECONDS,
-    MAX_CODE_CHARS,
-    MAX_FAILURES,
-    MAX_UNTOLD,
-)
+from bridge.core.conversation import GOODBYE_SECONDS, MAX_FAILURES
 from bridge.core.history import History
 from bridge.core.keys import Keys
 from bridge.core.patience import Patience
 from bridge.core.replay import kept
 from bridge.core.rules import GOODBYES, Rules
+from bridge.core.untold import MAX_UNTOLD
 from bridge.core.waits import Wait, Waits, Yet
 
 
@@ -291,7 +285,7 @@ class SipTalk:
     def _response_done(
         self, response: realtime.ResponseHead, now: float
     ) -> list[Command]:
-        status, why = response.status, (response.why or "")[:MAX_CODE_CHARS]
+        status, why = response.status, errors.short(response.why)
         commands = self._said(self._speech.done(response.id, status))
         data: dict[str, Value] = {"response": response.id, "status": status}
         commands.append(Note("response_done", data))
@@ -313,15 +307,15 @@ class SipTalk:
     def _failed(self, why: str, now: float) -> list[Command]:
         """An answer the caller waits for will not come: asks again, or gives up."""
         self._failures += 1
-        if why in FATAL_CODES or self._failures >= MAX_FAILURES:
+        if why in errors.FATAL_CODES or self._failures >= MAX_FAILURES:
             return self.end("model", "failed", now)
         return self.ask()
 
     def _model_error(self, error: realtime.ErrorDetails, now: float) -> list[Command]:
-        benign = error.code in BENIGN_ERRORS
+        benign = errors.is_benign(error)
         data: dict[str, Value] = {
-            "code": (error.code or error.type)[:MAX_CODE_CHARS],
-            "param": (error.param or "")[:MAX_CODE_CHARS] or None,
+            "code": errors.short(error.code or error.type),
+            "param": errors.short(error.param) or None,
             "benign": benign,
         }
         note = Note("model_error", data, {"message": error.message})

@@ -1,13 +1,15 @@
-"""The socket to the model: audio takes the short way, all else goes to the SDK too.
+"""The model's side of a call, as one socket that does not end: sessions come and go.
 
-The SDK sees a websocket (`async for`, `send`, `close`). Audio deltas never reach it. A
-stuck SDK does not stop the audio: the socket has a reader of its own, and one writer
-for both.
+The SDK sees a websocket (`async for`, `send`, `close`) and never that a connection was
+lost; audio deltas never reach it. The core decides when to dial and when to switch. A
+stuck SDK does not stop the audio: a connection has a reader of its own, and one writer.
 """
 
 import asyncio
+import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
 import msgspec
@@ -15,7 +17,7 @@ import openai.types.realtime as openai_realtime
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from bridge.core import ProtocolError, realtime
+from bridge.core import ProtocolError, errors, realtime
 from bridge.core.transcode import ModelAudio
 
 MAX_OUT = 2000
@@ -30,7 +32,8 @@ SEND_SECONDS = 10.0
 PHONE_FORMAT = {"type": realtime.MULAW}
 
 SESSION_ID = "bridge_session"
-"""event_id of every session.update, so that a refusal is known for what it is."""
+"""Begins the event_id of every session.update, so that a refusal is known for what it
+is."""
 
 
 def _known_types() -> frozenset[str]:
@@ -44,58 +47,224 @@ KNOWN_TYPES = _known_types()
 """What the SDK can validate; it makes an error of anything else."""
 
 
+JITTER_SECONDS = 0.15
+"""Hundreds of calls that lose the same model do not dial it in the same moment."""
+
+MAX_KNOWN = 2000
+"""Items the SDK has seen, so that it does not see them again with the next session."""
+
+MAX_UPDATES = 16
+"""Changes of a session that are made again with the next one."""
+
+
+class ModelRefused(Exception):
+    """The model did not take us. `why` is a short fixed phrase, fit to be logged;
+    `fatal`: nor will it, however often it is tried."""
+
+    def __init__(self, why: str, *, fatal: bool) -> None:
+        super().__init__(why)
+        self.why = why
+        self.fatal = fatal
+
+
 class Line(Protocol):
     """The call, as the model's side sees it. Nothing here waits."""
 
     def model_event(self, event: realtime.ServerEvent, text: str) -> None: ...
     def model_misread(self, reason: str) -> None: ...
+    def model_dialled(self) -> None:
+        """A connection is open, and waits for `Wire.switch`."""
+
+    def model_not_dialled(self, why: str, fatal: bool) -> None: ...
     def model_lost(self, why: str, code: int | None) -> None: ...
+    def model_stuck(self, why: str) -> None:
+        """No other connection would help."""
+
+    def send_to_model(self, text: str) -> None:
+        """A client event of the SDK's, or of the user's own."""
+
     def ask(self) -> None:
         """An answer is wanted, as soon as the model is free."""
+
+
+Dial = Callable[[], Awaitable[ClientConnection]]
+"""An open socket to the model, or ModelRefused."""
 
 
 Shape = Callable[[dict[str, Any]], None]
 """Puts into the `session` of a session.update what the SDK cannot say."""
 
 
-class Wire:
-    """One connection to the model. Its two tasks end with it."""
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A change of the session, as it was sent."""
 
-    def __init__(
-        self,
-        socket: ClientConnection,
-        line: Line,
-        tasks: asyncio.TaskGroup,
-        name: str,
-        on_interrupted: Callable[[str, int], Awaitable[None]],
-        on_sent: Callable[[float], None],
-        shape: Shape,
-        audio: ModelAudio | None = None,
-    ) -> None:
-        """`audio` stands between us and a model that takes no mu-law."""
+    event_id: str
+    text: str
+
+
+class Link:
+    """One connection. Its two tasks end with it, or are ended by `drop`."""
+
+    def __init__(self, socket: ClientConnection, wire: "Wire", pcm: bool) -> None:
         self._socket = socket
-        self._audio = audio
-        self._line = line
-        self._shape = shape
-        self._on_interrupted = on_interrupted
-        self.on_sent = on_sent
-        """Told how long the last event lay here before it was sent, in seconds."""
+        self._wire = wire
+        self._audio = ModelAudio() if pcm else None
+        """Stands between us and a model that takes no mu-law."""
         self._out: asyncio.Queue[tuple[str, float]] = asyncio.Queue(MAX_OUT)
-        self._to_sdk: asyncio.Queue[str | tuple[str, int] | None] = asyncio.Queue()
         self._closed = False
-        self._reader = tasks.create_task(self._read(), name=f"{name} model reader")
-        self._writer = tasks.create_task(self._write(), name=f"{name} model writer")
-
-    # --- what the call uses ---
+        self._reader = wire.begin(self._read(), "model reader")
+        self._writer = wire.begin(self._write(), "model writer")
 
     def post(self, text: str) -> None:
         """Sends an event, in order, without waiting for it."""
+        if self._closed:
+            return
         if self._audio:
             text = self._audio.to_model(text)
         try:
             self._out.put_nowait((text, time.monotonic()))
         except asyncio.QueueFull:
             self._lose("stuck")
+
+    async def drop(self) -> None:
+        """Safe to call twice. The peer gets `close_timeout` of the socket to answer."""
+        self._closed = True
+        self._reader.cancel()
+        self._writer.cancel()
+        await self._socket.close()
+
+    def leave(self) -> None:
+        """As `drop`, without waiting; nothing more comes from here."""
+        self._closed = True
+        self._reader.cancel()
+        self._writer.cancel()
+        self._wire.begin(self._socket.close(), "model close")
+
+    async def _read(self) -> None:
+        try:
+            async for text in self._socket:
+                if self._audio and isinstance(text, str):
+                    for each in self._audio.from_model(text):
+                        self._wire.take(each)
+                else:
+                    self._wire.take(text)
+            self._lose("closed")
+        except ConnectionClosed:
+            # With a close frame of 1000 or 1001 the loop above ends; this is any other.
+            self._lose("lost")
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                text, since = await self._out.get()
+                async with asyncio.timeout(SEND_SECONDS) as limit:
+                    await self._socket.send(text)
+                    while not self._out.empty():
+                        limit.reschedule(loop.time() + SEND_SECONDS)  # for each anew
+                        text, since = self._out.get_nowait()
+                        await self._socket.send(text)
+                self._wire.on_sent(time.monotonic() - since)
+        except (ConnectionClosed, TimeoutError):
+            # The reader tells why; unless it is the one that waits for ever.
+            self._lose("lost")
+
+    def _lose(self, why: str) -> None:
+        if not self._closed:
+            code = self._socket.close_code
+            self.leave()
+            self._wire.link_lost(why, code)
+
+
+class Wire:
+    """All connections of one call to its model, one at a time."""
+
+    def __init__(
+        self,
+        dial: Dial,
+        line: Line,
+        tasks: asyncio.TaskGroup,
+        name: str,
+        on_interrupted: Callable[[str, int], Awaitable[None]],
+        on_sent: Callable[[float], None],
+        shape: Shape,
+        *,
+        on_left: Callable[[], None] = lambda: None,
+        pcm: bool = False,
+    ) -> None:
+        """`on_left` is called when a connection was lost or left, once the line knows.
+        `pcm`: a model that takes no mu-law."""
+        self._connect = dial
+        self._line = line
+        self._tasks = tasks
+        self._name = name
+        self._pcm = pcm
+        self._shape = shape
+        self._on_interrupted = on_interrupted
+        self.on_sent = on_sent
+        """Told how long the last event lay here before it was sent, in seconds."""
+        self._link: Link | None = None
+        self._next: ClientConnection | None = None
+        """Dialled, and not in use yet."""
+        self._on_left = on_left
+        self._settled: list[str] = []
+        """What makes a session ours, made again with each ..."""
+        self._latest: dict[int, Update] = {}
+        """... and the newest changes of it, which may yet be refused."""
+        self._serial = 0
+        self._to_sdk: asyncio.Queue[str | tuple[str, int] | None] = asyncio.Queue()
+        self._open: dict[str, None] = {}
+        """Answers that the SDK knows to be under way."""
+        self._shown: dict[str, None] = {}
+        """Items that the SDK has seen in this session ..."""
+        self._known: dict[str, None] = {}
+        """... and in those before."""
+        self._began = False
+        """The SDK has seen a session begin: it sees no other."""
+        self._closed = False
+        self._dialler: asyncio.Task[None] | None = None
+
+    # --- what the call uses ---
+
+    def dial(self, seconds: float, *, spare: bool = False) -> None:
+        """A connection is wanted; the one in use, if any, stays only with `spare`."""
+        if not spare:
+            self._hang()
+        if self._began or seconds:
+            seconds *= random.uniform(0.5, 1.0)
+            seconds += random.uniform(0.0, JITTER_SECONDS)
+        self._dialler = self.begin(self._dial(seconds), "model dialler")
+
+    def switch(self) -> None:
+        """The connection that was dialled is used from now on."""
+        socket, self._next = self._next, None
+        assert socket is not None, "there is a connection to switch to"
+        self.use(socket)
+
+    def use(self, socket: ClientConnection) -> None:
+        """This one is, from now on."""
+        self._hang()
+        self._link = Link(socket, self, self._pcm)
+        for update in self._updates:
+            self._link.post(update)
+
+    def post(self, text: str) -> None:
+        """Sends an event, in order, without waiting for it."""
+        if self._link is not None:
+            self._link.post(text)
+
+    def put(self, text: str) -> None:
+        """An event of the SDK's, or the user's own. Every change of the session is
+        shaped, and has mu-law in it; it is made at once, and with every session to
+        come. All else is the call's to send: it knows whether there is a model, who
+        is speaking, what is owed and what must be told before."""
+        if is_plain_request(text):
+            self._line.ask()
+        elif is_update(text):
+            self._update(text)
+        else:
+            self._line.send_to_model(text)
 
     def interrupted(self, item_id: str, content_index: int) -> None:
         """The SDK's listeners are to know, after the events before it."""
@@ -117,57 +286,27 @@ class Wire:
             await self._on_interrupted(*event)
 
     async def send(self, text: str) -> None:
-        """An event of the SDK's; every change of the session is shaped, and has mu-law
-        in it. An answer is asked for by the call: it knows who is speaking, what is
-        owed, and what the model must be told before."""
-        if is_plain_request(text):
-            self._line.ask()
-        else:
-            self.post(self.as_sent(text))
-
-    def as_sent(self, text: str) -> str:
-        return shaped(text, self._shape) if '"session.update"' in text else text
+        self.put(text)
 
     async def close(self) -> None:
-        """Safe to call twice. The peer gets `close_timeout` of the socket to answer."""
+        """Safe to call twice."""
         self._closed = True
-        self._reader.cancel()
-        self._writer.cancel()
+        if self._dialler is not None:
+            self._dialler.cancel()
         self._to_sdk.put_nowait(None)
-        await self._socket.close()
+        spare, self._next = self._next, None
+        if spare is not None:
+            await spare.close()
+        if self._link is not None:
+            await self._link.drop()
 
-    # --- the tasks ---
+    # --- what a connection uses ---
 
-    async def _read(self) -> None:
-        try:
-            async for text in self._socket:
-                if self._audio and isinstance(text, str):
-                    for each in self._audio.from_model(text):
-                        self._take(each)
-                else:
-                    self._take(text)
-            self._lose("closed")
-        except ConnectionClosed:
-            # With a close frame of 1000 or 1001 the loop above ends; this is any other.
-            self._lose("lost")
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        return self._tasks.create_task(work, name=f"{self._name} {name}")
 
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                text, since = await self._out.get()
-                async with asyncio.timeout(SEND_SECONDS) as limit:
-                    await self._socket.send(text)
-                    while not self._out.empty():
-                        limit.reschedule(loop.time() + SEND_SECONDS)  # for each anew
-                        text, since = self._out.get_nowait()
-                        await self._socket.send(text)
-                self.on_sent(time.monotonic() - since)
-        except (ConnectionClosed, TimeoutError):
-            # The reader tells why; unless it is the one that waits for ever.
-            self._lose("lost")
-
-    def _take(self, text: str | bytes) -> None:
+    def take(self, text: str | bytes) -> None:
+        """An event of the server's."""
         if not isinstance(text, str):
             self._line.model_misread("binary event")
             return
@@ -176,25 +315,141 @@ class Wire:
         except ProtocolError as error:
             self._line.model_misread(error.reason)
             return
+        if isinstance(event, realtime.ModelError):
+            self._refused(event.error)
         self._line.model_event(event, text)
         if isinstance(event, realtime.AudioDelta):
             return
         if isinstance(event, realtime.Other) and event.type not in KNOWN_TYPES:
             self._line.model_misread("unknown event")
             return
-        self._hand_on(text)
+        if self._is_news(event):
+            self._hand_on(text)
+
+    def link_lost(self, why: str, code: int | None) -> None:
+        self._link = None
+        self._end_answers()
+        if not self._closed:
+            self._line.model_lost(why, code)
+            self._on_left()
+
+    # --- inside ---
+
+    @property
+    def _updates(self) -> list[str]:
+        """What another session is given to be ours."""
+        made = self._settled
+        for update in self._latest.values():
+            made = updates(made, update.text)
+        return made
+
+    def _update(self, text: str) -> None:
+        self._serial += 1
+        update = shaped(text, self._shape, f"{SESSION_ID}_{self._serial}")
+        event_id = msgspec.json.decode(update)["event_id"]
+        self._latest[self._serial] = Update(event_id, update)
+        if len(self._latest) > MAX_UPDATES:
+            oldest = self._latest.pop(next(iter(self._latest)))
+            self._settled = updates(self._settled, oldest.text)
+        self.post(update)
+
+    def _refused(self, error: realtime.ErrorDetails) -> None:
+        """A change that the server will not have was none: what counted before it
+        counts again, or the next session would be refused for it."""
+        if error.event_id is None or errors.may_pass(error):
+            return
+        # The newest, for a user's own name may be given to many.
+        for serial, update in reversed(self._latest.items()):
+            if update.event_id == error.event_id:
+                del self._latest[serial]
+                break
+
+    async def _dial(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        try:
+            socket = await self._connect()
+        except ModelRefused as refused:
+            self._line.model_not_dialled(refused.why, refused.fatal)
+            return
+        if self._closed:
+            await socket.close()
+            return
+        self._next = socket
+        self._line.model_dialled()
+
+    def _hang(self) -> None:
+        """The connection in use is left; the SDK sees its answers end."""
+        if self._link is not None:
+            self._link.leave()
+            self._link = None
+            self._end_answers()
+            self._on_left()
+
+    def _end_answers(self) -> None:
+        """What a connection has left under way ends for the SDK, which would wait for
+        it before it sends anything more."""
+        for response_id in self._open:
+            self._hand_on(failed(response_id))
+        self._open.clear()
+        self._known |= self._shown
+        while len(self._known) > MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._shown = {}
+
+    def _is_news(self, event: realtime.ServerEvent) -> bool:
+        """The SDK is to see it: not what a new session is given of the one before."""
+        match event:
+            case realtime.ResponseCreated(response=response):
+                self._open[response.id] = None
+            case realtime.ResponseDone(response=response):
+                self._open.pop(response.id, None)
+            case realtime.ItemAdded(item=item) | realtime.ItemDone(item=item):
+                self._shown[item.id] = None
+                return item.id not in self._known
+            case realtime.Other(type="session.created"):
+                began, self._began = self._began, True
+                return not began
+        return True
 
     def _hand_on(self, event: str | tuple[str, int]) -> None:
         if self._to_sdk.qsize() >= MAX_TO_SDK:
-            self._lose("sdk_stuck")
+            self._line.model_stuck("sdk_stuck")
         elif not self._closed:
             self._to_sdk.put_nowait(event)
 
-    def _lose(self, why: str) -> None:
-        if not self._closed:
-            self._closed = True
-            self._to_sdk.put_nowait(None)
-            self._line.model_lost(why, self._socket.close_code)
+
+def updates(before: list[str], update: str) -> list[str]:
+    """The changes of a session that make it what it is, with one more.
+
+    One with tools in it is the whole of it: of those before it only what it does not
+    name counts.
+    """
+    session: Any = msgspec.json.decode(update)["session"]
+    if "tools" not in session:
+        return [*before, update][-MAX_UPDATES:]
+    kept = [update]
+    for text in before:
+        event: Any = msgspec.json.decode(text)
+        if "tools" in event["session"]:
+            continue
+        rest = {k: v for k, v in event["session"].items() if k not in session}
+        if set(rest) - {"type"}:
+            event["session"] = {"type": "realtime", **rest}
+            kept.append(msgspec.json.encode(event).decode())
+    return kept
+
+
+def failed(response_id: str) -> str:
+    """The end of an answer whose connection is gone, as a server would tell it."""
+    response = {
+        "id": response_id,
+        "object": "realtime.response",
+        "status": "failed",
+        "status_details": {"type": "failed", "error": {"type": "connection_lost"}},
+        "output": [],
+    }
+    event = {"type": "response.done", "event_id": "bridge_lost", "response": response}
+    return msgspec.json.encode(event).decode()
 
 
 def is_plain_request(text: str) -> bool:
@@ -205,14 +460,19 @@ def is_plain_request(text: str) -> bool:
     return event.get("type") == "response.create" and not event.get("response")
 
 
-def shaped(text: str, shape: Shape) -> str:
-    """A session.update with what `shape` adds, and with mu-law both ways, whatever it
-    said of audio before. Other events pass as they are.
-    """
+def is_update(text: str) -> bool:
+    """A change of the session."""
+    if '"session.update"' not in text:
+        return False
     event: Any = msgspec.json.decode(text)
-    if event.get("type") != "session.update":
-        return text
-    event.setdefault("event_id", SESSION_ID)
+    return bool(event.get("type") == "session.update")
+
+
+def shaped(text: str, shape: Shape, event_id: str = SESSION_ID) -> str:
+    """A session.update with what `shape` adds, and with mu-law both ways, whatever it
+    said of audio before; with this `event_id` unless it has one of its own."""
+    event: Any = msgspec.json.decode(text)
+    event.setdefault("event_id", event_id)
     session = event["session"]
     shape(session)
     audio = session.get("audio")

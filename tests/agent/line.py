@@ -83,7 +83,7 @@ async def live_call(
 
         listeners = Listeners(start, facts.call_sid)
         approvals = Approvals(
-            rule or ApprovalRule(), start_approval, facts.call_sid, lambda change: None
+            rule or ApprovalRule(), start_approval, facts.call_sid, lambda *_: None
         )
         live = LiveCall(facts, line, listeners, approvals)
         live.agent_name = "receptionist"

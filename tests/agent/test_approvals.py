@@ -20,7 +20,8 @@ class Desk:
     """Who asks, and what was decided."""
 
     decided: list[tuple[bool, bool, str | None]] = field(default_factory=list)
-    waiting: int = 0
+    waiting: list[str] = field(default_factory=list)
+    """Calls that it was told of as waiting."""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def decide(
@@ -28,8 +29,11 @@ class Desk:
     ) -> None:
         self.decided.append((approved, always, message))
 
-    def count(self, change: int) -> None:
-        self.waiting += change
+    def count(self, change: int, call_id: str) -> None:
+        if change > 0:
+            self.waiting.append(call_id)
+        else:
+            self.waiting.remove(call_id)
 
 
 @asynccontextmanager
@@ -59,7 +63,8 @@ async def test_what_waits_is_listed() -> None:
         made = ask(it, desk)
         ask(it, desk, "call_2")
 
-        assert it.pending[0] == made and len(it.pending) == desk.waiting == 2
+        assert it.pending[0] == made and len(it.pending) == 2
+        assert desk.waiting == ["call_1", "call_2"]
         assert (made.call_id, made.tool, made.agent) == ("call_1", "pay", "desk")
         assert (made.arguments, made.server) == ('{"amount":7}', "shop")
         assert made.until - time.time() == pytest.approx(20, abs=1)
@@ -76,7 +81,7 @@ async def test_yes_and_no() -> None:
         await it.reject("c")
         await it.reject("d", always=True, message="Never.")
 
-        assert it.pending == [] and desk.waiting == 0
+        assert it.pending == [] and desk.waiting == []
     assert desk.decided == [
         (True, False, None),
         (True, True, None),
@@ -95,7 +100,7 @@ async def test_nobody_decides_twice() -> None:
         with pytest.raises(KeyError):
             await it.approve("unknown")
 
-    assert desk.decided == [(True, False, None)] and desk.waiting == 0
+    assert desk.decided == [(True, False, None)] and desk.waiting == []
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,7 @@ async def test_nobody_decides(
             ask(it, desk)
             await asyncio.wait(desk.tasks, timeout=5)
 
-            assert it.pending == [] and desk.waiting == 0
+            assert it.pending == [] and desk.waiting == []
     assert desk.decided == [decided]
     [timed_out] = logs
     assert timed_out["event"] == "approval_timed_out"
@@ -127,6 +132,23 @@ async def test_a_decision_is_not_taken_back_when_its_time_comes() -> None:
     async with approvals(ApprovalRule(seconds=0.05)) as (it, desk):
         ask(it, desk)
         await it.approve("call_1")
+        await asyncio.wait(desk.tasks, timeout=5)
+
+    assert desk.decided == [(True, False, None)]
+
+
+async def test_what_is_asked_for_no_more() -> None:
+    """A yes that comes too late runs nothing, and the caller is not waited for; other
+    calls wait on."""
+    async with approvals(ApprovalRule(seconds=0.05, default="approve")) as (it, desk):
+        ask(it, desk)
+        ask(it, desk, "call_2")
+        it.withdraw("call_1")
+        it.withdraw("call_1")
+
+        assert [each.call_id for each in it.pending] == desk.waiting == ["call_2"]
+        with pytest.raises(KeyError):
+            await it.approve("call_1")
         await asyncio.wait(desk.tasks, timeout=5)
 
     assert desk.decided == [(True, False, None)]

@@ -70,12 +70,20 @@ class Call:
     agent_name: str = "desk"
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     asked: int = 0
+    at_work: list[str] = field(default_factory=list)
+    """What it was told of as running or waiting: the ids of calls."""
 
     def emit(self, event_type: str, **data: Any) -> None:
         self.events.append((event_type, data))
 
     def ask(self) -> None:
         self.asked += 1
+
+    def running(self, change: int, call_id: str = "") -> None:
+        if change > 0:
+            self.at_work.append(call_id)
+        else:
+            self.at_work.remove(call_id)
 
     def told(self, event_type: str) -> list[dict[str, Any]]:
         return [data for kind, data in self.events if kind == event_type]
@@ -201,9 +209,9 @@ async def talk(
             say({"type": "response.create"})
 
         started: list[asyncio.Task[None]] = []
-        waits: list[int] = []
-        approvals = Approvals(rule or ApprovalRule(), start, SID, waits.append)
-        hosted = model.hosted = HostedMcp(call, approvals, start, say, ask)
+        approvals = Approvals(rule or ApprovalRule(), start, SID, call.running)
+        hosted = HostedMcp(call, approvals, start, say, ask, call.running)
+        model.hosted = hosted
         session = await RealtimeRunner(agent, model=model).run(
             context=call, model_config={"url": server.url, "headers": {}}
         )
@@ -220,6 +228,7 @@ async def talk(
             await until(lambda: bool(found.server.session["tools"]))
             yield found
             assert found.errors == [] and found.server.errors_sent == []
+            assert call.at_work == []
         finally:
             for task in started:
                 task.cancel()
@@ -459,8 +468,8 @@ def alone(
     def start(work: Any, name: str) -> object:
         return work.close()
 
-    approvals = Approvals(ApprovalRule(), start, SID, list[int]().append)
-    hosted = HostedMcp(call, approvals, start, out.append, call.ask)
+    approvals = Approvals(ApprovalRule(), start, SID, call.running)
+    hosted = HostedMcp(call, approvals, start, out.append, call.ask, call.running)
     return hosted, call, approvals
 
 
@@ -542,6 +551,179 @@ def test_rejection_has_one_answer_whatever_the_server_makes_of_it() -> None:
     [answer] = [event["item"] for event in sent]
     assert (answer["approve"], answer["reason"]) == (False, "no")
     assert answer["approval_request_id"] == "q1"
+
+
+# --- the session is lost ---
+
+
+def request(hosted: HostedMcp) -> None:
+    """The model has called the tool, and asks whether it may."""
+    asked = call_item(id="q1", type="mcp_approval_request")
+    begin(hosted)
+    feed(hosted, "response.output_item.done", response_id="r1", item=asked)
+    feed(hosted, "conversation.item.done", item=asked)
+    respond(hosted, "completed")
+
+
+def words(sent: list[dict[str, Any]]) -> list[str]:
+    """What the next session is told."""
+    items = [event["item"] for event in sent if event["item"]["type"] == "message"]
+    assert {item["role"] for item in items} <= {"system"}
+    return [item["content"][0]["text"] for item in items]
+
+
+def test_the_session_of_a_running_tool_is_lost() -> None:
+    """The caller does not wait for it any longer: the next session is told that its
+    result is unknown, and asked to speak. Once: the loss after that is another."""
+    sent: list[dict[str, Any]] = []
+    hosted, call, _ = alone(sent)
+    begin(hosted)
+    done = {"item_id": "m1", "arguments": ARGUMENTS}
+    feed(hosted, "response.mcp_call_arguments.done", response_id="r1", **done)
+    assert call.at_work == [""], "a part of the answer"
+
+    hosted.session_lost()
+
+    assert call.at_work == [] and call.asked == 1
+    [told] = words(sent)
+    assert 'book of "tables"' in told and ARGUMENTS in told
+    assert told.endswith(hosted_mcp.UNKNOWN)
+    hosted.session_lost()
+    assert len(sent) == call.asked == 1
+
+
+def test_the_session_of_an_approval_is_lost() -> None:
+    """Nobody can approve it any more, and the tool was certainly not called; nobody
+    waits for the call that the request is about."""
+    sent: list[dict[str, Any]] = []
+    hosted, call, approvals = alone(sent)
+    request(hosted)
+    assert call.at_work == ["q1"], "it waits, and the answer is over"
+
+    hosted.session_lost()
+
+    assert call.at_work == [] and approvals.pending == [] and call.asked == 1
+    with pytest.raises(KeyError):
+        asyncio.run(approvals.approve("q1"))
+    [told] = words(sent)
+    assert told.endswith(hosted_mcp.NOT_DONE)
+
+
+def test_an_approved_call_is_lost_at_work() -> None:
+    """It may have been done."""
+    sent: list[dict[str, Any]] = []
+    hosted, call, approvals = alone(sent)
+    request(hosted)
+    asyncio.run(approvals.approve("q1"))
+    assert call.at_work == [""]
+
+    hosted.session_lost()
+
+    assert call.at_work == [] and call.asked == 1
+    [told] = words(sent)
+    assert told.endswith(hosted_mcp.UNKNOWN)
+
+
+def test_the_next_session_knows_what_the_tools_gave() -> None:
+    """Nothing is booked twice. Where nobody waits for an answer, none is asked for."""
+    sent: list[dict[str, Any]] = []
+    hosted, call, approvals = alone(sent)
+    begin(hosted)
+    feed(hosted, "conversation.item.done", item=call_item(output="table 7"))
+    respond(hosted, "completed")
+    failed = call_item(id="m2", error={"type": "http_error", "message": "full"})
+    feed(hosted, "conversation.item.done", item=failed)
+    request(hosted)
+    asyncio.run(approvals.reject("q1", message="too late"))
+    answers = call.asked
+
+    hosted.session_lost()
+
+    assert call.at_work == [] and call.asked == answers
+    gave, failed_, refused = words(sent)
+    assert gave.endswith("table 7") and failed_.endswith("It failed: full")
+    assert refused.endswith("It was not approved, so it was not done. too late")
+
+
+def test_an_answer_that_was_owed_is_asked_of_the_next_session() -> None:
+    """The tool had given its result, and the response was not over."""
+    sent: list[dict[str, Any]] = []
+    hosted, call, _ = alone(sent)
+    begin(hosted)
+    feed(hosted, "conversation.item.done", item=call_item(output="table 7"))
+    assert call.asked == 0
+
+    hosted.session_lost()
+
+    assert call.asked == 1 and words(sent)[0].endswith("table 7")
+
+
+async def test_an_approver_that_decides_after_the_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next session gets no answer to what it did not ask, which it would refuse."""
+    decide, asked = asyncio.Event(), asyncio.Event()
+    sent: list[dict[str, Any]] = []
+    call = Call()
+
+    async def late(request: MCPToolApprovalRequest) -> Any:
+        asked.set()
+        await decide.wait()
+        return {"approve": True}
+
+    monkeypatch.setattr(hosted_mcp, "WORK_SECONDS", 0.01)
+    async with asyncio.TaskGroup() as tasks:
+
+        def start(work: Any, name: str) -> object:
+            return tasks.create_task(work, name=name)
+
+        approvals = Approvals(ApprovalRule(), start, SID, call.running)
+        hosted = HostedMcp(call, approvals, start, sent.append, call.ask, call.running)
+        hosted.take({"tools": [tables(late)]})
+        request(hosted)
+        await asked.wait()
+        assert call.at_work == ["q1"]
+        hosted.session_lost()
+        decide.set()
+
+    assert call.at_work == [] and call.asked == 1
+    [told] = words(sent)
+    assert len(sent) == 1 and told.endswith(hosted_mcp.NOT_DONE)
+
+
+def test_what_is_told_of_tools_has_bounds() -> None:
+    """A call of an hour, and of a hundred tools, is not told of in full."""
+    sent: list[dict[str, Any]] = []
+    hosted, _, _ = alone(sent)
+    for n in range(100):
+        item = call_item(id=f"m{n}", name=f"tool{n}", output="x" * 9000)
+        feed(hosted, "conversation.item.done", item=item)
+
+    hosted.session_lost()
+
+    told = words(sent)
+    assert len(told) == hosted_mcp.MAX_CALLED and "tool99" in told[-1]
+    assert max(map(len, told)) < 2 * hosted_mcp.MAX_CHARS + 500
+
+
+def test_the_tools_of_the_next_session_are_its_own() -> None:
+    """A server that lists others now, or cannot be reached any more, shows so."""
+    hosted, call, _ = alone()
+    hosted.take({"tools": [tables()]})
+    hosted.put_into({"tools": []})
+    item = {"id": "l1", "type": "mcp_list_tools", "server_label": "tables"}
+    feed(hosted, "conversation.item.done", item=item | {"tools": [BOOK, LOOK]})
+    hosted.session_lost()
+    feed(hosted, "conversation.item.done", item=item | {"tools": [LOOK]})
+    hosted.session_lost()
+    feed(hosted, "conversation.item.added", item=item | {"id": "l2"})
+    feed(hosted, "mcp_list_tools.failed", item_id="l2")
+
+    changes = [data["tools"] for data in call.told("mcp_tools_changed")]
+    assert changes == [[BOOK, LOOK], [LOOK], []]
+
+
+# --- odd events, and what the session is given ---
 
 
 def test_event_of_the_wrong_shape_is_logged_and_left() -> None:

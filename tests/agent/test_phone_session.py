@@ -29,7 +29,7 @@ class Watch:
     most: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
 
-    def tool_running(self, change: int) -> None:
+    def tool_running(self, change: int, call_id: str = "") -> None:
         self.running += change
         self.most = max(self.most, self.running)
 

@@ -7,8 +7,8 @@ from bridge.agent.sip_speech import MAX_ANSWERS, Said, SipSpeech
 from bridge.agent.sip_talk import SipTalk
 from bridge.core import realtime
 from bridge.core.commands import Command, End, Heard, Note, ToModel
-from bridge.core.conversation import MAX_UNTOLD
 from bridge.core.rules import Rules
+from bridge.core.untold import MAX_UNTOLD
 
 WORDS = "one two three four five six"  # almost two seconds
 

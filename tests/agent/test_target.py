@@ -9,7 +9,7 @@ from openai.types.realtime import RealtimeClientEvent
 from pydantic import TypeAdapter
 
 from bridge.agent.session import ModelTarget
-from bridge.agent.wire import SESSION_ID, shaped
+from bridge.agent.wire import SESSION_ID, is_update, shaped
 from bridge.settings import (
     DEPRECATED_MODELS,
     DEPRECATED_TRANSCRIPTION_MODELS,
@@ -214,9 +214,9 @@ def test_words_about_a_session_are_no_session() -> None:
     """A caller who talks of "session.update" changes nothing but the conversation."""
     content = [{"type": "input_text", "text": 'about "session.update"'}]
     item = {"type": "message", "role": "user", "content": content}
-    text = json.dumps({"type": "conversation.item.create", "item": item})
 
-    assert as_sent(text) == text
+    assert not is_update(json.dumps({"type": "conversation.item.create", "item": item}))
+    assert is_update(update(instructions="Be brief."))
 
 
 async def test_what_the_sdk_sends_stays_valid() -> None:
