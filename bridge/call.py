@@ -3,23 +3,24 @@
 A call has two ends: the phone (Twilio's stream) and the agent (a session on a model).
 What is said on one goes to the other as core/conversation.py decides; this module
 carries its decisions out and sees to it that all of a call ends when one side ends.
+Each end may be lost and come back: a stream (stream.py), a connection (agent/wire.py).
 It is given its two ends and a registry: no aiohttp, websockets or redis here.
 """
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import math
 import time
 from collections.abc import (
-    AsyncIterator,
     Coroutine,
     Iterable,
     Mapping,
     Sequence,
 )
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import structlog
@@ -38,38 +39,36 @@ from bridge.agent.live import (
     CallFacts,
     CallOver,
     LiveCall,
+    Message,
     Role,
     Transfer,
 )
-from bridge.agent.session import AgentSession, ModelRefused, SessionPlan
+from bridge.agent.session import AgentSession, SessionPlan
 from bridge.core import ProtocolError, audio, media_stream, realtime
 from bridge.core.commands import (
     Command,
+    Dial,
     End,
     Heard,
     Interrupted,
     Note,
     Pressed,
     Started,
+    Switch,
     ToCaller,
     ToModel,
 )
 from bridge.core.conversation import Conversation
 from bridge.core.history import HistoryItem
 from bridge.fleet import CallEntry, NextStep, Then
-from bridge.fleet.plan import AnsweredBy, Earlier, Plan
+from bridge.fleet.plan import AnsweredBy, Earlier, Left, Plan
 from bridge.house import House, rules_for
 from bridge.report import report_of
 from bridge.routes import HangUp, Route, Tell
+from bridge.safekeeping import Safekeeping
+from bridge.stream import Phone, Stream
 from bridge.watch.log import NoteLog
 from bridge.watch.trace import Trace, feed
-
-MAX_TO_PHONE = 4000
-"""Messages waiting for Twilio. It takes ten minutes of audio at once; a socket that
-lets so many pile up takes none."""
-
-SEND_SECONDS = 5.0
-"""A socket that takes nothing for so long is dead, though nobody said so."""
 
 CLOSE_SECONDS = 1.0
 """For what must still be said to the phone and the registry when a call is over."""
@@ -85,18 +84,6 @@ MEASURE_EVERY = 10
 """Of the 50 frames a second, one in so many is timed: enough to see, cheap to have."""
 
 
-class Phone(Protocol):
-    """The caller's end: Twilio's messages, one each, until the stream ends.
-
-    Iterating raises ProtocolError where it ends because of what was sent, sending a
-    ConnectionError where nobody is there any more.
-    """
-
-    def __aiter__(self) -> AsyncIterator[str | bytes]: ...
-    async def send(self, text: str) -> None: ...
-    async def close(self) -> None: ...
-
-
 class _Over(Exception):
     """The call has ended; ends the TaskGroup and all that is in it."""
 
@@ -104,9 +91,11 @@ class _Over(Exception):
 class Call:
     """`run` once. Returns how it ended; leaves no task, no socket, no entry behind."""
 
-    def __init__(self, phone: Phone, house: House) -> None:
-        now = time.monotonic()
+    def __init__(self, phone: Phone, house: House, since: float | None = None) -> None:
+        """`since` when the phone is there: now."""
+        now = time.monotonic() if since is None else since
         self._phone = phone
+        self._stream: Stream | None = None
         self._house = house
         self._talk = Conversation(now=now)
         self._log = structlog.get_logger()
@@ -114,7 +103,6 @@ class Call:
         self._trace = Trace(now, self._trace_lost) if house.record_dir else None
         self._tasks = asyncio.TaskGroup()
         self._own_tasks: list[asyncio.Task[None]] = []
-        self._to_phone: asyncio.Queue[tuple[str, float]] = asyncio.Queue(MAX_TO_PHONE)
         self._agent: AgentSession | None = None
         self._live: LiveCall | None = None
         self._listeners: Listeners | None = None
@@ -131,6 +119,12 @@ class Call:
         self._waits: dict[int, tuple[asyncio.Future[bool | None], Transfer | None]] = {}
         self._wait_numbers = itertools.count(1)
         self._entry: CallEntry | None = None
+        self._entered: asyncio.Task[None] | None = None
+        """The registry is being told of the stream: before it is told that it ended."""
+        self._entering = False
+        self._safe: Safekeeping | None = None
+        self._begun = asyncio.Event()
+        """It has a name, or never will have."""
         self._ended = asyncio.Event()
         self._ending = End("bridge", "failed")
         self._began = now
@@ -146,8 +140,7 @@ class Call:
         self._house.metrics.calls_active.inc()
         try:
             async with self._tasks:
-                self._spawn(self._listen(), "caller reader")
-                self._spawn(self._speak(), "caller writer")
+                self._stream = self._new_stream(self._phone)
                 self._spawn(self._keep_time(), "clock")
                 self._set_timer(time.monotonic())
                 await self._ended.wait()
@@ -177,6 +170,39 @@ class Call:
         """The bridge itself ends the call (it is shutting down)."""
         self._feed("end", ["bridge", why])
 
+    @property
+    def waits(self) -> bool:
+        """The stream broke, and the caller may be back on another."""
+        return self._talk.line_is_lost
+
+    def taken(self) -> None:
+        """Another instance has a newer stream of this call, and leads it on."""
+        if self._entering:
+            return  # the newer stream is our own
+        self._feed("end", ["bridge", TAKEN_OVER])
+
+    def hand_over(self) -> None:
+        """Another instance is to lead the call on; it leaves in a quiet moment."""
+        self._feed("hand_over")
+
+    async def take_over(self, phone: Phone) -> bool:
+        """A newer stream of this call: it goes on there, until that ends, and nobody
+        listens to the older one. False: the call has ended, this stream is not its."""
+        await self._begun.wait()
+        if self._ended.is_set() or self._stream is None:
+            return False
+        older = self._stream
+        older.leave()
+        self._feed("line_lost")
+        stream = self._stream = self._new_stream(phone)
+        self._begin(_closed(older), f"{self.call_sid} caller close")
+        await stream.over.wait()
+        return True
+
+    def _new_stream(self, phone: Phone) -> Stream:
+        sent = self._house.metrics.model_to_caller.observe
+        return Stream(phone, self, self._spawn, sent)
+
     def answered_by(self, who: AnsweredBy) -> None:
         """Twilio's answering-machine detection has a result (an outbound call). It may
         be told more than once, and before it is known what is to be done."""
@@ -193,18 +219,22 @@ class Call:
             self._feed("tell", ["system", machine_word(self._plan.message), True])
             self._wish(["agent", "message_left"], stoppable=False)
 
-    async def _listen(self) -> None:
-        """The caller's messages, as they come. Waits for nothing but the next one."""
-        try:
-            async for text in self._phone:
-                self._hear(text)
-        except ProtocolError as error:
-            self._feed("misread", ["caller", error.reason])
-            self._feed("end", ["caller", "protocol_error"])
-        # Twilio closes behind a `stop`; without one the line broke.
-        self._feed("end", ["caller", "connection_lost"])
+    # --- what its stream tells (bridge.stream.Ear) ---
 
-    def _hear(self, text: str | bytes) -> None:
+    def stream_broken(self, reason: str) -> None:
+        self._feed("misread", ["caller", reason])
+        self._feed("end", ["caller", "protocol_error"])
+
+    def stream_over(self) -> None:
+        self._feed("line_lost")
+        if self._safe and not self._ended.is_set():
+            # Twilio asks at once what follows, this instance or another.
+            self._spawn(self._keep(self._safe), "safekeeping")
+
+    def stream_stuck(self) -> None:
+        self._feed("end", ["caller", "stuck"])
+
+    def hear(self, text: str | bytes) -> None:
         now = time.monotonic()
         try:
             if isinstance(text, bytes):
@@ -217,22 +247,6 @@ class Call:
             self._trace.input("caller", text, now)
         self._obey(self._talk.from_caller(message, now), now)
 
-    async def _speak(self) -> None:
-        """What is decided for the caller, in order, by one writer."""
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                text, since = await self._to_phone.get()
-                async with asyncio.timeout(SEND_SECONDS) as limit:
-                    await self._phone.send(text)
-                    while not self._to_phone.empty():
-                        limit.reschedule(loop.time() + SEND_SECONDS)  # for each anew
-                        text, since = self._to_phone.get_nowait()
-                        await self._phone.send(text)
-                self._house.metrics.model_to_caller.observe(time.monotonic() - since)
-        except (ConnectionError, TimeoutError):
-            self._feed("end", ["caller", "connection_lost"])
-
     async def _converse(self, live: LiveCall, approvals: Approvals) -> None:
         """The agent's session, from opening to end."""
         house = self._house
@@ -243,7 +257,7 @@ class Call:
                 target=house.target,
                 settings=self._route.session,
                 agent_name=earlier.agent,
-                resumed=bool(earlier.history),
+                resumed=bool(earlier.streams),
                 tool_seconds=self._route.tool_seconds,
             )
             self._agent = AgentSession(
@@ -256,9 +270,6 @@ class Call:
                 self._sent_to_model,
             )
             await self._agent.run()
-        except ModelRefused as refused:
-            self._see(Note("model_refused", {"why": refused.why}))
-            self._feed("end", ["model", "refused"])
         except (ValidationError, ModelBehaviorError) as error:
             # The model sent what the SDK cannot take; the text of the error quotes it.
             self._log.error("model_misbehaved", error=type(error).__name__)
@@ -276,18 +287,71 @@ class Call:
     async def _prepare(self, live: LiveCall) -> Earlier:
         """All that must be known of a call before its session: what was planned for it,
         what was said before, what the user's own code wants with it."""
-        sid, registry = live.call_sid, self._house.registry
-        self._plan = Plan.read(await registry.get(f"plan:{sid}"))
-        earlier = Earlier.read(await registry.take(f"talk:{sid}"))
+        sid, house, registry = live.call_sid, self._house, self._house.registry
+        # At once: each may wait a while for a registry that is just going away.
+        plan, talk = await asyncio.gather(
+            registry.get(f"plan:{sid}"), registry.get(f"talk:{sid}")
+        )
+        self._plan, earlier = Plan.read(plan), Earlier.read(talk)
+        if earlier.streams:
+            ended = await registry.get(f"ended:{sid}")
+            earlier = earlier.as_of(float(ended) if ended else time.time())
+            self._resume(live, earlier)
         self._earlier, self._transfers = earlier, earlier.transfers
-        live.cost = earlier.cost
-        rules = rules_for(self._route, self._greeting(), earlier)
+        rules = rules_for(self._route, self._greeting(), earlier, house.session_seconds)
         self._feed("follow", [msgspec.to_builtins(rules)])
         self._planned = True
-        await self._house.begin(self._route, live)
+        # Not before: what is kept from now on has in it what was kept before.
+        self._safe = Safekeeping(registry, sid, self._version, self._look)
+        if registry.shared:
+            self._spawn(self._safe.run(), f"{sid} safekeeping")
+        await house.begin(self._route, live)
         if who := await AnsweredBy.of(registry, sid):
             self.answered_by(who)
         return earlier
+
+    def _resume(self, live: LiveCall, earlier: Earlier) -> None:
+        """The call had streams before, on this instance or another."""
+        live.began -= earlier.seconds
+        live.cost = earlier.cost
+        live.input_tokens = earlier.input_tokens
+        live.output_tokens = earlier.output_tokens
+        live.notes.update(earlier.notes)
+        live.messages += [
+            Message(it.text, it.name, it.call_back) for it in earlier.messages
+        ]
+        self._see(Note("call_resumed", {"why": earlier.ended_as}))
+
+    async def _keep(self, safe: Safekeeping) -> None:
+        await safe.keep()
+
+    def _version(self) -> object:
+        live = self._live
+        return self._talk.version, live and (live.agent_name, len(live.messages))
+
+    def _look(self) -> Earlier:
+        """What was said until now, for whoever leads the call on."""
+        live, earlier, now = self._live, self._earlier, time.monotonic()
+        assert live is not None, "a call that is kept has a name"
+        return Earlier(
+            history=tuple(self._talk.history.items),
+            playing=tuple(self._talk.playing(now)),
+            at=time.time(),
+            streams=earlier.streams + 1,
+            handed_over=self._ending.why == "handed_over",
+            quiet=self._talk.ended_quietly and self._ending.why == "handed_over",
+            agent=live.agent_name or earlier.agent,
+            parameters=dict(live.facts.parameters),
+            seconds=earlier.seconds + now - self._began,
+            cost=live.cost,
+            input_tokens=live.input_tokens,
+            output_tokens=live.output_tokens,
+            transfers=self._transfers,
+            messages=tuple(
+                Left(it.text, it.name, it.call_back) for it in live.messages
+            ),
+            notes=live.notes,
+        )
 
     def _greeting(self) -> str | None:
         """The call's own, else the route's, else the house's."""
@@ -300,6 +364,9 @@ class Call:
             self._timer.cancel()
         if self._trace:
             self._trace.close()
+        self._begun.set()
+        if self._stream:
+            self._stream.over.set()  # however it ended
         outcome = f"{self._ending.by}_{self._ending.why}"
         self._house.metrics.calls_active.dec()
         self._house.metrics.calls.labels(outcome).inc()
@@ -307,7 +374,7 @@ class Call:
         self._log.info("call_ended", outcome=outcome, seconds=seconds)
         await self._leave_word()
         if self._live:
-            self._hand_over(self._live, seconds)
+            self._tell_the_end(self._live, self._earlier.seconds + seconds)
 
     async def _leave_word(self) -> None:
         """How the call goes on, for whoever Twilio asks; then the stream is closed."""
@@ -318,30 +385,37 @@ class Call:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._entry:
                     await self._leave_step(self._entry)
-                await self._phone.close()
+                if self._stream:
+                    await self._stream.close()
         except (TimeoutError, ConnectionError):
             self._log.warning("close_late")
 
     async def _leave_step(self, entry: CallEntry) -> None:
-        registry, step = self._house.registry, self._next_step()
-        if step is not None and step.then is Then.TRANSFER and self._live:
-            items = tuple(self._live.history)
-            talk = Earlier(
-                history=items,
-                agent=self._live.agent_name,
-                seconds=self._earlier.seconds + time.monotonic() - self._began,
-                cost=self._live.cost,
-                transfers=self._transfers + 1,
-                parameters=dict(self._live.facts.parameters),
-            )
-            await registry.put(f"talk:{entry.call_sid}", talk.kept(), RETURN_SECONDS)
-        await registry.closed(entry, step)
+        step = self._next_step()
+        if self._entered:
+            await self._entered
+        if self._safe and self._ending.why != TAKEN_OVER:
+            if step and step.then is Then.TRANSFER:
+                self._transfers += 1
+                await self._safe.keep(RETURN_SECONDS)
+            elif self._goes_on:
+                await self._safe.keep()
+            else:
+                await self._safe.drop()
+        await self._house.registry.closed(entry, step)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whoever is on the line will be back with the agent, or may be."""
+        return (self._ending.by, self._ending.why) in GOES_ON
 
     def _next_step(self) -> NextStep | None:
         """What Twilio is told when it asks how the call goes on; None: it will not."""
         by, why = self._ending.by, self._ending.why
-        if (by, why) == ("caller", "hung_up"):
+        if (by, why) in (("caller", "hung_up"), ("bridge", TAKEN_OVER)):
             return None
+        if self._goes_on:
+            return NextStep(Then.RESUME)
         language = self._route.language or ""
         if self._transfer and (by, why) == ("agent", "transferred"):
             to = self._transfer
@@ -356,14 +430,16 @@ class Call:
             Then.SORRY, number, language=language, text=self._route.sorry or ""
         )
 
-    def _hand_over(self, live: LiveCall, seconds: float) -> None:
-        """The call's report to the user, once all that was said is settled."""
+    def _tell_the_end(self, live: LiveCall, seconds: float) -> None:
+        """The call's report to the user, once all that was said is settled; not where
+        the call goes on elsewhere, and is reported there."""
         by, why = self._ending.by, self._ending.why
         live.emit("call_ended", by=by, why=why, seconds=seconds)
         live.end()
         if self._listeners:
             self._listeners.end()
-        self._house.hand_over(self._route, report_of(live, by, why, seconds))
+        if why not in (TAKEN_OVER, "handed_over"):
+            self._house.hand_over(self._route, report_of(live, by, why, seconds))
 
     # --- what the agent's session tells (bridge.agent.session.SessionLine) ---
 
@@ -380,9 +456,21 @@ class Call:
     def model_misread(self, reason: str) -> None:
         self._feed("misread", ["model", reason])
 
+    def model_dialled(self) -> None:
+        self._feed("dialled")
+
+    def model_not_dialled(self, why: str, fatal: bool) -> None:
+        self._feed("not_dialled", [why, fatal])
+
     def model_lost(self, why: str, code: int | None) -> None:
         self._see(Note("model_gone", {"why": why, "close_code": code}))
+        self._feed("lost", [why])
+
+    def model_stuck(self, why: str) -> None:
         self._feed("end", ["model", why])
+
+    def send_to_model(self, text: str) -> None:
+        self._feed("send", [text])
 
     def interrupt_agent(self, by: str, response_id: str | None) -> None:
         self._feed("interrupt", [by, response_id])
@@ -390,8 +478,8 @@ class Call:
     def ask(self) -> None:
         self._feed("ask")
 
-    def tool_running(self, change: int) -> None:
-        self._feed("busy", [change])
+    def tool_running(self, change: int, call_id: str = "") -> None:
+        self._feed("busy", [change, call_id])
 
     def tool_failed(self, tool: str, error: str) -> None:
         self._see(Note("tool_failed", {"tool": tool, "error": error}))
@@ -534,14 +622,21 @@ class Call:
                     assert self._agent, "the model has spoken, so there is a session"
                     self._agent.post(text)
                 case ToCaller(text):
-                    self._to_caller(text, now)
+                    assert self._stream, "somebody was heard"
+                    self._stream.send(text, now)
                 case Note():
                     self._see(command)
                 case Interrupted(item_id, content_index):
                     assert self._agent, "the model has spoken, so there is a session"
                     self._agent.interrupted(item_id, content_index)
-                case Started(start):
-                    self._start(start)
+                case Started(start, again):
+                    (self._start_again if again else self._start)(start)
+                case Dial(seconds, spare):
+                    assert self._agent, "the first connection is dialled unasked"
+                    self._agent.dial(seconds, spare=spare)
+                case Switch():
+                    assert self._agent, "somebody has dialled"
+                    self._agent.switch()
                 case Heard(wait, done):
                     self._heard(wait, done)
                 case Pressed(keys):
@@ -549,13 +644,8 @@ class Call:
                 case End():
                     self._ending = command
                     self._ended.set()
+                    self._begun.set()
         self._set_timer(now)
-
-    def _to_caller(self, text: str, now: float) -> None:
-        try:
-            self._to_phone.put_nowait((text, now))
-        except asyncio.QueueFull:
-            self._feed("end", ["caller", "stuck"])
 
     def _see(self, note: Note) -> None:
         self._notes.note(note)
@@ -597,15 +687,39 @@ class Call:
         self._approvals = approvals
         self._live = LiveCall(facts, self, self._listeners, approvals)
         self._live.transfers = self._route.transfers
-        self._spawn(self._house.registry.opened(self._entry), f"{sid} entry")
+        self._enter(self._entry)
+        self._begun.set()
         self._spawn(self._converse(self._live, approvals), f"{sid} agent")
+
+    def _start_again(self, start: media_stream.Start) -> None:
+        """The caller is back, on another stream."""
+        assert self._live and self._entry, "the call has begun"
+        stream_sid = start.stream_sid
+        self._live.facts = replace(self._live.facts, stream_sid=stream_sid)
+        self._entry = replace(self._entry, stream_sid=stream_sid)
+        self._log.info("line_back", new_stream_sid=stream_sid)
+        self._enter(self._entry)
+
+    def _enter(self, entry: CallEntry) -> None:
+        self._entered = self._spawn(self._told_of(entry), "entry")
+
+    async def _told_of(self, entry: CallEntry) -> None:
+        self._entering = True
+        await self._house.registry.opened(entry)
+        self._entering = False
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> object:
         """As `_spawn`, for what ends by itself."""
         return self._tasks.create_task(work, name=name)
 
-    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
-        self._own_tasks.append(self._tasks.create_task(work, name=name))
+    def _spawn(
+        self, work: Coroutine[None, None, None], name: str
+    ) -> asyncio.Task[None]:
+        if self.call_sid and not name.startswith(self.call_sid):
+            name = f"{self.call_sid} {name}"
+        task = self._tasks.create_task(work, name=name)
+        self._own_tasks.append(task)
+        return task
 
     def _set_timer(self, now: float) -> None:
         """The core is called when its deadline comes. Not set anew 50 times a second:
@@ -636,6 +750,11 @@ class Call:
             self._house.metrics.caller_to_model.observe(seconds)
 
 
+TAKEN_OVER = "taken_over"
+
+GOES_ON = frozenset({("bridge", "handed_over"), ("caller", "connection_lost")})
+"""Ends of a stream, and not of the call."""
+
 POLITE_ENDS = frozenset({"silent", "longest", "cost", "machine"})
 """The bridge's own ends of which the caller was told, or nobody is there to be."""
 
@@ -645,6 +764,13 @@ def facts_of(start: media_stream.Start) -> CallFacts:
     details = start.start
     facts = CallFacts.of(details.call_sid, details.custom_parameters or {})
     return replace(facts, stream_sid=start.stream_sid, account_sid=details.account_sid)
+
+
+async def _closed(stream: Stream) -> None:
+    """A stream that nobody listens to any more; whose end is nobody's business."""
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await stream.close()
 
 
 def machine_word(message: str) -> str:

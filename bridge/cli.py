@@ -262,12 +262,15 @@ def sim_model(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="where to listen on this machine")
     ] = 8765,
+    host: Annotated[
+        str, typer.Option(help="the address to listen on; 0.0.0.0 in a container")
+    ] = "127.0.0.1",
 ) -> None:
     """Run the fake Realtime model: point BRIDGE_MODEL_URL at it."""
     try:
-        _run(_sim_model(port))
+        _run(_sim_model(host, port))
     except OSError as error:
-        _stop_with(f"cannot listen on port {port}: {error.strerror}")
+        _stop_with(f"cannot listen on {host} port {port}: {error.strerror}")
 
 
 @sim.command("call")
@@ -311,15 +314,17 @@ def sim_call(
     out.print(
         f"The call was ended by the {record.ended_by}: "
         f"{len(record.heard) / 8000:.1f} s of the agent heard, "
-        f"{len(record.clears)} interruptions, "
-        f"{len(record.warnings)} warnings."
+        f"interruptions: {len(record.clears)}, warnings: {len(record.warnings)}."
     )
+    if len(record.streams) > 1:
+        again = len(record.streams) - 1
+        out.print(f"It went on in a new stream {again} time{'s' if again > 1 else ''}.")
     if record.dialled:
         out.print(f"The caller was put through to {record.dialled}.")
     for text in record.said_by_twilio:
         out.print(f"Twilio said: {text}")
     if record.said_by_twilio or not record.heard:
-        _stop_with("The agent was not heard to the end.")
+        _stop_with("The call did not end as the agent meant it to.")
 
 
 @sim.command("accuracy")
@@ -438,10 +443,10 @@ async def _told_to_stop() -> None:
         loop.remove_signal_handler(number)
 
 
-async def _sim_model(port: int) -> None:
+async def _sim_model(host: str, port: int) -> None:
     from bridge.sim.model import ModelServer
 
-    async with ModelServer(port=port, keep_audio=False) as fake:
+    async with ModelServer(host=host, port=port, keep_audio=False) as fake:
         out.print(f"BRIDGE_MODEL_URL={fake.url}")
         await asyncio.Event().wait()
 

@@ -17,7 +17,7 @@ from bridge.agent.loader import AgentSource
 from bridge.agent.local_mcp import LocalMcp
 from bridge.agent.session import ModelTarget
 from bridge.agent.sip import SipCalls
-from bridge.core.rules import Rules
+from bridge.core.rules import MOVED, Rules
 from bridge.errands import Errands
 from bridge.fleet import Capacity, Registry
 from bridge.fleet.plan import Earlier
@@ -77,6 +77,8 @@ class House:
     report_url: str | None = field(default=None, repr=False)
     fallback_number: str = ""
     record_dir: Path | None = None
+    session_seconds: float | None = None
+    """How old a session of the model's may get before another takes its place."""
     account_sid: str | None = None
     """Streams of another account are refused; None: of any."""
     sip: SipCalls | None = None
@@ -110,7 +112,12 @@ class House:
             self.reports.send(report, to, url)
 
 
-def rules_for(route: Route, greeting: str | None, earlier: Earlier) -> Rules:
+def rules_for(
+    route: Route,
+    greeting: str | None,
+    earlier: Earlier,
+    session_seconds: float | None = None,
+) -> Rules:
     """How a call on this route is led."""
     silence, cost = route.silence, route.cost
     rules = Rules(
@@ -123,7 +130,10 @@ def rules_for(route: Route, greeting: str | None, earlier: Earlier) -> Rules:
         key_pause_seconds=route.key_pause_seconds,
         key_actions=tuple(route.keys),
         history=earlier.history,
-        word=earlier.word,
+        elapsed=earlier.seconds,
+        word=earlier.why if earlier.history else "",
+        aside=MOVED if earlier.quiet and earlier.history else "",
+        session_seconds=session_seconds,
     )
     if silence is None:
         return rules

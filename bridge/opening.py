@@ -23,8 +23,10 @@ from bridge.agent.sip import SipCalls
 from bridge.agent.sip_call import SipHouse, SipPlan
 from bridge.core.commands import End, Note
 from bridge.errands import Errands
+from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier
+from bridge.fleet.redis import redis_registry
 from bridge.house import House, Lines, rules_for
 from bridge.report import Reports, report_of
 from bridge.routes import HangUp, Routes, RoutesError, Tell
@@ -74,6 +76,12 @@ def load_crew(settings: Settings, agent: str | None = None) -> Crew:
             functions[name] = loader.load_function(name)
         except AgentNotLoaded as error:
             mistakes += [f"{routes.where(it, key)}: {error}" for it, key in places]
+    for route in (*routes.routes, routes.defaults):
+        full = route.when_full
+        number = route.fallback or settings.fallback_number
+        if full and full.answer == "fallback" and not number:
+            where = routes.where(route, "when_full")
+            mistakes.append(f"{where}: whom to put them through to? Set `fallback`")
     if mistakes:
         raise RoutesError(dict.fromkeys(mistakes))
     return Crew(source, routes, sources, functions, connect)
@@ -91,7 +99,10 @@ async def open_house(
     secret = settings.report_secret
     missing: McpUnavailable | None = None
     lines = Lines(settings.max_calls)
+    metrics = Metrics()
+    metrics.calls_limit.set(settings.max_calls)
     async with (
+        _registry(settings, lines, metrics) as registry,
         Errands() as errands,
         Reports(secret.get_secret_value() if secret else None) as reports,
         local_mcp() as mcp,
@@ -100,8 +111,8 @@ async def open_house(
             source=crew.source,
             target=model_target(settings, model_url, crew.connect),
             greeting=settings.greeting or None,
-            registry=MemoryRegistry(capacity=lambda: lines.capacity),
-            metrics=Metrics(),
+            registry=registry,
+            metrics=metrics,
             errands=errands,
             reports=reports,
             local_mcp=mcp,
@@ -111,6 +122,7 @@ async def open_house(
             report_url=settings.report_url,
             fallback_number=settings.fallback_number or "",
             record_dir=settings.record_dir,
+            session_seconds=settings.session_seconds or None,
             account_sid=settings.twilio_account_sid,
             lines=lines,
         )
@@ -124,6 +136,21 @@ async def open_house(
     # Not before: what is raised within comes out of its task groups as a group.
     if missing is not None:
         raise missing
+
+
+@asynccontextmanager
+async def _registry(
+    settings: Settings, lines: Lines, metrics: Metrics
+) -> AsyncIterator[Registry]:
+    """Shared with other instances, or of this one alone."""
+    if settings.redis_url is None:
+        yield MemoryRegistry(capacity=lambda: lines.capacity)
+        return
+    url = settings.redis_url.get_secret_value()
+    async with redis_registry(
+        url, lambda: lines.capacity, metrics.registry_up.set
+    ) as registry:
+        yield registry
 
 
 async def _hold_servers(crew: Crew, mcp: LocalMcp) -> None:

@@ -109,6 +109,16 @@ class Report:
     """May well hold a key."""
 
 
+@dataclass(frozen=True, slots=True)
+class WhenFull:
+    """How a caller is answered when no instance has a line."""
+
+    answer: Literal["busy", "queue", "fallback"]
+    say: str | None = None
+    """While they wait, or before the fallback is dialled; None: the bridge's own. (What
+    `busy` says has a key of its own.)"""
+
+
 def _nothing() -> Mapping[Any, Any]:
     return MappingProxyType({})
 
@@ -134,6 +144,7 @@ class Route:
     fallback: str | None = None
     """E.164; plan B dials it."""
     busy: str | None = None
+    when_full: WhenFull | None = None
     sorry: str | None = None
     keys: Mapping[str, KeyAction] = field(default_factory=_nothing)
     """Keys pressed one after the other -> what they do."""
@@ -237,6 +248,17 @@ def _spoken(file: YamlFile, node: Node) -> str:
     except ValueError as error:
         raise Wrong(node, f"cannot be said: {error}") from None
     return written
+
+
+def _when_full(file: YamlFile, node: Node) -> WhenFull:
+    answer = word_of("busy", "queue", "fallback")
+    if is_text(node):
+        return WhenFull(answer(file, node))
+    readers = {"answer": answer, "say": _spoken}
+    said = fields(file, node, readers, required=("answer",)).values
+    if said["answer"] == "busy" and "say" in said:
+        raise Wrong(node, "has say beside busy: write it as busy, a key of the route")
+    return WhenFull(**said)
 
 
 def _phone(file: YamlFile, node: Node) -> str:
@@ -406,6 +428,7 @@ _DEFAULTS: dict[str, Read] = {
     "session": _session,
     "fallback": _phone,
     "busy": _spoken,
+    "when_full": _when_full,
     "sorry": _spoken,
     "keys": _keys,
     "key_pause_seconds": _seconds(0.2, 30),

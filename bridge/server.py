@@ -21,14 +21,18 @@ from bridge.agent.live import CallFacts, LiveCall
 from bridge.call import RETURN_SECONDS, Call
 from bridge.console import api
 from bridge.core import ProtocolError
-from bridge.fleet import CallEntry, NextStep, Then
-from bridge.fleet.plan import Earlier, Plan
+from bridge.core.conversation import HAND_OVER_SECONDS
+from bridge.fleet import TAKEN, CallEntry, NextStep, Registry, Then
+from bridge.fleet.plan import AnsweredBy, Earlier, Plan
+from bridge.full_house import RETURNING, WAITING, FullHouse, Place
 from bridge.house import House
 from bridge.opening import Crew, open_house
 from bridge.outbound import Outbound, OutboundOrder
 from bridge.report import report_of_silence
+from bridge.routes import Route
 from bridge.settings import Settings
 from bridge.signature import HEADER, Signatures, websocket_origin
+from bridge.stream import Opened
 from bridge.watch.metrics import Metrics
 
 log = structlog.get_logger()
@@ -55,6 +59,29 @@ CLOSE_SECONDS = 1.0
 
 PLAN_SECONDS = 24 * 3600.0
 """What an outbound call was placed for is known as long as a call can last."""
+
+ENDED_SECONDS = 60.0
+"""That the end of a stream is remembered; the next one begins at once."""
+
+EXPECTED_SECONDS = 15.0
+"""Until a new stream is there that Twilio was told to open."""
+
+MAX_RESUMES = 5
+"""Of one call: where every new stream breaks at once, there is no use in another."""
+
+BACK = "back"
+"""In the query of `/voice/next`: the stream was one after a transfer."""
+
+MAX_REFUSALS = 2
+"""What is known of the others' room is some seconds old: so often a stream that found
+none is tried again."""
+
+RESUMED_SECONDS = 120.0
+"""That resumes and refusals are counted, from the last one on: a stream that lasts as
+long is a good one."""
+
+ANSWERED_BY = b"answered_by:"
+"""A word for the instance that has a call: who picked up."""
 
 ANSWERED = frozenset({"completed", "answered"})
 """DialCallStatus of a transfer that came about."""
@@ -108,7 +135,16 @@ class Server:
         self._house = house
         self._signatures = _signatures(settings)
         self._outbound = _outbound(settings, house)
+        self._full = FullHouse(
+            settings.when_full, settings.queue_seconds, house.fallback_number
+        )
         self._calls: set[Call] = set()
+        self._by_sid: dict[str, Call] = {}
+        self._expected: dict[str, float] = {}
+        """Calls of ours whose caller was given another stream, until when."""
+        self._opening = 0
+        """Streams of which nobody has said whose they are."""
+        house.registry.listen(self._told)
         self._no_calls = asyncio.Event()
         self._no_calls.set()
         self._asking: set[str] = set()
@@ -157,6 +193,11 @@ class Server:
         self._house.lines.draining = True
         log.info("draining", calls=len(self._calls), seconds=drain_seconds)
         drained = await _within(drain_seconds, self._last_call())
+        if not drained and await self._house.registry.others():
+            for call in list(self._calls):
+                call.hand_over()
+            limit = HAND_OVER_SECONDS + CLOSE_SECONDS
+            drained = await _within(limit, self._last_call())
         if self._house.sip:
             self._house.sip.end("shutdown")
         if not drained:
@@ -189,6 +230,10 @@ class Server:
     def metrics(self) -> Metrics:
         return self._house.metrics
 
+    @property
+    def registry(self) -> Registry:
+        return self._house.registry
+
     async def registered(self) -> list[str]:
         """SIDs of the calls that the registry knows of."""
         return [entry.call_sid for entry in await self._house.registry.calls()]
@@ -220,7 +265,7 @@ class Server:
     async def _voice(self, request: web.Request, form: "Form") -> web.Response:
         """A call is there, come in or placed by us: what Twilio is to do with it."""
         call_sid = _text(form, "CallSid")
-        parameters = {name: _parameter(form, name) for name in ("From", "To")}
+        parameters = _both_ends(form)
         order = await self._order(request)
         if order is None and "order" in request.query:
             # Void, or of another life of ours: whoever picked up is no caller, and
@@ -236,16 +281,54 @@ class Server:
             await self._house.registry.put(
                 f"plan:{call_sid}", plan.kept(), PLAN_SECONDS
             )
-        if not self._house.lines.free:
-            why = self._house.lines.state
-            log.warning("call_refused", call_sid=call_sid, why=why)
-            if order is not None:
-                return _twiml(twiml.hang_up())  # it was we who called
-            route = self._house.routes.pick(CallFacts.of(call_sid, parameters))
-            text = {"text": route.busy} if route.busy else {}
-            return _twiml(twiml.busy(language=route.language, **text))
+        # Not whether we have room: the balancer brings the stream to whoever has.
+        if not await self._house.registry.room():
+            outbound = order is not None
+            return await self._no_line(request, call_sid, parameters, outbound=outbound)
         log.info("call_answered", call_sid=call_sid)
-        return _twiml(self._stream(self._origin(request), parameters))
+        return _twiml(self._first_stream(request, parameters))
+
+    async def _no_line(
+        self,
+        request: web.Request,
+        call_sid: str,
+        parameters: Mapping[str, str],
+        *,
+        outbound: bool,
+    ) -> web.Response:
+        """No instance takes the call: the caller waits, or is told."""
+        document = twiml.hang_up()  # whom we called need not hear it
+        if not outbound:
+            route = self._house.route_of(CallFacts.of(call_sid, parameters))
+            if held := await self._hold(request, call_sid, route, "/voice", WAITING):
+                return _twiml(held)
+            document = self._full.refusal(route)
+        log.warning("call_refused", call_sid=call_sid, why=self._house.lines.state)
+        return _twiml(document)
+
+    async def _hold(
+        self, request: web.Request, call_sid: str, route: Route, path: str, name: str
+    ) -> str | None:
+        """A turn in the queue, after which Twilio asks `path`; None: no waiting. `name`
+        is what the place is called in the query."""
+        here = self._house.lines
+        if here.draining and not await self._others_have_calls():
+            return None  # nobody would be there to be asked
+        place = _place(request, name)
+
+        def ask(new: Place) -> str:
+            query = request.rel_url.update_query({name: str(new)}).raw_query_string
+            return f"{self._origin(request)}{path}?{query}"
+
+        document = self._full.hold(route, place, time.time(), ask)
+        if document and place is None:
+            log.info("call_waits", call_sid=call_sid, why=here.state)
+        return document
+
+    async def _others_have_calls(self) -> bool:
+        """Where all are full, whoever else is there has some."""
+        entries = await self._house.registry.calls()
+        return any(self._call(entry.call_sid) is None for entry in entries)
 
     async def _order(self, request: web.Request) -> OutboundOrder | None:
         """What an outbound call was placed for."""
@@ -254,10 +337,19 @@ class Server:
             return None
         return await self._outbound.order(order_id)
 
-    def _stream(self, origin: str, parameters: Mapping[str, str]) -> str:
+    def _first_stream(self, request: web.Request, parameters: Mapping[str, str]) -> str:
+        """Where no instance takes it after all, the caller keeps their place."""
+        place = _place(request, WAITING)
+        query = "" if place is None else f"?{WAITING}={place}"
+        return self._stream(self._origin(request), parameters, query)
+
+    def _stream(
+        self, origin: str, parameters: Mapping[str, str], query: str = ""
+    ) -> str:
+        """`query` is what `/voice/next` is asked with."""
         return twiml.connect(
             f"{websocket_origin(origin)}/media",
-            action_url=f"{origin}/voice/next",
+            action_url=f"{origin}/voice/next{query}",
             status_callback_url=f"{origin}/stream-status",
             parameters=parameters,
         )
@@ -268,23 +360,101 @@ class Server:
         if dialled := _text(form, "DialCallStatus"):
             return await self._after_transfer(request, form, dialled)
         step = await self._house.registry.next_step(call_sid)
+        if BACK in request.query and step and step.then is Then.TRANSFER:
+            step = None  # that was tried; it is the way back that did not come about
         self._asking.discard(call_sid)
         if not self._asking:
             self._nobody_asks.set()
-        if step is None:
-            # Nothing was left, so nothing ended as it should: the handshake failed or
-            # the instance is gone. Whoever still holds the line is told.
-            number = self._settings.fallback_number or ""
-            step = NextStep(Then.SORRY, number)
-        log.info("call_goes_on", call_sid=call_sid, step=step.then.value)
-        return _twiml(self._next_document(step, self._origin(request)))
+        if step is None or step.then is Then.RESUME:
+            talk = await self._house.registry.get(f"talk:{call_sid}")
+            if step is None and talk is not None:
+                # Nobody else knows when it ended: how much was heard depends on it.
+                ended, name = str(time.time()).encode(), f"ended:{call_sid}"
+                await self._house.registry.put(name, ended, ENDED_SECONDS)
+            parameters = {**_both_ends(form), **self._parameters(call_sid, talk)}
+            if step is None and talk is None and self._call(call_sid) is None:
+                return await self._not_begun(request, call_sid, parameters)
+            return await self._lead_on(request, call_sid, parameters)
+        return self._go_on(request, call_sid, step, {})
 
-    def _next_document(self, step: NextStep, origin: str) -> str:
+    def _parameters(self, call_sid: str, talk: bytes | None) -> Mapping[str, str]:
+        """What the call's stream was given."""
+        call = self._call(call_sid)
+        if talk is None and call and call.live:
+            return call.live.facts.parameters
+        return Earlier.read(talk).parameters
+
+    async def _lead_on(
+        self, request: web.Request, call_sid: str, parameters: Mapping[str, str]
+    ) -> web.Response:
+        """A call is handed over to us, or whoever had it died: a new stream, with all
+        that the old one had. Where that cannot be, the caller waits or is told."""
+        route = self._house.route_of(CallFacts.of(call_sid, parameters))
+        step = self._plan_b(route)
+        # What may be left of it here takes no other call's line.
+        if not await self._house.registry.room() and self._call(call_sid) is None:
+            back = "/voice/next"
+            if held := await self._hold(request, call_sid, route, back, RETURNING):
+                return _twiml(held)
+        elif await self._once_more(f"resumed:{call_sid}", MAX_RESUMES):
+            step = NextStep(Then.RESUME)
+            if self._call(call_sid) is not None:
+                self._expected[call_sid] = time.monotonic() + EXPECTED_SECONDS
+        return self._go_on(request, call_sid, step, parameters)
+
+    async def _not_begun(
+        self, request: web.Request, call_sid: str, parameters: Mapping[str, str]
+    ) -> web.Response:
+        """Nothing was kept of a call: its handshake failed, maybe as no instance had a
+        line any more."""
+        registry = self._house.registry
+        room = await registry.room()
+        if room and self._house.lines.free:
+            route = self._house.route_of(CallFacts.of(call_sid, parameters))
+            return self._go_on(request, call_sid, self._plan_b(route), parameters)
+        # What a call of ours was for, nobody knows any more.
+        ours = await registry.get(f"plan:{call_sid}") is not None
+        if (
+            room
+            and not ours
+            and await self._once_more(f"refused:{call_sid}", MAX_REFUSALS)
+        ):
+            log.info("call_answered", call_sid=call_sid)
+            return _twiml(self._first_stream(request, parameters))
+        return await self._no_line(request, call_sid, parameters, outbound=ours)
+
+    def _go_on(
+        self,
+        request: web.Request,
+        call_sid: str,
+        step: NextStep,
+        parameters: Mapping[str, str],
+    ) -> web.Response:
+        log.info("call_goes_on", call_sid=call_sid, step=step.then.value)
+        return _twiml(self._next_document(step, self._origin(request), parameters))
+
+    def _plan_b(self, route: Route) -> NextStep:
+        number = route.fallback or self._house.fallback_number
+        language, text = route.language or "", route.sorry or ""
+        return NextStep(Then.SORRY, number, language=language, text=text)
+
+    async def _once_more(self, name: str, most: int) -> bool:
+        """False when it has been done so often."""
+        registry = self._house.registry
+        count = int(await registry.get(name) or 0)
+        if count >= most:
+            return False
+        await registry.put(name, str(count + 1).encode(), RESUMED_SECONDS)
+        return True
+
+    def _next_document(
+        self, step: NextStep, origin: str, parameters: Mapping[str, str]
+    ) -> str:
         match step.then:
             case Then.HANG_UP:
                 return twiml.hang_up()
             case Then.RESUME:
-                return self._stream(origin, {})
+                return self._stream(origin, parameters)
             case Then.TRANSFER:
                 return twiml.transfer(
                     step.number,
@@ -306,14 +476,16 @@ class Server:
         the agent, who knows it."""
         call_sid, registry = _text(form, "CallSid"), self._house.registry
         log.info("transfer_ended", call_sid=call_sid, status=dialled)
-        talk = await registry.take(f"talk:{call_sid}")
+        talk = await registry.get(f"talk:{call_sid}")
         if dialled in ANSWERED or talk is None:
+            await registry.take(f"talk:{call_sid}")
             return _twiml(twiml.hang_up())
         word = NOT_ANSWERED.format(status=dialled)
         earlier = msgspec.structs.replace(Earlier.read(talk), word=word)
         await registry.put(f"talk:{call_sid}", earlier.kept(), RETURN_SECONDS)
         parameters = dict(earlier.parameters)
-        return _twiml(self._stream(self._origin(request), parameters))
+        stream = self._stream(self._origin(request), parameters, f"?{BACK}=1")
+        return _twiml(stream)
 
     async def _stream_status(self, request: web.Request, form: "Form") -> web.Response:
         """The only word there is of a handshake that failed."""
@@ -358,6 +530,9 @@ class Server:
             call = self._call(_text(form, "CallSid"))
             if who and call:
                 call.answered_by(who)
+            elif who:
+                word = ANSWERED_BY + who.encode()
+                await self._house.registry.tell(_text(form, "CallSid"), word)
         return web.Response(status=204)
 
     # --- the stream ---
@@ -369,9 +544,12 @@ class Server:
         ):
             log.warning("stream_refused", why="signature")
             raise web.HTTPForbidden(text="not signed by Twilio")
-        if not self._house.lines.free:
+        lines = self._house.lines
+        # A caller whose stream broke may be back: they have a line here, even if all
+        # are taken, or the last calls are ending.
+        if not (lines.free or self._expects()):
             # 503: a balancer in front tries the next instance.
-            log.warning("stream_refused", why=self._house.lines.state)
+            log.info("stream_refused", why=lines.state)
             raise web.HTTPServiceUnavailable(text="no line is free")
         # The upgrade is answered before there is a model: Twilio does not wait for
         # one. It offers no compression, and frames gain nothing by it.
@@ -382,18 +560,59 @@ class Server:
             max_msg_size=MAX_MESSAGE_BYTES,
         )
         await socket.prepare(request)
-        call = Call(PhoneSocket(socket), self._house)
+        since = time.monotonic()
+        self._count(opening=+1)
+        try:
+            phone = await Opened.of(PhoneSocket(socket))
+        finally:
+            self._count(opening=-1)
+        sid = phone.call_sid or ""
+        call = self._call(sid)
+        self._expected.pop(sid, None)
+        if call is None or not await call.take_over(phone):
+            if lines.free:
+                await self._carry(Call(phone, self._house, since), sid)
+            else:
+                log.info("stream_refused", why=lines.state)
+                await phone.close()
+        return socket
+
+    def _expects(self) -> bool:
+        """Somebody whom we have a call of was told to come back."""
+        now = time.monotonic()
+        for sid, until in list(self._expected.items()):
+            if until < now or self._call(sid) is None:
+                del self._expected[sid]
+        return bool(self._expected) or any(call.waits for call in self._calls)
+
+    async def _carry(self, call: Call, call_sid: str) -> None:
         self._calls.add(call)
-        self._house.lines.streams = len(self._calls)
+        self._by_sid[call_sid] = call
         self._no_calls.clear()
+        self._count()
         try:
             await call.run()
         finally:
             self._calls.discard(call)
-            self._house.lines.streams = len(self._calls)
+            if self._by_sid.get(call_sid) is call:
+                del self._by_sid[call_sid]
+            self._count()
             if not self._calls:
                 self._no_calls.set()
-        return socket
+
+    def _count(self, opening: int = 0) -> None:
+        self._opening += opening
+        self._house.lines.streams = len(self._calls) + self._opening
+
+    def _told(self, call_sid: str, word: bytes) -> None:
+        """A word of another instance's about a call that may be ours."""
+        call = self._call(call_sid)
+        if call is None:
+            return
+        if word == TAKEN:
+            call.taken()
+        elif word.startswith(ANSWERED_BY):
+            call.answered_by(AnsweredBy(word.removeprefix(ANSWERED_BY).decode()))
 
     async def _openai_webhook(self, request: web.Request) -> web.Response:
         """A call comes in over SIP: OpenAI has its audio, the agent is ours."""
@@ -435,7 +654,8 @@ class Server:
         return sid
 
     def _call(self, call_sid: str) -> Call | None:
-        return next((it for it in self._calls if it.call_sid == call_sid), None)
+        """The newest of that name, begun or about to."""
+        return self._by_sid.get(call_sid) if call_sid else None
 
     # --- for operators ---
 
@@ -515,6 +735,17 @@ def _plain(form: Form) -> dict[str, str]:
 def _text(form: Form, name: str) -> str:
     value = form.get(name, "")
     return value if isinstance(value, str) else ""
+
+
+def _place(request: web.Request, name: str) -> Place | None:
+    """In the queue, as the query has it; None where it has none."""
+    written = request.query.get(name)
+    return None if written is None else Place.read(written)
+
+
+def _both_ends(form: Form) -> dict[str, str]:
+    """Who calls whom, as parameters of the stream."""
+    return {name: _parameter(form, name) for name in ("From", "To")}
 
 
 def _parameter(form: Form, name: str) -> str:

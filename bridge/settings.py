@@ -153,15 +153,20 @@ def _only_without_public_url(value: object, info: ValidationInfo) -> bool:
     return insecure
 
 
-def _not_yet(value: object) -> object:
-    """A setting that is promised, but that this version would ignore."""
-    raise variables.wrong("is not supported by this version", "unset it")
+def _with_a_number(value: object, info: ValidationInfo) -> str:
+    answer = variables.one_of("busy", "queue", "fallback")(value)
+    # Not there at all: it is wrong itself, and is told as such.
+    number = info.data.get("fallback_number", "")
+    if answer == "fallback" and number is None:
+        raise variables.wrong(
+            "is fallback, but there is nobody to dial", "set BRIDGE_FALLBACK_NUMBER"
+        )
+    return answer
 
 
 _Secret = Annotated[SecretStr | None, BeforeValidator(variables.secret)]
 _Word = Annotated[str, BeforeValidator(variables.word)]
 _Text = Annotated[str, BeforeValidator(variables.text)]
-_Later = Annotated[str | None, BeforeValidator(_not_yet)]
 
 
 class Settings(BaseSettings):
@@ -223,7 +228,10 @@ class Settings(BaseSettings):
     max_calls: Annotated[int, BeforeValidator(variables.whole_number(1))] = Field(
         default=200, validation_alias="BRIDGE_MAX_CALLS"
     )
-    redis_url: _Later = Field(default=None, validation_alias="BRIDGE_REDIS_URL")
+    # Shared by all instances; it may well hold a password.
+    redis_url: Annotated[SecretStr | None, BeforeValidator(variables.redis_url)] = (
+        Field(default=None, validation_alias="BRIDGE_REDIS_URL")
+    )
     api_token: _Secret = Field(default=None, validation_alias="BRIDGE_API_TOKEN")
     # What the model takes: G.711 mu-law, or PCM 16 bit 24 kHz through transcoding.
     model_audio: Annotated[
@@ -258,11 +266,21 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[float, BeforeValidator(variables.seconds)] = Field(
         default=300.0, validation_alias="BRIDGE_DRAIN_SECONDS"
     )
+    session_seconds: Annotated[float, BeforeValidator(variables.seconds)] = Field(
+        default=3000.0, validation_alias="BRIDGE_SESSION_SECONDS"
+    )
     record_dir: Annotated[Path | None, BeforeValidator(variables.folder)] = Field(
         default=None, validation_alias="BRIDGE_RECORD_DIR"
     )
     fallback_number: Annotated[str | None, BeforeValidator(variables.phone_number)] = (
         Field(default=None, validation_alias="BRIDGE_FALLBACK_NUMBER")
+    )
+    # What a caller hears when no instance has a line.
+    when_full: Annotated[
+        Literal["busy", "queue", "fallback"], BeforeValidator(_with_a_number)
+    ] = Field(default="busy", validation_alias="BRIDGE_WHEN_FULL")
+    queue_seconds: Annotated[float, BeforeValidator(variables.seconds)] = Field(
+        default=120.0, validation_alias="BRIDGE_QUEUE_SECONDS"
     )
     log_format: Annotated[
         Literal["auto", "json", "pretty"],
@@ -418,13 +436,22 @@ def _in_force(settings: Settings) -> list[Finding]:
         ("BRIDGE_MODEL", f"is {settings.model}, voice {settings.voice}, at {model}"),
         ("BRIDGE_MAX_CALLS", f"is {settings.max_calls}"),
         ("BRIDGE_DRAIN_SECONDS", f"is {settings.drain_seconds:g}"),
+        ("BRIDGE_SESSION_SECONDS", f"is {settings.session_seconds:g}"),
     ]
     if settings.public_url is not None:
         said.append(("BRIDGE_PUBLIC_URL", f"is {settings.public_url}"))
+    if settings.redis_url is not None:
+        place = variables.redis_place(settings.redis_url.get_secret_value())
+        said.append(("BRIDGE_REDIS_URL", f"is set: calls are shared at {place}"))
     if settings.record_dir is not None:
         said.append(("BRIDGE_RECORD_DIR", f"is {settings.record_dir}"))
     if settings.fallback_number is not None:
         said.append(("BRIDGE_FALLBACK_NUMBER", "is set: plan B dials it"))
+    if settings.when_full == "queue":
+        limit = f"is queue: callers wait up to {settings.queue_seconds:g} s for a line"
+        said.append(("BRIDGE_WHEN_FULL", limit))
+    elif settings.when_full == "fallback":
+        said.append(("BRIDGE_WHEN_FULL", "is fallback: callers are put through"))
     if settings.routes is not None:
         said.append(("BRIDGE_ROUTES", f"is {settings.routes}"))
     if settings.model_audio == "pcm":

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import SecretStr
 from pydantic_core import PydanticCustomError
@@ -25,6 +25,14 @@ _PREFIX = re.compile(r"\+[1-9][0-9]{0,13}")
 _ACCOUNT_SID = re.compile(r"AC[0-9a-zA-Z]{32}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: token
 _HEADERS_FIX = 'set `Name: value; Name: value` or {"Name": "value"}'
+_REDIS_OPTIONS = {
+    "db": "[0-9]+",
+    "ssl_ca_certs": ".+",
+    "ssl_certfile": ".+",
+    "ssl_keyfile": ".+",
+    "ssl_cert_reqs": "none|optional|required",
+    "ssl_check_hostname": "true|false|True|False",
+}
 _AGENT = re.compile(r"\S.*:[A-Za-z_][A-Za-z0-9_.]*")
 
 
@@ -131,6 +139,45 @@ def model_url(value: object) -> str:
             "set one such as wss://host/v1/realtime, or `local` for the bundled fake",
         )
     return text
+
+
+def redis_url(value: object) -> object:
+    """May have a password in it, so no part of it is ever in a message."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    text, form = str(value).strip(), "redis://:password@host:6379/0"
+    try:
+        parts = urlsplit(text)
+        there = parts.path if parts.scheme == "unix" else parts.hostname
+        well_formed = bool(there) and parts.port != 0 and not parts.fragment
+    except ValueError:  # a port that is no number, a broken IPv6 address
+        parts, well_formed = urlsplit("redis:"), False
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise wrong(
+            "is no redis url", f"set one such as {form}, rediss:// (TLS) or unix://"
+        )
+    if not well_formed or any(character <= " " for character in text):
+        escaped = "in a password / # ? @ are %2F %23 %3F %40"
+        raise wrong("is no complete url", f"set one such as {form}; {escaped}")
+    if parts.scheme != "unix" and not re.fullmatch(r"/?|/[0-9]+", parts.path):
+        raise wrong("has a path that is no database", f"set one such as {form}")
+    for name, content in parse_qsl(parts.query, keep_blank_values=True):
+        usable = parts.scheme == "rediss" or not name.startswith("ssl_")
+        pattern = _REDIS_OPTIONS.get(name)
+        if not (usable and pattern and re.fullmatch(pattern, content)):
+            options = ", ".join(_REDIS_OPTIONS)
+            raise wrong(
+                "has an option that does not exist",
+                f"there are {options}, those of ssl with rediss:// alone",
+            )
+    return text
+
+
+def redis_place(url: str) -> str:
+    """What may be shown of such a url: where it is."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.hostname}{port}" if parts.hostname else parts.path
 
 
 def headers(value: object) -> dict[str, str]:

@@ -6,10 +6,8 @@ import shutil
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -28,8 +26,14 @@ HOUSE = [
     "pyproject.toml",
 ]
 PYTHONS = ("3.11", "3.12", "3.13")
-# Examples, the own machine, and a license: nothing is fetched from these.
-HARMLESS_URLS = ("https://bridge.example.com", "http://127.0.0.1")
+# Examples, the own machine, and services of the same network: nothing is fetched.
+HARMLESS_URLS = (
+    "https://bridge.example.com",
+    "http://127.0.0.1",
+    "redis://127.0.0.1",
+    "redis://redis:6379",
+    "http://balancer:8080",
+)
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 
@@ -113,60 +117,7 @@ def test_the_image_is_named_without_a_registry() -> None:
     assert images and all(re.fullmatch(r"python:3\.13-slim", each) for each in images)
 
 
-# -------------------------------------------------------------------------- container
-
-
-def service() -> dict[str, Any]:
-    services: dict[str, Any] = yaml.safe_load(text("docker-compose.yml"))["services"]
-    assert list(services) == ["bridge"]
-    found: dict[str, Any] = services["bridge"]
-    return found
-
-
-def test_compose_lets_calls_finish() -> None:
-    """A deploy does not cut a caller off in the middle of a sentence."""
-    grace = re.fullmatch(r"(\d+)s", service()["stop_grace_period"])
-
-    assert grace is not None and int(grace[1]) >= Settings().drain_seconds + 10
-
-
-def test_compose_locks_the_container_down() -> None:
-    """Whoever breaks into the bridge finds neither tools, rights nor a disk."""
-    bridge = service()
-
-    assert bridge["read_only"] is True
-    assert bridge["cap_drop"] == ["ALL"]
-    assert bridge["security_opt"] == ["no-new-privileges:true"]
-    assert bridge["tmpfs"] == ["/tmp"]
-    assert "privileged" not in bridge and "user" not in bridge
-
-
-def test_compose_starts_without_an_env_file() -> None:
-    """`docker compose up` on a fresh clone is a bridge, not an error."""
-    assert service()["env_file"] == [{"path": ".env", "required": False}]
-
-
-def test_inside_the_container_the_port_is_fixed() -> None:
-    """Changing BRIDGE_PORT moves the port of the machine; health is still found."""
-    bridge = service()
-
-    assert bridge["environment"]["BRIDGE_PORT"] == "8080"
-    assert bridge["ports"] == ["${BRIDGE_PORT:-8080}:8080"]
-    assert set(bridge["environment"]) <= NAMES
-    assert load(bridge["environment"], env_file=None).port == 8080
-
-
-def test_health_is_asked_with_what_the_image_has() -> None:
-    """A bridge that hangs is replaced; the slim image has no curl to ask with."""
-    (asked,) = re.findall(
-        r'^ +CMD \["python", "-c", "(.*)"\]$', text("Dockerfile"), re.M
-    )
-    command = service()["healthcheck"]["test"]
-
-    for code in (asked, command[3]):
-        compile(code, "healthcheck", "exec")
-        assert "/healthz" in code and "127.0.0.1" in code
-    assert command[:3] == ["CMD", "python", "-c"]
+# -------------------------------------- container (compose: deploy/test_compose.py)
 
 
 def test_the_image_runs_the_bridge_as_nobody_special() -> None:
@@ -243,6 +194,7 @@ FORMS = frozenset(
         "BRIDGE_OUTBOUND_PREFIXES",
         "BRIDGE_OUTBOUND_NUMBER",
         "BRIDGE_TWILIO_API_URL",
+        "BRIDGE_REDIS_URL",
     }
 )
 

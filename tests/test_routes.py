@@ -19,6 +19,7 @@ from bridge.routes import (
     RoutesError,
     Silence,
     Tell,
+    WhenFull,
 )
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -313,6 +314,26 @@ def test_a_text_may_be_written_in_every_way(tmp_path: Path) -> None:
     assert one(tmp_path, "greeting: |\n  One.\n  Two.").greeting == "One.\nTwo.\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "when_full"),
+    [
+        ("", None),
+        ("when_full: busy", WhenFull("busy")),
+        ("when_full: queue", WhenFull("queue")),
+        ("when_full: {answer: queue}", WhenFull("queue")),
+        (
+            "when_full:\n  answer: fallback\n  say: One moment.",
+            WhenFull("fallback", "One moment."),
+        ),
+    ],
+)
+def test_what_a_full_house_does(
+    tmp_path: Path, text: str, when_full: WhenFull | None
+) -> None:
+    """Callers of one number wait, of another are put through, each with its words."""
+    assert one(tmp_path, text).when_full == when_full
+
+
 def test_a_file_from_another_machine_is_read(tmp_path: Path) -> None:
     """An editor on Windows adds marks that mean nothing."""
     path = tmp_path / "routes.yaml"
@@ -454,6 +475,11 @@ def test_a_file_that_is_none_is_told_with_its_line(
         ("language: English, please", ".language is 'English, please', no language"),
         ("fallback: 911", ".fallback is no phone number"),
         ('busy: ""', ".busy cannot be said"),
+        ("when_full: wait", ".when_full is 'wait': write busy or queue or fallback"),
+        ("when_full: [queue]", ".when_full is no mapping"),
+        ("when_full: {say: Wait.}", ".when_full lacks answer"),
+        ('when_full: {answer: queue, say: ""}', ".when_full.say cannot be said"),
+        ("when_full: {answer: busy, say: No.}", ".when_full has say beside busy"),
         ("sorry: " + "x" * 5000, ".sorry cannot be said"),
         ("keys: {A1x: {hang_up: true}}", ".keys has 'A1x' as a key"),
         ("keys: {0: hang_up}", ".keys.0 is no mapping"),

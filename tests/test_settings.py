@@ -61,6 +61,7 @@ def test_an_empty_environment_is_a_bridge() -> None:
     assert (found.greeting, found.drain_seconds) == (GREETING, 300.0)
     assert (found.model_headers, found.record_dir) == ({}, None)
     assert (found.log_format, found.fallback_number) == ("auto", None)
+    assert (found.when_full, found.queue_seconds) == ("busy", 120.0)
     assert (found.routes, found.api_token, found.model_connect) == (None, None, None)
     assert (found.model_audio, found.outbound_calls) == ("mulaw", 10)
     assert (found.outbound_prefixes, found.outbound_number) == ((), None)  # nobody
@@ -85,6 +86,8 @@ def test_every_variable_of_the_design_is_read(tmp_path: Path) -> None:
         BRIDGE_DRAIN_SECONDS="1.5",
         BRIDGE_RECORD_DIR=str(tmp_path),
         BRIDGE_FALLBACK_NUMBER="+1 415-555-0100",
+        BRIDGE_WHEN_FULL="Queue",
+        BRIDGE_QUEUE_SECONDS="45.5",
         BRIDGE_LOG="json",
         BRIDGE_ROUTES=" routes.yaml ",
         BRIDGE_API_TOKEN="token",
@@ -112,6 +115,7 @@ def test_every_variable_of_the_design_is_read(tmp_path: Path) -> None:
     assert (found.max_calls, found.drain_seconds) == (1, 1.5)
     assert found.record_dir == tmp_path
     assert (found.fallback_number, found.log_format) == ("+14155550100", "json")
+    assert (found.when_full, found.queue_seconds) == ("queue", 45.5)
     assert found.routes == Path("routes.yaml")
     assert found.api_token == SecretStr("token")
     assert (found.model_audio, found.model_connect) == ("pcm", "company.net:connect")
@@ -193,7 +197,17 @@ def test_the_message_has_a_line_a_mistake() -> None:
         ("BRIDGE_AGENT", "receptionist", "receptionist"),
         ("BRIDGE_AGENT", "a.py:", "a.py:"),
         ("BRIDGE_ROUTES", str(Path(__file__).parent), "names a folder"),
-        ("BRIDGE_REDIS_URL", "redis://cache", "not supported by this version"),
+        ("BRIDGE_REDIS_URL", "cache:6379", "no redis url"),
+        ("BRIDGE_REDIS_URL", "https://cache:6379", "no redis url"),
+        ("BRIDGE_REDIS_URL", "redis://", "no complete url"),
+        ("BRIDGE_REDIS_URL", "unix://", "no complete url"),
+        ("BRIDGE_REDIS_URL", "redis://:a/b@cache", "no complete url"),
+        ("BRIDGE_REDIS_URL", "redis://cache:0", "no complete url"),
+        ("BRIDGE_REDIS_URL", "redis://ca che", "no complete url"),
+        ("BRIDGE_REDIS_URL", "redis://cache/zero", "no database"),
+        ("BRIDGE_REDIS_URL", "redis://cache?retries=1", "option that does not exist"),
+        ("BRIDGE_REDIS_URL", "redis://cache?db=x", "option that does not exist"),
+        ("BRIDGE_REDIS_URL", "redis://c?ssl_cert_reqs=none", "option that does not"),
         ("BRIDGE_API_TOKEN", "two words", "blank"),
         ("BRIDGE_MODEL_AUDIO", "opus", "opus"),
         ("BRIDGE_MODEL_CONNECT", "connect", "connect"),
@@ -226,6 +240,9 @@ def test_the_message_has_a_line_a_mistake() -> None:
         ("BRIDGE_RECORD_DIR", "~nobody-of-that-name/calls", "home of nobody"),
         ("BRIDGE_ROUTES", "~nobody-of-that-name/routes.yaml", "home of nobody"),
         ("BRIDGE_FALLBACK_NUMBER", "0800 12345", "no phone number"),
+        ("BRIDGE_WHEN_FULL", "wait", "wait"),
+        ("BRIDGE_WHEN_FULL", "fallback", "nobody to dial"),
+        ("BRIDGE_QUEUE_SECONDS", "-1", "no number of seconds"),
         ("BRIDGE_VOICE", "ma\x00rin", "control characters"),
         ("TWILIO_ACCOUNT_SID", "SK" + "0" * 32, "no account SID"),
         ("TWILIO_AUTH_TOKEN", "0123 4567", "blank"),
@@ -256,7 +273,7 @@ SECRETS = {
     "BRIDGE_OUTBOUND_NUMBER": "hush",
     "BRIDGE_OUTBOUND_PREFIXES": "+1,hush",
     "OPENAI_WEBHOOK_SECRET": "whsec_hush",
-    "BRIDGE_REDIS_URL": "redis://me:hush@cache",
+    "BRIDGE_REDIS_URL": "redis://me:hush@cache/hush?hush=hush",
     "BRIDGE_PUBLIC_URL": "https://me:hush@bridge.example.com",
     "BRIDGE_MODEL_URL": "wss://me:hush@model.example.com",
     "BRIDGE_MODEL_HEADERS": '{"api-key": "hush',
@@ -284,6 +301,7 @@ def test_no_report_tells_a_secret() -> None:
         "BRIDGE_MODEL_HEADERS": "api-key: hush",
         "BRIDGE_REPORT_URL": "https://example.com/calls?key=hush",
         "BRIDGE_REPORT_SECRET": SIGNING,
+        "BRIDGE_REDIS_URL": "rediss://hush:hush@cache/0?ssl_keyfile=hush",
         "BRIDGE_API_TOKEN": "hush",
         "OPENAI_WEBHOOK_SECRET": SIGNING,
     }
@@ -303,6 +321,25 @@ def test_by_hand_too_a_mistake_hides_its_input() -> None:
     assert "hush" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://cache", "at cache"),
+        ("redis://cache:6379/0", "at cache:6379"),
+        ("rediss://me:p%2Fw@cache:6380/1?ssl_cert_reqs=none", "at cache:6380"),
+        ("unix:///run/redis.sock?db=2", "at /run/redis.sock"),
+    ],
+)
+def test_where_calls_are_shared(url: str, place: str) -> None:
+    """A Redis is named in any of its ways, and the report says which."""
+    found = settings(BRIDGE_REDIS_URL=f" {url}\n").redis_url
+
+    assert found == SecretStr(url)
+    assert Settings(redis_url=found).redis_url == found
+    lines = map(str, check({**REAL, "BRIDGE_REDIS_URL": url}, env_file=None))
+    assert any(line.endswith(place) for line in lines)
+
+
 @pytest.mark.parametrize("size", [24, 64])
 def test_a_signing_secret_is_kept_as_it_is(size: int) -> None:
     """What the other side signs with is what is checked with, whole."""
@@ -318,6 +355,25 @@ def test_a_wish_to_call_nobody_is_one() -> None:
     """An empty list of prefixes opens no line."""
     assert settings(BRIDGE_OUTBOUND_PREFIXES=" ,").outbound_prefixes == ()
     assert Settings(outbound_prefixes=("+1",)).outbound_prefixes == ("+1",)
+
+
+def test_a_full_house_needs_somebody_to_put_callers_through_to() -> None:
+    """The operator hears of it, not the caller; a mistyped number is told alone."""
+    number = {"BRIDGE_WHEN_FULL": "fallback", "BRIDGE_FALLBACK_NUMBER": "+14155550100"}
+    found = settings(**number)
+
+    assert (found.when_full, found.fallback_number) == ("fallback", "+14155550100")
+    assert set(mistakes({**number, "BRIDGE_FALLBACK_NUMBER": "0800"})) == {
+        "BRIDGE_FALLBACK_NUMBER"
+    }
+
+
+def test_check_tells_what_a_full_house_does() -> None:
+    """The report says how long callers wait, before anybody has to."""
+    found = check({**REAL, "BRIDGE_WHEN_FULL": "queue"}, env_file=None)
+
+    [told] = [it for it in found if it.name == "BRIDGE_WHEN_FULL"]
+    assert told.level == "ok" and "120 s" in told.text
 
 
 def test_headers_as_json() -> None:

@@ -248,6 +248,51 @@ def test_sorry_promises_nobody_where_there_is_nobody() -> None:
     assert parsed(twiml.sorry())[0].text == twiml.SORRY
 
 
+def test_a_full_house_puts_through_to_the_fallback_number() -> None:
+    """Who calls a house without a free line is told so, and gets a human."""
+    document = twiml.busy(fallback_number="+14155550199", language="en-GB")
+
+    say, dial, hangup = parsed(document)
+    assert (say.text, say.attrib) == (twiml.BUSY_CONNECTING, {"language": "en-GB"})
+    assert (dial[0].text, hangup.tag) == ("+14155550199", "Hangup")
+
+
+def test_who_waits_is_told_and_asked_for_again() -> None:
+    """The caller hears that they wait; after a pause we are asked whether a line is
+    free. The place in the queue arrives as it was written."""
+    url = "https://bridge.example.com/voice?a=b&waiting=1-2"
+    document = twiml.hold("Un instant.", ask_url=url, pause_seconds=8, language="fr-FR")
+
+    say, pause, redirect = parsed(document)
+    assert (say.text, say.attrib) == ("Un instant.", {"language": "fr-FR"})
+    assert (pause.tag, pause.attrib) == ("Pause", {"length": "8"})
+    assert (redirect.tag, redirect.text) == ("Redirect", url)
+    assert redirect.attrib == {"method": "POST"}
+
+
+def test_who_waits_is_not_talked_at_all_the_time() -> None:
+    """Between two sentences the line is quiet."""
+    document = twiml.hold(None, ask_url="/voice", pause_seconds=1)
+
+    assert verbs(document) == ["Pause", "Redirect"]
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "seconds"),
+    [
+        ("", "/voice", 5),
+        ("Wait.", "voice", 5),
+        ("Wait.", "https:///voice", 5),
+        ("Wait.", "/voice", 0),
+        ("Wait.", "/voice", 61),
+    ],
+)
+def test_a_wait_that_twilio_could_not_end(text: str, url: str, seconds: int) -> None:
+    """Nobody is left on a line that is silent for ever."""
+    with pytest.raises(ValueError, match=r"text|url|seconds"):
+        twiml.hold(text, ask_url=url, pause_seconds=seconds)
+
+
 def test_other_words_in_another_language() -> None:
     """A French line apologises in French."""
     say = parsed(twiml.sorry("Toutes nos excuses.", language="fr-FR"))[0]

@@ -13,6 +13,14 @@ from urllib.parse import SplitResult, urlsplit
 from twilio.twiml.voice_response import VoiceResponse  # type: ignore[import-untyped]
 
 BUSY = "All our lines are busy at the moment. Please call again in a few minutes."
+BUSY_CONNECTING = (
+    "All our lines are busy at the moment. "
+    "Please hold on, I am connecting you to somebody who can help."
+)
+HOLD = (
+    "All our lines are busy at the moment. "
+    "Please hold on, you are put through as soon as one is free."
+)
 SORRY = "I am sorry, something went wrong on our side. Please call again later."
 SORRY_CONNECTING = (
     "I am sorry, something went wrong on our side. "
@@ -26,6 +34,10 @@ PARAMETER_LIMIT = 500
 SPOKEN_LIMIT = 4096
 # https://www.twilio.com/docs/voice/twiml/dial: 5 to 600 s, else it is refused.
 RING_SECONDS = range(5, 601)
+RINGING_SECONDS = 20
+"""Where nobody says how long."""
+PAUSE_SECONDS = range(1, 61)
+"""Of silence, while a caller waits: longer, and the line seems dead."""
 
 _NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
@@ -86,7 +98,7 @@ def transfer(
     *,
     caller_id: str | None = None,
     action_url: str | None = None,
-    timeout_seconds: int = 20,
+    timeout_seconds: int = RINGING_SECONDS,
 ) -> str:
     """Hands the caller to a phone number; they hear it ring until it is answered.
 
@@ -98,11 +110,38 @@ def transfer(
     return str(document)
 
 
-def busy(text: str = BUSY, *, language: str | None = None) -> str:
-    """No line is free: says so, then hangs up."""
+def busy(
+    text: str | None = None,
+    fallback_number: str | None = None,
+    *,
+    language: str | None = None,
+) -> str:
+    """No line is free: says so, dials the fallback number where there is one, then
+    hangs up. `text` None picks the sentence that tells what follows."""
+    if text is None:
+        text = BUSY_CONNECTING if fallback_number else BUSY
+    return _farewell(text, fallback_number, None, RINGING_SECONDS, language)
+
+
+def hold(
+    text: str | None,
+    *,
+    ask_url: str,
+    pause_seconds: int,
+    language: str | None = None,
+) -> str:
+    """The caller waits: a sentence (None: none), silence, then Twilio asks `ask_url`
+    how the call goes on."""
+    if pause_seconds not in PAUSE_SECONDS:
+        raise ValueError(
+            f"{pause_seconds} seconds of silence: "
+            f"{PAUSE_SECONDS[0]} to {PAUSE_SECONDS[-1]} are to be borne"
+        )
     document = VoiceResponse()
-    document.say(_spoken(text), language=language)
-    document.hangup()
+    if text is not None:
+        document.say(_spoken(text), language=language)
+    document.pause(length=pause_seconds)
+    document.redirect(_webhook_url("redirect", ask_url), method="POST")
     return str(document)
 
 
@@ -111,22 +150,16 @@ def sorry(
     fallback_number: str | None = None,
     *,
     caller_id: str | None = None,
-    timeout_seconds: int = 20,
+    timeout_seconds: int = RINGING_SECONDS,
     language: str | None = None,
 ) -> str:
     """Plan B: a sentence, then the fallback number where there is one, then the end.
 
-    `text` None picks the sentence that tells what follows. Behind the <Dial> stands
-    a <Hangup> only: the verbs there are reached after an answered transfer, too.
+    `text` None picks the sentence that tells what follows.
     """
     if text is None:
         text = SORRY_CONNECTING if fallback_number else SORRY
-    document = VoiceResponse()
-    document.say(_spoken(text), language=language)
-    if fallback_number:
-        _dial(document, fallback_number, caller_id, None, timeout_seconds)
-    document.hangup()
-    return str(document)
+    return _farewell(text, fallback_number, caller_id, timeout_seconds, language)
 
 
 def phone_number(text: str) -> str:
@@ -138,6 +171,22 @@ def phone_number(text: str) -> str:
             "a plus sign, the country code, 7 to 15 digits in all, such as +14155550100"
         )
     return number
+
+
+def _farewell(
+    text: str,
+    number: str | None,
+    caller_id: str | None,
+    timeout_seconds: int,
+    language: str | None,
+) -> str:
+    document = VoiceResponse()
+    document.say(_spoken(text), language=language)
+    if number:
+        _dial(document, number, caller_id, None, timeout_seconds)
+    # Nothing else: verbs behind a <Dial> are reached after an answered one, too.
+    document.hangup()
+    return str(document)
 
 
 def _dial(

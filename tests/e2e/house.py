@@ -24,8 +24,9 @@ CLOSED_SECONDS = 2.0
 
 AGENT: RealtimeAgent[Any] = RealtimeAgent(name="plain", instructions="You are a test.")
 
-HELLO = speak("Hello there, good morning.").mulaw()
-WAIT = speak("Wait a moment, please.").mulaw()
+# Short: a hundred calls of the tests begin with them.
+HELLO = speak("Hello.").mulaw()
+WAIT = speak("Wait!").mulaw()
 
 
 @dataclass

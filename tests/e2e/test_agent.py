@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,15 +18,18 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 
 from bridge.agent.events import CallEvent
+from bridge.agent.hosted_mcp import NOT_DONE, UNKNOWN
 from bridge.agent.live import BadRequest, LiveCall
 from bridge.agent.phone_session import FAILED
 from bridge.agent.phone_tools import take_message
 from bridge.agent.session_settings import SessionSettings
 from bridge.report import CallReport
 from bridge.routes import Report, Route
-from bridge.sim.model import Behaviour, CallMcp, CallTool, Play, Ruled
+from bridge.sim.model import Behaviour, CallMcp, CallTool, Heard, Play, Ruled, Turn
+from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
+from bridge.watch import trace
 from tests.e2e.house import AGENT, HELLO, WAIT, Place, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
@@ -276,7 +280,7 @@ async def test_muted_and_heard_again() -> None:
         calls[0].mute(False)
 
     heard = bytes(place.session.caller_audio)
-    assert HELLO[:4000] not in heard and WAIT in heard
+    assert HELLO not in heard and WAIT in heard
     assert place.session.caller_turns == 1
 
 
@@ -429,6 +433,111 @@ async def test_hosted_mcp_servers() -> None:
     ]
     assert refused.reason == "Not today."
     assert read_ruler(record.heard).heard_ms == {1: 300}
+    assert not place.session.errors_sent
+
+
+@pytest.mark.parametrize("approval", ["never", "always"])
+async def test_the_model_is_lost_with_a_hosted_tool_in_it(
+    approval: str, tmp_path: Path
+) -> None:
+    """One that runs, or waits for a yes: the caller soon hears from the agent, which
+    knows that there is no result. What waits for a yes to a function of the agent's own
+    waits on, and has its answer, too; nothing is waited for in vain."""
+
+    @function_tool(needs_approval=True)
+    def pay() -> str:
+        return "paid"
+
+    shop: Any = {"type": "mcp", "server_label": "shop", "require_approval": approval}
+    shop["server_url"] = "https://shop.example"
+    order = CallMcp("shop", "order", {"what": "ham"}, output="ordered", seconds=60)
+
+    def answer(heard: Heard) -> Turn:
+        told = [it.text for it in heard.conversation if it.kind == "system"]
+        if any("tool order" in text for text in told):
+            return [Ruled(300)]
+        return [order] if approval == "never" else [CallTool("pay", {}), order]
+
+    calls: list[LiveCall] = []
+    behaviour = Behaviour(
+        answer=answer,
+        mcp={"shop": [{"name": "order", "description": "", "input_schema": {}}]},
+        think_seconds=0.05,
+    )
+    agent = AGENT.clone(tools=[pay, HostedMCPTool(tool_config=shop)])
+    async with bridge(
+        behaviour,
+        agent=agent,
+        greeting="Go.",
+        record_dir=tmp_path,
+        **on_call(calls.append),
+    ) as place:
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(place.caller().call([steps.Wait(9)]))
+            begun = "mcp_call" if approval == "never" else "mcp_approval_request"
+            await _until(
+                lambda: (
+                    place.model.sessions
+                    and begun in [it.type for it in place.session.items.values()]
+                )
+            )
+            waiting = {"never": [], "always": ["order", "pay"]}[approval]
+            await _until(lambda: _waits(calls[0]) == waiting)
+            place.model.strike(faults.drop)
+            await _until(lambda: len(place.model.sessions) == 2)
+            await _until(lambda: place.session.responses)
+            assert _waits(calls[0]) == [it for it in waiting if it == "pay"]
+            for each in calls[0].approvals:
+                await calls[0].approve(each.call_id)
+            assert await calls[0].hang_up()
+        await place.empty()
+
+    [told] = [it for it in words(place, "system") if "tool order" in it]
+    assert told.endswith(UNKNOWN if approval == "never" else NOT_DONE)
+    assert outputs(place) == (["paid"] if "pay" in waiting else [])
+    heard = read_ruler(call.result().heard).heard_ms
+    assert heard and set(heard.values()) == {300}
+    assert not place.session.errors_sent
+
+    [file] = tmp_path.glob("*.jsonl")
+    busy = Counter[str]()
+    for line in trace.read(file):
+        if line.get("in") == "busy":
+            change, call_id = line["value"]
+            busy[call_id] += change
+    assert set(busy.values()) == {0}, "each that began has ended, by its own name"
+    # What is a part of an answer has no name; the others are not waited for in it.
+    kinds = sorted(call_id.partition("_")[0] for call_id in busy)
+    assert kinds == (["", "call", "mcpr"] if "pay" in waiting else [""])
+    assert all(recorded == again for recorded, again in trace.replay(file))
+
+
+def _waits(live: LiveCall) -> list[str]:
+    return sorted(it.tool for it in live.approvals)
+
+
+async def test_a_handoff_that_the_model_refused_is_no_danger_later() -> None:
+    """The session goes on as it was; so does the one after a loss."""
+    calls: list[LiveCall] = []
+    change = {"type": "realtime", "instructions": "No.", "tools": []}
+    change["output_modalities"] = ["smell"]
+    behaviour = Behaviour(fallback=[Ruled(300)], think_seconds=0.05)
+    async with bridge(behaviour, greeting="Go.", **on_call(calls.append)) as place:
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(place.caller().call([steps.Wait(9)]))
+            await _until(lambda: place.model.sessions and place.session.responses)
+            calls[0].send_raw({"type": "session.update", "session": change})
+            await _until(lambda: place.session.errors_sent)
+            assert await calls[0].heard()
+            place.model.strike(faults.drop)
+            await _until(lambda: len(place.model.sessions) == 2)
+            calls[0].tell("Are you there?")
+            await _until(lambda: place.session.responses)
+            assert await calls[0].hang_up()
+        await place.empty()
+
+    assert read_ruler(call.result().heard).heard_ms == {1: 600}
+    assert place.session.session["instructions"] == "You are a test."
     assert not place.session.errors_sent
 
 

@@ -1,7 +1,6 @@
 """However a call ends, nothing of it is left, and whoever holds the line is told."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,9 +8,10 @@ from agents.realtime import RealtimeAgent
 
 import twiml
 from bridge.agent.live import LiveCall
+from bridge.core import conversation, redial
 from bridge.sim.model import Behaviour, Fail, Ruled
 from bridge.sim.twilio import steps
-from tests.e2e.house import CLOSED_SECONDS, HELLO, bridge
+from tests.e2e.house import CLOSED_SECONDS, HELLO, Place, bridge
 
 HANG_UP = steps.HangUp()
 TALK = [steps.Say(HELLO), steps.Hear(300)]
@@ -38,34 +38,41 @@ async def test_the_caller_hangs_up_at_once() -> None:
         await place.empty()
 
 
-async def test_the_line_breaks() -> None:
-    """No stop, no close: the socket is reset. The caller, if still there, is told."""
+async def test_the_line_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stop, no close: the socket is reset. A caller who does not come back costs no
+    session for ever."""
+    monkeypatch.setattr(conversation, "LINGER_SECONDS", 0.3)
     async with bridge(LONG) as place:
-        record = await place.caller().call([*TALK, steps.Drop(), steps.Wait(0.5)])
+        caller = place.caller(notice_seconds=5.0)
+        await caller.call([*TALK, steps.Drop(), steps.Wait(0.1), HANG_UP])
         await place.empty()
 
-    assert record.said_by_twilio == [twiml.SORRY]
     assert place.metric('bridge_calls_total{outcome="caller_connection_lost"}') == 1
 
 
 @pytest.mark.parametrize(
     ("fault", "outcome"),
     [
-        (Behaviour(turns=LONG.turns, drop_after=2.5), "model_lost"),
-        (Behaviour(turns=LONG.turns, close_after=(2.5, 1011, "oops")), "model_lost"),
-        (Behaviour(turns=LONG.turns, expire_after=2.5), "model_closed"),
+        (Behaviour(turns=LONG.turns, drop_after=1.5), "model_lost"),
+        (Behaviour(turns=LONG.turns, close_after=(1.5, 1011, "oops")), "model_lost"),
+        (Behaviour(turns=LONG.turns, expire_after=1.5), "model_lost"),
         (Behaviour(fallback=[Fail("insufficient_quota")]), "model_failed"),
         (Behaviour(fallback=[Fail("rate_limit_exceeded")]), "model_failed"),
         (Behaviour(ignore_formats=True), "model_wrong_audio_format"),
         (Behaviour(reject_update="invalid_value"), "model_refused"),
         (Behaviour(refuse=401), "model_refused"),
-        (Behaviour(refuse=500), "model_refused"),
+        (Behaviour(refuse=500), "model_not_ready"),
         (Behaviour(refuse_model=["gpt-realtime-2.1"]), "model_refused"),
     ],
     ids=lambda it: it if isinstance(it, str) else "",
 )
-async def test_the_model_fails(fault: Behaviour, outcome: str) -> None:
-    """The caller is told in words, and not left in silence."""
+async def test_the_model_fails(
+    fault: Behaviour, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each session as the one before: the caller is told in words, and not left in
+    silence."""
+    monkeypatch.setattr(redial, "READY_SECONDS", 2.0)
+    monkeypatch.setattr(redial, "AWAY_SECONDS", 1.0)
     async with bridge(fault, fallback_number="+15550009999") as place:
         record = await place.caller().call(STAY)
         await place.empty()
@@ -86,8 +93,11 @@ async def test_a_key_that_is_wrong() -> None:
     assert place.model.refused == [401]
 
 
-async def test_nobody_listens_where_the_model_should_be() -> None:
+async def test_nobody_listens_where_the_model_should_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A wrong url is no dead air either."""
+    monkeypatch.setattr(redial, "READY_SECONDS", 1.0)
     async with bridge() as place:
         await place.model.__aexit__(None, None, None)
         record = await place.caller().call([steps.Wait(5)])
@@ -179,16 +189,19 @@ async def test_draining_lets_calls_finish() -> None:
     assert call.result().ended_by == "caller"
 
 
-async def _many(place: Any, script: Sequence[Any], times: int) -> None:
+async def _many(place: Place, last: steps.Script, times: int) -> None:
     for _ in range(times):
-        await place.caller().call(script)
+        await place.caller().call([steps.Wait(0.2), *last])
 
 
 async def test_one_call_after_another_leaves_nothing() -> None:
-    """Thirty calls ended and ten cut off: no task, socket or entry remains."""
+    """Forty calls, four at a time, ten of them cut off and back: no task, socket or
+    entry remains."""
+    back = [steps.Drop(), steps.Say(HELLO[:1600]), HANG_UP]
     async with bridge(LONG) as place:
-        await _many(place, [steps.Wait(0.2), HANG_UP], 30)
-        await _many(place, [steps.Wait(0.2), steps.Drop()], 10)
+        async with asyncio.TaskGroup() as tasks:
+            for last in ([HANG_UP], [HANG_UP], [HANG_UP], back):
+                tasks.create_task(_many(place, last, 10))
         await place.empty()
 
     # On a busy machine some are over before the model has answered the handshake.

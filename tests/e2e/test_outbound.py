@@ -163,3 +163,20 @@ def test_a_plan_survives_the_shelf() -> None:
 
     assert Plan.read(plan.kept()) == plan
     assert Plan.read(None) == Plan()
+
+
+async def test_a_machine_of_which_another_instance_was_told() -> None:
+    """Twilio asks whichever instance it likes; the one that has the call acts."""
+    sid = "CA" + "5" * 32
+    async with bridge(Behaviour(), greeting="Hi.") as place:
+        registry = place.server.registry
+        await registry.put(f"plan:{sid}", Plan(machine="hang_up").kept(), 60.0)
+        calling = place.caller(call_sid=sid).call([steps.Wait(5)])
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(calling)
+            await asyncio.sleep(0.5)
+            await registry.tell(sid, b"answered_by:machine_start")
+        await place.empty()
+
+    assert call.result().ended_by == "bridge"
+    assert place.metric('bridge_calls_total{outcome="bridge_machine"}') == 1

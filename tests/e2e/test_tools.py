@@ -267,7 +267,7 @@ async def test_a_tool_that_blocks_its_thread_does_not_freeze_the_call() -> None:
 
     @function_tool
     def block() -> str:
-        time.sleep(2.0)
+        time.sleep(1.5)  # until the caller is in mid-sentence
         return "done"
 
     behaviour = Behaviour(
@@ -277,7 +277,7 @@ async def test_a_tool_that_blocks_its_thread_does_not_freeze_the_call() -> None:
         think_seconds=0.05,
     )
     async with bridge(behaviour, agent=desk(block), greeting="Go.") as place:
-        script: steps.Script = [steps.Hear(700), steps.Say(WAIT), LISTEN, HANG_UP]
+        script: steps.Script = [steps.Hear(700), steps.Say(WAIT * 3), LISTEN, HANG_UP]
         record = await place.caller().call(script)
         await place.empty()
 

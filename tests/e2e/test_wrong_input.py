@@ -22,6 +22,7 @@ LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
 TOKEN = "a" * 32
 PUBLIC = "https://bridge.example"
 
+STOP = json.dumps({"event": "stop", "streamSid": "MZ1"})
 START = {
     "event": "start",
     "sequenceNumber": "1",
@@ -109,6 +110,7 @@ async def test_media_before_start() -> None:
             await socket.send(json.dumps(START))
             async with asyncio.timeout(3):
                 message = json.loads(await socket.recv())
+            await socket.send(STOP)
         await place.empty()
 
     assert message["event"] == "mark"
@@ -121,7 +123,7 @@ async def test_a_binary_message() -> None:
         async with stream(place) as socket:
             await socket.send(json.dumps(START))
             await socket.send(b"\x00\x01")
-            await socket.send(json.dumps({"event": "stop", "streamSid": "MZ1"}))
+            await socket.send(STOP)
             assert await closed(socket) == 1000
         await place.empty()
 
@@ -226,6 +228,7 @@ async def test_a_full_house() -> None:
             ):
                 assert answer.status == 503
                 assert await answer.json() == {"status": "full", "calls": 1}
+            await socket.send(STOP)
         await place.empty()
 
     assert record.said_by_twilio == [twiml.BUSY]
