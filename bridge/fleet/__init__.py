@@ -65,16 +65,20 @@ TAKEN = b"taken"
 """The word to whoever had a call that a newer stream of it has begun elsewhere."""
 
 Ear = Callable[[str, bytes], None]
-"""(call sid, word): told of a call; does not wait, does not raise."""
+"""(call sid, word): told of a call; does not wait, does not raise. Where the newer
+stream is on the same instance, TAKEN is told before its `opened` returns."""
 
 
 class Registry(Protocol):
     """Entries appear with the stream and go with it, next steps with the next one.
+    `shared`: others may lead a call on, so what they must know is kept up to date.
 
     `put`, `get`, `take` and `first` are the shelf: bytes under a name for some time,
     for whoever is asked next. Nothing here raises because the place where it is kept
     is away: an instance goes on with what it knows itself.
     """
+
+    shared: bool
 
     async def opened(self, entry: CallEntry) -> None:
         """A stream has started for this call. The newest of a call has it: an instance

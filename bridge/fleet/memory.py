@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from bridge.fleet import Capacity, CallEntry, Ear, NextStep
+from bridge.fleet import TAKEN, CallEntry, Capacity, Ear, NextStep
 
 NEXT_STEP_SECONDS = 60.0
 """Twilio asks right after the stream has ended; when it does not, the call is over and
@@ -12,6 +12,8 @@ what was left for it is dropped."""
 
 class MemoryRegistry:
     """`now` gives seconds of a clock that never goes back."""
+
+    shared = False
 
     def __init__(
         self,
@@ -30,6 +32,8 @@ class MemoryRegistry:
         mine = (it for it in self._entries.values() if it.call_sid == entry.call_sid)
         for old in list(mine):
             del self._entries[old.stream_sid]
+            if old.stream_sid != entry.stream_sid:
+                await self.tell(entry.call_sid, TAKEN)
         self._entries[entry.stream_sid] = entry
         # Twilio may ask twice what follows; a new stream is what followed.
         self._next.pop(entry.call_sid, None)

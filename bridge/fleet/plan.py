@@ -1,14 +1,28 @@
 """What any instance must know to lead a call on: kept on the Registry's shelf."""
 
 import enum
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeVar
 
 import msgspec
+import structlog
 
-from bridge.core.history import HistoryItem
+from bridge.core.audio import BYTES_PER_MS
+from bridge.core.history import HistoryItem, Playing
+from bridge.core.rules import BACK, CUT_OFF
+from bridge.core.transcript import Words
 from bridge.fleet import Registry
 
+log = structlog.get_logger()
+
 ANSWERED_BY_SECONDS = 600.0
+
+SLACK_MS = 150
+"""From the end of a stream to Twilio's question what follows, at least, and for half a
+word: rather is a word said twice than never."""
+
+MAX_ID_CHARS = 32
+"""Of an item of the model's."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -25,16 +39,50 @@ class Plan(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, kept: bytes | None) -> "Plan":
-        return msgspec.json.decode(kept, type=cls) if kept else cls()
+        return _read(kept, cls)
 
     def kept(self) -> bytes:
         return msgspec.json.encode(self)
 
 
+Kept = TypeVar("Kept", "Plan", "Earlier")
+
+
+def _read(kept: bytes | None, kind: type[Kept]) -> Kept:
+    """What another version of the bridge has written, and cannot be read, is nothing:
+    a call that begins anew is better than none."""
+    if not kept:
+        return kind()
+    try:
+        return msgspec.json.decode(kept, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        log.error("kept_unreadable", kind=kind.__name__, error=type(error).__name__)
+        return kind()
+
+
+class Left(msgspec.Struct, frozen=True):
+    """A message that the caller left, as bridge.agent.live.Message."""
+
+    text: str
+    name: str = ""
+    call_back: str = ""
+
+
 class Earlier(msgspec.Struct, frozen=True):
-    """What was said in an earlier stream of the call. Under `talk:{call sid}`."""
+    """What was said in earlier streams of the call. Under `talk:{call sid}`: kept up to
+    date while the call runs, for its instance may end without a word."""
 
     history: tuple[HistoryItem, ...] = ()
+    playing: tuple[Playing, ...] = ()
+    """What was on its way to the caller ..."""
+    at: float = 0.0
+    """... at this moment, in seconds since the epoch."""
+    streams: int = 0
+    """How many there were; 0: this call is new."""
+    handed_over: bool = False
+    """The instance gave the call away ..."""
+    quiet: bool = False
+    """... when nobody spoke, and the caller did not notice."""
     agent: str = ""
     """The one in charge."""
     parameters: dict[str, str] = {}
@@ -43,16 +91,84 @@ class Earlier(msgspec.Struct, frozen=True):
     """How long the call has lasted; with its cost and its transfers, as limits are of
     the call and not of a stream."""
     cost: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
     transfers: int = 0
+    messages: tuple[Left, ...] = ()
+    notes: dict[str, Any] = {}
+    """The user's own: JSON values."""
     word: str = ""
-    """What the agent is told about why the call goes on."""
+    """What the agent is told about why the call goes on; empty: see `why`."""
 
     @classmethod
     def read(cls, kept: bytes | None) -> "Earlier":
-        return msgspec.json.decode(kept, type=cls) if kept else cls()
+        return _read(kept, cls)
 
     def kept(self) -> bytes:
         return msgspec.json.encode(self)
+
+    def as_of(self, ended: float) -> "Earlier":
+        """As it was when the stream ended (seconds since the epoch): more of what was
+        on its way was heard by then. A tool that was at work has no result."""
+        played = round((ended - self.at) * 1000) - SLACK_MS
+        budget = max(played, 0) * BYTES_PER_MS
+        history = {item.id: item for item in self.history}
+        for part in self.playing:
+            heard = part.heard
+            if not part.cut:
+                heard = min(part.heard + budget, part.received)
+                budget -= heard - part.heard
+            item = history.get(part.id) or HistoryItem(id=part.id, kind="assistant")
+            words = Words(part.words)
+            if not part.complete:
+                words.end_at(part.received)
+            # Whatever was still to come of it is lost with the instance.
+            history[part.id] = msgspec.structs.replace(
+                item,
+                text=item.text + words.heard(heard, part.received),
+                generated=item.generated + words.all,
+                cut=item.cut or heard < part.received or not part.complete,
+            )
+        items = tuple(_with_results(history.values()))
+        return msgspec.structs.replace(self, history=items, playing=())
+
+    @property
+    def ended_as(self) -> str:
+        """How the stream before ended, for the metrics."""
+        if self.word:
+            return "transfer"
+        return "moved" if self.handed_over else "lost"
+
+    @property
+    def why(self) -> str:
+        """What the agent is told about why the call goes on, and answers."""
+        if self.word or not self.streams or self.quiet:
+            return self.word
+        last = next((it for it in reversed(self.history) if it.spoken), None)
+        broken = last is not None and last.kind == "assistant" and last.cut
+        return CUT_OFF if broken else BACK
+
+
+UNKNOWN_RESULT = (
+    "The result of this tool is not known: its server failed while it was at work. It "
+    "may or may not have done what it was to do."
+)
+
+
+def _with_results(items: Iterable[HistoryItem]) -> Iterator[HistoryItem]:
+    """Every call gets a result, if only that nobody knows it."""
+    known = list(items)
+    answered = {item.call_id for item in known if item.kind == "tool_output"}
+    for item in known:
+        yield item
+        if item.kind == "tool_call" and item.arguments and item.call_id not in answered:
+            yield HistoryItem(
+                id=f"b_{item.id}"[:MAX_ID_CHARS],
+                kind="tool_output",
+                text=UNKNOWN_RESULT,
+                call_id=item.call_id,
+                at=item.at,
+            )
 
 
 class AnsweredBy(enum.StrEnum):

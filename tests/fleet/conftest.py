@@ -1,24 +1,78 @@
-"""A registry with a clock that the test sets."""
+"""Both registries, and a time that passes when the test says so."""
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from bridge.fleet import Registry
+from bridge.fleet import Capacity, Registry
 from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.redis import redis_registry
+from tests.fleet.redis_server import BINARY, RedisServer
 
 
 class Clock:
-    def __init__(self) -> None:
+    """Of a memory registry, or what is in Redis gets older."""
+
+    def __init__(self, server: RedisServer | None = None) -> None:
         self.now = 1000.0
+        self._server = server
 
     def __call__(self) -> float:
         return self.now
 
+    def pass_on(self, seconds: float) -> None:
+        self.now += seconds
+        if self._server:
+            self._server.let_pass(seconds)
+
+
+@dataclass
+class Place:
+    registry: Registry
+    clock: Clock
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One for all tests of a module that do it no harm."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A running one of the test's own."""
+    if BINARY is None:
+        pytest.skip("redis-server is not installed")
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    if request.param == "memory":
+        clock = Clock()
+        yield Place(MemoryRegistry(clock), clock)
+        return
+    if BINARY is None:
+        pytest.skip("redis-server is not installed")
+    server: RedisServer = request.getfixturevalue("running")
+    server.client.flushall()
+    async with redis_registry(server.url, lambda: Capacity(1, 0)) as registry:
+        yield Place(registry, Clock(server))
 
 
 @pytest.fixture
-def registry(clock: Clock) -> Registry:
-    return MemoryRegistry(clock)
+def registry(place: Place) -> Registry:
+    return place.registry
+
+
+@pytest.fixture
+def clock(place: Place) -> Clock:
+    return place.clock

@@ -1,0 +1,184 @@
+"""What is kept in Redis, under which key, and the scripts that change it.
+
+A script is one step for Redis: nobody sees half of a takeover. Each may be asked again
+when its answer was lost. Talks to nobody.
+
+key                  type    kept for  bytes    what; who writes it, when
+bridge:call:{sid}    hash    15 s      150      who has a call: its instance, when the
+                                                stream starts and with each beat; gone
+                                                when it ends
+bridge:calls         zset    60 s      40/call  the running calls; with the one above
+bridge:next:{sid}    string  60 s      150      what follows; when the stream ends, gone
+                                                with a new one
+bridge:shelf:{name}  string  as asked  its own  conversations, plans, orders, messages
+                                                seen; by `put` and `first`
+bridge:taken:{id}    string  10 s      its own  what was just taken, for an asker that
+                                                missed the answer; by `take`
+bridge:instances     hash    6 s       80 each  who is there, with how many calls; each
+                                                with its beat, gone when it closes
+bridge:era           string  1 day     8        that the data is the same as before;
+                                                with each beat
+bridge:words         channel -         100      words for running calls; by `tell` and
+                                                takeovers
+
+Strings begin with 17 bytes: when they were written, and whether there is anything
+(written.py). For one primary, not for Redis Cluster: a script touches several keys.
+"""
+
+import base64
+import hashlib
+
+from bridge.fleet import TAKEN
+
+CALL, NEXT, SHELF, JUST_TAKEN = (
+    "bridge:call:",
+    "bridge:next:",
+    "bridge:shelf:",
+    "bridge:taken:",
+)
+CALLS, INSTANCES, ERA, WORDS = (
+    "bridge:calls",
+    "bridge:instances",
+    "bridge:era",
+    "bridge:words",
+)
+CALLS_SECONDS = 60.0
+"""Each beat of whoever has a call prolongs it."""
+
+JUST_TAKEN_SECONDS = 10.0
+"""Whoever takes asks again for some seconds at most."""
+
+
+class Script:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+# KEYS call, calls, next. ARGV sid, stream, instance, started, since, ttl, ttl of calls,
+# "new" or "again". Answers since when the stream has the call; nothing where another
+# one has it that began later. Clocks of instances need not agree: who is new is always
+# the last.
+HOLD = Script(f"""
+local had = redis.call('HMGET', KEYS[1], 'stream', 'instance', 'since')
+local since = tonumber(ARGV[5])
+if had[1] and had[1] ~= ARGV[2] then
+  if ARGV[8] == 'new' then
+    since = math.max(since, tonumber(had[3]) + 0.001)
+  elseif tonumber(had[3]) >= since then
+    return false
+  end
+  if had[2] ~= ARGV[3] then
+    redis.call('PUBLISH', '{WORDS}', cjson.encode(
+      {{ARGV[3], ARGV[1], had[1], '{base64.b64encode(TAKEN).decode()}'}}))
+  end
+end
+local text = string.format('%.3f', since)
+redis.call('HSET', KEYS[1], 'stream', ARGV[2], 'instance', ARGV[3],
+  'started', ARGV[4], 'since', text)
+redis.call('PEXPIRE', KEYS[1], ARGV[6])
+redis.call('ZADD', KEYS[2], text, ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[7])
+if ARGV[8] == 'new' then redis.call('DEL', KEYS[3]) end
+return text
+""")
+
+# KEYS calls, call... ARGV ttl of calls, ttl, stream... Answers the numbers of those
+# that are not, or no more, ours.
+RENEW = Script("""
+local lost = {}
+for i = 2, #KEYS do
+  if redis.call('HGET', KEYS[i], 'stream') == ARGV[i + 1] then
+    redis.call('PEXPIRE', KEYS[i], ARGV[2])
+  else
+    lost[#lost + 1] = i - 2
+  end
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return lost
+""")
+
+# KEYS call, calls, next. ARGV sid, stream, since, what follows or "", ttl, "new" or
+# "again": then what follows is not touched. Answers 0 where a newer stream has it.
+CLOSE = Script("""
+local has = redis.call('HMGET', KEYS[1], 'stream', 'since')
+if has[1] and has[1] ~= ARGV[2] and tonumber(has[2]) > tonumber(ARGV[3]) then
+  return 0
+end
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+if ARGV[6] == 'again' then return 1 end
+if ARGV[4] == '' then
+  redis.call('DEL', KEYS[3])
+else
+  redis.call('SET', KEYS[3], ARGV[4], 'PX', ARGV[5])
+end
+return 1
+""")
+
+# KEYS calls, call... ARGV sid... Takes off the list whose instance is gone.
+STRIKE = Script("""
+for i = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 0 then
+    redis.call('ZREM', KEYS[1], ARGV[i - 1])
+  end
+end
+""")
+
+# KEYS string, just taken. ARGV now (a stamp), ttl of both. Asked again it answers the
+# same. That there is nothing is kept, too: or who put it there would put it back, when
+# it has lost Redis and finds it again.
+TAKE = Script("""
+local mine = redis.call('GET', KEYS[2])
+if mine then return mine end
+if redis.call('GETRANGE', KEYS[1], 16, 16) ~= '+' then return false end
+redis.call('RENAME', KEYS[1], KEYS[2])
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+mine = redis.call('GET', KEYS[2])
+local stamp = math.max(tonumber(ARGV[1]), tonumber(string.sub(mine, 1, 16)))
+redis.call('SET', KEYS[1], string.format('%016.0f-', stamp), 'PX', ARGV[2])
+return mine
+""")
+
+# KEYS string. ARGV its text, ttl. Answers 0 where there was something.
+FIRST = Script("""
+if redis.call('GETRANGE', KEYS[1], 16, 16) == '+' then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+""")
+
+# KEYS string. ARGV its text, ttl. Something newer stays.
+AGAIN = Script("""
+local there = redis.call('GETRANGE', KEYS[1], 0, 15)
+if there ~= '' and tonumber(there) >= tonumber(string.sub(ARGV[1], 1, 16)) then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+""")
+
+# KEYS instances, era. ARGV instance, what it tells of itself, ttl, a new era. Answers
+# the era, then by turns an instance and what it tells. By Redis' own clock.
+BEAT = Script("""
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[1], ARGV[1],
+  string.format('%.0f ', now + tonumber(ARGV[3])) .. ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local era = redis.call('GET', KEYS[2]) or ARGV[4]
+redis.call('SET', KEYS[2], era, 'EX', 86400)
+local told = {era}
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  local till, what = string.match(all[i + 1], '^(%d+) (.*)$')
+  if till and tonumber(till) >= now then
+    told[#told + 1] = all[i]
+    told[#told + 1] = what
+  else
+    redis.call('HDEL', KEYS[1], all[i])
+  end
+end
+return told
+""")
+
+SCRIPTS = (HOLD, RENEW, CLOSE, STRIKE, TAKE, FIRST, AGAIN, BEAT)

@@ -1,0 +1,74 @@
+"""A real Redis of a test's own, and what may happen to it."""
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import redis
+
+BINARY = shutil.which("redis-server")
+START_SECONDS = 10.0
+
+
+class RedisServer:
+    """On a free port of this machine. `keep`: it has its data on disk."""
+
+    def __init__(self, folder: Path, *more: str, keep: bool = False) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        assert BINARY, "asked for by a fixture that skips"
+        self._command = [
+            *(BINARY, "--port", str(self.port), "--bind", "127.0.0.1"),
+            *("--save", "", "--appendonly", "yes" if keep else "no"),
+            *("--dir", str(folder), *more),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client = redis.Redis(port=self.port, socket_timeout=5)
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        until = time.monotonic() + START_SECONDS
+        while not self._answers():
+            assert time.monotonic() < until, "redis-server does not start"
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        """As a power cut."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self.client.close()
+
+    def freeze(self) -> None:
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
+
+    def let_pass(self, seconds: float) -> None:
+        """Makes all that is there so much older."""
+        keys: Any = self.client.keys("*")
+        for key in keys:
+            left: Any = self.client.pttl(key)
+            if left > seconds * 1000:
+                self.client.pexpire(key, int(left - seconds * 1000))
+            else:
+                self.client.delete(key)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(redis.AuthenticationError):
+            try:
+                return bool(self.client.ping())
+            except redis.ConnectionError:
+                return False
+        return True

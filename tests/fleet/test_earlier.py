@@ -1,0 +1,241 @@
+"""A conversation taken from the shelf: what of it the caller has heard, and what of it
+another version of the bridge can read."""
+
+import math
+from string import ascii_lowercase as letters
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from bridge.core.audio import BYTES_PER_MS
+from bridge.core.history import HistoryItem, Playing
+from bridge.core.rules import BACK, CUT_OFF
+from bridge.fleet.plan import SLACK_MS, UNKNOWN_RESULT, Earlier, Plan
+
+AT = 1_800_000_000.0
+WORD_MS = 100
+WORD = WORD_MS * BYTES_PER_MS
+"""Bytes of a spoken word."""
+
+
+def playing(
+    item: str,
+    ms: int,
+    *,
+    heard_ms: int = 0,
+    words: int | None = None,
+    complete: bool = True,
+    cut: bool = False,
+) -> Playing:
+    """So much audio of an item has come, with a word of its own every 100 ms."""
+    count = math.ceil(ms / WORD_MS) if words is None else words
+    pieces = tuple((n * WORD, f"{item[-1]}{letters[n]} ") for n in range(count))
+    received, heard = ms * BYTES_PER_MS, heard_ms * BYTES_PER_MS
+    return Playing(item, pieces, received, heard, complete, cut)
+
+
+def after(earlier: Earlier, ms: float) -> dict[str, HistoryItem]:
+    """The conversation where the stream ended so long after it was written."""
+    items = earlier.as_of(AT + (SLACK_MS + ms) / 1000).history
+    assert len({item.id for item in items}) == len(items)
+    return {item.id: item for item in items}
+
+
+def words(item: HistoryItem) -> int:
+    return len(item.text.split())
+
+
+# --- how much was heard when the stream ended ---
+
+
+def test_the_stream_ends_in_the_second_of_two_answers() -> None:
+    """One was heard to its end, of the other what there was time for: the words reach
+    the next instance in that order, behind what was said before."""
+    earlier = Earlier(
+        history=(
+            HistoryItem("u1", "user", "Hi."),
+            HistoryItem("ix", "assistant"),
+            HistoryItem("f1", "tool_call", call_id="c1", name="book", arguments="{}"),
+        ),
+        playing=(
+            playing("ix", 600, heard_ms=200),
+            playing("iy", 1000, complete=False),  # its item had not come yet
+        ),
+        at=AT,
+        streams=1,
+    )
+
+    items = after(earlier, 400 + 300)
+
+    assert list(items) == ["u1", "ix", "f1", "b_f1", "iy"]
+    first, second = items["ix"], items["iy"]
+    assert (first.text, first.cut) == ("xa xb xc xd xe xf ", False)
+    assert second.text.split() == ["ya", "yb", "yc"] and second.cut
+    assert second.generated.split()[:3] == ["ya", "yb", "yc"]
+    assert items["b_f1"].text == UNKNOWN_RESULT and items["b_f1"].call_id == "c1"
+
+
+def test_parts_of_one_item_are_one() -> None:
+    """An answer that has two parts of sound: the words of both, and it is cut where
+    either is."""
+    parts = (playing("ix", 200), playing("ix", 400))
+    earlier = Earlier((HistoryItem("ix", "assistant"),), parts, AT, streams=1)
+
+    item = after(earlier, 400)["ix"]
+
+    assert item.text.split() == ["xa", "xb", "xa", "xb"] and item.cut
+    assert not after(earlier, 600)["ix"].cut
+
+
+@pytest.mark.parametrize("seconds", [-5.0, 0.0, SLACK_MS / 1000])
+def test_no_time_has_passed(seconds: float) -> None:
+    """Rather is a word said twice than never; and a clock may be behind."""
+    earlier = Earlier(playing=(playing("ix", 900, heard_ms=200),), at=AT, streams=1)
+
+    [item] = earlier.as_of(AT + seconds).history
+
+    assert item.text.split() == ["xa", "xb"] and item.cut
+
+
+def test_an_answer_that_was_cut() -> None:
+    """However late the stream ended, the caller heard no more of it; what came behind
+    it has all the time that there was."""
+    cut = playing("ix", 2000, heard_ms=300, cut=True)
+    earlier = Earlier(playing=(cut, playing("iy", 500)), at=AT, streams=1)
+
+    items = after(earlier, 500)
+
+    assert words(items["ix"]) == 3 and items["ix"].cut
+    assert words(items["iy"]) == 5 and not items["iy"].cut
+    assert words(after(earlier, 60_000)["ix"]) == 3
+
+
+def test_an_answer_that_was_still_being_made() -> None:
+    """Words that ran ahead of their sound were not spoken, and the agent goes on."""
+    begun = playing("ix", 300, words=9, complete=False)
+    earlier = Earlier(playing=(begun,), at=AT, streams=1)
+    whole = Earlier(playing=(playing("ix", 300),), at=AT, streams=1)
+
+    resumed = earlier.as_of(AT + 60)
+
+    [item] = resumed.history
+    assert item.text == item.generated == "xa xb xc "
+    assert item.cut and resumed.why == CUT_OFF
+    assert whole.as_of(AT + 60).why == BACK
+
+
+def test_tools_and_their_results() -> None:
+    """A tool with a result keeps it; of one that was at work nobody knows; one that the
+    model had not done calling was not called."""
+    earlier = Earlier(
+        history=(
+            HistoryItem("f1", "tool_call", call_id="c1", name="a", arguments="{}"),
+            HistoryItem("f2", "tool_call", call_id="c2", name="b", arguments="{}"),
+            HistoryItem("f3", "tool_call", call_id="c3", name="c"),
+            HistoryItem("o1", "tool_output", "42", call_id="c1"),
+        ),
+        at=AT,
+        streams=1,
+    )
+
+    items = after(earlier, 1000)
+
+    results = {it.call_id: it.text for it in items.values() if it.kind == "tool_output"}
+    assert results == {"c1": "42", "c2": UNKNOWN_RESULT}
+    assert list(items) == ["f1", "f2", "b_f2", "f3", "o1"]
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Earlier:
+    """What may be on its way: heard in part or not, all made or not, cut or not, its
+    item there or not."""
+    parts = []
+    for name in letters[: draw(st.integers(1, 5))]:
+        ms = draw(st.integers(1, 1500))
+        complete = draw(st.booleans())
+        ahead = 0 if complete else draw(st.integers(0, 5))
+        part = playing(
+            f"i{name}",
+            ms,
+            heard_ms=draw(st.integers(0, ms)),
+            words=math.ceil(ms / WORD_MS) + ahead,
+            complete=complete,
+            cut=draw(st.booleans()),
+        )
+        parts.append(part)
+    known = [HistoryItem(part.id, "assistant") for part in parts if draw(st.booleans())]
+    history = (HistoryItem("u1", "user", "Hi."), *known)
+    return Earlier(history, tuple(parts), AT, streams=1)
+
+
+@given(conversations(), st.integers(0, 6000), st.integers(0, 6000))
+def test_never_more_than_there_was_time_and_sound_for(
+    earlier: Earlier, ms: int, more_ms: int
+) -> None:
+    """No caller is credited with words that were not spoken, or that came later."""
+    now, then, later = after(earlier, 0), after(earlier, ms), after(earlier, ms + 1)
+    known = [item.id for item in earlier.history]
+    new = [part.id for part in earlier.playing if part.id not in known]
+    gained = 0
+    open_part = False  # there was one before that time did not suffice for
+    for part in earlier.playing:
+        first, item = now[part.id], then[part.id]
+        spoken = "".join(text for _, text in part.words)
+        assert spoken.startswith(item.text) and item.text.startswith(first.text)
+        assert words(item) <= math.ceil(part.received / WORD)
+        assert words(later[part.id]) >= words(item), "time takes no word back"
+        if part.cut:
+            assert item.text == first.text
+        else:
+            assert not (open_part and item.text != first.text), "out of order"
+            # One was under way before, and the last may be a short one.
+            gained += max(words(item) - words(first) - 2, 0)
+            open_part = open_part or (item.cut and part.complete)
+        assert item.cut or (part.complete and item.text == spoken)
+    assert gained * WORD_MS <= ms
+    assert list(then) == [*known, *new]
+    assert after(earlier, ms + more_ms).keys() == then.keys()
+    assert earlier.as_of(AT).playing == ()
+
+
+# --- what cannot be read ---
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b'{"history":[{"id":1,"kind":"user"}],"machine":1}',
+        b'{"history":[{"id":"1","kind":"a_new_kind"}],"machine":"a_new_way"}',
+        b'{"streams":"two","greeting":2}',
+        b'{"streams":1',
+        b"[]",
+        b"\x00",
+    ],
+)
+def test_what_another_version_has_kept(kept: bytes) -> None:
+    """A call begins anew, and a line in the log says why, with no word of theirs."""
+    with capture_logs() as logs:
+        assert Earlier.read(kept) == Earlier()
+        assert Plan.read(kept) == Plan()
+
+    assert [it["event"] for it in logs] == ["kept_unreadable"] * 2
+    assert [it["kind"] for it in logs] == ["Earlier", "Plan"]
+    assert all(it.keys() == {"event", "log_level", "kind", "error"} for it in logs)
+
+
+def test_nothing_was_kept() -> None:
+    """A new call is no mistake."""
+    with capture_logs() as logs:
+        assert Earlier.read(None) == Earlier() and Plan.read(b"") == Plan()
+
+    assert logs == []
+
+
+def test_what_a_newer_version_adds_is_left_out() -> None:
+    """In a rolling deploy both read what the other has written."""
+    earlier = Earlier((HistoryItem("u1", "user", "Hi."),), streams=2, notes={"n": 1})
+    newer = earlier.kept().removesuffix(b"}") + b',"of_tomorrow":[1]}'
+
+    assert Earlier.read(newer) == Earlier.read(earlier.kept()) == earlier

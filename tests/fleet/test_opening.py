@@ -1,0 +1,32 @@
+"""Which registry an instance opens with."""
+
+from agents.realtime import RealtimeAgent
+
+from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.redis import RedisRegistry
+from bridge.opening import Crew, open_house
+from bridge.settings import Settings
+from tests.fleet.redis_server import RedisServer
+
+CREW = Crew(RealtimeAgent(name="plain", instructions="You are a test."))
+
+
+async def test_an_instance_of_its_own_is_alone() -> None:
+    """Without a Redis nothing is missed."""
+    async with open_house(Settings(), CREW, "ws://127.0.0.1:9") as house:
+        assert isinstance(house.registry, MemoryRegistry)
+        assert house.metrics.registry.get_sample_value("bridge_registry_up") == 1
+
+
+async def test_an_instance_of_a_fleet_shares(server: RedisServer) -> None:
+    """An operator sees in the metrics whether it does; calls are taken either way."""
+    settings = Settings(redis_url=server.url, max_calls=1)
+    async with open_house(settings, CREW, "ws://127.0.0.1:9") as house:
+        assert isinstance(house.registry, RedisRegistry)
+        assert house.metrics.registry.get_sample_value("bridge_registry_up") == 1
+        house.lines.streams = 1
+        assert not await house.registry.room()
+    server.stop()
+    async with open_house(settings, CREW, "ws://127.0.0.1:9") as house:
+        assert house.metrics.registry.get_sample_value("bridge_registry_up") == 0
+        assert await house.registry.room()

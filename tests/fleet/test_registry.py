@@ -1,0 +1,134 @@
+"""What any registry does, wherever it keeps what it knows."""
+
+from bridge.fleet import TAKEN, CallEntry, NextStep, Registry, Then
+from bridge.fleet.memory import NEXT_STEP_SECONDS
+from tests.fleet.conftest import Clock
+
+SORRY, HANG_UP = NextStep(Then.SORRY, "+14155550100"), NextStep(Then.HANG_UP)
+RING = NextStep(Then.TRANSFER, "+14155550100", "+14155550101", 30, "de-DE", "Moment.")
+
+
+def entry(name: str = "1", stream: str = "", at: float = 5.0) -> CallEntry:
+    return CallEntry(f"CA{name}", stream or f"MZ{name}", at)
+
+
+async def streams(registry: Registry) -> list[str]:
+    return [call.stream_sid for call in await registry.calls()]
+
+
+async def test_running_calls_oldest_first(registry: Registry) -> None:
+    """An operator sees who is on the phone, in the order in which they called."""
+    first, second, third = entry("b"), entry("a", at=6.0), entry("c", at=7.0)
+    for call in (first, second, third):
+        await registry.opened(call)
+    await registry.closed(second, None)
+
+    found = await registry.calls()
+    assert [(it.call_sid, it.started_at) for it in found] == [
+        ("CAb", 5.0),
+        ("CAc", 7.0),
+    ]
+
+
+async def test_a_step_is_kept_until_the_next_stream(registry: Registry) -> None:
+    """A Twilio that asks again is told the same; after a new stream it is not."""
+    await registry.opened(entry())
+    await registry.closed(entry(), RING)
+
+    assert await registry.calls() == []
+    assert await registry.next_step("CA1") == RING
+    assert await registry.next_step("CA1") == RING
+
+    await registry.opened(entry(stream="MZ2"))
+    assert await registry.next_step("CA1") is None
+
+
+async def test_nothing_is_left_for_who_hung_up(registry: Registry) -> None:
+    """A call that its caller ended leaves nothing behind."""
+    await registry.closed(entry(), None)
+
+    assert await registry.next_step("CA1") is None
+    assert await registry.next_step("CAunknown") is None
+
+
+async def test_each_call_has_its_own_step(registry: Registry) -> None:
+    """Nobody hears what was meant for another caller."""
+    await registry.closed(entry("1"), SORRY)
+    await registry.closed(entry("2"), HANG_UP)
+
+    assert await registry.next_step("CA2") == HANG_UP
+    assert await registry.next_step("CA1") == SORRY
+
+
+async def test_the_last_word_counts(registry: Registry) -> None:
+    """A call whose second stream ended well is not told sorry for its first."""
+    await registry.closed(entry(stream="MZ1"), SORRY)
+    await registry.closed(entry(stream="MZ2"), HANG_UP)
+
+    assert await registry.next_step("CA1") == HANG_UP
+
+
+async def test_a_new_stream_of_a_call_outlives_its_old_one(registry: Registry) -> None:
+    """A call that goes on in a second stream is still on the list, the first is told
+    that it is over, and does not say how the call goes on."""
+    heard: list[tuple[str, bytes]] = []
+    registry.listen(lambda sid, word: heard.append((sid, word)))
+    old, new = entry(stream="MZold"), entry(stream="MZnew")
+    await registry.opened(old)
+    assert heard == []
+    await registry.opened(new)
+    assert heard == [("CA1", TAKEN)]
+
+    await registry.closed(old, SORRY)
+    await registry.closed(old, SORRY)
+
+    assert await streams(registry) == ["MZnew"]
+    assert await registry.next_step("CA1") is None
+
+
+async def test_what_nobody_asks_for_is_dropped(
+    registry: Registry, clock: Clock
+) -> None:
+    """A call SID that is used again a day later is not told of the day before."""
+    await registry.closed(entry(), SORRY)
+    clock.pass_on(NEXT_STEP_SECONDS)
+
+    assert await registry.next_step("CA1") is None
+
+
+async def test_who_asks_in_time_is_answered(registry: Registry, clock: Clock) -> None:
+    """A Twilio that is slow to ask still gets the answer."""
+    await registry.closed(entry(), SORRY)
+    clock.pass_on(NEXT_STEP_SECONDS - 5.0)
+
+    assert await registry.next_step("CA1") == SORRY
+
+
+async def test_a_step_left_anew_does_not_shield_older_ones(
+    registry: Registry, clock: Clock
+) -> None:
+    """What is over stays over, though another call has ended twice."""
+    await registry.closed(entry("1"), SORRY)
+    await registry.closed(entry("2"), SORRY)
+    clock.pass_on(50)
+    await registry.closed(entry("1", "MZ1b"), SORRY)
+    clock.pass_on(10)  # 60 s since 2 ended, 10 s since 1 did so again
+
+    assert await registry.next_step("CA2") is None
+    assert await registry.next_step("CA1") == SORRY
+
+
+async def test_a_word_reaches_this_instance_too(registry: Registry) -> None:
+    """An operator who speaks into a call need not know where it is."""
+    heard: list[tuple[str, bytes]] = []
+    registry.listen(lambda sid, word: heard.append((sid, word)))
+
+    await registry.tell("CA1", b"\xff\x00 whisper")
+
+    assert heard == [("CA1", b"\xff\x00 whisper")]
+
+
+async def test_who_is_alone_has_room_and_no_others(registry: Registry) -> None:
+    """A caller is not sent to an instance that does not exist."""
+    assert await registry.room()
+    assert not await registry.others()
