@@ -53,7 +53,7 @@ from bridge.sim.twilio.steps import (
     Step,
     Wait,
 )
-from bridge.sim.twilio.stream import CLOSED_BY_BRIDGE, MediaStream, OnMedia
+from bridge.sim.twilio.stream import CLOSED_BY_BRIDGE, LOST, MediaStream, OnMedia
 from bridge.sim.twilio.webhooks import Answer, Places, Webhooks, progress
 
 __all__ = [
@@ -96,6 +96,9 @@ class Caller:
     Whom the bridge dials rings for `dial_ring_seconds` (no longer than <Dial timeout>,
     which makes it "no-answer"), then comes `dial_outcome`; who answers talks for
     `dial_talk_seconds` and hangs up, and Twilio asks the action or takes the next verb.
+
+    A stream whose connection is lost, on whichever side, is noticed `notice_seconds`
+    later, and the action asked then (how long it takes Twilio is not documented).
     """
 
     webhook_url: str
@@ -114,6 +117,7 @@ class Caller:
     dial_outcome: DialStatus = "completed"
     dial_ring_seconds: float = 0.0
     dial_talk_seconds: float = 0.0
+    notice_seconds: float = 0.0
     frame_playout: bool = False
     noisy_silence: bool = False
     keep_frame_times: bool = False
@@ -172,6 +176,7 @@ class PlacedCall:
         self._tasks = asyncio.TaskGroup()
         self._webhooks: Webhooks | None = None
         self._unattended: str | None = None  # a stream's fault no verb followed
+        self._dangling: list[ClientConnection] = []  # open, until the call is over
 
     @property
     def record(self) -> CallRecord:
@@ -203,7 +208,11 @@ class PlacedCall:
             async with self._tasks:
                 acting = self._tasks.create_task(self._person.act(script))
                 ending = self._tasks.create_task(self._person.hung_up.wait())
-                await self._until_over(ending)
+                try:
+                    await self._until_over(ending)
+                finally:
+                    for socket in self._dangling:
+                        socket.transport.abort()
                 acting.cancel()
                 ending.cancel()
                 record.ended_at = monotonic()
@@ -290,6 +299,8 @@ class PlacedCall:
                     return await self._ask(urljoin(answer.url, url), method)
                 case markup.Connect(stream, action, method):
                     end = await self._connect(stream, answer.url)
+                    if end.code == LOST:
+                        await asyncio.sleep(self._caller.notice_seconds)
                     if self._left:
                         return None
                     if action is not None:
@@ -394,7 +405,10 @@ class PlacedCall:
             self._person.opened(media_stream)
             await media_stream.run()
         finally:
-            socket.transport.abort()
+            if media_stream.dangling:
+                self._dangling.append(socket)
+            else:
+                socket.transport.abort()
             reading.cancel()
         assert media_stream.end is not None
         return media_stream.end

@@ -7,6 +7,8 @@ the rest of `bridge`, because a fake that shares code proves nothing.
 
 import asyncio
 import json
+import socket
+from collections import deque
 from collections.abc import Sequence
 from http import HTTPStatus
 from types import TracebackType
@@ -16,8 +18,11 @@ from urllib.parse import parse_qs, urlsplit
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
+from bridge.sim.realtime import faults
 from bridge.sim.realtime.configuration import DEFAULT_MODEL
-from bridge.sim.realtime.items import Item, ResponseRecord
+from bridge.sim.realtime.door import CODES, Door
+from bridge.sim.realtime.faults import Fault
+from bridge.sim.realtime.items import Item, Remembered, ResponseRecord
 from bridge.sim.realtime.leg import PhoneCall
 from bridge.sim.realtime.outbox import Direction
 from bridge.sim.realtime.session import Hook, ModelSession
@@ -41,6 +46,7 @@ __all__ = [
     "CallTool",
     "Direction",
     "Fail",
+    "Fault",
     "Heard",
     "Hook",
     "Item",
@@ -48,6 +54,7 @@ __all__ = [
     "ModelSession",
     "Output",
     "Play",
+    "Remembered",
     "ResponseRecord",
     "Ruled",
     "Say",
@@ -58,11 +65,15 @@ __all__ = [
 _PATH = "/v1/realtime"
 _FRAME_BYTES = 20 * 1024 * 1024  # an append holds up to 15 MiB of base64
 _CLOSE_SECONDS = 1.0
-_CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
+_OPEN_SECONDS = 600.0  # a handshake may hang as long as a test wants it to
 
 
 class ModelServer:
-    """`async with ModelServer() as server:` - then point a client at `server.url`."""
+    """`async with ModelServer() as server:` - then point a client at `server.url`.
+
+    Faults on command: `strike` and `strike_next` (bridge.sim.realtime.faults), `door`
+    for what handshakes meet, `refuse_tcp`.
+    """
 
     def __init__(
         self,
@@ -80,6 +91,8 @@ class ModelServer:
         self.sessions: list[ModelSession] = []
         self.refused: list[int] = []  # HTTP statuses of refused handshakes
         self.calls: dict[str, PhoneCall] = {}  # what `?call_id=` attaches to
+        self.door = Door()
+        self._befalling: deque[Fault] = deque()  # the next sessions, one each
         self._active: set[ModelSession] = set()
         self._host = host
         self._port = port
@@ -89,6 +102,7 @@ class ModelServer:
         self._record_appends = record_appends
         self._on_event = on_event
         self._server: Server | None = None
+        self._closed: list[Server] = []  # that take no connections any more
 
     @property
     def url(self) -> str:
@@ -96,29 +110,56 @@ class ModelServer:
 
     @property
     def port(self) -> int:
-        if self._server is None:
-            return self._port
-        return int(next(iter(self._server.sockets)).getsockname()[1])
+        return self._port
 
     @property
     def active(self) -> int:
         """How many sessions are connected now."""
         return len(self._active)
 
+    @property
+    def open(self) -> list[ModelSession]:
+        """The sessions that are connected now, oldest first."""
+        return [session for session in self.sessions if session in self._active]
+
+    def strike(self, fault: Fault) -> None:
+        """Let it befall every session that is open."""
+        for session in self.open:
+            fault(session)
+
+    def strike_next(self, fault: Fault, times: int = 1) -> None:
+        """Let it befall the next sessions, each before its first event."""
+        self._befalling.extend([fault] * times)
+
+    async def refuse_tcp(self, seconds: float) -> None:
+        """Take no connection for so long; those that are open stay."""
+        assert self._server is not None
+        self._closed.append(self._server)
+        self._server.close(close_connections=False)
+        await asyncio.sleep(0)  # it stops listening in a task of its own
+        # Bound and not listening: refuses, and nobody else gets the port.
+        with socket.socket() as keeper:
+            keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            keeper.bind((self._host, self._port))
+            await asyncio.sleep(seconds)
+        self._server = await self._listen()
+
     async def __aenter__(self) -> Self:
-        # A frozen server answers no pings and must not notice that itself.
-        pings = None if self.behaviour.freeze_after is not None else 20.0
-        self._server = await serve(
+        self._server = await self._listen()
+        self._port = int(next(iter(self._server.sockets)).getsockname()[1])
+        return self
+
+    async def _listen(self) -> Server:
+        return await serve(
             self._serve,
             self._host,
             self._port,
             process_request=self._admit,
             compression=None,
             max_size=_FRAME_BYTES,
-            ping_interval=pings,
+            open_timeout=_OPEN_SECONDS,
             close_timeout=_CLOSE_SECONDS,
         )
-        return self
 
     async def __aexit__(
         self,
@@ -127,12 +168,16 @@ class ModelServer:
         traceback: TracebackType | None,
     ) -> None:
         assert self._server is not None
-        for session in list(self._active):
+        self.door.open()
+        for session in self.open:
             if session.frozen:
                 session.abort("frozen")
+            elif self._closed:  # of a server that has been closed but for these
+                faults.closing(1001)(session)
         self._server.close()
         async with asyncio.timeout(_CLOSE_SECONDS * 5):
-            await self._server.wait_closed()
+            for server in (*self._closed, self._server):
+                await server.wait_closed()
 
     async def _serve(self, connection: ServerConnection) -> None:
         request = connection.request
@@ -149,6 +194,7 @@ class ModelServer:
             record_appends=self._record_appends,
             on_event=self._on_event,
             call=call,
+            fault=self._befalling.popleft() if self._befalling else None,
         )
         if call is not None:
             call.session = session
@@ -161,7 +207,13 @@ class ModelServer:
         finally:
             self._active.discard(session)
 
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _admit(
+        self, connection: ServerConnection, request: Request
+    ) -> Response | None:
+        refusal = await self.door.pass_through(connection)
+        if refusal is not None:
+            message = HTTPStatus(refusal.status).phrase
+            return self._refusal(connection, refusal.status, message, refusal.code)
         if not urlsplit(request.path).path.endswith("/realtime"):
             return self._refusal(connection, 404, f"Unknown path: {request.path}")
         if self.behaviour.refuse is not None:
@@ -189,7 +241,7 @@ class ModelServer:
             "message": message,
             "type": "invalid_request_error" if status < 500 else "server_error",
             "param": None,
-            "code": code or _CODES.get(status),
+            "code": code or CODES.get(status),
         }
         response = connection.respond(HTTPStatus(status), json.dumps({"error": error}))
         del response.headers["Content-Type"]

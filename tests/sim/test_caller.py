@@ -495,7 +495,7 @@ async def test_more_than_ten_minutes_of_audio_is_refused_with_one_warning() -> N
             await talk.media(bytes(500_000))
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Wait(0.6), HangUp()])
+        record = await call(bridge, [Wait(1.2), HangUp()])
 
         assert [warning.code for warning in record.warnings] == [31931]
         assert record.streams[0].playout.refused == 3 * 500_000

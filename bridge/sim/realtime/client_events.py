@@ -12,6 +12,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 Json: TypeAlias = dict[str, Any]
 
+MAX_ID = 32  # characters of an item's id
+
 Voice = Literal[
     "alloy",
     "ash",
@@ -25,7 +27,7 @@ Voice = Literal[
     "cedar",
 ]
 Milliseconds = Annotated[int, Meta(ge=0)]
-ItemId = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+$", max_length=64)]
+ItemId = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+$", max_length=MAX_ID)]
 
 
 class Refused(Exception):
@@ -429,6 +431,13 @@ def _refusal(problem: str) -> Refused:
         return Refused(
             f"Invalid type for '{path}': {what[0].lower()}{what[1:]}.",
             "invalid_type",
+            path,
+        )
+    if what == f"Expected `str` of length <= {MAX_ID}":
+        return Refused(
+            f"Invalid '{path}': string too long. Expected a string with maximum length "
+            f"{MAX_ID}.",
+            "string_above_max_length",
             path,
         )
     return Refused(f"Invalid value for '{path}': {what}.", "invalid_value", path)

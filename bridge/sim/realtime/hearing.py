@@ -37,6 +37,7 @@ class Hearing:
         self.speech_started_at: list[float] = []
         self.turns = 0  # of the caller, committed
         self.seconds = 0.0  # of speech in the latest
+        self.transcript: str | None = None  # of the latest, where one is known
         self.listener = Listener(session.behaviour.vad_threshold)
         self._session = session
         self._keep_audio = keep_audio
@@ -159,24 +160,45 @@ class Hearing:
             }
         )
         self._session.add_item(item, finished=True)
+        self._understand(item, audio, seconds)
+        if self._input["transcription"] is not None:
+            self._session.spawn(self._transcribe(item, seconds), "transcription")
+
+    def overhear(self, item: Item) -> None:
+        """A turn that the client has put into the conversation, as audio."""
+        audio = b"".join(item.chunks)
+        item.bytes_per_ms = BYTES_PER_MS[self._format]
+        item.sent_bytes = len(audio)
+        transcripts = [str(part.get("transcript") or "") for part in item.parts]
+        said = " ".join(filter(None, transcripts)) or None
+        self._understand(item, audio, item.sent_ms / 1000, said)
+        item.text = item.generated_text
+        if not self._keep_audio:
+            item.chunks = []
+
+    def _understand(
+        self, item: Item, audio: bytes, seconds: float, said: str | None = None
+    ) -> None:
+        """One more turn of the caller's; the model knows the words at once."""
+        behaviour = self._session.behaviour
         self.turns += 1
         self.seconds = seconds
-        if self._input["transcription"] is not None:
-            self._session.spawn(self._transcribe(item, self.turns), "transcription")
+        if said is None and behaviour.ear is not None:
+            said = behaviour.ear(audio)
+        if said is None and self.turns <= len(behaviour.user_texts):
+            said = behaviour.user_texts[self.turns - 1]
+        self.transcript = said
+        item.generated_text = said or f"({seconds:.1f} seconds of speech)"
 
-    async def _transcribe(self, item: Item, turn: int) -> None:
-        seconds = self.seconds
+    async def _transcribe(self, item: Item, seconds: float) -> None:
         await asyncio.sleep(self._session.behaviour.transcribe_seconds)
-        texts = self._session.behaviour.user_texts
-        text = f"({seconds:.1f} seconds of speech)"
-        if turn <= len(texts):
-            text = texts[turn - 1]
+        text = item.generated_text
         kind = "conversation.item.input_audio_transcription"
         ids = {"item_id": item.id, "content_index": 0}
         for index, word in enumerate(text.split()):
             delta = {"delta": word if not index else " " + word}
             self._session.out.emit({"type": f"{kind}.delta"} | ids | delta)
-        item.text = item.generated_text = text
+        item.text = text
         tokens = {"input_tokens": int(seconds * 10), "output_tokens": len(text) // 4}
         details = {"text_tokens": 0, "audio_tokens": tokens["input_tokens"]}
         usage = tokens | {

@@ -19,7 +19,7 @@ from bridge.sim.realtime.client_events import (
     Message,
     Refused,
 )
-from bridge.sim.realtime.items import Item
+from bridge.sim.realtime.items import Item, Remembered
 
 
 class History:
@@ -37,6 +37,11 @@ class History:
                 "item_id",
             )
         return item
+
+    def remembered(self) -> tuple[Remembered, ...]:
+        """The conversation as the model has it in mind, in order."""
+        items = self.items.values()
+        return tuple(item.remembered() for item in items if not item.deleted)
 
     def previous(self, item: Item | None = None) -> str | None:
         """The id before `item`, or the last of all."""

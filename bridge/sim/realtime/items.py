@@ -25,6 +25,8 @@ class Item:
     sent_bytes: int = 0
     text: str = ""  # the transcript the model remembers: a truncation removes it
     generated_text: str = ""  # ... and what it once was
+    # Where in the audio each piece of `generated_text` begins, in ms.
+    cues: list[tuple[float, str]] = field(default_factory=list)
     spoken: bool = False  # an audio item (as against one of text)
     truncated_ms: int | None = None
     deleted: bool = False
@@ -51,6 +53,28 @@ class Item:
         if self.deleted:
             return 0.0
         return self.sent_ms if self.truncated_ms is None else float(self.truncated_ms)
+
+    @property
+    def known_text(self) -> str:
+        """The words the model believes in: of cut audio those that were mostly heard,
+        of a caller those it understood, transcribed or not."""
+        if self.truncated_ms is None:
+            return self.text or self.generated_text
+        ends = [*(at for at, _ in self.cues[1:]), self.sent_ms]
+        return "".join(
+            word
+            for (at, word), end in zip(self.cues, ends, strict=True)
+            if (at + end) / 2 <= self.truncated_ms
+        )
+
+    def remembered(self) -> "Remembered":
+        words = self.known_text
+        if self.type == "function_call":
+            words = self.arguments or ""
+        elif self.output is not None:
+            words = self.output
+        kind = self.role or self.type
+        return Remembered(self.id, kind, words, self.call_id, self.name)
 
     def wire(self, *, with_audio: bool = False) -> Json:
         """The item as events show it. Audio is shown by item.retrieved alone."""
@@ -116,6 +140,19 @@ class Item:
         if self.truncated_ms is not None:
             audio = audio[: self.truncated_ms * self.bytes_per_ms]
         return base64.b64encode(audio).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """An item as the model has it in mind."""
+
+    id: str
+    kind: (
+        str  # user | assistant | system | function_call | function_call_output | mcp_*
+    )
+    text: str  # words; of a function_call its arguments, of an output the output
+    call_id: str | None = None
+    name: str | None = None  # of the function, for its output too
 
 
 @dataclass(slots=True)

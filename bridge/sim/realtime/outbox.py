@@ -15,6 +15,7 @@ from bridge.sim.realtime.items import Item
 from bridge.sim.realtime.render import Chunk
 
 Direction: TypeAlias = Literal["sent", "received"]
+_Delta: TypeAlias = tuple[str, bytes]  # item id, audio
 
 _UNREAD_BYTES = 64 * 1024 * 1024  # a client this far behind has stopped reading
 _AUDIO_HEAD = '{"type":"response.output_audio.delta","event_id":"event_'
@@ -28,7 +29,8 @@ class Outbox:
     def __init__(self, connection: ServerConnection) -> None:
         self.errors: list[Json] = []
         self.deltas: list[tuple[float, str, bytes]] = []
-        self.frozen = False
+        self.muted = False  # nothing is sent, as if it had been
+        self._held: list[tuple[str | bytes, _Delta | None]] | None = None
         self.cut_off = False
         self.observe: Callable[[Direction, Json], None] | None = None
         self._connection = connection
@@ -47,8 +49,7 @@ class Outbox:
         """A response.output_audio.delta, put together from prepared pieces."""
         self._serial += 1
         text = f'{_AUDIO_HEAD}{self._serial}{tail}{chunk.base64}"}}'
-        self.put(text)
-        self.deltas.append((time.monotonic(), item.id, chunk.audio))
+        self.put(text, (item.id, chunk.audio))
         if self.observe is not None:
             self.observe("sent", msgspec.json.decode(text))
 
@@ -77,10 +78,26 @@ class Outbox:
         self.errors.append(error)
         self.emit({"type": "error", "error": error})
 
-    def put(self, frame: str | bytes) -> None:
-        """Send a frame as it is."""
-        if self.frozen:
+    def hold(self) -> None:
+        """Send nothing until `release`."""
+        if self._held is None:
+            self._held = []
+
+    def release(self) -> None:
+        """Send what was held, and hold no more."""
+        held, self._held = self._held or [], None
+        for frame, delta in held:
+            self.put(frame, delta)
+
+    def put(self, frame: str | bytes, delta: _Delta | None = None) -> None:
+        """Send a frame as it is; `delta` is the audio in it."""
+        if self.muted:
             return
+        if self._held is not None:
+            self._held.append((frame, delta))
+            return
+        if delta is not None:
+            self.deltas.append((time.monotonic(), *delta))
         # `broadcast` to one: written at once and in order, whoever else is waiting.
         broadcast((self._connection,), frame)
         if self._connection.transport.get_write_buffer_size() > _UNREAD_BYTES:

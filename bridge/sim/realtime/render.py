@@ -25,6 +25,7 @@ class Chunk:
     audio: bytes
     base64: str
     words: tuple[str, ...]  # transcript deltas, each with its leading blank
+    cues: tuple[tuple[float, str], ...]  # the same, with the ms of the item's audio
     seconds: float
 
 
@@ -63,6 +64,7 @@ def chunks(
                 audio=piece,
                 base64=base64.b64encode(piece).decode(),
                 words=tuple(word for _, word in said),
+                cues=tuple((at * 1000, word) for at, word in said),
                 seconds=len(piece) / per_ms / 1000,
             )
         )

@@ -232,6 +232,7 @@ class Reply:
         item = self._item
         assert item is not None
         kind = "output_audio_transcript" if item.spoken else "output_text"
+        item.cues.extend(chunk.cues)
         for word in chunk.words:
             item.generated_text += word
             if item.truncated_ms is None:

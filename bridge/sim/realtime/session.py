@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, assert_never
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
+from bridge.sim.realtime import faults
 from bridge.sim.realtime.client_events import (
     Append,
     Clear,
@@ -36,7 +37,7 @@ from bridge.sim.realtime.client_events import (
 from bridge.sim.realtime.configuration import default_session, updated
 from bridge.sim.realtime.hearing import Hearing
 from bridge.sim.realtime.history import History
-from bridge.sim.realtime.items import Item, ResponseRecord
+from bridge.sim.realtime.items import Item, Remembered, ResponseRecord
 from bridge.sim.realtime.leg import Leg, PhoneCall, accepted_session, check_formats
 from bridge.sim.realtime.mcp import HostedServers
 from bridge.sim.realtime.outbox import Direction, Outbox
@@ -64,8 +65,10 @@ class ModelSession:
         record_appends: bool = False,
         on_event: Hook | None = None,
         call: PhoneCall | None = None,
+        fault: faults.Fault | None = None,
     ) -> None:
-        """`call`: this is the control socket of a SIP call."""
+        """`call`: this is the control socket of a SIP call. `fault` befalls it at
+        once."""
         self.behaviour = behaviour
         self.model = model
         self.headers: Mapping[str, str] = _plain(connection)
@@ -78,8 +81,11 @@ class ModelSession:
         self.responses: list[ResponseRecord] = []
         self.received: list[tuple[float, Json]] = []  # all but appends
         self.opened_at = self.now()
+        self.configured_at: float | None = None  # when the first update was confirmed
         self.closed: str | None = None  # who ended it, and how
-        self.frozen = False
+        self._thawed = asyncio.Event()  # set, but while it is frozen
+        self._thawed.set()
+        self._fault = fault
         self.leg = Leg(connection, self) if call is not None else None
         self.out = self.leg or Outbox(connection)
         self.hearing = Hearing(
@@ -88,7 +94,7 @@ class ModelSession:
         self.history = History()
         self.mcp = HostedServers(self)
         self.reply: Reply | None = None  # the default conversation's, while active
-        self._connection = connection
+        self.connection = connection
         self._model_chosen = model_chosen
         self._side_replies: list[Reply] = []  # out of band
         self._group: asyncio.TaskGroup | None = None
@@ -110,6 +116,11 @@ class ModelSession:
     def items(self) -> dict[str, Item]:
         """Every item there ever was, deleted ones too, in conversation order."""
         return self.history.items
+
+    @property
+    def conversation(self) -> tuple[Remembered, ...]:
+        """What was said and done, as the model has it in mind."""
+        return self.history.remembered()
 
     @property
     def errors_sent(self) -> list[Json]:
@@ -156,10 +167,12 @@ class ModelSession:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
+                if self._fault is not None:
+                    self._fault(self)
                 if self.model in self.behaviour.refuse_model:
                     self._refuse_model()
-                else:
-                    self._arm_faults()
+                elif self.closed is None:
+                    faults.arm(self)
                     self.out.emit({"type": "session.created", "session": self.session})
                     self.mcp.configure([])
                 await self._read()
@@ -174,9 +187,9 @@ class ModelSession:
     async def _read(self) -> None:
         try:
             while True:
-                frame = await self._connection.recv()
-                if not self.frozen:
-                    self._receive(frame)
+                frame = await self.connection.recv()
+                await self._thawed.wait()
+                self._receive(frame)
         except ConnectionClosed as end:
             if self.closed is None:
                 self.closed = "client does not read" if self.out.cut_off else _how(end)
@@ -201,39 +214,31 @@ class ModelSession:
     def abort(self, why: str) -> None:
         """End the TCP connection without a close frame."""
         self.closed = why
-        self._connection.transport.abort()
+        self._thawed.set()
+        self.connection.transport.abort()
 
-    def _arm_faults(self) -> None:
-        behaviour = self.behaviour
-        if behaviour.drop_after is not None:
-            self.later(behaviour.drop_after, lambda: self.abort("dropped"))
-        if behaviour.freeze_after is not None:
-            self.later(behaviour.freeze_after, self._freeze)
-        if behaviour.close_after is not None:
-            seconds, code, reason = behaviour.close_after
-            self.later(seconds, lambda: self._close(code, reason))
-        if behaviour.expire_after is not None:
-            self.later(behaviour.expire_after, self._expire)
+    @property
+    def frozen(self) -> bool:
+        return not self._thawed.is_set()
 
-    def _freeze(self) -> None:
-        self.frozen = self.out.frozen = True
-        self._connection.transport.pause_reading()
-        for task in self._tasks - {asyncio.current_task()}:
-            task.cancel()
+    def freeze(self) -> None:
+        """Neither reads nor sends nor answers pings, until `thaw`."""
+        self._thawed.clear()
+        self.out.hold()
+        self.connection.transport.pause_reading()
+        if self.connection.keepalive_task is not None:
+            self.connection.keepalive_task.cancel()  # it must not notice by itself
 
-    def _close(self, code: int, reason: str) -> None:
-        self.closed = f"server {code} {reason}".rstrip()
-        self.spawn(self._connection.close(code, reason), "close")
-
-    def _expire(self) -> None:
-        message = "Your session hit the maximum duration of 60 minutes."
-        self.out.error(Refused(message, "session_expired"))
-        self._close(1001, message)
+    def thaw(self) -> None:
+        """Goes on where it was."""
+        self._thawed.set()
+        self.out.release()
+        self.connection.transport.resume_reading()
 
     def _refuse_model(self) -> None:
         message = f"The model `{self.model}` does not exist or you do not have access."
         self.out.error(Refused(message, "model_not_found"))
-        self._close(4000, "invalid_request_error.model_not_found")
+        faults.closing(4000, "invalid_request_error.model_not_found")(self)
 
     # --- receiving ----------------------------------------------------------------
 
@@ -327,6 +332,8 @@ class ModelSession:
         self.model = self.session["model"]
         self.hearing.configure()
         self.out.emit({"type": "session.updated", "session": self.session})
+        if self.configured_at is None and not self.out.muted:
+            self.configured_at = self.now()
         self.mcp.configure(tools_before)
         self._updates += 1
         if self._updates == 1:
@@ -339,6 +346,10 @@ class ModelSession:
             self.tool_answered(
                 ToolOutput(item.call_id or "", item.name or "", item.output or "")
             )
+        elif item.role == "assistant":
+            self._answered.clear()  # history put back: it was spoken about
+        elif any(part["type"] == "input_audio" for part in item.parts):
+            self.hearing.overhear(item)
         self._emit_item("added", item)
         self._emit_item("done", item)
         if item.type == "mcp_approval_response":
@@ -408,8 +419,6 @@ class ModelSession:
         return _NOTHING_LEFT if behaviour.turns else small_talk(heard)
 
     def _what_was_heard(self, number: int, trigger: Trigger, overrides: Json) -> Heard:
-        texts = self.behaviour.user_texts
-        turn = self.hearing.turns
         effective: Json = self.session | overrides
         written = [
             item.text
@@ -421,12 +430,13 @@ class ModelSession:
             trigger=trigger,
             instructions=str(effective["instructions"]),
             tools=tuple(effective["tools"]),
-            caller_turns=turn,
+            caller_turns=self.hearing.turns,
             seconds=self.hearing.seconds,
-            transcript=texts[turn - 1] if 1 <= turn <= len(texts) else None,
+            transcript=self.hearing.transcript,
             text=written[-1] if written else None,
             answered=tuple(self._answered),
             overrides=overrides,
+            conversation=self.conversation,
         )
 
     def _cancel_response(self, response_id: str | None) -> None:

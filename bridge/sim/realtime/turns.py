@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from bridge.sim.realtime.items import Remembered
+
 Trigger: TypeAlias = Literal["client", "speech", "idle"]
 
 
@@ -92,6 +94,7 @@ class Heard:
     text: str | None  # the latest user message that came as text
     answered: tuple[ToolOutput, ...]  # tool outputs no response has spoken about yet
     overrides: Mapping[str, Any]  # response.create's own `response`
+    conversation: tuple[Remembered, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +126,8 @@ class Behaviour:
 
     # Hearing
     vad_threshold: float = 400.0  # RMS of linear 16-bit samples
+    # The words in a turn's audio (in the session's format), instead of `user_texts`.
+    ear: Callable[[bytes], str] | None = None
 
     # Faults of the connection
     refuse: int | None = None  # HTTP status of the handshake
@@ -138,6 +143,7 @@ class Behaviour:
     close_after: tuple[float, int, str] | None = None  # seconds, close code, reason
     expire_after: float | None = None  # session_expired, then close 1001
     freeze_after: float | None = None  # neither reads nor sends nor answers pings
+    mute_after: float | None = None  # says nothing any more, but answers pings
 
     def __post_init__(self) -> None:
         if not self.speed > 0:

@@ -68,8 +68,8 @@ class Person:
                 await self._press(digits, gap_seconds)
             case HangUp():
                 self.hung_up.set()
-            case Drop():
-                (await self._open_stream()).drop()
+            case Drop(how):
+                (await self._open_stream()).drop(how)
             case Send(text):
                 (await self._open_stream()).send_raw(text)
             case Gap(ms, mode):
@@ -117,10 +117,13 @@ class Person:
         return sum(stream.playout.played(now) for stream in self._record.streams)
 
     def _over_at(self) -> float:
-        """When the last audio was or will be over."""
-        if not self._record.streams:
-            return 0.0
-        return self._record.streams[-1].playout.over_at or 0.0
+        """When the last audio was or will be over, on whichever stream it came."""
+        streams, ends = self._record.streams, self._record.stream_ends
+        overs = [stream.playout.over_at or 0.0 for stream in streams]
+        # What a stream that has ended had queued was never played.
+        for number, end in enumerate(ends[: len(overs)]):
+            overs[number] = min(overs[number], end.at)
+        return max(overs, default=0.0)
 
     async def _open_stream(self) -> MediaStream:
         while (stream := self.stream) is None:

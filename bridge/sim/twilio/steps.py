@@ -59,7 +59,16 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Lose the TCP connection: neither `stop` nor a close frame, only a reset."""
+    """Lose the TCP connection: neither `stop` nor a close frame.
+
+    - `reset`: the bridge is told by a TCP reset.
+    - `silence`: nothing passes any more, either way; the bridge sees a socket on which
+      nothing comes, until the call is over.
+
+    When Twilio asks what follows is up to `Caller.notice_seconds`.
+    """
+
+    how: Literal["reset", "silence"] = "reset"
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ class MediaStream:
         on_media: OnMedia | None = None,
     ) -> None:
         self.end: StreamEnd | None = None
+        self.dangling = False  # the socket is open still, though nothing passes
         self._socket = socket
         self._streamed = streamed
         self._playout = streamed.playout
@@ -187,10 +188,14 @@ class MediaStream:
         self._emit(_Last.CLOSE, now)
         self._finish(StreamEnd(self._sid, 0, "hung up", now))
 
-    def drop(self) -> None:
+    def drop(self, how: Literal["reset", "silence"] = "reset") -> None:
         """The connection breaks; what was sent before still arrives."""
         now = self._catch_up()
-        self._emit(_Last.RESET, now)
+        if how == "reset":
+            self._emit(_Last.RESET, now)
+        else:
+            self.dangling = True
+            self._socket.transport.pause_reading()
         self._finish(StreamEnd(self._sid, LOST, "broken pipe", now))
 
     def _catch_up(self) -> float:

@@ -1,0 +1,256 @@
+"""Two who count at each other, so that every word of a call can be accounted for.
+
+A word is 400 ms of ruler audio with a number of its own: what the caller heard and what
+the model heard is read from the sound. The fake agent counts on where it was cut, as a
+model does that is told to; whatever is lost or said twice shows. Pure.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.sim.realtime.items import Remembered
+from bridge.sim.realtime.turns import CallTool, Heard, Play, Turn
+from bridge.sim.ruler import BLOCK, LIMIT, ruler
+
+WORD_MS = 400
+MAX_CALL, MAX_TURN, MAX_PLACE = 499, 19, 49
+WHOLE = 0.9  # of a word: it was said, and saying it again is a repetition
+ENOUGH = 0.5  # ... it was understood, unless it is said again
+TOOL = "look_up"
+
+_SPEAKERS = ("user", "assistant")
+_WORD = re.compile(r"\b([ac])(\d+)-(\d+)-(\d+)\b")
+_OF_AGENT = 500_000
+_OF_CALL = 1000
+_OF_TURN = 50
+_SYNC = ruler(1, 1)[0]
+_SHIFTS = np.arange(7, dtype=np.uint64)[::-1] * np.uint64(7)
+_MASK = np.frombuffer(ruler(0, 1), np.uint8)[1:].astype(np.uint64)
+
+Speaker: TypeAlias = Literal["agent", "caller"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Word:
+    """The `place`th word (from 1) of a speaker's `turn`th answer or utterance."""
+
+    speaker: Speaker
+    call: int
+    turn: int
+    place: int
+
+    def __str__(self) -> str:
+        return f"{self.speaker[0]}{self.call}-{self.turn}-{self.place}"
+
+    @property
+    def number(self) -> int:
+        """Of its ruler."""
+        of_speaker = _OF_AGENT if self.speaker == "agent" else 0
+        return of_speaker + self.call * _OF_CALL + self.turn * _OF_TURN + self.place
+
+    @classmethod
+    def of(cls, number: int) -> "Word":
+        agent, number = divmod(number, _OF_AGENT)
+        call, number = divmod(number, _OF_CALL)
+        return cls("agent" if agent else "caller", call, *divmod(number, _OF_TURN))
+
+
+def utterance(
+    speaker: Speaker, call: int, turn: int, count: int, first: int = 1
+) -> tuple[Word, ...]:
+    """The words from `first` up to the `count`th."""
+    if call > MAX_CALL or turn > MAX_TURN or count > MAX_PLACE:
+        raise ValueError("more calls, turns or words than there are numbers for")
+    return tuple(Word(speaker, call, turn, k) for k in range(first, count + 1))
+
+
+@lru_cache(maxsize=4096)
+def sound(words: tuple[Word, ...]) -> bytes:
+    """The words as mu-law, without a pause."""
+    return b"".join(ruler(word.number, WORD_MS) for word in words)
+
+
+def text(words: Iterable[Word]) -> str:
+    return " ".join(map(str, words))
+
+
+def written(text: str) -> list[Word]:
+    """The words of a text; what is none of them is passed over."""
+    speakers: dict[str, Speaker] = {"a": "agent", "c": "caller"}
+    return [
+        Word(speakers[speaker], int(call), int(turn), int(place))
+        for speaker, call, turn, place in _WORD.findall(text)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Uttered:
+    """A stretch of one word in mu-law audio, without another one in it."""
+
+    word: Word
+    ms: int
+    at_ms: int  # where in the audio it begins
+
+    @property
+    def whole(self) -> bool:
+        return self.ms >= WHOLE * WORD_MS
+
+
+def uttered(mulaw: bytes) -> list[Uttered]:
+    """The words in `mulaw`, pieces of words too, in order. A word that silence splits
+    is one; one that begins again is two."""
+    numbers, ms, at = _blocks(mulaw)
+    if not len(numbers):
+        return []
+    begins = np.flatnonzero((np.diff(numbers) != 0) | (np.diff(ms) <= 0)) + 1
+    edges = [0, *begins.tolist(), len(numbers)]
+    return [
+        Uttered(Word.of(int(numbers[a])), b - a, int(at[a]) // BLOCK)
+        for a, b in pairwise(edges)
+    ]
+
+
+def said(mulaw: bytes) -> list[Word]:
+    """The words one understands: whole ones, and cut ones that are not said again."""
+    heard = uttered(mulaw)
+    whole = {each.word for each in heard if each.whole}
+    pieces: Counter[Word] = Counter()
+    for each in heard:
+        pieces[each.word] += each.ms
+    understood: list[Word] = []
+    for each in heard:
+        if each.whole:
+            understood.append(each.word)
+        elif each.word not in whole and pieces[each.word] >= ENOUGH * WORD_MS:
+            whole.add(each.word)  # its other pieces do not count
+            understood.append(each.word)
+    return understood
+
+
+def ear(mulaw: bytes) -> str:
+    """A `Behaviour.ear` for a session in mu-law."""
+    return text(word for word in said(mulaw) if word.speaker == "caller")
+
+
+def _blocks(
+    mulaw: bytes,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Every whole millisecond of a ruler: its number, its ms, where it is."""
+    audio = np.frombuffer(mulaw, np.uint8)
+    at = np.flatnonzero(audio[: max(0, len(audio) - BLOCK + 1)] == _SYNC)
+    data = audio[at[:, None] + np.arange(1, BLOCK)].astype(np.uint64)
+    at, data = at[(data < 0x80).all(axis=1)], data[(data < 0x80).all(axis=1)]
+    value = ((data ^ _MASK) << _SHIFTS).sum(axis=1).astype(np.int64)
+    numbers, ms, check = value >> 29, value >> 9 & (LIMIT - 1), value & 511
+    good = check == (ms * 181 + numbers * 77 + ms // 128 * 29) % 511
+    return numbers[good], ms[good], at[good]
+
+
+# --- the agent ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CountingAgent:
+    """A `Behaviour.answer`: each answer counts to `words`, the next one anew.
+
+    It knows nothing but the conversation. An answer that was cut is gone on with where
+    a system message behind it asks for that; the turns in `tool_turns` of the caller
+    have `TOOL` called first.
+    """
+
+    words: int = 6
+    tool_turns: frozenset[int] = frozenset()
+
+    def __call__(self, heard: Heard) -> Turn:
+        conversation = heard.conversation
+        spoken = [it for it in conversation if it.kind != "system"]
+        last = spoken[-1] if spoken else None
+        counted = [w for it in spoken for w in written(it.text)]
+        call = next((w.call for w in reversed(counted) if w.speaker == "caller"), 0)
+        if last is not None and last.kind == "user":
+            turn = max((w.turn for w in written(last.text)), default=0)
+            if turn in self.tool_turns:
+                return [CallTool(TOOL, {"turn": turn})]
+        answers = [w for w in counted if w.speaker == "agent"]
+        latest = max(answers, key=lambda w: (w.turn, w.place), default=None)
+        if latest is None:
+            return self._count(call, 1)
+        told = conversation[-1].kind == "system"
+        cut = last is not None and last.kind == "assistant" and told
+        if cut and latest.place < self.words:
+            return self._count(call, latest.turn, latest.place + 1)
+        return self._count(call, latest.turn + 1)
+
+    def _count(self, call: int, turn: int, first: int = 1) -> Turn:
+        words = utterance("agent", call, turn, self.words, first)
+        return [Play(sound(words), text(words))]
+
+
+# --- the account --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Words that were to be heard, held against those that were."""
+
+    lost: tuple[Word, ...]
+    repeated: tuple[Word, ...]
+    strange: tuple[Word, ...]  # of nobody in this call, or of an answer too many
+    in_order: bool
+
+    @property
+    def good(self) -> bool:
+        return self.in_order and not (self.lost or self.repeated or self.strange)
+
+
+def account(expected: Sequence[Word], heard: Sequence[Word]) -> Account:
+    """Agent's words count whatever call they are of: it does not always know."""
+    wanted = [_plain(word) for word in expected]
+    got = [_plain(word) for word in heard]
+    counts, known = Counter(got), set(wanted)
+    firsts = list(dict.fromkeys(word for word in got if word in known))
+    return Account(
+        lost=tuple(w for w in wanted if w not in counts),
+        repeated=tuple(w for w in wanted for _ in range(counts[w] - 1)),
+        strange=tuple(w for w in got if w not in known),
+        in_order=firsts == [word for word in wanted if word in counts],
+    )
+
+
+def _plain(word: Word) -> Word:
+    if word.speaker == "caller":
+        return word
+    return Word("agent", 0, word.turn, word.place)
+
+
+def story(conversation: Iterable[Remembered]) -> list[str]:
+    """The conversation as lines to compare: who said which words, calls, results.
+
+    What somebody said in two pieces is one line; system messages and empty items are
+    none.
+    """
+    lines: list[tuple[str, str]] = []
+    for kind, words in _told(conversation):
+        if kind in _SPEAKERS and lines and lines[-1][0] == kind:
+            lines[-1] = (kind, f"{lines[-1][1]} {words}")
+        else:
+            lines.append((kind, words))
+    return [f"{kind}: {words}" for kind, words in lines]
+
+
+def _told(conversation: Iterable[Remembered]) -> Iterator[tuple[str, str]]:
+    for item in conversation:
+        if item.kind in _SPEAKERS:
+            words = text(_plain(word) for word in written(item.text))
+            if words:
+                yield item.kind, words
+        elif item.kind in ("function_call", "function_call_output"):
+            yield item.kind, f"{item.name} {item.text}"

@@ -1,0 +1,77 @@
+"""What can befall a session of the fake model, on command or at a set hour.
+
+A Fault is done to a session: `server.strike(faults.drop)` does it to all that are
+open, `server.strike_next(faults.mute)` to the next one. Nothing here waits.
+"""
+
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from bridge.sim.realtime.client_events import Refused
+
+if TYPE_CHECKING:
+    from bridge.sim.realtime.session import ModelSession
+
+Fault: TypeAlias = Callable[["ModelSession"], None]
+
+EXPIRED = "Your session hit the maximum duration of 60 minutes."
+_RESET = struct.pack("ii", 1, 0)  # lingering for 0 s turns a close into a reset
+
+
+def drop(session: "ModelSession") -> None:
+    """The connection breaks: a TCP reset, no close frame."""
+    session.connection.transport.get_extra_info("socket").setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, _RESET
+    )
+    session.abort("dropped")
+
+
+def closing(code: int, reason: str = "") -> Fault:
+    """The server closes with this code."""
+    return partial(_close, code=code, reason=reason)
+
+
+def expire(session: "ModelSession") -> None:
+    """The hour is over: the error, then close 1001 with the same words."""
+    session.out.error(Refused(EXPIRED, "session_expired"))
+    _close(session, 1001, EXPIRED)
+
+
+def freeze(session: "ModelSession") -> None:
+    """Neither reads nor sends nor answers pings, until `thaw`."""
+    session.freeze()
+
+
+def thaw(session: "ModelSession") -> None:
+    """It goes on where it was; what had been held meanwhile comes at once."""
+    session.thaw()
+
+
+def mute(session: "ModelSession") -> None:
+    """Says nothing any more, though it reads and answers pings."""
+    session.out.muted = True
+
+
+def _close(session: "ModelSession", code: int, reason: str) -> None:
+    session.closed = f"server {code} {reason}".rstrip()
+    session.spawn(session.connection.close(code, reason), "close")
+
+
+def arm(session: "ModelSession") -> None:
+    """Set the hours that the session's behaviour names."""
+    behaviour = session.behaviour
+    hours: list[tuple[float | None, Fault]] = [
+        (behaviour.drop_after, drop),
+        (behaviour.freeze_after, freeze),
+        (behaviour.mute_after, mute),
+        (behaviour.expire_after, expire),
+    ]
+    if behaviour.close_after is not None:
+        seconds, code, reason = behaviour.close_after
+        hours.append((seconds, closing(code, reason)))
+    for at, fault in hours:
+        if at is not None:
+            session.later(at, partial(fault, session))

@@ -1,0 +1,564 @@
+"""What a caller notices of a model that fails: every phase of a call x every fault.
+
+    .venv/bin/python -m tests.bench.faults [--runs 20] [--only tool,freeze] [--quick]
+
+Real sockets, bridge and fakes in one process, each run with a bridge and a model of its
+own. Both sides count (bridge/sim/counting.py), so every word is accounted for: in what
+the caller heard, and in what the last session has in mind. Exits 1 when a call is lost.
+"""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from time import monotonic
+from typing import Any, TypeAlias
+
+from agents import function_tool
+from agents.realtime import RealtimeAgent
+
+from bridge.sim import counting
+from bridge.sim.belief import percentile
+from bridge.sim.caller import CallRecord, PlacedCall
+from bridge.sim.counting import WORD_MS, Word, utterance
+from bridge.sim.model import Behaviour, Fault, ModelServer, ModelSession, Remembered
+from bridge.sim.realtime import faults
+from bridge.sim.twilio import steps
+from bridge.watch import log
+from tests.bench.counter import RESULT, TOOL_SECONDS
+from tests.e2e.house import Place, bridge
+
+RUNS = 20
+QUICK_RUNS = 3
+AT_ONCE = 40
+STAGGER_SECONDS = 0.15
+
+WORDS = 6  # of an answer
+CALLER_WORDS = 3  # of an utterance
+ANSWERS = 3  # greeting and two
+ANSWER_MS = WORDS * WORD_MS
+SLOW, QUICK = 1.5, 8.0
+"""An answer is long in being generated, or it all waits at Twilio at once."""
+
+LOOK_SECONDS = 0.01
+PHASE_SECONDS = 20.0
+"""For a call to come to the phase in which it is to be hit."""
+CALL_SECONDS = 90.0
+BACK_SECONDS = 1.5
+"""A session that was dropped is to be replaced within so long, p95 (issue 4)."""
+
+
+# --- the call -----------------------------------------------------------------------
+
+
+def hear_out() -> list[steps.Step]:
+    """All of an answer, however late it comes and however often it halts; a caller who
+    has waited in vain goes on. A word that is lost keeps nobody waiting."""
+    return [steps.Hear(ANSWER_MS - 500, timeout=15.0), steps.Wait(1.1)]
+
+
+def say(turn: int, call: int = 1) -> steps.Step:
+    return steps.Say(counting.sound(utterance("caller", call, turn, CALLER_WORDS)))
+
+
+def script() -> list[steps.Step]:
+    """The greeting, a pause, and two questions with their answers."""
+    talk = [*hear_out(), steps.Wait(1.5), say(1), *hear_out(), say(2), *hear_out()]
+    return [*talk, steps.HangUp()]
+
+
+@dataclass(slots=True)
+class Run:
+    """One call, and what happened to it."""
+
+    phase: str
+    fault: str
+    record: CallRecord
+    sessions: Sequence[ModelSession] = ()
+    struck_at: float | None = None
+    tool_began: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+# --- when ---------------------------------------------------------------------------
+
+Moment: TypeAlias = Callable[[Run, ModelServer], Awaitable[None]]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PHASE_SECONDS):
+        while not condition():  # noqa: ASYNC110 - the fakes tell nobody
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+def first_audio_of(server: ModelServer, answer: int) -> bool:
+    responses = server.sessions[0].responses if server.sessions else []
+    return len(responses) >= answer and responses[answer - 1].first_audio_at is not None
+
+
+def generating(answer: int) -> Moment:
+    """0.7 s of it have been heard, and more will come."""
+
+    async def moment(run: Run, server: ModelServer) -> None:
+        await until(lambda: first_audio_of(server, answer))
+        await asyncio.sleep(0.7)
+
+    return moment
+
+
+async def listening(run: Run, server: ModelServer) -> None:
+    """0.5 s after the greeting; nobody speaks for a second more."""
+    await until(lambda: first_audio_of(server, 1))
+    await asyncio.sleep(ANSWER_MS / 1000 + 0.5)
+
+
+async def in_mid_sentence(run: Run, server: ModelServer) -> None:
+    await until(lambda: bool(server.sessions and server.sessions[0].speech_started_at))
+    await asyncio.sleep(0.5)
+
+
+async def tool_running(run: Run, server: ModelServer) -> None:
+    async with asyncio.timeout(PHASE_SECONDS):
+        await run.tool_began.wait()
+    await asyncio.sleep(0.3)
+
+
+async def playing(run: Run, server: ModelServer) -> None:
+    """All of the answer is at Twilio, and little of it has been heard."""
+    await until(
+        lambda: (
+            first_audio_of(server, 2)
+            and server.sessions[0].responses[1].finished_at is not None
+        )
+    )
+    await asyncio.sleep(0.3)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    moment: Moment | None  # None: while the first session is dialled
+    speed: float = 4.0
+    tool: bool = False
+
+    def behaviour(self) -> Behaviour:
+        turns = frozenset({1} if self.tool else ())
+        return Behaviour(
+            answer=counting.CountingAgent(WORDS, turns),
+            ear=counting.ear,
+            speed=self.speed,
+        )
+
+
+PHASES = {
+    "connecting": Phase(None),
+    "greeting": Phase(generating(1), speed=SLOW),
+    "listening": Phase(listening),
+    "mid-sentence": Phase(in_mid_sentence),
+    "tool running": Phase(tool_running, tool=True),
+    "generating": Phase(generating(2), speed=SLOW),
+    "playing": Phase(playing, speed=QUICK),
+}
+
+
+# --- what ---------------------------------------------------------------------------
+
+Strike: TypeAlias = Callable[[ModelServer, bool], Coroutine[None, None, None]]
+"""(whose, whether it is to hit the first session while that is dialled)."""
+
+
+def befalls(fault: Fault) -> Strike:
+    async def strike(server: ModelServer, connecting: bool) -> None:
+        if connecting:
+            server.strike_next(fault)
+        else:
+            server.strike(fault)
+
+    return strike
+
+
+def refused_with(status: int) -> Strike:
+    """Two handshakes get this status, the third is taken."""
+
+    async def strike(server: ModelServer, connecting: bool) -> None:
+        server.door.answer(status, times=2)
+        server.strike(faults.drop)
+
+    return strike
+
+
+async def hang(server: ModelServer, connecting: bool) -> None:
+    if connecting:
+        server.door.hang()
+    else:
+        server.strike(faults.freeze)
+
+
+async def refuse_tcp(server: ModelServer, connecting: bool) -> None:
+    server.strike(faults.drop)
+    await server.refuse_tcp(1.0)
+
+
+async def nothing(server: ModelServer, connecting: bool) -> None:
+    """The call that all others are compared with."""
+
+
+NO_FAULT = "none"
+FAULTS: dict[str, Strike] = {
+    "reset": befalls(faults.drop),
+    "close 1001": befalls(faults.closing(1001, "going away")),
+    "close 1011": befalls(faults.closing(1011, "internal error")),
+    "expired": befalls(faults.expire),
+    "freeze": hang,
+    "refused 1 s": refuse_tcp,
+    "429 x2": refused_with(429),
+    "503 x2": refused_with(503),
+    "mute": befalls(faults.mute),
+}
+DROPS = ("reset", "close 1001", "close 1011", "expired")
+"""After these the model is there again at once."""
+
+
+async def run_once(phase: str, fault: str) -> Run:
+    """One call with a bridge and a model of its own."""
+    how = PHASES[phase]
+    began = asyncio.Event()
+
+    @function_tool
+    async def look_up(turn: int) -> str:
+        """Looks something up."""
+        began.set()
+        await asyncio.sleep(TOOL_SECONDS)
+        return RESULT
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(
+        name="counter", instructions="You count.", tools=[look_up]
+    )
+    async with bridge(how.behaviour(), agent=agent, greeting="Greet them.") as place:
+        placed = PlacedCall(place.caller(max_seconds=CALL_SECONDS))
+        run = Run(phase, fault, placed.record, place.model.sessions)
+        run.tool_began = began
+        await _act(run, place, placed)
+        for session in place.model.open:
+            if session.frozen:
+                session.abort("frozen")
+    return run
+
+
+async def _act(run: Run, place: Place, placed: PlacedCall) -> None:
+    strike = FAULTS.get(run.fault, nothing)
+    moment = PHASES[run.phase].moment
+    async with asyncio.TaskGroup() as tasks:
+        if moment is None:
+            run.struck_at = monotonic()
+            striking = tasks.create_task(strike(place.model, True))
+            await asyncio.sleep(0.01)  # it is so when the call comes
+        else:
+            striking = tasks.create_task(_strike_at(moment, strike, run, place.model))
+        await placed.run(script())
+        striking.cancel()
+
+
+async def _strike_at(
+    moment: Moment, strike: Strike, run: Run, server: ModelServer
+) -> None:
+    try:
+        await moment(run, server)
+    except TimeoutError:
+        return  # the call never came so far: it is judged as it is
+    run.struck_at = monotonic()
+    await strike(server, False)
+
+
+# --- judging ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one call."""
+
+    lost: str | None  # why
+    silence: float  # s in which neither spoke
+    ready: float | None  # s from the fault to a session that is configured
+    heard: counting.Account
+    understood: counting.Account
+    story_wrong: tuple[str, ...]  # the last session's, where it is not what was said
+    errors: tuple[str, ...]  # of the model
+    sessions: int
+
+
+def judge(
+    run: Run, *, answers: int = ANSWERS, turns: int = ANSWERS - 1, call: int = 1
+) -> Verdict:
+    heard = [w for w in counting.said(run.record.heard) if w.speaker == "agent"]
+    spoken = [
+        word
+        for turn in range(1, turns + 1)
+        for word in utterance("caller", call, turn, CALLER_WORDS)
+    ]
+    wanted = [
+        word
+        for turn in range(1, answers + 1)
+        for word in utterance("agent", 0, turn, WORDS)
+    ]
+    ready = [it for it in run.sessions if it.configured_at is not None]
+    memory = ready[-1].conversation if ready else ()
+    understood = [
+        word
+        for item in memory
+        if item.kind == "user"
+        for word in counting.written(item.text)
+    ]
+    tool = PHASES[run.phase].tool if run.phase in PHASES else False
+    wrong = _differences(memory, story_of(heard, spoken, tool=tool))
+    return Verdict(
+        lost=_lost(run.record),
+        silence=silence(run.record),
+        ready=_ready(run),
+        heard=counting.account(wanted, heard),
+        understood=counting.account(spoken, understood),
+        story_wrong=wrong,
+        errors=tuple(
+            f"{error['code']}: {error['message']}"
+            for session in run.sessions
+            for error in session.errors_sent
+            if error["code"] != "session_expired"
+        ),
+        sessions=len(run.sessions),
+    )
+
+
+def story_of(heard: Sequence[Word], spoken: Sequence[Word], *, tool: bool) -> list[str]:
+    """What was said, in order: the greeting, then question and answer by turns."""
+    items = []
+    for turn in range(1, max((w.turn for w in heard), default=0) + 1):
+        answer = dict.fromkeys(w for w in heard if w.turn == turn)
+        items.append(Remembered("", "assistant", counting.text(answer)))
+        question = [w for w in spoken if w.turn == turn]
+        items.append(Remembered("", "user", counting.text(question)))
+        if tool and turn == 1:
+            name, call = counting.TOOL, '{"turn":1}'
+            items.append(Remembered("", "function_call", call, name=name))
+            result = Remembered("", "function_call_output", RESULT, name=name)
+            items.append(result)
+    return counting.story(items)
+
+
+def _differences(memory: Sequence[Remembered], wanted: list[str]) -> tuple[str, ...]:
+    told = counting.story(memory)
+    if told == wanted:
+        return ()
+    missing, extra = Counter(wanted), Counter(told)
+    return (
+        *(f"- {line}" for line in (missing - extra)),
+        *(f"+ {line}" for line in (extra - missing)),
+    ) or ("in another order",)
+
+
+def _lost(record: CallRecord) -> str | None:
+    if record.ended_by != "caller":
+        return f"ended by {record.ended_by}"
+    if record.said_by_twilio or record.dials:
+        return "plan B"
+    if any(it.startswith("call") for it in record.timed_out):
+        return "never came to its end"
+    return None
+
+
+def silence(record: CallRecord) -> float:
+    """Seconds of the call in which neither side was to be heard."""
+    assert record.ended_at is not None
+    sounds = [(run.start, run.end) for run in record.runs()]
+    sounds += [(it.started_at, it.ended_at) for it in record.spoken]
+    until, total = record.started_at, 0.0
+    for begin, end in sorted(sounds):
+        total += max(0.0, min(begin, record.ended_at) - until)
+        until = max(until, end)
+    return total + max(0.0, record.ended_at - until)
+
+
+def _ready(run: Run) -> float | None:
+    if run.struck_at is None:
+        return None
+    after = [
+        it.configured_at
+        for it in run.sessions
+        if it.configured_at is not None and it.configured_at > run.struck_at
+    ]
+    return min(after) - run.struck_at if after else None
+
+
+# --- the table ----------------------------------------------------------------------
+
+COLUMNS = (
+    "phase",
+    "fault",
+    "calls lost",
+    "added silence p50/max s",
+    "words lost/repeated/unasked",
+    "caller's words lost/repeated",
+    "conversation intact",
+    "session ready p95 s",
+    "model's errors",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    phase: str
+    fault: str
+    verdicts: Sequence[Verdict]
+    usual: float  # silence of the same call without a fault
+
+    @property
+    def lost(self) -> int:
+        return sum(it.lost is not None for it in self.verdicts)
+
+    @property
+    def ready(self) -> list[float]:
+        return sorted(it.ready for it in self.verdicts if it.ready is not None)
+
+    def row(self) -> tuple[str, ...]:
+        them = self.verdicts
+        # What a lost call would add to these is told by its being lost.
+        alive = [it for it in them if it.lost is None]
+        silences = [it.silence - self.usual for it in alive]
+        heard = [it.heard for it in alive]
+        understood = [it.understood for it in alive]
+        lost = sum(len(it.lost) for it in heard)
+        repeated = sum(len(it.repeated) for it in heard)
+        strange = sum(len(it.strange) for it in heard)
+        missed = sum(len(it.lost) for it in understood)
+        twice = sum(len(it.repeated) + len(it.strange) for it in understood)
+        intact = sum(not it.story_wrong for it in alive)
+        ready = f"{percentile(self.ready, 95):.2f}" if self.ready else "-"
+        return (
+            self.phase,
+            self.fault,
+            f"{self.lost}/{len(them)}",
+            f"{median(silences):.2f} / {max(silences):.2f}" if silences else "-",
+            f"{lost} / {repeated} / {strange}",
+            f"{missed} / {twice}",
+            f"{intact}/{len(them)}",
+            ready,
+            str(sum(len(it.errors) for it in them)),
+        )
+
+    def remarks(self) -> Iterator[str]:
+        """What is wrong in this cell, each kind once."""
+        kinds: Counter[str] = Counter()
+        for it in self.verdicts:
+            if it.lost:
+                kinds[f"call lost: {it.lost}"] += 1
+            for text in it.story_wrong:
+                kinds[f"conversation: {text}"] += 1
+            for text in it.errors:
+                kinds[f"model: {text}"] += 1
+            if it.lost:
+                continue
+            for what, words in (
+                ("lost", it.heard.lost),
+                ("repeated", it.heard.repeated),
+                ("unasked", it.heard.strange),
+                ("caller's, lost", it.understood.lost),
+                ("caller's, repeated", it.understood.repeated),
+            ):
+                if words:
+                    kinds[f"{what}: {counting.text(words)}"] += 1
+            if not it.heard.in_order:
+                kinds["words out of order"] += 1
+        for text, count in kinds.most_common(6):
+            yield f"{self.phase} / {self.fault}: {count}x {text}"
+
+
+def markdown(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def wanted(only: str, phase: str, fault: str) -> bool:
+    """`only`: names of phases and faults; of each kind that is named, one must fit."""
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    for value, known in ((phase, [*PHASES]), (fault, [*FAULTS])):
+        named = [n for n in names if any(n in each for each in known)]
+        if named and not any(name in value for name in named):
+            return False
+    return True
+
+
+async def place_all(
+    plan: Sequence[tuple[str, str]], at_once: int
+) -> list[tuple[tuple[str, str], Verdict]]:
+    """Judged as they end: what is kept of all calls is little, as a collection of much
+    garbage would halt all that go on."""
+    free = asyncio.Semaphore(at_once)
+
+    async def one(phase: str, fault: str) -> Verdict:
+        async with free:
+            return judge(await run_once(phase, fault))
+
+    async with asyncio.TaskGroup() as group:
+        tasks = []
+        for phase, fault in plan:
+            tasks.append(group.create_task(one(phase, fault)))
+            await asyncio.sleep(STAGGER_SECONDS)
+    verdicts = [task.result() for task in tasks]
+    return list(zip(plan, verdicts, strict=True))
+
+
+async def watch_loop(lateness: list[float]) -> None:
+    """Notes how late the loop wakes a sleeper: what the machine adds to all figures."""
+    while True:
+        due = monotonic() + LOOK_SECONDS
+        await asyncio.sleep(LOOK_SECONDS)
+        lateness.append(monotonic() - due)
+
+
+async def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--only", default="", help="phases and faults, with commas")
+    parser.add_argument("--at-once", type=int, default=AT_ONCE)
+    parser.add_argument("--quick", action="store_true", help="3 runs of each")
+    chosen = parser.parse_args(arguments)
+    runs = QUICK_RUNS if chosen.quick else chosen.runs
+    cells = [(p, f) for p in PHASES for f in FAULTS if wanted(chosen.only, p, f)]
+    plan = [(phase, NO_FAULT) for phase in dict.fromkeys(p for p, _ in cells)] + cells
+    began = monotonic()
+    # In turn, so that what the machine does beside us is shared by all cells.
+    lateness: list[float] = []
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(watch_loop(lateness))
+        done = await place_all(plan * runs, chosen.at_once)
+        watching.cancel()
+    verdicts: dict[tuple[str, str], list[Verdict]] = {cell: [] for cell in plan}
+    for of, verdict in done:
+        verdicts[of].append(verdict)
+    usual = {
+        phase: median(it.silence for it in of)
+        for (phase, fault), of in verdicts.items()
+        if fault == NO_FAULT
+    }
+    table = [Cell(*cell, verdicts[cell], usual[cell[0]]) for cell in plan]
+    print(markdown([cell.row() for cell in table], COLUMNS))
+    print()
+    for cell in table:
+        for remark in cell.remarks():
+            print(remark)
+    lost = sum(cell.lost for cell in table)
+    ready = sorted(s for cell in table if cell.fault in DROPS for s in cell.ready)
+    print(
+        f"\n{len(done)} calls in {monotonic() - began:.0f} s, {lost} lost; after a "
+        f"dropped session the next was ready in {percentile(ready, 95):.2f} s (p95; "
+        f"{BACK_SECONDS:g} s is the bound).\nThe machine was late by up to "
+        f"{max(lateness):.2f} s, and by {percentile(sorted(lateness), 99.9):.2f} s "
+        "(p99.9): what is in a maximum may be its."
+    )
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    log.configure("pretty", logging.CRITICAL)
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,451 @@
+"""What a caller notices of an instance that dies, of a deploy, of Redis that is away.
+
+    .venv/bin/python -m tests.bench.fleet [kill|rolling|redis ...] [--quick]
+
+Real processes: HAProxy, Redis and the bridges of scripts/fleet.py; the fakes are here.
+Both sides count (bridge/sim/counting.py), so what is lost or said twice shows. Exits 1
+when a call is lost, or a bridge that was told to end did not do so in good order.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from time import monotonic
+
+import aiohttp
+
+from bridge.sim import counting
+from bridge.sim.belief import percentile
+from bridge.sim.caller import Caller, CallRecord, PlacedCall
+from bridge.sim.counting import WORD_MS, Word, utterance
+from bridge.sim.model import Behaviour, ModelServer, ModelSession, Remembered
+from bridge.sim.twilio import steps
+from scripts.fleet import Bridge, Fleet
+from tests.bench.faults import WORDS, hear_out, markdown, say
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+AGENT = f"{ROOT / 'tests' / 'bench' / 'counter.py'}:AGENT"
+
+INSTANCES = 3
+RUNS = 20
+CALLS_A_ROUND = 9
+"""About three of them are on the instance that is killed."""
+KILL_RAMP_SECONDS = 0.6
+"""Between two calls of a round: a kill meets them in different phases."""
+KILL_AFTER = (6.0, 16.0)
+"""s after the first call of a round: greeting, questions, tool, answers."""
+LOAD = 60
+RAMP_SECONDS = 0.1
+CALL_SECONDS = 180.0
+BACK_SECONDS = 4.0
+"""From the kill until the caller hears the agent again, p95 (issue 4)."""
+SETTLED_SECONDS = 1.0
+"""What the caller had said so long before the kill is in the conversation."""
+DRAIN_SECONDS = 5.0
+REDIS_AWAY_SECONDS = 2.0
+TOOL_TURN = 2
+
+BEHAVIOUR = Behaviour(
+    answer=counting.CountingAgent(WORDS, frozenset({TOOL_TURN})), ear=counting.ear
+)
+
+
+# --- calls --------------------------------------------------------------------------
+
+
+def script(call: int, turns: int) -> list[steps.Step]:
+    """The greeting, then questions and answers."""
+    talk = hear_out()
+    for turn in range(1, turns + 1):
+        talk += [say(turn, call), *hear_out()]
+    return [*talk, steps.HangUp()]
+
+
+@dataclass(slots=True)
+class Lines:
+    """Calls that go on beside each other, and the model that all of them have."""
+
+    url: str
+    model: ModelServer
+    records: dict[int, CallRecord] = field(default_factory=dict)
+    _placed: int = 0
+
+    async def place(self, count: int, turns: int, ramp: float = RAMP_SECONDS) -> None:
+        """All of them, up to their ends; `ramp` s between two beginnings."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(count):
+                self._placed += 1
+                caller = Caller(webhook_url=self.url, max_seconds=CALL_SECONDS)
+                placed = PlacedCall(caller)
+                self.records[self._placed] = placed.record
+                tasks.create_task(placed.run(script(self._placed, turns)))
+                await asyncio.sleep(ramp)
+
+    def memory(self, call: int) -> Sequence[Remembered]:
+        """What the call's last session has in mind."""
+        mine = [it for it in self.model.sessions if _is_of(it, call)]
+        return mine[-1].conversation if mine else ()
+
+
+def _is_of(session: ModelSession, call: int) -> bool:
+    return any(
+        word.speaker == "caller" and word.call == call
+        for item in session.conversation
+        for word in counting.written(item.text)
+    )
+
+
+# --- judging ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """When a call had no stream; `heard_at`: the agent again (inf: never)."""
+
+    begin: float
+    end: float
+    heard_at: float
+    caller_since: float  # s since the caller had spoken (0: in mid-sentence)
+    agent_since: float
+
+    @property
+    def unheard(self) -> float:
+        return self.heard_at - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one call."""
+
+    lost: str | None
+    gaps: tuple[Gap, ...]
+    heard: counting.Account
+    caller_missed: tuple[Word, ...]  # said in a gap or just before it
+    unanswered: int  # questions the model has, behind which comes the next one
+    wrong: tuple[str, ...]  # in the conversation
+
+
+def judge(call: int, record: CallRecord, memory: Sequence[Remembered]) -> Verdict:
+    heard = [w for w in counting.said(record.heard) if w.speaker == "agent"]
+    last = max((w.turn for w in heard), default=0)
+    wanted = [w for turn in range(1, last + 1) for w in _answer(turn)]
+    gaps = _gaps(record)
+    sure, unsure = _spoken(record, gaps)
+    told = [w for it in memory if it.kind == "user" for w in counting.written(it.text)]
+    missed = tuple(word for word in unsure if word not in told)
+    lost = None
+    if record.ended_by != "caller":
+        lost = f"ended by {record.ended_by}"
+    elif record.said_by_twilio or record.dials:
+        lost = "plan B"
+    elif any(it.startswith("call") for it in record.timed_out):
+        lost = "never came to its end"
+    return Verdict(
+        lost=lost,
+        gaps=gaps,
+        heard=counting.account(wanted, heard),
+        caller_missed=missed,
+        unanswered=_unanswered(memory),
+        wrong=(
+            *_wrong_words("assistant", memory, heard, heard),
+            *_wrong_words("user", memory, sure, [*sure, *unsure]),
+            *_wrong_tools(memory),
+        ),
+    )
+
+
+def _answer(turn: int) -> tuple[Word, ...]:
+    return utterance("agent", 0, turn, WORDS)
+
+
+def _gaps(record: CallRecord) -> tuple[Gap, ...]:
+    callers = [(it.started_at, it.ended_at) for it in record.spoken]
+    agents = [(run.start, run.end) for run in record.runs()]
+    gaps = []
+    for end, after in zip(record.stream_ends, record.streams[1:], strict=False):
+        later = [begin for begin, _ in agents if begin >= after.began_at]
+        gap = Gap(
+            begin=end.at,
+            end=after.began_at,
+            heard_at=min(later, default=math.inf),
+            caller_since=_since(callers, end.at),
+            agent_since=_since(agents, end.at),
+        )
+        gaps.append(gap)
+    return tuple(gaps)
+
+
+def _since(sounds: Sequence[tuple[float, float]], at: float) -> float:
+    ends = [min(end, at) for begin, end in sounds if begin < at]
+    return at - max(ends, default=-math.inf)
+
+
+def _spoken(record: CallRecord, gaps: Sequence[Gap]) -> tuple[list[Word], list[Word]]:
+    """The caller's words: those that must have been heard, and those that were said in
+    a gap or in a turn that it may have broken."""
+    sure: list[Word] = []
+    unsure: list[Word] = []
+    for spoken in record.spoken:
+        broken = any(
+            spoken.ended_at > gap.begin - SETTLED_SECONDS
+            and spoken.started_at < gap.end + WORD_MS / 1000
+            for gap in gaps
+        )
+        (unsure if broken else sure).extend(counting.said(spoken.audio))
+    return sure, unsure
+
+
+def _wrong_words(
+    kind: str, memory: Sequence[Remembered], must: list[Word], may: list[Word]
+) -> list[str]:
+    """Words that are missing, there twice, or there though nobody heard them."""
+    words = [w for it in memory if it.kind == kind for w in counting.written(it.text)]
+    counts = Counter(_key(word) for word in words)
+    allowed = {_key(word) for word in may}
+    wrong = [f"{kind} lost {w}" for w in must if _key(w) not in counts]
+    wrong += [f"{kind} twice {w}" for w, n in counts.items() if n > 1]
+    wrong += [f"{kind} made up {w}" for w in counts if w not in allowed]
+    return wrong
+
+
+def _key(word: Word) -> str:
+    """The agent does not always know which call it is in."""
+    call = word.call if word.speaker == "caller" else 0
+    return str(Word(word.speaker, call, word.turn, word.place))
+
+
+def _unanswered(memory: Sequence[Remembered]) -> int:
+    """Not counting a question that came in two pieces."""
+    questions: list[set[int]] = []
+    for item in memory:
+        words = counting.written(item.text)
+        if item.kind == "user" and words:
+            questions.append({word.turn for word in words})
+        elif item.kind == "assistant" and words:
+            questions.append(set())
+    return sum(bool(one and two and not one & two) for one, two in pairwise(questions))
+
+
+def _wrong_tools(memory: Sequence[Remembered]) -> list[str]:
+    called = Counter(it.call_id for it in memory if it.kind == "function_call")
+    results = Counter(it.call_id for it in memory if it.kind == "function_call_output")
+    if called != results or any(count > 1 for count in called.values()):
+        return [f"{sum(called.values())} calls, {sum(results.values())} results"]
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one measurement: its row, what is to be said of it, whether it is good."""
+
+    row: tuple[str, ...]
+    remarks: tuple[str, ...]
+    good: bool
+
+
+COLUMNS = (
+    "what",
+    "calls (hit)",
+    "lost",
+    "agent heard again p50/p95/max s",
+    "words lost/repeated",
+    "caller's words missed in the gap",
+    "questions unanswered",
+    "conversation intact",
+)
+
+
+def outcome(what: str, verdicts: Sequence[Verdict], extra: Sequence[str]) -> Outcome:
+    """`verdicts` of all calls; times and words are of those that were hit."""
+    hit = [it for it in verdicts if it.gaps]
+    lost = [it.lost for it in verdicts if it.lost]
+    back = _unheard(verdicts)
+    times = "-"
+    if back:
+        p50, p95 = percentile(back, 50), percentile(back, 95)
+        times = f"{p50:.2f} / {p95:.2f} / {back[-1]:.2f}"
+    counts = Counter(text for it in verdicts for text in it.wrong)
+    intact = sum(not it.wrong and not it.lost for it in verdicts)
+    words = [sum(len(it.heard.lost) for it in verdicts)]
+    words.append(sum(len(it.heard.repeated) for it in verdicts))
+    row = (
+        what,
+        f"{len(verdicts)} ({len(hit)})",
+        str(len(lost)),
+        times,
+        " / ".join(map(str, words)),
+        str(sum(len(it.caller_missed) for it in hit)),
+        str(sum(it.unanswered for it in verdicts)),
+        f"{intact}/{len(verdicts)}",
+    )
+    remarks = [f"{count}x call lost: {why}" for why, count in Counter(lost).items()]
+    away = sorted(gap.end - gap.begin for it in hit for gap in it.gaps)
+    if away:
+        p50, p95 = percentile(away, 50), percentile(away, 95)
+        remarks.append(f"no stream for {p50:.2f} / {p95:.2f} / {away[-1]:.2f} s")
+    remarks += _slow(hit)
+    remarks += [f"{n}x conversation: {text}" for text, n in counts.most_common(6)]
+    return Outcome(row, (*remarks, *extra), not lost)
+
+
+def _unheard(verdicts: Sequence[Verdict]) -> list[float]:
+    return sorted(gap.unheard for it in verdicts for gap in it.gaps)
+
+
+def _slow(hit: Sequence[Verdict]) -> list[str]:
+    """Where the agent was long in coming back, and what there was before."""
+    slow = []
+    for it in hit:
+        for gap in it.gaps:
+            if gap.unheard > BACK_SECONDS:
+                slow.append(
+                    f"agent heard after {gap.unheard:.1f} s; at the loss it had been "
+                    f"silent for {gap.agent_since:.1f} s, the caller for "
+                    f"{gap.caller_since:.1f} s (missed: "
+                    f"{counting.text(it.caller_missed) or 'nothing'})"
+                )
+    return slow
+
+
+# --- measuring ----------------------------------------------------------------------
+
+
+def fleet_of(model: ModelServer) -> Fleet:
+    return Fleet(
+        bridges=INSTANCES,
+        model_url=model.url,
+        drain_seconds=DRAIN_SECONDS,
+        env={"BRIDGE_AGENT": AGENT, "BRIDGE_GREETING": "Greet them."},
+    )
+
+
+async def calls_of(bridge: Bridge) -> float:
+    """Streams that an instance has now, by its own metrics."""
+    limit = aiohttp.ClientTimeout(2.0)
+    async with (
+        aiohttp.ClientSession(timeout=limit) as http,
+        http.get(f"{bridge.url}/metrics") as answer,
+    ):
+        for line in (await answer.text()).splitlines():
+            if line.startswith("bridge_calls_active "):
+                return float(line.split()[1])
+    return 0.0
+
+
+async def kill(runs: int) -> Outcome:
+    """kill -9 of an instance that has calls, until so many calls have been hit."""
+    dice = Random(4)
+    verdicts: list[Verdict] = []
+    async with ModelServer(BEHAVIOUR) as model, fleet_of(model) as fleet:
+        lines = Lines(fleet.voice_url, model)
+        judged = 0
+        while sum(bool(it.gaps) for it in verdicts) < runs and judged < 10 * runs:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(lines.place(CALLS_A_ROUND, 3, KILL_RAMP_SECONDS))
+                tasks.create_task(_kill_one(fleet, dice.uniform(*KILL_AFTER)))
+            for call in range(judged + 1, judged + CALLS_A_ROUND + 1):
+                verdicts.append(judge(call, lines.records[call], lines.memory(call)))
+            judged += CALLS_A_ROUND
+    p95 = percentile(_unheard(verdicts), 95)
+    extra = [f"{BACK_SECONDS:g} s is the bound for p95: {p95:.2f} s"]
+    return outcome("kill -9", verdicts, extra)
+
+
+async def _kill_one(fleet: Fleet, after: float) -> None:
+    """The fullest instance; it is back before the next round."""
+    await asyncio.sleep(after)
+    counts = [(await calls_of(bridge), bridge) for bridge in fleet.bridges]
+    _, fullest = max(counts, key=lambda each: each[0])
+    await fullest.kill()
+    await fullest.start()
+    await fleet.all_up()
+
+
+async def rolling(calls: int) -> Outcome:
+    """Every instance ended by SIGTERM and started again, one after the other."""
+    codes: list[int] = []
+
+    async def restart(fleet: Fleet) -> None:
+        await asyncio.sleep(calls * RAMP_SECONDS + 4.0)
+        for bridge in fleet.bridges:
+            codes.append(await bridge.terminate())
+            await bridge.start()
+            await fleet.all_up()
+
+    async with ModelServer(BEHAVIOUR) as model, fleet_of(model) as fleet:
+        lines = Lines(fleet.voice_url, model)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(lines.place(calls, turns=10))
+            tasks.create_task(restart(fleet))
+    verdicts = [judge(it, lines.records[it], lines.memory(it)) for it in lines.records]
+    result = outcome("rolling restart", verdicts, [f"exit codes {codes}"])
+    good = result.good and codes == [0] * INSTANCES
+    return Outcome(result.row, result.remarks, good)
+
+
+async def redis(calls: int) -> Outcome:
+    """Redis ended and started again while calls go on and new ones come."""
+    async with ModelServer(BEHAVIOUR) as model, fleet_of(model) as fleet:
+        lines = Lines(fleet.voice_url, model)
+
+        async def restart() -> None:
+            # Half of the calls come while it is away or just back.
+            await asyncio.sleep(calls * RAMP_SECONDS / 2)
+            await fleet.restart_redis(REDIS_AWAY_SECONDS)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(lines.place(calls, turns=3))
+            tasks.create_task(restart())
+        said = [_lines_of(bridge.log) for bridge in fleet.bridges]
+    verdicts = [judge(it, lines.records[it], lines.memory(it)) for it in lines.records]
+    return outcome("Redis restarted", verdicts, [f"log: {dict(it)}" for it in said])
+
+
+def _lines_of(log: Path) -> Counter[str]:
+    """Events of a bridge's log that are of the fleet, or warnings and worse."""
+    events: Counter[str] = Counter()
+    for line in log.read_text("utf-8", "replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            events["no JSON"] += 1
+            continue
+        event, level = str(entry.get("event")), str(entry.get("level"))
+        if event.startswith("fleet_") or level in ("warning", "error", "critical"):
+            events[f"{level} {event}"] += 1
+    return events
+
+
+async def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = ("kill", "rolling", "redis")
+    parser.add_argument("what", nargs="*", choices=[*names, []], help="default: all")
+    parser.add_argument("--runs", type=int, default=RUNS, help="calls hit by a kill")
+    parser.add_argument("--calls", type=int, default=LOAD, help="for the others")
+    parser.add_argument("--quick", action="store_true")
+    chosen = parser.parse_args(arguments)
+    runs, calls = (3, 9) if chosen.quick else (chosen.runs, chosen.calls)
+    outcomes = []
+    began = monotonic()
+    for what in chosen.what or names:
+        measure = {"kill": kill, "rolling": rolling, "redis": redis}[what]
+        outcomes.append(await measure(runs if what == "kill" else calls))
+        print(f"{what}: {monotonic() - began:.0f} s", file=sys.stderr)
+    print(markdown([it.row for it in outcomes], COLUMNS))
+    print()
+    for each in outcomes:
+        for remark in each.remarks:
+            print(f"{each.row[0]}: {remark}")
+    return 0 if all(it.good for it in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
