@@ -1,0 +1,598 @@
+"""The bridge as it runs scaled, on this machine: Redis, N bridges, HAProxy before them.
+
+    .venv/bin/python scripts/fleet.py --bridges 3
+
+Real processes on loopback, the balancer with deploy/haproxy.cfg. Tests and benchmarks
+use `Fleet`; it knows nothing of what calls do. No process outlives it.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import csv
+import io
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+
+START_SECONDS = 60.0
+"""For all of it on a loaded machine; most of it is the bridges' imports."""
+
+STOP_SECONDS = 5.0
+"""For Redis and HAProxy to end."""
+
+LAST_SECONDS = 30.0
+"""For a bridge to end, beyond its BRIDGE_DRAIN_SECONDS."""
+
+LOOK_SECONDS = 0.05
+
+BACKENDS = ("webhooks", "media", "hunt", "ready")
+"""Of deploy/haproxy.cfg; each has a server for every bridge."""
+
+ANSWER_SECONDS = 2.0
+"""For one answer to a look whether something is there."""
+
+LOG_LINES = 40
+"""Of each log, shown when something failed."""
+
+# Below what the kernel gives to sockets that dial out (32768 and up on Linux), so that
+# a port which is free for a moment stays so. Each process has a stretch of its own.
+_PORTS = range(20000, 32000)
+_STRETCH = 24
+_taken: set[int] = set()
+
+_VENDORS = ("BRIDGE_", "OPENAI_", "TWILIO_", "BALANCER_")
+
+
+class FleetFailed(RuntimeError):
+    """Something did not start or stop; the message has the ends of the logs."""
+
+
+def missing() -> list[str]:
+    """The programs that a fleet needs and this machine has not."""
+    return [name for name in ("haproxy", "redis-server") if program(name) is None]
+
+
+class Process:
+    """One program that may be killed and started again; its output is in `log`."""
+
+    def __init__(
+        self, name: str, command: list[str], folder: Path, env: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self._command = command
+        self._folder = folder
+        self._env = dict(env)
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the running process; 0 when there is none."""
+        return self._process.pid if self._process and self.running else 0
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def launch(self) -> None:
+        """Starts it; does not wait until it is of use."""
+        assert not self.running, f"{self.name} runs already"
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *_dies_with_us(),
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+                cwd=self._folder,
+                # Ctrl-C is ours: whoever is to end is told by us.
+                start_new_session=True,
+            )
+
+    async def end(self, number: signal.Signals, seconds: float) -> int:
+        """Sends the signal and waits for the exit code; -9 if it took too long."""
+        process = self._process
+        assert process is not None, f"{self.name} was never started"
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            process.send_signal(number)
+        try:
+            async with asyncio.timeout(seconds):
+                return await process.wait()
+        except TimeoutError:
+            process.kill()
+            return await process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None, f"{self.name} was never started"
+        self._process.send_signal(number)
+
+    async def destroy(self) -> None:
+        """Not there afterwards, whatever state it is in."""
+        if self.running:
+            await self.end(signal.SIGKILL, STOP_SECONDS)
+
+    def tail(self) -> str:
+        """The end of its output."""
+        if not self.log.exists():
+            return ""
+        lines = self.log.read_text("utf-8", "replace").splitlines()[-LOG_LINES:]
+        return "\n".join(f"{self.name}| {line}" for line in lines)
+
+
+class Bridge:
+    """One instance. Ends and comes back on the same port."""
+
+    def __init__(self, process: Process, port: int, drain_seconds: float) -> None:
+        self._process = process
+        self._drain_seconds = drain_seconds
+        self.port = port
+
+    @property
+    def name(self) -> str:
+        """As HAProxy calls it."""
+        return self._process.name
+
+    @property
+    def url(self) -> str:
+        """Of this instance, past the balancer."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.running
+
+    @property
+    def log(self) -> Path:
+        """Its output, over all its lives."""
+        return self._process.log
+
+    async def start(self) -> None:
+        """It is ready afterwards; the balancer sees it within a second."""
+        await self._process.launch()
+        await self.ready()
+
+    async def ready(self) -> None:
+        """Waits until it takes calls."""
+        async with asyncio.timeout(START_SECONDS), _session() as http:
+            while not await _answers(http, f"{self.url}/readyz"):
+                if not self.running:
+                    raise FleetFailed(f"{self.name} ended\n{self._process.tail()}")
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def kill(self) -> None:
+        """As when its machine loses power: no goodbye."""
+        await self._process.end(signal.SIGKILL, STOP_SECONDS)
+
+    async def terminate(self) -> int:
+        """As a deploy does; waits until it has drained. The exit code."""
+        limit = self._drain_seconds + LAST_SECONDS
+        return await self._process.end(signal.SIGTERM, limit)
+
+    def freeze(self) -> None:
+        """Its sockets stay, nobody answers."""
+        self._process.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.signal(signal.SIGCONT)
+
+
+class Fleet:
+    """`async with Fleet(bridges=3, model_url=...) as fleet:` all run and the balancer
+    sees them; when it is left nothing of it is there any more.
+
+    `model_url`: where the model is; None: a fake one is started as well. `env`: more
+    variables for the bridges. `redis`: False leaves it out, and each bridge to itself.
+    `folder`: where output goes; None: away with the fleet.
+    """
+
+    def __init__(
+        self,
+        bridges: int = 2,
+        *,
+        model_url: str | None = None,
+        max_calls: int = 200,
+        drain_seconds: float = 5.0,
+        env: Mapping[str, str] | None = None,
+        redis: bool = True,
+        folder: Path | None = None,
+        port: int | None = None,
+    ) -> None:
+        if lacking := missing():
+            raise FleetFailed(f"not on this machine: {', '.join(lacking)}")
+        if port is not None and _is_taken(port):
+            # HAProxy would share it, and calls go to either of the two at random.
+            raise FleetFailed(f"port {port} is taken")
+        self._temporary = folder is None
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="fleet-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.port = port or _free_port()
+        self._stats_port = _free_port()
+        self._redis_port = _free_port()
+        self._model: Process | None = None
+        if model_url is None:
+            self._model_port = _free_port()
+            model_url = f"ws://{HOST}:{self._model_port}/v1/realtime"
+            command = [*_BRIDGE, "sim", "model", "--port", str(self._model_port)]
+            self._model = self._new("model", command, {})
+        self.model_url = model_url
+        self._redis = self._new("redis", _redis(self._redis_port, self.folder), {})
+        settings = {
+            "BRIDGE_HOST": HOST,
+            "BRIDGE_INSECURE": "1",
+            "BRIDGE_MODEL_URL": model_url,
+            "BRIDGE_MAX_CALLS": str(max_calls),
+            "BRIDGE_DRAIN_SECONDS": str(drain_seconds),
+            "BRIDGE_LOG": "json",
+            **({"BRIDGE_REDIS_URL": self.redis_url} if redis else {}),
+            **(env or {}),
+        }
+        self.with_redis = redis
+        self.bridges: list[Bridge] = []
+        """As HAProxy has them: bridge1 is the first."""
+        for number in range(1, bridges + 1):
+            bridge_port = _free_port()
+            own = {**settings, "BRIDGE_PORT": str(bridge_port)}
+            process = self._new(f"bridge{number}", [*_BRIDGE, "serve"], own)
+            self.bridges.append(Bridge(process, bridge_port, drain_seconds))
+        self._balancer = self._new("haproxy", self._haproxy(), self._doors())
+
+    # --- where things are ---
+
+    @property
+    def url(self) -> str:
+        """The balancer, where Twilio would come in."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def voice_url(self) -> str:
+        """The webhook of incoming calls, through the balancer."""
+        return f"{self.url}/voice"
+
+    @property
+    def stats_url(self) -> str:
+        """The balancer's page of figures."""
+        return f"http://{HOST}:{self._stats_port}/stats"
+
+    @property
+    def balancer_metrics_url(self) -> str:
+        return f"http://{HOST}:{self._stats_port}/metrics"
+
+    @property
+    def redis_url(self) -> str:
+        return f"redis://{HOST}:{self._redis_port}/0"
+
+    # --- life ---
+
+    async def __aenter__(self) -> Self:
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._start()
+        except TimeoutError:
+            logs = self.logs()
+            await self._destroy()
+            raise FleetFailed(f"did not start in time\n{logs}") from None
+        except BaseExceptionGroup as errors:
+            # Of the bridges that were started side by side; the first one tells it.
+            await self._destroy()
+            raise errors.exceptions[0] from None
+        except BaseException:
+            # Cancelled, too: nobody will call __aexit__.
+            await self._destroy()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            print(self.logs(), file=sys.stderr)
+        await self._destroy()
+
+    async def _start(self) -> None:
+        if self.with_redis:
+            await self.start_redis()
+        if self._model:
+            await self._model.launch()
+            await self._listens(self._model, self._model_port)
+        # Side by side: each is busy with its imports for some seconds.
+        async with asyncio.TaskGroup() as tasks:
+            for bridge in self.bridges:
+                tasks.create_task(bridge.start(), name=f"start {bridge.name}")
+        await self._balancer.launch()
+        await self.all_up()
+
+    async def _destroy(self) -> None:
+        """All at once, and without a goodbye: nobody is left to hear it."""
+        for process in self._processes():
+            await process.destroy()
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _processes(self) -> Iterator[Process]:
+        yield self._balancer
+        for bridge in self.bridges:
+            yield bridge._process
+        if self._model:
+            yield self._model
+        yield self._redis
+
+    def logs(self) -> str:
+        """The ends of all output."""
+        return "\n".join(filter(None, (it.tail() for it in self._processes())))
+
+    # --- what tests do to it ---
+
+    async def start_redis(self) -> None:
+        """It answers afterwards, with what it had before."""
+        await self._redis.launch()
+        async with asyncio.timeout(START_SECONDS):
+            while not await _pongs(self._redis_port):
+                if not self._redis.running:
+                    raise FleetFailed(f"redis ended\n{self._redis.tail()}")
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _listens(self, process: Process, port: int) -> None:
+        async with asyncio.timeout(START_SECONDS):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection(HOST, port)
+                except OSError:
+                    if not process.running:
+                        raise FleetFailed(process.tail()) from None
+                    await asyncio.sleep(LOOK_SECONDS)
+                else:
+                    writer.close()
+                    return
+
+    async def stop_redis(self) -> None:
+        """In good order: what it has is on the disk."""
+        await self._redis.end(signal.SIGTERM, STOP_SECONDS)
+
+    async def restart_redis(self, away_seconds: float = 0.0) -> None:
+        await self.stop_redis()
+        await asyncio.sleep(away_seconds)
+        await self.start_redis()
+
+    def freeze_redis(self) -> None:
+        """It takes connections and answers nothing."""
+        self._redis.signal(signal.SIGSTOP)
+
+    def thaw_redis(self) -> None:
+        self._redis.signal(signal.SIGCONT)
+
+    async def up(self, backend: str = "ready") -> set[str]:
+        """The bridges that have a line (`ready`), get new streams (`media`) or webhooks
+        (`webhooks`), as the balancer sees it."""
+        found = set()
+        for row in await self._figures():
+            checked = row["check_status"] not in ("", "INI")
+            # "UP 1/2" is one that has just failed a check.
+            if row["pxname"] == backend and checked and row["status"][:2] == "UP":
+                found.add(row["svname"])
+        return found
+
+    async def all_up(self) -> None:
+        """Waits until the balancer sees every running bridge, and no other."""
+        await self.seen({bridge.name for bridge in self.bridges if bridge.running})
+
+    async def seen(self, names: set[str]) -> None:
+        """Waits until the balancer knows that exactly these have a line."""
+        async with asyncio.timeout(START_SECONDS):
+            while not await self._sees(names):
+                if not self._balancer.running:
+                    raise FleetFailed(f"haproxy ended\n{self._balancer.tail()}")
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _sees(self, names: set[str]) -> bool:
+        others = [await self.up(it) for it in BACKENDS if it != "ready"]
+        return await self.up() == names and all(names <= it for it in others)
+
+    async def _figures(self) -> list[dict[str, str]]:
+        """A row for each server of each backend; none while nobody answers."""
+        try:
+            async with (
+                _session() as http,
+                http.get(f"{self.stats_url};csv") as answer,
+            ):
+                text = await answer.text()
+        except (aiohttp.ClientError, TimeoutError):
+            return []
+        return list(csv.DictReader(io.StringIO(text.removeprefix("# "))))
+
+    # --- the processes ---
+
+    def _new(self, name: str, command: list[str], env: Mapping[str, str]) -> Process:
+        """With nothing of our own environment that could have a say."""
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(_VENDORS)
+        }
+        return Process(name, command, self.folder, {**clean, **env})
+
+    def _haproxy(self) -> list[str]:
+        """deploy/haproxy.cfg, and a second file that says where the bridges are."""
+        lines = []
+        for backend in BACKENDS:
+            lines.append(f"backend {backend} from for-{backend}")
+            for bridge in self.bridges:
+                lines.append(f"    server {bridge.name} {HOST}:{bridge.port}")
+        servers = self.folder / "servers.cfg"
+        servers.write_text("\n".join(lines) + "\n")
+        config = ROOT / "deploy" / "haproxy.cfg"
+        name = program("haproxy") or "haproxy"
+        return [name, "-db", "-f", str(config), "-f", str(servers)]
+
+    def _doors(self) -> dict[str, str]:
+        return {
+            "BALANCER_BIND": f"{HOST}:{self.port}",
+            "BALANCER_STATS": f"{HOST}:{self._stats_port}",
+            "BALANCER_MAXCONN": "1000",
+        }
+
+
+_BRIDGE = [sys.executable, "-m", "bridge.cli"]
+
+
+def _redis(port: int, folder: Path) -> list[str]:
+    """As docker-compose.yml has it: what was told is on the disk within a second."""
+    data = folder / "redis"
+    data.mkdir(exist_ok=True)
+    return [
+        *(program("redis-server") or "redis-server", "--port", str(port)),
+        *("--bind", HOST, "--dir", str(data), "--save", ""),
+        *("--appendonly", "yes", "--appendfsync", "everysec"),
+        *("--maxmemory-policy", "noeviction"),
+    ]
+
+
+def program(name: str) -> str | None:
+    """Its path; None where it is not installed."""
+    # Debian has haproxy where only root's PATH looks.
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+
+
+def _dies_with_us() -> list[str]:
+    """Linux: the kernel kills the program when we are gone, even by SIGKILL."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or sys.platform != "linux":
+        return []
+    return [setpriv, "--pdeathsig", "KILL", "--"]
+
+
+def _is_taken(port: int) -> bool:
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError:
+        return True
+    return False
+
+
+def _free_port() -> int:
+    start = _PORTS.start + os.getpid() * _STRETCH % len(_PORTS)
+    for step in range(len(_PORTS)):
+        port = _PORTS.start + (start - _PORTS.start + step) % len(_PORTS)
+        if port in _taken:
+            continue
+        _taken.add(port)
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            return port
+    raise FleetFailed("no port is free")
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_SECONDS))
+
+
+async def _answers(http: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with http.get(url) as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+async def _pongs(port: int) -> bool:
+    """Redis answers, and is done with loading what it has on the disk."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            reader, writer = await asyncio.open_connection(HOST, port)
+            writer.write(b"PING\r\n")
+            answer = await reader.readline()
+            writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return answer.startswith(b"+PONG")
+
+
+# --- the command ---
+
+
+async def _run(fleet: Fleet, say: Callable[[str], None]) -> None:
+    """Until Ctrl-C or SIGTERM; then the bridges drain."""
+    loop, task, stop = (
+        asyncio.get_running_loop(),
+        asyncio.current_task(),
+        asyncio.Event(),
+    )
+    assert task is not None
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, task.cancel)  # while it starts
+    since = monotonic()
+    say(f"starting {len(fleet.bridges)} bridges ...")
+    async with fleet:
+        for number in signals:
+            loop.add_signal_handler(number, stop.set)
+        say(f"up after {monotonic() - since:.1f} s; output in {fleet.folder}")
+        say(f"  calls     {fleet.voice_url}")
+        for bridge in fleet.bridges:
+            say(f"  {bridge.name:<9} {bridge.url}  pid {bridge.pid}")
+        say(f"  balancer  {fleet.stats_url}")
+        if fleet.with_redis:
+            say(f"  redis     {fleet.redis_url}")
+        say(f"  model     {fleet.model_url}")
+        say(f"place a call:     .venv/bin/bridge sim call {fleet.voice_url}")
+        say("kill an instance: kill -9 PID; drain one: kill PID; end all: Ctrl-C")
+        await stop.wait()
+        say("draining ...")
+        async with asyncio.TaskGroup() as tasks:
+            for bridge in fleet.bridges:
+                if bridge.running:
+                    tasks.create_task(bridge.terminate(), name=f"end {bridge.name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The bridge, scaled, on this machine.")
+    parser.add_argument("--bridges", type=int, default=2, help="how many")
+    parser.add_argument("--port", type=int, default=8080, help="of the balancer")
+    parser.add_argument("--model-url", help="unset: a fake model is started as well")
+    parser.add_argument("--max-calls", type=int, default=200, help="of each bridge")
+    parser.add_argument("--drain-seconds", type=float, default=5.0)
+    parser.add_argument("--no-redis", action="store_true", help="each by itself")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="for bridges"
+    )
+    options = parser.parse_args()
+    env = dict(pair.partition("=")[::2] for pair in options.env)
+    try:
+        fleet = Fleet(
+            max(1, options.bridges),
+            model_url=options.model_url,
+            max_calls=options.max_calls,
+            drain_seconds=options.drain_seconds,
+            env=env,
+            redis=not options.no_redis,
+            port=options.port,
+        )
+        asyncio.run(_run(fleet, lambda line: print(line, flush=True)))
+    except FleetFailed as failed:
+        raise SystemExit(str(failed)) from None
+    except asyncio.CancelledError:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The names of the figures that there are: what dashboards and alarms may ask for."""
+
+import re
+
+from bridge.watch.metrics import Metrics
+
+_NAME = re.compile(r"\b(?:bridge|haproxy|process)_[a-z0-9_]+\b")
+
+
+def bridge_figures() -> set[str]:
+    """Every series that a bridge tells, by its name in Prometheus."""
+    found = set()
+    for family in Metrics().registry.collect():
+        if family.type == "counter":
+            found.add(f"{family.name}_total")
+        elif family.type == "histogram":
+            found |= {f"{family.name}_{it}" for it in ("bucket", "sum", "count")}
+        else:
+            found.add(family.name)
+    return found
+
+
+def label_values() -> set[str]:
+    """Those of `why` and `side`, which are all told from the start."""
+    families = Metrics().registry.collect()
+    return {
+        value
+        for family in families
+        for sample in family.samples
+        for name, value in sample.labels.items()
+        if name in ("why", "side")
+    }
+
+
+def named(expression: str) -> set[str]:
+    """The series that an expression asks for; values of labels are none."""
+    return set(_NAME.findall(re.sub(r'"[^"]*"', '""', expression)))

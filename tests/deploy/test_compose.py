@@ -1,0 +1,228 @@
+"""docker-compose.yml, without Docker: its schema, and what its users rely on."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib import resources
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from jsonschema import Draft202012Validator
+
+from bridge.cli import app
+from bridge.settings import NAMES, Settings, load, serving_mistakes
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
+SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+BRIDGE = SERVICES["bridge"]
+FAKES = ("model", "caller")
+
+DEMO_ONLY_WITHOUT = (
+    "BRIDGE_PUBLIC_URL",
+    "TWILIO_AUTH_TOKEN",
+    "OPENAI_API_KEY",
+    "BRIDGE_MODEL_URL",
+)
+
+each_service = pytest.mark.parametrize("name", SERVICES)
+
+
+def interpolated(text: str, **environ: str) -> str:
+    """As docker compose does it, for the two forms that the file uses."""
+
+    def value(found: re.Match[str]) -> str:
+        name, form, word = found.groups()
+        given = environ.get(name, "")
+        return (given or word) if form == ":-" else (word if given else "")
+
+    done = re.sub(r"\$\{([A-Z_]+)(:-|:\+)([^}]*)\}", value, text)
+    assert "$" not in done, f"a form that this test does not know: {text}"
+    return done
+
+
+def strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from strings(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from strings(each)
+
+
+def test_docker_takes_the_file() -> None:
+    """`docker compose up` starts, instead of complaining about a key."""
+    schemas = resources.files("check_jsonschema.builtin_schemas.vendor")
+    schema = json.loads(schemas.joinpath("compose-spec.json").read_text("utf-8"))
+    given = {key: it for key, it in FILE.items() if not key.startswith("x-")}
+
+    assert [str(it) for it in Draft202012Validator(schema).iter_errors(given)] == []
+    for text in strings(given):
+        interpolated(text)
+
+
+def test_the_bridge_can_be_scaled() -> None:
+    """`--scale bridge=4` works: nothing of an instance can be there only once."""
+    assert not {"ports", "container_name", "hostname"} & set(BRIDGE)
+    assert SERVICES["balancer"]["environment"]["BALANCER_BRIDGES"] == "bridge:8080"
+    slots = interpolated(SERVICES["balancer"]["environment"]["BALANCER_SLOTS"])
+    assert int(slots) >= 10
+    replicas = BRIDGE["deploy"]["replicas"]
+    assert int(interpolated(replicas)) >= 2, "a call whose instance dies needs another"
+    assert interpolated(replicas, BRIDGES="4") == "4", "the next `up` cuts callers off"
+
+
+def test_a_deploy_lets_calls_finish() -> None:
+    """Nobody is cut off in the middle of a sentence."""
+    grace = re.fullmatch(r"(\d+)s", BRIDGE["stop_grace_period"])
+
+    assert grace is not None and int(grace[1]) >= Settings().drain_seconds + 10
+
+
+@each_service
+def test_containers_are_locked_down(name: str) -> None:
+    """Whoever breaks into one finds neither tools, rights nor a disk."""
+    service = SERVICES[name]
+
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"] and "cap_add" not in service
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["tmpfs"] == ["/tmp"]
+    assert not {"privileged", "network_mode", "pid"} & set(service)
+    for mount in service.get("volumes", []):
+        assert not mount.startswith(".") or mount.endswith(":ro"), mount
+        assert "docker.sock" not in mount
+
+
+@each_service
+def test_only_this_machine_reaches_a_port(name: str) -> None:
+    """Figures, dashboards and unsigned doors are not on the internet by accident."""
+    for port in SERVICES[name].get("ports", []):
+        assert interpolated(port).startswith("127.0.0.1:"), port
+    assert "ports" not in SERVICES["redis"]
+
+
+@each_service
+def test_images_have_a_version(name: str) -> None:
+    """What runs tomorrow is what ran today."""
+    image = SERVICES[name]["image"]
+    if image == "twilio-realtime-bridge":
+        assert SERVICES[name]["build"] == "."
+    else:
+        assert re.fullmatch(r"[a-z/]+:v?\d[\w.-]*", image), image
+
+
+@each_service
+def test_what_is_mounted_is_there(name: str) -> None:
+    """No container starts with an empty folder where its configuration should be."""
+    for mount in SERVICES[name].get("volumes", []):
+        source = mount.split(":")[0]
+        found = (
+            (ROOT / source).exists() if source[0] == "." else source in FILE["volumes"]
+        )
+        assert found, mount
+    for text in strings(SERVICES[name]):
+        for path in re.findall(r"(?<![\w.])/(deploy/\S+\.\w+)", text):
+            assert (ROOT / path).exists(), text
+
+
+def test_redis_keeps_what_it_is_told() -> None:
+    """Its restart loses no call, and a full one says so instead of forgetting."""
+    command = SERVICES["redis"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+
+    assert options["--appendonly"] == "yes"
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert SERVICES["redis"]["volumes"] == ["redis:/data"]
+
+
+def test_the_settings_of_the_bridge_exist() -> None:
+    """No variable is silently ignored for a slip of the pen."""
+    environ = {name: interpolated(it) for name, it in BRIDGE["environment"].items()}
+    demo = demo_file()
+
+    assert set(environ) | set(demo) <= NAMES
+    settings = load(environ, env_file=None)
+    assert settings.port == 8080
+    assert settings.max_calls <= 100, "more than one core carries: choppy audio"
+
+
+def demo_file() -> dict[str, str]:
+    lines = (ROOT / "deploy" / "demo.env").read_text("utf-8").splitlines()
+    pairs = [line.partition("=") for line in lines if line and line[0] != "#"]
+    return {name: value for name, _, value in pairs}
+
+
+def test_the_demo_serves_unsigned_calls_with_the_fake() -> None:
+    """`docker compose --profile demo up` on a fresh clone places calls at once."""
+    environ = {name: interpolated(it) for name, it in BRIDGE["environment"].items()}
+    demo = load({**demo_file(), **environ}, env_file=None)
+    port = SERVICES["model"]["command"][-1]
+
+    assert not [it for it in serving_mistakes(demo) if it.level == "error"]
+    assert demo.insecure and demo.model_target == f"ws://model:{port}/v1/realtime"
+    assert SERVICES["caller"]["command"][-1] == "http://balancer:8080/voice"
+    assert all(SERVICES[name]["profiles"] == ["demo"] for name in FAKES)
+    assert all("profiles" not in SERVICES[it] for it in set(SERVICES) - set(FAKES))
+
+
+def test_a_real_deployment_is_never_a_demo() -> None:
+    """With any vendor's name set, unsigned calls are refused unless .env says so."""
+    first, second = BRIDGE["env_file"]
+
+    assert second == {"path": ".env", "required": False}
+    assert first["required"] is False
+    assert interpolated(first["path"]) == "deploy/demo.env"
+    for count in range(1, len(DEMO_ONLY_WITHOUT) + 1):
+        for names in combinations(DEMO_ONLY_WITHOUT, count):
+            path = interpolated(first["path"], **dict.fromkeys(names, "set"))
+            assert not (ROOT / path).exists(), names
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_the_fakes_are_started_as_they_can_be(name: str) -> None:
+    """The demo's containers do not end with a usage message."""
+    command = typer.main.get_command(app)
+    words = list(SERVICES[name]["command"])
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    known = {option for it in command.params for option in it.opts}
+
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_health_is_asked_with_what_the_image_has() -> None:
+    """A bridge that hangs is seen; the slim image has no curl to ask with."""
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    (asked,) = re.findall(r'^ +CMD \["python", "-c", "(.*)"\]$', dockerfile, re.M)
+    command = BRIDGE["healthcheck"]["test"]
+
+    for code in (asked, command[3]):
+        compile(code, "healthcheck", "exec")
+        assert "/healthz" in code and "127.0.0.1" in code
+    assert command[:3] == ["CMD", "python", "-c"]
+
+
+@pytest.mark.skipif(
+    shutil.which("docker-compose") is None, reason="no docker-compose here"
+)
+def test_docker_compose_itself_takes_the_file() -> None:
+    """What the schema cannot say: references, merged keys, conditions."""
+    done = subprocess.run(
+        ["docker-compose", "--profile", "demo", "config", "--quiet"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
