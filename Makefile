@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 LOCK_PYTHONS ?= python3.11 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test serve check lock clean
+.PHONY: help setup demo test serve fleet check lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,8 +24,9 @@ setup: $(INSTALLED)  ## make .venv with everything in it (the others do it when 
 demo: setup  ## place a call offline: fake Twilio, fake model, the real bridge
 	@$(BIN)/bridge demo
 
+# Bytecode is written whatever the environment says: without it each worker compiles all.
 test: setup  ## run the tests
-	@$(BIN)/python -m pytest -n 8 --dist worksteal
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 8 --dist worksteal
 
 # Without a public url nobody but developers call: unsigned requests are served then,
 # as the server itself says when it starts. An empty value is an unset one.
@@ -34,6 +35,9 @@ serve: setup  ## run the bridge with the settings of the environment and .env
 		"^[[:space:]]*(export[[:space:]]+)?$$1[[:space:]]*=[[:space:]]*[\"']?[^[:space:]\"'#]" .env; }; \
 	said BRIDGE_PUBLIC_URL || said BRIDGE_INSECURE || export BRIDGE_INSECURE=1; \
 	exec $(BIN)/bridge serve
+
+fleet: setup  ## the bridge scaled, on this machine: HAProxy, Redis, three bridges
+	@exec $(BIN)/python scripts/fleet.py --bridges 3
 
 check: setup  ## lint and types
 	@$(BIN)/ruff check
