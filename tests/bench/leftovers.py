@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bridge.core.conversation import LINGER_SECONDS
 from bridge.sim.model import Behaviour, Ruled
 from bridge.sim.twilio import steps
 from bridge.watch import log
@@ -29,6 +30,18 @@ async def place(house: Place, script: Sequence[steps.Step], times: int) -> None:
         record = await house.caller().call(script)
         assert record.heard, "the caller heard nothing"
         await house.empty()
+
+
+async def cut_off(house: Place, times: int) -> None:
+    """Lines that break, all at once: the bridge waits for each to be back, in vain."""
+    script = [*TALK, steps.Drop(), steps.HangUp()]
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(times):
+            tasks.create_task(house.caller().call(script))
+    async with asyncio.timeout(LINGER_SECONDS + 5):
+        while house.server.calls:  # noqa: ASYNC110 - nobody tells of the last
+            await asyncio.sleep(0.1)
+    await house.empty()
 
 
 def sockets() -> int:
@@ -50,7 +63,7 @@ async def main() -> int:
         gc.collect()
         tasks, open_sockets = len(asyncio.all_tasks()), sockets()
         await place(house, [*TALK, steps.HangUp()], CALLS)
-        await place(house, [*TALK, steps.Drop(), steps.Wait(0.1)], CUT_OFF)
+        await cut_off(house, CUT_OFF)
         gc.collect()
         await asyncio.sleep(0.5)
         left = {
