@@ -5,6 +5,7 @@ is counted in playback.py; design and reasons are in docs/playback.md.
 """
 
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -242,10 +243,7 @@ class AgentSpeech:
             if not cancels:
                 cancel = realtime.cancel(response_id, self.event_id())
                 commands += self._to_model(cancel)
-        for response_id in (*running, *(item.response_id for item in live.values())):
-            _remember(self._cut_responses, response_id, None)
-        for item_id, _ in live:
-            _remember(self._cut_items, item_id, None)
+        self._remember_cut(running, live)
         self._items = {}
         cut = {*running, *(item.response_id for item in live.values())}
         innocent = only is not None and cut != {only}
@@ -264,6 +262,13 @@ class AgentSpeech:
             }
             commands.append(Note("interrupted", data))
         return commands + self.pay(now)
+
+    def _remember_cut(self, running: Iterable[str], live: Mapping[Key, Item]) -> None:
+        """What still comes of these answers and items is known as late."""
+        for response_id in (*running, *(item.response_id for item in live.values())):
+            _remember(self._cut_responses, response_id, None)
+        for item_id, _ in live:
+            _remember(self._cut_items, item_id, None)
 
     def ask(self, now: float) -> list[Command]:
         """An answer is wanted: at once, or when the model has ended what it is at and
@@ -490,10 +495,7 @@ class AgentSpeech:
             response.cut = True
             cancel = realtime.cancel(response_id, self.event_id())
             commands += self._to_model(cancel)
-        for response_id in (*running, *(item.response_id for item in live.values())):
-            _remember(self._cut_responses, response_id, None)
-        for item_id, _ in live:
-            _remember(self._cut_items, item_id, None)
+        self._remember_cut(running, live)
         cuts = [*self._cuts, Cut("", now, live)]
         self._cuts.clear()
         for cut in cuts:

@@ -356,6 +356,16 @@ class Phone:
         return commands
 
 
+def answering(ms: int = 1000, words: str = "One two three") -> Phone:
+    """The agent is in the middle of its answer i1; the model makes more of it."""
+    phone = Phone().talking()
+    phone.created()
+    phone.item_added("i1", "assistant")
+    phone.words(words)
+    phone.says(ms)
+    return phone
+
+
 # --- reading commands ---
 
 

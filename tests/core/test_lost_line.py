@@ -10,6 +10,7 @@ from tests.core.phone import (
     SECOND,
     STREAM,
     Phone,
+    answering,
     appended,
     asks,
     cancels,
@@ -28,15 +29,6 @@ from tests.core.phone import (
 )
 
 HANG_UP = ("agent", "hung_up")
-
-
-def answering(ms: int = 2000, words: str = "One two three four") -> Phone:
-    phone = Phone().talking()
-    phone.created()
-    phone.item_added("i1", "assistant")
-    phone.words(words)
-    phone.says(ms)
-    return phone
 
 
 # --- lost, and not back ---
@@ -88,7 +80,7 @@ def test_nobody_hears_what_is_said_to_nobody() -> None:
 
 def test_back_in_the_middle_of_an_answer() -> None:
     """The model is told how much was heard, and goes on from there."""
-    phone = answering()
+    phone = answering(2000, "One two three four")
     phone.frames(1000)
 
     lost = phone.loses_line()
@@ -111,7 +103,7 @@ def test_back_in_the_middle_of_an_answer() -> None:
 
 def test_back_before_the_model_has_stopped() -> None:
     """One request at a time: the answer is asked for when the cut one has ended."""
-    phone = answering()
+    phone = answering(2000, "One two three four")
     phone.frames(500)
     phone.loses_line()
     back = phone.line_back()
@@ -219,7 +211,7 @@ def test_a_tool_that_ends_while_the_line_is_lost() -> None:
 
 def test_an_interruption_whose_fence_never_comes_back() -> None:
     """It is settled with what is known, at once."""
-    phone = answering()
+    phone = answering(2000, "One two three four")
     phone.frames(1000)
     phone.barges_in()
 
@@ -297,7 +289,7 @@ def test_back_before_the_model_was_ever_there() -> None:
 
 def test_line_and_model_are_lost() -> None:
     """Whoever is back first waits for the other; one word, one answer."""
-    phone = answering()
+    phone = answering(2000, "One two three four")
     phone.frames(1000)
     phone.loses_model()
     phone.loses_line()
@@ -313,7 +305,7 @@ def test_line_and_model_are_lost() -> None:
 
 def test_the_line_is_back_before_the_model() -> None:
     """The word about it waits for the model, and comes once."""
-    phone = answering()
+    phone = answering(2000, "One two three four")
     phone.frames(1000)
     phone.loses_line()
     phone.loses_model()
@@ -342,7 +334,7 @@ def test_no_tone_goes_to_a_stream_that_is_gone() -> None:
 
 def test_what_is_on_its_way_is_known_at_any_moment() -> None:
     """An instance that dies leaves how much was heard until then, to a frame."""
-    phone = answering(2000)
+    phone = answering(2000, "One two three four")
     before = phone.talk.version
     phone.frames(1000)
 

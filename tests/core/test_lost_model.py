@@ -20,6 +20,7 @@ from bridge.core.sessions import (
 )
 from tests.core.phone import (
     Phone,
+    answering,
     appended,
     asks,
     cancels,
@@ -41,16 +42,6 @@ from tests.core.phone import (
 
 HANG_UP = ("agent", "hung_up")
 CREATE, ASK = "conversation.item.create", "response.create"
-
-
-def answering(ms: int = 1000, words: str = "One two three") -> Phone:
-    """The agent is in the middle of its answer i1; the model makes more of it."""
-    phone = Phone().talking()
-    phone.created()
-    phone.item_added("i1", "assistant")
-    phone.words(words)
-    phone.says(ms)
-    return phone
 
 
 # --- before there is a session ---

@@ -11,6 +11,7 @@ from bridge.core.redial import AWAY_SECONDS, WAITS
 from bridge.core.sessions import CONFIGURE_SECONDS, SIGN_SECONDS, SILENT_SECONDS
 from tests.core.phone import (
     Phone,
+    answering,
     asks,
     dials,
     ends,
@@ -25,16 +26,6 @@ from tests.core.phone import (
 
 HANG_UP, TRANSFER = ("agent", "hung_up"), ("agent", "transferred")
 NUMBERS = "One two three four five six seven eight."
-
-
-def answering(ms: int = 1000, words: str = "One two three") -> Phone:
-    """The agent is in the middle of its answer i1; the model makes more of it."""
-    phone = Phone().talking()
-    phone.created()
-    phone.item_added("i1", "assistant")
-    phone.words(words)
-    phone.says(ms)
-    return phone
 
 
 def passes(phone: Phone, seconds: float) -> list[Command]:
