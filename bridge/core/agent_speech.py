@@ -359,7 +359,6 @@ class AgentSpeech:
         if clears and not self._playback.idle:
             notes.append(ToCaller(self._out.clear()))
         self._playback.stop(now)
-        self.broken = self.broken or any(r.sounded for r in self._responses.values())
         unsettled = [*(cut.items for cut in self._cuts), self._items]
         self._cuts.clear()
         self._items = {}
@@ -367,7 +366,6 @@ class AgentSpeech:
             if item.received:
                 heard = self._playback.tally(key).heard
                 cut = heard < item.received
-                self.broken = self.broken or cut
                 notes.append(self._said(key, item, heard, cut=cut))
         return notes
 

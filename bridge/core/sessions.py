@@ -12,12 +12,12 @@ from bridge.core.redial import SPARE_SECONDS, Redial
 CONFIGURE_SECONDS = 6.0
 """From a connection to its session.updated; one that takes longer is left."""
 
+NEW_SECONDS = 3.0
+"""For a session to find out what the caller said while there was none."""
+
 SILENT_SECONDS = 5.0
 """Of a server that says nothing, as it may when nobody speaks; then it is asked for a
 sign of life ..."""
-
-NEW_SECONDS = 3.0
-"""For a session to find out what the caller said while there was none."""
 
 SIGN_SECONDS = 4.0
 """... which comes within so long, or the session is lost. Sockets that answer pings

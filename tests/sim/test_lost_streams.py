@@ -20,6 +20,14 @@ def goes_on(bridge: TinyBridge) -> None:
     bridge.documents["/next"] = connect(bridge.media_url, action="/next")
 
 
+async def die(talk: Talk) -> None:
+    """The bridge says something, and is gone: no close frame."""
+    await talk.media(FIRST)
+    await asyncio.sleep(0.45)
+    assert talk.handshake.transport is not None
+    talk.handshake.transport.abort()
+
+
 async def test_a_stream_that_falls_silent_is_noticed_late() -> None:
     """A network that is gone tells nobody: the bridge sees a silent socket, the caller
     waits until Twilio has noticed and asked what follows."""
@@ -52,12 +60,6 @@ async def test_a_stream_that_falls_silent_is_noticed_late() -> None:
 
 async def test_a_bridge_that_dies_is_asked_about_and_the_call_goes_on() -> None:
     """What the caller hears is one stretch of time, with the silence of the gap."""
-
-    async def die(talk: Talk) -> None:
-        await talk.media(FIRST)
-        await asyncio.sleep(0.45)
-        assert talk.handshake.transport is not None
-        talk.handshake.transport.abort()
 
     async def go_on(talk: Talk) -> None:
         await talk.media(SECOND)
@@ -97,12 +99,6 @@ async def test_two_streams_may_have_one_call_sid() -> None:
 async def test_who_listens_goes_on_listening_on_another_stream() -> None:
     """A pause between two streams is no longer than any other: nobody hangs up as soon
     as they are back, because the new stream has not said anything yet."""
-
-    async def die(talk: Talk) -> None:
-        await talk.media(FIRST)
-        await asyncio.sleep(0.45)
-        assert talk.handshake.transport is not None
-        talk.handshake.transport.abort()
 
     async def go_on(talk: Talk) -> None:
         await asyncio.sleep(0.3)
