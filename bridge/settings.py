@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from bridge import variables
+from bridge.core.rules import Prices
 from bridge.variables import LOCAL_MODEL
 
 OPENAI_MODEL_URL = "wss://api.openai.com/v1/realtime"
@@ -51,7 +52,21 @@ DEPRECATED_TRANSCRIPTION_MODELS = {
 }
 
 MIN_TOKEN_CHARS = 16
-"""Of the control API: it may end up on the internet, and it places calls."""
+"""Of what opens a door on the internet: who guesses it places calls, or passes for
+Twilio (whose own tokens have 32)."""
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - a container's own; who gets in is checked
+LOOPBACK = "127.0.0.1"
+
+PUBLISHED = frozenset(
+    {
+        "your-other-auth-token",
+        "the-auth-token-of-the-twilio-console",
+        "the-old-auth-token",
+        "a-long-random-token",
+    }
+)
+"""Values that our own files show, and that are long enough: anybody can read them."""
 
 _PREFIX = "BRIDGE_"
 # Everywhere else an empty value means: not set (docker-compose passes such).
@@ -102,30 +117,43 @@ def serving_mistakes(settings: "Settings") -> list[Finding]:
     found = []
     if settings.insecure:
         found.append(_INSECURE)
+        if settings.host != LOOPBACK:
+            text = f"is {settings.host}: whoever reaches it calls, unsigned"
+            fix = "remove it, unless that is what you want"
+            found.append(Finding("warning", "BRIDGE_HOST", text, fix))
     else:
         if settings.public_url is None:
             found.append(_NO_PUBLIC_URL)
         if settings.twilio_auth_token is None:
             found.append(_NO_AUTH_TOKEN)
+        if settings.tickets == "off":
+            found.append(_NO_TICKETS)
     if settings.model_target == LOCAL_MODEL:
         found.append(_FAKE_MODEL)
     elif settings.openai_api_key is None and not settings.model_headers:
         found.append(_NO_MODEL_KEY)
-    return found + _half_set(settings) + _deprecated(settings)
+    if any(network.prefixlen == 0 for network in settings.trusted_proxies):
+        found.append(_ALL_TRUSTED)
+    return found + _guessable(settings) + _half_set(settings) + _deprecated(settings)
 
 
 def unknown_names(
     environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
 ) -> list[Finding]:
-    """A warning for each BRIDGE_ variable that no setting reads."""
+    """A warning for each BRIDGE_ variable that no setting reads, and for each that is
+    nearly one of the vendors'."""
     names = set(os.environ if environ is None else environ)
     if env_file is not None and Path(env_file).is_file():
         names |= set(dotenv_values(env_file, encoding="utf-8"))
     found = []
     for name in sorted(names - NAMES):
-        if not name.upper().startswith(_PREFIX):
+        own = name.upper().startswith(_PREFIX)
+        # The vendors' have many names, that are others' to read.
+        near = difflib.get_close_matches(
+            name.upper(), sorted(NAMES), n=1, cutoff=0.6 if own else 0.92
+        )
+        if not (own or near):
             continue
-        near = difflib.get_close_matches(name.upper(), sorted(NAMES), n=1)
         fix = f"did you mean {near[0]}?" if near else "remove it"
         found.append(Finding("warning", name, "is not a setting of the bridge", fix))
     return found
@@ -167,6 +195,7 @@ def _with_a_number(value: object, info: ValidationInfo) -> str:
 _Secret = Annotated[SecretStr | None, BeforeValidator(variables.secret)]
 _Word = Annotated[str, BeforeValidator(variables.word)]
 _Text = Annotated[str, BeforeValidator(variables.text)]
+_SomeSeconds = Annotated[float, BeforeValidator(variables.some_seconds)]
 
 
 class Settings(BaseSettings):
@@ -182,6 +211,7 @@ class Settings(BaseSettings):
         case_sensitive=True,
         env_file=None,
         env_file_encoding="utf-8",
+        arbitrary_types_allowed=True,  # Prices
         # Both: by hand a field goes by its own name, in the file by the variable's only
         # (without the prefix a line `host=...` there would count).
         populate_by_name=True,
@@ -190,9 +220,6 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    host: Annotated[str, BeforeValidator(variables.host)] = Field(
-        default="0.0.0.0", validation_alias="BRIDGE_HOST"
-    )
     # 0 = any free port, for demo and tests.
     port: Annotated[int, BeforeValidator(variables.whole_number(0, 65535))] = Field(
         default=8080, validation_alias="BRIDGE_PORT"
@@ -202,6 +229,10 @@ class Settings(BaseSettings):
     )
     insecure: Annotated[bool, BeforeValidator(_only_without_public_url)] = Field(
         default=False, validation_alias="BRIDGE_INSECURE"
+    )
+    # With BRIDGE_INSECURE 127.0.0.1, unless it is set.
+    host: Annotated[str, BeforeValidator(variables.host)] = Field(
+        default=EVERYWHERE, validation_alias="BRIDGE_HOST"
     )
     agent: Annotated[str, BeforeValidator(variables.agent)] = Field(
         default="bridge.agent.receptionist:receptionist",
@@ -297,6 +328,89 @@ class Settings(BaseSettings):
     twilio_auth_token: _Secret = Field(
         default=None, validation_alias="TWILIO_AUTH_TOKEN"
     )
+    # While the token is rotated, either of the two is right.
+    twilio_auth_token_secondary: _Secret = Field(
+        default=None, validation_alias="TWILIO_AUTH_TOKEN_SECONDARY"
+    )
+    # id -> secret, where webhooks are signed with SharedKeys.
+    twilio_shared_keys: Annotated[
+        dict[str, str], NoDecode, BeforeValidator(variables.shared_keys)
+    ] = Field(default_factory=dict, validation_alias="TWILIO_SHARED_KEYS", repr=False)
+    # A stream without the ticket of a webhook of ours gets nothing, unless this is off.
+    tickets: Annotated[
+        Literal["required", "off"],
+        BeforeValidator(variables.one_of("required", "off")),
+    ] = Field(default="required", validation_alias="BRIDGE_TICKETS")
+    # Whose X-Forwarded-For is believed.
+    trusted_proxies: Annotated[
+        tuple[variables.IpNetwork, ...], NoDecode, BeforeValidator(variables.networks)
+    ] = Field(default=(), validation_alias="BRIDGE_TRUSTED_PROXIES")
+
+    # --- limits; where 0 makes sense it means: none ---
+
+    start_seconds: _SomeSeconds = Field(
+        default=10.0, validation_alias="BRIDGE_START_SECONDS"
+    )
+    waiting_sockets: Annotated[int, BeforeValidator(variables.whole_number(1))] = Field(
+        default=500, validation_alias="BRIDGE_WAITING_SOCKETS"
+    )
+    waiting_per_address: Annotated[int, BeforeValidator(variables.whole_number(1))] = (
+        Field(default=100, validation_alias="BRIDGE_WAITING_PER_ADDRESS")
+    )
+    header_bytes: Annotated[
+        int, BeforeValidator(variables.whole_number(2048, 1 << 20))
+    ] = Field(default=16 * 1024, validation_alias="BRIDGE_HEADER_BYTES")
+    body_bytes: Annotated[
+        int, BeforeValidator(variables.whole_number(4096, 16 << 20))
+    ] = Field(default=64 * 1024, validation_alias="BRIDGE_BODY_BYTES")
+    body_seconds: _SomeSeconds = Field(
+        default=10.0, validation_alias="BRIDGE_BODY_SECONDS"
+    )
+    send_seconds: _SomeSeconds = Field(
+        default=5.0, validation_alias="BRIDGE_SEND_SECONDS"
+    )
+    message_bytes: Annotated[
+        int, BeforeValidator(variables.whole_number(4096, 16 << 20))
+    ] = Field(default=256 * 1024, validation_alias="BRIDGE_MESSAGE_BYTES")
+    messages_per_second: Annotated[
+        int, BeforeValidator(variables.whole_number(60, 100_000))
+    ] = Field(default=200, validation_alias="BRIDGE_MESSAGES_PER_SECOND")
+    audio_held_seconds: Annotated[float, BeforeValidator(variables.some_seconds)] = (
+        Field(default=20.0, validation_alias="BRIDGE_AUDIO_HELD_SECONDS")
+    )
+    audio_ahead_seconds: Annotated[float, BeforeValidator(variables.some_seconds)] = (
+        Field(default=600.0, validation_alias="BRIDGE_AUDIO_AHEAD_SECONDS")
+    )
+    calls_per_number: Annotated[int, BeforeValidator(variables.whole_number(0))] = (
+        Field(default=10, validation_alias="BRIDGE_CALLS_PER_NUMBER")
+    )
+    calls_per_number_hour: Annotated[
+        int, BeforeValidator(variables.whole_number(0))
+    ] = Field(default=60, validation_alias="BRIDGE_CALLS_PER_NUMBER_HOUR")
+    longest_seconds: Annotated[
+        int, BeforeValidator(variables.whole_number(10, 4 * 3600))
+    ] = Field(default=4 * 3600, validation_alias="BRIDGE_LONGEST_SECONDS")
+    # Per million tokens, in any unit; the two limits below are in it.
+    prices: Annotated[Prices | None, BeforeValidator(variables.prices)] = Field(
+        default=None, validation_alias="BRIDGE_PRICES"
+    )
+    cost_per_call: Annotated[float, BeforeValidator(variables.amount)] = Field(
+        default=0.0, validation_alias="BRIDGE_COST_PER_CALL"
+    )
+    cost_per_day: Annotated[float, BeforeValidator(variables.amount)] = Field(
+        default=0.0, validation_alias="BRIDGE_COST_PER_DAY"
+    )
+    # Whom a call may be put through to, beside those whom the routes name.
+    transfer_prefixes: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(variables.prefixes)
+    ] = Field(default=(), validation_alias="BRIDGE_TRANSFER_PREFIXES")
+    api_per_second: Annotated[
+        int, BeforeValidator(variables.whole_number(1, 10_000))
+    ] = Field(default=20, validation_alias="BRIDGE_API_PER_SECOND")
+    # What is older is deleted.
+    record_days: Annotated[int, BeforeValidator(variables.whole_number(0, 3650))] = (
+        Field(default=30, validation_alias="BRIDGE_RECORD_DAYS")
+    )
 
     @property
     def model_target(self) -> str:
@@ -307,9 +421,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_the_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """An unset value; a None stays with its default, too."""
-        return {
+    def _as_it_is_meant(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Without the empty: unset values; a None stays with its default, too."""
+        given = {
             name: value
             for name, value in given.items()
             if value is not None
@@ -319,6 +433,11 @@ class Settings(BaseSettings):
                 or str(value).strip() != ""
             )
         }
+        insecure = given.get("BRIDGE_INSECURE", given.get("insecure", ""))
+        if variables.is_yes(insecure) and not given.keys() & {"BRIDGE_HOST", "host"}:
+            # Unsigned requests come from this machine, unless somebody says otherwise.
+            given["BRIDGE_HOST"] = LOOPBACK
+        return given
 
     @classmethod
     def settings_customise_sources(
@@ -344,19 +463,33 @@ _NO_PUBLIC_URL = Finding(
     "error",
     "BRIDGE_PUBLIC_URL",
     "is not set, so no signature of Twilio's can be checked",
-    "set the https origin Twilio sees, or BRIDGE_INSECURE=1 while developing",
+    "add the line BRIDGE_PUBLIC_URL=https://<the host Twilio reaches you at> "
+    "(or BRIDGE_INSECURE=1, while developing)",
 )
 _NO_AUTH_TOKEN = Finding(
     "error",
     "TWILIO_AUTH_TOKEN",
     "is not set, so no signature of Twilio's can be checked",
-    "copy the primary auth token from the Twilio console",
+    "add the line TWILIO_AUTH_TOKEN=<the primary auth token of the Twilio console>",
 )
 _INSECURE = Finding(
     "warning",
     "BRIDGE_INSECURE",
     "is on: requests that Twilio did not sign are served",
     "for anything but development set BRIDGE_PUBLIC_URL and TWILIO_AUTH_TOKEN",
+)
+_NO_TICKETS = Finding(
+    "warning",
+    "BRIDGE_TICKETS",
+    "is off: a handshake that was once seen opens streams for ever, and no limit of "
+    "callers holds for them",
+    "remove it, unless a TwiML Bin answers your number",
+)
+_ALL_TRUSTED = Finding(
+    "warning",
+    "BRIDGE_TRUSTED_PROXIES",
+    "believes everybody: who writes X-Forwarded-For is held to no limit of addresses",
+    "name your proxies' own addresses or network",
 )
 _FAKE_MODEL = Finding(
     "warning",
@@ -372,6 +505,36 @@ _NO_MODEL_KEY = Finding(
 )
 
 
+def _guessable(settings: Settings) -> list[Finding]:
+    """A placeholder that was left, a token that was cut off, or nothing but quotes."""
+    console = "copy it again from the Twilio console, without quotes"
+    own = f"set one of {MIN_TOKEN_CHARS} characters or more"
+    shared = settings.twilio_shared_keys.values()
+    twilios = [
+        ("TWILIO_AUTH_TOKEN", settings.twilio_auth_token),
+        ("TWILIO_AUTH_TOKEN_SECONDARY", settings.twilio_auth_token_secondary),
+        *(("TWILIO_SHARED_KEYS", SecretStr(key)) for key in shared),
+    ]
+    secrets = [
+        ("BRIDGE_API_TOKEN", settings.api_token, "places calls", own),
+        *((name, it, "passes for Twilio", console) for name, it in twilios),
+    ]
+    return [
+        Finding(
+            "warning" if settings.insecure else "error",
+            name,
+            f"can be guessed, and whoever has it {does}",
+            fix,
+        )
+        for name, secret, does, fix in secrets
+        if secret
+        and (
+            len(secret.get_secret_value()) < MIN_TOKEN_CHARS
+            or secret.get_secret_value() in PUBLISHED
+        )
+    ]
+
+
 def _half_set(settings: Settings) -> list[Finding]:
     """What was wanted, but lacks something it should not be without."""
     found = []
@@ -385,11 +548,15 @@ def _half_set(settings: Settings) -> list[Finding]:
     if settings.outbound_prefixes and lacking:
         text, fix = "allows calls that cannot be placed", f"set {', '.join(lacking)}"
         found.append(Finding("warning", "BRIDGE_OUTBOUND_PREFIXES", text, fix))
-    token = settings.api_token
-    if token and len(token.get_secret_value()) < MIN_TOKEN_CHARS:
-        text = "can be guessed, and whoever has it places calls"
-        fix = f"set one of {MIN_TOKEN_CHARS} characters or more"
-        found.append(Finding("warning", "BRIDGE_API_TOKEN", text, fix))
+    for name, limit in (
+        ("BRIDGE_COST_PER_CALL", settings.cost_per_call),
+        ("BRIDGE_COST_PER_DAY", settings.cost_per_day),
+    ):
+        # What routes have no prices, opening.py tells.
+        if limit and settings.prices is None and settings.routes is None:
+            text = "is set, but nobody knows what anything costs"
+            fix = "set BRIDGE_PRICES, or `cost` in the routes"
+            found.append(Finding("error", name, text, fix))
     host = urlsplit(settings.model_url or "").hostname or ""
     own = host in ("", "local") or host.endswith((".openai.com", ".azure.com"))
     if settings.openai_api_key and not own and not settings.model_headers:
@@ -437,9 +604,20 @@ def _in_force(settings: Settings) -> list[Finding]:
         ("BRIDGE_MAX_CALLS", f"is {settings.max_calls}"),
         ("BRIDGE_DRAIN_SECONDS", f"is {settings.drain_seconds:g}"),
         ("BRIDGE_SESSION_SECONDS", f"is {settings.session_seconds:g}"),
+        ("BRIDGE_LONGEST_SECONDS", f"is {settings.longest_seconds}: no call is longer"),
+        ("BRIDGE_CALLS_PER_NUMBER", _most(settings.calls_per_number)),
+        ("BRIDGE_CALLS_PER_NUMBER_HOUR", _most(settings.calls_per_number_hour)),
+        ("BRIDGE_COST_PER_CALL", _most(settings.cost_per_call)),
+        ("BRIDGE_COST_PER_DAY", _most(settings.cost_per_day)),
     ]
     if settings.public_url is not None:
         said.append(("BRIDGE_PUBLIC_URL", f"is {settings.public_url}"))
+    if settings.trusted_proxies:
+        proxies = ", ".join(map(str, settings.trusted_proxies))
+        said.append(("BRIDGE_TRUSTED_PROXIES", f"believes {proxies}"))
+    if settings.twilio_shared_keys:
+        keys = ", ".join(settings.twilio_shared_keys)
+        said.append(("TWILIO_SHARED_KEYS", f"has {keys}"))
     if settings.redis_url is not None:
         place = variables.redis_place(settings.redis_url.get_secret_value())
         said.append(("BRIDGE_REDIS_URL", f"is set: calls are shared at {place}"))
@@ -459,6 +637,11 @@ def _in_force(settings: Settings) -> list[Finding]:
     if settings.outbound_prefixes:
         allowed = ", ".join(settings.outbound_prefixes)
         said.append(("BRIDGE_OUTBOUND_PREFIXES", f"lets {allowed} be called"))
+    if settings.transfer_prefixes:
+        allowed = ", ".join(settings.transfer_prefixes)
+        said.append(
+            ("BRIDGE_TRANSFER_PREFIXES", f"lets calls be put through to {allowed}")
+        )
     if settings.report_url is not None:
         said.append(("BRIDGE_REPORT_URL", "is set: reports are sent there"))
     for name, secret in (
@@ -466,10 +649,15 @@ def _in_force(settings: Settings) -> list[Finding]:
         ("OPENAI_API_KEY", settings.openai_api_key),
         ("OPENAI_WEBHOOK_SECRET", settings.openai_webhook_secret),
         ("TWILIO_AUTH_TOKEN", settings.twilio_auth_token),
+        ("TWILIO_AUTH_TOKEN_SECONDARY", settings.twilio_auth_token_secondary),
     ):
         if secret is not None:
             said.append((name, "is set"))
     return [Finding("ok", name, text) for name, text in said]
+
+
+def _most(limit: float) -> str:
+    return f"is {limit:g}" if limit else "is 0: no limit"
 
 
 def _mistake(error: Mapping[str, Any]) -> Finding:

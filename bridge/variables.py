@@ -15,13 +15,19 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from pydantic import SecretStr
 from pydantic_core import PydanticCustomError
 
+from bridge.core.rules import Prices
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 LOCAL_MODEL = "local"
 _YES, _NO = (
     frozenset({"1", "true", "yes", "on"}),
     frozenset({"0", "false", "no", "off"}),
 )
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
-_PREFIX = re.compile(r"\+[1-9][0-9]{0,13}")
+_PREFIX = re.compile(r"!?\+[1-9][0-9]{0,13}")
+_AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]*)?")
+_SHARED_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _ACCOUNT_SID = re.compile(r"AC[0-9a-zA-Z]{32}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: token
 _HEADERS_FIX = 'set `Name: value; Name: value` or {"Name": "value"}'
@@ -62,6 +68,17 @@ def seconds(value: object) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):
         raise wrong(f"is {text!r}, no number of seconds", "set one from 0 up")
     return float(text)
+
+
+def some_seconds(value: object) -> float:
+    found = seconds(value)
+    if found < 0.1:
+        raise wrong(f"is {found:g}, which is no time at all", "set 0.1 or more")
+    return found
+
+
+def is_yes(value: object) -> bool:
+    return str(value).strip().lower() in _YES
 
 
 def yes_or_no(value: object) -> bool:
@@ -259,14 +276,73 @@ def webhook_secret(value: object) -> object:
 
 
 def prefixes(value: object) -> tuple[str, ...]:
-    """Beginnings of phone numbers, apart by commas."""
+    """Beginnings of phone numbers, apart by commas; with `!` those that are not meant,
+    though another one allows them (`+1,!+1900`)."""
     parts = value if isinstance(value, tuple | list) else str(value).split(",")
     found = tuple(str(part).strip() for part in parts if str(part).strip())
     if any(not _PREFIX.fullmatch(part) for part in found):
         raise wrong(
-            "has a beginning that no number has", "set some such as +1,+4930 in E.164"
+            "has a beginning that no number has", "set some such as +1,!+1900,+4930"
         )
+    if found and all(part.startswith("!") for part in found):
+        raise wrong("allows no number at all", "set what is allowed, such as +1,!+1900")
     return found
+
+
+def networks(value: object) -> tuple[IpNetwork, ...]:
+    """Addresses and networks (CIDR), apart by commas."""
+    parts = value if isinstance(value, tuple | list) else str(value).split(",")
+    found = []
+    for part in parts:
+        text = str(part).strip()
+        if not text:
+            continue
+        try:
+            found.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:
+            raise wrong(
+                f"has {text!r}, no address or network",
+                "set some such as 127.0.0.1,10.0.0.0/8",
+            ) from None
+    return tuple(found)
+
+
+def shared_keys(value: object) -> dict[str, str]:
+    """Twilio's SharedKeys: id -> secret, as `headers` are written."""
+    form = "set `webhooks_sharedkey_...: secret; ...`"
+    try:
+        found = headers(value)
+    except PydanticCustomError:
+        raise wrong("cannot be read", form) from None
+    for name, content in found.items():
+        if not _SHARED_KEY.fullmatch(name) or not content or not content.isascii():
+            raise wrong("has an id or secret that no key has", form)
+    return found
+
+
+def prices(value: object) -> Prices:
+    """`input_text=4, input_audio=32, ...`, all of them: one that is missing would be
+    one of 0, and every limit a wrong one."""
+    if isinstance(value, Prices):
+        return value
+    names = Prices.__struct_fields__
+    form = "set " + ", ".join(f"{name}=..." for name in names) + " (per million tokens)"
+    found: dict[str, float] = {}
+    for part in filter(str.strip, str(value).split(",")):
+        name, equals, text = (piece.strip() for piece in part.partition("="))
+        if name not in names or not equals or not _AMOUNT.fullmatch(text):
+            raise wrong("has a part that is no price", form)
+        found[name] = float(text)
+    if lacking := [name for name in names if name not in found]:
+        raise wrong(f"lacks {', '.join(lacking)}", form)
+    return Prices(**found)
+
+
+def amount(value: object) -> float:
+    text = str(value).strip()
+    if not _AMOUNT.fullmatch(text):
+        raise wrong(f"is {text!r}, no amount", "set a number from 0 up")
+    return float(text)
 
 
 def http_url(value: object) -> str:
@@ -286,9 +362,13 @@ def file(value: object) -> Path:
 
 def _path(value: object) -> Path:
     try:
-        return Path(str(value).strip()).expanduser()
+        path = Path(str(value).strip()).expanduser()
+        path.exists()
     except RuntimeError:
         raise wrong("names the home of nobody", "write the path out") from None
+    except (ValueError, OSError):  # a null in it, too long, in a folder not ours
+        raise wrong("is no path that can be used", "write another one") from None
+    return path
 
 
 def one_of(*choices: str) -> Callable[[object], str]:

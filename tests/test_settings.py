@@ -1,7 +1,9 @@
 """What an operator is told about the environment before the first call."""
 
 import base64
+import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +12,7 @@ from openai.types.realtime import RealtimeSessionCreateRequest
 from openai.types.realtime.audio_transcription import AudioTranscription
 from pydantic import SecretStr, ValidationError
 
+from bridge.core.rules import Prices
 from bridge.settings import (
     DEPRECATED_MODELS,
     DEPRECATED_TRANSCRIPTION_MODELS,
@@ -31,7 +34,7 @@ SIGNING = "whsec_" + "A" * 32
 REAL = {
     "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
     "OPENAI_API_KEY": "sk-key",
-    "TWILIO_AUTH_TOKEN": "0123456789abcdef",
+    "TWILIO_AUTH_TOKEN": "0123456789abcdef" * 2,
 }
 
 
@@ -461,15 +464,41 @@ def test_insecure_is_served_with_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "told"), [("your-token", {"BRIDGE_API_TOKEN": "warning"}), ("x" * 16, {})]
+    ("token", "told"), [("your-token", {"BRIDGE_API_TOKEN": "error"}), ("x" * 16, {})]
 )
-def test_a_token_that_can_be_guessed_is_mentioned(
+def test_a_token_that_can_be_guessed_is_refused(
     token: str, told: dict[str, str]
 ) -> None:
     """Nobody leaves the example's token on a door that costs money."""
     found = serving_mistakes(load({**REAL, "BRIDGE_API_TOKEN": token}, None))
 
     assert levels(found) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TWILIO_AUTH_TOKEN", "changeme"),
+        ("TWILIO_AUTH_TOKEN", '""'),  # docker's --env-file takes quotes for a value
+        ("TWILIO_AUTH_TOKEN_SECONDARY", "x"),
+        ("TWILIO_SHARED_KEYS", "webhooks_sharedkey_1: secret"),
+    ],
+)
+def test_a_secret_of_twilios_that_can_be_guessed_is_refused(
+    name: str, value: str
+) -> None:
+    """Whoever guesses one is Twilio; a second one that is none nobody would notice."""
+    found = serving_mistakes(load({**REAL, name: value}, None))
+
+    assert levels(found) == {name: "error"}
+    assert value not in str(found[0])
+
+
+def test_a_proxy_that_is_anybody_is_mentioned() -> None:
+    """With a header of their own nobody would be held to a limit of addresses."""
+    for given, told in (("10.0.0.0/8", {}), ("10.0.0.0/8,::/0", "warning")):
+        found = serving_mistakes(load({**REAL, "BRIDGE_TRUSTED_PROXIES": given}, None))
+        assert levels(found) == (told and {"BRIDGE_TRUSTED_PROXIES": told})
 
 
 def test_a_fake_model_or_a_keyless_one_is_mentioned() -> None:
@@ -547,3 +576,185 @@ def test_check_says_what_is_in_force_and_what_is_wrong() -> None:
     assert {f.level for f in found} == {"ok", "warning"}
     assert any("bridge.example.com" in f.text for f in found)
     assert levels(broken) == {"BRIDGE_PORT": "error"}
+
+
+# ----------------------------------------------------------------- limits and rotation
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        (
+            "BRIDGE_OUTBOUND_PREFIXES",
+            "+1,!+1900",
+            "outbound_prefixes",
+            ("+1", "!+1900"),
+        ),
+        ("BRIDGE_TRANSFER_PREFIXES", "", "transfer_prefixes", ()),
+        (
+            "BRIDGE_TRUSTED_PROXIES",
+            "127.0.0.1, 10.1.2.3/8,::1",
+            "trusted_proxies",
+            tuple(map(ip_network, ("127.0.0.1", "10.0.0.0/8", "::1"))),
+        ),
+        (
+            "TWILIO_SHARED_KEYS",
+            "webhooks_sharedkey_1: a; webhooks_sharedkey_2: b",
+            "twilio_shared_keys",
+            {"webhooks_sharedkey_1": "a", "webhooks_sharedkey_2": "b"},
+        ),
+        (
+            "BRIDGE_PRICES",
+            "input_text=4,input_audio=32, input_cached=0.4 ,output_text=16,"
+            "output_audio=64.",
+            "prices",
+            Prices(4, 32, 0.4, 16, 64),
+        ),
+        ("BRIDGE_COST_PER_DAY", "12.5", "cost_per_day", 12.5),
+        ("BRIDGE_TICKETS", "OFF", "tickets", "off"),
+        ("BRIDGE_RECORD_DAYS", "0", "record_days", 0),
+    ],
+)
+def test_a_limit_is_read(name: str, text: str, field: str, value: object) -> None:
+    """What the operator writes is what holds."""
+    assert getattr(settings(**{name: text}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("BRIDGE_OUTBOUND_PREFIXES", "!+1900", "allows no number"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+1,!!+1900", "no number has"),
+        ("BRIDGE_TRUSTED_PROXIES", "10.0.0.0/8;::1", "no address or network"),
+        ("BRIDGE_TRUSTED_PROXIES", "balancer", "no address or network"),
+        ("TWILIO_SHARED_KEYS", "s3cr3t-without-id", "cannot be read"),
+        ("TWILIO_SHARED_KEYS", "id:", "no key has"),
+        ("TWILIO_SHARED_KEYS", "i.d: s3cr3t", "no key has"),
+        ("BRIDGE_PRICES", "input_text=4", "lacks input_audio"),
+        ("BRIDGE_PRICES", "input_text=1e9", "no price"),
+        ("BRIDGE_PRICES", "inputtext=1", "no price"),
+        ("BRIDGE_COST_PER_CALL", "-1", "no amount"),
+        ("BRIDGE_COST_PER_CALL", "nan", "no amount"),
+        ("BRIDGE_TICKETS", "maybe", "maybe"),
+        ("BRIDGE_WAITING_SOCKETS", "0", "is 0"),
+        ("BRIDGE_MESSAGES_PER_SECOND", "10", "is 10"),
+        ("BRIDGE_LONGEST_SECONDS", "5", "is 5"),
+    ],
+)
+def test_a_limit_that_cannot_be_read(name: str, text: str, told: str) -> None:
+    """A slip of the pen turns no limit off: the bridge does not start."""
+    mistake = mistakes({name: text})[name]
+
+    assert told in mistake.text
+    assert mistake.fix
+    assert "s3cr3t" not in str(mistake)
+
+
+def test_a_bridge_that_would_be_unsafe_says_the_two_lines_that_mend_it() -> None:
+    """They can be copied into .env."""
+    told = {it.name: it for it in serving_mistakes(load({}, None))}
+
+    assert "BRIDGE_PUBLIC_URL=https://" in told["BRIDGE_PUBLIC_URL"].fix
+    assert "TWILIO_AUTH_TOKEN=" in told["TWILIO_AUTH_TOKEN"].fix
+    assert {told[it].level for it in ("BRIDGE_PUBLIC_URL", "TWILIO_AUTH_TOKEN")} == {
+        "error"
+    }
+
+
+def test_streams_without_tickets_are_mentioned() -> None:
+    """Whoever uses a TwiML Bin knows what it costs them."""
+    found = serving_mistakes(load({**REAL, "BRIDGE_TICKETS": "off"}, None))
+
+    assert levels(found) == {"BRIDGE_TICKETS": "warning"}
+
+
+PRICES = "input_text=4, input_audio=32, input_cached=1, output_text=16, output_audio=64"
+
+
+@pytest.mark.parametrize("name", ["BRIDGE_COST_PER_CALL", "BRIDGE_COST_PER_DAY"])
+def test_a_limit_of_cost_needs_prices(name: str, tmp_path: Path) -> None:
+    """A budget that nothing ever counts towards would be found out by the bill. Routes
+    may have prices of their own, which are looked at when they are read."""
+    limited = {**REAL, name: "5"}
+
+    assert levels(serving_mistakes(load(limited, None))) == {name: "error"}
+    for more in (
+        {"BRIDGE_PRICES": PRICES},
+        {"BRIDGE_ROUTES": str(tmp_path / "r.yaml")},
+    ):
+        assert serving_mistakes(load({**limited, **more}, None)) == []
+
+
+def test_check_tells_what_a_call_may_cost() -> None:
+    """Whoever looks sees the limits that are in force, and those that are not."""
+    environ = {"BRIDGE_TRANSFER_PREFIXES": "+1,!+1900", "BRIDGE_COST_PER_CALL": "1.5"}
+    told = {it.name: it.text for it in check(environ, None) if it.level == "ok"}
+
+    assert told["BRIDGE_LONGEST_SECONDS"] == "is 14400: no call is longer"
+    assert told["BRIDGE_CALLS_PER_NUMBER"] == "is 10"
+    assert told["BRIDGE_COST_PER_CALL"] == "is 1.5"
+    assert told["BRIDGE_COST_PER_DAY"] == "is 0: no limit"
+    assert "+1, !+1900" in told["BRIDGE_TRANSFER_PREFIXES"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "host", "told"),
+    [
+        ({}, "0.0.0.0", None),
+        ({"BRIDGE_INSECURE": "1"}, "127.0.0.1", None),
+        ({"BRIDGE_INSECURE": "1", "BRIDGE_HOST": "0.0.0.0"}, "0.0.0.0", "warning"),
+        ({"BRIDGE_INSECURE": "0", "BRIDGE_HOST": "::1"}, "::1", None),
+    ],
+)
+def test_unsigned_requests_come_from_this_machine(
+    environ: dict[str, str], host: str, told: str | None
+) -> None:
+    """Nobody else on the developer's network calls at their cost, unless it is said."""
+    found = settings(**environ)
+
+    assert found.host == host
+    assert levels(serving_mistakes(found)).get("BRIDGE_HOST") == told
+
+
+ROOT = Path(__file__).parent.parent
+SHOWN = re.compile(
+    r"(TWILIO_AUTH_TOKEN(?:_SECONDARY)?|BRIDGE_API_TOKEN|TWILIO_SHARED_KEYS)"
+    r"[=:] ?(\"[^\"]+\"|\S+)"
+)
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", ".env.example", "deploy/kubernetes/secret.example.yaml"]
+)
+def test_what_our_own_files_show_is_no_secret(file: str) -> None:
+    """A placeholder that was left in place opens no door: anybody can read it here."""
+    shown = SHOWN.findall((ROOT / file).read_text("utf-8"))
+
+    assert shown
+    for name, value in shown:
+        environ = {**REAL, name: value.strip('"')}
+        assert levels(serving_mistakes(load(environ, None))).get(name) == "error", value
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("TWILIO_AUTH_TOKEN_SECONDRY", "TWILIO_AUTH_TOKEN_SECONDARY"),
+        ("TWILIO_ACOUNT_SID", "TWILIO_ACCOUNT_SID"),
+        ("TWILIO_REGION", None),
+        ("OPENAI_BASE_URL", None),
+    ],
+)
+def test_a_slip_in_a_vendors_name(name: str, near: str | None) -> None:
+    """It is told before a rotation refuses every caller; names of others are not."""
+    found = unknown_names({name: "x"}, None)
+
+    assert [it.fix for it in found] == ([f"did you mean {near}?"] if near else [])
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "0.05"])
+def test_no_time_at_all(text: str) -> None:
+    """A limit of 0 would refuse everybody: it is no way to have none."""
+    name = "BRIDGE_START_SECONDS"
+
+    assert "no time" in mistakes({name: text})[name].text

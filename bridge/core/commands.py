@@ -105,3 +105,8 @@ Command = (
 def protocol_error(side: str, reason: str) -> Note:
     """That side sent what its contract does not allow; `reason` is a fixed phrase."""
     return Note("protocol_error", {"side": side, "reason": reason})
+
+
+def limit_hit(limit: str) -> Note:
+    """A limit of bridge.limits.HITS kept that side from more; it is counted."""
+    return Note("limit_hit", {"limit": limit})

@@ -9,6 +9,20 @@ from prometheus_client import (
 )
 
 from bridge.core.commands import Note
+from bridge.limits import HITS
+
+REFUSALS = (
+    "signature",
+    "account",
+    "ticket_missing",
+    "ticket_forged",
+    "ticket_expired",
+    "ticket_used",
+    "other_call",
+    "token",
+    "origin",
+)
+"""Why a request or a stream was refused as not being whose it should be."""
 
 _FAST = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _HUMAN = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -93,12 +107,36 @@ class Metrics:
         )
         for side in ("caller", "model"):
             self.protocol_errors.labels(side)
+        self.limit_hits = Counter(
+            "bridge_limit_hits",
+            "Times that a limit kept somebody from using more than their share",
+            ["limit"],
+            registry=self.registry,
+        )
+        for limit in HITS:
+            self.limit_hits.labels(limit)
+        self.refusals = Counter(
+            "bridge_refusals",
+            "Requests and streams that were not let in, by why",
+            ["why"],
+            registry=self.registry,
+        )
+        for why in REFUSALS:
+            self.refusals.labels(why)
         self.registry_up = Gauge(
             "bridge_registry_up",
             "1 while what the instances share can be reached; alone there is nothing",
             registry=self.registry,
         )
         self.registry_up.set(1)
+
+    def hit(self, limit: str) -> None:
+        """A limit was reached: one of bridge.limits.HITS."""
+        self.limit_hits.labels(limit).inc()
+
+    def refused(self, why: str) -> None:
+        """Somebody was not let in: one of REFUSALS."""
+        self.refusals.labels(why).inc()
 
     def note(self, note: Note) -> None:
         """Counts what a Note tells."""
@@ -121,6 +159,8 @@ class Metrics:
                 self.resumes.labels("line").inc()
             case "call_resumed":
                 self.resumes.labels(data["why"]).inc()
+            case "limit_hit":
+                self.hit(str(data["limit"]))
             case "protocol_error":
                 self.protocol_errors.labels(data["side"]).inc()
             case _:
