@@ -40,6 +40,7 @@ from bridge.agent.live import (
     CallOver,
     LiveCall,
     Message,
+    NotAllowed,
     Role,
     Transfer,
 )
@@ -57,11 +58,12 @@ from bridge.core.commands import (
     Switch,
     ToCaller,
     ToModel,
+    limit_hit,
 )
 from bridge.core.conversation import Conversation
 from bridge.core.history import HistoryItem
 from bridge.fleet import CallEntry, NextStep, Then
-from bridge.fleet.plan import AnsweredBy, Earlier, Left, Plan
+from bridge.fleet.plan import AnsweredBy, Earlier, Left, Plan, moment
 from bridge.house import House, rules_for
 from bridge.report import report_of
 from bridge.routes import HangUp, Route, Tell
@@ -97,12 +99,15 @@ class Call:
         self._phone = phone
         self._stream: Stream | None = None
         self._house = house
-        self._talk = Conversation(now=now)
+        self._talk = Conversation(now=now, bounds=house.bounds)
         self._log = structlog.get_logger()
         self._notes = NoteLog(self._log)
-        self._trace = Trace(now, self._trace_lost) if house.record_dir else None
+        self._trace = (
+            Trace(now, self._trace_lost, house.bounds) if house.record_dir else None
+        )
         self._tasks = asyncio.TaskGroup()
         self._own_tasks: list[asyncio.Task[None]] = []
+        """Begun before it had a name."""
         self._agent: AgentSession | None = None
         self._live: LiveCall | None = None
         self._listeners: Listeners | None = None
@@ -200,8 +205,9 @@ class Call:
         return True
 
     def _new_stream(self, phone: Phone) -> Stream:
-        sent = self._house.metrics.model_to_caller.observe
-        return Stream(phone, self, self._spawn, sent)
+        house = self._house
+        sent, seconds = house.metrics.model_to_caller.observe, house.limits.send_seconds
+        return Stream(phone, self, self._spawn, sent, seconds)
 
     def answered_by(self, who: AnsweredBy) -> None:
         """Twilio's answering-machine detection has a result (an outbound call). It may
@@ -222,7 +228,7 @@ class Call:
     # --- what its stream tells (bridge.stream.Ear) ---
 
     def stream_broken(self, reason: str) -> None:
-        self._feed("misread", ["caller", reason])
+        self._caller_misread(reason)
         self._feed("end", ["caller", "protocol_error"])
 
     def stream_over(self) -> None:
@@ -232,7 +238,17 @@ class Call:
             self._spawn(self._keep(self._safe), "safekeeping")
 
     def stream_stuck(self) -> None:
+        if not self._ended.is_set():
+            self.stream_slow()
         self._feed("end", ["caller", "stuck"])
+
+    def stream_slow(self) -> None:
+        self._see(limit_hit("phone_slow"))
+
+    def _caller_misread(self, reason: str) -> None:
+        if limit := LIMITS.get(reason):
+            self._see(limit_hit(limit))
+        self._feed("misread", ["caller", reason])
 
     def hear(self, text: str | bytes) -> None:
         now = time.monotonic()
@@ -241,7 +257,7 @@ class Call:
                 raise ProtocolError("binary message")
             message = media_stream.decode(text)
         except ProtocolError as error:
-            self._feed("misread", ["caller", error.reason])
+            self._caller_misread(error.reason)
             return
         if self._trace:
             self._trace.input("caller", text, now)
@@ -295,14 +311,22 @@ class Call:
         self._plan, earlier = Plan.read(plan), Earlier.read(talk)
         if earlier.streams:
             ended = await registry.get(f"ended:{sid}")
-            earlier = earlier.as_of(float(ended) if ended else time.time())
+            earlier = earlier.as_of(moment(ended))
             self._resume(live, earlier)
         self._earlier, self._transfers = earlier, earlier.transfers
-        rules = rules_for(self._route, self._greeting(), earlier, house.session_seconds)
+        rules = rules_for(
+            self._route,
+            self._greeting(),
+            earlier,
+            house.session_seconds,
+            house.ceilings,
+        )
         self._feed("follow", [msgspec.to_builtins(rules)])
         self._planned = True
         # Not before: what is kept from now on has in it what was kept before.
-        self._safe = Safekeeping(registry, sid, self._version, self._look)
+        self._safe = Safekeeping(
+            registry, sid, self._version, self._look, self._route.redact
+        )
         if registry.shared:
             self._spawn(self._safe.run(), f"{sid} safekeeping")
         await house.begin(self._route, live)
@@ -372,6 +396,9 @@ class Call:
         self._house.metrics.calls.labels(outcome).inc()
         seconds = round(time.monotonic() - self._began, 3)
         self._log.info("call_ended", outcome=outcome, seconds=seconds)
+        if self._entry:
+            moved = self._ending.why in MOVED_ON
+            self._house.allowance.ended(self._entry.call_sid, goes_on=moved)
         await self._leave_word()
         if self._live:
             self._tell_the_end(self._live, self._earlier.seconds + seconds)
@@ -438,7 +465,7 @@ class Call:
         live.end()
         if self._listeners:
             self._listeners.end()
-        if why not in (TAKEN_OVER, "handed_over"):
+        if why not in MOVED_ON:
             self._house.hand_over(self._route, report_of(live, by, why, seconds))
 
     # --- what the agent's session tells (bridge.agent.session.SessionLine) ---
@@ -468,6 +495,9 @@ class Call:
 
     def model_stuck(self, why: str) -> None:
         self._feed("end", ["model", why])
+
+    def model_limit(self, limit: str) -> None:
+        self._see(limit_hit(limit))
 
     def send_to_model(self, text: str) -> None:
         self._feed("send", [text])
@@ -527,6 +557,12 @@ class Call:
         return await self._leave(["agent", "hung_up"], None)
 
     async def transfer(self, transfer: Transfer) -> bool:
+        assert self._live, "somebody asks"
+        try:
+            self._house.check_transfer(self._route, self._live, transfer)
+        except NotAllowed:
+            self._see(limit_hit("transfer_number"))
+            raise
         if self._transfers >= MAX_TRANSFERS:
             raise BadRequest("this caller has been put through too often")
         return await self._leave(["agent", "transferred"], transfer)
@@ -654,6 +690,7 @@ class Call:
             self._live.input_tokens += int(note.data["input_tokens"] or 0)
             self._live.output_tokens += int(note.data["output_tokens"] or 0)
             self._live.cost += float(note.data["cost"] or 0)
+            self._house.allowance.spent(float(note.data["cost"] or 0))
         if self._agent and note.name == "said" and note.data["cut"]:
             self._agent.heard(
                 str(note.data["item"]),
@@ -679,7 +716,8 @@ class Call:
         self._notes = NoteLog(self._log)
         self._log.info("call_started", route=self._route.name)
         if self._trace and self._house.record_dir:
-            self._trace.open(self._house.record_dir, sid, facts.stream_sid)
+            folder, stream_sid = self._house.record_dir, facts.stream_sid
+            self._trace.open(folder, sid, stream_sid, self._route.redact)
         for task in self._own_tasks:
             task.set_name(f"{sid} {task.get_name()}")
         self._listeners = Listeners(self._house.errands.start, sid)
@@ -687,7 +725,10 @@ class Call:
         self._approvals = approvals
         self._live = LiveCall(facts, self, self._listeners, approvals)
         self._live.transfers = self._route.transfers
+        self._live.redaction = self._route.redact
         self._enter(self._entry)
+        if facts.direction == "inbound":
+            self._house.allowance.began(sid, facts.theirs)
         self._begun.set()
         self._spawn(self._converse(self._live, approvals), f"{sid} agent")
 
@@ -718,7 +759,8 @@ class Call:
         if self.call_sid and not name.startswith(self.call_sid):
             name = f"{self.call_sid} {name}"
         task = self._tasks.create_task(work, name=name)
-        self._own_tasks.append(task)
+        if not self.call_sid:
+            self._own_tasks.append(task)
         return task
 
     def _set_timer(self, now: float) -> None:
@@ -751,6 +793,15 @@ class Call:
 
 
 TAKEN_OVER = "taken_over"
+
+LIMITS = {
+    media_stream.TOO_LARGE: "message_bytes",
+    media_stream.TOO_MANY: "message_rate",
+}
+"""What was wrong with a message -> the limit that it is."""
+
+MOVED_ON = frozenset({TAKEN_OVER, "handed_over"})
+"""Whys of a call that goes on on another instance."""
 
 GOES_ON = frozenset({("bridge", "handed_over"), ("caller", "connection_lost")})
 """Ends of a stream, and not of the call."""

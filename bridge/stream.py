@@ -13,14 +13,15 @@ from bridge.core import ProtocolError, media_stream
 from bridge.core.conversation import START_SECONDS
 
 MAX_TO_PHONE = 4000
-"""Messages waiting for Twilio. It takes ten minutes of audio at once; a socket that
-lets so many pile up takes none."""
+"""Messages waiting for Twilio, of 2.5 kB at most: 10 MB in all. It takes ten minutes of
+audio at once; a socket that lets so many pile up takes none."""
 
 SEND_SECONDS = 5.0
 """A socket that takes nothing for so long is dead, though nobody said so."""
 
 MAX_BEFORE_START = 10
-"""Twilio sends `connected`, then `start`. Whoever sends more before is not Twilio."""
+"""Twilio sends `connected`, then `start`. Whoever sends more before is not Twilio, nor
+who sends more than one message may have (media_stream.MAX_MESSAGE_CHARS)."""
 
 
 class Phone(Protocol):
@@ -45,15 +46,20 @@ class Opened:
         self._first: list[str | bytes] = []
         self.call_sid: str | None = None
         """Whose stream it is; None: that was not said."""
+        self.account_sid = ""
+        self.late = False
+        """Nothing was said in time."""
 
     @classmethod
-    async def of(cls, phone: Phone) -> "Opened":
+    async def of(cls, phone: Phone, seconds: float = START_SECONDS) -> "Opened":
         """Reads until Twilio has said whose stream it is, or should have."""
         opened = cls(phone)
         try:
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(seconds):
                 await opened._read()
-        except (TimeoutError, ProtocolError):
+        except TimeoutError:
+            opened.late = True
+        except ProtocolError:
             # The call finds the same again, and says what is wrong.
             opened._messages = aiter(phone)
         return opened
@@ -61,8 +67,11 @@ class Opened:
     async def _read(self) -> None:
         async for text in self._messages:
             self._first.append(text)
-            self.call_sid = _named_by(text)
-            if self.call_sid is not None or len(self._first) >= MAX_BEFORE_START:
+            if start := _start_in(text):
+                self.call_sid, self.account_sid = start.call_sid, start.account_sid
+            size = sum(map(len, self._first))
+            most = media_stream.MAX_MESSAGE_CHARS
+            if start or len(self._first) >= MAX_BEFORE_START or size > most:
                 return
 
     async def __aiter__(self) -> AsyncIterator[str | bytes]:
@@ -92,6 +101,9 @@ class Ear(Protocol):
     def stream_stuck(self) -> None:
         """More waits to be sent than any phone takes."""
 
+    def stream_slow(self) -> None:
+        """Nothing was taken for so long that nothing more will be."""
+
 
 Begin = Callable[[Coroutine[None, None, None], str], asyncio.Task[None]]
 
@@ -100,9 +112,15 @@ class Stream:
     """Its two tasks are begun by the call, and end with it or with `leave`."""
 
     def __init__(
-        self, phone: Phone, ear: Ear, begin: Begin, on_sent: Callable[[float], None]
+        self,
+        phone: Phone,
+        ear: Ear,
+        begin: Begin,
+        on_sent: Callable[[float], None],
+        send_seconds: float = SEND_SECONDS,
     ) -> None:
         """`on_sent` is told how long the last message lay here, in seconds."""
+        self._send_seconds = send_seconds
         self._phone = phone
         self._ear = ear
         self._on_sent = on_sent
@@ -156,25 +174,28 @@ class Stream:
         try:
             while True:
                 text, since = await self._out.get()
-                async with asyncio.timeout(SEND_SECONDS) as limit:
+                async with asyncio.timeout(self._send_seconds) as limit:
                     await self._phone.send(text)
                     while not self._out.empty():
-                        limit.reschedule(loop.time() + SEND_SECONDS)  # for each anew
+                        # For each anew.
+                        limit.reschedule(loop.time() + self._send_seconds)
                         text, since = self._out.get_nowait()
                         await self._phone.send(text)
                 self._on_sent(time.monotonic() - since)
-        except (ConnectionError, TimeoutError):
+        except TimeoutError:
+            if not self._left:
+                self._ear.stream_slow()
+            self._is_over()
+        except ConnectionError:
             self._is_over()
 
 
-def _named_by(text: str | bytes) -> str | None:
-    """The call that a message is the start of."""
+def _start_in(text: str | bytes) -> media_stream.StartDetails | None:
+    """What a message says that is the start of a stream."""
     if isinstance(text, bytes):
         return None
     try:
         message = media_stream.decode(text)
     except ProtocolError:
         return None
-    if isinstance(message, media_stream.Start):
-        return message.start.call_sid
-    return None
+    return message.start if isinstance(message, media_stream.Start) else None

@@ -34,7 +34,10 @@ LATE_SECONDS = 5.0
 """A listener gets so long for what is left of a call that is over."""
 
 MAX_WAITING = 2000
-"""Events a listener has not taken; a few minutes of talk. More are dropped, counted."""
+"""Events a listener has not taken; a few minutes of talk ..."""
+
+MAX_WAITING_CHARS = 16_000_000
+"""... with so many words in them. More are dropped, counted."""
 
 log = structlog.get_logger()
 
@@ -128,20 +131,26 @@ class _Queue:
         self._listener = listener
         self._call_sid = call
         self._waiting: asyncio.Queue[CallEvent | None] = asyncio.Queue()
+        self._chars = 0
+        """Of the words in those that wait."""
         self._dropped = 0
         self._failed = False
 
     def put(self, event: CallEvent | None) -> None:
-        if event is not None and self._waiting.qsize() >= MAX_WAITING:
-            if not self._dropped:
-                log.warning("listener_slow", call_sid=self._call_sid)
-            self._dropped += 1
-            return
+        if event is not None:
+            chars = self._chars + _words_in(event)
+            if self._waiting.qsize() >= MAX_WAITING or chars > MAX_WAITING_CHARS:
+                if not self._dropped:
+                    log.warning("listener_slow", call_sid=self._call_sid)
+                self._dropped += 1
+                return
+            self._chars = chars
         self._waiting.put_nowait(event)
 
     async def deliver(self) -> None:
         name = f"{self._call_sid} listener"
         while (event := await self._waiting.get()) is not None:
+            self._chars -= _words_in(event)
             try:
                 await user_code.ask(self._listener, event, name)
             except BaseException as error:
@@ -155,6 +164,10 @@ class _Queue:
             log.warning(
                 "listener_missed", call_sid=self._call_sid, events=self._dropped
             )
+
+
+def _words_in(event: CallEvent) -> int:
+    return sum(len(it) for it in event.data.values() if isinstance(it, str))
 
 
 def call_event(event: RealtimeSessionEvent) -> CallEvent:

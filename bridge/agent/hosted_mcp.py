@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 
 import msgspec
 import structlog
@@ -22,6 +22,8 @@ from openai.types.responses.response_output_item import McpApprovalRequest
 
 from bridge import user_code
 from bridge.agent.approvals import Approvals
+from bridge.core import UNREADABLE
+from bridge.core.bounds import MAX_ID_CHARS
 
 log = structlog.get_logger()
 
@@ -50,6 +52,23 @@ MAX_CALLED = 16
 MAX_CHARS = 2000
 """... and so much of its arguments, and of its result."""
 
+MAX_AT_WORK = 64
+"""Tools at a time, and questions that wait for a yes: a model has a few of them."""
+
+MAX_ITEMS = 10_000
+"""Of one session, of each of which something is remembered: what a server tells of more
+is not listened to. An hour has a few hundred."""
+
+MAX_SERVERS = 64
+"""Whose tools are remembered: those of all agents of a call ..."""
+
+MAX_LISTING_CHARS = 1024 * 1024
+"""... and so much of the tools of each; long lists have a fifth of it."""
+
+TOO_MANY = "Too much waits to be approved already, so it was not done."
+
+Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
+
 _ANSWERED = ("completed", "incomplete")
 """Of a response. After a cancelled one the caller speaks, a failed one is repeated."""
 
@@ -71,14 +90,14 @@ class Host(Protocol):
 
 
 class _Item(msgspec.Struct, frozen=True):
-    id: str = ""
+    id: Id = ""
     type: str = ""
-    server_label: str = ""
-    name: str = ""
+    server_label: Id = ""
+    name: Id = ""
     arguments: str = ""
     output: str | None = None
     error: dict[str, Any] | None = None
-    approval_request_id: str | None = None
+    approval_request_id: Id | None = None
     tools: list[Tool] = []
 
 
@@ -100,14 +119,14 @@ class _Called:
 
 
 class _Response(msgspec.Struct, frozen=True):
-    id: str = ""
+    id: Id = ""
     status: str = ""
 
 
 class _Event(msgspec.Struct, frozen=True):
     type: str
-    item_id: str = ""
-    response_id: str = ""
+    item_id: Id = ""
+    response_id: Id = ""
     arguments: str = ""
     item: _Item | None = None
     response: _Response | None = None
@@ -181,6 +200,9 @@ class HostedMcp:
         self._finished: set[str] = set()
         self._reported: set[str] = set()
         self._rejected: set[str] = set()  # approval requests
+        self._items: set[str] = set()  # all that was told of
+        self._full = False
+        self._warned: set[str] = set()
 
     @property
     def servers(self) -> Mapping[str, Sequence[Tool]]:
@@ -230,8 +252,9 @@ class HostedMcp:
             memory.clear()
         for items in (self._waiting, self._open, self._over, self._owed):
             items.clear()
-        for items in (self._finished, self._reported, self._rejected):
+        for items in (self._finished, self._reported, self._rejected, self._items):
             items.clear()
+        self._full = False
         if called:
             log.info("mcp_session_lost", call_sid=self._host.call_sid, waits=owed)
         for each in called[-MAX_CALLED:]:
@@ -249,8 +272,10 @@ class HostedMcp:
             return
         try:
             event = _decode(text)
-        except msgspec.DecodeError:
-            log.warning("mcp_event_misread", call_sid=self._host.call_sid)
+        except UNREADABLE:
+            self._warn("mcp_event_misread")
+            return
+        if not self._has_room(event, len(text)):
             return
         if event.response_id and event.type != "response.done":
             self._belongs(event)
@@ -261,12 +286,32 @@ class HostedMcp:
             case "mcp_list_tools.failed":
                 self._not_listed(event.item_id)
             case "response.mcp_call_arguments.done" if event.item_id in self._called:
-                self._called[event.item_id].arguments = event.arguments
+                self._called[event.item_id].arguments = event.arguments[:MAX_CHARS]
             case "response.mcp_call.completed" | "response.mcp_call.failed":
                 self._finish(event.item_id)
             case "response.done":
                 if event.response is not None:
                     self._done(event.response)
+
+    def _warn(self, what: str) -> None:
+        """Once a call: a server may go on for ever."""
+        if what not in self._warned:
+            self._warned.add(what)
+            log.warning(what, call_sid=self._host.call_sid)
+
+    def _has_room(self, event: _Event, size: int) -> bool:
+        """False: a server tells of more than anybody calls."""
+        item_id = event.item.id if event.item else event.item_id
+        if item_id not in self._items and len(self._items) >= MAX_ITEMS:
+            if not self._full:
+                self._full = True
+                log.warning("mcp_too_many_items", call_sid=self._host.call_sid)
+            return event.type == "response.done"
+        self._items.add(item_id)
+        if event.item and event.item.tools and size > MAX_LISTING_CHARS:
+            self._warn("mcp_listing_too_large")
+            return False
+        return True
 
     def _belongs(self, event: _Event) -> None:
         """Which response an item is of: the events that end a call do not say."""
@@ -277,7 +322,8 @@ class HostedMcp:
             relevant = event.item.type in ("mcp_call", "mcp_approval_request")
             if event.item.type == "mcp_call":
                 self._know(event.item)
-        if relevant and item_id not in self._finished | self._response_of.keys():
+        known = item_id in self._finished or item_id in self._response_of
+        if relevant and not known:
             self._response_of[item_id] = event.response_id
             if event.response_id not in self._over:
                 self._open.add(event.response_id)
@@ -290,6 +336,8 @@ class HostedMcp:
                 self._label_of[item.id] = item.server_label
                 if done:
                     self._listed[item.server_label] = item.tools
+                    if len(self._listed) > MAX_SERVERS:
+                        del self._listed[next(iter(self._listed))]
                     self._show()
             case "mcp_call":
                 self._know(item)
@@ -303,8 +351,8 @@ class HostedMcp:
         request_id = item.approval_request_id or ""
         known = self._called.get(request_id) or self._called.get(item.id)
         if known is None:
-            known = _Called(item.server_label, item.name, item.arguments)
-        known.arguments = item.arguments or known.arguments
+            known = _Called(item.server_label, item.name, "")
+        known.arguments = item.arguments[:MAX_CHARS] or known.arguments
         self._remember(item.id, known)
 
     def _remember(self, item_id: str, call: _Called) -> None:
@@ -330,7 +378,7 @@ class HostedMcp:
     def _not_listed(self, item_id: str) -> None:
         label = self._label_of.get(item_id, "")
         self._listed.pop(label, None)
-        log.warning("mcp_tools_failed", call_sid=self._host.call_sid)
+        self._warn("mcp_tools_failed")
         self._host.emit("mcp_tools_failed", server=label)
         self._show()
 
@@ -385,7 +433,7 @@ class HostedMcp:
     # --- who waits for a tool is not silent ---
 
     def _begin_work(self, item_id: str, call_id: str = "") -> None:
-        if item_id not in self._at_work:
+        if item_id not in self._at_work and len(self._at_work) < MAX_AT_WORK:
             self._at_work[item_id] = call_id
             self._running(+1, call_id)
             name = f"{self._host.call_sid} mcp work"
@@ -408,6 +456,9 @@ class HostedMcp:
         self._reported.add(item.id)
         self._waiting.add(item.id)
         self._held(item)
+        if len(self._waiting) > MAX_AT_WORK:
+            self._answer(item, False, TOO_MANY)
+            return
         always = self._always.get((item.server_label, item.name))
         approver = self._approvers.get(item.server_label)
         if always is not None:
@@ -435,8 +486,8 @@ class HostedMcp:
 
     def _held(self, request: _Item) -> None:
         """The call that waits for this, of which we know already, does not run."""
-        asked = (request.server_label, request.name, request.arguments)
-        call = _Called(*asked)
+        given = request.arguments[:MAX_CHARS]
+        call = _Called(request.server_label, request.name, given)
         for item_id, known in self._called.items():
             if known == call:
                 self._end_work(item_id)

@@ -5,11 +5,15 @@ history. Private names it relies on are listed in tests/agent/test_sdk_canary.py
 """
 
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
 from agents.realtime import RealtimeModelConfig, RealtimeModelSendEvent
 from agents.realtime.config import RealtimeSessionModelSettings
-from agents.realtime.model_events import RealtimeModelAudioInterruptedEvent
+from agents.realtime.model_events import (
+    RealtimeModelAudioInterruptedEvent,
+    RealtimeModelErrorEvent,
+    RealtimeModelEvent,
+)
 from agents.realtime.model_inputs import (
     RealtimeModelSendInterrupt,
     RealtimeModelSendSessionUpdate,
@@ -19,6 +23,7 @@ from agents.realtime.openai_realtime import (
     OpenAIRealtimeWebSocketModel,
     TransportConfig,
 )
+from pydantic import ValidationError
 from websockets.asyncio.client import ClientConnection
 
 from bridge.agent.results import BackgroundResult
@@ -30,12 +35,17 @@ MAX_OUTPUT_CHARS = 100_000
 
 CUT_OUTPUT = "\n(The result was longer than this and has been cut off.)"
 
+UNTAKEN = "event that the SDK cannot take"
+
 OpenWire = Callable[[str, dict[str, str]], Awaitable[Wire]]
 """(url, headers) -> a wire to there, whether or not it is connected yet."""
 
 Interrupt = Callable[[str, str | None], None]
 """(by whom, id of the answer or None for any): silence at once."""
 
+
+Misread = Callable[[str], None]
+"""An event could not be used; a fixed phrase says why."""
 
 Take = Callable[[RealtimeSessionModelSettings], RealtimeSessionModelSettings]
 """Settings of the agent in charge -> what the SDK takes of them (hosted_mcp.py)."""
@@ -44,8 +54,15 @@ Take = Callable[[RealtimeSessionModelSettings], RealtimeSessionModelSettings]
 class PhoneModel(OpenAIRealtimeWebSocketModel):
     """One per call: the SDK's runner would share an instance between sessions."""
 
-    def __init__(self, wire: OpenWire, interrupt: Interrupt, take: Take) -> None:
+    def __init__(
+        self,
+        wire: OpenWire,
+        interrupt: Interrupt,
+        take: Take,
+        misread: Misread = lambda reason: None,
+    ) -> None:
         super().__init__()
+        self._misread = misread
         self._wire = wire
         self._interrupt = interrupt
         self._take = take
@@ -64,6 +81,21 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
     ) -> ClientConnection:
         # The SDK uses three things of a connection, and the wire has them.
         return cast(ClientConnection, await self._wire(url, headers))
+
+    async def _handle_ws_event(self, event: dict[str, Any]) -> None:
+        """As the SDK's, but an odd event is left out and does not end the session."""
+        try:
+            await super()._handle_ws_event(event)
+        except (AttributeError, LookupError, TypeError, ValidationError):
+            # What it takes for granted of the shape of some, and for others checks.
+            self._misread(UNTAKEN)
+
+    async def _emit_event(self, event: RealtimeModelEvent) -> None:
+        if isinstance(event, RealtimeModelErrorEvent) and isinstance(
+            event.error, ValidationError
+        ):
+            self._misread(UNTAKEN)
+        await super()._emit_event(event)
 
     async def send_event(self, event: RealtimeModelSendEvent) -> None:
         """As the SDK's, but an interruption stops what is queued at Twilio, and tools

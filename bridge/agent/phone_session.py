@@ -5,12 +5,13 @@ bounded and holds what was heard. Private names used: tests/agent/test_sdk_canar
 """
 
 import asyncio
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
 from agents.exceptions import ToolTimeoutError
 from agents.realtime import RealtimeAgent, RealtimeModel, RealtimeRunConfig
-from agents.realtime.items import AssistantAudio
+from agents.realtime.items import AssistantAudio, RealtimeItem
 from agents.realtime.model import RealtimeModelConfig
 from agents.realtime.model_events import RealtimeModelEvent, RealtimeModelToolCallEvent
 from agents.realtime.model_inputs import RealtimeModelSendToolOutput
@@ -18,11 +19,30 @@ from agents.realtime.session import RealtimeSession, _PendingToolOutputSendError
 from agents.tool import FunctionTool
 
 from bridge import user_code
+from bridge.agent.wire import whole
+from bridge.core.bounds import MAX_ID_CHARS
 
 log = structlog.get_logger()
 
 MAX_HISTORY = 400
-"""Items the SDK's own history keeps: it is copied for every word that is said."""
+"""Items the SDK's own history keeps: it is copied for every word that is said ..."""
+
+MAX_HISTORY_CHARS = 16_000_000
+"""... with so many characters: an item may have any length, and hold a picture."""
+
+MAX_WORDS = 500_000
+"""Of one turn's words, each delta of them worth WORD_CHARS more: the SDK copies all of
+an item's for every one that comes. Ten minutes of quick speech have a fifth of it."""
+
+WORD_CHARS = 64
+
+MAX_TOOLS = 64
+"""At work at a time, or waiting for a yes. A model calls a few at once."""
+
+MAX_CALLED = 10_000
+"""Tools in one call, of each of which the SDK remembers something."""
+
+TOO_MANY = "Too many tools are at work. Wait for their results before you call another."
 
 FAILED = "The tool failed. Tell the caller, or try something else."
 TIMED_OUT = "The tool took too long and was given up. Tell the caller."
@@ -37,6 +57,12 @@ class ToolWatch(Protocol):
 
     def tool_failed(self, tool: str, error: str) -> None:
         """It raised (`error` is the exception's type) or took too long."""
+
+    def model_limit(self, limit: str) -> None:
+        """The model asks for more than we bear: one of bridge.limits.HITS."""
+
+    def model_stuck(self, why: str) -> None:
+        """It goes beyond all measure: the call ends."""
 
 
 class PhoneSession(RealtimeSession):
@@ -58,6 +84,11 @@ class PhoneSession(RealtimeSession):
         self._watch = watch
         self._heard: dict[str, dict[int, str]] = {}
         """Of items that were cut: the words of their parts."""
+        self._words = 0
+        """Of this turn, as they count for MAX_WORDS."""
+        self._tools = 0
+        """At work."""
+        self._called = 0
 
     @property
     def agent(self) -> RealtimeAgent[Any]:
@@ -65,6 +96,12 @@ class PhoneSession(RealtimeSession):
         return self._current_agent
 
     async def on_event(self, event: RealtimeModelEvent) -> None:
+        if event.type in ("transcript_delta", "output_text_delta"):
+            if not self._item_transcripts:
+                self._words = 0
+            self._words += len(event.delta) + WORD_CHARS
+            if self._words > MAX_WORDS:
+                return
         await super().on_event(event)
         # Of what was cut the server may still tell, even all of its words.
         if event.type == "item_updated":
@@ -73,6 +110,18 @@ class PhoneSession(RealtimeSession):
             self._put_heard(event.item_id)
         if len(self._history) > MAX_HISTORY:
             self._history = self._history[-MAX_HISTORY:]
+        if event.type in ("item_updated", "input_audio_transcription_completed"):
+            self._forget_books()
+
+    def _forget_books(self) -> None:
+        """The oldest of what is longer than any conversation."""
+        sizes = [_size(item) for item in self._history]
+        chars, first = sum(sizes), 0
+        while chars > MAX_HISTORY_CHARS:
+            chars -= sizes[first]
+            first += 1
+        if first:
+            self._history = self._history[first:]
 
     def heard(self, item_id: str, content_index: int, text: str) -> None:
         """The caller heard no more than this of an answer: nor did the history."""
@@ -94,6 +143,11 @@ class PhoneSession(RealtimeSession):
     async def _handle_tool_call(
         self, event: RealtimeModelToolCallEvent, **more: Any
     ) -> None:
+        # One that got its yes was let in before.
+        if not more.get("from_pending_approval") and not await self._bears(event):
+            return
+        event = replace(event, arguments=whole(event.arguments))
+        self._tools += 1
         self._watch.tool_running(+1, event.call_id)
         try:
             async with asyncio.timeout(self._limit(event.name)):
@@ -105,6 +159,7 @@ class PhoneSession(RealtimeSession):
                 raise
             await self._answer_for(event, error)
         finally:
+            self._tools -= 1
             self._watch.tool_running(-1, event.call_id)
 
     async def _answer_for(
@@ -116,11 +171,26 @@ class PhoneSession(RealtimeSession):
         # The text of the error may be what the caller said: their log, not ours.
         log.warning("tool_failed", tool=event.name, error=kind)
         self._watch.tool_failed(event.name, kind)
+        await self._answer(event, TIMED_OUT if late else FAILED)
+
+    async def _bears(self, event: RealtimeModelToolCallEvent) -> bool:
+        """False: this call is one too many, or none."""
+        self._called += 1
+        named = max(len(event.call_id), len(event.name)) <= MAX_ID_CHARS
+        waiting = len(self._pending_tool_calls)
+        if named and self._called <= MAX_CALLED and self._tools + waiting < MAX_TOOLS:
+            return True
+        self._watch.model_limit("model_flood")
+        if self._called > MAX_CALLED:
+            self._watch.model_stuck("flood")
+        elif named:
+            await self._answer(event, TOO_MANY)
+        return False
+
+    async def _answer(self, event: RealtimeModelToolCallEvent, output: str) -> None:
         await self._model.send_event(
             RealtimeModelSendToolOutput(
-                tool_call=event,
-                output=TIMED_OUT if late else FAILED,
-                start_response=True,
+                tool_call=event, output=output, start_response=True
             )
         )
 
@@ -134,3 +204,10 @@ class PhoneSession(RealtimeSession):
             for tool in (snapshot.tools if snapshot else ())
         )
         return None if own else self._tool_seconds
+
+
+def _size(item: RealtimeItem) -> int:
+    """The characters of all its parts."""
+    parts = item.content if item.type == "message" else [item]
+    fields = (value for part in parts for _, value in part)
+    return sum(len(value) for value in fields if isinstance(value, str))

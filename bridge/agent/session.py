@@ -48,7 +48,12 @@ PASSING_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
 """HTTP statuses of a handshake that another try may not meet."""
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
-"""As the SDK's own limit."""
+"""As the SDK's own limit; the connection ends at a larger one. What is larger than the
+wire looks into (wire.MAX_EVENT_CHARS) is thrown away."""
+
+MAX_UNREAD_EVENTS = 4
+"""Events that are read ahead; a few more come in one packet. It is the kernel that
+holds a model back, not our memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +165,9 @@ class AgentSession:
             live, approvals, self._start, self._put, line.ask, line.tool_running
         )
         opens, interrupt = self._open_wire, line.interrupt_agent
-        self._model = PhoneModel(opens, interrupt, self._hosted.take)
+        self._model = PhoneModel(
+            opens, interrupt, self._hosted.take, line.model_misread
+        )
 
     async def run(self) -> None:
         """Opens the session and hands its events on until it is closed; whether there
@@ -331,6 +338,7 @@ async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
         # of mu-law.
         compression=None,
         max_size=MAX_EVENT_BYTES,
+        max_queue=MAX_UNREAD_EVENTS,
         open_timeout=OPEN_SECONDS,
         close_timeout=CLOSE_SECONDS,
         ping_interval=PING_SECONDS,

@@ -6,7 +6,9 @@ stuck SDK does not stop the audio: a connection has a reader of its own, and one
 """
 
 import asyncio
+import json
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -16,8 +18,10 @@ import msgspec
 import openai.types.realtime as openai_realtime
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 
 from bridge.core import ProtocolError, errors, realtime
+from bridge.core.bounds import Pace
 from bridge.core.transcode import ModelAudio
 
 MAX_OUT = 2000
@@ -25,6 +29,33 @@ MAX_OUT = 2000
 
 MAX_TO_SDK = 2000
 """Events the SDK has not taken. Ten answers are a few hundred: it is stuck."""
+
+MAX_WAITING_CHARS = 32 * 1024 * 1024
+"""Of events that wait to be sent, and of those that the SDK has not taken. A session is
+given 15 MB at most: history, results of tools, a minute of the caller's voice."""
+
+MAX_EVENT_CHARS = 2 * 1024 * 1024
+"""Of an event that is looked into. A result of a tool that comes back in escapes has
+600 kB, audio half of this at most (realtime.MAX_DELTA_CHARS); to read more of it would
+hold all calls up."""
+
+EVENTS_PER_SECOND = 1000.0
+CHARS_PER_SECOND = 4 * 1024 * 1024.0
+FLOOD_SECONDS = 20.0
+"""A server sends no more than this on the average of so long. Answers are made ten
+times as fast as they are heard: 200 events a second and 1 MB, where they are PCM; one
+of ten minutes that comes at once has 6,000 events and 40 MB."""
+
+MAX_PARTS = 5000
+"""Of the lists of an event: the SDK takes up to 30 us to look at each, and meanwhile no
+call goes on. A session with 128 tools has some hundreds."""
+
+PARTS_AN_EVENT = 10
+"""So many are another event of EVENTS_PER_SECOND."""
+
+AT_ONCE = 20
+"""Events that are taken before other calls have their turn: a server that sends a
+thousand in one packet holds nobody else up."""
 
 SEND_SECONDS = 10.0
 """A socket that takes nothing for so long is dead, though nobody said so."""
@@ -43,6 +74,9 @@ def _known_types() -> frozenset[str]:
     )
 
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+"""May be one: a whole character can be written as two of them."""
+
 KNOWN_TYPES = _known_types()
 """What the SDK can validate; it makes an error of anything else."""
 
@@ -52,6 +86,9 @@ JITTER_SECONDS = 0.15
 
 MAX_KNOWN = 2000
 """Items the SDK has seen, so that it does not see them again with the next session."""
+
+MAX_OPEN = 64
+"""Answers under way, for the SDK; there is one, as a rule."""
 
 MAX_UPDATES = 16
 """Changes of a session that are made again with the next one."""
@@ -79,6 +116,9 @@ class Line(Protocol):
     def model_lost(self, why: str, code: int | None) -> None: ...
     def model_stuck(self, why: str) -> None:
         """No other connection would help."""
+
+    def model_limit(self, limit: str) -> None:
+        """It sends more than we bear: one of bridge.limits.HITS."""
 
     def send_to_model(self, text: str) -> None:
         """A client event of the SDK's, or of the user's own."""
@@ -112,6 +152,7 @@ class Link:
         self._audio = ModelAudio() if pcm else None
         """Stands between us and a model that takes no mu-law."""
         self._out: asyncio.Queue[tuple[str, float]] = asyncio.Queue(MAX_OUT)
+        self._out_chars = 0
         self._closed = False
         self._reader = wire.begin(self._read(), "model reader")
         self._writer = wire.begin(self._write(), "model writer")
@@ -122,10 +163,11 @@ class Link:
             return
         if self._audio:
             text = self._audio.to_model(text)
-        try:
-            self._out.put_nowait((text, time.monotonic()))
-        except asyncio.QueueFull:
+        if self._out.full() or self._out_chars + len(text) > MAX_WAITING_CHARS:
             self._lose("stuck")
+            return
+        self._out_chars += len(text)
+        self._out.put_nowait((text, time.monotonic()))
 
     async def drop(self) -> None:
         """Safe to call twice. The peer gets `close_timeout` of the socket to answer."""
@@ -142,16 +184,24 @@ class Link:
         self._wire.begin(self._socket.close(), "model close")
 
     async def _read(self) -> None:
+        taken = 0
         try:
             async for text in self._socket:
+                taken += 1
+                if taken % AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                if not self._wire.bears(text):
+                    continue
                 if self._audio and isinstance(text, str):
                     for each in self._audio.from_model(text):
                         self._wire.take(each)
                 else:
                     self._wire.take(text)
             self._lose("closed")
-        except ConnectionClosed:
+        except ConnectionClosed as error:
             # With a close frame of 1000 or 1001 the loop above ends; this is any other.
+            if error.sent is not None and error.sent.code == CloseCode.MESSAGE_TOO_BIG:
+                self._wire.too_big()
             self._lose("lost")
 
     async def _write(self) -> None:
@@ -160,10 +210,12 @@ class Link:
             while True:
                 text, since = await self._out.get()
                 async with asyncio.timeout(SEND_SECONDS) as limit:
+                    self._out_chars -= len(text)
                     await self._socket.send(text)
                     while not self._out.empty():
                         limit.reschedule(loop.time() + SEND_SECONDS)  # for each anew
                         text, since = self._out.get_nowait()
+                        self._out_chars -= len(text)
                         await self._socket.send(text)
                 self._wire.on_sent(time.monotonic() - since)
         except (ConnectionClosed, TimeoutError):
@@ -214,12 +266,19 @@ class Wire:
         """... and the newest changes of it, which may yet be refused."""
         self._serial = 0
         self._to_sdk: asyncio.Queue[str | tuple[str, int] | None] = asyncio.Queue()
+        self._to_sdk_chars = 0
+        self._given = 0
+        """Events that the SDK has taken."""
+        self._events = Pace(EVENTS_PER_SECOND, FLOOD_SECONDS)
+        self._chars = Pace(CHARS_PER_SECOND, FLOOD_SECONDS)
         self._open: dict[str, None] = {}
         """Answers that the SDK knows to be under way."""
         self._shown: dict[str, None] = {}
         """Items that the SDK has seen in this session ..."""
         self._known: dict[str, None] = {}
         """... and in those before."""
+        self._drowned = False
+        """The server has sent beyond all measure."""
         self._began = False
         """The SDK has seen a session begin: it sees no other."""
         self._closed = False
@@ -232,8 +291,8 @@ class Wire:
         if not spare:
             self._hang()
         if self._began or seconds:
-            seconds *= random.uniform(0.5, 1.0)
-            seconds += random.uniform(0.0, JITTER_SECONDS)
+            seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+            seconds += random.uniform(0.0, JITTER_SECONDS)  # noqa: S311 - nor this
         self._dialler = self.begin(self._dial(seconds), "model dialler")
 
     def switch(self) -> None:
@@ -259,6 +318,7 @@ class Wire:
         shaped, and has mu-law in it; it is made at once, and with every session to
         come. All else is the call's to send: it knows whether there is a model, who
         is speaking, what is owed and what must be told before."""
+        text = whole(text)
         if is_plain_request(text):
             self._line.ask()
         elif is_update(text):
@@ -277,11 +337,15 @@ class Wire:
 
     async def __anext__(self) -> str:
         while True:
+            self._given += 1
+            if self._given % AT_ONCE == 0:
+                await asyncio.sleep(0)
             event = await self._to_sdk.get()
             if event is None:
                 # Iteration ends as it does behind a clean close: the SDK's stream ends.
                 raise StopAsyncIteration
             if isinstance(event, str):
+                self._to_sdk_chars -= len(event)
                 return event
             await self._on_interrupted(*event)
 
@@ -305,6 +369,25 @@ class Wire:
     def begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         return self._tasks.create_task(work, name=f"{self._name} {name}")
 
+    def bears(self, text: str | bytes) -> bool:
+        """An event has come; False: it is not to be looked into."""
+        now, size = time.monotonic(), len(text)
+        if not self._events.add(1.0, now):
+            self._flooded("model_flood")
+            return False
+        if not self._chars.add(size, now):
+            self._flooded("model_bytes")
+            return False
+        if size > MAX_EVENT_CHARS:
+            self.too_big()
+            return False
+        return True
+
+    def too_big(self) -> None:
+        """An event was: it is left out."""
+        self._line.model_limit("model_bytes")
+        self._line.model_misread("event too large")
+
     def take(self, text: str | bytes) -> None:
         """An event of the server's."""
         if not isinstance(text, str):
@@ -323,7 +406,14 @@ class Wire:
         if isinstance(event, realtime.Other) and event.type not in KNOWN_TYPES:
             self._line.model_misread("unknown event")
             return
-        if self._is_news(event):
+        parts = _parts_of(text)
+        if parts is None:
+            self._line.model_misread("event that the SDK cannot read")
+        elif parts > MAX_PARTS:
+            self.too_big()
+        elif not self._events.add(parts / PARTS_AN_EVENT, time.monotonic()):
+            self._flooded("model_flood")
+        elif self._is_news(event):
             self._hand_on(text)
 
     def link_lost(self, why: str, code: int | None) -> None:
@@ -334,6 +424,13 @@ class Wire:
             self._on_left()
 
     # --- inside ---
+
+    def _flooded(self, limit: str) -> None:
+        """The server sends without end: another connection would be to the same."""
+        if not self._drowned:
+            self._drowned = True
+            self._line.model_limit(limit)
+            self._line.model_stuck("flood")
 
     @property
     def _updates(self) -> list[str]:
@@ -400,11 +497,11 @@ class Wire:
         """The SDK is to see it: not what a new session is given of the one before."""
         match event:
             case realtime.ResponseCreated(response=response):
-                self._open[response.id] = None
+                _remember(self._open, response.id, MAX_OPEN)
             case realtime.ResponseDone(response=response):
                 self._open.pop(response.id, None)
             case realtime.ItemAdded(item=item) | realtime.ItemDone(item=item):
-                self._shown[item.id] = None
+                _remember(self._shown, item.id, MAX_KNOWN)
                 return item.id not in self._known
             case realtime.Other(type="session.created"):
                 began, self._began = self._began, True
@@ -412,10 +509,40 @@ class Wire:
         return True
 
     def _hand_on(self, event: str | tuple[str, int]) -> None:
-        if self._to_sdk.qsize() >= MAX_TO_SDK:
+        if self._closed:
+            return
+        chars = self._to_sdk_chars + (len(event) if isinstance(event, str) else 0)
+        if self._to_sdk.qsize() >= MAX_TO_SDK or chars > MAX_WAITING_CHARS:
             self._line.model_stuck("sdk_stuck")
-        elif not self._closed:
-            self._to_sdk.put_nowait(event)
+            return
+        self._to_sdk_chars = chars
+        self._to_sdk.put_nowait(event)
+
+
+def _remember(memory: dict[str, None], key: str, most: int) -> None:
+    """Keeps the newest, whatever a server sends."""
+    memory[key] = None
+    if len(memory) > most:
+        del memory[next(iter(memory))]
+
+
+def _parts_of(text: str) -> int | None:
+    """How many parts its lists have, counted until they are too many. None: the SDK's
+    own parser does not take it, which knows less of numbers than JSON does, and would
+    end the session."""
+    try:
+        left = [json.loads(text)]
+    except (ValueError, RecursionError):
+        return None
+    parts = 0
+    while left and parts <= MAX_PARTS:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            parts += len(value)
+            left += value
+    return parts
 
 
 def updates(before: list[str], update: str) -> list[str]:
@@ -450,6 +577,19 @@ def failed(response_id: str) -> str:
     }
     event = {"type": "response.done", "event_id": "bridge_lost", "response": response}
     return msgspec.json.encode(event).decode()
+
+
+def whole(text: str) -> str:
+    """JSON without halves of characters (lone surrogates): a model may well put one
+    into a tool's arguments, and what the tool makes of it is no JSON for anybody else.
+    What cannot be read stays as it is."""
+    if not _HALF.search(text):
+        return text
+    try:
+        plain = json.dumps(json.loads(text), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        plain = text
+    return plain.encode(errors="replace").decode()
 
 
 def is_plain_request(text: str) -> bool:

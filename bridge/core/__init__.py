@@ -10,9 +10,9 @@ Kept by tests/test_imports.py.
 
 import msgspec
 
-UNREADABLE = (msgspec.DecodeError, UnicodeEncodeError, RecursionError)
-"""What msgspec raises for hostile text: no JSON or of another shape, a lone surrogate,
-nested without end."""
+UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What msgspec raises for hostile text: no JSON or of another shape, a lone surrogate
+(or bytes that are no UTF-8), nested without end."""
 
 
 class ProtocolError(ValueError):

@@ -11,10 +11,19 @@ from typing import TypeVar
 
 from bridge.core import audio, media_stream, realtime
 from bridge.core.audio import BYTES_PER_MS
-from bridge.core.commands import Command, Interrupted, Note, ToCaller, ToModel, Value
+from bridge.core.bounds import Bounds
+from bridge.core.commands import (
+    Command,
+    Interrupted,
+    Note,
+    ToCaller,
+    ToModel,
+    Value,
+    limit_hit,
+)
 from bridge.core.history import History, Playing
 from bridge.core.playback import Key, Playback
-from bridge.core.transcript import Words
+from bridge.core.transcript import Words, size_of
 
 FENCE_SECONDS = 1.0
 """A fence comes back in one round trip; later than this the model may already be
@@ -23,11 +32,25 @@ answering with a wrong memory, so we decide with what is known."""
 ANSWER_ID = "bridge_answer"
 """event_id of our own requests for an answer."""
 
-OURS: Key = ("", 0)
-"""Audio of ours in the playback's books: tones, no item of the model's."""
+OURS: Key = ("", -1)
+"""Audio of ours in the playback's books: tones, no item of the model's, whose parts are
+counted from 0 and may be of an item without a name."""
 
 MAX_REMEMBERED = 1024
 """Ids of cut responses and items kept, so that late audio of theirs is known."""
+
+MAX_OPEN = 64
+"""Answers that are generated, items of one, items that may still be cut: there is one
+of each as a rule, and a few more where many are queued at Twilio. The oldest of more
+are forgotten."""
+
+MAX_CUTS = 16
+"""Interruptions whose fences are not back: nobody interrupts so often in a second, and
+the oldest of more are settled by our own clock."""
+
+MAX_WORDS = 1_000_000
+"""Of the items that may still be cut (transcript.size_of): what is more has no words.
+Ten minutes of quick speech have an eighth of it."""
 
 T = TypeVar("T")
 
@@ -42,6 +65,8 @@ class Item:
     """Bytes of audio the model has sent of it."""
     complete: bool = False
     """The model had sent all of it before anything was cut."""
+    short: bool = False
+    """There would have been more of it, which was not sent."""
     as_words: bool = False
     """The model knows it from a session before, as words: they cannot be truncated,
     others can be put in their place."""
@@ -73,8 +98,15 @@ class AgentSpeech:
     """One stream's worth of it; `playback` is told by the caller's side what plays."""
 
     def __init__(
-        self, out: media_stream.Outbound, playback: Playback, history: History
+        self,
+        out: media_stream.Outbound,
+        playback: Playback,
+        history: History,
+        bounds: Bounds,
     ) -> None:
+        self._ahead_seconds = bounds.audio_ahead_seconds
+        self._words_left = MAX_WORDS
+        """No less is left; all are counted when there is none."""
         self._out = out
         self._playback = playback
         self._history = history
@@ -109,7 +141,7 @@ class AgentSpeech:
         stopped, self._stopped = self._stopped or self._no_line, False
         # Whoever comes back wants it all the same.
         self._owed = self._owed or self._no_line
-        _remember(self._responses, response_id, Response(cut=stopped))
+        _remember(self._responses, response_id, Response(cut=stopped), MAX_OPEN)
         if not stopped:
             return []
         _remember(self._cut_responses, response_id, None)
@@ -119,14 +151,27 @@ class AgentSpeech:
         self.progress = now
         response = self._responses.get(event.response_id)
         if response and event.item.type == "message":
-            response.messages[event.item.id] = None
+            _remember(response.messages, event.item.id, None, MAX_OPEN)
         elif response and event.item.type == "function_call":
             response.called = True
 
     def words(self, event: realtime.TranscriptDelta) -> None:
-        if not self._is_late(event.response_id, event.item_id):
-            item = self._item(event.item_id, event.content_index, event.response_id)
-            item.words.add(event.delta, item.received)
+        size = size_of(event.delta)
+        if self._is_late(event.response_id, event.item_id) or not self._has_room(size):
+            return
+        item = self._item(event.item_id, event.content_index, event.response_id)
+        item.words.add(event.delta, item.received)
+
+    def _has_room(self, size: int) -> bool:
+        """For words of that size."""
+        if size > self._words_left:
+            cut = (item for cut in self._cuts for item in cut.items.values())
+            sizes = (item.words.size for item in (*self._items.values(), *cut))
+            self._words_left = MAX_WORDS - sum(sizes)
+        if size > self._words_left:
+            return False
+        self._words_left -= size
+        return True
 
     def audio(self, event: realtime.AudioDelta, now: float) -> list[Command]:
         """Audio of an answer, with the marks it needs; none if it was cut before."""
@@ -134,9 +179,11 @@ class AgentSpeech:
         if self._is_late(event.response_id, event.item_id):
             response = self._responses.get(event.response_id)
             if response:
-                response.messages[event.item_id] = None
+                _remember(response.messages, event.item_id, None, MAX_OPEN)
             return [Note("late_audio", {"item": event.item_id, "bytes": size})]
         self.progress = now
+        if self._playback.is_full(self._ahead_seconds, now):
+            return self._stop_short(event.response_id, now)
         response = self._responses.get(event.response_id)
         if response:
             response.sounded = True
@@ -144,8 +191,31 @@ class AgentSpeech:
         self._item(*key, event.response_id).received += size
         return self._send(key, event.delta, size, now)
 
+    def _stop_short(self, response_id: str, now: float) -> list[Command]:
+        """Twilio has all that it may have: the answer ends here. What was sent of it is
+        played, and the model forgets the rest."""
+        response = self._responses.get(response_id)
+        if response:
+            response.cut = True
+        _remember(self._cut_responses, response_id, None)
+        cancel = realtime.cancel(response_id, self.event_id())
+        commands = [limit_hit("audio_ahead"), *self._to_model(cancel)]
+        for key, item in list(self._items.items()):
+            if item.response_id != response_id or not item.received:
+                continue  # forgotten with the answer, as nothing of it was sent
+            _remember(self._cut_items, key[0], None)
+            if not item.complete:
+                item.short = True
+                item.words.end_at(item.received)
+                ms = item.received // BYTES_PER_MS
+                truncate = realtime.truncate(*key, ms, self.event_id())
+                commands += [*self._to_model(truncate), *self.item_done(key, now)]
+        return commands
+
     def play(self, payload: str, now: float) -> list[Command]:
         """Audio of our own, behind what is queued; nothing but a clear stops it."""
+        if self._playback.is_full(self._ahead_seconds, now):
+            return [limit_hit("audio_ahead")]
         self._playback.forget(OURS)
         size = audio.payload_bytes(payload)
         commands = self._send(OURS, payload, size, now)
@@ -238,6 +308,8 @@ class AgentSpeech:
             commands.append(ToCaller(self._out.clear()))
             commands.append(ToCaller(self._out.mark(fence)))
             self._cuts.append(Cut(fence, now, live))
+            while len(self._cuts) > MAX_CUTS:
+                commands += self.give_up_fence(now)
         for response_id, response in running.items():
             response.cut = True
             if not cancels:
@@ -381,7 +453,7 @@ class AgentSpeech:
         deleted = set()
         for key, item in cut.items.items():
             item_id, content_index = key
-            whole = item.complete and heard[key] == item.received
+            whole = not item.short and item.complete and heard[key] == item.received
             if item_id not in begun and item_id not in deleted:
                 # Not truncated at 0: the server refuses that until the item has audio.
                 deleted.add(item_id)
@@ -404,7 +476,7 @@ class AgentSpeech:
         for key, item in list(self._items.items()):
             heard = self._playback.tally(key).heard
             if item.complete and heard == item.received > 0:
-                notes.append(self._said(key, item, heard, cut=False))
+                notes.append(self._said(key, item, heard, cut=item.short))
                 self._playback.forget(key)
                 _remember(self._heard_items, key[0], None)
                 del self._items[key]
@@ -547,7 +619,15 @@ class AgentSpeech:
         return [] if self._away else [ToModel(text)]
 
     def _item(self, item_id: str, content_index: int, response_id: str) -> Item:
-        return self._items.setdefault((item_id, content_index), Item(response_id))
+        key = (item_id, content_index)
+        item = self._items.get(key)
+        if item is None:
+            item = self._items[key] = Item(response_id)
+            if len(self._items) > MAX_OPEN:
+                oldest = next(iter(self._items))
+                del self._items[oldest]
+                self._playback.forget(oldest)
+        return item
 
     def _is_late(self, response_id: str, item_id: str) -> bool:
         return response_id in self._cut_responses or item_id in self._cut_items
@@ -558,8 +638,10 @@ class AgentSpeech:
         return f"bridge_{self._event_serial}"
 
 
-def _remember(memory: dict[str, T], key: str, value: T) -> None:
-    """Keeps the newest MAX_REMEMBERED, whatever a server sends."""
+def _remember(
+    memory: dict[str, T], key: str, value: T, most: int = MAX_REMEMBERED
+) -> None:
+    """Keeps the newest, whatever a server sends."""
     memory[key] = value
-    if len(memory) > MAX_REMEMBERED:
+    if len(memory) > most:
         del memory[next(iter(memory))]

@@ -7,11 +7,8 @@ Payloads pass as they came; only silence is made here.
 from collections import deque
 
 from bridge.core import audio, realtime
-from bridge.core.commands import Command, Note, ToModel, protocol_error
-
-HELD_MS = 20_000
-"""Audio kept for a model that is not ready: as long as a caller waits for it
-(redial.py), so that no first word is lost."""
+from bridge.core.bounds import Bounds
+from bridge.core.commands import Command, Note, ToModel, limit_hit, protocol_error
 
 UNTOLD_MS = 15_000
 """Audio since the caller's last turn, kept in case that the session is lost: a model
@@ -21,7 +18,14 @@ SPEECH_MS = 45_000
 """... and so much while the caller speaks: a turn is given again from its beginning."""
 
 TURNS_BYTES = 60 * 8000
-"""Of turns whose words nobody has written down (yet): a minute in all."""
+"""Of turns whose words nobody has written down (yet): a minute in all ..."""
+
+MAX_TURNS = 256
+"""... and so many of them: a server may make turns of nothing."""
+
+LEAST_FRAME_MS = 5.0
+"""A shorter frame takes up as much as one of these where frames are kept: Twilio's have
+20 ms, and one of a single sample costs as much memory."""
 
 FRAMES_AT_ONCE = 25
 """Of what was held, in one event: half a second."""
@@ -32,6 +36,13 @@ GAP_MS = 20
 MAX_GAP_MS = 10_000
 """No hole is filled with more silence than this, whatever the timestamps say."""
 
+AHEAD_MS = 30_000
+"""So much more audio may come than time has passed: a network that stalled delivers
+seconds at once. More is no speech, and would be paid for by the token."""
+
+CALM_MS = 20_000
+"""Who was too far ahead is told of again after being no further than this."""
+
 STALL_SECONDS = 0.75
 """When frames stop while the caller speaks (some calls send none in silence), the
 model would wait for ever for the end of the turn: silence is sent in their place."""
@@ -40,7 +51,7 @@ model would wait for ever for the end of the turn: silence is sent in their plac
 class CallerAudio:
     """Frames in, commands out. `ready` once, when the model takes audio."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, bounds: Bounds) -> None:
         self.speaking = False
         """The model hears the caller speak."""
         self.turn_open = False
@@ -50,7 +61,17 @@ class CallerAudio:
         """The model is to hear silence in the caller's place."""
         self._ready = False
         self._held: deque[tuple[str, float]] = deque()
-        self._most_held_ms = float(HELD_MS)
+        self._hold_ms = 1000 * bounds.audio_held_seconds
+        """Kept for a model that is not ready: as long as a caller waits for it
+        (redial.py), so that no first word is lost."""
+        self._most_held_ms = self._hold_ms
+        self._losing = False
+        """More was held than may be, since the model was last there."""
+        self._began = now
+        self._came_ms = 0.0
+        """Audio since then, with the silence of holes; that of stalls takes its own
+        time, and the frames may come after all."""
+        self._too_fast = False
         self._end_ms: float | None = None
         """Where on the media clock the audio ends that the model was given."""
         self._last = now
@@ -68,9 +89,15 @@ class CallerAudio:
         self, payload: str, timestamp_ms: int, duration_ms: float, now: float
     ) -> list[Command]:
         """One frame, with the silence that is missing before it."""
-        commands = self._fill_gap(timestamp_ms, duration_ms)
+        commands = self._fill_gap(timestamp_ms, duration_ms, now)
         self._last = now
         self._stalled_ms = 0
+        most_ms = self._may_come_ms(now)
+        if self._came_ms + duration_ms > most_ms:
+            return commands + self._refuse()
+        if self._too_fast and self._came_ms < most_ms - AHEAD_MS + CALM_MS:
+            self._too_fast = False
+        self._came_ms += duration_ms
         if self.muted:
             payload = audio.silence(max(round(duration_ms), 1))
         return commands + self._give(payload, duration_ms)
@@ -79,7 +106,7 @@ class CallerAudio:
         """The model takes audio from now on: what was held, in order."""
         self._ready = True
         held, self._held, self.held_ms = list(self._held), deque(), 0.0
-        self._most_held_ms = HELD_MS
+        self._most_held_ms, self._losing = self._hold_ms, False
         self._again_ms = min(sum(ms for _, ms in held), SPEECH_MS)
         for payload, duration_ms in held:
             self._remember(payload, duration_ms)
@@ -98,7 +125,10 @@ class CallerAudio:
         audio_bytes = audio.sound(payload for payload, _ in self._turn)
         self._forget_turn()
         self._turns[item_id] = audio_bytes[-TURNS_BYTES:]
-        while sum(map(len, self._turns.values())) > TURNS_BYTES:
+        while (
+            len(self._turns) > MAX_TURNS
+            or sum(map(len, self._turns.values())) > TURNS_BYTES
+        ):
             del self._turns[next(iter(self._turns))]
 
     def turn_dropped(self) -> None:
@@ -124,7 +154,7 @@ class CallerAudio:
         self.speaking = False
         self._held.extendleft(reversed(self._turn))
         self.held_ms += self._turn_ms
-        self._most_held_ms = HELD_MS + self._turn_ms
+        self._most_held_ms = self._hold_ms + self._turn_ms
         self._forget_turn()
 
     def new_line(self, now: float) -> None:
@@ -153,7 +183,19 @@ class CallerAudio:
         self._end_ms = (self._end_ms or 0.0) + ms
         return [Note("stall_filled", {"ms": ms}), *self._silence(ms)]
 
-    def _fill_gap(self, timestamp_ms: int, duration_ms: float) -> list[Command]:
+    def _may_come_ms(self, now: float) -> float:
+        return 1000 * (now - self._began) + AHEAD_MS
+
+    def _refuse(self) -> list[Command]:
+        """The caller's audio comes faster than anybody speaks."""
+        if self._too_fast:
+            return []
+        self._too_fast = True
+        return [limit_hit("audio_rate")]
+
+    def _fill_gap(
+        self, timestamp_ms: int, duration_ms: float, now: float
+    ) -> list[Command]:
         end = timestamp_ms + duration_ms
         if self._end_ms is None:
             self._end_ms = end
@@ -166,7 +208,11 @@ class CallerAudio:
         self._end_ms = max(self._end_ms, end)
         if gap < GAP_MS:
             return []
-        ms = min(int(gap), MAX_GAP_MS)
+        room_ms = self._may_come_ms(now) - self._came_ms
+        ms = min(int(gap), MAX_GAP_MS, max(int(room_ms), 0))
+        if not ms:
+            return self._refuse()
+        self._came_ms += ms
         return [Note("gap_filled", {"ms": ms}), *self._silence(ms)]
 
     def _silence(self, ms: int) -> list[Command]:
@@ -185,16 +231,23 @@ class CallerAudio:
         self._held.append((payload, duration_ms))
         self.held_ms += duration_ms
         lost = 0.0
-        while self.held_ms > self._most_held_ms:
+        while self._held and (
+            self.held_ms > self._most_held_ms
+            or len(self._held) * LEAST_FRAME_MS > self._most_held_ms
+        ):
             _, oldest_ms = self._held.popleft()
             self.held_ms -= oldest_ms
             lost += oldest_ms
-        return [Note("held_audio_lost", {"ms": lost})] if lost else []
+        if not lost:
+            return []
+        first, self._losing = not self._losing, True
+        note = Note("held_audio_lost", {"ms": lost})
+        return [limit_hit("audio_held"), note] if first else [note]
 
     def _remember(self, payload: str, duration_ms: float) -> None:
         """For another session, should this one be lost."""
         self._turn.append((payload, duration_ms))
         self._turn_ms += duration_ms
         most = SPEECH_MS if self.speaking else max(UNTOLD_MS, self._again_ms)
-        while self._turn_ms > most:
+        while self._turn_ms > most or len(self._turn) * LEAST_FRAME_MS > most:
             self._turn_ms -= self._turn.popleft()[1]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from bridge.core import audio, errors, media_stream, realtime
 from bridge.core.agent_speech import ANSWER_ID, AgentSpeech
+from bridge.core.bounds import MAX_ID_CHARS, Bounds, Pace
 from bridge.core.caller_audio import CallerAudio
 from bridge.core.commands import (
     Command,
@@ -21,14 +22,22 @@ from bridge.core.commands import (
     ToCaller,
     ToModel,
     Value,
+    limit_hit,
     protocol_error,
 )
-from bridge.core.history import History, HistoryItem, Playing
+from bridge.core.history import MAX_CHARS, History, HistoryItem, Playing
 from bridge.core.keys import Keys
 from bridge.core.patience import Patience
 from bridge.core.playback import Playback
 from bridge.core.replay import Open, kept, replayed
-from bridge.core.rules import BACK, BROKEN_OFF, CUT_OFF, GOODBYES, Rules
+from bridge.core.rules import (
+    BACK,
+    BROKEN_OFF,
+    CUT_OFF,
+    GOODBYES,
+    LIMIT_OF,
+    Rules,
+)
 from bridge.core.sessions import Sessions
 from bridge.core.untold import Untold, Word
 from bridge.core.waits import Wait, Waits, Yet
@@ -68,8 +77,14 @@ WORDS = frozenset({"user", "assistant", "system"})
 PROBE_ID = "bridge_probe"
 """event_id of what only asks for a sign of life."""
 
+NO_USAGE = "answer without usage"
+"""A reason of a protocol error, where the route or the house has prices."""
+
 MAX_CALLED = 64
 """Tool calls that are remembered as being at work."""
+
+MAX_MESSAGE_CHARS = 2000
+"""Of an error of the model's: it is for people, who read no more."""
 
 
 class State(enum.Enum):
@@ -83,9 +98,17 @@ class Conversation:
     """Feed it every message, every event and the time; carry out what it answers.
 
     `rules` say how the call is led; `follow` gives others once the call is known.
+    `bounds` are how much either side may ask of us: what goes beyond is dropped with a
+    Note, what goes beyond all measure ends the call.
     """
 
-    def __init__(self, *, now: float, rules: Rules | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        now: float,
+        rules: Rules | None = None,
+        bounds: Bounds = Bounds(),  # noqa: B008 - a value
+    ) -> None:
         self.state = State.WAITING
         self.history = History()
         self._rules = rules or Rules()
@@ -111,10 +134,13 @@ class Conversation:
         """Nobody spoke, nothing was asked or owed when the call ended here."""
         self._stream_sid = ""
         self._playback = Playback(now)
+        self._bounds = bounds
+        self._pace = Pace(bounds.messages_per_second)
+        """Of the caller's messages, read or not."""
         self._speech = AgentSpeech(
-            media_stream.Outbound(""), self._playback, self.history
+            media_stream.Outbound(""), self._playback, self.history, bounds
         )
-        self._caller = CallerAudio(now)
+        self._caller = CallerAudio(now, bounds)
         self._turns = realtime.TurnDetection()
         """Who interrupts and who answers, as the server says it is."""
         self._detects = True
@@ -136,6 +162,8 @@ class Conversation:
     def from_caller(self, message: media_stream.Inbound, now: float) -> list[Command]:
         """A message of Twilio's."""
         self._heard_from = now
+        if not self._pace.add(1.0, now):
+            return self._flooded(now)
         if self.state is State.ENDED or isinstance(message, media_stream.Connected):
             return []
         if isinstance(message, media_stream.Start):
@@ -212,7 +240,7 @@ class Conversation:
                 self.history.transcribed(event.item_id, event.transcript)
                 self._writes = True
                 self._caller.turn_written(event.item_id)
-                text = {"text": event.transcript}
+                text = {"text": event.transcript[:MAX_CHARS]}
                 return [Note("caller_said", {"item": event.item_id}, text)]
             case realtime.ItemAdded() | realtime.ItemDone():
                 self._untold.seen(event.item)
@@ -226,6 +254,12 @@ class Conversation:
                 self._caller.turn_written(event.item_id)
                 self._untold.gone(event.item_id)
         return []
+
+    def _flooded(self, now: float) -> list[Command]:
+        """The caller's stream sends more than any phone does."""
+        if self.state is State.ENDED:
+            return []
+        return [limit_hit("message_rate"), *self.end("caller", "flood", now)]
 
     def model_lost(self, why: str, now: float) -> list[Command]:
         """The connection to the model is gone."""
@@ -289,6 +323,10 @@ class Conversation:
         """A message of that side ("caller", "model") could not be read."""
         if self.state is State.ENDED:
             return []
+        # By the time of the last that could be read, for who sends nothing else is no
+        # phone, however slowly it comes.
+        if side == "caller" and not self._pace.add(1.0, self._heard_from):
+            return self._flooded(self._heard_from)
         return [protocol_error(side, reason)]
 
     def interrupt(
@@ -375,7 +413,7 @@ class Conversation:
         self._busy = max(self._busy + change, 0)
         if not call_id:
             self._busy_inside = max(self._busy_inside + change, 0)
-        elif change > 0:
+        elif change > 0 and len(call_id) <= MAX_ID_CHARS:
             self._called[call_id] = None
             if len(self._called) > MAX_CALLED:
                 del self._called[next(iter(self._called))]
@@ -407,7 +445,8 @@ class Conversation:
         speaks = stoppable and self._interruptible and self._caller.speaking
         if speaks and (then is not None or not self._yet.nothing):
             return [Heard(wait, False)]
-        self._waits.add(Wait(wait, now, then, stoppable))
+        if not self._waits.add(Wait(wait, now, then, stoppable)):
+            return [Heard(wait, False)]
         return self._changed(now)
 
     def give_up(self, wait: int) -> list[Command]:
@@ -425,7 +464,8 @@ class Conversation:
         later = self.state is not State.TALKING
         say = self.tell("system", GOODBYES[why], later, now)
         ask = [] if later else self._speech.ask(now)
-        return [Note("goodbye", {"why": why}), *say, *ask]
+        hit = [limit_hit(LIMIT_OF[why])] if why in LIMIT_OF else []
+        return [*hit, Note("goodbye", {"why": why}), *say, *ask]
 
     def end(self, by: str, why: str, now: float) -> list[Command]:
         """One side is gone, or the bridge ends the call. Only the first one counts."""
@@ -516,9 +556,9 @@ class Conversation:
             back = self._line_back(out, self._line_lost_at, now)
             return [Started(message, again=True), *back]
         self._began = now
-        self._speech = AgentSpeech(out, self._playback, self.history)
+        self._speech = AgentSpeech(out, self._playback, self.history, self._bounds)
         self._untold.owned_by(message.stream_sid)
-        self._caller = CallerAudio(now)
+        self._caller = CallerAudio(now, self._bounds)
         self._sessions = Sessions(now)
         self.state = State.HOLDING
         return [Started(message)]
@@ -732,8 +772,8 @@ class Conversation:
         # Without detection nobody will say when the caller has ended, nor answer.
         manual, self._detects = self._detects and not event.detects, event.detects
         dropped = self._turn_dropped(now) if manual else []
-        if self.state is not State.HOLDING:
-            return dropped
+        if self.state is not State.HOLDING or not self._sessions.awaited:
+            return dropped  # by one that was left is nobody configured
         self.state = State.TALKING
         taken, sent = event.formats
         commands: list[Command]
@@ -858,6 +898,9 @@ class Conversation:
         used = response.used
         if used:
             notes.append(self._used(used))
+        elif status == "completed" and self._rules.prices:
+            # Limits of cost hold nobody back then: an operator is to know.
+            notes.append(protocol_error("model", NO_USAGE))
         if status == "completed":
             self._failures = 0
         if lost:
@@ -892,9 +935,10 @@ class Conversation:
         if error.event_id == PROBE_ID:
             self._sessions.answered(now)
             return []
-        note = Note("model_error", data, {"message": error.message})
+        words = {"message": error.message[:MAX_MESSAGE_CHARS]}
+        note = Note("model_error", data, words)
         self._untold.refused(error.event_id)
-        if self.state is State.HOLDING and not benign:
+        if self.state is State.HOLDING and self._sessions.awaited and not benign:
             if errors.may_pass(error):
                 return [note, *self._redial("error", now)]
             # The session would go on with the server's defaults: PCM, no instructions.

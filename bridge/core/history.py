@@ -6,7 +6,7 @@ was decided about the caller's hearing. Also what a later session is given back.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -17,6 +17,10 @@ MAX_ITEMS = 400
 
 MAX_CHARS = 8000
 """Of one item: a tool may return a book."""
+
+MAX_ALL_CHARS = 2_000_000
+"""Of all together; the oldest are forgotten first. A day of talk has less, and so have
+a hundred tools that return a book each."""
 
 
 class HistoryItem(msgspec.Struct):
@@ -41,15 +45,18 @@ class HistoryItem(msgspec.Struct):
         return self.kind in ("user", "assistant") and bool(self.text or self.generated)
 
 
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class Playing(msgspec.Struct, frozen=True):
     """Words on their way to the caller: more of them is heard as time passes."""
 
     id: str
-    words: tuple[tuple[int, str], ...]
+    words: tuple[tuple[Bytes, str], ...]
     """(byte of the audio at which they came, words)."""
-    received: int
+    received: Bytes
     """Bytes of mu-law the model has sent of it."""
-    heard: int
+    heard: Bytes
     """Bytes that the caller has heard of it."""
     complete: bool
     """There is no more of it."""
@@ -62,6 +69,7 @@ class History:
 
     def __init__(self, items: Iterable[HistoryItem] = ()) -> None:
         self._items: dict[str, HistoryItem] = {item.id: item for item in items}
+        self._chars = sum(map(_size, self._items.values()))
         self._gone: dict[str, None] = {}
         """Ids that were removed: what still comes of them stays out."""
         self.version = 0
@@ -88,7 +96,9 @@ class History:
             return
         known = self._items.get(item.id)
         if known is not None:
+            before = _size(known)
             _fill(known, item)
+            self._grew(_size(known) - before)
             return
         item.text, item.generated = item.text[:MAX_CHARS], item.generated[:MAX_CHARS]
         item.arguments = item.arguments[:MAX_CHARS]
@@ -97,45 +107,56 @@ class History:
         self._items[item.id] = item
         if after is not None and between:
             self._move_behind(item.id, after)
-        if len(self._items) > MAX_ITEMS:
-            del self._items[next(iter(self._items))]
+        self._grew(_size(item))
 
     def said(self, item_id: str, heard: str, generated: str, *, cut: bool) -> None:
         """What the caller heard of an answer is known now."""
         self.version += 1
         item = self._items.get(item_id)
         if item is not None:
+            before = _size(item)
             # A part of an item that has several: the words of all of them.
             item.text = (item.text + heard)[:MAX_CHARS]
             item.generated = (item.generated + generated)[:MAX_CHARS]
             item.cut = item.cut or cut
+            self._grew(_size(item) - before)
 
     def transcribed(self, item_id: str, text: str) -> None:
         """The caller's words, as the transcription model has them."""
-        self.version += 1
-        item = self._items.get(item_id)
-        if item is not None:
-            item.text = text[:MAX_CHARS]
+        self.correct(item_id, text)
 
     def correct(self, item_id: str, text: str) -> None:
         """Other words in the place of those that it has."""
         self.version += 1
         item = self._items.get(item_id)
         if item is not None:
+            before = _size(item)
             item.text = text[:MAX_CHARS]
+            self._grew(_size(item) - before)
 
     def remove(self, item_id: str) -> None:
         self.version += 1
-        self._items.pop(item_id, None)
+        gone = self._items.pop(item_id, None)
+        if gone is not None:
+            self._chars -= _size(gone)
         self._gone[item_id] = None
         if len(self._gone) > MAX_ITEMS:
             del self._gone[next(iter(self._gone))]
+
+    def _grew(self, chars: int) -> None:
+        self._chars += chars
+        while len(self._items) > MAX_ITEMS or self._chars > MAX_ALL_CHARS:
+            self._chars -= _size(self._items.pop(next(iter(self._items))))
 
     def _move_behind(self, item_id: str, after: str) -> None:
         item = self._items.pop(item_id)
         items = list(self._items.items())
         at = next(i for i, (key, _) in enumerate(items) if key == after) + 1
         self._items = dict([*items[:at], (item_id, item), *items[at:]])
+
+
+def _size(item: HistoryItem) -> int:
+    return len(item.text) + len(item.generated) + len(item.arguments)
 
 
 def _fill(known: HistoryItem, item: HistoryItem) -> None:

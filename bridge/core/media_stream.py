@@ -10,14 +10,25 @@ from typing import Annotated, Any, get_args
 import msgspec
 
 from bridge.core import UNREADABLE, ProtocolError, audio
+from bridge.core.bounds import MAX_ID_CHARS
 
 MAX_MESSAGE_CHARS = 64 * 1024
 """One frame is under 400 characters and a `start` with many parameters a few kB
 (name and value of each are under 500): what is larger is not Twilio's."""
 
+TOO_LARGE, TOO_MANY = "message too large", "too many messages"
+"""Reasons of a ProtocolError, where an edge found it, too."""
+
 
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """Bounded so that hostile digits cannot overflow what is computed from them."""
+
+
+Sid = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
+"""In every message we send, too: a long one would be in all of them."""
+
+Digit = Annotated[str, msgspec.Meta(max_length=1, pattern="^[0-9A-D*#]$")]
+"""One key: it becomes a word to the agent, which no other text of this kind may."""
 
 
 class Connected(msgspec.Struct, frozen=True, tag_field="event", tag="connected"):
@@ -31,9 +42,9 @@ class MediaFormat(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class StartDetails(msgspec.Struct, frozen=True, rename="camel"):
-    call_sid: str
+    call_sid: Sid
     media_format: MediaFormat
-    account_sid: str = ""
+    account_sid: Sid = ""
     # `{}` when the TwiML had no <Parameter>; null and absent are accepted as well.
     custom_parameters: dict[str, str] | None = None
 
@@ -43,7 +54,7 @@ class Start(
 ):
     """The stream begins: whose call it is, and the <Parameter>s of its TwiML."""
 
-    stream_sid: str
+    stream_sid: Sid
     start: StartDetails
 
 
@@ -68,7 +79,7 @@ class Media(
 
 
 class DtmfDetails(msgspec.Struct, frozen=True):
-    digit: str
+    digit: Digit
 
 
 class Dtmf(msgspec.Struct, frozen=True, tag_field="event", tag="dtmf", rename="camel"):
@@ -115,7 +126,7 @@ _DECODE: dict[object, Callable[[str], Any]] = {
 def decode(text: str) -> Inbound:
     """One message of Twilio's, as a value; ProtocolError says what is wrong with it."""
     if len(text) > MAX_MESSAGE_CHARS:
-        raise ProtocolError("message too large")
+        raise ProtocolError(TOO_LARGE)
     try:
         message = _decode_media(text)  # 50 a second of them; the rest may cost more
     except UNREADABLE:

@@ -79,8 +79,9 @@ def cost_of(usage: realtime.Usage, prices: Prices) -> float:
     audio_in = _rest(given.audio_tokens, usage.input_tokens, text_in)
     audio_out = _rest(made.audio_tokens, usage.output_tokens, text_out)
     tokens = (
-        (text_in - cached_text) * prices.input_text,
-        (audio_in - cached_audio) * prices.input_audio,
+        # Never less than nothing: a server that lies must not earn a call its keep.
+        max(text_in - cached_text, 0) * prices.input_text,
+        max(audio_in - cached_audio, 0) * prices.input_audio,
         (cached_text + cached_audio) * prices.input_cached,
         text_out * prices.output_text,
         audio_out * prices.output_audio,

@@ -54,6 +54,10 @@ millisecond in that time."""
 MAX_PENDING_MARKS = 4096
 """Ten minutes of audio, which is all that Twilio buffers (error 31931)."""
 
+MAX_SPANS = 4096
+"""Of audio of one item and then another's. Items come one after the other; a model that
+mixes them has its answer stopped."""
+
 Key = tuple[str, int]
 """(item id, content index): what the model can be told to truncate."""
 
@@ -249,6 +253,10 @@ class Playback:
         """When the queue at Twilio runs dry, on our clock: a guess."""
         return self._queue_ends
 
+    def is_full(self, seconds: float, now: float) -> bool:
+        """Twilio has as much to play as it may have, which is `seconds`."""
+        return self._queue_ends - now > seconds or len(self._spans) >= MAX_SPANS
+
     def heard_by(self, now: float) -> int:
         """Bytes of the stream that were played until now, as well as is known."""
         return self._position(self.clock.guess(now))
@@ -356,7 +364,9 @@ class Playback:
         while self._spans and self._spans[0].start < position:
             span = self._spans[0]
             end = min(span.end, position)
-            self._tallies.setdefault(span.key, Tally()).heard += end - span.start
+            tally = self._tallies.get(span.key)
+            if tally is not None:
+                tally.heard += end - span.start
             span.start = end
             if span.start == span.end:
                 self._spans.popleft()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 import msgspec
 
 from bridge.core import UNREADABLE, ProtocolError, audio
+from bridge.core.bounds import MAX_ID_CHARS
 
 MULAW = "audio/pcmu"
 
@@ -18,12 +19,14 @@ MAX_DELTA_CHARS = 1024 * 1024
 
 ContentIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
+Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
+
 
 class AudioDelta(msgspec.Struct, frozen=True, tag="response.output_audio.delta"):
     """A piece of the answer: base64 in the session's output format."""
 
-    response_id: str
-    item_id: str
+    response_id: Id
+    item_id: Id
     delta: str
     content_index: ContentIndex = 0
 
@@ -31,8 +34,8 @@ class AudioDelta(msgspec.Struct, frozen=True, tag="response.output_audio.delta")
 class AudioDone(msgspec.Struct, frozen=True, tag="response.output_audio.done"):
     """No more audio in this item; also sent when it was interrupted."""
 
-    response_id: str
-    item_id: str
+    response_id: Id
+    item_id: Id
     content_index: ContentIndex = 0
 
 
@@ -41,8 +44,8 @@ class TranscriptDelta(
 ):
     """Words of the answer; they come a little ahead of their audio."""
 
-    response_id: str
-    item_id: str
+    response_id: Id
+    item_id: Id
     delta: str
     content_index: ContentIndex = 0
 
@@ -52,7 +55,7 @@ class SpeechStarted(
 ):
     """The model heard the caller begin."""
 
-    item_id: str = ""
+    item_id: Id = ""
 
 
 class SpeechStopped(
@@ -60,13 +63,13 @@ class SpeechStopped(
 ):
     """The model heard the caller end."""
 
-    item_id: str = ""
+    item_id: Id = ""
 
 
 class InputCommitted(msgspec.Struct, frozen=True, tag="input_audio_buffer.committed"):
     """What the caller said is an item now: their turn is over."""
 
-    item_id: str = ""
+    item_id: Id = ""
 
 
 class InputCleared(msgspec.Struct, frozen=True, tag="input_audio_buffer.cleared"):
@@ -80,7 +83,7 @@ class CallerTranscript(
 ):
     """What the caller said, by the session's transcription model."""
 
-    item_id: str
+    item_id: Id
     transcript: str
 
 
@@ -93,7 +96,11 @@ class StatusDetails(msgspec.Struct, frozen=True):
     error: ResponseError | None = None
 
 
-Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+MAX_TOKENS = 10_000_000
+"""Of one answer: a hundred times what a session can hold. Who says more is not
+believed, for one such word would spend the budget of a day."""
+
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 
 
 class CachedTokens(msgspec.Struct, frozen=True):
@@ -122,8 +129,8 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class ResponseHead(msgspec.Struct, frozen=True):
-    id: str
-    status: str | None = None
+    id: Id
+    status: Id | None = None
     status_details: StatusDetails | None = None
     usage: Any = None
 
@@ -132,9 +139,10 @@ class ResponseHead(msgspec.Struct, frozen=True):
         """None where the server does not say, or says it oddly: an answer ends all the
         same."""
         try:
-            return msgspec.convert(self.usage, Usage | None)
+            used = msgspec.convert(self.usage, Usage | None)
         except msgspec.ValidationError:
             return None
+        return None if used == Usage() else used
 
     @property
     def why(self) -> str | None:
@@ -156,26 +164,26 @@ class ResponseDone(msgspec.Struct, frozen=True, tag="response.done"):
 
 
 class OutputItem(msgspec.Struct, frozen=True):
-    id: str
-    type: str
+    id: Id
+    type: Id
 
 
 class OutputItemAdded(msgspec.Struct, frozen=True, tag="response.output_item.added"):
     """The answer has another item; audio comes only in those of type `message`."""
 
-    response_id: str
+    response_id: Id
     item: OutputItem
 
 
 class ConversationItem(msgspec.Struct, frozen=True):
     """An item of the conversation; all but the id may be missing or odd."""
 
-    id: str
+    id: Id
     type: str = ""
     role: str | None = None
     content: Any = None
-    call_id: str | None = None
-    name: str | None = None
+    call_id: Id | None = None
+    name: Id | None = None
     arguments: str | None = None
     output: str | None = None
     status: str | None = None
@@ -207,7 +215,7 @@ class ItemDone(msgspec.Struct, frozen=True, tag="conversation.item.done"):
 
 
 class ItemDeleted(msgspec.Struct, frozen=True, tag="conversation.item.deleted"):
-    item_id: str
+    item_id: Id
 
 
 class Format(msgspec.Struct, frozen=True):

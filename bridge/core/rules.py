@@ -28,6 +28,8 @@ GOODBYES = {
     ),
 }
 
+LIMIT_OF = {"longest": "longest", "cost": "cost_of_call"}
+"""Reasons of a goodbye that are a limit's, and what it is called among those."""
 
 BROKEN_OFF = (
     "A technical fault has cut your last answer off; the caller heard it up to the "

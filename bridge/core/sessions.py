@@ -73,6 +73,12 @@ class Sessions:
         """There was one, and is none."""
         return self.before and not self.there
 
+    @property
+    def awaited(self) -> bool:
+        """The connection in use is to become a session. One that was left while its
+        successor was being dialled is still there, and of no more use."""
+        return self._late_at is not None or not self.before
+
     def given_up(self, now: float) -> bool:
         """The caller has waited for one as long as they may."""
         return not self.there and now >= self._redial.expires

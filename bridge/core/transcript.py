@@ -12,18 +12,37 @@ QUICK_BYTES = 45 * BYTES_PER_MS
 """Of audio to a character, in quick speech: a word with less is not whole."""
 
 
+MAX_PIECE_CHARS = 4096
+"""What comes without audio between is one piece, up to so much: words without end would
+be copied again and again."""
+
+PIECE_CHARS = 64
+"""A piece takes as much memory as so many characters."""
+
+
+def size_of(text: str) -> int:
+    """Of a delta in characters: what is to be had for it at most."""
+    return len(text) + PIECE_CHARS
+
+
 class Words:
     """Words of one item with the byte of its audio at which each delta came."""
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("_pieces", "size")
 
     def __init__(self, pieces: Iterable[tuple[int, str]] = ()) -> None:
         self._pieces = list(pieces)
+        self.size = sum(size_of(text) for _, text in self._pieces)
+        """Characters, with those that a piece is worth; no less than there are."""
 
     def add(self, text: str, at_bytes: int) -> None:
         """A delta, come when `at_bytes` of the item's audio had been received."""
+        self.size += size_of(text)
         if self._pieces and self._pieces[-1][0] == at_bytes:
-            text = self._pieces.pop()[1] + text
+            before = self._pieces[-1][1]
+            if len(before) < MAX_PIECE_CHARS:
+                self._pieces.pop()
+                text = before + text
         self._pieces.append((at_bytes, text))
 
     @property

@@ -10,7 +10,10 @@ import msgspec
 from bridge.core import realtime
 
 MAX_UNCONFIRMED = 64
-"""A server that confirms nothing does not fill our memory."""
+"""A server that confirms nothing does not fill our memory ..."""
+
+MAX_CHARS = 8_000_000
+"""... nor with so much: the newest are kept, each may be a picture."""
 
 MAX_ID_CHARS = 12
 """Of the stream's SID in the ids of our items; a server takes 32 in all."""
@@ -51,6 +54,9 @@ class Unconfirmed:
         again = {key: it for key, it in event.items() if key != "previous_item_id"}
         kept = str(event.get("event_id")), msgspec.json.encode(again).decode()
         _keep(self._events, str(item["id"]), kept)
+        chars = sum(len(text) for _, text in self._events.values())
+        while chars > MAX_CHARS:
+            chars -= len(self._events.pop(next(iter(self._events)))[1])
         return text
 
     def seen(self, item: realtime.ConversationItem) -> None:

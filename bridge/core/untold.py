@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from bridge.core.unconfirmed import Unconfirmed
 
 MAX_UNTOLD = 64
-"""Kept until the model is ready; no user's code has so much to say at once."""
+"""Kept until the model is ready; no user's code has so much to say at once ..."""
+
+MAX_UNTOLD_CHARS = 8_000_000
+"""... nor of that length: results of tools are 100,000 at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +29,23 @@ class Untold(Unconfirmed):
     def __init__(self) -> None:
         super().__init__()
         self._waiting: list[Word | str] = []
+        self._chars = 0
+        """Of those that wait."""
         self.asked = False
         """An answer was wanted before the model was ready."""
 
     def keep(self, word: Word | str) -> bool:
         """False: there is too much already, and it is lost."""
-        if len(self._waiting) >= MAX_UNTOLD:
+        chars = self._chars + len(word.text if isinstance(word, Word) else word)
+        if len(self._waiting) >= MAX_UNTOLD or chars > MAX_UNTOLD_CHARS:
             return False
+        self._chars = chars
         self._waiting.append(word)
         return True
 
     def take(self) -> list[Word | str]:
         """What waited, now that the model is there."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._chars = self._waiting, [], 0
         return waiting
 
     @property

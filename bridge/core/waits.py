@@ -11,6 +11,10 @@ ANSWER_SECONDS = 20.0
 """Nobody waits longer for an answer that does not come on before a call may end."""
 
 
+MAX_WAITS = 256
+"""At a time; a tool may wait, and a model calls no more of them at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """`then`: by whom and why the call ends when all was heard."""
@@ -52,8 +56,12 @@ class Waits:
         """Somebody waits."""
         return bool(self._waits)
 
-    def add(self, wait: Wait) -> None:
+    def add(self, wait: Wait) -> bool:
+        """False: too many wait."""
+        if len(self._waits) >= MAX_WAITS:
+            return False
         self._waits.append(wait)
+        return True
 
     @property
     def to_leave(self) -> bool:

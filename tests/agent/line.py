@@ -7,7 +7,7 @@ from typing import Any
 
 from bridge.agent.approvals import ApprovalRule, Approvals
 from bridge.agent.events import Listeners
-from bridge.agent.live import CallFacts, LiveCall, Role, Transfer
+from bridge.agent.live import CallFacts, LiveCall, NotAllowed, Role, Transfer
 from bridge.core.history import HistoryItem
 
 FACTS = CallFacts(
@@ -26,6 +26,8 @@ class Line:
     def __init__(self) -> None:
         self.history: Sequence[HistoryItem] = []
         self.asked: list[tuple[Any, ...]] = []
+        self.allowed = True
+        """Whom one is put through to."""
         self.done = True
         """What hang_up, transfer, send_digits and heard come to."""
         self.free = asyncio.Event()
@@ -55,6 +57,8 @@ class Line:
         return await self._answer("hang_up")
 
     async def transfer(self, transfer: Transfer) -> bool:
+        if not self.allowed:
+            raise NotAllowed("this number is not among those")
         return await self._answer("transfer", transfer)
 
     async def send_digits(self, digits: str) -> bool:

@@ -163,6 +163,26 @@ async def test_a_listener_that_is_slow_misses_events(
     ]
 
 
+async def test_a_slow_listener_of_books(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few events may be as much memory as many; those that were taken do not count."""
+    monkeypatch.setattr(events, "MAX_WAITING_CHARS", 25)
+    seen: list[str] = []
+
+    async def keep(event: CallEvent) -> None:
+        seen.append(event.data["text"])
+
+    async with listeners() as it:
+        it.add(keep, ())
+        for n in range(3):
+            for _ in range(3):
+                it.emit(CallEvent("said", {"text": f"{n}" * 10}))
+            async with asyncio.timeout(2):
+                while len(seen) < 2 * n + 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+
+    assert [text[0] for text in seen] == ["0", "0", "1", "1", "2", "2"]
+
+
 @pytest.mark.parametrize("removed", [False, True])
 async def test_a_listener_that_never_ends_is_given_up(
     monkeypatch: pytest.MonkeyPatch, removed: bool

@@ -706,6 +706,50 @@ def test_what_is_told_of_tools_has_bounds() -> None:
     assert max(map(len, told)) < 2 * hosted_mcp.MAX_CHARS + 500
 
 
+def test_what_a_server_tells_of_tools_is_not_kept_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Items, servers and lists without end are no longer listened to; the next session
+    is."""
+    monkeypatch.setattr(hosted_mcp, "MAX_ITEMS", 70)
+    monkeypatch.setattr(hosted_mcp, "MAX_LISTING_CHARS", 5000)
+    hosted, _, _ = alone()
+    hosted.take({"tools": [tables()]})
+    hosted.put_into({"tools": []})
+    item = {"type": "mcp_list_tools", "server_label": "tables"}
+    long = [{"name": "x" * 6000}]
+    with capture_logs() as lines:
+        feed(hosted, "conversation.item.done", item=item | {"id": "l", "tools": long})
+        for n in range(100):
+            other = item | {"id": f"l{n}", "server_label": f"s{n}", "tools": [BOOK]}
+            feed(hosted, "conversation.item.done", item=other)
+        feed(hosted, "conversation.item.done", item=item | {"id": "x", "tools": [BOOK]})
+    assert hosted.servers == {}
+    warned = [line["event"] for line in lines]
+    assert warned == ["mcp_listing_too_large", "mcp_too_many_items"]
+
+    hosted.session_lost()
+    feed(hosted, "conversation.item.done", item=item | {"id": "y", "tools": [BOOK]})
+    assert list(hosted.servers) == ["tables"]
+
+
+def test_tools_at_work_and_questions_have_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a server has at work beyond all measure is not waited for, and what nobody
+    can have approved any more is not done."""
+    monkeypatch.setattr(hosted_mcp, "MAX_AT_WORK", 2)
+    sent: list[dict[str, Any]] = []
+    hosted, _, _ = alone(sent)
+    for n in range(5):
+        item = call_item(id=f"q{n}", type="mcp_approval_request")
+        feed(hosted, "conversation.item.done", item=item)
+
+    answers = [it["item"] for it in sent if it["item"]["type"] != "message"]
+    assert [it["approval_request_id"] for it in answers] == ["q2", "q3", "q4"]
+    assert {it["reason"] for it in answers} == {hosted_mcp.TOO_MANY}
+
+
 def test_the_tools_of_the_next_session_are_its_own() -> None:
     """A server that lists others now, or cannot be reached any more, shows so."""
     hosted, call, _ = alone()
@@ -727,14 +771,14 @@ def test_the_tools_of_the_next_session_are_its_own() -> None:
 
 
 def test_event_of_the_wrong_shape_is_logged_and_left() -> None:
-    """Neither raises nor tells what was in it."""
+    """Neither raises nor tells what was in it, and is told of once a call."""
     hosted, call, _ = alone()
     with capture_logs() as logs:
         hosted.model_event('{"type":"mcp_list_tools.failed","item_id":5}')
         hosted.model_event('{"type":"response.mcp_call.completed"')
         hosted.model_event('{"type":"conversation.item.done","x":"mcp_"}')
 
-    assert [log["event"] for log in logs] == ["mcp_event_misread"] * 2
+    assert [log["event"] for log in logs] == ["mcp_event_misread"]
     assert call.events == [] and call.asked == 0
 
 

@@ -11,6 +11,7 @@ import pytest
 from bridge.agent.events import CallEvent
 from bridge.agent.live import (
     MAX_DIGITS,
+    MAX_MESSAGES,
     MAX_TEXT_CHARS,
     BadRequest,
     CallOver,
@@ -96,6 +97,7 @@ async def test_actions_reach_the_line() -> None:
         lambda live: live.tell("x", role="assistant"),
         lambda live: live.send_raw({"no": "type"}),
         lambda live: live.take_message("  "),
+        lambda live: live.take_message("x" * 8001),
         lambda live: live.update_history(remove=["item_9"]),
         lambda live: live.update_history(correct={"item_9": "x"}),
         lambda live: live.update_history(correct={"item_4": "x"}),
@@ -146,6 +148,21 @@ async def test_the_history_is_changed() -> None:
     assert line.asked == [("edit_history", ["item_4"], {"item_3": "I was cut."})]
 
 
+async def test_half_a_character_ends_no_call() -> None:
+    """A text that was cut in the middle of one reaches nobody as it is: what cannot be
+    sent or kept would have ended the call later, when nobody knows why."""
+    line = Line()
+    line.history = HISTORY
+    async with live_call(line) as live:
+        live.tell("Hello \ud83d")
+        live.update_history(correct={"item_2": "\ud83d"})
+        live.take_message("Call \ud83d")
+
+        assert line.asked[0] == ("tell", "user", "Hello ?", True)
+        assert line.asked[1] == ("edit_history", [], {"item_2": "?"})
+        assert live.messages == [Message("Call ?")]
+
+
 async def test_a_message_is_kept_and_told() -> None:
     """For the report, and for whoever listens."""
     seen: list[CallEvent] = []
@@ -160,6 +177,17 @@ async def test_a_message_is_kept_and_told() -> None:
     assert live.messages == [Message("Call me.", "Ann", "at noon")]
     [event] = seen
     assert event.data == {"text": "Call me.", "name": "Ann", "call_back": "at noon"}
+
+
+async def test_messages_without_end() -> None:
+    """A model that takes them again and again fills no report."""
+    async with live_call(Line()) as live:
+        for _ in range(MAX_MESSAGES):
+            live.take_message("Call me.")
+        with pytest.raises(BadRequest, match="too many"):
+            live.take_message("Call me.")
+
+    assert len(live.messages) == MAX_MESSAGES
 
 
 async def test_a_call_that_is_over() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
@@ -28,10 +28,17 @@ class Watch:
     running: int = 0
     most: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
 
     def tool_running(self, change: int, call_id: str = "") -> None:
         self.running += change
         self.most = max(self.most, self.running)
+
+    def model_limit(self, limit: str) -> None:
+        self.limits.append(limit)
+
+    def model_stuck(self, why: str) -> None:
+        self.limits.append(why)
 
     def tool_failed(self, tool: str, error: str) -> None:
         self.failed.append((tool, error))
@@ -96,11 +103,13 @@ class Talk:
 
 @asynccontextmanager
 async def talk(
-    agent: RealtimeAgent[Any] | None = None, tool_seconds: float = 5.0
+    agent: RealtimeAgent[Any] | None = None,
+    tool_seconds: float = 5.0,
+    misread: Callable[[str], None] = lambda reason: None,
 ) -> AsyncIterator[Talk]:
     connection, watch = Connection(), Watch()
     session = PhoneSession(
-        PhoneModel(connection.dial, lambda by, answer: None, lambda it: it),
+        PhoneModel(connection.dial, lambda by, answer: None, lambda it: it, misread),
         agent or RealtimeAgent(name="desk"),
         None,
         {
@@ -223,6 +232,21 @@ async def test_arguments_that_are_none(arguments: str, excused: bool) -> None:
     assert it.error is None and it.watch.running == 0
 
 
+async def test_half_a_character_in_the_arguments() -> None:
+    """JSON has a way to write what is no text. A tool that repeats it would have ended
+    the call: nobody could send its result."""
+
+    async def echo(word: str) -> str:
+        return word
+
+    tool = function_tool(echo, failure_error_function=None)
+    async with talk(RealtimeAgent(name="desk", tools=[tool])) as it:
+        told = await it.calls("echo", arguments='{"word": "\\ud83d, is it?"}')
+
+    assert told == "?, is it?"
+    assert it.error is None and it.watch.failed == []
+
+
 async def test_the_end_of_the_call_is_no_failure() -> None:
     """A tool at work is cancelled with the call, and nobody is told anything."""
     cancelled: list[bool] = []
@@ -338,3 +362,90 @@ async def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
         assert it.words == [str(number) for number in range(7, 12)]
         assert len(it.session._heard) == 5
+
+
+# --- how much is borne ---
+
+
+async def test_more_tools_than_anybody_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that calls without end is told to wait; in the end the call is over."""
+    monkeypatch.setattr(phone_session, "MAX_TOOLS", 1)
+    monkeypatch.setattr(phone_session, "MAX_CALLED", 3)
+    done = asyncio.Event()
+
+    @function_tool
+    async def first() -> str:
+        await done.wait()
+        return "found"
+
+    async with talk(RealtimeAgent(name="desk", tools=[first])) as it:
+        assert await it.calls("first") is None
+        assert await it.calls("second") == phone_session.TOO_MANY
+        assert it.watch.running == 1
+        done.set()
+        await it.connection.settled()
+        assert await it.calls("first_again") is not None
+        told = it.told
+        await it.calls("one_too_many")
+        assert it.told == told, "nothing is said to a call that ends"
+
+    assert it.watch.limits == ["model_flood", "model_flood", "flood"]
+
+
+async def test_a_tool_that_is_called_by_an_endless_name() -> None:
+    """It is not remembered, nor answered: no server knows such a call."""
+    async with talk() as it:
+        assert await it.calls("x" * 1000) is None
+
+    assert it.watch.limits == ["model_flood"]
+
+
+async def test_words_without_end_are_not_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the SDK copies for each word has a length; the next turn has words again."""
+    monkeypatch.setattr(phone_session, "MAX_WORDS", 1000)
+    kind = "response.output_audio_transcript.delta"
+    async with talk() as it:
+        for n in range(100):
+            it.connection.says(sample(kind, delta="and so on ", item_id="i1"))
+            if n % 10 == 0:
+                await it.connection.settled()
+        await it.connection.settled()
+        assert it.words == ["and so on " * 13]
+        response_id = sample(kind)["response_id"]
+        response = {**sample("response.done")["response"], "id": response_id}
+        it.connection.says(sample("response.done", response=response))
+        it.connection.says(sample(kind, delta="again", item_id="i2"))
+        await it.connection.settled()
+        assert it.words[-1] == "again"
+
+
+async def test_books_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history holds so much and no more, however long its items are."""
+    monkeypatch.setattr(phone_session, "MAX_HISTORY_CHARS", 2500)
+    async with talk() as it:
+        for n in range(5):
+            item = {
+                "id": f"i{n}",
+                "type": "message",
+                "role": "user",
+                "content": [{"type": "input_audio", "transcript": str(n) * 1000}],
+            }
+            it.connection.says(sample("conversation.item.added", item=item))
+        await it.connection.settled()
+        assert [words[0] for words in it.words] == ["3", "4"]
+
+
+async def test_what_the_sdk_takes_for_granted_does_not_end_a_session() -> None:
+    """Items of shapes that it does not look for are counted, and left out."""
+    misread: list[str] = []
+    async with talk(misread=misread.append) as it:
+        for content in (5, [{"type": "text", "text": 5}]):
+            item = {"id": "i", "type": "message", "role": "king", "content": content}
+            it.connection.says(sample("response.output_item.added", item=item))
+        it.connection.says({"type": "rate_limits.updated", "rate_limits": 5})
+        await it.connection.settled()
+        assert await it.calls("no_such_tool") is not None
+
+    assert misread == ["event that the SDK cannot take"] * 3

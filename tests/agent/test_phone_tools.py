@@ -120,6 +120,16 @@ async def test_a_transfer_is_given_up_when_the_caller_speaks() -> None:
         assert await call(phone_tools.transfer_call, live, target="sales") == SPOKE
 
 
+async def test_a_transfer_that_is_not_allowed_is_told() -> None:
+    """The agent says so and goes on; which number it is, it need not know."""
+    async with live_call(line := Line()) as live:
+        line.allowed = False
+        live.transfers = {"sales": SALES}
+        told = await call(phone_tools.transfer_call, live, target="sales")
+
+    assert told.startswith("Not done: it is not allowed.") and line.asked == []
+
+
 async def test_a_transfer_that_cannot_be_is_told() -> None:
     """A wrong number in the configuration does not leave the caller in silence."""
     async with live_call(Line()) as live:

@@ -586,3 +586,17 @@ def test_a_cancel_names_its_answer_by_keyword() -> None:
 
     assert answer.kind is inspect.Parameter.KEYWORD_ONLY
     assert answer.default is None
+
+
+# --- how much is borne ---
+
+
+async def test_what_is_counted_and_caught_is_where_it_was() -> None:
+    """Else words without end, tools without end and odd events reach a call again."""
+    async with talk() as it:
+        assert it.session._item_transcripts == {}
+        assert it.session._pending_tool_calls == {}
+    source = inspect.getsource(OpenAIRealtimeWebSocketModel._listen_for_messages)
+    assert "await self._handle_ws_event(parsed)" in source
+    source = inspect.getsource(OpenAIRealtimeWebSocketModel._handle_ws_event)
+    assert "RealtimeModelErrorEvent(error=e)" in source

@@ -27,7 +27,14 @@ from bridge.agent.calls_api import (
     rest_url,
 )
 from bridge.agent.events import CallEvent
-from bridge.agent.live import BadRequest, CallOver, LiveCall
+from bridge.agent.live import (
+    BadRequest,
+    CallFacts,
+    CallOver,
+    LiveCall,
+    NotAllowed,
+    Transfer,
+)
 from bridge.agent.loader import AgentSource
 from bridge.agent.local_mcp import local_mcp
 from bridge.agent.session import ModelTarget, SessionPlan
@@ -54,6 +61,7 @@ from tests.sim.realtime_client import QUICK, speech
 
 CALLER, CALLED = "+14155550123", "+14155550100"
 GREETING = "Greet the caller."
+PREMIUM = "+19005550100"
 LONG = "This is a long answer which goes on and on, so that there is time to interrupt."
 PLAIN: RealtimeAgent[LiveCall] = RealtimeAgent(name="plain", instructions="Be kind.")
 
@@ -99,6 +107,8 @@ class Place:
     pressed: list[str] = field(default_factory=list)
     events: list[CallEvent] = field(default_factory=list)
     room: bool = True
+    limit: str | None = None
+    """That keeps the next call out."""
 
     async def ring(self, **how: Any) -> PhoneCall:
         how = {"caller": CALLER, "called": CALLED} | how
@@ -181,6 +191,13 @@ async def place(
         def ended(live: LiveCall, end: End, seconds: float) -> None:
             here.ends.append(f"{end.by}_{end.why}")
 
+        async def may_come_in(facts: CallFacts) -> str | None:
+            return here.limit
+
+        def check_transfer(live: LiveCall, to: Transfer) -> None:
+            if to.number == PREMIUM:
+                raise NotAllowed("no")
+
         registry = MemoryRegistry()
         house = SipHouse(
             secret=calls.secret,
@@ -195,6 +212,8 @@ async def place(
             ended=ended,
             pressed=pressed,
             see=_seen,
+            may_come_in=may_come_in,
+            check_transfer=check_transfer,
         )
         async with SipCalls(house) as sip:
 
@@ -626,6 +645,33 @@ async def test_a_transfer_that_is_refused_is_told_to_the_agent() -> None:
         (output,) = [it.text for it in live.history if it.kind == "tool_output"]
         assert output == "BadRequest: the transfer was refused by the phone line"
         assert call.line is Line.TALKING
+
+
+async def test_a_number_that_is_not_allowed_is_not_dialled() -> None:
+    """Whatever the agent was talked into: nobody is put through, the call goes on."""
+    async with place() as here:
+        call, session, live = await here.talk()
+        await until(lambda: bool(session.responses))
+        with pytest.raises(NotAllowed):
+            await live.transfer(PREMIUM)
+
+        assert call.line is Line.TALKING
+        assert [verb for verb, _ in here.calls.requests] == ["accept"]
+        await until(lambda: "limit_hit" in here.types())
+
+
+async def test_a_caller_with_too_many_calls_hears_the_line_busy() -> None:
+    """486, and the model is never asked; the log says which limit it was."""
+    async with place() as here:
+        here.limit = "calls_of_number"
+        with capture_logs() as lines:
+            call = await here.ring()
+            await call.until(Line.REJECTED)
+
+        assert call.sip_status == 486 and here.model.sessions == []
+        assert [it["why"] for it in lines if it["event"] == "call_refused"] == [
+            "calls_of_number"
+        ]
 
 
 @pytest.mark.parametrize("verb", ["refer", "hangup"])

@@ -6,9 +6,19 @@ from typing import Any
 from bridge.agent.sip_speech import MAX_ANSWERS, Said, SipSpeech
 from bridge.agent.sip_talk import SipTalk
 from bridge.core import realtime
-from bridge.core.commands import Command, End, Heard, Note, ToModel
-from bridge.core.rules import Rules
+from bridge.core.commands import (
+    Command,
+    End,
+    Heard,
+    Note,
+    ToModel,
+    limit_hit,
+    protocol_error,
+)
+from bridge.core.conversation import NO_USAGE
+from bridge.core.rules import Prices, Rules
 from bridge.core.untold import MAX_UNTOLD
+from bridge.core.waits import MAX_WAITS
 
 WORDS = "one two three four five six"  # almost two seconds
 
@@ -203,11 +213,33 @@ def test_words_before_there_is_a_model_are_bounded() -> None:
     assert sent.count("conversation.item.create") == MAX_UNTOLD + 1
 
 
+def test_a_crowd_that_waits_is_answered_at_once() -> None:
+    """A tool that is one too many is told so, and does not wait for ever."""
+    made = talk()
+    hear(made, 0.0, "response.created", response={"id": "r"})
+    for number in range(MAX_WAITS):
+        assert made.when_heard(number, 0.0) == []
+
+    assert made.when_heard(999, 0.0) == [Heard(999, False)]
+
+
+def test_a_model_that_does_not_say_what_it_took_is_told_of() -> None:
+    """An operator learns that the cost of calls has no limit."""
+    for prices, told in ((Prices(output_audio=1.0), True), (None, False)):
+        made = talk(Rules(prices=prices))
+        hear(made, 0.0, "response.created", response={"id": "r"})
+        done = {"id": "r", "status": "completed"}
+        commands = hear(made, 0.0, "response.done", response=done)
+
+        assert (protocol_error("model", NO_USAGE) in commands) is told
+
+
 def test_the_longest_call_ends_with_a_goodbye() -> None:
     """Said, heard, then the end; or the end, if it is not said."""
     made = talk(Rules(longest_seconds=5.0))
     goodbye = made.tick(5.0)
     assert asked(goodbye) == ["conversation.item.create", "response.create"]
+    assert limit_hit("longest") in goodbye
     due = made.deadline
     assert due is not None
 

@@ -4,14 +4,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
 
+from bridge.agent import wire as wire_file
 from bridge.agent.session import dial, dialled
 from bridge.agent.wire import (
+    MAX_KNOWN,
+    MAX_OPEN,
     MAX_OUT,
     MAX_UPDATES,
     SESSION_ID,
@@ -97,7 +102,7 @@ class Call:
         self.changed = asyncio.Event()
 
     def model_event(self, event: realtime.ServerEvent, text: str) -> None:
-        self._keep("event", json.loads(text)["type"])
+        self._keep("event", msgspec.json.decode(text, type=realtime.Other).type)
 
     def model_misread(self, reason: str) -> None:
         self._keep("misread", reason)
@@ -115,6 +120,9 @@ class Call:
 
     def model_stuck(self, why: str) -> None:
         self._keep("stuck", why)
+
+    def model_limit(self, limit: str) -> None:
+        self._keep("limit", limit)
 
     def send_to_model(self, text: str) -> None:
         assert self.wire is not None
@@ -373,3 +381,119 @@ async def test_a_wire_that_is_closed_leaves_nothing(hangs: bool) -> None:
                 await until(lambda: model.door.hanging)
             await wire.close()
         await until(lambda: not (model.active or model.door.hanging))
+
+
+# --- how much is borne ---
+
+
+def event(kind: str, **fields: Any) -> str:
+    return json.dumps({"type": kind, "event_id": "e", **fields})
+
+
+async def test_a_model_that_takes_no_bytes_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few events may be as much memory as many."""
+    monkeypatch.setattr(wire_file, "MAX_WAITING_CHARS", 10_000)
+    async with ModelServer() as model, wired(model) as (wire, call, _):
+        wire.dial(0.0)
+        await call.until("event", "session.created")
+        for _ in range(20):
+            wire.post(realtime.append("AAAA" * 100))
+            await asyncio.sleep(0)
+        assert not [it for it in call.told if it[0] == "lost"], "all was sent"
+        for _ in range(30):
+            wire.post(realtime.append("AAAA" * 100))
+
+        assert [it[1] for it in call.told if it[0] == "lost"] == ["stuck"]
+
+
+def taken(seen: list[Any], number: int) -> bool:
+    return len(seen) == number
+
+
+async def test_an_sdk_that_takes_no_bytes_is_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So may what it has not taken."""
+    monkeypatch.setattr(wire_file, "MAX_WAITING_CHARS", 10_000)
+    async with ModelServer() as model, wired(model) as (wire, call, seen):
+        words = event("response.output_text.delta", delta="x" * 1000)
+        for n in range(3):
+            for _ in range(8):
+                wire.take(words)
+            await until(partial(taken, seen, 8 * (n + 1)))
+        assert ("stuck", "sdk_stuck") not in call.told
+        for _ in range(12):
+            wire.take(words)
+        assert ("stuck", "sdk_stuck") in call.told
+
+
+async def test_ids_without_end_are_not_kept() -> None:
+    """What the SDK has seen, and what it believes to be under way, has bounds."""
+    async with ModelServer() as model, wired(model) as (wire, _, seen):
+        for n in range(MAX_KNOWN + 10):
+            item = {"id": f"i{n}", "type": "message", "role": "user"}
+            wire.take(event("conversation.item.added", item=item))
+            wire.take(event("response.created", response={"id": f"r{n}"}))
+            if n % 100 == 0:
+                await asyncio.sleep(0.001)
+        await until(lambda: len(seen) == 2 * MAX_KNOWN + 20)
+        wire.link_lost("lost", 1006)
+        await until(lambda: len(seen) == 2 * MAX_KNOWN + 20 + MAX_OPEN)
+        wire.take(event("conversation.item.added", item=item))
+        wire.take(event("conversation.item.added", item={**item, "id": "i0"}))
+        await until(lambda: seen[-1].get("item", {}).get("id") == "i0")
+
+    assert seen[-2]["type"] == "response.done", "the newest item was known"
+
+
+async def test_what_the_sdk_cannot_read_is_kept_from_it() -> None:
+    """Numbers that its parser does not take: the session would end of them."""
+    async with ModelServer() as model, wired(model) as (wire, call, seen):
+        wire.take('{"type":"rate_limits.updated","rate_limits":' + "9" * 5000 + "}")
+        wire.take(event("rate_limits.updated", rate_limits=[]))
+        await until(lambda: seen)
+
+    assert [it["rate_limits"] for it in seen] == [[]]
+    assert ("misread", "event that the SDK cannot read") in call.told
+
+
+async def test_a_flood_is_told_of_once() -> None:
+    """The call ends of it; nothing that still comes is looked into."""
+    async with ModelServer() as model, wired(model) as (wire, call, _):
+        bears = [wire.bears("{}") for _ in range(20_100)]
+
+    assert bears.count(True) == pytest.approx(20_000, abs=200)
+    assert call.told == [("limit", "model_flood"), ("stuck", "flood")]
+
+
+LISTS: dict[str, Any] = {
+    "parts": {"type": "message", "role": "user", "content": [{}] * 100_000},
+    "tools": {"type": "mcp_list_tools", "server_label": "s", "tools": [1] * 100_000},
+    "deep": {"type": "message", "role": "user", "content": [[[{}] * 90] * 90] * 20},
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+async def test_an_event_of_many_parts_is_kept_from_the_sdk(kind: str) -> None:
+    """It would look at them for seconds, in which no call goes on."""
+    item = {"id": "i", **LISTS[kind]}
+    async with ModelServer() as model, wired(model) as (wire, call, seen):
+        wire.take(event("conversation.item.done", item=item))
+        wire.take(event("rate_limits.updated", rate_limits=[]))
+        await until(lambda: seen)
+
+    assert [it["type"] for it in seen] == ["rate_limits.updated"]
+    assert ("limit", "model_bytes") in call.told
+    assert ("misread", "event too large") in call.told
+
+
+async def test_many_events_of_many_parts_are_a_flood() -> None:
+    """A server that keeps the SDK busy is given up as one that sends without end."""
+    item = {"id": "i", "type": "message", "role": "user", "content": [{}] * 4000}
+    async with ModelServer() as model, wired(model) as (wire, call, _):
+        for _ in range(60):
+            wire.take(event("conversation.item.done", item=item))
+
+    assert ("limit", "model_flood") in call.told and ("stuck", "flood") in call.told

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.history import MAX_CHARS, MAX_ITEMS, History, HistoryItem, Kind
+from bridge.core.history import (
+    MAX_ALL_CHARS,
+    MAX_CHARS,
+    MAX_ITEMS,
+    History,
+    HistoryItem,
+    Kind,
+)
 from tests.core.phone import Phone
 
 
@@ -51,8 +58,9 @@ def test_the_history_of_a_long_call_is_bounded() -> None:
     """What is oldest is forgotten, and no item is a book."""
     history = History()
     book = "x" * (MAX_CHARS + 1)
-    for n in range(MAX_ITEMS + 5):
-        history.add(item(str(n), book, generated=book, arguments=book))
+    for n in range(MAX_ITEMS + 4):
+        history.add(item(str(n)))
+    history.add(item("last", book, generated=book, arguments=book))
     last = history.items[-1]
 
     assert len(history.items) == MAX_ITEMS
@@ -61,6 +69,27 @@ def test_the_history_of_a_long_call_is_bounded() -> None:
     history.said(last.id, book, book, cut=False)
     history.transcribed(last.id, book)
     assert len(last.text) == len(last.generated) == MAX_CHARS
+
+
+def test_books_are_forgotten_sooner() -> None:
+    """A call of which every answer is a book costs no more memory than a long one."""
+    history = History()
+    book = "x" * MAX_CHARS
+    for n in range(MAX_ITEMS):
+        history.add(item(str(n)))
+    for n in range(MAX_ITEMS):
+        history.correct(str(n), book)
+        history.said(str(n), "", book, cut=False)
+        history.add(item(str(n), arguments=book))
+
+    chars = sum(len(it.text + it.generated + it.arguments) for it in history.items)
+    assert MAX_ALL_CHARS - 3 * MAX_CHARS < chars <= MAX_ALL_CHARS
+    assert history.items[-1].id == str(MAX_ITEMS - 1)
+    for it in list(history.items):
+        history.remove(it.id)
+    for n in range(MAX_ITEMS):
+        history.add(item(f"{n} again", book))
+    assert len(history.items) == MAX_ALL_CHARS // MAX_CHARS
 
 
 def test_an_item_that_follows_itself_stands_at_the_end() -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from bridge.core import realtime
-from bridge.core.conversation import GOODBYE_SECONDS
+from bridge.core.commands import limit_hit, protocol_error
+from bridge.core.conversation import GOODBYE_SECONDS, NO_USAGE
 from bridge.core.patience import Patience, cost_of
 from bridge.core.realtime import CachedTokens, InputTokens, OutputTokens, Usage
 from bridge.core.rules import GOODBYES, SILENT, Prices, Rules
@@ -143,7 +144,9 @@ def test_the_longest_call() -> None:
     phone.frames(59_800)
     assert said_to_model(phone.log) == []
 
-    assert said_to_model(phone.frames(200)) == [("system", GOODBYES["longest"])]
+    commands = phone.frames(200)
+    assert said_to_model(commands) == [("system", GOODBYES["longest"])]
+    assert limit_hit("longest") in commands
     phone.answers(1000)
     assert ends(phone.frames(980)) == []
     assert ends(phone.frames(60)) == [("bridge", "longest")]
@@ -199,6 +202,7 @@ def test_goodbye_is_said_once() -> None:
 
     assert len(said_to_model(phone.goodbye("cost"))) == 1
     assert phone.goodbye("longest") == []
+    assert notes(phone.log, "limit_hit") == [limit_hit("cost_of_call")]
     commands = phone.frames(int(GOODBYE_SECONDS * 1000) + 100)
     assert said_to_model(commands) == []
     assert ends(commands) == [("bridge", "cost")]
@@ -250,6 +254,22 @@ def test_the_cost_limit() -> None:
 
     assert said_to_model(second) == [("system", GOODBYES["cost"])]
     assert asks(second) == 1
+    assert limit_hit("cost_of_call") in second
+
+
+def test_a_model_that_does_not_say_what_it_took_is_told_of() -> None:
+    """Local ones often do not: an operator learns that the cost has no limit."""
+    phone = Phone(prices=PRICES, cost_limit=0.01).talking()
+    odd = [{}, {"prompt_tokens": 5}, {"output_tokens": -5}, {"output_tokens": 2**53}]
+    for n, usage in enumerate(odd):
+        phone.created(f"r{n}")
+        assert protocol_error("model", NO_USAGE) in phone.used(f"r{n}", **usage)
+    phone.created("r9")
+    assert notes(phone.used("r9", output_tokens=5), "protocol_error") == []
+
+    free = Phone().talking()
+    free.created()
+    assert notes(free.used(), "protocol_error") == []
 
 
 def test_without_prices_nothing_is_counted() -> None:
@@ -288,6 +308,14 @@ def test_without_prices_nothing_is_counted() -> None:
                 output_token_details=OutputTokens(text_tokens=60),
             ),
             40 * 4 + 60 * 32 + 60 * 16,
+        ),
+        # More in the cache than there was: nobody gets money back.
+        (
+            Usage(
+                input_tokens=2,
+                input_token_details=InputTokens(1, 1, CachedTokens(9, 9)),
+            ),
+            18 * 0.5,
         ),
         # Totals that are less than their parts.
         (Usage(output_tokens=1, output_token_details=OutputTokens(5)), 5 * 16),

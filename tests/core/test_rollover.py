@@ -3,9 +3,11 @@
 import pytest
 
 from bridge.core.commands import Switch
+from bridge.core.conversation import LATE_SECONDS
 from bridge.core.redial import SPARE_SECONDS
 from bridge.core.rules import BROKEN_OFF
 from tests.core.phone import (
+    MULAW_SESSION,
     Phone,
     appended,
     asks,
@@ -132,6 +134,23 @@ def test_lost_while_the_spare_is_dialled() -> None:
 
     assert dials(phone.loses_model()) == []
     assert len(given(phone.model_back())) == 2
+
+
+def test_a_session_that_is_late_with_a_spare_under_way_is_not_gone_back_to() -> None:
+    """Its server answers nobody, and is still connected: what it says of itself does
+    not make it the next session, which would be dialled a second time."""
+    phone = old()
+    phone.ask()
+    phone.gives_signs = False
+    phone.wait(LATE_SECONDS)
+    assert notes(phone.log, "answer_late")
+    phone.refused("invalid_value", None)
+
+    assert to_model(phone.model("session.updated", session=MULAW_SESSION)) == []
+
+    assert ends(phone.log) == []
+    assert switches(phone) == 1
+    assert notes(phone.model_back(), "model_back")
 
 
 def test_a_spare_that_does_not_come_about() -> None:

@@ -326,6 +326,21 @@ async def test_a_cut_answer_is_believed_up_to_its_last_word() -> None:
     assert session.conversation[0].text.split() == ["a0-1-1", "a0-1-2", "a0-1-3"]
 
 
+async def test_a_session_says_whatever_it_is_told_to() -> None:
+    """Once, in order; or without end, as fast as it is read, until it is left."""
+    async with talking(Behaviour(**QUICK)) as (client, session):
+        faults.saying("no json", b"binary")(session)
+        async with asyncio.timeout(1):
+            assert [await client.socket.recv() for _ in range(2)] == [
+                "no json",
+                b"binary",
+            ]
+        faults.flooding(lambda n: "x" * 1000 + str(n))(session)
+        async with asyncio.timeout(2):
+            for n in range(2000):
+                assert await client.socket.recv() == "x" * 1000 + str(n)
+
+
 # --- counting ---
 
 

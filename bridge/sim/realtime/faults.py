@@ -4,6 +4,8 @@ A Fault is done to a session: `server.strike(faults.drop)` does it to all that a
 open, `server.strike_next(faults.mute)` to the next one. Nothing here waits.
 """
 
+import asyncio
+import itertools
 import socket
 import struct
 from collections.abc import Callable
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 Fault: TypeAlias = Callable[["ModelSession"], None]
 
 EXPIRED = "Your session hit the maximum duration of 60 minutes."
+_FULL_BYTES = 256 * 1024  # more would only wait to be sent
 _RESET = struct.pack("ii", 1, 0)  # lingering for 0 s turns a close into a reset
 
 
@@ -53,6 +56,37 @@ def thaw(session: "ModelSession") -> None:
 def mute(session: "ModelSession") -> None:
     """Says nothing any more, though it reads and answers pings."""
     session.out.muted = True
+
+
+def saying(*frames: str | bytes) -> Fault:
+    """It sends these, as they are, whatever they may be."""
+
+    def say(session: "ModelSession") -> None:
+        for frame in frames:
+            session.out.put(frame)
+
+    return say
+
+
+def flooding(make: Callable[[int], str], at_once: int = 100) -> Fault:
+    """It sends without end, as fast as it is read: `make(n)` is the nth frame."""
+
+    def flood(session: "ModelSession") -> None:
+        session.spawn(_flood(session, make, at_once), "flood")
+
+    return flood
+
+
+async def _flood(
+    session: "ModelSession", make: Callable[[int], str], at_once: int
+) -> None:
+    transport = session.connection.transport
+    for n in itertools.count():
+        if n % at_once == 0:
+            await asyncio.sleep(0)
+        while transport.get_write_buffer_size() > _FULL_BYTES:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        session.out.put(make(n))
 
 
 def _close(session: "ModelSession", code: int, reason: str) -> None:

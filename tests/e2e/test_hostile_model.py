@@ -1,0 +1,357 @@
+"""A model that is hostile or broken: the call survives it, or ends with a reason.
+
+The process never ends, and no call beside it is hurt.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from agents import function_tool
+from agents.realtime import RealtimeAgent
+from structlog.testing import capture_logs
+
+from bridge.agent import wire
+from bridge.agent.phone_session import MAX_TOOLS, TOO_MANY
+from bridge.agent.session import MAX_EVENT_BYTES
+from bridge.agent.wire import MAX_EVENT_CHARS
+from bridge.core.bounds import MAX_ID_CHARS
+from bridge.sim.model import Behaviour, CallTool, Ruled
+from bridge.sim.realtime import faults
+from bridge.sim.ruler import read_ruler
+from bridge.sim.twilio import steps
+from tests.e2e.house import HELLO, Place, bridge
+
+LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
+TALK = [steps.Say(HELLO), LISTEN, steps.HangUp()]
+SILENCE = "/" * 212 + "////"
+"""20 ms of it in base64, with no padding."""
+
+
+def event(type: str, **fields: Any) -> str:
+    return json.dumps({"type": type, "event_id": "e", **fields})
+
+
+def raw(type: str, fields: str) -> str:
+    """An event with something in it that no library would write."""
+    return f'{{"type":"{type}","event_id":"e",{fields}}}'
+
+
+def delta(
+    response: str = "r", item: str = "i", sound: Any = SILENCE, **more: Any
+) -> str:
+    return event(
+        "response.output_audio.delta",
+        response_id=response,
+        item_id=item,
+        delta=sound,
+        **{"output_index": 0, "content_index": 0, **more},
+    )
+
+
+def added(kind: str, **item: Any) -> str:
+    return event(kind, response_id="r", output_index=0, item=item)
+
+
+NUMBERS = ("-1", "1e400", "-1e400", "1" + "0" * 400)
+NO_NUMBERS = ("NaN", "Infinity", "9" * 5000)
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+MALFORMED: list[str | bytes] = [
+    "",
+    "null",
+    "[]",
+    "{",
+    "\x00",
+    b"\x00\xff binary",
+    DEEP,
+    raw("rate_limits.updated", f'"rate_limits":{DEEP}'),
+    raw("session.updated", f'"session":{DEEP}'),
+    raw("response.done", f'"response":{{"id":"r","usage":{DEEP}}}'),
+    *(raw("rate_limits.updated", f'"rate_limits":{n}') for n in NO_NUMBERS),
+    *(
+        raw("response.output_audio.delta", f'"content_index":{n}')
+        for n in (*NUMBERS, *NO_NUMBERS)
+    ),
+    raw("response.created", '"response":{"id":"\\ud800"}'),
+    raw(
+        "conversation.item.added", '"item":{"id":"i","type":"message","role":"\\udfff"}'
+    ),
+    '{"type":"error","type":"session.updated","type":5}',
+    event("no.such.event", much="x" * 1000),
+    event("x" * 100_000),
+]
+"""What cannot be read, or stands for nothing."""
+
+NONSENSE: list[str] = [
+    *(raw("rate_limits.updated", f'"rate_limits":{n}') for n in NUMBERS),
+    # Out of order, about nobody, again and again.
+    event("response.done", response={"id": "r"}),
+    event("response.done", response={"id": "r"}),
+    event("response.done", response={"id": "r", "status": 5, "usage": "much"}),
+    event("response.done", response={"id": "r2", "usage": {"input_tokens": 10**30}}),
+    event("response.output_audio.done", response_id="r", item_id="nobody"),
+    event("conversation.item.deleted", item_id="nobody"),
+    event("conversation.item.truncated", item_id="nobody", content_index=-1),
+    event("input_audio_buffer.committed", item_id=""),
+    event("input_audio_buffer.speech_stopped", item_id="u", audio_end_ms=-(10**20)),
+    event("input_audio_buffer.timeout_triggered", item_id=None),
+    event("session.created", session={"type": "realtime"}),
+    event("session.created", session=None),
+    event("session.updated", session={"audio": None}),
+    event("session.updated", session={"audio": {"input": {"format": "none"}}}),
+    event("error", error={"message": "x" * 50_000, "code": "y" * 5000, "type": ""}),
+    event("error", error=[]),
+    # Of the wrong shape where the SDK takes the right one for granted.
+    added("response.output_item.added", id="i", type="message", content=5),
+    added("response.output_item.added", id="i", type="message", content=[5, None]),
+    added("response.output_item.added", id="i", type="message", role="king"),
+    added(
+        "response.output_item.done", id=7, type="message", content=[{"type": "text"}]
+    ),
+    added(
+        "response.output_item.done", id="i", type="function_call", status="completed"
+    ),
+    event("conversation.item.added", item={"id": "i", "type": "message", "content": 5}),
+    event("conversation.item.added", item={"id": "i2", "type": "message", "role": "x"}),
+    event("conversation.item.done", item={"id": "i3", "content": [{"text": 5}, 6]}),
+    event("mcp_list_tools.failed", item_id="nobody"),
+    event("response.mcp_call.completed", item_id="nobody", output_index=-5),
+    event("conversation.item.done", item={"id": "m", "type": "mcp_list_tools"}),
+    # Audio for items that nobody began, that are over, in other formats.
+    delta("unknown", "unknown"),
+    delta(),
+    event("response.output_audio.done", response_id="r", item_id="i"),
+    delta(),
+    delta(sound="A"),
+    delta(sound="====" * 100),
+    delta(sound=5),
+    delta(sound="\u00e9" * 400),
+    delta(content_index=2**40),
+    delta(content_index=-1),
+    delta(item="x" * (MAX_ID_CHARS + 1)),
+    event("response.output_audio_transcript.delta", response_id="r", item_id="i")[:-1]
+    + ',"delta":"\\ud800"}',
+]
+
+
+async def test_rubbish_is_counted_and_the_call_goes_on() -> None:
+    """A caller whose model sends all that is wrong is answered as ever."""
+    behaviour = Behaviour(turns=[[Ruled(500)]], garbage=MALFORMED)
+    async with bridge(behaviour) as place:
+        record = await place.caller().call(TALK)
+        await place.empty()
+        sessions = len(place.model.sessions)
+
+    assert read_ruler(record.heard).heard_ms == {1: 500}
+    assert (record.ended_by, sessions) == ("caller", 1)
+    assert place.metric('bridge_protocol_errors_total{side="model"}') == len(MALFORMED)
+
+
+async def test_nonsense_does_not_end_a_call() -> None:
+    """Events that are well formed and mean nothing: nor does the SDK end by them."""
+    with capture_logs() as lines:
+        async with bridge(Behaviour(fallback=[Ruled(500)], garbage=NONSENSE)) as place:
+            record = await place.caller().call(TALK)
+            await place.empty()
+
+    # A tool without a name was among it, whose answer the caller spoke into.
+    assert 500 in read_ruler(record.heard).heard_ms.values()
+    assert record.ended_by == "caller"
+    bad = {line["event"] for line in lines} & {"agent_failed", "call_failed"}
+    assert not bad, lines
+
+
+@pytest.mark.parametrize("size", [MAX_EVENT_CHARS + 1, 2 * MAX_EVENT_BYTES])
+async def test_a_giant_event(size: int) -> None:
+    """It is not looked into; if need be another session goes on with the call."""
+    behaviour = Behaviour(turns=[[Ruled(500)]] * 2)
+    giant = event("response.output_text.delta", delta="x" * size)
+    async with bridge(behaviour) as place:
+        calling = asyncio.ensure_future(  # noqa: TID251
+            place.caller().call([steps.Say(HELLO), LISTEN, steps.Wait(0.5), *TALK])
+        )
+        await until(lambda: is_configured(place) and bool(place.session.responses))
+        await asyncio.sleep(1.2)
+        place.model.strike(faults.saying(giant))
+        record = await calling
+        sessions = len(place.model.sessions)
+        await place.empty()
+
+    assert record.ended_by == "caller"
+    assert sum(read_ruler(record.heard).heard_ms.values()) == 1000
+    assert sessions == (1 if size < MAX_EVENT_BYTES else 2)
+    assert place.metric('bridge_limit_hits_total{limit="model_bytes"}') == 1
+
+
+async def until(done: Callable[[], bool]) -> None:
+    """There is no event to wait for."""
+    async with asyncio.timeout(5):
+        while not done():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def is_configured(place: Place) -> bool:
+    return bool(place.model.open) and place.session.configured_at is not None
+
+
+async def beside(place: Place, fault: faults.Fault) -> Any:
+    """A good call while the model of another does this: the good call's record."""
+    bad = asyncio.ensure_future(  # noqa: TID251
+        place.caller().call([steps.Say(HELLO), steps.Wait(20)])
+    )
+    await until(lambda: is_configured(place))
+    first = place.session
+    good = asyncio.ensure_future(  # noqa: TID251
+        place.caller().call([steps.Say(HELLO), LISTEN, steps.HangUp()])
+    )
+    await until(lambda: len(place.model.open) == 2 and bool(place.session.responses))
+    fault(first)
+    record = await good
+    await bad
+    await place.empty()
+    return record
+
+
+FLOODS = {
+    "words": lambda n: event(
+        "response.output_audio_transcript.delta",
+        response_id="r",
+        item_id="i",
+        delta="and so on ",
+        output_index=0,
+        content_index=0,
+    ),
+    "answers": lambda n: event("response.created", response={"id": f"r{n}"}),
+    "nothing": lambda n: "{}",
+}
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the measure is enough to see what happens when it is full."""
+    assert wire.EVENTS_PER_SECOND * wire.FLOOD_SECONDS == 20_000
+    monkeypatch.setattr(wire, "EVENTS_PER_SECOND", 100.0)
+    monkeypatch.setattr(wire, "CHARS_PER_SECOND", wire.CHARS_PER_SECOND / 10)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_a_flood_ends_its_call_and_hurts_no_other(kind: str) -> None:
+    """A model that sends without end: its caller is told, the one beside hears all."""
+    async with bridge(Behaviour(fallback=[Ruled(1500)], speed=2)) as place:
+        record = await beside(place, faults.flooding(FLOODS[kind]))
+
+    assert list(read_ruler(record.heard).heard_ms.values()) == [1500]
+    assert place.metric('bridge_calls_total{outcome="model_flood"}') == 1
+    assert place.metric('bridge_limit_hits_total{limit="model_flood"}') >= 1
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_flood_of_bytes() -> None:
+    """Fewer events, each of a megabyte: the call ends before they fill the memory."""
+    book = event("response.output_text.delta", delta="x" * 1_000_000)
+    async with bridge(Behaviour(fallback=[Ruled(1500)], speed=2)) as place:
+        record = await beside(place, faults.flooding(lambda n: book, 1))
+
+    assert list(read_ruler(record.heard).heard_ms.values()) == [1500]
+    assert place.metric('bridge_calls_total{outcome="model_flood"}') == 1
+    assert place.metric('bridge_limit_hits_total{limit="model_bytes"}') >= 1
+
+
+# --- tools ---
+
+
+def calls_tool(n: int, name: str = "look_up", arguments: str = "{}") -> str:
+    item = {
+        "id": f"item_f{n}",
+        "type": "function_call",
+        "status": "completed",
+        "call_id": f"call_{n}",
+        "name": name,
+        "arguments": arguments,
+    }
+    return added("response.output_item.done", **item)
+
+
+class Tools:
+    """An agent with a tool, and how many of its calls run at a time."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+        @function_tool
+        async def look_up(turn: int = 0) -> str:
+            """Looks something up."""
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await asyncio.sleep(0.2)
+            self.now -= 1
+            return "found"
+
+        self.agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[look_up])
+
+
+def outputs(place: Place) -> list[str]:
+    """What the model was told about tools."""
+    items = (
+        event["item"]
+        for _, event in place.session.received
+        if event["type"] == "conversation.item.create"
+    )
+    return [it["output"] for it in items if it["type"] == "function_call_output"]
+
+
+async def test_tools_called_with_garbage() -> None:
+    """Each gets an answer that says so; the caller hears the agent all the same."""
+    garbage = [
+        calls_tool(1, arguments="no json"),
+        calls_tool(2, arguments='{"turn":"many"}'),
+        calls_tool(3, arguments="[" * 50_000),
+        calls_tool(4, arguments='{"turn":' + "9" * 5000 + "}"),
+        calls_tool(5, name="no_such_tool"),
+        calls_tool(6, name=""),
+        calls_tool(7, arguments='{"turn":"\ud800"}'),
+        calls_tool(8, arguments="x" * 500_000),
+        calls_tool(9, name="x" * (MAX_ID_CHARS + 1)),
+    ]
+    behaviour = Behaviour(turns=[[CallTool("look_up", {})]], fallback=[Ruled(400)])
+    async with bridge(behaviour, agent=Tools().agent) as place:
+        calling = asyncio.ensure_future(  # noqa: TID251
+            place.caller().call([steps.Wait(1), *TALK])
+        )
+        await until(lambda: is_configured(place))
+        place.model.strike(faults.saying(*garbage))
+        record = await calling
+        told = outputs(place)
+        await place.empty()
+
+    assert record.ended_by == "caller"
+    assert 400 in read_ruler(record.heard).heard_ms.values()
+    assert told.count("found") == 1
+    assert len(told) >= 7
+
+
+async def test_two_hundred_tools_at_once() -> None:
+    """No more run at a time than a model needs; the others are told to wait."""
+    tools = Tools()
+    behaviour = Behaviour(fallback=[Ruled(400)])
+    async with bridge(behaviour, agent=tools.agent) as place:
+        calling = asyncio.ensure_future(  # noqa: TID251
+            place.caller().call([steps.Wait(1.5), *TALK])
+        )
+        await until(lambda: is_configured(place))
+        place.model.strike(faults.saying(*(calls_tool(n) for n in range(200))))
+        record = await calling
+        told = outputs(place)
+        await place.empty()
+
+    assert record.ended_by == "caller"
+    assert tools.most == MAX_TOOLS
+    assert told.count("found") == MAX_TOOLS
+    assert told.count(TOO_MANY) == 200 - MAX_TOOLS
+    hits = place.metric('bridge_limit_hits_total{limit="model_flood"}')
+    assert hits == 200 - MAX_TOOLS
