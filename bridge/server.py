@@ -1,97 +1,58 @@
-"""The aiohttp application: Twilio's webhooks, the media socket, health, metrics.
+"""The aiohttp application: the media socket, health, metrics, admission, draining.
 
 Lets in who may come in, and gives each stream to a Call. Knows no audio, no model.
 """
 
 import asyncio
-import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from http import HTTPStatus
 
-import msgspec
 import structlog
 from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
-from multidict import MultiDictProxy
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-import twiml
-from bridge.agent.live import CallFacts, LiveCall
-from bridge.call import RETURN_SECONDS, Call
+from bridge.agent.live import LiveCall
+from bridge.call import Call
 from bridge.console import api
-from bridge.core import ProtocolError
+from bridge.console.gate import Gate, has_token
+from bridge.core import ProtocolError, media_stream
+from bridge.core.bounds import Pace
 from bridge.core.conversation import HAND_OVER_SECONDS
-from bridge.fleet import TAKEN, CallEntry, NextStep, Registry, Then
-from bridge.fleet.plan import AnsweredBy, Earlier, Plan
-from bridge.full_house import RETURNING, WAITING, FullHouse, Place
+from bridge.doors import Doors, secure_headers
+from bridge.fleet import TAKEN, CallEntry, Registry
+from bridge.fleet.plan import AnsweredBy
 from bridge.house import House
 from bridge.opening import Crew, open_house
-from bridge.outbound import Outbound, OutboundOrder
-from bridge.report import report_of_silence
-from bridge.routes import Route
+from bridge.outbound import Outbound
 from bridge.settings import Settings
-from bridge.signature import HEADER, Signatures, websocket_origin
+from bridge.signature import Signatures
 from bridge.stream import Opened
+from bridge.tickets import PATH, TICKET_SECONDS, Ticket, TicketRefused, Tickets
 from bridge.watch.metrics import Metrics
+from bridge.webhooks import (
+    ANSWERED_BY,
+    LATE_TICKET,
+    PLAN_SECONDS,
+    Webhooks,
+    received,
+)
 
 log = structlog.get_logger()
-
-MAX_MESSAGE_BYTES = 1024 * 1024
-"""Above this a message is not even read, and the stream ends (close code 1009). Between
-here and media_stream.MAX_MESSAGE_CHARS it is read, counted and ignored."""
-
-MAX_FORM_BYTES = 64 * 1024
-"""Twilio's webhooks are 1-2 kB."""
-
-BODY_SECONDS = 10.0
-"""For all of it to arrive: whoever sends it need not be Twilio."""
-
-MAX_PARAMETER_CHARS = 400
-"""Name and value of a <Parameter> must be under 500 characters together."""
 
 PING_SECONDS = 20.0
 """A phone that is gone without a word is noticed after one and a half of these. Twilio
 answers pings (it does on uvicorn's defaults, which ping as often)."""
 
+PINGS_PER_SECOND = 10.0
+"""Of theirs, and their pongs, on an average of ten seconds. Nobody needs as many."""
+
 CLOSE_SECONDS = 1.0
 """For Twilio to answer our close."""
 
-PLAN_SECONDS = 24 * 3600.0
-"""What an outbound call was placed for is known as long as a call can last."""
-
-ENDED_SECONDS = 60.0
-"""That the end of a stream is remembered; the next one begins at once."""
-
 EXPECTED_SECONDS = 15.0
 """Until a new stream is there that Twilio was told to open."""
-
-MAX_RESUMES = 5
-"""Of one call: where every new stream breaks at once, there is no use in another."""
-
-BACK = "back"
-"""In the query of `/voice/next`: the stream was one after a transfer."""
-
-MAX_REFUSALS = 2
-"""What is known of the others' room is some seconds old: so often a stream that found
-none is tried again."""
-
-RESUMED_SECONDS = 120.0
-"""That resumes and refusals are counted, from the last one on: a stream that lasts as
-long is a good one."""
-
-ANSWERED_BY = b"answered_by:"
-"""A word for the instance that has a call: who picked up."""
-
-ANSWERED = frozenset({"completed", "answered"})
-"""DialCallStatus of a transfer that came about."""
-
-UNANSWERED = frozenset({"busy", "no-answer", "failed", "canceled"})
-
-NOT_ANSWERED = (
-    "You tried to put the caller through, but nobody took the call ({status}). The "
-    "caller is back with you: tell them in one sentence and ask how else you can help."
-)
 
 SHUTDOWN_SECONDS = 3.0
 """For the calls to end once draining is over."""
@@ -99,32 +60,55 @@ SHUTDOWN_SECONDS = 3.0
 LOOK_SECONDS = 0.2
 """While draining, so often is looked whether SIP calls are left."""
 
-_ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?", re.ASCII)
-
-T = TypeVar("T")
-
 
 class PhoneSocket:
     """Twilio's end of a stream, as bridge.call.Phone wants it."""
 
-    def __init__(self, socket: web.WebSocketResponse) -> None:
+    def __init__(
+        self, request: web.Request, socket: web.WebSocketResponse, seconds: float
+    ) -> None:
+        """`seconds`: for a pong to be taken. `socket` answers no pings by itself."""
+        self._request = request
         self._socket = socket
+        self._seconds = seconds
+        self._pings = Pace(PINGS_PER_SECOND)
 
     async def __aiter__(self) -> AsyncIterator[str | bytes]:
         """ProtocolError where the stream ends because of what it sent."""
         async for message in self._socket:
-            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                yield message.data
-            elif isinstance(message.data, WebSocketError):
-                if message.data.code == WSCloseCode.MESSAGE_TOO_BIG:
-                    raise ProtocolError("message too large")
-                raise ProtocolError("websocket protocol broken")
+            match message.type:
+                case WSMsgType.TEXT | WSMsgType.BINARY:
+                    yield message.data
+                case WSMsgType.PING | WSMsgType.PONG:
+                    if not self._pings.add(1.0, time.monotonic()):
+                        raise ProtocolError(media_stream.TOO_MANY)
+                    ping = message.type is WSMsgType.PING
+                    if ping and not await self._answered(message.data):
+                        return
+                case WSMsgType.ERROR:
+                    if isinstance(message.data, WebSocketError):
+                        if message.data.code == WSCloseCode.MESSAGE_TOO_BIG:
+                            raise ProtocolError(media_stream.TOO_LARGE)
+                        raise ProtocolError("websocket protocol broken")
+
+    async def _answered(self, ping: bytes) -> bool:
+        """False: nobody takes the answer, so nobody is there."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._socket.pong(ping)
+        except (ConnectionError, TimeoutError):
+            return False
+        return True
 
     async def send(self, text: str) -> None:
         await self._socket.send_str(text)
 
     async def close(self) -> None:
         await self._socket.close()
+        transport = self._request.transport
+        if transport and transport.get_write_buffer_size():
+            # Nobody reads: what waits to be sent would wait for as long as TCP does.
+            transport.abort()
 
 
 class Server:
@@ -134,10 +118,12 @@ class Server:
         self._settings = settings
         self._house = house
         self._signatures = _signatures(settings)
+        self._tickets = _tickets(settings, house.registry)
         self._outbound = _outbound(settings, house)
-        self._full = FullHouse(
-            settings.when_full, settings.queue_seconds, house.fallback_number
+        self._webhooks = Webhooks(
+            settings, house, self, self._signatures, self._tickets, self._outbound
         )
+        self._doors = Doors(house.limits, settings.trusted_proxies, house.metrics.hit)
         self._calls: set[Call] = set()
         self._by_sid: dict[str, Call] = {}
         self._expected: dict[str, float] = {}
@@ -158,34 +144,38 @@ class Server:
 
     async def start(self) -> None:
         """Listens. OSError when the address cannot be had."""
-        app = web.Application(client_max_size=MAX_FORM_BYTES)
+        app = web.Application(client_max_size=self._house.limits.body_bytes)
+        app.on_response_prepare.append(secure_headers)
+        app.add_routes(self._webhooks.routes())
         app.add_routes(
             [
-                web.post("/voice", self._webhook(self._voice)),
-                web.post("/voice/next", self._webhook(self._voice_next)),
-                web.post("/stream-status", self._webhook(self._stream_status)),
-                web.post("/call-status", self._webhook(self._call_status)),
-                web.post("/amd-status", self._webhook(self._amd_status)),
                 web.post("/openai/webhook", self._openai_webhook),
-                web.get("/media", self._media),
+                web.get(PATH, self._media),
+                web.get(PATH + "/{account}/{call}/{ticket}", self._media),
                 web.get("/healthz", self._healthz),
-                web.get("/readyz", self._readyz),
-                web.get("/metrics", self._metrics),
+                web.get("/readyz", self._inside(self._readyz)),
+                web.get("/metrics", self._inside(self._metrics)),
             ]
         )
         token = self._settings.api_token
         if token:
-            app.add_subapp("/api", api.application(self, token.get_secret_value()))
+            gate = Gate(
+                token.get_secret_value(),
+                self._doors,
+                self._house.metrics.refused,
+                self._settings.public_url,
+            )
+            app.add_subapp("/api", api.application(self, gate, self._house.forget))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
-        site = web.TCPSite(runner, self._settings.host, self._settings.port)
         try:
-            await site.start()
+            self.port = await self._doors.listen(
+                runner, self._settings.host, self._settings.port
+            )
         except OSError:
             await runner.cleanup()
             raise
         self._runner = runner
-        self.port = runner.addresses[0][1]
         log.info("listening", host=self._settings.host, port=self.port)
 
     async def close(self, drain_seconds: float = 0.0) -> None:
@@ -212,6 +202,7 @@ class Server:
             if not await _within(SHUTDOWN_SECONDS, self._nobody_asks.wait()):
                 log.warning("callers_not_told", calls=len(self._asking))
         if self._runner:
+            await self._doors.close()
             await self._runner.cleanup()
         log.info("closed")
 
@@ -238,336 +229,55 @@ class Server:
         """SIDs of the calls that the registry knows of."""
         return [entry.call_sid for entry in await self._house.registry.calls()]
 
-    # --- webhooks ---
-
-    def _webhook(
-        self, answer: "Callable[[web.Request, Form], Awaitable[web.Response]]"
-    ) -> Callable[[web.Request], Awaitable[web.Response]]:
-        """A signed form in, or 403; 415 for what is no form."""
-
-        async def handle(request: web.Request) -> web.Response:
-            if request.content_type != "application/x-www-form-urlencoded":
-                raise web.HTTPUnsupportedMediaType(text="a form is expected")
-            form = await _received(request.post())
-            if self._signatures and not self._signatures.webhook(
-                request.raw_path, form, request.headers.get(HEADER)
-            ):
-                log.warning("webhook_refused", path=request.path, why="signature")
-                raise web.HTTPForbidden(text="not signed by Twilio")
-            account = self._settings.twilio_account_sid
-            if account and _text(form, "AccountSid") != account:
-                log.warning("webhook_refused", path=request.path, why="account")
-                raise web.HTTPForbidden(text="not of this account")
-            return await answer(request, form)
-
-        return handle
-
-    async def _voice(self, request: web.Request, form: "Form") -> web.Response:
-        """A call is there, come in or placed by us: what Twilio is to do with it."""
-        call_sid = _text(form, "CallSid")
-        parameters = _both_ends(form)
-        order = await self._order(request)
-        if order is None and "order" in request.query:
-            # Void, or of another life of ours: whoever picked up is no caller, and
-            # nobody knows what they were called for.
-            log.warning("order_unknown", call_sid=call_sid)
-            return _twiml(twiml.hang_up())
-        if order is not None:
-            ours = {"Direction": "outbound", "Route": order.route}
-            parameters = {**order.parameters, **parameters, **ours}
-            plan = Plan(
-                greeting=order.greeting, machine=order.machine, message=order.message
-            )
-            await self._house.registry.put(
-                f"plan:{call_sid}", plan.kept(), PLAN_SECONDS
-            )
-        # Not whether we have room: the balancer brings the stream to whoever has.
-        if not await self._house.registry.room():
-            outbound = order is not None
-            return await self._no_line(request, call_sid, parameters, outbound=outbound)
-        log.info("call_answered", call_sid=call_sid)
-        return _twiml(self._first_stream(request, parameters))
-
-    async def _no_line(
-        self,
-        request: web.Request,
-        call_sid: str,
-        parameters: Mapping[str, str],
-        *,
-        outbound: bool,
-    ) -> web.Response:
-        """No instance takes the call: the caller waits, or is told."""
-        document = twiml.hang_up()  # whom we called need not hear it
-        if not outbound:
-            route = self._house.route_of(CallFacts.of(call_sid, parameters))
-            if held := await self._hold(request, call_sid, route, "/voice", WAITING):
-                return _twiml(held)
-            document = self._full.refusal(route)
-        log.warning("call_refused", call_sid=call_sid, why=self._house.lines.state)
-        return _twiml(document)
-
-    async def _hold(
-        self, request: web.Request, call_sid: str, route: Route, path: str, name: str
-    ) -> str | None:
-        """A turn in the queue, after which Twilio asks `path`; None: no waiting. `name`
-        is what the place is called in the query."""
-        here = self._house.lines
-        if here.draining and not await self._others_have_calls():
-            return None  # nobody would be there to be asked
-        place = _place(request, name)
-
-        def ask(new: Place) -> str:
-            query = request.rel_url.update_query({name: str(new)}).raw_query_string
-            return f"{self._origin(request)}{path}?{query}"
-
-        document = self._full.hold(route, place, time.time(), ask)
-        if document and place is None:
-            log.info("call_waits", call_sid=call_sid, why=here.state)
-        return document
-
-    async def _others_have_calls(self) -> bool:
-        """Where all are full, whoever else is there has some."""
-        entries = await self._house.registry.calls()
-        return any(self._call(entry.call_sid) is None for entry in entries)
-
-    async def _order(self, request: web.Request) -> OutboundOrder | None:
-        """What an outbound call was placed for."""
-        order_id = request.query.get("order")
-        if order_id is None or self._outbound is None:
-            return None
-        return await self._outbound.order(order_id)
-
-    def _first_stream(self, request: web.Request, parameters: Mapping[str, str]) -> str:
-        """Where no instance takes it after all, the caller keeps their place."""
-        place = _place(request, WAITING)
-        query = "" if place is None else f"?{WAITING}={place}"
-        return self._stream(self._origin(request), parameters, query)
-
-    def _stream(
-        self, origin: str, parameters: Mapping[str, str], query: str = ""
-    ) -> str:
-        """`query` is what `/voice/next` is asked with."""
-        return twiml.connect(
-            f"{websocket_origin(origin)}/media",
-            action_url=f"{origin}/voice/next{query}",
-            status_callback_url=f"{origin}/stream-status",
-            parameters=parameters,
-        )
-
-    async def _voice_next(self, request: web.Request, form: "Form") -> web.Response:
-        """The stream or a transfer has ended and somebody is still on the line."""
-        call_sid = _text(form, "CallSid")
-        if dialled := _text(form, "DialCallStatus"):
-            return await self._after_transfer(request, form, dialled)
-        step = await self._house.registry.next_step(call_sid)
-        if BACK in request.query and step and step.then is Then.TRANSFER:
-            step = None  # that was tried; it is the way back that did not come about
-        self._asking.discard(call_sid)
-        if not self._asking:
-            self._nobody_asks.set()
-        if step is None or step.then is Then.RESUME:
-            talk = await self._house.registry.get(f"talk:{call_sid}")
-            if step is None and talk is not None:
-                # Nobody else knows when it ended: how much was heard depends on it.
-                ended, name = str(time.time()).encode(), f"ended:{call_sid}"
-                await self._house.registry.put(name, ended, ENDED_SECONDS)
-            parameters = {**_both_ends(form), **self._parameters(call_sid, talk)}
-            if step is None and talk is None and self._call(call_sid) is None:
-                return await self._not_begun(request, call_sid, parameters)
-            return await self._lead_on(request, call_sid, parameters)
-        return self._go_on(request, call_sid, step, {})
-
-    def _parameters(self, call_sid: str, talk: bytes | None) -> Mapping[str, str]:
-        """What the call's stream was given."""
-        call = self._call(call_sid)
-        if talk is None and call and call.live:
-            return call.live.facts.parameters
-        return Earlier.read(talk).parameters
-
-    async def _lead_on(
-        self, request: web.Request, call_sid: str, parameters: Mapping[str, str]
-    ) -> web.Response:
-        """A call is handed over to us, or whoever had it died: a new stream, with all
-        that the old one had. Where that cannot be, the caller waits or is told."""
-        route = self._house.route_of(CallFacts.of(call_sid, parameters))
-        step = self._plan_b(route)
-        # What may be left of it here takes no other call's line.
-        if not await self._house.registry.room() and self._call(call_sid) is None:
-            back = "/voice/next"
-            if held := await self._hold(request, call_sid, route, back, RETURNING):
-                return _twiml(held)
-        elif await self._once_more(f"resumed:{call_sid}", MAX_RESUMES):
-            step = NextStep(Then.RESUME)
-            if self._call(call_sid) is not None:
-                self._expected[call_sid] = time.monotonic() + EXPECTED_SECONDS
-        return self._go_on(request, call_sid, step, parameters)
-
-    async def _not_begun(
-        self, request: web.Request, call_sid: str, parameters: Mapping[str, str]
-    ) -> web.Response:
-        """Nothing was kept of a call: its handshake failed, maybe as no instance had a
-        line any more."""
-        registry = self._house.registry
-        room = await registry.room()
-        if room and self._house.lines.free:
-            route = self._house.route_of(CallFacts.of(call_sid, parameters))
-            return self._go_on(request, call_sid, self._plan_b(route), parameters)
-        # What a call of ours was for, nobody knows any more.
-        ours = await registry.get(f"plan:{call_sid}") is not None
-        if (
-            room
-            and not ours
-            and await self._once_more(f"refused:{call_sid}", MAX_REFUSALS)
-        ):
-            log.info("call_answered", call_sid=call_sid)
-            return _twiml(self._first_stream(request, parameters))
-        return await self._no_line(request, call_sid, parameters, outbound=ours)
-
-    def _go_on(
-        self,
-        request: web.Request,
-        call_sid: str,
-        step: NextStep,
-        parameters: Mapping[str, str],
-    ) -> web.Response:
-        log.info("call_goes_on", call_sid=call_sid, step=step.then.value)
-        return _twiml(self._next_document(step, self._origin(request), parameters))
-
-    def _plan_b(self, route: Route) -> NextStep:
-        number = route.fallback or self._house.fallback_number
-        language, text = route.language or "", route.sorry or ""
-        return NextStep(Then.SORRY, number, language=language, text=text)
-
-    async def _once_more(self, name: str, most: int) -> bool:
-        """False when it has been done so often."""
-        registry = self._house.registry
-        count = int(await registry.get(name) or 0)
-        if count >= most:
-            return False
-        await registry.put(name, str(count + 1).encode(), RESUMED_SECONDS)
-        return True
-
-    def _next_document(
-        self, step: NextStep, origin: str, parameters: Mapping[str, str]
-    ) -> str:
-        match step.then:
-            case Then.HANG_UP:
-                return twiml.hang_up()
-            case Then.RESUME:
-                return self._stream(origin, parameters)
-            case Then.TRANSFER:
-                return twiml.transfer(
-                    step.number,
-                    caller_id=step.caller_id or None,
-                    action_url=f"{origin}/voice/next",
-                    timeout_seconds=step.ring_seconds,
-                )
-            case Then.SORRY:
-                return twiml.sorry(
-                    step.text or None,
-                    fallback_number=step.number or None,
-                    language=step.language or None,
-                )
-
-    async def _after_transfer(
-        self, request: web.Request, form: "Form", dialled: str
-    ) -> web.Response:
-        """The other side has hung up, or never answered: then the caller is back with
-        the agent, who knows it."""
-        call_sid, registry = _text(form, "CallSid"), self._house.registry
-        log.info("transfer_ended", call_sid=call_sid, status=dialled)
-        talk = await registry.get(f"talk:{call_sid}")
-        if dialled in ANSWERED or talk is None:
-            await registry.take(f"talk:{call_sid}")
-            return _twiml(twiml.hang_up())
-        word = NOT_ANSWERED.format(status=dialled)
-        earlier = msgspec.structs.replace(Earlier.read(talk), word=word)
-        await registry.put(f"talk:{call_sid}", earlier.kept(), RETURN_SECONDS)
-        parameters = dict(earlier.parameters)
-        stream = self._stream(self._origin(request), parameters, f"?{BACK}=1")
-        return _twiml(stream)
-
-    async def _stream_status(self, request: web.Request, form: "Form") -> web.Response:
-        """The only word there is of a handshake that failed."""
-        event = _text(form, "StreamEvent")
-        facts = {
-            "call_sid": _text(form, "CallSid"),
-            "stream_sid": _text(form, "StreamSid"),
-        }
-        if event == "stream-error":
-            log.warning("stream_error", error=_text(form, "StreamError"), **facts)
-        else:
-            log.debug("stream_status", status=event, **facts)
-        return web.Response(status=204)
-
-    async def _call_status(self, request: web.Request, form: "Form") -> web.Response:
-        """How far a call is. Twilio's order is not kept, nor the instance."""
-        call_sid, status = _text(form, "CallSid"), _text(form, "CallStatus")
-        known = (
-            await self._outbound.note_status(_plain(form)) if self._outbound else None
-        )
-        log.info("call_status", call_sid=call_sid, status=status)
-        if known and known.state in UNANSWERED:
-            await self._report_unanswered(form, known.state)
-        return web.Response(status=204)
-
-    async def _report_unanswered(self, form: "Form", state: str) -> None:
-        """Nobody took a call that we placed: whoever had it placed is told."""
-        call_sid, house = _text(form, "CallSid"), self._house
-        route = await house.registry.get(f"route:{call_sid}")
-        if route is None:
-            return  # not one of ours
-        parameters = {"Direction": "outbound", "Route": route.decode()}
-        parameters |= {name: _text(form, name) for name in ("From", "To")}
-        facts = CallFacts.of(call_sid, parameters)
-        report = report_of_silence(facts, state, time.time())
-        house.hand_over(house.route_of(facts), report)
-
-    async def _amd_status(self, request: web.Request, form: "Form") -> web.Response:
-        """Who has picked up: a person or a machine."""
-        if self._outbound:
-            who = await self._outbound.answered_by(_plain(form))
-            call = self._call(_text(form, "CallSid"))
-            if who and call:
-                call.answered_by(who)
-            elif who:
-                word = ANSWERED_BY + who.encode()
-                await self._house.registry.tell(_text(form, "CallSid"), word)
-        return web.Response(status=204)
-
     # --- the stream ---
 
     async def _media(self, request: web.Request) -> web.StreamResponse:
         """The media stream of one call, as long as it lasts."""
-        if self._signatures and not self._signatures.handshake(
-            request.raw_path, request.headers.get(HEADER)
-        ):
-            log.warning("stream_refused", why="signature")
-            raise web.HTTPForbidden(text="not signed by Twilio")
-        lines = self._house.lines
+        ticket = await self._checked(request)
+        lines, limits = self._house.lines, self._house.limits
         # A caller whose stream broke may be back: they have a line here, even if all
         # are taken, or the last calls are ending.
-        if not (lines.free or self._expects()):
-            # 503: a balancer in front tries the next instance.
+        if not (lines.free or self._expects(ticket)):
+            # 503: a balancer tries the next instance, where the ticket is good.
             log.info("stream_refused", why=lines.state)
+            self._house.metrics.hit("calls")
             raise web.HTTPServiceUnavailable(text="no line is free")
-        # The upgrade is answered before there is a model: Twilio does not wait for
-        # one. It offers no compression, and frames gain nothing by it.
-        socket = web.WebSocketResponse(
-            compress=False,
-            heartbeat=PING_SECONDS,
-            timeout=CLOSE_SECONDS,
-            max_msg_size=MAX_MESSAGE_BYTES,
-        )
-        await socket.prepare(request)
-        since = time.monotonic()
         self._count(opening=+1)
         try:
-            phone = await Opened.of(PhoneSocket(socket))
+            if ticket and self._tickets:
+                await self._tickets.spend(ticket)
+            # The upgrade is answered before there is a model: Twilio does not wait for
+            # one. It offers no compression, and frames gain nothing by it.
+            socket = web.WebSocketResponse(
+                compress=False,
+                autoping=False,  # PhoneSocket does it, within limits
+                heartbeat=PING_SECONDS,
+                timeout=CLOSE_SECONDS,
+                max_msg_size=limits.message_bytes,
+            )
+            await socket.prepare(request)
+            since = time.monotonic()
+            reader = PhoneSocket(request, socket, limits.send_seconds)
+            phone = await Opened.of(reader, limits.start_seconds)
+        except TicketRefused as error:
+            raise await self._bad_ticket(error, request) from None
         finally:
             self._count(opening=-1)
-        sid = phone.call_sid or ""
-        call = self._call(sid)
+        if phone.call_sid is None:
+            log.warning("stream_refused", why="no_start", late=phone.late)
+            if phone.late:
+                self._house.metrics.hit("start_late")
+            await socket.close(code=WSCloseCode.POLICY_VIOLATION)
+            return socket
+        named = (phone.account_sid, phone.call_sid)
+        if ticket and named != (ticket.account_sid, ticket.call_sid):
+            # Another than the one whose webhook was answered.
+            self._refused("other_call")
+            await socket.close(code=WSCloseCode.POLICY_VIOLATION)
+            return socket
+        self._doors.in_call(request)
+        sid = phone.call_sid
+        call = self.call(sid)
         self._expected.pop(sid, None)
         if call is None or not await call.take_over(phone):
             if lines.free:
@@ -577,11 +287,51 @@ class Server:
                 await phone.close()
         return socket
 
-    def _expects(self) -> bool:
-        """Somebody whom we have a call of was told to come back."""
+    async def _checked(self, request: web.Request) -> Ticket | None:
+        """Signed by Twilio, and opened because we said so; 403 where it is not. None:
+        no ticket is needed here."""
+        if self._signatures and not self._signatures.handshake(
+            request.raw_path, request.headers
+        ):
+            raise self._refused("signature")
+        given = request.match_info
+        if "ticket" not in given:
+            if self._needs_ticket:
+                raise self._refused("ticket_missing")
+            return None
+        if self._tickets is None:
+            raise web.HTTPNotFound(text="there are no tickets here")
+        try:
+            return self._tickets.read(given["account"], given["call"], given["ticket"])
+        except TicketRefused as error:
+            raise await self._bad_ticket(error, request) from None
+
+    @property
+    def _needs_ticket(self) -> bool:
+        return not self._settings.insecure and self._settings.tickets == "required"
+
+    async def _bad_ticket(
+        self, error: TicketRefused, request: web.Request
+    ) -> web.HTTPForbidden:
+        if error.why != "ticket_forged":
+            # Of ours, too late or used: maybe a caller whose handshake came twice.
+            name = f"{LATE_TICKET}:{request.match_info['call']}"
+            await self._house.registry.put(name, b"1", TICKET_SECONDS)
+        return self._refused(error.why)
+
+    def _refused(self, why: str) -> web.HTTPForbidden:
+        log.warning("stream_refused", why=why)
+        self._house.metrics.refused(why)
+        return web.HTTPForbidden(text="not a stream that was asked for")
+
+    def _expects(self, ticket: Ticket | None) -> bool:
+        """We have the call. Without a ticket nobody knows yet whose stream it is: then
+        somebody whom we have a call of was told to come back."""
+        if ticket:
+            return self.call(ticket.call_sid) is not None
         now = time.monotonic()
         for sid, until in list(self._expected.items()):
-            if until < now or self._call(sid) is None:
+            if until < now or self.call(sid) is None:
                 del self._expected[sid]
         return bool(self._expected) or any(call.waits for call in self._calls)
 
@@ -606,27 +356,48 @@ class Server:
 
     def _told(self, call_sid: str, word: bytes) -> None:
         """A word of another instance's about a call that may be ours."""
-        call = self._call(call_sid)
+        call = self.call(call_sid)
         if call is None:
             return
-        if word == TAKEN:
-            call.taken()
-        elif word.startswith(ANSWERED_BY):
-            call.answered_by(AnsweredBy(word.removeprefix(ANSWERED_BY).decode()))
+        try:
+            if word == TAKEN:
+                call.taken()
+            elif word.startswith(ANSWERED_BY):
+                call.answered_by(AnsweredBy(word.removeprefix(ANSWERED_BY).decode()))
+        except Exception:
+            # Ours to mend, or another version's word; it is one call's trouble, and the
+            # registry that told it has the words of all.
+            log.exception("word_failed", call_sid=call_sid)
 
     async def _openai_webhook(self, request: web.Request) -> web.Response:
         """A call comes in over SIP: OpenAI has its audio, the agent is ours."""
         if self._house.sip is None:
             raise web.HTTPNotFound(text="SIP calls are not set up here")
-        body = await _received(request.read())
+        body = await received(request.read(), self._house)
         status, text = await self._house.sip.incoming(request.headers, body)
+        if status == HTTPStatus.UNAUTHORIZED:
+            self._house.metrics.refused("signature")
         return web.Response(status=status, text=text)
+
+    # --- the webhooks' view (bridge.webhooks.Desk) ---
+
+    def call(self, call_sid: str) -> Call | None:
+        return self._by_sid.get(call_sid) if call_sid else None
+
+    def expect(self, call_sid: str) -> None:
+        if self.call(call_sid) is not None:
+            self._expected[call_sid] = time.monotonic() + EXPECTED_SECONDS
+
+    def asked(self, call_sid: str) -> None:
+        self._asking.discard(call_sid)
+        if not self._asking:
+            self._nobody_asks.set()
 
     # --- the control API's view (bridge.console.api.Calls) ---
 
     def live(self, call_sid: str) -> LiveCall | None:
         """A call of this instance."""
-        call = self._call(call_sid)
+        call = self.call(call_sid)
         if call is None:
             return self._house.sip.live(call_sid) if self._house.sip else None
         return call.live
@@ -653,11 +424,23 @@ class Server:
         await self._house.registry.put(f"route:{sid}", route, PLAN_SECONDS)
         return sid
 
-    def _call(self, call_sid: str) -> Call | None:
-        """The newest of that name, begun or about to."""
-        return self._by_sid.get(call_sid) if call_sid else None
-
     # --- for operators ---
+
+    def _inside(
+        self, answer: Callable[[web.Request], Awaitable[web.Response]]
+    ) -> Callable[[web.Request], Awaitable[web.Response]]:
+        """For those who come directly (Prometheus, the balancer); through a proxy comes
+        the world, and is to have the API's token."""
+
+        async def handle(request: web.Request) -> web.Response:
+            token = self._settings.api_token
+            if self._doors.came_directly(request) or (
+                token and has_token(request, token.get_secret_value().encode())
+            ):
+                return await answer(request)
+            raise web.HTTPNotFound(text="not here")
+
+        return handle
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "alive", "calls": len(self._calls)})
@@ -670,21 +453,6 @@ class Server:
     async def _metrics(self, request: web.Request) -> web.Response:
         body = generate_latest(self._house.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    def _origin(self, request: web.Request) -> str:
-        """Where Twilio reaches us. Without a configured origin (development only) what
-        the request, or the tunnel before us, says."""
-        if self._settings.public_url:
-            return self._settings.public_url
-        scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
-        host = request.headers.get("X-Forwarded-Host", request.host)
-        origin = f"{scheme.split(',')[0].strip()}://{host.split(',')[0].strip()}"
-        if not _ORIGIN.fullmatch(origin):
-            raise web.HTTPBadRequest(text="no usable Host header")
-        return origin
-
-
-Form = MultiDictProxy[Any]
 
 
 @asynccontextmanager
@@ -708,8 +476,20 @@ def _signatures(settings: Settings) -> Signatures | None:
     # cli.serve tells it better; here only so that no path leads around it.
     if settings.public_url is None or settings.twilio_auth_token is None:
         raise ValueError("neither BRIDGE_INSECURE nor what signatures need is set")
-    token = settings.twilio_auth_token.get_secret_value()
-    return Signatures(settings.public_url, token)
+    return Signatures(
+        settings.public_url, _auth_tokens(settings), settings.twilio_shared_keys
+    )
+
+
+def _tickets(settings: Settings, registry: Registry) -> Tickets | None:
+    """None where there is no secret that all instances have (development only)."""
+    keys = _auth_tokens(settings)
+    return Tickets(keys, registry) if keys else None
+
+
+def _auth_tokens(settings: Settings) -> list[str]:
+    tokens = (settings.twilio_auth_token, settings.twilio_auth_token_secondary)
+    return [token.get_secret_value() for token in tokens if token]
 
 
 def _outbound(settings: Settings, house: House) -> Outbound | None:
@@ -723,49 +503,11 @@ def _outbound(settings: Settings, house: House) -> Outbound | None:
         auth_token=token.get_secret_value(),
         public_url=settings.public_url,
         prefixes=settings.outbound_prefixes,
+        hit=house.metrics.hit,
+        day_is_spent=house.allowance.day_is_spent,
         at_once=settings.outbound_calls,
         api_url=settings.twilio_api_url,
     )
-
-
-def _plain(form: Form) -> dict[str, str]:
-    return {name: value for name, value in form.items() if isinstance(value, str)}
-
-
-def _text(form: Form, name: str) -> str:
-    value = form.get(name, "")
-    return value if isinstance(value, str) else ""
-
-
-def _place(request: web.Request, name: str) -> Place | None:
-    """In the queue, as the query has it; None where it has none."""
-    written = request.query.get(name)
-    return None if written is None else Place.read(written)
-
-
-def _both_ends(form: Form) -> dict[str, str]:
-    """Who calls whom, as parameters of the stream."""
-    return {name: _parameter(form, name) for name in ("From", "To")}
-
-
-def _parameter(form: Form, name: str) -> str:
-    """Fit for a <Parameter>; a caller whose SIP address is not, calls all the same."""
-    value = _text(form, name)
-    if len(value) > MAX_PARAMETER_CHARS or not value.isprintable():
-        log.warning("parameter_left_out", name=name)
-        return ""
-    return value
-
-
-async def _received(body: Awaitable[T]) -> T:
-    """What a request has in it; 408 or 400 where it does not come, or is broken."""
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await body
-    except TimeoutError:
-        raise web.HTTPRequestTimeout(text="the body did not come in time") from None
-    except (ValueError, LookupError, web.RequestPayloadError, ConnectionError):
-        raise web.HTTPBadRequest(text="the body cannot be read") from None
 
 
 async def _within(seconds: float, wait: Awaitable[object]) -> bool:
@@ -775,7 +517,3 @@ async def _within(seconds: float, wait: Awaitable[object]) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _twiml(document: str) -> web.Response:
-    return web.Response(text=document, content_type="text/xml")

@@ -93,6 +93,7 @@ async def bridge(
     """A bridge on a free port; unsigned unless `conf` says otherwise. `route` is how
     every call is led, `functions` what it names."""
     conf = {"insecure": "public_url" not in conf, "greeting": "", **conf}
+    conf = {"calls_per_number": 0, "calls_per_number_hour": 0, **conf}
     settings = Settings(host="127.0.0.1", port=0, record_dir=record_dir, **conf)
     crew = Crew(agent, Routes(defaults=route or Route()), functions=functions or {})
     if settings.routes:

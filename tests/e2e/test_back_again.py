@@ -17,8 +17,8 @@ from websockets.protocol import State
 import twiml
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier
-from bridge.server import MAX_RESUMES, RESUMED_SECONDS
 from bridge.sim.model import Behaviour, Ruled
+from bridge.webhooks import MAX_RESUMES, RESUMED_SECONDS
 from tests.e2e.house import Place, bridge
 from tests.e2e.test_survive import until
 from tests.fleet.conftest import Clock

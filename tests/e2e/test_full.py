@@ -23,10 +23,11 @@ from bridge.fleet.plan import Earlier, Plan
 from bridge.house import House
 from bridge.opening import Crew, open_house
 from bridge.routes import Route, Routes, WhenFull
-from bridge.server import MAX_REFUSALS, MAX_RESUMES, Server
+from bridge.server import Server
 from bridge.settings import Settings
 from bridge.sim.model import Behaviour, ModelServer, Ruled
 from bridge.sim.twilio import steps
+from bridge.webhooks import MAX_REFUSALS, MAX_RESUMES
 from tests.e2e.house import AGENT, Place, bridge
 
 PUBLIC, TOKEN = "https://bridge.example", SecretStr("twilio-secret-of-this-test")

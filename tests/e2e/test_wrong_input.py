@@ -141,6 +141,7 @@ async def test_a_message_beyond_all_measure() -> None:
 
     outcome = 'bridge_calls_total{outcome="caller_protocol_error"}'
     assert place.metric(outcome) == 1
+    assert place.metric('bridge_limit_hits_total{limit="message_bytes"}') == 1
 
 
 async def test_another_encoding() -> None:
@@ -170,7 +171,9 @@ async def _post(url: str, form: dict[str, str], **headers: str) -> tuple[int, st
 async def test_only_twilio_gets_in() -> None:
     """Unsigned or wrongly signed requests get nothing: no TwiML, no session."""
     signer = RequestValidator(TOKEN)
+    account = "AC" + "0" * 32
     form = {"CallSid": "CA1", "From": "+15551230001", "To": "+15557650002"}
+    form["AccountSid"] = account
     signature = signer.compute_signature(f"{PUBLIC}/voice", form)
     async with bridge(public_url=PUBLIC, twilio_auth_token=TOKEN) as place:
         good = await _post(
@@ -187,7 +190,8 @@ async def test_only_twilio_gets_in() -> None:
                 pass
 
     assert good[0] == 200
-    assert f'url="{PUBLIC.replace("https", "wss")}/media"' in good[1]
+    path = f"/media/{account}/CA1/"
+    assert f'url="{PUBLIC.replace("https", "wss")}{path}' in good[1]
     assert f'action="{PUBLIC}/voice/next"' in good[1]
     assert (unsigned[0], changed[0]) == (403, 403)
     assert place.model.sessions == []
@@ -207,8 +211,20 @@ async def test_a_signed_call() -> None:
 async def test_what_is_no_form() -> None:
     """A body that Twilio would not send is refused as such."""
     async with bridge() as place, aiohttp.ClientSession() as session:
-        async with session.post(f"{place.url}/voice", json={"a": 1}) as answer:
-            assert answer.status == 415
+        for body, kind, status in (
+            (b"a=1", "text/plain", 415),
+            (b"a=1", "multipart/form-data", 415),
+            (b'{"CallSid": 1', "application/json", 400),
+            (b'["CallSid"]', "application/json", 400),
+            (b'{"CallSid": "\\ud800"}', "application/json", 400),
+            (b'{"CallSid": null}', "application/json", 400),
+            (b"CallSid=%ff", "application/x-www-form-urlencoded", 400),
+            (b"From=1", "application/x-www-form-urlencoded", 400),
+        ):
+            headers = {"Content-Type": kind}
+            url = f"{place.url}/voice"
+            async with session.post(url, data=body, headers=headers) as answer:
+                assert answer.status == status, body
         async with session.get(f"{place.url}/media") as answer:
             assert answer.status == 400
 
@@ -243,9 +259,12 @@ async def test_health_and_metrics() -> None:
         async with session.get(f"{place.url}/metrics") as answer:
             text = await answer.text()
         status = await _post(
-            f"{place.url}/stream-status", {"StreamEvent": "stream-error"}
+            f"{place.url}/stream-status",
+            {"CallSid": "CA1", "StreamEvent": "stream-error"},
         )
-        done = await _post(f"{place.url}/call-status", {"CallStatus": "completed"})
+        done = await _post(
+            f"{place.url}/call-status", {"CallSid": "CA1", "CallStatus": "completed"}
+        )
 
     assert "bridge_calls_active 0.0" in text
     assert (status[0], done[0]) == (204, 204)

@@ -1,0 +1,426 @@
+"""Attacks on the doors of a bridge as it is deployed: what each gets (SECURITY.md).
+
+Signatures are made by Twilio's own library. Who attacks knows all but the auth token,
+unless the test says otherwise.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from xml.etree import ElementTree
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+from twilio.request_validator import RequestValidator
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.ruler import read_ruler
+from bridge.sim.twilio import steps
+from bridge.tickets import Tickets
+from bridge.webhooks import MAX_REFUSALS
+from tests.e2e.house import HELLO, Place, bridge
+
+PUBLIC, HOST = "https://bridge.example", "bridge.example"
+TOKEN, SECOND = "0123456789abcdef0123456789abcdef", "f" * 32
+ACCOUNT, THEIRS = "AC" + "0" * 31 + "1", "AC" + "e" * 32
+CALL, OTHER_CALL = "CA" + "1" * 32, "CA" + "2" * 32
+FORM = {
+    "AccountSid": ACCOUNT,
+    "CallSid": CALL,
+    "From": "+15551230001",
+    "To": "+15557650002",
+}
+
+
+@asynccontextmanager
+async def deployed(**conf: Any) -> AsyncIterator[Place]:
+    """A bridge with all that `bridge serve` wants."""
+    secure = {
+        "public_url": PUBLIC,
+        "twilio_auth_token": SecretStr(TOKEN),
+        "twilio_account_sid": ACCOUNT,
+    }
+    behaviour = Behaviour(fallback=[Ruled(300)])
+    async with bridge(behaviour, **{**secure, **conf}) as place:
+        yield place
+
+
+def sign(url: str, form: dict[str, str] | None = None, token: str = TOKEN) -> str:
+    return str(RequestValidator(token).compute_signature(url, form or {}))
+
+
+async def post(
+    place: Place,
+    form: dict[str, str],
+    signature: str | None,
+    path: str = "/voice",
+    **headers: str,
+) -> tuple[int, str]:
+    if signature is not None:
+        headers["X-Twilio-Signature"] = signature
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(place.url + path, data=form, headers=headers) as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+async def stream_path(place: Place, form: dict[str, str] | None = None) -> str:
+    """Of the stream that Twilio is told to open for this call."""
+    form = form or FORM
+    status, text = await post(place, form, sign(f"{PUBLIC}/voice", form))
+    assert status == 200
+    stream = ElementTree.fromstring(text).find(".//Stream")
+    assert stream is not None
+    return stream.attrib["url"].removeprefix(f"wss://{HOST}")
+
+
+async def opened(
+    place: Place, path: str, *, token: str | None = TOKEN, signed: str | None = None
+) -> ClientConnection:
+    """The handshake of a stream: signed with that token, or with that url's signature.
+    InvalidStatus where it is refused."""
+    headers = {}
+    if token is not None:
+        headers["X-Twilio-Signature"] = sign(signed or f"wss://{HOST}{path}", {}, token)
+    return await connect(
+        f"ws://{HOST}{path}",
+        host="127.0.0.1",
+        port=place.server.port,
+        additional_headers=headers,
+        compression=None,
+        proxy=None,
+    )
+
+
+async def refused(place: Place, path: str, **how: Any) -> int:
+    """The status that the handshake is answered with."""
+    with pytest.raises(InvalidStatus) as error:
+        await opened(place, path, **how)
+    return error.value.response.status_code
+
+
+def start(call: str = CALL, account: str = ACCOUNT) -> str:
+    form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
+    details = {"callSid": call, "accountSid": account, "mediaFormat": form}
+    return json.dumps({"event": "start", "streamSid": "MZ1", "start": details})
+
+
+async def close_code(socket: ClientConnection) -> int | None:
+    async with asyncio.timeout(2):
+        try:
+            while True:
+                await socket.recv()
+        except ConnectionClosed as error:
+            return error.rcvd.code if error.rcvd else None
+
+
+def refusals(place: Place, why: str) -> float:
+    return place.metric(f'bridge_refusals_total{{why="{why}"}}')
+
+
+# --- the handshake ---
+
+
+async def test_a_stream_without_a_signature() -> None:
+    """A stranger with the url of a stream gets 403, and costs no session."""
+    async with deployed() as place:
+        path = await stream_path(place)
+        assert await refused(place, path, token=None) == 403
+        assert await refused(place, path, token=SECOND) == 403
+        assert refusals(place, "signature") == 2
+        # They have not spoilt it: Twilio's own stream comes in.
+        await (await opened(place, path)).close()
+
+    assert place.model.sessions == []
+
+
+async def test_a_handshake_that_is_played_again() -> None:
+    """Whoever recorded a handshake, signature and all, gets nothing with it, while the
+    call lasts and afterwards."""
+    async with deployed() as place:
+        path = await stream_path(place)
+        socket = await opened(place, path)
+        await socket.send(start())
+        assert await refused(place, path) == 403
+        await socket.send('{"event":"stop","streamSid":"MZ1"}')
+        assert await close_code(socket) == 1000
+        assert await refused(place, path) == 403
+        assert refusals(place, "ticket_used") == 2
+        await place.empty()
+
+    assert place.metric('bridge_calls_total{outcome="caller_hung_up"}') == 1
+
+
+async def test_a_handshake_that_is_played_twice_at_once() -> None:
+    """Of two in the same moment one comes in."""
+    async with deployed() as place:
+        path = await stream_path(place)
+        both = await asyncio.gather(
+            *(opened(place, path) for _ in range(8)), return_exceptions=True
+        )
+        came_in = [it for it in both if isinstance(it, ClientConnection)]
+        for socket in came_in:
+            await socket.close()
+
+    assert len(came_in) == 1
+
+
+async def test_a_stolen_ticket_for_another_call() -> None:
+    """Whoever gets hold of the ticket of one call (and even of Twilio's signature for
+    it) cannot enter another call with it, nor take that one over."""
+    async with deployed() as place:
+        victim = await opened(place, await stream_path(place))
+        await victim.send(start())
+        other = {**FORM, "CallSid": OTHER_CALL}
+        path = await stream_path(place, other)
+        changed = path.replace(OTHER_CALL, CALL)
+        assert await refused(place, changed) == 403
+        assert refusals(place, "ticket_forged") == 1
+
+        thief = await opened(place, path)
+        await thief.send(start(CALL))
+
+        assert await close_code(thief) == 1008
+        assert refusals(place, "other_call") == 1
+        assert [it for it in await place.server.registered()] == [CALL]
+        await victim.send('{"event":"stop","streamSid":"MZ1"}')
+        assert await close_code(victim) == 1000
+        await place.empty()
+
+    assert place.metric('bridge_calls_total{outcome="caller_hung_up"}') == 1
+
+
+async def test_a_start_behind_a_lot_of_noise() -> None:
+    """Nor does it help to say first what nobody understands."""
+    async with deployed() as place:
+        other = {**FORM, "CallSid": OTHER_CALL}
+        for noise in ('{"event":"party"}', b"\x00", "x" * 300_000):
+            thief = await opened(place, await stream_path(place, other))
+            for _ in range(12):
+                with contextlib.suppress(ConnectionClosed):
+                    await thief.send(noise)
+                    await thief.send(start(CALL))
+            assert await close_code(thief) in (1008, 1009)
+        await place.empty()
+
+    assert place.model.sessions == []
+
+
+async def test_a_start_of_another_account() -> None:
+    """A ticket is of an account, too."""
+    async with deployed(twilio_account_sid=None) as place:
+        socket = await opened(place, await stream_path(place))
+        await socket.send(start(account=THEIRS))
+        assert await close_code(socket) == 1008
+        await place.empty()
+
+    assert place.model.sessions == []
+
+
+async def test_a_ticket_of_ones_own_making() -> None:
+    """Signed with a token that is not ours: as if there were none."""
+    async with deployed() as place:
+        forged = Tickets([SECOND], place.server.registry).path(ACCOUNT, CALL)
+        assert await refused(place, forged) == 403
+        assert await refused(place, "/media") == 403
+        assert await refused(place, f"/media/{ACCOUNT}/{CALL}/x") == 403
+        assert (
+            refusals(place, "ticket_forged"),
+            refusals(place, "ticket_missing"),
+        ) == (
+            2,
+            1,
+        )
+
+
+async def test_an_old_ticket() -> None:
+    """What stands in a log of a minute ago opens nothing."""
+    async with deployed() as place:
+        late = Tickets([TOKEN], place.server.registry, lambda: 1_700_000_000.0)
+        assert await refused(place, late.path(ACCOUNT, CALL)) == 403
+        assert refusals(place, "ticket_expired") == 1
+
+
+async def test_a_caller_whose_ticket_was_too_late() -> None:
+    """Twilio was slow, or asked twice: the caller gets another stream, and no sentence
+    that something went wrong - but not for ever."""
+    path = "/voice/next"
+    async with deployed() as place:
+        late = Tickets([TOKEN], place.server.registry, lambda: 1_700_000_000.0)
+        verbs = []
+        for _ in range(MAX_REFUSALS + 1):
+            assert await refused(place, late.path(ACCOUNT, CALL)) == 403
+            _, text = await post(place, FORM, sign(PUBLIC + path, FORM), path)
+            verbs.append([it.tag for it in ElementTree.fromstring(text)])
+
+    assert verbs[:-1] == [["Connect"]] * MAX_REFUSALS
+    assert verbs[-1] == ["Say", "Hangup"]
+
+
+async def test_a_stream_that_says_nothing() -> None:
+    """A good ticket and then silence: the socket is closed, and was no call."""
+    async with deployed(start_seconds=0.3) as place:
+        socket = await opened(place, await stream_path(place))
+        assert await close_code(socket) == 1008
+        await place.empty()
+
+    assert place.metric('bridge_limit_hits_total{limit="start_late"}') == 1
+    assert place.model.sessions == []
+
+
+async def test_a_stream_from_a_twiml_bin() -> None:
+    """Where the operator wants it, the signature alone lets streams in; one with a
+    ticket is held to it all the same."""
+    async with deployed(tickets="off") as place:
+        socket = await opened(place, "/media")
+        await socket.send(start())
+        await socket.send('{"event":"stop","streamSid":"MZ1"}')
+        assert await close_code(socket) == 1000
+        assert await refused(place, "/media", token=None) == 403
+        path = await stream_path(place)
+        changed = path.replace(CALL, OTHER_CALL)
+        assert await refused(place, changed) == 403
+        await place.empty()
+
+
+# --- the webhooks ---
+
+
+async def test_a_signature_for_another_host() -> None:
+    """Neither the Host nor what a proxy says of itself has a say in what was signed."""
+    evil = "https://evil.example"
+    headers = {
+        "Host": "evil.example",
+        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-Proto": "https",
+        "X-Original-URL": "/voice",
+        "Forwarded": "host=evil.example;proto=https",
+    }
+    async with deployed() as place:
+        theirs = await post(place, FORM, sign(f"{evil}/voice", FORM), **headers)
+        ours = await post(place, FORM, sign(f"{PUBLIC}/voice", FORM), **headers)
+
+    assert theirs[0] == 403
+    assert ours[0] == 200
+    assert "evil" not in ours[1]
+    assert refusals(place, "signature") == 1
+
+
+@pytest.mark.parametrize("path", ["/voice", "/voice/next", "/call-status"])
+async def test_another_customer_of_twilios(path: str) -> None:
+    """Whose requests Twilio signs as well, but not with our token; nor does our token
+    help with another account."""
+    form = {**FORM, "AccountSid": THEIRS}
+    async with deployed() as place:
+        url = PUBLIC + path
+        assert (await post(place, form, sign(url, form, SECOND), path))[0] == 403
+        assert (await post(place, form, sign(url, form), path))[0] == 403
+        assert (refusals(place, "signature"), refusals(place, "account")) == (1, 1)
+
+
+async def test_a_webhook_that_is_played_again() -> None:
+    """Who recorded one gets a document with a ticket of its own - good only for a
+    handshake that Twilio has signed."""
+    async with deployed() as place:
+        signature = sign(f"{PUBLIC}/voice", FORM)
+        again = [await post(place, FORM, signature) for _ in range(2)]
+        path = await stream_path(place)
+        assert await refused(place, path, token=None) == 403
+
+    assert [status for status, _ in again] == [200, 200]
+    assert again[0][1] != again[1][1]
+
+
+async def test_while_the_token_is_rotated_calls_come_in() -> None:
+    """Before, while and after Twilio signs with the other token."""
+    both = {"twilio_auth_token_secondary": SecretStr(SECOND)}
+    script = [steps.Say(HELLO), steps.Listen(quiet_seconds=0.3), steps.HangUp()]
+    async with deployed(**both) as place:
+        for token in (TOKEN, SECOND):
+            caller = place.caller(auth_token=token, signed_origin=PUBLIC)
+            record = await caller.call(script)
+            assert read_ruler(record.heard).heard_ms == {1: 300}, token
+
+
+async def test_what_a_caller_is_called_breaks_no_document() -> None:
+    """Whatever stands in a number or a name is text in the TwiML, or left out."""
+    evil = '"/></Stream></Connect><Dial>+19005550100</Dial><Say x="'
+    async with deployed() as place:
+        form = {**FORM, "From": evil, "To": "</Parameter>\r\n\x00", "CallerName": evil}
+        status, text = await post(place, form, sign(f"{PUBLIC}/voice", form))
+
+    document = ElementTree.fromstring(text)
+    assert status == 200
+    assert [it.tag for it in document.iter()].count("Dial") == 0
+    assert {it.attrib["value"] for it in document.iter("Parameter")} == {evil}
+
+
+@pytest.mark.parametrize(
+    "sid", ["../../etc", "a/b?c#d", "CA\r\nX-Evil: 1", "%2e%2e", "é"]
+)
+async def test_a_call_sid_that_is_a_path(sid: str) -> None:
+    """It stays in its place of the stream's url."""
+    async with deployed() as place:
+        path = await stream_path(place, {**FORM, "CallSid": sid})
+        assert path.count("/") == 4
+        socket = await opened(place, path)
+        await socket.send(start(sid))
+        await socket.send('{"event":"stop","streamSid":"MZ1"}')
+        assert await close_code(socket) == 1000
+        await place.empty()
+
+
+# --- what is told to whom ---
+
+
+async def test_figures_are_not_for_the_world() -> None:
+    """Through a proxy, so from anywhere, nobody reads how many calls there are."""
+    token = SecretStr("the-token-of-the-api")
+    async with deployed(api_token=token) as place, aiohttp.ClientSession() as http:
+        for path in ("/metrics", "/readyz"):
+            for headers, status in (
+                ({}, 200),
+                ({"X-Forwarded-For": "203.0.113.9"}, 404),
+                ({"Forwarded": "for=203.0.113.9"}, 404),
+                ({"X-Forwarded-For": "1.2.3.4", "Authorization": "Bearer no"}, 404),
+                (
+                    {
+                        "X-Forwarded-For": "1.2.3.4",
+                        "Authorization": f"Bearer {token.get_secret_value()}",
+                    },
+                    200,
+                ),
+            ):
+                async with http.get(place.url + path, headers=headers) as answer:
+                    assert answer.status == status, (path, headers)
+
+
+async def test_nothing_secret_is_logged(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a call and of attacks on it: no token, number, ticket or signature."""
+    signature = sign(f"{PUBLIC}/voice", FORM)
+    with caplog.at_level(logging.DEBUG):
+        async with deployed() as place:
+            path = await stream_path(place)
+            await refused(place, path, token=None)
+            await refused(place, path.replace(CALL, OTHER_CALL))
+            await post(place, {**FORM, "From": "+15550001111"}, signature)
+            caller = place.caller(auth_token=TOKEN, signed_origin=PUBLIC)
+            await caller.call([steps.Say(HELLO), steps.HangUp()])
+            await place.empty()
+
+    ours = [it for it in caplog.records if not it.name.startswith("websockets")]
+    logged = "\n".join([capsys.readouterr().out, *(it.getMessage() for it in ours)])
+    assert "stream_refused" in logged
+    ticket = path.rsplit("/", 1)[1]
+    for secret in (TOKEN, signature, ticket, "+1555", FORM["From"], FORM["To"]):
+        assert secret not in logged, secret
