@@ -238,6 +238,7 @@ class Fleet:
         settings = {
             "BRIDGE_HOST": HOST,
             "BRIDGE_INSECURE": "1",
+            "BRIDGE_TRUSTED_PROXIES": HOST,
             "BRIDGE_MODEL_URL": model_url,
             "BRIDGE_MAX_CALLS": str(max_calls),
             "BRIDGE_DRAIN_SECONDS": str(drain_seconds),

@@ -2,9 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from urllib.parse import urlsplit
+from xml.etree import ElementTree
 
 import aiohttp
 import pytest
+from twilio.request_validator import RequestValidator
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import Behaviour, ModelServer, Ruled
@@ -78,3 +83,60 @@ async def test_calls_find_a_line_whatever_happens_to_instances(tmp_path: Path) -
 
 def greeted(record: CallRecord) -> bool:
     return bool(record.heard) and record.ended_by == "caller"
+
+
+async def test_a_ticket_is_good_on_any_instance_and_on_one(tmp_path: Path) -> None:
+    """Signed as Twilio signs, through the balancer: each call's webhook and stream may
+    be at different instances; a handshake that is played again gets nothing at any."""
+    secure = {
+        "BRIDGE_INSECURE": "",
+        "BRIDGE_PUBLIC_URL": PUBLIC,
+        "TWILIO_AUTH_TOKEN": TOKEN,
+    }
+    behaviour = Behaviour(fallback=[Ruled(200)])
+    async with (
+        ModelServer(behaviour) as model,
+        Fleet(2, model_url=model.url, folder=tmp_path, env=secure) as fleet,
+    ):
+        await asyncio.sleep(BEAT_SECONDS)
+        signing = {"auth_token": TOKEN, "signed_origin": PUBLIC}
+        for _ in range(4):
+            caller = Caller(webhook_url=fleet.voice_url, **signing)
+            assert greeted(await caller.call(SHORT)), "a signed call was turned away"
+
+        path = await stream_path(fleet.voice_url)
+        where = [urlsplit(it.url).port for it in fleet.bridges]
+        first = await asyncio.gather(*(handshake(port, path) for port in where))
+        again = [await handshake(port, path) for port in where]
+        assert sorted(first) == [101, 403], "one ticket let two streams in"
+        assert again == [403, 403], "a used ticket let a stream in"
+
+
+PUBLIC, TOKEN = "https://bridge.example", "0123456789abcdef0123456789abcdef"
+
+
+async def stream_path(voice_url: str) -> str:
+    form = {"AccountSid": "AC" + "1" * 32, "CallSid": "CA" + "1" * 32}
+    signature = RequestValidator(TOKEN).compute_signature(f"{PUBLIC}/voice", form)
+    headers = {"X-Twilio-Signature": signature}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(voice_url, data=form, headers=headers) as answer,
+    ):
+        stream = ElementTree.fromstring(await answer.text()).find(".//Stream")
+    assert stream is not None
+    return urlsplit(stream.attrib["url"]).path
+
+
+async def handshake(port: int | None, path: str) -> int:
+    """The status that a stream's handshake at this instance is answered with."""
+    url = PUBLIC.replace("https", "wss") + path
+    signature = RequestValidator(TOKEN).compute_signature(url, {})
+    headers = {"X-Twilio-Signature": signature}
+    try:
+        async with connect(
+            f"ws://127.0.0.1:{port}{path}", additional_headers=headers, proxy=None
+        ):
+            return 101
+    except InvalidStatus as error:
+        return error.response.status_code
