@@ -11,16 +11,20 @@ from typing import Any
 
 import msgspec
 
-from bridge import user_code
-from bridge.agent.live import CallFacts, LiveCall
+import twiml
+from bridge import records, user_code
+from bridge.agent.live import CallFacts, LiveCall, NotAllowed, Transfer
 from bridge.agent.loader import AgentSource
 from bridge.agent.local_mcp import LocalMcp
 from bridge.agent.session import ModelTarget
 from bridge.agent.sip import SipCalls
-from bridge.core.rules import MOVED, Rules
+from bridge.allowance import Allowance, may_dial
+from bridge.core.bounds import Bounds
+from bridge.core.rules import MOVED, Prices, Rules
 from bridge.errands import Errands
 from bridge.fleet import Capacity, Registry
 from bridge.fleet.plan import Earlier
+from bridge.limits import Limits
 from bridge.report import CallReport, Reports
 from bridge.routes import Route, Routes
 from bridge.watch.metrics import Metrics
@@ -57,6 +61,16 @@ class Lines:
 
 
 @dataclass(frozen=True, slots=True)
+class Ceilings:
+    """What no call exceeds, whatever its route says."""
+
+    longest_seconds: float = float("inf")
+    cost: float | None = None
+    prices: Prices | None = None
+    """For routes that have none of their own."""
+
+
+@dataclass(frozen=True, slots=True)
 class House:
     """What all calls of an instance share."""
 
@@ -69,6 +83,8 @@ class House:
     reports: Reports
     local_mcp: LocalMcp
     lines: Lines
+    allowance: Allowance
+    ceilings: Ceilings = Ceilings()
     routes: Routes = field(default_factory=Routes.none)
     sources: Mapping[str, AgentSource] = field(default_factory=dict)
     """The agents that routes name."""
@@ -76,11 +92,17 @@ class House:
     """The functions that routes name."""
     report_url: str | None = field(default=None, repr=False)
     fallback_number: str = ""
+    transfer_prefixes: tuple[str, ...] = ()
+    """Whom calls may be put through to, beside those whom routes name."""
+    outbound_number: str = ""
     record_dir: Path | None = None
     session_seconds: float | None = None
     """How old a session of the model's may get before another takes its place."""
     account_sid: str | None = None
     """Streams of another account are refused; None: of any."""
+    limits: Limits = field(default_factory=Limits)
+    bounds: Bounds = field(default_factory=Bounds)
+    """What a call bears of either side."""
     sip: SipCalls | None = None
     """The calls that OpenAI has the audio of."""
 
@@ -103,6 +125,31 @@ class House:
             async with asyncio.timeout(HOOK_SECONDS):
                 await user_code.ask(hook, live, f"{live.call_sid} on_call")
 
+    def check_transfer(self, route: Route, live: LiveCall, to: Transfer) -> None:
+        """NotAllowed unless whoever set up the bridge wants such a call: it costs
+        money, and an agent can be talked into much."""
+        keys = (it for it in route.keys.values() if isinstance(it, Transfer))
+        fallback = Transfer(route.fallback or self.fallback_number)
+        named = [*route.transfers.values(), *keys, *live.transfers.values(), fallback]
+        named = [it for it in named if _same(it.number, to.number)]
+        ours = [live.facts.ours, self.outbound_number, *(it.caller_id for it in named)]
+        if not named and not may_dial(to.number, self.transfer_prefixes):
+            raise NotAllowed(
+                "this number is not among those that calls may be put through to: name "
+                "it in the route's transfers, or allow its beginning with "
+                "BRIDGE_TRANSFER_PREFIXES"
+            )
+        if to.caller_id and not any(_same(it, to.caller_id) for it in ours):
+            raise NotAllowed(
+                "the caller_id is none of ours: our number in this call, "
+                "BRIDGE_OUTBOUND_NUMBER, or the one that the route's transfer names"
+            )
+
+    async def forget(self, call_sid: str) -> None:
+        """Deletes what is kept of a call that is over, here and on the shelf. OSError:
+        some of it could not be."""
+        await records.forget_call(self.record_dir, self.registry, call_sid)
+
     def hand_over(self, route: Route, report: CallReport) -> None:
         """The report of a call, to whoever the route or the house names."""
         where = route.report
@@ -117,16 +164,19 @@ def rules_for(
     greeting: str | None,
     earlier: Earlier,
     session_seconds: float | None = None,
+    ceilings: Ceilings = Ceilings(),
 ) -> Rules:
     """How a call on this route is led."""
     silence, cost = route.silence, route.cost
+    longest = min(route.longest_seconds, ceilings.longest_seconds)
+    limits = [cost.limit if cost else None, ceilings.cost]
     rules = Rules(
         greeting=greeting,
         silent_seconds=silence.seconds if silence else None,
-        longest_seconds=max(route.longest_seconds - earlier.seconds, 0.0),
+        longest_seconds=max(longest - earlier.seconds, 0.0),
         spent=earlier.cost,
-        prices=cost.prices if cost else None,
-        cost_limit=cost.limit if cost else None,
+        prices=cost.prices if cost else ceilings.prices,
+        cost_limit=min((it for it in limits if it is not None), default=None),
         key_pause_seconds=route.key_pause_seconds,
         key_actions=tuple(route.keys),
         history=earlier.history,
@@ -140,3 +190,11 @@ def rules_for(
     return msgspec.structs.replace(
         rules, silent_asks=silence.ask, silent_text=silence.tell
     )
+
+
+def _same(number: str, other: str) -> bool:
+    """However they are written; what is no number is nobody's."""
+    try:
+        return twiml.phone_number(number) == twiml.phone_number(other)
+    except ValueError:
+        return False

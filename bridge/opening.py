@@ -3,15 +3,17 @@
 All that can be wrong is told before the first call. Listens to nothing: server.py does.
 """
 
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import structlog
 from agents import set_default_openai_key
 from agents.realtime import RealtimeAgent, RealtimeRunner
 
+from bridge import records
 from bridge import routes as routes_file
 from bridge.agent import loader
 from bridge.agent.calls_api import rest_url
@@ -21,13 +23,16 @@ from bridge.agent.local_mcp import LocalMcp, McpUnavailable, local_mcp
 from bridge.agent.session import ModelTarget, SessionPlan
 from bridge.agent.sip import SipCalls
 from bridge.agent.sip_call import SipHouse, SipPlan
+from bridge.allowance import Allowance, telling
+from bridge.core.bounds import Bounds
 from bridge.core.commands import End, Note
 from bridge.errands import Errands
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier
 from bridge.fleet.redis import redis_registry
-from bridge.house import House, Lines, rules_for
+from bridge.house import Ceilings, House, Lines, rules_for
+from bridge.limits import Limits
 from bridge.report import Reports, report_of
 from bridge.routes import HangUp, Routes, RoutesError, Tell
 from bridge.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
@@ -82,6 +87,10 @@ def load_crew(settings: Settings, agent: str | None = None) -> Crew:
         if full and full.answer == "fallback" and not number:
             where = routes.where(route, "when_full")
             mistakes.append(f"{where}: whom to put them through to? Set `fallback`")
+        limited = settings.cost_per_call or settings.cost_per_day
+        if limited and settings.prices is None and route.cost is None:
+            where = routes.where(route)
+            mistakes.append(f"{where}: has no prices: set `cost`, or BRIDGE_PRICES")
     if mistakes:
         raise RoutesError(dict.fromkeys(mistakes))
     return Crew(source, routes, sources, functions, connect)
@@ -106,6 +115,8 @@ async def open_house(
         Errands() as errands,
         Reports(secret.get_secret_value() if secret else None) as reports,
         local_mcp() as mcp,
+        telling(_allowance(settings, registry, metrics)) as allowance,
+        records.kept_for(settings.record_dir, settings.record_days),
     ):
         house = House(
             source=crew.source,
@@ -125,6 +136,20 @@ async def open_house(
             session_seconds=settings.session_seconds or None,
             account_sid=settings.twilio_account_sid,
             lines=lines,
+            allowance=allowance,
+            ceilings=Ceilings(
+                longest_seconds=settings.longest_seconds,
+                cost=settings.cost_per_call or None,
+                prices=settings.prices,
+            ),
+            transfer_prefixes=settings.transfer_prefixes,
+            outbound_number=settings.outbound_number or "",
+            limits=limits_of(settings),
+            bounds=Bounds(
+                settings.messages_per_second,
+                settings.audio_held_seconds,
+                settings.audio_ahead_seconds,
+            ),
         )
         try:
             await _hold_servers(crew, mcp)
@@ -136,6 +161,12 @@ async def open_house(
     # Not before: what is raised within comes out of its task groups as a group.
     if missing is not None:
         raise missing
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(
+        **{field.name: getattr(settings, field.name) for field in fields(Limits)}
+    )
 
 
 @asynccontextmanager
@@ -151,6 +182,19 @@ async def _registry(
         url, lambda: lines.capacity, metrics.registry_up.set
     ) as registry:
         yield registry
+
+
+def _allowance(settings: Settings, registry: Registry, metrics: Metrics) -> Allowance:
+    token = settings.twilio_auth_token
+    return Allowance(
+        registry,
+        metrics.hit,
+        # One that all instances have; without one they know their own callers only.
+        key=token.get_secret_value().encode() if token else secrets.token_bytes(),
+        calls_of_number=settings.calls_per_number,
+        calls_of_number_hour=settings.calls_per_number_hour,
+        cost_of_day=settings.cost_per_day,
+    )
 
 
 async def _hold_servers(crew: Crew, mcp: LocalMcp) -> None:
@@ -209,6 +253,8 @@ def sip_calls(settings: Settings, house: House) -> SipCalls | None:
             ended=desk.ended,
             pressed=desk.pressed,
             see=desk.see,
+            may_come_in=desk.may_come_in,
+            check_transfer=desk.check_transfer,
         )
     )
 
@@ -227,12 +273,18 @@ class _SipDesk:
             settings=route.session,
             tool_seconds=route.tool_seconds,
         )
-        rules = rules_for(route, house.greeting_of(route), Earlier())
+        rules = rules_for(
+            route, house.greeting_of(route), Earlier(), ceilings=house.ceilings
+        )
         return SipPlan(session, rules, route.approval, route.name)
+
+    async def may_come_in(self, facts: CallFacts) -> str | None:
+        return await self._house.allowance.may_come_in(facts.call_sid, facts.theirs)
 
     async def begin(self, live: LiveCall) -> None:
         route = self._house.route_of(live.facts)
-        live.transfers = route.transfers
+        self._house.allowance.began(live.call_sid, live.facts.theirs)
+        live.transfers, live.redaction = route.transfers, route.redact
         await self._house.begin(route, live)
 
     async def pressed(self, live: LiveCall, keys: str) -> None:
@@ -244,7 +296,11 @@ class _SipDesk:
             case Transfer() as to:
                 await live.transfer(to.number, ring_seconds=to.ring_seconds)
 
+    def check_transfer(self, live: LiveCall, to: Transfer) -> None:
+        self._house.check_transfer(self._house.route_of(live.facts), live, to)
+
     def ended(self, live: LiveCall, ending: End, seconds: float) -> None:
+        self._house.allowance.ended(live.call_sid)
         self._house.metrics.calls.labels(f"{ending.by}_{ending.why}").inc()
         report = report_of(live, ending.by, ending.why, seconds)
         self._house.hand_over(self._house.route_of(live.facts), report)
@@ -253,6 +309,8 @@ class _SipDesk:
         # How much of an answer nobody heard, OpenAI knows and does not say.
         if note.name != "said":
             self._house.metrics.note(note)
+        if note.name == "usage":
+            self._house.allowance.spent(float(note.data["cost"] or 0))
 
 
 def _model_headers(settings: Settings) -> dict[str, str]:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -22,6 +22,8 @@ from twilio.http.http_client import TwilioHttpClient  # type: ignore[import-unty
 from twilio.rest import Client  # type: ignore[import-untyped]
 
 import twiml
+from bridge.allowance import may_dial
+from bridge.core import UNREADABLE
 from bridge.fleet import Registry
 from bridge.fleet.plan import AnsweredBy
 
@@ -115,11 +117,12 @@ class OutboundLimited(Exception):
     """We do not place the call; `limit` says which of our limits is in the way.
 
     "off": no prefix is allowed. "prefix": this number is not. "at_once": too many calls
-    are running. "rate": too many orders wait for their turn.
+    are running. "rate": too many orders wait for their turn. "cost": the day has cost
+    what a day may.
     """
 
     def __init__(
-        self, limit: Literal["off", "prefix", "at_once", "rate"], text: str
+        self, limit: Literal["off", "prefix", "at_once", "rate", "cost"], text: str
     ) -> None:
         super().__init__(text)
         self.limit = limit
@@ -141,10 +144,12 @@ class OutboundRefused(Exception):
 class Outbound:
     """The calls of one account.
 
-    `prefixes` are the beginnings of numbers that may be called ("+1", "+4930"): without
-    any, nothing is. `at_once` counts the calls that this instance has placed and that
-    have not ended. `api_url` is another origin for Twilio's API: a proxy, a test. `now`
-    gives seconds of a clock that never goes back.
+    `prefixes` are the beginnings of numbers that may be called ("+1", "+4930"), or with
+    `!` may not ("!+1900"): without any, nothing is. `at_once` counts the calls that
+    this instance has placed and that have not ended. `api_url` is another origin for
+    Twilio's API: a proxy, a test. `now` gives seconds of a clock that never goes back.
+    `hit` hears of limits (bridge.limits.HITS), `day_is_spent` says whether no more
+    calls are to be paid for.
     """
 
     def __init__(
@@ -158,12 +163,16 @@ class Outbound:
         at_once: int = 10,
         per_second: float = 1.0,
         api_url: str | None = None,
+        hit: Callable[[str], None] = lambda limit: None,
+        day_is_spent: Callable[[], Awaitable[bool]] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
         self._client = Client(account_sid, auth_token, http_client=_Http(api_url))
         self._public_url = public_url.rstrip("/")
         self._prefixes = tuple(prefixes)
+        self._hit = hit
+        self._day_is_spent = day_is_spent
         self._now = now
         self._at_once = at_once
         self._turn_seconds = 1.0 / per_second
@@ -178,6 +187,9 @@ class Outbound:
         OutboundLimited, OutboundRefused: it does not, and the order is void.
         """
         self._check_prefix(twiml.phone_number(order.to))
+        if self._day_is_spent and await self._day_is_spent():
+            self._hit("cost_of_day")
+            raise OutboundLimited("cost", "today's calls have cost what they may")
         await self._take_slot()
         try:
             await self._take_turn()
@@ -203,7 +215,7 @@ class Outbound:
     async def order(self, order_id: str) -> OutboundOrder | None:
         """What the call is for that Twilio asks about; Twilio may ask twice."""
         kept = await self._registry.get(_order_name(order_id))
-        return None if kept is None else msgspec.json.decode(kept, type=OutboundOrder)
+        return _known(kept, OutboundOrder)
 
     # --- what Twilio tells ---
 
@@ -235,10 +247,10 @@ class Outbound:
         """The newest status; None for a call nobody knows (any more)."""
         # A name of its own: of two callbacks that come to two instances at the same
         # time, the one that is not final must not overwrite the one that is.
-        kept = await self._registry.get(f"ended:{call_sid}")
+        kept = await self._registry.get(f"final:{call_sid}")
         if kept is None:
             kept = await self._registry.get(f"status:{call_sid}")
-        return None if kept is None else msgspec.json.decode(kept, type=CallStatus)
+        return _known(kept, CallStatus)
 
     async def answered_by(self, form: Mapping[str, str]) -> AnsweredBy | None:
         """What the detection of machines has found; None for a form that says nothing.
@@ -261,7 +273,8 @@ class Outbound:
     def _check_prefix(self, number: str) -> None:
         if not self._prefixes:
             raise OutboundLimited("off", "no number may be called: no prefix is set")
-        if not number.startswith(self._prefixes):
+        if not may_dial(number, self._prefixes):
+            self._hit("outbound_number")
             raise OutboundLimited("prefix", "numbers that begin so are not allowed")
 
     async def _take_slot(self) -> None:
@@ -357,7 +370,7 @@ class Outbound:
             before.final or (not status.final and before.sequence >= status.sequence)
         ):
             return False
-        name = f"{'ended' if status.final else 'status'}:{status.call_sid}"
+        name = f"{'final' if status.final else 'status'}:{status.call_sid}"
         await self._registry.put(name, msgspec.json.encode(status), STATUS_SECONDS)
         return True
 
@@ -379,6 +392,20 @@ class _Http(TwilioHttpClient):  # type: ignore[misc]
             path = base.rstrip("/") + wanted.path
             url = urlunsplit((scheme, host, path, wanted.query, ""))
         return super().request(method, url, *args, **options)
+
+
+Kept = TypeVar("Kept", OutboundOrder, CallStatus)
+
+
+def _known(kept: bytes | None, kind: type[Kept]) -> Kept | None:
+    """What another version has written, and cannot be read, is nothing."""
+    if kept is None:
+        return None
+    try:
+        return msgspec.json.decode(kept, type=kind)
+    except UNREADABLE as error:
+        log.error("kept_unreadable", kind=kind.__name__, error=type(error).__name__)
+        return None
 
 
 def _order_name(order_id: str) -> str:

@@ -218,6 +218,60 @@ async def test_without_prefixes_nothing_is_called() -> None:
         assert it.rest.calls == {}
 
 
+@pytest.mark.parametrize("to", ["+19005550100", "+1 (900) 555-0100", "+18765550100"])
+async def test_dear_numbers_among_those_that_are_allowed(to: str) -> None:
+    """The longest beginning decides, and that somebody tried is counted."""
+    hits: list[str] = []
+    async with house(callee=Unreached("busy")) as it:
+        prefixes = ["+1", "!+1900", "!+1876", "+1876999"]
+        outbound = it.another(prefixes=prefixes, hit=hits.append)
+        with pytest.raises(OutboundLimited) as limited:
+            await outbound.place(order(to=to))
+
+        assert (limited.value.limit, hits) == ("prefix", ["outbound_number"])
+        assert it.rest.calls == {}
+        await outbound.place(order(to="+18769990100"))
+        await outbound.place(order())
+        assert len(it.rest.calls) == 2 and hits == ["outbound_number"]
+
+
+async def test_a_day_that_has_cost_enough() -> None:
+    """Calls of ours cost as much as those that come in."""
+    hits: list[str] = []
+
+    async def spent() -> bool:
+        return True
+
+    async with house() as it:
+        outbound = it.another(day_is_spent=spent, hit=hits.append)
+        with pytest.raises(OutboundLimited) as limited:
+            await outbound.place(order())
+
+        assert (limited.value.limit, hits) == ("cost", ["cost_of_day"])
+        assert it.rest.calls == {}
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        *("+14155550100,,900", "+14155550100x5", "+14155550100;ext=5", "+1415w5550100"),
+        *(
+            "sip:+14155550100@example.com",
+            "client:ann",
+            "tel:+14155550100",
+            "whatsapp:+1",
+        ),
+        *("+1415555010\u0660", "\uff0b14155550100", "+14155550100\n+19005550100"),
+        *("14155550100", "0014155550100", "011441", "911", "", "+", "++14155550100"),
+        *("+1415\t5550100", "+1415\u00a05550100", "+1415\u200b5550100"),
+    ],
+)
+def test_what_is_no_plain_number_is_never_dialled(to: str) -> None:
+    """Whatever would be read in another way by whoever dials than by whoever allows."""
+    with pytest.raises(ValueError):
+        order(to=to)
+
+
 async def test_so_many_calls_at_once() -> None:
     """The next one is placed when one has ended, wherever that was told."""
     async with house(callee=Answers([Wait(60)])) as it:

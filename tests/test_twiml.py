@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twilio.twiml.voice_response import VoiceResponse  # type: ignore[import-untyped]
 
 import twiml
 
@@ -185,6 +186,17 @@ def test_the_bin_leaves_the_numbers_to_twilio() -> None:
 def test_hang_up() -> None:
     """The line is closed, and that is all."""
     assert verbs(twiml.hang_up()) == ["Hangup"]
+
+
+def test_who_is_turned_away_pays_nothing() -> None:
+    """Twilio's own busy tone: the call is never answered, so nobody pays for it. As
+    Twilio's own class has it."""
+    theirs = VoiceResponse()
+    theirs.reject(reason="busy")
+
+    assert twiml.reject() == str(theirs)
+    (reject,) = parsed(twiml.reject())
+    assert (reject.tag, reject.attrib) == ("Reject", {"reason": "busy"})
 
 
 def test_a_transfer_rings_until_somebody_answers() -> None:

@@ -93,6 +93,14 @@ def hang_up() -> str:
     return str(document)
 
 
+def reject() -> str:
+    """The caller hears the line busy, and nothing is paid for the call. Only for one
+    that has not been answered."""
+    document = VoiceResponse()
+    document.reject(reason="busy")
+    return str(document)
+
+
 def transfer(
     number: str,
     *,

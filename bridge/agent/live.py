@@ -19,12 +19,15 @@ import twiml
 from bridge.agent.approvals import Approval, Approvals
 from bridge.agent.events import CallEvent, Listener, Listeners
 from bridge.core.history import HistoryItem
+from bridge.core.redaction import Redaction
 
 Role = Literal["user", "system"]
 
 _DIGITS = re.compile("[0-9*#A-Dw]+")
 MAX_DIGITS = 64
 MAX_TEXT_CHARS = 8000
+MAX_MESSAGES = 100
+"""Of one caller's: they wait in the report until the call is over."""
 THREAD_SECONDS = 5.0
 """A tool's thread waits no longer for the call to do what it asked for."""
 
@@ -34,6 +37,10 @@ RING_SECONDS = range(5, 601)
 
 class BadRequest(ValueError):
     """What was asked for cannot be done; the message says why, without the value."""
+
+
+class NotAllowed(BadRequest):
+    """... by whoever runs the bridge."""
 
 
 class CallOver(Exception):
@@ -157,6 +164,8 @@ class LiveCall:
         self.muted = False
         self.transfers: Mapping[str, Transfer] = {}
         """Whom the agent may put the caller through to, by name: the route says."""
+        self.redaction = Redaction()
+        """What is taken out of all that is kept or handed out; you have it all."""
         self._line = line
         self._listeners = listeners
         self._approvals = approvals
@@ -215,7 +224,7 @@ class LiveCall:
             raise BadRequest(f"a text has 1 to {MAX_TEXT_CHARS} characters")
         if role not in ("user", "system"):
             raise BadRequest("the role is user or system")
-        self._do(lambda: self._line.tell(role, text, respond=respond))
+        self._do(lambda: self._line.tell(role, _whole(text), respond=respond))
 
     def interrupt(self) -> None:
         """Stops the agent at once: what is queued at Twilio is never heard."""
@@ -243,7 +252,8 @@ class LiveCall:
         Only words can be corrected, not tool calls. BadRequest names what is unknown.
         """
         known = {item.id: item for item in self._line.history}
-        removed, corrected = list(remove), dict(correct or {})
+        removed = list(remove)
+        corrected = {key: _whole(it) for key, it in (correct or {}).items()}
         if unknown := [it for it in (*removed, *corrected) if it not in known]:
             raise BadRequest(f"no such items in the history: {', '.join(unknown)}")
         if silent := [it for it in corrected if not known[it].spoken]:
@@ -265,7 +275,11 @@ class LiveCall:
         self, number: str, *, caller_id: str = "", ring_seconds: int = 20
     ) -> bool:
         """Puts the caller through once what was said has been heard. When nobody
-        answers they come back to the agent, who is told. False as with `hang_up`."""
+        answers they come back to the agent, who is told. False as with `hang_up`.
+
+        NotAllowed: neither does the route name the number (nor `transfers`), nor does
+        BRIDGE_TRANSFER_PREFIXES allow it; or `caller_id` is none of ours.
+        """
         self._check()
         if ring_seconds not in RING_SECONDS:
             raise BadRequest("ring_seconds is 5 to 600")
@@ -288,6 +302,10 @@ class LiveCall:
         self._check()
         if not text.strip():
             raise BadRequest("the message is empty")
+        longest = max(len(text), len(name), len(call_back))
+        if len(self.messages) >= MAX_MESSAGES or longest > MAX_TEXT_CHARS:
+            raise BadRequest("the message is too long, or there are too many")
+        text, name, call_back = _whole(text), _whole(name), _whole(call_back)
         self.messages.append(Message(text, name, call_back))
         self.emit("message_taken", text=text, name=name, call_back=call_back)
 
@@ -330,3 +348,9 @@ class LiveCall:
             done.set_exception(error)
         else:
             done.set_result(None)
+
+
+def _whole(text: str) -> str:
+    """Half a character (a lone surrogate) can be sent nowhere: the user's code may
+    have cut it, and no call is to end of it."""
+    return text.encode(errors="replace").decode()

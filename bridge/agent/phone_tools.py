@@ -13,7 +13,7 @@ from agents import AgentBase, Tool, function_tool
 from agents.run_context import RunContextWrapper
 from pydantic import Field
 
-from bridge.agent.live import BadRequest, CallOver, LiveCall, Transfer
+from bridge.agent.live import BadRequest, CallOver, LiveCall, NotAllowed, Transfer
 
 OVER = "The call is over. Nothing more can be said or done."
 SPOKE = (
@@ -129,6 +129,8 @@ async def _ended(action: Awaitable[bool]) -> str:
     """Of what ends the call when it is done: there is nothing to say after it."""
     try:
         done = await action
+    except NotAllowed:
+        return "Not done: it is not allowed. Tell the caller that it cannot be done."
     except BadRequest as error:
         return f"Not done: {error}. Tell the caller that it cannot be done now."
     except CallOver:

@@ -22,6 +22,7 @@ from bridge.agent.calls_api import CallGone, CallsApi, CallsApiError
 from bridge.agent.live import CallFacts, LiveCall
 from bridge.agent.sip_call import SipCall, SipHouse, SipPlan
 from bridge.agent.sip_session import NOT_ON_SIP
+from bridge.core import UNREADABLE
 
 log = structlog.get_logger()
 
@@ -36,7 +37,7 @@ REGISTRY_SECONDS = 2.0
 """OpenAI sends the webhook again if it is not answered."""
 
 BUSY_HERE = 486
-"""SIP: no line is free. https://www.rfc-editor.org/rfc/rfc3261#section-21.4.24"""
+"""SIP: no line is free, or none for this caller. https://www.rfc-editor.org/rfc/rfc3261#section-21.4.24"""
 
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _URI = re.compile(r"(?:sips?|tel):([^@;>\s]{1,128})(@[^;>\s]{1,253})?")
@@ -127,7 +128,7 @@ class SipCalls:
             if event.type != "realtime.call.incoming":
                 return 200, "ignored"
             data = msgspec.json.decode(event.data, type=_Data)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return 400, "no event"
         if not _CALL_ID.fullmatch(data.call_id):
             return 400, "no usable call_id"
@@ -149,7 +150,10 @@ class SipCalls:
             return 200, "known"
         facts = facts_of(data.call_id, ((it.name, it.value) for it in data.sip_headers))
         name = f"{facts.call_sid} sip"
-        if self._house.room():
+        why = await self._house.may_come_in(facts) if self._house.room() else None
+        if not self._open or data.call_id in self._calls:
+            return 200, "known"  # we have closed meanwhile, or it was sent twice
+        if why is None and self._house.room():
             plan = self._house.plan(facts)
             self._warn(plan)
             facts = replace(facts, route=plan.route)
@@ -157,7 +161,7 @@ class SipCalls:
             self._calls[facts.call_sid] = call
             self._tasks.create_task(self._carry(call), name=name)
         else:
-            log.warning("call_refused", call_sid=facts.call_sid, why="full")
+            log.warning("call_refused", call_sid=facts.call_sid, why=why or "full")
             self._tasks.create_task(self._turn_away(facts.call_sid), name=name)
         return 200, "taken"
 

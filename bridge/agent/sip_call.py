@@ -20,7 +20,15 @@ from bridge.agent.approvals import ApprovalRule, Approvals
 from bridge.agent.calls_api import CallGone, CallsApi, CallsApiError
 from bridge.agent.events import CallEvent, Listeners, call_event
 from bridge.agent.events import Start as StartBeside
-from bridge.agent.live import BadRequest, CallFacts, CallOver, LiveCall, Role, Transfer
+from bridge.agent.live import (
+    BadRequest,
+    CallFacts,
+    CallOver,
+    LiveCall,
+    NotAllowed,
+    Role,
+    Transfer,
+)
 from bridge.agent.local_mcp import LocalMcp
 from bridge.agent.session import SessionPlan
 from bridge.agent.sip_session import SipSession
@@ -35,6 +43,7 @@ from bridge.core.commands import (
     Note,
     Pressed,
     ToModel,
+    limit_hit,
     protocol_error,
 )
 from bridge.core.history import HistoryItem
@@ -86,6 +95,10 @@ class SipHouse:
     """Does what the route says of an input that is among rules.key_actions."""
     see: Callable[[Note], None]
     """Told of whatever is worth seeing: metrics."""
+    may_come_in: Callable[[CallFacts], Awaitable[str | None]]
+    """The limit, known to be reached, that keeps a call out; None: it may."""
+    check_transfer: Callable[[LiveCall, Transfer], None]
+    """NotAllowed unless the call may be put through there."""
 
 
 class _Over(Exception):
@@ -262,6 +275,9 @@ class SipCall:
     def model_stuck(self, why: str) -> None:
         self.end("model", why)
 
+    def model_limit(self, limit: str) -> None:
+        self._see(limit_hit(limit))
+
     def send_to_model(self, text: str) -> None:
         self._agent.post(text)
 
@@ -402,6 +418,11 @@ class SipCall:
     async def transfer(self, transfer: Transfer) -> bool:
         """A SIP REFER: whom the dialled one sees, and how long it rings, is the trunk's
         business. Who is not answered does not come back."""
+        try:
+            self._house.check_transfer(self.live, transfer)
+        except NotAllowed:
+            self._see(limit_hit("transfer_number"))
+            raise
         if transfer.caller_id:
             raise BadRequest("a SIP transfer cannot choose the number that is shown")
         if not await self._wait(("agent", "transferred")):

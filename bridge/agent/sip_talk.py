@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bridge.agent.sip_speech import Said, SipSpeech
-from bridge.core import errors, realtime
+from bridge.core import UNREADABLE, errors, realtime
 from bridge.core.agent_speech import ANSWER_ID
 from bridge.core.commands import (
     Command,
@@ -21,14 +21,15 @@ from bridge.core.commands import (
     Pressed,
     ToModel,
     Value,
+    limit_hit,
     protocol_error,
 )
-from bridge.core.conversation import GOODBYE_SECONDS, MAX_FAILURES
+from bridge.core.conversation import GOODBYE_SECONDS, MAX_FAILURES, NO_USAGE
 from bridge.core.history import History
 from bridge.core.keys import Keys
 from bridge.core.patience import Patience
 from bridge.core.replay import kept
-from bridge.core.rules import GOODBYES, Rules
+from bridge.core.rules import GOODBYES, LIMIT_OF, Rules
 from bridge.core.untold import MAX_UNTOLD
 from bridge.core.waits import Wait, Waits, Yet
 
@@ -145,7 +146,7 @@ class SipTalk:
                     return self._cleared(_buffer(text).response_id, now)
                 case "input_audio_buffer.dtmf_event_received":
                     return self._key_pressed(_key(text).event, now)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return [protocol_error("model", "invalid event")]
         return []
 
@@ -167,6 +168,8 @@ class SipTalk:
 
     def ask(self) -> list[Command]:
         """An answer is wanted: at once, or when the model has ended what it is at."""
+        if self._ended:
+            return []
         self._speech.want()
         return self._pay()
 
@@ -175,6 +178,8 @@ class SipTalk:
     ) -> list[Command]:
         """Cancels what is being made, clears what the server has not played yet. With a
         `response_id` only if something of that answer may still be heard."""
+        if self._ended:
+            return []
         if response_id is not None and not self._speech.is_live(response_id):
             return []
         running, audible = self._speech.running, self._speech.audible
@@ -193,6 +198,8 @@ class SipTalk:
         self, removed: Iterable[str], corrected: Mapping[str, str]
     ) -> list[Command]:
         """The model forgets items, or has other words in the place of some."""
+        if self._ended:
+            return []
         commands: list[Command] = []
         for item_id, text in corrected.items():
             item = self.history.get(item_id)
@@ -218,7 +225,8 @@ class SipTalk:
             return [Heard(wait, None)]
         if self._caller_speaks and self._interruptible:
             return [Heard(wait, False)]
-        self._waits.add(Wait(wait, now, then))
+        if not self._waits.add(Wait(wait, now, then)):
+            return [Heard(wait, False)]
         return self._changed(now)
 
     def give_up(self, wait: int) -> None:
@@ -297,6 +305,8 @@ class SipTalk:
                 "cost": self._patience.spend(used),
             }
             commands.append(Note("usage", usage))
+        elif status == "completed" and self._rules.prices:
+            commands.append(protocol_error("model", NO_USAGE))
         if status == "completed":
             self._failures = 0
         if status == "failed":
@@ -400,7 +410,8 @@ class SipTalk:
         self._ends_why = why
         # Even into the caller's own words: nothing else will be said.
         say = self.tell("system", GOODBYES[why], False)
-        return [Note("goodbye", {"why": why}), *say, *self.ask()]
+        hit = [limit_hit(LIMIT_OF[why])] if why in LIMIT_OF else []
+        return [*hit, Note("goodbye", {"why": why}), *say, *self.ask()]
 
     def event_id(self) -> str:
         """One of its own for each event, so that an error can be told apart."""

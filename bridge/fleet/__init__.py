@@ -74,8 +74,10 @@ class Registry(Protocol):
     `shared`: others may lead a call on, so what they must know is kept up to date.
 
     `put`, `get`, `take` and `first` are the shelf: bytes under a name for some time,
-    for whoever is asked next. Nothing here raises because the place where it is kept
-    is away: an instance goes on with what it knows itself.
+    for whoever is asked next. `count`, `let_in` and `let_out` say how much there was,
+    and how many there are; no name has a person's number in it. Nothing here raises
+    because the place where it is kept is away: an instance goes on with what it knows
+    itself. Who counts, or lets in, does not wait for it to be back.
     """
 
     shared: bool
@@ -106,6 +108,20 @@ class Registry(Protocol):
 
     async def first(self, name: str, seconds: float) -> bool:
         """True for the first who asks within so long: a message that came twice."""
+
+    async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
+        """Adds to a counter, which lives so long from its first addition; the new
+        total. 0 only reads. May add twice where an answer was lost; never too little,
+        but for an instance that has died."""
+
+    async def let_in(
+        self, name: str, who: str, seconds: float, most: int | None = None
+    ) -> bool:
+        """`who` is one of those in `name` for so long from now, however often they
+        were let in before. False: `most` others are in it already (None: no limit)."""
+
+    async def let_out(self, name: str, who: str) -> None:
+        """Before that time is over."""
 
     async def tell(self, call_sid: str, word: bytes) -> None:
         """A word for the instance that has this call, this one included. Told once, to

@@ -14,6 +14,10 @@ bridge:shelf:{name}  string  as asked  its own  conversations, plans, orders, me
                                                 seen; by `put` and `first`
 bridge:taken:{id}    string  10 s      its own  what was just taken, for an asker that
                                                 missed the answer; by `take`
+bridge:count:{name}  string  as asked  20       a total, such as what a day has cost; by
+                                                `count`
+bridge:in:{name}     zset    as asked  50 each  who is in it (the calls of a caller), by
+                                                the moment of their end; by `let_in`
 bridge:instances     hash    6 s       80 each  who is there, with how many calls; each
                                                 with its beat, gone when it closes
 bridge:era           string  1 day     8        that the data is the same as before;
@@ -21,8 +25,9 @@ bridge:era           string  1 day     8        that the data is the same as bef
 bridge:words         channel -         100      words for running calls; by `tell` and
                                                 takeovers
 
-Strings begin with 17 bytes: when they were written, and whether there is anything
-(written.py). For one primary, not for Redis Cluster: a script touches several keys.
+Strings, but for counters, begin with 17 bytes: when they were written, and whether
+there is anything (written.py). For one primary, not for Redis Cluster: a script touches
+several keys.
 """
 
 import base64
@@ -30,11 +35,13 @@ import hashlib
 
 from bridge.fleet import TAKEN
 
-CALL, NEXT, SHELF, JUST_TAKEN = (
+CALL, NEXT, SHELF, JUST_TAKEN, COUNTED, INSIDE = (
     "bridge:call:",
     "bridge:next:",
     "bridge:shelf:",
     "bridge:taken:",
+    "bridge:count:",
+    "bridge:in:",
 )
 CALLS, INSTANCES, ERA, WORDS = (
     "bridge:calls",
@@ -140,8 +147,10 @@ redis.call('SET', KEYS[1], string.format('%016.0f-', stamp), 'PX', ARGV[2])
 return mine
 """)
 
-# KEYS string. ARGV its text, ttl. Answers 0 where there was something.
+# KEYS string. ARGV its text, ttl. Answers 0 where there was something, 2 where it is
+# the same: maybe an answer was lost, and it is asked again.
 FIRST = Script("""
+if redis.call('GET', KEYS[1]) == ARGV[1] then return 2 end
 if redis.call('GETRANGE', KEYS[1], 16, 16) == '+' then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
@@ -181,4 +190,39 @@ end
 return told
 """)
 
-SCRIPTS = (HOLD, RENEW, CLOSE, STRIKE, TAKE, FIRST, AGAIN, BEAT)
+# KEYS counter. ARGV what is added, what the instance knows was there, for how long yet
+# (ms), ttl of a new one. Answers the total and how long it is kept. What an instance
+# knows was there is there: an emptied Redis learns it again.
+COUNT = Script("""
+local left = redis.call('PTTL', KEYS[1])
+local total, known = 0, tonumber(ARGV[2])
+if left > 0 then
+  total = math.max(tonumber(redis.call('GET', KEYS[1])), known)
+elseif known > 0 then
+  total, left = known, tonumber(ARGV[3])
+else
+  left = tonumber(ARGV[4])
+end
+local sum = string.format('%.17g', total + tonumber(ARGV[1]))
+if tonumber(sum) > 0 then redis.call('SET', KEYS[1], sum, 'PX', left) end
+return {sum, left}
+""")
+
+# KEYS zset. ARGV who, ttl, how many others at most or "". Answers 0 where there are so
+# many. By Redis' own clock.
+LET_IN = Script("""
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if ARGV[3] ~= '' and not redis.call('ZSCORE', KEYS[1], ARGV[1])
+    and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then
+  return 0
+end
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return 1
+""")
+
+SCRIPTS = (HOLD, RENEW, CLOSE, STRIKE, TAKE, FIRST, AGAIN, BEAT, COUNT, LET_IN)

@@ -27,6 +27,7 @@ class MemoryRegistry:
         self._next: dict[str, tuple[float, NextStep]] = {}
         self._shelf: dict[str, tuple[float, bytes]] = {}
         self._sweep_at = 0
+        self._inside = Inside(now)
 
     async def opened(self, entry: CallEntry) -> None:
         mine = (it for it in self._entries.values() if it.call_sid == entry.call_sid)
@@ -75,6 +76,25 @@ class MemoryRegistry:
         await self.put(name, b"", seconds)
         return True
 
+    async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
+        key, now = f"count:{name}", self._now()
+        until, kept = self._shelf.get(key, (0.0, b""))
+        if until <= now:
+            until, kept = now + seconds, b"0"
+        total = float(kept) + amount
+        if amount:
+            self._sweep()
+            self._shelf[key] = (until, repr(total).encode())
+        return total
+
+    async def let_in(
+        self, name: str, who: str, seconds: float, most: int | None = None
+    ) -> bool:
+        return self._inside.let_in(name, who, seconds, most)
+
+    async def let_out(self, name: str, who: str) -> None:
+        self._inside.let_out(name, who)
+
     async def tell(self, call_sid: str, word: bytes) -> None:
         for ear in self._ears:
             ear(call_sid, word)
@@ -105,3 +125,39 @@ class MemoryRegistry:
             name: kept for name, kept in self._shelf.items() if kept[0] > now
         }
         self._sweep_at = 2 * len(self._shelf) + 64
+
+
+class Inside:
+    """Who is in what, and until when."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._names: dict[str, dict[str, float]] = {}
+        self._sweep_at = 0
+
+    def let_in(self, name: str, who: str, seconds: float, most: int | None) -> bool:
+        """As Registry.let_in."""
+        self._sweep()
+        now = self._now()
+        inside = _still(self._names.get(name, {}), now)
+        if most is not None and who not in inside and len(inside) >= most:
+            return False
+        inside[who] = now + seconds
+        self._names[name] = inside
+        return True
+
+    def let_out(self, name: str, who: str) -> None:
+        self._names.get(name, {}).pop(who, None)
+
+    def _sweep(self) -> None:
+        """Names that nobody is in any more; as the shelf is swept."""
+        if len(self._names) <= self._sweep_at:
+            return
+        now = self._now()
+        left = {name: _still(inside, now) for name, inside in self._names.items()}
+        self._names = {name: inside for name, inside in left.items() if inside}
+        self._sweep_at = 2 * len(self._names) + 64
+
+
+def _still(inside: dict[str, float], now: float) -> dict[str, float]:
+    return {who: until for who, until in inside.items() if until > now}

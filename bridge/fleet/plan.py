@@ -1,14 +1,17 @@
 """What any instance must know to lead a call on: kept on the Registry's shelf."""
 
 import enum
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
 import msgspec
 import structlog
 
+from bridge.core import UNREADABLE
 from bridge.core.audio import BYTES_PER_MS
 from bridge.core.history import HistoryItem, Playing
+from bridge.core.redaction import Redaction
 from bridge.core.rules import BACK, CUT_OFF
 from bridge.core.transcript import Words
 from bridge.fleet import Registry
@@ -20,6 +23,12 @@ ANSWERED_BY_SECONDS = 600.0
 SLACK_MS = 150
 """From the end of a stream to Twilio's question what follows, at least, and for half a
 word: rather is a word said twice than never."""
+
+LONGEST_MS = 10 * 60 * 1000
+"""Of audio that Twilio has: no more was heard, whatever two clocks say."""
+
+AWAY_SECONDS = 600.0
+"""Between two streams of a call, at most: no phone rings longer."""
 
 MAX_ID_CHARS = 32
 """Of an item of the model's."""
@@ -55,7 +64,7 @@ def _read(kept: bytes | None, kind: type[Kept]) -> Kept:
         return kind()
     try:
         return msgspec.json.decode(kept, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         log.error("kept_unreadable", kind=kind.__name__, error=type(error).__name__)
         return kind()
 
@@ -66,6 +75,10 @@ class Left(msgspec.Struct, frozen=True):
     text: str
     name: str = ""
     call_back: str = ""
+
+    def without(self, redaction: Redaction) -> "Left":
+        texts = (self.text, self.name, self.call_back)
+        return Left(*map(redaction.text, texts))
 
 
 class Earlier(msgspec.Struct, frozen=True):
@@ -110,8 +123,8 @@ class Earlier(msgspec.Struct, frozen=True):
     def as_of(self, ended: float) -> "Earlier":
         """As it was when the stream ended (seconds since the epoch): more of what was
         on its way was heard by then. A tool that was at work has no result."""
-        played = round((ended - self.at) * 1000) - SLACK_MS
-        budget = max(played, 0) * BYTES_PER_MS
+        played = min((ended - self.at) * 1000, LONGEST_MS) - SLACK_MS
+        budget = round(max(played, 0)) * BYTES_PER_MS
         history = {item.id: item for item in self.history}
         for part in self.playing:
             heard = part.heard
@@ -130,7 +143,11 @@ class Earlier(msgspec.Struct, frozen=True):
                 cut=item.cut or heard < part.received or not part.complete,
             )
         items = tuple(_with_results(history.values()))
-        return msgspec.structs.replace(self, history=items, playing=())
+        # Somebody else's phone may have rung meanwhile: no limit stands still for it.
+        away = min(max(ended - self.at, 0.0), AWAY_SECONDS)
+        return msgspec.structs.replace(
+            self, history=items, playing=(), seconds=self.seconds + away
+        )
 
     @property
     def ended_as(self) -> str:
@@ -147,6 +164,15 @@ class Earlier(msgspec.Struct, frozen=True):
         last = next((it for it in reversed(self.history) if it.spoken), None)
         broken = last is not None and last.kind == "assistant" and last.cut
         return CUT_OFF if broken else BACK
+
+
+def moment(kept: bytes | None) -> float:
+    """Seconds since the epoch, as they were put on the shelf; now, where nothing is."""
+    try:
+        return float(kept) if kept else time.time()
+    except ValueError:
+        log.error("kept_unreadable", kind="moment")
+        return time.time()
 
 
 UNKNOWN_RESULT = (
@@ -192,4 +218,8 @@ class AnsweredBy(enum.StrEnum):
     async def of(cls, registry: Registry, call_sid: str) -> "AnsweredBy | None":
         """None as long as Twilio has not said."""
         kept = await registry.get(f"amd:{call_sid}")
-        return None if kept is None else cls(kept.decode())
+        try:
+            return None if kept is None else cls(kept.decode())
+        except ValueError:
+            log.error("kept_unreadable", kind=cls.__name__)
+            return None

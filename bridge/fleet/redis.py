@@ -22,9 +22,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from bridge.core import UNREADABLE
 from bridge.fleet import TAKEN, CallEntry, Capacity, Ear, NextStep, keys
-from bridge.fleet.memory import NEXT_STEP_SECONDS
-from bridge.fleet.written import Kept, Written, stamp_of, value_of
+from bridge.fleet.memory import NEXT_STEP_SECONDS, Inside
+from bridge.fleet.written import Counts, Kept, Written, stamp_of, value_of
 from bridge.variables import redis_place
 
 log = structlog.get_logger()
@@ -141,6 +142,9 @@ class RedisRegistry:
         self._ended: dict[str, tuple[int, _Lease]] = {}
         """Calls of ours that ended a short while ago, and when (a stamp)."""
         self._written = Written()
+        self._counts = Counts()
+        self._inside = Inside(time.monotonic)
+        """Whom this instance has let in; it decides while Redis is away."""
         self._others: dict[str, Capacity] = {}
         self._era: bytes | None = None
         self._up = False
@@ -194,7 +198,7 @@ class RedisRegistry:
         value = await self._read(key, lambda: self._redis.get(key))
         try:
             return msgspec.json.decode(value, type=NextStep) if value else None
-        except msgspec.DecodeError:  # of another version of the bridge
+        except UNREADABLE:  # of another version of the bridge
             log.warning("fleet_unread", what="next_step")
             return None
 
@@ -236,7 +240,9 @@ class RedisRegistry:
         key = keys.SHELF + name
         own = self._written.get(key)
         known = own is not None and own.value is not None
-        kept = own if own and known else self._written.keep(key, b"", seconds)
+        # Something of its own, to be known by when an answer was lost.
+        mine = secrets.token_bytes(8)
+        kept = own if own and known else self._written.keep(key, mine, seconds)
         text, ttl = kept.text, _ms(seconds)
         try:
             first = await self._ask(
@@ -246,7 +252,52 @@ class RedisRegistry:
             return not known  # as far as can be told from here
         if not first and not known:
             self._written.drop(key)  # it is another's to remember
-        return bool(first)
+        return first == 1 or (first == 2 and not known)
+
+    # --- how much, and how many ---
+
+    async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
+        """What was added while Redis was away is added with the next question for this
+        counter."""
+        key = keys.COUNTED + name
+        own = self._counts.of(key, seconds)
+        # Out while it is being told: another question is not to tell it, too.
+        adding, own.untold = own.untold + amount, 0.0
+        left = _ms(own.until - time.monotonic())
+        try:
+            total, left = await self._ask(
+                lambda: self._script(
+                    keys.COUNT, [key], [adding, own.known, left, _ms(seconds)]
+                )
+            )
+        except _Away:
+            own.untold += adding
+            return own.known + own.untold
+        except BaseException:  # a cancellation: nobody knows whether it was told
+            own.untold += adding
+            raise
+        own.known = max(own.known, float(total))
+        own.until = time.monotonic() + left / 1000
+        return float(total)
+
+    async def let_in(
+        self, name: str, who: str, seconds: float, most: int | None = None
+    ) -> bool:
+        limit = "" if most is None else most
+        try:
+            there = await self._ask(
+                lambda: self._script(
+                    keys.LET_IN, [keys.INSIDE + name], [who, _ms(seconds), limit]
+                )
+            )
+        except _Away:
+            return self._inside.let_in(name, who, seconds, most)
+        return bool(there) and self._inside.let_in(name, who, seconds, None)
+
+    async def let_out(self, name: str, who: str) -> None:
+        self._inside.let_out(name, who)
+        with suppress(_Away):  # it is forgotten there, too, when its time is over
+            await self._ask(lambda: self._redis.zrem(keys.INSIDE + name, who))
 
     # --- words, and room ---
 
@@ -575,7 +626,7 @@ class RedisRegistry:
             sender, sid, stream, word = msgspec.json.decode(
                 data, type=tuple[str, str, str, bytes]
             )
-        except msgspec.DecodeError:
+        except UNREADABLE:
             log.warning("fleet_unread", what="word")
             return
         if sender == self.id:
@@ -630,7 +681,7 @@ def _us(seconds: float) -> int:
 def _capacity(text: bytes) -> Capacity | None:
     try:
         return msgspec.json.decode(text, type=Capacity)
-    except msgspec.DecodeError:  # of another version of the bridge
+    except UNREADABLE:  # of another version of the bridge
         return None
 
 

@@ -74,3 +74,39 @@ class Written:
         now = time.monotonic()
         self._kept = {key: it for key, it in self._kept.items() if it.until > now}
         self._sweep_at = 2 * len(self._kept) + 64
+
+
+@dataclass(slots=True)
+class Count:
+    """One counter, as this instance knows it."""
+
+    until: float
+    """Seconds of the monotonic clock."""
+    known: float = 0.0
+    """What the shared place has said there is."""
+    untold: float = 0.0
+    """What it has not been told."""
+
+
+class Counts:
+    def __init__(self) -> None:
+        self._counts: dict[str, Count] = {}
+        self._sweep_at = 0
+
+    def of(self, key: str, seconds: float) -> Count:
+        """A counter that nothing is in yet lives `seconds` from now."""
+        now = time.monotonic()
+        count = self._counts.get(key)
+        if count is None or count.until <= now:
+            self._sweep(now)
+            count = self._counts[key] = Count(now + seconds)
+        elif not count.known and not count.untold:
+            count.until = now + seconds
+        return count
+
+    def _sweep(self, now: float) -> None:
+        """As that of Written."""
+        if len(self._counts) <= self._sweep_at:
+            return
+        self._counts = {k: it for k, it in self._counts.items() if it.until > now}
+        self._sweep_at = 2 * len(self._counts) + 64

@@ -28,7 +28,7 @@ from bridge.sim.belief import (
     judge,
     report,
 )
-from bridge.sim.caller import Caller, CallRecord
+from bridge.sim.caller import Caller, CallRecord, anybody
 from bridge.sim.model import ModelServer
 from bridge.sim.realtime.items import ResponseRecord
 from bridge.sim.scenes import NETWORKS, SCENES, Scene, label, script
@@ -163,6 +163,7 @@ async def _place(plan: _Plan, bridge_for: Place) -> _Placed:
     ):
         caller = Caller(
             webhook_url=webhook_url,
+            from_number=anybody(),
             auth_token=auth_token,
             network=network,
             frame_playout=plan.frame_playout,

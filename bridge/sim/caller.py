@@ -81,6 +81,11 @@ NUMBER = re.compile(r"\+[1-9][0-9]{6,14}")  # E.164
 XML_TYPES = {"text/xml", "application/xml", "text/html"}
 
 
+def anybody() -> str:
+    """A number to call from: many calls of one caller are not many callers."""
+    return f"+1555{secrets.randbelow(10_000_000):07}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """Who calls whom, over which network; `call` may be used again for a new call.

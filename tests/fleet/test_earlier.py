@@ -3,6 +3,7 @@ another version of the bridge can read."""
 
 import math
 from string import ascii_lowercase as letters
+from time import time
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,16 @@ from structlog.testing import capture_logs
 from bridge.core.audio import BYTES_PER_MS
 from bridge.core.history import HistoryItem, Playing
 from bridge.core.rules import BACK, CUT_OFF
-from bridge.fleet.plan import SLACK_MS, UNKNOWN_RESULT, Earlier, Plan
+from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.plan import (
+    AWAY_SECONDS,
+    SLACK_MS,
+    UNKNOWN_RESULT,
+    AnsweredBy,
+    Earlier,
+    Plan,
+    moment,
+)
 
 AT = 1_800_000_000.0
 WORD_MS = 100
@@ -97,6 +107,18 @@ def test_no_time_has_passed(seconds: float) -> None:
     [item] = earlier.as_of(AT + seconds).history
 
     assert item.text.split() == ["xa", "xb"] and item.cut
+
+
+@pytest.mark.parametrize(
+    ("away", "seconds"), [(20.0, 120.0), (-5.0, 100.0), (10**9, 100.0 + AWAY_SECONDS)]
+)
+def test_the_time_between_two_streams_is_a_part_of_the_call(
+    away: float, seconds: float
+) -> None:
+    """Who is put through again and again, and comes back, has no longer call for it."""
+    earlier = Earlier(at=AT, streams=1, seconds=100.0)
+
+    assert earlier.as_of(AT + away).seconds == pytest.approx(seconds)
 
 
 def test_an_answer_that_was_cut() -> None:
@@ -223,6 +245,16 @@ def test_what_another_version_has_kept(kept: bytes) -> None:
     assert [it["event"] for it in logs] == ["kept_unreadable"] * 2
     assert [it["kind"] for it in logs] == ["Earlier", "Plan"]
     assert all(it.keys() == {"event", "log_level", "kind", "error"} for it in logs)
+
+
+async def test_a_result_or_a_moment_that_cannot_be_read() -> None:
+    """The call goes on as if nobody had said."""
+    registry = MemoryRegistry()
+    await registry.put("amd:CA1", b"an_alien", 60.0)
+
+    assert await AnsweredBy.of(registry, "CA1") is None
+    assert moment(b"1700000000.5") == 1_700_000_000.5
+    assert abs(moment(b"soon") - time()) < 5 > abs(moment(None) - time())
 
 
 def test_nothing_was_kept() -> None:

@@ -11,7 +11,7 @@ from time import monotonic, time
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.fleet import TAKEN, CallEntry, Capacity
+from bridge.fleet import TAKEN, CallEntry, Capacity, keys
 from bridge.fleet.keys import AGAIN, CALL, INSTANCES, SCRIPTS
 from bridge.fleet.redis import Pace, RedisRegistry, redis_registry
 from bridge.fleet.written import Written
@@ -292,6 +292,59 @@ async def test_redis_is_away_for_a_while(server: RedisServer) -> None:
         assert a.up == b.up == [True, False, True]
         told = [line["event"] for line in lines]
         assert sorted(told) == 2 * ["fleet_away"] + 2 * ["fleet_back"], lines
+
+
+async def test_what_a_day_costs_survives_redis(server: RedisServer) -> None:
+    """A budget is kept to with Redis away, and by all when it is back, though it has
+    forgotten everything."""
+    async with pair(server) as (a, b):
+        await a.registry.count("day", 60.0, 5)
+        assert await b.registry.count("day", 60.0, 3) == 8
+        server.stop()
+        assert await a.registry.count("day", 60.0, 2) == 7
+        assert await a.registry.count("day", 60.0, 1) == 8
+        assert await b.registry.count("day", 60.0, 0) == 8
+        assert await a.registry.count("hour", 60.0) == 1
+        server.start()
+        await soon(lambda: a.up[-1] and b.up[-1], "it is not found again")
+
+        assert await b.registry.count("day", 60.0, 0) == 8
+        assert await a.registry.count("day", 60.0, 0) == 11
+        assert await b.registry.count("day", 60.0, 1) == 12
+        assert await b.registry.count("hour", 60.0, 0) == 0
+        assert await a.registry.count("hour", 60.0, 0) == 1
+        left: int = server.client.pttl(keys.COUNTED + "day")  # type: ignore[assignment]
+        assert 50_000 < left < 60_000
+
+
+async def test_who_is_let_in_while_redis_is_away(server: RedisServer) -> None:
+    """A caller has no more lines than they may on an instance that is alone."""
+    async with pair(server) as (a, b):
+        assert await a.registry.let_in("in", "CA1", 60.0, 2)
+        assert await b.registry.let_in("in", "CA2", 60.0, 2)
+        assert not await a.registry.let_in("in", "CA3", 60.0, 2)
+        server.stop()
+        assert await a.registry.let_in("in", "CA3", 60.0, 2)
+        assert await a.registry.let_in("in", "CA1", 60.0, 2)
+        assert not await a.registry.let_in("in", "CA4", 60.0, 2)
+        await a.registry.let_out("in", "CA1")
+        assert await a.registry.let_in("in", "CA4", 60.0, 2)
+
+
+async def test_who_is_first_and_does_not_hear_it(server: RedisServer) -> None:
+    """An answer of Redis' is lost, and it is asked again: the caller's ticket was not
+    used by anybody else, so the stream comes in."""
+    async with pair(server) as (a, b):
+        text, ttl = b"0000000000000000+mine", 60_000
+        key = keys.SHELF + "ticket:1"
+
+        async def ask(mine: bytes) -> object:
+            return await a.registry._script(keys.FIRST, [key], [mine, ttl])
+
+        assert [await ask(text), await ask(text), await ask(text + b"?")] == [1, 2, 0]
+        assert await a.registry.first("ticket:2", 60.0)
+        assert not await a.registry.first("ticket:2", 60.0)
+        assert not await b.registry.first("ticket:2", 60.0)
 
 
 async def test_who_asks_while_redis_restarts_gets_an_answer(

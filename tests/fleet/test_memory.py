@@ -28,6 +28,19 @@ async def test_what_nobody_comes_for_costs_no_memory() -> None:
     assert len(registry._shelf) < 300
 
 
+async def test_callers_who_are_gone_cost_no_memory() -> None:
+    """Nor by the numbers that have called."""
+    clock = Clock()
+    registry = MemoryRegistry(clock)
+    for n in range(10_000):
+        clock.now += 1
+        await registry.let_in(f"calls:{n}", "CA1", 60.0, 10)
+        await registry.count(f"let_in:{n}", 60.0)
+
+    assert len(registry._inside._names) < 300
+    assert len(registry._shelf) < 300
+
+
 async def test_the_real_clock_is_the_default() -> None:
     """The registry works as a server makes it."""
     registry = MemoryRegistry()

@@ -1,5 +1,7 @@
 """The registry's shelf, and what is kept on it of a call between two of its streams."""
 
+import asyncio
+
 from bridge.core.history import HistoryItem
 from bridge.fleet import Registry
 from bridge.fleet.plan import Earlier, Plan
@@ -59,6 +61,59 @@ async def test_what_is_wanted_is_never_swept_away(registry: Registry) -> None:
     assert [await registry.take(str(n)) for n in range(200)] == [
         str(n).encode() for n in range(200)
     ]
+
+
+async def test_a_counter_lives_from_its_first_addition(
+    registry: Registry, clock: Clock
+) -> None:
+    """What a day has cost is known until the day is over, however often it grows."""
+    assert await registry.count("day", 60.0, 0) == 0
+    clock.pass_on(30)
+    assert await registry.count("day", 60.0) == 1
+    clock.pass_on(50)
+    assert await registry.count("day", 60.0, 0.25) == 1.25
+    assert await registry.count("other", 60.0, 0) == 0
+    clock.pass_on(5)
+    assert await registry.count("day", 60.0, 0) == 1.25
+
+
+async def test_a_counter_ends_with_its_time(registry: Registry, clock: Clock) -> None:
+    """The next day begins at nothing."""
+    await registry.count("day", 0.05, 7)
+    await asyncio.sleep(0.1)
+    clock.pass_on(1)
+
+    assert await registry.count("day", 60.0, 0) == 0
+    assert await registry.count("day", 60.0, 2) == 2
+
+
+async def test_all_that_is_counted_at_once_counts(registry: Registry) -> None:
+    """Nothing of what many calls cost at the same moment is lost."""
+    totals = await asyncio.gather(*(registry.count("a", 60.0) for _ in range(50)))
+
+    assert max(totals) == await registry.count("a", 60.0, 0) == 50
+
+
+async def test_only_so_many_are_let_in(registry: Registry, clock: Clock) -> None:
+    """Of 50 calls of one number that come at once, 10 are answered."""
+    many = [registry.let_in("in", f"CA{n}", 60.0, 10) for n in range(50)]
+    answers = await asyncio.gather(*many)
+    inside = [f"CA{n}" for n, answer in enumerate(answers) if answer]
+    assert len(inside) == 10
+    assert await registry.let_in("other", "CA99", 60.0, 1)
+
+    clock.pass_on(50)  # who is there stays, and may ask again
+    assert await registry.let_in("in", inside[0], 60.0, 10)
+    assert not await registry.let_in("in", "CA98", 60.0, 10)
+    await registry.let_out("in", inside[1])
+    await registry.let_out("in", "CA97")
+    assert await registry.let_in("in", "CA98", 60.0, 10)
+    assert not await registry.let_in("in", "CA97", 60.0, 10)
+    assert await registry.let_in("in", "CA97", 60.0)  # no limit
+
+    clock.pass_on(15)  # now those are gone whom nobody has seen since
+    answers = [await registry.let_in("in", f"CB{n}", 60.0, 10) for n in range(9)]
+    assert answers == [True] * 7 + [False] * 2
 
 
 def test_a_plan_is_read_as_it_was_kept() -> None:
