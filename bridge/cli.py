@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
@@ -11,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -28,7 +32,9 @@ from bridge.watch import log
 # The SDK takes two seconds to import, so it is imported where it is needed: a slip in a
 # variable is told at once.
 if TYPE_CHECKING:
+    from bridge.fleet import Registry
     from bridge.opening import Crew
+    from bridge.routes import Routes
     from bridge.sim import load
 
 app = typer.Typer(
@@ -44,6 +50,12 @@ app = typer.Typer(
 sim = typer.Typer(no_args_is_help=True, help="The outside world, faked.")
 app.add_typer(sim, name="sim")
 MIN_THREADS = 32
+OWN_FILES = 100
+"""Redis, reports, traces, and what Python has open itself."""
+
+CALL_SID = re.compile(r"[\w-]{1,64}", re.ASCII)
+MIN_KEY_CHARS = 16
+"""A part of a path that is as long may well be a key."""
 
 T = TypeVar("T")
 out, err = Console(), Console(stderr=True)
@@ -62,10 +74,12 @@ def serve(agent: AgentOption = None) -> None:
     """
     conf = _settings()
     findings = settings.serving_mistakes(conf) + settings.unknown_names()
+    findings += _allow_files(conf)
     if mistakes := _errors(findings):
         _stop_with("bridge serve does not start:", *map(str, mistakes))
     crew = _crew(conf, agent)
-    log.configure(conf.log_format)
+    log.configure(conf.log_format, secrets=_secrets(conf, crew.routes))
+    log.tell_crashes()
     for finding in findings:
         structlog.get_logger().warning("setting", name=finding.name, text=str(finding))
     for warning in crew.routes.warnings:
@@ -165,6 +179,73 @@ def place_call(
     out.print(sid)
 
 
+@app.command()
+def forget(
+    call_sids: Annotated[
+        list[str], typer.Argument(help="SIDs of calls, as in reports and logs: CA...")
+    ],
+) -> None:
+    """Delete what is kept of calls: their traces on this machine (BRIDGE_RECORD_DIR),
+    and with BRIDGE_REDIS_URL what the instances share of them.
+
+    Reports that were delivered, and what Twilio and the model's vendor keep, are not
+    the bridge's to delete. A call that still runs is left alone. Exits with 1 where
+    nothing of a call was there to be deleted.
+    """
+    conf = _settings()
+    log.configure(conf.log_format, logging.ERROR)
+    told = _run(_forget(conf, call_sids))
+    for sid, (line, _) in told.items():
+        out.print(f"{sid}: {line}", highlight=False, markup=False, soft_wrap=True)
+    if not all(done for _, done in told.values()):
+        raise typer.Exit(1)
+
+
+async def _forget(conf: Settings, call_sids: list[str]) -> dict[str, tuple[str, bool]]:
+    """What became of each, and whether it is as was wanted."""
+    from bridge.fleet import Capacity
+    from bridge.fleet.memory import MemoryRegistry
+    from bridge.fleet.redis import redis_registry
+
+    if conf.redis_url is None:
+        return await _forget_in(MemoryRegistry(), True, conf, call_sids)
+    there: list[bool] = []
+    url = conf.redis_url.get_secret_value()
+    # An instance that takes no calls, for a moment.
+    async with redis_registry(url, lambda: Capacity(0, 0, True), there.append) as it:
+        return await _forget_in(it, there[-1:] == [True], conf, call_sids)
+
+
+async def _forget_in(
+    registry: "Registry", there: bool, conf: Settings, call_sids: list[str]
+) -> dict[str, tuple[str, bool]]:
+    from bridge import records
+
+    if not there:
+        return dict.fromkeys(call_sids, ("nothing deleted, Redis is away", False))
+    told: dict[str, tuple[str, bool]] = {}
+    running = {entry.call_sid for entry in await registry.calls()}
+    where = conf.record_dir.absolute() if conf.record_dir else None
+    for sid in call_sids:
+        if not CALL_SID.fullmatch(sid):
+            told[sid] = ("is no SID of a call, such as CA and 32 digits", False)
+            continue
+        try:
+            if sid in running:
+                raise records.StillRuns
+            traces, shared = await records.forget_call(where, registry, sid)
+        except records.StillRuns:
+            told[sid] = ("still runs, so nothing was deleted", False)
+        except OSError as error:
+            told[sid] = (f"not all could be deleted: {error.strerror}", False)
+        else:
+            told[sid] = (f"deleted: traces {traces}, shared records {shared}", True)
+            if not (traces or shared):
+                place = f"in {where}" if where else "here: BRIDGE_RECORD_DIR is not set"
+                told[sid] = (f"nothing is kept of it {place}", False)
+    return told
+
+
 def _parameters(pairs: list[str]) -> dict[str, str]:
     parted = [pair.partition("=") for pair in pairs]
     if not all(name and equals for name, equals, _ in parted):
@@ -174,8 +255,29 @@ def _parameters(pairs: list[str]) -> dict[str, str]:
 
 def _here(conf: Settings) -> str:
     """Where a bridge with these settings is reached from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(conf.host, conf.host)
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
+    host = everywhere.get(conf.host, conf.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{conf.port}"
+
+
+def _secrets(conf: Settings, routes: "Routes") -> set[str]:
+    """What of the configuration no log may show."""
+    values = [getattr(conf, name) for name in type(conf).model_fields]
+    secrets = {it.get_secret_value() for it in values if isinstance(it, SecretStr)}
+    secrets |= {*conf.twilio_shared_keys.values(), *conf.model_headers.values()}
+    redis = conf.redis_url.get_secret_value() if conf.redis_url else None
+    reports = [it.report.url for it in (*routes.routes, routes.defaults) if it.report]
+    for url in (redis, conf.model_url, conf.report_url, *reports):
+        secrets |= _secrets_in(url)
+    return {part for secret in secrets for part in (secret, *secret.split()[1:])}
+
+
+def _secrets_in(url: str | None) -> set[str]:
+    """A key may stand in its query, in its path (of a webhook), before its host."""
+    parts = urlsplit(url or "")
+    query = {value for _, value in parse_qsl(parts.query)}
+    path = {it for it in parts.path.split("/") if len(it) >= MIN_KEY_CHARS}
+    return query | path | {parts.query, unquote(parts.password or "")}
 
 
 def _demo_settings(routes: Path | None) -> Settings:
@@ -237,6 +339,13 @@ def _errors(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.level == "error"]
 
 
+def _origin(url: str) -> str:
+    try:
+        return settings.load({"BRIDGE_PUBLIC_URL": url}, None).public_url or ""
+    except SettingsError as error:
+        _stop_with(str(error).replace("BRIDGE_PUBLIC_URL", "--url"))
+
+
 @app.command("twiml")
 def print_twiml(
     url: Annotated[
@@ -245,15 +354,19 @@ def print_twiml(
     ] = None,
 ) -> None:
     """Print the document for a TwiML Bin (when no webhook of ours is to be asked)."""
-    origin = url or _settings().public_url
+    conf = _settings()
+    origin = _origin(url) if url else conf.public_url
     if not origin:
         _stop_with("BRIDGE_PUBLIC_URL is not set: set it, or give --url https://...")
-    origin = origin.rstrip("/")
     stream = websocket_origin(origin) + "/media"
     try:
         document = twiml.bin_document(stream, f"{origin}/voice/next")
     except ValueError as error:
         _stop_with(str(error))
+    if conf.tickets == "required" and not conf.insecure:
+        err.print(
+            "A Bin's streams have no tickets: set BRIDGE_TICKETS=off to take them."
+        )
     sys.stdout.write(document + "\n")
 
 
@@ -276,8 +389,11 @@ def sim_model(
 @sim.command("call")
 def sim_call(
     url: Annotated[
-        str, typer.Argument(help="the voice webhook of a running bridge")
-    ] = "http://127.0.0.1:8080/voice",
+        str | None,
+        typer.Argument(
+            help="the voice webhook of a running bridge, else of this machine's"
+        ),
+    ] = None,
     wav: Annotated[
         Path | None, typer.Option(help="write what both sides said and heard")
     ] = None,
@@ -285,8 +401,8 @@ def sim_call(
         str, typer.Option(help="the number that is dialled: routes go by it")
     ] = "+15557650002",
     caller_id: Annotated[
-        str, typer.Option("--from", help="the number that calls")
-    ] = "+15551230001",
+        str | None, typer.Option("--from", help="the number that calls, else any")
+    ] = None,
     keys: Annotated[
         str, typer.Option(help="pressed behind the greeting, in place of the talk")
     ] = "",
@@ -294,15 +410,15 @@ def sim_call(
     """Place one call to a running bridge, as Twilio would (signed if TWILIO_AUTH_TOKEN
     is set): greeting, a question, an interruption, goodbye."""
     from bridge.sim import scenario
-    from bridge.sim.caller import Caller
+    from bridge.sim.caller import Caller, anybody
 
     conf = _settings()
     token = conf.twilio_auth_token
     caller = Caller(
-        webhook_url=url,
+        webhook_url=url or f"{_here(conf)}/voice",
         auth_token=token.get_secret_value() if token else None,
         signed_origin=conf.public_url,
-        from_number=caller_id,
+        from_number=caller_id or anybody(),
         to_number=to,
     )
     plan = scenario.pressing(keys) if keys else scenario.SHORT_TALK
@@ -398,6 +514,32 @@ async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
         yield f"http://127.0.0.1:{running.port}/voice", None
 
 
+def _allow_files(conf: Settings) -> list[Finding]:
+    """As many open files as a flood at the doors may take beside all calls: without one
+    left no call comes in, and each that cannot is a line of the log."""
+    import resource  # not on every system that `bridge check` runs on
+
+    from bridge.doors import BACKLOG
+
+    # What is accepted at once comes on top of those who wait, and they may be twice as
+    # many for a moment (doors.py). A call has its stream, a session and a successor.
+    most = 2 * conf.waiting_sockets + BACKLOG + 4 * conf.max_calls + OWN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    no_end = resource.RLIM_INFINITY
+    if soft == no_end or soft >= most:
+        return []
+    allowed = most if hard == no_end else min(most, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (OSError, ValueError):  # another limit of the system's, which it hides
+        allowed = soft
+    if allowed == most:
+        return []
+    text = f"allows {allowed} open files; a flood and all calls can take {most}"
+    fix = "raise it, or lower BRIDGE_WAITING_SOCKETS or BRIDGE_MAX_CALLS"
+    return [Finding("warning", "ulimit -n", text, fix)]
+
+
 async def _serve(conf: Settings, crew: "Crew") -> None:
     """From start to the last call, with the bundled model where none is named."""
     from bridge.agent.local_mcp import McpUnavailable
@@ -425,6 +567,10 @@ async def _serve(conf: Settings, crew: "Crew") -> None:
         except OSError as error:
             trouble = f"cannot listen on {conf.host}:{conf.port}: {error.strerror}"
         else:
+            # All that was loaded stays as long as the process: to look through it again
+            # and again for garbage would hold calls up, a fifth of a second each time.
+            gc.collect()
+            gc.freeze()
             await _told_to_stop()
             await running.close(conf.drain_seconds)
     # Not before: what is raised within comes out of its task groups as a group.

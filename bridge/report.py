@@ -25,6 +25,7 @@ import structlog
 from bridge import user_code
 from bridge.agent.live import CallFacts, LiveCall, Message
 from bridge.core.history import HistoryItem
+from bridge.core.redaction import Redaction
 
 log = structlog.get_logger()
 
@@ -114,8 +115,10 @@ class CallReport:
 def report_of(
     live: LiveCall, ended_by: str, ended_why: str, seconds: float
 ) -> CallReport:
-    """The report of a call that had a stream; `seconds` is how long it lasted."""
-    history = live.history
+    """The report of a call that had a stream; `seconds` is how long it lasted. Without
+    what the call's route takes out."""
+    redaction = live.redaction
+    history = [redaction.item(item) for item in live.history]
     return CallReport(
         **_facts(live.facts),
         started_at=_utc(live.began),
@@ -127,8 +130,8 @@ def report_of(
         agent=live.agent_name,
         transcript=[said(item) for item in history if item.spoken],
         tools=_tools(history),
-        messages=list(live.messages),
-        notes=dict(live.notes),
+        messages=[_without(it, redaction) for it in live.messages],
+        notes=_notes(live),
         usage=Usage(live.input_tokens, live.output_tokens, live.cost),
     )
 
@@ -164,6 +167,23 @@ def _facts(facts: CallFacts) -> dict[str, Any]:
         "direction": facts.direction,
         "route": facts.route,
     }
+
+
+def _notes(live: LiveCall) -> dict[str, Any]:
+    """The user's own. Only of JSON values anything can be taken out."""
+    if not live.redaction:
+        return dict(live.notes)
+    try:
+        plain = msgspec.to_builtins(live.notes, str_keys=True, enc_hook=str)
+        notes: dict[str, Any] = live.redaction.value(plain)
+    except (TypeError, ValueError, RecursionError):
+        log.warning("notes_not_kept", notes=len(live.notes))
+        return {}
+    return notes
+
+
+def _without(it: Message, redaction: Redaction) -> Message:
+    return Message(*map(redaction.text, (it.text, it.name, it.call_back)))
 
 
 def _tools(history: Sequence[HistoryItem]) -> list[ToolCall]:
@@ -352,7 +372,7 @@ class Reports:
             if attempt < patience.attempts:
                 log.warning("report_delayed", call_sid=call_sid, **failed)
                 # Not all of a thousand reports at the same moment.
-                pause = max(wait * random.uniform(0.75, 1.25), asked)
+                pause = max(wait * random.uniform(0.75, 1.25), asked)  # noqa: S311 - no secret
                 await asyncio.sleep(min(pause, patience.longest_wait))
                 wait *= 2
         return failed

@@ -19,6 +19,8 @@ from bridge import variables
 from bridge.agent.approvals import ApprovalRule
 from bridge.agent.live import RING_SECONDS, CallFacts, Transfer
 from bridge.agent.session_settings import SessionSettings, SettingsMistakes
+from bridge.core import redaction
+from bridge.core.redaction import Redaction
 from bridge.core.rules import SILENT, Prices
 from bridge.yaml_file import (
     Node,
@@ -53,6 +55,7 @@ _KEYS = re.compile("[0-9*#A-D]{1,64}")
 _PARAMETER = re.compile(r"\S(.*\S)?")
 _LANGUAGE = re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")  # of BCP 47 what is in use
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_REDACTED = ("cards", "keys", "digits")
 _AS_JSON = frozenset({("extra",), ("tracing", "metadata")})
 
 
@@ -160,6 +163,8 @@ class Route:
     on_call: str | None = None
     """Called with each call when it begins: `module:function`."""
     report: Report | None = None
+    redact: Redaction = field(default_factory=Redaction)
+    """What is taken out of all that is kept of the call, or handed out."""
 
     def matches(self, facts: CallFacts) -> bool:
         return (
@@ -327,6 +332,45 @@ def _report(file: YamlFile, node: Node) -> Report:
     return Report(**said)
 
 
+def _redact(file: YamlFile, node: Node) -> Redaction:
+    if is_off(node):
+        return Redaction()
+    if not is_list(node):
+        return _redaction(_redacted(file, node))
+    if not node.value:
+        raise Wrong(node, "is an empty list: write what is to go, or off")
+    found = []
+    with file.whole():
+        for position, each in enumerate(node.value, 1):
+            with file.at(str(position)):
+                found.append(_redacted(file, each))
+    return _redaction(*found)
+
+
+def _redacted(file: YamlFile, node: Node) -> str | re.Pattern[str]:
+    named: str | re.Pattern[str]
+    if is_text(node):
+        named = word_of(*_REDACTED)(file, node)
+    else:
+        said = fields(file, node, {"pattern": _pattern}, required=("pattern",))
+        named = said.values["pattern"]
+    return named
+
+
+def _redaction(*named: str | re.Pattern[str]) -> Redaction:
+    return Redaction(
+        **{name: True for name in _REDACTED if name in named},
+        patterns=tuple(it for it in named if isinstance(it, re.Pattern)),
+    )
+
+
+def _pattern(file: YamlFile, node: Node) -> re.Pattern[str]:
+    try:
+        return redaction.pattern(some_text(file, node))
+    except ValueError as error:
+        raise Wrong(node, str(error)) from None
+
+
 def _silence(file: YamlFile, node: Node) -> Silence | None:
     if is_off(node):
         return None
@@ -440,6 +484,7 @@ _DEFAULTS: dict[str, Read] = {
     "transfers": _transfers,
     "on_call": _code,
     "report": _report,
+    "redact": _redact,
 }
 _ROUTE: dict[str, Read] = {
     "number": _numbers,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
+from bridge.core.redaction import Copies, Redaction
 from bridge.fleet import Registry
 from bridge.fleet.plan import Earlier
 
@@ -28,9 +29,12 @@ REFRESH_SECONDS = 45.0
 """... hence it is written again so often where nothing is new."""
 
 
-def kept(earlier: Earlier) -> bytes:
+def kept(earlier: Earlier, redaction: Redaction | None = None) -> bytes:
     """As it is kept; the user's notes are left out where they are no JSON."""
     try:
+        if redaction:
+            notes = redaction.value(msgspec.to_builtins(earlier.notes, str_keys=True))
+            earlier = msgspec.structs.replace(earlier, notes=notes)
         return earlier.kept()
     except (TypeError, ValueError, RecursionError):
         log.warning("notes_not_kept", notes=len(earlier.notes))
@@ -38,7 +42,9 @@ def kept(earlier: Earlier) -> bytes:
 
 
 class Safekeeping:
-    """Of one call. `look` gives what is to be kept, and what tells it from another."""
+    """Of one call. `look` gives what is to be kept, and `version` tells it from
+    another; it is kept without what `redaction` names, so whoever leads the call on
+    does not know that either."""
 
     def __init__(
         self,
@@ -46,11 +52,14 @@ class Safekeeping:
         call_sid: str,
         version: Callable[[], object],
         look: Callable[[], Earlier],
+        redaction: Redaction | None = None,
     ) -> None:
         self._registry = registry
         self._name = f"talk:{call_sid}"
         self._version = version
         self._look = look
+        self._redaction = redaction or Redaction()
+        self._copies = Copies(self._redaction)
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -67,9 +76,20 @@ class Safekeeping:
 
     async def keep(self, seconds: float = TALK_SECONDS) -> int:
         """Now; the bytes that it took."""
-        talk = kept(self._look())
+        talk = kept(self._without(self._look()), self._redaction)
         await self._registry.put(self._name, talk, seconds)
         return len(talk)
+
+    def _without(self, earlier: Earlier) -> Earlier:
+        redaction = self._redaction
+        if not redaction:
+            return earlier
+        return msgspec.structs.replace(
+            earlier,
+            history=self._copies.of(earlier.history),
+            playing=tuple(map(redaction.playing, earlier.playing)),
+            messages=tuple(it.without(redaction) for it in earlier.messages),
+        )
 
     async def drop(self) -> None:
         """The call is over: what was said in it is nobody's business any more."""

@@ -4,6 +4,9 @@ Where the SDK is imported a process of its own costs two seconds of CPU: those c
 run in this one, where nothing but their words and their exit code is in question.
 """
 
+import asyncio
+import base64
+import logging
 import os
 import re
 import signal
@@ -17,11 +20,20 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 from click.testing import Result
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from bridge.cli import app
-from bridge.settings import NAMES
+from bridge.cli import _secrets, app
+from bridge.fleet import CallEntry, Capacity
+from bridge.fleet.redis import redis_registry
+from bridge.routes import Report, Route, Routes
+from bridge.settings import NAMES, Settings
+from bridge.watch.trace import Trace
+from tests.fleet.redis_server import BINARY, RedisServer
+
+WHSEC = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
 COMMANDS = [
     [],
@@ -29,6 +41,7 @@ COMMANDS = [
     ["demo"],
     ["check"],
     ["twiml"],
+    ["forget"],
     ["sim"],
     ["sim", "call"],
     ["sim", "model"],
@@ -186,6 +199,7 @@ def test_the_document_for_a_twiml_bin(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert 'url="wss://bridge.example/media"' in done.stdout
     assert 'action="https://bridge.example/voice/next"' in done.stdout
+    assert "BRIDGE_TICKETS=off" in done.stderr
     assert bridge("twiml", folder=tmp_path).returncode == 1
 
 
@@ -260,3 +274,128 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def own_log() -> Iterator[None]:
+    """What a command sets up in this process is as before afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("own_log")
+def test_calls_are_forgotten(tmp_path: Path) -> None:
+    """Whoever runs the bridge can do as a caller asks, and sees what was done."""
+    for name in ("CA1.MZ1", "CA1.MZ2", "CA2.MZ3"):
+        (tmp_path / f"{name}.trace.jsonl").write_text("words")
+
+    done = bridge_here("forget", "CA1", folder=tmp_path, BRIDGE_RECORD_DIR=".")
+
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "CA1: deleted: traces 2, shared records 0\n",
+    )
+    assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ3.trace.jsonl"]
+
+
+@pytest.mark.usefixtures("own_log")
+def test_who_could_not_be_forgotten_is_told(tmp_path: Path) -> None:
+    """A slip in a SID, another folder, a call that is being recorded: nobody believes
+    that it is done."""
+    trace = Trace(0.0, lambda why: None)
+    trace.open(tmp_path, "CA2", "MZ1")
+
+    here = {"BRIDGE_RECORD_DIR": "."}
+    done = bridge_here("forget", "CA9", "CA2", "CA*", "../x", folder=tmp_path, **here)
+    nowhere = bridge_here("forget", "CA2", folder=tmp_path)
+
+    assert (done.exit_code, nowhere.exit_code) == (1, 1)
+    assert done.stdout.splitlines() == [
+        f"CA9: nothing is kept of it in {tmp_path}",
+        "CA2: still runs, so nothing was deleted",
+        "CA*: is no SID of a call, such as CA and 32 digits",
+        "../x: is no SID of a call, such as CA and 32 digits",
+    ]
+    assert "BRIDGE_RECORD_DIR is not set" in nowhere.stdout
+    assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ1.trace.jsonl"]
+    trace.close()
+    assert bridge_here("forget", "CA2", folder=tmp_path, **here).exit_code == 0
+
+
+@pytest.mark.usefixtures("own_log")
+def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
+    """What the instances share goes, too, but not of a call that still runs; where
+    Redis is away nothing is said to be done."""
+    if BINARY is None:
+        pytest.skip("redis-server is not installed")
+    server = RedisServer(tmp_path)
+    server.start()
+    environ = {"BRIDGE_REDIS_URL": server.url, "BRIDGE_RECORD_DIR": "."}
+
+    async def fill() -> None:
+        async with redis_registry(server.url, lambda: Capacity(1, 0)) as registry:
+            for sid in ("CA1", "CA2"):
+                await registry.put(f"talk:{sid}", b"words", 60.0)
+            entry = CallEntry("CA2", "MZ2", time.time())
+            await registry.opened(entry)
+            done = await asyncio.to_thread(
+                bridge_here, "forget", "CA1", "CA2", folder=tmp_path, **environ
+            )
+            assert done.exit_code == 1
+            assert done.stdout.splitlines() == [
+                "CA1: deleted: traces 0, shared records 1",
+                "CA2: still runs, so nothing was deleted",
+            ]
+            assert await registry.get("talk:CA1") is None
+            assert await registry.get("talk:CA2") == b"words"
+
+    try:
+        asyncio.run(fill())
+    finally:
+        server.stop()
+    (tmp_path / "CA1.MZ1.trace.jsonl").write_text("words")
+    away = bridge_here("forget", "CA1", folder=tmp_path, **environ)
+    assert away.exit_code == 1
+    assert away.stdout == "CA1: nothing deleted, Redis is away\n"
+    assert (tmp_path / "CA1.MZ1.trace.jsonl").exists()
+
+
+def test_the_log_is_told_every_secret_of_the_configuration() -> None:
+    """Whatever a library quotes, in whichever part of an url it was."""
+    conf = Settings(
+        api_token=SecretStr("api-token"),
+        openai_api_key=SecretStr("openai-key"),
+        openai_webhook_secret=SecretStr(WHSEC),
+        report_secret=SecretStr(WHSEC),
+        report_url="https://a.example/services/B0123456789ABCDEF/x?key=of-reports&a=b",
+        redis_url=SecretStr("rediss://me:p%40ss-of-redis@redis.example:6379/0"),
+        model_url="wss://m.example/v1?api-key=of-the-model",
+        model_headers={"api-key": "header-key", "Authorization": "Bearer header-token"},
+        twilio_auth_token=SecretStr("auth-token"),
+        twilio_auth_token_secondary=SecretStr("second-token"),
+        twilio_shared_keys={"SK1": "shared-key"},
+    )
+    where = Report(url="https://b.example/hook?token=of-a-route")
+    routes = Routes(routes=(Route(name="a", report=where),))
+
+    secrets = _secrets(conf, routes)
+
+    assert {
+        "api-token",
+        "openai-key",
+        WHSEC,
+        "of-reports",
+        "B0123456789ABCDEF",
+        "p@ss-of-redis",
+        "of-the-model",
+        "header-key",
+        "header-token",
+        "auth-token",
+        "second-token",
+        "shared-key",
+        "of-a-route",
+    } <= secrets
+    assert not secrets & {"a.example", "services", "v1", "0", "me", "Bearer"}

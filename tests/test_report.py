@@ -16,8 +16,9 @@ from aiohttp import web
 from openai import InvalidWebhookSignatureError, OpenAI
 from structlog.testing import capture_logs
 
-from bridge.agent.live import CallFacts
+from bridge.agent.live import CallFacts, Message
 from bridge.core.history import HistoryItem
+from bridge.core.redaction import Redaction
 from bridge.report import (
     CallReport,
     Patience,
@@ -200,6 +201,36 @@ def test_the_signature_is_the_standards() -> None:
         "webhook-timestamp": "1614265330",
         "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
     }
+
+
+async def test_a_report_has_nothing_of_what_the_route_takes_out() -> None:
+    """Whoever gets the report of a payment gets no card number with it."""
+    card = "4111 1111 1111 1111"
+    line = Line()
+    line.history = [
+        HistoryItem("i1", "user", f"It is {card}.", at=1.5),
+        HistoryItem(
+            "i2", "tool_call", call_id="c1", name="pay", arguments=f'["{card}"]'
+        ),
+        HistoryItem("i3", "tool_output", f"charged {card}", call_id="c1"),
+        HistoryItem("i4", "assistant", "I char", f"I charged {card}.", True, 3.25),
+    ]
+    async with live_call(line) as live:
+        live.redaction = Redaction(cards=True)
+        live.notes |= {"card": Message(card), "number": 4111111111111111}
+        live.take_message(card, name=card, call_back=card)
+        report = report_of(live, "caller", "hung_up", 12.5)
+        assert live.notes["number"] == 4111111111111111
+        live.notes["self"] = live.notes
+        unwritable = report_of(live, "caller", "hung_up", 12.5)
+
+    told = report.as_json().decode()
+    assert "1111 1111" not in told and "41111" not in told
+    assert told.count("[card number]") == 9
+    assert json.loads(told)["tools"][0]["arguments"] == '["[card number]"]'
+    assert report.from_number == FACTS.from_number
+    assert unwritable.notes == {}
+    assert unwritable.messages == report.messages
 
 
 async def test_openais_client_accepts_what_is_posted() -> None:

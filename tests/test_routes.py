@@ -631,3 +631,55 @@ def test_the_example_is_without_a_mistake() -> None:
     assert pizza.transfers["complaints"].ring_seconds == 25
     assert spring.silence is None and spring.greeting == ""
     assert spring.cost is not None and spring.cost.limit == 1.5
+
+
+def test_what_is_taken_out_of_a_call(tmp_path: Path) -> None:
+    """Cards, keys, digits, or whatever an expression of the operator's fits."""
+    written = r"redact: [cards, {pattern: '(?i)password is \S{1,40}'}, digits]"
+
+    redact = one(tmp_path, written).redact
+
+    assert redact.names == ["cards", "digits", "pattern"]
+    said = "My password is hunter-x or 4711"
+    assert redact.text(said) == "My [removed] or [digits]"
+    assert one(tmp_path, "redact: keys").redact.names == ["keys"]
+    assert not one(tmp_path, "greeting: Hi.").redact
+
+
+def test_a_route_may_keep_what_the_defaults_take_out(tmp_path: Path) -> None:
+    """Its own list counts in the place of theirs."""
+    read = load(
+        tmp_path,
+        """
+defaults: {redact: [cards, keys]}
+routes:
+  - {name: a, redact: off}
+  - {name: b, redact: [digits]}
+  - {name: c}
+""",
+    )
+
+    names = [route.redact.names for route in (*read.routes, read.defaults)]
+    assert names == [[], ["digits"], ["cards", "keys"], ["cards", "keys"]]
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("bank", "redact is 'bank': write cards or keys or digits"),
+        ("[cards, bank]", "redact.2 is 'bank': write cards or keys or digits"),
+        ("[]", "redact is an empty list: write what is to go, or off"),
+        ("{pattern: '('}", "redact.pattern is no regular expression (missing ), "),
+        ("[{pattern: '(a+)+b'}]", "redact.1.pattern may take too long: bound its "),
+        ("[{pattern: 'a*'}]", "redact.1.pattern fits where there is nothing: let it "),
+        ("[{}]", "redact.1 lacks pattern: write it"),
+        ("[[cards]]", "redact.1 is no mapping: write `key: value` lines below it"),
+    ],
+)
+def test_what_cannot_be_taken_out_is_told(
+    tmp_path: Path, written: str, told: str
+) -> None:
+    """A word that is misspelt does not let card numbers through."""
+    [mistake] = mistakes(tmp_path, f"defaults:\n  redact: {written}\n")
+
+    assert mistake.startswith(f"2: defaults.{told}")

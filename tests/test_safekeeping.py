@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from bridge import safekeeping
-from bridge.core.history import HistoryItem
+from bridge.core.history import HistoryItem, Playing
+from bridge.core.redaction import Redaction
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import Earlier
+from bridge.fleet.plan import Earlier, Left
 from bridge.safekeeping import REFRESH_SECONDS, TALK_SECONDS, Safekeeping, kept
 from tests.fleet.conftest import Clock
 
@@ -132,3 +133,41 @@ def test_notes_that_are_no_json_cost_no_conversation(notes: dict[str, Any]) -> N
     read = Earlier.read(kept(Earlier(said, streams=1, notes=notes)))
 
     assert (read.history, read.streams, read.notes) == (said, 1, {})
+
+
+async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
+    """Whoever has the shared registry has no card number of anybody; whoever leads the
+    call on has the rest of what was said."""
+    card = "4111 1111 1111 1111"
+    words = ((0, "It is "), (800, "4111 1111 "), (1600, "1111 1111."))
+    earlier = Earlier(
+        history=(HistoryItem("u1", "user", f"Charge {card}, please."),),
+        playing=(Playing("i1", words, received=2400, heard=0, complete=True),),
+        streams=1,
+        parameters={"From": "+14155550101"},
+        messages=(Left(card, card, card),),
+        notes={"card": int(card.replace(" ", "")), "left": Left(card)},
+    )
+    registry = MemoryRegistry()
+    cards = Redaction(cards=True)
+    safe = Safekeeping(registry, "CA1", lambda: 0, lambda: earlier, cards)
+
+    await safe.keep()
+
+    shelf = await registry.get(NAME)
+    assert shelf is not None and b"1111" not in shelf
+    found = Earlier.read(shelf)
+    assert found.history[0].text == "Charge [card number], please."
+    assert found.as_of(found.at + 60).history[1].text == "It is [card number]."
+    assert found.messages == (Left(*["[card number]"] * 3),)
+    assert found.notes["card"] == found.notes["left"]["text"] == "[card number]"
+    assert found.parameters == earlier.parameters
+
+
+def test_notes_of_which_nothing_can_be_taken_out_are_not_kept() -> None:
+    """What is no JSON is kept nowhere, whatever may be in it."""
+    earlier = Earlier(streams=1, notes=cycle())
+
+    read = Earlier.read(kept(earlier, Redaction(cards=True)))
+
+    assert (read.streams, read.notes) == (1, {})

@@ -1,9 +1,13 @@
 """The trace of one call: every input and command as JSON lines, to be replayed.
 
 It holds audio and words of people: written only where the operator asked for it
-(BRIDGE_RECORD_DIR). `replay` feeds one through the core again.
+(BRIDGE_RECORD_DIR), and without what the route has taken out (core/redaction.py).
+`replay` feeds one through the core again.
 """
 
+import contextlib
+import fcntl
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +15,8 @@ from typing import IO, Any
 
 import msgspec
 
-from bridge.core import media_stream, realtime
+from bridge.core import UNREADABLE, media_stream, realtime
+from bridge.core.bounds import Bounds
 from bridge.core.commands import (
     Command,
     Dial,
@@ -26,13 +31,20 @@ from bridge.core.commands import (
     ToModel,
 )
 from bridge.core.conversation import Conversation
+from bridge.core.redaction import KEYS, REMOVED, Redaction, silence
 from bridge.core.rules import Rules
 
 BUFFER_BYTES = 256 * 1024
 """Written in blocks: a call makes about 50 kB a second, and the loop must not wait."""
 
+MAX_BYTES = 2 * 1024**3
+"""Of a file: twice what the longest call makes. A model that sends without end does not
+fill the disk."""
+
 MAX_EARLY_BYTES = 256 * 1024
 """Kept of a socket that has not said whose call it is; Twilio says it at once."""
+
+SUFFIX = ".trace.jsonl"
 
 
 class Trace:
@@ -43,26 +55,53 @@ class Trace:
     because of a full disk.
     """
 
-    def __init__(self, at: float, on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        at: float,
+        on_lost: Callable[[str], None],
+        bounds: Bounds = Bounds(),  # noqa: B008 - a value
+    ) -> None:
         self._on_lost = on_lost
         self._file: IO[bytes] | None = None
         self._early: list[bytes] = []
         self._early_bytes = 0
+        self._bytes = 0
         self._over = False
         self._told = False
+        self._redaction = Redaction()
         self._encode = msgspec.json.Encoder().encode
-        self._write({"at": at, "begin": True})
+        self._write({"at": at, "begin": bounds})
 
-    def open(self, folder: Path, call_sid: str, stream_sid: str) -> Path:
-        """From now on into `folder`; what came before is written first."""
-        path = folder / f"{_plain_name(call_sid)}.{_plain_name(stream_sid)}.trace.jsonl"
+    def open(
+        self,
+        folder: Path,
+        call_sid: str,
+        stream_sid: str,
+        redaction: Redaction | None = None,
+    ) -> Path:
+        """From now on into `folder`; what came before is written first. Without what
+        `redaction` names: a trace of which something was taken out says so in its first
+        line, and replayed it gives the same call with other words."""
+        path = folder / f"{plain_name(call_sid)}.{plain_name(stream_sid)}{SUFFIX}"
+        self._redaction = redaction or self._redaction
+        early = map(msgspec.json.decode, self._early)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb", buffering=BUFFER_BYTES)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Never over one that is there: names are given by who calls.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            self._file = open(  # noqa: SIM115 - until the call is over
+                os.open(path, flags, 0o600), "wb", buffering=BUFFER_BYTES
+            )
+            # Who is asked to forget a call sees that it still runs (records.py); not on
+            # every file system.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._give_up(_reason(error))
-        for line in self._early:
-            self._put(line)
+        for line in early:
+            if "begin" in line and self._redaction:
+                line["redacted"] = self._redaction.names
+            self._put(self._encode(_redacted(line, self._redaction)) + b"\n")
         self._early.clear()
         return path
 
@@ -89,7 +128,7 @@ class Trace:
     def _write(self, line: dict[str, Any]) -> None:
         if self._over:
             return
-        text = self._encode(line) + b"\n"
+        text = self._encode(_redacted(line, self._redaction)) + b"\n"
         if self._file:
             self._put(text)
             return
@@ -99,6 +138,9 @@ class Trace:
             self._give_up("too much before the start of the call")
 
     def _put(self, text: bytes) -> None:
+        self._bytes += len(text)
+        if self._bytes > MAX_BYTES:
+            self._give_up("larger than a call can be")
         try:
             if self._file:
                 self._file.write(text)
@@ -121,9 +163,46 @@ def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _plain_name(sid: str) -> str:
+def plain_name(sid: str) -> str:
     """A SID as a file's name, whatever somebody sent in its place."""
     return re.sub("[^A-Za-z0-9]", "_", sid)[:64]
+
+
+def _redacted(line: dict[str, Any], redaction: Redaction) -> dict[str, Any]:
+    """The line as it may be kept."""
+    if not redaction or "value" not in line:
+        return line
+    value = line["value"]
+    match line.get("in", line.get("out")), value:
+        case "caller" | "model", text:
+            value = _message(text, redaction)
+        case "send", [text]:
+            value = [_message(text, redaction)]
+        case "play", [payload]:
+            value = [silence(payload)]
+        case "tell", [role, text, respond]:
+            value = [role, redaction.text(text), respond]
+        case "edit", [removed, corrected]:
+            kept = {key: redaction.text(text) for key, text in corrected.items()}
+            value = [removed, kept]
+        case "note" | "session", [name, data, private]:
+            value = [name, redaction.message(data), redaction.message(private)]
+        case "pressed", _:
+            value = KEYS
+        case "busy" | "interrupt" | "interrupted" | "started", _:
+            return line  # ids
+        case _:
+            value = redaction.message(value)
+    return {**line, "value": value}
+
+
+def _message(text: str, redaction: Redaction) -> str:
+    """A message of either side."""
+    try:
+        message = redaction.message(msgspec.json.decode(text))
+        return msgspec.json.encode(message).decode()
+    except UNREADABLE:
+        return REMOVED
 
 
 def _as_line(command: Command) -> dict[str, Any]:
@@ -168,7 +247,8 @@ def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for line in read(path):
         at = line["at"]
         if "begin" in line:
-            conversation = Conversation(now=at)
+            bounds = msgspec.convert(line["begin"], Bounds)
+            conversation = Conversation(now=at, bounds=bounds)
         elif "in" in line:
             assert conversation is not None, "a trace begins with `begin`"
             commands = _feed_line(conversation, line["in"], line["value"], at)
@@ -241,7 +321,8 @@ def feed(
 
 def _feed_line(talk: Conversation, kind: str, value: Any, at: float) -> list[Command]:
     if kind == "caller":
-        return talk.from_caller(media_stream.decode(value), at)
+        # A key that was taken out was some key.
+        return talk.from_caller(media_stream.decode(value.replace(KEYS, "*")), at)
     if kind == "model":
         return talk.from_model(realtime.decode(value), at)
     return feed(talk, kind, value, at)

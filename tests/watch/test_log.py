@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from structlog.testing import capture_logs
 
 import bridge.core as bridge_core
 from bridge.core.commands import Note, protocol_error
-from bridge.watch.log import QUIET, WARN, NoteLog, configure
+from bridge.watch.log import (
+    MAX_LINES,
+    QUIET,
+    WARN,
+    NoteLog,
+    configure,
+    tell_crashes,
+)
 from tests.core.phone import Phone
 
 
@@ -129,6 +137,23 @@ def test_a_terminal_gets_something_to_read(
 # --- the notes of a call ---
 
 
+def test_what_others_send_does_nothing_to_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A vendor's id or error, or a status, clears no screen and makes up no line."""
+    evil = "\x1b[2J\x1b]0;title\x07\x9b31m\r\ncall_ended"
+    configure("pretty")
+
+    structlog.get_logger().warning("model_error", code=evil, call_sid=evil)
+    logging.getLogger("some.library").warning("broken: %s", evil)
+
+    shown = capsys.readouterr().err
+    for code in ("\x1b[2J", "\x1b]", "\x07", "\x9b", "\r"):
+        assert code not in shown
+    assert "\\x1b[2J" in shown
+    assert not [it for it in shown.splitlines() if it.startswith("call_ended")]
+
+
 def test_a_model_that_is_tried_again_is_no_new_warning() -> None:
     """An outage of the model's is one line for each call, and not one for each try."""
     for fatal, level in ((False, "info"), (True, "warning")):
@@ -161,6 +186,17 @@ def test_a_lost_race_wakes_nobody() -> None:
     ]
 
 
+def test_complaints_without_end_do_not_fill_the_disk() -> None:
+    """A model that sends 900 errors a second: some are told, then that there are more;
+    those of other kinds, and of other calls, are told as ever."""
+    error = Note("model_error", {"code": "x", "benign": False})
+    told = levels(*[error] * (MAX_LINES + 50), Note("handoff", {}))
+
+    assert told.count(("warning", "model_error")) == MAX_LINES - 1
+    assert told.count(("warning", "lines_left_out")) == 1
+    assert told[-1] == ("info", "handoff")
+
+
 def test_a_protocol_error_is_told_once_for_each_reason() -> None:
     """A broken peer that errs 50 times a second does not fill the disk."""
     with capture_logs() as logged:
@@ -186,11 +222,7 @@ def test_nothing_that_people_said_is_in_the_log(
     configure("json", level=logging.DEBUG)
     phone = Phone().talking()
     phone.barges_in()
-    phone.caller(
-        event="dtmf",
-        streamSid="MZ0000",
-        dtmf={"track": "inbound_track", "digit": "SECRET"},
-    )
+    phone.presses("8675309#")
     phone.model(
         "conversation.item.input_audio_transcription.completed",
         item_id="u1",
@@ -206,7 +238,11 @@ def test_nothing_that_people_said_is_in_the_log(
     phone.frames(100)
     phone.talk.end("caller", "hung_up", phone.now)
     notes = [note for note in phone.log if isinstance(note, Note)]
-    told = {note.name for note in notes if "SECRET" in str(note.private)}
+    told = {
+        note.name
+        for note in notes
+        if any(secret in str(note.private) for secret in ("SECRET", "'digit': '8'"))
+    }
     log = NoteLog(structlog.get_logger())
 
     for note in notes:
@@ -247,3 +283,80 @@ def test_the_levels_name_notes_that_there_are() -> None:
     assert not QUIET & WARN
     for name in QUIET | WARN:
         assert f'Note("{name}"' in source, name
+
+
+# --- what comes all the same ---
+
+
+def fails_with(text: str) -> None:
+    raise ValueError(text)
+
+
+def test_the_text_of_an_exception_is_looked_through(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Code that quotes a caller, or a key, in its errors gives neither away; where it
+    failed is still to be seen."""
+    for form in ("json", "pretty"):
+        configure(form, secrets=["a-token-of-ours"])
+        words = (
+            "+14155550101",
+            "030 12345678",
+            "4111 1111 1111 1111",
+            "a-token-of-ours",
+        )
+        try:
+            fails_with(" / ".join(words))
+        except ValueError:
+            structlog.get_logger().exception("agent_failed", call_sid="CA1")
+            logging.getLogger("aiohttp.server").exception("Error for %s", words[0])
+
+        written = capsys.readouterr().err
+        assert not [word for word in words if word in written]
+        assert written.count("ValueError: [number]") == 2
+        assert written.count("in fails_with") == 2
+        assert "CA1" in written
+
+
+def test_a_line_that_cannot_be_made_is_not_shown_in_pieces(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Python would print what was to be logged, as it is."""
+    configure("json")
+
+    logging.getLogger("a.library").warning("%d", "+14155550101")
+
+    assert capsys.readouterr().err == "log line lost: TypeError\n"
+
+
+def test_a_crash_is_told_as_all_else_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody caught, in a thread of the user's or in ours, quotes nobody."""
+    configure("json")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    tell_crashes()
+    thread = threading.Thread(target=fails_with, args=["+14155550101"])
+
+    thread.start()
+    thread.join()
+    try:
+        fails_with("+14155550101")
+    except ValueError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+
+    first, second = lines(capsys)
+    for line in (first, second):
+        assert (line["event"], line["level"]) == ("crashed", "critical")
+        assert "ValueError: [number]" in line["exception"]
+
+
+def test_a_limit_and_an_error_are_not_taken_for_each_other() -> None:
+    """Each is told once, whatever the other was about."""
+    assert levels(
+        Note("limit_hit", {"x": "a"}), Note("protocol_error", {"x": "a"})
+    ) == [
+        ("warning", "limit_hit"),
+        ("warning", "protocol_error"),
+    ]

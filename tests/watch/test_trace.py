@@ -7,8 +7,10 @@ import msgspec
 import pytest
 
 from bridge.core import ProtocolError, media_stream, realtime
+from bridge.core.bounds import Bounds
 from bridge.core.commands import Command, Note
 from bridge.core.conversation import Conversation
+from bridge.core.redaction import Redaction, pattern
 from bridge.core.rules import Rules
 from bridge.watch.trace import MAX_EARLY_BYTES, Trace, feed, read, replay
 from tests.core.phone import MULAW_SESSION, payload
@@ -178,7 +180,7 @@ def test_a_trace_says_what_happened_and_when(tmp_path: Path) -> None:
 
     found = lines(call.path)
 
-    assert found[0] == {"at": 50.0, "begin": True}
+    assert found[0] == {"at": 50.0, "begin": msgspec.to_builtins(Bounds())}
     [rules] = [line["value"][0] for line in found if line.get("in") == "follow"]
     assert rules["greeting"] == GREETING
     assert all("at" in line for line in found)
@@ -239,7 +241,7 @@ def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> No
     call.trace.close()
 
     assert len(lines(call.path)) == 4 + 50
-    assert lines(call.path)[0]["begin"] is True
+    assert "begin" in lines(call.path)[0]
 
 
 @pytest.mark.parametrize(
@@ -317,6 +319,22 @@ def test_a_full_disk_costs_the_trace_alone() -> None:
     assert len(lost) == 1
 
 
+def test_a_model_without_end_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is larger than a call can be is given up, and told of."""
+    monkeypatch.setattr("bridge.watch.trace.MAX_BYTES", 10_000)
+    lost: list[str] = []
+    trace = Trace(1.0, lost.append)
+    path = trace.open(tmp_path, "CA1", "MZ1")
+    for n in range(1000):
+        trace.input("tick", [], float(n))
+    trace.close()
+
+    assert lost == ["larger than a call can be"]
+    assert 9_000 < path.stat().st_size <= 10_000
+
+
 def test_a_closed_trace_takes_nothing_more(tmp_path: Path) -> None:
     """A bridge that shuts down while a call is ending ends the other calls, too."""
     call = a_whole_call(tmp_path)
@@ -342,3 +360,122 @@ def test_an_input_that_nobody_knows_is_refused() -> None:
     for kind, value in odd:
         with pytest.raises(ValueError, match=f"no such input: '{kind}'"):
             feed(talk, kind, value, 1.0)
+
+
+# --- what is not kept ---
+
+VISA = "4111 1111 1111 1111"
+ALL = Redaction(cards=True, keys=True, patterns=(pattern(r"(?i)hush\w{0,9}"),))
+
+
+def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
+    """The number is said, keyed, repeated, given to a tool and told by the operator."""
+    call = TracedCall(folder)
+    media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
+    facts = {"callSid": "CA1", "mediaFormat": media, "customParameters": {"c": VISA}}
+    call.caller(event="start", streamSid="MZ1", start=facts)
+    call.path = call.trace.open(folder, "CA1", "MZ1", redaction)
+    call.rules = msgspec.structs.replace(call.rules, greeting=f"Say {VISA}.")
+    call.other("follow", msgspec.to_builtins(call.rules))
+    call.frames(100)
+    call.model("session.updated", session=MULAW_SESSION)
+    spoken = "conversation.item.input_audio_transcription"
+    call.model(f"{spoken}.delta", item_id="u1", delta="4111 1111")
+    call.model(f"{spoken}.completed", item_id="u1", transcript=f"It is {VISA}.")
+    call.model("response.created", response={"id": "r1"})
+    for delta in ("Your card ", "4111 1111 ", "1111 1111", ", hushed."):
+        call.model(
+            "response.output_audio_transcript.delta",
+            response_id="r1",
+            item_id="i1",
+            delta=delta,
+        )
+    call.says(1000)
+    tool = {"id": "c1", "type": "function_call", "call_id": "call_1", "name": "pay"}
+    tool["arguments"] = msgspec.json.encode(
+        {"card": int(VISA.replace(" ", ""))}
+    ).decode()
+    call.model("conversation.item.done", item=tool)
+    for digit in "4111":
+        call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": digit})
+    call.other("tick")
+    call.other("tell", "system", f"Charge {VISA}.", True)
+    call.other("edit", ["u0"], {"u1": VISA})
+    call.other("send", '{"type":"x","text":"4111 1111 1111 1111"}')
+    call.other("send", "no JSON: 4111 1111 1111 1111")
+    call.other("play", payload(100))
+    call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "9"})
+    call.mark("m1")
+    call.frames(1500)
+    call.at += 3
+    call.other("tick")
+    call.other("end", "caller", "hung_up")
+    call.trace.close()
+    return call
+
+
+def test_a_trace_has_nothing_of_what_the_route_takes_out(tmp_path: Path) -> None:
+    """Whoever gets hold of the disk gets no card number: not said, not keyed, not
+    heard; and a reader sees that something is missing."""
+    open_call = a_call_with_a_card(tmp_path / "open", Redaction())
+    call = a_call_with_a_card(tmp_path / "kept", ALL)
+    assert open_call.path is not None and call.path is not None
+    before, after = open_call.path.read_text(), call.path.read_text()
+
+    assert VISA in before and '"digit\\":\\"4' in before.replace(" ", "")
+    for secret in (VISA, VISA.replace(" ", ""), "4111", "hushed", '"digit\\":\\"'):
+        found = [line for line in after.splitlines() if secret in line]
+        assert not [line for line in found if "[keys]" not in line], secret
+    assert payload(20) not in after and payload(100) not in after
+    assert lines(call.path)[0]["redacted"] == ["cards", "keys", "pattern"]
+    assert "redacted" not in lines(open_call.path)[0]
+    assert "[card number]" in after and "[keys]" in after and "[removed]" in after
+
+
+def test_a_trace_without_words_is_still_a_trace(tmp_path: Path) -> None:
+    """Line for line, with the same times: what went wrong can still be seen, and the
+    call can be replayed."""
+    whole = lines(a_call_with_a_card(tmp_path / "open", Redaction()).path)
+    call = a_call_with_a_card(tmp_path / "kept", ALL)
+    kept = lines(call.path)
+
+    assert [line["at"] for line in kept] == [line["at"] for line in whole]
+    assert [line.get("in") for line in kept] == [line.get("in") for line in whole]
+    assert [line.get("out") for line in kept] == [line.get("out") for line in whole]
+    assert call.path is not None
+    replayed = list(replay(call.path))
+    assert [it[0].get("out") for it in replayed] == [
+        it[1].get("out") for it in replayed
+    ]
+
+
+def test_a_trace_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """Others on the machine do not read what callers said."""
+    folder = tmp_path / "records"
+    call = a_whole_call(folder)
+
+    assert call.path is not None
+    assert call.path.stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_trace_is_never_written_over_another_file(
+    tmp_path: Path, is_link: bool
+) -> None:
+    """A stream that calls itself as an earlier one did destroys nothing, nor is it led
+    elsewhere by a link that somebody has put there."""
+    there = tmp_path / "CA1.MZ1.trace.jsonl"
+    elsewhere = tmp_path / "elsewhere"
+    if is_link:
+        there.symlink_to(elsewhere)
+    else:
+        there.write_text("an earlier call")
+    call = TracedCall(tmp_path)
+
+    call.start()
+    call.trace.close()
+
+    assert call.lost == ["File exists"]
+    assert not elsewhere.exists()
+    assert is_link or there.read_text() == "an earlier call"

@@ -1,0 +1,429 @@
+"""Secrets and people: what is kept of a call, what is logged of it, and what is not."""
+
+import asyncio
+import io
+import json
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import aiohttp
+import pytest
+import structlog
+from agents import RunContextWrapper, function_tool
+from agents.realtime import RealtimeAgent
+from pydantic import SecretStr
+from redis import Redis
+
+from bridge.agent.events import CallEvent
+from bridge.agent.live import LiveCall
+from bridge.cli import _secrets
+from bridge.console import client
+from bridge.core.redaction import Redaction
+from bridge.report import CallReport
+from bridge.routes import Report, Route, Routes
+from bridge.settings import Settings
+from bridge.sim.model import Behaviour, CallTool, Say
+from bridge.sim.realtime.leg import Line
+from bridge.sim.twilio import rest, steps
+from bridge.watch import log
+from tests.e2e.house import HELLO, Place, bridge
+from tests.e2e.test_doors import with_sip
+from tests.e2e.test_outbound import CALLEE, SECRET, TOKEN, phones
+from tests.fleet.redis_server import BINARY, RedisServer
+
+LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
+HANG_UP = steps.HangUp()
+CALLER = "+15551230001"
+VISA = "4111 1111 1111 1111"
+KEY = "sk-proj-the-key-of-this-test"
+PASSWORD = "hunter22-of-redis"
+QUOTED = (CALLER, "030 12345678", VISA, KEY, TOKEN, SECRET, PASSWORD)
+"""What may be in the text of any exception."""
+
+
+async def until(happened: Callable[[], object]) -> None:
+    limit = monotonic() + 5.0
+    while not happened():
+        assert monotonic() < limit, "it did not happen"
+        await asyncio.sleep(0.01)
+
+
+# --- the log ---
+
+
+@pytest.fixture
+def written() -> Iterator[io.StringIO]:
+    """All that a bridge logs, at every level, as `bridge serve` sets it up."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    names = ("websockets", "asyncio", "httpx", "openai.agents", "aiohttp.server")
+    levels = {name: logging.getLogger(name).level for name in names}
+    settings = Settings(
+        api_token=SecretStr(TOKEN),
+        twilio_auth_token=SecretStr(SECRET),
+        openai_api_key=SecretStr(KEY),
+        redis_url=SecretStr(f"redis://:{PASSWORD}@127.0.0.1:6379/0"),
+    )
+    log.configure("json", logging.DEBUG, _secrets(settings, Routes.none()))
+    lines = io.StringIO()
+    handler = root.handlers[0]
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(lines)
+    yield lines
+    root.handlers, root.level = handlers, level
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+    structlog.reset_defaults()
+
+
+def gives_away(text: str) -> list[str]:
+    return [it for it in (*QUOTED, CALLEE, "4111111111111111") if it in text]
+
+
+def raises() -> None:
+    raise ValueError("it fails for " + " and ".join(QUOTED))
+
+
+@function_tool(failure_error_function=None)
+def look_up() -> str:
+    """Looks something up."""
+    raises()
+    return ""
+
+
+def listens(event: CallEvent) -> None:
+    raises()
+
+
+def reported(report: CallReport) -> None:
+    raises()
+
+
+async def test_what_the_users_code_raises_gives_nobody_away(
+    written: io.StringIO,
+) -> None:
+    """An operator sees which function failed and where, and not who was on the line."""
+
+    def on_call(live: LiveCall) -> None:
+        live.on(listens)
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[look_up])
+    turns = [[CallTool("look_up", {})], [Say("No.")]]
+    route = Route(on_call="on_call", report=Report(to="reported"))
+    functions: dict[str, Any] = {"on_call": on_call, "reported": reported}
+    async with bridge(
+        Behaviour(turns=turns), agent=agent, route=route, functions=functions
+    ) as place:
+        await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+        await place.empty()
+        assert odd_labels(place) == set()
+
+    text = written.getvalue()
+    assert not gives_away(text)
+    lines = [json.loads(line) for line in text.splitlines()]
+    failed = {line["event"]: line for line in lines if "exception" in line}
+    assert {"listener_failed", "report_function_failed"} <= failed.keys()
+    for line in failed.values():
+        assert "in raises" in line["exception"]
+        assert "ValueError: it fails for [number] and" in line["exception"]
+    assert "tool_failed" in text
+
+
+@pytest.mark.parametrize("where", ["on_call", "agent", "instructions"])
+async def test_a_call_that_the_users_code_breaks_gives_nobody_away(
+    written: io.StringIO, where: str
+) -> None:
+    """Also where nothing can be done for the call any more."""
+
+    def fails(*given: Any) -> Any:
+        raises()
+
+    agent: Any = RealtimeAgent(name="desk")
+    if where == "agent":
+        agent = fails
+    elif where == "instructions":
+        agent = RealtimeAgent(name="desk", instructions=fails)
+    route = Route(on_call="fails" if where == "on_call" else None)
+    async with bridge(agent=agent, route=route, functions={"fails": fails}) as place:
+        await place.caller().call([steps.Wait(3)])
+        await place.empty()
+
+    assert "agent_failed" in written.getvalue()
+    assert "in raises" in written.getvalue()
+    assert not gives_away(written.getvalue())
+
+
+async def test_a_sip_call_gives_nobody_away(written: io.StringIO) -> None:
+    """The other way into the house is as discreet."""
+
+    def on_call(live: LiveCall) -> None:
+        raises()
+
+    async with with_sip(on_call) as (running, calls):
+        url = f"http://127.0.0.1:{running.port}/openai/webhook"
+        call = await calls.ring(url, caller=CALLER, called=CALLEE)
+        async with asyncio.timeout(5):
+            await call.until(Line.REJECTED)
+
+    assert "agent_failed" in written.getvalue()
+    assert not gives_away(written.getvalue())
+
+
+async def test_a_call_that_twilio_refuses_gives_nobody_away(
+    written: io.StringIO,
+) -> None:
+    """Twilio quotes the number in its answer: whoever ordered the call may read it,
+    the log may not."""
+    async with phones(Behaviour(), rest.Unreached("busy")) as (place, _):
+        order = {"to": CALLEE, "from": "+15550009999"}
+        with pytest.raises(client.ApiError):
+            await client.place_call(place.url, TOKEN, order)
+
+    assert "call_not_placed" in written.getvalue()
+    assert "+15550009999" not in written.getvalue()
+    assert not gives_away(written.getvalue())
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_registry_that_is_away_gives_no_password_away(
+    written: io.StringIO, tmp_path: Path, there: bool
+) -> None:
+    """Neither where nobody answers nor where the password is wrong."""
+    if BINARY is None:
+        pytest.skip("redis-server is not installed")
+    server = RedisServer(tmp_path, "--requirepass", "another")
+    server.client = Redis(port=server.port, password="another")
+    if there:
+        server.start()
+    url = f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
+    try:
+        async with bridge(redis_url=SecretStr(url)):
+            await until(lambda: "fleet_away" in written.getvalue())
+    finally:
+        server.stop()
+
+    assert not gives_away(written.getvalue())
+
+
+async def test_a_model_that_refuses_the_key_does_not_give_it_away(
+    written: io.StringIO,
+) -> None:
+    """It quotes the key that it was sent, or a number, as the code of its refusal."""
+    async with bridge(api_key="another", openai_api_key=SecretStr(KEY)) as place:
+        await place.caller().call([steps.Wait(3)])
+        await place.empty()
+        for code in (KEY, CALLER):
+            place.model.door.answer(401, code=code)
+            await place.caller().call([steps.Wait(3)])
+            await place.empty()
+        odd = odd_labels(place)
+
+    assert "model_refused" in written.getvalue()
+    assert "HTTP 401 [number]" in written.getvalue()
+    assert not gives_away(written.getvalue())
+    assert odd == set()
+
+
+def odd_labels(place: Place) -> set[str]:
+    """Values of metrics' labels that are not words of ours."""
+    values = {
+        value
+        for family in place.server.metrics.registry.collect()
+        for sample in family.samples
+        for name, value in sample.labels.items()
+        if name != "le"
+    }
+    assert "caller" in values  # they are looked at
+    return {value for value in values if not re.fullmatch("[a-z_]+", value)}
+
+
+# --- nothing is kept unless asked for ---
+
+
+@dataclass
+class Watch:
+    """What a process writes, and whom it dials, while it is watched."""
+
+    on: bool = False
+    files: set[str] = field(default_factory=set)
+    dialled: set[str] = field(default_factory=set)
+
+    def __call__(self, event: str, given: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event == "open" and isinstance(given[0], str):
+            writes = given[2] & 0o3  # O_WRONLY, O_RDWR
+            if writes and "__pycache__" not in given[0]:
+                self.files.add(given[0])
+        elif event == "socket.connect" and given[0].family != socket.AF_UNIX:
+            self.dialled.add(given[1][0])
+
+
+WATCH = Watch()
+"""One for all tests: an audit hook stays to the end of the process."""
+
+
+async def test_a_bridge_that_was_told_nothing_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recording, transcripts and reports are off until somebody wants them: a call
+    leaves no file behind and is told to nobody but Twilio and the model."""
+    monkeypatch.chdir(tmp_path)
+    behaviour = Behaviour(turns=[[Say("Hello.")]], user_texts=[f"It is {VISA}."])
+    async with bridge(behaviour) as place:
+        settings = Settings()
+        assert (settings.record_dir, settings.report_url) == (None, None)
+        if not WATCH.files:
+            sys.addaudithook(WATCH)
+        WATCH.on = True
+        try:
+            await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+            await place.empty()
+        finally:
+            WATCH.on = False
+
+    assert {it for it in WATCH.files if not it.startswith("/dev/")} == set()
+    assert WATCH.dialled <= {"127.0.0.1"}
+    assert list(tmp_path.rglob("*")) == []
+
+
+async def test_what_is_kept_too_long_is_deleted_by_the_instance(tmp_path: Path) -> None:
+    """BRIDGE_RECORD_DAYS holds from the moment on in which a bridge is started."""
+    old = tmp_path / "CA1.MZ1.trace.jsonl"
+    old.write_text("words")
+    os.utime(old, (1_700_000_000, 1_700_000_000))
+    (tmp_path / "CA2.MZ2.trace.jsonl").write_text("words")
+
+    async with bridge(record_dir=tmp_path, record_days=1):
+        await until(lambda: not old.exists())
+
+    assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ2.trace.jsonl"]
+
+
+# --- what a route takes out ---
+
+
+@dataclass
+class Seen:
+    """What left the call, and what the user's own code had of it."""
+
+    lives: list[LiveCall] = field(default_factory=list)
+    cards: list[str] = field(default_factory=list)
+    events: list[CallEvent] = field(default_factory=list)
+    reports: list[CallReport] = field(default_factory=list)
+    given: dict[str, str] = field(default_factory=dict)
+    """By the API and the shelf: what -> its text."""
+
+
+@asynccontextmanager
+async def paying(seen: Seen, redact: Redaction, folder: Path) -> AsyncIterator[Place]:
+    """A bridge whose caller pays by card: says the number, hears it, keys it."""
+
+    @function_tool
+    def pay(context: RunContextWrapper[LiveCall], card: str) -> str:
+        """Charges a card."""
+        seen.cards.append(card)
+        context.context.notes["paid_with"] = {"card": card}
+        context.context.take_message(f"Paid with {card}.")
+        return json.dumps({"charged": card})
+
+    def on_call(live: LiveCall) -> None:
+        seen.lives.append(live)
+        live.on(seen.events.append)
+
+    behaviour = Behaviour(
+        turns=[
+            [CallTool("pay", {"card": VISA})],
+            [Say(f"I charged {VISA}.")],
+            [Say("Thank you.")],
+        ],
+        user_texts=[f"My card is {VISA}."],
+        speed=20,
+    )
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[pay])
+    route = Route(redact=redact, on_call="on_call", report=Report(to="reported"))
+    functions: dict[str, Any] = {"on_call": on_call, "reported": seen.reports.append}
+    async with bridge(
+        behaviour,
+        agent=agent,
+        route=route,
+        functions=functions,
+        record_dir=folder,
+        api_token=SecretStr(TOKEN),
+    ) as place:
+        # As a registry that others have a part in: the call is kept for them.
+        place.server.registry.shared = True
+        yield place
+
+
+async def look(place: Place, seen: Seen, api: aiohttp.ClientSession) -> None:
+    """What whoever may ask is given while the call runs."""
+    sid = seen.lives[0].call_sid
+    url = f"{place.url}/api/calls/{sid}"
+    for path in ("", "/history"):
+        async with api.get(url + path) as answer:
+            assert answer.status == 200
+            seen.given[f"API {path}"] = await answer.text()
+    shelf = await place.server.registry.get(f"talk:{sid}")
+    assert shelf is not None
+    seen.given["shelf"] = shelf.decode()
+
+
+async def a_payment(redact: Redaction, folder: Path) -> tuple[Seen, str]:
+    """A call in which a card is paid with; what was seen, and its trace."""
+    seen = Seen()
+    # Who keys it in does not hear the agent out.
+    keys = (steps.Hear(1200), steps.Press("4111#"))
+    talk = [steps.Say(HELLO), *keys, LISTEN, steps.Wait(1.2)]
+    auth = {"Authorization": f"Bearer {TOKEN}"}
+    async with (
+        paying(seen, redact, folder) as place,
+        aiohttp.ClientSession(headers=auth) as api,
+        asyncio.TaskGroup() as tasks,
+    ):
+        calling = tasks.create_task(place.caller().call([*talk, HANG_UP]))
+        await until(lambda: seen.lives)
+        sid = seen.lives[0].call_sid
+        events = await api.get(f"{place.url}/api/calls/{sid}/events")
+        await until(lambda: any("Thank you" in str(it.data) for it in seen.events))
+        await asyncio.sleep(0.6)  # the shelf is filled twice a second
+        await look(place, seen, api)
+        await calling
+        seen.given["API /events"] = await events.text()
+        await until(lambda: seen.reports)
+        await place.empty()
+        assert odd_labels(place) == set()
+    seen.given["report"] = seen.reports[0].as_json().decode()
+    [trace] = folder.iterdir()
+    return seen, trace.read_text()
+
+
+async def test_a_card_is_paid_with_and_kept_nowhere(tmp_path: Path) -> None:
+    """The agent, its tools and the user's listeners have the number; the trace, the
+    report, the API and the shelf do not: neither said, nor heard, nor keyed."""
+    seen, trace = await a_payment(Redaction(cards=True), tmp_path / "calls")
+
+    assert seen.cards == [VISA]
+    assert any(VISA in str(it.data) for it in seen.events if it.type == "caller_said")
+    assert [it.data["digit"] for it in seen.events if it.type == "key_pressed"] == [
+        *"4111#"
+    ]
+    for what, text in {**seen.given, "trace": trace}.items():
+        assert not re.search(r"4111[ ,.-]*1111", text), what
+        assert not re.search(r'digit[\\": ]+[0-9#]', text), what
+        assert "phone: 4111" not in text, what
+        assert "[card number]" in text, what
+    assert "[keys]" in trace and "[keys]" in seen.given["API /events"]
+    assert json.loads(trace.splitlines()[0])["redacted"] == ["cards"]
+    assert json.loads(seen.given["report"])["notes"] == {
+        "paid_with": {"card": "[card number]"}
+    }
