@@ -6,18 +6,20 @@ nothing is decided here. Only calls of this instance can be steered.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
+from urllib.parse import quote
 
 import msgspec
+import structlog
 from aiohttp import web
 
 import twiml
-from bridge.agent.live import BadRequest, CallOver, LiveCall
+from bridge.agent.live import BadRequest, CallOver, LiveCall, NotAllowed
 from bridge.console import bodies, events, openapi
 from bridge.console.bodies import Body, Mistake, PlaceCall
-from bridge.console.gate import Handler, Rates, body_of, gate
+from bridge.console.gate import GATE, Gate, Handler, body_of
 from bridge.console.problems import Problem, Refused, invalid
 from bridge.fleet import CallEntry
 from bridge.outbound import (
@@ -26,15 +28,18 @@ from bridge.outbound import (
     OutboundOrder,
     OutboundRefused,
 )
+from bridge.records import StillRuns
 from bridge.routes import Routes
 
 __all__ = ["Calls", "PlaceCall", "Refused", "application", "place"]
+
+log = structlog.get_logger()
 
 REGISTRY_SECONDS = 5.0
 ACTION_SECONDS = 60.0
 """A request waits no longer; what it asked for may be done yet."""
 
-LIMITS = {"off": 409, "prefix": 403, "at_once": 429, "rate": 429}
+LIMITS = {"off": 409, "prefix": 403, "at_once": 429, "rate": 429, "cost": 429}
 
 
 class Calls(Protocol):
@@ -50,11 +55,15 @@ class Calls(Protocol):
         """Calls somebody; the SID. Refused says why not."""
 
 
+Forget = Callable[[str], Awaitable[None]]
+"""Deletes what is kept of a call. OSError: some of it could not be."""
+
+
 def application(
-    calls: Calls, token: str, rates: Rates | None = None
+    calls: Calls, gate: Gate, forget: Forget | None = None
 ) -> web.Application:
-    """To be mounted at /api. ValueError if the token is empty."""
-    api = _Api(calls)
+    """To be mounted at /api. Without `forget` records cannot be deleted."""
+    api = _Api(calls, forget)
     handlers: Mapping[str, Handler] = {
         "list_calls": api.list_calls,
         "place_call": api.place_call,
@@ -70,9 +79,11 @@ def application(
         "get_history": api.get_history,
         "edit_history": api.edit_history,
         "events": api.events,
+        "forget": api.forget,
         "openapi": api.openapi,
     }
-    app = web.Application(middlewares=[gate(token, rates or Rates())])
+    app = web.Application(middlewares=[gate.let_in])
+    app[GATE] = gate
     for it in openapi.OPERATIONS:
         app.router.add_route(it.method, it.path, handlers[it.name])
     return app
@@ -120,8 +131,9 @@ async def place(
 class _Api:
     """The operations; each answers one request."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, forget: Forget | None) -> None:
         self._calls = calls
+        self._delete = forget
         self._document = msgspec.json.encode(openapi.document())
 
     # --- calls ---
@@ -135,7 +147,7 @@ class _Api:
         wanted = await body_of(request, PlaceCall)
         async with _a_minute():
             call_sid = await self._calls.place(wanted)
-        location = {"Location": f"{request.path}/{call_sid}"}
+        location = {"Location": f"{request.path}/{quote(call_sid, safe='')}"}
         return _json(bodies.Placed(call_sid=call_sid), status=201, headers=location)
 
     async def get_call(self, request: web.Request) -> web.Response:
@@ -223,6 +235,27 @@ class _Api:
     async def openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=self._document, content_type="application/json")
 
+    # --- what is kept ---
+
+    async def forget(self, request: web.Request) -> web.Response:
+        call_sid = request.match_info["sid"]
+        known = (entry.call_sid for entry in await self._entries())
+        if self._calls.live(call_sid) or call_sid in known:
+            raise Problem(409, "running", "The call still runs")
+        if self._delete is None:
+            raise Problem(409, "no-records", "Nothing can be deleted here")
+        try:
+            async with _a_minute():
+                await self._delete(call_sid)
+        except StillRuns:  # without an entry: another instance of this machine's
+            raise Problem(409, "running", "The call still runs") from None
+        except OSError as error:
+            # Without the path, which names the call.
+            why = error.strerror or type(error).__name__
+            log.error("records_not_deleted", call_sid=call_sid, why=why)
+            raise Problem(500, "not-deleted", "Not all could be deleted") from None
+        return web.Response(status=204)
+
     # --- which call ---
 
     async def _live(self, request: web.Request) -> LiveCall:
@@ -260,6 +293,8 @@ def _asking() -> Iterator[None]:
     """What a call refuses, as problems."""
     try:
         yield
+    except NotAllowed as error:
+        raise Problem(403, "not-allowed", "That is not allowed", str(error)) from None
     except BadRequest as error:
         raise invalid([Mistake(at="", what=str(error))]) from None
     except CallOver:

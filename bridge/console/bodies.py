@@ -1,5 +1,6 @@
 """What the control API takes and gives, as JSON bodies. Knows no HTTP.
 
+What a call's route takes out (`redact`) is not given.
 The OpenAPI document is made of these, so each field says what it means.
 """
 
@@ -16,6 +17,7 @@ from bridge.agent.live import (
     LiveCall,
 )
 from bridge.core.history import HistoryItem, Kind
+from bridge.core.redaction import Redaction
 from bridge.fleet import CallEntry
 from bridge.report import said
 
@@ -296,13 +298,13 @@ def details(live: LiveCall, now: float) -> CallDetails:
         input_tokens=live.input_tokens,
         output_tokens=live.output_tokens,
         cost=live.cost,
-        transcript=[_words(item) for item in live.transcript],
-        approvals=[_approval(it) for it in live.approvals],
+        transcript=[_words(live.redaction.item(item)) for item in live.transcript],
+        approvals=_approvals(live),
     )
 
 
 def approval_list(live: LiveCall) -> ApprovalList:
-    return ApprovalList(approvals=[_approval(it) for it in live.approvals])
+    return ApprovalList(approvals=_approvals(live))
 
 
 def item_list(live: LiveCall) -> ItemList:
@@ -319,7 +321,7 @@ def item_list(live: LiveCall) -> ItemList:
                 name=it.name,
                 arguments=it.arguments,
             )
-            for it in live.history
+            for it in map(live.redaction.item, live.history)
         ]
     )
 
@@ -329,11 +331,15 @@ def _words(item: HistoryItem) -> Words:
     return Words(at=it.at, who=it.who, text=it.text, generated=it.generated, cut=it.cut)
 
 
-def _approval(it: Approval) -> WaitingApproval:
+def _approvals(live: LiveCall) -> list[WaitingApproval]:
+    return [_approval(it, live.redaction) for it in live.approvals]
+
+
+def _approval(it: Approval, redaction: Redaction) -> WaitingApproval:
     return WaitingApproval(
         call_id=it.call_id,
         tool=it.tool,
-        arguments=it.arguments,
+        arguments=redaction.json(it.arguments),
         agent=it.agent,
         server=it.server,
         since=_moment(it.since),

@@ -11,7 +11,9 @@ from aiohttp import web
 
 from bridge.agent.events import CallEvent
 from bridge.agent.live import LiveCall
-from bridge.console.gate import HEADERS
+from bridge.console.gate import GATE
+from bridge.core.redaction import Redaction
+from bridge.doors import Doors
 
 log = structlog.get_logger()
 
@@ -20,9 +22,6 @@ RAW = "raw_model_event"
 
 MAX_WAITING = 1000
 """Events that a reader has not taken: it is too slow."""
-
-WRITE_SECONDS = 10.0
-"""A reader that takes nothing for so long is gone, or as good as."""
 
 KEEP_ALIVE_SECONDS = 15.0
 """A comment so often: proxies close what is silent, and who has left is noticed."""
@@ -66,21 +65,30 @@ class Feed:
 
 async def stream(request: web.Request, live: LiveCall) -> web.StreamResponse:
     """Answers with the call's events until it ends or the reader has gone."""
+    gate = request.app[GATE]
+    with gate.listening(request):
+        return await _tell(request, live, gate.doors)
+
+
+async def _tell(
+    request: web.Request, live: LiveCall, doors: Doors
+) -> web.StreamResponse:
     feed = Feed(live, raw=request.query.get("raw") == "1")
     response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream; charset=utf-8", **HEADERS}
+        headers={"Content-Type": "text/event-stream; charset=utf-8"}
     )
+    out = _Out(response, doors.limits.send_seconds)
     remove = live.on(feed.put)
     try:
         await response.prepare(request)
-        await _write(response, b": events of the call\n\n")
-        await _send_all(response, feed, live)
-        async with asyncio.timeout(WRITE_SECONDS):
-            await response.write_eof()
+        await out.write(b": events of the call\n\n")
+        await _send_all(out, feed, live)
+        await out.end()
     except ConnectionError:
         log.debug("events_reader_gone", call_sid=live.call_sid)
     except (TimeoutError, TooSlow):
         log.warning("events_reader_slow", call_sid=live.call_sid)
+        doors.hit("answer_slow")
         _break_off(request)
     except Exception:
         # An event of the user's that JSON cannot hold. The answer has begun, so there
@@ -98,14 +106,14 @@ def _break_off(request: web.Request) -> None:
         request.transport.abort()
 
 
-async def _send_all(response: web.StreamResponse, feed: Feed, live: LiveCall) -> None:
+async def _send_all(out: "_Out", feed: Feed, live: LiveCall) -> None:
     silent = 0.0
     while True:
         over = live.over
         event = await feed.next()
         if event is not None:
             silent = 0.0
-            await _write(response, encoded(event))
+            await out.write(encoded(event, live.redaction))
             if event.type == LAST:
                 return
             continue
@@ -114,18 +122,33 @@ async def _send_all(response: web.StreamResponse, feed: Feed, live: LiveCall) ->
         silent += LOOK_SECONDS
         if silent >= KEEP_ALIVE_SECONDS:
             silent = 0.0
-            await _write(response, b":\n\n")
+            await out.write(b":\n\n")
 
 
-async def _write(response: web.StreamResponse, piece: bytes) -> None:
-    async with asyncio.timeout(WRITE_SECONDS):
-        await response.write(piece)
+class _Out:
+    """TimeoutError: the reader took nothing for so long."""
+
+    def __init__(self, response: web.StreamResponse, seconds: float) -> None:
+        self._response = response
+        self._seconds = seconds
+
+    async def write(self, piece: bytes) -> None:
+        async with asyncio.timeout(self._seconds):
+            await self._response.write(piece)
+
+    async def end(self) -> None:
+        async with asyncio.timeout(self._seconds):
+            await self._response.write_eof()
 
 
-def encoded(event: CallEvent) -> bytes:
+def encoded(event: CallEvent, redaction: Redaction | None = None) -> bytes:
     """`data` is JSON in one line; what JSON does not have is written as its text."""
     told = {"type": event.type, "at": event.at, "data": dict(event.data)}
     data = msgspec.json.encode(told, enc_hook=str)
+    if redaction:
+        # Of what is written, so that no object of the user's is passed over.
+        told["data"] = redaction.message(msgspec.json.decode(data)["data"])
+        data = msgspec.json.encode(told)
     # A name of the user's own may hold anything; a line break would end the field.
     name = " ".join(event.type.split())
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)

@@ -21,13 +21,15 @@ PROBLEMS = {
     403: "A page of another origin, or a number that may not be called.",
     404: "There is no such call, approval or path.",
     408: "The body did not come in time.",
-    409: "Another instance has the call, or outbound calls are not set up.",
+    409: "Another instance has the call, outbound calls are not set up, or the call "
+    "still runs.",
     410: "The call is over.",
     413: "The body is too large.",
-    415: "The body is not application/json.",
+    415: "The body is not application/json, or packed.",
     422: "What was asked for cannot be done; `errors` or `detail` says why.",
-    429: "Too many requests, or too many calls; see Retry-After where it is given.",
-    500: "A bug.",
+    429: "Too many requests, calls or readers of events; see Retry-After where it is "
+    "given.",
+    500: "A bug, or a record that cannot be deleted.",
     502: "Twilio did not place the call.",
     503: "The registry of calls does not answer, or no line is free.",
     504: "Not done within a minute; it may be done yet.",
@@ -178,6 +180,13 @@ OPERATIONS = (
         gives="text/event-stream",
         problems=OF_A_CALL,
         query={"raw": "the model's own events, too"},
+    ),
+    Operation(
+        "forget",
+        "DELETE",
+        f"{CALL}/record",
+        "Delete what this instance and the shared registry keep of a call",
+        problems=(409, 503, 504),
     ),
     Operation(
         "openapi",

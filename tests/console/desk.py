@@ -4,7 +4,7 @@ Whatever it answers is held against its own OpenAPI document.
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +16,11 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from bridge.agent.approvals import ApprovalRule
 from bridge.agent.live import LiveCall
 from bridge.console import api, openapi
-from bridge.console.gate import Rates
+from bridge.console.gate import Gate
+from bridge.doors import HEADERS, Doors, secure_headers
 from bridge.fleet import CallEntry
+from bridge.limits import Limits
+from bridge.variables import IpNetwork
 from tests.agent.line import FACTS, Line, live_call
 
 TOKEN = "a token of the tests"
@@ -33,8 +36,11 @@ class Switchboard:
         self.here: dict[str, LiveCall] = {}
         self.known: list[CallEntry] = []
         self.placed: list[api.PlaceCall] = []
+        self.placed_sid = "CA" + "5" * 32
         self.refused: api.Refused | None = None
         self.fails: Exception | None = None
+        self.forgotten: list[str] = []
+        self.keeps: OSError | None = None
 
     def live(self, call_sid: str) -> LiveCall | None:
         return self.here.get(call_sid)
@@ -48,7 +54,12 @@ class Switchboard:
         if self.refused:
             raise self.refused
         self.placed.append(wanted)
-        return "CA" + "5" * 32
+        return self.placed_sid
+
+    async def forget(self, call_sid: str) -> None:
+        if self.keeps:
+            raise self.keeps
+        self.forgotten.append(call_sid)
 
 
 @dataclass
@@ -71,6 +82,10 @@ class Desk:
     calls: Switchboard
     line: Line
     live: LiveCall
+    hits: list[str]
+    """Limits that were reached."""
+    refused: list[str]
+    """Why somebody was not let in."""
     auth: dict[str, str] = field(
         default_factory=lambda: {"Authorization": f"Bearer {TOKEN}"}
     )
@@ -106,8 +121,8 @@ class Desk:
 
 def check(method: str, path: str, answer: Answer) -> None:
     """The answer is one that the document has for this operation."""
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["x-content-type-options"] == "nosniff"
+    for name, value in HEADERS.items():
+        assert answer.headers[name.lower()] == value
     assert not [name for name in answer.headers if name.startswith("access-control")]
     described = _operation(method, path)
     if described is None:  # no such path or method
@@ -138,7 +153,12 @@ def _operation(method: str, path: str) -> Any:
 
 @asynccontextmanager
 async def desk(
-    rates: Rates | None = None, rule: ApprovalRule | None = None
+    limits: Limits | None = None,
+    rule: ApprovalRule | None = None,
+    *,
+    origin: str | None = None,
+    trusted: Sequence[IpNetwork] = (),
+    records: bool = True,
 ) -> AsyncIterator[Desk]:
     """An API with one call of its own and one of another instance."""
     calls, line = Switchboard(), Line()
@@ -148,14 +168,22 @@ async def desk(
             CallEntry(ELSEWHERE, "MZ" + "8" * 32, 1_700_000_000.0),
             CallEntry(SID, FACTS.stream_sid, 1_700_000_060.0),
         ]
+        hits: list[str] = []
+        refused: list[str] = []
+        doors = Doors(limits or Limits(), trusted, hits.append)
+        gate = Gate(TOKEN, doors, refused.append, origin)
         app = web.Application()
-        app.add_subapp("/api", api.application(calls, TOKEN, rates))
+        app.on_response_prepare.append(secure_headers)
+        app.add_subapp(
+            "/api", api.application(calls, gate, calls.forget if records else None)
+        )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = await doors.listen(runner, "127.0.0.1", 0)
         try:
             async with aiohttp.ClientSession() as http:
-                url = f"http://127.0.0.1:{runner.addresses[0][1]}/api"
-                yield Desk(url, http, calls, line, live)
+                url = f"http://127.0.0.1:{port}/api"
+                yield Desk(url, http, calls, line, live, hits, refused)
         finally:
+            await doors.close()
             await runner.cleanup()

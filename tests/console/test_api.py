@@ -5,10 +5,12 @@ import time
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.agent.live import Transfer
 from bridge.console import api
 from bridge.core.history import HistoryItem
+from bridge.core.redaction import Redaction
 from bridge.fleet.memory import MemoryRegistry
 from bridge.outbound import (
     Outbound,
@@ -226,6 +228,19 @@ async def test_what_cannot_be_done_is_refused(path: str, body: dict[str, Any]) -
         assert decided.told == []
 
 
+async def test_whom_a_call_may_not_be_put_through_to() -> None:
+    """A program that may steer calls may not dial what it likes: told apart from a
+    slip, without the number."""
+    async with desk() as at:
+        at.line.allowed = False
+        body = {"number": "+19005550100"}
+        answer = await at.post("/calls/{sid}/transfer", body)
+
+    assert answer.status == 403
+    assert answer.json["type"].endswith(":not-allowed")
+    assert answer.json["detail"] and "555" not in answer.text
+
+
 # --- approvals ---
 
 
@@ -395,6 +410,7 @@ async def test_what_could_not_be_called_is_not_tried(
         (OutboundLimited("prefix", "not allowed"), 403),
         (OutboundLimited("at_once", "10 calls are running"), 429),
         (OutboundLimited("rate", "too many wait"), 429),
+        (OutboundLimited("cost", "the day has cost enough"), 429),
         (OutboundRefused(21211, 400, "Invalid 'To'"), 422),
         (OutboundRefused(20003, 401, "Authenticate"), 502),
         (OutboundRefused(0, 0, "Twilio could not be asked"), 502),
@@ -411,3 +427,74 @@ async def test_who_says_no_is_told_apart(says: Exception, status: int) -> None:
     body = refused.value.response().body
     assert isinstance(body, bytes)
     assert str(says) in json.loads(body)["detail"]
+
+
+# --- what is kept, and what is given ---
+
+OVER = "CA" + "7" * 32
+
+
+async def test_a_call_that_is_over_is_forgotten() -> None:
+    """A caller who asks for it has their record deleted, by program; twice is no
+    harm."""
+    async with desk() as at:
+        for _ in range(2):
+            answer = await at.ask("DELETE", f"/calls/{OVER}/record")
+            assert (answer.status, answer.text) == (204, "")
+        assert at.calls.forgotten == [OVER, OVER]
+
+
+@pytest.mark.parametrize("sid", [SID, ELSEWHERE])
+async def test_a_running_call_is_not_forgotten(sid: str) -> None:
+    """Its record is being written, here or on another instance."""
+    async with desk() as at:
+        answer = await at.ask("DELETE", f"/calls/{sid}/record")
+        assert answer.status == 409
+        assert answer.json["type"].endswith("running")
+        assert not at.calls.forgotten
+
+
+async def test_a_record_that_cannot_be_deleted_is_told() -> None:
+    """Nobody takes for gone what is still there; the log says why, without a path."""
+    async with desk() as at:
+        at.calls.keeps = PermissionError(13, "Permission denied", f"/srv/{OVER}.jsonl")
+        with capture_logs() as logged:
+            answer = await at.ask("DELETE", f"/calls/{OVER}/record")
+        assert answer.status == 500
+        assert answer.json["type"].endswith("not-deleted")
+
+    [line] = [it for it in logged if it["event"] == "records_not_deleted"]
+    assert line["why"] == "Permission denied"
+
+
+async def test_without_records_nothing_can_be_forgotten() -> None:
+    """Whoever asks is told, rather than told that it was done."""
+    async with desk(records=False) as at:
+        answer = await at.ask("DELETE", f"/calls/{OVER}/record")
+        assert answer.status == 409
+
+
+async def test_nothing_is_given_of_what_the_route_takes_out() -> None:
+    """A dashboard shows the call, and no card number in it."""
+    card = "4111 1111 1111 1111"
+    async with desk() as at:
+        at.live.redaction = Redaction(cards=True)
+        at.line.history = [
+            HistoryItem("i1", "user", f"It is {card}.", at=1.5),
+            HistoryItem(
+                "i2", "tool_call", name="pay", arguments=f'{{"card":"{card}"}}'
+            ),
+            HistoryItem("i3", "tool_output", card, call_id="c1"),
+        ]
+        at.live._approvals.ask("c9", "pay", f'{{"card":"{card}"}}', "a", Decided(at))
+        details = await at.get("/calls/{sid}")
+        history = await at.get("/calls/{sid}/history")
+        approvals = await at.get("/calls/{sid}/approvals")
+
+    for answer in (details, history, approvals):
+        assert answer.status == 200
+        assert "1111 1111" not in answer.text
+        assert "[card number]" in answer.text
+    assert details.json["from_number"] == FACTS.from_number
+    [waiting] = [it for it in approvals.json["approvals"] if it["call_id"] == "c9"]
+    assert json.loads(waiting["arguments"]) == {"card": "[card number]"}

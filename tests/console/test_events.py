@@ -12,7 +12,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.agent.events import CallEvent
-from bridge.console import events
+from bridge.console import events, gate
+from bridge.core.redaction import Redaction
+from bridge.limits import Limits
 from tests.console.desk import TOKEN, Desk, desk
 
 
@@ -120,19 +122,17 @@ async def test_a_reader_that_leaves_costs_nothing(
         await gone(at)
 
 
-async def test_a_reader_that_does_not_read_is_dropped(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_reader_that_does_not_read_is_dropped() -> None:
     """Who takes nothing neither fills our memory nor stops the call's other readers."""
-    monkeypatch.setattr(events, "WRITE_SECONDS", 0.2)
     with capture_logs() as logged:
-        async with desk() as at, stuck(at):
+        async with desk(Limits(send_seconds=0.2)) as at, stuck(at):
             for _ in range(300):
                 at.live.emit("caller_said", text="x" * 50_000)
                 await asyncio.sleep(0)
             await gone(at)
 
     assert "events_reader_slow" in [line["event"] for line in logged]
+    assert at.hits == ["answer_slow"]
 
 
 async def test_an_event_that_cannot_be_told_ends_the_stream() -> None:
@@ -161,6 +161,31 @@ async def test_a_reader_that_falls_behind_is_dropped() -> None:
             await feed.next()
 
 
+async def test_so_many_may_listen_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dashboard that opens a stream a second does not use up the instance's sockets;
+    whoever has left makes place."""
+    monkeypatch.setattr(gate, "MAX_LISTENERS", 1)
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.02)
+    async with desk() as at:
+        async with listening(at):
+            answer = await at.get("/calls/{sid}/events")
+            assert (answer.status, at.hits) == (429, ["api_rate"])
+            assert (await at.get("/calls")).status == 200
+        await gone(at)
+        async with listening(at):
+            pass
+
+
+async def test_who_listens_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever crowds at the doors does not push out a dashboard that follows a call."""
+    async with desk(Limits(waiting_sockets=1)) as at, listening(at) as reader:
+        for _ in range(3):
+            assert (await at.get("/calls")).status == 200
+        at.live.emit("handoff", to="billing")
+        assert (await reader.event())[0] == "handoff"
+
+
 async def gone(at: Desk) -> None:
     """Waits until nobody listens to the call."""
     async with asyncio.timeout(5):
@@ -186,3 +211,32 @@ async def stuck(at: Desk) -> AsyncIterator[None]:
             while not at.live._listeners.wants("anything"):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         yield
+
+
+async def test_events_have_nothing_of_what_the_route_takes_out() -> None:
+    """A dashboard that follows a payment sees no card number and no key; the user's
+    own listeners have all of it."""
+    heard: list[CallEvent] = []
+    card = "4111 1111 1111 1111"
+    async with desk() as at, listening(at) as reader:
+        at.live.redaction = Redaction(cards=True)
+        at.live.on(heard.append)
+        at.live.emit("caller_said", item="item_1", text=f"It is {card}.")
+        at.live.emit("key_pressed", digit="4")
+        at.live.emit("tool_end", tool="pay", arguments=f'["{card}"]', output=card)
+        at.live.emit("mine", card=4111111111111111, odd=OddCard())
+
+        told = [(await reader.event())[1]["data"] for _ in range(4)]
+
+    assert told == [
+        {"item": "item_1", "text": "It is [card number]."},
+        {"digit": "[keys]"},
+        {"tool": "pay", "arguments": '["[card number]"]', "output": "[card number]"},
+        {"card": "[card number]", "odd": "a card: [card number]"},
+    ]
+    assert heard[0].data["text"] == f"It is {card}."
+
+
+class OddCard:
+    def __str__(self) -> str:
+        return "a card: 4111111111111111"

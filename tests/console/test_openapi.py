@@ -3,6 +3,9 @@
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from bridge.console import api, openapi
+from bridge.console.gate import Gate
+from bridge.doors import Doors
+from bridge.limits import Limits
 from tests.console.desk import DOCUMENT, Switchboard, desk
 
 
@@ -13,7 +16,8 @@ def test_the_document_is_valid() -> None:
 
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
     """Nothing can be done that is not written down, nor the other way round."""
-    app = api.application(Switchboard(), "token")
+    gate = Gate("token", Doors(Limits(), (), print), print)
+    app = api.application(Switchboard(), gate)
     routes = {
         (route.method, route.resource.canonical)
         for route in app.router.routes()
