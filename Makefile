@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 LOCK_PYTHONS ?= python3.11 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test serve fleet check lock clean
+.PHONY: help setup demo test serve fleet check audit lock clean fuzz
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,12 +28,13 @@ demo: setup  ## place a call offline: fake Twilio, fake model, the real bridge
 test: setup  ## run the tests
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 8 --dist worksteal
 
-# Without a public url nobody but developers call: unsigned requests are served then,
-# as the server itself says when it starts. An empty value is an unset one.
+# Without a public url and a token nobody but developers call: unsigned requests are
+# served then, on this machine alone, as the server itself says when it starts. An empty
+# value is an unset one.
 serve: setup  ## run the bridge with the settings of the environment and .env
 	@said() { [ -n "$$(eval echo "\$${$$1:+said}")" ] || grep -Eqs \
 		"^[[:space:]]*(export[[:space:]]+)?$$1[[:space:]]*=[[:space:]]*[\"']?[^[:space:]\"'#]" .env; }; \
-	said BRIDGE_PUBLIC_URL || said BRIDGE_INSECURE || export BRIDGE_INSECURE=1; \
+	said BRIDGE_PUBLIC_URL || said TWILIO_AUTH_TOKEN || said BRIDGE_INSECURE || export BRIDGE_INSECURE=1; \
 	exec $(BIN)/bridge serve
 
 fleet: setup  ## the bridge scaled, on this machine: HAProxy, Redis, three bridges
@@ -43,6 +44,23 @@ check: setup  ## lint and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+audit: setup  ## are the installed packages the locked ones, and is nothing known against them?
+	@$(BIN)/python -m scripts.audit
+
+# In an environment of its own: atheris has wheels for few Pythons.
+FUZZ := .venv-fuzz
+SECONDS ?= 60
+fuzz: $(FUZZ)/.installed  ## look for inputs that break something (13 targets, SECONDS=60 each)
+	@$(FUZZ)/bin/python -m tests.fuzz --seconds $(SECONDS)
+
+$(FUZZ)/.installed: requirements.lock pyproject.toml | setup
+	$(BIN)/python -m venv $(FUZZ)
+	@$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--only-binary :all: -r requirements.lock -e ".[fuzz]" || { \
+		echo "atheris cannot be installed for this Python; it has wheels for few."; \
+		echo "Try another: rm -rf $(VENV) && make fuzz PYTHON=python3.11"; exit 1; } >&2
+	@touch $@
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock
 	@$(BIN)/python scripts/lock.py $(LOCK_PYTHONS) > requirements.lock.new \
@@ -64,6 +82,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 		echo "$(PYTHON) cannot make virtual environments: its venv module is missing."; \
 		echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; } >&2
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+		-r requirements.lock  # wheels only: installing one runs nothing of it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
