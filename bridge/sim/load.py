@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from time import monotonic
 
 from rich.table import Table
 
-from bridge.sim.caller import Caller, CallRecord
+from bridge.sim.caller import Caller, CallRecord, anybody
 from bridge.sim.model import Behaviour, ModelServer, ModelSession, Ruled
 from bridge.sim.ruler import read_ruler, ruler
 from bridge.sim.twilio import steps
@@ -75,9 +75,14 @@ class BridgeProcess:
 
 @asynccontextmanager
 async def bridge_process(
-    model_url: str, *, max_calls: int = 200
+    model_url: str,
+    *,
+    max_calls: int = 200,
+    more: Mapping[str, str] | None = None,
+    stderr: int = asyncio.subprocess.DEVNULL,
 ) -> AsyncIterator[BridgeProcess]:
-    """`bridge serve` on a free port, unsigned, in front of that model."""
+    """`bridge serve` on a free port, in front of that model; unsigned, unless `more` of
+    the environment says otherwise."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     vendors = ("BRIDGE_", "OPENAI_", "TWILIO_")
@@ -85,11 +90,11 @@ async def bridge_process(
         **{name: it for name, it in os.environ.items() if not name.startswith(vendors)},
         "BRIDGE_HOST": "127.0.0.1",
         "BRIDGE_PORT": str(port),
-        "BRIDGE_INSECURE": "1",
         "BRIDGE_MODEL_URL": model_url,
         "BRIDGE_GREETING": "",
         "BRIDGE_MAX_CALLS": str(max_calls),
         "BRIDGE_DRAIN_SECONDS": "0",
+        **(more or {"BRIDGE_INSECURE": "1"}),
     }
     with tempfile.TemporaryDirectory() as folder:
         # Elsewhere, so that no .env of the user's has a say.
@@ -97,7 +102,7 @@ async def bridge_process(
             *(sys.executable, "-m", "bridge.cli", "serve"),
             env=environ,
             cwd=folder,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=stderr,
         )
         try:
             await _listening(port)
@@ -128,7 +133,11 @@ async def measure(
     async with asyncio.TaskGroup() as tasks:
         placed = []
         for number in range(1, calls + 1):
-            caller = Caller(webhook_url=bridge.webhook_url, keep_frame_times=True)
+            caller = Caller(
+                webhook_url=bridge.webhook_url,
+                from_number=anybody(),
+                keep_frame_times=True,
+            )
             work = caller.call(_script(number, turns))
             placed.append(tasks.create_task(work))
             await asyncio.sleep(RAMP_SECONDS)

@@ -10,7 +10,7 @@ import asyncio
 import sys
 
 from bridge.sim import load
-from bridge.sim.caller import Caller
+from bridge.sim.caller import Caller, anybody
 from bridge.sim.model import Behaviour, ModelServer, Ruled
 from bridge.sim.ruler import ruler
 from bridge.sim.twilio import steps
@@ -31,7 +31,11 @@ async def main() -> int:
         ModelServer(Behaviour(fallback=[Ruled(6000)]), record_appends=True) as model,
         load.bridge_process(model.url) as bridge,
     ):
-        caller = Caller(webhook_url=bridge.webhook_url, keep_frame_times=True)
+        caller = Caller(
+            webhook_url=bridge.webhook_url,
+            from_number=anybody(),
+            keep_frame_times=True,
+        )
         await caller.call([speech(), steps.Hear(300), steps.HangUp()])  # to warm up
         heard = await caller.call([steps.Wait(1), *talk, steps.HangUp()])
         cut = await caller.call([speech(), *barge_ins, steps.HangUp()])

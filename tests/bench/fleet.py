@@ -24,7 +24,7 @@ import aiohttp
 
 from bridge.sim import counting
 from bridge.sim.belief import percentile
-from bridge.sim.caller import Caller, CallRecord, PlacedCall
+from bridge.sim.caller import Caller, CallRecord, PlacedCall, anybody
 from bridge.sim.counting import WORD_MS, Word, utterance
 from bridge.sim.model import Behaviour, ModelServer, ModelSession, Remembered
 from bridge.sim.twilio import steps
@@ -83,7 +83,11 @@ class Lines:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(count):
                 self._placed += 1
-                caller = Caller(webhook_url=self.url, max_seconds=CALL_SECONDS)
+                caller = Caller(
+                    webhook_url=self.url,
+                    from_number=anybody(),
+                    max_seconds=CALL_SECONDS,
+                )
                 placed = PlacedCall(caller)
                 self.records[self._placed] = placed.record
                 tasks.create_task(placed.run(script(self._placed, turns)))

@@ -1,0 +1,190 @@
+"""Guests who break the rules of websockets and HTTP: what each gets, and who notices.
+
+The guests are those of tests/bench/rude.py, which brings them by the hundred.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bridge import server
+from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.ruler import read_ruler
+from bridge.sim.twilio import messages, steps
+from tests.bench import guests
+from tests.bench.guests import (
+    CONTINUED,
+    HEAD,
+    PING,
+    PONG,
+    SHAPES,
+    TEXT,
+    Guest,
+    House,
+    frame,
+    opened,
+)
+from tests.e2e.house import Place, bridge
+
+GREETED = Behaviour(turns=[[Ruled(500)]], think_seconds=0.05)
+GOOD: list[steps.Step] = [steps.Listen(quiet_seconds=0.3, timeout=8), steps.HangUp()]
+
+BORNE = {"unmasked", "an empty frame"}
+"""No websocket of Twilio's, but nobody is harmed: as if they were good."""
+
+CLOSED_WITH = {
+    **dict.fromkeys(SHAPES, "close 1002"),  # protocol error
+    "no UTF-8": "close 1007",
+    "half a character": "close 1007",
+    "close, no UTF-8": "close 1007",
+    "close, then more": "close 1000",  # as they wished
+    **{it: "close 1009" for it in SHAPES if it.startswith(guests.LARGE)},
+    **dict.fromkeys(BORNE, "close 1000"),  # having said `stop`
+}
+
+
+@asynccontextmanager
+async def visited() -> AsyncIterator[tuple[Place, House]]:
+    async with bridge(GREETED, greeting="Hi.", max_calls=100) as place:
+        yield place, House(place.server.port)
+
+
+async def fate(guest: Guest, *said: bytes) -> str:
+    """What they get who say this, within two seconds."""
+    try:
+        await guest.write(b"".join(said))
+        async with asyncio.timeout(2):
+            return await guest.fate()
+    finally:
+        guest.leave()
+
+
+def stop_of(guest: Guest) -> bytes:
+    sids = (guest.house.account, guest.call_sid, guest.stream_sid)
+    return messages.stop(9, *sids).encode()
+
+
+def stop(guest: Guest) -> bytes:
+    return frame(TEXT, stop_of(guest))
+
+
+async def test_frames_that_are_none() -> None:
+    """Each ends its own stream with the code that says why; a call beside them is
+    greeted as ever, and nothing of them is left."""
+
+    async def break_a_frame(house: House, what: str) -> str:
+        guest = await opened(house)
+        # Without a `stop` a closed line would be waited for.
+        polite = what in BORNE or what == "close, then more"
+        last = [stop(guest)] if polite else []
+        said = [SHAPES[what], *last] if what in BORNE else [*last, SHAPES[what]]
+        return await fate(guest, *said)
+
+    async with visited() as (place, house):
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(place.caller().call(GOOD))
+            got = {it: tasks.create_task(break_a_frame(house, it)) for it in SHAPES}
+        await place.empty()
+        broken = place.metric('bridge_calls_total{outcome="caller_protocol_error"}')
+        too_large = place.metric('bridge_limit_hits_total{limit="message_bytes"}')
+
+    assert {what: task.result() for what, task in got.items()} == CLOSED_WITH
+    assert read_ruler(call.result().heard).heard_ms == {1: 500}
+    codes = list(CLOSED_WITH.values())
+    assert broken == len(codes) - codes.count("close 1000")
+    assert too_large >= codes.count("close 1009")
+
+
+async def test_a_message_in_single_bytes() -> None:
+    """Whoever sends a `stop` a byte a frame, with pings in between, is understood."""
+    async with visited() as (place, house):
+        guest = await opened(house)
+        text = stop_of(guest)
+        pieces = [
+            frame(CONTINUED if at else TEXT, text[at : at + 1], fin=False)
+            + frame(PING, b"?") * (at % 4 == 0)
+            for at in range(len(text))
+        ]
+        assert await fate(guest, *pieces, frame(CONTINUED)) == "close 1000"
+        await place.empty()
+        hung_up = place.metric('bridge_calls_total{outcome="caller_hung_up"}')
+
+    assert hung_up == 1
+
+
+@pytest.mark.parametrize("kind", [PING, PONG])
+async def test_pings_by_the_thousand(kind: int) -> None:
+    """No phone does that: their call is ended, and another goes on."""
+    async with visited() as (place, house):
+        guest = await opened(house)
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(place.caller().call(GOOD))
+            end = tasks.create_task(fate(guest, frame(kind) * 20_000, stop(guest)))
+        await place.empty()
+
+    assert end.result() == "close 1000"
+    assert read_ruler(call.result().heard).heard_ms == {1: 500}
+    assert place.metric('bridge_limit_hits_total{limit="message_rate"}') == 1
+    assert place.metric('bridge_calls_total{outcome="caller_protocol_error"}') == 1
+
+
+async def test_a_message_without_end() -> None:
+    """Fragments that never end are kept up to the size of a message, no further."""
+    async with visited() as (place, house):
+        guest = await opened(house)
+        first = frame(TEXT, b"{", fin=False)
+        more = frame(CONTINUED, bytes(16 * 1024), fin=False)
+        assert await fate(guest, first, more * 100) == "close 1009"
+        await place.empty()
+
+
+async def test_requests_in_requests() -> None:
+    """Where nobody can tell where a request ends, there is one answer: 400; what is
+    hidden behind it is never taken for a request."""
+    async with visited() as (place, house):
+        got = {}
+        for what, data in guests.smuggling():
+            got[what] = await fate(await Guest.come(house), data)
+        call = await place.caller().call(GOOD)
+        await place.empty()
+
+    assert got == dict.fromkeys(guests.SMUGGLED, "400")
+    assert read_ruler(call.heard).heard_ms == {1: 500}
+
+
+async def test_connections_that_are_reset() -> None:
+    """Wherever a connection breaks before there is a call, nothing of it is left."""
+    async with visited() as (place, house):
+        for _ in range(5):
+            for said in (b"", HEAD, guests.webhook(house, {"CallSid": "CA1"})):
+                guest = await Guest.come(house)
+                await guest.write(said)
+                guest.leave(reset=True)
+            for wait in (0.0, 0.02):
+                guest = await guests.upgrade_and_reset(wait)(house)
+                guest.leave(reset=True)
+            guest = await opened(house, start=False)
+            await guest.write(frame(TEXT, b"{", declared=200))
+            guest.leave(reset=True)
+        call = await place.caller().call(GOOD)
+        await place.empty()
+
+    assert read_ruler(call.heard).heard_ms == {1: 500}
+
+
+async def test_a_guest_who_takes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever pings, reads none of the answers and leaves has lost their line: it is no
+    failure of ours."""
+    monkeypatch.setattr(server, "SHUTDOWN_SECONDS", 0.1)
+    async with visited() as (place, house):
+        guest = await opened(house, narrow=True)
+        guest.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        guest.writer.write(frame(PING, bytes(125)) * 60_000)
+        await asyncio.sleep(0.5)  # more than the kernel keeps for them
+        guest.leave(reset=True)
+        await asyncio.sleep(0.1)
+        failed = place.metric('bridge_calls_total{outcome="bridge_failed"}')
+
+    assert failed == 0
