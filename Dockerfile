@@ -1,4 +1,6 @@
 # The bridge as an image: the locked versions without the tools of development, no root.
+# Its base is a minor version, so that a build brings its security fixes: build anew each
+# month. Where the same bytes are wanted each time, put the base's digest behind it.
 # `docker compose up --build` runs it. (`docker run --env-file` reads .env in its own way:
 # quotes and comments behind a value stay in it.)
 
@@ -7,9 +9,10 @@ WORKDIR /source
 COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY bridge bridge
 COPY twiml twiml
+# Wheels only: installing one runs nothing of it.
 RUN python -m venv /venv \
  && /venv/bin/pip install --no-cache-dir --disable-pip-version-check \
-        -c requirements.lock '.[voice]'
+        --only-binary :all: -c requirements.lock '.[voice]'
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin bridge

@@ -21,14 +21,14 @@ def bridge_figures() -> set[str]:
 
 
 def label_values() -> set[str]:
-    """Those of `why` and `side`, which are all told from the start."""
+    """Those of `why`, `side` and `limit`, which are all told from the start."""
     families = Metrics().registry.collect()
     return {
         value
         for family in families
         for sample in family.samples
         for name, value in sample.labels.items()
-        if name in ("why", "side")
+        if name in ("why", "side", "limit")
     }
 
 

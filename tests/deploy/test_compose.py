@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import resources
+from ipaddress import ip_address, ip_network
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,10 @@ def test_containers_are_locked_down(name: str) -> None:
     assert service["cap_drop"] == ["ALL"] and "cap_add" not in service
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["tmpfs"] == ["/tmp"]
-    assert not {"privileged", "network_mode", "pid"} & set(service)
+    assert service["user"] not in ("", "0", "root")
+    assert service["pids_limit"] <= 512
+    assert service["healthcheck"].get("test") or name in FAKES
+    assert not {"privileged", "network_mode", "pid", "ipc", "devices"} & set(service)
     for mount in service.get("volumes", []):
         assert not mount.startswith(".") or mount.endswith(":ro"), mount
         assert "docker.sock" not in mount
@@ -111,11 +115,61 @@ def test_only_this_machine_reaches_a_port(name: str) -> None:
 
 
 @each_service
+def test_secrets_go_to_the_bridges_alone(name: str) -> None:
+    """Whoever breaks into the balancer or a dashboard finds no key and no token."""
+    service = SERVICES[name]
+
+    assert ("env_file" in service) == (name == "bridge")
+    assert "secrets" not in service
+    for given in service.get("environment", {}):
+        assert not re.search("TOKEN|KEY|SECRET|PASSWORD", given), given
+
+
+def test_each_part_reaches_what_it_needs() -> None:
+    """What people said lies in Redis: the bridges reach it, and nobody else does. And
+    no name is known twice, or the balancer would count each instance as two."""
+    on = {name: set(it["networks"]) for name, it in SERVICES.items()}
+
+    assert [name for name in on if "registry" in on[name]] == ["bridge", "redis"]
+    assert on["redis"] == {"registry"} and FILE["networks"]["registry"]["internal"]
+    for one, other in combinations(on, 2):
+        assert len(on[one] & on[other]) <= 1, (one, other)
+    needed = ("balancer bridge", "prometheus bridge", "prometheus balancer")
+    for one, other in map(str.split, (*needed, "grafana prometheus", "bridge model")):
+        assert on[one] & on[other], (one, other)
+
+
+def test_the_balancer_is_believed() -> None:
+    """Limits for an address are those of who calls, not of the balancer."""
+    (pool,) = FILE["networks"]["phone"]["ipam"]["config"]
+    believed = BRIDGE["environment"]["BRIDGE_TRUSTED_PROXIES"]
+    settings = load({"BRIDGE_TRUSTED_PROXIES": interpolated(believed)}, env_file=None)
+
+    assert [str(it) for it in settings.trusted_proxies] == [pool["subnet"]]
+    assert interpolated(believed, BRIDGE_TRUSTED_PROXIES="10.1.0.0/16") == "10.1.0.0/16"
+    before = interpolated(SERVICES["balancer"]["environment"]["BALANCER_PROXIES"])
+    assert before == pool["gateway"], "the proxy on this machine"
+    assert ip_address(before) in ip_network(pool["subnet"])
+
+
+def test_nobody_logs_in_to_the_dashboard() -> None:
+    """There is no password to be guessed, least of all `admin`."""
+    environ = SERVICES["grafana"]["environment"]
+
+    assert environ["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environ["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environ["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environ["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert "--web.enable-lifecycle" not in SERVICES["prometheus"]["command"]
+
+
+@each_service
 def test_images_have_a_version(name: str) -> None:
     """What runs tomorrow is what ran today."""
     image = SERVICES[name]["image"]
     if image == "twilio-realtime-bridge":
         assert SERVICES[name]["build"] == "."
+        assert SERVICES[name]["user"] == dockerfile("USER")[-1]
     else:
         assert re.fullmatch(r"[a-z/]+:v?\d[\w.-]*", image), image
 
@@ -199,10 +253,50 @@ def test_the_fakes_are_started_as_they_can_be(name: str) -> None:
     assert {word for word in words if word.startswith("--")} <= known
 
 
+def dockerfile(instruction: str) -> list[str]:
+    """What stands behind each of them, lines that go on joined."""
+    text = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    return re.findall(rf"^{instruction}\s+(.*)$", text, re.M)
+
+
+def test_the_image_is_built_from_what_was_chosen() -> None:
+    """Pinned bases and versions, nothing fetched from an address, nothing of theirs run
+    at install; what runs has no root, and no build tools of ours beside it."""
+    built_from = [image for image, *_ in map(str.split, dockerfile("FROM"))]
+    (install,) = (it for it in dockerfile("RUN") if "pip install" in it)
+
+    assert len(built_from) == 2 and set(built_from) == {"python:3.13-slim"}
+    assert "--only-binary :all:" in install and "-c requirements.lock" in install
+    assert not dockerfile("ADD") and not dockerfile("ARG")
+    assert not re.search(r"https?://|curl|wget|apt-get", " ".join(dockerfile("RUN")))
+    assert dockerfile("USER") == ["10001"]
+    assert dockerfile("HEALTHCHECK") and dockerfile("STOPSIGNAL") == ["SIGTERM"]
+
+
+def test_no_secret_is_in_the_image() -> None:
+    """Whoever is given the image has not been given .env, recordings or the history."""
+    named = set(re.findall(r"([A-Z_]+)=", " ".join(dockerfile("ENV"))))
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    out, *rules = [line for line in lines if line and line[0] != "#"]
+    let_in = {line[1:] for line in rules if line[0] == "!"}
+    copied = {
+        word
+        for line in dockerfile("COPY")
+        if not line.startswith("--from=")
+        for word in line.split()[:-1]
+    }
+
+    assert named == {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
+    assert out == "*" and let_in == copied
+    for kept_out in (".env", ".git", "calls", "secret.yaml", "tests", "."):
+        assert kept_out not in copied
+
+
 def test_health_is_asked_with_what_the_image_has() -> None:
     """A bridge that hangs is seen; the slim image has no curl to ask with."""
-    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
-    (asked,) = re.findall(r'^ +CMD \["python", "-c", "(.*)"\]$', dockerfile, re.M)
+    (asked,) = re.findall(
+        r'CMD \["python", "-c", "(.*)"\]$', dockerfile("HEALTHCHECK")[0]
+    )
     command = BRIDGE["healthcheck"]["test"]
 
     for code in (asked, command[3]):

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bridge.limits import HITS
+from bridge.watch.metrics import REFUSALS
 from tests.deploy.figures import bridge_figures, label_values, named
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +51,11 @@ def test_every_figure_that_is_asked_for_is_told() -> None:
 
 def test_every_label_that_is_asked_for_is_told() -> None:
     """No alarm is silent, or loud, because of the name of a reason."""
-    asked = re.findall(r'(?:why|side)[!=~]+"([^"]*)"', " ".join(expressions()))
+    asked = re.findall(r'(?:why|side|limit)[!=~]+"([^"]*)"', " ".join(expressions()))
+    patterns = {value for text in asked for value in text.split("|")}
 
-    assert {value for text in asked for value in text.split("|")} <= label_values()
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, it) for it in label_values()), pattern
 
 
 def test_every_figure_of_ours_is_shown() -> None:
@@ -98,6 +102,15 @@ def test_an_alarm_says_what_to_do(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert rule["annotations"]["summary"] and rule["annotations"]["do"]
     assert f"### {rule['alert']}" in handbook
+
+
+@pytest.mark.parametrize("name", [*HITS, *REFUSALS])
+def test_the_handbook_knows_who_is_kept_out(name: str) -> None:
+    """Whoever sees a label on the dashboard can look up what it means."""
+    handbook = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    (section,) = re.findall(r"^## Kept out$(.*?)^## ", handbook, re.M | re.S)
+
+    assert f"`{name}`" in section
 
 
 @needs_promtool

@@ -37,6 +37,7 @@ PODS = [
     for it in EVERYTHING
     if it["kind"] in ("Deployment", "StatefulSet")
 ]
+SECRETS = {it["metadata"]["name"]: it["stringData"] for it in documents(EXAMPLE)}
 LITERALS = dict(
     line.split("=", 1)
     for each in KUSTOMIZATION["configMapGenerator"]
@@ -62,12 +63,108 @@ def test_all_files_are_part_of_it() -> None:
 
 
 def test_the_settings_exist_and_serve_twilio() -> None:
-    """The pods start: every variable is one of ours, and none is wrong or missing."""
-    own = {it["name"]: it["value"] for it in CONTAINER["env"]}
-    given = {**LITERALS, **documents(EXAMPLE)[0]["stringData"], **own}
+    """The pods start once the placeholder is filled in: every variable is one of ours,
+    and none is wrong or missing."""
+    given = {**LITERALS, **SECRETS["bridge"], "TWILIO_AUTH_TOKEN": "0" * 32}
+    for it in CONTAINER["env"]:
+        given[it["name"]] = it.get("value") or of_a_secret(it)
 
     assert set(given) <= NAMES
     assert serving_mistakes(load(given, env_file=None)) == []
+
+
+def of_a_secret(variable: dict[str, Any]) -> str:
+    asked = variable["valueFrom"]["secretKeyRef"]
+    found: str = SECRETS[asked["name"]][asked["key"]]
+    return found
+
+
+def test_redis_asks_for_the_password_that_the_bridges_have() -> None:
+    """What people said is not read by whoever else finds it in the cluster."""
+    redis = one("StatefulSet", "redis")["spec"]["template"]["spec"]["containers"][0]
+    (asked,) = redis["env"]
+    (used,) = (it for it in CONTAINER["env"] if it["name"] == "BRIDGE_REDIS_URL")
+
+    required = redis["args"][redis["args"].index("--requirepass") + 1]
+    assert required == f"$({asked['name']})"
+    assert asked["name"] == "REDISCLI_AUTH", "or its own health check is refused"
+    assert f":{of_a_secret(asked)}@redis:6379" in of_a_secret(used)
+
+
+def test_secrets_go_to_the_bridges_alone() -> None:
+    """Whoever breaks into the balancer finds no key and no token; none stands where
+    everybody who may list things can read it."""
+    for pod in PODS:
+        container = pod["containers"][0]
+        given = yaml.safe_dump([container.get("envFrom"), pod.get("volumes")])
+        assert ("secretRef" in given) == (container["name"] == "bridge")
+        named = yaml.safe_dump(container.get("env"))
+        if container["name"] == "haproxy":
+            assert "secretKeyRef" not in named
+    assert not set(LITERALS) & {*SECRETS["bridge"], "BRIDGE_REDIS_URL"}
+    assert all(it["kind"] != "Secret" for it in EVERYTHING)
+
+
+def test_what_may_be_secret_is_offered() -> None:
+    """Who rotates the token finds the name where the others stand."""
+    text = (DEPLOY / EXAMPLE).read_text("utf-8")
+
+    for name in ("TWILIO_AUTH_TOKEN_SECONDARY", "TWILIO_SHARED_KEYS"):
+        assert name in NAMES and f"# {name}: " in text
+
+
+# --- who speaks to whom ---
+
+
+def policy(name: str) -> dict[str, Any]:
+    spec: dict[str, Any] = one("NetworkPolicy", name)["spec"]
+    assert sorted(spec["policyTypes"]) == ["Egress", "Ingress"]
+    return spec
+
+
+def let_in(name: str) -> set[tuple[str, str]]:
+    """Who (pods, or a namespace), to which port."""
+    found = set()
+    for rule in policy(name)["ingress"]:
+        for source in rule["from"]:
+            (kind, chosen), *more = source.items()
+            assert not more and kind in ("podSelector", "namespaceSelector")
+            (who,) = chosen["matchLabels"].values()
+            found |= {(who, str(it["port"])) for it in rule["ports"]}
+    return found
+
+
+def test_nobody_speaks_to_a_pod_who_need_not() -> None:
+    """A neighbour in the cluster reaches neither Redis nor an unguarded bridge."""
+    nobody = policy("nobody")
+
+    assert nobody["podSelector"] == {} and not {"ingress", "egress"} & set(nobody)
+    assert let_in("balancer") == {("ingress-nginx", "http"), ("monitoring", "stats")}
+    assert let_in("bridge") == {("balancer", "http"), ("monitoring", "http")}
+    assert let_in("redis") == {("bridge", "redis")}
+
+
+def test_a_pod_that_was_taken_over_gets_no_further() -> None:
+    """Redis calls nobody, the balancer only bridges, and a bridge that was talked into
+    asking for the cloud's keys gets no answer."""
+    assert "egress" not in policy("redis")
+    to_bridges, names = policy("balancer")["egress"]
+    (bridges,) = to_bridges["to"]
+    assert bridges["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "bridge"}
+    assert {it["port"] for it in names["ports"]} == {53}
+    outside = policy("bridge")["egress"][-1]["to"]
+    excepted = [it for each in outside for it in each["ipBlock"]["except"]]
+    assert excepted == ["169.254.169.254/32", "fd00:ec2::254/128"]
+
+
+def test_the_balancers_are_believed() -> None:
+    """Limits for an address are those of who calls, not of the balancer."""
+    settings = load(LITERALS, env_file=None)
+    pod = one("Deployment", "balancer")["spec"]["template"]["spec"]
+    env = {it["name"]: it.get("value") for it in pod["containers"][0]["env"]}
+
+    assert [str(it) for it in settings.trusted_proxies] == [env["BALANCER_PROXIES"]]
+    assert ("balancer", "http") in let_in("bridge"), "and who else is behind it?"
 
 
 def test_a_deploy_lets_calls_finish() -> None:
@@ -146,6 +243,9 @@ def test_pods_are_locked_down(pod: dict[str, Any]) -> None:
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    assert not [it for it in pod.get("volumes", []) if "hostPath" in it]
     for container in pod["containers"]:
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,
