@@ -340,14 +340,14 @@ async def test_an_answer_that_nobody_reads() -> None:
 async def test_an_answer_that_is_read_slowly() -> None:
     """Somebody on a thin line gets all of it."""
     async with (
-        house(replace(QUICK, send_seconds=0.05)) as there,
+        house(replace(QUICK, send_seconds=0.4)) as there,
         knock(there.port, GOOD.replace(b"hello", b"big")) as (reader, _),
     ):
         got = 0
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while piece := await reader.read(1 << 18):
                 got += len(piece)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.04)  # longer than that in all
         assert got > BIG
         assert not there.hits
 
