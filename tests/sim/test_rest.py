@@ -386,6 +386,7 @@ async def test_who_picked_up_is_told_in_time(
         await until(lambda: bridge.forms("/amd"))
         call = rest.calls[created.sid]
         assert call.record is not None and call.record.stream_at is not None
+        await until(lambda: call.callbacks)  # noted once it was answered
         waited = call.callbacks[-1].at - call.record.stream_at
         rest.calls[created.sid].placed.end("test")  # type: ignore[union-attr]
         await over(call)
