@@ -146,9 +146,9 @@ async def open_house(
             outbound_number=settings.outbound_number or "",
             limits=limits_of(settings),
             bounds=Bounds(
-                settings.messages_per_second,
-                settings.audio_held_seconds,
-                settings.audio_ahead_seconds,
+                messages_per_second=settings.messages_per_second,
+                audio_held_seconds=settings.audio_held_seconds,
+                audio_ahead_seconds=settings.audio_ahead_seconds,
             ),
         )
         try:

@@ -25,8 +25,7 @@ who sends more than one message may have (media_stream.MAX_MESSAGE_CHARS)."""
 
 
 class Phone(Protocol):
-    """The caller's end: Twilio's messages, one each, until the stream ends. It may be
-    iterated again where an iteration was left.
+    """The caller's end: Twilio's messages, one each, until the stream ends.
 
     Iterating raises ProtocolError where it ends because of what was sent, sending a
     ConnectionError where nobody is there any more.
@@ -57,11 +56,9 @@ class Opened:
         try:
             async with asyncio.timeout(seconds):
                 await opened._read()
-        except TimeoutError:
-            opened.late = True
-        except ProtocolError:
-            # The call finds the same again, and says what is wrong.
-            opened._messages = aiter(phone)
+        except (TimeoutError, ProtocolError) as error:
+            # It never said whose it is, and nothing more is wanted of it.
+            opened.late = isinstance(error, TimeoutError)
         return opened
 
     async def _read(self) -> None:
