@@ -406,6 +406,14 @@ def sim_call(
     keys: Annotated[
         str, typer.Option(help="pressed behind the greeting, in place of the talk")
     ] = "",
+    allow_ws: Annotated[
+        bool,
+        typer.Option(
+            "--allow-ws",
+            help="take ws:// stream URLs of any host, as between containers; "
+            "Twilio takes wss:// only",
+        ),
+    ] = False,
 ) -> None:
     """Place one call to a running bridge, as Twilio would (signed if TWILIO_AUTH_TOKEN
     is set): greeting, a question, an interruption, goodbye."""
@@ -420,6 +428,7 @@ def sim_call(
         signed_origin=conf.public_url,
         from_number=caller_id or anybody(),
         to_number=to,
+        allow_ws=allow_ws,
     )
     plan = scenario.pressing(keys) if keys else scenario.SHORT_TALK
     record = _run(caller.call(plan.script()))
@@ -440,7 +449,10 @@ def sim_call(
     for text in record.said_by_twilio:
         out.print(f"Twilio said: {text}")
     if record.said_by_twilio or not record.heard:
-        _stop_with("The call did not end as the agent meant it to.")
+        _stop_with(
+            "The call failed: the caller did not hear the agent to the end. See "
+            "`call_ended` in the bridge's log for the reason."
+        )
 
 
 @sim.command("accuracy")

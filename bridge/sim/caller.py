@@ -102,6 +102,8 @@ class Caller:
     which makes it "no-answer"), then comes `dial_outcome`; who answers talks for
     `dial_talk_seconds` and hangs up, and Twilio asks the action or takes the next verb.
 
+    `allow_ws` takes ws:// stream URLs of any host, which Twilio refuses (31922).
+
     A stream whose connection is lost, on whichever side, is noticed `notice_seconds`
     later, and the action asked then (how long it takes Twilio is not documented).
     """
@@ -112,6 +114,7 @@ class Caller:
     direction: Literal["inbound", "outbound-api"] = "inbound"
     auth_token: str | None = None
     signed_origin: str | None = None
+    allow_ws: bool = False
     account_sid: str = "AC" + "0" * 31 + "1"
     from_number: str = "+15551230001"
     to_number: str = "+15557650002"
@@ -364,7 +367,7 @@ class PlacedCall:
         try:
             if not document_url and stream.url.startswith("/"):
                 raise StreamRefusedError(31923, f"malformed URL {stream.url!r}")
-            url = stream_url(stream, document_url)
+            url = stream_url(stream, document_url, self._caller.allow_ws)
             if url != without_query(url):
                 text = "the stream URL's query string is not passed on"
                 self._record.warnings.append(Warned(31920, text, monotonic()))

@@ -650,6 +650,16 @@ async def test_stream_urls_twilio_does_not_dial(url: str, code: int) -> None:
         assert record.ended_by.startswith(f"error: {code}")
 
 
+async def test_a_network_of_containers_has_no_tls() -> None:
+    """`docker compose --profile demo up`: the stream is ws://, and not on loopback."""
+    async with tiny_bridge() as bridge:
+        bridge.documents["/voice"] = connect("ws://balancer.invalid:8080/media")
+
+        record = await call(bridge, [HangUp()], allow_ws=True)
+
+        assert [end.code for end in record.stream_ends] == [31902], "was not dialled"
+
+
 async def test_a_query_string_never_reaches_the_socket() -> None:
     """A token put behind a question mark is lost, as with Twilio."""
     async with tiny_bridge() as bridge:
