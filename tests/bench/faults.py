@@ -24,23 +24,27 @@ from agents.realtime import RealtimeAgent
 from bridge.sim import counting
 from bridge.sim.belief import percentile
 from bridge.sim.caller import CallRecord, PlacedCall
-from bridge.sim.counting import WORD_MS, Word, utterance
+from bridge.sim.counting import Word, utterance
 from bridge.sim.model import Behaviour, Fault, ModelServer, ModelSession, Remembered
 from bridge.sim.realtime import faults
 from bridge.sim.twilio import steps
 from bridge.watch import log
 from tests.bench.counter import RESULT, TOOL_SECONDS
 from tests.e2e.house import Place, bridge
+from tests.support.counted_calls import (
+    ANSWER_MS,
+    CALLER_WORDS,
+    WORDS,
+    hear_out,
+    say,
+)
 
 RUNS = 20
 QUICK_RUNS = 3
 AT_ONCE = 40
 STAGGER_SECONDS = 0.15
 
-WORDS = 6  # of an answer
-CALLER_WORDS = 3  # of an utterance
 ANSWERS = 3  # greeting and two
-ANSWER_MS = WORDS * WORD_MS
 SLOW, QUICK = 1.5, 8.0
 """An answer is long in being generated, or it all waits at Twilio at once."""
 
@@ -53,16 +57,6 @@ BACK_SECONDS = 1.5
 
 
 # --- the call -----------------------------------------------------------------------
-
-
-def hear_out() -> list[steps.Step]:
-    """All of an answer, however late it comes and however often it halts; a caller who
-    has waited in vain goes on. A word that is lost keeps nobody waiting."""
-    return [steps.Hear(ANSWER_MS - 500, timeout=15.0), steps.Wait(1.1)]
-
-
-def say(turn: int, call: int = 1) -> steps.Step:
-    return steps.Say(counting.sound(utterance("caller", call, turn, CALLER_WORDS)))
 
 
 def script() -> list[steps.Step]:

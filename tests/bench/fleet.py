@@ -10,12 +10,10 @@ when a call is lost, or a bridge that was told to end did not do so in good orde
 import argparse
 import asyncio
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from time import monotonic
@@ -24,12 +22,18 @@ import aiohttp
 
 from bridge.sim import counting
 from bridge.sim.belief import percentile
-from bridge.sim.caller import Caller, CallRecord, PlacedCall, anybody
-from bridge.sim.counting import WORD_MS, Word, utterance
-from bridge.sim.model import Behaviour, ModelServer, ModelSession, Remembered
-from bridge.sim.twilio import steps
+from bridge.sim.caller import Caller, anybody
+from bridge.sim.model import Behaviour, ModelServer
 from scripts.fleet import Bridge, Fleet
-from tests.bench.faults import WORDS, hear_out, markdown, say
+from tests.bench.faults import markdown
+from tests.support.counted_calls import (
+    CALL_SECONDS,
+    RAMP_SECONDS,
+    WORDS,
+    Conversation,
+    CountedCalls,
+    Verdict,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 AGENT = f"{ROOT / 'tests' / 'bench' / 'counter.py'}:AGENT"
@@ -43,12 +47,8 @@ KILL_RAMP_SECONDS = 0.6
 KILL_AFTER = (6.0, 16.0)
 """s after the first call of a round: greeting, questions, tool, answers."""
 LOAD = 60
-RAMP_SECONDS = 0.1
-CALL_SECONDS = 180.0
 BACK_SECONDS = 4.0
 """From the kill until the caller hears the agent again, p95 (issue 4)."""
-SETTLED_SECONDS = 1.0
-"""What the caller had said so long before the kill is in the conversation."""
 DRAIN_SECONDS = 5.0
 REDIS_AWAY_SECONDS = 2.0
 TOOL_TURN = 2
@@ -56,194 +56,6 @@ TOOL_TURN = 2
 BEHAVIOUR = Behaviour(
     answer=counting.CountingAgent(WORDS, frozenset({TOOL_TURN})), ear=counting.ear
 )
-
-
-# --- calls --------------------------------------------------------------------------
-
-
-def script(call: int, turns: int) -> list[steps.Step]:
-    """The greeting, then questions and answers."""
-    talk = hear_out()
-    for turn in range(1, turns + 1):
-        talk += [say(turn, call), *hear_out()]
-    return [*talk, steps.HangUp()]
-
-
-@dataclass(slots=True)
-class Lines:
-    """Calls that go on beside each other, and the model that all of them have."""
-
-    url: str
-    model: ModelServer
-    records: dict[int, CallRecord] = field(default_factory=dict)
-    _placed: int = 0
-
-    async def place(self, count: int, turns: int, ramp: float = RAMP_SECONDS) -> None:
-        """All of them, up to their ends; `ramp` s between two beginnings."""
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(count):
-                self._placed += 1
-                caller = Caller(
-                    webhook_url=self.url,
-                    from_number=anybody(),
-                    max_seconds=CALL_SECONDS,
-                )
-                placed = PlacedCall(caller)
-                self.records[self._placed] = placed.record
-                tasks.create_task(placed.run(script(self._placed, turns)))
-                await asyncio.sleep(ramp)
-
-    def memory(self, call: int) -> Sequence[Remembered]:
-        """What the call's last session has in mind."""
-        mine = [it for it in self.model.sessions if _is_of(it, call)]
-        return mine[-1].conversation if mine else ()
-
-
-def _is_of(session: ModelSession, call: int) -> bool:
-    return any(
-        word.speaker == "caller" and word.call == call
-        for item in session.conversation
-        for word in counting.written(item.text)
-    )
-
-
-# --- judging ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """When a call had no stream; `heard_at`: the agent again (inf: never)."""
-
-    begin: float
-    end: float
-    heard_at: float
-    caller_since: float  # s since the caller had spoken (0: in mid-sentence)
-    agent_since: float
-
-    @property
-    def unheard(self) -> float:
-        return self.heard_at - self.begin
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one call."""
-
-    lost: str | None
-    gaps: tuple[Gap, ...]
-    heard: counting.Account
-    caller_missed: tuple[Word, ...]  # said in a gap or just before it
-    unanswered: int  # questions the model has, behind which comes the next one
-    wrong: tuple[str, ...]  # in the conversation
-
-
-def judge(call: int, record: CallRecord, memory: Sequence[Remembered]) -> Verdict:
-    heard = [w for w in counting.said(record.heard) if w.speaker == "agent"]
-    last = max((w.turn for w in heard), default=0)
-    wanted = [w for turn in range(1, last + 1) for w in _answer(turn)]
-    gaps = _gaps(record)
-    sure, unsure = _spoken(record, gaps)
-    told = [w for it in memory if it.kind == "user" for w in counting.written(it.text)]
-    missed = tuple(word for word in unsure if word not in told)
-    lost = None
-    if record.ended_by != "caller":
-        lost = f"ended by {record.ended_by}"
-    elif record.said_by_twilio or record.dials:
-        lost = "plan B"
-    elif any(it.startswith("call") for it in record.timed_out):
-        lost = "never came to its end"
-    return Verdict(
-        lost=lost,
-        gaps=gaps,
-        heard=counting.account(wanted, heard),
-        caller_missed=missed,
-        unanswered=_unanswered(memory),
-        wrong=(
-            *_wrong_words("assistant", memory, heard, heard),
-            *_wrong_words("user", memory, sure, [*sure, *unsure]),
-            *_wrong_tools(memory),
-        ),
-    )
-
-
-def _answer(turn: int) -> tuple[Word, ...]:
-    return utterance("agent", 0, turn, WORDS)
-
-
-def _gaps(record: CallRecord) -> tuple[Gap, ...]:
-    callers = [(it.started_at, it.ended_at) for it in record.spoken]
-    agents = [(run.start, run.end) for run in record.runs()]
-    gaps = []
-    for end, after in zip(record.stream_ends, record.streams[1:], strict=False):
-        later = [begin for begin, _ in agents if begin >= after.began_at]
-        gap = Gap(
-            begin=end.at,
-            end=after.began_at,
-            heard_at=min(later, default=math.inf),
-            caller_since=_since(callers, end.at),
-            agent_since=_since(agents, end.at),
-        )
-        gaps.append(gap)
-    return tuple(gaps)
-
-
-def _since(sounds: Sequence[tuple[float, float]], at: float) -> float:
-    ends = [min(end, at) for begin, end in sounds if begin < at]
-    return at - max(ends, default=-math.inf)
-
-
-def _spoken(record: CallRecord, gaps: Sequence[Gap]) -> tuple[list[Word], list[Word]]:
-    """The caller's words: those that must have been heard, and those that were said in
-    a gap or in a turn that it may have broken."""
-    sure: list[Word] = []
-    unsure: list[Word] = []
-    for spoken in record.spoken:
-        broken = any(
-            spoken.ended_at > gap.begin - SETTLED_SECONDS
-            and spoken.started_at < gap.end + WORD_MS / 1000
-            for gap in gaps
-        )
-        (unsure if broken else sure).extend(counting.said(spoken.audio))
-    return sure, unsure
-
-
-def _wrong_words(
-    kind: str, memory: Sequence[Remembered], must: list[Word], may: list[Word]
-) -> list[str]:
-    """Words that are missing, there twice, or there though nobody heard them."""
-    words = [w for it in memory if it.kind == kind for w in counting.written(it.text)]
-    counts = Counter(_key(word) for word in words)
-    allowed = {_key(word) for word in may}
-    wrong = [f"{kind} lost {w}" for w in must if _key(w) not in counts]
-    wrong += [f"{kind} twice {w}" for w, n in counts.items() if n > 1]
-    wrong += [f"{kind} made up {w}" for w in counts if w not in allowed]
-    return wrong
-
-
-def _key(word: Word) -> str:
-    """The agent does not always know which call it is in."""
-    call = word.call if word.speaker == "caller" else 0
-    return str(Word(word.speaker, call, word.turn, word.place))
-
-
-def _unanswered(memory: Sequence[Remembered]) -> int:
-    """Not counting a question that came in two pieces."""
-    questions: list[set[int]] = []
-    for item in memory:
-        words = counting.written(item.text)
-        if item.kind == "user" and words:
-            questions.append({word.turn for word in words})
-        elif item.kind == "assistant" and words:
-            questions.append(set())
-    return sum(bool(one and two and not one & two) for one, two in pairwise(questions))
-
-
-def _wrong_tools(memory: Sequence[Remembered]) -> list[str]:
-    called = Counter(it.call_id for it in memory if it.kind == "function_call")
-    results = Counter(it.call_id for it in memory if it.kind == "function_call_output")
-    if called != results or any(count > 1 for count in called.values()):
-        return [f"{sum(called.values())} calls, {sum(results.values())} results"]
-    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +143,21 @@ def fleet_of(model: ModelServer) -> Fleet:
     )
 
 
+def calls_to(fleet: Fleet) -> CountedCalls:
+    def caller() -> Caller:
+        return Caller(
+            webhook_url=fleet.voice_url,
+            from_number=anybody(),
+            max_seconds=CALL_SECONDS,
+        )
+
+    return CountedCalls(caller)
+
+
+def conversations(model: ModelServer) -> list[Conversation]:
+    return [session.conversation for session in model.sessions]
+
+
 async def calls_of(bridge: Bridge) -> float:
     """Streams that an instance has now, by its own metrics."""
     limit = aiohttp.ClientTimeout(2.0)
@@ -349,15 +176,14 @@ async def kill(runs: int) -> Outcome:
     dice = Random(4)
     verdicts: list[Verdict] = []
     async with ModelServer(BEHAVIOUR) as model, fleet_of(model) as fleet:
-        lines = Lines(fleet.voice_url, model)
-        judged = 0
-        while sum(bool(it.gaps) for it in verdicts) < runs and judged < 10 * runs:
+        lines = calls_to(fleet)
+        while (
+            sum(bool(it.gaps) for it in verdicts) < runs and len(verdicts) < 10 * runs
+        ):
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(lines.place(CALLS_A_ROUND, 3, KILL_RAMP_SECONDS))
                 tasks.create_task(_kill_one(fleet, dice.uniform(*KILL_AFTER)))
-            for call in range(judged + 1, judged + CALLS_A_ROUND + 1):
-                verdicts.append(judge(call, lines.records[call], lines.memory(call)))
-            judged += CALLS_A_ROUND
+            verdicts = lines.verdicts(conversations(model))
     p95 = percentile(_unheard(verdicts), 95)
     extra = [f"{BACK_SECONDS:g} s is the bound for p95: {p95:.2f} s"]
     return outcome("kill -9", verdicts, extra)
@@ -385,11 +211,11 @@ async def rolling(calls: int) -> Outcome:
             await fleet.all_up()
 
     async with ModelServer(BEHAVIOUR) as model, fleet_of(model) as fleet:
-        lines = Lines(fleet.voice_url, model)
+        lines = calls_to(fleet)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lines.place(calls, turns=10))
             tasks.create_task(restart(fleet))
-    verdicts = [judge(it, lines.records[it], lines.memory(it)) for it in lines.records]
+    verdicts = lines.verdicts(conversations(model))
     result = outcome("rolling restart", verdicts, [f"exit codes {codes}"])
     good = result.good and codes == [0] * INSTANCES
     return Outcome(result.row, result.remarks, good)
@@ -398,7 +224,7 @@ async def rolling(calls: int) -> Outcome:
 async def redis(calls: int) -> Outcome:
     """Redis ended and started again while calls go on and new ones come."""
     async with ModelServer(BEHAVIOUR) as model, fleet_of(model) as fleet:
-        lines = Lines(fleet.voice_url, model)
+        lines = calls_to(fleet)
 
         async def restart() -> None:
             # Half of the calls come while it is away or just back.
@@ -409,7 +235,7 @@ async def redis(calls: int) -> Outcome:
             tasks.create_task(lines.place(calls, turns=3))
             tasks.create_task(restart())
         said = [_lines_of(bridge.log) for bridge in fleet.bridges]
-    verdicts = [judge(it, lines.records[it], lines.memory(it)) for it in lines.records]
+    verdicts = lines.verdicts(conversations(model))
     return outcome("Redis restarted", verdicts, [f"log: {dict(it)}" for it in said])
 
 

@@ -1,0 +1,233 @@
+"""Calls in which both sides count (bridge/sim/counting.py), and what became of them.
+
+For benchmarks and tests that break something under running calls: every word that was
+lost, said twice or made up shows, in what the caller heard and in what the model has in
+mind. The model has to be one with BEHAVIOUR, the agent that of tests/bench/counter.py.
+"""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import twiml
+from bridge.sim import counting
+from bridge.sim.caller import Caller, CallRecord, PlacedCall
+from bridge.sim.counting import WORD_MS, Word, utterance
+from bridge.sim.model import Remembered
+from bridge.sim.twilio import steps
+
+WORDS = 6
+"""Of an answer."""
+CALLER_WORDS = 3
+"""Of an utterance."""
+ANSWER_MS = WORDS * WORD_MS
+RAMP_SECONDS = 0.1
+CALL_SECONDS = 180.0
+SETTLED_SECONDS = 1.0
+"""What the caller had said so long before a loss is in the conversation."""
+
+Conversation = Sequence[Remembered]
+"""What one session of the model has in mind."""
+
+
+# --- calls --------------------------------------------------------------------------
+
+
+def hear_out() -> list[steps.Step]:
+    """All of an answer, however late it comes and however often it halts; a caller who
+    has waited in vain goes on. A word that is lost keeps nobody waiting."""
+    return [steps.Hear(ANSWER_MS - 500, timeout=15.0), steps.Wait(1.1)]
+
+
+def say(turn: int, call: int = 1) -> steps.Step:
+    return steps.Say(counting.sound(utterance("caller", call, turn, CALLER_WORDS)))
+
+
+def script(call: int, turns: int) -> list[steps.Step]:
+    """The greeting, then questions and answers."""
+    talk = hear_out()
+    for turn in range(1, turns + 1):
+        talk += [say(turn, call), *hear_out()]
+    return [*talk, steps.HangUp()]
+
+
+@dataclass(slots=True)
+class CountedCalls:
+    """Calls that go on beside each other; `caller` makes the caller of each."""
+
+    caller: Callable[[], Caller]
+    records: dict[int, CallRecord] = field(default_factory=dict)
+    _placed: int = 0
+
+    async def place(self, count: int, turns: int, ramp: float = RAMP_SECONDS) -> None:
+        """All of them, up to their ends; `ramp` s between two beginnings."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(count):
+                self._placed += 1
+                placed = PlacedCall(self.caller())
+                self.records[self._placed] = placed.record
+                tasks.create_task(placed.run(script(self._placed, turns)))
+                await asyncio.sleep(ramp)
+
+    def verdicts(self, sessions: Sequence[Conversation]) -> "list[Verdict]":
+        """Of all calls; `sessions` are all that the model had, oldest first."""
+        return [
+            judge(call, record, _memory(sessions, call))
+            for call, record in self.records.items()
+        ]
+
+
+def _memory(sessions: Sequence[Conversation], call: int) -> Conversation:
+    """What the call's last session has in mind."""
+    mine = [it for it in sessions if _is_of(it, call)]
+    return mine[-1] if mine else ()
+
+
+def _is_of(session: Conversation, call: int) -> bool:
+    return any(
+        word.speaker == "caller" and word.call == call
+        for item in session
+        for word in counting.written(item.text)
+    )
+
+
+# --- judging ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """When a call had no stream; `heard_at`: the agent again (inf: never)."""
+
+    begin: float
+    end: float
+    heard_at: float
+    caller_since: float  # s since the caller had spoken (0: in mid-sentence)
+    agent_since: float
+
+    @property
+    def unheard(self) -> float:
+        return self.heard_at - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one call."""
+
+    lost: str | None
+    gaps: tuple[Gap, ...]
+    heard: counting.Account
+    caller_missed: tuple[Word, ...]  # said in a gap or just before it
+    unanswered: int  # questions the model has, behind which comes the next one
+    wrong: tuple[str, ...]  # in the conversation
+
+
+def judge(call: int, record: CallRecord, memory: Conversation) -> Verdict:
+    heard = [w for w in counting.said(record.heard) if w.speaker == "agent"]
+    last = max((w.turn for w in heard), default=0)
+    wanted = [w for turn in range(1, last + 1) for w in _answer(turn)]
+    gaps = _gaps(record)
+    sure, unsure = _spoken(record, gaps)
+    told = [w for it in memory if it.kind == "user" for w in counting.written(it.text)]
+    missed = tuple(word for word in unsure if word not in told)
+    lost = None
+    if record.ended_by != "caller":
+        lost = f"ended by {record.ended_by}"
+    elif set(record.said_by_twilio) - {twiml.MOMENT} or record.dials:
+        lost = "plan B"
+    elif any(it.startswith("call") for it in record.timed_out):
+        lost = "never came to its end"
+    return Verdict(
+        lost=lost,
+        gaps=gaps,
+        heard=counting.account(wanted, heard),
+        caller_missed=missed,
+        unanswered=_unanswered(memory),
+        wrong=(
+            *_wrong_words("assistant", memory, heard, heard),
+            *_wrong_words("user", memory, sure, [*sure, *unsure]),
+            *_wrong_tools(memory),
+        ),
+    )
+
+
+def _answer(turn: int) -> tuple[Word, ...]:
+    return utterance("agent", 0, turn, WORDS)
+
+
+def _gaps(record: CallRecord) -> tuple[Gap, ...]:
+    callers = [(it.started_at, it.ended_at) for it in record.spoken]
+    agents = [(run.start, run.end) for run in record.runs()]
+    gaps = []
+    for end, after in zip(record.stream_ends, record.streams[1:], strict=False):
+        later = [begin for begin, _ in agents if begin >= after.began_at]
+        gap = Gap(
+            begin=end.at,
+            end=after.began_at,
+            heard_at=min(later, default=math.inf),
+            caller_since=_since(callers, end.at),
+            agent_since=_since(agents, end.at),
+        )
+        gaps.append(gap)
+    return tuple(gaps)
+
+
+def _since(sounds: Sequence[tuple[float, float]], at: float) -> float:
+    ends = [min(end, at) for begin, end in sounds if begin < at]
+    return at - max(ends, default=-math.inf)
+
+
+def _spoken(record: CallRecord, gaps: Sequence[Gap]) -> tuple[list[Word], list[Word]]:
+    """The caller's words: those that must have been heard, and those that were said in
+    a gap or in a turn that it may have broken."""
+    sure: list[Word] = []
+    unsure: list[Word] = []
+    for spoken in record.spoken:
+        broken = any(
+            spoken.ended_at > gap.begin - SETTLED_SECONDS
+            and spoken.started_at < gap.end + WORD_MS / 1000
+            for gap in gaps
+        )
+        (unsure if broken else sure).extend(counting.said(spoken.audio))
+    return sure, unsure
+
+
+def _wrong_words(
+    kind: str, memory: Conversation, must: list[Word], may: list[Word]
+) -> list[str]:
+    """Words that are missing, there twice, or there though nobody heard them."""
+    words = [w for it in memory if it.kind == kind for w in counting.written(it.text)]
+    counts = Counter(_key(word) for word in words)
+    allowed = {_key(word) for word in may}
+    wrong = [f"{kind} lost {w}" for w in must if _key(w) not in counts]
+    wrong += [f"{kind} twice {w}" for w, n in counts.items() if n > 1]
+    wrong += [f"{kind} made up {w}" for w in counts if w not in allowed]
+    return wrong
+
+
+def _key(word: Word) -> str:
+    """The agent does not always know which call it is in."""
+    call = word.call if word.speaker == "caller" else 0
+    return str(Word(word.speaker, call, word.turn, word.place))
+
+
+def _unanswered(memory: Conversation) -> int:
+    """Not counting a question that came in two pieces."""
+    questions: list[set[int]] = []
+    for item in memory:
+        words = counting.written(item.text)
+        if item.kind == "user" and words:
+            questions.append({word.turn for word in words})
+        elif item.kind == "assistant" and words:
+            questions.append(set())
+    return sum(bool(one and two and not one & two) for one, two in pairwise(questions))
+
+
+def _wrong_tools(memory: Conversation) -> list[str]:
+    called = Counter(it.call_id for it in memory if it.kind == "function_call")
+    results = Counter(it.call_id for it in memory if it.kind == "function_call_output")
+    if called != results or any(count > 1 for count in called.values()):
+        return [f"{sum(called.values())} calls, {sum(results.values())} results"]
+    return []
