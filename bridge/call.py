@@ -176,6 +176,11 @@ class Call:
         self._feed("end", ["bridge", why])
 
     @property
+    def fallback_number(self) -> str:
+        """The number that Twilio dials when the agent fails; empty: none."""
+        return self._route.fallback or self._house.fallback_number
+
+    @property
     def waits(self) -> bool:
         """The stream broke, and the caller may be back on another."""
         return self._talk.line_is_lost
@@ -452,9 +457,11 @@ class Call:
         if by == "agent" or why in POLITE_ENDS:
             return NextStep(Then.HANG_UP)
         # Whoever is still on the line did not end it: no silence, a word.
-        number = self._route.fallback or self._house.fallback_number
         return NextStep(
-            Then.SORRY, number, language=language, text=self._route.sorry or ""
+            Then.SORRY,
+            self.fallback_number,
+            language=language,
+            text=self._route.sorry or "",
         )
 
     def _tell_the_end(self, live: LiveCall, seconds: float) -> None:

@@ -181,30 +181,54 @@ class Server:
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Takes no more calls, lets the running ones end, ends what is left."""
         self._house.lines.draining = True
+        self._house.metrics.draining.set(1)
         log.info("draining", calls=len(self._calls), seconds=drain_seconds)
-        drained = await _within(drain_seconds, self._last_call())
-        if not drained and await self._house.registry.others():
-            for call in list(self._calls):
-                call.hand_over()
-            limit = HAND_OVER_SECONDS + CLOSE_SECONDS
-            drained = await _within(limit, self._last_call())
+        if not await _within(drain_seconds, self._last_call()):
+            await self._hand_over()
         if self._house.sip:
             self._house.sip.end("shutdown")
-        if not drained:
-            for call in list(self._calls):
-                call.end("shutdown")
-                if call.call_sid:
-                    self._asking.add(call.call_sid)
-                    self._nobody_asks.clear()
-            if not await _within(SHUTDOWN_SECONDS, self._no_calls.wait()):
-                log.warning("calls_left", calls=len(self._calls))
-            # Who was cut off is told why: the listener stays until Twilio has asked.
-            if not await _within(SHUTDOWN_SECONDS, self._nobody_asks.wait()):
-                log.warning("callers_not_told", calls=len(self._asking))
+        for call in list(self._calls):
+            call.end("shutdown")
+            self._answer_before_closing(call)
+        if not await _within(SHUTDOWN_SECONDS, self._no_calls.wait()):
+            log.warning("calls_left", calls=len(self._calls))
+        # The listener stays until Twilio has asked what follows, for no other instance
+        # may be there to answer.
+        if not await _within(SHUTDOWN_SECONDS, self._nobody_asks.wait()):
+            log.warning("callers_not_told", calls=len(self._asking))
         if self._runner:
             await self._doors.close()
             await self._runner.cleanup()
         log.info("closed")
+
+    async def _hand_over(self) -> None:
+        """Calls leave in a quiet moment, and go on at another instance.
+
+        Where no other instance takes calls, `docker compose up` may be at work: it
+        stops all old instances before it starts the new ones. Calls are then handed
+        over to an instance that starts later (see Webhooks._lead_on). A call with a
+        fallback number is not: Twilio dials that number.
+        """
+        registry = self._house.registry
+        to_others = await registry.others()
+        if not to_others and not await registry.reachable():
+            return
+        for call in list(self._calls):
+            if to_others:
+                call.hand_over()
+                continue
+            if call.fallback_number:
+                call.end("shutdown")
+            else:
+                call.hand_over()
+            self._answer_before_closing(call)
+        await _within(HAND_OVER_SECONDS + CLOSE_SECONDS, self._last_call())
+
+    def _answer_before_closing(self, call: Call) -> None:
+        """Twilio will ask this instance what follows."""
+        if call.call_sid:
+            self._asking.add(call.call_sid)
+            self._nobody_asks.clear()
 
     async def _last_call(self) -> None:
         """Returns when there is neither a stream nor a SIP call left."""

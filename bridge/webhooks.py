@@ -63,6 +63,13 @@ RESUMED_SECONDS = 120.0
 """That resumes and refusals are counted, from the last one on: a stream that lasts as
 long is a good one."""
 
+RESTART_SECONDS = 15
+"""A caller waits so long at Twilio while all instances are recreated: `docker compose
+up` takes 6 to 9 s from the end of the last old one until the new ones take calls."""
+
+MAX_RESTART_WAITS = 2
+"""Of one call. Twilio hears no answer where no instance has started meanwhile."""
+
 LATE_TICKET = "late-ticket"
 """On the shelf, with the call's SID: its stream was turned away though it was Twilio's:
 it gets another."""
@@ -265,6 +272,26 @@ class Webhooks:
             log.info("call_waits", call_sid=call_sid, why=here.state)
         return document
 
+    async def _a_start_is_awaited(self, call_sid: str) -> bool:
+        """All instances are stopping, as when `docker compose up` recreates them, and
+        the ones that start next will know the call."""
+        return (
+            self._house.lines.draining
+            and await self._registry.reachable()
+            and await self._once_more(f"restarting:{call_sid}", MAX_RESTART_WAITS)
+        )
+
+    def _wait_for_a_start(self, ask: Webhook, route: Route) -> str:
+        """The caller waits at Twilio, where no instance is; then Twilio asks again."""
+        log.info("call_waits", call_sid=ask.call_sid, why=self._house.lines.state)
+        spoken = (route.language or "en").startswith("en")
+        return twiml.hold(
+            twiml.MOMENT if spoken else None,
+            ask_url=f"{ask.origin}/voice/next",
+            pause_seconds=RESTART_SECONDS,
+            language=route.language,
+        )
+
     async def _others_have_calls(self) -> bool:
         """Where all are full, whoever else is there has some."""
         entries = await self._registry.calls()
@@ -316,9 +343,10 @@ class Webhooks:
                 ended, name = str(time.time()).encode(), f"ended:{call_sid}"
                 await self._registry.put(name, ended, ENDED_SECONDS)
             parameters = {**_both_ends(ask), **self._parameters(call_sid, talk)}
-            if step is None and talk is None and self._desk.call(call_sid) is None:
+            gone = step is not None or self._desk.call(call_sid) is None
+            if step is None and talk is None and gone:
                 return await self._not_begun(ask, parameters)
-            return await self._lead_on(ask, parameters)
+            return await self._lead_on(ask, parameters, gone)
         return self._go_on(ask, step, {})
 
     def _parameters(self, call_sid: str, talk: bytes | None) -> Mapping[str, str]:
@@ -329,18 +357,23 @@ class Webhooks:
         return Earlier.read(talk).parameters
 
     async def _lead_on(
-        self, ask: Webhook, parameters: Mapping[str, str]
+        self, ask: Webhook, parameters: Mapping[str, str], gone: bool
     ) -> web.Response:
         """A call is handed over to us, or whoever had it died: a new stream, with all
-        that the old one had. Where that cannot be, the caller waits or is told."""
+        that the old one had. Where that cannot be, the caller waits or is told.
+
+        `gone`: the call is not on this instance any more. One that is has its line, so
+        it needs no free one.
+        """
         call_sid = ask.call_sid
         route = self._house.route_of(CallFacts.of(call_sid, parameters))
         step = self._plan_b(route)
-        # What may be left of it here takes no other call's line.
-        if not await self._registry.room() and self._desk.call(call_sid) is None:
+        if gone and not await self._registry.room():
             back = "/voice/next"
             if held := await self._hold(ask, route, back, RETURNING):
                 return _twiml(held)
+            if not step.number and await self._a_start_is_awaited(call_sid):
+                return _twiml(self._wait_for_a_start(ask, route))
         elif await self._once_more(f"resumed:{call_sid}", MAX_RESUMES):
             step = NextStep(Then.RESUME)
             self._desk.expect(call_sid)

@@ -21,6 +21,7 @@ HOLD = (
     "All our lines are busy at the moment. "
     "Please hold on, you are put through as soon as one is free."
 )
+MOMENT = "One moment, please."
 SORRY = "I am sorry, something went wrong on our side. Please call again later."
 SORRY_CONNECTING = (
     "I am sorry, something went wrong on our side. "

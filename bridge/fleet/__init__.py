@@ -135,3 +135,6 @@ class Registry(Protocol):
 
     async def others(self) -> bool:
         """Some other instance takes calls."""
+
+    async def reachable(self) -> bool:
+        """An instance that starts later can read what this one puts now."""

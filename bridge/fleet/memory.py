@@ -108,6 +108,9 @@ class MemoryRegistry:
     async def others(self) -> bool:
         return False
 
+    async def reachable(self) -> bool:
+        return False
+
     def _drop_stale(self) -> None:
         # Oldest first, as they were put in.
         now = self._now()

@@ -316,6 +316,9 @@ class RedisRegistry:
     async def others(self) -> bool:
         return self._up and any(other.free for other in self._others.values())
 
+    async def reachable(self) -> bool:
+        return self._up
+
     # --- asking Redis, or doing without ---
 
     async def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:
