@@ -14,10 +14,10 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 LOCK_PYTHONS ?= python3.11 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test serve fleet check audit lock clean fuzz
+.PHONY: help setup demo test compose-test serve fleet deploy check audit lock clean fuzz
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 setup: $(INSTALLED)  ## make .venv with everything in it (the others do it when needed)
 
@@ -27,6 +27,9 @@ demo: setup  ## place a call offline: fake Twilio, fake model, the real bridge
 # Bytecode is written whatever the environment says: without it each worker compiles all.
 test: setup  ## run the tests
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 8 --dist worksteal
+
+compose-test: setup  ## run the tests that need a Docker engine
+	@$(BIN)/python -m pytest -m compose tests/compose
 
 # Without a public url and a token nobody but developers call: unsigned requests are
 # served then, on this machine alone, as the server itself says when it starts. An empty
@@ -39,6 +42,9 @@ serve: setup  ## run the bridge with the settings of the environment and .env
 
 fleet: setup  ## the bridge scaled, on this machine: HAProxy, Redis, three bridges
 	@exec $(BIN)/python scripts/fleet.py --bridges 3
+
+deploy:  ## replace the bridges of docker compose without losing a call
+	@python3 scripts/deploy.py $(OPTIONS)
 
 check: setup  ## lint and types
 	@$(BIN)/ruff check

@@ -123,6 +123,11 @@ class Metrics:
         )
         for why in REFUSALS:
             self.refusals.labels(why)
+        self.draining = Gauge(
+            "bridge_draining",
+            "1 once the instance takes no more calls, as it is about to stop",
+            registry=self.registry,
+        )
         self.registry_up = Gauge(
             "bridge_registry_up",
             "1 while what the instances share can be reached; alone there is nothing",

@@ -1,0 +1,209 @@
+"""Calls that go on while something happens to a container: none is lost.
+
+Both sides count (tests/support/counted_calls.py): a call is lost where its caller did
+not end it, or heard an apology; its words are those that the caller and the model know.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.compose.project import Project, env, until
+from tests.support.counted_calls import Verdict
+
+CALLS = 8
+TURNS = 6
+"""About half a minute of talk."""
+
+RAMP_SECONDS = 0.3
+TALKING_SECONDS = 6.0
+"""After the first call: all of them are talking."""
+
+Event = Callable[[Project], object]
+
+
+@pytest.fixture(autouse=True)
+def two_bridges(fleet: Project) -> Iterator[None]:
+    """Each test begins with the two that .env asks for."""
+    fleet.write_env(**env())
+    fleet.compose("up", "--detach", "--no-recreate", "balancer", "bridge", "redis")
+    until("two bridges are healthy", lambda: fleet.healthy("bridge", 2))
+    until("the balancer sends them calls", lambda: taking_calls(fleet) == 2)
+    yield
+
+
+def taking_calls(project: Project) -> int:
+    """Bridges that the balancer gives new streams."""
+    text = project.compose(
+        *("exec", "-T", "balancer"),
+        *("wget", "-q", "-O", "-", "http://127.0.0.1:8404/stats;csv"),
+    ).text
+    rows = [line.split(",") for line in text.splitlines()]
+    status = rows[0].index("status")
+    return sum(row[0] == "media" and "UP" in row[status] for row in rows[1:-1]) - 1
+
+
+async def talking(
+    project: Project, event: Event, calls: int = CALLS, turns: int = TURNS
+) -> list[Verdict]:
+    """What became of the calls under which `event` happened; it begins while all of
+    them talk, and must end before they do, unless it says otherwise."""
+    lines = project.counted_calls()
+
+    async def happen() -> None:
+        await asyncio.sleep(TALKING_SECONDS)
+        began = time.monotonic()
+        await asyncio.to_thread(event, project)
+        print(f"the event took {time.monotonic() - began:.1f} s")
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(happen())
+        tasks.create_task(lines.place(calls, turns, RAMP_SECONDS))
+    verdicts = lines.verdicts(await asyncio.to_thread(project.conversations))
+    hit = [it for it in verdicts if it.gaps]
+    away = sorted(gap.end - gap.begin for it in hit for gap in it.gaps)
+    print(
+        f"{len(verdicts)} calls, {len(hit)} in a new stream, "
+        f"no stream for {', '.join(f'{it:.1f}' for it in away) or '0'} s"
+    )
+    return verdicts
+
+
+def lost(verdicts: list[Verdict]) -> list[str]:
+    return [it.lost for it in verdicts if it.lost]
+
+
+def moved(verdicts: list[Verdict]) -> int:
+    return sum(bool(it.gaps) for it in verdicts)
+
+
+def wrong(verdicts: list[Verdict]) -> list[str]:
+    return [text for it in verdicts for text in it.wrong]
+
+
+async def test_nothing_happens(fleet: Project) -> None:
+    """The measure itself: undisturbed calls are whole."""
+    verdicts = await talking(fleet, lambda _: None, turns=2)
+
+    assert lost(verdicts) == [] and wrong(verdicts) == [] and moved(verdicts) == 0
+
+
+async def test_scaling_up_and_down(fleet: Project) -> None:
+    """The two commands of docs/operations.md, one after the other, while calls run."""
+
+    def event(project: Project) -> None:
+        up = ("up", "--detach", "--no-recreate", "--scale")
+        project.compose(*up, "bridge=4", "bridge")
+        until("four take calls", lambda: taking_calls(project) == 4)
+        project.compose(*up, "bridge=2", "bridge")
+        until("two are left", lambda: taking_calls(project) == 2)
+
+    verdicts = await talking(fleet, event)
+
+    assert lost(verdicts) == [] and wrong(verdicts) == []
+    assert len(fleet.containers("bridge", running=False)) == 2
+
+
+async def test_a_bridge_is_killed(fleet: Project) -> None:
+    """`docker kill` in mid-call: its calls are on the other one, with the agent. What
+    the caller said in that second may be lost; no call is."""
+
+    def event(project: Project) -> None:
+        fullest = max(project.calls().items(), key=lambda each: each[1])
+        assert fullest[1] >= CALLS / 2
+        project.shell("docker", "kill", fullest[0])
+
+    verdicts = await talking(fleet, event)
+
+    assert lost(verdicts) == []
+    assert moved(verdicts) >= CALLS / 2
+    assert all(gap.heard_at < float("inf") for it in verdicts for gap in it.gaps)
+    (gone,) = (
+        it
+        for it in fleet.containers("bridge", running=False)
+        if not it["State"]["Running"]
+    )
+    assert gone["State"]["ExitCode"] == 137
+
+
+async def test_redis_is_restarted(fleet: Project) -> None:
+    """Nobody notices."""
+    verdicts = await talking(fleet, lambda it: it.compose("restart", "redis"))
+
+    assert lost(verdicts) == [] and wrong(verdicts) == [] and moved(verdicts) == 0
+    until("every bridge has it again", lambda: registry_up(fleet) == {1.0})
+
+
+async def test_redis_is_away_for_a_minute(fleet: Project) -> None:
+    """Running calls go on, new ones come, and bridges tell it again what matters."""
+
+    def event(project: Project) -> None:
+        project.compose("stop", "redis")
+        until("it is noticed", lambda: registry_up(project) == {0.0}, 15)
+        late = project.counted_calls()
+        asyncio.run(late.place(2, 2, RAMP_SECONDS))
+        assert lost(late.verdicts(project.conversations())) == []
+        time.sleep(max(0.0, 60.0 - (time.monotonic() - began)))
+        project.compose("start", "redis")
+        until("every bridge has it again", lambda: registry_up(project) == {1.0}, 30)
+
+    began = time.monotonic() + TALKING_SECONDS
+    verdicts = await talking(fleet, event, turns=14)
+
+    assert lost(verdicts) == [] and wrong(verdicts) == [] and moved(verdicts) == 0
+
+
+def registry_up(project: Project) -> set[float]:
+    """bridge_registry_up of all bridges."""
+    found = set()
+    for it in project.containers("bridge"):
+        for line in project.in_bridge(it["Id"], "/metrics").splitlines():
+            if line.startswith("bridge_registry_up "):
+                found.add(float(line.split()[1]))
+    return found
+
+
+async def test_a_new_haproxy_cfg(fleet: Project) -> None:
+    """Checked and taken up by the commands of docs/operations.md: calls stay."""
+
+    def event(project: Project) -> None:
+        check = ("haproxy", "-c", "-f", "/deploy/haproxy.cfg")
+        project.compose("exec", "-T", "balancer", *check)
+        project.compose("kill", "-s", "USR2", "balancer")
+        time.sleep(3)
+        late = project.counted_calls()
+        asyncio.run(late.place(2, 1, RAMP_SECONDS))
+        assert lost(late.verdicts(project.conversations())) == []
+
+    verdicts = await talking(fleet, event)
+
+    assert lost(verdicts) == [] and wrong(verdicts) == [] and moved(verdicts) == 0
+
+
+async def test_the_balancer_is_restarted(fleet: Project) -> None:
+    """Every stream breaks with it. Twilio asks what follows, which needs it to be back:
+    the fake notices a lost stream at once, the real one may take longer."""
+
+    def event(project: Project) -> None:
+        project.compose("restart", "--timeout", "0", "balancer")
+
+    verdicts = await talking(fleet, event)
+
+    print("lost:", lost(verdicts))
+    assert moved(verdicts) + len(lost(verdicts)) == CALLS
+
+
+async def test_what_people_type_by_habit(fleet: Project) -> None:
+    """`docker compose up -d` with another .env: compose stops both bridges before it
+    starts one. Callers wait at Twilio and go on; new callers hear a busy fleet."""
+
+    def event(project: Project) -> None:
+        project.write_env(**env(BRIDGE_GREETING="Greet."))
+        project.compose("up", "--detach", "balancer", "bridge", "redis")
+
+    verdicts = await talking(fleet, event, turns=8)
+
+    assert lost(verdicts) == []
+    assert moved(verdicts) == CALLS
