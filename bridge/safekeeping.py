@@ -29,16 +29,17 @@ REFRESH_SECONDS = 45.0
 """... hence it is written again so often where nothing is new."""
 
 
-def kept(earlier: Earlier, redaction: Redaction | None = None) -> bytes:
-    """As it is kept; the user's notes are left out where they are no JSON."""
+def kept(earlier: Earlier, format: int, redaction: Redaction | None = None) -> bytes:
+    """As it is kept, in this format (bridge/fleet/formats.py); the user's notes are
+    left out where they are no JSON."""
     try:
         if redaction:
             notes = redaction.value(msgspec.to_builtins(earlier.notes, str_keys=True))
             earlier = msgspec.structs.replace(earlier, notes=notes)
-        return earlier.kept()
+        return earlier.kept(format)
     except (TypeError, ValueError, RecursionError):
         log.warning("notes_not_kept", notes=len(earlier.notes))
-        return msgspec.structs.replace(earlier, notes={}).kept()
+        return msgspec.structs.replace(earlier, notes={}).kept(format)
 
 
 class Safekeeping:
@@ -62,11 +63,12 @@ class Safekeeping:
         self._copies = Copies(self._redaction)
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Until it is cancelled. The snapshot is also written again when the fleet's
+        format changes: an older instance that has joined must be able to read it."""
         known: object = None
         age = 0.0
         while True:
-            version = self._version()
+            version = self._version(), self._registry.format()
             pause = LOOK_SECONDS
             if version != known or age >= REFRESH_SECONDS:
                 known, age = version, 0.0
@@ -76,7 +78,8 @@ class Safekeeping:
 
     async def keep(self, seconds: float = TALK_SECONDS) -> int:
         """Now; the bytes that it took."""
-        talk = kept(self._without(self._look()), self._redaction)
+        earlier, format = self._without(self._look()), self._registry.format()
+        talk = kept(earlier, format, self._redaction)
         await self._registry.put(self._name, talk, seconds)
         return len(talk)
 

@@ -21,7 +21,7 @@ import twiml
 from bridge.agent.live import CallFacts
 from bridge.call import RETURN_SECONDS, Call
 from bridge.core import UNREADABLE
-from bridge.fleet import NextStep, Then
+from bridge.fleet import NextStep, Then, formats
 from bridge.fleet.plan import Earlier, Plan
 from bridge.full_house import RETURNING, WAITING, FullHouse, Place
 from bridge.house import House
@@ -221,7 +221,8 @@ class Webhooks:
             plan = Plan(
                 greeting=order.greeting, machine=order.machine, message=order.message
             )
-            await self._registry.put(f"plan:{call_sid}", plan.kept(), PLAN_SECONDS)
+            kept = plan.kept(self._registry.format())
+            await self._registry.put(f"plan:{call_sid}", kept, PLAN_SECONDS)
         elif limit := await self._house.allowance.may_come_in(
             call_sid, ask.text("From")
         ):
@@ -460,10 +461,16 @@ class Webhooks:
         if dialled in ANSWERED or talk is None:
             await registry.take(f"talk:{call_sid}")
             return _twiml(twiml.hang_up())
-        word = NOT_ANSWERED.format(status=dialled)
-        earlier = msgspec.structs.replace(Earlier.read(talk), word=word)
-        await registry.put(f"talk:{call_sid}", earlier.kept(), RETURN_SECONDS)
-        parameters = dict(earlier.parameters)
+        if earlier := formats.read(talk, Earlier):
+            word = NOT_ANSWERED.format(status=dialled)
+            earlier = msgspec.structs.replace(earlier, word=word)
+            kept = earlier.kept(registry.format())
+            await registry.put(f"talk:{call_sid}", kept, RETURN_SECONDS)
+            parameters = dict(earlier.parameters)
+        else:
+            # What this version cannot read stays as it is: an instance of a newer
+            # version may get the stream.
+            parameters = _both_ends(ask)
         stream = self._stream(ask, parameters, f"?{BACK}=1")
         return _twiml(stream)
 

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from bridge.fleet.formats import FORMAT, format_of
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import AnsweredBy
 from bridge.outbound import (
@@ -101,6 +102,9 @@ async def test_an_order_becomes_a_call_that_knows_what_it_is_for() -> None:
         assert await it.another().order("a/b 1") == wanted
         assert await it.another().order("a/b 1") == wanted
         assert it.rest.calls[call_sid].record.heard == AGENT[:1600]  # type: ignore[union-attr]
+        # Format 0 reads no order that has a field it does not know.
+        assert b'"format"' not in (await it.registry.get("order:a/b 1") or b"")
+        assert format_of(await it.registry.get(f"status:{call_sid}") or b"") == FORMAT
 
 
 async def test_what_twilio_is_asked_for() -> None:

@@ -11,6 +11,7 @@ import pytest
 from bridge import safekeeping
 from bridge.core.history import HistoryItem, Playing
 from bridge.core.redaction import Redaction
+from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier, Left
 from bridge.safekeeping import REFRESH_SECONDS, TALK_SECONDS, Safekeeping, kept
@@ -130,7 +131,7 @@ def test_notes_that_are_no_json_cost_no_conversation(notes: dict[str, Any]) -> N
     """The user's own notes may hold anything; what was said is kept without them."""
     said = (HistoryItem("u1", "user", "Hi."),)
 
-    read = Earlier.read(kept(Earlier(said, streams=1, notes=notes)))
+    read = Earlier.read(kept(Earlier(said, streams=1, notes=notes), FORMAT))
 
     assert (read.history, read.streams, read.notes) == (said, 1, {})
 
@@ -168,6 +169,6 @@ def test_notes_of_which_nothing_can_be_taken_out_are_not_kept() -> None:
     """What is no JSON is kept nowhere, whatever may be in it."""
     earlier = Earlier(streams=1, notes=cycle())
 
-    read = Earlier.read(kept(earlier, Redaction(cards=True)))
+    read = Earlier.read(kept(earlier, FORMAT, Redaction(cards=True)))
 
     assert (read.streams, read.notes) == (1, {})

@@ -138,3 +138,8 @@ class Registry(Protocol):
 
     async def reachable(self) -> bool:
         """An instance that starts later can read what this one puts now."""
+
+    def format(self) -> int:
+        """The format in which stored values are to be written (formats.py): the newest
+        one that all live instances read. It changes while calls run, when an instance
+        of another version joins or leaves: ask again for each value."""

@@ -28,6 +28,25 @@ bridge:words         channel -         100      words for running calls; by `tel
 Strings, but for counters, begin with 17 bytes: when they were written, and whether
 there is anything (written.py). For one primary, not for Redis Cluster: a script touches
 several keys.
+
+The key layout - names, types, the 17 bytes, what scripts expect of a key - is a part of
+the fleet format (formats.py); 0 and 1 have the same. Instances of two versions use the
+same keys at the same time, so a key is renamed like this:
+
+1. The format that renames it is negotiated like any other: an instance uses the new
+   name only while `Registry.format()` says so, that is when all instances know it.
+2. Instances change over within one beat, not in one moment. Therefore a version with
+   two layouts reads both names, and a script that takes, is the first, counts, lets in,
+   holds or closes gets the keys of both: two instances with different names must not
+   both be the first, or both have a call.
+3. When `Registry.format()` changes, in either direction, an instance writes all that it
+   knows under the names that are in use now, as after an outage (`_put_back(0)`).
+4. The next format drops the old name.
+
+Never renamed, nor changed in their shape: `bridge:instances`, with its fields
+`{milliseconds} {JSON object}` (an instance announces its format there), and
+`bridge:words`, with its messages `[instance, call sid, stream sid, base64]` (an
+instance ignores a message that it does not know). A new hash field needs no new format.
 """
 
 import base64

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from bridge.fleet import TAKEN, CallEntry, Capacity, Ear, NextStep
+from bridge.fleet import TAKEN, CallEntry, Capacity, Ear, NextStep, formats
 
 NEXT_STEP_SECONDS = 60.0
 """Twilio asks right after the stream has ended; when it does not, the call is over and
@@ -110,6 +110,9 @@ class MemoryRegistry:
 
     async def reachable(self) -> bool:
         return False
+
+    def format(self) -> int:
+        return formats.FORMAT
 
     def _drop_stale(self) -> None:
         # Oldest first, as they were put in.

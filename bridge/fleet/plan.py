@@ -8,13 +8,12 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import structlog
 
-from bridge.core import UNREADABLE
 from bridge.core.audio import BYTES_PER_MS
 from bridge.core.history import HistoryItem, Playing
 from bridge.core.redaction import Redaction
 from bridge.core.rules import BACK, CUT_OFF
 from bridge.core.transcript import Words
-from bridge.fleet import Registry
+from bridge.fleet import Registry, formats
 
 log = structlog.get_logger()
 
@@ -50,8 +49,9 @@ class Plan(msgspec.Struct, frozen=True):
     def read(cls, kept: bytes | None) -> "Plan":
         return _read(kept, cls)
 
-    def kept(self) -> bytes:
-        return msgspec.json.encode(self)
+    def kept(self, format: int) -> bytes:
+        """As it is stored, in the format that `Registry.format()` gives."""
+        return formats.encode(self, format)
 
 
 Kept = TypeVar("Kept", "Plan", "Earlier")
@@ -60,13 +60,8 @@ Kept = TypeVar("Kept", "Plan", "Earlier")
 def _read(kept: bytes | None, kind: type[Kept]) -> Kept:
     """What another version of the bridge has written, and cannot be read, is nothing:
     a call that begins anew is better than none."""
-    if not kept:
-        return kind()
-    try:
-        return msgspec.json.decode(kept, type=kind)
-    except UNREADABLE as error:
-        log.error("kept_unreadable", kind=kind.__name__, error=type(error).__name__)
-        return kind()
+    found = formats.read(kept, kind) if kept else None
+    return kind() if found is None else found
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -117,8 +112,9 @@ class Earlier(msgspec.Struct, frozen=True):
     def read(cls, kept: bytes | None) -> "Earlier":
         return _read(kept, cls)
 
-    def kept(self) -> bytes:
-        return msgspec.json.encode(self)
+    def kept(self, format: int) -> bytes:
+        """As it is stored, in the format that `Registry.format()` gives."""
+        return formats.encode(self, format)
 
     def as_of(self, ended: float) -> "Earlier":
         """As it was when the stream ended (seconds since the epoch): more of what was

@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from bridge.core import UNREADABLE
-from bridge.fleet import TAKEN, CallEntry, Capacity, Ear, NextStep, keys
+from bridge.fleet import TAKEN, CallEntry, Capacity, Ear, NextStep, formats, keys
 from bridge.fleet.memory import NEXT_STEP_SECONDS, Inside
 from bridge.fleet.written import Counts, Kept, Written, stamp_of, value_of
 from bridge.variables import redis_place
@@ -146,6 +146,11 @@ class RedisRegistry:
         self._inside = Inside(time.monotonic)
         """Whom this instance has let in; it decides while Redis is away."""
         self._others: dict[str, Capacity] = {}
+        self._format = formats.OLDEST
+        """The format to write; the oldest as long as the others are not known."""
+        self._formats_differ = False
+        """Live instances announce different formats."""
+        self._differ_since = 0.0
         self._era: bytes | None = None
         self._up = False
         self._back = asyncio.Event()
@@ -184,7 +189,7 @@ class RedisRegistry:
             self._taken.pop(stream, None)
             return
         lease = self._leases.pop(sid, None) or _Lease(entry, entry.started_at)
-        value = msgspec.json.encode(next_step) if next_step else None
+        value = formats.encode(next_step, self._format) if next_step else None
         now = self._written.keep(keys.NEXT + sid, value, NEXT_STEP_SECONDS).stamp
         # Of those before, Redis has forgotten by itself that there were any.
         over = now - _us(self._pace.lease)
@@ -196,11 +201,7 @@ class RedisRegistry:
     async def next_step(self, call_sid: str) -> NextStep | None:
         key = keys.NEXT + call_sid
         value = await self._read(key, lambda: self._redis.get(key))
-        try:
-            return msgspec.json.decode(value, type=NextStep) if value else None
-        except UNREADABLE:  # of another version of the bridge
-            log.warning("fleet_unread", what="next_step")
-            return None
+        return formats.read(value, NextStep) if value else None
 
     async def calls(self) -> list[CallEntry]:
         entries: dict[str, CallEntry] = {}
@@ -318,6 +319,9 @@ class RedisRegistry:
 
     async def reachable(self) -> bool:
         return self._up
+
+    def format(self) -> int:
+        return self._format
 
     # --- asking Redis, or doing without ---
 
@@ -516,23 +520,48 @@ class RedisRegistry:
     async def _beat(self) -> bool:
         """Tells of this instance and its calls, hears of the others. True: Redis has
         lost what it had."""
-        own = msgspec.json.encode(self._capacity())
+        own = formats.encode(self._capacity(), formats.FORMAT)
         ttl, era = _ms(self._pace.instance), secrets.token_hex(4)
         async with asyncio.timeout(self._pace.limit):
             found, *told = await self._script(
                 keys.BEAT, [keys.INSTANCES, keys.ERA], [self.id, own, ttl, era]
             )
-        self._others = {
-            name.decode(): capacity
-            for name, text in zip(told[::2], told[1::2], strict=True)
-            if name.decode() != self.id and (capacity := _capacity(text))
-        }
+        beats = dict(zip(map(bytes.decode, told[::2]), told[1::2], strict=True))
+        beats.pop(self.id, None)
+        capacities = {name: _capacity(text) for name, text in beats.items()}
+        self._others = {name: it for name, it in capacities.items() if it}
+        self._note_formats([_announced(text) for text in beats.values()])
         emptied, self._era = self._era not in (None, found), found
         # While Redis is there, one that is not held is just being told of.
         leases = [it for it in self._leases.values() if it.held or not self._up]
         for some in _parts(leases, CHUNK_CALLS):
             await self._renew(some)
         return emptied
+
+    def _note_formats(self, others: Sequence[int]) -> None:
+        """What format to write, now that the others have announced theirs. One line in
+        the log when the formats begin to differ, one when they agree again."""
+        self._format = formats.common(others)
+        announced = (formats.FORMAT, *others)
+        oldest, newest = min(announced), max(announced)
+        differ = oldest != newest
+        if differ == self._formats_differ:
+            return
+        now = time.monotonic()
+        if differ:
+            # A version reads its own format and the one before.
+            tell = log.info if newest - oldest == 1 else log.warning
+            tell(
+                "fleet_formats_differ",
+                oldest=oldest,
+                newest=newest,
+                writes=self._format,
+            )
+            self._differ_since = now
+        else:
+            seconds = round(now - self._differ_since, 3)
+            log.info("fleet_formats_agree", format=newest, seconds=seconds)
+        self._formats_differ = differ
 
     async def _renew(self, leases: Sequence[_Lease]) -> None:
         """That these calls are ours. Of one that is not the word may have been lost."""
@@ -679,6 +708,14 @@ def _ms(seconds: float) -> int:
 
 def _us(seconds: float) -> int:
     return round(seconds * 1e6)
+
+
+def _announced(beat: bytes) -> int:
+    """The format that an instance announces; 0 if the beat does not say."""
+    try:
+        return formats.format_of(beat)
+    except UNREADABLE:
+        return 0
 
 
 def _capacity(text: bytes) -> Capacity | None:

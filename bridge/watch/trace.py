@@ -33,6 +33,7 @@ from bridge.core.commands import (
 from bridge.core.conversation import Conversation
 from bridge.core.redaction import KEYS, REMOVED, Redaction, silence
 from bridge.core.rules import Rules
+from bridge.fleet.formats import TRACE_FORMAT
 
 BUFFER_BYTES = 256 * 1024
 """Written in blocks: a call makes about 50 kB a second, and the loop must not wait."""
@@ -47,8 +48,14 @@ MAX_EARLY_BYTES = 256 * 1024
 SUFFIX = ".trace.jsonl"
 
 
+class TraceFormatError(ValueError):
+    """This version cannot replay the trace. The text names the format of the trace and
+    the one that this version replays, and is fit to be printed."""
+
+
 class Trace:
-    """Lines `{"at": seconds, ...}`: inputs as they came, commands as they left.
+    """Lines `{"at": seconds, ...}`: inputs as they came, commands as they left. The
+    first has the format (bridge/fleet/formats.py).
 
     Kept in memory until `open` gives it a file: a call has no name before `start`.
     A trace that cannot be written is given up, and `on_lost` told why: no call ends
@@ -70,7 +77,7 @@ class Trace:
         self._told = False
         self._redaction = Redaction()
         self._encode = msgspec.json.Encoder().encode
-        self._write({"at": at, "begin": bounds})
+        self._write({"at": at, "format": TRACE_FORMAT, "begin": bounds})
 
     def open(
         self,
@@ -230,7 +237,8 @@ def _as_line(command: Command) -> dict[str, Any]:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a trace; a last line cut off by a crash is left out."""
+    """The lines of a trace, whatever its format; a last line cut off by a crash is left
+    out."""
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
@@ -241,16 +249,17 @@ def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Feeds the inputs of a trace through a new Conversation.
 
     Yields (line as recorded, line as it is now) of each command, for comparison.
+    TraceFormatError, before the first one: the trace has another format, or none.
     """
-    conversation: Conversation | None = None
+    lines = read(path)
+    first = next(lines, {})
+    _check_format(first.get("format"))
+    bounds = msgspec.convert(first["begin"], Bounds)
+    conversation = Conversation(now=first["at"], bounds=bounds)
     expected: list[dict[str, Any]] = []
-    for line in read(path):
+    for line in lines:
         at = line["at"]
-        if "begin" in line:
-            bounds = msgspec.convert(line["begin"], Bounds)
-            conversation = Conversation(now=at, bounds=bounds)
-        elif "in" in line:
-            assert conversation is not None, "a trace begins with `begin`"
+        if "in" in line:
             commands = _feed_line(conversation, line["in"], line["value"], at)
             expected += [_as_line(command) for command in commands]
         elif line["out"] != "session":
@@ -258,6 +267,17 @@ def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
             yield line, _plain(expected.pop(0)) if expected else {}
     for line in expected:
         yield {}, _plain(line)
+
+
+def _check_format(found: object) -> None:
+    if found == TRACE_FORMAT:
+        return
+    has = f"has format {found}"
+    if found is None:
+        has = "has no format: it is empty, or an older version has written it"
+    raise TraceFormatError(
+        f"The trace {has}. This version of the bridge replays format {TRACE_FORMAT}."
+    )
 
 
 def _plain(line: dict[str, Any]) -> dict[str, Any]:

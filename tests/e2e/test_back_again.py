@@ -15,6 +15,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.protocol import State
 
 import twiml
+from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier
 from bridge.sim.model import Behaviour, Ruled
@@ -145,7 +146,7 @@ async def test_streams_that_break_far_apart() -> None:
     async with bridge(QUICK) as place:
         clock, shelf = Clock(), registry(place)
         shelf._now = clock
-        await shelf.put(f"talk:{SID}", Earlier(streams=1).kept(), 9999.0)
+        await shelf.put(f"talk:{SID}", Earlier(streams=1).kept(FORMAT), 9999.0)
 
         quick = [await asks_next(place) for _ in range(MAX_RESUMES + 1)]
         clock.pass_on(RESUMED_SECONDS + 1)

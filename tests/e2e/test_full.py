@@ -18,6 +18,7 @@ import twiml
 from bridge import full_house
 from bridge.core.history import HistoryItem
 from bridge.fleet import CallEntry, Capacity, NextStep, Registry, Then
+from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier, Plan
 from bridge.house import House
@@ -192,7 +193,7 @@ async def test_who_waited_keeps_their_place() -> None:
         action = document[0].attrib["action"].removeprefix(place.url)
         place.server._house.lines.streams = 1
         held = await asked(place.url, action)
-        plan = Plan(greeting="Hi.").kept()
+        plan = Plan(greeting="Hi.").kept(FORMAT)
         await registry_of(place).put("plan:CA2", plan, 60)
         ours = await asked(place.url, "/voice/next", CallSid="CA2")
 
@@ -305,7 +306,7 @@ async def test_the_instance_of_a_call_died() -> None:
     behaviour = Behaviour(fallback=[Ruled(300)])
     with capture_logs() as logs:
         async with bridge(behaviour, agent=agent_for, greeting="Hi.") as place:
-            await registry_of(place).put("talk:CA1", TALK.kept(), 60)
+            await registry_of(place).put("talk:CA1", TALK.kept(FORMAT), 60)
             # Nobody listens where the stream was.
             document = twiml.connect(
                 "ws://127.0.0.1:1/media", action_url=f"{place.url}/voice/next"
@@ -324,7 +325,7 @@ async def test_the_instance_of_a_call_died() -> None:
 async def test_a_call_that_never_gets_on_its_feet() -> None:
     """Where every new stream is lost, too, the caller is told after a few."""
     async with bridge(fallback_number=NUMBER) as place:
-        await registry_of(place).put("talk:CA1", TALK.kept(), 60)
+        await registry_of(place).put("talk:CA1", TALK.kept(FORMAT), 60)
         answers = [
             await asked(place.url, "/voice/next") for _ in range(MAX_RESUMES + 1)
         ]
@@ -342,7 +343,7 @@ async def test_a_call_is_handed_over() -> None:
         registry = registry_of(place)
         await registry.closed(entry, STEP)
         bare = await asked(place.url, "/voice/next")
-        await registry.put("talk:CA1", TALK.kept(), 60)
+        await registry.put("talk:CA1", TALK.kept(FORMAT), 60)
         place.server._house.lines.streams = 1
         held = await asked(place.url, "/voice/next")
         place.server._house.lines.streams = 0
@@ -361,7 +362,7 @@ async def test_a_full_house_for_a_call_that_goes_on() -> None:
     route = Route(sorry="Pardon.", fallback=NUMBER, language="fr")
     async with bridge(max_calls=1, route=route) as place:
         place.server._house.lines.streams = 1
-        await registry_of(place).put("talk:CA1", TALK.kept(), 60)
+        await registry_of(place).put("talk:CA1", TALK.kept(FORMAT), 60)
         document = await asked(place.url, "/voice/next")
 
     assert said(document) == ["Pardon."]

@@ -11,6 +11,7 @@ import aiohttp
 from pydantic import SecretStr
 
 from bridge.console import client
+from bridge.fleet.formats import FORMAT
 from bridge.fleet.plan import Plan
 from bridge.sim.model import Behaviour, Ruled, Say
 from bridge.sim.twilio import rest, steps
@@ -161,7 +162,7 @@ def test_a_plan_survives_the_shelf() -> None:
     """What the webhook knows of a call, its stream knows, on whatever instance."""
     plan = Plan(greeting="Hi.", machine="message", message="Call us.")
 
-    assert Plan.read(plan.kept()) == plan
+    assert Plan.read(plan.kept(FORMAT)) == plan
     assert Plan.read(None) == Plan()
 
 
@@ -170,7 +171,7 @@ async def test_a_machine_of_which_another_instance_was_told() -> None:
     sid = "CA" + "5" * 32
     async with bridge(Behaviour(), greeting="Hi.") as place:
         registry = place.server.registry
-        await registry.put(f"plan:{sid}", Plan(machine="hang_up").kept(), 60.0)
+        await registry.put(f"plan:{sid}", Plan(machine="hang_up").kept(FORMAT), 60.0)
         calling = place.caller(call_sid=sid).call([steps.Wait(5)])
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(calling)

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from bridge.core.audio import BYTES_PER_MS
 from bridge.core.history import HistoryItem, Playing
 from bridge.core.rules import BACK, CUT_OFF
+from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import (
     AWAY_SECONDS,
@@ -268,6 +269,6 @@ def test_nothing_was_kept() -> None:
 def test_what_a_newer_version_adds_is_left_out() -> None:
     """In a rolling deploy both read what the other has written."""
     earlier = Earlier((HistoryItem("u1", "user", "Hi."),), streams=2, notes={"n": 1})
-    newer = earlier.kept().removesuffix(b"}") + b',"of_tomorrow":[1]}'
+    newer = earlier.kept(FORMAT).removesuffix(b"}") + b',"of_tomorrow":[1]}'
 
-    assert Earlier.read(newer) == Earlier.read(earlier.kept()) == earlier
+    assert Earlier.read(newer) == Earlier.read(earlier.kept(FORMAT)) == earlier

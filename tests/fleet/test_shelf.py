@@ -4,6 +4,7 @@ import asyncio
 
 from bridge.core.history import HistoryItem
 from bridge.fleet import Registry
+from bridge.fleet.formats import FORMAT
 from bridge.fleet.plan import Earlier, Plan
 from tests.fleet.conftest import Clock
 
@@ -120,7 +121,7 @@ def test_a_plan_is_read_as_it_was_kept() -> None:
     """The instance that answers the call knows what the one that placed it was told."""
     plan = Plan(greeting="", machine="message", message="Your table is booked.")
 
-    assert Plan.read(plan.kept()) == plan
+    assert Plan.read(plan.kept(FORMAT)) == plan
     assert Plan.read(None) == Plan(greeting=None, machine="ignore")
 
 
@@ -138,5 +139,5 @@ def test_an_earlier_conversation_is_read_as_it_was_kept() -> None:
         word="Nobody answered.",
     )
 
-    assert Earlier.read(earlier.kept()) == earlier
+    assert Earlier.read(earlier.kept(FORMAT)) == earlier
     assert Earlier.read(None) == Earlier()

@@ -23,6 +23,7 @@ INSTRUMENTED = [
     "bridge.core",
     "bridge.agent",
     "bridge.console.bodies",
+    "bridge.fleet.formats",
     "bridge.fleet.plan",
     "bridge.full_house",
     "bridge.routes",

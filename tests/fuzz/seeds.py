@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 from bridge.core.history import HistoryItem, Playing
+from bridge.fleet.formats import FORMAT
 from bridge.fleet.plan import Earlier, Left, Plan
 from tests.fuzz.talk import STEPS
 from tests.fuzz.texts import CALLER_TAGS, MODEL_TAGS, TICKET
@@ -238,7 +239,10 @@ def seeds(target: str) -> list[bytes]:
             meanwhile = b"!t !a !ir1 !eitem_a1 !b !f !w !h !......... !".split()
             return _together(_dumped(SIP_EVENTS), *meanwhile) + _together(server)
         case "shelf":
-            return [Plan("Hello", "message", "Call back").kept(), _earlier().kept()]
+            return [
+                Plan("Hello", "message", "Call back").kept(FORMAT),
+                _earlier().kept(FORMAT),
+            ]
         case "place":
             return [b"1760000000000-3", b"9999999999999-999999999", b"0-0"]
         case "ticket":

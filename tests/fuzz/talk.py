@@ -29,6 +29,7 @@ from bridge.core.commands import (
 from bridge.core.conversation import Conversation, State
 from bridge.core.history import HistoryItem
 from bridge.core.rules import GOODBYES, Prices, Rules
+from bridge.fleet.formats import FORMAT
 from bridge.fleet.plan import Earlier
 from bridge.sim.twilio.playout import Playout
 
@@ -554,7 +555,7 @@ class AnyCall:
             at=self.now,
             streams=1,
         )
-        read = Earlier.read(kept.kept())
+        read = Earlier.read(kept.kept(FORMAT))
         assert read == kept
         then = read.as_of(self.now + self.script.pick(SECONDS))
         if self.talk.state in (State.WAITING, State.HOLDING):

@@ -21,6 +21,7 @@ from bridge.console import bodies
 from bridge.core import ProtocolError, audio, errors, media_stream, realtime
 from bridge.core.replay import kept
 from bridge.core.transcode import MULAW_FORMAT, ModelAudio
+from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier, Plan
 from bridge.full_house import FullHouse, Place
@@ -189,7 +190,7 @@ def shelf(data: bytes) -> int:
         assert then.playing == ()
         assert isinstance(then.why, str)
         assert then.ended_as in ("transfer", "moved", "lost")
-    assert Earlier.read(earlier.kept()) == earlier
+    assert Earlier.read(earlier.kept(FORMAT)) == earlier
     return 1
 
 

@@ -12,6 +12,7 @@ from bridge.core.commands import Command, Note
 from bridge.core.conversation import Conversation
 from bridge.core.redaction import Redaction, pattern
 from bridge.core.rules import Rules
+from bridge.fleet.formats import TRACE_FORMAT
 from bridge.watch.trace import MAX_EARLY_BYTES, Trace, feed, read, replay
 from tests.core.phone import MULAW_SESSION, payload
 
@@ -180,7 +181,8 @@ def test_a_trace_says_what_happened_and_when(tmp_path: Path) -> None:
 
     found = lines(call.path)
 
-    assert found[0] == {"at": 50.0, "begin": msgspec.to_builtins(Bounds())}
+    begin = msgspec.to_builtins(Bounds())
+    assert found[0] == {"at": 50.0, "format": TRACE_FORMAT, "begin": begin}
     [rules] = [line["value"][0] for line in found if line.get("in") == "follow"]
     assert rules["greeting"] == GREETING
     assert all("at" in line for line in found)

@@ -1,0 +1,48 @@
+"""A call whose snapshot a newer version has written, in a format that is not known."""
+
+import aiohttp
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.fleet.formats import FORMAT, encode
+from bridge.fleet.plan import Earlier
+from bridge.sim.model import Behaviour, Ruled
+from tests.e2e.house import Place, bridge
+from tests.e2e.test_back_again import first_sound, hang_up, stream
+
+SID = "CA" + "6" * 32
+QUICK = Behaviour(fallback=[Ruled(200)], think_seconds=0.05, speed=20)
+NEWER = encode(Earlier(streams=1, agent="Booking"), FORMAT + 1)
+
+
+async def asks_next(place: Place, **more: str) -> str:
+    form = {"CallSid": SID, "From": "+14155550177", "To": "+14155550100", **more}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{place.url}/voice/next", data=form) as answer,
+    ):
+        assert answer.status == 200
+        return await answer.text()
+
+
+@pytest.mark.parametrize("more", [{}, {"DialCallStatus": "no-answer"}])
+async def test_a_call_of_a_newer_version_goes_on(more: dict[str, str]) -> None:
+    """Its stream was lost, or nobody took the transfer: the caller gets a new stream,
+    which knows who calls whom, and an agent that greets. Until that agent has something
+    to store, the snapshot stays as the newer version has left it."""
+    async with bridge(QUICK, greeting="Go.") as place:
+        registry = place.server.registry
+        await registry.put(f"talk:{SID}", NEWER, 60.0)
+        with capture_logs() as logs:
+            document = await asks_next(place, **more)
+        assert "<Stream" in document and "+14155550177" in document
+        assert await registry.get(f"talk:{SID}") == NEWER
+        unreadable = [it for it in logs if it["event"] == "format_unreadable"]
+        assert [(it["kind"], it["format"]) for it in unreadable] == [
+            ("Earlier", FORMAT + 1)
+        ]
+
+        async with stream(place, "MZ2", SID) as socket:
+            assert await first_sound(socket) == "MZ2"
+            await hang_up(socket, "MZ2")
+        await place.empty()
