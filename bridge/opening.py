@@ -179,7 +179,10 @@ async def _registry(
         return
     url = settings.redis_url.get_secret_value()
     async with redis_registry(
-        url, lambda: lines.capacity, metrics.registry_up.set
+        url,
+        lambda: lines.capacity,
+        metrics.registry_up.set,
+        told_lost=metrics.instances_lost.inc,
     ) as registry:
         yield registry
 

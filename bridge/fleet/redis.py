@@ -93,15 +93,17 @@ async def redis_registry(
     capacity: Callable[[], Capacity],
     told_up: Callable[[bool], None] = lambda up: None,
     pace: Pace | None = None,
+    told_lost: Callable[[], None] = lambda: None,
 ) -> AsyncIterator["RedisRegistry"]:
     """The Registry as long as this instance lives; there even where Redis is not.
 
     `capacity` says what this instance has to give, `told_up` hears whether Redis is
-    there, at first and whenever that changes.
+    there, at first and whenever that changes, `told_lost` of an instance that has ended
+    without leaving: of each, one of the others is told.
     """
     pace = pace or Pace()
     client, place = _client(url, pace.limit), redis_place(url)
-    registry = RedisRegistry(client, place, capacity, told_up, pace)
+    registry = RedisRegistry(client, place, capacity, told_up, told_lost, pace)
     async with asyncio.TaskGroup() as tasks:
         staying = tasks.create_task(registry.stay(), name="fleet")
         try:
@@ -124,6 +126,7 @@ class RedisRegistry:
         place: str,
         capacity: Callable[[], Capacity],
         told_up: Callable[[bool], None],
+        told_lost: Callable[[], None],
         pace: Pace,
     ) -> None:
         self.id = f"{socket.gethostname()[:40]}-{secrets.token_hex(4)}"
@@ -134,6 +137,7 @@ class RedisRegistry:
         self._place = place
         self._capacity = capacity
         self._told_up = told_up
+        self._told_lost = told_lost
         self._pace = pace
         self._ears: list[Ear] = []
         self._leases: dict[str, _Lease] = {}
@@ -528,6 +532,10 @@ class RedisRegistry:
             )
         beats = dict(zip(map(bytes.decode, told[::2]), told[1::2], strict=True))
         beats.pop(self.id, None)
+        for name in [name for name, text in beats.items() if not text]:
+            del beats[name]
+            log.warning("instance_lost", instance=name)
+            self._told_lost()
         capacities = {name: _capacity(text) for name, text in beats.items()}
         self._others = {name: it for name, it in capacities.items() if it}
         self._note_formats([_announced(text) for text in beats.values()])

@@ -128,6 +128,11 @@ class Metrics:
             "1 once the instance takes no more calls, as it is about to stop",
             registry=self.registry,
         )
+        self.instances_lost = Counter(
+            "bridge_instances_lost",
+            "Instances that ended without leaving the fleet, each counted by one other",
+            registry=self.registry,
+        )
         self.registry_up = Gauge(
             "bridge_registry_up",
             "1 while what the instances share can be reached; alone there is nothing",

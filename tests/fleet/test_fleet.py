@@ -34,6 +34,8 @@ class Instance:
     capacity: Capacity
     heard: list[tuple[str, bytes]] = field(default_factory=list)
     up: list[bool] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+    """One for each instance that it was told is lost."""
 
 
 @asynccontextmanager
@@ -47,6 +49,7 @@ async def instance(
         lambda: made[0].capacity if made else capacity,
         up.append,
         pace,
+        lambda: made[0].lost.append(1),
     ) as registry:
         made.append(Instance(registry, capacity, up=up))
         registry.listen(lambda sid, word: made[0].heard.append((sid, word)))
@@ -235,25 +238,47 @@ asyncio.run(main())
 async def test_one_that_is_killed(server: RedisServer) -> None:
     """Its caller is taken over with all that was said; soon it is not counted, and a
     call that nobody took over is off the list."""
-    async with instance(server.url, Capacity(1, 1)) as a:
+    async with (
+        instance(server.url, Capacity(1, 1)) as a,
+        instance(server.url, Capacity(1, 1)) as b,
+    ):
         dies = await asyncio.create_subprocess_exec(
             sys.executable, "-c", DIES, server.url, stdout=asyncio.subprocess.PIPE
         )
         assert dies.stdout
         assert await dies.stdout.readline() == b"there\n"
-        await soon(lambda: a.registry._others, "it is not seen")
+        await soon(lambda: len(a.registry._others) == 2, "it is not seen")
         dies.send_signal(signal.SIGKILL)
         await dies.wait()
         killed = monotonic()
 
         assert await streams(a.registry) == ["MZ1"]
         assert await a.registry.get("talk:CA1") == b"said"
-        await soon(lambda: not a.registry._others, "calls are still sent to it")
+        await soon(lambda: len(a.registry._others) == 1, "calls are still sent to it")
         while await a.registry.calls():
             assert monotonic() < killed + SOON_SECONDS, "its call is still on the list"
             await asyncio.sleep(0.02)
         await a.registry.opened(entry(stream="MZ2"))
         assert await a.registry.take("talk:CA1") == b"said"
+        await beats()
+        assert sum(a.lost) + sum(b.lost) == 1, "an alarm is missed, or rings twice"
+
+
+async def test_only_those_that_died_are_missed(server: RedisServer) -> None:
+    """No alarm for an instance that was stopped in good order, nor for any while Redis
+    was away for longer than a beat may be late."""
+    async with instance(server.url) as a:
+        async with instance(server.url):
+            await soon(lambda: a.registry._others, "it is not seen")
+        async with instance(server.url) as c:
+            await soon(lambda: a.registry._others, "it is not seen")
+            server.stop()
+            await soon(lambda: a.up[-1:] == c.up[-1:] == [False], "it is not noticed")
+            await asyncio.sleep(2 * QUICK.instance)
+            server.start()
+            await soon(lambda: a.up[-1] and c.up[-1], "it is not found again")
+            await beats()
+        assert (a.lost, c.lost) == ([], [])
 
 
 # --- Redis is away ---
