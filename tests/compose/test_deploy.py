@@ -3,11 +3,10 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.compose.project import ROOT, Done, Project, env, until
+from tests.compose.project import Done, Project, env, until
 from tests.compose.test_calls import (
     CALLS,
     lost,
@@ -16,6 +15,7 @@ from tests.compose.test_calls import (
     talking,
     wrong,
 )
+from tests.fleet import earlier_version
 
 IMAGE = "twilio-realtime-bridge"
 
@@ -36,9 +36,7 @@ def image_of(project: Project, name: str) -> str:
     return project.shell("docker", "image", "inspect", "-f", "{{.Id}}", name).text
 
 
-async def deployed_under_calls(
-    project: Project, *options: str, turns: int = 8
-) -> Done:
+async def deployed_under_calls(project: Project, *options: str, turns: int = 8) -> Done:
     """`make deploy` while calls run: none is lost, none notices."""
     results: list[Done] = []
 
@@ -189,7 +187,7 @@ def other_version(
 ) -> Iterator[None]:
     """The image before a deploy is that of the last commit of the format before."""
     folder = tmp_path_factory.mktemp("earlier")
-    earlier_version.extract(folder)
+    earlier_version.unpack(folder)
     fleet.shell("docker", "build", "--tag", f"{IMAGE}:earlier", str(folder))
     fleet.shell("docker", "tag", IMAGE, f"{IMAGE}:ours")
     fleet.shell("docker", "tag", f"{IMAGE}:earlier", IMAGE)

@@ -56,20 +56,21 @@ def script(call: int, turns: int) -> list[steps.Step]:
 
 @dataclass(slots=True)
 class CountedCalls:
-    """Calls that go on beside each other; `caller` makes the caller of each."""
+    """Calls that go on beside each other; `caller` makes the caller of each. The words
+    of a call carry its number, so calls at the same time need different ones."""
 
     caller: Callable[[], Caller]
+    first: int = 1
     records: dict[int, CallRecord] = field(default_factory=dict)
-    _placed: int = 0
 
     async def place(self, count: int, turns: int, ramp: float = RAMP_SECONDS) -> None:
         """All of them, up to their ends; `ramp` s between two beginnings."""
         async with asyncio.TaskGroup() as tasks:
             for _ in range(count):
-                self._placed += 1
+                number = self.first + len(self.records)
                 placed = PlacedCall(self.caller())
-                self.records[self._placed] = placed.record
-                tasks.create_task(placed.run(script(self._placed, turns)))
+                self.records[number] = placed.record
+                tasks.create_task(placed.run(script(number, turns)))
                 await asyncio.sleep(ramp)
 
     def verdicts(self, sessions: Sequence[Conversation]) -> "list[Verdict]":
