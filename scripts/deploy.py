@@ -111,7 +111,8 @@ def run(
         text = f"`{' '.join(command[:4])} ...` took longer than {seconds:g} s"
         raise DeployFailed(text) from None
     if done.returncode:
-        last = "\n".join((done.stderr or "").strip().splitlines()[-LOG_LINES:])
+        text = (done.stdout or "") + (done.stderr or "")
+        last = "\n".join(text.strip().splitlines()[-LOG_LINES:])
         raise DeployFailed(f"`{' '.join(command)}` failed\n{last}".rstrip())
     return done.stdout or ""
 

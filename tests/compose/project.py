@@ -88,6 +88,7 @@ class Project:
                 **PORTS,
                 **files,
                 "COMPOSE_PROJECT_NAME": self.name,
+                "COMPOSE_ANSI": "never",
                 **self.environ,
             },
             stdout=subprocess.PIPE,

@@ -36,7 +36,9 @@ def image_of(project: Project, name: str) -> str:
     return project.shell("docker", "image", "inspect", "-f", "{{.Id}}", name).text
 
 
-async def deployed_under_calls(project: Project, *options: str, turns: int = 8) -> Done:
+async def deployed_under_calls(
+    project: Project, *options: str, turns: int = 15
+) -> Done:
     """`make deploy` while calls run: none is lost, none notices."""
     results: list[Done] = []
 
@@ -186,8 +188,7 @@ def other_version(
     fleet: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
     """The image before a deploy is that of the last commit of the format before."""
-    folder = tmp_path_factory.mktemp("earlier")
-    earlier_version.unpack(folder)
+    folder = earlier_version.unpack(tmp_path_factory.mktemp("earlier") / "clone")
     fleet.shell("docker", "build", "--tag", f"{IMAGE}:earlier", str(folder))
     fleet.shell("docker", "tag", IMAGE, f"{IMAGE}:ours")
     fleet.shell("docker", "tag", f"{IMAGE}:earlier", IMAGE)
