@@ -19,12 +19,12 @@ PINNED = re.compile(r"([a-z0-9][\w./:-]*:[\w.-]+)@(sha256:[0-9a-f]{64})")
 def current(image: str) -> str:
     """The digest that the registry has for a tag."""
     asked = ["docker", "buildx", "imagetools", "inspect", image]
-    asked += ["--format", "{{.Manifest.Digest}}"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    digest = done.stdout.strip().strip('"')
-    if done.returncode or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
+    # The first one is that of the tag itself; those of its platforms follow.
+    found = re.search(r"^Digest:\s+(sha256:[0-9a-f]{64})$", done.stdout, re.MULTILINE)
+    if done.returncode or not found:
         raise SystemExit(f"{image}: no digest: {(done.stderr or done.stdout).strip()}")
-    return digest
+    return found[1]
 
 
 def main(names: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ def docker(tmp_path: Path) -> Path:
     program.write_text(
         "#!/bin/sh\n"
         'case "$*" in *gone*) echo "not found" >&2; exit 1;; esac\n'
-        f"echo {NEW}\n"
+        f"echo 'Name: x\nDigest:    {NEW}\n\nManifests:\n  Name: x@{OLD}'\n"
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return program.parent
