@@ -1,22 +1,65 @@
-# The bridge as an image: the locked versions without the tools of development, no root.
-# Its base is a minor version, so that a build brings its security fixes: build anew each
-# month. Where the same bytes are wanted each time, put the base's digest behind it.
-# `docker compose up --build` runs it. (`docker run --env-file` reads .env in its own way:
-# quotes and comments behind a value stay in it.)
+# The bridge as an image: the locked versions, no development packages, no pip, no root.
+# It needs BuildKit (the default of docker 23 and newer, and of docker compose), because
+# the wheels are kept in a build cache. docs/image.md says how to renew the base image,
+# how to add an agent with its own packages, and how to list what the image contains.
+# (`docker run --env-file` reads .env in its own way: quotes and comments behind a value
+# stay in it.)
 
-FROM python:3.13-slim AS build
+# The tag says which base image this is; the digest decides which bytes are used, on
+# amd64 and arm64. `make digests` renews it. PYTHON_IMAGE in the environment of
+# `docker compose build` replaces it, for example by the same image in another registry.
+ARG PYTHON_IMAGE=python:3.13-slim@sha256:70729b46c69b4f1e97c4822c1af3df53a1476cf5ddc6c087c0c10bc3a5678c2f
+
+# --- The dependencies: this stage changes only with pyproject.toml and the lock.
+FROM ${PYTHON_IMAGE} AS dependencies
+ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
-COPY pyproject.toml requirements.lock README.md LICENSE ./
+# pip gets an environment of its own, so that /venv, which the image runs, has none.
+RUN python -m venv /pip && python -m venv --without-pip /venv
+COPY pyproject.toml requirements.lock ./
+# Wheels only: installing a wheel runs no code of its package.
+RUN --mount=type=cache,target=/var/cache/pip \
+    python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['dependencies'], *project['optional-dependencies']['voice'], sep='\n')" > wanted.txt \
+ && /pip/bin/pip --python /venv/bin/python install --no-compile --only-binary :all: \
+        -c requirements.lock -r wanted.txt
+
+# --- The bridge itself, and the bytecode of the modules that it uses.
+FROM dependencies AS build
+COPY README.md LICENSE ./
+COPY scripts/compile_used.py scripts/
 COPY bridge bridge
 COPY twiml twiml
-# Wheels only: installing one runs nothing of it.
-RUN python -m venv /venv \
- && /venv/bin/pip install --no-cache-dir --disable-pip-version-check \
-        --only-binary :all: -c requirements.lock '.[voice]'
+# /new gets the files that this step adds to /venv. They become a layer of their own, so
+# that a new version of the bridge does not transfer its dependencies again.
+RUN --mount=type=cache,target=/var/cache/pip \
+    touch /before \
+ && /pip/bin/pip --python /venv/bin/python install --no-compile --only-binary :all: --no-deps . \
+ && cd / && /venv/bin/python -B /source/scripts/compile_used.py bridge twiml \
+ && mkdir /new && find venv -type f -cnewer /before -print0 \
+  | tar --create --null --files-from=- | tar --extract --directory=/new
+# A label must not contradict the package.
+ARG IMAGE_VERSION=unknown
+RUN [ "$IMAGE_VERSION" = unknown ] || [ "$IMAGE_VERSION" = "$(/venv/bin/python -c \
+    'from importlib.metadata import version; print(version("twilio-realtime-bridge"))')" ]
 
-FROM python:3.13-slim
+# --- `make sbom` only: what /venv contains, as CycloneDX, validated against its schema.
+FROM build AS sbom
+RUN --mount=type=cache,target=/var/cache/pip \
+    /pip/bin/pip install --only-binary :all: cyclonedx-bom==7.5.0 \
+ && /pip/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
+        --spec-version 1.6 --output-reproducible --validate --output-file /sbom.json \
+        /venv/bin/python
+FROM scratch AS sbom-file
+COPY --from=sbom /sbom.json /
+
+# --- The image.
+FROM ${PYTHON_IMAGE}
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin bridge
-COPY --from=build /venv /venv
+COPY --from=dependencies /venv /venv
+COPY --from=build /new/venv /venv
+# For images that are built on this one: the versions that must not change.
+COPY requirements.lock /usr/share/bridge/
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # An agent of your own: mount it here and set BRIDGE_AGENT=my_agent.py:name
 WORKDIR /agents
@@ -27,5 +70,15 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + (os.environ.get('BRIDGE_PORT') or '8080') + '/healthz', timeout=2)"]
+# `make image` sets the version (of pyproject.toml) and the revision (of git).
+ARG PYTHON_IMAGE
+ARG IMAGE_VERSION=unknown
+ARG IMAGE_REVISION=unknown
+LABEL org.opencontainers.image.title="twilio-realtime-bridge" \
+      org.opencontainers.image.description="A Twilio phone number in front of an OpenAI Realtime agent: a Media Streams bridge that knows what the caller heard." \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${IMAGE_VERSION}" \
+      org.opencontainers.image.revision="${IMAGE_REVISION}" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}"
 ENTRYPOINT ["bridge"]
 CMD ["serve"]

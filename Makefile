@@ -14,7 +14,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 LOCK_PYTHONS ?= python3.11 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test compose-test serve fleet deploy check audit lock clean fuzz
+.PHONY: help setup demo test compose-test serve fleet deploy check audit lock image sbom digests
+.PHONY: clean fuzz
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -73,8 +74,25 @@ lock: setup  ## resolve pyproject.toml anew into requirements.lock
 		|| { rm -f requirements.lock.new; exit 1; }
 	@mv requirements.lock.new requirements.lock
 
+# PYTHON_IMAGE of the environment, if it is set, replaces the base of the Dockerfile.
+IMAGE ?= twilio-realtime-bridge
+BUILD = DOCKER_BUILDKIT=1 docker build $${PYTHON_IMAGE:+--build-arg PYTHON_IMAGE}
+image:  ## build the image, with its version and revision in its labels
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); \
+	revision=$$(git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || echo unknown); \
+	$(BUILD) --build-arg IMAGE_VERSION="$$version" --build-arg IMAGE_REVISION="$$revision" \
+		--tag $(IMAGE) .
+
+sbom:  ## write sbom.json: the Python packages of the image, as CycloneDX (needs docker)
+	@$(BUILD) --target sbom-file --output . .
+
+# With DIGESTS='Dockerfile ...' only in these files.
+DIGESTS ?= Dockerfile docker-compose.yml $(wildcard deploy/kubernetes/*.yaml)
+digests: setup  ## renew the digests of the images (asks their registry)
+	@$(BIN)/python -m scripts.digests $(DIGESTS)
+
 clean:  ## remove what was made, .venv included
-	rm -rf $(VENV) .venv-* build *.egg-info .coverage* requirements.lock.new
+	rm -rf $(VENV) .venv-* build *.egg-info .coverage* requirements.lock.new sbom.json
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from importlib import resources
 from ipaddress import ip_address, ip_network
@@ -24,6 +25,7 @@ FILE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 BRIDGE = SERVICES["bridge"]
 FAKES = ("model", "caller")
+BUILD_ARGUMENTS = ["PYTHON_IMAGE", "IMAGE_VERSION", "IMAGE_REVISION"]
 
 DEMO_ONLY_WITHOUT = (
     "BRIDGE_PUBLIC_URL",
@@ -168,7 +170,7 @@ def test_images_have_a_version(name: str) -> None:
     """What runs tomorrow is what ran today."""
     image = SERVICES[name]["image"]
     if image == "twilio-realtime-bridge":
-        assert SERVICES[name]["build"] == "."
+        assert SERVICES[name]["build"] == {"context": ".", "args": BUILD_ARGUMENTS}
         assert SERVICES[name]["user"] == dockerfile("USER")[-1]
     else:
         assert re.fullmatch(r"[a-z/]+:v?\d[\w.-]*", image), image
@@ -254,28 +256,83 @@ def test_the_fakes_are_started_as_they_can_be(name: str) -> None:
 
 
 def dockerfile(instruction: str) -> list[str]:
-    """What stands behind each of them, lines that go on joined."""
+    """The text after each such instruction, with continued lines joined."""
     text = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
     return re.findall(rf"^{instruction}\s+(.*)$", text, re.M)
 
 
-def test_the_image_is_built_from_what_was_chosen() -> None:
-    """Pinned bases and versions, nothing fetched from an address, nothing of theirs run
-    at install; what runs has no root, and no build tools of ours beside it."""
-    built_from = [image for image, *_ in map(str.split, dockerfile("FROM"))]
-    (install,) = (it for it in dockerfile("RUN") if "pip install" in it)
+def stages() -> dict[str, str]:
+    """The text of each stage of the Dockerfile; that of the image is the last one."""
+    text = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    form = r"^FROM \S+(?: AS (\S+))?\n(.*?)(?=^FROM |\Z)"
+    found = re.findall(form, text, re.M | re.S)
+    return {name or "image": body for name, body in found}
 
-    assert len(built_from) == 2 and set(built_from) == {"python:3.13-slim"}
-    assert "--only-binary :all:" in install and "-c requirements.lock" in install
-    assert not dockerfile("ADD") and not dockerfile("ARG")
+
+def test_the_image_is_built_from_what_was_chosen() -> None:
+    """The base has a digest and the packages have locked versions. The build fetches
+    nothing from an address and runs no code of a package while it installs it."""
+    bases = [line.split()[0] for line in dockerfile("FROM")]
+    installs = [it for it in dockerfile("RUN") if re.search(r"/pip .*install", it)]
+    packages, bridge, _ = installs
+
+    assert set(bases) == {"${PYTHON_IMAGE}", "dependencies", "build", "scratch"}
+    assert all("--only-binary :all:" in it for it in installs)
+    assert "-c requirements.lock -r wanted.txt" in packages
+    assert re.search(r"--no-deps \.\s", bridge)
+    assert "--without-pip /venv" in " ".join(dockerfile("RUN"))
+    assert not dockerfile("ADD")
     assert not re.search(r"https?://|curl|wget|apt-get", " ".join(dockerfile("RUN")))
-    assert dockerfile("USER") == ["10001"]
     assert dockerfile("HEALTHCHECK") and dockerfile("STOPSIGNAL") == ["SIGTERM"]
+
+
+def test_build_arguments_choose_the_base_and_the_labels_only() -> None:
+    """No argument changes which packages are installed. Each has a default that is
+    true, so that a plain `docker build` needs none."""
+    given = dict(line.split("=", 1) for line in dockerfile("ARG") if "=" in line)
+
+    assert list(given) == BUILD_ARGUMENTS
+    assert re.fullmatch(r"python:3\.13-slim@sha256:[0-9a-f]{64}", given["PYTHON_IMAGE"])
+    assert given["IMAGE_VERSION"] == given["IMAGE_REVISION"] == "unknown"
+    for install in (it for it in dockerfile("RUN") if re.search(r"/pip .*install", it)):
+        assert "$" not in install
+
+
+def test_what_runs_has_no_root_and_no_build_tools() -> None:
+    """The image takes only the environment of the bridge from the build."""
+    image = stages()["image"]
+    taken = re.findall(r"^COPY --from=(\S+) (\S+) (\S+)$", image, re.M)
+
+    assert list(stages())[-1] == "image"
+    assert taken == [
+        ("dependencies", "/venv", "/venv"),
+        ("build", "/new/venv", "/venv"),
+    ]
+    assert "pip" not in " ".join(re.findall(r"^RUN (.*)$", image, re.M))
+    assert re.findall(r"^USER (.*)$", image, re.M) == ["10001"]
+    for _, body in list(stages().items())[:-1]:
+        assert not re.search(r"^USER ", body, re.M)
+
+
+def test_the_labels_are_those_of_the_project() -> None:
+    """The image and the package say the same about themselves."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    labels = dict(
+        re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', stages()["image"])
+    )
+
+    assert labels["title"] == project["name"]
+    assert labels["description"] == project["description"]
+    assert labels["licenses"] == project["license"]
+    assert labels["version"] == "${IMAGE_VERSION}"
+    assert labels["revision"] == "${IMAGE_REVISION}"
+    assert labels["base.name"] == "${PYTHON_IMAGE}"
 
 
 def test_no_secret_is_in_the_image() -> None:
     """Whoever is given the image has not been given .env, recordings or the history."""
-    named = set(re.findall(r"([A-Z_]+)=", " ".join(dockerfile("ENV"))))
+    environment = " ".join(re.findall(r"^ENV (.*)$", stages()["image"], re.M))
+    named = set(re.findall(r"([A-Z_]+)=", environment))
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     out, *rules = [line for line in lines if line and line[0] != "#"]
     let_in = {line[1:] for line in rules if line[0] == "!"}
