@@ -14,8 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 LOCK_PYTHONS ?= python3.11 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test compose-test serve fleet deploy check audit lock image sbom digests
-.PHONY: clean fuzz
+.PHONY: help setup demo test compose-test serve fleet deploy check audit lock image sbom digests clean fuzz
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24

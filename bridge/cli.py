@@ -439,7 +439,8 @@ def sim_call(
     out.print(
         f"The call was ended by the {record.ended_by}: "
         f"{len(record.heard) / 8000:.1f} s of the agent heard, "
-        f"interruptions: {len(record.clears)}, warnings: {len(record.warnings)}."
+        f"interruptions: {len(record.clears)}, warnings: {len(record.warnings)}.",
+        soft_wrap=True,  # one line of a log, in a container
     )
     if len(record.streams) > 1:
         again = len(record.streams) - 1

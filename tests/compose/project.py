@@ -138,7 +138,8 @@ class Project:
         """The lines that are JSON."""
         found = []
         words = ("logs", "--no-log-prefix", "--no-color", service)
-        for line in self.compose(*words).text.splitlines():
+        for printed in self.compose(*words).text.splitlines():
+            line = printed.removeprefix("\x1b[2K")  # compose clears a line of its own
             if line.startswith("{"):
                 found.append(json.loads(line))
         return found

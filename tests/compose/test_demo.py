@@ -53,12 +53,12 @@ def test_the_demo_calls_complete(demo: Project) -> None:
     """All three callers hear the agent, interrupt it, and say goodbye; and again."""
 
     def told() -> list[re.Match[str]]:
-        logs = demo.compose("logs", "--no-log-prefix", "--no-color", "caller").text
+        logs = demo.compose("logs", "--no-log-prefix", "caller").text
         return list(ENDED.finditer(logs))
 
     until("six calls have ended", lambda: len(told()) >= 6, 120)
     calls = told()
-    logs = demo.compose("logs", "--no-log-prefix", "--no-color", "caller").text
+    logs = demo.compose("logs", "--no-log-prefix", "caller").text
     assert all(float(it[1]) > 5 for it in calls), "the agent was hardly heard"
     assert all(int(it[2]) >= 1 for it in calls), "nobody was interrupted"
     assert all(int(it[3]) == 0 for it in calls), "Twilio had something to warn of"

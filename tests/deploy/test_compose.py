@@ -25,6 +25,9 @@ FILE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 BRIDGE = SERVICES["bridge"]
 FAKES = ("model", "caller")
+
+MOST_BRIDGES = 16
+"""Of the largest fleet that the documents speak of."""
 BUILD_ARGUMENTS = ["PYTHON_IMAGE", "IMAGE_VERSION", "IMAGE_REVISION"]
 
 DEMO_ONLY_WITHOUT = (
@@ -46,8 +49,9 @@ def interpolated(text: str, **environ: str) -> str:
         return (given or word) if form == ":-" else (word if given else "")
 
     done = re.sub(r"\$\{([A-Z_]+)(:-|:\+)([^}]*)\}", value, text)
-    assert "$" not in done, f"a form that this test does not know: {text}"
-    return done
+    # `$$` is a dollar sign of the shell in the container.
+    assert "$" not in done.replace("$$", ""), f"an unknown form: {text}"
+    return done.replace("$$", "$")
 
 
 def strings(value: object) -> Iterator[str]:
@@ -77,7 +81,7 @@ def test_the_bridge_can_be_scaled() -> None:
     assert not {"ports", "container_name", "hostname"} & set(BRIDGE)
     assert SERVICES["balancer"]["environment"]["BALANCER_BRIDGES"] == "bridge:8080"
     slots = interpolated(SERVICES["balancer"]["environment"]["BALANCER_SLOTS"])
-    assert int(slots) >= 10
+    assert int(slots) >= 2 * MOST_BRIDGES, "a deploy runs old and new side by side"
     replicas = BRIDGE["deploy"]["replicas"]
     assert int(interpolated(replicas)) >= 2, "a call whose instance dies needs another"
     assert interpolated(replicas, BRIDGES="4") == "4", "the next `up` cuts callers off"
@@ -137,6 +141,7 @@ def test_each_part_reaches_what_it_needs() -> None:
     for one, other in combinations(on, 2):
         assert len(on[one] & on[other]) <= 1, (one, other)
     needed = ("balancer bridge", "prometheus bridge", "prometheus balancer")
+    needed += ("prometheus alertmanager",)
     for one, other in map(str.split, (*needed, "grafana prometheus", "bridge model")):
         assert on[one] & on[other], (one, other)
 
@@ -170,7 +175,10 @@ def test_images_have_a_version(name: str) -> None:
     """What runs tomorrow is what ran today."""
     image = SERVICES[name]["image"]
     if image == "twilio-realtime-bridge":
-        assert SERVICES[name]["build"] == {"context": ".", "args": BUILD_ARGUMENTS}
+        built = {"context": ".", "args": BUILD_ARGUMENTS}
+        assert BRIDGE["build"] == built
+        assert name == "bridge" or "build" not in SERVICES[name], "built twice"
+        assert (SERVICES[name].get("pull_policy") == "never") == (name in FAKES)
         assert SERVICES[name]["user"] == dockerfile("USER")[-1]
     else:
         assert re.fullmatch(r"[a-z/]+:v?\d[\w.-]*", image), image
@@ -188,6 +196,21 @@ def test_what_is_mounted_is_there(name: str) -> None:
     for text in strings(SERVICES[name]):
         for path in re.findall(r"(?<![\w.])/(deploy/\S+\.\w+)", text):
             assert (ROOT / path).exists(), text
+
+
+def test_alarms_have_a_way() -> None:
+    """Prometheus finds Alertmanager, which reads where they go from the environment."""
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text("utf-8"))
+    (managers,) = prometheus["alerting"]["alertmanagers"]
+    (target,) = managers["static_configs"][0]["targets"]
+    (port,) = SERVICES["alertmanager"]["ports"]
+    webhook = (ROOT / "deploy/alertmanager/webhook.yml").read_text("utf-8")
+    (receiver,) = yaml.safe_load(webhook)["receivers"]
+    (command,) = SERVICES["alertmanager"]["command"]
+
+    assert target == "alertmanager:" + interpolated(port).rpartition(":")[2]
+    assert receiver["webhook_configs"][0]["url_file"] in command
+    assert interpolated("${ALERT_WEBHOOK_URL:-}") == ""
 
 
 def test_redis_keeps_what_it_is_told() -> None:

@@ -102,6 +102,7 @@ def test_an_alarm_says_what_to_do(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert rule["annotations"]["summary"] and rule["annotations"]["do"]
     assert f"### {rule['alert']}" in handbook
+    assert rule["annotations"]["runbook_url"].endswith(f"#{rule['alert'].lower()}")
 
 
 @pytest.mark.parametrize("name", [*HITS, *REFUSALS])
