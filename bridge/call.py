@@ -181,6 +181,11 @@ class Call:
         return self._route.fallback or self._house.fallback_number
 
     @property
+    def twilio_asks(self) -> bool:
+        """Of a call that has ended: Twilio will ask what follows."""
+        return self._next_step() is not None
+
+    @property
     def waits(self) -> bool:
         """The stream broke, and the caller may be back on another."""
         return self._talk.line_is_lost

@@ -371,6 +371,8 @@ class Server:
             if self._by_sid.get(call_sid) is call:
                 del self._by_sid[call_sid]
             self._count()
+            if not call.twilio_asks:
+                self.asked(call_sid)
             if not self._calls:
                 self._no_calls.set()
 

@@ -37,7 +37,7 @@ def image_of(project: Project, name: str) -> str:
 
 
 async def deployed_under_calls(
-    project: Project, *options: str, turns: int = 15
+    project: Project, *options: str, turns: int = 11
 ) -> Done:
     """`make deploy` while calls run: none is lost, none notices."""
     results: list[Done] = []

@@ -1,0 +1,126 @@
+"""All instances stop together, as docker compose recreates them: no call is lost."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+import twiml
+from bridge import webhooks
+from bridge.opening import Crew, open_house
+from bridge.routes import Route, Routes
+from bridge.server import Server
+from bridge.settings import Settings
+from bridge.sim.caller import Caller, CallRecord
+from bridge.sim.model import Behaviour, ModelServer, Ruled
+from bridge.sim.twilio import steps
+from tests.e2e.house import AGENT, HELLO
+from tests.fleet.redis_server import RedisServer
+
+PAUSE_SECONDS = 2
+TALK: steps.Script = [steps.Wait(8), steps.Say(HELLO), steps.Wait(2), steps.HangUp()]
+LONG = Behaviour(fallback=[Ruled(3000)])
+NUMBER = "+15550009999"
+
+
+@pytest.fixture(autouse=True)
+def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "RESTART_SECONDS", PAUSE_SECONDS)
+
+
+@asynccontextmanager
+async def instance(
+    port: int, model: ModelServer, redis: RedisServer, route: Route | None = None
+) -> AsyncIterator[Server]:
+    conf: dict[str, Any] = {"insecure": True, "redis_url": redis.url}
+    settings = Settings(host="127.0.0.1", port=port, **conf)
+    crew = Crew(AGENT, Routes(defaults=route or Route()))
+    async with open_house(settings, crew, model.url) as house:
+        server = Server(settings, house)
+        await server.start()
+        try:
+            yield server
+        finally:
+            await server.close()
+
+
+async def recreated(
+    redis: RedisServer,
+    talk: steps.Script = TALK,
+    route: Route | None = None,
+    redis_away: bool = False,
+    starts_again: bool = True,
+) -> tuple[CallRecord, float]:
+    """A call whose only instance stops, and starts again a little later; and how long
+    the stop took."""
+    async with ModelServer(LONG) as model, asyncio.TaskGroup() as tasks:
+        async with instance(0, model, redis, route) as server:
+            port = server.port
+            caller = Caller(webhook_url=f"http://127.0.0.1:{port}/voice")
+            call = tasks.create_task(caller.call(talk), name="the call")
+            await asyncio.sleep(2.0)
+            assert server.calls == 1
+            if redis_away:
+                redis.stop()
+                await asyncio.sleep(2.5)
+            began = monotonic()
+            await server.close(drain_seconds=0.1)
+            took = monotonic() - began
+        if not starts_again:
+            return await call, took
+        async with instance(port, model, redis, route):
+            return await call, took
+
+
+async def test_the_caller_waits_and_goes_on(server: RedisServer) -> None:
+    """One sentence, a pause, and the agent is there again, with the conversation."""
+    record, _ = await recreated(server)
+
+    assert record.said_by_twilio == [twiml.MOMENT]
+    assert record.ended_by == "caller" and len(record.streams) == 2
+    assert any(run.start > record.streams[1].began_at for run in record.runs())
+
+
+async def test_nobody_starts_again(server: RedisServer) -> None:
+    """The instance is not coming back: Twilio finds nobody, and the call ends."""
+    record, _ = await recreated(server, starts_again=False)
+
+    assert record.said_by_twilio == [twiml.MOMENT]
+    assert record.ended_by.startswith("error: 11205")
+
+
+async def test_a_fallback_number_is_dialled(server: RedisServer) -> None:
+    """A person is better than a pause of which nobody knows how it ends."""
+    record, _ = await recreated(server, route=Route(fallback=NUMBER))
+
+    assert record.dialled == NUMBER
+    assert record.said_by_twilio == [twiml.SORRY_CONNECTING]
+
+
+async def test_a_language_of_its_own(server: RedisServer) -> None:
+    """No English sentence for callers who speak another language."""
+    record, _ = await recreated(server, route=Route(language="fr-FR"))
+
+    assert record.said_by_twilio == [] and record.ended_by == "caller"
+    assert len(record.streams) == 2
+
+
+async def test_redis_is_away_as_well(server: RedisServer) -> None:
+    """A new instance would know nothing of the call, so it ends with an apology."""
+    record, _ = await recreated(server, redis_away=True, starts_again=False)
+
+    assert record.said_by_twilio == [twiml.SORRY]
+
+
+async def test_a_caller_who_hangs_up_meanwhile(server: RedisServer) -> None:
+    """Nobody will ask what follows: the stop does not wait for it, nor warn of it."""
+    with capture_logs() as lines:
+        record, took = await recreated(server, [steps.Wait(2.5), steps.HangUp()])
+
+    assert record.ended_by == "caller" and record.said_by_twilio == []
+    assert took < 3.0
+    assert "callers_not_told" not in [line["event"] for line in lines]
