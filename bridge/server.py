@@ -33,6 +33,7 @@ from bridge.tickets import PATH, TICKET_SECONDS, Ticket, TicketRefused, Tickets
 from bridge.watch.metrics import Metrics
 from bridge.webhooks import (
     ANSWERED_BY,
+    ASKED,
     LATE_TICKET,
     PLAN_SECONDS,
     Webhooks,
@@ -188,13 +189,14 @@ class Server:
         if self._house.sip:
             self._house.sip.end("shutdown")
         for call in list(self._calls):
-            call.end("shutdown")
             self._answer_before_closing(call)
+            call.end("shutdown")
         if not await _within(SHUTDOWN_SECONDS, self._no_calls.wait()):
             log.warning("calls_left", calls=len(self._calls))
         # The listener stays until Twilio has asked what follows, for no other instance
         # may be there to answer.
-        if not await _within(SHUTDOWN_SECONDS, self._nobody_asks.wait()):
+        asked = await _within(SHUTDOWN_SECONDS, self._nobody_asks.wait())
+        if not asked and not await self._house.registry.others():
             log.warning("callers_not_told", calls=len(self._asking))
         if self._runner:
             await self._doors.close()
@@ -214,19 +216,18 @@ class Server:
         if not to_others and not await registry.reachable():
             return
         for call in list(self._calls):
-            if to_others:
-                call.hand_over()
-                continue
-            if call.fallback_number:
-                call.end("shutdown")
-            else:
-                call.hand_over()
             self._answer_before_closing(call)
-        await _within(HAND_OVER_SECONDS + CLOSE_SECONDS, self._last_call())
+            if to_others or not call.fallback_number:
+                call.hand_over()
+            else:
+                call.end("shutdown")
+        # Not until the last SIP call has ended: those cannot be handed over.
+        await _within(HAND_OVER_SECONDS + CLOSE_SECONDS, self._no_calls.wait())
 
     def _answer_before_closing(self, call: Call) -> None:
-        """Twilio will ask this instance what follows."""
-        if call.call_sid:
+        """Twilio will ask what follows, and no other instance may be there to answer.
+        Not of a call whose stream broke: Twilio has asked already."""
+        if call.call_sid and call.call_sid not in self._expected:
             self._asking.add(call.call_sid)
             self._nobody_asks.clear()
 
@@ -382,6 +383,9 @@ class Server:
 
     def _told(self, call_sid: str, word: bytes) -> None:
         """A word of another instance's about a call that may be ours."""
+        if word == ASKED:
+            self.asked(call_sid)
+            return
         call = self.call(call_sid)
         if call is None:
             return

@@ -63,9 +63,10 @@ RESUMED_SECONDS = 120.0
 """That resumes and refusals are counted, from the last one on: a stream that lasts as
 long is a good one."""
 
-RESTART_SECONDS = 15
-"""A caller waits so long at Twilio while all instances are recreated: `docker compose
-up` takes 6 to 9 s from the end of the last old one until the new ones take calls."""
+RESTART_SECONDS = 25
+"""A caller waits so long at Twilio while all instances are recreated: up to 9 s until
+the last call has left the old ones (core.conversation.HAND_OVER_SECONDS), then 6 to 9 s
+until docker compose has started new ones that take calls; and some more."""
 
 MAX_RESTART_WAITS = 2
 """Of one call. Twilio hears no answer where no instance has started meanwhile."""
@@ -76,6 +77,9 @@ it gets another."""
 
 ANSWERED_BY = b"answered_by:"
 """A word for the instance that has a call: who picked up."""
+
+ASKED = b"asked"
+"""A word for the instance that had a call: Twilio has asked another what follows."""
 
 ANSWERED = frozenset({"completed", "answered"})
 """DialCallStatus of a transfer that came about."""
@@ -285,10 +289,11 @@ class Webhooks:
     def _wait_for_a_start(self, ask: Webhook, route: Route) -> str:
         """The caller waits at Twilio, where no instance is; then Twilio asks again."""
         log.info("call_waits", call_sid=ask.call_sid, why=self._house.lines.state)
+        query = f"?{BACK}=1" if BACK in ask.query else ""
         spoken = (route.language or "en").startswith("en")
         return twiml.hold(
             twiml.MOMENT if spoken else None,
-            ask_url=f"{ask.origin}/voice/next",
+            ask_url=f"{ask.origin}/voice/next{query}",
             pause_seconds=RESTART_SECONDS,
             language=route.language,
         )
@@ -337,6 +342,8 @@ class Webhooks:
         if BACK in ask.query and step and step.then is Then.TRANSFER:
             step = None  # that was tried; it is the way back that did not come about
         self._desk.asked(call_sid)
+        if self._registry.shared:
+            await self._registry.tell(call_sid, ASKED)
         if step is None or step.then is Then.RESUME:
             talk = await self._registry.get(f"talk:{call_sid}")
             if step is None and talk is not None:
@@ -370,11 +377,12 @@ class Webhooks:
         route = self._house.route_of(CallFacts.of(call_sid, parameters))
         step = self._plan_b(route)
         if gone and not await self._registry.room():
+            # Before the queue: where all stop, nobody is there at the end of a turn.
+            if not step.number and await self._a_start_is_awaited(call_sid):
+                return _twiml(self._wait_for_a_start(ask, route))
             back = "/voice/next"
             if held := await self._hold(ask, route, back, RETURNING):
                 return _twiml(held)
-            if not step.number and await self._a_start_is_awaited(call_sid):
-                return _twiml(self._wait_for_a_start(ask, route))
         elif await self._once_more(f"resumed:{call_sid}", MAX_RESUMES):
             step = NextStep(Then.RESUME)
             self._desk.expect(call_sid)

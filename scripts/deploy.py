@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import io
 import json
 import re
@@ -41,6 +42,9 @@ LOOK_SECONDS = 1.0
 TELL_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
 """For a command of docker that neither builds nor waits for a container."""
+
+CHECK_SECONDS = 180.0
+"""For `bridge check` in the new image, which imports the agent."""
 
 LOG_LINES = 15
 
@@ -71,6 +75,8 @@ class Container:
     image: str
     """Its ID: two builds of one name have two."""
     exit_code: int
+    stop_seconds: int
+    """What it was started with: its own .env may say more than the new one."""
 
     @property
     def runs(self) -> bool:
@@ -102,6 +108,7 @@ def run(
             stdout=subprocess.PIPE if quiet else None,
             stderr=subprocess.PIPE if quiet else None,
             text=True,
+            errors="replace",
             timeout=seconds,
             check=False,
         )
@@ -123,6 +130,7 @@ class Deploy:
     def __init__(self, compose: Sequence[str], healthy_seconds: float) -> None:
         self._compose = ["docker", "compose", *compose]
         self._healthy_seconds = healthy_seconds
+        self.draining = False
 
     def compose(self, *words: str, **options: Any) -> str:
         return run(*self._compose, *words, **options)
@@ -145,6 +153,7 @@ class Deploy:
                     health=state.get("Health", {}).get("Status", "none"),
                     image=each["Image"],
                     exit_code=state["ExitCode"],
+                    stop_seconds=each.get("Config", {}).get("StopTimeout") or 0,
                 )
             )
         return sorted(found, key=lambda it: (len(it.name), it.name))
@@ -153,9 +162,9 @@ class Deploy:
         try:
             text = run("docker", "exec", container.id, "python", "-c", _ASK)
             told = json.loads(text)
-        except (DeployFailed, ValueError):
+            return Facts(told["status"], told["calls"], told["registry_up"] >= 1)
+        except (DeployFailed, ValueError, KeyError):
             return Facts("unreachable")
-        return Facts(told["status"], told["calls"], told["registry_up"] >= 1)
 
     def calls(self, containers: Sequence[Container]) -> int:
         """Of all of them together."""
@@ -194,29 +203,35 @@ class Deploy:
         configured = int(service["deploy"]["replicas"])
         count = configured if bridges is None else bridges
         image = service["image"]
-        previous = f"{image.rpartition(':')[0] or image}:previous"
-        grace = _grace(service)
+        previous = _previous(image)
         old = [it for it in self.containers() if it.runs]
+        # An old bridge drains as long as the .env that it was started with says.
+        grace = max([_grace(service), *(it.stop_seconds for it in old)])
         if not old:
             raise DeployFailed(
                 "no bridge is running, so there is nothing to replace. Start them: "
                 "docker compose up --build -d"
             )
+        if count < 1:
+            raise DeployFailed(f"{count} bridges would take no calls")
         if bridges is None and len(old) != configured:
             raise DeployFailed(
                 f"{len(old)} bridges run, and BRIDGES is {configured}. Set "
                 f"BRIDGES={len(old)} in .env, or name the number: --bridges {len(old)}"
             )
+        if back and not _image_id(previous):
+            raise DeployFailed(
+                f"there is no {previous}: no earlier deploy has replaced an image"
+            )
         self.refuse_what_cannot_work(old, count)
         self.remove_stopped()
         before = old[-1].image
-        if back:
-            run("docker", "image", "inspect", previous)
-            run("docker", "tag", previous, image)
-        elif build:
-            say(f"building {image}")
-            self.compose("build", SERVICE, seconds=None, quiet=False)
-        with self._rolled_back(old, image, before):
+        with self._rolled_back(old, image, before, grace):
+            if back:
+                run("docker", "tag", previous, image)
+            elif build:
+                say(f"building {image}")
+                self.compose("build", SERVICE, seconds=None, quiet=False)
             if check:
                 self.check_settings()
             say(
@@ -225,8 +240,11 @@ class Deploy:
             )
             new = self.start(old, count)
             self.await_healthy(old, new, count)
-        # Only now: what was deployed before can be had again (--back).
-        run("docker", "tag", before, previous)
+            # What was deployed before can be had again (--back). Not where only .env
+            # has changed: the image before that would be forgotten.
+            if _image_id(image) != before:
+                run("docker", "tag", before, previous)
+        self.draining = True
         self.drain(old, grace)
         self.tell_the_end(count)
 
@@ -270,8 +288,9 @@ class Deploy:
     def check_settings(self) -> None:
         """Finds a mistake in .env, the routes or the agent before anything starts."""
         say("checking the settings and the agent in the new image")
+        command = ("run", "--rm", "--no-deps", "-T", SERVICE, "check")
         try:
-            self.compose("run", "--rm", "--no-deps", "-T", SERVICE, "check")
+            self.compose(*command, seconds=CHECK_SECONDS)
         except DeployFailed as failed:
             raise DeployFailed(f"bridge check in the new image: {failed}") from None
 
@@ -283,7 +302,7 @@ class Deploy:
             seconds=None,
         )
         known = {it.id for it in old}
-        return [it for it in self.containers() if it.id not in known and it.runs]
+        return [it for it in self.containers() if it.id not in known]
 
     def await_healthy(
         self, old: Sequence[Container], new: Sequence[Container], count: int
@@ -367,26 +386,33 @@ class Deploy:
 
     @contextmanager
     def _rolled_back(
-        self, old: Sequence[Container], image: str, before: str
+        self, old: Sequence[Container], image: str, before: str, grace: int
     ) -> Iterator[None]:
         """What goes wrong inside, Ctrl-C included, removes the new ones."""
         try:
             yield
-        except (DeployFailed, KeyboardInterrupt) as error:
-            why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        except BaseException as error:
+            why = str(error) if isinstance(error, DeployFailed) else repr(error)
+            if isinstance(error, KeyboardInterrupt):
+                why = "interrupted"
+            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(each, signal.SIG_IGN)  # what is begun is ended
             say("rolling back: removing the new bridges")
             known = {it.id for it in old}
             new = [it for it in self.containers() if it.id not in known]
-            for it in new:
+            if new:
                 # One that took calls already drains; they go on at the old ones.
-                if it.runs:
-                    run("docker", "stop", "--time", "30", it.id, seconds=90)
-                run("docker", "rm", "--force", it.id)
-            run("docker", "tag", before, image)
-            left = [it for it in self.containers() if it.runs and it.id in known]
+                stop = ("docker", "stop", "--time", str(grace), *(it.id for it in new))
+                why += _tried(*stop, seconds=grace + COMMAND_SECONDS)
+                why += _tried("docker", "rm", "--force", *(it.id for it in new))
+            why += _tried("docker", "tag", before, image)
+            now = self.containers()
+            left = [it for it in now if it.runs and it.id in known]
+            gone = len(new) - sum(it.id not in known for it in now)
             raise DeployFailed(
                 f"{why}\nrolled back: {len(left)} of {len(old)} old bridges run, "
-                f"{len(new)} new ones were removed, {image} is the old image again"
+                f"{gone} of {len(new)} new ones were removed, {image} is the image "
+                "before the deploy"
             ) from None
 
     def _log_of(self, container: Container) -> str:
@@ -394,11 +420,41 @@ class Deploy:
             ["docker", "logs", "--tail", str(LOG_LINES), container.id],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=COMMAND_SECONDS,
             check=False,
         )
         lines = (done.stdout + done.stderr).strip()
         return f"--- the last lines of {container.name}\n{lines}"
+
+
+def _tried(*command: str, **options: Any) -> str:
+    """Empty; or what went wrong, for the end: the next step is taken all the same."""
+    try:
+        run(*command, **options)
+    except DeployFailed as failed:
+        return f"\nNOT rolled back: {failed}"
+    return ""
+
+
+def _image_id(name: str) -> str:
+    """Empty where there is no image of that name."""
+    try:
+        return run("docker", "image", "inspect", "-f", "{{.Id}}", name).strip()
+    except DeployFailed:
+        return ""
+
+
+def _previous(image: str) -> str:
+    """The same name with another tag; a registry may have a port."""
+    if "@" in image:
+        raise DeployFailed(
+            f"{image} names a digest, which cannot be moved to another image: name a "
+            "tag in docker-compose.yml"
+        )
+    folder, _, name = image.rpartition("/")
+    name = name.partition(":")[0] + ":previous"
+    return f"{folder}/{name}" if folder else name
 
 
 def _healthy(containers: Sequence[Container], states: dict[str, Container]) -> int:
@@ -410,7 +466,11 @@ def _healthy(containers: Sequence[Container], states: dict[str, Container]) -> i
 def _grace(service: dict[str, Any]) -> int:
     """Seconds that the old bridges get to stop: more than the new .env says, if the
     compose file says more."""
-    drain = float(service["environment"].get("BRIDGE_DRAIN_SECONDS") or DRAIN_SECONDS)
+    given = service["environment"].get("BRIDGE_DRAIN_SECONDS") or DRAIN_SECONDS
+    try:
+        drain = float(given)
+    except ValueError:
+        raise DeployFailed(f"BRIDGE_DRAIN_SECONDS={given} is no number") from None
     told = re.fullmatch(
         r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", service.get("stop_grace_period", "")
     )
@@ -455,10 +515,18 @@ def main() -> None:
         help="behind --: options of docker compose, such as -p NAME or -f FILE",
     )
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop_as_on_ctrl_c)
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, _stop_as_on_ctrl_c)
+    # Held until this process ends.
+    lock = open(ROOT / "docker-compose.yml")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit("deploy failed: another deploy from this folder is under way")
+    deploy = Deploy(given.compose, given.healthy_seconds)
     began = time.monotonic()
     try:
-        Deploy(given.compose, given.healthy_seconds).run(
+        deploy.run(
             bridges=given.bridges,
             build=not given.no_build,
             back=given.back,
@@ -467,6 +535,8 @@ def main() -> None:
     except DeployFailed as failed:
         sys.exit(f"deploy failed: {failed}")
     except KeyboardInterrupt:
+        if not deploy.draining:
+            sys.exit("interrupted: no bridge was started or stopped")
         sys.exit(
             "interrupted while the old bridges drain: they go on draining, and the new "
             "ones take all calls. Later: docker ps -a, docker rm NAME"

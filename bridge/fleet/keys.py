@@ -188,12 +188,13 @@ return 1
 # KEYS instances, era. ARGV instance, what it tells of itself, ttl, a new era. Answers
 # the era, then by turns an instance and what it tells. By Redis' own clock. An instance
 # whose time is over has ended without leaving: one asker is told so, by an empty text.
-# Not where the asker's own time is over as well: Redis was away, not the others.
+# Not where the asker's own time is nearly over as well: Redis was away, not the others.
 BEAT = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local mine = redis.call('HGET', KEYS[1], ARGV[1])
-local in_time = mine and tonumber(string.match(mine, '^%d+') or 0) >= now
+local in_time = mine and
+  tonumber(string.match(mine, '^%d+') or 0) >= now + tonumber(ARGV[3]) / 2
 redis.call('HSET', KEYS[1], ARGV[1],
   string.format('%.0f ', now + tonumber(ARGV[3])) .. ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])

@@ -131,6 +131,7 @@ async def test_new_bridges_that_do_not_start(fleet: Project) -> None:
     (done,) = results
     print(done.text)
     assert done.code != 0 and "rolled back: 2 of 2 old bridges run" in done.text
+    assert "2 of 2 new ones were removed" in done.text
     assert "nowhere.py" in done.text, "the reason is in the log of the new one"
     assert lost(verdicts) == [] and wrong(verdicts) == [] and moved(verdicts) == 0
     assert ids(fleet) == before and image_of(fleet, IMAGE) == image

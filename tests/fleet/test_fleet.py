@@ -281,6 +281,30 @@ async def test_only_those_that_died_are_missed(server: RedisServer) -> None:
         assert (a.lost, c.lost) == ([], [])
 
 
+async def test_one_whose_beat_is_late(server: RedisServer) -> None:
+    """Redis was away for a little less than an instance may be silent: the first that
+    is back does not take the others for dead."""
+
+    def beat(who: str) -> dict[bytes, bytes]:
+        arguments = (who, "{}", 1000, "era")
+        told = server.client.eval(
+            keys.BEAT.text, 2, keys.INSTANCES, keys.ERA, *arguments
+        )
+        return dict(zip(told[1::2], told[2::2], strict=True))
+
+    beat("one")
+    await asyncio.sleep(0.4)
+    beat("other")
+    await asyncio.sleep(0.7)  # the other's time is not over yet
+
+    assert beat("other").get(b"one") is None
+    beat("one")
+    await asyncio.sleep(0.9)
+    beat("other")
+    await asyncio.sleep(0.2)
+    assert beat("other")[b"one"] == b"", "one that is dead is not missed"
+
+
 # --- Redis is away ---
 
 

@@ -1,0 +1,228 @@
+"""scripts/deploy.py with a docker that only remembers: what goes wrong in the middle.
+
+tests/compose/test_deploy.py runs it for real, with calls.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import fake_docker
+from tests.support.fake_docker import IMAGE, container
+
+ROOT = Path(__file__).resolve().parents[2]
+PREVIOUS = "registry.example.com:5000/phone/bridge:previous"
+
+
+@dataclass
+class Host:
+    """A machine with two bridges of the image `old`, and the script."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        (self.folder / "bin").mkdir()
+        (self.folder / "scripts").mkdir()
+        (self.folder / "docker-compose.yml").touch()
+        script = (ROOT / "scripts" / "deploy.py").read_text("utf-8")
+        (self.folder / "scripts" / "deploy.py").write_text(script)
+        docker = self.folder / "bin" / "docker"
+        docker.write_text(
+            f'#!/bin/sh\nexec {sys.executable} -I -S {fake_docker.__file__} "$@"\n'
+        )
+        docker.chmod(0o755)
+        old = [container(number, "old") for number in (9, 10)]
+        self.set(containers=old, tags={IMAGE: "old"})
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "state.json"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(self.file.read_text())
+        return state
+
+    def set(self, **facts: Any) -> None:
+        known = self.state if self.file.exists() else {}
+        self.file.write_text(json.dumps({**known, **facts}))
+
+    @property
+    def running(self) -> dict[str, str]:
+        """Bridges that run, with the ID of their image."""
+        return {
+            it["Id"]: it["Image"]
+            for it in self.state["containers"]
+            if it["State"]["Status"] == "running"
+        }
+
+    def start(self, *options: str) -> "subprocess.Popen[str]":
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        return subprocess.Popen(
+            [sys.executable, "scripts/deploy.py", *options],
+            cwd=self.folder,
+            env={**os.environ, "PATH": path, "FAKE_DOCKER": str(self.file)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def deploy(self, *options: str) -> tuple[int, str]:
+        process = self.start(*options)
+        text, _ = process.communicate(timeout=30)
+        return process.returncode, text
+
+
+OLD, NEW = {"id09": "old", "id10": "old"}, {"id11": "new", "id12": "new"}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_the_old_ones_give_way(host: Host) -> None:
+    """New ones in their place, and the image before is kept for --back."""
+    code, text = host.deploy()
+
+    assert code == 0 and "no call was cut off" in text, text
+    assert host.running == NEW
+    assert host.state["tags"] == {IMAGE: "new", PREVIOUS: "old"}
+    assert host.deploy("--back")[0] == 0
+    assert set(host.running.values()) == {"old"}
+    assert host.state["tags"] == {IMAGE: "old", PREVIOUS: "new"}
+
+
+def test_another_env_forgets_no_image(host: Host) -> None:
+    """--back goes to the image before, however often .env was deployed since."""
+    host.deploy()
+    host.deploy("--no-build")
+
+    assert host.state["tags"][PREVIOUS] == "old"
+
+
+REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "too few slots": ({"slots": 3}, [], "BALANCER_SLOTS=4"),
+    "another number": ({"replicas": 4}, [], "BRIDGES=2"),
+    "no bridges": ({}, ["--bridges", "0"], "0 bridges"),
+    "draining": ({"status": "draining"}, [], "is draining"),
+    "no Redis": ({"registry_up": 0.0}, [], "cannot reach Redis"),
+    "nothing before": ({}, ["--back"], f"no {PREVIOUS}"),
+    "a digest": ({"image": "bridge@sha256:12"}, [], "names a digest"),
+    "no number": ({"env": {"BRIDGE_DRAIN_SECONDS": "60s"}}, [], "is no number"),
+    "no engine": ({"fail": ["compose"]}, [], "made to fail"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_refused(host: Host, name: str) -> None:
+    """With a reason, and before a container or an image has changed."""
+    facts, options, reason = REFUSED[name]
+    host.set(**facts)
+
+    code, text = host.deploy(*options)
+
+    assert code != 0 and reason in text, text
+    assert host.running == OLD and host.state["tags"] == {IMAGE: "old"}
+    assert "Traceback" not in text
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "build": ({"fail": ["compose build"]}, "made to fail"),
+    "settings": ({"check_fails": True}, "nowhere.py"),
+    "start": ({"fail": ["compose up"]}, "made to fail"),
+    "a crash": ({"new_state": "restarting"}, "nowhere.py"),
+    "unhealthy": ({"new_health": "unhealthy"}, "unhealthy"),
+    "never healthy": ({"new_health": "starting"}, "within 2 s"),
+    "tag": ({"fail": [f"tag old {PREVIOUS}"]}, "made to fail"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_breaks_is_rolled_back(host: Host, name: str) -> None:
+    """The old bridges run, no new one does, and the image has its name back."""
+    facts, reason = BROKEN[name]
+    host.set(**facts)
+
+    code, text = host.deploy("--healthy-seconds", "2")
+
+    assert code != 0 and reason in text, text
+    assert "2 of 2 old bridges run" in text and "Traceback" not in text, text
+    assert host.running == OLD and len(host.state["containers"]) == 2
+    assert host.state["tags"][IMAGE] == "old"
+
+
+def test_a_rollback_that_breaks_goes_on(host: Host) -> None:
+    """One step that fails is told of, and keeps no other step from being taken."""
+    host.set(new_health="unhealthy", fail=["rm"])
+
+    code, text = host.deploy()
+
+    assert code != 0 and "NOT rolled back" in text and "0 of 2 new ones" in text, text
+    assert host.running == OLD and host.state["tags"][IMAGE] == "old"
+
+
+def test_a_bridge_that_cut_its_calls_off(host: Host) -> None:
+    """It is told of, and kept for a look."""
+    host.set(exit_code=137)
+
+    code, text = host.deploy()
+
+    assert code != 0 and "ended with exit code 137" in text, text
+    assert host.running == NEW and len(host.state["containers"]) == 4
+
+
+def begun(host: Host, command: str) -> None:
+    until = time.monotonic() + 20
+    while not any(" ".join(it).startswith(command) for it in host.state["calls"]):
+        assert time.monotonic() < until, f"never came to {command}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", ["compose build", "compose up"])
+def test_interrupted_before_the_drain(host: Host, number: int, command: str) -> None:
+    """Ctrl-C, a kill or a lost terminal leaves no double fleet."""
+    host.set(slow={command: 1.0}, calls=[])
+    process = host.start()
+    begun(host, command)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=30)
+
+    assert process.returncode != 0 and "rolled back" in text, text
+    time.sleep(1.2)  # the command itself goes on, if it was not interrupted as well
+    assert host.state["tags"][IMAGE] in ("old", "new")
+    assert OLD.items() <= host.running.items()
+
+
+def test_interrupted_in_the_drain(host: Host) -> None:
+    """The old ones go on draining; the new ones stay."""
+    host.set(slow={"stop": 2.0}, calls=[])
+    process = host.start()
+    begun(host, "stop")
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=30)
+
+    assert process.returncode != 0 and "while the old bridges drain" in text, text
+    assert NEW.items() <= host.running.items()
+
+
+def test_two_deploys_at_once(host: Host) -> None:
+    """The second is refused: its rollback would remove what the first has started."""
+    host.set(slow={"compose build": 2.0}, calls=[])
+    first = host.start()
+    begun(host, "compose build")
+
+    code, text = host.deploy()
+
+    assert code != 0 and "another deploy" in text, text
+    assert "no call was cut off" in first.communicate(timeout=30)[0]
+    assert host.running == NEW
