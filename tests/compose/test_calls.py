@@ -200,16 +200,21 @@ async def test_a_new_haproxy_cfg(fleet: Project) -> None:
 
 
 async def test_the_balancer_is_restarted(fleet: Project) -> None:
-    """Every stream breaks with it. Twilio asks what follows, which needs it to be back:
-    the fake notices a lost stream at once, the real one may take longer."""
+    """The handbook says what it costs: every stream breaks, and a call goes on only if
+    the balancer is back when Twilio asks what follows. (The fake asks at once, so most
+    are lost; how long the real one takes is not known.) New calls come in again."""
 
     def event(project: Project) -> None:
         project.compose("restart", "--timeout", "0", "balancer")
+        until("it is back", lambda: taking_calls(project) == 2, 15)
+        late = project.counted_calls(LATE)
+        asyncio.run(late.place(2, 1, RAMP_SECONDS))
+        assert lost(late.verdicts(project.conversations())) == []
 
     verdicts = await talking(fleet, event)
 
-    print("lost:", lost(verdicts))
-    assert moved(verdicts) + len(lost(verdicts)) == CALLS
+    print(f"lost: {len(lost(verdicts))}")
+    assert all(it.gaps or it.lost for it in verdicts), "no stream broke"
 
 
 async def test_what_people_type_by_habit(fleet: Project) -> None:
