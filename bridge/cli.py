@@ -561,6 +561,7 @@ async def _serve(conf: Settings, crew: "Crew") -> None:
     from bridge.sim.model import ModelServer
 
     trouble = ""
+    told_to_stop = _first_signal()
     async with contextlib.AsyncExitStack() as stack:
         model_url = conf.model_target
         if model_url == LOCAL_MODEL:
@@ -584,20 +585,25 @@ async def _serve(conf: Settings, crew: "Crew") -> None:
             # and again for garbage would hold calls up, a fifth of a second each time.
             gc.collect()
             gc.freeze()
-            await _told_to_stop()
+            await told_to_stop.wait()
+            _let_the_next_signal_kill()
             await running.close(conf.drain_seconds)
     # Not before: what is raised within comes out of its task groups as a group.
     if trouble:
         _stop_with(trouble)
 
 
-async def _told_to_stop() -> None:
-    """Waits for the first signal; a second one ends the process at once."""
+def _first_signal() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT, also by one that comes while the server starts."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    await told.wait()
+    return told
+
+
+def _let_the_next_signal_kill() -> None:
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.remove_signal_handler(number)
 

@@ -63,10 +63,10 @@ RESUMED_SECONDS = 120.0
 """That resumes and refusals are counted, from the last one on: a stream that lasts as
 long is a good one."""
 
-RESTART_SECONDS = 25
+RESTART_SECONDS = 30
 """A caller waits so long at Twilio while all instances are recreated: up to 9 s until
-the last call has left the old ones (core.conversation.HAND_OVER_SECONDS), then 6 to 9 s
-until docker compose has started new ones that take calls; and some more."""
+the last call has left the old ones (core.conversation.HAND_OVER_SECONDS), then 6 to 24 s
+until docker compose has started new ones that take calls (seen on two cores)."""
 
 MAX_RESTART_WAITS = 2
 """Of one call. Twilio hears no answer where no instance has started meanwhile."""

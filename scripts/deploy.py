@@ -21,12 +21,12 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +42,9 @@ LOOK_SECONDS = 1.0
 TELL_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
 """For a command of docker that neither builds nor waits for a container."""
+
+KILLED = 137
+"""The exit code of a container that took longer than its grace period."""
 
 CHECK_SECONDS = 180.0
 """For `bridge check` in the new image, which imports the agent."""
@@ -297,7 +300,9 @@ class Deploy:
     def start(self, old: Sequence[Container], count: int) -> list[Container]:
         scale = f"{SERVICE}={len(old) + count}"
         self.compose(
-            *("up", "--detach", "--no-deps", "--no-recreate", "--no-build"),
+            # Not --no-deps: compose (2.26) notes another configuration then, and the
+            # next `up` recreates every bridge.
+            *("up", "--detach", "--no-recreate", "--no-build"),
             *("--scale", scale, SERVICE),
             seconds=None,
         )
@@ -338,43 +343,57 @@ class Deploy:
 
     def drain(self, old: Sequence[Container], grace: int) -> None:
         """Stops the old ones, all at once, and removes them. DeployFailed when one did
-        not end in good order: it has cut off its calls."""
+        not end in good order: it has cut off its calls.
+
+        None may be left: the next `docker compose up` would start a stopped old one
+        again, and stop a new one for it.
+        """
         say(f"draining {len(old)} old ones, for {grace} s at most")
-        failed = []
-        with ThreadPoolExecutor(len(old) + 1) as threads:
-            stops = {
-                it.name: threads.submit(
-                    partial(run, seconds=grace + COMMAND_SECONDS),
-                    *("docker", "stop", "--time", str(grace), it.id),
-                )
-                for it in old
-            }
-            tell_at = time.monotonic() + TELL_SECONDS
-            while not all(it.done() for it in stops.values()):
+        ids = [it.id for it in old]
+        stop = _detached("docker", "stop", "--time", str(grace), *ids)
+        tell_at = time.monotonic() + TELL_SECONDS
+        try:
+            while stop.poll() is None:
                 time.sleep(LOOK_SECONDS)
                 if time.monotonic() >= tell_at:
                     tell_at += TELL_SECONDS
-                    left = [it for it in old if not stops[it.name].done()]
+                    left = [it for it in self.containers() if it.id in ids and it.runs]
                     text = f"{len(left)} bridges, {self.calls(left)} calls"
                     say(f"still draining: {text}")
-            for name, stop in stops.items():
-                if error := stop.exception():
-                    failed.append(f"{name}: {error}")
-        for each in json.loads(run("docker", "inspect", *(it.id for it in old))):
+        except BaseException:
+            script = 'docker wait "$@" >/dev/null; docker rm "$@" >/dev/null'
+            _detached("sh", "-c", script, "sh", *ids)
+            raise
+        codes = {}
+        for each in json.loads(run("docker", "inspect", *ids)):
             name, code = each["Name"].lstrip("/"), each["State"]["ExitCode"]
             say(f"{name} ended with exit code {code}")
             if code:
-                failed.append(
-                    f"{name} ended with exit code {code} "
-                    f"({'killed' if code == 137 else 'see its log'})"
-                )
-        if failed:
-            raise DeployFailed(
-                "the new bridges take all calls, but calls of these were cut off: "
-                + "; ".join(failed)
-                + ". They are kept for a look: docker logs NAME, then docker rm NAME"
+                codes[name] = code
+        kept = self._logs_in_a_folder(codes) if codes else None
+        run("docker", "rm", "--force", *ids)
+        if codes:
+            ends = ", ".join(
+                f"{name} {'was killed' if code == KILLED else f'ended with {code}'}"
+                for name, code in codes.items()
             )
-        run("docker", "rm", *(it.id for it in old))
+            raise DeployFailed(
+                f"the new bridges take all calls, but calls of the old ones were cut "
+                f"off: {ends}. Their logs are in {kept}"
+            )
+
+    def _logs_in_a_folder(self, names: Iterable[str]) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="bridge-deploy-"))
+        for name in names:
+            with (folder / f"{name}.log").open("wb") as log:
+                subprocess.run(
+                    ["docker", "logs", name],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    timeout=COMMAND_SECONDS,
+                    check=False,
+                )
+        return folder
 
     def tell_the_end(self, count: int) -> None:
         now = [it for it in self.containers() if it.runs]
@@ -397,9 +416,9 @@ class Deploy:
                 why = "interrupted"
             for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(each, signal.SIG_IGN)  # what is begun is ended
-            say("rolling back: removing the new bridges")
             known = {it.id for it in old}
             new = [it for it in self.containers() if it.id not in known]
+            say(f"rolling back ({len(new)} new bridges); please wait")
             if new:
                 # One that took calls already drains; they go on at the old ones.
                 stop = ("docker", "stop", "--time", str(grace), *(it.id for it in new))
@@ -426,6 +445,17 @@ class Deploy:
         )
         lines = (done.stdout + done.stderr).strip()
         return f"--- the last lines of {container.name}\n{lines}"
+
+
+def _detached(*command: str) -> subprocess.Popen[bytes]:
+    """A command that goes on when this process is interrupted, or its terminal lost."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _tried(*command: str, **options: Any) -> str:
@@ -538,8 +568,10 @@ def main() -> None:
         if not deploy.draining:
             sys.exit("interrupted: no bridge was started or stopped")
         sys.exit(
-            "interrupted while the old bridges drain: they go on draining, and the new "
-            "ones take all calls. Later: docker ps -a, docker rm NAME"
+            "interrupted while the old bridges drain: they go on draining, and a "
+            "process in the background removes them when they have ended. The new "
+            "bridges take all calls. Until then no `docker compose up`: it would start "
+            "old ones again. `docker compose ps --all bridge` shows what is left"
         )
     say(f"deployed in {time.monotonic() - began:.0f} s, no call was cut off")
 

@@ -69,8 +69,26 @@ async def test_another_env(fleet: Project) -> None:
     assert len(fleet.containers("bridge", running=False)) == 2, "old ones are left"
     told = fleet.in_bridge(ids(fleet).pop(), "/metrics")
     assert "bridge_calls_limit 50.0" in told
-    again = fleet.compose("up", "--detach", "--no-recreate", "bridge").text
-    assert "Creat" not in again and len(ids(fleet)) == 2
+    now = ids(fleet)
+    for options in (["--no-recreate"], []):
+        fleet.compose("up", "--detach", *options, "balancer", "bridge", "redis")
+        assert ids(fleet) == now, "compose thinks that something has changed"
+
+
+def test_a_bridge_that_is_stopped_while_it_starts(fleet: Project) -> None:
+    """It ends at once, and does not take calls until it is killed."""
+    start(fleet)
+    before = ids(fleet)
+    up = ("up", "--detach", "--no-recreate", "--scale", "bridge=3", "bridge")
+    fleet.compose(*up)
+    (new,) = ids(fleet) - before
+    done = fleet.shell("docker", "stop", "--time", "60", new)
+
+    (stopped,) = (
+        it for it in fleet.containers("bridge", running=False) if it["Id"] == new
+    )
+    fleet.shell("docker", "rm", new)
+    assert done.seconds < 10 and stopped["State"]["ExitCode"] == 0
 
 
 def test_a_balancer_without_slots(fleet: Project) -> None:

@@ -31,17 +31,17 @@ def container(number: int, image: str, state: str = "running") -> dict[str, Any]
 
 
 def main(words: list[str]) -> int:
-    with FILE.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with LOCK:
+        fcntl.flock(LOCK, fcntl.LOCK_EX)
         state = json.loads(FILE.read_text())
         state.setdefault("calls", []).append(words)
         write(state)
         command = " ".join(words)
         for begins, seconds in state.get("slow", {}).items():
             if command.startswith(begins):
-                fcntl.flock(lock, fcntl.LOCK_UN)
+                fcntl.flock(LOCK, fcntl.LOCK_UN)
                 time.sleep(seconds)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                fcntl.flock(LOCK, fcntl.LOCK_EX)
                 state = json.loads(FILE.read_text())
         if any(command.startswith(begins) for begins in state.get("fail", [])):
             print(f"Error: made to fail: {command}", file=sys.stderr)
@@ -125,6 +125,19 @@ def own(state: dict[str, Any], words: list[str]) -> int:
             for it in named:
                 it["State"]["Status"] = "exited"
                 it["State"]["ExitCode"] = state.get("exit_code", 0)
+        case ["wait", *_]:
+            running = [it for it in named if it["State"]["Status"] == "running"]
+            while running:
+                fcntl.flock(LOCK, fcntl.LOCK_UN)
+                time.sleep(0.1)
+                fcntl.flock(LOCK, fcntl.LOCK_EX)
+                state |= json.loads(FILE.read_text())
+                ids = {it["Id"] for it in running}
+                running = [
+                    it
+                    for it in state["containers"]
+                    if it["Id"] in ids and it["State"]["Status"] == "running"
+                ]
         case ["rm", *_]:
             state["containers"] = [it for it in bridges if it not in named]
         case ["logs", *_]:
@@ -133,4 +146,5 @@ def own(state: dict[str, Any], words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    LOCK = FILE.with_suffix(".lock").open("w")
     sys.exit(main(sys.argv[1:]))
