@@ -65,8 +65,8 @@ long is a good one."""
 
 RESTART_SECONDS = 30
 """A caller waits so long at Twilio while all instances are recreated: up to 9 s until
-the last call has left the old ones (core.conversation.HAND_OVER_SECONDS), then 6 to 24 s
-until docker compose has started new ones that take calls (seen on two cores)."""
+the last call has left the old ones (core.conversation.HAND_OVER_SECONDS), then 6 to
+24 s until docker compose has started new ones that take calls (seen on two cores)."""
 
 MAX_RESTART_WAITS = 2
 """Of one call. Twilio hears no answer where no instance has started meanwhile."""

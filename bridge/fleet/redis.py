@@ -110,6 +110,11 @@ async def redis_registry(
             await registry.tried.wait()
             yield registry
         finally:
+            # Not in the middle of a beat: Redis might read that after the goodbye, and
+            # the others would miss an instance that has left in good order.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pace.limit), registry.beating:
+                    staying.cancel()
             staying.cancel()
             await asyncio.wait([staying])
             await registry.leave()
@@ -130,6 +135,8 @@ class RedisRegistry:
         pace: Pace,
     ) -> None:
         self.id = f"{socket.gethostname()[:40]}-{secrets.token_hex(4)}"
+        self.beating = asyncio.Lock()
+        """Held while a beat is on its way."""
         self.tried = asyncio.Event()
         """It is known whether Redis is there."""
         # Any: what its commands answer, its types leave open.
@@ -470,8 +477,10 @@ class RedisRegistry:
 
     async def leave(self) -> None:
         """The others need not find out by themselves."""
-        with suppress(_Away):  # then they do
-            await self._ask(lambda: self._redis.hdel(keys.INSTANCES, self.id))
+        # Also where Redis is not known to be there yet: the first beat may have come.
+        with suppress(*_LOST):  # then they do
+            async with asyncio.timeout(self._pace.limit):
+                await self._redis.hdel(keys.INSTANCES, self.id)
         with suppress(*_LOST):  # the connections are done with either way
             async with asyncio.timeout(self._pace.limit):
                 await self._redis.aclose()
@@ -526,7 +535,7 @@ class RedisRegistry:
         lost what it had."""
         own = formats.encode(self._capacity(), formats.FORMAT)
         ttl, era = _ms(self._pace.instance), secrets.token_hex(4)
-        async with asyncio.timeout(self._pace.limit):
+        async with self.beating, asyncio.timeout(self._pace.limit):
             found, *told = await self._script(
                 keys.BEAT, [keys.INSTANCES, keys.ERA], [self.id, own, ttl, era]
             )

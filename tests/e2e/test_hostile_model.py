@@ -280,15 +280,16 @@ def calls_tool(n: int, name: str = "look_up", arguments: str = "{}") -> str:
 class Tools:
     """An agent with a tool, and how many of its calls run at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.2) -> None:
         self.now = self.most = 0
+        self.seconds = seconds
 
         @function_tool
         async def look_up(turn: int = 0) -> str:
             """Looks something up."""
             self.now += 1
             self.most = max(self.most, self.now)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(self.seconds)
             self.now -= 1
             return "found"
 
@@ -337,11 +338,11 @@ async def test_tools_called_with_garbage() -> None:
 
 async def test_two_hundred_tools_at_once() -> None:
     """No more run at a time than a model needs; the others are told to wait."""
-    tools = Tools()
+    tools = Tools(1.0)  # the first still runs when the last one begins
     behaviour = Behaviour(fallback=[Ruled(400)])
     async with bridge(behaviour, agent=tools.agent) as place:
         calling = asyncio.ensure_future(  # noqa: TID251
-            place.caller().call([steps.Wait(1.5), *TALK])
+            place.caller().call([steps.Wait(2.5), *TALK])
         )
         await until(lambda: is_configured(place))
         place.model.strike(faults.saying(*(calls_tool(n) for n in range(200))))
