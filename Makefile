@@ -29,7 +29,7 @@ test: setup  ## run the tests
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 8 --dist worksteal
 
 compose-test: setup  ## run the tests that need a Docker engine
-	@$(BIN)/python -m pytest -m compose tests/compose
+	@$(BIN)/python -m pytest -m compose tests/compose --durations 15
 
 # Without a public url and a token nobody but developers call: unsigned requests are
 # served then, on this machine alone, as the server itself says when it starts. An empty

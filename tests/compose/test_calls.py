@@ -131,14 +131,6 @@ async def test_a_bridge_is_killed(fleet: Project) -> None:
     assert gone["State"]["ExitCode"] == 137
 
 
-async def test_redis_is_restarted(fleet: Project) -> None:
-    """Nobody notices."""
-    verdicts = await talking(fleet, lambda it: it.compose("restart", "redis"))
-
-    assert lost(verdicts) == [] and wrong(verdicts) == [] and moved(verdicts) == 0
-    until("every bridge has it again", lambda: registry_up(fleet) == {1.0})
-
-
 async def test_redis_is_away_for_a_minute(fleet: Project) -> None:
     """Running calls go on, new ones come, and bridges tell it again what matters."""
 
@@ -168,14 +160,17 @@ def registry_up(project: Project) -> set[float]:
     return found
 
 
-async def test_a_new_haproxy_cfg(fleet: Project) -> None:
-    """Checked and taken up by the commands of docs/operations.md: calls stay."""
+async def test_redis_and_haproxy_cfg(fleet: Project) -> None:
+    """Redis is restarted; then a new haproxy.cfg is checked and taken up, as the
+    handbook says. Nobody notices either."""
     config = fleet.folder / "deploy" / "haproxy.cfg"
     before = config.read_text("utf-8")
     new = "    stats enable\n    monitor-uri /new\n"
     config.write_text(before.replace("    stats enable\n", new))
 
     def event(project: Project) -> None:
+        project.compose("restart", "redis")
+        until("every bridge has it again", lambda: registry_up(project) == {1.0})
         check = ("haproxy", "-c", "-f", "/deploy/haproxy.cfg")
         project.compose("exec", "-T", "balancer", *check)
         project.compose("kill", "-s", "USR2", "balancer")

@@ -189,9 +189,15 @@ def begun(host: Host, command: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("command", ["compose build", "compose up"])
-def test_interrupted_before_the_drain(host: Host, number: int, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("compose build", signal.SIGINT),
+        ("compose up", signal.SIGTERM),
+        ("compose up", signal.SIGHUP),
+    ],
+)
+def test_interrupted_before_the_drain(host: Host, command: str, number: int) -> None:
     """Ctrl-C, a kill or a lost terminal leaves no double fleet."""
     host.set(slow={command: 1.0}, calls=[])
     process = host.start()

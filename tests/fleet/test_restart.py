@@ -1,8 +1,7 @@
 """All instances stop together, as docker compose recreates them: no call is lost."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any
 
@@ -11,9 +10,9 @@ from structlog.testing import capture_logs
 
 import twiml
 from bridge import webhooks
-from bridge.opening import Crew, open_house
+from bridge.opening import Crew
 from bridge.routes import Route, Routes
-from bridge.server import Server
+from bridge.server import Server, serving
 from bridge.settings import Settings
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import Behaviour, ModelServer, Ruled
@@ -32,20 +31,12 @@ def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhooks, "RESTART_SECONDS", PAUSE_SECONDS)
 
 
-@asynccontextmanager
-async def instance(
+def instance(
     port: int, model: ModelServer, redis: RedisServer, route: Route | None = None
-) -> AsyncIterator[Server]:
+) -> AbstractAsyncContextManager[Server]:
     conf: dict[str, Any] = {"insecure": True, "redis_url": redis.url}
     settings = Settings(host="127.0.0.1", port=port, **conf)
-    crew = Crew(AGENT, Routes(defaults=route or Route()))
-    async with open_house(settings, crew, model.url) as house:
-        server = Server(settings, house)
-        await server.start()
-        try:
-            yield server
-        finally:
-            await server.close()
+    return serving(settings, Crew(AGENT, Routes(defaults=route or Route())), model.url)
 
 
 async def recreated(
