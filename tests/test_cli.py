@@ -51,7 +51,7 @@ COMMANDS = [
 
 
 def bridge(
-    *words: str, folder: Path, timeout: float = 30, **environ: str
+    *words: str, folder: Path, timeout: float = 50, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """`bridge ...` with these variables and no others of ours, in that folder."""
     return subprocess.run(
