@@ -14,7 +14,7 @@ from tests.compose.project import Project, env, until
 from tests.support.counted_calls import Verdict
 
 CALLS = 8
-TURNS = 6
+TURNS = 5
 """About half a minute of talk."""
 
 LATE = 20
