@@ -221,7 +221,7 @@ class Server:
                 call.hand_over()
             else:
                 call.end("shutdown")
-        # Not until the last SIP call has ended: those cannot be handed over.
+        # SIP calls cannot be handed over, so they are not waited for.
         await _within(HAND_OVER_SECONDS + CLOSE_SECONDS, self._no_calls.wait())
 
     def _answer_before_closing(self, call: Call) -> None:

@@ -287,7 +287,7 @@ class Webhooks:
         )
 
     def _wait_for_a_start(self, ask: Webhook, route: Route) -> str:
-        """The caller waits at Twilio, where no instance is; then Twilio asks again."""
+        """The caller waits at Twilio while no instance runs; then Twilio asks again."""
         log.info("call_waits", call_sid=ask.call_sid, why=self._house.lines.state)
         query = f"?{BACK}=1" if BACK in ask.query else ""
         spoken = (route.language or "en").startswith("en")

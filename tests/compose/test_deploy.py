@@ -39,7 +39,7 @@ def image_of(project: Project, name: str) -> str:
 async def deployed_under_calls(
     project: Project, *options: str, turns: int = 11
 ) -> Done:
-    """`make deploy` while calls run: none is lost, none notices."""
+    """`make deploy` while calls run: no call is lost, and no word of it."""
     results: list[Done] = []
 
     def event(it: Project) -> None:
