@@ -10,31 +10,34 @@
 # `docker compose build` replaces it, for example by the same image in another registry.
 ARG PYTHON_IMAGE=python:3.13-slim@sha256:70729b46c69b4f1e97c4822c1af3df53a1476cf5ddc6c087c0c10bc3a5678c2f
 
-# --- The dependencies: this stage changes only with pyproject.toml and the lock.
+# --- The dependencies: this stage changes only with the locks.
 FROM ${PYTHON_IMAGE} AS dependencies
-ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_CACHE_DIR=/var/cache/pip UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy
 WORKDIR /source
-# pip gets an environment of its own, so that /venv, which the image runs, has none.
-RUN python -m venv /pip && python -m venv --without-pip /venv
-COPY pyproject.toml requirements.lock ./
-# Wheels only: installing a wheel runs no code of its package.
-RUN --mount=type=cache,target=/var/cache/pip \
-    python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*project['dependencies'], *project['optional-dependencies']['voice'], sep='\n')" > wanted.txt \
- && /pip/bin/pip --python /venv/bin/python install --no-compile --only-binary :all: \
-        -c requirements.lock -r wanted.txt
+# The installers get an environment of their own, so that /venv, which the image runs, has
+# none.
+RUN python -m venv /tools && python -m venv --without-pip /venv
+COPY requirements-bootstrap.lock requirements.lock ./
+# Wheels only: installing a wheel runs no code of its package. constraints.txt is for
+# images that are built on this one.
+RUN --mount=type=cache,target=/var/cache \
+    /tools/bin/pip install --disable-pip-version-check --only-binary :all: \
+        --require-hashes -r requirements-bootstrap.lock \
+ && /tools/bin/uv pip install --python /venv/bin/python --only-binary :all: \
+        --require-hashes -r requirements.lock \
+ && /tools/bin/uv pip freeze --python /venv/bin/python > constraints.txt
 
 # --- The bridge itself, and the bytecode of the modules that it uses.
 FROM dependencies AS build
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY scripts/compile_used.py scripts/
 COPY bridge bridge
 COPY twiml twiml
 # /new gets the files that this step adds to /venv. They become a layer of their own, so
 # that a new version of the bridge does not transfer its dependencies again.
-RUN --mount=type=cache,target=/var/cache/pip \
-    touch /before \
- && /pip/bin/pip --python /venv/bin/python install --no-compile --only-binary :all: --no-deps . \
+RUN touch /before \
+ && /tools/bin/uv build --quiet --wheel --no-build-isolation --python /tools/bin/python . \
+ && /tools/bin/uv pip install --no-cache --python /venv/bin/python --no-deps dist/*.whl \
  && cd / && /venv/bin/python -B /source/scripts/compile_used.py bridge twiml \
  && mkdir /new && find venv -type f -cnewer /before -print0 \
   | tar --create --null --files-from=- | tar --extract --directory=/new
@@ -45,9 +48,12 @@ RUN [ "$IMAGE_VERSION" = unknown ] || [ "$IMAGE_VERSION" = "$(/venv/bin/python -
 
 # --- `make sbom` only: what /venv contains, as CycloneDX, validated against its schema.
 FROM build AS sbom
-RUN --mount=type=cache,target=/var/cache/pip \
-    /pip/bin/pip install --only-binary :all: cyclonedx-bom==7.5.0 \
- && /pip/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
+COPY requirements-dev.lock ./
+RUN --mount=type=cache,target=/var/cache \
+    python -m venv --without-pip /dev-tools \
+ && /tools/bin/uv pip install --python /dev-tools/bin/python --only-binary :all: \
+        --require-hashes -r requirements-dev.lock \
+ && /dev-tools/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
         --spec-version 1.6 --output-reproducible --validate --output-file /sbom.json \
         /venv/bin/python
 FROM scratch AS sbom-file
@@ -59,7 +65,7 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin brid
 COPY --from=dependencies /venv /venv
 COPY --from=build /new/venv /venv
 # For images that are built on this one: the versions that must not change.
-COPY requirements.lock /usr/share/bridge/
+COPY --from=dependencies /source/constraints.txt /usr/share/bridge/
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # An agent of your own: mount it here and set BRIDGE_AGENT=my_agent.py:name
 WORKDIR /agents

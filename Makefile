@@ -10,8 +10,16 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-# The oldest and the newest Python the lock is resolved for.
-LOCK_PYTHONS ?= python3.11 python3.13
+# uv installs in seconds, but does not read pip's configuration. What that says of the
+# index is handed on; for anything else (a login, find-links): make setup INSTALLER=pip.
+INSTALLER ?= uv
+INSTALL_pip = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL_uv = UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python \
+	-m pip config get global.index-url 2>/dev/null)}}" \
+	SSL_CERT_FILE="$${SSL_CERT_FILE:-$$PIP_CERT}" \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python
+# Wheels only: installing a wheel runs no code of its package.
+LOCKED = --require-hashes --only-binary :all: -r
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test compose-test serve fleet deploy check audit lock image sbom digests clean fuzz
@@ -51,8 +59,8 @@ check: setup  ## lint and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-audit: setup  ## are the installed packages the locked ones, and is nothing known against them?
-	@$(BIN)/python -m scripts.audit
+audit: setup  ## is an advisory known against a locked package? (asks the database of PyPI)
+	@PATH="$(BIN):$$PATH" scripts/audit.sh requirements-dev.lock $(OPTIONS)
 
 # In an environment of its own: atheris has wheels for few Pythons.
 FUZZ := .venv-fuzz
@@ -60,18 +68,25 @@ SECONDS ?= 60
 fuzz: $(FUZZ)/.installed  ## look for inputs that break something (13 targets, SECONDS=60 each)
 	@$(FUZZ)/bin/python -m tests.fuzz --seconds $(SECONDS)
 
-$(FUZZ)/.installed: requirements.lock pyproject.toml | setup
+$(FUZZ)/.installed: requirements-dev.lock pyproject.toml | setup
 	$(BIN)/python -m venv $(FUZZ)
-	@$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--only-binary :all: -r requirements.lock -e ".[fuzz]" || { \
+	@python=$(FUZZ)/bin/python; install="$(BIN)/uv pip install --quiet --python $$python"; \
+	$$install --require-hashes -r requirements-dev.lock && $$install --group fuzz \
+		&& $$install --no-deps --no-build-isolation -e . || { \
 		echo "atheris cannot be installed for this Python; it has wheels for few."; \
 		echo "Try another: rm -rf $(VENV) && make fuzz PYTHON=python3.11"; exit 1; } >&2
 	@touch $@
 
-lock: setup  ## resolve pyproject.toml anew into requirements.lock
-	@$(BIN)/python scripts/lock.py $(LOCK_PYTHONS) > requirements.lock.new \
-		|| { rm -f requirements.lock.new; exit 1; }
-	@mv requirements.lock.new requirements.lock
+# One resolution for all Pythons: the locks have the same versions. With
+# UPGRADE='--upgrade' or UPGRADE='--upgrade-package NAME' the versions are chosen anew.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	--fork-strategy fewest --generate-hashes --no-emit-index-url --no-annotate \
+	--custom-compile-command 'make lock'
+UPGRADE ?=
+lock: setup  ## resolve pyproject.toml anew into the locks (UPGRADE=--upgrade: newest versions)
+	@$(COMPILE) $(UPGRADE) --extra voice --group dev -o requirements-dev.lock pyproject.toml
+	@$(COMPILE) -c requirements-dev.lock -o requirements.lock pyproject.toml
+	@$(COMPILE) -c requirements-dev.lock --group bootstrap -o requirements-bootstrap.lock
 
 # PYTHON_IMAGE of the environment, if it is set, replaces the base of the Dockerfile.
 IMAGE ?= twilio-realtime-bridge
@@ -91,11 +106,11 @@ digests: setup  ## renew the digests of the images (asks their registry)
 	@$(BIN)/python -m scripts.digests $(DIGESTS)
 
 clean:  ## remove what was made, .venv included
-	rm -rf $(VENV) .venv-* build *.egg-info .coverage* requirements.lock.new sbom.json
+	rm -rf $(VENV) .venv-* build dist *.egg-info .coverage* sbom.json
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements-dev.lock requirements-bootstrap.lock pyproject.toml
 	@[ -n "$(PYTHON)" ] || { \
 		echo "The bridge needs Python 3.11 or newer; python3 here is: $$(python3 --version 2>&1 || true)"; \
 		echo "Install one, or name it: make setup PYTHON=/path/to/python3.13"; exit 1; } >&2
@@ -104,8 +119,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) cannot make virtual environments: its venv module is missing."; \
 		echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; } >&2
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
-		-r requirements.lock  # wheels only: installing one runs nothing of it
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@echo "Installing the locked packages into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL_pip) $(LOCKED) requirements-bootstrap.lock
+	@$(INSTALL_$(INSTALLER)) $(LOCKED) requirements-dev.lock
+	@$(INSTALL_$(INSTALLER)) --no-deps --no-build-isolation -e .
 	@touch $@

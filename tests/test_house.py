@@ -22,9 +22,11 @@ HOUSE = [
     ".env.example",
     ".ci/run",
     "requirements.lock",
-    "scripts/lock.py",
+    "requirements-dev.lock",
+    "requirements-bootstrap.lock",
     "pyproject.toml",
 ]
+LOCKS = [name for name in HOUSE if name.endswith(".lock")]
 PYTHONS = ("3.11", "3.12", "3.13")
 # Examples, the own machine, and services of the same network: nothing is fetched.
 HARMLESS_URLS = (
@@ -42,48 +44,59 @@ def text(name: str) -> str:
     return (ROOT / name).read_text("utf-8")
 
 
-def locked() -> dict[str, Requirement]:
-    lines = [line for line in text("requirements.lock").splitlines() if line[0] != "#"]
-    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+def locked(name: str) -> dict[str, Requirement]:
+    """The pins of a lock, by name; the lines of hashes are left out."""
+    lines = text(name).splitlines()
+    pins = [line.removesuffix(" \\") for line in lines if line[:1] not in "# "]
+    return {canonicalize_name(r.name): r for r in map(Requirement, pins)}
 
 
-def declared() -> list[Requirement]:
-    project = tomllib.loads(text("pyproject.toml"))["project"]
-    # Not what `make fuzz` wants: it has wheels for few Pythons, and a venv of its own.
-    extras = [
-        lines
-        for name, lines in project["optional-dependencies"].items()
-        if name != "fuzz"
-    ]
-    lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
+def declared(lock: str) -> list[Requirement]:
+    """What pyproject.toml asks for and this lock must have."""
+    whole = tomllib.loads(text("pyproject.toml"))
+    groups = whole["dependency-groups"]
+    lines = groups["bootstrap"]
+    if lock != "requirements-bootstrap.lock":
+        lines = whole["project"]["dependencies"]
+    if lock == "requirements-dev.lock":
+        lines = lines + whole["project"]["optional-dependencies"]["voice"]
+        lines = (
+            lines
+            + groups["bootstrap"]
+            + [it for it in groups["dev"] if isinstance(it, str)]
+        )
     return [Requirement(line) for line in lines]
 
 
 def holds(requirement: Requirement, python: str) -> bool:
-    environment = {"python_version": python, "platform_system": "Linux"}
+    environment = {"python_version": python, "python_full_version": f"{python}.9"}
     return requirement.marker is None or requirement.marker.evaluate(environment)
 
 
 # --------------------------------------------------------------------------- the lock
 
 
-def test_the_lock_is_names_and_versions_only() -> None:
-    """Anybody installs the same versions, from wherever they install."""
-    lines = text("requirements.lock").splitlines()
-    line_form = re.compile(
-        r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [a-z_]+ (<|>=|!=) \"[\w.]+\")?"
-    )
-    odd = [line for line in lines if line[0] != "#" and not line_form.fullmatch(line)]
+@pytest.mark.parametrize("name", LOCKS)
+def test_each_line_of_a_lock_is_a_pin_with_hashes(name: str) -> None:
+    """Everyone installs the same bytes, whichever index they come from."""
+    lines = [line for line in text(name).splitlines() if line[0] != "#"]
+    pin = re.compile(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [^;#@\\]+)? \\")
+    digest = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
+    odd = [it for it in lines if not pin.fullmatch(it) and not digest.fullmatch(it)]
 
     assert not odd
-    assert len(locked()) == sum(line[0] != "#" for line in lines), "a name twice"
+    pins = [it for it in lines if pin.fullmatch(it)]
+    assert len(locked(name)) == len(pins), "a name twice"
+    followed = [lines[lines.index(it) + 1] for it in pins]
+    assert all(digest.fullmatch(it) for it in followed)
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_lock_has_all_that_is_declared(python: str) -> None:
-    """A fresh machine gets a bridge that starts, on each Python we promise."""
-    lock = locked()
-    for requirement in declared():
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_has_all_that_is_declared(name: str, python: str) -> None:
+    """A fresh machine gets a bridge that starts, on each Python that is promised."""
+    lock = locked(name)
+    for requirement in declared(name):
         if not holds(requirement, python):
             continue
         pin = lock.get(canonicalize_name(requirement.name))
@@ -93,9 +106,22 @@ def test_the_lock_has_all_that_is_declared(python: str) -> None:
         assert requirement.specifier.contains(version.version), f"{pin}: make lock"
 
 
+def test_the_locks_are_one_resolution() -> None:
+    """The image runs the versions, and the bytes, that were tested."""
+    tested = blocks("requirements-dev.lock")
+    for name in LOCKS:
+        assert blocks(name) <= tested, name
+
+
+def blocks(name: str) -> set[str]:
+    """Each version with its hashes, as one text without the marker."""
+    found = re.findall(r"(?m)^(\S+==\S+).*\n((?: .*\n)+)", text(name))
+    return {version + hashes for version, hashes in found}
+
+
 def test_the_lock_knows_where_audioop_is_missing() -> None:
-    """Python 3.13 has lost audioop; there, and only there, a package brings it back."""
-    pin = locked()["audioop-lts"]
+    """Python 3.13 has no audioop; there, and only there, a package replaces it."""
+    pin = locked("requirements.lock")["audioop-lts"]
 
     assert [holds(pin, python) for python in PYTHONS] == [False, False, True]
 
@@ -250,7 +276,7 @@ def run_make(
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A clone whose bridge only says how it was started."""
-    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+    for name in ("Makefile", "pyproject.toml", *LOCKS):
         shutil.copy(ROOT / name, tmp_path / name)
     bin_folder = tmp_path / ".venv" / "bin"
     bin_folder.mkdir(parents=True)
@@ -345,21 +371,27 @@ def test_setup_says_that_no_python_was_found(clone: Path) -> None:
 
 @needs_make
 def test_setup_is_done_once_and_again_after_a_change(clone: Path) -> None:
-    """Nobody waits for pip twice; nobody runs on yesterday's lock either."""
+    """Nobody waits for an installation twice, or runs on yesterday's lock."""
     log = clone / "log"
-    (clone / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
-    (clone / ".venv" / "bin" / "python").chmod(0o755)
+    for name in ("python", "uv"):
+        program = clone / ".venv" / "bin" / name
+        program.write_text(f'#!/bin/sh\necho "{name} $@" >> {log}\n')
+        program.chmod(0o755)
     python = _python(clone, "exit 0")
 
     run_make(clone, "setup", python)
     assert not log.exists()
     past = (clone / ".venv" / ".installed").stat().st_mtime + 10
-    os.utime(clone / "requirements.lock", (past, past))
+    os.utime(clone / "requirements-dev.lock", (past, past))
     run_make(clone, "setup", python)
 
-    first, second = log.read_text().splitlines()
-    assert first.endswith("-r requirements.lock")
-    assert second.endswith("--no-deps -e .")
+    installs = [it for it in log.read_text().splitlines() if "install" in it.split()]
+    for told, lock in zip(installs, ("bootstrap", "dev"), strict=False):
+        assert told.endswith(
+            f"--require-hashes --only-binary :all: -r requirements-{lock}.lock"
+        )
+    assert [it.split()[0] for it in installs] == ["python", "uv", "uv"]
+    assert installs[2].endswith("--no-deps --no-build-isolation -e .")
 
 
 def test_ci_runs_by_itself() -> None:
