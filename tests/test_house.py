@@ -126,6 +126,24 @@ def test_the_lock_knows_where_audioop_is_missing() -> None:
     assert [holds(pin, python) for python in PYTHONS] == [False, False, True]
 
 
+# ----------------------------------------------------------------------- the version
+
+
+def test_the_changelog_tells_operators_what_to_do_for_each_version() -> None:
+    """Whoever upgrades reads one list of steps, under the number that is installed."""
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    heads = re.split(r"(?m)^## ", text("CHANGELOG.md"))[1:]
+    form = re.compile(r"(\d+)\.(\d+)\.(\d+) - \d{4}-\d\d-\d\d\n")
+    found = [form.match(head) for head in heads]
+    assert all(found), [head.splitlines()[0] for head in heads]
+    versions = [tuple(map(int, it.groups())) for it in found if it]
+
+    assert versions == sorted(versions, reverse=True)
+    assert project["version"] == ".".join(map(str, versions[0]))
+    for head in heads:
+        assert re.search(r"(?m)^### For operators\n\n\S", head), head.splitlines()[0]
+
+
 # ------------------------------------------------------------------ nobody's machine
 
 
