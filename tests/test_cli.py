@@ -31,7 +31,7 @@ from bridge.fleet.redis import redis_registry
 from bridge.routes import Report, Route, Routes
 from bridge.settings import NAMES, Settings
 from bridge.watch.trace import Trace
-from tests.fleet.redis_server import BINARY, RedisServer
+from tests.fleet.redis_server import RedisServer
 
 WHSEC = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
@@ -329,8 +329,6 @@ def test_who_could_not_be_forgotten_is_told(tmp_path: Path) -> None:
 def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
     """What the instances share goes, too, but not of a call that still runs; where
     Redis is away nothing is said to be done."""
-    if BINARY is None:
-        pytest.skip("redis-server is not installed")
     server = RedisServer(tmp_path)
     server.start()
     environ = {"BRIDGE_REDIS_URL": server.url, "BRIDGE_RECORD_DIR": "."}

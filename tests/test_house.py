@@ -37,8 +37,6 @@ HARMLESS_URLS = (
     "http://balancer:8080",
 )
 
-needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-
 
 def text(name: str) -> str:
     return (ROOT / name).read_text("utf-8")
@@ -305,7 +303,6 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@needs_make
 def test_make_lists_its_commands() -> None:
     """Whoever types `make` learns what there is."""
     listed = re.findall(r"^  make ([\w-]+) +\S", run_make(ROOT).stdout, re.MULTILINE)
@@ -315,7 +312,6 @@ def test_make_lists_its_commands() -> None:
     )
 
 
-@needs_make
 @pytest.mark.parametrize(
     ("env_file", "environ", "insecure"),
     [
@@ -343,7 +339,6 @@ def test_make_serve_is_insecure_only_without_a_public_url(
     assert (done.stdout, done.stderr) == (f"serve insecure={insecure}\n", "")
 
 
-@needs_make
 def test_make_demo_passes_the_end_on(clone: Path) -> None:
     """A demo that fails makes `make` fail."""
     (clone / ".venv" / "bin" / "bridge").write_text("#!/bin/sh\nexit 3\n")
@@ -358,7 +353,6 @@ def _python(folder: Path, body: str) -> str:
     return f"PYTHON={python}"
 
 
-@needs_make
 @pytest.mark.parametrize(
     ("body", "told"),
     [
@@ -377,7 +371,6 @@ def test_setup_says_what_the_machine_lacks(clone: Path, body: str, told: str) ->
     assert not (clone / ".venv" / ".installed").exists()
 
 
-@needs_make
 def test_setup_says_that_no_python_was_found(clone: Path) -> None:
     """Where no Python is new enough, the message says which one is needed."""
     (clone / ".venv" / ".installed").unlink()
@@ -387,7 +380,6 @@ def test_setup_says_that_no_python_was_found(clone: Path) -> None:
     assert done.returncode != 0 and "needs Python 3.11 or newer" in done.stderr
 
 
-@needs_make
 def test_setup_is_done_once_and_again_after_a_change(clone: Path) -> None:
     """Nobody waits for an installation twice, or runs on yesterday's lock."""
     log = clone / "log"

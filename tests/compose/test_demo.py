@@ -185,22 +185,6 @@ def test_prometheus_sees_everything(demo: Project) -> None:
     assert manager["url"] == "http://alertmanager:9093/api/v2/alerts"
 
 
-def test_rules_do_what_they_say(demo: Project) -> None:
-    """By the tests of deploy/alerts.yml, in Prometheus' own tool."""
-    image = demo.containers("prometheus")[0]["Config"]["Image"]
-    tests = demo.folder / "tests" / "deploy" / "alerts.test.yml"
-    for words in (
-        ("test", "rules", "/alerts.test.yml"),
-        ("check", "config", "/deploy/prometheus.yml"),
-    ):
-        demo.shell(
-            *("docker", "run", "--rm", "--network", "none", "--entrypoint", "promtool"),
-            *("--volume", f"{demo.folder}/deploy:/deploy:ro"),
-            *("--volume", f"{tests}:/alerts.test.yml:ro"),
-            *(image, *words),
-        )
-
-
 def test_nobody_is_woken_for_the_demo(demo: Project) -> None:
     """A fresh demonstration raises no alarm."""
     alarms = demo.get("PROMETHEUS_PORT", "/api/v1/alerts")["data"]["alerts"]

@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 import tomllib
 from collections.abc import Iterator
 from importlib import resources
@@ -385,20 +383,3 @@ def test_health_is_asked_with_what_the_image_has() -> None:
         compile(code, "healthcheck", "exec")
         assert "/healthz" in code and "127.0.0.1" in code
     assert command[:3] == ["CMD", "python", "-c"]
-
-
-@pytest.mark.skipif(
-    shutil.which("docker-compose") is None, reason="no docker-compose here"
-)
-def test_docker_compose_itself_takes_the_file() -> None:
-    """What the schema cannot say: references, merged keys, conditions."""
-    done = subprocess.run(
-        ["docker-compose", "--profile", "demo", "config", "--quiet"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import aiohttp
-import pytest
 from twilio.request_validator import RequestValidator
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -14,12 +13,8 @@ from websockets.exceptions import InvalidStatus
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import Behaviour, ModelServer, Ruled
 from bridge.sim.twilio import steps
-from scripts.fleet import Bridge, Fleet, missing
+from scripts.fleet import Bridge, Fleet
 from tests.deploy.test_figures import BALANCER_FIGURES
-
-pytestmark = pytest.mark.skipif(
-    bool(missing()), reason=f"not here: {', '.join(missing())}"
-)
 
 BEAT_SECONDS = 2.2
 """After so long each instance has heard of the other."""

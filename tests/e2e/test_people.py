@@ -38,7 +38,7 @@ from bridge.watch import log
 from tests.e2e.house import HELLO, Place, bridge
 from tests.e2e.test_doors import with_sip
 from tests.e2e.test_outbound import CALLEE, SECRET, TOKEN, phones
-from tests.fleet.redis_server import BINARY, RedisServer
+from tests.fleet.redis_server import RedisServer
 
 LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUp()
@@ -198,8 +198,6 @@ async def test_a_registry_that_is_away_gives_no_password_away(
     written: io.StringIO, tmp_path: Path, there: bool
 ) -> None:
     """Neither where nobody answers nor where the password is wrong."""
-    if BINARY is None:
-        pytest.skip("redis-server is not installed")
     server = RedisServer(tmp_path, "--requirepass", "another")
     server.client = Redis(port=server.port, password="another")
     if there:

@@ -9,7 +9,7 @@ import pytest
 from bridge.fleet import Capacity, Registry
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.redis import redis_registry
-from tests.fleet.redis_server import BINARY, RedisServer
+from tests.fleet.redis_server import RedisServer
 
 
 class Clock:
@@ -46,8 +46,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     """A running one of the test's own."""
-    if BINARY is None:
-        pytest.skip("redis-server is not installed")
     server = RedisServer(tmp_path)
     server.start()
     yield server
@@ -60,8 +58,6 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
         clock = Clock()
         yield Place(MemoryRegistry(clock), clock)
         return
-    if BINARY is None:
-        pytest.skip("redis-server is not installed")
     server: RedisServer = request.getfixturevalue("running")
     server.client.flushall()
     async with redis_registry(server.url, lambda: Capacity(1, 0)) as registry:

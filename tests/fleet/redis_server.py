@@ -1,7 +1,6 @@
-"""A real Redis of a test's own, and what may happen to it."""
+"""A real Redis (or Valkey) of a test's own, and what may happen to it."""
 
 import contextlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +10,8 @@ from typing import Any
 
 import redis
 
-BINARY = shutil.which("redis-server")
+from scripts.fleet import program
+
 START_SECONDS = 10.0
 
 
@@ -23,9 +23,8 @@ class RedisServer:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        assert BINARY, "asked for by a fixture that skips"
         self._command = [
-            *(BINARY, "--port", str(self.port), "--bind", "127.0.0.1"),
+            *(program("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1"),
             *("--save", "", "--appendonly", "yes" if keep else "no"),
             *("--dir", str(folder), *more),
         ]

@@ -15,10 +15,8 @@ from bridge.fleet import TAKEN, CallEntry, Capacity, keys
 from bridge.fleet.keys import AGAIN, CALL, INSTANCES, SCRIPTS
 from bridge.fleet.redis import Pace, RedisRegistry, redis_registry
 from bridge.fleet.written import Written
-from tests.fleet.redis_server import BINARY, RedisServer
+from tests.fleet.redis_server import RedisServer
 from tests.fleet.test_registry import HANG_UP, SORRY, entry, streams
-
-pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
 
 QUICK = Pace(
     beat=0.1, instance=0.5, lease=0.8, limit=0.5, probe=0.03, wait=2.0, settle=0.2

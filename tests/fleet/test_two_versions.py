@@ -22,12 +22,10 @@ from bridge.outbound import CallStatus, OutboundOrder
 from bridge.safekeeping import Safekeeping
 from tests.fleet.earlier_version import OtherVersion, running, unpack
 from tests.fleet.format0 import record
-from tests.fleet.redis_server import BINARY, RedisServer
+from tests.fleet.redis_server import RedisServer
 from tests.fleet.test_fleet import QUICK, beats, instance, soon
 from tests.fleet.test_formats import ORDER, PLAN, SNAPSHOT, STATUS, STEP
 from tests.fleet.test_registry import SORRY, entry, streams
-
-pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
 
 JOIN = """
 import asyncio

@@ -20,7 +20,14 @@ from bridge.sim.voice import (
     voice_available,
 )
 
-needs_voice = pytest.mark.skipif(not voice_available(), reason="no espeakng_loader")
+
+@pytest.fixture
+def real_voice() -> None:
+    """Without it `speak` gives tones, and tests of the voice would test those."""
+    assert voice_available(), "the package espeakng-loader is missing: make setup"
+
+
+needs_voice = pytest.mark.usefixtures("real_voice")
 
 
 def tone(frequency: float, rate: int, seconds: float = 1.0) -> bytes:

@@ -1,5 +1,9 @@
 """The trace of a call: replayed it gives the same call again, commands and all."""
 
+import errno
+import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,19 +310,30 @@ def test_a_folder_that_cannot_be_written_costs_the_trace_alone(tmp_path: Path) -
     assert "CA1" not in call.lost[0]
 
 
-def test_a_full_disk_costs_the_trace_alone() -> None:
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process gets longer than 64 kB; writing on is an OSError."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
+@pytest.mark.parametrize("lines", [2_000, 20_000], ids=["at the end", "before"])
+def test_a_full_disk_costs_the_trace_alone(
+    lines: int, tmp_path: Path, full_disk: None
+) -> None:
     """What cannot be written is given up, also at the very end."""
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no /dev/full here")
     lost: list[str] = []
     trace = Trace(1.0, lost.append)
-    trace._file = full.open("wb", buffering=4096)
-    for n in range(1000):
+    path = trace.open(tmp_path, "CA1", "MZ1")
+    for n in range(lines):
         trace.input("tick", [], float(n))
+    assert len(lost) == (lines > 2_000)
     trace.close()
 
-    assert len(lost) == 1
+    assert lost == [os.strerror(errno.EFBIG)]
+    assert path.stat().st_size == 64 * 1024
 
 
 def test_a_model_without_end_does_not_fill_the_disk(

@@ -1,5 +1,4 @@
-"""Makes the files of this folder: `python -m tests.fleet.format0.record`, which needs
-redis-server.
+"""Makes the files of this folder: `python -m tests.fleet.format0.record`.
 
 The data are written by the code of commit FORMAT_0, into a real Redis. They are
 recorded once; a change of this script changes nothing about what that commit writes.
