@@ -25,6 +25,12 @@ def given_back(*history: HistoryItem) -> list[dict[str, Any]]:
     return [json.loads(event) for event in events]
 
 
+@pytest.fixture(scope="module")
+def client_events() -> TypeAdapter[Any]:
+    """Made once: it takes longer than Hypothesis lets an example take."""
+    return TypeAdapter(RealtimeClientEvent)
+
+
 def test_what_was_said_is_given_back_in_order() -> None:
     """Who was put through and comes back need not tell their story again."""
     events = given_back(
@@ -90,11 +96,12 @@ def test_a_tool_call_goes_with_its_result_or_not_at_all() -> None:
         )
     )
 )
-def test_whatever_was_kept_openai_takes_it(history: list[HistoryItem]) -> None:
+def test_whatever_was_kept_openai_takes_it(
+    client_events: TypeAdapter[Any], history: list[HistoryItem]
+) -> None:
     """No history makes a session that begins with an error."""
-    adapter: TypeAdapter[Any] = TypeAdapter(RealtimeClientEvent)
     for event in given_back(*history):
-        taken = adapter.validate_python(event)
+        taken = client_events.validate_python(event)
         assert taken.model_dump(mode="json", exclude_unset=True) == event
 
 
