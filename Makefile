@@ -22,7 +22,7 @@ INSTALL_uv = UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/
 LOCKED = --require-hashes --only-binary :all: -r
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test compose-test serve fleet deploy check audit lock image sbom digests clean fuzz
+.PHONY: help setup demo test compose-test serve fleet deploy check audit lock image sbom digests package package-test clean fuzz
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -104,6 +104,16 @@ sbom:  ## write sbom.json: the Python packages of the image, as CycloneDX (needs
 DIGESTS ?= Dockerfile docker-compose.yml $(wildcard deploy/kubernetes/*.yaml)
 digests: setup  ## renew the digests of the images (asks their registry)
 	@$(BIN)/python -m scripts.digests $(DIGESTS)
+
+# The wheel is built from the sdist. Without what an earlier build left: setuptools would
+# put it into the next.
+package: setup  ## build the package into dist/: an sdist and a wheel
+	@rm -rf build dist *.egg-info
+	@$(BIN)/python -m build --no-isolation --quiet
+	@ls -s dist/*
+
+package-test: setup  ## install the built package where nothing else is, and run it
+	@$(BIN)/python -m pytest -m package tests/package --durations 10
 
 clean:  ## remove what was made, .venv included
 	rm -rf $(VENV) .venv-* build dist *.egg-info .coverage* sbom.json

@@ -5,12 +5,14 @@ import contextlib
 import gc
 import logging
 import os
+import platform
 import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -49,6 +51,7 @@ app = typer.Typer(
 )
 sim = typer.Typer(no_args_is_help=True, help="The outside world, faked.")
 app.add_typer(sim, name="sim")
+PACKAGE = "twilio-realtime-bridge"
 MIN_THREADS = 32
 OWN_FILES = 100
 """Redis, reports, traces, and what Python has open itself."""
@@ -64,6 +67,36 @@ AgentOption = Annotated[
     str | None,
     typer.Option(help="package.module:name or file.py:name, instead of BRIDGE_AGENT"),
 ]
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        for name in (PACKAGE, "openai-agents", "openai"):
+            print(name, _version_of(name))
+        print("Python", platform.python_version(), "on", platform.platform())
+        raise typer.Exit
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "is not installed as a package"  # run from its sources
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_versions,
+            is_eager=True,
+            help="print the versions that a bug report needs, and exit",
+        ),
+    ] = False,
+) -> None:
+    """Options of no command; the help of the whole stands in `app`."""
 
 
 @app.command()

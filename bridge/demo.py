@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import statistics
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from agents import set_tracing_disabled
 from pydantic import SecretStr
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -209,10 +211,17 @@ def show(demo: Demo, console: Console) -> None:
         ("Report", demo.report),
     ):
         console.print(f"{what}  {path}", soft_wrap=True, highlight=False)
+    console.print("\nIn the WAV the caller is on the left, the agent on the right.")
+    command = f"{escape(_own_name())} demo --agent yours.py:agent"
     console.print(
-        "\nIn the WAV the caller is on the left, the agent on the right. With your own "
-        "agent: [bold].venv/bin/bridge demo --agent yours.py:agent[/]"
+        f"With your own agent: [bold]{command}[/]", soft_wrap=True, highlight=False
     )
+
+
+def _own_name() -> str:
+    """The command as it was called: `make demo` and an installed package differ."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "bridge" else "bridge"
 
 
 def failures(demo: Demo) -> list[str]:

@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,28 @@ def test_help_is_worth_reading(command: list[str]) -> None:
 
     assert done.exit_code == 0
     assert len(done.output.split()) > 25
+
+
+def test_the_versions_that_a_bug_report_needs(tmp_path: Path) -> None:
+    """`bridge --version` tells them at once, without a configuration that is right."""
+    done = bridge("--version", folder=tmp_path, BRIDGE_PORT="phone")
+
+    names = ("twilio-realtime-bridge", "openai-agents", "openai")
+    told = [f"{name} {metadata.version(name)}" for name in names]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:-1] == told
+    assert done.stdout.splitlines()[-1].startswith(f"Python {sys.version.split()[0]} ")
+
+
+def test_sources_that_nobody_installed_have_no_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the package's metadata are missing that is told; no version is made up."""
+    monkeypatch.setattr("bridge.cli.PACKAGE", "nothing-of-that-name")
+    done = CliRunner().invoke(app, ["--version"])
+
+    assert done.exit_code == 0
+    assert "nothing-of-that-name is not installed as a package\n" in done.stdout
 
 
 def test_an_agent_that_cannot_be_loaded(tmp_path: Path) -> None:

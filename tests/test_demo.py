@@ -45,6 +45,7 @@ def test_what_the_agent_did_is_told(
     the agent ends is a good one. The recording lies beside it."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr("sys.argv", ["/some/where/bin/bridge", "demo"])
     patient = steps.Listen(quiet_seconds=1.0)
     scenario = Scenario(
         "a test",
@@ -81,6 +82,7 @@ def test_what_the_agent_did_is_told(
     assert did["written"].at < blue.at < did["hang_up"].at
     report = call.report.read_text()
     assert "tool" in report and "handoff" in report and "by the bridge" in report
+    assert "/some/where/bin/bridge demo --agent yours.py:agent" in report
     assert call.wav.stat().st_size > 10_000
     assert "OPENAI_API_KEY" not in os.environ  # only while it ran
 

@@ -1,0 +1,114 @@
+"""The hashes of the lock: bytes that are not those that were tested are refused."""
+
+import base64
+import hashlib
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.package.building import LOCK, UV, files_of_wheel, outside_environ, run
+
+PACKAGE = "typing-inspection"
+"""Any small one of pure Python."""
+
+
+def pinned() -> str:
+    """Its lines of the lock: one version, with the hashes of its files."""
+    found = re.search(rf"(?m)^{PACKAGE}==.*\n(?:    .*\n)+", LOCK.read_text("utf-8"))
+    assert found
+    return found[0]
+
+
+def changed(wheel: Path, folder: Path) -> Path:
+    """The same wheel with another line of code: its own list of files has been made to
+    fit, so nothing but a hash from elsewhere tells them apart."""
+    files = files_of_wheel(wheel)
+    record = next(name for name in files if name.endswith(".dist-info/RECORD"))
+    module = next(name for name in files if name.endswith("/__init__.py"))
+    files[module] += b"import os  # somebody else's\n"
+    digest = hashlib.sha256(files[module]).digest()
+    line = f"{module},sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+    old = re.compile(rf"(?m)^{re.escape(module)},.*$")
+    new = f"{line},{len(files[module])}"
+    files[record] = old.sub(new, files[record].decode()).encode()
+    folder.mkdir()
+    with zipfile.ZipFile(folder / wheel.name, "w") as whole:
+        for name, content in files.items():
+            whole.writestr(name, content)
+    return folder / wheel.name
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheel of the index, and one that was changed: each in a folder of its own."""
+    folder = tmp_path_factory.mktemp("wheels")
+    (folder / "lock").write_text(pinned())
+    fetch = (sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes")
+    options = ("--only-binary", ":all:", "-r", folder / "lock")
+    run(*fetch, *options, "-d", folder / "tested", folder=folder)
+    (tested,) = (folder / "tested").glob("*.whl")
+    return {"tested": tested, "changed": changed(tested, folder / "changed")}
+
+
+def pip(installer: str, python: Path) -> list[str | Path]:
+    if installer == "uv":
+        return [UV, "pip", "install", "--python", python]
+    return [sys.executable, "-m", "pip", "--python", str(python), "install"]
+
+
+def install(
+    installer: str, wheel: Path, folder: Path, *options: str
+) -> tuple[bool, str]:
+    """Into a new environment, from that wheel's folder alone: whether the package was
+    installed, and what the installer said."""
+    run(UV, "venv", "--python", sys.executable, folder / "env", folder=folder)
+    python = folder / "env" / "bin" / "python"
+    (folder / "lock").write_text(pinned())
+    offered = ("--no-index", "--no-deps", "--no-cache-dir", "--find-links")
+    done = subprocess.run(
+        [*pip(installer, python), *offered, wheel.parent, *options],
+        cwd=folder,
+        env={**outside_environ(), "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    there = any((folder / "env").rglob("typing_inspection/__init__.py"))
+    assert there == (done.returncode == 0), done.stdout
+    return there, done.stdout
+
+
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_a_changed_wheel_is_refused(
+    wheels: dict[str, Path], installer: str, tmp_path: Path
+) -> None:
+    """An index, a mirror or a cache with other bytes: nothing is installed of them, and
+    the message names the hash."""
+    locked = ("--require-hashes", "-r", "lock")
+
+    there, said = install(installer, wheels["changed"], tmp_path, *locked)
+
+    assert not there
+    told = {"pip": "DO NOT MATCH THE HASHES", "uv": "Hash mismatch for `typing-inspect"}
+    assert told[installer] in said
+    assert hashlib.sha256(wheels["changed"].read_bytes()).hexdigest() in said
+
+
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_only_the_hash_keeps_it_out(
+    wheels: dict[str, Path], installer: str, tmp_path: Path
+) -> None:
+    """The wheel of the index is installed in the same way, and the changed one is where
+    nobody asks for hashes: the test above refuses no wheel that is merely broken."""
+    for name in ("tested", "changed"):
+        (tmp_path / name).mkdir()
+    locked = ("--require-hashes", "-r", "lock")
+
+    assert install(installer, wheels["tested"], tmp_path / "tested", *locked)[0]
+    assert install(installer, wheels["changed"], tmp_path / "changed", PACKAGE)[0]

@@ -1,0 +1,190 @@
+"""The licences of what the image ships: requirements.lock, as docs/image.md lists it.
+
+Read from the metadata of the installed packages. Those that this Python does not need
+(audioop-lts before 3.13) are judged where they are installed.
+"""
+
+import re
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+
+import pytest
+from packaging.licenses import (
+    InvalidLicenseExpression,
+    canonicalize_license_expression,
+)
+
+from tests.test_house import locked, text
+
+ALLOWED = frozenset(
+    {
+        "0BSD",
+        "Apache-2.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "CC0-1.0",
+        "ISC",
+        "MIT",
+        "MIT-0",
+        "MPL-2.0",
+        "PSF-2.0",
+        "Zlib",
+    }
+)
+"""SPDX. Who passes one of them on unchanged owes its text, its notices, and the source
+of files under MPL-2.0, which a wheel of Python code is."""
+
+CLASSIFIERS = {
+    "License :: OSI Approved :: Apache Software License": "Apache-2.0",
+    "License :: OSI Approved :: ISC License (ISCL)": "ISC",
+    "License :: OSI Approved :: MIT License": "MIT",
+}
+"""Those that name one licence; "BSD License" could be any of several."""
+
+# docs/image.md says what they are.
+WITH_LIBRARIES_OF_OTHERS = {"numpy"}
+
+IMAGE = {"python_version": "3.13", "python_full_version": "3.13.0"}
+IMAGE |= {"sys_platform": "linux", "os_name": "posix", "platform_system": "Linux"}
+
+
+def stated(
+    expression: str | None, field: str | None, classifiers: list[str]
+) -> str | None:
+    """The licence in SPDX, from the three places of the metadata; None: there is none,
+    or none that is clear."""
+    for value in (expression, field):
+        try:
+            return str(canonicalize_license_expression(value or ""))
+        except InvalidLicenseExpression:
+            continue  # prose, as older packages have it
+    named = [it for it in classifiers if it.startswith("License :: ")]
+    return CLASSIFIERS.get(named[0]) if len(named) == 1 else None
+
+
+def allowed(expression: str) -> bool:
+    """One of its alternatives needs nothing but what is allowed. Parentheses, as in no
+    package so far, and exceptions (WITH) are not: somebody has to read those."""
+    return any(
+        all(term in ALLOWED for term in alternative.split(" AND "))
+        for alternative in expression.split(" OR ")
+    )
+
+
+def shipped() -> list[str]:
+    """The packages of the image, by the markers of the lock."""
+    pins = locked("requirements.lock").values()
+    there = [it for it in pins if it.marker is None or it.marker.evaluate(IMAGE)]
+    return sorted(it.name for it in there)
+
+
+def installed() -> dict[str, Distribution]:
+    """Those of them that are installed here."""
+    found = {}
+    for name in shipped():
+        marker = locked("requirements.lock")[name].marker
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:
+            assert marker is not None and not marker.evaluate(), f"{name}: make setup"
+    return found
+
+
+def licences() -> dict[str, str | None]:
+    found = {}
+    for name, it in installed().items():
+        (expression, *_) = it.metadata.get_all("License-Expression") or [None]
+        (field, *_) = it.metadata.get_all("License") or [None]
+        classifiers = it.metadata.get_all("Classifier") or []
+        found[name] = stated(expression, field, classifiers)
+    return found
+
+
+def test_each_shipped_package_has_a_licence_that_is_allowed() -> None:
+    """A new dependency, or a new version under another licence, is noticed when it is
+    locked, before the image ships it."""
+    wrong = {name: it for name, it in licences().items() if not it or not allowed(it)}
+
+    assert not wrong, "not stated, or not in ALLOWED: is it to be shipped?"
+
+
+def test_each_shipped_package_brings_the_text_of_its_licence() -> None:
+    """The image is a copy, and MIT, BSD and Apache-2.0 ask for their text in copies:
+    it is in the .dist-info folder."""
+    name = re.compile(r"\.dist-info/(.*/)?(LICEN[CS]E|COPYING)[^/]*$", re.IGNORECASE)
+    without = [
+        package
+        for package, it in installed().items()
+        if not any(name.search(str(file)) for file in it.files or ())
+    ]
+
+    assert not without
+
+
+def test_the_list_in_the_docs_is_that_of_the_metadata() -> None:
+    """Who has to account for what they run finds it in docs/image.md, by licence."""
+    rows = re.findall(r"(?m)^\| ([A-Z0-9][\w. -]+) \| ([a-z0-9, -]+) \|$", section())
+    listed = {name: licence for licence, names in rows for name in names.split(", ")}
+
+    assert sum(len(names.split(", ")) for _, names in rows) == len(listed), "twice"
+    assert sorted(listed) == shipped()
+    assert {name: listed[name] for name in licences()} == licences()
+    assert {licence for licence in listed.values() if not allowed(licence)} == set()
+
+
+def test_wheels_with_libraries_of_others_are_named() -> None:
+    """A wheel may contain shared libraries under licences that its metadata do not
+    state: each such package is read about, and named with them."""
+    bundles = {
+        name
+        for name, it in installed().items()
+        if any(
+            re.match(r"[^/]+\.(libs|dylibs)/|.*/\.dylibs/", str(f))
+            for f in it.files or ()
+        )
+    }
+
+    assert bundles <= WITH_LIBRARIES_OF_OTHERS
+    assert all(f"`{name}`" in section() for name in WITH_LIBRARIES_OF_OTHERS)
+
+
+def section() -> str:
+    page = text("docs/image.md")
+    return page.partition("\n### Licences\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize(
+    ("expression", "field", "classifiers", "found"),
+    [
+        ("MIT", "GPL-3.0-only", [], "MIT"),
+        (None, "mit", [], "MIT"),
+        (None, "Apache 2.0", [*CLASSIFIERS][:1], "Apache-2.0"),
+        (None, None, [*CLASSIFIERS][1:2], "ISC"),
+        (None, None, [*CLASSIFIERS][:2], None),
+        (None, "The words of some licence", [], None),
+        (None, None, ["License :: OSI Approved :: BSD License"], None),
+        (None, None, [], None),
+    ],
+)
+def test_what_is_stated(
+    expression: str | None, field: str | None, classifiers: list[str], found: str | None
+) -> None:
+    """SPDX goes before prose; what could be several licences is none."""
+    assert stated(expression, field, classifiers) == found
+
+
+@pytest.mark.parametrize(
+    ("expression", "good"),
+    [
+        ("MIT", True),
+        ("Apache-2.0 AND MIT", True),
+        ("MIT OR GPL-3.0-only", True),
+        ("GPL-3.0-or-later", False),
+        ("MIT AND LGPL-2.1-or-later", False),
+        ("MIT AND GPL-2.0-only OR AGPL-3.0-only", False),
+        ("GPL-3.0-or-later WITH GCC-exception-3.1", False),
+        ("(MIT OR GPL-3.0-only) AND GPL-2.0-only", False),
+        ("LicenseRef-Proprietary", False),
+    ],
+)
+def test_what_is_allowed(expression: str, good: bool) -> None:
+    assert allowed(expression) is good

@@ -1,0 +1,125 @@
+"""What pyproject.toml says of the package, held to the code, without building it."""
+
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.test_house import PYTHONS
+from tests.test_imports import imports
+
+ROOT = Path(__file__).resolve().parent.parent
+WHOLE = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT, SETUPTOOLS = WHOLE["project"], WHOLE["tool"]["setuptools"]
+TOPS = ("bridge", "twiml")
+
+# Whatever installs the one installs the other: they are versions of each other.
+COMES_WITH = {"pydantic-core": "pydantic"}
+
+
+def files(root: Path) -> list[Path]:
+    found = [it.relative_to(root) for top in TOPS for it in (root / top).rglob("*")]
+    return [
+        it for it in found if "__pycache__" not in it.parts and not (root / it).is_dir()
+    ]
+
+
+def forgotten(
+    root: Path, packages: list[str], data: dict[str, list[str]]
+) -> list[Path]:
+    """The files of the code that a wheel with these packages would not have."""
+    packed: set[Path] = set()
+    for package in packages:
+        folder = Path(*package.split("."))
+        patterns = ["*.py", *data.get(package, [])]
+        for pattern in patterns:
+            packed |= {it.relative_to(root) for it in (root / folder).glob(pattern)}
+    return sorted(set(files(root)) - packed)
+
+
+def test_every_file_of_the_code_is_packed() -> None:
+    """A new folder or data file that is not in pyproject.toml would run in a clone and
+    be missing from the wheel and from the image."""
+    packages, data = SETUPTOOLS["packages"], SETUPTOOLS["package-data"]
+
+    assert forgotten(ROOT, packages, data) == []
+    folders = {".".join(it.parent.parts) for it in files(ROOT) if it.suffix == ".py"}
+    assert sorted(packages) == sorted(folders)
+    lacking = [it for it in packages if Path(*it.split("."), "__init__.py") not in CODE]
+    assert not lacking, "without it mypy and setuptools see no package"
+
+
+CODE = set(files(ROOT))
+
+
+def test_a_forgotten_file_is_noticed(tmp_path: Path) -> None:
+    """A new folder, a deeper one and a table of data, each of them."""
+    names = ["bridge/a.py", "bridge/new/a.py", "bridge/new/deep/a.py", "twiml/t.json"]
+    for name in [*names, "bridge/py.typed", "bridge/__pycache__/a.pyc"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    data = {"bridge": ["py.typed"]}
+
+    found = forgotten(tmp_path, ["bridge", "twiml"], data)
+    assert [it.as_posix() for it in found] == names[1:]
+    everything = ["bridge", "bridge.new", "bridge.new.deep", "twiml"]
+    assert forgotten(tmp_path, everything, {**data, "twiml": ["*.json"]}) == []
+
+
+def imported() -> dict[str, set[str]]:
+    """The distributions that the code imports: name -> the files that do."""
+    found: dict[str, set[str]] = {}
+    owners = packages_distributions()
+    # What is computed is the name of a user's module.
+    known = {*TOPS, *sys.stdlib_module_names, "(computed)"}
+    for path in sorted(it for it in CODE if it.suffix == ".py"):
+        for each in imports((ROOT / path).read_text("utf-8"), path):
+            if each.top in known:
+                continue
+            for owner in owners.get(each.top, [each.top]):
+                name = str(canonicalize_name(owner))
+                found.setdefault(COMES_WITH.get(name, name), set()).add(str(path))
+    return found
+
+
+def declared(lines: list[str]) -> set[str]:
+    """The names of what this Python needs of it: not each has audioop."""
+    needed = [
+        it for it in map(Requirement, lines) if not it.marker or it.marker.evaluate()
+    ]
+    return {str(canonicalize_name(it.name)) for it in needed}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Nothing works only because another dependency happens to bring it along; and
+    nothing is asked for that is not used."""
+    found = imported()
+    voice = declared(PROJECT["optional-dependencies"]["voice"])
+    needed = declared(PROJECT["dependencies"])
+    undeclared = {name: found[name] for name in found.keys() - needed - voice}
+
+    assert not undeclared
+    assert needed <= found.keys()
+
+
+def test_only_the_voice_of_the_fakes_is_an_extra() -> None:
+    """The fakes need what `serve` needs, and nothing more but for their voice: there
+    is nothing that an extra of theirs would bring."""
+    found = imported()
+    by_fakes_only = {
+        name
+        for name, users in found.items()
+        if all(user.startswith("bridge/sim/") for user in users)
+    }
+
+    assert by_fakes_only == declared(PROJECT["optional-dependencies"]["voice"])
+
+
+def test_the_classifiers_are_the_pythons_that_are_tested() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    found = [it for it in PROJECT["classifiers"] if it.startswith(prefix)]
+
+    assert tuple(it.rpartition(" ")[2] for it in found) == PYTHONS
