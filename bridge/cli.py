@@ -12,7 +12,6 @@ import sys
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -25,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import twiml
-from bridge import settings
+from bridge import settings, versions
 from bridge.settings import Finding, Settings, SettingsError
 from bridge.signature import websocket_origin
 from bridge.variables import LOCAL_MODEL
@@ -51,7 +50,6 @@ app = typer.Typer(
 )
 sim = typer.Typer(no_args_is_help=True, help="The outside world, faked.")
 app.add_typer(sim, name="sim")
-PACKAGE = "twilio-realtime-bridge"
 MIN_THREADS = 32
 OWN_FILES = 100
 """Redis, reports, traces, and what Python has open itself."""
@@ -71,17 +69,10 @@ AgentOption = Annotated[
 
 def _print_versions(wanted: bool) -> None:
     if wanted:
-        for name in (PACKAGE, "openai-agents", "openai"):
-            print(name, _version_of(name))
+        for name in (versions.PACKAGE, "openai-agents", "openai"):
+            print(name, versions.version_of(name))
         print("Python", platform.python_version(), "on", platform.platform())
         raise typer.Exit
-
-
-def _version_of(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "is not installed as a package"  # run from its sources
 
 
 @app.callback()

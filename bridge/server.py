@@ -13,6 +13,7 @@ import structlog
 from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from bridge import versions
 from bridge.agent.live import LiveCall
 from bridge.call import Call
 from bridge.console import api
@@ -177,7 +178,9 @@ class Server:
             await runner.cleanup()
             raise
         self._runner = runner
-        log.info("listening", host=self._settings.host, port=self.port)
+        version = versions.version_of(versions.PACKAGE)
+        host, port = self._settings.host, self.port
+        log.info("listening", host=host, port=port, version=version)
 
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Takes no more calls, lets the running ones end, ends what is left."""

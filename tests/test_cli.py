@@ -105,7 +105,7 @@ def test_sources_that_nobody_installed_have_no_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where the package's metadata are missing that is told; no version is made up."""
-    monkeypatch.setattr("bridge.cli.PACKAGE", "nothing-of-that-name")
+    monkeypatch.setattr("bridge.versions.PACKAGE", "nothing-of-that-name")
     done = CliRunner().invoke(app, ["--version"])
 
     assert done.exit_code == 0
@@ -280,6 +280,7 @@ def test_serve_takes_a_call_and_stops_when_told(tmp_path: Path) -> None:
     assert '"call_sid": "CA' in log
     assert "5551230001" not in log and "Traceback" not in log
     assert "BRIDGE_INSECURE" in log  # the warning
+    assert f'"version": "{metadata.version("twilio-realtime-bridge")}"' in log
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:

@@ -142,6 +142,18 @@ def test_the_changelog_tells_operators_what_to_do_for_each_version() -> None:
         assert re.search(r"(?m)^### For operators\n\n\S", head), head.splitlines()[0]
 
 
+# ------------------------------------------------------- what `make test` leaves out
+
+
+def test_each_marker_names_a_command_that_ci_runs() -> None:
+    """Tests that `make test` leaves out are run by .ci/run, by the command it names."""
+    options = tomllib.loads(text("pyproject.toml"))["tool"]["pytest"]["ini_options"]
+    for marker in options["markers"]:
+        (target,) = re.findall(r"\(make ([\w-]+)\)$", marker)
+        assert re.search(rf"(?m)^{target}: ", text("Makefile"))
+        assert re.search(rf"(?m)^step .*\b{target}\b", text(".ci/run")), marker
+
+
 # ------------------------------------------------------------------ nobody's machine
 
 
