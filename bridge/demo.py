@@ -10,7 +10,7 @@ import os
 import secrets
 import statistics
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,17 +258,11 @@ def _agent_said(
         if line.get("out") == "note" and line["value"][0] == "said"
     }
     who = _speakers(trace_file)
-    audio = record.heard
-    position = 0
-    for item in session.items.values():
-        if item.role != "assistant" or not item.sent_bytes:
-            continue
-        generated = b"".join(item.chunks)
-        # What the model believes unheard may have a twin further on.
-        start = position if item.deleted else _found(audio, generated, position)
-        heard = _common_prefix(audio[start:], generated)
+    items = [it for it in session.items.values() if it.role == "assistant"]
+    items = [it for it in items if it.sent_bytes]
+    audio = [(b"".join(it.chunks), it.deleted) for it in items]
+    for item, (start, heard) in zip(items, _places(record.heard, audio), strict=True):
         at = _time_of(record, start)
-        position = start + heard
         yield Said(
             at=at - _zero(record),
             who=who.get(item.response_id or "", "agent"),
@@ -278,6 +272,33 @@ def _agent_said(
             heard_ms=heard / BYTES_PER_MS,
             believed_ms=item.believed_ms,
         )
+
+
+def _places(
+    played: bytes, items: Sequence[tuple[bytes, bool]]
+) -> list[tuple[int, int]]:
+    """Where in `played` each item begins, and how many bytes of it were played.
+
+    Items are (audio, does the model believe it unheard). They were played in their
+    order, each from its beginning on, some not to their end, some not at all.
+    """
+    found: list[tuple[int, int]] = []
+    position = earliest = 0
+    for audio, unheard in items:
+        # What the model believes unheard may have a twin further on.
+        start = -1 if unheard else played.find(audio[:PIN_BYTES], earliest)
+        if start < 0:
+            start = position
+        # What was cut in a pause seems to go on in the silence of the next beginning.
+        found = [(at, min(heard, max(0, start - at))) for at, heard in found]
+        heard = _common_prefix(played[start:], audio)
+        found.append((start, heard))
+        position = start + heard
+        if heard == len(audio):
+            earliest = position
+        elif heard and not unheard:
+            earliest = max(start + 1, position - PIN_BYTES)
+    return found
 
 
 def _speakers(trace_file: Path) -> dict[str, str]:
@@ -328,12 +349,6 @@ def _model_events(
     for line in trace.read(trace_file):
         if line.get("in") == "model" and f'"{kind}"' in line["value"]:
             yield line["at"], json.loads(line["value"])
-
-
-def _found(audio: bytes, generated: bytes, position: int) -> int:
-    """Where an item begins: at `position`, or behind tones that were played there."""
-    found = audio.find(generated[:PIN_BYTES], position)
-    return position if found < 0 else found
 
 
 def _common_prefix(heard: bytes, generated: bytes) -> int:

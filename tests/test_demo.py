@@ -113,6 +113,47 @@ def test_any_agent_makes_small_talk(
     assert call.record.ended_by == "caller"
 
 
+PAUSE = b"\xff" * 200
+ONE, TWO, THREE = (bytes(range(at, at + 60)) * 40 for at in (0, 70, 140))
+
+
+@pytest.mark.parametrize(
+    ("played", "items", "places"),
+    [
+        (ONE + TWO, [ONE, TWO], [(0, 2400), (2400, 2400)]),
+        (ONE[:900] + TWO, [ONE, TWO], [(0, 900), (900, 2400)]),
+        # Cut in a pause; the next begins with silence, too.
+        (
+            ONE + PAUSE[:90] + PAUSE[:40] + TWO,
+            [ONE + PAUSE + THREE, PAUSE[:40] + TWO],
+            [(0, 2490), (2490, 2440)],
+        ),
+        # The same words again.
+        (ONE[:910] + ONE, [ONE, ONE], [(0, 910), (910, 2400)]),
+        # Tones of somebody else between them; and one that was never played.
+        (ONE + b"~" * 300 + TWO, [ONE, TWO], [(0, 2400), (2700, 2400)]),
+        (ONE, [ONE, TWO], [(0, 2400), (2400, 0)]),
+    ],
+)
+def test_what_was_played_of_each_answer(
+    played: bytes, items: list[bytes], places: list[tuple[int, int]]
+) -> None:
+    """The demo compares what the model believes with bytes: a cut in a pause, where
+    nobody hears a difference, moves no beginning."""
+    assert demo._places(played, [(it, False) for it in items]) == places
+
+
+def test_what_the_model_believes_unheard_has_no_twin_further_on() -> None:
+    """An answer that was deleted before a word of it was played comes again later; or
+    it was played a little, after all."""
+    answers = [(ONE + PAUSE, False), (TWO, True)]
+    again = [*answers, (TWO, False)]
+    played = ONE + PAUSE[:90] + b"~" + TWO
+
+    assert demo._places(played, again) == [(0, 2490), (2490, 0), (2491, 2400)]
+    assert demo._places(ONE + TWO[:80], answers) == [(0, 2400), (2400, 80)]
+
+
 def test_the_bundled_call_ends_as_calls_should() -> None:
     """The agent says goodbye and hangs up; the caller would only if it did not."""
     assert RECEPTION.model[-1][-1] == CallTool("hang_up", {})
