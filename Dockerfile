@@ -13,6 +13,7 @@ ARG PYTHON_IMAGE=python:3.13-slim@sha256:70729b46c69b4f1e97c4822c1af3df53a1476cf
 # --- The dependencies: this stage changes only with the locks.
 FROM ${PYTHON_IMAGE} AS dependencies
 ENV PIP_CACHE_DIR=/var/cache/pip UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy
+# uv trusts its cache, so no other Dockerfile shares it: its mount has an id.
 WORKDIR /source
 # The installers get an environment of their own, so that /venv, which the image runs, has
 # none.
@@ -20,7 +21,7 @@ RUN python -m venv /tools && python -m venv --without-pip /venv
 COPY requirements-bootstrap.lock requirements.lock ./
 # Wheels only: installing a wheel runs no code of its package. constraints.txt is for
 # images that are built on this one.
-RUN --mount=type=cache,target=/var/cache \
+RUN --mount=type=cache,id=twilio-realtime-bridge,target=/var/cache \
     /tools/bin/pip install --disable-pip-version-check --only-binary :all: \
         --require-hashes -r requirements-bootstrap.lock \
  && /tools/bin/uv pip install --python /venv/bin/python --only-binary :all: \
@@ -49,7 +50,7 @@ RUN [ "$IMAGE_VERSION" = unknown ] || [ "$IMAGE_VERSION" = "$(/venv/bin/python -
 # --- `make sbom` only: what /venv contains, as CycloneDX, validated against its schema.
 FROM build AS sbom
 COPY requirements-dev.lock ./
-RUN --mount=type=cache,target=/var/cache \
+RUN --mount=type=cache,id=twilio-realtime-bridge,target=/var/cache \
     python -m venv --without-pip /dev-tools \
  && /tools/bin/uv pip install --python /dev-tools/bin/python --only-binary :all: \
         --require-hashes -r requirements-dev.lock \

@@ -10,14 +10,17 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-# uv installs in seconds, but does not read pip's configuration. What that says of the
-# index is handed on; for anything else (a login, find-links): make setup INSTALLER=pip.
+# uv installs in seconds. It reads no pip.conf (what that says of the index is handed on)
+# and no uv.toml, which could have it build packages. Copies, not links into its cache,
+# which it trusts: a file that is edited in .venv stays an edited file of .venv.
 INSTALLER ?= uv
 INSTALL_pip = $(BIN)/python -m pip install --quiet --disable-pip-version-check
-INSTALL_uv = UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python \
-	-m pip config get global.index-url 2>/dev/null)}}" \
-	SSL_CERT_FILE="$${SSL_CERT_FILE:-$$PIP_CERT}" \
-	$(BIN)/uv pip install --quiet --python $(BIN)/python
+UV_ENV = UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python \
+	-m pip config get global.index-url 2>/dev/null)}}" UV_LINK_MODE=copy UV_NO_CONFIG=1 \
+	SSL_CERT_FILE="$${SSL_CERT_FILE:-$${PIP_CERT:-$$($(BIN)/python \
+	-m pip config get global.cert 2>/dev/null)}}"
+UV = $(UV_ENV) $(BIN)/uv
+INSTALL_uv = $(UV) pip install --quiet --python $(BIN)/python
 # Wheels only: installing a wheel runs no code of its package.
 LOCKED = --require-hashes --only-binary :all: -r
 
@@ -59,7 +62,7 @@ check: setup  ## lint and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-audit: setup  ## is an advisory known against a locked package? (asks the database of PyPI)
+audit: setup  ## is an advisory known against a locked package? (asks osv.dev)
 	@PATH="$(BIN):$$PATH" scripts/audit.sh requirements-dev.lock $(OPTIONS)
 
 # In an environment of its own: atheris has wheels for few Pythons.
@@ -70,23 +73,28 @@ fuzz: $(FUZZ)/.installed  ## look for inputs that break something (13 targets, S
 
 $(FUZZ)/.installed: requirements-dev.lock pyproject.toml | setup
 	$(BIN)/python -m venv $(FUZZ)
-	@python=$(FUZZ)/bin/python; install="$(BIN)/uv pip install --quiet --python $$python"; \
-	$$install --require-hashes -r requirements-dev.lock && $$install --group fuzz \
-		&& $$install --no-deps --no-build-isolation -e . || { \
+	@install() { $(UV) pip install --quiet --python $(FUZZ)/bin/python "$$@"; }; \
+	install $(LOCKED) requirements-dev.lock && install --only-binary :all: --group fuzz \
+		&& install --no-deps --no-build-isolation -e . || { \
 		echo "atheris cannot be installed for this Python; it has wheels for few."; \
 		echo "Try another: rm -rf $(VENV) && make fuzz PYTHON=python3.11"; exit 1; } >&2
 	@touch $@
 
 # One resolution for all Pythons: the locks have the same versions. With
 # UPGRADE='--upgrade' or UPGRADE='--upgrade-package NAME' the versions are chosen anew.
-COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command 'make lock'
 UPGRADE ?=
-lock: setup  ## resolve pyproject.toml anew into the locks (UPGRADE=--upgrade: newest versions)
-	@$(COMPILE) $(UPGRADE) --extra voice --group dev -o requirements-dev.lock pyproject.toml
-	@$(COMPILE) -c requirements-dev.lock -o requirements.lock pyproject.toml
-	@$(COMPILE) -c requirements-dev.lock --group bootstrap -o requirements-bootstrap.lock
+LOCKS := requirements.lock requirements-dev.lock requirements-bootstrap.lock
+lock: $(BIN)/uv  ## resolve pyproject.toml anew into the locks (UPGRADE=--upgrade: newest versions)
+	@for lock in $(LOCKS); do cp $$lock $$lock.new || : >$$lock.new; done
+	@dev=requirements-dev.lock.new && \
+	{ $(COMPILE) $(UPGRADE) --extra voice --group dev -o $$dev pyproject.toml && \
+	$(COMPILE) -c $$dev -o requirements.lock.new pyproject.toml && \
+	$(COMPILE) -c $$dev --group bootstrap -o requirements-bootstrap.lock.new; } \
+		|| { rm -f requirements*.lock.new; exit 1; }
+	@for lock in $(LOCKS); do mv $$lock.new $$lock; done
 
 # PYTHON_IMAGE of the environment, if it is set, replaces the base of the Dockerfile.
 IMAGE ?= twilio-realtime-bridge
@@ -105,22 +113,20 @@ DIGESTS ?= Dockerfile docker-compose.yml $(wildcard deploy/kubernetes/*.yaml)
 digests: setup  ## renew the digests of the images (asks their registry)
 	@$(BIN)/python -m scripts.digests $(DIGESTS)
 
-# The wheel is built from the sdist. Without what an earlier build left: setuptools would
-# put it into the next.
 package: setup  ## build the package into dist/: an sdist and a wheel
-	@rm -rf build dist *.egg-info
-	@$(BIN)/python -m build --no-isolation --quiet
+	@rm -rf dist
+	@scripts/package.sh $(BIN)/python dist
 	@ls -s dist/*
 
 package-test: setup  ## install the built package where nothing else is, and run it
-	@$(BIN)/python -m pytest -m package tests/package --durations 10
+	@$(UV_ENV) $(BIN)/python -m pytest -m package tests/package --durations 10
 
 clean:  ## remove what was made, .venv included
-	rm -rf $(VENV) .venv-* build dist *.egg-info .coverage* sbom.json
+	rm -rf $(VENV) .venv-* build dist *.egg-info .coverage* requirements*.lock.new sbom.json
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements-dev.lock requirements-bootstrap.lock pyproject.toml
+$(BIN)/uv: requirements-bootstrap.lock
 	@[ -n "$(PYTHON)" ] || { \
 		echo "The bridge needs Python 3.11 or newer; python3 here is: $$(python3 --version 2>&1 || true)"; \
 		echo "Install one, or name it: make setup PYTHON=/path/to/python3.13"; exit 1; } >&2
@@ -132,6 +138,12 @@ $(INSTALLED): requirements-dev.lock requirements-bootstrap.lock pyproject.toml
 	@echo "Installing the locked packages into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL_pip) $(LOCKED) requirements-bootstrap.lock
-	@$(INSTALL_$(INSTALLER)) $(LOCKED) requirements-dev.lock
-	@$(INSTALL_$(INSTALLER)) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(INSTALLED): requirements-dev.lock pyproject.toml $(BIN)/uv
+	$(if $(INSTALL_$(INSTALLER)),,$(error INSTALLER is uv or pip, not "$(INSTALLER)"))
+	@{ $(INSTALL_$(INSTALLER)) $(LOCKED) requirements-dev.lock && \
+	$(INSTALL_$(INSTALLER)) --no-deps --no-build-isolation -e .; } || { \
+		[ $(INSTALLER) = pip ] || echo "If uv cannot do what pip can: make setup INSTALLER=pip"; \
+		exit 1; } >&2
 	@touch $@

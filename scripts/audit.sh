@@ -3,23 +3,36 @@
 #
 #   scripts/audit.sh LOCK [OPTION OF pip-audit ...]       (make audit; pip-audit is on PATH)
 #
-# It ends with 0 when no advisory is known, with 1 when one is or a package could not be
-# checked, and with 75 when NOTHING was checked, because no database of advisories answers.
+# It ends with 0 when no advisory is known, with 75 when NOTHING was checked, because no
+# database of advisories answers, and with another number when an advisory is known or the
+# audit itself failed. Each package of the lock is checked, whatever Python it is for.
 # OSV_URL replaces the database of osv.dev, which has the advisories of PyPI and GitHub.
 set -eu
 lock=$1
 shift
-set -- --progress-spinner off --vulnerability-service osv \
-    --osv-url "${OSV_URL:-https://api.osv.dev/v1/query}" --disable-pip "$@"
+audit() {
+    pip-audit --progress-spinner off --vulnerability-service osv --disable-pip \
+        --osv-url "${OSV_URL:-https://api.osv.dev/v1/query}" "$@"
+}
+command -v pip-audit >/dev/null || { echo "pip-audit is not installed: make setup" >&2; exit 2; }
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+trap 'exit 130' INT TERM
 
 # A mirror may answer every question with "nothing known". So it is first asked for a
 # version against which an advisory is known for certain.
-known=$(mktemp)
-trap 'rm -f "$known" "$known.err"' EXIT
-echo "pyyaml==5.3" >"$known"
-if ! pip-audit "$@" --no-deps --format json -r "$known" 2>"$known.err" | grep -q '"id":'; then
-    tail -n 1 "$known.err"
-    echo "NOTHING WAS CHECKED: no database of advisories answered"
-    exit 75
+echo "pyyaml==5.3" >"$folder/known"
+code=0
+audit --no-deps --format json -r "$folder/known" >"$folder/out" 2>"$folder/err" || code=$?
+if ! grep -q '"id":' "$folder/out"; then
+    if [ "$code" -eq 0 ] || grep -Eq 'ConnectionError|ServiceError|Timeout' "$folder/err"; then
+        tail -n 1 "$folder/err"
+        echo "NOTHING WAS CHECKED: no database of advisories answered"
+        exit 75
+    fi
+    cat "$folder/err" >&2
+    exit 2
 fi
-pip-audit "$@" --require-hashes --strict -r "$lock"
+# A marker would leave out what this Python does not need and the image may have.
+sed 's/ ;.*\\$/ \\/' "$lock" >"$folder/lock"
+audit --require-hashes --strict -r "$folder/lock" "$@"

@@ -11,7 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = f"good==1.0 --hash=sha256:{'0' * 64}\nother==2.0 --hash=sha256:{'1' * 64}\n"
+# The advisory may be against what another Python needs: the image has another one.
+LOCK = f"""\
+good==1.0 --hash=sha256:{"0" * 64}
+other==2.0 ; python_version < '3' \\
+    --hash=sha256:{"1" * 64}
+"""
 NOTHING_CHECKED = 75
 
 
@@ -85,3 +90,15 @@ def test_without_a_database_the_result_says_so(tmp_path: Path) -> None:
     for done in (ignorant, closed):
         assert done.returncode == NOTHING_CHECKED
         assert "NOTHING WAS CHECKED" in done.stdout
+
+
+def test_an_audit_that_fails_is_no_outage(tmp_path: Path) -> None:
+    """An option that pip-audit does not know does not pass for a database that is away;
+    options are for the lock alone, such as a file for the result."""
+    with database("pyyaml==5.3") as url:
+        wrong = audit(tmp_path, url, "--no-such-option")
+        written = audit(tmp_path, url, "-f", "json", "-o", str(tmp_path / "found.json"))
+
+    assert wrong.returncode not in (0, NOTHING_CHECKED)
+    assert written.returncode == 0
+    assert "good" in (tmp_path / "found.json").read_text()

@@ -311,6 +311,7 @@ def clone(tmp_path: Path) -> Path:
     bridge = bin_folder / "bridge"
     bridge.write_text('#!/bin/sh\necho "$@ insecure=$BRIDGE_INSECURE"\n')
     bridge.chmod(0o755)
+    (bin_folder / "uv").touch()
     (tmp_path / ".venv" / ".installed").touch()
     return tmp_path
 
@@ -375,6 +376,7 @@ def _python(folder: Path, body: str) -> str:
 def test_setup_says_what_the_machine_lacks(clone: Path, body: str, told: str) -> None:
     """On a machine with an old or a stripped Python the first command says so."""
     (clone / ".venv" / ".installed").unlink()
+    (clone / ".venv" / "bin" / "uv").unlink()
 
     done = run_make(clone, "setup", _python(clone, body))
 
@@ -386,6 +388,7 @@ def test_setup_says_what_the_machine_lacks(clone: Path, body: str, told: str) ->
 def test_setup_says_that_no_python_was_found(clone: Path) -> None:
     """Where no Python is new enough, the message says which one is needed."""
     (clone / ".venv" / ".installed").unlink()
+    (clone / ".venv" / "bin" / "uv").unlink()
 
     done = run_make(clone, "setup", "PYTHON=")
 
@@ -399,12 +402,14 @@ def test_setup_is_done_once_and_again_after_a_change(clone: Path) -> None:
         program = clone / ".venv" / "bin" / name
         program.write_text(f'#!/bin/sh\necho "{name} $@" >> {log}\n')
         program.chmod(0o755)
+    (clone / ".venv" / ".installed").touch()
     python = _python(clone, "exit 0")
 
     run_make(clone, "setup", python)
     assert not log.exists()
     past = (clone / ".venv" / ".installed").stat().st_mtime + 10
-    os.utime(clone / "requirements-dev.lock", (past, past))
+    for name in ("requirements-bootstrap.lock", "requirements-dev.lock"):
+        os.utime(clone / name, (past, past))
     run_make(clone, "setup", python)
 
     installs = [it for it in log.read_text().splitlines() if "install" in it.split()]
@@ -414,6 +419,16 @@ def test_setup_is_done_once_and_again_after_a_change(clone: Path) -> None:
         )
     assert [it.split()[0] for it in installs] == ["python", "uv", "uv"]
     assert installs[2].endswith("--no-deps --no-build-isolation -e .")
+
+
+def test_setup_knows_two_installers(clone: Path) -> None:
+    """A slip in the name installs nothing, and is not taken for an installation."""
+    (clone / ".venv" / ".installed").unlink()
+
+    done = run_make(clone, "setup", "INSTALLER=PIP")
+
+    assert done.returncode != 0 and 'INSTALLER is uv or pip, not "PIP"' in done.stderr
+    assert not (clone / ".venv" / ".installed").exists()
 
 
 def test_ci_runs_by_itself() -> None:

@@ -19,6 +19,11 @@ BOOTSTRAP_LOCK = ROOT / "requirements-bootstrap.lock"
 SECRETS = (
     ".env",
     "deploy/.env",
+    "deploy/.env.prod",
+    "deploy/kubernetes/secret-prod.yaml",
+    "examples/calls/2026/CA1.wav",
+    "examples/key.p12",
+    "examples/my_agent_private.py",
     "deploy/kubernetes/secret.yaml",
     "deploy/certs/bridge.pem",
     "deploy/certs/bridge.key",
@@ -70,13 +75,15 @@ def build(folder: Path) -> Built:
     for name in ("clone", "tree"):
         (folder / name).mkdir()
         clone(folder / name)
+    run("git", "init", "--quiet", folder=folder / "clone")
+    run("git", "add", "--all", folder=folder / "clone")
     for name in SECRETS:
         secret = folder / "clone" / name
         secret.parent.mkdir(parents=True, exist_ok=True)
         secret.write_text("secret\n")
     # As `make package`, and as the Dockerfile.
-    make = (sys.executable, "-m", "build", "--no-isolation")
-    run(*make, "--outdir", folder / "dist", folder / "clone", folder=folder)
+    make = folder / "clone" / "scripts" / "package.sh"
+    run(make, sys.executable, folder / "dist", folder=folder)
     wheel = ("build", "--wheel", "--no-build-isolation", "--python", sys.executable)
     run(UV, *wheel, "--out-dir", folder / "tree-dist", folder / "tree", folder=folder)
     (sdist,) = (folder / "dist").glob("*.tar.gz")

@@ -88,7 +88,7 @@ def install(
 def test_a_changed_wheel_is_refused(
     wheels: dict[str, Path], installer: str, tmp_path: Path
 ) -> None:
-    """An index, a mirror or a cache with other bytes: nothing is installed of them, and
+    """An index or a mirror with other bytes: nothing is installed of them, and
     the message names the hash."""
     locked = ("--require-hashes", "-r", "lock")
 
