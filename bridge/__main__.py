@@ -9,7 +9,7 @@ def main() -> None:
     # bridge that is told to stop while it starts would go on, and be killed in the end.
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    from bridge.cli import app
+    from bridge.cli.commands import app
 
     app()
 

@@ -17,7 +17,7 @@ from agents.realtime import RealtimeAgent
 
 from bridge.agent.events import CallEvent
 from bridge.agent.live import LiveCall
-from bridge.agent.results import BackgroundResult, background_result
+from bridge.model.results import BackgroundResult, background_result
 
 CARD = re.compile(r"\d(?:[ -]?\d){12,18}")
 

@@ -476,7 +476,7 @@ class Fleet:
         }
 
 
-_BRIDGE = [sys.executable, "-m", "bridge.cli"]
+_BRIDGE = [sys.executable, "-m", "bridge.cli.commands"]
 
 
 def _redis(port: int, folder: Path) -> list[str]:

@@ -14,9 +14,9 @@ from pydantic import SecretStr
 
 from bridge.agent import loader
 from bridge.agent.live import LiveCall
-from bridge.console import client
-from bridge.opening import load_crew
-from bridge.settings import Settings
+from bridge.app.settings import Settings
+from bridge.app.startup import load_crew
+from bridge.http.api import client
 from bridge.sim.caller import CallRecord
 from bridge.sim.model import (
     Behaviour,

@@ -13,7 +13,7 @@ from packaging.licenses import (
     canonicalize_license_expression,
 )
 
-from tests.test_house import locked, text
+from tests.test_project_files import locked, text
 
 ALLOWED = frozenset(
     {

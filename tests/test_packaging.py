@@ -8,8 +8,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.test_house import PYTHONS
 from tests.test_imports import imports
+from tests.test_project_files import PYTHONS
 
 ROOT = Path(__file__).resolve().parent.parent
 WHOLE = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.settings import NAMES
+from bridge.app.settings import NAMES
 from tests.deploy.figures import bridge_figures
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,7 +27,7 @@ from agents.realtime import (
     RealtimeToolStart,
 )
 
-from bridge import user_code
+from bridge.agent import user_code
 from bridge.core.commands import Note
 
 LATE_SECONDS = 5.0

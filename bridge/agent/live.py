@@ -19,7 +19,7 @@ import twiml
 from bridge.agent.approvals import Approval, Approvals
 from bridge.agent.events import CallEvent, Listener, Listeners
 from bridge.core.history import HistoryItem
-from bridge.core.redaction import Redaction
+from bridge.privacy.redaction import Redaction
 
 Role = Literal["user", "system"]
 

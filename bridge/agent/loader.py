@@ -15,7 +15,7 @@ from typing import Any, cast
 from agents.realtime import RealtimeAgent, RealtimeRunConfig, RealtimeRunner
 from agents.realtime.openai_realtime import OpenAIRealtimeWebSocketModel
 
-from bridge import user_code
+from bridge.agent import user_code
 from bridge.agent.live import LiveCall
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from bridge.core import audio, media_stream, realtime
-from bridge.core.audio import BYTES_PER_MS
+from bridge.audio import g711
+from bridge.audio.g711 import BYTES_PER_MS
+from bridge.core import realtime_events, twilio_messages
 from bridge.core.bounds import Bounds
 from bridge.core.commands import (
     Command,
@@ -99,7 +100,7 @@ class AgentSpeech:
 
     def __init__(
         self,
-        out: media_stream.Outbound,
+        out: twilio_messages.Outbound,
         playback: Playback,
         history: History,
         bounds: Bounds,
@@ -145,9 +146,9 @@ class AgentSpeech:
         if not stopped:
             return []
         _remember(self._cut_responses, response_id, None)
-        return self._to_model(realtime.cancel(response_id, self.event_id()))
+        return self._to_model(realtime_events.cancel(response_id, self.event_id()))
 
-    def item_added(self, event: realtime.OutputItemAdded, now: float) -> None:
+    def item_added(self, event: realtime_events.OutputItemAdded, now: float) -> None:
         self.progress = now
         response = self._responses.get(event.response_id)
         if response and event.item.type == "message":
@@ -155,7 +156,7 @@ class AgentSpeech:
         elif response and event.item.type == "function_call":
             response.called = True
 
-    def words(self, event: realtime.TranscriptDelta) -> None:
+    def words(self, event: realtime_events.TranscriptDelta) -> None:
         size = size_of(event.delta)
         if self._is_late(event.response_id, event.item_id) or not self._has_room(size):
             return
@@ -173,9 +174,9 @@ class AgentSpeech:
         self._words_left -= size
         return True
 
-    def audio(self, event: realtime.AudioDelta, now: float) -> list[Command]:
+    def audio(self, event: realtime_events.AudioDelta, now: float) -> list[Command]:
         """Audio of an answer, with the marks it needs; none if it was cut before."""
-        size = audio.payload_bytes(event.delta)
+        size = g711.payload_bytes(event.delta)
         if self._is_late(event.response_id, event.item_id):
             response = self._responses.get(event.response_id)
             if response:
@@ -198,7 +199,7 @@ class AgentSpeech:
         if response:
             response.cut = True
         _remember(self._cut_responses, response_id, None)
-        cancel = realtime.cancel(response_id, self.event_id())
+        cancel = realtime_events.cancel(response_id, self.event_id())
         commands = [limit_hit("audio_ahead"), *self._to_model(cancel)]
         for key, item in list(self._items.items()):
             if item.response_id != response_id or not item.received:
@@ -208,7 +209,7 @@ class AgentSpeech:
                 item.short = True
                 item.words.end_at(item.received)
                 ms = item.received // BYTES_PER_MS
-                truncate = realtime.truncate(*key, ms, self.event_id())
+                truncate = realtime_events.truncate(*key, ms, self.event_id())
                 commands += [*self._to_model(truncate), *self.item_done(key, now)]
         return commands
 
@@ -217,7 +218,7 @@ class AgentSpeech:
         if self._playback.is_full(self._ahead_seconds, now):
             return [limit_hit("audio_ahead")]
         self._playback.forget(OURS)
-        size = audio.payload_bytes(payload)
+        size = g711.payload_bytes(payload)
         commands = self._send(OURS, payload, size, now)
         mark = self._playback.end_mark(now)
         return [*commands, ToCaller(self._out.mark(mark))] if mark else commands
@@ -227,7 +228,7 @@ class AgentSpeech:
         for mark, take in self._playback.plan(key, size, now):
             if mark:
                 commands.append(ToCaller(self._out.mark(mark)))
-            piece, payload = audio.cut_payload(payload, take)
+            piece, payload = g711.cut_payload(payload, take)
             commands.append(ToCaller(self._out.media(piece)))
         return commands
 
@@ -273,7 +274,7 @@ class AgentSpeech:
         self.progress = now
         for response_id, response in list(self._responses.items()):
             if not response.cut:
-                cancel = realtime.cancel(response_id, self.event_id())
+                cancel = realtime_events.cancel(response_id, self.event_id())
                 commands += self._to_model(cancel)
             _remember(self._cut_responses, response_id, None)
             commands += self.response_done(response_id, now)
@@ -313,7 +314,7 @@ class AgentSpeech:
         for response_id, response in running.items():
             response.cut = True
             if not cancels:
-                cancel = realtime.cancel(response_id, self.event_id())
+                cancel = realtime_events.cancel(response_id, self.event_id())
                 commands += self._to_model(cancel)
         self._remember_cut(running, live)
         self._items = {}
@@ -358,7 +359,7 @@ class AgentSpeech:
         self._owed = False
         self.asked = True
         self.progress = now
-        return [ToModel(realtime.create_response(ANSWER_ID))]
+        return [ToModel(realtime_events.create_response(ANSWER_ID))]
 
     def owe(self, now: float) -> None:
         """An answer is wanted, once the one is done that the model is at or about to
@@ -457,7 +458,7 @@ class AgentSpeech:
             if item_id not in begun and item_id not in deleted:
                 # Not truncated at 0: the server refuses that until the item has audio.
                 deleted.add(item_id)
-                delete = realtime.delete(item_id, self.event_id())
+                delete = realtime_events.delete(item_id, self.event_id())
                 commands += self._to_model(delete)
             elif item_id in begun and not whole and item.as_words:
                 words = item.words.heard(heard[key], item.received)
@@ -465,7 +466,9 @@ class AgentSpeech:
             elif item_id in begun and not whole:
                 ms = heard[key] // BYTES_PER_MS
                 event_id = self.event_id()
-                truncate = realtime.truncate(item_id, content_index, ms, event_id)
+                truncate = realtime_events.truncate(
+                    item_id, content_index, ms, event_id
+                )
                 commands += self._to_model(truncate)
             commands.append(self._said(key, item, heard[key], cut=not whole))
             self._playback.forget(key)
@@ -488,14 +491,16 @@ class AgentSpeech:
         for item_id in response.messages:
             if item_id not in self._cut_items and item_id not in self._heard_items:
                 _remember(self._cut_items, item_id, None)
-                delete = realtime.delete(item_id, self.event_id())
+                delete = realtime_events.delete(item_id, self.event_id())
                 commands += self._to_model(delete)
         return commands
 
     def _put_words(self, item_id: str, words: str) -> list[Command]:
         """Others in the place of those that the model knows an item by."""
-        new = realtime.message("assistant", words, self.event_id(), after=item_id)
-        delete = realtime.delete(item_id, self.event_id())
+        new = realtime_events.message(
+            "assistant", words, self.event_id(), after=item_id
+        )
+        delete = realtime_events.delete(item_id, self.event_id())
         return self._to_model(new) + self._to_model(delete)
 
     def _said(self, key: Key, item: Item, heard: int, *, cut: bool) -> Note:
@@ -563,7 +568,7 @@ class AgentSpeech:
         commands: list[Command] = []
         for response_id, response in running.items():
             response.cut = True
-            cancel = realtime.cancel(response_id, self.event_id())
+            cancel = realtime_events.cancel(response_id, self.event_id())
             commands += self._to_model(cancel)
         self._remember_cut(running, live)
         cuts = [*self._cuts, Cut("", now, live)]
@@ -577,7 +582,7 @@ class AgentSpeech:
         return commands
 
     def line_back(
-        self, out: media_stream.Outbound, playback: Playback, now: float
+        self, out: twilio_messages.Outbound, playback: Playback, now: float
     ) -> None:
         """Another stream: what is said from now on goes there."""
         self._out, self._playback = out, playback

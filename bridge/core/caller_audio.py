@@ -6,7 +6,8 @@ Payloads pass as they came; only silence is made here.
 
 from collections import deque
 
-from bridge.core import audio, realtime
+from bridge.audio import g711
+from bridge.core import realtime_events
 from bridge.core.bounds import Bounds
 from bridge.core.commands import Command, Note, ToModel, limit_hit, protocol_error
 
@@ -99,7 +100,7 @@ class CallerAudio:
             self._too_fast = False
         self._came_ms += duration_ms
         if self.muted:
-            payload = audio.silence(max(round(duration_ms), 1))
+            payload = g711.silence(max(round(duration_ms), 1))
         return commands + self._give(payload, duration_ms)
 
     def ready(self) -> list[Command]:
@@ -116,13 +117,13 @@ class CallerAudio:
             payloads[at : at + FRAMES_AT_ONCE]
             for at in range(0, len(payloads), FRAMES_AT_ONCE)
         )
-        return [ToModel(realtime.append(audio.joined(part))) for part in parts]
+        return [ToModel(realtime_events.append(g711.joined(part))) for part in parts]
 
     # --- what a session may have lost ---
 
     def turn_ended(self, item_id: str) -> None:
         """What was given until now is an item of the server's, without words yet."""
-        audio_bytes = audio.sound(payload for payload, _ in self._turn)
+        audio_bytes = g711.sound(payload for payload, _ in self._turn)
         self._forget_turn()
         self._turns[item_id] = audio_bytes[-TURNS_BYTES:]
         while (
@@ -220,14 +221,14 @@ class CallerAudio:
         commands: list[Command] = []
         while ms > 0:
             part = min(ms, 1000)
-            commands += self._give(audio.silence(part), part)
+            commands += self._give(g711.silence(part), part)
             ms -= part
         return commands
 
     def _give(self, payload: str, duration_ms: float) -> list[Command]:
         if self._ready:
             self._remember(payload, duration_ms)
-            return [ToModel(realtime.append(payload))]
+            return [ToModel(realtime_events.append(payload))]
         self._held.append((payload, duration_ms))
         self.held_ms += duration_ms
         lost = 0.0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bridge.core import media_stream
+from bridge.core import twilio_messages
 
 Value = str | int | float | bool | None
 
@@ -27,7 +27,7 @@ class Started:
     """The call is known: its agent's session is to be opened now; or it is there
     `again`, on another stream."""
 
-    start: media_stream.Start
+    start: twilio_messages.Start
     again: bool = False
 
 
@@ -108,5 +108,5 @@ def protocol_error(side: str, reason: str) -> Note:
 
 
 def limit_hit(limit: str) -> Note:
-    """A limit of bridge.limits.HITS kept that side from more; it is counted."""
+    """A limit of bridge.core.limits.HITS kept that side from more; it is counted."""
     return Note("limit_hit", {"limit": limit})

@@ -8,7 +8,8 @@ to be carried out in the order in which they are given.
 import enum
 from collections.abc import Iterable, Mapping
 
-from bridge.core import audio, errors, media_stream, realtime
+from bridge.audio import g711
+from bridge.core import errors, realtime_events, twilio_messages
 from bridge.core.agent_speech import ANSWER_ID, AgentSpeech
 from bridge.core.bounds import MAX_ID_CHARS, Bounds, Pace
 from bridge.core.caller_audio import CallerAudio
@@ -138,10 +139,10 @@ class Conversation:
         self._pace = Pace(bounds.messages_per_second)
         """Of the caller's messages, read or not."""
         self._speech = AgentSpeech(
-            media_stream.Outbound(""), self._playback, self.history, bounds
+            twilio_messages.Outbound(""), self._playback, self.history, bounds
         )
         self._caller = CallerAudio(now, bounds)
-        self._turns = realtime.TurnDetection()
+        self._turns = realtime_events.TurnDetection()
         """Who interrupts and who answers, as the server says it is."""
         self._detects = True
         """It finds the turns by itself."""
@@ -159,14 +160,16 @@ class Conversation:
 
     # --- what comes in ---
 
-    def from_caller(self, message: media_stream.Inbound, now: float) -> list[Command]:
+    def from_caller(
+        self, message: twilio_messages.Inbound, now: float
+    ) -> list[Command]:
         """A message of Twilio's."""
         self._heard_from = now
         if not self._pace.add(1.0, now):
             return self._flooded(now)
-        if self.state is State.ENDED or isinstance(message, media_stream.Connected):
+        if self.state is State.ENDED or isinstance(message, twilio_messages.Connected):
             return []
-        if isinstance(message, media_stream.Start):
+        if isinstance(message, twilio_messages.Start):
             return self._start(message, now)
         if self.state is State.WAITING:
             return [protocol_error("caller", "message before start")]
@@ -174,27 +177,29 @@ class Conversation:
         if message.stream_sid != self._stream_sid and message.stream_sid:
             return [protocol_error("caller", "message of another stream")]
         match message:
-            case media_stream.Media(media=media):
+            case twilio_messages.Media(media=media):
                 return self._caller_audio(media, now)
-            case media_stream.Mark(mark=mark):
+            case twilio_messages.Mark(mark=mark):
                 commands = self._speech.mark_echoed(mark.name, now)
                 if commands is None:
                     return [protocol_error("caller", "unknown mark")]
                 return commands + self._changed(now)
-            case media_stream.Dtmf(dtmf=dtmf):
+            case twilio_messages.Dtmf(dtmf=dtmf):
                 return self._key_pressed(dtmf.digit, now) + self._changed(now)
             case _:  # Stop
                 return self.end("caller", "hung_up", now)
 
-    def from_model(self, event: realtime.ServerEvent, now: float) -> list[Command]:
+    def from_model(
+        self, event: realtime_events.ServerEvent, now: float
+    ) -> list[Command]:
         """An event of the model's."""
         if self.state is State.ENDED:
             return []
-        if isinstance(event, realtime.SessionUpdated):
+        if isinstance(event, realtime_events.SessionUpdated):
             self._sessions.answered(now)
         else:
             self._sessions.sign(now)
-        if isinstance(event, realtime.AudioDelta):
+        if isinstance(event, realtime_events.AudioDelta):
             commands = self._speech.audio(event, now)
             if not any(isinstance(command, ToCaller) for command in commands):
                 return commands
@@ -202,54 +207,56 @@ class Conversation:
             return commands + self._first_audio(now)
         return self._model_event(event, now) + self._changed(now)
 
-    def _model_event(self, event: realtime.ServerEvent, now: float) -> list[Command]:
+    def _model_event(
+        self, event: realtime_events.ServerEvent, now: float
+    ) -> list[Command]:
         match event:
-            case realtime.TranscriptDelta():
+            case realtime_events.TranscriptDelta():
                 self._speech.words(event)
-            case realtime.AudioDone():
+            case realtime_events.AudioDone():
                 return self._speech.item_done((event.item_id, event.content_index), now)
-            case realtime.SpeechStarted():
+            case realtime_events.SpeechStarted():
                 return self._speech_started(now)
-            case realtime.SpeechStopped():
+            case realtime_events.SpeechStopped():
                 self._caller.speaking = False
                 self._caller.turn_open = True
                 self._speech.turn_ended()
                 self._answer_due = now
                 return [Note("speech_stopped")]
-            case realtime.InputCommitted():
+            case realtime_events.InputCommitted():
                 self._caller.speaking = False  # the turn is over, however it ended
                 self._turn_committed(event.item_id, now)
-            case realtime.InputCleared():
+            case realtime_events.InputCleared():
                 return self._turn_dropped(now)
-            case realtime.ResponseCreated():
+            case realtime_events.ResponseCreated():
                 self._unanswered = False
                 return self._speech.response_created(event.response.id, now)
-            case realtime.OutputItemAdded():
+            case realtime_events.OutputItemAdded():
                 self._speech.item_added(event, now)
-            case realtime.ResponseDone(response=response):
+            case realtime_events.ResponseDone(response=response):
                 wanted = not self._speech.was_cut(response.id)
                 sounded = self._speech.sounded(response.id)
                 done = self._speech.response_done(response.id, now)
                 lost = wanted and errors.is_lost(response.status, sounded=sounded)
                 return done + self._response_done(response, lost, now)
-            case realtime.SessionUpdated():
+            case realtime_events.SessionUpdated():
                 return self._session_updated(event, now)
-            case realtime.ModelError(error=error):
+            case realtime_events.ModelError(error=error):
                 return self._model_error(error, now)
-            case realtime.CallerTranscript():
+            case realtime_events.CallerTranscript():
                 self.history.transcribed(event.item_id, event.transcript)
                 self._writes = True
                 self._caller.turn_written(event.item_id)
                 text = {"text": event.transcript[:MAX_CHARS]}
                 return [Note("caller_said", {"item": event.item_id}, text)]
-            case realtime.ItemAdded() | realtime.ItemDone():
+            case realtime_events.ItemAdded() | realtime_events.ItemDone():
                 self._untold.seen(event.item)
                 item = kept(event.item, self._at(now))
                 if item is not None:
                     if self._speech.is_on_its_way(item.id):
                         item.text = ""  # another session was given all its words
                     self.history.add(item, event.previous_item_id)
-            case realtime.ItemDeleted():
+            case realtime_events.ItemDeleted():
                 self.history.remove(event.item_id)
                 self._caller.turn_written(event.item_id)
                 self._untold.gone(event.item_id)
@@ -394,12 +401,12 @@ class Conversation:
         for item_id, text in corrected.items():
             item = self.history.get(item_id)
             if item is not None and item.kind in WORDS:
-                new = realtime.message(
+                new = realtime_events.message(
                     item.kind, text, self._speech.event_id(), after=item_id
                 )
                 commands.append(self._give(new))
                 gone.append(item_id)
-        deletes = [realtime.delete(it, self._speech.event_id()) for it in gone]
+        deletes = [realtime_events.delete(it, self._speech.event_id()) for it in gone]
         return commands + [self._give(delete) for delete in deletes]
 
     def mute(self, on: bool) -> list[Command]:
@@ -490,9 +497,9 @@ class Conversation:
         lost = self._sessions.lost_as(now)
         commands = self._redial(lost, now) if lost else self._sessions.renew(now)
         if self._sessions.probes(now):
-            commands.append(ToModel(realtime.probe(PROBE_ID)))
+            commands.append(ToModel(realtime_events.probe(PROBE_ID)))
         if self._sessions.comforts(now) and self._playback.idle:
-            commands += self.play(audio.comfort_tone(), now)
+            commands += self.play(g711.comfort_tone(), now)
         while (gives_up := self._speech.gives_up_at) is not None and now >= gives_up:
             commands += self._speech.give_up_fence(now)
         stalls_at = self._caller.stalls_at
@@ -543,7 +550,7 @@ class Conversation:
 
     # --- the caller ---
 
-    def _start(self, message: media_stream.Start, now: float) -> list[Command]:
+    def _start(self, message: twilio_messages.Start, now: float) -> list[Command]:
         if self.state is not State.WAITING and self._line_lost_at is None:
             return [protocol_error("caller", "second start")]
         media = message.start.media_format
@@ -551,7 +558,7 @@ class Conversation:
             return self.end("caller", "unsupported_media_format", now)
         self._stream_sid = message.stream_sid
         self._playback = Playback(now)
-        out = media_stream.Outbound(message.stream_sid)
+        out = twilio_messages.Outbound(message.stream_sid)
         if self._line_lost_at is not None:
             back = self._line_back(out, self._line_lost_at, now)
             return [Started(message, again=True), *back]
@@ -564,7 +571,7 @@ class Conversation:
         return [Started(message)]
 
     def _line_back(
-        self, out: media_stream.Outbound, lost_at: float, now: float
+        self, out: twilio_messages.Outbound, lost_at: float, now: float
     ) -> list[Command]:
         """The caller is there again, and hears nothing of what Twilio had."""
         self._line_lost_at = None
@@ -596,7 +603,7 @@ class Conversation:
         return now - self._began + self._rules.elapsed
 
     def _caller_audio(
-        self, media: media_stream.MediaDetails, now: float
+        self, media: twilio_messages.MediaDetails, now: float
     ) -> list[Command]:
         if media.track != "inbound":
             return [protocol_error("caller", "media of another track")]
@@ -763,9 +770,9 @@ class Conversation:
     # --- the model ---
 
     def _session_updated(
-        self, event: realtime.SessionUpdated, now: float
+        self, event: realtime_events.SessionUpdated, now: float
     ) -> list[Command]:
-        if any(form not in (None, realtime.MULAW) for form in event.formats):
+        if any(form not in (None, realtime_events.MULAW) for form in event.formats):
             # PCM on a mu-law line is noise in the caller's ear.
             return self.end("model", "wrong_audio_format", now)
         self._turns = event.turns
@@ -875,7 +882,7 @@ class Conversation:
         return ToModel(self._untold.sent(text))
 
     def _say(self, role: str, text: str) -> ToModel:
-        return self._give(realtime.message(role, text, self._speech.event_id()))
+        return self._give(realtime_events.message(role, text, self._speech.event_id()))
 
     def _keep(self, word: Word | str) -> list[Command]:
         """Until the model is there."""
@@ -889,7 +896,7 @@ class Conversation:
         return [Note("first_audio", {"seconds": seconds})]
 
     def _response_done(
-        self, response: realtime.ResponseHead, lost: bool, now: float
+        self, response: realtime_events.ResponseHead, lost: bool, now: float
     ) -> list[Command]:
         status, why = response.status, errors.short(response.why)
         notes: list[Command] = [
@@ -910,7 +917,7 @@ class Conversation:
             notes += self._lose_patience(now)
         return notes
 
-    def _used(self, usage: realtime.Usage) -> Note:
+    def _used(self, usage: realtime_events.Usage) -> Note:
         data: dict[str, Value] = {
             "input_tokens": usage.input_tokens or 0,
             "output_tokens": usage.output_tokens or 0,
@@ -925,7 +932,9 @@ class Conversation:
             return self.end("model", "failed", now)
         return [] if self._speech.asked else self.ask(now)
 
-    def _model_error(self, error: realtime.ErrorDetails, now: float) -> list[Command]:
+    def _model_error(
+        self, error: realtime_events.ErrorDetails, now: float
+    ) -> list[Command]:
         benign = errors.is_benign(error)
         data: dict[str, Value] = {
             "code": errors.short(error.code or error.type),

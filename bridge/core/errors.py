@@ -1,6 +1,6 @@
 """What the server's errors mean for a call: nothing, another try, or its end. PURE."""
 
-from bridge.core import realtime
+from bridge.core import realtime_events
 
 BENIGN_CODES = frozenset(
     {
@@ -34,11 +34,11 @@ MAX_CODE_CHARS = 64
 """Of what a server calls its error: it goes into logs."""
 
 
-def is_benign(error: realtime.ErrorDetails) -> bool:
+def is_benign(error: realtime_events.ErrorDetails) -> bool:
     return error.code in BENIGN_CODES or "already shorter" in error.message
 
 
-def may_pass(error: realtime.ErrorDetails) -> bool:
+def may_pass(error: realtime_events.ErrorDetails) -> bool:
     """Another session may not meet it."""
     return bool({error.code, error.type} & LATER_CODES)
 

@@ -1,6 +1,6 @@
 """How long a call may be silent, last and cost: says what is due, does nothing."""
 
-from bridge.core import realtime
+from bridge.core import realtime_events
 from bridge.core.rules import Prices, Rules
 
 
@@ -26,7 +26,7 @@ class Patience:
         self._asked = 0
         self._quiet_since = None
 
-    def spend(self, usage: realtime.Usage) -> float:
+    def spend(self, usage: realtime_events.Usage) -> float:
         """What an answer cost, by the route's prices; 0 without them."""
         cost = cost_of(usage, self._rules.prices) if self._rules.prices else 0.0
         self.cost += cost
@@ -68,12 +68,12 @@ class Patience:
         return None if seconds is None else self._began + seconds
 
 
-def cost_of(usage: realtime.Usage, prices: Prices) -> float:
+def cost_of(usage: realtime_events.Usage, prices: Prices) -> float:
     """Cached tokens are among the input's and have a price of their own; tokens of
     which the server does not say what they are count as audio, which is dearer."""
-    given = usage.input_token_details or realtime.InputTokens()
-    made = usage.output_token_details or realtime.OutputTokens()
-    cached = given.cached_tokens_details or realtime.CachedTokens()
+    given = usage.input_token_details or realtime_events.InputTokens()
+    made = usage.output_token_details or realtime_events.OutputTokens()
+    cached = given.cached_tokens_details or realtime_events.CachedTokens()
     cached_text, cached_audio = cached.text_tokens or 0, cached.audio_tokens or 0
     text_in, text_out = given.text_tokens or 0, made.text_tokens or 0
     audio_in = _rest(given.audio_tokens, usage.input_tokens, text_in)

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from bridge.core.audio import BYTES_PER_MS
+from bridge.audio.g711 import BYTES_PER_MS
 
 MARK_BYTES = 200 * BYTES_PER_MS
 """At most so much audio between two marks: after a stall inside of it, less than this

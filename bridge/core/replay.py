@@ -7,11 +7,11 @@ import base64
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bridge.core import realtime
+from bridge.core import realtime_events
 from bridge.core.history import HistoryItem
 
 
-def kept(item: realtime.ConversationItem, at: float) -> HistoryItem | None:
+def kept(item: realtime_events.ConversationItem, at: float) -> HistoryItem | None:
     """An item of the server's as the history keeps it; None: it is none of ours."""
     match item.type, item.role:
         case "message", "assistant":
@@ -68,22 +68,26 @@ def replayed(
         text = item.text + still.words.get(item.id, "")
         match item.kind:
             case "tool_output" if item.call_id in called:
-                event = realtime.tool_output(item.call_id, text, event_id(), item.id)
+                event = realtime_events.tool_output(
+                    item.call_id, text, event_id(), item.id
+                )
             case "tool_call" if item.call_id in answered or item.call_id in still.calls:
-                event = realtime.tool_call(
+                event = realtime_events.tool_call(
                     item.call_id, item.name, item.arguments, event_id(), item.id
                 )
             case "user" | "assistant" | "system" if text:
-                event = realtime.message(item.kind, text, event_id(), item_id=item.id)
+                event = realtime_events.message(
+                    item.kind, text, event_id(), item_id=item.id
+                )
             case "user" if voice := still.voice(item.id):
                 payload = base64.b64encode(voice).decode()
-                event = realtime.spoken(payload, event_id(), item.id)
+                event = realtime_events.spoken(payload, event_id(), item.id)
             case _:
                 continue
         events.append(event)
     return events
 
 
-def _is_written(item: realtime.ConversationItem) -> bool:
+def _is_written(item: realtime_events.ConversationItem) -> bool:
     parts = item.content if isinstance(item.content, list) else []
     return any(isinstance(it, dict) and it.get("type") == "output_text" for it in parts)

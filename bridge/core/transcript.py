@@ -6,7 +6,7 @@ that follows it, up to the next one.
 
 from collections.abc import Iterable
 
-from bridge.core.audio import BYTES_PER_MS
+from bridge.audio.g711 import BYTES_PER_MS
 
 QUICK_BYTES = 45 * BYTES_PER_MS
 """Of audio to a character, in quick speech: a word with less is not whole."""

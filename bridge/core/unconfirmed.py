@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bridge.core import realtime
+from bridge.core import realtime_events
 
 MAX_UNCONFIRMED = 64
 """A server that confirms nothing does not fill our memory ..."""
@@ -59,7 +59,7 @@ class Unconfirmed:
             chars -= len(self._events.pop(next(iter(self._events)))[1])
         return text
 
-    def seen(self, item: realtime.ConversationItem) -> None:
+    def seen(self, item: realtime_events.ConversationItem) -> None:
         """The server has it."""
         self._events.pop(item.id, None)
 

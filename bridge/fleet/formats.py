@@ -10,8 +10,9 @@ What has a format
   and the beat of an instance. The field `format` stands first in the object. An object
   without that field has format 0: commit a45a49c, or an earlier one, has written it.
 * Key names, key types and scripts (keys.py) belong to the fleet format, too.
-* A trace has the **trace format** (`TRACE_FORMAT`), in its first line. Instances do not
-  exchange traces, so the trace format changes without the fleet format.
+* A trace has the **trace format** (`TRACE_FORMAT` of bridge/telemetry/trace.py), in its
+  first line. Instances do not exchange traces, so the trace format changes without the
+  fleet format.
 * Plain values (`amd:`, `ended:`, `route:`, `resumed:`, `refused:`, `late-ticket:`, what
   `first` and `count` keep, messages between instances) have no format. A plain value
   never changes its meaning: a value with another meaning gets another name. An instance
@@ -36,8 +37,9 @@ The format that `Registry.format()` gives: the newest one that every live instan
 reads. Each instance announces its FORMAT with every beat; no announcement means 0.
 While an older instance is in the fleet, all instances write the older format. When an
 older instance joins (a rollback), the others notice with their next beat and write the
-snapshots of their running calls again, in the older format (bridge/safekeeping.py). A
-registry that has not yet reached Redis writes the oldest format that it reads.
+snapshots of their running calls again, in the older format
+(bridge/call/checkpoint.py). A registry that has not yet reached Redis writes the oldest
+format that it reads.
 
 A value that is written once (plan, order, status, next step, the snapshot of a call
 that has no stream) is not written again when an older instance joins. Therefore the
@@ -80,9 +82,6 @@ FORMAT = 1
 
 OLDEST = 0
 """The oldest fleet format that this version reads and writes: the one before."""
-
-TRACE_FORMAT = 1
-"""The trace format of this version, and the only one that it replays."""
 
 T = TypeVar("T")
 

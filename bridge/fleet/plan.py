@@ -8,12 +8,12 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import structlog
 
-from bridge.core.audio import BYTES_PER_MS
+from bridge.audio.g711 import BYTES_PER_MS
 from bridge.core.history import HistoryItem, Playing
-from bridge.core.redaction import Redaction
 from bridge.core.rules import BACK, CUT_OFF
 from bridge.core.transcript import Words
 from bridge.fleet import Registry, formats
+from bridge.privacy.redaction import Redaction
 
 log = structlog.get_logger()
 

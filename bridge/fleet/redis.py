@@ -25,8 +25,8 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from bridge.core import UNREADABLE
 from bridge.fleet import TAKEN, CallEntry, Capacity, Ear, NextStep, formats, keys
 from bridge.fleet.memory import NEXT_STEP_SECONDS, Inside
+from bridge.fleet.place import redis_place
 from bridge.fleet.written import Counts, Kept, Written, stamp_of, value_of
-from bridge.variables import redis_place
 
 log = structlog.get_logger()
 

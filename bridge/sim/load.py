@@ -99,7 +99,7 @@ async def bridge_process(
     with tempfile.TemporaryDirectory() as folder:
         # Elsewhere, so that no .env of the user's has a say.
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bridge.cli", "serve"),
+            *(sys.executable, "-m", "bridge.cli.commands", "serve"),
             env=environ,
             cwd=folder,
             stderr=stderr,

@@ -20,7 +20,7 @@ from bridge.agent.live import (
     Transfer,
 )
 from bridge.core.history import HistoryItem
-from tests.agent.line import FACTS, Line, live_call
+from tests.support.line import FACTS, Line, live_call
 
 HISTORY = [
     HistoryItem(id="item_1", kind="system", text="Be kind."),

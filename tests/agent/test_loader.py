@@ -14,7 +14,7 @@ from bridge.agent import loader
 from bridge.agent.live import CallFacts, LiveCall
 from bridge.agent.loader import AgentNotLoaded, agent_for, load, load_function
 from bridge.agent.receptionist import receptionist
-from tests.agent.line import Line, live_call
+from tests.support.line import Line, live_call
 
 FACTS = CallFacts("CA1", from_number="+14155550100")
 

@@ -13,7 +13,7 @@ from agents.tool_context import ToolContext
 from bridge.agent import phone_tools
 from bridge.agent.live import LiveCall, Message, Transfer
 from bridge.agent.phone_tools import OVER, PHONE_TOOLS, SPOKE
-from tests.agent.line import Line, live_call
+from tests.support.line import Line, live_call
 
 SALES = Transfer("+14155550111", "+14155550199", 30, "orders and prices")
 DESK = Transfer("+14155550112")

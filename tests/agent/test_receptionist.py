@@ -19,7 +19,7 @@ from bridge.agent.receptionist import (
     opening_hours,
     receptionist,
 )
-from tests.agent.line import Line, live_call
+from tests.support.line import Line, live_call
 
 FACTS = CallFacts("CA1", from_number="+14155550100")
 

@@ -8,16 +8,11 @@ import pytest
 from openai.types.realtime import RealtimeClientEvent
 from pydantic import TypeAdapter
 
-from bridge.agent.session import ModelTarget
-from bridge.agent.wire import SESSION_ID, is_update, shaped
-from bridge.settings import (
-    DEPRECATED_MODELS,
-    DEPRECATED_TRANSCRIPTION_MODELS,
-    OPENAI_MODEL_URL,
-    Settings,
-    load,
-)
-from tests.agent.sdk_session import sample, talk
+from bridge.app.settings import OPENAI_MODEL_URL, Settings, load
+from bridge.model.names import DEPRECATED_MODELS, DEPRECATED_TRANSCRIPTION_MODELS
+from bridge.model.session import ModelTarget
+from bridge.model.wire import SESSION_ID, is_update, shaped
+from tests.support.sdk_session import sample, talk
 
 MULAW = {"type": "audio/pcmu"}
 

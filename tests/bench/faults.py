@@ -28,7 +28,7 @@ from bridge.sim.counting import Word, utterance
 from bridge.sim.model import Behaviour, Fault, ModelServer, ModelSession, Remembered
 from bridge.sim.realtime import faults
 from bridge.sim.twilio import steps
-from bridge.watch import log
+from bridge.telemetry import log
 from tests.bench.counter import RESULT, TOOL_SECONDS
 from tests.e2e.house import Place, bridge
 from tests.support.counted_calls import (

@@ -16,7 +16,7 @@ from pathlib import Path
 from bridge.core.conversation import LINGER_SECONDS
 from bridge.sim.model import Behaviour, Ruled
 from bridge.sim.twilio import steps
-from bridge.watch import log
+from bridge.telemetry import log
 from tests.e2e.house import Place, bridge
 
 CALLS = 200

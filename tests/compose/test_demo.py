@@ -73,7 +73,7 @@ def test_a_call_from_this_machine(demo: Project) -> None:
     """`.venv/bin/bridge sim call` reaches the demo through its port."""
     port = demo.shell("docker", "compose", "port", "balancer", "8080").text.strip()
     url = f"http://{port}/voice"
-    done = demo.shell(sys.executable, "-m", "bridge.cli", "sim", "call", url)
+    done = demo.shell(sys.executable, "-m", "bridge.cli.commands", "sim", "call", url)
     assert "ended by the caller" in done.text
 
 

@@ -4,7 +4,7 @@ import base64
 import json
 from typing import Any
 
-from bridge.core import media_stream, realtime
+from bridge.core import realtime_events, twilio_messages
 from bridge.core.commands import (
     Command,
     Dial,
@@ -60,11 +60,13 @@ class Phone:
     # --- what happens ---
 
     def caller(self, **message: Any) -> list[Command]:
-        decoded = media_stream.decode(json.dumps(message))
+        decoded = twilio_messages.decode(json.dumps(message))
         return self._took(self.talk.from_caller(decoded, self.now))
 
     def model(self, type: str, **event: Any) -> list[Command]:
-        decoded = realtime.decode(json.dumps({"type": type, "event_id": "e", **event}))
+        decoded = realtime_events.decode(
+            json.dumps({"type": type, "event_id": "e", **event})
+        )
         return self._took(self.talk.from_model(decoded, self.now))
 
     def start(self, sid: str = STREAM, **form: Any) -> list[Command]:

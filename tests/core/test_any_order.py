@@ -16,7 +16,7 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.core import media_stream, realtime
+from bridge.core import realtime_events, twilio_messages
 from bridge.core.commands import (
     Command,
     Dial,
@@ -31,7 +31,7 @@ from bridge.core.conversation import Conversation, State
 from bridge.core.history import HistoryItem
 from bridge.core.rules import GOODBYES, Prices, Rules
 from bridge.sim.twilio.playout import Playout
-from bridge.watch.trace import Trace, feed, replay
+from bridge.telemetry.trace import Trace, feed, replay
 from tests.core.phone import MULAW_SESSION, STREAM, payload, to_caller
 
 EXAMPLES = int(os.environ.get("ANY_ORDER_EXAMPLES", "150"))
@@ -163,7 +163,7 @@ class Line:
     def caller(self, **message: Any) -> None:
         text = msgspec.json.encode(message).decode()
         self.trace.input("caller", text, self.now)
-        self.took(self.talk.from_caller(media_stream.decode(text), self.now))
+        self.took(self.talk.from_caller(twilio_messages.decode(text), self.now))
 
     def starts(self, sid: str) -> None:
         """A stream begins, with a clock of its own."""
@@ -173,7 +173,7 @@ class Line:
     def model(self, value: Any) -> None:
         text = msgspec.json.encode(value).decode()
         self.trace.input("model", text, self.now)
-        commands = self.talk.from_model(realtime.decode(text), self.now)
+        commands = self.talk.from_model(realtime_events.decode(text), self.now)
         began = self.talk.state in (State.TALKING, State.ENDED)
         self.talking = self.talking or began
         self.took(commands)

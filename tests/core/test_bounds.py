@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core import ProtocolError, media_stream, realtime
+from bridge.core import ProtocolError, realtime_events, twilio_messages
 from bridge.core.agent_speech import MAX_CUTS, MAX_OPEN, MAX_WORDS
 from bridge.core.bounds import MAX_ID_CHARS, Bounds, Pace
 from bridge.core.caller_audio import AHEAD_MS, CALM_MS, MAX_TURNS
@@ -75,104 +75,110 @@ def items(n: int) -> str:
     return f"item_{n}" + "x" * 100
 
 
-def model(type: str, **event: Any) -> realtime.ServerEvent:
-    return realtime.decode(json.dumps({"type": type, **event}))
+def model(type: str, **event: Any) -> realtime_events.ServerEvent:
+    return realtime_events.decode(json.dumps({"type": type, **event}))
 
 
 DELTA = payload(20)
-AUDIO = realtime.AudioDelta
-WORDS = realtime.TranscriptDelta
+AUDIO = realtime_events.AudioDelta
+WORDS = realtime_events.TranscriptDelta
 
 
-def endless_words(n: int) -> realtime.ServerEvent:
+def endless_words(n: int) -> realtime_events.ServerEvent:
     return WORDS("r1", "i1", "and so on ")
 
 
-def words_of_many_items(n: int) -> realtime.ServerEvent:
+def words_of_many_items(n: int) -> realtime_events.ServerEvent:
     return WORDS("r1", items(n), "and so on " * 20)
 
 
-def words_between_audio(n: int) -> realtime.ServerEvent:
+def words_between_audio(n: int) -> realtime_events.ServerEvent:
     return WORDS("r1", "i1", "a") if n % 2 else AUDIO("r1", "i1", "////")
 
 
-def a_sample_of_each_item(n: int) -> realtime.ServerEvent:
+def a_sample_of_each_item(n: int) -> realtime_events.ServerEvent:
     return AUDIO("r1", items(n), "/w==")
 
 
-def items_in_turns(n: int) -> realtime.ServerEvent:
+def items_in_turns(n: int) -> realtime_events.ServerEvent:
     return AUDIO("r1", items(n % 2), "/w==")
 
 
-def parts_without_end(n: int) -> realtime.ServerEvent:
+def parts_without_end(n: int) -> realtime_events.ServerEvent:
     return AUDIO("r1", "i1", DELTA, n)
 
 
-def audio_without_end(n: int) -> realtime.ServerEvent:
+def audio_without_end(n: int) -> realtime_events.ServerEvent:
     return AUDIO("r1", "i1", payload(1000) if not n % 100 else DELTA)
 
 
-def answers_that_begin(n: int) -> realtime.ServerEvent:
-    return realtime.ResponseCreated(realtime.ResponseHead(items(n)))
+def answers_that_begin(n: int) -> realtime_events.ServerEvent:
+    return realtime_events.ResponseCreated(realtime_events.ResponseHead(items(n)))
 
 
-def items_of_an_answer(n: int) -> realtime.ServerEvent:
+def items_of_an_answer(n: int) -> realtime_events.ServerEvent:
     if not n:
-        return realtime.ResponseCreated(realtime.ResponseHead("r1"))
-    return realtime.OutputItemAdded("r1", realtime.OutputItem(items(n), "message"))
+        return realtime_events.ResponseCreated(realtime_events.ResponseHead("r1"))
+    return realtime_events.OutputItemAdded(
+        "r1", realtime_events.OutputItem(items(n), "message")
+    )
 
 
-def items_of_answers(n: int) -> realtime.ServerEvent:
+def items_of_answers(n: int) -> realtime_events.ServerEvent:
     if n % 50 == 0:
-        return realtime.ResponseCreated(realtime.ResponseHead(items(n)))
-    item = realtime.OutputItem(items(n), "message")
-    return realtime.OutputItemAdded(items(n - n % 50), item)
+        return realtime_events.ResponseCreated(realtime_events.ResponseHead(items(n)))
+    item = realtime_events.OutputItem(items(n), "message")
+    return realtime_events.OutputItemAdded(items(n - n % 50), item)
 
 
-def answers_done_twice(n: int) -> realtime.ServerEvent:
-    return realtime.ResponseDone(realtime.ResponseHead(items(n // 2), "completed"))
+def answers_done_twice(n: int) -> realtime_events.ServerEvent:
+    return realtime_events.ResponseDone(
+        realtime_events.ResponseHead(items(n // 2), "completed")
+    )
 
 
 BOOK = "x" * 20_000
 
 
-def books(n: int) -> realtime.ServerEvent:
+def books(n: int) -> realtime_events.ServerEvent:
     content = [{"type": "input_text", "text": BOOK + str(n)}]
-    item = realtime.ConversationItem(items(n), "message", "user", content)
-    return realtime.ItemAdded(item, items(n - 2))
+    item = realtime_events.ConversationItem(items(n), "message", "user", content)
+    return realtime_events.ItemAdded(item, items(n - 2))
 
 
-def tools_called(n: int) -> realtime.ServerEvent:
-    item = realtime.ConversationItem(
+def tools_called(n: int) -> realtime_events.ServerEvent:
+    item = realtime_events.ConversationItem(
         items(n), "function_call", call_id=items(n), name="x" * 100, arguments=BOOK
     )
-    return realtime.ItemDone(item)
+    return realtime_events.ItemDone(item)
 
 
-def items_deleted(n: int) -> realtime.ServerEvent:
-    return realtime.ItemDeleted(items(n))
+def items_deleted(n: int) -> realtime_events.ServerEvent:
+    return realtime_events.ItemDeleted(items(n))
 
 
-def turns_of_nothing(n: int) -> realtime.ServerEvent:
-    return realtime.InputCommitted(items(n))
+def turns_of_nothing(n: int) -> realtime_events.ServerEvent:
+    return realtime_events.InputCommitted(items(n))
 
 
-def words_of_the_caller(n: int) -> realtime.ServerEvent:
-    return realtime.CallerTranscript(items(n), BOOK)
+def words_of_the_caller(n: int) -> realtime_events.ServerEvent:
+    return realtime_events.CallerTranscript(items(n), BOOK)
 
 
-def interruptions(n: int) -> realtime.ServerEvent:
+def interruptions(n: int) -> realtime_events.ServerEvent:
     if n % 2:
-        return realtime.SpeechStarted()
+        return realtime_events.SpeechStarted()
     return AUDIO(items(n), items(n), DELTA)
 
 
-def complaints(n: int) -> realtime.ServerEvent:
-    return realtime.ModelError(realtime.ErrorDetails("x", BOOK, "y" * 5000))
+def complaints(n: int) -> realtime_events.ServerEvent:
+    return realtime_events.ModelError(
+        realtime_events.ErrorDetails("x", BOOK, "y" * 5000)
+    )
 
 
-def sessions(n: int) -> realtime.ServerEvent:
-    return realtime.SessionUpdated(realtime.SessionDetails())
+def sessions(n: int) -> realtime_events.ServerEvent:
+    return realtime_events.SessionUpdated(realtime_events.SessionDetails())
 
 
 FROM_MODEL = [
@@ -222,7 +228,7 @@ def flood(
 
 @pytest.mark.parametrize("kind", FROM_MODEL, ids=lambda it: it.__name__)
 def test_a_model_without_end(
-    kind: Callable[[int], realtime.ServerEvent],
+    kind: Callable[[int], realtime_events.ServerEvent],
 ) -> None:
     """Whatever a model repeats, the call takes no more memory, nor longer for each."""
     phone = Phone().talking()
@@ -251,42 +257,42 @@ def test_items_that_wait_for_a_stream() -> None:
 # --- what a caller's stream may send without end ---
 
 
-def frame(n: int, timestamp: int, sound: str = DELTA) -> media_stream.Inbound:
-    details = media_stream.MediaDetails(sound, timestamp)
-    return media_stream.Media("MZ0000", details)
+def frame(n: int, timestamp: int, sound: str = DELTA) -> twilio_messages.Inbound:
+    details = twilio_messages.MediaDetails(sound, timestamp)
+    return twilio_messages.Media("MZ0000", details)
 
 
-def frames_of_a_sample(n: int) -> media_stream.Inbound:
+def frames_of_a_sample(n: int) -> twilio_messages.Inbound:
     return frame(n, n // 8, "/w==")
 
 
-def frames_faster_than_time(n: int) -> media_stream.Inbound:
+def frames_faster_than_time(n: int) -> twilio_messages.Inbound:
     return frame(n, 20 * n)
 
 
-def clocks_that_jump(n: int) -> media_stream.Inbound:
+def clocks_that_jump(n: int) -> twilio_messages.Inbound:
     return frame(n, 60_000 * n)
 
 
-def clocks_that_go_back(n: int) -> media_stream.Inbound:
+def clocks_that_go_back(n: int) -> twilio_messages.Inbound:
     return frame(n, 2**40 - 60_000 * n)
 
 
-def keys(n: int) -> media_stream.Inbound:
-    return media_stream.Dtmf("MZ0000", media_stream.DtmfDetails("5"))
+def keys(n: int) -> twilio_messages.Inbound:
+    return twilio_messages.Dtmf("MZ0000", twilio_messages.DtmfDetails("5"))
 
 
-def marks_of_nobody(n: int) -> media_stream.Inbound:
-    return media_stream.Mark("MZ0000", media_stream.MarkDetails("m999999999"))
+def marks_of_nobody(n: int) -> twilio_messages.Inbound:
+    return twilio_messages.Mark("MZ0000", twilio_messages.MarkDetails("m999999999"))
 
 
-def starts(n: int) -> media_stream.Inbound:
-    form = media_stream.MediaFormat("audio/x-mulaw", 8000, 1)
-    return media_stream.Start("MZ0000", media_stream.StartDetails("CA1", form))
+def starts(n: int) -> twilio_messages.Inbound:
+    form = twilio_messages.MediaFormat("audio/x-mulaw", 8000, 1)
+    return twilio_messages.Start("MZ0000", twilio_messages.StartDetails("CA1", form))
 
 
-def of_another_stream(n: int) -> media_stream.Inbound:
-    return media_stream.Stop(items(n))
+def of_another_stream(n: int) -> twilio_messages.Inbound:
+    return twilio_messages.Stop(items(n))
 
 
 FROM_CALLER = [
@@ -304,7 +310,7 @@ FROM_CALLER = [
 @pytest.mark.parametrize("model_is_there", [True, False])
 @pytest.mark.parametrize("kind", FROM_CALLER, ids=lambda it: it.__name__)
 def test_a_caller_without_end(
-    kind: Callable[[int], media_stream.Inbound], model_is_there: bool
+    kind: Callable[[int], twilio_messages.Inbound], model_is_there: bool
 ) -> None:
     """Nor does what comes from a stream, even where so many messages are allowed."""
     phone = Phone()
@@ -581,7 +587,7 @@ def test_interruptions_without_end_are_settled_by_our_own_clock() -> None:
     for n in range(MAX_CUTS + 3):
         phone.created(f"r{n}")
         phone.says(100, f"i{n}", f"r{n}")
-        cuts += phone.talk.from_model(realtime.SpeechStarted(), phone.now)
+        cuts += phone.talk.from_model(realtime_events.SpeechStarted(), phone.now)
 
     assert len(notes(cuts, "fence_late")) == 3
     assert len([it for it in told(cuts) if it[0] == "delete"]) == 3
@@ -682,10 +688,10 @@ def spoiled(event: dict[str, Any], value: object) -> Iterator[dict[str, Any]]:
 )
 def test_an_event_with_an_endless_id(event: dict[str, Any]) -> None:
     """Ids are kept long after what they name: one of a megabyte is not read at all."""
-    realtime.decode(json.dumps(event))
+    realtime_events.decode(json.dumps(event))
     for odd in spoiled(event, LONG):
         with pytest.raises(ProtocolError, match="of the wrong shape"):
-            realtime.decode(json.dumps(odd))
+            realtime_events.decode(json.dumps(odd))
 
 
 def test_a_stream_with_an_endless_name() -> None:
@@ -699,7 +705,7 @@ def test_keys_that_no_phone_has(digit: str) -> None:
     """What is pressed becomes a word to the agent: nothing else gets in that way."""
     message = {"event": "dtmf", "streamSid": "MZ1", "dtmf": {"digit": digit}}
     with pytest.raises(ProtocolError):
-        media_stream.decode(json.dumps(message))
+        twilio_messages.decode(json.dumps(message))
 
 
 def test_the_words_of_notes_have_bounds() -> None:

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from bridge.core import media_stream, realtime
+from bridge.core import realtime_events, twilio_messages
 from bridge.core.commands import Command, ToCaller, ToModel
 from bridge.core.conversation import LATE_SECONDS, Conversation
 from bridge.sim.ruler import read_ruler, ruler
@@ -236,11 +236,11 @@ class World(RuleBasedStateMachine):
 
     def event(self, type: str, **fields: Any) -> None:
         self.moved_at = self.now
-        event = realtime.decode(json.dumps({"type": type, **fields}))
+        event = realtime_events.decode(json.dumps({"type": type, **fields}))
         self.obey(self.talk.from_model(event, self.now))
 
     def hear(self, message: dict[str, Any]) -> None:
-        decoded = media_stream.decode(json.dumps(message))
+        decoded = twilio_messages.decode(json.dumps(message))
         self.obey(self.talk.from_caller(decoded, self.now))
 
     def obey(self, commands: list[Command]) -> None:

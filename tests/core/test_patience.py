@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from bridge.core import realtime
+from bridge.core import realtime_events
 from bridge.core.commands import limit_hit, protocol_error
 from bridge.core.conversation import GOODBYE_SECONDS, NO_USAGE
 from bridge.core.patience import Patience, cost_of
-from bridge.core.realtime import CachedTokens, InputTokens, OutputTokens, Usage
+from bridge.core.realtime_events import CachedTokens, InputTokens, OutputTokens, Usage
 from bridge.core.rules import GOODBYES, SILENT, Prices, Rules
 from tests.core.phone import Phone, asks, ends, heard, notes, said_to_model
 
@@ -373,7 +373,7 @@ def test_a_limit_of_nothing_is_spent_at_once() -> None:
     it = patience(prices=PRICES, cost_limit=0.001)
     assert it.due(101.0) is None
 
-    assert it.spend(realtime.Usage(output_tokens=16)) == pytest.approx(0.001024)
+    assert it.spend(realtime_events.Usage(output_tokens=16)) == pytest.approx(0.001024)
     assert it.cost == pytest.approx(0.001024)
     assert it.due_at is None
     assert it.due(101.0) == "cost"

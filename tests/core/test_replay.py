@@ -11,7 +11,7 @@ from openai.types.realtime import RealtimeClientEvent
 from pydantic import TypeAdapter
 
 from bridge.core.history import HistoryItem, Kind
-from bridge.core.realtime import ConversationItem
+from bridge.core.realtime_events import ConversationItem
 from bridge.core.replay import kept, replayed
 from tests.core.phone import Phone, asks, said_to_model, to_model
 

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from bridge.core import realtime
-from bridge.core.realtime import ConversationItem
+from bridge.core import realtime_events
+from bridge.core.realtime_events import ConversationItem
 from bridge.core.unconfirmed import MAX_UNCONFIRMED
 from bridge.core.untold import MAX_UNTOLD, Untold, Word
 
@@ -30,7 +30,7 @@ def test_an_item_gets_an_id_that_a_server_takes() -> None:
     """It is known when the server shows it; no stream's id is another one's."""
     it = untold()
 
-    sent = it.sent(realtime.message("user", "hi", "e1"))
+    sent = it.sent(realtime_events.message("user", "hi", "e1"))
 
     item_id = item_of(sent)["id"]
     assert item_id == "b_456789abcdef_1"
@@ -42,7 +42,7 @@ def test_an_item_gets_an_id_that_a_server_takes() -> None:
 def test_an_id_of_the_users_own_stays() -> None:
     """Whoever names an item finds it under its name."""
     it = untold()
-    text = realtime.message("user", "hi", "e1", item_id="mine")
+    text = realtime_events.message("user", "hi", "e1", item_id="mine")
 
     assert it.sent(text) == text
     it.seen(ConversationItem("mine"))
@@ -65,7 +65,7 @@ def test_what_was_shown_or_deleted_is_not_given_again() -> None:
     """The next session gets each item once: from here, or from the history."""
     it = untold()
     first, second, third = (
-        item_of(it.sent(realtime.message("user", text, text)))["id"]
+        item_of(it.sent(realtime_events.message("user", text, text)))["id"]
         for text in ("one", "two", "three")
     )
     it.seen(ConversationItem(first))
@@ -79,7 +79,7 @@ def test_an_item_given_again_goes_to_the_end() -> None:
     """What it stood behind may be gone: a server would refuse it."""
     it = untold()
 
-    sent = it.sent(realtime.message("assistant", "hi", "e1", after="i1"))
+    sent = it.sent(realtime_events.message("assistant", "hi", "e1", after="i1"))
 
     assert json.loads(sent)["previous_item_id"] == "i1"
     assert "previous_item_id" not in json.loads(it.events[0])
@@ -88,8 +88,8 @@ def test_an_item_given_again_goes_to_the_end() -> None:
 def test_deletes_are_kept_until_the_server_has_done_them() -> None:
     """What was to go does not come back with another session."""
     it = untold()
-    it.sent(realtime.delete("i1", "e1"))
-    it.sent(realtime.delete("i2", "e2"))
+    it.sent(realtime_events.delete("i1", "e1"))
+    it.sent(realtime_events.delete("i2", "e2"))
     it.gone("i1")
 
     assert it.deleted == ["i2"]
@@ -99,9 +99,9 @@ def test_other_events_pass_as_they_are() -> None:
     """Only items are remembered; a frame of audio is not even looked at."""
     it = untold()
     for text in (
-        realtime.append("AAAA"),
-        realtime.create_response("e1"),
-        realtime.truncate("i1", 0, 100, "e2"),
+        realtime_events.append("AAAA"),
+        realtime_events.create_response("e1"),
+        realtime_events.truncate("i1", 0, 100, "e2"),
         '{"type":"conversation.item.create","item":"odd"}',
     ):
         assert it.sent(text) == text
@@ -112,7 +112,7 @@ def test_a_server_that_confirms_nothing_costs_no_memory() -> None:
     """What is kept is bounded, the newest stays."""
     it = untold()
     for n in range(MAX_UNCONFIRMED + 10):
-        it.sent(realtime.message("user", str(n), f"e{n}"))
+        it.sent(realtime_events.message("user", str(n), f"e{n}"))
 
     assert words(it) == [str(n) for n in range(10, MAX_UNCONFIRMED + 10)]
 

@@ -2,7 +2,7 @@
 
 import re
 
-from bridge.watch.metrics import Metrics
+from bridge.telemetry.metrics import Metrics
 
 _NAME = re.compile(r"\b(?:bridge|haproxy|process)_[a-z0-9_]+\b")
 

@@ -15,7 +15,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from websockets.asyncio.client import connect
 from yarl import URL
 
-from bridge.limits import Limits
+from bridge.core.limits import Limits
 from scripts import fleet
 
 CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "haproxy.cfg"

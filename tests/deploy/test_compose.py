@@ -15,8 +15,8 @@ import typer
 import yaml
 from jsonschema import Draft202012Validator
 
-from bridge.cli import app
-from bridge.settings import NAMES, Settings, load, serving_mistakes
+from bridge.app.settings import NAMES, Settings, load, serving_mistakes
+from bridge.cli.commands import app
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.limits import HITS
-from bridge.watch.metrics import REFUSALS
+from bridge.core.limits import HITS
+from bridge.telemetry.metrics import REFUSALS
 from tests.deploy.figures import bridge_figures, label_values, named
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from bridge.settings import NAMES, load, serving_mistakes
+from bridge.app.settings import NAMES, load, serving_mistakes
 from tests.deploy.figures import bridge_figures
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

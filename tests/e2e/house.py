@@ -11,10 +11,10 @@ from typing import Any
 from agents.realtime import RealtimeAgent
 
 from bridge.agent.loader import AgentSource
-from bridge.opening import Crew, load_crew, open_house
-from bridge.routes import Route, Routes
-from bridge.server import Server
-from bridge.settings import Settings
+from bridge.app.routes import Route, Routes
+from bridge.app.settings import Settings
+from bridge.app.startup import Crew, load_crew, open_house
+from bridge.http.server import Server
 from bridge.sim.caller import Caller
 from bridge.sim.model import Behaviour, ModelServer, ModelSession
 from bridge.sim.voice import speak

@@ -18,25 +18,25 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 
 from bridge.agent.events import CallEvent
-from bridge.agent.hosted_mcp import NOT_DONE, UNKNOWN
 from bridge.agent.live import BadRequest, LiveCall
-from bridge.agent.phone_session import FAILED
 from bridge.agent.phone_tools import take_message
-from bridge.agent.session_settings import SessionSettings
-from bridge.report import CallReport
-from bridge.routes import Report, Route
+from bridge.app.routes import Report, Route
+from bridge.model.hosted_mcp import NOT_DONE, UNKNOWN
+from bridge.model.sdk_session import FAILED
+from bridge.model.session_settings import SessionSettings
+from bridge.records.report import CallReport
 from bridge.sim.model import Behaviour, CallMcp, CallTool, Heard, Play, Ruled, Turn
 from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from bridge.watch import trace
+from bridge.telemetry import trace
 from tests.e2e.house import AGENT, HELLO, WAIT, Place, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUp()
 SHORT: steps.Script = [LISTEN, HANG_UP]
 PHONE = {"type": "audio/pcmu"}
-MCP_PROGRAM = Path(__file__).parent.parent / "agent" / "mcp_server.py"
+MCP_PROGRAM = Path(__file__).parent.parent / "support" / "mcp_server.py"
 
 
 def on_call(hook: Any, **route: Any) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from typing import Any
 from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed
 
+from bridge.app.routes import Routes
+from bridge.app.settings import Settings
+from bridge.app.startup import Crew, open_house
 from bridge.fleet import CallEntry, NextStep, Then
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.opening import Crew, open_house
-from bridge.routes import Routes
-from bridge.server import Server
-from bridge.settings import Settings
+from bridge.http.server import Server
+from bridge.http.webhooks import RESTART_SECONDS
 from bridge.sim.model import Behaviour, ModelServer, Ruled
-from bridge.webhooks import RESTART_SECONDS
 from tests.e2e.house import AGENT, Place
 from tests.e2e.test_back_again import SID, first_sound, stream
 from tests.e2e.test_full import TALK, Fleet, asked, verbs

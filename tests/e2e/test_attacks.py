@@ -20,11 +20,11 @@ from twilio.request_validator import RequestValidator
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from bridge.http.tickets import Tickets
+from bridge.http.webhooks import MAX_REFUSALS
 from bridge.sim.model import Behaviour, Ruled
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from bridge.tickets import Tickets
-from bridge.webhooks import MAX_REFUSALS
 from tests.e2e.house import HELLO, Place, bridge
 
 PUBLIC, HOST = "https://bridge.example", "bridge.example"

@@ -65,8 +65,8 @@ def test_files_are_enough_for_a_flood(hard: int, told: int) -> None:
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))
-from bridge.cli import _allow_files
-from bridge.settings import Settings
+from bridge.cli.commands import _allow_files
+from bridge.app.settings import Settings
 found = _allow_files(Settings())
 print(len(found), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """

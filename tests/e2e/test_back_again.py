@@ -18,8 +18,8 @@ import twiml
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier
+from bridge.http.webhooks import MAX_RESUMES, RESUMED_SECONDS
 from bridge.sim.model import Behaviour, Ruled
-from bridge.webhooks import MAX_RESUMES, RESUMED_SECONDS
 from tests.e2e.house import Place, bridge
 from tests.e2e.test_survive import until
 from tests.fleet.conftest import Clock

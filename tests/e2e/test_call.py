@@ -14,7 +14,7 @@ from bridge.sim.model import Behaviour, CallTool, Ruled, Say
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.network import Network
-from bridge.watch import trace
+from bridge.telemetry import trace
 from tests.e2e.house import HELLO, WAIT, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)

@@ -18,11 +18,11 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from bridge.agent.events import CallEvent
 from bridge.agent.live import LiveCall
-from bridge.console import client
-from bridge.opening import Crew, open_house
-from bridge.routes import Route, Routes
-from bridge.server import Server
-from bridge.settings import Settings
+from bridge.app.routes import Route, Routes
+from bridge.app.settings import Settings
+from bridge.app.startup import Crew, open_house
+from bridge.http.api import client
+from bridge.http.server import Server
 from bridge.sim.model import Behaviour, ModelServer, Say
 from bridge.sim.realtime.calls import CallsServer
 from bridge.sim.realtime.leg import Line, PhoneCall

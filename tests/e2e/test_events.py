@@ -22,8 +22,8 @@ from bridge.agent import events
 from bridge.agent.events import CallEvent
 from bridge.agent.live import CallOver, LiveCall
 from bridge.agent.phone_tools import take_message
-from bridge.agent.session_settings import SessionSettings
-from bridge.routes import Route
+from bridge.app.routes import Route
+from bridge.model.session_settings import SessionSettings
 from bridge.sim.model import Behaviour, CallTool, Ruled
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps

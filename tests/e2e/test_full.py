@@ -15,20 +15,20 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 
 import twiml
-from bridge import full_house
+from bridge.app import overflow
+from bridge.app.routes import Route, Routes, WhenFull
+from bridge.app.services import House
+from bridge.app.settings import Settings
+from bridge.app.startup import Crew, open_house
 from bridge.core.history import HistoryItem
 from bridge.fleet import CallEntry, Capacity, NextStep, Registry, Then
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier, Plan
-from bridge.house import House
-from bridge.opening import Crew, open_house
-from bridge.routes import Route, Routes, WhenFull
-from bridge.server import Server
-from bridge.settings import Settings
+from bridge.http.server import Server
+from bridge.http.webhooks import MAX_REFUSALS, MAX_RESUMES
 from bridge.sim.model import Behaviour, ModelServer, Ruled
 from bridge.sim.twilio import steps
-from bridge.webhooks import MAX_REFUSALS, MAX_RESUMES
 from tests.e2e.house import AGENT, Place, bridge
 
 PUBLIC, TOKEN = "https://bridge.example", SecretStr("twilio-secret-of-this-test")
@@ -82,8 +82,8 @@ def registry_of(place: Place) -> Registry:
 async def test_a_caller_waits_for_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """They hear that they wait; when somebody hangs up they talk to the agent, who
     knows who calls."""
-    monkeypatch.setattr(full_house, "LONGEST_PAUSE", 1)
-    monkeypatch.setattr(full_house, "SHORTEST_PAUSE", 1)
+    monkeypatch.setattr(overflow, "LONGEST_PAUSE", 1)
+    monkeypatch.setattr(overflow, "SHORTEST_PAUSE", 1)
     seen: list[Any] = []
 
     def agent_for(call: Any) -> Any:

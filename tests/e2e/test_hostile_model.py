@@ -13,11 +13,11 @@ from agents import function_tool
 from agents.realtime import RealtimeAgent
 from structlog.testing import capture_logs
 
-from bridge.agent import wire
-from bridge.agent.phone_session import MAX_TOOLS, TOO_MANY
-from bridge.agent.session import MAX_EVENT_BYTES
-from bridge.agent.wire import MAX_EVENT_CHARS
 from bridge.core.bounds import MAX_ID_CHARS
+from bridge.model import wire
+from bridge.model.sdk_session import MAX_TOOLS, TOO_MANY
+from bridge.model.session import MAX_EVENT_BYTES
+from bridge.model.wire import MAX_EVENT_CHARS
 from bridge.sim.model import Behaviour, CallTool, Ruled
 from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler

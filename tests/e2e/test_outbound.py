@@ -10,9 +10,9 @@ from typing import Any
 import aiohttp
 from pydantic import SecretStr
 
-from bridge.console import client
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.plan import Plan
+from bridge.http.api import client
 from bridge.sim.model import Behaviour, Ruled, Say
 from bridge.sim.twilio import rest, steps
 from tests.e2e.house import AGENT, HELLO, WAIT, Place, bridge
@@ -126,7 +126,7 @@ async def test_the_command(tmp_path: Any) -> None:
                 *(
                     sys.executable,
                     "-m",
-                    "bridge.cli",
+                    "bridge.cli.commands",
                     "call",
                     number,
                     "--url",

@@ -25,16 +25,16 @@ from redis import Redis
 
 from bridge.agent.events import CallEvent
 from bridge.agent.live import LiveCall
-from bridge.cli import _secrets
-from bridge.console import client
-from bridge.core.redaction import Redaction
-from bridge.report import CallReport
-from bridge.routes import Report, Route, Routes
-from bridge.settings import Settings
+from bridge.app.routes import Report, Route, Routes
+from bridge.app.settings import Settings
+from bridge.cli.commands import _secrets
+from bridge.http.api import client
+from bridge.privacy.redaction import Redaction
+from bridge.records.report import CallReport
 from bridge.sim.model import Behaviour, CallTool, Say
 from bridge.sim.realtime.leg import Line
 from bridge.sim.twilio import rest, steps
-from bridge.watch import log
+from bridge.telemetry import log
 from tests.e2e.house import HELLO, Place, bridge
 from tests.e2e.test_doors import with_sip
 from tests.e2e.test_outbound import CALLEE, SECRET, TOKEN, phones

@@ -11,8 +11,8 @@ from agents.run_context import RunContextWrapper
 import twiml
 from bridge.agent.live import LiveCall, Transfer
 from bridge.agent.phone_tools import PHONE_TOOLS
+from bridge.app.routes import Cost, HangUp, Route, Silence, Tell
 from bridge.core.rules import Prices
-from bridge.routes import Cost, HangUp, Route, Silence, Tell
 from bridge.sim.model import Behaviour, CallTool, Heard, Ruled, Say, Turn
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from bridge import server
+from bridge.http import server
 from bridge.sim.model import Behaviour, Ruled
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import messages, steps

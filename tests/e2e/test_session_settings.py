@@ -10,8 +10,8 @@ from structlog.testing import capture_logs
 
 import twiml
 from bridge.agent.live import LiveCall
-from bridge.agent.session_settings import SessionSettings
-from bridge.routes import Route
+from bridge.app.routes import Route
+from bridge.model.session_settings import SessionSettings
 from bridge.sim.model import Behaviour, CallTool, Ruled
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps

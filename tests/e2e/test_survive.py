@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 
 import twiml
 from bridge.agent.live import LiveCall
-from bridge.agent.phone_session import PhoneSession
+from bridge.model.sdk_session import PhoneSession
 from bridge.sim import counting
 from bridge.sim.counting import CountingAgent, utterance
 from bridge.sim.model import Behaviour, CallTool, Heard, Ruled, Turn

@@ -14,18 +14,18 @@ from structlog.testing import capture_logs
 
 from bridge.agent.live import BadRequest, LiveCall, NotAllowed, Transfer
 from bridge.agent.phone_tools import PHONE_TOOLS
+from bridge.app.routes import Cost, HangUp, Route, Routes
+from bridge.app.services import Ceilings, House, rules_for
+from bridge.app.settings import Settings
+from bridge.app.startup import Crew, open_house
 from bridge.core.rules import Prices
 from bridge.fleet.plan import Earlier
-from bridge.house import Ceilings, House, rules_for
-from bridge.opening import Crew, open_house
-from bridge.routes import Cost, HangUp, Route, Routes
-from bridge.settings import Settings
 from bridge.sim.model import Behaviour, CallTool, Ruled, Say
 from bridge.sim.realtime.leg import Line as Leg
 from bridge.sim.twilio import steps
-from tests.agent.line import Line, live_call
 from tests.e2e.house import AGENT, HELLO, bridge
 from tests.e2e.test_doors import ring, with_sip
+from tests.support.line import Line, live_call
 
 LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
 PREMIUM, SALES, OURS = "+19005550100", "+14155550199", "+15557650002"

@@ -23,10 +23,10 @@ from bridge.agent.approvals import TIMED_OUT as NOT_APPROVED
 from bridge.agent.approvals import ApprovalRule
 from bridge.agent.events import CallEvent
 from bridge.agent.live import CallOver, LiveCall
-from bridge.agent.phone_session import FAILED, TIMED_OUT
-from bridge.agent.results import background_result
-from bridge.agent.session_settings import SessionSettings
-from bridge.routes import Route
+from bridge.app.routes import Route
+from bridge.model.results import background_result
+from bridge.model.sdk_session import FAILED, TIMED_OUT
+from bridge.model.session_settings import SessionSettings
 from bridge.sim.model import Behaviour, CallTool, Output, Ruled, Turn
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps

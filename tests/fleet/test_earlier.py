@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from bridge.core.audio import BYTES_PER_MS
+from bridge.audio.g711 import BYTES_PER_MS
 from bridge.core.history import HistoryItem, Playing
 from bridge.core.rules import BACK, CUT_OFF
 from bridge.fleet.formats import FORMAT

@@ -10,15 +10,15 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.app.outbound import CallStatus, OutboundOrder
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet import Capacity, NextStep, Then, formats
-from bridge.fleet.formats import FORMAT, OLDEST, TRACE_FORMAT, common, encode, format_of
+from bridge.fleet.formats import FORMAT, OLDEST, common, encode, format_of
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Earlier, Left, Plan
-from bridge.outbound import CallStatus, OutboundOrder
-from bridge.watch.trace import TraceFormatError, read, replay
+from bridge.telemetry.trace import TRACE_FORMAT, TraceFormatError, read, replay
 from tests.fleet.earlier_version import FORMAT_0, OtherVersion, running, unpack
-from tests.watch.test_trace import a_whole_call
+from tests.telemetry.test_trace import a_whole_call
 
 RECORDED = Path(__file__).parent / "format0"
 

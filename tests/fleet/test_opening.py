@@ -2,10 +2,10 @@
 
 from agents.realtime import RealtimeAgent
 
+from bridge.app.settings import Settings
+from bridge.app.startup import Crew, open_house
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.redis import RedisRegistry
-from bridge.opening import Crew, open_house
-from bridge.settings import Settings
 from tests.fleet.redis_server import RedisServer
 
 CREW = Crew(RealtimeAgent(name="plain", instructions="You are a test."))

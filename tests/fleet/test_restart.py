@@ -9,11 +9,11 @@ import pytest
 from structlog.testing import capture_logs
 
 import twiml
-from bridge import webhooks
-from bridge.opening import Crew
-from bridge.routes import Route, Routes
-from bridge.server import Server, serving
-from bridge.settings import Settings
+from bridge.app.routes import Route, Routes
+from bridge.app.settings import Settings
+from bridge.app.startup import Crew
+from bridge.http import webhooks
+from bridge.http.server import Server, serving
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import Behaviour, ModelServer, Ruled
 from bridge.sim.twilio import steps

@@ -12,14 +12,14 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.app.outbound import CallStatus, OutboundOrder
+from bridge.call.checkpoint import Safekeeping
 from bridge.core.history import HistoryItem
 from bridge.fleet import TAKEN, CallEntry, Capacity
 from bridge.fleet.formats import FORMAT, encode, format_of
 from bridge.fleet.keys import INSTANCES, SHELF
 from bridge.fleet.plan import AnsweredBy, Earlier, Plan
 from bridge.fleet.redis import RedisRegistry, redis_registry
-from bridge.outbound import CallStatus, OutboundOrder
-from bridge.safekeeping import Safekeeping
 from tests.fleet.earlier_version import OtherVersion, running, unpack
 from tests.fleet.format0 import record
 from tests.fleet.redis_server import RedisServer
@@ -34,7 +34,10 @@ from bridge.core.history import HistoryItem
 from bridge.fleet import CallEntry, Capacity, NextStep, Then
 from bridge.fleet.plan import Earlier, Plan
 from bridge.fleet.redis import Pace, redis_registry
-from bridge.safekeeping import Safekeeping
+try:
+    from bridge.call.checkpoint import Safekeeping
+except ModuleNotFoundError:  # in the tree of format 0
+    from bridge.safekeeping import Safekeeping
 
 pace = Pace(beat=0.1, instance=10.0, lease=10.0, settle=0.2)
 opened = redis_registry(url, lambda: Capacity(2, 0), pace=pace)

@@ -22,15 +22,15 @@ WORK = Path("build/fuzz")
 INSTRUMENTED = [
     "bridge.core",
     "bridge.agent",
-    "bridge.console.bodies",
+    "bridge.http.api.bodies",
     "bridge.fleet.formats",
     "bridge.fleet.plan",
-    "bridge.full_house",
-    "bridge.routes",
-    "bridge.signature",
-    "bridge.tickets",
-    "bridge.variables",
-    "bridge.yaml_file",
+    "bridge.app.overflow",
+    "bridge.app.routes",
+    "bridge.http.signature",
+    "bridge.http.tickets",
+    "bridge.app.values",
+    "bridge.app.yaml_lines",
     "yaml",
 ]
 

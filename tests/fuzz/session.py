@@ -11,12 +11,12 @@ from typing import Any, cast
 from agents import HostedMCPTool
 
 from bridge.agent.approvals import ApprovalRule, Approvals
-from bridge.agent.hosted_mcp import HostedMcp
-from bridge.agent.sip_talk import SipTalk
-from bridge.agent.wire import Wire
-from bridge.core import ProtocolError, realtime
+from bridge.core import ProtocolError, realtime_events
 from bridge.core.commands import Command, End, Heard, ToModel
 from bridge.core.rules import Prices, Rules
+from bridge.model.hosted_mcp import HostedMcp
+from bridge.model.wire import Wire
+from bridge.sip.sip_talk import SipTalk
 from tests.fuzz.talk import DOCUMENTED
 from tests.fuzz.texts import lines
 
@@ -89,8 +89,8 @@ class Line:
     async def interrupted(self, item_id: str, content_index: int) -> None:
         pass
 
-    def model_event(self, event: realtime.ServerEvent, text: str) -> None:
-        if not isinstance(event, realtime.AudioDelta):
+    def model_event(self, event: realtime_events.ServerEvent, text: str) -> None:
+        if not isinstance(event, realtime_events.AudioDelta):
             self.hosted.model_event(text)
 
     def model_misread(self, reason: str) -> None:
@@ -137,7 +137,7 @@ class Line:
 
 
 def wire(data: bytes) -> int:
-    """bridge.agent.wire and hosted_mcp: whatever the model sends is read, handed on or
+    """bridge.model.wire and hosted_mcp: whatever the model sends is read, handed on or
     counted; nothing raises."""
     line, count = Line(), 0
     for text in lines(data):
@@ -174,7 +174,7 @@ class SipLine:
 
     def hears(self, text: str) -> None:
         try:
-            event = realtime.decode(text)
+            event = realtime_events.decode(text)
         except ProtocolError:
             return
         self.took(self.talk.from_model(event, text, self.now))
@@ -219,7 +219,7 @@ class SipLine:
 
 
 def sip(data: bytes) -> int:
-    """bridge.agent.sip_talk: as the conversation of a stream, for calls over SIP."""
+    """bridge.sip.sip_talk: as the conversation of a stream, for calls over SIP."""
     line, count = SipLine(), 0
     for text in lines(data):
         if text.startswith("!"):

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bridge.core import ProtocolError, audio, media_stream, realtime
+from bridge.audio import g711
+from bridge.core import ProtocolError, realtime_events, twilio_messages
 from bridge.core.commands import (
     Command,
     Dial,
@@ -254,13 +255,13 @@ class AnyCall:
     def caller_text(self, text: str) -> None:
         self.messages += 1
         try:
-            message = media_stream.decode(text)
+            message = twilio_messages.decode(text)
         except ProtocolError as error:
             self.took(self.talk.misread("caller", error.reason))
             return
         # A stream that is refused never becomes the call's.
         free = self.talk.line_is_lost or self.talk.state is State.WAITING
-        if isinstance(message, media_stream.Start) and free:
+        if isinstance(message, twilio_messages.Start) and free:
             self.stream, self.twilio = message.stream_sid, Playout()
         self.took(self.talk.from_caller(message, self.now))
 
@@ -329,7 +330,7 @@ class AnyCall:
             return
         self.messages += 1
         try:
-            event = realtime.decode(text)
+            event = realtime_events.decode(text)
         except ProtocolError as error:
             self.took(self.talk.misread("model", error.reason))
             return
@@ -338,18 +339,22 @@ class AnyCall:
         self.began = self.began or self.talk.state is State.TALKING
         self.took(commands)
 
-    def knows(self, event: realtime.ServerEvent) -> None:
+    def knows(self, event: realtime_events.ServerEvent) -> None:
         match event:
-            case realtime.AudioDelta(item_id=item, content_index=index, delta=delta):
+            case realtime_events.AudioDelta(
+                item_id=item, content_index=index, delta=delta
+            ):
                 self.known.add(item)
-                size = audio.payload_bytes(delta)
+                size = g711.payload_bytes(delta)
                 self.received[item, index] = self.received.get((item, index), 0) + size
-            case realtime.TranscriptDelta(item_id=item) | realtime.InputCommitted(item):
+            case realtime_events.TranscriptDelta(
+                item_id=item
+            ) | realtime_events.InputCommitted(item):
                 self.known.add(item)
             case (
-                realtime.ItemAdded(item=it)
-                | realtime.ItemDone(item=it)
-                | realtime.OutputItemAdded(item=it)
+                realtime_events.ItemAdded(item=it)
+                | realtime_events.ItemDone(item=it)
+                | realtime_events.OutputItemAdded(item=it)
             ):
                 self.known.add(it.id)
 
@@ -713,7 +718,7 @@ class AnyCall:
             assert event["item_id"] in self.known, "an item that nobody has named"
         elif kind == "conversation.item.truncate":
             key, ms = (event["item_id"], event["content_index"]), event["audio_end_ms"]
-            most = self.received.get(key, 0) // audio.BYTES_PER_MS
+            most = self.received.get(key, 0) // g711.BYTES_PER_MS
             assert 0 <= ms <= self.truncated.get(key, most), "more than there is of it"
             self.truncated[key] = ms
 

@@ -29,12 +29,12 @@ from twilio.request_validator import RequestValidator
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from bridge.console import gate, openapi
-from bridge.doors import HEADERS
+from bridge.http.api import auth, openapi
+from bridge.http.connection_guard import HEADERS
+from bridge.http.tickets import Tickets
 from bridge.sim.model import Behaviour, Ruled
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from bridge.tickets import Tickets
 from tests.core.rubbish import WORDS, mangled
 from tests.e2e.house import HELLO, Place, bridge
 
@@ -178,7 +178,7 @@ async def attacked(
 ) -> AsyncIterator[Attack]:
     """A bridge as it is deployed. Afterwards it takes a call as if nothing had been,
     nothing is left behind, and nothing was logged that somebody has to mend."""
-    monkeypatch.setattr(gate, "STRANGERS_BURST", 1e9)
+    monkeypatch.setattr(auth, "STRANGERS_BURST", 1e9)
     behaviour = Behaviour(fallback=[Ruled(300)])
     conf = {
         "public_url": PUBLIC,

@@ -15,19 +15,21 @@ import msgspec
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from bridge import routes, variables
 from bridge.agent.live import CallFacts
-from bridge.console import bodies
-from bridge.core import ProtocolError, audio, errors, media_stream, realtime
+from bridge.app import routes, values
+from bridge.app.overflow import FullHouse, Place
+from bridge.app.routes import Route, RoutesError, WhenFull
+from bridge.audio import g711
+from bridge.core import ProtocolError, errors, realtime_events, twilio_messages
 from bridge.core.replay import kept
-from bridge.core.transcode import MULAW_FORMAT, ModelAudio
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.place import redis_place
 from bridge.fleet.plan import Earlier, Plan
-from bridge.full_house import FullHouse, Place
-from bridge.routes import Route, RoutesError, WhenFull
-from bridge.signature import Signatures
-from bridge.tickets import TicketRefused, Tickets
+from bridge.http.api import bodies
+from bridge.http.signature import Signatures
+from bridge.http.tickets import TicketRefused, Tickets
+from bridge.model.transcode import MULAW_FORMAT, ModelAudio
 
 NOW = 1_760_000_000.0
 """Seconds since the epoch."""
@@ -43,7 +45,7 @@ def lines(data: bytes) -> Iterator[str]:
 # --- Twilio ---
 
 CALLER_TAGS = [
-    str(kind.__struct_config__.tag) for kind in get_args(media_stream.Inbound)
+    str(kind.__struct_config__.tag) for kind in get_args(twilio_messages.Inbound)
 ]
 CALLER_REASONS = {
     "message too large",
@@ -56,21 +58,21 @@ CALLER_REASONS = {
 
 
 def caller(data: bytes) -> int:
-    """bridge.core.media_stream: a value, or ProtocolError with one of its phrases."""
+    """twilio_messages: a value, or ProtocolError with one of its phrases."""
     count = 0
     for text in lines(data):
         count += 1
         try:
-            message = media_stream.decode(text)
+            message = twilio_messages.decode(text)
         except ProtocolError as error:
             assert error.reason in CALLER_REASONS, "the reason quotes the message"
             continue
-        if isinstance(message, media_stream.Media):
+        if isinstance(message, twilio_messages.Media):
             sound = base64.b64decode(message.media.payload, validate=True)
-            assert len(sound) == audio.payload_bytes(message.media.payload) > 0
+            assert len(sound) == g711.payload_bytes(message.media.payload) > 0
             assert 0 <= message.media.timestamp <= 2**53
-        if isinstance(message, media_stream.Start):
-            out = media_stream.Outbound(message.stream_sid)
+        if isinstance(message, twilio_messages.Start):
+            out = twilio_messages.Outbound(message.stream_sid)
             for text in (out.media("////"), out.mark("m1"), out.clear()):
                 assert msgspec.json.decode(text)["streamSid"] == message.stream_sid
             CallFacts.of(message.start.call_sid, message.start.custom_parameters or {})
@@ -87,7 +89,7 @@ TICKET = (
 
 
 def signature(data: bytes) -> int:
-    """bridge.signature: no rubbish is Twilio's, and none raises."""
+    """bridge.http.signature: no rubbish is Twilio's, and none raises."""
     checks = Signatures("https://bridge.example.com", ["token"], {"key": "secret"})
     target, signed, settings, body, *_ = [*lines(data), "", "", "", ""]
     headers = {"X-Twilio-Signature": signed, "X-Twilio-Signature-Settings": settings}
@@ -99,7 +101,7 @@ def signature(data: bytes) -> int:
 
 
 def ticket(data: bytes) -> int:
-    """bridge.tickets: rubbish opens no stream, and is told so."""
+    """bridge.http.tickets: rubbish opens no stream, and is told so."""
     account, call, text, *_ = [*lines(data), "", "", ""]
     for known in ("", TICKET):
         try:
@@ -114,8 +116,8 @@ def ticket(data: bytes) -> int:
 
 MODEL_TAGS = [
     str(kind.__struct_config__.tag)
-    for kind in get_args(realtime.ServerEvent)
-    if kind is not realtime.Other
+    for kind in get_args(realtime_events.ServerEvent)
+    if kind is not realtime_events.Other
 ]
 MODEL_REASONS = {
     "event without a type",
@@ -127,50 +129,55 @@ MODEL_REASONS = {
 
 
 def model(data: bytes) -> int:
-    """bridge.core.realtime: a value that answers all it is asked, or ProtocolError."""
+    """realtime_events: a value that answers all it is asked, or ProtocolError."""
     count = 0
     for text in lines(data):
         count += 1
         try:
-            event = realtime.decode(text)
+            event = realtime_events.decode(text)
         except ProtocolError as error:
             assert error.reason in MODEL_REASONS, "the reason quotes the message"
             continue
         match event:
-            case realtime.AudioDelta(delta=delta):
+            case realtime_events.AudioDelta(delta=delta):
                 sound = base64.b64decode(delta, validate=True)
-                assert len(sound) == audio.payload_bytes(delta) > 0
-            case realtime.SessionUpdated():
+                assert len(sound) == g711.payload_bytes(delta) > 0
+            case realtime_events.SessionUpdated():
                 assert isinstance(event.detects, bool)
                 assert event.turns.create_response in (True, False, None)
                 assert len(event.formats) == 2
-            case realtime.ResponseCreated(response=it) | realtime.ResponseDone(it):
+            case realtime_events.ResponseCreated(
+                response=it
+            ) | realtime_events.ResponseDone(it):
                 assert len(errors.short(it.why)) <= errors.MAX_CODE_CHARS
                 errors.is_lost(it.status, sounded=False)
-                assert it.used is None or isinstance(it.used, realtime.Usage)
-            case realtime.ItemAdded(item=item) | realtime.ItemDone(item=item):
+                assert it.used is None or isinstance(it.used, realtime_events.Usage)
+            case (
+                realtime_events.ItemAdded(item=item)
+                | realtime_events.ItemDone(item=item)
+            ):
                 known = kept(item, 0.0)
                 assert known is None or isinstance(known.text, str)
-            case realtime.ModelError(error=error):
+            case realtime_events.ModelError(error=error):
                 errors.is_benign(error)
                 errors.may_pass(error)
     return count
 
 
 def model_audio(data: bytes) -> int:
-    """bridge.core.transcode: what a PCM model says reaches the bridge as mu-law, or as
-    it was; what cannot be read is said by realtime.decode behind it."""
+    """bridge.model.transcode: what a PCM model says reaches the bridge as mu-law, or as
+    it was; what cannot be read is said by realtime_events.decode behind it."""
     between = ModelAudio()
     count = 0
     for text in lines(data):
         count += 1
         for each in between.from_model(text):
             with contextlib.suppress(ProtocolError):
-                event = realtime.decode(each)
-                if isinstance(event, realtime.SessionUpdated):
+                event = realtime_events.decode(each)
+                if isinstance(event, realtime_events.SessionUpdated):
                     assert {type(it) for it in event.formats} <= {str, type(None)}
         frame = base64.b64encode(text.encode("utf-8", "replace")[:160] or b"\xff")
-        sent = between.to_model(realtime.append(frame.decode()))
+        sent = between.to_model(realtime_events.append(frame.decode()))
         assert len(base64.b64decode(msgspec.json.decode(sent)["audio"])) % 6 == 0
     sound_in = {"audio": {"input": {"format": MULAW_FORMAT}}}
     update = msgspec.json.encode({"type": "session.update", "session": sound_in})
@@ -195,7 +202,7 @@ def shelf(data: bytes) -> int:
 
 
 def place(data: bytes) -> int:
-    """bridge.full_house: a place in the queue that somebody wrote by hand."""
+    """bridge.app.overflow: a place in the queue that somebody wrote by hand."""
     text = data.decode("utf-8", "surrogateescape")
     found = Place.read(text)
     for route in (Route(), Route(when_full=WhenFull("queue", "Wait."))):
@@ -221,7 +228,7 @@ BODIES = [
 
 
 def body(data: bytes) -> int:
-    """bridge.console.bodies: each body is taken, or told all that is wrong with it."""
+    """bridge.http.api.bodies: each body is taken, or told all that is wrong with it."""
     for kind in BODIES:
         try:
             taken = kind.model_validate_json(data)
@@ -240,7 +247,7 @@ _FOLDER = tempfile.TemporaryDirectory()
 
 
 def routes_file(data: bytes) -> int:
-    """bridge.routes: routes, or RoutesError with a line a mistake."""
+    """bridge.app.routes: routes, or RoutesError with a line a mistake."""
     path = Path(_FOLDER.name) / "routes.yaml"
     path.write_bytes(data)
     try:
@@ -258,36 +265,36 @@ def routes_file(data: bytes) -> int:
 
 
 SETTINGS: list[Callable[[str], Any]] = [
-    variables.whole_number(0),
-    variables.whole_number(-5, 10),
-    variables.seconds,
-    variables.yes_or_no,
-    variables.word,
-    variables.host,
-    variables.agent,
-    variables.public_url,
-    variables.model_url,
-    variables.redis_url,
-    variables.headers,
-    variables.phone_number,
-    variables.account_sid,
-    variables.secret,
-    variables.webhook_secret,
-    variables.prefixes,
-    variables.networks,
-    variables.shared_keys,
-    variables.prices,
-    variables.amount,
-    variables.http_url,
-    variables.file,
-    variables.folder,
-    variables.one_of("a", "b"),
-    variables.text,
+    values.whole_number(0),
+    values.whole_number(-5, 10),
+    values.seconds,
+    values.yes_or_no,
+    values.word,
+    values.host,
+    values.agent,
+    values.public_url,
+    values.model_url,
+    values.redis_url,
+    values.headers,
+    values.phone_number,
+    values.account_sid,
+    values.secret,
+    values.webhook_secret,
+    values.prefixes,
+    values.networks,
+    values.shared_keys,
+    values.prices,
+    values.amount,
+    values.http_url,
+    values.file,
+    values.folder,
+    values.one_of("a", "b"),
+    values.text,
 ]
 
 
 def setting(data: bytes) -> int:
-    """bridge.variables: a value, or what is wrong with it."""
+    """bridge.app.values: a value, or what is wrong with it."""
     text = data.decode("utf-8", "surrogateescape")
     for parse in SETTINGS:
         try:
@@ -295,6 +302,6 @@ def setting(data: bytes) -> int:
         except PydanticCustomError as error:
             assert error.message()
             continue
-        if parse is variables.redis_url:
-            variables.redis_place(str(value))
+        if parse is values.redis_url:
+            redis_place(str(value))
     return 1

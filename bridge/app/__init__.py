@@ -1,0 +1,1 @@
+"""Settings, routes, start-up and the services that all calls share."""

@@ -1,0 +1,327 @@
+"""An instance put together: settings, routes and the user's code -> its House.
+
+All that can be wrong is told before the first call. Listens to nothing: server.py does.
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import structlog
+from agents import set_default_openai_key
+from agents.realtime import RealtimeAgent, RealtimeRunner
+
+from bridge.agent import loader
+from bridge.agent.live import CallFacts, LiveCall, Transfer
+from bridge.agent.loader import AgentNotLoaded, AgentSource
+from bridge.app import routes as routes_file
+from bridge.app.background_tasks import Errands
+from bridge.app.quotas import Allowance, telling
+from bridge.app.routes import HangUp, Routes, RoutesError, Tell
+from bridge.app.services import Ceilings, House, Lines, rules_for
+from bridge.app.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
+from bridge.app.values import LOCAL_MODEL
+from bridge.core.bounds import Bounds
+from bridge.core.commands import End, Note
+from bridge.core.limits import Limits
+from bridge.fleet import Registry
+from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.plan import Earlier
+from bridge.fleet.redis import redis_registry
+from bridge.model.calls_api import rest_url
+from bridge.model.local_mcp import LocalMcp, McpUnavailable, local_mcp
+from bridge.model.session import ModelTarget, SessionPlan
+from bridge.records import retention
+from bridge.records.report import Reports, report_of
+from bridge.sip.sip import SipCalls
+from bridge.sip.sip_call import SipHouse, SipPlan
+from bridge.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The user's code: who answers, and what routes name besides."""
+
+    source: AgentSource
+    routes: Routes = field(default_factory=Routes.none)
+    sources: Mapping[str, AgentSource] = field(default_factory=dict)
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    connect: Callable[..., Any] | None = None
+
+
+def load_crew(settings: Settings, agent: str | None = None) -> Crew:
+    """What the settings name, or `agent` in their place. AgentNotLoaded, SettingsError,
+    RoutesError with every mistake of the routes and of what they name."""
+    source = loader.load(agent or settings.agent)
+    name = settings.model_connect
+    try:
+        connect = loader.load_function(name) if name else None
+    except AgentNotLoaded as error:
+        text, fix = f"fails: {error}", "correct the name or the file"
+        raise SettingsError(
+            [Finding("error", "BRIDGE_MODEL_CONNECT", text, fix)]
+        ) from None
+    if settings.routes is None:
+        return Crew(source, connect=connect)
+    routes = routes_file.load(settings.routes)
+    mistakes: list[str] = []
+    sources: dict[str, AgentSource] = {}
+    functions: dict[str, Callable[..., Any]] = {}
+    for name, named in routes.agents().items():
+        try:
+            sources[name] = loader.load(name)
+        except AgentNotLoaded as error:
+            mistakes += [f"{routes.where(it, 'agent')}: {error}" for it in named]
+    for name, places in routes.functions().items():
+        try:
+            functions[name] = loader.load_function(name)
+        except AgentNotLoaded as error:
+            mistakes += [f"{routes.where(it, key)}: {error}" for it, key in places]
+    for route in (*routes.routes, routes.defaults):
+        full = route.when_full
+        number = route.fallback or settings.fallback_number
+        if full and full.answer == "fallback" and not number:
+            where = routes.where(route, "when_full")
+            mistakes.append(f"{where}: whom to put them through to? Set `fallback`")
+        limited = settings.cost_per_call or settings.cost_per_day
+        if limited and settings.prices is None and route.cost is None:
+            where = routes.where(route)
+            mistakes.append(f"{where}: has no prices: set `cost`, or BRIDGE_PRICES")
+    if mistakes:
+        raise RoutesError(dict.fromkeys(mistakes))
+    return Crew(source, routes, sources, functions, connect)
+
+
+@asynccontextmanager
+async def open_house(
+    settings: Settings, crew: Crew, model_url: str
+) -> AsyncIterator[House]:
+    """What the calls of an instance share, as long as it lives. `model_url` is where
+    the model is, whatever the settings call it. McpUnavailable: an agent's server."""
+    if settings.openai_api_key is not None:
+        # Text agents in tools use it, too; in .env alone they would not find it.
+        set_default_openai_key(settings.openai_api_key.get_secret_value())
+    secret = settings.report_secret
+    missing: McpUnavailable | None = None
+    lines = Lines(settings.max_calls)
+    metrics = Metrics()
+    metrics.calls_limit.set(settings.max_calls)
+    async with (
+        _registry(settings, lines, metrics) as registry,
+        Errands() as errands,
+        Reports(secret.get_secret_value() if secret else None) as reports,
+        local_mcp() as mcp,
+        telling(_allowance(settings, registry, metrics)) as allowance,
+        retention.kept_for(settings.record_dir, settings.record_days),
+    ):
+        house = House(
+            source=crew.source,
+            target=model_target(settings, model_url, crew.connect),
+            greeting=settings.greeting or None,
+            registry=registry,
+            metrics=metrics,
+            errands=errands,
+            reports=reports,
+            local_mcp=mcp,
+            routes=crew.routes,
+            sources=crew.sources,
+            functions=crew.functions,
+            report_url=settings.report_url,
+            fallback_number=settings.fallback_number or "",
+            record_dir=settings.record_dir,
+            session_seconds=settings.session_seconds or None,
+            account_sid=settings.twilio_account_sid,
+            lines=lines,
+            allowance=allowance,
+            ceilings=Ceilings(
+                longest_seconds=settings.longest_seconds,
+                cost=settings.cost_per_call or None,
+                prices=settings.prices,
+            ),
+            transfer_prefixes=settings.transfer_prefixes,
+            outbound_number=settings.outbound_number or "",
+            limits=limits_of(settings),
+            bounds=Bounds(
+                messages_per_second=settings.messages_per_second,
+                audio_held_seconds=settings.audio_held_seconds,
+                audio_ahead_seconds=settings.audio_ahead_seconds,
+            ),
+        )
+        try:
+            await _hold_servers(crew, mcp)
+        except McpUnavailable as error:
+            missing = error
+        else:
+            async with _with_sip(settings, house) as complete:
+                yield complete
+    # Not before: what is raised within comes out of its task groups as a group.
+    if missing is not None:
+        raise missing
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(
+        **{field.name: getattr(settings, field.name) for field in fields(Limits)}
+    )
+
+
+@asynccontextmanager
+async def _registry(
+    settings: Settings, lines: Lines, metrics: Metrics
+) -> AsyncIterator[Registry]:
+    """Shared with other instances, or of this one alone."""
+    if settings.redis_url is None:
+        yield MemoryRegistry(capacity=lambda: lines.capacity)
+        return
+    url = settings.redis_url.get_secret_value()
+    async with redis_registry(
+        url,
+        lambda: lines.capacity,
+        metrics.registry_up.set,
+        told_lost=metrics.instances_lost.inc,
+    ) as registry:
+        yield registry
+
+
+def _allowance(settings: Settings, registry: Registry, metrics: Metrics) -> Allowance:
+    token = settings.twilio_auth_token
+    return Allowance(
+        registry,
+        metrics.hit,
+        # One that all instances have; without one they know their own callers only.
+        key=token.get_secret_value().encode() if token else secrets.token_bytes(),
+        calls_of_number=settings.calls_per_number,
+        calls_of_number_hour=settings.calls_per_number_hour,
+        cost_of_day=settings.cost_per_day,
+    )
+
+
+async def _hold_servers(crew: Crew, mcp: LocalMcp) -> None:
+    """MCP servers of agents that live as long as the process; McpUnavailable tells now
+    that one is not there."""
+    for source in (crew.source, *crew.sources.values()):
+        if isinstance(source, RealtimeAgent | RealtimeRunner):
+            await mcp.hold(loader.first_agent(source))
+
+
+@asynccontextmanager
+async def _with_sip(settings: Settings, house: House) -> AsyncIterator[House]:
+    sip = sip_calls(settings, house)
+    if sip is None:
+        yield house
+        return
+    async with sip:
+        house.lines.others = lambda: sip.calls
+        yield replace(house, sip=sip)
+
+
+def model_target(
+    settings: Settings, model_url: str, connect: Callable[..., Any] | None = None
+) -> ModelTarget:
+    """The deployment's model, before routes and the user's code have their say."""
+    return ModelTarget(
+        url=model_url,
+        model=settings.model,
+        voice=settings.voice,
+        transcription_model=settings.transcription_model or None,
+        headers=_model_headers(settings),
+        # Traces of a session are OpenAI's; others refuse the field.
+        tracing=model_url.startswith(OPENAI_MODEL_URL),
+        pcm=settings.model_audio == "pcm",
+        connect=connect,
+    )
+
+
+def sip_calls(settings: Settings, house: House) -> SipCalls | None:
+    """The same agents on the Realtime Calls API; None where it is not set up."""
+    secret, key = settings.openai_webhook_secret, settings.openai_api_key
+    if secret is None or key is None:
+        return None
+    desk = _SipDesk(house)
+    return SipCalls(
+        SipHouse(
+            secret=secret.get_secret_value(),
+            api_key=key.get_secret_value(),
+            rest_url=rest_url(house.target.url),
+            registry=house.registry,
+            local_mcp=house.local_mcp,
+            start=house.errands.start,
+            plan=desk.plan,
+            room=lambda: house.lines.free,
+            begin=desk.begin,
+            ended=desk.ended,
+            pressed=desk.pressed,
+            see=desk.see,
+            may_come_in=desk.may_come_in,
+            check_transfer=desk.check_transfer,
+        )
+    )
+
+
+class _SipDesk:
+    """What a SIP call wants to know of the house, and tells it."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+
+    def plan(self, facts: CallFacts) -> SipPlan:
+        house, route = self._house, self._house.route_of(facts)
+        session = SessionPlan(
+            source=house.source_of(route),
+            target=house.target,
+            settings=route.session,
+            tool_seconds=route.tool_seconds,
+        )
+        rules = rules_for(
+            route, house.greeting_of(route), Earlier(), ceilings=house.ceilings
+        )
+        return SipPlan(session, rules, route.approval, route.name)
+
+    async def may_come_in(self, facts: CallFacts) -> str | None:
+        return await self._house.allowance.may_come_in(facts.call_sid, facts.theirs)
+
+    async def begin(self, live: LiveCall) -> None:
+        route = self._house.route_of(live.facts)
+        self._house.allowance.began(live.call_sid, live.facts.theirs)
+        live.transfers, live.redaction = route.transfers, route.redact
+        await self._house.begin(route, live)
+
+    async def pressed(self, live: LiveCall, keys: str) -> None:
+        match self._house.route_of(live.facts).keys[keys]:
+            case Tell(text):
+                live.tell(text, role="system")
+            case HangUp():
+                await live.hang_up()
+            case Transfer() as to:
+                await live.transfer(to.number, ring_seconds=to.ring_seconds)
+
+    def check_transfer(self, live: LiveCall, to: Transfer) -> None:
+        self._house.check_transfer(self._house.route_of(live.facts), live, to)
+
+    def ended(self, live: LiveCall, ending: End, seconds: float) -> None:
+        self._house.allowance.ended(live.call_sid)
+        self._house.metrics.calls.labels(f"{ending.by}_{ending.why}").inc()
+        report = report_of(live, ending.by, ending.why, seconds)
+        self._house.hand_over(self._house.route_of(live.facts), report)
+
+    def see(self, note: Note) -> None:
+        # How much of an answer nobody heard, OpenAI knows and does not say.
+        if note.name != "said":
+            self._house.metrics.note(note)
+        if note.name == "usage":
+            self._house.allowance.spent(float(note.data["cost"] or 0))
+
+
+def _model_headers(settings: Settings) -> dict[str, str]:
+    headers = dict(settings.model_headers)
+    key = settings.openai_api_key
+    named = {name.lower() for name in headers}
+    # The bundled fake is no place for a key; Azure's own headers stand alone.
+    wanted = settings.model_target != LOCAL_MODEL
+    if key and wanted and not named & {"authorization", "api-key"}:
+        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
+    return headers

@@ -1,0 +1,1 @@
+"""Pure: G.711 mu-law and resampling."""

@@ -1,0 +1,1 @@
+"""One phone call. Start reading: `call.py`."""

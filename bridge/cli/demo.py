@@ -1,0 +1,449 @@
+"""`bridge demo`: the real server and one call, with the fakes at both ends.
+
+Real sockets, a signed webhook and handshake, real time. Compares what the bridge
+believes was heard with what the fake caller knows it heard.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import statistics
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents import set_tracing_disabled
+from pydantic import SecretStr
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from bridge.app.settings import Settings
+from bridge.app.startup import Crew
+from bridge.http.server import serving
+from bridge.sim.caller import Caller, CallRecord
+from bridge.sim.model import ModelServer, ModelSession
+from bridge.sim.scenario import Scenario
+from bridge.sim.text_model import TextModel
+from bridge.sim.twilio.network import Network
+from bridge.sim.voice import voice_available
+from bridge.telemetry import trace
+
+NETWORK = Network(up_ms=60, down_ms=60, jitter_ms=30, seed=1)
+"""Twilio's media edge to a server on the same continent."""
+
+PUBLIC_URL = "https://bridge.example"
+"""What Twilio signs; the fake caller connects to this machine for it."""
+
+KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+"""Where `Runner.run` finds its model."""
+
+BYTES_PER_MS = 8
+
+PIN_BYTES = 100 * BYTES_PER_MS
+"""Of an item's beginning: so much sounds like no other."""
+
+HANDOFF = "transfer_to_"
+"""Names of the SDK's handoffs begin so; to the model they are tools."""
+
+SHORTEN_AT = 160
+"""Characters of a tool's words in the report."""
+
+MAX_ERROR_MS = 40
+"""As `bridge sim accuracy`."""
+
+
+class DemoFailed(Exception):
+    """No call came about; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One utterance, on the clock of the call (seconds from its first sound)."""
+
+    at: float
+    who: str
+    text: str
+    heard_text: str = ""
+    generated_ms: int = 0
+    heard_ms: float = 0.0
+    """The truth: what of it the fake caller played."""
+    believed_ms: float = 0.0
+    """What the model believes was heard of it."""
+
+    @property
+    def cut(self) -> bool:
+        return self.who != "caller" and self.heard_ms < self.generated_ms - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Did:
+    """What the agent did besides talking; `at` as in Said."""
+
+    at: float
+    kind: str
+    """`tool`, or `handoff` from one agent to another."""
+    name: str
+    arguments: str = ""
+    """JSON as the model wrote it."""
+    output: str | None = None
+    """None: none came, for the call was over or nobody said yes."""
+
+    @property
+    def text(self) -> str:
+        words = " ".join(part for part in (self.name, self.arguments) if part)
+        if self.output is None:
+            return words
+        short = self.output[:SHORTEN_AT]
+        return f"{words} -> {short}{' ...' if short != self.output else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What a demo call left behind."""
+
+    record: CallRecord
+    session: ModelSession
+    said: list[Said]
+    did: list[Did]
+    wav: Path
+    trace: Path
+    report: Path
+
+
+TO = "+15557650002"
+
+
+def run(crew: Crew, scenario: Scenario, folder: Path, to: str = TO) -> Demo:
+    """Places the call, to that number. Leaves a WAV, the trace and the report in
+    `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record, session = asyncio.run(_place(crew, scenario, folder, to))
+    wav = folder / f"{record.call_sid}.wav"
+    record.write_wav(wav)
+    [trace_file] = folder.glob(f"{record.call_sid}.*.trace.jsonl")
+    said = [*_caller_said(record, session), *_agent_said(record, session, trace_file)]
+    said.sort(key=lambda it: it.at)
+    did = [*_tools(record, session, trace_file), *_handoffs(record, trace_file)]
+    report = folder / f"{record.call_sid}.txt"
+    demo = Demo(record, session, said, did, wav, trace_file, report)
+    with report.open("w") as file:
+        show(demo, Console(file=file, width=100))
+    return demo
+
+
+async def _place(
+    crew: Crew, scenario: Scenario, folder: Path, to: str
+) -> tuple[CallRecord, ModelSession]:
+    token = secrets.token_hex(16)
+    settings = Settings(
+        host="127.0.0.1",
+        port=0,
+        public_url=PUBLIC_URL,
+        twilio_auth_token=SecretStr(token),
+        record_dir=folder,
+    )
+    async with (
+        _text_model(),
+        ModelServer(scenario.behaviour()) as model,
+        serving(settings, crew, model.url) as server,
+    ):
+        caller = Caller(
+            webhook_url=f"http://127.0.0.1:{server.port}/voice",
+            auth_token=token,
+            signed_origin=PUBLIC_URL,
+            network=NETWORK,
+            to_number=to,
+        )
+        record = await caller.call(scenario.script())
+    if record.error or not model.sessions:
+        raise DemoFailed(record.error or "the bridge opened no session")
+    return record, model.sessions[0]
+
+
+@asynccontextmanager
+async def _text_model() -> AsyncIterator[None]:
+    """Without a key text agents ask a fake, too: a demo needs no network."""
+    if os.environ.get(KEY):
+        yield
+        return
+    async with TextModel() as model:
+        before = {name: os.environ.get(name) for name in (KEY, URL)}
+        os.environ.update({KEY: "sk-of-the-demo", URL: model.url})
+        set_tracing_disabled(True)  # or the SDK sends traces, and to OpenAI
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def show(demo: Demo, console: Console) -> None:
+    """The report, for a person."""
+    console.print()
+    console.print(_lines(demo))
+    if any(said.cut for said in demo.said):
+        console.print("[red]✂[/] cut short: what stands behind it was never heard")
+    console.print()
+    console.print(_interruptions(demo))
+    console.print(_delays(demo))
+    errors = demo.session.errors_sent
+    ended = f"was ended by the {demo.record.ended_by}"
+    console.print(
+        f"The call {ended}; {len(errors)} errors of the model, "
+        f"{len(demo.record.warnings)} warnings of Twilio, "
+        f"{demo.record.underruns.count} gaps in the agent's speech."
+    )
+    if not voice_available():
+        console.print("No espeak-ng here, so both speak in tones (extra `voice`).")
+    console.print()
+    for what, path in (
+        ("Listen", demo.wav),  # left the caller, right the agent
+        ("Trace ", demo.trace),
+        ("Report", demo.report),
+    ):
+        console.print(f"{what}  {path}", soft_wrap=True, highlight=False)
+    console.print("\nIn the WAV the caller is on the left, the agent on the right.")
+    command = f"{escape(_own_name())} demo --agent yours.py:agent"
+    console.print(
+        f"With your own agent: [bold]{command}[/]", soft_wrap=True, highlight=False
+    )
+
+
+def _own_name() -> str:
+    """The command as it was called: `make demo` and an installed package differ."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "bridge" else "bridge"
+
+
+def failures(demo: Demo) -> list[str]:
+    """What a demo must not show; empty when all is well."""
+    found = [
+        f"the model believes {said.believed_ms:.0f} ms were heard of what was heard "
+        f"for {said.heard_ms:.0f} ms"
+        for said in demo.said
+        if abs(said.believed_ms - said.heard_ms) > MAX_ERROR_MS
+    ]
+    if not any(said.who != "caller" for said in demo.said):
+        found.append("the agent said nothing")
+    found += [f"Twilio had to say: {text}" for text in demo.record.said_by_twilio]
+    found += [str(error) for error in demo.session.errors_sent]
+    found += [str(warning) for warning in demo.record.warnings]
+    return found + [f"waited in vain: {step}" for step in demo.record.timed_out]
+
+
+def _caller_said(record: CallRecord, session: ModelSession) -> Iterator[Said]:
+    # Without those that were written, not said.
+    heard = (it for it in session.items.values() if it.role == "user" and it.chunks)
+    texts = [item.text for item in heard]
+    for spoken, text in zip(record.spoken, texts, strict=False):
+        yield Said(spoken.started_at - _zero(record), "caller", text)
+
+
+def _agent_said(
+    record: CallRecord, session: ModelSession, trace_file: Path
+) -> Iterator[Said]:
+    """The model's items, each found again in what the caller played."""
+    heard_words = {
+        line["value"][1]["item"]: line["value"][2]["heard"]
+        for line in trace.read(trace_file)
+        if line.get("out") == "note" and line["value"][0] == "said"
+    }
+    who = _speakers(trace_file)
+    items = [it for it in session.items.values() if it.role == "assistant"]
+    items = [it for it in items if it.sent_bytes]
+    audio = [(b"".join(it.chunks), it.deleted) for it in items]
+    for item, (start, heard) in zip(items, _places(record.heard, audio), strict=True):
+        at = _time_of(record, start)
+        yield Said(
+            at=at - _zero(record),
+            who=who.get(item.response_id or "", "agent"),
+            text=item.generated_text,
+            heard_text=heard_words.get(item.id, ""),
+            generated_ms=item.sent_bytes // BYTES_PER_MS,
+            heard_ms=heard / BYTES_PER_MS,
+            believed_ms=item.believed_ms,
+        )
+
+
+def _places(
+    played: bytes, items: Sequence[tuple[bytes, bool]]
+) -> list[tuple[int, int]]:
+    """Where in `played` each item begins, and how many bytes of it were played.
+
+    Items are (audio, does the model believe it unheard). They were played in their
+    order, each from its beginning on, some not to their end, some not at all.
+    """
+    found: list[tuple[int, int]] = []
+    position = earliest = 0
+    for audio, unheard in items:
+        # What the model believes unheard may have a twin further on.
+        start = -1 if unheard else played.find(audio[:PIN_BYTES], earliest)
+        if start < 0:
+            start = position
+        # What was cut in a pause seems to go on in the silence of the next beginning.
+        found = [(at, min(heard, max(0, start - at))) for at, heard in found]
+        heard = _common_prefix(played[start:], audio)
+        found.append((start, heard))
+        position = start + heard
+        if heard == len(audio):
+            earliest = position
+        elif heard and not unheard:
+            earliest = max(start + 1, position - PIN_BYTES)
+    return found
+
+
+def _speakers(trace_file: Path) -> dict[str, str]:
+    """Which agent gave which answer, from the handoffs in the trace."""
+    speaker = "agent"
+    speakers: dict[str, str] = {}
+    for line in trace.read(trace_file):
+        if line.get("out") == "session" and line["value"][0] == "handoff":
+            speaker = line["value"][1]["to"]
+        elif line.get("in") == "model" and '"response.created"' in line["value"]:
+            event = json.loads(line["value"])
+            speakers[event["response"]["id"]] = speaker
+    return speakers
+
+
+def _tools(
+    record: CallRecord, session: ModelSession, trace_file: Path
+) -> Iterator[Did]:
+    """The tools that the model called, its hosted ones among them."""
+    items = list(session.items.values())
+    outputs = {it.call_id: it.output for it in items if it.type.endswith("_output")}
+    called_at: dict[str, float] = {}
+    for at, event in _model_events(trace_file, "conversation.item.added"):
+        called_at[event["item"]["id"]] = at - _zero(record)
+    for item in items:
+        at, arguments = called_at.get(item.id, 0.0), item.arguments or ""
+        if item.type == "function_call" and not str(item.name).startswith(HANDOFF):
+            output = outputs.get(item.call_id)
+            yield Did(at, "tool", str(item.name), arguments, output)
+        elif item.type == "mcp_call":
+            output = str(item.error["message"]) if item.error else item.output
+            name = f"{item.server_label}.{item.name}"
+            yield Did(at, "tool", name, arguments, output)
+
+
+def _handoffs(record: CallRecord, trace_file: Path) -> Iterator[Did]:
+    for line in trace.read(trace_file):
+        if line.get("out") == "session" and line["value"][0] == "handoff":
+            agents = line["value"][1]
+            at = line["at"] - _zero(record)
+            yield Did(at, "handoff", f"{agents['agent']} -> {agents['to']}")
+
+
+def _model_events(
+    trace_file: Path, kind: str
+) -> Iterator[tuple[float, dict[str, Any]]]:
+    """(when, event) of each server event of that type."""
+    for line in trace.read(trace_file):
+        if line.get("in") == "model" and f'"{kind}"' in line["value"]:
+            yield line["at"], json.loads(line["value"])
+
+
+def _common_prefix(heard: bytes, generated: bytes) -> int:
+    """How much of an item was played: playing is cut at its end, never within."""
+    most = min(len(heard), len(generated))
+    if heard[:most] == generated[:most]:
+        return most
+    return next(i for i in range(most) if heard[i] != generated[i])
+
+
+def _zero(record: CallRecord) -> float:
+    assert record.stream_at is not None, "a call without a stream has no report"
+    return record.stream_at
+
+
+def _time_of(record: CallRecord, position: int) -> float:
+    """When that byte of the heard audio sounded."""
+    for run in record.runs():
+        if position < len(run.audio):
+            return run.start + position / BYTES_PER_MS / 1000
+        position -= len(run.audio)
+    return record.ended_at or 0.0
+
+
+def _lines(demo: Demo) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(justify="right", style="dim")
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    lines: list[Said | Did] = [*demo.said, *demo.did]
+    for line in sorted(lines, key=lambda it: it.at):
+        clock = f"{int(line.at) // 60}:{line.at % 60:04.1f}"
+        if isinstance(line, Did):
+            style = "magenta"
+            table.add_row(clock, Text(line.kind, style), Text(line.text, style))
+            continue
+        style = "cyan" if line.who == "caller" else "green"
+        text = Text(line.text or "(words unknown)")
+        if line.cut:
+            unheard = line.text[len(line.heard_text) :]
+            text = Text.assemble(line.heard_text, (" ✂", "red"), (unheard, "dim"))
+        table.add_row(clock, Text(line.who, style), text)
+    return table
+
+
+def _interruptions(demo: Demo) -> Table:
+    table = Table(title="Interruptions", title_justify="left", box=None)
+    for column in ("at", "generated", "heard", "the model believes", "off by"):
+        table.add_column(column, justify="right")
+    for said in demo.said:
+        if said.cut:
+            table.add_row(
+                f"{said.at + said.heard_ms / 1000:.1f} s",
+                f"{said.generated_ms} ms",
+                f"{said.heard_ms:.0f} ms",
+                f"{said.believed_ms:.0f} ms",
+                f"{said.believed_ms - said.heard_ms:+.0f} ms",
+            )
+    return table
+
+
+def _delays(demo: Demo) -> Table:
+    """What the caller waits for, over the network of the demo."""
+    record = demo.record
+    answers = [
+        began - spoken.ended_at
+        for spoken in record.spoken
+        if (began := _next_sound(record, spoken.ended_at)) is not None
+    ]
+    stops = [
+        clear.at - spoken.started_at
+        for clear in record.clears
+        for spoken in record.spoken
+        if spoken.started_at <= clear.at <= spoken.ended_at
+    ]
+    table = Table(title="Delays", title_justify="left", box=None, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    if record.first_heard_at:
+        greeted = record.first_heard_at - _zero(record)
+        table.add_row("answered, then greeted", _seconds(greeted))
+    if answers:
+        answered = statistics.median(answers)
+        table.add_row("caller silent, then an answer", _seconds(answered))
+    if stops:
+        stopped = statistics.median(stops)
+        table.add_row("caller speaks, then silence", _seconds(stopped))
+    network = f"{NETWORK.up_ms:.0f}/{NETWORK.down_ms:.0f}/{NETWORK.jitter_ms:.0f} ms"
+    table.add_row("network (up/down/jitter), both included", network)
+    return table
+
+
+def _next_sound(record: CallRecord, after: float) -> float | None:
+    return next((run.start for run in record.runs() if run.start >= after), None)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s"

@@ -1,1 +1,0 @@
-"""The control API: running calls seen, steered and placed over HTTP."""

@@ -1,0 +1,437 @@
+"""The Realtime API's events on the audio path: text -> value, and what we say back.
+
+Only the fields that decide something for a phone call are read; all else of an event
+is the SDK's business (agent/wire.py). Contract: `openai.types.realtime`.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
+
+import msgspec
+
+from bridge.audio import g711
+from bridge.core import UNREADABLE, ProtocolError
+from bridge.core.bounds import MAX_ID_CHARS
+
+MULAW = "audio/pcmu"
+
+MAX_DELTA_CHARS = 1024 * 1024
+"""98 s of audio at once; models send 0.1 to 1 s."""
+
+ContentIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+
+Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
+
+
+class AudioDelta(msgspec.Struct, frozen=True, tag="response.output_audio.delta"):
+    """A piece of the answer: base64 in the session's output format."""
+
+    response_id: Id
+    item_id: Id
+    delta: str
+    content_index: ContentIndex = 0
+
+
+class AudioDone(msgspec.Struct, frozen=True, tag="response.output_audio.done"):
+    """No more audio in this item; also sent when it was interrupted."""
+
+    response_id: Id
+    item_id: Id
+    content_index: ContentIndex = 0
+
+
+class TranscriptDelta(
+    msgspec.Struct, frozen=True, tag="response.output_audio_transcript.delta"
+):
+    """Words of the answer; they come a little ahead of their audio."""
+
+    response_id: Id
+    item_id: Id
+    delta: str
+    content_index: ContentIndex = 0
+
+
+class SpeechStarted(
+    msgspec.Struct, frozen=True, tag="input_audio_buffer.speech_started"
+):
+    """The model heard the caller begin."""
+
+    item_id: Id = ""
+
+
+class SpeechStopped(
+    msgspec.Struct, frozen=True, tag="input_audio_buffer.speech_stopped"
+):
+    """The model heard the caller end."""
+
+    item_id: Id = ""
+
+
+class InputCommitted(msgspec.Struct, frozen=True, tag="input_audio_buffer.committed"):
+    """What the caller said is an item now: their turn is over."""
+
+    item_id: Id = ""
+
+
+class InputCleared(msgspec.Struct, frozen=True, tag="input_audio_buffer.cleared"):
+    """What the caller said was thrown away."""
+
+
+class CallerTranscript(
+    msgspec.Struct,
+    frozen=True,
+    tag="conversation.item.input_audio_transcription.completed",
+):
+    """What the caller said, by the session's transcription model."""
+
+    item_id: Id
+    transcript: str
+
+
+class ResponseError(msgspec.Struct, frozen=True):
+    code: str | None = None
+
+
+class StatusDetails(msgspec.Struct, frozen=True):
+    reason: str | None = None
+    error: ResponseError | None = None
+
+
+MAX_TOKENS = 10_000_000
+"""Of one answer: a hundred times what a session can hold. Who says more is not
+believed, for one such word would spend the budget of a day."""
+
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+
+
+class CachedTokens(msgspec.Struct, frozen=True):
+    text_tokens: Tokens | None = None
+    audio_tokens: Tokens | None = None
+
+
+class InputTokens(msgspec.Struct, frozen=True):
+    text_tokens: Tokens | None = None
+    audio_tokens: Tokens | None = None
+    cached_tokens_details: CachedTokens | None = None
+
+
+class OutputTokens(msgspec.Struct, frozen=True):
+    text_tokens: Tokens | None = None
+    audio_tokens: Tokens | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What an answer took. Cached tokens are among the input's."""
+
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    input_token_details: InputTokens | None = None
+    output_token_details: OutputTokens | None = None
+
+
+class ResponseHead(msgspec.Struct, frozen=True):
+    id: Id
+    status: Id | None = None
+    status_details: StatusDetails | None = None
+    usage: Any = None
+
+    @property
+    def used(self) -> Usage | None:
+        """None where the server does not say, or says it oddly: an answer ends all the
+        same."""
+        try:
+            used = msgspec.convert(self.usage, Usage | None)
+        except msgspec.ValidationError:
+            return None
+        return None if used == Usage() else used
+
+    @property
+    def why(self) -> str | None:
+        """Why it was not completed: the error's code, or the reason."""
+        details = self.status_details
+        if details is None:
+            return None
+        return details.error.code if details.error else details.reason
+
+
+class ResponseCreated(msgspec.Struct, frozen=True, tag="response.created"):
+    response: ResponseHead
+
+
+class ResponseDone(msgspec.Struct, frozen=True, tag="response.done"):
+    """The model has generated all of the answer; hearing it may take much longer."""
+
+    response: ResponseHead
+
+
+class OutputItem(msgspec.Struct, frozen=True):
+    id: Id
+    type: Id
+
+
+class OutputItemAdded(msgspec.Struct, frozen=True, tag="response.output_item.added"):
+    """The answer has another item; audio comes only in those of type `message`."""
+
+    response_id: Id
+    item: OutputItem
+
+
+class ConversationItem(msgspec.Struct, frozen=True):
+    """An item of the conversation; all but the id may be missing or odd."""
+
+    id: Id
+    type: str = ""
+    role: str | None = None
+    content: Any = None
+    call_id: Id | None = None
+    name: Id | None = None
+    arguments: str | None = None
+    output: str | None = None
+    status: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Its words, written or transcribed, of all parts."""
+        parts = self.content if isinstance(self.content, list) else []
+        words = (
+            part.get("text") or part.get("transcript")
+            for part in parts
+            if isinstance(part, dict)
+        )
+        return " ".join(word for word in words if isinstance(word, str))
+
+
+class ItemAdded(msgspec.Struct, frozen=True, tag="conversation.item.added"):
+    """The conversation has another item; its words may still be missing."""
+
+    item: ConversationItem
+    previous_item_id: str | None = None
+
+
+class ItemDone(msgspec.Struct, frozen=True, tag="conversation.item.done"):
+    """All of an item is there."""
+
+    item: ConversationItem
+    previous_item_id: str | None = None
+
+
+class ItemDeleted(msgspec.Struct, frozen=True, tag="conversation.item.deleted"):
+    item_id: Id
+
+
+class Format(msgspec.Struct, frozen=True):
+    type: str
+
+
+class TurnDetection(msgspec.Struct, frozen=True):
+    create_response: bool | None = None
+    interrupt_response: bool | None = None
+
+
+class SessionInput(msgspec.Struct, frozen=True):
+    format: Format | None = None
+    turn_detection: TurnDetection | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class SessionOutput(msgspec.Struct, frozen=True):
+    format: Format | None = None
+
+
+class SessionAudio(msgspec.Struct, frozen=True):
+    input: SessionInput | None = None
+    output: SessionOutput | None = None
+
+
+class SessionDetails(msgspec.Struct, frozen=True):
+    audio: SessionAudio | None = None
+
+
+class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
+    """The session as it now is, with what the server made of our settings."""
+
+    session: SessionDetails
+
+    @property
+    def formats(self) -> tuple[str | None, str | None]:
+        """What the server says it takes and sends; None where it does not say."""
+        audio = self.session.audio
+        taken = audio.input.format if audio and audio.input else None
+        sent = audio.output.format if audio and audio.output else None
+        return (taken.type if taken else None, sent.type if sent else None)
+
+    @property
+    def turns(self) -> TurnDetection:
+        """Who answers and interrupts; None in it where the server does not say."""
+        audio = self.session.audio
+        detection = audio.input.turn_detection if audio and audio.input else None
+        return detection or TurnDetection()
+
+    @property
+    def detects(self) -> bool:
+        """False: the server says that it finds no turns by itself."""
+        audio = self.session.audio
+        return not (audio and audio.input and audio.input.turn_detection is None)
+
+
+class ErrorDetails(msgspec.Struct, frozen=True):
+    type: str = ""
+    message: str = ""
+    code: str | None = None
+    event_id: str | None = None
+    param: str | None = None
+
+
+class ModelError(msgspec.Struct, frozen=True, tag="error"):
+    """A complaint of the server's; `event_id` names the event of ours it is about."""
+
+    error: ErrorDetails
+
+
+class Other(msgspec.Struct, frozen=True, tag=False):
+    """An event that decides nothing on the audio path."""
+
+    type: str
+
+
+ServerEvent = (
+    AudioDelta
+    | AudioDone
+    | TranscriptDelta
+    | SpeechStarted
+    | SpeechStopped
+    | InputCommitted
+    | InputCleared
+    | CallerTranscript
+    | ResponseCreated
+    | ResponseDone
+    | OutputItemAdded
+    | ItemAdded
+    | ItemDone
+    | ItemDeleted
+    | SessionUpdated
+    | ModelError
+    | Other
+)
+
+
+_decode_head: Callable[[str], Other] = msgspec.json.Decoder(Other).decode
+_DECODE: dict[object, Callable[[str], Any]] = {
+    kind.__struct_config__.tag: msgspec.json.Decoder(kind).decode
+    for kind in get_args(ServerEvent)
+    if kind is not Other
+}
+
+
+def decode(text: str) -> ServerEvent:
+    """One server event as a value; ProtocolError says what is wrong with it."""
+    try:
+        head = _decode_head(text)
+    except msgspec.ValidationError:
+        raise ProtocolError("event without a type") from None
+    except UNREADABLE:
+        raise ProtocolError("event is no JSON") from None
+    decode_event = _DECODE.get(head.type)
+    if decode_event is None:
+        return head
+    try:
+        event: ServerEvent = decode_event(text)
+    except UNREADABLE:
+        raise ProtocolError(f"{head.type} of the wrong shape") from None
+    if isinstance(event, AudioDelta) and len(event.delta) > MAX_DELTA_CHARS:
+        raise ProtocolError("audio delta too large")
+    if isinstance(event, AudioDelta) and not g711.is_payload(event.delta):
+        # Twilio would play nothing and only warn (31951): better to know it here.
+        raise ProtocolError("audio delta is not base64")
+    return event
+
+
+def append(payload: str) -> str:
+    """`payload` must be base64: it is set in as it is, 50 times a second."""
+    return f'{{"type":"input_audio_buffer.append","audio":"{payload}"}}'
+
+
+def truncate(item_id: str, content_index: int, audio_end_ms: int, event_id: str) -> str:
+    """The model is to forget what it said in this item after `audio_end_ms`."""
+    return _client_event(
+        "conversation.item.truncate",
+        event_id,
+        item_id=item_id,
+        content_index=content_index,
+        audio_end_ms=audio_end_ms,
+    )
+
+
+def delete(item_id: str, event_id: str) -> str:
+    """The model is to forget that it said this item at all."""
+    return _client_event("conversation.item.delete", event_id, item_id=item_id)
+
+
+def cancel(response_id: str, event_id: str) -> str:
+    return _client_event("response.cancel", event_id, response_id=response_id)
+
+
+def probe(event_id: str) -> str:
+    """Changes nothing, and has the server say something: session.updated."""
+    return _client_event("session.update", event_id, session={"type": "realtime"})
+
+
+def create_response(event_id: str) -> str:
+    return _client_event("response.create", event_id)
+
+
+def message(
+    role: str,
+    text: str,
+    event_id: str,
+    *,
+    item_id: str | None = None,
+    after: str | None = None,
+) -> str:
+    """An item of words: the caller's (`user`), the agent's own (`assistant`), or a word
+    to the agent that is nobody's (`system`). `after`: behind which item it goes."""
+    kind = "output_text" if role == "assistant" else "input_text"
+    content = [{"type": kind, "text": text}]
+    item: dict[str, Any] = {"type": "message", "role": role, "content": content}
+    return _create_item(item, event_id, item_id, after)
+
+
+def spoken(payload: str, event_id: str, item_id: str) -> str:
+    """An item of the caller's own voice: base64 in the session's input format."""
+    content = [{"type": "input_audio", "audio": payload}]
+    item = {"type": "message", "role": "user", "content": content}
+    return _create_item(item, event_id, item_id, None)
+
+
+def tool_call(
+    call_id: str, name: str, arguments: str, event_id: str, item_id: str | None = None
+) -> str:
+    """A tool call of an earlier session; its output must follow."""
+    item = {
+        "type": "function_call",
+        "call_id": call_id,
+        "name": name,
+        "arguments": arguments,
+    }
+    return _create_item(item, event_id, item_id, None)
+
+
+def tool_output(
+    call_id: str, output: str, event_id: str, item_id: str | None = None
+) -> str:
+    item = {"type": "function_call_output", "call_id": call_id, "output": output}
+    return _create_item(item, event_id, item_id, None)
+
+
+def _create_item(
+    item: dict[str, Any], event_id: str, item_id: str | None, after: str | None
+) -> str:
+    if item_id is not None:
+        item["id"] = item_id
+    place = {} if after is None else {"previous_item_id": after}
+    return _client_event("conversation.item.create", event_id, item=item, **place)
+
+
+def _client_event(type_: str, event_id: str, **fields: Any) -> str:
+    # An event_id on each: it is the only way to tell what an error is about.
+    event = {"type": type_, "event_id": event_id, **fields}
+    return msgspec.json.encode(event).decode()

@@ -1,0 +1,179 @@
+"""Twilio's Media Streams messages: text -> value, value -> text.
+
+Nothing here knows what a message means for a call; that is conversation.py.
+Contract: https://www.twilio.com/docs/voice/media-streams/websocket-messages
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
+
+import msgspec
+
+from bridge.audio import g711
+from bridge.core import UNREADABLE, ProtocolError
+from bridge.core.bounds import MAX_ID_CHARS
+
+MAX_MESSAGE_CHARS = 64 * 1024
+"""One frame is under 400 characters and a `start` with many parameters a few kB
+(name and value of each are under 500): what is larger is not Twilio's."""
+
+TOO_LARGE, TOO_MANY = "message too large", "too many messages"
+"""Reasons of a ProtocolError, where an edge found it, too."""
+
+
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""Bounded so that hostile digits cannot overflow what is computed from them."""
+
+
+Sid = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
+"""In every message we send, too: a long one would be in all of them."""
+
+Digit = Annotated[str, msgspec.Meta(max_length=1, pattern="^[0-9A-D*#]$")]
+"""One key: it becomes a word to the agent, which no other text of this kind may."""
+
+
+class Connected(msgspec.Struct, frozen=True, tag_field="event", tag="connected"):
+    """The socket is open; says nothing about the call yet."""
+
+
+class MediaFormat(msgspec.Struct, frozen=True, rename="camel"):
+    encoding: str
+    sample_rate: int
+    channels: int
+
+
+class StartDetails(msgspec.Struct, frozen=True, rename="camel"):
+    call_sid: Sid
+    media_format: MediaFormat
+    account_sid: Sid = ""
+    # `{}` when the TwiML had no <Parameter>; null and absent are accepted as well.
+    custom_parameters: dict[str, str] | None = None
+
+
+class Start(
+    msgspec.Struct, frozen=True, tag_field="event", tag="start", rename="camel"
+):
+    """The stream begins: whose call it is, and the <Parameter>s of its TwiML."""
+
+    stream_sid: Sid
+    start: StartDetails
+
+
+class MediaDetails(msgspec.Struct, frozen=True):
+    payload: str
+    timestamp: Milliseconds
+    track: str = "inbound"
+
+    @property
+    def duration_ms(self) -> float:
+        """20 ms in practice, though the contract names no length."""
+        return g711.payload_bytes(self.payload) / g711.BYTES_PER_MS
+
+
+class Media(
+    msgspec.Struct, frozen=True, tag_field="event", tag="media", rename="camel"
+):
+    """Audio of the caller: base64 mu-law, `timestamp` in ms since the stream began."""
+
+    stream_sid: str
+    media: MediaDetails
+
+
+class DtmfDetails(msgspec.Struct, frozen=True):
+    digit: Digit
+
+
+class Dtmf(msgspec.Struct, frozen=True, tag_field="event", tag="dtmf", rename="camel"):
+    """The caller pressed a key."""
+
+    stream_sid: str
+    dtmf: DtmfDetails
+
+
+class MarkDetails(msgspec.Struct, frozen=True):
+    name: str
+
+
+class Mark(msgspec.Struct, frozen=True, tag_field="event", tag="mark", rename="camel"):
+    """A mark of ours came back: what was sent before it was played, or cleared."""
+
+    stream_sid: str
+    mark: MarkDetails
+
+
+class Stop(msgspec.Struct, frozen=True, tag_field="event", tag="stop", rename="camel"):
+    """The stream has stopped or the call has ended. Not guaranteed to come."""
+
+    stream_sid: str = ""
+
+
+Inbound = Connected | Start | Media | Dtmf | Mark | Stop
+
+
+class _Head(msgspec.Struct):
+    event: str
+
+
+# strict=False: sequenceNumber, chunk and timestamp are strings in Twilio's examples and
+# numbers in its prose ("Media message"); both are taken.
+_decode_media: Callable[[str], Media] = msgspec.json.Decoder(Media, strict=False).decode
+_decode_head: Callable[[str], _Head] = msgspec.json.Decoder(_Head).decode
+_DECODE: dict[object, Callable[[str], Any]] = {
+    kind.__struct_config__.tag: msgspec.json.Decoder(kind, strict=False).decode
+    for kind in get_args(Inbound)
+}
+
+
+def decode(text: str) -> Inbound:
+    """One message of Twilio's, as a value; ProtocolError says what is wrong with it."""
+    if len(text) > MAX_MESSAGE_CHARS:
+        raise ProtocolError(TOO_LARGE)
+    try:
+        message = _decode_media(text)  # 50 a second of them; the rest may cost more
+    except UNREADABLE:
+        return _decode_other(text)
+    if not g711.is_payload(message.media.payload):
+        # The model would answer it with an error of its own.
+        raise ProtocolError("media payload is not base64")
+    return message
+
+
+def _decode_other(text: str) -> Inbound:
+    try:
+        event = _decode_head(text).event
+    except msgspec.ValidationError:
+        raise ProtocolError("message without an event") from None
+    except UNREADABLE:
+        raise ProtocolError("message is no JSON") from None
+    decode_event = _DECODE.get(event)
+    if decode_event is None:
+        raise ProtocolError("unknown event")
+    try:
+        other: Inbound = decode_event(text)
+    except UNREADABLE:
+        raise ProtocolError(f"{event} message of the wrong shape") from None
+    return other
+
+
+class Outbound:
+    """Messages to one stream. Exactly the documented fields: an extra one is warning
+    31951 at Twilio."""
+
+    __slots__ = ("_clear", "_mark", "_media")
+
+    def __init__(self, stream_sid: str) -> None:
+        sid = msgspec.json.encode(stream_sid).decode()
+        self._media = f'{{"event":"media","streamSid":{sid},"media":{{"payload":"'
+        self._mark = f'{{"event":"mark","streamSid":{sid},"mark":{{"name":"'
+        self._clear = f'{{"event":"clear","streamSid":{sid}}}'
+
+    def media(self, payload: str) -> str:
+        """`payload` must be base64: it is set in as it is."""
+        return f'{self._media}{payload}"}}}}'
+
+    def mark(self, name: str) -> str:
+        """`name` is one of our own (letters and digits): it is set in as it is."""
+        return f'{self._mark}{name}"}}}}'
+
+    def clear(self) -> str:
+        return self._clear

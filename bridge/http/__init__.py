@@ -1,0 +1,1 @@
+"""The HTTP server: webhooks, media WebSocket, who is let in."""

@@ -1,0 +1,326 @@
+"""The control API: running calls seen, steered and placed over HTTP.
+
+Each operation is asked of the call as any code of the user's would ask it (LiveCall);
+nothing is decided here. Only calls of this instance can be steered.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Protocol
+from urllib.parse import quote
+
+import msgspec
+import structlog
+from aiohttp import web
+
+import twiml
+from bridge.agent.live import BadRequest, CallOver, LiveCall, NotAllowed
+from bridge.app.outbound import (
+    Outbound,
+    OutboundLimited,
+    OutboundOrder,
+    OutboundRefused,
+)
+from bridge.app.routes import Routes
+from bridge.fleet import CallEntry
+from bridge.http.api import bodies, events, openapi
+from bridge.http.api.auth import GATE, Gate, Handler, body_of
+from bridge.http.api.bodies import Body, Mistake, PlaceCall
+from bridge.http.api.problems import Problem, Refused, invalid
+from bridge.records.retention import StillRuns
+
+__all__ = ["Calls", "PlaceCall", "Refused", "application", "place"]
+
+log = structlog.get_logger()
+
+REGISTRY_SECONDS = 5.0
+ACTION_SECONDS = 60.0
+"""A request waits no longer; what it asked for may be done yet."""
+
+LIMITS = {"off": 409, "prefix": 403, "at_once": 429, "rate": 429, "cost": 429}
+
+
+class Calls(Protocol):
+    """The calls, as the API sees them."""
+
+    def live(self, call_sid: str) -> LiveCall | None:
+        """A call of this instance."""
+
+    async def entries(self) -> list[CallEntry]:
+        """The running calls of all instances, oldest first."""
+
+    async def place(self, wanted: PlaceCall) -> str:
+        """Calls somebody; the SID. Refused says why not."""
+
+
+Forget = Callable[[str], Awaitable[None]]
+"""Deletes what is kept of a call. OSError: some of it could not be."""
+
+
+def application(
+    calls: Calls, gate: Gate, forget: Forget | None = None
+) -> web.Application:
+    """To be mounted at /api. Without `forget` records cannot be deleted."""
+    api = _Api(calls, forget)
+    handlers: Mapping[str, Handler] = {
+        "list_calls": api.list_calls,
+        "place_call": api.place_call,
+        "get_call": api.get_call,
+        "hang_up": api.hang_up,
+        "transfer": api.transfer,
+        "send_digits": api.send_digits,
+        "send_text": api.send_text,
+        "interrupt": api.interrupt,
+        "mute": api.mute,
+        "list_approvals": api.list_approvals,
+        "decide": api.decide,
+        "get_history": api.get_history,
+        "edit_history": api.edit_history,
+        "events": api.events,
+        "forget": api.forget,
+        "openapi": api.openapi,
+    }
+    app = web.Application(middlewares=[gate.let_in])
+    app[GATE] = gate
+    for it in openapi.OPERATIONS:
+        app.router.add_route(it.method, it.path, handlers[it.name])
+    return app
+
+
+async def place(
+    outbound: Outbound, wanted: PlaceCall, number: str | None, routes: Routes
+) -> str:
+    """Has `outbound` place it, from `number`; the call's SID. Refused says why not."""
+    if not number:
+        detail = "Give `from`, or set the number of the deployment."
+        raise Refused(422, "There is no number to call from", detail)
+    if wanted.route and routes.named(wanted.route) is None:
+        raise Refused(422, "There is no such route", "`route` is a name of the routes.")
+    try:
+        order = OutboundOrder(
+            to=wanted.to,
+            from_number=number,
+            route=wanted.route,
+            parameters=wanted.parameters,
+            greeting=wanted.greeting,
+            machine=wanted.machine,
+            message=wanted.message,
+            ring_seconds=wanted.ring_seconds,
+            longest_seconds=wanted.longest_seconds,
+        )
+        # What a stream cannot carry would be noticed when somebody has picked up.
+        twiml.connect(
+            "wss://any.example/media", action_url="/", parameters=wanted.parameters
+        )
+    except ValueError as error:
+        raise Refused(422, "Such a call cannot be placed", str(error)) from None
+    try:
+        return await outbound.place(order)
+    except OutboundLimited as limited:
+        raise Refused(
+            LIMITS[limited.limit], "The call is not allowed now", str(limited)
+        ) from None
+    except OutboundRefused as refused:
+        # Of Twilio's own 4xx these are about the order; others are about us.
+        status = 422 if refused.status in (400, 404) else 502
+        raise Refused(status, "Twilio did not place the call", str(refused)) from None
+
+
+class _Api:
+    """The operations; each answers one request."""
+
+    def __init__(self, calls: Calls, forget: Forget | None) -> None:
+        self._calls = calls
+        self._delete = forget
+        self._document = msgspec.json.encode(openapi.document())
+
+    # --- calls ---
+
+    async def list_calls(self, request: web.Request) -> web.Response:
+        entries = await self._entries()
+        here = {it.call_sid for it in entries if self._calls.live(it.call_sid)}
+        return _json(bodies.call_list(entries, here))
+
+    async def place_call(self, request: web.Request) -> web.Response:
+        wanted = await body_of(request, PlaceCall)
+        async with _a_minute():
+            call_sid = await self._calls.place(wanted)
+        location = {"Location": f"{request.path}/{quote(call_sid, safe='')}"}
+        return _json(bodies.Placed(call_sid=call_sid), status=201, headers=location)
+
+    async def get_call(self, request: web.Request) -> web.Response:
+        return _json(bodies.details(await self._live(request), time.time()))
+
+    # --- what waits until all was heard ---
+
+    async def hang_up(self, request: web.Request) -> web.Response:
+        live = await self._live(request)
+        await body_of(request, bodies.Nothing)
+        return await _done(live.hang_up())
+
+    async def transfer(self, request: web.Request) -> web.Response:
+        live = await self._live(request)
+        to = await body_of(request, bodies.TransferTo)
+        return await _done(
+            live.transfer(
+                to.number, caller_id=to.caller_id, ring_seconds=to.ring_seconds
+            )
+        )
+
+    async def send_digits(self, request: web.Request) -> web.Response:
+        live = await self._live(request)
+        wanted = await body_of(request, bodies.Digits)
+        return await _done(live.send_digits(wanted.digits))
+
+    # --- what does not ---
+
+    async def send_text(self, request: web.Request) -> web.Response:
+        live = await self._live(request)
+        said = await body_of(request, bodies.Text)
+        with _asking():
+            live.tell(said.text, role=said.role, respond=said.respond)
+        return web.Response(status=204)
+
+    async def interrupt(self, request: web.Request) -> web.Response:
+        live = await self._live(request)
+        await body_of(request, bodies.Nothing)
+        with _asking():
+            live.interrupt()
+        return web.Response(status=204)
+
+    async def mute(self, request: web.Request) -> web.Response:
+        live = await self._live(request)
+        wanted = await body_of(request, bodies.Mute)
+        with _asking():
+            live.mute(wanted.on)
+        return web.Response(status=204)
+
+    # --- approvals ---
+
+    async def list_approvals(self, request: web.Request) -> web.Response:
+        return _json(bodies.approval_list(await self._live(request)))
+
+    async def decide(self, request: web.Request) -> web.Response:
+        live = await self._live(request)
+        decision = await body_of(request, bodies.Decision)
+        call_id, always = request.match_info["call_id"], decision.always
+        if call_id not in {it.call_id for it in live.approvals}:
+            raise Problem(404, "no-approval", "No such tool call waits (any more)")
+        async with _a_minute():
+            with _asking():
+                if decision.approve:
+                    await live.approve(call_id, always=always)
+                else:
+                    message = decision.message
+                    await live.reject(call_id, always=always, message=message)
+        return web.Response(status=204)
+
+    # --- the conversation ---
+
+    async def get_history(self, request: web.Request) -> web.Response:
+        return _json(bodies.item_list(await self._live(request)))
+
+    async def edit_history(self, request: web.Request) -> web.Response:
+        live = await self._live(request)
+        wanted = await body_of(request, bodies.EditHistory)
+        with _asking():
+            live.update_history(remove=wanted.remove, correct=wanted.correct)
+        return web.Response(status=204)
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        return await events.stream(request, await self._live(request))
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._document, content_type="application/json")
+
+    # --- what is kept ---
+
+    async def forget(self, request: web.Request) -> web.Response:
+        call_sid = request.match_info["sid"]
+        known = (entry.call_sid for entry in await self._entries())
+        if self._calls.live(call_sid) or call_sid in known:
+            raise Problem(409, "running", "The call still runs")
+        if self._delete is None:
+            raise Problem(409, "no-records", "Nothing can be deleted here")
+        try:
+            async with _a_minute():
+                await self._delete(call_sid)
+        except StillRuns:  # without an entry: another instance of this machine's
+            raise Problem(409, "running", "The call still runs") from None
+        except OSError as error:
+            # Without the path, which names the call.
+            why = error.strerror or type(error).__name__
+            log.error("records_not_deleted", call_sid=call_sid, why=why)
+            raise Problem(500, "not-deleted", "Not all could be deleted") from None
+        return web.Response(status=204)
+
+    # --- which call ---
+
+    async def _live(self, request: web.Request) -> LiveCall:
+        call_sid = request.match_info["sid"]
+        live = self._calls.live(call_sid)
+        if live is not None:
+            return live
+        if any(entry.call_sid == call_sid for entry in await self._entries()):
+            raise Problem(
+                409,
+                "elsewhere",
+                "Another instance has the call",
+                "A call is steered at the instance that holds its stream.",
+            )
+        raise Problem(404, "no-call", "There is no such call (any more)")
+
+    async def _entries(self) -> list[CallEntry]:
+        try:
+            async with asyncio.timeout(REGISTRY_SECONDS):
+                return await self._calls.entries()
+        except (TimeoutError, ConnectionError):
+            title = "The registry of calls does not answer"
+            raise Problem(503, "registry", title) from None
+
+
+async def _done(action: Awaitable[bool]) -> web.Response:
+    async with _a_minute():
+        with _asking():
+            done = await action
+    return _json(bodies.Done(done=done))
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """What a call refuses, as problems."""
+    try:
+        yield
+    except NotAllowed as error:
+        raise Problem(403, "not-allowed", "That is not allowed", str(error)) from None
+    except BadRequest as error:
+        raise invalid([Mistake(at="", what=str(error))]) from None
+    except CallOver:
+        raise Problem(410, "over", "The call is over") from None
+
+
+@asynccontextmanager
+async def _a_minute() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(ACTION_SECONDS):
+            yield
+    except TimeoutError:
+        raise Problem(
+            504,
+            "unfinished",
+            "It has not been done within a minute",
+            "It may be done yet: the caller is still listening, or Twilio is slow.",
+        ) from None
+
+
+def _json(
+    body: Body, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    return web.Response(
+        body=body.model_dump_json().encode(),
+        status=status,
+        headers=headers,
+        content_type="application/json",
+    )

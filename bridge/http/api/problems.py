@@ -1,0 +1,58 @@
+"""How the control API says no: `application/problem+json` (RFC 9457)."""
+
+from collections.abc import Mapping, Sequence
+
+from aiohttp import web
+
+from bridge.http.api.bodies import Mistake, ProblemBody
+
+MEDIA_TYPE = "application/problem+json"
+NAMES = "urn:problem:bridge:"
+
+
+class Problem(Exception):
+    """Raised wherever a request cannot be done; `kind` is the stable end of its type.
+
+    `detail` and `errors` go to whoever asked and are never logged.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        title: str,
+        detail: str = "",
+        *,
+        errors: Sequence[Mistake] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(title)
+        self.status = status
+        self.kind = kind
+        self._body = ProblemBody(
+            type=NAMES + kind,
+            title=title,
+            status=status,
+            detail=detail,
+            errors=list(errors),
+        )
+        self._headers = headers
+
+    def response(self) -> web.Response:
+        return web.Response(
+            status=self.status,
+            body=self._body.model_dump_json().encode(),
+            content_type=MEDIA_TYPE,
+            headers=self._headers,
+        )
+
+
+class Refused(Problem):
+    """An outbound call is not placed."""
+
+    def __init__(self, status: int, title: str, detail: str) -> None:
+        super().__init__(status, "call-refused", title, detail)
+
+
+def invalid(errors: Sequence[Mistake]) -> Problem:
+    return Problem(422, "invalid", "The request cannot be done as it is", errors=errors)

@@ -1,0 +1,1 @@
+"""The Realtime model: its connection, the SDK's session, settings, transcoding, MCP."""

@@ -1,0 +1,1 @@
+"""Pure: redaction of what is kept, scrubbing of log lines."""

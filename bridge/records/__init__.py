@@ -1,0 +1,1 @@
+"""Reports of calls, and how long what is kept stays."""

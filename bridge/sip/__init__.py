@@ -1,0 +1,1 @@
+"""SIP calls over the Realtime Calls API."""

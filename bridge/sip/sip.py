@@ -1,0 +1,244 @@
+"""Calls that come over the Realtime Calls API (SIP): the webhook, and who is let in.
+
+Knows no HTTP server: `incoming` is given a request's headers and body. What becomes of
+a call is in sip_call.py.
+"""
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import unquote
+
+import msgspec
+import structlog
+from openai import OpenAI
+
+from bridge.agent.live import CallFacts, LiveCall
+from bridge.core import UNREADABLE
+from bridge.model.calls_api import CallGone, CallsApi, CallsApiError
+from bridge.sip.sip_call import SipCall, SipHouse, SipPlan
+from bridge.sip.sip_session import NOT_ON_SIP
+
+log = structlog.get_logger()
+
+TOLERANCE_SECONDS = 300
+"""A delivery that was signed earlier, or later, may be a replay. The `openai` package's
+own default, and the Standard Webhooks specification's."""
+
+KNOWN_SECONDS = 2.0 * TOLERANCE_SECONDS
+"""So long a webhook-id is remembered: afterwards its signature is too old."""
+
+REGISTRY_SECONDS = 2.0
+"""OpenAI sends the webhook again if it is not answered."""
+
+BUSY_HERE = 486
+"""SIP: no line is free, or none for this caller. https://www.rfc-editor.org/rfc/rfc3261#section-21.4.24"""
+
+_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_URI = re.compile(r"(?:sips?|tel):([^@;>\s]{1,128})(@[^;>\s]{1,253})?")
+_NUMBER = re.compile(r"\+[1-9][0-9]{6,14}")
+
+
+class _Header(msgspec.Struct, frozen=True):
+    name: str
+    value: str
+
+
+class _Data(msgspec.Struct, frozen=True):
+    call_id: str
+    sip_headers: list[_Header] = []
+
+
+class _Webhook(msgspec.Struct, frozen=True):
+    type: str
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class SipCalls:
+    """`async with SipCalls(house) as sip:`; leaving ends the calls that still run."""
+
+    def __init__(self, house: SipHouse) -> None:
+        """ValueError: the webhook's secret is none."""
+        _check_secret(house.secret)
+        self._house = house
+        self._api = CallsApi(house.api_key, house.rest_url)
+        # The package's own verifier; it sends nothing.
+        self._webhooks = OpenAI(api_key="unused", webhook_secret=house.secret).webhooks
+        self._tasks = asyncio.TaskGroup()
+        self._calls: dict[str, SipCall] = {}
+        self._open = False
+        self._warned: set[str] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open = False
+        self.end("shutdown")
+        try:
+            await self._tasks.__aexit__(kind, error, traceback)
+        finally:
+            await self._api.close()
+
+    @property
+    def calls(self) -> int:
+        """Running now."""
+        return len(self._calls)
+
+    def live(self, call_sid: str) -> LiveCall | None:
+        call = self._calls.get(call_sid)
+        return call.live if call else None
+
+    def end(self, why: str) -> None:
+        """The bridge itself ends all calls."""
+        for call in self._calls.values():
+            call.end("bridge", why)
+
+    async def incoming(
+        self, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, str]:
+        """A delivery of OpenAI's webhook -> the HTTP status and text it is answered
+        with, at once. A call goes on in a task of its own.
+
+        401: not signed, or not in time; 400: signed, but not understood; 503: it is to
+        be sent again.
+        """
+        try:
+            self._webhooks.verify_signature(
+                body, dict(headers), tolerance=TOLERANCE_SECONDS
+            )
+        except (ValueError, TypeError):
+            # A missing header is a plain ValueError, one that is not ASCII a TypeError.
+            log.warning("webhook_refused", path="/openai/webhook", why="signature")
+            return 401, "not signed by OpenAI"
+        try:
+            event = msgspec.json.decode(body, type=_Webhook)
+            if event.type != "realtime.call.incoming":
+                return 200, "ignored"
+            data = msgspec.json.decode(event.data, type=_Data)
+        except UNREADABLE:
+            return 400, "no event"
+        if not _CALL_ID.fullmatch(data.call_id):
+            return 400, "no usable call_id"
+        return await self._admit(_webhook_id(headers), data)
+
+    async def _admit(self, webhook_id: str, data: _Data) -> tuple[int, str]:
+        try:
+            async with asyncio.timeout(REGISTRY_SECONDS):
+                name = f"webhook:{webhook_id}"
+                first = self._open and await self._house.registry.first(
+                    name, KNOWN_SECONDS
+                )
+        except (TimeoutError, ConnectionError):
+            log.error("registry_unreachable", call_sid=data.call_id)
+            return 503, "try again"
+        if not self._open:
+            return 503, "closed"
+        if not first or data.call_id in self._calls:
+            return 200, "known"
+        facts = facts_of(data.call_id, ((it.name, it.value) for it in data.sip_headers))
+        name = f"{facts.call_sid} sip"
+        why = await self._house.may_come_in(facts) if self._house.room() else None
+        if not self._open or data.call_id in self._calls:
+            return 200, "known"  # we have closed meanwhile, or it was sent twice
+        if why is None and self._house.room():
+            plan = self._house.plan(facts)
+            self._warn(plan)
+            facts = replace(facts, route=plan.route)
+            call = SipCall(facts, plan, self._house, self._api)
+            self._calls[facts.call_sid] = call
+            self._tasks.create_task(self._carry(call), name=name)
+        else:
+            log.warning("call_refused", call_sid=facts.call_sid, why=why or "full")
+            self._tasks.create_task(self._turn_away(facts.call_sid), name=name)
+        return 200, "taken"
+
+    async def _carry(self, call: SipCall) -> None:
+        try:
+            await call.run()
+        except Exception:
+            # A bug of ours: it must not end the TaskGroup with all other calls in it.
+            log.exception("call_failed", call_sid=call.live.call_sid)
+        finally:
+            del self._calls[call.live.call_sid]
+
+    async def _turn_away(self, call_id: str) -> None:
+        try:
+            await self._api.reject(call_id, BUSY_HERE)
+        except CallGone:
+            log.info("caller_gone", call_sid=call_id)
+        except CallsApiError as error:
+            log.error("sip_reject_failed", call_sid=call_id, why=error.why)
+
+    def _warn(self, plan: SipPlan) -> None:
+        """Once for each route that asks for what a SIP call cannot have."""
+        detection = plan.session.settings.sdk_settings().get("audio", {})
+        given: Any = detection.get("input", {}).get("turn_detection") or {}
+        ignored = [name for name in NOT_ON_SIP if name in given]
+        if ignored and plan.route not in self._warned:
+            self._warned.add(plan.route)
+            log.warning(
+                "sip_settings_ignored", route=plan.route, settings=", ".join(ignored)
+            )
+
+
+def facts_of(call_id: str, headers: Iterator[tuple[str, str]]) -> CallFacts:
+    """What the INVITE says of a call: anybody may have written it. Parameters are From,
+    To and the headers that begin with X-, the first of each name."""
+    given: dict[str, str] = {}
+    for name, value in headers:
+        given.setdefault(name.lower(), value)
+    numbers = {"From": number_of(given.get("from", ""))}
+    numbers["To"] = number_of(given.get("to", ""))
+    extra = {name: value for name, value in given.items() if name.startswith("x-")}
+    return CallFacts(
+        call_sid=call_id,
+        from_number=numbers["From"],
+        to_number=numbers["To"],
+        parameters={**extra, **numbers},
+    )
+
+
+def number_of(header: str) -> str:
+    """`"Ann" <sip:+14155550123@host;user=phone>;tag=1` -> `+14155550123`; an address
+    without a number stays one (`sip:ann@host`); `anonymous`; empty: there is none."""
+    # A display name may hold anything, so what is between < and > goes first.
+    bracket = re.search(r"<([^<>]*)>\s*(?:;|$)", header)
+    uri = _URI.match((bracket[1] if bracket else header).strip())
+    if uri is None:
+        return ""
+    # Decoded only where a number comes out: whoever calls has written this, and it goes
+    # into instructions.
+    number = unquote(uri[1])
+    if _NUMBER.fullmatch(number):
+        return number
+    if uri[1].lower() == "anonymous":
+        return "anonymous"
+    address = f"sip:{uri[1]}{uri[2] or ''}"
+    return address if address.isprintable() else ""
+
+
+def _webhook_id(headers: Mapping[str, str]) -> str:
+    return next(v for name, v in headers.items() if name.lower() == "webhook-id")
+
+
+def _check_secret(secret: str) -> None:
+    # Else it would be noticed with the first call, and as a forgery.
+    try:
+        base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except binascii.Error:
+        raise ValueError("the webhook's secret is not whsec_ and base64") from None
+    if not secret.startswith("whsec_"):
+        raise ValueError("the webhook's secret begins with whsec_")

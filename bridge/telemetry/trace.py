@@ -1,0 +1,350 @@
+"""The trace of one call: every input and command as JSON lines, to be replayed.
+
+It holds audio and words of people: written only where the operator asked for it
+(BRIDGE_RECORD_DIR), and without what the route has taken out (core/redaction.py).
+`replay` feeds one through the core again.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from bridge.core import UNREADABLE, realtime_events, twilio_messages
+from bridge.core.bounds import Bounds
+from bridge.core.commands import (
+    Command,
+    Dial,
+    End,
+    Heard,
+    Interrupted,
+    Note,
+    Pressed,
+    Started,
+    Switch,
+    ToCaller,
+    ToModel,
+)
+from bridge.core.conversation import Conversation
+from bridge.core.rules import Rules
+from bridge.privacy.redaction import KEYS, REMOVED, Redaction, silence
+
+BUFFER_BYTES = 256 * 1024
+"""Written in blocks: a call makes about 50 kB a second, and the loop must not wait."""
+
+TRACE_FORMAT = 1
+"""The trace format of this version, and the only one that it replays."""
+
+MAX_BYTES = 2 * 1024**3
+"""Of a file: twice what the longest call makes. A model that sends without end does not
+fill the disk."""
+
+MAX_EARLY_BYTES = 256 * 1024
+"""Kept of a socket that has not said whose call it is; Twilio says it at once."""
+
+SUFFIX = ".trace.jsonl"
+
+
+class TraceFormatError(ValueError):
+    """This version cannot replay the trace. The text names the format of the trace and
+    the one that this version replays, and is fit to be printed."""
+
+
+class Trace:
+    """Lines `{"at": seconds, ...}`: inputs as they came, commands as they left. The
+    first has the format (bridge/fleet/formats.py).
+
+    Kept in memory until `open` gives it a file: a call has no name before `start`.
+    A trace that cannot be written is given up, and `on_lost` told why: no call ends
+    because of a full disk.
+    """
+
+    def __init__(
+        self,
+        at: float,
+        on_lost: Callable[[str], None],
+        bounds: Bounds = Bounds(),  # noqa: B008 - a value
+    ) -> None:
+        self._on_lost = on_lost
+        self._file: IO[bytes] | None = None
+        self._early: list[bytes] = []
+        self._early_bytes = 0
+        self._bytes = 0
+        self._over = False
+        self._told = False
+        self._redaction = Redaction()
+        self._encode = msgspec.json.Encoder().encode
+        self._write({"at": at, "format": TRACE_FORMAT, "begin": bounds})
+
+    def open(
+        self,
+        folder: Path,
+        call_sid: str,
+        stream_sid: str,
+        redaction: Redaction | None = None,
+    ) -> Path:
+        """From now on into `folder`; what came before is written first. Without what
+        `redaction` names: a trace of which something was taken out says so in its first
+        line, and replayed it gives the same call with other words."""
+        path = folder / f"{plain_name(call_sid)}.{plain_name(stream_sid)}{SUFFIX}"
+        self._redaction = redaction or self._redaction
+        early = map(msgspec.json.decode, self._early)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Never over one that is there: names are given by who calls.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            self._file = open(  # noqa: SIM115 - until the call is over
+                os.open(path, flags, 0o600), "wb", buffering=BUFFER_BYTES
+            )
+            # Who is asked to forget a call sees that it still runs (retention.py); not
+            # on every file system.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._give_up(_reason(error))
+        for line in early:
+            if "begin" in line and self._redaction:
+                line["redacted"] = self._redaction.names
+            self._put(self._encode(_redacted(line, self._redaction)) + b"\n")
+        self._early.clear()
+        return path
+
+    def input(self, kind: str, value: str | Sequence[Any], at: float) -> None:
+        """`kind`: "caller", "model" (texts as they came), or one that `feed` knows."""
+        self._write({"at": at, "in": kind, "value": value})
+
+    def command(self, command: Command, at: float) -> None:
+        self._write({"at": at, **_as_line(command)})
+
+    def session(self, note: Note, at: float) -> None:
+        """What the agent's session did; not of the core, so not replayed."""
+        self._write({"at": at, **_as_line(note), "out": "session"})
+
+    def close(self) -> None:
+        """Lines that come later are left out: the call is over."""
+        file, self._file, self._over = self._file, None, True
+        try:
+            if file:
+                file.close()
+        except OSError as error:
+            self._tell(_reason(error))
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._over:
+            return
+        text = self._encode(_redacted(line, self._redaction)) + b"\n"
+        if self._file:
+            self._put(text)
+            return
+        self._early.append(text)
+        self._early_bytes += len(text)
+        if self._early_bytes > MAX_EARLY_BYTES:
+            self._give_up("too much before the start of the call")
+
+    def _put(self, text: bytes) -> None:
+        self._bytes += len(text)
+        if self._bytes > MAX_BYTES:
+            self._give_up("larger than a call can be")
+        try:
+            if self._file:
+                self._file.write(text)
+        except OSError as error:
+            self._give_up(_reason(error))
+
+    def _give_up(self, why: str) -> None:
+        self._tell(why)
+        self._early.clear()
+        self.close()
+
+    def _tell(self, why: str) -> None:
+        if not self._told:
+            self._told = True
+            self._on_lost(why)
+
+
+def _reason(error: OSError) -> str:
+    """Without the path, which may name a call."""
+    return error.strerror or type(error).__name__
+
+
+def plain_name(sid: str) -> str:
+    """A SID as a file's name, whatever somebody sent in its place."""
+    return re.sub("[^A-Za-z0-9]", "_", sid)[:64]
+
+
+def _redacted(line: dict[str, Any], redaction: Redaction) -> dict[str, Any]:
+    """The line as it may be kept."""
+    if not redaction or "value" not in line:
+        return line
+    value = line["value"]
+    match line.get("in", line.get("out")), value:
+        case "caller" | "model", text:
+            value = _message(text, redaction)
+        case "send", [text]:
+            value = [_message(text, redaction)]
+        case "play", [payload]:
+            value = [silence(payload)]
+        case "tell", [role, text, respond]:
+            value = [role, redaction.text(text), respond]
+        case "edit", [removed, corrected]:
+            kept = {key: redaction.text(text) for key, text in corrected.items()}
+            value = [removed, kept]
+        case "note" | "session", [name, data, private]:
+            value = [name, redaction.message(data), redaction.message(private)]
+        case "pressed", _:
+            value = KEYS
+        case "busy" | "interrupt" | "interrupted" | "started", _:
+            return line  # ids
+        case _:
+            value = redaction.message(value)
+    return {**line, "value": value}
+
+
+def _message(text: str, redaction: Redaction) -> str:
+    """A message of either side."""
+    try:
+        message = redaction.message(msgspec.json.decode(text))
+        return msgspec.json.encode(message).decode()
+    except UNREADABLE:
+        return REMOVED
+
+
+def _as_line(command: Command) -> dict[str, Any]:
+    match command:
+        case ToCaller(text):
+            return {"out": "caller", "value": text}
+        case ToModel(text):
+            return {"out": "model", "value": text}
+        case Note(name, data, private):
+            return {"out": "note", "value": [name, dict(data), dict(private)]}
+        case Interrupted(item_id, content_index):
+            return {"out": "interrupted", "value": [item_id, content_index]}
+        case Started(start, again):
+            return {"out": "started", "value": [start.start.call_sid, again]}
+        case Dial(seconds, spare):
+            return {"out": "dial", "value": [seconds, spare]}
+        case Switch():
+            return {"out": "switch", "value": None}
+        case Heard(wait, done):
+            return {"out": "heard", "value": [wait, done]}
+        case Pressed(keys):
+            return {"out": "pressed", "value": keys}
+        case End(by, why):
+            return {"out": "end", "value": [by, why]}
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a trace, whatever its format; a last line cut off by a crash is left
+    out."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield msgspec.json.decode(line)
+
+
+def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Feeds the inputs of a trace through a new Conversation.
+
+    Yields (line as recorded, line as it is now) of each command, for comparison.
+    TraceFormatError, before the first one: the trace has another format, or none.
+    """
+    lines = read(path)
+    first = next(lines, {})
+    _check_format(first.get("format"))
+    bounds = msgspec.convert(first["begin"], Bounds)
+    conversation = Conversation(now=first["at"], bounds=bounds)
+    expected: list[dict[str, Any]] = []
+    for line in lines:
+        at = line["at"]
+        if "in" in line:
+            commands = _feed_line(conversation, line["in"], line["value"], at)
+            expected += [_as_line(command) for command in commands]
+        elif line["out"] != "session":
+            del line["at"]
+            yield line, _plain(expected.pop(0)) if expected else {}
+    for line in expected:
+        yield {}, _plain(line)
+
+
+def _check_format(found: object) -> None:
+    if found == TRACE_FORMAT:
+        return
+    has = f"has format {found}"
+    if found is None:
+        has = "has no format: it is empty, or an older version has written it"
+    raise TraceFormatError(
+        f"The trace {has}. This version of the bridge replays format {TRACE_FORMAT}."
+    )
+
+
+def _plain(line: dict[str, Any]) -> dict[str, Any]:
+    """As it looks when read back."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(line))
+    return plain
+
+
+def feed(
+    talk: Conversation, kind: str, value: Sequence[Any], at: float
+) -> list[Command]:
+    """An input that is no message of either side, by the name it has in a trace.
+
+    Values are plain, as JSON gives them back.
+    """
+    match kind, value:
+        case "tick", _:
+            return talk.tick(at)
+        case "misread", [str(side), str(reason)]:
+            return talk.misread(side, reason)
+        case "follow", [rules]:
+            return talk.follow(msgspec.convert(rules, Rules), at)
+        case "tell", [str(role), str(text), bool(respond)]:
+            return talk.tell(role, text, respond, at)
+        case "ask", _:
+            return talk.ask(at)
+        case "edit", [removed, corrected]:
+            return talk.edit(removed, corrected)
+        case "mute", [bool(on)]:
+            return talk.mute(on)
+        case "busy", [int(change), str(call_id)]:
+            return talk.busy(change, at, call_id)
+        case "lost", [str(why)]:
+            return talk.model_lost(why, at)
+        case "dialled", _:
+            return talk.dialled(at)
+        case "not_dialled", [str(why), bool(fatal)]:
+            return talk.not_dialled(why, fatal, at)
+        case "line_lost", _:
+            return talk.line_lost(at)
+        case "hand_over", _:
+            return talk.hand_over(at)
+        case "send", [str(text)]:
+            return talk.send(text)
+        case "play", [str(payload)]:
+            return talk.play(payload, at)
+        case "when_heard", [int(wait), then, bool(stoppable)]:
+            by_why = (str(then[0]), str(then[1])) if then else None
+            return talk.when_heard(wait, at, then=by_why, stoppable=stoppable)
+        case "give_up", [int(wait)]:
+            return talk.give_up(wait)
+        case "goodbye", [str(why)]:
+            return talk.goodbye(why, at)
+        case "interrupt", [str(by), response_id]:
+            return talk.interrupt(by, at, response_id)
+        case "end", [str(by), str(why)]:
+            return talk.end(by, why, at)
+        case _:
+            raise ValueError(f"no such input: {kind!r}")
+
+
+def _feed_line(talk: Conversation, kind: str, value: Any, at: float) -> list[Command]:
+    if kind == "caller":
+        # A key that was taken out was some key.
+        return talk.from_caller(twilio_messages.decode(value.replace(KEYS, "*")), at)
+    if kind == "model":
+        return talk.from_model(realtime_events.decode(value), at)
+    return feed(talk, kind, value, at)

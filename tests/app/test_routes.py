@@ -1,0 +1,685 @@
+"""The routes file: which call goes where, and every mistake with its line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.agent.approvals import ApprovalRule
+from bridge.agent.live import CallFacts, Transfer
+from bridge.app import routes, yaml_lines
+from bridge.app.routes import (
+    Cost,
+    HangUp,
+    Report,
+    Route,
+    Routes,
+    RoutesError,
+    Silence,
+    Tell,
+    WhenFull,
+)
+from bridge.core.rules import SILENT, Prices
+from bridge.model.session_settings import SessionSettings
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+OURS, OTHER, THEIRS = "+14155550100", "+14155550101", "+14155550177"
+
+
+def load(folder: Path, text: str) -> Routes:
+    path = folder / "routes.yaml"
+    path.write_text(text, "utf-8")
+    return routes.load(path)
+
+
+def one(folder: Path, text: str) -> Route:
+    """The only route of a file that has this below `- name: a`."""
+    body = "".join(f"    {line}\n" for line in text.splitlines())
+    [route] = load(folder, f"routes:\n  - name: a\n{body}").routes
+    return route
+
+
+def mistakes(folder: Path, text: str) -> list[str]:
+    """Those of a file, without its name."""
+    with pytest.raises(RoutesError) as refused:
+        load(folder, text)
+    lines = refused.value.mistakes
+    assert str(refused.value) == "\n".join(lines)
+    name = f"{folder / 'routes.yaml'}:"
+    assert all(line.startswith(name) for line in lines)
+    return [line.removeprefix(name) for line in lines]
+
+
+def session(**settings: Any) -> SessionSettings:
+    return SessionSettings.read(settings)
+
+
+def inbound(ours: str = OURS, **parameters: str) -> CallFacts:
+    return CallFacts("CA1", from_number=THEIRS, to_number=ours, parameters=parameters)
+
+
+def outbound(ours: str = OURS, **parameters: str) -> CallFacts:
+    return CallFacts(
+        "CA1",
+        from_number=ours,
+        to_number=THEIRS,
+        direction="outbound",
+        parameters=parameters,
+    )
+
+
+# ---------------------------------------------------------------- which call goes where
+
+PICKING = f"""
+routes:
+  - name: spring
+    number: "{OURS}"
+    when: {{campaign: spring, year: 2026}}
+  - name: out
+    number: any
+    direction: outbound
+  - name: both
+    number: [{OURS}, (415) 555 0102]
+  - number: {OTHER}
+    direction: inbound
+"""
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        (inbound(campaign="spring", year="2026", more="x"), "spring"),
+        (inbound(campaign="spring"), "both"),
+        (inbound(campaign="autumn", year="2026"), "both"),
+        (outbound(campaign="spring", year="2026"), "spring"),
+        (outbound(OTHER), "out"),
+        (outbound(""), "out"),
+        (inbound(), "both"),
+        (inbound("+14155550102"), "both"),
+        (inbound(OTHER), "route-4"),
+        (inbound("+14155550199"), ""),
+        (inbound("sip:desk@example.com"), ""),
+    ],
+)
+def test_the_first_route_that_fits_is_taken(
+    tmp_path: Path, facts: CallFacts, name: str
+) -> None:
+    """A call reaches the agent of its number, direction and campaign."""
+    text = PICKING.replace("(415)", "+1 (415)")
+
+    assert load(tmp_path, text).pick(facts).name == name
+
+
+def test_a_route_is_had_by_its_name(tmp_path: Path) -> None:
+    """An outbound call can be ordered for one route."""
+    found = load(tmp_path, "routes: [{name: a}, {agent: x:y}]")
+
+    assert [route.name for route in found.routes] == ["a", "route-2"]
+    assert found.named("route-2") is found.routes[1]
+    assert found.named("b") is None and found.named("") is None
+
+
+def test_without_a_file_all_is_the_deployments_own() -> None:
+    """Whoever has no routes notices nothing of them."""
+    found = Routes.none()
+
+    assert found.pick(inbound()) == Route()
+    assert found.agents() == {} and found.functions() == {} and found.warnings == ()
+
+
+# --------------------------------------------------------------------------- the values
+
+FULL = """
+number: +14155550100
+direction: inbound
+when: {campaign: spring, tries: 3, on: yes}
+agent: examples/hello.py:agent
+greeting: Say 'hello'.
+language: de-DE
+session: {voice: cedar, speed: 1.5, turn_detection: off}
+fallback: +1 415 555 0101
+busy: Busy.
+sorry: Sorry.
+keys:
+  0: {transfer: +1 415 555 0101}
+  "#1": {hang_up: yes}
+  "*": {tell: off}
+key_pause_seconds: 1.5
+silence: {seconds: 20, ask: 1, tell: Ask!}
+longest_seconds: 600
+cost:
+  limit: 1.5
+  input_text: 4
+  input_audio: 32.0
+  input_cached: 0.4
+  output_text: 16
+  output_audio: 64
+approval: {seconds: 10, default: approve, message: No.}
+tool_seconds: 5
+transfers:
+  billing: +1 415 555 0101
+  sales:
+    {number: "+14155550102", caller_id: "+14155550100", ring_seconds: 25,
+     description: orders}
+on_call: hooks:begin
+report: {to: hooks.py:report, url: "https://example.com/r?key=x"}
+"""
+
+
+def test_every_key_becomes_what_it_says(tmp_path: Path) -> None:
+    """What is written is what the call is led by: numbers, texts and times."""
+    assert one(tmp_path, FULL) == Route(
+        name="a",
+        numbers=(OURS,),
+        direction="inbound",
+        when={"campaign": "spring", "tries": "3", "on": "yes"},
+        agent="examples/hello.py:agent",
+        greeting="Say 'hello'.",
+        language="de-DE",
+        session=session(
+            voice="cedar",
+            speed=1.5,
+            turn_detection=None,
+            transcription={"language": "de"},
+        ),
+        fallback=OTHER,
+        busy="Busy.",
+        sorry="Sorry.",
+        keys={"0": Transfer(OTHER), "#1": HangUp(), "*": Tell("off")},
+        key_pause_seconds=1.5,
+        silence=Silence(20.0, 1, "Ask!"),
+        longest_seconds=600.0,
+        cost=Cost(Prices(4.0, 32.0, 0.4, 16.0, 64.0), 1.5),
+        approval=ApprovalRule(10.0, "approve", "No."),
+        tool_seconds=5.0,
+        transfers={
+            "billing": Transfer(OTHER),
+            "sales": Transfer("+14155550102", OURS, 25, "orders"),
+        },
+        on_call="hooks:begin",
+        report=Report("hooks.py:report", "https://example.com/r?key=x"),
+    )
+
+
+def test_what_is_not_said_has_a_default_or_is_the_deployments(tmp_path: Path) -> None:
+    """A route of a line is led sensibly: no endless silence, no endless call."""
+    route = one(tmp_path, "agent: a:b")
+
+    assert route == Route(name="a", agent="a:b")
+    assert route.silence == Silence(15.0, 2, SILENT)
+    assert (route.tool_seconds, route.key_pause_seconds) == (60.0, 2.0)
+    assert (route.approval.seconds, route.approval.default) == (30.0, "reject")
+    assert route.longest_seconds == 4 * 60 * 60
+    assert (route.greeting, route.fallback, route.cost) == (None, None, None)
+
+
+def test_a_routes_own_key_wins_over_the_defaults(tmp_path: Path) -> None:
+    """What is said once for all is said otherwise where it must be."""
+    found = load(
+        tmp_path,
+        """
+defaults:
+  agent: a:b
+  silence: off
+  transfers: {desk: +14155550101}
+  language: fr
+  session: {voice: ash, speed: 1.2, turn_detection: {type: server_vad, threshold: 0.3}}
+routes:
+  - name: own
+    agent: c:d
+    silence: {ask: 1}
+    transfers: {}
+    session: {voice: cedar, turn_detection: {type: server_vad, silence_duration_ms: 9}}
+  - name: plain
+""",
+    )
+    own, plain = found.routes
+
+    assert (own.agent, own.silence, own.transfers) == ("c:d", Silence(ask=1), {})
+    assert own.session == session(
+        voice="cedar",
+        speed=1.2,
+        turn_detection={
+            "type": "server_vad",
+            "threshold": 0.3,
+            "silence_duration_ms": 9,
+        },
+        transcription={"language": "fr"},
+    )
+    assert (plain.agent, plain.silence) == ("a:b", None)
+    assert plain.transfers == {"desk": Transfer(OTHER)}
+    assert found.defaults == Route(
+        agent="a:b",
+        silence=None,
+        transfers=plain.transfers,
+        language="fr",
+        session=plain.session,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "heard"),
+    [
+        ("language: en-GB", {"language": "en"}),
+        ("language: EN", {"language": "en"}),
+        ("language: cmn-Hans-CN", "nothing"),
+        ("", "nothing"),
+        ("language: en\nsession: {transcription: off}", None),
+        ("language: en\nsession: {transcription: {language: de}}", {"language": "de"}),
+        (
+            "language: en\nsession: {transcription: {languages: [de, no]}}",
+            {"languages": ["de", "no"]},
+        ),
+        (
+            "language: en\nsession: {transcription: gpt-transcribe}",
+            {"model": "gpt-transcribe", "language": "en"},
+        ),
+    ],
+)
+def test_a_caller_is_heard_in_the_routes_language(
+    tmp_path: Path, text: str, heard: Any
+) -> None:
+    """One word says the language of both; a session that says its own keeps it."""
+    settings = {} if heard == "nothing" else {"transcription": heard}
+
+    assert one(tmp_path, text).session == session(**settings)
+
+
+def test_raw_fields_are_json(tmp_path: Path) -> None:
+    """A field nobody has typed yet arrives as the number or truth it was meant as."""
+    route = one(
+        tmp_path,
+        """session:
+  extra: {a: [1, -2.5, true, "3", no, ~], b: {c: 007}, d: 1.5e3}
+  tracing: {metadata: {team: 1, id: "1"}}
+  prompt: {id: p, version: 3, variables: {metadata: 5}}""",
+    )
+
+    raw = route.session.raw_session()
+    assert raw == {
+        "a": [1, -2.5, True, "3", "no", None],
+        "b": {"c": "007"},
+        "d": 1500.0,
+    }
+    settings: dict[str, Any] = dict(route.session.sdk_settings())
+    assert settings["tracing"] == {"metadata": {"team": 1, "id": "1"}}
+    assert settings["prompt"]["variables"] == {"metadata": "5"}
+    assert settings["prompt"]["version"] == "3"
+
+
+def test_a_text_may_be_written_in_every_way(tmp_path: Path) -> None:
+    """An empty greeting is one; a long one may have lines."""
+    assert one(tmp_path, 'greeting: ""').greeting == ""
+    assert one(tmp_path, "greeting: 'off'").greeting == "off"
+    assert one(tmp_path, "greeting: |\n  One.\n  Two.").greeting == "One.\nTwo.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "when_full"),
+    [
+        ("", None),
+        ("when_full: busy", WhenFull("busy")),
+        ("when_full: queue", WhenFull("queue")),
+        ("when_full: {answer: queue}", WhenFull("queue")),
+        (
+            "when_full:\n  answer: fallback\n  say: One moment.",
+            WhenFull("fallback", "One moment."),
+        ),
+    ],
+)
+def test_what_a_full_house_does(
+    tmp_path: Path, text: str, when_full: WhenFull | None
+) -> None:
+    """Callers of one number wait, of another are put through, each with its words."""
+    assert one(tmp_path, text).when_full == when_full
+
+
+def test_a_file_from_another_machine_is_read(tmp_path: Path) -> None:
+    """An editor on Windows adds marks that mean nothing."""
+    path = tmp_path / "routes.yaml"
+    path.write_bytes(b"\xef\xbb\xbfroutes:\r\n  - name: a\r\n    agent: a:b\r\n")
+
+    assert routes.load(path).routes[0].agent == "a:b"
+
+
+# -------------------------------------------------------- what is to be loaded at start
+
+
+def test_what_a_route_names_is_found_with_its_line(tmp_path: Path) -> None:
+    """An agent that cannot be loaded is told with the line that names it."""
+    found = load(
+        tmp_path,
+        """defaults:
+  agent: a:b
+  report: {to: h:r}
+routes:
+  - name: one
+    on_call: h:c
+  - name: two
+    agent: c:d
+    report: {url: https://x.example}
+  - agent: a:b
+""",
+    )
+    one, two, three = found.routes
+    file = tmp_path / "routes.yaml"
+
+    assert found.agents() == {
+        "a:b": [one, three, found.defaults],
+        "c:d": [two],
+    }
+    assert found.functions() == {
+        "h:c": [(one, "on_call")],
+        "h:r": [(one, "report"), (three, "report"), (found.defaults, "report")],
+    }
+    assert found.where(one, "agent") == f"{file}:2"
+    assert found.where(two, "agent") == f"{file}:8"
+    assert found.where(three, "agent") == f"{file}:10"
+    assert found.where(found.defaults, "agent") == f"{file}:2"
+    assert found.where(one, "on_call") == f"{file}:6"
+    assert found.where(one, "report") == f"{file}:3"
+    assert found.where(two, "report") == f"{file}:9"
+    assert found.where(two, "greeting") == found.where(two) == f"{file}:7"
+
+
+def test_a_model_that_is_shut_down_soon_is_told_with_its_line(tmp_path: Path) -> None:
+    """`bridge check` names the line that will stop working next year."""
+    found = load(
+        tmp_path,
+        """defaults:
+  session:
+    transcription: whisper-1
+routes:
+  - session:
+      voice: ash
+      model: gpt-realtime
+""",
+    )
+
+    file = tmp_path / "routes.yaml"
+    first, second = found.warnings
+    assert first.startswith(f"{file}:3: defaults.session.transcription.model is whi")
+    assert second.startswith(f"{file}:7: routes.1.session.model is gpt-realtime, which")
+    assert "2027" in first and "2027" in second
+
+
+# ------------------------------------------------------------------------- the mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        # The file.
+        ("", "1: the file is empty"),
+        ("# nothing\n", "1: the file is empty"),
+        ("5", "1: is no mapping"),
+        ("\n- a", "2: is no mapping"),
+        ("routs: []", "1: routs is no key here: did you mean routes?"),
+        ("routes:\n  a: b", "2: routes is no list"),
+        ("routes:", "1: routes is no list"),
+        ("defaults: 3", "1: defaults is no mapping"),
+        ("routes:\n- a\n", "2: routes.1 is no mapping"),
+        ("routes: [\n", "2: is no YAML"),
+        ("routes:\n  - name: a\n   agent: b", "3: is no YAML"),
+        ("a: b\n---\nc: d", "2: is no YAML"),
+        ("a:\n\tb: c", "2: is no YAML"),
+        ("a: \n'\x07'", "2: has a character no YAML has"),
+        ("a: b\nc: &x d", "2: &x is an anchor"),
+        ("a: b\nc: *x", "2: *x is an alias"),
+        ("a: !!python/object/apply:os.system [ls]", "1: tag:yaml.org,2002:python"),
+        ("a: b\nc: " + "[" * 50, "2: is nested too deep"),
+        ("? [a]\n: b", "1: has a key that is no word"),
+        # The names.
+        ("routes:\n- name: a b", "2: routes.1.name is 'a b': write letters"),
+        ("routes:\n- name: a\n- name: a", "3: routes.2.name a is the name in line 2"),
+        (
+            "routes:\n- name: route-2\n- agent: a:b",
+            "3: routes.2 route-2 is the name in line 2",
+        ),
+        (
+            "routes:\n- agent: a:b\n- name: route-1",
+            "3: routes.2.name route-1 is the name in line 2",
+        ),
+        ("defaults: {name: x}", "1: defaults.name is no key here"),
+    ],
+)
+def test_a_file_that_is_none_is_told_with_its_line(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    """No traceback: the file's name, the line, and what to write instead."""
+    [mistake] = mistakes(tmp_path, text)
+
+    assert mistake.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("agnt: a:b", "agnt is no key here: did you mean agent?"),
+        ("agent: a:b\nagent: b:c", ".agent is in line 3 already: keep one"),
+        ("agent:", ".agent has no value"),
+        ("agent: [a]", ".agent is no text"),
+        ("agent: nothing", ".agent is 'nothing': write package.module:name or"),
+        ("agent: " + "x" * 100, "xxx...': write package.module"),
+        ("on_call: f", ".on_call is 'f'"),
+        ("number: 5", ".number is no phone number"),
+        ("number: []", ".number is an empty list"),
+        ("number: [any]", ".number.1 is no phone number"),
+        (f"number:\n- {OURS}\n- {{}}", ".number.2 is no text"),
+        ("direction: in", ".direction is 'in': write inbound or outbound"),
+        ("when: spring", ".when is no mapping"),
+        ("when: {campaign: [a]}", ".when.campaign is no text"),
+        ('when: {" ": a}', ".when has ' ' as a key"),
+        ("greeting: off", '.greeting is off: write "" if'),
+        ("greeting: ~", ".greeting has no value"),
+        ("language: English, please", ".language is 'English, please', no language"),
+        ("fallback: 911", ".fallback is no phone number"),
+        ('busy: ""', ".busy cannot be said"),
+        ("when_full: wait", ".when_full is 'wait': write busy or queue or fallback"),
+        ("when_full: [queue]", ".when_full is no mapping"),
+        ("when_full: {say: Wait.}", ".when_full lacks answer"),
+        ('when_full: {answer: queue, say: ""}', ".when_full.say cannot be said"),
+        ("when_full: {answer: busy, say: No.}", ".when_full has say beside busy"),
+        ("sorry: " + "x" * 5000, ".sorry cannot be said"),
+        ("keys: {A1x: {hang_up: true}}", ".keys has 'A1x' as a key"),
+        ("keys: {0: hang_up}", ".keys.0 is no mapping"),
+        ("keys: {0: {}}", ".keys.0 is not one action"),
+        ("keys: {0: {hang_up: true, tell: x}}", ".keys.0 is not one action"),
+        ("keys: {0: {hang_up: false}}", ".keys.0.hang_up is not true"),
+        ("keys: {0: {tell: ' '}}", ".keys.0.tell is empty"),
+        ("keys: {0: {transfr: x}}", ".keys.0.transfr is no key here: did you mean"),
+        ("key_pause_seconds: 0", ".key_pause_seconds is '0': write seconds from 0.2"),
+        ("silence: 5", ".silence is no mapping"),
+        ("silence: {seconds: soon}", ".silence.seconds is 'soon': write seconds"),
+        ("silence: {ask: 1.5}", ".silence.ask is '1.5': write a whole number from 0"),
+        ("longest_seconds: 14401", ".longest_seconds is '14401'"),
+        ("tool_seconds: -1", ".tool_seconds is '-1'"),
+        ("tool_seconds: nan", ".tool_seconds is 'nan'"),
+        ("tool_seconds: 1e1", ".tool_seconds is '1e1'"),
+        (
+            "cost: {limit: 1}",
+            ".cost lacks input_text, input_audio, input_cached, output_text, ",
+        ),
+        ("approval: {default: ask}", ".approval.default is 'ask': write approve or"),
+        ("transfers: {a b: +1}", ".transfers has 'a b' as a key: write letters"),
+        ("transfers: {a: {ring_seconds: 30}}", ".transfers.a lacks number"),
+        (
+            f"transfers: {{a: {{number: {OURS}, ring_seconds: 3}}}}",
+            ".transfers.a.ring_seconds is '3': write a whole number from 5 to 600",
+        ),
+        ("report: {}", ".report goes nowhere"),
+        ("report: {url: http://example.com/key}", ".report.url is not https"),
+        ("report: {url: ftp://localhost/}", ".report.url is not https"),
+        ("report: {url: 'https://a b/key'}", ".report.url is no complete url"),
+        ("report: {url: 'https://x:y/key'}", ".report.url is no complete url"),
+        ("report: {url: key}", ".report.url is no complete url"),
+        ("session: 5", ".session is no mapping"),
+        ("session: [a]", ".session is no mapping"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_line(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    """The line is the one to be changed, and a number or key is not repeated."""
+    body = "".join(f"    {line}\n" for line in text.splitlines())
+    [mistake] = mistakes(tmp_path, f"routes:\n  - name: a\n{body}")
+
+    line, _, place = mistake.partition(": ")
+    assert int(line) == 3 + text.count("\n")
+    assert place.startswith("routes.1.") and told in place
+    assert "key}" not in mistake and "911" not in mistake
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    """One list, in the order of the lines, each with the place it stands in."""
+    text = """defaults:
+  sesion: {}
+  session:
+    mcp:
+      - server_label: a
+        server_url: https://a.example
+        headrs: {}
+      - server_label: b
+routes:
+  - number: nobody
+    session:
+      turn_detection:
+        type: server_vad
+        threshold: 3
+        eagerness: low
+      voice: marin
+      voice: ash
+      extra:
+        audio:
+          output:
+            format: pcm
+  - name: a
+    keys:
+      0:
+        transfer: "1"
+"""
+
+    places = [
+        line.partition(" ")[0] + line.split()[1] for line in mistakes(tmp_path, text)
+    ]
+
+    assert places == [
+        "2:defaults.sesion",
+        "7:defaults.session.mcp.0.headrs",
+        "8:defaults.session.mcp.1",
+        "10:routes.1.number",
+        "14:routes.1.session.turn_detection.threshold",
+        "15:routes.1.session.turn_detection.eagerness",
+        "17:routes.1.session.voice",
+        "21:routes.1.session.extra.audio.output.format",
+        "25:routes.2.keys.0.transfer",
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """A wrong path, a folder, a picture: one line that says so."""
+    picture = tmp_path / "picture"
+    picture.write_bytes(b"routes:\n\xff\xfe")
+    big = tmp_path / "big"
+    big.write_bytes(b"#" * (yaml_lines.MAX_BYTES + 1))
+
+    for path, told in (
+        (tmp_path / "none.yaml", ":1: cannot be read (No such file"),
+        (tmp_path, ":1: cannot be read (Is a directory"),
+        (picture, ":2: is not UTF-8"),
+        (big, ":1: has more than 1048576 bytes"),
+    ):
+        with pytest.raises(RoutesError) as refused:
+            routes.load(path)
+        [mistake] = refused.value.mistakes
+        assert mistake.startswith(f"{path}{told}")
+
+
+def test_a_bomb_of_aliases_is_not_built(tmp_path: Path) -> None:
+    """A small file that would be a gigabyte is refused at its first anchor."""
+    text = 'a: &a ["lol"]\n' + "".join(
+        f"{it}: &{it} [*{before}, *{before}]\n"
+        for before, it in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+
+    assert mistakes(tmp_path, text) == ["1: &a is an anchor: leave it out"]
+
+
+def test_a_key_in_a_url_is_not_shown() -> None:
+    """A traceback with the route in it does not give the webhook away."""
+    assert "hush" not in repr(Route(report=Report(url="https://x.example/?key=hush")))
+
+
+# -------------------------------------------------------------------------- the example
+
+
+def test_the_example_is_without_a_mistake() -> None:
+    """Whoever copies it begins with a file that works, and sees most of the keys."""
+    found = routes.load(EXAMPLES / "routes.yaml")
+    pizza, spring = found.routes
+
+    assert found.warnings == ()
+    assert found.pick(inbound()) == pizza
+    assert found.pick(outbound(campaign="spring")) == spring
+    assert found.pick(inbound("+14155550188")) == found.defaults
+    assert set(found.agents()) == {
+        "examples/hello.py:agent",
+        "examples/pizza.py:agent",
+    }
+    for name in found.agents():
+        assert (EXAMPLES.parent / name.partition(":")[0]).is_file()
+    assert pizza.transfers["complaints"].ring_seconds == 25
+    assert spring.silence is None and spring.greeting == ""
+    assert spring.cost is not None and spring.cost.limit == 1.5
+
+
+def test_what_is_taken_out_of_a_call(tmp_path: Path) -> None:
+    """Cards, keys, digits, or whatever an expression of the operator's fits."""
+    written = r"redact: [cards, {pattern: '(?i)password is \S{1,40}'}, digits]"
+
+    redact = one(tmp_path, written).redact
+
+    assert redact.names == ["cards", "digits", "pattern"]
+    said = "My password is hunter-x or 4711"
+    assert redact.text(said) == "My [removed] or [digits]"
+    assert one(tmp_path, "redact: keys").redact.names == ["keys"]
+    assert not one(tmp_path, "greeting: Hi.").redact
+
+
+def test_a_route_may_keep_what_the_defaults_take_out(tmp_path: Path) -> None:
+    """Its own list counts in the place of theirs."""
+    read = load(
+        tmp_path,
+        """
+defaults: {redact: [cards, keys]}
+routes:
+  - {name: a, redact: off}
+  - {name: b, redact: [digits]}
+  - {name: c}
+""",
+    )
+
+    names = [route.redact.names for route in (*read.routes, read.defaults)]
+    assert names == [[], ["digits"], ["cards", "keys"], ["cards", "keys"]]
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("bank", "redact is 'bank': write cards or keys or digits"),
+        ("[cards, bank]", "redact.2 is 'bank': write cards or keys or digits"),
+        ("[]", "redact is an empty list: write what is to go, or off"),
+        ("{pattern: '('}", "redact.pattern is no regular expression (missing ), "),
+        ("[{pattern: '(a+)+b'}]", "redact.1.pattern may take too long: bound its "),
+        ("[{pattern: 'a*'}]", "redact.1.pattern fits where there is nothing: let it "),
+        ("[{}]", "redact.1 lacks pattern: write it"),
+        ("[[cards]]", "redact.1 is no mapping: write `key: value` lines below it"),
+    ],
+)
+def test_what_cannot_be_taken_out_is_told(
+    tmp_path: Path, written: str, told: str
+) -> None:
+    """A word that is misspelt does not let card numbers through."""
+    [mistake] = mistakes(tmp_path, f"defaults:\n  redact: {written}\n")
+
+    assert mistake.startswith(f"2: defaults.{told}")

@@ -1,0 +1,759 @@
+"""What an operator is told about the environment before the first call."""
+
+import base64
+import re
+from collections.abc import Mapping
+from ipaddress import ip_network
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from openai.types.realtime import RealtimeSessionCreateRequest
+from openai.types.realtime.audio_transcription import AudioTranscription
+from pydantic import SecretStr, ValidationError
+
+from bridge.app.settings import (
+    GREETING,
+    LOCAL_MODEL,
+    NAMES,
+    Finding,
+    Settings,
+    SettingsError,
+    check,
+    load,
+    serving_mistakes,
+    unknown_names,
+)
+from bridge.core.rules import Prices
+from bridge.model.names import DEPRECATED_MODELS, DEPRECATED_TRANSCRIPTION_MODELS
+
+SIGNING = "whsec_" + "A" * 32
+"""A signing secret, as far as its form goes."""
+
+REAL = {
+    "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
+    "OPENAI_API_KEY": "sk-key",
+    "TWILIO_AUTH_TOKEN": "0123456789abcdef" * 2,
+}
+
+
+def settings(**environ: str) -> Settings:
+    return load(environ, env_file=None)
+
+
+def mistakes(environ: Mapping[str, str]) -> dict[str, Finding]:
+    with pytest.raises(SettingsError) as raised:
+        load(environ, env_file=None)
+    return {mistake.name: mistake for mistake in raised.value.mistakes}
+
+
+def levels(findings: list[Finding]) -> dict[str, str]:
+    return {finding.name: finding.level for finding in findings}
+
+
+def test_an_empty_environment_is_a_bridge() -> None:
+    """`make demo` needs not one variable."""
+    found = settings()
+
+    assert (found.host, found.port, found.max_calls) == ("0.0.0.0", 8080, 200)
+    assert found.public_url is None and not found.insecure
+    assert found.agent == "bridge.agent.receptionist:receptionist"
+    assert (found.model, found.voice) == ("gpt-realtime-2.1", "marin")
+    assert found.transcription_model == "gpt-transcribe"
+    assert (found.greeting, found.drain_seconds) == (GREETING, 300.0)
+    assert (found.model_headers, found.record_dir) == ({}, None)
+    assert (found.log_format, found.fallback_number) == ("auto", None)
+    assert (found.when_full, found.queue_seconds) == ("busy", 120.0)
+    assert (found.routes, found.api_token, found.model_connect) == (None, None, None)
+    assert (found.model_audio, found.outbound_calls) == ("mulaw", 10)
+    assert (found.outbound_prefixes, found.outbound_number) == ((), None)  # nobody
+    assert (found.report_url, found.report_secret) == (None, None)
+    assert (found.twilio_api_url, found.openai_webhook_secret) == (None, None)
+
+
+def test_every_variable_of_the_design_is_read(tmp_path: Path) -> None:
+    """What the operator sets is what the bridge does."""
+    found = settings(
+        BRIDGE_HOST="127.0.0.1",
+        BRIDGE_PORT="9000",
+        BRIDGE_PUBLIC_URL="https://bridge.example.com/",
+        BRIDGE_AGENT="examples/pizza.py:agent",
+        BRIDGE_MODEL_URL="wss://other.example.com/v1/realtime?deployment=a",
+        BRIDGE_MODEL="gpt-realtime-2.1-mini",
+        BRIDGE_VOICE="cedar",
+        BRIDGE_MODEL_HEADERS="api-key: k:1; X-Team: phone;",
+        BRIDGE_TRANSCRIPTION_MODEL="",
+        BRIDGE_GREETING="",
+        BRIDGE_MAX_CALLS="1",
+        BRIDGE_DRAIN_SECONDS="1.5",
+        BRIDGE_RECORD_DIR=str(tmp_path),
+        BRIDGE_FALLBACK_NUMBER="+1 415-555-0100",
+        BRIDGE_WHEN_FULL="Queue",
+        BRIDGE_QUEUE_SECONDS="45.5",
+        BRIDGE_LOG="json",
+        BRIDGE_ROUTES=" routes.yaml ",
+        BRIDGE_API_TOKEN="token",
+        BRIDGE_MODEL_AUDIO="PCM",
+        BRIDGE_MODEL_CONNECT="company.net:connect",
+        BRIDGE_REPORT_URL="https://example.com/calls?key=k",
+        BRIDGE_REPORT_SECRET=SIGNING,
+        BRIDGE_OUTBOUND_PREFIXES="+1, +4930,",
+        BRIDGE_OUTBOUND_NUMBER="+1 (415) 555-0101",
+        BRIDGE_OUTBOUND_CALLS="3",
+        BRIDGE_TWILIO_API_URL="http://127.0.0.1:4010",
+        OPENAI_WEBHOOK_SECRET=SIGNING,
+        OPENAI_API_KEY="sk-key\n",
+        TWILIO_ACCOUNT_SID="AC" + "0" * 32,
+        TWILIO_AUTH_TOKEN="token",
+    )
+
+    assert (found.host, found.port) == ("127.0.0.1", 9000)
+    assert found.public_url == "https://bridge.example.com"
+    assert found.agent == "examples/pizza.py:agent"
+    assert found.model_target == "wss://other.example.com/v1/realtime?deployment=a"
+    assert (found.model, found.voice) == ("gpt-realtime-2.1-mini", "cedar")
+    assert found.model_headers == {"api-key": "k:1", "X-Team": "phone"}
+    assert (found.transcription_model, found.greeting) == ("", "")
+    assert (found.max_calls, found.drain_seconds) == (1, 1.5)
+    assert found.record_dir == tmp_path
+    assert (found.fallback_number, found.log_format) == ("+14155550100", "json")
+    assert (found.when_full, found.queue_seconds) == ("queue", 45.5)
+    assert found.routes == Path("routes.yaml")
+    assert found.api_token == SecretStr("token")
+    assert (found.model_audio, found.model_connect) == ("pcm", "company.net:connect")
+    assert found.report_url == "https://example.com/calls?key=k"
+    assert found.report_secret == found.openai_webhook_secret == SecretStr(SIGNING)
+    assert found.outbound_prefixes == ("+1", "+4930")
+    assert (found.outbound_number, found.outbound_calls) == ("+14155550101", 3)
+    assert found.twilio_api_url == "http://127.0.0.1:4010"
+    assert found.openai_api_key == SecretStr("sk-key")
+    assert found.twilio_account_sid == "AC" + "0" * 32
+    assert found.twilio_auth_token == SecretStr("token")
+
+
+def test_an_empty_value_is_an_unset_one() -> None:
+    """docker-compose passes empty variables on; they must not break the start."""
+    choices = {"BRIDGE_GREETING", "BRIDGE_TRANSCRIPTION_MODEL"}
+
+    assert load(dict.fromkeys(NAMES - choices, " "), env_file=None) == settings()
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    """An operator mends the environment in one go, not in seven restarts."""
+    found = mistakes(
+        {
+            "BRIDGE_PORT": "eighty",
+            "BRIDGE_MAX_CALLS": "0",
+            "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
+            "BRIDGE_INSECURE": "1",
+            "BRIDGE_AGENT": "{receptionist}",
+            "BRIDGE_ROUTES": str(Path(__file__).parent),
+            "BRIDGE_MODEL_HEADERS": "{",
+        }
+    )
+
+    assert set(found) == {
+        "BRIDGE_PORT",
+        "BRIDGE_MAX_CALLS",
+        "BRIDGE_INSECURE",
+        "BRIDGE_AGENT",
+        "BRIDGE_ROUTES",
+        "BRIDGE_MODEL_HEADERS",
+    }
+    assert all(mistake.fix for mistake in found.values())
+
+
+def test_the_message_has_a_line_a_mistake() -> None:
+    """The log of a container that does not start says everything by itself."""
+    with pytest.raises(SettingsError) as raised:
+        settings(BRIDGE_PORT="eighty", BRIDGE_LOG="loud")
+
+    assert str(raised.value).splitlines() == [
+        "BRIDGE_PORT is 'eighty', no whole number: set a number from 0 to 65535",
+        "BRIDGE_LOG is 'loud': set auto, json or pretty",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("BRIDGE_HOST", "http://0.0.0.0", "no address"),
+        ("BRIDGE_PORT", "65536", "65536"),
+        ("BRIDGE_PORT", "-1", "-1"),
+        ("BRIDGE_PORT", "1_0", "no whole number"),
+        ("BRIDGE_PORT", "٨٠", "no whole number"),
+        ("BRIDGE_MAX_CALLS", "1.5", "no whole number"),
+        ("BRIDGE_DRAIN_SECONDS", "-1", "no number of seconds"),
+        ("BRIDGE_DRAIN_SECONDS", "inf", "no number of seconds"),
+        ("BRIDGE_PUBLIC_URL", "bridge.example.com", "no complete url"),
+        ("BRIDGE_PUBLIC_URL", "http://bridge.example.com", "TLS"),
+        ("BRIDGE_PUBLIC_URL", "http://localhost.example.com", "TLS"),
+        ("BRIDGE_PUBLIC_URL", "wss://bridge.example.com", "TLS"),
+        ("BRIDGE_PUBLIC_URL", "https://bridge.example.com/voice", "path"),
+        ("BRIDGE_PUBLIC_URL", "https://bridge.example.com?a=1", "query"),
+        ("BRIDGE_PUBLIC_URL", "https://bridge.example.com:port", "no complete url"),
+        ("BRIDGE_PUBLIC_URL", "https://[::1", "no complete url"),
+        ("BRIDGE_PUBLIC_URL", "https://", "no complete url"),
+        ("BRIDGE_PUBLIC_URL", "https://a b", "no complete url"),
+        ("BRIDGE_INSECURE", "maybe", "neither yes nor no"),
+        ("BRIDGE_AGENT", "receptionist", "receptionist"),
+        ("BRIDGE_AGENT", "a.py:", "a.py:"),
+        ("BRIDGE_ROUTES", str(Path(__file__).parent), "names a folder"),
+        ("BRIDGE_REDIS_URL", "cache:6379", "no redis url"),
+        ("BRIDGE_REDIS_URL", "https://cache:6379", "no redis url"),
+        ("BRIDGE_REDIS_URL", "redis://", "no complete url"),
+        ("BRIDGE_REDIS_URL", "unix://", "no complete url"),
+        ("BRIDGE_REDIS_URL", "redis://:a/b@cache", "no complete url"),
+        ("BRIDGE_REDIS_URL", "redis://cache:0", "no complete url"),
+        ("BRIDGE_REDIS_URL", "redis://ca che", "no complete url"),
+        ("BRIDGE_REDIS_URL", "redis://cache/zero", "no database"),
+        ("BRIDGE_REDIS_URL", "redis://cache?retries=1", "option that does not exist"),
+        ("BRIDGE_REDIS_URL", "redis://cache?db=x", "option that does not exist"),
+        ("BRIDGE_REDIS_URL", "redis://c?ssl_cert_reqs=none", "option that does not"),
+        ("BRIDGE_API_TOKEN", "two words", "blank"),
+        ("BRIDGE_MODEL_AUDIO", "opus", "opus"),
+        ("BRIDGE_MODEL_CONNECT", "connect", "connect"),
+        ("BRIDGE_REPORT_URL", "example.com/calls", "no complete url"),
+        ("BRIDGE_REPORT_URL", "ftp://example.com/calls", "no http url"),
+        ("BRIDGE_REPORT_URL", "https://example.com/#calls", "no http url"),
+        ("BRIDGE_REPORT_URL", "https://me:x@example.com/", "user or password"),
+        ("BRIDGE_REPORT_SECRET", "hush", "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", SIGNING.removeprefix("whsec_"), "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", "whsec_AAAA", "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", "whsec_" + "A" * 92, "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", SIGNING + "*", "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", "whsec_ AAAA", "blank"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+1,4930", "no number has"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+", "no number has"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+0", "no number has"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+1 415", "no number has"),
+        ("BRIDGE_OUTBOUND_NUMBER", "0800 12345", "no phone number"),
+        ("BRIDGE_OUTBOUND_CALLS", "0", "0"),
+        ("BRIDGE_TWILIO_API_URL", "twilio", "no complete url"),
+        ("BRIDGE_TWILIO_API_URL", "wss://twilio.example.com", "no http url"),
+        ("OPENAI_WEBHOOK_SECRET", "sk-key", "no signing secret"),
+        ("BRIDGE_MODEL_URL", "https://model.example.com", "WebSocket"),
+        ("BRIDGE_MODEL_URL", "fake", "no complete url"),
+        ("BRIDGE_MODEL_HEADERS", "api-key", "colon"),
+        ("BRIDGE_MODEL_HEADERS", "api key: 1", "no header"),
+        ("BRIDGE_MODEL_HEADERS", '{"api-key": 1}', "no header"),
+        ("BRIDGE_MODEL_HEADERS", '{"a": "b\\r\\nc: d"}', "control characters"),
+        ("BRIDGE_RECORD_DIR", __file__, "names a file"),
+        ("BRIDGE_RECORD_DIR", "~nobody-of-that-name/calls", "home of nobody"),
+        ("BRIDGE_ROUTES", "~nobody-of-that-name/routes.yaml", "home of nobody"),
+        ("BRIDGE_FALLBACK_NUMBER", "0800 12345", "no phone number"),
+        ("BRIDGE_WHEN_FULL", "wait", "wait"),
+        ("BRIDGE_WHEN_FULL", "fallback", "nobody to dial"),
+        ("BRIDGE_QUEUE_SECONDS", "-1", "no number of seconds"),
+        ("BRIDGE_VOICE", "ma\x00rin", "control characters"),
+        ("TWILIO_ACCOUNT_SID", "SK" + "0" * 32, "no account SID"),
+        ("TWILIO_AUTH_TOKEN", "0123 4567", "blank"),
+        ("OPENAI_API_KEY", "sk-“quoted”", "no key has"),
+    ],
+)
+def test_a_mistake_is_named_where_it_is(name: str, value: str, told: str) -> None:
+    """The operator reads which variable is wrong, what about it and what to set."""
+    found = mistakes({name: value})
+
+    assert set(found) == {name}
+    assert told in found[name].text and found[name].fix
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8080", "http://127.0.0.2", "http://[::1]:8080"]
+)
+def test_the_own_machine_needs_no_tls(url: str) -> None:
+    """A developer tries signatures with the fake Twilio and no certificate."""
+    assert settings(BRIDGE_PUBLIC_URL=url).public_url == url
+
+
+SECRETS = {
+    "BRIDGE_API_TOKEN": "hush hush",
+    "BRIDGE_REPORT_URL": "https://me:hush@example.com",
+    "BRIDGE_REPORT_SECRET": "whsec_hush",
+    "BRIDGE_TWILIO_API_URL": "https://me:hush@twilio.example.com",
+    "BRIDGE_OUTBOUND_NUMBER": "hush",
+    "BRIDGE_OUTBOUND_PREFIXES": "+1,hush",
+    "OPENAI_WEBHOOK_SECRET": "whsec_hush",
+    "BRIDGE_REDIS_URL": "redis://me:hush@cache/hush?hush=hush",
+    "BRIDGE_PUBLIC_URL": "https://me:hush@bridge.example.com",
+    "BRIDGE_MODEL_URL": "wss://me:hush@model.example.com",
+    "BRIDGE_MODEL_HEADERS": '{"api-key": "hush',
+    "OPENAI_API_KEY": "hush hush",
+    "TWILIO_AUTH_TOKEN": "hush hush",
+    "TWILIO_ACCOUNT_SID": "hush",
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_no_mistake_tells_a_secret(name: str) -> None:
+    """A key pasted wrongly does not end up in the log for everybody to read."""
+    with pytest.raises(SettingsError) as raised:
+        load({name: SECRETS[name]}, env_file=None)
+
+    assert "hush" not in str(raised.value)
+
+
+def test_no_report_tells_a_secret() -> None:
+    """Settings in a log or in a bug report carry no key."""
+    environ = {
+        "OPENAI_API_KEY": "hush",
+        "TWILIO_AUTH_TOKEN": "hush",
+        "BRIDGE_MODEL_URL": "wss://model.example.com/v1?api-key=hush",
+        "BRIDGE_MODEL_HEADERS": "api-key: hush",
+        "BRIDGE_REPORT_URL": "https://example.com/calls?key=hush",
+        "BRIDGE_REPORT_SECRET": SIGNING,
+        "BRIDGE_REDIS_URL": "rediss://hush:hush@cache/0?ssl_keyfile=hush",
+        "BRIDGE_API_TOKEN": "hush",
+        "OPENAI_WEBHOOK_SECRET": SIGNING,
+    }
+
+    found = load(environ, env_file=None)
+
+    report = f"{found!r} {found} {check(environ, env_file=None)}"
+    assert "hush" not in report
+    assert SIGNING not in report
+
+
+def test_by_hand_too_a_mistake_hides_its_input() -> None:
+    """A test or an embedding program that passes a bad key does not print it."""
+    with pytest.raises(ValidationError) as raised:
+        Settings(openai_api_key=SecretStr("fine"), twilio_account_sid="hush")
+
+    assert "hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://cache", "at cache"),
+        ("redis://cache:6379/0", "at cache:6379"),
+        ("rediss://me:p%2Fw@cache:6380/1?ssl_cert_reqs=none", "at cache:6380"),
+        ("unix:///run/redis.sock?db=2", "at /run/redis.sock"),
+    ],
+)
+def test_where_calls_are_shared(url: str, place: str) -> None:
+    """A Redis is named in any of its ways, and the report says which."""
+    found = settings(BRIDGE_REDIS_URL=f" {url}\n").redis_url
+
+    assert found == SecretStr(url)
+    assert Settings(redis_url=found).redis_url == found
+    lines = map(str, check({**REAL, "BRIDGE_REDIS_URL": url}, env_file=None))
+    assert any(line.endswith(place) for line in lines)
+
+
+@pytest.mark.parametrize("size", [24, 64])
+def test_a_signing_secret_is_kept_as_it_is(size: int) -> None:
+    """What the other side signs with is what is checked with, whole."""
+    secret = "whsec_" + base64.b64encode(bytes(range(size))).decode()
+
+    kept = settings(BRIDGE_REPORT_SECRET=f" {secret}\n").report_secret
+
+    assert kept == SecretStr(secret)
+    assert Settings(report_secret=kept).report_secret == kept
+
+
+def test_a_wish_to_call_nobody_is_one() -> None:
+    """An empty list of prefixes opens no line."""
+    assert settings(BRIDGE_OUTBOUND_PREFIXES=" ,").outbound_prefixes == ()
+    assert Settings(outbound_prefixes=("+1",)).outbound_prefixes == ("+1",)
+
+
+def test_a_full_house_needs_somebody_to_put_callers_through_to() -> None:
+    """The operator hears of it, not the caller; a mistyped number is told alone."""
+    number = {"BRIDGE_WHEN_FULL": "fallback", "BRIDGE_FALLBACK_NUMBER": "+14155550100"}
+    found = settings(**number)
+
+    assert (found.when_full, found.fallback_number) == ("fallback", "+14155550100")
+    assert set(mistakes({**number, "BRIDGE_FALLBACK_NUMBER": "0800"})) == {
+        "BRIDGE_FALLBACK_NUMBER"
+    }
+
+
+def test_check_tells_what_a_full_house_does() -> None:
+    """The report says how long callers wait, before anybody has to."""
+    found = check({**REAL, "BRIDGE_WHEN_FULL": "queue"}, env_file=None)
+
+    [told] = [it for it in found if it.name == "BRIDGE_WHEN_FULL"]
+    assert told.level == "ok" and "120 s" in told.text
+
+
+def test_headers_as_json() -> None:
+    """A header value with a semicolon can be written, too."""
+    found = settings(BRIDGE_MODEL_HEADERS='{"X-Tags": "a; b: c"}')
+
+    assert found.model_headers == {"X-Tags": "a; b: c"}
+
+
+def test_which_model_answers() -> None:
+    """Without a key the bundled fake answers; with one OpenAI; else who was named."""
+    assert settings().model_target == LOCAL_MODEL
+    assert settings(OPENAI_API_KEY="k").model_target.startswith("wss://api.openai.com/")
+    assert (
+        settings(OPENAI_API_KEY="k", BRIDGE_MODEL_URL="local").model_target == "local"
+    )
+
+
+def test_the_file_counts_and_the_environment_goes_before(tmp_path: Path) -> None:
+    """`.env` is read; a variable set for one run goes before it."""
+    env_file = tmp_path / ".env"
+    env_file.write_text("BRIDGE_PORT=81 # ours\nBRIDGE_MAX_CALLS=7\nhost=9.9.9.9\n")
+
+    found = load({"BRIDGE_PORT": "82"}, env_file)
+
+    assert (found.port, found.max_calls, found.host) == (82, 7, "0.0.0.0")
+
+
+def test_the_process_environment_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`BRIDGE_PORT=83 bridge serve` listens on 83, beside a `.env` that says more."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRIDGE_PORT", "83")
+    (tmp_path / ".env").write_text("BRIDGE_MAX_CALLS=7\n")
+
+    found = load()
+
+    assert (found.port, found.max_calls) == (83, 7)
+
+
+def test_an_env_file_that_is_no_text(tmp_path: Path) -> None:
+    """A `.env` saved as UTF-16 is named as the trouble."""
+    env_file = tmp_path / ".env"
+    env_file.write_text("BRIDGE_PORT=81\n", encoding="utf-16")
+
+    with pytest.raises(SettingsError, match="UTF-8"):
+        load({}, env_file)
+    assert levels(check({}, env_file)) == {str(env_file): "error"}
+
+
+def test_settings_do_not_change() -> None:
+    """All calls of a process live under the same rules."""
+    with pytest.raises(ValidationError):
+        settings().port = 1  # type: ignore[misc]
+
+
+def test_by_hand_nothing_is_read_from_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A developer's own environment does not change what a test proves."""
+    monkeypatch.setenv("BRIDGE_MAX_CALLS", "7")
+
+    assert Settings(port=0).max_calls == 200
+
+
+def test_ready_for_the_real_twilio() -> None:
+    """A complete environment is served without a word."""
+    assert serving_mistakes(load(REAL, env_file=None)) == []
+
+
+@pytest.mark.parametrize("name", ["BRIDGE_PUBLIC_URL", "TWILIO_AUTH_TOKEN"])
+def test_unsigned_requests_are_not_served_by_oversight(name: str) -> None:
+    """Forgetting one variable never opens the line to strangers."""
+    environ = {key: value for key, value in REAL.items() if key != name}
+
+    assert levels(serving_mistakes(load(environ, env_file=None))) == {name: "error"}
+
+
+def test_insecure_is_served_with_a_warning() -> None:
+    """A developer gets going without an account, and is told what that means."""
+    found = serving_mistakes(settings(BRIDGE_INSECURE="yes", OPENAI_API_KEY="k"))
+
+    assert levels(found) == {"BRIDGE_INSECURE": "warning"}
+
+
+@pytest.mark.parametrize(
+    ("token", "told"), [("your-token", {"BRIDGE_API_TOKEN": "error"}), ("x" * 16, {})]
+)
+def test_a_token_that_can_be_guessed_is_refused(
+    token: str, told: dict[str, str]
+) -> None:
+    """Nobody leaves the example's token on a door that costs money."""
+    found = serving_mistakes(load({**REAL, "BRIDGE_API_TOKEN": token}, None))
+
+    assert levels(found) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TWILIO_AUTH_TOKEN", "changeme"),
+        ("TWILIO_AUTH_TOKEN", '""'),  # docker's --env-file takes quotes for a value
+        ("TWILIO_AUTH_TOKEN_SECONDARY", "x"),
+        ("TWILIO_SHARED_KEYS", "webhooks_sharedkey_1: secret"),
+    ],
+)
+def test_a_secret_of_twilios_that_can_be_guessed_is_refused(
+    name: str, value: str
+) -> None:
+    """Whoever guesses one is Twilio; a second one that is none nobody would notice."""
+    found = serving_mistakes(load({**REAL, name: value}, None))
+
+    assert levels(found) == {name: "error"}
+    assert value not in str(found[0])
+
+
+def test_a_proxy_that_is_anybody_is_mentioned() -> None:
+    """With a header of their own nobody would be held to a limit of addresses."""
+    for given, told in (("10.0.0.0/8", {}), ("10.0.0.0/8,::/0", "warning")):
+        found = serving_mistakes(load({**REAL, "BRIDGE_TRUSTED_PROXIES": given}, None))
+        assert levels(found) == (told and {"BRIDGE_TRUSTED_PROXIES": told})
+
+
+def test_a_fake_model_or_a_keyless_one_is_mentioned() -> None:
+    """Nobody wonders why the agent says it is a fake, or why the model hangs up."""
+    public = {k: v for k, v in REAL.items() if k != "OPENAI_API_KEY"}
+    keyless = public | {"BRIDGE_MODEL_URL": "wss://model.example.com"}
+
+    assert levels(serving_mistakes(load(public, None))) == {
+        "BRIDGE_MODEL_URL": "warning"
+    }
+    assert levels(serving_mistakes(load(keyless, None))) == {
+        "BRIDGE_MODEL_URL": "warning"
+    }
+
+
+def test_a_model_about_to_be_shut_down_is_mentioned() -> None:
+    """The operator hears of the last day before the callers do."""
+    found = serving_mistakes(
+        load(
+            REAL
+            | {
+                "BRIDGE_MODEL": "gpt-realtime",
+                "BRIDGE_TRANSCRIPTION_MODEL": "whisper-1",
+            },
+            env_file=None,
+        )
+    )
+
+    assert [(f.level, f.name) for f in found] == [
+        ("warning", "BRIDGE_MODEL"),
+        ("warning", "BRIDGE_TRANSCRIPTION_MODEL"),
+    ]
+    assert "2027-01-20" in found[0].text
+
+
+def test_our_own_models_are_current() -> None:
+    """A fresh installation does not start on a model with a last day."""
+    found = settings()
+
+    assert found.model not in DEPRECATED_MODELS
+    assert found.transcription_model not in DEPRECATED_TRANSCRIPTION_MODELS
+    known = str(get_args(RealtimeSessionCreateRequest.model_fields["model"].annotation))
+    assert f"'{found.model}'" in known
+    known = str(get_args(AudioTranscription.model_fields["model"].annotation))
+    assert f"'{found.transcription_model}'" in known
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("BRIDGE_PROT", "BRIDGE_PORT"),
+        ("bridge_port", "BRIDGE_PORT"),
+        ("BRIDGE_PUBLIC_URI", "BRIDGE_PUBLIC_URL"),
+        ("BRIDGE_MAXCALLS", "BRIDGE_MAX_CALLS"),
+    ],
+)
+def test_a_misspelt_variable_is_noticed(name: str, near: str, tmp_path: Path) -> None:
+    """A setting that does nothing is pointed out, with the name that was meant."""
+    (tmp_path / ".env").write_text(f"{name}=1\n")
+
+    for found in (
+        unknown_names({name: "1", "PATH": "/bin"}, env_file=None),
+        unknown_names({}, tmp_path / ".env"),
+    ):
+        assert [(f.level, f.name, f.fix) for f in found] == [
+            ("warning", name, f"did you mean {near}?")
+        ]
+
+
+def test_check_says_what_is_in_force_and_what_is_wrong() -> None:
+    """`bridge check` is one look at everything."""
+    found = check(REAL | {"BRIDGE_PROT": "1"}, env_file=None)
+    broken = check({"BRIDGE_PORT": "x"}, env_file=None)
+
+    assert {f.level for f in found} == {"ok", "warning"}
+    assert any("bridge.example.com" in f.text for f in found)
+    assert levels(broken) == {"BRIDGE_PORT": "error"}
+
+
+# ----------------------------------------------------------------- limits and rotation
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        (
+            "BRIDGE_OUTBOUND_PREFIXES",
+            "+1,!+1900",
+            "outbound_prefixes",
+            ("+1", "!+1900"),
+        ),
+        ("BRIDGE_TRANSFER_PREFIXES", "", "transfer_prefixes", ()),
+        (
+            "BRIDGE_TRUSTED_PROXIES",
+            "127.0.0.1, 10.1.2.3/8,::1",
+            "trusted_proxies",
+            tuple(map(ip_network, ("127.0.0.1", "10.0.0.0/8", "::1"))),
+        ),
+        (
+            "TWILIO_SHARED_KEYS",
+            "webhooks_sharedkey_1: a; webhooks_sharedkey_2: b",
+            "twilio_shared_keys",
+            {"webhooks_sharedkey_1": "a", "webhooks_sharedkey_2": "b"},
+        ),
+        (
+            "BRIDGE_PRICES",
+            "input_text=4,input_audio=32, input_cached=0.4 ,output_text=16,"
+            "output_audio=64.",
+            "prices",
+            Prices(4, 32, 0.4, 16, 64),
+        ),
+        ("BRIDGE_COST_PER_DAY", "12.5", "cost_per_day", 12.5),
+        ("BRIDGE_TICKETS", "OFF", "tickets", "off"),
+        ("BRIDGE_RECORD_DAYS", "0", "record_days", 0),
+    ],
+)
+def test_a_limit_is_read(name: str, text: str, field: str, value: object) -> None:
+    """What the operator writes is what holds."""
+    assert getattr(settings(**{name: text}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("BRIDGE_OUTBOUND_PREFIXES", "!+1900", "allows no number"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+1,!!+1900", "no number has"),
+        ("BRIDGE_TRUSTED_PROXIES", "10.0.0.0/8;::1", "no address or network"),
+        ("BRIDGE_TRUSTED_PROXIES", "balancer", "no address or network"),
+        ("TWILIO_SHARED_KEYS", "s3cr3t-without-id", "cannot be read"),
+        ("TWILIO_SHARED_KEYS", "id:", "no key has"),
+        ("TWILIO_SHARED_KEYS", "i.d: s3cr3t", "no key has"),
+        ("BRIDGE_PRICES", "input_text=4", "lacks input_audio"),
+        ("BRIDGE_PRICES", "input_text=1e9", "no price"),
+        ("BRIDGE_PRICES", "inputtext=1", "no price"),
+        ("BRIDGE_COST_PER_CALL", "-1", "no amount"),
+        ("BRIDGE_COST_PER_CALL", "nan", "no amount"),
+        ("BRIDGE_TICKETS", "maybe", "maybe"),
+        ("BRIDGE_WAITING_SOCKETS", "0", "is 0"),
+        ("BRIDGE_MESSAGES_PER_SECOND", "10", "is 10"),
+        ("BRIDGE_LONGEST_SECONDS", "5", "is 5"),
+    ],
+)
+def test_a_limit_that_cannot_be_read(name: str, text: str, told: str) -> None:
+    """A slip of the pen turns no limit off: the bridge does not start."""
+    mistake = mistakes({name: text})[name]
+
+    assert told in mistake.text
+    assert mistake.fix
+    assert "s3cr3t" not in str(mistake)
+
+
+def test_a_bridge_that_would_be_unsafe_says_the_two_lines_that_mend_it() -> None:
+    """They can be copied into .env."""
+    told = {it.name: it for it in serving_mistakes(load({}, None))}
+
+    assert "BRIDGE_PUBLIC_URL=https://" in told["BRIDGE_PUBLIC_URL"].fix
+    assert "TWILIO_AUTH_TOKEN=" in told["TWILIO_AUTH_TOKEN"].fix
+    assert {told[it].level for it in ("BRIDGE_PUBLIC_URL", "TWILIO_AUTH_TOKEN")} == {
+        "error"
+    }
+
+
+def test_streams_without_tickets_are_mentioned() -> None:
+    """Whoever uses a TwiML Bin knows what it costs them."""
+    found = serving_mistakes(load({**REAL, "BRIDGE_TICKETS": "off"}, None))
+
+    assert levels(found) == {"BRIDGE_TICKETS": "warning"}
+
+
+PRICES = "input_text=4, input_audio=32, input_cached=1, output_text=16, output_audio=64"
+
+
+@pytest.mark.parametrize("name", ["BRIDGE_COST_PER_CALL", "BRIDGE_COST_PER_DAY"])
+def test_a_limit_of_cost_needs_prices(name: str, tmp_path: Path) -> None:
+    """A budget that nothing ever counts towards would be found out by the bill. Routes
+    may have prices of their own, which are looked at when they are read."""
+    limited = {**REAL, name: "5"}
+
+    assert levels(serving_mistakes(load(limited, None))) == {name: "error"}
+    for more in (
+        {"BRIDGE_PRICES": PRICES},
+        {"BRIDGE_ROUTES": str(tmp_path / "r.yaml")},
+    ):
+        assert serving_mistakes(load({**limited, **more}, None)) == []
+
+
+def test_check_tells_what_a_call_may_cost() -> None:
+    """Whoever looks sees the limits that are in force, and those that are not."""
+    environ = {"BRIDGE_TRANSFER_PREFIXES": "+1,!+1900", "BRIDGE_COST_PER_CALL": "1.5"}
+    told = {it.name: it.text for it in check(environ, None) if it.level == "ok"}
+
+    assert told["BRIDGE_LONGEST_SECONDS"] == "is 14400: no call is longer"
+    assert told["BRIDGE_CALLS_PER_NUMBER"] == "is 10"
+    assert told["BRIDGE_COST_PER_CALL"] == "is 1.5"
+    assert told["BRIDGE_COST_PER_DAY"] == "is 0: no limit"
+    assert "+1, !+1900" in told["BRIDGE_TRANSFER_PREFIXES"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "host", "told"),
+    [
+        ({}, "0.0.0.0", None),
+        ({"BRIDGE_INSECURE": "1"}, "127.0.0.1", None),
+        ({"BRIDGE_INSECURE": "1", "BRIDGE_HOST": "0.0.0.0"}, "0.0.0.0", "warning"),
+        ({"BRIDGE_INSECURE": "0", "BRIDGE_HOST": "::1"}, "::1", None),
+    ],
+)
+def test_unsigned_requests_come_from_this_machine(
+    environ: dict[str, str], host: str, told: str | None
+) -> None:
+    """Nobody else on the developer's network calls at their cost, unless it is said."""
+    found = settings(**environ)
+
+    assert found.host == host
+    assert levels(serving_mistakes(found)).get("BRIDGE_HOST") == told
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOWN = re.compile(
+    r"(TWILIO_AUTH_TOKEN(?:_SECONDARY)?|BRIDGE_API_TOKEN|TWILIO_SHARED_KEYS)"
+    r"[=:] ?(\"[^\"]+\"|\S+)"
+)
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", ".env.example", "deploy/kubernetes/secret.example.yaml"]
+)
+def test_what_our_own_files_show_is_no_secret(file: str) -> None:
+    """A placeholder that was left in place opens no door: anybody can read it here."""
+    shown = SHOWN.findall((ROOT / file).read_text("utf-8"))
+
+    assert shown
+    for name, value in shown:
+        environ = {**REAL, name: value.strip('"')}
+        assert levels(serving_mistakes(load(environ, None))).get(name) == "error", value
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("TWILIO_AUTH_TOKEN_SECONDRY", "TWILIO_AUTH_TOKEN_SECONDARY"),
+        ("TWILIO_ACOUNT_SID", "TWILIO_ACCOUNT_SID"),
+        ("TWILIO_REGION", None),
+        ("OPENAI_BASE_URL", None),
+    ],
+)
+def test_a_slip_in_a_vendors_name(name: str, near: str | None) -> None:
+    """It is told before a rotation refuses every caller; names of others are not."""
+    found = unknown_names({name: "x"}, None)
+
+    assert [it.fix for it in found] == ([f"did you mean {near}?"] if near else [])
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "0.05"])
+def test_no_time_at_all(text: str) -> None:
+    """A limit of 0 would refuse everybody: it is no way to have none."""
+    name = "BRIDGE_START_SECONDS"
+
+    assert "no time" in mistakes({name: text})[name].text

@@ -1,0 +1,54 @@
+"""What is wrong with a deployment is told before the first call."""
+
+from pathlib import Path
+
+import pytest
+
+from bridge.app.routes import RoutesError
+from bridge.app.settings import Settings
+from bridge.app.startup import load_crew
+from bridge.core.rules import Prices
+
+FALLBACK = "+14155550199"
+ROUTES = """routes:
+  - name: busy
+    when_full: busy
+  - name: through
+    when_full: {answer: fallback}
+"""
+
+
+def test_a_full_house_that_puts_through_to_nobody(tmp_path: Path) -> None:
+    """Callers would hear that they are put through, and then nothing; a number of the
+    route's or of the deployment's is enough."""
+    path = tmp_path / "routes.yaml"
+    path.write_text(ROUTES)
+    with pytest.raises(RoutesError) as refused:
+        load_crew(Settings(routes=path))
+
+    [mistake] = refused.value.mistakes
+    assert mistake.startswith(f"{path}:5") and "`fallback`" in mistake
+    assert load_crew(Settings(routes=path, fallback_number=FALLBACK)).routes.routes
+    path.write_text(f"{ROUTES}    fallback: '{FALLBACK}'\n")
+    assert load_crew(Settings(routes=path)).routes.routes
+
+
+COST = """
+    cost: {limit: 1, input_text: 4, input_audio: 32, input_cached: 0.4,
+           output_text: 16, output_audio: 64}
+"""
+
+
+@pytest.mark.parametrize("limit", ["cost_per_call", "cost_per_day"])
+def test_a_limit_of_what_has_no_price(tmp_path: Path, limit: str) -> None:
+    """A budget that no call of some route would ever count towards is none."""
+    path = tmp_path / "routes.yaml"
+    path.write_text(f"routes:\n  - name: paid{COST}  - name: free\n")
+    with pytest.raises(RoutesError) as refused:
+        load_crew(Settings(routes=path, **{limit: 5}))
+
+    mistakes = refused.value.mistakes
+    assert [it.partition(": ")[0] for it in mistakes] == [f"{path}:5", f"{path}:1"]
+    assert all("BRIDGE_PRICES" in it for it in mistakes)
+    assert load_crew(Settings(routes=path, prices=Prices(), **{limit: 5})).routes.routes
+    assert load_crew(Settings(routes=path)).routes.routes

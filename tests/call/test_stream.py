@@ -1,0 +1,104 @@
+"""One media stream: what piles up, what is slow, what comes before its start."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from bridge.call.stream import MAX_BEFORE_START, MAX_TO_PHONE, Opened, Stream
+from bridge.core import twilio_messages
+
+
+class Phone:
+    """Says what it is given, then nothing; takes nothing where it is `stuck`."""
+
+    def __init__(self, *says: str | bytes, stuck: bool = False) -> None:
+        self.says = says
+        self.taken: list[str] = []
+        self._goes_on = asyncio.Event()
+        if not stuck:
+            self._goes_on.set()
+
+    async def __aiter__(self) -> AsyncIterator[str | bytes]:
+        for text in self.says:
+            yield text
+        await asyncio.sleep(60)
+
+    async def send(self, text: str) -> None:
+        await self._goes_on.wait()
+        self.taken.append(text)
+
+    async def close(self) -> None:
+        pass
+
+
+class Ear:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.changed = asyncio.Event()
+
+    def hear(self, text: str | bytes) -> None:
+        self._keep("heard")
+
+    def stream_broken(self, reason: str) -> None:
+        self._keep(reason)
+
+    def stream_over(self) -> None:
+        self._keep("over")
+
+    def stream_stuck(self) -> None:
+        self._keep("stuck")
+
+    def stream_slow(self) -> None:
+        self._keep("slow")
+
+    def _keep(self, what: str) -> None:
+        self.told.append(what)
+        self.changed.set()
+
+
+async def test_a_phone_that_takes_nothing_is_told_of_and_left() -> None:
+    """An operator sees that it was slow, and not that it hung up."""
+    ear, phone = Ear(), Phone(stuck=True)
+    async with asyncio.TaskGroup() as tasks:
+
+        def begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+            return tasks.create_task(work, name=name)
+
+        line = Stream(phone, ear, begin, lambda seconds: None, 0.05)
+        line.send("one", 0.0)
+        async with asyncio.timeout(2):
+            await ear.changed.wait()
+        line.send("two", 0.0)
+        line.leave()
+
+    assert ear.told == ["slow", "over"]
+    assert phone.taken == []
+
+
+async def test_a_phone_for_which_too_much_waits() -> None:
+    """Ten minutes of audio may; more is no phone's."""
+    ear, phone = Ear(), Phone(stuck=True)
+    async with asyncio.TaskGroup() as tasks:
+
+        def begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+            return tasks.create_task(work, name=name)
+
+        line = Stream(phone, ear, begin, lambda seconds: None)
+        for _ in range(MAX_TO_PHONE):
+            line.send("a message", 0.0)
+        assert ear.told == []
+        line.send("one more", 0.0)
+        line.leave()
+
+    assert ear.told == ["stuck"]
+
+
+async def test_what_comes_before_the_start_is_kept_in_bounds() -> None:
+    """Neither many messages nor long ones are read for nothing."""
+    many = await Opened.of(Phone(*["{}"] * (MAX_BEFORE_START + 1)))
+    long = await Opened.of(Phone(*["x" * twilio_messages.MAX_MESSAGE_CHARS] * 5))
+
+    assert (many.call_sid, many.late) == (long.call_sid, long.late) == (None, False)
+    assert len(many._first) == MAX_BEFORE_START and len(long._first) == 2

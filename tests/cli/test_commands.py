@@ -1,0 +1,423 @@
+"""The commands, as a user types them.
+
+Where the SDK is imported a process of its own costs two seconds of CPU: those commands
+run in this one, where nothing but their words and their exit code is in question.
+"""
+
+import asyncio
+import base64
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import structlog
+from click.testing import Result
+from pydantic import SecretStr
+from typer.testing import CliRunner
+
+from bridge.app.routes import Report, Route, Routes
+from bridge.app.settings import NAMES, Settings
+from bridge.cli.commands import _secrets, app
+from bridge.fleet import CallEntry, Capacity
+from bridge.fleet.redis import redis_registry
+from bridge.telemetry.trace import Trace
+from tests.fleet.redis_server import RedisServer
+
+WHSEC = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+
+COMMANDS = [
+    [],
+    ["serve"],
+    ["demo"],
+    ["check"],
+    ["twiml"],
+    ["forget"],
+    ["sim"],
+    ["sim", "call"],
+    ["sim", "model"],
+    ["sim", "load"],
+    ["sim", "accuracy"],
+]
+
+
+def bridge(
+    *words: str, folder: Path, timeout: float = 50, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """`bridge ...` with these variables and no others of ours, in that folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "bridge.cli.commands", *words],
+        env=_environ(environ),
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+    )
+
+
+def bridge_here(*words: str, folder: Path, **environ: str) -> Result:
+    """The same in this process; a traceback would be an exception here."""
+    unset: dict[str, str | None] = dict.fromkeys(NAMES & os.environ.keys())
+    with chdir(folder):
+        done = CliRunner().invoke(app, words, env={**unset, **environ})
+    if not isinstance(done.exception, SystemExit | None):
+        raise done.exception
+    return done
+
+
+def _environ(environ: dict[str, str]) -> dict[str, str]:
+    kept = {name: it for name, it in os.environ.items() if name not in NAMES}
+    here = str(Path(__file__).resolve().parents[2])
+    return {**kept, "PYTHONPATH": here, "COLUMNS": "100", **environ}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_is_worth_reading(command: list[str]) -> None:
+    """Every command tells what it is for."""
+    done = CliRunner().invoke(app, [*command, "--help"])
+
+    assert done.exit_code == 0
+    assert len(done.output.split()) > 25
+
+
+def test_the_versions_that_a_bug_report_needs(tmp_path: Path) -> None:
+    """`bridge --version` tells them at once, without a configuration that is right."""
+    done = bridge("--version", folder=tmp_path, BRIDGE_PORT="phone")
+
+    names = ("twilio-realtime-bridge", "openai-agents", "openai")
+    told = [f"{name} {metadata.version(name)}" for name in names]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:-1] == told
+    assert done.stdout.splitlines()[-1].startswith(f"Python {sys.version.split()[0]} ")
+
+
+def test_sources_that_nobody_installed_have_no_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the package's metadata are missing that is told; no version is made up."""
+    monkeypatch.setattr("bridge.app.versions.PACKAGE", "nothing-of-that-name")
+    done = CliRunner().invoke(app, ["--version"])
+
+    assert done.exit_code == 0
+    assert "nothing-of-that-name is not installed as a package\n" in done.stdout
+
+
+def test_an_agent_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """The server does not start, and says why."""
+    (tmp_path / "mine.py").write_text("import nothing_of_that_name\n")
+    done = bridge_here(
+        "serve", folder=tmp_path, BRIDGE_INSECURE="1", BRIDGE_AGENT="mine.py:agent"
+    )
+
+    assert done.exit_code == 1
+    assert "mine.py cannot be run" in done.stderr
+    assert "nothing_of_that_name" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unsafe_server_does_not_start(tmp_path: Path) -> None:
+    """Without what signatures need it says the lines that mend it."""
+    done = bridge("serve", folder=tmp_path)
+
+    assert done.returncode == 1
+    assert "BRIDGE_PUBLIC_URL" in done.stderr
+    assert "TWILIO_AUTH_TOKEN" in done.stderr
+
+
+def test_every_mistake_at_once(tmp_path: Path) -> None:
+    """A user mends the configuration in one go."""
+    done = bridge("serve", folder=tmp_path, BRIDGE_PORT="phone", BRIDGE_MAX_CALLS="0")
+
+    assert done.returncode == 1
+    assert "BRIDGE_PORT" in done.stderr and "BRIDGE_MAX_CALLS" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_tells_what_is_missing(tmp_path: Path) -> None:
+    """All that keeps a call from coming through, with the fix."""
+    bad = bridge_here("check", folder=tmp_path, BRIDGE_AGENT="no.such:agent")
+    good = bridge_here(
+        "check",
+        folder=tmp_path,
+        BRIDGE_PUBLIC_URL="https://bridge.example",
+        TWILIO_AUTH_TOKEN="a" * 32,
+        OPENAI_API_KEY="sk-secret",
+    )
+
+    assert bad.exit_code == 1
+    for word in ("BRIDGE_PUBLIC_URL", "TWILIO_AUTH_TOKEN", "BRIDGE_AGENT", "no.such"):
+        assert word in bad.stdout
+    assert good.exit_code == 0, good.stdout
+    assert "sk-secret" not in good.stdout + good.stderr
+
+
+def test_check_tells_what_looks_like_markup(tmp_path: Path) -> None:
+    """What stands in a file or a variable is told as it is, whatever it looks like."""
+    (tmp_path / "routes.yaml").write_text("routes:\n  - name: '[/bold]'\n")
+    done = bridge_here(
+        "check", folder=tmp_path, BRIDGE_ROUTES="routes.yaml", BRIDGE_RECORD_DIR="[/x]"
+    )
+
+    assert done.exit_code == 1
+    assert "[/bold]" in done.stdout and "[/x]" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_check_names_the_connector_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """The one variable that is wrong is the one that is told."""
+    (tmp_path / ".env").write_text(
+        "BRIDGE_INSECURE=1\nBRIDGE_MODEL_CONNECT=no.such:connect\n"
+    )
+    told = bridge_here("check", folder=tmp_path)
+    serve = bridge_here("serve", folder=tmp_path)
+
+    assert "error    BRIDGE_MODEL_CONNECT" in told.stdout
+    assert (told.exit_code, serve.exit_code) == (1, 1)
+    assert "BRIDGE_MODEL_CONNECT" in serve.stderr and "agent" not in serve.stderr
+
+
+def test_a_call_through_a_bridge_that_is_not_there(tmp_path: Path) -> None:
+    """One clear line that says where it was looked for."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    done = bridge(
+        "call",
+        "+14155550101",
+        folder=tmp_path,
+        BRIDGE_API_TOKEN="token",
+        BRIDGE_HOST="::",
+        BRIDGE_PORT=port,
+    )
+
+    assert done.returncode == 1
+    assert f"no bridge answers at http://[::1]:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_the_fake_model_cannot_have(tmp_path: Path) -> None:
+    """As with the bridge itself: a line, no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = bridge("sim", "model", "--port", port, folder=tmp_path)
+
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_document_for_a_twiml_bin(tmp_path: Path) -> None:
+    """It can be pasted as it is."""
+    done = bridge("twiml", "--url", "https://bridge.example/", folder=tmp_path)
+
+    assert done.returncode == 0
+    assert 'url="wss://bridge.example/media"' in done.stdout
+    assert 'action="https://bridge.example/voice/next"' in done.stdout
+    assert "BRIDGE_TICKETS=off" in done.stderr
+    assert bridge("twiml", folder=tmp_path).returncode == 1
+
+
+@contextmanager
+def serving(
+    folder: Path, **environ: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A `bridge serve` on a free port, and its origin."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    names = {"BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": str(port), **environ}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bridge.cli.commands", "serve"],
+        env=_environ(names),
+        cwd=folder,
+        text=True,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/healthz", process)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
+    for _ in range(200):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server does not come up")
+
+
+def test_serve_takes_a_call_and_stops_when_told(tmp_path: Path) -> None:
+    """`bridge serve` with the embedded model answers a call; SIGTERM ends it with 0.
+
+    Its log is JSON lines that name the call, and hold no number of anybody's.
+    """
+    with serving(tmp_path, BRIDGE_INSECURE="1", BRIDGE_LOG="json") as (url, process):
+        done = bridge("sim", "call", f"{url}/voice", folder=tmp_path, timeout=60)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"ended by the caller: \d+\.\d s of\s+the agent heard", done.stdout
+    )
+    assert process.returncode == 0
+    assert '"event": "call_ended"' in log
+    assert '"outcome": "caller_hung_up"' in log
+    assert '"call_sid": "CA' in log
+    assert "5551230001" not in log and "Traceback" not in log
+    assert "BRIDGE_INSECURE" in log  # the warning
+    assert f'"version": "{metadata.version("twilio-realtime-bridge")}"' in log
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """One clear line, no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = bridge(
+            "serve",
+            folder=tmp_path,
+            BRIDGE_INSECURE="1",
+            BRIDGE_HOST="127.0.0.1",
+            BRIDGE_PORT=port,
+        )
+
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def own_log() -> Iterator[None]:
+    """What a command sets up in this process is as before afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("own_log")
+def test_calls_are_forgotten(tmp_path: Path) -> None:
+    """Whoever runs the bridge can do as a caller asks, and sees what was done."""
+    for name in ("CA1.MZ1", "CA1.MZ2", "CA2.MZ3"):
+        (tmp_path / f"{name}.trace.jsonl").write_text("words")
+
+    done = bridge_here("forget", "CA1", folder=tmp_path, BRIDGE_RECORD_DIR=".")
+
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "CA1: deleted: traces 2, shared records 0\n",
+    )
+    assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ3.trace.jsonl"]
+
+
+@pytest.mark.usefixtures("own_log")
+def test_who_could_not_be_forgotten_is_told(tmp_path: Path) -> None:
+    """A slip in a SID, another folder, a call that is being recorded: nobody believes
+    that it is done."""
+    trace = Trace(0.0, lambda why: None)
+    trace.open(tmp_path, "CA2", "MZ1")
+
+    here = {"BRIDGE_RECORD_DIR": "."}
+    done = bridge_here("forget", "CA9", "CA2", "CA*", "../x", folder=tmp_path, **here)
+    nowhere = bridge_here("forget", "CA2", folder=tmp_path)
+
+    assert (done.exit_code, nowhere.exit_code) == (1, 1)
+    assert done.stdout.splitlines() == [
+        f"CA9: nothing is kept of it in {tmp_path}",
+        "CA2: still runs, so nothing was deleted",
+        "CA*: is no SID of a call, such as CA and 32 digits",
+        "../x: is no SID of a call, such as CA and 32 digits",
+    ]
+    assert "BRIDGE_RECORD_DIR is not set" in nowhere.stdout
+    assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ1.trace.jsonl"]
+    trace.close()
+    assert bridge_here("forget", "CA2", folder=tmp_path, **here).exit_code == 0
+
+
+@pytest.mark.usefixtures("own_log")
+def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
+    """What the instances share goes, too, but not of a call that still runs; where
+    Redis is away nothing is said to be done."""
+    server = RedisServer(tmp_path)
+    server.start()
+    environ = {"BRIDGE_REDIS_URL": server.url, "BRIDGE_RECORD_DIR": "."}
+
+    async def fill() -> None:
+        async with redis_registry(server.url, lambda: Capacity(1, 0)) as registry:
+            for sid in ("CA1", "CA2"):
+                await registry.put(f"talk:{sid}", b"words", 60.0)
+            entry = CallEntry("CA2", "MZ2", time.time())
+            await registry.opened(entry)
+            done = await asyncio.to_thread(
+                bridge_here, "forget", "CA1", "CA2", folder=tmp_path, **environ
+            )
+            assert done.exit_code == 1
+            assert done.stdout.splitlines() == [
+                "CA1: deleted: traces 0, shared records 1",
+                "CA2: still runs, so nothing was deleted",
+            ]
+            assert await registry.get("talk:CA1") is None
+            assert await registry.get("talk:CA2") == b"words"
+
+    try:
+        asyncio.run(fill())
+    finally:
+        server.stop()
+    (tmp_path / "CA1.MZ1.trace.jsonl").write_text("words")
+    away = bridge_here("forget", "CA1", folder=tmp_path, **environ)
+    assert away.exit_code == 1
+    assert away.stdout == "CA1: nothing deleted, Redis is away\n"
+    assert (tmp_path / "CA1.MZ1.trace.jsonl").exists()
+
+
+def test_the_log_is_told_every_secret_of_the_configuration() -> None:
+    """Whatever a library quotes, in whichever part of an url it was."""
+    conf = Settings(
+        api_token=SecretStr("api-token"),
+        openai_api_key=SecretStr("openai-key"),
+        openai_webhook_secret=SecretStr(WHSEC),
+        report_secret=SecretStr(WHSEC),
+        report_url="https://a.example/services/B0123456789ABCDEF/x?key=of-reports&a=b",
+        redis_url=SecretStr("rediss://me:p%40ss-of-redis@redis.example:6379/0"),
+        model_url="wss://m.example/v1?api-key=of-the-model",
+        model_headers={"api-key": "header-key", "Authorization": "Bearer header-token"},
+        twilio_auth_token=SecretStr("auth-token"),
+        twilio_auth_token_secondary=SecretStr("second-token"),
+        twilio_shared_keys={"SK1": "shared-key"},
+    )
+    where = Report(url="https://b.example/hook?token=of-a-route")
+    routes = Routes(routes=(Route(name="a", report=where),))
+
+    secrets = _secrets(conf, routes)
+
+    assert {
+        "api-token",
+        "openai-key",
+        WHSEC,
+        "of-reports",
+        "B0123456789ABCDEF",
+        "p@ss-of-redis",
+        "of-the-model",
+        "header-key",
+        "header-token",
+        "auth-token",
+        "second-token",
+        "shared-key",
+        "of-a-route",
+    } <= secrets
+    assert not secrets & {"a.example", "services", "v1", "0", "me", "Bearer"}

@@ -1,0 +1,167 @@
+"""`bridge demo`: one call between the fakes, and what is told of it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import HostedMCPTool, RunContextWrapper, function_tool
+from agents.realtime import RealtimeAgent
+
+from bridge.agent.live import LiveCall
+from bridge.agent.phone_tools import hang_up, send_digits
+from bridge.app.startup import Crew
+from bridge.cli import demo
+from bridge.sim.model import CallTool, Say
+from bridge.sim.scenario import RECEPTION, SMALL_TALK, Doing, Line, Scenario
+from bridge.sim.twilio import steps
+
+LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
+
+
+@function_tool
+def look_up(what: str) -> str:
+    """Look something up."""
+    return f"{what}: {os.environ['OPENAI_BASE_URL']}"
+
+
+@function_tool
+async def written(context: RunContextWrapper[LiveCall]) -> str:
+    """Something is written into the call."""
+    context.context.tell("In writing.", respond=False)
+    return "x" * 500
+
+
+billing: RealtimeAgent[Any] = RealtimeAgent(name="billing", tools=[hang_up])
+front: RealtimeAgent[Any] = RealtimeAgent(
+    name="front", tools=[look_up, send_digits, written], handoffs=[billing]
+)
+
+
+def test_what_the_agent_did_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words, tools with what they gave, handoffs, in order, with the clock; a call that
+    the agent ends is a good one. The recording lies beside it."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr("sys.argv", ["/some/where/bin/bridge", "demo"])
+    patient = steps.Listen(quiet_seconds=1.0)
+    scenario = Scenario(
+        "a test",
+        [Line("What is it?"), patient, Line("Bye."), steps.Wait(8), steps.HangUp()],
+        [
+            [Say("Hi.")],  # the greeting, which the caller talks over
+            [Say("A moment."), CallTool("look_up", {"what": "it"})],
+            [CallTool("send_digits", {"digits": "12"})],
+            [CallTool("written", {})],
+            [Say("It is blue.")],
+            [CallTool("transfer_to_billing", {})],
+            [Say("Goodbye!"), CallTool("hang_up", {})],
+        ],
+    )
+    call = demo.run(Crew(front), scenario, tmp_path)
+
+    assert demo.failures(call) == []
+    assert call.record.ended_by == "bridge"
+    did = {it.name: it for it in call.did}
+    tools = ["look_up", "send_digits", "written", "hang_up"]
+    assert list(did) == [*tools, "front -> billing"]
+    assert did["look_up"].text.startswith('look_up {"what":"it"} -> it: http://127.')
+    assert did["written"].text.endswith("xxx ...")
+    assert did["hang_up"].output is None and did["hang_up"].text == "hang_up {}"
+    assert did["front -> billing"].kind == "handoff"
+    said = [(it.who, it.text) for it in call.said]
+    assert [it for it in said if it[0] == "caller"] == [
+        ("caller", "What is it?"),
+        ("caller", "Bye."),
+    ]
+    assert ("agent", "It is blue.") in said and ("billing", "Goodbye!") in said
+    blue = next(it for it in call.said if it.text == "It is blue.")
+    assert not blue.cut  # though tones were played before it
+    assert did["written"].at < blue.at < did["hang_up"].at
+    report = call.report.read_text()
+    assert "tool" in report and "handoff" in report and "by the bridge" in report
+    assert "/some/where/bin/bridge demo --agent yours.py:agent" in report
+    assert call.wav.stat().st_size > 10_000
+    assert "OPENAI_API_KEY" not in os.environ  # only while it ran
+
+
+def test_any_agent_makes_small_talk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hosted MCP server that is nowhere is there in the demo; a key of the user's
+    stays the one that is used."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-user")
+    tables = HostedMCPTool(
+        tool_config={
+            "type": "mcp",
+            "server_label": "tables",
+            "server_url": "https://mcp.invalid",
+            "require_approval": "never",
+        }
+    )
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="own", tools=[tables])
+    hear = steps.Hear(400)
+    lines: list[Doing] = [hear, Line("Hi."), hear, Line("Now?"), LISTEN, steps.HangUp()]
+    call = demo.run(Crew(agent), Scenario("short", lines), tmp_path)
+
+    assert demo.failures(call) == []
+    [did] = call.did
+    assert did.text.startswith('tables.look_up {"query":"example"} -> this is what')
+    assert os.environ["OPENAI_API_KEY"] == "sk-of-the-user"
+    assert call.record.ended_by == "caller"
+
+
+PAUSE = b"\xff" * 200
+ONE, TWO, THREE = (bytes(range(at, at + 60)) * 40 for at in (0, 70, 140))
+
+
+@pytest.mark.parametrize(
+    ("played", "items", "places"),
+    [
+        (ONE + TWO, [ONE, TWO], [(0, 2400), (2400, 2400)]),
+        (ONE[:900] + TWO, [ONE, TWO], [(0, 900), (900, 2400)]),
+        # Cut in a pause; the next begins with silence, too.
+        (
+            ONE + PAUSE[:90] + PAUSE[:40] + TWO,
+            [ONE + PAUSE + THREE, PAUSE[:40] + TWO],
+            [(0, 2490), (2490, 2440)],
+        ),
+        # The same words again.
+        (ONE[:910] + ONE, [ONE, ONE], [(0, 910), (910, 2400)]),
+        # Tones of somebody else between them; and one that was never played.
+        (ONE + b"~" * 300 + TWO, [ONE, TWO], [(0, 2400), (2700, 2400)]),
+        (ONE, [ONE, TWO], [(0, 2400), (2400, 0)]),
+    ],
+)
+def test_what_was_played_of_each_answer(
+    played: bytes, items: list[bytes], places: list[tuple[int, int]]
+) -> None:
+    """The demo compares what the model believes with bytes: a cut in a pause, where
+    nobody hears a difference, moves no beginning."""
+    assert demo._places(played, [(it, False) for it in items]) == places
+
+
+def test_what_the_model_believes_unheard_has_no_twin_further_on() -> None:
+    """An answer that was deleted before a word of it was played comes again later; or
+    it was played a little, after all."""
+    answers = [(ONE + PAUSE, False), (TWO, True)]
+    again = [*answers, (TWO, False)]
+    played = ONE + PAUSE[:90] + b"~" + TWO
+
+    assert demo._places(played, again) == [(0, 2490), (2490, 0), (2491, 2400)]
+    assert demo._places(ONE + TWO[:80], answers) == [(0, 2400), (2400, 80)]
+
+
+def test_the_bundled_call_ends_as_calls_should() -> None:
+    """The agent says goodbye and hangs up; the caller would only if it did not."""
+    assert RECEPTION.model[-1][-1] == CallTool("hang_up", {})
+    assert RECEPTION.caller[-2:] == [steps.Wait(10), steps.HangUp()]
+
+
+def test_small_talk_has_turns_for_the_tools() -> None:
+    """Five tools are shown, and nobody waits long for the end of it."""
+    lines = [it for it in SMALL_TALK.caller if isinstance(it, Line)]
+
+    assert len(lines) == 6

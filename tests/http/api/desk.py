@@ -1,0 +1,189 @@
+"""The control API on a free port, with calls as a test wants them.
+
+Whatever it answers is held against its own OpenAPI document.
+"""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
+from bridge.agent.approvals import ApprovalRule
+from bridge.agent.live import LiveCall
+from bridge.app.values import IpNetwork
+from bridge.core.limits import Limits
+from bridge.fleet import CallEntry
+from bridge.http.api import handlers, openapi
+from bridge.http.api.auth import Gate
+from bridge.http.connection_guard import HEADERS, Doors, secure_headers
+from tests.support.line import FACTS, Line, live_call
+
+TOKEN = "a token of the tests"
+SID = FACTS.call_sid
+ELSEWHERE = "CA" + "9" * 32
+DOCUMENT = openapi.document()
+
+
+class Switchboard:
+    """bridge.http.api.handlers.Calls: calls that a test has put there."""
+
+    def __init__(self) -> None:
+        self.here: dict[str, LiveCall] = {}
+        self.known: list[CallEntry] = []
+        self.placed: list[handlers.PlaceCall] = []
+        self.placed_sid = "CA" + "5" * 32
+        self.refused: handlers.Refused | None = None
+        self.fails: Exception | None = None
+        self.forgotten: list[str] = []
+        self.keeps: OSError | None = None
+
+    def live(self, call_sid: str) -> LiveCall | None:
+        return self.here.get(call_sid)
+
+    async def entries(self) -> list[CallEntry]:
+        if self.fails:
+            raise self.fails
+        return self.known
+
+    async def place(self, wanted: handlers.PlaceCall) -> str:
+        if self.refused:
+            raise self.refused
+        self.placed.append(wanted)
+        return self.placed_sid
+
+    async def forget(self, call_sid: str) -> None:
+        if self.keeps:
+            raise self.keeps
+        self.forgotten.append(call_sid)
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+@dataclass
+class Desk:
+    """Whoever uses the API, and what it is about."""
+
+    url: str
+    http: aiohttp.ClientSession
+    calls: Switchboard
+    line: Line
+    live: LiveCall
+    hits: list[str]
+    """Limits that were reached."""
+    refused: list[str]
+    """Why somebody was not let in."""
+    auth: dict[str, str] = field(
+        default_factory=lambda: {"Authorization": f"Bearer {TOKEN}"}
+    )
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        headers: dict[str, str] | None = None,
+        raw: bytes | None = None,
+    ) -> Answer:
+        """`path` as in the document, with the call's SID put in for {sid}."""
+        options: dict[str, Any] = {"headers": {**self.auth, **(headers or {})}}
+        if raw is not None:
+            options["data"] = raw
+        elif body is not None:
+            options["json"] = body
+        url = self.url + path.format(sid=SID)
+        async with self.http.request(method, url, **options) as response:
+            told = {name.lower(): value for name, value in response.headers.items()}
+            answer = Answer(response.status, told, await response.text())
+        check(method, path, answer)
+        return answer
+
+    async def get(self, path: str) -> Answer:
+        return await self.ask("GET", path)
+
+    async def post(self, path: str, body: Any = None) -> Answer:
+        return await self.ask("POST", path, body)
+
+
+def check(method: str, path: str, answer: Answer) -> None:
+    """The answer is one that the document has for this operation."""
+    for name, value in HEADERS.items():
+        assert answer.headers[name.lower()] == value
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    described = _operation(method, path)
+    if described is None:  # no such path or method
+        assert answer.headers["content-type"].startswith("application/problem+json")
+        return
+    response = described["responses"][str(answer.status)]
+    content = response.get("content")
+    if content is None:
+        assert answer.text == ""
+        return
+    [(media_type, body)] = content.items()
+    assert answer.headers["content-type"].split(";")[0] == media_type
+    schema = {**body["schema"], "components": DOCUMENT["components"]}
+    Draft202012Validator(schema).validate(answer.json)
+
+
+def _operation(method: str, path: str) -> Any:
+    wanted = path.partition("?")[0].split("/")
+    for known, operations in DOCUMENT["paths"].items():
+        parts = known.split("/")
+        if len(parts) == len(wanted) and all(
+            ours == theirs or ours.startswith("{")
+            for ours, theirs in zip(parts, wanted, strict=True)
+        ):
+            return operations.get(method.lower())
+    return None
+
+
+@asynccontextmanager
+async def desk(
+    limits: Limits | None = None,
+    rule: ApprovalRule | None = None,
+    *,
+    origin: str | None = None,
+    trusted: Sequence[IpNetwork] = (),
+    records: bool = True,
+) -> AsyncIterator[Desk]:
+    """An API with one call of its own and one of another instance."""
+    calls, line = Switchboard(), Line()
+    async with live_call(line, rule=rule) as live:
+        calls.here[SID] = live
+        calls.known = [
+            CallEntry(ELSEWHERE, "MZ" + "8" * 32, 1_700_000_000.0),
+            CallEntry(SID, FACTS.stream_sid, 1_700_000_060.0),
+        ]
+        hits: list[str] = []
+        refused: list[str] = []
+        doors = Doors(limits or Limits(), trusted, hits.append)
+        gate = Gate(TOKEN, doors, refused.append, origin)
+        app = web.Application()
+        app.on_response_prepare.append(secure_headers)
+        app.add_subapp(
+            "/api", handlers.application(calls, gate, calls.forget if records else None)
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await runner.setup()
+        port = await doors.listen(runner, "127.0.0.1", 0)
+        try:
+            async with aiohttp.ClientSession() as http:
+                url = f"http://127.0.0.1:{port}/api"
+                yield Desk(url, http, calls, line, live, hits, refused)
+        finally:
+            await doors.close()
+            await runner.cleanup()

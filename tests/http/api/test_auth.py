@@ -1,0 +1,410 @@
+"""Who gets into the control API, and what all others are told."""
+
+import asyncio
+import ipaddress
+import json
+
+import pytest
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from bridge.core.limits import Limits
+from bridge.http.api import auth
+from bridge.http.api.auth import MAX_ADDRESSES, STRANGERS_BURST, Gate, Rates
+from bridge.http.connection_guard import HEADERS, Doors
+from tests.e2e.house import Place, bridge
+from tests.http.api.desk import TOKEN, Desk, desk
+
+PUBLIC = "https://bridge.example"
+
+# --- the token ---
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer wrong",
+        f"Bearer {TOKEN}x",
+        f"Basic {TOKEN}",
+        TOKEN,
+        "Bearer t\u00f6ken",
+    ],
+)
+async def test_nobody_gets_in_without_the_token(given: str | None) -> None:
+    """A stranger learns nothing, not even which calls or paths there are."""
+    async with desk() as at:
+        at.auth = {} if given is None else {"Authorization": given}
+        for path in ("/calls", "/calls/{sid}/history"):
+            answer = await at.get(path)
+            assert answer.status == 401
+            assert answer.headers["www-authenticate"].startswith("Bearer realm=")
+            assert answer.json["title"] == "The API's token is needed"
+        assert (await at.get("/nothing")).status == 401
+        assert at.refused == ["token"] * 3
+
+
+async def test_the_token_is_good_in_one_place_only() -> None:
+    """What a browser sends along by itself (cookies), and what stands in logs and
+    histories (urls), lets nobody in."""
+    async with desk() as at:
+        at.auth = {}
+        query = f"?token={TOKEN}&access_token={TOKEN}&authorization=Bearer%20{TOKEN}"
+        assert (await at.get(f"/calls{query}")).status == 401
+        cookies = f"token={TOKEN}; Authorization=Bearer {TOKEN}"
+        for name, value in (
+            ("Cookie", cookies),
+            ("X-Api-Key", TOKEN),
+            ("Proxy-Authorization", f"Bearer {TOKEN}"),
+            ("X-Forwarded-Authorization", f"Bearer {TOKEN}"),
+        ):
+            answer = await at.ask("GET", "/calls", headers={name: value})
+            assert answer.status == 401, name
+
+
+async def test_the_scheme_is_read_as_http_says() -> None:
+    """`bearer` is `Bearer`."""
+    async with desk() as at:
+        at.auth = {"Authorization": f"bearer  {TOKEN} "}
+        assert (await at.get("/calls")).status == 200
+
+
+def test_an_empty_token_opens_nothing() -> None:
+    """A forgotten setting does not leave the API open to all."""
+    with pytest.raises(ValueError, match="token"):
+        Gate("", Doors(Limits(), (), print), print)
+
+
+# --- origins ---
+
+
+async def test_pages_of_other_origins_are_refused() -> None:
+    """A web page somebody looks at cannot steer calls through their browser."""
+    async with desk() as at:
+        strange = ("https://evil.example", "null", "http://[", "http://127.0.0.1")
+        for origin in strange:
+            answer = await at.ask("GET", "/calls", headers={"Origin": origin})
+            assert answer.status == 403
+        for site in ("cross-site", "same-site", "?"):
+            headers = {"Sec-Fetch-Site": site}
+            answer = await at.ask("GET", "/calls", headers=headers)
+            assert answer.status == 403
+        assert at.refused == ["origin"] * 7
+        own = at.url.removesuffix("/api")
+        assert (await at.ask("GET", "/calls", headers={"Origin": own})).status == 200
+        answer = await at.ask("OPTIONS", "/calls", headers={"Origin": own})
+        assert answer.status == 405
+
+
+@pytest.mark.parametrize("token", [True, False])
+async def test_no_page_is_given_leave_by_a_browser(token: bool) -> None:
+    """What browsers ask before they send a request of another site is not granted."""
+    asked = {
+        "Origin": "https://evil.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
+    async with desk() as at:
+        if not token:
+            at.auth = {}
+        answer = await at.ask("OPTIONS", "/calls", headers=asked)
+        assert answer.status == (403 if token else 401)
+        # That no answer has an Access-Control-... is checked with each.
+
+
+@pytest.mark.parametrize("public", [PUBLIC, "https://Bridge.example:443"])
+async def test_a_name_that_was_made_to_lead_here(public: str) -> None:
+    """A page whose name was rebound to our address has a Host that is its Origin: where
+    the deployment has a name, that alone counts."""
+    evil = {"Host": "evil.example", "Origin": "http://evil.example"}
+    async with desk(origin=public) as at:
+        assert (await at.ask("GET", "/calls", headers=evil)).status == 403
+        both = {"Origin": PUBLIC, "Host": "evil.example"}
+        assert (await at.ask("GET", "/calls", headers=both)).status == 200
+        for origin in ("http://bridge.example", f"{PUBLIC}:8443", f"{PUBLIC}.evil"):
+            answer = await at.ask("GET", "/calls", headers={"Origin": origin})
+            assert answer.status == 403, origin
+
+
+async def test_of_two_origins_both_count() -> None:
+    """A proxy that appends one does not hide a page's."""
+    async with desk(origin=PUBLIC) as at:
+        head = f"Origin: {PUBLIC}\r\nOrigin: http://evil.example\r\n"
+        body = b"Content-Length: 2\r\n\r\n{}"
+        # 400: the parser has none of it.
+        assert (await _raw(at, head.encode() + body)).split()[1] in (b"400", b"403")
+        assert at.line.asked == []
+
+
+# --- what is sent ---
+
+
+async def test_what_is_no_json_is_refused() -> None:
+    """A form, a slip of the keyboard, half a body: each is told apart."""
+    text = "/calls/{sid}/text"
+    async with desk() as at:
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        plain = await at.ask("POST", text, headers=form, raw=b"text=hello")
+        assert plain.status == 415
+        as_json = {"Content-Type": "application/json"}
+        for raw in (b'{"text": ', b"", b"\xff\xfe", b"{'text': 'a'}"):
+            broken = await at.ask("POST", text, headers=as_json, raw=raw)
+            assert broken.status == 400, raw
+            assert broken.json["errors"]
+        assert at.line.asked == []
+
+
+async def test_every_mistake_is_named() -> None:
+    """One look at the answer is enough to mend a request."""
+    async with desk() as at:
+        body = {"text": 5, "role": "assistant", "colour": "red"}
+        answer = await at.post("/calls/{sid}/text", body)
+
+    assert answer.status == 422
+    assert sorted(it["at"] for it in answer.json["errors"]) == [
+        "colour",
+        "role",
+        "text",
+    ]
+    assert all(it["what"] for it in answer.json["errors"])
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_has_its_limit(chunked: bool) -> None:
+    """A body of a gigabyte is not read into memory."""
+    raw = json.dumps({"text": "a" * 5000}).encode()
+
+    async with desk(Limits(body_bytes=5000)) as at:
+        if not chunked:
+            headers = {"Content-Type": "application/json"}
+            answer = await at.ask("POST", "/calls/{sid}/text", headers=headers, raw=raw)
+            assert answer.status == 413
+        else:
+            assert b" 413 " in await _raw(
+                at,
+                b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+                % (len(raw), raw),
+            )
+        assert at.hits == ["body_bytes"]
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    """A client that stalls holds nothing up."""
+    async with desk(Limits(body_seconds=0.1)) as at:
+        assert b" 408 " in await _raw(at, b'Content-Length: 50\r\n\r\n{"text"')
+        assert at.hits == ["body_slow"]
+
+
+async def test_a_body_that_is_broken_is_no_fault_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is refused, and nothing is logged as a bug: not even of a body that nobody
+    wanted to read."""
+    packed = b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\nno gzip, "
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n"
+    with capture_logs() as logged:
+        async with desk() as at:
+            assert b" 415 " in await _raw(at, packed)
+            assert b" 400 " in await _raw(at, chunked + b"zz\r\n")
+            await _raw(at, b"Content-Length: 50\r\n\r\n{", leave=True)
+            at.calls.here.clear()
+            at.calls.known.clear()
+            assert b" 404 " in await _raw(at, chunked, b"zz\r\n")
+            await asyncio.sleep(0.05)
+
+    assert logged == []
+    assert caplog.records == []
+
+
+async def _raw(at: Desk, rest: bytes, later: bytes = b"", leave: bool = False) -> bytes:
+    """The first bytes of the answer to a request written by hand; `later` is sent when
+    they are there. Whoever leaves does not wait for them."""
+    host = at.url.removeprefix("http://").removesuffix("/api")
+    reader, writer = await asyncio.open_connection(*host.split(":"))
+    sid = at.live.call_sid
+    writer.write(
+        f"POST /api/calls/{sid}/text HTTP/1.1\r\nHost: {host}\r\n"
+        f"Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+        "Connection: close\r\n".encode()
+        + rest
+    )
+    if leave:
+        await asyncio.sleep(0.05)
+    answer = b"" if leave else await reader.readline()
+    writer.write(later)
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+# --- paths ---
+
+
+async def test_what_there_is_not_is_a_problem_too() -> None:
+    """A client needs to understand one kind of error only."""
+    async with desk() as at:
+        lost = await at.get("/nothing")
+        assert (lost.status, lost.json["title"]) == (404, "There is no such path")
+        wrong = await at.ask("DELETE", "/calls")
+        assert (wrong.status, wrong.headers["allow"]) == (405, "GET, POST")
+        assert wrong.json["detail"] == "It knows GET, POST."
+
+
+async def test_a_bug_is_a_problem_without_particulars() -> None:
+    """A stranger to the code sees no traceback; the log has it."""
+    with capture_logs() as logged:
+        async with desk() as at:
+            at.calls.fails = RuntimeError("secret particulars")
+            answer = await at.get("/calls")
+
+    assert answer.status == 500
+    assert [line["event"] for line in logged] == ["api_failed"]
+    assert "secret" not in answer.text
+
+
+PATHS = {
+    "/api": (401, 404),
+    "/api/": (401, 404),
+    "/api//calls": (401, 404),
+    "/api/calls/": (401, 404),
+    "/api/calls;x": (401, 404),
+    "/api/../metrics": (401, 404),
+    "/api/%2e%2e/metrics": (401, 404),
+    "/api/..;/metrics": (401, 404),
+    "/api/calls/CA0/..%2f..%2fcalls": (401, 404),
+    "/api/calls/%00%0d%0aX-Evil:1": (401, 404),
+    "/api/calls/%ff": (401, 404),
+    "/%61pi/calls": (401, 200),
+    "/api/c%61lls#/healthz": (401, 200),
+    "http://evil.example/api/calls": (401, 200),
+    # No other way in, whatever a proxy makes of it.
+    "//api/calls": (404, 404),
+    "/./api/calls": (404, 404),
+    "/healthz/../api/calls": (404, 404),
+    "/API/calls": (404, 404),
+    "/api;x/calls": (404, 404),
+    "/\u0430pi/calls": (400, 400),
+    "*": (400, 400),
+}
+"""Without the token, and with it."""
+
+
+async def test_no_path_leads_around_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the path is written, the API asks for the token; and no answer, whoever
+    made it, says anything of what was asked or lacks what a browser is to know."""
+    monkeypatch.setattr(auth, "STRANGERS_BURST", 1000.0)
+    async with bridge(api_token=SecretStr(TOKEN)) as place:
+        for path, statuses in PATHS.items():
+            for token, status in zip(("", TOKEN), statuses, strict=True):
+                line = f"GET {path} HTTP/1.1\r\n"
+                answer = await _plain(place, line, token)
+                assert answer.startswith(f"HTTP/1.{int(status != 400)} {status}"), line
+        for path in ("/api/calls", "/voice", "/nothing-evil"):
+            for method in ("HEAD", "TRACE", "OPTIONS", "CONNECT", "PUT", "PROPFIND"):
+                line = f"{method} {path} HTTP/1.1\r\n"
+                answer = await _plain(place, line, TOKEN)
+                assert answer.split()[1] in ("404", "405"), line
+                if method == "HEAD":
+                    assert answer.endswith("\r\n\r\n")
+        answer = await _plain(place, "GET /nothing HTTP/1.1\r\nExpect: evil\r\n", "")
+        assert answer.split()[1] == "417"
+
+
+async def _plain(place: Place, head: str, token: str) -> str:
+    """The whole answer to a request without a body."""
+    port = place.server.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    auth = f"Authorization: Bearer {token}\r\n" if token else ""
+    writer.write(f"{head}Host: evil.example\r\n{auth}\r\n".encode())
+    async with asyncio.timeout(2):
+        answer = (await reader.read()).decode()
+    writer.close()
+    for name, value in HEADERS.items():
+        assert f"\r\n{name}: {value}\r\n" in answer
+    lower = answer.lower()
+    for word in ("access-control", "evil", "aiohttp", "python", "traceback"):
+        assert word not in lower
+    return answer
+
+
+async def test_where_a_new_call_is_breaks_no_header() -> None:
+    """What Twilio calls it stays in its place of the url."""
+    async with desk() as at:
+        at.calls.placed_sid = "CA/../x\r\nX-Evil: 1"
+        answer = await at.post("/calls", {"to": "+15551230001"})
+
+    assert answer.headers["location"] == "/api/calls/CA%2F..%2Fx%0D%0AX-Evil%3A%201"
+
+
+# --- rates ---
+
+
+async def test_a_client_that_hammers_is_slowed_down() -> None:
+    """A loop gone wild does not take the calls' time; it is told when to come back."""
+    async with desk(Limits(api_per_second=0.5)) as at:
+        assert (await at.get("/calls")).status == 200
+        answer = await at.get("/calls")
+        assert at.hits == ["api_rate"]
+
+    assert answer.status == 429
+    assert answer.headers["retry-after"] == "2"
+
+
+async def test_who_guesses_is_slowed_down_and_keeps_nobody_out() -> None:
+    """Behind a proxy all have one address: strangers do not use up what whoever has
+    the token may ask."""
+    async with desk() as at:
+        token, at.auth = at.auth, {"Authorization": "Bearer a guess"}
+        guesses = [(await at.get("/calls")).status for _ in range(15)]
+        at.auth = token
+
+        assert guesses == [401] * int(STRANGERS_BURST) + [429] * 5
+        assert (at.refused, at.hits) == (["token"] * 10, ["api_rate"] * 5)
+        assert (await at.get("/calls")).status == 200
+
+
+async def test_behind_a_proxy_of_ours_each_has_an_address() -> None:
+    """A proxy's users do not slow each other down; whoever has a whole network of IPv6
+    is one of them."""
+    hosts = ("203.0.113.7", "2001:db8::1", "2001:db8::ffff", "2001:db8:0:1::1")
+    proxies = (ipaddress.ip_network("127.0.0.0/8"),)
+    statuses = []
+    async with desk(Limits(api_per_second=0.5), trusted=proxies) as at:
+        for host in hosts:
+            headers = {"X-Forwarded-For": f"1.2.3.4, {host}"}
+            answer = await at.ask("GET", "/calls", headers=headers)
+            statuses.append(answer.status)
+
+    assert statuses == [200, 200, 429, 200]
+
+
+async def test_nobody_chooses_the_address_they_are_counted_under() -> None:
+    """What somebody says of themselves is worth nothing where no proxy is named."""
+    async with desk(Limits(api_per_second=0.5)) as at:
+        for host, status in (("203.0.113.7", 200), ("203.0.113.8", 429)):
+            headers = {"X-Forwarded-For": host}
+            answer = await at.ask("GET", "/calls", headers=headers)
+            assert answer.status == status
+
+
+def test_a_bucket_fills_again() -> None:
+    """After a rest a client may come as often as before, and no more often."""
+    rates = Rates(per_second=2.0, burst=3.0)
+
+    assert [rates.take("a", 0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
+    assert rates.take("b", 0.0) == 0.0
+    assert rates.take("a", 0.5) == 0.0
+    assert [rates.take("a", 100.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
+
+
+def test_addresses_are_forgotten() -> None:
+    """A million addresses do not fill the memory; one that hammers stays known."""
+    rates = Rates(per_second=1.0, burst=1.0)
+    for number in range(5 * MAX_ADDRESSES):
+        rates.take(str(number), 0.0)
+        rates.take("hammers", 0.0)
+
+    assert len(rates._buckets) == MAX_ADDRESSES
+    assert rates.take("hammers", 0.5) == 0.5

@@ -1,0 +1,242 @@
+"""The events of a call as a stream: in order, to its end, and never at its expense."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.agent.events import CallEvent
+from bridge.core.limits import Limits
+from bridge.http.api import auth, events
+from bridge.privacy.redaction import Redaction
+from tests.http.api.desk import TOKEN, Desk, desk
+
+
+@asynccontextmanager
+async def listening(at: Desk, query: str = "") -> AsyncIterator["Reader"]:
+    """A reader that has had the first line, so that nothing is missed."""
+    url = f"{at.url}/calls/{at.live.call_sid}/events{query}"
+    async with at.http.get(url, headers=at.auth) as response:
+        assert response.status == 200
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert response.headers["cache-control"] == "no-store"
+        reader = Reader(response.content)
+        assert await reader.block() == [": events of the call"]
+        yield reader
+
+
+class Reader:
+    """Server-sent events, read by their definition."""
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+
+    async def block(self) -> list[str]:
+        """The lines up to an empty one; none at the end."""
+        lines: list[str] = []
+        async with asyncio.timeout(5):
+            while line := (await self._content.readline()).decode():
+                if line == "\n":
+                    return lines
+                lines.append(line.removesuffix("\n"))
+        return lines
+
+    async def event(self) -> tuple[str, Any]:
+        name, data = await self.block()
+        assert name.startswith("event: ")
+        assert data.startswith("data: ")
+        told = json.loads(data.removeprefix("data: "))
+        assert told["at"] > 1_700_000_000
+        return name.removeprefix("event: "), told
+
+
+async def test_events_come_in_order_to_the_end_of_the_call() -> None:
+    """A dashboard follows a call; the stream ends by itself when the call does."""
+    async with desk() as at, listening(at) as reader:
+        at.live.emit("caller_said", text="Hello\nthere", odd=complex(1, 2))
+        at.live.emit("of my\nown", n=1)
+        at.live.emit("call_ended", by="caller", why="hung_up")
+
+        name, told = await reader.event()
+        assert name == told["type"] == "caller_said"
+        assert told["data"] == {"text": "Hello\nthere", "odd": "(1+2j)"}
+        name, told = await reader.event()
+        assert (name, told["type"]) == ("of my own", "of my\nown")
+        assert (await reader.event())[0] == "call_ended"
+        assert await reader.block() == []
+
+
+@pytest.mark.parametrize(("query", "wanted"), [("", 1), ("?raw=0", 1), ("?raw=1", 2)])
+async def test_the_models_own_events_come_when_wanted(query: str, wanted: int) -> None:
+    """Hundreds of deltas a second are for those who ask for them."""
+    async with desk() as at, listening(at, query) as reader:
+        at.live.emit("raw_model_event", kind="response.done")
+        at.live.emit("call_ended")
+
+        names = [(await reader.event())[0] for _ in range(wanted)]
+        assert names == ["raw_model_event", "call_ended"][-wanted:]
+        assert await reader.block() == []
+
+
+async def test_two_readers_get_the_same() -> None:
+    """A dashboard and a recorder do not take events from each other."""
+    async with desk() as at, listening(at) as one, listening(at) as other:
+        at.live.emit("handoff", to="billing")
+
+        assert await one.event() == await other.event()
+
+
+async def test_a_call_without_a_last_word_ends_its_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call that broke leaves no reader waiting for ever."""
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.05)
+    async with desk() as at, listening(at) as reader:
+        at.live.end()
+        assert await reader.block() == []
+
+
+async def test_a_quiet_stream_is_kept_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that closes what is silent leaves it alone."""
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.05)
+    async with desk() as at, listening(at) as reader:
+        assert await reader.block() == [":"]
+
+
+async def test_a_reader_that_leaves_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A closed browser tab leaves no listener behind."""
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.02)
+    async with desk() as at:
+        async with listening(at):
+            assert at.live._listeners.wants("anything")
+        await gone(at)
+
+
+async def test_a_reader_that_does_not_read_is_dropped() -> None:
+    """Who takes nothing neither fills our memory nor stops the call's other readers."""
+    with capture_logs() as logged:
+        async with desk(Limits(send_seconds=0.2)) as at, stuck(at):
+            for _ in range(300):
+                at.live.emit("caller_said", text="x" * 50_000)
+                await asyncio.sleep(0)
+            await gone(at)
+
+    assert "events_reader_slow" in [line["event"] for line in logged]
+    assert at.hits == ["answer_slow"]
+
+
+async def test_an_event_that_cannot_be_told_ends_the_stream() -> None:
+    """A reader notices that something is missing; the author finds it in the log."""
+    data: dict[str, Any] = {}
+    data["itself"] = data
+    with capture_logs() as logged:
+        async with desk() as at, listening(at) as reader:
+            at.live.emit("odd", data=data)
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await reader.block()
+            at.live.emit("even")
+            await gone(at)
+
+    [line] = [line for line in logged if line["event"] == "events_failed"]
+    assert line["call_sid"] == at.live.call_sid
+
+
+async def test_a_reader_that_falls_behind_is_dropped() -> None:
+    """Events are never left out in silence: the stream ends instead."""
+    async with desk() as at:
+        feed = events.Feed(at.live, raw=False)
+        for _ in range(events.MAX_WAITING + 1):
+            await feed.put(CallEvent("caller_said"))
+        with pytest.raises(events.TooSlow):
+            await feed.next()
+
+
+async def test_so_many_may_listen_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dashboard that opens a stream a second does not use up the instance's sockets;
+    whoever has left makes place."""
+    monkeypatch.setattr(auth, "MAX_LISTENERS", 1)
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.02)
+    async with desk() as at:
+        async with listening(at):
+            answer = await at.get("/calls/{sid}/events")
+            assert (answer.status, at.hits) == (429, ["api_rate"])
+            assert (await at.get("/calls")).status == 200
+        await gone(at)
+        async with listening(at):
+            pass
+
+
+async def test_who_listens_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever crowds at the doors does not push out a dashboard that follows a call."""
+    async with desk(Limits(waiting_sockets=1)) as at, listening(at) as reader:
+        for _ in range(3):
+            assert (await at.get("/calls")).status == 200
+        at.live.emit("handoff", to="billing")
+        assert (await reader.event())[0] == "handoff"
+
+
+async def gone(at: Desk) -> None:
+    """Waits until nobody listens to the call."""
+    async with asyncio.timeout(5):
+        while at.live._listeners.wants("anything"):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def stuck(at: Desk) -> AsyncIterator[None]:
+    """A reader with a small window that asks and never reads."""
+    host, port = at.url.removeprefix("http://").removesuffix("/api").split(":")
+    request = (
+        f"GET /api/calls/{at.live.call_sid}/events HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"Authorization: Bearer {TOKEN}\r\n\r\n"
+    )
+    loop = asyncio.get_running_loop()
+    with socket.socket() as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        end.setblocking(False)
+        await loop.sock_connect(end, (host, int(port)))
+        await loop.sock_sendall(end, request.encode())
+        async with asyncio.timeout(5):
+            while not at.live._listeners.wants("anything"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        yield
+
+
+async def test_events_have_nothing_of_what_the_route_takes_out() -> None:
+    """A dashboard that follows a payment sees no card number and no key; the user's
+    own listeners have all of it."""
+    heard: list[CallEvent] = []
+    card = "4111 1111 1111 1111"
+    async with desk() as at, listening(at) as reader:
+        at.live.redaction = Redaction(cards=True)
+        at.live.on(heard.append)
+        at.live.emit("caller_said", item="item_1", text=f"It is {card}.")
+        at.live.emit("key_pressed", digit="4")
+        at.live.emit("tool_end", tool="pay", arguments=f'["{card}"]', output=card)
+        at.live.emit("mine", card=4111111111111111, odd=OddCard())
+
+        told = [(await reader.event())[1]["data"] for _ in range(4)]
+
+    assert told == [
+        {"item": "item_1", "text": "It is [card number]."},
+        {"digit": "[keys]"},
+        {"tool": "pay", "arguments": '["[card number]"]', "output": "[card number]"},
+        {"card": "[card number]", "odd": "a card: [card number]"},
+    ]
+    assert heard[0].data["text"] == f"It is {card}."
+
+
+class OddCard:
+    def __str__(self) -> str:
+        return "a card: 4111111111111111"

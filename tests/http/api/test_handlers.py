@@ -1,0 +1,502 @@
+"""The control API's operations: what a program sees of a call, and can do to it."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.agent.live import Transfer
+from bridge.app.outbound import (
+    Outbound,
+    OutboundLimited,
+    OutboundOrder,
+    OutboundRefused,
+)
+from bridge.app.routes import Route, Routes
+from bridge.core.history import HistoryItem
+from bridge.fleet.memory import MemoryRegistry
+from bridge.http.api import handlers
+from bridge.privacy.redaction import Redaction
+from tests.http.api.desk import ELSEWHERE, SID, Desk, desk
+from tests.support.line import FACTS
+
+HISTORY = [
+    HistoryItem("i1", "user", "Hello", at=1.5),
+    HistoryItem("i2", "tool_call", call_id="c1", name="menu", arguments="{}"),
+    HistoryItem("i3", "tool_output", "funghi", call_id="c1"),
+    HistoryItem("i4", "assistant", "We have", "We have funghi", True, 3.25),
+]
+
+
+class Decided:
+    """What came of a tool call that waited."""
+
+    def __init__(self, at: Desk, call_id: str = "c9") -> None:
+        self.told: list[tuple[bool, bool, str | None]] = []
+        at.live._approvals.ask(call_id, "refund", '{"n":5}', "billing", self)
+
+    async def __call__(
+        self, approved: bool, *, always: bool, message: str | None
+    ) -> None:
+        self.told.append((approved, always, message))
+
+
+# --- looking ---
+
+
+async def test_the_calls_of_all_instances_are_listed() -> None:
+    """An operator sees the whole fleet, and which calls can be steered here."""
+    async with desk() as at:
+        calls = (await at.get("/calls")).json["calls"]
+
+    assert calls == [
+        {
+            "call_sid": ELSEWHERE,
+            "stream_sid": "MZ" + "8" * 32,
+            "started_at": "2023-11-14T22:13:20Z",
+            "here": False,
+        },
+        {
+            "call_sid": SID,
+            "stream_sid": FACTS.stream_sid,
+            "started_at": "2023-11-14T22:14:20Z",
+            "here": True,
+        },
+    ]
+
+
+async def test_a_call_tells_all_that_is_known() -> None:
+    """Who talks, what was said and heard, what it costs, what waits."""
+    async with desk() as at:
+        at.line.history = HISTORY
+        at.live.began = time.time() - 60
+        at.live.cost = 0.5
+        at.live.input_tokens = 10
+        at.live.take_message("Call me.")
+        Decided(at)
+        call = (await at.get("/calls/{sid}")).json
+
+    assert 60 <= call["seconds"] < 62
+    assert (call["from_number"], call["to_number"]) == ("+14155550101", "+14155550199")
+    assert (call["direction"], call["route"]) == ("inbound", "sales")
+    assert (call["agent"], call["muted"], call["messages"]) == (
+        "receptionist",
+        False,
+        1,
+    )
+    assert (call["cost"], call["input_tokens"], call["output_tokens"]) == (0.5, 10, 0)
+    assert call["transcript"] == [
+        {"at": 1.5, "who": "caller", "text": "Hello", "generated": "", "cut": False},
+        {
+            "at": 3.25,
+            "who": "agent",
+            "text": "We have",
+            "generated": "We have funghi",
+            "cut": True,
+        },
+    ]
+    assert [it["tool"] for it in call["approvals"]] == ["refund"]
+
+
+async def test_a_call_that_is_not_here_says_where_it_is() -> None:
+    """A mistyped SID and a call of another instance are told apart."""
+    async with desk() as at:
+        for method, path, body in (
+            ("GET", "/calls/{}", None),
+            ("POST", "/calls/{}/hang_up", None),
+            ("POST", "/calls/{}/mute", {"on": True}),
+            ("GET", "/calls/{}/events", None),
+        ):
+            lost = await at.ask(method, path.format("CA0"), body)
+            assert (lost.status, lost.json["type"]) == (
+                404,
+                "urn:problem:bridge:no-call",
+            )
+            other = await at.ask(method, path.format(ELSEWHERE), body)
+            assert other.status == 409
+            assert other.json["title"] == "Another instance has the call"
+
+
+async def test_a_registry_that_is_away_is_told() -> None:
+    """The API says what is wrong; a call of its own is steered all the same."""
+    async with desk() as at:
+        at.calls.fails = ConnectionRefusedError()
+        assert (await at.get("/calls")).status == 503
+        assert (await at.post("/calls/{sid}/interrupt")).status == 204
+
+
+# --- doing ---
+
+
+async def test_a_call_is_steered() -> None:
+    """Text, silence, a word cut short: each reaches the line."""
+    async with desk() as at:
+        call = "/calls/{sid}"
+        text: dict[str, Any] = {"text": "We close.", "role": "system", "respond": False}
+        for path, body in (
+            ("text", {"text": "Hello"}),
+            ("text", text),
+            ("interrupt", None),
+            ("interrupt", {}),
+            ("mute", {"on": True}),
+        ):
+            assert (await at.post(f"{call}/{path}", body)).status == 204
+        assert (await at.get(call)).json["muted"] is True
+
+    assert at.line.asked == [
+        ("tell", "user", "Hello", True),
+        ("tell", "system", "We close.", False),
+        ("interrupt", "application"),
+        ("interrupt", "application"),
+        ("mute", True),
+    ]
+
+
+@pytest.mark.parametrize("done", [True, False])
+async def test_what_waits_says_whether_it_was_done(done: bool) -> None:
+    """A caller who speaks up is not hung up on, and the program knows it."""
+    number = {"number": "+1 (415) 555-0111", "ring_seconds": 30}
+    async with desk() as at:
+        at.line.done = done
+        for path, body in (
+            ("hang_up", None),
+            ("transfer", number),
+            ("digits", {"digits": "1w#"}),
+        ):
+            answer = await at.post(f"/calls/{{sid}}/{path}", body)
+            assert (answer.status, answer.json) == (200, {"done": done})
+
+    assert at.line.asked == [
+        ("hang_up",),
+        ("transfer", Transfer("+14155550111", "", 30)),
+        ("send_digits", "1w#"),
+    ]
+
+
+async def test_what_waits_too_long_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program is not left waiting for a caller who listens to a long story."""
+    monkeypatch.setattr(handlers, "ACTION_SECONDS", 0.05)
+    async with desk() as at:
+        at.line.free.clear()
+        answer = await at.post("/calls/{sid}/hang_up")
+
+    assert answer.status == 504
+    assert "may be done yet" in answer.json["detail"]
+
+
+async def test_a_call_that_is_over_is_gone() -> None:
+    """Whoever comes too late is told so, whatever they wanted."""
+    async with desk() as at:
+        Decided(at)
+        at.live.end()
+        for path, body in (
+            ("hang_up", None),
+            ("transfer", {"number": "+14155550111"}),
+            ("digits", {"digits": "1"}),
+            ("text", {"text": "Hello"}),
+            ("interrupt", None),
+            ("mute", {"on": False}),
+            ("approvals/c9", {"approve": True}),
+        ):
+            answer = await at.post(f"/calls/{{sid}}/{path}", body)
+            assert (answer.status, answer.json["title"]) == (410, "The call is over")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("transfer", {"number": "911"}),
+        ("transfer", {"number": "+14155550111", "ring_seconds": 1}),
+        ("digits", {"digits": "one"}),
+        ("text", {"text": "  "}),
+        ("mute", {"on": "yes"}),
+        ("hang_up", {"now": True}),
+        ("approvals/c9", {"approve": True, "message": "no"}),
+    ],
+)
+async def test_what_cannot_be_done_is_refused(path: str, body: dict[str, Any]) -> None:
+    """A slip is named and nothing is done."""
+    async with desk() as at:
+        decided = Decided(at)
+        answer = await at.post(f"/calls/{{sid}}/{path}", body)
+
+        assert answer.status == 422
+        assert answer.json["errors"][0]["what"]
+        assert at.line.asked == []
+        assert decided.told == []
+
+
+async def test_whom_a_call_may_not_be_put_through_to() -> None:
+    """A program that may steer calls may not dial what it likes: told apart from a
+    slip, without the number."""
+    async with desk() as at:
+        at.line.allowed = False
+        body = {"number": "+19005550100"}
+        answer = await at.post("/calls/{sid}/transfer", body)
+
+    assert answer.status == 403
+    assert answer.json["type"].endswith(":not-allowed")
+    assert answer.json["detail"] and "555" not in answer.text
+
+
+# --- approvals ---
+
+
+async def test_a_tool_waits_for_a_yes_or_no() -> None:
+    """A person decides about a refund while the caller is on the line."""
+    async with desk() as at:
+        yes, no = Decided(at, "c1"), Decided(at, "c2")
+        [first, second] = (await at.get("/calls/{sid}/approvals")).json["approvals"]
+        assert (first["call_id"], first["arguments"]) == ("c1", '{"n":5}')
+        assert (second["agent"], second["server"]) == ("billing", "")
+        assert first["since"] < first["until"]
+
+        path = "/calls/{sid}/approvals/"
+        body: dict[str, Any] = {"approve": True, "always": True}
+        assert (await at.post(path + "c1", body)).status == 204
+        body = {"approve": False, "message": "Too much."}
+        assert (await at.post(path + "c2", body)).status == 204
+        assert (yes.told, no.told) == (
+            [(True, True, None)],
+            [(False, False, "Too much.")],
+        )
+
+        again = await at.post(path + "c1", {"approve": False})
+        assert (again.status, again.json["type"]) == (
+            404,
+            "urn:problem:bridge:no-approval",
+        )
+        assert (await at.get("/calls/{sid}/approvals")).json["approvals"] == []
+
+
+# --- the conversation ---
+
+
+async def test_the_history_is_read_and_changed() -> None:
+    """A card number that was said is taken out of what the model remembers."""
+    path = "/calls/{sid}/history"
+    async with desk() as at:
+        at.line.history = HISTORY
+        items = (await at.get(path)).json["items"]
+        assert [it["id"] for it in items] == ["i1", "i2", "i3", "i4"]
+        assert items[1]["name"] == "menu"
+
+        body = {"remove": ["i1"], "correct": {"i4": "We have nothing"}}
+        assert (await at.ask("PATCH", path, body)).status == 204
+        unknown = await at.ask("PATCH", path, {"remove": ["i7"]})
+        assert unknown.status == 422
+        assert unknown.json["errors"][0]["what"].endswith("history: i7")
+
+    assert at.line.asked == [("edit_history", ["i1"], {"i4": "We have nothing"})]
+
+
+# --- placing calls ---
+
+
+async def test_a_call_is_placed() -> None:
+    """A program has somebody called, and is told where the call is seen."""
+    body = {
+        "to": "+14155550155",
+        "from": "+14155550199",
+        "route": "sales",
+        "parameters": {"order": "7"},
+        "greeting": "Good morning!",
+        "machine": "message",
+        "message": "Please call back.",
+        "ring_seconds": 25,
+    }
+    async with desk() as at:
+        answer = await at.post("/calls", body)
+
+    [wanted] = at.calls.placed
+    assert answer.status == 201
+    assert answer.headers["location"] == f"/api/calls/{answer.json['call_sid']}"
+    assert wanted.model_dump(by_alias=True, exclude_defaults=True) == body
+
+
+async def test_a_call_that_is_refused_says_why() -> None:
+    """Limits and slips come back as they were said."""
+    async with desk() as at:
+        at.calls.refused = handlers.Refused(
+            409, "Outbound calls are not set up", "Why."
+        )
+        answer = await at.post("/calls", {"to": "+14155550155"})
+        assert (answer.status, answer.json["detail"]) == (409, "Why.")
+        ours = {"to": "+14155550155", "parameters": {"From": "+1"}}
+        answer = await at.post("/calls", ours)
+        assert answer.status == 422
+        assert "From" in answer.json["errors"][0]["what"]
+
+
+class Telephones(Outbound):
+    """Outbound with no Twilio behind it: takes orders, or says no."""
+
+    def __init__(self, says: Exception | None = None) -> None:
+        super().__init__(
+            MemoryRegistry(),
+            account_sid="AC1",
+            auth_token="t",
+            public_url="https://bridge.example",
+            prefixes=["+1"],
+        )
+        self.says = says
+        self.orders: list[OutboundOrder] = []
+
+    async def place(self, order: OutboundOrder) -> str:
+        if self.says:
+            raise self.says
+        self.orders.append(order)
+        return "CA7"
+
+
+ROUTES = Routes(routes=(Route(name="sales"),))
+
+
+async def test_what_was_asked_for_is_what_is_ordered() -> None:
+    """Nothing of a request is lost on the way to Twilio."""
+    wanted = handlers.PlaceCall.model_validate(
+        {
+            "to": "+14155550155",
+            "route": "sales",
+            "parameters": {"order": "7"},
+            "greeting": "",
+            "machine": "message",
+            "message": "Please call back.",
+            "ring_seconds": 25,
+            "longest_seconds": 600,
+        }
+    )
+    there = Telephones()
+
+    assert await handlers.place(there, wanted, "+14155550199", ROUTES) == "CA7"
+
+    [order] = there.orders
+    assert (order.to, order.from_number) == (wanted.to, "+14155550199")
+    assert (order.route, order.parameters) == ("sales", {"order": "7"})
+    assert (order.greeting, order.machine) == ("", "message")
+    assert (order.message, order.ring_seconds) == ("Please call back.", 25)
+    assert order.longest_seconds == 600
+
+
+@pytest.mark.parametrize(
+    ("changes", "number", "status"),
+    [
+        ({}, None, 422),
+        ({"route": "nowhere"}, "+14155550199", 422),
+        ({"to": "911"}, "+14155550199", 422),
+        ({"machine": "message"}, "+14155550199", 422),
+        ({"parameters": {"a": "b" * 500}}, "+14155550199", 422),
+        ({"parameters": {"a": "\x00"}}, "+14155550199", 422),
+    ],
+)
+async def test_what_could_not_be_called_is_not_tried(
+    changes: dict[str, Any], number: str | None, status: int
+) -> None:
+    """A slip is found before a telephone rings."""
+    wanted = handlers.PlaceCall.model_validate({"to": "+14155550155", **changes})
+    there = Telephones()
+
+    with pytest.raises(handlers.Refused) as refused:
+        await handlers.place(there, wanted, number, ROUTES)
+
+    assert refused.value.status == status
+    assert there.orders == []
+
+
+@pytest.mark.parametrize(
+    ("says", "status"),
+    [
+        (OutboundLimited("off", "no number may be called"), 409),
+        (OutboundLimited("prefix", "not allowed"), 403),
+        (OutboundLimited("at_once", "10 calls are running"), 429),
+        (OutboundLimited("rate", "too many wait"), 429),
+        (OutboundLimited("cost", "the day has cost enough"), 429),
+        (OutboundRefused(21211, 400, "Invalid 'To'"), 422),
+        (OutboundRefused(20003, 401, "Authenticate"), 502),
+        (OutboundRefused(0, 0, "Twilio could not be asked"), 502),
+    ],
+)
+async def test_who_says_no_is_told_apart(says: Exception, status: int) -> None:
+    """Our limit, a wrong number, Twilio's trouble: a program does the right thing."""
+    wanted = handlers.PlaceCall.model_validate({"to": "+14155550155"})
+
+    with pytest.raises(handlers.Refused) as refused:
+        await handlers.place(Telephones(says), wanted, "+14155550199", ROUTES)
+
+    assert refused.value.status == status
+    body = refused.value.response().body
+    assert isinstance(body, bytes)
+    assert str(says) in json.loads(body)["detail"]
+
+
+# --- what is kept, and what is given ---
+
+OVER = "CA" + "7" * 32
+
+
+async def test_a_call_that_is_over_is_forgotten() -> None:
+    """A caller who asks for it has their record deleted, by program; twice is no
+    harm."""
+    async with desk() as at:
+        for _ in range(2):
+            answer = await at.ask("DELETE", f"/calls/{OVER}/record")
+            assert (answer.status, answer.text) == (204, "")
+        assert at.calls.forgotten == [OVER, OVER]
+
+
+@pytest.mark.parametrize("sid", [SID, ELSEWHERE])
+async def test_a_running_call_is_not_forgotten(sid: str) -> None:
+    """Its record is being written, here or on another instance."""
+    async with desk() as at:
+        answer = await at.ask("DELETE", f"/calls/{sid}/record")
+        assert answer.status == 409
+        assert answer.json["type"].endswith("running")
+        assert not at.calls.forgotten
+
+
+async def test_a_record_that_cannot_be_deleted_is_told() -> None:
+    """Nobody takes for gone what is still there; the log says why, without a path."""
+    async with desk() as at:
+        at.calls.keeps = PermissionError(13, "Permission denied", f"/srv/{OVER}.jsonl")
+        with capture_logs() as logged:
+            answer = await at.ask("DELETE", f"/calls/{OVER}/record")
+        assert answer.status == 500
+        assert answer.json["type"].endswith("not-deleted")
+
+    [line] = [it for it in logged if it["event"] == "records_not_deleted"]
+    assert line["why"] == "Permission denied"
+
+
+async def test_without_records_nothing_can_be_forgotten() -> None:
+    """Whoever asks is told, rather than told that it was done."""
+    async with desk(records=False) as at:
+        answer = await at.ask("DELETE", f"/calls/{OVER}/record")
+        assert answer.status == 409
+
+
+async def test_nothing_is_given_of_what_the_route_takes_out() -> None:
+    """A dashboard shows the call, and no card number in it."""
+    card = "4111 1111 1111 1111"
+    async with desk() as at:
+        at.live.redaction = Redaction(cards=True)
+        at.line.history = [
+            HistoryItem("i1", "user", f"It is {card}.", at=1.5),
+            HistoryItem(
+                "i2", "tool_call", name="pay", arguments=f'{{"card":"{card}"}}'
+            ),
+            HistoryItem("i3", "tool_output", card, call_id="c1"),
+        ]
+        at.live._approvals.ask("c9", "pay", f'{{"card":"{card}"}}', "a", Decided(at))
+        details = await at.get("/calls/{sid}")
+        history = await at.get("/calls/{sid}/history")
+        approvals = await at.get("/calls/{sid}/approvals")
+
+    for answer in (details, history, approvals):
+        assert answer.status == 200
+        assert "1111 1111" not in answer.text
+        assert "[card number]" in answer.text
+    assert details.json["from_number"] == FACTS.from_number
+    [waiting] = [it for it in approvals.json["approvals"] if it["call_id"] == "c9"]
+    assert json.loads(waiting["arguments"]) == {"card": "[card number]"}

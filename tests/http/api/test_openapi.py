@@ -1,0 +1,48 @@
+"""The document of the control API: valid, complete, and nothing but what there is."""
+
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from bridge.core.limits import Limits
+from bridge.http.api import handlers, openapi
+from bridge.http.api.auth import Gate
+from bridge.http.connection_guard import Doors
+from tests.http.api.desk import DOCUMENT, Switchboard, desk
+
+
+def test_the_document_is_valid() -> None:
+    """Whoever generates a client from it gets one."""
+    OpenAPIV31SpecValidator(DOCUMENT).validate()
+
+
+def test_every_route_is_described_and_every_description_is_a_route() -> None:
+    """Nothing can be done that is not written down, nor the other way round."""
+    gate = Gate("token", Doors(Limits(), (), print), print)
+    app = handlers.application(Switchboard(), gate)
+    routes = {
+        (route.method, route.resource.canonical)
+        for route in app.router.routes()
+        if route.resource is not None
+    }
+    described = {
+        (method.upper(), path)
+        for path, operations in DOCUMENT["paths"].items()
+        for method in operations
+    }
+
+    assert routes == described
+
+
+def test_operations_have_names_of_their_own() -> None:
+    """Generated clients name their functions by them."""
+    names = [operation.name for operation in openapi.OPERATIONS]
+
+    assert len(names) == len(set(names))
+
+
+async def test_the_document_is_served() -> None:
+    """Tools read it where the API is, with its token."""
+    async with desk() as at:
+        answer = await at.get("/openapi.json")
+        assert answer.json == DOCUMENT
+        at.auth = {}
+        assert (await at.get("/openapi.json")).status == 401

@@ -1,0 +1,606 @@
+"""Connections before they are calls: on real sockets, from two addresses."""
+
+import asyncio
+import gc
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from bridge.core.limits import HITS, Limits
+from bridge.http.connection_guard import GRACE_SECONDS, Doors, secure_headers
+
+HERE = "127.0.0.1"
+ELSEWHERE = "127.0.0.2"
+QUICK = Limits(start_seconds=0.3, send_seconds=0.2)
+GOOD = b"GET /hello HTTP/1.1\r\nHost: here\r\n\r\n"
+UNFINISHED = b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\nFrom="
+UPGRADE = (
+    b"GET /media HTTP/1.1\r\nHost: here\r\n"
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+BIG = 8 << 20
+
+
+class House:
+    """Something that answers, behind doors."""
+
+    def __init__(self, limits: Limits, trusted: Iterable[str] = ()) -> None:
+        self.hits: Counter[str] = Counter()
+        self.doors = Doors(limits, [ip_network(it) for it in trusted], self._hit)
+        self.port = 0
+        self.asked: list[str] = []
+        """Bodies of the requests that were answered."""
+        self.seen: list[tuple[str, bool]] = []
+        """Who asked, and whether directly."""
+
+    def _hit(self, limit: str) -> None:
+        assert limit in HITS
+        self.hits[limit] += 1
+
+    def application(self) -> web.Application:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.route("*", "/hello", self.hello),
+                web.get("/big", self.big),
+                web.get("/media", self.media),
+                web.get("/waits", self.waits),
+                web.get("/broken", self.broken),
+            ]
+        )
+        app.on_response_prepare.append(secure_headers)
+        return app
+
+    async def hello(self, request: web.Request) -> web.Response:
+        self.asked.append(await request.text())
+        self.seen.append(
+            (self.doors.address_of(request), self.doors.came_directly(request))
+        )
+        return web.Response(text="hello")
+
+    async def big(self, request: web.Request) -> web.Response:
+        return web.Response(body=bytes(BIG))
+
+    async def media(self, request: web.Request) -> web.WebSocketResponse:
+        """A call begins with its first message, and says everything twice."""
+        stream = web.WebSocketResponse()
+        await stream.prepare(request)
+        async for message in stream:
+            self.doors.in_call(request)
+            await stream.send_str(message.data)
+        return stream
+
+    async def waits(self, request: web.Request) -> web.Response:
+        await asyncio.sleep(0.5)
+        return web.Response()
+
+    async def broken(self, request: web.Request) -> web.Response:
+        raise RuntimeError("ours to mend")
+
+    async def empty(self) -> None:
+        """Waits until no connection is left."""
+        async with asyncio.timeout(3):
+            while self.doors.waiting:  # noqa: ASYNC110 - nobody tells of the last
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def house(
+    limits: Limits = QUICK, trusted: Iterable[str] = (), host: str = HERE
+) -> AsyncIterator[House]:
+    """Nothing of its connections may be left behind it."""
+    before = asyncio.all_tasks()
+    errors: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    there = House(limits, trusted)
+    runner = web.AppRunner(there.application(), access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    there.port = await there.doors.listen(runner, host, 0)
+    try:
+        yield there
+    finally:
+        since = time.monotonic()
+        await there.doors.close()
+        await runner.cleanup()
+        await asyncio.sleep(0.01)
+        assert time.monotonic() - since < 2, "closing took its time"
+    assert errors == []
+    assert there.doors.waiting == 0
+    assert asyncio.all_tasks() <= before
+    visitors = [it for it in gc.get_objects() if type(it).__name__ == "_Visitor"]
+    assert not [it for it in visitors if it._doors is there.doors and it._timer]
+
+
+@asynccontextmanager
+async def knock(
+    port: int, send: bytes = b"", origin: str = HERE
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection(
+        HERE, port, local_addr=(origin, 0), limit=1 << 20
+    )
+    try:
+        writer.write(send)
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def answer(reader: asyncio.StreamReader) -> str:
+    """All of it, until the connection is closed."""
+    async with asyncio.timeout(3):
+        return (await reader.read()).decode()
+
+
+async def ask(port: int, *pieces: bytes) -> str:
+    async with knock(port) as (reader, writer):
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0)
+        return await answer(reader)
+
+
+async def good(port: int) -> float:
+    """How long an honest request takes."""
+    since = time.monotonic()
+    assert (await ask(port, GOOD)).endswith("hello")
+    return time.monotonic() - since
+
+
+@asynccontextmanager
+async def crowd(
+    port: int, count: int, origin: str, send: bytes = b""
+) -> AsyncIterator[list[socket.socket]]:
+    """Connections that say so much and no more."""
+    sockets = []
+    loop = asyncio.get_running_loop()
+    try:
+        for _ in range(count):
+            it = socket.socket()
+            it.setblocking(False)
+            sockets.append(it)
+            it.bind((origin, 0))
+            await loop.sock_connect(it, (HERE, port))
+            if send:
+                await loop.sock_sendall(it, send)
+        await asyncio.sleep(2 * GRACE_SECONDS)  # until who is too many is sent away
+        yield sockets
+    finally:
+        for it in sockets:
+            it.close()
+
+
+# --- those who only stand there ---
+
+
+@pytest.mark.parametrize("origin", [HERE, ELSEWHERE])
+@pytest.mark.parametrize(
+    "send",
+    [b"", b"GET /hello HTT", UNFINISHED],
+    ids=["idle", "half a head", "no body"],
+)
+async def test_a_thousand_who_say_nothing(origin: str, send: bytes) -> None:
+    """Callers get in at once, also from the address that the thousand come from."""
+    limits = Limits()
+    async with house(limits) as there, crowd(there.port, 1000, origin, send):
+        assert there.doors.waiting == limits.waiting_per_address
+        assert await good(there.port) < 0.2
+        assert there.hits["sockets_of_address"] >= 900
+        assert there.hits["sockets"] == 0
+
+
+async def test_a_thousand_from_many_addresses() -> None:
+    """The number of all is limited, too, and the same holds."""
+    limits = Limits(waiting_sockets=200, waiting_per_address=150)
+    async with (
+        house(limits) as there,
+        crowd(there.port, 140, HERE),
+        crowd(there.port, 140, ELSEWHERE, UPGRADE),
+        crowd(there.port, 140, "127.0.0.3"),
+    ):
+        assert there.doors.waiting == 200
+        assert await good(there.port) < 0.2
+        assert there.hits["sockets"] >= 220
+        assert there.hits["sockets_of_address"] == 0
+
+
+async def test_those_who_come_in_one_turn_are_heard() -> None:
+    """Hundreds are accepted at once, and each has sent all of its request: nobody is
+    sent away unread, though there is place for ten."""
+    async with house(Limits(waiting_sockets=100, waiting_per_address=10)) as there:
+        first = await asyncio.gather(*(good(there.port) for _ in range(15)))
+        assert len(first) == 15
+        assert not there.hits
+
+
+async def test_a_proxy_of_ours_may_have_many() -> None:
+    """All of the world comes through it: it is not counted as one."""
+    limits = Limits(waiting_per_address=5)
+    async with (
+        house(limits, ["127.0.0.2/32"]) as there,
+        crowd(there.port, 20, ELSEWHERE),
+    ):
+        assert await good(there.port) < 0.2
+        assert there.doors.waiting == 20
+        assert not there.hits
+
+
+async def test_calls_are_not_counted() -> None:
+    """However many there are, and whoever knocks: nobody is cut off."""
+    limits = Limits(waiting_sockets=3, waiting_per_address=3)
+    async with house(limits) as there:
+        url = f"ws://{HERE}:{there.port}/media"
+        async with connect(url) as one, connect(url) as other:
+            for it in (one, other):
+                await it.send("start")
+                assert await it.recv() == "start"
+            assert there.doors.waiting == 0
+            async with crowd(there.port, 20, HERE):
+                for it in (one, other):
+                    await it.send("media")
+                    assert await it.recv() == "media"
+
+
+async def test_streams_that_do_not_start_make_place() -> None:
+    """Handshakes of which nothing comes keep nobody out; the oldest goes first."""
+    limits = Limits(waiting_sockets=3)
+    async with house(limits) as there:
+        url = f"ws://{HERE}:{there.port}/media"
+        async with connect(url) as first, connect(url), connect(url):
+            async with connect(url) as last:
+                await asyncio.sleep(2 * GRACE_SECONDS)
+                await last.send("start")
+                assert await last.recv() == "start"
+            with pytest.raises(ConnectionClosed):
+                await first.recv()
+        assert there.hits["sockets"] == 1
+
+
+async def test_the_one_who_makes_place_is_told() -> None:
+    """A client that was only slow knows that it may try again."""
+    async with (
+        house(Limits(waiting_sockets=1)) as there,
+        knock(there.port, b"GET") as (reader, _),
+        knock(there.port),
+    ):
+        assert (await answer(reader)).startswith("HTTP/1.1 503 ")
+
+
+# --- those who are slow ---
+
+
+@pytest.mark.parametrize("send", [b"", b"GET /hello HTTP/1.1\r\nHost: h\r\n"])
+async def test_a_request_that_does_not_come(send: bytes) -> None:
+    """It is told so when the time is over."""
+    async with house() as there:
+        since = time.monotonic()
+        assert (await ask(there.port, send)).startswith("HTTP/1.1 408 ")
+        assert 0.2 < time.monotonic() - since < 1
+        assert there.hits == {"request_slow": 1}
+        await there.empty()
+
+
+async def test_slow_loris() -> None:
+    """Header after header, each in time: all of them are to be there in time."""
+    async with (
+        house() as there,
+        knock(there.port, b"GET / HTTP/1.1\r\n") as (_, writer),
+    ):
+        since = time.monotonic()
+        while there.hits["request_slow"] == 0:
+            assert time.monotonic() - since < 1
+            writer.write(b"X: y\r\n")
+            await asyncio.sleep(0.02)
+
+
+async def test_a_second_request_does_not_wait() -> None:
+    """A connection is closed behind its answer: there is nothing to be slow with."""
+    async with house() as there:
+        text = await ask(there.port, GOOD + GOOD)
+        assert text.count("hello") == 1
+        assert "\r\nConnection: close\r\n" in text
+
+
+async def test_an_answer_that_nobody_reads() -> None:
+    """It is given up, and not kept in memory until the kernel gives up."""
+    limits = replace(QUICK, start_seconds=5)
+    async with house(limits) as there:
+        it = socket.socket()
+        it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        it.connect((HERE, there.port))
+        it.sendall(GOOD.replace(b"hello", b"big"))
+        await asyncio.sleep(0.1)
+        assert there.doors.waiting == 1
+        await there.empty()
+        assert there.hits == {"answer_slow": 1}
+        it.close()
+
+
+async def test_an_answer_that_is_read_slowly() -> None:
+    """Somebody on a thin line gets all of it."""
+    async with (
+        house(replace(QUICK, send_seconds=0.4)) as there,
+        knock(there.port, GOOD.replace(b"hello", b"big")) as (reader, _),
+    ):
+        got = 0
+        async with asyncio.timeout(10):
+            while piece := await reader.read(1 << 18):
+                got += len(piece)
+                await asyncio.sleep(0.04)  # longer than that in all
+        assert got > BIG
+        assert not there.hits
+
+
+# --- heads ---
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"X: y\r\n" * 5000,
+        b"X: " + b"y" * 20_000 + b"\r\n",
+        b"X" * 20_000 + b": y\r\n",
+    ],
+    ids=["many", "a long one", "a long name"],
+)
+@pytest.mark.parametrize("split", [False, True])
+async def test_a_head_that_is_too_large(fields: bytes, split: bool) -> None:
+    """It is refused as soon as it is, with its name."""
+    pieces = [fields[i : i + 1000] for i in range(0, len(fields), 1000)]
+    async with house() as there:
+        head = GOOD[:-2]
+        text = await ask(there.port, head, *(pieces if split else [fields]), b"\r\n")
+        assert text.startswith("HTTP/1.1 431 ")
+        assert there.hits == {"header_bytes": 1}
+        assert not there.asked
+
+
+async def test_a_line_that_aiohttp_does_not_take() -> None:
+    """Where the limit of all is larger than that of one, it is the same answer."""
+    async with house(replace(QUICK, header_bytes=64 * 1024)) as there:
+        long = b"X: " + b"y" * 20_000 + b"\r\n\r\n"
+        assert (await ask(there.port, GOOD[:-2] + long)).startswith("HTTP/1.0 431 ")
+        assert there.hits == {"header_bytes": 1}
+
+
+async def test_a_head_byte_by_byte() -> None:
+    """Whoever sends so is answered all the same, body and all."""
+    request = (
+        b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n"
+        b"X: \xe4\r\n\r\nabcde"
+    )
+    async with house() as there:
+        pieces = [request[i : i + 1] for i in range(len(request))]
+        assert (await ask(there.port, *pieces)).endswith("hello")
+        assert there.asked == ["abcde"]
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        b"GET /hello HTTP/1.1\nHost: here\n\n",
+        b"GET /hello HTTP/1.1\r\nHost: here\n\r\n",
+        b"GET /hello HTTP/1.1\r\nX: y\n\nGET /hello HTTP/1.1\r\n\r\n",
+        b"\r\n\r\n" + GOOD,
+        b"\r\n" + GOOD,
+        b"\n" + GOOD,
+        b" " + GOOD,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /hello\r\n\r\n",
+        b"GET /hello HTTP/0.9\r\n\r\n",
+        b"GET  /hello HTTP/1.1\r\nHost: here\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nHost : here\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nHost: here\r\n X: folded\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nHost: here\rX: y\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nHost: he\x00re\r\n\r\n",
+        b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n"
+        b"Content-Length: 5\r\n\r\nabcde",
+        b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: +4\r\n\r\nabcd",
+        b"POST /hello HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: xchunked\r\n\r\n",
+    ],
+)
+async def test_what_is_no_request(
+    send: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What two parsers may read in two ways is refused; nobody fills the log with it,
+    and the answer does not say what we are made of."""
+    async with house() as there:
+        text = await ask(there.port, send)
+        assert text.startswith(("HTTP/1.1 400 ", "HTTP/1.0 400 "))
+        assert "\r\nServer: bridge\r\n" in text
+        assert not there.asked
+    assert not caplog.records
+
+
+async def test_expect_100() -> None:
+    """A client that asks before it sends its body is told to."""
+    async with house() as there:
+        request = (
+            b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n"
+            b"Expect: 100-continue\r\n\r\n"
+        )
+        async with knock(there.port, request) as (reader, writer):
+            assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"abcde")
+            assert (await answer(reader)).endswith("hello")
+
+
+async def test_http_1_0() -> None:
+    """Old checks of health work, and do not stay."""
+    async with house() as there:
+        text = await ask(
+            there.port, b"GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+        )
+        assert text.startswith("HTTP/1.0 200 ")
+        assert "keep-alive" not in text
+
+
+async def test_what_stands_behind_a_handshake() -> None:
+    """A client that sends its first message with the handshake loses nothing."""
+    async with house() as there:
+        masked = b"\x81\x85\x00\x00\x00\x00start"
+        async with knock(there.port, UPGRADE + masked) as (reader, _):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 101 ")
+            assert b"Connection: close" not in head
+            assert await reader.readexactly(7) == b"\x81\x05start"
+
+
+# --- those who leave ---
+
+
+@pytest.mark.parametrize(
+    "send",
+    [b"", b"GET", GOOD, UPGRADE, GOOD.replace(b"hello", b"waits")],
+    ids=["nothing", "half", "request", "stream", "waiting"],
+)
+async def test_abrupt_resets(send: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """They leave neither a connection nor a line in the log."""
+    async with house() as there:
+        async with crowd(there.port, 50, HERE, send) as sockets:
+            for it in sockets:
+                linger = struct.pack("ii", 1, 0)  # RST
+                it.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        await there.empty()
+        assert await good(there.port) < 0.2
+    assert not caplog.records
+
+
+async def test_a_connection_that_is_half_closed() -> None:
+    """Whoever has said that nothing more comes, before it was a request, is gone."""
+    async with house(Limits()) as there, knock(there.port, b"GET") as (_, writer):
+        writer.write_eof()
+        await there.empty()
+
+
+async def test_doors_close_on_whoever_has_not_asked() -> None:
+    """A deploy waits neither for those nor for whoever waits for an answer."""
+    async with house(Limits()) as there:
+        waits = GOOD.replace(b"hello", b"waits")
+        async with crowd(there.port, 20, HERE), knock(there.port, waits):
+            await asyncio.sleep(0.05)
+            assert there.doors.waiting == 21
+            await there.doors.close()
+            assert there.doors.waiting == 1
+            with pytest.raises(OSError):
+                await good(there.port)
+
+
+async def test_an_address_that_is_taken() -> None:
+    """It is said at the start."""
+    async with house() as there, house() as other:
+        runner = web.AppRunner(web.Application())
+        await runner.setup()
+        with pytest.raises(OSError):
+            await other.doors.listen(runner, HERE, there.port)
+        await runner.cleanup()
+
+
+async def test_what_breaks_here(caplog: pytest.LogCaptureFixture) -> None:
+    """A mistake of ours is told in the log, and not to whoever asked."""
+    async with house() as there:
+        text = await ask(there.port, GOOD.replace(b"hello", b"broken"))
+        assert text.startswith("HTTP/1.1 500 ")
+        assert "mend" not in text
+        assert "\r\nServer: bridge\r\n" in text
+    assert "ours to mend" in caplog.text
+
+
+# --- who asks ---
+
+
+async def test_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of one subscriber is one address: it has more than could be counted."""
+    subscriber = [f"2001:db8:0:1::{n}" for n in range(5)]
+    peers = iter([*subscriber, "2001:db8:0:2::1", "2001:db8:0:3::1"])
+    accept = socket.socket.accept
+
+    def accept_from_peer(it: socket.socket) -> tuple[socket.socket, Any]:
+        """The kernel may have no IPv6, so only the address is of it."""
+        connection, _ = accept(it)
+        return connection, (next(peers), 40000, 0, 0)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_from_peer)
+    limits = Limits(waiting_per_address=2)
+    async with house(limits) as there:
+        writers = [
+            (await asyncio.open_connection(HERE, there.port))[1] for _ in range(7)
+        ]
+        await asyncio.sleep(0.3)
+        assert there.doors.waiting == 2 + 2
+        assert there.hits == {"sockets_of_address": 3}
+        for writer in writers:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [
+        ([], HERE),
+        (["192.0.2.1"], "192.0.2.1"),
+        (["198.51.100.7, 192.0.2.1"], "192.0.2.1"),
+        (["198.51.100.7", "192.0.2.1"], "192.0.2.1"),
+        (["198.51.100.7, 192.0.2.1, 10.1.2.3"], "192.0.2.1"),
+        (["10.1.2.3"], "10.1.2.3"),
+        (["192.0.2.1, nonsense"], HERE),
+        (["192.0.2.1, nonsense, 10.1.2.3"], "10.1.2.3"),
+        (["2001:db8::1"], "2001:db8::1"),
+        (["::ffff:192.0.2.1, ::ffff:10.1.2.3"], "192.0.2.1"),
+        ([""], HERE),
+        ([","], HERE),
+    ],
+)
+async def test_who_asks_through_our_proxies(forwarded: list[str], address: str) -> None:
+    """What the client itself has written there does not hide it."""
+    headers = [("X-Forwarded-For", it) for it in forwarded]
+    async with (
+        house(trusted=[HERE, "10.0.0.0/8"]) as there,
+        aiohttp.ClientSession() as http,
+        http.get(f"http://{HERE}:{there.port}/hello", headers=headers) as it,
+    ):
+        assert it.status == 200
+        assert there.seen == [(address, not forwarded)]
+
+
+async def test_who_asks_without_a_proxy() -> None:
+    """Nobody is believed to be one."""
+    headers = {"x-forwarded-for": "192.0.2.1"}
+    async with (
+        house() as there,
+        aiohttp.ClientSession() as http,
+        http.get(f"http://{HERE}:{there.port}/hello", headers=headers) as it,
+    ):
+        assert it.status == 200
+        assert there.seen == [(HERE, False)]
+
+
+@pytest.mark.parametrize("path", ["/hello", "/nowhere"])
+async def test_headers_of_answers(path: str) -> None:
+    """No browser is led to do anything with an answer, and no version is told."""
+    async with (
+        house() as there,
+        aiohttp.ClientSession() as http,
+        http.get(f"http://{HERE}:{there.port}{path}") as it,
+    ):
+        assert it.headers["X-Content-Type-Options"] == "nosniff"
+        assert it.headers["Cache-Control"] == "no-store"
+        assert it.headers["Referrer-Policy"] == "no-referrer"
+        assert "default-src 'none'" in it.headers["Content-Security-Policy"]
+        assert it.headers["Server"] == "bridge"
+        assert it.headers["Connection"] == "close"

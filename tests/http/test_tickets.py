@@ -1,0 +1,191 @@
+"""The ticket of a stream: good for one call, once, for a minute, on any instance."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.fleet.memory import MemoryRegistry
+from bridge.http.tickets import TICKET_SECONDS, TicketRefused, Tickets
+
+ACCOUNT, CALL = "AC" + "a" * 32, "CA" + "1" * 32
+TOKEN, OTHER = "0123456789abcdef0123456789abcdef", "f" * 32
+
+
+class Clock:
+    now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def tickets(
+    clock: Clock, *keys: str, registry: MemoryRegistry | None = None
+) -> Tickets:
+    return Tickets(keys or (TOKEN,), registry or MemoryRegistry(clock), clock)
+
+
+def parts(path: str) -> tuple[str, str, str]:
+    _, media, account, call, ticket = path.split("/")
+    assert media == "media"
+    return account, call, ticket
+
+
+def refused(issuer: Tickets, *given: str) -> str:
+    with pytest.raises(TicketRefused) as error:
+        issuer.read(*given)
+    return error.value.why
+
+
+async def test_the_stream_of_a_call_comes_in_once(clock: Clock) -> None:
+    """Twilio's stream is connected; whoever repeats its handshake gets nothing."""
+    desk = tickets(clock)
+    ticket = desk.read(*parts(desk.path(ACCOUNT, CALL)))
+
+    await desk.spend(ticket)
+
+    assert (ticket.account_sid, ticket.call_sid) == (ACCOUNT, CALL)
+    with pytest.raises(TicketRefused, match="ticket_used"):
+        await desk.spend(ticket)
+
+
+async def test_any_instance_takes_it_and_only_one(clock: Clock) -> None:
+    """The balancer brings the stream to another bridge than the webhook; a second
+    bridge turns the same ticket away."""
+    shared = MemoryRegistry(clock)
+    one, two = tickets(clock, registry=shared), tickets(clock, registry=shared)
+    given = parts(one.path(ACCOUNT, CALL))
+
+    await two.spend(two.read(*given))
+
+    with pytest.raises(TicketRefused, match="ticket_used"):
+        await one.spend(one.read(*given))
+
+
+async def test_it_stays_used_as_long_as_it_is_good(clock: Clock) -> None:
+    """Nobody waits until it is forgotten that a ticket was used."""
+    desk = tickets(clock)
+    given = parts(desk.path(ACCOUNT, CALL))
+    await desk.spend(desk.read(*given))
+
+    for _ in range(int(TICKET_SECONDS * 4)):
+        clock.now += 0.25
+        try:
+            ticket = desk.read(*given)
+        except TicketRefused as error:
+            assert error.why == "ticket_expired"
+        else:
+            with pytest.raises(TicketRefused, match="ticket_used"):
+                await desk.spend(ticket)
+
+
+def test_it_ends_after_a_minute(clock: Clock) -> None:
+    """A ticket that is found in an old log opens nothing."""
+    desk = tickets(clock)
+    given = parts(desk.path(ACCOUNT, CALL))
+    clock.now += TICKET_SECONDS + 1
+
+    assert refused(desk, *given) == "ticket_expired"
+
+
+def test_each_has_its_own(clock: Clock) -> None:
+    """Two streams of a call, one after the other: each has a ticket."""
+    desk = tickets(clock)
+
+    assert desk.path(ACCOUNT, CALL) != desk.path(ACCOUNT, CALL)
+
+
+def test_it_is_of_one_call_and_account(clock: Clock) -> None:
+    """A ticket that was seen opens no stream of anybody else's call."""
+    desk = tickets(clock)
+    account, call, ticket = parts(desk.path(ACCOUNT, CALL))
+
+    assert refused(desk, account, "CA" + "2" * 32, ticket) == "ticket_forged"
+    assert refused(desk, "AC" + "b" * 32, call, ticket) == "ticket_forged"
+    assert refused(desk, call, account, ticket) == "ticket_forged"
+    assert refused(desk, account + call[:1], call[1:], ticket) == "ticket_forged"
+
+
+def test_nothing_of_it_can_be_changed(clock: Clock) -> None:
+    """No second is added to its time, and no other nonce makes it new."""
+    desk = tickets(clock)
+    account, call, ticket = parts(desk.path(ACCOUNT, CALL))
+    until, nonce, mac = ticket.split(".")
+    later = f"{int(until, 16) + 1:x}"
+
+    for changed in (
+        f"{later}.{nonce}.{mac}",
+        f"{until}.{nonce[::-1]}.{mac}",
+        f"{until}.{nonce}.{mac[:-1]}",
+        f"{until}.{nonce}.{mac}A",
+        f"{until}.{nonce}.",
+        f"{until}.{nonce}",
+        f"{until}{nonce}.{mac}",
+        f".{nonce}.{mac}",
+        f"{until.upper()}.{nonce}.{mac}x",
+        f"{ticket}." + "A" * 24 * 10,
+    ):
+        assert refused(desk, account, call, changed) == "ticket_forged", changed
+
+
+@given(st.text(max_size=60), st.text(max_size=60), st.text(max_size=250))
+def test_a_guess_is_never_good(account: str, call: str, ticket: str) -> None:
+    """Whatever a stranger makes up is turned away, and raises nothing else."""
+    assert refused(tickets(Clock()), account, call, ticket) == "ticket_forged"
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_any_names_can_be_had_back_from_the_path(account: str, call: str) -> None:
+    """No name of a call breaks out of its place in the url."""
+    path = tickets(Clock()).path(account, call) if _is_utf8(account + call) else ""
+
+    assert not path or path.count("/") == 4
+    assert path.isascii()
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("issuer", [(TOKEN,), (TOKEN, OTHER), (OTHER, TOKEN)])
+@pytest.mark.parametrize("reader", [(TOKEN,), (TOKEN, OTHER), (OTHER, TOKEN)])
+def test_a_rotation_leaves_no_stream_outside(
+    clock: Clock, issuer: tuple[str, ...], reader: tuple[str, ...]
+) -> None:
+    """While bridges are restarted with the other token one by one, each takes the
+    streams that another one has answered the webhook of."""
+    given = parts(tickets(clock, *issuer).path(ACCOUNT, CALL))
+
+    assert tickets(clock, *reader).read(*given).call_sid == CALL
+
+
+def test_after_the_rotation_the_old_token_opens_nothing(clock: Clock) -> None:
+    """A token that leaked is worth nothing once it is gone from the settings."""
+    given = parts(tickets(clock, OTHER).path(ACCOUNT, CALL))
+
+    assert refused(tickets(clock, TOKEN), *given) == "ticket_forged"
+
+
+def test_the_ticket_says_nothing_of_the_token(clock: Clock) -> None:
+    """What is in a balancer's log signs no webhook."""
+    assert TOKEN not in tickets(clock).path(ACCOUNT, CALL)
+
+
+@pytest.mark.parametrize("keys", [(), ("",), (TOKEN, "")])
+def test_without_a_secret_there_are_no_tickets(keys: tuple[str, ...]) -> None:
+    """An empty token would let anybody sign."""
+    with pytest.raises(ValueError, match="secret"):
+        Tickets(keys, MemoryRegistry())
+
+
+def test_the_url_is_short_enough(clock: Clock) -> None:
+    """With two tokens: far below what any balancer takes for a line."""
+    assert len(tickets(clock, TOKEN, OTHER).path(ACCOUNT, CALL)) < 200

@@ -1,0 +1,354 @@
+"""Local MCP servers: real programs over stdio, connected for the calls."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents.handoffs import Handoff
+from agents.mcp import MCPServer, MCPServerStdio, MCPServerStreamableHttp
+from agents.realtime import RealtimeAgent, RealtimeRunner, realtime_handoff
+from agents.realtime.openai_realtime import OpenAIRealtimeWebSocketModel
+from structlog.testing import capture_logs
+
+from bridge.model import local_mcp as module
+from bridge.model.local_mcp import McpUnavailable, local_mcp, servers_of
+from bridge.sim.model import Behaviour, CallTool, Heard, ModelServer, Say, Turn
+
+PROGRAM = Path(__file__).resolve().parents[1] / "support" / "mcp_server.py"
+
+
+def sums() -> MCPServerStdio:
+    """A program that is started when it is connected."""
+    params: Any = {"command": sys.executable, "args": [str(PROGRAM)]}
+    return MCPServerStdio(params=params, name="sums", cache_tools_list=True)
+
+
+def agent(*servers: MCPServer, name: str = "desk", **more: Any) -> RealtimeAgent[Any]:
+    return RealtimeAgent(name=name, mcp_servers=list(servers), **more)
+
+
+async def pid(server: MCPServer) -> int:
+    result: Any = await server.call_tool("pid", {})
+    return int(result.content[0].text)
+
+
+def runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def until(there: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not there():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
+
+
+class Strange(MCPServer):
+    """A server of somebody's own class, as slow as told. `session` as the SDK's."""
+
+    def __init__(
+        self, connecting: float = 0.0, closing: float = 0.0, checking: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.session: Strange | None = None
+        self.connects = self.cleanups = 0
+        self.tasks: list[object] = []
+        self.broken = False
+        self._connecting, self._closing = connecting, closing
+        self.checking = checking
+
+    @property
+    def name(self) -> str:
+        return "strange"
+
+    async def connect(self) -> None:
+        self.connects += 1
+        self.tasks.append(asyncio.current_task())
+        await asyncio.sleep(self._connecting)
+        self.session = self
+
+    async def cleanup(self) -> None:
+        self.cleanups += 1
+        self.tasks.append(asyncio.current_task())
+        self.session = None
+        await asyncio.sleep(self._closing)
+
+    async def list_tools(self, *_: Any) -> list[Any]:
+        await asyncio.sleep(self.checking)
+        if self.broken:
+            raise BrokenPipeError
+        return []
+
+    async def call_tool(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+    async def list_prompts(self) -> Any:
+        raise NotImplementedError
+
+    async def get_prompt(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+# --- whose servers ---
+
+
+def test_servers_of_all_agents_that_can_be_reached() -> None:
+    """Through handoffs of every kind, and though the agents hand back."""
+    a, b, c, d = (Strange() for _ in range(4))
+    last = agent(d, a, name="last")
+    third = agent(c, name="third", handoffs=[last])
+    second = agent(b, name="second", handoffs=[realtime_handoff(third)])
+    first = agent(a, handoffs=[second])
+    third.handoffs.append(first)
+
+    assert servers_of(first) == [a, b, c, d]
+
+
+GLOBAL = agent(Strange(), name="global")
+
+
+def test_hand_written_handoff_is_looked_into() -> None:
+    """An agent that its function names is known, one that it makes is not."""
+
+    async def to_global(context: Any, arguments: str) -> RealtimeAgent[Any]:
+        return GLOBAL
+
+    async def to_another(context: Any, arguments: str) -> RealtimeAgent[Any]:
+        return agent(Strange())
+
+    class Callable_:
+        async def __call__(self, context: Any, arguments: str) -> RealtimeAgent[Any]:
+            return GLOBAL
+
+    def by(function: Any) -> Handoff[Any, Any]:
+        return Handoff("t", "d", {}, function, "name")
+
+    handoffs = [by(to_global), by(to_another), by(Callable_())]
+    assert servers_of(agent(handoffs=handoffs)) == GLOBAL.mcp_servers
+
+
+# --- real programs ---
+
+
+async def test_agent_uses_a_tool_of_its_server() -> None:
+    """The model knows the tool; the program's answer comes back to the model."""
+
+    def answer(heard: Heard) -> Turn:
+        return [Say("It makes " + heard.answered[-1].output)]
+
+    server = sums()
+    desk = agent(server)
+    turns = [[CallTool("add", {"a": 2, "b": 3})]]
+    behaviour = Behaviour(turns=turns, answer=answer, think_seconds=0.02, speed=40.0)
+    async with ModelServer(behaviour) as model, local_mcp() as local:
+        async with local.using(desk):
+            session = await RealtimeRunner(
+                desk, model=OpenAIRealtimeWebSocketModel()
+            ).run(model_config={"url": model.url, "headers": {}})
+            async with session:
+                await session.send_message("How much is 2 and 3?")
+                items = model.sessions[0].items
+                await until(
+                    lambda: any(
+                        it.complete and "makes" in it.text for it in items.values()
+                    )
+                )
+
+        [said] = [it.text for it in items.values() if it.role == "assistant"]
+        assert "5" in said
+
+
+async def test_calls_share_a_server_that_ends_with_the_last() -> None:
+    """One program for two calls, none when both are over."""
+    server = sums()
+    desk = agent(server)
+    async with local_mcp() as local:
+        async with local.using(desk):
+            first = await pid(server)
+            async with local.using(desk):
+                assert await pid(server) == first
+            assert await pid(server) == first
+        await until(lambda: not runs(first))
+
+        async with local.using(desk):
+            assert await pid(server) != first
+
+
+async def test_server_that_died_is_there_for_the_next_call() -> None:
+    """It is noticed before the call, though the tools are cached."""
+    server = sums()
+    desk = agent(server)
+    async with local_mcp() as local:
+        await local.hold(desk)
+        async with local.using(desk):
+            await server.list_tools()
+            first = await pid(server)
+        assert runs(first), "held, so it stays open"
+        os.kill(first, signal.SIGKILL)
+
+        with capture_logs() as logs:
+            async with local.using(desk):
+                second = await pid(server)
+        assert second != first
+        assert [log["event"] for log in logs] == ["mcp_server_lost"]
+    assert not runs(second)
+
+
+async def test_server_that_cannot_be_started_is_named_at_the_start() -> None:
+    """The operator reads which one, and what kind of error it was."""
+    gone = MCPServerStdio(params={"command": "/no/such/program"}, name="gone")
+    async with local_mcp() as local:
+        with pytest.raises(McpUnavailable, match=r"^MCP server gone: FileNotFound"):
+            await local.hold(agent(sums(), gone))
+
+
+# --- servers of any kind ---
+
+
+async def test_one_task_connects_and_cleans_up() -> None:
+    """As MCP's transports want it, whichever call came first or went last."""
+    server = Strange()
+    desk = agent(server)
+    async with local_mcp() as local:
+        first, second = local.using(desk), local.using(desk)
+        await first.__aenter__()
+        await second.__aenter__()
+        await first.__aexit__(None, None, None)
+        assert server.cleanups == 0
+        await second.__aexit__(None, None, None)
+
+    assert (server.connects, server.cleanups) == (1, 1)
+    assert len(set(server.tasks)) == 1
+
+
+async def test_server_that_does_not_connect_in_time_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The call is told which; those that did connect are closed again."""
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.1)
+    slow, fine = Strange(connecting=60), Strange()
+    async with local_mcp() as local:
+        with pytest.raises(McpUnavailable, match="strange: TimeoutError"):
+            async with local.using(agent(fine, slow)):
+                raise AssertionError("it is not there")
+
+    assert (slow.cleanups, fine.cleanups) == (1, 1)
+
+
+async def test_server_that_does_not_close_in_time_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process ends, the operator can read why it was left."""
+    monkeypatch.setattr(module, "CLEANUP_SECONDS", 0.1)
+    with capture_logs() as logs:
+        async with asyncio.timeout(2), local_mcp() as local:
+            await local.hold(agent(Strange(closing=60)))
+
+    [log] = logs
+    assert log["event"] == "mcp_server_cleanup_failed"
+    assert (log["server"], log["error"]) == ("strange", "TimeoutError")
+
+
+async def test_caller_who_hangs_up_meanwhile_leaves_nothing_connecting() -> None:
+    """The server is not connected for nobody."""
+    server = Strange(connecting=60)
+    async with asyncio.timeout(2), local_mcp() as local:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), local.using(agent(server)):
+                raise AssertionError("it is not there")
+
+    assert (server.connects, server.cleanups) == (1, 1)
+
+
+async def test_busy_server_is_not_taken_from_another_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that is late is begun anew only if nobody else uses it."""
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
+    server = Strange()
+    desk = agent(server)
+    async with local_mcp() as local:
+        await local.hold(desk)
+        async with local.using(desk):
+            server.checking = 60
+            async with local.using(desk):
+                assert server.connects == 1
+        async with local.using(desk):
+            assert server.connects == 2
+
+
+async def test_broken_server_is_mended_for_all_calls() -> None:
+    """Those that use it have lost it, too."""
+    server = Strange()
+    desk = agent(server)
+    async with local_mcp() as local, local.using(desk):
+        server.broken = True
+        async with local.using(desk):
+            assert (server.connects, server.cleanups) == (2, 1)
+        server.session, server.broken = None, False
+        async with local.using(desk):
+            assert server.connects == 3
+
+
+class Cancels(Strange):
+    async def connect(self) -> None:
+        raise asyncio.CancelledError
+
+
+async def test_server_that_cancels_its_own_task_is_unavailable() -> None:
+    """It takes neither the call nor the process with it."""
+    async with local_mcp() as local:
+        with pytest.raises(McpUnavailable, match="ConnectionAborted"):
+            await local.hold(agent(Cancels()))
+
+
+async def test_server_whose_task_was_cancelled_is_connected_anew() -> None:
+    """A transport that breaks may do that; it was cleaned up."""
+    server = Strange()
+    desk = agent(server)
+    async with local_mcp() as local:
+        await local.hold(desk)
+        task = server.tasks[0]
+        assert isinstance(task, asyncio.Task)
+        task.cancel()
+        async with local.using(desk):
+            assert (server.connects, server.cleanups) == (2, 1)
+
+
+async def test_server_without_a_session_is_taken_to_be_alive() -> None:
+    """Nothing is asked of a class of which nothing is known."""
+    server = Strange()
+    desk = agent(server)
+    async with local_mcp() as local, local.using(desk):
+        del server.session
+        async with local.using(desk):
+            assert server.connects == 1
+
+
+async def test_server_the_users_code_connected_stays_theirs() -> None:
+    """It is neither connected again nor closed."""
+    server = Strange()
+    await server.connect()
+    async with local_mcp() as local, local.using(agent(server)):
+        assert server.connects == 1
+
+    assert server.cleanups == 0 and server.session is not None
+
+
+async def test_secret_in_an_address_is_not_told() -> None:
+    """A server has its address for a name, if it is given none."""
+    params: Any = {"url": "http://127.0.0.1:9/mcp?key=secret"}
+    async with local_mcp() as local:
+        with pytest.raises(McpUnavailable) as raised:
+            await local.hold(agent(MCPServerStreamableHttp(params=params)))
+
+    assert "127.0.0.1:9/mcp" in str(raised.value)
+    assert "secret" not in str(raised.value)

@@ -1,0 +1,602 @@
+"""What the bridge relies on in openai-agents beyond its public names.
+
+One test for each; its docstring says what would break on a call. A new minor version
+of the SDK is taken when all of them pass on it (pyproject.toml pins the minor).
+"""
+
+import asyncio
+import functools
+import inspect
+import json
+from typing import Any
+
+import pytest
+from agents import (
+    GuardrailFunctionOutput,
+    OutputGuardrail,
+    _debug,
+    function_tool,
+)
+from agents.realtime import (
+    RealtimeAgent,
+    RealtimeModelEvent,
+    RealtimeModelSendRawMessage,
+    RealtimeModelSendUserInput,
+    RealtimeRunner,
+    RealtimeSession,
+    openai_realtime,
+    realtime_handoff,
+)
+from agents.realtime.model_inputs import RealtimeModelSendInterrupt
+from agents.realtime.openai_realtime import OpenAIRealtimeWebSocketModel
+from agents.realtime.session import _PendingToolOutputSendError
+from agents.version import __version__
+
+from bridge.model.local_mcp import reachable
+from bridge.model.results import background_result
+from bridge.model.sdk_model import PhoneModel
+from bridge.model.wire import KNOWN_TYPES
+from tests.support.sdk_session import EVENTS, TARGET, Connection, sample, talk
+
+MULAW = {"type": "audio/pcmu"}
+
+
+def test_the_version_that_was_tried() -> None:
+    """On another minor version nobody knows what happens to a caller."""
+    assert __version__.startswith("0.24.")
+
+
+# --- the connection ---
+
+
+async def test_the_connection_is_made_where_ours_is_put_in() -> None:
+    """Otherwise the SDK dials by itself: no audio reaches the caller at all."""
+    asked: list[dict[str, Any]] = []
+    connection = Connection()
+
+    class Model(OpenAIRealtimeWebSocketModel):
+        async def _create_websocket_connection(  # type: ignore[override]
+            self, **given: Any
+        ) -> Any:
+            asked.append(given)
+            return connection
+
+    model = Model()
+    await model.connect(
+        {
+            "url": TARGET.address,
+            "headers": {"api-key": "k"},
+            "initial_model_settings": TARGET.settings,
+        }
+    )
+    await model.close()
+
+    assert asked == [
+        {"url": TARGET.address, "headers": {"api-key": "k"}, "transport_config": None}
+    ]
+    assert connection.sent_types() == ["session.update"]
+    assert connection.closed == 1
+    assert connection.strange == []
+
+
+def test_our_method_is_called_as_theirs() -> None:
+    """A parameter more or less, and no call gets a model."""
+    theirs = inspect.signature(
+        OpenAIRealtimeWebSocketModel._create_websocket_connection
+    ).parameters
+    ours = inspect.signature(PhoneModel._create_websocket_connection).parameters
+
+    assert list(ours) == list(theirs)
+    assert list(theirs) == ["self", "url", "headers", "transport_config"]
+    assert all(ours[name].kind == theirs[name].kind for name in theirs)
+
+
+async def test_only_three_things_are_used_of_a_connection() -> None:
+    """The Wire has no more: the SDK would fail in the middle of somebody's sentence."""
+
+    @function_tool
+    async def get_weather(city: str) -> str:
+        """The weather."""
+        return "sunny"
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[get_weather])
+    async with talk(agent) as it:
+        it.connection.says(*EVENTS)
+        await it.connection.settled()
+        await it.session.send_message("hello")
+        await it.session.update_agent(RealtimeAgent(name="other"))
+        await it.session.interrupt()
+        await it.connection.settled()
+
+    assert it.connection.closed >= 1
+    assert it.connection.strange == []
+    assert it.connection.dialled == [(TARGET.address, {})]
+
+
+async def test_headers_are_taken_as_they_are() -> None:
+    """A model of another vendor is reached without a key of OpenAI's."""
+    async with talk() as it:
+        assert it.connection.dialled == [(TARGET.address, {})]
+
+
+async def test_the_model_is_the_one_that_was_given() -> None:
+    """A session on another model would have no wire."""
+    connection = Connection()
+    model = PhoneModel(connection.dial, lambda by, answer: None, lambda it: it)
+    runner = RealtimeRunner(RealtimeAgent(name="desk"), model=model)
+
+    session = await runner.run(model_config={"url": "ws://x", "headers": {}})
+
+    assert session.model is model
+
+
+async def test_the_end_of_the_connection_ends_the_session() -> None:
+    """Otherwise a call whose model is gone is silent until the caller hangs up."""
+    async with talk() as it:
+        it.connection.ends()
+        await it.connection.settled()
+        async with asyncio.timeout(1):
+            await it.listen()  # comes to its end by itself
+
+    assert it.heard("error") == []
+
+
+async def test_every_event_that_is_handed_on_is_known() -> None:
+    """An event the SDK cannot validate would be an error on the call's record."""
+    assert {event["type"] for event in EVENTS} <= KNOWN_TYPES
+    adapter = openai_realtime.get_server_event_type_adapter()
+    for event in EVENTS:
+        adapter.validate_python(event)
+
+
+# --- the session as it is configured ---
+
+
+async def test_the_first_update_is_what_we_configured() -> None:
+    """PCM on the phone would be noise; the SDK's own defaults say PCM."""
+    async with talk() as it:
+        [update] = it.connection.sent
+
+    session = update["session"]
+    assert update["type"] == "session.update"
+    assert session["type"] == "realtime"
+    assert session["model"] == "m"  # the url names it, and has the last word
+    assert session["output_modalities"] == ["audio"]
+    assert session["instructions"] == "Be kind."
+    assert session["audio"]["input"] == {
+        "format": MULAW,
+        "transcription": None,
+        "turn_detection": {
+            "type": "semantic_vad",
+            "create_response": True,
+            "interrupt_response": True,
+        },
+    }
+    assert session["audio"]["output"] == {"format": MULAW, "voice": "marin"}
+    assert "tracing" not in session
+
+
+async def test_another_agent_speaks_the_same_way() -> None:
+    """After a handoff the phone is no noise, and the voice is the same person's."""
+    async with talk() as it:
+        await it.session.update_agent(RealtimeAgent(name="b", instructions="Be brief."))
+        first, second = it.connection.sent
+
+    assert second["session"]["audio"] == first["session"]["audio"]
+    assert second["session"]["instructions"] == "Be brief."
+
+
+async def test_tracing_is_off_for_who_cannot_do_it() -> None:
+    """A server that is not OpenAI's is not sent a field that it refuses."""
+    async with talk() as it:
+        it.connection.says(sample("session.created"))
+        await it.connection.settled()
+
+        assert it.connection.sent_types() == ["session.update"]
+
+
+# --- interruption is ours ---
+
+
+async def test_the_sdk_does_nothing_when_the_caller_interrupts() -> None:
+    """It would truncate by what it knows, which is nothing: the model would believe
+    that the caller heard none of it."""
+    async with talk() as it:
+        it.connection.says(
+            sample("session.updated"),
+            sample("response.created"),
+            sample("response.output_item.added"),
+            sample("response.output_audio_transcript.delta"),
+            sample("input_audio_buffer.speech_started"),
+        )
+        await it.connection.settled()
+
+        assert it.connection.sent_types() == ["session.update"]
+        assert it.heard("audio_interrupted") == []
+        assert it.interrupts == []
+
+
+async def test_listeners_are_told_of_an_interruption() -> None:
+    """A program that shows who speaks learns that the agent was cut short."""
+    async with talk() as it:
+        await it.model.tell_interrupted("item_9", 1)
+        await it.connection.settled()
+
+        [event] = it.heard("audio_interrupted")
+        assert (event.item_id, event.content_index) == ("item_9", 1)
+
+
+def test_an_interrupt_has_the_fields_that_are_read() -> None:
+    """Without them a guardrail's stop could not be told from a cancel."""
+    event = RealtimeModelSendInterrupt()
+
+    assert event.cancel_response_only is False
+    assert event.response_id is None
+
+
+async def test_the_users_interrupt_reaches_the_call() -> None:
+    """session.interrupt() in a user's code silences the agent on the phone."""
+    async with talk() as it:
+        await it.session.interrupt()
+
+        assert it.interrupts == [("application", None)]
+        assert it.connection.sent_types() == ["session.update"]
+
+
+async def test_an_answer_that_is_only_cancelled_stays_audible() -> None:
+    """What was said already is not taken back, only no more of it is made."""
+    async with talk() as it:
+        created = sample("response.created")
+        it.connection.says(created)
+        await it.connection.settled()
+        answer = created["response"]["id"]
+
+        await it.model.send_event(
+            RealtimeModelSendInterrupt(response_id=answer, cancel_response_only=True)
+        )
+
+        assert it.interrupts == []
+        assert it.connection.sent[-1] == {
+            "type": "response.cancel",
+            "response_id": answer,
+        }
+
+
+async def _bad_word(context: Any, agent: Any, output: str) -> GuardrailFunctionOutput:
+    return GuardrailFunctionOutput(
+        output_info=None, tripwire_triggered="forbidden" in output
+    )
+
+
+BAD_WORD = OutputGuardrail(guardrail_function=_bad_word, name="bad word")
+
+
+async def test_a_guardrail_reaches_the_call_with_its_answer() -> None:
+    """What must not be said is silenced at Twilio, where it is queued."""
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="a", output_guardrails=[BAD_WORD])
+    async with talk(agent, guardrails_settings={"debounce_text_length": 1}) as it:
+        delta = sample("response.output_audio_transcript.delta", delta="forbidden")
+        it.connection.says(sample("response.created"), delta)
+        await it.connection.settled()
+
+        assert it.interrupts == [("guardrail", delta["response_id"])]
+        assert len(it.heard("guardrail_tripped")) == 1
+
+
+async def test_the_sdk_goes_on_behind_an_answer_that_we_cancelled() -> None:
+    """Our response.cancel passes the SDK by; with the answer's end it speaks again."""
+    async with talk() as it:
+        it.connection.says(sample("response.created"))
+        await it.connection.settled()
+        await it.model.send_event(RealtimeModelSendUserInput(user_input="and now?"))
+        await it.connection.settled()
+        assert "response.create" not in it.connection.sent_types()
+
+        answer = sample("response.created")["response"]["id"]
+        done = sample("response.done")
+        done["response"] = {**done["response"], "id": answer, "status": "cancelled"}
+        it.connection.says(done)
+        await it.connection.settled()
+
+        assert it.connection.sent_types()[-1] == "response.create"
+
+
+async def test_audio_that_is_handed_on_would_wake_the_sdks_own_interruption() -> None:
+    """Why no delta may pass the wire: the SDK would truncate against the core."""
+    async with talk() as it:
+        it.connection.says(
+            sample("session.updated"),
+            sample("response.created"),
+            sample("response.output_audio.delta"),
+            sample("input_audio_buffer.speech_started"),
+        )
+        await it.connection.settled()
+
+        assert "conversation.item.truncate" in it.connection.sent_types()
+
+
+def test_what_people_say_is_not_in_the_sdks_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A caller's words do not land in a log file, as the SDK logs no data by itself."""
+    monkeypatch.delenv("OPENAI_AGENTS_DONT_LOG_MODEL_DATA", raising=False)
+    monkeypatch.delenv("OPENAI_AGENTS_DONT_LOG_TOOL_DATA", raising=False)
+
+    assert _debug._load_dont_log_model_data() is True
+    assert _debug._load_dont_log_tool_data() is True
+
+
+# --- tools and the end ---
+
+
+async def test_a_tools_answer_goes_out_over_the_wire() -> None:
+    """The agent says what a tool found out."""
+
+    @function_tool
+    async def get_weather(city: str) -> str:
+        """The weather."""
+        return f"sunny in {city}"
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[get_weather])
+    async with talk(agent) as it:
+        it.connection.says(tool_call())
+        await it.connection.settled()
+
+        [output] = [
+            event["item"]
+            for event in it.connection.sent
+            if event["type"] == "conversation.item.create"
+        ]
+        assert output["type"] == "function_call_output"
+        assert output["output"] == "sunny in Paris"
+        assert it.connection.sent_types()[-1] == "response.create"
+        assert [event.tool.name for event in it.heard("tool_start")] == ["get_weather"]
+        assert [event.tool.name for event in it.heard("tool_end")] == ["get_weather"]
+
+
+async def test_a_tool_ends_with_the_call() -> None:
+    """What a hung-up caller asked for is not worked on for ever, nor answered."""
+    cancelled = asyncio.Event()
+    running = asyncio.Event()
+
+    @function_tool
+    async def get_weather(city: str) -> str:
+        """The weather."""
+        running.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return "never"
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[get_weather])
+    async with talk(agent) as it:
+        it.connection.says(tool_call())
+        async with asyncio.timeout(1):
+            await running.wait()
+
+    assert cancelled.is_set()
+    assert it.connection.closed == 1
+    assert it.connection.sent_types() == ["session.update"]
+
+
+async def test_a_session_may_be_closed_twice() -> None:
+    """However a call ends, its end is no error."""
+    async with talk() as it:
+        await it.session.close()
+        await it.session.close()
+
+    assert it.connection.closed == 1
+
+
+async def test_the_users_raw_events_reach_the_model() -> None:
+    """A user's own client event is sent as it was written."""
+    async with talk() as it:
+        item = {"type": "message", "role": "user", "content": []}
+        await it.model.send_event(
+            RealtimeModelSendRawMessage(
+                message={
+                    "type": "conversation.item.create",
+                    "other_data": {"item": item},
+                }
+            )
+        )
+
+        assert it.connection.sent[-1]["type"] == "conversation.item.create"
+
+
+async def test_a_result_without_an_answer_survives_the_sdk() -> None:
+    """background_result() is a kind of text: the SDK must hand it on as it is."""
+
+    @function_tool
+    async def get_weather(city: str) -> str:
+        """The weather."""
+        return background_result("noted")
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[get_weather])
+    async with talk(agent) as it:
+        it.connection.says(tool_call())
+        await it.connection.settled()
+
+        assert it.connection.sent[-1]["item"]["output"] == "noted"
+        assert "response.create" not in it.connection.sent_types()
+
+
+# --- what PhoneSession overrides and reads ---
+
+
+def test_a_tool_call_is_handled_where_ours_is_put_in() -> None:
+    """Otherwise a tool that raises ends the call, as it does in the SDK."""
+    theirs = inspect.signature(RealtimeSession._handle_tool_call).parameters
+    (_, event, *more) = theirs.values()
+
+    assert inspect.iscoroutinefunction(RealtimeSession._handle_tool_call)
+    assert event.name == "event" and event.kind is event.POSITIONAL_OR_KEYWORD
+    assert all(each.kind is each.KEYWORD_ONLY for each in more)
+    assert issubclass(_PendingToolOutputSendError, Exception)
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+async def test_every_tool_call_passes_ours(side_by_side: bool) -> None:
+    """With async_tool_calls and without it, with an approval and without it."""
+    handled: list[str] = []
+
+    class Session(RealtimeSession):
+        async def _handle_tool_call(self, event: Any, **more: Any) -> None:
+            handled.append(event.name)
+            await super()._handle_tool_call(event, **more)
+
+    @function_tool(needs_approval=True)
+    async def get_weather(city: str) -> str:
+        """The weather."""
+        return f"sunny in {city}"
+
+    connection = Connection()
+    session = Session(
+        PhoneModel(connection.dial, lambda by, answer: None, lambda it: it),
+        RealtimeAgent(name="desk", tools=[get_weather]),
+        None,
+        {"url": "ws://x", "headers": {}, "initial_model_settings": {}},
+        {"async_tool_calls": side_by_side},
+    )
+    async with session:
+        call = tool_call()
+        connection.says(call)
+        await connection.settled()
+        assert handled == ["get_weather"]
+
+        await session.approve_tool_call(call["item"]["call_id"])
+        await connection.settled()
+
+    assert handled == ["get_weather", "get_weather"]
+    assert "function_call_output" in str(connection.sent)
+
+
+async def test_what_is_read_of_a_session() -> None:
+    """Who is in charge, with which tools, and the history that we keep short."""
+
+    @function_tool(timeout=3.0)
+    async def get_weather(city: str) -> str:
+        """The weather."""
+        return f"sunny in {city}"
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[get_weather])
+    async with talk(agent) as it:
+        snapshot = it.session._current_dispatch_snapshot
+        assert it.session._current_agent is agent
+        assert snapshot and list(snapshot.tools) == [get_weather]
+        assert get_weather.timeout_seconds == 3.0
+
+        added = sample("response.output_item.added")
+        it.connection.says(added)
+        await it.connection.settled()
+        assert [item.item_id for item in it.session._history] == [added["item"]["id"]]
+
+        it.session._history = []
+        done = sample("response.output_item.done", item=added["item"])
+        it.connection.says(done)
+        await it.connection.settled()
+        assert len(it.session._history) == 1
+
+
+async def test_words_that_were_not_heard_are_told_in_two_events() -> None:
+    """The only ones that put an answer's words into the SDK's history; PhoneSession
+    puts in what was heard behind both."""
+    texts: list[tuple[str, str]] = []
+
+    class Session(RealtimeSession):
+        async def on_event(self, event: RealtimeModelEvent) -> None:
+            before = str(self._history)
+            await super().on_event(event)
+            if str(self._history) != before:
+                item: Any = getattr(event, "item", event)
+                texts.append((event.type, item.item_id))
+
+    connection = Connection()
+    session = Session(
+        PhoneModel(connection.dial, lambda by, answer: None, lambda it: it),
+        RealtimeAgent(name="desk"),
+        None,
+        {"url": "ws://x", "headers": {}, "initial_model_settings": {}},
+    )
+    answer = "item_a1"
+    async with session:
+        connection.says(*EVENTS)
+        await connection.settled()
+
+    kinds = {kind for kind, item in texts if item == answer}
+    assert "transcript_delta" in kinds
+    assert kinds <= {"transcript_delta", "item_updated", "item_deleted"}
+
+
+# --- what the loader and local_mcp read ---
+
+
+def test_what_is_read_of_a_runner() -> None:
+    """A RealtimeRunner in the place of an agent: who begins, and how it is run."""
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk")
+    plain = RealtimeRunner(agent)
+    runner = RealtimeRunner(agent, config={"async_tool_calls": False})
+
+    assert runner._starting_agent is agent
+    assert runner._config == {"async_tool_calls": False} and plain._config is None
+    assert type(runner._model) is OpenAIRealtimeWebSocketModel
+
+
+def test_the_agent_behind_a_handoff() -> None:
+    """Its local MCP servers are connected before it takes over: it has to be found in
+    the closure of the SDK's own function."""
+    billing: RealtimeAgent[Any] = RealtimeAgent(name="billing")
+    handoff = realtime_handoff(billing)
+
+    assert isinstance(handoff.on_invoke_handoff, functools.partial)
+    [invoke] = handoff.on_invoke_handoff.args
+    assert billing in inspect.getclosurevars(invoke).nonlocals.values()
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", handoffs=[handoff])
+    assert reachable(agent) == [agent, billing]
+
+
+def tool_call() -> dict[str, Any]:
+    """The model calls get_weather for Paris."""
+    event = next(
+        event
+        for event in EVENTS
+        if event["type"] == "response.output_item.done"
+        and event["item"]["type"] == "function_call"
+    )
+    arguments = json.dumps({"city": "Paris"})
+    item = {**event["item"], "name": "get_weather", "arguments": arguments}
+    return {**event, "item": item}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_create_websocket_connection", "_emit_event", "_cancel_response", "send_event"],
+)
+def test_what_is_overridden_or_called_is_there(name: str) -> None:
+    """A renamed method would be found by a caller, in the middle of a call."""
+    assert inspect.iscoroutinefunction(getattr(OpenAIRealtimeWebSocketModel, name))
+
+
+def test_a_cancel_names_its_answer_by_keyword() -> None:
+    """Otherwise an answer that is to be stopped goes on."""
+    cancel = inspect.signature(OpenAIRealtimeWebSocketModel._cancel_response)
+    answer = cancel.parameters["response_id"]
+
+    assert answer.kind is inspect.Parameter.KEYWORD_ONLY
+    assert answer.default is None
+
+
+# --- how much is borne ---
+
+
+async def test_what_is_counted_and_caught_is_where_it_was() -> None:
+    """Else words without end, tools without end and odd events reach a call again."""
+    async with talk() as it:
+        assert it.session._item_transcripts == {}
+        assert it.session._pending_tool_calls == {}
+    source = inspect.getsource(OpenAIRealtimeWebSocketModel._listen_for_messages)
+    assert "await self._handle_ws_event(parsed)" in source
+    source = inspect.getsource(OpenAIRealtimeWebSocketModel._handle_ws_event)
+    assert "RealtimeModelErrorEvent(error=e)" in source

@@ -1,0 +1,451 @@
+"""The SDK's session on a phone: tools that fail, and a history of what was heard."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import pytest
+from agents import function_tool
+from agents.realtime import RealtimeAgent
+from structlog.testing import capture_logs
+
+from bridge.model import sdk_session
+from bridge.model.sdk_model import PhoneModel
+from bridge.model.sdk_session import FAILED, TIMED_OUT, PhoneSession
+from tests.support.sdk_session import TARGET, Connection, sample
+
+ANSWER = "item_answer"
+
+
+@dataclass
+class Watch:
+    """Who is told about tools."""
+
+    running: int = 0
+    most: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+
+    def tool_running(self, change: int, call_id: str = "") -> None:
+        self.running += change
+        self.most = max(self.most, self.running)
+
+    def model_limit(self, limit: str) -> None:
+        self.limits.append(limit)
+
+    def model_stuck(self, why: str) -> None:
+        self.limits.append(why)
+
+    def tool_failed(self, tool: str, error: str) -> None:
+        self.failed.append((tool, error))
+
+
+@dataclass
+class Talk:
+    connection: Connection
+    session: PhoneSession
+    watch: Watch = field(default_factory=Watch)
+    error: Exception | None = None
+    """What the session ended with."""
+
+    async def listen(self) -> None:
+        try:
+            async for _ in self.session:
+                pass
+        except ConnectionError as error:
+            self.error = error
+
+    async def calls(
+        self, name: str, seconds: float = 0.0, arguments: str = "{}"
+    ) -> str | None:
+        """What the model is told when it calls this tool, within so long."""
+        item = {
+            **sample("response.output_item.done")["item"],
+            "type": "function_call",
+            "id": f"item_{name}",
+            "call_id": f"call_{name}",
+            "name": name,
+            "arguments": arguments,
+            "status": "completed",
+        }
+        item.pop("role", None)
+        item.pop("content", None)
+        self.connection.says(sample("response.output_item.done", item=item))
+        await self.connection.settled()
+        until = monotonic() + seconds
+        # There is no event to wait for.
+        while not self.told and monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await self.connection.settled()
+        return self.told[-1] if self.told else None
+
+    @property
+    def told(self) -> list[str]:
+        return [
+            event["item"]["output"]
+            for event in self.connection.sent
+            if event["type"] == "conversation.item.create"
+        ]
+
+    @property
+    def words(self) -> list[str]:
+        """Of the history's items."""
+        return [
+            " ".join(getattr(part, "transcript", "") or "" for part in item.content)
+            for item in self.session._history
+            if item.type == "message"
+        ]
+
+
+@asynccontextmanager
+async def talk(
+    agent: RealtimeAgent[Any] | None = None,
+    tool_seconds: float = 5.0,
+    misread: Callable[[str], None] = lambda reason: None,
+) -> AsyncIterator[Talk]:
+    connection, watch = Connection(), Watch()
+    session = PhoneSession(
+        PhoneModel(connection.dial, lambda by, answer: None, lambda it: it, misread),
+        agent or RealtimeAgent(name="desk"),
+        None,
+        {
+            "url": TARGET.address,
+            "headers": {},
+            "initial_model_settings": TARGET.settings,
+        },
+        {},
+        tool_seconds=tool_seconds,
+        watch=watch,
+    )
+    await session.enter()
+    found = Talk(connection, session, watch)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(found.listen(), name="listener")
+        try:
+            yield found
+            await connection.settled()
+        finally:
+            await session.close()
+
+
+# --- tools ---
+
+
+async def test_a_tool_that_works_is_counted_while_it_does() -> None:
+    """A caller who waits for it is not asked whether they are there."""
+
+    @function_tool
+    async def look_up() -> str:
+        assert it.watch.running == 1
+        return "found"
+
+    async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+        assert await it.calls("look_up") == "found"
+
+    assert (it.watch.running, it.watch.most, it.watch.failed) == (0, 1, [])
+
+
+async def test_a_tool_that_raises_is_answered() -> None:
+    """The model is told, the operator learns the kind of error and no more."""
+
+    @function_tool(failure_error_function=None)
+    async def look_up() -> str:
+        raise LookupError("what the caller said")
+
+    with capture_logs() as logs:
+        async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+            assert it.session.agent.name == "desk"
+            assert await it.calls("look_up") == FAILED
+            assert it.connection.sent_types()[-1] == "response.create"
+
+    assert it.watch.failed == [("look_up", "LookupError")] and it.watch.running == 0
+    assert logs == [
+        {
+            "event": "tool_failed",
+            "tool": "look_up",
+            "error": "LookupError",
+            "log_level": "warning",
+        }
+    ]
+
+
+async def test_a_tool_that_takes_too_long() -> None:
+    """It is given up after the route's time."""
+
+    @function_tool
+    async def look_up() -> str:
+        await asyncio.sleep(5)
+        return "never"
+
+    async with talk(
+        RealtimeAgent(name="desk", tools=[look_up]), tool_seconds=0.05
+    ) as it:
+        assert await it.calls("look_up", 4.0) == TIMED_OUT
+
+    assert it.watch.failed == [("look_up", "timeout")]
+
+
+async def test_a_tool_with_a_time_of_its_own() -> None:
+    """What its author says counts, be it longer than the route's."""
+
+    @function_tool(timeout=2.0)
+    async def look_up() -> str:
+        await asyncio.sleep(0.1)
+        return "found"
+
+    async with talk(
+        RealtimeAgent(name="desk", tools=[look_up]), tool_seconds=0.05
+    ) as it:
+        assert await it.calls("look_up", 4.0) == "found"
+
+
+async def test_a_tool_whose_own_work_was_cancelled() -> None:
+    """The caller does not wait for ever for something that nobody does any more."""
+
+    @function_tool(failure_error_function=None)
+    async def look_up() -> str:
+        raise asyncio.CancelledError
+
+    async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+        assert await it.calls("look_up") == FAILED
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", "7", '{"word": 7}', "{}"])
+@pytest.mark.parametrize("excused", [False, True])
+async def test_arguments_that_are_none(arguments: str, excused: bool) -> None:
+    """A model that writes garbage is told so, and the call goes on."""
+
+    async def look_up(word: str) -> str:
+        return "never"
+
+    how: dict[str, Any] = {} if excused else {"failure_error_function": None}
+    tool = function_tool(look_up, **how)
+    async with talk(RealtimeAgent(name="desk", tools=[tool])) as it:
+        told = await it.calls("look_up", arguments=arguments)
+        assert told == FAILED or (excused and told and "error" in told)
+        assert it.connection.sent_types()[-1] == "response.create"
+
+    assert it.error is None and it.watch.running == 0
+
+
+async def test_half_a_character_in_the_arguments() -> None:
+    """JSON has a way to write what is no text. A tool that repeats it would have ended
+    the call: nobody could send its result."""
+
+    async def echo(word: str) -> str:
+        return word
+
+    tool = function_tool(echo, failure_error_function=None)
+    async with talk(RealtimeAgent(name="desk", tools=[tool])) as it:
+        told = await it.calls("echo", arguments='{"word": "\\ud83d, is it?"}')
+
+    assert told == "?, is it?"
+    assert it.error is None and it.watch.failed == []
+
+
+async def test_the_end_of_the_call_is_no_failure() -> None:
+    """A tool at work is cancelled with the call, and nobody is told anything."""
+    cancelled: list[bool] = []
+
+    @function_tool
+    async def look_up() -> str:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+        return "never"
+
+    async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+        assert await it.calls("look_up") is None
+
+    assert cancelled == [True]
+    assert (it.watch.running, it.watch.failed) == (0, [])
+
+
+async def test_a_model_that_is_gone_is_not_answered() -> None:
+    """What cannot be sent is the model's end, and no failure of the tool."""
+
+    @function_tool
+    async def look_up() -> str:
+        return "found"
+
+    async def send(text: str) -> None:
+        raise ConnectionError
+
+    async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+        it.connection.send = send  # type: ignore[method-assign]
+        assert await it.calls("look_up") is None
+
+    assert (it.watch.running, it.watch.failed) == (0, [])
+
+
+# --- the history ---
+
+
+def answer(*transcripts: str, done: bool = False) -> dict[str, Any]:
+    """The server's item of an answer with these parts."""
+    content = [{"type": "output_audio", "transcript": it} for it in transcripts]
+    item = {
+        "id": ANSWER,
+        "object": "realtime.item",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed" if done else "in_progress",
+        "content": content,
+    }
+    return {
+        "type": f"response.output_item.{'done' if done else 'added'}",
+        "event_id": "event_1",
+        "response_id": "resp_1",
+        "output_index": 0,
+        "item": item,
+    }
+
+
+async def test_the_history_holds_what_was_heard() -> None:
+    """An answer that was cut has the words that were heard, whatever the server tells
+    of it afterwards; one that was not keeps all of its words."""
+    async with talk() as it:
+        it.connection.says(answer("I have much to say."))
+        await it.connection.settled()
+        assert it.words == ["I have much to say."]
+
+        it.session.heard(ANSWER, 0, "I have")
+        assert it.words == ["I have"]
+
+        late = sample("response.output_audio_transcript.delta", delta=" to say.")
+        for event in (
+            {**late, "item_id": ANSWER},
+            answer("I have much to say.", done=True),
+        ):
+            it.connection.says(event)
+            await it.connection.settled()
+            assert it.words == ["I have"]
+
+
+async def test_heard_before_the_session_knows_of_it() -> None:
+    """A session that is behind does not remember more than was heard."""
+    async with talk() as it:
+        it.session.heard(ANSWER, 0, "I have")
+        it.connection.says(answer("I have much to say.", done=True))
+        await it.connection.settled()
+
+        assert it.words == ["I have"]
+
+
+async def test_an_answer_in_several_parts() -> None:
+    """Each has its own words."""
+    async with talk() as it:
+        it.connection.says(answer("One.", "Two and three.", done=True))
+        await it.connection.settled()
+        it.session.heard(ANSWER, 1, "Two")
+        it.session.heard("item_other", 0, "nothing")
+
+        assert it.words == ["One. Two"]
+
+
+async def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of hours does not fill the memory; the newest is kept."""
+    monkeypatch.setattr(sdk_session, "MAX_HISTORY", 5)
+    async with talk() as it:
+        for number in range(12):
+            event = json.loads(json.dumps(answer(f"Word {number}.", done=True)))
+            event["item"]["id"] = f"item_{number}"
+            it.connection.says(event)
+            it.session.heard(f"item_{number}", 0, f"{number}")
+            await it.connection.settled()
+
+        assert it.words == [str(number) for number in range(7, 12)]
+        assert len(it.session._heard) == 5
+
+
+# --- how much is borne ---
+
+
+async def test_more_tools_than_anybody_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that calls without end is told to wait; in the end the call is over."""
+    monkeypatch.setattr(sdk_session, "MAX_TOOLS", 1)
+    monkeypatch.setattr(sdk_session, "MAX_CALLED", 3)
+    done = asyncio.Event()
+
+    @function_tool
+    async def first() -> str:
+        await done.wait()
+        return "found"
+
+    async with talk(RealtimeAgent(name="desk", tools=[first])) as it:
+        assert await it.calls("first") is None
+        assert await it.calls("second") == sdk_session.TOO_MANY
+        assert it.watch.running == 1
+        done.set()
+        await it.connection.settled()
+        assert await it.calls("first_again") is not None
+        told = it.told
+        await it.calls("one_too_many")
+        assert it.told == told, "nothing is said to a call that ends"
+
+    assert it.watch.limits == ["model_flood", "model_flood", "flood"]
+
+
+async def test_a_tool_that_is_called_by_an_endless_name() -> None:
+    """It is not remembered, nor answered: no server knows such a call."""
+    async with talk() as it:
+        assert await it.calls("x" * 1000) is None
+
+    assert it.watch.limits == ["model_flood"]
+
+
+async def test_words_without_end_are_not_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the SDK copies for each word has a length; the next turn has words again."""
+    monkeypatch.setattr(sdk_session, "MAX_WORDS", 1000)
+    kind = "response.output_audio_transcript.delta"
+    async with talk() as it:
+        for n in range(100):
+            it.connection.says(sample(kind, delta="and so on ", item_id="i1"))
+            if n % 10 == 0:
+                await it.connection.settled()
+        await it.connection.settled()
+        assert it.words == ["and so on " * 13]
+        response_id = sample(kind)["response_id"]
+        response = {**sample("response.done")["response"], "id": response_id}
+        it.connection.says(sample("response.done", response=response))
+        it.connection.says(sample(kind, delta="again", item_id="i2"))
+        await it.connection.settled()
+        assert it.words[-1] == "again"
+
+
+async def test_books_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history holds so much and no more, however long its items are."""
+    monkeypatch.setattr(sdk_session, "MAX_HISTORY_CHARS", 2500)
+    async with talk() as it:
+        for n in range(5):
+            item = {
+                "id": f"i{n}",
+                "type": "message",
+                "role": "user",
+                "content": [{"type": "input_audio", "transcript": str(n) * 1000}],
+            }
+            it.connection.says(sample("conversation.item.added", item=item))
+        await it.connection.settled()
+        assert [words[0] for words in it.words] == ["3", "4"]
+
+
+async def test_what_the_sdk_takes_for_granted_does_not_end_a_session() -> None:
+    """Items of shapes that it does not look for are counted, and left out."""
+    misread: list[str] = []
+    async with talk(misread=misread.append) as it:
+        for content in (5, [{"type": "text", "text": 5}]):
+            item = {"id": "i", "type": "message", "role": "king", "content": content}
+            it.connection.says(sample("response.output_item.added", item=item))
+        it.connection.says({"type": "rate_limits.updated", "rate_limits": 5})
+        await it.connection.settled()
+        assert await it.calls("no_such_tool") is not None
+
+    assert misread == ["event that the SDK cannot take"] * 3

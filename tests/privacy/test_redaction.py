@@ -1,0 +1,451 @@
+"""What a route takes out of the words of a call: cards, keys, digits, patterns."""
+
+import base64
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.history import HistoryItem, Playing
+from bridge.privacy import redaction
+from bridge.privacy.redaction import (
+    MAX_CHARS,
+    MAX_PATTERN_CHARS,
+    WINDOW,
+    Copies,
+    Redaction,
+    pattern,
+)
+from tests.core.phone import Phone, payload
+
+CARDS = Redaction(cards=True)
+DIGITS = Redaction(digits=True)
+KEYS = Redaction(keys=True)
+ALL = Redaction(cards=True, keys=True, digits=True)
+SECRET = Redaction(patterns=(pattern(r"(?i)secret \w{1,20}"),))
+
+# Numbers that the schemes give out for tests.
+VISA = "4111111111111111"
+AMEX = "378282246310005"
+MAESTRO = "6759649826438453"
+
+
+# --- cards ---
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        VISA,
+        AMEX,
+        MAESTRO,
+        "4222222222222",  # 13 digits
+        "6304000000000000000",  # 19 digits
+        "4111 1111 1111 1111",
+        "4111-1111-1111-1111",
+        "4111. 1111. 1111. 1111",
+        "4111, 1111,\n1111, 1111",
+        "4111\u00a01111\u20131111\u20111111",
+        "4111... 1111... 1111\u2026 1111",
+        "4111 1111  -  1111 1111",
+        "4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",
+        "four one one one one one one one one one one one one one one one",
+        "Four, one, one, one. One one one one; ".replace(";", ",") + "one " * 8,
+        "FOUR triple one, double one double one, one one one one triple one one",
+        "four one 1 1, 1111 one one one one 1 1 1 1",
+        "\u0664111 1111 1111 1111",  # an Arabic four
+        f"{VISA} 12 27 123",  # its date and its code behind it
+        f"{VISA}1227123",
+        f"555 {VISA}",  # something before it
+    ],
+)
+def test_a_card_number_is_taken_out(said: str) -> None:
+    """However a caller says it, or a transcription writes it, nobody keeps it."""
+    kept = CARDS.text(f"It is {said.strip()} I think.")
+
+    assert kept == "It is [card number] I think."
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "4111 1111 1111 1112",  # no card has it
+        "411111111111",  # too short
+        "9111111111111111",  # begins as none does
+        "My number is +1 415 555 0100, or 030 1234567.",
+        "order 1763749924123, at 18:32:04 on 2026-11-21",
+        "one, two, three, four",
+        "anyone for tennis at nine or ten, someone asked",
+        "phonefour one one one one one one one one one one one one one one one",
+    ],
+)
+def test_what_is_no_card_number_stays(said: str) -> None:
+    """A report is still worth reading: phone numbers, times, orders."""
+    assert CARDS.text(said) == said
+
+
+@given(st.text(alphabet="0123456789 -", min_size=0, max_size=40), st.data())
+def test_no_card_gets_through(around: str, data: st.DataObject) -> None:
+    """Whatever stands around it, a card number written in any grouping is not kept."""
+    digits = data.draw(st.sampled_from([VISA, AMEX, MAESTRO]))
+    gaps = data.draw(st.lists(st.sampled_from(["", " ", "-", ", "]), min_size=19))
+    written = "".join(it + gap for it, gap in zip(digits, gaps, strict=False))
+
+    kept = CARDS.text(f"{around}; {written}; {around}")
+
+    assert written.strip(" -,") not in kept
+
+
+# --- digits, keys, patterns ---
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("My PIN is 4711.", "My PIN is [digits]."),
+        ("It is four seven one one!", "It is [digits]!"),
+        ("double four double one", "[digits]"),
+        ("4, 7, 1, 1", "[digits]"),
+        ("Room 471 at 12", "Room 471 at 12"),
+        (VISA, "[digits]"),
+    ],
+)
+def test_four_digits_or_more_are_taken_out(said: str, kept: str) -> None:
+    """A PIN is not kept, and a room number is."""
+    assert DIGITS.text(said) == kept
+
+
+def test_a_card_is_called_a_card_where_both_are_named() -> None:
+    """Whoever reads a report knows what was said there."""
+    assert ALL.text(f"{VISA} and 4711") == "[card number] and [digits]"
+
+
+def test_keys_are_hidden_whatever_is_named() -> None:
+    """A card number that is keyed in comes one digit at a time."""
+    for named in (CARDS, DIGITS, KEYS, SECRET):
+        phone = Phone().talking()
+        before = len(phone.log)
+        for digit in "4111#":
+            dtmf = {"digit": digit}
+            phone.caller(event="dtmf", streamSid="MZ0000", dtmf=dtmf)
+        told = str(phone.log[before:])
+        assert "keys on the phone: 4111)" in told  # what the agent is told
+
+        kept = named.text(told)
+
+        assert "keys on the phone: [keys])" in kept
+        message = named.message({"event": "dtmf", "dtmf": {"digit": "4"}})
+        assert message == {"event": "dtmf", "dtmf": {"digit": "[keys]"}}
+
+
+def test_a_pattern_is_taken_out() -> None:
+    """What only the operator knows of is theirs to name."""
+    assert SECRET.text("a Secret word, a public one") == "a [removed], a public one"
+
+
+def test_a_pattern_finds_what_lies_anywhere_in_a_long_text() -> None:
+    """Also where the text is looked at in pieces."""
+    for at in range(0, 3 * WINDOW, 7):
+        text = "x" * at + " secret word " + "y" * WINDOW
+        assert SECRET.text(text) == text.replace("secret word", "[removed]"), at
+
+
+def test_the_rest_of_a_text_without_end_is_not_kept() -> None:
+    """Nobody waits for an expression on a book."""
+    kept = SECRET.text("x" * (MAX_CHARS + 1000))
+
+    assert kept == "x" * MAX_CHARS + "[removed]"
+    assert CARDS.text("x" * (MAX_CHARS + 1000)) == "x" * (MAX_CHARS + 1000)
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("(", "is no regular expression"),
+        ("a{3,2}", "is no regular expression"),
+        ("(" * 400 + ")" * 99, "is no regular expression"),
+        ("x" * (MAX_PATTERN_CHARS + 1), "characters"),
+        ("a*", "fits where there is nothing"),
+        (r"\b", "fits where there is nothing"),
+        ("(a+)+b", "may take too long"),
+        ("(a|aa)+b", "may take too long"),
+        ("(?:1|1){16}x", "may take too long"),  # 25 s for 8,000 characters
+        ("(?:1|11|111){1,8}x", "may take too long"),
+        (r"(\w+\s?)*x", "may take too long"),
+        (r".*a.*b.*c", "may take too long"),
+        ("((a{1,9}){1,9}){1,9}b", "may take too long"),
+        ("x(?=(a+)+b)", "may take too long"),
+        ("(?:(a+)+|b)c", "may take too long"),
+        ("(a)?(?(1)(b+)+c|d)", "may take too long"),
+    ],
+)
+def test_a_pattern_that_cannot_be_used_is_refused(written: str, why: str) -> None:
+    """An expression that could try for ever is found at start, not by a caller."""
+    with pytest.raises(ValueError, match=why):
+        pattern(written)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        r"\d{3}-\d{2}-\d{4}",
+        r"[\w.]+@[\w.]+",
+        r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}",
+        r"(?i)my password is .{1,40}",
+        "(?:foo|bar)baz",
+        "(?:foo|bar|baz ){1,5}",
+        "(?>a+)b",
+    ],
+)
+def test_a_pattern_of_everyday_life_is_taken(written: str) -> None:
+    """What people want to take out can be written without a thought."""
+    assert pattern(written).pattern == written
+
+
+# --- pieces ---
+
+
+def test_a_number_across_pieces_is_taken_out_whole() -> None:
+    """The words of an answer come in deltas, and none of them is a card number."""
+    pieces = ["Your card ", "4111 11", "11 1111", " 1111", ", right?"]
+
+    kept = ALL.pieces(pieces)
+
+    assert kept == ["Your card ", "[card number]", "", "", ", right?"]
+    assert CARDS.pieces(["", "no number"]) == ["", "no number"]
+
+
+@given(st.lists(st.sampled_from(["4", "111", " ", "1111", "x", "one ", ""])))
+def test_pieces_are_kept_as_their_whole_is(pieces: list[str]) -> None:
+    """However a text is cut, the same is taken out of it."""
+    assert "".join(ALL.pieces(pieces)) == ALL.text("".join(pieces))
+
+
+def test_words_on_their_way_are_kept_without_the_number() -> None:
+    """Whoever leads the call on still knows when which of them were heard."""
+    words = ((0, "It is "), (800, "4111 1111 "), (1600, "1111 1111"), (2400, "."))
+    part = Playing("i1", words, received=3000, heard=100, complete=True)
+
+    kept = CARDS.playing(part)
+
+    assert kept.words == (
+        (0, "It is "),
+        (800, "[card number]"),
+        (1600, ""),
+        (2400, "."),
+    )
+    assert (kept.received, kept.heard) == (3000, 100)
+
+
+def test_a_number_that_was_cut_short_is_taken_out() -> None:
+    """A caller who interrupts the agent in the middle of their number has twelve digits
+    of it heard: none is kept."""
+    said = "I charge 4111 1111 1111 1111 now"
+    heard = "I charge 4111 1111 1111"
+    item = HistoryItem("a1", "assistant", heard, said, cut=True)
+    note = {"heard": heard, "generated": said}
+
+    kept = CARDS.item(item)
+
+    assert kept.text == "I charge [card number]"
+    assert kept.generated == "I charge [card number] now"
+    assert CARDS.message(note) == {"heard": kept.text, "generated": kept.generated}
+    assert CARDS.message({"text": heard, "generated": said})["text"] == kept.text
+    assert CARDS.heard(heard, "something else") == heard
+    assert CARDS.message({"heard": heard, "generated": 5})["heard"] == heard
+
+
+# --- JSON ---
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ('{"card": "4111 1111 1111 1111"}', '{"card":"[card number]"}'),
+        (f'{{"card": {VISA}, "ok": true}}', '{"card":"[card number]","ok":true}'),
+        (f'{{"{VISA}": [null, 1.5]}}', '{"[card number]":[null,1.5]}'),
+        (f'["{VISA}", {VISA}.0]', '["[card number]","[card number]"]'),
+        ("[4,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]", "[[card number]]"),
+        ('{"untouched":  1}', '{"untouched":  1}'),
+        (f"no JSON: {VISA}", "no JSON: [card number]"),
+        ("", ""),
+        ("[" * 5000, "[" * 5000),
+    ],
+)
+def test_what_a_tool_takes_and_gives_stays_what_it_is(written: str, kept: str) -> None:
+    """Arguments without the number are JSON still, for whoever reads them."""
+    assert CARDS.json(written) == kept
+
+
+def test_a_message_keeps_its_form() -> None:
+    """A trace without words can still be followed: ids, times and lengths are there."""
+    message = {
+        "type": "response.output_item.done",
+        "event_id": "event_471147114711",
+        "item": {
+            "id": "item_4711",
+            "type": "function_call",
+            "call_id": "call_4711",
+            "name": "pay_4711",
+            "arguments": '{"pin":4711}',
+            "content": [{"type": "audio", "transcript": "4711", "audio": payload(20)}],
+        },
+        "usage": {"total_tokens": 4711, "seconds": 0.4711, "done": True},
+        "card": int(VISA),
+        "logprobs": [{"token": "4711"}],
+    }
+
+    kept = ALL.message(message)
+
+    item = kept["item"]
+    assert item["arguments"] == '{"pin":"[digits]"}'
+    [content] = item["content"]
+    assert content["transcript"] == "[digits]"
+    assert base64.b64decode(content["audio"]) == b"\xff" * 160
+    assert kept["card"] == "[card number]"
+    assert kept["logprobs"] == []
+    for name in ("type", "event_id", "usage"):
+        assert kept[name] == message[name]
+    for name in ("id", "type", "call_id", "name"):
+        assert item[name] == message["item"][name]  # type: ignore[index]
+    assert DIGITS.message({"card": int(VISA)}) == {"card": int(VISA)}
+    assert CARDS.message({"at": 10**12}) == {"at": 10**12}
+    assert CARDS.message({"card": float(VISA)}) == {"card": "[card number]"}
+
+
+@pytest.mark.parametrize("field", ["customParameters", "metadata", "variables"])
+def test_parameters_have_names_of_somebody_elses(field: str) -> None:
+    """One that is called `code` is no code of ours: what is in it is looked at."""
+    kept = CARDS.message({"start": {field: {"code": VISA, "id": 4, VISA: "x"}}})
+
+    assert kept["start"][field] == {
+        "code": "[card number]",
+        "id": 4,
+        "[card number]": "x",
+    }
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(
+            st.sampled_from(["type", "delta", "text", "generated", "digit", "audio"])
+            | st.text(),
+            inner,
+        )
+    ),
+)
+
+
+@given(JSON)
+def test_whatever_a_message_is_it_can_be_kept(message: Any) -> None:
+    """No message of either side is one that breaks the call by being looked through."""
+    kept = ALL.message(message)
+
+    assert type(kept) is type(message) or isinstance(kept, str | list)
+    msgspec.json.encode(ALL.value(message))
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [
+        (
+            {"type": "response.output_audio_transcript.delta", "delta": "41"},
+            {"type": "response.output_audio_transcript.delta", "delta": ""},
+        ),
+        (
+            {"type": "response.function_call_arguments.delta", "delta": "11"},
+            {"type": "response.function_call_arguments.delta", "delta": ""},
+        ),
+        (
+            {"type": "x.transcription.segment", "text": "4111"},
+            {"type": "x.transcription.segment", "text": ""},
+        ),
+        ({"type": "message", "text": "4111"}, {"type": "message", "text": "4111"}),
+        ({"type": "odd", "delta": 5}, {"type": "odd", "delta": 5}),
+        ({"type": 5, "delta": "x"}, {"type": 5, "delta": "x"}),
+    ],
+)
+def test_pieces_of_words_are_not_kept(message: Any, kept: Any) -> None:
+    """None of them can be judged; the whole of them comes once it is there."""
+    assert CARDS.message(message) == kept
+
+
+def test_audio_is_as_long_as_it_was() -> None:
+    """A number that is spoken is in the sound of it, too."""
+    delta = payload(100)
+    message = {"type": "response.output_audio.delta", "delta": delta}
+
+    kept = KEYS.message(message)["delta"]
+
+    assert base64.b64decode(kept) == b"\xff" * len(base64.b64decode(delta))
+    assert KEYS.message({"media": {"payload": delta}}) == {"media": {"payload": kept}}
+
+
+# --- items ---
+
+
+def test_items_are_copied_and_the_call_keeps_its_own() -> None:
+    """The agent still knows the number that it has to charge."""
+    said = HistoryItem("u1", "user", text=VISA)
+    called = HistoryItem("c1", "tool_call", arguments=f'{{"card":{VISA}}}')
+    output = HistoryItem("o1", "tool_output", text=f'{{"charged":{VISA}}}')
+    answer = HistoryItem("a1", "assistant", text="", generated=f"It is {VISA}.")
+    copies = Copies(CARDS)
+
+    kept = copies.of([said, called, output, answer])
+
+    assert [it.text for it in kept] == ["[card number]", "", kept[2].text, ""]
+    assert kept[1].arguments == '{"card":"[card number]"}'
+    assert kept[2].text == '{"charged":"[card number]"}'
+    assert kept[3].generated == "It is [card number]."
+    assert said.text == VISA
+
+
+def test_only_what_has_changed_is_looked_at_again() -> None:
+    """A conversation is written twice a second, however long it is."""
+    items = [HistoryItem("u1", "user", text="hello"), HistoryItem("u2", "user")]
+    copies = Copies(CARDS)
+    first = copies.of(items)
+    items[1].text = VISA
+
+    again = copies.of(items)
+
+    assert again[0] is first[0]
+    assert [it.text for it in again] == ["hello", "[card number]"]
+
+
+def test_with_nothing_named_all_is_as_it_was() -> None:
+    """Who wants nothing taken out has every word."""
+    nothing = Redaction()
+    item = HistoryItem("u1", "user", text=VISA)
+    message = {"dtmf": {"digit": "4"}, "delta": VISA}
+
+    assert not nothing
+    assert nothing.names == []
+    assert nothing.text(VISA) == VISA
+    assert nothing.json(f'{{"a": {VISA}}}') == f'{{"a": {VISA}}}'
+    assert nothing.message(message) is message
+    assert nothing.item(item) is item
+    assert Copies(nothing).of([item]) == (item,)
+
+
+def test_what_was_taken_out_is_named_as_in_the_routes() -> None:
+    """A trace says of itself what is missing in it, not what the pattern was."""
+    assert ALL.names == ["cards", "keys", "digits"]
+    assert SECRET.names == ["pattern"]
+
+
+def test_hostile_texts_take_no_time() -> None:
+    """A tool, or a model, that returns a book of digits holds no call up."""
+    for text in ("4 " * 100_000, "1" * 200_000, "one " * 50_000, "x" * 500_000):
+        kept = ALL.text(text)
+        assert len(kept) <= len(text)
+
+
+def test_where_card_numbers_are_can_be_asked() -> None:
+    """The log looks at what stands around them, too."""
+    assert list(redaction.card_runs(f"a {VISA} b 1234 c {AMEX}")) == [(2, 18), (28, 43)]

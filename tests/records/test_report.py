@@ -1,0 +1,514 @@
+"""The report of a call: what it says, and that it arrives or its loss is known."""
+
+import asyncio
+import base64
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from aiohttp import web
+from openai import InvalidWebhookSignatureError, OpenAI
+from structlog.testing import capture_logs
+
+from bridge.agent.live import CallFacts, Message
+from bridge.core.history import HistoryItem
+from bridge.privacy.redaction import Redaction
+from bridge.records.report import (
+    CallReport,
+    Patience,
+    Reports,
+    report_of,
+    report_of_silence,
+    signed,
+    signing_key,
+)
+from tests.support.line import FACTS, Line, live_call
+
+SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+QUICK = Patience(
+    attempts=4,
+    attempt_seconds=0.3,
+    first_wait=0.02,
+    longest_wait=0.3,
+    function_seconds=0.2,
+)
+SPOKEN = "I would like to order a pizza"
+REPORT = report_of_silence(FACTS, "busy", 0.0)
+
+Answer = int | web.Response | None
+"""A status, a whole answer, or None: none comes."""
+
+
+class Receiver:
+    """A webhook's far end: answers in turn as told, the last answer for ever."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers) or [204]
+        self.got: list[tuple[dict[str, str], bytes, float]] = []
+        """(headers, body, when) of each attempt."""
+        self.url = ""
+        self.gone = asyncio.Event()
+
+    async def take(self, request: web.Request) -> web.StreamResponse:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.got.append((headers, await request.read(), time.monotonic()))
+        answer = self.answers[0] if len(self.answers) == 1 else self.answers.pop(0)
+        if answer is None:
+            await self.gone.wait()
+            return web.Response()
+        return (
+            answer if isinstance(answer, web.Response) else web.Response(status=answer)
+        )
+
+
+@asynccontextmanager
+async def receiver(*answers: Answer) -> AsyncIterator[Receiver]:
+    """A real server on a free port."""
+    one = Receiver(*answers)
+    app = web.Application()
+    app.router.add_post("/report", one.take)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    one.url = f"http://127.0.0.1:{runner.addresses[0][1]}/report"
+    try:
+        yield one
+    finally:
+        one.gone.set()
+        await runner.cleanup()
+
+
+async def delivered(
+    url: str | None = None,
+    to: Callable[[CallReport], Awaitable[None] | None] | None = None,
+    report: CallReport = REPORT,
+    secret: str | None = SECRET,
+) -> list[Any]:
+    """Delivers one; the log lines of it."""
+    with capture_logs() as logged:
+        async with Reports(secret, QUICK) as reports:
+            await reports.deliver(report, to, url)
+    return logged
+
+
+def losses(logged: list[Any]) -> list[dict[str, Any]]:
+    keep = ("why", "status")
+    lost = [line for line in logged if line["event"] == "report_lost"]
+    assert all(line["call_sid"] == FACTS.call_sid for line in lost)
+    return [{key: line[key] for key in keep if key in line} for line in lost]
+
+
+# --- what it says ---
+
+
+async def test_a_report_tells_the_call() -> None:
+    """What was said, done and left, who ended it: all in one JSON object."""
+    line = Line()
+    line.history = [
+        HistoryItem("i0", "system", "You are a test."),
+        HistoryItem("i1", "user", SPOKEN, at=1.5),
+        HistoryItem("i2", "tool_call", call_id="c1", name="menu", arguments='{"n":1}'),
+        HistoryItem("i3", "tool_output", "funghi", call_id="c1"),
+        HistoryItem("i4", "tool_call", call_id="c2", name="oven", arguments="{}"),
+        HistoryItem("i5", "assistant", "We have", "We have funghi", True, 3.25),
+    ]
+    async with live_call(line) as live:
+        live.began = 1_700_000_000.5
+        live.notes["when"] = datetime(2026, 1, 2, tzinfo=UTC)
+        live.notes["odd"] = {"it": complex(1, 2)}
+        live.input_tokens, live.output_tokens, live.cost = 100, 20, 0.25
+        live.take_message("Call me.", name="Ann")
+        report = report_of(live, "caller", "hung_up", 12.5)
+
+    assert json.loads(report.as_json()) == {
+        "call_sid": FACTS.call_sid,
+        "stream_sid": FACTS.stream_sid,
+        "account_sid": FACTS.account_sid,
+        "from_number": "+14155550101",
+        "to_number": "+14155550199",
+        "direction": "inbound",
+        "route": "sales",
+        "started_at": "2023-11-14T22:13:20.500Z",
+        "seconds": 12.5,
+        "status": "completed",
+        "outcome": "caller_hung_up",
+        "ended_by": "caller",
+        "ended_why": "hung_up",
+        "agent": "receptionist",
+        "transcript": [
+            {"at": 1.5, "who": "caller", "text": SPOKEN, "generated": "", "cut": False},
+            {
+                "at": 3.25,
+                "who": "agent",
+                "text": "We have",
+                "generated": "We have funghi",
+                "cut": True,
+            },
+        ],
+        "tools": [
+            {"name": "menu", "arguments": '{"n":1}', "output": "funghi"},
+            {"name": "oven", "arguments": "{}", "output": ""},
+        ],
+        "messages": [{"text": "Call me.", "name": "Ann", "call_back": ""}],
+        "notes": {"when": "2026-01-02T00:00:00Z", "odd": {"it": "(1+2j)"}},
+        "usage": {"input_tokens": 100, "output_tokens": 20, "cost": 0.25},
+    }
+
+
+@pytest.mark.parametrize(
+    ("by", "why"), [("bridge", "machine"), ("agent", "message_left")]
+)
+async def test_a_machine_is_nobody_who_was_talked_to(by: str, why: str) -> None:
+    """Whoever placed the call sees that a machine took it, message or no message."""
+    async with live_call(Line()) as live:
+        report = report_of(live, by, why, 12.5)
+
+    assert (report.status, report.outcome) == ("machine", f"{by}_{why}")
+
+
+def test_a_call_nobody_took_is_reported_too() -> None:
+    """Who placed a call learns that the line was busy."""
+    facts = CallFacts("CA9", direction="outbound", to_number="+14155550155")
+
+    report = json.loads(report_of_silence(facts, "no-answer", 0.0).as_json())
+
+    assert (report["status"], report["outcome"]) == ("no-answer", "")
+    assert report["started_at"] == "1970-01-01T00:00:00.000Z"
+    assert report["transcript"] == []
+
+
+# --- the signature ---
+
+
+def test_the_signature_is_the_standards() -> None:
+    """Receivers check it with any library of standardwebhooks.com (its own example)."""
+    headers = signed(
+        signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        1614265330,
+        b'{"test": 2432232314}',
+    )
+
+    assert headers == {
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+
+
+async def test_a_report_has_nothing_of_what_the_route_takes_out() -> None:
+    """Whoever gets the report of a payment gets no card number with it."""
+    card = "4111 1111 1111 1111"
+    line = Line()
+    line.history = [
+        HistoryItem("i1", "user", f"It is {card}.", at=1.5),
+        HistoryItem(
+            "i2", "tool_call", call_id="c1", name="pay", arguments=f'["{card}"]'
+        ),
+        HistoryItem("i3", "tool_output", f"charged {card}", call_id="c1"),
+        HistoryItem("i4", "assistant", "I char", f"I charged {card}.", True, 3.25),
+    ]
+    async with live_call(line) as live:
+        live.redaction = Redaction(cards=True)
+        live.notes |= {"card": Message(card), "number": 4111111111111111}
+        live.take_message(card, name=card, call_back=card)
+        report = report_of(live, "caller", "hung_up", 12.5)
+        assert live.notes["number"] == 4111111111111111
+        live.notes["self"] = live.notes
+        unwritable = report_of(live, "caller", "hung_up", 12.5)
+
+    told = report.as_json().decode()
+    assert "1111 1111" not in told and "41111" not in told
+    assert told.count("[card number]") == 9
+    assert json.loads(told)["tools"][0]["arguments"] == '["[card number]"]'
+    assert report.from_number == FACTS.from_number
+    assert unwritable.notes == {}
+    assert unwritable.messages == report.messages
+
+
+async def test_openais_client_accepts_what_is_posted() -> None:
+    """Who has `openai` installed checks our reports with it."""
+    async with receiver() as there:
+        assert losses(await delivered(there.url)) == []
+    [(headers, body, _)] = there.got
+    with OpenAI(api_key="none", webhook_secret=SECRET) as client:
+        client.webhooks.verify_signature(body, headers)
+        with pytest.raises(InvalidWebhookSignatureError):
+            client.webhooks.verify_signature(body + b" ", headers)
+
+    assert headers["content-type"] == "application/json"
+    assert body == REPORT.as_json()
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["", SECRET.removeprefix("whsec_"), "whsec_c2hvcnQ=", "whsec_!", SECRET + "A"],
+)
+def test_what_is_no_secret_is_refused_at_the_start(secret: str) -> None:
+    """The operator sees it at once, and not the secret in a log."""
+    with pytest.raises(ValueError, match="whsec_ and the base64") as refused:
+        Reports(secret)
+
+    assert not secret.removeprefix("whsec_") or secret not in str(refused.value)
+
+
+async def test_without_a_secret_nothing_claims_to_be_signed() -> None:
+    """The report still has an id by which a second copy is known."""
+    async with receiver() as there:
+        await delivered(there.url, secret=None)
+
+    [(headers, _, _)] = there.got
+    assert headers["webhook-id"].startswith("msg_")
+    assert "webhook-signature" not in headers
+
+
+# --- the webhook ---
+
+
+async def test_a_receiver_that_fails_twice_gets_it() -> None:
+    """A restart of the receiver loses no report; a copy has the same id."""
+    async with receiver(503, 429, 200) as there:
+        logged = await delivered(there.url)
+
+    assert [line["event"] for line in logged] == [
+        "report_delayed",
+        "report_delayed",
+        "report_delivered",
+    ]
+    assert len({headers["webhook-id"] for headers, _, _ in there.got}) == 1
+    assert len({body for _, body, _ in there.got}) == 1
+    first, second, third = (at for _, _, at in there.got)
+    # It waits longer each time; each wait is up to a quarter shorter or longer.
+    assert second - first >= 0.75 * QUICK.first_wait
+    assert third - second >= 0.75 * 2 * QUICK.first_wait
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 410, 302])
+async def test_a_receiver_that_does_not_want_it_is_left_alone(status: int) -> None:
+    """No receiver is asked again for what it refused; nobody is redirected."""
+    elsewhere = {"Location": "/report"}
+    async with receiver(web.Response(status=status, headers=elsewhere)) as there:
+        logged = await delivered(there.url)
+
+    assert len(there.got) == 1
+    assert losses(logged) == [{"why": "refused", "status": status}]
+
+
+async def test_a_receiver_that_stays_down_is_given_up() -> None:
+    """The operator learns which call's report is lost, and why."""
+    async with receiver(500) as there:
+        logged = await delivered(there.url)
+
+    assert len(there.got) == QUICK.attempts
+    assert losses(logged) == [{"why": "refused", "status": 500}]
+
+
+async def test_a_receiver_that_hangs_is_asked_again() -> None:
+    """One that takes the report and never answers holds nothing up for ever."""
+    async with receiver(None, 200) as there:
+        logged = await delivered(there.url)
+
+    assert losses(logged) == []
+    assert len(there.got) == 2
+
+
+async def test_a_receiver_that_is_not_there_is_given_up() -> None:
+    """An address nobody listens at costs a few attempts, no more."""
+    async with receiver() as there:
+        url = there.url
+
+    [lost] = losses(await delivered(url))
+
+    assert lost == {"why": "ClientConnectorError"}
+
+
+async def test_an_url_that_is_none_is_told_at_once() -> None:
+    """A slip in the configuration is in the log, not tried again."""
+    logged = await delivered("nowhere")
+
+    assert [line["event"] for line in logged] == ["report_lost"]
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        ("1", 0.25, 1.0),  # no longer than the longest wait
+        (format_datetime(datetime(2100, 1, 1, tzinfo=UTC), usegmt=True), 0.25, 1.0),
+        (format_datetime(datetime(2000, 1, 1, tzinfo=UTC), usegmt=True), 0.0, 0.25),
+        ("soon", 0.0, 0.25),
+        ("Sun, 06 Nov 1994 08:49:37 +99999999999999999999", 0.0, 0.25),
+    ],
+)
+async def test_a_receiver_may_ask_for_time(
+    value: str, least: float, most: float
+) -> None:
+    """Retry-After is kept to, up to a bound; nonsense in it does no harm."""
+    busy = web.Response(status=429, headers={"Retry-After": value})
+    async with receiver(busy, 200) as there:
+        assert losses(await delivered(there.url)) == []
+
+    (_, _, first), (_, _, second) = there.got
+    assert least <= second - first < most
+
+
+async def test_what_people_said_is_never_in_the_log() -> None:
+    """A lost report is named by its call; what was said in it is not."""
+    line = Line()
+    line.history = [HistoryItem("i1", "user", SPOKEN)]
+    async with live_call(line) as live:
+        report = report_of(live, "caller", "hung_up", 1.0)
+    async with receiver(400) as there:
+        logged = await delivered(there.url, report=report)
+
+    assert losses(logged)
+    told = json.dumps(logged)
+    for private in (SPOKEN, "+1415", there.url, SECRET):
+        assert private not in told
+
+
+async def test_notes_that_cannot_be_written_are_told() -> None:
+    """A note that contains itself costs this report, and nothing else."""
+    line = Line()
+    async with live_call(line) as live:
+        live.notes["me"] = live.notes
+        report = report_of(live, "caller", "hung_up", 1.0)
+    async with receiver() as there:
+        logged = await delivered(there.url, report=report)
+
+    assert losses(logged) == [{"why": "RecursionError"}]
+    assert there.got == []
+
+
+# --- the function ---
+
+
+async def test_functions_of_either_kind_are_told() -> None:
+    """`async def` runs here, `def` in a thread, where it may block."""
+    told: list[tuple[str, bool]] = []
+
+    def note() -> None:
+        told.append((report.call_sid, threading.current_thread().daemon))
+
+    def plain(given: CallReport) -> None:
+        note()
+
+    async def waiting(given: CallReport) -> None:
+        note()
+
+    class Told:
+        async def __call__(self, given: CallReport) -> None:
+            note()
+
+    report = REPORT
+    for to in (plain, waiting, Told(), lambda given: waiting(given)):
+        assert await delivered(to=to) == []
+
+    here, thread = (FACTS.call_sid, False), (FACTS.call_sid, True)
+    assert told == [thread, here, here, here]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+async def test_a_function_that_raises_is_told_in_full(
+    error: type[BaseException],
+) -> None:
+    """Its author finds the traceback; the webhook gets its report all the same."""
+
+    async def raises(given: CallReport) -> None:
+        raise error("theirs")
+
+    async with receiver() as there:
+        logged = await delivered(there.url, raises)
+
+    [line] = [line for line in logged if line["event"] == "report_function_failed"]
+    assert line["exc_info"] is True
+    assert line["call_sid"] == FACTS.call_sid
+    assert len(there.got) == 1
+
+
+async def test_a_plain_function_that_raises_is_told_in_full() -> None:
+    """The same from a thread."""
+
+    def raises(given: CallReport) -> None:
+        raise RuntimeError("theirs")
+
+    logged = await delivered(to=raises)
+
+    assert [line["event"] for line in logged] == ["report_function_failed"]
+
+
+async def test_a_function_that_is_slow_is_left() -> None:
+    """A function that hangs keeps the server neither running nor from ending."""
+    free = threading.Event()
+
+    def plain(given: CallReport) -> None:
+        free.wait(10)
+
+    async def waiting(given: CallReport) -> None:
+        await asyncio.sleep(10)
+
+    began = time.monotonic()
+    logged = await delivered(to=plain) + await delivered(to=waiting)
+    free.set()
+    await asyncio.sleep(0.05)  # its late answer disturbs nobody
+
+    assert [line["event"] for line in logged] == ["report_function_failed"] * 2
+    assert time.monotonic() - began < 2.0
+
+
+# --- the end ---
+
+
+async def test_sending_does_not_wait() -> None:
+    """A call ends at once, however slow the receiver of its report is."""
+    async with receiver(None, 200) as there, Reports(None, QUICK) as reports:
+        began = time.monotonic()
+        reports.send(REPORT, None, there.url)
+        assert time.monotonic() - began < 0.1
+        await reports.close(5.0)
+
+    assert len(there.got) == 2
+
+
+async def test_a_shutdown_gives_so_long_and_tells_what_is_lost() -> None:
+    """What a server that goes could not deliver is in its log."""
+    patient = Patience(attempt_seconds=30.0)
+    with capture_logs() as logged:
+        async with receiver(None) as there, Reports(None, patient) as reports:
+            reports.send(REPORT, None, there.url)
+            began = time.monotonic()
+            await reports.close(0.2)
+            assert 0.15 < time.monotonic() - began < 1.0
+            reports.send(REPORT, None, there.url)
+
+    assert losses(logged) == [{"why": "shutdown"}, {"why": "closed"}]
+    assert [task for task in asyncio.all_tasks() if "report" in task.get_name()] == []
+
+
+async def test_a_server_that_is_cancelled_leaves_nothing_running() -> None:
+    """Ctrl-C during a delivery ends it, and its loss is told."""
+    patient = Patience(attempt_seconds=30.0)
+    entered = asyncio.Event()
+
+    async def serve(url: str) -> None:
+        async with Reports(None, patient) as reports:
+            reports.send(REPORT, None, url)
+            entered.set()
+            await reports.close(30.0)
+
+    with capture_logs() as logged:
+        async with receiver(None) as there, asyncio.TaskGroup() as tasks:
+            server = tasks.create_task(serve(there.url))
+            await entered.wait()
+            await asyncio.sleep(0.1)
+            server.cancel()
+            await asyncio.sleep(0.1)
+            server.cancel()  # impatient: again while it still waits
+
+    assert losses(logged) == [{"why": "shutdown"}]

@@ -1,0 +1,187 @@
+"""What is kept of calls on a disk: it goes when its time is over, or when asked for."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.fleet.memory import MemoryRegistry
+from bridge.records.retention import (
+    DAY_SECONDS,
+    SHELVED,
+    expire,
+    forget,
+    forget_call,
+    kept_for,
+)
+
+OLD = time.time() - 40 * DAY_SECONDS
+
+
+def put(folder: Path, name: str, written: float | None = None) -> Path:
+    path = folder / name
+    path.write_text("words of people")
+    if written is not None:
+        os.utime(path, (written, written))
+    return path
+
+
+def left(folder: Path) -> set[str]:
+    return {it.name for it in folder.iterdir()}
+
+
+def test_what_is_older_is_deleted(tmp_path: Path) -> None:
+    """Nobody's words are kept longer than the operator said."""
+    put(tmp_path, "CA1.MZ1.trace.jsonl", OLD)
+    put(tmp_path, "CA2.MZ2.trace.jsonl")
+
+    assert expire(tmp_path, time.time() - 30 * DAY_SECONDS) == 1
+
+    assert left(tmp_path) == {"CA2.MZ2.trace.jsonl"}
+
+
+def test_only_our_own_files_are_deleted(tmp_path: Path) -> None:
+    """A folder that holds other things, too, or links to them, keeps them."""
+    away, folder = tmp_path / "away", tmp_path / "records"
+    away.mkdir()
+    folder.mkdir()
+    precious = put(away, "CA1.MZ9.trace.jsonl", OLD)
+    for name in ("notes.txt", "trace.jsonl", "CA1.trace.jsonl", "CA1.MZ1.trace.jsonl~"):
+        put(folder, name, OLD)
+    (folder / "CA1.MZ1.trace.jsonl").symlink_to(precious)
+    (folder / "CA1.MZ2.trace.jsonl").symlink_to(away)
+    (folder / "CA1.MZ3.trace.jsonl").mkdir()
+    put(folder / "CA1.MZ3.trace.jsonl", "CA1.MZ4.trace.jsonl", OLD)
+    before = left(folder)
+
+    assert expire(folder, time.time()) == 0
+    assert forget(folder, "CA1") == 0
+
+    assert left(folder) == before
+    assert precious.exists()
+    assert left(folder / "CA1.MZ3.trace.jsonl") == {"CA1.MZ4.trace.jsonl"}
+
+
+def test_all_traces_of_a_call_are_deleted_and_no_others(tmp_path: Path) -> None:
+    """A caller who asks to be forgotten is, in every stream of their call."""
+    for name in ("CA1.MZ1", "CA1.MZ2", "CA11.MZ1", "CA2.MZ1"):
+        put(tmp_path, f"{name}.trace.jsonl")
+
+    assert forget(tmp_path, "CA1") == 2
+    assert forget(tmp_path, "CA1") == 0
+
+    assert left(tmp_path) == {"CA11.MZ1.trace.jsonl", "CA2.MZ1.trace.jsonl"}
+
+
+@pytest.mark.parametrize("sid", ["*", "CA?", ".", "..", "../records/CA1", "", "CA1/.."])
+def test_a_hostile_sid_deletes_nothing(tmp_path: Path, sid: str) -> None:
+    """Nobody is forgotten, and no other folder reached, by an odd name."""
+    folder = tmp_path / "records"
+    folder.mkdir()
+    put(folder, "CA1.MZ1.trace.jsonl")
+    put(tmp_path, "CA1.MZ1.trace.jsonl")
+
+    assert forget(folder, sid) == 0
+
+    assert left(folder) == {"CA1.MZ1.trace.jsonl"}
+    assert left(tmp_path) == {"records", "CA1.MZ1.trace.jsonl"}
+
+
+def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+    """It is made with the first call."""
+    assert forget(tmp_path / "none", "CA1") == 0
+    assert expire(tmp_path / "none", time.time()) == 0
+
+
+async def test_the_shelf_forgets_a_call_too(tmp_path: Path) -> None:
+    """What was kept for whoever leads a call on is gone with its trace."""
+    registry = MemoryRegistry()
+    for name in SHELVED:
+        await registry.put(f"{name}:CA1", b"words", 60.0)
+        await registry.put(f"{name}:CA2", b"words", 60.0)
+    put(tmp_path, "CA1.MZ1.trace.jsonl")
+
+    assert await forget_call(tmp_path, registry, "CA1") == (1, len(SHELVED))
+    assert await forget_call(None, registry, "CA1") == (0, 0)
+
+    assert await registry.get("talk:CA1") is None
+    assert await registry.get("talk:CA2") == b"words"
+
+
+async def test_an_instance_deletes_at_its_start_and_again(tmp_path: Path) -> None:
+    """A bridge that runs for months keeps to the days, too; the log names nobody."""
+    put(tmp_path, "CA1.MZ1.trace.jsonl", OLD)
+    with capture_logs() as logged:
+        async with kept_for(tmp_path, 30, every=0.01):
+            await until(lambda: len(logged) == 1)
+            put(tmp_path, "CA2.MZ2.trace.jsonl", OLD)
+            await until(lambda: len(logged) == 2)
+            assert not left(tmp_path)
+
+    assert [(it["event"], it["files"]) for it in logged] == [("records_deleted", 1)] * 2
+    assert "CA1" not in str(logged)
+
+
+async def until(happened: Callable[[], object]) -> None:
+    limit = time.monotonic() + 2.0
+    while not happened():
+        assert time.monotonic() < limit, "nothing was deleted"
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("days", [0, 30])
+async def test_without_days_or_a_folder_nothing_is_deleted(
+    tmp_path: Path, days: int
+) -> None:
+    """0 is for ever; who records nothing has nothing deleted."""
+    put(tmp_path, "CA1.MZ1.trace.jsonl", OLD)
+    async with kept_for(None if days else tmp_path, days, every=0.005):
+        await asyncio.sleep(0.02)
+
+    assert left(tmp_path) == {"CA1.MZ1.trace.jsonl"}
+
+
+async def test_what_cannot_be_deleted_is_told_without_a_name(tmp_path: Path) -> None:
+    """An operator sees that something stays; the instance runs on."""
+    folder = put(tmp_path, "no folder")
+    with capture_logs() as logged:
+        async with kept_for(folder, 30):
+            await asyncio.sleep(0.05)
+
+    assert logged == [
+        {"event": "records_not_deleted", "log_level": "error", "why": "Not a directory"}
+    ]
+
+
+async def test_what_is_raised_meanwhile_comes_out_as_it_is(tmp_path: Path) -> None:
+    """`bridge serve` tells what is wrong, not a group of it."""
+    with pytest.raises(ValueError, match="of the house"):
+        async with kept_for(tmp_path, 30):
+            raise ValueError("of the house")
+
+
+def test_all_that_can_be_deleted_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file that cannot be deleted keeps no others; one that is gone is no error."""
+    for sid in ("CA1", "CA2", "CA3"):
+        put(tmp_path, f"{sid}.MZ1.trace.jsonl", OLD)
+    unlink = Path.unlink
+
+    def of_another_owner(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("CA1"):
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path)
+        if path.name.startswith("CA2"):
+            unlink(path, missing_ok=missing_ok)  # somebody else was faster
+
+    monkeypatch.setattr(Path, "unlink", of_another_owner)
+
+    with pytest.raises(PermissionError):
+        expire(tmp_path, time.time())
+
+    assert left(tmp_path) == {"CA1.MZ1.trace.jsonl"}

@@ -1,0 +1,1146 @@
+"""Calls on the Realtime Calls API, from the webhook to the end, over real sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from agents import (
+    GuardrailFunctionOutput,
+    HostedMCPTool,
+    OutputGuardrail,
+    RunContextWrapper,
+    function_tool,
+)
+from agents.realtime import RealtimeAgent, realtime_handoff
+from aiohttp import web
+from openai.types.realtime import RealtimeSessionCreateRequest
+from structlog.testing import capture_logs
+
+from bridge.agent.events import CallEvent
+from bridge.agent.live import (
+    BadRequest,
+    CallFacts,
+    CallOver,
+    LiveCall,
+    NotAllowed,
+    Transfer,
+)
+from bridge.agent.loader import AgentSource
+from bridge.app.background_tasks import Errands
+from bridge.core.commands import End, Note
+from bridge.core.rules import Rules
+from bridge.fleet.memory import MemoryRegistry
+from bridge.model.calls_api import (
+    CallGone,
+    CallsApi,
+    CallsApiError,
+    control_url,
+    rest_url,
+)
+from bridge.model.local_mcp import local_mcp
+from bridge.model.session import ModelTarget, SessionPlan
+from bridge.model.session_settings import SessionSettings
+from bridge.sim.model import (
+    Behaviour,
+    CallTool,
+    Fail,
+    ModelServer,
+    ModelSession,
+    Say,
+    Turn,
+)
+from bridge.sim.realtime.calls import CallsServer, new_secret
+from bridge.sim.realtime.leg import Line, PhoneCall
+from bridge.sip.sip import SipCalls, facts_of, number_of
+from bridge.sip.sip_call import SipHouse, SipPlan
+from bridge.sip.sip_session import ATTACH_TRIES
+from tests.sim.realtime_client import QUICK, speech
+
+CALLER, CALLED = "+14155550123", "+14155550100"
+GREETING = "Greet the caller."
+PREMIUM = "+19005550100"
+LONG = "This is a long answer which goes on and on, so that there is time to interrupt."
+PLAIN: RealtimeAgent[LiveCall] = RealtimeAgent(name="plain", instructions="Be kind.")
+
+
+@function_tool
+async def weather(context: RunContextWrapper[LiveCall], city: str) -> str:
+    """The weather."""
+    return f"Rain in {city}, for {context.context.facts.from_number}."
+
+
+@function_tool
+async def hang_up(context: RunContextWrapper[LiveCall]) -> str:
+    """Ends the call."""
+    return str(await context.context.hang_up())
+
+
+@function_tool
+async def transfer(context: RunContextWrapper[LiveCall]) -> str:
+    """Puts the caller through."""
+    try:
+        return str(await context.context.transfer("+14155550199"))
+    except (BadRequest, CallOver) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+HELPFUL: RealtimeAgent[LiveCall] = RealtimeAgent(
+    name="helpful", instructions="Help.", tools=[weather, hang_up, transfer]
+)
+
+
+@dataclass
+class Place:
+    """A bridge's SIP side, OpenAI's side, and what came of calls."""
+
+    model: ModelServer
+    calls: CallsServer
+    sip: SipCalls
+    house: SipHouse
+    registry: MemoryRegistry
+    url: str
+    begun: list[LiveCall] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    pressed: list[str] = field(default_factory=list)
+    events: list[CallEvent] = field(default_factory=list)
+    room: bool = True
+    limit: str | None = None
+    """That keeps the next call out."""
+
+    async def ring(self, **how: Any) -> PhoneCall:
+        how = {"caller": CALLER, "called": CALLED} | how
+        return await self.calls.ring(self.url, **how)
+
+    async def talk(self, **how: Any) -> tuple[PhoneCall, ModelSession, LiveCall]:
+        """A call whose session has begun."""
+        call = await self.ring(**how)
+        await until(lambda: call.session is not None and bool(call.session.received))
+        assert call.session is not None
+        return call, call.session, self.begun[-1]
+
+    async def over(self) -> None:
+        """Waits until nothing of any call is left."""
+        await until(lambda: self.sip.calls == 0)
+        assert await self.registry.calls() == []
+        await until(lambda: self.model.active == 0)
+        await until(lambda: not any(name.startswith("rtc_") for name in tasks()))
+
+    def said(self) -> list[str]:
+        return [it.data["heard"] for it in self.events if it.type == "said"]
+
+    def types(self) -> list[str]:
+        return [event.type for event in self.events]
+
+
+def talking(*turns: Turn) -> Behaviour:
+    return Behaviour(turns=turns, **QUICK)
+
+
+def tasks() -> list[str]:
+    return [task.get_name() for task in asyncio.all_tasks()]
+
+
+async def until(what: Callable[[], bool], seconds: float = 8.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not what():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def place(
+    behaviour: Behaviour | None = None,
+    agent: AgentSource = PLAIN,
+    *,
+    rules: Rules | None = None,
+    settings: dict[str, Any] | None = None,
+    connect: Any = None,
+    **how: Any,
+) -> AsyncIterator[Place]:
+    rules = rules or Rules(greeting=GREETING)
+    app = web.Application()
+    runner = web.AppRunner(app)
+    async with (
+        ModelServer(behaviour or Behaviour(**QUICK), api_key="sk-sim") as model,
+        CallsServer(model, **how) as calls,
+        Errands() as errands,
+        local_mcp() as mcp,
+    ):
+        target = ModelTarget(
+            url=model.url,
+            model="gpt-realtime-mini",
+            voice="cedar",
+            transcription_model="gpt-transcribe",
+            headers={"Authorization": "Bearer sk-sim"},
+            connect=connect,
+        )
+        plan = SessionPlan(agent, target, SessionSettings.read(settings or {}))
+
+        async def begin(live: LiveCall) -> None:
+            here.begun.append(live)
+            live.on(here.events.append)
+
+        async def pressed(live: LiveCall, keys: str) -> None:
+            refuse = here.pressed[:1] == ["refuse"]
+            here.pressed.append(keys)
+            if refuse:
+                raise BadRequest("no")
+
+        def ended(live: LiveCall, end: End, seconds: float) -> None:
+            here.ends.append(f"{end.by}_{end.why}")
+
+        async def may_come_in(facts: CallFacts) -> str | None:
+            return here.limit
+
+        def check_transfer(live: LiveCall, to: Transfer) -> None:
+            if to.number == PREMIUM:
+                raise NotAllowed("no")
+
+        registry = MemoryRegistry()
+        house = SipHouse(
+            secret=calls.secret,
+            api_key="sk-sim",
+            rest_url=calls.url,
+            registry=registry,
+            local_mcp=mcp,
+            start=errands.start,
+            plan=lambda facts: SipPlan(plan, rules, route="main"),
+            room=lambda: here.room,
+            begin=begin,
+            ended=ended,
+            pressed=pressed,
+            see=_seen,
+            may_come_in=may_come_in,
+            check_transfer=check_transfer,
+        )
+        async with SipCalls(house) as sip:
+
+            async def take(request: web.Request) -> web.Response:
+                body = await request.read()
+                status, text = await sip.incoming(request.headers, body)
+                return web.Response(status=status, text=text)
+
+            app.router.add_post("/openai/webhook", take)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}/openai/webhook"
+            here = Place(model, calls, sip, house, registry, url)
+            try:
+                yield here
+            finally:
+                await runner.cleanup()
+
+
+def _seen(note: Note) -> None:
+    assert not {"text", "heard", "digit"} & note.data.keys(), "private words in a note"
+
+
+def sent(session: ModelSession, kind: str) -> list[dict[str, Any]]:
+    """What our side sent of a kind of event."""
+    return [event for _, event in session.received if event["type"] == kind]
+
+
+# --- the webhook
+
+
+async def test_a_signed_webhook_is_taken_at_once() -> None:
+    """OpenAI gets its answer before the call has an agent."""
+    async with place() as here:
+        call = await here.ring()
+
+        assert call.answers == [200]
+        assert call.line is Line.RINGING
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"secret": new_secret()},
+        {"age": 301.0},
+        {"age": -305.0},
+        {"without": ["webhook-id"]},
+        {"without": ["webhook-timestamp"]},
+        {"without": ["webhook-signature"]},
+    ],
+)
+async def test_a_webhook_that_is_not_openais_is_refused(how: dict[str, Any]) -> None:
+    """Forged, old, early or unsigned: 401, and no call begins."""
+    async with place() as here:
+        call = await here.ring(**how)
+
+        assert call.answers == [401]
+        assert (here.sip.calls, here.calls.requests) == (0, [])
+
+
+async def test_a_signature_that_is_no_text_is_refused() -> None:
+    """Rubbish in a header is a refusal, not a fault of ours."""
+    async with place() as here:
+        headers = {
+            "webhook-id": "wh_1",
+            "webhook-timestamp": "1",
+            "webhook-signature": "v1,\N{SNOWMAN}",
+        }
+        for stamp in ("1", "soon", "9" * 5000):
+            headers["webhook-timestamp"] = stamp
+            assert (await here.sip.incoming(headers, b"{}"))[0] == 401
+        assert (await here.sip.incoming({}, b"\xff"))[0] == 401
+
+
+async def test_a_second_delivery_begins_no_second_call() -> None:
+    """At-least-once on their side is once on ours."""
+    async with place() as here:
+        call = await here.ring(copies=3)
+        await call.until(Line.TALKING)
+
+        assert call.answers == [200, 200, 200]
+        assert [verb for verb, _ in here.calls.requests] == ["accept"]
+
+
+@pytest.mark.parametrize(
+    ("event", "status"),
+    [
+        ({"type": "response.completed", "data": {"id": "resp_1"}}, 200),
+        ({"type": "live.transport.incoming", "data": {"session_id": "x"}}, 200),
+        ({"type": "something.new"}, 200),
+        ({"type": "realtime.call.incoming", "data": {}}, 400),
+        ({"type": "realtime.call.incoming"}, 400),
+        ({"type": "realtime.call.incoming", "data": {"call_id": "../x"}}, 400),
+        ({"no": "type"}, 400),
+    ],
+)
+async def test_other_events_begin_no_call(event: dict[str, Any], status: int) -> None:
+    """What else the project's webhook is used for is none of our business."""
+    async with place() as here:
+        assert await here.calls.send(here.url, event) == [status]
+        assert (here.sip.calls, here.calls.requests) == (0, [])
+
+
+async def test_a_full_bridge_says_busy() -> None:
+    """The caller hears the busy tone of their own line."""
+    async with place() as here:
+        here.room = False
+        call = await here.ring()
+        await call.until(Line.REJECTED)
+
+        assert call.answers == [200]
+        assert call.sip_status == 486
+        assert here.sip.calls == 0
+
+
+async def test_a_caller_who_gave_up_is_not_turned_away() -> None:
+    """Busy, and gone before we could say so."""
+    async with place() as here:
+        here.room = False
+        here.calls.fail["reject"] = 404
+        call = await here.ring()
+        await until(lambda: bool(here.calls.requests))
+        here.calls.fail["reject"] = 400
+        await here.ring()
+        await until(lambda: len(here.calls.requests) == 2)
+
+        assert call.line is Line.RINGING
+        assert here.sip.calls == 0
+
+
+class Silent(MemoryRegistry):
+    """A registry that is not there."""
+
+    async def first(self, name: str, seconds: float) -> bool:
+        raise ConnectionError
+
+
+async def test_a_registry_that_is_not_there() -> None:
+    """503: OpenAI tries again, for we cannot know whether this is the first time."""
+    async with place() as here:
+        async with SipCalls(replace(here.house, registry=Silent())) as deaf:
+            here.sip.incoming = deaf.incoming  # type: ignore[method-assign]
+            call = await here.ring()
+
+        assert call.answers == [503]
+
+
+async def test_a_running_call_is_found_by_its_sid() -> None:
+    """For the control API."""
+    async with place() as here:
+        call, _, live = await here.talk()
+
+        assert here.sip.live(call.id) is live
+        assert here.sip.live("rtc_no") is None
+        (entry,) = await here.registry.calls()
+        assert entry.call_sid == call.id
+
+
+async def test_a_bridge_that_has_closed_takes_none() -> None:
+    """503: OpenAI tries again, and may reach another instance."""
+    async with place() as here:
+        async with SipCalls(here.house) as closed:
+            pass
+        here.sip.incoming = closed.incoming  # type: ignore[method-assign]
+        call = await here.ring()
+
+        assert call.answers == [503]
+
+
+@pytest.mark.parametrize("secret", ["", "abc", "whsec_!", "b3RoZXI="])
+async def test_a_secret_that_is_none_is_told_at_start(secret: str) -> None:
+    """Not with the first call, and not as a forgery."""
+    async with place() as here:
+        with pytest.raises(ValueError, match="secret"):
+            SipCalls(replace(here.house, secret=secret))
+
+
+# --- the accept
+
+
+async def test_the_accept_is_a_session_of_the_agent() -> None:
+    """The vendor's own type takes it; what the line settles is not in it."""
+    settings = {
+        "turn_detection": {
+            "type": "server_vad",
+            "threshold": 0.4,
+            "prefix_padding_ms": 200,
+            "silence_duration_ms": 300,
+            "idle_timeout_ms": 6000,
+        },
+        "truncation": "disabled",
+        "speed": 1.1,
+    }
+    with capture_logs() as logs:
+        async with place(agent=HELPFUL, settings=settings) as here:
+            for _ in range(2):
+                _, session, _ = await here.talk()
+
+    body = here.calls.requests[0][1]
+    RealtimeSessionCreateRequest.model_validate(body, strict=True)
+    assert body["type"] == "realtime"
+    assert body["model"] == "gpt-realtime-mini"
+    assert body["instructions"] == "Help."
+    assert body["truncation"] == "disabled"
+    assert body["audio"]["output"] == {"voice": "cedar", "speed": 1.1}
+    assert "format" not in body["audio"]["input"]
+    detection = body["audio"]["input"]["turn_detection"]
+    assert detection["type"] == "server_vad" and detection["idle_timeout_ms"] == 6000
+    assert not {"threshold", "prefix_padding_ms"} & detection.keys()
+    assert {tool["name"] for tool in body["tools"]} >= {"weather", "hang_up"}
+    assert session.errors_sent == []
+    told = [it for it in logs if it["event"] == "sip_settings_ignored"]
+    assert len(told) == 1
+    assert told[0]["settings"] == "threshold, prefix_padding_ms, silence_duration_ms"
+
+
+async def test_what_follows_agrees_with_the_accept() -> None:
+    """The SDK's own word on the session breaks neither the line nor the model."""
+    async with place(agent=HELPFUL) as here:
+        _, session, _ = await here.talk()
+        await until(lambda: bool(session.responses))
+        updates = [it["session"] for it in sent(session, "session.update")]
+
+        assert session.errors_sent == []
+        assert session.model == "gpt-realtime-mini"
+        assert session.appends == 0
+        assert updates and not any("model" in it for it in updates)
+        assert "format" not in updates[0]["audio"]["output"]
+
+
+async def test_a_call_is_attached_to_though_it_is_early() -> None:
+    """Right behind the accept the server does not know the call yet."""
+    async with place(late=2) as here:
+        call, _, _ = await here.talk()
+
+        assert here.model.refused == [404, 404]
+        assert call.attached == 1
+
+
+async def test_a_socket_that_is_refused_ends_the_call() -> None:
+    """An accepted call without an agent would be silence: it is hung up."""
+    async with place() as here:
+        here.model.behaviour = Behaviour(refuse=429)
+        call = await here.ring()
+        await call.until(Line.ENDED)
+        await here.over()
+
+        assert (call.ended_by, here.ends) == ("api", ["model_refused"])
+
+
+async def test_a_socket_that_stays_unknown_is_a_call_that_is_over() -> None:
+    """404 for seconds: the caller has hung up meanwhile."""
+    async with place(late=99) as here:
+        await here.ring()
+        await here.over()
+
+        assert here.ends == ["caller_hung_up"]
+        assert len(here.model.refused) == ATTACH_TRIES
+
+
+async def test_a_server_that_is_not_there() -> None:
+    """The API answers, its socket does not."""
+
+    async def nowhere(url: str, headers: dict[str, str]) -> Any:
+        raise ConnectionRefusedError
+
+    async with place(connect=nowhere) as here:
+        call = await here.ring()
+        await call.until(Line.ENDED)
+        await here.over()
+
+        assert here.ends == ["model_refused"]
+
+
+async def test_an_accept_that_fails_is_no_endless_ringing() -> None:
+    """The trunk hears 503, and may try another gateway."""
+    async with place(fail={"accept": 400}) as here:
+        call = await here.ring()
+        await call.until(Line.REJECTED)
+        await here.over()
+
+        assert call.sip_status == 503
+        assert here.ends == ["model_refused"]
+
+
+async def test_an_accept_whose_answer_is_lost_leaves_nobody_in_silence() -> None:
+    """OpenAI has accepted, we were told it had not: the call is hung up."""
+    async with place(lose=["accept"]) as here:
+        call = await here.ring()
+        await call.until(Line.ENDED)
+        await here.over()
+
+        assert (call.ended_by, here.ends) == ("api", ["model_refused"])
+        verbs = [verb for verb, _ in here.calls.requests]
+        assert verbs == ["accept", "accept", "reject", "hangup"]
+
+
+async def test_an_agent_that_cannot_be_had_rejects_the_call() -> None:
+    """The user's function fails: the call is not accepted."""
+
+    def broken(live: LiveCall) -> RealtimeAgent[Any]:
+        raise LookupError("no agent")
+
+    async with place(agent=broken) as here:
+        call = await here.ring()
+        await call.until(Line.REJECTED)
+        await here.over()
+
+        assert call.sip_status == 503
+        assert here.ends == ["bridge_agent_failed"]
+
+
+async def test_a_caller_who_gave_up_is_no_failure() -> None:
+    """Hung up while it rang: there is no call to accept."""
+    ringing: list[Place] = []
+
+    def made(live: LiveCall) -> RealtimeAgent[Any]:
+        ringing[0].calls.calls[0].hang_up()
+        return PLAIN
+
+    async with place(agent=made) as here:
+        ringing.append(here)
+        call = await here.ring()
+        await call.until(Line.ENDED)
+        await here.over()
+
+        assert here.ends == ["caller_hung_up"]
+        assert [verb for verb, _ in here.calls.requests] == ["accept"]
+
+
+# --- the conversation
+
+
+async def test_the_agent_greets_and_is_heard() -> None:
+    """The server's word for it: the history says what was heard."""
+    async with place(talking([Say("Hello, how can I help?")])) as here:
+        _, session, live = await here.talk()
+        await until(lambda: bool(session.responses))
+        assert await live.heard() is True
+
+        assert [it.kind for it in live.history] == ["system", "assistant"]
+        assert live.history[0].text == GREETING
+        assert live.transcript[0].text == "Hello, how can I help?"
+        assert here.said() == ["Hello, how can I help?"]
+        assert live.facts.from_number == CALLER and live.facts.to_number == CALLED
+        assert live.facts.route == "main"
+        assert live.output_tokens > 0
+
+
+async def test_a_tool_runs_with_the_call_as_its_context() -> None:
+    """The same agent as on a media stream."""
+    async with place(
+        talking(
+            [Say("Hello.")], [CallTool("weather", {"city": "Oslo"})], [Say("Rain.")]
+        ),
+        HELPFUL,
+    ) as here:
+        call, session, live = await here.talk()
+        await until(lambda: here.said() == ["Hello."])
+        call.say(speech())
+        await until(lambda: here.said() == ["Hello.", "Rain."])
+
+        outputs = [it.text for it in live.history if it.kind == "tool_output"]
+        assert outputs == [f"Rain in Oslo, for {CALLER}."]
+        assert {"tool_start", "tool_end", "caller_said"} <= set(here.types())
+        assert session.errors_sent == []
+
+
+async def test_a_tool_hangs_up_when_all_was_heard() -> None:
+    """The goodbye is played to its end, then the line is closed."""
+    async with place(
+        talking([Say("Thank you for your call, goodbye."), CallTool("hang_up", {})]),
+        HELPFUL,
+    ) as here:
+        call, session, live = await here.talk()
+        await call.until(Line.ENDED)
+        await here.over()
+
+        seconds = sum(len(it[2]) for it in session.sent_deltas) / 8000
+        assert here.said() == ["Thank you for your call, goodbye."]
+        assert session.now() - session.opened_at >= seconds
+        assert (call.ended_by, here.ends) == ("api", ["agent_hung_up"])
+        assert [verb for verb, _ in here.calls.requests] == ["accept", "hangup"]
+        assert live.over
+        with pytest.raises(CallOver):
+            live.tell("too late")
+
+
+async def test_a_caller_who_speaks_keeps_the_call() -> None:
+    """Interrupted in the goodbye: False, and they are answered."""
+    async with place(
+        talking([Say(LONG), CallTool("hang_up", {})], [Say("Yes?")]), HELPFUL
+    ) as here:
+        call, _, live = await here.talk()
+        await until(lambda: "tool_start" in here.types())
+        await asyncio.sleep(1.0)
+        call.say(speech())
+        await until(lambda: "Yes?" in here.said())
+
+        cut = next(it for it in live.history if it.cut)
+        assert cut.generated == LONG
+        assert LONG.startswith(cut.text) and 0 < len(cut.text) < 50
+        assert [it.text for it in live.history if it.kind == "tool_output"] == ["False"]
+        assert {"audio_interrupted", "agent_interrupted"} <= set(here.types())
+        assert call.line is Line.TALKING
+
+
+async def test_a_tool_puts_the_caller_through() -> None:
+    """A REFER, once all was heard; nobody hangs up behind it."""
+    async with place(
+        talking([Say("One moment."), CallTool("transfer", {})]), HELPFUL
+    ) as here:
+        call, _, _ = await here.talk()
+        await call.until(Line.REFERRED)
+        await here.over()
+
+        assert call.target == "tel:+14155550199"
+        assert here.ends == ["agent_transferred"]
+        assert [verb for verb, _ in here.calls.requests] == ["accept", "refer"]
+
+
+async def test_a_transfer_that_is_refused_is_told_to_the_agent() -> None:
+    """The call goes on, and the caller hears why."""
+    behaviour = talking([CallTool("transfer", {})], [Say("I am sorry.")])
+    async with place(behaviour, HELPFUL, fail={"refer": 400}) as here:
+        call, _, live = await here.talk()
+        await until(lambda: "I am sorry." in here.said())
+
+        (output,) = [it.text for it in live.history if it.kind == "tool_output"]
+        assert output == "BadRequest: the transfer was refused by the phone line"
+        assert call.line is Line.TALKING
+
+
+async def test_a_number_that_is_not_allowed_is_not_dialled() -> None:
+    """Whatever the agent was talked into: nobody is put through, the call goes on."""
+    async with place() as here:
+        call, session, live = await here.talk()
+        await until(lambda: bool(session.responses))
+        with pytest.raises(NotAllowed):
+            await live.transfer(PREMIUM)
+
+        assert call.line is Line.TALKING
+        assert [verb for verb, _ in here.calls.requests] == ["accept"]
+        await until(lambda: "limit_hit" in here.types())
+
+
+async def test_a_caller_with_too_many_calls_hears_the_line_busy() -> None:
+    """486, and the model is never asked; the log says which limit it was."""
+    async with place() as here:
+        here.limit = "calls_of_number"
+        with capture_logs() as lines:
+            call = await here.ring()
+            await call.until(Line.REJECTED)
+
+        assert call.sip_status == 486 and here.model.sessions == []
+        assert [it["why"] for it in lines if it["event"] == "call_refused"] == [
+            "calls_of_number"
+        ]
+
+
+@pytest.mark.parametrize("verb", ["refer", "hangup"])
+async def test_a_caller_who_is_gone_first(verb: str) -> None:
+    """Neither put through nor hung up on: the call is over, and that is all."""
+    tool = {"refer": "transfer", "hangup": "hang_up"}[verb]
+    async with place(talking([CallTool(tool, {})]), HELPFUL, fail={verb: 404}) as here:
+        await here.talk()
+        await here.over()
+
+        assert here.ends == ["caller_hung_up" if verb == "refer" else "agent_hung_up"]
+        assert [verb for verb, _ in here.calls.requests] == ["accept", verb]
+
+
+async def test_the_caller_hangs_up() -> None:
+    """A socket that breaks is the caller's end of the call, and no failure."""
+    async with place() as here:
+        call, _, live = await here.talk()
+        call.hang_up()
+        await here.over()
+
+        assert here.ends == ["caller_hung_up"]
+        assert live.over and here.types()[-1] == "call_ended"
+        assert call.attached == 1
+
+
+async def test_an_end_of_the_bridge_hangs_up() -> None:
+    """A call that we leave would go on at OpenAI, without tools and without an end."""
+    async with place() as here:
+        call, _, _ = await here.talk()
+        here.sip.end("shutdown")
+        await here.over()
+
+        assert (call.line, call.ended_by) == (Line.ENDED, "api")
+        assert here.ends == ["bridge_shutdown"]
+
+
+async def test_leaving_ends_the_calls() -> None:
+    """Whoever stops the bridge stops its calls."""
+    async with place() as here:
+        call, _, _ = await here.talk()
+
+    assert call.line is Line.ENDED
+    assert here.ends == ["bridge_shutdown"]
+
+
+async def test_a_hang_up_that_the_api_refuses_is_tried_once_more() -> None:
+    """The session ends all the same: nobody talks on who has said goodbye."""
+    turns = talking([Say("Goodbye."), CallTool("hang_up", {})])
+    async with place(turns, HELPFUL, fail={"hangup": 400}) as here:
+        await here.talk()
+        await here.over()
+
+        verbs = [verb for verb, _ in here.calls.requests]
+        assert verbs == ["accept", "hangup", "hangup"]
+        assert here.ends == ["agent_hung_up"]
+
+
+async def test_a_tool_that_raises_is_told() -> None:
+    """To listeners; the agent goes on."""
+
+    @function_tool(failure_error_function=None)
+    async def broken() -> str:
+        """Breaks."""
+        raise LookupError
+
+    agent = RealtimeAgent[Any](name="poor", instructions="Try.", tools=[broken])
+    async with place(talking([CallTool("broken", {})], [Say("Sorry.")]), agent) as here:
+        await here.talk()
+        await until(lambda: "Sorry." in here.said())
+
+        (failed,) = [it.data for it in here.events if it.type == "tool_failed"]
+        assert failed == {"tool": "broken", "error": "LookupError"}
+
+
+async def test_a_server_that_talks_nonsense_is_not_followed() -> None:
+    """Frames that cannot be read are counted; the call goes on."""
+    garbage: list[str | bytes] = [
+        b"\x00",
+        "{",
+        '{"type": "output_audio_buffer.stopped"}',
+    ]
+    behaviour = Behaviour(turns=[[Say("Hello.")]], garbage=garbage, **QUICK)
+    async with place(behaviour) as here:
+        await here.talk()
+        await until(lambda: here.said() == ["Hello."])
+
+        reasons = {it.data["reason"] for it in here.events if it.type[:5] == "proto"}
+        assert "invalid event" in reasons and len(reasons) == 3
+
+
+async def test_a_server_that_closes_ends_the_call() -> None:
+    """Sixty minutes are over: the call is hung up, and it was not the caller."""
+    async with place(Behaviour(expire_after=0.5, **QUICK)) as here:
+        call, _, _ = await here.talk()
+        await here.over()
+
+        assert (call.line, here.ends) == (Line.ENDED, ["model_closed"])
+
+
+async def test_failed_answers_end_the_call() -> None:
+    """A second one is asked for; then nobody sits in silence."""
+    async with place(talking([Fail()], [Fail()])) as here:
+        call, session, _ = await here.talk()
+        await here.over()
+
+        assert len(session.responses) == 2
+        assert (call.line, here.ends) == (Line.ENDED, ["model_failed"])
+
+
+async def test_a_handoff_keeps_line_and_model() -> None:
+    """Another agent takes over: new instructions, nothing of what is settled."""
+    other: RealtimeAgent[Any] = RealtimeAgent(name="other", instructions="Be short.")
+    first = RealtimeAgent[Any](
+        name="first", instructions="Hand over.", handoffs=[realtime_handoff(other)]
+    )
+    turns = talking([CallTool("transfer_to_other", {})], [Say("Other here.")])
+    async with place(turns, first) as here:
+        _, session, live = await here.talk()
+        await until(lambda: "Other here." in here.said())
+
+        assert live.agent_name == "other"
+        assert session.session["instructions"] == "Be short."
+        assert session.errors_sent == []
+        assert "handoff" in here.types()
+
+
+async def test_a_tool_waits_for_approval() -> None:
+    """It runs when somebody says so."""
+
+    @function_tool(needs_approval=True)
+    async def pay() -> str:
+        """Pays."""
+        return "Paid."
+
+    agent = RealtimeAgent[Any](name="till", instructions="Pay.", tools=[pay])
+    async with place(talking([CallTool("pay", {})], [Say("Done.")]), agent) as here:
+        _, _, live = await here.talk()
+        await until(lambda: bool(live.approvals))
+        await live.approve(live.approvals[0].call_id)
+        await until(lambda: "Done." in here.said())
+
+        outputs = [it.text for it in live.history if it.kind == "tool_output"]
+        assert outputs == ["Paid."]
+
+
+async def test_a_rejected_tool_does_not_run() -> None:
+    """The model is told so, in the words that were given."""
+
+    @function_tool(needs_approval=True)
+    async def pay() -> str:
+        """Pays."""
+        return "Paid."
+
+    agent = RealtimeAgent[Any](name="till", instructions="Pay.", tools=[pay])
+    async with place(talking([CallTool("pay", {})], [Say("No.")]), agent) as here:
+        _, _, live = await here.talk()
+        await until(lambda: bool(live.approvals))
+        await live.reject(live.approvals[0].call_id, message="Not today.")
+        await until(lambda: "No." in here.said())
+
+        outputs = [it.text for it in live.history if it.kind == "tool_output"]
+        assert outputs == ["Not today."]
+
+
+async def test_a_guardrail_stops_the_agent() -> None:
+    """What the server had not played of it is not heard."""
+
+    def is_long(context: Any, agent: Any, output: str) -> GuardrailFunctionOutput:
+        return GuardrailFunctionOutput(None, tripwire_triggered=LONG in output)
+
+    agent = RealtimeAgent[Any](
+        name="careful",
+        instructions="Be careful.",
+        output_guardrails=[OutputGuardrail(is_long)],
+    )
+    # The SDK looks at every hundred letters of an answer.
+    async with place(talking([Say(f"{LONG} {LONG}")], [Say("Sorry.")]), agent) as here:
+        _, session, _ = await here.talk()
+        await until(lambda: "Sorry." in here.said())
+
+        assert sent(session, "output_audio_buffer.clear")
+        assert len(here.said()[0]) < len(LONG)
+        assert "guardrail_tripped" in here.types()
+
+
+async def test_a_hosted_tool_is_in_the_session_from_the_accept_on() -> None:
+    """The SDK refuses such tools; on the phone they work all the same."""
+    config: Any = {
+        "type": "mcp",
+        "server_label": "docs",
+        "server_url": "https://mcp.example.com",
+        "require_approval": "never",
+    }
+    agent = RealtimeAgent[Any](
+        name="reader", instructions="Read.", tools=[HostedMCPTool(tool_config=config)]
+    )
+    async with place(talking([Say("Hello.")]), agent) as here:
+        _, session, _ = await here.talk()
+        await until(lambda: here.said() == ["Hello."])
+
+        for tools in (here.calls.requests[0][1]["tools"], session.session["tools"]):
+            assert [tool["server_label"] for tool in tools] == ["docs"]
+        assert session.errors_sent == []
+
+
+# --- what is asked of a call
+
+
+async def test_words_are_put_in_and_answered() -> None:
+    """Before the model is there, too; and while it speaks, after that."""
+    async with place(talking([Say(LONG)], [Say("Noted.")])) as here:
+        _, session, live = await here.talk()
+        await until(lambda: bool(session.responses))
+        live.tell("Their order is ready.", role="system")
+        await until(lambda: "Noted." in here.said())
+
+        assert "Their order is ready." in [it.text for it in live.history]
+        assert session.errors_sent == []
+
+
+async def test_an_interruption_clears_what_was_not_played() -> None:
+    """What the server had queued is not heard; the waits end with False."""
+    async with place(talking([Say(LONG)])) as here:
+        _, session, live = await here.talk()
+        await until(lambda: any(it.status == "completed" for it in session.responses))
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(live.heard())
+            await asyncio.sleep(0.3)
+            live.interrupt()
+        await until(lambda: bool(here.said()))
+
+        assert waiting.result() is False
+        assert len(here.said()[0]) < len(LONG) / 2
+        assert sent(session, "output_audio_buffer.clear")
+
+
+async def test_an_interruption_cancels_what_is_being_made() -> None:
+    """Slowly generated: cancelled first, then cleared."""
+    async with place(Behaviour(turns=[[Say(LONG)]], speed=1.5)) as here:
+        _, session, live = await here.talk()
+        await until(lambda: bool(session.sent_deltas))
+        live.interrupt()
+        await until(lambda: bool(here.said()))
+
+        assert session.responses[0].status == "cancelled"
+        assert session.errors_sent == []
+
+
+async def test_a_muted_caller_is_not_heard() -> None:
+    """Nobody is answered; afterwards they are, by the settings of before."""
+    rules = Rules()
+    async with place(Behaviour(fallback=[Say("Yes.")], **QUICK), rules=rules) as here:
+        call, session, live = await here.talk()
+        await until(lambda: bool(session.session["instructions"]))
+        detection = session.session["audio"]["input"]["turn_detection"]
+        live.mute()
+        await until(lambda: session.session["audio"]["input"]["turn_detection"] is None)
+        call.say(speech())
+        live.mute(False)
+        await until(
+            lambda: session.session["audio"]["input"]["turn_detection"] == detection
+        )
+        assert session.caller_turns == 0
+        call.say(speech())
+        await until(lambda: "Yes." in here.said())
+
+        assert session.caller_turns == 1
+        assert session.errors_sent == []
+
+
+async def test_muted_stays_muted_whatever_the_session_becomes() -> None:
+    """The user's own change of the session does not open the caller's line."""
+    async with place() as here:
+        _, session, live = await here.talk()
+        await until(lambda: bool(session.responses))
+        live.mute()
+        audio = {"input": {"turn_detection": {"type": "semantic_vad"}}}
+        change = {"type": "realtime", "audio": audio, "max_output_tokens": 99}
+        live.send_raw({"type": "session.update", "session": change})
+        await until(lambda: session.session["max_output_tokens"] == 99)
+
+        assert session.session["audio"]["input"]["turn_detection"] is None
+
+
+async def test_the_history_is_edited() -> None:
+    """The model forgets, or remembers other words."""
+    async with place(talking([Say("Hello there.")])) as here:
+        _, session, live = await here.talk()
+        await until(lambda: bool(here.said()))
+        system, assistant = live.history
+        live.update_history(remove=[system.id], correct={assistant.id: "Good day."})
+        await until(lambda: [it.text for it in live.history] == ["Good day."])
+
+        assert session.items[system.id].deleted and session.items[assistant.id].deleted
+        assert session.errors_sent == []
+
+
+async def test_what_a_sip_call_cannot_do_is_told() -> None:
+    """Honestly, in words fit for whoever asked."""
+    async with place() as here:
+        _, session, live = await here.talk()
+        await until(lambda: bool(session.responses))
+        with pytest.raises(BadRequest, match="no tones"):
+            await live.send_digits("1")
+        with pytest.raises(BadRequest, match="number that is shown"):
+            await live.transfer("+14155550199", caller_id=CALLED)
+        with pytest.raises(BadRequest, match="does not pass here"):
+            live.send_raw({"type": "input_audio_buffer.append", "audio": ""})
+
+
+async def test_before_there_is_a_model() -> None:
+    """Words are kept; what needs the model at once says so."""
+    refused: list[str] = []
+
+    def made(live: LiveCall) -> RealtimeAgent[Any]:
+        live.tell("They called twice today.", role="system", respond=False)
+        with pytest.raises(BadRequest) as error:
+            live.mute()
+        refused.append(str(error.value))
+        with pytest.raises(BadRequest) as error:
+            live.send_raw({"type": "response.create"})
+        refused.append(str(error.value))
+        return PLAIN
+
+    async with place(agent=made) as here:
+        _, _, live = await here.talk()
+        await until(lambda: len(live.history) > 2)
+
+        assert "They called twice today." in [it.text for it in live.history]
+        assert refused == ["the model is not there yet"] * 2
+
+
+# --- keys, silence
+
+
+async def test_keys_are_one_input() -> None:
+    """Ended by `#` or a pause; the agent stops, and answers."""
+    rules = Rules(key_pause_seconds=0.3)
+    fallback = [Say("Thank you.")]
+    async with place(Behaviour(fallback=fallback, **QUICK), rules=rules) as here:
+        call, _, live = await here.talk()
+        for key in "12#":
+            call.press(key)
+        await until(lambda: "Thank you." in here.said())
+        call.press("7")
+        await until(lambda: len(here.said()) == 2)
+
+        words = [it.text for it in live.history if it.kind == "user"]
+        assert words == [
+            "(The caller pressed these keys on the phone: 12)",
+            "(The caller pressed these keys on the phone: 7)",
+        ]
+
+
+async def test_an_action_that_cannot_be_done_ends_nothing() -> None:
+    """The route asks a SIP call for what it cannot do."""
+    async with place(rules=Rules(key_actions=("0", "9"))) as here:
+        call, _, _ = await here.talk()
+        here.pressed.append("refuse")
+        call.press("9")
+        await until(lambda: "9" in here.pressed)
+        call.press("0")
+        await until(lambda: "0" in here.pressed)
+
+        assert call.line is Line.TALKING
+
+
+async def test_keys_with_an_action_are_no_word_to_the_agent() -> None:
+    """The route says what they do."""
+    async with place(rules=Rules(key_actions=("0",))) as here:
+        call, _, live = await here.talk()
+        call.press("0")
+        await until(lambda: here.pressed == ["0"])
+
+        assert [it for it in live.history if it.kind == "user"] == []
+
+
+async def test_a_silent_caller_is_asked_then_left() -> None:
+    """Nobody pays for a line on which nobody is."""
+    rules = Rules(silent_seconds=0.3, silent_asks=1)
+    async with place(talking([Say("Hello?")], [Say("Goodbye.")]), rules=rules) as here:
+        call, _, _ = await here.talk()
+        await call.until(Line.ENDED)
+        await here.over()
+
+        assert here.said() == ["Hello?", "Goodbye."]
+        assert (call.ended_by, here.ends) == ("api", ["bridge_silent"])
+
+
+# --- small things
+
+
+@pytest.mark.parametrize(
+    ("header", "number"),
+    [
+        ("sip:+14155550123@sip.example.com", "+14155550123"),
+        ('"Ann <x>" <sip:+14155550123@h;user=phone>;tag=1', "+14155550123"),
+        ("<sips:%2B14155550123@h:5061>", "+14155550123"),
+        ("<tel:+14155550123>", "+14155550123"),
+        ("<sip:anonymous@anonymous.invalid>", "anonymous"),
+        ("<sip:ann@example.com;transport=tls>", "sip:ann@example.com"),
+        ("<sip:100@h>", "sip:100@h"),
+        ("", ""),
+        ("nonsense", ""),
+    ],
+)
+def test_the_number_of_a_header(header: str, number: str) -> None:
+    """As the routes want it: E.164 where there is one."""
+    assert number_of(header) == number
+
+
+def test_the_facts_of_an_invite() -> None:
+    """Anybody may have written them: the first counts, X- ones are parameters."""
+    headers = [
+        ("From", "<sip:+14155550123@h>"),
+        ("from", "<sip:+14155550999@h>"),
+        ("To", "<sip:+14155550100@h>"),
+        ("X-Campaign", "spring"),
+        ("Call-ID", "1"),
+    ]
+    facts = facts_of("rtc_1", iter(headers))
+
+    assert (facts.from_number, facts.to_number) == (CALLER, CALLED)
+    assert facts.parameters == {"From": CALLER, "To": CALLED, "x-campaign": "spring"}
+
+
+@pytest.mark.parametrize(
+    ("model", "rest", "control"),
+    [
+        (
+            "wss://api.openai.com/v1/realtime",
+            "https://api.openai.com/v1",
+            "wss://api.openai.com/v1/realtime?call_id=rtc_1",
+        ),
+        (
+            "ws://127.0.0.1:9/v1/realtime?model=m&x=1",
+            "http://127.0.0.1:9/v1",
+            "ws://127.0.0.1:9/v1/realtime?x=1&call_id=rtc_1",
+        ),
+    ],
+)
+def test_addresses(model: str, rest: str, control: str) -> None:
+    """One setting, the model's url, says where all of the API is."""
+    assert rest_url(model) == rest
+    assert control_url(model, "rtc_1") == control
+
+
+async def test_an_api_that_says_no_is_told_in_a_fixed_phrase() -> None:
+    """Fit for the log; 404 is a call that is over."""
+    async with place() as here:
+        api = CallsApi("sk-sim", here.calls.url)
+        with pytest.raises(CallGone):
+            await api.hang_up("rtc_1")
+        here.calls.fail["hangup"] = 418
+        with pytest.raises(CallsApiError) as refused:
+            await api.hang_up("rtc_1")
+        await api.close()
+
+        assert refused.value.why == "HTTP 418 scripted"
+
+
+async def test_an_api_that_is_not_there() -> None:
+    """Nobody listens at the address."""
+    async with place() as here:
+        nobody = here.calls.url
+    api = CallsApi("sk-sim", nobody)
+    with pytest.raises(CallsApiError) as refused:
+        await api.hang_up("rtc_1")
+    await api.close()
+
+    assert refused.value.why == "unreachable (APIConnectionError)"

@@ -1,0 +1,362 @@
+"""Log lines: one JSON object each, with the call in it, without what people said."""
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+import bridge.core as bridge_core
+from bridge.core.commands import Note, protocol_error
+from bridge.telemetry.log import (
+    MAX_LINES,
+    QUIET,
+    WARN,
+    NoteLog,
+    configure,
+    tell_crashes,
+)
+from tests.core.phone import Phone
+
+
+@pytest.fixture(autouse=True)
+def other_logs() -> Iterator[None]:
+    """The log of the tests themselves is as before afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    chatty = [logging.getLogger(n) for n in ("websockets", "asyncio", "httpx")]
+    chatty.append(logging.getLogger("openai.agents"))
+    levels = [logger.level for logger in chatty]
+    yield
+    root.handlers, root.level = handlers, level
+    for logger, before in zip(chatty, levels, strict=True):
+        logger.setLevel(before)
+    structlog.reset_defaults()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """What was logged, each line as JSON."""
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def levels(*notes: Note) -> list[tuple[str, str]]:
+    """(level, event) of each line that is made of the notes."""
+    with capture_logs() as logged:
+        notelog = NoteLog(structlog.get_logger())
+        for note in notes:
+            notelog.note(note)
+    return [(line["log_level"], line["event"]) for line in logged]
+
+
+# --- the lines ---
+
+
+def test_a_line_is_json_with_the_call_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """An operator finds all lines of one call by its SID."""
+    configure("json")
+    log = structlog.get_logger().bind(call_sid="CA1", stream_sid="MZ1")
+
+    NoteLog(log).note(Note("ready", {"held_ms": 340.0}))
+
+    [line] = lines(capsys)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "ready",
+        "level": "info",
+        "call_sid": "CA1",
+        "stream_sid": "MZ1",
+        "held_ms": 340.0,
+    }
+
+
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A traceback does not tear a log apart that is read by machines."""
+    configure("json")
+    try:
+        raise ValueError("in two\nlines")
+    except ValueError:
+        structlog.get_logger().exception("agent_failed", call_sid="CA1")
+        logging.getLogger("aiohttp.server").exception("of a library")
+
+    ours, theirs = lines(capsys)
+    assert (ours["event"], ours["level"]) == ("agent_failed", "error")
+    assert (theirs["event"], theirs["level"]) == ("of a library", "error")
+    for line in (ours, theirs):
+        assert "ValueError: in two\nlines" in line["exception"]
+
+
+def test_libraries_write_the_same_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """What aiohttp has to say does not come in another form."""
+    configure("json")
+
+    logging.getLogger("aiohttp.access").warning("%d of %s", 3, "them")
+    logging.getLogger("websockets.client").info("too much")
+
+    [line] = lines(capsys)
+    assert (line["event"], line["level"]) == ("3 of them", "warning")
+    assert "timestamp" in line
+
+
+def test_what_belongs_to_every_turn_is_not_in_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Hundreds of calls do not drown the line that matters."""
+    configure("json")
+    notes = NoteLog(structlog.get_logger())
+    for name in sorted(QUIET):
+        notes.note(Note(name))
+    notes.note(Note("interrupted"))
+
+    assert [line["event"] for line in lines(capsys)] == ["interrupted"]
+
+
+def test_a_terminal_gets_something_to_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who starts the bridge by hand reads words; a container writes JSON."""
+    configure("pretty")
+    structlog.get_logger().info("listening", port=8080)
+    words = capsys.readouterr().err
+    configure("auto")  # no terminal here
+    structlog.get_logger().info("listening", port=8080)
+
+    assert "listening" in words and not words.startswith("{")
+    assert [line["port"] for line in lines(capsys)] == [8080]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    configure("auto")
+    structlog.get_logger().info("listening", port=8080)
+    assert not capsys.readouterr().err.startswith("{")
+
+
+# --- the notes of a call ---
+
+
+def test_what_others_send_does_nothing_to_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A vendor's id or error, or a status, clears no screen and makes up no line."""
+    evil = "\x1b[2J\x1b]0;title\x07\x9b31m\r\ncall_ended"
+    configure("pretty")
+
+    structlog.get_logger().warning("model_error", code=evil, call_sid=evil)
+    logging.getLogger("some.library").warning("broken: %s", evil)
+
+    shown = capsys.readouterr().err
+    for code in ("\x1b[2J", "\x1b]", "\x07", "\x9b", "\r"):
+        assert code not in shown
+    assert "\\x1b[2J" in shown
+    assert not [it for it in shown.splitlines() if it.startswith("call_ended")]
+
+
+def test_a_model_that_is_tried_again_is_no_new_warning() -> None:
+    """An outage of the model's is one line for each call, and not one for each try."""
+    for fatal, level in ((False, "info"), (True, "warning")):
+        with capture_logs() as lines:
+            NoteLog(structlog.get_logger()).note(
+                Note("model_refused", {"why": "HTTP 503", "fatal": fatal})
+            )
+        assert [line["log_level"] for line in lines] == [level]
+
+
+def test_what_is_wrong_is_a_warning() -> None:
+    """Whoever looks for trouble finds it by its level."""
+    assert levels(*(Note(name) for name in sorted(WARN))) == [
+        ("warning", name) for name in sorted(WARN)
+    ]
+    assert levels(Note("interrupted"), Note("said")) == [
+        ("info", "interrupted"),
+        ("debug", "said"),
+    ]
+
+
+def test_a_lost_race_wakes_nobody() -> None:
+    """A benign error of the model's is no trouble of a caller's."""
+    benign = Note("model_error", {"code": "x", "benign": True})
+    real = Note("model_error", {"code": "x", "benign": False})
+
+    assert levels(benign, real) == [
+        ("debug", "model_error"),
+        ("warning", "model_error"),
+    ]
+
+
+def test_complaints_without_end_do_not_fill_the_disk() -> None:
+    """A model that sends 900 errors a second: some are told, then that there are more;
+    those of other kinds, and of other calls, are told as ever."""
+    error = Note("model_error", {"code": "x", "benign": False})
+    told = levels(*[error] * (MAX_LINES + 50), Note("handoff", {}))
+
+    assert told.count(("warning", "model_error")) == MAX_LINES - 1
+    assert told.count(("warning", "lines_left_out")) == 1
+    assert told[-1] == ("info", "handoff")
+
+
+def test_a_protocol_error_is_told_once_for_each_reason() -> None:
+    """A broken peer that errs 50 times a second does not fill the disk."""
+    with capture_logs() as logged:
+        notes = NoteLog(structlog.get_logger())
+        for _ in range(50):
+            notes.note(protocol_error("caller", "unknown event"))
+            notes.note(protocol_error("model", "unknown event"))
+            notes.note(protocol_error("caller", "unknown mark"))
+        NoteLog(structlog.get_logger()).note(protocol_error("caller", "unknown mark"))
+
+    assert [(line["side"], line["reason"]) for line in logged] == [
+        ("caller", "unknown event"),
+        ("model", "unknown event"),
+        ("caller", "unknown mark"),
+        ("caller", "unknown mark"),  # of another call
+    ]
+
+
+def test_nothing_that_people_said_is_in_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A card number that a caller types or says is in no log, at any level."""
+    configure("json", level=logging.DEBUG)
+    phone = Phone().talking()
+    phone.barges_in()
+    phone.presses("8675309#")
+    phone.model(
+        "conversation.item.input_audio_transcription.completed",
+        item_id="u1",
+        transcript="SECRET",
+    )
+    phone.created()
+    phone.words("SECRET SECRET")
+    phone.says(1000)
+    phone.frames(500)
+    error = {"type": "server_error", "message": "SECRET"}
+    phone.model("error", error=error)
+    phone.barges_in()
+    phone.frames(100)
+    phone.talk.end("caller", "hung_up", phone.now)
+    notes = [note for note in phone.log if isinstance(note, Note)]
+    told = {
+        note.name
+        for note in notes
+        if any(secret in str(note.private) for secret in ("SECRET", "'digit': '8'"))
+    }
+    log = NoteLog(structlog.get_logger())
+
+    for note in notes:
+        log.note(note)
+
+    written = capsys.readouterr().err
+    assert told == {"key_pressed", "caller_said", "said", "model_error"}
+    assert all(f'"event": "{name}"' in written for name in told)
+    assert "SECRET" not in written
+
+
+def test_a_traceback_shows_no_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a caller was saying when something broke is not printed in a terminal."""
+    words = "-".join(["card", "4242"])
+    configure("pretty")
+
+    try:
+        fail(words)
+    except ValueError:
+        structlog.get_logger().exception("agent_failed")
+
+    written = capsys.readouterr().err
+    assert "no such card" in written
+    assert words not in written
+
+
+def fail(heard: str) -> None:
+    raise ValueError("no such card")
+
+
+def test_the_levels_name_notes_that_there_are() -> None:
+    """A renamed note would come back to the log unseen."""
+    core = Path(bridge_core.__path__[0])
+    beside = (core.parent / "call" / "call.py", core.parent / "agent" / "events.py")
+    files = [*core.glob("*.py"), *beside]
+    source = "".join(file.read_text("utf-8") for file in files)
+
+    assert not QUIET & WARN
+    for name in QUIET | WARN:
+        assert f'Note("{name}"' in source, name
+
+
+# --- what comes all the same ---
+
+
+def fails_with(text: str) -> None:
+    raise ValueError(text)
+
+
+def test_the_text_of_an_exception_is_looked_through(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Code that quotes a caller, or a key, in its errors gives neither away; where it
+    failed is still to be seen."""
+    for form in ("json", "pretty"):
+        configure(form, secrets=["a-token-of-ours"])
+        words = (
+            "+14155550101",
+            "030 12345678",
+            "4111 1111 1111 1111",
+            "a-token-of-ours",
+        )
+        try:
+            fails_with(" / ".join(words))
+        except ValueError:
+            structlog.get_logger().exception("agent_failed", call_sid="CA1")
+            logging.getLogger("aiohttp.server").exception("Error for %s", words[0])
+
+        written = capsys.readouterr().err
+        assert not [word for word in words if word in written]
+        assert written.count("ValueError: [number]") == 2
+        assert written.count("in fails_with") == 2
+        assert "CA1" in written
+
+
+def test_a_line_that_cannot_be_made_is_not_shown_in_pieces(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Python would print what was to be logged, as it is."""
+    configure("json")
+
+    logging.getLogger("a.library").warning("%d", "+14155550101")
+
+    assert capsys.readouterr().err == "log line lost: TypeError\n"
+
+
+def test_a_crash_is_told_as_all_else_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody caught, in a thread of the user's or in ours, quotes nobody."""
+    configure("json")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    tell_crashes()
+    thread = threading.Thread(target=fails_with, args=["+14155550101"])
+
+    thread.start()
+    thread.join()
+    try:
+        fails_with("+14155550101")
+    except ValueError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+
+    first, second = lines(capsys)
+    for line in (first, second):
+        assert (line["event"], line["level"]) == ("crashed", "critical")
+        assert "ValueError: [number]" in line["exception"]
+
+
+def test_a_limit_and_an_error_are_not_taken_for_each_other() -> None:
+    """Each is told once, whatever the other was about."""
+    assert levels(
+        Note("limit_hit", {"x": "a"}), Note("protocol_error", {"x": "a"})
+    ) == [
+        ("warning", "limit_hit"),
+        ("warning", "protocol_error"),
+    ]

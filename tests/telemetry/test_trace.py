@@ -1,0 +1,504 @@
+"""The trace of a call: replayed it gives the same call again, commands and all."""
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bridge.core import ProtocolError, realtime_events, twilio_messages
+from bridge.core.bounds import Bounds
+from bridge.core.commands import Command, Note
+from bridge.core.conversation import Conversation
+from bridge.core.rules import Rules
+from bridge.privacy.redaction import Redaction, pattern
+from bridge.telemetry.trace import (
+    MAX_EARLY_BYTES,
+    TRACE_FORMAT,
+    Trace,
+    feed,
+    read,
+    replay,
+)
+from tests.core.phone import MULAW_SESSION, payload
+
+GREETING = "Say hello."
+
+
+class TracedCall:
+    """A Conversation with its trace, as call.py glues them; `at` moves by hand."""
+
+    def __init__(self, folder: Path, greeting: str | None = GREETING) -> None:
+        self.folder = folder
+        self.at = 50.0
+        self.timestamp = 0
+        self.talk = Conversation(now=self.at)
+        self.rules = Rules(greeting=greeting, key_actions=("9",))
+        self.lost: list[str] = []
+        self.trace = Trace(self.at, self.lost.append)
+        self.commands: list[Command] = []
+        self.path: Path | None = None
+
+    def caller(self, **message: Any) -> None:
+        text = msgspec.json.encode(message).decode()
+        try:
+            decoded = twilio_messages.decode(text)
+        except ProtocolError as error:
+            self.other("misread", "caller", error.reason)
+            return
+        self.trace.input("caller", text, self.at)
+        self.obey(self.talk.from_caller(decoded, self.at))
+
+    def model(self, type: str, **event: Any) -> None:
+        text = msgspec.json.encode({"type": type, **event}).decode()
+        self.trace.input("model", text, self.at)
+        self.obey(self.talk.from_model(realtime_events.decode(text), self.at))
+
+    def other(self, kind: str, *value: Any) -> None:
+        self.trace.input(kind, value, self.at)
+        self.obey(feed(self.talk, kind, value, self.at))
+
+    def obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            self.trace.command(command, self.at)
+        self.commands += commands
+
+    # --- what happens in a call ---
+
+    def start(self, call_sid: str = "CA1", stream_sid: str = "MZ1") -> None:
+        media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
+        details = {"callSid": call_sid, "mediaFormat": media}
+        self.caller(event="start", streamSid=stream_sid, start=details)
+        self.path = self.trace.open(self.folder, call_sid, stream_sid)
+        self.other("follow", msgspec.to_builtins(self.rules))
+
+    def frames(self, ms: int) -> None:
+        for _ in range(ms // 20):
+            self.at += 0.02
+            media = {"timestamp": str(self.timestamp), "payload": payload(20)}
+            self.caller(event="media", streamSid="MZ1", media=media)
+            self.timestamp += 20
+
+    def mark(self, name: str) -> None:
+        self.caller(event="mark", streamSid="MZ1", mark={"name": name})
+
+    def says(self, ms: int, item: str = "i1") -> None:
+        self.model(
+            "response.output_audio.delta",
+            response_id="r1",
+            item_id=item,
+            delta=payload(ms),
+        )
+
+
+def a_whole_call(folder: Path) -> TracedCall:
+    """Greeting, held audio, an answer, a barge-in, a guardrail, errors, the end."""
+    call = TracedCall(folder)
+    call.caller(event="connected", protocol="Call", version="1.0.0")
+    call.caller(event="nonsense")
+    call.start()
+    call.frames(100)
+    call.model("session.updated", session=MULAW_SESSION)
+    call.model("response.created", response={"id": "r1"})
+    call.model(
+        "response.output_audio_transcript.delta",
+        response_id="r1",
+        item_id="i1",
+        delta="Grüß Gott, \u2028 hello",
+    )
+    call.says(1000)
+    call.mark("m1")
+    call.frames(400)
+    call.model("input_audio_buffer.speech_started", item_id="u1")
+    call.at += 1.1  # the fence is lost, and frames stop while the caller speaks
+    call.other("tick")
+    call.model("input_audio_buffer.speech_stopped", item_id="u1")
+    call.other("misread", "model", "event is no JSON")
+    call.trace.session(Note("tool_start", {"tool": "opening_hours"}), call.at)
+    call.model("response.done", response={"id": "r1", "status": "cancelled"})
+    call.model("response.created", response={"id": "r2"})
+    call.other("interrupt", "guardrail", "r2")
+    call.other("interrupt", "application", None)
+    call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "5"})
+    call.model("response.done", response={"id": "r2", "status": "cancelled"})
+    what_the_code_asks_for(call)
+    call.model("error", error={"type": "server_error", "message": "oh"})
+    call.frames(100)
+    call.other("end", "caller", "connection_lost")
+    call.trace.close()
+    return call
+
+
+def what_the_code_asks_for(call: TracedCall) -> None:
+    """Every input that is nobody's message, and the commands that only they make."""
+    call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "#"})
+    call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "9"})
+    call.other("tell", "system", "They are a regular.", True)
+    call.other("ask")
+    message = {"id": "u1", "type": "message", "role": "user"}
+    call.model("conversation.item.added", item=message)
+    call.other("edit", ["i1"], {"u1": "(hidden)"})
+    call.other("mute", True)
+    call.frames(40)
+    call.other("mute", False)
+    call.other("busy", 1, "call_1")
+    call.other("busy", -1, "call_1")
+    call.other("play", payload(100))
+    call.other("when_heard", 1, None, False)
+    call.other("when_heard", 2, ["agent", "hung_up"], True)
+    call.other("interrupt", "application", None)
+    call.other("goodbye", "cost")
+
+
+def lines(path: Path | None) -> list[dict[str, Any]]:
+    assert path is not None
+    return list(read(path))
+
+
+def differences(path: Path | None) -> list[Any]:
+    assert path is not None
+    return [pair for pair in replay(path) if pair[0] != pair[1]]
+
+
+def test_a_call_replayed_is_the_same_call(tmp_path: Path) -> None:
+    """What went wrong for a caller can be made to go wrong again, and be mended."""
+    call = a_whole_call(tmp_path)
+    assert call.path is not None
+
+    pairs = list(replay(call.path))
+
+    assert len(pairs) == len(call.commands) > 60
+    assert differences(call.path) == []
+    assert {recorded["out"] for recorded, _ in pairs} == {
+        "caller",
+        "model",
+        "note",
+        "interrupted",
+        "started",
+        "heard",
+        "pressed",
+        "end",
+    }
+
+
+def test_a_trace_says_what_happened_and_when(tmp_path: Path) -> None:
+    """Whoever reads a trace sees both sides, in order, with the time of each line."""
+    call = a_whole_call(tmp_path)
+
+    found = lines(call.path)
+
+    begin = msgspec.to_builtins(Bounds())
+    assert found[0] == {"at": 50.0, "format": TRACE_FORMAT, "begin": begin}
+    [rules] = [line["value"][0] for line in found if line.get("in") == "follow"]
+    assert rules["greeting"] == GREETING
+    assert all("at" in line for line in found)
+    assert [line["at"] for line in found] == sorted(line["at"] for line in found)
+    session = [line for line in found if line.get("out") == "session"]
+    assert session[0]["value"] == ["tool_start", {"tool": "opening_hours"}, {}]
+    notes = [line["value"] for line in found if line.get("out") == "note"]
+    pressed = [private["digit"] for name, _, private in notes if name == "key_pressed"]
+    assert pressed == ["5", "#", "9"]
+    assert [it["value"] for it in found if it.get("out") == "pressed"] == ["9"]
+
+
+def test_another_core_is_found_out(tmp_path: Path) -> None:
+    """A change that makes calls behave otherwise shows in the replay of old ones."""
+    call = a_whole_call(tmp_path)
+    assert call.path is not None
+    text = call.path.read_text("utf-8")
+
+    call.path.write_text(text.replace('["caller","connection_lost"]}', '["x","y"]}', 1))
+
+    assert len(differences(call.path)) == 1
+
+
+def test_a_command_that_is_missing_in_the_trace_is_found_out(tmp_path: Path) -> None:
+    """A trace that ends before its call did shows what would have come."""
+    call = a_whole_call(tmp_path)
+    assert call.path is not None
+    *kept, _ = call.path.read_bytes().splitlines(keepends=True)
+    call.path.write_bytes(b"".join(kept))
+
+    [(recorded, now)] = differences(call.path)
+
+    assert recorded == {}
+    assert now == {"out": "end", "value": ["caller", "connection_lost"]}
+
+
+@pytest.mark.parametrize(
+    "left", [b"", b'{"at":', b'{"at":99.0,"in":"tick","value":[]}']
+)
+def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path, left: bytes) -> None:
+    """The trace of a call that was killed can be read up to its last whole line."""
+    call = a_whole_call(tmp_path)
+    assert call.path is not None
+    whole = lines(call.path)
+    with call.path.open("ab") as file:
+        file.write(left)
+
+    assert lines(call.path) == whole
+    assert differences(call.path) == []
+
+
+def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> None:
+    """No caller's audio waits for a disk; what came before `start` is in it too."""
+    call = TracedCall(tmp_path)
+    call.start()
+    call.frames(1000)
+    assert call.path is not None and call.path.stat().st_size < 2000
+    call.trace.close()
+
+    assert len(lines(call.path)) == 4 + 50
+    assert "begin" in lines(call.path)[0]
+
+
+@pytest.mark.parametrize(
+    ("call_sid", "stream_sid", "name"),
+    [
+        ("CA1", "MZ2", "CA1.MZ2.trace.jsonl"),
+        ("../../etc/passwd", "/root", "______etc_passwd._root.trace.jsonl"),
+        ("CA\x00\n é", "..", "CA____.__.trace.jsonl"),
+        ("A" * 5000, "", f"{'A' * 64}..trace.jsonl"),
+    ],
+)
+def test_a_hostile_sid_is_only_an_odd_name(
+    tmp_path: Path, call_sid: str, stream_sid: str, name: str
+) -> None:
+    """Nobody writes outside the folder by what they call themselves."""
+    folder = tmp_path / "made" / "here"
+    trace = Trace(1.0, pytest.fail)
+
+    path = trace.open(folder, call_sid, stream_sid)
+    trace.close()
+
+    assert path == folder / name
+    assert [it.name for it in folder.iterdir()] == [name]
+
+
+def test_a_socket_that_never_says_whose_call_it_is_costs_no_memory() -> None:
+    """Nonsense before `start` is kept in bounds, and nowhere written."""
+    lost: list[str] = []
+    trace = Trace(1.0, lost.append)
+    for n in range(10_000):
+        trace.input("misread", ["caller", "unknown event"], float(n))
+
+    assert trace._early == []
+    assert lost == ["too much before the start of the call"]
+    trace.close()
+
+
+def test_nonsense_before_the_start_does_not_spoil_the_replay(tmp_path: Path) -> None:
+    """A call whose line was noisy before it began can be looked into, too."""
+    call = TracedCall(tmp_path)
+    for _ in range(100):
+        call.caller(event="stop", streamSid="MZ1")
+    call.start()
+    call.mark("m99")
+    call.trace.close()
+
+    assert differences(call.path) == []
+    assert sum(len(line) for line in call.trace._early) < MAX_EARLY_BYTES
+
+
+def test_a_folder_that_cannot_be_written_costs_the_trace_alone(tmp_path: Path) -> None:
+    """The operator is told once; the call goes on."""
+    (tmp_path / "file").write_text("in the way")
+    call = TracedCall(tmp_path / "file")
+    call.start()
+    call.frames(100)
+    call.trace.close()
+
+    assert len(call.lost) == 1
+    assert "CA1" not in call.lost[0]
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process gets longer than 64 kB; writing on is an OSError."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
+@pytest.mark.parametrize("lines", [2_000, 20_000], ids=["at the end", "before"])
+def test_a_full_disk_costs_the_trace_alone(
+    lines: int, tmp_path: Path, full_disk: None
+) -> None:
+    """What cannot be written is given up, also at the very end."""
+    lost: list[str] = []
+    trace = Trace(1.0, lost.append)
+    path = trace.open(tmp_path, "CA1", "MZ1")
+    for n in range(lines):
+        trace.input("tick", [], float(n))
+    assert len(lost) == (lines > 2_000)
+    trace.close()
+
+    assert lost == [os.strerror(errno.EFBIG)]
+    assert path.stat().st_size == 64 * 1024
+
+
+def test_a_model_without_end_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is larger than a call can be is given up, and told of."""
+    monkeypatch.setattr("bridge.telemetry.trace.MAX_BYTES", 10_000)
+    lost: list[str] = []
+    trace = Trace(1.0, lost.append)
+    path = trace.open(tmp_path, "CA1", "MZ1")
+    for n in range(1000):
+        trace.input("tick", [], float(n))
+    trace.close()
+
+    assert lost == ["larger than a call can be"]
+    assert 9_000 < path.stat().st_size <= 10_000
+
+
+def test_a_closed_trace_takes_nothing_more(tmp_path: Path) -> None:
+    """A bridge that shuts down while a call is ending ends the other calls, too."""
+    call = a_whole_call(tmp_path)
+
+    call.other("end", "bridge", "shutdown")  # Server.close, while the call concludes
+    call.trace.close()
+
+    assert differences(call.path) == []
+
+
+def test_an_input_that_nobody_knows_is_refused() -> None:
+    """A trace of a newer version is not replayed as if it were understood."""
+    talk = Conversation(now=0.0)
+
+    odd: list[tuple[str, list[Any]]] = [
+        ("dance", []),
+        ("end", ["caller"]),
+        ("misread", [None, "x"]),
+        ("tell", ["user", "x"]),
+        ("when_heard", [1, None]),
+        ("mute", ["yes"]),
+    ]
+    for kind, value in odd:
+        with pytest.raises(ValueError, match=f"no such input: '{kind}'"):
+            feed(talk, kind, value, 1.0)
+
+
+# --- what is not kept ---
+
+VISA = "4111 1111 1111 1111"
+ALL = Redaction(cards=True, keys=True, patterns=(pattern(r"(?i)hush\w{0,9}"),))
+
+
+def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
+    """The number is said, keyed, repeated, given to a tool and told by the operator."""
+    call = TracedCall(folder)
+    media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
+    facts = {"callSid": "CA1", "mediaFormat": media, "customParameters": {"c": VISA}}
+    call.caller(event="start", streamSid="MZ1", start=facts)
+    call.path = call.trace.open(folder, "CA1", "MZ1", redaction)
+    call.rules = msgspec.structs.replace(call.rules, greeting=f"Say {VISA}.")
+    call.other("follow", msgspec.to_builtins(call.rules))
+    call.frames(100)
+    call.model("session.updated", session=MULAW_SESSION)
+    spoken = "conversation.item.input_audio_transcription"
+    call.model(f"{spoken}.delta", item_id="u1", delta="4111 1111")
+    call.model(f"{spoken}.completed", item_id="u1", transcript=f"It is {VISA}.")
+    call.model("response.created", response={"id": "r1"})
+    for delta in ("Your card ", "4111 1111 ", "1111 1111", ", hushed."):
+        call.model(
+            "response.output_audio_transcript.delta",
+            response_id="r1",
+            item_id="i1",
+            delta=delta,
+        )
+    call.says(1000)
+    tool = {"id": "c1", "type": "function_call", "call_id": "call_1", "name": "pay"}
+    tool["arguments"] = msgspec.json.encode(
+        {"card": int(VISA.replace(" ", ""))}
+    ).decode()
+    call.model("conversation.item.done", item=tool)
+    for digit in "4111":
+        call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": digit})
+    call.other("tick")
+    call.other("tell", "system", f"Charge {VISA}.", True)
+    call.other("edit", ["u0"], {"u1": VISA})
+    call.other("send", '{"type":"x","text":"4111 1111 1111 1111"}')
+    call.other("send", "no JSON: 4111 1111 1111 1111")
+    call.other("play", payload(100))
+    call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "9"})
+    call.mark("m1")
+    call.frames(1500)
+    call.at += 3
+    call.other("tick")
+    call.other("end", "caller", "hung_up")
+    call.trace.close()
+    return call
+
+
+def test_a_trace_has_nothing_of_what_the_route_takes_out(tmp_path: Path) -> None:
+    """Whoever gets hold of the disk gets no card number: not said, not keyed, not
+    heard; and a reader sees that something is missing."""
+    open_call = a_call_with_a_card(tmp_path / "open", Redaction())
+    call = a_call_with_a_card(tmp_path / "kept", ALL)
+    assert open_call.path is not None and call.path is not None
+    before, after = open_call.path.read_text(), call.path.read_text()
+
+    assert VISA in before and '"digit\\":\\"4' in before.replace(" ", "")
+    for secret in (VISA, VISA.replace(" ", ""), "4111", "hushed", '"digit\\":\\"'):
+        found = [line for line in after.splitlines() if secret in line]
+        assert not [line for line in found if "[keys]" not in line], secret
+    assert payload(20) not in after and payload(100) not in after
+    assert lines(call.path)[0]["redacted"] == ["cards", "keys", "pattern"]
+    assert "redacted" not in lines(open_call.path)[0]
+    assert "[card number]" in after and "[keys]" in after and "[removed]" in after
+
+
+def test_a_trace_without_words_is_still_a_trace(tmp_path: Path) -> None:
+    """Line for line, with the same times: what went wrong can still be seen, and the
+    call can be replayed."""
+    whole = lines(a_call_with_a_card(tmp_path / "open", Redaction()).path)
+    call = a_call_with_a_card(tmp_path / "kept", ALL)
+    kept = lines(call.path)
+
+    assert [line["at"] for line in kept] == [line["at"] for line in whole]
+    assert [line.get("in") for line in kept] == [line.get("in") for line in whole]
+    assert [line.get("out") for line in kept] == [line.get("out") for line in whole]
+    assert call.path is not None
+    replayed = list(replay(call.path))
+    assert [it[0].get("out") for it in replayed] == [
+        it[1].get("out") for it in replayed
+    ]
+
+
+def test_a_trace_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """Others on the machine do not read what callers said."""
+    folder = tmp_path / "records"
+    call = a_whole_call(folder)
+
+    assert call.path is not None
+    assert call.path.stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_trace_is_never_written_over_another_file(
+    tmp_path: Path, is_link: bool
+) -> None:
+    """A stream that calls itself as an earlier one did destroys nothing, nor is it led
+    elsewhere by a link that somebody has put there."""
+    there = tmp_path / "CA1.MZ1.trace.jsonl"
+    elsewhere = tmp_path / "elsewhere"
+    if is_link:
+        there.symlink_to(elsewhere)
+    else:
+        there.write_text("an earlier call")
+    call = TracedCall(tmp_path)
+
+    call.start()
+    call.trace.close()
+
+    assert call.lost == ["File exists"]
+    assert not elsewhere.exists()
+    assert is_link or there.read_text() == "an earlier call"
