@@ -94,7 +94,8 @@ lock: $(BIN)/uv  ## resolve pyproject.toml anew into the locks (UPGRADE=--upgrad
 	$(COMPILE) -c $$dev -o requirements.lock.new pyproject.toml && \
 	$(COMPILE) -c $$dev --group bootstrap -o requirements-bootstrap.lock.new; } \
 		|| { rm -f requirements*.lock.new; exit 1; }
-	@for lock in $(LOCKS); do mv $$lock.new $$lock; done
+	@for lock in $(LOCKS); do \
+		cmp -s $$lock.new $$lock && rm $$lock.new || mv $$lock.new $$lock; done
 
 # PYTHON_IMAGE of the environment, if it is set, replaces the base of the Dockerfile.
 IMAGE ?= twilio-realtime-bridge

@@ -188,7 +188,7 @@ def test_what_a_start_imports_is_compiled(image: str) -> None:
     compiled at each start, which doubles the time until calls are taken."""
     code = """
 import importlib, sys
-for name in ("cli", "opening", "demo", "fleet", "agent.loader"):
+for name in ("cli.commands", "app.startup", "cli.demo", "fleet", "agent.loader"):
     importlib.import_module("bridge." + name)
 from pathlib import Path
 for name, it in list(sys.modules.items()):
