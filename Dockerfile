@@ -13,14 +13,13 @@ ARG PYTHON_IMAGE=python:3.13-slim@sha256:70729b46c69b4f1e97c4822c1af3df53a1476cf
 # --- The dependencies: this stage changes only with the locks.
 FROM ${PYTHON_IMAGE} AS dependencies
 ENV PIP_CACHE_DIR=/var/cache/pip UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy
-# uv trusts its cache, so no other Dockerfile shares it: its mount has an id.
 WORKDIR /source
 # The installers get an environment of their own, so that /venv, which the image runs, has
 # none.
 RUN python -m venv /tools && python -m venv --without-pip /venv
 COPY requirements-bootstrap.lock requirements.lock ./
-# Wheels only: installing a wheel runs no code of its package. constraints.txt is for
-# images that are built on this one.
+# Wheels only: installing a wheel runs no code of its package. The cache has an id of its
+# own, because uv trusts it. constraints.txt is for images that are built on this one.
 RUN --mount=type=cache,id=twilio-realtime-bridge,target=/var/cache \
     /tools/bin/pip install --disable-pip-version-check --only-binary :all: \
         --require-hashes -r requirements-bootstrap.lock \

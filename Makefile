@@ -10,9 +10,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-# uv installs in seconds. It reads no pip.conf (what that says of the index is handed on)
-# and no uv.toml, which could have it build packages. Copies, not links into its cache,
-# which it trusts: a file that is edited in .venv stays an edited file of .venv.
+# uv installs in seconds. It does not read pip.conf, so it is given the index and the
+# certificate of pip.conf. It must not read uv.toml, which can make it build packages. It
+# trusts its cache: with links in place of copies, an edit in .venv would change the cache.
 INSTALLER ?= uv
 INSTALL_pip = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV_ENV = UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python \

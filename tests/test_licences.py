@@ -13,7 +13,8 @@ from packaging.licenses import (
     canonicalize_license_expression,
 )
 
-from tests.test_project_files import locked, text
+from tests.support.locks import IMAGE, locked, pinned_for
+from tests.test_project_files import text
 
 ALLOWED = frozenset(
     {
@@ -43,9 +44,6 @@ CLASSIFIERS = {
 # docs/image.md says what they are.
 WITH_LIBRARIES_OF_OTHERS = {"numpy"}
 
-IMAGE = {"python_version": "3.13", "python_full_version": "3.13.0"}
-IMAGE |= {"sys_platform": "linux", "os_name": "posix", "platform_system": "Linux"}
-
 
 def stated(
     expression: str | None, field: str | None, classifiers: list[str]
@@ -72,9 +70,7 @@ def allowed(expression: str) -> bool:
 
 def shipped() -> list[str]:
     """The packages of the image, by the markers of the lock."""
-    pins = locked("requirements.lock").values()
-    there = [it for it in pins if it.marker is None or it.marker.evaluate(IMAGE)]
-    return sorted(it.name for it in there)
+    return sorted(pinned_for(IMAGE))
 
 
 def installed() -> dict[str, Distribution]:

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from bridge.app.settings import NAMES, Settings, load
+from tests.support.locks import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = [
@@ -42,13 +43,6 @@ def text(name: str) -> str:
     return (ROOT / name).read_text("utf-8")
 
 
-def locked(name: str) -> dict[str, Requirement]:
-    """The pins of a lock, by name; the lines of hashes are left out."""
-    lines = text(name).splitlines()
-    pins = [line.removesuffix(" \\") for line in lines if line[:1] not in "# "]
-    return {canonicalize_name(r.name): r for r in map(Requirement, pins)}
-
-
 def declared(lock: str) -> list[Requirement]:
     """What pyproject.toml asks for and this lock must have."""
     whole = tomllib.loads(text("pyproject.toml"))
@@ -57,12 +51,9 @@ def declared(lock: str) -> list[Requirement]:
     if lock != "requirements-bootstrap.lock":
         lines = whole["project"]["dependencies"]
     if lock == "requirements-dev.lock":
-        lines = lines + whole["project"]["optional-dependencies"]["voice"]
-        lines = (
-            lines
-            + groups["bootstrap"]
-            + [it for it in groups["dev"] if isinstance(it, str)]
-        )
+        voice = whole["project"]["optional-dependencies"]["voice"]
+        dev = [it for it in groups["dev"] if isinstance(it, str)]
+        lines = [*lines, *voice, *groups["bootstrap"], *dev]
     return [Requirement(line) for line in lines]
 
 

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from tests.support.locks import IMAGE, pinned_for
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]
 
@@ -95,16 +96,6 @@ def installed(image: str) -> dict[str, str]:
     return {str(canonicalize_name(name)): version for name, version in found.items()}
 
 
-def locked_for_the_image() -> dict[str, str]:
-    """What requirements.lock has for Python 3.13 on Linux: name -> version."""
-    environment = {"python_version": "3.13", "python_full_version": "3.13.0"}
-    environment |= {"sys_platform": "linux", "os_name": "posix"}
-    lines = (ROOT / "requirements.lock").read_text("utf-8").splitlines()
-    pins = [Requirement(it.removesuffix(" \\")) for it in lines if it[:1] not in "# "]
-    there = [it for it in pins if it.marker is None or it.marker.evaluate(environment)]
-    return {it.name: str(it.specifier).removeprefix("==") for it in there}
-
-
 # ------------------------------------------------------------------------ what is in it
 
 
@@ -115,7 +106,7 @@ def test_the_image_has_the_locked_packages_and_no_others(
     that breaks in finds no installer."""
     own = {PROJECT["name"]: PROJECT["version"]}
 
-    assert installed == locked_for_the_image() | own
+    assert installed == pinned_for(IMAGE) | own
 
 
 def test_development_packages_cannot_be_imported(image: str) -> None:
@@ -287,7 +278,7 @@ def test_an_own_package_cannot_change_a_locked_version(
 def test_each_package_has_a_wheel_for(machine: str, tmp_path: Path) -> None:
     """The image can be built for amd64 and for arm64: the package index has a wheel for
     CPython 3.13 of each locked package. Debian 13 has glibc 2.41."""
-    pins = locked_for_the_image()
+    pins = pinned_for(IMAGE)
     wanted, report = tmp_path / "wanted.txt", tmp_path / "report.json"
     wanted.write_text("".join(f"{name}=={it}\n" for name, it in pins.items()))
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(17, 42)]

@@ -19,10 +19,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.package.building import LOCK, ROOT, Place, run
+from tests.package.building import ROOT, Place, run
+from tests.support.locks import pinned_for
 
 MINE = Path(__file__).with_name("mine.py")
 KINDS = ("wheel", "sdist")
@@ -108,12 +108,9 @@ def test_the_environment_has_the_locked_packages_and_ours(
     place = places[kind]
     told = run(place.python, "-c", WHERE, folder=place.work)
     modules, distributions = json.loads(told.splitlines()[-1])
-    lines = LOCK.read_text("utf-8").splitlines()
-    pins = [Requirement(it.removesuffix(" \\")) for it in lines if it[:1] not in "# "]
-    locked = {it.name for it in pins if it.marker is None or it.marker.evaluate()}
 
     assert {canonicalize_name(it) for it in distributions} == {
-        *locked,
+        *pinned_for(),
         "twilio-realtime-bridge",
     }
     assert len(modules) > 100

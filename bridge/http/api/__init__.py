@@ -1,1 +1,1 @@
-"""The control API."""
+"""The control API: running calls seen, steered and placed over HTTP."""
