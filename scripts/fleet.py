@@ -277,7 +277,7 @@ class Fleet:
             process = self._new(f"bridge{number}", [*_BRIDGE, "serve"], own)
             self.bridges.append(Bridge(process, bridge_port, drain_seconds))
         command = [haproxy, "-db", *self._files()]
-        self._balancer = self._new("haproxy", command, self._doors())
+        self._balancer = self._new("haproxy", command, self._guard())
 
     # --- where things are ---
 
@@ -468,7 +468,7 @@ class Fleet:
         config = ROOT / "deploy" / "haproxy.cfg"
         return ["-f", str(config), "-f", str(servers)]
 
-    def _doors(self) -> dict[str, str]:
+    def _guard(self) -> dict[str, str]:
         return {
             "BALANCER_BIND": f"{HOST}:{self.port}",
             "BALANCER_STATS": f"{HOST}:{self._stats_port}",

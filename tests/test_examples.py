@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from bridge.agent import loader
 from bridge.agent.live import LiveCall
 from bridge.app.settings import Settings
-from bridge.app.startup import load_crew
+from bridge.app.startup import load_user_code
 from bridge.http.api import client
 from bridge.sim.caller import CallRecord
 from bridge.sim.model import (
@@ -31,7 +31,7 @@ from bridge.sim.realtime.small_talk import AnyServer
 from bridge.sim.ruler import read_ruler
 from bridge.sim.text_model import TextModel
 from bridge.sim.twilio import rest, steps
-from tests.e2e.house import HELLO, WAIT, bridge
+from tests.e2e.bridge import HELLO, WAIT, bridge
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "examples").glob("*.py"))
@@ -122,10 +122,10 @@ def test_an_example_is_found_under_the_name_it_tells(file: Path) -> None:
 @pytest.mark.parametrize("name", ["routes", "front_desk"])
 def test_the_routes_name_what_is_there(name: str) -> None:
     """A routes file of the examples starts a server as it is."""
-    crew = load_crew(Settings(routes=ROOT / "examples" / f"{name}.yaml"))
+    user_code = load_user_code(Settings(routes=ROOT / "examples" / f"{name}.yaml"))
 
-    assert set(crew.sources) == set(crew.routes.agents())
-    assert set(crew.functions) == set(crew.routes.functions())
+    assert set(user_code.sources) == set(user_code.routes.agents())
+    assert set(user_code.functions) == set(user_code.routes.functions())
 
 
 def test_every_example_is_tested_here() -> None:

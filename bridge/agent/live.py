@@ -110,7 +110,7 @@ class Message:
     call_back: str = ""
 
 
-class CallLine(Protocol):
+class CallControl(Protocol):
     """The call itself. Nothing waits but where it says so."""
 
     @property
@@ -143,7 +143,7 @@ class LiveCall:
     def __init__(
         self,
         facts: CallFacts,
-        line: CallLine,
+        control: CallControl,
         listeners: Listeners,
         approvals: Approvals,
     ) -> None:
@@ -166,7 +166,7 @@ class LiveCall:
         """Whom the agent may put the caller through to, by name: the route says."""
         self.redaction = Redaction()
         """What is taken out of all that is kept or handed out; you have it all."""
-        self._line = line
+        self._control = control
         self._listeners = listeners
         self._approvals = approvals
         self._loop = asyncio.get_running_loop()
@@ -183,12 +183,12 @@ class LiveCall:
     def history(self) -> list[HistoryItem]:
         """The conversation as the model has it, oldest first: text only, words that
         were heard, tool calls with their results. The newest few hundred items."""
-        return list(self._line.history)
+        return list(self._control.history)
 
     @property
     def transcript(self) -> list[HistoryItem]:
         """What was said: of the history the words of the caller and of the agent."""
-        return [item for item in self._line.history if item.spoken]
+        return [item for item in self._control.history if item.spoken]
 
     @property
     def approvals(self) -> list[Approval]:
@@ -224,22 +224,22 @@ class LiveCall:
             raise BadRequest(f"a text has 1 to {MAX_TEXT_CHARS} characters")
         if role not in ("user", "system"):
             raise BadRequest("the role is user or system")
-        self._do(lambda: self._line.tell(role, _whole(text), respond=respond))
+        self._do(lambda: self._control.tell(role, _whole(text), respond=respond))
 
     def interrupt(self) -> None:
         """Stops the agent at once: what is queued at Twilio is never heard."""
-        self._do(lambda: self._line.interrupt("application"))
+        self._do(lambda: self._control.interrupt("application"))
 
     def mute(self, on: bool = True) -> None:
         """The agent hears silence in the caller's place."""
-        self._do(lambda: self._line.mute(on))
+        self._do(lambda: self._control.mute(on))
         self.muted = on
 
     def send_raw(self, event: Mapping[str, Any]) -> None:
         """A Realtime client event, as it is. Audio formats stay the bridge's own."""
         if not isinstance(event.get("type"), str):
             raise BadRequest("a client event has a type")
-        self._do(lambda: self._line.send_raw(event))
+        self._do(lambda: self._control.send_raw(event))
 
     def update_history(
         self,
@@ -251,25 +251,25 @@ class LiveCall:
 
         Only words can be corrected, not tool calls. BadRequest names what is unknown.
         """
-        known = {item.id: item for item in self._line.history}
+        known = {item.id: item for item in self._control.history}
         removed = list(remove)
         corrected = {key: _whole(it) for key, it in (correct or {}).items()}
         if unknown := [it for it in (*removed, *corrected) if it not in known]:
             raise BadRequest(f"no such items in the history: {', '.join(unknown)}")
         if silent := [it for it in corrected if not known[it].spoken]:
             raise BadRequest(f"items without words: {', '.join(silent)}")
-        self._do(lambda: self._line.edit_history(removed, corrected))
+        self._do(lambda: self._control.edit_history(removed, corrected))
 
     async def heard(self) -> bool:
         """Waits until the caller has heard all that was said; False if cut short."""
         self._check()
-        return await self._line.heard()
+        return await self._control.heard()
 
     async def hang_up(self) -> bool:
         """Ends the call once what was said has been heard. False: the caller spoke
         meanwhile, so the call goes on."""
         self._check()
-        return await self._line.hang_up()
+        return await self._control.hang_up()
 
     async def transfer(
         self, number: str, *, caller_id: str = "", ring_seconds: int = 20
@@ -288,14 +288,14 @@ class LiveCall:
             caller_id = twiml.phone_number(caller_id) if caller_id else ""
         except ValueError:
             raise BadRequest("a phone number is E.164, such as +14155550100") from None
-        return await self._line.transfer(Transfer(number, caller_id, ring_seconds))
+        return await self._control.transfer(Transfer(number, caller_id, ring_seconds))
 
     async def send_digits(self, digits: str) -> bool:
         """Plays DTMF tones: 0-9 * # A-D, `w` waits half a second. False: cut short."""
         self._check()
         if not _DIGITS.fullmatch(digits) or len(digits) > MAX_DIGITS:
             raise BadRequest(f"digits are 1 to {MAX_DIGITS} of 0-9 * # A-D w")
-        return await self._line.send_digits(digits)
+        return await self._control.send_digits(digits)
 
     def take_message(self, text: str, *, name: str = "", call_back: str = "") -> None:
         """Keeps a message for the report of the call."""

@@ -18,7 +18,7 @@ log = structlog.get_logger()
 CLOSE_SECONDS = 5.0
 
 
-class Errands:
+class BackgroundTasks:
     """`async with Errands() as errands:` - then `start`, from anywhere, any time."""
 
     def __init__(self, close_seconds: float = CLOSE_SECONDS) -> None:
@@ -39,7 +39,7 @@ class Errands:
         if self._running:
             await asyncio.wait(self._running, timeout=self._close_seconds)
         for task in self._running:
-            log.warning("errand_given_up", errand=task.get_name())
+            log.warning("background_task_given_up", task=task.get_name())
             task.cancel()
         await self._group.__aexit__(kind, error, traceback)
 
@@ -57,4 +57,4 @@ async def _safely(work: Coroutine[Any, Any, None], name: str) -> None:
     except BaseException as error:
         if not user_code.is_theirs(error):
             raise
-        log.exception("errand_failed", errand=name)
+        log.exception("background_task_failed", task=name)

@@ -138,7 +138,7 @@ class OutboundRefused(Exception):
         self.text = text
 
 
-class Outbound:
+class OutboundCalls:
     """The calls of one account.
 
     `prefixes` are the beginnings of numbers that may be called ("+1", "+4930"), or with
@@ -319,7 +319,7 @@ class Outbound:
         except OutboundRefused as refused:
             # Where no answer came the telephone may ring all the same. Whoever hears
             # "refused" will try again: this call is not to find its order.
-            await self._registry.take(name)
+            await self._registry.pop(name)
             log.warning("call_not_placed", order=order.id, code=refused.code)
             raise
         return str(call.sid)

@@ -28,7 +28,7 @@ _PLACE = re.compile("([0-9]{1,13})-([0-9]{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueuePlace:
     """Of one caller in the queue."""
 
     since: float
@@ -37,7 +37,7 @@ class Place:
     """How often they have asked for a line."""
 
     @classmethod
-    def read(cls, text: str) -> "Place":
+    def read(cls, text: str) -> "QueuePlace":
         """Whoever writes it by hand gains no time: rubbish is a wait that is over."""
         found = _PLACE.fullmatch(text)
         return cls(int(found[1]) / 1000, int(found[2])) if found else cls(0.0)
@@ -47,7 +47,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class FullHouse:
+class Overflow:
     """How a deployment answers when it is full; a route may say otherwise."""
 
     answer: Literal["busy", "queue", "fallback"] = "busy"
@@ -56,7 +56,11 @@ class FullHouse:
     fallback_number: str = ""
 
     def hold(
-        self, route: Route, place: Place | None, now: float, ask: Callable[[Place], str]
+        self,
+        route: Route,
+        place: QueuePlace | None,
+        now: float,
+        ask: Callable[[QueuePlace], str],
     ) -> str | None:
         """One turn in the queue; None: this call does not wait, or no longer.
 
@@ -65,7 +69,7 @@ class FullHouse:
         when_full = self._way(route)
         if when_full.answer != "queue":
             return None
-        place = place or Place(now)
+        place = place or QueuePlace(now)
         # Clocks of instances differ, and one that is behind sees the future: that is no
         # reason to wait for ever, so turns are counted, too.
         left = self.queue_seconds - (now - place.since)

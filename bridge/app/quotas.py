@@ -95,7 +95,7 @@ def _is_withheld(caller: str) -> bool:
     return not named or caller in WITHHELD
 
 
-class Allowance:
+class Quotas:
     """At work within `telling`. A limit of 0 is none.
 
     `key` makes the hashes of callers: the same on all instances that share a registry.
@@ -121,7 +121,7 @@ class Allowance:
         self._hour = calls_of_number_hour
         self._cost = cost_of_day
         self._now = now
-        self._untold = 0.0
+        self._unreported = 0.0
         """Spent, and not in the day's total yet."""
         self._running: dict[str, str] = {}
         """Calls of this instance -> what their caller's calls are counted under."""
@@ -131,7 +131,7 @@ class Allowance:
 
     # --- before a call is answered ---
 
-    async def may_come_in(self, call_sid: str, caller: str) -> str | None:
+    async def admit(self, call_sid: str, caller: str) -> str | None:
         """None: it may, and is counted, once however often this is asked. Else the
         limit that is reached: one of bridge.core.limits.HITS, which has been told."""
         share = WITHHELD_SHARE if _is_withheld(caller) else 1
@@ -144,27 +144,27 @@ class Allowance:
         """The day (UTC) has cost what a day may."""
         if not self._cost:
             return False
-        return await self._told_cost() >= self._cost
+        return await self._report_cost() >= self._cost
 
     async def _reached(self, call_sid: str, name: str, share: int) -> str | None:
         registry, asked = self._registry, f"let_in:{call_sid}"
         calls, hour = f"calls:{name}", f"hour:{name}"
         if await registry.count(asked, ASKED_SECONDS, 0):
             if self._calls:
-                await registry.let_in(calls, call_sid, CALL_SECONDS)
+                await registry.acquire(calls, call_sid, CALL_SECONDS)
             return None
         if await self.day_is_spent():
             return "cost_of_day"
-        if self._hour and not await registry.let_in(
+        if self._hour and not await registry.acquire(
             hour, call_sid, HOUR_SECONDS, share * self._hour
         ):
             return "calls_of_number_hour"
-        if self._calls and not await registry.let_in(
+        if self._calls and not await registry.acquire(
             calls, call_sid, CALL_SECONDS, share * self._calls
         ):
             # What is turned away is no call.
             if self._hour:
-                await registry.let_out(hour, call_sid)
+                await registry.release(hour, call_sid)
             return "calls_of_number"
         await registry.count(asked, ASKED_SECONDS)
         return None
@@ -179,7 +179,7 @@ class Allowance:
     def spent(self, cost: float) -> None:
         """Any call, ours as well, has cost so much more."""
         if self._cost:
-            self._untold += cost
+            self._unreported += cost
 
     def ended(self, call_sid: str, *, goes_on: bool = False) -> None:
         """It has no stream here any more; it may have one elsewhere."""
@@ -202,22 +202,22 @@ class Allowance:
             self._woken.clear()
             gone, self._gone = self._gone, []
             for name, call_sid in gone:
-                await self._registry.let_out(name, call_sid)
-            if self._untold:
-                await self._told_cost()
+                await self._registry.release(name, call_sid)
+            if self._unreported:
+                await self._report_cost()
             if time.monotonic() >= renew_at:
                 renew_at = time.monotonic() + RENEW_SECONDS
                 for call_sid, name in list(self._running.items()):
-                    await self._registry.let_in(name, call_sid, CALL_SECONDS)
+                    await self._registry.acquire(name, call_sid, CALL_SECONDS)
 
     def close(self) -> None:
         """`tell` tells what is left, and returns."""
         self._closed = True
         self._woken.set()
 
-    async def _told_cost(self) -> float:
+    async def _report_cost(self) -> float:
         """What the day has cost, all instances together."""
-        cost, self._untold = self._untold, 0.0
+        cost, self._unreported = self._unreported, 0.0
         day = time.strftime("%Y-%m-%d", time.gmtime(self._now()))
         return await self._registry.count(f"cost:{day}", DAY_SECONDS, cost)
 
@@ -227,10 +227,10 @@ class Allowance:
 
 
 @asynccontextmanager
-async def telling(it: Allowance) -> AsyncIterator[Allowance]:
+async def reporting(it: Quotas) -> AsyncIterator[Quotas]:
     """It tells the registry of its calls, and at the end of the last of them."""
     async with asyncio.TaskGroup() as tasks:
-        told = tasks.create_task(it.tell(), name="allowance")
+        told = tasks.create_task(it.tell(), name="quotas")
         try:
             yield it
         finally:

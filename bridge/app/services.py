@@ -15,14 +15,14 @@ import twiml
 from bridge.agent import user_code
 from bridge.agent.live import CallFacts, LiveCall, NotAllowed, Transfer
 from bridge.agent.loader import AgentSource
-from bridge.app.background_tasks import Errands
-from bridge.app.quotas import Allowance, may_dial
+from bridge.app.background_tasks import BackgroundTasks
+from bridge.app.quotas import Quotas, may_dial
 from bridge.app.routes import Route, Routes
 from bridge.core.bounds import Bounds
 from bridge.core.limits import Limits
 from bridge.core.rules import MOVED, Prices, Rules
-from bridge.fleet import Capacity, Registry
-from bridge.fleet.plan import Earlier
+from bridge.fleet import InstanceLoad, Registry
+from bridge.fleet.plan import CallSnapshot
 from bridge.model.local_mcp import LocalMcp
 from bridge.model.session import ModelTarget
 from bridge.records import retention
@@ -35,7 +35,7 @@ HOOK_SECONDS = 10.0
 
 
 @dataclass(slots=True)
-class Lines:
+class Capacity:
     """How many calls an instance has, and may have."""
 
     limit: int
@@ -46,12 +46,12 @@ class Lines:
     """The instance takes no more."""
 
     @property
-    def capacity(self) -> Capacity:
-        return Capacity(self.limit, self.streams + self.others(), self.draining)
+    def load(self) -> InstanceLoad:
+        return InstanceLoad(self.limit, self.streams + self.others(), self.draining)
 
     @property
     def free(self) -> bool:
-        return self.capacity.free
+        return self.load.free
 
     @property
     def state(self) -> str:
@@ -72,7 +72,7 @@ class Ceilings:
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class Services:
     """What all calls of an instance share."""
 
     source: AgentSource
@@ -80,11 +80,11 @@ class House:
     greeting: str | None
     registry: Registry
     metrics: Metrics
-    errands: Errands
+    background_tasks: BackgroundTasks
     reports: Reports
     local_mcp: LocalMcp
-    lines: Lines
-    allowance: Allowance
+    capacity: Capacity
+    quotas: Quotas
     ceilings: Ceilings = Ceilings()
     routes: Routes = field(default_factory=Routes.none)
     sources: Mapping[str, AgentSource] = field(default_factory=dict)
@@ -151,7 +151,7 @@ class House:
         some of it could not be."""
         await retention.forget_call(self.record_dir, self.registry, call_sid)
 
-    def hand_over(self, route: Route, report: CallReport) -> None:
+    def deliver_report(self, route: Route, report: CallReport) -> None:
         """The report of a call, to whoever the route or the house names."""
         where = route.report
         to = self.functions.get(where.to or "") if where else None
@@ -163,7 +163,7 @@ class House:
 def rules_for(
     route: Route,
     greeting: str | None,
-    earlier: Earlier,
+    snapshot: CallSnapshot,
     session_seconds: float | None = None,
     ceilings: Ceilings = Ceilings(),
 ) -> Rules:
@@ -174,16 +174,16 @@ def rules_for(
     rules = Rules(
         greeting=greeting,
         silent_seconds=silence.seconds if silence else None,
-        longest_seconds=max(longest - earlier.seconds, 0.0),
-        spent=earlier.cost,
+        longest_seconds=max(longest - snapshot.seconds, 0.0),
+        spent=snapshot.cost,
         prices=cost.prices if cost else ceilings.prices,
         cost_limit=min((it for it in limits if it is not None), default=None),
         key_pause_seconds=route.key_pause_seconds,
         key_actions=tuple(route.keys),
-        history=earlier.history,
-        elapsed=earlier.seconds,
-        word=earlier.why if earlier.history else "",
-        aside=MOVED if earlier.quiet and earlier.history else "",
+        history=snapshot.history,
+        elapsed=snapshot.seconds,
+        word=snapshot.why if snapshot.history else "",
+        aside=MOVED if snapshot.quiet and snapshot.history else "",
         session_seconds=session_seconds,
     )
     if silence is None:

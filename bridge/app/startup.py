@@ -17,10 +17,10 @@ from bridge.agent import loader
 from bridge.agent.live import CallFacts, LiveCall, Transfer
 from bridge.agent.loader import AgentNotLoaded, AgentSource
 from bridge.app import routes as routes_file
-from bridge.app.background_tasks import Errands
-from bridge.app.quotas import Allowance, telling
+from bridge.app.background_tasks import BackgroundTasks
+from bridge.app.quotas import Quotas, reporting
 from bridge.app.routes import HangUp, Routes, RoutesError, Tell
-from bridge.app.services import Ceilings, House, Lines, rules_for
+from bridge.app.services import Capacity, Ceilings, Services, rules_for
 from bridge.app.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
 from bridge.core.bounds import Bounds
@@ -28,7 +28,7 @@ from bridge.core.commands import End, Note
 from bridge.core.limits import Limits
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import Earlier
+from bridge.fleet.plan import CallSnapshot
 from bridge.fleet.redis import redis_registry
 from bridge.model.calls_api import rest_url
 from bridge.model.local_mcp import LocalMcp, McpUnavailable, local_mcp
@@ -36,14 +36,14 @@ from bridge.model.session import ModelTarget, SessionPlan
 from bridge.records import retention
 from bridge.records.report import Reports, report_of
 from bridge.sip.sip import SipCalls
-from bridge.sip.sip_call import SipHouse, SipPlan
+from bridge.sip.sip_call import SipPlan, SipServices
 from bridge.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class UserCode:
     """The user's code: who answers, and what routes name besides."""
 
     source: AgentSource
@@ -53,7 +53,7 @@ class Crew:
     connect: Callable[..., Any] | None = None
 
 
-def load_crew(settings: Settings, agent: str | None = None) -> Crew:
+def load_user_code(settings: Settings, agent: str | None = None) -> UserCode:
     """What the settings name, or `agent` in their place. AgentNotLoaded, SettingsError,
     RoutesError with every mistake of the routes and of what they name."""
     source = loader.load(agent or settings.agent)
@@ -66,7 +66,7 @@ def load_crew(settings: Settings, agent: str | None = None) -> Crew:
             [Finding("error", "BRIDGE_MODEL_CONNECT", text, fix)]
         ) from None
     if settings.routes is None:
-        return Crew(source, connect=connect)
+        return UserCode(source, connect=connect)
     routes = routes_file.load(settings.routes)
     mistakes: list[str] = []
     sources: dict[str, AgentSource] = {}
@@ -93,13 +93,13 @@ def load_crew(settings: Settings, agent: str | None = None) -> Crew:
             mistakes.append(f"{where}: has no prices: set `cost`, or BRIDGE_PRICES")
     if mistakes:
         raise RoutesError(dict.fromkeys(mistakes))
-    return Crew(source, routes, sources, functions, connect)
+    return UserCode(source, routes, sources, functions, connect)
 
 
 @asynccontextmanager
-async def open_house(
-    settings: Settings, crew: Crew, model_url: str
-) -> AsyncIterator[House]:
+async def start_services(
+    settings: Settings, user_code: UserCode, model_url: str
+) -> AsyncIterator[Services]:
     """What the calls of an instance share, as long as it lives. `model_url` is where
     the model is, whatever the settings call it. McpUnavailable: an agent's server."""
     if settings.openai_api_key is not None:
@@ -107,36 +107,36 @@ async def open_house(
         set_default_openai_key(settings.openai_api_key.get_secret_value())
     secret = settings.report_secret
     missing: McpUnavailable | None = None
-    lines = Lines(settings.max_calls)
+    capacity = Capacity(settings.max_calls)
     metrics = Metrics()
     metrics.calls_limit.set(settings.max_calls)
     async with (
-        _registry(settings, lines, metrics) as registry,
-        Errands() as errands,
+        _registry(settings, capacity, metrics) as registry,
+        BackgroundTasks() as background_tasks,
         Reports(secret.get_secret_value() if secret else None) as reports,
         local_mcp() as mcp,
-        telling(_allowance(settings, registry, metrics)) as allowance,
-        retention.kept_for(settings.record_dir, settings.record_days),
+        reporting(_quotas(settings, registry, metrics)) as quotas,
+        retention.delete_expired(settings.record_dir, settings.record_days),
     ):
-        house = House(
-            source=crew.source,
-            target=model_target(settings, model_url, crew.connect),
+        services = Services(
+            source=user_code.source,
+            target=model_target(settings, model_url, user_code.connect),
             greeting=settings.greeting or None,
             registry=registry,
             metrics=metrics,
-            errands=errands,
+            background_tasks=background_tasks,
             reports=reports,
             local_mcp=mcp,
-            routes=crew.routes,
-            sources=crew.sources,
-            functions=crew.functions,
+            routes=user_code.routes,
+            sources=user_code.sources,
+            functions=user_code.functions,
             report_url=settings.report_url,
             fallback_number=settings.fallback_number or "",
             record_dir=settings.record_dir,
             session_seconds=settings.session_seconds or None,
             account_sid=settings.twilio_account_sid,
-            lines=lines,
-            allowance=allowance,
+            capacity=capacity,
+            quotas=quotas,
             ceilings=Ceilings(
                 longest_seconds=settings.longest_seconds,
                 cost=settings.cost_per_call or None,
@@ -152,11 +152,11 @@ async def open_house(
             ),
         )
         try:
-            await _hold_servers(crew, mcp)
+            await _hold_servers(user_code, mcp)
         except McpUnavailable as error:
             missing = error
         else:
-            async with _with_sip(settings, house) as complete:
+            async with _with_sip(settings, services) as complete:
                 yield complete
     # Not before: what is raised within comes out of its task groups as a group.
     if missing is not None:
@@ -171,25 +171,25 @@ def limits_of(settings: Settings) -> Limits:
 
 @asynccontextmanager
 async def _registry(
-    settings: Settings, lines: Lines, metrics: Metrics
+    settings: Settings, capacity: Capacity, metrics: Metrics
 ) -> AsyncIterator[Registry]:
     """Shared with other instances, or of this one alone."""
     if settings.redis_url is None:
-        yield MemoryRegistry(capacity=lambda: lines.capacity)
+        yield MemoryRegistry(load=lambda: capacity.load)
         return
     url = settings.redis_url.get_secret_value()
     async with redis_registry(
         url,
-        lambda: lines.capacity,
+        lambda: capacity.load,
         metrics.registry_up.set,
-        told_lost=metrics.instances_lost.inc,
+        on_lost=metrics.instances_lost.inc,
     ) as registry:
         yield registry
 
 
-def _allowance(settings: Settings, registry: Registry, metrics: Metrics) -> Allowance:
+def _quotas(settings: Settings, registry: Registry, metrics: Metrics) -> Quotas:
     token = settings.twilio_auth_token
-    return Allowance(
+    return Quotas(
         registry,
         metrics.hit,
         # One that all instances have; without one they know their own callers only.
@@ -200,23 +200,23 @@ def _allowance(settings: Settings, registry: Registry, metrics: Metrics) -> Allo
     )
 
 
-async def _hold_servers(crew: Crew, mcp: LocalMcp) -> None:
+async def _hold_servers(user_code: UserCode, mcp: LocalMcp) -> None:
     """MCP servers of agents that live as long as the process; McpUnavailable tells now
     that one is not there."""
-    for source in (crew.source, *crew.sources.values()):
+    for source in (user_code.source, *user_code.sources.values()):
         if isinstance(source, RealtimeAgent | RealtimeRunner):
             await mcp.hold(loader.first_agent(source))
 
 
 @asynccontextmanager
-async def _with_sip(settings: Settings, house: House) -> AsyncIterator[House]:
-    sip = sip_calls(settings, house)
+async def _with_sip(settings: Settings, services: Services) -> AsyncIterator[Services]:
+    sip = sip_calls(settings, services)
     if sip is None:
-        yield house
+        yield services
         return
     async with sip:
-        house.lines.others = lambda: sip.calls
-        yield replace(house, sip=sip)
+        services.capacity.others = lambda: sip.calls
+        yield replace(services, sip=sip)
 
 
 def model_target(
@@ -236,62 +236,65 @@ def model_target(
     )
 
 
-def sip_calls(settings: Settings, house: House) -> SipCalls | None:
+def sip_calls(settings: Settings, services: Services) -> SipCalls | None:
     """The same agents on the Realtime Calls API; None where it is not set up."""
     secret, key = settings.openai_webhook_secret, settings.openai_api_key
     if secret is None or key is None:
         return None
-    desk = _SipDesk(house)
+    host = _SipHost(services)
     return SipCalls(
-        SipHouse(
+        SipServices(
             secret=secret.get_secret_value(),
             api_key=key.get_secret_value(),
-            rest_url=rest_url(house.target.url),
-            registry=house.registry,
-            local_mcp=house.local_mcp,
-            start=house.errands.start,
-            plan=desk.plan,
-            room=lambda: house.lines.free,
-            begin=desk.begin,
-            ended=desk.ended,
-            pressed=desk.pressed,
-            see=desk.see,
-            may_come_in=desk.may_come_in,
-            check_transfer=desk.check_transfer,
+            rest_url=rest_url(services.target.url),
+            registry=services.registry,
+            local_mcp=services.local_mcp,
+            start=services.background_tasks.start,
+            plan=host.plan,
+            room=lambda: services.capacity.free,
+            begin=host.begin,
+            ended=host.ended,
+            pressed=host.pressed,
+            see=host.see,
+            admit=host.admit,
+            check_transfer=host.check_transfer,
         )
     )
 
 
-class _SipDesk:
+class _SipHost:
     """What a SIP call wants to know of the house, and tells it."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     def plan(self, facts: CallFacts) -> SipPlan:
-        house, route = self._house, self._house.route_of(facts)
+        services, route = self._services, self._services.route_of(facts)
         session = SessionPlan(
-            source=house.source_of(route),
-            target=house.target,
+            source=services.source_of(route),
+            target=services.target,
             settings=route.session,
             tool_seconds=route.tool_seconds,
         )
         rules = rules_for(
-            route, house.greeting_of(route), Earlier(), ceilings=house.ceilings
+            route,
+            services.greeting_of(route),
+            CallSnapshot(),
+            ceilings=services.ceilings,
         )
         return SipPlan(session, rules, route.approval, route.name)
 
-    async def may_come_in(self, facts: CallFacts) -> str | None:
-        return await self._house.allowance.may_come_in(facts.call_sid, facts.theirs)
+    async def admit(self, facts: CallFacts) -> str | None:
+        return await self._services.quotas.admit(facts.call_sid, facts.theirs)
 
     async def begin(self, live: LiveCall) -> None:
-        route = self._house.route_of(live.facts)
-        self._house.allowance.began(live.call_sid, live.facts.theirs)
+        route = self._services.route_of(live.facts)
+        self._services.quotas.began(live.call_sid, live.facts.theirs)
         live.transfers, live.redaction = route.transfers, route.redact
-        await self._house.begin(route, live)
+        await self._services.begin(route, live)
 
     async def pressed(self, live: LiveCall, keys: str) -> None:
-        match self._house.route_of(live.facts).keys[keys]:
+        match self._services.route_of(live.facts).keys[keys]:
             case Tell(text):
                 live.tell(text, role="system")
             case HangUp():
@@ -300,20 +303,20 @@ class _SipDesk:
                 await live.transfer(to.number, ring_seconds=to.ring_seconds)
 
     def check_transfer(self, live: LiveCall, to: Transfer) -> None:
-        self._house.check_transfer(self._house.route_of(live.facts), live, to)
+        self._services.check_transfer(self._services.route_of(live.facts), live, to)
 
     def ended(self, live: LiveCall, ending: End, seconds: float) -> None:
-        self._house.allowance.ended(live.call_sid)
-        self._house.metrics.calls.labels(f"{ending.by}_{ending.why}").inc()
+        self._services.quotas.ended(live.call_sid)
+        self._services.metrics.calls.labels(f"{ending.by}_{ending.why}").inc()
         report = report_of(live, ending.by, ending.why, seconds)
-        self._house.hand_over(self._house.route_of(live.facts), report)
+        self._services.deliver_report(self._services.route_of(live.facts), report)
 
     def see(self, note: Note) -> None:
         # How much of an answer nobody heard, OpenAI knows and does not say.
         if note.name != "said":
-            self._house.metrics.note(note)
+            self._services.metrics.note(note)
         if note.name == "usage":
-            self._house.allowance.spent(float(note.data["cost"] or 0))
+            self._services.quotas.spent(float(note.data["cost"] or 0))
 
 
 def _model_headers(settings: Settings) -> dict[str, str]:

@@ -45,16 +45,15 @@ from bridge.agent.live import (
     Transfer,
 )
 from bridge.app.routes import HangUp, Route, Tell
-from bridge.app.services import House, rules_for
+from bridge.app.services import Services, rules_for
 from bridge.audio import g711
-from bridge.call.checkpoint import Safekeeping
+from bridge.call.checkpoint import Checkpoint
 from bridge.call.stream import Phone, Stream
 from bridge.core import ProtocolError, realtime_events, twilio_messages
 from bridge.core.commands import (
     Command,
     Dial,
     End,
-    Heard,
     Interrupted,
     Note,
     Pressed,
@@ -62,12 +61,13 @@ from bridge.core.commands import (
     Switch,
     ToCaller,
     ToModel,
+    WaitDone,
     limit_hit,
 )
 from bridge.core.conversation import Conversation
 from bridge.core.history import HistoryItem
 from bridge.fleet import CallEntry, NextStep, Then
-from bridge.fleet.plan import AnsweredBy, Earlier, Left, Plan, moment
+from bridge.fleet.plan import AnsweredBy, CallSnapshot, Plan, SavedMessage, moment
 from bridge.model.session import AgentSession, SessionPlan
 from bridge.records.report import report_of
 from bridge.telemetry.log import NoteLog
@@ -87,24 +87,28 @@ MEASURE_EVERY = 10
 """Of the 50 frames a second, one in so many is timed: enough to see, cheap to have."""
 
 
-class _Over(Exception):
+class _CallOver(Exception):
     """The call has ended; ends the TaskGroup and all that is in it."""
 
 
 class Call:
     """`run` once. Returns how it ended; leaves no task, no socket, no entry behind."""
 
-    def __init__(self, phone: Phone, house: House, since: float | None = None) -> None:
+    def __init__(
+        self, phone: Phone, services: Services, since: float | None = None
+    ) -> None:
         """`since` when the phone is there: now."""
         now = time.monotonic() if since is None else since
         self._phone = phone
         self._stream: Stream | None = None
-        self._house = house
-        self._talk = Conversation(now=now, bounds=house.bounds)
+        self._services = services
+        self._conversation = Conversation(now=now, bounds=services.bounds)
         self._log = structlog.get_logger()
         self._notes = NoteLog(self._log)
         self._trace = (
-            Trace(now, self._trace_lost, house.bounds) if house.record_dir else None
+            Trace(now, self._trace_lost, services.bounds)
+            if services.record_dir
+            else None
         )
         self._tasks = asyncio.TaskGroup()
         self._own_tasks: list[asyncio.Task[None]] = []
@@ -118,7 +122,7 @@ class Call:
         self._transfer: Transfer | None = None
         self._transfers = 0
         """How often this caller has been put through, in earlier streams, too."""
-        self._earlier = Earlier()
+        self._snapshot = CallSnapshot()
         self._answered_by: AnsweredBy | None = None
         self._planned = False
         self._left_word = False
@@ -128,7 +132,7 @@ class Call:
         self._entered: asyncio.Task[None] | None = None
         """The registry is being told of the stream: before it is told that it ended."""
         self._entering = False
-        self._safe: Safekeeping | None = None
+        self._checkpoint: Checkpoint | None = None
         self._begun = asyncio.Event()
         """It has a name, or never will have."""
         self._ended = asyncio.Event()
@@ -143,7 +147,7 @@ class Call:
 
     async def run(self) -> End:
         """Carries the call until one side ends it."""
-        self._house.metrics.calls_active.inc()
+        self._services.metrics.calls_active.inc()
         try:
             async with self._tasks:
                 self._stream = self._new_stream(self._phone)
@@ -152,8 +156,8 @@ class Call:
                 await self._ended.wait()
                 # First: whoever is on the line is not to wait until all of ours ends.
                 await self._leave_word()
-                raise _Over
-        except* _Over:
+                raise _CallOver
+        except* _CallOver:
             pass  # the one way in which a call ends; how is in self._ending
         except* Exception as group:
             # A bug of ours. It ends this call, not the process; the caller is told.
@@ -179,7 +183,7 @@ class Call:
     @property
     def fallback_number(self) -> str:
         """The number that Twilio dials when the agent fails; empty: none."""
-        return self._route.fallback or self._house.fallback_number
+        return self._route.fallback or self._services.fallback_number
 
     @property
     def twilio_asks(self) -> bool:
@@ -189,7 +193,7 @@ class Call:
     @property
     def waits(self) -> bool:
         """The stream broke, and the caller may be back on another."""
-        return self._talk.line_is_lost
+        return self._conversation.line_is_lost
 
     def taken(self) -> None:
         """Another instance has a newer stream of this call, and leads it on."""
@@ -216,8 +220,11 @@ class Call:
         return True
 
     def _new_stream(self, phone: Phone) -> Stream:
-        house = self._house
-        sent, seconds = house.metrics.model_to_caller.observe, house.limits.send_seconds
+        services = self._services
+        sent, seconds = (
+            services.metrics.model_to_caller.observe,
+            services.limits.send_seconds,
+        )
         return Stream(phone, self, self._spawn, sent, seconds)
 
     def answered_by(self, who: AnsweredBy) -> None:
@@ -244,9 +251,9 @@ class Call:
 
     def stream_over(self) -> None:
         self._feed("line_lost")
-        if self._safe and not self._ended.is_set():
+        if self._checkpoint and not self._ended.is_set():
             # Twilio asks at once what follows, this instance or another.
-            self._spawn(self._keep(self._safe), "safekeeping")
+            self._spawn(self._keep(self._checkpoint), "checkpoint")
 
     def stream_stuck(self) -> None:
         if not self._ended.is_set():
@@ -261,7 +268,7 @@ class Call:
             self._see(limit_hit(limit))
         self._feed("misread", ["caller", reason])
 
-    def hear(self, text: str | bytes) -> None:
+    def stream_message(self, text: str | bytes) -> None:
         now = time.monotonic()
         try:
             if isinstance(text, bytes):
@@ -272,19 +279,19 @@ class Call:
             return
         if self._trace:
             self._trace.input("caller", text, now)
-        self._obey(self._talk.from_caller(message, now), now)
+        self._obey(self._conversation.from_caller(message, now), now)
 
     async def _converse(self, live: LiveCall, approvals: Approvals) -> None:
         """The agent's session, from opening to end."""
-        house = self._house
+        services = self._services
         try:
-            earlier = await self._prepare(live)
+            snapshot = await self._prepare(live)
             plan = SessionPlan(
-                source=house.source_of(self._route),
-                target=house.target,
+                source=services.source_of(self._route),
+                target=services.target,
                 settings=self._route.session,
-                agent_name=earlier.agent,
-                resumed=bool(earlier.streams),
+                agent_name=snapshot.agent,
+                resumed=bool(snapshot.streams),
                 tool_seconds=self._route.tool_seconds,
             )
             self._agent = AgentSession(
@@ -292,7 +299,7 @@ class Call:
                 live,
                 self,
                 approvals,
-                house.local_mcp,
+                services.local_mcp,
                 self._tasks,
                 self._sent_to_model,
             )
@@ -311,87 +318,91 @@ class Call:
         else:
             self._feed("end", ["model", "closed"])
 
-    async def _prepare(self, live: LiveCall) -> Earlier:
+    async def _prepare(self, live: LiveCall) -> CallSnapshot:
         """All that must be known of a call before its session: what was planned for it,
         what was said before, what the user's own code wants with it."""
-        sid, house, registry = live.call_sid, self._house, self._house.registry
+        sid, services, registry = live.call_sid, self._services, self._services.registry
         # At once: each may wait a while for a registry that is just going away.
         plan, talk = await asyncio.gather(
             registry.get(f"plan:{sid}"), registry.get(f"talk:{sid}")
         )
-        self._plan, earlier = Plan.read(plan), Earlier.read(talk)
-        if earlier.streams:
+        self._plan, snapshot = Plan.read(plan), CallSnapshot.read(talk)
+        if snapshot.streams:
             ended = await registry.get(f"ended:{sid}")
-            earlier = earlier.as_of(moment(ended))
-            self._resume(live, earlier)
-        self._earlier, self._transfers = earlier, earlier.transfers
+            snapshot = snapshot.as_of(moment(ended))
+            self._resume(live, snapshot)
+        self._snapshot, self._transfers = snapshot, snapshot.transfers
         rules = rules_for(
             self._route,
             self._greeting(),
-            earlier,
-            house.session_seconds,
-            house.ceilings,
+            snapshot,
+            services.session_seconds,
+            services.ceilings,
         )
         self._feed("follow", [msgspec.to_builtins(rules)])
         self._planned = True
         # Not before: what is kept from now on has in it what was kept before.
-        self._safe = Safekeeping(
+        self._checkpoint = Checkpoint(
             registry, sid, self._version, self._look, self._route.redact
         )
         if registry.shared:
-            self._spawn(self._safe.run(), f"{sid} safekeeping")
-        await house.begin(self._route, live)
+            self._spawn(self._checkpoint.run(), f"{sid} checkpoint")
+        await services.begin(self._route, live)
         if who := await AnsweredBy.of(registry, sid):
             self.answered_by(who)
-        return earlier
+        return snapshot
 
-    def _resume(self, live: LiveCall, earlier: Earlier) -> None:
+    def _resume(self, live: LiveCall, snapshot: CallSnapshot) -> None:
         """The call had streams before, on this instance or another."""
-        live.began -= earlier.seconds
-        live.cost = earlier.cost
-        live.input_tokens = earlier.input_tokens
-        live.output_tokens = earlier.output_tokens
-        live.notes.update(earlier.notes)
+        live.began -= snapshot.seconds
+        live.cost = snapshot.cost
+        live.input_tokens = snapshot.input_tokens
+        live.output_tokens = snapshot.output_tokens
+        live.notes.update(snapshot.notes)
         live.messages += [
-            Message(it.text, it.name, it.call_back) for it in earlier.messages
+            Message(it.text, it.name, it.call_back) for it in snapshot.messages
         ]
-        self._see(Note("call_resumed", {"why": earlier.ended_as}))
+        self._see(Note("call_resumed", {"why": snapshot.ended_as}))
 
-    async def _keep(self, safe: Safekeeping) -> None:
+    async def _keep(self, safe: Checkpoint) -> None:
         await safe.keep()
 
     def _version(self) -> object:
         live = self._live
-        return self._talk.version, live and (live.agent_name, len(live.messages))
+        return self._conversation.version, live and (
+            live.agent_name,
+            len(live.messages),
+        )
 
-    def _look(self) -> Earlier:
+    def _look(self) -> CallSnapshot:
         """What was said until now, for whoever leads the call on."""
-        live, earlier, now = self._live, self._earlier, time.monotonic()
+        live, snapshot, now = self._live, self._snapshot, time.monotonic()
         assert live is not None, "a call that is kept has a name"
-        return Earlier(
-            history=tuple(self._talk.history.items),
-            playing=tuple(self._talk.playing(now)),
+        return CallSnapshot(
+            history=tuple(self._conversation.history.items),
+            playing=tuple(self._conversation.playing(now)),
             at=time.time(),
-            streams=earlier.streams + 1,
+            streams=snapshot.streams + 1,
             handed_over=self._ending.why == "handed_over",
-            quiet=self._talk.ended_quietly and self._ending.why == "handed_over",
-            agent=live.agent_name or earlier.agent,
+            quiet=self._conversation.ended_quietly
+            and self._ending.why == "handed_over",
+            agent=live.agent_name or snapshot.agent,
             parameters=dict(live.facts.parameters),
-            seconds=earlier.seconds + now - self._began,
+            seconds=snapshot.seconds + now - self._began,
             cost=live.cost,
             input_tokens=live.input_tokens,
             output_tokens=live.output_tokens,
             transfers=self._transfers,
             messages=tuple(
-                Left(it.text, it.name, it.call_back) for it in live.messages
+                SavedMessage(it.text, it.name, it.call_back) for it in live.messages
             ),
             notes=live.notes,
         )
 
     def _greeting(self) -> str | None:
         """The call's own, else the route's, else the house's."""
-        own, house = self._plan.greeting, self._house
-        return own or None if own is not None else house.greeting_of(self._route)
+        own, services = self._plan.greeting, self._services
+        return own or None if own is not None else services.greeting_of(self._route)
 
     async def _conclude(self) -> None:
         """All that must be said when a call is over, whatever happens meanwhile."""
@@ -403,16 +414,16 @@ class Call:
         if self._stream:
             self._stream.over.set()  # however it ended
         outcome = f"{self._ending.by}_{self._ending.why}"
-        self._house.metrics.calls_active.dec()
-        self._house.metrics.calls.labels(outcome).inc()
+        self._services.metrics.calls_active.dec()
+        self._services.metrics.calls.labels(outcome).inc()
         seconds = round(time.monotonic() - self._began, 3)
         self._log.info("call_ended", outcome=outcome, seconds=seconds)
         if self._entry:
             moved = self._ending.why in MOVED_ON
-            self._house.allowance.ended(self._entry.call_sid, goes_on=moved)
+            self._services.quotas.ended(self._entry.call_sid, goes_on=moved)
         await self._leave_word()
         if self._live:
-            self._tell_the_end(self._live, self._earlier.seconds + seconds)
+            self._tell_the_end(self._live, self._snapshot.seconds + seconds)
 
     async def _leave_word(self) -> None:
         """How the call goes on, for whoever Twilio asks; then the stream is closed."""
@@ -432,15 +443,15 @@ class Call:
         step = self._next_step()
         if self._entered:
             await self._entered
-        if self._safe and self._ending.why != TAKEN_OVER:
+        if self._checkpoint and self._ending.why != TAKEN_OVER:
             if step and step.then is Then.TRANSFER:
                 self._transfers += 1
-                await self._safe.keep(RETURN_SECONDS)
+                await self._checkpoint.keep(RETURN_SECONDS)
             elif self._goes_on:
-                await self._safe.keep()
+                await self._checkpoint.keep()
             else:
-                await self._safe.drop()
-        await self._house.registry.closed(entry, step)
+                await self._checkpoint.drop()
+        await self._services.registry.closed(entry, step)
 
     @property
     def _goes_on(self) -> bool:
@@ -479,7 +490,9 @@ class Call:
         if self._listeners:
             self._listeners.end()
         if why not in MOVED_ON:
-            self._house.hand_over(self._route, report_of(live, by, why, seconds))
+            self._services.deliver_report(
+                self._route, report_of(live, by, why, seconds)
+            )
 
     # --- what the agent's session tells (bridge.model.session.SessionLine) ---
 
@@ -491,7 +504,7 @@ class Call:
         now = time.monotonic()
         if self._trace:
             self._trace.input("model", text, now)
-        self._obey(self._talk.from_model(event, now), now)
+        self._obey(self._conversation.from_model(event, now), now)
 
     def model_misread(self, reason: str) -> None:
         self._feed("misread", ["model", reason])
@@ -543,7 +556,7 @@ class Call:
 
     @property
     def history(self) -> Sequence[HistoryItem]:
-        return self._talk.history.items
+        return self._conversation.history.items
 
     def tell(self, role: Role, text: str, *, respond: bool) -> None:
         self._feed("tell", [role, text, respond])
@@ -572,7 +585,7 @@ class Call:
     async def transfer(self, transfer: Transfer) -> bool:
         assert self._live, "somebody asks"
         try:
-            self._house.check_transfer(self._route, self._live, transfer)
+            self._services.check_transfer(self._route, self._live, transfer)
         except NotAllowed:
             self._see(limit_hit("transfer_number"))
             raise
@@ -656,7 +669,7 @@ class Call:
         now = time.monotonic()
         if self._trace:
             self._trace.input(kind, value, now)
-        self._obey(feed(self._talk, kind, value, now), now)
+        self._obey(feed(self._conversation, kind, value, now), now)
 
     def _obey(self, commands: list[Command], now: float) -> None:
         """Carries commands out, in order, without waiting for any."""
@@ -686,7 +699,7 @@ class Call:
                 case Switch():
                     assert self._agent, "somebody has dialled"
                     self._agent.switch()
-                case Heard(wait, done):
+                case WaitDone(wait, done):
                     self._heard(wait, done)
                 case Pressed(keys):
                     self._pressed(keys)
@@ -698,12 +711,12 @@ class Call:
 
     def _see(self, note: Note) -> None:
         self._notes.note(note)
-        self._house.metrics.note(note)
+        self._services.metrics.note(note)
         if self._live and note.name == "usage":
             self._live.input_tokens += int(note.data["input_tokens"] or 0)
             self._live.output_tokens += int(note.data["output_tokens"] or 0)
             self._live.cost += float(note.data["cost"] or 0)
-            self._house.allowance.spent(float(note.data["cost"] or 0))
+            self._services.quotas.spent(float(note.data["cost"] or 0))
         if self._agent and note.name == "said" and note.data["cut"]:
             self._agent.heard(
                 str(note.data["item"]),
@@ -718,22 +731,22 @@ class Call:
         """Now the call has a name: its log, its trace, its entry, its route, its
         agent."""
         facts = facts_of(start)
-        if self._house.account_sid not in (None, facts.account_sid):
+        if self._services.account_sid not in (None, facts.account_sid):
             self._feed("end", ["caller", "wrong_account"])
             return
         sid = facts.call_sid
-        self._route = self._house.route_of(facts)
+        self._route = self._services.route_of(facts)
         facts = replace(facts, route=self._route.name)
         self._entry = CallEntry(sid, facts.stream_sid, time.time())
         self._log = self._log.bind(call_sid=sid, stream_sid=facts.stream_sid)
         self._notes = NoteLog(self._log)
         self._log.info("call_started", route=self._route.name)
-        if self._trace and self._house.record_dir:
-            folder, stream_sid = self._house.record_dir, facts.stream_sid
+        if self._trace and self._services.record_dir:
+            folder, stream_sid = self._services.record_dir, facts.stream_sid
             self._trace.open(folder, sid, stream_sid, self._route.redact)
         for task in self._own_tasks:
             task.set_name(f"{sid} {task.get_name()}")
-        self._listeners = Listeners(self._house.errands.start, sid)
+        self._listeners = Listeners(self._services.background_tasks.start, sid)
         approvals = Approvals(self._route.approval, self._begin, sid, self.tool_running)
         self._approvals = approvals
         self._live = LiveCall(facts, self, self._listeners, approvals)
@@ -741,7 +754,7 @@ class Call:
         self._live.redaction = self._route.redact
         self._enter(self._entry)
         if facts.direction == "inbound":
-            self._house.allowance.began(sid, facts.theirs)
+            self._services.quotas.began(sid, facts.theirs)
         self._begun.set()
         self._spawn(self._converse(self._live, approvals), f"{sid} agent")
 
@@ -759,7 +772,7 @@ class Call:
 
     async def _told_of(self, entry: CallEntry) -> None:
         self._entering = True
-        await self._house.registry.opened(entry)
+        await self._services.registry.opened(entry)
         self._entering = False
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> object:
@@ -779,7 +792,7 @@ class Call:
     def _set_timer(self, now: float) -> None:
         """The core is called when its deadline comes. Not set anew 50 times a second:
         a timer that is early finds nothing due, and sets the next."""
-        deadline = self._talk.deadline
+        deadline = self._conversation.deadline
         if deadline is None or deadline >= self._timer_at:
             return
         if self._timer:
@@ -802,7 +815,7 @@ class Call:
     def _sent_to_model(self, seconds: float) -> None:
         self._sends += 1
         if self._sends % MEASURE_EVERY == 0:
-            self._house.metrics.caller_to_model.observe(seconds)
+            self._services.metrics.caller_to_model.observe(seconds)
 
 
 TAKEN_OVER = "taken_over"

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from bridge.fleet import Registry
-from bridge.fleet.plan import Earlier
+from bridge.fleet.plan import CallSnapshot
 from bridge.privacy.redaction import Copies, Redaction
 
 log = structlog.get_logger()
@@ -29,20 +29,22 @@ REFRESH_SECONDS = 45.0
 """... hence it is written again so often where nothing is new."""
 
 
-def kept(earlier: Earlier, format: int, redaction: Redaction | None = None) -> bytes:
+def encoded(
+    snapshot: CallSnapshot, format: int, redaction: Redaction | None = None
+) -> bytes:
     """As it is kept, in this format (bridge/fleet/formats.py); the user's notes are
     left out where they are no JSON."""
     try:
         if redaction:
-            notes = redaction.value(msgspec.to_builtins(earlier.notes, str_keys=True))
-            earlier = msgspec.structs.replace(earlier, notes=notes)
-        return earlier.kept(format)
+            notes = redaction.value(msgspec.to_builtins(snapshot.notes, str_keys=True))
+            snapshot = msgspec.structs.replace(snapshot, notes=notes)
+        return snapshot.encoded(format)
     except (TypeError, ValueError, RecursionError):
-        log.warning("notes_not_kept", notes=len(earlier.notes))
-        return msgspec.structs.replace(earlier, notes={}).kept(format)
+        log.warning("notes_not_stored", notes=len(snapshot.notes))
+        return msgspec.structs.replace(snapshot, notes={}).encoded(format)
 
 
-class Safekeeping:
+class Checkpoint:
     """Of one call. `look` gives what is to be kept, and `version` tells it from
     another; it is kept without what `redaction` names, so whoever leads the call on
     does not know that either."""
@@ -52,7 +54,7 @@ class Safekeeping:
         registry: Registry,
         call_sid: str,
         version: Callable[[], object],
-        look: Callable[[], Earlier],
+        look: Callable[[], CallSnapshot],
         redaction: Redaction | None = None,
     ) -> None:
         self._registry = registry
@@ -78,22 +80,22 @@ class Safekeeping:
 
     async def keep(self, seconds: float = TALK_SECONDS) -> int:
         """Now; the bytes that it took."""
-        earlier, format = self._without(self._look()), self._registry.format()
-        talk = kept(earlier, format, self._redaction)
-        await self._registry.put(self._name, talk, seconds)
-        return len(talk)
+        snapshot, format = self._without(self._look()), self._registry.format()
+        text = encoded(snapshot, format, self._redaction)
+        await self._registry.put(self._name, text, seconds)
+        return len(text)
 
-    def _without(self, earlier: Earlier) -> Earlier:
+    def _without(self, snapshot: CallSnapshot) -> CallSnapshot:
         redaction = self._redaction
         if not redaction:
-            return earlier
+            return snapshot
         return msgspec.structs.replace(
-            earlier,
-            history=self._copies.of(earlier.history),
-            playing=tuple(map(redaction.playing, earlier.playing)),
-            messages=tuple(it.without(redaction) for it in earlier.messages),
+            snapshot,
+            history=self._copies.of(snapshot.history),
+            playing=tuple(map(redaction.playing, snapshot.playing)),
+            messages=tuple(it.without(redaction) for it in snapshot.messages),
         )
 
     async def drop(self) -> None:
         """The call is over: what was said in it is nobody's business any more."""
-        await self._registry.take(self._name)
+        await self._registry.pop(self._name)

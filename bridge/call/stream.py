@@ -85,10 +85,10 @@ class Opened:
         await self._phone.close()
 
 
-class Ear(Protocol):
+class StreamOwner(Protocol):
     """The call, as its stream sees it. Nothing here waits."""
 
-    def hear(self, text: str | bytes) -> None: ...
+    def stream_message(self, text: str | bytes) -> None: ...
     def stream_broken(self, reason: str) -> None:
         """It ended because of what it sent."""
 
@@ -111,7 +111,7 @@ class Stream:
     def __init__(
         self,
         phone: Phone,
-        ear: Ear,
+        owner: StreamOwner,
         begin: Begin,
         on_sent: Callable[[float], None],
         send_seconds: float = SEND_SECONDS,
@@ -119,7 +119,7 @@ class Stream:
         """`on_sent` is told how long the last message lay here, in seconds."""
         self._send_seconds = send_seconds
         self._phone = phone
-        self._ear = ear
+        self._owner = owner
         self._on_sent = on_sent
         self._out: asyncio.Queue[tuple[str, float]] = asyncio.Queue(MAX_TO_PHONE)
         self._left = False
@@ -134,7 +134,7 @@ class Stream:
         try:
             self._out.put_nowait((text, now))
         except asyncio.QueueFull:
-            self._ear.stream_stuck()
+            self._owner.stream_stuck()
 
     async def close(self) -> None:
         """The socket is closed. ConnectionError where nobody is there."""
@@ -152,16 +152,16 @@ class Stream:
     def _is_over(self) -> None:
         if not self._left:
             self._left = True
-            self._ear.stream_over()
+            self._owner.stream_over()
 
     async def _listen(self) -> None:
         """The caller's messages, as they come. Waits for nothing but the next one."""
         try:
             async for text in self._phone:
-                self._ear.hear(text)
+                self._owner.stream_message(text)
         except ProtocolError as error:
             self._left = True
-            self._ear.stream_broken(error.reason)
+            self._owner.stream_broken(error.reason)
         # Twilio closes behind a `stop`; without one the line broke.
         self._is_over()
 
@@ -181,7 +181,7 @@ class Stream:
                 self._on_sent(time.monotonic() - since)
         except TimeoutError:
             if not self._left:
-                self._ear.stream_slow()
+                self._owner.stream_slow()
             self._is_over()
         except ConnectionError:
             self._is_over()

@@ -34,7 +34,7 @@ from bridge.telemetry import log
 # variable is told at once.
 if TYPE_CHECKING:
     from bridge.app.routes import Routes
-    from bridge.app.startup import Crew
+    from bridge.app.startup import UserCode
     from bridge.fleet import Registry
     from bridge.sim import load
 
@@ -101,14 +101,14 @@ def serve(agent: AgentOption = None) -> None:
     findings += _allow_files(conf)
     if mistakes := _errors(findings):
         _stop_with("bridge serve does not start:", *map(str, mistakes))
-    crew = _crew(conf, agent)
-    log.configure(conf.log_format, secrets=_secrets(conf, crew.routes))
+    user_code = _user_code(conf, agent)
+    log.configure(conf.log_format, secrets=_secrets(conf, user_code.routes))
     log.tell_crashes()
     for finding in findings:
         structlog.get_logger().warning("setting", name=finding.name, text=str(finding))
-    for warning in crew.routes.warnings:
+    for warning in user_code.routes.warnings:
         structlog.get_logger().warning("routes", text=warning)
-    _run(_serve(conf, crew))
+    _run(_serve(conf, user_code))
 
 
 @app.command()
@@ -136,12 +136,12 @@ def demo(
     from bridge.sim import scenario
 
     bundled = agent is None and routes is None
-    crew = _crew(_demo_settings(routes), agent)
+    user_code = _user_code(_demo_settings(routes), agent)
     plan = scenario.RECEPTION if bundled else scenario.SMALL_TALK
     log.configure("pretty", logging.WARNING)
     out.print(f"[bold]{plan.name}[/], about half a minute, in real time ...")
     try:
-        call = demo_call.run(crew, plan, folder, to)
+        call = demo_call.run(user_code, plan, folder, to)
     except demo_call.DemoFailed as error:
         _stop_with(f"The call failed: {error}")
     demo_call.show(call, out)
@@ -227,7 +227,7 @@ def forget(
 
 async def _forget(conf: Settings, call_sids: list[str]) -> dict[str, tuple[str, bool]]:
     """What became of each, and whether it is as was wanted."""
-    from bridge.fleet import Capacity
+    from bridge.fleet import InstanceLoad
     from bridge.fleet.memory import MemoryRegistry
     from bridge.fleet.redis import redis_registry
 
@@ -236,7 +236,9 @@ async def _forget(conf: Settings, call_sids: list[str]) -> dict[str, tuple[str, 
     there: list[bool] = []
     url = conf.redis_url.get_secret_value()
     # An instance that takes no calls, for a moment.
-    async with redis_registry(url, lambda: Capacity(0, 0, True), there.append) as it:
+    async with redis_registry(
+        url, lambda: InstanceLoad(0, 0, True), there.append
+    ) as it:
         return await _forget_in(it, there[-1:] == [True], conf, call_sids)
 
 
@@ -319,7 +321,7 @@ def check(agent: AgentOption = None) -> None:
     """Tell what in the configuration is missing or wrong, all at once, with the fix."""
     environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
     findings = settings.check(environ)
-    findings += _check_crew(environ, findings)
+    findings += _check_user_code(environ, findings)
     wrong = {it.name for it in _errors(findings)}
     findings = [it for it in findings if it.level != "ok" or it.name not in wrong]
     marks = {"ok": "[green]ok", "warning": "[yellow]warning", "error": "[red]error"}
@@ -335,7 +337,7 @@ def check(agent: AgentOption = None) -> None:
         raise typer.Exit(1)
 
 
-def _check_crew(environ: dict[str, str], findings: list[Finding]) -> list[Finding]:
+def _check_user_code(environ: dict[str, str], findings: list[Finding]) -> list[Finding]:
     """What is wrong with the user's own code and routes, where they can be read."""
     if any(it.name in ("BRIDGE_AGENT", "BRIDGE_ROUTES") for it in _errors(findings)):
         return []
@@ -345,10 +347,10 @@ def _check_crew(environ: dict[str, str], findings: list[Finding]) -> list[Findin
         return []  # told already
     from bridge.agent.loader import AgentNotLoaded
     from bridge.app.routes import RoutesError
-    from bridge.app.startup import load_crew
+    from bridge.app.startup import load_user_code
 
     try:
-        crew = load_crew(conf)
+        user_code = load_user_code(conf)
     except SettingsError as error:
         return list(error.mistakes)
     except AgentNotLoaded as error:
@@ -356,7 +358,7 @@ def _check_crew(environ: dict[str, str], findings: list[Finding]) -> list[Findin
         return [Finding("error", "BRIDGE_AGENT", f"fails: {error}", fix)]
     except RoutesError as error:
         return [Finding("error", "BRIDGE_ROUTES", it) for it in error.mistakes]
-    return [Finding("warning", "BRIDGE_ROUTES", it) for it in crew.routes.warnings]
+    return [Finding("warning", "BRIDGE_ROUTES", it) for it in user_code.routes.warnings]
 
 
 def _errors(findings: list[Finding]) -> list[Finding]:
@@ -543,11 +545,11 @@ async def _sim_load(calls: int, seconds: float) -> "load.Report":
 @asynccontextmanager
 async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
     """A bridge in front of that model, for a measurement."""
-    from bridge.app.startup import load_crew
+    from bridge.app.startup import load_user_code
     from bridge.http.server import serving
 
     conf = Settings(host="127.0.0.1", port=0, insecure=True, greeting="")
-    async with serving(conf, load_crew(conf), model_url) as running:
+    async with serving(conf, load_user_code(conf), model_url) as running:
         yield f"http://127.0.0.1:{running.port}/voice", None
 
 
@@ -578,9 +580,9 @@ def _allow_files(conf: Settings) -> list[Finding]:
     return [Finding("warning", "ulimit -n", text, fix)]
 
 
-async def _serve(conf: Settings, crew: "Crew") -> None:
+async def _serve(conf: Settings, user_code: "UserCode") -> None:
     """From start to the last call, with the bundled model where none is named."""
-    from bridge.app.startup import open_house
+    from bridge.app.startup import start_services
     from bridge.http.server import Server
     from bridge.model.local_mcp import McpUnavailable
     from bridge.sim.model import ModelServer
@@ -597,10 +599,12 @@ async def _serve(conf: Settings, crew: "Crew") -> None:
         threads = ThreadPoolExecutor(max(MIN_THREADS, conf.max_calls))
         asyncio.get_running_loop().set_default_executor(threads)
         try:
-            house = await stack.enter_async_context(open_house(conf, crew, model_url))
+            services = await stack.enter_async_context(
+                start_services(conf, user_code, model_url)
+            )
         except McpUnavailable as error:
             _stop_with(f"bridge serve does not start: {error}")
-        running = Server(conf, house)
+        running = Server(conf, services)
         try:
             await running.start()
         except OSError as error:
@@ -648,13 +652,13 @@ def _settings() -> Settings:
         _stop_with("The configuration is not usable:", *str(error).splitlines())
 
 
-def _crew(conf: Settings, agent: str | None) -> "Crew":
+def _user_code(conf: Settings, agent: str | None) -> "UserCode":
     from bridge.agent.loader import AgentNotLoaded
     from bridge.app.routes import RoutesError
-    from bridge.app.startup import load_crew
+    from bridge.app.startup import load_user_code
 
     try:
-        return load_crew(conf, agent)
+        return load_user_code(conf, agent)
     except AgentNotLoaded as error:
         _stop_with(f"The agent cannot be loaded: {error}")
     except SettingsError as error:

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.app.settings import Settings
-from bridge.app.startup import Crew
+from bridge.app.startup import UserCode
 from bridge.http.server import serving
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import ModelServer, ModelSession
@@ -63,7 +63,7 @@ class DemoFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SpokenTurn:
     """One utterance, on the clock of the call (seconds from its first sound)."""
 
     at: float
@@ -109,7 +109,7 @@ class Demo:
 
     record: CallRecord
     session: ModelSession
-    said: list[Said]
+    said: list[SpokenTurn]
     did: list[Did]
     wav: Path
     trace: Path
@@ -119,11 +119,11 @@ class Demo:
 TO = "+15557650002"
 
 
-def run(crew: Crew, scenario: Scenario, folder: Path, to: str = TO) -> Demo:
+def run(user_code: UserCode, scenario: Scenario, folder: Path, to: str = TO) -> Demo:
     """Places the call, to that number. Leaves a WAV, the trace and the report in
     `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    record, session = asyncio.run(_place(crew, scenario, folder, to))
+    record, session = asyncio.run(_place(user_code, scenario, folder, to))
     wav = folder / f"{record.call_sid}.wav"
     record.write_wav(wav)
     [trace_file] = folder.glob(f"{record.call_sid}.*.trace.jsonl")
@@ -138,7 +138,7 @@ def run(crew: Crew, scenario: Scenario, folder: Path, to: str = TO) -> Demo:
 
 
 async def _place(
-    crew: Crew, scenario: Scenario, folder: Path, to: str
+    user_code: UserCode, scenario: Scenario, folder: Path, to: str
 ) -> tuple[CallRecord, ModelSession]:
     token = secrets.token_hex(16)
     settings = Settings(
@@ -151,7 +151,7 @@ async def _place(
     async with (
         _text_model(),
         ModelServer(scenario.behaviour()) as model,
-        serving(settings, crew, model.url) as server,
+        serving(settings, user_code, model.url) as server,
     ):
         caller = Caller(
             webhook_url=f"http://127.0.0.1:{server.port}/voice",
@@ -240,17 +240,17 @@ def failures(demo: Demo) -> list[str]:
     return found + [f"waited in vain: {step}" for step in demo.record.timed_out]
 
 
-def _caller_said(record: CallRecord, session: ModelSession) -> Iterator[Said]:
+def _caller_said(record: CallRecord, session: ModelSession) -> Iterator[SpokenTurn]:
     # Without those that were written, not said.
     heard = (it for it in session.items.values() if it.role == "user" and it.chunks)
     texts = [item.text for item in heard]
     for spoken, text in zip(record.spoken, texts, strict=False):
-        yield Said(spoken.started_at - _zero(record), "caller", text)
+        yield SpokenTurn(spoken.started_at - _zero(record), "caller", text)
 
 
 def _agent_said(
     record: CallRecord, session: ModelSession, trace_file: Path
-) -> Iterator[Said]:
+) -> Iterator[SpokenTurn]:
     """The model's items, each found again in what the caller played."""
     heard_words = {
         line["value"][1]["item"]: line["value"][2]["heard"]
@@ -263,7 +263,7 @@ def _agent_said(
     audio = [(b"".join(it.chunks), it.deleted) for it in items]
     for item, (start, heard) in zip(items, _places(record.heard, audio), strict=True):
         at = _time_of(record, start)
-        yield Said(
+        yield SpokenTurn(
             at=at - _zero(record),
             who=who.get(item.response_id or "", "agent"),
             text=item.generated_text,
@@ -378,7 +378,7 @@ def _lines(demo: Demo) -> Table:
     table.add_column(justify="right", style="dim")
     table.add_column(justify="right")
     table.add_column(overflow="fold")
-    lines: list[Said | Did] = [*demo.said, *demo.did]
+    lines: list[SpokenTurn | Did] = [*demo.said, *demo.did]
     for line in sorted(lines, key=lambda it: it.at):
         clock = f"{int(line.at) // 60}:{line.at % 60:04.1f}"
         if isinstance(line, Did):

@@ -24,7 +24,7 @@ from bridge.core.commands import (
 )
 from bridge.core.history import History, Playing
 from bridge.core.playback import Key, Playback
-from bridge.core.transcript import Words, size_of
+from bridge.core.transcript import ItemTranscript, size_of
 
 FENCE_SECONDS = 1.0
 """A fence comes back in one round trip; later than this the model may already be
@@ -57,11 +57,11 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Item:
+class SpokenItem:
     """One content part of an item, as long as it may still be cut."""
 
     response_id: str
-    words: Words = field(default_factory=Words)
+    words: ItemTranscript = field(default_factory=ItemTranscript)
     received: int = 0
     """Bytes of audio the model has sent of it."""
     complete: bool = False
@@ -92,7 +92,7 @@ class Cut:
 
     fence: str
     at: float
-    items: dict[Key, Item]
+    items: dict[Key, SpokenItem]
 
 
 class AgentSpeech:
@@ -100,7 +100,7 @@ class AgentSpeech:
 
     def __init__(
         self,
-        out: twilio_messages.Outbound,
+        out: twilio_messages.OutboundMessages,
         playback: Playback,
         history: History,
         bounds: Bounds,
@@ -112,7 +112,7 @@ class AgentSpeech:
         self._playback = playback
         self._history = history
         self._responses: dict[str, Response] = {}
-        self._items: dict[Key, Item] = {}
+        self._items: dict[Key, SpokenItem] = {}
         self._cuts: deque[Cut] = deque()
         self._cut_responses: dict[str, None] = {}
         self._cut_items: dict[str, None] = {}
@@ -122,7 +122,7 @@ class AgentSpeech:
         """An answer was asked for and has not begun."""
         self._stopped = False
         """That answer is to be stopped when it begins."""
-        self._owed = False
+        self._wanted = False
         """An answer is wanted as soon as none is being generated."""
         self.progress = 0.0
         """When an answer was asked for, or anything of one came, last."""
@@ -141,7 +141,7 @@ class AgentSpeech:
         self.progress = now
         stopped, self._stopped = self._stopped or self._no_line, False
         # Whoever comes back wants it all the same.
-        self._owed = self._owed or self._no_line
+        self._wanted = self._wanted or self._no_line
         _remember(self._responses, response_id, Response(cut=stopped), MAX_OPEN)
         if not stopped:
             return []
@@ -247,8 +247,8 @@ class AgentSpeech:
         """The model has ended this answer, one way or the other."""
         response = self._responses.pop(response_id, None)
         if response and response.cut:
-            return self._forget_unsent(response) + self.pay(now)
-        commands = self.pay(now)
+            return self._forget_unsent(response) + self.request_if_free(now)
+        commands = self.request_if_free(now)
         mine = [k for k, item in self._items.items() if item.response_id == response_id]
         for key in mine:
             if key in self._items and self._items[key].received == 0:
@@ -320,7 +320,7 @@ class AgentSpeech:
         self._items = {}
         cut = {*running, *(item.response_id for item in live.values())}
         innocent = only is not None and cut != {only}
-        self._owed = innocent or (self._owed and not answers)
+        self._wanted = innocent or (self._wanted and not answers)
         self._stopped = self._stopped or (self.asked and only is None)
         if live:
             item_id, content_index = (
@@ -334,9 +334,11 @@ class AgentSpeech:
                 "responses": len(running),
             }
             commands.append(Note("interrupted", data))
-        return commands + self.pay(now)
+        return commands + self.request_if_free(now)
 
-    def _remember_cut(self, running: Iterable[str], live: Mapping[Key, Item]) -> None:
+    def _remember_cut(
+        self, running: Iterable[str], live: Mapping[Key, SpokenItem]
+    ) -> None:
         """What still comes of these answers and items is known as late."""
         for response_id in (*running, *(item.response_id for item in live.values())):
             _remember(self._cut_responses, response_id, None)
@@ -346,32 +348,32 @@ class AgentSpeech:
     def ask(self, now: float) -> list[Command]:
         """An answer is wanted: at once, or when the model has ended what it is at and
         knows what was heard of it."""
-        self._owed = True
+        self._wanted = True
         self.progress = now
-        return self.pay(now)
+        return self.request_if_free(now)
 
-    def pay(self, now: float) -> list[Command]:
+    def request_if_free(self, now: float) -> list[Command]:
         """Asks for the answer that is owed, if there is one and the model is free."""
-        if not self._owed or self.asked or self._responses or self._cuts:
+        if not self._wanted or self.asked or self._responses or self._cuts:
             return []
         if self._away or self._no_line:
             return []
-        self._owed = False
+        self._wanted = False
         self.asked = True
         self.progress = now
         return [ToModel(realtime_events.create_response(ANSWER_ID))]
 
-    def owe(self, now: float) -> None:
+    def want_response(self, now: float) -> None:
         """An answer is wanted, once the one is done that the model is at or about to
         begin, though we may not have heard of it yet."""
         self.asked = self._stopped = False
-        self._owed = True
+        self._wanted = True
         self.progress = now
 
     def ask_failed(self, now: float) -> list[Command]:
         """The answer that was asked for will not come; another may be owed."""
         self.asked = self._stopped = False
-        return self.pay(now)
+        return self.request_if_free(now)
 
     def turn_ended(self) -> None:
         """The caller has spoken: the next answer is to what they said."""
@@ -397,8 +399,8 @@ class AgentSpeech:
     @property
     def generating(self) -> bool:
         """An answer is being made, or was asked for, that nobody has cut."""
-        if self.asked or self._owed or not self._responses:
-            return self.asked or self._owed
+        if self.asked or self._wanted or not self._responses:
+            return self.asked or self._wanted
         return any(not response.cut for response in self._responses.values())
 
     def mark_echoed(self, name: str, now: float) -> list[Command] | None:
@@ -411,7 +413,7 @@ class AgentSpeech:
             cut = self._cuts.popleft()
             commands.append(Note("clear_confirmed", {"seconds": now - cut.at}))
             commands += self._settle(cut)
-        return commands + self._settle_heard() + self.pay(now)
+        return commands + self._settle_heard() + self.request_if_free(now)
 
     @property
     def gives_up_at(self) -> float | None:
@@ -423,7 +425,7 @@ class AgentSpeech:
         cut = self._cuts.popleft()
         self._playback.give_up(cut.fence, cut.at)
         late = Note("fence_late", {"fence": cut.fence})
-        return [late, *self._settle(cut), *self.pay(now)]
+        return [late, *self._settle(cut), *self.request_if_free(now)]
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
         """What of the unsettled was heard, for the record; the model is not told. With
@@ -503,7 +505,7 @@ class AgentSpeech:
         delete = realtime_events.delete(item_id, self.event_id())
         return self._to_model(new) + self._to_model(delete)
 
-    def _said(self, key: Key, item: Item, heard: int, *, cut: bool) -> Note:
+    def _said(self, key: Key, item: SpokenItem, heard: int, *, cut: bool) -> Note:
         data: dict[str, Value] = {
             "item": key[0],
             "content_index": key[1],
@@ -527,7 +529,7 @@ class AgentSpeech:
         begun = {key for key, item in self._items.items() if not item.complete}
         self.broken = self.broken or any(it.sounded for it in running)
         wanted = any(not (it.called and tools) for it in running)
-        self._owed = self._owed or wanted or (self.asked and not self._stopped)
+        self._wanted = self._wanted or wanted or (self.asked and not self._stopped)
         self.asked = self._stopped = False
         self._away = True
         self.progress = now
@@ -564,7 +566,7 @@ class AgentSpeech:
         live = {key: item for key, item in self._items.items() if item.received}
         self._items = {}
         broken = any(response.sounded for response in running.values())
-        self._owed = self._owed or self.asked or (bool(running) and not broken)
+        self._wanted = self._wanted or self.asked or (bool(running) and not broken)
         commands: list[Command] = []
         for response_id, response in running.items():
             response.cut = True
@@ -582,7 +584,7 @@ class AgentSpeech:
         return commands
 
     def line_back(
-        self, out: twilio_messages.Outbound, playback: Playback, now: float
+        self, out: twilio_messages.OutboundMessages, playback: Playback, now: float
     ) -> None:
         """Another stream: what is said from now on goes there."""
         self._out, self._playback = out, playback
@@ -600,7 +602,7 @@ class AgentSpeech:
         return [part for part in parts if part.received]
 
     def _playing(
-        self, key: Key, item: Item, at: float, *, cut: bool = False
+        self, key: Key, item: SpokenItem, at: float, *, cut: bool = False
     ) -> Playing:
         ahead = self._playback.ahead(key, self._playback.heard_by(at))
         return Playing(
@@ -623,11 +625,11 @@ class AgentSpeech:
     def _to_model(self, text: str) -> list[Command]:
         return [] if self._away else [ToModel(text)]
 
-    def _item(self, item_id: str, content_index: int, response_id: str) -> Item:
+    def _item(self, item_id: str, content_index: int, response_id: str) -> SpokenItem:
         key = (item_id, content_index)
         item = self._items.get(key)
         if item is None:
-            item = self._items[key] = Item(response_id)
+            item = self._items[key] = SpokenItem(response_id)
             if len(self._items) > MAX_OPEN:
                 oldest = next(iter(self._items))
                 del self._items[oldest]

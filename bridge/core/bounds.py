@@ -24,7 +24,7 @@ MAX_ID_CHARS = 256
 of Twilio have 34 characters, OpenAI's up to 32, others are UUIDs behind some words."""
 
 
-class Pace:
+class MessageRate:
     """How much comes in a second, on the average of a burst. One addition and two
     comparisons an `add`: it stands in the way of every frame."""
 

@@ -54,7 +54,7 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class WaitDone:
     """The answer to a wait (Conversation.when_heard): all was heard, it was not, or
     (None) the call is over."""
 
@@ -95,7 +95,7 @@ Command = (
     | Interrupted
     | Dial
     | Switch
-    | Heard
+    | WaitDone
     | Pressed
     | Note
     | End

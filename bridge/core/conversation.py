@@ -11,26 +11,27 @@ from collections.abc import Iterable, Mapping
 from bridge.audio import g711
 from bridge.core import errors, realtime_events, twilio_messages
 from bridge.core.agent_speech import ANSWER_ID, AgentSpeech
-from bridge.core.bounds import MAX_ID_CHARS, Bounds, Pace
+from bridge.core.bounds import MAX_ID_CHARS, Bounds, MessageRate
+from bridge.core.call_limits import CallLimits
 from bridge.core.caller_audio import CallerAudio
 from bridge.core.commands import (
     Command,
     End,
-    Heard,
     Note,
     Pressed,
     Started,
     ToCaller,
     ToModel,
     Value,
+    WaitDone,
     limit_hit,
     protocol_error,
 )
 from bridge.core.history import MAX_CHARS, History, HistoryItem, Playing
 from bridge.core.keys import Keys
-from bridge.core.patience import Patience
+from bridge.core.outbox import Outbox, PendingText
 from bridge.core.playback import Playback
-from bridge.core.replay import Open, kept, replayed
+from bridge.core.replay import Open, recorded, replayed
 from bridge.core.rules import (
     BACK,
     BROKEN_OFF,
@@ -40,8 +41,7 @@ from bridge.core.rules import (
     Rules,
 )
 from bridge.core.sessions import Sessions
-from bridge.core.untold import Untold, Word
-from bridge.core.waits import Wait, Waits, Yet
+from bridge.core.waits import Outstanding, Wait, Waits
 
 START_SECONDS = 10.0
 """Twilio sends `start` at once behind `connected`; a socket without it is no call."""
@@ -114,13 +114,13 @@ class Conversation:
         self.history = History()
         self._rules = rules or Rules()
         self._keys = Keys(self._rules.key_pause_seconds, self._rules.key_actions)
-        self._patience = Patience(self._rules, now)
+        self._call_limits = CallLimits(self._rules, now)
         self._busy = 0
         """Tools at work: a caller who waits for one is not silent."""
         self._busy_inside = 0
         """Those of them that are a part of an answer, which may take its time."""
         self._waits = Waits()
-        self._untold = Untold()
+        self._outbox = Outbox()
         self._called: dict[str, None] = {}
         """Tool calls (call_id) that are at work, or wait for a yes."""
         self._ends_at: float | None = None
@@ -136,10 +136,10 @@ class Conversation:
         self._stream_sid = ""
         self._playback = Playback(now)
         self._bounds = bounds
-        self._pace = Pace(bounds.messages_per_second)
+        self._message_rate = MessageRate(bounds.messages_per_second)
         """Of the caller's messages, read or not."""
         self._speech = AgentSpeech(
-            twilio_messages.Outbound(""), self._playback, self.history, bounds
+            twilio_messages.OutboundMessages(""), self._playback, self.history, bounds
         )
         self._caller = CallerAudio(now, bounds)
         self._turns = realtime_events.TurnDetection()
@@ -165,7 +165,7 @@ class Conversation:
     ) -> list[Command]:
         """A message of Twilio's."""
         self._heard_from = now
-        if not self._pace.add(1.0, now):
+        if not self._message_rate.add(1.0, now):
             return self._flooded(now)
         if self.state is State.ENDED or isinstance(message, twilio_messages.Connected):
             return []
@@ -250,8 +250,8 @@ class Conversation:
                 text = {"text": event.transcript[:MAX_CHARS]}
                 return [Note("caller_said", {"item": event.item_id}, text)]
             case realtime_events.ItemAdded() | realtime_events.ItemDone():
-                self._untold.seen(event.item)
-                item = kept(event.item, self._at(now))
+                self._outbox.seen(event.item)
+                item = recorded(event.item, self._at(now))
                 if item is not None:
                     if self._speech.is_on_its_way(item.id):
                         item.text = ""  # another session was given all its words
@@ -259,7 +259,7 @@ class Conversation:
             case realtime_events.ItemDeleted():
                 self.history.remove(event.item_id)
                 self._caller.turn_written(event.item_id)
-                self._untold.gone(event.item_id)
+                self._outbox.gone(event.item_id)
         return []
 
     def _flooded(self, now: float) -> list[Command]:
@@ -332,7 +332,7 @@ class Conversation:
             return []
         # By the time of the last that could be read, for who sends nothing else is no
         # phone, however slowly it comes.
-        if side == "caller" and not self._pace.add(1.0, self._heard_from):
+        if side == "caller" and not self._message_rate.add(1.0, self._heard_from):
             return self._flooded(self._heard_from)
         return [protocol_error(side, reason)]
 
@@ -360,7 +360,7 @@ class Conversation:
             return []
         self._rules = rules
         self._keys = Keys(rules.key_pause_seconds, rules.key_actions)
-        self._patience = Patience(rules, self._began)
+        self._call_limits = CallLimits(rules, self._began)
         for item in rules.history:
             self.history.add(item)
         return []
@@ -370,18 +370,20 @@ class Conversation:
         if self.state is State.ENDED:
             return []
         if self.state is not State.TALKING:
-            return self._keep(Word(role, text, respond))
+            return self._keep(PendingText(role, text, respond))
         return [self._say(role, text), *(self.ask(now) if respond else [])]
 
     def ask(self, now: float) -> list[Command]:
         """An answer is wanted, as soon as the model is free."""
         if self.state is not State.TALKING:
-            self._untold.asked = True
+            self._outbox.asked = True
             return []
         if self._caller.speaking and self._turns.create_response is not False:
             return []  # who speaks is answered when they have ended, with all there is
         if self._unanswered:
-            self._speech.owe(now)  # the server is about to begin one by itself
+            self._speech.want_response(
+                now
+            )  # the server is about to begin one by itself
             return []
         return self._speech.ask(now)
 
@@ -446,14 +448,14 @@ class Conversation:
         `then` (by whom, why) the call ends at that moment. A caller who speaks stops it
         unless not `stoppable`."""
         if self.state is State.ENDED:
-            return [Heard(wait, None)]
+            return [WaitDone(wait, None)]
         if self._line_lost_at is not None:
-            return [Heard(wait, False)]  # nobody hears anything
+            return [WaitDone(wait, False)]  # nobody hears anything
         speaks = stoppable and self._interruptible and self._caller.speaking
-        if speaks and (then is not None or not self._yet.nothing):
-            return [Heard(wait, False)]
+        if speaks and (then is not None or not self._outstanding.nothing):
+            return [WaitDone(wait, False)]
         if not self._waits.add(Wait(wait, now, then, stoppable)):
-            return [Heard(wait, False)]
+            return [WaitDone(wait, False)]
         return self._changed(now)
 
     def give_up(self, wait: int) -> list[Command]:
@@ -478,7 +480,7 @@ class Conversation:
         """One side is gone, or the bridge ends the call. Only the first one counts."""
         if self.state is State.ENDED:
             return []
-        self.ended_quietly = self._is_settled(self._yet, now)
+        self.ended_quietly = self._is_settled(self._outstanding, now)
         self.state = State.ENDED
         commands = self._speech.call_ended(now, clears=why == "handed_over")
         return [*commands, *self._waits.end(), End(by, why)]
@@ -512,7 +514,7 @@ class Conversation:
         if late_at is not None and now >= late_at:
             commands += self._give_up_answer(now)
         if self.state is State.TALKING:
-            commands += self._lose_patience(now)
+            commands += self._apply_call_limit(now)
         return commands + self._changed(now)
 
     def playing(self, now: float) -> list[Playing]:
@@ -541,10 +543,10 @@ class Conversation:
             self._caller.stalls_at,
             self._keys.due_at,
             self._answer_late_at,
-            self._patience_ends,
+            self._limit_reached_at,
             self._ends_at,
             # Asked for with every frame, so what is rarely there costs nothing.
-            self._waits.due_at(self._yet) if self._waits else None,
+            self._waits.due_at(self._outstanding) if self._waits else None,
         )
         return min((at for at in due if at is not None), default=None)
 
@@ -558,20 +560,20 @@ class Conversation:
             return self.end("caller", "unsupported_media_format", now)
         self._stream_sid = message.stream_sid
         self._playback = Playback(now)
-        out = twilio_messages.Outbound(message.stream_sid)
+        out = twilio_messages.OutboundMessages(message.stream_sid)
         if self._line_lost_at is not None:
             back = self._line_back(out, self._line_lost_at, now)
             return [Started(message, again=True), *back]
         self._began = now
         self._speech = AgentSpeech(out, self._playback, self.history, self._bounds)
-        self._untold.owned_by(message.stream_sid)
+        self._outbox.owned_by(message.stream_sid)
         self._caller = CallerAudio(now, self._bounds)
         self._sessions = Sessions(now)
         self.state = State.HOLDING
         return [Started(message)]
 
     def _line_back(
-        self, out: twilio_messages.Outbound, lost_at: float, now: float
+        self, out: twilio_messages.OutboundMessages, lost_at: float, now: float
     ) -> list[Command]:
         """The caller is there again, and hears nothing of what Twilio had."""
         self._line_lost_at = None
@@ -615,7 +617,7 @@ class Conversation:
         self._caller.speaking = True
         self._answer_due = None
         self._unanswered = self._turns.create_response is not False
-        self._patience.caller_is_there()
+        self._call_limits.caller_is_there()
         self._trips = 0
         commands: list[Command] = [Note("speech_started")]
         if self._interruptible:
@@ -627,7 +629,7 @@ class Conversation:
         self._caller.speaking = False
         self._caller.turn_dropped()
         self._unanswered = False
-        return self._speech.pay(now)
+        return self._speech.request_if_free(now)
 
     def _stop_agent(
         self, by: str, now: float, only: str | None = None
@@ -649,7 +651,7 @@ class Conversation:
         return self._turns.interrupt_response is not False
 
     def _key_pressed(self, key: str, now: float) -> list[Command]:
-        self._patience.caller_is_there()
+        self._call_limits.caller_is_there()
         commands: list[Command] = [Note("key_pressed", {}, {"digit": key})]
         entered = self._keys.press(key, now)
         if entered is not None:
@@ -671,10 +673,10 @@ class Conversation:
         """Something was said or heard: who waits for it is answered."""
         if self.state is State.ENDED:
             return []
-        yet = self._yet
+        yet = self._outstanding
         still = self._is_still(yet)
         here = self.state is State.TALKING and self._line_lost_at is None
-        self._patience.watch(still and here and not self._caller.muted, now)
+        self._call_limits.watch(still and here and not self._caller.muted, now)
         rolls = self._sessions.spare and self._ends_at is None
         if rolls and self._is_quiet(yet):
             return self._roll_over(now)
@@ -682,12 +684,12 @@ class Conversation:
         leaves = next((wait for wait in over if wait.then), None)
         commands: list[Command] = [
             # Of several wishes to leave only the first is done.
-            Heard(wait.number, None if leaves else yet.nothing)
+            WaitDone(wait.number, None if leaves else yet.nothing)
             for wait in over
             if wait is not leaves
         ]
         if leaves is not None and leaves.then is not None:
-            done = Heard(leaves.number, True)
+            done = WaitDone(leaves.number, True)
             return [*commands, done, *self.end(*leaves.then, now)]
         if self._ends_at is None:
             return commands
@@ -698,10 +700,10 @@ class Conversation:
         return commands
 
     @property
-    def _yet(self) -> Yet:
+    def _outstanding(self) -> Outstanding:
         """What the caller has yet to hear; words that wait for the model are part."""
-        return Yet(
-            generating=self._speech.generating or self._untold.to_be_answered,
+        return Outstanding(
+            generating=self._speech.generating or self._outbox.to_be_answered,
             # Nor does a call end between two keys of one input.
             unanswered=self._unanswered or self._keys.due_at is not None,
             queued=not self._playback.idle,
@@ -709,11 +711,11 @@ class Conversation:
             progress=self._speech.progress,
         )
 
-    def _is_still(self, yet: Yet) -> bool:
+    def _is_still(self, yet: Outstanding) -> bool:
         """Nobody speaks, nothing is to be heard, no tool runs."""
         return yet.nothing and not (self._caller.speaking or self._busy)
 
-    def _is_quiet(self, yet: Yet) -> bool:
+    def _is_quiet(self, yet: Outstanding) -> bool:
         """Nothing would be interrupted: nor is anything about to begin. (A tool begins
         a moment after the answer that calls it is done.)"""
         if self.state is not State.TALKING or self._line_lost_at is not None:
@@ -721,7 +723,7 @@ class Conversation:
         still = self._is_still(yet) and not yet.unanswered
         return still and not self.history.has_open_calls
 
-    def _is_settled(self, yet: Yet, now: float) -> bool:
+    def _is_settled(self, yet: Outstanding, now: float) -> bool:
         """Quiet, and all that was said is known in words: others have no audio."""
         written = not (self._writes and self._caller.has_unwritten)
         return written and not self._sessions.is_new(now) and self._is_quiet(yet)
@@ -749,18 +751,18 @@ class Conversation:
         return late + self._redial("answer_late", now)
 
     @property
-    def _patience_ends(self) -> float | None:
+    def _limit_reached_at(self) -> float | None:
         if self.state is not State.TALKING or self._ends_at is not None:
             return None
-        return None if self._line_lost_at is not None else self._patience.due_at
+        return None if self._line_lost_at is not None else self._call_limits.due_at
 
-    def _lose_patience(self, now: float) -> list[Command]:
+    def _apply_call_limit(self, now: float) -> list[Command]:
         if self._ends_at is not None or self._line_lost_at is not None:
             return []
         # An answer that was asked for since has not been seen yet.
-        still = self._is_still(self._yet)
-        self._patience.watch(still and not self._caller.muted, now)
-        due = self._patience.due(now)
+        still = self._is_still(self._outstanding)
+        self._call_limits.watch(still and not self._caller.muted, now)
+        due = self._call_limits.due(now)
         if due == "ask":
             self._unanswered = False  # the server would have begun by now
             ask = self.tell("system", self._rules.silent_text, True, now)
@@ -790,15 +792,15 @@ class Conversation:
             data = {"held_ms": self._caller.held_ms, "input": taken, "output": sent}
             commands = [Note("ready", data), *self._open(now)]
         self._sessions.began(now, self._rules.session_seconds)
-        for word in self._untold.take():
-            if isinstance(word, Word):
+        for word in self._outbox.take():
+            if isinstance(word, PendingText):
                 commands += self.tell(word.role, word.text, word.respond, now)
             else:
                 commands.append(self._give(word))
-        if self._untold.asked:
-            self._untold.asked = False
+        if self._outbox.asked:
+            self._outbox.asked = False
             commands += self.ask(now)
-        return commands + self._speech.pay(now) + self._caller.ready()
+        return commands + self._speech.request_if_free(now) + self._caller.ready()
 
     def _open(self, now: float) -> list[Command]:
         """The first session of this stream begins."""
@@ -824,7 +826,7 @@ class Conversation:
             words[part.id] = words.get(part.id, "") + text
         still = Open(words, self._caller.turn, self._called)
         told = replayed(self.history.items, self._speech.event_id, still)
-        told += self._untold.events
+        told += self._outbox.events
         data: dict[str, Value] = {
             "why": self._sessions.left_why,
             "seconds": now - self._sessions.lost_at,
@@ -866,7 +868,7 @@ class Conversation:
             commands += self._speech.ask(now)
         self._unanswered = False
         self._caller.model_lost()
-        for item_id in self._untold.deleted:
+        for item_id in self._outbox.deleted:
             self.history.remove(item_id)
         return commands
 
@@ -879,14 +881,14 @@ class Conversation:
 
     def _give(self, text: str) -> ToModel:
         """Items are remembered until the server has shown them."""
-        return ToModel(self._untold.sent(text))
+        return ToModel(self._outbox.sent(text))
 
     def _say(self, role: str, text: str) -> ToModel:
         return self._give(realtime_events.message(role, text, self._speech.event_id()))
 
-    def _keep(self, word: Word | str) -> list[Command]:
+    def _keep(self, word: PendingText | str) -> list[Command]:
         """Until the model is there."""
-        return [] if self._untold.keep(word) else [Note("word_lost")]
+        return [] if self._outbox.keep(word) else [Note("text_dropped")]
 
     def _first_audio(self, now: float) -> list[Command]:
         if self._answer_due is None:
@@ -914,14 +916,14 @@ class Conversation:
             notes.append(Note("answer_failed", {"why": why}))
             return notes + self._failed(why, now)
         if self.state is State.TALKING:
-            notes += self._lose_patience(now)
+            notes += self._apply_call_limit(now)
         return notes
 
     def _used(self, usage: realtime_events.Usage) -> Note:
         data: dict[str, Value] = {
             "input_tokens": usage.input_tokens or 0,
             "output_tokens": usage.output_tokens or 0,
-            "cost": self._patience.spend(usage),
+            "cost": self._call_limits.spend(usage),
         }
         return Note("usage", data)
 
@@ -946,7 +948,7 @@ class Conversation:
             return []
         words = {"message": error.message[:MAX_MESSAGE_CHARS]}
         note = Note("model_error", data, words)
-        self._untold.refused(error.event_id)
+        self._outbox.refused(error.event_id)
         if self.state is State.HOLDING and self._sessions.awaited and not benign:
             if errors.may_pass(error):
                 return [note, *self._redial("error", now)]
@@ -955,7 +957,7 @@ class Conversation:
         if error.code == errors.ACTIVE_CODE:
             # Ours, or the server's own to what the caller said while the agent went on.
             if error.event_id in (None, ANSWER_ID):
-                self._speech.owe(now)
+                self._speech.want_response(now)
             return [note]
         if error.event_id == ANSWER_ID:
             commands = [note, *self._speech.ask_failed(now)]

@@ -125,7 +125,7 @@ class MediaClock:
 
 
 @dataclass(slots=True)
-class Mark:
+class SentMark:
     name: str
     position: int
     sent_at: float
@@ -164,7 +164,7 @@ class Playback:
         """Everything before is known: it was played, or cleared."""
         self.round_trip = math.inf
         """Seconds, the shortest seen."""
-        self._marks: deque[Mark] = deque(maxlen=MAX_PENDING_MARKS)
+        self._marks: deque[SentMark] = deque(maxlen=MAX_PENDING_MARKS)
         self._spans: deque[Span] = deque()
         self._tallies: dict[Key, Tally] = {}
         self._origin: Window | None = None
@@ -211,7 +211,7 @@ class Playback:
 
     # --- what comes back ---
 
-    def echoed(self, name: str, now: float) -> Mark | None:
+    def echoed(self, name: str, now: float) -> SentMark | None:
         """A mark came back: `played` moves on. None if we sent no such mark."""
         # Echoes keep the order of the marks, so one that was skipped is lost.
         if all(mark.name != name for mark in self._marks):
@@ -301,7 +301,7 @@ class Playback:
     def _new_mark(self, now: float, *, starts: bool) -> str:
         self._serial += 1
         name = f"m{self._serial}"
-        self._marks.append(Mark(name, self.sent, now, starts))
+        self._marks.append(SentMark(name, self.sent, now, starts))
         self._last_mark = self.sent
         self._last_starts = starts
         return name
@@ -316,7 +316,7 @@ class Playback:
         seconds = size / BYTES_PER_MS / 1000
         self._queue_ends = max(self._queue_ends, now) + seconds
 
-    def _was_played(self, mark: Mark, moment: Window) -> bool:
+    def _was_played(self, mark: SentMark, moment: Window) -> bool:
         """Played, not flushed: only while a clear is under way may it be the latter."""
         if not any(pending.fence for pending in self._marks):
             return True
@@ -331,7 +331,7 @@ class Playback:
             self._flushed = moment
         return due <= moment.latest
 
-    def _pin(self, mark: Mark, moment: Window) -> None:
+    def _pin(self, mark: SentMark, moment: Window) -> None:
         origin = moment.earlier(mark.position / BYTES_PER_MS)
         narrowed = self._origin.meet(origin) if self._origin else None
         # Each mark gives a window of one frame; together they narrow it, until playing

@@ -11,7 +11,7 @@ from bridge.core import realtime_events
 from bridge.core.history import HistoryItem
 
 
-def kept(item: realtime_events.ConversationItem, at: float) -> HistoryItem | None:
+def recorded(item: realtime_events.ConversationItem, at: float) -> HistoryItem | None:
     """An item of the server's as the history keeps it; None: it is none of ours."""
     match item.type, item.role:
         case "message", "assistant":

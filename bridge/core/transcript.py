@@ -25,7 +25,7 @@ def size_of(text: str) -> int:
     return len(text) + PIECE_CHARS
 
 
-class Words:
+class ItemTranscript:
     """Words of one item with the byte of its audio at which each delta came."""
 
     __slots__ = ("_pieces", "size")

@@ -110,14 +110,14 @@ class Stop(msgspec.Struct, frozen=True, tag_field="event", tag="stop", rename="c
 Inbound = Connected | Start | Media | Dtmf | Mark | Stop
 
 
-class _Head(msgspec.Struct):
+class _MessageHead(msgspec.Struct):
     event: str
 
 
 # strict=False: sequenceNumber, chunk and timestamp are strings in Twilio's examples and
 # numbers in its prose ("Media message"); both are taken.
 _decode_media: Callable[[str], Media] = msgspec.json.Decoder(Media, strict=False).decode
-_decode_head: Callable[[str], _Head] = msgspec.json.Decoder(_Head).decode
+_decode_head: Callable[[str], _MessageHead] = msgspec.json.Decoder(_MessageHead).decode
 _DECODE: dict[object, Callable[[str], Any]] = {
     kind.__struct_config__.tag: msgspec.json.Decoder(kind, strict=False).decode
     for kind in get_args(Inbound)
@@ -155,7 +155,7 @@ def _decode_other(text: str) -> Inbound:
     return other
 
 
-class Outbound:
+class OutboundMessages:
     """Messages to one stream. Exactly the documented fields: an extra one is warning
     31951 at Twilio."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bridge.core.commands import Heard
+from bridge.core.commands import WaitDone
 
 HEARD_SECONDS = 3.0
 """What should have been heard so long ago was, though its mark did not come back."""
@@ -27,7 +27,7 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Yet:
+class Outstanding:
     """What the caller has yet to hear."""
 
     generating: bool
@@ -68,22 +68,22 @@ class Waits:
         """The call is to end once all was heard."""
         return any(it.then is not None for it in self._waits)
 
-    def stop(self, *, tones: bool = False) -> list[Heard]:
+    def stop(self, *, tones: bool = False) -> list[WaitDone]:
         """The agent was interrupted: it was not heard; nor were `tones` of ours."""
         stopped = [it for it in self._waits if it.stoppable or (tones and not it.then)]
         self._waits = [it for it in self._waits if it not in stopped]
-        return [Heard(wait.number, False) for wait in stopped]
+        return [WaitDone(wait.number, False) for wait in stopped]
 
     def drop(self, number: int) -> None:
         """Nobody waits for this any more."""
         self._waits = [it for it in self._waits if it.number != number]
 
-    def end(self) -> list[Heard]:
+    def end(self) -> list[WaitDone]:
         """The call is over."""
         ended, self._waits = self._waits, []
-        return [Heard(wait.number, None) for wait in ended]
+        return [WaitDone(wait.number, None) for wait in ended]
 
-    def over(self, yet: Yet, now: float) -> list[Wait]:
+    def over(self, yet: Outstanding, now: float) -> list[Wait]:
         """Those that end now: all was heard, or should have been long ago."""
         over = [
             it
@@ -93,17 +93,17 @@ class Waits:
         self._waits = [it for it in self._waits if it not in over]
         return over
 
-    def due_at(self, yet: Yet) -> float | None:
+    def due_at(self, yet: Outstanding) -> float | None:
         """When the first of them has waited long enough."""
         return min((_late(wait, yet) for wait in self._waits), default=None)
 
 
-def _late(wait: Wait, yet: Yet) -> float:
+def _late(wait: Wait, yet: Outstanding) -> float:
     if yet.generating or _answer_comes(wait, yet):
         return max(wait.since, yet.progress) + ANSWER_SECONDS
     return max(wait.since, yet.queue_ends) + HEARD_SECONDS
 
 
-def _answer_comes(wait: Wait, yet: Yet) -> bool:
+def _answer_comes(wait: Wait, yet: Outstanding) -> bool:
     """No call ends between what the caller said and the answer to it."""
     return yet.unanswered and wait.then is not None

@@ -49,7 +49,7 @@ class CallEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class InstanceLoad:
     """What an instance tells the others of itself."""
 
     limit: int
@@ -64,7 +64,7 @@ class Capacity:
 TAKEN = b"taken"
 """The word to whoever had a call that a newer stream of it has begun elsewhere."""
 
-Ear = Callable[[str, bytes], None]
+Subscriber = Callable[[str, bytes], None]
 """(call sid, word): told of a call; does not wait, does not raise. Where the newer
 stream is on the same instance, TAKEN is told before its `opened` returns."""
 
@@ -103,10 +103,10 @@ class Registry(Protocol):
     async def get(self, name: str) -> bytes | None:
         """None: never there, taken, or its time is over."""
 
-    async def take(self, name: str) -> bytes | None:
+    async def pop(self, name: str) -> bytes | None:
         """As `get`, and it is gone: only one of several askers gets it."""
 
-    async def first(self, name: str, seconds: float) -> bool:
+    async def set_if_absent(self, name: str, seconds: float) -> bool:
         """True for the first who asks within so long: a message that came twice."""
 
     async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
@@ -114,20 +114,20 @@ class Registry(Protocol):
         total. 0 only reads. May add twice where an answer was lost; never too little,
         but for an instance that has died."""
 
-    async def let_in(
-        self, name: str, who: str, seconds: float, most: int | None = None
+    async def acquire(
+        self, name: str, member: str, seconds: float, limit: int | None = None
     ) -> bool:
         """`who` is one of those in `name` for so long from now, however often they
         were let in before. False: `most` others are in it already (None: no limit)."""
 
-    async def let_out(self, name: str, who: str) -> None:
+    async def release(self, name: str, member: str) -> None:
         """Before that time is over."""
 
-    async def tell(self, call_sid: str, word: bytes) -> None:
+    async def publish(self, call_sid: str, message: bytes) -> None:
         """A word for the instance that has this call, this one included. Told once, to
         whoever is there: no answer, nothing is kept."""
 
-    def listen(self, ear: Ear) -> None:
+    def subscribe(self, subscriber: Subscriber) -> None:
         """`ear` gets the words for calls, those of other instances' calls, too."""
 
     async def room(self) -> bool:

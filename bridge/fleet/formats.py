@@ -86,7 +86,7 @@ OLDEST = 0
 T = TypeVar("T")
 
 
-class _Head(msgspec.Struct):
+class _FormatHead(msgspec.Struct):
     """The part of a stored object that all formats have in common."""
 
     format: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -101,7 +101,7 @@ def encode(value: Any, format: int) -> bytes:
 
 def format_of(stored: bytes) -> int:
     """The format of a stored JSON object. Raises UNREADABLE for anything else."""
-    return msgspec.json.decode(stored, type=_Head).format
+    return msgspec.json.decode(stored, type=_FormatHead).format
 
 
 def read(stored: bytes, kind: type[T]) -> T | None:
@@ -113,7 +113,9 @@ def read(stored: bytes, kind: type[T]) -> T | None:
             # Formats 0 and 1 have the same fields.
             return msgspec.json.decode(stored, type=kind)
     except UNREADABLE as error:
-        log.error("kept_unreadable", kind=kind.__name__, error=type(error).__name__)
+        log.error(
+            "stored_value_unreadable", kind=kind.__name__, error=type(error).__name__
+        )
         return None
     log.error(
         "format_unreadable",

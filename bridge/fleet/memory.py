@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from bridge.fleet import TAKEN, CallEntry, Capacity, Ear, NextStep, formats
+from bridge.fleet import TAKEN, CallEntry, InstanceLoad, NextStep, Subscriber, formats
 
 NEXT_STEP_SECONDS = 60.0
 """Twilio asks right after the stream has ended; when it does not, the call is over and
@@ -18,23 +18,23 @@ class MemoryRegistry:
     def __init__(
         self,
         now: Callable[[], float] = time.monotonic,
-        capacity: Callable[[], Capacity] = lambda: Capacity(1, 0),
+        load: Callable[[], InstanceLoad] = lambda: InstanceLoad(1, 0),
     ) -> None:
-        self._capacity = capacity
+        self._load = load
         self._now = now
-        self._ears: list[Ear] = []
+        self._subscribers: list[Subscriber] = []
         self._entries: dict[str, CallEntry] = {}
         self._next: dict[str, tuple[float, NextStep]] = {}
-        self._shelf: dict[str, tuple[float, bytes]] = {}
+        self._store: dict[str, tuple[float, bytes]] = {}
         self._sweep_at = 0
-        self._inside = Inside(now)
+        self._members = Members(now)
 
     async def opened(self, entry: CallEntry) -> None:
         mine = (it for it in self._entries.values() if it.call_sid == entry.call_sid)
         for old in list(mine):
             del self._entries[old.stream_sid]
             if old.stream_sid != entry.stream_sid:
-                await self.tell(entry.call_sid, TAKEN)
+                await self.publish(entry.call_sid, TAKEN)
         self._entries[entry.stream_sid] = entry
         # Twilio may ask twice what follows; a new stream is what followed.
         self._next.pop(entry.call_sid, None)
@@ -59,18 +59,18 @@ class MemoryRegistry:
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
         self._sweep()
-        self._shelf[name] = (self._now() + seconds, value)
+        self._store[name] = (self._now() + seconds, value)
 
     async def get(self, name: str) -> bytes | None:
-        until, value = self._shelf.get(name, (0.0, None))
+        until, value = self._store.get(name, (0.0, None))
         return value if until > self._now() else None
 
-    async def take(self, name: str) -> bytes | None:
+    async def pop(self, name: str) -> bytes | None:
         value = await self.get(name)
-        self._shelf.pop(name, None)
+        self._store.pop(name, None)
         return value
 
-    async def first(self, name: str, seconds: float) -> bool:
+    async def set_if_absent(self, name: str, seconds: float) -> bool:
         if await self.get(name) is not None:
             return False
         await self.put(name, b"", seconds)
@@ -78,32 +78,32 @@ class MemoryRegistry:
 
     async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
         key, now = f"count:{name}", self._now()
-        until, kept = self._shelf.get(key, (0.0, b""))
+        until, kept = self._store.get(key, (0.0, b""))
         if until <= now:
             until, kept = now + seconds, b"0"
         total = float(kept) + amount
         if amount:
             self._sweep()
-            self._shelf[key] = (until, repr(total).encode())
+            self._store[key] = (until, repr(total).encode())
         return total
 
-    async def let_in(
-        self, name: str, who: str, seconds: float, most: int | None = None
+    async def acquire(
+        self, name: str, member: str, seconds: float, limit: int | None = None
     ) -> bool:
-        return self._inside.let_in(name, who, seconds, most)
+        return self._members.acquire(name, member, seconds, limit)
 
-    async def let_out(self, name: str, who: str) -> None:
-        self._inside.let_out(name, who)
+    async def release(self, name: str, member: str) -> None:
+        self._members.release(name, member)
 
-    async def tell(self, call_sid: str, word: bytes) -> None:
-        for ear in self._ears:
-            ear(call_sid, word)
+    async def publish(self, call_sid: str, message: bytes) -> None:
+        for subscriber in self._subscribers:
+            subscriber(call_sid, message)
 
-    def listen(self, ear: Ear) -> None:
-        self._ears.append(ear)
+    def subscribe(self, subscriber: Subscriber) -> None:
+        self._subscribers.append(subscriber)
 
     async def room(self) -> bool:
-        return self._capacity().free
+        return self._load().free
 
     async def others(self) -> bool:
         return False
@@ -124,16 +124,16 @@ class MemoryRegistry:
 
     def _sweep(self) -> None:
         """What nobody came for; looked for whenever the shelf has doubled."""
-        if len(self._shelf) <= self._sweep_at:
+        if len(self._store) <= self._sweep_at:
             return
         now = self._now()
-        self._shelf = {
-            name: kept for name, kept in self._shelf.items() if kept[0] > now
+        self._store = {
+            name: kept for name, kept in self._store.items() if kept[0] > now
         }
-        self._sweep_at = 2 * len(self._shelf) + 64
+        self._sweep_at = 2 * len(self._store) + 64
 
 
-class Inside:
+class Members:
     """Who is in what, and until when."""
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -141,29 +141,31 @@ class Inside:
         self._names: dict[str, dict[str, float]] = {}
         self._sweep_at = 0
 
-    def let_in(self, name: str, who: str, seconds: float, most: int | None) -> bool:
+    def acquire(
+        self, name: str, member: str, seconds: float, limit: int | None
+    ) -> bool:
         """As Registry.let_in."""
         self._sweep()
         now = self._now()
-        inside = _still(self._names.get(name, {}), now)
-        if most is not None and who not in inside and len(inside) >= most:
+        members = _current(self._names.get(name, {}), now)
+        if limit is not None and member not in members and len(members) >= limit:
             return False
-        inside[who] = now + seconds
-        self._names[name] = inside
+        members[member] = now + seconds
+        self._names[name] = members
         return True
 
-    def let_out(self, name: str, who: str) -> None:
-        self._names.get(name, {}).pop(who, None)
+    def release(self, name: str, member: str) -> None:
+        self._names.get(name, {}).pop(member, None)
 
     def _sweep(self) -> None:
         """Names that nobody is in any more; as the shelf is swept."""
         if len(self._names) <= self._sweep_at:
             return
         now = self._now()
-        left = {name: _still(inside, now) for name, inside in self._names.items()}
-        self._names = {name: inside for name, inside in left.items() if inside}
+        left = {name: _current(members, now) for name, members in self._names.items()}
+        self._names = {name: members for name, members in left.items() if members}
         self._sweep_at = 2 * len(self._names) + 64
 
 
-def _still(inside: dict[str, float], now: float) -> dict[str, float]:
-    return {who: until for who, until in inside.items() if until > now}
+def _current(members: dict[str, float], now: float) -> dict[str, float]:
+    return {member: until for member, until in members.items() if until > now}

@@ -11,7 +11,7 @@ import structlog
 from bridge.audio.g711 import BYTES_PER_MS
 from bridge.core.history import HistoryItem, Playing
 from bridge.core.rules import BACK, CUT_OFF
-from bridge.core.transcript import Words
+from bridge.core.transcript import ItemTranscript
 from bridge.fleet import Registry, formats
 from bridge.privacy.redaction import Redaction
 
@@ -46,37 +46,37 @@ class Plan(msgspec.Struct, frozen=True):
     """What the agent says to it."""
 
     @classmethod
-    def read(cls, kept: bytes | None) -> "Plan":
-        return _read(kept, cls)
+    def read(cls, stored: bytes | None) -> "Plan":
+        return _read(stored, cls)
 
-    def kept(self, format: int) -> bytes:
+    def encoded(self, format: int) -> bytes:
         """As it is stored, in the format that `Registry.format()` gives."""
         return formats.encode(self, format)
 
 
-Kept = TypeVar("Kept", "Plan", "Earlier")
+Stored = TypeVar("Stored", "Plan", "CallSnapshot")
 
 
-def _read(kept: bytes | None, kind: type[Kept]) -> Kept:
+def _read(stored: bytes | None, kind: type[Stored]) -> Stored:
     """What another version of the bridge has written, and cannot be read, is nothing:
     a call that begins anew is better than none."""
-    found = formats.read(kept, kind) if kept else None
+    found = formats.read(stored, kind) if stored else None
     return kind() if found is None else found
 
 
-class Left(msgspec.Struct, frozen=True):
+class SavedMessage(msgspec.Struct, frozen=True):
     """A message that the caller left, as bridge.agent.live.Message."""
 
     text: str
     name: str = ""
     call_back: str = ""
 
-    def without(self, redaction: Redaction) -> "Left":
+    def without(self, redaction: Redaction) -> "SavedMessage":
         texts = (self.text, self.name, self.call_back)
-        return Left(*map(redaction.text, texts))
+        return SavedMessage(*map(redaction.text, texts))
 
 
-class Earlier(msgspec.Struct, frozen=True):
+class CallSnapshot(msgspec.Struct, frozen=True):
     """What was said in earlier streams of the call. Under `talk:{call sid}`: kept up to
     date while the call runs, for its instance may end without a word."""
 
@@ -102,21 +102,21 @@ class Earlier(msgspec.Struct, frozen=True):
     input_tokens: int = 0
     output_tokens: int = 0
     transfers: int = 0
-    messages: tuple[Left, ...] = ()
+    messages: tuple[SavedMessage, ...] = ()
     notes: dict[str, Any] = {}
     """The user's own: JSON values."""
     word: str = ""
     """What the agent is told about why the call goes on; empty: see `why`."""
 
     @classmethod
-    def read(cls, kept: bytes | None) -> "Earlier":
-        return _read(kept, cls)
+    def read(cls, stored: bytes | None) -> "CallSnapshot":
+        return _read(stored, cls)
 
-    def kept(self, format: int) -> bytes:
+    def encoded(self, format: int) -> bytes:
         """As it is stored, in the format that `Registry.format()` gives."""
         return formats.encode(self, format)
 
-    def as_of(self, ended: float) -> "Earlier":
+    def as_of(self, ended: float) -> "CallSnapshot":
         """As it was when the stream ended (seconds since the epoch): more of what was
         on its way was heard by then. A tool that was at work has no result."""
         played = min((ended - self.at) * 1000, LONGEST_MS) - SLACK_MS
@@ -128,7 +128,7 @@ class Earlier(msgspec.Struct, frozen=True):
                 heard = min(part.heard + budget, part.received)
                 budget -= heard - part.heard
             item = history.get(part.id) or HistoryItem(id=part.id, kind="assistant")
-            words = Words(part.words)
+            words = ItemTranscript(part.words)
             if not part.complete:
                 words.end_at(part.received)
             # Whatever was still to come of it is lost with the instance.
@@ -162,12 +162,12 @@ class Earlier(msgspec.Struct, frozen=True):
         return CUT_OFF if broken else BACK
 
 
-def moment(kept: bytes | None) -> float:
+def moment(stored: bytes | None) -> float:
     """Seconds since the epoch, as they were put on the shelf; now, where nothing is."""
     try:
-        return float(kept) if kept else time.time()
+        return float(stored) if stored else time.time()
     except ValueError:
-        log.error("kept_unreadable", kind="moment")
+        log.error("stored_value_unreadable", kind="moment")
         return time.time()
 
 
@@ -213,9 +213,9 @@ class AnsweredBy(enum.StrEnum):
     @classmethod
     async def of(cls, registry: Registry, call_sid: str) -> "AnsweredBy | None":
         """None as long as Twilio has not said."""
-        kept = await registry.get(f"amd:{call_sid}")
+        stored = await registry.get(f"amd:{call_sid}")
         try:
-            return None if kept is None else cls(kept.decode())
+            return None if stored is None else cls(stored.decode())
         except ValueError:
-            log.error("kept_unreadable", kind=cls.__name__)
+            log.error("stored_value_unreadable", kind=cls.__name__)
             return None

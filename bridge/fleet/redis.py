@@ -23,10 +23,18 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from bridge.core import UNREADABLE
-from bridge.fleet import TAKEN, CallEntry, Capacity, Ear, NextStep, formats, keys
-from bridge.fleet.memory import NEXT_STEP_SECONDS, Inside
+from bridge.fleet import (
+    TAKEN,
+    CallEntry,
+    InstanceLoad,
+    NextStep,
+    Subscriber,
+    formats,
+    keys,
+)
+from bridge.fleet.memory import NEXT_STEP_SECONDS, Members
 from bridge.fleet.place import redis_place
-from bridge.fleet.written import Counts, Kept, Written, stamp_of, value_of
+from bridge.fleet.written import Counts, StoredValue, WrittenValues, stamp_of, value_of
 
 log = structlog.get_logger()
 
@@ -50,7 +58,7 @@ MAX_TAKEN = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Timing:
     """Seconds. The defaults are meant; tests are in more of a hurry."""
 
     beat: float = 2.0
@@ -90,10 +98,10 @@ class _Lease:
 @asynccontextmanager
 async def redis_registry(
     url: str,
-    capacity: Callable[[], Capacity],
-    told_up: Callable[[bool], None] = lambda up: None,
-    pace: Pace | None = None,
-    told_lost: Callable[[], None] = lambda: None,
+    load: Callable[[], InstanceLoad],
+    on_up: Callable[[bool], None] = lambda up: None,
+    timing: Timing | None = None,
+    on_lost: Callable[[], None] = lambda: None,
 ) -> AsyncIterator["RedisRegistry"]:
     """The Registry as long as this instance lives; there even where Redis is not.
 
@@ -101,9 +109,9 @@ async def redis_registry(
     there, at first and whenever that changes, `told_lost` of an instance that has ended
     without leaving: of each, one of the others is told.
     """
-    pace = pace or Pace()
-    client, place = _client(url, pace.limit), redis_place(url)
-    registry = RedisRegistry(client, place, capacity, told_up, told_lost, pace)
+    timing = timing or Timing()
+    client, place = _client(url, timing.limit), redis_place(url)
+    registry = RedisRegistry(client, place, load, on_up, on_lost, timing)
     async with asyncio.TaskGroup() as tasks:
         staying = tasks.create_task(registry.stay(), name="fleet")
         try:
@@ -113,7 +121,7 @@ async def redis_registry(
             # Not in the middle of a beat: Redis might read that after the goodbye, and
             # the others would miss an instance that has left in good order.
             with suppress(TimeoutError):
-                async with asyncio.timeout(pace.limit), registry.beating:
+                async with asyncio.timeout(timing.limit), registry.beating:
                     staying.cancel()
             staying.cancel()
             await asyncio.wait([staying])
@@ -129,10 +137,10 @@ class RedisRegistry:
         self,
         client: Redis,
         place: str,
-        capacity: Callable[[], Capacity],
-        told_up: Callable[[bool], None],
-        told_lost: Callable[[], None],
-        pace: Pace,
+        load: Callable[[], InstanceLoad],
+        on_up: Callable[[bool], None],
+        on_lost: Callable[[], None],
+        timing: Timing,
     ) -> None:
         self.id = f"{socket.gethostname()[:40]}-{secrets.token_hex(4)}"
         self.beating = asyncio.Lock()
@@ -142,21 +150,21 @@ class RedisRegistry:
         # Any: what its commands answer, its types leave open.
         self._redis: Any = client
         self._place = place
-        self._capacity = capacity
-        self._told_up = told_up
-        self._told_lost = told_lost
-        self._pace = pace
-        self._ears: list[Ear] = []
+        self._load = load
+        self._on_up = on_up
+        self._on_lost = on_lost
+        self._timing = timing
+        self._subscribers: list[Subscriber] = []
         self._leases: dict[str, _Lease] = {}
         self._taken: dict[str, None] = {}
         """Streams of ours that a newer one took over from, until they close."""
         self._ended: dict[str, tuple[int, _Lease]] = {}
         """Calls of ours that ended a short while ago, and when (a stamp)."""
-        self._written = Written()
+        self._written = WrittenValues()
         self._counts = Counts()
-        self._inside = Inside(time.monotonic)
+        self._members = Members(time.monotonic)
         """Whom this instance has let in; it decides while Redis is away."""
-        self._others: dict[str, Capacity] = {}
+        self._others: dict[str, InstanceLoad] = {}
         self._format = formats.OLDEST
         """The format to write; the oldest as long as the others are not known."""
         self._formats_differ = False
@@ -203,7 +211,7 @@ class RedisRegistry:
         value = formats.encode(next_step, self._format) if next_step else None
         now = self._written.keep(keys.NEXT + sid, value, NEXT_STEP_SECONDS).stamp
         # Of those before, Redis has forgotten by itself that there were any.
-        over = now - _us(self._pace.lease)
+        over = now - _us(self._timing.lease)
         self._ended = {k: it for k, it in self._ended.items() if it[0] > over}
         self._ended[sid] = (now, lease)
         with suppress(_Away):  # it is told when it is back
@@ -234,7 +242,7 @@ class RedisRegistry:
         key = keys.SHELF + name
         return await self._read(key, lambda: self._redis.get(key))
 
-    async def take(self, name: str) -> bytes | None:
+    async def pop(self, name: str) -> bytes | None:
         key, mine = keys.SHELF + name, keys.JUST_TAKEN + secrets.token_hex(8)
         ttl = _ms(keys.JUST_TAKEN_SECONDS)
         value = await self._read(
@@ -248,7 +256,7 @@ class RedisRegistry:
             self._written.keep(key, None, max(left, keys.JUST_TAKEN_SECONDS))
         return value
 
-    async def first(self, name: str, seconds: float) -> bool:
+    async def set_if_absent(self, name: str, seconds: float) -> bool:
         key = keys.SHELF + name
         own = self._written.get(key)
         known = own is not None and own.value is not None
@@ -274,7 +282,7 @@ class RedisRegistry:
         key = keys.COUNTED + name
         own = self._counts.of(key, seconds)
         # Out while it is being told: another question is not to tell it, too.
-        adding, own.untold = own.untold + amount, 0.0
+        adding, own.unreported = own.unreported + amount, 0.0
         left = _ms(own.until - time.monotonic())
         try:
             total, left = await self._ask(
@@ -283,47 +291,48 @@ class RedisRegistry:
                 )
             )
         except _Away:
-            own.untold += adding
-            return own.known + own.untold
+            own.unreported += adding
+            return own.known + own.unreported
         except BaseException:  # a cancellation: nobody knows whether it was told
-            own.untold += adding
+            own.unreported += adding
             raise
         own.known = max(own.known, float(total))
         own.until = time.monotonic() + left / 1000
         return float(total)
 
-    async def let_in(
-        self, name: str, who: str, seconds: float, most: int | None = None
+    async def acquire(
+        self, name: str, member: str, seconds: float, limit: int | None = None
     ) -> bool:
-        limit = "" if most is None else most
         try:
             there = await self._ask(
                 lambda: self._script(
-                    keys.LET_IN, [keys.INSIDE + name], [who, _ms(seconds), limit]
+                    keys.LET_IN,
+                    [keys.INSIDE + name],
+                    [member, _ms(seconds), "" if limit is None else limit],
                 )
             )
         except _Away:
-            return self._inside.let_in(name, who, seconds, most)
-        return bool(there) and self._inside.let_in(name, who, seconds, None)
+            return self._members.acquire(name, member, seconds, limit)
+        return bool(there) and self._members.acquire(name, member, seconds, None)
 
-    async def let_out(self, name: str, who: str) -> None:
-        self._inside.let_out(name, who)
+    async def release(self, name: str, member: str) -> None:
+        self._members.release(name, member)
         with suppress(_Away):  # it is forgotten there, too, when its time is over
-            await self._ask(lambda: self._redis.zrem(keys.INSIDE + name, who))
+            await self._ask(lambda: self._redis.zrem(keys.INSIDE + name, member))
 
     # --- words, and room ---
 
-    async def tell(self, call_sid: str, word: bytes) -> None:
-        self._hear(call_sid, word)
-        message = msgspec.json.encode((self.id, call_sid, "", word))
+    async def publish(self, call_sid: str, message: bytes) -> None:
+        self._deliver(call_sid, message)
+        text = msgspec.json.encode((self.id, call_sid, "", message))
         with suppress(_Away):  # once, to whoever is there
-            await self._ask(lambda: self._redis.publish(keys.WORDS, message))
+            await self._ask(lambda: self._redis.publish(keys.WORDS, text))
 
-    def listen(self, ear: Ear) -> None:
-        self._ears.append(ear)
+    def subscribe(self, subscriber: Subscriber) -> None:
+        self._subscribers.append(subscriber)
 
     async def room(self) -> bool:
-        return self._capacity().free or await self.others()
+        return self._load().free or await self.others()
 
     async def others(self) -> bool:
         return self._up and any(other.free for other in self._others.values())
@@ -342,7 +351,7 @@ class RedisRegistry:
             raise _Away
         spell = self._spell
         try:
-            async with asyncio.timeout(self._pace.limit):
+            async with asyncio.timeout(self._timing.limit):
                 return await question()
         except _LOST as error:
             if spell == self._spell:
@@ -354,8 +363,8 @@ class RedisRegistry:
     ) -> bytes | None:
         """What Redis has. While it is away: what was written here meanwhile, else what
         it has when it is back in time, else what was written here before."""
-        pace = self._pace
-        give_up = time.monotonic() + pace.wait + pace.settle
+        timing = self._timing
+        give_up = time.monotonic() + timing.wait + timing.settle
         while True:
             try:
                 await self._settle(key, give_up)
@@ -365,7 +374,9 @@ class RedisRegistry:
                 if own and own.stamp >= self._away_stamp:
                     return own.value
                 # What is older another instance may have changed since.
-                if not await self._is_back(min(self._changed_at + pace.wait, give_up)):
+                if not await self._is_back(
+                    min(self._changed_at + timing.wait, give_up)
+                ):
                     return own.value if own else None
 
     async def _settle(self, key: str, give_up: float) -> None:
@@ -375,7 +386,7 @@ class RedisRegistry:
             text = await self._ask(lambda: self._redis.get(key))
             if text is not None and stamp_of(text) >= self._away_stamp:
                 return
-            await asyncio.sleep(self._pace.settle / 10)
+            await asyncio.sleep(self._timing.settle / 10)
 
     async def _is_back(self, till: float) -> bool:
         try:
@@ -407,7 +418,7 @@ class RedisRegistry:
                 entry.instance,
                 repr(entry.started_at),
                 f"{lease.since:.3f}",
-                _ms(self._pace.lease),
+                _ms(self._timing.lease),
                 _ms(keys.CALLS_SECONDS),
                 how,
             ],
@@ -461,7 +472,7 @@ class RedisRegistry:
 
     async def stay(self) -> None:
         """Holds on to Redis, and looks for it while it is away. Does not return."""
-        pause = self._pace.probe
+        pause = self._timing.probe
         while True:
             spell = self._spell
             try:
@@ -470,7 +481,7 @@ class RedisRegistry:
                 self._lost(error)
             if spell != self._spell:  # it was found in between
                 if self._lasted > STEADY_SECONDS:
-                    pause = self._pace.probe
+                    pause = self._timing.probe
                     continue
                 pause = min(2 * pause, LONGEST_PROBE_SECONDS)
             await asyncio.sleep(pause)
@@ -479,16 +490,16 @@ class RedisRegistry:
         """The others need not find out by themselves."""
         # Also where Redis is not known to be there yet: the first beat may have come.
         with suppress(*_LOST):  # then they do
-            async with asyncio.timeout(self._pace.limit):
+            async with asyncio.timeout(self._timing.limit):
                 await self._redis.hdel(keys.INSTANCES, self.id)
         with suppress(*_LOST):  # the connections are done with either way
-            async with asyncio.timeout(self._pace.limit):
+            async with asyncio.timeout(self._timing.limit):
                 await self._redis.aclose()
                 await asyncio.sleep(0)  # a closed socket is let go of a turn later
 
     async def _be_there(self) -> None:
         """From finding Redis to losing it, which raises."""
-        words, limit = self._redis.pubsub(), self._pace.limit
+        words, limit = self._redis.pubsub(), self._timing.limit
         try:
             async with asyncio.timeout(None) as session:
                 async with asyncio.timeout(limit):
@@ -500,16 +511,16 @@ class RedisRegistry:
                 await self._put_back(0 if emptied else before)
                 # No await in between: all that was written meanwhile is there.
                 self._found(session)
-                await self._listen(words)
+                await self._receive(words)
         finally:
             self._session = None
             with suppress(*_LOST):  # the connection is done with either way
                 async with asyncio.timeout(limit):
                     await words.aclose()
 
-    async def _listen(self, words: PubSub) -> None:
+    async def _receive(self, words: PubSub) -> None:
         """Words as they come, a beat when it is due."""
-        beat = self._pace.beat
+        beat = self._timing.beat
         heard_at = time.monotonic()
         beat_at = heard_at + beat
         while True:
@@ -519,12 +530,12 @@ class RedisRegistry:
             if message is not None:
                 heard_at = now
                 if message["type"] == "message":
-                    self._read_word(message["data"])
+                    self._read_message(message["data"])
             if now < beat_at:
                 continue
             if now - heard_at > 3 * beat:
                 raise TimeoutError  # the line is dead, though nobody said so
-            async with asyncio.timeout(self._pace.limit):
+            async with asyncio.timeout(self._timing.limit):
                 await words.ping()
             if await self._beat():
                 await self._put_back(0)
@@ -533,9 +544,9 @@ class RedisRegistry:
     async def _beat(self) -> bool:
         """Tells of this instance and its calls, hears of the others. True: Redis has
         lost what it had."""
-        own = formats.encode(self._capacity(), formats.FORMAT)
-        ttl, era = _ms(self._pace.instance), secrets.token_hex(4)
-        async with self.beating, asyncio.timeout(self._pace.limit):
+        own = formats.encode(self._load(), formats.FORMAT)
+        ttl, era = _ms(self._timing.instance), secrets.token_hex(4)
+        async with self.beating, asyncio.timeout(self._timing.limit):
             found, *told = await self._script(
                 keys.BEAT, [keys.INSTANCES, keys.ERA], [self.id, own, ttl, era]
             )
@@ -544,8 +555,8 @@ class RedisRegistry:
         for name in [name for name, text in beats.items() if not text]:
             del beats[name]
             log.warning("instance_lost", instance=name)
-            self._told_lost()
-        capacities = {name: _capacity(text) for name, text in beats.items()}
+            self._on_lost()
+        capacities = {name: _load(text) for name, text in beats.items()}
         self._others = {name: it for name, it in capacities.items() if it}
         self._note_formats([_announced(text) for text in beats.values()])
         emptied, self._era = self._era not in (None, found), found
@@ -584,8 +595,8 @@ class RedisRegistry:
         """That these calls are ours. Of one that is not the word may have been lost."""
         names = [keys.CALL + lease.entry.call_sid for lease in leases]
         streams = [lease.entry.stream_sid for lease in leases]
-        ttls = _ms(keys.CALLS_SECONDS), _ms(self._pace.lease)
-        async with asyncio.timeout(self._pace.limit):
+        ttls = _ms(keys.CALLS_SECONDS), _ms(self._timing.lease)
+        async with asyncio.timeout(self._timing.limit):
             missing = set(
                 await self._script(keys.RENEW, [keys.CALLS, *names], [*ttls, *streams])
             )
@@ -598,7 +609,7 @@ class RedisRegistry:
     async def _hold_again(self, lease: _Lease) -> None:
         if self._leases.get(lease.entry.call_sid) is not lease:
             return  # it is over, or has a newer stream here
-        async with asyncio.timeout(self._pace.limit):
+        async with asyncio.timeout(self._timing.limit):
             ours = await self._hold(lease, "again")
         if not ours:
             self._lose(lease)
@@ -606,13 +617,13 @@ class RedisRegistry:
     async def _put_back(self, since: int) -> None:
         """Tells Redis what was written here from `since` (a stamp) on, and which calls
         there are, until there is no more: calls go on meanwhile."""
-        async with asyncio.timeout(self._pace.limit):
+        async with asyncio.timeout(self._timing.limit):
             for script in keys.SCRIPTS:
                 await self._redis.script_load(script.text)
         while True:
             for ended, lease in list(self._ended.values()):
                 if ended >= since:
-                    async with asyncio.timeout(self._pace.limit):
+                    async with asyncio.timeout(self._timing.limit):
                         await self._close(lease, "again")
             if not self._up:
                 for lease in [it for it in self._leases.values() if not it.held]:
@@ -624,7 +635,7 @@ class RedisRegistry:
             for some in _chunks(written):
                 await self._write_again(some)
 
-    async def _write_again(self, some: Sequence[tuple[str, Kept]]) -> None:
+    async def _write_again(self, some: Sequence[tuple[str, StoredValue]]) -> None:
         pipe, now = self._redis.pipeline(transaction=False), time.monotonic()
         for key, kept in some:
             left = kept.until - now
@@ -633,7 +644,7 @@ class RedisRegistry:
             pipe.execute_command(
                 "EVALSHA", keys.AGAIN.sha, 1, key, kept.text, _ms(left)
             )
-        async with asyncio.timeout(self._pace.limit):
+        async with asyncio.timeout(self._timing.limit):
             await pipe.execute()
 
     # --- what is known of Redis, and what is heard ---
@@ -643,13 +654,13 @@ class RedisRegistry:
         if self._told_away:
             seconds = round(now - self._changed_at, 3)
             log.info("fleet_back", at=self._place, seconds=seconds)
-            self._settled_at = now + self._pace.settle
+            self._settled_at = now + self._timing.settle
         self._up, self._told_away, self._changed_at = True, False, now
         self._spell += 1
         self._session = session
         self._back.set()
         self.tried.set()
-        self._told_up(True)
+        self._on_up(True)
 
     def _lost(self, error: BaseException) -> None:
         """Said once, until it is found again."""
@@ -659,7 +670,7 @@ class RedisRegistry:
         if self._up:
             self._lasted = now - self._changed_at
         self._up, self._told_away, self._changed_at = False, True, now
-        self._away_stamp = self._written.stamp() - _us(self._pace.limit)
+        self._away_stamp = self._written.stamp() - _us(self._timing.limit)
         self._back.clear()
         for lease in self._leases.values():
             lease.held = False
@@ -667,21 +678,21 @@ class RedisRegistry:
             self._session.reschedule(asyncio.get_running_loop().time())
             self._session = None
         self.tried.set()
-        self._told_up(False)
+        self._on_up(False)
         log.warning("fleet_away", at=self._place, why=_why(error))
 
-    def _read_word(self, data: bytes) -> None:
+    def _read_message(self, data: bytes) -> None:
         try:
-            sender, sid, stream, word = msgspec.json.decode(
+            sender, sid, stream, message = msgspec.json.decode(
                 data, type=tuple[str, str, str, bytes]
             )
         except UNREADABLE:
-            log.warning("fleet_unread", what="word")
+            log.warning("fleet_message_unreadable", what="word")
             return
         if sender == self.id:
             return
         if not stream:
-            self._hear(sid, word)
+            self._deliver(sid, message)
             return
         # Who was taken over from; by now it may have a newer one itself.
         lease = self._leases.get(sid)
@@ -696,11 +707,11 @@ class RedisRegistry:
             self._taken[lease.entry.stream_sid] = None
             if len(self._taken) > MAX_TAKEN:  # not all of them are ever closed
                 del self._taken[next(iter(self._taken))]
-            self._hear(sid, TAKEN)
+            self._deliver(sid, TAKEN)
 
-    def _hear(self, call_sid: str, word: bytes) -> None:
-        for ear in self._ears:
-            ear(call_sid, word)
+    def _deliver(self, call_sid: str, message: bytes) -> None:
+        for subscriber in self._subscribers:
+            subscriber(call_sid, message)
 
 
 def _client(url: str, limit: float) -> Redis:
@@ -735,9 +746,9 @@ def _announced(beat: bytes) -> int:
         return 0
 
 
-def _capacity(text: bytes) -> Capacity | None:
+def _load(text: bytes) -> InstanceLoad | None:
     try:
-        return msgspec.json.decode(text, type=Capacity)
+        return msgspec.json.decode(text, type=InstanceLoad)
     except UNREADABLE:  # of another version of the bridge
         return None
 
@@ -756,9 +767,9 @@ def _parts(things: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
 
 
 def _chunks(
-    written: Sequence[tuple[str, Kept]],
-) -> Iterator[list[tuple[str, Kept]]]:
-    chunk: list[tuple[str, Kept]] = []
+    written: Sequence[tuple[str, StoredValue]],
+) -> Iterator[list[tuple[str, StoredValue]]]:
+    chunk: list[tuple[str, StoredValue]] = []
     size = 0
     for key, kept in written:
         size += len(kept.value or b"") + 100

@@ -11,7 +11,7 @@ _HEAD = 17
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredValue:
     stamp: int
     """When it was written: microseconds since the epoch."""
     until: float
@@ -37,9 +37,9 @@ def stamp_of(text: bytes) -> int:
     return int(text[: _HEAD - 1])
 
 
-class Written:
+class WrittenValues:
     def __init__(self) -> None:
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, StoredValue] = {}
         self._stamp = 0
         self._sweep_at = 0
 
@@ -48,20 +48,20 @@ class Written:
         self._stamp = max(time.time_ns() // 1000, self._stamp + 1)
         return self._stamp
 
-    def keep(self, key: str, value: bytes | None, seconds: float) -> Kept:
+    def keep(self, key: str, value: bytes | None, seconds: float) -> StoredValue:
         self._sweep()
-        kept = Kept(self.stamp(), time.monotonic() + seconds, value)
+        kept = StoredValue(self.stamp(), time.monotonic() + seconds, value)
         self._kept[key] = kept
         return kept
 
-    def get(self, key: str) -> Kept | None:
+    def get(self, key: str) -> StoredValue | None:
         kept = self._kept.get(key)
         return kept if kept and kept.until > time.monotonic() else None
 
     def drop(self, key: str) -> None:
         self._kept.pop(key, None)
 
-    def since(self, stamp: int) -> list[tuple[str, Kept]]:
+    def since(self, stamp: int) -> list[tuple[str, StoredValue]]:
         """What was written then or later."""
         now = time.monotonic()
         kept = self._kept.items()
@@ -84,7 +84,7 @@ class Count:
     """Seconds of the monotonic clock."""
     known: float = 0.0
     """What the shared place has said there is."""
-    untold: float = 0.0
+    unreported: float = 0.0
     """What it has not been told."""
 
 
@@ -100,7 +100,7 @@ class Counts:
         if count is None or count.until <= now:
             self._sweep(now)
             count = self._counts[key] = Count(now + seconds)
-        elif not count.known and not count.untold:
+        elif not count.known and not count.unreported:
             count.until = now + seconds
         return count
 

@@ -61,7 +61,7 @@ _OF_PROXIES = (
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class Doors:
+class ConnectionGuard:
     """Of one instance. `listen`, then `close`."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Doors:
         assert manager is not None, "runner.setup() comes first"
         loop = asyncio.get_running_loop()
 
-        def inside() -> web.RequestHandler:
+        def handler() -> web.RequestHandler:
             return _Inside(
                 manager,
                 loop=loop,
@@ -101,7 +101,7 @@ class Doors:
             )
 
         self._server = await loop.create_server(
-            lambda: _Visitor(self, inside), host, port, backlog=BACKLOG
+            lambda: GuardedConnection(self, handler), host, port, backlog=BACKLOG
         )
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -115,8 +115,8 @@ class Doors:
         if self._tidying:
             self._tidying.cancel()
             self._tidying = None
-        for visitor in self._waiting.asking():
-            visitor.turn_away()
+        for connection in self._waiting.asking():
+            connection.turn_away()
         await asyncio.sleep(0)  # for their connections to be closed
 
     @property
@@ -128,9 +128,9 @@ class Doors:
         """Its connection has a right to stay as long as it likes: it has become a call
         (or a stream of events for whoever has the token)."""
         transport = request.transport
-        visitor = transport.get_protocol() if transport else None
-        if isinstance(visitor, _Visitor):
-            visitor.stay()
+        connection = transport.get_protocol() if transport else None
+        if isinstance(connection, GuardedConnection):
+            connection.stay()
 
     def address_of(self, request: web.Request) -> str:
         """Who asks: the peer, or whoever the proxies of ours had it from. Empty if the
@@ -156,18 +156,18 @@ class Doors:
 
     # --- what visitors tell ---
 
-    def came(self, visitor: "_Visitor", address: str) -> None:
+    def came(self, connection: "GuardedConnection", address: str) -> None:
         """Whoever has waited longest makes place, not who has just come: a good call
         needs milliseconds, so it always gets in."""
         if self._server is None:
-            visitor.turn_away()  # accepted in the moment of closing
+            connection.turn_away()  # accepted in the moment of closing
             return
-        self._waiting.add(visitor)
+        self._waiting.add(connection)
         most, line = self.limits.waiting_sockets, self._waiting
         if not self._is_ours(address):
-            visitor.neighbours = neighbours(address)
-            own = self._by_address.setdefault(visitor.neighbours, _Line())
-            own.add(visitor)
+            connection.neighbours = neighbours(address)
+            own = self._by_address.setdefault(connection.neighbours, _Line())
+            own.add(connection)
             if len(own) > self.limits.waiting_per_address:
                 most, line = self.limits.waiting_per_address, own
         if len(line) > 2 * most:
@@ -178,20 +178,20 @@ class Doors:
             loop = asyncio.get_running_loop()
             self._tidying = loop.call_later(GRACE_SECONDS, self._make_place)
 
-    def asked(self, visitor: "_Visitor") -> None:
+    def asked(self, connection: "GuardedConnection") -> None:
         """All of its head is there."""
-        for line in self._lines(visitor):
-            line.asked(visitor)
+        for line in self._lines(connection):
+            line.asked(connection)
 
-    def gone(self, visitor: "_Visitor") -> None:
+    def gone(self, connection: "GuardedConnection") -> None:
         """It waits for nothing any more. May be told twice."""
-        for line in self._lines(visitor):
-            line.remove(visitor)
+        for line in self._lines(connection):
+            line.remove(connection)
             if not line and line is not self._waiting:
-                del self._by_address[visitor.neighbours]
+                del self._by_address[connection.neighbours]
 
-    def _lines(self, visitor: "_Visitor") -> list["_Line"]:
-        own = self._by_address.get(visitor.neighbours)
+    def _lines(self, connection: "GuardedConnection") -> list["_Line"]:
+        own = self._by_address.get(connection.neighbours)
         return [self._waiting] if own is None else [self._waiting, own]
 
     def _make_place(self) -> None:
@@ -206,51 +206,51 @@ class Doors:
     def _shorten(self, line: "_Line", most: int, limit: str) -> None:
         while len(line) > most:
             self.hit(limit)
-            visitor = line.oldest()
-            self.gone(visitor)
-            visitor.turn_away()
+            connection = line.oldest()
+            self.gone(connection)
+            connection.turn_away()
 
 
 class _Line:
     """Those who wait, each kind in the order in which they came."""
 
     def __init__(self) -> None:
-        self._asking: dict[_Visitor, None] = {}
-        self._asked: dict[_Visitor, None] = {}
+        self._asking: dict[GuardedConnection, None] = {}
+        self._asked: dict[GuardedConnection, None] = {}
 
     def __len__(self) -> int:
         return len(self._asking) + len(self._asked)
 
-    def add(self, visitor: "_Visitor") -> None:
-        self._asking[visitor] = None
+    def add(self, connection: "GuardedConnection") -> None:
+        self._asking[connection] = None
 
-    def asked(self, visitor: "_Visitor") -> None:
-        del self._asking[visitor]
-        self._asked[visitor] = None
+    def asked(self, connection: "GuardedConnection") -> None:
+        del self._asking[connection]
+        self._asked[connection] = None
 
-    def remove(self, visitor: "_Visitor") -> None:
-        self._asking.pop(visitor, None)
-        self._asked.pop(visitor, None)
+    def remove(self, connection: "GuardedConnection") -> None:
+        self._asking.pop(connection, None)
+        self._asked.pop(connection, None)
 
-    def asking(self) -> list["_Visitor"]:
+    def asking(self) -> list["GuardedConnection"]:
         return list(self._asking)
 
-    def oldest(self) -> "_Visitor":
+    def oldest(self) -> "GuardedConnection":
         """Of the larger kind: a crowd that says nothing is not to push out those who
         are being answered, nor a crowd with slow bodies those who have just come."""
         crowd = max(self._asking, self._asked, key=len)
         return next(iter(crowd))
 
 
-class _Visitor(asyncio.BaseProtocol):
+class GuardedConnection(asyncio.BaseProtocol):
     """One connection, from its first byte to its last. Once there is a request, what
     comes in goes straight to aiohttp: `data_received` is then aiohttp's own."""
 
     __slots__ = (
-        "_doors",
+        "_guard",
+        "_handler",
         "_head",
-        "_inside",
-        "_new_inside",
+        "_new_handler",
         "_refused",
         "_stays",
         "_timer",
@@ -260,10 +260,12 @@ class _Visitor(asyncio.BaseProtocol):
         "neighbours",
     )
 
-    def __init__(self, doors: Doors, inside: Callable[[], web.RequestHandler]) -> None:
-        self._doors = doors
-        self._new_inside = inside
-        self._inside: web.RequestHandler | None = None
+    def __init__(
+        self, guard: ConnectionGuard, handler: Callable[[], web.RequestHandler]
+    ) -> None:
+        self._guard = guard
+        self._new_handler = handler
+        self._handler: web.RequestHandler | None = None
         self._head = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._unread = 0
@@ -279,36 +281,36 @@ class _Visitor(asyncio.BaseProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._wait(self._doors.limits.start_seconds, self._too_slow)
+        self._wait(self._guard.limits.start_seconds, self._too_slow)
         peer = transport.get_extra_info("peername")
-        self._doors.came(self, peer[0] if peer else "")
+        self._guard.came(self, peer[0] if peer else "")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
-        self._doors.gone(self)
+        self._guard.gone(self)
         self._transport = None
         self.data_received = _ignored  # a circle of references less to be collected
-        if self._inside:
-            self._inside.connection_lost(exc)
-            self._inside = None
+        if self._handler:
+            self._handler.connection_lost(exc)
+            self._handler = None
 
     def eof_received(self) -> None:
         """None: they hear no answer, either."""
-        if self._inside:
-            self._inside.eof_received()
+        if self._handler:
+            self._handler.eof_received()
 
     def pause_writing(self) -> None:
         """They have to read before we can write more: with `high=0`, anything more."""
-        if self._inside:
-            self._inside.pause_writing()
+        if self._handler:
+            self._handler.pause_writing()
         if not self._stays:
             self._watch()
 
     def resume_writing(self) -> None:
         if not self._stays:
             self._wait_no_more()
-        if self._inside:
-            self._inside.resume_writing()
+        if self._handler:
+            self._handler.resume_writing()
 
     # --- as the doors want it ---
 
@@ -317,7 +319,7 @@ class _Visitor(asyncio.BaseProtocol):
             return
         self._stays = True
         self._wait_no_more()
-        self._doors.gone(self)
+        self._guard.gone(self)
         self._transport.set_write_buffer_limits()
 
     def turn_away(self) -> None:
@@ -325,14 +327,14 @@ class _Visitor(asyncio.BaseProtocol):
         assert self._transport is not None
         self._wait_no_more()
         self.data_received = _ignored
-        if not (self._inside or self._refused):
+        if not (self._handler or self._refused):
             self._transport.write(_answer(HTTPStatus.SERVICE_UNAVAILABLE))
         self._transport.abort()
 
     # --- the head ---
 
     def _read_head(self, data: bytes) -> None:
-        head, limit = self._head, self._doors.limits.header_bytes
+        head, limit = self._head, self._guard.limits.header_bytes
         # Three bytes of the end may be here already.
         start = max(0, len(head) - 3)
         head += data
@@ -345,23 +347,23 @@ class _Visitor(asyncio.BaseProtocol):
         elif found or not _FIRST_BYTE.match(head):
             self._refuse(HTTPStatus.BAD_REQUEST)
         elif len(head) >= limit:
-            self._doors.hit("header_bytes")
+            self._guard.hit("header_bytes")
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _go_in(self) -> None:
         assert self._transport is not None
         self._wait_no_more()
-        self._doors.asked(self)
+        self._guard.asked(self)
         # While it is no call: whatever the other side does not take is seen.
         self._transport.set_write_buffer_limits(high=0)
         head, self._head = bytes(self._head), bytearray()
-        self._inside = inside = self._new_inside()
-        inside.connection_made(self._transport)
-        self.data_received = inside.data_received
-        inside.data_received(head)
+        self._handler = handler = self._new_handler()
+        handler.connection_made(self._transport)
+        self.data_received = handler.data_received
+        handler.data_received(head)
 
     def _too_slow(self) -> None:
-        self._doors.hit("request_slow")
+        self._guard.hit("request_slow")
         self._refuse(HTTPStatus.REQUEST_TIMEOUT)
 
     def _refuse(self, status: HTTPStatus) -> None:
@@ -379,14 +381,14 @@ class _Visitor(asyncio.BaseProtocol):
     def _watch(self) -> None:
         assert self._transport is not None
         self._unread = self._transport.get_write_buffer_size()
-        self._wait(self._doors.limits.send_seconds, self._look)
+        self._wait(self._guard.limits.send_seconds, self._look)
 
     def _look(self) -> None:
         assert self._transport is not None
         if self._transport.get_write_buffer_size() < self._unread:
             self._watch()  # they are slow, but they read
             return
-        self._doors.hit("answer_slow")
+        self._guard.hit("answer_slow")
         self._transport.abort()
 
     # --- time ---

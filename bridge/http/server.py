@@ -15,20 +15,20 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from bridge.agent.live import LiveCall
 from bridge.app import versions
-from bridge.app.outbound import Outbound
-from bridge.app.services import House
+from bridge.app.outbound import OutboundCalls
+from bridge.app.services import Services
 from bridge.app.settings import Settings
-from bridge.app.startup import Crew, open_house
+from bridge.app.startup import UserCode, start_services
 from bridge.call.call import Call
 from bridge.call.stream import Opened
 from bridge.core import ProtocolError, twilio_messages
-from bridge.core.bounds import Pace
+from bridge.core.bounds import MessageRate
 from bridge.core.conversation import HAND_OVER_SECONDS
 from bridge.fleet import TAKEN, CallEntry, Registry
 from bridge.fleet.plan import AnsweredBy
 from bridge.http.api import handlers
-from bridge.http.api.auth import Gate, has_token
-from bridge.http.connection_guard import Doors, secure_headers
+from bridge.http.api.auth import ApiAuth, has_token
+from bridge.http.connection_guard import ConnectionGuard, secure_headers
 from bridge.http.signature import Signatures
 from bridge.http.tickets import PATH, TICKET_SECONDS, Ticket, TicketRefused, Tickets
 from bridge.http.webhooks import (
@@ -73,7 +73,7 @@ class PhoneSocket:
         self._request = request
         self._socket = socket
         self._seconds = seconds
-        self._pings = Pace(PINGS_PER_SECOND)
+        self._pings = MessageRate(PINGS_PER_SECOND)
 
     async def __aiter__(self) -> AsyncIterator[str | bytes]:
         """ProtocolError where the stream ends because of what it sent."""
@@ -116,23 +116,25 @@ class PhoneSocket:
 class Server:
     """One instance. `start`, then `close`; `port` is known in between."""
 
-    def __init__(self, settings: Settings, house: House) -> None:
+    def __init__(self, settings: Settings, services: Services) -> None:
         self._settings = settings
-        self._house = house
+        self._services = services
         self._signatures = _signatures(settings)
-        self._tickets = _tickets(settings, house.registry)
-        self._outbound = _outbound(settings, house)
+        self._tickets = _tickets(settings, services.registry)
+        self._outbound = _outbound(settings, services)
         self._webhooks = Webhooks(
-            settings, house, self, self._signatures, self._tickets, self._outbound
+            settings, services, self, self._signatures, self._tickets, self._outbound
         )
-        self._doors = Doors(house.limits, settings.trusted_proxies, house.metrics.hit)
+        self._guard = ConnectionGuard(
+            services.limits, settings.trusted_proxies, services.metrics.hit
+        )
         self._calls: set[Call] = set()
         self._by_sid: dict[str, Call] = {}
         self._expected: dict[str, float] = {}
         """Calls of ours whose caller was given another stream, until when."""
         self._opening = 0
         """Streams of which nobody has said whose they are."""
-        house.registry.listen(self._told)
+        services.registry.subscribe(self._told)
         self._no_calls = asyncio.Event()
         self._no_calls.set()
         self._asking: set[str] = set()
@@ -146,7 +148,7 @@ class Server:
 
     async def start(self) -> None:
         """Listens. OSError when the address cannot be had."""
-        app = web.Application(client_max_size=self._house.limits.body_bytes)
+        app = web.Application(client_max_size=self._services.limits.body_bytes)
         app.on_response_prepare.append(secure_headers)
         app.add_routes(self._webhooks.routes())
         app.add_routes(
@@ -161,17 +163,19 @@ class Server:
         )
         token = self._settings.api_token
         if token:
-            gate = Gate(
+            auth = ApiAuth(
                 token.get_secret_value(),
-                self._doors,
-                self._house.metrics.refused,
+                self._guard,
+                self._services.metrics.refused,
                 self._settings.public_url,
             )
-            app.add_subapp("/api", handlers.application(self, gate, self._house.forget))
+            app.add_subapp(
+                "/api", handlers.application(self, auth, self._services.forget)
+            )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         try:
-            self.port = await self._doors.listen(
+            self.port = await self._guard.listen(
                 runner, self._settings.host, self._settings.port
             )
         except OSError:
@@ -184,13 +188,13 @@ class Server:
 
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Takes no more calls, lets the running ones end, ends what is left."""
-        self._house.lines.draining = True
-        self._house.metrics.draining.set(1)
+        self._services.capacity.draining = True
+        self._services.metrics.draining.set(1)
         log.info("draining", calls=len(self._calls), seconds=drain_seconds)
         if not await _within(drain_seconds, self._last_call()):
             await self._hand_over()
-        if self._house.sip:
-            self._house.sip.end("shutdown")
+        if self._services.sip:
+            self._services.sip.end("shutdown")
         for call in list(self._calls):
             self._answer_before_closing(call)
             call.end("shutdown")
@@ -199,10 +203,10 @@ class Server:
         # The listener stays until Twilio has asked what follows, for no other instance
         # may be there to answer.
         asked = await _within(SHUTDOWN_SECONDS, self._nobody_asks.wait())
-        if not asked and not await self._house.registry.others():
-            log.warning("callers_not_told", calls=len(self._asking))
+        if not asked and not await self._services.registry.others():
+            log.warning("shutdown_left_calls_unanswered", calls=len(self._asking))
         if self._runner:
-            await self._doors.close()
+            await self._guard.close()
             await self._runner.cleanup()
         log.info("closed")
 
@@ -214,7 +218,7 @@ class Server:
         over to an instance that starts later (see Webhooks._lead_on). A call with a
         fallback number is not: Twilio dials that number.
         """
-        registry = self._house.registry
+        registry = self._services.registry
         to_others = await registry.others()
         if not to_others and not await registry.reachable():
             return
@@ -237,7 +241,7 @@ class Server:
     async def _last_call(self) -> None:
         """Returns when there is neither a stream nor a SIP call left."""
         await self._no_calls.wait()
-        while self._house.lines.others():  # noqa: ASYNC110 - nobody tells of the last
+        while self._services.capacity.others():  # noqa: ASYNC110 - nobody tells of the last
             await asyncio.sleep(LOOK_SECONDS)
 
     @property
@@ -247,28 +251,28 @@ class Server:
 
     @property
     def metrics(self) -> Metrics:
-        return self._house.metrics
+        return self._services.metrics
 
     @property
     def registry(self) -> Registry:
-        return self._house.registry
+        return self._services.registry
 
     async def registered(self) -> list[str]:
         """SIDs of the calls that the registry knows of."""
-        return [entry.call_sid for entry in await self._house.registry.calls()]
+        return [entry.call_sid for entry in await self._services.registry.calls()]
 
     # --- the stream ---
 
     async def _media(self, request: web.Request) -> web.StreamResponse:
         """The media stream of one call, as long as it lasts."""
         ticket = await self._checked(request)
-        lines, limits = self._house.lines, self._house.limits
+        capacity, limits = self._services.capacity, self._services.limits
         # A caller whose stream broke may be back: they have a line here, even if all
         # are taken, or the last calls are ending.
-        if not (lines.free or self._expects(ticket)):
+        if not (capacity.free or self._expects(ticket)):
             # 503: a balancer tries the next instance, where the ticket is good.
-            log.info("stream_refused", why=lines.state)
-            self._house.metrics.hit("calls")
+            log.info("stream_refused", why=capacity.state)
+            self._services.metrics.hit("calls")
             raise web.HTTPServiceUnavailable(text="no line is free")
         self._count(opening=+1)
         try:
@@ -294,7 +298,7 @@ class Server:
         if phone.call_sid is None:
             log.warning("stream_refused", why="no_start", late=phone.late)
             if phone.late:
-                self._house.metrics.hit("start_late")
+                self._services.metrics.hit("start_late")
             await socket.close(code=WSCloseCode.POLICY_VIOLATION)
             return socket
         named = (phone.account_sid, phone.call_sid)
@@ -303,15 +307,15 @@ class Server:
             self._refused("other_call")
             await socket.close(code=WSCloseCode.POLICY_VIOLATION)
             return socket
-        self._doors.in_call(request)
+        self._guard.in_call(request)
         sid = phone.call_sid
         call = self.call(sid)
         self._expected.pop(sid, None)
         if call is None or not await call.take_over(phone):
-            if lines.free:
-                await self._carry(Call(phone, self._house, since), sid)
+            if capacity.free:
+                await self._carry(Call(phone, self._services, since), sid)
             else:
-                log.info("stream_refused", why=lines.state)
+                log.info("stream_refused", why=capacity.state)
                 await phone.close()
         return socket
 
@@ -344,12 +348,12 @@ class Server:
         if error.why != "ticket_forged":
             # Of ours, too late or used: maybe a caller whose handshake came twice.
             name = f"{LATE_TICKET}:{request.match_info['call']}"
-            await self._house.registry.put(name, b"1", TICKET_SECONDS)
+            await self._services.registry.put(name, b"1", TICKET_SECONDS)
         return self._refused(error.why)
 
     def _refused(self, why: str) -> web.HTTPForbidden:
         log.warning("stream_refused", why=why)
-        self._house.metrics.refused(why)
+        self._services.metrics.refused(why)
         return web.HTTPForbidden(text="not a stream that was asked for")
 
     def _expects(self, ticket: Ticket | None) -> bool:
@@ -382,7 +386,7 @@ class Server:
 
     def _count(self, opening: int = 0) -> None:
         self._opening += opening
-        self._house.lines.streams = len(self._calls) + self._opening
+        self._services.capacity.streams = len(self._calls) + self._opening
 
     def _told(self, call_sid: str, word: bytes) -> None:
         """A word of another instance's about a call that may be ours."""
@@ -400,16 +404,16 @@ class Server:
         except Exception:
             # Ours to mend, or another version's word; it is one call's trouble, and the
             # registry that told it has the words of all.
-            log.exception("word_failed", call_sid=call_sid)
+            log.exception("fleet_message_failed", call_sid=call_sid)
 
     async def _openai_webhook(self, request: web.Request) -> web.Response:
         """A call comes in over SIP: OpenAI has its audio, the agent is ours."""
-        if self._house.sip is None:
+        if self._services.sip is None:
             raise web.HTTPNotFound(text="SIP calls are not set up here")
-        body = await received(request.read(), self._house)
-        status, text = await self._house.sip.incoming(request.headers, body)
+        body = await received(request.read(), self._services)
+        status, text = await self._services.sip.incoming(request.headers, body)
         if status == HTTPStatus.UNAUTHORIZED:
-            self._house.metrics.refused("signature")
+            self._services.metrics.refused("signature")
         return web.Response(status=status, text=text)
 
     # --- the webhooks' view (bridge.http.webhooks.Desk) ---
@@ -432,11 +436,11 @@ class Server:
         """A call of this instance."""
         call = self.call(call_sid)
         if call is None:
-            return self._house.sip.live(call_sid) if self._house.sip else None
+            return self._services.sip.live(call_sid) if self._services.sip else None
         return call.live
 
     async def entries(self) -> list[CallEntry]:
-        return await self._house.registry.calls()
+        return await self._services.registry.calls()
 
     async def place(self, wanted: handlers.PlaceCall) -> str:
         """Calls somebody; handlers.Refused says why not."""
@@ -447,14 +451,16 @@ class Server:
                 "They need BRIDGE_PUBLIC_URL, TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN "
                 "and BRIDGE_OUTBOUND_PREFIXES.",
             )
-        if not self._house.lines.free:
-            detail = f"The bridge is {self._house.lines.state}."
+        if not self._services.capacity.free:
+            detail = f"The bridge is {self._services.capacity.state}."
             raise handlers.Refused(503, "There is no line for the call", detail)
         number = wanted.from_number or self._settings.outbound_number
-        sid = await handlers.place(self._outbound, wanted, number, self._house.routes)
+        sid = await handlers.place(
+            self._outbound, wanted, number, self._services.routes
+        )
         # Its statuses say nothing of what it was placed for.
         route = wanted.route.encode()
-        await self._house.registry.put(f"route:{sid}", route, PLAN_SECONDS)
+        await self._services.registry.put(f"route:{sid}", route, PLAN_SECONDS)
         return sid
 
     # --- for operators ---
@@ -467,7 +473,7 @@ class Server:
 
         async def handle(request: web.Request) -> web.Response:
             token = self._settings.api_token
-            if self._doors.came_directly(request) or (
+            if self._guard.came_directly(request) or (
                 token and has_token(request, token.get_secret_value().encode())
             ):
                 return await answer(request)
@@ -479,23 +485,23 @@ class Server:
         return web.json_response({"status": "alive", "calls": len(self._calls)})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        state = self._house.lines.state
+        state = self._services.capacity.state
         facts = {"status": state, "calls": len(self._calls)}
         return web.json_response(facts, status=200 if state == "ready" else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body = generate_latest(self._house.metrics.registry)
+        body = generate_latest(self._services.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, crew: Crew, model_url: str
+    settings: Settings, user_code: UserCode, model_url: str
 ) -> AsyncIterator[Server]:
     """A running server with agents and a model; closed, with its calls, on the way
     out. `model_url` is where the model is, whatever the settings call it."""
-    async with open_house(settings, crew, model_url) as house:
-        server = Server(settings, house)
+    async with start_services(settings, user_code, model_url) as services:
+        server = Server(settings, services)
         await server.start()
         try:
             yield server
@@ -525,19 +531,19 @@ def _auth_tokens(settings: Settings) -> list[str]:
     return [token.get_secret_value() for token in tokens if token]
 
 
-def _outbound(settings: Settings, house: House) -> Outbound | None:
+def _outbound(settings: Settings, services: Services) -> OutboundCalls | None:
     """None where it is not wanted, or where Twilio could not call us back."""
     sid, token = settings.twilio_account_sid, settings.twilio_auth_token
     if not (settings.outbound_prefixes and settings.public_url and sid and token):
         return None
-    return Outbound(
-        house.registry,
+    return OutboundCalls(
+        services.registry,
         account_sid=sid,
         auth_token=token.get_secret_value(),
         public_url=settings.public_url,
         prefixes=settings.outbound_prefixes,
-        hit=house.metrics.hit,
-        day_is_spent=house.allowance.day_is_spent,
+        hit=services.metrics.hit,
+        day_is_spent=services.quotas.day_is_spent,
         at_once=settings.outbound_calls,
         api_url=settings.twilio_api_url,
     )

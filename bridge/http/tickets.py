@@ -93,7 +93,7 @@ class Tickets:
     async def spend(self, ticket: Ticket) -> None:
         """TicketRefused: it was used before, here or on another instance."""
         left = max(ticket.until - self._now(), 0.0) + 1.0
-        if not await self._registry.first(f"ticket:{ticket.nonce}", left):
+        if not await self._registry.set_if_absent(f"ticket:{ticket.nonce}", left):
             raise TicketRefused("ticket_used")
 
 

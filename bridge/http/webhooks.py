@@ -19,15 +19,15 @@ from multidict import MultiDict
 
 import twiml
 from bridge.agent.live import CallFacts
-from bridge.app.outbound import Outbound, OutboundOrder
-from bridge.app.overflow import RETURNING, WAITING, FullHouse, Place
+from bridge.app.outbound import OutboundCalls, OutboundOrder
+from bridge.app.overflow import RETURNING, WAITING, Overflow, QueuePlace
 from bridge.app.routes import Route
-from bridge.app.services import House
+from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.call.call import RETURN_SECONDS, Call
 from bridge.core import UNREADABLE
 from bridge.fleet import NextStep, Then, formats
-from bridge.fleet.plan import Earlier, Plan
+from bridge.fleet.plan import CallSnapshot, Plan
 from bridge.http.signature import Signatures, websocket_origin
 from bridge.http.tickets import PATH, Tickets
 from bridge.records.report import report_of_silence
@@ -124,7 +124,7 @@ class Webhook:
         return self.request.query
 
 
-class Desk(Protocol):
+class CallDirectory(Protocol):
     """The instance that is asked, with its calls."""
 
     def call(self, call_sid: str) -> Call | None:
@@ -144,21 +144,21 @@ class Webhooks:
     def __init__(
         self,
         settings: Settings,
-        house: House,
-        desk: Desk,
+        services: Services,
+        directory: CallDirectory,
         signatures: Signatures | None,
         tickets: Tickets | None,
-        outbound: Outbound | None,
+        outbound: OutboundCalls | None,
     ) -> None:
         self._settings = settings
-        self._house = house
-        self._registry = house.registry
-        self._desk = desk
+        self._services = services
+        self._registry = services.registry
+        self._directory = directory
         self._signatures = signatures
         self._tickets = tickets
         self._outbound = outbound
-        self._full = FullHouse(
-            settings.when_full, settings.queue_seconds, house.fallback_number
+        self._full = Overflow(
+            settings.when_full, settings.queue_seconds, services.fallback_number
         )
 
     def routes(self) -> list[web.RouteDef]:
@@ -180,7 +180,7 @@ class Webhooks:
         async def handle(request: web.Request) -> web.Response:
             if request.content_type not in (FORM, JSON):
                 raise web.HTTPUnsupportedMediaType(text="a form is expected")
-            body = await received(request.read(), self._house)
+            body = await received(request.read(), self._services)
             form = _form_of(body) if request.content_type == FORM else _json_of(body)
             if self._signatures and not self._is_signed(request, form, body):
                 raise self._refused(request, "signature", "not signed by Twilio")
@@ -204,7 +204,7 @@ class Webhooks:
 
     def _refused(self, request: web.Request, why: str, text: str) -> web.HTTPForbidden:
         log.warning("webhook_refused", path=request.path, why=why)
-        self._house.metrics.refused(why)
+        self._services.metrics.refused(why)
         return web.HTTPForbidden(text=text)
 
     # --- what is asked ---
@@ -225,11 +225,9 @@ class Webhooks:
             plan = Plan(
                 greeting=order.greeting, machine=order.machine, message=order.message
             )
-            kept = plan.kept(self._registry.format())
+            kept = plan.encoded(self._registry.format())
             await self._registry.put(f"plan:{call_sid}", kept, PLAN_SECONDS)
-        elif limit := await self._house.allowance.may_come_in(
-            call_sid, ask.text("From")
-        ):
+        elif limit := await self._services.quotas.admit(call_sid, ask.text("From")):
             log.warning("call_rejected", call_sid=call_sid, limit=limit)
             return _twiml(twiml.reject())
         # Not whether we have room: the balancer brings the stream to whoever has.
@@ -248,14 +246,16 @@ class Webhooks:
     ) -> web.Response:
         """No instance takes the call: the caller waits, or is told."""
         call_sid = ask.call_sid
-        self._house.metrics.hit("calls")
+        self._services.metrics.hit("calls")
         document = twiml.hang_up()  # whom we called need not hear it
         if not outbound:
-            route = self._house.route_of(CallFacts.of(call_sid, parameters))
+            route = self._services.route_of(CallFacts.of(call_sid, parameters))
             if held := await self._hold(ask, route, "/voice", WAITING):
                 return _twiml(held)
             document = self._full.refusal(route)
-        log.warning("call_refused", call_sid=call_sid, why=self._house.lines.state)
+        log.warning(
+            "call_refused", call_sid=call_sid, why=self._services.capacity.state
+        )
         return _twiml(document)
 
     async def _hold(
@@ -263,12 +263,12 @@ class Webhooks:
     ) -> str | None:
         """A turn in the queue, after which Twilio asks `path`; None: no waiting. `name`
         is what the place is called in the query."""
-        here, call_sid = self._house.lines, ask.call_sid
+        here, call_sid = self._services.capacity, ask.call_sid
         if here.draining and not await self._others_have_calls():
             return None  # nobody would be there to be asked
         place = _place(ask, name)
 
-        def again(new: Place) -> str:
+        def again(new: QueuePlace) -> str:
             query = ask.request.rel_url.update_query({name: str(new)}).raw_query_string
             return f"{ask.origin}{path}?{query}"
 
@@ -281,14 +281,14 @@ class Webhooks:
         """All instances are stopping, as when `docker compose up` recreates them, and
         the ones that start next will know the call."""
         return (
-            self._house.lines.draining
+            self._services.capacity.draining
             and await self._registry.reachable()
             and await self._once_more(f"restarting:{call_sid}", MAX_RESTART_WAITS)
         )
 
     def _wait_for_a_start(self, ask: Webhook, route: Route) -> str:
         """The caller waits at Twilio while no instance runs; then Twilio asks again."""
-        log.info("call_waits", call_sid=ask.call_sid, why=self._house.lines.state)
+        log.info("call_waits", call_sid=ask.call_sid, why=self._services.capacity.state)
         query = f"?{BACK}=1" if BACK in ask.query else ""
         spoken = (route.language or "en").startswith("en")
         return twiml.hold(
@@ -301,7 +301,7 @@ class Webhooks:
     async def _others_have_calls(self) -> bool:
         """Where all are full, whoever else is there has some."""
         entries = await self._registry.calls()
-        return any(self._desk.call(entry.call_sid) is None for entry in entries)
+        return any(self._directory.call(entry.call_sid) is None for entry in entries)
 
     async def _order(self, ask: Webhook) -> OutboundOrder | None:
         """What an outbound call was placed for."""
@@ -341,9 +341,9 @@ class Webhooks:
         step = await self._registry.next_step(call_sid)
         if BACK in ask.query and step and step.then is Then.TRANSFER:
             step = None  # that was tried; it is the way back that did not come about
-        self._desk.asked(call_sid)
+        self._directory.asked(call_sid)
         if self._registry.shared:
-            await self._registry.tell(call_sid, ASKED)
+            await self._registry.publish(call_sid, ASKED)
         if step is None or step.then is Then.RESUME:
             talk = await self._registry.get(f"talk:{call_sid}")
             if step is None and talk is not None:
@@ -351,7 +351,7 @@ class Webhooks:
                 ended, name = str(time.time()).encode(), f"ended:{call_sid}"
                 await self._registry.put(name, ended, ENDED_SECONDS)
             parameters = {**_both_ends(ask), **self._parameters(call_sid, talk)}
-            gone = step is not None or self._desk.call(call_sid) is None
+            gone = step is not None or self._directory.call(call_sid) is None
             if step is None and talk is None and gone:
                 return await self._not_begun(ask, parameters)
             return await self._lead_on(ask, parameters, gone)
@@ -359,10 +359,10 @@ class Webhooks:
 
     def _parameters(self, call_sid: str, talk: bytes | None) -> Mapping[str, str]:
         """What the call's stream was given."""
-        call = self._desk.call(call_sid)
+        call = self._directory.call(call_sid)
         if talk is None and call and call.live:
             return call.live.facts.parameters
-        return Earlier.read(talk).parameters
+        return CallSnapshot.read(talk).parameters
 
     async def _lead_on(
         self, ask: Webhook, parameters: Mapping[str, str], gone: bool
@@ -374,7 +374,7 @@ class Webhooks:
         it needs no free one.
         """
         call_sid = ask.call_sid
-        route = self._house.route_of(CallFacts.of(call_sid, parameters))
+        route = self._services.route_of(CallFacts.of(call_sid, parameters))
         step = self._plan_b(route)
         if gone and not await self._registry.room():
             # Before the queue: where all stop, nobody is there at the end of a turn.
@@ -385,7 +385,7 @@ class Webhooks:
                 return _twiml(held)
         elif await self._once_more(f"resumed:{call_sid}", MAX_RESUMES):
             step = NextStep(Then.RESUME)
-            self._desk.expect(call_sid)
+            self._directory.expect(call_sid)
         return self._go_on(ask, step, parameters)
 
     async def _not_begun(
@@ -395,8 +395,8 @@ class Webhooks:
         line any more, or as its ticket came too late."""
         registry, call_sid = self._registry, ask.call_sid
         room = await registry.room()
-        late = await registry.take(f"{LATE_TICKET}:{call_sid}") is not None
-        free = room and self._house.lines.free
+        late = await registry.pop(f"{LATE_TICKET}:{call_sid}") is not None
+        free = room and self._services.capacity.free
         # What a call of ours was for, nobody knows any more.
         ours = await registry.get(f"plan:{call_sid}") is not None
         if (
@@ -408,7 +408,7 @@ class Webhooks:
             log.info("call_answered", call_sid=call_sid)
             return _twiml(self._first_stream(ask, parameters))
         if free:
-            route = self._house.route_of(CallFacts.of(call_sid, parameters))
+            route = self._services.route_of(CallFacts.of(call_sid, parameters))
             return self._go_on(ask, self._plan_b(route), parameters)
         return await self._no_line(ask, parameters, outbound=ours)
 
@@ -422,7 +422,7 @@ class Webhooks:
         return _twiml(self._next_document(ask, step, parameters))
 
     def _plan_b(self, route: Route) -> NextStep:
-        number = route.fallback or self._house.fallback_number
+        number = route.fallback or self._services.fallback_number
         language, text = route.language or "", route.sorry or ""
         return NextStep(Then.SORRY, number, language=language, text=text)
 
@@ -467,14 +467,14 @@ class Webhooks:
         log.info("transfer_ended", call_sid=call_sid, status=dialled)
         talk = await registry.get(f"talk:{call_sid}")
         if dialled in ANSWERED or talk is None:
-            await registry.take(f"talk:{call_sid}")
+            await registry.pop(f"talk:{call_sid}")
             return _twiml(twiml.hang_up())
-        if earlier := formats.read(talk, Earlier):
+        if snapshot := formats.read(talk, CallSnapshot):
             word = NOT_ANSWERED.format(status=dialled)
-            earlier = msgspec.structs.replace(earlier, word=word)
-            kept = earlier.kept(registry.format())
+            snapshot = msgspec.structs.replace(snapshot, word=word)
+            kept = snapshot.encoded(registry.format())
             await registry.put(f"talk:{call_sid}", kept, RETURN_SECONDS)
-            parameters = dict(earlier.parameters)
+            parameters = dict(snapshot.parameters)
         else:
             # What this version cannot read stays as it is: an instance of a newer
             # version may get the stream.
@@ -508,25 +508,25 @@ class Webhooks:
 
     async def _report_unanswered(self, ask: Webhook, state: str) -> None:
         """Nobody took a call that we placed: whoever had it placed is told."""
-        call_sid, house = ask.call_sid, self._house
-        route = await house.registry.get(f"route:{call_sid}")
+        call_sid, services = ask.call_sid, self._services
+        route = await services.registry.get(f"route:{call_sid}")
         if route is None:
             return  # not one of ours
         parameters = {"Direction": "outbound", "Route": route.decode()}
         parameters |= {name: ask.text(name) for name in ("From", "To")}
         facts = CallFacts.of(call_sid, parameters)
         report = report_of_silence(facts, state, time.time())
-        house.hand_over(house.route_of(facts), report)
+        services.deliver_report(services.route_of(facts), report)
 
     async def _amd_status(self, ask: Webhook) -> web.Response:
         """Who has picked up: a person or a machine."""
         if self._outbound:
             who = await self._outbound.answered_by(ask.plain())
-            if who and (call := self._desk.call(ask.call_sid)):
+            if who and (call := self._directory.call(ask.call_sid)):
                 call.answered_by(who)
             elif who:
                 word = ANSWERED_BY + who.encode()
-                await self._registry.tell(ask.call_sid, word)
+                await self._registry.publish(ask.call_sid, word)
         return web.Response(status=204)
 
     def _origin(self, request: web.Request) -> str:
@@ -542,17 +542,17 @@ class Webhooks:
         return origin
 
 
-async def received(body: Awaitable[T], house: House) -> T:
+async def received(body: Awaitable[T], services: Services) -> T:
     """What a request has in it; 408, 413 or 400 where it does not come, is too much or
     is broken."""
     try:
-        async with asyncio.timeout(house.limits.body_seconds):
+        async with asyncio.timeout(services.limits.body_seconds):
             return await body
     except TimeoutError:
-        house.metrics.hit("body_slow")
+        services.metrics.hit("body_slow")
         raise web.HTTPRequestTimeout(text="the body did not come in time") from None
     except web.HTTPRequestEntityTooLarge:
-        house.metrics.hit("body_bytes")
+        services.metrics.hit("body_bytes")
         raise
     except (ValueError, LookupError, web.RequestPayloadError, ConnectionError):
         raise web.HTTPBadRequest(text="the body cannot be read") from None
@@ -587,10 +587,10 @@ def _json_of(body: bytes) -> "MultiDict[str]":
     )
 
 
-def _place(ask: Webhook, name: str) -> Place | None:
+def _place(ask: Webhook, name: str) -> QueuePlace | None:
     """In the queue, as the query has it; None where it has none."""
     written = ask.query.get(name)
-    return None if written is None else Place.read(written)
+    return None if written is None else QueuePlace.read(written)
 
 
 def _both_ends(ask: Webhook) -> dict[str, str]:

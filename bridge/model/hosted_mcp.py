@@ -123,7 +123,7 @@ class _Response(msgspec.Struct, frozen=True):
     status: str = ""
 
 
-class _Event(msgspec.Struct, frozen=True):
+class _McpEvent(msgspec.Struct, frozen=True):
     type: str
     item_id: Id = ""
     response_id: Id = ""
@@ -132,7 +132,7 @@ class _Event(msgspec.Struct, frozen=True):
     response: _Response | None = None
 
 
-_decode = msgspec.json.Decoder(_Event).decode
+_decode = msgspec.json.Decoder(_McpEvent).decode
 
 
 def split(
@@ -299,7 +299,7 @@ class HostedMcp:
             self._warned.add(what)
             log.warning(what, call_sid=self._host.call_sid)
 
-    def _has_room(self, event: _Event, size: int) -> bool:
+    def _has_room(self, event: _McpEvent, size: int) -> bool:
         """False: a server tells of more than anybody calls."""
         item_id = event.item.id if event.item else event.item_id
         if item_id not in self._items and len(self._items) >= MAX_ITEMS:
@@ -313,7 +313,7 @@ class HostedMcp:
             return False
         return True
 
-    def _belongs(self, event: _Event) -> None:
+    def _belongs(self, event: _McpEvent) -> None:
         """Which response an item is of: the events that end a call do not say."""
         if event.item is None:
             item_id, relevant = event.item_id, "mcp_call" in event.type

@@ -30,7 +30,7 @@ from bridge.model.local_mcp import LocalMcp, reachable
 from bridge.model.sdk_model import PhoneModel
 from bridge.model.sdk_session import PhoneSession, ToolWatch
 from bridge.model.session_settings import SessionSettings, merged
-from bridge.model.wire import PHONE_FORMAT, Line, ModelRefused, Wire
+from bridge.model.wire import PHONE_FORMAT, ModelRefused, Wire, WireOwner
 
 log = structlog.get_logger()
 
@@ -114,7 +114,7 @@ class ModelTarget:
         return settings
 
 
-class SessionLine(Line, ToolWatch, Protocol):
+class SessionOwner(WireOwner, ToolWatch, Protocol):
     """The call, as its session sees it."""
 
     def session_event(self, event: RealtimeSessionEvent) -> None: ...
@@ -147,7 +147,7 @@ class AgentSession:
         self,
         plan: SessionPlan,
         live: LiveCall,
-        line: SessionLine,
+        owner: SessionOwner,
         approvals: Approvals,
         local_mcp: LocalMcp,
         tasks: asyncio.TaskGroup,
@@ -155,18 +155,18 @@ class AgentSession:
     ) -> None:
         self._plan = plan
         self._live = live
-        self._line = line
+        self._owner = owner
         self._local_mcp = local_mcp
         self._tasks = tasks
         self._on_sent = on_sent
         self._session: PhoneSession | None = None
         self._wire: Wire | None = None
         self._hosted = HostedMcp(
-            live, approvals, self._start, self._put, line.ask, line.tool_running
+            live, approvals, self._start, self._put, owner.ask, owner.tool_running
         )
-        opens, interrupt = self._open_wire, line.interrupt_agent
+        opens, interrupt = self._open_wire, owner.interrupt_agent
         self._model = PhoneModel(
-            opens, interrupt, self._hosted.take, line.model_misread
+            opens, interrupt, self._hosted.take, owner.model_misread
         )
 
     async def run(self) -> None:
@@ -194,14 +194,14 @@ class AgentSession:
                 config,
                 run_config,
                 tool_seconds=plan.tool_seconds,
-                watch=self._line,
+                watch=self._owner,
             )
             live.session, live.agent_name = session, agent.name
             try:
                 await session.enter()
                 async for event in session:
                     live.agent_name = session.agent.name
-                    self._line.session_event(event)
+                    self._owner.session_event(event)
             finally:
                 await self._close(session)
 
@@ -288,7 +288,7 @@ class AgentSession:
         connect = target.connect or dial
         self._wire = Wire(
             lambda: dialled(connect, url, headers),
-            self._line,
+            self._owner,
             self._tasks,
             self._live.call_sid,
             self._model.tell_interrupted,

@@ -49,7 +49,7 @@ class SettingsMistakes(ValueError):
         super().__init__("\n".join(told))
 
 
-class _Part(BaseModel):
+class _SettingsPart(BaseModel):
     """Only what is said counts (`model_fields_set`); a default is never sent."""
 
     model_config = ConfigDict(
@@ -122,7 +122,7 @@ _Effort = Literal["minimal", "low", "medium", "high", "xhigh"]
 # ----------------------------------------------------------------------- what is heard
 
 
-class Transcription(_Part):
+class Transcription(_SettingsPart):
     """Of the caller. Without a `model` it says how, not whether, words are written."""
 
     model: _Word | None = None
@@ -137,7 +137,7 @@ class Transcription(_Part):
         return self.model in (None, lower.model) or lower.model is None
 
 
-class ServerVad(_Part):
+class ServerVad(_SettingsPart):
     may_be_off = frozenset({"idle_timeout_ms"})
 
     type: Literal["server_vad"]
@@ -149,14 +149,14 @@ class ServerVad(_Part):
     interrupt_response: bool | None = None
 
 
-class SemanticVad(_Part):
+class SemanticVad(_SettingsPart):
     type: Literal["semantic_vad"]
     eagerness: Literal["low", "medium", "high", "auto"] | None = None
     create_response: bool | None = None
     interrupt_response: bool | None = None
 
 
-class NoiseReduction(_Part):
+class NoiseReduction(_SettingsPart):
     type: Literal["near_field", "far_field"]
     strength: Annotated[float, Field(ge=0)] | None = None
 
@@ -167,14 +167,14 @@ class NoiseReduction(_Part):
 # ------------------------------------------------------------------------ what is said
 
 
-class CustomVoice(_Part):
+class CustomVoice(_SettingsPart):
     id: _Word
 
 
 # ----------------------------------------------------------------------- how it thinks
 
 
-class _Choice(_Part):
+class _Choice(_SettingsPart):
     def extends(self, lower: Self) -> bool:
         return False
 
@@ -190,27 +190,27 @@ class McpChoice(_Choice):
     name: _Word | None = None
 
 
-class TokenLimits(_Part):
+class TokenLimits(_SettingsPart):
     post_instructions: Annotated[int, Field(ge=1)] | None = None
 
 
-class RetentionRatio(_Part):
+class RetentionRatio(_SettingsPart):
     type: Literal["retention_ratio"]
     retention_ratio: Annotated[float, Field(ge=0, le=1)]
     token_limits: TokenLimits | None = None
 
 
-class Reasoning(_Part):
+class Reasoning(_SettingsPart):
     effort: _Effort
 
 
-class Tracing(_Part):
+class Tracing(_SettingsPart):
     workflow_name: _Word | None = None
     group_id: _Word | None = None
     metadata: dict[str, JsonValue] | None = None
 
 
-class PromptTemplate(_Part):
+class PromptTemplate(_SettingsPart):
     id: _Word
     version: _Word | None = None
     variables: dict[str, str] | None = None
@@ -219,21 +219,21 @@ class PromptTemplate(_Part):
         return self.id == lower.id
 
 
-class ToolFilter(_Part):
+class ToolFilter(_SettingsPart):
     """Of an MCP server's tools."""
 
     read_only: bool | None = None
     tool_names: _Words | None = None
 
 
-class ApprovalFilter(_Part):
+class ApprovalFilter(_SettingsPart):
     """Which tools of an MCP server wait for a yes."""
 
     always: ToolFilter | None = None
     never: ToolFilter | None = None
 
 
-class McpServer(_Part):
+class McpServer(_SettingsPart):
     """An MCP server that OpenAI calls itself. One of the three addresses is said.
 
     openai.types.realtime.realtime_tools_config_union.Mcp
@@ -337,7 +337,7 @@ def _raw(extra: dict[str, JsonValue]) -> dict[str, JsonValue]:
     raise PydanticCustomError("several", message, {"keys": keys, "at": found})
 
 
-class SessionSettings(_Part):
+class SessionSettings(_SettingsPart):
     """What was said of a session; what was not said is not in `model_fields_set`.
 
     `None` (in a file: `off`) is said, too: of transcription, turn detection, noise
@@ -559,14 +559,18 @@ def _over(mine: Any, theirs: Any) -> Any:
         return None
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
         return merged(theirs, mine)
-    if isinstance(mine, _Part) and type(mine) is type(theirs) and mine.extends(theirs):
+    if (
+        isinstance(mine, _SettingsPart)
+        and type(mine) is type(theirs)
+        and mine.extends(theirs)
+    ):
         said = {name: getattr(mine, name) for name in mine.model_fields_set}
         return theirs.model_copy(update=said)
     return mine
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, _Part):
+    if isinstance(value, _SettingsPart):
         return value.json_value()
     return list(value) if isinstance(value, tuple) else value
 
@@ -574,7 +578,7 @@ def _plain(value: Any) -> Any:
 # ------------------------------------------------------------------------ the mistakes
 
 # Where an unknown key stands -> what it could be: by the field, or the `type` in it.
-_PARTS: dict[str | int, type[_Part]] = {
+_PARTS: dict[str | int, type[_SettingsPart]] = {
     "voice": CustomVoice,
     "transcription": Transcription,
     "server_vad": ServerVad,
@@ -592,7 +596,7 @@ _PARTS: dict[str | int, type[_Part]] = {
     "always": ToolFilter,
     "never": ToolFilter,
 }
-_OTHER_VAD: dict[str | int, type[_Part]] = {
+_OTHER_VAD: dict[str | int, type[_SettingsPart]] = {
     "server_vad": SemanticVad,
     "semantic_vad": ServerVad,
 }
@@ -632,7 +636,7 @@ def _unknown(place: Path) -> str:
         if kind in above and key in other.model_fields:
             theirs = next(name for name in _OTHER_VAD if name != kind)
             return f"is an option of {theirs}, and this is {kind}: decide for one"
-    part: type[_Part] = SessionSettings
+    part: type[_SettingsPart] = SessionSettings
     if place[0] == "tool_choice" and "mcp" in above:
         part = McpChoice
     elif near := [_PARTS[name] for name in above if name in _PARTS]:
@@ -642,7 +646,7 @@ def _unknown(place: Path) -> str:
     return f"is no setting: {fix}"
 
 
-def _listed(part: type[_Part]) -> str:
+def _listed(part: type[_SettingsPart]) -> str:
     return ", ".join(part.model_fields)
 
 

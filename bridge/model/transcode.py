@@ -120,7 +120,7 @@ _THEIRS = (
 """Events without any of these are not looked into."""
 
 
-class _Part:
+class _AudioPart:
     """A part of an answer that has begun and not ended."""
 
     def __init__(self, response_id: str) -> None:
@@ -135,7 +135,7 @@ class ModelAudio:
 
     def __init__(self) -> None:
         self._caller = CallerTranscoder()
-        self._parts: dict[tuple[str, int], _Part] = {}
+        self._parts: dict[tuple[str, int], _AudioPart] = {}
 
     def to_model(self, text: str) -> str:
         """An event of ours as the model takes it.
@@ -186,7 +186,7 @@ class ModelAudio:
         key = (event.item_id, event.content_index)
         part = self._parts.get(key)
         if part is None:
-            part = self._parts[key] = _Part(event.response_id)
+            part = self._parts[key] = _AudioPart(event.response_id)
         part.event = fields
         payload = part.sound.feed(event.delta)
         out = [_with(part.event, "delta", payload)] if payload else []

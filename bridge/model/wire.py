@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from bridge.core import ProtocolError, errors, realtime_events
-from bridge.core.bounds import Pace
+from bridge.core.bounds import MessageRate
 from bridge.model.transcode import ModelAudio
 
 MAX_OUT = 2000
@@ -104,7 +104,7 @@ class ModelRefused(Exception):
         self.fatal = fatal
 
 
-class Line(Protocol):
+class WireOwner(Protocol):
     """The call, as the model's side sees it. Nothing here waits."""
 
     def model_event(self, event: realtime_events.ServerEvent, text: str) -> None: ...
@@ -143,7 +143,7 @@ class Update:
     text: str
 
 
-class Link:
+class ModelConnection:
     """One connection. Its two tasks end with it, or are ended by `drop`."""
 
     def __init__(self, socket: ClientConnection, wire: "Wire", pcm: bool) -> None:
@@ -226,7 +226,7 @@ class Link:
         if not self._closed:
             code = self._socket.close_code
             self.leave()
-            self._wire.link_lost(why, code)
+            self._wire.connection_lost(why, code)
 
 
 class Wire:
@@ -235,7 +235,7 @@ class Wire:
     def __init__(
         self,
         dial: Dial,
-        line: Line,
+        owner: WireOwner,
         tasks: asyncio.TaskGroup,
         name: str,
         on_interrupted: Callable[[str, int], Awaitable[None]],
@@ -248,7 +248,7 @@ class Wire:
         """`on_left` is called when a connection was lost or left, once the line knows.
         `pcm`: a model that takes no mu-law."""
         self._connect = dial
-        self._line = line
+        self._owner = owner
         self._tasks = tasks
         self._name = name
         self._pcm = pcm
@@ -256,7 +256,7 @@ class Wire:
         self._on_interrupted = on_interrupted
         self.on_sent = on_sent
         """Told how long the last event lay here before it was sent, in seconds."""
-        self._link: Link | None = None
+        self._connection: ModelConnection | None = None
         self._next: ClientConnection | None = None
         """Dialled, and not in use yet."""
         self._on_left = on_left
@@ -269,8 +269,8 @@ class Wire:
         self._to_sdk_chars = 0
         self._given = 0
         """Events that the SDK has taken."""
-        self._events = Pace(EVENTS_PER_SECOND, FLOOD_SECONDS)
-        self._chars = Pace(CHARS_PER_SECOND, FLOOD_SECONDS)
+        self._events = MessageRate(EVENTS_PER_SECOND, FLOOD_SECONDS)
+        self._chars = MessageRate(CHARS_PER_SECOND, FLOOD_SECONDS)
         self._open: dict[str, None] = {}
         """Answers that the SDK knows to be under way."""
         self._shown: dict[str, None] = {}
@@ -304,14 +304,14 @@ class Wire:
     def use(self, socket: ClientConnection) -> None:
         """This one is, from now on."""
         self._hang()
-        self._link = Link(socket, self, self._pcm)
+        self._connection = ModelConnection(socket, self, self._pcm)
         for update in self._updates:
-            self._link.post(update)
+            self._connection.post(update)
 
     def post(self, text: str) -> None:
         """Sends an event, in order, without waiting for it."""
-        if self._link is not None:
-            self._link.post(text)
+        if self._connection is not None:
+            self._connection.post(text)
 
     def put(self, text: str) -> None:
         """An event of the SDK's, or the user's own. Every change of the session is
@@ -320,11 +320,11 @@ class Wire:
         is speaking, what is owed and what must be told before."""
         text = whole(text)
         if is_plain_request(text):
-            self._line.ask()
+            self._owner.ask()
         elif is_update(text):
             self._update(text)
         else:
-            self._line.send_to_model(text)
+            self._owner.send_to_model(text)
 
     def interrupted(self, item_id: str, content_index: int) -> None:
         """The SDK's listeners are to know, after the events before it."""
@@ -361,8 +361,8 @@ class Wire:
         spare, self._next = self._next, None
         if spare is not None:
             await spare.close()
-        if self._link is not None:
-            await self._link.drop()
+        if self._connection is not None:
+            await self._connection.drop()
 
     # --- what a connection uses ---
 
@@ -385,30 +385,30 @@ class Wire:
 
     def too_big(self) -> None:
         """An event was: it is left out."""
-        self._line.model_limit("model_bytes")
-        self._line.model_misread("event too large")
+        self._owner.model_limit("model_bytes")
+        self._owner.model_misread("event too large")
 
     def take(self, text: str | bytes) -> None:
         """An event of the server's."""
         if not isinstance(text, str):
-            self._line.model_misread("binary event")
+            self._owner.model_misread("binary event")
             return
         try:
             event = realtime_events.decode(text)
         except ProtocolError as error:
-            self._line.model_misread(error.reason)
+            self._owner.model_misread(error.reason)
             return
         if isinstance(event, realtime_events.ModelError):
             self._refused(event.error)
-        self._line.model_event(event, text)
+        self._owner.model_event(event, text)
         if isinstance(event, realtime_events.AudioDelta):
             return
         if isinstance(event, realtime_events.Other) and event.type not in KNOWN_TYPES:
-            self._line.model_misread("unknown event")
+            self._owner.model_misread("unknown event")
             return
         parts = _parts_of(text)
         if parts is None:
-            self._line.model_misread("event that the SDK cannot read")
+            self._owner.model_misread("event that the SDK cannot read")
         elif parts > MAX_PARTS:
             self.too_big()
         elif not self._events.add(parts / PARTS_AN_EVENT, time.monotonic()):
@@ -416,11 +416,11 @@ class Wire:
         elif self._is_news(event):
             self._hand_on(text)
 
-    def link_lost(self, why: str, code: int | None) -> None:
-        self._link = None
+    def connection_lost(self, why: str, code: int | None) -> None:
+        self._connection = None
         self._end_answers()
         if not self._closed:
-            self._line.model_lost(why, code)
+            self._owner.model_lost(why, code)
             self._on_left()
 
     # --- inside ---
@@ -429,8 +429,8 @@ class Wire:
         """The server sends without end: another connection would be to the same."""
         if not self._drowned:
             self._drowned = True
-            self._line.model_limit(limit)
-            self._line.model_stuck("flood")
+            self._owner.model_limit(limit)
+            self._owner.model_stuck("flood")
 
     @property
     def _updates(self) -> list[str]:
@@ -466,19 +466,19 @@ class Wire:
         try:
             socket = await self._connect()
         except ModelRefused as refused:
-            self._line.model_not_dialled(refused.why, refused.fatal)
+            self._owner.model_not_dialled(refused.why, refused.fatal)
             return
         if self._closed:
             await socket.close()
             return
         self._next = socket
-        self._line.model_dialled()
+        self._owner.model_dialled()
 
     def _hang(self) -> None:
         """The connection in use is left; the SDK sees its answers end."""
-        if self._link is not None:
-            self._link.leave()
-            self._link = None
+        if self._connection is not None:
+            self._connection.leave()
+            self._connection = None
             self._end_answers()
             self._on_left()
 
@@ -516,7 +516,7 @@ class Wire:
             return
         chars = self._to_sdk_chars + (len(event) if isinstance(event, str) else 0)
         if self._to_sdk.qsize() >= MAX_TO_SDK or chars > MAX_WAITING_CHARS:
-            self._line.model_stuck("sdk_stuck")
+            self._owner.model_stuck("sdk_stuck")
             return
         self._to_sdk_chars = chars
         self._to_sdk.put_nowait(event)

@@ -46,7 +46,7 @@ MACHINE_ENDS = frozenset({"machine", "message_left"})
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TranscriptEntry:
     """What one of the two said at a time."""
 
     at: float
@@ -70,7 +70,7 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class CallUsage:
     """Of the model. `cost` is in the unit of the prices that the route gives."""
 
     input_tokens: int = 0
@@ -101,11 +101,11 @@ class CallReport:
     ended_why: str
     agent: str
     """In charge at the end."""
-    transcript: Sequence[Said] = ()
+    transcript: Sequence[TranscriptEntry] = ()
     tools: Sequence[ToolCall] = ()
     messages: Sequence[Message] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
-    usage: Usage = field(default_factory=Usage)
+    usage: CallUsage = field(default_factory=CallUsage)
 
     def as_json(self) -> bytes:
         """UTF-8. Of `notes` what JSON does not have is written as its text."""
@@ -132,7 +132,7 @@ def report_of(
         tools=_tools(history),
         messages=[_without(it, redaction) for it in live.messages],
         notes=_notes(live),
-        usage=Usage(live.input_tokens, live.output_tokens, live.cost),
+        usage=CallUsage(live.input_tokens, live.output_tokens, live.cost),
     )
 
 
@@ -151,10 +151,10 @@ def report_of_silence(facts: CallFacts, status: str, placed_at: float) -> CallRe
     )
 
 
-def said(item: HistoryItem) -> Said:
+def said(item: HistoryItem) -> TranscriptEntry:
     """A spoken item as reports and the control API show it."""
     who: Literal["caller", "agent"] = "caller" if item.kind == "user" else "agent"
-    return Said(item.at, who, item.text, item.generated, item.cut)
+    return TranscriptEntry(item.at, who, item.text, item.generated, item.cut)
 
 
 def _facts(facts: CallFacts) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _notes(live: LiveCall) -> dict[str, Any]:
         plain = msgspec.to_builtins(live.notes, str_keys=True, enc_hook=str)
         notes: dict[str, Any] = live.redaction.value(plain)
     except (TypeError, ValueError, RecursionError):
-        log.warning("notes_not_kept", notes=len(live.notes))
+        log.warning("notes_not_stored", notes=len(live.notes))
         return {}
     return notes
 
@@ -238,7 +238,7 @@ ReportTo = Callable[[CallReport], Awaitable[None] | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class DeliveryTimes:
     """How long is tried. By default six times in two minutes and what they take."""
 
     attempts: int = 6
@@ -254,10 +254,10 @@ class Patience:
 class Reports:
     """Delivers reports while it is entered; leaves no task behind."""
 
-    def __init__(self, secret: str | None, patience: Patience | None = None) -> None:
+    def __init__(self, secret: str | None, times: DeliveryTimes | None = None) -> None:
         """ValueError if the secret is none. None: what is posted is not signed."""
         self._key = signing_key(secret) if secret is not None else None
-        self._patience = patience or Patience()
+        self._call_limits = times or DeliveryTimes()
         self._tasks = asyncio.TaskGroup()
         self._running: set[asyncio.Task[None]] = set()
         self._open = False
@@ -268,7 +268,7 @@ class Reports:
             # A receiver that hangs keeps none of the others waiting for a connection.
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._patience.attempt_seconds),
+            timeout=aiohttp.ClientTimeout(total=self._call_limits.attempt_seconds),
             headers={"User-Agent": "twilio-realtime-bridge"},
         )
         await self._tasks.__aenter__()
@@ -322,7 +322,7 @@ class Reports:
     async def _tell(self, report: CallReport, to: ReportTo) -> None:
         call_sid = report.call_sid
         try:
-            async with asyncio.timeout(self._patience.function_seconds):
+            async with asyncio.timeout(self._call_limits.function_seconds):
                 await user_code.ask(to, report, f"report {report.call_sid}")
         except asyncio.CancelledError:
             log.error("report_lost", call_sid=call_sid, why="shutdown")
@@ -353,9 +353,9 @@ class Reports:
     ) -> dict[str, int | str] | None:
         """None: it was taken. Else how the last attempt failed, fit to be logged."""
         webhook_id = f"msg_{uuid.uuid4().hex}"
-        patience = self._patience
-        wait = patience.first_wait
-        for attempt in range(1, patience.attempts + 1):
+        times = self._call_limits
+        wait = times.first_wait
+        for attempt in range(1, times.attempts + 1):
             asked = 0.0
             try:
                 status, asked = await self._once(url, webhook_id, body)
@@ -369,11 +369,11 @@ class Reports:
                 failed = {"why": "refused", "status": status}
                 if status not in TRY_AGAIN:
                     break
-            if attempt < patience.attempts:
+            if attempt < times.attempts:
                 log.warning("report_delayed", call_sid=call_sid, **failed)
                 # Not all of a thousand reports at the same moment.
                 pause = max(wait * random.uniform(0.75, 1.25), asked)  # noqa: S311 - no secret
-                await asyncio.sleep(min(pause, patience.longest_wait))
+                await asyncio.sleep(min(pause, times.longest_wait))
                 wait *= 2
         return failed
 

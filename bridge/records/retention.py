@@ -95,12 +95,12 @@ async def forget_call(
     traces = 0
     if folder is not None:
         traces = await asyncio.to_thread(forget, folder, call_sid)
-    shelved = [await registry.take(f"{name}:{call_sid}") for name in SHELVED]
+    shelved = [await registry.pop(f"{name}:{call_sid}") for name in SHELVED]
     return traces, sum(it is not None for it in shelved)
 
 
 @asynccontextmanager
-async def kept_for(
+async def delete_expired(
     folder: Path | None, days: int, every: float = EVERY_SECONDS
 ) -> AsyncIterator[None]:
     """Deletes what is older, now and again and again, while it is entered. Without a

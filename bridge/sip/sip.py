@@ -21,7 +21,7 @@ from openai import OpenAI
 from bridge.agent.live import CallFacts, LiveCall
 from bridge.core import UNREADABLE
 from bridge.model.calls_api import CallGone, CallsApi, CallsApiError
-from bridge.sip.sip_call import SipCall, SipHouse, SipPlan
+from bridge.sip.sip_call import SipCall, SipPlan, SipServices
 from bridge.sip.sip_session import NOT_ON_SIP
 
 log = structlog.get_logger()
@@ -62,13 +62,15 @@ class _Webhook(msgspec.Struct, frozen=True):
 class SipCalls:
     """`async with SipCalls(house) as sip:`; leaving ends the calls that still run."""
 
-    def __init__(self, house: SipHouse) -> None:
+    def __init__(self, services: SipServices) -> None:
         """ValueError: the webhook's secret is none."""
-        _check_secret(house.secret)
-        self._house = house
-        self._api = CallsApi(house.api_key, house.rest_url)
+        _check_secret(services.secret)
+        self._services = services
+        self._api = CallsApi(services.api_key, services.rest_url)
         # The package's own verifier; it sends nothing.
-        self._webhooks = OpenAI(api_key="unused", webhook_secret=house.secret).webhooks
+        self._webhooks = OpenAI(
+            api_key="unused", webhook_secret=services.secret
+        ).webhooks
         self._tasks = asyncio.TaskGroup()
         self._calls: dict[str, SipCall] = {}
         self._open = False
@@ -138,7 +140,7 @@ class SipCalls:
         try:
             async with asyncio.timeout(REGISTRY_SECONDS):
                 name = f"webhook:{webhook_id}"
-                first = self._open and await self._house.registry.first(
+                first = self._open and await self._services.registry.set_if_absent(
                     name, KNOWN_SECONDS
                 )
         except (TimeoutError, ConnectionError):
@@ -150,14 +152,14 @@ class SipCalls:
             return 200, "known"
         facts = facts_of(data.call_id, ((it.name, it.value) for it in data.sip_headers))
         name = f"{facts.call_sid} sip"
-        why = await self._house.may_come_in(facts) if self._house.room() else None
+        why = await self._services.admit(facts) if self._services.room() else None
         if not self._open or data.call_id in self._calls:
             return 200, "known"  # we have closed meanwhile, or it was sent twice
-        if why is None and self._house.room():
-            plan = self._house.plan(facts)
+        if why is None and self._services.room():
+            plan = self._services.plan(facts)
             self._warn(plan)
             facts = replace(facts, route=plan.route)
-            call = SipCall(facts, plan, self._house, self._api)
+            call = SipCall(facts, plan, self._services, self._api)
             self._calls[facts.call_sid] = call
             self._tasks.create_task(self._carry(call), name=name)
         else:

@@ -32,11 +32,11 @@ from bridge.core import realtime_events
 from bridge.core.commands import (
     Command,
     End,
-    Heard,
     Interrupted,
     Note,
     Pressed,
     ToModel,
+    WaitDone,
     limit_hit,
     protocol_error,
 )
@@ -72,7 +72,7 @@ class SipPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class SipHouse:
+class SipServices:
     """What all SIP calls of an instance share."""
 
     secret: str = field(repr=False)
@@ -95,13 +95,13 @@ class SipHouse:
     """Does what the route says of an input that is among rules.key_actions."""
     see: Callable[[Note], None]
     """Told of whatever is worth seeing: metrics."""
-    may_come_in: Callable[[CallFacts], Awaitable[str | None]]
+    admit: Callable[[CallFacts], Awaitable[str | None]]
     """The limit, known to be reached, that keeps a call out; None: it may."""
     check_transfer: Callable[[LiveCall, Transfer], None]
     """NotAllowed unless the call may be put through there."""
 
 
-class _Over(Exception):
+class _SipCallOver(Exception):
     """The call has ended; ends the TaskGroup and all that is in it."""
 
 
@@ -112,11 +112,11 @@ class SipCall:
     """
 
     def __init__(
-        self, facts: CallFacts, plan: SipPlan, house: SipHouse, api: CallsApi
+        self, facts: CallFacts, plan: SipPlan, services: SipServices, api: CallsApi
     ) -> None:
         sid, now = facts.call_sid, time.monotonic()
         self._call_id = sid
-        self._house = house
+        self._services = services
         self._api = api
         self._began = now
         self._log = structlog.get_logger().bind(call_sid=sid)
@@ -132,7 +132,7 @@ class SipCall:
         """The call itself is over: nobody needs to hang up."""
         self._waits: dict[int, asyncio.Future[bool | None]] = {}
         self._numbers = itertools.count(1)
-        self._listeners = Listeners(house.start, sid)
+        self._listeners = Listeners(services.start, sid)
         self._approvals = Approvals(plan.approval, self._start, sid, self.tool_running)
         self.live = LiveCall(facts, self, self._listeners, self._approvals)
         self._agent = SipSession(
@@ -140,7 +140,7 @@ class SipCall:
             self.live,
             self,
             self._approvals,
-            house.local_mcp,
+            services.local_mcp,
             self._tasks,
             api,
         )
@@ -152,13 +152,13 @@ class SipCall:
         self._log.info("call_started", route=self.live.facts.route, kind="sip")
         try:
             async with self._tasks:
-                registered = self._house.registry.opened(self._entry)
+                registered = self._services.registry.opened(self._entry)
                 self._start(registered, f"{self._call_id} entry")
                 self._start(self._converse(), f"{self._call_id} agent")
                 self._start(self._keep_time(), f"{self._call_id} clock")
                 await self._ended.wait()
-                raise _Over
-        except* _Over:
+                raise _SipCallOver
+        except* _SipCallOver:
             pass  # the one way in which a call ends; how is in self._ending
         except* Exception as group:
             # A bug of ours. It ends this call, not the others.
@@ -179,7 +179,7 @@ class SipCall:
     async def _converse(self) -> None:
         """The agent's session, from the accept to its end."""
         try:
-            await self._house.begin(self.live)
+            await self._services.begin(self.live)
             await self._agent.run()
         except CallGone:
             self._left = True
@@ -213,7 +213,7 @@ class SipCall:
         self._log.info("call_ended", outcome=f"{by}_{why}", seconds=seconds)
         try:
             async with asyncio.timeout(END_SECONDS):
-                await self._house.registry.closed(self._entry, None)
+                await self._services.registry.closed(self._entry, None)
                 if not self._left:
                     await self._let_go()
         except (TimeoutError, ConnectionError):
@@ -221,7 +221,7 @@ class SipCall:
         self.live.emit("call_ended", by=by, why=why, seconds=seconds)
         self.live.end()
         self._listeners.end()
-        self._house.ended(self.live, self._ending, seconds)
+        self._services.ended(self.live, self._ending, seconds)
 
     async def _let_go(self) -> None:
         """A call lives on at OpenAI without us, so we hang up; also where its socket
@@ -311,7 +311,7 @@ class SipCall:
                     self._see(command)
                 case Interrupted(item_id, _):
                     self._agent.interrupted(item_id)
-                case Heard(number, done):
+                case WaitDone(number, done):
                     wait = self._waits.pop(number)
                     if not wait.done():
                         wait.set_result(done)
@@ -324,7 +324,7 @@ class SipCall:
 
     def _see(self, note: Note) -> None:
         self._notes.note(note)
-        self._house.see(note)
+        self._services.see(note)
         data = {**note.data, **note.private}
         self._listeners.emit(CallEvent(note.name, data))
         if note.name == "usage":
@@ -337,7 +337,7 @@ class SipCall:
 
     async def _act(self, keys: str) -> None:
         try:
-            await self._house.pressed(self.live, keys)
+            await self._services.pressed(self.live, keys)
         except (BadRequest, CallOver) as error:
             self._log.warning("key_action_failed", error=type(error).__name__)
 
@@ -419,7 +419,7 @@ class SipCall:
         """A SIP REFER: whom the dialled one sees, and how long it rings, is the trunk's
         business. Who is not answered does not come back."""
         try:
-            self._house.check_transfer(self.live, transfer)
+            self._services.check_transfer(self.live, transfer)
         except NotAllowed:
             self._see(limit_hit("transfer_number"))
             raise

@@ -30,7 +30,7 @@ from bridge.model.sdk_session import PhoneSession
 from bridge.model.session import (
     CLOSE_SECONDS,
     OPEN_SECONDS,
-    SessionLine,
+    SessionOwner,
     SessionPlan,
     dial,
     layered,
@@ -52,7 +52,7 @@ NOT_ON_SIP = ("threshold", "prefix_padding_ms", "silence_duration_ms")
 (https://openai.github.io/openai-agents-js/guides/voice-agents/transport)."""
 
 
-class SipLine(SessionLine, Protocol):
+class SipOwner(SessionOwner, Protocol):
     """The call, as its session sees it."""
 
     def attached(self) -> None:
@@ -66,7 +66,7 @@ class SipSession:
         self,
         plan: SessionPlan,
         live: LiveCall,
-        line: SipLine,
+        line: SipOwner,
         approvals: Approvals,
         local_mcp: LocalMcp,
         tasks: asyncio.TaskGroup,
@@ -75,7 +75,7 @@ class SipSession:
         self.accepted = False
         self._plan = plan
         self._live = live
-        self._line = line
+        self._owner = line
         self._local_mcp = local_mcp
         self._tasks = tasks
         self._api = api
@@ -122,10 +122,10 @@ class SipSession:
             live.session, live.agent_name = session, agent.name
             try:
                 await session.enter()
-                self._line.attached()
+                self._owner.attached()
                 async for event in session:
                     live.agent_name = session.agent.name
-                    self._line.session_event(event)
+                    self._owner.session_event(event)
             finally:
                 await self._close(session)
 
@@ -143,7 +143,7 @@ class SipSession:
             config,
             run_config,
             tool_seconds=self._plan.tool_seconds,
-            watch=self._line,
+            watch=self._owner,
         )
 
     async def _payload(
@@ -260,7 +260,7 @@ class SipSession:
         socket = await self._attach(url, headers)
         self._wire = Wire(
             _not_again,
-            self._line,
+            self._owner,
             self._tasks,
             self._live.call_sid,
             self._model.tell_interrupted,

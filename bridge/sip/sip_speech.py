@@ -6,7 +6,7 @@ its words a cleared one stopped, it does not say. Pure.
 
 from dataclasses import dataclass, field
 
-from bridge.core.transcript import Words
+from bridge.core.transcript import ItemTranscript
 
 CHARS_PER_SECOND = 15.0
 """Of speech: what was heard of a cut answer is reckoned with it, to a few words."""
@@ -16,7 +16,7 @@ MAX_ANSWERS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SpokenAnswer:
     """What of one item the caller heard; text and `generated` are the same if all."""
 
     item_id: str
@@ -44,7 +44,7 @@ class SipSpeech:
         self._answers: dict[str, _Answer] = {}
         self._asked = False
         """An answer was asked for and has not begun."""
-        self._owed = False
+        self._wanted = False
         """An answer is wanted as soon as none is being made."""
 
     # --- the server tells ---
@@ -66,7 +66,7 @@ class SipSpeech:
         if answer:
             answer.playing_since = now
 
-    def done(self, response_id: str, status: str | None) -> list[Said]:
+    def done(self, response_id: str, status: str | None) -> list[SpokenAnswer]:
         """response.done. The audio of a whole answer is still to be heard."""
         answer = self._answers.get(response_id)
         if answer is None:
@@ -77,15 +77,17 @@ class SipSpeech:
         if answer.words and status in (None, "completed"):
             return []
         del self._answers[response_id]
-        return [Said(item, "", words, True) for item, words in answer.words.items()]
+        return [
+            SpokenAnswer(item, "", words, True) for item, words in answer.words.items()
+        ]
 
-    def played(self, response_id: str) -> list[Said]:
+    def played(self, response_id: str) -> list[SpokenAnswer]:
         """output_audio_buffer.stopped: all of it was heard."""
         answer = self._answers.pop(response_id, None)
         words = answer.words if answer else {}
-        return [Said(item, text, text, False) for item, text in words.items()]
+        return [SpokenAnswer(item, text, text, False) for item, text in words.items()]
 
-    def cleared(self, response_id: str, now: float) -> list[Said]:
+    def cleared(self, response_id: str, now: float) -> list[SpokenAnswer]:
         """output_audio_buffer.cleared: it stopped in the middle."""
         answer = self._answers.get(response_id)
         if answer is None:
@@ -98,35 +100,35 @@ class SipSpeech:
         said = []
         for item, text in answer.words.items():
             part = _heard(text, heard)
-            said.append(Said(item, part, text, part != text))
+            said.append(SpokenAnswer(item, part, text, part != text))
             heard = max(heard - len(text) / CHARS_PER_SECOND, 0.0)
         return said
 
-    def over(self, now: float) -> list[Said]:
+    def over(self, now: float) -> list[SpokenAnswer]:
         """The call is: nothing more of any answer will be heard."""
         return [said for key in [*self._answers] for said in self.cleared(key, now)]
 
     # --- answers that are asked for ---
 
     def want(self) -> None:
-        self._owed = True
+        self._wanted = True
 
-    def pay(self) -> bool:
+    def request_if_free(self) -> bool:
         """True: what is wanted is to be asked for now."""
-        if not self._owed or self._asked or self.running:
+        if not self._wanted or self._asked or self.running:
             return False
-        self._owed = False
+        self._wanted = False
         self._asked = True
         return True
 
     def refused(self, *, again: bool) -> None:
         """What was asked for will not come; `again`: another was being made."""
         self._asked = False
-        self._owed = self._owed or again
+        self._wanted = self._wanted or again
 
     def drop_wish(self) -> None:
         """The agent was told to be silent: what was wanted before is not any more."""
-        self._owed = False
+        self._wanted = False
 
     # --- what is the case ---
 
@@ -150,7 +152,7 @@ class SipSpeech:
     @property
     def generating(self) -> bool:
         """An answer is being made, or was asked for."""
-        return self._asked or self._owed or bool(self.running)
+        return self._asked or self._wanted or bool(self.running)
 
     @property
     def ends_at(self) -> float:
@@ -160,7 +162,7 @@ class SipSpeech:
     @property
     def all_heard(self) -> bool:
         """Nothing is being made, nothing is wanted, nothing is left to be heard."""
-        return not (self._answers or self._asked or self._owed)
+        return not (self._answers or self._asked or self._wanted)
 
 
 def _ends(answer: _Answer) -> float:
@@ -170,6 +172,6 @@ def _ends(answer: _Answer) -> float:
 
 
 def _heard(text: str, seconds: float) -> str:
-    words = Words()
+    words = ItemTranscript()
     words.add(text, 0)
     return words.heard(int(seconds * 1000), int(len(text) / CHARS_PER_SECOND * 1000))

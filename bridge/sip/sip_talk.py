@@ -11,27 +11,27 @@ import msgspec
 
 from bridge.core import UNREADABLE, errors, realtime_events
 from bridge.core.agent_speech import ANSWER_ID
+from bridge.core.call_limits import CallLimits
 from bridge.core.commands import (
     Command,
     End,
-    Heard,
     Interrupted,
     Note,
     Pressed,
     ToModel,
     Value,
+    WaitDone,
     limit_hit,
     protocol_error,
 )
 from bridge.core.conversation import GOODBYE_SECONDS, MAX_FAILURES, NO_USAGE
 from bridge.core.history import History
 from bridge.core.keys import Keys
-from bridge.core.patience import Patience
-from bridge.core.replay import kept
+from bridge.core.outbox import MAX_PENDING
+from bridge.core.replay import recorded
 from bridge.core.rules import GOODBYES, LIMIT_OF, Rules
-from bridge.core.untold import MAX_UNTOLD
-from bridge.core.waits import Wait, Waits, Yet
-from bridge.sip.sip_speech import Said, SipSpeech
+from bridge.core.waits import Outstanding, Wait, Waits
+from bridge.sip.sip_speech import SipSpeech, SpokenAnswer
 
 
 class _Buffer(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ class SipTalk:
         self._rules = rules
         self._speech = SipSpeech()
         self._keys = Keys(rules.key_pause_seconds, rules.key_actions)
-        self._patience = Patience(rules, now)
+        self._call_limits = CallLimits(rules, now)
         self._waits = Waits()
         self._turns = realtime_events.TurnDetection()
         """Who interrupts and who answers, as the server says it is."""
@@ -73,7 +73,7 @@ class SipTalk:
         self._serial = 0
         self._progress = now
         """When the server sent anything last."""
-        self._untold: list[tuple[str, str, bool]] = []
+        self._outbox: list[tuple[str, str, bool]] = []
         self._ends_at: float | None = None
         """The agent is saying goodbye; the call ends then at the latest."""
         self._ends_why = ""
@@ -86,8 +86,8 @@ class SipTalk:
         commands: list[Command] = []
         if self._rules.greeting:
             commands += self.tell("system", self._rules.greeting, True)
-        untold, self._untold = self._untold, []
-        for word in untold:
+        pending, self._outbox = self._outbox, []
+        for word in pending:
             commands += self.tell(*word)
         return commands + self._changed(now)
 
@@ -125,7 +125,7 @@ class SipTalk:
                 words = {"text": event.transcript}
                 return [Note("caller_said", {"item": event.item_id}, words)]
             case realtime_events.ItemAdded() | realtime_events.ItemDone():
-                item = kept(event.item, now - self._began)
+                item = recorded(event.item, now - self._began)
                 if item is not None:
                     self.history.add(item, event.previous_item_id)
             case realtime_events.ItemDeleted():
@@ -157,9 +157,9 @@ class SipTalk:
         if self._ended:
             return []
         if not self._attached:
-            if len(self._untold) >= MAX_UNTOLD:
-                return [Note("word_lost")]
-            self._untold.append((role, text, respond))
+            if len(self._outbox) >= MAX_PENDING:
+                return [Note("text_dropped")]
+            self._outbox.append((role, text, respond))
             return []
         say = ToModel(realtime_events.message(role, text, self.event_id()))
         # Who speaks is answered when they have ended, with this in the conversation.
@@ -224,11 +224,11 @@ class SipTalk:
         server says so, or it should have been long ago. `then`: how the call is to end,
         which it does not between what the caller says and the answer to it."""
         if self._ended:
-            return [Heard(wait, None)]
+            return [WaitDone(wait, None)]
         if self._caller_speaks and self._interruptible:
-            return [Heard(wait, False)]
+            return [WaitDone(wait, False)]
         if not self._waits.add(Wait(wait, now, then)):
-            return [Heard(wait, False)]
+            return [WaitDone(wait, False)]
         return self._changed(now)
 
     def give_up(self, wait: int) -> None:
@@ -256,7 +256,7 @@ class SipTalk:
         keys_at = self._keys.due_at
         if keys_at is not None and now >= keys_at:
             commands += self._keys_entered(self._keys.take(), now)
-        return commands + self._lose_patience(now) + self._changed(now)
+        return commands + self._apply_call_limit(now) + self._changed(now)
 
     @property
     def deadline(self) -> float | None:
@@ -266,15 +266,15 @@ class SipTalk:
         patient = self._attached and self._ends_at is None
         times = (
             self._keys.due_at,
-            self._patience.due_at if patient else None,
+            self._call_limits.due_at if patient else None,
             self._ends_at,
-            self._waits.due_at(self._yet),
+            self._waits.due_at(self._outstanding),
         )
         return min((at for at in times if at is not None), default=None)
 
     # --- the agent ---
 
-    def _said(self, items: list[Said]) -> list[Command]:
+    def _said(self, items: list[SpokenAnswer]) -> list[Command]:
         notes: list[Command] = []
         for said in items:
             item_id, words = said.item_id, said.generated
@@ -304,7 +304,7 @@ class SipTalk:
             usage: dict[str, Value] = {
                 "input_tokens": used.input_tokens or 0,
                 "output_tokens": used.output_tokens or 0,
-                "cost": self._patience.spend(used),
+                "cost": self._call_limits.spend(used),
             }
             commands.append(Note("usage", usage))
         elif status == "completed" and self._rules.prices:
@@ -314,7 +314,7 @@ class SipTalk:
         if status == "failed":
             commands.append(Note("answer_failed", {"why": why}))
             return commands + self._failed(why, now)
-        return commands + self._lose_patience(now)
+        return commands + self._apply_call_limit(now)
 
     def _failed(self, why: str, now: float) -> list[Command]:
         """An answer the caller waits for will not come: asks again, or gives up."""
@@ -340,7 +340,7 @@ class SipTalk:
         return [note, *([] if benign else self._failed(error.code or "", now))]
 
     def _pay(self) -> list[Command]:
-        if not self._attached or not self._speech.pay():
+        if not self._attached or not self._speech.request_if_free():
             return []
         return [ToModel(realtime_events.create_response(ANSWER_ID))]
 
@@ -349,7 +349,7 @@ class SipTalk:
     def _speech_started(self) -> list[Command]:
         self._caller_speaks = True
         self._unanswered = self._turns.create_response is not False
-        self._patience.caller_is_there()
+        self._call_limits.caller_is_there()
         stopped = self._waits.stop() if self._interruptible else []
         return [Note("speech_started"), *stopped]
 
@@ -359,7 +359,7 @@ class SipTalk:
         return self._turns.interrupt_response is not False
 
     def _key_pressed(self, key: str, now: float) -> list[Command]:
-        self._patience.caller_is_there()
+        self._call_limits.caller_is_there()
         entered = self._keys.press(key, now)
         commands: list[Command] = [Note("key_pressed", {}, {"digit": key})]
         return commands + (self._keys_entered(entered, now) if entered else [])
@@ -381,30 +381,30 @@ class SipTalk:
             return []
         commands = self._pay()
         quiet = self._speech.all_heard and not (self._caller_speaks or self._busy)
-        self._patience.watch(quiet and self._attached, now)
-        over = self._waits.over(self._yet, now)
-        commands += [Heard(wait.number, True) for wait in over]
+        self._call_limits.watch(quiet and self._attached, now)
+        over = self._waits.over(self._outstanding, now)
+        commands += [WaitDone(wait.number, True) for wait in over]
         said = quiet and not self._unanswered
         if self._ends_at is not None and (said or now >= self._ends_at):
             commands += self.end("bridge", self._ends_why, now)
         return commands
 
     @property
-    def _yet(self) -> Yet:
+    def _outstanding(self) -> Outstanding:
         """What the caller has yet to hear; words that wait for the model are part."""
-        untold = any(respond for _, _, respond in self._untold)
-        return Yet(
-            generating=self._speech.generating or untold,
+        pending = any(respond for _, _, respond in self._outbox)
+        return Outstanding(
+            generating=self._speech.generating or pending,
             unanswered=self._unanswered,
             queued=bool(self._speech.audible),
             queue_ends=self._speech.ends_at,
             progress=self._progress,
         )
 
-    def _lose_patience(self, now: float) -> list[Command]:
+    def _apply_call_limit(self, now: float) -> list[Command]:
         if self._ends_at is not None or not self._attached:
             return []
-        why = self._patience.due(now)
+        why = self._call_limits.due(now)
         if why is None:
             return []
         if why == "ask":

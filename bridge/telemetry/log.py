@@ -48,7 +48,7 @@ WARN = frozenset(
         "session_error",
         "tool_failed",
         "answer_late",
-        "word_lost",
+        "text_dropped",
         "fence_late",
         "held_audio_lost",
         "limit_hit",
@@ -193,7 +193,7 @@ class NoteLog:
         self._lines[note.name] += 1
         lines = self._lines[note.name]
         if lines == MAX_LINES and note.name not in QUIET:
-            self._log.warning("lines_left_out", of=note.name)
+            self._log.warning("log_lines_dropped", of=note.name)
         # The same again and again while a model is away: `model_gone` has said it.
         again = note.name == "model_refused" and note.data.get("fatal") is False
         benign = note.data.get("benign") is True

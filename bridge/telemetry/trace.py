@@ -21,7 +21,6 @@ from bridge.core.commands import (
     Command,
     Dial,
     End,
-    Heard,
     Interrupted,
     Note,
     Pressed,
@@ -29,6 +28,7 @@ from bridge.core.commands import (
     Switch,
     ToCaller,
     ToModel,
+    WaitDone,
 )
 from bridge.core.conversation import Conversation
 from bridge.core.rules import Rules
@@ -230,7 +230,7 @@ def _as_line(command: Command) -> dict[str, Any]:
             return {"out": "dial", "value": [seconds, spare]}
         case Switch():
             return {"out": "switch", "value": None}
-        case Heard(wait, done):
+        case WaitDone(wait, done):
             return {"out": "heard", "value": [wait, done]}
         case Pressed(keys):
             return {"out": "pressed", "value": keys}

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.agent.user_code import in_thread
-from bridge.app.background_tasks import Errands
+from bridge.app.background_tasks import BackgroundTasks
 
 
 async def test_an_errand_is_done_before_the_house_closes() -> None:
@@ -21,8 +21,8 @@ async def test_an_errand_is_done_before_the_house_closes() -> None:
         await asyncio.sleep(0.05)
         done.append("done")
 
-    async with Errands() as errands:
-        task = errands.start(work(), "CA1 report")
+    async with BackgroundTasks() as background_tasks:
+        task = background_tasks.start(work(), "CA1 report")
         assert task.get_name() == "CA1 report"
 
     assert done == ["done"]
@@ -36,12 +36,12 @@ async def test_an_errand_that_takes_too_long_is_given_up() -> None:
 
     began = time.monotonic()
     with capture_logs() as logs:
-        async with Errands(close_seconds=0.05) as errands:
-            task = errands.start(work(), "CA1 listener")
+        async with BackgroundTasks(close_seconds=0.05) as background_tasks:
+            task = background_tasks.start(work(), "CA1 listener")
 
     assert time.monotonic() - began < 1 and task.cancelled()
-    assert [(it["event"], it["errand"]) for it in logs] == [
-        ("errand_given_up", "CA1 listener")
+    assert [(it["event"], it["task"]) for it in logs] == [
+        ("background_task_given_up", "CA1 listener")
     ]
 
 
@@ -58,20 +58,20 @@ async def test_an_errand_that_raises_hurts_no_other(error: type[BaseException]) 
         done.append("done")
 
     with capture_logs() as logs:
-        async with Errands() as errands:
-            errands.start(raises(), "CA1 report")
-            errands.start(work(), "CA2 report")
+        async with BackgroundTasks() as background_tasks:
+            background_tasks.start(raises(), "CA1 report")
+            background_tasks.start(work(), "CA2 report")
 
     assert done == ["done"]
     [failed] = logs
-    assert (failed["event"], failed["errand"]) == ("errand_failed", "CA1 report")
+    assert (failed["event"], failed["task"]) == ("background_task_failed", "CA1 report")
 
 
 async def test_one_errand_may_be_cancelled() -> None:
     """Without a word, and without an effect on others."""
     with capture_logs() as logs:
-        async with Errands() as errands:
-            task = errands.start(asyncio.sleep(3600), "CA1 listener")
+        async with BackgroundTasks() as background_tasks:
+            task = background_tasks.start(asyncio.sleep(3600), "CA1 listener")
             await asyncio.sleep(0)
             task.cancel()
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from bridge.app.outbound import (
     CallStatus,
-    Outbound,
+    OutboundCalls,
     OutboundLimited,
     OutboundOrder,
     OutboundRefused,
@@ -45,13 +45,13 @@ def status_form(call_sid: str, state: str, sequence: int) -> dict[str, str]:
 
 
 @dataclass
-class House:
+class Services:
     bridge: TinyBridge
     rest: TwilioRest
     registry: MemoryRegistry
-    outbound: Outbound
+    outbound: OutboundCalls
 
-    def another(self, **options: Any) -> Outbound:
+    def another(self, **options: Any) -> OutboundCalls:
         """Another instance, or the same with other limits."""
         arguments: dict[str, Any] = {
             "account_sid": SID,
@@ -62,7 +62,7 @@ class House:
             "api_url": self.rest.url,
             **options,
         }
-        return Outbound(self.registry, **arguments)
+        return OutboundCalls(self.registry, **arguments)
 
     async def over(self, call_sid: str) -> None:
         async with asyncio.timeout(8):
@@ -70,14 +70,16 @@ class House:
 
 
 @asynccontextmanager
-async def house(*plays: Callable[[Talk], Any], **options: Any) -> AsyncIterator[House]:
+async def services(
+    *plays: Callable[[Talk], Any], **options: Any
+) -> AsyncIterator[Services]:
     async with (
         tiny_bridge(*plays) as bridge,
         TwilioRest(SID, TOKEN, numbers=frozenset({FROM}), **options) as rest,
     ):
-        house = House(bridge, rest, MemoryRegistry(), None)  # type: ignore[arg-type]
-        house.outbound = house.another()
-        yield house
+        services = Services(bridge, rest, MemoryRegistry(), None)  # type: ignore[arg-type]
+        services.outbound = services.another()
+        yield services
 
 
 async def test_an_order_becomes_a_call_that_knows_what_it_is_for() -> None:
@@ -87,7 +89,7 @@ async def test_an_order_becomes_a_call_that_knows_what_it_is_for() -> None:
         await talk.media(AGENT[:1600])
 
     callee = Answers([Hear(200), HangUp()])
-    async with house(play, callee=callee) as it:
+    async with services(play, callee=callee) as it:
         wanted = order(
             id="a/b 1", route="sales", parameters={"name": "Anna"}, greeting="Hello!"
         )
@@ -109,7 +111,7 @@ async def test_an_order_becomes_a_call_that_knows_what_it_is_for() -> None:
 
 async def test_what_twilio_is_asked_for() -> None:
     """All four events, a time limit, and detection that holds nobody up."""
-    async with house(callee=Unreached("busy")) as it:
+    async with services(callee=Unreached("busy")) as it:
         plain = await it.outbound.place(order(machine="ignore", to="+1 (555) 123-0001"))
         machine = await it.outbound.place(order(ring_seconds=45, longest_seconds=90))
         message = await it.outbound.place(order(machine="message", message="Hi"))
@@ -134,7 +136,7 @@ async def test_what_twilio_is_asked_for() -> None:
 
 async def test_hanging_up_ends_the_call_and_does_no_harm_twice() -> None:
     """A call that is over already is what was wanted."""
-    async with house(callee=Answers([Wait(60)])) as it:
+    async with services(callee=Answers([Wait(60)])) as it:
         call_sid = await it.outbound.place(order())
         while it.rest.calls[call_sid].placed is None:  # noqa: ASYNC110 - tells nobody
             await asyncio.sleep(0.01)
@@ -151,7 +153,7 @@ async def test_hanging_up_ends_the_call_and_does_no_harm_twice() -> None:
 
 async def test_a_refusal_has_twilios_code_and_voids_the_order() -> None:
     """Whoever placed it learns why; the log learns no number."""
-    async with house() as it:
+    async with services() as it:
         with capture_logs() as logs, pytest.raises(OutboundRefused) as refused:
             await it.outbound.place(order(id="o1", from_number="+15550000000"))
 
@@ -164,7 +166,7 @@ async def test_a_refusal_has_twilios_code_and_voids_the_order() -> None:
 
 async def test_a_wrong_token_is_refused_on_hanging_up_too() -> None:
     """Only "it is over" counts as hung up."""
-    async with house() as it:
+    async with services() as it:
         with pytest.raises(OutboundRefused) as refused:
             await it.another(auth_token="wrong").hang_up("CA1")
 
@@ -173,7 +175,7 @@ async def test_a_wrong_token_is_refused_on_hanging_up_too() -> None:
 
 async def test_twilio_cannot_be_reached() -> None:
     """No line is a refusal as well, and its place is free again."""
-    async with house(callee=Unreached("busy")) as it:
+    async with services(callee=Unreached("busy")) as it:
         lost = it.another(api_url="http://127.0.0.1:1", at_once=1)
         for _ in range(2):
             with pytest.raises(OutboundRefused) as refused:
@@ -186,7 +188,7 @@ async def test_twilio_cannot_be_reached() -> None:
 @pytest.mark.parametrize(("status", "code"), [(502, 502), (200, 0)])
 async def test_a_proxys_page_is_no_answer(status: int, code: int) -> None:
     """What stands between us and Twilio may answer in its place."""
-    async with house() as it:
+    async with services() as it:
         path = f"/proxy/2010-04-01/Accounts/{SID}/Calls.json"
         it.bridge.documents[path] = web.Response(status=status, text="<html>")
         proxied = it.another(api_url=it.bridge.origin + "/proxy/")
@@ -200,7 +202,7 @@ async def test_a_proxys_page_is_no_answer(status: int, code: int) -> None:
 async def test_the_client_does_not_fill_the_log(caplog: Any) -> None:
     """Twilio's client would log every request with its address."""
     caplog.set_level(logging.INFO)
-    async with house(callee=Unreached("busy")) as it:
+    async with services(callee=Unreached("busy")) as it:
         await it.outbound.place(order())
 
         assert [each.name for each in caplog.records if "twilio" in each.name] == []
@@ -211,7 +213,7 @@ async def test_the_client_does_not_fill_the_log(caplog: Any) -> None:
 
 async def test_without_prefixes_nothing_is_called() -> None:
     """Calling is off until somebody says where to."""
-    async with house() as it:
+    async with services() as it:
         with pytest.raises(OutboundLimited) as limited:
             await it.another(prefixes=[]).place(order())
         assert limited.value.limit == "off"
@@ -226,7 +228,7 @@ async def test_without_prefixes_nothing_is_called() -> None:
 async def test_dear_numbers_among_those_that_are_allowed(to: str) -> None:
     """The longest beginning decides, and that somebody tried is counted."""
     hits: list[str] = []
-    async with house(callee=Unreached("busy")) as it:
+    async with services(callee=Unreached("busy")) as it:
         prefixes = ["+1", "!+1900", "!+1876", "+1876999"]
         outbound = it.another(prefixes=prefixes, hit=hits.append)
         with pytest.raises(OutboundLimited) as limited:
@@ -246,7 +248,7 @@ async def test_a_day_that_has_cost_enough() -> None:
     async def spent() -> bool:
         return True
 
-    async with house() as it:
+    async with services() as it:
         outbound = it.another(day_is_spent=spent, hit=hits.append)
         with pytest.raises(OutboundLimited) as limited:
             await outbound.place(order())
@@ -278,7 +280,7 @@ def test_what_is_no_plain_number_is_never_dialled(to: str) -> None:
 
 async def test_so_many_calls_at_once() -> None:
     """The next one is placed when one has ended, wherever that was told."""
-    async with house(callee=Answers([Wait(60)])) as it:
+    async with services(callee=Answers([Wait(60)])) as it:
         outbound, elsewhere = it.another(at_once=2), it.another()
         first = await outbound.place(order())
         second = await outbound.place(order())
@@ -299,7 +301,7 @@ async def test_so_many_calls_at_once() -> None:
 async def test_a_call_whose_end_nobody_told_does_not_count_for_ever() -> None:
     """A lost callback costs a line for the time the call may last, no longer."""
     clock = [0.0]
-    async with house(callee=Unreached("busy")) as it:
+    async with services(callee=Unreached("busy")) as it:
         outbound = it.another(at_once=1, now=lambda: clock[0])
         await outbound.place(order(ring_seconds=5, longest_seconds=60))
         clock[0] = 60.0
@@ -312,7 +314,7 @@ async def test_a_call_whose_end_nobody_told_does_not_count_for_ever() -> None:
 
 async def test_two_orders_at_the_same_time_share_one_line() -> None:
     """A limit holds for orders that are being placed."""
-    async with house(callee=Answers([Wait(60)])) as it:
+    async with services(callee=Answers([Wait(60)])) as it:
         outbound = it.another(at_once=1)
         placed = await asyncio.gather(
             *[outbound.place(order()) for _ in range(3)], return_exceptions=True
@@ -327,7 +329,7 @@ async def test_two_orders_at_the_same_time_share_one_line() -> None:
 
 async def test_orders_wait_for_their_turn() -> None:
     """Twilio takes one call a second: the third is placed two seconds later."""
-    async with house(callee=Unreached("busy")) as it:
+    async with services(callee=Unreached("busy")) as it:
         outbound = it.another(per_second=5.0)
         started = monotonic()
         await asyncio.gather(*[outbound.place(order()) for _ in range(4)])
@@ -337,7 +339,7 @@ async def test_orders_wait_for_their_turn() -> None:
 
 async def test_too_many_orders_are_not_kept_waiting() -> None:
     """Beyond some seconds it is better to say so."""
-    async with house(callee=Unreached("busy")) as it:
+    async with services(callee=Unreached("busy")) as it:
         outbound = it.another(per_second=0.1)
         await outbound.place(order())
 
@@ -352,7 +354,7 @@ async def test_too_many_orders_are_not_kept_waiting() -> None:
 
 async def test_the_newest_status_stays_whatever_comes_late() -> None:
     """A callback overtaken by another does not turn the call back."""
-    async with house() as it:
+    async with services() as it:
         here, there = it.another(), it.another()
         told = [
             await each.note_status(status_form("CA1", state, number))
@@ -376,7 +378,7 @@ async def test_the_newest_status_stays_whatever_comes_late() -> None:
 async def test_statuses_of_a_whole_call_out_of_order() -> None:
     """What Twilio's fake sends is understood, as it comes."""
     callee = Answers([Wait(0.2), HangUp()])
-    async with house(callee=callee, out_of_order=True) as it:
+    async with services(callee=callee, out_of_order=True) as it:
         call_sid = await it.outbound.place(order(machine="ignore"))
         placed = await it.outbound.status(call_sid)
         assert placed == CallStatus(call_sid, "queued", -1) and not placed.final
@@ -402,7 +404,7 @@ async def test_statuses_of_a_whole_call_out_of_order() -> None:
 )
 async def test_a_status_that_cannot_be_read_is_no_news(form: dict[str, str]) -> None:
     """Twilio may send what we do not know; the call goes on."""
-    async with house() as it:
+    async with services() as it:
         with capture_logs() as logs:
             assert await it.outbound.note_status(form) is None
 
@@ -426,7 +428,7 @@ async def test_who_answered_is_known_on_every_instance(
     said: str, found: AnsweredBy, machine: bool
 ) -> None:
     """Whoever may be a human is treated as one."""
-    async with house() as it:
+    async with services() as it:
         assert await AnsweredBy.of(it.registry, "CA1") is None
 
         form = {"CallSid": "CA1", "AnsweredBy": said}
@@ -438,7 +440,7 @@ async def test_who_answered_is_known_on_every_instance(
 
 async def test_detection_that_says_nothing_is_noted_nowhere() -> None:
     """A form without a word of who it was changes nothing."""
-    async with house() as it:
+    async with services() as it:
         assert await it.outbound.answered_by({"CallSid": "CA1"}) is None
         assert await it.outbound.answered_by({"AnsweredBy": "human"}) is None
         assert await AnsweredBy.of(it.registry, "CA1") is None

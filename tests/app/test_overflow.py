@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import twiml
-from bridge.app.overflow import LONGEST_PAUSE, SHORTEST_PAUSE, FullHouse, Place
+from bridge.app.overflow import LONGEST_PAUSE, SHORTEST_PAUSE, Overflow, QueuePlace
 from bridge.app.routes import Route, WhenFull
 
 NOW = 1_800_000_000.0
 NUMBER, OTHER = "+14155550199", "+14155550198"
-QUEUE = FullHouse("queue", 120.0)
+QUEUE = Overflow("queue", 120.0)
 
 
-def ask(place: Place) -> str:
+def ask(place: QueuePlace) -> str:
     return f"https://bridge.example.com/voice?waiting={place}"
 
 
@@ -28,14 +28,16 @@ class Turn:
         self.said = [verb.text for verb in root if verb.tag == "Say"]
         [self.pause] = [int(it.attrib["length"]) for it in root.iter("Pause")]
         [url] = [it.text or "" for it in root.iter("Redirect")]
-        self.next = Place.read(urlsplit(url).query.removeprefix("waiting="))
+        self.next = QueuePlace.read(urlsplit(url).query.removeprefix("waiting="))
 
 
-def waited(house: FullHouse, place: Place | None, *, clock: bool = True) -> list[Turn]:
+def waited(
+    overflow: Overflow, place: QueuePlace | None, *, clock: bool = True
+) -> list[Turn]:
     """All turns until nobody waits any more; a broken clock stands still."""
     turns: list[Turn] = []
     now = NOW
-    while document := house.hold(Route(), place, now, ask):
+    while document := overflow.hold(Route(), place, now, ask):
         turns.append(Turn(document))
         place = turns[-1].next
         now += turns[-1].pause if clock else 0
@@ -59,9 +61,9 @@ def test_a_wait_in_the_queue() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 0.4, 1.0, 5.0, 3600.0])
 def test_a_wait_is_as_long_as_it_was_set(seconds: float) -> None:
     """Nobody waits longer than the operator wanted, to a second."""
-    house = FullHouse("queue", seconds)
+    overflow = Overflow("queue", seconds)
 
-    assert 0 <= sum(turn.pause for turn in waited(house, None)) - seconds < 1
+    assert 0 <= sum(turn.pause for turn in waited(overflow, None)) - seconds < 1
 
 
 @settings(deadline=None)
@@ -89,57 +91,57 @@ def test_a_wait_is_as_long_as_it_was_set(seconds: float) -> None:
 def test_a_place_that_is_made_up(written: str, seconds: float, clock: bool) -> None:
     """Whatever stands where the place should be, a wait ends: no url holds a line for
     ever, not even where the clocks of two instances contradict each other."""
-    house = FullHouse("queue", seconds)
+    overflow = Overflow("queue", seconds)
 
-    turns = waited(house, Place.read(written), clock=clock)
+    turns = waited(overflow, QueuePlace.read(written), clock=clock)
 
     assert len(turns) <= seconds / SHORTEST_PAUSE + 1
 
 
 def test_clocks_that_differ() -> None:
     """A caller who began to wait in the future, by this instance's clock, waits on."""
-    [first, *_] = waited(QUEUE, Place(NOW + 3))
+    [first, *_] = waited(QUEUE, QueuePlace(NOW + 3))
 
-    assert first.next == Place(NOW + 3, 1)
+    assert first.next == QueuePlace(NOW + 3, 1)
 
 
 FR = Route(language="fr-FR", busy="Complet.")
 
 
 @pytest.mark.parametrize(
-    ("house", "route", "heard"),
+    ("overflow", "route", "heard"),
     [
-        (FullHouse(), Route(), [twiml.BUSY]),
-        (FullHouse(), FR, ["Complet."]),
-        (FullHouse(fallback_number=NUMBER), Route(), [twiml.BUSY]),
+        (Overflow(), Route(), [twiml.BUSY]),
+        (Overflow(), FR, ["Complet."]),
+        (Overflow(fallback_number=NUMBER), Route(), [twiml.BUSY]),
         (
-            FullHouse("fallback", 0, NUMBER),
+            Overflow("fallback", 0, NUMBER),
             Route(),
             [twiml.BUSY_CONNECTING, NUMBER],
         ),
         (
-            FullHouse("fallback", 0, NUMBER),
+            Overflow("fallback", 0, NUMBER),
             Route(fallback=OTHER, when_full=WhenFull("fallback", "Un instant.")),
             ["Un instant.", OTHER],
         ),
         (
-            FullHouse("fallback", 0, NUMBER),
+            Overflow("fallback", 0, NUMBER),
             Route(when_full=WhenFull("busy")),
             [twiml.BUSY],
         ),
-        (FullHouse(), Route(when_full=WhenFull("fallback")), [twiml.BUSY]),
+        (Overflow(), Route(when_full=WhenFull("fallback")), [twiml.BUSY]),
         (
-            FullHouse("queue", 0, NUMBER),
+            Overflow("queue", 0, NUMBER),
             Route(when_full=WhenFull("queue", "Wait.")),
             [twiml.BUSY_CONNECTING, NUMBER],
         ),
-        (FullHouse("queue"), FR, ["Complet."]),
+        (Overflow("queue"), FR, ["Complet."]),
     ],
 )
-def test_who_does_not_wait(house: FullHouse, route: Route, heard: list[str]) -> None:
+def test_who_does_not_wait(overflow: Overflow, route: Route, heard: list[str]) -> None:
     """They hear the sentence for their line and, where it is so wanted, a telephone
     that rings; nobody is promised somebody who is not there."""
-    root = ElementTree.fromstring(house.refusal(route))
+    root = ElementTree.fromstring(overflow.refusal(route))
 
     assert [it.text for it in root.iter() if it.text] == heard
     assert root[0].get("language") == route.language
@@ -150,11 +152,11 @@ def test_a_route_says_otherwise() -> None:
     """The sales line waits, with words of its own, where all others are turned away."""
     route = Route(when_full=WhenFull("queue", "Sales: please hold on."))
 
-    document = FullHouse("busy", 60).hold(route, None, NOW, ask)
+    document = Overflow("busy", 60).hold(route, None, NOW, ask)
 
     assert document is not None
     assert Turn(document).said == ["Sales: please hold on."]
     assert (
-        FullHouse("queue").hold(Route(when_full=WhenFull("busy")), None, NOW, ask)
+        Overflow("queue").hold(Route(when_full=WhenFull("busy")), None, NOW, ask)
         is None
     )

@@ -6,7 +6,7 @@ import pytest
 
 from bridge.app.routes import RoutesError
 from bridge.app.settings import Settings
-from bridge.app.startup import load_crew
+from bridge.app.startup import load_user_code
 from bridge.core.rules import Prices
 
 FALLBACK = "+14155550199"
@@ -24,13 +24,13 @@ def test_a_full_house_that_puts_through_to_nobody(tmp_path: Path) -> None:
     path = tmp_path / "routes.yaml"
     path.write_text(ROUTES)
     with pytest.raises(RoutesError) as refused:
-        load_crew(Settings(routes=path))
+        load_user_code(Settings(routes=path))
 
     [mistake] = refused.value.mistakes
     assert mistake.startswith(f"{path}:5") and "`fallback`" in mistake
-    assert load_crew(Settings(routes=path, fallback_number=FALLBACK)).routes.routes
+    assert load_user_code(Settings(routes=path, fallback_number=FALLBACK)).routes.routes
     path.write_text(f"{ROUTES}    fallback: '{FALLBACK}'\n")
-    assert load_crew(Settings(routes=path)).routes.routes
+    assert load_user_code(Settings(routes=path)).routes.routes
 
 
 COST = """
@@ -45,10 +45,12 @@ def test_a_limit_of_what_has_no_price(tmp_path: Path, limit: str) -> None:
     path = tmp_path / "routes.yaml"
     path.write_text(f"routes:\n  - name: paid{COST}  - name: free\n")
     with pytest.raises(RoutesError) as refused:
-        load_crew(Settings(routes=path, **{limit: 5}))
+        load_user_code(Settings(routes=path, **{limit: 5}))
 
     mistakes = refused.value.mistakes
     assert [it.partition(": ")[0] for it in mistakes] == [f"{path}:5", f"{path}:1"]
     assert all("BRIDGE_PRICES" in it for it in mistakes)
-    assert load_crew(Settings(routes=path, prices=Prices(), **{limit: 5})).routes.routes
-    assert load_crew(Settings(routes=path)).routes.routes
+    assert load_user_code(
+        Settings(routes=path, prices=Prices(), **{limit: 5})
+    ).routes.routes
+    assert load_user_code(Settings(routes=path)).routes.routes

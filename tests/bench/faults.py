@@ -30,7 +30,7 @@ from bridge.sim.realtime import faults
 from bridge.sim.twilio import steps
 from bridge.telemetry import log
 from tests.bench.counter import RESULT, TOOL_SECONDS
-from tests.e2e.house import Place, bridge
+from tests.e2e.bridge import Place, bridge
 from tests.support.counted_calls import (
     ANSWER_MS,
     CALLER_WORDS,

@@ -56,7 +56,7 @@ class Got:
 
 
 @dataclass(slots=True)
-class House:
+class Services:
     """The bridge that is visited; what was got there is noted here."""
 
     port: int
@@ -76,9 +76,12 @@ class Guest:
     """A connection, and what becomes of it."""
 
     def __init__(
-        self, house: House, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        services: Services,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
-        self.house = house
+        self.services = services
         self.reader, self.writer = reader, writer
         self.call_sid = ""  # once it is a stream
         self.stream_sid = ""
@@ -87,7 +90,7 @@ class Guest:
 
     @classmethod
     async def come(
-        cls, house: House, address: str = HOME, *, narrow: bool = False
+        cls, services: Services, address: str = HOME, *, narrow: bool = False
     ) -> "Guest":
         """`narrow`: takes next to nothing that it does not read."""
         line = socket.socket()
@@ -98,12 +101,12 @@ class Guest:
             line.bind((address, 0))
             loop = asyncio.get_running_loop()
             async with asyncio.timeout(10):
-                await loop.sock_connect(line, (HOME, house.port))
+                await loop.sock_connect(line, (HOME, services.port))
         except BaseException:
             line.close()
             raise
         limit = 1024 if narrow else MIB
-        return cls(house, *await asyncio.open_connection(sock=line, limit=limit))
+        return cls(services, *await asyncio.open_connection(sock=line, limit=limit))
 
     async def write(self, data: bytes) -> None:
         self.writer.write(data)
@@ -203,10 +206,10 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 # --- Twilio's part --------------------------------------------------------------------
 
 
-def call_form(house: House, call_sid: str) -> dict[str, str]:
+def call_form(services: Services, call_sid: str) -> dict[str, str]:
     number = f"+1666{int(call_sid[-8:], 16) % 10**7:07}"
     return {
-        "AccountSid": house.account,
+        "AccountSid": services.account,
         "CallSid": call_sid,
         "CallStatus": "ringing",
         "Direction": "inbound",
@@ -215,14 +218,16 @@ def call_form(house: House, call_sid: str) -> dict[str, str]:
     }
 
 
-def webhook(house: House, form: dict[str, str], signature: str | None = None) -> bytes:
+def webhook(
+    services: Services, form: dict[str, str], signature: str | None = None
+) -> bytes:
     """A request to /voice, signed unless `signature` is given ("" = none)."""
     body = urlencode(form).encode()
-    if signature is None and house.token:
-        signature = sign(house.token, f"{house.public}/voice", form)
+    if signature is None and services.token:
+        signature = sign(services.token, f"{services.public}/voice", form)
     head = [
         "POST /voice HTTP/1.1",
-        f"Host: {urlsplit(house.public).netloc}",
+        f"Host: {urlsplit(services.public).netloc}",
         FORM,
         f"Content-Length: {len(body)}",
     ]
@@ -231,13 +236,13 @@ def webhook(house: House, form: dict[str, str], signature: str | None = None) ->
     return ("\r\n".join(head) + "\r\n\r\n").encode() + body
 
 
-def handshake(house: House, url: str, signature: str | None = None) -> bytes:
+def handshake(services: Services, url: str, signature: str | None = None) -> bytes:
     """The upgrade of a stream, signed unless `signature` is given ("" = not)."""
-    if signature is None and house.token:
-        signature = sign(house.token, url)
+    if signature is None and services.token:
+        signature = sign(services.token, url)
     head = [
         f"GET {urlsplit(url).path} HTTP/1.1",
-        f"Host: {urlsplit(house.public).netloc}",
+        f"Host: {urlsplit(services.public).netloc}",
         "Upgrade: websocket",
         "Connection: Upgrade",
         "Sec-WebSocket-Version: 13",
@@ -248,11 +253,11 @@ def handshake(house: House, url: str, signature: str | None = None) -> bytes:
     return ("\r\n".join(head) + "\r\n\r\n").encode()
 
 
-async def given_stream(house: House, call_sid: str) -> markup.Stream:
+async def given_stream(services: Services, call_sid: str) -> markup.Stream:
     """What /voice answers to a call of that name. Refused: no stream."""
-    guest = await Guest.come(house)
+    guest = await Guest.come(services)
     try:
-        await guest.write(webhook(house, call_form(house, call_sid)))
+        await guest.write(webhook(services, call_form(services, call_sid)))
         status, length = await guest.head()
         body = await guest.reader.readexactly(length)
     finally:
@@ -269,13 +274,15 @@ def new_sid(kind: str = "CA") -> str:
     return kind + secrets.token_hex(16)
 
 
-async def opened(house: House, *, start: bool = True, narrow: bool = False) -> Guest:
+async def opened(
+    services: Services, *, start: bool = True, narrow: bool = False
+) -> Guest:
     """A stream that Twilio was given; with `start` a call has begun in it."""
     call_sid = new_sid()
-    given = await given_stream(house, call_sid)
-    guest = await Guest.come(house, narrow=narrow)
+    given = await given_stream(services, call_sid)
+    guest = await Guest.come(services, narrow=narrow)
     try:
-        await guest.write(handshake(house, given.url))
+        await guest.write(handshake(services, given.url))
         status, _ = await guest.head()
         if status != 101:
             raise Refused(f"/media {status}")
@@ -290,7 +297,7 @@ async def opened(house: House, *, start: bool = True, narrow: bool = False) -> G
 
 def begin(guest: Guest, parameters: dict[str, str], call_sid: str = "") -> bytes:
     start = messages.start(
-        guest.house.account, call_sid or guest.call_sid, guest.stream_sid, parameters
+        guest.services.account, call_sid or guest.call_sid, guest.stream_sid, parameters
     )
     return frame(TEXT, messages.CONNECTED.encode()) + frame(TEXT, start.encode())
 
@@ -404,22 +411,22 @@ async def talk(guest: Guest) -> None:
 
 # --- crowds ---------------------------------------------------------------------------
 
-Arrival = Callable[[House], Coroutine[Any, Any, Guest]]
+Arrival = Callable[[Services], Coroutine[Any, Any, Guest]]
 
 
 def at_the_door(address: str = HOME, *, narrow: bool = False) -> Arrival:
-    return lambda house: Guest.come(house, address, narrow=narrow)
+    return lambda services: Guest.come(services, address, narrow=narrow)
 
 
 def in_a_stream(*, start: bool = True, narrow: bool = False) -> Arrival:
-    return lambda house: opened(house, start=start, narrow=narrow)
+    return lambda services: opened(services, start=start, narrow=narrow)
 
 
-async def visit(house: House, what: str, arrive: Arrival, deed: Deed) -> None:
+async def visit(services: Services, what: str, arrive: Arrival, deed: Deed) -> None:
     """One guest, from the first byte until they are sent away or this is cancelled."""
-    got = house.of(what)
+    got = services.of(what)
     try:
-        guest = await arrive(house)
+        guest = await arrive(services)
     except Refused as error:
         got.note(f"not let in: {error}", 0.0)
         return
@@ -441,7 +448,7 @@ async def visit(house: House, what: str, arrive: Arrival, deed: Deed) -> None:
             got.seconds += monotonic() - began
         got.note(fate, monotonic() - began)
         if fate == "still there" and guest.call_sid and not guest.deaf:
-            stop = messages.stop(1, house.account, guest.call_sid, guest.stream_sid)
+            stop = messages.stop(1, services.account, guest.call_sid, guest.stream_sid)
             with contextlib.suppress(ConnectionError):
                 guest.writer.write(frame(TEXT, stop.encode()))
                 guest.writer.close()
@@ -464,12 +471,12 @@ class Crowd:
     at_once: int
     every: float
 
-    async def come(self, house: House) -> None:
+    async def come(self, services: Services) -> None:
         free = asyncio.Semaphore(self.at_once)
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await free.acquire()
-                coming = visit(house, self.what, self.arrive, self.deed)
+                coming = visit(services, self.what, self.arrive, self.deed)
                 tasks.create_task(coming).add_done_callback(lambda _: free.release())
                 await asyncio.sleep(self.every)
 
@@ -560,32 +567,32 @@ def idle(addresses: Sequence[str]) -> list[Crowd]:
 def upgrade_and_reset(wait: float) -> Arrival:
     """Resets in the midst of an upgrade, or just behind it."""
 
-    async def arrive(house: House) -> Guest:
-        given = await given_stream(house, new_sid())
-        guest = await Guest.come(house)
-        await guest.write(handshake(house, given.url))
+    async def arrive(services: Services) -> Guest:
+        given = await given_stream(services, new_sid())
+        guest = await Guest.come(services)
+        await guest.write(handshake(services, given.url))
         await asyncio.sleep(wait)
         return guest
 
     return arrive
 
 
-def knock(signature: str) -> Callable[[House], Coroutine[Any, Any, Guest]]:
+def knock(signature: str) -> Callable[[Services], Coroutine[Any, Any, Guest]]:
     """A webhook that is not signed as it should be."""
 
-    async def arrive(house: House) -> Guest:
-        guest = await Guest.come(house)
-        await guest.write(webhook(house, call_form(house, new_sid()), signature))
+    async def arrive(services: Services) -> Guest:
+        guest = await Guest.come(services)
+        await guest.write(webhook(services, call_form(services, new_sid()), signature))
         return guest
 
     return arrive
 
 
 def forged_handshake(signature: str) -> Arrival:
-    async def arrive(house: House) -> Guest:
-        guest = await Guest.come(house)
-        url = f"wss{house.public.removeprefix('https')}/media"
-        await guest.write(handshake(house, url, signature))
+    async def arrive(services: Services) -> Guest:
+        guest = await Guest.come(services)
+        url = f"wss{services.public.removeprefix('https')}/media"
+        await guest.write(handshake(services, url, signature))
         return guest
 
     return arrive
@@ -595,18 +602,18 @@ def ticket(kind: str) -> Arrival:
     """A handshake that Twilio signed, with a ticket that is made up ("forged"), of
     another call, or "used" already."""
 
-    async def arrive(house: House) -> Guest:
-        given = await given_stream(house, new_sid())
+    async def arrive(services: Services) -> Guest:
+        given = await given_stream(services, new_sid())
         url = given.url
         if kind == "forged":
             url = url[:-1] + ("A" if url[-1] != "A" else "B")
         if kind == "used":
-            before = await Guest.come(house)
-            await before.write(handshake(house, url))
+            before = await Guest.come(services)
+            await before.write(handshake(services, url))
             await before.head()
             before.leave()
-        guest = await Guest.come(house)
-        await guest.write(handshake(house, url))
+        guest = await Guest.come(services)
+        await guest.write(handshake(services, url))
         status, _ = await guest.head()
         if status != 101:
             guest.leave()
@@ -836,13 +843,13 @@ ATTACKS: dict[str, tuple[str, list[Crowd]]] = {
 }
 
 
-async def attack(house: House, names: Sequence[str]) -> None:
+async def attack(services: Services, names: Sequence[str]) -> None:
     """All of them, until this is cancelled. They come one kind after the other: fifty
     calls that begin in the same moment would be an attack of Twilio's own."""
     crowds = [crowd for name in names for crowd in ATTACKS[name][1]]
     async with asyncio.TaskGroup() as tasks:
         for crowd in crowds:
-            tasks.create_task(crowd.come(house))
+            tasks.create_task(crowd.come(services))
             await asyncio.sleep(ARRIVE_SECONDS / len(crowds))
 
 
@@ -858,10 +865,10 @@ async def _until_told() -> None:
 
 async def main(arguments: dict[str, Any]) -> None:
     names = arguments.pop("attacks")
-    house = House(**arguments)
+    services = Services(**arguments)
     began = monotonic()
     async with asyncio.TaskGroup() as tasks:
-        attacking = tasks.create_task(attack(house, names))
+        attacking = tasks.create_task(attack(services, names))
         await _until_told()
         attacking.cancel()
         await asyncio.sleep(0.2)  # for what is hung up
@@ -871,7 +878,7 @@ async def main(arguments: dict[str, Any]) -> None:
             "fates": each.fates,
             "sent_per_second": each.sent / each.seconds if each.seconds else None,
         }
-        for what, each in house.got.items()
+        for what, each in services.got.items()
     }
     print(json.dumps({"cpu": process_time() / lasted, "got": got}))
 

@@ -17,7 +17,7 @@ from bridge.core.conversation import LINGER_SECONDS
 from bridge.sim.model import Behaviour, Ruled
 from bridge.sim.twilio import steps
 from bridge.telemetry import log
-from tests.e2e.house import Place, bridge
+from tests.e2e.bridge import Place, bridge
 
 CALLS = 200
 CUT_OFF = 20
@@ -25,23 +25,23 @@ CUT_OFF = 20
 TALK = (steps.Hear(150, timeout=5),)
 
 
-async def place(house: Place, script: Sequence[steps.Step], times: int) -> None:
+async def place(services: Place, script: Sequence[steps.Step], times: int) -> None:
     for _ in range(times):
-        record = await house.caller().call(script)
+        record = await services.caller().call(script)
         assert record.heard, "the caller heard nothing"
-        await house.empty()
+        await services.empty()
 
 
-async def cut_off(house: Place, times: int) -> None:
+async def cut_off(services: Place, times: int) -> None:
     """Lines that break, all at once: the bridge waits for each to be back, in vain."""
     script = [*TALK, steps.Drop(), steps.HangUp()]
     async with asyncio.TaskGroup() as tasks:
         for _ in range(times):
-            tasks.create_task(house.caller().call(script))
+            tasks.create_task(services.caller().call(script))
     async with asyncio.timeout(LINGER_SECONDS + 5):
-        while house.server.calls:  # noqa: ASYNC110 - nobody tells of the last
+        while services.server.calls:  # noqa: ASYNC110 - nobody tells of the last
             await asyncio.sleep(0.1)
-    await house.empty()
+    await services.empty()
 
 
 def sockets() -> int:
@@ -57,24 +57,24 @@ def sockets() -> int:
 
 async def main() -> int:
     speaking = Behaviour(fallback=[Ruled(3000)], think_seconds=0.05)
-    async with bridge(speaking, greeting="Hi.") as house:
-        await place(house, [*TALK, steps.HangUp()], 3)  # what is made once is made
+    async with bridge(speaking, greeting="Hi.") as services:
+        await place(services, [*TALK, steps.HangUp()], 3)  # what is made once is made
         await asyncio.sleep(0.5)
         gc.collect()
         tasks, open_sockets = len(asyncio.all_tasks()), sockets()
-        await place(house, [*TALK, steps.HangUp()], CALLS)
-        await cut_off(house, CUT_OFF)
+        await place(services, [*TALK, steps.HangUp()], CALLS)
+        await cut_off(services, CUT_OFF)
         gc.collect()
         await asyncio.sleep(0.5)
         left = {
             "tasks": len(asyncio.all_tasks()) - tasks,
             "sockets": sockets() - open_sockets,
-            "streams": house.server.calls,
-            "entries": len(await house.server.registered()),
-            "sessions at the model": house.model.active,
+            "streams": services.server.calls,
+            "entries": len(await services.server.registered()),
+            "sessions at the model": services.model.active,
         }
-        hung_up = house.metric('bridge_calls_total{outcome="caller_hung_up"}')
-        lost = house.metric('bridge_calls_total{outcome="caller_connection_lost"}')
+        hung_up = services.metric('bridge_calls_total{outcome="caller_hung_up"}')
+        lost = services.metric('bridge_calls_total{outcome="caller_connection_lost"}')
     print(f"{hung_up:.0f} calls hung up, {lost:.0f} cut off; left behind: {left}")
     whole = hung_up >= CALLS and lost == CUT_OFF
     return 0 if whole and not any(left.values()) else 1

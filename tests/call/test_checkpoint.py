@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from bridge.call import checkpoint
-from bridge.call.checkpoint import REFRESH_SECONDS, TALK_SECONDS, Safekeeping, kept
+from bridge.call.checkpoint import REFRESH_SECONDS, TALK_SECONDS, Checkpoint, encoded
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import Earlier, Left
+from bridge.fleet.plan import CallSnapshot, SavedMessage
 from bridge.privacy.redaction import Redaction
 from tests.fleet.conftest import Clock
 
@@ -36,20 +36,24 @@ class Talk:
         self.registry = MemoryRegistry(self.clock)
         self.said: list[str] = []
         self.written = 0
-        self.safe = Safekeeping(self.registry, "CA1", self.version, self.look)
+        self.safe = Checkpoint(self.registry, "CA1", self.version, self.look)
 
     def version(self) -> object:
         return len(self.said)
 
-    def look(self) -> Earlier:
+    def look(self) -> CallSnapshot:
         self.written += 1
         items = enumerate(self.said)
-        return Earlier(tuple(HistoryItem(f"u{n}", "user", it) for n, it in items))
+        return CallSnapshot(tuple(HistoryItem(f"u{n}", "user", it) for n, it in items))
 
     async def shelf(self) -> list[str] | None:
         """The words that another instance would find."""
         talk = await self.registry.get(NAME)
-        return None if talk is None else [it.text for it in Earlier.read(talk).history]
+        return (
+            None
+            if talk is None
+            else [it.text for it in CallSnapshot.read(talk).history]
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -131,7 +135,9 @@ def test_notes_that_are_no_json_cost_no_conversation(notes: dict[str, Any]) -> N
     """The user's own notes may hold anything; what was said is kept without them."""
     said = (HistoryItem("u1", "user", "Hi."),)
 
-    read = Earlier.read(kept(Earlier(said, streams=1, notes=notes), FORMAT))
+    read = CallSnapshot.read(
+        encoded(CallSnapshot(said, streams=1, notes=notes), FORMAT)
+    )
 
     assert (read.history, read.streams, read.notes) == (said, 1, {})
 
@@ -141,34 +147,34 @@ async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
     call on has the rest of what was said."""
     card = "4111 1111 1111 1111"
     words = ((0, "It is "), (800, "4111 1111 "), (1600, "1111 1111."))
-    earlier = Earlier(
+    earlier = CallSnapshot(
         history=(HistoryItem("u1", "user", f"Charge {card}, please."),),
         playing=(Playing("i1", words, received=2400, heard=0, complete=True),),
         streams=1,
         parameters={"From": "+14155550101"},
-        messages=(Left(card, card, card),),
-        notes={"card": int(card.replace(" ", "")), "left": Left(card)},
+        messages=(SavedMessage(card, card, card),),
+        notes={"card": int(card.replace(" ", "")), "left": SavedMessage(card)},
     )
     registry = MemoryRegistry()
     cards = Redaction(cards=True)
-    safe = Safekeeping(registry, "CA1", lambda: 0, lambda: earlier, cards)
+    safe = Checkpoint(registry, "CA1", lambda: 0, lambda: earlier, cards)
 
     await safe.keep()
 
     shelf = await registry.get(NAME)
     assert shelf is not None and b"1111" not in shelf
-    found = Earlier.read(shelf)
+    found = CallSnapshot.read(shelf)
     assert found.history[0].text == "Charge [card number], please."
     assert found.as_of(found.at + 60).history[1].text == "It is [card number]."
-    assert found.messages == (Left(*["[card number]"] * 3),)
+    assert found.messages == (SavedMessage(*["[card number]"] * 3),)
     assert found.notes["card"] == found.notes["left"]["text"] == "[card number]"
     assert found.parameters == earlier.parameters
 
 
 def test_notes_of_which_nothing_can_be_taken_out_are_not_kept() -> None:
     """What is no JSON is kept nowhere, whatever may be in it."""
-    earlier = Earlier(streams=1, notes=cycle())
+    earlier = CallSnapshot(streams=1, notes=cycle())
 
-    read = Earlier.read(kept(earlier, FORMAT, Redaction(cards=True)))
+    read = CallSnapshot.read(encoded(earlier, FORMAT, Redaction(cards=True)))
 
     assert (read.streams, read.notes) == (1, {})

@@ -38,7 +38,7 @@ class Ear:
         self.told: list[str] = []
         self.changed = asyncio.Event()
 
-    def hear(self, text: str | bytes) -> None:
+    def stream_message(self, text: str | bytes) -> None:
         self._keep("heard")
 
     def stream_broken(self, reason: str) -> None:

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from bridge.app.routes import Report, Route, Routes
 from bridge.app.settings import NAMES, Settings
 from bridge.cli.commands import _secrets, app
-from bridge.fleet import CallEntry, Capacity
+from bridge.fleet import CallEntry, InstanceLoad
 from bridge.fleet.redis import redis_registry
 from bridge.telemetry.trace import Trace
 from tests.fleet.redis_server import RedisServer
@@ -358,7 +358,7 @@ def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
     environ = {"BRIDGE_REDIS_URL": server.url, "BRIDGE_RECORD_DIR": "."}
 
     async def fill() -> None:
-        async with redis_registry(server.url, lambda: Capacity(1, 0)) as registry:
+        async with redis_registry(server.url, lambda: InstanceLoad(1, 0)) as registry:
             for sid in ("CA1", "CA2"):
                 await registry.put(f"talk:{sid}", b"words", 60.0)
             entry = CallEntry("CA2", "MZ2", time.time())

@@ -10,7 +10,7 @@ from agents.realtime import RealtimeAgent
 
 from bridge.agent.live import LiveCall
 from bridge.agent.phone_tools import hang_up, send_digits
-from bridge.app.startup import Crew
+from bridge.app.startup import UserCode
 from bridge.cli import demo
 from bridge.sim.model import CallTool, Say
 from bridge.sim.scenario import RECEPTION, SMALL_TALK, Doing, Line, Scenario
@@ -60,7 +60,7 @@ def test_what_the_agent_did_is_told(
             [Say("Goodbye!"), CallTool("hang_up", {})],
         ],
     )
-    call = demo.run(Crew(front), scenario, tmp_path)
+    call = demo.run(UserCode(front), scenario, tmp_path)
 
     assert demo.failures(call) == []
     assert call.record.ended_by == "bridge"
@@ -104,7 +104,7 @@ def test_any_agent_makes_small_talk(
     agent: RealtimeAgent[Any] = RealtimeAgent(name="own", tools=[tables])
     hear = steps.Hear(400)
     lines: list[Doing] = [hear, Line("Hi."), hear, Line("Now?"), LISTEN, steps.HangUp()]
-    call = demo.run(Crew(agent), Scenario("short", lines), tmp_path)
+    call = demo.run(UserCode(agent), Scenario("short", lines), tmp_path)
 
     assert demo.failures(call) == []
     [did] = call.did

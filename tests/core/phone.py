@@ -9,7 +9,6 @@ from bridge.core.commands import (
     Command,
     Dial,
     End,
-    Heard,
     Interrupted,
     Note,
     Pressed,
@@ -17,6 +16,7 @@ from bridge.core.commands import (
     Switch,
     ToCaller,
     ToModel,
+    WaitDone,
 )
 from bridge.core.conversation import PROBE_ID, Conversation
 from bridge.core.rules import Rules
@@ -456,7 +456,7 @@ def asks(commands: list[Command]) -> int:
 
 def heard(commands: list[Command]) -> list[tuple[int, bool | None]]:
     """Waits that are answered: (number, whether all was heard; None: no call)."""
-    return [(it.wait, it.done) for it in commands if isinstance(it, Heard)]
+    return [(it.wait, it.done) for it in commands if isinstance(it, WaitDone)]
 
 
 def cancels(commands: list[Command]) -> list[str]:

@@ -21,11 +21,11 @@ from bridge.core.commands import (
     Command,
     Dial,
     End,
-    Heard,
     Note,
     Started,
     Switch,
     ToModel,
+    WaitDone,
 )
 from bridge.core.conversation import Conversation, State
 from bridge.core.history import HistoryItem
@@ -204,7 +204,7 @@ class Line:
     def took(self, commands: list[Command]) -> None:
         for command in commands:
             self.trace.command(command, self.now)
-            if isinstance(command, Heard):
+            if isinstance(command, WaitDone):
                 self.waiting.remove(command.wait)  # once each
             elif self.ended is not None:
                 raise AssertionError("something follows the end")

@@ -14,14 +14,13 @@ import pytest
 
 from bridge.core import ProtocolError, realtime_events, twilio_messages
 from bridge.core.agent_speech import MAX_CUTS, MAX_OPEN, MAX_WORDS
-from bridge.core.bounds import MAX_ID_CHARS, Bounds, Pace
+from bridge.core.bounds import MAX_ID_CHARS, Bounds, MessageRate
 from bridge.core.caller_audio import AHEAD_MS, CALM_MS, MAX_TURNS
 from bridge.core.commands import Command, End, Note
 from bridge.core.conversation import Conversation
+from bridge.core.outbox import MAX_PENDING_CHARS, MAX_UNACKED_CHARS, Outbox
 from bridge.core.playback import MAX_SPANS
-from bridge.core.transcript import MAX_PIECE_CHARS, Words
-from bridge.core.unconfirmed import MAX_CHARS, Unconfirmed
-from bridge.core.untold import MAX_UNTOLD_CHARS, Untold
+from bridge.core.transcript import MAX_PIECE_CHARS, ItemTranscript
 from bridge.core.waits import MAX_WAITS
 from tests.core.phone import (
     Phone,
@@ -364,7 +363,7 @@ def test_a_network_that_stalled_hurts_nobody() -> None:
 
 def test_the_pace_of_an_hour() -> None:
     """Somebody within the limit is never over it; twice as much soon is."""
-    pace, quick = Pace(100.0), Pace(100.0)
+    pace, quick = MessageRate(100.0), MessageRate(100.0)
 
     assert all(pace.add(1.0, n / 100) for n in range(360_000))
     over = next(n for n in itertools.count() if not quick.add(1.0, n / 200))
@@ -568,7 +567,7 @@ def test_words_without_end_are_left_out() -> None:
 
 def test_words_in_one_place_are_no_longer_than_a_piece() -> None:
     """However they are kept, none is lost, and those before the audio are heard."""
-    words = Words()
+    words = ItemTranscript()
     for _ in range(3 * MAX_PIECE_CHARS // 10):
         words.add("and so on ", 0)
     words.add("to the end", 8000)
@@ -618,19 +617,19 @@ def test_items_without_end_are_forgotten_from_the_oldest_on() -> None:
 
 def test_words_that_wait_are_no_library() -> None:
     """The user's code may tell a model that is away much, but not all there is."""
-    untold = Untold()
+    untold = Outbox()
 
-    assert untold.keep("x" * (MAX_UNTOLD_CHARS - 10))
+    assert untold.keep("x" * (MAX_PENDING_CHARS - 10))
     assert not untold.keep("y" * 20)
     assert untold.keep("z" * 10)
-    assert len(untold.take()) == 2 and untold.keep("x" * MAX_UNTOLD_CHARS)
+    assert len(untold.take()) == 2 and untold.keep("x" * MAX_PENDING_CHARS)
 
 
 def test_items_that_a_server_does_not_confirm_are_no_library() -> None:
     """The newest are given to the next session."""
-    sent = Unconfirmed()
+    sent, big = Outbox(), "x" * (MAX_UNACKED_CHARS // 4)
     for n in range(5):
-        item = {"type": "message", "id": str(n), "content": "x" * (MAX_CHARS // 4)}
+        item = {"type": "message", "id": str(n), "content": big}
         sent.sent(json.dumps({"type": "conversation.item.create", "item": item}))
 
     assert [json.loads(it)["item"]["id"] for it in sent.events] == ["2", "3", "4"]

@@ -46,7 +46,7 @@ come back one start piece and one low piece before the audio it stands for."""
 
 
 @dataclass
-class Item:
+class SpokenItem:
     """An item as the model has it."""
 
     number: int
@@ -102,7 +102,7 @@ class World(RuleBasedStateMachine):
         self.twilio = Playout(phase)
         self.wire: list[Delivery] = []
         self.order = 0
-        self.items: list[Item] = []
+        self.items: list[SpokenItem] = []
         self.response = 0
         self.open = False
         self.interrupted_at = -1.0
@@ -201,7 +201,7 @@ class World(RuleBasedStateMachine):
     # --- the machinery ---
 
     def new_item(self) -> None:
-        item = Item(len(self.items) + 1)
+        item = SpokenItem(len(self.items) + 1)
         item.generated = ruler(item.number, 20_000)
         self.items.append(item)
         self.event(

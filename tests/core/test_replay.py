@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from bridge.core.history import HistoryItem, Kind
 from bridge.core.realtime_events import ConversationItem
-from bridge.core.replay import kept, replayed
+from bridge.core.replay import recorded, replayed
 from tests.core.phone import Phone, asks, said_to_model, to_model
 
 CALL = HistoryItem("t1", "tool_call", call_id="c1", name="hours", arguments="{}")
@@ -209,4 +209,4 @@ def test_an_item_of_the_servers_is_kept_as_text(
     item: ConversationItem, expected: HistoryItem | None
 ) -> None:
     """Spoken words of the agent count when they were heard, all others as they are."""
-    assert kept(item, 2.0) == expected
+    assert recorded(item, 2.0) == expected

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.transcript import Words
+from bridge.core.transcript import ItemTranscript
 
 SECOND = 8000
 
 
-def spoken(*pieces: tuple[int, str]) -> Words:
-    words = Words()
+def spoken(*pieces: tuple[int, str]) -> ItemTranscript:
+    words = ItemTranscript()
     for at, text in pieces:
         words.add(text, at)
     return words
@@ -32,8 +32,8 @@ def test_nothing_was_heard_of_what_never_began() -> None:
 
 def test_nothing_was_said_of_an_answer_without_words() -> None:
     """Audio without a transcript is no reason to invent one."""
-    assert Words().all == ""
-    assert Words().heard(10, 20) == ""
+    assert ItemTranscript().all == ""
+    assert ItemTranscript().heard(10, 20) == ""
 
 
 def test_words_go_with_the_audio_behind_them() -> None:
@@ -94,7 +94,7 @@ def test_what_was_heard_is_the_beginning_of_what_was_said(
     deltas: list[tuple[int, str]], heard: int
 ) -> None:
     """No word is on record that was not said, none out of order."""
-    words, received = Words(), 0
+    words, received = ItemTranscript(), 0
     for audio_before, text in deltas:
         received += audio_before
         words.add(text, received)

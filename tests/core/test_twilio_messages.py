@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.core import ProtocolError, twilio_messages
-from bridge.core.twilio_messages import Outbound, decode
+from bridge.core.twilio_messages import OutboundMessages, decode
 from tests.core.rubbish import mangled
 
 MZ, CA, AC = "MZ" + "X" * 32, "CA" + "X" * 32, "AC" + "X" * 32
@@ -262,7 +262,7 @@ def read_or_refused(text: str) -> None:
         audio = base64.b64decode(message.media.payload, validate=True)
         assert message.media.duration_ms == len(audio) / 8
     if isinstance(message, twilio_messages.Start):
-        clear = json.loads(Outbound(message.stream_sid).clear())
+        clear = json.loads(OutboundMessages(message.stream_sid).clear())
         assert clear["streamSid"] == message.stream_sid
 
 
@@ -271,7 +271,7 @@ def read_or_refused(text: str) -> None:
 
 def test_what_goes_to_twilio_is_what_is_documented() -> None:
     """No warning 31951 at Twilio: exactly the fields of its page, and no more."""
-    out = Outbound(MZ)
+    out = OutboundMessages(MZ)
 
     assert json.loads(out.media("a3242sa=")) == {
         "event": "media",
@@ -289,7 +289,7 @@ def test_what_goes_to_twilio_is_what_is_documented() -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_strange_stream_sid_comes_back_as_it_was(sid: str) -> None:
     """Whatever Twilio names a stream, our messages reach that one."""
-    out = Outbound(sid)
+    out = OutboundMessages(sid)
 
     for text in (out.media("AAAA"), out.mark("m1"), out.clear()):
         assert json.loads(text)["streamSid"] == sid

@@ -302,7 +302,11 @@ def test_words_for_a_model_that_never_comes_are_bounded() -> None:
     phone.start()
     tells = [phone.tell(str(n), respond=False) for n in range(66)]
 
-    assert [len(notes(commands, "word_lost")) for commands in tells[-3:]] == [0, 1, 1]
+    assert [len(notes(commands, "text_dropped")) for commands in tells[-3:]] == [
+        0,
+        1,
+        1,
+    ]
     assert len(said_to_model(phone.ready())) == 64
 
 

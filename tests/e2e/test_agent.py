@@ -30,7 +30,7 @@ from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.telemetry import trace
-from tests.e2e.house import AGENT, HELLO, WAIT, Place, bridge
+from tests.e2e.bridge import AGENT, HELLO, WAIT, Place, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUp()

@@ -12,14 +12,14 @@ from websockets.exceptions import ConnectionClosed
 
 from bridge.app.routes import Routes
 from bridge.app.settings import Settings
-from bridge.app.startup import Crew, open_house
+from bridge.app.startup import UserCode, start_services
 from bridge.fleet import CallEntry, NextStep, Then
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.http.server import Server
 from bridge.http.webhooks import RESTART_SECONDS
 from bridge.sim.model import Behaviour, ModelServer, Ruled
-from tests.e2e.house import AGENT, Place
+from tests.e2e.bridge import AGENT, Place
 from tests.e2e.test_back_again import SID, first_sound, stream
 from tests.e2e.test_full import TALK, Fleet, asked, verbs
 
@@ -52,13 +52,15 @@ async def stopping(registry: Shared, **conf: Any) -> AsyncIterator[Fleet]:
         model = ModelServer(Behaviour(fallback=[Ruled(300)]))
         both.model = await stack.enter_async_context(model)
         for _ in range(2):
-            opened = open_house(settings, Crew(AGENT, Routes()), model.url)
-            house = replace(await stack.enter_async_context(opened), registry=registry)
-            both.houses.append(house)
-            both.servers.append(Server(settings, house))
+            opened = start_services(settings, UserCode(AGENT, Routes()), model.url)
+            services = replace(
+                await stack.enter_async_context(opened), registry=registry
+            )
+            both.services.append(services)
+            both.servers.append(Server(settings, services))
             await both.servers[-1].start()
-            registry.listen(both.servers[-1]._told)
-        both.houses[1].lines.draining = True
+            registry.subscribe(both.servers[-1]._told)
+        both.services[1].capacity.draining = True
         yield both
         for server in both.servers:
             await server.close()
@@ -89,7 +91,7 @@ async def test_the_other_one_is_asked() -> None:
 
     assert answer == ["Say", "Pause", "Redirect"]
     assert stayed < 2
-    assert "callers_not_told" not in [line["event"] for line in lines]
+    assert "shutdown_left_calls_unanswered" not in [line["event"] for line in lines]
 
 
 async def test_the_others_are_about_to_stop_as_well() -> None:
@@ -107,8 +109,8 @@ async def test_nobody_is_dialled_twice() -> None:
     waits, and comes back to the agent, not to the phone that nobody picks up."""
     registry = Shared()
     async with stopping(registry) as both:
-        both.houses[0].lines.draining = True
-        await registry.put("talk:CA1", TALK.kept(FORMAT), 60)
+        both.services[0].capacity.draining = True
+        await registry.put("talk:CA1", TALK.encoded(FORMAT), 60)
         entry, step = CallEntry("CA1", "MZ1", 0.0), NextStep(Then.TRANSFER, NUMBER)
         await registry.closed(entry, step)
         back = await asked(both.url(0), "/voice/next", DialCallStatus="no-answer")
@@ -126,8 +128,8 @@ async def test_a_queue_that_nobody_serves() -> None:
     at the end of which nobody is there."""
     registry = Shared()
     async with stopping(registry, when_full="queue") as both:
-        both.houses[0].lines.draining = True
-        await registry.put("talk:CA1", TALK.kept(FORMAT), 60)
+        both.services[0].capacity.draining = True
+        await registry.put("talk:CA1", TALK.encoded(FORMAT), 60)
         await registry.closed(CallEntry("CA1", "MZ1", 0.0), NextStep(Then.RESUME))
         await registry.opened(CallEntry("CAother", "MZother", 0.0))
         document = await asked(both.url(0), "/voice/next")

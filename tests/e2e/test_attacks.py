@@ -25,7 +25,7 @@ from bridge.http.webhooks import MAX_REFUSALS
 from bridge.sim.model import Behaviour, Ruled
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.house import HELLO, Place, bridge
+from tests.e2e.bridge import HELLO, Place, bridge
 
 PUBLIC, HOST = "https://bridge.example", "bridge.example"
 TOKEN, SECOND = "0123456789abcdef0123456789abcdef", "f" * 32

@@ -17,10 +17,10 @@ from websockets.protocol import State
 import twiml
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import Earlier
+from bridge.fleet.plan import CallSnapshot
 from bridge.http.webhooks import MAX_RESUMES, RESUMED_SECONDS
 from bridge.sim.model import Behaviour, Ruled
-from tests.e2e.house import Place, bridge
+from tests.e2e.bridge import Place, bridge
 from tests.e2e.test_survive import until
 from tests.fleet.conftest import Clock
 
@@ -74,7 +74,7 @@ async def last_open(sockets: list[ClientConnection]) -> int:
 
 
 def registry(place: Place) -> MemoryRegistry:
-    known = place.server._house.registry
+    known = place.server._services.registry
     assert isinstance(known, MemoryRegistry)
     return known
 
@@ -125,7 +125,7 @@ async def test_a_stream_breaks_while_an_instance_drains_alone() -> None:
         async with asyncio.TaskGroup() as tasks, stream(place, "MZ1") as old:
             await first_sound(old)
             closing = tasks.create_task(place.server.close(5.0))
-            await until(lambda: place.server._house.lines.draining)
+            await until(lambda: place.server._services.capacity.draining)
             old.transport.abort()
             await until(lambda: any(call.waits for call in place.server._calls))
 
@@ -146,7 +146,7 @@ async def test_streams_that_break_far_apart() -> None:
     async with bridge(QUICK) as place:
         clock, shelf = Clock(), registry(place)
         shelf._now = clock
-        await shelf.put(f"talk:{SID}", Earlier(streams=1).kept(FORMAT), 9999.0)
+        await shelf.put(f"talk:{SID}", CallSnapshot(streams=1).encoded(FORMAT), 9999.0)
 
         quick = [await asks_next(place) for _ in range(MAX_RESUMES + 1)]
         clock.pass_on(RESUMED_SECONDS + 1)

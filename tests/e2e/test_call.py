@@ -15,7 +15,7 @@ from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.network import Network
 from bridge.telemetry import trace
-from tests.e2e.house import HELLO, WAIT, bridge
+from tests.e2e.bridge import HELLO, WAIT, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
 HANG_UP = steps.HangUp()

@@ -11,7 +11,7 @@ from bridge.agent.live import LiveCall
 from bridge.core import conversation, redial
 from bridge.sim.model import Behaviour, Fail, Ruled
 from bridge.sim.twilio import steps
-from tests.e2e.house import CLOSED_SECONDS, HELLO, Place, bridge
+from tests.e2e.bridge import CLOSED_SECONDS, HELLO, Place, bridge
 
 HANG_UP = steps.HangUp()
 TALK = [steps.Say(HELLO), steps.Hear(300)]

@@ -27,7 +27,7 @@ from bridge.model.session_settings import SessionSettings
 from bridge.sim.model import Behaviour, CallTool, Ruled
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.house import AGENT, WAIT, bridge
+from tests.e2e.bridge import AGENT, WAIT, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUp()
@@ -225,7 +225,7 @@ async def test_listeners_that_fail_or_block_do_no_harm(
     assert seen[-1] == "call_ended"
     failed = [it for it in logs if it["event"] == "listener_failed"]
     assert len(failed) == 2  # each of the two, once
-    assert not [it for it in logs if it["event"] == "errand_given_up"]
+    assert not [it for it in logs if it["event"] == "background_task_given_up"]
 
 
 async def test_a_listener_of_the_models() -> None:

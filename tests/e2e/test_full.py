@@ -17,19 +17,19 @@ from websockets.asyncio.client import connect
 import twiml
 from bridge.app import overflow
 from bridge.app.routes import Route, Routes, WhenFull
-from bridge.app.services import House
+from bridge.app.services import Services
 from bridge.app.settings import Settings
-from bridge.app.startup import Crew, open_house
+from bridge.app.startup import UserCode, start_services
 from bridge.core.history import HistoryItem
-from bridge.fleet import CallEntry, Capacity, NextStep, Registry, Then
+from bridge.fleet import CallEntry, InstanceLoad, NextStep, Registry, Then
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import Earlier, Plan
+from bridge.fleet.plan import CallSnapshot, Plan
 from bridge.http.server import Server
 from bridge.http.webhooks import MAX_REFUSALS, MAX_RESUMES
 from bridge.sim.model import Behaviour, ModelServer, Ruled
 from bridge.sim.twilio import steps
-from tests.e2e.house import AGENT, Place, bridge
+from tests.e2e.bridge import AGENT, Place, bridge
 
 PUBLIC, TOKEN = "https://bridge.example", SecretStr("twilio-secret-of-this-test")
 NUMBER = "+15550009999"
@@ -73,7 +73,7 @@ def parameters(document: ElementTree.Element) -> dict[str, str]:
 
 
 def registry_of(place: Place) -> Registry:
-    return place.server._house.registry
+    return place.server._services.registry
 
 
 # ------------------------------------------------------------------------ one instance
@@ -113,7 +113,7 @@ async def test_a_wait_that_is_too_long() -> None:
     async with bridge(
         when_full="queue", fallback_number=NUMBER, max_calls=1, **conf
     ) as place:
-        place.server._house.lines.streams = 1
+        place.server._services.capacity.streams = 1
         caller = place.caller(auth_token=TOKEN.get_secret_value(), signed_origin=PUBLIC)
         record = await caller.call([steps.Wait(5)])
 
@@ -126,7 +126,7 @@ async def test_a_wait_that_is_too_long() -> None:
 async def test_a_place_that_nobody_gave() -> None:
     """A request with a place written by hand is answered, and wins no endless wait."""
     async with bridge(when_full="queue", max_calls=1) as place:
-        place.server._house.lines.streams = 1
+        place.server._services.capacity.streams = 1
         for query in ("waiting=", "waiting=%00&waiting=1", "waiting=-1-1e9"):
             assert said(await asked(place.url, f"/voice?{query}")) == [twiml.BUSY]
         future = await asked(place.url, "/voice?a=%26+b&waiting=9999999999999-7")
@@ -143,7 +143,7 @@ async def test_the_route_says_how_its_callers_wait() -> None:
         when_full=WhenFull("fallback", "Un instant."), fallback=NUMBER, language="fr"
     )
     async with bridge(route=route, max_calls=1) as place:
-        place.server._house.lines.streams = 1
+        place.server._services.capacity.streams = 1
         record = await place.caller().call([steps.Wait(5)])
 
     assert record.said_by_twilio == ["Un instant."]
@@ -154,7 +154,7 @@ async def test_the_route_says_how_its_callers_wait() -> None:
 async def test_nobody_waits_for_a_bridge_that_stops() -> None:
     """A bridge that is alone and about to go keeps nobody on the line for itself."""
     async with bridge(when_full="queue") as place:
-        place.server._house.lines.draining = True
+        place.server._services.capacity.draining = True
         record = await place.caller().call([steps.Wait(5)])
 
     assert record.said_by_twilio == [twiml.BUSY]
@@ -177,7 +177,7 @@ async def test_the_last_line_is_taken_meanwhile(
         when_full=when_full, fallback_number=NUMBER, max_calls=1, queue_seconds=0.5
     ) as place:
         document = await asked(place.url, "/voice")
-        place.server._house.lines.streams = 1
+        place.server._services.capacity.streams = 1
         caller = place.caller(document=ElementTree.tostring(document, "unicode"))
         record = await caller.call([steps.Wait(5)])
 
@@ -191,9 +191,9 @@ async def test_who_waited_keeps_their_place() -> None:
     async with bridge(when_full="queue", max_calls=1) as place:
         document = await asked(place.url, "/voice?waiting=9999999999999-5")
         action = document[0].attrib["action"].removeprefix(place.url)
-        place.server._house.lines.streams = 1
+        place.server._services.capacity.streams = 1
         held = await asked(place.url, action)
-        plan = Plan(greeting="Hi.").kept(FORMAT)
+        plan = Plan(greeting="Hi.").encoded(FORMAT)
         await registry_of(place).put("plan:CA2", plan, 60)
         ours = await asked(place.url, "/voice/next", CallSid="CA2")
 
@@ -209,7 +209,7 @@ async def test_who_waited_keeps_their_place() -> None:
 class Fleet:
     """Two bridges that know of each other's room."""
 
-    houses: list[House]
+    services: list[Services]
     servers: list[Server]
 
     def url(self, number: int) -> str:
@@ -221,24 +221,24 @@ async def fleet(**conf: Any) -> AsyncIterator[Fleet]:
     settings = Settings(host="127.0.0.1", port=0, insecure=True, max_calls=1, **conf)
     both = Fleet([], [])
 
-    def capacity() -> Capacity:
+    def load() -> InstanceLoad:
         # What each tells of itself, as a shared registry has it.
-        told = [house.lines.capacity for house in both.houses]
-        return next((it for it in told if it.free), Capacity(0, 0))
+        told = [services.capacity.load for services in both.services]
+        return next((it for it in told if it.free), InstanceLoad(0, 0))
 
-    shared = MemoryRegistry(capacity=capacity)
+    shared = MemoryRegistry(load=load)
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(
             ModelServer(Behaviour(fallback=[Ruled(300)]))
         )
         for _ in range(2):
-            crew = Crew(AGENT, Routes(defaults=Route()))
-            opened = open_house(settings, crew, model.url)
-            house = replace(await stack.enter_async_context(opened), registry=shared)
-            server = Server(settings, house)
+            user_code = UserCode(AGENT, Routes(defaults=Route()))
+            opened = start_services(settings, user_code, model.url)
+            services = replace(await stack.enter_async_context(opened), registry=shared)
+            server = Server(settings, services)
             await server.start()
             stack.push_async_callback(server.close)
-            both.houses.append(house)
+            both.services.append(services)
             both.servers.append(server)
         yield both
 
@@ -248,8 +248,8 @@ async def test_another_instance_has_room(draining: bool) -> None:
     """A caller whose webhook came to a full or stopping instance talks all the same:
     the balancer brings the stream to the other one."""
     async with fleet() as both:
-        both.houses[0].lines.draining = draining
-        both.houses[0].lines.streams = 1
+        both.services[0].capacity.draining = draining
+        both.services[0].capacity.streams = 1
         document = await asked(both.url(0), "/voice")
         assert parameters(document) == {"From": FORM["From"], "To": FORM["To"]}
 
@@ -267,7 +267,7 @@ async def test_what_is_known_of_the_others_is_old() -> None:
     """The other instance is full, too, but has not told yet: the stream is tried a few
     times more, then the caller hears that the house is full, and not an apology."""
     async with fleet() as both:
-        both.houses[0].lines.streams = 1
+        both.services[0].capacity.streams = 1
         place = Place(both.servers[0], ModelServer(), Settings())
         record = await place.caller().call([steps.Wait(5)])
 
@@ -278,9 +278,9 @@ async def test_what_is_known_of_the_others_is_old() -> None:
 async def test_others_are_there_when_one_stops() -> None:
     """A caller who comes to a stopping instance of a full fleet waits for the rest."""
     async with fleet(when_full="queue") as both:
-        both.houses[0].lines.draining = True
-        both.houses[1].lines.streams = 1
-        await both.houses[0].registry.opened(CallEntry("CAother", "MZother", 0.0))
+        both.services[0].capacity.draining = True
+        both.services[1].capacity.streams = 1
+        await both.services[0].registry.opened(CallEntry("CAother", "MZother", 0.0))
         document = await asked(both.url(0), "/voice")
 
     assert verbs(document) == ["Say", "Pause", "Redirect"]
@@ -288,7 +288,7 @@ async def test_others_are_there_when_one_stops() -> None:
 
 # ---------------------------------------------------------------- a call that goes on
 
-TALK = Earlier(
+TALK = CallSnapshot(
     history=(HistoryItem("i1", "user", "My name is Ada."),),
     parameters={**FORM, "campaign": "spring"},
 )
@@ -306,7 +306,7 @@ async def test_the_instance_of_a_call_died() -> None:
     behaviour = Behaviour(fallback=[Ruled(300)])
     with capture_logs() as logs:
         async with bridge(behaviour, agent=agent_for, greeting="Hi.") as place:
-            await registry_of(place).put("talk:CA1", TALK.kept(FORMAT), 60)
+            await registry_of(place).put("talk:CA1", TALK.encoded(FORMAT), 60)
             # Nobody listens where the stream was.
             document = twiml.connect(
                 "ws://127.0.0.1:1/media", action_url=f"{place.url}/voice/next"
@@ -325,7 +325,7 @@ async def test_the_instance_of_a_call_died() -> None:
 async def test_a_call_that_never_gets_on_its_feet() -> None:
     """Where every new stream is lost, too, the caller is told after a few."""
     async with bridge(fallback_number=NUMBER) as place:
-        await registry_of(place).put("talk:CA1", TALK.kept(FORMAT), 60)
+        await registry_of(place).put("talk:CA1", TALK.encoded(FORMAT), 60)
         answers = [
             await asked(place.url, "/voice/next") for _ in range(MAX_RESUMES + 1)
         ]
@@ -343,10 +343,10 @@ async def test_a_call_is_handed_over() -> None:
         registry = registry_of(place)
         await registry.closed(entry, STEP)
         bare = await asked(place.url, "/voice/next")
-        await registry.put("talk:CA1", TALK.kept(FORMAT), 60)
-        place.server._house.lines.streams = 1
+        await registry.put("talk:CA1", TALK.encoded(FORMAT), 60)
+        place.server._services.capacity.streams = 1
         held = await asked(place.url, "/voice/next")
-        place.server._house.lines.streams = 0
+        place.server._services.capacity.streams = 0
         [redirect] = held.iter("Redirect")
         path = (redirect.text or "").removeprefix(place.url)
         resumed = await asked(place.url, path)
@@ -361,8 +361,8 @@ async def test_a_full_house_for_a_call_that_goes_on() -> None:
     of their own route."""
     route = Route(sorry="Pardon.", fallback=NUMBER, language="fr")
     async with bridge(max_calls=1, route=route) as place:
-        place.server._house.lines.streams = 1
-        await registry_of(place).put("talk:CA1", TALK.kept(FORMAT), 60)
+        place.server._services.capacity.streams = 1
+        await registry_of(place).put("talk:CA1", TALK.encoded(FORMAT), 60)
         document = await asked(place.url, "/voice/next")
 
     assert said(document) == ["Pardon."]

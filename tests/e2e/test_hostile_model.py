@@ -22,7 +22,7 @@ from bridge.sim.model import Behaviour, CallTool, Ruled
 from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.house import HELLO, Place, bridge
+from tests.e2e.bridge import HELLO, Place, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
 TALK = [steps.Say(HELLO), LISTEN, steps.HangUp()]

@@ -5,14 +5,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.fleet.formats import FORMAT, encode
-from bridge.fleet.plan import Earlier
+from bridge.fleet.plan import CallSnapshot
 from bridge.sim.model import Behaviour, Ruled
-from tests.e2e.house import Place, bridge
+from tests.e2e.bridge import Place, bridge
 from tests.e2e.test_back_again import first_sound, hang_up, stream
 
 SID = "CA" + "6" * 32
 QUICK = Behaviour(fallback=[Ruled(200)], think_seconds=0.05, speed=20)
-NEWER = encode(Earlier(streams=1, agent="Booking"), FORMAT + 1)
+NEWER = encode(CallSnapshot(streams=1, agent="Booking"), FORMAT + 1)
 
 
 async def asks_next(place: Place, **more: str) -> str:
@@ -39,7 +39,7 @@ async def test_a_call_of_a_newer_version_goes_on(more: dict[str, str]) -> None:
         assert await registry.get(f"talk:{SID}") == NEWER
         unreadable = [it for it in logs if it["event"] == "format_unreadable"]
         assert [(it["kind"], it["format"]) for it in unreadable] == [
-            ("Earlier", FORMAT + 1)
+            ("CallSnapshot", FORMAT + 1)
         ]
 
         async with stream(place, "MZ2", SID) as socket:

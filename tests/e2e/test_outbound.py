@@ -15,7 +15,7 @@ from bridge.fleet.plan import Plan
 from bridge.http.api import client
 from bridge.sim.model import Behaviour, Ruled, Say
 from bridge.sim.twilio import rest, steps
-from tests.e2e.house import AGENT, HELLO, WAIT, Place, bridge
+from tests.e2e.bridge import AGENT, HELLO, WAIT, Place, bridge
 
 TOKEN = "a-token-of-the-control-api"
 ACCOUNT = "AC" + "0" * 31 + "1"
@@ -162,7 +162,7 @@ def test_a_plan_survives_the_shelf() -> None:
     """What the webhook knows of a call, its stream knows, on whatever instance."""
     plan = Plan(greeting="Hi.", machine="message", message="Call us.")
 
-    assert Plan.read(plan.kept(FORMAT)) == plan
+    assert Plan.read(plan.encoded(FORMAT)) == plan
     assert Plan.read(None) == Plan()
 
 
@@ -171,12 +171,12 @@ async def test_a_machine_of_which_another_instance_was_told() -> None:
     sid = "CA" + "5" * 32
     async with bridge(Behaviour(), greeting="Hi.") as place:
         registry = place.server.registry
-        await registry.put(f"plan:{sid}", Plan(machine="hang_up").kept(FORMAT), 60.0)
+        await registry.put(f"plan:{sid}", Plan(machine="hang_up").encoded(FORMAT), 60.0)
         calling = place.caller(call_sid=sid).call([steps.Wait(5)])
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(calling)
             await asyncio.sleep(0.5)
-            await registry.tell(sid, b"answered_by:machine_start")
+            await registry.publish(sid, b"answered_by:machine_start")
         await place.empty()
 
     assert call.result().ended_by == "bridge"

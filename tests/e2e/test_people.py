@@ -35,8 +35,8 @@ from bridge.sim.model import Behaviour, CallTool, Say
 from bridge.sim.realtime.leg import Line
 from bridge.sim.twilio import rest, steps
 from bridge.telemetry import log
-from tests.e2e.house import HELLO, Place, bridge
-from tests.e2e.test_doors import with_sip
+from tests.e2e.bridge import HELLO, Place, bridge
+from tests.e2e.test_connection_guard import with_sip
 from tests.e2e.test_outbound import CALLEE, SECRET, TOKEN, phones
 from tests.fleet.redis_server import RedisServer
 

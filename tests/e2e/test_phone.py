@@ -16,7 +16,7 @@ from bridge.core.rules import Prices
 from bridge.sim.model import Behaviour, CallTool, Heard, Ruled, Say, Turn
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.house import HELLO, WAIT, bridge
+from tests.e2e.bridge import HELLO, WAIT, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
 HANG_UP = steps.HangUp()

@@ -22,11 +22,11 @@ from tests.bench.guests import (
     SHAPES,
     TEXT,
     Guest,
-    House,
+    Services,
     frame,
     opened,
 )
-from tests.e2e.house import Place, bridge
+from tests.e2e.bridge import Place, bridge
 
 GREETED = Behaviour(turns=[[Ruled(500)]], think_seconds=0.05)
 GOOD: list[steps.Step] = [steps.Listen(quiet_seconds=0.3, timeout=8), steps.HangUp()]
@@ -46,9 +46,9 @@ CLOSED_WITH = {
 
 
 @asynccontextmanager
-async def visited() -> AsyncIterator[tuple[Place, House]]:
+async def visited() -> AsyncIterator[tuple[Place, Services]]:
     async with bridge(GREETED, greeting="Hi.", max_calls=100) as place:
-        yield place, House(place.server.port)
+        yield place, Services(place.server.port)
 
 
 async def fate(guest: Guest, *said: bytes) -> str:
@@ -62,7 +62,7 @@ async def fate(guest: Guest, *said: bytes) -> str:
 
 
 def stop_of(guest: Guest) -> bytes:
-    sids = (guest.house.account, guest.call_sid, guest.stream_sid)
+    sids = (guest.services.account, guest.call_sid, guest.stream_sid)
     return messages.stop(9, *sids).encode()
 
 
@@ -74,18 +74,18 @@ async def test_frames_that_are_none() -> None:
     """Each ends its own stream with the code that says why; a call beside them is
     greeted as ever, and nothing of them is left."""
 
-    async def break_a_frame(house: House, what: str) -> str:
-        guest = await opened(house)
+    async def break_a_frame(services: Services, what: str) -> str:
+        guest = await opened(services)
         # Without a `stop` a closed line would be waited for.
         polite = what in BORNE or what == "close, then more"
         last = [stop(guest)] if polite else []
         said = [SHAPES[what], *last] if what in BORNE else [*last, SHAPES[what]]
         return await fate(guest, *said)
 
-    async with visited() as (place, house):
+    async with visited() as (place, services):
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(place.caller().call(GOOD))
-            got = {it: tasks.create_task(break_a_frame(house, it)) for it in SHAPES}
+            got = {it: tasks.create_task(break_a_frame(services, it)) for it in SHAPES}
         await place.empty()
         broken = place.metric('bridge_calls_total{outcome="caller_protocol_error"}')
         too_large = place.metric('bridge_limit_hits_total{limit="message_bytes"}')
@@ -99,8 +99,8 @@ async def test_frames_that_are_none() -> None:
 
 async def test_a_message_in_single_bytes() -> None:
     """Whoever sends a `stop` a byte a frame, with pings in between, is understood."""
-    async with visited() as (place, house):
-        guest = await opened(house)
+    async with visited() as (place, services):
+        guest = await opened(services)
         text = stop_of(guest)
         pieces = [
             frame(CONTINUED if at else TEXT, text[at : at + 1], fin=False)
@@ -117,8 +117,8 @@ async def test_a_message_in_single_bytes() -> None:
 @pytest.mark.parametrize("kind", [PING, PONG])
 async def test_pings_by_the_thousand(kind: int) -> None:
     """No phone does that: their call is ended, and another goes on."""
-    async with visited() as (place, house):
-        guest = await opened(house)
+    async with visited() as (place, services):
+        guest = await opened(services)
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(place.caller().call(GOOD))
             end = tasks.create_task(fate(guest, frame(kind) * 20_000, stop(guest)))
@@ -132,8 +132,8 @@ async def test_pings_by_the_thousand(kind: int) -> None:
 
 async def test_a_message_without_end() -> None:
     """Fragments that never end are kept up to the size of a message, no further."""
-    async with visited() as (place, house):
-        guest = await opened(house)
+    async with visited() as (place, services):
+        guest = await opened(services)
         first = frame(TEXT, b"{", fin=False)
         more = frame(CONTINUED, bytes(16 * 1024), fin=False)
         assert await fate(guest, first, more * 100) == "close 1009"
@@ -143,10 +143,10 @@ async def test_a_message_without_end() -> None:
 async def test_requests_in_requests() -> None:
     """Where nobody can tell where a request ends, there is one answer: 400; what is
     hidden behind it is never taken for a request."""
-    async with visited() as (place, house):
+    async with visited() as (place, services):
         got = {}
         for what, data in guests.smuggling():
-            got[what] = await fate(await Guest.come(house), data)
+            got[what] = await fate(await Guest.come(services), data)
         call = await place.caller().call(GOOD)
         await place.empty()
 
@@ -156,16 +156,16 @@ async def test_requests_in_requests() -> None:
 
 async def test_connections_that_are_reset() -> None:
     """Wherever a connection breaks before there is a call, nothing of it is left."""
-    async with visited() as (place, house):
+    async with visited() as (place, services):
         for _ in range(5):
-            for said in (b"", HEAD, guests.webhook(house, {"CallSid": "CA1"})):
-                guest = await Guest.come(house)
+            for said in (b"", HEAD, guests.webhook(services, {"CallSid": "CA1"})):
+                guest = await Guest.come(services)
                 await guest.write(said)
                 guest.leave(reset=True)
             for wait in (0.0, 0.02):
-                guest = await guests.upgrade_and_reset(wait)(house)
+                guest = await guests.upgrade_and_reset(wait)(services)
                 guest.leave(reset=True)
-            guest = await opened(house, start=False)
+            guest = await opened(services, start=False)
             await guest.write(frame(TEXT, b"{", declared=200))
             guest.leave(reset=True)
         call = await place.caller().call(GOOD)
@@ -178,8 +178,8 @@ async def test_a_guest_who_takes_no_answer(monkeypatch: pytest.MonkeyPatch) -> N
     """Whoever pings, reads none of the answers and leaves has lost their line: it is no
     failure of ours."""
     monkeypatch.setattr(server, "SHUTDOWN_SECONDS", 0.1)
-    async with visited() as (place, house):
-        guest = await opened(house, narrow=True)
+    async with visited() as (place, services):
+        guest = await opened(services, narrow=True)
         guest.writer.transport.pause_reading()  # type: ignore[attr-defined]
         guest.writer.write(frame(PING, bytes(125)) * 60_000)
         await asyncio.sleep(0.5)  # more than the kernel keeps for them

@@ -15,7 +15,7 @@ from bridge.model.session_settings import SessionSettings
 from bridge.sim.model import Behaviour, CallTool, Ruled
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.house import AGENT, Place, bridge
+from tests.e2e.bridge import AGENT, Place, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUp()

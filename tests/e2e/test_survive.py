@@ -23,7 +23,7 @@ from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.record import CallRecord
-from tests.e2e.house import AGENT, HELLO, Place, bridge
+from tests.e2e.bridge import AGENT, HELLO, Place, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUp()

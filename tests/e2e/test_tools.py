@@ -30,7 +30,7 @@ from bridge.model.session_settings import SessionSettings
 from bridge.sim.model import Behaviour, CallTool, Output, Ruled, Turn
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.house import WAIT, Place, bridge
+from tests.e2e.bridge import WAIT, Place, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUp()

@@ -16,7 +16,7 @@ import twiml
 from bridge.sim.model import Behaviour, Ruled
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.house import HELLO, Place, bridge
+from tests.e2e.bridge import HELLO, Place, bridge
 
 LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
 TOKEN = "a" * 32

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.fleet import Capacity, Registry
+from bridge.fleet import InstanceLoad, Registry
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.redis import redis_registry
 from tests.fleet.redis_server import RedisServer
@@ -60,7 +60,7 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
         return
     server: RedisServer = request.getfixturevalue("running")
     server.client.flushall()
-    async with redis_registry(server.url, lambda: Capacity(1, 0)) as registry:
+    async with redis_registry(server.url, lambda: InstanceLoad(1, 0)) as registry:
         yield Place(registry, Clock(server))
 
 

@@ -11,17 +11,17 @@ from time import monotonic, time
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.fleet import TAKEN, CallEntry, Capacity, keys
+from bridge.fleet import TAKEN, CallEntry, InstanceLoad, keys
 from bridge.fleet.keys import AGAIN, CALL, INSTANCES, SCRIPTS
-from bridge.fleet.redis import Pace, RedisRegistry, redis_registry
-from bridge.fleet.written import Written
+from bridge.fleet.redis import RedisRegistry, Timing, redis_registry
+from bridge.fleet.written import WrittenValues
 from tests.fleet.redis_server import RedisServer
 from tests.fleet.test_registry import HANG_UP, SORRY, entry, streams
 
-QUICK = Pace(
+QUICK = Timing(
     beat=0.1, instance=0.5, lease=0.8, limit=0.5, probe=0.03, wait=2.0, settle=0.2
 )
-FREE = Capacity(2, 0)
+FREE = InstanceLoad(2, 0)
 SOON_SECONDS = 5.0
 """Until then, at the latest, on a machine that is busy with other things."""
 
@@ -29,7 +29,7 @@ SOON_SECONDS = 5.0
 @dataclass
 class Instance:
     registry: RedisRegistry
-    capacity: Capacity
+    load: InstanceLoad
     heard: list[tuple[str, bytes]] = field(default_factory=list)
     up: list[bool] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
@@ -38,19 +38,19 @@ class Instance:
 
 @asynccontextmanager
 async def instance(
-    url: str, capacity: Capacity = FREE, pace: Pace = QUICK
+    url: str, load: InstanceLoad = FREE, pace: Timing = QUICK
 ) -> AsyncIterator[Instance]:
     up: list[bool] = []
     made: list[Instance] = []
     async with redis_registry(
         url,
-        lambda: made[0].capacity if made else capacity,
+        lambda: made[0].load if made else load,
         up.append,
         pace,
         lambda: made[0].lost.append(1),
     ) as registry:
-        made.append(Instance(registry, capacity, up=up))
-        registry.listen(lambda sid, word: made[0].heard.append((sid, word)))
+        made.append(Instance(registry, load, up=up))
+        registry.subscribe(lambda sid, word: made[0].heard.append((sid, word)))
         yield made[0]
 
 
@@ -158,7 +158,7 @@ async def test_a_call_is_there_for_as_long_as_its_instance(
 async def test_words_reach_every_instance(server: RedisServer) -> None:
     """What an operator says into a call arrives wherever the call is, once."""
     async with pair(server) as (a, b):
-        await a.registry.tell("CA1", b"\xff whisper")
+        await a.registry.publish("CA1", b"\xff whisper")
 
         assert a.heard == [("CA1", b"\xff whisper")]
         await soon(lambda: b.heard, "the word was lost")
@@ -172,8 +172,8 @@ async def test_only_one_of_several_takes(server: RedisServer) -> None:
         await a.registry.put("talk:CA1", b"said", 60.0)
         both = [it.registry for it in (a, b)]
 
-        taken = await asyncio.gather(*(it.take("talk:CA1") for it in both))
-        first = await asyncio.gather(*(it.first("hook:1", 60.0) for it in both))
+        taken = await asyncio.gather(*(it.pop("talk:CA1") for it in both))
+        first = await asyncio.gather(*(it.set_if_absent("hook:1", 60.0) for it in both))
         assert sorted(taken, key=bool) == [None, b"said"]
         assert sorted(first) == [False, True]
 
@@ -197,7 +197,7 @@ async def test_what_another_version_left(server: RedisServer) -> None:
 
 async def test_who_is_full_knows_of_others_with_room(server: RedisServer) -> None:
     """A caller is turned away only where the whole fleet is full."""
-    full, free = Capacity(1, 1), Capacity(2, 1)
+    full, free = InstanceLoad(1, 1), InstanceLoad(2, 1)
     async with instance(server.url, full) as a:
         assert not await a.registry.room()
         async with instance(server.url, free) as b:
@@ -205,10 +205,10 @@ async def test_who_is_full_knows_of_others_with_room(server: RedisServer) -> Non
             await soon(lambda: a.registry._others, "the new one is not seen")
             assert await a.registry.room() and await a.registry.others()
 
-            b.capacity = replace(free, draining=True)
+            b.load = replace(free, draining=True)
             await beats()
             assert not await a.registry.room()
-            b.capacity = free
+            b.load = free
             await beats()
             async with instance(server.url, full) as late:
                 assert await late.registry.room(), "not known right after the start"
@@ -218,12 +218,13 @@ async def test_who_is_full_knows_of_others_with_room(server: RedisServer) -> Non
 
 DIES = """
 import asyncio, sys
-from bridge.fleet import CallEntry, Capacity
-from bridge.fleet.redis import Pace, redis_registry
+from bridge.fleet import CallEntry, InstanceLoad
+from bridge.fleet.redis import Timing, redis_registry
 
 async def main() -> None:
-    pace = Pace(beat=0.1, instance=0.5, lease=0.8)
-    async with redis_registry(sys.argv[1], lambda: Capacity(2, 0), pace=pace) as it:
+    timing = Timing(beat=0.1, instance=0.5, lease=0.8)
+    load = InstanceLoad(2, 0)
+    async with redis_registry(sys.argv[1], lambda: load, timing=timing) as it:
         await it.opened(CallEntry("CA1", "MZ1", 5.0))
         await it.put("talk:CA1", b"said", 60.0)
         print("there", flush=True)
@@ -237,8 +238,8 @@ async def test_one_that_is_killed(server: RedisServer) -> None:
     """Its caller is taken over with all that was said; soon it is not counted, and a
     call that nobody took over is off the list."""
     async with (
-        instance(server.url, Capacity(1, 1)) as a,
-        instance(server.url, Capacity(1, 1)) as b,
+        instance(server.url, InstanceLoad(1, 1)) as a,
+        instance(server.url, InstanceLoad(1, 1)) as b,
     ):
         dies = await asyncio.create_subprocess_exec(
             sys.executable, "-c", DIES, server.url, stdout=asyncio.subprocess.PIPE
@@ -257,7 +258,7 @@ async def test_one_that_is_killed(server: RedisServer) -> None:
             assert monotonic() < killed + SOON_SECONDS, "its call is still on the list"
             await asyncio.sleep(0.02)
         await a.registry.opened(entry(stream="MZ2"))
-        assert await a.registry.take("talk:CA1") == b"said"
+        assert await a.registry.pop("talk:CA1") == b"said"
         await beats()
         assert sum(a.lost) + sum(b.lost) == 1, "an alarm is missed, or rings twice"
 
@@ -320,9 +321,9 @@ async def test_redis_is_away_for_a_while(server: RedisServer) -> None:
             await a.registry.opened(entry("3"))
             for n in range(200):
                 await a.registry.put("talk:CA1", b"%d" % n, 60.0)
-                await a.registry.tell("CA1", b"word")
-            assert await a.registry.first("hook", 60.0)
-            assert not await a.registry.first("hook", 60.0)
+                await a.registry.publish("CA1", b"word")
+            assert await a.registry.set_if_absent("hook", 60.0)
+            assert not await a.registry.set_if_absent("hook", 60.0)
             assert await a.registry.next_step("CA2") == SORRY
             assert await streams(a.registry) == ["MZ1", "MZ3"]
             assert await a.registry.get("talk:CA1") == b"199"
@@ -333,9 +334,9 @@ async def test_redis_is_away_for_a_while(server: RedisServer) -> None:
             await soon(lambda: a.up[-1] and b.up[-1], "it is not found again")
         assert await b.registry.next_step("CA2") == SORRY
         assert await b.registry.get("plan:CA1") == b"before"
-        assert await b.registry.take("talk:CA1") == b"199"
+        assert await b.registry.pop("talk:CA1") == b"199"
         assert await streams(b.registry) == ["MZ1", "MZ3"]
-        assert not await b.registry.first("hook", 60.0)
+        assert not await b.registry.set_if_absent("hook", 60.0)
         assert a.up == b.up == [True, False, True]
         told = [line["event"] for line in lines]
         assert sorted(told) == 2 * ["fleet_away"] + 2 * ["fleet_back"], lines
@@ -367,15 +368,15 @@ async def test_what_a_day_costs_survives_redis(server: RedisServer) -> None:
 async def test_who_is_let_in_while_redis_is_away(server: RedisServer) -> None:
     """A caller has no more lines than they may on an instance that is alone."""
     async with pair(server) as (a, b):
-        assert await a.registry.let_in("in", "CA1", 60.0, 2)
-        assert await b.registry.let_in("in", "CA2", 60.0, 2)
-        assert not await a.registry.let_in("in", "CA3", 60.0, 2)
+        assert await a.registry.acquire("in", "CA1", 60.0, 2)
+        assert await b.registry.acquire("in", "CA2", 60.0, 2)
+        assert not await a.registry.acquire("in", "CA3", 60.0, 2)
         server.stop()
-        assert await a.registry.let_in("in", "CA3", 60.0, 2)
-        assert await a.registry.let_in("in", "CA1", 60.0, 2)
-        assert not await a.registry.let_in("in", "CA4", 60.0, 2)
-        await a.registry.let_out("in", "CA1")
-        assert await a.registry.let_in("in", "CA4", 60.0, 2)
+        assert await a.registry.acquire("in", "CA3", 60.0, 2)
+        assert await a.registry.acquire("in", "CA1", 60.0, 2)
+        assert not await a.registry.acquire("in", "CA4", 60.0, 2)
+        await a.registry.release("in", "CA1")
+        assert await a.registry.acquire("in", "CA4", 60.0, 2)
 
 
 async def test_who_is_first_and_does_not_hear_it(server: RedisServer) -> None:
@@ -389,9 +390,9 @@ async def test_who_is_first_and_does_not_hear_it(server: RedisServer) -> None:
             return await a.registry._script(keys.FIRST, [key], [mine, ttl])
 
         assert [await ask(text), await ask(text), await ask(text + b"?")] == [1, 2, 0]
-        assert await a.registry.first("ticket:2", 60.0)
-        assert not await a.registry.first("ticket:2", 60.0)
-        assert not await b.registry.first("ticket:2", 60.0)
+        assert await a.registry.set_if_absent("ticket:2", 60.0)
+        assert not await a.registry.set_if_absent("ticket:2", 60.0)
+        assert not await b.registry.set_if_absent("ticket:2", 60.0)
 
 
 async def test_who_asks_while_redis_restarts_gets_an_answer(
@@ -406,12 +407,12 @@ async def test_who_asks_while_redis_restarts_gets_an_answer(
 
         async with asyncio.TaskGroup() as tasks:
             step = tasks.create_task(b.registry.next_step("CA1"))
-            talk = tasks.create_task(b.registry.take("talk:CA1"))
+            talk = tasks.create_task(b.registry.pop("talk:CA1"))
             await asyncio.sleep(0.1)
             await asyncio.to_thread(server.start)
         assert (step.result(), talk.result()) == (SORRY, b"said")
         await beats()
-        assert await a.registry.take("talk:CA1") is None, "it was taken before"
+        assert await a.registry.pop("talk:CA1") is None, "it was taken before"
 
 
 async def test_nobody_waits_for_ever(server: RedisServer) -> None:
@@ -425,7 +426,7 @@ async def test_nobody_waits_for_ever(server: RedisServer) -> None:
         assert monotonic() - began < 1.5
         began = monotonic()
         assert await a.registry.get("plan:CA1") is None
-        assert await a.registry.take("plan:CA1") is None
+        assert await a.registry.pop("plan:CA1") is None
         assert monotonic() - began < 0.1
 
 
@@ -437,7 +438,7 @@ async def test_redis_hangs(server: RedisServer) -> None:
         server.freeze()
         try:
             async with asyncio.TaskGroup() as tasks:
-                taken = tasks.create_task(b.registry.take("talk:CA1"))
+                taken = tasks.create_task(b.registry.pop("talk:CA1"))
                 began = monotonic()
                 await a.registry.opened(entry("1"))
                 assert monotonic() - began < 1.5
@@ -453,7 +454,7 @@ async def test_redis_hangs(server: RedisServer) -> None:
         await soon(lambda: a.up[-1] and b.up[-1], "it is not found again")
         assert await b.registry.next_step("CA2") == HANG_UP
         assert await streams(b.registry) == ["MZ1"]
-        assert await a.registry.take("talk:CA1") is None
+        assert await a.registry.pop("talk:CA1") is None
 
 
 async def test_a_takeover_while_redis_is_away(server: RedisServer) -> None:
@@ -555,7 +556,7 @@ async def test_the_newest_counts_whoever_comes_first(
     server: RedisServer, newest_first: bool
 ) -> None:
     """What one instance put back after an outage is not undone by another's older."""
-    written = Written()
+    written = WrittenValues()
     texts = [written.keep("a", value, 60.0).text for value in (b"old", b"new")]
     if newest_first:
         texts.reverse()
@@ -567,7 +568,7 @@ async def test_the_newest_counts_whoever_comes_first(
 
 def test_what_is_over_costs_no_memory() -> None:
     """An instance that runs for months does not grow by what it once wrote."""
-    written = Written()
+    written = WrittenValues()
     for n in range(10_000):
         written.keep(str(n), b"x", -1.0)
 

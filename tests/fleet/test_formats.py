@@ -12,17 +12,17 @@ from structlog.testing import capture_logs
 
 from bridge.app.outbound import CallStatus, OutboundOrder
 from bridge.core.history import HistoryItem, Playing
-from bridge.fleet import Capacity, NextStep, Then, formats
+from bridge.fleet import InstanceLoad, NextStep, Then, formats
 from bridge.fleet.formats import FORMAT, OLDEST, common, encode, format_of
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import Earlier, Left, Plan
+from bridge.fleet.plan import CallSnapshot, Plan, SavedMessage
 from bridge.telemetry.trace import TRACE_FORMAT, TraceFormatError, read, replay
 from tests.fleet.earlier_version import FORMAT_0, OtherVersion, running, unpack
 from tests.telemetry.test_trace import a_whole_call
 
 RECORDED = Path(__file__).parent / "format0"
 
-SNAPSHOT = Earlier(
+SNAPSHOT = CallSnapshot(
     history=(
         HistoryItem("u1", "user", "A table for two, please.", at=1.5),
         HistoryItem("f1", "tool_call", call_id="c1", name="book", arguments='{"n":2}'),
@@ -45,7 +45,7 @@ SNAPSHOT = Earlier(
     input_tokens=1200,
     output_tokens=340,
     transfers=1,
-    messages=(Left("Call me back.", "Ada", "+14155550100"),),
+    messages=(SavedMessage("Call me back.", "Ada", "+14155550100"),),
     notes={"table": 7, "asked": ["window", None, 1.5], "deep": {"er": True}},
     word="Nobody answered.",
 )
@@ -113,7 +113,7 @@ def test_what_is_written_in_format_0_is_format_0(file: str, value: Any) -> None:
 
 
 LEAST = [
-    Earlier(),
+    CallSnapshot(),
     Plan(),
     NextStep(Then.SORRY),
     CallStatus("", "queued", 0),
@@ -154,12 +154,12 @@ from bridge.outbound import CallStatus, OutboundOrder, _known
 
 stored = stored.encode()
 found = {
-    "Earlier": Earlier.read,
+    "CallSnapshot": Earlier.read,
     "Plan": Plan.read,
     "NextStep": lambda it: msgspec.json.decode(it, type=NextStep),
     "CallStatus": lambda it: _known(it, CallStatus),
     "OutboundOrder": lambda it: _known(it, OutboundOrder),
-    "Capacity": _capacity,
+    "InstanceLoad": _capacity,
 }[kind](stored)
 result = msgspec.to_builtins(found)
 """
@@ -170,7 +170,7 @@ async def test_what_this_version_writes_is_read_by_format_0(
     format0: OtherVersion, format: int
 ) -> None:
     """After a rollback the older version goes on with every call that this one had."""
-    for value in (SNAPSHOT, PLAN, STEP, STATUS, Capacity(20, 3, True)):
+    for value in (SNAPSHOT, PLAN, STEP, STATUS, InstanceLoad(20, 3, True)):
         stored, kind = encode(value, format).decode(), type(value).__name__
         found = await format0.run(READ, stored=stored, kind=kind)
         assert found == json.loads(msgspec.json.encode(value)), kind
@@ -218,7 +218,9 @@ async def test_a_trace_of_this_version_is_replayed_by_format_0(
 # --- what a newer version has stored ---
 
 
-@pytest.mark.parametrize("kind", [Earlier, Plan, NextStep, CallStatus, OutboundOrder])
+@pytest.mark.parametrize(
+    "kind", [CallSnapshot, Plan, NextStep, CallStatus, OutboundOrder]
+)
 def test_a_newer_format_is_not_misread(kind: type[Any]) -> None:
     """Even where all fields seem to fit: their meaning may have changed. The log says
     what was found and what would have been read."""
@@ -241,7 +243,7 @@ def test_a_newer_format_is_not_misread(kind: type[Any]) -> None:
 def test_a_call_of_a_newer_format_goes_on_without_its_history() -> None:
     """The caller is spoken to, if only as a new one."""
     with capture_logs() as logs:
-        assert Earlier.read(encode(SNAPSHOT, 7)) == Earlier()
+        assert CallSnapshot.read(encode(SNAPSHOT, 7)) == CallSnapshot()
         assert Plan.read(encode(PLAN, 7)) == Plan()
 
     assert [it["event"] for it in logs] == ["format_unreadable"] * 2
@@ -255,7 +257,7 @@ def test_what_has_no_format_at_all(stored: bytes) -> None:
     with capture_logs() as logs:
         assert formats.read(stored, Plan) is None
 
-    assert [it["event"] for it in logs] == ["kept_unreadable"]
+    assert [it["event"] for it in logs] == ["stored_value_unreadable"]
 
 
 @pytest.mark.parametrize("found", [TRACE_FORMAT + 1, "x", None])

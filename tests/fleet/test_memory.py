@@ -25,7 +25,7 @@ async def test_what_nobody_comes_for_costs_no_memory() -> None:
         clock.now += 1
         await registry.put(f"plan:{n}", b"x", 60.0)
 
-    assert len(registry._shelf) < 300
+    assert len(registry._store) < 300
 
 
 async def test_callers_who_are_gone_cost_no_memory() -> None:
@@ -34,11 +34,11 @@ async def test_callers_who_are_gone_cost_no_memory() -> None:
     registry = MemoryRegistry(clock)
     for n in range(10_000):
         clock.now += 1
-        await registry.let_in(f"calls:{n}", "CA1", 60.0, 10)
+        await registry.acquire(f"calls:{n}", "CA1", 60.0, 10)
         await registry.count(f"let_in:{n}", 60.0)
 
-    assert len(registry._inside._names) < 300
-    assert len(registry._shelf) < 300
+    assert len(registry._members._names) < 300
+    assert len(registry._store) < 300
 
 
 async def test_the_real_clock_is_the_default() -> None:

@@ -12,9 +12,9 @@ from bridge.app.quotas import (
     CALL_SECONDS,
     WITHHELD,
     WITHHELD_SHARE,
-    Allowance,
+    Quotas,
     may_dial,
-    telling,
+    reporting,
 )
 from bridge.fleet import Registry
 from tests.fleet.conftest import Clock
@@ -23,24 +23,24 @@ ANN, BOB = "+14155550101", "+14155550102"
 NOON = 1_800_000_000.0
 
 
-class House:
+class Services:
     """An instance's allowance, and the limits that it has told of."""
 
     def __init__(self, registry: Registry, **limits: Any) -> None:
         self.hits: list[str] = []
         self.now = NOON
         given = {"key": b"token", "now": lambda: self.now, **limits}
-        self.allowance = Allowance(registry, self.hits.append, **given)
+        self.quotas = Quotas(registry, self.hits.append, **given)
 
     async def ring(self, *sids: str, caller: str = ANN) -> list[str | None]:
-        return [await self.allowance.may_come_in(it, caller) for it in sids]
+        return [await self.quotas.admit(it, caller) for it in sids]
 
 
 @asynccontextmanager
-async def at_work(registry: Registry, **limits: Any) -> AsyncIterator[House]:
-    house = House(registry, **limits)
-    async with telling(house.allowance):
-        yield house
+async def at_work(registry: Registry, **limits: Any) -> AsyncIterator[Services]:
+    services = Services(registry, **limits)
+    async with reporting(services.quotas):
+        yield services
 
 
 async def soon(true: Any) -> None:
@@ -51,20 +51,24 @@ async def soon(true: Any) -> None:
 
 async def test_a_caller_has_so_many_calls_at_a_time(registry: Registry) -> None:
     """Further ones hear the line busy; as soon as one has ended, the next gets in."""
-    async with at_work(registry, calls_of_number=2) as house:
-        assert await house.ring("CA1", "CA2", "CA3") == [None, None, "calls_of_number"]
-        assert await house.ring("CB1", caller=BOB) == [None]
-        assert house.hits == ["calls_of_number"]
+    async with at_work(registry, calls_of_number=2) as services:
+        assert await services.ring("CA1", "CA2", "CA3") == [
+            None,
+            None,
+            "calls_of_number",
+        ]
+        assert await services.ring("CB1", caller=BOB) == [None]
+        assert services.hits == ["calls_of_number"]
 
-        house.allowance.began("CA1", ANN)
-        house.allowance.began("CA2", ANN)
-        house.allowance.ended("CA2", goes_on=True)  # another instance has it now
-        house.allowance.ended("CA9")
-        assert await house.ring("CA3") == ["calls_of_number"]
-        house.allowance.ended("CA1")
+        services.quotas.began("CA1", ANN)
+        services.quotas.began("CA2", ANN)
+        services.quotas.ended("CA2", goes_on=True)  # another instance has it now
+        services.quotas.ended("CA9")
+        assert await services.ring("CA3") == ["calls_of_number"]
+        services.quotas.ended("CA1")
 
         async def free() -> bool:
-            return await house.ring("CA3") == [None]
+            return await services.ring("CA3") == [None]
 
         await soon(free)
 
@@ -72,10 +76,8 @@ async def test_a_caller_has_so_many_calls_at_a_time(registry: Registry) -> None:
 async def test_all_at_once(registry: Registry) -> None:
     """50 calls of one number in the same moment, to two instances: no more than 10."""
     limits = {"calls_of_number": 10, "calls_of_number_hour": 12}
-    houses = [House(registry, **limits), House(registry, **limits)]
-    asked = [
-        it.allowance.may_come_in(f"CA{n // 2}", ANN) for n, it in enumerate(houses * 50)
-    ]
+    houses = [Services(registry, **limits), Services(registry, **limits)]
+    asked = [it.quotas.admit(f"CA{n // 2}", ANN) for n, it in enumerate(houses * 50)]
     answers = await asyncio.gather(*asked)
 
     assert answers.count(None) == 20  # each was asked for twice
@@ -85,24 +87,26 @@ async def test_all_at_once(registry: Registry) -> None:
 async def test_twilio_asks_again(registry: Registry) -> None:
     """A call is counted once and answered the same, whatever has happened since: the
     answer was lost, or the caller waits in the queue."""
-    house = House(registry, calls_of_number=2, calls_of_number_hour=2, cost_of_day=10.0)
-    assert await house.ring("CA1", "CA1", "CA1", "CA2") == [None] * 4
-    assert await house.ring("CA3", "CA3") == ["calls_of_number_hour"] * 2
-    house.allowance.spent(11)
-    assert await house.ring("CA4", "CA1") == ["cost_of_day", None]
+    services = Services(
+        registry, calls_of_number=2, calls_of_number_hour=2, cost_of_day=10.0
+    )
+    assert await services.ring("CA1", "CA1", "CA1", "CA2") == [None] * 4
+    assert await services.ring("CA3", "CA3") == ["calls_of_number_hour"] * 2
+    services.quotas.spent(11)
+    assert await services.ring("CA4", "CA1") == ["cost_of_day", None]
 
 
 async def test_an_hour(registry: Registry, clock: Clock) -> None:
     """Who calls again and again is let in again an hour after they were; who was turned
     away meanwhile has not used anything up."""
-    house = House(registry, calls_of_number=1, calls_of_number_hour=2)
-    assert await house.ring("CA1", "CA2") == [None, "calls_of_number"]
+    services = Services(registry, calls_of_number=1, calls_of_number_hour=2)
+    assert await services.ring("CA1", "CA2") == [None, "calls_of_number"]
     clock.pass_on(CALL_SECONDS + 1)
-    assert await house.ring("CA3") == [None]
+    assert await services.ring("CA3") == [None]
     clock.pass_on(CALL_SECONDS + 1)
-    assert await house.ring("CA4") == ["calls_of_number_hour"]
+    assert await services.ring("CA4") == ["calls_of_number_hour"]
     clock.pass_on(3600 - 2 * CALL_SECONDS)
-    assert await house.ring("CA5", "CA6") == [None, "calls_of_number_hour"]
+    assert await services.ring("CA5", "CA6") == [None, "calls_of_number_hour"]
 
 
 async def test_an_instance_that_is_killed_leaves_nobody_locked_out(
@@ -112,27 +116,27 @@ async def test_an_instance_that_is_killed_leaves_nobody_locked_out(
     as long as they do, however long that is."""
     monkeypatch.setattr(quotas, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(quotas, "RENEW_SECONDS", 0.01)
-    killed = House(registry, calls_of_number=2)
+    killed = Services(registry, calls_of_number=2)
     await killed.ring("CA1")
-    killed.allowance.began("CA1", ANN)
-    async with at_work(registry, calls_of_number=2) as house:
-        house.allowance.began("CA2", ANN)  # resumed: it was let in long ago
+    killed.quotas.began("CA1", ANN)
+    async with at_work(registry, calls_of_number=2) as services:
+        services.quotas.began("CA2", ANN)  # resumed: it was let in long ago
         await asyncio.sleep(0.1)
         clock.pass_on(CALL_SECONDS - 5)
-        assert await house.ring("CA3") == ["calls_of_number"]
+        assert await services.ring("CA3") == ["calls_of_number"]
         await asyncio.sleep(0.1)
         clock.pass_on(6)
-        assert await house.ring("CA3", "CA4") == [None, "calls_of_number"]
+        assert await services.ring("CA3", "CA4") == [None, "calls_of_number"]
 
 
 async def test_without_limits_everybody_gets_in(registry: Registry) -> None:
     """0 is no limit."""
-    async with at_work(registry) as house:
-        assert set(await house.ring(*(f"CA{n}" for n in range(100)))) == {None}
-        house.allowance.began("CA1", ANN)
-        house.allowance.spent(1e9)
-        house.allowance.ended("CA1")
-        assert not await house.allowance.day_is_spent()
+    async with at_work(registry) as services:
+        assert set(await services.ring(*(f"CA{n}" for n in range(100)))) == {None}
+        services.quotas.began("CA1", ANN)
+        services.quotas.spent(1e9)
+        services.quotas.ended("CA1")
+        assert not await services.quotas.day_is_spent()
 
 
 @pytest.mark.parametrize(
@@ -150,12 +154,12 @@ async def test_without_limits_everybody_gets_in(registry: Registry) -> None:
 )
 async def test_who_shows_no_number(registry: Registry, other: str) -> None:
     """They are one caller: whoever may write what they like has no more calls by it."""
-    house = House(registry, calls_of_number=1)
+    services = Services(registry, calls_of_number=1)
     for number in range(WITHHELD_SHARE):
-        assert await house.ring(f"CA1{number}", caller="unknown") == [None]
-    assert await house.ring("CA2", caller=other) == ["calls_of_number"]
-    assert await house.ring("CA3", caller=ANN) == [None]
-    assert await house.ring("CA4", caller="client:ann") == [None]
+        assert await services.ring(f"CA1{number}", caller="unknown") == [None]
+    assert await services.ring("CA2", caller=other) == ["calls_of_number"]
+    assert await services.ring("CA3", caller=ANN) == [None]
+    assert await services.ring("CA4", caller="client:ann") == [None]
 
 
 def test_numbers_that_are_words() -> None:
@@ -169,17 +173,17 @@ async def test_no_number_is_kept(
     """Whoever reads what the instances share does not learn who called, and cannot try
     out numbers: the hash has a key."""
     names: set[str] = set()
-    let_in = registry.let_in
+    acquire = registry.acquire
 
     async def listening(name: str, *more: Any) -> bool:
         names.add(name)
-        return await let_in(name, *more)
+        return await acquire(name, *more)
 
-    monkeypatch.setattr(registry, "let_in", listening)
+    monkeypatch.setattr(registry, "acquire", listening)
     limits = {"calls_of_number": 5, "calls_of_number_hour": 5}
-    await House(registry, **limits).ring("CA1")
-    await House(registry, **limits).ring("CA2")
-    await House(registry, **{**limits, "key": b"other"}).ring("CA3")
+    await Services(registry, **limits).ring("CA1")
+    await Services(registry, **limits).ring("CA2")
+    await Services(registry, **{**limits, "key": b"other"}).ring("CA3")
 
     assert len(names) == 4
     assert not any("415" in name and "0101" in name for name in names)
@@ -189,13 +193,13 @@ async def test_a_day_that_has_cost_enough(registry: Registry) -> None:
     """No more calls until the next one (UTC), on no instance; who is on the phone may
     go on."""
     async with at_work(registry, cost_of_day=1.0) as a:
-        b = House(registry, cost_of_day=1.0)
+        b = Services(registry, cost_of_day=1.0)
         assert await a.ring("CA1") == [None]
-        a.allowance.spent(0.6)
+        a.quotas.spent(0.6)
         assert await a.ring("CA2") == [None]
-        b.allowance.spent(0.5)
+        b.quotas.spent(0.5)
         assert await b.ring("CB1") == ["cost_of_day"]
-        assert await a.allowance.day_is_spent()
+        assert await a.quotas.day_is_spent()
         assert await a.ring("CA3") == ["cost_of_day"]
 
         a.now = b.now = NOON + 86400
@@ -207,15 +211,15 @@ async def test_what_is_spent_is_told_soon(
 ) -> None:
     """An instance that crashes takes little with it, one that closes nothing."""
     monkeypatch.setattr(quotas, "BEAT_SECONDS", 0.01)
-    b = House(registry, cost_of_day=1.0)
+    b = Services(registry, cost_of_day=1.0)
     async with at_work(registry, cost_of_day=1.0) as a:
-        a.allowance.spent(1.0)
-        await soon(b.allowance.day_is_spent)
+        a.quotas.spent(1.0)
+        await soon(b.quotas.day_is_spent)
         a.now = b.now = NOON + 86400
         monkeypatch.setattr(quotas, "BEAT_SECONDS", 60.0)
         await asyncio.sleep(0.05)
-        a.allowance.spent(1.0)
-    assert await b.allowance.day_is_spent()
+        a.quotas.spent(1.0)
+    assert await b.quotas.day_is_spent()
 
 
 @pytest.mark.parametrize(

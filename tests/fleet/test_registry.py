@@ -72,7 +72,7 @@ async def test_a_new_stream_of_a_call_outlives_its_old_one(registry: Registry) -
     """A call that goes on in a second stream is still on the list, the first is told
     that it is over, and does not say how the call goes on."""
     heard: list[tuple[str, bytes]] = []
-    registry.listen(lambda sid, word: heard.append((sid, word)))
+    registry.subscribe(lambda sid, word: heard.append((sid, word)))
     old, new = entry(stream="MZold"), entry(stream="MZnew")
     await registry.opened(old)
     assert heard == []
@@ -121,9 +121,9 @@ async def test_a_step_left_anew_does_not_shield_older_ones(
 async def test_a_word_reaches_this_instance_too(registry: Registry) -> None:
     """An operator who speaks into a call need not know where it is."""
     heard: list[tuple[str, bytes]] = []
-    registry.listen(lambda sid, word: heard.append((sid, word)))
+    registry.subscribe(lambda sid, word: heard.append((sid, word)))
 
-    await registry.tell("CA1", b"\xff\x00 whisper")
+    await registry.publish("CA1", b"\xff\x00 whisper")
 
     assert heard == [("CA1", b"\xff\x00 whisper")]
 

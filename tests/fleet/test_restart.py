@@ -11,13 +11,13 @@ from structlog.testing import capture_logs
 import twiml
 from bridge.app.routes import Route, Routes
 from bridge.app.settings import Settings
-from bridge.app.startup import Crew
+from bridge.app.startup import UserCode
 from bridge.http import webhooks
 from bridge.http.server import Server, serving
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import Behaviour, ModelServer, Ruled
 from bridge.sim.twilio import steps
-from tests.e2e.house import AGENT, HELLO
+from tests.e2e.bridge import AGENT, HELLO
 from tests.fleet.redis_server import RedisServer
 
 PAUSE_SECONDS = 2
@@ -36,7 +36,9 @@ def instance(
 ) -> AbstractAsyncContextManager[Server]:
     conf: dict[str, Any] = {"insecure": True, "redis_url": redis.url}
     settings = Settings(host="127.0.0.1", port=port, **conf)
-    return serving(settings, Crew(AGENT, Routes(defaults=route or Route())), model.url)
+    return serving(
+        settings, UserCode(AGENT, Routes(defaults=route or Route())), model.url
+    )
 
 
 async def recreated(
@@ -114,4 +116,4 @@ async def test_a_caller_who_hangs_up_meanwhile(server: RedisServer) -> None:
 
     assert record.ended_by == "caller" and record.said_by_twilio == []
     assert took < 3.0
-    assert "callers_not_told" not in [line["event"] for line in lines]
+    assert "shutdown_left_calls_unanswered" not in [line["event"] for line in lines]

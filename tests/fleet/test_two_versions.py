@@ -13,12 +13,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.app.outbound import CallStatus, OutboundOrder
-from bridge.call.checkpoint import Safekeeping
+from bridge.call.checkpoint import Checkpoint
 from bridge.core.history import HistoryItem
-from bridge.fleet import TAKEN, CallEntry, Capacity
+from bridge.fleet import TAKEN, CallEntry, InstanceLoad
 from bridge.fleet.formats import FORMAT, encode, format_of
 from bridge.fleet.keys import INSTANCES, SHELF
-from bridge.fleet.plan import AnsweredBy, Earlier, Plan
+from bridge.fleet.plan import AnsweredBy, CallSnapshot, Plan
 from bridge.fleet.redis import RedisRegistry, redis_registry
 from tests.fleet.earlier_version import OtherVersion, running, unpack
 from tests.fleet.format0 import record
@@ -80,7 +80,7 @@ class Format0:
     async def snapshot(self, sid: str) -> Any:
         return await self.run("result = await look(sid)", sid=sid)
 
-    async def keeps(self, sid: str, snapshot: Earlier) -> None:
+    async def keeps(self, sid: str, snapshot: CallSnapshot) -> None:
         await self.run("await keep(sid, snapshot)", sid=sid, snapshot=plain(snapshot))
 
     async def leaves(self) -> None:
@@ -105,12 +105,12 @@ def stored(server: RedisServer, sid: str) -> bytes:
     return bytes(text)[17:]
 
 
-async def snapshot(registry: RedisRegistry, sid: str) -> Earlier:
-    return Earlier.read(await registry.get(f"talk:{sid}"))
+async def snapshot(registry: RedisRegistry, sid: str) -> CallSnapshot:
+    return CallSnapshot.read(await registry.get(f"talk:{sid}"))
 
 
-async def keep(registry: RedisRegistry, sid: str, earlier: Earlier) -> None:
-    await Safekeeping(registry, sid, lambda: 0, lambda: earlier).keep()
+async def keep(registry: RedisRegistry, sid: str, earlier: CallSnapshot) -> None:
+    await Checkpoint(registry, sid, lambda: 0, lambda: earlier).keep()
 
 
 # --- one deploy, and one rollback ---
@@ -182,12 +182,12 @@ await registry.put("plan:CA2", Plan("Hi.").kept(), 60.0)
         assert await new.registry.next_step("CA2") == SORRY
         assert Plan.read(await new.registry.get("plan:CA2")) == Plan("Hi.")
 
-        assert await new.registry.first("ticket:1", 60.0)
+        assert await new.registry.set_if_absent("ticket:1", 60.0)
         assert not await old.run("result = await registry.first('ticket:1', 60.0)")
         assert await old.run("result = await registry.count('day', 60.0, 2)") == 2
         assert await new.registry.count("day", 60.0, 3) == 5
         assert await old.run("result = await registry.let_in('in', 'CA1', 60.0, 1)")
-        assert not await new.registry.let_in("in", "CA2", 60.0, 1)
+        assert not await new.registry.acquire("in", "CA2", 60.0, 1)
         assert await old.run("result = await registry.others()")
         assert await new.registry.others()
 
@@ -199,7 +199,7 @@ async def test_an_older_instance_joins(server: RedisServer, source: Path) -> Non
     async with instance(server.url) as new, instance(server.url) as peer:
         registry, asked = new.registry, 0
 
-        def look() -> Earlier:
+        def look() -> CallSnapshot:
             nonlocal asked
             asked += 1
             return SNAPSHOT
@@ -211,7 +211,7 @@ async def test_an_older_instance_joins(server: RedisServer, source: Path) -> Non
 
         with capture_logs() as lines:
             async with asyncio.TaskGroup() as tasks:
-                safe = Safekeeping(registry, "CA1", lambda: 0, look)
+                safe = Checkpoint(registry, "CA1", lambda: 0, look)
                 task = tasks.create_task(safe.run())
                 await soon(lambda: written(FORMAT), "no snapshot in the newest format")
                 async with older(source, server) as old:
@@ -245,7 +245,7 @@ async def test_a_newer_instance_joins(server: RedisServer) -> None:
     """It writes what this version reads; this version goes on as before."""
     with capture_logs() as lines:
         async with instance(server.url) as a:
-            newer = encode(Capacity(2, 0), FORMAT + 1).decode()
+            newer = encode(InstanceLoad(2, 0), FORMAT + 1).decode()
             announce(server, "newer", newer)
             await soon(lambda: lines, "it is not noticed")
             assert a.registry.format() == FORMAT
@@ -292,7 +292,7 @@ async def test_redis_is_not_there_yet(server: RedisServer) -> None:
 
 async def test_a_beat_is_what_format_0_reads(server: RedisServer) -> None:
     """Its shape never changes: that is how versions learn each other's format."""
-    async with instance(server.url, Capacity(20, 3)) as a:
+    async with instance(server.url, InstanceLoad(20, 3)) as a:
         beat: Any = server.client.hget(INSTANCES, a.registry.id)
         _, text = bytes(beat).split(b" ", 1)
     assert msgspec.json.decode(text) == {
@@ -309,7 +309,9 @@ async def test_a_beat_is_what_format_0_reads(server: RedisServer) -> None:
 async def test_a_redis_full_of_format_0(server: RedisServer) -> None:
     """All keys that format 0 writes, recorded, mean the same to this version."""
     record.load(server)
-    async with redis_registry(server.url, lambda: Capacity(1, 1), pace=QUICK) as it:
+    async with redis_registry(
+        server.url, lambda: InstanceLoad(1, 1), timing=QUICK
+    ) as it:
         assert it.format() == 0
         [call] = await it.calls()
         assert call == CallEntry("CA1", "MZ1", 1_800_000_000.0, call.instance)
@@ -323,7 +325,7 @@ async def test_a_redis_full_of_format_0(server: RedisServer) -> None:
         assert await AnsweredBy.of(it, "CA1") is AnsweredBy.MACHINE_END_BEEP
         assert await it.get("ended:CA1") == b"1800000001.5"
         assert await it.get("route:CA1") == b"bookings"
-        assert not await it.first("ticket:abc", 60.0)
+        assert not await it.set_if_absent("ticket:abc", 60.0)
         assert await it.count("cost:2027-01-15", 60.0, 0) == 1.25
-        assert not await it.let_in("calls:0f0f", "CA2", 60.0, 1)
-        assert await it.take("talk:CA1") == (record.HERE / "snapshot.json").read_bytes()
+        assert not await it.acquire("calls:0f0f", "CA2", 60.0, 1)
+        assert await it.pop("talk:CA1") == (record.HERE / "snapshot.json").read_bytes()

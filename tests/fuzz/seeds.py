@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet.formats import FORMAT
-from bridge.fleet.plan import Earlier, Left, Plan
+from bridge.fleet.plan import CallSnapshot, Plan, SavedMessage
 from tests.fuzz.talk import STEPS
 from tests.fuzz.texts import CALLER_TAGS, MODEL_TAGS, TICKET
 
@@ -240,8 +240,8 @@ def seeds(target: str) -> list[bytes]:
             return _together(_dumped(SIP_EVENTS), *meanwhile) + _together(server)
         case "shelf":
             return [
-                Plan("Hello", "message", "Call back").kept(FORMAT),
-                _earlier().kept(FORMAT),
+                Plan("Hello", "message", "Call back").encoded(FORMAT),
+                _earlier().encoded(FORMAT),
             ]
         case "place":
             return [b"1760000000000-3", b"9999999999999-999999999", b"0-0"]
@@ -262,8 +262,8 @@ def seeds(target: str) -> list[bytes]:
             return [every, *(dice.randbytes(size) for size in (20, 60, 200) * 8)]
 
 
-def _earlier() -> Earlier:
-    return Earlier(
+def _earlier() -> CallSnapshot:
+    return CallSnapshot(
         history=(
             HistoryItem("i1", "user", "hello", at=1.0),
             HistoryItem("i2", "assistant", "one", "one two", cut=True),
@@ -273,7 +273,7 @@ def _earlier() -> Earlier:
         at=1_760_000_000.0,
         streams=1,
         parameters={"From": "+14155550100"},
-        messages=(Left("call me", "Ann", "+14155550100"),),
+        messages=(SavedMessage("call me", "Ann", "+14155550100"),),
         notes={"a": [1, None]},
     )
 

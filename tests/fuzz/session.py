@@ -12,7 +12,7 @@ from agents import HostedMCPTool
 
 from bridge.agent.approvals import ApprovalRule, Approvals
 from bridge.core import ProtocolError, realtime_events
-from bridge.core.commands import Command, End, Heard, ToModel
+from bridge.core.commands import Command, End, ToModel, WaitDone
 from bridge.core.rules import Prices, Rules
 from bridge.model.hosted_mcp import HostedMcp
 from bridge.model.wire import Wire
@@ -116,7 +116,7 @@ class Line:
     def does(self, what: str) -> None:
         match what[:1]:
             case "l":
-                self.wire.link_lost("lost", 1006)
+                self.wire.connection_lost("lost", 1006)
                 assert not self.at_work, "a lost session has nothing at work"
             case "y" | "n" if self.approvals.pending:
                 approval = self.approvals.pending[0]
@@ -208,7 +208,7 @@ class SipLine:
 
     def took(self, commands: list[Command]) -> None:
         for command in commands:
-            if isinstance(command, Heard):
+            if isinstance(command, WaitDone):
                 self.waiting.remove(command.wait)
                 continue
             assert not self.ended, "something follows the end"

@@ -18,7 +18,6 @@ from bridge.core.commands import (
     Command,
     Dial,
     End,
-    Heard,
     Interrupted,
     Note,
     Pressed,
@@ -26,12 +25,13 @@ from bridge.core.commands import (
     Switch,
     ToCaller,
     ToModel,
+    WaitDone,
 )
 from bridge.core.conversation import Conversation, State
 from bridge.core.history import HistoryItem
 from bridge.core.rules import GOODBYES, Prices, Rules
 from bridge.fleet.formats import FORMAT
-from bridge.fleet.plan import Earlier
+from bridge.fleet.plan import CallSnapshot
 from bridge.sim.twilio.playout import Playout
 
 MAX_STEPS = 400
@@ -554,13 +554,13 @@ class AnyCall:
 
     def look(self) -> None:
         """What another instance would be told, and make of it."""
-        kept = Earlier(
+        kept = CallSnapshot(
             history=tuple(self.talk.history.items),
             playing=tuple(self.talk.playing(self.now)),
             at=self.now,
             streams=1,
         )
-        read = Earlier.read(kept.kept(FORMAT))
+        read = CallSnapshot.read(kept.encoded(FORMAT))
         assert read == kept
         then = read.as_of(self.now + self.script.pick(SECONDS))
         if self.talk.state in (State.WAITING, State.HOLDING):
@@ -652,7 +652,7 @@ class AnyCall:
     def took(self, commands: list[Command]) -> None:
         self.log += commands
         for command in commands:
-            if isinstance(command, Heard):
+            if isinstance(command, WaitDone):
                 assert command.wait in self.waiting, "nobody waits for this"
                 self.waiting.remove(command.wait)
                 continue

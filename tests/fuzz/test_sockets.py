@@ -36,7 +36,7 @@ from bridge.sim.model import Behaviour, Ruled
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.core.rubbish import WORDS, mangled
-from tests.e2e.house import HELLO, Place, bridge
+from tests.e2e.bridge import HELLO, Place, bridge
 
 # It finds what it is to report of a large body too large.
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")

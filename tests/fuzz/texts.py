@@ -17,15 +17,15 @@ from pydantic_core import PydanticCustomError
 
 from bridge.agent.live import CallFacts
 from bridge.app import routes, values
-from bridge.app.overflow import FullHouse, Place
+from bridge.app.overflow import Overflow, QueuePlace
 from bridge.app.routes import Route, RoutesError, WhenFull
 from bridge.audio import g711
 from bridge.core import ProtocolError, errors, realtime_events, twilio_messages
-from bridge.core.replay import kept
+from bridge.core.replay import recorded
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.place import redis_place
-from bridge.fleet.plan import Earlier, Plan
+from bridge.fleet.plan import CallSnapshot, Plan
 from bridge.http.api import bodies
 from bridge.http.signature import Signatures
 from bridge.http.tickets import TicketRefused, Tickets
@@ -72,7 +72,7 @@ def caller(data: bytes) -> int:
             assert len(sound) == g711.payload_bytes(message.media.payload) > 0
             assert 0 <= message.media.timestamp <= 2**53
         if isinstance(message, twilio_messages.Start):
-            out = twilio_messages.Outbound(message.stream_sid)
+            out = twilio_messages.OutboundMessages(message.stream_sid)
             for text in (out.media("////"), out.mark("m1"), out.clear()):
                 assert msgspec.json.decode(text)["streamSid"] == message.stream_sid
             CallFacts.of(message.start.call_sid, message.start.custom_parameters or {})
@@ -156,7 +156,7 @@ def model(data: bytes) -> int:
                 realtime_events.ItemAdded(item=item)
                 | realtime_events.ItemDone(item=item)
             ):
-                known = kept(item, 0.0)
+                known = recorded(item, 0.0)
                 assert known is None or isinstance(known.text, str)
             case realtime_events.ModelError(error=error):
                 errors.is_benign(error)
@@ -191,25 +191,25 @@ def model_audio(data: bytes) -> int:
 def shelf(data: bytes) -> int:
     """bridge.fleet.plan: what somebody else has written is read, or is nothing."""
     Plan.read(data)
-    earlier = Earlier.read(data)
+    earlier = CallSnapshot.read(data)
     for ended in (0.0, earlier.at, earlier.at + 1.5, NOW):
         then = earlier.as_of(ended)
         assert then.playing == ()
         assert isinstance(then.why, str)
         assert then.ended_as in ("transfer", "moved", "lost")
-    assert Earlier.read(earlier.kept(FORMAT)) == earlier
+    assert CallSnapshot.read(earlier.encoded(FORMAT)) == earlier
     return 1
 
 
 def place(data: bytes) -> int:
     """bridge.app.overflow: a place in the queue that somebody wrote by hand."""
     text = data.decode("utf-8", "surrogateescape")
-    found = Place.read(text)
+    found = QueuePlace.read(text)
     for route in (Route(), Route(when_full=WhenFull("queue", "Wait."))):
-        house = FullHouse(answer="queue")
-        held = house.hold(route, found, NOW, lambda it: f"https://a.example/?w={it}")
+        services = Overflow(answer="queue")
+        held = services.hold(route, found, NOW, lambda it: f"https://a.example/?w={it}")
         assert held is None or held.startswith("<?xml")
-    assert Place.read(str(found)) == found
+    assert QueuePlace.read(str(found)) == found
     return 1
 
 

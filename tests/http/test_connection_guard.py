@@ -19,7 +19,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from bridge.core.limits import HITS, Limits
-from bridge.http.connection_guard import GRACE_SECONDS, Doors, secure_headers
+from bridge.http.connection_guard import GRACE_SECONDS, ConnectionGuard, secure_headers
 
 HERE = "127.0.0.1"
 ELSEWHERE = "127.0.0.2"
@@ -34,12 +34,14 @@ UPGRADE = (
 BIG = 8 << 20
 
 
-class House:
+class Services:
     """Something that answers, behind doors."""
 
     def __init__(self, limits: Limits, trusted: Iterable[str] = ()) -> None:
         self.hits: Counter[str] = Counter()
-        self.doors = Doors(limits, [ip_network(it) for it in trusted], self._hit)
+        self.guard = ConnectionGuard(
+            limits, [ip_network(it) for it in trusted], self._hit
+        )
         self.port = 0
         self.asked: list[str] = []
         """Bodies of the requests that were answered."""
@@ -67,7 +69,7 @@ class House:
     async def hello(self, request: web.Request) -> web.Response:
         self.asked.append(await request.text())
         self.seen.append(
-            (self.doors.address_of(request), self.doors.came_directly(request))
+            (self.guard.address_of(request), self.guard.came_directly(request))
         )
         return web.Response(text="hello")
 
@@ -79,7 +81,7 @@ class House:
         stream = web.WebSocketResponse()
         await stream.prepare(request)
         async for message in stream:
-            self.doors.in_call(request)
+            self.guard.in_call(request)
             await stream.send_str(message.data)
         return stream
 
@@ -93,36 +95,36 @@ class House:
     async def empty(self) -> None:
         """Waits until no connection is left."""
         async with asyncio.timeout(3):
-            while self.doors.waiting:  # noqa: ASYNC110 - nobody tells of the last
+            while self.guard.waiting:  # noqa: ASYNC110 - nobody tells of the last
                 await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
-async def house(
+async def services(
     limits: Limits = QUICK, trusted: Iterable[str] = (), host: str = HERE
-) -> AsyncIterator[House]:
+) -> AsyncIterator[Services]:
     """Nothing of its connections may be left behind it."""
     before = asyncio.all_tasks()
     errors: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: errors.append(context))
-    there = House(limits, trusted)
+    there = Services(limits, trusted)
     runner = web.AppRunner(there.application(), access_log=None, shutdown_timeout=1)
     await runner.setup()
-    there.port = await there.doors.listen(runner, host, 0)
+    there.port = await there.guard.listen(runner, host, 0)
     try:
         yield there
     finally:
         since = time.monotonic()
-        await there.doors.close()
+        await there.guard.close()
         await runner.cleanup()
         await asyncio.sleep(0.01)
         assert time.monotonic() - since < 2, "closing took its time"
     assert errors == []
-    assert there.doors.waiting == 0
+    assert there.guard.waiting == 0
     assert asyncio.all_tasks() <= before
     visitors = [it for it in gc.get_objects() if type(it).__name__ == "_Visitor"]
-    assert not [it for it in visitors if it._doors is there.doors and it._timer]
+    assert not [it for it in visitors if it._guard is there.guard and it._timer]
 
 
 @asynccontextmanager
@@ -195,8 +197,8 @@ async def crowd(
 async def test_a_thousand_who_say_nothing(origin: str, send: bytes) -> None:
     """Callers get in at once, also from the address that the thousand come from."""
     limits = Limits()
-    async with house(limits) as there, crowd(there.port, 1000, origin, send):
-        assert there.doors.waiting == limits.waiting_per_address
+    async with services(limits) as there, crowd(there.port, 1000, origin, send):
+        assert there.guard.waiting == limits.waiting_per_address
         assert await good(there.port) < 0.2
         assert there.hits["sockets_of_address"] >= 900
         assert there.hits["sockets"] == 0
@@ -206,12 +208,12 @@ async def test_a_thousand_from_many_addresses() -> None:
     """The number of all is limited, too, and the same holds."""
     limits = Limits(waiting_sockets=200, waiting_per_address=150)
     async with (
-        house(limits) as there,
+        services(limits) as there,
         crowd(there.port, 140, HERE),
         crowd(there.port, 140, ELSEWHERE, UPGRADE),
         crowd(there.port, 140, "127.0.0.3"),
     ):
-        assert there.doors.waiting == 200
+        assert there.guard.waiting == 200
         assert await good(there.port) < 0.2
         assert there.hits["sockets"] >= 220
         assert there.hits["sockets_of_address"] == 0
@@ -220,7 +222,7 @@ async def test_a_thousand_from_many_addresses() -> None:
 async def test_those_who_come_in_one_turn_are_heard() -> None:
     """Hundreds are accepted at once, and each has sent all of its request: nobody is
     sent away unread, though there is place for ten."""
-    async with house(Limits(waiting_sockets=100, waiting_per_address=10)) as there:
+    async with services(Limits(waiting_sockets=100, waiting_per_address=10)) as there:
         first = await asyncio.gather(*(good(there.port) for _ in range(15)))
         assert len(first) == 15
         assert not there.hits
@@ -230,24 +232,24 @@ async def test_a_proxy_of_ours_may_have_many() -> None:
     """All of the world comes through it: it is not counted as one."""
     limits = Limits(waiting_per_address=5)
     async with (
-        house(limits, ["127.0.0.2/32"]) as there,
+        services(limits, ["127.0.0.2/32"]) as there,
         crowd(there.port, 20, ELSEWHERE),
     ):
         assert await good(there.port) < 0.2
-        assert there.doors.waiting == 20
+        assert there.guard.waiting == 20
         assert not there.hits
 
 
 async def test_calls_are_not_counted() -> None:
     """However many there are, and whoever knocks: nobody is cut off."""
     limits = Limits(waiting_sockets=3, waiting_per_address=3)
-    async with house(limits) as there:
+    async with services(limits) as there:
         url = f"ws://{HERE}:{there.port}/media"
         async with connect(url) as one, connect(url) as other:
             for it in (one, other):
                 await it.send("start")
                 assert await it.recv() == "start"
-            assert there.doors.waiting == 0
+            assert there.guard.waiting == 0
             async with crowd(there.port, 20, HERE):
                 for it in (one, other):
                     await it.send("media")
@@ -257,7 +259,7 @@ async def test_calls_are_not_counted() -> None:
 async def test_streams_that_do_not_start_make_place() -> None:
     """Handshakes of which nothing comes keep nobody out; the oldest goes first."""
     limits = Limits(waiting_sockets=3)
-    async with house(limits) as there:
+    async with services(limits) as there:
         url = f"ws://{HERE}:{there.port}/media"
         async with connect(url) as first, connect(url), connect(url):
             async with connect(url) as last:
@@ -272,7 +274,7 @@ async def test_streams_that_do_not_start_make_place() -> None:
 async def test_the_one_who_makes_place_is_told() -> None:
     """A client that was only slow knows that it may try again."""
     async with (
-        house(Limits(waiting_sockets=1)) as there,
+        services(Limits(waiting_sockets=1)) as there,
         knock(there.port, b"GET") as (reader, _),
         knock(there.port),
     ):
@@ -285,7 +287,7 @@ async def test_the_one_who_makes_place_is_told() -> None:
 @pytest.mark.parametrize("send", [b"", b"GET /hello HTTP/1.1\r\nHost: h\r\n"])
 async def test_a_request_that_does_not_come(send: bytes) -> None:
     """It is told so when the time is over."""
-    async with house() as there:
+    async with services() as there:
         since = time.monotonic()
         assert (await ask(there.port, send)).startswith("HTTP/1.1 408 ")
         assert 0.2 < time.monotonic() - since < 1
@@ -296,7 +298,7 @@ async def test_a_request_that_does_not_come(send: bytes) -> None:
 async def test_slow_loris() -> None:
     """Header after header, each in time: all of them are to be there in time."""
     async with (
-        house() as there,
+        services() as there,
         knock(there.port, b"GET / HTTP/1.1\r\n") as (_, writer),
     ):
         since = time.monotonic()
@@ -308,7 +310,7 @@ async def test_slow_loris() -> None:
 
 async def test_a_second_request_does_not_wait() -> None:
     """A connection is closed behind its answer: there is nothing to be slow with."""
-    async with house() as there:
+    async with services() as there:
         text = await ask(there.port, GOOD + GOOD)
         assert text.count("hello") == 1
         assert "\r\nConnection: close\r\n" in text
@@ -317,13 +319,13 @@ async def test_a_second_request_does_not_wait() -> None:
 async def test_an_answer_that_nobody_reads() -> None:
     """It is given up, and not kept in memory until the kernel gives up."""
     limits = replace(QUICK, start_seconds=5)
-    async with house(limits) as there:
+    async with services(limits) as there:
         it = socket.socket()
         it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         it.connect((HERE, there.port))
         it.sendall(GOOD.replace(b"hello", b"big"))
         await asyncio.sleep(0.1)
-        assert there.doors.waiting == 1
+        assert there.guard.waiting == 1
         await there.empty()
         assert there.hits == {"answer_slow": 1}
         it.close()
@@ -332,7 +334,7 @@ async def test_an_answer_that_nobody_reads() -> None:
 async def test_an_answer_that_is_read_slowly() -> None:
     """Somebody on a thin line gets all of it."""
     async with (
-        house(replace(QUICK, send_seconds=0.4)) as there,
+        services(replace(QUICK, send_seconds=0.4)) as there,
         knock(there.port, GOOD.replace(b"hello", b"big")) as (reader, _),
     ):
         got = 0
@@ -360,7 +362,7 @@ async def test_an_answer_that_is_read_slowly() -> None:
 async def test_a_head_that_is_too_large(fields: bytes, split: bool) -> None:
     """It is refused as soon as it is, with its name."""
     pieces = [fields[i : i + 1000] for i in range(0, len(fields), 1000)]
-    async with house() as there:
+    async with services() as there:
         head = GOOD[:-2]
         text = await ask(there.port, head, *(pieces if split else [fields]), b"\r\n")
         assert text.startswith("HTTP/1.1 431 ")
@@ -370,7 +372,7 @@ async def test_a_head_that_is_too_large(fields: bytes, split: bool) -> None:
 
 async def test_a_line_that_aiohttp_does_not_take() -> None:
     """Where the limit of all is larger than that of one, it is the same answer."""
-    async with house(replace(QUICK, header_bytes=64 * 1024)) as there:
+    async with services(replace(QUICK, header_bytes=64 * 1024)) as there:
         long = b"X: " + b"y" * 20_000 + b"\r\n\r\n"
         assert (await ask(there.port, GOOD[:-2] + long)).startswith("HTTP/1.0 431 ")
         assert there.hits == {"header_bytes": 1}
@@ -382,7 +384,7 @@ async def test_a_head_byte_by_byte() -> None:
         b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n"
         b"X: \xe4\r\n\r\nabcde"
     )
-    async with house() as there:
+    async with services() as there:
         pieces = [request[i : i + 1] for i in range(len(request))]
         assert (await ask(there.port, *pieces)).endswith("hello")
         assert there.asked == ["abcde"]
@@ -420,7 +422,7 @@ async def test_what_is_no_request(
 ) -> None:
     """What two parsers may read in two ways is refused; nobody fills the log with it,
     and the answer does not say what we are made of."""
-    async with house() as there:
+    async with services() as there:
         text = await ask(there.port, send)
         assert text.startswith(("HTTP/1.1 400 ", "HTTP/1.0 400 "))
         assert "\r\nServer: bridge\r\n" in text
@@ -430,7 +432,7 @@ async def test_what_is_no_request(
 
 async def test_expect_100() -> None:
     """A client that asks before it sends its body is told to."""
-    async with house() as there:
+    async with services() as there:
         request = (
             b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n"
             b"Expect: 100-continue\r\n\r\n"
@@ -443,7 +445,7 @@ async def test_expect_100() -> None:
 
 async def test_http_1_0() -> None:
     """Old checks of health work, and do not stay."""
-    async with house() as there:
+    async with services() as there:
         text = await ask(
             there.port, b"GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
         )
@@ -453,7 +455,7 @@ async def test_http_1_0() -> None:
 
 async def test_what_stands_behind_a_handshake() -> None:
     """A client that sends its first message with the handshake loses nothing."""
-    async with house() as there:
+    async with services() as there:
         masked = b"\x81\x85\x00\x00\x00\x00start"
         async with knock(there.port, UPGRADE + masked) as (reader, _):
             head = await reader.readuntil(b"\r\n\r\n")
@@ -472,7 +474,7 @@ async def test_what_stands_behind_a_handshake() -> None:
 )
 async def test_abrupt_resets(send: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """They leave neither a connection nor a line in the log."""
-    async with house() as there:
+    async with services() as there:
         async with crowd(there.port, 50, HERE, send) as sockets:
             for it in sockets:
                 linger = struct.pack("ii", 1, 0)  # RST
@@ -484,37 +486,37 @@ async def test_abrupt_resets(send: bytes, caplog: pytest.LogCaptureFixture) -> N
 
 async def test_a_connection_that_is_half_closed() -> None:
     """Whoever has said that nothing more comes, before it was a request, is gone."""
-    async with house(Limits()) as there, knock(there.port, b"GET") as (_, writer):
+    async with services(Limits()) as there, knock(there.port, b"GET") as (_, writer):
         writer.write_eof()
         await there.empty()
 
 
 async def test_doors_close_on_whoever_has_not_asked() -> None:
     """A deploy waits neither for those nor for whoever waits for an answer."""
-    async with house(Limits()) as there:
+    async with services(Limits()) as there:
         waits = GOOD.replace(b"hello", b"waits")
         async with crowd(there.port, 20, HERE), knock(there.port, waits):
             await asyncio.sleep(0.05)
-            assert there.doors.waiting == 21
-            await there.doors.close()
-            assert there.doors.waiting == 1
+            assert there.guard.waiting == 21
+            await there.guard.close()
+            assert there.guard.waiting == 1
             with pytest.raises(OSError):
                 await good(there.port)
 
 
 async def test_an_address_that_is_taken() -> None:
     """It is said at the start."""
-    async with house() as there, house() as other:
+    async with services() as there, services() as other:
         runner = web.AppRunner(web.Application())
         await runner.setup()
         with pytest.raises(OSError):
-            await other.doors.listen(runner, HERE, there.port)
+            await other.guard.listen(runner, HERE, there.port)
         await runner.cleanup()
 
 
 async def test_what_breaks_here(caplog: pytest.LogCaptureFixture) -> None:
     """A mistake of ours is told in the log, and not to whoever asked."""
-    async with house() as there:
+    async with services() as there:
         text = await ask(there.port, GOOD.replace(b"hello", b"broken"))
         assert text.startswith("HTTP/1.1 500 ")
         assert "mend" not in text
@@ -538,12 +540,12 @@ async def test_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "accept", accept_from_peer)
     limits = Limits(waiting_per_address=2)
-    async with house(limits) as there:
+    async with services(limits) as there:
         writers = [
             (await asyncio.open_connection(HERE, there.port))[1] for _ in range(7)
         ]
         await asyncio.sleep(0.3)
-        assert there.doors.waiting == 2 + 2
+        assert there.guard.waiting == 2 + 2
         assert there.hits == {"sockets_of_address": 3}
         for writer in writers:
             writer.transport.abort()
@@ -570,7 +572,7 @@ async def test_who_asks_through_our_proxies(forwarded: list[str], address: str) 
     """What the client itself has written there does not hide it."""
     headers = [("X-Forwarded-For", it) for it in forwarded]
     async with (
-        house(trusted=[HERE, "10.0.0.0/8"]) as there,
+        services(trusted=[HERE, "10.0.0.0/8"]) as there,
         aiohttp.ClientSession() as http,
         http.get(f"http://{HERE}:{there.port}/hello", headers=headers) as it,
     ):
@@ -582,7 +584,7 @@ async def test_who_asks_without_a_proxy() -> None:
     """Nobody is believed to be one."""
     headers = {"x-forwarded-for": "192.0.2.1"}
     async with (
-        house() as there,
+        services() as there,
         aiohttp.ClientSession() as http,
         http.get(f"http://{HERE}:{there.port}/hello", headers=headers) as it,
     ):
@@ -594,7 +596,7 @@ async def test_who_asks_without_a_proxy() -> None:
 async def test_headers_of_answers(path: str) -> None:
     """No browser is led to do anything with an answer, and no version is told."""
     async with (
-        house() as there,
+        services() as there,
         aiohttp.ClientSession() as http,
         http.get(f"http://{HERE}:{there.port}{path}") as it,
     ):

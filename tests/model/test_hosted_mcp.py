@@ -725,7 +725,7 @@ def test_what_a_server_tells_of_tools_is_not_kept_for_ever(
             feed(hosted, "conversation.item.done", item=other)
         feed(hosted, "conversation.item.done", item=item | {"id": "x", "tools": [BOOK]})
     assert hosted.servers == {}
-    warned = [line["event"] for line in lines]
+    warned = [owner["event"] for owner in lines]
     assert warned == ["mcp_listing_too_large", "mcp_too_many_items"]
 
     hosted.session_lost()

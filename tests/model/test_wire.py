@@ -441,7 +441,7 @@ async def test_ids_without_end_are_not_kept() -> None:
             if n % 100 == 0:
                 await asyncio.sleep(0.001)
         await until(lambda: len(seen) == 2 * MAX_KNOWN + 20)
-        wire.link_lost("lost", 1006)
+        wire.connection_lost("lost", 1006)
         await until(lambda: len(seen) == 2 * MAX_KNOWN + 20 + MAX_OPEN)
         wire.take(event("conversation.item.added", item=item))
         wire.take(event("conversation.item.added", item={**item, "id": "i0"}))

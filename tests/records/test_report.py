@@ -21,7 +21,7 @@ from bridge.core.history import HistoryItem
 from bridge.privacy.redaction import Redaction
 from bridge.records.report import (
     CallReport,
-    Patience,
+    DeliveryTimes,
     Reports,
     report_of,
     report_of_silence,
@@ -31,7 +31,7 @@ from bridge.records.report import (
 from tests.support.line import FACTS, Line, live_call
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
-QUICK = Patience(
+QUICK = DeliveryTimes(
     attempts=4,
     attempt_seconds=0.3,
     first_wait=0.02,
@@ -478,7 +478,7 @@ async def test_sending_does_not_wait() -> None:
 
 async def test_a_shutdown_gives_so_long_and_tells_what_is_lost() -> None:
     """What a server that goes could not deliver is in its log."""
-    patient = Patience(attempt_seconds=30.0)
+    patient = DeliveryTimes(attempt_seconds=30.0)
     with capture_logs() as logged:
         async with receiver(None) as there, Reports(None, patient) as reports:
             reports.send(REPORT, None, there.url)
@@ -493,7 +493,7 @@ async def test_a_shutdown_gives_so_long_and_tells_what_is_lost() -> None:
 
 async def test_a_server_that_is_cancelled_leaves_nothing_running() -> None:
     """Ctrl-C during a delivery ends it, and its loss is told."""
-    patient = Patience(attempt_seconds=30.0)
+    patient = DeliveryTimes(attempt_seconds=30.0)
     entered = asyncio.Event()
 
     async def serve(url: str) -> None:

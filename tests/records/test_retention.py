@@ -13,10 +13,10 @@ from bridge.fleet.memory import MemoryRegistry
 from bridge.records.retention import (
     DAY_SECONDS,
     SHELVED,
+    delete_expired,
     expire,
     forget,
     forget_call,
-    kept_for,
 )
 
 OLD = time.time() - 40 * DAY_SECONDS
@@ -116,7 +116,7 @@ async def test_an_instance_deletes_at_its_start_and_again(tmp_path: Path) -> Non
     """A bridge that runs for months keeps to the days, too; the log names nobody."""
     put(tmp_path, "CA1.MZ1.trace.jsonl", OLD)
     with capture_logs() as logged:
-        async with kept_for(tmp_path, 30, every=0.01):
+        async with delete_expired(tmp_path, 30, every=0.01):
             await until(lambda: len(logged) == 1)
             put(tmp_path, "CA2.MZ2.trace.jsonl", OLD)
             await until(lambda: len(logged) == 2)
@@ -139,7 +139,7 @@ async def test_without_days_or_a_folder_nothing_is_deleted(
 ) -> None:
     """0 is for ever; who records nothing has nothing deleted."""
     put(tmp_path, "CA1.MZ1.trace.jsonl", OLD)
-    async with kept_for(None if days else tmp_path, days, every=0.005):
+    async with delete_expired(None if days else tmp_path, days, every=0.005):
         await asyncio.sleep(0.02)
 
     assert left(tmp_path) == {"CA1.MZ1.trace.jsonl"}
@@ -149,7 +149,7 @@ async def test_what_cannot_be_deleted_is_told_without_a_name(tmp_path: Path) -> 
     """An operator sees that something stays; the instance runs on."""
     folder = put(tmp_path, "no folder")
     with capture_logs() as logged:
-        async with kept_for(folder, 30):
+        async with delete_expired(folder, 30):
             await asyncio.sleep(0.05)
 
     assert logged == [
@@ -160,7 +160,7 @@ async def test_what_cannot_be_deleted_is_told_without_a_name(tmp_path: Path) -> 
 async def test_what_is_raised_meanwhile_comes_out_as_it_is(tmp_path: Path) -> None:
     """`bridge serve` tells what is wrong, not a group of it."""
     with pytest.raises(ValueError, match="of the house"):
-        async with kept_for(tmp_path, 30):
+        async with delete_expired(tmp_path, 30):
             raise ValueError("of the house")
 
 

@@ -29,7 +29,7 @@ from bridge.agent.live import (
     Transfer,
 )
 from bridge.agent.loader import AgentSource
-from bridge.app.background_tasks import Errands
+from bridge.app.background_tasks import BackgroundTasks
 from bridge.core.commands import End, Note
 from bridge.core.rules import Rules
 from bridge.fleet.memory import MemoryRegistry
@@ -55,7 +55,7 @@ from bridge.sim.model import (
 from bridge.sim.realtime.calls import CallsServer, new_secret
 from bridge.sim.realtime.leg import Line, PhoneCall
 from bridge.sip.sip import SipCalls, facts_of, number_of
-from bridge.sip.sip_call import SipHouse, SipPlan
+from bridge.sip.sip_call import SipPlan, SipServices
 from bridge.sip.sip_session import ATTACH_TRIES
 from tests.sim.realtime_client import QUICK, speech
 
@@ -99,7 +99,7 @@ class Place:
     model: ModelServer
     calls: CallsServer
     sip: SipCalls
-    house: SipHouse
+    services: SipServices
     registry: MemoryRegistry
     url: str
     begun: list[LiveCall] = field(default_factory=list)
@@ -165,7 +165,7 @@ async def place(
     async with (
         ModelServer(behaviour or Behaviour(**QUICK), api_key="sk-sim") as model,
         CallsServer(model, **how) as calls,
-        Errands() as errands,
+        BackgroundTasks() as background_tasks,
         local_mcp() as mcp,
     ):
         target = ModelTarget(
@@ -191,7 +191,7 @@ async def place(
         def ended(live: LiveCall, end: End, seconds: float) -> None:
             here.ends.append(f"{end.by}_{end.why}")
 
-        async def may_come_in(facts: CallFacts) -> str | None:
+        async def admit(facts: CallFacts) -> str | None:
             return here.limit
 
         def check_transfer(live: LiveCall, to: Transfer) -> None:
@@ -199,23 +199,23 @@ async def place(
                 raise NotAllowed("no")
 
         registry = MemoryRegistry()
-        house = SipHouse(
+        services = SipServices(
             secret=calls.secret,
             api_key="sk-sim",
             rest_url=calls.url,
             registry=registry,
             local_mcp=mcp,
-            start=errands.start,
+            start=background_tasks.start,
             plan=lambda facts: SipPlan(plan, rules, route="main"),
             room=lambda: here.room,
             begin=begin,
             ended=ended,
             pressed=pressed,
             see=_seen,
-            may_come_in=may_come_in,
+            admit=admit,
             check_transfer=check_transfer,
         )
-        async with SipCalls(house) as sip:
+        async with SipCalls(services) as sip:
 
             async def take(request: web.Request) -> web.Response:
                 body = await request.read()
@@ -226,7 +226,7 @@ async def place(
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             url = f"http://127.0.0.1:{runner.addresses[0][1]}/openai/webhook"
-            here = Place(model, calls, sip, house, registry, url)
+            here = Place(model, calls, sip, services, registry, url)
             try:
                 yield here
             finally:
@@ -347,14 +347,14 @@ async def test_a_caller_who_gave_up_is_not_turned_away() -> None:
 class Silent(MemoryRegistry):
     """A registry that is not there."""
 
-    async def first(self, name: str, seconds: float) -> bool:
+    async def set_if_absent(self, name: str, seconds: float) -> bool:
         raise ConnectionError
 
 
 async def test_a_registry_that_is_not_there() -> None:
     """503: OpenAI tries again, for we cannot know whether this is the first time."""
     async with place() as here:
-        async with SipCalls(replace(here.house, registry=Silent())) as deaf:
+        async with SipCalls(replace(here.services, registry=Silent())) as deaf:
             here.sip.incoming = deaf.incoming  # type: ignore[method-assign]
             call = await here.ring()
 
@@ -375,7 +375,7 @@ async def test_a_running_call_is_found_by_its_sid() -> None:
 async def test_a_bridge_that_has_closed_takes_none() -> None:
     """503: OpenAI tries again, and may reach another instance."""
     async with place() as here:
-        async with SipCalls(here.house) as closed:
+        async with SipCalls(here.services) as closed:
             pass
         here.sip.incoming = closed.incoming  # type: ignore[method-assign]
         call = await here.ring()
@@ -388,7 +388,7 @@ async def test_a_secret_that_is_none_is_told_at_start(secret: str) -> None:
     """Not with the first call, and not as a forgery."""
     async with place() as here:
         with pytest.raises(ValueError, match="secret"):
-            SipCalls(replace(here.house, secret=secret))
+            SipCalls(replace(here.services, secret=secret))
 
 
 # --- the accept

@@ -7,17 +7,17 @@ from bridge.core import realtime_events
 from bridge.core.commands import (
     Command,
     End,
-    Heard,
     Note,
     ToModel,
+    WaitDone,
     limit_hit,
     protocol_error,
 )
 from bridge.core.conversation import NO_USAGE
+from bridge.core.outbox import MAX_PENDING
 from bridge.core.rules import Prices, Rules
-from bridge.core.untold import MAX_UNTOLD
 from bridge.core.waits import MAX_WAITS
-from bridge.sip.sip_speech import MAX_ANSWERS, Said, SipSpeech
+from bridge.sip.sip_speech import MAX_ANSWERS, SipSpeech, SpokenAnswer
 from bridge.sip.sip_talk import SipTalk
 
 WORDS = "one two three four five six"  # almost two seconds
@@ -54,7 +54,7 @@ def test_what_was_played_was_heard() -> None:
     assert speech.done("r", "completed") == []
     assert not speech.all_heard
 
-    assert speech.played("r") == [Said("i", WORDS, WORDS, False)]
+    assert speech.played("r") == [SpokenAnswer("i", WORDS, WORDS, False)]
     assert speech.all_heard
 
 
@@ -67,8 +67,8 @@ def test_what_was_cleared_was_heard_in_part() -> None:
     speech.done("r", "completed")
 
     assert speech.cleared("r", 2.0) == [
-        Said("i", "one two three", WORDS, True),
-        Said("j", "", "and more", True),
+        SpokenAnswer("i", "one two three", WORDS, True),
+        SpokenAnswer("j", "", "and more", True),
     ]
 
 
@@ -80,9 +80,9 @@ def test_a_cut_answer_runs_until_the_server_has_ended_it() -> None:
     speech.words("r", "i", "late")
     speech.want()
 
-    assert speech.running == ["r"] and not speech.pay()
+    assert speech.running == ["r"] and not speech.request_if_free()
     assert speech.done("r", "cancelled") == []
-    assert speech.pay()
+    assert speech.request_if_free()
 
 
 def test_an_answer_that_was_never_played_was_not_heard() -> None:
@@ -90,7 +90,7 @@ def test_an_answer_that_was_never_played_was_not_heard() -> None:
     speech = SipSpeech()
     said(speech)
 
-    assert speech.done("r", "cancelled") == [Said("i", "", WORDS, True)]
+    assert speech.done("r", "cancelled") == [SpokenAnswer("i", "", WORDS, True)]
 
 
 def test_unknown_answers_are_nothing() -> None:
@@ -134,7 +134,7 @@ def test_a_wait_ends_though_the_server_never_says_so() -> None:
     assert due is not None and 3.0 < due < 10.0
 
     assert made.tick(due - 0.1) == []
-    assert Heard(1, True) in made.tick(due)
+    assert WaitDone(1, True) in made.tick(due)
 
 
 def test_an_answer_that_lost_a_race_is_asked_for_again() -> None:
@@ -160,7 +160,7 @@ def test_an_answer_that_is_refused_twice_ends_the_call() -> None:
     assert End("model", "failed") in hear(made, 0.2, "error", error=error)
     assert made.deadline is None
     assert made.tick(1.0) == made.tell("user", "x", True) == []
-    assert made.when_heard(1, 1.0) == [Heard(1, None)]
+    assert made.when_heard(1, 1.0) == [WaitDone(1, None)]
     assert made.end("bridge", "shutdown", 1.0) == []
 
 
@@ -187,7 +187,7 @@ def test_who_speaks_is_not_asked_about() -> None:
     hear(made, 0.0, "input_audio_buffer.speech_started", item_id="i")
 
     assert asked(made.tell("system", "x", True)) == ["conversation.item.create"]
-    assert made.when_heard(1, 0.1) == [Heard(1, False)]
+    assert made.when_heard(1, 0.1) == [WaitDone(1, False)]
 
 
 def test_no_call_ends_between_a_word_and_its_answer() -> None:
@@ -199,18 +199,18 @@ def test_no_call_ends_between_a_word_and_its_answer() -> None:
     assert made.when_heard(1, 0.6, ("agent", "hung_up")) == []
     hear(made, 0.7, "response.created", response={"id": "r"})
     done = {"id": "r", "status": "completed"}
-    assert Heard(1, True) in hear(made, 0.8, "response.done", response=done)
+    assert WaitDone(1, True) in hear(made, 0.8, "response.done", response=done)
 
 
 def test_words_before_there_is_a_model_are_bounded() -> None:
     """Kept, in order, but not without end."""
     made = SipTalk(Rules(greeting="Hello."), 0.0)
-    for _ in range(MAX_UNTOLD):
+    for _ in range(MAX_PENDING):
         assert made.tell("user", "x", False) == []
 
-    assert made.tell("user", "x", False) == [Note("word_lost")]
+    assert made.tell("user", "x", False) == [Note("text_dropped")]
     sent = asked(made.attached(0.0))
-    assert sent.count("conversation.item.create") == MAX_UNTOLD + 1
+    assert sent.count("conversation.item.create") == MAX_PENDING + 1
 
 
 def test_a_crowd_that_waits_is_answered_at_once() -> None:
@@ -220,7 +220,7 @@ def test_a_crowd_that_waits_is_answered_at_once() -> None:
     for number in range(MAX_WAITS):
         assert made.when_heard(number, 0.0) == []
 
-    assert made.when_heard(999, 0.0) == [Heard(999, False)]
+    assert made.when_heard(999, 0.0) == [WaitDone(999, False)]
 
 
 def test_a_model_that_does_not_say_what_it_took_is_told_of() -> None:
@@ -235,7 +235,7 @@ def test_a_model_that_does_not_say_what_it_took_is_told_of() -> None:
 
 
 def test_the_longest_call_ends_with_a_goodbye() -> None:
-    """Said, heard, then the end; or the end, if it is not said."""
+    """SpokenAnswer, heard, then the end; or the end, if it is not said."""
     made = talk(Rules(longest_seconds=5.0))
     goodbye = made.tick(5.0)
     assert asked(goodbye) == ["conversation.item.create", "response.create"]

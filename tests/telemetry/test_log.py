@@ -193,7 +193,7 @@ def test_complaints_without_end_do_not_fill_the_disk() -> None:
     told = levels(*[error] * (MAX_LINES + 50), Note("handoff", {}))
 
     assert told.count(("warning", "model_error")) == MAX_LINES - 1
-    assert told.count(("warning", "lines_left_out")) == 1
+    assert told.count(("warning", "log_lines_dropped")) == 1
     assert told[-1] == ("info", "handoff")
 
 

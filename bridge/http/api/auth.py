@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from bridge.http.api.bodies import Body, Mistake
 from bridge.http.api.problems import Problem, invalid
-from bridge.http.connection_guard import Doors, neighbours
+from bridge.http.connection_guard import ConnectionGuard, neighbours
 
 log = structlog.get_logger()
 
@@ -62,31 +62,31 @@ class Rates:
         return wait
 
 
-class Gate:
+class ApiAuth:
     """Of one API. `origin`: of which pages may use it, where that is known; `refused`
     is told why somebody was (bridge.telemetry.metrics.REFUSALS)."""
 
     def __init__(
         self,
         token: str,
-        doors: Doors,
+        guard: ConnectionGuard,
         refused: Callable[[str], None],
         origin: str | None = None,
     ) -> None:
         """ValueError without a token: it would let anybody in."""
         if not token:
             raise ValueError("the control API needs a token")
-        self.doors = doors
+        self.guard = guard
         self._expected = token.encode()
         self._refused = refused
         self._origin = origin and _as_browsers_say(origin)
-        per_second = doors.limits.api_per_second
+        per_second = guard.limits.api_per_second
         self._known = Rates(per_second, per_second * BURST_SECONDS)
         self._strangers = Rates(STRANGERS_PER_SECOND, STRANGERS_BURST)
         self._listeners = 0
 
     @web.middleware
-    async def let_in(
+    async def middleware(
         self, request: web.Request, handler: Handler
     ) -> web.StreamResponse:
         try:
@@ -110,11 +110,11 @@ class Gate:
     def listening(self, request: web.Request) -> Iterator[None]:
         """While an answer lasts as long as its call. Problem where too many do."""
         if self._listeners >= MAX_LISTENERS:
-            self.doors.hit("api_rate")
+            self.guard.hit("api_rate")
             raise Problem(429, "rate", "Too many listen to events")
         self._listeners += 1
         try:
-            self.doors.in_call(request)
+            self.guard.in_call(request)
             yield
         finally:
             self._listeners -= 1
@@ -123,10 +123,10 @@ class Gate:
         """Behind a proxy that nobody named all have one address: what strangers ask is
         counted apart, so that they cannot keep out who has the token."""
         rates = self._known if known else self._strangers
-        who = neighbours(self.doors.address_of(request))
+        who = neighbours(self.guard.address_of(request))
         wait = rates.take(who, time.monotonic())
         if wait:
-            self.doors.hit("api_rate")
+            self.guard.hit("api_rate")
             later = {"Retry-After": str(math.ceil(wait))}
             raise Problem(429, "rate", "Too many requests", headers=later)
 
@@ -151,7 +151,7 @@ class Gate:
         return _host(origin) == request.host.lower()
 
 
-GATE = web.AppKey("gate", Gate)
+API_AUTH = web.AppKey("gate", ApiAuth)
 """The application's own: what is read and sent is held to its limits."""
 
 
@@ -180,19 +180,19 @@ async def body_of(request: web.Request, model: type[Model]) -> Model:
 
 
 async def _read(request: web.Request) -> bytes:
-    doors = request.app[GATE].doors
-    limits = doors.limits
+    guard = request.app[API_AUTH].guard
+    limits = guard.limits
     raw = bytearray()
     try:
         async with asyncio.timeout(limits.body_seconds):
             async for piece in request.content.iter_any():
                 raw += piece
                 if len(raw) > limits.body_bytes:
-                    doors.hit("body_bytes")
+                    guard.hit("body_bytes")
                     title = f"A body has {limits.body_bytes} bytes at most"
                     raise Problem(413, "too-large", title)
     except TimeoutError:
-        doors.hit("body_slow")
+        guard.hit("body_slow")
         raise Problem(408, "too-slow", "The body did not come in time") from None
     except (web.RequestPayloadError, ConnectionError):
         raise Problem(400, "body", "The body cannot be read") from None

@@ -11,8 +11,8 @@ from aiohttp import web
 
 from bridge.agent.events import CallEvent
 from bridge.agent.live import LiveCall
-from bridge.http.api.auth import GATE
-from bridge.http.connection_guard import Doors
+from bridge.http.api.auth import API_AUTH
+from bridge.http.connection_guard import ConnectionGuard
 from bridge.privacy.redaction import Redaction
 
 log = structlog.get_logger()
@@ -65,19 +65,19 @@ class Feed:
 
 async def stream(request: web.Request, live: LiveCall) -> web.StreamResponse:
     """Answers with the call's events until it ends or the reader has gone."""
-    gate = request.app[GATE]
-    with gate.listening(request):
-        return await _tell(request, live, gate.doors)
+    auth = request.app[API_AUTH]
+    with auth.listening(request):
+        return await _tell(request, live, auth.guard)
 
 
 async def _tell(
-    request: web.Request, live: LiveCall, doors: Doors
+    request: web.Request, live: LiveCall, guard: ConnectionGuard
 ) -> web.StreamResponse:
     feed = Feed(live, raw=request.query.get("raw") == "1")
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream; charset=utf-8"}
     )
-    out = _Out(response, doors.limits.send_seconds)
+    out = _Out(response, guard.limits.send_seconds)
     remove = live.on(feed.put)
     try:
         await response.prepare(request)
@@ -88,7 +88,7 @@ async def _tell(
         log.debug("events_reader_gone", call_sid=live.call_sid)
     except (TimeoutError, TooSlow):
         log.warning("events_reader_slow", call_sid=live.call_sid)
-        doors.hit("answer_slow")
+        guard.hit("answer_slow")
         _break_off(request)
     except Exception:
         # An event of the user's that JSON cannot hold. The answer has begun, so there

@@ -18,7 +18,7 @@ from aiohttp import web
 import twiml
 from bridge.agent.live import BadRequest, CallOver, LiveCall, NotAllowed
 from bridge.app.outbound import (
-    Outbound,
+    OutboundCalls,
     OutboundLimited,
     OutboundOrder,
     OutboundRefused,
@@ -26,7 +26,7 @@ from bridge.app.outbound import (
 from bridge.app.routes import Routes
 from bridge.fleet import CallEntry
 from bridge.http.api import bodies, events, openapi
-from bridge.http.api.auth import GATE, Gate, Handler, body_of
+from bridge.http.api.auth import API_AUTH, ApiAuth, Handler, body_of
 from bridge.http.api.bodies import Body, Mistake, PlaceCall
 from bridge.http.api.problems import Problem, Refused, invalid
 from bridge.records.retention import StillRuns
@@ -60,7 +60,7 @@ Forget = Callable[[str], Awaitable[None]]
 
 
 def application(
-    calls: Calls, gate: Gate, forget: Forget | None = None
+    calls: Calls, auth: ApiAuth, forget: Forget | None = None
 ) -> web.Application:
     """To be mounted at /api. Without `forget` records cannot be deleted."""
     api = _Api(calls, forget)
@@ -82,15 +82,15 @@ def application(
         "forget": api.forget,
         "openapi": api.openapi,
     }
-    app = web.Application(middlewares=[gate.let_in])
-    app[GATE] = gate
+    app = web.Application(middlewares=[auth.middleware])
+    app[API_AUTH] = auth
     for it in openapi.OPERATIONS:
         app.router.add_route(it.method, it.path, handlers[it.name])
     return app
 
 
 async def place(
-    outbound: Outbound, wanted: PlaceCall, number: str | None, routes: Routes
+    outbound: OutboundCalls, wanted: PlaceCall, number: str | None, routes: Routes
 ) -> str:
     """Has `outbound` place it, from `number`; the call's SID. Refused says why not."""
     if not number:

@@ -10,10 +10,10 @@ from structlog.testing import capture_logs
 
 from bridge.core.limits import Limits
 from bridge.http.api import auth
-from bridge.http.api.auth import MAX_ADDRESSES, STRANGERS_BURST, Gate, Rates
-from bridge.http.connection_guard import HEADERS, Doors
-from tests.e2e.house import Place, bridge
-from tests.http.api.desk import TOKEN, Desk, desk
+from bridge.http.api.auth import MAX_ADDRESSES, STRANGERS_BURST, ApiAuth, Rates
+from bridge.http.connection_guard import HEADERS, ConnectionGuard
+from tests.e2e.bridge import Place, bridge
+from tests.http.api.call_directory import TOKEN, Desk, desk
 
 PUBLIC = "https://bridge.example"
 
@@ -74,7 +74,7 @@ async def test_the_scheme_is_read_as_http_says() -> None:
 def test_an_empty_token_opens_nothing() -> None:
     """A forgotten setting does not leave the API open to all."""
     with pytest.raises(ValueError, match="token"):
-        Gate("", Doors(Limits(), (), print), print)
+        ApiAuth("", ConnectionGuard(Limits(), (), print), print)
 
 
 # --- origins ---

@@ -15,7 +15,7 @@ from bridge.agent.events import CallEvent
 from bridge.core.limits import Limits
 from bridge.http.api import auth, events
 from bridge.privacy.redaction import Redaction
-from tests.http.api.desk import TOKEN, Desk, desk
+from tests.http.api.call_directory import TOKEN, Desk, desk
 
 
 @asynccontextmanager

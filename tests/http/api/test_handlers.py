@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from bridge.agent.live import Transfer
 from bridge.app.outbound import (
-    Outbound,
+    OutboundCalls,
     OutboundLimited,
     OutboundOrder,
     OutboundRefused,
@@ -19,7 +19,7 @@ from bridge.core.history import HistoryItem
 from bridge.fleet.memory import MemoryRegistry
 from bridge.http.api import handlers
 from bridge.privacy.redaction import Redaction
-from tests.http.api.desk import ELSEWHERE, SID, Desk, desk
+from tests.http.api.call_directory import ELSEWHERE, SID, Desk, desk
 from tests.support.line import FACTS
 
 HISTORY = [
@@ -330,7 +330,7 @@ async def test_a_call_that_is_refused_says_why() -> None:
         assert "From" in answer.json["errors"][0]["what"]
 
 
-class Telephones(Outbound):
+class Telephones(OutboundCalls):
     """Outbound with no Twilio behind it: takes orders, or says no."""
 
     def __init__(self, says: Exception | None = None) -> None:

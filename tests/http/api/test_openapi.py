@@ -4,9 +4,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from bridge.core.limits import Limits
 from bridge.http.api import handlers, openapi
-from bridge.http.api.auth import Gate
-from bridge.http.connection_guard import Doors
-from tests.http.api.desk import DOCUMENT, Switchboard, desk
+from bridge.http.api.auth import ApiAuth
+from bridge.http.connection_guard import ConnectionGuard
+from tests.http.api.call_directory import DOCUMENT, Switchboard, desk
 
 
 def test_the_document_is_valid() -> None:
@@ -16,8 +16,8 @@ def test_the_document_is_valid() -> None:
 
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
     """Nothing can be done that is not written down, nor the other way round."""
-    gate = Gate("token", Doors(Limits(), (), print), print)
-    app = handlers.application(Switchboard(), gate)
+    auth = ApiAuth("token", ConnectionGuard(Limits(), (), print), print)
+    app = handlers.application(Switchboard(), auth)
     routes = {
         (route.method, route.resource.canonical)
         for route in app.router.routes()

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from bridge.core import realtime_events
+from bridge.core.call_limits import CallLimits, cost_of
 from bridge.core.commands import limit_hit, protocol_error
 from bridge.core.conversation import GOODBYE_SECONDS, NO_USAGE
-from bridge.core.patience import Patience, cost_of
 from bridge.core.realtime_events import CachedTokens, InputTokens, OutputTokens, Usage
 from bridge.core.rules import GOODBYES, SILENT, Prices, Rules
 from tests.core.phone import Phone, asks, ends, heard, notes, said_to_model
@@ -331,8 +331,8 @@ def test_an_answer_costs_what_the_price_list_says(
 # --- the rules by themselves ---
 
 
-def patience(**rules: Any) -> Patience:
-    return Patience(Rules(**rules), 100.0)
+def patience(**rules: Any) -> CallLimits:
+    return CallLimits(Rules(**rules), 100.0)
 
 
 def test_nothing_is_due_without_rules() -> None:

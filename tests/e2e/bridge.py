@@ -13,7 +13,7 @@ from agents.realtime import RealtimeAgent
 from bridge.agent.loader import AgentSource
 from bridge.app.routes import Route, Routes
 from bridge.app.settings import Settings
-from bridge.app.startup import Crew, load_crew, open_house
+from bridge.app.startup import UserCode, load_user_code, start_services
 from bridge.http.server import Server
 from bridge.sim.caller import Caller
 from bridge.sim.model import Behaviour, ModelServer, ModelSession
@@ -95,14 +95,16 @@ async def bridge(
     conf = {"insecure": "public_url" not in conf, "greeting": "", **conf}
     conf = {"calls_per_number": 0, "calls_per_number_hour": 0, **conf}
     settings = Settings(host="127.0.0.1", port=0, record_dir=record_dir, **conf)
-    crew = Crew(agent, Routes(defaults=route or Route()), functions=functions or {})
+    user_code = UserCode(
+        agent, Routes(defaults=route or Route()), functions=functions or {}
+    )
     if settings.routes:
-        crew = replace(load_crew(settings), source=agent)
+        user_code = replace(load_user_code(settings), source=agent)
     async with (
         ModelServer(behaviour, api_key=api_key) as model,
-        open_house(settings, crew, model_url or model.url) as house,
+        start_services(settings, user_code, model_url or model.url) as services,
     ):
-        server = Server(settings, house)
+        server = Server(settings, services)
         await server.start()
         try:
             yield Place(server, model, settings, callers or {})

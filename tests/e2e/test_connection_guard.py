@@ -20,14 +20,14 @@ from bridge.agent.events import CallEvent
 from bridge.agent.live import LiveCall
 from bridge.app.routes import Route, Routes
 from bridge.app.settings import Settings
-from bridge.app.startup import Crew, open_house
+from bridge.app.startup import UserCode, start_services
 from bridge.http.api import client
 from bridge.http.server import Server
 from bridge.sim.model import Behaviour, ModelServer, Say
 from bridge.sim.realtime.calls import CallsServer
 from bridge.sim.realtime.leg import Line, PhoneCall
 from bridge.sim.twilio import rest, steps
-from tests.e2e.house import AGENT, Place, bridge
+from tests.e2e.bridge import AGENT, Place, bridge
 from tests.e2e.test_outbound import (
     ACCOUNT,
     CALLEE,
@@ -166,7 +166,7 @@ async def test_no_line_for_a_call_of_ours() -> None:
     answers = rest.Answers(script=[LISTEN, steps.HangUp()], after=0.5)
     async with phones(Behaviour(), answers, max_calls=1) as (place, twilio):
         sid = await client.place_call(place.url, TOKEN, {"to": CALLEE})
-        place.server._house.lines.draining = True
+        place.server._services.capacity.draining = True
         with pytest.raises(client.ApiError, match=r"no line .* draining"):
             await client.place_call(place.url, TOKEN, {"to": CALLEE})
         async with asyncio.timeout(10):
@@ -204,9 +204,9 @@ async def with_sip(
         url = f"ws{calls.url.removeprefix('http')}/realtime"
         routes = Routes(defaults=Route(on_call="told" if on_call else None))
         functions = {"told": on_call} if on_call else {}
-        crew = Crew(AGENT, routes, functions=functions, connect=dial)
-        async with open_house(settings, crew, url) as house:
-            running = Server(settings, house)
+        user_code = UserCode(AGENT, routes, functions=functions, connect=dial)
+        async with start_services(settings, user_code, url) as services:
+            running = Server(settings, services)
             await running.start()
             try:
                 yield running, calls

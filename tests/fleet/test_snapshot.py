@@ -20,7 +20,7 @@ from bridge.fleet.plan import (
     SLACK_MS,
     UNKNOWN_RESULT,
     AnsweredBy,
-    Earlier,
+    CallSnapshot,
     Plan,
     moment,
 )
@@ -47,7 +47,7 @@ def playing(
     return Playing(item, pieces, received, heard, complete, cut)
 
 
-def after(earlier: Earlier, ms: float) -> dict[str, HistoryItem]:
+def after(earlier: CallSnapshot, ms: float) -> dict[str, HistoryItem]:
     """The conversation where the stream ended so long after it was written."""
     items = earlier.as_of(AT + (SLACK_MS + ms) / 1000).history
     assert len({item.id for item in items}) == len(items)
@@ -64,7 +64,7 @@ def words(item: HistoryItem) -> int:
 def test_the_stream_ends_in_the_second_of_two_answers() -> None:
     """One was heard to its end, of the other what there was time for: the words reach
     the next instance in that order, behind what was said before."""
-    earlier = Earlier(
+    earlier = CallSnapshot(
         history=(
             HistoryItem("u1", "user", "Hi."),
             HistoryItem("ix", "assistant"),
@@ -92,7 +92,7 @@ def test_parts_of_one_item_are_one() -> None:
     """An answer that has two parts of sound: the words of both, and it is cut where
     either is."""
     parts = (playing("ix", 200), playing("ix", 400))
-    earlier = Earlier((HistoryItem("ix", "assistant"),), parts, AT, streams=1)
+    earlier = CallSnapshot((HistoryItem("ix", "assistant"),), parts, AT, streams=1)
 
     item = after(earlier, 400)["ix"]
 
@@ -103,7 +103,9 @@ def test_parts_of_one_item_are_one() -> None:
 @pytest.mark.parametrize("seconds", [-5.0, 0.0, SLACK_MS / 1000])
 def test_no_time_has_passed(seconds: float) -> None:
     """Rather is a word said twice than never; and a clock may be behind."""
-    earlier = Earlier(playing=(playing("ix", 900, heard_ms=200),), at=AT, streams=1)
+    earlier = CallSnapshot(
+        playing=(playing("ix", 900, heard_ms=200),), at=AT, streams=1
+    )
 
     [item] = earlier.as_of(AT + seconds).history
 
@@ -117,7 +119,7 @@ def test_the_time_between_two_streams_is_a_part_of_the_call(
     away: float, seconds: float
 ) -> None:
     """Who is put through again and again, and comes back, has no longer call for it."""
-    earlier = Earlier(at=AT, streams=1, seconds=100.0)
+    earlier = CallSnapshot(at=AT, streams=1, seconds=100.0)
 
     assert earlier.as_of(AT + away).seconds == pytest.approx(seconds)
 
@@ -126,7 +128,7 @@ def test_an_answer_that_was_cut() -> None:
     """However late the stream ended, the caller heard no more of it; what came behind
     it has all the time that there was."""
     cut = playing("ix", 2000, heard_ms=300, cut=True)
-    earlier = Earlier(playing=(cut, playing("iy", 500)), at=AT, streams=1)
+    earlier = CallSnapshot(playing=(cut, playing("iy", 500)), at=AT, streams=1)
 
     items = after(earlier, 500)
 
@@ -138,8 +140,8 @@ def test_an_answer_that_was_cut() -> None:
 def test_an_answer_that_was_still_being_made() -> None:
     """Words that ran ahead of their sound were not spoken, and the agent goes on."""
     begun = playing("ix", 300, words=9, complete=False)
-    earlier = Earlier(playing=(begun,), at=AT, streams=1)
-    whole = Earlier(playing=(playing("ix", 300),), at=AT, streams=1)
+    earlier = CallSnapshot(playing=(begun,), at=AT, streams=1)
+    whole = CallSnapshot(playing=(playing("ix", 300),), at=AT, streams=1)
 
     resumed = earlier.as_of(AT + 60)
 
@@ -152,7 +154,7 @@ def test_an_answer_that_was_still_being_made() -> None:
 def test_tools_and_their_results() -> None:
     """A tool with a result keeps it; of one that was at work nobody knows; one that the
     model had not done calling was not called."""
-    earlier = Earlier(
+    earlier = CallSnapshot(
         history=(
             HistoryItem("f1", "tool_call", call_id="c1", name="a", arguments="{}"),
             HistoryItem("f2", "tool_call", call_id="c2", name="b", arguments="{}"),
@@ -171,7 +173,7 @@ def test_tools_and_their_results() -> None:
 
 
 @st.composite
-def conversations(draw: st.DrawFn) -> Earlier:
+def conversations(draw: st.DrawFn) -> CallSnapshot:
     """What may be on its way: heard in part or not, all made or not, cut or not, its
     item there or not."""
     parts = []
@@ -190,12 +192,12 @@ def conversations(draw: st.DrawFn) -> Earlier:
         parts.append(part)
     known = [HistoryItem(part.id, "assistant") for part in parts if draw(st.booleans())]
     history = (HistoryItem("u1", "user", "Hi."), *known)
-    return Earlier(history, tuple(parts), AT, streams=1)
+    return CallSnapshot(history, tuple(parts), AT, streams=1)
 
 
 @given(conversations(), st.integers(0, 6000), st.integers(0, 6000))
 def test_never_more_than_there_was_time_and_sound_for(
-    earlier: Earlier, ms: int, more_ms: int
+    earlier: CallSnapshot, ms: int, more_ms: int
 ) -> None:
     """No caller is credited with words that were not spoken, or that came later."""
     now, then, later = after(earlier, 0), after(earlier, ms), after(earlier, ms + 1)
@@ -240,11 +242,11 @@ def test_never_more_than_there_was_time_and_sound_for(
 def test_what_another_version_has_kept(kept: bytes) -> None:
     """A call begins anew, and a line in the log says why, with no word of theirs."""
     with capture_logs() as logs:
-        assert Earlier.read(kept) == Earlier()
+        assert CallSnapshot.read(kept) == CallSnapshot()
         assert Plan.read(kept) == Plan()
 
-    assert [it["event"] for it in logs] == ["kept_unreadable"] * 2
-    assert [it["kind"] for it in logs] == ["Earlier", "Plan"]
+    assert [it["event"] for it in logs] == ["stored_value_unreadable"] * 2
+    assert [it["kind"] for it in logs] == ["CallSnapshot", "Plan"]
     assert all(it.keys() == {"event", "log_level", "kind", "error"} for it in logs)
 
 
@@ -261,14 +263,20 @@ async def test_a_result_or_a_moment_that_cannot_be_read() -> None:
 def test_nothing_was_kept() -> None:
     """A new call is no mistake."""
     with capture_logs() as logs:
-        assert Earlier.read(None) == Earlier() and Plan.read(b"") == Plan()
+        assert CallSnapshot.read(None) == CallSnapshot() and Plan.read(b"") == Plan()
 
     assert logs == []
 
 
 def test_what_a_newer_version_adds_is_left_out() -> None:
     """In a rolling deploy both read what the other has written."""
-    earlier = Earlier((HistoryItem("u1", "user", "Hi."),), streams=2, notes={"n": 1})
-    newer = earlier.kept(FORMAT).removesuffix(b"}") + b',"of_tomorrow":[1]}'
+    earlier = CallSnapshot(
+        (HistoryItem("u1", "user", "Hi."),), streams=2, notes={"n": 1}
+    )
+    newer = earlier.encoded(FORMAT).removesuffix(b"}") + b',"of_tomorrow":[1]}'
 
-    assert Earlier.read(newer) == Earlier.read(earlier.kept(FORMAT)) == earlier
+    assert (
+        CallSnapshot.read(newer)
+        == CallSnapshot.read(earlier.encoded(FORMAT))
+        == earlier
+    )

@@ -5,7 +5,7 @@ import asyncio
 from bridge.core.history import HistoryItem
 from bridge.fleet import Registry
 from bridge.fleet.formats import FORMAT
-from bridge.fleet.plan import Earlier, Plan
+from bridge.fleet.plan import CallSnapshot, Plan
 from tests.fleet.conftest import Clock
 
 
@@ -20,7 +20,7 @@ async def test_what_is_put_is_there_for_its_time(
     assert await registry.get("plan:CA2") is None
     clock.pass_on(5)
     assert await registry.get("plan:CA1") is None
-    assert await registry.take("plan:CA1") is None
+    assert await registry.pop("plan:CA1") is None
 
 
 async def test_what_is_put_anew_counts(registry: Registry, clock: Clock) -> None:
@@ -36,8 +36,8 @@ async def test_what_is_taken_is_gone(registry: Registry) -> None:
     """Of two who ask only one goes on with the conversation."""
     await registry.put("talk:CA1", b"", 60.0)
 
-    assert await registry.take("talk:CA1") == b""
-    assert await registry.take("talk:CA1") is None
+    assert await registry.pop("talk:CA1") == b""
+    assert await registry.pop("talk:CA1") is None
     assert await registry.get("talk:CA1") is None
 
 
@@ -45,13 +45,13 @@ async def test_the_first_is_told_from_the_second(
     registry: Registry, clock: Clock
 ) -> None:
     """A webhook that comes twice is acted on once, until its time is over."""
-    assert await registry.first("hook:1", 300.0)
-    assert not await registry.first("hook:1", 300.0)
-    assert await registry.first("hook:2", 300.0)
+    assert await registry.set_if_absent("hook:1", 300.0)
+    assert not await registry.set_if_absent("hook:1", 300.0)
+    assert await registry.set_if_absent("hook:2", 300.0)
     clock.pass_on(295)
-    assert not await registry.first("hook:1", 300.0)
+    assert not await registry.set_if_absent("hook:1", 300.0)
     clock.pass_on(5)
-    assert await registry.first("hook:1", 300.0)
+    assert await registry.set_if_absent("hook:1", 300.0)
 
 
 async def test_what_is_wanted_is_never_swept_away(registry: Registry) -> None:
@@ -59,7 +59,7 @@ async def test_what_is_wanted_is_never_swept_away(registry: Registry) -> None:
     for n in range(200):
         await registry.put(str(n), str(n).encode(), 60.0)
 
-    assert [await registry.take(str(n)) for n in range(200)] == [
+    assert [await registry.pop(str(n)) for n in range(200)] == [
         str(n).encode() for n in range(200)
     ]
 
@@ -97,23 +97,23 @@ async def test_all_that_is_counted_at_once_counts(registry: Registry) -> None:
 
 async def test_only_so_many_are_let_in(registry: Registry, clock: Clock) -> None:
     """Of 50 calls of one number that come at once, 10 are answered."""
-    many = [registry.let_in("in", f"CA{n}", 60.0, 10) for n in range(50)]
+    many = [registry.acquire("in", f"CA{n}", 60.0, 10) for n in range(50)]
     answers = await asyncio.gather(*many)
     inside = [f"CA{n}" for n, answer in enumerate(answers) if answer]
     assert len(inside) == 10
-    assert await registry.let_in("other", "CA99", 60.0, 1)
+    assert await registry.acquire("other", "CA99", 60.0, 1)
 
     clock.pass_on(50)  # who is there stays, and may ask again
-    assert await registry.let_in("in", inside[0], 60.0, 10)
-    assert not await registry.let_in("in", "CA98", 60.0, 10)
-    await registry.let_out("in", inside[1])
-    await registry.let_out("in", "CA97")
-    assert await registry.let_in("in", "CA98", 60.0, 10)
-    assert not await registry.let_in("in", "CA97", 60.0, 10)
-    assert await registry.let_in("in", "CA97", 60.0)  # no limit
+    assert await registry.acquire("in", inside[0], 60.0, 10)
+    assert not await registry.acquire("in", "CA98", 60.0, 10)
+    await registry.release("in", inside[1])
+    await registry.release("in", "CA97")
+    assert await registry.acquire("in", "CA98", 60.0, 10)
+    assert not await registry.acquire("in", "CA97", 60.0, 10)
+    assert await registry.acquire("in", "CA97", 60.0)  # no limit
 
     clock.pass_on(15)  # now those are gone whom nobody has seen since
-    answers = [await registry.let_in("in", f"CB{n}", 60.0, 10) for n in range(9)]
+    answers = [await registry.acquire("in", f"CB{n}", 60.0, 10) for n in range(9)]
     assert answers == [True] * 7 + [False] * 2
 
 
@@ -121,7 +121,7 @@ def test_a_plan_is_read_as_it_was_kept() -> None:
     """The instance that answers the call knows what the one that placed it was told."""
     plan = Plan(greeting="", machine="message", message="Your table is booked.")
 
-    assert Plan.read(plan.kept(FORMAT)) == plan
+    assert Plan.read(plan.encoded(FORMAT)) == plan
     assert Plan.read(None) == Plan(greeting=None, machine="ignore")
 
 
@@ -129,7 +129,7 @@ def test_an_earlier_conversation_is_read_as_it_was_kept() -> None:
     """Who comes back from a transfer is spoken to by an agent that remembers."""
     said = HistoryItem("a1", "assistant", "Gladly.", "Gladly, sir.", True, 3.5)
     called = HistoryItem("t1", "tool_call", call_id="c", name="n", arguments="{}")
-    earlier = Earlier(
+    earlier = CallSnapshot(
         history=(said, called),
         agent="Booking",
         parameters={"From": "+1"},
@@ -139,5 +139,5 @@ def test_an_earlier_conversation_is_read_as_it_was_kept() -> None:
         word="Nobody answered.",
     )
 
-    assert Earlier.read(earlier.kept(FORMAT)) == earlier
-    assert Earlier.read(None) == Earlier()
+    assert CallSnapshot.read(earlier.encoded(FORMAT)) == earlier
+    assert CallSnapshot.read(None) == CallSnapshot()

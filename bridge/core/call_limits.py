@@ -4,7 +4,7 @@ from bridge.core import realtime_events
 from bridge.core.rules import Prices, Rules
 
 
-class Patience:
+class CallLimits:
     """`watch` whenever something may have changed, `due` when its time has come."""
 
     def __init__(self, rules: Rules, now: float) -> None:

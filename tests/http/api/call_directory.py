@@ -19,8 +19,8 @@ from bridge.app.values import IpNetwork
 from bridge.core.limits import Limits
 from bridge.fleet import CallEntry
 from bridge.http.api import handlers, openapi
-from bridge.http.api.auth import Gate
-from bridge.http.connection_guard import HEADERS, Doors, secure_headers
+from bridge.http.api.auth import ApiAuth
+from bridge.http.connection_guard import HEADERS, ConnectionGuard, secure_headers
 from tests.support.line import FACTS, Line, live_call
 
 TOKEN = "a token of the tests"
@@ -170,20 +170,20 @@ async def desk(
         ]
         hits: list[str] = []
         refused: list[str] = []
-        doors = Doors(limits or Limits(), trusted, hits.append)
-        gate = Gate(TOKEN, doors, refused.append, origin)
+        guard = ConnectionGuard(limits or Limits(), trusted, hits.append)
+        auth = ApiAuth(TOKEN, guard, refused.append, origin)
         app = web.Application()
         app.on_response_prepare.append(secure_headers)
         app.add_subapp(
-            "/api", handlers.application(calls, gate, calls.forget if records else None)
+            "/api", handlers.application(calls, auth, calls.forget if records else None)
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
-        port = await doors.listen(runner, "127.0.0.1", 0)
+        port = await guard.listen(runner, "127.0.0.1", 0)
         try:
             async with aiohttp.ClientSession() as http:
                 url = f"http://127.0.0.1:{port}/api"
                 yield Desk(url, http, calls, line, live, hits, refused)
         finally:
-            await doors.close()
+            await guard.close()
             await runner.cleanup()

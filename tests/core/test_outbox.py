@@ -4,15 +4,14 @@ import json
 from typing import Any
 
 from bridge.core import realtime_events
+from bridge.core.outbox import MAX_PENDING, MAX_UNACKED, Outbox, PendingText
 from bridge.core.realtime_events import ConversationItem
-from bridge.core.unconfirmed import MAX_UNCONFIRMED
-from bridge.core.untold import MAX_UNTOLD, Untold, Word
 
 STREAM = "MZ" + "0123456789abcdef" * 2
 
 
-def untold() -> Untold:
-    made = Untold()
+def untold() -> Outbox:
+    made = Outbox()
     made.owned_by(STREAM)
     return made
 
@@ -22,7 +21,7 @@ def item_of(text: str) -> dict[str, Any]:
     return item
 
 
-def words(it: Untold) -> list[str]:
+def words(it: Outbox) -> list[str]:
     return [item_of(text)["content"][0]["text"] for text in it.events]
 
 
@@ -111,20 +110,25 @@ def test_other_events_pass_as_they_are() -> None:
 def test_a_server_that_confirms_nothing_costs_no_memory() -> None:
     """What is kept is bounded, the newest stays."""
     it = untold()
-    for n in range(MAX_UNCONFIRMED + 10):
+    for n in range(MAX_UNACKED + 10):
         it.sent(realtime_events.message("user", str(n), f"e{n}"))
 
-    assert words(it) == [str(n) for n in range(10, MAX_UNCONFIRMED + 10)]
+    assert words(it) == [str(n) for n in range(10, MAX_UNACKED + 10)]
 
 
 def test_words_wait_in_order_and_in_bounds() -> None:
     """An application that talks to nobody costs no memory, and learns of it."""
     it = untold()
-    kept = [it.keep(Word("user", str(n), n == 1)) for n in range(MAX_UNTOLD + 1)]
+    kept = [
+        it.keep(PendingText("user", str(n), n == 1)) for n in range(MAX_PENDING + 1)
+    ]
 
-    assert kept == [True] * MAX_UNTOLD + [False]
+    assert kept == [True] * MAX_PENDING + [False]
     assert it.to_be_answered
-    assert [word.text for word in it.take() if isinstance(word, Word)][:2] == ["0", "1"]
+    assert [word.text for word in it.take() if isinstance(word, PendingText)][:2] == [
+        "0",
+        "1",
+    ]
     assert it.take() == [] and not it.to_be_answered
 
 

@@ -15,16 +15,16 @@ from structlog.testing import capture_logs
 from bridge.agent.live import BadRequest, LiveCall, NotAllowed, Transfer
 from bridge.agent.phone_tools import PHONE_TOOLS
 from bridge.app.routes import Cost, HangUp, Route, Routes
-from bridge.app.services import Ceilings, House, rules_for
+from bridge.app.services import Ceilings, Services, rules_for
 from bridge.app.settings import Settings
-from bridge.app.startup import Crew, open_house
+from bridge.app.startup import UserCode, start_services
 from bridge.core.rules import Prices
-from bridge.fleet.plan import Earlier
+from bridge.fleet.plan import CallSnapshot
 from bridge.sim.model import Behaviour, CallTool, Ruled, Say
 from bridge.sim.realtime.leg import Line as Leg
 from bridge.sim.twilio import steps
-from tests.e2e.house import AGENT, HELLO, bridge
-from tests.e2e.test_doors import ring, with_sip
+from tests.e2e.bridge import AGENT, HELLO, bridge
+from tests.e2e.test_connection_guard import ring, with_sip
 from tests.support.line import Line, live_call
 
 LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
@@ -98,10 +98,10 @@ async def test_a_number_whose_beginning_is_allowed() -> None:
 
 
 @asynccontextmanager
-async def house(route: Route, **conf: Any) -> AsyncIterator[House]:
+async def services(route: Route, **conf: Any) -> AsyncIterator[Services]:
     settings = Settings(insecure=True, **conf)
-    crew = Crew(AGENT, Routes(defaults=route))
-    async with open_house(settings, crew, "ws://127.0.0.1:1") as opened:
+    user_code = UserCode(AGENT, Routes(defaults=route))
+    async with start_services(settings, user_code, "ws://127.0.0.1:1") as opened:
         yield opened
 
 
@@ -136,7 +136,7 @@ async def test_who_may_be_dialled(to: Transfer, fine: bool) -> None:
     """Whom the routes or the user's code name, and whose beginning is allowed; they see
     the caller, or a number of ours."""
     async with (
-        house(
+        services(
             ROUTE,
             fallback_number="+14155550115",
             outbound_number="+14155550118",
@@ -156,7 +156,10 @@ async def test_who_may_be_dialled(to: Transfer, fine: bool) -> None:
 async def test_the_fallback_of_the_house_may_be_dialled() -> None:
     """Whoever is dialled when all else fails may be dialled before."""
     number = "+14155550115"
-    async with house(Route(), fallback_number=number) as it, live_call(Line()) as live:
+    async with (
+        services(Route(), fallback_number=number) as it,
+        live_call(Line()) as live,
+    ):
         it.check_transfer(Route(), live, Transfer(number))
 
 
@@ -182,10 +185,12 @@ CHEAP = Prices(1.0, 1.0, 1.0, 1.0, 1.0)
 def test_the_lower_limit_counts(route: Route, ceilings: Ceilings, led: Any) -> None:
     """A route may ask for less than the house allows, not for more; its own prices are
     those of its own model."""
-    rules = rules_for(route, None, Earlier(), ceilings=ceilings)
+    rules = rules_for(route, None, CallSnapshot(), ceilings=ceilings)
 
     assert (rules.longest_seconds, rules.cost_limit, rules.prices) == led
-    later = rules_for(route, None, Earlier(seconds=50, cost=0.5), ceilings=ceilings)
+    later = rules_for(
+        route, None, CallSnapshot(seconds=50, cost=0.5), ceilings=ceilings
+    )
     assert later.longest_seconds == max(led[0] - 50, 0) and later.spent == 0.5
 
 
