@@ -15,8 +15,7 @@ from agents import function_tool
 from agents.realtime import RealtimeAgent
 from pydantic import Field
 
-from bridge.agent.events import CallEvent
-from bridge.agent.live import LiveCall
+from bridge import CallEvent, LiveCall
 
 LIMIT = 50
 

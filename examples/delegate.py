@@ -12,7 +12,7 @@ from typing import Any
 from agents import Agent, RunContextWrapper, Runner, function_tool
 from agents.realtime import RealtimeAgent
 
-from bridge.agent.live import LiveCall
+from bridge import LiveCall
 
 lawyer: Agent[Any] = Agent(
     name="lawyer",

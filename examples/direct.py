@@ -14,8 +14,7 @@ from agents.realtime import RealtimeAgent, RealtimeModelEvent, RealtimeModelList
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
 
-from bridge.agent.events import CallEvent
-from bridge.agent.live import LiveCall
+from bridge import CallEvent, LiveCall
 
 
 async def connect(url: str, headers: dict[str, str]) -> ClientConnection:

@@ -10,8 +10,7 @@ route's business: front_desk.yaml beside this file. The model never sees a phone
 from agents import RunContextWrapper
 from agents.realtime import RealtimeAgent
 
-from bridge.agent.live import LiveCall
-from bridge.agent.phone_tools import PHONE_TOOLS
+from bridge import PHONE_TOOLS, LiveCall
 
 
 def instructions(

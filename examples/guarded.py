@@ -19,8 +19,7 @@ from agents import (
 from agents.realtime import RealtimeAgent, RealtimeRunner
 from agents.run_config import ToolErrorFormatterArgs
 
-from bridge.agent.events import CallEvent
-from bridge.agent.live import LiveCall
+from bridge import CallEvent, LiveCall
 
 
 def never(name: str, pattern: str) -> OutputGuardrail[Any]:

@@ -15,9 +15,7 @@ from typing import Any
 from agents import function_tool
 from agents.realtime import RealtimeAgent
 
-from bridge.agent.events import CallEvent
-from bridge.agent.live import LiveCall
-from bridge.model.results import BackgroundResult, background_result
+from bridge import BackgroundResult, CallEvent, LiveCall, background_result
 
 CARD = re.compile(r"\d(?:[ -]?\d){12,18}")
 

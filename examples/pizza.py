@@ -14,7 +14,7 @@ from agents import AgentBase, RunContextWrapper, function_tool
 from agents.realtime import RealtimeAgent, realtime_handoff
 from pydantic import BaseModel, Field
 
-from bridge.agent.live import LiveCall
+from bridge import LiveCall
 
 MENU = {"margherita": 8.5, "funghi": 9.5, "diavola": 10.0}
 LAST_TIME = {"+14155550123": "two margherita, one without basil"}

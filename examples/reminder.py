@@ -20,8 +20,7 @@ from typing import Any, Literal
 from agents import function_tool
 from agents.realtime import RealtimeAgent
 
-from bridge.agent.live import LiveCall
-from bridge.agent.phone_tools import hang_up
+from bridge import LiveCall, hang_up
 
 
 def agent(call: LiveCall) -> RealtimeAgent[Any]:

@@ -10,7 +10,7 @@ as JSON, signed and tried again.
 import os
 from pathlib import Path
 
-from bridge.records.report import CallReport
+from bridge import CallReport
 
 FOLDER = Path(os.environ.get("REPORT_FOLDER", "calls"))
 
