@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -50,6 +49,7 @@ LONGEST_SECONDS = 4 * 60 * 60
 
 _OFF = frozenset({"off", "no", "false", "none"})
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_DECIMAL = r"[0-9]{1,9}(\.[0-9]{1,9})?"
 _JSON = re.compile(
     r"true|false|-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17}([eE][-+]?[0-9]{1,2})?)?"
 )
@@ -98,19 +98,17 @@ def _parsed_by(parse: Callable[[str], object], what: str) -> AfterValidator:
 
 
 def _number(
-    least: float,
-    most: float,
-    unit: str = "seconds",
-    form: str = r"[0-9]{1,9}(\.[0-9]{1,9})?",
+    least: float, most: float, unit: str = "seconds", form: str = _DECIMAL
 ) -> BeforeValidator:
-    """A form of our own: pydantic also takes `1e1`, `nan` and `1_0` for numbers."""
+    """`form` is stricter than pydantic, which also takes `1e1`, `nan` and `1_0`."""
 
     def parsed(value: object) -> object:
-        in_form = isinstance(value, str) and re.fullmatch(form, value)
-        if isinstance(value, str) and not (in_form and least <= float(value) <= most):
-            span = f"write {unit} from {least:g} to {most:g}"
-            raise _mistake(f"is {_shown(value)}: {span}")
-        return value
+        if not isinstance(value, str):
+            return value
+        if re.fullmatch(form, value) and least <= float(value) <= most:
+            return value
+        fix = f"write {unit} from {least:g} to {most:g}"
+        raise _mistake(f"is {_shown(value)}: {fix}")
 
     return BeforeValidator(parsed)
 
@@ -172,12 +170,14 @@ def _greeting(value: object) -> object:
 
 
 def _https_url(text: str) -> str:
-    parts = urlsplit(text)  # ValueError: a broken IPv6 address; of the port: no number
+    # ValueError comes from urlsplit for a broken IPv6 address, and from the port if it
+    # is not a number.
+    parts = urlsplit(text)
     is_complete = bool(parts.hostname) and parts.port != 0
-    is_private = parts.scheme == "https" or (
+    is_safe = parts.scheme == "https" or (
         parts.scheme == "http" and parts.hostname in _LOOPBACK
     )
-    if not (is_complete and is_private and text.isprintable()) or " " in text:
+    if not (is_complete and is_safe and text.isprintable()) or " " in text:
         raise ValueError
     return text
 
@@ -195,7 +195,8 @@ _NAME = "^[A-Za-z0-9_-]{1,64}$"
 _LANGUAGE = "^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"  # the part of BCP 47 that is in use
 _A_PHONE_NUMBER = "is not a phone number: write it like +14155550100"
 _A_CODE_NAME = "is {shown}: write package.module:name or path/to/file.py:name"
-_A_URL = "is not a complete https URL: write https://host/path"  # may contain a key
+# Without {shown}: the URL may contain a key.
+_A_URL = "is not a complete https URL: write https://host/path"
 
 Name = Annotated[str, _pattern(_NAME, "write letters, digits, - and _")]
 Keys = Annotated[str, _pattern("^[0-9*#A-D]{1,64}$", "write 0-9 * #, in quotes")]
@@ -328,9 +329,9 @@ _KeyAction: TypeAlias = Annotated[
 ]
 _Pattern = _keys_for(lambda pattern: pattern, ["pattern"], pattern=Expression)
 _Redacted: TypeAlias = Annotated[
-    Annotated[Literal["cards", "keys", "digits"], Tag("word")]
-    | Annotated[Any, _Pattern, Tag("mapping")],
-    Discriminator(lambda it: "mapping" if isinstance(it, (dict, list)) else "word"),
+    Annotated[Literal["cards", "keys", "digits"], Tag("<word>")]
+    | Annotated[Any, _Pattern, Tag("<mapping>")],
+    Discriminator(lambda it: "<mapping>" if isinstance(it, (dict, list)) else "<word>"),
 ]
 _Redactions: TypeAlias = Annotated[
     tuple[_Redacted, ...],
@@ -489,16 +490,15 @@ class Routes:
 # --------------------------------------------------------------------- reading the file
 
 
-@with_config(ConfigDict(extra="forbid"))  # for all dataclasses inside, too
+# The dataclasses inside have the same configuration.
+@with_config(ConfigDict(extra="forbid", defer_build=True))
 @dataclass(frozen=True)
 class _File:
     defaults: RouteDefaults = field(default_factory=RouteDefaults)
     routes: tuple[Route, ...] = ()
 
 
-@cache
-def _reader() -> TypeAdapter[_File]:
-    return TypeAdapter(_File)
+_READER = TypeAdapter(_File)
 
 
 def load(path: str | Path) -> Routes:
@@ -511,7 +511,7 @@ def load(path: str | Path) -> Routes:
         raise RoutesError(_told(path, [error.mistake])) from None
     mistakes = [*file.mistakes, *_repeated_names(file)]
     try:
-        content = _reader().validate_python(file.value)
+        content = _READER.validate_python(file.value)
     except ValidationError as error:
         mistakes += _mistakes(file, error.errors(include_url=False))
     if mistakes:
@@ -616,8 +616,7 @@ def _mistakes(file: YamlFile, errors: list[ErrorDetails]) -> Iterator[Mistake]:
         elif not bad_keys.isdisjoint(loc[:end] for end in range(len(loc) + 1)):
             continue
         elif error["type"] in ("unexpected_keyword_argument", "unknown_key"):
-            known = context.get("known") or _known(loc)
-            yield file.at_key(place, _unknown(str(loc[-1]), known))
+            yield file.at_key(place, _unknown(loc, context.get("known")))
         elif error["type"] == "missing":
             lacking.setdefault(place, []).append(str(loc[-1]))
         elif isinstance(cause, SettingsMistakes):
@@ -638,14 +637,12 @@ _CLASSES = {
 }
 
 
-def _known(loc: Loc) -> list[str]:
-    """The keys of the dataclass in which `loc` is an unknown key."""
-    above = _CLASSES.get(str(loc[-2]), Route) if len(loc) > 1 else _File
-    return ["number" if it.name == "numbers" else it.name for it in fields(above)]
-
-
-def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key.lower(), known, n=1)
+def _unknown(loc: Loc, known: list[str] | None) -> str:
+    """`known`: the keys beside the one at `loc`; None: the keys of the dataclass."""
+    if known is None:
+        above = _CLASSES.get(str(loc[-2]), Route) if len(loc) > 1 else _File
+        known = ["number" if it.name == "numbers" else it.name for it in fields(above)]
+    near = difflib.get_close_matches(str(loc[-1]).lower(), known, n=1)
     fix = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
     return f"is not a known key: {fix}"
 

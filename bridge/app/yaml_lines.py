@@ -4,6 +4,7 @@ A value is a dict, a list, a text or None (nothing is written). Scalars stay the
 that the file has: a phone number is not a sum, and `no` can be a language.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ MAX_DEPTH = 20
 Loc: TypeAlias = tuple[str | int, ...]
 """Keys and positions (from 0) from the root to a value, as in a pydantic error."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""YAML can write one as an escape, but no text with one can be encoded."""
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 
 
@@ -118,6 +121,8 @@ def _checked(events: Iterable[Any]) -> Iterator[Any]:
             raise NotYaml(line, f"&{event.anchor} is an anchor: leave it out")
         if getattr(event, "tag", None) is not None:
             raise NotYaml(line, f"{event.tag} is a tag: leave it out")
+        if _SURROGATE.search(getattr(event, "value", "")):
+            raise NotYaml(line, "has half of a surrogate pair: remove it")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:

@@ -428,10 +428,14 @@ routes:
         ("a: b\nc: *x", "2: *x is an alias"),
         ("a: !!python/object/apply:os.system [ls]", "1: tag:yaml.org,2002:python"),
         ("a: b\nc: " + "[" * 50, "2: is nested too deep"),
+        ('a: "\\ud800"', "1: has half of a surrogate pair: remove it"),
         ("? [a]\n: b", "1: has a key that is not a text"),
         # The names.
         ("routes:\n- name: a b", "2: routes.1.name is 'a b': write letters"),
-        ("routes:\n- name: a\n- name: a", "3: routes.2.name repeats the name a of line 2"),
+        (
+            "routes:\n- name: a\n- name: a",
+            "3: routes.2.name repeats the name a of line 2",
+        ),
         (
             "routes:\n- name: route-2\n- agent: a:b",
             "3: routes.2 repeats the name route-2 of line 2",
@@ -440,6 +444,7 @@ routes:
             "routes:\n- agent: a:b\n- name: route-1",
             "3: routes.2.name repeats the name route-1 of line 2",
         ),
+        ("routes: [{name: a}, {name: a}]", "1: routes.2.name repeats the name a of"),
         ("defaults: {name: x}", "1: defaults.name is not a known key"),
     ],
 )
@@ -457,6 +462,27 @@ def test_a_file_that_is_none_is_told_with_its_line(
     [
         ("agnt: a:b", "agnt is not a known key: did you mean agent?"),
         ("agent: a:b\nagent: b:c", ".agent is in line 3 already: keep one"),
+        ("silence: {secnds: 1}", ".silence.secnds is not a known key: did you mean s"),
+        ("report: {ulr: x}", ".report.ulr is not a known key: did you mean url?"),
+        (
+            "when_full: {answer: queue, sy: x}",
+            ".when_full.sy is not a known key: did you mean say?",
+        ),
+        ("numbers: any", ".numbers is not a known key: did you mean number?"),
+        ("approval: {secods: 1}", "approval.secods is not a known key: did you mean"),
+        (
+            "redact: [{pattern: a, mapping: x}]",
+            ".redact.1.mapping is not a known key: there is pattern",
+        ),
+        (
+            f"keys: {{1: {{transfer: {{number: {OURS}, numbr: x}}}}}}",
+            ".keys.1.transfer.numbr is not a known key: did you mean number?",
+        ),
+        (
+            "session:\n  transcription:\n    model: a\n    model: b",
+            ".session.transcription.model is in line 5 already: keep one",
+        ),
+        ("when: {'[key]': [a]}", ".when.[key] is not a text"),
         ("agent:", ".agent has no value"),
         ("agent: [a]", ".agent is not a text"),
         ("agent: nothing", ".agent is 'nothing': write package.module:name or"),
@@ -472,7 +498,10 @@ def test_a_file_that_is_none_is_told_with_its_line(
         ('when: {" ": a}', ".when has ' ' as a key"),
         ("greeting: off", '.greeting is off: write "" to let'),
         ("greeting: ~", ".greeting has no value"),
-        ("language: English, please", ".language is 'English, please': write a language such as"),
+        (
+            "language: English, please",
+            ".language is 'English, please': write a language such as",
+        ),
         ("fallback: 911", ".fallback is not a phone number"),
         ('busy: ""', ".busy cannot be said"),
         ("when_full: wait", ".when_full is 'wait': write busy, queue or fallback"),
@@ -508,7 +537,10 @@ def test_a_file_that_is_none_is_told_with_its_line(
             ".transfers.a.ring_seconds is '3': write a whole number from 5 to 600",
         ),
         ("report: {}", ".report has no target"),
-        ("report: {url: http://example.com/key}", ".report.url is not a complete https URL"),
+        (
+            "report: {url: http://example.com/key}",
+            ".report.url is not a complete https URL",
+        ),
         ("report: {url: ftp://localhost/}", ".report.url is not a complete https URL"),
         ("report: {url: 'https://a b/key'}", ".report.url is not a complete https URL"),
         ("report: {url: 'https://x:y/key'}", ".report.url is not a complete https URL"),
