@@ -22,13 +22,13 @@ from bridge.sim.belief import (
     P95_LIMIT,
     WORST_LIMIT,
     Belief,
-    Report,
+    BeliefReport,
     Row,
     Verdict,
     judge,
     report,
 )
-from bridge.sim.caller import Caller, CallRecord, anybody
+from bridge.sim.caller import Caller, CallRecord, random_number
 from bridge.sim.model import ModelServer
 from bridge.sim.realtime.items import ResponseRecord
 from bridge.sim.scenes import NETWORKS, SCENES, Scene, label, script
@@ -38,8 +38,8 @@ __all__ = [
     "NETWORKS",
     "SCENES",
     "Belief",
-    "Place",
-    "Report",
+    "BeliefReport",
+    "BridgeFactory",
     "Row",
     "Scene",
     "Verdict",
@@ -56,7 +56,7 @@ BUSY_MS = 50.0  # a loop so late is told of where a measurement fails
 WORST_SHOWN = 10
 
 
-class Place(Protocol):
+class BridgeFactory(Protocol):
     """Puts a bridge in front of the model at this url, as long as it is entered.
 
     Gives the bridge's voice webhook and the auth token its signatures need, or None.
@@ -103,7 +103,7 @@ class _Placed:
 
 
 async def measure(
-    bridge_for: Place,
+    start_bridge: BridgeFactory,
     *,
     scenes: Sequence[Scene] = SCENES,
     networks: Sequence[Network] = NETWORKS,
@@ -113,7 +113,7 @@ async def measure(
     at_once: int = 12,
     frame_playout: bool = False,
     progress: Progress | None = None,
-) -> Report:
+) -> BeliefReport:
     """Place `calls` calls per scene and network, `at_once` at the same time; judge."""
     plans = [
         _Plan(scene, network, number, interruptions, seed, frame_playout)
@@ -128,7 +128,7 @@ async def measure(
     async def place(plan: _Plan) -> _Placed:
         nonlocal over
         async with free:
-            placed = await _place(plan, bridge_for)
+            placed = await _place(plan, start_bridge)
         over += 1
         if progress is not None:
             progress(over, len(plans))
@@ -149,7 +149,7 @@ async def measure(
     )
 
 
-async def _place(plan: _Plan, bridge_for: Place) -> _Placed:
+async def _place(plan: _Plan, start_bridge: BridgeFactory) -> _Placed:
     """One call. It has a model of its own, for ruler numbers count per session."""
     dice = plan.dice()
     behaviour = plan.scene.behaviour(dice)
@@ -159,11 +159,11 @@ async def _place(plan: _Plan, bridge_for: Place) -> _Placed:
     await asyncio.sleep(dice.uniform(0, STAGGER))
     async with (
         ModelServer(behaviour, keep_audio=False) as model,
-        bridge_for(model.url) as (webhook_url, auth_token),
+        start_bridge(model.url) as (webhook_url, auth_token),
     ):
         caller = Caller(
             webhook_url=webhook_url,
-            from_number=anybody(),
+            from_number=random_number(),
             auth_token=auth_token,
             network=network,
             frame_playout=plan.frame_playout,
@@ -222,7 +222,7 @@ _NUMBERS = (
 )
 
 
-def render(report: Report) -> Group:
+def render(report: BeliefReport) -> Group:
     """The report for a terminal: a table, the worst items, what is broken."""
     table = Table(
         title="Belief error (all in ms)",
@@ -254,7 +254,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: BeliefReport) -> Iterator[str]:
     total = report.total
     playout = "whole frames" if report.frame_playout else "single bytes"
     yield (
@@ -277,7 +277,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield "This machine may be too busy to be exact: try fewer calls at once."
 
 
-def as_json(report: Report) -> str:
+def as_json(report: BeliefReport) -> str:
     """The whole report, every item of it, for machines."""
     document = asdict(report)
     document["calls"] = document.pop("verdicts")

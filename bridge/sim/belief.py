@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bridge.sim.realtime.items import Item, ResponseRecord
+from bridge.sim.realtime.items import ModelItem, ResponseRecord
 from bridge.sim.ruler import BLOCK, Reading, read_ruler
 
 P95_LIMIT = 20.0  # ms: one frame of Twilio's
@@ -90,7 +90,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class BeliefReport:
     """What a measurement found; `broken` is empty when the bridge keeps its word."""
 
     rows: tuple[Row, ...]
@@ -114,13 +114,13 @@ def report(
     frame_playout: bool = False,
     seconds: float = 0.0,
     late_ms: float = 0.0,
-) -> Report:
+) -> BeliefReport:
     """The calls by scene and network, and all together, held against the bounds."""
     cells: defaultdict[tuple[str, str], list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         cells[verdict.scene, verdict.network].append(verdict)
     total = _row("all", "", verdicts)
-    return Report(
+    return BeliefReport(
         rows=tuple(_row(*names, cell) for names, cell in cells.items()),
         total=total,
         broken=(*_broken(total), *_broken_calls(verdicts)),
@@ -169,7 +169,9 @@ def judge(
     )
 
 
-def _beliefs(items: Sequence[Item], heard_ms: dict[int, float]) -> Iterator[Belief]:
+def _beliefs(
+    items: Sequence[ModelItem], heard_ms: dict[int, float]
+) -> Iterator[Belief]:
     for item in items:
         if item.ruler_number is not None and item.sent_bytes:
             yield Belief(

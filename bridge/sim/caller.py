@@ -30,48 +30,48 @@ from bridge.sim.twilio.dial import (
     without_query,
 )
 from bridge.sim.twilio.network import Network
-from bridge.sim.twilio.person import Person
 from bridge.sim.twilio.playout import FRAME_US, Playout
 from bridge.sim.twilio.record import (
     CallRecord,
-    Dialled,
+    DebuggerWarning,
+    DialledLeg,
     DialStatus,
-    Streamed,
     StreamEnd,
-    Warned,
+    StreamRecord,
 )
+from bridge.sim.twilio.script_runner import ScriptRunner
 from bridge.sim.twilio.steps import (
-    Drop,
-    Gap,
-    HangUp,
-    Hear,
-    Listen,
-    Press,
-    Say,
+    DropStep,
+    GapStep,
+    HangUpStep,
+    HearStep,
+    ListenStep,
+    PressStep,
+    SayStep,
     Script,
-    Send,
+    SendStep,
     Step,
-    Wait,
+    WaitStep,
 )
 from bridge.sim.twilio.stream import CLOSED_BY_BRIDGE, LOST, MediaStream, OnMedia
-from bridge.sim.twilio.webhooks import Answer, Places, Webhooks, progress
+from bridge.sim.twilio.webhooks import Origins, WebhookClient, WebhookResponse, progress
 
 __all__ = [
     "CallRecord",
     "Caller",
-    "Drop",
-    "Gap",
-    "HangUp",
-    "Hear",
-    "Listen",
+    "DropStep",
+    "GapStep",
+    "HangUpStep",
+    "HearStep",
+    "ListenStep",
     "Network",
     "PlacedCall",
-    "Press",
-    "Say",
+    "PressStep",
+    "SayStep",
     "Script",
-    "Send",
+    "SendStep",
     "Step",
-    "Wait",
+    "WaitStep",
     "place_many",
 ]
 
@@ -81,7 +81,7 @@ NUMBER = re.compile(r"\+[1-9][0-9]{6,14}")  # E.164
 XML_TYPES = {"text/xml", "application/xml", "text/html"}
 
 
-def anybody() -> str:
+def random_number() -> str:
     """A number to call from: many calls of one caller are not many callers."""
     return f"+1555{secrets.randbelow(10_000_000):07}"
 
@@ -172,17 +172,17 @@ class PlacedCall:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
-        self._next: _Page | Answer | None = None  # in place of what runs
+        self._next: _Page | WebhookResponse | None = None  # in place of what runs
         self._interrupted = asyncio.Event()
         self._ended_by = "caller"
         call_sid = caller.call_sid or "CA" + secrets.token_hex(16)
         self._record = CallRecord(call_sid, started_at=monotonic())
         if caller.direction == "outbound-api":
             self._record.answered_at = self._record.started_at
-        self._person = Person(self._record)
-        self._places = Places.of(caller.webhook_url, caller.signed_origin)
+        self._script_runner = ScriptRunner(self._record)
+        self._places = Origins.of(caller.webhook_url, caller.signed_origin)
         self._tasks = asyncio.TaskGroup()
-        self._webhooks: Webhooks | None = None
+        self._webhooks: WebhookClient | None = None
         self._unattended: str | None = None  # a stream's fault no verb followed
         self._dangling: list[ClientConnection] = []  # open, until the call is over
 
@@ -193,7 +193,7 @@ class PlacedCall:
     def end(self, by: str) -> None:
         """The account ends the call; `by` is who the record says it was."""
         self._ended_by = by
-        self._person.hung_up.set()
+        self._script_runner.hung_up.set()
 
     def replace(self, document: str) -> None:
         """The account gives other TwiML; a stream that is open ends."""
@@ -210,12 +210,12 @@ class PlacedCall:
         # Twilio keeps cookies for a call; the jar must accept them from 127.0.0.1 too.
         jar = aiohttp.CookieJar(unsafe=True)
         async with aiohttp.ClientSession(cookie_jar=jar) as session:
-            self._webhooks = Webhooks(
+            self._webhooks = WebhookClient(
                 session, self._places, caller.auth_token, record.requests
             )
             async with self._tasks:
-                acting = self._tasks.create_task(self._person.act(script))
-                ending = self._tasks.create_task(self._person.hung_up.wait())
+                acting = self._tasks.create_task(self._script_runner.run(script))
+                ending = self._tasks.create_task(self._script_runner.hung_up.wait())
                 try:
                     await self._until_over(ending)
                 finally:
@@ -224,7 +224,7 @@ class PlacedCall:
                 acting.cancel()
                 ending.cancel()
                 record.ended_at = monotonic()
-                self._person.mouth.stop(record.ended_at)
+                self._script_runner.voice.stop(record.ended_at)
                 if caller.status_callback_url is not None:
                     self._tasks.create_task(self._post_completed())
         return record
@@ -233,7 +233,9 @@ class PlacedCall:
         """Return when the call is over, by whichever side; the caller may hang up."""
         caller = self._caller
         over_at = monotonic() + caller.max_seconds
-        page: _Page | Answer | None = _Page(caller.webhook_url, caller.webhook_method)
+        page: _Page | WebhookResponse | None = _Page(
+            caller.webhook_url, caller.webhook_method
+        )
         if caller.document is not None:
             page = _inline(caller.document)
         while page is not None:
@@ -251,25 +253,25 @@ class PlacedCall:
                 break
             if not ending.done() and self._next is None:
                 self._record.timed_out.append(f"call: {caller.max_seconds:g} s")
-                self._person.hung_up.set()
-            page = None if self._person.hung_up.is_set() else self._next
+                self._script_runner.hung_up.set()
+            page = None if self._script_runner.hung_up.is_set() else self._next
             await self._leave(course)
         self._record.ended_by = self._record.ended_by or self._ended_by
 
     async def _leave(self, course: asyncio.Task[None]) -> None:
         """End what runs, wherever it is; a stream gets its last words."""
-        if self._person.stream is not None:
-            self._person.stream.hang_up()
+        if self._script_runner.stream is not None:
+            self._script_runner.stream.hang_up()
             await asyncio.wait({course}, timeout=HANG_UP_LIMIT)
         course.cancel()
         await asyncio.wait({course})
 
-    async def _course(self, page: _Page | Answer) -> None:
+    async def _course(self, page: _Page | WebhookResponse) -> None:
         """What the bridge's documents make of the call."""
         status = "in-progress" if self._record.answered_at is not None else "ringing"
-        document: Answer | None
+        document: WebhookResponse | None
         try:
-            if isinstance(page, Answer):
+            if isinstance(page, WebhookResponse):
                 document = page
             else:
                 document = await self._ask(page.url, page.method, status)
@@ -283,7 +285,7 @@ class PlacedCall:
     @property
     def _left(self) -> bool:
         """Somebody has hung up, or another document takes over."""
-        return self._person.hung_up.is_set() or self._next is not None
+        return self._script_runner.hung_up.is_set() or self._next is not None
 
     def _reason(self) -> str:
         """Why the call ended, seeing that the caller did not hang up."""
@@ -291,21 +293,21 @@ class PlacedCall:
         record.error = record.error or self._unattended
         return "bridge" if record.error is None else f"error: {record.error}"
 
-    async def _obey(self, answer: Answer) -> Answer | None:
+    async def _obey(self, answer: WebhookResponse) -> WebhookResponse | None:
         """Follow a document; returns the next one, None when the call is over."""
         record = self._record
         for verb in self._verbs(answer):
-            if record.answered_at is None and not isinstance(verb, markup.Reject):
+            if record.answered_at is None and not isinstance(verb, markup.TwimlReject):
                 record.answered_at = monotonic()
             self._unattended = None
             match verb:
-                case markup.Say(text):
+                case markup.TwimlSay(text):
                     record.said_by_twilio.append(text)
-                case markup.Pause(seconds):
+                case markup.TwimlPause(seconds):
                     await asyncio.sleep(seconds)
-                case markup.Redirect(url, method):
+                case markup.TwimlRedirect(url, method):
                     return await self._ask(urljoin(answer.url, url), method)
-                case markup.Connect(stream, action, method):
+                case markup.TwimlConnect(stream, action, method):
                     end = await self._connect(stream, answer.url)
                     if end.code == LOST:
                         await asyncio.sleep(self._caller.notice_seconds)
@@ -315,22 +317,22 @@ class PlacedCall:
                         return await self._ask(urljoin(answer.url, action), method)
                     if end.code != CLOSED_BY_BRIDGE:
                         self._unattended = f"{end.code} {end.text}"
-                case markup.Dial(action=action, method=method):
+                case markup.TwimlDial(action=action, method=method):
                     result = _dial_form(await self._dial(verb))
                     if action is not None:
                         url = urljoin(answer.url, action)
                         return await self._ask(url, method, more=result)
-                case markup.Reject(reason):
+                case markup.TwimlReject(reason):
                     record.rejected = reason
                     return None
-                case markup.Hangup():
+                case markup.TwimlHangup():
                     return None
         return None
 
-    async def _dial(self, dial: markup.Dial) -> Dialled:
+    async def _dial(self, dial: markup.TwimlDial) -> DialledLeg:
         """Ring somebody and let the two talk; the caller may hang up at any time."""
         caller, now = self._caller, monotonic()
-        dialled = Dialled(
+        dialled = DialledLeg(
             call_sid="CA" + secrets.token_hex(16),
             number=dial.number,
             caller_id=dial.caller_id or caller.from_number,
@@ -338,7 +340,9 @@ class PlacedCall:
         )
         self._record.dials.append(dialled)
         if not NUMBER.fullmatch(dial.number):
-            self._record.warnings.append(Warned(13224, "not a phone number", now))
+            self._record.warnings.append(
+                DebuggerWarning(13224, "not a phone number", now)
+            )
             dialled.status = "failed"
             return dialled
         await asyncio.sleep(min(caller.dial_ring_seconds, dial.timeout))
@@ -351,17 +355,22 @@ class PlacedCall:
             dialled.talked_seconds = caller.dial_talk_seconds
         return dialled
 
-    def _verbs(self, answer: Answer) -> list[markup.Verb]:
+    def _verbs(self, answer: WebhookResponse) -> list[markup.Verb]:
         if answer.status == 204:
             return []
         if answer.content_type == "text/plain" and "<Response" not in answer.text:
-            return [markup.Say(answer.text), markup.Hangup()]  # read aloud, hang up
+            return [
+                markup.TwimlSay(answer.text),
+                markup.TwimlHangup(),
+            ]  # read aloud, hang up
         if answer.content_type not in XML_TYPES | {"text/plain"}:
             raise _CallFailedError(f"12300 content type {answer.content_type}")
         self._record.twiml.append(answer.text)
         return markup.verbs(answer.text)
 
-    async def _connect(self, stream: markup.Stream, document_url: str) -> StreamEnd:
+    async def _connect(
+        self, stream: markup.TwimlStream, document_url: str
+    ) -> StreamEnd:
         """Open a stream and let it run to its end."""
         stream_sid = "MZ" + secrets.token_hex(16)
         try:
@@ -370,7 +379,7 @@ class PlacedCall:
             url = stream_url(stream, document_url, self._caller.allow_ws)
             if url != without_query(url):
                 text = "the stream URL's query string is not passed on"
-                self._record.warnings.append(Warned(31920, text, monotonic()))
+                self._record.warnings.append(DebuggerWarning(31920, text, monotonic()))
             url = without_query(url)
             socket = await open_socket(url, self._places, self._caller.auth_token)
         except StreamRefusedError as error:
@@ -387,22 +396,22 @@ class PlacedCall:
         return end
 
     async def _carry(
-        self, stream: markup.Stream, stream_sid: str, socket: ClientConnection
+        self, stream: markup.TwimlStream, stream_sid: str, socket: ClientConnection
     ) -> StreamEnd:
         """Run the stream on its open socket until it ends; leave nothing behind."""
         caller, index = self._caller, len(self._record.streams)
         phase = Random(f"{caller.network.seed} phase {index}").random() * FRAME_US / 1e6
         playout = Playout(phase if caller.frame_playout else None)
-        self._record.streams.append(Streamed(stream_sid, monotonic(), playout))
+        self._record.streams.append(StreamRecord(stream_sid, monotonic(), playout))
         media_stream = MediaStream(
             socket,
             self._record.streams[-1],
             self._record,
             account_sid=caller.account_sid,
-            mouth=self._person.mouth,
+            voice=self._script_runner.voice,
             up=caller.network.up(index),
             down=caller.network.down(index),
-            changed=self._person.changed,
+            changed=self._script_runner.changed,
             noisy=caller.noisy_silence,
             keep_frame_times=caller.keep_frame_times,
             on_media=caller.on_media,
@@ -410,7 +419,7 @@ class PlacedCall:
         reading = self._tasks.create_task(media_stream.read())
         try:
             media_stream.open(stream.parameters)
-            self._person.opened(media_stream)
+            self._script_runner.opened(media_stream)
             await media_stream.run()
         finally:
             if media_stream.dangling:
@@ -427,7 +436,7 @@ class PlacedCall:
         method: markup.Method,
         status: str = "in-progress",
         more: Mapping[str, str] = NOTHING_MORE,
-    ) -> Answer:
+    ) -> WebhookResponse:
         """A webhook that must say how the call goes on."""
         assert self._webhooks is not None
         if not urlsplit(url).netloc:
@@ -460,7 +469,7 @@ class PlacedCall:
         }
 
     def _notify(
-        self, stream: markup.Stream, stream_sid: str, event: str, error: str = ""
+        self, stream: markup.TwimlStream, stream_sid: str, event: str, error: str = ""
     ) -> None:
         """Post the stream's statusCallback, beside everything else."""
         if stream.status_callback is None:
@@ -489,12 +498,12 @@ class PlacedCall:
         await self._webhooks.ask(self._places.public_url(url), form, "POST")
 
 
-def _inline(document: str) -> Answer:
+def _inline(document: str) -> WebhookResponse:
     """TwiML as if it had been asked for; it has no URL to which others are relative."""
-    return Answer("", 200, "text/xml", document)
+    return WebhookResponse("", 200, "text/xml", document)
 
 
-def _dial_form(dialled: Dialled) -> dict[str, str]:
+def _dial_form(dialled: DialledLeg) -> dict[str, str]:
     """What the <Dial action> is told of the leg."""
     bridged = dialled.status == "completed"
     form = {

@@ -16,8 +16,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.sim.realtime.items import Remembered
-from bridge.sim.realtime.turns import CallTool, Heard, Play, Turn
+from bridge.sim.realtime.items import RememberedItem
+from bridge.sim.realtime.turns import CallTool, PlayAudio, Turn, TurnContext
 from bridge.sim.ruler import BLOCK, LIMIT, ruler
 
 WORD_MS = 400
@@ -39,7 +39,7 @@ Speaker: TypeAlias = Literal["agent", "caller"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Word:
+class CountedWord:
     """The `place`th word (from 1) of a speaker's `turn`th answer or utterance."""
 
     speaker: Speaker
@@ -57,7 +57,7 @@ class Word:
         return of_speaker + self.call * _OF_CALL + self.turn * _OF_TURN + self.place
 
     @classmethod
-    def of(cls, number: int) -> "Word":
+    def of(cls, number: int) -> "CountedWord":
         agent, number = divmod(number, _OF_AGENT)
         call, number = divmod(number, _OF_CALL)
         return cls("agent" if agent else "caller", call, *divmod(number, _OF_TURN))
@@ -65,37 +65,37 @@ class Word:
 
 def utterance(
     speaker: Speaker, call: int, turn: int, count: int, first: int = 1
-) -> tuple[Word, ...]:
+) -> tuple[CountedWord, ...]:
     """The words from `first` up to the `count`th."""
     if call > MAX_CALL or turn > MAX_TURN or count > MAX_PLACE:
         raise ValueError("more calls, turns or words than there are numbers for")
-    return tuple(Word(speaker, call, turn, k) for k in range(first, count + 1))
+    return tuple(CountedWord(speaker, call, turn, k) for k in range(first, count + 1))
 
 
 @lru_cache(maxsize=4096)
-def sound(words: tuple[Word, ...]) -> bytes:
+def sound(words: tuple[CountedWord, ...]) -> bytes:
     """The words as mu-law, without a pause."""
     return b"".join(ruler(word.number, WORD_MS) for word in words)
 
 
-def text(words: Iterable[Word]) -> str:
+def text(words: Iterable[CountedWord]) -> str:
     return " ".join(map(str, words))
 
 
-def written(text: str) -> list[Word]:
+def parse_words(text: str) -> list[CountedWord]:
     """The words of a text; what is none of them is passed over."""
     speakers: dict[str, Speaker] = {"a": "agent", "c": "caller"}
     return [
-        Word(speakers[speaker], int(call), int(turn), int(place))
+        CountedWord(speakers[speaker], int(call), int(turn), int(place))
         for speaker, call, turn, place in _WORD.findall(text)
     ]
 
 
 @dataclass(frozen=True, slots=True)
-class Uttered:
+class WordSegment:
     """A stretch of one word in mu-law audio, without another one in it."""
 
-    word: Word
+    word: CountedWord
     ms: int
     at_ms: int  # where in the audio it begins
 
@@ -104,7 +104,7 @@ class Uttered:
         return self.ms >= WHOLE * WORD_MS
 
 
-def uttered(mulaw: bytes) -> list[Uttered]:
+def word_segments(mulaw: bytes) -> list[WordSegment]:
     """The words in `mulaw`, pieces of words too, in order. A word that silence splits
     is one; one that begins again is two."""
     numbers, ms, at = _blocks(mulaw)
@@ -113,19 +113,19 @@ def uttered(mulaw: bytes) -> list[Uttered]:
     begins = np.flatnonzero((np.diff(numbers) != 0) | (np.diff(ms) <= 0)) + 1
     edges = [0, *begins.tolist(), len(numbers)]
     return [
-        Uttered(Word.of(int(numbers[a])), b - a, int(at[a]) // BLOCK)
+        WordSegment(CountedWord.of(int(numbers[a])), b - a, int(at[a]) // BLOCK)
         for a, b in pairwise(edges)
     ]
 
 
-def said(mulaw: bytes) -> list[Word]:
+def understood_words(mulaw: bytes) -> list[CountedWord]:
     """The words one understands: whole ones, and cut ones that are not said again."""
-    heard = uttered(mulaw)
+    heard = word_segments(mulaw)
     whole = {each.word for each in heard if each.whole}
-    pieces: Counter[Word] = Counter()
+    pieces: Counter[CountedWord] = Counter()
     for each in heard:
         pieces[each.word] += each.ms
-    understood: list[Word] = []
+    understood: list[CountedWord] = []
     for each in heard:
         if each.whole:
             understood.append(each.word)
@@ -135,9 +135,9 @@ def said(mulaw: bytes) -> list[Word]:
     return understood
 
 
-def ear(mulaw: bytes) -> str:
+def recognise(mulaw: bytes) -> str:
     """A `Behaviour.ear` for a session in mu-law."""
-    return text(word for word in said(mulaw) if word.speaker == "caller")
+    return text(word for word in understood_words(mulaw) if word.speaker == "caller")
 
 
 def _blocks(
@@ -169,14 +169,14 @@ class CountingAgent:
     words: int = 6
     tool_turns: frozenset[int] = frozenset()
 
-    def __call__(self, heard: Heard) -> Turn:
-        conversation = heard.conversation
+    def __call__(self, context: TurnContext) -> Turn:
+        conversation = context.conversation
         spoken = [it for it in conversation if it.kind != "system"]
         last = spoken[-1] if spoken else None
-        counted = [w for it in spoken for w in written(it.text)]
+        counted = [w for it in spoken for w in parse_words(it.text)]
         call = next((w.call for w in reversed(counted) if w.speaker == "caller"), 0)
         if last is not None and last.kind == "user":
-            turn = max((w.turn for w in written(last.text)), default=0)
+            turn = max((w.turn for w in parse_words(last.text)), default=0)
             if turn in self.tool_turns:
                 return [CallTool(TOOL, {"turn": turn})]
         answers = [w for w in counted if w.speaker == "agent"]
@@ -191,19 +191,19 @@ class CountingAgent:
 
     def _count(self, call: int, turn: int, first: int = 1) -> Turn:
         words = utterance("agent", call, turn, self.words, first)
-        return [Play(sound(words), text(words))]
+        return [PlayAudio(sound(words), text(words))]
 
 
 # --- the account --------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class WordComparison:
     """Words that were to be heard, held against those that were."""
 
-    lost: tuple[Word, ...]
-    repeated: tuple[Word, ...]
-    strange: tuple[Word, ...]  # of nobody in this call, or of an answer too many
+    lost: tuple[CountedWord, ...]
+    repeated: tuple[CountedWord, ...]
+    strange: tuple[CountedWord, ...]  # of nobody in this call, or of an answer too many
     in_order: bool
 
     @property
@@ -211,13 +211,15 @@ class Account:
         return self.in_order and not (self.lost or self.repeated or self.strange)
 
 
-def account(expected: Sequence[Word], heard: Sequence[Word]) -> Account:
+def compare_words(
+    expected: Sequence[CountedWord], heard: Sequence[CountedWord]
+) -> WordComparison:
     """Agent's words count whatever call they are of: it does not always know."""
     wanted = [_plain(word) for word in expected]
     got = [_plain(word) for word in heard]
     counts, known = Counter(got), set(wanted)
     firsts = list(dict.fromkeys(word for word in got if word in known))
-    return Account(
+    return WordComparison(
         lost=tuple(w for w in wanted if w not in counts),
         repeated=tuple(w for w in wanted for _ in range(counts[w] - 1)),
         strange=tuple(w for w in got if w not in known),
@@ -225,13 +227,13 @@ def account(expected: Sequence[Word], heard: Sequence[Word]) -> Account:
     )
 
 
-def _plain(word: Word) -> Word:
+def _plain(word: CountedWord) -> CountedWord:
     if word.speaker == "caller":
         return word
-    return Word("agent", 0, word.turn, word.place)
+    return CountedWord("agent", 0, word.turn, word.place)
 
 
-def story(conversation: Iterable[Remembered]) -> list[str]:
+def conversation_lines(conversation: Iterable[RememberedItem]) -> list[str]:
     """The conversation as lines to compare: who said which words, calls, results.
 
     What somebody said in two pieces is one line; system messages and empty items are
@@ -246,10 +248,10 @@ def story(conversation: Iterable[Remembered]) -> list[str]:
     return [f"{kind}: {words}" for kind, words in lines]
 
 
-def _told(conversation: Iterable[Remembered]) -> Iterator[tuple[str, str]]:
+def _told(conversation: Iterable[RememberedItem]) -> Iterator[tuple[str, str]]:
     for item in conversation:
         if item.kind in _SPEAKERS:
-            words = text(_plain(word) for word in written(item.text))
+            words = text(_plain(word) for word in parse_words(item.text))
             if words:
                 yield item.kind, words
         elif item.kind in ("function_call", "function_call_output"):

@@ -20,8 +20,8 @@ from time import monotonic
 
 from rich.table import Table
 
-from bridge.sim.caller import Caller, CallRecord, anybody
-from bridge.sim.model import Behaviour, ModelServer, ModelSession, Ruled
+from bridge.sim.caller import Caller, CallRecord, random_number
+from bridge.sim.model import Behaviour, ModelServer, ModelSession, PlayRuler
 from bridge.sim.ruler import read_ruler, ruler
 from bridge.sim.twilio import steps
 
@@ -34,7 +34,7 @@ START_SECONDS = 30.0
 RAMP_SECONDS = 0.05
 """Between two calls: 20 a second, more than an account may place."""
 
-BEHAVIOUR = Behaviour(fallback=[Ruled(ANSWER_MS)], delta_ms=200, speed=4.0)
+BEHAVIOUR = Behaviour(fallback=[PlayRuler(ANSWER_MS)], delta_ms=200, speed=4.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Delays:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LoadReport:
     calls: int
     seconds: float
     failed: list[str]
@@ -126,7 +126,7 @@ async def _listening(port: int) -> None:
 
 async def measure(
     bridge: BridgeProcess, model: ModelServer, *, calls: int, seconds: float
-) -> Report:
+) -> LoadReport:
     """Places the calls on a bridge whose model is `model` (record_appends on)."""
     pid = bridge.pid
     turns = max(1, int(seconds // TURN_SECONDS))
@@ -135,7 +135,7 @@ async def measure(
         for number in range(1, calls + 1):
             caller = Caller(
                 webhook_url=bridge.webhook_url,
-                from_number=anybody(),
+                from_number=random_number(),
                 keep_frame_times=True,
             )
             work = caller.call(_script(number, turns))
@@ -156,10 +156,10 @@ def _script(number: int, turns: int) -> list[steps.Step]:
     # The speech says which call it is: sessions and calls are matched by what was said.
     speech = ruler(number, SPEECH_MS)
     turn: list[steps.Step] = [
-        steps.Say(speech),
-        steps.Wait(TURN_SECONDS - SPEECH_MS / 1000),
+        steps.SayStep(speech),
+        steps.WaitStep(TURN_SECONDS - SPEECH_MS / 1000),
     ]
-    return [*turn * turns, steps.HangUp()]
+    return [*turn * turns, steps.HangUpStep()]
 
 
 def _report(
@@ -168,7 +168,7 @@ def _report(
     seconds: float,
     cpu: float | None,
     memory: float | None,
-) -> Report:
+) -> LoadReport:
     sessions = {_number_of(session): session for session in model.sessions}
     up: list[float] = []
     down: list[float] = []
@@ -186,7 +186,7 @@ def _report(
         answers += len(heard.heard_ms)
         up += up_delays(record, session)
         down += down_delays(record, session)
-    return Report(
+    return LoadReport(
         calls=len(records),
         seconds=seconds,
         failed=failed,
@@ -248,7 +248,7 @@ def _memory_mb(pid: int) -> float | None:
     return int(line.split()[1]) / 1024
 
 
-def render(report: Report) -> Table:
+def render(report: LoadReport) -> Table:
     """For a person."""
     table = Table(box=None, show_header=False)
     rows = [
@@ -276,5 +276,5 @@ def _row(delays: Delays) -> str:
     )
 
 
-def as_json(report: Report) -> str:
+def as_json(report: LoadReport) -> str:
     return json.dumps(asdict(report), indent=2)

@@ -20,24 +20,24 @@ from websockets.http11 import Request, Response
 
 from bridge.sim.realtime import faults
 from bridge.sim.realtime.configuration import DEFAULT_MODEL
-from bridge.sim.realtime.door import CODES, Door
+from bridge.sim.realtime.event_sender import Direction
 from bridge.sim.realtime.faults import Fault
-from bridge.sim.realtime.items import Item, Remembered, ResponseRecord
+from bridge.sim.realtime.handshakes import ERROR_CODES, HandshakeFaults
+from bridge.sim.realtime.items import ModelItem, RememberedItem, ResponseRecord
 from bridge.sim.realtime.leg import PhoneCall
-from bridge.sim.realtime.outbox import Direction
 from bridge.sim.realtime.session import Hook, ModelSession
 from bridge.sim.realtime.turns import (
     Behaviour,
     CallMcp,
     CallTool,
     Fail,
-    Heard,
     Output,
-    Play,
-    Ruled,
-    Say,
+    PlayAudio,
+    PlayRuler,
+    SayText,
     ToolOutput,
     Turn,
+    TurnContext,
 )
 
 __all__ = [
@@ -47,19 +47,19 @@ __all__ = [
     "Direction",
     "Fail",
     "Fault",
-    "Heard",
     "Hook",
-    "Item",
+    "ModelItem",
     "ModelServer",
     "ModelSession",
     "Output",
-    "Play",
-    "Remembered",
+    "PlayAudio",
+    "PlayRuler",
+    "RememberedItem",
     "ResponseRecord",
-    "Ruled",
-    "Say",
+    "SayText",
     "ToolOutput",
     "Turn",
+    "TurnContext",
 ]
 
 _PATH = "/v1/realtime"
@@ -91,8 +91,8 @@ class ModelServer:
         self.sessions: list[ModelSession] = []
         self.refused: list[int] = []  # HTTP statuses of refused handshakes
         self.calls: dict[str, PhoneCall] = {}  # what `?call_id=` attaches to
-        self.door = Door()
-        self._befalling: deque[Fault] = deque()  # the next sessions, one each
+        self.handshakes = HandshakeFaults()
+        self._next_faults: deque[Fault] = deque()  # the next sessions, one each
         self._active: set[ModelSession] = set()
         self._host = host
         self._port = port
@@ -122,14 +122,14 @@ class ModelServer:
         """The sessions that are connected now, oldest first."""
         return [session for session in self.sessions if session in self._active]
 
-    def strike(self, fault: Fault) -> None:
+    def inject(self, fault: Fault) -> None:
         """Let it befall every session that is open."""
         for session in self.open:
             fault(session)
 
-    def strike_next(self, fault: Fault, times: int = 1) -> None:
+    def inject_next(self, fault: Fault, times: int = 1) -> None:
         """Let it befall the next sessions, each before its first event."""
-        self._befalling.extend([fault] * times)
+        self._next_faults.extend([fault] * times)
 
     async def refuse_tcp(self, seconds: float) -> None:
         """Take no connection for so long; those that are open stay."""
@@ -168,7 +168,7 @@ class ModelServer:
         traceback: TracebackType | None,
     ) -> None:
         assert self._server is not None
-        self.door.open()
+        self.handshakes.reset()
         for session in self.open:
             if session.frozen:
                 session.abort("frozen")
@@ -194,7 +194,7 @@ class ModelServer:
             record_appends=self._record_appends,
             on_event=self._on_event,
             call=call,
-            fault=self._befalling.popleft() if self._befalling else None,
+            fault=self._next_faults.popleft() if self._next_faults else None,
         )
         if call is not None:
             call.session = session
@@ -210,7 +210,7 @@ class ModelServer:
     async def _admit(
         self, connection: ServerConnection, request: Request
     ) -> Response | None:
-        refusal = await self.door.pass_through(connection)
+        refusal = await self.handshakes.on_handshake(connection)
         if refusal is not None:
             message = HTTPStatus(refusal.status).phrase
             return self._refusal(connection, refusal.status, message, refusal.code)
@@ -241,7 +241,7 @@ class ModelServer:
             "message": message,
             "type": "invalid_request_error" if status < 500 else "server_error",
             "param": None,
-            "code": code or CODES.get(status),
+            "code": code or ERROR_CODES.get(status),
         }
         response = connection.respond(HTTPStatus(status), json.dumps({"error": error}))
         del response.headers["Content-Type"]

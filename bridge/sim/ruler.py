@@ -19,7 +19,7 @@ _POSITION_MASK = (0x00, 0x15, 0x2A, 0x3F, 0x54, 0x69, 0x7E)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class RulerSpan:
     """Bytes `start` up to `end` of an item, played without a break in the item."""
 
     item: int
@@ -39,7 +39,7 @@ class Span:
 class Reading:
     """What a piece of audio held, in playing order."""
 
-    spans: list[Span] = field(default_factory=list)
+    spans: list[RulerSpan] = field(default_factory=list)
     stray: int = 0  # bytes that are neither silence nor attributable to an item
 
     @property
@@ -91,9 +91,9 @@ class Reading:
         """Append a piece; one that goes on where the last ended lengthens it."""
         last = self.spans[-1] if self.spans else None
         if last is not None and last.item == item and last.end == start:
-            self.spans[-1] = Span(item, last.start, end)
+            self.spans[-1] = RulerSpan(item, last.start, end)
         else:
-            self.spans.append(Span(item, start, end))
+            self.spans.append(RulerSpan(item, start, end))
 
 
 def ruler(item_number: int, ms: int) -> bytes:

@@ -11,9 +11,16 @@ from random import Random
 
 import numpy as np
 
-from bridge.sim.realtime.turns import Behaviour, Ruled
+from bridge.sim.realtime.turns import Behaviour, PlayRuler
 from bridge.sim.twilio.network import Network
-from bridge.sim.twilio.steps import HangUp, Hear, Listen, Say, Step, Wait
+from bridge.sim.twilio.steps import (
+    HangUpStep,
+    HearStep,
+    ListenStep,
+    SayStep,
+    Step,
+    WaitStep,
+)
 
 SPEECH_SECONDS = 0.6
 FIRST_SPEECH = (0.2, 0.6)  # s after the stream has opened: calls are not in step
@@ -48,7 +55,7 @@ class Scene:
         if self.stall_seconds:
             stall = (random.uniform(*self.stall_after), self.stall_seconds)
         return Behaviour(
-            fallback=[Ruled(ms) for ms in self.items_ms],
+            fallback=[PlayRuler(ms) for ms in self.items_ms],
             speed=self.speed,
             delta_ms=self.delta_ms,
             first_delta_ms=self.first_delta_ms,
@@ -96,15 +103,15 @@ def script(
     """
     away = (network.up_ms + network.down_ms + 2 * network.jitter_ms) / 1000
     latest = scene.seconds + hole(behaviour) - LEFT - away
-    yield Wait(random.uniform(*FIRST_SPEECH))
+    yield WaitStep(random.uniform(*FIRST_SPEECH))
     for _ in range(interruptions):
-        yield Say(burst())
-        yield Hear(1, PATIENCE)
-        yield Wait(random.uniform(SOONEST, max(SOONEST, latest)))
-    yield Say(burst())
+        yield SayStep(burst())
+        yield HearStep(1, PATIENCE)
+        yield WaitStep(random.uniform(SOONEST, max(SOONEST, latest)))
+    yield SayStep(burst())
     answer = scene.seconds + scene.stall_seconds
-    yield Listen(QUIET + scene.stall_seconds, PATIENCE + answer)
-    yield HangUp()
+    yield ListenStep(QUIET + scene.stall_seconds, PATIENCE + answer)
+    yield HangUpStep()
 
 
 def hole(behaviour: Behaviour) -> float:

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.sim.espeak import espeak, installed
-from bridge.sim.ruler import Reading, Span, read_ruler, ruler
+from bridge.sim.ruler import Reading, RulerSpan, read_ruler, ruler
 
 __all__ = [
     "AGENT_VOICE",
     "CALLER_VOICE",
     "Reading",
-    "Span",
+    "RulerSpan",
     "Speech",
     "read_ruler",
     "resample",

@@ -248,7 +248,7 @@ def handshake(house: House, url: str, signature: str | None = None) -> bytes:
     return ("\r\n".join(head) + "\r\n\r\n").encode()
 
 
-async def given_stream(house: House, call_sid: str) -> markup.Stream:
+async def given_stream(house: House, call_sid: str) -> markup.TwimlStream:
     """What /voice answers to a call of that name. Refused: no stream."""
     guest = await Guest.come(house)
     try:
@@ -260,7 +260,7 @@ async def given_stream(house: House, call_sid: str) -> markup.Stream:
     if status != 200:
         raise Refused(f"/voice {status}")
     for verb in markup.verbs(body.decode()):
-        if isinstance(verb, markup.Connect):
+        if isinstance(verb, markup.TwimlConnect):
             return verb.stream
     raise Refused("/voice: no stream")
 

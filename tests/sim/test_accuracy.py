@@ -14,27 +14,31 @@ import pytest
 from rich.console import Console
 from websockets.asyncio.client import ClientConnection, connect
 
-from bridge.sim.accuracy import Place, as_json, measure, render
-from bridge.sim.belief import Report, Verdict, judge, percentile, report
-from bridge.sim.realtime.items import Item, ResponseRecord
-from bridge.sim.realtime.listener import Listener, SpeechStarted, SpeechStopped
+from bridge.sim.accuracy import BridgeFactory, as_json, measure, render
+from bridge.sim.belief import BeliefReport, Verdict, judge, percentile, report
+from bridge.sim.realtime.input_audio_buffer import (
+    InputAudioBuffer,
+    VadSpeechStarted,
+    VadSpeechStopped,
+)
+from bridge.sim.realtime.items import ModelItem, ResponseRecord
 from bridge.sim.ruler import ruler
 from bridge.sim.scenes import NETWORKS, SCENES, Scene, burst, hole, script
 from bridge.sim.twilio.network import Network
-from bridge.sim.twilio.steps import HangUp, Hear, Listen, Say, Wait
+from bridge.sim.twilio.steps import HangUpStep, HearStep, ListenStep, SayStep, WaitStep
 from tests.sim.tiny_bridge import Talk, tiny_bridge
 
 # ------------------------------------------------------------------ calls made by hand
 
 
-def item(number: int, sent_ms: int, truncated_ms: int | None = None) -> Item:
-    made = Item(f"item_{number}", "message", "assistant", ruler_number=number)
+def item(number: int, sent_ms: int, truncated_ms: int | None = None) -> ModelItem:
+    made = ModelItem(f"item_{number}", "message", "assistant", ruler_number=number)
     made.sent_bytes = sent_ms * 8
     made.truncated_ms = truncated_ms
     return made
 
 
-def answer(*items: Item, status: str = "completed") -> ResponseRecord:
+def answer(*items: ModelItem, status: str = "completed") -> ResponseRecord:
     made = ResponseRecord("resp", 1, "speech", 0.0)
     made.items, made.status = list(items), status
     return made
@@ -215,13 +219,13 @@ def test_the_caller_interrupts_before_the_answer_is_over(
     for seed in range(50):
         behaviour = scene.behaviour(Random(seed))
         steps = list(script(scene, behaviour, network, 8, Random(seed)))
-        waits = [step.seconds for step in steps if isinstance(step, Wait)][1:]
+        waits = [step.seconds for step in steps if isinstance(step, WaitStep)][1:]
         away = (network.up_ms + network.down_ms + 2 * network.jitter_ms) / 1000
 
         assert len(waits) == 8 and min(waits) >= 0.2
         assert max(waits) + away + 0.29 < scene.seconds + hole(behaviour)
-        assert [type(step) for step in steps[1:4]] == [Say, Hear, Wait]
-        assert [type(step) for step in steps[-3:]] == [Say, Listen, HangUp]
+        assert [type(step) for step in steps[1:4]] == [SayStep, HearStep, WaitStep]
+        assert [type(step) for step in steps[-3:]] == [SayStep, ListenStep, HangUpStep]
 
 
 def test_the_stall_makes_the_caller_wait() -> None:
@@ -236,13 +240,13 @@ def test_the_stall_makes_the_caller_wait() -> None:
 @pytest.mark.parametrize("kind", ["server_vad", "semantic_vad"])
 def test_the_burst_is_one_turn(kind: str) -> None:
     """What the caller says is heard at once, and as one turn."""
-    listener = Listener(400)
-    listener.configure("audio/pcmu", {"type": kind})
+    buffer = InputAudioBuffer(400)
+    buffer.configure("audio/pcmu", {"type": kind})
 
-    heard = list(listener.hear(burst() + b"\xff" * 8000))
+    heard = list(buffer.append(burst() + b"\xff" * 8000))
 
-    assert [type(each) for each in heard] == [SpeechStarted, SpeechStopped]
-    assert isinstance(heard[1], SpeechStopped)
+    assert [type(each) for each in heard] == [VadSpeechStarted, VadSpeechStopped]
+    assert isinstance(heard[1], VadSpeechStopped)
     assert heard[1].seconds == pytest.approx(0.6, abs=0.02)
 
 
@@ -315,7 +319,7 @@ async def engaged(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
         yield f"{bridge.origin}/voice", None
 
 
-async def measured(bridge_for: Place) -> Report:
+async def measured(bridge_for: BridgeFactory) -> BeliefReport:
     scene = Scene(name="short", items_ms=(1000,), speed=8.0)
     return await measure(
         bridge_for, scenes=[scene], networks=[Network()], calls=1, interruptions=1

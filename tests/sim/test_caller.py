@@ -15,22 +15,22 @@ from twilio.request_validator import RequestValidator  # type: ignore[import-unt
 
 from bridge.sim.caller import (
     Caller,
-    Drop,
-    Gap,
-    HangUp,
-    Hear,
-    Listen,
+    DropStep,
+    GapStep,
+    HangUpStep,
+    HearStep,
+    ListenStep,
     Network,
-    Press,
-    Say,
+    PressStep,
+    SayStep,
     Script,
-    Send,
-    Wait,
+    SendStep,
+    WaitStep,
     place_many,
 )
-from bridge.sim.twilio.mouth import Mouth
+from bridge.sim.twilio.caller_voice import CallerVoice
 from bridge.sim.twilio.playout import Playout
-from bridge.sim.twilio.record import CallRecord, Spoken, Streamed
+from bridge.sim.twilio.record import CallerSpeech, CallRecord, StreamRecord
 from bridge.sim.twilio.signature import sign, signed_url
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
 
@@ -92,7 +92,10 @@ async def test_webhook_and_handshake_are_signed_for_the_public_address() -> None
         bridge.documents["/voice"] = connect("wss://phone.example/media/x1")
 
         await call(
-            bridge, [Wait(0.05), HangUp()], auth_token=TOKEN, signed_origin=public
+            bridge,
+            [WaitStep(0.05), HangUpStep()],
+            auth_token=TOKEN,
+            signed_origin=public,
         )
 
         request, form = bridge.requests[0]
@@ -109,7 +112,7 @@ async def test_webhook_and_handshake_are_signed_for_the_public_address() -> None
 async def test_handshake_carries_the_headers_twilio_sends_and_no_others() -> None:
     """A bridge that wants an Origin or compression fails here as it would live."""
     async with tiny_bridge() as bridge:
-        await call(bridge, [HangUp()], auth_token=TOKEN)
+        await call(bridge, [HangUpStep()], auth_token=TOKEN)
 
         headers = bridge.talks[0].handshake.headers
         assert headers["User-Agent"] == "Twilio.TmeWs/1.0"
@@ -122,7 +125,7 @@ async def test_handshake_carries_the_headers_twilio_sends_and_no_others() -> Non
 async def test_unsigned_when_there_is_no_token() -> None:
     """An insecure bridge can be tried without an account."""
     async with tiny_bridge() as bridge:
-        await call(bridge, [HangUp()])
+        await call(bridge, [HangUpStep()])
 
         assert "X-Twilio-Signature" not in bridge.requests[0][0].headers
         assert "X-Twilio-Signature" not in bridge.talks[0].handshake.headers
@@ -136,7 +139,9 @@ async def test_the_call_opens_with_connected_start_and_frames_without_a_hole() -
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect(bridge.media_url, name="J & <P>")
 
-        record = await call(bridge, [Say(SPEECH), Press("1#", 0.01), HangUp()])
+        record = await call(
+            bridge, [SayStep(SPEECH), PressStep("1#", 0.01), HangUpStep()]
+        )
 
         talk = bridge.talks[0]
         assert [each.message["event"] for each in talk.received[:3]] == [
@@ -173,7 +178,9 @@ async def test_the_call_opens_with_connected_start_and_frames_without_a_hole() -
 async def test_what_the_caller_says_arrives_byte_for_byte() -> None:
     """Speech is on the wire where the record says it was spoken."""
     async with tiny_bridge() as bridge:
-        record = await call(bridge, [Wait(0.05), Say(SPEECH[:1000]), HangUp()])
+        record = await call(
+            bridge, [WaitStep(0.05), SayStep(SPEECH[:1000]), HangUpStep()]
+        )
 
         frames = bridge.talks[0].messages("media")
         spoken = record.spoken[0]
@@ -198,7 +205,9 @@ async def test_frames_keep_the_beat_and_catch_up_after_a_stall() -> None:
 
     async with tiny_bridge() as bridge, asyncio.TaskGroup() as group:
         group.create_task(stall())
-        record = await call(bridge, [Wait(0.5), HangUp()], keep_frame_times=True)
+        record = await call(
+            bridge, [WaitStep(0.5), HangUpStep()], keep_frame_times=True
+        )
 
         began = record.stream_at
         assert began is not None
@@ -224,7 +233,7 @@ async def test_marks_come_back_when_the_caller_has_heard_what_was_before() -> No
         await talk.mark("after 200 ms")
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Listen(quiet_seconds=0.1), HangUp()])
+        record = await call(bridge, [ListenStep(quiet_seconds=0.1), HangUpStep()])
 
         talk = bridge.talks[0]
         marks = talk.messages("mark")
@@ -251,7 +260,9 @@ async def test_clear_stops_the_agent_and_returns_the_pending_marks() -> None:
         await talk.mark("fence")
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Hear(100), Say(SPEECH), Wait(0.1), HangUp()])
+        record = await call(
+            bridge, [HearStep(100), SayStep(SPEECH), WaitStep(0.1), HangUpStep()]
+        )
 
         assert [m.name for m in record.marks] == ["never heard", "fence"]
         assert [m.played for m in record.marks] == [False, True]
@@ -269,7 +280,9 @@ async def test_hear_lets_the_caller_interrupt_in_mid_sentence() -> None:
         await talk.media(AGENT[:8000])
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Hear(300), Say(SPEECH[:160]), HangUp()])
+        record = await call(
+            bridge, [HearStep(300), SayStep(SPEECH[:160]), HangUpStep()]
+        )
 
         heard_by_then = (
             record.spoken[0].started_at - record.streams[0].heard.runs[0].start
@@ -288,7 +301,7 @@ async def test_listen_waits_through_a_short_stall_and_counts_it_as_a_hole() -> N
         await talk.media(AGENT[800:1600])
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Listen(quiet_seconds=0.3), HangUp()])
+        record = await call(bridge, [ListenStep(quiet_seconds=0.3), HangUpStep()])
 
         assert record.heard == AGENT[:1600]
         assert record.underruns.count == 1
@@ -299,7 +312,11 @@ async def test_listen_waits_through_a_short_stall_and_counts_it_as_a_hole() -> N
 async def test_listening_to_an_agent_who_says_nothing_is_noted() -> None:
     """A silent agent does not pass for one who has finished."""
     async with tiny_bridge() as bridge:
-        script: Script = [Listen(timeout=0.1), Hear(20, timeout=0.1), HangUp()]
+        script: Script = [
+            ListenStep(timeout=0.1),
+            HearStep(20, timeout=0.1),
+            HangUpStep(),
+        ]
         record = await call(bridge, script)
 
         assert record.timed_out == ["Listen: 0.1 s", "Hear: 0.1 s"]
@@ -313,7 +330,7 @@ async def test_frame_playout_hears_the_same_on_a_grid() -> None:
         await talk.mark("end")
 
     async with tiny_bridge(play) as bridge:
-        script: Script = [Listen(quiet_seconds=0.05), HangUp()]
+        script: Script = [ListenStep(quiet_seconds=0.05), HangUpStep()]
         record = await call(bridge, script, frame_playout=True)
 
         assert record.heard == AGENT[:1000]
@@ -334,7 +351,7 @@ async def test_delays_apply_to_each_direction_and_order_is_kept() -> None:
 
     network = Network(up_ms=60, down_ms=90, jitter_ms=40, seed=7)
     async with tiny_bridge(play) as bridge:
-        script: Script = [Listen(quiet_seconds=0.05), Wait(0.3), HangUp()]
+        script: Script = [ListenStep(quiet_seconds=0.05), WaitStep(0.3), HangUpStep()]
         record = await call(bridge, script, network=network)
 
         talk = bridge.talks[0]
@@ -375,8 +392,8 @@ async def test_a_gap_leaves_frames_out_while_the_media_clock_goes_on(
 ) -> None:
     """A bridge sees the jump of timestamps that a real gap makes."""
     async with tiny_bridge() as bridge:
-        gap = Gap(200, mode)  # type: ignore[arg-type]
-        await call(bridge, [Wait(0.1), gap, Wait(0.3), HangUp()])
+        gap = GapStep(200, mode)  # type: ignore[arg-type]
+        await call(bridge, [WaitStep(0.1), gap, WaitStep(0.3), HangUpStep()])
 
         media = [m["media"] for m in bridge.talks[0].messages("media")]
         stamps = [int(m["timestamp"]) for m in media]
@@ -389,7 +406,9 @@ async def test_a_gap_leaves_frames_out_while_the_media_clock_goes_on(
 async def test_lost_speech_was_said_but_does_not_arrive() -> None:
     """What the caller says into a gap is missing for the bridge only."""
     async with tiny_bridge() as bridge:
-        record = await call(bridge, [Gap(200, "loss"), Say(SPEECH), HangUp()])
+        record = await call(
+            bridge, [GapStep(200, "loss"), SayStep(SPEECH), HangUpStep()]
+        )
 
         assert record.spoken[0].audio == SPEECH
         arrived = [
@@ -403,7 +422,9 @@ async def test_lost_speech_was_said_but_does_not_arrive() -> None:
 async def test_a_late_network_delivers_everything_in_a_burst() -> None:
     """A delivery gap is not a loss: the timestamps have no hole."""
     async with tiny_bridge() as bridge:
-        await call(bridge, [Wait(0.1), Gap(200, "late"), Wait(0.4), HangUp()])
+        await call(
+            bridge, [WaitStep(0.1), GapStep(200, "late"), WaitStep(0.4), HangUpStep()]
+        )
 
         talk = bridge.talks[0]
         stamps = [int(m["media"]["timestamp"]) for m in talk.messages("media")]
@@ -421,7 +442,9 @@ async def test_drop_breaks_the_connection_and_the_action_says_what_follows() -> 
         )
         bridge.documents["/next"] = connect(bridge.media_url)
 
-        record = await call(bridge, [Wait(0.1), Drop(), Say(SPEECH), HangUp()])
+        record = await call(
+            bridge, [WaitStep(0.1), DropStep(), SayStep(SPEECH), HangUpStep()]
+        )
 
         first, second = bridge.talks
         assert first.socket.close_code == 1006 and first.messages("stop") == []
@@ -437,7 +460,7 @@ async def test_drop_breaks_the_connection_and_the_action_says_what_follows() -> 
 async def test_raw_messages_go_out_as_they_are() -> None:
     """A test can send what no Twilio would."""
     async with tiny_bridge() as bridge:
-        await call(bridge, [Send('{"event":"odd"}'), Wait(0.05), HangUp()])
+        await call(bridge, [SendStep('{"event":"odd"}'), WaitStep(0.05), HangUpStep()])
 
         assert bridge.talks[0].messages("odd") == [{"event": "odd"}]
 
@@ -480,7 +503,7 @@ async def test_messages_twilio_would_not_take_are_warned_of_and_ignored(
         await talk.media(AGENT[:160])
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Hear(20), HangUp()])
+        record = await call(bridge, [HearStep(20), HangUpStep()])
 
         assert [warning.code for warning in record.warnings] == [code]
         assert reason in record.warnings[0].text
@@ -495,7 +518,7 @@ async def test_more_than_ten_minutes_of_audio_is_refused_with_one_warning() -> N
             await talk.media(bytes(500_000))
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Wait(1.2), HangUp()])
+        record = await call(bridge, [WaitStep(1.2), HangUpStep()])
 
         assert [warning.code for warning in record.warnings] == [31931]
         assert record.streams[0].playout.refused == 3 * 500_000
@@ -513,8 +536,15 @@ async def test_a_bridge_that_reads_too_slowly_loses_audio_and_is_warned() -> Non
         transport.resume_reading()
 
     async with tiny_bridge(play) as bridge:
-        flood = [Send(big)] * 4
-        script: Script = [Wait(0.1), *flood, Wait(0.3), Press("1"), Wait(0.6), HangUp()]
+        flood = [SendStep(big)] * 4
+        script: Script = [
+            WaitStep(0.1),
+            *flood,
+            WaitStep(0.3),
+            PressStep("1"),
+            WaitStep(0.6),
+            HangUpStep(),
+        ]
         record = await call(bridge, script)
 
         talk = bridge.talks[0]
@@ -544,7 +574,7 @@ async def test_when_the_bridge_closes_the_action_is_asked_and_obeyed() -> None:
             "<Response><Say>One moment.</Say><Dial>+15550001111</Dial></Response>"
         )
 
-        record = await call(bridge, [Wait(5)], auth_token=TOKEN)
+        record = await call(bridge, [WaitStep(5)], auth_token=TOKEN)
 
         request, form = bridge.requests[1]
         check, url = RequestValidator(TOKEN), bridge.origin + "/voice/next?a=1"
@@ -586,7 +616,7 @@ async def test_without_an_action_the_next_verb_runs() -> None:
         )
         bridge.documents["/b"] = "<Response><Hangup/><Say>never</Say></Response>"
 
-        record = await call(bridge, [Wait(5)])
+        record = await call(bridge, [WaitStep(5)])
 
         assert record.said_by_twilio == ["Bye"]
         assert [request.path for request in record.requests] == ["/voice", "/b"]
@@ -601,7 +631,9 @@ async def test_after_hanging_up_no_action_is_asked() -> None:
         status_url = bridge.origin + "/call-status"
 
         record = await call(
-            bridge, [Wait(0.05), HangUp(), Say(SPEECH)], status_callback_url=status_url
+            bridge,
+            [WaitStep(0.05), HangUpStep(), SayStep(SPEECH)],
+            status_callback_url=status_url,
         )
 
         assert bridge.forms("/next") == [] and record.spoken == []
@@ -622,7 +654,7 @@ async def test_a_refused_handshake_is_an_error_and_the_call_goes_on(
             bridge.media_url, callback=bridge.origin + "/s", then="<Say>Sorry</Say>"
         )
 
-        record = await call(bridge, [HangUp()])
+        record = await call(bridge, [HangUpStep()])
 
         assert record.stream_ends[0].code == 31920
         assert record.stream_sids == [] and record.said_by_twilio == ["Sorry"]
@@ -644,7 +676,7 @@ async def test_stream_urls_twilio_does_not_dial(url: str, code: int) -> None:
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect(url)
 
-        record = await call(bridge, [HangUp()])
+        record = await call(bridge, [HangUpStep()])
 
         assert [end.code for end in record.stream_ends] == [code]
         assert record.ended_by.startswith(f"error: {code}")
@@ -655,7 +687,7 @@ async def test_a_network_of_containers_has_no_tls() -> None:
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect("ws://balancer.invalid:8080/media")
 
-        record = await call(bridge, [HangUp()], allow_ws=True)
+        record = await call(bridge, [HangUpStep()], allow_ws=True)
 
         assert [end.code for end in record.stream_ends] == [31902], "was not dialled"
 
@@ -665,7 +697,7 @@ async def test_a_query_string_never_reaches_the_socket() -> None:
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect(bridge.media_url + "?token=1")
 
-        record = await call(bridge, [HangUp()])
+        record = await call(bridge, [HangUpStep()])
 
         assert bridge.talks[0].handshake.query_string == ""
         assert [warning.code for warning in record.warnings] == [31920]
@@ -689,7 +721,7 @@ async def test_answers_that_end_the_call_before_it_begins(
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = answer
 
-        record = await call(bridge, [HangUp()])
+        record = await call(bridge, [HangUpStep()])
 
         assert bridge.talks == [] and record.stream_at is None
         if error:
@@ -706,14 +738,14 @@ async def test_plain_text_is_read_aloud() -> None:
             text="Oops", content_type="text/plain"
         )
 
-        record = await call(bridge, [HangUp()])
+        record = await call(bridge, [HangUpStep()])
 
         assert record.said_by_twilio == ["Oops"]
 
 
 async def test_nobody_answers_the_webhook() -> None:
     """A bridge that is down fails the call at once, not silently."""
-    record = await Caller(webhook_url="http://127.0.0.1:1/voice").call([HangUp()])
+    record = await Caller(webhook_url="http://127.0.0.1:1/voice").call([HangUpStep()])
 
     assert record.error is not None and record.error.startswith("11205")
     assert record.requests[0].status == 0
@@ -732,7 +764,11 @@ async def test_the_recording_has_the_caller_left_and_the_agent_right(
         await talk.media(AGENT[:1600])
 
     async with tiny_bridge(play) as bridge:
-        script: Script = [Say(SPEECH[:800]), Listen(quiet_seconds=0.1), HangUp()]
+        script: Script = [
+            SayStep(SPEECH[:800]),
+            ListenStep(quiet_seconds=0.1),
+            HangUpStep(),
+        ]
         record = await call(bridge, script)
 
     path = tmp_path / "call.wav"
@@ -757,12 +793,12 @@ async def test_the_recording_has_the_caller_left_and_the_agent_right(
 async def test_speech_begins_with_the_first_whole_frame_after_the_decision() -> None:
     """Nobody speaks before they decided to: an interruption is never early."""
     record = CallRecord("CA1", started_at=0.0)
-    mouth = Mouth(record)
+    voice = CallerVoice(record)
     async with asyncio.TaskGroup() as group:
-        group.create_task(mouth.say(SPEECH[:200], now=10.01))
+        group.create_task(voice.say(SPEECH[:200], now=10.01))
         await asyncio.sleep(0)
 
-        frames = [mouth.frame("MZ1", k * 0.02, 10.0 + k * 0.02) for k in range(4)]
+        frames = [voice.frame("MZ1", k * 0.02, 10.0 + k * 0.02) for k in range(4)]
 
     assert frames == [None, SPEECH[:160], SPEECH[160:200] + b"\xff" * 120, None]
     assert (record.spoken[0].started_at, record.spoken[0].start) == (10.02, 0.02)
@@ -770,14 +806,14 @@ async def test_speech_begins_with_the_first_whole_frame_after_the_decision() -> 
 
 async def test_speech_between_two_streams_is_lost_not_delayed() -> None:
     """A caller does not stop talking because the bridge lost the line."""
-    mouth = Mouth(CallRecord("CA1", started_at=0.0))
+    voice = CallerVoice(CallRecord("CA1", started_at=0.0))
     async with asyncio.TaskGroup() as group:
-        group.create_task(mouth.say(AGENT[:1600], now=0.0))
+        group.create_task(voice.say(AGENT[:1600], now=0.0))
         await asyncio.sleep(0)
 
-        assert mouth.frame("MZ1", 0.0, 0.0) == AGENT[:160]
-        assert mouth.frame("MZ2", 0.0, 0.1) == AGENT[800:960]
-        mouth.frame("MZ2", 0.1, 0.2)
+        assert voice.frame("MZ1", 0.0, 0.0) == AGENT[:160]
+        assert voice.frame("MZ2", 0.0, 0.1) == AGENT[800:960]
+        voice.frame("MZ2", 0.1, 0.2)
 
 
 def test_a_clear_makes_no_hole_and_a_turn_neither() -> None:
@@ -789,14 +825,14 @@ def test_a_clear_makes_no_hole_and_a_turn_neither() -> None:
     for at in (1.0, 1.5, 3.0):
         stutter.media(AGENT[:800], at)
     record = CallRecord("CA1", started_at=0.0)
-    record.streams = [Streamed("MZ1", 0.9, cut)]
+    record.streams = [StreamRecord("MZ1", 0.9, cut)]
     assert record.underruns.count == 0
 
-    record.streams = [Streamed("MZ1", 0.9, stutter)]
+    record.streams = [StreamRecord("MZ1", 0.9, stutter)]
 
     assert record.underruns.count == 1
     assert record.underruns.seconds == pytest.approx(0.4)
-    record.spoken.append(Spoken("MZ1", 0.3, 0.4, 1.2, 1.3, SPEECH[:800]))
+    record.spoken.append(CallerSpeech("MZ1", 0.3, 0.4, 1.2, 1.3, SPEECH[:800]))
     assert record.underruns.count == 0
 
 
@@ -810,7 +846,7 @@ async def test_the_hook_gets_the_audio_when_it_reaches_twilio() -> None:
     async with tiny_bridge(play) as bridge:
         record = await call(
             bridge,
-            [Hear(10), HangUp()],
+            [HearStep(10), HangUpStep()],
             network=Network(down_ms=30),
             on_media=lambda audio, now: seen.append((audio, now)),
         )
@@ -833,7 +869,7 @@ async def test_a_cancelled_call_leaves_no_socket() -> None:
     async with tiny_bridge() as bridge:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await call(bridge, [Wait(5)])
+                await call(bridge, [WaitStep(5)])
 
         await asyncio.sleep(0.05)
         assert bridge.talks[0].socket.closed
@@ -847,7 +883,7 @@ async def test_many_calls_at_once_do_not_disturb_each_other() -> None:
 
     async with tiny_bridge(*[play] * 50) as bridge:
         callers = [caller_of(bridge) for _ in range(50)]
-        script: Script = [Listen(quiet_seconds=0.1), HangUp()]
+        script: Script = [ListenStep(quiet_seconds=0.1), HangUpStep()]
         records = await place_many([(each, script) for each in callers], limit=25)
 
         assert all(record.heard == AGENT[:800] for record in records)

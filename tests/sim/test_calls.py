@@ -20,9 +20,9 @@ from openai import (
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from bridge.sim.model import Behaviour, ModelServer, Say
+from bridge.sim.model import Behaviour, ModelServer, SayText
 from bridge.sim.realtime.calls import CallsServer, incoming
-from bridge.sim.realtime.leg import Line, PhoneCall
+from bridge.sim.realtime.leg import PhoneCall, SipCallState
 from tests.sim.realtime_client import QUICK, Client, speech
 
 LONG = "This is a long answer which goes on and on, so that there is time to interrupt."
@@ -150,7 +150,7 @@ async def test_a_call_is_accepted_once() -> None:
         call = await here.ring()
         await client.realtime.calls.accept(call.id, **BODY)
 
-        assert call.line is Line.TALKING
+        assert call.state is SipCallState.TALKING
         with pytest.raises(BadRequestError) as again:
             await client.realtime.calls.accept(call.id, **BODY)
         assert again.value.code == "call_already_accepted"
@@ -175,7 +175,7 @@ async def test_an_accept_takes_no_thresholds(name: str) -> None:
             await client.realtime.calls.accept(call.id, **body)
 
         assert refused.value.param == f"audio.input.turn_detection.{name}"
-        assert call.line is Line.RINGING
+        assert call.state is SipCallState.RINGING
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ async def test_a_rejected_call_is_over() -> None:
             await client.realtime.calls.reject(call.id, status_code=200)
         await client.realtime.calls.reject(call.id, status_code=486)
 
-        assert (call.line, call.sip_status) == (Line.REJECTED, 486)
+        assert (call.state, call.sip_status) == (SipCallState.REJECTED, 486)
         with pytest.raises(NotFoundError):
             await client.realtime.calls.accept(call.id, **BODY)
 
@@ -249,7 +249,7 @@ async def test_only_an_accepted_call_is_referred_or_ended() -> None:
         assert refused.value.param == "target_uri"
         await calls.refer(call.id, target_uri="tel:+14155550199")
 
-        assert (call.line, call.target) == (Line.REFERRED, "tel:+14155550199")
+        assert (call.state, call.target) == (SipCallState.REFERRED, "tel:+14155550199")
 
 
 async def test_scripted_failures() -> None:
@@ -286,7 +286,7 @@ async def test_a_socket_needs_an_accepted_call() -> None:
 
 async def test_audio_is_played_by_the_server() -> None:
     """No audio on the socket; the buffer's events tell when it was heard, in time."""
-    async with place(Behaviour(turns=[[Say("Hello there.")]], **QUICK)) as here:
+    async with place(Behaviour(turns=[[SayText("Hello there.")]], **QUICK)) as here:
         async with here.attached(await here.ring()) as client:
             await client.send(type="response.create")
             started = await client.until("output_audio_buffer.started")
@@ -304,7 +304,7 @@ async def test_audio_is_played_by_the_server() -> None:
 
 async def test_a_caller_who_speaks_clears_the_buffer() -> None:
     """The server truncates by itself what was not heard."""
-    async with place(Behaviour(turns=[[Say(LONG)]], **QUICK)) as here:
+    async with place(Behaviour(turns=[[SayText(LONG)]], **QUICK)) as here:
         call = await here.ring()
         async with here.attached(call) as client:
             await client.send(type="response.create")
@@ -322,7 +322,7 @@ async def test_a_caller_who_speaks_clears_the_buffer() -> None:
 
 async def test_the_client_clears_the_buffer() -> None:
     """Cancel, then clear: silence, whatever was generated."""
-    async with place(Behaviour(turns=[[Say(LONG)]], speed=2.0)) as here:
+    async with place(Behaviour(turns=[[SayText(LONG)]], speed=2.0)) as here:
         async with here.attached(await here.ring()) as client:
             await client.send(type="response.create")
             await client.until("output_audio_buffer.started")
@@ -377,7 +377,7 @@ async def test_the_end_of_a_call_breaks_the_socket(who: str) -> None:
             else:
                 await api.realtime.calls.hangup(call.id)
             async with asyncio.timeout(5):
-                await call.until(Line.ENDED)
+                await call.until(SipCallState.ENDED)
                 with pytest.raises(ConnectionClosedError) as lost:
                     await client.socket.recv()
 

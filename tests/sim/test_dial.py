@@ -2,8 +2,8 @@
 
 import pytest
 
-from bridge.sim.caller import Caller, HangUp, Hear, Wait
-from bridge.sim.twilio.markup import Dial, TwimlError, verbs
+from bridge.sim.caller import Caller, HangUpStep, HearStep, WaitStep
+from bridge.sim.twilio.markup import TwimlDial, TwimlError, verbs
 from bridge.sim.twilio.record import DialStatus
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
 
@@ -28,7 +28,7 @@ async def test_the_action_hears_that_nobody_was_reached(outcome: DialStatus) -> 
             webhook_url=voice(bridge), max_seconds=8.0, dial_outcome=outcome
         )
 
-        record = await caller.call([Wait(5)])
+        record = await caller.call([WaitStep(5)])
 
         (form,) = bridge.forms("/dialled")
         assert form["DialCallStatus"] == outcome and form["DialBridged"] == "false"
@@ -47,7 +47,7 @@ async def test_after_a_talk_the_action_hears_how_long_it_was() -> None:
             webhook_url=voice(bridge), max_seconds=8.0, dial_talk_seconds=0.6
         )
 
-        record = await caller.call([Wait(5)])
+        record = await caller.call([WaitStep(5)])
 
         (form,) = bridge.forms("/dialled")
         assert form["DialCallStatus"] == "completed" and form["DialBridged"] == "true"
@@ -63,7 +63,7 @@ async def test_without_an_action_the_next_verb_follows() -> None:
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = dial(then="<Say>Anything else?</Say>")
 
-        record = await Caller(webhook_url=voice(bridge)).call([Wait(5)])
+        record = await Caller(webhook_url=voice(bridge)).call([WaitStep(5)])
 
         assert record.said_by_twilio == ["Anything else?"]
         assert record.dials[0].status == "completed"
@@ -75,7 +75,7 @@ async def test_who_does_not_answer_in_time_is_not_waited_for() -> None:
         bridge.documents["/voice"] = dial('timeout="5" action="/dialled"')
         caller = Caller(webhook_url=voice(bridge), dial_ring_seconds=60.0)
 
-        record = await caller.call([Wait(20)])
+        record = await caller.call([WaitStep(20)])
 
         assert bridge.forms("/dialled")[0]["DialCallStatus"] == "no-answer"
         assert record.ended_at is not None
@@ -98,7 +98,7 @@ async def test_the_same_person_goes_on_in_a_second_stream() -> None:
         bridge.documents["/dialled"] = connect(bridge.media_url, again="yes")
         caller = Caller(webhook_url=voice(bridge), max_seconds=8.0, dial_outcome="busy")
 
-        record = await caller.call([Hear(200), HangUp()])
+        record = await caller.call([HearStep(200), HangUpStep()])
 
         first, second = bridge.talks
         assert first.stream_sid != second.stream_sid
@@ -121,7 +121,7 @@ async def test_a_caller_who_gives_up_while_it_rings_is_gone() -> None:
         bridge.documents["/next"] = dial('action="/dialled"')
         caller = Caller(webhook_url=voice(bridge), dial_ring_seconds=5.0)
 
-        record = await caller.call([Wait(0.3), HangUp()])
+        record = await caller.call([WaitStep(0.3), HangUpStep()])
 
         assert record.ended_by == "caller" and bridge.forms("/dialled") == []
         assert record.dials[0].status == "canceled"
@@ -132,7 +132,7 @@ async def test_what_is_no_number_fails_with_twilios_warning() -> None:
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = dial('action="/dialled"', number="reception")
 
-        record = await Caller(webhook_url=voice(bridge)).call([Wait(5)])
+        record = await Caller(webhook_url=voice(bridge)).call([WaitStep(5)])
 
         assert bridge.forms("/dialled")[0]["DialCallStatus"] == "failed"
         assert [warning.code for warning in record.warnings] == [13224]
@@ -142,9 +142,9 @@ def test_what_twilio_reads_in_a_dial() -> None:
     """The number may be a <Number>; 30 seconds of ringing unless told otherwise."""
     number = f"<Number>{NUMBER}</Number>"
 
-    assert verbs(dial(number=number)) == [Dial(NUMBER, None, "POST", 30.0, None)]
+    assert verbs(dial(number=number)) == [TwimlDial(NUMBER, None, "POST", 30.0, None)]
     assert verbs(dial('action="/a" method="GET" timeout="7" callerId="+491"')) == [
-        Dial(NUMBER, "/a", "GET", 7.0, "+491")
+        TwimlDial(NUMBER, "/a", "GET", 7.0, "+491")
     ]
 
 

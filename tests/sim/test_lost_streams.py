@@ -6,7 +6,14 @@ from time import monotonic
 import pytest
 
 from bridge.sim import counting
-from bridge.sim.caller import Caller, Drop, HangUp, Hear, Listen, Wait
+from bridge.sim.caller import (
+    Caller,
+    DropStep,
+    HangUpStep,
+    HearStep,
+    ListenStep,
+    WaitStep,
+)
 from tests.sim.tiny_bridge import Talk, TinyBridge, connect, tiny_bridge
 
 FIRST, SECOND = (
@@ -45,7 +52,7 @@ async def test_a_stream_that_falls_silent_is_noticed_late() -> None:
         goes_on(bridge)
         caller = Caller(webhook_url=bridge.origin + "/voice", notice_seconds=0.3)
         record = await caller.call(
-            [Wait(0.17), Drop("silence"), Hear(390, 5), HangUp()]
+            [WaitStep(0.17), DropStep("silence"), HearStep(390, 5), HangUpStep()]
         )
 
     lost, after = bridge.talks
@@ -55,7 +62,9 @@ async def test_a_stream_that_falls_silent_is_noticed_late() -> None:
     waited = after.times("start")[0] - record.stream_ends[0].at
     assert waited == pytest.approx(0.3, abs=0.1)
     assert record.stream_ends[0].code == 31903
-    assert counting.said(record.heard) == list(counting.utterance("agent", 0, 2, 1))
+    assert counting.understood_words(record.heard) == list(
+        counting.utterance("agent", 0, 2, 1)
+    )
 
 
 async def test_a_bridge_that_dies_is_asked_about_and_the_call_goes_on() -> None:
@@ -67,14 +76,14 @@ async def test_a_bridge_that_dies_is_asked_about_and_the_call_goes_on() -> None:
     async with tiny_bridge(die, go_on) as bridge:
         goes_on(bridge)
         caller = Caller(webhook_url=bridge.origin + "/voice", notice_seconds=0.2)
-        record = await caller.call([Hear(400, 5), Hear(390, 5), HangUp()])
+        record = await caller.call([HearStep(400, 5), HearStep(390, 5), HangUpStep()])
 
     starts = [talk.messages("start")[0]["start"] for talk in bridge.talks]
     assert {start["callSid"] for start in starts} == {record.call_sid}
     assert len(set(record.stream_sids)) == 2
     assert [end.code for end in record.stream_ends] == [31903, 0]
     assert bridge.forms("/next")[0]["CallSid"] == record.call_sid
-    one, two = counting.uttered(record.heard_timeline())
+    one, two = counting.word_segments(record.heard_timeline())
     # From the end of the first word: 50 ms of life, then Twilio notices, asks, dials.
     assert 240 <= two.at_ms - one.at_ms - one.ms <= 450
 
@@ -88,8 +97,8 @@ async def test_two_streams_may_have_one_call_sid() -> None:
         )
         began = monotonic()
         async with asyncio.TaskGroup() as calls:
-            calls.create_task(real.call([Wait(0.3), HangUp()]))
-            calls.create_task(forged.call([Wait(0.1), HangUp()]))
+            calls.create_task(real.call([WaitStep(0.3), HangUpStep()]))
+            calls.create_task(forged.call([WaitStep(0.1), HangUpStep()]))
         assert monotonic() - began < 1
 
     one, two = (talk.messages("start")[0]["start"] for talk in bridge.talks)
@@ -107,6 +116,8 @@ async def test_who_listens_goes_on_listening_on_another_stream() -> None:
     async with tiny_bridge(die, go_on) as bridge:
         goes_on(bridge)
         caller = Caller(webhook_url=bridge.origin + "/voice")
-        record = await caller.call([Listen(quiet_seconds=0.6, timeout=5), HangUp()])
+        record = await caller.call(
+            [ListenStep(quiet_seconds=0.6, timeout=5), HangUpStep()]
+        )
 
-    assert [word.turn for word in counting.said(record.heard)] == [1, 2]
+    assert [word.turn for word in counting.understood_words(record.heard)] == [1, 2]

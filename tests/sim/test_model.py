@@ -11,9 +11,9 @@ from bridge.sim.model import (
     Behaviour,
     CallTool,
     Fail,
-    Play,
-    Ruled,
-    Say,
+    PlayAudio,
+    PlayRuler,
+    SayText,
     Turn,
 )
 from bridge.sim.voice import read_ruler, ruler, speak
@@ -41,9 +41,9 @@ def keys(value: Any, path: str = "") -> set[str]:
 
 async def rich_conversation(formats: Event) -> list[Event]:
     turns: list[Turn] = [
-        [Say("Hello!")],
-        [Say("Let me see."), CallTool("get_weather", {"city": "Paris"})],
-        [Say("It is sunny in Paris today, and it will stay so for days.")],
+        [SayText("Hello!")],
+        [SayText("Let me see."), CallTool("get_weather", {"city": "Paris"})],
+        [SayText("It is sunny in Paris today, and it will stay so for days.")],
         [Fail()],
     ]
     behaviour = Behaviour(turns=turns, user_texts=["How is the weather?"], **QUICK)
@@ -104,7 +104,7 @@ async def test_every_event_has_the_real_shape(formats: Event) -> None:
 
 async def test_a_turn_has_the_order_of_the_real_server() -> None:
     """The conversation goes on step by step, as clients of the real server expect."""
-    behaviour = Behaviour(turns=[[Ruled(400)]], delta_ms=200, **QUICK)
+    behaviour = Behaviour(turns=[[PlayRuler(400)]], delta_ms=200, **QUICK)
     async with talking(behaviour) as (client, _):
         first = len(client.events)
         await client.say(speech())
@@ -136,7 +136,7 @@ async def test_a_turn_has_the_order_of_the_real_server() -> None:
 
 async def test_transcription_comes_after_the_response_began() -> None:
     """What the caller said is written down late, as a separate recogniser does it."""
-    behaviour = Behaviour(turns=[[Say("Yes.")]], user_texts=["Is it?"], **QUICK)
+    behaviour = Behaviour(turns=[[SayText("Yes.")]], user_texts=["Is it?"], **QUICK)
     async with talking(
         behaviour, input={"transcription": {"model": "gpt-transcribe"}}
     ) as (client, session):
@@ -167,7 +167,8 @@ async def test_the_caller_is_noticed_where_speech_begins_and_ends(
     """The person need not speak at a certain moment: the turn is found in the audio."""
     spoken = speech("Good evening.")
     async with talking(
-        Behaviour(turns=[[Say("Hi.")]], **QUICK), input={"turn_detection": detection}
+        Behaviour(turns=[[SayText("Hi.")]], **QUICK),
+        input={"turn_detection": detection},
     ) as (client, session):
         await client.say(b"\xff" * 8000 + spoken)
         started = await client.until("input_audio_buffer.speech_started")
@@ -200,7 +201,7 @@ async def test_noise_and_clicks_are_not_speech() -> None:
 async def test_without_turn_detection_only_a_commit_makes_a_turn() -> None:
     """Push-to-talk: the agent waits until it is told that the person has finished."""
     async with talking(
-        Behaviour(turns=[[Say("Yes?")]], **QUICK), input={"turn_detection": None}
+        Behaviour(turns=[[SayText("Yes?")]], **QUICK), input={"turn_detection": None}
     ) as (client, session):
         empty = await client.refused(type="input_audio_buffer.commit")
         await client.say(speech())
@@ -232,7 +233,7 @@ async def test_a_silent_caller_is_asked() -> None:
     """Someone who says nothing for long is spoken to, where that is configured."""
     vad = {"type": "server_vad", "idle_timeout_ms": 50}
     async with talking(
-        Behaviour(turns=[[Ruled(100)]], **QUICK), input={"turn_detection": vad}
+        Behaviour(turns=[[PlayRuler(100)]], **QUICK), input={"turn_detection": vad}
     ) as (client, session):
         await client.send(type="response.create")
         done = await client.until("response.done")
@@ -251,7 +252,7 @@ async def test_a_silent_caller_is_asked() -> None:
 async def test_audio_is_paced_and_cut_as_asked() -> None:
     """The answer comes faster than it is heard, in pieces of the size asked for."""
     behaviour = Behaviour(
-        turns=[[Ruled(1000)]],
+        turns=[[PlayRuler(1000)]],
         speed=4,
         delta_ms=200,
         first_delta_ms=40,
@@ -272,7 +273,7 @@ async def test_audio_is_paced_and_cut_as_asked() -> None:
 async def test_words_run_a_little_ahead_of_their_audio() -> None:
     """The written words keep step with the voice, never behind it."""
     text = "One two three four five six seven eight nine ten."
-    async with talking(Behaviour(turns=[[Say(text)]], **QUICK)) as (client, _):
+    async with talking(Behaviour(turns=[[SayText(text)]], **QUICK)) as (client, _):
         await client.send(type="response.create")
         await client.until("response.done")
 
@@ -295,7 +296,7 @@ async def test_every_output_format_is_spoken(kind: str) -> None:
     formats = {"type": kind} | ({"rate": 24000} if kind == "audio/pcm" else {})
     seconds = speak("Good morning.", voice="en+f3").seconds
     async with talking(
-        Behaviour(turns=[[Say("Good morning.")]], **QUICK), formats=formats
+        Behaviour(turns=[[SayText("Good morning.")]], **QUICK), formats=formats
     ) as (client, session):
         await client.send(type="response.create")
         done = await client.until("response.done")
@@ -308,7 +309,9 @@ async def test_every_output_format_is_spoken(kind: str) -> None:
 
 async def test_a_preamble_and_an_answer_are_two_items() -> None:
     """Two sentences of one answer can be cut, and remembered, each for itself."""
-    turns: list[Turn] = [[Ruled(60), Play(ruler(9, 40), "played"), Ruled(80)]]
+    turns: list[Turn] = [
+        [PlayRuler(60), PlayAudio(ruler(9, 40), "played"), PlayRuler(80)]
+    ]
     async with talking(Behaviour(turns=turns, **QUICK)) as (client, session):
         await client.send(type="response.create")
         await client.until("response.done")
@@ -323,7 +326,7 @@ async def test_a_preamble_and_an_answer_are_two_items() -> None:
 
 async def test_text_only_and_out_of_band_responses() -> None:
     """A side question to the model neither sounds nor enters the conversation."""
-    async with talking(Behaviour(answer=lambda h: [Say("A note.")], **QUICK)) as (
+    async with talking(Behaviour(answer=lambda h: [SayText("A note.")], **QUICK)) as (
         client,
         session,
     ):

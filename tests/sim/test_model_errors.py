@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from bridge.sim.model import (
     Behaviour,
     ModelServer,
-    Ruled,
+    PlayRuler,
 )
 from tests.sim.realtime_client import (
     PCMU,
@@ -157,7 +157,7 @@ async def test_frames_that_are_no_json_are_answered() -> None:
 
 async def test_only_one_answer_at_a_time() -> None:
     """The agent does not talk over itself."""
-    async with talking(Behaviour(turns=[[Ruled(4000)]])) as (client, _):
+    async with talking(Behaviour(turns=[[PlayRuler(4000)]])) as (client, _):
         await client.send(type="response.create")
         await client.until("response.created")
         error = await client.refused(type="response.create")
@@ -167,7 +167,10 @@ async def test_only_one_answer_at_a_time() -> None:
 
 async def test_the_voice_stays_once_it_was_heard() -> None:
     """The agent cannot turn into somebody else in mid-call; the update is void."""
-    async with talking(Behaviour(turns=[[Ruled(100)]], **QUICK)) as (client, session):
+    async with talking(Behaviour(turns=[[PlayRuler(100)]], **QUICK)) as (
+        client,
+        session,
+    ):
         output = {"voice": "cedar"}
         change = {"type": "realtime", "audio": {"output": output}, "instructions": "x"}
         await client.configure(audio={"output": output})
@@ -305,7 +308,7 @@ async def test_sessions_drop_close_and_expire() -> None:
 
 async def test_a_frozen_model_neither_speaks_nor_answers() -> None:
     """A model that hangs gives no sign of life at all."""
-    behaviour = Behaviour(turns=[[Ruled(60000)]], think_seconds=0, freeze_after=0.2)
+    behaviour = Behaviour(turns=[[PlayRuler(60000)]], think_seconds=0, freeze_after=0.2)
     async with ModelServer(behaviour) as server, Client.of(server) as client:
         await client.send(type="response.create")
         await client.until("response.output_audio.delta")
@@ -353,7 +356,7 @@ async def test_garbage_is_sent_once_the_session_is_configured() -> None:
 async def test_a_stall_pauses_the_chosen_answers() -> None:
     """The voice halts in mid-sentence for as long as the model is stuck."""
     behaviour = Behaviour(
-        turns=[[Ruled(600)], [Ruled(600)]],
+        turns=[[PlayRuler(600)], [PlayRuler(600)]],
         stall=(0.4, 0.3),
         stall_responses=frozenset([2]),
         **QUICK,
@@ -372,7 +375,7 @@ async def test_a_stall_pauses_the_chosen_answers() -> None:
 async def test_a_vanished_client_leaves_nothing() -> None:
     """A caller's bridge that dies takes its session with it, and no other."""
     before = asyncio.all_tasks()
-    behaviour = Behaviour(turns=[[Ruled(60000)]], think_seconds=0)
+    behaviour = Behaviour(turns=[[PlayRuler(60000)]], think_seconds=0)
     async with ModelServer(behaviour) as server, Client.of(server) as other:
         async with Client.of(server) as client:
             await client.send(type="response.create")

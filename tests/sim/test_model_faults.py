@@ -13,12 +13,12 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 from bridge.sim import counting
 from bridge.sim.model import (
     Behaviour,
-    Heard,
     ModelServer,
-    Remembered,
-    Ruled,
-    Say,
+    PlayRuler,
+    RememberedItem,
+    SayText,
     Turn,
+    TurnContext,
 )
 from bridge.sim.realtime import faults
 from tests.sim.realtime_client import (
@@ -55,7 +55,7 @@ async def test_every_session_is_struck_at_once() -> None:
     ):
         for client in (one, other):
             await client.until("session.created")
-        server.strike(faults.drop)
+        server.inject(faults.drop)
         ends = [await how_it_ends(client) for client in (one, other)]
         await until_active(server, 0)
 
@@ -66,8 +66,8 @@ async def test_every_session_is_struck_at_once() -> None:
 async def test_the_next_session_is_struck_before_its_first_word() -> None:
     """A model that comes back and fails again is met by whoever dials it."""
     server = ModelServer()
-    server.strike_next(faults.closing(1011, "oops"))
-    server.strike_next(faults.expire)
+    server.inject_next(faults.closing(1011, "oops"))
+    server.inject_next(faults.expire)
     async with server:
         async with Client.of(server) as client:
             close, events = await how_it_ends(client)
@@ -82,7 +82,10 @@ async def test_the_next_session_is_struck_before_its_first_word() -> None:
 
 async def test_a_frozen_session_thaws_where_it_was() -> None:
     """A model that hung for a while says what it had to say, and has missed nothing."""
-    async with talking(Behaviour(turns=[[Ruled(400)]], **QUICK)) as (client, session):
+    async with talking(Behaviour(turns=[[PlayRuler(400)]], **QUICK)) as (
+        client,
+        session,
+    ):
         faults.freeze(session)
         await client.send(type="response.create")
         pong = asyncio.ensure_future(await client.socket.ping())  # noqa: TID251
@@ -100,7 +103,7 @@ async def test_a_frozen_session_thaws_where_it_was() -> None:
 
 async def test_what_a_frozen_session_was_about_to_say_comes_late() -> None:
     """The audio of an answer that hung arrives after the hang, once and whole."""
-    behaviour = Behaviour(turns=[[Ruled(2000)]], think_seconds=0, speed=10)
+    behaviour = Behaviour(turns=[[PlayRuler(2000)]], think_seconds=0, speed=10)
     async with talking(behaviour) as (client, session):
         await client.send(type="response.create")
         await client.until("response.output_audio.delta")
@@ -133,8 +136,8 @@ async def test_a_mute_session_only_looks_alive() -> None:
 async def test_the_next_handshakes_are_refused_as_ordered() -> None:
     """Whoever dials learns whether dialling again makes sense; later ones get in."""
     async with ModelServer() as server:
-        server.door.answer(429, times=2)
-        server.door.answer(429, code="insufficient_quota")
+        server.handshakes.answer(429, times=2)
+        server.handshakes.answer(429, code="insufficient_quota")
         codes = []
         for _ in range(3):
             with pytest.raises(InvalidStatus) as refused:
@@ -156,18 +159,18 @@ async def test_the_next_handshakes_are_refused_as_ordered() -> None:
 async def test_a_handshake_hangs_until_the_client_gives_up() -> None:
     """A model whose port takes calls and whose program does not answer them."""
     async with ModelServer() as server:
-        server.door.hang()
+        server.handshakes.leave_unanswered()
         with pytest.raises(TimeoutError):
             async with connect(server.url, open_timeout=0.15):
                 pass
         async with Client.of(server) as client:
             await client.until("session.created")
-        server.door.hang()
+        server.handshakes.leave_unanswered()
         async with asyncio.TaskGroup() as group:
             dialling = group.create_task(not_answered(server.url))
-            while not server.door.hanging:  # noqa: ASYNC110 - nothing tells of it
+            while not server.handshakes.unanswered:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.01)
-            server.door.open()
+            server.handshakes.reset()
         assert isinstance(dialling.result(), EOFError | OSError)
 
 
@@ -234,7 +237,7 @@ async def test_the_conversation_as_the_model_has_it_in_mind() -> None:
         message("assistant", "output_text", "It rains", "a1"),
         message("system", "input_text", "You were cut off.", "s1"),
     ]
-    behaviour = Behaviour(turns=[[Say("all day")]], **AT_ONCE)
+    behaviour = Behaviour(turns=[[SayText("all day")]], **AT_ONCE)
     async with talking(behaviour, tools=[WEATHER]) as (client, session):
         for item in put_back:
             await client.send(type="conversation.item.create", item=item)
@@ -255,11 +258,11 @@ async def test_the_conversation_as_the_model_has_it_in_mind() -> None:
 
 async def test_a_result_that_was_spoken_about_is_not_news() -> None:
     """Given an old result back, the agent does not read it out once more."""
-    heard: list[Heard] = []
+    heard: list[TurnContext] = []
 
-    def answer(each: Heard) -> Turn:
+    def answer(each: TurnContext) -> Turn:
         heard.append(each)
-        return [Say("Yes.")]
+        return [SayText("Yes.")]
 
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     output = {"type": "function_call_output", "call_id": "c", "output": "5"}
@@ -276,7 +279,9 @@ async def test_audio_put_back_is_heard() -> None:
     """What the caller said and nobody wrote down is understood from its sound."""
     words = counting.utterance("caller", 7, 1, 3)
     audio = base64.b64encode(counting.sound(words)).decode()
-    behaviour = Behaviour(answer=counting.CountingAgent(2), ear=counting.ear, **AT_ONCE)
+    behaviour = Behaviour(
+        answer=counting.CountingAgent(2), recogniser=counting.recognise, **AT_ONCE
+    )
     async with talking(behaviour) as (client, session):
         part = {"type": "input_audio", "audio": audio}
         item = {"type": "message", "role": "user", "content": [part], "id": "u1"}
@@ -286,7 +291,7 @@ async def test_audio_put_back_is_heard() -> None:
 
     said = [(it.kind, it.text) for it in session.conversation]
     assert said == [("user", "c7-1-1 c7-1-2 c7-1-3"), ("assistant", "a7-1-1 a7-1-2")]
-    assert session.hearing.seconds == 1.2 and session.caller_turns == 1
+    assert session.caller_input.seconds == 1.2 and session.caller_turns == 1
 
 
 async def test_a_burst_of_audio_is_heard_as_if_it_had_come_in_time() -> None:
@@ -294,7 +299,9 @@ async def test_a_burst_of_audio_is_heard_as_if_it_had_come_in_time() -> None:
     turns = [counting.utterance("caller", 1, turn, 4) for turn in (1, 2, 3)]
     pause = b"\xff" * 40_000
     burst = pause.join(counting.sound(words) for words in turns) + pause
-    behaviour = Behaviour(answer=counting.CountingAgent(), ear=counting.ear, **AT_ONCE)
+    behaviour = Behaviour(
+        answer=counting.CountingAgent(), recogniser=counting.recognise, **AT_ONCE
+    )
     async with talking(behaviour) as (client, session):
         audio = base64.b64encode(burst).decode()
         began = monotonic()
@@ -302,7 +309,7 @@ async def test_a_burst_of_audio_is_heard_as_if_it_had_come_in_time() -> None:
         await client.until("response.done")
         assert monotonic() - began < 1.0
 
-    said = [counting.written(it.text) for it in session.conversation]
+    said = [counting.parse_words(it.text) for it in session.conversation]
     assert [list(words) for words in turns] == [
         words for words in said if words and words[0].speaker == "caller"
     ]
@@ -377,11 +384,15 @@ def test_words_are_read_from_any_sound() -> None:
     silence = b"\xff" * 1234
     heard = one + silence + two[:2000] + silence + two[2000:] + three[:2400]
 
-    assert counting.said(heard) == list(words[:3])  # 300 ms of the third: understood
-    assert counting.said(heard + three) == list(words[:3])
-    assert counting.said(three[:1000]) == []
+    assert counting.understood_words(heard) == list(
+        words[:3]
+    )  # 300 ms of the third: understood
+    assert counting.understood_words(heard + three) == list(words[:3])
+    assert counting.understood_words(three[:1000]) == []
 
-    tally = counting.account(words, counting.said(one + one + three + speech()[:800]))
+    tally = counting.compare_words(
+        words, counting.understood_words(one + one + three + speech()[:800])
+    )
     assert tally.lost == (words[1], words[3])
     assert tally.repeated == (words[0],)
     assert not tally.strange and tally.in_order and not tally.good
@@ -396,6 +407,8 @@ def test_a_conversation_is_told_in_lines() -> None:
         message("assistant", "output_text", counting.text(whole[2:]), "a2"),
     ]
     remembered = [
-        Remembered(it["id"], it["role"], it["content"][0]["text"]) for it in pieces
+        RememberedItem(it["id"], it["role"], it["content"][0]["text"]) for it in pieces
     ]
-    assert counting.story(remembered) == [f"assistant: {counting.text(whole)}"]
+    assert counting.conversation_lines(remembered) == [
+        f"assistant: {counting.text(whole)}"
+    ]

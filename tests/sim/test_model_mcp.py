@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bridge.sim.model import Behaviour, CallMcp, Heard, Say, Turn
+from bridge.sim.model import Behaviour, CallMcp, SayText, Turn, TurnContext
 from tests.sim.realtime_client import QUICK, Client, Event, talking
 
 BOOK: Event = {
@@ -24,8 +24,10 @@ def server(label: str = "tables", **config: Any) -> Event:
 
 
 def behaviour(*turns: Turn) -> Behaviour:
-    def answer(heard: Heard) -> Turn:
-        return [Say("; ".join(f"{it.name}: {it.output}" for it in heard.answered))]
+    def answer(context: TurnContext) -> Turn:
+        return [
+            SayText("; ".join(f"{it.name}: {it.output}" for it in context.answered))
+        ]
 
     return Behaviour(turns=turns, answer=answer, mcp=SERVERS, **QUICK)
 

@@ -11,7 +11,7 @@ from twilio.http.http_client import TwilioHttpClient  # type: ignore[import-unty
 from twilio.request_validator import RequestValidator  # type: ignore[import-untyped]
 from twilio.rest import Client  # type: ignore[import-untyped]
 
-from bridge.sim.caller import HangUp, Hear, Say, Script, Wait
+from bridge.sim.caller import HangUpStep, HearStep, SayStep, Script, WaitStep
 from bridge.sim.twilio.rest import Answers, FakeCall, Machine, TwilioRest, Unreached
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
 
@@ -19,7 +19,7 @@ SID, TOKEN = "AC" + "0" * 31 + "1", "12345"
 TO, FROM = "+15551230001", "+15557650002"
 EVENTS = ["initiated", "ringing", "answered", "completed"]
 SPEECH = bytes([0x10, 0x90]) * 1600  # 0.4 s
-TALK: Script = [Say(SPEECH), HangUp()]
+TALK: Script = [SayStep(SPEECH), HangUpStep()]
 
 
 class Http(TwilioHttpClient):  # type: ignore[misc]
@@ -81,7 +81,7 @@ async def test_a_created_call_is_placed_and_reported() -> None:
     async def play(talk: Talk) -> None:
         await talk.media(AGENT[:1600])
 
-    script: Script = [Hear(200), HangUp()]
+    script: Script = [HearStep(200), HangUpStep()]
     async with house(play, callee=Answers(script, after=0.2)) as (
         bridge,
         rest,
@@ -190,7 +190,7 @@ async def test_callbacks_may_come_out_of_order(
 
 async def test_twiml_of_the_request_needs_no_webhook() -> None:
     """TwiML without a URL has nothing that a relative one could be relative to."""
-    async with house(callee=Answers([Wait(5)])) as (_, rest, account):
+    async with house(callee=Answers([WaitStep(5)])) as (_, rest, account):
         created = await account.create(twiml="<Response><Say>Hi</Say></Response>")
         call = await over(rest.calls[created.sid])
         assert call.record is not None and call.record.said_by_twilio == ["Hi"]
@@ -223,7 +223,7 @@ async def test_of_url_and_twiml_the_url_is_taken() -> None:
 
 async def test_the_account_hangs_up() -> None:
     """The stream gets its `stop`; the call is completed; a second time it is over."""
-    async with house(callee=Answers([Wait(60)])) as (bridge, rest, account):
+    async with house(callee=Answers([WaitStep(60)])) as (bridge, rest, account):
         created = await account.create(url=bridge.origin + "/voice")
         await until(lambda: bridge.talks)
         await account.update(created.sid, status="canceled")
@@ -271,7 +271,7 @@ async def test_a_call_canceled_in_the_queue_is_told_to_nobody() -> None:
 
 async def test_other_twiml_takes_the_place_of_the_stream() -> None:
     """The stream ends, its action is not asked, the person is still there."""
-    async with house(callee=Answers([Wait(60)])) as (bridge, rest, account):
+    async with house(callee=Answers([WaitStep(60)])) as (bridge, rest, account):
         bridge.documents["/voice"] = connect(bridge.media_url, action="/next")
         created = await account.create(url=bridge.origin + "/voice")
         await until(lambda: bridge.talks)
@@ -291,7 +291,7 @@ async def test_other_twiml_takes_the_place_of_the_stream() -> None:
 
 async def test_twiml_comes_while_twilio_asks_or_dials() -> None:
     """What ran is left where it stands."""
-    async with house(callee=Answers([Wait(60)])) as (bridge, rest, account):
+    async with house(callee=Answers([WaitStep(60)])) as (bridge, rest, account):
         bridge.documents["/voice"] = "<Response><Pause length='60'/></Response>"
         created = await account.create(url=bridge.origin + "/voice")
         await until(lambda: bridge.requests)
@@ -303,7 +303,7 @@ async def test_twiml_comes_while_twilio_asks_or_dials() -> None:
 
 async def test_the_time_limit_ends_the_call() -> None:
     """Nobody pays for a call longer than was asked for."""
-    async with house(callee=Answers([Wait(60)])) as (bridge, rest, account):
+    async with house(callee=Answers([WaitStep(60)])) as (bridge, rest, account):
         created = await account.create(url=bridge.origin + "/voice", time_limit=1)
         call = await over(rest.calls[created.sid])
 
@@ -348,8 +348,8 @@ async def test_after_the_beep_the_callback_comes() -> None:
 @pytest.mark.parametrize(
     ("callee", "options", "said", "ms"),
     [
-        (Answers([Wait(9)], detected_after=0.3), {}, "human", 300),
-        (Answers([Wait(9)], answered_by="fax", detected_after=0.1), {}, "fax", 100),
+        (Answers([WaitStep(9)], detected_after=0.3), {}, "human", 300),
+        (Answers([WaitStep(9)], answered_by="fax", detected_after=0.1), {}, "fax", 100),
         (
             Machine(SPEECH * 9),
             {
@@ -492,7 +492,7 @@ async def test_strangers_and_unknown_calls() -> None:
 )
 async def test_changes_twilio_does_not_take(options: dict[str, str]) -> None:
     """The call goes on as it was."""
-    async with house(callee=Answers([Wait(60)])) as (bridge, _, account):
+    async with house(callee=Answers([WaitStep(60)])) as (bridge, _, account):
         created = await account.create(url=bridge.origin + "/voice")
         await until(lambda: bridge.talks)
         with pytest.raises(TwilioRestException) as refused:

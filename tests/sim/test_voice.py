@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bridge.sim.voice import (
     AGENT_VOICE,
     CALLER_VOICE,
-    Span,
+    RulerSpan,
     read_ruler,
     resample,
     ruler,
@@ -143,7 +143,7 @@ def test_the_ruler_reads_back_whole() -> None:
     """A sentence heard in full is measured as heard in full."""
     reading = read_ruler(b"\xff" * 160 + ruler(7, 1234) + b"\xff" * 50 + ruler(8, 20))
 
-    assert reading.spans == [Span(7, 0, 1234 * 8), Span(8, 0, 160)]
+    assert reading.spans == [RulerSpan(7, 0, 1234 * 8), RulerSpan(8, 0, 160)]
     assert reading.heard_ms == {7: 1234, 8: 20}
     assert reading.in_order and not reading.stray
     assert not reading.lost_bytes and not reading.repeated_bytes
@@ -176,7 +176,7 @@ def test_a_millisecond_split_by_a_pause_is_one_millisecond() -> None:
         audio[:21] + b"\xff" * 9 + audio[21:23] + b"\xff" + audio[23:77]
     )
 
-    assert reading.spans == [Span(3, 0, 77)]
+    assert reading.spans == [RulerSpan(3, 0, 77)]
     assert reading.stray == 0
 
 
@@ -214,7 +214,9 @@ def test_any_cut_is_measured_to_the_byte(cuts: list[Piece]) -> None:
 
     reading = read_ruler(audio)
 
-    assert reading.spans == [Span(item, start, end) for item, start, end, _ in cuts]
+    assert reading.spans == [
+        RulerSpan(item, start, end) for item, start, end, _ in cuts
+    ]
     assert reading.stray == 0
 
 

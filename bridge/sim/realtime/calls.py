@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Self
 import aiohttp
 from aiohttp import web
 
-from bridge.sim.realtime.client_events import Json, Refused, check
-from bridge.sim.realtime.leg import Line, PhoneCall, check_formats
+from bridge.sim.realtime.client_events import InvalidRequestError, Json, check
+from bridge.sim.realtime.leg import PhoneCall, SipCallState, check_formats
 
 if TYPE_CHECKING:
     from bridge.sim.model import ModelServer
@@ -180,12 +180,15 @@ class CallsServer:
                 return _error(self.fail[verb], "Scripted.", "scripted")
             call_id = request.match_info["call_id"]
             call = self._model.calls.get(call_id)
-            if call is None or call.line not in (Line.RINGING, Line.TALKING):
+            if call is None or call.state not in (
+                SipCallState.RINGING,
+                SipCallState.TALKING,
+            ):
                 message = f"No session found for call_id {call_id}"
                 return _error(404, message, "call_id_not_found")
             try:
                 act(call, body)
-            except Refused as refused:
+            except InvalidRequestError as refused:
                 return _error(400, refused.message, refused.code, refused.param)
             if verb in self.lose:
                 return _error(500, "The answer was lost.", "lost")
@@ -195,47 +198,57 @@ class CallsServer:
 
     def _accept(self, call: PhoneCall, body: Json) -> None:
         # The code of a second accept is not documented.
-        if call.line is not Line.RINGING:
-            raise Refused("This call was accepted before.", "call_already_accepted")
+        if call.state is not SipCallState.RINGING:
+            raise InvalidRequestError(
+                "This call was accepted before.", "call_already_accepted"
+            )
         try:
             check({"type": "session.update", "session": body})
             check_formats(body)
-        except Refused as refused:
+        except InvalidRequestError as refused:
             param = (refused.param or "").removeprefix("session.")
-            raise Refused(refused.message, refused.code, param) from None
+            raise InvalidRequestError(refused.message, refused.code, param) from None
         detection = (body.get("audio", {}).get("input") or {}).get("turn_detection")
         for name in NOT_ON_SIP:
             if name in (detection or {}):
                 param = f"audio.input.turn_detection.{name}"
                 problem = f"Unknown parameter: '{param}'."
-                raise Refused(problem, "unknown_parameter", param)
+                raise InvalidRequestError(problem, "unknown_parameter", param)
         call.body = body
-        call.move(Line.TALKING)
+        call.move(SipCallState.TALKING)
 
     def _reject(self, call: PhoneCall, body: Json) -> None:
-        if call.line is not Line.RINGING:
-            raise Refused("This call was accepted before.", "call_already_accepted")
+        if call.state is not SipCallState.RINGING:
+            raise InvalidRequestError(
+                "This call was accepted before.", "call_already_accepted"
+            )
         status = body.get("status_code", 603)
         if type(status) is not int or status not in _SIP_STATUSES:
-            raise Refused("Not a SIP status.", "invalid_value", "status_code")
+            raise InvalidRequestError(
+                "Not a SIP status.", "invalid_value", "status_code"
+            )
         call.sip_status = status
-        call.end(Line.REJECTED, "api")
+        call.end(SipCallState.REJECTED, "api")
 
     def _refer(self, call: PhoneCall, body: Json) -> None:
         self._check_talking(call)
         target = body.get("target_uri")
         if not isinstance(target, str) or not target.startswith(("tel:", "sip:")):
-            raise Refused("Not a tel: or sip: URI.", "invalid_value", "target_uri")
+            raise InvalidRequestError(
+                "Not a tel: or sip: URI.", "invalid_value", "target_uri"
+            )
         call.target = target
-        call.end(Line.REFERRED, "api")
+        call.end(SipCallState.REFERRED, "api")
 
     def _hang_up(self, call: PhoneCall, body: Json) -> None:
         self._check_talking(call)
-        call.end(Line.ENDED, "api")
+        call.end(SipCallState.ENDED, "api")
 
     def _check_talking(self, call: PhoneCall) -> None:
-        if call.line is not Line.TALKING:
-            raise Refused("This call was not accepted.", "call_not_accepted")
+        if call.state is not SipCallState.TALKING:
+            raise InvalidRequestError(
+                "This call was not accepted.", "call_not_accepted"
+            )
 
 
 def incoming(call: PhoneCall, headers: Mapping[str, str]) -> Json:

@@ -6,7 +6,7 @@ Pure: an update gives a new session or is refused whole.
 import copy
 import time
 
-from bridge.sim.realtime.client_events import Json, Refused
+from bridge.sim.realtime.client_events import InvalidRequestError, Json
 
 DEFAULT_MODEL = "gpt-realtime-2.1"
 SESSION_SECONDS = 60 * 60
@@ -77,7 +77,7 @@ def updated(
     model = update.get("model")
     if model is not None and model != session["model"]:
         if model_chosen:
-            raise Refused(
+            raise InvalidRequestError(
                 "Cannot update a session's model.", "invalid_value", "session.model"
             )
         new["model"] = model
@@ -86,7 +86,7 @@ def updated(
         spoken
         and new["audio"]["output"]["voice"] != session["audio"]["output"]["voice"]
     ):
-        raise Refused(
+        raise InvalidRequestError(
             "Cannot update a conversation's voice if assistant audio is present.",
             "cannot_update_voice",
             "session.audio.output.voice",

@@ -1,7 +1,7 @@
 """What can befall a session of the fake model, on command or at a set hour.
 
-A Fault is done to a session: `server.strike(faults.drop)` does it to all that are
-open, `server.strike_next(faults.mute)` to the next one. Nothing here waits.
+A Fault is done to a session: `server.inject(faults.drop)` does it to all that are
+open, `server.inject_next(faults.mute)` to the next one. Nothing here waits.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from bridge.sim.realtime.client_events import Refused
+from bridge.sim.realtime.client_events import InvalidRequestError
 
 if TYPE_CHECKING:
     from bridge.sim.realtime.session import ModelSession
@@ -39,7 +39,7 @@ def closing(code: int, reason: str = "") -> Fault:
 
 def expire(session: "ModelSession") -> None:
     """The hour is over: the error, then close 1001 with the same words."""
-    session.out.error(Refused(EXPIRED, "session_expired"))
+    session.out.error(InvalidRequestError(EXPIRED, "session_expired"))
     _close(session, 1001, EXPIRED)
 
 
@@ -94,7 +94,7 @@ def _close(session: "ModelSession", code: int, reason: str) -> None:
     session.spawn(session.connection.close(code, reason), "close")
 
 
-def arm(session: "ModelSession") -> None:
+def schedule_faults(session: "ModelSession") -> None:
     """Set the hours that the session's behaviour names."""
     behaviour = session.behaviour
     hours: list[tuple[float | None, Fault]] = [

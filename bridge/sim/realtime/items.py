@@ -7,7 +7,7 @@ from bridge.sim.realtime.client_events import Json
 
 
 @dataclass(slots=True)
-class Item:
+class ModelItem:
     """One conversation item, and what became of it."""
 
     id: str
@@ -67,14 +67,14 @@ class Item:
             if (at + end) / 2 <= self.truncated_ms
         )
 
-    def remembered(self) -> "Remembered":
+    def remembered(self) -> "RememberedItem":
         words = self.known_text
         if self.type == "function_call":
             words = self.arguments or ""
         elif self.output is not None:
             words = self.output
         kind = self.role or self.type
-        return Remembered(self.id, kind, words, self.call_id, self.name)
+        return RememberedItem(self.id, kind, words, self.call_id, self.name)
 
     def wire(self, *, with_audio: bool = False) -> Json:
         """The item as events show it. Audio is shown by item.retrieved alone."""
@@ -143,7 +143,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class RememberedItem:
     """An item as the model has it in mind."""
 
     id: str
@@ -167,4 +167,4 @@ class ResponseRecord:
     reason: str | None = None  # turn_detected | client_cancelled | an error's code
     first_audio_at: float | None = None
     finished_at: float | None = None
-    items: list[Item] = field(default_factory=list)
+    items: list[ModelItem] = field(default_factory=list)

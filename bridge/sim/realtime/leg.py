@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from websockets.asyncio.server import ServerConnection
 
-from bridge.sim.realtime.client_events import Append, Json, Refused
+from bridge.sim.realtime.client_events import BufferAppend, InvalidRequestError, Json
 from bridge.sim.realtime.configuration import default_session, updated
-from bridge.sim.realtime.items import Item
-from bridge.sim.realtime.outbox import Outbox
+from bridge.sim.realtime.event_sender import EventSender
+from bridge.sim.realtime.items import ModelItem
 from bridge.sim.realtime.render import Chunk
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _SILENCE = b"\xff" * 8000  # a second: enough to end a turn
 _LINE_FORMAT: Json = {"type": "audio/pcmu"}
 
 
-class Line(enum.Enum):
+class SipCallState(enum.Enum):
     RINGING = "ringing"  # the webhook was sent; nobody has decided
     TALKING = "talking"  # accepted
     REJECTED = "rejected"
@@ -44,7 +44,7 @@ class PhoneCall:
         self.id = call_id
         self.caller = caller
         self.called = called
-        self.line = Line.RINGING
+        self.state = SipCallState.RINGING
         self.body: Json = {}  # the session it was accepted with
         self.answers: list[int] = []  # HTTP statuses of the webhook
         self.sip_status: int | None = None  # of a rejection
@@ -55,26 +55,26 @@ class PhoneCall:
         self._late = late  # handshakes that still come too early
         self._moved = asyncio.Event()
 
-    async def until(self, *lines: Line) -> None:
+    async def until(self, *lines: SipCallState) -> None:
         """Waits for one of these states."""
-        while self.line not in lines:
+        while self.state not in lines:
             await self._moved.wait()
 
     @property
     def attachable(self) -> bool:
         """Asked once for each handshake. Right behind accept the real server says 404
         for a moment (openai-agents-python, examples/realtime/twilio_sip)."""
-        if self.line is not Line.TALKING:
+        if self.state is not SipCallState.TALKING:
             return False
         self._late -= 1
         return self._late < 0
 
-    def move(self, line: Line) -> None:
-        self.line = line
+    def move(self, line: SipCallState) -> None:
+        self.state = line
         self._moved.set()
         self._moved = asyncio.Event()
 
-    def end(self, line: Line, by: str) -> None:
+    def end(self, line: SipCallState, by: str) -> None:
         """The call is over; so is its socket, without a close frame."""
         self.ended_by = by
         self.move(line)
@@ -84,7 +84,7 @@ class PhoneCall:
     # --- what the caller does ---
 
     def hang_up(self) -> None:
-        self.end(Line.ENDED, "caller")
+        self.end(SipCallState.ENDED, "caller")
 
     def press(self, key: str) -> None:
         """A key, over RTP (RFC 4733); its event alone has no event_id."""
@@ -102,7 +102,7 @@ class PhoneCall:
         audio = mulaw + _SILENCE
         for at in range(0, len(audio), _FRAME_BYTES):
             frame = base64.b64encode(audio[at : at + _FRAME_BYTES]).decode()
-            self.session.hearing.append(Append(audio=frame))
+            self.session.caller_input.append(BufferAppend(audio=frame))
 
 
 @dataclass(slots=True)
@@ -110,13 +110,13 @@ class _Playing:
     """The audio of one response, on its way to the caller."""
 
     response_id: str
-    items: list[Item] = field(default_factory=list)
+    items: list[ModelItem] = field(default_factory=list)
     seconds: float = 0.0  # generated so far
     since: float | None = None  # when it began to play
     done: bool = False  # nothing will be added
 
 
-class Leg(Outbox):
+class Leg(EventSender):
     """An Outbox whose audio goes to a phone, not to the client."""
 
     def __init__(self, connection: ServerConnection, session: "ModelSession") -> None:
@@ -135,7 +135,7 @@ class Leg(Outbox):
             case "response.done":
                 self._response_done(event["response"]["id"])
 
-    def emit_audio(self, item: Item, chunk: Chunk, tail: str) -> None:
+    def emit_audio(self, item: ModelItem, chunk: Chunk, tail: str) -> None:
         response_id = item.response_id or ""
         if response_id in self._cut:
             return
@@ -198,7 +198,7 @@ class Leg(Outbox):
             return 0.0
         return min(time.monotonic() - playing.since, playing.seconds) * 1000
 
-    def _truncate(self, item: Item, heard_ms: float) -> None:
+    def _truncate(self, item: ModelItem, heard_ms: float) -> None:
         item.truncated_ms = int(heard_ms)
         item.text = ""
         self.emit(
@@ -228,4 +228,4 @@ def check_formats(session: Json) -> None:
         if "format" in (session.get("audio", {}).get(side) or {}):
             param = f"session.audio.{side}.format"
             message = "The audio format of a SIP call is negotiated on its leg."
-            raise Refused(message, "invalid_value", param)
+            raise InvalidRequestError(message, "invalid_value", param)

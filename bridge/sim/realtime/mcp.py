@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bridge.sim.realtime.client_events import Json
-from bridge.sim.realtime.items import Item
+from bridge.sim.realtime.items import ModelItem
 from bridge.sim.realtime.turns import CallMcp, ToolOutput
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ class HostedServers:
 
     def __init__(self, session: "ModelSession") -> None:
         self._session = session
-        self._waiting: dict[str, tuple[Item, CallMcp, int]] = {}  # by their request
+        self._waiting: dict[
+            str, tuple[ModelItem, CallMcp, int]
+        ] = {}  # by their request
 
     def configure(self, before: Sequence[Json]) -> None:
         """Lists the tools of the servers that are new since the session had `before`.
@@ -41,7 +43,7 @@ class HostedServers:
         """
         for config in self._configs():
             if config not in before:
-                item = Item(
+                item = ModelItem(
                     id=self._session.new_id("mcpl"),
                     type="mcp_list_tools",
                     server_label=config["server_label"],
@@ -57,12 +59,12 @@ class HostedServers:
         )
 
     def await_approval(
-        self, request: Item, item: Item, call: CallMcp, index: int
+        self, request: ModelItem, item: ModelItem, call: CallMcp, index: int
     ) -> None:
         """`item` runs once `request` is approved; `index` is its output_index."""
         self._waiting[request.id] = item, call, index
 
-    def decide(self, answer: Item) -> None:
+    def decide(self, answer: ModelItem) -> None:
         """The client's mcp_approval_response has come."""
         assert answer.approval_request_id is not None
         item, call, index = self._waiting.pop(answer.approval_request_id)
@@ -71,9 +73,9 @@ class HostedServers:
             self._session.spawn(self._run_late(item, call, index), "mcp call")
         else:
             said = f"not approved: {answer.reason or 'no reason given'}"
-            self._session.tool_answered(ToolOutput(item.id, call.name, said))
+            self._session.add_tool_output(ToolOutput(item.id, call.name, said))
 
-    async def run(self, item: Item, call: CallMcp, index: int) -> None:
+    async def run(self, item: ModelItem, call: CallMcp, index: int) -> None:
         """Has the tool called. What it gave is in the item afterwards."""
         self._emit("response.mcp_call.in_progress", item, output_index=index)
         await asyncio.sleep(call.seconds)
@@ -89,13 +91,13 @@ class HostedServers:
         how = "completed" if error is None else "failed"
         self._emit(f"response.mcp_call.{how}", item, output_index=index)
         said = call.output if error is None else str(error["message"])
-        self._session.tool_answered(ToolOutput(item.id, call.name, said))
+        self._session.add_tool_output(ToolOutput(item.id, call.name, said))
 
-    async def _run_late(self, item: Item, call: CallMcp, index: int) -> None:
+    async def _run_late(self, item: ModelItem, call: CallMcp, index: int) -> None:
         await self.run(item, call, index)
         self._session.finish_item(item)
 
-    async def _list(self, item: Item, config: Json) -> None:
+    async def _list(self, item: ModelItem, config: Json) -> None:
         await asyncio.sleep(_LIST_SECONDS)
         tools = self._session.behaviour.mcp.get(item.server_label)
         if tools is None:
@@ -121,7 +123,7 @@ class HostedServers:
         named = (tool for tool in tools if tool["name"] == call.name)
         return next(named, {"name": call.name})
 
-    def _emit(self, kind: str, item: Item, **fields: Any) -> None:
+    def _emit(self, kind: str, item: ModelItem, **fields: Any) -> None:
         self._session.out.emit({"type": kind, "item_id": item.id} | fields)
 
 

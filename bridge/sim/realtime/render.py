@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bridge.sim.realtime.listener import BYTES_PER_MS
-from bridge.sim.realtime.turns import Play, Ruled, Say
+from bridge.sim.realtime.input_audio_buffer import BYTES_PER_MS
+from bridge.sim.realtime.turns import PlayAudio, PlayRuler, SayText
 from bridge.sim.voice import AGENT_VOICE, WORDS_PER_MINUTE, resample, ruler, speak
 
 _RULER_WORD_MS = 300
@@ -30,15 +30,15 @@ class Chunk:
 
 
 @lru_cache(maxsize=128)
-def ruled(output: Ruled, number: int) -> Play:
+def ruler_audio(output: PlayRuler, number: int) -> PlayAudio:
     """Ruler audio of item `number`, with a word every 300 ms."""
     count = max(1, math.ceil(output.ms / _RULER_WORD_MS))
-    return Play(ruler(number, output.ms), " ".join(["word"] * count))
+    return PlayAudio(ruler(number, output.ms), " ".join(["word"] * count))
 
 
 @lru_cache(maxsize=512)
 def chunks(
-    output: Say | Play,
+    output: SayText | PlayAudio,
     format_type: str,
     delta_ms: int,
     first_delta_ms: int | None,
@@ -72,9 +72,9 @@ def chunks(
 
 
 def _sound(
-    output: Say | Play, format_type: str, speed: float, voice: str
+    output: SayText | PlayAudio, format_type: str, speed: float, voice: str
 ) -> tuple[bytes, Words]:
-    if isinstance(output, Play):
+    if isinstance(output, PlayAudio):
         return _in_format(output.mulaw, format_type), _even(output)
     rate = 24000 if format_type == "audio/pcm" else 8000
     speech = speak(
@@ -98,7 +98,7 @@ def _in_format(mulaw: bytes, format_type: str) -> bytes:
     return resample(linear, 8000, 24000)
 
 
-def _even(output: Play) -> Words:
+def _even(output: PlayAudio) -> Words:
     """Words of unknown timing, spread over the audio."""
     words = output.text.split()
     seconds = len(output.mulaw) / 8000

@@ -7,20 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from bridge.sim.realtime.items import Remembered
+from bridge.sim.realtime.items import RememberedItem
 
 Trigger: TypeAlias = Literal["client", "speech", "idle"]
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class SayText:
     """An assistant item that speaks `text`."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Play:
+class PlayAudio:
     """An assistant item of given audio (mu-law, 8 kHz); `text` is its transcript."""
 
     mulaw: bytes
@@ -28,7 +28,7 @@ class Play:
 
 
 @dataclass(frozen=True, slots=True)
-class Ruled:
+class PlayRuler:
     """An assistant item of ruler audio with the session's next item number.
 
     Readable again only where the output format is audio/pcmu.
@@ -68,7 +68,7 @@ class Fail:
     message: str = "Rate limit reached."
 
 
-Output: TypeAlias = Say | Play | Ruled | CallTool | CallMcp | Fail
+Output: TypeAlias = SayText | PlayAudio | PlayRuler | CallTool | CallMcp | Fail
 Turn: TypeAlias = Sequence[Output]
 """One response: its output items in order."""
 
@@ -81,7 +81,7 @@ class ToolOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class TurnContext:
     """What the model knows when it is about to answer."""
 
     number: int  # of the response within the session, from 1
@@ -94,7 +94,7 @@ class Heard:
     text: str | None  # the latest user message that came as text
     answered: tuple[ToolOutput, ...]  # tool outputs no response has spoken about yet
     overrides: Mapping[str, Any]  # response.create's own `response`
-    conversation: tuple[Remembered, ...] = ()
+    conversation: tuple[RememberedItem, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +102,9 @@ class Behaviour:
     """How the fake model behaves. Times in seconds; None or empty: never."""
 
     # What is answered to the 1st, 2nd ... response; then `answer`, if given, else
-    # `fallback`. With none of the three, `bridge.sim.realtime.small_talk` answers.
+    # `fallback`. With none of the three, `bridge.sim.realtime.default_answers` answers.
     turns: Sequence[Turn] = ()
-    answer: Callable[[Heard], Turn] | None = None
+    answer: Callable[[TurnContext], Turn] | None = None
     fallback: Turn | None = None
     user_texts: Sequence[str] = ()  # "transcription" of the nth caller turn
     # Hosted MCP servers by label, with the tools each lists; others cannot be reached.
@@ -127,7 +127,7 @@ class Behaviour:
     # Hearing
     vad_threshold: float = 400.0  # RMS of linear 16-bit samples
     # The words in a turn's audio (in the session's format), instead of `user_texts`.
-    ear: Callable[[bytes], str] | None = None
+    recogniser: Callable[[bytes], str] | None = None
 
     # Faults of the connection
     refuse: int | None = None  # HTTP status of the handshake

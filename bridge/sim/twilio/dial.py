@@ -9,10 +9,10 @@ from urllib.parse import urlsplit, urlunsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-from bridge.sim.twilio.markup import Stream
+from bridge.sim.twilio.markup import TwimlStream
 from bridge.sim.twilio.signature import sign
 from bridge.sim.twilio.stream import CLOSE_LIMIT
-from bridge.sim.twilio.webhooks import Places
+from bridge.sim.twilio.webhooks import Origins
 
 HANDSHAKE_LIMIT = 10.0  # s; Twilio's own is undocumented (error 31901 exists)
 MESSAGE_LIMIT = 16 * 2**20  # bytes: more than ten minutes of audio in base64
@@ -29,7 +29,7 @@ class StreamRefusedError(Exception):
         self.text = text
 
 
-def stream_url(stream: Stream, document_url: str, allow_ws: bool = False) -> str:
+def stream_url(stream: TwimlStream, document_url: str, allow_ws: bool = False) -> str:
     """The URL to sign and dial; StreamRefusedError for one Twilio does not take.
 
     Twilio takes wss:// only. This fake takes ws:// as well, where there is no TLS to be
@@ -60,7 +60,7 @@ def without_query(url: str) -> str:
     return urlunsplit(urlsplit(url)._replace(query="", fragment=""))
 
 
-class _Dial(connect):
+class _NoRedirect(connect):
     """`connect` that takes a redirect for what it is to Twilio: a failure (31920)."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
@@ -68,7 +68,7 @@ class _Dial(connect):
 
 
 async def open_socket(
-    url: str, places: Places, auth_token: str | None
+    url: str, places: Origins, auth_token: str | None
 ) -> ClientConnection:
     """The open socket; StreamRefusedError with Twilio's code when there is none."""
     headers = {}
@@ -78,7 +78,7 @@ async def open_socket(
     target = urlsplit(places.dial(url))
     named = urlunsplit(urlsplit(url)._replace(scheme=target.scheme))
     try:
-        return await _Dial(
+        return await _NoRedirect(
             named,
             host=target.hostname,
             port=target.port or (443 if target.scheme == "wss" else 80),

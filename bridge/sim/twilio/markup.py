@@ -23,7 +23,7 @@ class TwimlError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class TwimlStream:
     url: str
     name: str | None
     track: str | None
@@ -33,19 +33,19 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Connect:
-    stream: Stream
+class TwimlConnect:
+    stream: TwimlStream
     action: str | None
     method: Method
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class TwimlSay:
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Dial:
+class TwimlDial:
     """`timeout` in seconds; `caller_id` None = the dialled one sees the caller."""
 
     number: str
@@ -56,27 +56,35 @@ class Dial:
 
 
 @dataclass(frozen=True, slots=True)
-class Redirect:
+class TwimlRedirect:
     url: str
     method: Method
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class TwimlPause:
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Reject:
+class TwimlReject:
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Hangup:
+class TwimlHangup:
     pass
 
 
-Verb = Connect | Say | Dial | Redirect | Pause | Reject | Hangup
+Verb = (
+    TwimlConnect
+    | TwimlSay
+    | TwimlDial
+    | TwimlRedirect
+    | TwimlPause
+    | TwimlReject
+    | TwimlHangup
+)
 
 
 def verbs(document: str) -> list[Verb]:
@@ -97,30 +105,32 @@ def _verb(element: ET.Element) -> Verb:
     match element.tag:
         case "Connect":
             stream = _stream(element)
-            return Connect(stream, element.get("action"), _method(element, "method"))
+            return TwimlConnect(
+                stream, element.get("action"), _method(element, "method")
+            )
         case "Say":
-            return Say(text)
+            return TwimlSay(text)
         case "Dial":
             return _dial(element)
         case "Redirect":
-            return Redirect(text, _method(element, "method"))
+            return TwimlRedirect(text, _method(element, "method"))
         case "Pause":
-            return Pause(_seconds(element, "length", "1"))
+            return TwimlPause(_seconds(element, "length", "1"))
         case "Reject":
-            return Reject(element.get("reason", "rejected"))
+            return TwimlReject(element.get("reason", "rejected"))
         case "Hangup":
-            return Hangup()
+            return TwimlHangup()
         case other:
             raise TwimlError(12200, f"this Twilio does not know <{other}>")
 
 
-def _dial(element: ET.Element) -> Dial:
+def _dial(element: ET.Element) -> TwimlDial:
     if [child.tag for child in element] not in ([], ["Number"]):
         raise TwimlError(12200, "<Dial> holds something other than one <Number>")
     timeout = _seconds(element, "timeout", "30")
     if not RING_LIMITS[0] <= timeout <= RING_LIMITS[1]:
         raise TwimlError(13212, f"<Dial timeout> of {timeout:g} seconds")
-    return Dial(
+    return TwimlDial(
         number="".join(element.itertext()).strip(),
         action=element.get("action"),
         method=_method(element, "method"),
@@ -129,7 +139,7 @@ def _dial(element: ET.Element) -> Dial:
     )
 
 
-def _stream(connect: ET.Element) -> Stream:
+def _stream(connect: ET.Element) -> TwimlStream:
     if [child.tag for child in connect] != ["Stream"]:
         raise TwimlError(12200, "<Connect> holds something other than one <Stream>")
     element = connect[0]
@@ -141,7 +151,7 @@ def _stream(connect: ET.Element) -> Stream:
         if len(name) + len(value) >= PARAMETER_LIMIT:
             raise TwimlError(12200, f"<Parameter> {name} is longer than 500 characters")
         parameters[name] = value
-    return Stream(
+    return TwimlStream(
         url=element.get("url", ""),
         name=element.get("name"),
         track=element.get("track"),

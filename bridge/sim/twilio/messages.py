@@ -16,80 +16,80 @@ INVALID = 31951
 
 
 @dataclass(frozen=True, slots=True)
-class Media:
+class MediaMessage:
     audio: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class MarkMessage:
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class ClearBuffer:
+class ClearMessage:
     pass
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class IgnoredMessage:
     """A message Twilio ignores, with the code and reason of its warning."""
 
     code: int
     text: str
 
 
-Message = Media | Mark | ClearBuffer | Refused
+BridgeMessage = MediaMessage | MarkMessage | ClearMessage | IgnoredMessage
 
 
-def read(raw: str | bytes, stream_sid: str) -> Message:
+def read(raw: str | bytes, stream_sid: str) -> BridgeMessage:
     """What the bridge sent, or why Twilio would ignore it."""
     if isinstance(raw, bytes):
-        return Refused(MALFORMED, "a binary frame")
+        return IgnoredMessage(MALFORMED, "a binary frame")
     try:
         message = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        return Refused(MALFORMED, f"not JSON: {type(error).__name__}")
+        return IgnoredMessage(MALFORMED, f"not JSON: {type(error).__name__}")
     if not isinstance(message, dict):
-        return Refused(MALFORMED, "not a JSON object")
+        return IgnoredMessage(MALFORMED, "not a JSON object")
     event = message.get("event")
     inside = {"media": {"event", "streamSid", "media"}, "clear": {"event", "streamSid"}}
     inside["mark"] = {"event", "streamSid", "mark"}
     if not isinstance(event, str) or event not in inside:
-        return Refused(INVALID, f"unknown event {event!r}"[:200])
+        return IgnoredMessage(INVALID, f"unknown event {event!r}"[:200])
     if wrong := _wrong_fields(message, inside[event]):
-        return Refused(INVALID, f"{event}: {wrong}")
+        return IgnoredMessage(INVALID, f"{event}: {wrong}")
     if message["streamSid"] != stream_sid:
-        return Refused(INVALID, f"{event}: wrong streamSid"[:200])
+        return IgnoredMessage(INVALID, f"{event}: wrong streamSid"[:200])
     match event:
         case "media":
             return _media(message["media"])
         case "mark":
             return _mark(message["mark"])
         case _:
-            return ClearBuffer()
+            return ClearMessage()
 
 
-def _media(media: object) -> Media | Refused:
+def _media(media: object) -> MediaMessage | IgnoredMessage:
     if wrong := _wrong_fields(media, {"payload"}):
-        return Refused(INVALID, f"media.media: {wrong}")
+        return IgnoredMessage(INVALID, f"media.media: {wrong}")
     assert isinstance(media, dict)
     payload = media["payload"]
     if not isinstance(payload, str):
-        return Refused(INVALID, "media.media.payload is not a string")
+        return IgnoredMessage(INVALID, "media.media.payload is not a string")
     try:
-        return Media(base64.b64decode(payload, validate=True))
+        return MediaMessage(base64.b64decode(payload, validate=True))
     except (binascii.Error, ValueError):
-        return Refused(INVALID, "media.media.payload is not base64")
+        return IgnoredMessage(INVALID, "media.media.payload is not base64")
 
 
-def _mark(mark: object) -> Mark | Refused:
+def _mark(mark: object) -> MarkMessage | IgnoredMessage:
     if wrong := _wrong_fields(mark, {"name"}):
-        return Refused(INVALID, f"mark.mark: {wrong}")
+        return IgnoredMessage(INVALID, f"mark.mark: {wrong}")
     assert isinstance(mark, dict)
     name = mark["name"]
     if not isinstance(name, str) or not name:
-        return Refused(INVALID, "mark.mark.name is not a name")
-    return Mark(name)
+        return IgnoredMessage(INVALID, "mark.mark.name is not a name")
+    return MarkMessage(name)
 
 
 def _wrong_fields(value: object, fields: set[str]) -> str | None:

@@ -17,15 +17,15 @@ class Network:
     jitter_ms: float = 0
     seed: int = 0
 
-    def up(self, stream: int = 0) -> "Link":
+    def up(self, stream: int = 0) -> "NetworkLink":
         """The link from Twilio to the bridge, for the n-th stream of the call."""
-        return Link(self.up_ms, self.jitter_ms, f"{self.seed} up {stream}")
+        return NetworkLink(self.up_ms, self.jitter_ms, f"{self.seed} up {stream}")
 
-    def down(self, stream: int = 0) -> "Link":
-        return Link(self.down_ms, self.jitter_ms, f"{self.seed} down {stream}")
+    def down(self, stream: int = 0) -> "NetworkLink":
+        return NetworkLink(self.down_ms, self.jitter_ms, f"{self.seed} down {stream}")
 
 
-class Link:
+class NetworkLink:
     """One direction of one socket: says when what is sent now will be there."""
 
     def __init__(self, delay_ms: float, jitter_ms: float, seed: str) -> None:

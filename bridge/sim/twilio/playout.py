@@ -51,7 +51,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Clear:
+class AppliedClear:
     """A clear when it took effect; `position` = bytes of the stream played by then."""
 
     at: float
@@ -70,7 +70,7 @@ class MarkEcho:
     position: int
 
 
-class Heard:
+class PlayedAudio:
     """What the caller heard of a stream: runs in order of time.
 
     The last run may reach into the future: what is buffered will be played unless a
@@ -172,7 +172,7 @@ class _Marks:
 class _Continuous:
     """A buffer played byte by byte from the moment audio meets it empty."""
 
-    def __init__(self, heard: Heard) -> None:
+    def __init__(self, heard: PlayedAudio) -> None:
         self._heard = heard
 
     def advance(self, now_us: int, received: int) -> None:
@@ -202,7 +202,7 @@ class _Framed:
     to its end, even when a clear comes.
     """
 
-    def __init__(self, heard: Heard, phase_us: int) -> None:
+    def __init__(self, heard: PlayedAudio, phase_us: int) -> None:
         self._heard = heard
         self._phase_us = phase_us % FRAME_US
         self._bytes = bytearray()
@@ -253,8 +253,8 @@ class Playout:
         self.received = 0
         self.cleared = 0
         self.refused = 0
-        self.heard = Heard()
-        self.clears: list[Clear] = []
+        self.heard = PlayedAudio()
+        self.clears: list[AppliedClear] = []
         self._buffer = (
             _Continuous(self.heard)
             if phase is None
@@ -309,7 +309,7 @@ class Playout:
         self.cleared += flushed
         # Whatever came before was played, is sounding or had been flushed already.
         self._echoes += self._marks.flush(now_us, self.received - flushed)
-        self.clears.append(Clear(now_us / 1e6, flushed, self.played(now)))
+        self.clears.append(AppliedClear(now_us / 1e6, flushed, self.played(now)))
         return flushed
 
     def due(self, now: float) -> list[str]:

@@ -12,14 +12,21 @@ from itertools import pairwise
 from os import PathLike
 from typing import Literal
 
-from bridge.sim.twilio.playout import SILENCE, Clear, Heard, MarkEcho, Playout, Run
+from bridge.sim.twilio.playout import (
+    SILENCE,
+    AppliedClear,
+    MarkEcho,
+    PlayedAudio,
+    Playout,
+    Run,
+)
 
 DialStatus = Literal["completed", "busy", "no-answer", "failed", "canceled"]
 UNDERRUN_LIMIT = 1.0  # s; a longer pause is taken for the end of a reply
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class CallerSpeech:
     """Speech of the caller: `start`/`end` on the stream's media clock, in seconds."""
 
     stream_sid: str
@@ -31,7 +38,7 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
+class DebuggerWarning:
     """A line in Twilio's debugger (319xx); never fatal."""
 
     code: int
@@ -40,7 +47,7 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class WebhookRequest:
     """A webhook Twilio made; status 0 = no answer, `error` says why."""
 
     path: str
@@ -63,7 +70,7 @@ class StreamEnd:
 
 
 @dataclass(slots=True)
-class Dialled:
+class DialledLeg:
     """A leg of <Dial>; "canceled" until it is known, for a caller may give up first."""
 
     call_sid: str
@@ -81,7 +88,7 @@ class Underruns:
 
 
 @dataclass(slots=True)
-class Streamed:
+class StreamRecord:
     """One media stream of the call; its media clock is 0 at `began_at`."""
 
     stream_sid: str
@@ -90,7 +97,7 @@ class Streamed:
     unheard_at_end: int = 0
 
     @property
-    def heard(self) -> Heard:
+    def heard(self) -> PlayedAudio:
         return self.playout.heard
 
 
@@ -105,15 +112,15 @@ class CallRecord:
     ended_by: str = ""  # "caller", "bridge" or "error: ..."
     error: str | None = None
     twiml: list[str] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
-    streams: list[Streamed] = field(default_factory=list)
+    requests: list[WebhookRequest] = field(default_factory=list)
+    streams: list[StreamRecord] = field(default_factory=list)
     stream_ends: list[StreamEnd] = field(default_factory=list)
-    spoken: list[Spoken] = field(default_factory=list)
+    spoken: list[CallerSpeech] = field(default_factory=list)
     pressed: list[tuple[float, str]] = field(default_factory=list)
     media_in: list[tuple[float, int]] = field(default_factory=list)
-    warnings: list[Warned] = field(default_factory=list)
+    warnings: list[DebuggerWarning] = field(default_factory=list)
     said_by_twilio: list[str] = field(default_factory=list)
-    dials: list[Dialled] = field(default_factory=list)
+    dials: list[DialledLeg] = field(default_factory=list)
     rejected: str | None = None
     timed_out: list[str] = field(default_factory=list)  # steps that waited in vain
     frames_sent: int = 0
@@ -149,7 +156,7 @@ class CallRecord:
         return b"".join(stream.heard.audio() for stream in self.streams)
 
     @property
-    def clears(self) -> list[Clear]:
+    def clears(self) -> list[AppliedClear]:
         return [clear for stream in self.streams for clear in stream.playout.clears]
 
     @property
@@ -208,7 +215,7 @@ class CallRecord:
             file.setframerate(8000)
             file.writeframes(stereo)
 
-    def _is_hole(self, stream: Streamed, before: Run, after: Run) -> bool:
+    def _is_hole(self, stream: StreamRecord, before: Run, after: Run) -> bool:
         """Neither cut by a clear (bytes are missing then) nor a turn's pause."""
         return (
             before.received_to == after.received_from

@@ -26,9 +26,9 @@ from aiohttp import web
 from bridge.sim.caller import NUMBER, Caller, PlacedCall
 from bridge.sim.twilio.markup import Method
 from bridge.sim.twilio.network import Network
-from bridge.sim.twilio.record import CallRecord, Request
-from bridge.sim.twilio.steps import Say, Script, Wait
-from bridge.sim.twilio.webhooks import Places, Webhooks, progress
+from bridge.sim.twilio.record import CallRecord, WebhookRequest
+from bridge.sim.twilio.steps import SayStep, Script, WaitStep
+from bridge.sim.twilio.webhooks import Origins, WebhookClient, progress
 
 API = "/2010-04-01"
 EVENTS = ("initiated", "ringing", "answered", "completed")
@@ -89,8 +89,8 @@ class Machine:
 
     @property
     def script(self) -> Script:
-        spoken = [Say(self.greeting), Say(self.beep)]
-        return [*spoken, Wait(self.records_seconds)]
+        spoken = [SayStep(self.greeting), SayStep(self.beep)]
+        return [*spoken, WaitStep(self.records_seconds)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,9 @@ class FakeCall:
     answered_at: datetime | None = None
     ended_at: datetime | None = None
     record: CallRecord | None = None  # of a call that was answered
-    callbacks: list[Request] = field(default_factory=list)  # status and detection
+    callbacks: list[WebhookRequest] = field(
+        default_factory=list
+    )  # status and detection
     placed: PlacedCall | None = None
     canceled: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -173,7 +175,7 @@ class TwilioRest:
         out_of_order: bool = False,
     ) -> None:
         self.calls: dict[str, FakeCall] = {}
-        self.callee: Callee = callee or Answers([Wait(60.0)])
+        self.callee: Callee = callee or Answers([WaitStep(60.0)])
         self.callees = dict(callees or {})
         self.out_of_order = out_of_order
         self._account_sid = account_sid
@@ -484,14 +486,14 @@ class TwilioRest:
             return
         async with aiohttp.ClientSession() as session:
             places = self._places(url)
-            webhooks = Webhooks(session, places, self._auth_token, call.callbacks)
+            webhooks = WebhookClient(session, places, self._auth_token, call.callbacks)
             method = _method(call.asked, f"{name}Method")
             await webhooks.ask(places.public_url(url), form, method)
 
-    def _places(self, url: str) -> Places:
+    def _places(self, url: str) -> Origins:
         parts = urlsplit(url)
         public = f"{parts.scheme}://{parts.netloc}"
-        return Places(self.bridge or public, public)
+        return Origins(self.bridge or public, public)
 
 
 def _detection(

@@ -8,21 +8,21 @@ KEYS = frozenset("0123456789*#ABCD")
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class SayStep:
     """Speak the audio (mu-law, 8 kHz) to its end; agent audio does not stop it."""
 
     audio: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class WaitStep:
     """Say and do nothing for so long."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Listen:
+class ListenStep:
     """Hear the agent out: until it has been heard and then silent for so long.
 
     Give up after `timeout`; that is noted in the record.
@@ -33,7 +33,7 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
-class Hear:
+class HearStep:
     """Listen to so many ms of agent audio, to interrupt in mid-sentence."""
 
     ms: float
@@ -41,7 +41,7 @@ class Hear:
 
 
 @dataclass(frozen=True, slots=True)
-class Press:
+class PressStep:
     """Press keys, one after the other."""
 
     digits: str
@@ -53,12 +53,12 @@ class Press:
 
 
 @dataclass(frozen=True, slots=True)
-class HangUp:
+class HangUpStep:
     """End the call: Twilio sends `stop` and closes the socket."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class DropStep:
     """Lose the TCP connection: neither `stop` nor a close frame.
 
     - `reset`: the bridge is told by a TCP reset.
@@ -72,14 +72,14 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendStep:
     """Send a raw text message in Twilio's place, odd or hostile."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class GapStep:
     """Send no frames for so long while the media clock goes on.
 
     - `dtx`: a silence nobody transmits (lasts until it is over; chunks go on).
@@ -93,5 +93,15 @@ class Gap:
     mode: Literal["dtx", "loss", "late"] = "dtx"
 
 
-Step = Say | Wait | Listen | Hear | Press | HangUp | Drop | Send | Gap
+Step = (
+    SayStep
+    | WaitStep
+    | ListenStep
+    | HearStep
+    | PressStep
+    | HangUpStep
+    | DropStep
+    | SendStep
+    | GapStep
+)
 Script = Sequence[Step]

@@ -21,11 +21,16 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
 from bridge.sim.twilio import messages
-from bridge.sim.twilio.alarm import Alarm
-from bridge.sim.twilio.mouth import Mouth
-from bridge.sim.twilio.network import Link
+from bridge.sim.twilio.caller_voice import CallerVoice
+from bridge.sim.twilio.network import NetworkLink
 from bridge.sim.twilio.playout import BYTE_US, FRAME_BYTES, FRAME_US, SILENCE
-from bridge.sim.twilio.record import CallRecord, Streamed, StreamEnd, Warned
+from bridge.sim.twilio.record import (
+    CallRecord,
+    DebuggerWarning,
+    StreamEnd,
+    StreamRecord,
+)
+from bridge.sim.twilio.wakeup import Wakeup
 
 FRAME_SECONDS = FRAME_US / 1e6
 FRAME_MS = FRAME_US // 1000
@@ -75,14 +80,14 @@ class MediaStream:
     def __init__(
         self,
         socket: ClientConnection,
-        streamed: Streamed,
+        streamed: StreamRecord,
         record: CallRecord,
         *,
         account_sid: str,
-        mouth: Mouth,
-        up: Link,
-        down: Link,
-        changed: Alarm,
+        voice: CallerVoice,
+        up: NetworkLink,
+        down: NetworkLink,
+        changed: Wakeup,
         noisy: bool = False,
         keep_frame_times: bool = False,
         on_media: OnMedia | None = None,
@@ -94,7 +99,7 @@ class MediaStream:
         self._playout = streamed.playout
         self._record = record
         self._account_sid = account_sid
-        self._mouth = mouth
+        self._voice = voice
         self._up, self._down = up, down
         self._changed = changed  # rung when what the caller hears begins or is cut
         self._silence = HISS if noisy else QUIET
@@ -108,8 +113,8 @@ class MediaStream:
         self._gap: tuple[float, float, Literal["dtx", "loss"]] | None = None
         self._warned: set[int] = set()
         self._sending: deque[tuple[float, str | _Last, bool]] = deque()
-        self._crossing: deque[tuple[float, messages.Message | _Closed]] = deque()
-        self._alarm = Alarm()
+        self._crossing: deque[tuple[float, messages.BridgeMessage | _Closed]] = deque()
+        self._wakeup = Wakeup()
 
     def open(self, parameters: dict[str, str]) -> None:
         """Send the first two messages; the media clock begins."""
@@ -126,7 +131,7 @@ class MediaStream:
             async for raw in self._socket:
                 now = monotonic()
                 message = messages.read(raw, self._sid)
-                if isinstance(message, messages.Media):
+                if isinstance(message, messages.MediaMessage):
                     self._record.media_in.append((now, len(message.audio)))
                 self._cross_at(now, message)
             code = self._socket.close_code
@@ -142,7 +147,7 @@ class MediaStream:
             self.advance(now)
             await self._deliver(now)
             if self.end is None or self._sending:
-                await self._alarm.until(self._next())
+                await self._wakeup.sleep_until(self._next())
 
     def advance(self, now: float) -> None:
         """Do all that happens at Twilio up to `now`, in order of time."""
@@ -202,14 +207,14 @@ class MediaStream:
         """Bring Twilio to the present and wake `run`; the caller acts at that time."""
         now = monotonic()
         self.advance(now)
-        self._alarm.ring()
+        self._wakeup.wake()
         return now
 
     def _frame(self, at: float) -> None:
         """A frame of the caller's audio is complete at `at`."""
         begun = self._frames * FRAME_MS
         self._frames += 1
-        speech = self._mouth.frame(self._sid, begun / 1000, at - FRAME_SECONDS)
+        speech = self._voice.frame(self._sid, begun / 1000, at - FRAME_SECONDS)
         if self._gap is not None and self._gap[0] < at <= self._gap[1]:
             self._chunk += self._gap[2] == "loss"
             return
@@ -225,24 +230,24 @@ class MediaStream:
         text = messages.media(number, self._chunk, begun, payload, self._tail)
         self._emit(text, at, frame=True)
 
-    def _arrived(self, message: messages.Message | _Closed, at: float) -> None:
+    def _arrived(self, message: messages.BridgeMessage | _Closed, at: float) -> None:
         """Something from the bridge has crossed the network and is at Twilio."""
         match message:
-            case messages.Media(audio):
+            case messages.MediaMessage(audio):
                 was_over = (self._playout.over_at or 0.0) <= at
                 if not self._playout.media(audio, at):
                     self._warn(BUFFER_FULL, "more than ten minutes of audio wait", at)
                 if was_over:
-                    self._changed.ring()
+                    self._changed.wake()
                 if self._on_media is not None:
                     self._on_media(audio, at)
-            case messages.Mark(name):
+            case messages.MarkMessage(name):
                 self._playout.mark(name, at)
-            case messages.ClearBuffer():
+            case messages.ClearMessage():
                 self._playout.clear(at)
-                self._changed.ring()
-            case messages.Refused(code, text):
-                self._record.warnings.append(Warned(code, text, at))
+                self._changed.wake()
+            case messages.IgnoredMessage(code, text):
+                self._record.warnings.append(DebuggerWarning(code, text, at))
             case _Closed(code, text, close_code):
                 self._sending.clear()
                 self._finish(StreamEnd(self._sid, code, text, at, close_code))
@@ -255,7 +260,7 @@ class MediaStream:
         # the harder case for a bridge is that it does not.
         self._streamed.unheard_at_end = self._playout.end(end.at)
         self._record.stream_ends.append(end)
-        self._changed.ring()
+        self._changed.wake()
 
     def _backed_up(self) -> bool:
         return self._socket.transport.get_write_buffer_size() > BACKLOG_LIMIT
@@ -264,7 +269,7 @@ class MediaStream:
         """Note what Twilio reports once per stream."""
         if code not in self._warned:
             self._warned.add(code)
-            self._record.warnings.append(Warned(code, text, at))
+            self._record.warnings.append(DebuggerWarning(code, text, at))
 
     def _next_number(self) -> int:
         self._number += 1
@@ -274,9 +279,9 @@ class MediaStream:
         if self.end is None:  # the connection may have closed while catching up
             self._sending.append((self._up.arrival(at), text, frame))
 
-    def _cross_at(self, now: float, message: messages.Message | _Closed) -> None:
+    def _cross_at(self, now: float, message: messages.BridgeMessage | _Closed) -> None:
         self._crossing.append((self._down.arrival(now), message))
-        self._alarm.ring()
+        self._wakeup.wake()
 
     def _next(self) -> float:
         """When the next thing is to be done."""

@@ -15,7 +15,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 import aiohttp
 
 from bridge.sim.twilio.markup import Method
-from bridge.sim.twilio.record import Request
+from bridge.sim.twilio.record import WebhookRequest
 from bridge.sim.twilio.signature import sign, signed_url
 
 WEBHOOK_LIMIT = 15.0  # s, Twilio's hard limit
@@ -23,14 +23,14 @@ ATTEMPTS = 2  # a failed connection is tried once more (`rc`=1, `rp`=ct)
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Origins:
     """`connect` is the origin dialled, `public` the one Twilio believes in."""
 
     connect: str
     public: str
 
     @classmethod
-    def of(cls, webhook_url: str, signed_origin: str | None) -> "Places":
+    def of(cls, webhook_url: str, signed_origin: str | None) -> "Origins":
         parts = urlsplit(webhook_url)
         connect = f"{parts.scheme}://{parts.netloc}"
         return cls(connect, (signed_origin or connect).rstrip("/"))
@@ -57,7 +57,7 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WebhookResponse:
     """A webhook's answer; `url` is the public one, against which others are relative.
 
     status 0 = none came.
@@ -87,22 +87,24 @@ def progress(sequence: int, talked_seconds: float | None = None) -> dict[str, st
     return form
 
 
-class Webhooks:
+class WebhookClient:
     """The requests of one call; every one is added to `noted`."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        places: Places,
+        places: Origins,
         auth_token: str | None,
-        noted: list[Request],
+        noted: list[WebhookRequest],
     ) -> None:
         self._session = session
         self._places = places
         self._auth_token = auth_token
         self._noted = noted
 
-    async def ask(self, url: str, form: dict[str, str], method: Method) -> Answer:
+    async def ask(
+        self, url: str, form: dict[str, str], method: Method
+    ) -> WebhookResponse:
         """Request the public `url`; never raises for what the other side does."""
         at = monotonic()
         token = str(uuid.uuid4())  # the same on the second attempt, so it is known
@@ -112,24 +114,28 @@ class Webhooks:
                     answer = await self._request(url, form, method, token)
                 break
             except aiohttp.ClientConnectorError as error:
-                answer = Answer(url, 0, "", "", f"11205 {error}")
+                answer = WebhookResponse(url, 0, "", "", f"11205 {error}")
                 if attempt == ATTEMPTS:
                     break
             except TimeoutError:
-                answer = Answer(url, 0, "", "", "11200 no answer in 15 s")
+                answer = WebhookResponse(url, 0, "", "", "11200 no answer in 15 s")
                 break
             except (aiohttp.ClientError, ValueError) as error:
-                answer = Answer(url, 0, "", "", f"11200 {type(error).__name__} {error}")
+                answer = WebhookResponse(
+                    url, 0, "", "", f"11200 {type(error).__name__} {error}"
+                )
                 break
         path = urlsplit(url).path
         self._noted.append(
-            Request(path, answer.status, answer.content_type, at, form, answer.error)
+            WebhookRequest(
+                path, answer.status, answer.content_type, at, form, answer.error
+            )
         )
         return answer
 
     async def _request(
         self, url: str, form: dict[str, str], method: Method, token: str
-    ) -> Answer:
+    ) -> WebhookResponse:
         if method == "GET":
             url += ("&" if urlsplit(url).query else "?") + urlencode(form)
         signed = form if method == "POST" else None
@@ -152,4 +158,4 @@ class Webhooks:
             allow_redirects=False,
         ) as response:
             text = await response.text(errors="replace")
-            return Answer(url, response.status, response.content_type, text)
+            return WebhookResponse(url, response.status, response.content_type, text)

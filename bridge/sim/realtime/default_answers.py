@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bridge.sim.realtime.turns import CallMcp, CallTool, Heard, Say, Turn
+from bridge.sim.realtime.turns import CallMcp, CallTool, SayText, Turn, TurnContext
 
 _FIRST_TRY = 2  # turn of the caller
 _SHORTEN_AT = 60  # characters of a tool's result that are read out
@@ -35,23 +35,23 @@ class _Unfillable(Exception):
     """This schema asks for something nobody can make up."""
 
 
-class SmallTalk:
+class DefaultAnswers:
     """That of one call: each tool is tried once, whichever agent has it."""
 
     def __init__(self) -> None:
         self._tried: set[str] = set()
 
-    def answer(self, heard: Heard) -> Turn:
+    def answer(self, context: TurnContext) -> Turn:
         """A `Behaviour.answer`."""
-        calls = tool_calls(heard.tools)
+        calls = tool_calls(context.tools)
         untried = [it for it in calls if _title(it) not in self._tried]
-        turn = _answer(heard, calls, untried)
+        turn = _answer(context, calls, untried)
         called = (it for it in turn if isinstance(it, CallTool | CallMcp))
         self._tried |= {_title(call) for call in called}
         return turn
 
 
-class AnyServer(Mapping[str, Sequence[Mapping[str, Any]]]):
+class AnyMcpServer(Mapping[str, Sequence[Mapping[str, Any]]]):
     """A `Behaviour.mcp` in which every hosted MCP server can be reached: each lists one
     and the same tool."""
 
@@ -65,45 +65,51 @@ class AnyServer(Mapping[str, Sequence[Mapping[str, Any]]]):
         return 0
 
 
-def small_talk(heard: Heard) -> Turn:
+def default_answer(context: TurnContext) -> Turn:
     """The answer where a Behaviour gives none; it remembers nothing between turns, so
     the nth turn with tools tries the nth of them."""
-    calls = tool_calls(heard.tools)
-    return _answer(heard, calls, calls[max(0, heard.caller_turns - _FIRST_TRY) :])
+    calls = tool_calls(context.tools)
+    return _answer(context, calls, calls[max(0, context.caller_turns - _FIRST_TRY) :])
 
 
-def _answer(heard: Heard, calls: Sequence[Call], untried: Sequence[Call]) -> Turn:
+def _answer(
+    context: TurnContext, calls: Sequence[Call], untried: Sequence[Call]
+) -> Turn:
     # A result that nobody asks about is one to be silent about.
-    if heard.answered and heard.trigger == "client":
-        output = heard.answered[-1]
+    if context.answered and context.trigger == "client":
+        output = context.answered[-1]
         if output.name.startswith(_HANDOFF):
-            return [Say(f"You speak with {_words(output.name[len(_HANDOFF) :])} now.")]
+            return [
+                SayText(f"You speak with {_words(output.name[len(_HANDOFF) :])} now.")
+            ]
         return [
-            Say(f"The tool {_words(output.name)} answered: {_short(output.output)}")
+            SayText(f"The tool {_words(output.name)} answered: {_short(output.output)}")
         ]
-    if heard.trigger == "idle":
-        return [Say("Are you still there?")]
-    if heard.trigger == "client":
-        return [Say(_unasked(heard))]
-    if heard.caller_turns >= _FIRST_TRY and calls:
-        return _trying(untried[0]) if untried else [Say("That was all.")]
-    spoke = f"You spoke for about {about(heard.seconds)}."
-    if heard.caller_turns >= _FIRST_TRY:
-        return [Say(spoke)]
+    if context.trigger == "idle":
+        return [SayText("Are you still there?")]
+    if context.trigger == "client":
+        return [SayText(_unasked(context))]
+    if context.caller_turns >= _FIRST_TRY and calls:
+        return _trying(untried[0]) if untried else [SayText("That was all.")]
+    spoke = f"You spoke for about {about(context.seconds)}."
+    if context.caller_turns >= _FIRST_TRY:
+        return [SayText(spoke)]
     more = "I am only the built-in test voice, but I heard every bit of it."
-    return [Say(f"{spoke} {more}")]
+    return [SayText(f"{spoke} {more}")]
 
 
-def _unasked(heard: Heard) -> str:
+def _unasked(context: TurnContext) -> str:
     """Where the client wants an answer though nobody has spoken."""
-    if heard.number == 1:
+    if context.number == 1:
         return "Hello! This is the built-in test voice, not a real model."
-    return "All right." if heard.text is None else f"I have read: {_short(heard.text)}"
+    return (
+        "All right." if context.text is None else f"I have read: {_short(context.text)}"
+    )
 
 
 def _trying(call: Call) -> Turn:
     leaves = isinstance(call, CallTool) and any(it in call.name for it in _GOODBYE)
-    return [Say("Goodbye!" if leaves else "One moment."), call]
+    return [SayText("Goodbye!" if leaves else "One moment."), call]
 
 
 def about(seconds: float) -> str:

@@ -7,16 +7,16 @@ import asyncio
 from time import monotonic
 
 
-class Alarm:
+class Wakeup:
     def __init__(self) -> None:
         self._waiter: asyncio.Future[None] | None = None
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the sleeper, if there is one."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def until(self, when: float | None) -> None:
+    async def sleep_until(self, when: float | None) -> None:
         """Sleep until then (None: for ever) or a ring; always lets others run."""
         delay = None if when is None else when - monotonic()
         if delay is not None and delay <= 0:
@@ -24,7 +24,7 @@ class Alarm:
             return
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
-        timer = None if delay is None else loop.call_later(delay, self.ring)
+        timer = None if delay is None else loop.call_later(delay, self.wake)
         try:
             await self._waiter
         finally:

@@ -7,13 +7,13 @@ call it is lost, not delayed.
 import asyncio
 
 from bridge.sim.twilio.playout import FRAME_BYTES, SILENCE
-from bridge.sim.twilio.record import CallRecord, Spoken
+from bridge.sim.twilio.record import CallerSpeech, CallRecord
 
 BYTES_PER_SECOND = 8000
 EARLY = 1e-6  # s, less than a byte: frame times are sums of floats
 
 
-class Mouth:
+class CallerVoice:
     def __init__(self, record: CallRecord) -> None:
         self._record = record
         self._audio = b""
@@ -23,7 +23,7 @@ class Mouth:
 
     async def say(self, audio: bytes, now: float) -> None:
         """Speak from the first frame that begins after `now`; return at the end."""
-        assert self._said is None, "one mouth says one thing at a time"
+        assert self._said is None, "the caller can speak only one sound at a time"
         self._audio, self._not_before = audio, now
         self._said = asyncio.get_running_loop().create_future()
         try:
@@ -55,7 +55,7 @@ class Mouth:
         stream_sid, clock, at = self._begun
         seconds = said / BYTES_PER_SECOND
         self._record.spoken.append(
-            Spoken(
+            CallerSpeech(
                 stream_sid=stream_sid,
                 start=clock,
                 end=clock + seconds,

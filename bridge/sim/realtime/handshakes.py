@@ -1,6 +1,6 @@
 """What a handshake with the fake model meets before there is a session.
 
-Orders are kept in the order given, one for each handshake; with none left, the
+Orders are kept in the refusal given, one for each handshake; with none left, the
 handshake is taken as usual.
 """
 
@@ -11,60 +11,62 @@ from dataclasses import dataclass
 from websockets.asyncio.server import ServerConnection
 
 # OpenAI's `error.code` by HTTP status; others have none.
-CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
+ERROR_CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class HandshakeRefusal:
     """An HTTP answer in the place of 101."""
 
     status: int
     code: str | None = None
 
 
-class Door:
+class HandshakeFaults:
     """Orders for the handshakes to come."""
 
     def __init__(self) -> None:
-        self._orders: deque[Refusal | None] = deque()  # None: no answer at all
-        self._hanging: set[asyncio.Future[None]] = set()
+        self._next: deque[HandshakeRefusal | None] = deque()  # None: no answer at all
+        self._unanswered: set[asyncio.Future[None]] = set()
 
     @property
-    def hanging(self) -> int:
+    def unanswered(self) -> int:
         """Handshakes that wait for an answer now."""
-        return len(self._hanging)
+        return len(self._unanswered)
 
     def answer(self, status: int, times: int = 1, code: str | None = None) -> None:
         """The next handshakes get this status; `code` when not the status's own, such
         as 429 "insufficient_quota"."""
-        refusal = Refusal(status, code or CODES.get(status))
-        self._orders.extend([refusal] * times)
+        refusal = HandshakeRefusal(status, code or ERROR_CODES.get(status))
+        self._next.extend([refusal] * times)
 
-    def hang(self, times: int = 1) -> None:
+    def leave_unanswered(self, times: int = 1) -> None:
         """The next handshakes are taken by TCP and never answered."""
-        self._orders.extend([None] * times)
+        self._next.extend([None] * times)
 
-    def open(self) -> None:
+    def reset(self) -> None:
         """Forget the orders; connections that hang are broken off."""
-        self._orders.clear()
-        for released in self._hanging:
+        self._next.clear()
+        for released in self._unanswered:
             released.set_result(None)
 
-    async def pass_through(self, connection: ServerConnection) -> Refusal | None:
+    async def on_handshake(
+        self, connection: ServerConnection
+    ) -> HandshakeRefusal | None:
         """One handshake is here: what it is refused with, if it is. May hang."""
-        if not self._orders:
+        if not self._next:
             return None
-        order = self._orders.popleft()
-        if order is not None:
-            return order
+        refusal = self._next.popleft()
+        if refusal is not None:
+            return refusal
         released = asyncio.get_running_loop().create_future()
-        self._hanging.add(released)
+        self._unanswered.add(released)
         try:
             await asyncio.wait(
                 (released, connection.connection_lost_waiter),
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            self._hanging.discard(released)
+            self._unanswered.discard(released)
         # The one way in which websockets drops a handshake without answer or log.
         raise asyncio.CancelledError

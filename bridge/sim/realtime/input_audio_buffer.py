@@ -19,21 +19,21 @@ _BUFFER_MS = 15 * 60 * 1000  # what is held uncommitted at most
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechStarted:
+class VadSpeechStarted:
     audio_start_ms: int
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechStopped:
+class VadSpeechStopped:
     audio_end_ms: int
     seconds: float  # of speech, without padding and the silence that ended it
 
 
-class Listener:
+class InputAudioBuffer:
     """One session's input audio buffer."""
 
     def __init__(self, threshold: float) -> None:
-        self.buffer = bytearray()  # appended and not committed yet
+        self.audio = bytearray()  # appended and not committed yet
         self.speaking = False
         self.heard_ms = 0  # session audio so far, in whole frames
         self._threshold = threshold
@@ -55,9 +55,9 @@ class Listener:
 
     @property
     def buffered_ms(self) -> int:
-        return len(self.buffer) // BYTES_PER_MS[self._format]
+        return len(self.audio) // BYTES_PER_MS[self._format]
 
-    def hear(self, audio: bytes) -> Iterator[SpeechStarted | SpeechStopped]:
+    def append(self, audio: bytes) -> Iterator[VadSpeechStarted | VadSpeechStopped]:
         """Append; at each event the buffer holds the audio up to that moment."""
         size = FRAME_MS * BYTES_PER_MS[self._format]
         self._partial += audio
@@ -75,21 +75,21 @@ class Listener:
 
     def commit(self) -> tuple[bytes, float]:
         """Take the buffer, in whole frames: its audio and its seconds."""
-        audio = bytes(self.buffer)
-        self.buffer.clear()
+        audio = bytes(self.audio)
+        self.audio.clear()
         return audio, len(audio) / BYTES_PER_MS[self._format] / 1000
 
     def clear(self) -> None:
         """Forget what was appended, a turn in progress included."""
-        self.buffer.clear()
+        self.audio.clear()
         self._partial.clear()
         self.speaking = False
         self._voiced = 0
 
-    def _frame(self, frame: bytes) -> SpeechStarted | SpeechStopped | None:
+    def _frame(self, frame: bytes) -> VadSpeechStarted | VadSpeechStopped | None:
         begin = self.heard_ms
         self.heard_ms += FRAME_MS
-        self.buffer += frame
+        self.audio += frame
         if self._detection is None:
             self._bound(_BUFFER_MS)
             return None
@@ -107,9 +107,9 @@ class Listener:
         self._voiced = 0
         self._last_voiced_ms = self.heard_ms
         # "audio sent to the model minus the prefix padding" (speech_started).
-        return SpeechStarted(max(0, self._first_voiced_ms - prefix))
+        return VadSpeechStarted(max(0, self._first_voiced_ms - prefix))
 
-    def _listening(self, voiced: bool) -> SpeechStopped | None:
+    def _listening(self, voiced: bool) -> VadSpeechStopped | None:
         if voiced:
             self._last_voiced_ms = self.heard_ms
             return None
@@ -120,7 +120,7 @@ class Listener:
         self.speaking = False
         seconds = (self._last_voiced_ms - self._first_voiced_ms) / 1000
         # Includes the silence, as the server's does (speech_stopped).
-        return SpeechStopped(self.heard_ms, seconds)
+        return VadSpeechStopped(self.heard_ms, seconds)
 
     def _level(self, frame: bytes) -> float:
         if self._format == "audio/pcmu":
@@ -130,6 +130,6 @@ class Listener:
         return audioop.rms(frame, 2)
 
     def _bound(self, ms: int) -> None:
-        excess = len(self.buffer) - ms * BYTES_PER_MS[self._format]
+        excess = len(self.audio) - ms * BYTES_PER_MS[self._format]
         if excess > 0:
-            del self.buffer[:excess]
+            del self.audio[:excess]

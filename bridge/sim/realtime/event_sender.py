@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias
 import msgspec
 from websockets.asyncio.server import ServerConnection, broadcast
 
-from bridge.sim.realtime.client_events import Json, Refused
-from bridge.sim.realtime.items import Item
+from bridge.sim.realtime.client_events import InvalidRequestError, Json
+from bridge.sim.realtime.items import ModelItem
 from bridge.sim.realtime.render import Chunk
 
 Direction: TypeAlias = Literal["sent", "received"]
@@ -23,7 +23,7 @@ _LIMITS = (("requests", 1000), ("tokens", 50000))
 _encode = msgspec.json.encode
 
 
-class Outbox:
+class EventSender:
     """The sending side of one connection."""
 
     def __init__(self, connection: ServerConnection) -> None:
@@ -45,7 +45,7 @@ class Outbox:
         if self.observe is not None:
             self.observe("sent", event)
 
-    def emit_audio(self, item: Item, chunk: Chunk, tail: str) -> None:
+    def emit_audio(self, item: ModelItem, chunk: Chunk, tail: str) -> None:
         """A response.output_audio.delta, put together from prepared pieces."""
         self._serial += 1
         text = f'{_AUDIO_HEAD}{self._serial}{tail}{chunk.base64}"}}'
@@ -66,7 +66,7 @@ class Outbox:
         ]
         self.emit({"type": "rate_limits.updated", "rate_limits": limits})
 
-    def error(self, refused: Refused, event_id: object = None) -> None:
+    def error(self, refused: InvalidRequestError, event_id: object = None) -> None:
         """An `error` event; the client finds its own by the event_id it had set."""
         error = {
             "type": "invalid_request_error",

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bridge.sim.realtime.client_events import Json
-from bridge.sim.realtime.items import Item, ResponseRecord
-from bridge.sim.realtime.listener import BYTES_PER_MS
-from bridge.sim.realtime.render import Chunk, chunks, ruled
+from bridge.sim.realtime.input_audio_buffer import BYTES_PER_MS
+from bridge.sim.realtime.items import ModelItem, ResponseRecord
+from bridge.sim.realtime.render import Chunk, chunks, ruler_audio
 from bridge.sim.realtime.turns import (
     CallMcp,
     CallTool,
     Fail,
-    Play,
-    Ruled,
-    Say,
+    PlayAudio,
+    PlayRuler,
+    SayText,
     Turn,
 )
 
@@ -35,7 +35,7 @@ _ARGUMENT_PIECE = 12  # characters of a function_call_arguments.delta
 _encode = msgspec.json.encode
 
 
-class Reply:
+class ActiveResponse:
     """A response being generated. `cut` may be called at any time."""
 
     def __init__(
@@ -57,8 +57,8 @@ class Reply:
         self._modalities: list[str] = (session.session | overrides)["output_modalities"]
         self._format = str(self._output_config["format"]["type"])
         self._task: asyncio.Task[None] | None = None
-        self._cut = False
-        self._item: Item | None = None  # being spoken
+        self._cancelled = False
+        self._item: ModelItem | None = None  # being spoken
         self._index = 0  # output_index of it
         self._rest: Iterator[Chunk] = iter(())
         self._tail = ""  # of its audio deltas, from the event id to the audio
@@ -72,13 +72,13 @@ class Reply:
             {"type": "response.created", "response": self._wire(finished=False)}
         )
         self.session.out.rate_limits(self.record.number)
-        self._task = self.session.spawn(self._run(), "reply")
+        self._task = self.session.spawn(self._run(), "response")
 
-    def cut(self, reason: str) -> None:
+    def cancel(self, reason: str) -> None:
         """Cancel: the open item is closed incomplete, then response.done follows."""
-        if self._cut:
+        if self._cancelled:
             return
-        self._cut = True
+        self._cancelled = True
         assert self._task is not None
         self._task.cancel()
         behaviour = self.session.behaviour
@@ -89,15 +89,15 @@ class Reply:
 
     def abandon(self) -> None:
         """The connection is gone: nothing more is said."""
-        self._cut = True
+        self._cancelled = True
         self.record.status = "cancelled"
         self.record.reason = self.record.reason or "disconnected"
         self.record.finished_at = self.session.now()
 
     @property
-    def being_cut(self) -> bool:
+    def being_cancelled(self) -> bool:
         """Cancelled, its response.done still to come."""
-        return self._cut
+        return self._cancelled
 
     # --- generating ---------------------------------------------------------------
 
@@ -160,7 +160,9 @@ class Reply:
             if self._item is not None:
                 self._close("incomplete")
                 self._index += 1
-            self._open(Ruled(2000) if was_ruled else Say("And one more thing for you."))
+            self._open(
+                PlayRuler(2000) if was_ruled else SayText("And one more thing for you.")
+            )
             for chunk in islice(self._rest, _LATE_ITEM_DELTAS):
                 await asyncio.sleep(_LATE_GAP)
                 self._send(chunk)
@@ -168,20 +170,20 @@ class Reply:
 
     # --- events -------------------------------------------------------------------
 
-    def _ids(self, item: Item) -> Json:
+    def _ids(self, item: ModelItem) -> Json:
         return {
             "response_id": self.record.id,
             "item_id": item.id,
             "output_index": self._index,
         }
 
-    def _open(self, output: Say | Play | Ruled) -> None:
+    def _open(self, output: SayText | PlayAudio | PlayRuler) -> None:
         session = self.session
         number: int | None = None
-        if isinstance(output, Ruled):
+        if isinstance(output, PlayRuler):
             number = session.next_ruler_number()
-            output = ruled(output, number)
-        item = Item(
+            output = ruler_audio(output, number)
+        item = ModelItem(
             id=session.new_id("item"),
             type="message",
             role="assistant",
@@ -203,7 +205,7 @@ class Reply:
             f'"output_index":{self._index},"content_index":0,"delta":"'
         )
 
-    def _chunks(self, output: Say | Play) -> tuple[Chunk, ...]:
+    def _chunks(self, output: SayText | PlayAudio) -> tuple[Chunk, ...]:
         behaviour = self.session.behaviour
         return chunks(
             output,
@@ -214,7 +216,7 @@ class Reply:
             behaviour.voice,
         )
 
-    def _announce(self, item: Item) -> None:
+    def _announce(self, item: ModelItem) -> None:
         self.record.items.append(item)
         self.session.out.emit(
             {
@@ -273,7 +275,7 @@ class Reply:
         emit({"type": "response.content_part.done"} | ids | {"part": part})
         self._conclude(item)
 
-    def _conclude(self, item: Item) -> None:
+    def _conclude(self, item: ModelItem) -> None:
         if not self.out_of_band:
             self.session.finish_item(item)
         self.session.out.emit(
@@ -287,7 +289,7 @@ class Reply:
 
     def _call_tool(self, output: CallTool) -> None:
         session = self.session
-        item = Item(
+        item = ModelItem(
             id=session.new_id("item"),
             type="function_call",
             response_id=self.record.id,
@@ -304,7 +306,7 @@ class Reply:
     def _write_arguments(
         self,
         kind: str,
-        item: Item,
+        item: ModelItem,
         output: CallTool | CallMcp,
         ids: Json,
         at_the_end: Json,
@@ -324,7 +326,7 @@ class Reply:
     async def _call_mcp(self, output: CallMcp) -> bool:
         """False: somebody has to approve it first, so the response ends here."""
         session = self.session
-        item = Item(
+        item = ModelItem(
             id=session.new_id("mcp"),
             type="mcp_call",
             response_id=self.record.id,
@@ -334,7 +336,7 @@ class Reply:
         )
         self._write_arguments("mcp_call", item, output, {}, {})
         if session.mcp.needs_approval(output):
-            request = Item(
+            request = ModelItem(
                 id=session.new_id("mcpr"),
                 type="mcp_approval_request",
                 response_id=self.record.id,
@@ -365,7 +367,7 @@ class Reply:
                 "response": self._wire(finished=True, message=message),
             }
         )
-        self.session.reply_ended(self)
+        self.session.response_ended(self)
 
     def _wire(self, *, finished: bool, message: str = "") -> Json:
         record = self.record
