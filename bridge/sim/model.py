@@ -24,7 +24,7 @@ from bridge.sim.realtime.event_sender import Direction
 from bridge.sim.realtime.faults import Fault
 from bridge.sim.realtime.handshakes import ERROR_CODES, HandshakeFaults
 from bridge.sim.realtime.items import ModelItem, RememberedItem, ResponseRecord
-from bridge.sim.realtime.leg import PhoneCall
+from bridge.sim.realtime.phone_call import PhoneCall
 from bridge.sim.realtime.session import Hook, ModelSession
 from bridge.sim.realtime.turns import (
     Behaviour,
@@ -193,7 +193,7 @@ class ModelServer:
             keep_audio=self._keep_audio,
             record_appends=self._record_appends,
             on_event=self._on_event,
-            call=call,
+            accepted_with=None if call is None else call.body,
             fault=self._next_faults.popleft() if self._next_faults else None,
         )
         if call is not None:

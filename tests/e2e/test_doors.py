@@ -25,7 +25,7 @@ from bridge.http.api import client
 from bridge.http.server import Server
 from bridge.sim.model import Behaviour, ModelServer, SayText
 from bridge.sim.realtime.calls import CallsServer
-from bridge.sim.realtime.leg import PhoneCall, SipCallState
+from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 from bridge.sim.twilio import rest, steps
 from tests.e2e.house import AGENT, Place, bridge
 from tests.e2e.test_outbound import (

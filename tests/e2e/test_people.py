@@ -32,7 +32,7 @@ from bridge.http.api import client
 from bridge.privacy.redaction import Redaction
 from bridge.records.report import CallReport
 from bridge.sim.model import Behaviour, CallTool, SayText
-from bridge.sim.realtime.leg import SipCallState
+from bridge.sim.realtime.phone_call import SipCallState
 from bridge.sim.twilio import rest, steps
 from bridge.telemetry import log
 from tests.e2e.house import HELLO, Place, bridge

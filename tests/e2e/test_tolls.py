@@ -21,7 +21,7 @@ from bridge.app.startup import Crew, open_house
 from bridge.core.rules import Prices
 from bridge.fleet.plan import Earlier
 from bridge.sim.model import Behaviour, CallTool, PlayRuler, SayText
-from bridge.sim.realtime.leg import SipCallState as Leg
+from bridge.sim.realtime.phone_call import SipCallState as Leg
 from bridge.sim.twilio import steps
 from tests.e2e.house import AGENT, HELLO, bridge
 from tests.e2e.test_doors import ring, with_sip

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from bridge.sim.model import Behaviour, ModelServer, SayText
 from bridge.sim.realtime.calls import CallsServer, incoming
-from bridge.sim.realtime.leg import PhoneCall, SipCallState
+from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 from tests.sim.realtime_client import QUICK, Client, speech
 
 LONG = "This is a long answer which goes on and on, so that there is time to interrupt."

@@ -53,7 +53,7 @@ from bridge.sim.model import (
     Turn,
 )
 from bridge.sim.realtime.calls import CallsServer, new_secret
-from bridge.sim.realtime.leg import PhoneCall, SipCallState
+from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 from bridge.sip.sip import SipCalls, facts_of, number_of
 from bridge.sip.sip_call import SipHouse, SipPlan
 from bridge.sip.sip_session import ATTACH_TRIES

@@ -5,9 +5,10 @@ The Listener hears; here its findings become events, user items and responses.
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from bridge.sim.realtime.client_events import BufferAppend, InvalidRequestError, Json
+from bridge.sim.realtime.context import SessionContext
 from bridge.sim.realtime.history import decoded
 from bridge.sim.realtime.input_audio_buffer import (
     BYTES_PER_MS,
@@ -16,19 +17,34 @@ from bridge.sim.realtime.input_audio_buffer import (
     VadSpeechStopped,
 )
 from bridge.sim.realtime.items import ModelItem
-
-if TYPE_CHECKING:
-    from bridge.sim.realtime.session import ModelSession
+from bridge.sim.realtime.response import ActiveResponse
+from bridge.sim.realtime.turns import Trigger
 
 _CALLER_AUDIO_SECONDS = 600  # kept of each session
 _MINIMUM_COMMIT_MS = 100  # input_audio_buffer_commit_empty says so
+
+
+class Responder(Protocol):
+    """What the input side of a session asks of its responses."""
+
+    @property
+    def active_response(self) -> ActiveResponse | None: ...
+
+    def respond(self, trigger: Trigger, overrides: Json) -> None: ...
+
+    def already_active_error(self) -> InvalidRequestError: ...
 
 
 class CallerInput:
     """The input side of one session."""
 
     def __init__(
-        self, session: "ModelSession", *, keep_audio: bool, record_appends: bool
+        self,
+        session: SessionContext,
+        responder: Responder,
+        *,
+        keep_audio: bool,
+        record_appends: bool,
     ) -> None:
         self.appends = 0
         self.append_at: list[float] = []
@@ -40,6 +56,7 @@ class CallerInput:
         self.transcript: str | None = None  # of the latest, where one is known
         self.buffer = InputAudioBuffer(session.behaviour.vad_threshold)
         self._session = session
+        self._responder = responder
         self._keep_audio = keep_audio
         self._record_appends = record_appends
         self._turn_item = ""  # id of the user item being spoken
@@ -95,13 +112,9 @@ class CallerInput:
                 "item_id": self._turn_item,
             }
         )
-        detection = self._detection
-        if (
-            self._session.active_response is not None
-            and detection
-            and detection["interrupt_response"]
-        ):
-            self._session.active_response.cancel("turn_detected")
+        response = self._responder.active_response
+        if response is not None and self._session.interrupt_response:
+            response.cancel("turn_detected")
 
     def _speech_stopped(self, heard: VadSpeechStopped) -> None:
         self._session.out.emit(
@@ -120,17 +133,13 @@ class CallerInput:
     def _answer_speech(self) -> None:
         # "If interrupt_response is false this may fail to create a response if the
         # model is already responding" (turn_detection.create_response).
-        if (
-            self._session.active_response is not None
-            and not self._session.active_response.being_cancelled
-        ):
-            self._session.out.error(self._session.already_active_error())
-        elif self._session.active_response is not None:
-            self._session.active_response.afterwards = lambda: self._session.respond(
-                "speech", {}
-            )
+        response = self._responder.active_response
+        if response is None:
+            self._responder.respond("speech", {})
+        elif response.being_cancelled:
+            response.afterwards = lambda: self._responder.respond("speech", {})
         else:
-            self._session.respond("speech", {})
+            self._session.out.error(self._responder.already_active_error())
 
     def commit_by_client(self) -> None:
         held = self.buffer.buffered_ms
@@ -235,7 +244,7 @@ class CallerInput:
 
     def _idle_too_long(self, since: int) -> None:
         self._idle = None  # this very task
-        if self._session.active_response is not None or self.buffer.speaking:
+        if self._responder.active_response is not None or self.buffer.speaking:
             return
         item_id = self._session.new_id("item")
         self._session.out.emit(
@@ -248,4 +257,4 @@ class CallerInput:
         )
         audio, _ = self.buffer.commit()
         self._commit(item_id, audio, 0.0)
-        self._session.respond("idle", {})
+        self._responder.respond("idle", {})

@@ -13,16 +13,15 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import aiohttp
 from aiohttp import web
 
+from bridge.sim.model import ModelServer
 from bridge.sim.realtime.client_events import InvalidRequestError, Json, check
-from bridge.sim.realtime.leg import PhoneCall, SipCallState, check_formats
-
-if TYPE_CHECKING:
-    from bridge.sim.model import ModelServer
+from bridge.sim.realtime.leg import check_formats
+from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 
 WEBHOOK_SECONDS = 15.0
 # A SIP leg's turn detection takes none of these (openai-agents-js, transport guide).
@@ -39,7 +38,7 @@ class CallsServer:
 
     def __init__(
         self,
-        model: "ModelServer",
+        model: ModelServer,
         *,
         api_key: str = "sk-sim",
         secret: str | None = None,

@@ -10,21 +10,19 @@ import socket
 import struct
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from bridge.sim.realtime.client_events import InvalidRequestError
+from bridge.sim.realtime.context import SessionContext
 
-if TYPE_CHECKING:
-    from bridge.sim.realtime.session import ModelSession
-
-Fault: TypeAlias = Callable[["ModelSession"], None]
+Fault: TypeAlias = Callable[[SessionContext], None]
 
 EXPIRED = "Your session hit the maximum duration of 60 minutes."
 _FULL_BYTES = 256 * 1024  # more would only wait to be sent
 _RESET = struct.pack("ii", 1, 0)  # lingering for 0 s turns a close into a reset
 
 
-def drop(session: "ModelSession") -> None:
+def drop(session: SessionContext) -> None:
     """The connection breaks: a TCP reset, no close frame."""
     session.connection.transport.get_extra_info("socket").setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, _RESET
@@ -37,23 +35,23 @@ def closing(code: int, reason: str = "") -> Fault:
     return partial(_close, code=code, reason=reason)
 
 
-def expire(session: "ModelSession") -> None:
+def expire(session: SessionContext) -> None:
     """The hour is over: the error, then close 1001 with the same words."""
     session.out.error(InvalidRequestError(EXPIRED, "session_expired"))
     _close(session, 1001, EXPIRED)
 
 
-def freeze(session: "ModelSession") -> None:
+def freeze(session: SessionContext) -> None:
     """Neither reads nor sends nor answers pings, until `thaw`."""
     session.freeze()
 
 
-def thaw(session: "ModelSession") -> None:
+def thaw(session: SessionContext) -> None:
     """It goes on where it was; what had been held meanwhile comes at once."""
     session.thaw()
 
 
-def mute(session: "ModelSession") -> None:
+def mute(session: SessionContext) -> None:
     """Says nothing any more, though it reads and answers pings."""
     session.out.muted = True
 
@@ -61,7 +59,7 @@ def mute(session: "ModelSession") -> None:
 def saying(*frames: str | bytes) -> Fault:
     """It sends these, as they are, whatever they may be."""
 
-    def say(session: "ModelSession") -> None:
+    def say(session: SessionContext) -> None:
         for frame in frames:
             session.out.put(frame)
 
@@ -71,14 +69,14 @@ def saying(*frames: str | bytes) -> Fault:
 def flooding(make: Callable[[int], str], at_once: int = 100) -> Fault:
     """It sends without end, as fast as it is read: `make(n)` is the nth frame."""
 
-    def flood(session: "ModelSession") -> None:
+    def flood(session: SessionContext) -> None:
         session.spawn(_flood(session, make, at_once), "flood")
 
     return flood
 
 
 async def _flood(
-    session: "ModelSession", make: Callable[[int], str], at_once: int
+    session: SessionContext, make: Callable[[int], str], at_once: int
 ) -> None:
     transport = session.connection.transport
     for n in itertools.count():
@@ -89,12 +87,12 @@ async def _flood(
         session.out.put(make(n))
 
 
-def _close(session: "ModelSession", code: int, reason: str) -> None:
+def _close(session: SessionContext, code: int, reason: str) -> None:
     session.closed = f"server {code} {reason}".rstrip()
     session.spawn(session.connection.close(code, reason), "close")
 
 
-def schedule_faults(session: "ModelSession") -> None:
+def schedule_faults(session: SessionContext) -> None:
     """Set the hours that the session's behaviour names."""
     behaviour = session.behaviour
     hours: list[tuple[float | None, Fault]] = [

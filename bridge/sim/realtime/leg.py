@@ -4,105 +4,20 @@ The server owns the playout of such a call: no audio passes the control socket, 
 how much was heard before an interruption is the server's own knowledge.
 """
 
-import asyncio
-import base64
-import enum
-import json
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from websockets.asyncio.server import ServerConnection
 
-from bridge.sim.realtime.client_events import BufferAppend, InvalidRequestError, Json
+from bridge.sim.realtime.client_events import InvalidRequestError, Json
 from bridge.sim.realtime.configuration import default_session, updated
+from bridge.sim.realtime.context import SessionContext
 from bridge.sim.realtime.event_sender import EventSender
 from bridge.sim.realtime.items import ModelItem
 from bridge.sim.realtime.render import Chunk
 
-if TYPE_CHECKING:
-    from bridge.sim.realtime.session import ModelSession
-
-_FRAME_BYTES = 160
-_SILENCE = b"\xff" * 8000  # a second: enough to end a turn
 _LINE_FORMAT: Json = {"type": "audio/pcmu"}
-
-
-class SipCallState(enum.Enum):
-    RINGING = "ringing"  # the webhook was sent; nobody has decided
-    TALKING = "talking"  # accepted
-    REJECTED = "rejected"
-    REFERRED = "referred"  # somebody else has the caller now
-    ENDED = "ended"
-
-
-class PhoneCall:
-    """One call as its caller, and the Calls API, see it."""
-
-    def __init__(self, call_id: str, caller: str, called: str, *, late: int) -> None:
-        self.id = call_id
-        self.caller = caller
-        self.called = called
-        self.state = SipCallState.RINGING
-        self.body: Json = {}  # the session it was accepted with
-        self.answers: list[int] = []  # HTTP statuses of the webhook
-        self.sip_status: int | None = None  # of a rejection
-        self.target: str | None = None  # of a REFER
-        self.ended_by: str | None = None  # "caller" or "api"
-        self.session: ModelSession | None = None  # once somebody has attached
-        self.attached = 0  # how often
-        self._late = late  # handshakes that still come too early
-        self._moved = asyncio.Event()
-
-    async def until(self, *lines: SipCallState) -> None:
-        """Waits for one of these states."""
-        while self.state not in lines:
-            await self._moved.wait()
-
-    @property
-    def attachable(self) -> bool:
-        """Asked once for each handshake. Right behind accept the real server says 404
-        for a moment (openai-agents-python, examples/realtime/twilio_sip)."""
-        if self.state is not SipCallState.TALKING:
-            return False
-        self._late -= 1
-        return self._late < 0
-
-    def move(self, line: SipCallState) -> None:
-        self.state = line
-        self._moved.set()
-        self._moved = asyncio.Event()
-
-    def end(self, line: SipCallState, by: str) -> None:
-        """The call is over; so is its socket, without a close frame."""
-        self.ended_by = by
-        self.move(line)
-        if self.session is not None:
-            self.session.abort(f"{by} {line.value}")
-
-    # --- what the caller does ---
-
-    def hang_up(self) -> None:
-        self.end(SipCallState.ENDED, "caller")
-
-    def press(self, key: str) -> None:
-        """A key, over RTP (RFC 4733); its event alone has no event_id."""
-        assert self.session is not None, "nobody has attached"
-        event = {
-            "type": "input_audio_buffer.dtmf_event_received",
-            "event": key,
-            "received_at": int(time.time()),
-        }
-        self.session.out.put(json.dumps(event))
-
-    def say(self, mulaw: bytes) -> None:
-        """The caller speaks: heard at once, and silence enough to end the turn."""
-        assert self.session is not None, "nobody has attached"
-        audio = mulaw + _SILENCE
-        for at in range(0, len(audio), _FRAME_BYTES):
-            frame = base64.b64encode(audio[at : at + _FRAME_BYTES]).decode()
-            self.session.caller_input.append(BufferAppend(audio=frame))
 
 
 @dataclass(slots=True)
@@ -119,7 +34,7 @@ class _Playing:
 class Leg(EventSender):
     """An Outbox whose audio goes to a phone, not to the client."""
 
-    def __init__(self, connection: ServerConnection, session: "ModelSession") -> None:
+    def __init__(self, connection: ServerConnection, session: SessionContext) -> None:
         super().__init__(connection)
         self._session = session
         self._queue: deque[_Playing] = deque()
@@ -129,8 +44,7 @@ class Leg(EventSender):
         super().emit(event)
         match event["type"]:
             case "input_audio_buffer.speech_started":
-                detection = self._session.session["audio"]["input"]["turn_detection"]
-                if detection and detection["interrupt_response"]:
+                if self._session.interrupt_response:
                     self.clear()
             case "response.done":
                 self._response_done(event["response"]["id"])

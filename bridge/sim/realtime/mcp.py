@@ -7,14 +7,12 @@ a result only when the client asks for a response.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bridge.sim.realtime.client_events import Json
+from bridge.sim.realtime.context import SessionContext
 from bridge.sim.realtime.items import ModelItem
 from bridge.sim.realtime.turns import CallMcp, ToolOutput
-
-if TYPE_CHECKING:
-    from bridge.sim.realtime.session import ModelSession
 
 _LIST_SECONDS = 0.02
 """A server takes to list its tools."""
@@ -29,7 +27,7 @@ _UNKNOWN_SERVER = {
 class HostedServers:
     """Those that `session.tools` names; what they are is in `Behaviour.mcp`."""
 
-    def __init__(self, session: "ModelSession") -> None:
+    def __init__(self, session: SessionContext) -> None:
         self._session = session
         self._waiting: dict[
             str, tuple[ModelItem, CallMcp, int]

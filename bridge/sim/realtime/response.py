@@ -7,13 +7,14 @@ on its way, so a cut between two events leaves no doubt about what was sent.
 import asyncio
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from bridge.sim.realtime.client_events import Json
+from bridge.sim.realtime.context import SessionContext
 from bridge.sim.realtime.input_audio_buffer import BYTES_PER_MS
 from bridge.sim.realtime.items import ModelItem, ResponseRecord
+from bridge.sim.realtime.mcp import HostedServers
 from bridge.sim.realtime.render import Chunk, chunks, ruler_audio
 from bridge.sim.realtime.turns import (
     CallMcp,
@@ -24,9 +25,6 @@ from bridge.sim.realtime.turns import (
     SayText,
     Turn,
 )
-
-if TYPE_CHECKING:
-    from bridge.sim.realtime.session import ModelSession
 
 # Between late deltas: long enough to come after whatever the client did about the cut.
 _LATE_GAP = 0.02
@@ -40,12 +38,16 @@ class ActiveResponse:
 
     def __init__(
         self,
-        session: "ModelSession",
+        session: SessionContext,
+        mcp: HostedServers,
         record: ResponseRecord,
         turn: Turn,
         overrides: Json,
+        on_end: Callable[["ActiveResponse"], None],
     ) -> None:
         self.session = session
+        self._mcp = mcp
+        self._on_end = on_end
         self.record = record
         self.afterwards: Callable[[], None] | None = None  # once it has ended
         self.out_of_band = overrides.get("conversation") == "none"
@@ -335,7 +337,7 @@ class ActiveResponse:
             arguments="",
         )
         self._write_arguments("mcp_call", item, output, {}, {})
-        if session.mcp.needs_approval(output):
+        if self._mcp.needs_approval(output):
             request = ModelItem(
                 id=session.new_id("mcpr"),
                 type="mcp_approval_request",
@@ -345,12 +347,12 @@ class ActiveResponse:
                 arguments=item.arguments,
                 complete=True,
             )
-            session.mcp.await_approval(request, item, output, self._index)
+            self._mcp.await_approval(request, item, output, self._index)
             self._index += 1
             self._announce(request)
             self._conclude(request)
             return False
-        await session.mcp.run(item, output, self._index)
+        await self._mcp.run(item, output, self._index)
         self._conclude(item)
         return True
 
@@ -367,7 +369,7 @@ class ActiveResponse:
                 "response": self._wire(finished=True, message=message),
             }
         )
-        self.session.response_ended(self)
+        self._on_end(self)
 
     def _wire(self, *, finished: bool, message: str = "") -> Json:
         record = self.record

@@ -6,11 +6,9 @@ the playout: after response.done nothing is cancelled by speech.
 """
 
 import asyncio
-import secrets
-import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
@@ -35,12 +33,12 @@ from bridge.sim.realtime.client_events import (
     decode_append,
     parse,
 )
-from bridge.sim.realtime.configuration import default_session, updated
+from bridge.sim.realtime.configuration import updated
+from bridge.sim.realtime.context import SessionContext
 from bridge.sim.realtime.default_answers import default_answer
-from bridge.sim.realtime.event_sender import Direction, EventSender
-from bridge.sim.realtime.history import ModelHistory
+from bridge.sim.realtime.event_sender import Direction
 from bridge.sim.realtime.items import ModelItem, RememberedItem, ResponseRecord
-from bridge.sim.realtime.leg import Leg, PhoneCall, accepted_session, check_formats
+from bridge.sim.realtime.leg import Leg, accepted_session, check_formats
 from bridge.sim.realtime.mcp import HostedServers
 from bridge.sim.realtime.response import ActiveResponse
 from bridge.sim.realtime.turns import (
@@ -58,7 +56,7 @@ _NOTHING_LEFT = (SayText("I have nothing more to say."),)
 _CLEAR = "output_audio_buffer.clear"  # known to sessions with a phone alone
 
 
-class ModelSession:
+class ModelSession(SessionContext):
     """What a test or a report reads of one session, and the session itself."""
 
     def __init__(
@@ -71,48 +69,33 @@ class ModelSession:
         keep_audio: bool = True,
         record_appends: bool = False,
         on_event: Hook | None = None,
-        call: PhoneCall | None = None,
+        accepted_with: Json | None = None,
         fault: faults.Fault | None = None,
     ) -> None:
         """`call`: this is the control socket of a SIP call. `fault` befalls it at
         once."""
-        self.behaviour = behaviour
-        self.model = model
+        super().__init__(connection, behaviour, model)
         self.headers: Mapping[str, str] = _plain(connection)
-        self.id = secrets.token_hex(4)
-        self.conversation_id = f"conv_{self.id}"
-        self.session = default_session(f"sess_{self.id}", model)
-        if call is not None:
-            self.session = accepted_session(f"sess_{self.id}", call.body, model)
+        self.leg: Leg | None = None
+        if accepted_with is not None:
+            self.session = accepted_session(f"sess_{self.id}", accepted_with, model)
             self.model = self.session["model"]
+            self.leg = Leg(connection, self)
+            self.out = self.leg
         self.responses: list[ResponseRecord] = []
-        self.received: list[tuple[float, Json]] = []  # all but appends
+        self.received: list[tuple[float, Json]] = []  # client events but appends
         self.opened_at = self.now()
         self.configured_at: float | None = None  # when the first update was confirmed
-        self.closed: str | None = None  # who ended it, and how
-        self._thawed = asyncio.Event()  # set, but while it is frozen
-        self._thawed.set()
-        self._fault = fault
-        self.leg = Leg(connection, self) if call is not None else None
-        self.out = self.leg or EventSender(connection)
-        self.caller_input = CallerInput(
-            self, keep_audio=keep_audio, record_appends=record_appends
-        )
-        self.history = ModelHistory()
+        self.active_response: ActiveResponse | None = None  # of the conversation
         self.mcp = HostedServers(self)
-        self.active_response: ActiveResponse | None = (
-            None  # the default conversation's, while active
+        self.caller_input = CallerInput(
+            self, self, keep_audio=keep_audio, record_appends=record_appends
         )
-        self.connection = connection
+        self._fault = fault
         self._model_chosen = model_chosen
-        self._out_of_band_responses: list[ActiveResponse] = []  # out of band
-        self._group: asyncio.TaskGroup | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._serial = 0
-        self._ruler_number = 0
+        self._out_of_band_responses: list[ActiveResponse] = []
         self._responses_begun = 0
         self._updates = 0
-        self._answered: list[ToolOutput] = []  # not spoken about yet
         self.observe(on_event)
 
     # --- what reports and tests read ------------------------------------------------
@@ -165,10 +148,6 @@ class ModelSession:
     def caller_turns(self) -> int:
         return self.caller_input.turns
 
-    @staticmethod
-    def now() -> float:
-        return time.monotonic()
-
     # --- life ---------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -202,47 +181,6 @@ class ModelSession:
         except ConnectionClosed as end:
             if self.closed is None:
                 self.closed = "client does not read" if self.out.cut_off else _how(end)
-
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """A task of this session."""
-        assert self._group is not None
-        task = self._group.create_task(work, name=f"model {self.id} {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def later(self, seconds: float, action: Callable[[], None]) -> asyncio.Task[None]:
-        """Do `action` after a while, unless the session has ended."""
-
-        async def wait() -> None:
-            await asyncio.sleep(seconds)
-            action()
-
-        return self.spawn(wait(), "later")
-
-    def abort(self, why: str) -> None:
-        """End the TCP connection without a close frame."""
-        self.closed = why
-        self._thawed.set()
-        self.connection.transport.abort()
-
-    @property
-    def frozen(self) -> bool:
-        return not self._thawed.is_set()
-
-    def freeze(self) -> None:
-        """Neither reads nor sends nor answers pings, until `thaw`."""
-        self._thawed.clear()
-        self.out.hold()
-        self.connection.transport.pause_reading()
-        if self.connection.keepalive_task is not None:
-            self.connection.keepalive_task.cancel()  # it must not notice by itself
-
-    def thaw(self) -> None:
-        """Goes on where it was."""
-        self._thawed.set()
-        self.out.release()
-        self.connection.transport.resume_reading()
 
     def _refuse_model(self) -> None:
         message = f"The model `{self.model}` does not exist or you do not have access."
@@ -358,11 +296,11 @@ class ModelSession:
                 ToolOutput(item.call_id or "", item.name or "", item.output or "")
             )
         elif item.role == "assistant":
-            self._answered.clear()  # history put back: it was spoken about
+            self.tool_outputs.clear()  # history put back: it was spoken about
         elif any(part["type"] == "input_audio" for part in item.parts):
             self.caller_input.take_audio_item(item)
-        self._emit_item("added", item)
-        self._emit_item("done", item)
+        self.emit_item("added", item)
+        self.emit_item("done", item)
         if item.type == "mcp_approval_response":
             self.mcp.decide(item)
 
@@ -410,12 +348,14 @@ class ModelSession:
         number = 0 if out_of_band else self._responses_begun
         record = ResponseRecord(self.new_id("resp"), number, trigger, self.now())
         context = self._turn_context(number, trigger, overrides)
-        response = ActiveResponse(self, record, self._turn(context), overrides)
+        response = ActiveResponse(
+            self, self.mcp, record, self._turn(context), overrides, self._response_ended
+        )
         self.responses.append(record)
         if out_of_band:
             self._out_of_band_responses.append(response)
         else:
-            self._answered.clear()
+            self.tool_outputs.clear()
             self.active_response = response
         response.start()
 
@@ -447,7 +387,7 @@ class ModelSession:
             seconds=self.caller_input.seconds,
             transcript=self.caller_input.transcript,
             text=written[-1] if written else None,
-            answered=tuple(self._answered),
+            answered=tuple(self.tool_outputs),
             overrides=overrides,
             conversation=self.conversation,
         )
@@ -467,11 +407,7 @@ class ModelSession:
             )
         active[0].cancel("client_cancelled")
 
-    def add_tool_output(self, output: ToolOutput) -> None:
-        """The next response knows of it."""
-        self._answered.append(output)
-
-    def response_ended(self, response: ActiveResponse) -> None:
+    def _response_ended(self, response: ActiveResponse) -> None:
         """response.done has been sent."""
         if response.out_of_band:
             self._out_of_band_responses.remove(response)
@@ -481,49 +417,6 @@ class ModelSession:
             response.afterwards()
         elif response.record.status == "completed":
             self.caller_input.start_idle_timer(response.spoken_seconds)
-
-    # --- the conversation -----------------------------------------------------------
-
-    def new_id(self, kind: str) -> str:
-        self._serial += 1
-        return f"{kind}_{self.id}{self._serial:04}"
-
-    def next_ruler_number(self) -> int:
-        self._ruler_number += 1
-        return self._ruler_number
-
-    def add_item(self, item: ModelItem, *, finished: bool) -> None:
-        """Append an item to the conversation and announce it."""
-        self.history.place(item)
-        self._emit_item("added", item)
-        if finished:
-            self._emit_item("done", item)
-
-    def finish_item(self, item: ModelItem) -> None:
-        if not item.deleted:
-            self._emit_item("done", item)
-
-    def _emit_item(self, what: Literal["added", "done"], item: ModelItem) -> None:
-        self.out.emit(
-            {
-                "type": f"conversation.item.{what}",
-                "previous_item_id": self.history.previous(item),
-                "item": item.wire(),
-            }
-        )
-
-    def context_tokens(self) -> tuple[int, int]:
-        """Text and audio tokens the conversation would cost as input."""
-        text = len(self.session["instructions"]) // 4
-        audio = 0
-        for item in self.items.values():
-            if item.deleted:
-                continue
-            text += len(item.output or "") // 4
-            if item.role == "assistant" or item.type != "message":
-                text += len(item.text) // 4
-            audio += int(item.believed_ms / 100)
-        return text, audio
 
 
 def _plain(connection: ServerConnection) -> Mapping[str, str]:
