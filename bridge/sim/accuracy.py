@@ -82,7 +82,7 @@ class _Plan:
     seed: int
     frame_playout: bool
 
-    def dice(self) -> Random:
+    def random(self) -> Random:
         """The same for this call, whatever else is measured."""
         where = f"{self.scene.name} {label(self.network)}"
         return Random(f"{self.seed} {where} {self.number}")
@@ -151,12 +151,12 @@ async def measure(
 
 async def _place(plan: _Plan, start_bridge: BridgeFactory) -> _Placed:
     """One call. It has a model of its own, for ruler numbers count per session."""
-    dice = plan.dice()
-    behaviour = plan.scene.behaviour(dice)
-    network = replace(plan.network, seed=dice.getrandbits(32))
-    steps = list(script(plan.scene, behaviour, network, plan.interruptions, dice))
+    random = plan.random()
+    behaviour = plan.scene.behaviour(random)
+    network = replace(plan.network, seed=random.getrandbits(32))
+    steps = list(script(plan.scene, behaviour, network, plan.interruptions, random))
     turn = TURN_SECONDS + plan.scene.seconds + plan.scene.stall_seconds
-    await asyncio.sleep(dice.uniform(0, STAGGER))
+    await asyncio.sleep(random.uniform(0, STAGGER))
     async with (
         ModelServer(behaviour, keep_audio=False) as model,
         start_bridge(model.url) as (webhook_url, auth_token),

@@ -1,4 +1,4 @@
-"""A Twilio that places a call to a bridge, over real sockets, in real time.
+"""A Twilio that origins a call to a bridge, over real sockets, in real time.
 
 It asks the voice webhook, obeys the TwiML, opens the media stream, plays what comes at
 1x, echoes marks, obeys clear, and asks `<Connect action>` when the stream ends. It
@@ -157,7 +157,7 @@ class _CallFailedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
+class _DocumentRequest:
     """A document that has yet to be asked for."""
 
     url: str
@@ -172,7 +172,9 @@ class PlacedCall:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
-        self._next: _Page | WebhookResponse | None = None  # in place of what runs
+        self._next: _DocumentRequest | WebhookResponse | None = (
+            None  # in place of what runs
+        )
         self._interrupted = asyncio.Event()
         self._ended_by = "caller"
         call_sid = caller.call_sid or "CA" + secrets.token_hex(16)
@@ -180,11 +182,11 @@ class PlacedCall:
         if caller.direction == "outbound-api":
             self._record.answered_at = self._record.started_at
         self._script_runner = ScriptRunner(self._record)
-        self._places = Origins.of(caller.webhook_url, caller.signed_origin)
+        self._origins = Origins.of(caller.webhook_url, caller.signed_origin)
         self._tasks = asyncio.TaskGroup()
         self._webhooks: WebhookClient | None = None
-        self._unattended: str | None = None  # a stream's fault no verb followed
-        self._dangling: list[ClientConnection] = []  # open, until the call is over
+        self._stream_error: str | None = None  # a stream's fault no verb followed
+        self._silenced: list[ClientConnection] = []  # open, until the call is over
 
     @property
     def record(self) -> CallRecord:
@@ -202,7 +204,7 @@ class PlacedCall:
 
     def redirect(self, url: str, method: markup.Method) -> None:
         """As `replace`, with a document to be asked for."""
-        self._next = _Page(url, method)
+        self._next = _DocumentRequest(url, method)
         self._interrupted.set()
 
     async def run(self, script: Script) -> CallRecord:
@@ -211,7 +213,7 @@ class PlacedCall:
         jar = aiohttp.CookieJar(unsafe=True)
         async with aiohttp.ClientSession(cookie_jar=jar) as session:
             self._webhooks = WebhookClient(
-                session, self._places, caller.auth_token, record.requests
+                session, self._origins, caller.auth_token, record.requests
             )
             async with self._tasks:
                 acting = self._tasks.create_task(self._script_runner.run(script))
@@ -219,7 +221,7 @@ class PlacedCall:
                 try:
                     await self._until_over(ending)
                 finally:
-                    for socket in self._dangling:
+                    for socket in self._silenced:
                         socket.transport.abort()
                 acting.cancel()
                 ending.cancel()
@@ -233,95 +235,101 @@ class PlacedCall:
         """Return when the call is over, by whichever side; the caller may hang up."""
         caller = self._caller
         over_at = monotonic() + caller.max_seconds
-        page: _Page | WebhookResponse | None = _Page(
+        document: _DocumentRequest | WebhookResponse | None = _DocumentRequest(
             caller.webhook_url, caller.webhook_method
         )
         if caller.document is not None:
-            page = _inline(caller.document)
-        while page is not None:
+            document = _inline(caller.document)
+        while document is not None:
             self._interrupted.clear()
             self._next = None
-            course = self._tasks.create_task(self._course(page))
-            other = self._tasks.create_task(self._interrupted.wait())
+            following = self._tasks.create_task(self._follow_documents(document))
+            interrupting = self._tasks.create_task(self._interrupted.wait())
             await asyncio.wait(
-                {course, ending, other},
+                {following, ending, interrupting},
                 timeout=over_at - monotonic(),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            other.cancel()
-            if course.done():
+            interrupting.cancel()
+            if following.done():
                 break
             if not ending.done() and self._next is None:
                 self._record.timed_out.append(f"call: {caller.max_seconds:g} s")
                 self._script_runner.hung_up.set()
-            page = None if self._script_runner.hung_up.is_set() else self._next
-            await self._leave(course)
+            document = None if self._script_runner.hung_up.is_set() else self._next
+            await self._stop(following)
         self._record.ended_by = self._record.ended_by or self._ended_by
 
-    async def _leave(self, course: asyncio.Task[None]) -> None:
+    async def _stop(self, following: asyncio.Task[None]) -> None:
         """End what runs, wherever it is; a stream gets its last words."""
         if self._script_runner.stream is not None:
             self._script_runner.stream.hang_up()
-            await asyncio.wait({course}, timeout=HANG_UP_LIMIT)
-        course.cancel()
-        await asyncio.wait({course})
+            await asyncio.wait({following}, timeout=HANG_UP_LIMIT)
+        following.cancel()
+        await asyncio.wait({following})
 
-    async def _course(self, page: _Page | WebhookResponse) -> None:
+    async def _follow_documents(
+        self, first: _DocumentRequest | WebhookResponse
+    ) -> None:
         """What the bridge's documents make of the call."""
         status = "in-progress" if self._record.answered_at is not None else "ringing"
         document: WebhookResponse | None
         try:
-            if isinstance(page, WebhookResponse):
-                document = page
+            if isinstance(first, WebhookResponse):
+                document = first
             else:
-                document = await self._ask(page.url, page.method, status)
+                document = await self._request_document(first.url, first.method, status)
             while document is not None:
-                document = await self._obey(document)
+                document = await self._execute(document)
         except (_CallFailedError, markup.TwimlError) as error:
             self._record.error = str(error)
-        if not self._left:
-            self._record.ended_by = self._reason()
+        if not self._is_over:
+            self._record.ended_by = self._end_reason()
 
     @property
-    def _left(self) -> bool:
+    def _is_over(self) -> bool:
         """Somebody has hung up, or another document takes over."""
         return self._script_runner.hung_up.is_set() or self._next is not None
 
-    def _reason(self) -> str:
+    def _end_reason(self) -> str:
         """Why the call ended, seeing that the caller did not hang up."""
         record = self._record
-        record.error = record.error or self._unattended
+        record.error = record.error or self._stream_error
         return "bridge" if record.error is None else f"error: {record.error}"
 
-    async def _obey(self, answer: WebhookResponse) -> WebhookResponse | None:
+    async def _execute(self, answer: WebhookResponse) -> WebhookResponse | None:
         """Follow a document; returns the next one, None when the call is over."""
         record = self._record
         for verb in self._verbs(answer):
             if record.answered_at is None and not isinstance(verb, markup.TwimlReject):
                 record.answered_at = monotonic()
-            self._unattended = None
+            self._stream_error = None
             match verb:
                 case markup.TwimlSay(text):
                     record.said_by_twilio.append(text)
                 case markup.TwimlPause(seconds):
                     await asyncio.sleep(seconds)
                 case markup.TwimlRedirect(url, method):
-                    return await self._ask(urljoin(answer.url, url), method)
+                    return await self._request_document(
+                        urljoin(answer.url, url), method
+                    )
                 case markup.TwimlConnect(stream, action, method):
                     end = await self._connect(stream, answer.url)
                     if end.code == LOST:
                         await asyncio.sleep(self._caller.notice_seconds)
-                    if self._left:
+                    if self._is_over:
                         return None
                     if action is not None:
-                        return await self._ask(urljoin(answer.url, action), method)
+                        return await self._request_document(
+                            urljoin(answer.url, action), method
+                        )
                     if end.code != CLOSED_BY_BRIDGE:
-                        self._unattended = f"{end.code} {end.text}"
+                        self._stream_error = f"{end.code} {end.text}"
                 case markup.TwimlDial(action=action, method=method):
                     result = _dial_form(await self._dial(verb))
                     if action is not None:
                         url = urljoin(answer.url, action)
-                        return await self._ask(url, method, more=result)
+                        return await self._request_document(url, method, more=result)
                 case markup.TwimlReject(reason):
                     record.rejected = reason
                     return None
@@ -381,21 +389,21 @@ class PlacedCall:
                 text = "the stream URL's query string is not passed on"
                 self._record.warnings.append(DebuggerWarning(31920, text, monotonic()))
             url = without_query(url)
-            socket = await open_socket(url, self._places, self._caller.auth_token)
+            socket = await open_socket(url, self._origins, self._caller.auth_token)
         except StreamRefusedError as error:
             end = StreamEnd(stream_sid, error.code, error.text, monotonic())
             self._record.stream_ends.append(end)
             self._notify(stream, stream_sid, "stream-error", f"{end.code} {end.text}")
             return end
         self._notify(stream, stream_sid, "stream-started")
-        end = await self._carry(stream, stream_sid, socket)
+        end = await self._run_stream(stream, stream_sid, socket)
         if end.code in (0, CLOSED_BY_BRIDGE):
             self._notify(stream, stream_sid, "stream-stopped")
         else:
             self._notify(stream, stream_sid, "stream-error", f"{end.code} {end.text}")
         return end
 
-    async def _carry(
+    async def _run_stream(
         self, stream: markup.TwimlStream, stream_sid: str, socket: ClientConnection
     ) -> StreamEnd:
         """Run the stream on its open socket until it ends; leave nothing behind."""
@@ -422,15 +430,15 @@ class PlacedCall:
             self._script_runner.opened(media_stream)
             await media_stream.run()
         finally:
-            if media_stream.dangling:
-                self._dangling.append(socket)
+            if media_stream.silenced:
+                self._silenced.append(socket)
             else:
                 socket.transport.abort()
             reading.cancel()
         assert media_stream.end is not None
         return media_stream.end
 
-    async def _ask(
+    async def _request_document(
         self,
         url: str,
         method: markup.Method,
@@ -442,7 +450,7 @@ class PlacedCall:
         if not urlsplit(url).netloc:
             # Only in TwiML that came without a URL of its own.
             raise _CallFailedError(f"15004 the URL {url} is not absolute")
-        url = self._places.public_url(url)
+        url = self._origins.public_url(url)
         answer = await self._webhooks.ask(url, {**self._form(status), **more}, method)
         path = urlsplit(url).path
         if answer.status == 0:
@@ -485,7 +493,7 @@ class PlacedCall:
         if error:
             form["StreamError"] = error
         assert self._webhooks is not None
-        url = self._places.public_url(stream.status_callback)
+        url = self._origins.public_url(stream.status_callback)
         asking = self._webhooks.ask(url, form, stream.status_method)
         self._tasks.create_task(asking)
 
@@ -495,7 +503,7 @@ class PlacedCall:
         assert record.ended_at is not None
         answered = record.answered_at or record.ended_at
         form = self._form("completed") | progress(0, record.ended_at - answered)
-        await self._webhooks.ask(self._places.public_url(url), form, "POST")
+        await self._webhooks.ask(self._origins.public_url(url), form, "POST")
 
 
 def _inline(document: str) -> WebhookResponse:

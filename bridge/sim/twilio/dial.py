@@ -68,14 +68,14 @@ class _NoRedirect(connect):
 
 
 async def open_socket(
-    url: str, places: Origins, auth_token: str | None
+    url: str, origins: Origins, auth_token: str | None
 ) -> ClientConnection:
     """The open socket; StreamRefusedError with Twilio's code when there is none."""
     headers = {}
     if auth_token is not None:
         headers["x-twilio-signature"] = sign(auth_token, url)
-    # The Host header is the public one; the connection goes where `places` says.
-    target = urlsplit(places.dial(url))
+    # The Host header is the public one; the connection goes where `origins` says.
+    target = urlsplit(origins.dial(url))
     named = urlunsplit(urlsplit(url)._replace(scheme=target.scheme))
     try:
         return await _NoRedirect(

@@ -124,7 +124,9 @@ class FakeCall:
     canceled: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last status callback has been answered."""
-    told: "asyncio.Queue[dict[str, str] | None]" = field(default_factory=asyncio.Queue)
+    pending_callbacks: "asyncio.Queue[dict[str, str] | None]" = field(
+        default_factory=asyncio.Queue
+    )
     sequence: int = 0
 
     @property
@@ -185,7 +187,7 @@ class TwilioRest:
         self._network = network or Network()
         self._queued_seconds = queued_seconds
         self._tasks = asyncio.TaskGroup()
-        self._living: set[asyncio.Task[None]] = set()
+        self._call_tasks: set[asyncio.Task[None]] = set()
         self._runner: web.AppRunner | None = None
 
     @property
@@ -213,7 +215,7 @@ class TwilioRest:
     async def __aexit__(self, *error: object) -> None:
         assert self._runner is not None
         await self._runner.cleanup()
-        for task in self._living:
+        for task in self._call_tasks:
             task.cancel()
         async with asyncio.timeout(CLEAN_UP_LIMIT):
             await self._tasks.__aexit__(None, None, None)
@@ -249,9 +251,9 @@ class TwilioRest:
         _check_instructions(asked)
         _check_callbacks(asked, events)
         _check_detection(asked)
-        _whole(asked, "Timeout", (1, RING_LIMIT), 21208)
+        _check_number(asked, "Timeout", (1, RING_LIMIT), 21208)
         # The code for a TimeLimit is undocumented; 21200 is the resource's own.
-        _whole(asked, "TimeLimit", (1, 24 * 3600), 21200)
+        _check_number(asked, "TimeLimit", (1, 24 * 3600), 21200)
         call = FakeCall(
             sid="CA" + secrets.token_hex(16),
             asked=asked,
@@ -259,10 +261,10 @@ class TwilioRest:
             created_at=datetime.now(UTC),
         )
         self.calls[call.sid] = call
-        for work in (self._live(call), self._tell(call)):
+        for work in (self._run_call(call), self._post_callbacks(call)):
             task = self._tasks.create_task(work)
-            self._living.add(task)
-            task.add_done_callback(self._living.discard)
+            self._call_tasks.add(task)
+            task.add_done_callback(self._call_tasks.discard)
         return 201, call
 
     async def _fetch(self, request: web.Request) -> tuple[int, FakeCall]:
@@ -291,7 +293,7 @@ class TwilioRest:
             if "Twiml" in asked:
                 call.placed.replace(asked["Twiml"])
             else:
-                url = self._places(asked["Url"]).public_url(asked["Url"])
+                url = self._origins(asked["Url"]).public_url(asked["Url"])
                 call.placed.redirect(url, _method(asked, "Method"))
         return 200, call
 
@@ -356,48 +358,48 @@ class TwilioRest:
 
     # --- the call ---
 
-    async def _live(self, call: FakeCall) -> None:
+    async def _run_call(self, call: FakeCall) -> None:
         """The call from queue to end."""
-        if await _within(self._queued_seconds, call.canceled):
+        if await _happens_within(self._queued_seconds, call.canceled):
             # "Cancelling while queued fires no callback."
             call.status, call.ended_at = "canceled", datetime.now(UTC)
         else:
             callee = self.callees.get(call.asked["To"], self.callee)
-            self._goes_on(call, "initiated")
+            self._set_status(call, "initiated")
             status = await self._ring(call, callee)
             if status is None:
                 assert not isinstance(callee, Unreached)
-                status = await self._talk(call, callee)
+                status = await self._answered_call(call, callee)
             call.ended_at = datetime.now(UTC)
-            self._goes_on(call, status, "completed")
-        call.told.put_nowait(None)
+            self._set_status(call, status, "completed")
+        call.pending_callbacks.put_nowait(None)
 
     async def _ring(self, call: FakeCall, callee: Callee) -> Status | None:
         """None when somebody picks up."""
         seconds = float(call.asked.get("Timeout", 60))
         if not (isinstance(callee, Unreached) and callee.status == "failed"):
-            self._goes_on(call, "ringing")
-        if await _within(min(callee.after, seconds), call.canceled):
+            self._set_status(call, "ringing")
+        if await _happens_within(min(callee.after, seconds), call.canceled):
             return "canceled"
         if callee.after > seconds:
             return "no-answer"
         return callee.status if isinstance(callee, Unreached) else None
 
-    async def _talk(self, call: FakeCall, callee: Answers | Machine) -> Status:
+    async def _answered_call(self, call: FakeCall, callee: Answers | Machine) -> Status:
         """From the moment somebody picks up until one side hangs up."""
         call.answered_at = datetime.now(UTC)
-        self._goes_on(call, "in-progress", "answered")
+        self._set_status(call, "in-progress", "answered")
         mode = call.asked.get("MachineDetection")
-        beside = call.asked.get("AsyncAmd", "false") == "true"
-        if mode is not None and not beside:
+        is_async = call.asked.get("AsyncAmd", "false") == "true"
+        if mode is not None and not is_async:
             said, seconds = _detection(call.asked, callee)
-            if await _within(seconds, call.canceled):
+            if await _happens_within(seconds, call.canceled):
                 return "completed"
             call.answered_by = said
         call.placed = PlacedCall(self._caller(call))
         call.record = call.placed.record
         async with asyncio.TaskGroup() as tasks:
-            if mode is not None and beside:
+            if mode is not None and is_async:
                 detecting = tasks.create_task(self._detect(call, callee))
                 await call.placed.run(callee.script)
                 detecting.cancel()
@@ -410,15 +412,15 @@ class TwilioRest:
         asked = call.asked
         # Given both, Twilio takes the Url.
         url = asked.get("Url", "https://api.twilio.com/")
-        places = self._places(url)
+        origins = self._origins(url)
         more = {} if call.answered_by is None else {"AnsweredBy": call.answered_by}
         return Caller(
-            webhook_url=places.connect + url.removeprefix(places.public),
+            webhook_url=origins.connect + url.removeprefix(origins.public),
             webhook_method=_method(asked, "Method"),
             document=None if "Url" in asked else asked["Twiml"],
             direction="outbound-api",
             auth_token=self._auth_token,
-            signed_origin=places.public,
+            signed_origin=origins.public,
             account_sid=self._account_sid,
             from_number=asked["From"],
             to_number=asked["To"],
@@ -434,7 +436,7 @@ class TwilioRest:
         said, seconds = _detection(call.asked, callee)
         await asyncio.sleep(seconds)
         # A script begins with the stream, so the machine was later by so much.
-        await asyncio.sleep(_heard_from(call.record) + seconds - monotonic())
+        await asyncio.sleep(_speech_began(call.record) + seconds - monotonic())
         call.answered_by = said
         form = {
             "CallSid": call.sid,
@@ -446,7 +448,7 @@ class TwilioRest:
 
     # --- callbacks ---
 
-    def _goes_on(self, call: FakeCall, status: Status, event: str = "") -> None:
+    def _set_status(self, call: FakeCall, status: Status, event: str = "") -> None:
         """The call has a new status; whoever wants that event is told."""
         call.status = status
         talked = None if call.is_active else call.talked_seconds
@@ -464,12 +466,12 @@ class TwilioRest:
         }
         if (event or status) in call.events:
             call.sequence += 1
-            call.told.put_nowait(form)
+            call.pending_callbacks.put_nowait(form)
 
-    async def _tell(self, call: FakeCall) -> None:
+    async def _post_callbacks(self, call: FakeCall) -> None:
         """Post the status callbacks in their order, or with every two swapped."""
         held: dict[str, str] | None = None
-        while (form := await call.told.get()) is not None:
+        while (form := await call.pending_callbacks.get()) is not None:
             if self.out_of_order and held is None:
                 held = form
                 continue
@@ -485,12 +487,12 @@ class TwilioRest:
         if (url := call.asked.get(name)) is None:
             return
         async with aiohttp.ClientSession() as session:
-            places = self._places(url)
-            webhooks = WebhookClient(session, places, self._auth_token, call.callbacks)
+            origins = self._origins(url)
+            webhooks = WebhookClient(session, origins, self._auth_token, call.callbacks)
             method = _method(call.asked, f"{name}Method")
-            await webhooks.ask(places.public_url(url), form, method)
+            await webhooks.ask(origins.public_url(url), form, method)
 
-    def _places(self, url: str) -> Origins:
+    def _origins(self, url: str) -> Origins:
         parts = urlsplit(url)
         public = f"{parts.scheme}://{parts.netloc}"
         return Origins(self.bridge or public, public)
@@ -516,14 +518,14 @@ def _detection(
     return (said, seconds) if seconds <= limit else ("unknown", limit)
 
 
-def _heard_from(record: CallRecord) -> float:
+def _speech_began(record: CallRecord) -> float:
     """When whoever picked up began to speak."""
     start = record.stream_at if record.stream_at is not None else record.answered_at
     assert start is not None
     return start
 
 
-async def _within(seconds: float, event: asyncio.Event) -> bool:
+async def _happens_within(seconds: float, event: asyncio.Event) -> bool:
     """Wait so long for the event; False if it did not happen."""
     try:
         async with asyncio.timeout(seconds):
@@ -555,14 +557,14 @@ def _check_callbacks(asked: Mapping[str, str], events: Sequence[str]) -> None:
 
 
 def _check_detection(asked: Mapping[str, str]) -> None:
-    mode, beside = asked.get("MachineDetection"), asked.get("AsyncAmd", "false")
+    mode, is_async = asked.get("MachineDetection"), asked.get("AsyncAmd", "false")
     if mode not in (None, "Enable", "DetectMessageEnd") or (
-        beside not in ("true", "false")
+        is_async not in ("true", "false")
     ):
         raise _RefusedError(400, 21234, "Invalid Machine Detection configuration value")
     for name, limits in DETECTION_RANGES.items():
-        _whole(asked, name, limits, 21234)
-    if beside == "true" and "AsyncAmdStatusCallback" not in asked:
+        _check_number(asked, name, limits, 21234)
+    if is_async == "true" and "AsyncAmdStatusCallback" not in asked:
         # On a live account a warning in the debugger, and a result that never comes.
         raise _RefusedError(400, 21262, "No AMD status callback URL provided")
 
@@ -573,7 +575,7 @@ def _check_url(url: str, code: int, name: str) -> None:
         raise _RefusedError(400, code, f"{name} is not a valid URL: {url}")
 
 
-def _whole(
+def _check_number(
     asked: Mapping[str, str], name: str, limits: tuple[int, int], code: int
 ) -> None:
     text = asked.get(name)

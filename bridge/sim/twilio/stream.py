@@ -58,7 +58,7 @@ def silent_payloads(noisy: bool) -> Sequence[str]:
 QUIET, HISS = silent_payloads(noisy=False), silent_payloads(noisy=True)
 
 
-class _Last(Enum):
+class _Ending(Enum):
     """What ends a connection, in the place of a message."""
 
     CLOSE = auto()  # closing handshake
@@ -93,7 +93,7 @@ class MediaStream:
         on_media: OnMedia | None = None,
     ) -> None:
         self.end: StreamEnd | None = None
-        self.dangling = False  # the socket is open still, though nothing passes
+        self.silenced = False  # the socket is open still, though nothing passes
         self._socket = socket
         self._streamed = streamed
         self._playout = streamed.playout
@@ -112,8 +112,10 @@ class MediaStream:
         self._number = 0  # sequenceNumber of the last message
         self._gap: tuple[float, float, Literal["dtx", "loss"]] | None = None
         self._warned: set[int] = set()
-        self._sending: deque[tuple[float, str | _Last, bool]] = deque()
-        self._crossing: deque[tuple[float, messages.BridgeMessage | _Closed]] = deque()
+        self._sending: deque[tuple[float, str | _Ending, bool]] = deque()
+        self._in_transit: deque[tuple[float, messages.BridgeMessage | _Closed]] = (
+            deque()
+        )
         self._wakeup = Wakeup()
 
     def open(self, parameters: dict[str, str]) -> None:
@@ -133,12 +135,12 @@ class MediaStream:
                 message = messages.read(raw, self._sid)
                 if isinstance(message, messages.MediaMessage):
                     self._record.media_in.append((now, len(message.audio)))
-                self._cross_at(now, message)
+                self._receive(now, message)
             code = self._socket.close_code
             closed = _Closed(CLOSED_BY_BRIDGE, "closed by the bridge", code)
         except ConnectionClosedError as error:
             closed = _closed(error)
-        self._cross_at(monotonic(), closed)
+        self._receive(monotonic(), closed)
 
     async def run(self) -> None:
         """Let Twilio's side happen until the stream is over and its last word sent."""
@@ -155,12 +157,12 @@ class MediaStream:
             frame_at = self._began + (self._frames + 1) * FRAME_SECONDS
             due = self._playout.next_due
             at = frame_at if due is None or due > frame_at else due
-            if self._crossing and self._crossing[0][0] <= at:
-                at, message = self._crossing[0]
+            if self._in_transit and self._in_transit[0][0] <= at:
+                at, message = self._in_transit[0]
                 if at > now:
                     return
-                self._crossing.popleft()
-                self._arrived(message, at)
+                self._in_transit.popleft()
+                self._on_arrival(message, at)
             elif at > now:
                 return
             elif due is not None and due <= at:
@@ -190,16 +192,16 @@ class MediaStream:
         now = self._catch_up()
         sids = (self._account_sid, self._record.call_sid, self._sid)
         self._emit(messages.stop(self._next_number(), *sids), now)
-        self._emit(_Last.CLOSE, now)
+        self._emit(_Ending.CLOSE, now)
         self._finish(StreamEnd(self._sid, 0, "hung up", now))
 
     def drop(self, how: Literal["reset", "silence"] = "reset") -> None:
         """The connection breaks; what was sent before still arrives."""
         now = self._catch_up()
         if how == "reset":
-            self._emit(_Last.RESET, now)
+            self._emit(_Ending.RESET, now)
         else:
-            self.dangling = True
+            self.silenced = True
             self._socket.transport.pause_reading()
         self._finish(StreamEnd(self._sid, LOST, "broken pipe", now))
 
@@ -230,7 +232,7 @@ class MediaStream:
         text = messages.media(number, self._chunk, begun, payload, self._tail)
         self._emit(text, at, frame=True)
 
-    def _arrived(self, message: messages.BridgeMessage | _Closed, at: float) -> None:
+    def _on_arrival(self, message: messages.BridgeMessage | _Closed, at: float) -> None:
         """Something from the bridge has crossed the network and is at Twilio."""
         match message:
             case messages.MediaMessage(audio):
@@ -275,12 +277,12 @@ class MediaStream:
         self._number += 1
         return self._number
 
-    def _emit(self, text: str | _Last, at: float, frame: bool = False) -> None:
+    def _emit(self, text: str | _Ending, at: float, frame: bool = False) -> None:
         if self.end is None:  # the connection may have closed while catching up
             self._sending.append((self._up.arrival(at), text, frame))
 
-    def _cross_at(self, now: float, message: messages.BridgeMessage | _Closed) -> None:
-        self._crossing.append((self._down.arrival(now), message))
+    def _receive(self, now: float, message: messages.BridgeMessage | _Closed) -> None:
+        self._in_transit.append((self._down.arrival(now), message))
         self._wakeup.wake()
 
     def _next(self) -> float:
@@ -288,8 +290,8 @@ class MediaStream:
         times = [self._sending[0][0]] if self._sending else []
         if self.end is None:
             times.append(self._began + (self._frames + 1) * FRAME_SECONDS)
-            if self._crossing:
-                times.append(self._crossing[0][0])
+            if self._in_transit:
+                times.append(self._in_transit[0][0])
             if (due := self._playout.next_due) is not None:
                 times.append(due)
         return min(times)
@@ -313,13 +315,13 @@ class MediaStream:
             self._socket.transport.abort()
             self._sending.clear()
 
-    async def _write(self, text: str | _Last) -> None:
+    async def _write(self, text: str | _Ending) -> None:
         match text:
             case str():
                 await self._socket.send(text)
-            case _Last.CLOSE:
+            case _Ending.CLOSE:
                 await self._socket.close()
-            case _Last.RESET:
+            case _Ending.RESET:
                 # Lingering for 0 s turns the close into a reset.
                 linger = struct.pack("ii", 1, 0)
                 raw = self._socket.transport.get_extra_info("socket")

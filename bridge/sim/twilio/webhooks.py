@@ -93,12 +93,12 @@ class WebhookClient:
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        places: Origins,
+        origins: Origins,
         auth_token: str | None,
         noted: list[WebhookRequest],
     ) -> None:
         self._session = session
-        self._places = places
+        self._origins = origins
         self._auth_token = auth_token
         self._noted = noted
 
@@ -144,7 +144,7 @@ class WebhookClient:
             "Accept": "*/*",
             "I-Twilio-Idempotency-Token": token,
         }
-        if self._places.is_ours(url):
+        if self._origins.is_ours(url):
             headers["Host"] = urlsplit(url).netloc
         if self._auth_token is not None:
             headers["X-Twilio-Signature"] = sign(
@@ -152,7 +152,7 @@ class WebhookClient:
             )
         async with self._session.request(
             method,
-            self._places.dial(url),
+            self._origins.dial(url),
             data=signed,
             headers=headers,
             allow_redirects=False,
