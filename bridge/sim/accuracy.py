@@ -1,8 +1,8 @@
-"""`bridge sim accuracy`: does the model believe what the caller has really heard?
+"""`bridge sim accuracy`: does the model believe what the caller really heard?
 
-Places calls to a bridge that is handed in, between a fake model and a fake caller. The
-belief is read from the model's items, the truth from the audio the caller was played:
-each millisecond of it says which one it is.
+Places calls to a given bridge, between a fake model and a fake caller. The belief is
+read from the model's items, the truth from the audio that the caller heard: each
+millisecond of it carries its own position.
 """
 
 import asyncio
@@ -48,18 +48,19 @@ __all__ = [
     "render",
 ]
 
-STAGGER = 1.5  # s within which calls that are placed at once begin
-TURN_SECONDS = 5.0  # from the caller's word to the answer's first sound, at most
-SETUP_SECONDS = 30.0  # of a call, for all else
-TICK = 0.01  # s between two looks at how late the event loop is
-BUSY_MS = 50.0  # a loop so late is told of where a measurement fails
+STAGGER = 1.5  # s; calls placed at once begin at random times within this
+TURN_SECONDS = 5.0  # maximum from the caller's speech to the first audio of the answer
+SETUP_SECONDS = 30.0  # of a call, for everything but its turns
+TICK = 0.01  # s between two measurements of the event loop's delay
+BUSY_MS = 50.0  # delay of the event loop that a failed report mentions
 WORST_SHOWN = 10
 
 
 class BridgeFactory(Protocol):
-    """Puts a bridge in front of the model at this url, as long as it is entered.
+    """A context manager factory that runs a bridge in front of the model at this URL.
 
-    Gives the bridge's voice webhook and the auth token its signatures need, or None.
+    Yields the URL of the bridge's voice webhook, and the auth token for its signatures
+    or None.
     """
 
     def __call__(
@@ -68,29 +69,30 @@ class BridgeFactory(Protocol):
 
 
 Progress = Callable[[int, int], None]
-"""(calls that are over, all calls)."""
+"""Called with (finished calls, all calls)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """One call to be placed."""
+    """A call to place."""
 
     scene: Scene
     network: Network
-    number: int  # among the calls of its scene and network
+    number: int  # within the calls of the same scene and network
     interruptions: int
     seed: int
     frame_playout: bool
 
     def random(self) -> Random:
-        """The same for this call, whatever else is measured."""
+        """The same randomness for this call, whatever else is measured."""
         where = f"{self.scene.name} {label(self.network)}"
         return Random(f"{self.seed} {where} {self.number}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A call that is over, not judged yet: reading its audio would disturb others."""
+    """A finished call, not judged yet: reading its audio would disturb the other
+    calls."""
 
     plan: _Plan
     record: CallRecord
@@ -114,7 +116,8 @@ async def measure(
     frame_playout: bool = False,
     progress: Progress | None = None,
 ) -> BeliefReport:
-    """Place `calls` calls per scene and network, `at_once` at the same time; judge."""
+    """Place `calls` calls per scene and network, `at_once` concurrently, and judge
+    them."""
     plans = [
         _Plan(scene, network, number, interruptions, seed, frame_playout)
         for scene in scenes
@@ -150,7 +153,7 @@ async def measure(
 
 
 async def _place(plan: _Plan, start_bridge: BridgeFactory) -> _Placed:
-    """One call. It has a model of its own, for ruler numbers count per session."""
+    """Place one call. It has its own model, because ruler numbers count per session."""
     random = plan.random()
     behaviour = plan.scene.behaviour(random)
     network = replace(plan.network, seed=random.getrandbits(32))
@@ -180,8 +183,8 @@ async def _place(plan: _Plan, start_bridge: BridgeFactory) -> _Placed:
 
 
 async def _watch_loop(lateness: list[float]) -> None:
-    """Note how much later than asked for the event loop wakes a sleeper, at worst."""
-    # Not while everything is loaded for the first time: nobody is interrupted yet.
+    """Record the longest delay with which the event loop woke a sleeper, in seconds."""
+    # Skip the start, when modules are loaded: no answer is interrupted yet.
     await asyncio.sleep(STAGGER)
     while True:
         due = monotonic() + TICK
@@ -223,7 +226,7 @@ _NUMBERS = (
 
 
 def render(report: BeliefReport) -> Group:
-    """The report for a terminal: a table, the worst items, what is broken."""
+    """The report for a terminal: a table, the worst items, the broken limits."""
     table = Table(
         title="Belief error (all in ms)",
         caption="p50 ... bias: of the items heard in part; generating: answers cut "
@@ -278,7 +281,7 @@ def _lines(report: BeliefReport) -> Iterator[str]:
 
 
 def as_json(report: BeliefReport) -> str:
-    """The whole report, every item of it, for machines."""
+    """The whole report with every item, as JSON."""
     document = asdict(report)
     document["calls"] = document.pop("verdicts")
     document["limits_ms"] = {"p95": P95_LIMIT, "worst": WORST_LIMIT}

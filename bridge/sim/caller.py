@@ -1,10 +1,12 @@
-"""A Twilio that origins a call to a bridge, over real sockets, in real time.
+"""A Twilio that places a call to a bridge, over real sockets, in real time.
 
-It asks the voice webhook, obeys the TwiML, opens the media stream, plays what comes at
-1x, echoes marks, obeys clear, and asks `<Connect action>` when the stream ends. It
-imports nothing of the bridge: what both would get wrong together, no test would find.
+It requests the voice webhook, executes the TwiML, opens the media stream, plays the
+bridge's audio at 1x, echoes marks, obeys clear, and requests `<Connect action>` when
+the stream ends. It imports nothing of the bridge: no test would find a mistake that
+both share.
 
-    record = await Caller(webhook_url="http://127.0.0.1:8080/voice").call([Listen()])
+    script = [ListenStep()]
+    record = await Caller(webhook_url="http://127.0.0.1:8080/voice").call(script)
 """
 
 import asyncio
@@ -75,37 +77,38 @@ __all__ = [
     "place_many",
 ]
 
-HANG_UP_LIMIT = 5.0  # s for the last words over the socket
+HANG_UP_LIMIT = 5.0  # s to send the last messages
 NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
 NUMBER = re.compile(r"\+[1-9][0-9]{6,14}")  # E.164
 XML_TYPES = {"text/xml", "application/xml", "text/html"}
 
 
 def random_number() -> str:
-    """A number to call from: many calls of one caller are not many callers."""
+    """A random number to call from: calls from one number count as one caller."""
     return f"+1555{secrets.randbelow(10_000_000):07}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who calls whom, over which network; `call` may be used again for a new call.
+    """A caller's settings; `call` may be used for several calls.
 
-    `auth_token` None = nothing is signed. `signed_origin` is the origin Twilio
-    believes in (https://...) when it differs from the one connected. `parameters` are
-    added to every webhook's form. At `max_seconds` the caller hangs up.
+    `auth_token` None: nothing is signed. `signed_origin`: the origin that Twilio knows
+    (https://...), if it differs from the one to connect to. `parameters` are added to
+    every webhook's form. After `max_seconds` the caller hangs up.
 
-    A call of `direction` "outbound-api" is one that Twilio has placed: it is answered
-    before anything is asked, and the script is the one of who was called. `document` is
-    TwiML to begin with, instead of asking `webhook_url`.
+    With `direction` "outbound-api" Twilio has placed the call: it is answered before
+    the first request, and the script is the called party's. `document`: TwiML to begin
+    with, instead of a request to `webhook_url`.
 
-    Whom the bridge dials rings for `dial_ring_seconds` (no longer than <Dial timeout>,
-    which makes it "no-answer"), then comes `dial_outcome`; who answers talks for
-    `dial_talk_seconds` and hangs up, and Twilio asks the action or takes the next verb.
+    A number that the bridge dials rings for `dial_ring_seconds` (longer than <Dial
+    timeout> means "no-answer"); then `dial_outcome` applies. A party that answers talks
+    for `dial_talk_seconds` and hangs up. Then Twilio requests the action or executes
+    the next verb.
 
-    `allow_ws` takes ws:// stream URLs of any host, which Twilio refuses (31922).
+    `allow_ws` accepts ws:// stream URLs of any host, which Twilio refuses (31922).
 
-    A stream whose connection is lost, on whichever side, is noticed `notice_seconds`
-    later, and the action asked then (how long it takes Twilio is not documented).
+    Twilio notices the lost connection of a stream, on either side, after
+    `notice_seconds`, and then requests the action (Twilio's own delay is undocumented).
     """
 
     webhook_url: str
@@ -133,7 +136,7 @@ class Caller:
     on_media: OnMedia | None = None
 
     async def call(self, script: Script) -> CallRecord:
-        """Place the call, act out the script, return what happened."""
+        """Place the call, run the script, return the record."""
         return await PlacedCall(self).run(script)
 
 
@@ -153,27 +156,27 @@ async def place_many(
 
 
 class _CallFailedError(Exception):
-    """Twilio cannot go on: it would say "an application error" and hang up."""
+    """Twilio cannot continue: it would say "an application error" and hang up."""
 
 
 @dataclass(frozen=True, slots=True)
 class _DocumentRequest:
-    """A document that has yet to be asked for."""
+    """A document to request."""
 
     url: str
     method: markup.Method
 
 
 class PlacedCall:
-    """One call, from the first webhook to the last; its tasks live in one group.
+    """One call, from the first webhook to the last; its tasks are in one TaskGroup.
 
-    While it runs, the account may interfere: `end` and `replace`.
+    During the call the account may change it: `end`, `replace`, `redirect`.
     """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self._next: _DocumentRequest | WebhookResponse | None = (
-            None  # in place of what runs
+            None  # replaces the document that runs
         )
         self._interrupted = asyncio.Event()
         self._ended_by = "caller"
@@ -185,25 +188,26 @@ class PlacedCall:
         self._origins = Origins.of(caller.webhook_url, caller.signed_origin)
         self._tasks = asyncio.TaskGroup()
         self._webhooks: WebhookClient | None = None
-        self._stream_error: str | None = None  # a stream's fault no verb followed
-        self._silenced: list[ClientConnection] = []  # open, until the call is over
+        self._stream_error: str | None = None  # stream error that no verb followed
+        # sockets kept open until the call is over
+        self._silenced: list[ClientConnection] = []
 
     @property
     def record(self) -> CallRecord:
         return self._record
 
     def end(self, by: str) -> None:
-        """The account ends the call; `by` is who the record says it was."""
+        """The account ends the call; the record's `ended_by` is `by`."""
         self._ended_by = by
         self._script_runner.hung_up.set()
 
     def replace(self, document: str) -> None:
-        """The account gives other TwiML; a stream that is open ends."""
+        """The account replaces the TwiML; an open stream ends."""
         self._next = _inline(document)
         self._interrupted.set()
 
     def redirect(self, url: str, method: markup.Method) -> None:
-        """As `replace`, with a document to be asked for."""
+        """Like `replace`, with a document to request."""
         self._next = _DocumentRequest(url, method)
         self._interrupted.set()
 
@@ -232,7 +236,7 @@ class PlacedCall:
         return record
 
     async def _until_over(self, ending: asyncio.Task[bool]) -> None:
-        """Return when the call is over, by whichever side; the caller may hang up."""
+        """Return when the call is over, ended by either side or by the time limit."""
         caller = self._caller
         over_at = monotonic() + caller.max_seconds
         document: _DocumentRequest | WebhookResponse | None = _DocumentRequest(
@@ -261,7 +265,7 @@ class PlacedCall:
         self._record.ended_by = self._record.ended_by or self._ended_by
 
     async def _stop(self, following: asyncio.Task[None]) -> None:
-        """End what runs, wherever it is; a stream gets its last words."""
+        """Stop the running document; an open stream sends its last messages first."""
         if self._script_runner.stream is not None:
             self._script_runner.stream.hang_up()
             await asyncio.wait({following}, timeout=HANG_UP_LIMIT)
@@ -271,7 +275,7 @@ class PlacedCall:
     async def _follow_documents(
         self, first: _DocumentRequest | WebhookResponse
     ) -> None:
-        """What the bridge's documents make of the call."""
+        """Execute the bridge's documents, one after the other."""
         status = "in-progress" if self._record.answered_at is not None else "ringing"
         document: WebhookResponse | None
         try:
@@ -288,17 +292,17 @@ class PlacedCall:
 
     @property
     def _is_over(self) -> bool:
-        """Somebody has hung up, or another document takes over."""
+        """A party has hung up, or another document replaces this one."""
         return self._script_runner.hung_up.is_set() or self._next is not None
 
     def _end_reason(self) -> str:
-        """Why the call ended, seeing that the caller did not hang up."""
+        """Why the call ended, given that the caller did not hang up."""
         record = self._record
         record.error = record.error or self._stream_error
         return "bridge" if record.error is None else f"error: {record.error}"
 
     async def _execute(self, answer: WebhookResponse) -> WebhookResponse | None:
-        """Follow a document; returns the next one, None when the call is over."""
+        """Execute a document. Returns the next one, or None if the call is over."""
         record = self._record
         for verb in self._verbs(answer):
             if record.answered_at is None and not isinstance(verb, markup.TwimlReject):
@@ -338,7 +342,8 @@ class PlacedCall:
         return None
 
     async def _dial(self, dial: markup.TwimlDial) -> DialledLeg:
-        """Ring somebody and let the two talk; the caller may hang up at any time."""
+        """Ring the number and let both parties talk; the caller may hang up at any
+        time."""
         caller, now = self._caller, monotonic()
         dialled = DialledLeg(
             call_sid="CA" + secrets.token_hex(16),
@@ -370,7 +375,7 @@ class PlacedCall:
             return [
                 markup.TwimlSay(answer.text),
                 markup.TwimlHangup(),
-            ]  # read aloud, hang up
+            ]  # Twilio reads the text aloud and hangs up
         if answer.content_type not in XML_TYPES | {"text/plain"}:
             raise _CallFailedError(f"12300 content type {answer.content_type}")
         self._record.twiml.append(answer.text)
@@ -379,7 +384,7 @@ class PlacedCall:
     async def _connect(
         self, stream: markup.TwimlStream, document_url: str
     ) -> StreamEnd:
-        """Open a stream and let it run to its end."""
+        """Open a stream and run it to its end."""
         stream_sid = "MZ" + secrets.token_hex(16)
         try:
             if not document_url and stream.url.startswith("/"):
@@ -406,7 +411,7 @@ class PlacedCall:
     async def _run_stream(
         self, stream: markup.TwimlStream, stream_sid: str, socket: ClientConnection
     ) -> StreamEnd:
-        """Run the stream on its open socket until it ends; leave nothing behind."""
+        """Run the stream on its open socket until it ends; leaves no task behind."""
         caller, index = self._caller, len(self._record.streams)
         phase = Random(f"{caller.network.seed} phase {index}").random() * FRAME_US / 1e6
         playout = Playout(phase if caller.frame_playout else None)
@@ -445,10 +450,10 @@ class PlacedCall:
         status: str = "in-progress",
         more: Mapping[str, str] = NOTHING_MORE,
     ) -> WebhookResponse:
-        """A webhook that must say how the call goes on."""
+        """Request the document that says how the call continues."""
         assert self._webhooks is not None
         if not urlsplit(url).netloc:
-            # Only in TwiML that came without a URL of its own.
+            # Only in TwiML that was given without a URL.
             raise _CallFailedError(f"15004 the URL {url} is not absolute")
         url = self._origins.public_url(url)
         answer = await self._webhooks.ask(url, {**self._form(status), **more}, method)
@@ -479,7 +484,7 @@ class PlacedCall:
     def _notify(
         self, stream: markup.TwimlStream, stream_sid: str, event: str, error: str = ""
     ) -> None:
-        """Post the stream's statusCallback, beside everything else."""
+        """Post the stream's statusCallback in a task of its own."""
         if stream.status_callback is None:
             return
         form = {
@@ -507,12 +512,12 @@ class PlacedCall:
 
 
 def _inline(document: str) -> WebhookResponse:
-    """TwiML as if it had been asked for; it has no URL to which others are relative."""
+    """TwiML as if it had been requested; it has no URL for relative URLs."""
     return WebhookResponse("", 200, "text/xml", document)
 
 
 def _dial_form(dialled: DialledLeg) -> dict[str, str]:
-    """What the <Dial action> is told of the leg."""
+    """The parameters of a <Dial action> about the dialled leg."""
     bridged = dialled.status == "completed"
     form = {
         "DialCallStatus": dialled.status,

@@ -1,8 +1,8 @@
-"""Two who count at each other, so that every word of a call can be accounted for.
+"""A caller and an agent that count, so that every word of a call can be accounted for.
 
-A word is 400 ms of ruler audio with a number of its own: what the caller heard and what
-the model heard is read from the sound. The fake agent counts on where it was cut, as a
-model does that is told to; whatever is lost or said twice shows. Pure.
+A word is 400 ms of ruler audio with its own number: the sound itself tells what the
+caller and the model heard. The fake agent continues where it was cut, as a model does
+that is told where; so lost and repeated words show. Pure.
 """
 
 import re
@@ -22,8 +22,8 @@ from bridge.sim.ruler import BLOCK, LIMIT, ruler
 
 WORD_MS = 400
 MAX_CALL, MAX_TURN, MAX_PLACE = 499, 19, 49
-WHOLE = 0.9  # of a word: it was said, and saying it again is a repetition
-ENOUGH = 0.5  # ... it was understood, unless it is said again
+WHOLE = 0.9  # fraction of a word: it was spoken, and speaking it again is a repetition
+ENOUGH = 0.5  # fraction of a word: it was understood, unless it is spoken again
 TOOL = "look_up"
 
 _SPEAKERS = ("user", "assistant")
@@ -52,7 +52,7 @@ class CountedWord:
 
     @property
     def number(self) -> int:
-        """Of its ruler."""
+        """The word's ruler number."""
         of_speaker = _OF_AGENT if self.speaker == "agent" else 0
         return of_speaker + self.call * _OF_CALL + self.turn * _OF_TURN + self.place
 
@@ -74,7 +74,7 @@ def utterance(
 
 @lru_cache(maxsize=4096)
 def sound(words: tuple[CountedWord, ...]) -> bytes:
-    """The words as mu-law, without a pause."""
+    """The words as mu-law, without pauses."""
     return b"".join(ruler(word.number, WORD_MS) for word in words)
 
 
@@ -83,7 +83,7 @@ def text(words: Iterable[CountedWord]) -> str:
 
 
 def parse_words(text: str) -> list[CountedWord]:
-    """The words of a text; what is none of them is passed over."""
+    """The counted words of a text; other words are skipped."""
     speakers: dict[str, Speaker] = {"a": "agent", "c": "caller"}
     return [
         CountedWord(speakers[speaker], int(call), int(turn), int(place))
@@ -93,11 +93,11 @@ def parse_words(text: str) -> list[CountedWord]:
 
 @dataclass(frozen=True, slots=True)
 class WordSegment:
-    """A stretch of one word in mu-law audio, without another one in it."""
+    """A contiguous part of one word in mu-law audio."""
 
     word: CountedWord
     ms: int
-    at_ms: int  # where in the audio it begins
+    at_ms: int  # start in the audio
 
     @property
     def whole(self) -> bool:
@@ -105,8 +105,10 @@ class WordSegment:
 
 
 def word_segments(mulaw: bytes) -> list[WordSegment]:
-    """The words in `mulaw`, pieces of words too, in order. A word that silence splits
-    is one; one that begins again is two."""
+    """The words and partial words in `mulaw`, in order.
+
+    A word split by silence is one segment; a word that starts again is two.
+    """
     numbers, ms, at = _blocks(mulaw)
     if not len(numbers):
         return []
@@ -119,7 +121,8 @@ def word_segments(mulaw: bytes) -> list[WordSegment]:
 
 
 def understood_words(mulaw: bytes) -> list[CountedWord]:
-    """The words one understands: whole ones, and cut ones that are not said again."""
+    """The words that a listener understands: whole words, and cut words that are not
+    repeated."""
     heard = word_segments(mulaw)
     whole = {each.word for each in heard if each.whole}
     pieces: Counter[CountedWord] = Counter()
@@ -130,20 +133,20 @@ def understood_words(mulaw: bytes) -> list[CountedWord]:
         if each.whole:
             understood.append(each.word)
         elif each.word not in whole and pieces[each.word] >= ENOUGH * WORD_MS:
-            whole.add(each.word)  # its other pieces do not count
+            whole.add(each.word)  # the other segments of the word do not count
             understood.append(each.word)
     return understood
 
 
 def recognise(mulaw: bytes) -> str:
-    """A `Behaviour.ear` for a session in mu-law."""
+    """A `Behaviour.recogniser` for a session in mu-law."""
     return text(word for word in understood_words(mulaw) if word.speaker == "caller")
 
 
 def _blocks(
     mulaw: bytes,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Every whole millisecond of a ruler: its number, its ms, where it is."""
+    """Each whole millisecond of ruler audio: item number, ms, position."""
     audio = np.frombuffer(mulaw, np.uint8)
     at = np.flatnonzero(audio[: max(0, len(audio) - BLOCK + 1)] == _SYNC)
     data = audio[at[:, None] + np.arange(1, BLOCK)].astype(np.uint64)
@@ -159,11 +162,11 @@ def _blocks(
 
 @dataclass(frozen=True, slots=True)
 class CountingAgent:
-    """A `Behaviour.answer`: each answer counts to `words`, the next one anew.
+    """A `Behaviour.answer`: each answer counts to `words`, starting anew.
 
-    It knows nothing but the conversation. An answer that was cut is gone on with where
-    a system message behind it asks for that; the turns in `tool_turns` of the caller
-    have `TOOL` called first.
+    It knows only the conversation. If a system message after a cut answer asks for it,
+    the next answer continues there. In the caller's turns `tool_turns` it calls `TOOL`
+    first.
     """
 
     words: int = 6
@@ -199,11 +202,11 @@ class CountingAgent:
 
 @dataclass(frozen=True, slots=True)
 class WordComparison:
-    """Words that were to be heard, held against those that were."""
+    """The words that should have been heard, compared with those that were."""
 
     lost: tuple[CountedWord, ...]
     repeated: tuple[CountedWord, ...]
-    strange: tuple[CountedWord, ...]  # of nobody in this call, or of an answer too many
+    strange: tuple[CountedWord, ...]  # of no word expected in this call
     in_order: bool
 
     @property
@@ -214,7 +217,8 @@ class WordComparison:
 def compare_words(
     expected: Sequence[CountedWord], heard: Sequence[CountedWord]
 ) -> WordComparison:
-    """Agent's words count whatever call they are of: it does not always know."""
+    """Compare; agent's words count whatever call they name, as the agent may not know
+    it."""
     wanted = [_plain(word) for word in expected]
     got = [_plain(word) for word in heard]
     counts, known = Counter(got), set(wanted)
@@ -234,10 +238,10 @@ def _plain(word: CountedWord) -> CountedWord:
 
 
 def conversation_lines(conversation: Iterable[RememberedItem]) -> list[str]:
-    """The conversation as lines to compare: who said which words, calls, results.
+    """The conversation as comparable lines: each speaker's words, calls, results.
 
-    What somebody said in two pieces is one line; system messages and empty items are
-    none.
+    Consecutive items of one speaker are one line; system messages and empty items are
+    left out.
     """
     lines: list[tuple[str, str]] = []
     for kind, words in _told(conversation):

@@ -1,6 +1,6 @@
-"""Calls worth listening to: what the caller does and what the fake model answers.
+"""Scripted calls for listening: the caller's steps and the fake model's answers.
 
-The fake hears no words, so both sides of a scenario are written together, here.
+The fake model does not recognise words, so both sides of a scenario are written here.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from bridge.sim.twilio import steps
 
 @dataclass(frozen=True, slots=True)
 class SpokenLine:
-    """Words of the caller."""
+    """Words that the caller speaks."""
 
     text: str
 
@@ -24,15 +24,15 @@ CallerAction = SpokenLine | steps.Step
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A call to be placed; the nth `Line` is the nth thing the model is told."""
+    """A call to place; the nth `SpokenLine` is the nth transcript of the model."""
 
     name: str
     caller: Sequence[CallerAction]
     model: Sequence[Turn] = field(default_factory=tuple)
-    """Answers in order; none: small talk that tries the agent's tools."""
+    """Answers in order; none: the default answers, which call the agent's tools."""
 
     def script(self) -> list[steps.Step]:
-        """The caller's part, spoken."""
+        """The caller's steps, with the lines as speech."""
         return [_spoken(doing) for doing in self.caller]
 
     def behaviour(self) -> Behaviour:
@@ -56,7 +56,7 @@ RECEPTION = Scenario(
     caller=[
         steps.ListenStep(),
         SpokenLine("Hello, when are you open on Thursday?"),
-        # Into the answer, in mid-sentence, while seconds of it wait to be played.
+        # In mid-sentence of the answer, while seconds of it are queued.
         steps.HearStep(5200),
         SpokenLine("Thank you, that is enough. I have a question about my invoice."),
         steps.ListenStep(),
@@ -64,7 +64,7 @@ RECEPTION = Scenario(
         steps.ListenStep(),
         SpokenLine("I see. Thank you, and goodbye."),
         steps.ListenStep(),
-        # The agent hangs up; a caller whom nobody hung up on would do so by and by.
+        # The agent hangs up. If it did not, the caller would hang up after a while.
         steps.WaitStep(10),
         steps.HangUpStep(),
     ],
@@ -88,7 +88,7 @@ RECEPTION = Scenario(
         [SayText("You are welcome. Goodbye!"), CallTool("hang_up", {})],
     ],
 )
-"""Greeting, tools, interruption, handoff, goodbye, the agent hangs up: for the bundled
+"""Greeting, tools, interruption, handoff, goodbye, the agent hangs up. For the bundled
 agent."""
 
 _LISTEN = steps.ListenStep(quiet_seconds=0.7)
@@ -109,13 +109,13 @@ SMALL_TALK = Scenario(
         _LISTEN,
         SpokenLine("Thank you, goodbye."),
         _LISTEN,
-        # For a goodbye of the agent's, should it have one.
+        # Time for the agent's goodbye, if it says one.
         steps.WaitStep(0.5),
         steps.HangUpStep(),
     ],
 )
-"""For any agent: the fake answers by itself and tries the tools it finds, one for each
-line from the second on."""
+"""For any agent: the fake uses its default answers and calls the tools that it finds,
+one per line from the second line on."""
 
 SHORT_TALK = Scenario(
     name="a short talk",
@@ -128,11 +128,11 @@ SHORT_TALK = Scenario(
         steps.HangUpStep(),
     ],
 )
-"""A greeting, a question, an interruption, goodbye."""
+"""A greeting, a question, an interruption, a goodbye."""
 
 
 def pressing(keys: str) -> Scenario:
-    """A caller who presses keys behind the greeting, and hears what comes of it."""
+    """A caller who presses keys after the greeting and listens to the answer."""
     return Scenario(
         name="keys",
         caller=[

@@ -1,6 +1,7 @@
-"""What a fake session does with the caller's audio: turns, commits, transcription.
+"""The input side of a fake session: the caller's turns, commits, transcription.
 
-The Listener hears; here its findings become events, user items and responses.
+InputAudioBuffer detects speech. This module turns each detection into events, user
+items and responses.
 """
 
 import asyncio
@@ -20,12 +21,12 @@ from bridge.sim.realtime.items import ModelItem
 from bridge.sim.realtime.response import ActiveResponse
 from bridge.sim.realtime.turns import Trigger
 
-_CALLER_AUDIO_SECONDS = 600  # kept of each session
-_MINIMUM_COMMIT_MS = 100  # input_audio_buffer_commit_empty says so
+_CALLER_AUDIO_SECONDS = 600  # kept per session
+_MINIMUM_COMMIT_MS = 100  # as the error input_audio_buffer_commit_empty says
 
 
 class Responder(Protocol):
-    """What the input side of a session asks of its responses."""
+    """The part of a session that creates and cancels responses."""
 
     @property
     def active_response(self) -> ActiveResponse | None: ...
@@ -51,20 +52,20 @@ class CallerInput:
         self.audio_in_bytes = 0
         self.caller_audio = bytearray()
         self.speech_started_at: list[float] = []
-        self.turns = 0  # of the caller, committed
-        self.seconds = 0.0  # of speech in the latest
-        self.transcript: str | None = None  # of the latest, where one is known
+        self.turns = 0  # committed turns of the caller
+        self.seconds = 0.0  # of speech in the latest turn
+        self.transcript: str | None = None  # of the latest turn, if a text is known
         self.buffer = InputAudioBuffer(session.behaviour.vad_threshold)
         self._session = session
         self._responder = responder
         self._keep_audio = keep_audio
         self._record_appends = record_appends
-        self._turn_item = ""  # id of the user item being spoken
+        self._turn_item = ""  # id of the user item that the caller speaks now
         self._idle: asyncio.Task[None] | None = None
         self.configure()
 
     def configure(self) -> None:
-        """Take over the session's audio.input."""
+        """Apply the session's audio.input."""
         self.buffer.configure(self._format, self._detection)
 
     def clear(self) -> None:
@@ -154,7 +155,7 @@ class CallerInput:
         self._commit(self._session.new_id("item"), audio, seconds)
 
     def _commit(self, item_id: str, audio: bytes, seconds: float) -> None:
-        """The input buffer becomes a user item; its transcription follows later."""
+        """Turn the input buffer into a user item; its transcription follows later."""
         item = ModelItem(
             id=item_id,
             type="message",
@@ -179,7 +180,7 @@ class CallerInput:
             self._session.spawn(self._transcribe(item, seconds), "transcription")
 
     def take_audio_item(self, item: ModelItem) -> None:
-        """A turn that the client has put into the conversation, as audio."""
+        """Count a turn that the client added to the conversation as audio."""
         audio = b"".join(item.chunks)
         item.bytes_per_ms = BYTES_PER_MS[self._format]
         item.sent_bytes = len(audio)
@@ -193,7 +194,7 @@ class CallerInput:
     def _add_turn(
         self, item: ModelItem, audio: bytes, seconds: float, said: str | None = None
     ) -> None:
-        """One more turn of the caller's; the model knows the words at once."""
+        """Count a turn of the caller. The model knows its words at once."""
         behaviour = self._session.behaviour
         self.turns += 1
         self.seconds = seconds
@@ -243,7 +244,8 @@ class CallerInput:
             self._idle = None
 
     def _idle_too_long(self, since: int) -> None:
-        self._idle = None  # this very task
+        # The timer's task is the one that runs now: it must not be cancelled.
+        self._idle = None
         if self._responder.active_response is not None or self.buffer.speaking:
             return
         item_id = self._session.new_id("item")

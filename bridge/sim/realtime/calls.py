@@ -1,8 +1,8 @@
-"""OpenAI's side of a SIP call, faked: the webhook that announces it, the REST API that
-decides on it. The control socket is ModelServer's.
+"""A fake of OpenAI's side of SIP calls: the webhook that announces a call, and the REST
+API that decides about it. ModelServer has the control socket.
 
 Written from OpenAI's documentation and the Standard Webhooks specification, not from
-the `openai` package: what checks the bridge may not share its mistakes.
+the `openai` package: a fake must not share the mistakes of the code that it checks.
 """
 
 import base64
@@ -24,7 +24,8 @@ from bridge.sim.realtime.leg import check_formats
 from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 
 WEBHOOK_SECONDS = 15.0
-# A SIP leg's turn detection takes none of these (openai-agents-js, transport guide).
+# The turn detection of a SIP leg accepts none of these (openai-agents-js, transport
+# guide).
 NOT_ON_SIP = ("threshold", "prefix_padding_ms", "silence_duration_ms")
 _SIP_STATUSES = range(300, 700)
 _BODY_BYTES = 1024 * 1024
@@ -33,7 +34,7 @@ _BODY_BYTES = 1024 * 1024
 class CallsServer:
     """`async with CallsServer(model) as calls:`, then `await calls.ring(webhook)`.
 
-    The API is at `calls.url`; accepted calls are attached to at `model.url`.
+    The API is at `calls.url`. An accepted call's control socket is at `model.url`.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class CallsServer:
         fail: Mapping[str, int] | None = None,
         lose: Collection[str] = (),
     ) -> None:
-        """`late`: so many handshakes behind an accept come too early (404). `fail`:
-        "accept", "refer" ... -> the HTTP status it is answered with. `lose`: those are
-        carried out, and answered as if they were not (500)."""
+        """`late`: this many handshakes after an accept are refused as too early (404).
+
+        `fail`: verb ("accept", "refer" ...) -> HTTP status of its answer. `lose`: verbs
+        that are carried out, but answered with 500.
+        """
         self.secret = secret or new_secret()
         self.calls: list[PhoneCall] = []
-        self.requests: list[tuple[str, Json]] = []  # ("accept", its body), in order
+        self.requests: list[tuple[str, Json]] = []  # (verb, request body), in order
         self.fail = dict(fail or {})
         self.lose = frozenset(lose)
         self._model = model
@@ -111,11 +114,12 @@ class CallsServer:
         secret: str | None = None,
         without: Collection[str] = (),
     ) -> PhoneCall:
-        """A call comes in: its webhook is sent, and answered, before this returns.
+        """Announce a call. Returns when its webhook has been answered.
 
-        `headers`: of the INVITE, besides the usual ones. `copies`: sent so often, under
-        one webhook-id. `age`: signed so many seconds ago. `secret`: of a forger.
-        `without`: webhook headers that are left out.
+        `headers`: added to the usual headers of the INVITE. `copies`: deliveries under
+        one webhook-id. `age`: seconds between signing and sending. `secret`: signs with
+        this secret instead of the right one. `without`: webhook headers that are left
+        out.
         """
         call_id = f"rtc_{secrets.token_hex(12)}"
         call = PhoneCall(call_id, caller, called, late=self._late)
@@ -138,7 +142,7 @@ class CallsServer:
         secret: str | None = None,
         without: Collection[str] = (),
     ) -> list[int]:
-        """Any event, signed; the HTTP statuses it was answered with."""
+        """Send any event, signed. Returns the HTTP status of each delivery."""
         assert self._http is not None
         body = json.dumps(event).encode()
         stamp = int(time.time() - age)
@@ -196,7 +200,7 @@ class CallsServer:
         return answer
 
     def _accept(self, call: PhoneCall, body: Json) -> None:
-        # The code of a second accept is not documented.
+        # The error code of a second accept is undocumented.
         if call.state is not SipCallState.RINGING:
             raise InvalidRequestError(
                 "This call was accepted before.", "call_already_accepted"
@@ -251,7 +255,7 @@ class CallsServer:
 
 
 def incoming(call: PhoneCall, headers: Mapping[str, str]) -> Json:
-    """The event that announces `call`, with the headers of its INVITE."""
+    """The realtime.call.incoming event of `call`, with the headers of its INVITE."""
     host = "sip.example.com"
     sip = {
         "From": f'"A caller" <sip:{call.caller}@{host};user=phone>;tag=a1b2',
@@ -277,10 +281,10 @@ def new_secret() -> str:
 
 
 def sign(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
-    """The webhook-signature of a delivery.
+    """The webhook-signature header of a delivery.
 
     https://github.com/standard-webhooks/standard-webhooks/blob/main/spec: HMAC-SHA256
-    over id, timestamp and body, with what stands behind `whsec_` in base64.
+    over id, timestamp and body. The key is the base64 text after `whsec_`.
     """
     key = base64.b64decode(secret.removeprefix("whsec_"))
     signed = f"{webhook_id}.{timestamp}.".encode() + body

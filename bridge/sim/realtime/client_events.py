@@ -1,7 +1,7 @@
-"""The Realtime client events, as strictly as the real server takes them.
+"""The Realtime client events, checked as strictly as the real server checks them.
 
-Every event accepted here validates against the `openai` package's client union; what
-is refused is refused with the server's own codes. Pure.
+Every event accepted here validates against the `openai` package's client union. A
+refusal has the server's own error code. Pure.
 """
 
 import re
@@ -31,7 +31,8 @@ ItemId = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+$", max_length=MAX_ID)]
 
 
 class InvalidRequestError(Exception):
-    """The server answers an `error` event; the session goes on unchanged."""
+    """An error of one client event: the server answers with an `error` event, and the
+    session goes on unchanged."""
 
     def __init__(self, message: str, code: str | None, param: str | None = None):
         super().__init__(message)
@@ -272,7 +273,8 @@ class McpApprovalResponseItem(_Shape, tag="mcp_approval_response", tag_field="ty
     reason: str | UnsetType | None = UNSET
 
 
-# What a role may say; assistant audio cannot be put into a conversation.
+# Content parts that each role may have. A client cannot add assistant audio to a
+# conversation.
 PARTS_OF_ROLE: dict[str, frozenset[str]] = {
     "user": frozenset(("input_text", "input_audio", "input_image")),
     "system": frozenset(("input_text",)),
@@ -380,9 +382,10 @@ _append = msgspec.json.Decoder(BufferAppend)
 
 
 def decode_append(frame: str) -> BufferAppend | None:
-    """The append a frame plainly is: they come 50 a second and are read at once.
+    """A well-formed `input_audio_buffer.append`; None for any other frame.
 
-    None: some other event or a faulty one, to be judged by `parse` and `check`.
+    A fast path: appends come 50 times a second. `parse` and `check` judge every other
+    event, faulty appends included.
     """
     if '"input_audio_buffer.append"' not in frame[:200]:
         return None
@@ -393,7 +396,7 @@ def decode_append(frame: str) -> BufferAppend | None:
 
 
 def parse(frame: str | bytes) -> Json:
-    """One client frame as a JSON object, of whatever content."""
+    """Decode one client frame into a JSON object; its content is not checked."""
     try:
         event = msgspec.json.decode(frame)
     except msgspec.DecodeError as error:
@@ -406,7 +409,10 @@ def parse(frame: str | bytes) -> Json:
 
 
 def check(event: Json) -> ClientEvent:
-    """The event as a value, or Refused with the server's code and the param's path."""
+    """The event as a value.
+
+    Raises InvalidRequestError with the server's code and the parameter's path.
+    """
     if "type" not in event:
         raise _refusal("Object missing required field `type`")
     try:

@@ -1,7 +1,7 @@
-"""What can befall a session of the fake model, on command or at a set hour.
+"""Faults of a session of the fake model, injected on command or at a set time.
 
-A Fault is done to a session: `server.inject(faults.drop)` does it to all that are
-open, `server.inject_next(faults.mute)` to the next one. Nothing here waits.
+A Fault is applied to one session: `server.inject(faults.drop)` applies it to all open
+sessions, `server.inject_next(faults.mute)` to the next session. Nothing here waits.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from bridge.sim.realtime.context import SessionContext
 Fault: TypeAlias = Callable[[SessionContext], None]
 
 EXPIRED = "Your session hit the maximum duration of 60 minutes."
-_FULL_BYTES = 256 * 1024  # more would only wait to be sent
-_RESET = struct.pack("ii", 1, 0)  # lingering for 0 s turns a close into a reset
+_FULL_BYTES = 256 * 1024  # bytes; more would only wait in the write buffer
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends a TCP reset
 
 
 def drop(session: SessionContext) -> None:
-    """The connection breaks: a TCP reset, no close frame."""
+    """Break the connection with a TCP reset, without a close frame."""
     session.connection.transport.get_extra_info("socket").setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, _RESET
     )
@@ -31,33 +31,34 @@ def drop(session: SessionContext) -> None:
 
 
 def closing(code: int, reason: str = "") -> Fault:
-    """The server closes with this code."""
+    """A fault in which the server closes with this code."""
     return partial(_close, code=code, reason=reason)
 
 
 def expire(session: SessionContext) -> None:
-    """The hour is over: the error, then close 1001 with the same words."""
+    """End the session at its maximum duration: the error, then close 1001 with the same
+    text."""
     session.out.error(InvalidRequestError(EXPIRED, "session_expired"))
     _close(session, 1001, EXPIRED)
 
 
 def freeze(session: SessionContext) -> None:
-    """Neither reads nor sends nor answers pings, until `thaw`."""
+    """Stop reading, sending and answering pings, until `thaw`."""
     session.freeze()
 
 
 def thaw(session: SessionContext) -> None:
-    """It goes on where it was; what had been held meanwhile comes at once."""
+    """Continue a frozen session; queued frames are sent at once."""
     session.thaw()
 
 
 def mute(session: SessionContext) -> None:
-    """Says nothing any more, though it reads and answers pings."""
+    """Stop sending events, but keep reading and answering pings."""
     session.out.muted = True
 
 
 def saying(*frames: str | bytes) -> Fault:
-    """It sends these, as they are, whatever they may be."""
+    """A fault in which the server sends these frames unchanged."""
 
     def say(session: SessionContext) -> None:
         for frame in frames:
@@ -67,7 +68,10 @@ def saying(*frames: str | bytes) -> Fault:
 
 
 def flooding(make: Callable[[int], str], at_once: int = 100) -> Fault:
-    """It sends without end, as fast as it is read: `make(n)` is the nth frame."""
+    """A fault in which the server sends without end, as fast as the client reads.
+
+    `make(n)` is the nth frame.
+    """
 
     def flood(session: SessionContext) -> None:
         session.spawn(_flood(session, make, at_once), "flood")
@@ -93,7 +97,7 @@ def _close(session: SessionContext, code: int, reason: str) -> None:
 
 
 def schedule_faults(session: SessionContext) -> None:
-    """Set the hours that the session's behaviour names."""
+    """Schedule the faults that the session's behaviour sets a time for."""
     behaviour = session.behaviour
     hours: list[tuple[float | None, Fault]] = [
         (behaviour.drop_after, drop),

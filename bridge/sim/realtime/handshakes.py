@@ -1,7 +1,7 @@
-"""What a handshake with the fake model meets before there is a session.
+"""Faults of the WebSocket handshake with the fake model, before a session exists.
 
-Orders are kept in the refusal given, one for each handshake; with none left, the
-handshake is taken as usual.
+Faults apply in the order in which they were added, one per handshake. Without any, the
+handshake is accepted as usual.
 """
 
 import asyncio
@@ -10,42 +10,45 @@ from dataclasses import dataclass
 
 from websockets.asyncio.server import ServerConnection
 
-# OpenAI's `error.code` by HTTP status; others have none.
+# OpenAI's `error.code` by HTTP status; other statuses have no code.
 ERROR_CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
 
 
 @dataclass(frozen=True, slots=True)
 class HandshakeRefusal:
-    """An HTTP answer in the place of 101."""
+    """An HTTP error response instead of 101."""
 
     status: int
     code: str | None = None
 
 
 class HandshakeFaults:
-    """Orders for the handshakes to come."""
+    """The faults of the next handshakes."""
 
     def __init__(self) -> None:
-        self._next: deque[HandshakeRefusal | None] = deque()  # None: no answer at all
+        # None: the handshake gets no answer
+        self._next: deque[HandshakeRefusal | None] = deque()
         self._unanswered: set[asyncio.Future[None]] = set()
 
     @property
     def unanswered(self) -> int:
-        """Handshakes that wait for an answer now."""
+        """Number of handshakes that wait for an answer now."""
         return len(self._unanswered)
 
     def answer(self, status: int, times: int = 1, code: str | None = None) -> None:
-        """The next handshakes get this status; `code` when not the status's own, such
-        as 429 "insufficient_quota"."""
+        """Refuse the next `times` handshakes with this status.
+
+        `code` replaces the status's usual error code, such as 429 "insufficient_quota".
+        """
         refusal = HandshakeRefusal(status, code or ERROR_CODES.get(status))
         self._next.extend([refusal] * times)
 
     def leave_unanswered(self, times: int = 1) -> None:
-        """The next handshakes are taken by TCP and never answered."""
+        """Accept the TCP connections of the next handshakes, but send no answer."""
         self._next.extend([None] * times)
 
     def reset(self) -> None:
-        """Forget the orders; connections that hang are broken off."""
+        """Remove all faults and drop the connections that got no answer."""
         self._next.clear()
         for released in self._unanswered:
             released.set_result(None)
@@ -53,7 +56,8 @@ class HandshakeFaults:
     async def on_handshake(
         self, connection: ServerConnection
     ) -> HandshakeRefusal | None:
-        """One handshake is here: what it is refused with, if it is. May hang."""
+        """Apply the next fault to this handshake: returns its refusal, if any. May
+        never return while the handshake is left unanswered."""
         if not self._next:
             return None
         refusal = self._next.popleft()
@@ -68,5 +72,6 @@ class HandshakeFaults:
             )
         finally:
             self._unanswered.discard(released)
-        # The one way in which websockets drops a handshake without answer or log.
+        # websockets has no other way to drop a handshake without an answer and a log
+        # line.
         raise asyncio.CancelledError

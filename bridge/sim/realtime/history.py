@@ -1,7 +1,7 @@
-"""The conversation of one fake session: items in order, what may be done to them.
+"""The conversation of one fake session: items in order, and the operations on them.
 
-Pure. Refusals carry the real server's texts and codes where a thread shows them; the
-codes of unknown item ids are formed alike.
+Pure. Refusals have the real server's texts and codes where an issue thread shows them;
+codes for unknown item ids are formed in the same way.
 """
 
 import base64
@@ -23,7 +23,8 @@ from bridge.sim.realtime.items import ModelItem, RememberedItem
 
 
 class ModelHistory:
-    """Items by id, in conversation order; deleted ones stay, marked, for reports."""
+    """Items by id, in conversation order. Deleted items stay, marked as deleted, for
+    reports."""
 
     def __init__(self) -> None:
         self.items: dict[str, ModelItem] = {}
@@ -39,12 +40,12 @@ class ModelHistory:
         return item
 
     def remembered(self) -> tuple[RememberedItem, ...]:
-        """The conversation as the model has it in mind, in order."""
+        """The conversation as the model remembers it, in order."""
         items = self.items.values()
         return tuple(item.remembered() for item in items if not item.deleted)
 
     def previous(self, item: ModelItem | None = None) -> str | None:
-        """The id before `item`, or the last of all."""
+        """The id before `item`, or the last id if no item is given."""
         before: str | None = None
         for other in self.items.values():
             if other is item:
@@ -54,7 +55,7 @@ class ModelHistory:
         return before
 
     def place(self, item: ModelItem, after: str | None = None) -> None:
-        """Append, or insert behind `after` ("root": in front)."""
+        """Append, or insert after the item `after` ("root": at the front)."""
         if after is None:
             self.items[item.id] = item
             return
@@ -66,7 +67,10 @@ class ModelHistory:
         self.items = {other.id: other for other in ordered}
 
     def create(self, event: ItemCreate, raw: Json, new_id: str) -> ModelItem:
-        """The client's item, placed; Refused if it does not fit the conversation."""
+        """Add the client's item.
+
+        Raises InvalidRequestError if the item does not fit the conversation.
+        """
         described = raw["item"]
         item_id = described.get("id", new_id)
         existing = self.items.get(item_id)
@@ -85,9 +89,9 @@ class ModelHistory:
         return item
 
     def truncate(self, event: ItemTruncate) -> ModelItem:
-        """Cut an assistant item's audio; its transcript is forgotten with it."""
+        """Cut an assistant item's audio; the item's transcript is removed too."""
         item = self.find(event.item_id, "truncate")
-        # Before the first delta an audio item has nothing to cut (livekit#6157).
+        # An audio item has no audio to cut before its first delta (livekit#6157).
         if item.role != "assistant" or not item.chunks:
             raise InvalidRequestError(
                 "Only model output audio messages can be truncated",
@@ -154,7 +158,7 @@ class ModelHistory:
                 item.chunks.append(decoded(part["audio"], f"item.content[{index}]"))
 
     def _check_request(self, request_id: str) -> None:
-        """It is there, and nobody has answered it."""
+        """Raise InvalidRequestError unless the request exists and is unanswered."""
         request = self.items.get(request_id)
         if (
             request is None
@@ -185,7 +189,7 @@ class ModelHistory:
 
 
 def decoded(audio: str, param: str = "audio") -> bytes:
-    """base64 -> bytes, as strictly as the server."""
+    """Decode base64 as strictly as the server does."""
     try:
         return base64.b64decode(audio, validate=True)
     except (binascii.Error, ValueError):

@@ -1,7 +1,7 @@
-"""The ear of the fake model: the input audio buffer and its voice activity detection.
+"""The input audio buffer of the fake model and its voice activity detection (VAD).
 
-Works on what a session appends, in the session's format. Counts session audio, not
-time: a client that sends nothing is not silent, it is not there. No I/O, no clock.
+Works on the audio that a session appends, in the session's format. Counts session
+audio, not time: if the client sends nothing, no silence passes. No I/O, no clock.
 """
 
 import audioop
@@ -11,11 +11,11 @@ from typing import Any
 
 FRAME_MS = 20
 BYTES_PER_MS = {"audio/pcmu": 8, "audio/pcma": 8, "audio/pcm": 48}
-_ONSET_FRAMES = 3  # a click is shorter than 60 ms, a vowel is not
-# semantic_vad has no such settings: the server's own choice.
+_ONSET_FRAMES = 3  # 60 ms: a click is shorter, a vowel is not
+# semantic_vad has no such settings; these values are the fake server's.
 _SEMANTIC_SILENCE_MS = 500
 _SEMANTIC_PREFIX_MS = 300
-_BUFFER_MS = 15 * 60 * 1000  # what is held uncommitted at most
+_BUFFER_MS = 15 * 60 * 1000  # at most this much uncommitted audio is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +26,26 @@ class VadSpeechStarted:
 @dataclass(frozen=True, slots=True)
 class VadSpeechStopped:
     audio_end_ms: int
-    seconds: float  # of speech, without padding and the silence that ended it
+    seconds: float  # of speech, without padding and the silence after it
 
 
 class InputAudioBuffer:
     """One session's input audio buffer."""
 
     def __init__(self, threshold: float) -> None:
-        self.audio = bytearray()  # appended and not committed yet
+        self.audio = bytearray()  # appended, not yet committed
         self.speaking = False
         self.heard_ms = 0  # session audio so far, in whole frames
         self._threshold = threshold
         self._format = "audio/pcm"
         self._detection: dict[str, Any] | None = None
         self._partial = bytearray()
-        self._voiced = 0  # frames in a row, before speech
+        self._voiced = 0  # consecutive frames above the threshold, before speech
         self._first_voiced_ms = 0
         self._last_voiced_ms = 0
 
     def configure(self, format_type: str, detection: dict[str, Any] | None) -> None:
-        """Take over the session's audio.input; another format empties the buffer."""
+        """Apply the session's audio.input; another format empties the buffer."""
         if format_type != self._format:
             self._format = format_type
             self.clear()
@@ -58,7 +58,8 @@ class InputAudioBuffer:
         return len(self.audio) // BYTES_PER_MS[self._format]
 
     def append(self, audio: bytes) -> Iterator[VadSpeechStarted | VadSpeechStopped]:
-        """Append; at each event the buffer holds the audio up to that moment."""
+        """Append audio. At each yielded event the buffer holds the audio up to that
+        moment."""
         size = FRAME_MS * BYTES_PER_MS[self._format]
         self._partial += audio
         taken = 0
@@ -67,20 +68,21 @@ class InputAudioBuffer:
             taken += size
             event = self._frame(frame)
             if event is not None:
-                # The consumer may commit or clear: keep our own state in order.
+                # The consumer may commit or clear now, so `_partial` must be up to
+                # date.
                 del self._partial[:taken]
                 taken = 0
                 yield event
         del self._partial[:taken]
 
     def commit(self) -> tuple[bytes, float]:
-        """Take the buffer, in whole frames: its audio and its seconds."""
+        """Take the buffer's whole frames: audio and duration in seconds."""
         audio = bytes(self.audio)
         self.audio.clear()
         return audio, len(audio) / BYTES_PER_MS[self._format] / 1000
 
     def clear(self) -> None:
-        """Forget what was appended, a turn in progress included."""
+        """Discard the appended audio and a turn in progress."""
         self.audio.clear()
         self._partial.clear()
         self.speaking = False
@@ -119,7 +121,7 @@ class InputAudioBuffer:
             return None
         self.speaking = False
         seconds = (self._last_voiced_ms - self._first_voiced_ms) / 1000
-        # Includes the silence, as the server's does (speech_stopped).
+        # Includes the silence, as the server's speech_stopped does.
         return VadSpeechStopped(self.heard_ms, seconds)
 
     def _level(self, frame: bytes) -> float:

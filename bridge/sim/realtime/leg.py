@@ -1,7 +1,7 @@
-"""The phone's side of a fake SIP call: its state, and what its caller hears, in time.
+"""The phone side of a fake SIP call: the playout of the model's audio, in real time.
 
-The server owns the playout of such a call: no audio passes the control socket, and
-how much was heard before an interruption is the server's own knowledge.
+The server owns the playout of such a call. No audio passes the control socket, and the
+server itself knows how much was heard before an interruption.
 """
 
 import time
@@ -22,23 +22,23 @@ _LINE_FORMAT: Json = {"type": "audio/pcmu"}
 
 @dataclass(slots=True)
 class _Playing:
-    """The audio of one response, on its way to the caller."""
+    """The audio of one response that the caller hears or will hear."""
 
     response_id: str
     items: list[ModelItem] = field(default_factory=list)
-    seconds: float = 0.0  # generated so far
-    since: float | None = None  # when it began to play
-    done: bool = False  # nothing will be added
+    seconds: float = 0.0  # of audio generated so far
+    since: float | None = None  # monotonic time at which it began to play
+    done: bool = False  # no audio will be added
 
 
 class Leg(EventSender):
-    """An Outbox whose audio goes to a phone, not to the client."""
+    """An EventSender whose audio goes to a phone, not to the client."""
 
     def __init__(self, connection: ServerConnection, session: SessionContext) -> None:
         super().__init__(connection)
         self._session = session
         self._queue: deque[_Playing] = deque()
-        self._cut: set[str] = set()  # responses whose audio is dropped
+        self._cut: set[str] = set()  # responses whose audio is discarded
 
     def emit(self, event: Json) -> None:
         super().emit(event)
@@ -64,7 +64,7 @@ class Leg(EventSender):
         self._play()
 
     def clear(self) -> None:
-        """Nothing more of what is queued is heard; what was not, is forgotten."""
+        """Discard the queued audio and truncate its items at what was heard."""
         if not self._queue:
             return
         queue, self._queue = self._queue, deque()
@@ -96,7 +96,7 @@ class Leg(EventSender):
 
     def _played(self, playing: _Playing) -> None:
         if not self._queue or self._queue[0] is not playing:
-            return  # cleared meanwhile
+            return  # the queue was cleared in the meantime
         self._queue.popleft()
         self._tell("stopped", playing)
         if self._queue:
@@ -126,7 +126,7 @@ class Leg(EventSender):
 
 
 def accepted_session(session_id: str, body: Json, default_model: str) -> Json:
-    """The session as it begins: what it was accepted with, on the line's own format."""
+    """The first session object of an accepted call, in the line's audio format."""
     session = default_session(session_id, body.get("model", default_model))
     session = updated(session, body, spoken=False, model_chosen=False, only_pcm=False)
     for side in ("input", "output"):
@@ -135,8 +135,10 @@ def accepted_session(session_id: str, body: Json, default_model: str) -> Json:
 
 
 def check_formats(session: Json) -> None:
-    """Refused where it names a format. The real server takes it, and the line is
-    distorted or silent (openai-agents-python#2097); a fake without ears has to say so.
+    """Raise InvalidRequestError if the session names an audio format.
+
+    The real server accepts it, and the line is distorted or silent
+    (openai-agents-python#2097). The fake cannot hear that, so it refuses.
     """
     for side in ("input", "output"):
         if "format" in (session.get("audio", {}).get(side) or {}):

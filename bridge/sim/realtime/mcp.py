@@ -1,8 +1,8 @@
-"""The hosted MCP servers of one fake session: listed, asked for approval, called.
+"""The hosted MCP servers of one fake session: listing tools, approvals, calls.
 
 Order of events: openai-ruby's examples/realtime/mcp_approval.rb, which runs against the
-real server. An approved call runs at once, outside of any response; the model speaks of
-a result only when the client asks for a response.
+real server. An approved call runs at once, outside any response; the model speaks about
+its result only when the client requests a response.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from bridge.sim.realtime.items import ModelItem
 from bridge.sim.realtime.turns import CallMcp, ToolOutput
 
 _LIST_SECONDS = 0.02
-"""A server takes to list its tools."""
+"""Time in which a server lists its tools."""
 
 _UNKNOWN_SERVER = {
     "type": "protocol_error",
@@ -25,19 +25,19 @@ _UNKNOWN_SERVER = {
 
 
 class HostedServers:
-    """Those that `session.tools` names; what they are is in `Behaviour.mcp`."""
+    """The servers in `session.tools`; `Behaviour.mcp` describes them."""
 
     def __init__(self, session: SessionContext) -> None:
         self._session = session
         self._waiting: dict[
             str, tuple[ModelItem, CallMcp, int]
-        ] = {}  # by their request
+        ] = {}  # by id of the approval request
 
     def configure(self, before: Sequence[Json]) -> None:
-        """Lists the tools of the servers that are new since the session had `before`.
+        """List the tools of each server that is new since the session had `before`.
 
-        The item has its tools once it is done; of a server that cannot be reached it
-        never is.
+        The mcp_list_tools item gets its tools when it is done. The item of an
+        unreachable server is never done.
         """
         for config in self._configs():
             if config not in before:
@@ -59,11 +59,11 @@ class HostedServers:
     def await_approval(
         self, request: ModelItem, item: ModelItem, call: CallMcp, index: int
     ) -> None:
-        """`item` runs once `request` is approved; `index` is its output_index."""
+        """Run `item` when `request` is approved; `index` is its output_index."""
         self._waiting[request.id] = item, call, index
 
     def decide(self, answer: ModelItem) -> None:
-        """The client's mcp_approval_response has come."""
+        """Apply the client's mcp_approval_response."""
         assert answer.approval_request_id is not None
         item, call, index = self._waiting.pop(answer.approval_request_id)
         if answer.approve:
@@ -74,7 +74,7 @@ class HostedServers:
             self._session.add_tool_output(ToolOutput(item.id, call.name, said))
 
     async def run(self, item: ModelItem, call: CallMcp, index: int) -> None:
-        """Has the tool called. What it gave is in the item afterwards."""
+        """Call the tool. Afterwards the item has its output or its error."""
         self._emit("response.mcp_call.in_progress", item, output_index=index)
         await asyncio.sleep(call.seconds)
         error = call.error
@@ -142,7 +142,8 @@ def _matches(chosen: Json, tool: Mapping[str, Any]) -> bool:
 
 
 def _needs_approval(rule: Any, tool: Mapping[str, Any]) -> bool:
-    """Without a rule everything is asked for, as the Responses API's guide has it
+    """True if the call needs approval. Without a rule every call does, as in the
+    Responses API's guide
     (https://platform.openai.com/docs/guides/tools-connectors-mcp#approvals)."""
     if not isinstance(rule, dict):
         return bool(rule != "never")

@@ -1,7 +1,7 @@
-"""Outputs as the deltas they are sent in: cut, encoded and aligned with their words.
+"""Outputs as audio deltas: cut, encoded and aligned with their words.
 
-Everything is computed once and cached, so that hundreds of calls that say the same
-cost no more than copying strings. No I/O, no clock.
+Everything is computed once and cached: hundreds of calls with the same text cost no
+more than copying strings. No I/O, no clock.
 """
 
 import audioop
@@ -20,12 +20,13 @@ Words = tuple[tuple[float, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One audio delta, and the words to send ahead of it."""
+    """One audio delta and the words that are sent before it."""
 
     audio: bytes
     base64: str
-    words: tuple[str, ...]  # transcript deltas, each with its leading blank
-    cues: tuple[tuple[float, str], ...]  # the same, with the ms of the item's audio
+    words: tuple[str, ...]  # transcript deltas, each with its leading space
+    # the same words with their start in the item's audio, in ms
+    cues: tuple[tuple[float, str], ...]
     seconds: float
 
 
@@ -45,7 +46,7 @@ def chunks(
     speed: float,
     voice: str | None,
 ) -> tuple[Chunk, ...]:
-    """The deltas of `output` in the session's format."""
+    """The deltas of `output`, in the session's format."""
     audio, words = _sound(output, format_type, speed, voice or AGENT_VOICE)
     per_ms = BYTES_PER_MS[format_type]
     cut: list[Chunk] = []
@@ -99,7 +100,7 @@ def _in_format(mulaw: bytes, format_type: str) -> bytes:
 
 
 def _even(output: PlayAudio) -> Words:
-    """Words of unknown timing, spread over the audio."""
+    """Words spread evenly over audio whose word timing is unknown."""
     words = output.text.split()
     seconds = len(output.mulaw) / 8000
     return tuple((i * seconds / len(words), word) for i, word in enumerate(words))

@@ -1,7 +1,8 @@
-"""One response of the fake model: its events in the server's order, paced, cut short.
+"""One response of the fake model: its events in the server's order, paced or cancelled.
 
-A Reply runs as one task of its session. Sending never waits: what `emit` was given is
-on its way, so a cut between two events leaves no doubt about what was sent.
+An ActiveResponse runs as one task of its session. Sending never waits: `emit` has sent
+its event when it returns. So a cancellation between two events leaves no doubt about
+which of them were sent.
 """
 
 import asyncio
@@ -26,15 +27,16 @@ from bridge.sim.realtime.turns import (
     Turn,
 )
 
-# Between late deltas: long enough to come after whatever the client did about the cut.
+# Seconds between late deltas: long enough to come after the client's reaction to the
+# cancellation.
 _LATE_GAP = 0.02
 _LATE_ITEM_DELTAS = 2
-_ARGUMENT_PIECE = 12  # characters of a function_call_arguments.delta
+_ARGUMENT_PIECE = 12  # characters per function_call_arguments.delta
 _encode = msgspec.json.encode
 
 
 class ActiveResponse:
-    """A response being generated. `cut` may be called at any time."""
+    """A response that is being generated. `cancel` may be called at any time."""
 
     def __init__(
         self,
@@ -49,7 +51,8 @@ class ActiveResponse:
         self._mcp = mcp
         self._on_end = on_end
         self.record = record
-        self.afterwards: Callable[[], None] | None = None  # once it has ended
+        # called once the response has ended
+        self.afterwards: Callable[[], None] | None = None
         self.out_of_band = overrides.get("conversation") == "none"
         self._turn = turn
         self._overrides = overrides
@@ -60,16 +63,16 @@ class ActiveResponse:
         self._format = str(self._output_config["format"]["type"])
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
-        self._item: ModelItem | None = None  # being spoken
-        self._index = 0  # output_index of it
+        self._item: ModelItem | None = None  # the item that is spoken now
+        self._index = 0  # output_index of `_item`
         self._rest: Iterator[Chunk] = iter(())
-        self._tail = ""  # of its audio deltas, from the event id to the audio
+        self._tail = ""  # of its audio deltas: JSON from event id to audio
         self._began = 0.0  # when the first delta was due
-        self.spoken_seconds = 0.0  # audio generated so far
+        self.spoken_seconds = 0.0  # of audio generated so far
         self._stalled = 0.0
 
     def start(self) -> None:
-        """Announce the response and generate it in a task of the session."""
+        """Announce the response and start its task."""
         self.session.out.emit(
             {"type": "response.created", "response": self._wire(finished=False)}
         )
@@ -77,7 +80,8 @@ class ActiveResponse:
         self._task = self.session.spawn(self._run(), "response")
 
     def cancel(self, reason: str) -> None:
-        """Cancel: the open item is closed incomplete, then response.done follows."""
+        """Cancel the response: its open item is closed as incomplete, then
+        response.done follows."""
         if self._cancelled:
             return
         self._cancelled = True
@@ -90,7 +94,7 @@ class ActiveResponse:
             self._finish("cancelled", reason)
 
     def abandon(self) -> None:
-        """The connection is gone: nothing more is said."""
+        """The connection is lost: send nothing more."""
         self._cancelled = True
         self.record.status = "cancelled"
         self.record.reason = self.record.reason or "disconnected"
@@ -98,7 +102,7 @@ class ActiveResponse:
 
     @property
     def being_cancelled(self) -> bool:
-        """Cancelled, its response.done still to come."""
+        """The response is cancelled, and its response.done is not sent yet."""
         return self._cancelled
 
     # --- generating ---------------------------------------------------------------
@@ -117,8 +121,8 @@ class ActiveResponse:
                 self._finish("failed", output.code, message=output.message)
                 return
             else:
-                # An item is there a moment before its audio: truncating it then
-                # is the client's classic mistake.
+                # The item exists shortly before its audio. A client that truncates it
+                # then makes a common mistake.
                 self._open(output)
                 if not self._began:
                     await asyncio.sleep(think)
@@ -134,7 +138,7 @@ class ActiveResponse:
             await self._stall()
             due = self._began + self._stalled + self.spoken_seconds / speed
             delay = due - self.session.now()
-            # Behind or not, others get their turn between two deltas.
+            # Sleeps even when late, so that other tasks run between two deltas.
             await asyncio.sleep(max(0.0, delay))
             self._send(chunk)
 
@@ -151,7 +155,7 @@ class ActiveResponse:
             self._stalled = pause
 
     async def _wind_down(self, reason: str) -> None:
-        """What was on its way when the response was cancelled."""
+        """Send what was on its way when the response was cancelled."""
         behaviour = self.session.behaviour
         if self._item is not None:
             for chunk in islice(self._rest, behaviour.late_deltas):
@@ -232,7 +236,7 @@ class ActiveResponse:
             self.session.add_item(item, finished=False)
 
     def _send(self, chunk: Chunk) -> None:
-        """The words of a delta, then its audio."""
+        """Send the words of a delta, then its audio."""
         item = self._item
         assert item is not None
         kind = "output_audio_transcript" if item.spoken else "output_text"
@@ -256,7 +260,7 @@ class ActiveResponse:
         self.session.out.emit_audio(item, chunk, self._tail)
 
     def _close(self, status: str) -> None:
-        """Every *.done of the open item; sent for cut ones, too."""
+        """Send every *.done of the open item; a cancelled item gets them too."""
         item = self._item
         assert item is not None
         self._item = None
@@ -313,7 +317,7 @@ class ActiveResponse:
         ids: Json,
         at_the_end: Json,
     ) -> None:
-        """Announces the item, then writes its arguments piece by piece."""
+        """Announce the item, then send its arguments in pieces."""
         emit = self.session.out.emit
         self._announce(item)
         arguments = _encode(dict(output.arguments)).decode()
@@ -326,7 +330,7 @@ class ActiveResponse:
         emit({"type": f"response.{kind}_arguments.done"} | ids | done)
 
     async def _call_mcp(self, output: CallMcp) -> bool:
-        """False: somebody has to approve it first, so the response ends here."""
+        """False: the call needs approval first, so the response ends here."""
         session = self.session
         item = ModelItem(
             id=session.new_id("mcp"),
@@ -403,7 +407,8 @@ class ActiveResponse:
         }
 
     def _usage(self) -> Json:
-        """Plausible: 10 tokens a second heard, 20 a second spoken, 1 for 4 letters."""
+        """Plausible token counts: 10 per second heard, 20 per second spoken, 1 per 4
+        letters."""
         texts = chain.from_iterable(
             (item.generated_text, item.arguments or "") for item in self.record.items
         )

@@ -1,8 +1,8 @@
-"""One connection to the fake Realtime model: what it is told, hears, and answers.
+"""One connection to the fake Realtime model: its events, its answers, its lifetime.
 
-All decisions are synchronous; tasks exist only to wait (a response's pace, a late
-transcription, a fault's hour) and live in the session's TaskGroup. It does not know
-the playout: after response.done nothing is cancelled by speech.
+All decisions are synchronous. Tasks exist only to wait (for a response's pace, a late
+transcription, a scheduled fault) and live in the session's TaskGroup. The session does
+not know the playout: after response.done, speech cancels nothing.
 """
 
 import asyncio
@@ -53,11 +53,11 @@ from bridge.sim.realtime.turns import (
 Hook: TypeAlias = Callable[["ModelSession", Direction, Json], None]
 
 _NOTHING_LEFT = (SayText("I have nothing more to say."),)
-_CLEAR = "output_audio_buffer.clear"  # known to sessions with a phone alone
+_CLEAR = "output_audio_buffer.clear"  # only sessions with a phone leg know this event
 
 
 class ModelSession(SessionContext):
-    """What a test or a report reads of one session, and the session itself."""
+    """The session itself, and what tests and reports read of it."""
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class ModelSession(SessionContext):
         accepted_with: Json | None = None,
         fault: faults.Fault | None = None,
     ) -> None:
-        """`call`: this is the control socket of a SIP call. `fault` befalls it at
-        once."""
+        """`accepted_with`: the body of the accept request, if this is the control
+        socket of a SIP call. `fault` is applied before the first event."""
         super().__init__(connection, behaviour, model)
         self.headers: Mapping[str, str] = _plain(connection)
         self.leg: Leg | None = None
@@ -83,10 +83,11 @@ class ModelSession(SessionContext):
             self.leg = Leg(connection, self)
             self.out = self.leg
         self.responses: list[ResponseRecord] = []
-        self.received: list[tuple[float, Json]] = []  # client events but appends
+        self.received: list[tuple[float, Json]] = []  # all client events except appends
         self.opened_at = self.now()
         self.configured_at: float | None = None  # when the first update was confirmed
-        self.active_response: ActiveResponse | None = None  # of the conversation
+        # the conversation's, not out of band
+        self.active_response: ActiveResponse | None = None
         self.mcp = HostedServers(self)
         self.caller_input = CallerInput(
             self, self, keep_audio=keep_audio, record_appends=record_appends
@@ -101,17 +102,17 @@ class ModelSession(SessionContext):
     # --- what reports and tests read ------------------------------------------------
 
     def observe(self, on_event: Hook | None) -> None:
-        """Have `on_event(session, "sent" | "received", event)` called for each."""
+        """Call `on_event(session, "sent" | "received", event)` for each event."""
         self.out.observe = partial(on_event, self) if on_event is not None else None
 
     @property
     def items(self) -> dict[str, ModelItem]:
-        """Every item there ever was, deleted ones too, in conversation order."""
+        """All items in conversation order, deleted ones included."""
         return self.history.items
 
     @property
     def conversation(self) -> tuple[RememberedItem, ...]:
-        """What was said and done, as the model has it in mind."""
+        """The conversation as the model remembers it."""
         return self.history.remembered()
 
     @property
@@ -137,7 +138,7 @@ class ModelSession(SessionContext):
 
     @property
     def caller_audio(self) -> bytearray:
-        """As appended, in the session's format; the first ten minutes."""
+        """The first ten minutes as appended, in the session's format."""
         return self.caller_input.caller_audio
 
     @property
@@ -151,7 +152,7 @@ class ModelSession(SessionContext):
     # --- life ---------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve the connection until it ends; no task is left behind."""
+        """Serve the connection until it ends. Leaves no task behind."""
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -260,7 +261,8 @@ class ModelSession(SessionContext):
             )
         delay = self.behaviour.delay_updated
         if delay:
-            # Late in effect, too: what is appended meanwhile is heard as before.
+            # The update also takes effect late: until then, appended audio is heard
+            # under the old settings.
             self.later(delay, lambda: self._apply(raw))
         else:
             self._apply(raw)
@@ -296,7 +298,8 @@ class ModelSession(SessionContext):
                 ToolOutput(item.call_id or "", item.name or "", item.output or "")
             )
         elif item.role == "assistant":
-            self.tool_outputs.clear()  # history put back: it was spoken about
+            # A restored history: its tool outputs were spoken about already.
+            self.tool_outputs.clear()
         elif any(part["type"] == "input_audio" for part in item.parts):
             self.caller_input.take_audio_item(item)
         self.emit_item("added", item)
@@ -408,7 +411,7 @@ class ModelSession(SessionContext):
         active[0].cancel("client_cancelled")
 
     def _response_ended(self, response: ActiveResponse) -> None:
-        """response.done has been sent."""
+        """Called when response.done has been sent."""
         if response.out_of_band:
             self._out_of_band_responses.remove(response)
             return

@@ -1,7 +1,7 @@
-"""TwiML as the fake Twilio reads it: a document -> its verbs in order.
+"""Parses TwiML as Twilio does: a document -> its verbs, in order.
 
-Knows the verbs a bridge answers with and refuses the others by name, so that nothing
-is skipped unnoticed. Verb and attribute names are case-sensitive, as with Twilio.
+Supports the verbs that a bridge answers with. Any other verb is an error, so none is
+skipped unnoticed. Verb and attribute names are case-sensitive, as with Twilio.
 """
 
 import xml.etree.ElementTree as ET
@@ -10,12 +10,13 @@ from typing import Literal
 
 Method = Literal["GET", "POST"]
 DOCUMENT_LIMIT = 64 * 1024  # bytes, error 11750
-PARAMETER_LIMIT = 500  # name and value together, characters
+PARAMETER_LIMIT = 500  # characters of name and value together
 RING_LIMITS = (5.0, 600.0)  # s, <Dial timeout>
 
 
 class TwimlError(Exception):
-    """Twilio cannot follow the document; `code` is its debugger's."""
+    """Twilio cannot execute the document; `code` is the error code of Twilio's
+    debugger."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{code} {text}")
@@ -46,7 +47,8 @@ class TwimlSay:
 
 @dataclass(frozen=True, slots=True)
 class TwimlDial:
-    """`timeout` in seconds; `caller_id` None = the dialled one sees the caller."""
+    """`timeout` in seconds. `caller_id` None: the called party sees the caller's
+    number."""
 
     number: str
     action: str | None
@@ -88,7 +90,7 @@ Verb = (
 
 
 def verbs(document: str) -> list[Verb]:
-    """The document's verbs; TwimlError when Twilio could not follow it."""
+    """The document's verbs. Raises TwimlError if Twilio could not execute it."""
     if len(document.encode()) > DOCUMENT_LIMIT:
         raise TwimlError(11750, "the TwiML document is larger than 64 kB")
     try:

@@ -1,7 +1,7 @@
-"""Media Streams messages from Twilio's side: built by hand, checked to the letter.
+"""Media Streams messages of Twilio's side: built by hand, checked strictly.
 
-The shapes are those of https://www.twilio.com/docs/voice/media-streams/
-websocket-messages; what deviates gets the warning Twilio's debugger would give.
+The fields are those of https://www.twilio.com/docs/voice/media-streams/
+websocket-messages. A message that deviates gets the warning of Twilio's debugger.
 """
 
 import base64
@@ -32,7 +32,7 @@ class ClearMessage:
 
 @dataclass(frozen=True, slots=True)
 class IgnoredMessage:
-    """A message Twilio ignores, with the code and reason of its warning."""
+    """A message that Twilio ignores; `code` and `text` are those of its warning."""
 
     code: int
     text: str
@@ -42,7 +42,7 @@ BridgeMessage = MediaMessage | MarkMessage | ClearMessage | IgnoredMessage
 
 
 def read(raw: str | bytes, stream_sid: str) -> BridgeMessage:
-    """What the bridge sent, or why Twilio would ignore it."""
+    """Parse a message of the bridge; IgnoredMessage if Twilio would ignore it."""
     if isinstance(raw, bytes):
         return IgnoredMessage(MALFORMED, "a binary frame")
     try:
@@ -105,7 +105,7 @@ def _wrong_fields(value: object, fields: set[str]) -> str | None:
 def start(
     account_sid: str, call_sid: str, stream_sid: str, parameters: Mapping[str, str]
 ) -> str:
-    """The `start` message; it is always the first numbered one."""
+    """The `start` message; it always has sequence number 1."""
     inside = {
         "accountSid": account_sid,
         "streamSid": stream_sid,
@@ -125,7 +125,10 @@ def start(
 
 
 def media(number: int, chunk: int, timestamp: int, payload: str, tail: str) -> str:
-    """A frame, by concatenation (50 a second and call); `tail` is `media_tail`."""
+    """A `media` message, concatenated for speed (50 per second and call).
+
+    `tail` comes from `media_tail`.
+    """
     return (
         f'{{"event":"media","sequenceNumber":"{number}","media":{{"track":"inbound",'
         f'"chunk":"{chunk}","timestamp":"{timestamp}","payload":"{payload}{tail}'
@@ -133,7 +136,7 @@ def media(number: int, chunk: int, timestamp: int, payload: str, tail: str) -> s
 
 
 def media_tail(stream_sid: str) -> str:
-    """The part of a media message behind its payload; the same for a whole stream."""
+    """The part of a media message after its payload; the same for the whole stream."""
     return f'"}},"streamSid":"{stream_sid}"}}'
 
 

@@ -1,7 +1,7 @@
-"""Twilio's Calls resource: calls are placed, looked at and changed over HTTP.
+"""Twilio's Calls resource over HTTP: creates, shows and changes calls.
 
-A call that is created really happens: somebody (a `Callee`) is rung, picks up or not,
-and what follows is a `PlacedCall` like any other. Errors and codes are Twilio's.
+A created call really takes place: a `Callee` is rung and answers or does not. An
+answered call is a `PlacedCall` like any other. Errors and codes are Twilio's.
 
     async with TwilioRest("AC...", "token") as rest:
         client = Client("AC...", "token", http_client=...)  # to rest.url
@@ -38,7 +38,7 @@ CLEAN_UP_LIMIT = 5.0  # s
 TWIML_LIMIT = 4000  # characters, error 32018
 RING_LIMIT = 600  # s
 LONGEST_SECONDS = 4 * 3600
-# https://www.twilio.com/docs/voice/answering-machine-detection: parameter -> from, to
+# https://www.twilio.com/docs/voice/answering-machine-detection: parameter -> range
 DETECTION_RANGES = {
     "MachineDetectionTimeout": (3, 59),
     "MachineDetectionSpeechThreshold": (1000, 6000),
@@ -60,7 +60,7 @@ Status = Literal[
 
 
 def _tone(seconds: float) -> bytes:
-    """1 kHz, loud, as mu-law: eight samples to the wave."""
+    """A loud 1 kHz tone as mu-law: eight samples per period."""
     wave = bytes([0xFF, 0x91, 0x8B, 0x91, 0xFF, 0x11, 0x0B, 0x11])
     return wave * round(seconds * 1000)
 
@@ -70,7 +70,11 @@ BEEP = _tone(0.5)
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Somebody picks up `after` seconds; what detection makes of them, and when."""
+    """A person answers after `after` seconds.
+
+    `answered_by` is the result of machine detection, `detected_after` (seconds) its
+    time.
+    """
 
     script: Script
     after: float = 0.1
@@ -80,7 +84,8 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine picks up, speaks, beeps (b"": it does not) and records for so long."""
+    """A machine answers, plays `greeting` and `beep` (b"": no beep) and records for
+    `records_seconds`."""
 
     greeting: bytes
     after: float = 0.1
@@ -95,7 +100,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Unreached:
-    """Nobody picks up; it is known after so long."""
+    """No answer; `status` is known after `after` seconds."""
 
     status: Literal["busy", "no-answer", "failed"]
     after: float = 0.1
@@ -109,14 +114,14 @@ class FakeCall:
     """One call of the account, from its creation on."""
 
     sid: str
-    asked: dict[str, str]  # the parameters of the request, the repeated ones aside
+    asked: dict[str, str]  # request parameters that are not lists
     events: Sequence[str]
     created_at: datetime
     status: Status = "queued"
     answered_by: str | None = None
     answered_at: datetime | None = None
     ended_at: datetime | None = None
-    record: CallRecord | None = None  # of a call that was answered
+    record: CallRecord | None = None  # of an answered call
     callbacks: list[WebhookRequest] = field(
         default_factory=list
     )  # status and detection
@@ -141,7 +146,7 @@ class FakeCall:
 
 
 class _RefusedError(Exception):
-    """The request is answered with Twilio's error."""
+    """The request is answered with this Twilio error."""
 
     def __init__(self, status: int, code: int, text: str) -> None:
         super().__init__(text)
@@ -157,10 +162,10 @@ class _RefusedError(Exception):
 class TwilioRest:
     """`async with TwilioRest(sid, token) as rest:` - then point a client at `rest.url`.
 
-    `callees` says who is behind a number, `callee` who is behind all others. `numbers`
-    are the account's own; None takes any. `bridge` is the origin (http://127.0.0.1:...)
-    at which the webhooks really are that a request names by their public URLs.
-    `out_of_order` swaps every two status callbacks.
+    `callees`: the callee of each number. `callee`: the callee of all other numbers.
+    `numbers`: the account's own numbers; None accepts any. `bridge`: the origin
+    (http://127.0.0.1:...) at which the webhooks really are whose public URLs a request
+    names. `out_of_order`: swaps every two status callbacks.
     """
 
     def __init__(
@@ -252,7 +257,8 @@ class TwilioRest:
         _check_callbacks(asked, events)
         _check_detection(asked)
         _check_number(asked, "Timeout", (1, RING_LIMIT), 21208)
-        # The code for a TimeLimit is undocumented; 21200 is the resource's own.
+        # The error code of a bad TimeLimit is undocumented; 21200 is the resource's
+        # own.
         _check_number(asked, "TimeLimit", (1, 24 * 3600), 21200)
         call = FakeCall(
             sid="CA" + secrets.token_hex(16),
@@ -301,11 +307,11 @@ class TwilioRest:
         if status not in ("completed", "canceled"):
             raise _RefusedError(400, 21200, f"Status {status!r} cannot be asked for")
         if status == "canceled" and call.status == "in-progress":
-            return  # only for calls that nobody has picked up
+            return  # only a call that was not answered can be canceled
         if call.placed is not None:
             call.placed.end("rest")
         else:
-            # What "completed" makes of a call that rings is undocumented.
+            # What "completed" does to a ringing call is undocumented.
             call.canceled.set()
 
     def _check_numbers(self, asked: Mapping[str, str]) -> None:
@@ -323,7 +329,7 @@ class TwilioRest:
             raise _RefusedError(400, 21210, text)
 
     def _json(self, call: FakeCall) -> dict[str, Any]:
-        """The resource as Twilio shows it."""
+        """The call resource in Twilio's JSON."""
         uri = f"{API}/Accounts/{self._account_sid}/Calls/{call.sid}"
         ended = call.ended_at if call.answered_at is not None else None
         return {
@@ -359,9 +365,9 @@ class TwilioRest:
     # --- the call ---
 
     async def _run_call(self, call: FakeCall) -> None:
-        """The call from queue to end."""
+        """Run the call from the queue to its end."""
         if await _happens_within(self._queued_seconds, call.canceled):
-            # "Cancelling while queued fires no callback."
+            # Twilio: "Cancelling while queued fires no callback."
             call.status, call.ended_at = "canceled", datetime.now(UTC)
         else:
             callee = self.callees.get(call.asked["To"], self.callee)
@@ -375,7 +381,8 @@ class TwilioRest:
         call.pending_callbacks.put_nowait(None)
 
     async def _ring(self, call: FakeCall, callee: Callee) -> Status | None:
-        """None when somebody picks up."""
+        """Ring the callee. Returns None if the callee answers, else the call's last
+        status."""
         seconds = float(call.asked.get("Timeout", 60))
         if not (isinstance(callee, Unreached) and callee.status == "failed"):
             self._set_status(call, "ringing")
@@ -386,7 +393,7 @@ class TwilioRest:
         return callee.status if isinstance(callee, Unreached) else None
 
     async def _answered_call(self, call: FakeCall, callee: Answers | Machine) -> Status:
-        """From the moment somebody picks up until one side hangs up."""
+        """Run the call from the answer until one side hangs up."""
         call.answered_at = datetime.now(UTC)
         self._set_status(call, "in-progress", "answered")
         mode = call.asked.get("MachineDetection")
@@ -408,9 +415,9 @@ class TwilioRest:
         return "completed"
 
     def _caller(self, call: FakeCall) -> Caller:
-        """The machinery of every fake call, the other way round."""
+        """A Caller for an outbound call: the callee plays its script."""
         asked = call.asked
-        # Given both, Twilio takes the Url.
+        # If a request has both, Twilio uses the Url.
         url = asked.get("Url", "https://api.twilio.com/")
         origins = self._origins(url)
         more = {} if call.answered_by is None else {"AnsweredBy": call.answered_by}
@@ -431,11 +438,12 @@ class TwilioRest:
         )
 
     async def _detect(self, call: FakeCall, callee: Answers | Machine) -> None:
-        """Say who picked up as soon as it is known, while the call goes on."""
+        """Report the machine detection's result as soon as it is known, during the
+        call."""
         assert call.record is not None and call.record.answered_at is not None
         said, seconds = _detection(call.asked, callee)
         await asyncio.sleep(seconds)
-        # A script begins with the stream, so the machine was later by so much.
+        # A script begins with the stream, so the machine spoke later by that much.
         await asyncio.sleep(_speech_began(call.record) + seconds - monotonic())
         call.answered_by = said
         form = {
@@ -449,7 +457,7 @@ class TwilioRest:
     # --- callbacks ---
 
     def _set_status(self, call: FakeCall, status: Status, event: str = "") -> None:
-        """The call has a new status; whoever wants that event is told."""
+        """Set the call's status and queue the status callback if it was requested."""
         call.status = status
         talked = None if call.is_active else call.talked_seconds
         form = {
@@ -469,7 +477,7 @@ class TwilioRest:
             call.pending_callbacks.put_nowait(form)
 
     async def _post_callbacks(self, call: FakeCall) -> None:
-        """Post the status callbacks in their order, or with every two swapped."""
+        """Post the status callbacks in order, or with every two swapped."""
         held: dict[str, str] | None = None
         while (form := await call.pending_callbacks.get()) is not None:
             if self.out_of_order and held is None:
@@ -501,7 +509,7 @@ class TwilioRest:
 def _detection(
     asked: Mapping[str, str], callee: Answers | Machine
 ) -> tuple[str, float]:
-    """What detection says, and how many seconds after the call was answered."""
+    """The result of machine detection, and its time in seconds after the answer."""
     limit = float(asked.get("MachineDetectionTimeout", 30))
     if isinstance(callee, Answers):
         said, seconds = str(callee.answered_by), callee.detected_after
@@ -519,14 +527,14 @@ def _detection(
 
 
 def _speech_began(record: CallRecord) -> float:
-    """When whoever picked up began to speak."""
+    """Time at which the callee began to speak."""
     start = record.stream_at if record.stream_at is not None else record.answered_at
     assert start is not None
     return start
 
 
 async def _happens_within(seconds: float, event: asyncio.Event) -> bool:
-    """Wait so long for the event; False if it did not happen."""
+    """Wait up to `seconds` for the event; False if it did not happen."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()
@@ -535,7 +543,7 @@ async def _happens_within(seconds: float, event: asyncio.Event) -> bool:
 
 
 def _check_instructions(asked: Mapping[str, str]) -> None:
-    """Where the call's TwiML is, or the TwiML itself."""
+    """Check the call's Url or Twiml parameter."""
     if "Url" in asked:
         _check_url(asked["Url"], 21205, "Url")
     elif "Twiml" not in asked:
@@ -548,10 +556,10 @@ def _check_instructions(asked: Mapping[str, str]) -> None:
 def _check_callbacks(asked: Mapping[str, str], events: Sequence[str]) -> None:
     for name in ("StatusCallback", "AsyncAmdStatusCallback"):
         if name in asked:
-            # The code for a callback's URL is undocumented; 21205 is the Url's.
+            # The error code of a bad callback URL is undocumented; 21205 is the Url's.
             _check_url(asked[name], 21205, name)
         _method(asked, f"{name}Method")
-    # A list in one parameter ("initiated ringing") is none of the events.
+    # A list in one parameter ("initiated ringing") is not a valid event.
     if wrong := [event for event in events if event not in EVENTS]:
         raise _RefusedError(400, 21626, f"Invalid 'StatusCallbackEvent' {wrong[0]!r}")
 
@@ -565,7 +573,8 @@ def _check_detection(asked: Mapping[str, str]) -> None:
     for name, limits in DETECTION_RANGES.items():
         _check_number(asked, name, limits, 21234)
     if is_async == "true" and "AsyncAmdStatusCallback" not in asked:
-        # On a live account a warning in the debugger, and a result that never comes.
+        # A live account only gets a warning in the debugger, and the result never
+        # comes.
         raise _RefusedError(400, 21262, "No AMD status callback URL provided")
 
 

@@ -1,4 +1,4 @@
-"""The person at the telephone: acts out a script, hears only what Twilio has played."""
+"""Runs the caller's script. A step that listens hears only what Twilio has played."""
 
 import asyncio
 from time import monotonic
@@ -25,7 +25,7 @@ BYTES_PER_SECOND = 8000
 
 
 class ScriptRunner:
-    """Begins with the first stream; steps that need a stream wait for the next one."""
+    """Starts with the first stream; a step that needs a stream waits for one."""
 
     def __init__(self, record: CallRecord) -> None:
         self.voice = CallerVoice(record)
@@ -36,7 +36,7 @@ class ScriptRunner:
 
     @property
     def stream(self) -> MediaStream | None:
-        """The stream that is open; None between two."""
+        """The open stream; None between two streams."""
         if self._stream is not None and self._stream.end is None:
             return self._stream
         return None
@@ -46,7 +46,7 @@ class ScriptRunner:
         self.changed.wake()
 
     async def run(self, script: Script) -> None:
-        """Take the steps one after the other; a HangUp ends it."""
+        """Run the steps in order; HangUpStep ends the script."""
         await self._open_stream()
         for step in script:
             await self._run_step(step)
@@ -105,7 +105,8 @@ class ScriptRunner:
                 return
             over_at = self._over_at()
             enough_at = now + missing / BYTES_PER_SECOND
-            # When all that is known is over, look again: more may have come.
+            # All known audio ends before enough was heard: check again then, more may
+            # have come.
             wake_at = min(enough_at, over_at) if over_at > now else deadline
             await self.changed.sleep_until(min(wake_at, deadline))
         self._record.timed_out.append(f"Hear: {timeout:g} s")
@@ -117,10 +118,10 @@ class ScriptRunner:
         return sum(stream.playout.played(now) for stream in self._record.streams)
 
     def _over_at(self) -> float:
-        """When the last audio was or will be over, on whichever stream it came."""
+        """Time at which the last known audio ends or ended, on any stream."""
         streams, ends = self._record.streams, self._record.stream_ends
         overs = [stream.playout.over_at or 0.0 for stream in streams]
-        # What a stream that has ended had queued was never played.
+        # Audio still queued when its stream ended was never played.
         for number, end in enumerate(ends[: len(overs)]):
             overs[number] = min(overs[number], end.at)
         return max(overs, default=0.0)

@@ -1,8 +1,8 @@
-"""One media stream: Twilio's end of the socket, its media clock, playout and echoes.
+"""One media stream: Twilio's end of the WebSocket, its media clock, playout and echoes.
 
-What happens at Twilio happens in order of time, computed, not as timers happen to
-fire: frames every 20 ms without drift, arrivals when they have crossed the network,
-echoes when their audio is over. A late wake-up is caught up with the right times.
+Events at Twilio are computed in order of time and do not depend on when timers fire:
+frames every 20 ms without drift, arrivals after the network's delay, echoes when their
+audio has been played. A late wake-up catches up with the exact times.
 """
 
 import asyncio
@@ -34,9 +34,10 @@ from bridge.sim.twilio.wakeup import Wakeup
 
 FRAME_SECONDS = FRAME_US / 1e6
 FRAME_MS = FRAME_US // 1000
-SEND_LIMIT = 5.0  # s; a socket that takes nothing for so long is broken (31903)
-CLOSE_LIMIT = 2.0  # s; for the bridge's part of the closing handshake
-BACKLOG_LIMIT = 64 * 1024  # bytes unsent, three seconds: then audio is discarded, 31930
+SEND_LIMIT = 5.0  # s; a socket that accepts no bytes for this long is broken (31903)
+CLOSE_LIMIT = 2.0  # s for the bridge's part of the closing handshake
+# unsent bytes, three seconds of audio; above this, audio is discarded (31930)
+BACKLOG_LIMIT = 64 * 1024
 SLOW_READER, BUFFER_FULL = 31930, 31931
 LOST, CLOSED_BY_BRIDGE, PROTOCOL_BROKEN = 31903, 31921, 31924
 
@@ -44,7 +45,7 @@ OnMedia = Callable[[bytes, float], None]
 
 
 def silent_payloads(noisy: bool) -> Sequence[str]:
-    """Base64 of the frames of a silent caller; a real line hisses a little."""
+    """Base64 of a silent caller's frames; `noisy` adds a little line noise."""
     if not noisy:
         return [base64.b64encode(bytes([SILENCE]) * FRAME_BYTES).decode()]
     levels = bytes([0xFF, 0xFE, 0x7F, 0x7E])
@@ -59,15 +60,15 @@ QUIET, HISS = silent_payloads(noisy=False), silent_payloads(noisy=True)
 
 
 class _Ending(Enum):
-    """What ends a connection, in the place of a message."""
+    """How to end a connection; queued like a message."""
 
     CLOSE = auto()  # closing handshake
-    RESET = auto()  # no word, a TCP reset
+    RESET = auto()  # TCP reset without a close frame
 
 
 @dataclass(frozen=True, slots=True)
 class _Closed:
-    """The connection's end as it reaches Twilio."""
+    """The end of the connection as Twilio sees it."""
 
     code: int
     text: str
@@ -75,7 +76,7 @@ class _Closed:
 
 
 class MediaStream:
-    """Run `read` and `run` beside each other; `end` is set when the stream is over."""
+    """Run `read` and `run` concurrently; `end` is set when the stream is over."""
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class MediaStream:
         on_media: OnMedia | None = None,
     ) -> None:
         self.end: StreamEnd | None = None
-        self.silenced = False  # the socket is open still, though nothing passes
+        self.silenced = False  # the socket is still open, but nothing passes
         self._socket = socket
         self._streamed = streamed
         self._playout = streamed.playout
@@ -101,7 +102,7 @@ class MediaStream:
         self._account_sid = account_sid
         self._voice = voice
         self._up, self._down = up, down
-        self._changed = changed  # rung when what the caller hears begins or is cut
+        self._changed = changed  # woken when audio begins or is cut
         self._silence = HISS if noisy else QUIET
         self._keep_frame_times = keep_frame_times
         self._on_media = on_media
@@ -128,7 +129,7 @@ class MediaStream:
         self._emit(text, self._began)
 
     async def read(self) -> None:
-        """Take what the bridge sends off the socket until the connection is gone."""
+        """Read the bridge's messages until the connection is closed or lost."""
         try:
             async for raw in self._socket:
                 now = monotonic()
@@ -143,7 +144,7 @@ class MediaStream:
         self._receive(monotonic(), closed)
 
     async def run(self) -> None:
-        """Let Twilio's side happen until the stream is over and its last word sent."""
+        """Run Twilio's side until the stream is over and the last message is sent."""
         while self.end is None or self._sending:
             now = monotonic()
             self.advance(now)
@@ -152,7 +153,7 @@ class MediaStream:
                 await self._wakeup.sleep_until(self._next())
 
     def advance(self, now: float) -> None:
-        """Do all that happens at Twilio up to `now`, in order of time."""
+        """Process all events at Twilio up to `now`, in order of time."""
         while self.end is None:
             frame_at = self._began + (self._frames + 1) * FRAME_SECONDS
             due = self._playout.next_due
@@ -171,7 +172,7 @@ class MediaStream:
             else:
                 self._frame(frame_at)
 
-    # What the person at the telephone can do to the stream, now:
+    # What the caller can do to the stream now:
 
     def press(self, digit: str) -> None:
         now = self._catch_up()
@@ -188,7 +189,7 @@ class MediaStream:
             self._gap = (now, now + ms / 1000, mode)
 
     def hang_up(self) -> None:
-        """The call ends: `stop`, then Twilio closes."""
+        """End the call: send `stop`, then close."""
         now = self._catch_up()
         sids = (self._account_sid, self._record.call_sid, self._sid)
         self._emit(messages.stop(self._next_number(), *sids), now)
@@ -196,7 +197,7 @@ class MediaStream:
         self._finish(StreamEnd(self._sid, 0, "hung up", now))
 
     def drop(self, how: Literal["reset", "silence"] = "reset") -> None:
-        """The connection breaks; what was sent before still arrives."""
+        """Break the connection; messages sent before still arrive."""
         now = self._catch_up()
         if how == "reset":
             self._emit(_Ending.RESET, now)
@@ -206,14 +207,14 @@ class MediaStream:
         self._finish(StreamEnd(self._sid, LOST, "broken pipe", now))
 
     def _catch_up(self) -> float:
-        """Bring Twilio to the present and wake `run`; the caller acts at that time."""
+        """Advance Twilio to the present and wake `run`; returns the present time."""
         now = monotonic()
         self.advance(now)
         self._wakeup.wake()
         return now
 
     def _frame(self, at: float) -> None:
-        """A frame of the caller's audio is complete at `at`."""
+        """Send the caller's frame that is complete at `at`."""
         begun = self._frames * FRAME_MS
         self._frames += 1
         speech = self._voice.frame(self._sid, begun / 1000, at - FRAME_SECONDS)
@@ -233,7 +234,7 @@ class MediaStream:
         self._emit(text, at, frame=True)
 
     def _on_arrival(self, message: messages.BridgeMessage | _Closed, at: float) -> None:
-        """Something from the bridge has crossed the network and is at Twilio."""
+        """Process a message of the bridge that has crossed the network."""
         match message:
             case messages.MediaMessage(audio):
                 was_over = (self._playout.over_at or 0.0) <= at
@@ -258,8 +259,8 @@ class MediaStream:
         if self.end is not None:
             return
         self.end = end
-        # Whether Twilio plays out what waits when the socket closes is undocumented;
-        # the harder case for a bridge is that it does not.
+        # Whether Twilio plays out its buffer when the socket closes is undocumented.
+        # The fake discards it: the harder case for a bridge.
         self._streamed.unheard_at_end = self._playout.end(end.at)
         self._record.stream_ends.append(end)
         self._changed.wake()
@@ -268,7 +269,7 @@ class MediaStream:
         return self._socket.transport.get_write_buffer_size() > BACKLOG_LIMIT
 
     def _warn(self, code: int, text: str, at: float) -> None:
-        """Note what Twilio reports once per stream."""
+        """Record a warning that Twilio gives once per stream."""
         if code not in self._warned:
             self._warned.add(code)
             self._record.warnings.append(DebuggerWarning(code, text, at))
@@ -286,7 +287,7 @@ class MediaStream:
         self._wakeup.wake()
 
     def _next(self) -> float:
-        """When the next thing is to be done."""
+        """Time of the next event."""
         times = [self._sending[0][0]] if self._sending else []
         if self.end is None:
             times.append(self._began + (self._frames + 1) * FRAME_SECONDS)
@@ -297,7 +298,7 @@ class MediaStream:
         return min(times)
 
     async def _deliver(self, now: float) -> None:
-        """Write to the socket what has crossed the network by `now`."""
+        """Write the messages that are due by `now` to the socket."""
         if not self._sending or self._sending[0][0] > now:
             return
         try:
@@ -309,7 +310,7 @@ class MediaStream:
                     if frame and self._keep_frame_times:
                         self._record.frame_sent_at.append(monotonic())
         except ConnectionClosed:
-            # The reader sees the same and says how it ended; Twilio hears of it then.
+            # `read` sees the same close and reports it; Twilio learns of it then.
             self._sending.clear()
         except TimeoutError:
             self._socket.transport.abort()
@@ -322,7 +323,7 @@ class MediaStream:
             case _Ending.CLOSE:
                 await self._socket.close()
             case _Ending.RESET:
-                # Lingering for 0 s turns the close into a reset.
+                # SO_LINGER of 0 s turns the close into a TCP reset.
                 linger = struct.pack("ii", 1, 0)
                 raw = self._socket.transport.get_extra_info("socket")
                 raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, linger)

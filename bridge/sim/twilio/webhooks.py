@@ -1,7 +1,7 @@
-"""Twilio's HTTP requests: form-encoded, signed, 15 seconds at most.
+"""Twilio's webhook requests: form-encoded, signed, with a timeout of 15 seconds.
 
-Addresses are the public ones Twilio would see and sign; `Places` says which of them
-are really at the address the fake connects to.
+URLs are the public ones, which Twilio would see and sign; `Origins` maps them to the
+address that the fake connects to.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from bridge.sim.twilio.record import WebhookRequest
 from bridge.sim.twilio.signature import sign, signed_url
 
 WEBHOOK_LIMIT = 15.0  # s, Twilio's hard limit
-ATTEMPTS = 2  # a failed connection is tried once more (`rc`=1, `rp`=ct)
+ATTEMPTS = 2  # a failed connection is retried once (`rc`=1, `rp`=ct)
 
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """`connect` is the origin dialled, `public` the one Twilio believes in."""
+    """`connect` is the origin to connect to, `public` the origin that Twilio knows."""
 
     connect: str
     public: str
@@ -42,11 +42,12 @@ class Origins:
         return url
 
     def is_ours(self, url: str) -> bool:
-        """True when the URL's host is the public one."""
+        """True if the URL's host is the public one."""
         return urlsplit(url).netloc == urlsplit(self.public).netloc
 
     def dial(self, url: str) -> str:
-        """Where to connect for it; http(s) or ws(s) as it was, secure as we are."""
+        """The URL to connect to: http(s) or ws(s) stays, TLS as on the connect
+        origin."""
         if not self.is_ours(url):
             return url
         parts, ours = urlsplit(url), urlsplit(self.connect)
@@ -58,9 +59,9 @@ class Origins:
 
 @dataclass(frozen=True, slots=True)
 class WebhookResponse:
-    """A webhook's answer; `url` is the public one, against which others are relative.
+    """The answer to a webhook.
 
-    status 0 = none came.
+    `url`: the public URL, the base of relative URLs. Status 0: no answer came.
     """
 
     url: str
@@ -71,9 +72,9 @@ class WebhookResponse:
 
 
 def progress(sequence: int, talked_seconds: float | None = None) -> dict[str, str]:
-    """What a status callback has beyond the standard parameters.
+    """The parameters of a status callback beyond the standard ones.
 
-    `talked_seconds` None: the call goes on. 0.0: nobody answered.
+    `talked_seconds` None: the call is in progress. 0.0: it was not answered.
     """
     form = {
         "CallbackSource": "call-progress-events",
@@ -88,7 +89,7 @@ def progress(sequence: int, talked_seconds: float | None = None) -> dict[str, st
 
 
 class WebhookClient:
-    """The requests of one call; every one is added to `noted`."""
+    """Makes the requests of one call and appends each to `noted`."""
 
     def __init__(
         self,
@@ -105,9 +106,11 @@ class WebhookClient:
     async def ask(
         self, url: str, form: dict[str, str], method: Method
     ) -> WebhookResponse:
-        """Request the public `url`; never raises for what the other side does."""
+        """Request the public `url`. Failures of the bridge are in the result, never
+        raised."""
         at = monotonic()
-        token = str(uuid.uuid4())  # the same on the second attempt, so it is known
+        # the same for the second attempt, which makes it recognisable
+        token = str(uuid.uuid4())
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 async with asyncio.timeout(WEBHOOK_LIMIT):
