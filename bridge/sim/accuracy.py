@@ -211,7 +211,7 @@ def _call_faults(placed: _Placed) -> Iterator[str]:
     if placed.sessions != 1:
         yield f"{placed.sessions} sessions on the model instead of one"
     for step in record.timed_out:
-        yield f"the caller waited in vain: {step}"
+        yield f"a step of the caller timed out: {step}"
     for warning in record.warnings:
         yield f"Twilio warned: {warning.code} {warning.text}"
 
@@ -275,9 +275,9 @@ def _lines(report: BeliefReport) -> Iterator[str]:
     for text in report.broken:
         yield f"BROKEN: {text}"
     if not report.broken:
-        yield "Every bound holds."
+        yield "All limits hold."
     elif report.late_ms > BUSY_MS:
-        yield "This machine may be too busy to be exact: try fewer calls at once."
+        yield "This machine may be too busy for exact results: try fewer calls at once."
 
 
 def as_json(report: BeliefReport) -> str:

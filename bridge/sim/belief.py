@@ -261,7 +261,7 @@ def _broken_calls(verdicts: Sequence[Verdict]) -> Iterator[str]:
 def _call_bounds(verdict: Verdict) -> Iterator[str]:
     untold = [str(belief.number) for belief in verdict.beliefs if belief.untold]
     if untold:
-        yield f"the model was not told of the cut of item {', '.join(untold)}"
+        yield f"the model was not told what was heard of item {', '.join(untold)}"
     for error in verdict.errors:
         yield f"the model answered an error: {error}"
     for what, ms in (

@@ -68,7 +68,7 @@ def utterance(
 ) -> tuple[CountedWord, ...]:
     """The words from `first` up to the `count`th."""
     if call > MAX_CALL or turn > MAX_TURN or count > MAX_PLACE:
-        raise ValueError("more calls, turns or words than there are numbers for")
+        raise ValueError("the number of the call, turn or word is too large")
     return tuple(CountedWord(speaker, call, turn, k) for k in range(first, count + 1))
 
 

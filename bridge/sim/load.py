@@ -181,7 +181,7 @@ def _report(
             failed.append(record.error or f"ended by {record.ended_by}")
         session = sessions.get(number)
         if session is None:
-            failed.append(f"call {number}: the model never heard it")
+            failed.append(f"call {number}: the model got none of its audio")
             continue
         heard = read_ruler(record.heard)
         harmed += heard.lost_bytes + heard.repeated_bytes + heard.stray
@@ -263,7 +263,7 @@ def render(report: LoadReport) -> Table:
         ("model to caller", _row(report.model_to_caller)),
     ]
     if report.cpu_ms_per_call_second is not None:
-        rows.append(("CPU a call-second", f"{report.cpu_ms_per_call_second:.2f} ms"))
+        rows.append(("CPU per call-second", f"{report.cpu_ms_per_call_second:.2f} ms"))
     if report.memory_mb is not None:
         rows.append(("memory", f"{report.memory_mb:.0f} MB"))
     for row in rows:

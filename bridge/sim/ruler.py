@@ -101,7 +101,7 @@ class Reading:
 def ruler(item_number: int, ms: int) -> bytes:
     """The first `ms` milliseconds of the item with this number."""
     if not (0 <= item_number < LIMIT and 0 <= ms <= LIMIT):
-        raise ValueError("an item's number and its milliseconds are below 2**20")
+        raise ValueError("the item number and the milliseconds must be below 2**20")
     index = np.arange(ms, dtype=np.uint64)
     check = (index * 181 + item_number * 77 + index // 128 * 29) % 511
     value = (np.uint64(item_number) << 29) | (index << 9) | check

@@ -53,7 +53,7 @@ class TextModel:
             text = "Missing required parameter: 'model'."
             return _refusal(text, "missing_required_parameter", "model")
         if body.get("stream"):
-            text = "This fake answers in one piece."
+            text = "This fake does not stream."
             return _refusal(text, "unsupported_value", "stream")
         self.requests.append(body)
         question = _question(body.get("input") or "")

@@ -1,4 +1,4 @@
-"""The fake model as it hears and speaks, judged by `openai`'s own types."""
+"""The fake model's input and output, validated with `openai`'s own types."""
 
 import base64
 import json
@@ -86,7 +86,7 @@ async def rich_conversation(formats: Event) -> list[Event]:
 
 @pytest.mark.parametrize("formats", [PCMU, {"type": "audio/pcm", "rate": 24000}])
 async def test_every_event_has_the_real_shape(formats: Event) -> None:
-    """The agent understands all it is sent, since no event is of a made-up shape."""
+    """Every event has the fields and types of the real server's event."""
     events = await rich_conversation(formats)
 
     assert len({event["event_id"] for event in events}) == len(events)
@@ -97,13 +97,14 @@ async def test_every_event_has_the_real_shape(formats: Event) -> None:
     sent = {event["type"] for event in events}
     assert sent <= documented.keys() and len(sent) >= 27
     for event in events:
-        # The examples show responses and items of every kind; compare top levels.
+        # The documented examples contain responses and items of every kind, so only the
+        # top levels are compared.
         example = documented[event["type"]]
         assert {f".{key}" for key in event} <= example, event["type"]
 
 
 async def test_a_turn_has_the_order_of_the_real_server() -> None:
-    """The conversation goes on step by step, as clients of the real server expect."""
+    """The events of a turn come in the order that clients of the real server expect."""
     behaviour = Behaviour(turns=[[PlayRuler(400)]], delta_ms=200, **QUICK)
     async with talking(behaviour) as (client, _):
         first = len(client.events)
@@ -135,7 +136,7 @@ async def test_a_turn_has_the_order_of_the_real_server() -> None:
 
 
 async def test_transcription_comes_after_the_response_began() -> None:
-    """What the caller said is written down late, as a separate recogniser does it."""
+    """The transcription comes late, because a separate recogniser makes it."""
     behaviour = Behaviour(turns=[[SayText("Yes.")]], user_texts=["Is it?"], **QUICK)
     async with talking(
         behaviour, input={"transcription": {"model": "gpt-transcribe"}}
@@ -164,7 +165,7 @@ async def test_transcription_comes_after_the_response_began() -> None:
 async def test_the_caller_is_noticed_where_speech_begins_and_ends(
     detection: Event,
 ) -> None:
-    """The person need not speak at a certain moment: the turn is found in the audio."""
+    """The VAD finds the turn in the audio, whenever the caller speaks."""
     spoken = speech("Good evening.")
     async with talking(
         Behaviour(turns=[[SayText("Hi.")]], **QUICK),
@@ -186,7 +187,7 @@ async def test_the_caller_is_noticed_where_speech_begins_and_ends(
 
 
 async def test_noise_and_clicks_are_not_speech() -> None:
-    """A hiss on the line, or a click, does not make the agent stop and listen."""
+    """Hiss and clicks do not start a turn."""
     hiss = bytes([0x7E, 0xFE, 0xFD, 0x7D]) * 4000
     click = b"\x00" * 160 + b"\xff" * 800
     async with talking(Behaviour(**QUICK)) as (client, session):
@@ -199,7 +200,7 @@ async def test_noise_and_clicks_are_not_speech() -> None:
 
 
 async def test_without_turn_detection_only_a_commit_makes_a_turn() -> None:
-    """Push-to-talk: the agent waits until it is told that the person has finished."""
+    """Push-to-talk: without turn detection only a commit ends a turn."""
     async with talking(
         Behaviour(turns=[[SayText("Yes?")]], **QUICK), input={"turn_detection": None}
     ) as (client, session):
@@ -215,7 +216,7 @@ async def test_without_turn_detection_only_a_commit_makes_a_turn() -> None:
 
 
 async def test_create_response_false_only_reports() -> None:
-    """An agent told to wait does not answer by itself."""
+    """With create_response false the model does not answer by itself."""
     vad = {"type": "server_vad", "create_response": False}
     async with talking(Behaviour(**QUICK), input={"turn_detection": vad}) as (
         client,
@@ -229,8 +230,8 @@ async def test_create_response_false_only_reports() -> None:
     assert len(session.responses) == 1 and session.responses[0].trigger == "client"
 
 
-async def test_a_silent_caller_is_asked() -> None:
-    """Someone who says nothing for long is spoken to, where that is configured."""
+async def test_the_idle_timeout_asks_a_silent_caller() -> None:
+    """The idle timeout, if configured, makes the model speak to a silent caller."""
     vad = {"type": "server_vad", "idle_timeout_ms": 50}
     async with talking(
         Behaviour(turns=[[PlayRuler(100)]], **QUICK), input={"turn_detection": vad}
@@ -250,7 +251,7 @@ async def test_a_silent_caller_is_asked() -> None:
 
 
 async def test_audio_is_paced_and_cut_as_asked() -> None:
-    """The answer comes faster than it is heard, in pieces of the size asked for."""
+    """Audio is generated faster than it plays, in deltas of the configured size."""
     behaviour = Behaviour(
         turns=[[PlayRuler(1000)]],
         speed=4,
@@ -271,7 +272,7 @@ async def test_audio_is_paced_and_cut_as_asked() -> None:
 
 
 async def test_words_run_a_little_ahead_of_their_audio() -> None:
-    """The written words keep step with the voice, never behind it."""
+    """Transcript deltas come just before their audio, never after it."""
     text = "One two three four five six seven eight nine ten."
     async with talking(Behaviour(turns=[[SayText(text)]], **QUICK)) as (client, _):
         await client.send(type="response.create")
@@ -292,7 +293,7 @@ async def test_words_run_a_little_ahead_of_their_audio() -> None:
 
 @pytest.mark.parametrize("kind", ["audio/pcmu", "audio/pcma", "audio/pcm"])
 async def test_every_output_format_is_spoken(kind: str) -> None:
-    """The agent sounds the same whatever encoding was agreed on."""
+    """The speech is the same in every output format."""
     formats = {"type": kind} | ({"rate": 24000} if kind == "audio/pcm" else {})
     seconds = speak("Good morning.", voice="en+f3").seconds
     async with talking(
@@ -308,7 +309,7 @@ async def test_every_output_format_is_spoken(kind: str) -> None:
 
 
 async def test_a_preamble_and_an_answer_are_two_items() -> None:
-    """Two sentences of one answer can be cut, and remembered, each for itself."""
+    """Two items of one response can be truncated and remembered separately."""
     turns: list[Turn] = [
         [PlayRuler(60), PlayAudio(ruler(9, 40), "played"), PlayRuler(80)]
     ]
@@ -325,7 +326,7 @@ async def test_a_preamble_and_an_answer_are_two_items() -> None:
 
 
 async def test_text_only_and_out_of_band_responses() -> None:
-    """A side question to the model neither sounds nor enters the conversation."""
+    """An out-of-band response has no audio and does not enter the conversation."""
     async with talking(Behaviour(answer=lambda h: [SayText("A note.")], **QUICK)) as (
         client,
         session,

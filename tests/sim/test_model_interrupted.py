@@ -1,4 +1,4 @@
-"""The fake model cut short, and what it believes was heard."""
+"""Interruptions of the fake model, and what the model believes was heard."""
 
 import base64
 
@@ -28,7 +28,7 @@ async def interrupted(behaviour: Behaviour) -> tuple[Client, ModelSession]:
 
 
 async def test_speech_cancels_the_answer_in_progress() -> None:
-    """The person speaks up and the agent stops making sentences at once."""
+    """The caller's speech ends the generation at once."""
     behaviour = Behaviour(
         turns=[[PlayRuler(20000)], [PlayRuler(40)]], think_seconds=0.02
     )
@@ -53,7 +53,7 @@ async def test_speech_cancels_the_answer_in_progress() -> None:
 
 
 async def test_late_audio_and_a_late_item_follow_the_cut() -> None:
-    """Audio that was on its way when the person interrupted still arrives."""
+    """Audio that was on its way at the interruption still arrives."""
     behaviour = Behaviour(
         turns=[[PlayRuler(20000)], [PlayRuler(40)]],
         think_seconds=0.02,
@@ -73,7 +73,7 @@ async def test_late_audio_and_a_late_item_follow_the_cut() -> None:
 
 
 async def test_after_response_done_speech_cancels_nothing() -> None:
-    """What the model does not know: its answer may still be playing on the phone."""
+    """The model does not know that its answer may still be playing on the phone."""
     behaviour = Behaviour(turns=[[PlayRuler(2000)], [PlayRuler(40)]], **QUICK)
     async with talking(behaviour) as (client, session):
         await client.send(type="response.create")
@@ -86,7 +86,8 @@ async def test_after_response_done_speech_cancels_nothing() -> None:
 
 
 async def test_interruption_can_be_off() -> None:
-    """An agent told to finish its sentence does so, and says that it was busy."""
+    """With interrupt_response false the answer is finished, and a second one is
+    refused."""
     vad = {"type": "server_vad", "interrupt_response": False}
     behaviour = Behaviour(turns=[[PlayRuler(6000)]], speed=4, think_seconds=0)
     async with talking(behaviour, input={"turn_detection": vad}) as (client, session):
@@ -102,7 +103,7 @@ async def test_interruption_can_be_off() -> None:
 
 
 async def test_truncation_is_what_the_model_believes() -> None:
-    """The agent remembers what was heard of its sentence, not what it meant to say."""
+    """The model remembers only what was heard of its answer."""
     async with talking(Behaviour(turns=[[PlayRuler(1000)]], **QUICK)) as (
         client,
         session,
@@ -136,7 +137,7 @@ async def test_truncation_is_what_the_model_believes() -> None:
 
 
 async def test_an_item_without_audio_cannot_be_truncated() -> None:
-    """Cutting a sentence before its first sound is refused, as it really is."""
+    """Truncating an item before its first audio is refused, as by the real server."""
     async with talking(Behaviour(turns=[[PlayRuler(200)]], think_seconds=0.4)) as (
         client,
         _,

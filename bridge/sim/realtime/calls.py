@@ -177,7 +177,7 @@ class CallsServer:
             try:
                 body = json.loads(raw) if raw else {}
             except ValueError:
-                return _error(400, "The body is no JSON.", "invalid_json")
+                return _error(400, "The body is not JSON.", "invalid_json")
             self.requests.append((verb, body))
             if verb in self.fail:
                 return _error(self.fail[verb], "Scripted.", "scripted")

@@ -77,7 +77,7 @@ class PhoneCall:
     def press(self, key: str) -> None:
         """Press a key, sent over RTP (RFC 4733). Its event is the only one without an
         event_id."""
-        assert self.session is not None, "nobody has attached"
+        assert self.session is not None, "no control socket is attached"
         event = {
             "type": "input_audio_buffer.dtmf_event_received",
             "event": key,
@@ -88,7 +88,7 @@ class PhoneCall:
     def say(self, mulaw: bytes) -> None:
         """Let the caller speak: the server hears the audio at once, then enough silence
         to end the turn."""
-        assert self.session is not None, "nobody has attached"
+        assert self.session is not None, "no control socket is attached"
         audio = mulaw + _SILENCE
         for at in range(0, len(audio), _FRAME_BYTES):
             frame = base64.b64encode(audio[at : at + _FRAME_BYTES]).decode()

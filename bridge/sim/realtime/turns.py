@@ -154,4 +154,4 @@ class Behaviour:
         if not self.speed > 0:
             raise ValueError("speed must be positive (inf: as fast as possible)")
         if self.delta_ms < 1 or (self.first_delta_ms or 1) < 1:
-            raise ValueError("a delta holds at least a millisecond")
+            raise ValueError("a delta must hold at least one millisecond")

@@ -123,7 +123,7 @@ def _verb(element: ET.Element) -> Verb:
         case "Hangup":
             return TwimlHangup()
         case other:
-            raise TwimlError(12200, f"this Twilio does not know <{other}>")
+            raise TwimlError(12200, f"this fake does not support <{other}>")
 
 
 def _dial(element: ET.Element) -> TwimlDial:

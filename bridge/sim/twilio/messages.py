@@ -88,7 +88,9 @@ def _mark(mark: object) -> MarkMessage | IgnoredMessage:
     assert isinstance(mark, dict)
     name = mark["name"]
     if not isinstance(name, str) or not name:
-        return IgnoredMessage(INVALID, "mark.mark.name is not a name")
+        return IgnoredMessage(
+            INVALID, "mark.mark.name is not a text of at least one character"
+        )
     return MarkMessage(name)
 
 

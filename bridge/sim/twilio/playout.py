@@ -346,7 +346,7 @@ class Playout:
     def _advance(self, now: float) -> int:
         now_us = micros(now)
         if self._now_us is not None and now_us < self._now_us:
-            raise ValueError(f"time went back to {now}")
+            raise ValueError(f"time must not go back, but now is {now}")
         self._now_us = now_us
         self._buffer.advance(now_us, self.received)
         return now_us

@@ -305,7 +305,7 @@ class TwilioRest:
 
     def _end(self, call: FakeCall, status: str) -> None:
         if status not in ("completed", "canceled"):
-            raise _RefusedError(400, 21200, f"Status {status!r} cannot be asked for")
+            raise _RefusedError(400, 21200, f"Status {status!r} cannot be requested")
         if status == "canceled" and call.status == "in-progress":
             return  # only a call that was not answered can be canceled
         if call.placed is not None:

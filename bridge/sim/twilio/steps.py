@@ -49,7 +49,7 @@ class PressStep:
 
     def __post_init__(self) -> None:
         if not KEYS.issuperset(self.digits):
-            raise ValueError(f"no such key on a telephone: {self.digits!r}")
+            raise ValueError(f"not a key of a telephone: {self.digits!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,7 +239,9 @@ class MediaStream:
             case messages.MediaMessage(audio):
                 was_over = (self._playout.over_at or 0.0) <= at
                 if not self._playout.media(audio, at):
-                    self._warn(BUFFER_FULL, "more than ten minutes of audio wait", at)
+                    self._warn(
+                        BUFFER_FULL, "more than ten minutes of audio are queued", at
+                    )
                 if was_over:
                     self._changed.wake()
                 if self._on_media is not None:
