@@ -175,9 +175,8 @@ class PlacedCall:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
-        self._next: _DocumentRequest | WebhookResponse | None = (
-            None  # replaces the document that runs
-        )
+        # replaces the document that runs
+        self._next: _DocumentRequest | WebhookResponse | None = None
         self._interrupted = asyncio.Event()
         self._ended_by = "caller"
         call_sid = caller.call_sid or "CA" + secrets.token_hex(16)
@@ -372,10 +371,8 @@ class PlacedCall:
         if answer.status == 204:
             return []
         if answer.content_type == "text/plain" and "<Response" not in answer.text:
-            return [
-                markup.TwimlSay(answer.text),
-                markup.TwimlHangup(),
-            ]  # Twilio reads the text aloud and hangs up
+            # Twilio reads the text aloud and hangs up.
+            return [markup.TwimlSay(answer.text), markup.TwimlHangup()]
         if answer.content_type not in XML_TYPES | {"text/plain"}:
             raise _CallFailedError(f"12300 content type {answer.content_type}")
         self._record.twiml.append(answer.text)

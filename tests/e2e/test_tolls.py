@@ -21,7 +21,7 @@ from bridge.app.startup import Crew, open_house
 from bridge.core.rules import Prices
 from bridge.fleet.plan import Earlier
 from bridge.sim.model import Behaviour, CallTool, PlayRuler, SayText
-from bridge.sim.realtime.phone_call import SipCallState as Leg
+from bridge.sim.realtime.phone_call import SipCallState
 from bridge.sim.twilio import steps
 from tests.e2e.house import AGENT, HELLO, bridge
 from tests.e2e.test_doors import ring, with_sip
@@ -255,12 +255,12 @@ async def test_sip_calls_are_counted_as_others() -> None:
         await ring(running, calls)
         second = await calls.ring(url)
         async with asyncio.timeout(5):
-            await second.until(Leg.REJECTED)
+            await second.until(SipCallState.REJECTED)
         day = time.strftime("%Y-%m-%d", time.gmtime())
         await running.registry.count(f"cost:{day}", 60, 1.0)
         third = await calls.ring(url, caller="+14155550124")
         async with asyncio.timeout(5):
-            await third.until(Leg.REJECTED)
+            await third.until(SipCallState.REJECTED)
         hits = [
             running.metrics.registry.get_sample_value(HIT, {"limit": it})
             for it in ("calls_of_number", "cost_of_day")

@@ -68,7 +68,7 @@ class Leg(EventSender):
         if not self._queue:
             return
         queue, self._queue = self._queue, deque()
-        self._tell("cleared", queue[0])
+        self._emit_buffer_event("cleared", queue[0])
         for playing in queue:
             self._cut.add(playing.response_id)
             heard = self._heard_ms(playing)
@@ -80,7 +80,7 @@ class Leg(EventSender):
         playing = self._queue[0]
         if playing.since is None:
             playing.since = time.monotonic()
-            self._tell("started", playing)
+            self._emit_buffer_event("started", playing)
 
     def _response_done(self, response_id: str) -> None:
         for playing in self._queue:
@@ -98,12 +98,12 @@ class Leg(EventSender):
         if not self._queue or self._queue[0] is not playing:
             return  # the queue was cleared in the meantime
         self._queue.popleft()
-        self._tell("stopped", playing)
+        self._emit_buffer_event("stopped", playing)
         if self._queue:
             self._play()
             self._wait_for_end()
 
-    def _tell(self, what: str, playing: _Playing) -> None:
+    def _emit_buffer_event(self, what: str, playing: _Playing) -> None:
         kind = f"output_audio_buffer.{what}"
         self.emit({"type": kind, "response_id": playing.response_id})
 

@@ -29,9 +29,8 @@ class HostedServers:
 
     def __init__(self, session: SessionContext) -> None:
         self._session = session
-        self._waiting: dict[
-            str, tuple[ModelItem, CallMcp, int]
-        ] = {}  # by id of the approval request
+        # by id of the approval request
+        self._waiting: dict[str, tuple[ModelItem, CallMcp, int]] = {}
 
     def configure(self, before: Sequence[Json]) -> None:
         """List the tools of each server that is new since the session had `before`.

@@ -122,9 +122,8 @@ class FakeCall:
     answered_at: datetime | None = None
     ended_at: datetime | None = None
     record: CallRecord | None = None  # of an answered call
-    callbacks: list[WebhookRequest] = field(
-        default_factory=list
-    )  # status and detection
+    # of status and of machine detection
+    callbacks: list[WebhookRequest] = field(default_factory=list)
     placed: PlacedCall | None = None
     canceled: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -164,8 +163,8 @@ class TwilioRest:
 
     `callees`: the callee of each number. `callee`: the callee of all other numbers.
     `numbers`: the account's own numbers; None accepts any. `bridge`: the origin
-    (http://127.0.0.1:...) at which the webhooks really are whose public URLs a request
-    names. `out_of_order`: swaps every two status callbacks.
+    (http://127.0.0.1:...) of the bridge, for webhooks that a request names by their
+    public URLs. `out_of_order`: swaps every two status callbacks.
     """
 
     def __init__(
