@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
@@ -128,9 +129,8 @@ class Settings(BaseSettings):
     model_audio: Annotated[Literal["mulaw", "pcm"], values.Lower] = "mulaw"
     # An async function of the user: (url, headers) -> websocket.
     model_connect: values.Agent | None = None
-    report_url: values.HttpUrl | None = Field(
-        default=None, repr=False
-    )  # may contain a key
+    # It may contain a key.
+    report_url: values.HttpUrl | None = Field(default=None, repr=False)
     report_secret: values.SigningSecret | None = None
     outbound_prefixes: values.Prefixes = ()  # numbers that may be called; none: nobody
     outbound_number: values.PhoneNumber | None = None  # the callee sees it
@@ -143,7 +143,7 @@ class Settings(BaseSettings):
     session_seconds: values.Seconds = 3000.0
     record_dir: values.Folder | None = None
     fallback_number: values.PhoneNumber | None = None
-    # For a caller whom no instance has a free line for.
+    # The answer to a caller while no instance has a free line.
     when_full: Annotated[Literal["busy", "queue", "fallback"], values.Lower] = "busy"
     queue_seconds: values.Seconds = 120.0
     log_format: Annotated[Literal["auto", "json", "pretty"], values.Lower] = Field(
@@ -185,9 +185,8 @@ class Settings(BaseSettings):
     # Calls may be transferred to these numbers and to those that the routes name.
     transfer_prefixes: values.Prefixes = ()
     api_per_second: values.Whole = Field(default=20, ge=1, le=10_000)
-    record_days: values.Whole = Field(
-        default=30, ge=0, le=3650
-    )  # older records are deleted
+    # Older records are deleted.
+    record_days: values.Whole = Field(default=30, ge=0, le=3650)
 
     @property
     def model_target(self) -> str:
@@ -262,6 +261,7 @@ def load(
 def _mistake(error: Mapping[str, Any]) -> Finding:
     """An error of pydantic, in the words of this project."""
     name = str(error["loc"][0]) if error["loc"] else "the environment"
+    field = (Settings.model_fields | _FIELDS).get(name, FieldInfo())
     given, context = str(error["input"]).strip(), error.get("ctx", {})
     match error["type"]:
         case "setting":
@@ -270,18 +270,17 @@ def _mistake(error: Mapping[str, Any]) -> Finding:
             fix = f"set {context['expected']}".replace("'", "")
             return Finding("error", name, f"is {given!r}", fix)
         case "int_parsing" | "float_parsing":
-            text = f"is {given!r}, which is not {_FIELDS[name].title}"
-            return Finding("error", name, text, _in_range(name))
+            text = f"is {given!r}, which is not {field.title}"
+            return Finding("error", name, text, _in_range(field))
         case "greater_than_equal" | "less_than_equal" as bound:
             size = "small" if bound.startswith("g") else "large"
             text = f"is {given}, which is too {size}"
-            return Finding("error", name, text, _in_range(name))
+            return Finding("error", name, text, _in_range(field))
     return Finding("error", name, "is not usable", str(error["msg"]))
 
 
-def _in_range(name: str) -> str:
+def _in_range(field: FieldInfo) -> str:
     """How to correct a number: its kind and the bounds of pydantic."""
-    field = _FIELDS[name]
     least = max(getattr(bound, "ge", 0) for bound in field.metadata)
     most = [bound.le for bound in field.metadata if hasattr(bound, "le")]
     bounds = f" from {least} to {most[0]}" if most else f", {least} or more"
@@ -342,20 +341,21 @@ def _signatures(settings: Settings) -> Iterator[Finding]:
             text = f"is {settings.host}: anybody who reaches it can call, unsigned"
             fix = "remove it, unless that is what you want"
             yield Finding("warning", "BRIDGE_HOST", text, fix)
-    elif settings.public_url is None:
-        fix = "add the line BRIDGE_PUBLIC_URL=https://<the host that Twilio calls> "
-        fix += "(or BRIDGE_INSECURE=1, while developing)"
-        yield Finding("error", "BRIDGE_PUBLIC_URL", unsigned, fix)
-    if settings.twilio_auth_token is None and not settings.insecure:
-        fix = "add the line TWILIO_AUTH_TOKEN=<the primary auth token of the Twilio "
-        yield Finding("error", "TWILIO_AUTH_TOKEN", unsigned, fix + "console>")
-    if settings.tickets == "off" and not settings.insecure:
-        text = (
-            "is off: anybody who has seen a handshake can open streams for ever, and "
-        )
-        text += "no limit of callers holds for these streams"
-        fix = "remove it, unless a TwiML Bin answers your number"
-        yield Finding("warning", "BRIDGE_TICKETS", text, fix)
+    else:
+        if settings.public_url is None:
+            fix = "add the line BRIDGE_PUBLIC_URL=https://<the host that Twilio calls> "
+            fix += "(or BRIDGE_INSECURE=1, while developing)"
+            yield Finding("error", "BRIDGE_PUBLIC_URL", unsigned, fix)
+        if settings.twilio_auth_token is None:
+            fix = (
+                "add the line TWILIO_AUTH_TOKEN=<the primary auth token of the Twilio "
+            )
+            yield Finding("error", "TWILIO_AUTH_TOKEN", unsigned, fix + "console>")
+        if settings.tickets == "off":
+            text = "is off: anybody who has seen a handshake can open streams for ever,"
+            text += " and no limit of callers holds for these streams"
+            fix = "remove it, unless a TwiML Bin answers your number"
+            yield Finding("warning", "BRIDGE_TICKETS", text, fix)
     if any(network.prefixlen == 0 for network in settings.trusted_proxies):
         text = "trusts every address: a client that writes X-Forwarded-For escapes "
         text += "every limit of addresses"
@@ -382,25 +382,21 @@ def _model(settings: Settings) -> Iterator[Finding]:
 def _guessable(settings: Settings) -> Iterator[Finding]:
     """A placeholder that was left, a token that was cut off, or nothing but quotes."""
     level: Level = "warning" if settings.insecure else "error"
-    for name, secret in (
-        ("BRIDGE_API_TOKEN", settings.api_token),
-        ("TWILIO_AUTH_TOKEN", settings.twilio_auth_token),
-        ("TWILIO_AUTH_TOKEN_SECONDARY", settings.twilio_auth_token_secondary),
-        *(
-            ("TWILIO_SHARED_KEYS", SecretStr(it))
-            for it in settings.twilio_shared_keys.values()
-        ),
-    ):
-        token = secret.get_secret_value() if secret else ""
-        if not token or (len(token) >= MIN_TOKEN_CHARS and token not in PUBLISHED):
-            continue
-        text = "can be guessed, and anybody who has it can "
+    secrets: dict[str, list[SecretStr | None]] = {
+        "BRIDGE_API_TOKEN": [settings.api_token],
+        "TWILIO_AUTH_TOKEN": [settings.twilio_auth_token],
+        "TWILIO_AUTH_TOKEN_SECONDARY": [settings.twilio_auth_token_secondary],
+        "TWILIO_SHARED_KEYS": [*map(SecretStr, settings.twilio_shared_keys.values())],
+    }
+    for name, given in secrets.items():
+        power, fix = "pass for Twilio", "copy it again from the Twilio console, "
+        fix += "without quotes"
         if name == "BRIDGE_API_TOKEN":
-            fix = f"set a token of {MIN_TOKEN_CHARS} characters or more"
-            yield Finding(level, name, text + "place calls", fix)
-        else:
-            fix = "copy it again from the Twilio console, without quotes"
-            yield Finding(level, name, text + "pass for Twilio", fix)
+            power, fix = "place calls", f"set {MIN_TOKEN_CHARS} characters or more"
+        for token in (it.get_secret_value() for it in given if it):
+            if len(token) < MIN_TOKEN_CHARS or token in PUBLISHED:
+                text = f"can be guessed, and anybody who has it can {power}"
+                yield Finding(level, name, text, fix)
 
 
 def _half_set(settings: Settings) -> Iterator[Finding]:
@@ -452,7 +448,7 @@ def _in_force(settings: Settings) -> list[Finding]:
         "queue": f"is queue: callers wait up to {it.queue_seconds:g} s for a line",
         "fallback": "is fallback: callers are connected to BRIDGE_FALLBACK_NUMBER",
     }
-    lines = {
+    lines: dict[str, object] = {
         "BRIDGE_PORT": f"listens on {it.host}, port {it.port}",
         "BRIDGE_AGENT": f"is {it.agent}",
         "BRIDGE_MODEL": f"is {it.model}, voice {it.voice}, at {model}",
@@ -464,31 +460,25 @@ def _in_force(settings: Settings) -> list[Finding]:
         "BRIDGE_CALLS_PER_NUMBER_HOUR": _limit(it.calls_per_number_hour),
         "BRIDGE_COST_PER_CALL": _limit(it.cost_per_call),
         "BRIDGE_COST_PER_DAY": _limit(it.cost_per_day),
-        "BRIDGE_PUBLIC_URL": _if(it.public_url, f"is {it.public_url}"),
+        "BRIDGE_PUBLIC_URL": it.public_url and f"is {it.public_url}",
         "BRIDGE_TRUSTED_PROXIES": _each("trusts", it.trusted_proxies),
         "TWILIO_SHARED_KEYS": _each("has", it.twilio_shared_keys),
-        "BRIDGE_REDIS_URL": _if(redis, f"is set: calls are shared at {redis}"),
-        "BRIDGE_RECORD_DIR": _if(it.record_dir, f"is {it.record_dir}"),
-        "BRIDGE_FALLBACK_NUMBER": _if(it.fallback_number, "is set: plan B dials it"),
+        "BRIDGE_REDIS_URL": redis and f"is set: calls are shared at {redis}",
+        "BRIDGE_RECORD_DIR": it.record_dir and f"is {it.record_dir}",
+        "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set: plan B dials it",
         "BRIDGE_WHEN_FULL": full.get(it.when_full, ""),
-        "BRIDGE_ROUTES": _if(it.routes, f"is {it.routes}"),
-        "BRIDGE_MODEL_AUDIO": _if(
-            it.model_audio == "pcm", "is pcm: audio is transcoded"
-        ),
+        "BRIDGE_ROUTES": it.routes and f"is {it.routes}",
+        "BRIDGE_MODEL_AUDIO": it.model_audio == "pcm" and "is pcm: audio is transcoded",
         "BRIDGE_OUTBOUND_PREFIXES": _each("allows calls to", it.outbound_prefixes),
         "BRIDGE_TRANSFER_PREFIXES": _each("allows transfers to", it.transfer_prefixes),
-        "BRIDGE_REPORT_URL": _if(it.report_url, "is set: reports are sent there"),
-        "BRIDGE_API_TOKEN": _if(it.api_token, "is set"),
-        "OPENAI_API_KEY": _if(it.openai_api_key, "is set"),
-        "OPENAI_WEBHOOK_SECRET": _if(it.openai_webhook_secret, "is set"),
-        "TWILIO_AUTH_TOKEN": _if(it.twilio_auth_token, "is set"),
-        "TWILIO_AUTH_TOKEN_SECONDARY": _if(it.twilio_auth_token_secondary, "is set"),
+        "BRIDGE_REPORT_URL": it.report_url and "is set: reports are sent there",
+        "BRIDGE_API_TOKEN": it.api_token and "is set",
+        "OPENAI_API_KEY": it.openai_api_key and "is set",
+        "OPENAI_WEBHOOK_SECRET": it.openai_webhook_secret and "is set",
+        "TWILIO_AUTH_TOKEN": it.twilio_auth_token and "is set",
+        "TWILIO_AUTH_TOKEN_SECONDARY": it.twilio_auth_token_secondary and "is set",
     }
-    return [Finding("ok", name, text) for name, text in lines.items() if text]
-
-
-def _if(shown: object, text: str) -> str:
-    return text if shown else ""
+    return [Finding("ok", name, str(text)) for name, text in lines.items() if text]
 
 
 def _each(verb: str, items: Iterable[object]) -> str:

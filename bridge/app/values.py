@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError, PydanticKnownError
@@ -149,14 +149,19 @@ SigningSecret = Annotated[Secret, AfterValidator(_signing_secret)]
 # --- URLs ---
 
 
-def _url(url: str, example: str, schemes: tuple[str, ...], fault: str) -> str:
-    fix = f"set a URL such as {example}"
+def _split(url: str) -> SplitResult:
+    """Only a scheme, if the URL is not well-formed."""
     try:
         parts = urlsplit(url)
-        complete = bool(parts.hostname) and parts.port != 0
+        usable = parts.port != 0 and not any(character <= " " for character in url)
     except ValueError:  # a port that is not a number, a broken IPv6 address
-        complete = False
-    if not complete or any(character <= " " for character in url):
+        usable = False
+    return parts if usable else urlsplit(url.partition(":")[0] + ":")
+
+
+def _url(url: str, example: str, schemes: tuple[str, ...], fault: str) -> str:
+    fix, parts = f"set a URL such as {example}", _split(url)
+    if not parts.hostname:
         raise wrong("is not a complete URL", fix)
     if parts.username is not None or parts.password is not None:
         raise wrong("has a user or password in it", fix)
@@ -199,15 +204,11 @@ def _redis_url(value: object) -> str:
     """It may contain a password, so no part of it is ever in a message."""
     url = stripped(value.get_secret_value() if isinstance(value, SecretStr) else value)
     fix = "set a URL such as redis://:password@host:6379/0"
-    try:
-        parts = urlsplit(url)
-        place = parts.path if parts.scheme == "unix" else parts.hostname
-        complete = bool(place) and parts.port != 0 and not parts.fragment
-    except ValueError:  # a port that is not a number, a broken IPv6 address
-        parts, complete = urlsplit("redis:"), False
+    parts = _split(url)
+    place = parts.path if parts.scheme == "unix" else parts.hostname
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise wrong("is not a Redis URL", f"{fix}, rediss:// (TLS) or unix://")
-    if not complete or any(character <= " " for character in url):
+    if not place or parts.fragment:
         escaped = "in a password, write / # ? @ as %2F %23 %3F %40"
         raise wrong("is not a complete URL", f"{fix}; {escaped}")
     if parts.scheme != "unix" and not re.fullmatch("/?|/[0-9]+", parts.path):
