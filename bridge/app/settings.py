@@ -343,22 +343,29 @@ def _signatures(settings: Settings) -> Iterator[Finding]:
             yield Finding("warning", "BRIDGE_HOST", text, fix)
     else:
         if settings.public_url is None:
-            fix = "add the line BRIDGE_PUBLIC_URL=https://<the host that Twilio calls> "
-            fix += "(or BRIDGE_INSECURE=1, while developing)"
+            fix = (
+                "add the line BRIDGE_PUBLIC_URL=https://<the host that Twilio calls> "
+                "(or BRIDGE_INSECURE=1, while developing)"
+            )
             yield Finding("error", "BRIDGE_PUBLIC_URL", unsigned, fix)
         if settings.twilio_auth_token is None:
             fix = (
-                "add the line TWILIO_AUTH_TOKEN=<the primary auth token of the Twilio "
+                "add the line "
+                "TWILIO_AUTH_TOKEN=<the primary auth token of the Twilio console>"
             )
-            yield Finding("error", "TWILIO_AUTH_TOKEN", unsigned, fix + "console>")
+            yield Finding("error", "TWILIO_AUTH_TOKEN", unsigned, fix)
         if settings.tickets == "off":
-            text = "is off: anybody who has seen a handshake can open streams for ever,"
-            text += " and no limit of callers holds for these streams"
+            text = (
+                "is off: anybody who has seen a handshake can open streams for ever, "
+                "and no limit of callers holds for these streams"
+            )
             fix = "remove it, unless a TwiML Bin answers your number"
             yield Finding("warning", "BRIDGE_TICKETS", text, fix)
     if any(network.prefixlen == 0 for network in settings.trusted_proxies):
-        text = "trusts every address: a client that writes X-Forwarded-For escapes "
-        text += "every limit of addresses"
+        text = (
+            "trusts every address: a client that writes X-Forwarded-For escapes every "
+            "limit of addresses"
+        )
         fix = "set the addresses or the network of your proxies"
         yield Finding("warning", "BRIDGE_TRUSTED_PROXIES", text, fix)
 
@@ -389,8 +396,8 @@ def _guessable(settings: Settings) -> Iterator[Finding]:
         "TWILIO_SHARED_KEYS": [*map(SecretStr, settings.twilio_shared_keys.values())],
     }
     for name, given in secrets.items():
-        power, fix = "pass for Twilio", "copy it again from the Twilio console, "
-        fix += "without quotes"
+        power = "pass for Twilio"
+        fix = "copy it again from the Twilio console, without quotes"
         if name == "BRIDGE_API_TOKEN":
             power, fix = "place calls", f"set {MIN_TOKEN_CHARS} characters or more"
         for token in (it.get_secret_value() for it in given if it):

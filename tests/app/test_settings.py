@@ -421,6 +421,25 @@ def test_the_file_counts_and_the_environment_goes_before(tmp_path: Path) -> None
     assert (found.port, found.max_calls, found.host) == (82, 7, "0.0.0.0")
 
 
+def test_a_mistake_in_the_file_is_told_whatever_its_case(tmp_path: Path) -> None:
+    """pydantic-settings reads BRIDGE_port of a file, too, and reports it as `port`."""
+    env_file = tmp_path / ".env"
+    env_file.write_text("BRIDGE_port=eighty\n")
+
+    [mistake] = check({}, env_file)
+
+    assert mistake.name == "port" and mistake.fix.endswith("from 0 to 65535")
+
+
+def test_each_network_that_is_wrong_is_named() -> None:
+    """Two slips in one list are mended in one go, too."""
+    with pytest.raises(SettingsError) as raised:
+        settings(BRIDGE_TRUSTED_PROXIES="10.0.0.0/8,balancer,10.0.0.0/99")
+
+    first, second = str(raised.value).splitlines()
+    assert "'balancer'" in first and "'10.0.0.0/99'" in second
+
+
 def test_the_process_environment_is_the_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
