@@ -1,10 +1,10 @@
 """The routes file: which agent takes which call, and the rules of that call.
 
-YAML -> one frozen `Routes`, or all mistakes at once, each with its line. A value that
-may be secret is never part of a message. Nothing is loaded or dialled here.
+YAML -> one frozen `Routes`, or all mistakes at once, each with its line. No message
+contains a value that may be secret. Nothing here loads an agent or dials a number.
 
-The classes are plain dataclasses, so that other code makes them without validation;
-pydantic validates a file by their annotations.
+The classes are plain dataclasses, so that other code can create them without
+validation; pydantic validates a file by their annotations.
 """
 
 import difflib
@@ -45,7 +45,7 @@ from bridge.privacy import redaction
 from bridge.privacy.redaction import Redaction
 
 LONGEST_SECONDS = 4 * 60 * 60
-"""Twilio ends a call after it: https://www.twilio.com/docs/voice/api/call-resource"""
+"""Twilio ends longer calls: https://www.twilio.com/docs/voice/api/call-resource"""
 
 _OFF = frozenset({"off", "no", "false", "none"})
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -61,7 +61,7 @@ V = TypeVar("V")
 
 
 class RoutesError(ValueError):
-    """The file has mistakes. The message has one line for each."""
+    """The file has mistakes. The message has one line for each mistake."""
 
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes = tuple(mistakes)
@@ -72,7 +72,7 @@ class RoutesError(ValueError):
 
 
 def _mistake(text: str) -> PydanticCustomError:
-    # The text goes in by the context, not by the template: it may contain braces.
+    # The text is in the context, not in the template: it may contain braces.
     return PydanticCustomError("mistake", "{text}", {"text": text})
 
 
@@ -85,14 +85,14 @@ def _is_off(value: object) -> bool:
     return isinstance(value, str) and value.lower() in _OFF
 
 
-def _parsed_by(parse: Callable[[str], object], what: str) -> AfterValidator:
-    """`parse` raises ValueError; `what` may contain {shown} and {error}."""
+def _parsed_by(parse: Callable[[str], object], text: str) -> AfterValidator:
+    """`parse` raises ValueError; `text` may contain {shown} and {error}."""
 
     def parsed(value: str) -> object:
         try:
             return parse(value)
         except ValueError as error:
-            raise _mistake(what.format(shown=_shown(value), error=error)) from None
+            raise _mistake(text.format(shown=_shown(value), error=error)) from None
 
     return AfterValidator(parsed)
 
@@ -120,7 +120,7 @@ def _whole_number(least: int, most: int) -> BeforeValidator:
 def _keys_for(
     make: Callable[..., object], required: Collection[str] = (), **types: Any
 ) -> GetPydanticSchema:
-    """A mapping of these keys, of which `make` makes the value."""
+    """A mapping with these keys; `make` turns it into the value."""
 
     def refuse(_: object) -> None:
         raise PydanticCustomError("unknown_key", "Unknown key", {"known": list(types)})
@@ -144,14 +144,15 @@ def _keys_for(
 
 
 def _short_for(key: str) -> BeforeValidator:
-    """`text` is short for `{key: text}`."""
+    """Accepts `text` as a short form of `{key: text}`."""
     return BeforeValidator(
         lambda it: {key: it} if it is None or isinstance(it, str) else it
     )
 
 
 def _as_list(is_empty: Callable[[object], bool], fix: str) -> BeforeValidator:
-    """One entry is short for a list of it; a text that `is_empty`, for no entries."""
+    """Accepts an entry as a list of one entry, and an `is_empty` text as an empty list.
+    An empty list is a mistake."""
 
     def entries(value: object) -> object:
         if value == []:
@@ -170,8 +171,8 @@ def _greeting(value: object) -> object:
 
 
 def _https_url(text: str) -> str:
-    # ValueError comes from urlsplit for a broken IPv6 address, and from the port if it
-    # is not a number.
+    # urlsplit raises ValueError for a broken IPv6 address, and `port` raises it if the
+    # port is not a number.
     parts = urlsplit(text)
     is_complete = bool(parts.hostname) and parts.port != 0
     is_safe = parts.scheme == "https" or (
@@ -183,7 +184,7 @@ def _https_url(text: str) -> str:
 
 
 _FIXES: dict[str, str] = {}
-"""Pattern -> how to write a text that matches."""
+"""Pattern -> the fix for a text that does not match."""
 
 
 def _pattern(pattern: str, fix: str) -> Any:
@@ -227,7 +228,7 @@ Frozen = Annotated[Mapping[K, V], AfterValidator(MappingProxyType)]
 
 @dataclass(frozen=True, slots=True)
 class HangUpAction:
-    """Ends the call after the caller has heard what the agent has said."""
+    """Ends the call after the caller has heard all of the agent's audio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,12 +243,12 @@ KeyAction: TypeAlias = Transfer | HangUpAction | TellAction
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """The agent asks a caller who is silent for `seconds`, `ask` times in all."""
+    """When the caller is silent for `seconds`, the agent asks; `ask` times in all."""
 
     seconds: Seconds = 15.0
     ask: Annotated[int, _whole_number(0, 20)] = 2
     tell: Text = SILENT
-    """The text that the agent gets then."""
+    """The text that the agent receives when it must ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +277,8 @@ class WhenFull:
 
     answer: Literal["busy", "queue", "fallback"]
     say: Given[Spoken] = None
-    """For `queue` and `fallback`, before the number is dialled. None: the bridge's own
-    text. The text of `busy` is `Route.busy`."""
+    """Spoken for `queue`, and for `fallback` before the number is dialled. None: the
+    bridge's own text. The text for `busy` is `Route.busy`."""
 
     def __post_init__(self) -> None:
         if self.answer == "busy" and self.say is not None:
@@ -301,7 +302,7 @@ def _redaction(redacted: tuple[str | re.Pattern[str], ...]) -> Redaction:
 
 
 _PRICES = Prices.__struct_fields__
-# All prices are required: a missing one would count as 0, and the limit be wrong.
+# All prices are required: a missing price would count as 0 and make the limit wrong.
 _Cost: TypeAlias = Annotated[
     Cost, _keys_for(_cost, _PRICES, **dict.fromkeys(_PRICES, Price), limit=CostLimit)
 ]
@@ -353,7 +354,7 @@ def _session(value: object) -> SessionSettings:
 
 
 def _as_json(value: Any) -> Any:
-    """For fields whose type is unknown: JSON gives the type of an unquoted scalar."""
+    """For fields of unknown type: an unquoted scalar is read as JSON if possible."""
     if isinstance(value, dict):
         return {key: _as_json(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -369,13 +370,13 @@ def _nothing() -> Mapping[Any, Any]:
 
 @dataclass(frozen=True, slots=True)
 class RouteDefaults:
-    """The rules of a call. None: the setting of the deployment counts."""
+    """The rules of a call. None: the setting of the deployment applies."""
 
     agent: Given[CodeName] = None
     greeting: Given[Greeting] = None
     """Empty: the caller speaks first."""
     language: Given[Language] = None
-    """BCP 47, of the sentences that Twilio says."""
+    """BCP 47 language of the sentences that Twilio speaks."""
     session: Annotated[SessionSettings, PlainValidator(_session)] = field(
         default_factory=SessionSettings
     )
@@ -399,14 +400,14 @@ class RouteDefaults:
     approval: _Approval = field(default_factory=ApprovalRule)
     tool_seconds: Seconds = 60.0
     transfers: Frozen[Name, _Transfer] = field(default_factory=_nothing)
-    """The targets to which the agent may transfer the call, by name."""
+    """Name -> a target to which the agent may transfer the call."""
     on_call: Given[CodeName] = None
     """A function that is called when the call begins."""
     report: Given[ReportTarget] = None
     redact: Annotated[
         Redaction, GetPydanticSchema(lambda _, make: make.generate_schema(_Redactions))
     ] = field(default_factory=Redaction)
-    """Removed from all parts of the call that are stored or handed out."""
+    """The text to remove from all parts of the call that are stored or handed out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,7 +421,7 @@ class Route(RouteDefaults):
         Field(alias="number"),
         _as_list(lambda it: it == "any", "write a number in it, or any instead"),
     ] = ()
-    """The deployment's own numbers; none: every number."""
+    """The deployment's own numbers; empty: every number."""
     direction: Given[Literal["inbound", "outbound"]] = None
     """None: both."""
     when: Frozen[ParameterName, str] = field(default_factory=_nothing)
@@ -449,7 +450,7 @@ class Routes:
 
     @classmethod
     def none(cls) -> "Routes":
-        """Without a file, the settings of the deployment count for every call."""
+        """No file: the settings of the deployment apply to every call."""
         return cls()
 
     def pick(self, facts: CallFacts) -> Route:
@@ -461,7 +462,7 @@ class Routes:
         return next((route for route in self.routes if route.name == name), None)
 
     def agents(self) -> dict[str, list[Route]]:
-        """Each agent's name -> the routes and defaults that have it."""
+        """Each agent's name -> the routes and defaults that name it."""
         found: dict[str, list[Route]] = {}
         for route in (*self.routes, self.defaults):
             if route.agent is not None:
@@ -469,7 +470,7 @@ class Routes:
         return found
 
     def functions(self) -> dict[str, list[tuple[Route, str]]]:
-        """Each function's name -> the routes and defaults that have it, each with the
+        """Each function's name -> the routes and defaults that name it, each with the
         key: `on_call` or `report`."""
         found: dict[str, list[tuple[Route, str]]] = {}
         for route in (*self.routes, self.defaults):
@@ -480,8 +481,8 @@ class Routes:
         return found
 
     def where(self, route: Route, key: str = "") -> str:
-        """`FILE:LINE` of the route's key, which may be in the defaults; of the route
-        itself where the file does not have the key."""
+        """`FILE:LINE` of the route's key, which may be in the defaults. If the file
+        does not have the key: of the route itself."""
         places = ((route.name, key), ("", key), (route.name, ""), ("", ""))
         line = next((self.lines[it] for it in places if it in self.lines), 1)
         return f"{self.file}:{line}"
@@ -490,7 +491,7 @@ class Routes:
 # --------------------------------------------------------------------- reading the file
 
 
-# The dataclasses inside have the same configuration.
+# pydantic applies this configuration to the nested dataclasses too.
 @with_config(ConfigDict(extra="forbid", defer_build=True))
 @dataclass(frozen=True)
 class _File:
@@ -502,20 +503,20 @@ _READER = TypeAdapter(_File)
 
 
 def load(path: str | Path) -> Routes:
-    """RoutesError has all mistakes of the file."""
+    """Raises RoutesError with all mistakes of the file."""
     try:
         file = yaml_lines.read(Path(path))
         if not file.lines:
             raise NotYaml(1, "the file is empty: write `routes:` and a route below it")
     except NotYaml as error:
-        raise RoutesError(_told(path, [error.mistake])) from None
+        raise RoutesError(_formatted(path, [error.mistake])) from None
     mistakes = [*file.mistakes, *_repeated_names(file)]
     try:
         content = _READER.validate_python(file.value)
     except ValidationError as error:
         mistakes += _mistakes(file, error.errors(include_url=False))
     if mistakes:
-        raise RoutesError(_told(path, mistakes))
+        raise RoutesError(_formatted(path, mistakes))
     return _routes(str(path), file, content)
 
 
@@ -537,7 +538,7 @@ def _routes(name: str, file: YamlFile, content: _File) -> Routes:
         name,
         tuple(routes),
         _merged(Route(), content.defaults, of_defaults),
-        tuple(_told(name, warnings)),
+        tuple(_formatted(name, warnings)),
         MappingProxyType(lines),
     )
 
@@ -555,7 +556,7 @@ def _merged(route: Route, defaults: RouteDefaults, inherited: Iterable[str]) -> 
 def _with_language(session: SessionSettings, language: str | None) -> SessionSettings:
     """The transcription gets the route's language, unless the session has its own.
 
-    Not a three-letter code: Twilio speaks some that OpenAI does not know.
+    A three-letter code is not passed on: OpenAI does not know all that Twilio speaks.
     """
     primary = (language or "").partition("-")[0].lower()
     heard = session.transcription
@@ -567,13 +568,13 @@ def _with_language(session: SessionSettings, language: str | None) -> SessionSet
 # ------------------------------------------------------------------------- the mistakes
 
 
-def _told(path: str | Path, found: Iterable[YamlMistake]) -> list[str]:
-    told = [(it.line, f"{_dotted(it.loc)} {it.text}".lstrip()) for it in found]
-    return [f"{path}:{line}: {text}" for line, text in sorted(told)]
+def _formatted(path: str | Path, found: Iterable[YamlMistake]) -> list[str]:
+    messages = [(it.line, f"{_dotted(it.loc)} {it.text}".lstrip()) for it in found]
+    return [f"{path}:{line}: {text}" for line, text in sorted(messages)]
 
 
 def _dotted(loc: Loc) -> str:
-    """Positions count from 1; in a session from 0, as in the API."""
+    """Positions count from 1; inside a session they count from 0, as in the API."""
     steps = [step + 1 if isinstance(step, int) else step for step in loc]
     if "session" in loc:
         inside = loc.index("session")
@@ -605,7 +606,7 @@ def _warnings(
 
 
 def _mistakes(file: YamlFile, errors: list[ErrorDetails]) -> Iterator[YamlMistake]:
-    """The errors of pydantic, each with its line and with text for an operator."""
+    """The errors of pydantic, each with its line and with a text for the operator."""
     places = {it["loc"] for it in errors if it["loc"] not in file.lines}
     bad_keys = {loc[:-1] for loc in places if loc[-1] == "[key]"}
     lacking: dict[Loc, list[str]] = {}
@@ -625,7 +626,7 @@ def _mistakes(file: YamlFile, errors: list[ErrorDetails]) -> Iterator[YamlMistak
             for path, text in cause.mistakes:
                 yield file.at_key((*place, *path), text)
         else:
-            yield YamlMistake(file.lines[place].value, place, _what(error, context))
+            yield YamlMistake(file.lines[place].value, place, _message(error, context))
     for place, keys in lacking.items():
         text = f"lacks {', '.join(keys)}: write it"
         yield YamlMistake(file.lines[place].value, place, text)
@@ -640,7 +641,7 @@ _CLASSES = {
 
 
 def _unknown(loc: Loc, known: list[str] | None) -> str:
-    """`known`: the keys beside the one at `loc`; None: the keys of the dataclass."""
+    """`known`: the keys allowed next to `loc`; None: the fields of its dataclass."""
     if known is None:
         above = _CLASSES.get(str(loc[-2]), Route) if len(loc) > 1 else _File
         known = ["number" if it.name == "numbers" else it.name for it in fields(above)]
@@ -649,7 +650,7 @@ def _unknown(loc: Loc, known: list[str] | None) -> str:
     return f"is not a known key: {fix}"
 
 
-def _what(error: ErrorDetails, context: Mapping[str, Any]) -> str:
+def _message(error: ErrorDetails, context: Mapping[str, Any]) -> str:
     given = error["input"]
     match error["type"]:
         case "mistake":

@@ -35,10 +35,11 @@ OPENAI_MODEL_URL = "wss://api.openai.com/v1/realtime"
 GREETING = "Greet the caller in one short, friendly sentence and ask how you can help."
 
 MIN_TOKEN_CHARS = 16
-"""Of the API token and of Twilio's secrets (its auth tokens have 32). An attacker who
-guesses the first places calls; an attacker who guesses the second passes for Twilio."""
+"""Minimum length of the API token and of Twilio's secrets (its auth tokens have 32
+characters). An attacker who guesses the API token can place calls; an attacker who
+guesses a secret of Twilio's can pass for Twilio."""
 
-EVERYWHERE = "0.0.0.0"  # noqa: S104 - a container listens so; requests are checked
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - for containers; requests are checked
 LOOPBACK = "127.0.0.1"
 
 PUBLISHED = frozenset(
@@ -49,7 +50,7 @@ PUBLISHED = frozenset(
         "a-long-random-token",
     }
 )
-"""Values that our own files show and that are long enough: anybody can read them."""
+"""Placeholders of our own files that are long enough to pass, but known to anybody."""
 
 # All other empty values count as unset (docker-compose passes empty variables).
 _EMPTY_IS_A_CHOICE = frozenset({"BRIDGE_GREETING", "BRIDGE_TRANSCRIPTION_MODEL"})
@@ -87,13 +88,13 @@ def _variable(field: str) -> str:
 class Settings(BaseSettings):
     """The settings of one process. `load` makes them; tests write `Settings(port=0)`.
 
-    Only arguments and the file that `load` names count: the environment of the machine
-    changes no test.
+    Only the arguments and the file that `load` passes are read, never the process
+    environment: the environment of the machine must not change a test.
     """
 
     model_config = SettingsConfigDict(
         alias_generator=AliasGenerator(validation_alias=_variable),
-        populate_by_name=True,  # in the code; the file has the variables' names
+        populate_by_name=True,  # code uses field names, the file variables
         env_prefix="BRIDGE_",  # else a line `host=...` of the file would count
         env_file_encoding="utf-8",
         enable_decoding=False,  # values.py reads lists and tables; they are not JSON
@@ -114,7 +115,7 @@ class Settings(BaseSettings):
     )
     agent: values.Agent = "bridge.agent.receptionist:receptionist"
     routes: values.File | None = None
-    # Some vendors want a key in the query, all want one in the headers: not in repr.
+    # Not in repr: the headers contain a key, and the query of some vendors' URLs too.
     model_url: values.ModelUrl | None = Field(default=None, repr=False)
     model: values.Word = "gpt-realtime-2.1"
     model_headers: values.Headers = Field(default_factory=dict, repr=False)
@@ -129,11 +130,11 @@ class Settings(BaseSettings):
     model_audio: Annotated[Literal["mulaw", "pcm"], values.Lower] = "mulaw"
     # An async function of the user: (url, headers) -> websocket.
     model_connect: values.Agent | None = None
-    # It may contain a key.
+    # Not in repr: the URL may contain a key.
     report_url: values.HttpUrl | None = Field(default=None, repr=False)
     report_secret: values.SigningSecret | None = None
-    outbound_prefixes: values.Prefixes = ()  # numbers that may be called; none: nobody
-    outbound_number: values.PhoneNumber | None = None  # the callee sees it
+    outbound_prefixes: values.Prefixes = ()  # numbers that may be called; empty: none
+    outbound_number: values.PhoneNumber | None = None  # shown to the callee
     outbound_calls: values.Count = 10
     # Another origin of Twilio's REST API: a proxy, the fake.
     twilio_api_url: values.HttpUrl | None = Field(
@@ -154,13 +155,13 @@ class Settings(BaseSettings):
     openai_webhook_secret: values.SigningSecret | None = None
     twilio_account_sid: values.AccountSid | None = None
     twilio_auth_token: values.Secret | None = None
-    # While the token is rotated, a signature of either token is right.
+    # While the token is rotated, a signature of either token is valid.
     twilio_auth_token_secondary: values.Secret | None = None
     # id -> secret, for webhooks that are signed with SharedKeys.
     twilio_shared_keys: values.SharedKeys = Field(default_factory=dict, repr=False)
     # `required`: a stream without a ticket of one of our webhooks is refused.
     tickets: Annotated[Literal["required", "off"], values.Lower] = "required"
-    trusted_proxies: values.Networks = ()  # their X-Forwarded-For is believed
+    trusted_proxies: values.Networks = ()  # their X-Forwarded-For is trusted
 
     # --- limits ---
 
@@ -198,7 +199,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _without_unset(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Without the variables that are empty, and without None: these are unset."""
+        """Removes empty variables and None: both mean unset."""
         kept = given.keys() - (NAMES - _EMPTY_IS_A_CHOICE)
         return {
             name: value
@@ -259,7 +260,7 @@ def load(
 
 
 def _mistake(error: Mapping[str, Any]) -> Finding:
-    """An error of pydantic, in the words of this project."""
+    """Turns an error of pydantic into a message that says how to correct it."""
     name = str(error["loc"][0]) if error["loc"] else "the environment"
     field = (Settings.model_fields | _FIELDS).get(name, FieldInfo())
     given, context = str(error["input"]).strip(), error.get("ctx", {})
@@ -280,7 +281,7 @@ def _mistake(error: Mapping[str, Any]) -> Finding:
 
 
 def _in_range(field: FieldInfo) -> str:
-    """How to correct a number: its kind and the bounds of pydantic."""
+    """The fix for a wrong number: its kind and its bounds."""
     least = max(getattr(bound, "ge", 0) for bound in field.metadata)
     most = [bound.le for bound in field.metadata if hasattr(bound, "le")]
     bounds = f" from {least} to {most[0]}" if most else f", {least} or more"
@@ -298,7 +299,7 @@ def unknown_names(
     found = []
     for name in sorted(names - NAMES):
         own = name.upper().startswith("BRIDGE_")
-        # Other programs read many variables of the vendors.
+        # OPENAI_ and TWILIO_ variables may be meant for other programs.
         near = difflib.get_close_matches(
             name.upper(), sorted(NAMES), n=1, cutoff=0.6 if own else 0.92
         )
@@ -326,7 +327,7 @@ def check(
 
 
 def serving_mistakes(settings: Settings) -> list[Finding]:
-    """Errors: the real Twilio cannot be served. Warnings: what may surprise."""
+    """Errors prevent calls of the real Twilio; warnings name likely mistakes."""
     parts = (_signatures, _model, _guessable, _half_set, _deprecated)
     return [finding for part in parts for finding in part(settings)]
 
@@ -387,7 +388,7 @@ def _model(settings: Settings) -> Iterator[Finding]:
 
 
 def _guessable(settings: Settings) -> Iterator[Finding]:
-    """A placeholder that was left, a token that was cut off, or nothing but quotes."""
+    """Finds secrets that are placeholders, cut off, or nothing but quotes."""
     level: Level = "warning" if settings.insecure else "error"
     secrets: dict[str, list[SecretStr | None]] = {
         "BRIDGE_API_TOKEN": [settings.api_token],
@@ -407,7 +408,7 @@ def _guessable(settings: Settings) -> Iterator[Finding]:
 
 
 def _half_set(settings: Settings) -> Iterator[Finding]:
-    """A feature is set, but lacks another setting that it needs."""
+    """Finds features that are set but lack another setting that they need."""
     outbound = {
         "BRIDGE_PUBLIC_URL": settings.public_url,
         "TWILIO_ACCOUNT_SID": settings.twilio_account_sid,
@@ -447,7 +448,7 @@ def _deprecated(settings: Settings) -> Iterator[Finding]:
 
 
 def _in_force(settings: Settings) -> list[Finding]:
-    """The settings in force, in words. No line may show a secret."""
+    """The effective settings as text. No line may show a secret."""
     it = settings
     model = it.model_target.partition("?")[0]
     redis = redis_place(it.redis_url.get_secret_value()) if it.redis_url else ""

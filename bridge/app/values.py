@@ -1,7 +1,8 @@
-"""The types of the settings: which text each type accepts, its value, and its mistakes.
+"""The types of the settings: the text that each type accepts, its value, its errors.
 
-Numbers and choices have pydantic's constraints, whose errors settings.py words. The
-other types raise `wrong`. A message never repeats a value that may hold a secret.
+Numbers and choices have pydantic's constraints; settings.py writes the messages for
+their errors. The other types raise `wrong`. A message never repeats a value that may be
+secret.
 """
 
 import ipaddress
@@ -44,7 +45,7 @@ def stripped(value: object) -> str:
 
 
 def _form(pattern: str, text: str, fix: str) -> AfterValidator:
-    """The whole value matches `pattern`. `{!r}` in `text` stands for the value."""
+    """The whole value must match `pattern`. `{!r}` in `text` stands for the value."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
@@ -88,7 +89,7 @@ SomeSeconds = Annotated[Seconds, Field(ge=0.1)]
 """For a limit that would refuse every caller if it were 0."""
 Switch = Annotated[bool, BeforeValidator(_switch)]
 Lower = BeforeValidator(lambda value: stripped(value).lower())
-"""Stands before a Literal."""
+"""Goes before a Literal, to ignore case and surrounding blanks."""
 
 # --- text and secrets ---
 
@@ -111,7 +112,7 @@ def _secret(value: object) -> object:
     if isinstance(value, SecretStr):
         return value
     text = stripped(value)
-    # It is sent in a header or is a key: a blank in it is always a mistake of pasting.
+    # A secret is sent in a header or is a key: a blank in it is always a paste mistake.
     if not text.isascii() or not text.isprintable() or " " in text:
         fault = "has a blank or a character that no key has"
         raise wrong(fault, "copy it again, without quotes")
@@ -150,7 +151,7 @@ SigningSecret = Annotated[Secret, AfterValidator(_signing_secret)]
 
 
 def _split(url: str) -> SplitResult:
-    """Only a scheme, if the URL is not well-formed."""
+    """The parts of `url`; only the scheme if the URL is malformed."""
     try:
         parts = urlsplit(url)
         usable = parts.port != 0 and not any(character <= " " for character in url)
@@ -201,7 +202,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _redis_url(value: object) -> str:
-    """It may contain a password, so no part of it is ever in a message."""
+    """The URL may contain a password, so a message never shows any part of it."""
     url = stripped(value.get_secret_value() if isinstance(value, SecretStr) else value)
     fix = "set a URL such as redis://:password@host:6379/0"
     parts = _split(url)
@@ -252,7 +253,7 @@ def _network(value: object) -> IpNetwork:
 
 
 def _headers(value: object) -> dict[str, str]:
-    """A JSON object or `Name: value; Name: value`; no value is ever in a message."""
+    """A JSON object or `Name: value; Name: value`. A message never shows a value."""
     fix = 'set `Name: value; Name: value` or {"Name": "value"}'
     found: dict[str, str] = {}
     for name, content in _pairs(value, fix):
@@ -293,7 +294,7 @@ def _shared_keys(value: object) -> dict[str, str]:
 
 def _prices(value: object) -> Prices:
     """`input_text=4, input_audio=32, ...`. A missing price is a mistake: it would count
-    as 0, and every limit of cost would be wrong."""
+    as 0, and every cost limit would be wrong."""
     if isinstance(value, Prices):
         return value
     names = Prices.__struct_fields__
@@ -327,7 +328,7 @@ Networks = Annotated[
 """Addresses and networks (CIDR)."""
 Headers = Annotated[dict[str, str], BeforeValidator(_headers)]
 SharedKeys = Annotated[dict[str, str], BeforeValidator(_shared_keys)]
-"""The id of a key of Twilio's -> its secret; written as headers are."""
+"""The ID of a Twilio key -> its secret; written in the same form as headers."""
 PriceTable = Annotated[Prices, BeforeValidator(_prices)]
 
 # --- paths ---

@@ -1,7 +1,7 @@
 """Reads a YAML file that an operator wrote: plain values and the line of each value.
 
-A value is a dict, a list, a text or None (nothing is written). Scalars stay the texts
-that the file has: a phone number is not a sum, and `no` can be a language.
+A value is a dict, a list, a text or None (no value is written). Scalars stay text, as
+written: a phone number must not become an integer, and `no` may be a language.
 """
 
 import re
@@ -19,7 +19,7 @@ Loc: TypeAlias = tuple[str | int, ...]
 """Keys and positions (from 0) from the root to a value, as in a pydantic error."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-"""YAML can write one as an escape, but no text with one can be encoded."""
+"""A YAML escape can produce a lone surrogate, but UTF-8 cannot encode it."""
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 
 
@@ -36,7 +36,7 @@ class YamlMistake(NamedTuple):
 
 
 class NotYaml(Exception):
-    """The file has no values that can be used."""
+    """No value of the file can be used."""
 
     def __init__(self, line: int, text: str) -> None:
         super().__init__(text)
@@ -54,9 +54,9 @@ class KeyLines(NamedTuple):
 class YamlFile:
     value: Any = None
     lines: dict[Loc, KeyLines] = field(default_factory=dict)
-    """An entry for each value; empty if the file has none."""
+    """An entry for each value; empty if the file has no value."""
     mistakes: list[YamlMistake] = field(default_factory=list)
-    """Keys that are written twice or are not texts. `value` does not have them."""
+    """Keys that are repeated or are not text. `value` does not contain them."""
 
     def nearest(self, loc: Loc) -> Loc:
         """`loc` without the steps that the file does not have: pydantic adds the tags
@@ -72,8 +72,8 @@ class YamlFile:
 
 
 def read(path: Path) -> YamlFile:
-    """NotYaml if the file is not readable, too large or too deep, or has an alias, an
-    anchor or a tag: by aliases, a small file can grow without limit."""
+    """Raises NotYaml if the file is unreadable, too large or too deep, or has an alias,
+    an anchor or a tag: aliases let a small file expand without limit."""
     text = _text_of(path)
     file = YamlFile()
     events = _checked(yaml.parse(text, Loader=yaml.SafeLoader))
@@ -111,7 +111,7 @@ def _text_of(path: Path) -> str:
 
 
 def _checked(events: Iterable[Any]) -> Iterator[Any]:
-    """The events, if they build a tree of limited depth."""
+    """Passes the events on; raises NotYaml unless they form a tree of limited depth."""
     depth = 0
     for event in events:
         line = event.start_mark.line + 1
@@ -162,5 +162,5 @@ def _mapping(file: YamlFile, events: Iterator[Any], loc: Loc) -> dict[str, Any]:
         else:
             found[key.value] = _value(file, events, next(events), place, line)
             continue
-        _value(YamlFile(), events, next(events), ())  # read and left out
+        _value(YamlFile(), events, next(events), ())  # skips the value
     return found

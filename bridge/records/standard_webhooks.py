@@ -1,4 +1,4 @@
-"""Signatures of Standard Webhooks: OpenAI signs its webhooks so, we sign our reports.
+"""Signatures of Standard Webhooks, for OpenAI's webhooks and for the bridge's reports.
 
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -12,13 +12,13 @@ from standardwebhooks import Webhook, WebhookVerificationError
 FORM = "whsec_ and the base64 of 24 to 64 bytes"
 
 TOLERANCE_SECONDS = 300
-"""The library refuses a delivery that was signed earlier or later than this."""
+"""The library refuses a delivery whose timestamp differs from now by more than this."""
 
 
 def signing_key(secret: str) -> Webhook:
-    """ValueError, whose text does not contain the secret, if it has not the form."""
+    """Raises ValueError, without the secret in its text, if `secret` is not in FORM."""
     try:
-        # The library ignores characters that base64 does not have, and any length.
+        # The library ignores characters outside base64 and accepts any length.
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except ValueError:
         key = b""
@@ -30,7 +30,7 @@ def signing_key(secret: str) -> Webhook:
 def signed(
     key: Webhook, webhook_id: str, timestamp: int, body: bytes
 ) -> dict[str, str]:
-    """The headers of a delivery of `body` (UTF-8); `timestamp` in Unix seconds."""
+    """The headers for a delivery of `body` (UTF-8); `timestamp` in Unix seconds."""
     moment = datetime.fromtimestamp(timestamp, UTC)
     return {
         "webhook-id": webhook_id,
@@ -40,8 +40,8 @@ def signed(
 
 
 def is_signed(key: Webhook, headers: Mapping[str, str], body: bytes) -> bool:
-    """One of the signatures matches, and it is at most TOLERANCE_SECONDS old. The names
-    of `headers` are in lower case."""
+    """True if a signature matches and the timestamp is within TOLERANCE_SECONDS of now.
+    The names of `headers` are in lower case."""
     # The library stops at the first signature that it cannot split, even if a later
     # signature matches.
     signatures = headers.get("webhook-signature", "").split()
