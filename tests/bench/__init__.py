@@ -1,1 +1,1 @@
-"""Long or heavy measurements, run by hand; each prints its figures, none is a test."""
+"""Long or heavy measurements, started by hand. They print figures and are no tests."""

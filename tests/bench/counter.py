@@ -1,4 +1,4 @@
-"""The agent of the benchmarks' bridges: it does nothing but have its tool called.
+"""The agent of the benchmarks' bridges. It only has a tool, which the model calls.
 
 BRIDGE_AGENT=tests/bench/counter.py:AGENT
 """

@@ -1,9 +1,10 @@
-"""What the bridge adds: frame -> append, delta -> media, speech_started -> clear.
+"""The bridge's delays: frame -> append, delta -> media, speech_started -> clear.
 
     .venv/bin/python -m tests.bench.delays
 
-One call on an idle machine; the bridge has a process of its own, the fakes share one.
-Their own work and both sockets are in the figures, so the bridge's part is less.
+One call on an idle machine. The bridge runs in its own process, the fakes share this
+process. The figures include the work of the fakes and of both sockets, so the bridge's
+own delay is less. Exits 1 if a delay exceeds BOUNDS_MS.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ def speech() -> steps.Step:
 
 
 async def main() -> int:
-    talk: list[steps.Step] = [speech(), steps.ListenStep()] * ANSWERS
+    turns: list[steps.Step] = [speech(), steps.ListenStep()] * ANSWERS
     barge_ins = [steps.HearStep(300), speech()] * INTERRUPTIONS
     async with (
         ModelServer(
@@ -41,12 +42,12 @@ async def main() -> int:
         await caller.call(
             [speech(), steps.HearStep(300), steps.HangUpStep()]
         )  # to warm up
-        heard = await caller.call([steps.WaitStep(1), *talk, steps.HangUpStep()])
+        heard = await caller.call([steps.WaitStep(1), *turns, steps.HangUpStep()])
         cut = await caller.call([speech(), *barge_ins, steps.HangUpStep()])
     _, session, interrupted = model.sessions
     up = load.delays(list(load.up_delays(heard, session)))
     down = load.delays(list(load.down_delays(heard, session)))
-    # The first turn interrupts nobody.
+    # The first turn of the caller interrupts no answer.
     pairs = zip(interrupted.speech_started_at[1:], cut.clears, strict=True)
     clears = load.delays([1000 * (clear.at - at) for at, clear in pairs])
     for name, way in (

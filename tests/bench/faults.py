@@ -1,10 +1,11 @@
-"""What a caller notices of a model that fails: every phase of a call x every fault.
+"""The effect of a failing model on a caller: every phase of a call x every fault.
 
     .venv/bin/python -m tests.bench.faults [--runs 20] [--only tool,freeze] [--quick]
 
-Real sockets, bridge and fakes in one process, each run with a bridge and a model of its
-own. Both sides count (bridge/sim/counting.py), so every word is accounted for: in what
-the caller heard, and in what the last session has in mind. Exits 1 when a call is lost.
+Real sockets; bridge and fakes in one process; each run has its own bridge and model.
+Caller and agent speak counted words (bridge/sim/counting.py), so every word is checked:
+in the audio that the caller heard, and in the conversation of the last session. Exits 1
+if a call is lost.
 """
 
 import argparse
@@ -46,14 +47,15 @@ STAGGER_SECONDS = 0.15
 
 ANSWERS = 3  # greeting and two
 SLOW, QUICK = 1.5, 8.0
-"""An answer is long in being generated, or it all waits at Twilio at once."""
+"""Speed of the model, in multiples of real time. SLOW: the generation of an answer
+takes long. QUICK: all of an answer is at Twilio at once."""
 
 LOOK_SECONDS = 0.01
 PHASE_SECONDS = 20.0
-"""For a call to come to the phase in which it is to be hit."""
+"""Longest wait for the phase of the call in which the fault is to occur."""
 CALL_SECONDS = 90.0
 BACK_SECONDS = 1.5
-"""A session that was dropped is to be replaced within so long, p95 (issue 4)."""
+"""Limit for the time until a dropped session is replaced, p95 (issue 4)."""
 
 
 # --- the call -----------------------------------------------------------------------
@@ -61,30 +63,30 @@ BACK_SECONDS = 1.5
 
 def script() -> list[steps.Step]:
     """The greeting, a pause, and two questions with their answers."""
-    talk = [*hear_out(), steps.WaitStep(1.5), say(1), *hear_out(), say(2), *hear_out()]
-    return [*talk, steps.HangUpStep()]
+    turns = [*hear_out(), steps.WaitStep(1.5), say(1), *hear_out(), say(2), *hear_out()]
+    return [*turns, steps.HangUpStep()]
 
 
 @dataclass(slots=True)
 class Run:
-    """One call, and what happened to it."""
+    """One call, its fault, and its sessions."""
 
     phase: str
     fault: str
     record: CallRecord
     sessions: Sequence[ModelSession] = ()
-    struck_at: float | None = None
+    fault_at: float | None = None
     tool_began: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-# --- when ---------------------------------------------------------------------------
+# --- the moments of the faults --------------------------------------------------------
 
 Moment: TypeAlias = Callable[[Run, ModelServer], Awaitable[None]]
 
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PHASE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - the fakes tell nobody
+        while not condition():  # noqa: ASYNC110 - the fakes have no events
             await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -94,7 +96,7 @@ def first_audio_of(server: ModelServer, answer: int) -> bool:
 
 
 def generating(answer: int) -> Moment:
-    """0.7 s of it have been heard, and more will come."""
+    """The caller has heard 0.7 s of the answer, and the model still generates it."""
 
     async def moment(run: Run, server: ModelServer) -> None:
         await until(lambda: first_audio_of(server, answer))
@@ -104,7 +106,7 @@ def generating(answer: int) -> Moment:
 
 
 async def listening(run: Run, server: ModelServer) -> None:
-    """0.5 s after the greeting; nobody speaks for a second more."""
+    """0.5 s after the greeting; both sides are silent for one more second."""
     await until(lambda: first_audio_of(server, 1))
     await asyncio.sleep(ANSWER_MS / 1000 + 0.5)
 
@@ -121,7 +123,7 @@ async def tool_running(run: Run, server: ModelServer) -> None:
 
 
 async def playing(run: Run, server: ModelServer) -> None:
-    """All of the answer is at Twilio, and little of it has been heard."""
+    """All of the answer is at Twilio, and the caller has heard little of it."""
     await until(
         lambda: (
             first_audio_of(server, 2)
@@ -157,30 +159,30 @@ PHASES = {
 }
 
 
-# --- what ---------------------------------------------------------------------------
+# --- the faults -----------------------------------------------------------------------
 
-Strike: TypeAlias = Callable[[ModelServer, bool], Coroutine[None, None, None]]
-"""(whose, whether it is to hit the first session while that is dialled)."""
+Inject: TypeAlias = Callable[[ModelServer, bool], Coroutine[None, None, None]]
+"""Causes the fault; (the model, whether the first session is being dialled)."""
 
 
-def befalls(fault: Fault) -> Strike:
-    async def strike(server: ModelServer, connecting: bool) -> None:
+def session_fault(fault: Fault) -> Inject:
+    async def inject(server: ModelServer, connecting: bool) -> None:
         if connecting:
             server.inject_next(fault)
         else:
             server.inject(fault)
 
-    return strike
+    return inject
 
 
-def refused_with(status: int) -> Strike:
-    """Two handshakes get this status, the third is taken."""
+def refused_with(status: int) -> Inject:
+    """The model refuses two handshakes with this status and accepts the third."""
 
-    async def strike(server: ModelServer, connecting: bool) -> None:
+    async def inject(server: ModelServer, connecting: bool) -> None:
         server.handshakes.answer(status, times=2)
         server.inject(faults.drop)
 
-    return strike
+    return inject
 
 
 async def hang(server: ModelServer, connecting: bool) -> None:
@@ -196,28 +198,28 @@ async def refuse_tcp(server: ModelServer, connecting: bool) -> None:
 
 
 async def nothing(server: ModelServer, connecting: bool) -> None:
-    """The call that all others are compared with."""
+    """No fault: the other calls are compared with this call."""
 
 
 NO_FAULT = "none"
-FAULTS: dict[str, Strike] = {
-    "reset": befalls(faults.drop),
-    "close 1001": befalls(faults.closing(1001, "going away")),
-    "close 1011": befalls(faults.closing(1011, "internal error")),
-    "expired": befalls(faults.expire),
+FAULTS: dict[str, Inject] = {
+    "reset": session_fault(faults.drop),
+    "close 1001": session_fault(faults.closing(1001, "going away")),
+    "close 1011": session_fault(faults.closing(1011, "internal error")),
+    "expired": session_fault(faults.expire),
     "freeze": hang,
     "refused 1 s": refuse_tcp,
     "429 x2": refused_with(429),
     "503 x2": refused_with(503),
-    "mute": befalls(faults.mute),
+    "mute": session_fault(faults.mute),
 }
 DROPS = ("reset", "close 1001", "close 1011", "expired")
-"""After these the model is there again at once."""
+"""After these faults the model accepts a new connection at once."""
 
 
 async def run_once(phase: str, fault: str) -> Run:
-    """One call with a bridge and a model of its own."""
-    how = PHASES[phase]
+    """One call with its own bridge and model."""
+    chosen = PHASES[phase]
     began = asyncio.Event()
 
     @function_tool
@@ -230,40 +232,40 @@ async def run_once(phase: str, fault: str) -> Run:
     agent: RealtimeAgent[Any] = RealtimeAgent(
         name="counter", instructions="You count.", tools=[look_up]
     )
-    async with bridge(how.behaviour(), agent=agent, greeting="Greet them.") as place:
+    async with bridge(chosen.behaviour(), agent=agent, greeting="Greet them.") as place:
         placed = PlacedCall(place.caller(max_seconds=CALL_SECONDS))
         run = Run(phase, fault, placed.record, place.model.sessions)
         run.tool_began = began
-        await _act(run, place, placed)
+        await _call(run, place, placed)
         for session in place.model.open:
             if session.frozen:
                 session.abort("frozen")
     return run
 
 
-async def _act(run: Run, place: Place, placed: PlacedCall) -> None:
-    strike = FAULTS.get(run.fault, nothing)
+async def _call(run: Run, place: Place, placed: PlacedCall) -> None:
+    inject = FAULTS.get(run.fault, nothing)
     moment = PHASES[run.phase].moment
     async with asyncio.TaskGroup() as tasks:
         if moment is None:
-            run.struck_at = monotonic()
-            striking = tasks.create_task(strike(place.model, True))
-            await asyncio.sleep(0.01)  # it is so when the call comes
+            run.fault_at = monotonic()
+            injecting = tasks.create_task(inject(place.model, True))
+            await asyncio.sleep(0.01)  # the fault must be set before the call begins
         else:
-            striking = tasks.create_task(_strike_at(moment, strike, run, place.model))
+            injecting = tasks.create_task(_inject_at(moment, inject, run, place.model))
         await placed.run(script())
-        striking.cancel()
+        injecting.cancel()
 
 
-async def _strike_at(
-    moment: Moment, strike: Strike, run: Run, server: ModelServer
+async def _inject_at(
+    moment: Moment, inject: Inject, run: Run, server: ModelServer
 ) -> None:
     try:
         await moment(run, server)
     except TimeoutError:
-        return  # the call never came so far: it is judged as it is
-    run.struck_at = monotonic()
-    await strike(server, False)
+        return  # the call never reached the phase: it is judged without the fault
+    run.fault_at = monotonic()
+    await inject(server, False)
 
 
 # --- judging ------------------------------------------------------------------------
@@ -271,14 +273,14 @@ async def _strike_at(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one call."""
+    """The results of one call."""
 
-    lost: str | None  # why
-    silence: float  # s in which neither spoke
-    ready: float | None  # s from the fault to a session that is configured
-    heard: counting.WordComparison
-    understood: counting.WordComparison
-    story_wrong: tuple[str, ...]  # the last session's, where it is not what was said
+    lost: str | None  # why; None: the call was not lost
+    silence: float  # s in which neither side spoke
+    ready: float | None  # s from the fault to a configured session
+    heard: counting.WordComparison  # the agent's words, as the caller heard them
+    understood: counting.WordComparison  # the caller's words, as the model has them
+    differences: tuple[str, ...]  # of the last session's conversation from the audio
     errors: tuple[str, ...]  # of the model
     sessions: int
 
@@ -308,14 +310,14 @@ def judge(
         for word in counting.parse_words(item.text)
     ]
     tool = PHASES[run.phase].tool if run.phase in PHASES else False
-    wrong = _differences(memory, story_of(heard, spoken, tool=tool))
+    differences = _differences(memory, conversation_of(heard, spoken, tool=tool))
     return Verdict(
         lost=_lost(run.record),
         silence=silence(run.record),
         ready=_ready(run),
         heard=counting.compare_words(wanted, heard),
         understood=counting.compare_words(spoken, understood),
-        story_wrong=wrong,
+        differences=differences,
         errors=tuple(
             f"{error['code']}: {error['message']}"
             for session in run.sessions
@@ -326,10 +328,10 @@ def judge(
     )
 
 
-def story_of(
+def conversation_of(
     heard: Sequence[CountedWord], spoken: Sequence[CountedWord], *, tool: bool
 ) -> list[str]:
-    """What was said, in order: the greeting, then question and answer by turns."""
+    """The spoken conversation, in order: the greeting, then questions and answers."""
     items = []
     for turn in range(1, max((w.turn for w in heard), default=0) + 1):
         answer = dict.fromkeys(w for w in heard if w.turn == turn)
@@ -347,10 +349,10 @@ def story_of(
 def _differences(
     memory: Sequence[RememberedItem], wanted: list[str]
 ) -> tuple[str, ...]:
-    told = counting.conversation_lines(memory)
-    if told == wanted:
+    found = counting.conversation_lines(memory)
+    if found == wanted:
         return ()
-    missing, extra = Counter(wanted), Counter(told)
+    missing, extra = Counter(wanted), Counter(found)
     return (
         *(f"- {line}" for line in (missing - extra)),
         *(f"+ {line}" for line in (extra - missing)),
@@ -363,12 +365,12 @@ def _lost(record: CallRecord) -> str | None:
     if record.said_by_twilio or record.dials:
         return "plan B"
     if any(it.startswith("call") for it in record.timed_out):
-        return "never came to its end"
+        return "did not reach its end"
     return None
 
 
 def silence(record: CallRecord) -> float:
-    """Seconds of the call in which neither side was to be heard."""
+    """Seconds of the call in which neither side was audible."""
     assert record.ended_at is not None
     sounds = [(run.start, run.end) for run in record.runs()]
     sounds += [(it.started_at, it.ended_at) for it in record.spoken]
@@ -380,14 +382,14 @@ def silence(record: CallRecord) -> float:
 
 
 def _ready(run: Run) -> float | None:
-    if run.struck_at is None:
+    if run.fault_at is None:
         return None
     after = [
         it.configured_at
         for it in run.sessions
-        if it.configured_at is not None and it.configured_at > run.struck_at
+        if it.configured_at is not None and it.configured_at > run.fault_at
     ]
-    return min(after) - run.struck_at if after else None
+    return min(after) - run.fault_at if after else None
 
 
 # --- the table ----------------------------------------------------------------------
@@ -422,7 +424,7 @@ class Cell:
 
     def row(self) -> tuple[str, ...]:
         them = self.verdicts
-        # What a lost call would add to these is told by its being lost.
+        # A lost call counts only as lost.
         alive = [it for it in them if it.lost is None]
         silences = [it.silence - self.usual for it in alive]
         heard = [it.heard for it in alive]
@@ -432,7 +434,7 @@ class Cell:
         strange = sum(len(it.strange) for it in heard)
         missed = sum(len(it.lost) for it in understood)
         twice = sum(len(it.repeated) + len(it.strange) for it in understood)
-        intact = sum(not it.story_wrong for it in alive)
+        intact = sum(not it.differences for it in alive)
         ready = f"{percentile(self.ready, 95):.2f}" if self.ready else "-"
         return (
             self.phase,
@@ -447,12 +449,12 @@ class Cell:
         )
 
     def remarks(self) -> Iterator[str]:
-        """What is wrong in this cell, each kind once."""
+        """The mistakes in this cell's calls: the six most frequent kinds, counted."""
         kinds: Counter[str] = Counter()
         for it in self.verdicts:
             if it.lost:
                 kinds[f"call lost: {it.lost}"] += 1
-            for text in it.story_wrong:
+            for text in it.differences:
                 kinds[f"conversation: {text}"] += 1
             for text in it.errors:
                 kinds[f"model: {text}"] += 1
@@ -479,7 +481,8 @@ def markdown(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> str:
 
 
 def wanted(only: str, phase: str, fault: str) -> bool:
-    """`only`: names of phases and faults; of each kind that is named, one must fit."""
+    """`only`: parts of names of phases and faults, with commas. If parts of phases are
+    given, the phase must contain one of them; the same holds for faults."""
     names = [name.strip() for name in only.split(",") if name.strip()]
     for value, known in ((phase, [*PHASES]), (fault, [*FAULTS])):
         named = [n for n in names if any(n in each for each in known)]
@@ -491,8 +494,8 @@ def wanted(only: str, phase: str, fault: str) -> bool:
 async def place_all(
     plan: Sequence[tuple[str, str]], at_once: int
 ) -> list[tuple[tuple[str, str], Verdict]]:
-    """Judged as they end: what is kept of all calls is little, as a collection of much
-    garbage would halt all that go on."""
+    """Judges each call when it ends, so that little memory is kept: the collection of
+    much garbage would pause all running calls."""
     free = asyncio.Semaphore(at_once)
 
     async def one(phase: str, fault: str) -> Verdict:
@@ -509,7 +512,7 @@ async def place_all(
 
 
 async def watch_loop(lateness: list[float]) -> None:
-    """Notes how late the loop wakes a sleeper: what the machine adds to all figures."""
+    """Appends how late the event loop wakes, in s: the machine's part of all delays."""
     while True:
         due = monotonic() + LOOK_SECONDS
         await asyncio.sleep(LOOK_SECONDS)
@@ -518,16 +521,20 @@ async def watch_loop(lateness: list[float]) -> None:
 
 async def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--only", default="", help="phases and faults, with commas")
-    parser.add_argument("--at-once", type=int, default=AT_ONCE)
-    parser.add_argument("--quick", action="store_true", help="3 runs of each")
+    parser.add_argument("--runs", type=int, default=RUNS, help="calls for each cell")
+    parser.add_argument(
+        "--only", default="", help="parts of names of phases and faults, with commas"
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=AT_ONCE, help="calls at the same time"
+    )
+    parser.add_argument("--quick", action="store_true", help="3 calls for each cell")
     chosen = parser.parse_args(arguments)
     runs = QUICK_RUNS if chosen.quick else chosen.runs
     cells = [(p, f) for p in PHASES for f in FAULTS if wanted(chosen.only, p, f)]
     plan = [(phase, NO_FAULT) for phase in dict.fromkeys(p for p, _ in cells)] + cells
     began = monotonic()
-    # In turn, so that what the machine does beside us is shared by all cells.
+    # Cell after cell in turn, so that other load of the machine affects all cells.
     lateness: list[float] = []
     async with asyncio.TaskGroup() as tasks:
         watching = tasks.create_task(watch_loop(lateness))
@@ -552,9 +559,9 @@ async def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"\n{len(done)} calls in {monotonic() - began:.0f} s, {lost} lost; after a "
         f"dropped session the next was ready in {percentile(ready, 95):.2f} s (p95; "
-        f"{BACK_SECONDS:g} s is the bound).\nThe machine was late by up to "
+        f"the limit is {BACK_SECONDS:g} s).\nThe event loop was late by at most "
         f"{max(lateness):.2f} s, and by {percentile(sorted(lateness), 99.9):.2f} s "
-        "(p99.9): what is in a maximum may be its."
+        "(p99.9): the machine may have caused a maximum of the table."
     )
     return 1 if lost else 0
 

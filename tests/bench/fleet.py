@@ -1,10 +1,11 @@
-"""What a caller notices of an instance that dies, of a deploy, of Redis that is away.
+"""The effect on callers of a killed instance, of a deploy, and of a Redis restart.
 
     .venv/bin/python -m tests.bench.fleet [kill|rolling|redis ...] [--quick]
 
-Real processes: HAProxy, Redis and the bridges of scripts/fleet.py; the fakes are here.
-Both sides count (bridge/sim/counting.py), so what is lost or said twice shows. Exits 1
-when a call is lost, or a bridge that was told to end did not do so in good order.
+HAProxy, Redis and the bridges of scripts/fleet.py are real processes; the fakes run in
+this process. Caller and agent speak counted words (bridge/sim/counting.py), so lost and
+repeated words are found. Exits 1 if a call is lost, or if a bridge does not exit with 0
+after SIGTERM.
 """
 
 import argparse
@@ -41,14 +42,14 @@ AGENT = f"{ROOT / 'tests' / 'bench' / 'counter.py'}:AGENT"
 INSTANCES = 3
 RUNS = 20
 CALLS_A_ROUND = 9
-"""About three of them are on the instance that is killed."""
+"""About three of them are on the killed instance."""
 KILL_RAMP_SECONDS = 0.6
-"""Between two calls of a round: a kill meets them in different phases."""
+"""Between two calls of a round, so that a kill hits them in different phases."""
 KILL_AFTER = (6.0, 16.0)
-"""s after the first call of a round: greeting, questions, tool, answers."""
+"""s after the first call of a round begins: greeting, questions, tool, answers."""
 LOAD = 60
 BACK_SECONDS = 4.0
-"""From the kill until the caller hears the agent again, p95 (issue 4)."""
+"""Limit from the kill until the caller hears the agent again, p95 (issue 4)."""
 DRAIN_SECONDS = 5.0
 REDIS_AWAY_SECONDS = 2.0
 TOOL_TURN = 2
@@ -61,7 +62,7 @@ BEHAVIOUR = Behaviour(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one measurement: its row, what is to be said of it, whether it is good."""
+    """The result of one measurement: its row of the table, remarks, pass or fail."""
 
     row: tuple[str, ...]
     remarks: tuple[str, ...]
@@ -81,7 +82,7 @@ COLUMNS = (
 
 
 def outcome(what: str, verdicts: Sequence[Verdict], extra: Sequence[str]) -> Outcome:
-    """`verdicts` of all calls; times and words are of those that were hit."""
+    """`verdicts` are those of all calls; times only count calls that lost a stream."""
     hit = [it for it in verdicts if it.gaps]
     lost = [it.lost for it in verdicts if it.lost]
     back = _unheard(verdicts)
@@ -118,14 +119,14 @@ def _unheard(verdicts: Sequence[Verdict]) -> list[float]:
 
 
 def _slow(hit: Sequence[Verdict]) -> list[str]:
-    """Where the agent was long in coming back, and what there was before."""
+    """A line for each gap after which the agent was heard later than BACK_SECONDS."""
     slow = []
     for it in hit:
         for gap in it.gaps:
             if gap.unheard > BACK_SECONDS:
                 slow.append(
-                    f"agent heard after {gap.unheard:.1f} s; at the loss it had been "
-                    f"silent for {gap.agent_since:.1f} s, the caller for "
+                    f"agent heard after {gap.unheard:.1f} s; before the gap the agent "
+                    f"was silent for {gap.agent_since:.1f} s, the caller for "
                     f"{gap.caller_since:.1f} s (missed: "
                     f"{counting.text(it.caller_missed) or 'nothing'})"
                 )
@@ -160,7 +161,7 @@ def conversations(model: ModelServer) -> list[Conversation]:
 
 
 async def calls_of(bridge: Bridge) -> float:
-    """Streams that an instance has now, by its own metrics."""
+    """The number of calls of an instance, from its metrics."""
     limit = aiohttp.ClientTimeout(2.0)
     async with (
         aiohttp.ClientSession(timeout=limit) as http,
@@ -173,25 +174,25 @@ async def calls_of(bridge: Bridge) -> float:
 
 
 async def kill(runs: int) -> Outcome:
-    """kill -9 of an instance that has calls, until so many calls have been hit."""
-    dice = Random(4)
+    """kill -9 of an instance that has calls, repeated until `runs` calls were hit."""
+    random = Random(4)
     verdicts: list[Verdict] = []
     async with ModelServer(BEHAVIOUR) as model, fleet_of(model) as fleet:
-        lines = calls_to(fleet)
+        calls = calls_to(fleet)
         while (
             sum(bool(it.gaps) for it in verdicts) < runs and len(verdicts) < 10 * runs
         ):
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(lines.place(CALLS_A_ROUND, 3, KILL_RAMP_SECONDS))
-                tasks.create_task(_kill_one(fleet, dice.uniform(*KILL_AFTER)))
-            verdicts = lines.verdicts(conversations(model))
+                tasks.create_task(calls.place(CALLS_A_ROUND, 3, KILL_RAMP_SECONDS))
+                tasks.create_task(_kill_one(fleet, random.uniform(*KILL_AFTER)))
+            verdicts = calls.verdicts(conversations(model))
     p95 = percentile(_unheard(verdicts), 95)
-    extra = [f"{BACK_SECONDS:g} s is the bound for p95: {p95:.2f} s"]
+    extra = [f"p95 is {p95:.2f} s; the limit is {BACK_SECONDS:g} s"]
     return outcome("kill -9", verdicts, extra)
 
 
 async def _kill_one(fleet: Fleet, after: float) -> None:
-    """The fullest instance; it is back before the next round."""
+    """Kills the instance with the most calls and starts it again."""
     await asyncio.sleep(after)
     counts = [(await calls_of(bridge), bridge) for bridge in fleet.bridges]
     _, fullest = max(counts, key=lambda each: each[0])
@@ -201,7 +202,7 @@ async def _kill_one(fleet: Fleet, after: float) -> None:
 
 
 async def rolling(calls: int) -> Outcome:
-    """Every instance ended by SIGTERM and started again, one after the other."""
+    """Each instance is ended by SIGTERM and started again, one after another."""
     codes: list[int] = []
 
     async def restart(fleet: Fleet) -> None:
@@ -212,36 +213,36 @@ async def rolling(calls: int) -> Outcome:
             await fleet.all_up()
 
     async with ModelServer(BEHAVIOUR) as model, fleet_of(model) as fleet:
-        lines = calls_to(fleet)
+        placed = calls_to(fleet)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(lines.place(calls, turns=10))
+            tasks.create_task(placed.place(calls, turns=10))
             tasks.create_task(restart(fleet))
-    verdicts = lines.verdicts(conversations(model))
+    verdicts = placed.verdicts(conversations(model))
     result = outcome("rolling restart", verdicts, [f"exit codes {codes}"])
     good = result.good and codes == [0] * INSTANCES
     return Outcome(result.row, result.remarks, good)
 
 
 async def redis(calls: int) -> Outcome:
-    """Redis ended and started again while calls go on and new ones come."""
+    """Redis is stopped and started again while calls run and new calls arrive."""
     async with ModelServer(BEHAVIOUR) as model, fleet_of(model) as fleet:
-        lines = calls_to(fleet)
+        placed = calls_to(fleet)
 
         async def restart() -> None:
-            # Half of the calls come while it is away or just back.
+            # Half of the calls arrive while Redis is stopped or just started.
             await asyncio.sleep(calls * RAMP_SECONDS / 2)
             await fleet.restart_redis(REDIS_AWAY_SECONDS)
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(lines.place(calls, turns=3))
+            tasks.create_task(placed.place(calls, turns=3))
             tasks.create_task(restart())
-        said = [_lines_of(bridge.log) for bridge in fleet.bridges]
-    verdicts = lines.verdicts(conversations(model))
-    return outcome("Redis restarted", verdicts, [f"log: {dict(it)}" for it in said])
+        logs = [_events_of(bridge.log) for bridge in fleet.bridges]
+    verdicts = placed.verdicts(conversations(model))
+    return outcome("Redis restarted", verdicts, [f"log: {dict(it)}" for it in logs])
 
 
-def _lines_of(log: Path) -> Counter[str]:
-    """Events of a bridge's log that are of the fleet, or warnings and worse."""
+def _events_of(log: Path) -> Counter[str]:
+    """Counts the events of a bridge's log that are fleet events, warnings or errors."""
     events: Counter[str] = Counter()
     for line in log.read_text("utf-8", "replace").splitlines():
         try:
@@ -260,8 +261,10 @@ async def main(arguments: Sequence[str] | None = None) -> int:
     names = ("kill", "rolling", "redis")
     parser.add_argument("what", nargs="*", choices=[*names, []], help="default: all")
     parser.add_argument("--runs", type=int, default=RUNS, help="calls hit by a kill")
-    parser.add_argument("--calls", type=int, default=LOAD, help="for the others")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--calls", type=int, default=LOAD, help="calls of `rolling` and `redis`"
+    )
+    parser.add_argument("--quick", action="store_true", help="3 hit calls, 9 calls")
     chosen = parser.parse_args(arguments)
     runs, calls = (3, 9) if chosen.quick else (chosen.runs, chosen.calls)
     outcomes = []

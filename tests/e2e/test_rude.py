@@ -1,6 +1,6 @@
 """Guests who break the rules of websockets and HTTP: what each gets, and who notices.
 
-The guests are those of tests/bench/rude.py, which brings them by the hundred.
+The guests are those of tests/bench/attacks.py, which brings them by the hundred.
 """
 
 import asyncio
@@ -13,18 +13,18 @@ from bridge.http import server
 from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import messages, steps
-from tests.bench import guests
-from tests.bench.guests import (
+from tests.bench import hostile_clients
+from tests.bench.hostile_clients import (
     CONTINUED,
     HEAD,
     PING,
     PONG,
     SHAPES,
     TEXT,
-    Guest,
-    Services,
+    HostileClient,
+    Target,
     frame,
-    opened,
+    open_stream,
 )
 from tests.e2e.bridge import Place, bridge
 
@@ -43,52 +43,52 @@ CLOSED_WITH = {
     "half a character": "close 1007",
     "close, no UTF-8": "close 1007",
     "close, then more": "close 1000",  # as they wished
-    **{it: "close 1009" for it in SHAPES if it.startswith(guests.LARGE)},
+    **{it: "close 1009" for it in SHAPES if it.startswith(hostile_clients.LARGE)},
     **dict.fromkeys(BORNE, "close 1000"),  # having said `stop`
 }
 
 
 @asynccontextmanager
-async def visited() -> AsyncIterator[tuple[Place, Services]]:
+async def visited() -> AsyncIterator[tuple[Place, Target]]:
     async with bridge(GREETED, greeting="Hi.", max_calls=100) as place:
-        yield place, Services(place.server.port)
+        yield place, Target(place.server.port)
 
 
-async def fate(guest: Guest, *said: bytes) -> str:
+async def ending(client: HostileClient, *said: bytes) -> str:
     """What they get who say this, within two seconds."""
     try:
-        await guest.write(b"".join(said))
+        await client.write(b"".join(said))
         async with asyncio.timeout(2):
-            return await guest.fate()
+            return await client.ending()
     finally:
-        guest.leave()
+        client.disconnect()
 
 
-def stop_of(guest: Guest) -> bytes:
-    sids = (guest.services.account, guest.call_sid, guest.stream_sid)
+def stop_of(client: HostileClient) -> bytes:
+    sids = (client.target.account, client.call_sid, client.stream_sid)
     return messages.stop(9, *sids).encode()
 
 
-def stop(guest: Guest) -> bytes:
-    return frame(TEXT, stop_of(guest))
+def stop(client: HostileClient) -> bytes:
+    return frame(TEXT, stop_of(client))
 
 
 async def test_frames_that_are_none() -> None:
     """Each ends its own stream with the code that says why; a call beside them is
     greeted as ever, and nothing of them is left."""
 
-    async def break_a_frame(services: Services, what: str) -> str:
-        guest = await opened(services)
+    async def break_a_frame(target: Target, what: str) -> str:
+        client = await open_stream(target)
         # Without a `stop` a closed line would be waited for.
         polite = what in BORNE or what == "close, then more"
-        last = [stop(guest)] if polite else []
+        last = [stop(client)] if polite else []
         said = [SHAPES[what], *last] if what in BORNE else [*last, SHAPES[what]]
-        return await fate(guest, *said)
+        return await ending(client, *said)
 
-    async with visited() as (place, services):
+    async with visited() as (place, target):
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(place.caller().call(GOOD))
-            got = {it: tasks.create_task(break_a_frame(services, it)) for it in SHAPES}
+            got = {it: tasks.create_task(break_a_frame(target, it)) for it in SHAPES}
         await place.empty()
         broken = place.metric('bridge_calls_total{outcome="caller_protocol_error"}')
         too_large = place.metric('bridge_limit_hits_total{limit="message_bytes"}')
@@ -102,15 +102,15 @@ async def test_frames_that_are_none() -> None:
 
 async def test_a_message_in_single_bytes() -> None:
     """Whoever sends a `stop` a byte a frame, with pings in between, is understood."""
-    async with visited() as (place, services):
-        guest = await opened(services)
-        text = stop_of(guest)
+    async with visited() as (place, target):
+        client = await open_stream(target)
+        text = stop_of(client)
         pieces = [
             frame(CONTINUED if at else TEXT, text[at : at + 1], fin=False)
             + frame(PING, b"?") * (at % 4 == 0)
             for at in range(len(text))
         ]
-        assert await fate(guest, *pieces, frame(CONTINUED)) == "close 1000"
+        assert await ending(client, *pieces, frame(CONTINUED)) == "close 1000"
         await place.empty()
         hung_up = place.metric('bridge_calls_total{outcome="caller_hung_up"}')
 
@@ -120,11 +120,11 @@ async def test_a_message_in_single_bytes() -> None:
 @pytest.mark.parametrize("kind", [PING, PONG])
 async def test_pings_by_the_thousand(kind: int) -> None:
     """No phone does that: their call is ended, and another goes on."""
-    async with visited() as (place, services):
-        guest = await opened(services)
+    async with visited() as (place, target):
+        client = await open_stream(target)
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(place.caller().call(GOOD))
-            end = tasks.create_task(fate(guest, frame(kind) * 20_000, stop(guest)))
+            end = tasks.create_task(ending(client, frame(kind) * 20_000, stop(client)))
         await place.empty()
 
     assert end.result() == "close 1000"
@@ -135,42 +135,46 @@ async def test_pings_by_the_thousand(kind: int) -> None:
 
 async def test_a_message_without_end() -> None:
     """Fragments that never end are kept up to the size of a message, no further."""
-    async with visited() as (place, services):
-        guest = await opened(services)
+    async with visited() as (place, target):
+        client = await open_stream(target)
         first = frame(TEXT, b"{", fin=False)
         more = frame(CONTINUED, bytes(16 * 1024), fin=False)
-        assert await fate(guest, first, more * 100) == "close 1009"
+        assert await ending(client, first, more * 100) == "close 1009"
         await place.empty()
 
 
 async def test_requests_in_requests() -> None:
     """Where nobody can tell where a request ends, there is one answer: 400; what is
     hidden behind it is never taken for a request."""
-    async with visited() as (place, services):
+    async with visited() as (place, target):
         got = {}
-        for what, data in guests.smuggling():
-            got[what] = await fate(await Guest.come(services), data)
+        for what, data in hostile_clients.smuggling():
+            got[what] = await ending(await HostileClient.connect(target), data)
         call = await place.caller().call(GOOD)
         await place.empty()
 
-    assert got == dict.fromkeys(guests.SMUGGLED, "400")
+    assert got == dict.fromkeys(hostile_clients.SMUGGLED, "400")
     assert read_ruler(call.heard).heard_ms == {1: 500}
 
 
 async def test_connections_that_are_reset() -> None:
     """Wherever a connection breaks before there is a call, nothing of it is left."""
-    async with visited() as (place, services):
+    async with visited() as (place, target):
         for _ in range(5):
-            for said in (b"", HEAD, guests.webhook(services, {"CallSid": "CA1"})):
-                guest = await Guest.come(services)
-                await guest.write(said)
-                guest.leave(reset=True)
+            for said in (
+                b"",
+                HEAD,
+                hostile_clients.webhook(target, {"CallSid": "CA1"}),
+            ):
+                client = await HostileClient.connect(target)
+                await client.write(said)
+                client.disconnect(reset=True)
             for wait in (0.0, 0.02):
-                guest = await guests.upgrade_and_reset(wait)(services)
-                guest.leave(reset=True)
-            guest = await opened(services, start=False)
-            await guest.write(frame(TEXT, b"{", declared=200))
-            guest.leave(reset=True)
+                client = await hostile_clients.upgrade_and_reset(wait)(target)
+                client.disconnect(reset=True)
+            client = await open_stream(target, start=False)
+            await client.write(frame(TEXT, b"{", declared=200))
+            client.disconnect(reset=True)
         call = await place.caller().call(GOOD)
         await place.empty()
 
@@ -181,12 +185,12 @@ async def test_a_guest_who_takes_no_answer(monkeypatch: pytest.MonkeyPatch) -> N
     """Whoever pings, reads none of the answers and leaves has lost their line: it is no
     failure of ours."""
     monkeypatch.setattr(server, "SHUTDOWN_SECONDS", 0.1)
-    async with visited() as (place, services):
-        guest = await opened(services, narrow=True)
-        guest.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        guest.writer.write(frame(PING, bytes(125)) * 60_000)
+    async with visited() as (place, target):
+        client = await open_stream(target, small_buffers=True)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.writer.write(frame(PING, bytes(125)) * 60_000)
         await asyncio.sleep(0.5)  # more than the kernel keeps for them
-        guest.leave(reset=True)
+        client.disconnect(reset=True)
         await asyncio.sleep(0.1)
         failed = place.metric('bridge_calls_total{outcome="bridge_failed"}')
 

@@ -1,14 +1,14 @@
-"""20 good calls while rude guests do what they can: is one of them hurt?
+"""20 good calls while hostile clients attack the bridge: is a call lost or harmed?
 
-    .venv/bin/python -m tests.bench.rude [--only pings,frames] [--together] [--json F]
+    .venv/bin/python -m tests.bench.attacks [--only pings,frames] [--together]
 
-The bridge has a process of its own, as served (signed, with tickets), the guests
-(tests/bench/guests.py) another, of low priority; the fakes of the good calls are here.
-First a wave of calls without guests, then one for each attack, one with all of them,
-and one without again. Half of a wave's calls go on when the guests come, half are
-placed while they are there. Exits 1 when a bound is broken.
+The bridge runs in its own process, as in production (signatures, tickets). The hostile
+clients (tests/bench/hostile_clients.py) run in another, of low priority. The fakes of
+the good calls run in this process. The waves of calls: one without an attack, one for
+each attack, one with all attacks, and one without again. Half of a wave's calls are
+placed before the attack, half during it. Exits 1 if a limit is exceeded.
 
-A SYN alone never comes to a bridge: it is the kernel's to bear.
+SYN floods are not tested: a SYN alone does not reach the bridge, only the kernel.
 """
 
 import argparse
@@ -38,45 +38,46 @@ from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import ModelServer, ModelSession
 from bridge.sim.scenes import NETWORKS, Scene, script
 from tests.bench.faults import markdown, watch_loop
-from tests.bench.guests import ACCOUNT, ATTACKS, PUBLIC
+from tests.bench.hostile_clients import ACCOUNT, ATTACKS, PUBLIC
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-AGENT = f"{ROOT / 'tests' / 'bench' / 'named.py'}:AGENT"
+AGENT = f"{ROOT / 'tests' / 'bench' / 'call_sid_agent.py'}:AGENT"
 TOKEN = "a" * 32
 
 CALLS = 20
 INTERRUPTIONS = 3
 RAMP_SECONDS = 0.15
-"""Between two calls of a wave; the guests come when half of them are placed."""
+"""Between two calls of a wave; the attack begins when half of the calls are placed."""
 CALL_SECONDS = 60.0
-SCENE = Scene(name="rude", items_ms=(3000,))
+SCENE = Scene(name="attacks", items_ms=(3000,))
 NEAR, FAR = NETWORKS[0], NETWORKS[1]
 
 LOOK_SECONDS = 0.05
 READY_SECONDS = 0.2
-"""From a session that is there until what waited for it has been sent."""
+"""From a configured session until the audio that waited for it has been sent."""
 SETTLED_SECONDS = 20.0
-"""For nothing of the guests to be left. A call whose stream broke is kept for 10 s."""
+"""Longest wait until the hostile clients' sockets are closed. The bridge keeps a call
+whose stream broke for 10 s."""
 
 P95_MS = belief.P95_LIMIT
 PEAK_MB = 30.0
 LEFT_MB = 3.0
-"""In calls behind the last attack, memory grows no further: what was freed is used."""
+"""Growth of the memory in the calls after the last attack: freed memory is reused."""
 LEFT_FDS = 2
 LATER_P50_MS, LATER_P99_MS = 5.0, 50.0
-"""Than without guests: less than anybody hears."""
+"""More delay than without an attack; a caller does not hear so little."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """At the bridge's process."""
+    """A measurement of the bridge's process."""
 
     at: float
     memory_mb: float
     fds: int
     cpu_seconds: float
     waited_seconds: float
-    """Able to run, while others had the CPUs."""
+    """Ready to run, while other processes had the CPUs."""
 
 
 def look(pid: int) -> Look:
@@ -95,7 +96,7 @@ def look(pid: int) -> Look:
 
 @dataclass(slots=True)
 class Wave:
-    """What 20 calls came to, and the bridge meanwhile."""
+    """The results of 20 calls, and of the bridge during these calls."""
 
     name: str
     about: str
@@ -112,10 +113,10 @@ class Wave:
     cpu: float = 0.0
     late_ms: float = 0.0
     starved: float = 0.0
-    """The part of the time in which the bridge waited for a CPU: what was late then is
-    the machine's doing."""
-    guests_cpu: float = 0.0
-    got: dict[str, dict[str, object]] = field(default_factory=dict)
+    """The part of the time in which the bridge waited for a CPU: the machine, not the
+    bridge, causes these delays."""
+    clients_cpu: float = 0.0
+    outcomes: dict[str, dict[str, object]] = field(default_factory=dict)
     counted: dict[str, float] = field(default_factory=dict)
 
     def row(self) -> tuple[str, ...]:
@@ -132,13 +133,13 @@ class Wave:
             f"{self.peak_mb:.0f} / {self.after_mb:.0f}",
             f"{self.peak_fds} / {self.after_fds}",
             f"{self.settled_seconds:.1f}",
-            f"{100 * self.cpu:.0f} / {100 * self.guests_cpu:.0f}",
+            f"{100 * self.cpu:.0f} / {100 * self.clients_cpu:.0f}",
             f"{self.late_ms:.0f} ms / {100 * self.starved:.0f} %",
         )
 
 
 COLUMNS = (
-    "guests",
+    "attack",
     "calls lost / harmed",
     "belief error p50/p95/max ms",
     "caller->append p50/p99 ms",
@@ -146,8 +147,8 @@ COLUMNS = (
     "memory peak/after MB",
     "fds peak/after",
     "settled s",
-    "CPU bridge/guests %",
-    "fakes late p99.9 / bridge starved",
+    "CPU bridge/hostile clients %",
+    "fakes late p99.9 / bridge waited for a CPU",
 )
 
 
@@ -159,7 +160,7 @@ def call_sid(wave: int, number: int) -> str:
 
 
 async def place(wave: int, number: int, url: str) -> CallRecord:
-    dice = Random(f"{wave} {number}")
+    random = Random(f"{wave} {number}")
     network = NEAR if number % 2 else FAR
     caller = Caller(
         webhook_url=url,
@@ -172,12 +173,15 @@ async def place(wave: int, number: int, url: str) -> CallRecord:
         keep_frame_times=True,
         max_seconds=CALL_SECONDS,
     )
-    behaviour = SCENE.behaviour(dice)
-    return await caller.call([*script(SCENE, behaviour, network, INTERRUPTIONS, dice)])
+    behaviour = SCENE.behaviour(random)
+    return await caller.call(
+        [*script(SCENE, behaviour, network, INTERRUPTIONS, random)]
+    )
 
 
 def judge(wave: Wave, record: CallRecord, sessions: Sequence[ModelSession]) -> None:
-    """Into the wave; what `bridge sim accuracy` holds against a call, too."""
+    """Adds the call's results to the wave; the rules are those of `bridge sim
+    accuracy`."""
     lost = []
     if record.ended_by != "caller":
         lost.append(f"ended by {record.ended_by}")
@@ -191,7 +195,7 @@ def judge(wave: Wave, record: CallRecord, sessions: Sequence[ModelSession]) -> N
     verdict = belief.judge(record.heard, session.responses, INTERRUPTIONS, errors)
     harm = [*verdict.faults, *verdict.errors, *record.timed_out]
     harm += [f"Twilio warned: {it.code}" for it in record.warnings]
-    harm += [f"{it.number} cut and untold" for it in verdict.beliefs if it.untold]
+    harm += [f"{it.number} cut: model not told" for it in verdict.beliefs if it.untold]
     for what, ms in (
         ("lost", verdict.lost_ms),
         ("repeated", verdict.repeated_ms),
@@ -207,25 +211,28 @@ def judge(wave: Wave, record: CallRecord, sessions: Sequence[ModelSession]) -> N
 
 
 def _up_delays(record: CallRecord, session: ModelSession) -> Iterator[float]:
-    """Frame for frame, but for what waited until there was a session."""
+    """ms from a caller's frame to its append, without the frames that waited for the
+    session."""
     assert session.configured_at is not None
     for sent, arrived in zip(record.frame_sent_at, session.append_at, strict=False):
         if sent > session.configured_at + READY_SECONDS:
             yield 1000 * (arrived - sent)
 
 
-# --- the guests -----------------------------------------------------------------------
+# --- the hostile clients --------------------------------------------------------------
 
 
 @asynccontextmanager
-async def guests(port: int, names: Sequence[str], wave: Wave) -> AsyncIterator[None]:
-    """They come, and are gone at the end; what they got is in the wave."""
+async def hostile_clients(
+    port: int, names: Sequence[str], wave: Wave
+) -> AsyncIterator[None]:
+    """Runs these attacks; at the end, their outcomes are in the wave."""
     if not names:
         yield
         return
-    told = {"port": port, "token": TOKEN, "attacks": names}
+    given = {"port": port, "token": TOKEN, "attacks": names}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench.guests", json.dumps(told)),
+        *(sys.executable, "-m", "tests.bench.hostile_clients", json.dumps(given)),
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -236,24 +243,24 @@ async def guests(port: int, names: Sequence[str], wave: Wave) -> AsyncIterator[N
         yield
     finally:
         process.stdin.close()
-        told_us = await process.stdout.read()
+        output = await process.stdout.read()
         if await process.wait() == 0:
-            report = json.loads(told_us)
-            wave.guests_cpu, wave.got = report["cpu"], report["got"]
+            report = json.loads(output)
+            wave.clients_cpu, wave.outcomes = report["cpu"], report["outcomes"]
         else:
-            wave.harmed.append("the guests failed: nothing was proven")
+            wave.harmed.append("the hostile clients failed: nothing was tested")
 
 
-def in_words(got: dict[str, dict[str, object]]) -> Iterator[str]:
-    for what, each in got.items():
-        fates, rate = each["fates"], each["sent_per_second"]
-        assert isinstance(fates, dict)
-        said = [
-            f"{len(times)}x {fate} ({median(times):.1f} s)"
-            for fate, times in sorted(fates.items(), key=lambda it: -len(it[1]))
+def in_words(outcomes: dict[str, dict[str, object]]) -> Iterator[str]:
+    for group, each in outcomes.items():
+        endings, rate = each["endings"], each["sent_per_second"]
+        assert isinstance(endings, dict)
+        counts = [
+            f"{len(times)}x {ending} ({median(times):.1f} s)"
+            for ending, times in sorted(endings.items(), key=lambda it: -len(it[1]))
         ]
         sent = f", {rate:,.0f}/s sent" if isinstance(rate, float) else ""
-        yield f"{what}: {'; '.join(said) or 'nobody came'}{sent}"
+        yield f"{group}: {'; '.join(counts) or 'no client'}{sent}"
 
 
 # --- the waves ------------------------------------------------------------------------
@@ -285,7 +292,7 @@ class Bench:
                 tasks.create_task(self._watch(looks)),
             ]
             placed = await self._calls(tasks, 1, CALLS // 2)
-            async with guests(self.port, attacks, wave):
+            async with hostile_clients(self.port, attacks, wave):
                 placed += await self._calls(tasks, CALLS // 2 + 1, CALLS)
                 await asyncio.wait(placed)
             for task in watching:
@@ -330,7 +337,8 @@ class Bench:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _settle(self, wave: Wave) -> None:
-        """Until nothing of guests and calls is left, or should not be any more."""
+        """Waits until the sockets of the clients and calls are closed, at most
+        SETTLED_SECONDS."""
         began = monotonic()
         while True:
             now = look(self.bridge.pid)
@@ -342,7 +350,7 @@ class Bench:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def counters(self) -> dict[str, float]:
-        """What the bridge itself has counted of the guests."""
+        """The bridge's own metrics of the hostile clients."""
         url = f"http://127.0.0.1:{self.port}/metrics"
         async with aiohttp.ClientSession() as http, http.get(url) as answer:
             text = await answer.text() if answer.status == 200 else ""
@@ -356,7 +364,7 @@ class Bench:
         }
 
     def broken(self) -> Iterator[str]:
-        """Which bounds do not hold."""
+        """The limits that were exceeded."""
         calm = self.waves[0]
         for wave in self.waves:
             for kind, texts in (("lost", wave.lost), ("harmed", wave.harmed)):
@@ -376,7 +384,7 @@ class Bench:
             if peak > PEAK_MB:
                 yield f"{wave.name}: memory grew by {peak:.0f} MB"
             if wave.after_fds > self.idle_fds + LEFT_FDS:
-                yield f"{wave.name}: {wave.after_fds - self.idle_fds} fds are left"
+                yield f"{wave.name}: {wave.after_fds - self.idle_fds} fds still open"
         *attacked, last = self.waves
         grown = last.after_mb - max(it.peak_mb for it in attacked)
         if grown > LEFT_MB:
@@ -384,7 +392,7 @@ class Bench:
 
 
 def is_of(session: ModelSession, sid: str) -> bool:
-    """tests/bench/named.py has the call's name in the session's instructions."""
+    """The agent tests/bench/call_sid_agent.py has the call SID as its instructions."""
     return sid in str(session.session.get("instructions"))
 
 
@@ -420,7 +428,7 @@ async def run(names: Sequence[str], stderr: int, *, apart: bool = True) -> Bench
 
 
 def complaints(log: bytes) -> Counter[str]:
-    """The errors in the bridge's own log: an attack must not make any."""
+    """The errors in the bridge's own log: an attack must not cause any."""
     found: Counter[str] = Counter()
     for line in log.decode(errors="replace").splitlines():
         try:
@@ -437,11 +445,16 @@ def complaints(log: bytes) -> Counter[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help=f"of {', '.join(ATTACKS)}")
-    parser.add_argument("--together", action="store_true", help="all at once alone")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--only", default="", help=f"attacks, with commas: {', '.join(ATTACKS)}"
+    )
+    parser.add_argument(
+        "--together", action="store_true", help="only the wave with all attacks"
+    )
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     chosen = parser.parse_args(arguments)
-    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # who gives up dialling
+    # An abandoned connection attempt is not an error here.
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)
     names = [it for it in ATTACKS if not chosen.only or it in chosen.only.split(",")]
     began = monotonic()
     with tempfile.TemporaryFile() as log:
@@ -450,9 +463,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors = complaints(log.read())
     print(markdown([wave.row() for wave in bench.waves], COLUMNS))
     for wave in bench.waves:
-        if wave.got:
+        if wave.outcomes:
             print(f"\n{wave.name}: {wave.about or 'all of the above'}")
-            for line in in_words(wave.got):
+            for line in in_words(wave.outcomes):
                 print(f"  {line}")
             counted = (f"{name} {value:.0f}" for name, value in wave.counted.items())
             print(f"  the bridge counted: {', '.join(counted) or 'nothing'}")
@@ -460,7 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     broken = [f"{n}x in the bridge's log: {it[:300]}" for it, n in errors.items()]
     broken += bench.broken()
     for text in broken:
-        print(f"BROKEN: {text}")
+        print(f"LIMIT EXCEEDED: {text}")
     print(f"\n{len(bench.waves) * CALLS} calls in {monotonic() - began:.0f} s.")
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(it) for it in bench.waves]))
