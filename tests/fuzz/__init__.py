@@ -1,5 +1,5 @@
-"""Every parser and state machine that strangers can reach, fed with what they may send.
+"""Fuzz tests of every parser and state machine that receives input from outside.
 
-`python -m tests.fuzz` searches (coverage-guided, needs atheris: `make fuzz`); what it
-has found is kept in corpus/ and fed again by test_corpus.py, which needs none.
+`python -m tests.fuzz` searches for faults, guided by coverage (`make fuzz`: atheris).
+Its findings are kept in corpus/; test_corpus.py runs them again, without atheris.
 """

@@ -1,8 +1,8 @@
 """The search: `python -m tests.fuzz [--seconds 60] [TARGET ...]`, with atheris.
 
-What is new in it stays in build/fuzz/TARGET; a finding goes to corpus/TARGET, where it
-fails the tests until it is mended. `--keep` makes the corpus anew of all there is: the
-fewest inputs that reach what is reached. `--show TARGET FILE` runs one input.
+Inputs that reach new code stay in build/fuzz/TARGET. A finding goes to corpus/TARGET,
+where it fails the tests until the fault is corrected. `--keep` makes the corpus again
+from all inputs: the fewest that reach the same code. `--show TARGET FILE` runs a FILE.
 """
 
 import argparse
@@ -35,38 +35,39 @@ INSTRUMENTED = [
     "yaml",
 ]
 
-LONGEST = {"conversation": 600, "routes": 3000, "place": 60, "setting": 300}
-"""Bytes of an input; others 6000."""
+LONGEST = {"conversation": 600, "routes": 3000, "queue_place": 60, "setting": 300}
+"""Largest input of a target in bytes; for the other targets 6000."""
 
-BYTES = frozenset({"conversation", "place", "routes"})
-"""Whose inputs are no messages, one a line."""
+BYTES = frozenset({"conversation", "queue_place", "routes"})
+"""Targets whose inputs are plain bytes; the others take one message a line."""
 
 SLOW_SECONDS = 5
-"""One input that takes longer is a finding: it would hold up every call."""
+"""An input that takes longer is a finding: it would delay every call."""
 
 _COUNTS = struct.Struct("<QQ")
 
 
 def main() -> int:
-    asked = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    asked.add_argument("targets", nargs="*", metavar="TARGET")
-    asked.add_argument("--seconds", type=int, default=60, help="for each target")
-    asked.add_argument("--keep", action="store_true", help="make the corpus anew")
-    asked.add_argument("--show", action="store_true", help="run TARGET on a FILE")
-    said = asked.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="default: all")
+    parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--keep", action="store_true", help="make the corpus again")
+    parser.add_argument("--show", action="store_true", help="run TARGET on a FILE")
+    chosen = parser.parse_args()
     from tests.fuzz.targets import TARGETS
 
-    if said.show:
-        name, *files = said.targets
+    if chosen.show:
+        name, *files = chosen.targets
         return _show(name, files)
-    if unknown := set(said.targets) - TARGETS.keys():
-        asked.error(f"there is {', '.join(TARGETS)}, and no {', '.join(unknown)}")
-    names = said.targets or list(TARGETS)
-    if said.keep:
+    if unknown := set(chosen.targets) - TARGETS.keys():
+        known = ", ".join(TARGETS)
+        parser.error(f"unknown target {', '.join(unknown)}: the targets are {known}")
+    names = chosen.targets or list(TARGETS)
+    if chosen.keep:
         for name in names:
             _keep(name)
         return 0
-    found = [_search(name, said.seconds) for name in names]
+    found = [_search(name, chosen.seconds) for name in names]
     inputs, messages, bad = (sum(column) for column in zip(*found, strict=True))
     print(f"{'all':14}{inputs:>12,} inputs{messages:>14,} messages{bad:>4} findings")
     return bool(bad)
@@ -107,12 +108,12 @@ def _search(name: str, seconds: int) -> tuple[int, int, int]:
         flush=True,
     )
     if ended and not bad:
-        print(f"{name}: it ended with {ended}, see {work / 'log'}", flush=True)
+        print(f"{name}: atheris exited with {ended}: see {work / 'log'}", flush=True)
     return inputs, messages, len(bad) or int(bool(ended))
 
 
 def _keep(name: str) -> None:
-    """The fewest inputs that reach what all that are there reach together."""
+    """Replaces the corpus by the fewest inputs that reach the code that all reach."""
     work, kept = WORK / name, CORPUS / name
     fewest = work / "fewest"
     shutil.rmtree(fewest, ignore_errors=True)
@@ -120,7 +121,7 @@ def _keep(name: str) -> None:
     folders = [it for it in (kept, work / "new", work / "seeds") if it.is_dir()]
     (work / "counts").write_bytes(bytes(_COUNTS.size))
     with (work / "log").open("ab") as log:
-        # Of a place that is reached, not how often: else there would be thousands.
+        # Ignore how often a place is reached: else thousands of inputs would be kept.
         limits = ("-use_counters=0", f"-max_len={LONGEST.get(name, 6000)}")
         args = ("-merge=1", *limits, str(fewest))
         _atheris(name, work / "counts", (*args, *map(str, folders)), log)
@@ -140,7 +141,7 @@ def _atheris(name: str, counts: Path, args: Iterable[str], log: IO[bytes]) -> in
 
 
 def _show(name: str, files: list[str]) -> int:
-    from tests.fuzz.talk import messages, played
+    from tests.fuzz.any_call import messages, played
     from tests.fuzz.targets import TARGETS
 
     for file in files:
@@ -152,8 +153,8 @@ def _show(name: str, files: list[str]) -> int:
 
 
 def search(name: str, counts: Path, args: list[str]) -> None:
-    """One target, in this process; does not come back."""
-    import atheris  # only here: it has wheels for few Pythons
+    """Searches one target in this process; does not return."""
+    import atheris  # only here: it has wheels for few versions of Python
 
     with atheris.instrument_imports(include=INSTRUMENTED):
         from tests.fuzz.targets import TARGETS
@@ -162,9 +163,8 @@ def search(name: str, counts: Path, args: list[str]) -> None:
     from tests.fuzz.mutate import mutated
     from tests.fuzz.seeds import seeds
 
-    structlog.configure(
-        processors=[_nothing], wrapper_class=structlog.BoundLogger
-    )  # nobody reads a million warnings
+    # A search would log millions of warnings.
+    structlog.configure(processors=[_drop], wrapper_class=structlog.BoundLogger)
     target = TARGETS[name]
     with counts.open("r+b") as file:
         total = mmap.mmap(file.fileno(), _COUNTS.size)
@@ -176,20 +176,20 @@ def search(name: str, counts: Path, args: list[str]) -> None:
         messages += target(data)
         _COUNTS.pack_into(total, 0, inputs, messages)
 
-    def otherwise(data: bytes, most: int, seed: int) -> bytes:
-        return mutated(data, most, seed, known, atheris.Mutate)
+    def mutator(data: bytes, max_bytes: int, seed: int) -> bytes:
+        return mutated(data, max_bytes, seed, known, atheris.Mutate)
 
     known = seeds(name)
-    # libFuzzer begins itself again to merge, by what it takes for its own name.
+    # To merge, libFuzzer starts itself again with its first argument as the command.
     itself = f"{sys.executable} -m tests.fuzz.search {name} {counts}"
     if name in BYTES:
         atheris.Setup([itself, *args], one)
     else:
-        atheris.Setup([itself, *args], one, custom_mutator=otherwise)
+        atheris.Setup([itself, *args], one, custom_mutator=mutator)
     atheris.Fuzz()
 
 
-def _nothing(logger: object, name: str, event: object) -> object:
+def _drop(logger: object, name: str, event: object) -> object:
     import structlog
 
     raise structlog.DropEvent

@@ -1,7 +1,7 @@
-"""Messages spoiled in one place: what a fuzzer of bytes alone would take years to do.
+"""Changes one place of a message: a fuzzer of plain bytes would take years to do so.
 
-Lines are messages. One of them is changed as JSON, or lines are put in another order;
-the rest is left to the fuzzer of bytes.
+Lines are messages. A mutation changes a line as JSON, or changes which lines there are
+and their order; the fuzzer of bytes does the other mutations.
 """
 
 import json
@@ -47,66 +47,68 @@ ODD: list[Any] = [
     [None],
     {"": None},
 ]
-"""Values that a parser may not have thought of."""
+"""Values that the author of a parser may have forgotten."""
 
 
 def mutated(
     data: bytes,
-    most: int,
+    max_bytes: int,
     seed: int,
     seeds: Sequence[bytes],
     bytewise: Callable[[bytes, int], bytes],
 ) -> bytes:
-    """`data`, otherwise; of `most` bytes at most."""
-    dice = random.Random(seed)
-    if dice.random() < 0.3:
-        return bytewise(data, most)
+    """`data` with one change; at max_bytes `max_bytes` long."""
+    rng = random.Random(seed)
+    if rng.random() < 0.3:
+        return bytewise(data, max_bytes)
     found = data.split(b"\n")
-    at = dice.randrange(len(found))
-    match dice.randrange(8):
+    at = rng.randrange(len(found))
+    match rng.randrange(8):
         case 0:
-            found.insert(at, dice.choice(dice.choice(seeds).split(b"\n")))
+            found.insert(at, rng.choice(rng.choice(seeds).split(b"\n")))
         case 1:
-            found[at] = dice.choice(dice.choice(seeds).split(b"\n"))
+            found[at] = rng.choice(rng.choice(seeds).split(b"\n"))
         case 2:
-            found.insert(dice.randrange(len(found)), found[at])
+            found.insert(rng.randrange(len(found)), found[at])
         case 3 if len(found) > 1:
             del found[at]
         case 4 if len(found) > 1:
-            other = dice.randrange(len(found))
+            other = rng.randrange(len(found))
             found[at], found[other] = found[other], found[at]
         case _:
-            found[at] = _spoiled(found[at], dice, seeds) or bytewise(found[at], most)
+            found[at] = _changed(found[at], rng, seeds) or bytewise(
+                found[at], max_bytes
+            )
     out = b"\n".join(found)
-    return out if len(out) <= most else bytewise(data, most)
+    return out if len(out) <= max_bytes else bytewise(data, max_bytes)
 
 
-def _spoiled(line: bytes, dice: random.Random, seeds: Sequence[bytes]) -> bytes | None:
-    """None: it is no JSON."""
+def _changed(line: bytes, rng: random.Random, seeds: Sequence[bytes]) -> bytes | None:
+    """`line` with one value changed; None: `line` is not JSON."""
     try:
         message = json.loads(line)
         places = [path for path, _ in _values(message)]
-        path = dice.choice(places)
-        other = json.loads(dice.choice(dice.choice(seeds).split(b"\n")))
+        path = rng.choice(places)
+        other = json.loads(rng.choice(rng.choice(seeds).split(b"\n")))
         pool = [value for _, value in _values(other)]
     except (ValueError, RecursionError):
         return None
-    match dice.randrange(6):
+    match rng.randrange(6):
         case 0:
-            value: Any = dice.choice(pool)
+            value: Any = rng.choice(pool)
         case 1:
-            value = _at(message, dice.choice(places))
+            value = _at(message, rng.choice(places))
         case 2:
             value = _at(message, path)
-            for _ in range(dice.choice((1, 2, 10, 100, 600))):
-                value = [value] if dice.random() < 0.5 else {"x": value}
+            for _ in range(rng.choice((1, 2, 10, 100, 600))):
+                value = [value] if rng.random() < 0.5 else {"x": value}
         case _:
-            value = dice.choice(ODD)
+            value = rng.choice(ODD)
     try:
-        message = _put(message, path, value, leave_out=dice.random() < 0.15)
-        text = json.dumps(message, ensure_ascii=dice.random() < 0.5)
-        if path and isinstance(path[-1], str) and dice.random() < 0.1:
-            # The same name twice: which of them counts?
+        message = _put(message, path, value, leave_out=rng.random() < 0.15)
+        text = json.dumps(message, ensure_ascii=rng.random() < 0.5)
+        if path and isinstance(path[-1], str) and rng.random() < 0.1:
+            # A repeated name: a parser may take the first or the last value.
             text = text[:-1] + f", {json.dumps(path[-1])}: {json.dumps(value)}}}"
     except (ValueError, RecursionError):
         return None
@@ -114,7 +116,7 @@ def _spoiled(line: bytes, dice: random.Random, seeds: Sequence[bytes]) -> bytes 
 
 
 def _values(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:
-    """Every value in it with its path, itself first."""
+    """Every value inside `value` with its path; first `value` itself."""
     found = [(path, value)]
     if isinstance(value, dict):
         for key, inner in value.items():

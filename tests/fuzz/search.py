@@ -1,4 +1,4 @@
-"""One target's process, begun by __main__.py and, where libFuzzer merges, by itself."""
+"""The process of one target; __main__.py starts it, and libFuzzer to merge."""
 
 import sys
 from pathlib import Path

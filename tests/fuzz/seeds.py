@@ -1,4 +1,4 @@
-"""Where the search begins: real messages, and one of each kind of input."""
+"""The inputs with which a search begins: real messages and one input of each kind."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.plan import CallSnapshot, Plan, SavedMessage
-from tests.fuzz.talk import STEPS
+from tests.fuzz.any_call import STEPS
 from tests.fuzz.texts import CALLER_TAGS, MODEL_TAGS, TICKET
 
 HERE = Path(__file__).parent
@@ -217,13 +217,13 @@ def _dumped(messages: list[dict[str, object]]) -> list[bytes]:
     return [json.dumps(message).encode() for message in messages]
 
 
-def _together(messages: list[bytes], *meanwhile: bytes) -> list[bytes]:
-    """Each alone, and all of them in order."""
-    return [*messages, b"\n".join([*messages, *meanwhile])]
+def _together(messages: list[bytes], *events: bytes) -> list[bytes]:
+    """Each message as an input, and an input of all messages, then `events`."""
+    return [*messages, b"\n".join([*messages, *events])]
 
 
 def seeds(target: str) -> list[bytes]:
-    """The inputs that a search for this target begins with."""
+    """The inputs with which a search of this target begins."""
     server = SERVER_EVENTS.read_bytes().strip().split(b"\n")
     match target:
         case "caller":
@@ -233,17 +233,17 @@ def seeds(target: str) -> list[bytes]:
         case "model_audio":
             return _together(_dumped(PCM_EVENTS))
         case "wire":
-            meanwhile = b"!l !y !n !u !i !".split()
-            return _together(_dumped(MCP_EVENTS), *meanwhile) + _together(server)
+            events = b"!l !y !n !u !i !".split()
+            return _together(_dumped(MCP_EVENTS), *events) + _together(server)
         case "sip":
-            meanwhile = b"!t !a !ir1 !eitem_a1 !b !f !w !h !......... !".split()
-            return _together(_dumped(SIP_EVENTS), *meanwhile) + _together(server)
-        case "shelf":
+            events = b"!t !a !ir1 !eitem_a1 !b !f !w !h !......... !".split()
+            return _together(_dumped(SIP_EVENTS), *events) + _together(server)
+        case "snapshot":
             return [
                 Plan("Hello", "message", "Call back").encoded(FORMAT),
-                _earlier().encoded(FORMAT),
+                _snapshot().encoded(FORMAT),
             ]
-        case "place":
+        case "queue_place":
             return [b"1760000000000-3", b"9999999999999-999999999", b"0-0"]
         case "ticket":
             return [b"AC1\nCA1\n" + TICKET.encode(), b"AC1\nCA2\n68efb000.x.y"]
@@ -257,12 +257,12 @@ def seeds(target: str) -> list[bytes]:
         case "setting":
             return SETTINGS.encode().split(b"\n")
         case _:
-            dice = random.Random(5)
+            rng = random.Random(5)
             every = bytes(32 if at % 9 == 0 else at for at in range(len(STEPS)))
-            return [every, *(dice.randbytes(size) for size in (20, 60, 200) * 8)]
+            return [every, *(rng.randbytes(size) for size in (20, 60, 200) * 8)]
 
 
-def _earlier() -> CallSnapshot:
+def _snapshot() -> CallSnapshot:
     return CallSnapshot(
         history=(
             HistoryItem("i1", "user", "hello", at=1.0),
@@ -279,7 +279,7 @@ def _earlier() -> CallSnapshot:
 
 
 def words() -> set[str]:
-    """What a search may put anywhere: names and values that mean something."""
+    """The dictionary of the fuzzer: names and values that have a meaning."""
     found = {*CALLER_TAGS, *MODEL_TAGS}
     for message in (*CALLER, *PCM_EVENTS, *MCP_EVENTS, *SIP_EVENTS, *BODIES):
         found |= _names(message)

@@ -1,6 +1,7 @@
-"""The model's side where it is more than a parser: one message a line, in order.
+"""Sessions of the model: an input has one message of the model a line, in order.
 
-A line that begins with `!` is no message, but something that happens meanwhile.
+A line that begins with `!` is not a message, but an action of the user's code, the
+operator or the network.
 """
 
 import asyncio
@@ -17,12 +18,12 @@ from bridge.core.rules import Prices, Rules
 from bridge.model.hosted_mcp import HostedMcp
 from bridge.model.wire import Wire
 from bridge.sip.sip_talk import SipTalk
-from tests.fuzz.talk import DOCUMENTED
+from tests.fuzz.any_call import DOCUMENTED
 from tests.fuzz.texts import lines
 
 
 def now_or_never(work: Coroutine[Any, Any, None]) -> None:
-    """What does not wait is done; what waits, is dropped where it does."""
+    """Runs `work` until it waits for the first time, and drops it there."""
     try:
         work.send(None)
     except StopIteration:
@@ -30,14 +31,14 @@ def now_or_never(work: Coroutine[Any, Any, None]) -> None:
     work.close()
 
 
-class Line:
-    """The call, as Wire and HostedMcp see it."""
+class WireCall:
+    """The parts of a call that Wire and HostedMcp use."""
 
     call_sid = "CA1"
     agent_name = "desk"
 
     def __init__(self) -> None:
-        self.at_work: list[str] = []
+        self.running_tools: list[str] = []
         self.approvals = Approvals(
             ApprovalRule(), self.start, self.call_sid, self.running
         )
@@ -76,9 +77,9 @@ class Line:
 
     def running(self, change: int, call_id: str = "") -> None:
         if change > 0:
-            self.at_work.append(call_id)
+            self.running_tools.append(call_id)
         else:
-            self.at_work.remove(call_id)
+            self.running_tools.remove(call_id)
 
     def emit(self, event_type: str, **data: Any) -> None:
         json.dumps([event_type, data])
@@ -111,42 +112,42 @@ class Line:
     def model_limit(self, limit: str) -> None:
         pass
 
-    # --- what happens meanwhile ---
+    # --- actions ---
 
-    def does(self, what: str) -> None:
-        match what[:1]:
+    def act(self, action: str) -> None:
+        match action[:1]:
             case "l":
                 self.wire.connection_lost("lost", 1006)
-                assert not self.at_work, "a lost session has nothing at work"
+                assert not self.running_tools, "a lost session has nothing at work"
             case "y" | "n" if self.approvals.pending:
                 approval = self.approvals.pending[0]
-                yes = what[:1] == "y"
-                always = what[1:2] == "a"
+                yes = action[:1] == "y"
+                always = action[1:2] == "a"
                 decide = self.approvals.approve if yes else self.approvals.reject
                 now_or_never(decide(approval.call_id, always=always))
             case "u":
-                update = {"type": "session.update", "session": {"instructions": what}}
+                update = {"type": "session.update", "session": {"instructions": action}}
                 self.wire.put(json.dumps(update))
             case "i":
-                self.wire.interrupted(what, 0)
+                self.wire.interrupted(action, 0)
             case _:
-                # The SDK takes what there is for it.
+                # The SDK reads all events that are waiting for it.
                 while not self.wire._to_sdk.empty():
                     event = self.wire._to_sdk.get_nowait()
                     assert isinstance(event, tuple) or json.loads(event)["type"]
 
 
 def wire(data: bytes) -> int:
-    """bridge.model.wire and hosted_mcp: whatever the model sends is read, handed on or
+    """bridge.model.wire and hosted_mcp: each message of the model is read, passed on or
     counted; nothing raises."""
-    line, count = Line(), 0
+    call, count = WireCall(), 0
     for text in lines(data):
         if text.startswith("!"):
-            line.does(text[1:])
+            call.act(text[1:])
         else:
             count += 1
-            line.wire.take(text)
-    line.does("l")
+            call.wire.take(text)
+    call.act("l")
     return count
 
 
@@ -161,52 +162,56 @@ RULES = Rules(
 SIP_TYPES = DOCUMENTED.keys() | {"output_audio_buffer.clear"}
 
 
-class SipLine:
-    """A call whose audio the server plays, and what may happen in it."""
+class SipCall:
+    """A SIP call, whose audio the model's server plays, and the actions in the call."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.talk = SipTalk(RULES, self.now)
+        self.conversation = SipTalk(RULES, self.now)
         self.ended = False
         self.waits = 0
         self.waiting: set[int] = set()
-        self.took(self.talk.attached(self.now))
+        self.check(self.conversation.attached(self.now))
 
-    def hears(self, text: str) -> None:
+    def receive(self, text: str) -> None:
         try:
             event = realtime_events.decode(text)
         except ProtocolError:
             return
-        self.took(self.talk.from_model(event, text, self.now))
+        self.check(self.conversation.from_model(event, text, self.now))
 
-    def does(self, what: str) -> None:
-        what = what.encode(errors="replace").decode()  # no model's, but the user's own
-        talk, now = self.talk, self.now
-        does: dict[str, Callable[[], list[Command]]] = {
-            "t": lambda: talk.tell("system", what, True),
-            "a": talk.ask,
-            "i": lambda: talk.interrupt("application", now, what[1:] or None),
-            "e": lambda: talk.edit([what[1:]], {what[1:]: "other"}),
-            "b": lambda: talk.busy(+1, now),
-            "f": lambda: talk.busy(-1, now),
+    def act(self, action: str) -> None:
+        action = action.encode(
+            errors="replace"
+        ).decode()  # of the user's code: valid text
+        conversation, now = self.conversation, self.now
+        actions: dict[str, Callable[[], list[Command]]] = {
+            "t": lambda: conversation.tell("system", action, True),
+            "a": conversation.ask,
+            "i": lambda: conversation.interrupt("application", now, action[1:] or None),
+            "e": lambda: conversation.edit([action[1:]], {action[1:]: "other"}),
+            "b": lambda: conversation.busy(+1, now),
+            "f": lambda: conversation.busy(-1, now),
         }
-        if what[:1] in does:
-            self.took(does[what[:1]]())
-        elif what[:1] in ("w", "h"):
+        if action[:1] in actions:
+            self.check(actions[action[:1]]())
+        elif action[:1] in ("w", "h"):
             self.waits += 1
             self.waiting.add(self.waits)
-            then = ("agent", "hung_up") if what[:1] == "h" else None
-            self.took(talk.when_heard(self.waits, now, then))
+            then = ("agent", "hung_up") if action[:1] == "h" else None
+            self.check(conversation.when_heard(self.waits, now, then))
         else:
-            self.now += len(what) ** 2 * 0.05
+            self.now += len(action) ** 2 * 0.05
             for _ in range(30):
-                due = talk.deadline
+                due = conversation.deadline
                 if due is None or due > self.now:
                     break
-                self.took(talk.tick(max(due, now)))
-                assert talk.deadline is None or talk.deadline > due, "a clock spins"
+                self.check(conversation.tick(max(due, now)))
+                assert conversation.deadline is None or conversation.deadline > due, (
+                    "a clock spins"
+                )
 
-    def took(self, commands: list[Command]) -> None:
+    def check(self, commands: list[Command]) -> None:
         for command in commands:
             if isinstance(command, WaitDone):
                 self.waiting.remove(command.wait)
@@ -219,14 +224,14 @@ class SipLine:
 
 
 def sip(data: bytes) -> int:
-    """bridge.sip.sip_talk: as the conversation of a stream, for calls over SIP."""
-    line, count = SipLine(), 0
+    """bridge.sip.sip_talk: no exception, for any events in any order."""
+    call, count = SipCall(), 0
     for text in lines(data):
         if text.startswith("!"):
-            line.does(text[1:])
+            call.act(text[1:])
         else:
             count += 1
-            line.hears(text)
-    line.took(line.talk.end("bridge", "shutdown", line.now))
-    assert line.ended and not line.waiting
+            call.receive(text)
+    call.check(call.conversation.end("bridge", "shutdown", call.now))
+    assert call.ended and not call.waiting
     return count

@@ -1,18 +1,18 @@
-"""The targets by name; each takes an input, and gives the messages that were in it."""
+"""The targets by name. Each takes an input and returns its number of messages."""
 
 from collections.abc import Callable
 
-from tests.fuzz import session, talk, texts
+from tests.fuzz import any_call, session, texts
 
 TARGETS: dict[str, Callable[[bytes], int]] = {
     "caller": texts.caller,
     "model": texts.model,
-    "conversation": talk.conversation,
+    "conversation": any_call.conversation,
     "model_audio": texts.model_audio,
     "wire": session.wire,
     "sip": session.sip,
-    "shelf": texts.shelf,
-    "place": texts.place,
+    "snapshot": texts.snapshot,
+    "queue_place": texts.queue_place,
     "ticket": texts.ticket,
     "signature": texts.signature,
     "body": texts.body,

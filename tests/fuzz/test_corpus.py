@@ -1,21 +1,21 @@
-"""What the search has found, fed again: no atheris is needed for that."""
+"""Runs the findings and the corpus of the fuzzer again, without atheris."""
 
 from collections.abc import Iterator
 
 import pytest
 import structlog
 
+from tests.fuzz.any_call import played
 from tests.fuzz.mutate import mutated
 from tests.fuzz.seeds import CORPUS, seeds
-from tests.fuzz.talk import played
 from tests.fuzz.targets import TARGETS
 
 MUTANTS = 200
-"""Of each target, without any feedback: the mutator is kept alive by them."""
+"""Mutations of each target, not guided by coverage: they test the mutator as well."""
 
 
 @pytest.fixture(autouse=True)
-def _nobody_reads_the_log() -> Iterator[None]:
+def _log_is_not_printed() -> Iterator[None]:
     with structlog.testing.capture_logs():
         yield
 
@@ -25,9 +25,9 @@ def _kept(name: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_was_found_once_breaks_nothing(name: str) -> None:
-    """Whatever strangers send to this door, the process goes on: nothing is raised but
-    what its parser declares, and what must hold of a call does."""
+def test_no_input_of_the_corpus_raises_an_undeclared_error(name: str) -> None:
+    """Input from outside never stops the process: a parser raises only the errors that
+    it declares, and the rules of a call hold."""
     inputs = [*seeds(name), *_kept(name)]
 
     messages = sum(TARGETS[name](data) for data in inputs)
@@ -36,17 +36,17 @@ def test_what_was_found_once_breaks_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS.keys() - {"conversation", "routes"}))
-def test_spoiled_messages_break_nothing(name: str) -> None:
-    """The same of messages with one thing in them that is not as it should be."""
+def test_no_changed_message_raises_an_undeclared_error(name: str) -> None:
+    """The same for valid messages of which a part was changed."""
     known = seeds(name)
     for seed in range(MUTANTS):
         data = known[seed % len(known)]
         for again in range(3):
-            data = mutated(data, 6000, seed * 3 + again, known, lambda it, most: it)
+            data = mutated(data, 6000, seed * 3 + again, known, lambda it, _: it)
         TARGETS[name](data)
 
 
-def test_a_call_is_the_same_call_when_it_is_played_again() -> None:
-    """A trace can be replayed: nothing of a call hangs on chance, or on other calls."""
+def test_the_same_input_gives_the_same_commands() -> None:
+    """A trace can be replayed: no command depends on chance or on other calls."""
     for data in _kept("conversation"):
         assert played(data).log == played(data).log

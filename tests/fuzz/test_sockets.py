@@ -1,8 +1,8 @@
-"""A running bridge, attacked over real sockets with whatever Hypothesis thinks of.
+"""A running bridge, attacked over real sockets with input that Hypothesis generates.
 
-In the suite it sends the same each time. FUZZ_EXAMPLES=2500 (of each kind) searches for
-minutes, and elsewhere each time; -s shows what was sent. What it has found stands here
-as an @example.
+In the test suite the input is the same in each run. FUZZ_EXAMPLES=2500 (of each kind)
+searches for minutes, with other input in each run; -s shows counts of what was sent.
+Each finding is kept here as an @example.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from bridge.sim.twilio import steps
 from tests.core.rubbish import WORDS, mangled
 from tests.e2e.bridge import HELLO, Place, bridge
 
-# It finds what it is to report of a large body too large.
+# Hypothesis warns that its report about a large body is too large.
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
@@ -50,13 +50,13 @@ ACCOUNT, CALL = "AC" + "0" * 31 + "1", "CA" + "1" * 32
 PLAN_B = "+15550001111"
 SIGNS = RequestValidator(AUTH_TOKEN)
 MARK = "Zq7Zq7"
-"""In much of what is sent, and in no answer to a stranger."""
+"""Part of many requests; no response to an unauthenticated client may repeat it."""
 
 VERBS = {
     *("Response", "Connect", "Stream", "Parameter", "Say", "Hangup", "Reject"),
     *("Dial", "Number"),
 }
-"""Of all our documents here: nobody waits in a queue."""
+"""The elements of all TwiML documents in these tests, which have no queue."""
 
 EVIL = '"/></Stream></Connect><Dial>+19005550100</Dial><Say x="'
 
@@ -92,7 +92,7 @@ ODD = (
 )
 TEXTS = st.one_of(st.sampled_from(ODD), WORDS)
 QUOTED = TEXTS.map(lambda text: quote_plus(text, errors="surrogatepass"))
-"""As it has to be, to get behind a parser of HTTP."""
+"""Percent-encoded, so that the HTTP parser accepts the text."""
 
 ANY = settings(
     max_examples=EXAMPLES,
@@ -104,32 +104,32 @@ ANY = settings(
 )
 
 
-# --- the bridge, and what must hold of it whatever is sent ---
+# --- the bridge, and the rules that hold for any input ---
 
 
 @dataclass
 class Attack:
-    """A bridge, and a count of what it was sent."""
+    """A bridge, and counts of what was sent to it and of its answers."""
 
     place: Place
     loop: asyncio.AbstractEventLoop
     sent: "Counter[str]"
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """From Hypothesis's thread."""
+        """Runs `work` in the event loop, called from Hypothesis's thread."""
         try:
             return asyncio.run_coroutine_threadsafe(work, self.loop).result()
         except TimeoutError:
-            # Which would lose what Hypothesis says of it on its way out of the thread.
+            # A TimeoutError would lose Hypothesis's report when it leaves the thread.
             raise AssertionError("not in time") from None
 
     async def search(self, test: Callable[[], None]) -> None:
-        """Has Hypothesis look for something that breaks: in a thread, for it waits."""
+        """Runs the search of Hypothesis, in a thread because it blocks."""
         await asyncio.to_thread(test)
 
     async def ask(self, head: bytes, body: bytes = b"") -> "Answer":
-        """One request, byte by byte as it stands; its answer, which is there in time
-        and has what every answer has."""
+        """Sends one request exactly as given. Its answer must arrive within
+        ANSWER_SECONDS and have what every answer has."""
         async with asyncio.timeout(ANSWER_SECONDS):
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1", self.place.server.port
@@ -141,7 +141,8 @@ class Attack:
                     status, headers = await _head(reader)
                 text = b""
                 if not head.startswith(b"HEAD "):
-                    # Not to its end: for what was announced and not sent they wait.
+                    # Do not read to the end of the connection: the bridge keeps it open
+                    # while it waits for announced bytes that were not sent.
                     size = headers.get("content-length")
                     text = await (
                         reader.readexactly(int(size)) if size else reader.read()
@@ -176,8 +177,8 @@ class Answer:
 async def attacked(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Attack]:
-    """A bridge as it is deployed. Afterwards it takes a call as if nothing had been,
-    nothing is left behind, and nothing was logged that somebody has to mend."""
+    """A bridge as in production. After the attack it takes a call as usual, has no
+    leaks, and has logged no error."""
     monkeypatch.setattr(auth, "STRANGERS_BURST", 1e9)
     behaviour = Behaviour(fallback=[PlayRuler(300)])
     conf = {
@@ -206,14 +207,14 @@ async def attacked(
             await place.empty()
     worse = [it for it in logged if it["log_level"] in ("error", "critical")]
     assert worse == []
-    # The fake model has its own trouble with calls that end while it is dialled.
+    # The fake model logs errors of calls that end while it is being dialled.
     ours = [it for it in caplog.records if it.name != "websockets.server"]
     assert [it for it in ours if it.levelname in ("ERROR", "CRITICAL")] == []
     print(dict(sorted(sent.items())))
 
 
 def in_line(text: str) -> str:
-    """Of a request's first line or a header: all but what would end it."""
+    """`text` for the request line or a header, without characters that would end it."""
     kept = text.encode("utf-8", "surrogatepass").decode("latin-1")
     return "".join(it for it in kept if it not in "\r\n\x00")
 
@@ -241,7 +242,7 @@ KNOWN = [("AccountSid", ACCOUNT), ("CallSid", CALL), ("From", "+15551230001")]
 
 @dataclass(frozen=True)
 class Signed:
-    """A webhook, its content a caller's or Twilio's to choose."""
+    """A signed webhook, whose content the caller or Twilio chooses."""
 
     path: str
     query: list[tuple[str, str]]
@@ -288,8 +289,8 @@ SIGNED = st.builds(
 async def test_signed_webhooks(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a caller is called, and whatever Twilio may say of a call: TwiML that
-    does what we say and nothing else."""
+    """Any caller name and any parameter of Twilio gives TwiML that does only what the
+    bridge intends."""
     async with attacked(caplog, monkeypatch) as it:
 
         @ANY
@@ -304,12 +305,12 @@ async def test_signed_webhooks(
                 answer = await it.ask(*webhook.request())
                 assert answer.status in (200, 204, 400, 403, 431), answer.text
                 if answer.status == 200:
-                    _does_only_what_we_say(answer.text)
+                    _does_only_what_the_bridge_intends(answer.text)
 
         await it.search(search)
 
 
-def _does_only_what_we_say(text: bytes) -> None:
+def _does_only_what_the_bridge_intends(text: bytes) -> None:
     document = ElementTree.fromstring(text.decode())
     for element in document.iter():
         assert element.tag in VERBS, element.tag
@@ -417,20 +418,21 @@ RAW = st.builds(
 )  # fmt: skip
 
 A_FORM = ["Content-Type: application/x-www-form-urlencoded"]
-STRANGERS = frozenset({200, 400, 401, 403, 404, 405, 408, 413, 415, 417, 431})
+PUBLIC_STATUSES = frozenset({200, 400, 401, 403, 404, 405, 408, 413, 415, 417, 431})
 
 
-async def test_strangers(
+async def test_unauthenticated_requests(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has neither token nor signature gets a plain no, which repeats nothing."""
+    """A client without token and signature is refused; the answer repeats none of its
+    input."""
     async with attacked(caplog, monkeypatch) as it:
 
         @ANY
         @given(st.lists(RAW, min_size=1, max_size=20))
-        # aiohttp says again what it cannot do, before anybody is asked for a token.
+        # aiohttp repeats an unknown Expect header, before the token is checked.
         @example([Raw("GET", "/api/calls", [f"Expect: {MARK}"], b"", False)])
-        # It logs what is wrong with a body that nobody wanted to read.
+        # aiohttp logs the error of a body that the handler did not read.
         @example([Raw("POST", f"/{MARK}", ["Content-Encoding: gzip"], b"none", True)])
         @example([Raw("POST", "/voice", [*A_FORM, "Content-Length: 7"], b"", False)])
         def search(requests: list[Raw]) -> None:
@@ -438,9 +440,9 @@ async def test_strangers(
 
         async def all_of(requests: list[Raw]) -> None:
             for request in requests:
-                it.sent["strangers' requests"] += 1
+                it.sent["unauthenticated requests"] += 1
                 answer = await it.ask(*request.request())
-                assert answer.status in STRANGERS, answer.text
+                assert answer.status in PUBLIC_STATUSES, answer.text
                 assert MARK not in f"{answer.headers}{answer.text!r}"
 
         await it.search(search)
@@ -463,7 +465,7 @@ API_BODIES = st.sampled_from(["[" * 60_000, '{"a":' * 12_000, "1" * 60_000]) | m
         {"to": "+15551230001", "from": "+1", "parameters": {"a": "b"}},
     ]
 )
-# 405 and the like are no operation's.
+# 405, 417 and 431 are answered before an operation is found.
 API_STATUSES = {
     *(it.success for it in OPERATIONS),
     *openapi.PROBLEMS,
@@ -506,9 +508,9 @@ def api_requests(draw: st.DrawFn) -> ApiRequest:
 async def test_the_control_api(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program with the token and a bug in it breaks no call and gets no answer that
-    the document has not."""
-    async with attacked(caplog, monkeypatch) as it, a_call(it) as call:
+    """A faulty program that has the token breaks no call, and gets only statuses of the
+    OpenAPI document."""
+    async with attacked(caplog, monkeypatch) as it, running_call(it) as call:
 
         @ANY
         @given(st.lists(api_requests(), min_size=1, max_size=20))
@@ -517,7 +519,7 @@ async def test_the_control_api(
 
         async def all_of(requests: list[ApiRequest]) -> None:
             for request in requests:
-                await call.be_there()
+                await call.ensure_running()
                 it.sent["requests with the token"] += 1
                 if "/events" in request.path:  # which ends with the call
                     asked = (it.ask(*request.request()), call.hang_up(0.05))
@@ -529,15 +531,15 @@ async def test_the_control_api(
         await it.search(search)
 
 
-class ACall:
-    """One that is there whenever it is looked at, and plays its part."""
+class RunningCall:
+    """A call from a fake phone that returns marks; `ensure_running` starts it again."""
 
     def __init__(self, attack: Attack, tasks: asyncio.TaskGroup) -> None:
         self._attack = attack
         self._tasks = tasks
         self._socket: ClientConnection | None = None
 
-    async def be_there(self) -> None:
+    async def ensure_running(self) -> None:
         if self._attack.place.server.live(CALL):
             return
         self._socket = await opened(self._attack)
@@ -561,9 +563,9 @@ class ACall:
 
 
 @asynccontextmanager
-async def a_call(attack: Attack) -> AsyncIterator[ACall]:
+async def running_call(attack: Attack) -> AsyncIterator[RunningCall]:
     async with asyncio.TaskGroup() as tasks:
-        call = ACall(attack, tasks)
+        call = RunningCall(attack, tasks)
         yield call
         await call.hang_up()
 
@@ -624,8 +626,8 @@ async def opened(attack: Attack) -> ClientConnection:
 async def test_streams(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever holds a stream, Twilio or not, sends what they like: it ends for a reason
-    that is said, or goes on."""
+    """After any messages, a stream continues or ends with a close code of
+    CLOSE_CODES."""
     async with attacked(caplog, monkeypatch) as it:
 
         @ANY
@@ -644,7 +646,7 @@ async def test_streams(
                         await socket.send(_fit(message))
                         it.sent["messages"] += 1
                         if message in first:
-                            await asyncio.sleep(0.02)  # the model is there, or about to
+                            await asyncio.sleep(0.02)  # the model is dialled
                 await socket.close()
             code = socket.close_code
             it.sent[f"closed {code}"] += 1
@@ -655,7 +657,7 @@ async def test_streams(
 
 
 def _fit(message: str | bytes) -> str | bytes:
-    """A websocket's text is UTF-8: lone surrogates go as bytes that are none."""
+    """Text of a WebSocket is UTF-8: lone surrogates are replaced."""
     if isinstance(message, bytes):
         return message
     return message.encode("utf-8", "replace").decode()
@@ -683,8 +685,8 @@ HANDSHAKES = st.builds(
 async def test_handshakes(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No path opens a stream, not even one that Twilio has signed, unless we made it:
-    and whatever it is, it costs no session."""
+    """A path opens a stream only if the bridge issued its ticket, even if Twilio signed
+    the request. A refused handshake opens no session at the model."""
     async with attacked(caplog, monkeypatch) as it:
 
         @ANY
@@ -701,7 +703,7 @@ async def test_handshakes(
                     path = head.split(b" ")[1].decode("latin-1")
                     head += f"X-Twilio-Signature: {signed_handshake(path)}\r\n".encode()
                 answer = await it.ask(head)
-                assert answer.status in STRANGERS - {200}, answer.text
+                assert answer.status in PUBLIC_STATUSES - {200}, answer.text
                 assert MARK not in f"{answer.headers}{answer.text!r}"
 
         await it.search(search)

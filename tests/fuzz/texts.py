@@ -1,7 +1,7 @@
-"""Inputs that are texts: one message a line, each through the parser it is meant for.
+"""Targets whose inputs are texts: each message goes through the parser of its target.
 
-A target takes bytes, and gives how many messages were in them. It raises only where the
-bridge did: an error that its parser does not declare, or a value that cannot be.
+A target takes bytes and returns their number of messages. It raises only for a fault of
+the bridge: an error that the parser does not declare, or an impossible value.
 """
 
 import base64
@@ -36,7 +36,7 @@ NOW = 1_760_000_000.0
 
 
 def lines(data: bytes) -> Iterator[str]:
-    """Bytes that are no UTF-8 become lone surrogates, which no text may have."""
+    """The lines as text. Bytes that are not UTF-8 become lone surrogates."""
     for line in data.split(b"\n"):
         if line:
             yield line.decode("utf-8", "surrogateescape")
@@ -58,7 +58,7 @@ CALLER_REASONS = {
 
 
 def caller(data: bytes) -> int:
-    """twilio_messages: a value, or ProtocolError with one of its phrases."""
+    """twilio_messages: a value, or ProtocolError with a reason of CALLER_REASONS."""
     count = 0
     for text in lines(data):
         count += 1
@@ -85,11 +85,11 @@ TICKET = (
     .path("AC1", "CA1")
     .rpartition("/")[2]
 )
-"""Of another deployment."""
+"""A valid ticket of another deployment."""
 
 
 def signature(data: bytes) -> int:
-    """bridge.http.signature: no rubbish is Twilio's, and none raises."""
+    """bridge.http.signature: invalid signatures are refused, and nothing raises."""
     checks = Signatures("https://bridge.example.com", ["token"], {"key": "secret"})
     target, signed, settings, body, *_ = [*lines(data), "", "", "", ""]
     headers = {"X-Twilio-Signature": signed, "X-Twilio-Signature-Settings": settings}
@@ -101,7 +101,7 @@ def signature(data: bytes) -> int:
 
 
 def ticket(data: bytes) -> int:
-    """bridge.http.tickets: rubbish opens no stream, and is told so."""
+    """bridge.http.tickets: invalid tickets are refused with TicketRefused."""
     account, call, text, *_ = [*lines(data), "", "", ""]
     for known in ("", TICKET):
         try:
@@ -129,7 +129,7 @@ MODEL_REASONS = {
 
 
 def model(data: bytes) -> int:
-    """realtime_events: a value that answers all it is asked, or ProtocolError."""
+    """realtime_events: a value whose properties all work, or ProtocolError."""
     count = 0
     for text in lines(data):
         count += 1
@@ -165,31 +165,31 @@ def model(data: bytes) -> int:
 
 
 def model_audio(data: bytes) -> int:
-    """bridge.model.transcode: what a PCM model says reaches the bridge as mu-law, or as
-    it was; what cannot be read is said by realtime_events.decode behind it."""
-    between = ModelAudio()
+    """bridge.model.transcode: the events of a PCM model are passed on, with audio as
+    mu-law. Invalid events pass unchanged; realtime_events.decode reports them."""
+    transcoder = ModelAudio()
     count = 0
     for text in lines(data):
         count += 1
-        for each in between.from_model(text):
+        for each in transcoder.from_model(text):
             with contextlib.suppress(ProtocolError):
                 event = realtime_events.decode(each)
                 if isinstance(event, realtime_events.SessionUpdated):
                     assert {type(it) for it in event.formats} <= {str, type(None)}
         frame = base64.b64encode(text.encode("utf-8", "replace")[:160] or b"\xff")
-        sent = between.to_model(realtime_events.append(frame.decode()))
+        sent = transcoder.to_model(realtime_events.append(frame.decode()))
         assert len(base64.b64decode(msgspec.json.decode(sent)["audio"])) % 6 == 0
     sound_in = {"audio": {"input": {"format": MULAW_FORMAT}}}
     update = msgspec.json.encode({"type": "session.update", "session": sound_in})
-    assert '"audio/pcm"' in between.to_model(update.decode())
+    assert '"audio/pcm"' in transcoder.to_model(update.decode())
     return count
 
 
 # --- other instances, through Redis ---
 
 
-def shelf(data: bytes) -> int:
-    """bridge.fleet.plan: what somebody else has written is read, or is nothing."""
+def snapshot(data: bytes) -> int:
+    """bridge.fleet.plan: the data of another instance is read, or counts as empty."""
     Plan.read(data)
     earlier = CallSnapshot.read(data)
     for ended in (0.0, earlier.at, earlier.at + 1.5, NOW):
@@ -201,13 +201,13 @@ def shelf(data: bytes) -> int:
     return 1
 
 
-def place(data: bytes) -> int:
-    """bridge.app.overflow: a place in the queue that somebody wrote by hand."""
+def queue_place(data: bytes) -> int:
+    """bridge.app.overflow: any text in the URL as the caller's place in the queue."""
     text = data.decode("utf-8", "surrogateescape")
     found = QueuePlace.read(text)
     for route in (Route(), Route(when_full=WhenFull("queue", "Wait."))):
-        services = Overflow(answer="queue")
-        held = services.hold(route, found, NOW, lambda it: f"https://a.example/?w={it}")
+        overflow = Overflow(answer="queue")
+        held = overflow.hold(route, found, NOW, lambda it: f"https://a.example/?w={it}")
         assert held is None or held.startswith("<?xml")
     assert QueuePlace.read(str(found)) == found
     return 1
@@ -228,7 +228,7 @@ BODIES = [
 
 
 def body(data: bytes) -> int:
-    """bridge.http.api.bodies: each body is taken, or told all that is wrong with it."""
+    """bridge.http.api.bodies: each body is accepted, or each of its mistakes listed."""
     for kind in BODIES:
         try:
             taken = kind.model_validate_json(data)
@@ -247,7 +247,7 @@ _FOLDER = tempfile.TemporaryDirectory()
 
 
 def routes_file(data: bytes) -> int:
-    """bridge.app.routes: routes, or RoutesError with a line a mistake."""
+    """bridge.app.routes: routes, or RoutesError with a line for each mistake."""
     path = Path(_FOLDER.name) / "routes.yaml"
     path.write_bytes(data)
     try:
@@ -265,8 +265,8 @@ def routes_file(data: bytes) -> int:
 
 
 def setting(data: bytes) -> int:
-    """bridge.app.settings: every variable has this text; each takes it, or is told what
-    is wrong with it and how to mend it."""
+    """bridge.app.settings: each setting accepts the text, or reports the mistake and a
+    fix."""
     text = data.decode("utf-8", "surrogateescape")
     try:
         load(dict.fromkeys(NAMES, text), None)

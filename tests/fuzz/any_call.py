@@ -1,8 +1,8 @@
-"""Bytes as one call: all that either side, the edges and the user's code can do.
+"""Turns bytes into one call: all that both sides, the shell and the user's code can do.
 
-A step is a few bytes, so whatever a fuzzer makes is a call. After each of them must
-hold what docs/architecture.md promises. tests/core/test_any_order.py asks for more, of
-sides that behave better.
+A step is a few bytes, so any input of the fuzzer is a call. After each step, the rules
+of docs/architecture.md must hold. tests/core/test_any_order.py checks more, with sides
+that behave better.
 """
 
 import base64
@@ -35,8 +35,7 @@ from bridge.fleet.plan import CallSnapshot
 from bridge.sim.twilio.playout import Playout
 
 MAX_STEPS = 400
-"""Of one call: what is not found in so many takes more of them to be seen than there
-is time for."""
+"""Of one call. A fault that needs more steps would take the fuzzer too long to find."""
 
 T = TypeVar("T")
 
@@ -79,7 +78,7 @@ ITEM_TYPES = (
     ("mcp_call", None),
     ("", "x"),
 )
-RUBBISH: tuple[Any, ...] = (
+INVALID: tuple[Any, ...] = (
     None,
     True,
     -1,
@@ -137,7 +136,7 @@ DOCUMENTED = {
     "media": {"event", "streamSid", "media"},
     "mark": {"event", "streamSid", "mark"},
     "clear": {"event", "streamSid"},
-    # openai.types.realtime, what the core says of it
+    # openai.types.realtime: the fields that the core sends
     "input_audio_buffer.append": {"type", "audio"},
     "conversation.item.truncate": {
         "type",
@@ -152,7 +151,7 @@ DOCUMENTED = {
     "response.create": {"type", "event_id", "response"},
     "session.update": {"type", "event_id", "session"},
 }
-LEAST = {
+REQUIRED = {
     "conversation.item.truncate": {"item_id", "content_index", "audio_end_ms"},
     "conversation.item.delete": {"item_id"},
     "conversation.item.create": {"item"},
@@ -161,7 +160,7 @@ LEAST = {
 
 
 class Script:
-    """Bytes read as choices; what is over gives the first of each."""
+    """Reads bytes as choices; after the last byte, every choice is the first one."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -179,7 +178,7 @@ class Script:
         return choices[self.byte() % len(choices)]
 
     def text(self, choices: Sequence[str]) -> str:
-        """One of these, or (rarely) the bytes that follow."""
+        """One of `choices`, or (rarely) the bytes that follow."""
         byte = self.byte()
         if byte < 240:
             return choices[byte % len(choices)]
@@ -191,65 +190,65 @@ class Script:
 
 
 class AnyCall:
-    """One call, and the edges around it.
+    """One call, and the shell around the core.
 
-    `loose`: the edges of this one keep no order either; nothing but an error of ours
-    counts then, and what follows the end.
+    `loose`: the shell, too, acts in any order; then only exceptions, and commands after
+    the end, count as faults.
     """
 
     def __init__(self, script: Script) -> None:
         flags = script.byte()
         self.loose = flags % 8 == 7
         self.marks_come = flags & 8 == 0
-        self.on_time = flags & 16 == 0
-        """Each deadline is kept to the moment; else only where time stops."""
+        self.keeps_deadlines = flags & 16 == 0
+        """True: tick() is called at each deadline; else only when time stops."""
         self.script = script
         self.messages = 0
         self.log: list[Command] = []
         self.now = 100.0
-        self.talk = Conversation(now=self.now)
+        self.conversation = Conversation(now=self.now)
         self.twilio = Playout()
         self.stream = SIDS[0]
         self.timestamp = 0
         self.dialling = False
-        """A connection is asked for; the first one by the start of the call."""
+        """A connection was requested; the start of the call requests the first one."""
         self.spare = False
         self.connected = False
-        self.began = False
-        """There was a session, as we want it."""
+        self.configured = False
+        """A session with the wanted settings has existed."""
         self.ended: End | None = None
         self.waiting: set[int] = set()
         self.waits = 0
         self.known: set[str] = set()
-        """Items that the model may know: it named them, or was given them."""
+        """Items that the model may know: it named them, or the core sent them."""
         self.received: dict[tuple[str, int], int] = {}
         self.truncated: dict[tuple[str, int], int] = {}
         if flags & 32 == 0:
             self._begin()
 
     def _begin(self) -> None:
-        """Most of what there is to find lies behind the beginning of a call."""
-        self.starts(SIDS[0])
-        self.followed()
+        """Begins the call: most faults can occur only in a call that has begun."""
+        self.start_stream(SIDS[0])
+        self.follow()
         self.dialled()
-        self.model(self.session_updated(MULAW, MULAW, TURNS[0]))
+        self.model_event(self.session_updated(MULAW, MULAW, TURNS[0]))
 
     def run(self) -> None:
         for _ in range(MAX_STEPS):
             if self.script.over:
                 break
             self.script.pick(STEPS)(self)
-        # However it went, it can be ended, and whoever waits is told.
-        self.took(self.talk.end("bridge", "shutdown", self.now))
+        # In every state the call can be ended, and every wait gets its WaitDone.
+        self.check(self.conversation.end("bridge", "shutdown", self.now))
         assert self.ended is not None
         assert not self.waiting
-        assert self.talk.deadline is None
+        assert self.conversation.deadline is None
         for step in (self.frames, self.delta, self.tick):
             step()
 
     # --- what Twilio does ---
 
-    def caller(self, message: dict[str, Any]) -> None:
+    def caller_message(self, message: dict[str, Any]) -> None:
         self.caller_text(json.dumps(message))
 
     def caller_text(self, text: str) -> None:
@@ -257,32 +256,36 @@ class AnyCall:
         try:
             message = twilio_messages.decode(text)
         except ProtocolError as error:
-            self.took(self.talk.misread("caller", error.reason))
+            self.check(self.conversation.misread("caller", error.reason))
             return
         # A stream that is refused never becomes the call's.
-        free = self.talk.line_is_lost or self.talk.state is State.WAITING
+        free = (
+            self.conversation.line_is_lost or self.conversation.state is State.WAITING
+        )
         if isinstance(message, twilio_messages.Start) and free:
             self.stream, self.twilio = message.stream_sid, Playout()
-        self.took(self.talk.from_caller(message, self.now))
+        self.check(self.conversation.from_caller(message, self.now))
 
-    def starts(self, sid: str) -> None:
+    def start_stream(self, sid: str) -> None:
         form = self.script.pick(MEDIA_FORMATS) if self.log else MEDIA_FORMATS[0]
         details = {"callSid": "CA1", "accountSid": "AC1", "mediaFormat": form}
         self.timestamp = 0
-        self.caller({"event": "start", "streamSid": sid, "start": details})
+        self.caller_message({"event": "start", "streamSid": sid, "start": details})
 
     def start(self) -> None:
-        self.starts(self.script.text(SIDS))
+        self.start_stream(self.script.text(SIDS))
 
     def frame(self, sound: bytes, timestamp: int, track: str = "inbound") -> None:
         payload = base64.b64encode(sound).decode()
         media = {"track": track, "timestamp": str(timestamp), "payload": payload}
-        self.caller({"event": "media", "streamSid": self.stream, "media": media})
+        self.caller_message(
+            {"event": "media", "streamSid": self.stream, "media": media}
+        )
 
     def frames(self) -> None:
-        """20 ms each, on time."""
+        """Frames of 20 ms, on time."""
         for _ in range(1 + self.script.byte() % 25):
-            self.passes(0.02)
+            self.advance(0.02)
             self.frame(b"\x55" * 160, self.timestamp)
             self.timestamp += 20
 
@@ -296,33 +299,33 @@ class AnyCall:
 
     def key(self) -> None:
         dtmf = {"digit": self.script.text(KEYS)}
-        self.caller({"event": "dtmf", "streamSid": self.stream, "dtmf": dtmf})
+        self.caller_message({"event": "dtmf", "streamSid": self.stream, "dtmf": dtmf})
 
     def mark(self) -> None:
-        """One of ours out of turn, or none of ours."""
+        """A mark of the bridge at the wrong time, or an unknown mark."""
         name = f"m{self.script.byte()}"
         sid = self.stream if self.script.byte() < 230 else self.script.text(SIDS)
-        self.caller({"event": "mark", "streamSid": sid, "mark": {"name": name}})
+        self.caller_message({"event": "mark", "streamSid": sid, "mark": {"name": name}})
 
     def stop(self) -> None:
         if self.script.byte() > 200:
-            self.caller({"event": "stop", "streamSid": self.script.text(SIDS)})
+            self.caller_message({"event": "stop", "streamSid": self.script.text(SIDS)})
         else:
-            self.caller({"event": "connected"})
+            self.caller_message({"event": "connected"})
 
     def caller_raw(self) -> None:
         self.caller_text(self.script.raw(self.script.byte()).decode("utf-8", "replace"))
 
     # --- what the model does ---
 
-    def model(self, event: dict[str, Any]) -> None:
-        if self.script.byte() >= 250:  # something in it is not as it should be
+    def model_event(self, event: dict[str, Any]) -> None:
+        if self.script.byte() >= 250:  # one value in the event is invalid
             event = holder = json.loads(json.dumps(event))
             while isinstance(inner := self.script.pick(list(holder.values())), dict):
                 if not inner or self.script.byte() % 3 == 0:
                     break
                 holder = inner
-            holder[self.script.pick(list(holder))] = self.script.pick(RUBBISH)
+            holder[self.script.pick(list(holder))] = self.script.pick(INVALID)
         self.model_text(json.dumps(event))
 
     def model_text(self, text: str) -> None:
@@ -332,14 +335,14 @@ class AnyCall:
         try:
             event = realtime_events.decode(text)
         except ProtocolError as error:
-            self.took(self.talk.misread("model", error.reason))
+            self.check(self.conversation.misread("model", error.reason))
             return
-        self.knows(event)
-        commands = self.talk.from_model(event, self.now)
-        self.began = self.began or self.talk.state is State.TALKING
-        self.took(commands)
+        self.note_items(event)
+        commands = self.conversation.from_model(event, self.now)
+        self.configured = self.configured or self.conversation.state is State.TALKING
+        self.check(commands)
 
-    def knows(self, event: realtime_events.ServerEvent) -> None:
+    def note_items(self, event: realtime_events.ServerEvent) -> None:
         match event:
             case realtime_events.AudioDelta(
                 item_id=item, content_index=index, delta=delta
@@ -368,14 +371,16 @@ class AnyCall:
     def delta(self) -> None:
         sound = base64.b64encode(b"\x2a" * self.script.pick(SIZES)).decode()
         kind = "response.output_audio.delta"
-        self.model({"type": kind, **self.part(), "delta": sound})
+        self.model_event({"type": kind, **self.part(), "delta": sound})
 
-    def words(self) -> None:
+    def transcript(self) -> None:
         kind = "response.output_audio_transcript.delta"
-        self.model({"type": kind, **self.part(), "delta": self.script.text(WORDS)})
+        self.model_event(
+            {"type": kind, **self.part(), "delta": self.script.text(WORDS)}
+        )
 
     def audio_done(self) -> None:
-        self.model({"type": "response.output_audio.done", **self.part()})
+        self.model_event({"type": "response.output_audio.done", **self.part()})
 
     def head(self) -> dict[str, Any]:
         head: dict[str, Any] = {
@@ -394,13 +399,13 @@ class AnyCall:
         return head
 
     def response_created(self) -> None:
-        self.model({"type": "response.created", "response": self.head()})
+        self.model_event({"type": "response.created", "response": self.head()})
 
     def response_done(self) -> None:
-        self.model({"type": "response.done", "response": self.head()})
+        self.model_event({"type": "response.done", "response": self.head()})
 
     def answer(self) -> None:
-        """A whole one, as it should be."""
+        """A complete, valid answer."""
         response, item = self.script.text(RESPONSES), self.script.text(ITEMS)
         part = {"response_id": response, "item_id": item, "content_index": 0}
         sound = base64.b64encode(b"\x2a" * self.script.pick(SIZES)).decode()
@@ -426,7 +431,7 @@ class AnyCall:
         response, item = self.script.text(RESPONSES), self.script.text(ITEMS)
         kind = "response.output_item.added"
         body = {"id": item, "type": type_}
-        self.model({"type": kind, "response_id": response, "item": body})
+        self.model_event({"type": kind, "response_id": response, "item": body})
 
     def item(self) -> None:
         kind = self.script.pick(("added", "added", "done"))
@@ -450,7 +455,7 @@ class AnyCall:
         }
         after = self.script.pick((None, None, *ITEMS))
         event = {"type": f"conversation.item.{kind}", "item": item}
-        self.model({**event, "previous_item_id": after})
+        self.model_event({**event, "previous_item_id": after})
 
     def about_item(self) -> None:
         kinds = (
@@ -462,12 +467,12 @@ class AnyCall:
             "input_audio_buffer.cleared",
         )
         kind, item = self.script.pick(kinds), self.script.text(ITEMS)
-        self.model({"type": kind, "item_id": item})
+        self.model_event({"type": kind, "item_id": item})
 
-    def written(self) -> None:
+    def transcribed(self) -> None:
         kind = "conversation.item.input_audio_transcription.completed"
         item, text = self.script.text(ITEMS), self.script.text(WORDS)
-        self.model({"type": kind, "item_id": item, "transcript": text})
+        self.model_event({"type": kind, "item_id": item, "transcript": text})
 
     def error(self) -> None:
         error = {
@@ -477,7 +482,7 @@ class AnyCall:
             "event_id": self.script.pick(EVENT_IDS),
             "param": self.script.pick((None, "x")),
         }
-        self.model({"type": "error", "error": error})
+        self.model_event({"type": "error", "error": error})
 
     def session_updated(self, taken: Any, sent: Any, turns: Any) -> dict[str, Any]:
         sound = {
@@ -488,52 +493,56 @@ class AnyCall:
 
     def session(self) -> None:
         pick = self.script.pick
-        self.model(self.session_updated(pick(FORMATS), pick(FORMATS), pick(TURNS)))
+        self.model_event(
+            self.session_updated(pick(FORMATS), pick(FORMATS), pick(TURNS))
+        )
 
     def model_raw(self) -> None:
         self.model_text(self.script.raw(self.script.byte()).decode("utf-8", "replace"))
 
-    # --- what the edges do ---
+    # --- what the shell does ---
 
-    def passes(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         until = self.now + seconds
-        for _ in range(30 if self.on_time else 0):
-            due = self.talk.deadline
+        for _ in range(30 if self.keeps_deadlines else 0):
+            due = self.conversation.deadline
             if due is None or due > until:
                 break
             self.now = max(self.now, due)
             self.tick()
-            after = self.talk.deadline
+            after = self.conversation.deadline
             assert after is None or after > self.now, "a clock that spins"
         self.now = max(self.now, until)
         names = self.twilio.due(self.now)
         for name in names if self.marks_come else ():
             mark = {"name": name}
-            self.caller({"event": "mark", "streamSid": self.stream, "mark": mark})
+            self.caller_message(
+                {"event": "mark", "streamSid": self.stream, "mark": mark}
+            )
 
     def tick(self) -> None:
-        self.took(self.talk.tick(self.now))
-        after = self.talk.deadline
+        self.check(self.conversation.tick(self.now))
+        after = self.conversation.deadline
         assert after is None or after > self.now, "a clock that spins"
 
-    def time(self) -> None:
-        self.passes(self.script.pick(SECONDS))
+    def pass_time(self) -> None:
+        self.advance(self.script.pick(SECONDS))
         self.tick()
 
-    def long_time(self) -> None:
-        self.passes(self.script.pick(LONG))
+    def pass_long_time(self) -> None:
+        self.advance(self.script.pick(LONG))
 
-    def lost(self) -> None:
+    def model_lost(self) -> None:
         if self.connected or self.loose:
             self.connected = False
-            self.took(self.talk.model_lost("closed", self.now))
+            self.check(self.conversation.model_lost("closed", self.now))
 
     def dialled(self) -> None:
         if self.dialling or self.loose:
             self.dialling, self.spare = False, True
-            self.took(self.talk.dialled(self.now))
+            self.check(self.conversation.dialled(self.now))
 
-    def back(self) -> None:
+    def dialled_and_configured(self) -> None:
         self.dialled()
         self.model_text(json.dumps(self.session_updated(MULAW, MULAW, TURNS[0])))
 
@@ -541,36 +550,36 @@ class AnyCall:
         if self.dialling or self.loose:
             self.dialling = False
             fatal = self.script.byte() > 240
-            self.took(self.talk.not_dialled("HTTP 503", fatal, self.now))
+            self.check(self.conversation.not_dialled("HTTP 503", fatal, self.now))
 
     def line_lost(self) -> None:
-        self.took(self.talk.line_lost(self.now))
+        self.check(self.conversation.line_lost(self.now))
         if self.script.byte() % 2:
-            self.passes(self.script.pick((0.0, 0.5, 9.0)))
-            self.starts(self.script.text(SIDS))
+            self.advance(self.script.pick((0.0, 0.5, 9.0)))
+            self.start_stream(self.script.text(SIDS))
 
     def hand_over(self) -> None:
-        self.took(self.talk.hand_over(self.now))
+        self.check(self.conversation.hand_over(self.now))
 
-    def look(self) -> None:
-        """What another instance would be told, and make of it."""
+    def resume(self) -> None:
+        """Another instance reads the snapshot of this call and resumes from it."""
         kept = CallSnapshot(
-            history=tuple(self.talk.history.items),
-            playing=tuple(self.talk.playing(self.now)),
+            history=tuple(self.conversation.history.items),
+            playing=tuple(self.conversation.playing(self.now)),
             at=self.now,
             streams=1,
         )
         read = CallSnapshot.read(kept.encoded(FORMAT))
         assert read == kept
         then = read.as_of(self.now + self.script.pick(SECONDS))
-        if self.talk.state in (State.WAITING, State.HOLDING):
+        if self.conversation.state in (State.WAITING, State.HOLDING):
             rules = Rules(history=then.history, word=then.why)
-            self.took(self.talk.follow(rules, self.now))
+            self.check(self.conversation.follow(rules, self.now))
             self.known.update(item.id for item in then.history)
 
     # --- what the user's code does ---
 
-    def followed(self) -> None:
+    def follow(self) -> None:
         pick = self.script.pick
         rules = Rules(
             greeting=pick((None, "Say hello.")),
@@ -586,40 +595,40 @@ class AnyCall:
             aside=pick(("", "", "It was moved.")),
             session_seconds=pick((None, 0.5, 5.0, 3000.0)),
         )
-        # They are the Conversation's from now on, which writes into them.
+        # A copy: the Conversation owns its rules and changes them.
         rules = msgspec.convert(msgspec.to_builtins(rules), Rules)
         self.known.update(item.id for item in rules.history)
-        self.took(self.talk.follow(rules, self.now))
+        self.check(self.conversation.follow(rules, self.now))
 
     def tell(self) -> None:
         role = self.script.pick(("user", "system"))
         respond = self.script.byte() % 2 == 0
         text = self.script.text(WORDS)
-        self.took(self.talk.tell(role, text, respond, self.now))
+        self.check(self.conversation.tell(role, text, respond, self.now))
 
     def ask(self) -> None:
-        self.took(self.talk.ask(self.now))
+        self.check(self.conversation.ask(self.now))
 
     def edit(self) -> None:
         item, other = self.script.text(ITEMS), self.script.text(ITEMS)
         corrected = {other: self.script.text(WORDS)} if self.script.byte() % 2 else {}
         self.known.update((item, other))
-        self.took(self.talk.edit([item], corrected))
+        self.check(self.conversation.edit([item], corrected))
 
     def mute(self) -> None:
-        self.took(self.talk.mute(self.script.byte() % 2 == 0))
+        self.check(self.conversation.mute(self.script.byte() % 2 == 0))
 
     def busy(self) -> None:
         change, call = self.script.pick((1, 1, -1)), self.script.pick(CALLS)
-        self.took(self.talk.busy(change, self.now, call))
+        self.check(self.conversation.busy(change, self.now, call))
 
     def send(self) -> None:
         self.known.update(("i1", "i2"))
-        self.took(self.talk.send(json.dumps(self.script.pick(SENT))))
+        self.check(self.conversation.send(json.dumps(self.script.pick(SENT))))
 
     def play(self) -> None:
         tones = b"\x11" * self.script.pick(SIZES)
-        self.took(self.talk.play(base64.b64encode(tones).decode(), self.now))
+        self.check(self.conversation.play(base64.b64encode(tones).decode(), self.now))
 
     def when_heard(self) -> None:
         self.waits += 1
@@ -627,29 +636,31 @@ class AnyCall:
         then = self.script.pick((None, ("agent", "hung_up")))
         stoppable = self.script.byte() % 2 == 0
         wait = self.waits
-        commands = self.talk.when_heard(wait, self.now, then=then, stoppable=stoppable)
-        self.took(commands)
+        commands = self.conversation.when_heard(
+            wait, self.now, then=then, stoppable=stoppable
+        )
+        self.check(commands)
 
     def give_up(self) -> None:
         number = self.script.byte()
         self.waiting.discard(number)
-        self.took(self.talk.give_up(number))
+        self.check(self.conversation.give_up(number))
 
     def goodbye(self) -> None:
         why = self.script.pick(sorted(GOODBYES))
-        self.took(self.talk.goodbye(why, self.now))
+        self.check(self.conversation.goodbye(why, self.now))
 
     def interrupt(self) -> None:
         response = self.script.pick((None, *RESPONSES))
-        self.took(self.talk.interrupt("application", self.now, response))
+        self.check(self.conversation.interrupt("application", self.now, response))
 
     def end(self) -> None:
         if self.script.byte() > 200:
-            self.took(self.talk.end("bridge", "shutdown", self.now))
+            self.check(self.conversation.end("bridge", "shutdown", self.now))
 
     # --- what must hold ---
 
-    def took(self, commands: list[Command]) -> None:
+    def check(self, commands: list[Command]) -> None:
         self.log += commands
         for command in commands:
             if isinstance(command, WaitDone):
@@ -663,13 +674,13 @@ class AnyCall:
                 case ToCaller(text):
                     self.to_caller(msgspec.json.decode(text))
                 case ToModel(text):
-                    # A model that answers before it has a session is told in vain.
-                    there = self.connected or self.loose or not self.began
+                    # Before there is a session, messages to the model are lost.
+                    there = self.connected or self.loose or not self.configured
                     assert there, "nobody is there to be told"
                     self.to_model(msgspec.json.decode(text))
                 case Dial(seconds, spare):
                     assert seconds >= 0
-                    self.dials(spare)
+                    self.dial(spare)
                 case Switch():
                     assert self.spare or self.loose, "there is none to switch to"
                     self.spare, self.connected = False, True
@@ -682,9 +693,9 @@ class AnyCall:
                     self.dialling = self.dialling or not again
                 case Pressed(keys):
                     assert keys
-        assert (self.ended is not None) == (self.talk.state is State.ENDED)
+        assert (self.ended is not None) == (self.conversation.state is State.ENDED)
 
-    def dials(self, spare: bool) -> None:
+    def dial(self, spare: bool) -> None:
         if not self.loose:
             assert not self.dialling, "two connections are asked for"
             assert not self.spare, "there is one"
@@ -709,7 +720,7 @@ class AnyCall:
     def to_model(self, event: dict[str, Any]) -> None:
         kind = event["type"]
         assert event.keys() <= DOCUMENTED[kind]
-        assert event.keys() >= LEAST.get(kind, set())
+        assert event.keys() >= REQUIRED.get(kind, set())
         if kind == "input_audio_buffer.append":
             assert base64.b64decode(event["audio"], validate=True)
         elif kind == "conversation.item.create":
@@ -734,7 +745,7 @@ STEPS: tuple[Callable[[AnyCall], None], ...] = (
     AnyCall.caller_raw,
     AnyCall.delta,
     AnyCall.delta,
-    AnyCall.words,
+    AnyCall.transcript,
     AnyCall.audio_done,
     AnyCall.response_created,
     AnyCall.response_done,
@@ -744,21 +755,21 @@ STEPS: tuple[Callable[[AnyCall], None], ...] = (
     AnyCall.item,
     AnyCall.about_item,
     AnyCall.about_item,
-    AnyCall.written,
+    AnyCall.transcribed,
     AnyCall.error,
     AnyCall.session,
     AnyCall.model_raw,
-    AnyCall.time,
-    AnyCall.time,
-    AnyCall.long_time,
-    AnyCall.lost,
+    AnyCall.pass_time,
+    AnyCall.pass_time,
+    AnyCall.pass_long_time,
+    AnyCall.model_lost,
     AnyCall.dialled,
-    AnyCall.back,
+    AnyCall.dialled_and_configured,
     AnyCall.not_dialled,
     AnyCall.line_lost,
     AnyCall.hand_over,
-    AnyCall.look,
-    AnyCall.followed,
+    AnyCall.resume,
+    AnyCall.follow,
     AnyCall.tell,
     AnyCall.ask,
     AnyCall.edit,
@@ -775,17 +786,17 @@ STEPS: tuple[Callable[[AnyCall], None], ...] = (
 
 
 def conversation(data: bytes) -> int:
-    """bridge.core.conversation: no error at all, whatever is done in whatever order."""
+    """bridge.core.conversation: no exception, for any events in any order."""
     return played(data).messages
 
 
 def played(data: bytes) -> AnyCall:
-    """The call that these bytes are."""
+    """The call that `data` describes, after its last step."""
     call = AnyCall(Script(data))
     call.run()
     return call
 
 
 def messages(call: AnyCall) -> Iterator[str]:
-    """What became of it, for whoever looks at a finding."""
+    """The commands of a call, for a developer who looks at a finding."""
     yield from map(repr, call.log)
