@@ -1,4 +1,4 @@
-"""The names of the figures that there are: what dashboards and alarms may ask for."""
+"""The names of the metrics and labels that dashboards and alerts may use."""
 
 import re
 
@@ -8,7 +8,7 @@ _NAME = re.compile(r"\b(?:bridge|haproxy|process)_[a-z0-9_]+\b")
 
 
 def bridge_figures() -> set[str]:
-    """Every series that a bridge tells, by its name in Prometheus."""
+    """Every series that a bridge exports, by its name in Prometheus."""
     found = set()
     for family in Metrics().registry.collect():
         if family.type == "counter":
@@ -21,7 +21,8 @@ def bridge_figures() -> set[str]:
 
 
 def label_values() -> set[str]:
-    """Those of `why`, `side` and `limit`, which are all told from the start."""
+    """The values of the labels `why`, `side` and `limit`; all are exported from the
+    start."""
     families = Metrics().registry.collect()
     return {
         value
@@ -33,5 +34,5 @@ def label_values() -> set[str]:
 
 
 def named(expression: str) -> set[str]:
-    """The series that an expression asks for; values of labels are none."""
+    """The series that an expression names; label values are ignored."""
     return set(_NAME.findall(re.sub(r'"[^"]*"', '""', expression)))

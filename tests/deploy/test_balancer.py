@@ -1,4 +1,4 @@
-"""deploy/haproxy.cfg: HAProxy takes it, and keeps what calls rely on."""
+"""deploy/haproxy.cfg: HAProxy accepts it, and calls get what they need."""
 
 import asyncio
 import os
@@ -33,8 +33,8 @@ SERVERS = "".join(
 
 
 @pytest.mark.parametrize("by", ["dns", "list"])
-def test_haproxy_takes_the_file(by: str, tmp_path: Path) -> None:
-    """It starts in a container, in a cluster and on a bare machine, with no warning."""
+def test_haproxy_accepts_the_configuration(by: str, tmp_path: Path) -> None:
+    """HAProxy starts without a warning in a container, a cluster and on a machine."""
     (tmp_path / "servers.cfg").write_text(SERVERS)
     kept = {it: os.environ[it] for it in os.environ if not it.startswith("BALANCER_")}
     more = {"BALANCER_BRIDGES": "bridge:8080"} if by == "dns" else {}
@@ -52,16 +52,17 @@ def test_haproxy_takes_the_file(by: str, tmp_path: Path) -> None:
     assert "WARNING" not in done.stderr
 
 
-def test_a_full_house_still_answers() -> None:
-    """Webhooks reach every instance that lives, streams those that do not drain."""
+def test_a_full_instance_still_gets_webhooks() -> None:
+    """Webhooks go to every live instance, streams to every instance that does not
+    drain."""
     assert "uri /healthz" in SECTIONS["for-webhooks"]
     assert "uri /readyz" in SECTIONS["streams"]
     assert "(ready|full)" in SECTIONS["streams"]
     assert "balance leastconn" in SECTIONS["for-media"]
 
 
-def test_streams_last() -> None:
-    """A long call is not cut, nor one on an instance that drains."""
+def test_the_balancer_does_not_end_long_streams() -> None:
+    """The balancer cuts off no long call, and no call on a draining instance."""
     lines = [line.strip() for line in CONFIG.read_text().splitlines()]
     hours = re.search(r"timeout tunnel (\d+)h", SECTIONS["streams"])
 
@@ -70,26 +71,28 @@ def test_streams_last() -> None:
 
 
 def test_webhooks_are_answered_before_twilio_gives_up() -> None:
-    """One instance that hangs costs a caller some seconds, not the call."""
+    """If an instance hangs, a caller waits some seconds and does not lose the call."""
     seconds = re.search(r"timeout server (\d+)s", SECTIONS["for-webhooks"])
 
     assert seconds is not None and 2 * int(seconds[1]) < 15
 
 
-def test_calls_are_not_placed_twice() -> None:
-    """What is no webhook of Twilio's is never asked again somewhere else."""
+def test_api_requests_are_not_retried() -> None:
+    """A repeated request could place a call twice: only webhooks are retried at another
+    instance."""
     assert "disable-l7-retry if { path_beg /api/ /openai/ }" in SECTIONS["for-webhooks"]
 
 
-# --- who may come in, and how often ---
+# --- limits for clients ---
 
 
 def lines_of(name: str) -> list[str]:
     return [line.strip() for line in SECTIONS[name].splitlines()]
 
 
-def test_a_head_has_its_time_and_its_size() -> None:
-    """Nobody keeps a connection by asking slowly, and no bridge refuses what passes."""
+def test_request_heads_have_limits_of_time_and_size() -> None:
+    """A slow client loses its connection, and a bridge accepts every head that the
+    balancer accepts."""
     text = CONFIG.read_text()
     bufsize, rewrite, maxhdr = (
         int(re.findall(rf"^ +tune\.{it} (\d+)$", text, re.M)[0])
@@ -101,15 +104,15 @@ def test_a_head_has_its_time_and_its_size() -> None:
     assert maxhdr < 128  # aiohttp's own
 
 
-class Behind:
-    """A balancer with one bridge behind it: `answers` what it is told to."""
+class BalancedBridge:
+    """A balancer with a fake bridge behind it; `seen` has the headers of requests."""
 
     def __init__(self) -> None:
         self.port = fleet._free_port()
         self.seen: list[CIMultiDictProxy[str]] = []
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """A stranger is refused; whoever has the token or a good signature is not."""
+        """403 without a good signature, except for the health checks."""
         self.seen.append(request.headers)
         if request.path == "/readyz":
             return web.json_response({"status": "ready"})
@@ -127,7 +130,7 @@ class Behind:
     async def ask(
         self, origin: str, path: str = "/voice", **headers: str
     ) -> tuple[int, dict[str, list[str]]]:
-        """The status (0: nobody answers), and the headers that the bridge saw."""
+        """The status (0: no answer), and the headers that the bridge received."""
         connector = aiohttp.TCPConnector(local_addr=(origin, 0), force_close=True)
         named = {it.replace("_", "-"): value for it, value in headers.items()}
         self.seen.clear()
@@ -144,8 +147,8 @@ class Behind:
 
 
 @asynccontextmanager
-async def behind(folder: Path, **env: str) -> AsyncIterator[Behind]:
-    there = Behind()
+async def balanced_bridge(folder: Path, **env: str) -> AsyncIterator[BalancedBridge]:
+    there = BalancedBridge()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", there.answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -181,11 +184,12 @@ async def behind(folder: Path, **env: str) -> AsyncIterator[Behind]:
         await runner.cleanup()
 
 
-async def test_the_bridge_is_told_one_address(tmp_path: Path) -> None:
-    """Who asks, whatever the client says of itself; a proxy of ours is believed."""
+async def test_the_bridge_gets_one_client_address(tmp_path: Path) -> None:
+    """The bridge gets the client's real address. The balancer ignores forwarding
+    headers of clients and trusts those of the configured proxies."""
     proxies = "127.0.0.3 127.0.0.4/32"
     said = {"X_Forwarded_For": "192.0.2.1, 192.0.2.2", "Forwarded": "for=192.0.2.1"}
-    async with behind(tmp_path, BALANCER_PROXIES=proxies) as there:
+    async with balanced_bridge(tmp_path, BALANCER_PROXIES=proxies) as there:
         _, stranger = await there.ask("127.0.0.2", **said, Proxy="evil", TE="trailers")
         _, proxied = await there.ask("127.0.0.4", **said)
         _, silent = await there.ask("127.0.0.3")
@@ -196,10 +200,10 @@ async def test_the_bridge_is_told_one_address(tmp_path: Path) -> None:
     assert silent["X-Forwarded-For"] == ["127.0.0.3"]
 
 
-async def test_a_stranger_does_not_ask_for_ever(tmp_path: Path) -> None:
-    """Nobody tries tokens at leisure. Twilio is heard even from an address from which
-    it was refused, and whoever was let in stays in."""
-    async with behind(
+async def test_an_address_with_many_refusals_is_blocked(tmp_path: Path) -> None:
+    """Nobody can try many tokens. Signed requests still pass from a blocked address,
+    and an address with an accepted request is not blocked any more."""
+    async with balanced_bridge(
         tmp_path, BALANCER_ERRORS="10", BALANCER_PROXIES="127.0.0.3"
     ) as it:
         statuses = [(await it.ask("127.0.0.2", "/api/calls"))[0] for _ in range(15)]
@@ -217,9 +221,10 @@ async def test_a_stranger_does_not_ask_for_ever(tmp_path: Path) -> None:
         assert (await it.ask("127.0.0.2", "/api/calls"))[0] == 403
 
 
-async def test_a_stranger_does_not_take_all_connections(tmp_path: Path) -> None:
-    """An address from which no call has come may have some; Twilio's have hundreds."""
-    async with behind(tmp_path, BALANCER_CONNECTIONS="20") as there:
+async def test_connections_of_an_unknown_address_are_limited(tmp_path: Path) -> None:
+    """An address without a call may open some connections; Twilio's may open
+    hundreds."""
+    async with balanced_bridge(tmp_path, BALANCER_CONNECTIONS="20") as there:
         async with held(there, "127.0.0.2", 30):
             assert (await there.ask("127.0.0.2"))[0] == 0
             assert (await there.ask("127.0.0.5"))[0] == 403
@@ -244,9 +249,9 @@ async def test_a_stranger_does_not_take_all_connections(tmp_path: Path) -> None:
                 assert await stream.recv() == "media"
 
 
-async def test_health_opens_no_doors(tmp_path: Path) -> None:
-    """What anybody is answered with 200 does not make them one of ours."""
-    async with behind(tmp_path, BALANCER_ERRORS="5") as there:
+async def test_health_checks_do_not_make_an_address_known(tmp_path: Path) -> None:
+    """Everybody gets 200 for a health check, so it must not lift the limits."""
+    async with balanced_bridge(tmp_path, BALANCER_ERRORS="5") as there:
         for path in ("/healthz", "/healthz?x", "/%68ealthz", "/voice", "/voice"):
             for _ in range(4):
                 await there.ask("127.0.0.2", path)
@@ -258,9 +263,11 @@ async def test_health_opens_no_doors(tmp_path: Path) -> None:
     [b"X: y\r\n" * 70, b"X: " + b"y" * 16_000 + b"\r\n"],
     ids=["many", "long"],
 )
-async def test_heads_that_are_too_large(more: bytes, tmp_path: Path) -> None:
-    """They do not get as far as a bridge."""
-    async with behind(tmp_path) as there:
+async def test_a_head_that_is_too_large_reaches_no_bridge(
+    more: bytes, tmp_path: Path
+) -> None:
+    """The balancer refuses heads that are too large."""
+    async with balanced_bridge(tmp_path) as there:
         there.seen.clear()
         reader, writer = await asyncio.open_connection(fleet.HOST, there.port)
         writer.write(b"GET /voice HTTP/1.1\r\nHost: here\r\n" + more + b"\r\n")
@@ -272,12 +279,12 @@ async def test_heads_that_are_too_large(more: bytes, tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def held(there: Behind, origin: str, count: int) -> AsyncIterator[None]:
-    """Connections that say nothing."""
+async def held(there: BalancedBridge, origin: str, count: int) -> AsyncIterator[None]:
+    """Open connections that send nothing."""
     writers = []
     try:
         for _ in range(count):
-            with suppress(ConnectionResetError):  # the one too many
+            with suppress(ConnectionResetError):  # above the limit
                 _, writer = await asyncio.open_connection(
                     fleet.HOST, there.port, local_addr=(origin, 0)
                 )

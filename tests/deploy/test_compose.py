@@ -1,4 +1,4 @@
-"""docker-compose.yml, without Docker: its schema, and what its users rely on."""
+"""docker-compose.yml, without Docker: its schema, and the properties users need."""
 
 import json
 import re
@@ -25,7 +25,7 @@ BRIDGE = SERVICES["bridge"]
 FAKES = ("model", "caller")
 
 MOST_BRIDGES = 16
-"""Of the largest fleet that the documents speak of."""
+"""The size of the largest fleet in the documents."""
 BUILD_ARGUMENTS = ["PYTHON_IMAGE", "IMAGE_VERSION", "IMAGE_REVISION"]
 
 DEMO_ONLY_WITHOUT = (
@@ -39,7 +39,7 @@ each_service = pytest.mark.parametrize("name", SERVICES)
 
 
 def interpolated(text: str, **environ: str) -> str:
-    """As docker compose does it, for the two forms that the file uses."""
+    """Interpolates as docker compose does, for the two forms that the file uses."""
 
     def value(found: re.Match[str]) -> str:
         name, form, word = found.groups()
@@ -63,8 +63,8 @@ def strings(value: object) -> Iterator[str]:
             yield from strings(each)
 
 
-def test_docker_takes_the_file() -> None:
-    """`docker compose up` starts, instead of complaining about a key."""
+def test_the_file_is_valid() -> None:
+    """`docker compose up` starts and reports no unknown key."""
     schemas = resources.files("check_jsonschema.builtin_schemas.vendor")
     schema = json.loads(schemas.joinpath("compose-spec.json").read_text("utf-8"))
     given = {key: it for key, it in FILE.items() if not key.startswith("x-")}
@@ -75,7 +75,7 @@ def test_docker_takes_the_file() -> None:
 
 
 def test_the_bridge_can_be_scaled() -> None:
-    """`--scale bridge=4` works: nothing of an instance can be there only once."""
+    """`--scale bridge=4` works: an instance has nothing that can exist only once."""
     assert not {"ports", "container_name", "hostname"} & set(BRIDGE)
     assert SERVICES["balancer"]["environment"]["BALANCER_BRIDGES"] == "bridge:8080"
     slots = interpolated(SERVICES["balancer"]["environment"]["BALANCER_SLOTS"])
@@ -86,7 +86,7 @@ def test_the_bridge_can_be_scaled() -> None:
 
 
 def test_a_deploy_lets_calls_finish() -> None:
-    """Nobody is cut off in the middle of a sentence."""
+    """A deploy does not cut off a caller in the middle of a sentence."""
     grace = re.fullmatch(r"(\d+)s", BRIDGE["stop_grace_period"])
 
     assert grace is not None and int(grace[1]) >= Settings().drain_seconds + 10
@@ -94,7 +94,7 @@ def test_a_deploy_lets_calls_finish() -> None:
 
 @each_service
 def test_containers_are_locked_down(name: str) -> None:
-    """Whoever breaks into one finds neither tools, rights nor a disk."""
+    """An attacker in a container has no tools, no privileges and no writable disk."""
     service = SERVICES[name]
 
     assert service["read_only"] is True
@@ -112,7 +112,7 @@ def test_containers_are_locked_down(name: str) -> None:
 
 @each_service
 def test_only_this_machine_reaches_a_port(name: str) -> None:
-    """Figures, dashboards and unsigned doors are not on the internet by accident."""
+    """Metrics, dashboards and unsigned ports are not public by accident."""
     for port in SERVICES[name].get("ports", []):
         assert interpolated(port).startswith("127.0.0.1:"), port
     assert "ports" not in SERVICES["redis"]
@@ -120,7 +120,7 @@ def test_only_this_machine_reaches_a_port(name: str) -> None:
 
 @each_service
 def test_secrets_go_to_the_bridges_alone(name: str) -> None:
-    """Whoever breaks into the balancer or a dashboard finds no key and no token."""
+    """An attacker in the balancer or a dashboard finds no key and no token."""
     service = SERVICES[name]
 
     assert ("env_file" in service) == (name == "bridge")
@@ -130,8 +130,8 @@ def test_secrets_go_to_the_bridges_alone(name: str) -> None:
 
 
 def test_each_part_reaches_what_it_needs() -> None:
-    """What people said lies in Redis: the bridges reach it, and nobody else does. And
-    no name is known twice, or the balancer would count each instance as two."""
+    """Conversations are in Redis: only the bridges reach it. Two services share at most
+    one network, or the balancer would count each instance twice."""
     on = {name: set(it["networks"]) for name, it in SERVICES.items()}
 
     assert [name for name in on if "registry" in on[name]] == ["bridge", "redis"]
@@ -144,8 +144,8 @@ def test_each_part_reaches_what_it_needs() -> None:
         assert on[one] & on[other], (one, other)
 
 
-def test_the_balancer_is_believed() -> None:
-    """Limits for an address are those of who calls, not of the balancer."""
+def test_the_bridges_trust_the_balancer() -> None:
+    """Limits for an address apply to the client's address, not to the balancer's."""
     (pool,) = FILE["networks"]["phone"]["ipam"]["config"]
     believed = BRIDGE["environment"]["BRIDGE_TRUSTED_PROXIES"]
     settings = load({"BRIDGE_TRUSTED_PROXIES": interpolated(believed)}, env_file=None)
@@ -158,7 +158,7 @@ def test_the_balancer_is_believed() -> None:
 
 
 def test_nobody_logs_in_to_the_dashboard() -> None:
-    """There is no password to be guessed, least of all `admin`."""
+    """There is no password that could be guessed, such as `admin`."""
     environ = SERVICES["grafana"]["environment"]
 
     assert environ["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
@@ -170,7 +170,7 @@ def test_nobody_logs_in_to_the_dashboard() -> None:
 
 @each_service
 def test_images_have_a_version(name: str) -> None:
-    """What runs tomorrow is what ran today."""
+    """The same images run tomorrow as today."""
     image = SERVICES[name]["image"]
     if image == "twilio-realtime-bridge":
         built = {"context": ".", "args": BUILD_ARGUMENTS}
@@ -183,8 +183,8 @@ def test_images_have_a_version(name: str) -> None:
 
 
 @each_service
-def test_what_is_mounted_is_there(name: str) -> None:
-    """No container starts with an empty folder where its configuration should be."""
+def test_mounted_files_exist(name: str) -> None:
+    """No container starts with an empty folder in place of its configuration."""
     for mount in SERVICES[name].get("volumes", []):
         source = mount.split(":")[0]
         found = (
@@ -196,8 +196,8 @@ def test_what_is_mounted_is_there(name: str) -> None:
             assert (ROOT / path).exists(), text
 
 
-def test_alarms_have_a_way() -> None:
-    """Prometheus finds Alertmanager, which reads where they go from the environment."""
+def test_alerts_are_delivered() -> None:
+    """Prometheus finds Alertmanager; the environment gives the receiver's URL."""
     prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text("utf-8"))
     (managers,) = prometheus["alerting"]["alertmanagers"]
     (target,) = managers["static_configs"][0]["targets"]
@@ -211,8 +211,9 @@ def test_alarms_have_a_way() -> None:
     assert interpolated("${ALERT_WEBHOOK_URL:-}") == ""
 
 
-def test_redis_keeps_what_it_is_told() -> None:
-    """Its restart loses no call, and a full one says so instead of forgetting."""
+def test_redis_keeps_its_data() -> None:
+    """A restart of Redis loses no call; when it is full, writes fail and no key is
+    evicted."""
     command = SERVICES["redis"]["command"]
     options = dict(zip(command[1::2], command[2::2], strict=True))
 
@@ -222,7 +223,7 @@ def test_redis_keeps_what_it_is_told() -> None:
 
 
 def test_the_settings_of_the_bridge_exist() -> None:
-    """No variable is silently ignored for a slip of the pen."""
+    """No variable is silently ignored because of a typing mistake."""
     environ = {name: interpolated(it) for name, it in BRIDGE["environment"].items()}
     demo = demo_file()
 
@@ -252,7 +253,8 @@ def test_the_demo_serves_unsigned_calls_with_the_fake() -> None:
 
 
 def test_a_real_deployment_is_never_a_demo() -> None:
-    """With any vendor's name set, unsigned calls are refused unless .env says so."""
+    """If any of these variables is set, unsigned calls are refused unless .env allows
+    them."""
     first, second = BRIDGE["env_file"]
 
     assert second == {"path": ".env", "required": False}
@@ -265,8 +267,8 @@ def test_a_real_deployment_is_never_a_demo() -> None:
 
 
 @pytest.mark.parametrize("name", FAKES)
-def test_the_fakes_are_started_as_they_can_be(name: str) -> None:
-    """The demo's containers do not end with a usage message."""
+def test_the_commands_of_the_fakes_are_valid(name: str) -> None:
+    """The demo's containers do not exit with a usage message."""
     command = typer.main.get_command(app)
     words = list(SERVICES[name]["command"])
     while hasattr(command, "commands"):
@@ -290,7 +292,7 @@ def stages() -> dict[str, str]:
     return {name or "image": body for name, body in found}
 
 
-def test_the_image_is_built_from_what_was_chosen() -> None:
+def test_the_image_is_built_from_pinned_parts() -> None:
     """The base has a digest and the packages have locked hashes. The build fetches
     nothing from an address and runs no code of a package while it installs it."""
     bases = [line.split()[0] for line in dockerfile("FROM")]
@@ -320,7 +322,7 @@ def test_build_arguments_choose_the_base_and_the_labels_only() -> None:
         assert "$" not in install
 
 
-def test_what_runs_has_no_root_and_no_build_tools() -> None:
+def test_the_image_has_no_root_and_no_build_tools() -> None:
     """The image takes only the environment of the bridge from the build."""
     image = stages()["image"]
     taken = re.findall(r"^COPY --from=(\S+) (\S+) (\S+)$", image, re.M)
@@ -338,7 +340,7 @@ def test_what_runs_has_no_root_and_no_build_tools() -> None:
 
 
 def test_the_labels_are_those_of_the_project() -> None:
-    """The image and the package say the same about themselves."""
+    """The image and the package have the same metadata."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     labels = dict(
         re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', stages()["image"])
@@ -353,7 +355,7 @@ def test_the_labels_are_those_of_the_project() -> None:
 
 
 def test_no_secret_is_in_the_image() -> None:
-    """Whoever is given the image has not been given .env, recordings or the history."""
+    """The image does not contain .env, recordings or the git history."""
     environment = " ".join(re.findall(r"^ENV (.*)$", stages()["image"], re.M))
     named = set(re.findall(r"([A-Z_]+)=", environment))
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
@@ -372,8 +374,8 @@ def test_no_secret_is_in_the_image() -> None:
         assert kept_out not in copied
 
 
-def test_health_is_asked_with_what_the_image_has() -> None:
-    """A bridge that hangs is seen; the slim image has no curl to ask with."""
+def test_the_health_check_uses_python() -> None:
+    """A bridge that hangs is detected; the slim image has no curl."""
     (asked,) = re.findall(
         r'CMD \["python", "-c", "(.*)"\]$', dockerfile("HEALTHCHECK")[0]
     )

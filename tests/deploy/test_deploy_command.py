@@ -1,6 +1,6 @@
-"""scripts/deploy.py with a docker that only remembers: what goes wrong in the middle.
+"""scripts/deploy.py with a fake docker: failures in each step.
 
-tests/compose/test_deploy.py runs it for real, with calls.
+tests/compose/test_deploy.py runs the script with a real engine and with calls.
 """
 
 import json
@@ -57,7 +57,7 @@ class Host:
 
     @property
     def running(self) -> dict[str, str]:
-        """Bridges that run, with the ID of their image."""
+        """The running bridges: ID -> image ID."""
         return {
             it["Id"]: it["Image"]
             for it in self.state["containers"]
@@ -89,8 +89,8 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def test_the_old_ones_give_way(host: Host) -> None:
-    """New ones in their place, and the image before is kept for --back."""
+def test_a_deploy_replaces_the_old_bridges(host: Host) -> None:
+    """New bridges replace the old ones; the old image is kept for --back."""
     code, text = host.deploy()
 
     assert code == 0 and "no call was cut off" in text, text
@@ -101,8 +101,8 @@ def test_the_old_ones_give_way(host: Host) -> None:
     assert host.state["tags"] == {IMAGE: "old", PREVIOUS: "new"}
 
 
-def test_another_env_forgets_no_image(host: Host) -> None:
-    """--back goes to the image before, however often .env was deployed since."""
+def test_a_deploy_without_a_build_keeps_the_previous_image(host: Host) -> None:
+    """--back returns to the previous image, even after more deploys of .env alone."""
     host.deploy()
     host.deploy("--no-build")
 
@@ -123,8 +123,8 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_work_is_refused(host: Host, name: str) -> None:
-    """With a reason, and before a container or an image has changed."""
+def test_a_deploy_that_cannot_work_is_refused(host: Host, name: str) -> None:
+    """The script names the reason, before it changes a container or an image."""
     facts, options, reason = REFUSED[name]
     host.set(**facts)
 
@@ -147,8 +147,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_breaks_is_rolled_back(host: Host, name: str) -> None:
-    """The old bridges run, no new one does, and the image has its name back."""
+def test_a_failed_deploy_is_rolled_back(host: Host, name: str) -> None:
+    """The old bridges run, no new bridge runs, and the old image has its name again."""
     facts, reason = BROKEN[name]
     host.set(**facts)
 
@@ -160,8 +160,8 @@ def test_what_breaks_is_rolled_back(host: Host, name: str) -> None:
     assert host.state["tags"][IMAGE] == "old"
 
 
-def test_a_rollback_that_breaks_goes_on(host: Host) -> None:
-    """One step that fails is told of, and keeps no other step from being taken."""
+def test_a_rollback_continues_after_a_failed_step(host: Host) -> None:
+    """A failed step is reported and does not prevent the other steps."""
     host.set(new_health="unhealthy", fail=["rm"])
 
     code, text = host.deploy()
@@ -170,8 +170,9 @@ def test_a_rollback_that_breaks_goes_on(host: Host) -> None:
     assert host.running == OLD and host.state["tags"][IMAGE] == "old"
 
 
-def test_a_bridge_that_cut_its_calls_off(host: Host) -> None:
-    """It is told of, with its log; and it is gone, or the next `up` would start it."""
+def test_a_bridge_that_was_killed_is_reported(host: Host) -> None:
+    """The operator learns which bridge cut off calls, and where its log is. The bridge
+    is removed, or the next `up` would start it."""
     host.set(exit_code=137)
 
     code, text = host.deploy()
@@ -182,7 +183,8 @@ def test_a_bridge_that_cut_its_calls_off(host: Host) -> None:
     assert b"nowhere.py" in log.read_bytes()
 
 
-def begun(host: Host, command: str) -> None:
+def wait_for(host: Host, command: str) -> None:
+    """Returns when the script has called this docker command."""
     until = time.monotonic() + 20
     while not any(" ".join(it).startswith(command) for it in host.state["calls"]):
         assert time.monotonic() < until, f"never came to {command}"
@@ -198,10 +200,10 @@ def begun(host: Host, command: str) -> None:
     ],
 )
 def test_interrupted_before_the_drain(host: Host, command: str, number: int) -> None:
-    """Ctrl-C, a kill or a lost terminal leaves no double fleet."""
+    """After Ctrl-C, a kill or a lost terminal, old and new bridges do not both stay."""
     host.set(slow={command: 1.0}, calls=[])
     process = host.start()
-    begun(host, command)
+    wait_for(host, command)
     process.send_signal(number)
     text, _ = process.communicate(timeout=30)
 
@@ -212,10 +214,10 @@ def test_interrupted_before_the_drain(host: Host, command: str, number: int) -> 
 
 
 def test_interrupted_in_the_drain(host: Host) -> None:
-    """The old ones go on draining; the new ones stay."""
+    """The old bridges continue to drain; the new bridges stay."""
     host.set(slow={"stop": 2.0}, calls=[])
     process = host.start()
-    begun(host, "stop")
+    wait_for(host, "stop")
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=30)
 
@@ -228,10 +230,11 @@ def test_interrupted_in_the_drain(host: Host) -> None:
 
 
 def test_two_deploys_at_once(host: Host) -> None:
-    """The second is refused: its rollback would remove what the first has started."""
+    """The second deploy is refused: its rollback would remove the bridges that the
+    first one started."""
     host.set(slow={"compose build": 2.0}, calls=[])
     first = host.start()
-    begun(host, "compose build")
+    wait_for(host, "compose build")
 
     code, text = host.deploy()
 

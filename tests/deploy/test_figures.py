@@ -1,4 +1,4 @@
-"""Dashboards and alarms: they ask for what there is, and say what to do."""
+"""Dashboards and alerts: they use existing metrics, and alerts say what to do."""
 
 import json
 import re
@@ -22,7 +22,7 @@ ALERTS: list[dict[str, Any]] = [
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/bridge.json").read_text("utf-8"))
 PANELS = [it for it in DASHBOARD["panels"] if it["type"] != "row"]
 
-# Of the exporter in HAProxy; tests/deploy/test_fleet.py sees that it tells them.
+# Of HAProxy's exporter; tests/deploy/test_fleet.py checks that they exist.
 BALANCER_FIGURES = {
     "haproxy_backend_active_servers",
     "haproxy_backend_redispatch_warnings_total",
@@ -36,15 +36,15 @@ def expressions() -> list[str]:
     return panels + [rule["expr"] for rule in ALERTS]
 
 
-def test_every_figure_that_is_asked_for_is_told() -> None:
-    """No panel stays empty, and no alarm silent, because of a name."""
+def test_every_metric_that_is_used_exists() -> None:
+    """No panel stays empty and no alert stays silent because of a wrong metric name."""
     asked = {name for text in expressions() for name in named(text)}
 
     assert asked - bridge_figures() - BALANCER_FIGURES == set()
 
 
-def test_every_label_that_is_asked_for_is_told() -> None:
-    """No alarm is silent, or loud, because of the name of a reason."""
+def test_every_label_value_that_is_used_exists() -> None:
+    """No alert is silent, or fires, because of a wrong label value."""
     asked = re.findall(r'(?:why|side|limit)[!=~]+"([^"]*)"', " ".join(expressions()))
     patterns = {value for text in asked for value in text.split("|")}
 
@@ -52,8 +52,8 @@ def test_every_label_that_is_asked_for_is_told() -> None:
         assert any(re.fullmatch(pattern, it) for it in label_values()), pattern
 
 
-def test_every_figure_of_ours_is_shown() -> None:
-    """What the bridge measures can be seen without writing a query."""
+def test_every_metric_of_the_bridge_is_on_the_dashboard() -> None:
+    """An operator sees every metric of the bridge without writing a query."""
     shown = {
         name
         for panel in PANELS
@@ -70,7 +70,7 @@ def test_every_figure_of_ours_is_shown() -> None:
 
 
 def test_the_dashboard_is_provisioned() -> None:
-    """It is there when Grafana starts, with its figures."""
+    """Grafana starts with the dashboard and its data source."""
     folder = DEPLOY / "grafana/provisioning"
     sources = yaml.safe_load((folder / "datasources/prometheus.yml").read_text("utf-8"))
     (source,) = sources["datasources"]
@@ -89,8 +89,8 @@ def test_the_dashboard_is_provisioned() -> None:
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
-def test_an_alarm_says_what_to_do(rule: dict[str, Any]) -> None:
-    """Whoever is woken knows what is wrong for callers, and the first thing to try."""
+def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
+    """The operator on call learns what callers notice, and what to do first."""
     handbook = (ROOT / "docs" / "operations.md").read_text("utf-8")
 
     assert rule["labels"]["severity"] in ("page", "ticket")
@@ -100,8 +100,8 @@ def test_an_alarm_says_what_to_do(rule: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [*HITS, *REFUSALS])
-def test_the_handbook_knows_who_is_kept_out(name: str) -> None:
-    """Whoever sees a label on the dashboard can look up what it means."""
+def test_operations_md_explains_each_limit_and_refusal(name: str) -> None:
+    """An operator who sees a label on the dashboard can look up its meaning."""
     handbook = (ROOT / "docs" / "operations.md").read_text("utf-8")
     (section,) = re.findall(r"^## Kept out$(.*?)^## ", handbook, re.M | re.S)
 

@@ -17,7 +17,7 @@ from scripts.fleet import Bridge, Fleet
 from tests.deploy.test_figures import BALANCER_FIGURES
 
 BEAT_SECONDS = 2.2
-"""After so long each instance has heard of the other."""
+"""After this time each instance knows the other instance."""
 
 SHORT: steps.Script = [steps.ListenStep(quiet_seconds=0.1), steps.HangUpStep()]
 LONG: steps.Script = [steps.WaitStep(3.0), steps.HangUpStep()]
@@ -34,7 +34,7 @@ async def calls_of(bridge: Bridge) -> int:
 
 
 async def busy(fleet: Fleet, *counts: int) -> None:
-    """Waits until the bridges have so many calls, fewest first."""
+    """Waits until the bridges have these numbers of calls, in ascending order."""
     async with asyncio.timeout(5):
         while True:
             if sorted([await calls_of(it) for it in fleet.bridges]) == list(counts):
@@ -42,9 +42,11 @@ async def busy(fleet: Fleet, *counts: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_calls_find_a_line_whatever_happens_to_instances(tmp_path: Path) -> None:
-    """Two instances with a line each: callers find the free one, hear that all lines
-    are busy, and do not notice that an instance died."""
+async def test_calls_are_served_while_instances_are_full_or_dead(
+    tmp_path: Path,
+) -> None:
+    """Two instances with a capacity of one call each: a caller gets the free one, hears
+    that all lines are busy, and does not notice that an instance was killed."""
     behaviour = Behaviour(fallback=[PlayRuler(200)])
     async with (
         ModelServer(behaviour) as model,
@@ -80,9 +82,9 @@ def greeted(record: CallRecord) -> bool:
     return bool(record.heard) and record.ended_by == "caller"
 
 
-async def test_a_ticket_is_good_on_any_instance_and_on_one(tmp_path: Path) -> None:
-    """Signed as Twilio signs, through the balancer: each call's webhook and stream may
-    be at different instances; a handshake that is played again gets nothing at any."""
+async def test_a_ticket_is_valid_once_in_the_whole_fleet(tmp_path: Path) -> None:
+    """Signed calls through the balancer: the webhook and the stream of a call may reach
+    different instances; a repeated handshake is refused at every instance."""
     secure = {
         "BRIDGE_INSECURE": "",
         "BRIDGE_PUBLIC_URL": PUBLIC,
@@ -124,7 +126,7 @@ async def stream_path(voice_url: str) -> str:
 
 
 async def handshake(port: int | None, path: str) -> int:
-    """The status that a stream's handshake at this instance is answered with."""
+    """The status of a stream's handshake at this instance."""
     url = PUBLIC.replace("https", "wss") + path
     signature = RequestValidator(TOKEN).compute_signature(url, {})
     headers = {"X-Twilio-Signature": signature}

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests, without a cluster: their schemas, and what fits what."""
+"""The Kubernetes manifests, without a cluster: they are valid and fit each other."""
 
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,14 @@ LITERALS = dict(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_cluster_takes_the_manifests(version: str) -> None:
-    """`kubectl apply -k deploy` is not answered with an unknown field."""
+def test_the_manifests_are_valid(version: str) -> None:
+    """`kubectl apply -k deploy` reports no unknown field."""
     for document in [*EVERYTHING, *documents(EXAMPLE)]:
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_all_files_are_part_of_it() -> None:
-    """No manifest is forgotten, and none names a file that is not there."""
+def test_the_kustomization_names_all_files() -> None:
+    """No manifest is missing in it, and it names no file that does not exist."""
     there = {str(it.relative_to(DEPLOY)) for it in DEPLOY.glob("kubernetes/*.yaml")}
     named = set(KUSTOMIZATION["resources"])
     generated = KUSTOMIZATION["configMapGenerator"]
@@ -63,8 +63,8 @@ def test_all_files_are_part_of_it() -> None:
 
 
 def test_the_settings_exist_and_serve_twilio() -> None:
-    """The pods start once the placeholder is filled in: every variable is one of ours,
-    and none is wrong or missing."""
+    """The pods start when the placeholder is filled in: every variable is a setting of
+    the bridge, and none is wrong or missing."""
     given = {**LITERALS, **SECRETS["bridge"], "TWILIO_AUTH_TOKEN": "0" * 32}
     for it in CONTAINER["env"]:
         given[it["name"]] = it.get("value") or of_a_secret(it)
@@ -80,7 +80,7 @@ def of_a_secret(variable: dict[str, Any]) -> str:
 
 
 def test_redis_asks_for_the_password_that_the_bridges_have() -> None:
-    """What people said is not read by whoever else finds it in the cluster."""
+    """Other pods in the cluster cannot read the conversations in Redis."""
     redis = one("StatefulSet", "redis")["spec"]["template"]["spec"]["containers"][0]
     (asked,) = redis["env"]
     (used,) = (it for it in CONTAINER["env"] if it["name"] == "BRIDGE_REDIS_URL")
@@ -92,8 +92,8 @@ def test_redis_asks_for_the_password_that_the_bridges_have() -> None:
 
 
 def test_secrets_go_to_the_bridges_alone() -> None:
-    """Whoever breaks into the balancer finds no key and no token; none stands where
-    everybody who may list things can read it."""
+    """An attacker in the balancer finds no key and no token, and no secret is in a
+    ConfigMap."""
     for pod in PODS:
         container = pod["containers"][0]
         given = yaml.safe_dump([container.get("envFrom"), pod.get("volumes")])
@@ -105,15 +105,15 @@ def test_secrets_go_to_the_bridges_alone() -> None:
     assert all(it["kind"] != "Secret" for it in EVERYTHING)
 
 
-def test_what_may_be_secret_is_offered() -> None:
-    """Who rotates the token finds the name where the others stand."""
+def test_the_example_secret_offers_all_secret_settings() -> None:
+    """An operator who rotates the token finds the setting next to the others."""
     text = (DEPLOY / EXAMPLE).read_text("utf-8")
 
     for name in ("TWILIO_AUTH_TOKEN_SECONDARY", "TWILIO_SHARED_KEYS"):
         assert name in NAMES and f"# {name}: " in text
 
 
-# --- who speaks to whom ---
+# --- network policies ---
 
 
 def policy(name: str) -> dict[str, Any]:
@@ -122,8 +122,8 @@ def policy(name: str) -> dict[str, Any]:
     return spec
 
 
-def let_in(name: str) -> set[tuple[str, str]]:
-    """Who (pods, or a namespace), to which port."""
+def allowed_to(name: str) -> set[tuple[str, str]]:
+    """(pods or a namespace, port) for each allowed connection to these pods."""
     found = set()
     for rule in policy(name)["ingress"]:
         for source in rule["from"]:
@@ -134,19 +134,22 @@ def let_in(name: str) -> set[tuple[str, str]]:
     return found
 
 
-def test_nobody_speaks_to_a_pod_who_need_not() -> None:
-    """A neighbour in the cluster reaches neither Redis nor an unguarded bridge."""
+def test_only_needed_connections_to_pods_are_allowed() -> None:
+    """Other pods in the cluster reach neither Redis nor a bridge directly."""
     nobody = policy("nobody")
 
     assert nobody["podSelector"] == {} and not {"ingress", "egress"} & set(nobody)
-    assert let_in("balancer") == {("ingress-nginx", "http"), ("monitoring", "stats")}
-    assert let_in("bridge") == {("balancer", "http"), ("monitoring", "http")}
-    assert let_in("redis") == {("bridge", "redis")}
+    assert allowed_to("balancer") == {
+        ("ingress-nginx", "http"),
+        ("monitoring", "stats"),
+    }
+    assert allowed_to("bridge") == {("balancer", "http"), ("monitoring", "http")}
+    assert allowed_to("redis") == {("bridge", "redis")}
 
 
-def test_a_pod_that_was_taken_over_gets_no_further() -> None:
-    """Redis calls nobody, the balancer only bridges, and a bridge that was talked into
-    asking for the cloud's keys gets no answer."""
+def test_only_needed_connections_from_pods_are_allowed() -> None:
+    """Redis connects to nothing, the balancer only to bridges. If an attacker makes a
+    bridge ask for the cloud's credentials, the metadata service is not reachable."""
     assert "egress" not in policy("redis")
     to_bridges, names = policy("balancer")["egress"]
     (bridges,) = to_bridges["to"]
@@ -157,18 +160,18 @@ def test_a_pod_that_was_taken_over_gets_no_further() -> None:
     assert excepted == ["169.254.169.254/32", "fd00:ec2::254/128"]
 
 
-def test_the_balancers_are_believed() -> None:
-    """Limits for an address are those of who calls, not of the balancer."""
+def test_the_bridges_trust_the_balancers() -> None:
+    """Limits for an address apply to the client's address, not to the balancer's."""
     settings = load(LITERALS, env_file=None)
     pod = one("Deployment", "balancer")["spec"]["template"]["spec"]
     env = {it["name"]: it.get("value") for it in pod["containers"][0]["env"]}
 
     assert [str(it) for it in settings.trusted_proxies] == [env["BALANCER_PROXIES"]]
-    assert ("balancer", "http") in let_in("bridge"), "and who else is behind it?"
+    assert ("balancer", "http") in allowed_to("bridge"), "and who else is behind it?"
 
 
 def test_a_deploy_lets_calls_finish() -> None:
-    """Kubernetes kills no pod that still has callers whom it may keep."""
+    """Kubernetes does not kill a pod before its drain has ended."""
     wait = float(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
     drain = float(LITERALS["BRIDGE_DRAIN_SECONDS"])
     rolling = one("Deployment")["spec"]["strategy"]["rollingUpdate"]
@@ -177,8 +180,8 @@ def test_a_deploy_lets_calls_finish() -> None:
     assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
 
 
-def test_probes_ask_what_is_answered() -> None:
-    """A full instance gets no new calls, but is not restarted for it."""
+def test_the_probes_use_the_right_paths() -> None:
+    """A full instance gets no new calls, but is not restarted because of that."""
     paths = {
         name: CONTAINER[name]["httpGet"]["path"]
         for name in ("startupProbe", "readinessProbe", "livenessProbe")
@@ -192,8 +195,8 @@ def test_probes_ask_what_is_answered() -> None:
     assert one("Service")["spec"]["publishNotReadyAddresses"] is True
 
 
-def test_everything_finds_its_pods() -> None:
-    """No Service, budget or policy is about nothing."""
+def test_every_selector_matches_pods() -> None:
+    """No Service, disruption budget or policy selects nothing."""
     labels = [
         it["spec"]["template"]["metadata"]["labels"]
         for it in EVERYTHING
@@ -214,7 +217,7 @@ def test_everything_finds_its_pods() -> None:
 
 
 def test_the_balancer_finds_the_bridges() -> None:
-    """All replicas, also those of a deploy in the middle of the rush hour."""
+    """The balancer finds all replicas, even during a deploy at maximum scale."""
     pod = one("Deployment", "balancer")["spec"]["template"]["spec"]
     env = {it["name"]: it.get("value") for it in pod["containers"][0]["env"]}
     most = one("HorizontalPodAutoscaler")["spec"]["maxReplicas"]
@@ -225,8 +228,8 @@ def test_the_balancer_finds_the_bridges() -> None:
     assert int(env["BALANCER_SLOTS"]) >= 2 * most, "old pods drain beside new ones"
 
 
-def test_instances_come_before_they_are_needed() -> None:
-    """It scales on calls, at less than an instance may take."""
+def test_the_autoscaler_adds_instances_in_time() -> None:
+    """It scales by the number of calls, at less than the capacity of an instance."""
     scaler = one("HorizontalPodAutoscaler")["spec"]
     (metric,) = scaler["metrics"]
     target = metric["pods"]["target"]["averageValue"]
@@ -238,7 +241,7 @@ def test_instances_come_before_they_are_needed() -> None:
 
 @pytest.mark.parametrize("pod", PODS, ids=lambda it: it["containers"][0]["name"])
 def test_pods_are_locked_down(pod: dict[str, Any]) -> None:
-    """They run where the restricted standard is enforced, as here."""
+    """The pods run in a namespace that enforces the restricted security standard."""
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}

@@ -1,4 +1,4 @@
-"""Where HAProxy and Redis come from: tests and `make fleet` find them in one place."""
+"""Where tests and `make fleet` find the programs of HAProxy and Redis."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from scripts import fleet
 
 @pytest.fixture
 def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder of PATH, with a program of each name."""
+    """The only folder of PATH; it has a program of each name."""
     for name in ("haproxy", "redis-server"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
@@ -24,16 +24,18 @@ def no_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(fleet._WHEELS, name, ("not-installed", name))
 
 
-def test_the_locked_programs_are_taken(on_path: Path) -> None:
-    """What is installed beside them does not change what is tested."""
+def test_the_locked_programs_are_preferred(on_path: Path) -> None:
+    """Programs that the machine has do not change what is tested."""
     locked = ["redis-server", *(["haproxy"] if sys.platform == "linux" else [])]
 
     for name in locked:
         assert Path(fleet.program(name)).is_relative_to(sys.prefix)
 
 
-def test_others_are_found_on_path(on_path: Path, no_wheels: None) -> None:
-    """As on macOS, for which HAProxy has no wheel."""
+def test_programs_without_a_wheel_are_found_on_path(
+    on_path: Path, no_wheels: None
+) -> None:
+    """For example on macOS, for which HAProxy has no wheel."""
     for name in ("haproxy", "redis-server"):
         assert fleet.program(name) == str(on_path / name)
 
@@ -42,7 +44,7 @@ def test_others_are_found_on_path(on_path: Path, no_wheels: None) -> None:
 def test_a_missing_program_is_an_error(
     name: str, on_path: Path, no_wheels: None
 ) -> None:
-    """Before a process is started, with what to do about it."""
+    """The error comes before a process is started, and names the fix."""
     (on_path / name).unlink()
 
     with pytest.raises(fleet.FleetFailed, match=f"{name} is missing.*make setup"):

@@ -1,8 +1,8 @@
-"""Calls in which both sides count (bridge/sim/counting.py), and what became of them.
+"""Calls with counted words on both sides (bridge/sim/counting.py), and their results.
 
-For benchmarks and tests that break something under running calls: every word that was
-lost, said twice or made up shows, in what the caller heard and in what the model has in
-mind. The model has to be one with BEHAVIOUR, the agent that of tests/bench/counter.py.
+For benchmarks and tests that break something during calls: they find every word that
+was lost, repeated or made up, in the caller's audio and in the model's conversation.
+They need a model with a CountingAgent and the agent of tests/bench/counter.py.
 """
 
 import asyncio
@@ -20,25 +20,26 @@ from bridge.sim.model import RememberedItem
 from bridge.sim.twilio import steps
 
 WORDS = 6
-"""Of an answer."""
+"""Words of an answer."""
 CALLER_WORDS = 3
-"""Of an utterance."""
+"""Words of an utterance of the caller."""
 ANSWER_MS = WORDS * WORD_MS
 RAMP_SECONDS = 0.1
 CALL_SECONDS = 180.0
 SETTLED_SECONDS = 1.0
-"""What the caller had said so long before a loss is in the conversation."""
+"""Words that the caller said this long before a stream broke must be in the
+conversation."""
 
 Conversation = Sequence[RememberedItem]
-"""What one session of the model has in mind."""
+"""The conversation of one session at the model."""
 
 
 # --- calls --------------------------------------------------------------------------
 
 
 def hear_out() -> list[steps.Step]:
-    """All of an answer, however late it comes and however often it halts; a caller who
-    has waited in vain goes on. A word that is lost keeps nobody waiting."""
+    """Waits for a whole answer, even if it is late or has pauses. After the timeout the
+    caller continues, so a lost word does not block the call."""
     return [steps.HearStep(ANSWER_MS - 500, timeout=15.0), steps.WaitStep(1.1)]
 
 
@@ -56,15 +57,15 @@ def script(call: int, turns: int) -> list[steps.Step]:
 
 @dataclass(slots=True)
 class CountedCalls:
-    """Calls that go on beside each other; `caller` makes the caller of each. The words
-    of a call carry its number, so calls at the same time need different ones."""
+    """Calls at the same time; `caller` makes the caller of each. The words of a call
+    contain its number, so calls at the same time need different numbers."""
 
     caller: Callable[[], Caller]
     first: int = 1
     records: dict[int, CallRecord] = field(default_factory=dict)
 
     async def place(self, count: int, turns: int, ramp: float = RAMP_SECONDS) -> None:
-        """All of them, up to their ends; `ramp` s between two beginnings."""
+        """Places `count` calls, one every `ramp` s, and waits until all have ended."""
         async with asyncio.TaskGroup() as tasks:
             for _ in range(count):
                 number = self.first + len(self.records)
@@ -74,7 +75,7 @@ class CountedCalls:
                 await asyncio.sleep(ramp)
 
     def verdicts(self, sessions: Sequence[Conversation]) -> "list[Verdict]":
-        """Of all calls; `sessions` are all that the model had, oldest first."""
+        """The results of all calls; `sessions` are all of the model's, oldest first."""
         return [
             judge(call, record, _memory(sessions, call))
             for call, record in self.records.items()
@@ -82,7 +83,7 @@ class CountedCalls:
 
 
 def _memory(sessions: Sequence[Conversation], call: int) -> Conversation:
-    """What the call's last session has in mind."""
+    """The conversation of the call's last session."""
     mine = [it for it in sessions if _is_of(it, call)]
     return mine[-1] if mine else ()
 
@@ -100,13 +101,14 @@ def _is_of(session: Conversation, call: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """When a call had no stream; `heard_at`: the agent again (inf: never)."""
+    """A time in which a call had no stream. `heard_at`: when the caller heard the agent
+    again (inf: never)."""
 
     begin: float
     end: float
     heard_at: float
-    caller_since: float  # s since the caller had spoken (0: in mid-sentence)
-    agent_since: float
+    caller_since: float  # s since the caller spoke (0: the gap began in mid-sentence)
+    agent_since: float  # s since the agent spoke
 
     @property
     def unheard(self) -> float:
@@ -115,14 +117,14 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one call."""
+    """The result of one call."""
 
-    lost: str | None
+    lost: str | None  # why; None: the call was not lost
     gaps: tuple[Gap, ...]
     heard: counting.WordComparison
     caller_missed: tuple[CountedWord, ...]  # said in a gap or just before it
-    unanswered: int  # questions the model has, behind which comes the next one
-    wrong: tuple[str, ...]  # in the conversation
+    unanswered: int  # questions in the conversation that have no answer
+    wrong: tuple[str, ...]  # mistakes in the conversation
 
 
 def judge(call: int, record: CallRecord, memory: Conversation) -> Verdict:
@@ -185,8 +187,8 @@ def _since(sounds: Sequence[tuple[float, float]], at: float) -> float:
 def _spoken(
     record: CallRecord, gaps: Sequence[Gap]
 ) -> tuple[list[CountedWord], list[CountedWord]]:
-    """The caller's words: those that must have been heard, and those that were said in
-    a gap or in a turn that it may have broken."""
+    """The caller's words: those that the model must have, and those that were said in a
+    gap or in a turn that a gap may have broken."""
     sure: list[CountedWord] = []
     unsure: list[CountedWord] = []
     for spoken in record.spoken:
@@ -202,7 +204,7 @@ def _spoken(
 def _wrong_words(
     kind: str, memory: Conversation, must: list[CountedWord], may: list[CountedWord]
 ) -> list[str]:
-    """Words that are missing, there twice, or there though nobody heard them."""
+    """Words that are missing, repeated, or present although nobody said them."""
     words = [
         w for it in memory if it.kind == kind for w in counting.parse_words(it.text)
     ]
@@ -215,13 +217,13 @@ def _wrong_words(
 
 
 def _key(word: CountedWord) -> str:
-    """The agent does not always know which call it is in."""
+    """Without the call's number for the agent, which does not always know it."""
     call = word.call if word.speaker == "caller" else 0
     return str(CountedWord(word.speaker, call, word.turn, word.place))
 
 
 def _unanswered(memory: Conversation) -> int:
-    """Not counting a question that came in two pieces."""
+    """Questions that another question follows; parts of a question count as one."""
     questions: list[set[int]] = []
     for item in memory:
         words = counting.parse_words(item.text)

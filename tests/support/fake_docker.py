@@ -1,9 +1,9 @@
-"""A docker that only remembers: what scripts/deploy.py asks it, and does to it.
+"""A fake `docker` that keeps its state in a file, for tests of scripts/deploy.py.
 
-Run as `docker` by a test, with FAKE_DOCKER naming a JSON file: `containers`, `tags`
-(image name -> ID), `replicas`, `slots`, `env`, the `calls` that were made, and faults:
-`fail` (commands that begin so fail), `new_state`, `new_health`, `check_fails`,
-`status` and `registry_up` of every bridge, `exit_code` of one that is stopped, `slow`
+A test runs it as `docker`; FAKE_DOCKER names a JSON file: `containers`, `tags` (image
+name -> ID), `replicas`, `slots`, `env`, the `calls` that were made, and faults: `fail`
+(commands that begin with one of these fail), `new_state`, `new_health`, `check_fails`,
+`status` and `registry_up` of every bridge, `exit_code` of a stopped bridge, `slow`
 (command -> seconds that it takes).
 """
 
@@ -20,7 +20,7 @@ IMAGE = "registry.example.com:5000/phone/bridge"
 
 
 def container(number: int, image: str, state: str = "running") -> dict[str, Any]:
-    """As `docker inspect` tells of one."""
+    """A container in the form of `docker inspect`."""
     return {
         "Id": f"id{number:02}",
         "Name": f"/phone-bridge-{number}",
@@ -52,7 +52,7 @@ def main(words: list[str]) -> int:
 
 
 def write(state: dict[str, Any]) -> None:
-    """A test that reads meanwhile finds all of it."""
+    """Replaces the file at once: a test that reads it never sees a part."""
     new = FILE.with_suffix(".new")
     new.write_text(json.dumps(state))
     new.replace(FILE)

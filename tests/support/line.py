@@ -1,4 +1,4 @@
-"""A call's line that keeps what is asked of it and answers as it is told."""
+"""A fake CallLine that records each request and gives the answers that a test sets."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -21,15 +21,15 @@ FACTS = CallFacts(
 
 
 class Line:
-    """bridge.agent.live.CallLine. `free` is cleared to have the waiting ones wait."""
+    """A bridge.agent.live.CallLine. While `free` is cleared, its requests wait."""
 
     def __init__(self) -> None:
         self.history: Sequence[HistoryItem] = []
         self.asked: list[tuple[Any, ...]] = []
         self.allowed = True
-        """Whom one is put through to."""
+        """Whether transfers are allowed."""
         self.done = True
-        """What hang_up, transfer, send_digits and heard come to."""
+        """The result of hang_up, transfer, send_digits and heard."""
         self.free = asyncio.Event()
         self.free.set()
 
@@ -74,7 +74,7 @@ class Line:
 async def live_call(
     line: Line, facts: CallFacts = FACTS, rule: ApprovalRule | None = None
 ) -> AsyncIterator[LiveCall]:
-    """A running call on this line; over, with its listeners, on the way out."""
+    """A running call on this line; it ends, with its listeners, on exit."""
     async with asyncio.TaskGroup() as tasks:
 
         def start(work: Any, name: str) -> asyncio.Task[None]:

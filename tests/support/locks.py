@@ -1,4 +1,4 @@
-"""What a lock pins. The lines of hashes are for the installers."""
+"""Reads the versions that a lock file pins, without the hashes."""
 
 from pathlib import Path
 
@@ -24,7 +24,8 @@ def locked(name: str) -> dict[str, Requirement]:
 
 
 def pinned_for(environment: dict[str, str] | None = None) -> dict[str, str]:
-    """What requirements.lock installs there: name -> version. None: in this Python."""
+    """What requirements.lock installs in `environment` (None: in this Python): name ->
+    version."""
     return {
         name: str(it.specifier).removeprefix("==")
         for name, it in locked("requirements.lock").items()

@@ -1,4 +1,4 @@
-"""A local MCP server over stdio, for the tests: adds, tells its pid, dies when told."""
+"""A local MCP server over stdio, for the tests: it adds numbers and returns its pid."""
 
 import os
 
@@ -15,7 +15,7 @@ def add(a: int, b: int) -> int:
 
 @server.tool()
 def pid() -> int:
-    """The process that answers."""
+    """The ID of the server's process."""
     return os.getpid()
 
 

@@ -1,11 +1,11 @@
-"""A pytest plugin: a run tells which tests it left to .ci/run, and skips none.
+"""A pytest plugin: a run reports the tests that it left to .ci/run; a skip is a failure.
 
-A test that needs what not every machine has carries a marker. The marker's description
-in pyproject.toml begins with "needs", says what, and names the command that runs such
-tests. `make test` deselects them, and this plugin tells how many they were. It counts
-nothing where tests are chosen by name (-k).
+A test that needs something that not every machine has carries a marker. The marker's
+description in pyproject.toml begins with "needs", says what the test needs, and names
+the command that runs such tests. `make test` deselects these tests, and this plugin
+reports their number. It counts nothing if tests are chosen by name (-k).
 
-No other test may be left out: one that is skipped fails.
+No other test may be left out: a skipped test fails.
 """
 
 from collections.abc import Generator
@@ -15,7 +15,7 @@ import pytest
 
 NEEDS = "needs "
 LEFT = pytest.StashKey[dict[str, int]]()
-"""How many tests were deselected, by the description of their marker."""
+"""Description of a marker -> how many of its tests were deselected."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,7 +31,7 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def _need(item: pytest.Item) -> str:
-    """Why not every machine can run it; empty: every machine can."""
+    """What the test needs that not every machine has; empty: nothing."""
     for line in item.config.getini("markers"):
         name, _, description = line.partition(": ")
         if description.startswith(NEEDS) and item.get_closest_marker(name):
@@ -40,15 +40,15 @@ def _need(item: pytest.Item) -> str:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of xdist tells its controller."""
+    """A worker of xdist sends its counts to its controller."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left"] = session.config.stash[LEFT]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """All workers collect the same tests, so the count of one is that of the run."""
-    told = getattr(node, "workeroutput", {})  # a worker that crashed has told nothing
+    """All workers collect the same tests, so any worker's counts are those of the run."""
+    told = getattr(node, "workeroutput", {})  # a crashed worker has none
     node.config.stash[LEFT].update(told.get("left", {}))
 
 
@@ -87,6 +87,6 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
         report.outcome = "failed"
         report.longrepr = (
             f"{file}:{line}: {reason}\n"
-            "No test is skipped here: nobody notices. Make it run on every machine, or "
-            "give it a marker that says what it needs (pyproject.toml)."
+            "Tests must not be skipped, because nobody notices a skip. Make the test run "
+            "on every machine, or mark what it needs (markers in pyproject.toml)."
         )

@@ -1,4 +1,4 @@
-"""A session of the SDK on our model, over a connection that keeps all that happens."""
+"""A session of the SDK with PhoneModel, over a fake connection that records all."""
 
 import asyncio
 import json
@@ -33,14 +33,15 @@ def sample(kind: str, **changes: Any) -> dict[str, Any]:
 
 
 class Connection:
-    """`async for`, `send` and `close`; whatever else is asked of it is kept, too."""
+    """A fake Wire: `async for`, `send` and `close`. Uses of other attributes are kept
+    in `strange`."""
 
     def __init__(self) -> None:
         self.dialled: list[tuple[str, dict[str, str]]] = []
         self.sent: list[dict[str, Any]] = []
         self.closed = 0
         self.strange: list[str] = []
-        """What the SDK wanted of a connection that a Wire does not have."""
+        """Attributes that the SDK used and that a Wire does not have."""
         self._inbox: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def dial(self, url: str, headers: dict[str, str]) -> Wire:
@@ -58,7 +59,7 @@ class Connection:
         return [event["type"] for event in self.sent]
 
     async def settled(self) -> None:
-        """The SDK has done what it does about all that was said."""
+        """Waits until the SDK has handled all events."""
         for _ in range(50):
             await asyncio.sleep(0)
 
@@ -66,7 +67,7 @@ class Connection:
         self.strange.append(name)
         raise AttributeError(name)
 
-    # --- what a Wire has ---
+    # --- the methods of a Wire ---
 
     def __aiter__(self) -> "Connection":
         return self
@@ -88,7 +89,7 @@ class Connection:
 
 @dataclass
 class Talk:
-    """All that a test looks at."""
+    """The parts of a session that tests check."""
 
     connection: Connection
     model: PhoneModel
@@ -110,7 +111,7 @@ async def talk(
     target: ModelTarget = TARGET,
     **run_config: Any,
 ) -> AsyncIterator[Talk]:
-    """A session as AgentSession opens it, with somebody who listens to its events."""
+    """A session as AgentSession opens it, with a listener for its events."""
     connection = Connection()
     interrupts: list[tuple[str, str | None]] = []
     model = PhoneModel(
