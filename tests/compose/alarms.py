@@ -1,4 +1,4 @@
-"""Takes what Alertmanager posts, and prints a line for each alarm."""
+"""A webhook receiver for Alertmanager: prints each alert as a line of JSON."""
 
 import json
 from http.server import BaseHTTPRequestHandler, HTTPServer

@@ -1,4 +1,4 @@
-"""The engine that the tests of this folder need, and one clone with its image."""
+"""Fixtures of the compose tests: the engine, a clone, and a running fleet."""
 
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marked, so that `make test` does not choose them; minutes long."""
+    """Marks the tests, so that `make test` does not run them: they take minutes."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.compose)
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def engine() -> None:
-    """Fails, rather than skips, where there is none."""
+    """Fails the tests if there is no Docker engine; they must not be skipped."""
     for command in (["docker", "version"], ["docker", "compose", "version"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -40,7 +40,7 @@ def fresh_clone(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fleet(fresh_clone: Path) -> Iterator[Project]:
-    """Two bridges, balancer, Redis and a model that counts, in running order."""
+    """Two healthy bridges, the balancer, Redis and the counting model."""
     project = Project(fresh_clone, COUNTING)
     project.write_env(**env())
     project.remove()

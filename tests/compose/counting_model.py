@@ -1,6 +1,6 @@
-"""The fake model of the compose tests, run in the project's image: both sides count.
+"""The fake model of the compose tests, which speaks counted words; runs in the image.
 
-Port 8765 is the model, port 8766 tells what each of its sessions has in mind (JSON).
+Port 8765 is the model. Port 8766 returns the conversation of each session as JSON.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
 """docker compose as a user runs it: a fresh clone, its files, its commands.
 
-One project at a time, as its network has one address range. Its ports on this machine
-are of its own. Needs an engine: `.ci/engine up` makes one, with stand-ins for images.
+Only one project at a time, because its network has a fixed address range. Its ports on
+this machine are used by nothing else. It needs an engine: `.ci/engine up` starts one,
+with stand-ins for images.
 """
 
 import json
@@ -32,12 +33,13 @@ PORTS = {
 PUBLIC, TOKEN = "https://bridge.example.com", "5eed0f1de9bc4a2f8d7c6b5a49382716"
 COUNTING = ("docker-compose.yml", "tests/compose/counting.yml")
 
-# The bridges' own settings are those of the project's .env, never of this process.
+# Removed from the environment: the bridges get their settings from the project's .env.
 _OURS = ("BRIDGE_", "TWILIO_", "OPENAI_", "BALANCER_", "REDIS_", "ALERT_", "COMPOSE_")
 
 
 def clone(folder: Path) -> Path:
-    """What a fresh clone has, and what is not committed yet: no .env, no .venv."""
+    """Copies the files of git and new files that git does not ignore: no .env, no
+    .venv."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -62,7 +64,7 @@ class Done:
 
 @dataclass
 class Project:
-    """`folder` is a clone. `files` None: what `docker compose` takes by itself."""
+    """`folder` is a clone. `files` None: the default files of `docker compose`."""
 
     folder: Path
     files: Sequence[str] | None = None
@@ -76,7 +78,7 @@ class Project:
     # --- commands ---
 
     def shell(self, *command: str, seconds: float = 300, check: bool = True) -> Done:
-        """As typed in the clone, with this project's ports and name."""
+        """Runs a command in the clone, with this project's ports and name."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith(_OURS)}
         files = {"COMPOSE_FILE": ":".join(self.files)} if self.files else {}
         began = time.monotonic()
@@ -106,17 +108,17 @@ class Project:
         return self.shell("docker", "compose", *words, seconds=seconds, check=check)
 
     def remove(self) -> None:
-        """All of it, its volumes too. The containers do not drain."""
+        """Removes all containers and volumes. The bridges do not drain."""
         self.compose("--profile", "demo", "kill", check=False)
         self.compose(
             *("--profile", "demo", "down", "--volumes", "--remove-orphans"),
             *("--timeout", "0"),
         )
 
-    # --- what there is ---
+    # --- the state of the project ---
 
     def containers(self, service: str, running: bool = True) -> list[dict[str, Any]]:
-        """What `docker inspect` tells of them, lowest number first."""
+        """The output of `docker inspect` for each, lowest number first."""
         words = ["ps", "--quiet", "--no-trunc", service]
         if not running:
             words.insert(1, "--all")
@@ -135,7 +137,7 @@ class Project:
         return healths == ["healthy"] * count
 
     def logs(self, service: str) -> list[dict[str, Any]]:
-        """The lines that are JSON."""
+        """The log lines that are JSON."""
         found = []
         words = ("logs", "--no-log-prefix", "--no-color", service)
         for printed in self.compose(*words).text.splitlines():
@@ -145,7 +147,7 @@ class Project:
         return found
 
     def in_bridge(self, container: str, path: str) -> str:
-        """The answer of a bridge to itself, such as its /metrics."""
+        """The answer of a bridge to a request from its container, such as /metrics."""
         code = (
             "import urllib.request as r\n"
             f"try: print(r.urlopen('http://127.0.0.1:8080{path}').read().decode())\n"
@@ -154,25 +156,25 @@ class Project:
         return self.shell("docker", "exec", container, "python", "-c", code).text
 
     def calls(self) -> dict[str, int]:
-        """Running bridges, by their IDs, with the calls that they have."""
+        """The ID of each running bridge -> its number of calls."""
         return {
             it["Id"]: json.loads(self.in_bridge(it["Id"], "/healthz"))["calls"]
             for it in self.containers("bridge")
         }
 
     def get(self, port: str, path: str) -> Any:
-        """JSON of one of the ports on this machine, by the name of its variable."""
+        """JSON from a port on this machine; `port` is a name in PORTS."""
         url = f"http://127.0.0.1:{PORTS[port]}{path}"
         with urllib.request.urlopen(url, timeout=5) as answer:
             return json.loads(answer.read())
 
     def conversations(self) -> list[list[RememberedItem]]:
-        """What the counting model's sessions have in mind."""
+        """The conversations of the counting model's sessions."""
         sessions = self.get("SESSIONS_PORT", "/sessions")
         return [[RememberedItem(**item) for item in session] for session in sessions]
 
     def counted_calls(self, first: int = 1) -> CountedCalls:
-        """Signed as Twilio signs them; the first call has that number."""
+        """Calls that are signed as Twilio signs; `first` is the first call's number."""
 
         def caller() -> Caller:
             return Caller(
@@ -187,7 +189,8 @@ class Project:
 
 
 def until(what: str, holds: Callable[[], object], seconds: float = 60.0) -> float:
-    """The seconds that it took; AssertionError where it does not come to hold."""
+    """Waits until `holds` is true, and returns the seconds that this took. Raises
+    AssertionError after `seconds`."""
     began = time.monotonic()
     last: object = None
     while time.monotonic() - began < seconds:

@@ -1,7 +1,8 @@
-"""Calls that go on while something happens to a container: none is lost.
+"""Calls continue while something happens to a container: no call is lost.
 
-Both sides count (tests/support/counted_calls.py): a call is lost where its caller did
-not end it, or heard an apology; its words are those that the caller and the model know.
+Both sides speak counted words (tests/support/counted_calls.py). A call is lost if the
+caller did not end it or heard an apology. Words are checked in the caller's audio and
+in the model's conversation.
 """
 
 import asyncio
@@ -15,21 +16,21 @@ from tests.support.counted_calls import Verdict
 
 CALLS = 8
 TURNS = 5
-"""About half a minute of talk."""
+"""Turns of a call; about half a minute."""
 
 LATE = 20
-"""Calls that come later are counted from here, as their words carry the number."""
+"""Number of the first later call; a call's words contain its number."""
 
 RAMP_SECONDS = 0.3
 TALKING_SECONDS = 6.0
-"""After the first call: all of them are talking."""
+"""From the beginning of the first call until all calls are in conversation."""
 
 Event = Callable[[Project], object]
 
 
 @pytest.fixture(autouse=True)
 def two_bridges(fleet: Project) -> Iterator[None]:
-    """Each test begins with the two that .env asks for."""
+    """Each test begins with the two bridges that .env asks for."""
     fleet.write_env(**env())
     fleet.compose("up", "--detach", "--no-recreate", "balancer", "bridge", "redis")
     until("two bridges are healthy", lambda: fleet.healthy("bridge", 2))
@@ -38,7 +39,7 @@ def two_bridges(fleet: Project) -> Iterator[None]:
 
 
 def taking_calls(project: Project) -> int:
-    """Bridges that the balancer gives new streams."""
+    """The number of bridges to which the balancer sends new streams."""
     text = project.compose(
         *("exec", "-T", "balancer"),
         *("wget", "-q", "-O", "-", "http://127.0.0.1:8404/stats;csv"),
@@ -51,9 +52,9 @@ def taking_calls(project: Project) -> int:
 async def talking(
     project: Project, event: Event, calls: int = CALLS, turns: int = TURNS
 ) -> list[Verdict]:
-    """What became of the calls under which `event` happened; it begins while all of
-    them talk, and must end before they do, unless it says otherwise."""
-    lines = project.counted_calls()
+    """The results of calls during which `event` ran. It begins when all calls are in
+    conversation, and must end before they do, unless the test says otherwise."""
+    placed = project.counted_calls()
 
     async def happen() -> None:
         await asyncio.sleep(TALKING_SECONDS)
@@ -63,8 +64,8 @@ async def talking(
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(happen())
-        tasks.create_task(lines.place(calls, turns, RAMP_SECONDS))
-    verdicts = lines.verdicts(await asyncio.to_thread(project.conversations))
+        tasks.create_task(placed.place(calls, turns, RAMP_SECONDS))
+    verdicts = placed.verdicts(await asyncio.to_thread(project.conversations))
     hit = [it for it in verdicts if it.gaps]
     away = sorted(gap.end - gap.begin for it in hit for gap in it.gaps)
     print(
@@ -86,15 +87,15 @@ def wrong(verdicts: list[Verdict]) -> list[str]:
     return [text for it in verdicts for text in it.wrong]
 
 
-async def test_nothing_happens(fleet: Project) -> None:
-    """The measure itself: undisturbed calls are whole."""
+async def test_calls_without_an_event_are_complete(fleet: Project) -> None:
+    """Checks the measurement itself: undisturbed calls have no mistakes."""
     verdicts = await talking(fleet, lambda _: None, turns=2)
 
     assert lost(verdicts) == [] and wrong(verdicts) == [] and moved(verdicts) == 0
 
 
 async def test_scaling_up_and_down(fleet: Project) -> None:
-    """The two commands of docs/operations.md, one after the other, while calls run."""
+    """The two commands of docs/operations.md, one after another, while calls run."""
 
     def event(project: Project) -> None:
         up = ("up", "--detach", "--no-recreate", "--scale")
@@ -110,8 +111,8 @@ async def test_scaling_up_and_down(fleet: Project) -> None:
 
 
 async def test_a_bridge_is_killed(fleet: Project) -> None:
-    """`docker kill` in mid-call: its calls are on the other one, with the agent. What
-    the caller said in that second may be lost; no call is."""
+    """`docker kill` during calls: they continue with the agent on the other bridge. The
+    caller's words of that second may be lost, but no call."""
 
     def event(project: Project) -> None:
         fullest = max(project.calls().items(), key=lambda each: each[1])
@@ -132,7 +133,8 @@ async def test_a_bridge_is_killed(fleet: Project) -> None:
 
 
 async def test_redis_is_away_for_a_minute(fleet: Project) -> None:
-    """Running calls go on, new ones come, and bridges tell it again what matters."""
+    """Running calls continue, new calls are taken, and the bridges write their data
+    again when Redis is back."""
 
     def event(project: Project) -> None:
         project.compose("stop", "redis")
@@ -160,9 +162,9 @@ def registry_up(project: Project) -> set[float]:
     return found
 
 
-async def test_redis_and_haproxy_cfg(fleet: Project) -> None:
-    """Redis is restarted; then a new haproxy.cfg is checked and taken up, as the
-    handbook says. Nobody notices either."""
+async def test_redis_restart_and_new_haproxy_cfg(fleet: Project) -> None:
+    """Redis is restarted; then a new haproxy.cfg is checked and loaded, as in
+    docs/operations.md. No caller notices."""
     config = fleet.folder / "deploy" / "haproxy.cfg"
     before = config.read_text("utf-8")
     new = "    stats enable\n    monitor-uri /new\n"
@@ -195,9 +197,9 @@ async def test_redis_and_haproxy_cfg(fleet: Project) -> None:
 
 
 async def test_the_balancer_is_restarted(fleet: Project) -> None:
-    """The handbook says what it costs: every stream breaks, and a call goes on only if
-    the balancer is back when Twilio asks what follows. (The fake asks at once, so most
-    are lost; how long the real one takes is not known.) New calls come in again."""
+    """As docs/operations.md says, every stream breaks, and a call continues only if the
+    balancer is back when Twilio asks for the next step. (The fake asks at once, so most
+    calls are lost; the delay of the real Twilio is not known.) New calls are taken."""
 
     def event(project: Project) -> None:
         project.compose("restart", "--timeout", "0", "balancer")
@@ -212,9 +214,10 @@ async def test_the_balancer_is_restarted(fleet: Project) -> None:
     assert all(it.gaps or it.lost for it in verdicts), "no stream broke"
 
 
-async def test_what_people_type_by_habit(fleet: Project) -> None:
+async def test_compose_up_with_another_env(fleet: Project) -> None:
     """`docker compose up -d` with another .env: compose stops both bridges before it
-    starts one. Callers wait at Twilio and go on; new callers hear a busy fleet."""
+    starts one. Running calls wait at Twilio and continue; new callers hear that all
+    lines are busy."""
 
     def event(project: Project) -> None:
         project.write_env(**env(BRIDGE_MAX_CALLS="50"))

@@ -41,7 +41,7 @@ def demo(fresh_clone: Path) -> Iterator[Project]:
 
 
 def test_every_container_is_healthy(demo: Project) -> None:
-    """After the first command, without another one."""
+    """The first command is enough."""
     for service, count in SERVICES.items():
         until(
             f"{service} is healthy",
@@ -50,7 +50,7 @@ def test_every_container_is_healthy(demo: Project) -> None:
 
 
 def test_the_demo_calls_complete(demo: Project) -> None:
-    """All three callers hear the agent, interrupt it, and say goodbye; and again."""
+    """All three callers hear the agent, interrupt it and say goodbye, repeatedly."""
 
     def told() -> list[re.Match[str]]:
         logs = demo.compose("logs", "--no-log-prefix", "caller").text
@@ -79,7 +79,7 @@ def test_a_call_from_this_machine(demo: Project) -> None:
 
 @pytest.mark.parametrize("service", [*SERVICES, *FAKES])
 def test_a_container_is_locked_down(demo: Project, service: str) -> None:
-    """Read-only, without capabilities, as a user of its own, in what really runs."""
+    """The running container is read-only, without capabilities, and not run as root."""
     users = set()
     for it in demo.containers(service):
         host, container = it["HostConfig"], it["Id"]
@@ -113,8 +113,11 @@ REACHES = {
 
 
 @pytest.mark.parametrize(("source", "target", "port"), REACHES)
-def test_networks_are_apart(demo: Project, source: str, target: str, port: int) -> None:
-    """By name and by address: whoever breaks into one part reaches no other one."""
+def test_networks_are_separate(
+    demo: Project, source: str, target: str, port: int
+) -> None:
+    """An attacker in a container reaches only the services it needs, by name and by
+    address."""
     (ip, *_) = (
         network["IPAddress"]
         for network in demo.containers(target)[0]["NetworkSettings"][
@@ -138,7 +141,8 @@ def test_networks_are_apart(demo: Project, source: str, target: str, port: int) 
 
 @pytest.mark.parametrize("service", ["balancer", "prometheus"])
 def test_redis_is_out_of_reach(demo: Project, service: str) -> None:
-    """Of the parts whose images have no Python: conversations of callers lie there."""
+    """The services whose images have no Python cannot reach Redis, which has the
+    conversations of callers."""
     (redis,) = demo.containers("redis")
     (address,) = (
         it["IPAddress"] for it in redis["NetworkSettings"]["Networks"].values()
@@ -153,7 +157,7 @@ def test_redis_is_out_of_reach(demo: Project, service: str) -> None:
 
 
 def test_only_this_machine_reaches_ports(demo: Project) -> None:
-    """Of all containers; Redis and bridges have none."""
+    """Published ports of all containers are local; Redis and bridges have none."""
     for service in SERVICES:
         for it in demo.containers(service):
             bound = it["HostConfig"]["PortBindings"] or {}
@@ -163,7 +167,8 @@ def test_only_this_machine_reaches_ports(demo: Project) -> None:
 
 
 def test_prometheus_sees_everything(demo: Project) -> None:
-    """Both bridges and the balancer are up, the rules are loaded, alarms have a way."""
+    """Prometheus scrapes both bridges and the balancer, has the rules, and reaches
+    Alertmanager."""
 
     def targets() -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -185,15 +190,15 @@ def test_prometheus_sees_everything(demo: Project) -> None:
     assert manager["url"] == "http://alertmanager:9093/api/v2/alerts"
 
 
-def test_nobody_is_woken_for_the_demo(demo: Project) -> None:
-    """A fresh demonstration raises no alarm."""
+def test_the_demo_fires_no_alert(demo: Project) -> None:
+    """A fresh demo fires no alert."""
     alarms = demo.get("PROMETHEUS_PORT", "/api/v1/alerts")["data"]["alerts"]
     firing = [it["labels"]["alertname"] for it in alarms if it["state"] == "firing"]
     assert firing == []
 
 
 def test_the_same_command_again(demo: Project) -> None:
-    """Nothing has changed, so nothing is recreated: no call is cut off."""
+    """Without a change no container is recreated, so no call is cut off."""
     before = {it["Id"] for it in demo.containers("bridge")}
 
     demo.compose("--profile", "demo", "up", "--build", "--detach")
@@ -202,7 +207,7 @@ def test_the_same_command_again(demo: Project) -> None:
 
 
 def test_stopping_in_good_order(demo: Project) -> None:
-    """`docker compose stop`: whatever runs ends by itself within its grace period."""
+    """After `docker compose stop` every container exits with 0 in its grace period."""
     demo.compose("--profile", "demo", "stop", "caller", seconds=60)
     done = demo.compose("stop", seconds=300)
 

@@ -1,4 +1,4 @@
-"""`make deploy`: another version, or another .env, under running calls; and back."""
+"""`make deploy` of another version or .env, and back, while calls run."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ IMAGE = "twilio-realtime-bridge"
 
 
 def start(project: Project, **more: str) -> None:
-    """Two bridges that take calls, whatever was before."""
+    """Starts two bridges that take calls, from any state."""
     project.write_env(**env(**more))
     project.compose("up", "--detach", "balancer", "bridge", "redis", "model")
     until("two bridges are healthy", lambda: project.healthy("bridge", 2))
@@ -39,7 +39,7 @@ def image_of(project: Project, name: str) -> str:
 async def deployed_under_calls(
     project: Project, *options: str, turns: int = 11
 ) -> Done:
-    """`make deploy` while calls run: no call is lost, and no word of it."""
+    """`make deploy` while calls run: no call and no word is lost."""
     results: list[Done] = []
 
     def event(it: Project) -> None:
@@ -57,7 +57,7 @@ async def deployed_under_calls(
 
 
 async def test_another_env(fleet: Project) -> None:
-    """What the handbook says of a deploy, in one command."""
+    """The deploy of docs/operations.md, in one command."""
     start(fleet)
     before = ids(fleet)
     fleet.write_env(**env(BRIDGE_MAX_CALLS="50"))
@@ -76,7 +76,7 @@ async def test_another_env(fleet: Project) -> None:
 
 
 def test_a_bridge_that_is_stopped_while_it_starts(fleet: Project) -> None:
-    """It ends at once, and does not take calls until it is killed."""
+    """It exits at once, instead of running until it is killed."""
     start(fleet)
     before = ids(fleet)
     up = ("up", "--detach", "--no-recreate", "--scale", "bridge=3", "bridge")
@@ -92,7 +92,7 @@ def test_a_bridge_that_is_stopped_while_it_starts(fleet: Project) -> None:
 
 
 def test_a_balancer_without_slots(fleet: Project) -> None:
-    """Refused before anything is touched, with the way out."""
+    """The deploy is refused before any change, and the message names the fix."""
     fleet.environ["BALANCER_SLOTS"] = "3"
     try:
         start(fleet)
@@ -105,8 +105,8 @@ def test_a_balancer_without_slots(fleet: Project) -> None:
     assert ids(fleet) == before
 
 
-def test_another_number_than_runs(fleet: Project) -> None:
-    """A fleet that was scaled by hand is not halved by a deploy."""
+def test_a_deploy_with_another_number_of_bridges_is_refused(fleet: Project) -> None:
+    """A deploy does not shrink a fleet that was scaled by hand."""
     start(fleet)
     up = ("up", "--detach", "--no-recreate", "--scale", "bridge=3", "bridge")
     fleet.compose(*up)
@@ -121,7 +121,8 @@ def test_another_number_than_runs(fleet: Project) -> None:
 
 
 def test_a_mistake_in_the_settings(fleet: Project) -> None:
-    """Found in the new image before a container starts; the old image is kept."""
+    """The new image finds the mistake before a container starts; the old image is
+    kept."""
     start(fleet)
     before, image = ids(fleet), image_of(fleet, IMAGE)
     fleet.write_env(**env(BRIDGE_AGENT="nowhere.py:agent"))
@@ -133,7 +134,7 @@ def test_a_mistake_in_the_settings(fleet: Project) -> None:
 
 
 async def test_new_bridges_that_do_not_start(fleet: Project) -> None:
-    """They are removed, the old ones go on, and so does every call."""
+    """The new bridges are removed; the old bridges and all calls continue."""
     start(fleet)
     before, image = ids(fleet), image_of(fleet, IMAGE)
     results: list[Done] = []
@@ -158,7 +159,7 @@ async def test_new_bridges_that_do_not_start(fleet: Project) -> None:
 
 
 async def test_redis_is_away(fleet: Project) -> None:
-    """Without it no call could move, so nothing is deployed."""
+    """Without Redis no call can move to another bridge, so the deploy is refused."""
     start(fleet)
     before = ids(fleet)
     fleet.compose("stop", "redis")
@@ -172,7 +173,7 @@ async def test_redis_is_away(fleet: Project) -> None:
 
 
 def test_a_bridge_that_is_killed_raises_an_alarm(fleet: Project) -> None:
-    """The alarm goes the whole way: bridge, Prometheus, Alertmanager, webhook."""
+    """The alert passes the whole chain: bridge, Prometheus, Alertmanager, webhook."""
     fleet.environ["ALERT_WEBHOOK_URL"] = "http://alarms:9000/"
     start(fleet)
     fleet.compose("up", "--detach", "prometheus", "alertmanager", "alarms")
@@ -206,7 +207,7 @@ def alarms(project: Project) -> list[dict[str, dict[str, str]]]:
 def other_version(
     fleet: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """The image before a deploy is that of the last commit of the format before."""
+    """The deployed image is that of the last commit with the earlier format."""
     folder = earlier_version.unpack(tmp_path_factory.mktemp("earlier") / "clone")
     fleet.shell("docker", "build", "--tag", f"{IMAGE}:earlier", str(folder))
     fleet.shell("docker", "tag", IMAGE, f"{IMAGE}:ours")
@@ -219,7 +220,7 @@ def other_version(
 async def test_this_version_over_the_earlier_one(
     fleet: Project, other_version: None
 ) -> None:
-    """Calls that began on the earlier version go on with this one."""
+    """Calls that began on the earlier version continue on this version."""
     await deployed_under_calls(fleet)
 
     assert image_of(fleet, IMAGE) == image_of(fleet, f"{IMAGE}:ours")
@@ -227,7 +228,7 @@ async def test_this_version_over_the_earlier_one(
 
 
 async def test_back_to_the_earlier_version(fleet: Project, other_version: None) -> None:
-    """Calls that began on this version go on with the earlier one."""
+    """Calls that began on this version continue on the earlier version."""
     await deployed_under_calls(fleet, "--back", "--no-check")
 
     assert image_of(fleet, IMAGE) == image_of(fleet, f"{IMAGE}:earlier")

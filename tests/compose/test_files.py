@@ -1,4 +1,4 @@
-"""What docker compose and Prometheus themselves say of their files."""
+"""docker compose and Prometheus check their own files."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def project(fresh_clone: Path) -> Project:
-    """Files only: nothing of it is started."""
+    """Only files; no container is started."""
     return Project(fresh_clone)
 
 
 def promtool(project: Project, *words: str) -> str:
-    """What the tool of the image that compose runs says, with the files as that has
-    them. The test fails where the tool does."""
+    """The output of promtool, of the image and with the files that compose uses. The
+    test fails if the tool fails."""
     file = yaml.safe_load((project.folder / "docker-compose.yml").read_text("utf-8"))
     return project.shell(
         *("docker", "run", "--rm", "--network", "none", "--entrypoint", "promtool"),
@@ -28,18 +28,18 @@ def promtool(project: Project, *words: str) -> str:
     ).text
 
 
-def test_compose_takes_its_file(project: Project) -> None:
-    """What the schema cannot say: references, merged keys, conditions."""
+def test_compose_accepts_its_file(project: Project) -> None:
+    """Checks what the schema cannot: references, merged keys, conditions."""
     told = project.compose("--profile", "demo", "config", "--quiet").text
 
     assert told == ""
 
 
-def test_prometheus_takes_its_files(project: Project) -> None:
-    """It starts, and its expressions can be computed."""
+def test_prometheus_accepts_its_files(project: Project) -> None:
+    """Prometheus starts, and its expressions can be evaluated."""
     assert "SUCCESS" in promtool(project, "check", "config", "/deploy/prometheus.yml")
 
 
-def test_rules_do_what_they_say(project: Project) -> None:
-    """By the tests of deploy/alerts.yml."""
+def test_alerts_fire_when_they_should(project: Project) -> None:
+    """The tests in alerts.test.yml of deploy/alerts.yml pass."""
     assert "SUCCESS" in promtool(project, "test", "rules", "/alerts.test.yml")

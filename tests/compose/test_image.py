@@ -1,7 +1,7 @@
 """The image, built and run by a Docker engine.
 
 Each test starts `docker`, which finds its engine by itself (DOCKER_HOST). PYTHON_IMAGE
-replaces the base image of the Dockerfile where its registry cannot be reached.
+replaces the base image of the Dockerfile if its registry cannot be reached.
 """
 
 import json
@@ -39,9 +39,10 @@ LOCKED_DOWN = tuple(
 )
 
 LARGEST_MB = 205
-"""Bound of what the image adds to its base: 186 MB on amd64. Most of it: numpy with its
-OpenBLAS (64), bytecode (31), twilio (26), openai (22), cryptography (16). Their new
-versions stay below it; pip, a copy or all bytecode would not."""
+"""Limit for the size that the image adds to its base: now 186 MB on amd64. Largest
+parts: numpy with its OpenBLAS (64), bytecode (31), twilio (26), openai (22),
+cryptography (16). New versions of these stay below the limit; pip, a copy of the code
+or all bytecode would exceed it."""
 
 DISTRIBUTIONS = """
 import json
@@ -96,7 +97,7 @@ def installed(image: str) -> dict[str, str]:
     return {str(canonicalize_name(name)): version for name, version in found.items()}
 
 
-# ------------------------------------------------------------------------ what is in it
+# ------------------------------------------------------------------------- its contents
 
 
 def test_the_image_has_the_locked_packages_and_no_others(
@@ -117,7 +118,7 @@ def test_development_packages_cannot_be_imported(image: str) -> None:
 
 
 def test_the_files_are_those_of_the_wheels(image: str) -> None:
-    """No file was cut out of a package, so each function of it works."""
+    """No file was removed from a package, so all functions of the packages work."""
     code = """
 from importlib.metadata import distributions
 for it in distributions():
@@ -128,7 +129,7 @@ for it in distributions():
     assert python(image, code) == ""
 
 
-def test_it_runs_as_nobody_in_particular(image: str) -> None:
+def test_it_does_not_run_as_root(image: str) -> None:
     (config,) = json.loads(docker("image", "inspect", image))
 
     assert config["Config"]["User"] == "10001"
@@ -137,7 +138,7 @@ def test_it_runs_as_nobody_in_particular(image: str) -> None:
     assert python(image, written).split() == ["False", "False"]
 
 
-def test_the_labels_say_what_it_is(image: str) -> None:
+def test_the_image_has_the_labels_of_the_project(image: str) -> None:
     (config,) = json.loads(docker("image", "inspect", image))
     prefix = "org.opencontainers.image."
     found = config["Config"]["Labels"].items()
@@ -174,8 +175,8 @@ def test_its_size(image: str) -> None:
     assert added < LARGEST_MB
 
 
-def test_what_a_start_imports_is_compiled(image: str) -> None:
-    """With a read-only root nothing is compiled for later: a module without bytecode is
+def test_modules_that_a_start_imports_are_compiled(image: str) -> None:
+    """With a read-only root no bytecode can be written: a module without bytecode is
     compiled at each start, which doubles the time until calls are taken."""
     code = """
 import importlib, sys
@@ -190,11 +191,11 @@ for name, it in list(sys.modules.items()):
     assert python(image, code).split() == []
 
 
-# ----------------------------------------------------------------------- what it does
+# ---------------------------------------------------------------------- its behaviour
 
 
 def test_a_call_is_placed_without_network_and_rights(image: str) -> None:
-    """The strictest container there is carries a call from the greeting to the end."""
+    """A call works from greeting to end in the most restricted container."""
     out = docker("run", "--rm", *LOCKED_DOWN, image, "demo", "--folder", "/tmp/calls")
 
     assert "billing" in out
@@ -216,7 +217,7 @@ def test_its_health_check_is_passed_by_a_bridge_that_serves(image: str) -> None:
         docker("rm", "--force", name)
 
 
-# ------------------------------------------------------------- packages of one's own
+# ------------------------------------------------------- images with a user's packages
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +233,7 @@ def own(image: str) -> Iterator[str]:
 def test_an_own_image_has_its_agent_and_its_package(
     own: str, installed: dict[str, str]
 ) -> None:
-    """The versions of the bridge stay as they were, and pip is gone again."""
+    """The bridge's packages keep their versions, and pip is removed again."""
     now = json.loads(python(own, DISTRIBUTIONS))
     names = {str(canonicalize_name(name)): version for name, version in now.items()}
     lines = (ROOT / "examples/image/requirements.txt").read_text("utf-8").split()
@@ -261,8 +262,8 @@ def test_an_own_agent_takes_a_call_and_uses_its_package(own: str) -> None:
 def test_an_own_package_cannot_change_a_locked_version(
     image: str, tmp_path: Path
 ) -> None:
-    """A requirement that contradicts the lock ends the build; it does not change a
-    version of the bridge in silence."""
+    """A requirement that contradicts the lock makes the build fail; it cannot silently
+    change a version of the bridge's packages."""
     for file in ("Dockerfile", "my_agent.py"):
         (tmp_path / file).write_bytes((ROOT / "examples/image" / file).read_bytes())
     (tmp_path / "requirements.txt").write_text("aiohttp<3.14\n")
@@ -271,7 +272,7 @@ def test_an_own_package_cannot_change_a_locked_version(
         docker("build", "--build-arg", f"BRIDGE_IMAGE={image}", str(tmp_path))
 
 
-# -------------------------------------------------------------- what it is made of
+# ------------------------------------------------------------------- its components
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -286,7 +287,7 @@ def test_each_package_has_a_wheel_for(machine: str, tmp_path: Path) -> None:
     words += [f"--platform={it}" for it in (*platforms, f"manylinux2014_{machine}")]
     words += ["--abi=cp313", "--abi=abi3", "--abi=none"]
     words += ["--only-binary=:all:", "--no-deps", "--ignore-installed", "--quiet"]
-    # Of the Python that runs pip; that of the wheels is checked below.
+    # Do not check the Python that runs pip; requires_python is checked below.
     words += ["--ignore-requires-python"]
     words += [f"--target={tmp_path / 'target'}", f"--report={report}", f"-r{wanted}"]
     done = subprocess.run(
@@ -309,7 +310,7 @@ def test_each_package_has_a_wheel_for(machine: str, tmp_path: Path) -> None:
 def test_the_bill_of_materials_lists_what_is_installed(
     installed: dict[str, str], tmp_path: Path
 ) -> None:
-    """`make sbom` writes CycloneDX, which its own tool has validated in the build."""
+    """`make sbom` writes CycloneDX; the build validates it with CycloneDX's tool."""
     where = ("--target", "sbom-file", "--output", str(tmp_path))
     docker("build", *base_argument(), *where, ".")
     bom = json.loads((tmp_path / "sbom.json").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The package built from a clone, and environments with nothing but it in them."""
+"""Builds the package from a clone, and environments with only that package."""
 
 import os
 import subprocess
@@ -32,17 +32,17 @@ SECRETS = (
     "examples/calls/CA1.MZ1.trace.jsonl",
     "examples/__pycache__/hello.cpython-311.pyc",
 )
-"""What lies about in a clone that is used, is in no git, and must be in no package."""
+"""Files that a used clone may have outside git, and that no package may contain."""
 
-# The programs get their settings from the test alone, and of Python's only what every
-# user has: no PYTHONPATH, and bytecode is written.
+# Removed from the environment: programs get their settings from the test alone, and no
+# settings of Python, such as PYTHONPATH or PYTHONDONTWRITEBYTECODE.
 _OURS = ("BRIDGE_", "TWILIO_", "OPENAI_", "PYTHON", "VIRTUAL_ENV", "UV_PROJECT")
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """`wheel` is built from `sdist`, as `make package` does; `tree_wheel` from the
-    tree, as the Dockerfile does."""
+    """`wheel` is built from `sdist`, as in `make package`; `tree_wheel` is built from
+    the tree, as in the Dockerfile."""
 
     sdist: Path
     wheel: Path
@@ -50,12 +50,12 @@ class Built:
 
 
 def outside_environ() -> dict[str, str]:
-    """The environment of somebody who has never heard of this repository."""
+    """The environment of a user without any settings of this repository."""
     return {name: it for name, it in os.environ.items() if not name.startswith(_OURS)}
 
 
 def run(*words: str | Path, folder: Path, timeout: float = 300) -> str:
-    """What a program of the set-up says; the test fails with it where it fails."""
+    """The output of a command; if the command fails, the test fails with the output."""
     done = subprocess.run(
         words,
         cwd=folder,
@@ -71,7 +71,7 @@ def run(*words: str | Path, folder: Path, timeout: float = 300) -> str:
 
 
 def build(folder: Path) -> Built:
-    """sdist and wheels of clones in which secrets lie about."""
+    """The sdist and wheels, built from clones; the clone of the sdist has secrets."""
     for name in ("clone", "tree"):
         (folder / name).mkdir()
         clone(folder / name)
@@ -94,7 +94,7 @@ def build(folder: Path) -> Built:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An environment, `env`, and beside it an empty folder, `work`, to work in."""
+    """An environment, `env`, and an empty folder, `work`, in which commands run."""
 
     folder: Path
 
@@ -109,7 +109,7 @@ class Place:
     def start(
         self, *words: str, environ: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        """`bridge ...` in `work`, by the name under which it was installed."""
+        """Starts the installed command `bridge` in `work`."""
         return subprocess.Popen(
             [self.folder / "env" / "bin" / "bridge", *words],
             cwd=self.work,
@@ -123,18 +123,18 @@ class Place:
     def bridge(
         self, *words: str, environ: Mapping[str, str] | None = None
     ) -> tuple[int, str]:
-        """How it ended, and what it said."""
+        """The exit code of `bridge ...`, and its output."""
         process = self.start(*words, environ=environ)
         try:
-            said, _ = process.communicate(timeout=200)
+            output, _ = process.communicate(timeout=200)
         finally:
             process.kill()
-        return process.returncode, said
+        return process.returncode, output
 
 
 def install(package: Path, folder: Path) -> Place:
-    """A place with the locked packages and this one: a wheel as it is, an sdist built
-    in an environment of its own, with the locked setuptools."""
+    """A place with the locked packages and `package`. An sdist is built in a separate
+    environment, with the locked setuptools."""
     place = Place(folder)
     place.work.mkdir(parents=True)
     run(UV, "venv", "--python", sys.executable, folder / "env", folder=folder)
@@ -153,7 +153,7 @@ def files_of_wheel(wheel: Path) -> dict[str, bytes]:
 
 
 def files_of_sdist(sdist: Path) -> dict[str, bytes]:
-    """Without the folder that all of them are in."""
+    """Path -> content; the paths are without the top folder of the sdist."""
     with tarfile.open(sdist) as whole:
         members = [it for it in whole.getmembers() if it.isfile()]
         found = {it.name: whole.extractfile(it) for it in members}

@@ -1,4 +1,4 @@
-"""What the tests of this folder share. They need git and the package index."""
+"""Fixtures of the tests in this folder, which need git and the package index."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marked, so that `make test` does not choose them."""
+    """Marks the tests of this folder, so that `make test` does not run them."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.package)

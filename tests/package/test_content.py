@@ -1,4 +1,4 @@
-"""What is in the wheel and in the sdist, and what they say of themselves."""
+"""The files of the wheel and of the sdist, and their metadata."""
 
 import tomllib
 from email.message import Message
@@ -20,7 +20,7 @@ DIST_INFO = f"twilio_realtime_bridge-{PROJECT['version']}.dist-info"
 
 
 def code() -> dict[str, bytes]:
-    """The files of both packages, as they lie in the tree."""
+    """The files of both packages in the source tree."""
     found = [it for top in ("bridge", "twiml") for it in (ROOT / top).rglob("*")]
     return {
         it.relative_to(ROOT).as_posix(): it.read_bytes()
@@ -34,7 +34,7 @@ def metadata(wheel: Path) -> Message:
 
 
 def test_the_wheel_has_the_code_and_nothing_else(built: Built) -> None:
-    """Both packages with their markers of types; no tests, no examples, no settings."""
+    """The wheel has both packages with py.typed; no tests, examples or settings."""
     found = files_of_wheel(built.wheel)
     about = {name for name in found if name.startswith(f"{DIST_INFO}/")}
     own = {name: it for name, it in found.items() if name not in about}
@@ -54,12 +54,12 @@ def test_the_wheel_has_the_code_and_nothing_else(built: Built) -> None:
 
 
 def test_the_sdist_builds_the_wheel_of_the_tree(built: Built) -> None:
-    """Whoever builds from the sdist, and whoever builds the image, has the same."""
+    """A build from the sdist and a build of the image give the same wheel."""
     assert files_of_wheel(built.wheel) == files_of_wheel(built.tree_wheel)
 
 
-def test_the_wheel_says_what_pyproject_says(built: Built) -> None:
-    """An installer finds every dependency, an auditor the licence with its text."""
+def test_the_metadata_is_that_of_pyproject(built: Built) -> None:
+    """An installer finds every dependency; an auditor finds the licence text."""
     about = metadata(built.wheel)
     wanted = [str(Requirement(it)) for it in PROJECT["dependencies"]]
     for extra, lines in PROJECT["optional-dependencies"].items():
@@ -87,8 +87,8 @@ def test_the_wheel_says_what_pyproject_says(built: Built) -> None:
     assert described.strip() == (ROOT / "README.md").read_bytes().strip()
 
 
-def test_the_sdist_has_the_project_but_the_tests(built: Built) -> None:
-    """All to build, read, run and deploy a version is in it, as it is in git."""
+def test_the_sdist_has_the_project_without_the_tests(built: Built) -> None:
+    """The sdist has all files of git that are needed to build, read, run and deploy."""
     clone = built.sdist.parent.parent / "tree"  # without the planted secrets
     made = ("build/", "twilio_realtime_bridge.egg-info/")
     left_out = ("tests/", ".ci/", ".gitignore", *made)
@@ -105,7 +105,7 @@ def test_the_sdist_has_the_project_but_the_tests(built: Built) -> None:
 
 
 def test_no_secret_of_a_used_clone_is_packed(built: Built) -> None:
-    """Settings, keys and recordings lie about where an operator builds the package."""
+    """The operator's clone may have settings, keys and recordings; none is packed."""
     clone = built.sdist.parent.parent / "clone"
     assert all((clone / name).is_file() for name in SECRETS)
 

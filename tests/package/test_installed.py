@@ -1,7 +1,7 @@
-"""The wheel and the sdist, each installed where nothing else is, and used.
+"""The wheel and the sdist, each installed in an empty environment, and used.
 
-Calls are real time, and programs mostly wait for it: all that place one run side by
-side, in both environments.
+Calls run in real time, so most programs only wait: all programs that place a call run
+at the same time, in both environments.
 """
 
 import json
@@ -70,15 +70,15 @@ def runs(places: dict[str, Place]) -> Iterator[Runs]:
 
 
 def _served(place: Place) -> Said:
-    """The log of a bridge that serves the user's agent until it has had one call, and
-    what the caller says of that."""
+    """The log of a bridge that served one call with the user's agent, followed by the
+    output of `bridge sim call`; the first exit code that is not 0."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environ = {**SIGNED, "BRIDGE_PORT": str(port)}
     process = place.start("serve", environ=environ)
     try:
         _wait_for(f"http://127.0.0.1:{port}/healthz", process)
-        # Unsigned, nothing is taken.
+        # Unsigned requests are refused.
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/voice", b"", timeout=5)
         code, call = place.bridge("sim", "call", "--from", CALLER, environ=environ)
@@ -104,7 +104,7 @@ def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
 def test_the_environment_has_the_locked_packages_and_ours(
     places: dict[str, Place], kind: str
 ) -> None:
-    """Every module can be imported there, and none comes from the repository."""
+    """Every module can be imported, and none is imported from the repository."""
     place = places[kind]
     told = run(place.python, "-c", WHERE, folder=place.work)
     modules, distributions = json.loads(told.splitlines()[-1])
@@ -123,7 +123,7 @@ def test_the_environment_has_the_locked_packages_and_ours(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_commands_answer(places: dict[str, Place], kind: str) -> None:
-    """What needs no call: each tells what it is asked, or what it lacks."""
+    """Commands that need no call print their answer, or which setting is missing."""
     place = places[kind]
     version = re.search(r'(?m)^version = "(.+)"', (ROOT / "pyproject.toml").read_text())
     assert version
@@ -148,8 +148,8 @@ def test_the_commands_answer(places: dict[str, Place], kind: str) -> None:
 def test_the_demo_is_a_good_call(
     places: dict[str, Place], runs: Runs, kind: str
 ) -> None:
-    """The first thing a user tries, with the bundled agent; it leaves its recording,
-    and the command that it names for the next step is the one that was called."""
+    """The first command of a new user, with the bundled agent. It writes its recording,
+    and the command that it prints for the next step is the installed one."""
     code, said = runs[kind, "demo"].result()
 
     assert code == 0, said
@@ -162,7 +162,7 @@ def test_the_demo_is_a_good_call(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_user_s_own_agent_is_heard_in_the_demo(runs: Runs, kind: str) -> None:
-    """A file in the folder where the command is given is enough; its tools are used."""
+    """A file in the working folder is enough; the agent's tools are used."""
     code, said = runs[kind, "own"].result()
 
     assert code == 0, said
@@ -173,8 +173,8 @@ def test_a_user_s_own_agent_is_heard_in_the_demo(runs: Runs, kind: str) -> None:
 def test_a_user_s_own_agent_takes_a_signed_call(
     places: dict[str, Place], runs: Runs, kind: str
 ) -> None:
-    """`bridge serve` and, from outside, a caller over real sockets; then the recording
-    of the call is forgotten."""
+    """`bridge serve` and a caller over real sockets; then `bridge forget` deletes the
+    recording of the call."""
     place = places[kind]
     code, said = runs[kind, "served"].result()
 
@@ -188,12 +188,10 @@ def test_a_user_s_own_agent_takes_a_signed_call(
     assert not trace.exists()
 
 
-def test_the_types_are_there_for_the_user(
-    places: dict[str, Place], tmp_path: Path
-) -> None:
-    """mypy --strict knows ours in the user's file: it accepts what is right, and tells
-    what is wrong. (With the wheel only: it takes a while, and test_content.py says that
-    the wheel of the sdist is the same.)"""
+def test_mypy_checks_a_user_s_file(places: dict[str, Place], tmp_path: Path) -> None:
+    """mypy --strict uses the package's types in the user's file: it accepts a correct
+    file and reports mistakes. (With the wheel only, because mypy is slow;
+    test_content.py checks that the wheel of the sdist is the same.)"""
     mine = MINE.read_text("utf-8")
     wrong = mine + (
         "\n\nimport twiml\n\n\ndef wrong(call: LiveCall) -> None:\n"

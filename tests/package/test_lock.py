@@ -1,4 +1,4 @@
-"""The hashes of the lock: bytes that are not those that were tested are refused."""
+"""The hashes of the lock: installers refuse files that differ from the tested ones."""
 
 import base64
 import hashlib
@@ -13,23 +13,23 @@ import pytest
 from tests.package.building import LOCK, UV, files_of_wheel, outside_environ, run
 
 PACKAGE = "typing-inspection"
-"""Any small one of pure Python."""
+"""A small package of pure Python."""
 
 
 def pinned() -> str:
-    """Its lines of the lock: one version, with the hashes of its files."""
+    """The lines of PACKAGE in the lock: one version and the hashes of its files."""
     found = re.search(rf"(?m)^{PACKAGE}==.*\n(?:    .*\n)+", LOCK.read_text("utf-8"))
     assert found
     return found[0]
 
 
 def changed(wheel: Path, folder: Path) -> Path:
-    """The same wheel with another line of code: its own list of files has been made to
-    fit, so nothing but a hash from elsewhere tells them apart."""
+    """The wheel with one more line of code. Its RECORD is changed too, so only a hash
+    from outside the wheel shows the difference."""
     files = files_of_wheel(wheel)
     record = next(name for name in files if name.endswith(".dist-info/RECORD"))
     module = next(name for name in files if name.endswith("/__init__.py"))
-    files[module] += b"import os  # somebody else's\n"
+    files[module] += b"import os  # changed code\n"
     digest = hashlib.sha256(files[module]).digest()
     line = f"{module},sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
     old = re.compile(rf"(?m)^{re.escape(module)},.*$")
@@ -44,7 +44,7 @@ def changed(wheel: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheel of the index, and one that was changed: each in a folder of its own."""
+    """The wheel of the index and a changed wheel, each in its own folder."""
     folder = tmp_path_factory.mktemp("wheels")
     (folder / "lock").write_text(pinned())
     fetch = (sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes")
@@ -63,8 +63,8 @@ def pip(installer: str, python: Path) -> list[str | Path]:
 def install(
     installer: str, wheel: Path, folder: Path, *options: str
 ) -> tuple[bool, str]:
-    """Into a new environment, from that wheel's folder alone: whether the package was
-    installed, and what the installer said."""
+    """Installs from the wheel's folder alone into a new environment. Returns whether
+    the package was installed, and the output of the installer."""
     run(UV, "venv", "--python", sys.executable, folder / "env", folder=folder)
     python = folder / "env" / "bin" / "python"
     (folder / "lock").write_text(pinned())
@@ -88,8 +88,8 @@ def install(
 def test_a_changed_wheel_is_refused(
     wheels: dict[str, Path], installer: str, tmp_path: Path
 ) -> None:
-    """An index or a mirror with other bytes: nothing is installed of them, and
-    the message names the hash."""
+    """If an index or a mirror delivers other bytes, nothing is installed, and the
+    message names the hash."""
     locked = ("--require-hashes", "-r", "lock")
 
     there, said = install(installer, wheels["changed"], tmp_path, *locked)
@@ -101,11 +101,11 @@ def test_a_changed_wheel_is_refused(
 
 
 @pytest.mark.parametrize("installer", ["pip", "uv"])
-def test_only_the_hash_keeps_it_out(
+def test_only_the_hash_causes_the_refusal(
     wheels: dict[str, Path], installer: str, tmp_path: Path
 ) -> None:
-    """The wheel of the index is installed in the same way, and the changed one is where
-    nobody asks for hashes: the test above refuses no wheel that is merely broken."""
+    """The same command installs the wheel of the index, and without hashes the changed
+    wheel is installed: the test above has no other reason to refuse it."""
     for name in ("tested", "changed"):
         (tmp_path / name).mkdir()
     locked = ("--require-hashes", "-r", "lock")

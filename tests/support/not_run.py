@@ -1,4 +1,4 @@
-"""A pytest plugin: a run reports the tests that it left to .ci/run; a skip is a failure.
+"""A pytest plugin: a run reports the tests that it left to .ci/run; a skip fails.
 
 A test that needs something that not every machine has carries a marker. The marker's
 description in pyproject.toml begins with "needs", says what the test needs, and names
@@ -47,7 +47,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """All workers collect the same tests, so any worker's counts are those of the run."""
+    """All workers collect the same tests: the counts of one are those of the run."""
     told = getattr(node, "workeroutput", {})  # a crashed worker has none
     node.config.stash[LEFT].update(told.get("left", {}))
 
@@ -87,6 +87,6 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
         report.outcome = "failed"
         report.longrepr = (
             f"{file}:{line}: {reason}\n"
-            "Tests must not be skipped, because nobody notices a skip. Make the test run "
-            "on every machine, or mark what it needs (markers in pyproject.toml)."
+            "No test is skipped here: nobody notices. Make it run on every machine, or "
+            "give it a marker that says what it needs (pyproject.toml)."
         )
