@@ -62,7 +62,9 @@ async def test_calls_are_served_while_instances_are_full_or_dead(
             tasks.create_task(call(fleet, LONG), name="holds the other line")
             await busy(fleet, 1, 1)
             third = await call(fleet)
-            assert third.said_by_twilio and not third.heard, "a full house was silent"
+            assert third.said_by_twilio and not third.heard, (
+                "a caller heard nothing while all lines were busy"
+            )
         await busy(fleet, 0, 0)
 
         await fleet.bridges[0].kill()
