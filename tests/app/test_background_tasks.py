@@ -41,7 +41,7 @@ async def test_an_errand_that_takes_too_long_is_given_up() -> None:
 
     assert time.monotonic() - began < 1 and task.cancelled()
     assert [(it["event"], it["task"]) for it in logs] == [
-        ("background_task_given_up", "CA1 listener")
+        ("background_task_cancelled", "CA1 listener")
     ]
 
 

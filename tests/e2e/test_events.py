@@ -225,7 +225,7 @@ async def test_listeners_that_fail_or_block_do_no_harm(
     assert seen[-1] == "call_ended"
     failed = [it for it in logs if it["event"] == "listener_failed"]
     assert len(failed) == 2  # each of the two, once
-    assert not [it for it in logs if it["event"] == "background_task_given_up"]
+    assert not [it for it in logs if it["event"] == "background_task_cancelled"]
 
 
 async def test_a_listener_of_the_models() -> None:

@@ -278,8 +278,8 @@ async def test_a_receiver_that_fails_twice_gets_it() -> None:
         logged = await delivered(there.url)
 
     assert [line["event"] for line in logged] == [
-        "report_delayed",
-        "report_delayed",
+        "report_attempt_failed",
+        "report_attempt_failed",
         "report_delivered",
     ]
     assert len({headers["webhook-id"] for headers, _, _ in there.got}) == 1

@@ -326,7 +326,9 @@ def test_a_line_that_cannot_be_made_is_not_shown_in_pieces(
 
     logging.getLogger("a.library").warning("%d", "+14155550101")
 
-    assert capsys.readouterr().err == "log line lost: TypeError\n"
+    assert capsys.readouterr().err == (
+        "a log line could not be formatted and is lost: TypeError\n"
+    )
 
 
 def test_a_crash_is_told_as_all_else_is(
@@ -348,7 +350,7 @@ def test_a_crash_is_told_as_all_else_is(
 
     first, second = lines(capsys)
     for line in (first, second):
-        assert (line["event"], line["level"]) == ("crashed", "critical")
+        assert (line["event"], line["level"]) == ("uncaught_exception", "critical")
         assert "ValueError: [number]" in line["exception"]
 
 
