@@ -20,7 +20,7 @@ from websockets.asyncio.client import connect as connect_socket
 from bridge.agent.events import CallEvent
 from bridge.agent.live import BadRequest, LiveCall
 from bridge.agent.phone_tools import take_message
-from bridge.app.routes import Report, Route
+from bridge.app.routes import ReportTarget, Route
 from bridge.model.hosted_mcp import NOT_DONE, UNKNOWN
 from bridge.model.sdk_session import FAILED
 from bridge.model.session_settings import SessionSettings
@@ -574,7 +574,7 @@ async def test_the_report_of_a_call() -> None:
     route = on_call(
         hook,
         name="desk",
-        report=Report(to="keep", url=f"http://127.0.0.1:{port}/report"),
+        report=ReportTarget(to="keep", url=f"http://127.0.0.1:{port}/report"),
     )
     route["functions"]["keep"] = kept.append
     agent = AGENT.clone(tools=[take_message])

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from bridge.agent.live import BadRequest, LiveCall, NotAllowed, Transfer
 from bridge.agent.phone_tools import PHONE_TOOLS
-from bridge.app.routes import Cost, HangUp, Route, Routes
+from bridge.app.routes import Cost, HangUpAction, Route, Routes
 from bridge.app.services import Ceilings, Services, rules_for
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
@@ -107,7 +107,7 @@ async def services(route: Route, **conf: Any) -> AsyncIterator[Services]:
 
 ROUTE = Route(
     transfers={"desk": Transfer("+14155550111", caller_id="+14155550112")},
-    keys={"0": Transfer("+14155550113"), "9": HangUp()},
+    keys={"0": Transfer("+14155550113"), "9": HangUpAction()},
     fallback="+14155550114",
 )
 

@@ -25,7 +25,7 @@ from redis import Redis
 
 from bridge.agent.events import CallEvent
 from bridge.agent.live import LiveCall
-from bridge.app.routes import Report, Route, Routes
+from bridge.app.routes import ReportTarget, Route, Routes
 from bridge.app.settings import Settings
 from bridge.cli.commands import _secrets
 from bridge.http.api import client
@@ -118,7 +118,7 @@ async def test_what_the_users_code_raises_gives_nobody_away(
 
     agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[look_up])
     turns = [[CallTool("look_up", {})], [Say("No.")]]
-    route = Route(on_call="on_call", report=Report(to="reported"))
+    route = Route(on_call="on_call", report=ReportTarget(to="reported"))
     functions: dict[str, Any] = {"on_call": on_call, "reported": reported}
     async with bridge(
         Behaviour(turns=turns), agent=agent, route=route, functions=functions
@@ -348,7 +348,7 @@ async def paying(seen: Seen, redact: Redaction, folder: Path) -> AsyncIterator[P
         speed=20,
     )
     agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[pay])
-    route = Route(redact=redact, on_call="on_call", report=Report(to="reported"))
+    route = Route(redact=redact, on_call="on_call", report=ReportTarget(to="reported"))
     functions: dict[str, Any] = {"on_call": on_call, "reported": seen.reports.append}
     async with bridge(
         behaviour,

@@ -11,7 +11,7 @@ from agents.run_context import RunContextWrapper
 import twiml
 from bridge.agent.live import LiveCall, Transfer
 from bridge.agent.phone_tools import PHONE_TOOLS
-from bridge.app.routes import Cost, HangUp, Route, Silence, Tell
+from bridge.app.routes import Cost, HangUpAction, Route, Silence, TellAction
 from bridge.core.rules import Prices
 from bridge.sim.model import Behaviour, CallTool, Heard, Ruled, Say, Turn
 from bridge.sim.ruler import read_ruler
@@ -159,7 +159,7 @@ async def test_keys_reach_the_agent_as_one_input() -> None:
 
 async def test_a_key_of_the_routes_acts_at_once() -> None:
     """0 puts the caller through, whatever the agent is saying."""
-    keys = {"0": SALES, "9": HangUp(), "*": Tell("Say the opening hours.")}
+    keys = {"0": SALES, "9": HangUpAction(), "*": TellAction("Say the opening hours.")}
     async with bridge(
         Behaviour(turns=[[Ruled(6000)], [Ruled(800)]]), route=Route(keys=keys)
     ) as place:
