@@ -30,6 +30,7 @@ RUN --mount=type=cache,id=twilio-realtime-bridge,target=/var/cache \
 # --- The bridge itself, and the bytecode of the modules that it uses.
 FROM dependencies AS build
 COPY pyproject.toml README.md LICENSE ./
+COPY licenses licenses
 COPY scripts/compile_used.py scripts/
 COPY bridge bridge
 COPY twiml twiml

@@ -38,7 +38,7 @@ import twiml
 from bridge.agent.approvals import ApprovalRule
 from bridge.agent.live import RING_SECONDS, CallFacts, Transfer
 from bridge.app import values, yaml_lines
-from bridge.app.yaml_lines import Loc, Mistake, NotYaml, Unquoted, YamlFile
+from bridge.app.yaml_lines import Loc, NotYaml, Unquoted, YamlFile, YamlMistake
 from bridge.core.rules import SILENT, Prices
 from bridge.model.session_settings import SessionSettings, SettingsMistakes
 from bridge.privacy import redaction
@@ -567,7 +567,7 @@ def _with_language(session: SessionSettings, language: str | None) -> SessionSet
 # ------------------------------------------------------------------------- the mistakes
 
 
-def _told(path: str | Path, found: Iterable[Mistake]) -> list[str]:
+def _told(path: str | Path, found: Iterable[YamlMistake]) -> list[str]:
     told = [(it.line, f"{_dotted(it.loc)} {it.text}".lstrip()) for it in found]
     return [f"{path}:{line}: {text}" for line, text in sorted(told)]
 
@@ -581,7 +581,7 @@ def _dotted(loc: Loc) -> str:
     return ".".join(map(str, steps))
 
 
-def _repeated_names(file: YamlFile) -> Iterator[Mistake]:
+def _repeated_names(file: YamlFile) -> Iterator[YamlMistake]:
     routes = file.value.get("routes") if isinstance(file.value, dict) else None
     first: dict[str, int] = {}
     for position, route in enumerate(routes if isinstance(routes, list) else []):
@@ -593,16 +593,18 @@ def _repeated_names(file: YamlFile) -> Iterator[Mistake]:
             continue
         if name in first:
             text = f"repeats the name {name} of line {first[name]}: change one of them"
-            yield Mistake(line, loc, text)
+            yield YamlMistake(line, loc, text)
         first.setdefault(name, line)
 
 
-def _warnings(file: YamlFile, of: RouteDefaults, *loc: str | int) -> Iterator[Mistake]:
+def _warnings(
+    file: YamlFile, of: RouteDefaults, *loc: str | int
+) -> Iterator[YamlMistake]:
     for path, text in of.session.warnings().items():
         yield file.at_key((*loc, "session", *path), text)
 
 
-def _mistakes(file: YamlFile, errors: list[ErrorDetails]) -> Iterator[Mistake]:
+def _mistakes(file: YamlFile, errors: list[ErrorDetails]) -> Iterator[YamlMistake]:
     """The errors of pydantic, each with its line and with text for an operator."""
     places = {it["loc"] for it in errors if it["loc"] not in file.lines}
     bad_keys = {loc[:-1] for loc in places if loc[-1] == "[key]"}
@@ -612,7 +614,7 @@ def _mistakes(file: YamlFile, errors: list[ErrorDetails]) -> Iterator[Mistake]:
         place, cause = file.nearest(loc), context.get("error")
         if loc[-1:] == ("[key]",) and loc[:-1] in bad_keys:
             text = f"has {_shown(loc[-2])} as a key: {_FIXES[context['pattern']]}"
-            yield Mistake(file.lines[place].key, place[:-1], text)
+            yield YamlMistake(file.lines[place].key, place[:-1], text)
         elif not bad_keys.isdisjoint(loc[:end] for end in range(len(loc) + 1)):
             continue
         elif error["type"] in ("unexpected_keyword_argument", "unknown_key"):
@@ -623,10 +625,10 @@ def _mistakes(file: YamlFile, errors: list[ErrorDetails]) -> Iterator[Mistake]:
             for path, text in cause.mistakes:
                 yield file.at_key((*place, *path), text)
         else:
-            yield Mistake(file.lines[place].value, place, _what(error, context))
+            yield YamlMistake(file.lines[place].value, place, _what(error, context))
     for place, keys in lacking.items():
         text = f"lacks {', '.join(keys)}: write it"
-        yield Mistake(file.lines[place].value, place, text)
+        yield YamlMistake(file.lines[place].value, place, text)
 
 
 _CLASSES = {

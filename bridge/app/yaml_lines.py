@@ -29,7 +29,7 @@ class Unquoted(str):
     __slots__ = ()
 
 
-class Mistake(NamedTuple):
+class YamlMistake(NamedTuple):
     line: int
     loc: Loc
     text: str
@@ -40,10 +40,10 @@ class NotYaml(Exception):
 
     def __init__(self, line: int, text: str) -> None:
         super().__init__(text)
-        self.mistake = Mistake(line, (), text)
+        self.mistake = YamlMistake(line, (), text)
 
 
-class Lines(NamedTuple):
+class KeyLines(NamedTuple):
     key: int
     """Line of the key of an entry of a mapping; else the same as `value`."""
     value: int
@@ -53,9 +53,9 @@ class Lines(NamedTuple):
 @dataclass(slots=True)
 class YamlFile:
     value: Any = None
-    lines: dict[Loc, Lines] = field(default_factory=dict)
+    lines: dict[Loc, KeyLines] = field(default_factory=dict)
     """An entry for each value; empty if the file has none."""
-    mistakes: list[Mistake] = field(default_factory=list)
+    mistakes: list[YamlMistake] = field(default_factory=list)
     """Keys that are written twice or are not texts. `value` does not have them."""
 
     def nearest(self, loc: Loc) -> Loc:
@@ -67,8 +67,8 @@ class YamlFile:
                 found = (*found, step)
         return found
 
-    def at_key(self, loc: Loc, text: str) -> Mistake:
-        return Mistake(self.lines[self.nearest(loc)].key, loc, text)
+    def at_key(self, loc: Loc, text: str) -> YamlMistake:
+        return YamlMistake(self.lines[self.nearest(loc)].key, loc, text)
 
 
 def read(path: Path) -> YamlFile:
@@ -135,7 +135,7 @@ def _value(
 ) -> Any:
     """The value that begins with `event`."""
     line = event.start_mark.line + 1
-    file.lines[loc] = Lines(key_line or line, line)
+    file.lines[loc] = KeyLines(key_line or line, line)
     if isinstance(event, yaml.MappingStartEvent):
         return _mapping(file, events, loc)
     if isinstance(event, yaml.SequenceStartEvent):
@@ -154,11 +154,11 @@ def _mapping(file: YamlFile, events: Iterator[Any], loc: Loc) -> dict[str, Any]:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarEvent):
             text = "has a key that is not a text: write a plain word"
-            file.mistakes.append(Mistake(line, loc, text))
+            file.mistakes.append(YamlMistake(line, loc, text))
             _value(YamlFile(), events, key, ())
         elif (place := (*loc, key.value)) in file.lines:
             text = f"is in line {file.lines[place].key} already: keep one of the two"
-            file.mistakes.append(Mistake(line, place, text))
+            file.mistakes.append(YamlMistake(line, place, text))
         else:
             found[key.value] = _value(file, events, next(events), place, line)
             continue

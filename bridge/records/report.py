@@ -5,10 +5,6 @@ its call; it must not delay the call, nor raise an exception into it.
 """
 
 import asyncio
-import base64
-import binascii
-import hashlib
-import hmac
 import random
 import time
 import uuid
@@ -26,14 +22,12 @@ from bridge.agent import user_code
 from bridge.agent.live import CallFacts, LiveCall, Message
 from bridge.core.history import HistoryItem
 from bridge.privacy.redaction import Redaction
+from bridge.records.standard_webhooks import signed, signing_key
 
 log = structlog.get_logger()
 
 CLOSE_SECONDS = 5.0
 """Time that deliveries get at shutdown, if `close` was not called before."""
-
-SECRET_BYTES = range(24, 65)
-"""https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md"""
 
 RETRY_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 """HTTP statuses after which a delivery is retried: a later attempt may succeed."""
@@ -201,37 +195,6 @@ def _tools(history: Sequence[HistoryItem]) -> list[ToolCall]:
 def _utc(seconds: float) -> str:
     moment = datetime.fromtimestamp(seconds, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-# --- the signature ---
-
-
-def signing_key(secret: str) -> bytes:
-    """The key in `whsec_<base64>`. ValueError, without the secret, if it is none."""
-    wrong = (
-        f"a webhook secret is whsec_ and the base64 of {SECRET_BYTES[0]} to "
-        f"{SECRET_BYTES[-1]} bytes"
-    )
-    if not secret.startswith("whsec_"):
-        raise ValueError(wrong)
-    try:
-        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except binascii.Error:
-        raise ValueError(wrong) from None
-    if len(key) not in SECRET_BYTES:
-        raise ValueError(wrong)
-    return key
-
-
-def signed(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers of Standard Webhooks for this body."""
-    content = f"{webhook_id}.{timestamp}.".encode() + body
-    digest = hmac.new(key, content, hashlib.sha256).digest()
-    return {
-        "webhook-id": webhook_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
-    }
 
 
 # --- delivery ---

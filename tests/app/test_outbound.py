@@ -23,7 +23,7 @@ from bridge.app.outbound import (
 from bridge.fleet.formats import FORMAT, format_of
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import AnsweredBy
-from bridge.sim.caller import HangUp, Hear, Wait
+from bridge.sim.caller import HangUpStep, HearStep, WaitStep
 from bridge.sim.twilio.rest import Answers, TwilioRest, Unreached
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, tiny_bridge
 
@@ -88,7 +88,7 @@ async def test_an_order_becomes_a_call_that_finds_its_order() -> None:
     async def play(talk: Talk) -> None:
         await talk.media(AGENT[:1600])
 
-    callee = Answers([Hear(200), HangUp()])
+    callee = Answers([HearStep(200), HangUpStep()])
     async with services(play, callee=callee) as it:
         wanted = order(
             id="a/b 1", route="sales", parameters={"name": "Anna"}, greeting="Hello!"
@@ -137,7 +137,7 @@ async def test_parameters_of_the_request_to_twilio() -> None:
 
 async def test_hanging_up_ends_the_call_and_may_be_repeated() -> None:
     """Hanging up a call that has ended already is no error."""
-    async with services(callee=Answers([Wait(60)])) as it:
+    async with services(callee=Answers([WaitStep(60)])) as it:
         call_sid = await it.outbound.place(order())
         while it.rest.calls[call_sid].placed is None:  # noqa: ASYNC110 - tells nobody
             await asyncio.sleep(0.01)
@@ -285,7 +285,7 @@ def test_only_plain_numbers_are_dialled(to: str) -> None:
 async def test_the_number_of_running_calls_is_limited() -> None:
     """The next call is placed when one has ended, even if its end was reported to
     another instance."""
-    async with services(callee=Answers([Wait(60)])) as it:
+    async with services(callee=Answers([WaitStep(60)])) as it:
         outbound, elsewhere = it.another(at_once=2), it.another()
         first = await outbound.place(order())
         second = await outbound.place(order())
@@ -320,7 +320,7 @@ async def test_a_call_without_a_final_status_stops_counting() -> None:
 
 async def test_orders_that_are_being_placed_count_as_running() -> None:
     """The limit of running calls holds for orders that are placed at the same time."""
-    async with services(callee=Answers([Wait(60)])) as it:
+    async with services(callee=Answers([WaitStep(60)])) as it:
         outbound = it.another(at_once=1)
         placed = await asyncio.gather(
             *[outbound.place(order()) for _ in range(3)], return_exceptions=True
@@ -384,7 +384,7 @@ async def test_a_late_status_does_not_replace_a_newer_one() -> None:
 async def test_statuses_of_a_whole_call_out_of_order() -> None:
     """The statuses that the fake Twilio sends out of order are handled as they
     arrive."""
-    callee = Answers([Wait(0.2), HangUp()])
+    callee = Answers([WaitStep(0.2), HangUpStep()])
     async with services(callee=callee, out_of_order=True) as it:
         call_sid = await it.outbound.place(order(machine="ignore"))
         placed = await it.outbound.status(call_sid)

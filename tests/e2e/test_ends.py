@@ -10,14 +10,14 @@ from agents.realtime import RealtimeAgent
 import twiml
 from bridge.agent.live import LiveCall
 from bridge.core import conversation, redial
-from bridge.sim.model import Behaviour, Fail, Ruled
+from bridge.sim.model import Behaviour, Fail, PlayRuler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import CLOSED_SECONDS, HELLO, Place, bridge
 
-HANG_UP = steps.HangUp()
-TALK = [steps.Say(HELLO), steps.Hear(300)]
-STAY = [*TALK, steps.Wait(20)]
-LONG = Behaviour(turns=[[Ruled(6000)]] * 2)
+HANG_UP = steps.HangUpStep()
+TALK = [steps.SayStep(HELLO), steps.HearStep(300)]
+STAY = [*TALK, steps.WaitStep(20)]
+LONG = Behaviour(turns=[[PlayRuler(6000)]] * 2)
 
 
 async def test_the_caller_hangs_up_in_mid_sentence() -> None:
@@ -45,7 +45,7 @@ async def test_the_stream_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation, "LINGER_SECONDS", 0.3)
     async with bridge(LONG) as place:
         caller = place.caller(notice_seconds=5.0)
-        await caller.call([*TALK, steps.Drop(), steps.Wait(0.1), HANG_UP])
+        await caller.call([*TALK, steps.DropStep(), steps.WaitStep(0.1), HANG_UP])
         await place.empty()
 
     assert place.metric('bridge_calls_total{outcome="caller_connection_lost"}') == 1
@@ -87,7 +87,7 @@ async def test_the_model_fails(
 async def test_a_wrong_api_key() -> None:
     """The operator reads the reason in the log, the caller hears an apology."""
     async with bridge(api_key="right", openai_api_key="wrong") as place:
-        record = await place.caller().call([steps.Wait(5)])
+        record = await place.caller().call([steps.WaitStep(5)])
         await place.empty()
 
     assert record.said_by_twilio == [twiml.SORRY]
@@ -101,7 +101,7 @@ async def test_nothing_listens_at_the_models_url(
     monkeypatch.setattr(redial, "READY_SECONDS", 1.0)
     async with bridge() as place:
         await place.model.__aexit__(None, None, None)
-        record = await place.caller().call([steps.Wait(5)])
+        record = await place.caller().call([steps.WaitStep(5)])
         await place.empty()
         await place.model.__aenter__()
 
@@ -142,7 +142,7 @@ def _bad_instructions(context: object, agent: object) -> str:
 async def test_the_users_agent_fails(agent: Any) -> None:
     """A mistake in the user's code ends one call, and the caller hears a sentence."""
     async with bridge(agent=agent) as place:
-        record = await place.caller().call([steps.Wait(5)])
+        record = await place.caller().call([steps.WaitStep(5)])
         await place.empty()
 
     assert record.said_by_twilio == [twiml.SORRY]
@@ -153,7 +153,7 @@ async def test_a_frozen_model_does_not_keep_the_call() -> None:
     """The caller hangs up while the model sends nothing more, no close frame either."""
     frozen = Behaviour(turns=LONG.turns, freeze_after=1.0)
     async with bridge(frozen) as place:
-        await place.caller().call([steps.Wait(1.5), HANG_UP])
+        await place.caller().call([steps.WaitStep(1.5), HANG_UP])
         began = asyncio.get_running_loop().time()
         while place.server.calls:
             await asyncio.sleep(0.02)
@@ -183,7 +183,7 @@ async def test_draining_lets_calls_finish() -> None:
             await asyncio.sleep(1.0)
             drained = tasks.create_task(place.server.close(drain_seconds=30))
             await asyncio.sleep(0.1)
-            refused = await place.caller().call([steps.Wait(1)])
+            refused = await place.caller().call([steps.WaitStep(1)])
             assert not drained.done()
         await place.empty()
 
@@ -193,13 +193,13 @@ async def test_draining_lets_calls_finish() -> None:
 
 async def _many(place: Place, last: steps.Script, times: int) -> None:
     for _ in range(times):
-        await place.caller().call([steps.Wait(0.2), *last])
+        await place.caller().call([steps.WaitStep(0.2), *last])
 
 
 async def test_one_call_after_another_leaves_nothing() -> None:
     """Forty calls, four at a time, ten of them with a broken stream: no task, socket or
     registry entry remains."""
-    back = [steps.Drop(), steps.Say(HELLO[:1600]), HANG_UP]
+    back = [steps.DropStep(), steps.SayStep(HELLO[:1600]), HANG_UP]
     async with bridge(LONG) as place:
         async with asyncio.TaskGroup() as tasks:
             for last in ([HANG_UP], [HANG_UP], [HANG_UP], back):

@@ -18,14 +18,14 @@ from bridge.model import wire
 from bridge.model.sdk_session import MAX_TOOLS, TOO_MANY
 from bridge.model.session import MAX_EVENT_BYTES
 from bridge.model.wire import MAX_EVENT_CHARS
-from bridge.sim.model import Behaviour, CallTool, Ruled
+from bridge.sim.model import Behaviour, CallTool, PlayRuler
 from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import HELLO, Place, bridge
 
-LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
-TALK = [steps.Say(HELLO), LISTEN, steps.HangUp()]
+LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
+TALK = [steps.SayStep(HELLO), LISTEN, steps.HangUpStep()]
 SILENCE = "/" * 212 + "////"
 """20 ms of audio in base64, without padding."""
 
@@ -140,7 +140,7 @@ NONSENSE: list[str] = [
 
 async def test_malformed_events_are_counted_and_the_call_continues() -> None:
     """A caller whose model sends everything that is malformed is answered as usual."""
-    behaviour = Behaviour(turns=[[Ruled(500)]], garbage=MALFORMED)
+    behaviour = Behaviour(turns=[[PlayRuler(500)]], garbage=MALFORMED)
     async with bridge(behaviour) as place:
         record = await place.caller().call(TALK)
         await place.empty()
@@ -155,7 +155,9 @@ async def test_meaningless_events_do_not_end_a_call() -> None:
     """The events are well formed and mean nothing; the SDK's session does not end
     either."""
     with capture_logs() as lines:
-        async with bridge(Behaviour(fallback=[Ruled(500)], garbage=NONSENSE)) as place:
+        async with bridge(
+            Behaviour(fallback=[PlayRuler(500)], garbage=NONSENSE)
+        ) as place:
             record = await place.caller().call(TALK)
             await place.empty()
 
@@ -169,15 +171,17 @@ async def test_meaningless_events_do_not_end_a_call() -> None:
 @pytest.mark.parametrize("size", [MAX_EVENT_CHARS + 1, 2 * MAX_EVENT_BYTES])
 async def test_a_giant_event(size: int) -> None:
     """The event is not parsed; if necessary another session continues the call."""
-    behaviour = Behaviour(turns=[[Ruled(500)]] * 2)
+    behaviour = Behaviour(turns=[[PlayRuler(500)]] * 2)
     giant = event("response.output_text.delta", delta="x" * size)
     async with bridge(behaviour) as place:
         calling = asyncio.ensure_future(  # noqa: TID251
-            place.caller().call([steps.Say(HELLO), LISTEN, steps.Wait(0.5), *TALK])
+            place.caller().call(
+                [steps.SayStep(HELLO), LISTEN, steps.WaitStep(0.5), *TALK]
+            )
         )
         await until(lambda: is_configured(place) and bool(place.session.responses))
         await asyncio.sleep(1.2)
-        place.model.strike(faults.saying(giant))
+        place.model.inject(faults.saying(giant))
         record = await calling
         sessions = len(place.model.sessions)
         await place.empty()
@@ -203,12 +207,12 @@ async def beside(place: Place, fault: faults.Fault) -> Any:
     """A normal call while the model of another call has this fault: the normal call's
     record."""
     bad = asyncio.ensure_future(  # noqa: TID251
-        place.caller().call([steps.Say(HELLO), steps.Wait(20)])
+        place.caller().call([steps.SayStep(HELLO), steps.WaitStep(20)])
     )
     await until(lambda: is_configured(place))
     first = place.session
     good = asyncio.ensure_future(  # noqa: TID251
-        place.caller().call([steps.Say(HELLO), LISTEN, steps.HangUp()])
+        place.caller().call([steps.SayStep(HELLO), LISTEN, steps.HangUpStep()])
     )
     await until(lambda: len(place.model.open) == 2 and bool(place.session.responses))
     fault(first)
@@ -245,7 +249,7 @@ def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_flood_ends_its_call_and_no_other(kind: str) -> None:
     """A model that sends without end: its caller hears an apology, the other caller
     hears the whole answer."""
-    async with bridge(Behaviour(fallback=[Ruled(1500)], speed=2)) as place:
+    async with bridge(Behaviour(fallback=[PlayRuler(1500)], speed=2)) as place:
         record = await beside(place, faults.flooding(FLOODS[kind]))
 
     assert list(read_ruler(record.heard).heard_ms.values()) == [1500]
@@ -257,7 +261,7 @@ async def test_a_flood_ends_its_call_and_no_other(kind: str) -> None:
 async def test_a_flood_of_bytes() -> None:
     """Fewer events of a megabyte each: the call ends before they fill the memory."""
     book = event("response.output_text.delta", delta="x" * 1_000_000)
-    async with bridge(Behaviour(fallback=[Ruled(1500)], speed=2)) as place:
+    async with bridge(Behaviour(fallback=[PlayRuler(1500)], speed=2)) as place:
         record = await beside(place, faults.flooding(lambda n: book, 1))
 
     assert list(read_ruler(record.heard).heard_ms.values()) == [1500]
@@ -322,13 +326,13 @@ async def test_tools_called_with_malformed_arguments() -> None:
         calls_tool(8, arguments="x" * 500_000),
         calls_tool(9, name="x" * (MAX_ID_CHARS + 1)),
     ]
-    behaviour = Behaviour(turns=[[CallTool("look_up", {})]], fallback=[Ruled(400)])
+    behaviour = Behaviour(turns=[[CallTool("look_up", {})]], fallback=[PlayRuler(400)])
     async with bridge(behaviour, agent=Tools().agent) as place:
         calling = asyncio.ensure_future(  # noqa: TID251
-            place.caller().call([steps.Wait(1), *TALK])
+            place.caller().call([steps.WaitStep(1), *TALK])
         )
         await until(lambda: is_configured(place))
-        place.model.strike(faults.saying(*garbage))
+        place.model.inject(faults.saying(*garbage))
         record = await calling
         told = outputs(place)
         await place.empty()
@@ -343,13 +347,13 @@ async def test_two_hundred_tools_at_once() -> None:
     """The number of running tool calls is limited; for the others the model is told to
     wait."""
     tools = Tools(1.0)  # the first still runs when the last one begins
-    behaviour = Behaviour(fallback=[Ruled(400)])
+    behaviour = Behaviour(fallback=[PlayRuler(400)])
     async with bridge(behaviour, agent=tools.agent) as place:
         calling = asyncio.ensure_future(  # noqa: TID251
-            place.caller().call([steps.Wait(2.5), *TALK])
+            place.caller().call([steps.WaitStep(2.5), *TALK])
         )
         await until(lambda: is_configured(place))
-        place.model.strike(faults.saying(*(calls_tool(n) for n in range(200))))
+        place.model.inject(faults.saying(*(calls_tool(n) for n in range(200))))
         record = await calling
         told = outputs(place)
         await place.empty()

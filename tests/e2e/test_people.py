@@ -31,8 +31,8 @@ from bridge.cli.commands import _secrets
 from bridge.http.api import client
 from bridge.privacy.redaction import Redaction
 from bridge.records.report import CallReport
-from bridge.sim.model import Behaviour, CallTool, Say
-from bridge.sim.realtime.leg import Line
+from bridge.sim.model import Behaviour, CallTool, SayText
+from bridge.sim.realtime.phone_call import SipCallState
 from bridge.sim.twilio import rest, steps
 from bridge.telemetry import log
 from tests.e2e.bridge import HELLO, Place, bridge
@@ -40,8 +40,8 @@ from tests.e2e.test_connection_guard import with_sip
 from tests.e2e.test_outbound import CALLEE, SECRET, TOKEN, phones
 from tests.fleet.redis_server import RedisServer
 
-LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
-HANG_UP = steps.HangUp()
+LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
+HANG_UP = steps.HangUpStep()
 CALLER = "+15551230001"
 VISA = "4111 1111 1111 1111"
 KEY = "sk-proj-the-key-of-this-test"
@@ -118,13 +118,13 @@ async def test_exceptions_of_the_users_code_leak_no_personal_data(
         live.on(listens)
 
     agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[look_up])
-    turns = [[CallTool("look_up", {})], [Say("No.")]]
+    turns = [[CallTool("look_up", {})], [SayText("No.")]]
     route = Route(on_call="on_call", report=ReportTarget(to="reported"))
     functions: dict[str, Any] = {"on_call": on_call, "reported": reported}
     async with bridge(
         Behaviour(turns=turns), agent=agent, route=route, functions=functions
     ) as place:
-        await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+        await place.caller().call([steps.SayStep(HELLO), LISTEN, HANG_UP])
         await place.empty()
         assert odd_labels(place) == set()
 
@@ -155,7 +155,7 @@ async def test_a_failed_agent_function_leaks_no_personal_data(
         agent = RealtimeAgent(name="desk", instructions=fails)
     route = Route(on_call="fails" if where == "on_call" else None)
     async with bridge(agent=agent, route=route, functions={"fails": fails}) as place:
-        await place.caller().call([steps.Wait(3)])
+        await place.caller().call([steps.WaitStep(3)])
         await place.empty()
 
     assert "agent_failed" in written.getvalue()
@@ -173,7 +173,7 @@ async def test_a_sip_call_leaks_no_personal_data(written: io.StringIO) -> None:
         url = f"http://127.0.0.1:{running.port}/openai/webhook"
         call = await calls.ring(url, caller=CALLER, called=CALLEE)
         async with asyncio.timeout(5):
-            await call.until(Line.REJECTED)
+            await call.until(SipCallState.REJECTED)
 
     assert "agent_failed" in written.getvalue()
     assert not gives_away(written.getvalue())
@@ -218,11 +218,11 @@ async def test_a_refused_api_key_is_not_leaked(
 ) -> None:
     """The model's error code contains the key that it got, or a number."""
     async with bridge(api_key="another", openai_api_key=SecretStr(KEY)) as place:
-        await place.caller().call([steps.Wait(3)])
+        await place.caller().call([steps.WaitStep(3)])
         await place.empty()
         for code in (KEY, CALLER):
-            place.model.door.answer(401, code=code)
-            await place.caller().call([steps.Wait(3)])
+            place.model.handshakes.answer(401, code=code)
+            await place.caller().call([steps.WaitStep(3)])
             await place.empty()
         odd = odd_labels(place)
 
@@ -278,7 +278,7 @@ async def test_a_bridge_with_default_settings_stores_nothing(
     """Recording, transcripts and reports are off by default: a call leaves no file, and
     the process connects only to Twilio and the model."""
     monkeypatch.chdir(tmp_path)
-    behaviour = Behaviour(turns=[[Say("Hello.")]], user_texts=[f"It is {VISA}."])
+    behaviour = Behaviour(turns=[[SayText("Hello.")]], user_texts=[f"It is {VISA}."])
     async with bridge(behaviour) as place:
         settings = Settings()
         assert (settings.record_dir, settings.report_url) == (None, None)
@@ -286,7 +286,7 @@ async def test_a_bridge_with_default_settings_stores_nothing(
             sys.addaudithook(WATCH)
         WATCH.on = True
         try:
-            await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+            await place.caller().call([steps.SayStep(HELLO), LISTEN, HANG_UP])
             await place.empty()
         finally:
             WATCH.on = False
@@ -343,8 +343,8 @@ async def paying(seen: Seen, redact: Redaction, folder: Path) -> AsyncIterator[P
     behaviour = Behaviour(
         turns=[
             [CallTool("pay", {"card": VISA})],
-            [Say(f"I charged {VISA}.")],
-            [Say("Thank you.")],
+            [SayText(f"I charged {VISA}.")],
+            [SayText("Thank you.")],
         ],
         user_texts=[f"My card is {VISA}."],
         speed=20,
@@ -382,8 +382,8 @@ async def a_payment(redact: Redaction, folder: Path) -> tuple[Seen, str]:
     """A call with a card payment: what was seen, and the call's trace."""
     seen = Seen()
     # Typing the number interrupts the agent.
-    keys = (steps.Hear(1200), steps.Press("4111#"))
-    talk = [steps.Say(HELLO), *keys, LISTEN, steps.Wait(1.2)]
+    keys = (steps.HearStep(1200), steps.PressStep("4111#"))
+    talk = [steps.SayStep(HELLO), *keys, LISTEN, steps.WaitStep(1.2)]
     auth = {"Authorization": f"Bearer {TOKEN}"}
     async with (
         paying(seen, redact, folder) as place,
