@@ -145,9 +145,9 @@ async def test_streams_that_break_far_apart() -> None:
     """If each new stream breaks at once, the call ends after some attempts. A call of
     hours whose stream breaks now and then is resumed each time."""
     async with bridge(QUICK) as place:
-        clock, shelf = Clock(), registry(place)
-        shelf._now = clock
-        await shelf.put(f"talk:{SID}", CallSnapshot(streams=1).encoded(FORMAT), 9999.0)
+        clock, stored = Clock(), registry(place)
+        stored._now = clock
+        await stored.put(f"talk:{SID}", CallSnapshot(streams=1).encoded(FORMAT), 9999.0)
 
         quick = [await asks_next(place) for _ in range(MAX_RESUMES + 1)]
         clock.pass_on(RESUMED_SECONDS + 1)

@@ -71,7 +71,7 @@ async def test_a_model_that_is_talked_into_a_premium_number() -> None:
 
     outputs = [it.output for it in place.session.items.values() if it.output]
     assert len(outputs) == 3
-    assert outputs[0] and "not among those that calls may be put" in outputs[0]
+    assert outputs[0] and "may not be transferred to this number" in outputs[0]
     assert outputs[1] and "There is no such target" in outputs[1]
     assert record.dials == [] and record.ended_by == "caller"
     assert len(record.streams) == 1
@@ -185,7 +185,7 @@ CHEAP = Prices(1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("route", "ceilings", "led"),
+    ("route", "ceilings", "expected"),
     [
         (Route(longest_seconds=60), Ceilings(), (60, None, None)),
         (Route(longest_seconds=60), Ceilings(30), (30, None, None)),
@@ -197,16 +197,18 @@ CHEAP = Prices(1.0, 1.0, 1.0, 1.0, 1.0)
         (Route(cost=Cost(PRICES, 3.0)), Ceilings(60), (60, 3.0, PRICES)),
     ],
 )
-def test_the_lower_limit_counts(route: Route, ceilings: Ceilings, led: Any) -> None:
+def test_the_lower_limit_counts(
+    route: Route, ceilings: Ceilings, expected: Any
+) -> None:
     """A route may set lower limits than the deployment, not higher ones; its own prices
     are those of its own model."""
     rules = rules_for(route, None, CallSnapshot(), ceilings=ceilings)
 
-    assert (rules.longest_seconds, rules.cost_limit, rules.prices) == led
+    assert (rules.longest_seconds, rules.cost_limit, rules.prices) == expected
     later = rules_for(
         route, None, CallSnapshot(seconds=50, cost=0.5), ceilings=ceilings
     )
-    assert later.longest_seconds == max(led[0] - 50, 0) and later.spent == 0.5
+    assert later.longest_seconds == max(expected[0] - 50, 0) and later.spent == 0.5
 
 
 async def test_one_call_uses_up_the_cost_limit_of_a_day() -> None:

@@ -373,9 +373,9 @@ async def look(place: Place, seen: Seen, api: aiohttp.ClientSession) -> None:
         async with api.get(url + path) as answer:
             assert answer.status == 200
             seen.given[f"API {path}"] = await answer.text()
-    shelf = await place.server.registry.get(f"talk:{sid}")
-    assert shelf is not None
-    seen.given["shelf"] = shelf.decode()
+    stored = await place.server.registry.get(f"talk:{sid}")
+    assert stored is not None
+    seen.given["registry"] = stored.decode()
 
 
 async def a_payment(redact: Redaction, folder: Path) -> tuple[Seen, str]:
