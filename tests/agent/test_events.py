@@ -158,8 +158,8 @@ async def test_a_listener_that_is_slow_misses_events(
 
     assert seen == [0, 1, 2]
     assert [(it["event"], it.get("events")) for it in logs] == [
-        ("listener_slow", None),
-        ("listener_missed", 5),
+        ("listener_queue_full", None),
+        ("listener_events_dropped", 5),
     ]
 
 

@@ -198,7 +198,7 @@ async def test_an_object_that_can_be_called_makes_agents_too(call: LiveCall) -> 
 @pytest.mark.parametrize("name", ["", "desk", "my_agent:", ":desk", "my_agent.py", ":"])
 def test_a_name_without_two_halves_is_explained(name: str) -> None:
     """Whoever mistypes BRIDGE_AGENT reads how it is written."""
-    told = f"{name!r} names no agent: it wants package.module:name or file.py:name"
+    told = f"{name!r} names no agent: write package.module:name or file.py:name"
 
     assert refused(name) == told
 
@@ -285,7 +285,7 @@ async def test_a_function_that_makes_no_agent_is_told(
     async def later(call: LiveCall) -> Any:
         return made
 
-    told = f"the agent's function gave a {type(made).__name__}"
+    told = f"the agent's function returned a {type(made).__name__}"
     for source in (lambda call: made, later):
         with pytest.raises(AgentNotLoaded, match=f"^{told}$"):
             await agent_for(source, call)
