@@ -175,7 +175,7 @@ class SipSession:
                 await session.close()
         except TimeoutError:
             # A tool that ignores its cancellation; the call is over all the same.
-            log.warning("session_close_late", call_sid=self._live.call_sid)
+            log.warning("session_close_timed_out", call_sid=self._live.call_sid)
 
     # --- what the call uses ---
 

@@ -778,7 +778,7 @@ def test_event_of_the_wrong_shape_is_logged_and_left() -> None:
         hosted.model_event('{"type":"response.mcp_call.completed"')
         hosted.model_event('{"type":"conversation.item.done","x":"mcp_"}')
 
-    assert [log["event"] for log in logs] == ["mcp_event_misread"]
+    assert [log["event"] for log in logs] == ["mcp_event_unreadable"]
     assert call.events == [] and call.asked == 0
 
 

@@ -198,7 +198,7 @@ async def test_server_that_died_is_there_for_the_next_call() -> None:
             async with local.using(desk):
                 second = await pid(server)
         assert second != first
-        assert [log["event"] for log in logs] == ["mcp_server_lost"]
+        assert [log["event"] for log in logs] == ["mcp_server_reconnecting"]
     assert not runs(second)
 
 

@@ -426,12 +426,12 @@ def test_a_route_is_laid_over_the_defaults(
         (
             {"turn_detection": {"type": "server_vad", "eagerness": "low"}},
             "turn_detection.eagerness",
-            "is an option of semantic_vad, and this is server_vad",
+            "is an option of semantic_vad, but the type is server_vad",
         ),
         (
             {"turn_detection": {"type": "semantic_vad", "threshold": 0.5}},
             "turn_detection.threshold",
-            "is an option of server_vad, and this is semantic_vad",
+            "is an option of server_vad, but the type is semantic_vad",
         ),
         (
             {"turn_detection": {"type": "server_vad", "treshold": 0.5}},
@@ -483,7 +483,7 @@ def test_a_route_is_laid_over_the_defaults(
         ),
         ({"extra": {"type": "x"}}, "extra.type", "is always realtime"),
         ({"extra": {"model": "x"}}, "extra.model", "beside `extra`"),
-        ({"extra": {"instructions": "x"}}, "extra.instructions", "agent's own"),
+        ({"extra": {"instructions": "x"}}, "extra.instructions", "set by the agent"),
         ({"extra": {"output_modalities": []}}, "extra.output_modalities", "modalities"),
         ({"extra": {"tools": []}}, "extra.tools", "in `mcp`"),
         ({"extra": {"x": object()}}, "extra.x", "JSON"),
