@@ -979,7 +979,7 @@ async def test_what_a_sip_call_cannot_do_is_told() -> None:
             await live.send_digits("1")
         with pytest.raises(BadRequest, match="number that is shown"):
             await live.transfer("+14155550199", caller_id=CALLED)
-        with pytest.raises(BadRequest, match="does not pass here"):
+        with pytest.raises(BadRequest, match="takes no audio"):
             live.send_raw({"type": "input_audio_buffer.append", "audio": ""})
 
 
