@@ -426,7 +426,7 @@ class SipCall:
             self._see(limit_hit("transfer_number"))
             raise
         if transfer.caller_id:
-            raise BadRequest("a SIP transfer cannot set the shown number (caller_id)")
+            raise BadRequest("a SIP transfer cannot set the number that is shown")
         if not await self._wait(("agent", "transferred")):
             return False
         self._leaving = End("agent", "transferred")
