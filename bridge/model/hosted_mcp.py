@@ -405,8 +405,8 @@ class HostedMcp:
     # --- tool calls ---
 
     def _call(self, item: _Item) -> None:
-        over = item.output is not None or item.error is not None
-        if item.id in self._reported or not (over or item.id in self._finished):
+        ended = item.output is not None or item.error is not None
+        if item.id in self._reported or not (ended or item.id in self._finished):
             return
         self._reported.add(item.id)
         self._called[item.id].outcome = _outcome(item)

@@ -452,9 +452,9 @@ class SessionSettings(_SettingsPart):
         `raw_session` has the other fields of the session.
         """
         settings: dict[str, Any] = {
-            theirs: _plain(getattr(self, ours))
-            for ours, theirs in _SDK_NAMES.items()
-            if ours in self.model_fields_set
+            sdk_name: _plain(getattr(self, name))
+            for name, sdk_name in _SDK_NAMES.items()
+            if name in self.model_fields_set
         }
         if isinstance(self.tool_choice, str):
             settings["tool_choice"] = self.tool_choice
@@ -637,8 +637,8 @@ def _unknown(place: Path) -> str:
     *above, key = place
     for kind, other in _OTHER_VAD.items():
         if kind in above and key in other.model_fields:
-            theirs = next(name for name in _OTHER_VAD if name != kind)
-            return f"is an option of {theirs}, but the type is {kind}: use one of them"
+            owner = next(name for name in _OTHER_VAD if name != kind)
+            return f"is an option of {owner}, but the type is {kind}: use one of them"
     part: type[_SettingsPart] = SessionSettings
     if place[0] == "tool_choice" and "mcp" in above:
         part = McpChoice
