@@ -27,11 +27,11 @@ from bridge.sim.model import (
     Behaviour,
     CallMcp,
     CallTool,
-    Heard,
     ModelServer,
     ModelSession,
-    Say,
+    SayText,
     Turn,
+    TurnContext,
 )
 
 SID = "CA00000000000000000000000000000001"
@@ -179,8 +179,8 @@ async def until(there: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def speaks_of_results(heard: Heard) -> Turn:
-    return [Say("; ".join(it.output for it in heard.answered) or "nothing")]
+def speaks_of_results(heard: TurnContext) -> Turn:
+    return [SayText("; ".join(it.output for it in heard.answered) or "nothing")]
 
 
 @asynccontextmanager
@@ -259,7 +259,7 @@ async def test_a_handoff_changes_the_servers() -> None:
     first = desk(tables(), handoffs=[cook])
     cook.handoffs.append(first)
     there, back = CallTool("transfer_to_cook", {}), CallTool("transfer_to_desk", {})
-    async with talk(first, [there], [Say("Cook here.")], [back]) as it:
+    async with talk(first, [there], [SayText("Cook here.")], [back]) as it:
         await it.call.tells("mcp_tools_changed")
         it.answer()
         await it.said("Cook here.")
@@ -383,7 +383,7 @@ async def test_an_undecided_approval_is_rejected() -> None:
 
 async def test_always_approves_later_calls_of_the_tool() -> None:
     """`always` applies to this tool until the call ends."""
-    async with talk(desk(tables()), [CALL], [Say("Booked.")], [CALL]) as it:
+    async with talk(desk(tables()), [CALL], [SayText("Booked.")], [CALL]) as it:
         await it.call.tells("mcp_tools_changed")
         it.answer()
         told = await it.call.tells("tool_approval_required")

@@ -17,7 +17,14 @@ from structlog.testing import capture_logs
 
 from bridge.model import local_mcp as module
 from bridge.model.local_mcp import McpUnavailable, local_mcp, servers_of
-from bridge.sim.model import Behaviour, CallTool, Heard, ModelServer, Say, Turn
+from bridge.sim.model import (
+    Behaviour,
+    CallTool,
+    ModelServer,
+    SayText,
+    Turn,
+    TurnContext,
+)
 
 PROGRAM = Path(__file__).resolve().parents[1] / "support" / "mcp_server.py"
 
@@ -142,8 +149,8 @@ def test_agents_of_a_hand_written_handoff_are_found() -> None:
 async def test_agent_uses_a_tool_of_its_server() -> None:
     """The model knows the tool, and the program's result reaches the model."""
 
-    def answer(heard: Heard) -> Turn:
-        return [Say("It makes " + heard.answered[-1].output)]
+    def answer(heard: TurnContext) -> Turn:
+        return [SayText("It makes " + heard.answered[-1].output)]
 
     server = sums()
     desk = agent(server)

@@ -200,7 +200,7 @@ async def test_the_sdk_sees_one_session_and_each_item_once() -> None:
         await wire.send(create)
         await wire.send('{"type":"response.create"}')
         await call.until("event", "response.created")
-        model.strike(faults.drop)
+        model.inject(faults.drop)
         await call.until("lost", "lost", 1006)
         wire.dial(0.0)
         await call.until("event", "session.updated", times=2)
@@ -219,7 +219,7 @@ async def test_the_sdk_sees_one_session_and_each_item_once() -> None:
 
 async def again(wire: Wire, call: Call, model: ModelServer, times: int) -> None:
     """The connection is lost, and another one is open and configured."""
-    model.strike(faults.drop)
+    model.inject(faults.drop)
     await call.until("lost", "lost", 1006, times=times)
     wire.dial(0.0)
     await call.until("event", "session.updated", times=call.told.count(UPDATED) + 1)
@@ -305,7 +305,7 @@ async def test_on_left_is_called_once_per_connection() -> None:
     async with ModelServer() as model, wired(model) as (wire, call, _):
         wire.dial(0.0)
         await call.until("event", "session.created")
-        model.strike(faults.drop)
+        model.inject(faults.drop)
         await call.until("left")
         wire.dial(0.0)
         await call.until("event", "session.created", times=2)
@@ -321,8 +321,8 @@ async def test_on_left_is_called_once_per_connection() -> None:
 async def test_a_refused_connection_is_reported() -> None:
     """The call decides whether it is dialled again."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
-        model.door.answer(429)
-        model.door.answer(401)
+        model.handshakes.answer(429)
+        model.handshakes.answer(401)
         wire.dial(0.0)
         await call.until("not dialled", "HTTP 429 rate_limit_exceeded", False)
         wire.dial(0.01)
@@ -351,7 +351,7 @@ async def test_a_lost_connection_leaves_no_task() -> None:
         for n in range(3):
             wire.dial(0.0)
             await call.until("event", "session.created", times=n + 1)
-            model.strike(faults.drop)
+            model.inject(faults.drop)
             await call.until("lost", "lost", 1006, times=n + 1)
         await until(lambda: not model.active)
         names = [task.get_name() for task in asyncio.all_tasks()]
@@ -376,15 +376,15 @@ async def test_a_closed_wire_leaves_no_connection(hangs: bool) -> None:
     """Also while it dials."""
     async with ModelServer() as model:
         if hangs:
-            model.door.hang()
+            model.handshakes.leave_unanswered()
         async with wired(model) as (wire, call, _):
             wire.dial(0.0)
             if not hangs:
                 await call.until("event", "session.created")
             else:
-                await until(lambda: model.door.hanging)
+                await until(lambda: model.handshakes.unanswered)
             await wire.close()
-        await until(lambda: not (model.active or model.door.hanging))
+        await until(lambda: not (model.active or model.handshakes.unanswered))
 
 
 # --- limits ---
