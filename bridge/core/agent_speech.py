@@ -33,7 +33,7 @@ answering with a wrong memory, so we decide with what is known."""
 ANSWER_ID = "bridge_answer"
 """event_id of our own requests for an answer."""
 
-OURS: Key = ("", -1)
+BRIDGE_AUDIO: Key = ("", -1)
 """Audio of ours in the playback's books: tones, no item of the model's, whose parts are
 counted from 0 and may be of an item without a name."""
 
@@ -49,7 +49,7 @@ MAX_CUTS = 16
 """Interruptions whose fences are not back: nobody interrupts so often in a second, and
 the oldest of more are settled by our own clock."""
 
-MAX_WORDS = 1_000_000
+MAX_TRANSCRIPT_CHARS = 1_000_000
 """Of the items that may still be cut (transcript.size_of): what is more has no words.
 Ten minutes of quick speech have an eighth of it."""
 
@@ -66,9 +66,9 @@ class SpokenItem:
     """Bytes of audio the model has sent of it."""
     complete: bool = False
     """The model had sent all of it before anything was cut."""
-    short: bool = False
+    rest_dropped: bool = False
     """There would have been more of it, which was not sent."""
-    as_words: bool = False
+    text_only: bool = False
     """The model knows it from a session before, as words: they cannot be truncated,
     others can be put in their place."""
 
@@ -80,9 +80,9 @@ class Response:
     messages: dict[str, None] = field(default_factory=dict)
     """Its message items, in order."""
     cut: bool = False
-    sounded: bool = False
+    sent_audio: bool = False
     """Some of it went to the caller."""
-    called: bool = False
+    called_tool: bool = False
     """It calls a tool of ours, whose result asks for another answer."""
 
 
@@ -106,7 +106,7 @@ class AgentSpeech:
         bounds: Bounds,
     ) -> None:
         self._ahead_seconds = bounds.audio_ahead_seconds
-        self._words_left = MAX_WORDS
+        self._chars_left = MAX_TRANSCRIPT_CHARS
         """No less is left; all are counted when there is none."""
         self._out = out
         self._playback = playback
@@ -118,30 +118,30 @@ class AgentSpeech:
         self._cut_items: dict[str, None] = {}
         self._heard_items: dict[str, None] = {}
         self._event_serial = 0
-        self.asked = False
+        self.requested = False
         """An answer was asked for and has not begun."""
-        self._stopped = False
+        self._cancel_on_start = False
         """That answer is to be stopped when it begins."""
         self._wanted = False
         """An answer is wanted as soon as none is being generated."""
         self.progress = 0.0
         """When an answer was asked for, or anything of one came, last."""
-        self.broken = False
+        self.broken_off = False
         """An answer was heard to an end that was none: the session, or the line, was
         lost in the middle of it."""
-        self._away = False
+        self._no_model = False
         """There is no model: nothing is told or asked."""
-        self._no_line = False
+        self._no_stream = False
         """There is no stream: nobody would hear an answer."""
 
     # --- the model generates ---
 
     def response_created(self, response_id: str, now: float) -> list[Command]:
-        self.asked = False
+        self.requested = False
         self.progress = now
-        stopped, self._stopped = self._stopped or self._no_line, False
+        stopped, self._cancel_on_start = self._cancel_on_start or self._no_stream, False
         # Whoever comes back wants it all the same.
-        self._wanted = self._wanted or self._no_line
+        self._wanted = self._wanted or self._no_stream
         _remember(self._responses, response_id, Response(cut=stopped), MAX_OPEN)
         if not stopped:
             return []
@@ -154,9 +154,9 @@ class AgentSpeech:
         if response and event.item.type == "message":
             _remember(response.messages, event.item.id, None, MAX_OPEN)
         elif response and event.item.type == "function_call":
-            response.called = True
+            response.called_tool = True
 
-    def words(self, event: realtime_events.TranscriptDelta) -> None:
+    def transcript_delta(self, event: realtime_events.TranscriptDelta) -> None:
         size = size_of(event.delta)
         if self._is_late(event.response_id, event.item_id) or not self._has_room(size):
             return
@@ -165,13 +165,13 @@ class AgentSpeech:
 
     def _has_room(self, size: int) -> bool:
         """For words of that size."""
-        if size > self._words_left:
+        if size > self._chars_left:
             cut = (item for cut in self._cuts for item in cut.items.values())
             sizes = (item.words.size for item in (*self._items.values(), *cut))
-            self._words_left = MAX_WORDS - sum(sizes)
-        if size > self._words_left:
+            self._chars_left = MAX_TRANSCRIPT_CHARS - sum(sizes)
+        if size > self._chars_left:
             return False
-        self._words_left -= size
+        self._chars_left -= size
         return True
 
     def audio(self, event: realtime_events.AudioDelta, now: float) -> list[Command]:
@@ -184,15 +184,15 @@ class AgentSpeech:
             return [Note("late_audio", {"item": event.item_id, "bytes": size})]
         self.progress = now
         if self._playback.is_full(self._ahead_seconds, now):
-            return self._stop_short(event.response_id, now)
+            return self._stop_at_ahead_limit(event.response_id, now)
         response = self._responses.get(event.response_id)
         if response:
-            response.sounded = True
+            response.sent_audio = True
         key = (event.item_id, event.content_index)
         self._item(*key, event.response_id).received += size
         return self._send(key, event.delta, size, now)
 
-    def _stop_short(self, response_id: str, now: float) -> list[Command]:
+    def _stop_at_ahead_limit(self, response_id: str, now: float) -> list[Command]:
         """Twilio has all that it may have: the answer ends here. What was sent of it is
         played, and the model forgets the rest."""
         response = self._responses.get(response_id)
@@ -206,7 +206,7 @@ class AgentSpeech:
                 continue  # forgotten with the answer, as nothing of it was sent
             _remember(self._cut_items, key[0], None)
             if not item.complete:
-                item.short = True
+                item.rest_dropped = True
                 item.words.end_at(item.received)
                 ms = item.received // BYTES_PER_MS
                 truncate = realtime_events.truncate(*key, ms, self.event_id())
@@ -217,9 +217,9 @@ class AgentSpeech:
         """Audio of our own, behind what is queued; nothing but a clear stops it."""
         if self._playback.is_full(self._ahead_seconds, now):
             return [limit_hit("audio_ahead")]
-        self._playback.forget(OURS)
+        self._playback.forget(BRIDGE_AUDIO)
         size = g711.payload_bytes(payload)
-        commands = self._send(OURS, payload, size, now)
+        commands = self._send(BRIDGE_AUDIO, payload, size, now)
         mark = self._playback.end_mark(now)
         return [*commands, ToCaller(self._out.mark(mark))] if mark else commands
 
@@ -257,20 +257,20 @@ class AgentSpeech:
             commands += self.item_done(key, now)
         return commands
 
-    def sounded(self, response_id: str) -> bool:
+    def sent_audio(self, response_id: str) -> bool:
         """Something of this answer, which is generated now, went to the caller."""
         response = self._responses.get(response_id)
-        return response is not None and response.sounded
+        return response is not None and response.sent_audio
 
     def was_cut(self, response_id: str) -> bool:
         """Nobody wants this answer any more."""
         return response_id in self._cut_responses
 
-    def drop(self, now: float) -> list[Command]:
+    def drop_responses(self, now: float) -> list[Command]:
         """Answers that do not come on are given up; what was sent of them stays."""
         commands: list[Command] = []
         # First: an answer that is owed may be asked for as the last one goes.
-        self.asked = self._stopped = False
+        self.requested = self._cancel_on_start = False
         self.progress = now
         for response_id, response in list(self._responses.items()):
             if not response.cut:
@@ -300,7 +300,7 @@ class AgentSpeech:
         """
         commands: list[Command] = []
         self.progress = now
-        self.broken = False
+        self.broken_off = False
         heard_now = self._playback.audible(now)
         live = {key: item for key, item in self._items.items() if item.received}
         running = {i: r for i, r in self._responses.items() if not r.cut}
@@ -319,9 +319,11 @@ class AgentSpeech:
         self._remember_cut(running, live)
         self._items = {}
         cut = {*running, *(item.response_id for item in live.values())}
-        innocent = only is not None and cut != {only}
-        self._wanted = innocent or (self._wanted and not answers)
-        self._stopped = self._stopped or (self.asked and only is None)
+        others_cut = only is not None and cut != {only}
+        self._wanted = others_cut or (self._wanted and not answers)
+        self._cancel_on_start = self._cancel_on_start or (
+            self.requested and only is None
+        )
         if live:
             item_id, content_index = (
                 heard_now if heard_now in live else next(iter(live))
@@ -345,7 +347,7 @@ class AgentSpeech:
         for item_id, _ in live:
             _remember(self._cut_items, item_id, None)
 
-    def ask(self, now: float) -> list[Command]:
+    def request_response(self, now: float) -> list[Command]:
         """An answer is wanted: at once, or when the model has ended what it is at and
         knows what was heard of it."""
         self._wanted = True
@@ -354,30 +356,30 @@ class AgentSpeech:
 
     def request_if_free(self, now: float) -> list[Command]:
         """Asks for the answer that is owed, if there is one and the model is free."""
-        if not self._wanted or self.asked or self._responses or self._cuts:
+        if not self._wanted or self.requested or self._responses or self._cuts:
             return []
-        if self._away or self._no_line:
+        if self._no_model or self._no_stream:
             return []
         self._wanted = False
-        self.asked = True
+        self.requested = True
         self.progress = now
         return [ToModel(realtime_events.create_response(ANSWER_ID))]
 
     def want_response(self, now: float) -> None:
         """An answer is wanted, once the one is done that the model is at or about to
         begin, though we may not have heard of it yet."""
-        self.asked = self._stopped = False
+        self.requested = self._cancel_on_start = False
         self._wanted = True
         self.progress = now
 
-    def ask_failed(self, now: float) -> list[Command]:
+    def request_failed(self, now: float) -> list[Command]:
         """The answer that was asked for will not come; another may be owed."""
-        self.asked = self._stopped = False
+        self.requested = self._cancel_on_start = False
         return self.request_if_free(now)
 
     def turn_ended(self) -> None:
         """The caller has spoken: the next answer is to what they said."""
-        self._stopped = False
+        self._cancel_on_start = False
 
     def is_live(self, response_id: str) -> bool:
         """Something of this answer is generated or may still be heard."""
@@ -386,21 +388,21 @@ class AgentSpeech:
             return True
         return any(item.response_id == response_id for item in self._items.values())
 
-    def is_on_its_way(self, item_id: str) -> bool:
+    def is_unsettled(self, item_id: str) -> bool:
         """How much of this item the caller hears will be known later."""
         cut = (key for cut in self._cuts for key in cut.items)
         return any(item_id == key[0] for key in (*self._items, *cut))
 
     @property
-    def plays_ours(self) -> bool:
+    def plays_bridge_audio(self) -> bool:
         """Audio of our own is still to be heard."""
-        return self._playback.has(OURS)
+        return self._playback.has(BRIDGE_AUDIO)
 
     @property
     def generating(self) -> bool:
         """An answer is being made, or was asked for, that nobody has cut."""
-        if self.asked or self._wanted or not self._responses:
-            return self.asked or self._wanted
+        if self.requested or self._wanted or not self._responses:
+            return self.requested or self._wanted
         return any(not response.cut for response in self._responses.values())
 
     def mark_echoed(self, name: str, now: float) -> list[Command] | None:
@@ -416,14 +418,14 @@ class AgentSpeech:
         return commands + self._settle_heard() + self.request_if_free(now)
 
     @property
-    def gives_up_at(self) -> float | None:
+    def fence_due_at(self) -> float | None:
         """When the oldest fence is late."""
         return self._cuts[0].at + FENCE_SECONDS if self._cuts else None
 
     def give_up_fence(self, now: float) -> list[Command]:
         """The oldest fence is late: what was heard is settled by our own clock."""
         cut = self._cuts.popleft()
-        self._playback.give_up(cut.fence, cut.at)
+        self._playback.settle_late_fence(cut.fence, cut.at)
         late = Note("fence_late", {"fence": cut.fence})
         return [late, *self._settle(cut), *self.request_if_free(now)]
 
@@ -441,7 +443,7 @@ class AgentSpeech:
             if item.received:
                 heard = self._playback.tally(key).heard
                 cut = heard < item.received
-                notes.append(self._said(key, item, heard, cut=cut))
+                notes.append(self._record_heard(key, item, heard, cut=cut))
         return notes
 
     # --- what the model is told ---
@@ -456,15 +458,17 @@ class AgentSpeech:
         deleted = set()
         for key, item in cut.items.items():
             item_id, content_index = key
-            whole = not item.short and item.complete and heard[key] == item.received
+            whole = (
+                not item.rest_dropped and item.complete and heard[key] == item.received
+            )
             if item_id not in begun and item_id not in deleted:
                 # Not truncated at 0: the server refuses that until the item has audio.
                 deleted.add(item_id)
                 delete = realtime_events.delete(item_id, self.event_id())
                 commands += self._to_model(delete)
-            elif item_id in begun and not whole and item.as_words:
+            elif item_id in begun and not whole and item.text_only:
                 words = item.words.heard(heard[key], item.received)
-                commands += self._put_words(item_id, words)
+                commands += self._replace_text(item_id, words)
             elif item_id in begun and not whole:
                 ms = heard[key] // BYTES_PER_MS
                 event_id = self.event_id()
@@ -472,7 +476,7 @@ class AgentSpeech:
                     item_id, content_index, ms, event_id
                 )
                 commands += self._to_model(truncate)
-            commands.append(self._said(key, item, heard[key], cut=not whole))
+            commands.append(self._record_heard(key, item, heard[key], cut=not whole))
             self._playback.forget(key)
         return commands
 
@@ -481,7 +485,9 @@ class AgentSpeech:
         for key, item in list(self._items.items()):
             heard = self._playback.tally(key).heard
             if item.complete and heard == item.received > 0:
-                notes.append(self._said(key, item, heard, cut=item.short))
+                notes.append(
+                    self._record_heard(key, item, heard, cut=item.rest_dropped)
+                )
                 self._playback.forget(key)
                 _remember(self._heard_items, key[0], None)
                 del self._items[key]
@@ -497,7 +503,7 @@ class AgentSpeech:
                 commands += self._to_model(delete)
         return commands
 
-    def _put_words(self, item_id: str, words: str) -> list[Command]:
+    def _replace_text(self, item_id: str, words: str) -> list[Command]:
         """Others in the place of those that the model knows an item by."""
         new = realtime_events.message(
             "assistant", words, self.event_id(), after=item_id
@@ -505,7 +511,9 @@ class AgentSpeech:
         delete = realtime_events.delete(item_id, self.event_id())
         return self._to_model(new) + self._to_model(delete)
 
-    def _said(self, key: Key, item: SpokenItem, heard: int, *, cut: bool) -> Note:
+    def _record_heard(
+        self, key: Key, item: SpokenItem, heard: int, *, cut: bool
+    ) -> Note:
         data: dict[str, Value] = {
             "item": key[0],
             "content_index": key[1],
@@ -527,11 +535,13 @@ class AgentSpeech:
         answer that called one is followed by another when there is its result."""
         running = [it for it in self._responses.values() if not it.cut]
         begun = {key for key, item in self._items.items() if not item.complete}
-        self.broken = self.broken or any(it.sounded for it in running)
-        wanted = any(not (it.called and tools) for it in running)
-        self._wanted = self._wanted or wanted or (self.asked and not self._stopped)
-        self.asked = self._stopped = False
-        self._away = True
+        self.broken_off = self.broken_off or any(it.sent_audio for it in running)
+        wanted = any(not (it.called_tool and tools) for it in running)
+        self._wanted = (
+            self._wanted or wanted or (self.requested and not self._cancel_on_start)
+        )
+        self.requested = self._cancel_on_start = False
+        self._no_model = True
         self.progress = now
         for item in self._items.values():
             item.words.end_at(item.received)
@@ -541,7 +551,7 @@ class AgentSpeech:
             # Of a session that was left, and not lost, something may still come.
             _remember(self._cut_responses, response_id, None)
         for item in self._items.values():
-            item.as_words = True
+            item.text_only = True
         # An item that had no end is none whose end was heard.
         for item_id, _ in begun:
             item_ = self._history.get(item_id)
@@ -554,7 +564,7 @@ class AgentSpeech:
         commands: list[Command] = []
         while self._cuts:
             commands += self.give_up_fence(now)
-        self._away = False
+        self._no_model = False
         self.progress = now
         return commands
 
@@ -565,8 +575,10 @@ class AgentSpeech:
         running = {i: r for i, r in self._responses.items() if not r.cut}
         live = {key: item for key, item in self._items.items() if item.received}
         self._items = {}
-        broken = any(response.sounded for response in running.values())
-        self._wanted = self._wanted or self.asked or (bool(running) and not broken)
+        broken_off = any(response.sent_audio for response in running.values())
+        self._wanted = (
+            self._wanted or self.requested or (bool(running) and not broken_off)
+        )
         commands: list[Command] = []
         for response_id, response in running.items():
             response.cut = True
@@ -576,11 +588,11 @@ class AgentSpeech:
         cuts = [*self._cuts, Cut("", now, live)]
         self._cuts.clear()
         for cut in cuts:
-            broken = broken or (cut.fence == "" and self._is_cut(cut))
+            broken_off = broken_off or (cut.fence == "" and self._is_cut(cut))
             commands += self._settle(cut)
-        self.broken = self.broken or broken
-        self._stopped = self.asked
-        self._no_line = True
+        self.broken_off = self.broken_off or broken_off
+        self._cancel_on_start = self.requested
+        self._no_stream = True
         return commands
 
     def line_back(
@@ -588,7 +600,7 @@ class AgentSpeech:
     ) -> None:
         """Another stream: what is said from now on goes there."""
         self._out, self._playback = out, playback
-        self._no_line = False
+        self._no_stream = False
         self.progress = now
 
     def playing(self, now: float) -> list[Playing]:
@@ -623,7 +635,7 @@ class AgentSpeech:
     # --- small things ---
 
     def _to_model(self, text: str) -> list[Command]:
-        return [] if self._away else [ToModel(text)]
+        return [] if self._no_model else [ToModel(text)]
 
     def _item(self, item_id: str, content_index: int, response_id: str) -> SpokenItem:
         key = (item_id, content_index)

@@ -11,20 +11,20 @@ from bridge.core import realtime_events
 from bridge.core.bounds import Bounds
 from bridge.core.commands import Command, Note, ToModel, limit_hit, protocol_error
 
-UNTOLD_MS = 15_000
+RESEND_MS = 15_000
 """Audio since the caller's last turn, kept in case that the session is lost: a model
 that hangs is noticed after some seconds, and nothing since was heard by it ..."""
 
-SPEECH_MS = 45_000
+RESEND_SPEECH_MS = 45_000
 """... and so much while the caller speaks: a turn is given again from its beginning."""
 
-TURNS_BYTES = 60 * 8000
+UNTRANSCRIBED_BYTES = 60 * 8000
 """Of turns whose words nobody has written down (yet): a minute in all ..."""
 
-MAX_TURNS = 256
+MAX_UNTRANSCRIBED = 256
 """... and so many of them: a server may make turns of nothing."""
 
-LEAST_FRAME_MS = 5.0
+MIN_FRAME_MS = 5.0
 """A shorter frame takes up as much as one of these where frames are kept: Twilio's have
 20 ms, and one of a single sample costs as much memory."""
 
@@ -41,7 +41,7 @@ AHEAD_MS = 30_000
 """So much more audio may come than time has passed: a network that stalled delivers
 seconds at once. More is no speech, and would be paid for by the token."""
 
-CALM_MS = 20_000
+AHEAD_RESET_MS = 20_000
 """Who was too far ahead is told of again after being no further than this."""
 
 STALL_SECONDS = 0.75
@@ -62,28 +62,28 @@ class CallerAudio:
         """The model is to hear silence in the caller's place."""
         self._ready = False
         self._held: deque[tuple[str, float]] = deque()
-        self._hold_ms = 1000 * bounds.audio_held_seconds
+        self._held_limit_ms = 1000 * bounds.audio_held_seconds
         """Kept for a model that is not ready: as long as a caller waits for it
         (redial.py), so that no first word is lost."""
-        self._most_held_ms = self._hold_ms
-        self._losing = False
+        self._held_limit_now_ms = self._held_limit_ms
+        self._held_audio_dropped = False
         """More was held than may be, since the model was last there."""
         self._began = now
-        self._came_ms = 0.0
+        self._received_ms = 0.0
         """Audio since then, with the silence of holes; that of stalls takes its own
         time, and the frames may come after all."""
         self._too_fast = False
         self._end_ms: float | None = None
         """Where on the media clock the audio ends that the model was given."""
-        self._last = now
+        self._last_frame_at = now
         self._stalled_ms = 0
         """Silence made since the last frame came."""
         self._turn: deque[tuple[str, float]] = deque()
         """Given to the model since the caller's last turn ended."""
         self._turn_ms = 0.0
-        self._again_ms = 0.0
+        self._resent_ms = 0.0
         """So much was given to a second session, and may have to go to a third."""
-        self._turns: dict[str, bytes] = {}
+        self._untranscribed: dict[str, bytes] = {}
         """Item id -> mu-law of turns without words."""
 
     def frame(
@@ -91,14 +91,14 @@ class CallerAudio:
     ) -> list[Command]:
         """One frame, with the silence that is missing before it."""
         commands = self._fill_gap(timestamp_ms, duration_ms, now)
-        self._last = now
+        self._last_frame_at = now
         self._stalled_ms = 0
-        most_ms = self._may_come_ms(now)
-        if self._came_ms + duration_ms > most_ms:
+        max_ms = self._max_received_ms(now)
+        if self._received_ms + duration_ms > max_ms:
             return commands + self._refuse()
-        if self._too_fast and self._came_ms < most_ms - AHEAD_MS + CALM_MS:
+        if self._too_fast and self._received_ms < max_ms - AHEAD_MS + AHEAD_RESET_MS:
             self._too_fast = False
-        self._came_ms += duration_ms
+        self._received_ms += duration_ms
         if self.muted:
             payload = g711.silence(max(round(duration_ms), 1))
         return commands + self._give(payload, duration_ms)
@@ -107,8 +107,8 @@ class CallerAudio:
         """The model takes audio from now on: what was held, in order."""
         self._ready = True
         held, self._held, self.held_ms = list(self._held), deque(), 0.0
-        self._most_held_ms, self._losing = self._hold_ms, False
-        self._again_ms = min(sum(ms for _, ms in held), SPEECH_MS)
+        self._held_limit_now_ms, self._held_audio_dropped = self._held_limit_ms, False
+        self._resent_ms = min(sum(ms for _, ms in held), RESEND_SPEECH_MS)
         for payload, duration_ms in held:
             self._remember(payload, duration_ms)
         # Not frame by frame: a minute of them would choke the way to the model.
@@ -125,29 +125,29 @@ class CallerAudio:
         """What was given until now is an item of the server's, without words yet."""
         audio_bytes = g711.sound(payload for payload, _ in self._turn)
         self._forget_turn()
-        self._turns[item_id] = audio_bytes[-TURNS_BYTES:]
+        self._untranscribed[item_id] = audio_bytes[-UNTRANSCRIBED_BYTES:]
         while (
-            len(self._turns) > MAX_TURNS
-            or sum(map(len, self._turns.values())) > TURNS_BYTES
+            len(self._untranscribed) > MAX_UNTRANSCRIBED
+            or sum(map(len, self._untranscribed.values())) > UNTRANSCRIBED_BYTES
         ):
-            del self._turns[next(iter(self._turns))]
+            del self._untranscribed[next(iter(self._untranscribed))]
 
     def turn_dropped(self) -> None:
         """The server has thrown away what was given since the last turn."""
         self._forget_turn()
 
-    def turn_written(self, item_id: str) -> None:
+    def turn_transcribed(self, item_id: str) -> None:
         """There are words of that turn, or it is gone."""
-        self._turns.pop(item_id, None)
+        self._untranscribed.pop(item_id, None)
 
     @property
-    def has_unwritten(self) -> bool:
+    def has_untranscribed(self) -> bool:
         """There is a turn without words."""
-        return bool(self._turns)
+        return bool(self._untranscribed)
 
-    def turn(self, item_id: str) -> bytes:
+    def turn_audio(self, item_id: str) -> bytes:
         """Mu-law of a turn that nobody has the words of."""
-        return self._turns.get(item_id, b"")
+        return self._untranscribed.get(item_id, b"")
 
     def model_lost(self) -> None:
         """Nobody takes audio: it is held, behind what the model may not have heard."""
@@ -155,18 +155,18 @@ class CallerAudio:
         self.speaking = False
         self._held.extendleft(reversed(self._turn))
         self.held_ms += self._turn_ms
-        self._most_held_ms = self._hold_ms + self._turn_ms
+        self._held_limit_now_ms = self._held_limit_ms + self._turn_ms
         self._forget_turn()
 
-    def new_line(self, now: float) -> None:
+    def new_stream(self, now: float) -> None:
         """Frames come from another stream, whose clock begins anew."""
         self._end_ms = None
-        self._last = now
+        self._last_frame_at = now
         self._stalled_ms = 0
 
     def _forget_turn(self) -> None:
         self._turn.clear()
-        self._turn_ms = self._again_ms = 0.0
+        self._turn_ms = self._resent_ms = 0.0
         self.turn_open = False
 
     @property
@@ -174,17 +174,17 @@ class CallerAudio:
         """When the caller's silence must be made, if no frame comes before."""
         if not self.speaking or self._stalled_ms >= MAX_GAP_MS:
             return None
-        return self._last + STALL_SECONDS
+        return self._last_frame_at + STALL_SECONDS
 
     def fill_stall(self, now: float) -> list[Command]:
         """No frame came in the middle of the caller's speech: silence instead."""
         ms = int(STALL_SECONDS * 1000)
         self._stalled_ms += ms
-        self._last = now
+        self._last_frame_at = now
         self._end_ms = (self._end_ms or 0.0) + ms
         return [Note("stall_filled", {"ms": ms}), *self._silence(ms)]
 
-    def _may_come_ms(self, now: float) -> float:
+    def _max_received_ms(self, now: float) -> float:
         return 1000 * (now - self._began) + AHEAD_MS
 
     def _refuse(self) -> list[Command]:
@@ -209,11 +209,11 @@ class CallerAudio:
         self._end_ms = max(self._end_ms, end)
         if gap < GAP_MS:
             return []
-        room_ms = self._may_come_ms(now) - self._came_ms
+        room_ms = self._max_received_ms(now) - self._received_ms
         ms = min(int(gap), MAX_GAP_MS, max(int(room_ms), 0))
         if not ms:
             return self._refuse()
-        self._came_ms += ms
+        self._received_ms += ms
         return [Note("gap_filled", {"ms": ms}), *self._silence(ms)]
 
     def _silence(self, ms: int) -> list[Command]:
@@ -233,15 +233,15 @@ class CallerAudio:
         self.held_ms += duration_ms
         lost = 0.0
         while self._held and (
-            self.held_ms > self._most_held_ms
-            or len(self._held) * LEAST_FRAME_MS > self._most_held_ms
+            self.held_ms > self._held_limit_now_ms
+            or len(self._held) * MIN_FRAME_MS > self._held_limit_now_ms
         ):
             _, oldest_ms = self._held.popleft()
             self.held_ms -= oldest_ms
             lost += oldest_ms
         if not lost:
             return []
-        first, self._losing = not self._losing, True
+        first, self._held_audio_dropped = not self._held_audio_dropped, True
         note = Note("held_audio_lost", {"ms": lost})
         return [limit_hit("audio_held"), note] if first else [note]
 
@@ -249,6 +249,6 @@ class CallerAudio:
         """For another session, should this one be lost."""
         self._turn.append((payload, duration_ms))
         self._turn_ms += duration_ms
-        most = SPEECH_MS if self.speaking else max(UNTOLD_MS, self._again_ms)
-        while self._turn_ms > most or len(self._turn) * LEAST_FRAME_MS > most:
+        max_ms = RESEND_SPEECH_MS if self.speaking else max(RESEND_MS, self._resent_ms)
+        while self._turn_ms > max_ms or len(self._turn) * MIN_FRAME_MS > max_ms:
             self._turn_ms -= self._turn.popleft()[1]

@@ -31,7 +31,7 @@ from bridge.core.history import MAX_CHARS, History, HistoryItem, Playing
 from bridge.core.keys import Keys
 from bridge.core.outbox import Outbox, PendingText
 from bridge.core.playback import Playback
-from bridge.core.replay import Open, recorded, replayed
+from bridge.core.replay import Unfinished, recorded, replayed
 from bridge.core.rules import (
     BACK,
     BROKEN_OFF,
@@ -54,7 +54,7 @@ MAX_FAILURES = 2
 """Answers that may fail one after the other. A rate limit may pass at once; who gets
 no answer again would sit in silence."""
 
-MAX_TRIPS = 5
+MAX_GUARDRAIL_STOPS = 5
 """The agent may try to say it otherwise; one whose every answer is stopped would go on
 for ever, and the caller hears nothing of it."""
 
@@ -72,7 +72,7 @@ and a new stream is there in a second or two."""
 HAND_OVER_SECONDS = 8.0
 """For a quiet moment to come in which a call can be moved."""
 
-WORDS = frozenset({"user", "assistant", "system"})
+TEXT_KINDS = frozenset({"user", "assistant", "system"})
 """Kinds of items that are words, and may be replaced by others."""
 
 PROBE_ID = "bridge_probe"
@@ -81,7 +81,7 @@ PROBE_ID = "bridge_probe"
 NO_USAGE = "answer without usage"
 """A reason of a protocol error, where the route or the house has prices."""
 
-MAX_CALLED = 64
+MAX_OPEN_TOOL_CALLS = 64
 """Tool calls that are remembered as being at work."""
 
 MAX_MESSAGE_CHARS = 2000
@@ -115,13 +115,13 @@ class Conversation:
         self._rules = rules or Rules()
         self._keys = Keys(self._rules.key_pause_seconds, self._rules.key_actions)
         self._call_limits = CallLimits(self._rules, now)
-        self._busy = 0
+        self._tools_running = 0
         """Tools at work: a caller who waits for one is not silent."""
-        self._busy_inside = 0
+        self._server_tools_running = 0
         """Those of them that are a part of an answer, which may take its time."""
         self._waits = Waits()
         self._outbox = Outbox()
-        self._called: dict[str, None] = {}
+        self._open_tool_calls: dict[str, None] = {}
         """Tool calls (call_id) that are at work, or wait for a yes."""
         self._ends_at: float | None = None
         """The agent is saying goodbye; the call ends then at the latest."""
@@ -142,20 +142,20 @@ class Conversation:
             twilio_messages.OutboundMessages(""), self._playback, self.history, bounds
         )
         self._caller = CallerAudio(now, bounds)
-        self._turns = realtime_events.TurnDetection()
+        self._turn_detection = realtime_events.TurnDetection()
         """Who interrupts and who answers, as the server says it is."""
-        self._detects = True
+        self._server_detects_turns = True
         """It finds the turns by itself."""
         self._unanswered = False
         """The caller has spoken, and the server has not begun to answer."""
-        self._heard_from = now
+        self._last_message_at = now
         """When Twilio last sent anything."""
-        self._writes = False
+        self._server_transcribes = False
         """The server transcribes what the caller says."""
         self._failures = 0
-        self._trips = 0
+        self._guardrail_stops = 0
         """Answers stopped by a guardrail since the caller spoke."""
-        self._answer_due: float | None = None
+        self._awaiting_audio_since: float | None = None
         """Since when the caller waits for the agent's first sound."""
 
     # --- what comes in ---
@@ -164,7 +164,7 @@ class Conversation:
         self, message: twilio_messages.Inbound, now: float
     ) -> list[Command]:
         """A message of Twilio's."""
-        self._heard_from = now
+        self._last_message_at = now
         if not self._message_rate.add(1.0, now):
             return self._flooded(now)
         if self.state is State.ENDED or isinstance(message, twilio_messages.Connected):
@@ -196,9 +196,9 @@ class Conversation:
         if self.state is State.ENDED:
             return []
         if isinstance(event, realtime_events.SessionUpdated):
-            self._sessions.answered(now)
+            self._sessions.probe_answered(now)
         else:
-            self._sessions.sign(now)
+            self._sessions.event_received(now)
         if isinstance(event, realtime_events.AudioDelta):
             commands = self._speech.audio(event, now)
             if not any(isinstance(command, ToCaller) for command in commands):
@@ -212,7 +212,7 @@ class Conversation:
     ) -> list[Command]:
         match event:
             case realtime_events.TranscriptDelta():
-                self._speech.words(event)
+                self._speech.transcript_delta(event)
             case realtime_events.AudioDone():
                 return self._speech.item_done((event.item_id, event.content_index), now)
             case realtime_events.SpeechStarted():
@@ -221,7 +221,7 @@ class Conversation:
                 self._caller.speaking = False
                 self._caller.turn_open = True
                 self._speech.turn_ended()
-                self._answer_due = now
+                self._awaiting_audio_since = now
                 return [Note("speech_stopped")]
             case realtime_events.InputCommitted():
                 self._caller.speaking = False  # the turn is over, however it ended
@@ -235,7 +235,7 @@ class Conversation:
                 self._speech.item_added(event, now)
             case realtime_events.ResponseDone(response=response):
                 wanted = not self._speech.was_cut(response.id)
-                sounded = self._speech.sounded(response.id)
+                sounded = self._speech.sent_audio(response.id)
                 done = self._speech.response_done(response.id, now)
                 lost = wanted and errors.is_lost(response.status, sounded=sounded)
                 return done + self._response_done(response, lost, now)
@@ -245,20 +245,20 @@ class Conversation:
                 return self._model_error(error, now)
             case realtime_events.CallerTranscript():
                 self.history.transcribed(event.item_id, event.transcript)
-                self._writes = True
-                self._caller.turn_written(event.item_id)
+                self._server_transcribes = True
+                self._caller.turn_transcribed(event.item_id)
                 text = {"text": event.transcript[:MAX_CHARS]}
                 return [Note("caller_said", {"item": event.item_id}, text)]
             case realtime_events.ItemAdded() | realtime_events.ItemDone():
                 self._outbox.seen(event.item)
-                item = recorded(event.item, self._at(now))
+                item = recorded(event.item, self._seconds_into_call(now))
                 if item is not None:
-                    if self._speech.is_on_its_way(item.id):
+                    if self._speech.is_unsettled(item.id):
                         item.text = ""  # another session was given all its words
                     self.history.add(item, event.previous_item_id)
             case realtime_events.ItemDeleted():
                 self.history.remove(event.item_id)
-                self._caller.turn_written(event.item_id)
+                self._caller.turn_transcribed(event.item_id)
                 self._outbox.gone(event.item_id)
         return []
 
@@ -290,7 +290,7 @@ class Conversation:
             return [note]
         if fatal:
             return [note, *self.end("model", "refused", now)]
-        return [note, *self._sessions.another(now)]
+        return [note, *self._sessions.switch_or_dial(now)]
 
     def line_lost(self, now: float) -> list[Command]:
         """The stream broke. The session is kept for some seconds: Twilio asks what
@@ -321,10 +321,10 @@ class Conversation:
         if self.state is State.ENDED:
             return []
         if self.state is State.TALKING:
-            return [self._give(text)]
+            return [self._send_event(text)]
         if '"response.cancel"' in text:
             return []  # of an answer that a lost session was at
-        return self._keep(text)
+        return self._keep_pending(text)
 
     def misread(self, side: str, reason: str) -> list[Command]:
         """A message of that side ("caller", "model") could not be read."""
@@ -332,8 +332,8 @@ class Conversation:
             return []
         # By the time of the last that could be read, for who sends nothing else is no
         # phone, however slowly it comes.
-        if side == "caller" and not self._message_rate.add(1.0, self._heard_from):
-            return self._flooded(self._heard_from)
+        if side == "caller" and not self._message_rate.add(1.0, self._last_message_at):
+            return self._flooded(self._last_message_at)
         return [protocol_error(side, reason)]
 
     def interrupt(
@@ -348,8 +348,8 @@ class Conversation:
         if response_id is not None:
             if not self._speech.is_live(response_id):
                 return []
-            self._trips += 1
-            if self._trips > MAX_TRIPS:
+            self._guardrail_stops += 1
+            if self._guardrail_stops > MAX_GUARDRAIL_STOPS:
                 return self.end("bridge", "guardrail", now)
         commands = self._stop_agent(by, now, only=response_id)
         return commands + self._changed(now)
@@ -370,22 +370,22 @@ class Conversation:
         if self.state is State.ENDED:
             return []
         if self.state is not State.TALKING:
-            return self._keep(PendingText(role, text, respond))
-        return [self._say(role, text), *(self.ask(now) if respond else [])]
+            return self._keep_pending(PendingText(role, text, respond))
+        return [self._send_message(role, text), *(self.ask(now) if respond else [])]
 
     def ask(self, now: float) -> list[Command]:
         """An answer is wanted, as soon as the model is free."""
         if self.state is not State.TALKING:
             self._outbox.asked = True
             return []
-        if self._caller.speaking and self._turns.create_response is not False:
+        if self._caller.speaking and self._turn_detection.create_response is not False:
             return []  # who speaks is answered when they have ended, with all there is
         if self._unanswered:
             self._speech.want_response(
                 now
             )  # the server is about to begin one by itself
             return []
-        return self._speech.ask(now)
+        return self._speech.request_response(now)
 
     def edit(
         self, removed: Iterable[str], corrected: Mapping[str, str]
@@ -402,14 +402,14 @@ class Conversation:
         gone = list(removed)
         for item_id, text in corrected.items():
             item = self.history.get(item_id)
-            if item is not None and item.kind in WORDS:
+            if item is not None and item.kind in TEXT_KINDS:
                 new = realtime_events.message(
                     item.kind, text, self._speech.event_id(), after=item_id
                 )
-                commands.append(self._give(new))
+                commands.append(self._send_event(new))
                 gone.append(item_id)
         deletes = [realtime_events.delete(it, self._speech.event_id()) for it in gone]
-        return commands + [self._give(delete) for delete in deletes]
+        return commands + [self._send_event(delete) for delete in deletes]
 
     def mute(self, on: bool) -> list[Command]:
         """The model hears silence in the caller's place."""
@@ -419,13 +419,13 @@ class Conversation:
     def busy(self, change: int, now: float, call_id: str = "") -> list[Command]:
         """A tool has begun (+1) or ended (-1); without a `call_id` one of the model's
         own server, as a part of its answer."""
-        self._busy = max(self._busy + change, 0)
+        self._tools_running = max(self._tools_running + change, 0)
         if not call_id:
-            self._busy_inside = max(self._busy_inside + change, 0)
+            self._server_tools_running = max(self._server_tools_running + change, 0)
         elif change > 0 and len(call_id) <= MAX_ID_CHARS:
-            self._called[call_id] = None
-            if len(self._called) > MAX_CALLED:
-                del self._called[next(iter(self._called))]
+            self._open_tool_calls[call_id] = None
+            if len(self._open_tool_calls) > MAX_OPEN_TOOL_CALLS:
+                del self._open_tool_calls[next(iter(self._open_tool_calls))]
         # What a tool took is not the answer's delay.
         self._speech.progress = now
         return self._changed(now)
@@ -470,9 +470,9 @@ class Conversation:
         self._ends_at = now + GOODBYE_SECONDS
         self._ends_why = why
         # Even into the caller's own words: nothing else will be said.
-        later = self.state is not State.TALKING
-        say = self.tell("system", GOODBYES[why], later, now)
-        ask = [] if later else self._speech.ask(now)
+        not_ready = self.state is not State.TALKING
+        say = self.tell("system", GOODBYES[why], not_ready, now)
+        ask = [] if not_ready else self._speech.request_response(now)
         hit = [limit_hit(LIMIT_OF[why])] if why in LIMIT_OF else []
         return [*hit, Note("goodbye", {"why": why}), *say, *ask]
 
@@ -491,18 +491,20 @@ class Conversation:
             return []
         if self.state is State.WAITING and now >= self._start_due:
             return self.end("caller", "no_start", now)
-        if self.state is State.HOLDING and self._sessions.given_up(now):
-            why = "lost" if self._sessions.before else "not_ready"
+        if self.state is State.HOLDING and self._sessions.is_given_up(now):
+            why = "lost" if self._sessions.had_session else "not_ready"
             return self.end("model", why, now)
-        if now >= self._line_ends:
+        if now >= self._stream_given_up_at:
             return self.end("caller", "connection_lost", now)
-        lost = self._sessions.lost_as(now)
-        commands = self._redial(lost, now) if lost else self._sessions.renew(now)
-        if self._sessions.probes(now):
+        lost = self._sessions.lost_reason(now)
+        commands = (
+            self._redial(lost, now) if lost else self._sessions.dial_spare_if_old(now)
+        )
+        if self._sessions.take_probe(now):
             commands.append(ToModel(realtime_events.probe(PROBE_ID)))
-        if self._sessions.comforts(now) and self._playback.idle:
+        if self._sessions.take_comfort_tone(now) and self._playback.idle:
             commands += self.play(g711.comfort_tone(), now)
-        while (gives_up := self._speech.gives_up_at) is not None and now >= gives_up:
+        while (gives_up := self._speech.fence_due_at) is not None and now >= gives_up:
             commands += self._speech.give_up_fence(now)
         stalls_at = self._caller.stalls_at
         if stalls_at is not None and now >= stalls_at:
@@ -537,9 +539,9 @@ class Conversation:
         if self.state is State.ENDED:
             return None
         due = (
-            self._begins_at_most,
-            self._line_ends,
-            self._speech.gives_up_at,
+            self._start_or_session_due,
+            self._stream_given_up_at,
+            self._speech.fence_due_at,
             self._caller.stalls_at,
             self._keys.due_at,
             self._answer_late_at,
@@ -578,29 +580,29 @@ class Conversation:
         """The caller is there again, and hears nothing of what Twilio had."""
         self._line_lost_at = None
         self._speech.line_back(out, self._playback, now)
-        self._caller.new_line(now)
+        self._caller.new_stream(now)
         back: list[Command] = [Note("line_back", {"seconds": now - lost_at})]
-        if not self._sessions.before or self._ends_at is not None:
+        if not self._sessions.had_session or self._ends_at is not None:
             return back  # the greeting, or the goodbye, is still to come
-        word = CUT_OFF if self._speech.broken else BACK
-        self._speech.broken = False
-        return back + self.tell("system", word, True, now)
+        text = CUT_OFF if self._speech.broken_off else BACK
+        self._speech.broken_off = False
+        return back + self.tell("system", text, True, now)
 
     @property
-    def _line_ends(self) -> float:
+    def _stream_given_up_at(self) -> float:
         """When a line on which nothing comes is given up."""
         if self._line_lost_at is not None:
             return self._line_lost_at + LINGER_SECONDS
-        return self._heard_from + SILENT_SECONDS
+        return self._last_message_at + SILENT_SECONDS
 
     def _turn_committed(self, item_id: str, now: float) -> None:
         self._caller.turn_ended(item_id)
         if item_id:
             # Now, for its own event may be lost with the session.
-            at = self._at(now)
+            at = self._seconds_into_call(now)
             self.history.add(HistoryItem(id=item_id, kind="user", at=at))
 
-    def _at(self, now: float) -> float:
+    def _seconds_into_call(self, now: float) -> float:
         """Seconds since the call began, other streams of it included."""
         return now - self._began + self._rules.elapsed
 
@@ -615,10 +617,10 @@ class Conversation:
 
     def _speech_started(self, now: float) -> list[Command]:
         self._caller.speaking = True
-        self._answer_due = None
-        self._unanswered = self._turns.create_response is not False
+        self._awaiting_audio_since = None
+        self._unanswered = self._turn_detection.create_response is not False
         self._call_limits.caller_is_there()
-        self._trips = 0
+        self._guardrail_stops = 0
         commands: list[Command] = [Note("speech_started")]
         if self._interruptible:
             commands = self._stop_agent("caller", now) + commands
@@ -634,12 +636,13 @@ class Conversation:
     def _stop_agent(
         self, by: str, now: float, only: str | None = None
     ) -> list[Command]:
-        tones = self._speech.plays_ours
+        tones = self._speech.plays_bridge_audio
         commands = self._speech.interrupt(
             by,
             now,
-            cancels=by == "caller" and self._turns.interrupt_response is True,
-            answers=by == "caller" and self._turns.create_response is not False,
+            cancels=by == "caller" and self._turn_detection.interrupt_response is True,
+            answers=by == "caller"
+            and self._turn_detection.create_response is not False,
             only=only,
         )
         flushed = tones and any(isinstance(it, ToCaller) for it in commands)
@@ -648,7 +651,7 @@ class Conversation:
     @property
     def _interruptible(self) -> bool:
         """interrupt_response false: the user's wish that the agent is not."""
-        return self._turns.interrupt_response is not False
+        return self._turn_detection.interrupt_response is not False
 
     def _key_pressed(self, key: str, now: float) -> list[Command]:
         self._call_limits.caller_is_there()
@@ -664,8 +667,8 @@ class Conversation:
             return [Pressed(keys)]
         # Who presses keys has heard enough, as one who speaks.
         stop = self._stop_agent("keys", now)
-        word = f"(The caller pressed these keys on the phone: {keys})"
-        return [*stop, *self.tell("user", word, True, now)]
+        text = f"(The caller pressed these keys on the phone: {keys})"
+        return [*stop, *self.tell("user", text, True, now)]
 
     # --- what is waited for ---
 
@@ -673,29 +676,30 @@ class Conversation:
         """Something was said or heard: who waits for it is answered."""
         if self.state is State.ENDED:
             return []
-        yet = self._outstanding
-        still = self._is_still(yet)
+        outstanding = self._outstanding
+        idle = self._is_idle(outstanding)
         here = self.state is State.TALKING and self._line_lost_at is None
-        self._call_limits.watch(still and here and not self._caller.muted, now)
-        rolls = self._sessions.spare and self._ends_at is None
-        if rolls and self._is_quiet(yet):
+        self._call_limits.watch(idle and here and not self._caller.muted, now)
+        may_roll_over = self._sessions.spare and self._ends_at is None
+        if may_roll_over and self._is_quiet(outstanding):
             return self._roll_over(now)
-        over = self._waits.over(yet, now)
-        leaves = next((wait for wait in over if wait.then), None)
+        over = self._waits.over(outstanding, now)
+        ending = next((wait for wait in over if wait.then), None)
         commands: list[Command] = [
             # Of several wishes to leave only the first is done.
-            WaitDone(wait.number, None if leaves else yet.nothing)
+            WaitDone(wait.number, None if ending else outstanding.nothing)
             for wait in over
-            if wait is not leaves
+            if wait is not ending
         ]
-        if leaves is not None and leaves.then is not None:
-            done = WaitDone(leaves.number, True)
-            return [*commands, done, *self.end(*leaves.then, now)]
+        if ending is not None and ending.then is not None:
+            done = WaitDone(ending.number, True)
+            return [*commands, done, *self.end(*ending.then, now)]
         if self._ends_at is None:
             return commands
-        moves = self._ends_why == "handed_over"
-        said = still and not yet.unanswered
-        if now >= self._ends_at or (self._is_settled(yet, now) if moves else said):
+        moving = self._ends_why == "handed_over"
+        all_said = idle and not outstanding.unanswered
+        ready = self._is_settled(outstanding, now) if moving else all_said
+        if ready or now >= self._ends_at:
             return commands + self.end("bridge", self._ends_why, now)
         return commands
 
@@ -711,28 +715,33 @@ class Conversation:
             progress=self._speech.progress,
         )
 
-    def _is_still(self, yet: Outstanding) -> bool:
+    def _is_idle(self, outstanding: Outstanding) -> bool:
         """Nobody speaks, nothing is to be heard, no tool runs."""
-        return yet.nothing and not (self._caller.speaking or self._busy)
+        return (
+            outstanding.nothing
+            and not self._caller.speaking
+            and not self._tools_running
+        )
 
-    def _is_quiet(self, yet: Outstanding) -> bool:
+    def _is_quiet(self, outstanding: Outstanding) -> bool:
         """Nothing would be interrupted: nor is anything about to begin. (A tool begins
         a moment after the answer that calls it is done.)"""
         if self.state is not State.TALKING or self._line_lost_at is not None:
             return False
-        still = self._is_still(yet) and not yet.unanswered
-        return still and not self.history.has_open_calls
+        idle = self._is_idle(outstanding) and not outstanding.unanswered
+        return idle and not self.history.has_open_calls
 
-    def _is_settled(self, yet: Outstanding, now: float) -> bool:
+    def _is_settled(self, outstanding: Outstanding, now: float) -> bool:
         """Quiet, and all that was said is known in words: others have no audio."""
-        written = not (self._writes and self._caller.has_unwritten)
-        return written and not self._sessions.is_new(now) and self._is_quiet(yet)
+        if self._server_transcribes and self._caller.has_untranscribed:
+            return False
+        return not self._sessions.is_new(now) and self._is_quiet(outstanding)
 
     @property
     def _answer_late_at(self) -> float | None:
         """When an answer that does not come on is given up. A tool of the model's own
         server may be a part of it, and takes its time."""
-        if self.state is not State.TALKING or self._busy_inside:
+        if self.state is not State.TALKING or self._server_tools_running:
             return None
         if not self._speech.generating or self._line_lost_at is not None:
             return None
@@ -743,7 +752,7 @@ class Conversation:
         late: list[Command] = [Note("answer_late")]
         if self._waits.to_leave:
             # Another try would hold the line once more.
-            return late + self._speech.drop(now)
+            return late + self._speech.drop_responses(now)
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             return late + self.end("model", "failed", now)
@@ -760,8 +769,8 @@ class Conversation:
         if self._ends_at is not None or self._line_lost_at is not None:
             return []
         # An answer that was asked for since has not been seen yet.
-        still = self._is_still(self._outstanding)
-        self._call_limits.watch(still and not self._caller.muted, now)
+        idle = self._is_idle(self._outstanding)
+        self._call_limits.watch(idle and not self._caller.muted, now)
         due = self._call_limits.due(now)
         if due == "ask":
             self._unanswered = False  # the server would have begun by now
@@ -777,55 +786,57 @@ class Conversation:
         if any(form not in (None, realtime_events.MULAW) for form in event.formats):
             # PCM on a mu-law line is noise in the caller's ear.
             return self.end("model", "wrong_audio_format", now)
-        self._turns = event.turns
+        self._turn_detection = event.turns
         # Without detection nobody will say when the caller has ended, nor answer.
-        manual, self._detects = self._detects and not event.detects, event.detects
+        manual = self._server_detects_turns and not event.detects
+        self._server_detects_turns = event.detects
         dropped = self._turn_dropped(now) if manual else []
-        if self.state is not State.HOLDING or not self._sessions.awaited:
+        if self.state is not State.HOLDING or not self._sessions.is_configuring:
             return dropped  # by one that was left is nobody configured
         self.state = State.TALKING
         taken, sent = event.formats
         commands: list[Command]
-        if self._sessions.before:
-            commands = self._go_on(now)
+        if self._sessions.had_session:
+            commands = self._resume_session(now)
         else:
             data = {"held_ms": self._caller.held_ms, "input": taken, "output": sent}
-            commands = [Note("ready", data), *self._open(now)]
+            commands = [Note("ready", data), *self._open_session(now)]
         self._sessions.began(now, self._rules.session_seconds)
-        for word in self._outbox.take():
-            if isinstance(word, PendingText):
-                commands += self.tell(word.role, word.text, word.respond, now)
+        for pending in self._outbox.take():
+            if isinstance(pending, PendingText):
+                commands += self.tell(pending.role, pending.text, pending.respond, now)
             else:
-                commands.append(self._give(word))
+                commands.append(self._send_event(pending))
         if self._outbox.asked:
             self._outbox.asked = False
             commands += self.ask(now)
         return commands + self._speech.request_if_free(now) + self._caller.ready()
 
-    def _open(self, now: float) -> list[Command]:
+    def _open_session(self, now: float) -> list[Command]:
         """The first session of this stream begins."""
         rules = self._rules
         before = replayed(rules.history, self._speech.event_id)
         commands: list[Command] = [ToModel(event) for event in before]
         if rules.aside:
-            return [*commands, self._say("system", rules.aside)]
+            return [*commands, self._send_message("system", rules.aside)]
         opening = rules.word or rules.greeting
         if opening:
             # As an item, for instructions of a response would replace the agent's own.
             # Before the held audio: a caller who said hello first is then answered.
-            commands += [self._say("system", opening), *self._speech.ask(now)]
-            self._answer_due = now
+            commands.append(self._send_message("system", opening))
+            commands += self._speech.request_response(now)
+            self._awaiting_audio_since = now
         return commands
 
-    def _go_on(self, now: float) -> list[Command]:
+    def _resume_session(self, now: float) -> list[Command]:
         """Another session takes the place of the last, and is given what was said."""
         settled = self._speech.model_back(now)
         words: dict[str, str] = {}
         for part in self._speech.playing(now):
             text = "".join(text for _, text in part.words)
             words[part.id] = words.get(part.id, "") + text
-        still = Open(words, self._caller.turn, self._called)
-        told = replayed(self.history.items, self._speech.event_id, still)
+        unfinished = Unfinished(words, self._caller.turn_audio, self._open_tool_calls)
+        told = replayed(self.history.items, self._speech.event_id, unfinished)
         told += self._outbox.events
         data: dict[str, Value] = {
             "why": self._sessions.left_why,
@@ -835,9 +846,9 @@ class Conversation:
         }
         commands: list[Command] = [Note("model_back", data), *settled]
         commands += [ToModel(event) for event in told]
-        if self._speech.broken and self._line_lost_at is None:
-            self._speech.broken = False
-            commands.append(self._say("system", BROKEN_OFF))
+        if self._speech.broken_off and self._line_lost_at is None:
+            self._speech.broken_off = False
+            commands.append(self._send_message("system", BROKEN_OFF))
         return commands
 
     # --- sessions come and go ---
@@ -845,14 +856,14 @@ class Conversation:
     def _redial(self, why: str, now: float) -> list[Command]:
         """The session is of no more use: another one is wanted."""
         commands = self._leave_session(why, now)
-        if self._sessions.given_up(now):
+        if self._sessions.is_given_up(now):
             return commands + self.end("model", "lost", now)
-        return commands + self._sessions.another(now)
+        return commands + self._sessions.switch_or_dial(now)
 
     def _roll_over(self, now: float) -> list[Command]:
         """A quiet moment: the spare session takes over, and nobody hears of it."""
         left = self._leave_session("roll_over", now)
-        return [Note("rolls_over"), *left, *self._sessions.another(now)]
+        return [Note("rolls_over"), *left, *self._sessions.switch_or_dial(now)]
 
     def _leave_session(self, why: str, now: float) -> list[Command]:
         """What the next session must know is kept; the caller is held."""
@@ -861,11 +872,11 @@ class Conversation:
         if not was_there:
             return []
         self.state = State.HOLDING
-        commands = self._speech.model_lost(now, tools=bool(self._busy))
+        commands = self._speech.model_lost(now, tools=bool(self._tools_running))
         turn_open = self._caller.speaking or self._caller.turn_open
         if self._unanswered and not turn_open:
             # The caller has ended, and the server had not begun to answer.
-            commands += self._speech.ask(now)
+            commands += self._speech.request_response(now)
         self._unanswered = False
         self._caller.model_lost()
         for item_id in self._outbox.deleted:
@@ -873,28 +884,30 @@ class Conversation:
         return commands
 
     @property
-    def _begins_at_most(self) -> float | None:
+    def _start_or_session_due(self) -> float | None:
         """When something must have begun: the call, or a session."""
         if self.state is State.WAITING:
             return self._start_due
         return self._sessions.due_at
 
-    def _give(self, text: str) -> ToModel:
+    def _send_event(self, text: str) -> ToModel:
         """Items are remembered until the server has shown them."""
         return ToModel(self._outbox.sent(text))
 
-    def _say(self, role: str, text: str) -> ToModel:
-        return self._give(realtime_events.message(role, text, self._speech.event_id()))
+    def _send_message(self, role: str, text: str) -> ToModel:
+        return self._send_event(
+            realtime_events.message(role, text, self._speech.event_id())
+        )
 
-    def _keep(self, word: PendingText | str) -> list[Command]:
+    def _keep_pending(self, text: PendingText | str) -> list[Command]:
         """Until the model is there."""
-        return [] if self._outbox.keep(word) else [Note("text_dropped")]
+        return [] if self._outbox.keep(text) else [Note("text_dropped")]
 
     def _first_audio(self, now: float) -> list[Command]:
-        if self._answer_due is None:
+        if self._awaiting_audio_since is None:
             return []
-        seconds = now - self._answer_due
-        self._answer_due = None
+        seconds = now - self._awaiting_audio_since
+        self._awaiting_audio_since = None
         return [Note("first_audio", {"seconds": seconds})]
 
     def _response_done(
@@ -914,7 +927,7 @@ class Conversation:
             self._failures = 0
         if lost:
             notes.append(Note("answer_failed", {"why": why}))
-            return notes + self._failed(why, now)
+            return notes + self._retry_or_end(why, now)
         if self.state is State.TALKING:
             notes += self._apply_call_limit(now)
         return notes
@@ -927,12 +940,12 @@ class Conversation:
         }
         return Note("usage", data)
 
-    def _failed(self, why: str, now: float) -> list[Command]:
+    def _retry_or_end(self, why: str, now: float) -> list[Command]:
         """An answer the caller waits for will not come: asks again, or gives up."""
         self._failures += 1
         if why in errors.FATAL_CODES or self._failures >= MAX_FAILURES:
             return self.end("model", "failed", now)
-        return [] if self._speech.asked else self.ask(now)
+        return [] if self._speech.requested else self.ask(now)
 
     def _model_error(
         self, error: realtime_events.ErrorDetails, now: float
@@ -944,12 +957,12 @@ class Conversation:
             "benign": benign,
         }
         if error.event_id == PROBE_ID:
-            self._sessions.answered(now)
+            self._sessions.probe_answered(now)
             return []
         words = {"message": error.message[:MAX_MESSAGE_CHARS]}
         note = Note("model_error", data, words)
         self._outbox.refused(error.event_id)
-        if self.state is State.HOLDING and self._sessions.awaited and not benign:
+        if self.state is State.HOLDING and self._sessions.is_configuring and not benign:
             if errors.may_pass(error):
                 return [note, *self._redial("error", now)]
             # The session would go on with the server's defaults: PCM, no instructions.
@@ -960,8 +973,8 @@ class Conversation:
                 self._speech.want_response(now)
             return [note]
         if error.event_id == ANSWER_ID:
-            commands = [note, *self._speech.ask_failed(now)]
+            commands = [note, *self._speech.request_failed(now)]
             if not benign:
-                commands += self._failed(error.code or "", now)
+                commands += self._retry_or_end(error.code or "", now)
             return commands
         return [note]

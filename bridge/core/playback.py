@@ -79,7 +79,7 @@ class Window:
     def earlier(self, ms: float) -> "Window":
         return Window(self.low - ms, self.high - ms)
 
-    def meet(self, other: "Window") -> "Window | None":
+    def intersect(self, other: "Window") -> "Window | None":
         low, high = max(self.low, other.low), min(self.high, other.high)
         return Window(low, high) if low < high else None
 
@@ -87,41 +87,49 @@ class Window:
 class MediaClock:
     """Twilio's own clock, read from the timestamps of the caller's frames."""
 
-    __slots__ = ("_arrived", "_behind_ms", "_end_ms", "_least_ms", "_since")
+    __slots__ = (
+        "_end_ms",
+        "_last_frame_at",
+        "_offset_ms",
+        "_previous_offset_ms",
+        "_span_began",
+    )
 
     def __init__(self, now: float) -> None:
         self._end_ms = 0.0
-        self._arrived = now
-        self._since = now
-        self._least_ms = self._behind_ms = math.inf
+        self._last_frame_at = now
+        self._span_began = now
+        self._offset_ms = self._previous_offset_ms = math.inf
         """How far our clock is ahead of Twilio's, at least: of the fastest frame in
         this span of QUICKEST_SECONDS, and in the one before."""
 
     def frame(self, timestamp_ms: int, duration_ms: float, now: float) -> None:
         end_ms = timestamp_ms + duration_ms
         if end_ms < self._end_ms - RESTART_MS:
-            self._least_ms = self._behind_ms = math.inf  # another clock than before
+            # This is another clock than before.
+            self._offset_ms = self._previous_offset_ms = math.inf
             self._end_ms = end_ms
         self._end_ms = max(self._end_ms, end_ms)
-        self._arrived = now
-        if now - self._since > QUICKEST_SECONDS:
-            self._behind_ms, self._least_ms, self._since = self._least_ms, math.inf, now
-        self._least_ms = min(self._least_ms, 1000 * now - self._end_ms)
+        self._last_frame_at = now
+        if now - self._span_began > QUICKEST_SECONDS:
+            self._previous_offset_ms, self._offset_ms = self._offset_ms, math.inf
+            self._span_began = now
+        self._offset_ms = min(self._offset_ms, 1000 * now - self._end_ms)
 
     def read(self, now: float) -> Window:
         """Twilio's time at which what arrives now was sent."""
-        silent = now - self._arrived
+        silent = now - self._last_frame_at
         low = self._end_ms + (1000 * silent if silent > STALE_SECONDS else 0.0)
-        least = min(self._least_ms, self._behind_ms)
-        if math.isinf(least):
+        offset_ms = min(self._offset_ms, self._previous_offset_ms)
+        if math.isinf(offset_ms):
             return Window(low, low + FRAME_MS)
         # Nothing crosses the network faster than the quickest frame did.
-        latest = max(low, 1000 * now - least) + 1.0
+        latest = max(low, 1000 * now - offset_ms) + 1.0
         return Window(low, min(low + FRAME_MS, latest))
 
     def guess(self, now: float) -> float:
         """Twilio's time as our clock would carry it on from the last frame."""
-        return self._end_ms + 1000 * (now - self._arrived)
+        return self._end_ms + 1000 * (now - self._last_frame_at)
 
 
 @dataclass(slots=True)
@@ -229,7 +237,7 @@ class Playback:
             self._advance(mark.position)
         return mark
 
-    def give_up(self, fence: str, sent_at: float) -> None:
+    def settle_late_fence(self, fence: str, sent_at: float) -> None:
         """The fence did not come back in time: settles by our clock what it would."""
         for mark in self._marks:
             if mark.name == fence:
@@ -333,7 +341,7 @@ class Playback:
 
     def _pin(self, mark: SentMark, moment: Window) -> None:
         origin = moment.earlier(mark.position / BYTES_PER_MS)
-        narrowed = self._origin.meet(origin) if self._origin else None
+        narrowed = self._origin.intersect(origin) if self._origin else None
         # Each mark gives a window of one frame; together they narrow it, until playing
         # paused (a start, or windows that do not meet) and all before is worth nothing.
         self._origin = origin if mark.starts or narrowed is None else narrowed

@@ -25,7 +25,7 @@ class Redial:
 
     def __init__(self, now: float) -> None:
         self.expires = now + READY_SECONDS
-        self.before = False
+        self.had_session = False
         """There was a session: another one goes on with its conversation."""
         self.lost_at = now
         """When the caller was last without a model."""
@@ -52,5 +52,5 @@ class Redial:
         return wait
 
     def ready(self, now: float) -> None:
-        self.before = True
+        self.had_session = True
         self._ready_at = now

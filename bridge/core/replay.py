@@ -41,7 +41,7 @@ def recorded(item: realtime_events.ConversationItem, at: float) -> HistoryItem |
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class Unfinished:
     """What a history has no text of yet, though the model is to be given it."""
 
     words: Mapping[str, str] = field(default_factory=dict)
@@ -52,26 +52,28 @@ class Open:
     """Tool calls (call_id) whose results are still to come."""
 
 
-NOTHING_OPEN = Open()
+NOTHING_UNFINISHED = Unfinished()
 
 
 def replayed(
     history: Sequence[HistoryItem],
     event_id: Callable[[], str],
-    still: Open = NOTHING_OPEN,
+    unfinished: Unfinished = NOTHING_UNFINISHED,
 ) -> list[str]:
     """The client events that give a new session what was said before."""
     called = {item.call_id for item in history if item.kind == "tool_call"}
     answered = {item.call_id for item in history if item.kind == "tool_output"}
     events = []
     for item in history:
-        text = item.text + still.words.get(item.id, "")
+        text = item.text + unfinished.words.get(item.id, "")
         match item.kind:
             case "tool_output" if item.call_id in called:
                 event = realtime_events.tool_output(
                     item.call_id, text, event_id(), item.id
                 )
-            case "tool_call" if item.call_id in answered or item.call_id in still.calls:
+            case "tool_call" if (
+                item.call_id in answered or item.call_id in unfinished.calls
+            ):
                 event = realtime_events.tool_call(
                     item.call_id, item.name, item.arguments, event_id(), item.id
                 )
@@ -79,7 +81,7 @@ def replayed(
                 event = realtime_events.message(
                     item.kind, text, event_id(), item_id=item.id
                 )
-            case "user" if voice := still.voice(item.id):
+            case "user" if voice := unfinished.voice(item.id):
                 payload = base64.b64encode(voice).decode()
                 event = realtime_events.spoken(payload, event_id(), item.id)
             case _:

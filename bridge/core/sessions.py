@@ -15,11 +15,11 @@ CONFIGURE_SECONDS = 6.0
 NEW_SECONDS = 3.0
 """For a session to find out what the caller said while there was none."""
 
-SILENT_SECONDS = 5.0
+PROBE_AFTER_SECONDS = 5.0
 """Of a server that says nothing, as it may when nobody speaks; then it is asked for a
 sign of life ..."""
 
-SIGN_SECONDS = 4.0
+PROBE_ANSWER_SECONDS = 4.0
 """... which comes within so long, or the session is lost. Sockets that answer pings
 have hung behind them before."""
 
@@ -42,62 +42,63 @@ class Sessions:
         """A connection is open beside the one in use, for a quiet moment."""
         self._dialling = True
         """One is being made; the first one unasked."""
-        self._rolls_at: float | None = None
+        self._old_at: float | None = None
         """When the session is old enough for another one."""
-        self._late_at: float | None = None
+        self._configure_by: float | None = None
         """When a connection is left that does not become a session."""
         self._comfort_at = now
         self._began_at = -math.inf
         """When the session took over from another."""
-        self._sign_at = now
+        self._last_event_at = now
         """When the server last said anything."""
         self._probed = False
         """It was asked for a sign since then ..."""
-        self._unanswered = False
+        self._probe_open = False
         """... and that has not been answered as such."""
-        self._gives_signs: bool | None = None
+        self._answers_probes: bool | None = None
         """The server answers a probe; None: it was not seen yet. Not every server that
         speaks this API need do so."""
 
     @property
-    def before(self) -> bool:
+    def had_session(self) -> bool:
         """There was a session: another one goes on with its conversation."""
-        return self._redial.before
+        return self._redial.had_session
 
     @property
     def lost_at(self) -> float:
         return self._redial.lost_at
 
     @property
-    def away(self) -> bool:
+    def is_away(self) -> bool:
         """There was one, and is none."""
-        return self.before and not self.there
+        return self.had_session and not self.there
 
     @property
-    def awaited(self) -> bool:
+    def is_configuring(self) -> bool:
         """The connection in use is to become a session. One that was left while its
         successor was being dialled is still there, and of no more use."""
-        return self._late_at is not None or not self.before
+        return self._configure_by is not None or not self.had_session
 
-    def given_up(self, now: float) -> bool:
+    def is_given_up(self, now: float) -> bool:
         """The caller has waited for one as long as they may."""
         return not self.there and now >= self._redial.expires
 
     def is_new(self, now: float) -> bool:
         """It took over a short while ago: what it was given of the caller's voice, it
         may not have understood yet."""
-        return self.before and now < self._began_at + NEW_SECONDS
+        return self.had_session and now < self._began_at + NEW_SECONDS
 
     def began(self, now: float, lasts: float | None) -> None:
         """A session is configured; after `lasts` seconds it is old."""
-        self._began_at = now if self.before else -math.inf
+        self._began_at = now if self.had_session else -math.inf
         self._redial.ready(now)
         self.there = True
-        self._late_at = None
-        self.sign(now)
-        if self._gives_signs is None:
-            self._sign_at -= SILENT_SECONDS  # whether it does is found out at once
-        self._rolls_at = None if lasts is None else now + lasts
+        self._configure_by = None
+        self.event_received(now)
+        if self._answers_probes is None:
+            # Probe at once, to learn whether this server answers probes.
+            self._last_event_at -= PROBE_AFTER_SECONDS
+        self._old_at = None if lasts is None else now + lasts
 
     def left(self, why: str, now: float) -> None:
         """The session is of no more use, or never came to be one."""
@@ -106,9 +107,9 @@ class Sessions:
             self._comfort_at = now + COMFORT_SECONDS
             self._redial.lost(now)  # else it is the same outage still
         self.there = False
-        self._rolls_at = self._late_at = None
+        self._old_at = self._configure_by = None
 
-    def another(self, now: float) -> list[Command]:
+    def switch_or_dial(self, now: float) -> list[Command]:
         """The spare one takes over, or one is dialled."""
         if self.spare:
             self.spare = False
@@ -123,68 +124,73 @@ class Sessions:
         self.spare = self.there
         return [] if self.there else self._switch(now)
 
-    def sign(self, now: float) -> None:
+    def event_received(self, now: float) -> None:
         """The server has said something."""
-        self._sign_at = now
+        self._last_event_at = now
         self._probed = False
 
-    def answered(self, now: float) -> None:
+    def probe_answered(self, now: float) -> None:
         """It was the answer to a probe, as well as can be told."""
-        if self._unanswered:
-            self._gives_signs = True
-        self._unanswered = False
-        self.sign(now)
+        if self._probe_open:
+            self._answers_probes = True
+        self._probe_open = False
+        self.event_received(now)
 
-    def probes(self, now: float) -> bool:
+    def take_probe(self, now: float) -> bool:
         """A sign of life is to be asked for."""
-        silent = now >= self._sign_at + SILENT_SECONDS
-        if not self.there or self._probed or self._gives_signs is False or not silent:
+        if not self.there or self._probed or self._answers_probes is False:
             return False
-        self._probed = self._unanswered = True
-        self._sign_at = now
+        if now < self._last_event_at + PROBE_AFTER_SECONDS:
+            return False
+        self._probed = self._probe_open = True
+        self._last_event_at = now
         return True
 
     def _is_mute(self, now: float) -> bool:
         """None has come from a server that gives them."""
-        if not (self.there and self._probed and now >= self._sign_at + SIGN_SECONDS):
+        if not self.there or not self._probed:
             return False
-        if self._gives_signs:
+        if now < self._last_event_at + PROBE_ANSWER_SECONDS:
+            return False
+        if self._answers_probes:
             return True
-        self._gives_signs, self._probed = False, False
+        self._answers_probes, self._probed = False, False
         return False
 
     @property
-    def _sign_due(self) -> float | None:
+    def _probe_due(self) -> float | None:
         if self._probed:
-            return self._sign_at + SIGN_SECONDS
-        return None if self._gives_signs is False else self._sign_at + SILENT_SECONDS
+            return self._last_event_at + PROBE_ANSWER_SECONDS
+        if self._answers_probes is False:
+            return None
+        return self._last_event_at + PROBE_AFTER_SECONDS
 
     def _switch(self, now: float) -> list[Command]:
-        self._late_at = now + CONFIGURE_SECONDS
+        self._configure_by = now + CONFIGURE_SECONDS
         return [Switch()]
 
-    def lost_as(self, now: float) -> str | None:
+    def lost_reason(self, now: float) -> str | None:
         """Why a connection that nobody has closed is lost all the same."""
-        if self._late_at is not None and now >= self._late_at:
+        if self._configure_by is not None and now >= self._configure_by:
             return "late"
         return "mute" if self._is_mute(now) else None
 
     def not_dialled(self, now: float) -> None:
         self._dialling = False
         if self.there:
-            self._rolls_at = now + SPARE_SECONDS
+            self._old_at = now + SPARE_SECONDS
 
-    def renew(self, now: float) -> list[Command]:
+    def dial_spare_if_old(self, now: float) -> list[Command]:
         """A session that has got old is about to have another in its place."""
-        if self._rolls_at is None or now < self._rolls_at:
+        if self._old_at is None or now < self._old_at:
             return []
-        self._rolls_at = None
+        self._old_at = None
         self._dialling = True
         return [Note("session_old"), Dial(0.0, spare=True)]
 
-    def comforts(self, now: float) -> bool:
+    def take_comfort_tone(self, now: float) -> bool:
         """It is time for a sound of life."""
-        if not self.away or now < self._comfort_at:
+        if not self.is_away or now < self._comfort_at:
             return False
         self._comfort_at = now + COMFORT_EVERY_SECONDS
         return True
@@ -192,14 +198,10 @@ class Sessions:
     @property
     def due_at(self) -> float | None:
         """When something is to be done: a session given up or renewed, a comfort."""
+        due: tuple[float | None, ...]
         if self.there:
-            sign, rolls = self._sign_due, self._rolls_at
-            return (
-                sign if rolls is None else rolls if sign is None else min(sign, rolls)
-            )
-        due = (
-            self._redial.expires,
-            self._late_at,
-            self._comfort_at if self.before else None,
-        )
-        return min(at for at in due if at is not None)
+            due = (self._probe_due, self._old_at)
+        else:
+            comfort_at = self._comfort_at if self.had_session else None
+            due = (self._redial.expires, self._configure_by, comfort_at)
+        return min((at for at in due if at is not None), default=None)

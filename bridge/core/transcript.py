@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from bridge.audio.g711 import BYTES_PER_MS
 
-QUICK_BYTES = 45 * BYTES_PER_MS
+MIN_CHAR_BYTES = 45 * BYTES_PER_MS
 """Of audio to a character, in quick speech: a word with less is not whole."""
 
 
@@ -63,7 +63,7 @@ class ItemTranscript:
             return
         at, text = self._pieces.pop()
         came = received_bytes - (at if self._pieces else 0)
-        takes = len(text.strip()) * QUICK_BYTES
+        takes = len(text.strip()) * MIN_CHAR_BYTES
         self._pieces.append(
             (at, _first_words(text, came / takes) if came < takes else text)
         )

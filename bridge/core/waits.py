@@ -83,27 +83,30 @@ class Waits:
         ended, self._waits = self._waits, []
         return [WaitDone(wait.number, None) for wait in ended]
 
-    def over(self, yet: Outstanding, now: float) -> list[Wait]:
+    def over(self, outstanding: Outstanding, now: float) -> list[Wait]:
         """Those that end now: all was heard, or should have been long ago."""
         over = [
             it
             for it in self._waits
-            if (yet.nothing and not _answer_comes(it, yet)) or now >= _late(it, yet)
+            if (outstanding.nothing and not _answer_comes(it, outstanding))
+            or now >= _gives_up_at(it, outstanding)
         ]
         self._waits = [it for it in self._waits if it not in over]
         return over
 
-    def due_at(self, yet: Outstanding) -> float | None:
+    def due_at(self, outstanding: Outstanding) -> float | None:
         """When the first of them has waited long enough."""
-        return min((_late(wait, yet) for wait in self._waits), default=None)
+        return min(
+            (_gives_up_at(wait, outstanding) for wait in self._waits), default=None
+        )
 
 
-def _late(wait: Wait, yet: Outstanding) -> float:
-    if yet.generating or _answer_comes(wait, yet):
-        return max(wait.since, yet.progress) + ANSWER_SECONDS
-    return max(wait.since, yet.queue_ends) + HEARD_SECONDS
+def _gives_up_at(wait: Wait, outstanding: Outstanding) -> float:
+    if outstanding.generating or _answer_comes(wait, outstanding):
+        return max(wait.since, outstanding.progress) + ANSWER_SECONDS
+    return max(wait.since, outstanding.queue_ends) + HEARD_SECONDS
 
 
-def _answer_comes(wait: Wait, yet: Outstanding) -> bool:
+def _answer_comes(wait: Wait, outstanding: Outstanding) -> bool:
     """No call ends between what the caller said and the answer to it."""
-    return yet.unanswered and wait.then is not None
+    return outstanding.unanswered and wait.then is not None

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from bridge.core import ProtocolError, realtime_events, twilio_messages
-from bridge.core.agent_speech import MAX_CUTS, MAX_OPEN, MAX_WORDS
+from bridge.core.agent_speech import MAX_CUTS, MAX_OPEN, MAX_TRANSCRIPT_CHARS
 from bridge.core.bounds import MAX_ID_CHARS, Bounds, MessageRate
-from bridge.core.caller_audio import AHEAD_MS, CALM_MS, MAX_TURNS
+from bridge.core.caller_audio import AHEAD_MS, AHEAD_RESET_MS, MAX_UNTRANSCRIBED
 from bridge.core.commands import Command, End, Note
 from bridge.core.conversation import Conversation
 from bridge.core.outbox import MAX_PENDING_CHARS, MAX_UNACKED_CHARS, Outbox
@@ -386,7 +386,7 @@ def test_audio_faster_than_time_is_dropped() -> None:
     assert len(appended(later)) == 8000 and not limits(later)
     assert limits(phone.frame(ms=1000)) == [], "it has not calmed yet"
 
-    phone.wait((AHEAD_MS - CALM_MS) / 1000 + 2)
+    phone.wait((AHEAD_MS - AHEAD_RESET_MS) / 1000 + 2)
     assert not limits(phone.frame())
     again = list(itertools.chain(*(phone.frame(ms=1000) for _ in range(30))))
     assert limits(again) == ["audio_rate"]
@@ -446,7 +446,7 @@ def test_nothing_is_held_where_nothing_may_be() -> None:
 def test_turns_of_which_nothing_is_known() -> None:
     """A server that commits nothing again and again fills no memory."""
     phone = Phone().talking()
-    for n in range(MAX_TURNS + 5):
+    for n in range(MAX_UNTRANSCRIBED + 5):
         phone.committed(f"u{n}")
     phone.loses_model()
 
@@ -551,13 +551,13 @@ def test_items_all_mixed_up_are_stopped() -> None:
 def test_words_without_end_are_left_out() -> None:
     """The audio goes on; only what nobody could read is left out."""
     phone = answering()
-    for _ in range(MAX_WORDS // 10_000 + 5):
+    for _ in range(MAX_TRANSCRIPT_CHARS // 10_000 + 5):
         phone.talk.from_model(WORDS("r1", "i1", "word " * 2000), phone.now)
     phone.says(1000)
     cut = phone.barges_in() + phone.frames(100)
 
     [said] = notes(cut, "said")
-    assert len(said.private["generated"]) <= MAX_WORDS
+    assert len(said.private["generated"]) <= MAX_TRANSCRIPT_CHARS
     phone.created("r2")
     phone.words("Words again", "i2", "r2")
     phone.says(1000, "i2", "r2")

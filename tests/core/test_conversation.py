@@ -2,9 +2,9 @@
 
 import pytest
 
-from bridge.core.conversation import MAX_TRIPS, START_SECONDS, State
+from bridge.core.conversation import MAX_GUARDRAIL_STOPS, START_SECONDS, State
 from bridge.core.redial import READY_SECONDS
-from bridge.core.sessions import SILENT_SECONDS
+from bridge.core.sessions import PROBE_AFTER_SECONDS
 from tests.core.phone import (
     Interrupted,
     Phone,
@@ -127,7 +127,7 @@ def test_a_turn_ends_though_frames_stop() -> None:
 
     assert [event["audio"] for event in first + second] == [payload(750, b"\xff")] * 2
     phone.model("input_audio_buffer.speech_stopped", item_id="u", audio_end_ms=1)
-    assert phone.talk.deadline == pytest.approx(phone.now + SILENT_SECONDS)
+    assert phone.talk.deadline == pytest.approx(phone.now + PROBE_AFTER_SECONDS)
 
 
 def test_what_was_filled_is_not_filled_again() -> None:
@@ -392,7 +392,7 @@ def test_a_guardrail_stops_what_is_queued() -> None:
 def test_a_guardrail_that_stops_every_answer_ends_the_call() -> None:
     """An agent that may not say anything is no agent: the caller gets plan B."""
     phone = Phone().talking()
-    for number in range(MAX_TRIPS):
+    for number in range(MAX_GUARDRAIL_STOPS):
         answer = f"r{number}"
         phone.model("response.created", response={"id": answer})
         assert not ends(phone.talk.interrupt("guardrail", phone.now, answer))
@@ -407,7 +407,7 @@ def test_a_guardrail_that_stops_every_answer_ends_the_call() -> None:
 def test_a_caller_who_speaks_gives_the_agent_another_chance() -> None:
     """Only a loop is stopped, not a strict guardrail in a long call."""
     phone = Phone().talking()
-    for number in range(2 * MAX_TRIPS):
+    for number in range(2 * MAX_GUARDRAIL_STOPS):
         answer = f"r{number}"
         phone.model("input_audio_buffer.speech_started", item_id="u")
         phone.model("input_audio_buffer.speech_stopped", item_id="u")

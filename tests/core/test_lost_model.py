@@ -8,16 +8,16 @@ import json
 import pytest
 
 from bridge.core.bounds import Bounds
-from bridge.core.caller_audio import UNTOLD_MS
+from bridge.core.caller_audio import RESEND_MS
 from bridge.core.commands import End, Note, Switch
-from bridge.core.conversation import LATE_SECONDS, MAX_CALLED, PROBE_ID, State
+from bridge.core.conversation import LATE_SECONDS, MAX_OPEN_TOOL_CALLS, PROBE_ID, State
 from bridge.core.redial import AWAY_SECONDS, READY_SECONDS
 from bridge.core.rules import BROKEN_OFF, GOODBYES
 from bridge.core.sessions import (
     COMFORT_EVERY_SECONDS,
     COMFORT_SECONDS,
-    SIGN_SECONDS,
-    SILENT_SECONDS,
+    PROBE_AFTER_SECONDS,
+    PROBE_ANSWER_SECONDS,
 )
 from tests.core.phone import (
     Phone,
@@ -192,9 +192,9 @@ def test_lost_while_nobody_speaks() -> None:
 def test_a_long_silence_is_not_given_again() -> None:
     """Audio without a word in it is kept in bounds."""
     phone = Phone().talking()
-    phone.frames(2 * UNTOLD_MS)
+    phone.frames(2 * RESEND_MS)
 
-    assert len(appended(phone.another_model())) == 8 * UNTOLD_MS
+    assert len(appended(phone.another_model())) == 8 * RESEND_MS
 
 
 def test_lost_in_the_callers_sentence() -> None:
@@ -422,10 +422,10 @@ def test_lost_behind_a_result_that_the_server_has() -> None:
 def test_calls_that_never_end_cost_no_memory() -> None:
     """Of hundreds that were never answered the newest are given again."""
     phone = Phone().talking()
-    for n in range(MAX_CALLED + 10):
+    for n in range(MAX_OPEN_TOOL_CALLS + 10):
         phone.calls_tool(f"c{n}")
 
-    assert len(given(phone.another_model())) == MAX_CALLED
+    assert len(given(phone.another_model())) == MAX_OPEN_TOOL_CALLS
 
 
 # --- while the agent speaks ---
@@ -933,7 +933,9 @@ def test_a_session_that_hangs_while_nobody_speaks_is_found_out() -> None:
     assert dials(phone.log) == [], "it gives signs of life"
     phone.gives_signs = False
 
-    silent = phone.frames(int(1000 * (SILENT_SECONDS + SIGN_SECONDS)) + 200)
+    silent = phone.frames(
+        int(1000 * (PROBE_AFTER_SECONDS + PROBE_ANSWER_SECONDS)) + 200
+    )
 
     assert dials(silent) == [(0.0, False)]
     assert appended(phone.model_back()) != b""
@@ -955,12 +957,12 @@ def test_a_sign_of_life_may_be_a_complaint() -> None:
     """A server that refuses the question has answered it; nobody is woken for it."""
     phone = Phone().talking()
     phone.gives_signs = False
-    phone.frames(int(1000 * SILENT_SECONDS) + 100)
+    phone.frames(int(1000 * PROBE_AFTER_SECONDS) + 100)
 
     assert phone.refused("invalid_value", PROBE_ID) == []
-    phone.frames(int(1000 * SILENT_SECONDS) + 100)
+    phone.frames(int(1000 * PROBE_AFTER_SECONDS) + 100)
     phone.refused("invalid_value", PROBE_ID)
-    assert dials(phone.frames(int(1000 * SIGN_SECONDS))) == []
+    assert dials(phone.frames(int(1000 * PROBE_ANSWER_SECONDS))) == []
 
 
 def test_notes_of_a_loss_hold_no_words() -> None:

@@ -178,8 +178,8 @@ def test_a_frame_from_the_past_does_not_turn_the_clock_back() -> None:
 
 def test_windows_meet_or_they_do_not() -> None:
     """Two marks together know more than each; after a pause the older knows nothing."""
-    assert Window(100, 120).meet(Window(110, 130)) == Window(110, 120)
-    assert Window(100, 120).meet(Window(120, 140)) is None
+    assert Window(100, 120).intersect(Window(110, 130)) == Window(110, 120)
+    assert Window(100, 120).intersect(Window(120, 140)) is None
     assert Window(100, 120).earlier(30) == Window(70, 90)
     assert Window(100, 120).latest == 120
 
@@ -442,7 +442,7 @@ def test_a_lost_fence_is_settled_by_our_clock() -> None:
     sent_at = line.at(440).now
     fence = line.clears()
 
-    line.playback.give_up(fence, sent_at)
+    line.playback.settle_late_fence(fence, sent_at)
 
     # Began at 160 at the latest; cleared at 440 + 40.
     assert line.playback.round_trip == pytest.approx(0.04)
@@ -455,7 +455,7 @@ def test_a_lost_fence_on_a_line_that_never_answered() -> None:
     line.sends(1000)
     fence = line.at(440).clears()
 
-    line.playback.give_up(fence, line.now)
+    line.playback.settle_late_fence(fence, line.now)
 
     assert line.heard() == 0
     assert line.playback.played == line.playback.sent
@@ -466,7 +466,7 @@ def test_a_fence_that_comes_after_all_changes_nothing() -> None:
     line = Line().at(100)
     line.comes_back(line.sends(1000)[0])
     fence = line.at(300).clears()
-    line.playback.give_up(fence, line.now)
+    line.playback.settle_late_fence(fence, line.now)
     heard = line.heard()
 
     line.at(1700).comes_back(fence)
@@ -481,7 +481,7 @@ def test_giving_up_what_is_back_does_nothing() -> None:
     fence = line.at(300).clears()
     line.at(320).comes_back(fence)
 
-    line.playback.give_up(fence, line.now)
+    line.playback.settle_late_fence(fence, line.now)
 
     assert line.heard() == 220
 

@@ -25,7 +25,7 @@ def test_a_session_that_never_was_has_the_first_limit() -> None:
     redial.lost(110.0)
 
     assert redial.expires == 100.0 + READY_SECONDS
-    assert not redial.before
+    assert not redial.had_session
 
 
 def test_a_steady_session_that_is_lost_begins_anew() -> None:

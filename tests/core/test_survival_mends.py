@@ -8,7 +8,11 @@ import pytest
 from bridge.core.commands import Command, Note
 from bridge.core.conversation import LATE_SECONDS, PROBE_ID
 from bridge.core.redial import AWAY_SECONDS, WAITS
-from bridge.core.sessions import CONFIGURE_SECONDS, SIGN_SECONDS, SILENT_SECONDS
+from bridge.core.sessions import (
+    CONFIGURE_SECONDS,
+    PROBE_AFTER_SECONDS,
+    PROBE_ANSWER_SECONDS,
+)
 from tests.core.phone import (
     Phone,
     answering,
@@ -178,7 +182,9 @@ def test_a_server_that_goes_mute(answer: str | None) -> None:
     else:
         mute = phone.now - mute_at
         assert dials(commands) == [(0.0, False)], "the caller speaks to nobody"
-        assert mute == pytest.approx(SILENT_SECONDS + SIGN_SECONDS, abs=0.1)
+        assert mute == pytest.approx(
+            PROBE_AFTER_SECONDS + PROBE_ANSWER_SECONDS, abs=0.1
+        )
         assert len(probes) == 1
 
 
