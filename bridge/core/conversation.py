@@ -1,8 +1,7 @@
-"""One call's conversation as a state machine: messages in, commands out. PURE.
+"""State machine of one call's conversation: messages in, commands out. PURE.
 
-It decides what goes to the caller and to the model, what was interrupted and what the
-model is told about it. It never waits, never logs, never reads a clock. Commands are
-to be carried out in the order in which they are given.
+Decides what is sent to the caller and to the model, what a barge-in cut, and what the
+model is told about it. May not wait, log or read a clock: `now` is passed in (seconds).
 """
 
 import enum
@@ -44,63 +43,75 @@ from bridge.core.sessions import Sessions
 from bridge.core.waits import Outstanding, Wait, Waits
 
 START_SECONDS = 10.0
-"""Twilio sends `start` at once behind `connected`; a socket without it is no call."""
+"""Longest wait for `start`. Twilio sends it right behind `connected`; a socket without
+it is no call."""
 
 SILENT_SECONDS = 60.0
-"""Twilio sends 50 frames a second, or on some lines none in silence, but then marks
-come back: who sends nothing for so long has gone without a word (error 31924)."""
+"""A stream that sends nothing for so long is lost, though no `stop` came (error 31924).
+Twilio sends 50 frames a second; on lines that send none in silence, marks come back."""
 
 MAX_FAILURES = 2
-"""Answers that may fail one after the other. A rate limit may pass at once; who gets
-no answer again would sit in silence."""
+"""At so many failed responses in a row the call ends. One failure may pass (a rate
+limit); after a second one the caller would sit in silence."""
 
 MAX_GUARDRAIL_STOPS = 5
-"""The agent may try to say it otherwise; one whose every answer is stopped would go on
-for ever, and the caller hears nothing of it."""
+"""Responses that a guardrail may stop after the caller spoke; one more ends the call.
+The agent may rephrase, but an agent whose every response is stopped would try for ever,
+and the caller would hear nothing."""
 
 GOODBYE_SECONDS = 15.0
-"""A call that must end is ended then, whether or not the agent found its goodbye."""
+"""Time for the agent's goodbye; then the call ends, whether or not it was said."""
 
 LATE_SECONDS = 10.0
-"""An answer of which nothing comes for so long is wanted of another session: no model
-thinks longer, and nobody waits much longer in silence."""
+"""A response without progress for so long is requested from another session: no model
+thinks longer, and no caller waits much longer in silence."""
 
 LINGER_SECONDS = 10.0
-"""A session is kept for a caller whose stream broke: Twilio asks at once what follows,
-and a new stream is there in a second or two."""
+"""How long the session is kept for a caller whose stream broke. Twilio requests the
+next TwiML at once; a new stream arrives within a second or two."""
 
 HAND_OVER_SECONDS = 8.0
-"""For a quiet moment to come in which a call can be moved."""
+"""Longest wait for a quiet moment in which the call can move to another instance."""
 
 TEXT_KINDS = frozenset({"user", "assistant", "system"})
-"""Kinds of items that are words, and may be replaced by others."""
+"""Kinds of history items that are messages; `edit` may replace their text."""
 
 PROBE_ID = "bridge_probe"
-"""event_id of what only asks for a sign of life."""
+"""event_id of a probe: an event that only makes the server answer."""
 
 NO_USAGE = "answer without usage"
-"""A reason of a protocol error, where the route or the house has prices."""
+"""Reason of a protocol error; reported only where prices are configured."""
 
 MAX_OPEN_TOOL_CALLS = 64
-"""Tool calls that are remembered as being at work."""
+"""Tool calls remembered as running; the oldest of more are forgotten."""
 
 MAX_MESSAGE_CHARS = 2000
-"""Of an error of the model's: it is for people, who read no more."""
+"""Characters kept of a model error's message: people read it, and read no more."""
 
 
 class State(enum.Enum):
-    WAITING = "waiting"  # the socket is open, Twilio has not said whose call it is
-    HOLDING = "holding"  # the model is not ready: what the caller says is kept
-    TALKING = "talking"  # both sides are there
-    ENDED = "ended"  # nothing is done any more
+    WAITING = "waiting"  # the socket is open, `start` has not arrived
+    HOLDING = "holding"  # no model session is ready: the caller's audio is held
+    TALKING = "talking"  # a model session is ready
+    ENDED = "ended"  # `End` was returned: inputs have no effect
 
 
 class Conversation:
-    """Feed it every message, every event and the time; carry out what it answers.
+    """One call. Each input (message, event, request of user code, time) gives commands.
 
-    `rules` say how the call is led; `follow` gives others once the call is known.
-    `bounds` are how much either side may ask of us: what goes beyond is dropped with a
-    Note, what goes beyond all measure ends the call.
+    The commands must be carried out in the order given. `tick` must be called at
+    `deadline`. `rules` say how the call is led; `follow` replaces them once the call is
+    known. `bounds` limit what either side may use up: what exceeds them is dropped with
+    a Note, and a caller's stream that floods the bridge ends the call.
+
+    Invariants:
+    - `End` is returned once, as the last command; later inputs have no effect.
+    - A response is requested only when none is requested or generating, and when what
+      the caller heard of earlier ones is settled (AgentSpeech.request_if_free).
+    - The caller's audio goes to the model in TALKING and is held in HOLDING.
+    - A lost session, or a lost stream, does not end the call: the state needed to go on
+      (history, outbox, unheard audio, owed response) is kept until another replaces it
+      or time is up.
     """
 
     def __init__(
@@ -116,54 +127,55 @@ class Conversation:
         self._keys = Keys(self._rules.key_pause_seconds, self._rules.key_actions)
         self._call_limits = CallLimits(self._rules, now)
         self._tools_running = 0
-        """Tools at work: a caller who waits for one is not silent."""
+        """Tools that run now. Waiting for a tool does not count as silence."""
         self._server_tools_running = 0
-        """Those of them that are a part of an answer, which may take its time."""
+        """Those that the model's own server runs as a part of a response, which is
+        never late then."""
         self._waits = Waits()
         self._outbox = Outbox()
         self._open_tool_calls: dict[str, None] = {}
-        """Tool calls (call_id) that are at work, or wait for a yes."""
+        """call_ids of tools that run or wait for an approval."""
         self._ends_at: float | None = None
-        """The agent is saying goodbye; the call ends then at the latest."""
+        """When the call ends at the latest: a goodbye, or a move, is under way."""
         self._ends_why = ""
         self._began = now
         self._start_due = now + START_SECONDS
         self._sessions = Sessions(now)
         self._line_lost_at: float | None = None
-        """Since when there is no stream; the caller may be back on another."""
+        """When the stream broke; None while there is one."""
         self.ended_quietly = False
-        """Nobody spoke, nothing was asked or owed when the call ended here."""
+        """Set at the end: nobody spoke, no audio was queued, no response was owed."""
         self._stream_sid = ""
         self._playback = Playback(now)
         self._bounds = bounds
         self._message_rate = MessageRate(bounds.messages_per_second)
-        """Of the caller's messages, read or not."""
+        """Rate limiter for the caller's messages, unreadable ones included."""
         self._speech = AgentSpeech(
             twilio_messages.OutboundMessages(""), self._playback, self.history, bounds
         )
         self._caller = CallerAudio(now, bounds)
         self._turn_detection = realtime_events.TurnDetection()
-        """Who interrupts and who answers, as the server says it is."""
+        """The server's settings: whether it interrupts and answers by itself."""
         self._server_detects_turns = True
-        """It finds the turns by itself."""
+        """False: the session has no turn detection; the agent's code ends the turns."""
         self._unanswered = False
-        """The caller has spoken, and the server has not begun to answer."""
+        """The caller has spoken, and the server has not created its response yet."""
         self._last_message_at = now
-        """When Twilio last sent anything."""
+        """When Twilio last sent a message."""
         self._server_transcribes = False
-        """The server transcribes what the caller says."""
+        """The server has sent a transcript of the caller's speech."""
         self._failures = 0
         self._guardrail_stops = 0
-        """Answers stopped by a guardrail since the caller spoke."""
+        """Responses stopped by a guardrail since the caller last spoke."""
         self._awaiting_audio_since: float | None = None
-        """Since when the caller waits for the agent's first sound."""
+        """Since when the caller waits for the first audio of a response."""
 
-    # --- what comes in ---
+    # --- inputs ---
 
     def from_caller(
         self, message: twilio_messages.Inbound, now: float
     ) -> list[Command]:
-        """A message of Twilio's."""
+        """A message of Twilio's stream."""
         self._last_message_at = now
         if not self._message_rate.add(1.0, now):
             return self._flooded(now)
@@ -173,7 +185,8 @@ class Conversation:
             return self._start(message, now)
         if self.state is State.WAITING:
             return [protocol_error("caller", "message before start")]
-        # `stop` alone is read without one: teardown must not hang on a detail.
+        # Only `stop` is accepted without a stream SID: ending a call must not depend on
+        # a detail.
         if message.stream_sid != self._stream_sid and message.stream_sid:
             return [protocol_error("caller", "message of another stream")]
         match message:
@@ -192,7 +205,7 @@ class Conversation:
     def from_model(
         self, event: realtime_events.ServerEvent, now: float
     ) -> list[Command]:
-        """An event of the model's."""
+        """A server event of the model."""
         if self.state is State.ENDED:
             return []
         if isinstance(event, realtime_events.SessionUpdated):
@@ -224,7 +237,7 @@ class Conversation:
                 self._awaiting_audio_since = now
                 return [Note("speech_stopped")]
             case realtime_events.InputCommitted():
-                self._caller.speaking = False  # the turn is over, however it ended
+                self._caller.speaking = False  # speech_stopped may not have come
                 self._turn_committed(event.item_id, now)
             case realtime_events.InputCleared():
                 return self._turn_dropped(now)
@@ -254,7 +267,7 @@ class Conversation:
                 item = recorded(event.item, self._seconds_into_call(now))
                 if item is not None:
                     if self._speech.is_unsettled(item.id):
-                        item.text = ""  # another session was given all its words
+                        item.text = ""  # a new session was given all of its text
                     self.history.add(item, event.previous_item_id)
             case realtime_events.ItemDeleted():
                 self.history.remove(event.item_id)
@@ -263,25 +276,25 @@ class Conversation:
         return []
 
     def _flooded(self, now: float) -> list[Command]:
-        """The caller's stream sends more than any phone does."""
+        """The caller's stream sends more messages than any phone: ends the call."""
         if self.state is State.ENDED:
             return []
         return [limit_hit("message_rate"), *self.end("caller", "flood", now)]
 
     def model_lost(self, why: str, now: float) -> list[Command]:
-        """The connection to the model is gone."""
+        """The model connection is lost. `why` goes into the notes."""
         if self.state is State.ENDED:
             return []
         return [Note("model_lost", {"why": why}), *self._redial(why, now)]
 
     def dialled(self, now: float) -> list[Command]:
-        """The connection that was asked for (`Dial`) is there."""
+        """The connection requested by `Dial` is open."""
         if self.state is State.ENDED:
             return []
         return self._sessions.dialled(now) or self._changed(now)
 
     def not_dialled(self, why: str, fatal: bool, now: float) -> list[Command]:
-        """It did not come about. `fatal`: nor will it, however often it is tried."""
+        """The connection requested by `Dial` failed. `fatal`: no retry can succeed."""
         if self.state is State.ENDED:
             return []
         self._sessions.not_dialled(now)
@@ -293,8 +306,8 @@ class Conversation:
         return [note, *self._sessions.switch_or_dial(now)]
 
     def line_lost(self, now: float) -> list[Command]:
-        """The stream broke. The session is kept for some seconds: Twilio asks what
-        follows, and the caller may be back on another stream (a second `start`)."""
+        """The stream broke. Keeps the session for LINGER_SECONDS: Twilio requests the
+        next TwiML, and the caller may return on another stream (a second `start`)."""
         if self.state is State.WAITING:
             return self.end("caller", "connection_lost", now)
         if self.state is State.ENDED or self._line_lost_at is not None:
@@ -302,12 +315,14 @@ class Conversation:
         self._line_lost_at = now
         settled = self._speech.line_lost(now)
         lost = [Note("line_lost"), *settled, *self._changed(now)]
-        # As when they speak: they have not heard all, so nothing follows of it.
+        # As after a barge-in: the caller has not heard everything, so every stoppable
+        # wait and every wait for tones fails.
         return lost + self._waits.stop(tones=True)
 
     def hand_over(self, now: float) -> list[Command]:
-        """Another instance is to lead the call on: it ends here ("handed_over") in the
-        next quiet moment, or a little later in any."""
+        """Moves the call to another instance: ends it here ("handed_over") in the next
+        settled moment, at the latest after HAND_OVER_SECONDS; at once if there is no
+        stream."""
         if self.state is State.ENDED or self._ends_at is not None:
             return []
         if self.state is State.WAITING or self._line_lost_at is not None:
@@ -317,21 +332,23 @@ class Conversation:
         return self._changed(now)
 
     def send(self, text: str) -> list[Command]:
-        """A client event of the SDK's, or of the user's own."""
+        """A client event (JSON) of the SDK or of the user's code: sent, or kept until
+        the model is ready."""
         if self.state is State.ENDED:
             return []
         if self.state is State.TALKING:
             return [self._send_event(text)]
         if '"response.cancel"' in text:
-            return []  # of an answer that a lost session was at
+            return []  # it means a response of the lost session
         return self._keep_pending(text)
 
     def misread(self, side: str, reason: str) -> list[Command]:
-        """A message of that side ("caller", "model") could not be read."""
+        """A message of `side` ("caller", "model") is unreadable. `reason`: a fixed
+        phrase."""
         if self.state is State.ENDED:
             return []
-        # By the time of the last that could be read, for who sends nothing else is no
-        # phone, however slowly it comes.
+        # Counted at the time of the last readable message: a stream that sends nothing
+        # readable is no phone, and reaches the limit however slowly it sends.
         if side == "caller" and not self._message_rate.add(1.0, self._last_message_at):
             return self._flooded(self._last_message_at)
         return [protocol_error(side, reason)]
@@ -339,9 +356,11 @@ class Conversation:
     def interrupt(
         self, by: str, now: float, response_id: str | None = None
     ) -> list[Command]:
-        """Stops the agent though nobody spoke: a guardrail, the user's own code.
+        """Stops the agent without a barge-in: for a guardrail (`response_id` given) or
+        for the user's code. `by` goes into the notes.
 
-        With a `response_id` only if something of that answer may still be heard.
+        With a `response_id`, only if the caller may still hear something of that
+        response.
         """
         if self.state is State.ENDED:
             return []
@@ -355,7 +374,7 @@ class Conversation:
         return commands + self._changed(now)
 
     def follow(self, rules: Rules, now: float) -> list[Command]:
-        """How the call is to be led from now on; before the model is ready."""
+        """Sets the rules of the call; to be called before the model is ready."""
         if self.state is State.ENDED:
             return []
         self._rules = rules
@@ -366,7 +385,8 @@ class Conversation:
         return []
 
     def tell(self, role: str, text: str, respond: bool, now: float) -> list[Command]:
-        """Words into the conversation that nobody spoke; answered with `respond`."""
+        """Adds a message that nobody spoke to the conversation; with `respond` the
+        model responds."""
         if self.state is State.ENDED:
             return []
         if self.state is not State.TALKING:
@@ -374,25 +394,26 @@ class Conversation:
         return [self._send_message(role, text), *(self.ask(now) if respond else [])]
 
     def ask(self, now: float) -> list[Command]:
-        """An answer is wanted, as soon as the model is free."""
+        """Requests a response, as soon as the model is free."""
         if self.state is not State.TALKING:
             self._outbox.asked = True
             return []
         if self._caller.speaking and self._turn_detection.create_response is not False:
-            return []  # who speaks is answered when they have ended, with all there is
+            return []  # the server responds when the caller has ended
         if self._unanswered:
-            self._speech.want_response(
-                now
-            )  # the server is about to begin one by itself
+            # The server is about to begin a response by itself: this one follows it.
+            self._speech.want_response(now)
             return []
         return self._speech.request_response(now)
 
     def edit(
         self, removed: Iterable[str], corrected: Mapping[str, str]
     ) -> list[Command]:
-        """The model forgets items, or has other words in the place of some."""
+        """Removes items (ids) from the model's conversation, and replaces the text of
+        messages (id -> text). A replaced message is a new item behind the old one,
+        which is deleted."""
         if self.state is not State.TALKING:
-            # The session to come is given the history as it is then.
+            # The next session is given the history as it stands then.
             for item_id in removed:
                 self.history.remove(item_id)
             for item_id, text in corrected.items():
@@ -412,13 +433,13 @@ class Conversation:
         return commands + [self._send_event(delete) for delete in deletes]
 
     def mute(self, on: bool) -> list[Command]:
-        """The model hears silence in the caller's place."""
+        """On: the model hears silence in place of the caller."""
         self._caller.muted = on
         return []
 
     def busy(self, change: int, now: float, call_id: str = "") -> list[Command]:
-        """A tool has begun (+1) or ended (-1); without a `call_id` one of the model's
-        own server, as a part of its answer."""
+        """A tool started (`change` +1) or ended (-1). Without `call_id` it is a tool of
+        the model's own server, a part of its response."""
         self._tools_running = max(self._tools_running + change, 0)
         if not call_id:
             self._server_tools_running = max(self._server_tools_running + change, 0)
@@ -426,12 +447,12 @@ class Conversation:
             self._open_tool_calls[call_id] = None
             if len(self._open_tool_calls) > MAX_OPEN_TOOL_CALLS:
                 del self._open_tool_calls[next(iter(self._open_tool_calls))]
-        # What a tool took is not the answer's delay.
+        # The time that a tool took does not count as a late response.
         self._speech.progress = now
         return self._changed(now)
 
     def play(self, payload: str, now: float) -> list[Command]:
-        """Audio of our own to the caller, such as the tones of keys."""
+        """Plays the bridge's own audio (base64 mu-law), such as key tones."""
         if self.state in (State.WAITING, State.ENDED) or self._line_lost_at is not None:
             return []
         return self._speech.play(payload, now)
@@ -444,13 +465,13 @@ class Conversation:
         then: tuple[str, str] | None = None,
         stoppable: bool = True,
     ) -> list[Command]:
-        """Answers with `Heard(wait, ...)` once the caller has heard all there is; with
-        `then` (by whom, why) the call ends at that moment. A caller who speaks stops it
-        unless not `stoppable`."""
+        """Wait number `wait`: gives WaitDone once the caller has heard everything, or
+        cannot any more. With `then` (by, why of `End`) the call ends at that moment. A
+        barge-in ends the wait, unless `stoppable` is False."""
         if self.state is State.ENDED:
             return [WaitDone(wait, None)]
         if self._line_lost_at is not None:
-            return [WaitDone(wait, False)]  # nobody hears anything
+            return [WaitDone(wait, False)]  # the caller hears nothing
         speaks = stoppable and self._interruptible and self._caller.speaking
         if speaks and (then is not None or not self._outstanding.nothing):
             return [WaitDone(wait, False)]
@@ -459,17 +480,18 @@ class Conversation:
         return self._changed(now)
 
     def give_up(self, wait: int) -> list[Command]:
-        """Nobody waits any more: what was to follow does not."""
+        """Ends a wait without a WaitDone; its `then` is not done."""
         self._waits.drop(wait)
         return []
 
     def goodbye(self, why: str, now: float) -> list[Command]:
-        """The call must end: the agent says so, then it does."""
+        """The call must end (`why`: a key of GOODBYES): the agent says goodbye
+        first."""
         if self.state is State.ENDED or self._ends_at is not None:
             return []
         self._ends_at = now + GOODBYE_SECONDS
         self._ends_why = why
-        # Even into the caller's own words: nothing else will be said.
+        # Requested even while the caller speaks: nothing else will be said.
         not_ready = self.state is not State.TALKING
         say = self.tell("system", GOODBYES[why], not_ready, now)
         ask = [] if not_ready else self._speech.request_response(now)
@@ -477,7 +499,7 @@ class Conversation:
         return [*hit, Note("goodbye", {"why": why}), *say, *ask]
 
     def end(self, by: str, why: str, now: float) -> list[Command]:
-        """One side is gone, or the bridge ends the call. Only the first one counts."""
+        """Ends the call. Only the first call counts."""
         if self.state is State.ENDED:
             return []
         self.ended_quietly = self._is_settled(self._outstanding, now)
@@ -486,7 +508,7 @@ class Conversation:
         return [*commands, *self._waits.end(), End(by, why)]
 
     def tick(self, now: float) -> list[Command]:
-        """Time has passed: does what is due."""
+        """Does everything that is due at `now`."""
         if self.state is State.ENDED:
             return []
         if self.state is State.WAITING and now >= self._start_due:
@@ -520,22 +542,23 @@ class Conversation:
         return commands + self._changed(now)
 
     def playing(self, now: float) -> list[Playing]:
-        """What of the agent's words is on its way to the caller."""
+        """The agent's text that the caller is still to hear, with its audio
+        position."""
         return self._speech.playing(now)
 
     @property
     def line_is_lost(self) -> bool:
-        """There is no stream, and the session is kept for another."""
+        """The stream broke, and the session is kept for another one."""
         return self.state is not State.ENDED and self._line_lost_at is not None
 
     @property
     def version(self) -> tuple[int, int]:
-        """Another one whenever what was said, or is on its way, is not what it was."""
+        """Changes whenever the history, or the audio sent to Twilio, changes."""
         return self.history.version, self._playback.sent
 
     @property
     def deadline(self) -> float | None:
-        """When `tick` has something to do; None: not before a message comes."""
+        """When `tick` is due; None: not before the next input."""
         if self.state is State.ENDED:
             return None
         due = (
@@ -547,7 +570,8 @@ class Conversation:
             self._answer_late_at,
             self._limit_reached_at,
             self._ends_at,
-            # Asked for with every frame, so what is rarely there costs nothing.
+            # `deadline` is read for every frame, so waits, which are rare, are skipped
+            # if empty.
             self._waits.due_at(self._outstanding) if self._waits else None,
         )
         return min((at for at in due if at is not None), default=None)
@@ -577,20 +601,21 @@ class Conversation:
     def _line_back(
         self, out: twilio_messages.OutboundMessages, lost_at: float, now: float
     ) -> list[Command]:
-        """The caller is there again, and hears nothing of what Twilio had."""
+        """The caller is back on another stream; the audio queued on the old one is
+        lost."""
         self._line_lost_at = None
         self._speech.line_back(out, self._playback, now)
         self._caller.new_stream(now)
         back: list[Command] = [Note("line_back", {"seconds": now - lost_at})]
         if not self._sessions.had_session or self._ends_at is not None:
-            return back  # the greeting, or the goodbye, is still to come
+            return back  # the greeting, or the goodbye, follows anyway
         text = CUT_OFF if self._speech.broken_off else BACK
         self._speech.broken_off = False
         return back + self.tell("system", text, True, now)
 
     @property
     def _stream_given_up_at(self) -> float:
-        """When a line on which nothing comes is given up."""
+        """When a stream that sends nothing, or a broken stream, ends the call."""
         if self._line_lost_at is not None:
             return self._line_lost_at + LINGER_SECONDS
         return self._last_message_at + SILENT_SECONDS
@@ -598,12 +623,12 @@ class Conversation:
     def _turn_committed(self, item_id: str, now: float) -> None:
         self._caller.turn_ended(item_id)
         if item_id:
-            # Now, for its own event may be lost with the session.
+            # Added now: the item's own event may be lost with the session.
             at = self._seconds_into_call(now)
             self.history.add(HistoryItem(id=item_id, kind="user", at=at))
 
     def _seconds_into_call(self, now: float) -> float:
-        """Seconds since the call began, other streams of it included."""
+        """Seconds since the call began, earlier streams of it included."""
         return now - self._began + self._rules.elapsed
 
     def _caller_audio(
@@ -627,7 +652,7 @@ class Conversation:
         return commands
 
     def _turn_dropped(self, now: float) -> list[Command]:
-        """The server will not answer what the caller said."""
+        """The server will not respond to what the caller said last."""
         self._caller.speaking = False
         self._caller.turn_dropped()
         self._unanswered = False
@@ -636,6 +661,7 @@ class Conversation:
     def _stop_agent(
         self, by: str, now: float, only: str | None = None
     ) -> list[Command]:
+        """Clears audio, cancels responses (`only`: of that response), ends waits."""
         tones = self._speech.plays_bridge_audio
         commands = self._speech.interrupt(
             by,
@@ -650,7 +676,7 @@ class Conversation:
 
     @property
     def _interruptible(self) -> bool:
-        """interrupt_response false: the user's wish that the agent is not."""
+        """False only if the user's session has interrupt_response false."""
         return self._turn_detection.interrupt_response is not False
 
     def _key_pressed(self, key: str, now: float) -> list[Command]:
@@ -662,18 +688,20 @@ class Conversation:
         return commands
 
     def _keys_entered(self, keys: str, now: float) -> list[Command]:
-        """An input is complete: an action of the route's, or a word to the agent."""
+        """A complete input of keys: an action of the route, or a message to the
+        agent."""
         if keys in self._rules.key_actions:
             return [Pressed(keys)]
-        # Who presses keys has heard enough, as one who speaks.
+        # Keys interrupt the agent, as speech does.
         stop = self._stop_agent("keys", now)
         text = f"(The caller pressed these keys on the phone: {keys})"
         return [*stop, *self.tell("user", text, True, now)]
 
-    # --- what is waited for ---
+    # --- what waits until everything is heard ---
 
     def _changed(self, now: float) -> list[Command]:
-        """Something was said or heard: who waits for it is answered."""
+        """Run after every input that may change what is said or heard: watches for
+        silence, rolls over, answers waits, ends a call that waits for its end."""
         if self.state is State.ENDED:
             return []
         outstanding = self._outstanding
@@ -686,7 +714,7 @@ class Conversation:
         over = self._waits.over(outstanding, now)
         ending = next((wait for wait in over if wait.then), None)
         commands: list[Command] = [
-            # Of several wishes to leave only the first is done.
+            # Of several waits that end the call only the first is carried out.
             WaitDone(wait.number, None if ending else outstanding.nothing)
             for wait in over
             if wait is not ending
@@ -705,10 +733,11 @@ class Conversation:
 
     @property
     def _outstanding(self) -> Outstanding:
-        """What the caller has yet to hear; words that wait for the model are part."""
+        """What the caller has yet to hear; includes messages that wait for the
+        model."""
         return Outstanding(
             generating=self._speech.generating or self._outbox.to_be_answered,
-            # Nor does a call end between two keys of one input.
+            # A call does not end between two keys of one input either.
             unanswered=self._unanswered or self._keys.due_at is not None,
             queued=not self._playback.idle,
             queue_ends=self._playback.queue_ends,
@@ -716,7 +745,7 @@ class Conversation:
         )
 
     def _is_idle(self, outstanding: Outstanding) -> bool:
-        """Nobody speaks, nothing is to be heard, no tool runs."""
+        """Nobody speaks, no audio is queued or expected, no tool runs."""
         return (
             outstanding.nothing
             and not self._caller.speaking
@@ -724,23 +753,24 @@ class Conversation:
         )
 
     def _is_quiet(self, outstanding: Outstanding) -> bool:
-        """Nothing would be interrupted: nor is anything about to begin. (A tool begins
-        a moment after the answer that calls it is done.)"""
+        """Idle, and nothing is about to begin. (A tool begins a moment after the
+        response that calls it is done, so tool calls without a result count.)"""
         if self.state is not State.TALKING or self._line_lost_at is not None:
             return False
         idle = self._is_idle(outstanding) and not outstanding.unanswered
         return idle and not self.history.has_open_calls
 
     def _is_settled(self, outstanding: Outstanding, now: float) -> bool:
-        """Quiet, and all that was said is known in words: others have no audio."""
+        """Quiet, and everything the caller said is transcribed: another instance gets
+        no audio."""
         if self._server_transcribes and self._caller.has_untranscribed:
             return False
         return not self._sessions.is_new(now) and self._is_quiet(outstanding)
 
     @property
     def _answer_late_at(self) -> float | None:
-        """When an answer that does not come on is given up. A tool of the model's own
-        server may be a part of it, and takes its time."""
+        """When a response without progress is given up; None while the model's own
+        server runs a tool, which is a part of the response and may take its time."""
         if self.state is not State.TALKING or self._server_tools_running:
             return None
         if not self._speech.generating or self._line_lost_at is not None:
@@ -751,12 +781,12 @@ class Conversation:
         self._unanswered = False  # the server would have begun by now
         late: list[Command] = [Note("answer_late")]
         if self._waits.to_leave:
-            # Another try would hold the line once more.
+            # The call is to end: another try would only prolong it.
             return late + self._speech.drop_responses(now)
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             return late + self.end("model", "failed", now)
-        # It answers pings and nothing else: another session is asked.
+        # The session answers pings and nothing else: use another one.
         return late + self._redial("answer_late", now)
 
     @property
@@ -768,7 +798,7 @@ class Conversation:
     def _apply_call_limit(self, now: float) -> list[Command]:
         if self._ends_at is not None or self._line_lost_at is not None:
             return []
-        # An answer that was asked for since has not been seen yet.
+        # A response may have been requested since `watch` last ran.
         idle = self._is_idle(self._outstanding)
         self._call_limits.watch(idle and not self._caller.muted, now)
         due = self._call_limits.due(now)
@@ -778,21 +808,22 @@ class Conversation:
             return [Note("caller_silent"), *ask]
         return [] if due is None else self.goodbye(due, now)
 
-    # --- the model ---
+    # --- model sessions ---
 
     def _session_updated(
         self, event: realtime_events.SessionUpdated, now: float
     ) -> list[Command]:
         if any(form not in (None, realtime_events.MULAW) for form in event.formats):
-            # PCM on a mu-law line is noise in the caller's ear.
+            # PCM on a mu-law line would be noise to the caller.
             return self.end("model", "wrong_audio_format", now)
         self._turn_detection = event.turns
-        # Without detection nobody will say when the caller has ended, nor answer.
+        # Without turn detection no event will say that the caller has ended, and no
+        # response will follow: what they are saying now is dropped.
         manual = self._server_detects_turns and not event.detects
         self._server_detects_turns = event.detects
         dropped = self._turn_dropped(now) if manual else []
         if self.state is not State.HOLDING or not self._sessions.is_configuring:
-            return dropped  # by one that was left is nobody configured
+            return dropped  # sent by a connection that is no longer used
         self.state = State.TALKING
         taken, sent = event.formats
         commands: list[Command]
@@ -813,7 +844,8 @@ class Conversation:
         return commands + self._speech.request_if_free(now) + self._caller.ready()
 
     def _open_session(self, now: float) -> list[Command]:
-        """The first session of this stream begins."""
+        """The first session of this stream: gets the history of earlier ones, and the
+        greeting."""
         rules = self._rules
         before = replayed(rules.history, self._speech.event_id)
         commands: list[Command] = [ToModel(event) for event in before]
@@ -821,15 +853,17 @@ class Conversation:
             return [*commands, self._send_message("system", rules.aside)]
         opening = rules.word or rules.greeting
         if opening:
-            # As an item, for instructions of a response would replace the agent's own.
-            # Before the held audio: a caller who said hello first is then answered.
+            # An item, because instructions of a response would replace the agent's own.
+            # Sent before the held audio, so that a caller who said hello first is
+            # answered after it.
             commands.append(self._send_message("system", opening))
             commands += self._speech.request_response(now)
             self._awaiting_audio_since = now
         return commands
 
     def _resume_session(self, now: float) -> list[Command]:
-        """Another session takes the place of the last, and is given what was said."""
+        """A session replaces a lost or old one: gets the history and what is
+        unsettled."""
         settled = self._speech.model_back(now)
         words: dict[str, str] = {}
         for part in self._speech.playing(now):
@@ -851,22 +885,24 @@ class Conversation:
             commands.append(self._send_message("system", BROKEN_OFF))
         return commands
 
-    # --- sessions come and go ---
+    # --- a session is replaced ---
 
     def _redial(self, why: str, now: float) -> list[Command]:
-        """The session is of no more use: another one is wanted."""
+        """The session is useless: uses the spare one or dials; ends the call if time is
+        up."""
         commands = self._leave_session(why, now)
         if self._sessions.is_given_up(now):
             return commands + self.end("model", "lost", now)
         return commands + self._sessions.switch_or_dial(now)
 
     def _roll_over(self, now: float) -> list[Command]:
-        """A quiet moment: the spare session takes over, and nobody hears of it."""
+        """A quiet moment: the spare session takes over unnoticed."""
         left = self._leave_session("roll_over", now)
         return [Note("rolls_over"), *left, *self._sessions.switch_or_dial(now)]
 
     def _leave_session(self, why: str, now: float) -> list[Command]:
-        """What the next session must know is kept; the caller is held."""
+        """The session is useless: keeps what the next one must know; holds the caller's
+        audio."""
         was_there = self._sessions.there
         self._sessions.left(why, now)
         if not was_there:
@@ -875,7 +911,8 @@ class Conversation:
         commands = self._speech.model_lost(now, tools=bool(self._tools_running))
         turn_open = self._caller.speaking or self._caller.turn_open
         if self._unanswered and not turn_open:
-            # The caller has ended, and the server had not begun to answer.
+            # The caller has ended, and the server had not begun to respond: the
+            # response is owed.
             commands += self._speech.request_response(now)
         self._unanswered = False
         self._caller.model_lost()
@@ -885,7 +922,7 @@ class Conversation:
 
     @property
     def _start_or_session_due(self) -> float | None:
-        """When something must have begun: the call, or a session."""
+        """When `start`, or something of a session, is due."""
         if self.state is State.WAITING:
             return self._start_due
         return self._sessions.due_at
@@ -900,7 +937,7 @@ class Conversation:
         )
 
     def _keep_pending(self, text: PendingText | str) -> list[Command]:
-        """Until the model is there."""
+        """Keeps a text, or a client event, until the model is ready."""
         return [] if self._outbox.keep(text) else [Note("text_dropped")]
 
     def _first_audio(self, now: float) -> list[Command]:
@@ -921,7 +958,7 @@ class Conversation:
         if used:
             notes.append(self._used(used))
         elif status == "completed" and self._rules.prices:
-            # Limits of cost hold nobody back then: an operator is to know.
+            # Cost limits have no effect without usage: the operator must know.
             notes.append(protocol_error("model", NO_USAGE))
         if status == "completed":
             self._failures = 0
@@ -941,7 +978,7 @@ class Conversation:
         return Note("usage", data)
 
     def _retry_or_end(self, why: str, now: float) -> list[Command]:
-        """An answer the caller waits for will not come: asks again, or gives up."""
+        """A response that the caller waits for failed."""
         self._failures += 1
         if why in errors.FATAL_CODES or self._failures >= MAX_FAILURES:
             return self.end("model", "failed", now)
@@ -968,7 +1005,8 @@ class Conversation:
             # The session would go on with the server's defaults: PCM, no instructions.
             return [note, *self.end("model", "refused", now)]
         if error.code == errors.ACTIVE_CODE:
-            # Ours, or the server's own to what the caller said while the agent went on.
+            # Refused because a response is active: our request, or the server's own
+            # response to what the caller said while the agent went on speaking.
             if error.event_id in (None, ANSWER_ID):
                 self._speech.want_response(now)
             return [note]
