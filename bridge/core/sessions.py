@@ -1,7 +1,7 @@
-"""The model's sessions of one call: lost, dialled again, rolled over. PURE.
+"""The model sessions of one call: lost, dialled again, rolled over. PURE.
 
-Says which connection is wanted and when; what a session is told is the conversation's
-business.
+Says which connection is wanted and when. What a session is told is decided in
+conversation.py.
 """
 
 import math
@@ -10,58 +10,67 @@ from bridge.core.commands import Command, Dial, Note, Switch
 from bridge.core.redial import SPARE_SECONDS, Redial
 
 CONFIGURE_SECONDS = 6.0
-"""From a connection to its session.updated; one that takes longer is left."""
+"""From an open connection to its session.updated; a slower connection is given up."""
 
 NEW_SECONDS = 3.0
-"""For a session to find out what the caller said while there was none."""
+"""Time for a new session to work out what the caller said while there was none."""
 
 PROBE_AFTER_SECONDS = 5.0
-"""Of a server that says nothing, as it may when nobody speaks; then it is asked for a
-sign of life ..."""
+"""A server that sends nothing for so long, as it may when nobody speaks, is probed."""
 
 PROBE_ANSWER_SECONDS = 4.0
-"""... which comes within so long, or the session is lost. Sockets that answer pings
-have hung behind them before."""
+"""Without an answer to a probe for so long the session is lost. Servers have hung
+behind sockets that still answered pings."""
 
 COMFORT_SECONDS = 3.0
-"""Of silence while the model is away; then, and every ..."""
+"""From the loss of the model to the first comfort tone, which says that the line
+works."""
 
 COMFORT_EVERY_SECONDS = 4.0
-"""... the caller hears a soft tone: the line is not dead."""
+"""Between two comfort tones while the model is away."""
 
 
 class Sessions:
-    """`there` is told by the conversation: a session has been configured."""
+    """Which model connection one call wants, and when.
+
+    A connection is dialled, becomes the one in use (`Switch`), and is a session once
+    the server has configured it (`began`). The conversation feeds in what happens.
+
+    Invariants: at most one connection is being dialled. A spare one is open only beside
+    a session in use; it takes over when that is left.
+    """
 
     def __init__(self, now: float) -> None:
         self._redial = Redial(now)
         self.there = False
         self.left_why = ""
-        """Why the session before was left."""
+        """Why the last session was left."""
         self.spare = False
-        """A connection is open beside the one in use, for a quiet moment."""
+        """A connection is open beside the one in use; it takes over in a quiet
+        moment."""
         self._dialling = True
-        """One is being made; the first one unasked."""
+        """A connection is being opened; the first one is, without a `Dial`."""
         self._old_at: float | None = None
-        """When the session is old enough for another one."""
+        """When the session is old enough to be replaced; None: never, or already under
+        way."""
         self._configure_by: float | None = None
-        """When a connection is left that does not become a session."""
+        """When the connection in use is given up if it is not a session by then."""
         self._comfort_at = now
         self._began_at = -math.inf
         """When the session took over from another."""
         self._last_event_at = now
-        """When the server last said anything."""
+        """When the server last sent an event, or was last sent a probe."""
         self._probed = False
-        """It was asked for a sign since then ..."""
+        """A probe was sent, and no event has come since."""
         self._probe_open = False
-        """... and that has not been answered as such."""
+        """A probe was sent, and no session.updated has come since."""
         self._answers_probes: bool | None = None
-        """The server answers a probe; None: it was not seen yet. Not every server that
-        speaks this API need do so."""
+        """The server answers probes; None: not known yet. Not every server with this
+        API does."""
 
     @property
     def had_session(self) -> bool:
-        """There was a session: another one goes on with its conversation."""
+        """There was a session: another one continues its conversation."""
         return self._redial.had_session
 
     @property
@@ -70,26 +79,27 @@ class Sessions:
 
     @property
     def is_away(self) -> bool:
-        """There was one, and is none."""
+        """There was a session, and there is none now."""
         return self.had_session and not self.there
 
     @property
     def is_configuring(self) -> bool:
-        """The connection in use is to become a session. One that was left while its
-        successor was being dialled is still there, and of no more use."""
+        """The connection in use is expected to become a session. Not so a connection
+        that was left while its successor is dialled: it is still open, but of no
+        use."""
         return self._configure_by is not None or not self.had_session
 
     def is_given_up(self, now: float) -> bool:
-        """The caller has waited for one as long as they may."""
+        """The caller has waited for a session as long as they may."""
         return not self.there and now >= self._redial.expires
 
     def is_new(self, now: float) -> bool:
-        """It took over a short while ago: what it was given of the caller's voice, it
-        may not have understood yet."""
+        """The session took over a short while ago, and may not have understood yet the
+        audio of the caller that it was given."""
         return self.had_session and now < self._began_at + NEW_SECONDS
 
     def began(self, now: float, lasts: float | None) -> None:
-        """A session is configured; after `lasts` seconds it is old."""
+        """A session is configured; it is old after `lasts` seconds (None: never)."""
         self._began_at = now if self.had_session else -math.inf
         self._redial.ready(now)
         self.there = True
@@ -101,16 +111,16 @@ class Sessions:
         self._old_at = None if lasts is None else now + lasts
 
     def left(self, why: str, now: float) -> None:
-        """The session is of no more use, or never came to be one."""
+        """The session is of no more use, or the connection never became one."""
         if self.there:
             self.left_why = why
             self._comfort_at = now + COMFORT_SECONDS
-            self._redial.lost(now)  # else it is the same outage still
+            self._redial.lost(now)  # else the same outage goes on
         self.there = False
         self._old_at = self._configure_by = None
 
     def switch_or_dial(self, now: float) -> list[Command]:
-        """The spare one takes over, or one is dialled."""
+        """Switches to the spare connection, or dials one."""
         if self.spare:
             self.spare = False
             return self._switch(now)
@@ -120,24 +130,26 @@ class Sessions:
         return [Dial(self._redial.wait())]
 
     def dialled(self, now: float) -> list[Command]:
+        """A connection is open: it is the spare one if there is a session, else it is
+        used."""
         self._dialling = False
         self.spare = self.there
         return [] if self.there else self._switch(now)
 
     def event_received(self, now: float) -> None:
-        """The server has said something."""
+        """The server sent an event: it is alive."""
         self._last_event_at = now
         self._probed = False
 
     def probe_answered(self, now: float) -> None:
-        """It was the answer to a probe, as well as can be told."""
+        """The server sent the answer to a probe, as far as can be told."""
         if self._probe_open:
             self._answers_probes = True
         self._probe_open = False
         self.event_received(now)
 
     def take_probe(self, now: float) -> bool:
-        """A sign of life is to be asked for."""
+        """True: a probe must be sent now; False until the next one is due."""
         if not self.there or self._probed or self._answers_probes is False:
             return False
         if now < self._last_event_at + PROBE_AFTER_SECONDS:
@@ -147,7 +159,8 @@ class Sessions:
         return True
 
     def _is_mute(self, now: float) -> bool:
-        """None has come from a server that gives them."""
+        """A server that answers probes has not. One that never did is not probed
+        again."""
         if not self.there or not self._probed:
             return False
         if now < self._last_event_at + PROBE_ANSWER_SECONDS:
@@ -170,18 +183,21 @@ class Sessions:
         return [Switch()]
 
     def lost_reason(self, now: float) -> str | None:
-        """Why a connection that nobody has closed is lost all the same."""
+        """Why an open connection is lost: "late" (no session in time), "mute" (no
+        answer to a probe); None: it is not."""
         if self._configure_by is not None and now >= self._configure_by:
             return "late"
         return "mute" if self._is_mute(now) else None
 
     def not_dialled(self, now: float) -> None:
+        """The connection was not opened. A spare one is tried again after
+        SPARE_SECONDS."""
         self._dialling = False
         if self.there:
             self._old_at = now + SPARE_SECONDS
 
     def dial_spare_if_old(self, now: float) -> list[Command]:
-        """A session that has got old is about to have another in its place."""
+        """Dials a spare connection once the session is old."""
         if self._old_at is None or now < self._old_at:
             return []
         self._old_at = None
@@ -189,7 +205,7 @@ class Sessions:
         return [Note("session_old"), Dial(0.0, spare=True)]
 
     def take_comfort_tone(self, now: float) -> bool:
-        """It is time for a sound of life."""
+        """True: a comfort tone must be played now; False until the next one is due."""
         if not self.is_away or now < self._comfort_at:
             return False
         self._comfort_at = now + COMFORT_EVERY_SECONDS
@@ -197,7 +213,7 @@ class Sessions:
 
     @property
     def due_at(self) -> float | None:
-        """When something is to be done: a session given up or renewed, a comfort."""
+        """When a probe, a roll-over, a comfort tone or a deadline is due."""
         due: tuple[float | None, ...]
         if self.there:
             due = (self._probe_due, self._old_at)
