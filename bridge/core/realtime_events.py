@@ -330,7 +330,7 @@ def decode(text: str) -> ServerEvent:
     try:
         head = _decode_head(text)
     except msgspec.ValidationError:
-        raise ProtocolError("event without a type") from None
+        raise ProtocolError("event has no type field") from None
     except UNREADABLE:
         raise ProtocolError("event is no JSON") from None
     decode_event = _DECODE.get(head.type)

@@ -143,7 +143,7 @@ def _decode_other(text: str) -> Inbound:
     try:
         event = _decode_head(text).event
     except msgspec.ValidationError:
-        raise ProtocolError("message without an event") from None
+        raise ProtocolError("message has no event field") from None
     except UNREADABLE:
         raise ProtocolError("message is no JSON") from None
     decode_event = _DECODE.get(event)

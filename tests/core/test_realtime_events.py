@@ -49,7 +49,7 @@ KINDS = {
 
 REASONS = {
     "event is no JSON",
-    "event without a type",
+    "event has no type field",
     "audio delta is not base64",
 } | {f"{kind} of the wrong shape" for kind in KINDS}
 
@@ -236,9 +236,9 @@ def test_an_absurd_count_of_tokens_counts_as_none(tokens: object) -> None:
         ("\ud800", "event is no JSON"),
         ('{"type":"error","error":{"message":"\\udc00"}}', "event is no JSON"),
         ('{"type":"x","y":Infinity}', "event is no JSON"),
-        ("null", "event without a type"),
-        ('{"event":"media"}', "event without a type"),
-        ('{"type":null}', "event without a type"),
+        ("null", "event has no type field"),
+        ('{"event":"media"}', "event has no type field"),
+        ('{"type":null}', "event has no type field"),
         ('{"type":"error"}', "error of the wrong shape"),
         ('{"type":"response.done","response":{}}', "response.done of the wrong shape"),
         (

@@ -92,7 +92,7 @@ VALUES: dict[str, twilio_messages.Inbound] = {
 REASONS = {
     "message too large",
     "message is no JSON",
-    "message without an event",
+    "message has no event field",
     "unknown event",
     "media payload is not base64",
 } | {f"{event} message of the wrong shape" for event in DOCUMENTED}
@@ -166,10 +166,10 @@ def test_a_stop_without_a_stream_still_stops() -> None:
         ("\ud800", "message is no JSON"),
         ('{"event":"\\ud800"}', "message is no JSON"),
         ('{"event":"connected","x":NaN}', "message is no JSON"),
-        ("[]", "message without an event"),
-        ("5", "message without an event"),
-        ("{}", "message without an event"),
-        ('{"event":7}', "message without an event"),
+        ("[]", "message has no event field"),
+        ("5", "message has no event field"),
+        ("{}", "message has no event field"),
+        ('{"event":7}', "message has no event field"),
         ('{"event":"Media"}', "unknown event"),
         ('{"event":"clear","streamSid":"MZ"}', "unknown event"),
         ('{"event":"start"}', "start message of the wrong shape"),
