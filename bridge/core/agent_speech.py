@@ -103,7 +103,7 @@ class AgentSpeech:
     and corrects the model's memory.
 
     Invariants:
-    - A part is settled once: at most one truncate, and never beyond what was received.
+    - A truncate is never beyond what was received, nor beyond an earlier truncate.
     - Audio and text of a cut response or item that still arrive are dropped.
     - A response is requested only if none is requested or generating and no fence is
       out: else the model would respond before it knows what was heard.
@@ -152,6 +152,8 @@ class AgentSpeech:
     # --- the model generates ---
 
     def response_created(self, response_id: str, now: float) -> list[Command]:
+        """The server began a response; cancels it at once if it was stopped
+        meanwhile."""
         self.requested = False
         self.progress = now
         stopped, self._cancel_on_start = self._cancel_on_start or self._no_stream, False
@@ -164,6 +166,7 @@ class AgentSpeech:
         return self._to_model(realtime_events.cancel(response_id, self.event_id()))
 
     def item_added(self, event: realtime_events.OutputItemAdded, now: float) -> None:
+        """The response has another item: a message, or a call of a tool of ours."""
         self.progress = now
         response = self._responses.get(event.response_id)
         if response and event.item.type == "message":
@@ -398,8 +401,7 @@ class AgentSpeech:
         return self.request_if_free(now)
 
     def turn_ended(self) -> None:
-        """The caller has spoken: the next response is for that, and is not
-        cancelled."""
+        """The caller has spoken: the next response is for that; do not cancel it."""
         self._cancel_on_start = False
 
     def is_live(self, response_id: str) -> bool:
@@ -641,6 +643,7 @@ class AgentSpeech:
     def _playing(
         self, key: Key, item: SpokenItem, at: float, *, cut: bool = False
     ) -> Playing:
+        """The part as it was heard at `at`, by the bridge's own clock."""
         ahead = self._playback.ahead(key, self._playback.heard_by(at))
         return Playing(
             id=key[0],

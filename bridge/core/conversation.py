@@ -93,7 +93,7 @@ class State(enum.Enum):
     WAITING = "waiting"  # the socket is open, `start` has not arrived
     HOLDING = "holding"  # no model session is ready: the caller's audio is held
     TALKING = "talking"  # a model session is ready
-    ENDED = "ended"  # `End` was returned: inputs have no effect
+    ENDED = "ended"  # `End` was returned
 
 
 class Conversation:
@@ -105,7 +105,7 @@ class Conversation:
     a Note, and a caller's stream that floods the bridge ends the call.
 
     Invariants:
-    - `End` is returned once, as the last command; later inputs have no effect.
+    - `End` is returned once. After it, only a new wait is answered (WaitDone).
     - A response is requested only when none is requested or generating, and when what
       the caller heard of earlier ones is settled (AgentSpeech.request_if_free).
     - The caller's audio goes to the model in TALKING and is held in HOLDING.
@@ -129,8 +129,8 @@ class Conversation:
         self._tools_running = 0
         """Tools that run now. Waiting for a tool does not count as silence."""
         self._server_tools_running = 0
-        """Those that the model's own server runs as a part of a response, which is
-        never late then."""
+        """Those that the model's own server runs as a part of a response: it is never
+        late then."""
         self._waits = Waits()
         self._outbox = Outbox()
         self._open_tool_calls: dict[str, None] = {}
@@ -157,7 +157,7 @@ class Conversation:
         self._turn_detection = realtime_events.TurnDetection()
         """The server's settings: whether it interrupts and answers by itself."""
         self._server_detects_turns = True
-        """False: the session has no turn detection; the agent's code ends the turns."""
+        """False: the session has no turn detection."""
         self._unanswered = False
         """The caller has spoken, and the server has not created its response yet."""
         self._last_message_at = now
@@ -485,8 +485,8 @@ class Conversation:
         return []
 
     def goodbye(self, why: str, now: float) -> list[Command]:
-        """The call must end (`why`: a key of GOODBYES): the agent says goodbye
-        first."""
+        """The call must end (`why`: a key of GOODBYES), after a goodbye of the
+        agent."""
         if self.state is State.ENDED or self._ends_at is not None:
             return []
         self._ends_at = now + GOODBYE_SECONDS

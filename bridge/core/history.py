@@ -143,6 +143,7 @@ class History:
             self._grew(_size(item) - before)
 
     def remove(self, item_id: str) -> None:
+        """Removes an item; whatever still arrives of it is ignored."""
         self.version += 1
         gone = self._items.pop(item_id, None)
         if gone is not None:

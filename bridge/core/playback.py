@@ -81,6 +81,7 @@ class Window:
         return Window(self.low - ms, self.high - ms)
 
     def intersect(self, other: "Window") -> "Window | None":
+        """None: the windows do not meet."""
         low, high = max(self.low, other.low), min(self.high, other.high)
         return Window(low, high) if low < high else None
 
@@ -105,6 +106,8 @@ class MediaClock:
         QUICKEST_SECONDS, and in the span before."""
 
     def frame(self, timestamp_ms: int, duration_ms: float, now: float) -> None:
+        """A frame of the caller arrived, with its timestamp and duration on Twilio's
+        clock."""
         end_ms = timestamp_ms + duration_ms
         if end_ms < self._end_ms - RESTART_MS:
             # The clock began anew.
@@ -296,6 +299,7 @@ class Playback:
         return any(span.key == key for span in self._spans)
 
     def tally(self, key: Key) -> Tally:
+        """What is known of this item; zeros if nothing is."""
         return self._tallies.get(key, Tally())
 
     def forget(self, key: Key) -> None:
@@ -347,6 +351,7 @@ class Playback:
         return due <= moment.latest
 
     def _pin(self, mark: SentMark, moment: Window) -> None:
+        """A mark was played: its moment tells when byte 0 would have begun."""
         origin = moment.earlier(mark.position / BYTES_PER_MS)
         narrowed = self._origin.intersect(origin) if self._origin else None
         # Each mark gives a window of one frame; intersecting them narrows it. If
@@ -378,6 +383,7 @@ class Playback:
         self._flushed = None
 
     def _advance(self, position: int) -> None:
+        """Everything before `position` was played: counts it as heard."""
         while self._spans and self._spans[0].start < position:
             span = self._spans[0]
             end = min(span.end, position)

@@ -53,5 +53,6 @@ class Redial:
         return wait
 
     def ready(self, now: float) -> None:
+        """A session is configured."""
         self.had_session = True
         self._ready_at = now

@@ -34,7 +34,8 @@ class Sessions:
     """Which model connection one call wants, and when.
 
     A connection is dialled, becomes the one in use (`Switch`), and is a session once
-    the server has configured it (`began`). The conversation feeds in what happens.
+    the server has configured it (`began`). `there`: a session is in use. The
+    conversation feeds in what happens.
 
     Invariants: at most one connection is being dialled. A spare one is open only beside
     a session in use; it takes over when that is left.
@@ -65,8 +66,8 @@ class Sessions:
         self._probe_open = False
         """A probe was sent, and no session.updated has come since."""
         self._answers_probes: bool | None = None
-        """The server answers probes; None: not known yet. Not every server with this
-        API does."""
+        """The server answers probes; None: unknown. Not every server with this API
+        does."""
 
     @property
     def had_session(self) -> bool:
@@ -75,6 +76,7 @@ class Sessions:
 
     @property
     def lost_at(self) -> float:
+        """When the caller was last left without a model."""
         return self._redial.lost_at
 
     @property
@@ -130,7 +132,7 @@ class Sessions:
         return [Dial(self._redial.wait())]
 
     def dialled(self, now: float) -> list[Command]:
-        """A connection is open: it is the spare one if there is a session, else it is
+        """A connection is open: the spare one if there is a session, else it is
         used."""
         self._dialling = False
         self.spare = self.there
@@ -159,7 +161,7 @@ class Sessions:
         return True
 
     def _is_mute(self, now: float) -> bool:
-        """A server that answers probes has not. One that never did is not probed
+        """A server that answers probes did not. One that never did is not probed
         again."""
         if not self.there or not self._probed:
             return False
@@ -190,8 +192,7 @@ class Sessions:
         return "mute" if self._is_mute(now) else None
 
     def not_dialled(self, now: float) -> None:
-        """The connection was not opened. A spare one is tried again after
-        SPARE_SECONDS."""
+        """The connection failed. A spare one is tried again after SPARE_SECONDS."""
         self._dialling = False
         if self.there:
             self._old_at = now + SPARE_SECONDS

@@ -43,7 +43,7 @@ FORMAT = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
 Step = tuple[str, Any]
 
 
-class Ear:
+class HeardFrames:
     """What the model hears of the caller: every frame, in order, in each session.
     Frames may be dropped only where that is documented and noted."""
 
@@ -101,7 +101,7 @@ class Line:
         self.connected = False
         self.talking = False
         """The connection is a configured session."""
-        self.ear = Ear()
+        self.heard_frames = HeardFrames()
         self.muted = False
         self.talk = Conversation(now=self.now)
         self.twilio = Playout()
@@ -142,7 +142,7 @@ class Line:
             for _ in range(value):
                 self.passes(0.02)
                 early = self.talk.state is State.WAITING
-                sound = self.ear.frame(early or self.muted)
+                sound = self.heard_frames.frame(early or self.muted)
                 media = {"timestamp": str(self.timestamp), "payload": sound}
                 self.caller(event="media", streamSid=self.stream, media=media)
                 self.timestamp += 20
@@ -179,7 +179,7 @@ class Line:
 
     def hung_up_by_model(self) -> None:
         self.connected = self.talking = False
-        self.ear.heard = None
+        self.heard_frames.heard = None
 
     def feed(self, kind: str, value: Any) -> None:
         self.trace.input(kind, value, self.now)
@@ -224,9 +224,9 @@ class Line:
                     self.connected = True
                 case ToModel(text):
                     assert self.talking, "nobody is there to be told"
-                    self.ear.hears(msgspec.json.decode(text))
+                    self.heard_frames.hears(msgspec.json.decode(text))
                 case Note("held_audio_lost"):
-                    self.ear.bounded = True
+                    self.heard_frames.bounded = True
                 case Started(again=again):
                     assert again == (self.stream != STREAM)
                     self.muted = self.muted and again

@@ -284,7 +284,7 @@ def keys(n: int) -> twilio_messages.Inbound:
     return twilio_messages.Dtmf("MZ0000", twilio_messages.DtmfDetails("5"))
 
 
-def marks_of_nobody(n: int) -> twilio_messages.Inbound:
+def unknown_marks(n: int) -> twilio_messages.Inbound:
     return twilio_messages.Mark("MZ0000", twilio_messages.MarkDetails("m999999999"))
 
 
@@ -303,7 +303,7 @@ FROM_CALLER = [
     clocks_that_jump,
     clocks_that_go_back,
     keys,
-    marks_of_nobody,
+    unknown_marks,
     starts,
     of_another_stream,
 ]
@@ -625,12 +625,12 @@ def test_of_endless_items_the_oldest_are_forgotten() -> None:
 
 def test_pending_texts_are_bounded() -> None:
     """User code may tell much to a model that is away, but not everything."""
-    untold = Outbox()
+    outbox = Outbox()
 
-    assert untold.keep("x" * (MAX_PENDING_CHARS - 10))
-    assert not untold.keep("y" * 20)
-    assert untold.keep("z" * 10)
-    assert len(untold.take()) == 2 and untold.keep("x" * MAX_PENDING_CHARS)
+    assert outbox.keep("x" * (MAX_PENDING_CHARS - 10))
+    assert not outbox.keep("y" * 20)
+    assert outbox.keep("z" * 10)
+    assert len(outbox.take()) == 2 and outbox.keep("x" * MAX_PENDING_CHARS)
 
 
 def test_unacknowledged_items_are_bounded() -> None:

@@ -92,7 +92,7 @@ def test_a_caller_who_waits_for_a_tool_is_not_called_silent() -> None:
     phone.busy(-1)
     assert said_to_model(phone.frames(3000)) == []
     phone.busy(-1)
-    phone.busy(-1)  # told once too often
+    phone.busy(-1)  # reported once too often
 
     assert said_to_model(phone.frames(1900)) == []
     assert said_to_model(phone.frames(200)) == [("system", SILENT)]
@@ -302,7 +302,7 @@ def test_without_prices_no_cost_is_counted() -> None:
             ),
             10 * 4 + 40 * 32 + 50 * 0.5 + 10 * 16 + 50 * 64,
         ),
-        # Details that name only one kind: the rest is audio.
+        # Details with only one kind: the rest is audio.
         (
             Usage(
                 input_tokens=100,
@@ -312,7 +312,7 @@ def test_without_prices_no_cost_is_counted() -> None:
             ),
             40 * 4 + 60 * 32 + 60 * 16,
         ),
-        # More in the cache than there was: nobody gets money back.
+        # More cached tokens than tokens: the cost is never negative.
         (
             Usage(
                 input_tokens=2,
@@ -334,13 +334,13 @@ def test_a_response_costs_what_the_price_list_says(
 # --- the rules by themselves ---
 
 
-def patience(**rules: Any) -> CallLimits:
+def call_limits(**rules: Any) -> CallLimits:
     return CallLimits(Rules(**rules), 100.0)
 
 
 def test_nothing_is_due_without_rules() -> None:
     """A call without limits is never ended by them."""
-    it = patience()
+    it = call_limits()
     it.watch(True, 100.0)
 
     assert it.due_at is None
@@ -349,7 +349,7 @@ def test_nothing_is_due_without_rules() -> None:
 
 def test_the_nearest_limit_is_due_first() -> None:
     """Silence before the longest time, or the other way round."""
-    it = patience(silent_seconds=5.0, longest_seconds=20.0)
+    it = call_limits(silent_seconds=5.0, longest_seconds=20.0)
     assert it.due_at == 120.0
     it.watch(True, 101.0)
     it.watch(True, 102.0)  # quiet still
@@ -365,7 +365,7 @@ def test_the_nearest_limit_is_due_first() -> None:
 
 def test_without_questions_the_first_silence_ends_the_call() -> None:
     """silent_asks 0: the call ends at the first silence."""
-    it = patience(silent_seconds=5.0, silent_asks=0)
+    it = call_limits(silent_seconds=5.0, silent_asks=0)
     it.watch(True, 101.0)
 
     assert it.due(106.0) == "silent"
@@ -373,7 +373,7 @@ def test_without_questions_the_first_silence_ends_the_call() -> None:
 
 def test_a_cost_limit_of_zero_is_reached_at_once() -> None:
     """The cost limit is reached by a response, not by time."""
-    it = patience(prices=PRICES, cost_limit=0.001)
+    it = call_limits(prices=PRICES, cost_limit=0.001)
     assert it.due(101.0) is None
 
     assert it.spend(realtime_events.Usage(output_tokens=16)) == pytest.approx(0.001024)

@@ -192,7 +192,7 @@ class World(RuleBasedStateMachine):
                 f"the model believes {item.believed_ms} ms of item {item.number} were "
                 f"heard, the caller heard {truth}"
             )
-        for _ in range(2):  # a sign of life of the model is asked for, and given up
+        for _ in range(2):  # a probe is sent, and given up
             if self.talk.deadline < self.now + 10:
                 self.now = self.talk.deadline
                 self.talk.tick(self.now)

@@ -10,7 +10,7 @@ from bridge.core.realtime_events import ConversationItem
 STREAM = "MZ" + "0123456789abcdef" * 2
 
 
-def untold() -> Outbox:
+def new_outbox() -> Outbox:
     made = Outbox()
     made.owned_by(STREAM)
     return made
@@ -27,7 +27,7 @@ def words(it: Outbox) -> list[str]:
 
 def test_an_item_gets_an_id_that_a_server_accepts() -> None:
     """It is recognised when the server shows it; ids of two streams differ."""
-    it = untold()
+    it = new_outbox()
 
     sent = it.sent(realtime_events.message("user", "hi", "e1"))
 
@@ -40,7 +40,7 @@ def test_an_item_gets_an_id_that_a_server_accepts() -> None:
 
 def test_an_id_given_by_user_code_stays() -> None:
     """User code that names an item finds it under its name."""
-    it = untold()
+    it = new_outbox()
     text = realtime_events.message("user", "hi", "e1", item_id="mine")
 
     assert it.sent(text) == text
@@ -50,7 +50,7 @@ def test_an_id_given_by_user_code_stays() -> None:
 
 def test_an_event_without_an_id_gets_one() -> None:
     """Else nothing would tell which item a server has refused."""
-    it = untold()
+    it = new_outbox()
     event = {"type": "conversation.item.create", "item": {"type": "message"}}
     sent = json.loads(it.sent(json.dumps(event)))
 
@@ -62,7 +62,7 @@ def test_an_event_without_an_id_gets_one() -> None:
 
 def test_items_shown_or_deleted_are_not_sent_again() -> None:
     """The next session gets each item once: from here, or from the history."""
-    it = untold()
+    it = new_outbox()
     first, second, third = (
         item_of(it.sent(realtime_events.message("user", text, text)))["id"]
         for text in ("one", "two", "three")
@@ -76,7 +76,7 @@ def test_items_shown_or_deleted_are_not_sent_again() -> None:
 
 def test_an_item_sent_again_goes_to_the_end() -> None:
     """The item before it may be gone: a server would refuse it."""
-    it = untold()
+    it = new_outbox()
 
     sent = it.sent(realtime_events.message("assistant", "hi", "e1", after="i1"))
 
@@ -86,7 +86,7 @@ def test_an_item_sent_again_goes_to_the_end() -> None:
 
 def test_deletes_are_kept_until_the_server_has_done_them() -> None:
     """A deleted item does not come back with another session."""
-    it = untold()
+    it = new_outbox()
     it.sent(realtime_events.delete("i1", "e1"))
     it.sent(realtime_events.delete("i2", "e2"))
     it.gone("i1")
@@ -96,7 +96,7 @@ def test_deletes_are_kept_until_the_server_has_done_them() -> None:
 
 def test_other_events_pass_as_they_are() -> None:
     """Only items are remembered; a frame of audio is not parsed."""
-    it = untold()
+    it = new_outbox()
     for text in (
         realtime_events.append("AAAA"),
         realtime_events.create_response("e1"),
@@ -109,7 +109,7 @@ def test_other_events_pass_as_they_are() -> None:
 
 def test_a_server_that_confirms_nothing_takes_bounded_memory() -> None:
     """What is kept is bounded; the newest stays."""
-    it = untold()
+    it = new_outbox()
     for n in range(MAX_UNACKED + 10):
         it.sent(realtime_events.message("user", str(n), f"e{n}"))
 
@@ -119,7 +119,7 @@ def test_a_server_that_confirms_nothing_takes_bounded_memory() -> None:
 def test_texts_wait_in_order_and_within_bounds() -> None:
     """An application that tells much to an absent model costs no memory, and learns of
     it."""
-    it = untold()
+    it = new_outbox()
     kept = [
         it.keep(PendingText("user", str(n), n == 1)) for n in range(MAX_PENDING + 1)
     ]
@@ -135,7 +135,7 @@ def test_texts_wait_in_order_and_within_bounds() -> None:
 
 def test_an_approval_is_not_sent_to_another_session() -> None:
     """That session has not asked for it, and would refuse it."""
-    memory = untold()
+    memory = new_outbox()
     item = {"type": "mcp_approval_response", "id": "a1", "approve": True}
     text = json.dumps({"type": "conversation.item.create", "item": item})
 

@@ -364,7 +364,7 @@ def test_a_clear_before_anything_was_pinned() -> None:
     line = Line().at(100)
     m1, m2, *rest = line.sends(500)
     fence = line.at(160).clears()
-    line.comes_back(m2)  # m1 is lost: nobody knows when playing began
+    line.comes_back(m2)  # m1 is lost: the start of playing is unknown
     line.comes_back(*rest)
 
     line.comes_back(fence)
