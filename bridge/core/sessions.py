@@ -215,10 +215,14 @@ class Sessions:
     @property
     def due_at(self) -> float | None:
         """When a probe, a roll-over, a comfort tone or a deadline is due."""
-        due: tuple[float | None, ...]
         if self.there:
-            due = (self._probe_due, self._old_at)
-        else:
-            comfort_at = self._comfort_at if self.had_session else None
-            due = (self._redial.expires, self._configure_by, comfort_at)
-        return min((at for at in due if at is not None), default=None)
+            probe, old = self._probe_due, self._old_at
+            if probe is None or old is None:
+                return old if probe is None else probe
+            return min(probe, old)
+        due = (
+            self._redial.expires,
+            self._configure_by,
+            self._comfort_at if self.had_session else None,
+        )
+        return min(at for at in due if at is not None)
