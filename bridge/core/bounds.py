@@ -1,4 +1,4 @@
-"""How much of anything the core bears from either side of one call."""
+"""How much the core accepts from either side of one call."""
 
 import math
 
@@ -6,27 +6,27 @@ import msgspec
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """Handed to the Conversation at its beginning; kept in a trace of it."""
+    """Given to the Conversation at its beginning; stored in a trace of it."""
 
     messages_per_second: float = 200.0
-    """Of the caller's stream, on an average of ten seconds; Twilio sends 50."""
+    """Of the caller's stream, averaged over ten seconds; Twilio sends 50."""
     audio_held_seconds: float = 20.0
-    """Of the caller's audio that waits for a model."""
+    """Caller's audio held for a model that is not ready."""
     audio_ahead_seconds: float = 600.0
-    """Of the agent's audio that is queued at Twilio."""
+    """Agent's audio queued at Twilio."""
 
 
 BURST_SECONDS = 10.0
-"""A network that stalled delivers the messages of seconds at once: good and normal."""
+"""A network that stalled delivers the messages of seconds at once, which is normal."""
 
 MAX_ID_CHARS = 256
-"""Of any id or name that a side sends: they are kept long after what they name. Those
-of Twilio have 34 characters, OpenAI's up to 32, others are UUIDs behind some words."""
+"""Of any id or name that a side sends; they are kept long. Twilio's ids have 34
+characters, OpenAI's up to 32, others are UUIDs with a prefix."""
 
 
 class MessageRate:
-    """How much comes in a second, on the average of a burst. One addition and two
-    comparisons an `add`: it stands in the way of every frame."""
+    """Rate limiter, averaged over a burst. `add` costs one addition and two
+    comparisons: it runs for every frame."""
 
     __slots__ = ("_burst", "_per_second", "_spent_at")
 
@@ -34,10 +34,10 @@ class MessageRate:
         self._per_second = per_second
         self._burst = burst_seconds
         self._spent_at = -math.inf
-        """When, at that pace, all that has come would have."""
+        """When all that has arrived would have arrived at the permitted rate."""
 
     def add(self, amount: float, now: float) -> bool:
-        """False: that was more than is borne."""
+        """Counts `amount`; False: that is more than is permitted."""
         spent_at = self._spent_at
         if spent_at < now:
             spent_at = now

@@ -1,6 +1,6 @@
-"""What the edges of one instance bear: sizes, times, numbers. Values, no behaviour.
+"""Limits of one instance at its edges: sizes, times, numbers. Values, no behaviour.
 
-What the core bears is bridge.core.bounds. Each limit that is hit is counted
+bridge.core.bounds has the limits of the core. Each limit that is hit is counted
 (`bridge_limit_hits_total{limit}`) under one of the names of HITS.
 """
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 
 HITS = (
     # connections and requests (connection_guard.py, webhooks.py, api/auth.py)
-    "sockets",  # too many that are no call: the oldest was closed
+    "sockets",  # too many sockets without a call: the oldest was closed
     "sockets_of_address",  # the same for one address
     "request_slow",  # no complete request in time
     "header_bytes",
     "body_bytes",
     "body_slow",
-    "answer_slow",  # an answer that nobody reads
+    "answer_slow",  # the client does not read our answer
     "api_rate",
     # streams (server.py, stream.py, core)
     "start_late",  # no `start` in time
     "message_bytes",
     "message_rate",
     "audio_rate",  # more audio of the caller than time has passed
-    "phone_slow",  # nothing was taken in time, or too much waits to be sent
+    "phone_slow",  # Twilio reads too slowly, or too much waits to be sent
     "audio_held",
     "audio_ahead",
     # calls (quotas.py, server.py, core)
-    "calls",  # no line is free
+    "calls",  # the maximum number of calls is running
     "calls_of_number",
     "calls_of_number_hour",
     "longest",
@@ -42,10 +42,10 @@ HITS = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Made of the settings (startup.py); the defaults are theirs."""
+    """Built from the settings (startup.py), whose defaults these are."""
 
     start_seconds: float = 10.0
-    """Connection -> request, and stream -> `start`."""
+    """From a connection to its request, and from a stream to its `start`."""
     waiting_sockets: int = 500
     waiting_per_address: int = 100
     header_bytes: int = 16 * 1024
