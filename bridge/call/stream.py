@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Protocol
 
 from bridge.core import ProtocolError, twilio_messages
-from bridge.core.conversation import START_SECONDS
+from bridge.core.stream_presence import START_SECONDS
 
 MAX_TO_PHONE = 4000
 """Messages waiting for Twilio, of 2.5 kB at most: 10 MB in all. It takes ten minutes of

@@ -40,15 +40,8 @@ from bridge.core.rules import (
     Rules,
 )
 from bridge.core.sessions import Sessions
+from bridge.core.stream_presence import START_SECONDS, StreamPresence
 from bridge.core.waits import Outstanding, Wait, Waits
-
-START_SECONDS = 10.0
-"""Longest wait for `start`. Twilio sends it right behind `connected`; a socket without
-it is no call."""
-
-SILENT_SECONDS = 60.0
-"""A stream that sends nothing for so long is lost, though no `stop` came (error 31924).
-Twilio sends 50 frames a second; on lines that send none in silence, marks come back."""
 
 MAX_FAILURES = 2
 """At so many failed responses in a row the call ends. One failure may pass (a rate
@@ -65,10 +58,6 @@ GOODBYE_SECONDS = 15.0
 LATE_SECONDS = 10.0
 """A response without progress for so long is requested from another session: no model
 thinks longer, and no caller waits much longer in silence."""
-
-LINGER_SECONDS = 10.0
-"""How long the session is kept for a caller whose stream broke. Twilio requests the
-next TwiML at once; a new stream arrives within a second or two."""
 
 HAND_OVER_SECONDS = 8.0
 """Longest wait for a quiet moment in which the call can move to another instance."""
@@ -141,7 +130,7 @@ class Conversation:
         self._began = now
         self._start_due = now + START_SECONDS
         self._sessions = Sessions(now)
-        self._line_lost_at: float | None = None
+        self._stream = StreamPresence(now)
         """When the stream broke; None while there is one."""
         self.ended_quietly = False
         """Set at the end: nobody spoke, no audio was queued, no response was owed."""
@@ -160,7 +149,6 @@ class Conversation:
         """False: the session has no turn detection."""
         self._unanswered = False
         """The caller has spoken, and the server has not created its response yet."""
-        self._last_message_at = now
         """When Twilio last sent a message."""
         self._server_transcribes = False
         """The server has sent a transcript of the caller's speech."""
@@ -176,7 +164,7 @@ class Conversation:
         self, message: twilio_messages.Inbound, now: float
     ) -> list[Command]:
         """A message of Twilio's stream."""
-        self._last_message_at = now
+        self._stream.last_message_at = now
         if not self._message_rate.add(1.0, now):
             return self._flooded(now)
         if self.state is State.ENDED or isinstance(message, twilio_messages.Connected):
@@ -306,13 +294,13 @@ class Conversation:
         return [note, *self._sessions.switch_or_dial(now)]
 
     def line_lost(self, now: float) -> list[Command]:
-        """The stream broke. Keeps the session for LINGER_SECONDS: Twilio requests the
+        """The stream broke. Keeps the session for ABSENT_SECONDS: Twilio requests the
         next TwiML, and the caller may return on another stream (a second `start`)."""
         if self.state is State.WAITING:
             return self.end("caller", "connection_lost", now)
-        if self.state is State.ENDED or self._line_lost_at is not None:
+        if self.state is State.ENDED or self._stream.is_lost:
             return []
-        self._line_lost_at = now
+        self._stream.lost(now)
         settled = self._speech.line_lost(now)
         lost = [Note("line_lost"), *settled, *self._changed(now)]
         # As after a barge-in: the caller has not heard everything, so every stoppable
@@ -325,7 +313,7 @@ class Conversation:
         stream."""
         if self.state is State.ENDED or self._ends_at is not None:
             return []
-        if self.state is State.WAITING or self._line_lost_at is not None:
+        if self.state is State.WAITING or self._stream.is_lost:
             return self.end("bridge", "handed_over", now)
         self._ends_at = now + HAND_OVER_SECONDS
         self._ends_why = "handed_over"
@@ -349,8 +337,10 @@ class Conversation:
             return []
         # Counted at the time of the last readable message: a stream that sends nothing
         # readable is no phone, and reaches the limit however slowly it sends.
-        if side == "caller" and not self._message_rate.add(1.0, self._last_message_at):
-            return self._flooded(self._last_message_at)
+        if side == "caller" and not self._message_rate.add(
+            1.0, self._stream.last_message_at
+        ):
+            return self._flooded(self._stream.last_message_at)
         return [protocol_error(side, reason)]
 
     def interrupt(
@@ -453,7 +443,7 @@ class Conversation:
 
     def play(self, payload: str, now: float) -> list[Command]:
         """Plays the bridge's own audio (base64 mu-law), such as key tones."""
-        if self.state in (State.WAITING, State.ENDED) or self._line_lost_at is not None:
+        if self.state in (State.WAITING, State.ENDED) or self._stream.is_lost:
             return []
         return self._speech.play(payload, now)
 
@@ -470,7 +460,7 @@ class Conversation:
         barge-in ends the wait, unless `stoppable` is False."""
         if self.state is State.ENDED:
             return [WaitDone(wait, None)]
-        if self._line_lost_at is not None:
+        if self._stream.is_lost:
             return [WaitDone(wait, False)]  # the caller hears nothing
         speaks = stoppable and self._interruptible and self._caller.speaking
         if speaks and (then is not None or not self._outstanding.nothing):
@@ -516,7 +506,7 @@ class Conversation:
         if self.state is State.HOLDING and self._sessions.is_given_up(now):
             why = "lost" if self._sessions.had_session else "not_ready"
             return self.end("model", why, now)
-        if now >= self._stream_given_up_at:
+        if now >= self._stream.given_up_at:
             return self.end("caller", "connection_lost", now)
         lost = self._sessions.lost_reason(now)
         commands = (
@@ -549,7 +539,7 @@ class Conversation:
     @property
     def line_is_lost(self) -> bool:
         """The stream broke, and the session is kept for another one."""
-        return self.state is not State.ENDED and self._line_lost_at is not None
+        return self.state is not State.ENDED and self._stream.is_lost
 
     @property
     def version(self) -> tuple[int, int]:
@@ -563,7 +553,7 @@ class Conversation:
             return None
         due = (
             self._start_or_session_due,
-            self._stream_given_up_at,
+            self._stream.given_up_at,
             self._speech.fence_due_at,
             self._caller.stalls_at,
             self._keys.due_at,
@@ -579,7 +569,7 @@ class Conversation:
     # --- the caller ---
 
     def _start(self, message: twilio_messages.Start, now: float) -> list[Command]:
-        if self.state is not State.WAITING and self._line_lost_at is None:
+        if self.state is not State.WAITING and not self._stream.is_lost:
             return [protocol_error("caller", "second start")]
         media = message.start.media_format
         if (media.encoding, media.sample_rate) != ("audio/x-mulaw", 8000):
@@ -587,8 +577,8 @@ class Conversation:
         self._stream_sid = message.stream_sid
         self._playback = Playback(now)
         out = twilio_messages.OutboundMessages(message.stream_sid)
-        if self._line_lost_at is not None:
-            back = self._line_back(out, self._line_lost_at, now)
+        if self._stream.is_lost:
+            back = self._line_back(out, now)
             return [Started(message, again=True), *back]
         self._began = now
         self._speech = AgentSpeech(out, self._playback, self.history, self._bounds)
@@ -599,26 +589,19 @@ class Conversation:
         return [Started(message)]
 
     def _line_back(
-        self, out: twilio_messages.OutboundMessages, lost_at: float, now: float
+        self, out: twilio_messages.OutboundMessages, now: float
     ) -> list[Command]:
         """The caller is back on another stream; the audio queued on the old one is
         lost."""
-        self._line_lost_at = None
+        seconds = self._stream.back(now)
         self._speech.line_back(out, self._playback, now)
         self._caller.new_stream(now)
-        back: list[Command] = [Note("line_back", {"seconds": now - lost_at})]
+        back: list[Command] = [Note("line_back", {"seconds": seconds})]
         if not self._sessions.had_session or self._ends_at is not None:
             return back  # the greeting, or the goodbye, follows anyway
         text = CUT_OFF if self._speech.broken_off else BACK
         self._speech.broken_off = False
         return back + self.tell("system", text, True, now)
-
-    @property
-    def _stream_given_up_at(self) -> float:
-        """When a stream that sends nothing, or a broken stream, ends the call."""
-        if self._line_lost_at is not None:
-            return self._line_lost_at + LINGER_SECONDS
-        return self._last_message_at + SILENT_SECONDS
 
     def _turn_committed(self, item_id: str, now: float) -> None:
         self._caller.turn_ended(item_id)
@@ -706,7 +689,7 @@ class Conversation:
             return []
         outstanding = self._outstanding
         idle = self._is_idle(outstanding)
-        here = self.state is State.TALKING and self._line_lost_at is None
+        here = self.state is State.TALKING and not self._stream.is_lost
         self._call_limits.watch(idle and here and not self._caller.muted, now)
         may_roll_over = self._sessions.spare and self._ends_at is None
         if may_roll_over and self._is_quiet(outstanding):
@@ -755,7 +738,7 @@ class Conversation:
     def _is_quiet(self, outstanding: Outstanding) -> bool:
         """Idle, and nothing is about to begin. (A tool begins a moment after the
         response that calls it is done, so tool calls without a result count.)"""
-        if self.state is not State.TALKING or self._line_lost_at is not None:
+        if self.state is not State.TALKING or self._stream.is_lost:
             return False
         idle = self._is_idle(outstanding) and not outstanding.unanswered
         return idle and not self.history.has_open_calls
@@ -773,7 +756,7 @@ class Conversation:
         server runs a tool, which is a part of the response and may take its time."""
         if self.state is not State.TALKING or self._server_tools_running:
             return None
-        if not self._speech.generating or self._line_lost_at is not None:
+        if not self._speech.generating or self._stream.is_lost:
             return None
         return self._speech.progress + LATE_SECONDS
 
@@ -793,10 +776,10 @@ class Conversation:
     def _limit_reached_at(self) -> float | None:
         if self.state is not State.TALKING or self._ends_at is not None:
             return None
-        return None if self._line_lost_at is not None else self._call_limits.due_at
+        return None if self._stream.is_lost else self._call_limits.due_at
 
     def _apply_call_limit(self, now: float) -> list[Command]:
-        if self._ends_at is not None or self._line_lost_at is not None:
+        if self._ends_at is not None or self._stream.is_lost:
             return []
         # A response may have been requested since `watch` last ran.
         idle = self._is_idle(self._outstanding)
@@ -880,7 +863,7 @@ class Conversation:
         }
         commands: list[Command] = [Note("model_back", data), *settled]
         commands += [ToModel(event) for event in told]
-        if self._speech.broken_off and self._line_lost_at is None:
+        if self._speech.broken_off and not self._stream.is_lost:
             self._speech.broken_off = False
             commands.append(self._send_message("system", BROKEN_OFF))
         return commands

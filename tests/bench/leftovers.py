@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bridge.core.conversation import LINGER_SECONDS
+from bridge.core.stream_presence import ABSENT_SECONDS
 from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.twilio import steps
 from bridge.telemetry import log
@@ -38,7 +38,7 @@ async def cut_off(services: Place, times: int) -> None:
     async with asyncio.TaskGroup() as tasks:
         for _ in range(times):
             tasks.create_task(services.caller().call(script))
-    async with asyncio.timeout(LINGER_SECONDS + 5):
+    async with asyncio.timeout(ABSENT_SECONDS + 5):
         while services.server.calls:  # noqa: ASYNC110 - nobody tells of the last
             await asyncio.sleep(0.1)
     await services.empty()

@@ -2,9 +2,10 @@
 
 import pytest
 
-from bridge.core.conversation import MAX_GUARDRAIL_STOPS, START_SECONDS, State
+from bridge.core.conversation import MAX_GUARDRAIL_STOPS, State
 from bridge.core.redial import READY_SECONDS
 from bridge.core.sessions import PROBE_AFTER_SECONDS
+from bridge.core.stream_presence import START_SECONDS
 from tests.core.phone import (
     Interrupted,
     Phone,

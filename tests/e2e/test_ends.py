@@ -9,7 +9,7 @@ from agents.realtime import RealtimeAgent
 
 import twiml
 from bridge.agent.live import LiveCall
-from bridge.core import conversation, redial
+from bridge.core import redial, stream_presence
 from bridge.sim.model import Behaviour, Fail, PlayRuler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import CLOSED_SECONDS, HELLO, Place, bridge
@@ -42,7 +42,7 @@ async def test_the_caller_hangs_up_at_once() -> None:
 async def test_the_stream_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No stop, no close: the socket is reset. If the caller does not return, the model
     session ends."""
-    monkeypatch.setattr(conversation, "LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(stream_presence, "ABSENT_SECONDS", 0.3)
     async with bridge(LONG) as place:
         caller = place.caller(notice_seconds=5.0)
         await caller.call([*TALK, steps.DropStep(), steps.WaitStep(0.1), HANG_UP])

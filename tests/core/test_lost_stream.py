@@ -4,9 +4,10 @@ stream."""
 import pytest
 
 from bridge.core.commands import Started
-from bridge.core.conversation import HAND_OVER_SECONDS, LINGER_SECONDS
+from bridge.core.conversation import HAND_OVER_SECONDS
 from bridge.core.history import HistoryItem
 from bridge.core.rules import BACK, BROKEN_OFF, CUT_OFF, GOODBYES
+from bridge.core.stream_presence import ABSENT_SECONDS
 from tests.core.phone import (
     SECOND,
     STREAM,
@@ -40,7 +41,7 @@ def test_a_call_ends_if_the_caller_does_not_come_back() -> None:
     phone = Phone().talking()
     assert ends(phone.loses_line()) == []
     assert phone.talk.line_is_lost
-    assert ends(phone.wait(LINGER_SECONDS - 0.1)) == []
+    assert ends(phone.wait(ABSENT_SECONDS - 0.1)) == []
 
     assert ends(phone.wait(0.2)) == [("caller", "connection_lost")]
     assert not phone.talk.line_is_lost
@@ -61,7 +62,7 @@ def test_a_stream_is_lost_once() -> None:
     phone.wait(5.0)
     assert phone.loses_line() == []
 
-    assert ends(phone.wait(LINGER_SECONDS - 4.9)) != []
+    assert ends(phone.wait(ABSENT_SECONDS - 4.9)) != []
 
 
 def test_no_audio_and_no_response_for_a_lost_stream() -> None:
@@ -258,7 +259,7 @@ def test_no_response_is_late_while_the_stream_is_lost() -> None:
     phone.ask()
     phone.loses_line()
 
-    assert not notes(phone.wait(LINGER_SECONDS - 0.1), "answer_late")
+    assert not notes(phone.wait(ABSENT_SECONDS - 0.1), "answer_late")
 
 
 def test_a_goodbye_is_heard_when_the_caller_is_back() -> None:
