@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bridge.call import checkpoint
-from bridge.call.checkpoint import REFRESH_SECONDS, TALK_SECONDS, Checkpoint, encoded
+from bridge.call.checkpoint import REFRESH_SECONDS, SNAPSHOT_SECONDS, Checkpoint, encode
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
@@ -65,7 +65,7 @@ class Talk:
 
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch) -> Talk:
-    monkeypatch.setattr(checkpoint, "LOOK_SECONDS", LOOK)
+    monkeypatch.setattr(checkpoint, "POLL_SECONDS", LOOK)
     return Talk()
 
 
@@ -92,10 +92,10 @@ async def test_a_call_in_which_nothing_is_said_is_kept(
     async with talk.running():
         for n in range(1, 4):
             await until(lambda n=n: talk.written > n)  # type: ignore[misc]
-            talk.clock.now += TALK_SECONDS - 1
+            talk.clock.now += SNAPSHOT_SECONDS - 1
             assert await talk.shelf() == ["One"], "the call was forgotten"
 
-    assert 3 * REFRESH_SECONDS < TALK_SECONDS, "a write or two may be lost"
+    assert 3 * REFRESH_SECONDS < SNAPSHOT_SECONDS, "a write or two may be lost"
 
 
 async def test_a_long_conversation_is_written_more_seldom(talk: Talk) -> None:
@@ -135,9 +135,7 @@ def test_notes_that_are_no_json_cost_no_conversation(notes: dict[str, Any]) -> N
     """The user's own notes may hold anything; what was said is kept without them."""
     said = (HistoryItem("u1", "user", "Hi."),)
 
-    read = CallSnapshot.read(
-        encoded(CallSnapshot(said, streams=1, notes=notes), FORMAT)
-    )
+    read = CallSnapshot.read(encode(CallSnapshot(said, streams=1, notes=notes), FORMAT))
 
     assert (read.history, read.streams, read.notes) == (said, 1, {})
 
@@ -175,6 +173,6 @@ def test_notes_of_which_nothing_can_be_taken_out_are_not_kept() -> None:
     """What is no JSON is kept nowhere, whatever may be in it."""
     earlier = CallSnapshot(streams=1, notes=cycle())
 
-    read = CallSnapshot.read(encoded(earlier, FORMAT, Redaction(cards=True)))
+    read = CallSnapshot.read(encode(earlier, FORMAT, Redaction(cards=True)))
 
     assert (read.streams, read.notes) == (1, {})

@@ -4,7 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from bridge.call.stream import MAX_BEFORE_START, MAX_TO_PHONE, Opened, Stream
+from bridge.call.stream import (
+    MAX_BEFORE_START,
+    MAX_QUEUED_MESSAGES,
+    IdentifiedPhone,
+    Stream,
+)
 from bridge.core import twilio_messages
 
 
@@ -41,16 +46,16 @@ class Ear:
     def stream_message(self, text: str | bytes) -> None:
         self._keep("heard")
 
-    def stream_broken(self, reason: str) -> None:
+    def stream_invalid(self, reason: str) -> None:
         self._keep(reason)
 
-    def stream_over(self) -> None:
+    def stream_closed(self) -> None:
         self._keep("over")
 
-    def stream_stuck(self) -> None:
+    def stream_backlogged(self) -> None:
         self._keep("stuck")
 
-    def stream_slow(self) -> None:
+    def stream_timed_out(self) -> None:
         self._keep("slow")
 
     def _keep(self, what: str) -> None:
@@ -63,15 +68,17 @@ async def test_a_phone_that_takes_nothing_is_told_of_and_left() -> None:
     ear, phone = Ear(), Phone(stuck=True)
     async with asyncio.TaskGroup() as tasks:
 
-        def begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        def start_task(
+            work: Coroutine[Any, Any, None], name: str
+        ) -> asyncio.Task[None]:
             return tasks.create_task(work, name=name)
 
-        line = Stream(phone, ear, begin, lambda seconds: None, 0.05)
+        line = Stream(phone, ear, start_task, lambda seconds: None, 0.05)
         line.send("one", 0.0)
         async with asyncio.timeout(2):
             await ear.changed.wait()
         line.send("two", 0.0)
-        line.leave()
+        line.stop()
 
     assert ear.told == ["slow", "over"]
     assert phone.taken == []
@@ -82,23 +89,31 @@ async def test_a_phone_for_which_too_much_waits() -> None:
     ear, phone = Ear(), Phone(stuck=True)
     async with asyncio.TaskGroup() as tasks:
 
-        def begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        def start_task(
+            work: Coroutine[Any, Any, None], name: str
+        ) -> asyncio.Task[None]:
             return tasks.create_task(work, name=name)
 
-        line = Stream(phone, ear, begin, lambda seconds: None)
-        for _ in range(MAX_TO_PHONE):
+        line = Stream(phone, ear, start_task, lambda seconds: None)
+        for _ in range(MAX_QUEUED_MESSAGES):
             line.send("a message", 0.0)
         assert ear.told == []
         line.send("one more", 0.0)
-        line.leave()
+        line.stop()
 
     assert ear.told == ["stuck"]
 
 
 async def test_what_comes_before_the_start_is_kept_in_bounds() -> None:
     """Neither many messages nor long ones are read for nothing."""
-    many = await Opened.of(Phone(*["{}"] * (MAX_BEFORE_START + 1)))
-    long = await Opened.of(Phone(*["x" * twilio_messages.MAX_MESSAGE_CHARS] * 5))
+    many = await IdentifiedPhone.wait_for_start(Phone(*["{}"] * (MAX_BEFORE_START + 1)))
+    long = await IdentifiedPhone.wait_for_start(
+        Phone(*["x" * twilio_messages.MAX_MESSAGE_CHARS] * 5)
+    )
 
-    assert (many.call_sid, many.late) == (long.call_sid, long.late) == (None, False)
-    assert len(many._first) == MAX_BEFORE_START and len(long._first) == 2
+    assert (
+        (many.call_sid, many.timed_out)
+        == (long.call_sid, long.timed_out)
+        == (None, False)
+    )
+    assert len(many._read_ahead) == MAX_BEFORE_START and len(long._read_ahead) == 2

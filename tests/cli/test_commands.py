@@ -338,10 +338,10 @@ def test_who_could_not_be_forgotten_is_told(tmp_path: Path) -> None:
 
     assert (done.exit_code, nowhere.exit_code) == (1, 1)
     assert done.stdout.splitlines() == [
-        f"CA9: nothing is kept of it in {tmp_path}",
-        "CA2: still runs, so nothing was deleted",
-        "CA*: is no SID of a call, such as CA and 32 digits",
-        "../x: is no SID of a call, such as CA and 32 digits",
+        f"CA9: has no records in {tmp_path}",
+        "CA2: is still running, so nothing was deleted",
+        "CA*: is not a call SID, such as CA and 32 digits",
+        "../x: is not a call SID, such as CA and 32 digits",
     ]
     assert "BRIDGE_RECORD_DIR is not set" in nowhere.stdout
     assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ1.trace.jsonl"]
@@ -369,7 +369,7 @@ def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
             assert done.exit_code == 1
             assert done.stdout.splitlines() == [
                 "CA1: deleted: traces 0, shared records 1",
-                "CA2: still runs, so nothing was deleted",
+                "CA2: is still running, so nothing was deleted",
             ]
             assert await registry.get("talk:CA1") is None
             assert await registry.get("talk:CA2") == b"words"
@@ -381,7 +381,7 @@ def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
     (tmp_path / "CA1.MZ1.trace.jsonl").write_text("words")
     away = bridge_here("forget", "CA1", folder=tmp_path, **environ)
     assert away.exit_code == 1
-    assert away.stdout == "CA1: nothing deleted, Redis is away\n"
+    assert away.stdout == "CA1: nothing deleted: Redis cannot be reached\n"
     assert (tmp_path / "CA1.MZ1.trace.jsonl").exists()
 
 

@@ -64,7 +64,7 @@ def test_what_the_agent_did_is_told(
 
     assert demo.failures(call) == []
     assert call.record.ended_by == "bridge"
-    did = {it.name: it for it in call.did}
+    did = {it.name: it for it in call.actions}
     tools = ["look_up", "send_digits", "written", "hang_up"]
     assert list(did) == [*tools, "front -> billing"]
     assert did["look_up"].text.startswith('look_up {"what":"it"} -> it: http://127.')
@@ -107,7 +107,7 @@ def test_any_agent_makes_small_talk(
     call = demo.run(UserCode(agent), Scenario("short", lines), tmp_path)
 
     assert demo.failures(call) == []
-    [did] = call.did
+    [did] = call.actions
     assert did.text.startswith('tables.look_up {"query":"example"} -> this is what')
     assert os.environ["OPENAI_API_KEY"] == "sk-of-the-user"
     assert call.record.ended_by == "caller"
@@ -140,7 +140,7 @@ def test_what_was_played_of_each_answer(
 ) -> None:
     """The demo compares what the model believes with bytes: a cut in a pause, where
     nobody hears a difference, moves no beginning."""
-    assert demo._places(played, [(it, False) for it in items]) == places
+    assert demo._find_items(played, [(it, False) for it in items]) == places
 
 
 def test_what_the_model_believes_unheard_has_no_twin_further_on() -> None:
@@ -150,8 +150,8 @@ def test_what_the_model_believes_unheard_has_no_twin_further_on() -> None:
     again = [*answers, (TWO, False)]
     played = ONE + PAUSE[:90] + b"~" + TWO
 
-    assert demo._places(played, again) == [(0, 2490), (2490, 0), (2491, 2400)]
-    assert demo._places(ONE + TWO[:80], answers) == [(0, 2400), (2400, 80)]
+    assert demo._find_items(played, again) == [(0, 2490), (2490, 0), (2491, 2400)]
+    assert demo._find_items(ONE + TWO[:80], answers) == [(0, 2400), (2400, 80)]
 
 
 def test_the_bundled_call_ends_as_calls_should() -> None:

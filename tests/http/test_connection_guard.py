@@ -69,7 +69,7 @@ class Services:
     async def hello(self, request: web.Request) -> web.Response:
         self.asked.append(await request.text())
         self.seen.append(
-            (self.guard.address_of(request), self.guard.came_directly(request))
+            (self.guard.address_of(request), self.guard.is_direct(request))
         )
         return web.Response(text="hello")
 
@@ -81,7 +81,7 @@ class Services:
         stream = web.WebSocketResponse()
         await stream.prepare(request)
         async for message in stream:
-            self.guard.in_call(request)
+            self.guard.exempt_from_limits(request)
             await stream.send_str(message.data)
         return stream
 
@@ -123,8 +123,10 @@ async def services(
     assert errors == []
     assert there.guard.waiting == 0
     assert asyncio.all_tasks() <= before
-    visitors = [it for it in gc.get_objects() if type(it).__name__ == "_Visitor"]
-    assert not [it for it in visitors if it._guard is there.guard and it._timer]
+    connections = [
+        it for it in gc.get_objects() if type(it).__name__ == "GuardedConnection"
+    ]
+    assert not [it for it in connections if it._guard is there.guard and it._timer]
 
 
 @asynccontextmanager

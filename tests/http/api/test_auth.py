@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from bridge.core.limits import Limits
 from bridge.http.api import auth
-from bridge.http.api.auth import MAX_ADDRESSES, STRANGERS_BURST, ApiAuth, Rates
+from bridge.http.api.auth import MAX_ADDRESSES, NO_TOKEN_BURST, ApiAuth, Rates
 from bridge.http.connection_guard import HEADERS, ConnectionGuard
 from tests.e2e.bridge import Place, bridge
 from tests.http.api.call_directory import TOKEN, Desk, desk
@@ -249,7 +249,7 @@ async def test_what_there_is_not_is_a_problem_too() -> None:
         assert (lost.status, lost.json["title"]) == (404, "There is no such path")
         wrong = await at.ask("DELETE", "/calls")
         assert (wrong.status, wrong.headers["allow"]) == (405, "GET, POST")
-        assert wrong.json["detail"] == "It knows GET, POST."
+        assert wrong.json["detail"] == "It allows GET, POST."
 
 
 async def test_a_bug_is_a_problem_without_particulars() -> None:
@@ -294,7 +294,7 @@ PATHS = {
 async def test_no_path_leads_around_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """However the path is written, the API asks for the token; and no answer, whoever
     made it, says anything of what was asked or lacks what a browser is to know."""
-    monkeypatch.setattr(auth, "STRANGERS_BURST", 1000.0)
+    monkeypatch.setattr(auth, "NO_TOKEN_BURST", 1000.0)
     async with bridge(api_token=SecretStr(TOKEN)) as place:
         for path, statuses in PATHS.items():
             for token, status in zip(("", TOKEN), statuses, strict=True):
@@ -360,7 +360,7 @@ async def test_who_guesses_is_slowed_down_and_keeps_nobody_out() -> None:
         guesses = [(await at.get("/calls")).status for _ in range(15)]
         at.auth = token
 
-        assert guesses == [401] * int(STRANGERS_BURST) + [429] * 5
+        assert guesses == [401] * int(NO_TOKEN_BURST) + [429] * 5
         assert (at.refused, at.hits) == (["token"] * 10, ["api_rate"] * 5)
         assert (await at.get("/calls")).status == 200
 

@@ -96,7 +96,7 @@ async def test_a_call_without_a_last_word_ends_its_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A call that broke leaves no reader waiting for ever."""
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.05)
     async with desk() as at, listening(at) as reader:
         at.live.end()
         assert await reader.block() == []
@@ -104,7 +104,7 @@ async def test_a_call_without_a_last_word_ends_its_stream(
 
 async def test_a_quiet_stream_is_kept_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy that closes what is silent leaves it alone."""
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.05)
     async with desk() as at, listening(at) as reader:
         assert await reader.block() == [":"]
@@ -114,7 +114,7 @@ async def test_a_reader_that_leaves_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A closed browser tab leaves no listener behind."""
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.02)
     async with desk() as at:
         async with listening(at):
@@ -165,7 +165,7 @@ async def test_so_many_may_listen_and_no_more(monkeypatch: pytest.MonkeyPatch) -
     """A dashboard that opens a stream a second does not use up the instance's sockets;
     whoever has left makes place."""
     monkeypatch.setattr(auth, "MAX_LISTENERS", 1)
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.02)
     async with desk() as at:
         async with listening(at):

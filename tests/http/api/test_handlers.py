@@ -183,7 +183,7 @@ async def test_what_waits_too_long_is_answered(monkeypatch: pytest.MonkeyPatch) 
         answer = await at.post("/calls/{sid}/hang_up")
 
     assert answer.status == 504
-    assert "may be done yet" in answer.json["detail"]
+    assert "may still happen" in answer.json["detail"]
 
 
 async def test_a_call_that_is_over_is_gone() -> None:
