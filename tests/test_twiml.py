@@ -1,4 +1,4 @@
-"""What Twilio reads from our documents, checked by parsing them as Twilio would."""
+"""The TwiML documents, parsed as Twilio would parse them."""
 
 from collections.abc import Callable
 from xml.etree import ElementTree
@@ -13,7 +13,7 @@ import twiml
 STREAM = "wss://bridge.example.com/media/abc"
 HOSTILE = "\"><Dial>+900</Dial><!-- & ' ]]> \t\n é 🚪"
 
-# All that XML can carry (a bare carriage return included: it must arrive as one).
+# All characters that XML can contain. A bare carriage return must arrive too.
 XML_TEXT = st.text(
     st.characters(
         exclude_categories=("Cs", "Cc"),
@@ -41,7 +41,8 @@ def parameters(document: str) -> dict[str, str]:
 
 
 def test_connect_streams_and_asks_what_follows() -> None:
-    """An incoming call is streamed to us, and we are asked when the stream is over."""
+    """An incoming call is streamed, and `action_url` is requested when the stream
+    ends."""
     document = twiml.connect(
         STREAM,
         action_url="/voice/next",
@@ -64,12 +65,12 @@ def test_connect_streams_and_asks_what_follows() -> None:
 
 
 def test_nothing_follows_the_stream() -> None:
-    """The caller never sits on a silent open line after the agent has gone."""
+    """The caller never hears a silent open line after the agent has gone."""
     assert verbs(twiml.connect(STREAM, action_url="/voice/next")) == ["Connect"]
 
 
 def test_a_hostile_value_stays_a_value() -> None:
-    """A caller's name full of markup cannot make Twilio dial anybody."""
+    """A caller's name that contains markup cannot make Twilio dial a number."""
     document = twiml.connect(STREAM, action_url=None, parameters={HOSTILE: HOSTILE})
 
     assert [element.tag for element in parsed(document).iter()] == [
@@ -81,10 +82,10 @@ def test_a_hostile_value_stays_a_value() -> None:
     assert parameters(document) == {HOSTILE: HOSTILE}
 
 
-@settings(deadline=None)  # a busy machine is no mistake
+@settings(deadline=None)  # a busy machine may be slow
 @given(name=XML_TEXT.filter(bool), value=XML_TEXT.filter(bool))
 def test_every_parameter_arrives_as_it_was_given(name: str, value: str) -> None:
-    """What the agent is told about the call is what the webhook said, in any script."""
+    """The agent gets the webhook's values unchanged, in any script."""
     document = twiml.connect(STREAM, action_url=None, parameters={name: value})
 
     assert parameters(document) == {name: value}
@@ -93,15 +94,15 @@ def test_every_parameter_arrives_as_it_was_given(name: str, value: str) -> None:
 @settings(deadline=None)
 @given(text=XML_TEXT.filter(str.strip))
 def test_every_sentence_is_text(text: str) -> None:
-    """Plan B says its sentence, whatever characters a user put into it."""
+    """Plan B speaks its sentence, whatever characters a user put into it."""
     say = parsed(twiml.busy(text))[0]
 
-    # XML reads a bare carriage return as a line feed; in speech there is no difference.
+    # XML reads a bare carriage return as a line feed; both sound the same.
     assert say.text == text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def test_an_empty_parameter_is_left_out() -> None:
-    """A withheld number is no parameter at all instead of an empty one."""
+    """A withheld number gives no parameter instead of an empty one."""
     document = twiml.connect(
         STREAM, action_url=None, parameters={"From": "", "To": "+1"}
     )
@@ -111,7 +112,7 @@ def test_an_empty_parameter_is_left_out() -> None:
 
 @pytest.mark.parametrize("length", [1, 489])
 def test_a_parameter_just_short_enough_is_sent(length: int) -> None:
-    """A long token still reaches us with the call."""
+    """A long parameter still arrives with the call."""
     document = twiml.connect(
         STREAM, action_url=None, parameters={"n" * 10: "v" * length}
     )
@@ -130,7 +131,7 @@ def test_a_parameter_just_short_enough_is_sent(length: int) -> None:
     ],
 )
 def test_a_parameter_twilio_would_refuse(name: str, value: str, told: str) -> None:
-    """The developer hears of it, instead of a caller whose call is dropped."""
+    """The developer gets an error, instead of a caller whose call is dropped."""
     with pytest.raises(ValueError, match=told):
         twiml.connect(STREAM, action_url=None, parameters={name: value})
 
@@ -149,13 +150,13 @@ def test_a_parameter_twilio_would_refuse(name: str, value: str, told: str) -> No
     ],
 )
 def test_a_stream_url_twilio_would_not_dial(url: str, told: str) -> None:
-    """A token in a query string never arrives at us; it is refused before any call."""
+    """Twilio would drop a query string; the mistake is reported before any call."""
     with pytest.raises(ValueError, match=told):
         twiml.connect(url, action_url=None)
 
 
 def test_the_local_fake_may_be_streamed_without_tls() -> None:
-    """`make demo` places its call over ws:// on the own machine."""
+    """`make demo` places its call over ws:// on this machine."""
     document = twiml.connect("ws://127.0.0.1:8080/media", action_url=None)
 
     assert 'url="ws://127.0.0.1:8080/media"' in document
@@ -163,19 +164,19 @@ def test_the_local_fake_may_be_streamed_without_tls() -> None:
 
 @pytest.mark.parametrize("url", ["next", "//host/next", "ftp://host/next", "/a b", ""])
 def test_an_action_url_twilio_could_not_ask(url: str) -> None:
-    """A mistyped action would leave the caller with a dead line after the stream."""
+    """A mistyped action URL would leave the caller on a dead line after the stream."""
     with pytest.raises(ValueError, match="url"):
         twiml.connect(STREAM, action_url=url)
 
 
 def test_a_status_callback_is_absolute() -> None:
-    """Twilio takes no relative status callback, so none is written."""
+    """Twilio accepts no relative status callback."""
     with pytest.raises(ValueError, match="status callback"):
         twiml.connect(STREAM, action_url=None, status_callback_url="/stream-status")
 
 
 def test_the_bin_leaves_the_numbers_to_twilio() -> None:
-    """A TwiML Bin still tells the agent who called whom."""
+    """With a TwiML Bin the agent still gets both numbers."""
     document = twiml.bin_document(STREAM)
 
     assert parameters(document) == {"From": "{{From}}", "To": "{{To}}"}
@@ -184,13 +185,12 @@ def test_the_bin_leaves_the_numbers_to_twilio() -> None:
 
 
 def test_hang_up() -> None:
-    """The line is closed, and that is all."""
+    """The document does nothing but hang up."""
     assert verbs(twiml.hang_up()) == ["Hangup"]
 
 
 def test_who_is_turned_away_pays_nothing() -> None:
-    """Twilio's own busy tone: the call is never answered, so nobody pays for it. As
-    Twilio's own class has it."""
+    """Twilio's own busy tone: the call is never answered, so it costs nothing."""
     theirs = VoiceResponse()
     theirs.reject(reason="busy")
 
@@ -200,7 +200,7 @@ def test_who_is_turned_away_pays_nothing() -> None:
 
 
 def test_a_transfer_rings_until_somebody_answers() -> None:
-    """The caller hears ringing, not silence, while the human's phone rings."""
+    """The caller hears ringing instead of silence while the other phone rings."""
     document = twiml.transfer(
         "+1 (415) 555-0199", caller_id="+14155550100", action_url="/voice/next"
     )
@@ -217,7 +217,7 @@ def test_a_transfer_rings_until_somebody_answers() -> None:
 
 
 def test_a_transfer_shows_the_callers_number_unless_told_otherwise() -> None:
-    """The human sees who is calling."""
+    """The person called sees the caller's number."""
     (dial,) = parsed(twiml.transfer("+14155550199", timeout_seconds=30))
 
     assert dial.attrib == {"answerOnBridge": "true", "timeout": "30"}
@@ -227,26 +227,26 @@ def test_a_transfer_shows_the_callers_number_unless_told_otherwise() -> None:
     "number", ["", "911", "4155550199", "+0155550199", "+1415555x199", "+" + "1" * 16]
 )
 def test_no_transfer_to_what_is_no_number(number: str) -> None:
-    """A tool call with a made-up number fails before the caller is moved."""
+    """A tool call with an invented number fails before the caller is moved."""
     with pytest.raises(ValueError, match=r"E\.164"):
         twiml.transfer(number)
 
 
 @pytest.mark.parametrize("seconds", [0, 4, 601, -1])
 def test_ringing_has_limits(seconds: int) -> None:
-    """Nobody listens to ringing for ever."""
+    """No caller listens to ringing for ever."""
     with pytest.raises(ValueError, match="5 to 600"):
         twiml.transfer("+14155550199", timeout_seconds=seconds)
 
 
 @pytest.mark.parametrize("document", [twiml.busy, twiml.sorry])
 def test_busy_and_sorry_speak_then_hang_up(document: Callable[[], str]) -> None:
-    """A caller we cannot serve is told so before the line closes."""
+    """A caller who cannot be served hears the reason before the call ends."""
     assert verbs(document()) == ["Say", "Hangup"]
 
 
 def test_sorry_dials_the_fallback_number() -> None:
-    """When the agent fails, the caller is told and gets a human."""
+    """If the agent fails, the caller hears so and is connected to a person."""
     document = twiml.sorry(fallback_number="+14155550199")
 
     root = parsed(document)
@@ -261,7 +261,8 @@ def test_sorry_promises_nobody_where_there_is_nobody() -> None:
 
 
 def test_a_full_house_puts_through_to_the_fallback_number() -> None:
-    """Who calls a house without a free line is told so, and gets a human."""
+    """If no instance takes the call, the caller hears so and is connected to a
+    person."""
     document = twiml.busy(fallback_number="+14155550199", language="en-GB")
 
     say, dial, hangup = parsed(document)
@@ -270,8 +271,8 @@ def test_a_full_house_puts_through_to_the_fallback_number() -> None:
 
 
 def test_who_waits_is_told_and_asked_for_again() -> None:
-    """The caller hears that they wait; after a pause we are asked whether a line is
-    free. The place in the queue arrives as it was written."""
+    """The caller hears that they must wait. After a pause Twilio asks again, with the
+    place in the queue unchanged."""
     url = "https://bridge.example.com/voice?a=b&waiting=1-2"
     document = twiml.hold("Un instant.", ask_url=url, pause_seconds=8, language="fr-FR")
 
@@ -283,7 +284,7 @@ def test_who_waits_is_told_and_asked_for_again() -> None:
 
 
 def test_who_waits_is_not_talked_at_all_the_time() -> None:
-    """Between two sentences the line is quiet."""
+    """Between two sentences there is silence."""
     document = twiml.hold(None, ask_url="/voice", pause_seconds=1)
 
     assert verbs(document) == ["Pause", "Redirect"]
@@ -300,13 +301,13 @@ def test_who_waits_is_not_talked_at_all_the_time() -> None:
     ],
 )
 def test_a_wait_that_twilio_could_not_end(text: str, url: str, seconds: int) -> None:
-    """Nobody is left on a line that is silent for ever."""
+    """No caller is left on a line that is silent for ever."""
     with pytest.raises(ValueError, match=r"text|url|seconds"):
         twiml.hold(text, ask_url=url, pause_seconds=seconds)
 
 
 def test_other_words_in_another_language() -> None:
-    """A French line apologises in French."""
+    """A French number apologises in French."""
     say = parsed(twiml.sorry("Toutes nos excuses.", language="fr-FR"))[0]
 
     assert (say.text, say.attrib) == ("Toutes nos excuses.", {"language": "fr-FR"})
@@ -314,6 +315,6 @@ def test_other_words_in_another_language() -> None:
 
 @pytest.mark.parametrize("text", ["", " \n", "x" * 4097, "bell\x07"])
 def test_what_cannot_be_said(text: str) -> None:
-    """The caller never gets an error tone instead of a sentence."""
+    """The caller never hears an error tone instead of a sentence."""
     with pytest.raises(ValueError, match="text"):
         twiml.busy(text)

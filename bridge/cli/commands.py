@@ -592,10 +592,7 @@ def _raise_file_limit(conf: Settings) -> list[Finding]:
     allowed = needed if hard == unlimited else min(needed, hard)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    except (
-        OSError,
-        ValueError,
-    ):  # a further limit, which the system hides
+    except (OSError, ValueError):  # a further limit, hidden by the system
         allowed = soft
     if allowed == needed:
         return []

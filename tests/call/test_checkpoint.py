@@ -1,4 +1,4 @@
-"""What is kept of a running call: when it is written, and when it is gone."""
+"""The stored snapshot of a running call: when it is written and when it is deleted."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -29,7 +29,7 @@ async def until(happened: Callable[[], object]) -> None:
 
 
 class Talk:
-    """A call in which words are said, kept on a shelf whose time a test tells."""
+    """A call whose snapshot goes into a registry with a clock that the test sets."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -47,7 +47,7 @@ class Talk:
         return CallSnapshot(tuple(HistoryItem(f"u{n}", "user", it) for n, it in items))
 
     async def shelf(self) -> list[str] | None:
-        """The words that another instance would find."""
+        """The texts that another instance would find."""
         talk = await self.registry.get(NAME)
         return (
             None
@@ -70,8 +70,8 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Talk:
 
 
 async def test_what_is_new_is_written_and_nothing_else(talk: Talk) -> None:
-    """An instance that is killed leaves the last words; a caller who says nothing costs
-    the registry nothing."""
+    """If an instance is killed, the last words are in the registry; a silent caller
+    causes no writes."""
     async with talk.running():
         await until(lambda: talk.written)
         assert await talk.shelf() == []
@@ -86,7 +86,7 @@ async def test_what_is_new_is_written_and_nothing_else(talk: Talk) -> None:
 async def test_a_call_in_which_nothing_is_said_is_kept(
     talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A caller who is put on hold for an hour finds their conversation."""
+    """After an hour on hold the caller's conversation is still stored."""
     monkeypatch.setattr(checkpoint, "REFRESH_SECONDS", 5 * LOOK)
     talk.said.append("One")
     async with talk.running():
@@ -99,7 +99,7 @@ async def test_a_call_in_which_nothing_is_said_is_kept(
 
 
 async def test_a_long_conversation_is_written_more_seldom(talk: Talk) -> None:
-    """So that it costs the registry no more than a short one."""
+    """A long conversation costs the registry no more than a short one."""
     talk.said.append("x" * 100_000)
     async with talk.running():
         for _ in range(10):
@@ -110,8 +110,8 @@ async def test_a_long_conversation_is_written_more_seldom(talk: Talk) -> None:
 
 
 async def test_a_call_that_is_over_is_nobodys_business(talk: Talk) -> None:
-    """What was said is on no shelf any more; of one that goes on, as long as it may
-    take."""
+    """When the call is over its conversation is deleted. Until then it is stored as
+    long as was asked for."""
     await talk.safe.keep(1200.0)
     talk.clock.now += 1100
     assert await talk.shelf() == []
@@ -119,7 +119,7 @@ async def test_a_call_that_is_over_is_nobodys_business(talk: Talk) -> None:
     await talk.safe.drop()
 
     assert await talk.shelf() is None
-    await talk.safe.drop()  # nor is there harm in a second time
+    await talk.safe.drop()  # deleting twice does no harm
 
 
 def cycle() -> dict[str, Any]:
@@ -132,7 +132,8 @@ def cycle() -> dict[str, Any]:
     "notes", [cycle(), {"lock": object()}, {"no_key": {(1, 2): 3}}]
 )
 def test_notes_that_are_no_json_cost_no_conversation(notes: dict[str, Any]) -> None:
-    """The user's own notes may hold anything; what was said is kept without them."""
+    """The user's own notes may hold anything; the conversation is stored without
+    them."""
     said = (HistoryItem("u1", "user", "Hi."),)
 
     read = CallSnapshot.read(encode(CallSnapshot(said, streams=1, notes=notes), FORMAT))
@@ -141,8 +142,8 @@ def test_notes_that_are_no_json_cost_no_conversation(notes: dict[str, Any]) -> N
 
 
 async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
-    """Whoever has the shared registry has no card number of anybody; whoever leads the
-    call on has the rest of what was said."""
+    """The shared registry contains no card number. The instance that resumes the call
+    still gets the rest of the conversation."""
     card = "4111 1111 1111 1111"
     words = ((0, "It is "), (800, "4111 1111 "), (1600, "1111 1111."))
     earlier = CallSnapshot(
@@ -170,7 +171,7 @@ async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
 
 
 def test_notes_of_which_nothing_can_be_taken_out_are_not_kept() -> None:
-    """What is no JSON is kept nowhere, whatever may be in it."""
+    """Notes that are no JSON cannot be redacted, so they are not stored."""
     earlier = CallSnapshot(streams=1, notes=cycle())
 
     read = CallSnapshot.read(encode(earlier, FORMAT, Redaction(cards=True)))

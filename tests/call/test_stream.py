@@ -1,4 +1,4 @@
-"""One media stream: what piles up, what is slow, what comes before its start."""
+"""One media stream: a full queue, a slow socket, messages before `start`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -14,7 +14,7 @@ from bridge.core import twilio_messages
 
 
 class Phone:
-    """Says what it is given, then nothing; takes nothing where it is `stuck`."""
+    """Sends the given messages, then nothing. If `stuck`, `send` blocks."""
 
     def __init__(self, *says: str | bytes, stuck: bool = False) -> None:
         self.says = says
@@ -37,7 +37,7 @@ class Phone:
 
 
 class Ear:
-    """Keeps what it is told."""
+    """Records the stream's calls."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -64,7 +64,7 @@ class Ear:
 
 
 async def test_a_phone_that_takes_nothing_is_told_of_and_left() -> None:
-    """An operator sees that it was slow, and not that it hung up."""
+    """The operator sees that the phone was slow, not that the caller hung up."""
     ear, phone = Ear(), Phone(stuck=True)
     async with asyncio.TaskGroup() as tasks:
 
@@ -85,7 +85,7 @@ async def test_a_phone_that_takes_nothing_is_told_of_and_left() -> None:
 
 
 async def test_a_phone_for_which_too_much_waits() -> None:
-    """Ten minutes of audio may; more is no phone's."""
+    """Ten minutes of audio may wait; one message more ends the call."""
     ear, phone = Ear(), Phone(stuck=True)
     async with asyncio.TaskGroup() as tasks:
 
@@ -105,7 +105,7 @@ async def test_a_phone_for_which_too_much_waits() -> None:
 
 
 async def test_what_comes_before_the_start_is_kept_in_bounds() -> None:
-    """Neither many messages nor long ones are read for nothing."""
+    """A peer that never sends `start` cannot make the bridge read without limit."""
     many = await IdentifiedPhone.wait_for_start(Phone(*["{}"] * (MAX_BEFORE_START + 1)))
     long = await IdentifiedPhone.wait_for_start(
         Phone(*["x" * twilio_messages.MAX_MESSAGE_CHARS] * 5)

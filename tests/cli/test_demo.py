@@ -1,4 +1,4 @@
-"""`bridge demo`: one call between the fakes, and what is told of it."""
+"""`bridge demo`: one call between the fakes, and its report."""
 
 import os
 from pathlib import Path
@@ -41,8 +41,9 @@ front: RealtimeAgent[Any] = RealtimeAgent(
 def test_what_the_agent_did_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Words, tools with what they gave, handoffs, in order, with the clock; a call that
-    the agent ends is a good one. The recording lies beside it."""
+    """The report lists words, tool calls with their output, and handoffs, in order and
+    with the time. A call that the agent ends is a success. The recording is in the
+    folder."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setattr("sys.argv", ["/some/where/bin/bridge", "demo"])
@@ -51,7 +52,7 @@ def test_what_the_agent_did_is_told(
         "a test",
         [Line("What is it?"), patient, Line("Bye."), steps.Wait(8), steps.HangUp()],
         [
-            [Say("Hi.")],  # the greeting, which the caller talks over
+            [Say("Hi.")],  # the greeting, which the caller interrupts
             [Say("A moment."), CallTool("look_up", {"what": "it"})],
             [CallTool("send_digits", {"digits": "12"})],
             [CallTool("written", {})],
@@ -78,20 +79,20 @@ def test_what_the_agent_did_is_told(
     ]
     assert ("agent", "It is blue.") in said and ("billing", "Goodbye!") in said
     blue = next(it for it in call.said if it.text == "It is blue.")
-    assert not blue.cut  # though tones were played before it
+    assert not blue.cut  # not cut, although tones were played before it
     assert did["written"].at < blue.at < did["hang_up"].at
     report = call.report.read_text()
     assert "tool" in report and "handoff" in report and "by the bridge" in report
     assert "/some/where/bin/bridge demo --agent yours.py:agent" in report
     assert call.wav.stat().st_size > 10_000
-    assert "OPENAI_API_KEY" not in os.environ  # only while it ran
+    assert "OPENAI_API_KEY" not in os.environ  # set only while the demo ran
 
 
 def test_any_agent_makes_small_talk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hosted MCP server that is nowhere is there in the demo; a key of the user's
-    stays the one that is used."""
+    """An agent with a hosted MCP server that does not exist gets one in the demo. A key
+    that the user has set is used."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-user")
     tables = HostedMCPTool(
         tool_config={
@@ -122,7 +123,7 @@ ONE, TWO, THREE = (bytes(range(at, at + 60)) * 40 for at in (0, 70, 140))
     [
         (ONE + TWO, [ONE, TWO], [(0, 2400), (2400, 2400)]),
         (ONE[:900] + TWO, [ONE, TWO], [(0, 900), (900, 2400)]),
-        # Cut in a pause; the next begins with silence, too.
+        # Cut in a pause; the next item begins with silence too.
         (
             ONE + PAUSE[:90] + PAUSE[:40] + TWO,
             [ONE + PAUSE + THREE, PAUSE[:40] + TWO],
@@ -130,7 +131,7 @@ ONE, TWO, THREE = (bytes(range(at, at + 60)) * 40 for at in (0, 70, 140))
         ),
         # The same words again.
         (ONE[:910] + ONE, [ONE, ONE], [(0, 910), (910, 2400)]),
-        # Tones of somebody else between them; and one that was never played.
+        # Tones between them that belong to no item; and an item that was never played.
         (ONE + b"~" * 300 + TWO, [ONE, TWO], [(0, 2400), (2700, 2400)]),
         (ONE, [ONE, TWO], [(0, 2400), (2400, 0)]),
     ],
@@ -138,14 +139,14 @@ ONE, TWO, THREE = (bytes(range(at, at + 60)) * 40 for at in (0, 70, 140))
 def test_what_was_played_of_each_answer(
     played: bytes, items: list[bytes], places: list[tuple[int, int]]
 ) -> None:
-    """The demo compares what the model believes with bytes: a cut in a pause, where
-    nobody hears a difference, moves no beginning."""
+    """The demo compares the model's belief with the bytes that were played. A cut in a
+    pause, which sounds the same, does not shift the next item."""
     assert demo._find_items(played, [(it, False) for it in items]) == places
 
 
 def test_what_the_model_believes_unheard_has_no_twin_further_on() -> None:
-    """An answer that was deleted before a word of it was played comes again later; or
-    it was played a little, after all."""
+    """An answer that was deleted before it was played is played later; or a little of
+    it was played after all."""
     answers = [(ONE + PAUSE, False), (TWO, True)]
     again = [*answers, (TWO, False)]
     played = ONE + PAUSE[:90] + b"~" + TWO
@@ -155,13 +156,14 @@ def test_what_the_model_believes_unheard_has_no_twin_further_on() -> None:
 
 
 def test_the_bundled_call_ends_as_calls_should() -> None:
-    """The agent says goodbye and hangs up; the caller would only if it did not."""
+    """The agent says goodbye and hangs up; the caller would do so only if it did
+    not."""
     assert RECEPTION.model[-1][-1] == CallTool("hang_up", {})
     assert RECEPTION.caller[-2:] == [steps.Wait(10), steps.HangUp()]
 
 
 def test_small_talk_has_turns_for_the_tools() -> None:
-    """Five tools are shown, and nobody waits long for the end of it."""
+    """Five tools are shown, and the demo does not take long."""
     lines = [it for it in SMALL_TALK.caller if isinstance(it, Line)]
 
     assert len(lines) == 6

@@ -1,4 +1,4 @@
-"""Connections before they are calls: on real sockets, from two addresses."""
+"""Connections that are not calls: real sockets, from two client addresses."""
 
 import asyncio
 import gc
@@ -35,7 +35,7 @@ BIG = 8 << 20
 
 
 class Services:
-    """Something that answers, behind doors."""
+    """A small server behind a connection guard."""
 
     def __init__(self, limits: Limits, trusted: Iterable[str] = ()) -> None:
         self.hits: Counter[str] = Counter()
@@ -46,7 +46,7 @@ class Services:
         self.asked: list[str] = []
         """Bodies of the requests that were answered."""
         self.seen: list[tuple[str, bool]] = []
-        """Who asked, and whether directly."""
+        """(client address, whether it is direct) of each request."""
 
     def _hit(self, limit: str) -> None:
         assert limit in HITS
@@ -77,7 +77,7 @@ class Services:
         return web.Response(body=bytes(BIG))
 
     async def media(self, request: web.Request) -> web.WebSocketResponse:
-        """A call begins with its first message, and says everything twice."""
+        """Becomes a call with its first message; echoes every message."""
         stream = web.WebSocketResponse()
         await stream.prepare(request)
         async for message in stream:
@@ -103,7 +103,7 @@ class Services:
 async def services(
     limits: Limits = QUICK, trusted: Iterable[str] = (), host: str = HERE
 ) -> AsyncIterator[Services]:
-    """Nothing of its connections may be left behind it."""
+    """Checks that no connection, task, timer or error is left behind."""
     before = asyncio.all_tasks()
     errors: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
@@ -144,7 +144,7 @@ async def knock(
 
 
 async def answer(reader: asyncio.StreamReader) -> str:
-    """All of it, until the connection is closed."""
+    """The whole answer, until the connection is closed."""
     async with asyncio.timeout(3):
         return (await reader.read()).decode()
 
@@ -158,7 +158,7 @@ async def ask(port: int, *pieces: bytes) -> str:
 
 
 async def good(port: int) -> float:
-    """How long an honest request takes."""
+    """Seconds that a correct request takes."""
     since = time.monotonic()
     assert (await ask(port, GOOD)).endswith("hello")
     return time.monotonic() - since
@@ -168,7 +168,7 @@ async def good(port: int) -> float:
 async def crowd(
     port: int, count: int, origin: str, send: bytes = b""
 ) -> AsyncIterator[list[socket.socket]]:
-    """Connections that say so much and no more."""
+    """Connections that send only `send`."""
     sockets = []
     loop = asyncio.get_running_loop()
     try:
@@ -180,14 +180,14 @@ async def crowd(
             await loop.sock_connect(it, (HERE, port))
             if send:
                 await loop.sock_sendall(it, send)
-        await asyncio.sleep(2 * GRACE_SECONDS)  # until who is too many is sent away
+        await asyncio.sleep(2 * GRACE_SECONDS)  # until the surplus is dropped
         yield sockets
     finally:
         for it in sockets:
             it.close()
 
 
-# --- those who only stand there ---
+# --- silent connections ---
 
 
 @pytest.mark.parametrize("origin", [HERE, ELSEWHERE])
@@ -197,7 +197,7 @@ async def crowd(
     ids=["idle", "half a head", "no body"],
 )
 async def test_a_thousand_who_say_nothing(origin: str, send: bytes) -> None:
-    """Callers get in at once, also from the address that the thousand come from."""
+    """Callers are served at once, even from the address of the thousand connections."""
     limits = Limits()
     async with services(limits) as there, crowd(there.port, 1000, origin, send):
         assert there.guard.waiting == limits.waiting_per_address
@@ -207,7 +207,7 @@ async def test_a_thousand_who_say_nothing(origin: str, send: bytes) -> None:
 
 
 async def test_a_thousand_from_many_addresses() -> None:
-    """The number of all is limited, too, and the same holds."""
+    """The total is limited too, and callers are still served at once."""
     limits = Limits(waiting_sockets=200, waiting_per_address=150)
     async with (
         services(limits) as there,
@@ -222,8 +222,8 @@ async def test_a_thousand_from_many_addresses() -> None:
 
 
 async def test_those_who_come_in_one_turn_are_heard() -> None:
-    """Hundreds are accepted at once, and each has sent all of its request: nobody is
-    sent away unread, though there is place for ten."""
+    """Hundreds of connections may be accepted in one turn of the loop, each with a
+    complete request: none is dropped unread, although the limit is ten."""
     async with services(Limits(waiting_sockets=100, waiting_per_address=10)) as there:
         first = await asyncio.gather(*(good(there.port) for _ in range(15)))
         assert len(first) == 15
@@ -231,7 +231,8 @@ async def test_those_who_come_in_one_turn_are_heard() -> None:
 
 
 async def test_a_proxy_of_ours_may_have_many() -> None:
-    """All of the world comes through it: it is not counted as one."""
+    """A trusted proxy carries the traffic of all clients, so it is not limited as
+    one."""
     limits = Limits(waiting_per_address=5)
     async with (
         services(limits, ["127.0.0.2/32"]) as there,
@@ -243,7 +244,7 @@ async def test_a_proxy_of_ours_may_have_many() -> None:
 
 
 async def test_calls_are_not_counted() -> None:
-    """However many there are, and whoever knocks: nobody is cut off."""
+    """Running calls are never dropped, however many connections come in."""
     limits = Limits(waiting_sockets=3, waiting_per_address=3)
     async with services(limits) as there:
         url = f"ws://{HERE}:{there.port}/media"
@@ -259,7 +260,7 @@ async def test_calls_are_not_counted() -> None:
 
 
 async def test_streams_that_do_not_start_make_place() -> None:
-    """Handshakes of which nothing comes keep nobody out; the oldest goes first."""
+    """Handshakes without a `start` keep no caller out; the oldest is dropped first."""
     limits = Limits(waiting_sockets=3)
     async with services(limits) as there:
         url = f"ws://{HERE}:{there.port}/media"
@@ -274,7 +275,7 @@ async def test_streams_that_do_not_start_make_place() -> None:
 
 
 async def test_the_one_who_makes_place_is_told() -> None:
-    """A client that was only slow knows that it may try again."""
+    """A client that was only slow learns that it may try again."""
     async with (
         services(Limits(waiting_sockets=1)) as there,
         knock(there.port, b"GET") as (reader, _),
@@ -283,12 +284,12 @@ async def test_the_one_who_makes_place_is_told() -> None:
         assert (await answer(reader)).startswith("HTTP/1.1 503 ")
 
 
-# --- those who are slow ---
+# --- slow clients ---
 
 
 @pytest.mark.parametrize("send", [b"", b"GET /hello HTTP/1.1\r\nHost: h\r\n"])
 async def test_a_request_that_does_not_come(send: bytes) -> None:
-    """It is told so when the time is over."""
+    """The client gets 408 when the time is over."""
     async with services() as there:
         since = time.monotonic()
         assert (await ask(there.port, send)).startswith("HTTP/1.1 408 ")
@@ -298,7 +299,7 @@ async def test_a_request_that_does_not_come(send: bytes) -> None:
 
 
 async def test_slow_loris() -> None:
-    """Header after header, each in time: all of them are to be there in time."""
+    """Many headers, each in time, do not extend the time for the whole head."""
     async with (
         services() as there,
         knock(there.port, b"GET / HTTP/1.1\r\n") as (_, writer),
@@ -311,7 +312,7 @@ async def test_slow_loris() -> None:
 
 
 async def test_a_second_request_does_not_wait() -> None:
-    """A connection is closed behind its answer: there is nothing to be slow with."""
+    """The connection is closed after its answer, so a second request cannot be slow."""
     async with services() as there:
         text = await ask(there.port, GOOD + GOOD)
         assert text.count("hello") == 1
@@ -319,7 +320,8 @@ async def test_a_second_request_does_not_wait() -> None:
 
 
 async def test_an_answer_that_nobody_reads() -> None:
-    """It is given up, and not kept in memory until the kernel gives up."""
+    """The answer is given up early; otherwise it would stay in memory until TCP gives
+    up."""
     limits = replace(QUICK, start_seconds=5)
     async with services(limits) as there:
         it = socket.socket()
@@ -334,7 +336,7 @@ async def test_an_answer_that_nobody_reads() -> None:
 
 
 async def test_an_answer_that_is_read_slowly() -> None:
-    """Somebody on a thin line gets all of it."""
+    """A client on a slow network gets the whole answer."""
     async with (
         services(replace(QUICK, send_seconds=0.4)) as there,
         knock(there.port, GOOD.replace(b"hello", b"big")) as (reader, _),
@@ -343,12 +345,12 @@ async def test_an_answer_that_is_read_slowly() -> None:
         async with asyncio.timeout(10):
             while piece := await reader.read(1 << 18):
                 got += len(piece)
-                await asyncio.sleep(0.04)  # longer than that in all
+                await asyncio.sleep(0.04)  # longer in total than `send_seconds`
         assert got > BIG
         assert not there.hits
 
 
-# --- heads ---
+# --- request heads ---
 
 
 @pytest.mark.parametrize(
@@ -362,7 +364,7 @@ async def test_an_answer_that_is_read_slowly() -> None:
 )
 @pytest.mark.parametrize("split", [False, True])
 async def test_a_head_that_is_too_large(fields: bytes, split: bool) -> None:
-    """It is refused as soon as it is, with its name."""
+    """The client gets 431 as soon as the limit is reached, and the limit is counted."""
     pieces = [fields[i : i + 1000] for i in range(0, len(fields), 1000)]
     async with services() as there:
         head = GOOD[:-2]
@@ -373,7 +375,7 @@ async def test_a_head_that_is_too_large(fields: bytes, split: bool) -> None:
 
 
 async def test_a_line_that_aiohttp_does_not_take() -> None:
-    """Where the limit of all is larger than that of one, it is the same answer."""
+    """If a single line is too long for aiohttp, the answer is the same."""
     async with services(replace(QUICK, header_bytes=64 * 1024)) as there:
         long = b"X: " + b"y" * 20_000 + b"\r\n\r\n"
         assert (await ask(there.port, GOOD[:-2] + long)).startswith("HTTP/1.0 431 ")
@@ -381,7 +383,7 @@ async def test_a_line_that_aiohttp_does_not_take() -> None:
 
 
 async def test_a_head_byte_by_byte() -> None:
-    """Whoever sends so is answered all the same, body and all."""
+    """A request that arrives byte by byte is answered, with its body."""
     request = (
         b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n"
         b"X: \xe4\r\n\r\nabcde"
@@ -422,8 +424,8 @@ async def test_a_head_byte_by_byte() -> None:
 async def test_what_is_no_request(
     send: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What two parsers may read in two ways is refused; nobody fills the log with it,
-    and the answer does not say what we are made of."""
+    """A request that two parsers may read differently is refused. It is not logged, and
+    the answer does not name the server's software."""
     async with services() as there:
         text = await ask(there.port, send)
         assert text.startswith(("HTTP/1.1 400 ", "HTTP/1.0 400 "))
@@ -433,7 +435,7 @@ async def test_what_is_no_request(
 
 
 async def test_expect_100() -> None:
-    """A client that asks before it sends its body is told to."""
+    """A client that sends `Expect` gets `100 Continue` before it sends its body."""
     async with services() as there:
         request = (
             b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n"
@@ -446,7 +448,7 @@ async def test_expect_100() -> None:
 
 
 async def test_http_1_0() -> None:
-    """Old checks of health work, and do not stay."""
+    """Old health checks work, and their connections are closed."""
     async with services() as there:
         text = await ask(
             there.port, b"GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
@@ -456,7 +458,8 @@ async def test_http_1_0() -> None:
 
 
 async def test_what_stands_behind_a_handshake() -> None:
-    """A client that sends its first message with the handshake loses nothing."""
+    """A client that sends its first message together with the handshake loses
+    nothing."""
     async with services() as there:
         masked = b"\x81\x85\x00\x00\x00\x00start"
         async with knock(there.port, UPGRADE + masked) as (reader, _):
@@ -466,7 +469,7 @@ async def test_what_stands_behind_a_handshake() -> None:
             assert await reader.readexactly(7) == b"\x81\x05start"
 
 
-# --- those who leave ---
+# --- clients that leave ---
 
 
 @pytest.mark.parametrize(
@@ -475,7 +478,7 @@ async def test_what_stands_behind_a_handshake() -> None:
     ids=["nothing", "half", "request", "stream", "waiting"],
 )
 async def test_abrupt_resets(send: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """They leave neither a connection nor a line in the log."""
+    """Reset connections leave neither a socket nor a log line behind."""
     async with services() as there:
         async with crowd(there.port, 50, HERE, send) as sockets:
             for it in sockets:
@@ -487,14 +490,15 @@ async def test_abrupt_resets(send: bytes, caplog: pytest.LogCaptureFixture) -> N
 
 
 async def test_a_connection_that_is_half_closed() -> None:
-    """Whoever has said that nothing more comes, before it was a request, is gone."""
+    """A client that closes its sending side before the request is complete is
+    dropped."""
     async with services(Limits()) as there, knock(there.port, b"GET") as (_, writer):
         writer.write_eof()
         await there.empty()
 
 
 async def test_doors_close_on_whoever_has_not_asked() -> None:
-    """A deploy waits neither for those nor for whoever waits for an answer."""
+    """A shutdown does not wait for clients that have sent no request."""
     async with services(Limits()) as there:
         waits = GOOD.replace(b"hello", b"waits")
         async with crowd(there.port, 20, HERE), knock(there.port, waits):
@@ -507,7 +511,7 @@ async def test_doors_close_on_whoever_has_not_asked() -> None:
 
 
 async def test_an_address_that_is_taken() -> None:
-    """It is said at the start."""
+    """The error is raised when the server starts."""
     async with services() as there, services() as other:
         runner = web.AppRunner(web.Application())
         await runner.setup()
@@ -517,7 +521,7 @@ async def test_an_address_that_is_taken() -> None:
 
 
 async def test_what_breaks_here(caplog: pytest.LogCaptureFixture) -> None:
-    """A mistake of ours is told in the log, and not to whoever asked."""
+    """A bug is reported in the log and not in the answer."""
     async with services() as there:
         text = await ask(there.port, GOOD.replace(b"hello", b"broken"))
         assert text.startswith("HTTP/1.1 500 ")
@@ -526,17 +530,17 @@ async def test_what_breaks_here(caplog: pytest.LogCaptureFixture) -> None:
     assert "ours to mend" in caplog.text
 
 
-# --- who asks ---
+# --- client addresses ---
 
 
 async def test_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of one subscriber is one address: it has more than could be counted."""
+    """A /64 network counts as one client, because one subscriber has all of it."""
     subscriber = [f"2001:db8:0:1::{n}" for n in range(5)]
     peers = iter([*subscriber, "2001:db8:0:2::1", "2001:db8:0:3::1"])
     accept = socket.socket.accept
 
     def accept_from_peer(it: socket.socket) -> tuple[socket.socket, Any]:
-        """The kernel may have no IPv6, so only the address is of it."""
+        """The kernel may have no IPv6, so only the reported address is IPv6."""
         connection, _ = accept(it)
         return connection, (next(peers), 40000, 0, 0)
 
@@ -571,7 +575,7 @@ async def test_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 async def test_who_asks_through_our_proxies(forwarded: list[str], address: str) -> None:
-    """What the client itself has written there does not hide it."""
+    """A client cannot hide its address with a header of its own."""
     headers = [("X-Forwarded-For", it) for it in forwarded]
     async with (
         services(trusted=[HERE, "10.0.0.0/8"]) as there,
@@ -583,7 +587,7 @@ async def test_who_asks_through_our_proxies(forwarded: list[str], address: str) 
 
 
 async def test_who_asks_without_a_proxy() -> None:
-    """Nobody is believed to be one."""
+    """Without a trusted proxy the header is ignored."""
     headers = {"x-forwarded-for": "192.0.2.1"}
     async with (
         services() as there,
@@ -596,7 +600,7 @@ async def test_who_asks_without_a_proxy() -> None:
 
 @pytest.mark.parametrize("path", ["/hello", "/nowhere"])
 async def test_headers_of_answers(path: str) -> None:
-    """No browser is led to do anything with an answer, and no version is told."""
+    """A browser can do nothing with an answer, and no software version is revealed."""
     async with (
         services() as there,
         aiohttp.ClientSession() as http,

@@ -1,4 +1,4 @@
-"""The ticket of a stream: good for one call, once, for a minute, on any instance."""
+"""Tickets of streams: valid for one call, once, for a minute, on any instance."""
 
 import pytest
 from hypothesis import given
@@ -42,7 +42,7 @@ def refused(issuer: Tickets, *given: str) -> str:
 
 
 async def test_the_stream_of_a_call_comes_in_once(clock: Clock) -> None:
-    """Twilio's stream is connected; whoever repeats its handshake gets nothing."""
+    """Twilio's stream is accepted; a repeated handshake is refused."""
     desk = tickets(clock)
     ticket = desk.read(*parts(desk.path(ACCOUNT, CALL)))
 
@@ -54,8 +54,8 @@ async def test_the_stream_of_a_call_comes_in_once(clock: Clock) -> None:
 
 
 async def test_any_instance_takes_it_and_only_one(clock: Clock) -> None:
-    """The balancer brings the stream to another bridge than the webhook; a second
-    bridge turns the same ticket away."""
+    """The balancer may send the stream to another instance than the webhook. A second
+    use on a third instance is refused."""
     shared = MemoryRegistry(clock)
     one, two = tickets(clock, registry=shared), tickets(clock, registry=shared)
     given = parts(one.path(ACCOUNT, CALL))
@@ -67,7 +67,7 @@ async def test_any_instance_takes_it_and_only_one(clock: Clock) -> None:
 
 
 async def test_it_stays_used_as_long_as_it_is_good(clock: Clock) -> None:
-    """Nobody waits until it is forgotten that a ticket was used."""
+    """A used ticket is remembered until it has expired."""
     desk = tickets(clock)
     given = parts(desk.path(ACCOUNT, CALL))
     await desk.spend(desk.read(*given))
@@ -84,7 +84,7 @@ async def test_it_stays_used_as_long_as_it_is_good(clock: Clock) -> None:
 
 
 def test_it_ends_after_a_minute(clock: Clock) -> None:
-    """A ticket that is found in an old log opens nothing."""
+    """A ticket from an old log is refused."""
     desk = tickets(clock)
     given = parts(desk.path(ACCOUNT, CALL))
     clock.now += TICKET_SECONDS + 1
@@ -93,14 +93,14 @@ def test_it_ends_after_a_minute(clock: Clock) -> None:
 
 
 def test_each_has_its_own(clock: Clock) -> None:
-    """Two streams of a call, one after the other: each has a ticket."""
+    """Two streams of one call get two tickets."""
     desk = tickets(clock)
 
     assert desk.path(ACCOUNT, CALL) != desk.path(ACCOUNT, CALL)
 
 
 def test_it_is_of_one_call_and_account(clock: Clock) -> None:
-    """A ticket that was seen opens no stream of anybody else's call."""
+    """A ticket cannot be used for another call or account."""
     desk = tickets(clock)
     account, call, ticket = parts(desk.path(ACCOUNT, CALL))
 
@@ -111,7 +111,7 @@ def test_it_is_of_one_call_and_account(clock: Clock) -> None:
 
 
 def test_nothing_of_it_can_be_changed(clock: Clock) -> None:
-    """No second is added to its time, and no other nonce makes it new."""
+    """Neither its expiry nor its nonce can be changed."""
     desk = tickets(clock)
     account, call, ticket = parts(desk.path(ACCOUNT, CALL))
     until, nonce, mac = ticket.split(".")
@@ -134,13 +134,13 @@ def test_nothing_of_it_can_be_changed(clock: Clock) -> None:
 
 @given(st.text(max_size=60), st.text(max_size=60), st.text(max_size=250))
 def test_a_guess_is_never_good(account: str, call: str, ticket: str) -> None:
-    """Whatever a stranger makes up is turned away, and raises nothing else."""
+    """Any invented ticket is refused, and no other exception is raised."""
     assert refused(tickets(Clock()), account, call, ticket) == "ticket_forged"
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_any_names_can_be_had_back_from_the_path(account: str, call: str) -> None:
-    """No name of a call breaks out of its place in the url."""
+    """No SID can break out of its part of the URL."""
     path = tickets(Clock()).path(account, call) if _is_utf8(account + call) else ""
 
     assert not path or path.count("/") == 4
@@ -160,32 +160,32 @@ def _is_utf8(text: str) -> bool:
 def test_a_rotation_leaves_no_stream_outside(
     clock: Clock, issuer: tuple[str, ...], reader: tuple[str, ...]
 ) -> None:
-    """While bridges are restarted with the other token one by one, each takes the
-    streams that another one has answered the webhook of."""
+    """While the instances are restarted with the other token one by one, each accepts
+    the tickets of all others."""
     given = parts(tickets(clock, *issuer).path(ACCOUNT, CALL))
 
     assert tickets(clock, *reader).read(*given).call_sid == CALL
 
 
 def test_after_the_rotation_the_old_token_opens_nothing(clock: Clock) -> None:
-    """A token that leaked is worth nothing once it is gone from the settings."""
+    """A leaked token is worth nothing after it was removed from the settings."""
     given = parts(tickets(clock, OTHER).path(ACCOUNT, CALL))
 
     assert refused(tickets(clock, TOKEN), *given) == "ticket_forged"
 
 
 def test_the_ticket_says_nothing_of_the_token(clock: Clock) -> None:
-    """What is in a balancer's log signs no webhook."""
+    """A ticket in a balancer's log cannot be used to sign webhooks."""
     assert TOKEN not in tickets(clock).path(ACCOUNT, CALL)
 
 
 @pytest.mark.parametrize("keys", [(), ("",), (TOKEN, "")])
 def test_without_a_secret_there_are_no_tickets(keys: tuple[str, ...]) -> None:
-    """An empty token would let anybody sign."""
+    """With an empty token anyone could sign tickets."""
     with pytest.raises(ValueError, match="secret"):
         Tickets(keys, MemoryRegistry())
 
 
 def test_the_url_is_short_enough(clock: Clock) -> None:
-    """With two tokens: far below what any balancer takes for a line."""
+    """Even with two tokens the URL is far below every balancer's limit."""
     assert len(tickets(clock, TOKEN, OTHER).path(ACCOUNT, CALL)) < 200

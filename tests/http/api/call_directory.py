@@ -1,6 +1,6 @@
-"""The control API on a free port, with calls as a test wants them.
+"""The control API on a free port, with calls that the test defines.
 
-Whatever it answers is held against its own OpenAPI document.
+Every answer is checked against the API's own OpenAPI document.
 """
 
 import json
@@ -30,7 +30,7 @@ DOCUMENT = openapi.document()
 
 
 class Switchboard:
-    """bridge.http.api.handlers.Calls: calls that a test has put there."""
+    """bridge.http.api.handlers.Calls, with calls that the test puts there."""
 
     def __init__(self) -> None:
         self.here: dict[str, LiveCall] = {}
@@ -75,7 +75,7 @@ class Answer:
 
 @dataclass
 class Desk:
-    """Whoever uses the API, and what it is about."""
+    """A client of the API, with the calls and the recorded limits and refusals."""
 
     url: str
     http: aiohttp.ClientSession
@@ -85,7 +85,7 @@ class Desk:
     hits: list[str]
     """Limits that were reached."""
     refused: list[str]
-    """Why somebody was not let in."""
+    """Reasons for which requests were refused."""
     auth: dict[str, str] = field(
         default_factory=lambda: {"Authorization": f"Bearer {TOKEN}"}
     )
@@ -99,7 +99,7 @@ class Desk:
         headers: dict[str, str] | None = None,
         raw: bytes | None = None,
     ) -> Answer:
-        """`path` as in the document, with the call's SID put in for {sid}."""
+        """`path` as in the document; {sid} is replaced by the call's SID."""
         options: dict[str, Any] = {"headers": {**self.auth, **(headers or {})}}
         if raw is not None:
             options["data"] = raw
@@ -120,7 +120,7 @@ class Desk:
 
 
 def check(method: str, path: str, answer: Answer) -> None:
-    """The answer is one that the document has for this operation."""
+    """Asserts that the document describes this answer for the operation."""
     for name, value in HEADERS.items():
         assert answer.headers[name.lower()] == value
     assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -160,7 +160,7 @@ async def desk(
     trusted: Sequence[IpNetwork] = (),
     records: bool = True,
 ) -> AsyncIterator[Desk]:
-    """An API with one call of its own and one of another instance."""
+    """An API with one call of its own instance and one of another instance."""
     calls, line = Switchboard(), Line()
     async with live_call(line, rule=rule) as live:
         calls.here[SID] = live

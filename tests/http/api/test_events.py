@@ -1,4 +1,4 @@
-"""The events of a call as a stream: in order, to its end, and never at its expense."""
+"""The event stream of a call: in order, to the call's end, and never at its expense."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tests.http.api.call_directory import TOKEN, Desk, desk
 
 @asynccontextmanager
 async def listening(at: Desk, query: str = "") -> AsyncIterator["Reader"]:
-    """A reader that has had the first line, so that nothing is missed."""
+    """A reader that has received the first line, so that it misses no event."""
     url = f"{at.url}/calls/{at.live.call_sid}/events{query}"
     async with at.http.get(url, headers=at.auth) as response:
         assert response.status == 200
@@ -32,13 +32,13 @@ async def listening(at: Desk, query: str = "") -> AsyncIterator["Reader"]:
 
 
 class Reader:
-    """Server-sent events, read by their definition."""
+    """Reads server-sent events as the standard defines."""
 
     def __init__(self, content: Any) -> None:
         self._content = content
 
     async def block(self) -> list[str]:
-        """The lines up to an empty one; none at the end."""
+        """The lines up to an empty one; none at the end of the stream."""
         lines: list[str] = []
         async with asyncio.timeout(5):
             while line := (await self._content.readline()).decode():
@@ -57,7 +57,7 @@ class Reader:
 
 
 async def test_events_come_in_order_to_the_end_of_the_call() -> None:
-    """A dashboard follows a call; the stream ends by itself when the call does."""
+    """A dashboard follows a call, and the stream ends with the call."""
     async with desk() as at, listening(at) as reader:
         at.live.emit("caller_said", text="Hello\nthere", odd=complex(1, 2))
         at.live.emit("of my\nown", n=1)
@@ -74,7 +74,7 @@ async def test_events_come_in_order_to_the_end_of_the_call() -> None:
 
 @pytest.mark.parametrize(("query", "wanted"), [("", 1), ("?raw=0", 1), ("?raw=1", 2)])
 async def test_the_models_own_events_come_when_wanted(query: str, wanted: int) -> None:
-    """Hundreds of deltas a second are for those who ask for them."""
+    """Hundreds of deltas a second are sent only to readers that ask for them."""
     async with desk() as at, listening(at, query) as reader:
         at.live.emit("raw_model_event", kind="response.done")
         at.live.emit("call_ended")
@@ -85,7 +85,7 @@ async def test_the_models_own_events_come_when_wanted(query: str, wanted: int) -
 
 
 async def test_two_readers_get_the_same() -> None:
-    """A dashboard and a recorder do not take events from each other."""
+    """A dashboard and a recorder each get all events."""
     async with desk() as at, listening(at) as one, listening(at) as other:
         at.live.emit("handoff", to="billing")
 
@@ -95,7 +95,7 @@ async def test_two_readers_get_the_same() -> None:
 async def test_a_call_without_a_last_word_ends_its_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A call that broke leaves no reader waiting for ever."""
+    """A call that failed leaves no reader waiting for ever."""
     monkeypatch.setattr(events, "POLL_SECONDS", 0.05)
     async with desk() as at, listening(at) as reader:
         at.live.end()
@@ -103,7 +103,7 @@ async def test_a_call_without_a_last_word_ends_its_stream(
 
 
 async def test_a_quiet_stream_is_kept_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that closes what is silent leaves it alone."""
+    """A proxy that closes silent connections does not close a quiet stream."""
     monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.05)
     async with desk() as at, listening(at) as reader:
@@ -123,7 +123,7 @@ async def test_a_reader_that_leaves_costs_nothing(
 
 
 async def test_a_reader_that_does_not_read_is_dropped() -> None:
-    """Who takes nothing neither fills our memory nor stops the call's other readers."""
+    """A reader that takes nothing neither fills the memory nor stops other readers."""
     with capture_logs() as logged:
         async with desk(Limits(send_seconds=0.2)) as at, stuck(at):
             for _ in range(300):
@@ -136,7 +136,8 @@ async def test_a_reader_that_does_not_read_is_dropped() -> None:
 
 
 async def test_an_event_that_cannot_be_told_ends_the_stream() -> None:
-    """A reader notices that something is missing; the author finds it in the log."""
+    """The reader notices that the stream broke; the developer finds the error in the
+    log."""
     data: dict[str, Any] = {}
     data["itself"] = data
     with capture_logs() as logged:
@@ -152,7 +153,7 @@ async def test_an_event_that_cannot_be_told_ends_the_stream() -> None:
 
 
 async def test_a_reader_that_falls_behind_is_dropped() -> None:
-    """Events are never left out in silence: the stream ends instead."""
+    """No event is left out silently: the stream ends instead."""
     async with desk() as at:
         feed = events.Feed(at.live, raw=False)
         for _ in range(events.MAX_WAITING + 1):
@@ -162,8 +163,8 @@ async def test_a_reader_that_falls_behind_is_dropped() -> None:
 
 
 async def test_so_many_may_listen_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dashboard that opens a stream a second does not use up the instance's sockets;
-    whoever has left makes place."""
+    """A dashboard that opens a stream a second does not use up the instance's sockets.
+    A reader that leaves frees its place."""
     monkeypatch.setattr(auth, "MAX_LISTENERS", 1)
     monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.02)
@@ -178,7 +179,7 @@ async def test_so_many_may_listen_and_no_more(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_who_listens_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever crowds at the doors does not push out a dashboard that follows a call."""
+    """A flood of connections does not drop the stream of a dashboard."""
     async with desk(Limits(waiting_sockets=1)) as at, listening(at) as reader:
         for _ in range(3):
             assert (await at.get("/calls")).status == 200
@@ -187,7 +188,7 @@ async def test_who_listens_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def gone(at: Desk) -> None:
-    """Waits until nobody listens to the call."""
+    """Waits until the call has no listener."""
     async with asyncio.timeout(5):
         while at.live._listeners.wants("anything"):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -195,7 +196,7 @@ async def gone(at: Desk) -> None:
 
 @asynccontextmanager
 async def stuck(at: Desk) -> AsyncIterator[None]:
-    """A reader with a small window that asks and never reads."""
+    """A reader with a small window that sends a request and never reads."""
     host, port = at.url.removeprefix("http://").removesuffix("/api").split(":")
     request = (
         f"GET /api/calls/{at.live.call_sid}/events HTTP/1.1\r\nHost: {host}:{port}\r\n"
@@ -214,8 +215,8 @@ async def stuck(at: Desk) -> AsyncIterator[None]:
 
 
 async def test_events_have_nothing_of_what_the_route_takes_out() -> None:
-    """A dashboard that follows a payment sees no card number and no key; the user's
-    own listeners have all of it."""
+    """A dashboard that follows a payment sees no card number and no key. The user's own
+    listeners get everything."""
     heard: list[CallEvent] = []
     card = "4111 1111 1111 1111"
     async with desk() as at, listening(at) as reader:

@@ -1,4 +1,4 @@
-"""The control API's operations: what a program sees of a call, and can do to it."""
+"""The control API's operations: what a client can read about a call and do with it."""
 
 import json
 import time
@@ -31,7 +31,7 @@ HISTORY = [
 
 
 class Decided:
-    """What came of a tool call that waited."""
+    """The decision on a tool call that waited for approval."""
 
     def __init__(self, at: Desk, call_id: str = "c9") -> None:
         self.told: list[tuple[bool, bool, str | None]] = []
@@ -43,11 +43,11 @@ class Decided:
         self.told.append((approved, always, message))
 
 
-# --- looking ---
+# --- reading ---
 
 
 async def test_the_calls_of_all_instances_are_listed() -> None:
-    """An operator sees the whole fleet, and which calls can be steered here."""
+    """An operator sees the whole fleet, and which calls this instance can steer."""
     async with desk() as at:
         calls = (await at.get("/calls")).json["calls"]
 
@@ -68,7 +68,7 @@ async def test_the_calls_of_all_instances_are_listed() -> None:
 
 
 async def test_a_call_tells_all_that_is_known() -> None:
-    """Who talks, what was said and heard, what it costs, what waits."""
+    """Numbers, transcript, cost and waiting approvals of a call."""
     async with desk() as at:
         at.line.history = HISTORY
         at.live.began = time.time() - 60
@@ -101,7 +101,7 @@ async def test_a_call_tells_all_that_is_known() -> None:
 
 
 async def test_a_call_that_is_not_here_says_where_it_is() -> None:
-    """A mistyped SID and a call of another instance are told apart."""
+    """A wrong SID and a call of another instance get different answers."""
     async with desk() as at:
         for method, path, body in (
             ("GET", "/calls/{}", None),
@@ -120,18 +120,18 @@ async def test_a_call_that_is_not_here_says_where_it_is() -> None:
 
 
 async def test_a_registry_that_is_away_is_told() -> None:
-    """The API says what is wrong; a call of its own is steered all the same."""
+    """The answer names the cause. Calls of this instance can still be steered."""
     async with desk() as at:
         at.calls.fails = ConnectionRefusedError()
         assert (await at.get("/calls")).status == 503
         assert (await at.post("/calls/{sid}/interrupt")).status == 204
 
 
-# --- doing ---
+# --- steering ---
 
 
 async def test_a_call_is_steered() -> None:
-    """Text, silence, a word cut short: each reaches the line."""
+    """Text, mute and interrupt reach the call."""
     async with desk() as at:
         call = "/calls/{sid}"
         text: dict[str, Any] = {"text": "We close.", "role": "system", "respond": False}
@@ -156,7 +156,7 @@ async def test_a_call_is_steered() -> None:
 
 @pytest.mark.parametrize("done", [True, False])
 async def test_what_waits_says_whether_it_was_done(done: bool) -> None:
-    """A caller who speaks up is not hung up on, and the program knows it."""
+    """If the caller speaks, the call is not ended, and the client learns it."""
     number = {"number": "+1 (415) 555-0111", "ring_seconds": 30}
     async with desk() as at:
         at.line.done = done
@@ -176,7 +176,7 @@ async def test_what_waits_says_whether_it_was_done(done: bool) -> None:
 
 
 async def test_what_waits_too_long_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program is not left waiting for a caller who listens to a long story."""
+    """A client does not wait for ever while the caller listens to a long answer."""
     monkeypatch.setattr(handlers, "ACTION_SECONDS", 0.05)
     async with desk() as at:
         at.line.free.clear()
@@ -187,7 +187,7 @@ async def test_what_waits_too_long_is_answered(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_call_that_is_over_is_gone() -> None:
-    """Whoever comes too late is told so, whatever they wanted."""
+    """A client that comes too late gets 410, whatever the operation."""
     async with desk() as at:
         Decided(at)
         at.live.end()
@@ -217,7 +217,7 @@ async def test_a_call_that_is_over_is_gone() -> None:
     ],
 )
 async def test_what_cannot_be_done_is_refused(path: str, body: dict[str, Any]) -> None:
-    """A slip is named and nothing is done."""
+    """The answer names the mistake, and nothing is done."""
     async with desk() as at:
         decided = Decided(at)
         answer = await at.post(f"/calls/{{sid}}/{path}", body)
@@ -229,8 +229,8 @@ async def test_what_cannot_be_done_is_refused(path: str, body: dict[str, Any]) -
 
 
 async def test_whom_a_call_may_not_be_put_through_to() -> None:
-    """A program that may steer calls may not dial what it likes: told apart from a
-    slip, without the number."""
+    """A client that may steer calls may not dial every number. The answer differs from
+    that to a mistake, and does not contain the number."""
     async with desk() as at:
         at.line.allowed = False
         body = {"number": "+19005550100"}
@@ -275,7 +275,7 @@ async def test_a_tool_waits_for_a_yes_or_no() -> None:
 
 
 async def test_the_history_is_read_and_changed() -> None:
-    """A card number that was said is taken out of what the model remembers."""
+    """A card number that was spoken is removed from the model's conversation."""
     path = "/calls/{sid}/history"
     async with desk() as at:
         at.line.history = HISTORY
@@ -296,7 +296,7 @@ async def test_the_history_is_read_and_changed() -> None:
 
 
 async def test_a_call_is_placed() -> None:
-    """A program has somebody called, and is told where the call is seen."""
+    """A client places a call and learns its URL in the API."""
     body = {
         "to": "+14155550155",
         "from": "+14155550199",
@@ -317,7 +317,7 @@ async def test_a_call_is_placed() -> None:
 
 
 async def test_a_call_that_is_refused_says_why() -> None:
-    """Limits and slips come back as they were said."""
+    """Limits and mistakes are reported in the words of their source."""
     async with desk() as at:
         at.calls.refused = handlers.Refused(
             409, "Outbound calls are not set up", "Why."
@@ -331,7 +331,7 @@ async def test_a_call_that_is_refused_says_why() -> None:
 
 
 class Telephones(OutboundCalls):
-    """Outbound with no Twilio behind it: takes orders, or says no."""
+    """OutboundCalls without Twilio: records orders, or refuses them."""
 
     def __init__(self, says: Exception | None = None) -> None:
         super().__init__(
@@ -355,7 +355,7 @@ ROUTES = Routes(routes=(Route(name="sales"),))
 
 
 async def test_what_was_asked_for_is_what_is_ordered() -> None:
-    """Nothing of a request is lost on the way to Twilio."""
+    """Every field of a request reaches Twilio's order."""
     wanted = handlers.PlaceCall.model_validate(
         {
             "to": "+14155550155",
@@ -394,7 +394,7 @@ async def test_what_was_asked_for_is_what_is_ordered() -> None:
 async def test_what_could_not_be_called_is_not_tried(
     changes: dict[str, Any], number: str | None, status: int
 ) -> None:
-    """A slip is found before a telephone rings."""
+    """A mistake is found before a phone rings."""
     wanted = handlers.PlaceCall.model_validate({"to": "+14155550155", **changes})
     there = Telephones()
 
@@ -419,7 +419,8 @@ async def test_what_could_not_be_called_is_not_tried(
     ],
 )
 async def test_who_says_no_is_told_apart(says: Exception, status: int) -> None:
-    """Our limit, a wrong number, Twilio's trouble: a program does the right thing."""
+    """A limit of the bridge, a wrong number and a failure of Twilio get different
+    statuses, so that the client can react correctly."""
     wanted = handlers.PlaceCall.model_validate({"to": "+14155550155"})
 
     with pytest.raises(handlers.Refused) as refused:
@@ -431,13 +432,13 @@ async def test_who_says_no_is_told_apart(says: Exception, status: int) -> None:
     assert str(says) in json.loads(body)["detail"]
 
 
-# --- what is kept, and what is given ---
+# --- records and redaction ---
 
 OVER = "CA" + "7" * 32
 
 
 async def test_a_call_that_is_over_is_forgotten() -> None:
-    """A caller who asks for it has their record deleted, by program; twice is no
+    """A client deletes the records of a caller who asks for it; deleting twice does no
     harm."""
     async with desk() as at:
         for _ in range(2):
@@ -448,7 +449,8 @@ async def test_a_call_that_is_over_is_forgotten() -> None:
 
 @pytest.mark.parametrize("sid", [SID, ELSEWHERE])
 async def test_a_running_call_is_not_forgotten(sid: str) -> None:
-    """Its record is being written, here or on another instance."""
+    """The records of a running call are still being written, here or on another
+    instance."""
     async with desk() as at:
         answer = await at.ask("DELETE", f"/calls/{sid}/record")
         assert answer.status == 409
@@ -457,7 +459,8 @@ async def test_a_running_call_is_not_forgotten(sid: str) -> None:
 
 
 async def test_a_record_that_cannot_be_deleted_is_told() -> None:
-    """Nobody takes for gone what is still there; the log says why, without a path."""
+    """The client learns that records remain; the log gives the reason, without a
+    path."""
     async with desk() as at:
         at.calls.keeps = PermissionError(13, "Permission denied", f"/srv/{OVER}.jsonl")
         with capture_logs() as logged:
@@ -470,14 +473,14 @@ async def test_a_record_that_cannot_be_deleted_is_told() -> None:
 
 
 async def test_without_records_nothing_can_be_forgotten() -> None:
-    """Whoever asks is told, rather than told that it was done."""
+    """The client learns that no records exist, instead of a false success."""
     async with desk(records=False) as at:
         answer = await at.ask("DELETE", f"/calls/{OVER}/record")
         assert answer.status == 409
 
 
 async def test_nothing_is_given_of_what_the_route_takes_out() -> None:
-    """A dashboard shows the call, and no card number in it."""
+    """A dashboard shows the call, but no card number."""
     card = "4111 1111 1111 1111"
     async with desk() as at:
         at.live.redaction = Redaction(cards=True)

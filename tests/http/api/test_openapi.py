@@ -1,4 +1,4 @@
-"""The document of the control API: valid, complete, and nothing but what there is."""
+"""The API's OpenAPI document: valid, and complete in both directions."""
 
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
@@ -10,12 +10,12 @@ from tests.http.api.call_directory import DOCUMENT, Switchboard, desk
 
 
 def test_the_document_is_valid() -> None:
-    """Whoever generates a client from it gets one."""
+    """A client can be generated from it."""
     OpenAPIV31SpecValidator(DOCUMENT).validate()
 
 
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
-    """Nothing can be done that is not written down, nor the other way round."""
+    """Every route is documented, and every documented operation exists."""
     auth = ApiAuth("token", ConnectionGuard(Limits(), (), print), print)
     app = handlers.application(Switchboard(), auth)
     routes = {
@@ -33,14 +33,14 @@ def test_every_route_is_described_and_every_description_is_a_route() -> None:
 
 
 def test_operations_have_names_of_their_own() -> None:
-    """Generated clients name their functions by them."""
+    """Generated clients use these names for their functions."""
     names = [operation.name for operation in openapi.OPERATIONS]
 
     assert len(names) == len(set(names))
 
 
 async def test_the_document_is_served() -> None:
-    """Tools read it where the API is, with its token."""
+    """Tools read it at the API, with its token."""
     async with desk() as at:
         answer = await at.get("/openapi.json")
         assert answer.json == DOCUMENT
