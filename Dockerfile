@@ -2,8 +2,8 @@
 # It needs BuildKit (the default of docker 23 and newer, and of docker compose), because
 # the wheels are kept in a build cache. docs/image.md says how to renew the base image,
 # how to add an agent with its own packages, and how to list what the image contains.
-# (`docker run --env-file` reads .env in its own way: quotes and comments behind a value
-# stay in it.)
+# (`docker run --env-file` reads .env in another way: quotes, and comments after a value,
+# become part of the value.)
 
 # The tag says which base image this is; the digest decides which bytes are used, on
 # amd64 and arm64. `make digests` renews it. PYTHON_IMAGE in the environment of
@@ -14,12 +14,12 @@ ARG PYTHON_IMAGE=python:3.13-slim@sha256:70729b46c69b4f1e97c4822c1af3df53a1476cf
 FROM ${PYTHON_IMAGE} AS dependencies
 ENV PIP_CACHE_DIR=/var/cache/pip UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy
 WORKDIR /source
-# The installers get an environment of their own, so that /venv, which the image runs, has
-# none.
+# The installers get an environment of their own, so that /venv, which the image runs,
+# contains no installer.
 RUN python -m venv /tools && python -m venv --without-pip /venv
 COPY requirements-bootstrap.lock requirements.lock ./
-# Wheels only: installing a wheel runs no code of its package. The cache has an id of its
-# own, because uv trusts it. constraints.txt is for images that are built on this one.
+# Wheels only: installing a wheel runs no code of its package. The cache has its own
+# id, because uv trusts its cache. constraints.txt is for images that are built on this one.
 RUN --mount=type=cache,id=twilio-realtime-bridge,target=/var/cache \
     /tools/bin/pip install --disable-pip-version-check --only-binary :all: \
         --require-hashes -r requirements-bootstrap.lock \
@@ -30,6 +30,7 @@ RUN --mount=type=cache,id=twilio-realtime-bridge,target=/var/cache \
 # --- The bridge itself, and the bytecode of the modules that it uses.
 FROM dependencies AS build
 COPY pyproject.toml README.md LICENSE ./
+COPY licenses licenses
 COPY scripts/compile_used.py scripts/
 COPY bridge bridge
 COPY twiml twiml
@@ -67,12 +68,12 @@ COPY --from=build /new/venv /venv
 # For images that are built on this one: the versions that must not change.
 COPY --from=dependencies /source/constraints.txt /usr/share/bridge/
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-# An agent of your own: mount it here and set BRIDGE_AGENT=my_agent.py:name
+# To run your own agent, mount it here and set BRIDGE_AGENT=my_agent.py:name
 WORKDIR /agents
 COPY examples examples
 USER 10001
 EXPOSE 8080
-# Calls are finished first: give `docker stop` at least BRIDGE_DRAIN_SECONDS.
+# The bridge lets its calls end first: give `docker stop` at least BRIDGE_DRAIN_SECONDS.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + (os.environ.get('BRIDGE_PORT') or '8080') + '/healthz', timeout=2)"]

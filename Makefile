@@ -1,11 +1,11 @@
-# The commands of the house. Needs make and a Python from 3.11 up; `make` lists them.
+# The commands of the project; `make` lists them. Needs make and Python 3.11 or newer.
 
 VENV := .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-# The first that runs and is new enough. On a machine with version shims a name may be
-# found and still not run, so each is tried.
+# The first Python that runs and is new enough. On a machine with version shims, a name may
+# be found although the program does not run, so each name is tried.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
@@ -27,48 +27,48 @@ LOCKED = --require-hashes --only-binary :all: -r
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test compose-test serve fleet deploy check audit lock image sbom digests package package-test clean fuzz
 
-help:  ## this list
+help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-setup: $(INSTALLED)  ## make .venv with everything in it (the others do it when needed)
+setup: $(INSTALLED)  ## make .venv with everything in it (other commands do this when needed)
 
 demo: setup  ## place a call offline: fake Twilio, fake model, the real bridge
 	@$(BIN)/bridge demo
 
-# Bytecode is written whatever the environment says: without it each worker compiles all.
+# Bytecode is always written: without bytecode, each worker compiles all modules.
 test: setup  ## run the tests
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 8 --dist worksteal
 
 compose-test: setup  ## run the tests that need a Docker engine
 	@$(BIN)/python -m pytest -m compose tests/compose --durations 15
 
-# Without a public url and a token nobody but developers call: unsigned requests are
-# served then, on this machine alone, as the server itself says when it starts. An empty
-# value is an unset one.
+# Without a public url and a token, only developers call. The bridge then serves unsigned
+# requests, on this machine alone, and logs this when it starts. An empty value counts as
+# unset.
 serve: setup  ## run the bridge with the settings of the environment and .env
 	@said() { [ -n "$$(eval echo "\$${$$1:+said}")" ] || grep -Eqs \
 		"^[[:space:]]*(export[[:space:]]+)?$$1[[:space:]]*=[[:space:]]*[\"']?[^[:space:]\"'#]" .env; }; \
 	said BRIDGE_PUBLIC_URL || said TWILIO_AUTH_TOKEN || said BRIDGE_INSECURE || export BRIDGE_INSECURE=1; \
 	exec $(BIN)/bridge serve
 
-fleet: setup  ## the bridge scaled, on this machine: HAProxy, Redis, three bridges
+fleet: setup  ## run HAProxy, Redis and three bridges on this machine
 	@exec $(BIN)/python scripts/fleet.py --bridges 3
 
 deploy:  ## replace the bridges of docker compose without losing a call
 	@python3 scripts/deploy.py $(OPTIONS)
 
-check: setup  ## lint and types
+check: setup  ## check lint, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-audit: setup  ## is an advisory known against a locked package? (asks osv.dev)
+audit: setup  ## look for known advisories against the locked packages (asks osv.dev)
 	@PATH="$(BIN):$$PATH" scripts/audit.sh requirements-dev.lock $(OPTIONS)
 
-# In an environment of its own: atheris has wheels for few Pythons.
+# The fuzzer has its own environment, because atheris has wheels for few Pythons.
 FUZZ := .venv-fuzz
 SECONDS ?= 60
-fuzz: $(FUZZ)/.installed  ## look for inputs that break something (13 targets, SECONDS=60 each)
+fuzz: $(FUZZ)/.installed  ## look for inputs that break the bridge (13 targets, SECONDS=60 each)
 	@$(FUZZ)/bin/python -m tests.fuzz --seconds $(SECONDS)
 
 $(FUZZ)/.installed: requirements-dev.lock pyproject.toml | setup
@@ -76,18 +76,18 @@ $(FUZZ)/.installed: requirements-dev.lock pyproject.toml | setup
 	@install() { $(UV) pip install --quiet --python $(FUZZ)/bin/python "$$@"; }; \
 	install $(LOCKED) requirements-dev.lock && install --only-binary :all: --group fuzz \
 		&& install --no-deps --no-build-isolation -e . || { \
-		echo "atheris cannot be installed for this Python; it has wheels for few."; \
-		echo "Try another: rm -rf $(VENV) && make fuzz PYTHON=python3.11"; exit 1; } >&2
+		echo "atheris cannot be installed for this Python: it has wheels for few Pythons."; \
+		echo "Try another Python: rm -rf $(VENV) && make fuzz PYTHON=python3.11"; exit 1; } >&2
 	@touch $@
 
-# One resolution for all Pythons: the locks have the same versions. With
-# UPGRADE='--upgrade' or UPGRADE='--upgrade-package NAME' the versions are chosen anew.
+# One resolution for all Pythons: all locks have the same versions. UPGRADE='--upgrade' or
+# UPGRADE='--upgrade-package NAME' chooses the versions again.
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command 'make lock'
 UPGRADE ?=
 LOCKS := requirements.lock requirements-dev.lock requirements-bootstrap.lock
-lock: $(BIN)/uv  ## resolve pyproject.toml anew into the locks (UPGRADE=--upgrade: newest versions)
+lock: $(BIN)/uv  ## resolve pyproject.toml into the locks (UPGRADE=--upgrade: newest versions)
 	@for lock in $(LOCKS); do cp $$lock $$lock.new || : >$$lock.new; done
 	@dev=requirements-dev.lock.new && \
 	{ $(COMPILE) $(UPGRADE) --extra voice --group dev -o $$dev pyproject.toml && \
@@ -97,7 +97,7 @@ lock: $(BIN)/uv  ## resolve pyproject.toml anew into the locks (UPGRADE=--upgrad
 	@for lock in $(LOCKS); do \
 		cmp -s $$lock.new $$lock && rm $$lock.new || mv $$lock.new $$lock; done
 
-# PYTHON_IMAGE of the environment, if it is set, replaces the base of the Dockerfile.
+# If PYTHON_IMAGE is set in the environment, it replaces the base of the Dockerfile.
 IMAGE ?= twilio-realtime-bridge
 BUILD = DOCKER_BUILDKIT=1 docker build $${PYTHON_IMAGE:+--build-arg PYTHON_IMAGE}
 image:  ## build the image, with its version and revision in its labels
@@ -109,9 +109,9 @@ image:  ## build the image, with its version and revision in its labels
 sbom:  ## write sbom.json: the Python packages of the image, as CycloneDX (needs docker)
 	@$(BUILD) --target sbom-file --output . .
 
-# With DIGESTS='Dockerfile ...' only in these files.
+# DIGESTS='Dockerfile ...' limits the command to these files.
 DIGESTS ?= Dockerfile docker-compose.yml $(wildcard deploy/kubernetes/*.yaml)
-digests: setup  ## renew the digests of the images (asks their registry)
+digests: setup  ## renew the digests of the images (asks their registries)
 	@$(BIN)/python -m scripts.digests $(DIGESTS)
 
 package: setup  ## build the package into dist/: an sdist and a wheel
@@ -119,22 +119,22 @@ package: setup  ## build the package into dist/: an sdist and a wheel
 	@scripts/package.sh $(BIN)/python dist
 	@ls -s dist/*
 
-package-test: setup  ## install the built package where nothing else is, and run it
+package-test: setup  ## install the built package in an empty environment, and run it
 	@$(UV_ENV) $(BIN)/python -m pytest -m package tests/package --durations 10
 
-clean:  ## remove what was made, .venv included
+clean:  ## remove everything that make created, including .venv
 	rm -rf $(VENV) .venv-* build dist *.egg-info .coverage* requirements*.lock.new sbom.json
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/uv: requirements-bootstrap.lock
 	@[ -n "$(PYTHON)" ] || { \
-		echo "The bridge needs Python 3.11 or newer; python3 here is: $$(python3 --version 2>&1 || true)"; \
-		echo "Install one, or name it: make setup PYTHON=/path/to/python3.13"; exit 1; } >&2
+		echo "The bridge needs Python 3.11 or newer. python3 on this machine is: $$(python3 --version 2>&1 || true)"; \
+		echo "Install a newer Python, or name one: make setup PYTHON=/path/to/python3.13"; exit 1; } >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "$(PYTHON) does not run or is older than Python 3.11."; exit 1; } >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "$(PYTHON) cannot make virtual environments: its venv module is missing."; \
+		echo "$(PYTHON) cannot create virtual environments: its venv module is missing."; \
 		echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; } >&2
 	@echo "Installing the locked packages into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
@@ -145,6 +145,6 @@ $(INSTALLED): requirements-dev.lock pyproject.toml $(BIN)/uv
 	$(if $(INSTALL_$(INSTALLER)),,$(error INSTALLER is uv or pip, not "$(INSTALLER)"))
 	@{ $(INSTALL_$(INSTALLER)) $(LOCKED) requirements-dev.lock && \
 	$(INSTALL_$(INSTALLER)) --no-deps --no-build-isolation -e .; } || { \
-		[ $(INSTALLER) = pip ] || echo "If uv cannot do what pip can: make setup INSTALLER=pip"; \
+		[ $(INSTALLER) = pip ] || echo "If uv cannot install here, use pip: make setup INSTALLER=pip"; \
 		exit 1; } >&2
 	@touch $@

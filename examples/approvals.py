@@ -1,11 +1,11 @@
-"""Tools that wait for a yes: small amounts are approved by code, big ones refused.
+"""Tools that wait for approval: code approves small amounts and refuses large ones.
 
 Offline:  .venv/bin/bridge demo --agent examples/approvals.py:agent
 For real: BRIDGE_AGENT=examples/approvals.py:agent
 
-In place of the code a person can decide: GET /api/calls/CA.../approvals lists what
-waits. What nobody answers is decided by `approval:` of the route, after 30 seconds.
-Meanwhile the caller and the agent go on talking.
+A person can decide instead of the code: GET /api/calls/CA.../approvals lists the tool
+calls that wait. If nobody answers within 30 seconds, `approval:` of the route decides.
+Meanwhile the caller and the agent continue to talk.
 """
 
 import json
@@ -15,8 +15,7 @@ from agents import function_tool
 from agents.realtime import RealtimeAgent
 from pydantic import Field
 
-from bridge.agent.events import CallEvent
-from bridge.agent.live import LiveCall
+from bridge import CallEvent, LiveCall
 
 LIMIT = 50
 
@@ -34,10 +33,10 @@ def send_cheque(dollars: Annotated[int, Field(ge=100)]) -> str:
 
 
 def agent(call: LiveCall) -> RealtimeAgent[Any]:
-    """The agent of one call, and who decides for it."""
+    """The agent of one call, and the code that decides for it."""
 
     async def decide(event: CallEvent) -> None:
-        """Both are tools of ours, so both have `dollars`."""
+        """Both tools are defined here, so both have the argument `dollars`."""
         asked = event.data["call_id"]
         dollars = json.loads(event.data["arguments"])["dollars"]
         if dollars <= LIMIT:

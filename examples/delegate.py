@@ -1,10 +1,10 @@
-"""A voice that asks a bigger brain: a tool hands the talk so far to a text agent.
+"""A voice agent with a text agent: a tool gives the conversation to a text model.
 
 Offline:  .venv/bin/bridge demo --agent examples/delegate.py:agent
 For real: BRIDGE_AGENT=examples/delegate.py:agent
 
-The text agent is the SDK's `Agent`, asked over the Responses API with OPENAI_API_KEY of
-the environment. Without a key the demo has a fake of it, too.
+The text agent is the SDK's `Agent`. It uses the Responses API with OPENAI_API_KEY of
+the environment. Without a key the demo uses a fake of that API, too.
 """
 
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 from agents import Agent, RunContextWrapper, Runner, function_tool
 from agents.realtime import RealtimeAgent
 
-from bridge.agent.live import LiveCall
+from bridge import LiveCall
 
 lawyer: Agent[Any] = Agent(
     name="lawyer",
-    # model="...",  # any that the Responses API has; else the SDK's default
+    # model="...",  # any model of the Responses API; default: that of the SDK
     instructions=(
         "You get a telephone conversation and a question. Answer in two sentences that "
         "can be read aloud. If you are not sure, say so."
@@ -24,8 +24,8 @@ lawyer: Agent[Any] = Agent(
 )
 
 
-# With a limit of its own; without one it would be `tool_seconds` of the route. When it
-# is over the model is told, and tells the caller.
+# This tool has its own time limit; the default is `tool_seconds` of the route. When the
+# time is over, the model is told, and tells the caller.
 @function_tool(timeout=30)
 async def ask_the_lawyer(context: RunContextWrapper[LiveCall], question: str) -> str:
     """A thorough answer to a legal question. It takes some seconds."""

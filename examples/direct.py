@@ -1,9 +1,10 @@
-"""Direct access: the model's own events, raw events to it, the running call's switches.
+"""Direct access: the model's events, raw events to the model, control of the call.
 
 Offline:  .venv/bin/bridge demo --agent examples/direct.py:agent
 For real: BRIDGE_AGENT=examples/direct.py:agent
 
-The socket to the model, opened by you: BRIDGE_MODEL_CONNECT=examples/direct.py:connect
+To open the socket to the model yourself:
+BRIDGE_MODEL_CONNECT=examples/direct.py:connect
 """
 
 import asyncio
@@ -14,20 +15,19 @@ from agents.realtime import RealtimeAgent, RealtimeModelEvent, RealtimeModelList
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
 
-from bridge.agent.events import CallEvent
-from bridge.agent.live import LiveCall
+from bridge import CallEvent, LiveCall
 
 
 async def connect(url: str, headers: dict[str, str]) -> ClientConnection:
-    """In place of the bridge's own: a proxy, a certificate, another library's socket.
-    It has ten seconds."""
+    """Replaces the bridge's own connect, for a proxy, a certificate or the socket of
+    another library. It must return within ten seconds."""
     return await open_socket(
         url, additional_headers=headers, compression=None, max_size=8 * 1024 * 1024
     )
 
 
 class RateLimits(RealtimeModelListener):
-    """What the SDK knows no event for still comes by here."""
+    """Gets server events for which the SDK has no event of its own."""
 
     def __init__(self, call: LiveCall) -> None:
         self._call = call
@@ -64,15 +64,15 @@ def agent(call: LiveCall) -> RealtimeAgent[Any]:
     limits = RateLimits(call)
 
     async def began(event: CallEvent) -> None:
-        """An answer begins: by now there is the SDK's own session."""
+        """When an answer begins, the SDK's own session exists."""
         if call.session is not None:
-            call.session.model.add_listener(limits)  # once, however often
+            call.session.model.add_listener(limits)  # a second time has no effect
 
     async def caller_said(event: CallEvent) -> None:
         if "be quiet" in event.data["text"].lower():
-            call.interrupt()  # in mid-word; `await call.session.interrupt()` as well
-            # Text into the running call: role="user" would be the caller's own words,
-            # respond=False would leave it for the next answer.
+            call.interrupt()  # at once; `await call.session.interrupt()` also works
+            # Text into the running call. With role="user" it counts as the caller's own
+            # words; with respond=False it waits for the next answer.
             call.tell("Ask in three words whether to go on.", role="system")
 
     call.on(began, "agent_start")

@@ -1,23 +1,23 @@
-"""What a phone needs besides talk: hang up, put through, press keys, take a message.
+"""Actions of a phone: hang up, transfer, press keys, take a message.
 
 Offline:  .venv/bin/bridge demo --routes examples/front_desk.yaml
 For real: BRIDGE_ROUTES=examples/front_desk.yaml
 
-Whom callers may be put through to, what the keys do and what happens in silence is the
-route's business: front_desk.yaml beside this file. The model never sees a phone number.
+The route (front_desk.yaml beside this file) says to which numbers calls may be
+transferred, what the keys do, and what happens in silence. The model never sees a phone
+number.
 """
 
 from agents import RunContextWrapper
 from agents.realtime import RealtimeAgent
 
-from bridge.agent.live import LiveCall
-from bridge.agent.phone_tools import PHONE_TOOLS
+from bridge import PHONE_TOOLS, LiveCall
 
 
 def instructions(
     context: RunContextWrapper[LiveCall], agent: RealtimeAgent[LiveCall]
 ) -> str:
-    """Made when the call begins, and anew after each handoff."""
+    """The SDK calls this when the call begins and again after each handoff."""
     call = context.context
     people = ", ".join(call.transfers) or "nobody"
     return (
@@ -31,6 +31,6 @@ def instructions(
 agent: RealtimeAgent[LiveCall] = RealtimeAgent(
     name="front desk",
     instructions=instructions,
-    # Or some of them: hang_up, transfer_call, send_digits, take_message.
+    # Or single tools: hang_up, transfer_call, send_digits, take_message.
     tools=PHONE_TOOLS,
 )

@@ -1,10 +1,11 @@
-"""What must never be said: guardrails, the run configuration, words for a refusal.
+"""Words that must never be said: guardrails, run configuration, text of a refusal.
 
 Offline:  .venv/bin/bridge demo --agent examples/guarded.py:agent
 For real: BRIDGE_AGENT=examples/guarded.py:agent
 
-A guardrail reads along while the agent speaks. When one trips, the agent falls silent
-at once - what is queued at Twilio is thrown away - and is asked for something better.
+A guardrail checks the agent's words while the agent speaks. When a guardrail trips, the
+agent is silent at once (the audio that is queued at Twilio is cleared), and must give
+another answer.
 """
 
 import re
@@ -19,12 +20,11 @@ from agents import (
 from agents.realtime import RealtimeAgent, RealtimeRunner
 from agents.run_config import ToolErrorFormatterArgs
 
-from bridge.agent.events import CallEvent
-from bridge.agent.live import LiveCall
+from bridge import CallEvent, LiveCall
 
 
 def never(name: str, pattern: str) -> OutputGuardrail[Any]:
-    """A guardrail that trips when the agent says what the pattern finds."""
+    """A guardrail that trips when the agent's words match the pattern."""
 
     async def check(
         context: RunContextWrapper[Any], agent: object, output: str
@@ -38,7 +38,7 @@ def never(name: str, pattern: str) -> OutputGuardrail[Any]:
 @function_tool
 def balance() -> str:
     """The balance of the caller's account."""
-    # Careless on purpose: the first half is not for the caller.
+    # Careless on purpose: the caller must not hear the first half.
     return "credit score poor, balance 120 dollars"
 
 
@@ -49,16 +49,16 @@ def close_account() -> str:
 
 
 def explain(error: ToolErrorFormatterArgs[Any]) -> str | None:
-    """What the model is told of a tool that was not allowed to run."""
+    """What the model is told when a tool was not allowed to run."""
     if error.kind != "approval_rejected":
-        return None  # the SDK's own words
+        return None  # the SDK's own text
     return f"{error.tool_name} is not done by phone. Offer to send the form."
 
 
 bank: RealtimeAgent[Any] = RealtimeAgent(
     name="bank",
     instructions="You are a bank's telephone desk. One or two short sentences.",
-    # A prompt stored in the OpenAI dashboard, in place of the instructions:
+    # To use a prompt stored in the OpenAI dashboard instead of the instructions:
     # prompt={"id": "pmpt_...", "version": "3", "variables": {"branch": "Main St"}},
     tools=[balance, close_account],
     output_guardrails=[never("account numbers", r"\d{8,}")],  # of this agent
@@ -66,7 +66,7 @@ bank: RealtimeAgent[Any] = RealtimeAgent(
 
 
 def agent(call: LiveCall) -> RealtimeRunner:
-    """Where an agent can stand, a RealtimeRunner can, too: an agent and its config."""
+    """A RealtimeRunner, an agent with its run configuration, can replace an agent."""
 
     async def no(event: CallEvent) -> None:
         await call.reject(event.data["call_id"])
@@ -75,9 +75,10 @@ def agent(call: LiveCall) -> RealtimeRunner:
     return RealtimeRunner(
         bank,
         config={
-            "output_guardrails": [never("private figures", "credit score")],  # of all
-            # They run each time so many more characters are known. Small is quick, and
-            # little is left unread at an answer's end.
+            # These guardrails apply to all agents.
+            "output_guardrails": [never("private figures", "credit score")],
+            # The guardrails run each time this many more characters are known. With a
+            # small number they react fast, and few characters at the end are unchecked.
             "guardrails_settings": {"debounce_text_length": 10},
             "tool_error_formatter": explain,
         },

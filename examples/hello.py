@@ -1,4 +1,4 @@
-"""The smallest agent: copy it, change the words.
+"""The smallest agent. Copy it and change the text.
 
 Offline:  .venv/bin/bridge demo --agent examples/hello.py:agent
 For real: BRIDGE_AGENT=examples/hello.py:agent

@@ -1,11 +1,11 @@
-"""See everything that happens in a call, keep figures of it, forget what was a secret.
+"""Listen to all events of a call, keep numbers of them, and make the model forget.
 
 Offline:  .venv/bin/bridge demo --agent examples/listener.py:agent
 For real: BRIDGE_AGENT=examples/listener.py:agent
 
-One subscription gets all: events of the SDK's session, what was said and heard, the
-bridge's own. docs/agent.md lists them. A listener that is slow or raises misses
-events; the call goes on.
+One subscription gets all events: those of the SDK's session, what was said and heard,
+and the bridge's own. docs/agent.md lists them. A listener that is slow or raises misses
+events; the call continues.
 """
 
 import re
@@ -15,19 +15,17 @@ from typing import Any
 from agents import function_tool
 from agents.realtime import RealtimeAgent
 
-from bridge.agent.events import CallEvent
-from bridge.agent.live import LiveCall
-from bridge.model.results import BackgroundResult, background_result
+from bridge import BackgroundResult, CallEvent, LiveCall, background_result
 
 CARD = re.compile(r"\d(?:[ -]?\d){12,18}")
 
 
 def agent(call: LiveCall) -> RealtimeAgent[Any]:
-    """The agent of one call, and what is watched in it."""
+    """The agent of one call, and its listeners."""
     counts: Counter[str] = Counter()
-    heard_ms: list[int] = []  # of the answers that the caller cut short
+    heard_ms: list[int] = []  # of answers that the caller interrupted
     topics: list[str] = []
-    # `notes` are yours, and part of the call's report (examples/reports.py).
+    # `notes` are for your data, and part of the call's report (examples/reports.py).
     call.notes.update(counts=counts, heard_ms=heard_ms, topics=topics)
 
     async def everything(event: CallEvent) -> None:
@@ -37,7 +35,7 @@ def agent(call: LiveCall) -> RealtimeAgent[Any]:
         heard_ms.append(event.data["heard_ms"])
 
     async def forget_cards(event: CallEvent) -> None:
-        """From here on the model never knew the number."""
+        """After this, the model no longer knows the number."""
         without = CARD.sub("[a card number]", event.data["text"])
         if without != event.data["text"]:
             call.update_history(correct={event.data["item"]: without})
@@ -50,7 +48,7 @@ def agent(call: LiveCall) -> RealtimeAgent[Any]:
     def note_topic(topic: str) -> BackgroundResult:
         """Note what the call is about, as soon as it is clear."""
         topics.append(topic)
-        return background_result("noted")  # nothing is said about it
+        return background_result("noted")  # the agent does not speak about it
 
     return RealtimeAgent(
         name="watched",

@@ -1,9 +1,9 @@
-"""Tools of a hosted MCP server: the model's own server calls them, not the bridge.
+"""Tools of a hosted MCP server. The model's server calls them, not the bridge.
 
 Offline:  .venv/bin/bridge demo --agent examples/mcp_hosted.py:agent
 For real: BRIDGE_AGENT=examples/mcp_hosted.py:agent
 
-Offline the fake pretends that the server is there and has one tool, `look_up`.
+Offline, the fake model acts as if the server existed and had one tool, `look_up`.
 """
 
 from agents import (
@@ -17,10 +17,10 @@ READS = ("look_up", "search", "list_tables")
 
 
 def approve(request: MCPToolApprovalRequest) -> MCPToolApprovalFunctionResult:
-    """Asked before each use of a tool: what only reads may run, what changes may not.
+    """Called before each use of a tool: tools that only read may run, others may not.
 
-    Without `on_approval_request` the question goes where those of your own tools go:
-    the event `tool_approval_required`, LiveCall.approve, the control API.
+    Without `on_approval_request` the approval works as for your own tools: with the
+    event `tool_approval_required`, LiveCall.approve, the control API.
     """
     if request.data.name in READS:
         return {"approve": True}

@@ -3,9 +3,10 @@
 Offline:  .venv/bin/bridge demo --agent examples/mcp_local.py:agent
 For real: BRIDGE_AGENT=examples/mcp_local.py:agent
 
-The bridge connects the servers of your agents, and of those they hand over to: of an
-agent that stands here when it starts, of one made for a call with that call. One that
-dies is connected anew. MCPServerStreamableHttp works the same way.
+The bridge connects the MCP servers of your agents and of the agents that they hand over
+to. For an agent in a module this happens when the bridge starts, for an agent that is
+made for a call when that call starts. The bridge reconnects a server that dies.
+MCPServerStreamableHttp works the same way.
 """
 
 import sys
@@ -20,7 +21,7 @@ warehouse = MCPServerStdio(
         "command": sys.executable,
         "args": [str(Path(__file__).with_name("mcp_tools_server.py"))],
     },
-    cache_tools_list=True,  # else each call asks for it while somebody waits
+    cache_tools_list=True,  # else each call requests it while the caller waits
 )
 
 agent: RealtimeAgent[None] = RealtimeAgent(

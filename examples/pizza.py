@@ -1,11 +1,11 @@
-"""An order by phone: an agent made for each call, typed tools, a handoff and back.
+"""Orders by phone: an agent for each call, typed tools, a handoff and a way back.
 
 Offline:  .venv/bin/bridge demo --agent examples/pizza.py:agent
 For real: BRIDGE_AGENT=examples/pizza.py:agent
 
-`agent` is called with every call (bridge.agent.live.LiveCall): who calls, which number
-was dialled, what may be done with it. What it returns lives as long as the call, so the
-order below is the caller's own.
+The bridge calls `agent` with every call (bridge.agent.live.LiveCall), which has the
+caller's number, the dialled number and the actions. The returned agent lives as long as
+the call, so each caller has an order of their own.
 """
 
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from agents import AgentBase, RunContextWrapper, function_tool
 from agents.realtime import RealtimeAgent, realtime_handoff
 from pydantic import BaseModel, Field
 
-from bridge.agent.live import LiveCall
+from bridge import LiveCall
 
 MENU = {"margherita": 8.5, "funghi": 9.5, "diavola": 10.0}
 LAST_TIME = {"+14155550123": "two margherita, one without basil"}
@@ -23,8 +23,8 @@ SPEAK = "You are on the phone: one or two short sentences, no lists. "
 
 
 class Pizza(BaseModel):
-    """Arguments of a tool. What does not fit never reaches the tool: the model is told
-    what is wrong with it and tries again."""
+    """Arguments of a tool. Invalid arguments never reach the tool: the model is told
+    what is wrong and tries again."""
 
     name: Literal["margherita", "funghi", "diavola"]
     count: int = Field(ge=1, le=20)
@@ -32,7 +32,7 @@ class Pizza(BaseModel):
 
 
 def knows_the_caller(context: RunContextWrapper[LiveCall], agent: AgentBase) -> bool:
-    """For `is_enabled`: a tool that the model is shown in some calls only."""
+    """For `is_enabled`: the model gets the tool only in some calls."""
     return context.context.facts.from_number not in ("", "anonymous")
 
 
@@ -71,7 +71,7 @@ def agent(call: LiveCall) -> RealtimeAgent[Any]:
         name="complaints",
         handoff_description="The caller is unhappy with an earlier order.",
         instructions=SPEAK + "Apologize, ask what was wrong, promise a call back.",
-        # And back, when they are hungry again.
+        # And back, when the caller wants to order again.
         handoffs=[realtime_handoff(orders)],
     )
     orders.handoffs = [realtime_handoff(complaints)]

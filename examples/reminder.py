@@ -1,7 +1,7 @@
-"""A call that we place: a reminder, or a message for the answering machine.
+"""An outbound call: a reminder, or a message for the answering machine.
 
 Offline:  .venv/bin/bridge demo --agent examples/reminder.py:agent
-For real: BRIDGE_AGENT=examples/reminder.py:agent, and to place one
+For real: BRIDGE_AGENT=examples/reminder.py:agent. To place a call:
 
     curl https://bridge.example.com/api/calls \\
       -H "Authorization: Bearer $BRIDGE_API_TOKEN" \\
@@ -11,8 +11,8 @@ For real: BRIDGE_AGENT=examples/reminder.py:agent, and to place one
            "machine": "message",
            "message": "This is Maple Street Dental. Please call us back."}'
 
-An empty `greeting` lets whoever picks up speak first. A machine gets the `message` once
-its beep was heard; `"machine": "hang_up"` leaves none.
+With an empty `greeting`, the called person speaks first. An answering machine gets the
+`message` after its beep; with `"machine": "hang_up"` it gets none.
 """
 
 from typing import Any, Literal
@@ -20,19 +20,18 @@ from typing import Any, Literal
 from agents import function_tool
 from agents.realtime import RealtimeAgent
 
-from bridge.agent.live import LiveCall
-from bridge.agent.phone_tools import hang_up
+from bridge import LiveCall, hang_up
 
 
 def agent(call: LiveCall) -> RealtimeAgent[Any]:
-    """`parameters` of the order are facts of the call; `theirs` is whom we called."""
+    """`parameters` and the called number (`theirs`) are facts of the call."""
     parameters = call.facts.parameters
     name, time = parameters.get("name", "somebody"), parameters.get("time", "ten")
 
     @function_tool
     def answer(coming: Literal["yes", "no", "another time"]) -> str:
         """Note whether they come."""
-        call.notes["coming"] = coming  # in the call's report
+        call.notes["coming"] = coming  # part of the report of the call
         return "noted; say thank you, then goodbye"
 
     return RealtimeAgent(

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Is an advisory known against a package of a lock?
+# Looks for known advisories against the packages of a lock.
 #
 #   scripts/audit.sh LOCK [OPTION OF pip-audit ...]       (make audit; pip-audit is on PATH)
 #
-# It ends with 0 when no advisory is known, with 75 when NOTHING was checked, because no
-# database of advisories answers, and with another number when an advisory is known or the
-# audit itself failed. Each package of the lock is checked, whatever Python it is for.
-# OSV_URL replaces the database of osv.dev, which has the advisories of PyPI and GitHub.
+# Exit code 0: no advisory is known. 75: NOTHING was checked, because no database of
+# advisories answers. Another number: an advisory is known, or the audit itself failed.
+# Each package of the lock is checked, whatever Python it is for. OSV_URL replaces the
+# database of osv.dev, which has the advisories of PyPI and GitHub.
 set -eu
 lock=$1
 shift
@@ -19,8 +19,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 trap 'exit 130' INT TERM
 
-# A mirror may answer every question with "nothing known". So it is first asked for a
-# version against which an advisory is known for certain.
+# A mirror may answer every question with "nothing known". So the first question is about
+# a version against which an advisory is certainly known.
 echo "pyyaml==5.3" >"$folder/known"
 code=0
 audit --no-deps --format json -r "$folder/known" >"$folder/out" 2>"$folder/err" || code=$?
@@ -33,6 +33,6 @@ if ! grep -q '"id":' "$folder/out"; then
     cat "$folder/err" >&2
     exit 2
 fi
-# A marker would leave out what this Python does not need and the image may have.
+# A marker would skip packages that this Python does not need but the image may contain.
 sed 's/ ;.*\\$/ \\/' "$lock" >"$folder/lock"
 audit --require-hashes --strict -r "$folder/lock" "$@"

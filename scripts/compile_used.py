@@ -1,17 +1,18 @@
-"""Compiles the modules that the named packages use, in the environment that runs it.
+"""Compiles the modules that the named packages use, in the environment that runs this.
 
     python -B scripts/compile_used.py bridge twiml        (Dockerfile)
 
-A container with a read-only root cannot keep bytecode: without any it compiles its
-modules at each start, which takes longer than everything else that a start does. The
+A container with a read-only root cannot store bytecode. Without bytecode it compiles
+its modules at each start, which takes longer than all other work of a start. The
 bytecode of all installed modules is twice as large as the bytecode that is needed.
 
-All modules of the named packages are imported. Then are compiled: of packages which
-that imports, the folders with at least one imported module; of packages which that does
-not import, such as an HTTP client that is loaded with the first request, all modules.
+The script imports all modules of the named packages. Then it compiles modules:
+- of a package that was imported: the folders with at least one imported module;
+- of a package that was not imported (such as an HTTP client that is loaded with the
+  first request): all modules.
 
 The bytecode is valid as long as the hash of its source is the same. A modification time
-could differ after a build from a cache, and the bytecode would be ignored.
+could differ after a build from a cache; then the bytecode would be ignored.
 """
 
 import importlib
@@ -25,7 +26,7 @@ from pathlib import Path
 
 
 def import_all(package: str) -> None:
-    """Import a package with its modules; what only runs as a program is left out."""
+    """Import a package with its modules, except modules that only run as a program."""
     found = importlib.import_module(package)
     for module in pkgutil.walk_packages(found.__path__, f"{package}."):
         if not module.name.endswith("__main__"):
@@ -33,7 +34,7 @@ def import_all(package: str) -> None:
 
 
 def used_sources(site: Path) -> Iterator[Path]:
-    """Sources in `site` to compile, judged by the modules that are imported now."""
+    """The sources in `site` to compile, given the modules that are imported now."""
     files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     folders = {Path(file).parent for file in files if file}
     inside = {folder for folder in folders if folder.is_relative_to(site)}
@@ -45,7 +46,8 @@ def used_sources(site: Path) -> Iterator[Path]:
 
 
 def compiled_bytes(source: Path) -> int:
-    """Compile a source; 0 if it is no valid module, as templates and tests may be."""
+    """Compile a source; returns the size of its bytecode. 0 if the source is not a
+    valid module (some templates and tests)."""
     compiled = py_compile.compile(
         str(source),
         quiet=2,

@@ -3,11 +3,12 @@
     make deploy                        build, start new bridges, drain the old ones
     python3 scripts/deploy.py --help   the options
 
-The new bridges start beside the old ones. When all of them are healthy and the balancer
-sends them calls, the old ones drain: their calls end, or go on at a new bridge. If the
-new ones do not become healthy, they are removed and the old ones go on as before.
+The new bridges start beside the old bridges. When all new bridges are healthy and the
+balancer sends them calls, the old bridges drain: their calls end, or continue at a new
+bridge. If the new bridges do not become healthy, they are removed and the old bridges
+continue as before.
 
-Needs docker with compose 2.24 or newer and Python 3.9, and nothing of this project.
+Needs docker with compose 2.24 or newer and Python 3.9, and no module of this project.
 """
 
 from __future__ import annotations
@@ -33,25 +34,25 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 SERVICE = "bridge"
 DRAIN_SECONDS = 300.0
-"""BRIDGE_DRAIN_SECONDS where it is not set."""
+"""Default of BRIDGE_DRAIN_SECONDS."""
 
 AFTER_DRAIN_SECONDS = 30.0
-"""For the calls that are left: they are handed over, and Twilio asks what follows."""
+"""For the remaining calls: they are handed over, and Twilio asks for the next step."""
 
 LOOK_SECONDS = 1.0
 TELL_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
-"""For a command of docker that neither builds nor waits for a container."""
+"""Limit of a docker command that neither builds nor waits for a container."""
 
 KILLED = 137
 """The exit code of a container that took longer than its grace period."""
 
 CHECK_SECONDS = 180.0
-"""For `bridge check` in the new image, which imports the agent."""
+"""Limit of `bridge check` in the new image, which imports the agent."""
 
 LOG_LINES = 15
 
-# Runs in a bridge: its port is open to its network only, and the image has no curl.
+# Runs inside a bridge, because only its network reaches its port. There is no curl.
 _ASK = """
 import json, re, urllib.request as r
 def get(path):
@@ -66,7 +67,7 @@ print(json.dumps({**told, "registry_up": float(up[1]) if up else 0}))
 
 
 class DeployFailed(Exception):
-    """The text says why, and what became of the bridges."""
+    """The text says why the deploy failed, and which bridges run now."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ class Container:
     state: str
     health: str
     image: str
-    """Its ID: two builds of one name have two."""
+    """ID of the image: two builds under one name have different IDs."""
     exit_code: int
     stop_seconds: int
-    """What it was started with: its own .env may say more than the new one."""
+    """The grace period at its start, from the .env of that time."""
 
     @property
     def runs(self) -> bool:
@@ -88,10 +89,10 @@ class Container:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a bridge says of itself."""
+    """What a bridge reports about itself."""
 
     status: str
-    """ready, full or draining; unreachable where it does not answer."""
+    """ready, full or draining; unreachable if the bridge does not answer."""
     calls: int = 0
     registry_up: bool = False
 
@@ -103,7 +104,7 @@ def say(text: str) -> None:
 def run(
     *command: str, seconds: float | None = COMMAND_SECONDS, quiet: bool = True
 ) -> str:
-    """The output of a command; DeployFailed with its last lines where it fails."""
+    """The output of a command; DeployFailed with its last lines if it fails."""
     try:
         done = subprocess.run(
             command,
@@ -138,10 +139,10 @@ class Deploy:
     def compose(self, *words: str, **options: Any) -> str:
         return run(*self._compose, *words, **options)
 
-    # --- what there is ---
+    # --- the present state ---
 
     def containers(self, service: str = SERVICE) -> list[Container]:
-        """Of a service, stopped ones included, oldest number first."""
+        """The containers of a service, with the stopped ones, lowest number first."""
         ids = self.compose("ps", "--all", "--quiet", service).split()
         if not ids:
             return []
@@ -170,12 +171,12 @@ class Deploy:
             return Facts("unreachable")
 
     def calls(self, containers: Sequence[Container]) -> int:
-        """Of all of them together."""
+        """The number of calls of these bridges together."""
         with ThreadPoolExecutor(max(1, len(containers))) as threads:
             return sum(it.calls for it in threads.map(self.facts, containers))
 
     def take_calls(self) -> int:
-        """Bridges that the balancer gives new streams."""
+        """The number of bridges to which the balancer sends new streams."""
         text = self.compose(
             *("exec", "-T", "balancer"),
             *("wget", "-q", "-O", "-", "http://127.0.0.1:8404/stats;csv"),
@@ -189,12 +190,12 @@ class Deploy:
         )
 
     def slots(self) -> int:
-        """Of the balancer that runs: .env may say more by now."""
+        """Slots of the running balancer. The present .env may have another number."""
         told = self.compose("exec", "-T", "balancer", "printenv", "BALANCER_SLOTS")
         return int(told)
 
     def wanted(self) -> dict[str, Any]:
-        """The service as docker-compose.yml and .env have it now."""
+        """The service as docker-compose.yml and .env configure it now."""
         config = json.loads(self.compose("config", "--format", "json"))
         service: dict[str, Any] = config["services"][SERVICE]
         return service
@@ -208,23 +209,23 @@ class Deploy:
         image = service["image"]
         previous = _previous(image)
         old = [it for it in self.containers() if it.runs]
-        # An old bridge drains as long as the .env that it was started with says.
+        # An old bridge drains as long as the .env of its own start says.
         grace = max([_grace(service), *(it.stop_seconds for it in old)])
         if not old:
             raise DeployFailed(
-                "no bridge is running, so there is nothing to replace. Start them: "
-                "docker compose up --build -d"
+                "no bridge is running, so there is nothing to replace. To start the "
+                "bridges: docker compose up --build -d"
             )
         if count < 1:
-            raise DeployFailed(f"{count} bridges would take no calls")
+            raise DeployFailed(f"{count} bridges cannot take calls")
         if bridges is None and len(old) != configured:
             raise DeployFailed(
-                f"{len(old)} bridges run, and BRIDGES is {configured}. Set "
-                f"BRIDGES={len(old)} in .env, or name the number: --bridges {len(old)}"
+                f"{len(old)} bridges run, but BRIDGES is {configured}. Set "
+                f"BRIDGES={len(old)} in .env, or use the option --bridges {len(old)}"
             )
         if back and not _image_id(previous):
             raise DeployFailed(
-                f"there is no {previous}: no earlier deploy has replaced an image"
+                f"there is no {previous}, because no earlier deploy replaced an image"
             )
         self.refuse_what_cannot_work(old, count)
         self.remove_stopped()
@@ -238,13 +239,13 @@ class Deploy:
             if check:
                 self.check_settings()
             say(
-                f"starting {count} new bridges beside {len(old)} old ones, which have "
+                f"starting {count} new bridges beside {len(old)} old bridges with "
                 f"{self.calls(old)} calls"
             )
             new = self.start(old, count)
             self.await_healthy(old, new, count)
-            # What was deployed before can be had again (--back). Not where only .env
-            # has changed: the image before that would be forgotten.
+            # Keep the previous image for --back. If only .env has changed, do not: this
+            # would replace the image that was deployed before.
             if _image_id(image) != before:
                 run("docker", "tag", before, previous)
         self.draining = True
@@ -252,44 +253,44 @@ class Deploy:
         self.tell_the_end(count)
 
     def refuse_what_cannot_work(self, old: Sequence[Container], count: int) -> None:
-        """DeployFailed before anything is touched."""
+        """DeployFailed, before anything is changed, if the deploy cannot work."""
         balancer = self.containers("balancer")
         if not any(it.runs for it in balancer):
             raise DeployFailed(
-                "the balancer does not run, so nobody would notice new bridges; "
-                "docker compose up -d --no-recreate balancer"
+                "the balancer does not run, so the new bridges would get no calls. To "
+                "start it: docker compose up -d --no-recreate balancer"
             )
         slots = self.slots()
         if len(old) + count > slots:
             raise DeployFailed(
                 f"{len(old)} old and {count} new bridges run side by side in a deploy, "
-                f"and the balancer that runs has {slots} slots. Set "
-                f"BALANCER_SLOTS={len(old) + count} or more in .env, and in a quiet "
-                "hour: docker compose up -d --no-deps balancer (streams break and come "
-                "back)"
+                f"but the running balancer has {slots} slots. Set "
+                f"BALANCER_SLOTS={len(old) + count} or more in .env. Then, in a quiet "
+                "hour, run: docker compose up -d --no-deps balancer (streams break and "
+                "come back)"
             )
         for container in old:
             each = self.facts(container)
             if each.status == "draining":
                 raise DeployFailed(
-                    f"{container.name} is draining: another deploy, or a scaling down, "
-                    "is under way. Wait until it has ended"
+                    f"{container.name} is draining: another deploy, or a scale-down, "
+                    "is in progress. Wait until it has ended"
                 )
             if each.status != "unreachable" and not each.registry_up:
                 raise DeployFailed(
-                    f"{container.name} cannot reach Redis, so its calls could not move "
-                    "to another bridge. See RegistryAway in docs/operations.md"
+                    f"{container.name} cannot reach Redis, so its calls cannot move to "
+                    "another bridge. See RegistryAway in docs/operations.md"
                 )
 
     def remove_stopped(self) -> None:
-        """Compose would start them again in the place of new ones."""
+        """Otherwise compose would start the stopped bridges instead of new ones."""
         for it in self.containers():
             if not it.runs:
                 say(f"removing {it.name}: {it.state}, exit code {it.exit_code}")
                 run("docker", "rm", "--force", it.id)
 
     def check_settings(self) -> None:
-        """Finds a mistake in .env, the routes or the agent before anything starts."""
+        """Finds mistakes in .env, the routes or the agent before a bridge starts."""
         say("checking the settings and the agent in the new image")
         command = ("run", "--rm", "--no-deps", "-T", SERVICE, "check")
         try:
@@ -300,8 +301,8 @@ class Deploy:
     def start(self, old: Sequence[Container], count: int) -> list[Container]:
         scale = f"{SERVICE}={len(old) + count}"
         self.compose(
-            # Not --no-deps: compose (2.26) notes another configuration then, and the
-            # next `up` recreates every bridge.
+            # Without --no-deps: with it, compose (2.26) stores another configuration,
+            # and the next `up` recreates every bridge.
             *("up", "--detach", "--no-recreate", "--no-build"),
             *("--scale", scale, SERVICE),
             seconds=None,
@@ -312,7 +313,8 @@ class Deploy:
     def await_healthy(
         self, old: Sequence[Container], new: Sequence[Container], count: int
     ) -> None:
-        """Returns when all new ones are healthy and the balancer gives them calls."""
+        """Waits until all new bridges are healthy and the balancer sends them calls;
+        DeployFailed if that takes too long."""
         until = time.monotonic() + self._healthy_seconds
         told = ""
         while True:
@@ -324,10 +326,10 @@ class Deploy:
                     raise DeployFailed(f"{it.name} is {state}\n{self._log_of(it)}")
             healthy = _healthy(new, states)
             taking = self.take_calls()
-            # An old one that has died since is not waited for.
+            # Do not wait for an old bridge that has died since.
             needed = _healthy(old, states) + count
-            text = f"new ones healthy: {healthy} of {count}; "
-            text += f"old and new ones that take calls: {taking} of {needed}"
+            text = f"healthy new bridges: {healthy} of {count}; "
+            text += f"old and new bridges that take calls: {taking} of {needed}"
             if text != told:
                 say(text)
                 told = text
@@ -342,13 +344,13 @@ class Deploy:
             time.sleep(LOOK_SECONDS)
 
     def drain(self, old: Sequence[Container], grace: int) -> None:
-        """Stops the old ones, all at once, and removes them. DeployFailed when one did
-        not end in good order: it has cut off its calls.
+        """Stops the old bridges, all at once, and removes them. DeployFailed if one of
+        them ended with an error, because it has cut off its calls.
 
-        None may be left: the next `docker compose up` would start a stopped old one
-        again, and stop a new one for it.
+        No old bridge may remain: the next `docker compose up` would start it again and
+        stop a new bridge in exchange.
         """
-        say(f"draining {len(old)} old ones, for {grace} s at most")
+        say(f"draining {len(old)} old bridges, for {grace} s at most")
         ids = [it.id for it in old]
         stop = _detached("docker", "stop", "--time", str(grace), *ids)
         tell_at = time.monotonic() + TELL_SECONDS
@@ -378,7 +380,7 @@ class Deploy:
                 for name, code in codes.items()
             )
             raise DeployFailed(
-                f"the new bridges take all calls, but calls of the old ones were cut "
+                "the new bridges take all calls, but calls of the old bridges were cut "
                 f"off: {ends}. Their logs are in {kept}"
             )
 
@@ -401,13 +403,13 @@ class Deploy:
         if len(now) != count:
             raise DeployFailed(f"{count} bridges were wanted, {len(now)} run")
 
-    # --- taking it back ---
+    # --- the rollback ---
 
     @contextmanager
     def _rolled_back(
         self, old: Sequence[Container], image: str, before: str, grace: int
     ) -> Iterator[None]:
-        """What goes wrong inside, Ctrl-C included, removes the new ones."""
+        """Removes the new bridges if the code inside fails or is interrupted."""
         try:
             yield
         except BaseException as error:
@@ -415,12 +417,12 @@ class Deploy:
             if isinstance(error, KeyboardInterrupt):
                 why = "interrupted"
             for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(each, signal.SIG_IGN)  # what is begun is ended
+                signal.signal(each, signal.SIG_IGN)  # the rollback must end
             known = {it.id for it in old}
             new = [it for it in self.containers() if it.id not in known]
             say(f"rolling back ({len(new)} new bridges); please wait")
             if new:
-                # One that took calls already drains; they go on at the old ones.
+                # A new bridge that already has calls drains: they move to old bridges.
                 stop = ("docker", "stop", "--time", str(grace), *(it.id for it in new))
                 why += _tried(*stop, seconds=grace + COMMAND_SECONDS)
                 why += _tried("docker", "rm", "--force", *(it.id for it in new))
@@ -435,7 +437,7 @@ class Deploy:
             ) from None
 
     def _log_of(self, container: Container) -> str:
-        done = subprocess.run(  # its output is on both streams, whatever its result
+        done = subprocess.run(  # the log is on both streams, whatever the result
             ["docker", "logs", "--tail", str(LOG_LINES), container.id],
             capture_output=True,
             text=True,
@@ -448,7 +450,8 @@ class Deploy:
 
 
 def _detached(*command: str) -> subprocess.Popen[bytes]:
-    """A command that goes on when this process is interrupted, or its terminal lost."""
+    """Starts a command that continues if this process is interrupted or its terminal
+    is lost."""
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -459,7 +462,8 @@ def _detached(*command: str) -> subprocess.Popen[bytes]:
 
 
 def _tried(*command: str, **options: Any) -> str:
-    """Empty; or what went wrong, for the end: the next step is taken all the same."""
+    """Runs a command of the rollback. Returns what went wrong, or an empty text; the
+    next step follows in both cases."""
     try:
         run(*command, **options)
     except DeployFailed as failed:
@@ -468,7 +472,7 @@ def _tried(*command: str, **options: Any) -> str:
 
 
 def _image_id(name: str) -> str:
-    """Empty where there is no image of that name."""
+    """ID of the image; empty if there is no image of that name."""
     try:
         return run("docker", "image", "inspect", "-f", "{{.Id}}", name).strip()
     except DeployFailed:
@@ -476,10 +480,10 @@ def _image_id(name: str) -> str:
 
 
 def _previous(image: str) -> str:
-    """The same name with another tag; a registry may have a port."""
+    """The same name with the tag `previous`; the registry in it may have a port."""
     if "@" in image:
         raise DeployFailed(
-            f"{image} names a digest, which cannot be moved to another image: name a "
+            f"{image} names a digest, which cannot be moved to another image. Use a "
             "tag in docker-compose.yml"
         )
     folder, _, name = image.rpartition("/")
@@ -488,19 +492,21 @@ def _previous(image: str) -> str:
 
 
 def _healthy(containers: Sequence[Container], states: dict[str, Container]) -> int:
-    """How many of them are, by their present states."""
+    """How many of these containers are healthy, by their present states."""
     now = (states.get(it.id) for it in containers)
     return sum(it is not None and it.health == "healthy" for it in now)
 
 
 def _grace(service: dict[str, Any]) -> int:
-    """Seconds that the old bridges get to stop: more than the new .env says, if the
-    compose file says more."""
+    """Seconds that the old bridges get to stop: the drain of the new .env, or the grace
+    period of the compose file if that is longer."""
     given = service["environment"].get("BRIDGE_DRAIN_SECONDS") or DRAIN_SECONDS
     try:
         drain = float(given)
     except ValueError:
-        raise DeployFailed(f"BRIDGE_DRAIN_SECONDS={given} is no number") from None
+        raise DeployFailed(
+            f"BRIDGE_DRAIN_SECONDS={given} is no number of seconds"
+        ) from None
     told = re.fullmatch(
         r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", service.get("stop_grace_period", "")
     )
@@ -519,10 +525,10 @@ def main() -> None:
     parser.add_argument(
         "--no-build",
         action="store_true",
-        help="deploy the image as it is (it was pulled, or only .env has changed)",
+        help="deploy the existing image (it was pulled, or only .env has changed)",
     )
     parser.add_argument(
-        "--bridges", type=int, metavar="N", help="how many; else BRIDGES of .env"
+        "--bridges", type=int, metavar="N", help="number of bridges; default: BRIDGES"
     )
     parser.add_argument(
         "--back", action="store_true", help="deploy the image before the last deploy"
@@ -536,13 +542,13 @@ def main() -> None:
         "--healthy-seconds",
         type=float,
         default=120.0,
-        help="roll back if the new bridges do not take calls within so long (120)",
+        help="roll back if the new bridges do not take calls within this time (120)",
     )
     parser.add_argument(
         "compose",
         nargs="*",
         metavar="OPTION",
-        help="behind --: options of docker compose, such as -p NAME or -f FILE",
+        help="after --: options of docker compose, such as -p NAME or -f FILE",
     )
     given = parser.parse_args()
     for each in (signal.SIGTERM, signal.SIGHUP):
@@ -552,7 +558,7 @@ def main() -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        sys.exit("deploy failed: another deploy from this folder is under way")
+        sys.exit("deploy failed: another deploy from this folder is in progress")
     deploy = Deploy(given.compose, given.healthy_seconds)
     began = time.monotonic()
     try:
@@ -568,10 +574,11 @@ def main() -> None:
         if not deploy.draining:
             sys.exit("interrupted: no bridge was started or stopped")
         sys.exit(
-            "interrupted while the old bridges drain: they go on draining, and a "
+            "interrupted while the old bridges drain. They continue to drain, and a "
             "process in the background removes them when they have ended. The new "
-            "bridges take all calls. Until then no `docker compose up`: it would start "
-            "old ones again. `docker compose ps --all bridge` shows what is left"
+            "bridges take all calls. Until then do not run `docker compose up`: it "
+            "would start old bridges again. `docker compose ps --all bridge` shows the "
+            "remaining bridges"
         )
     say(f"deployed in {time.monotonic() - began:.0f} s, no call was cut off")
 

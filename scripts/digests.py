@@ -2,9 +2,9 @@
 
     python -m scripts.digests Dockerfile docker-compose.yml        (make digests)
 
-Asks the registry which digest each tag has now, and writes it behind the tag. The
-digest is that of the index, which is the same for all platforms. Needs `docker buildx`
-and a registry that answers; when one tag cannot be asked for, no file is changed.
+Asks the registry which digest each tag has now, and writes the digest after the tag. It
+is the digest of the index, which is the same for all platforms. Needs `docker buildx`
+and a registry that answers. If the digest of one tag is not found, no file is changed.
 """
 
 import re
@@ -17,10 +17,10 @@ PINNED = re.compile(r"([a-z0-9][\w./:-]*:[\w.-]+)@(sha256:[0-9a-f]{64})")
 
 
 def current(image: str) -> str:
-    """The digest that the registry has for a tag."""
+    """The digest that the registry has for a tag; SystemExit if it has none."""
     asked = ["docker", "buildx", "imagetools", "inspect", image]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    # The first one is that of the tag itself; those of its platforms follow.
+    # The first digest is that of the tag; the digests of its platforms follow.
     found = re.search(r"^Digest:\s+(sha256:[0-9a-f]{64})$", done.stdout, re.MULTILINE)
     if done.returncode or not found:
         raise SystemExit(f"{image}: no digest: {(done.stderr or done.stdout).strip()}")

@@ -1,9 +1,9 @@
-"""The bridge as it runs scaled, on this machine: Redis, N bridges, HAProxy before them.
+"""Runs a fleet on this machine: Redis, N bridges, and HAProxy in front of them.
 
     .venv/bin/python scripts/fleet.py --bridges 3
 
-Real processes on loopback, the balancer with deploy/haproxy.cfg. Tests and benchmarks
-use `Fleet`; it knows nothing of what calls do. No process outlives it.
+All are real processes on loopback; the balancer uses deploy/haproxy.cfg. Tests and
+benchmarks use `Fleet`, which knows nothing about calls. No process outlives the fleet.
 """
 
 import argparse
@@ -30,27 +30,27 @@ ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 
 START_SECONDS = 60.0
-"""For all of it on a loaded machine; most of it is the bridges' imports."""
+"""Limit for the whole start on a loaded machine; the bridges' imports take longest."""
 
 STOP_SECONDS = 5.0
-"""For Redis and HAProxy to end."""
+"""Limit for Redis and HAProxy to end."""
 
 LAST_SECONDS = 30.0
-"""For a bridge to end, beyond its BRIDGE_DRAIN_SECONDS."""
+"""Limit for a bridge to end, after its BRIDGE_DRAIN_SECONDS."""
 
 LOOK_SECONDS = 0.05
 
 BACKENDS = ("webhooks", "media", "hunt", "ready")
-"""Of deploy/haproxy.cfg; each has a server for every bridge."""
+"""The backends of deploy/haproxy.cfg; each has a server for every bridge."""
 
 ANSWER_SECONDS = 2.0
-"""For one answer to a look whether something is there."""
+"""Limit for the answer to one check."""
 
 LOG_LINES = 40
-"""Of each log, shown when something failed."""
+"""Lines of each log that are shown after a failure."""
 
-# Below what the kernel gives to sockets that dial out (32768 and up on Linux), so that
-# a port which is free for a moment stays so. Each process has a stretch of its own.
+# Below the ports that the kernel gives to outgoing connections (32768 and up on Linux),
+# so that a free port stays free. Each process starts its search at another port.
 _PORTS = range(20000, 32000)
 _STRETCH = 24
 _taken: set[int] = set()
@@ -59,8 +59,8 @@ _VENDORS = ("BRIDGE_", "OPENAI_", "TWILIO_", "BALANCER_")
 
 
 class FleetFailed(RuntimeError):
-    """Something is missing, or did not start or stop. The message says what to do, or
-    has the ends of the logs."""
+    """A program is missing, or did not start or stop. The message says what to do, or
+    has the last lines of the logs."""
 
 
 _WHEELS = {
@@ -71,8 +71,8 @@ _WHEELS = {
 
 
 def program(name: str) -> str:
-    """The path of `haproxy` or of `redis-server` (Redis, or Valkey): that of the locked
-    wheel, or else the one on PATH. FleetFailed: there is neither."""
+    """The path of `haproxy` or of `redis-server` (Redis or Valkey): from the locked
+    wheel, or else from PATH. FleetFailed if neither has it."""
     wheel, file = _WHEELS[name]
     with contextlib.suppress(metadata.PackageNotFoundError):
         for each in metadata.distribution(wheel).files or ():
@@ -81,14 +81,14 @@ def program(name: str) -> str:
     if found := shutil.which(name):
         return found
     raise FleetFailed(
-        f"{name} is missing. `make setup` installs it with the package {wheel}, which "
-        f"has no wheel for this machine, or was removed. Any {name} on PATH will do "
-        f"(macOS: brew install {name.removesuffix('-server')})."
+        f"{name} is missing. `make setup` installs it with the package {wheel}; that "
+        f"package was removed, or has no wheel for this machine. Any {name} on PATH "
+        f"works, too (macOS: brew install {name.removesuffix('-server')})."
     )
 
 
 class Process:
-    """One program that may be killed and started again; its output is in `log`."""
+    """A program that can be killed and started again. Its output is in `log`."""
 
     def __init__(
         self, name: str, command: list[str], folder: Path, env: Mapping[str, str]
@@ -102,7 +102,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Of the running process; 0 when there is none."""
+        """PID of the running process; 0 if it does not run."""
         return self._process.pid if self._process and self.running else 0
 
     @property
@@ -110,7 +110,7 @@ class Process:
         return self._process is not None and self._process.returncode is None
 
     async def launch(self) -> None:
-        """Starts it; does not wait until it is of use."""
+        """Starts the program; does not wait until it is ready."""
         assert not self.running, f"{self.name} runs already"
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -121,15 +121,15 @@ class Process:
                 stderr=log,
                 env=self._env,
                 cwd=self._folder,
-                # Ctrl-C is ours: whoever is to end is told by us.
+                # Ctrl-C must reach only this process, which then ends the others.
                 start_new_session=True,
             )
 
     async def end(self, number: signal.Signals, seconds: float) -> int:
-        """Sends the signal and waits for the exit code; -9 if it took too long."""
+        """Sends the signal and waits for the exit code; -9 if the wait was too long."""
         process = self._process
         assert process is not None, f"{self.name} was never started"
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        with contextlib.suppress(ProcessLookupError):  # it has already ended
             process.send_signal(number)
         try:
             async with asyncio.timeout(seconds):
@@ -143,12 +143,12 @@ class Process:
         self._process.send_signal(number)
 
     async def destroy(self) -> None:
-        """Not there afterwards, whatever state it is in."""
+        """Kills the process, if it runs."""
         if self.running:
             await self.end(signal.SIGKILL, STOP_SECONDS)
 
     def tail(self) -> str:
-        """The end of its output."""
+        """The last lines of its output."""
         if not self.log.exists():
             return ""
         lines = self.log.read_text("utf-8", "replace").splitlines()[-LOG_LINES:]
@@ -156,7 +156,7 @@ class Process:
 
 
 class Bridge:
-    """One instance. Ends and comes back on the same port."""
+    """One instance. After a restart it has the same port."""
 
     def __init__(self, process: Process, port: int, drain_seconds: float) -> None:
         self._process = process
@@ -165,12 +165,12 @@ class Bridge:
 
     @property
     def name(self) -> str:
-        """As HAProxy calls it."""
+        """Its name in HAProxy."""
         return self._process.name
 
     @property
     def url(self) -> str:
-        """Of this instance, past the balancer."""
+        """The url of this instance, without the balancer."""
         return f"http://{HOST}:{self.port}"
 
     @property
@@ -183,16 +183,17 @@ class Bridge:
 
     @property
     def log(self) -> Path:
-        """Its output, over all its lives."""
+        """Its output since the first start."""
         return self._process.log
 
     async def start(self) -> None:
-        """It is ready afterwards; the balancer sees it within a second."""
+        """Starts the bridge and waits until it is ready. The balancer sees it within a
+        second."""
         await self._process.launch()
         await self.ready()
 
     async def ready(self) -> None:
-        """Waits until it takes calls."""
+        """Waits until the bridge takes calls."""
         async with asyncio.timeout(START_SECONDS), _session() as http:
             while not await _answers(http, f"{self.url}/readyz"):
                 if not self.running:
@@ -200,16 +201,16 @@ class Bridge:
                 await asyncio.sleep(LOOK_SECONDS)
 
     async def kill(self) -> None:
-        """As when its machine loses power: no goodbye."""
+        """Ends the bridge as if its machine lost power."""
         await self._process.end(signal.SIGKILL, STOP_SECONDS)
 
     async def terminate(self) -> int:
-        """As a deploy does; waits until it has drained. The exit code."""
+        """Stops the bridge as a deploy does; waits for its drain. Its exit code."""
         limit = self._drain_seconds + LAST_SECONDS
         return await self._process.end(signal.SIGTERM, limit)
 
     def freeze(self) -> None:
-        """Its sockets stay, nobody answers."""
+        """Stops the process: its sockets stay open and nothing answers."""
         self._process.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -217,12 +218,12 @@ class Bridge:
 
 
 class Fleet:
-    """`async with Fleet(bridges=3, model_url=...) as fleet:` all run and the balancer
-    sees them; when it is left nothing of it is there any more.
+    """`async with Fleet(bridges=3, model_url=...) as fleet:` inside the block all
+    processes run and the balancer sees the bridges; after it, all are gone.
 
-    `model_url`: where the model is; None: a fake one is started as well. `env`: more
-    variables for the bridges. `redis`: False leaves it out, and each bridge to itself.
-    `folder`: where output goes; None: away with the fleet.
+    `model_url`: url of the model; None: a fake model is started, too. `env`: more
+    variables for the bridges. `redis`: False starts no Redis, so each bridge is alone.
+    `folder`: folder of the output; None: a temporary one, deleted with the fleet.
     """
 
     def __init__(
@@ -237,10 +238,10 @@ class Fleet:
         folder: Path | None = None,
         port: int | None = None,
     ) -> None:
-        # Before anything is made that would have to be removed.
+        # First, before anything exists that must be removed after an error.
         haproxy, redis_server = program("haproxy"), program("redis-server")
         if port is not None and _is_taken(port):
-            # HAProxy would share it, and calls go to either of the two at random.
+            # HAProxy would share the port, and each call would go to one of the two.
             raise FleetFailed(f"port {port} is taken")
         self._temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="fleet-"))
@@ -270,30 +271,30 @@ class Fleet:
         }
         self.with_redis = redis
         self.bridges: list[Bridge] = []
-        """As HAProxy has them: bridge1 is the first."""
+        """With the names of HAProxy: bridge1 is the first."""
         for number in range(1, bridges + 1):
             bridge_port = _free_port()
             own = {**settings, "BRIDGE_PORT": str(bridge_port)}
             process = self._new(f"bridge{number}", [*_BRIDGE, "serve"], own)
             self.bridges.append(Bridge(process, bridge_port, drain_seconds))
         command = [haproxy, "-db", *self._files()]
-        self._balancer = self._new("haproxy", command, self._guard())
+        self._balancer = self._new("haproxy", command, self._balancer_env())
 
-    # --- where things are ---
+    # --- addresses ---
 
     @property
     def url(self) -> str:
-        """The balancer, where Twilio would come in."""
+        """The balancer, which Twilio would connect to."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def voice_url(self) -> str:
-        """The webhook of incoming calls, through the balancer."""
+        """The webhook of incoming calls, at the balancer."""
         return f"{self.url}/voice"
 
     @property
     def stats_url(self) -> str:
-        """The balancer's page of figures."""
+        """The statistics page of the balancer."""
         return f"http://{HOST}:{self._stats_port}/stats"
 
     @property
@@ -304,7 +305,7 @@ class Fleet:
     def redis_url(self) -> str:
         return f"redis://{HOST}:{self._redis_port}/0"
 
-    # --- life ---
+    # --- start and end ---
 
     async def __aenter__(self) -> Self:
         try:
@@ -315,11 +316,11 @@ class Fleet:
             await self._destroy()
             raise FleetFailed(f"did not start in time\n{logs}") from None
         except BaseExceptionGroup as errors:
-            # Of the bridges that were started side by side; the first one tells it.
+            # The bridges start in parallel; the first error is enough.
             await self._destroy()
             raise errors.exceptions[0] from None
         except BaseException:
-            # Cancelled, too: nobody will call __aexit__.
+            # Also for a cancellation, because __aexit__ is not called then.
             await self._destroy()
             raise
         return self
@@ -340,7 +341,7 @@ class Fleet:
         if self._model:
             await self._model.launch()
             await self._listens(self._model, self._model_port)
-        # Side by side: each is busy with its imports for some seconds.
+        # In parallel, because the imports of each take some seconds.
         async with asyncio.TaskGroup() as tasks:
             for bridge in self.bridges:
                 tasks.create_task(bridge.start(), name=f"start {bridge.name}")
@@ -348,7 +349,7 @@ class Fleet:
         await self.all_up()
 
     async def _destroy(self) -> None:
-        """All at once, and without a goodbye: nobody is left to hear it."""
+        """Kills all processes without a drain: there are no callers left."""
         for process in self._processes():
             await process.destroy()
         if self._temporary:
@@ -363,13 +364,13 @@ class Fleet:
         yield self._redis
 
     def logs(self) -> str:
-        """The ends of all output."""
+        """The last lines of all output."""
         return "\n".join(filter(None, (it.tail() for it in self._processes())))
 
-    # --- what tests do to it ---
+    # --- actions of tests ---
 
     async def start_redis(self) -> None:
-        """It answers afterwards, with what it had before."""
+        """Starts Redis and waits until it answers, with the data that it had before."""
         await self._redis.launch()
         async with asyncio.timeout(START_SECONDS):
             while not await _pongs(self._redis_port):
@@ -391,7 +392,7 @@ class Fleet:
                     return
 
     async def stop_redis(self) -> None:
-        """In good order: what it has is on the disk."""
+        """Stops Redis normally; its data are on the disk."""
         await self._redis.end(signal.SIGTERM, STOP_SECONDS)
 
     async def restart_redis(self, away_seconds: float = 0.0) -> None:
@@ -400,29 +401,29 @@ class Fleet:
         await self.start_redis()
 
     def freeze_redis(self) -> None:
-        """It takes connections and answers nothing."""
+        """Redis accepts connections and answers nothing."""
         self._redis.signal(signal.SIGSTOP)
 
     def thaw_redis(self) -> None:
         self._redis.signal(signal.SIGCONT)
 
     async def up(self, backend: str = "ready") -> set[str]:
-        """The bridges that have a line (`ready`), get new streams (`media`) or webhooks
-        (`webhooks`), as the balancer sees it."""
+        """The bridges that have a free line (`ready`), get new streams (`media`) or get
+        webhooks (`webhooks`), as the balancer sees them."""
         found = set()
         for row in await self._figures():
             checked = row["check_status"] not in ("", "INI")
-            # "UP 1/2" is one that has just failed a check.
+            # "UP 1/2" is a server that has just failed a check.
             if row["pxname"] == backend and checked and row["status"][:2] == "UP":
                 found.add(row["svname"])
         return found
 
     async def all_up(self) -> None:
-        """Waits until the balancer sees every running bridge, and no other."""
+        """Waits until the balancer sees exactly the running bridges."""
         await self.seen({bridge.name for bridge in self.bridges if bridge.running})
 
     async def seen(self, names: set[str]) -> None:
-        """Waits until the balancer knows that exactly these have a line."""
+        """Waits until the balancer sees that exactly these bridges have a free line."""
         async with asyncio.timeout(START_SECONDS):
             while not await self._sees(names):
                 if not self._balancer.running:
@@ -434,7 +435,7 @@ class Fleet:
         return await self.up() == names and all(names <= it for it in others)
 
     async def _figures(self) -> list[dict[str, str]]:
-        """A row for each server of each backend; none while nobody answers."""
+        """A row for each server of each backend; none while HAProxy does not answer."""
         try:
             async with (
                 _session() as http,
@@ -448,7 +449,7 @@ class Fleet:
     # --- the processes ---
 
     def _new(self, name: str, command: list[str], env: Mapping[str, str]) -> Process:
-        """With nothing of our own environment that could have a say."""
+        """A process without those variables of our environment that configure it."""
         clean = {
             key: value
             for key, value in os.environ.items()
@@ -468,7 +469,7 @@ class Fleet:
         config = ROOT / "deploy" / "haproxy.cfg"
         return ["-f", str(config), "-f", str(servers)]
 
-    def _guard(self) -> dict[str, str]:
+    def _balancer_env(self) -> dict[str, str]:
         return {
             "BALANCER_BIND": f"{HOST}:{self.port}",
             "BALANCER_STATS": f"{HOST}:{self._stats_port}",
@@ -480,7 +481,7 @@ _BRIDGE = [sys.executable, "-m", "bridge.cli.commands"]
 
 
 def _redis(port: int, folder: Path) -> list[str]:
-    """As docker-compose.yml has it: what was told is on the disk within a second."""
+    """Options as in docker-compose.yml: data are on the disk within a second."""
     data = folder / "redis"
     data.mkdir(exist_ok=True)
     return [
@@ -491,7 +492,7 @@ def _redis(port: int, folder: Path) -> list[str]:
 
 
 def _dies_with_us() -> list[str]:
-    """Linux: the kernel kills the program when we are gone, even by SIGKILL."""
+    """Linux: the kernel kills the program when this process ends, even by SIGKILL."""
     setpriv = shutil.which("setpriv")
     if setpriv is None or sys.platform != "linux":
         return []
@@ -531,7 +532,7 @@ async def _answers(http: aiohttp.ClientSession, url: str) -> bool:
 
 
 async def _pongs(port: int) -> bool:
-    """Redis answers, and is done with loading what it has on the disk."""
+    """True if Redis answers and has loaded its data from the disk."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             reader, writer = await asyncio.open_connection(HOST, port)
@@ -547,7 +548,7 @@ async def _pongs(port: int) -> bool:
 
 
 async def _run(fleet: Fleet, say: Callable[[str], None]) -> None:
-    """Until Ctrl-C or SIGTERM; then the bridges drain."""
+    """Runs the fleet until Ctrl-C or SIGTERM; then the bridges drain."""
     loop, task, stop = (
         asyncio.get_running_loop(),
         asyncio.current_task(),
@@ -556,7 +557,7 @@ async def _run(fleet: Fleet, say: Callable[[str], None]) -> None:
     assert task is not None
     signals = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
-        loop.add_signal_handler(number, task.cancel)  # while it starts
+        loop.add_signal_handler(number, task.cancel)  # during the start
     since = monotonic()
     say(f"starting {len(fleet.bridges)} bridges ...")
     async with fleet:
@@ -581,13 +582,17 @@ async def _run(fleet: Fleet, say: Callable[[str], None]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The bridge, scaled, on this machine.")
-    parser.add_argument("--bridges", type=int, default=2, help="how many")
-    parser.add_argument("--port", type=int, default=8080, help="of the balancer")
-    parser.add_argument("--model-url", help="unset: a fake model is started as well")
-    parser.add_argument("--max-calls", type=int, default=200, help="of each bridge")
+    parser = argparse.ArgumentParser(
+        description="Run a fleet of bridges on this machine."
+    )
+    parser.add_argument("--bridges", type=int, default=2, help="number of bridges")
+    parser.add_argument("--port", type=int, default=8080, help="port of the balancer")
+    parser.add_argument("--model-url", help="unset: a fake model is started, too")
+    parser.add_argument(
+        "--max-calls", type=int, default=200, help="limit of each bridge"
+    )
     parser.add_argument("--drain-seconds", type=float, default=5.0)
-    parser.add_argument("--no-redis", action="store_true", help="each by itself")
+    parser.add_argument("--no-redis", action="store_true", help="each bridge alone")
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="for bridges"
     )

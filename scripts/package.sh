@@ -3,9 +3,9 @@
 #
 #   scripts/package.sh PYTHON FOLDER       (make package; PYTHON has `build` and setuptools)
 #
-# It packs the files that git tracks, as they are now, and nothing else: a clone in use has
-# settings, keys and recordings in it. Where there is no git (an unpacked sdist), it packs
-# what MANIFEST.in names.
+# It packs only the files that git tracks, as they are now, because a clone in use contains
+# settings, keys and recordings. Without git (an unpacked sdist), it packs the files that
+# MANIFEST.in names.
 set -eu
 python=$1 out=$2
 cd "$(dirname "$0")/.."

@@ -23,11 +23,11 @@ from bridge.sim.model import (
     CallMcp,
     CallTool,
     ModelSession,
-    Ruled,
-    Say,
+    PlayRuler,
+    SayText,
     Turn,
 )
-from bridge.sim.realtime.small_talk import AnyServer
+from bridge.sim.realtime.default_answers import AnyMcpServer
 from bridge.sim.ruler import read_ruler
 from bridge.sim.text_model import TextModel
 from bridge.sim.twilio import rest, steps
@@ -38,10 +38,10 @@ FILES = sorted((ROOT / "examples").glob("*.py"))
 NO_AGENT = {"mcp_tools_server", "reports"}
 AGENTS = [file for file in FILES if file.stem not in NO_AGENT]
 
-LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
-HANG_UP = steps.HangUp()
-ASK: list[steps.Step] = [steps.Say(HELLO), LISTEN, HANG_UP]
-BYE = Ruled(200)
+LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
+HANG_UP = steps.HangUpStep()
+ASK: list[steps.Step] = [steps.SayStep(HELLO), LISTEN, HANG_UP]
+BYE = PlayRuler(200)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ async def talk(
     **conf: Any,
 ) -> tuple[ModelSession, CallRecord]:
     """A call in which the model does so; nothing may go wrong in it."""
-    told = Behaviour(turns=turns, **{"mcp": AnyServer(), **(behaviour or {})})
+    told = Behaviour(turns=turns, **{"mcp": AnyMcpServer(), **(behaviour or {})})
     async with bridge(told, agent=agent, callers=caller, **conf) as place:
         record = await place.caller().call(script)
         await place.empty()
@@ -142,7 +142,7 @@ def test_every_example_is_tested_here() -> None:
 
 async def test_hello() -> None:
     """The caller is answered."""
-    session, record = await talk(example("hello"), [[Ruled(300)]])
+    session, record = await talk(example("hello"), [[PlayRuler(300)]])
 
     assert len(record.heard) == 2400
     assert "hedgehogs" in session.session["instructions"]
@@ -187,7 +187,7 @@ async def test_guarded() -> None:
     score = "Let me see, your credit score is a rather poor one, I am very sorry. " * 2
     turns: list[Turn] = [
         [CallTool("close_account", {})],
-        [Say(score)],
+        [SayText(score)],
         [BYE],
     ]
     session, record = await talk(example("guarded"), turns)
@@ -215,7 +215,7 @@ async def test_delegate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text agent knows what was said on the phone, and its answer is spoken of."""
     set_tracing_disabled(True)
     turns: list[Turn] = [
-        [Say("Good day.")],
+        [SayText("Good day.")],
         [CallTool("ask_the_lawyer", {"question": "May I?"})],
         [BYE],
     ]
@@ -223,9 +223,9 @@ async def test_delegate(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_BASE_URL", text_model.url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-of-a-test")
         script: list[steps.Step] = [
-            steps.Say(HELLO),
+            steps.SayStep(HELLO),
             LISTEN,
-            steps.Say(WAIT),
+            steps.SayStep(WAIT),
             LISTEN,
             HANG_UP,
         ]
@@ -271,14 +271,14 @@ async def test_listener() -> None:
     forgotten, and a background tool makes nobody speak."""
     agent, calls = watched("listener")
     turns: list[Turn] = [
-        [Ruled(3000), CallTool("note_topic", {"topic": "cards"})],
-        [Ruled(300)],
+        [PlayRuler(3000), CallTool("note_topic", {"topic": "cards"})],
+        [PlayRuler(300)],
     ]
     texts = ["My card is 4111 1111 1111 1111.", "Wait."]
     script: list[steps.Step] = [
-        steps.Say(HELLO),
-        steps.Hear(1200),
-        steps.Say(WAIT),
+        steps.SayStep(HELLO),
+        steps.HearStep(1200),
+        steps.SayStep(WAIT),
         LISTEN,
         HANG_UP,
     ]
@@ -303,16 +303,16 @@ async def test_direct(tmp_path: Path) -> None:
     turns: list[Turn] = [
         [CallTool("speak_slower", {})],
         [CallTool("look_away", {})],
-        [Ruled(200)],
-        [Ruled(6000)],
-        [Ruled(200)],
+        [PlayRuler(200)],
+        [PlayRuler(6000)],
+        [PlayRuler(200)],
     ]
     routes = tmp_path / "routes.yaml"
     routes.write_text("routes: []\n")
     script: list[steps.Step] = [
-        steps.Say(HELLO),
+        steps.SayStep(HELLO),
         LISTEN,
-        steps.Say(WAIT),
+        steps.SayStep(WAIT),
         LISTEN,
         HANG_UP,
     ]
@@ -344,11 +344,11 @@ async def test_front_desk_and_reports(
     monkeypatch.setitem(save.__globals__, "FOLDER", tmp_path)
     message = {"text": "Call me.", "name": "Ms. Doe", "call_back": ""}
     turns: list[Turn] = [
-        [Ruled(200)],
+        [PlayRuler(200)],
         [CallTool("take_message", message)],
-        [Say("I put you through."), CallTool("transfer_call", {"target": "sales"})],
+        [SayText("I put you through."), CallTool("transfer_call", {"target": "sales"})],
     ]
-    script: list[steps.Step] = [LISTEN, steps.Say(HELLO), steps.Wait(10)]
+    script: list[steps.Step] = [LISTEN, steps.SayStep(HELLO), steps.WaitStep(10)]
     behaviour = Behaviour(turns=turns, user_texts=["Sales, please."])
     conf: dict[str, Any] = {"routes": "examples/front_desk.yaml"}
     async with bridge(behaviour, **conf) as place:
@@ -374,13 +374,13 @@ async def test_reminder(machine: bool) -> None:
     account, token, ours = "AC" + "0" * 31 + "1", "t" * 32, "+15557650002"
     agent, calls = watched("reminder")
     turns: list[Turn] = [
-        [Ruled(300)],
+        [PlayRuler(300)],
         [CallTool("answer", {"coming": "yes"})],
-        [Ruled(500), CallTool("hang_up", {})],
+        [PlayRuler(500), CallTool("hang_up", {})],
     ]
     if machine:
-        turns = [[Ruled(6000)], [Ruled(700)]]
-    person = rest.Answers(script=[LISTEN, steps.Say(HELLO), steps.Wait(10)])
+        turns = [[PlayRuler(6000)], [PlayRuler(700)]]
+    person = rest.Answers(script=[LISTEN, steps.SayStep(HELLO), steps.WaitStep(10)])
     callee = rest.Machine(WAIT) if machine else person
     async with rest.TwilioRest(account, token, callee=callee) as twilio:
         conf: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """The import rules of the project (docs/architecture.md), read from the source."""
 
 import ast
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,11 +274,28 @@ def import_graph() -> dict[str, set[str]]:
 
 def test_no_modules_import_each_other() -> None:
     """Each module can be read, and tested, with those that it imports and no others."""
-    graph = import_graph()
-    # The parts of the fake model name its session for types only; issue 13 parts them.
-    apart = {it: graph[it] for it in graph if not it.startswith("bridge.sim.realtime.")}
-    assert circles(apart) == []
+    assert circles(import_graph()) == []
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+def class_names(source: str) -> list[str]:
+    """The names of all classes, those inside functions and classes included."""
+    nodes = ast.walk(ast.parse(source))
+    return [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+
+
+def test_each_class_name_is_used_by_one_class_only() -> None:
+    """A class name in a log, a traceback or a search leads to one class."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for path in sources():
+        for name in class_names((ROOT / path).read_text("utf-8")):
+            found[name].append(str(path))
+    twice = {name: paths for name, paths in found.items() if len(paths) > 1}
+
+    assert twice == {}
+    assert class_names("class A:\n    class B: pass\ndef f():\n    class A: pass") == [
+        *("A", "B", "A"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from packaging.licenses import (
     canonicalize_license_expression,
 )
 
-from tests.support.locks import IMAGE, locked, pinned_for
+from tests.support.locks import IMAGE, ROOT, locked, pinned_for
 from tests.test_project_files import text
 
 ALLOWED = frozenset(
@@ -105,15 +105,18 @@ def test_each_shipped_package_has_a_licence_that_is_allowed() -> None:
 
 def test_each_shipped_package_brings_the_text_of_its_licence() -> None:
     """The image is a copy, and MIT, BSD and Apache-2.0 ask for their text in copies:
-    it is in the .dist-info folder."""
+    it is in the .dist-info folder of the package, or in that of the bridge."""
     name = re.compile(r"\.dist-info/(.*/)?(LICEN[CS]E|COPYING)[^/]*$", re.IGNORECASE)
-    without = [
+    without = {
         package
         for package, it in installed().items()
         if not any(name.search(str(file)) for file in it.files or ())
-    ]
+    }
 
-    assert not without
+    assert "licenses/*.txt" in text("pyproject.toml")
+    assert without == {it.stem for it in (ROOT / "licenses").iterdir()}
+    for package in without:
+        assert "Permission is hereby granted" in text(f"licenses/{package}.txt")
 
 
 def test_the_list_in_the_docs_is_that_of_the_metadata() -> None:

@@ -429,3 +429,48 @@ def test_ci_runs_by_itself() -> None:
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert "set -euo pipefail" in text(".ci/run")
+
+
+# ------------------------------------------------------------------------- documents
+
+
+def tracked_documents() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--", "*.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return listed.stdout.split()
+
+
+@pytest.mark.parametrize("name", tracked_documents())
+def test_no_line_of_a_document_is_long(name: str) -> None:
+    """Documents are readable in a terminal and in a diff, tables and code included.
+    Only a line that is one URL may be longer, because a URL cannot be broken."""
+    long = {
+        number: line
+        for number, line in enumerate(text(name).splitlines(), start=1)
+        if len(line) > 120 and not re.fullmatch(r"\s*<?\w+://\S+", line)
+    }
+
+    assert not long
+
+
+@pytest.mark.parametrize("name", tracked_documents())
+def test_each_link_of_a_document_leads_to_a_file_and_a_heading(name: str) -> None:
+    """A reader who follows a link inside the project arrives."""
+    prose = re.sub(r"(?ms)^ *```.*?^ *```$", "", text(name))
+    for target in re.findall(r"\]\(([^)]+)\)", prose):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        page = (ROOT / name).parent / path if path else ROOT / name
+        assert page.exists(), target
+        if anchor:
+            titles = re.findall(r"(?m)^#+ (.*)$", page.read_text("utf-8"))
+            slugs = {
+                re.sub(r"[^\w -]", "", it).lower().replace(" ", "-") for it in titles
+            }
+            assert anchor in slugs, target

@@ -1,125 +1,366 @@
-"""The routes file: which agent takes which call, and how that call is led.
+"""The routes file: which agent takes which call, and the rules of that call.
 
 YAML -> one frozen `Routes`, or all mistakes at once, each with its line. A value that
-may be secret is never part of a message. Loads no agent, dials nobody.
+may be secret is never part of a message. Nothing is loaded or dialled here.
+
+The classes are plain dataclasses, so that other code makes them without validation;
+pydantic validates a file by their annotations.
 """
 
+import difflib
+import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetPydanticSchema,
+    PlainValidator,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    with_config,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 import twiml
 from bridge.agent.approvals import ApprovalRule
 from bridge.agent.live import RING_SECONDS, CallFacts, Transfer
-from bridge.app import values
-from bridge.app.yaml_lines import (
-    Node,
-    Read,
-    Said,
-    Told,
-    Wrong,
-    YamlFile,
-    entries,
-    fields,
-    is_list,
-    is_off,
-    is_plain,
-    is_text,
-    line_at,
-    line_of,
-    number,
-    plain,
-    root_of,
-    shown,
-    some_text,
-    text,
-    whole_number,
-    word_of,
-)
+from bridge.app import values, yaml_lines
+from bridge.app.yaml_lines import Loc, NotYaml, Unquoted, YamlFile, YamlMistake
 from bridge.core.rules import SILENT, Prices
 from bridge.model.session_settings import SessionSettings, SettingsMistakes
 from bridge.privacy import redaction
 from bridge.privacy.redaction import Redaction
 
 LONGEST_SECONDS = 4 * 60 * 60
-"""Twilio ends a call then, by itself: https://www.twilio.com/docs/voice/api/call-resource"""
+"""Twilio ends a call after it: https://www.twilio.com/docs/voice/api/call-resource"""
 
-_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
-_KEYS = re.compile("[0-9*#A-D]{1,64}")
-_PARAMETER = re.compile(r"\S(.*\S)?")
-_LANGUAGE = re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")  # of BCP 47 what is in use
+_OFF = frozenset({"off", "no", "false", "none"})
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_REDACTED = ("cards", "keys", "digits")
-_AS_JSON = frozenset({("extra",), ("tracing", "metadata")})
+_DECIMAL = r"[0-9]{1,9}(\.[0-9]{1,9})?"
+_JSON = re.compile(
+    r"true|false|-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17}([eE][-+]?[0-9]{1,2})?)?"
+)
+_NO_MAPPING = "is not a mapping: write `key: value` lines below it"
+
+K = TypeVar("K")
+T = TypeVar("T")
+V = TypeVar("V")
 
 
 class RoutesError(ValueError):
-    """The file describes no routes; the message has a line a mistake."""
+    """The file has mistakes. The message has one line for each."""
 
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes = tuple(mistakes)
         super().__init__("\n".join(self.mistakes))
 
 
+# ------------------------------------------------------ the types of values in the file
+
+
+def _mistake(text: str) -> PydanticCustomError:
+    # The text goes in by the context, not by the template: it may contain braces.
+    return PydanticCustomError("mistake", "{text}", {"text": text})
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def _is_off(value: object) -> bool:
+    return isinstance(value, str) and value.lower() in _OFF
+
+
+def _parsed_by(parse: Callable[[str], object], what: str) -> AfterValidator:
+    """`parse` raises ValueError; `what` may contain {shown} and {error}."""
+
+    def parsed(value: str) -> object:
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise _mistake(what.format(shown=_shown(value), error=error)) from None
+
+    return AfterValidator(parsed)
+
+
+def _number(
+    least: float, most: float, unit: str = "seconds", form: str = _DECIMAL
+) -> BeforeValidator:
+    """`form` is stricter than pydantic, which also takes `1e1`, `nan` and `1_0`."""
+
+    def parsed(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if re.fullmatch(form, value) and least <= float(value) <= most:
+            return value
+        fix = f"write {unit} from {least:g} to {most:g}"
+        raise _mistake(f"is {_shown(value)}: {fix}")
+
+    return BeforeValidator(parsed)
+
+
+def _whole_number(least: int, most: int) -> BeforeValidator:
+    return _number(least, most, "a whole number", "[0-9]{1,9}")
+
+
+def _keys_for(
+    make: Callable[..., object], required: Collection[str] = (), **types: Any
+) -> GetPydanticSchema:
+    """A mapping of these keys, of which `make` makes the value."""
+
+    def refuse(_: object) -> None:
+        raise PydanticCustomError("unknown_key", "Unknown key", {"known": list(types)})
+
+    def schema(_: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        known = {
+            key: core_schema.typed_dict_field(
+                handler.generate_schema(kind), required=key in required
+            )
+            for key, kind in types.items()
+        }
+        unknown = core_schema.no_info_plain_validator_function(refuse)
+        form = core_schema.typed_dict_schema(
+            known, extras_schema=unknown, extra_behavior="allow"
+        )
+        return core_schema.no_info_after_validator_function(
+            lambda given: make(**given), form
+        )
+
+    return GetPydanticSchema(schema)
+
+
+def _short_for(key: str) -> BeforeValidator:
+    """`text` is short for `{key: text}`."""
+    return BeforeValidator(
+        lambda it: {key: it} if it is None or isinstance(it, str) else it
+    )
+
+
+def _as_list(is_empty: Callable[[object], bool], fix: str) -> BeforeValidator:
+    """One entry is short for a list of it; a text that `is_empty`, for no entries."""
+
+    def entries(value: object) -> object:
+        if value == []:
+            raise _mistake(f"is an empty list: {fix}")
+        if isinstance(value, list):
+            return value
+        return [] if is_empty(value) else [value]
+
+    return BeforeValidator(entries)
+
+
+def _greeting(value: object) -> object:
+    if isinstance(value, Unquoted) and _is_off(value):
+        raise _mistake('is off: write "" to let the caller speak first')
+    return value
+
+
+def _https_url(text: str) -> str:
+    # ValueError comes from urlsplit for a broken IPv6 address, and from the port if it
+    # is not a number.
+    parts = urlsplit(text)
+    is_complete = bool(parts.hostname) and parts.port != 0
+    is_safe = parts.scheme == "https" or (
+        parts.scheme == "http" and parts.hostname in _LOOPBACK
+    )
+    if not (is_complete and is_safe and text.isprintable()) or " " in text:
+        raise ValueError
+    return text
+
+
+_FIXES: dict[str, str] = {}
+"""Pattern -> how to write a text that matches."""
+
+
+def _pattern(pattern: str, fix: str) -> Any:
+    _FIXES[pattern] = fix
+    return Field(pattern=pattern)
+
+
+_NAME = "^[A-Za-z0-9_-]{1,64}$"
+_LANGUAGE = "^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"  # the part of BCP 47 that is in use
+_A_PHONE_NUMBER = "is not a phone number: write it like +14155550100"
+_A_CODE_NAME = "is {shown}: write package.module:name or path/to/file.py:name"
+# Without {shown}: the URL may contain a key.
+_A_URL = "is not a complete https URL: write https://host/path"
+
+Name = Annotated[str, _pattern(_NAME, "write letters, digits, - and _")]
+Keys = Annotated[str, _pattern("^[0-9*#A-D]{1,64}$", "write 0-9 * #, in quotes")]
+ParameterName = Annotated[str, _pattern(r"^\S(.*\S)?$", "write a parameter's name")]
+Language = Annotated[str, _pattern(_LANGUAGE, "write a language such as en-US")]
+Text = Annotated[str, _pattern(r"\S", "write a text, or leave the key out")]
+Yes = Annotated[str, _pattern("^(?i:true|yes|on)$", "write true, or leave the key out")]
+PhoneNumber = Annotated[str, _parsed_by(twiml.phone_number, _A_PHONE_NUMBER)]
+CodeName = Annotated[str, _parsed_by(values.agent, _A_CODE_NAME)]
+HttpsUrl = Annotated[str, _parsed_by(_https_url, _A_URL)]
+Spoken = Annotated[
+    str, _parsed_by(lambda it: twiml.busy(it) and it, "cannot be said: {error}")
+]
+Expression = Annotated[str, _parsed_by(redaction.pattern, "{error}")]
+Greeting = Annotated[str, BeforeValidator(_greeting)]
+Seconds = Annotated[float, _number(1, 3600)]
+RingSeconds = Annotated[int, _whole_number(RING_SECONDS[0], RING_SECONDS[-1])]
+Price = Annotated[float, _number(0, 100_000, "a price per million tokens")]
+CostLimit = Annotated[float, _number(0.001, 100_000, "a number")]
+
+Given = Annotated[T | None, GetPydanticSchema(lambda of, make: make(of)["schema"])]
+"""None only where the file does not have the key: a key needs a value."""
+Frozen = Annotated[Mapping[K, V], AfterValidator(MappingProxyType)]
+
+
 # --------------------------------------------------------------------------- the values
 
 
 @dataclass(frozen=True, slots=True)
-class HangUp:
-    """Ends the call once what was said has been heard."""
+class HangUpAction:
+    """Ends the call after the caller has heard what the agent has said."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """A word to the agent."""
+class TellAction:
+    """Gives the agent a text."""
 
     text: str
 
 
-KeyAction = Transfer | HangUp | Tell
+KeyAction: TypeAlias = Transfer | HangUpAction | TellAction
 
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """A caller who says nothing for `seconds` is asked, `ask` times in all."""
+    """The agent asks a caller who is silent for `seconds`, `ask` times in all."""
 
-    seconds: float = 15.0
-    ask: int = 2
-    tell: str = SILENT
-    """What the agent is told then."""
+    seconds: Seconds = 15.0
+    ask: Annotated[int, _whole_number(0, 20)] = 2
+    tell: Text = SILENT
+    """The text that the agent gets then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
     prices: Prices
     limit: float | None = None
-    """The call ends when it has cost so much, in the unit of the prices."""
+    """The call ends when its cost reaches this, in the unit of the prices."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Where the report of a call goes: to a function, to a url, to both."""
+class ReportTarget:
+    """The report of a call goes to a function, to a URL, or to both."""
 
-    to: str | None = None
-    """As an agent is named: `module:function`."""
-    url: str | None = field(default=None, repr=False)
-    """May well hold a key."""
+    to: Given[CodeName] = None
+    url: Given[HttpsUrl] = field(default=None, repr=False)
+    """May contain a key."""
+
+    def __post_init__(self) -> None:
+        if self.to is None and self.url is None:
+            raise _mistake("has no target: write to, url or both below it")
 
 
 @dataclass(frozen=True, slots=True)
 class WhenFull:
-    """How a caller is answered when no instance has a line."""
+    """The answer to a caller when no instance has capacity."""
 
     answer: Literal["busy", "queue", "fallback"]
-    say: str | None = None
-    """While they wait, or before the fallback is dialled; None: the bridge's own. (What
-    `busy` says has a key of its own.)"""
+    say: Given[Spoken] = None
+    """For `queue` and `fallback`, before the number is dialled. None: the bridge's own
+    text. The text of `busy` is `Route.busy`."""
+
+    def __post_init__(self) -> None:
+        if self.answer == "busy" and self.say is not None:
+            raise _mistake("has say for busy: write it as busy, a key of the route")
+
+
+def _cost(limit: float | None = None, **prices: float) -> Cost:
+    return Cost(Prices(**prices), limit)
+
+
+def _one_action(**actions: KeyAction) -> KeyAction:
+    if len(actions) != 1:
+        raise _mistake("is not one action: write transfer, hang_up or tell")
+    return next(iter(actions.values()))
+
+
+def _redaction(redacted: tuple[str | re.Pattern[str], ...]) -> Redaction:
+    words = {it: True for it in redacted if isinstance(it, str)}
+    patterns = tuple(it for it in redacted if isinstance(it, re.Pattern))
+    return Redaction(**words, patterns=patterns)
+
+
+_PRICES = Prices.__struct_fields__
+# All prices are required: a missing one would count as 0, and the limit be wrong.
+_Cost: TypeAlias = Annotated[
+    Cost, _keys_for(_cost, _PRICES, **dict.fromkeys(_PRICES, Price), limit=CostLimit)
+]
+_Transfer: TypeAlias = Annotated[
+    Transfer,
+    _keys_for(
+        Transfer,
+        ["number"],
+        number=PhoneNumber,
+        caller_id=PhoneNumber,
+        ring_seconds=RingSeconds,
+        description=Text,
+    ),
+    _short_for("number"),
+]
+_Decision = Literal["approve", "reject"]
+_Approval: TypeAlias = Annotated[
+    ApprovalRule,
+    _keys_for(ApprovalRule, seconds=Seconds, default=_Decision, message=Text),
+]
+_HangUp = Annotated[Yes, AfterValidator(lambda _: HangUpAction())]
+_Tell = Annotated[Text, AfterValidator(TellAction)]
+_KeyAction: TypeAlias = Annotated[
+    KeyAction, _keys_for(_one_action, transfer=_Transfer, hang_up=_HangUp, tell=_Tell)
+]
+_Pattern = _keys_for(lambda pattern: pattern, ["pattern"], pattern=Expression)
+_Redacted: TypeAlias = Annotated[
+    Annotated[Literal["cards", "keys", "digits"], Tag("<word>")]
+    | Annotated[Any, _Pattern, Tag("<mapping>")],
+    Discriminator(lambda it: "<mapping>" if isinstance(it, (dict, list)) else "<word>"),
+]
+_Redactions: TypeAlias = Annotated[
+    tuple[_Redacted, ...],
+    AfterValidator(_redaction),
+    _as_list(_is_off, "name what to remove, or write off"),
+]
+
+
+def _session(value: object) -> SessionSettings:
+    if not isinstance(value, dict):
+        raise _mistake(_NO_MAPPING)
+    given = dict(value)
+    if "extra" in given:
+        given["extra"] = _as_json(given["extra"])
+    tracing = given.get("tracing")
+    if isinstance(tracing, dict) and "metadata" in tracing:
+        given["tracing"] = {**tracing, "metadata": _as_json(tracing["metadata"])}
+    return SessionSettings.read(given)
+
+
+def _as_json(value: Any) -> Any:
+    """For fields whose type is unknown: JSON gives the type of an unquoted scalar."""
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_json(each) for each in value]
+    if isinstance(value, Unquoted) and _JSON.fullmatch(value):
+        return json.loads(value)
+    return value
 
 
 def _nothing() -> Mapping[Any, Any]:
@@ -127,44 +368,63 @@ def _nothing() -> Mapping[Any, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """One kind of call. None: the file does not say, so the deployment's own counts."""
+class RouteDefaults:
+    """The rules of a call. None: the setting of the deployment counts."""
 
-    name: str = ""
-    """Empty: the defaults, for a call that fits no route."""
-    numbers: tuple[str, ...] = ()
-    """Our own, in E.164; none: every number."""
-    direction: Literal["inbound", "outbound"] | None = None
-    """None: both."""
-    when: Mapping[str, str] = field(default_factory=_nothing)
-    """Parameters of the call that must be equal."""
-    agent: str | None = None
-    greeting: str | None = None
+    agent: Given[CodeName] = None
+    greeting: Given[Greeting] = None
     """Empty: the caller speaks first."""
-    language: str | None = None
+    language: Given[Language] = None
     """BCP 47, of the sentences that Twilio says."""
-    session: SessionSettings = field(default_factory=SessionSettings)
-    fallback: str | None = None
-    """E.164; plan B dials it."""
-    busy: str | None = None
-    when_full: WhenFull | None = None
-    sorry: str | None = None
-    keys: Mapping[str, KeyAction] = field(default_factory=_nothing)
-    """Keys pressed one after the other -> what they do."""
-    key_pause_seconds: float = 2.0
-    silence: Silence | None = field(default_factory=Silence)
-    """None: a silent caller is left alone."""
-    longest_seconds: float = float(LONGEST_SECONDS)
-    cost: Cost | None = None
-    approval: ApprovalRule = field(default_factory=ApprovalRule)
-    tool_seconds: float = 60.0
-    transfers: Mapping[str, Transfer] = field(default_factory=_nothing)
-    """Whom the agent may put callers through to, by name."""
-    on_call: str | None = None
-    """Called with each call when it begins: `module:function`."""
-    report: Report | None = None
-    redact: Redaction = field(default_factory=Redaction)
-    """What is taken out of all that is kept of the call, or handed out."""
+    session: Annotated[SessionSettings, PlainValidator(_session)] = field(
+        default_factory=SessionSettings
+    )
+    fallback: Given[PhoneNumber] = None
+    """Twilio dials it when the agent fails."""
+    busy: Given[Spoken] = None
+    when_full: Annotated[Given[WhenFull], _short_for("answer")] = None
+    sorry: Given[Spoken] = None
+    keys: Frozen[Keys, _KeyAction] = field(default_factory=_nothing)
+    """Keys pressed one after another -> the action."""
+    key_pause_seconds: Annotated[float, _number(0.2, 30)] = 2.0
+    silence: Annotated[
+        Given[Silence],
+        WrapValidator(lambda it, read: None if _is_off(it) else read(it)),
+    ] = field(default_factory=Silence)
+    """None: a silent caller is not asked."""
+    longest_seconds: Annotated[float, _number(10, LONGEST_SECONDS)] = float(
+        LONGEST_SECONDS
+    )
+    cost: Given[_Cost] = None
+    approval: _Approval = field(default_factory=ApprovalRule)
+    tool_seconds: Seconds = 60.0
+    transfers: Frozen[Name, _Transfer] = field(default_factory=_nothing)
+    """The targets to which the agent may transfer the call, by name."""
+    on_call: Given[CodeName] = None
+    """A function that is called when the call begins."""
+    report: Given[ReportTarget] = None
+    redact: Annotated[
+        Redaction, GetPydanticSchema(lambda _, make: make.generate_schema(_Redactions))
+    ] = field(default_factory=Redaction)
+    """Removed from all parts of the call that are stored or handed out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route(RouteDefaults):
+    """One kind of call: which calls match, and their rules."""
+
+    name: Name = ""
+    """Empty: the defaults, for a call that matches no route."""
+    numbers: Annotated[
+        tuple[PhoneNumber, ...],
+        Field(alias="number"),
+        _as_list(lambda it: it == "any", "write a number in it, or any instead"),
+    ] = ()
+    """The deployment's own numbers; none: every number."""
+    direction: Given[Literal["inbound", "outbound"]] = None
+    """None: both."""
+    when: Frozen[ParameterName, str] = field(default_factory=_nothing)
+    """Parameters that the call must have, with these values."""
 
     def matches(self, facts: CallFacts) -> bool:
         return (
@@ -176,32 +436,32 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """What one file says. Made by `load`."""
+    """The content of one file. `load` makes it."""
 
     file: str = ""
     routes: tuple[Route, ...] = ()
     defaults: Route = field(default_factory=Route)
     warnings: tuple[str, ...] = ()
-    """What works today but not for long, as `FILE:LINE: what, and what instead`."""
+    """Values that will stop working, each as `FILE:LINE: key, reason and fix`."""
     lines: Mapping[tuple[str, str], int] = field(default_factory=_nothing, repr=False)
-    """(route, key) -> line; the key is empty for the route itself."""
+    """(route, key) -> line. Without a key: of the route. Without a route: of the
+    defaults."""
 
     @classmethod
     def none(cls) -> "Routes":
-        """Without a file: every call is led as the deployment's settings say."""
+        """Without a file, the settings of the deployment count for every call."""
         return cls()
 
     def pick(self, facts: CallFacts) -> Route:
-        """The first route that fits the call, else the defaults."""
-        fitting = (route for route in self.routes if route.matches(facts))
-        return next(fitting, self.defaults)
+        """The first route that matches the call, else the defaults."""
+        matching = (route for route in self.routes if route.matches(facts))
+        return next(matching, self.defaults)
 
     def named(self, name: str) -> Route | None:
         return next((route for route in self.routes if route.name == name), None)
 
     def agents(self) -> dict[str, list[Route]]:
-        """Every agent that is named -> the routes it answers, the defaults among them
-        where they name it."""
+        """Each agent's name -> the routes and defaults that have it."""
         found: dict[str, list[Route]] = {}
         for route in (*self.routes, self.defaults):
             if route.agent is not None:
@@ -209,8 +469,8 @@ class Routes:
         return found
 
     def functions(self) -> dict[str, list[tuple[Route, str]]]:
-        """Every function that is named -> the routes, each with the key that names it:
-        `on_call` or `report`."""
+        """Each function's name -> the routes and defaults that have it, each with the
+        key: `on_call` or `report`."""
         found: dict[str, list[tuple[Route, str]]] = {}
         for route in (*self.routes, self.defaults):
             report = route.report.to if route.report is not None else None
@@ -220,356 +480,190 @@ class Routes:
         return found
 
     def where(self, route: Route, key: str = "") -> str:
-        """`FILE:LINE` of what holds for this route, be it in the defaults; of the route
-        itself where the file does not say it."""
+        """`FILE:LINE` of the route's key, which may be in the defaults; of the route
+        itself where the file does not have the key."""
         places = ((route.name, key), ("", key), (route.name, ""), ("", ""))
         line = next((self.lines[it] for it in places if it in self.lines), 1)
         return f"{self.file}:{line}"
 
 
+# --------------------------------------------------------------------- reading the file
+
+
+# The dataclasses inside have the same configuration.
+@with_config(ConfigDict(extra="forbid", defer_build=True))
+@dataclass(frozen=True)
+class _File:
+    defaults: RouteDefaults = field(default_factory=RouteDefaults)
+    routes: tuple[Route, ...] = ()
+
+
+_READER = TypeAdapter(_File)
+
+
 def load(path: str | Path) -> Routes:
-    """The routes of a file. RoutesError tells all that is wrong with it."""
-    file = YamlFile(str(path))
+    """RoutesError has all mistakes of the file."""
     try:
-        return _routes(file, root_of(Path(path)))
-    except (Wrong, Told) as error:
-        file.keep(error)
-        raise RoutesError(file.mistakes) from None
-
-
-# -------------------------------------------------------------------- one key's value
-
-
-def _greeting(file: YamlFile, node: Node) -> str:
-    if is_plain(node) and is_off(node):
-        raise Wrong(node, 'is off: write "" if the caller is to speak first')
-    return text(file, node)
-
-
-def _spoken(file: YamlFile, node: Node) -> str:
-    written = text(file, node)
+        file = yaml_lines.read(Path(path))
+        if not file.lines:
+            raise NotYaml(1, "the file is empty: write `routes:` and a route below it")
+    except NotYaml as error:
+        raise RoutesError(_told(path, [error.mistake])) from None
+    mistakes = [*file.mistakes, *_repeated_names(file)]
     try:
-        twiml.busy(written)
-    except ValueError as error:
-        raise Wrong(node, f"cannot be said: {error}") from None
-    return written
+        content = _READER.validate_python(file.value)
+    except ValidationError as error:
+        mistakes += _mistakes(file, error.errors(include_url=False))
+    if mistakes:
+        raise RoutesError(_told(path, mistakes))
+    return _routes(str(path), file, content)
 
 
-def _when_full(file: YamlFile, node: Node) -> WhenFull:
-    answer = word_of("busy", "queue", "fallback")
-    if is_text(node):
-        return WhenFull(answer(file, node))
-    readers = {"answer": answer, "say": _spoken}
-    said = fields(file, node, readers, required=("answer",)).values
-    if said["answer"] == "busy" and "say" in said:
-        raise Wrong(node, "has say beside busy: write it as busy, a key of the route")
-    return WhenFull(**said)
-
-
-def _phone(file: YamlFile, node: Node) -> str:
-    try:
-        return twiml.phone_number(text(file, node))
-    except ValueError:
-        raise Wrong(node, "is no phone number: write one as +14155550100") from None
-
-
-def _numbers(file: YamlFile, node: Node) -> tuple[str, ...]:
-    if not is_list(node):
-        return () if text(file, node) == "any" else (_phone(file, node),)
-    if not node.value:
-        raise Wrong(node, "is an empty list: write a number in it, or any instead")
-    found = []
-    with file.whole():
-        for position, each in enumerate(node.value, 1):
-            with file.at(str(position)):
-                found.append(_phone(file, each))
-    return tuple(found)
-
-
-def _code(file: YamlFile, node: Node) -> str:
-    """Names an agent or a function."""
-    written = text(file, node)
-    try:
-        return values.agent(written)
-    except PydanticCustomError:
-        form = "write package.module:name or path/to/file.py:name"
-        raise Wrong(node, f"is {shown(written)}: {form}") from None
-
-
-def _language(file: YamlFile, node: Node) -> str:
-    written = text(file, node)
-    if not _LANGUAGE.fullmatch(written):
-        what = f"is {shown(written)}, no language: write one such as en-US"
-        raise Wrong(node, what)
-    return written
-
-
-def _when(file: YamlFile, node: Node) -> Mapping[str, str]:
-    return entries(file, node, _PARAMETER, "a parameter's name", text)
-
-
-def _url(file: YamlFile, node: Node) -> str:
-    """Its text is in no message: it may hold a key."""
-    written = text(file, node)
-    try:
-        parts = urlsplit(written)
-        complete = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, a broken IPv6 address
-        complete = False
-    if not complete or not written.isprintable() or " " in written:
-        raise Wrong(node, "is no complete url: write https://host/path")
-    if parts.scheme != "https" and not (
-        parts.scheme == "http" and parts.hostname in _LOOPBACK
-    ):
-        raise Wrong(node, "is not https: write https://host/path")
-    return written
-
-
-def _report(file: YamlFile, node: Node) -> Report:
-    said = fields(file, node, {"to": _code, "url": _url}).values
-    if not said:
-        raise Wrong(node, "goes nowhere: write to, url or both below it")
-    return Report(**said)
-
-
-def _redact(file: YamlFile, node: Node) -> Redaction:
-    if is_off(node):
-        return Redaction()
-    if not is_list(node):
-        return _redaction(_redacted(file, node))
-    if not node.value:
-        raise Wrong(node, "is an empty list: write what is to go, or off")
-    found = []
-    with file.whole():
-        for position, each in enumerate(node.value, 1):
-            with file.at(str(position)):
-                found.append(_redacted(file, each))
-    return _redaction(*found)
-
-
-def _redacted(file: YamlFile, node: Node) -> str | re.Pattern[str]:
-    named: str | re.Pattern[str]
-    if is_text(node):
-        named = word_of(*_REDACTED)(file, node)
-    else:
-        said = fields(file, node, {"pattern": _pattern}, required=("pattern",))
-        named = said.values["pattern"]
-    return named
-
-
-def _redaction(*named: str | re.Pattern[str]) -> Redaction:
-    return Redaction(
-        **{name: True for name in _REDACTED if name in named},
-        patterns=tuple(it for it in named if isinstance(it, re.Pattern)),
-    )
-
-
-def _pattern(file: YamlFile, node: Node) -> re.Pattern[str]:
-    try:
-        return redaction.pattern(some_text(file, node))
-    except ValueError as error:
-        raise Wrong(node, str(error)) from None
-
-
-def _silence(file: YamlFile, node: Node) -> Silence | None:
-    if is_off(node):
-        return None
-    readers = {
-        "seconds": _seconds(1, 3600),
-        "ask": whole_number(0, 20),
-        "tell": some_text,
-    }
-    return Silence(**fields(file, node, readers).values)
-
-
-def _seconds(least: float, most: float) -> Read:
-    return number(least, most, "seconds")
-
-
-def _approval(file: YamlFile, node: Node) -> ApprovalRule:
-    readers = {
-        "seconds": _seconds(1, 3600),
-        "default": word_of("approve", "reject"),
-        "message": some_text,
-    }
-    return ApprovalRule(**fields(file, node, readers).values)
-
-
-def _cost(file: YamlFile, node: Node) -> Cost:
-    """All prices: one that is missing would be one of 0, and the limit a wrong one."""
-    price = number(0, 100_000, "a price per million tokens")
-    prices = Prices.__struct_fields__
-    readers = {"limit": number(0.001, 100_000), **dict.fromkeys(prices, price)}
-    said = fields(file, node, readers, required=prices).values
-    limit = said.pop("limit", None)
-    return Cost(Prices(**said), limit)
-
-
-def _transfers(file: YamlFile, node: Node) -> Mapping[str, Transfer]:
-    return entries(file, node, _NAME, "letters, digits, - and _", _transfer)
-
-
-def _transfer(file: YamlFile, node: Node) -> Transfer:
-    if is_text(node):
-        return Transfer(_phone(file, node))
-    readers = {
-        "number": _phone,
-        "caller_id": _phone,
-        "ring_seconds": whole_number(RING_SECONDS[0], RING_SECONDS[-1]),
-        "description": some_text,
-    }
-    said = fields(file, node, readers, required=("number",))
-    return Transfer(**said.values)
-
-
-def _keys(file: YamlFile, node: Node) -> Mapping[str, KeyAction]:
-    return entries(file, node, _KEYS, "keys of 0-9 * #, in quotes", _action)
-
-
-def _action(file: YamlFile, node: Node) -> KeyAction:
-    readers = {"transfer": _transfer, "hang_up": _hang_up, "tell": _tell}
-    actions: list[KeyAction] = list(fields(file, node, readers).values.values())
-    if len(actions) != 1:
-        raise Wrong(node, "is not one action: write transfer, hang_up or tell")
-    return actions[0]
-
-
-def _hang_up(file: YamlFile, node: Node) -> HangUp:
-    if text(file, node).lower() not in ("true", "yes", "on"):
-        raise Wrong(node, "is not true: write true, or leave the key out")
-    return HangUp()
-
-
-def _tell(file: YamlFile, node: Node) -> Tell:
-    return Tell(some_text(file, node))
-
-
-# -------------------------------------------------------------------------- the session
-
-
-def _session(file: YamlFile, node: Node) -> SessionSettings:
-    with file.whole():
-        given = plain(file, node, _AS_JSON)
-        if not isinstance(given, dict):
-            raise Wrong(node, "is no mapping: write `key: value` lines below it")
-        try:
-            settings = SessionSettings.read(given)
-        except SettingsMistakes as error:
-            for path, what in error.mistakes:
-                file.wrong(line_at(node, path), what, *path)
-            raise Told from None
-    for path, what in settings.warnings().items():
-        file.warn(line_at(node, path), what, *path)
-    return settings
-
-
-# --------------------------------------------------------------------------- the routes
-
-_DEFAULTS: dict[str, Read] = {
-    "agent": _code,
-    "greeting": _greeting,
-    "language": _language,
-    "session": _session,
-    "fallback": _phone,
-    "busy": _spoken,
-    "when_full": _when_full,
-    "sorry": _spoken,
-    "keys": _keys,
-    "key_pause_seconds": _seconds(0.2, 30),
-    "silence": _silence,
-    "longest_seconds": _seconds(10, LONGEST_SECONDS),
-    "cost": _cost,
-    "approval": _approval,
-    "tool_seconds": _seconds(1, 3600),
-    "transfers": _transfers,
-    "on_call": _code,
-    "report": _report,
-    "redact": _redact,
-}
-_ROUTE: dict[str, Read] = {
-    "number": _numbers,
-    "direction": word_of("inbound", "outbound"),
-    "when": _when,
-    **_DEFAULTS,
-}
-
-
-def _defaults(file: YamlFile, node: Node) -> Said:
-    return fields(file, node, _DEFAULTS)
-
-
-def _list(file: YamlFile, node: Node) -> list[tuple[int, Said]]:
-    """The routes, each with its line."""
-    if not is_list(node):
-        raise Wrong(node, "is no list: begin each route with `- name: ...`")
-    found: list[tuple[int, Said]] = []
-    named: dict[str, int] = {}
-    readers = {"name": _name_unlike(named), **_ROUTE}
-    with file.whole():
-        for position, each in enumerate(node.value, 1):
-            with file.at(str(position)):
-                said = fields(file, each, readers)
-                if "name" not in said.values:
-                    said.values["name"] = _own_name(named, f"route-{position}", each)
-                found.append((line_of(each), said))
-    return found
-
-
-def _name_unlike(others: dict[str, int]) -> Read:
-    def read(file: YamlFile, node: Node) -> str:
-        written = text(file, node)
-        if not _NAME.fullmatch(written):
-            raise Wrong(node, f"is {shown(written)}: write letters, digits, - and _")
-        return _own_name(others, written, node)
-
-    return read
-
-
-def _own_name(others: dict[str, int], name: str, node: Node) -> str:
-    line = line_of(node)
-    if others.setdefault(name, line) != line:
-        raise Wrong(line, f"{name} is the name in line {others[name]}, too: change one")
-    return name
-
-
-def _routes(file: YamlFile, root: Node | None) -> Routes:
-    if root is None:
-        raise Wrong(1, "the file is empty: write `routes:` and a route below it")
-    said = fields(file, root, {"defaults": _defaults, "routes": _list}).values
-    defaults: Said = said.get("defaults", Said({}, {}))
-    lines = {("", key): line for key, line in defaults.lines.items()}
-    made = []
-    for line, route in said.get("routes", []):
-        made.append(_route(route.values, defaults.values))
-        lines[made[-1].name, ""] = line
-        lines |= {(made[-1].name, key): at for key, at in route.lines.items()}
+def _routes(name: str, file: YamlFile, content: _File) -> Routes:
+    of_defaults = file.value.get("defaults", {})
+    lines = {("", key): file.lines["defaults", key].key for key in of_defaults}
+    warnings = [*_warnings(file, content.defaults, "defaults")]
+    routes = []
+    for position, route in enumerate(content.routes):
+        warnings += _warnings(file, route, "routes", position)
+        own = file.value["routes"][position]
+        inherited = [key for key in of_defaults if key not in own]
+        route = _merged(route, content.defaults, inherited)
+        routes.append(replace(route, name=route.name or _unnamed(position)))
+        lines[routes[-1].name, ""] = file.lines["routes", position].value
+        for key in own:
+            lines[routes[-1].name, key] = file.lines["routes", position, key].key
     return Routes(
-        file.name,
-        tuple(made),
-        _route({}, defaults.values),
-        file.warnings,
+        name,
+        tuple(routes),
+        _merged(Route(), content.defaults, of_defaults),
+        tuple(_told(name, warnings)),
         MappingProxyType(lines),
     )
 
 
-def _route(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> Route:
-    said = {**defaults, **own}
-    session: SessionSettings = own.get("session", SessionSettings()).over(
-        defaults.get("session", SessionSettings())
-    )
-    said["session"] = _heard_in(session, said.get("language"))
-    said["numbers"] = said.pop("number", ())
-    return Route(**said)
+def _unnamed(position: int) -> str:
+    return f"route-{position + 1}"
 
 
-def _heard_in(session: SessionSettings, language: str | None) -> SessionSettings:
-    """What the caller says is taken to be in the route's language, too, unless the
-    session says of itself in which.
+def _merged(route: Route, defaults: RouteDefaults, inherited: Iterable[str]) -> Route:
+    route = replace(route, **{key: getattr(defaults, key) for key in inherited})
+    session = route.session.over(defaults.session)
+    return replace(route, session=_with_language(session, route.language))
 
-    Three-letter codes are left out: Twilio speaks some that OpenAI does not know.
+
+def _with_language(session: SessionSettings, language: str | None) -> SessionSettings:
+    """The transcription gets the route's language, unless the session has its own.
+
+    Not a three-letter code: Twilio speaks some that OpenAI does not know.
     """
     primary = (language or "").partition("-")[0].lower()
     heard = session.transcription
     if len(primary) != 2 or (heard is not None and (heard.language or heard.languages)):
         return session
     return session.over(SessionSettings.read({"transcription": {"language": primary}}))
+
+
+# ------------------------------------------------------------------------- the mistakes
+
+
+def _told(path: str | Path, found: Iterable[YamlMistake]) -> list[str]:
+    told = [(it.line, f"{_dotted(it.loc)} {it.text}".lstrip()) for it in found]
+    return [f"{path}:{line}: {text}" for line, text in sorted(told)]
+
+
+def _dotted(loc: Loc) -> str:
+    """Positions count from 1; in a session from 0, as in the API."""
+    steps = [step + 1 if isinstance(step, int) else step for step in loc]
+    if "session" in loc:
+        inside = loc.index("session")
+        steps[inside:] = loc[inside:]
+    return ".".join(map(str, steps))
+
+
+def _repeated_names(file: YamlFile) -> Iterator[YamlMistake]:
+    routes = file.value.get("routes") if isinstance(file.value, dict) else None
+    first: dict[str, int] = {}
+    for position, route in enumerate(routes if isinstance(routes, list) else []):
+        if not isinstance(route, dict):
+            continue
+        loc: Loc = ("routes", position, *(["name"] if "name" in route else []))
+        name, line = route.get("name", _unnamed(position)), file.lines[loc].value
+        if not isinstance(name, str) or not re.search(_NAME, name):
+            continue
+        if name in first:
+            text = f"repeats the name {name} of line {first[name]}: change one of them"
+            yield YamlMistake(line, loc, text)
+        first.setdefault(name, line)
+
+
+def _warnings(
+    file: YamlFile, of: RouteDefaults, *loc: str | int
+) -> Iterator[YamlMistake]:
+    for path, text in of.session.warnings().items():
+        yield file.at_key((*loc, "session", *path), text)
+
+
+def _mistakes(file: YamlFile, errors: list[ErrorDetails]) -> Iterator[YamlMistake]:
+    """The errors of pydantic, each with its line and with text for an operator."""
+    places = {it["loc"] for it in errors if it["loc"] not in file.lines}
+    bad_keys = {loc[:-1] for loc in places if loc[-1] == "[key]"}
+    lacking: dict[Loc, list[str]] = {}
+    for error in errors:
+        loc, context = error["loc"], error.get("ctx", {})
+        place, cause = file.nearest(loc), context.get("error")
+        if loc[-1:] == ("[key]",) and loc[:-1] in bad_keys:
+            text = f"has {_shown(loc[-2])} as a key: {_FIXES[context['pattern']]}"
+            yield YamlMistake(file.lines[place].key, place[:-1], text)
+        elif not bad_keys.isdisjoint(loc[:end] for end in range(len(loc) + 1)):
+            continue
+        elif error["type"] in ("unexpected_keyword_argument", "unknown_key"):
+            yield file.at_key(place, _unknown(loc, context.get("known")))
+        elif error["type"] == "missing":
+            lacking.setdefault(place, []).append(str(loc[-1]))
+        elif isinstance(cause, SettingsMistakes):
+            for path, text in cause.mistakes:
+                yield file.at_key((*place, *path), text)
+        else:
+            yield YamlMistake(file.lines[place].value, place, _what(error, context))
+    for place, keys in lacking.items():
+        text = f"lacks {', '.join(keys)}: write it"
+        yield YamlMistake(file.lines[place].value, place, text)
+
+
+_CLASSES = {
+    "defaults": RouteDefaults,
+    "silence": Silence,
+    "when_full": WhenFull,
+    "report": ReportTarget,
+}
+
+
+def _unknown(loc: Loc, known: list[str] | None) -> str:
+    """`known`: the keys beside the one at `loc`; None: the keys of the dataclass."""
+    if known is None:
+        above = _CLASSES.get(str(loc[-2]), Route) if len(loc) > 1 else _File
+        known = ["number" if it.name == "numbers" else it.name for it in fields(above)]
+    near = difflib.get_close_matches(str(loc[-1]).lower(), known, n=1)
+    fix = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+    return f"is not a known key: {fix}"
+
+
+def _what(error: ErrorDetails, context: Mapping[str, Any]) -> str:
+    given = error["input"]
+    match error["type"]:
+        case "mistake":
+            return str(context["text"])
+        case "dataclass_type" | "dict_type":
+            return _NO_MAPPING
+        case "tuple_type":
+            return "is not a list: begin each route with `- name: ...`"
+    if given is None:
+        return "has no value: write one, or leave the key out"
+    if not isinstance(given, str):
+        return "is not a text: write one"
+    if error["type"] == "literal_error":
+        fix = f"write {context['expected'].replace(chr(39), '')}"
+    else:
+        fix = _FIXES[context["pattern"]]
+    return f"is {_shown(given) if given.strip() else 'empty'}: {fix}"

@@ -1,12 +1,12 @@
-"""The environment -> one frozen `Settings`, and what `bridge check` says about it.
+"""The environment -> one frozen `Settings`, and the report of `bridge check`.
 
-Every mistake is found before the first call and all of them are told at once. Values
-that may be secret are never part of a message. Nothing is dialled from here.
+Every mistake is found before the first call, and one message lists them all. A message
+never contains a value that may be secret. Nothing here opens a connection.
 """
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,23 +14,20 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
-    BeforeValidator,
+    AliasGenerator,
     Field,
     SecretStr,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from bridge.app import values
 from bridge.app.values import LOCAL_MODEL
-from bridge.core.rules import Prices
 from bridge.fleet.place import redis_place
 from bridge.model.names import DEPRECATED_MODELS, DEPRECATED_TRANSCRIPTION_MODELS
 
@@ -38,10 +35,10 @@ OPENAI_MODEL_URL = "wss://api.openai.com/v1/realtime"
 GREETING = "Greet the caller in one short, friendly sentence and ask how you can help."
 
 MIN_TOKEN_CHARS = 16
-"""Of what opens a door on the internet: who guesses it places calls, or passes for
-Twilio (whose own tokens have 32)."""
+"""Of the API token and of Twilio's secrets (its auth tokens have 32). An attacker who
+guesses the first places calls; an attacker who guesses the second passes for Twilio."""
 
-EVERYWHERE = "0.0.0.0"  # noqa: S104 - a container's own; who gets in is checked
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - a container listens so; requests are checked
 LOOPBACK = "127.0.0.1"
 
 PUBLISHED = frozenset(
@@ -52,18 +49,20 @@ PUBLISHED = frozenset(
         "a-long-random-token",
     }
 )
-"""Values that our own files show, and that are long enough: anybody can read them."""
+"""Values that our own files show and that are long enough: anybody can read them."""
 
-_PREFIX = "BRIDGE_"
-# Everywhere else an empty value means: not set (docker-compose passes such).
+# All other empty values count as unset (docker-compose passes empty variables).
 _EMPTY_IS_A_CHOICE = frozenset({"BRIDGE_GREETING", "BRIDGE_TRANSCRIPTION_MODEL"})
+
+
+Level = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of a report. `name` is the variable; `fix` is empty when all is well."""
+    """One line of a report. `name` is the variable; `fix` is empty if all is well."""
 
-    level: Literal["ok", "warning", "error"]
+    level: Level
     name: str
     text: str
     fix: str = ""
@@ -73,82 +72,248 @@ class Finding:
 
 
 class SettingsError(ValueError):
-    """The environment does not describe a bridge; the message has a line a mistake."""
+    """The environment cannot be used; the message has one line for each mistake."""
 
     def __init__(self, mistakes: Iterable[Finding]) -> None:
         self.mistakes = tuple(mistakes)
         super().__init__("\n".join(str(mistake) for mistake in self.mistakes))
 
 
+def _variable(field: str) -> str:
+    name = field.upper()
+    return name if name.startswith(("OPENAI_", "TWILIO_")) else f"BRIDGE_{name}"
+
+
+class Settings(BaseSettings):
+    """The settings of one process. `load` makes them; tests write `Settings(port=0)`.
+
+    Only arguments and the file that `load` names count: the environment of the machine
+    changes no test.
+    """
+
+    model_config = SettingsConfigDict(
+        alias_generator=AliasGenerator(validation_alias=_variable),
+        populate_by_name=True,  # in the code; the file has the variables' names
+        env_prefix="BRIDGE_",  # else a line `host=...` of the file would count
+        env_file_encoding="utf-8",
+        enable_decoding=False,  # values.py reads lists and tables; they are not JSON
+        case_sensitive=True,
+        frozen=True,
+        extra="ignore",
+        arbitrary_types_allowed=True,  # Prices
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    port: values.Whole = Field(default=8080, ge=0, le=65535)  # 0: any free port
+    public_url: values.PublicUrl | None = None
+    insecure: values.Switch = False
+    # Unsigned requests come from this machine only, unless BRIDGE_HOST is set.
+    host: values.Host = Field(
+        default_factory=lambda data: LOOPBACK if data.get("insecure") else EVERYWHERE
+    )
+    agent: values.Agent = "bridge.agent.receptionist:receptionist"
+    routes: values.File | None = None
+    # Some vendors want a key in the query, all want one in the headers: not in repr.
+    model_url: values.ModelUrl | None = Field(default=None, repr=False)
+    model: values.Word = "gpt-realtime-2.1"
+    model_headers: values.Headers = Field(default_factory=dict, repr=False)
+    voice: values.Word = "marin"
+    # Empty: no transcription. The default of the SDK is deprecated.
+    transcription_model: values.Text = "gpt-transcribe"
+    greeting: values.Text = GREETING  # empty: the caller speaks first
+    max_calls: values.Count = 200
+    redis_url: values.RedisUrl | None = None  # all instances share it
+    api_token: values.Secret | None = None
+    # What the model takes: G.711 mu-law, or PCM 16 bit 24 kHz through transcoding.
+    model_audio: Annotated[Literal["mulaw", "pcm"], values.Lower] = "mulaw"
+    # An async function of the user: (url, headers) -> websocket.
+    model_connect: values.Agent | None = None
+    # It may contain a key.
+    report_url: values.HttpUrl | None = Field(default=None, repr=False)
+    report_secret: values.SigningSecret | None = None
+    outbound_prefixes: values.Prefixes = ()  # numbers that may be called; none: nobody
+    outbound_number: values.PhoneNumber | None = None  # the callee sees it
+    outbound_calls: values.Count = 10
+    # Another origin of Twilio's REST API: a proxy, the fake.
+    twilio_api_url: values.HttpUrl | None = Field(
+        default=None, validation_alias="BRIDGE_TWILIO_API_URL"
+    )
+    drain_seconds: values.Seconds = 300.0
+    session_seconds: values.Seconds = 3000.0
+    record_dir: values.Folder | None = None
+    fallback_number: values.PhoneNumber | None = None
+    # The answer to a caller while no instance has a free line.
+    when_full: Annotated[Literal["busy", "queue", "fallback"], values.Lower] = "busy"
+    queue_seconds: values.Seconds = 120.0
+    log_format: Annotated[Literal["auto", "json", "pretty"], values.Lower] = Field(
+        default="auto", validation_alias="BRIDGE_LOG"
+    )
+    openai_api_key: values.Secret | None = None
+    # Signs the webhook of incoming SIP calls.
+    openai_webhook_secret: values.SigningSecret | None = None
+    twilio_account_sid: values.AccountSid | None = None
+    twilio_auth_token: values.Secret | None = None
+    # While the token is rotated, a signature of either token is right.
+    twilio_auth_token_secondary: values.Secret | None = None
+    # id -> secret, for webhooks that are signed with SharedKeys.
+    twilio_shared_keys: values.SharedKeys = Field(default_factory=dict, repr=False)
+    # `required`: a stream without a ticket of one of our webhooks is refused.
+    tickets: Annotated[Literal["required", "off"], values.Lower] = "required"
+    trusted_proxies: values.Networks = ()  # their X-Forwarded-For is believed
+
+    # --- limits ---
+
+    start_seconds: values.SomeSeconds = 10.0
+    waiting_sockets: values.Count = 500
+    waiting_per_address: values.Count = 100
+    header_bytes: values.Whole = Field(default=16 * 1024, ge=2048, le=1 << 20)
+    body_bytes: values.Bytes = 64 * 1024
+    body_seconds: values.SomeSeconds = 10.0
+    send_seconds: values.SomeSeconds = 5.0
+    message_bytes: values.Bytes = 256 * 1024
+    messages_per_second: values.Whole = Field(default=200, ge=60, le=100_000)
+    audio_held_seconds: values.SomeSeconds = 20.0
+    audio_ahead_seconds: values.SomeSeconds = 600.0
+    calls_per_number: values.Limit = 10
+    calls_per_number_hour: values.Limit = 60
+    longest_seconds: values.Whole = Field(default=4 * 3600, ge=10, le=4 * 3600)
+    # Per million tokens, in any unit; the next two limits are in the same unit.
+    prices: values.PriceTable | None = None
+    cost_per_call: values.Amount = 0.0  # 0: no limit
+    cost_per_day: values.Amount = 0.0  # 0: no limit
+    # Calls may be transferred to these numbers and to those that the routes name.
+    transfer_prefixes: values.Prefixes = ()
+    api_per_second: values.Whole = Field(default=20, ge=1, le=10_000)
+    # Older records are deleted.
+    record_days: values.Whole = Field(default=30, ge=0, le=3650)
+
+    @property
+    def model_target(self) -> str:
+        """The URL of the model (without `?model=`), or `LOCAL_MODEL`."""
+        if self.model_url is not None:
+            return self.model_url
+        return LOCAL_MODEL if self.openai_api_key is None else OPENAI_MODEL_URL
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Without the variables that are empty, and without None: these are unset."""
+        kept = given.keys() - (NAMES - _EMPTY_IS_A_CHOICE)
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None and (name in kept or str(value).strip())
+        }
+
+    @field_validator("insecure")
+    @classmethod
+    def _without_public_url(cls, insecure: bool, info: ValidationInfo) -> bool:
+        if insecure and info.data.get("public_url") is not None:
+            text = "is on together with BRIDGE_PUBLIC_URL, so anybody could call"
+            raise values.wrong(text, "unset one of the two")
+        return insecure
+
+    @field_validator("when_full")
+    @classmethod
+    def _with_a_number(cls, chosen: str, info: ValidationInfo) -> str:
+        # An invalid number is not in the data, and is a mistake of its own.
+        if chosen == "fallback" and info.data.get("fallback_number", "") is None:
+            text = "is fallback, but there is no number to dial"
+            raise values.wrong(text, "set BRIDGE_FALLBACK_NUMBER")
+        return chosen
+
+    @classmethod
+    def settings_customise_sources(
+        cls, *_: Any, **sources: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return sources["init_settings"], sources["dotenv_settings"]
+
+
+_FIELDS = {str(it.validation_alias): it for it in Settings.model_fields.values()}
+NAMES = frozenset(_FIELDS)
+
+
 def load(
     environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
-) -> "Settings":
-    """The settings of this process; what `environ` says goes before `env_file`."""
-    given: dict[str, Any] = {
-        name: value
-        for name, value in (os.environ if environ is None else environ).items()
-        if name in NAMES
-    }
-    given["_env_file"] = env_file  # BaseSettings' own parameter
+) -> Settings:
+    """The settings of this process; a variable of `environ` overrides `env_file`."""
+    environ = os.environ if environ is None else environ
+    given: dict[str, Any] = {it: environ[it] for it in NAMES & environ.keys()}
+    given["_env_file"] = env_file  # a parameter of BaseSettings
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise SettingsError(map(_mistake, error.errors())) from None
+        mistakes = [
+            _mistake(it)
+            for it in error.errors()
+            # pydantic skips the default of `host` after a mistake before it.
+            if it["type"] != "default_factory_not_called"
+        ]
+        raise SettingsError(dict.fromkeys(mistakes)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError([_unreadable(env_file, error)]) from None
+        text, fix = "cannot be read", "correct its permissions or remove it"
+        if isinstance(error, UnicodeDecodeError):
+            text, fix = "is not UTF-8", "save it as UTF-8"
+        raise SettingsError([Finding("error", str(env_file), text, fix)]) from None
 
 
-def serving_mistakes(settings: "Settings") -> list[Finding]:
-    """What keeps the real Twilio from being served (errors), and what may surprise."""
-    found = []
-    if settings.insecure:
-        found.append(_INSECURE)
-        if settings.host != LOOPBACK:
-            text = f"is {settings.host}: whoever reaches it calls, unsigned"
-            fix = "remove it, unless that is what you want"
-            found.append(Finding("warning", "BRIDGE_HOST", text, fix))
-    else:
-        if settings.public_url is None:
-            found.append(_NO_PUBLIC_URL)
-        if settings.twilio_auth_token is None:
-            found.append(_NO_AUTH_TOKEN)
-        if settings.tickets == "off":
-            found.append(_NO_TICKETS)
-    if settings.model_target == LOCAL_MODEL:
-        found.append(_FAKE_MODEL)
-    elif settings.openai_api_key is None and not settings.model_headers:
-        found.append(_NO_MODEL_KEY)
-    if any(network.prefixlen == 0 for network in settings.trusted_proxies):
-        found.append(_ALL_TRUSTED)
-    return found + _guessable(settings) + _half_set(settings) + _deprecated(settings)
+def _mistake(error: Mapping[str, Any]) -> Finding:
+    """An error of pydantic, in the words of this project."""
+    name = str(error["loc"][0]) if error["loc"] else "the environment"
+    field = (Settings.model_fields | _FIELDS).get(name, FieldInfo())
+    given, context = str(error["input"]).strip(), error.get("ctx", {})
+    match error["type"]:
+        case "setting":
+            return Finding("error", name, context["text"], context["fix"])
+        case "literal_error":
+            fix = f"set {context['expected']}".replace("'", "")
+            return Finding("error", name, f"is {given!r}", fix)
+        case "int_parsing" | "float_parsing":
+            text = f"is {given!r}, which is not {field.title}"
+            return Finding("error", name, text, _in_range(field))
+        case "greater_than_equal" | "less_than_equal" as bound:
+            size = "small" if bound.startswith("g") else "large"
+            text = f"is {given}, which is too {size}"
+            return Finding("error", name, text, _in_range(field))
+    return Finding("error", name, "is not usable", str(error["msg"]))
+
+
+def _in_range(field: FieldInfo) -> str:
+    """How to correct a number: its kind and the bounds of pydantic."""
+    least = max(getattr(bound, "ge", 0) for bound in field.metadata)
+    most = [bound.le for bound in field.metadata if hasattr(bound, "le")]
+    bounds = f" from {least} to {most[0]}" if most else f", {least} or more"
+    return f"set {field.title}{bounds}"
 
 
 def unknown_names(
     environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
 ) -> list[Finding]:
-    """A warning for each BRIDGE_ variable that no setting reads, and for each that is
-    nearly one of the vendors'."""
+    """A warning for each BRIDGE_ variable that is not a setting, and for each name that
+    is nearly OPENAI_... or TWILIO_... of a setting."""
     names = set(os.environ if environ is None else environ)
     if env_file is not None and Path(env_file).is_file():
         names |= set(dotenv_values(env_file, encoding="utf-8"))
     found = []
     for name in sorted(names - NAMES):
-        own = name.upper().startswith(_PREFIX)
-        # The vendors' have many names, that are others' to read.
+        own = name.upper().startswith("BRIDGE_")
+        # Other programs read many variables of the vendors.
         near = difflib.get_close_matches(
             name.upper(), sorted(NAMES), n=1, cutoff=0.6 if own else 0.92
         )
-        if not (own or near):
-            continue
-        fix = f"did you mean {near[0]}?" if near else "remove it"
-        found.append(Finding("warning", name, "is not a setting of the bridge", fix))
+        if own or near:
+            fix = f"did you mean {near[0]}?" if near else "remove it"
+            found.append(
+                Finding("warning", name, "is not a setting of the bridge", fix)
+            )
     return found
 
 
 def check(
     environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
 ) -> list[Finding]:
-    """All there is to say about the environment, for `bridge check`; never raises."""
+    """The whole report of `bridge check` about the environment; never raises."""
     try:
         settings = load(environ, env_file)
         unknown = unknown_names(environ, env_file)
@@ -157,507 +322,176 @@ def check(
     return _in_force(settings) + serving_mistakes(settings) + unknown
 
 
-def _only_without_public_url(value: object, info: ValidationInfo) -> bool:
-    insecure = values.yes_or_no(value)
-    if insecure and info.data.get("public_url") is not None:
-        raise values.wrong(
-            "is on together with BRIDGE_PUBLIC_URL, so anybody could call",
-            "unset one of the two",
-        )
-    return insecure
+# --- the report ---
 
 
-def _with_a_number(value: object, info: ValidationInfo) -> str:
-    answer = values.one_of("busy", "queue", "fallback")(value)
-    # Not there at all: it is wrong itself, and is told as such.
-    number = info.data.get("fallback_number", "")
-    if answer == "fallback" and number is None:
-        raise values.wrong(
-            "is fallback, but there is nobody to dial", "set BRIDGE_FALLBACK_NUMBER"
-        )
-    return answer
+def serving_mistakes(settings: Settings) -> list[Finding]:
+    """Errors: the real Twilio cannot be served. Warnings: what may surprise."""
+    parts = (_signatures, _model, _guessable, _half_set, _deprecated)
+    return [finding for part in parts for finding in part(settings)]
 
 
-_Secret = Annotated[SecretStr | None, BeforeValidator(values.secret)]
-_Word = Annotated[str, BeforeValidator(values.word)]
-_Text = Annotated[str, BeforeValidator(values.text)]
-_SomeSeconds = Annotated[float, BeforeValidator(values.some_seconds)]
-
-
-class Settings(BaseSettings):
-    """What one process was told. Made by `load`; by hand in tests: `Settings(port=0)`.
-
-    Only what is handed in counts (and the file `load` names): no field is read from
-    the machine behind a test's back.
-    """
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="ignore",
-        case_sensitive=True,
-        env_file=None,
-        env_file_encoding="utf-8",
-        arbitrary_types_allowed=True,  # Prices
-        # Both: by hand a field goes by its own name, in the file by the variable's only
-        # (without the prefix a line `host=...` there would count).
-        populate_by_name=True,
-        env_prefix=_PREFIX,
-        hide_input_in_errors=True,
-        validate_default=False,
-    )
-
-    # 0 = any free port, for demo and tests.
-    port: Annotated[int, BeforeValidator(values.whole_number(0, 65535))] = Field(
-        default=8080, validation_alias="BRIDGE_PORT"
-    )
-    public_url: Annotated[str | None, BeforeValidator(values.public_url)] = Field(
-        default=None, validation_alias="BRIDGE_PUBLIC_URL"
-    )
-    insecure: Annotated[bool, BeforeValidator(_only_without_public_url)] = Field(
-        default=False, validation_alias="BRIDGE_INSECURE"
-    )
-    # With BRIDGE_INSECURE 127.0.0.1, unless it is set.
-    host: Annotated[str, BeforeValidator(values.host)] = Field(
-        default=EVERYWHERE, validation_alias="BRIDGE_HOST"
-    )
-    agent: Annotated[str, BeforeValidator(values.agent)] = Field(
-        default="bridge.agent.receptionist:receptionist",
-        validation_alias="BRIDGE_AGENT",
-    )
-    routes: Annotated[Path | None, BeforeValidator(values.file)] = Field(
-        default=None, validation_alias="BRIDGE_ROUTES"
-    )
-    # Some vendors want a key in the query, all want one in the headers: not in repr.
-    model_url: Annotated[str | None, BeforeValidator(values.model_url)] = Field(
-        default=None, validation_alias="BRIDGE_MODEL_URL", repr=False
-    )
-    model: _Word = Field(default="gpt-realtime-2.1", validation_alias="BRIDGE_MODEL")
-    model_headers: Annotated[
-        dict[str, str], NoDecode, BeforeValidator(values.headers)
-    ] = Field(default_factory=dict, validation_alias="BRIDGE_MODEL_HEADERS", repr=False)
-    voice: _Word = Field(default="marin", validation_alias="BRIDGE_VOICE")
-    # Empty = off. The SDK's own default is deprecated.
-    transcription_model: _Text = Field(
-        default="gpt-transcribe", validation_alias="BRIDGE_TRANSCRIPTION_MODEL"
-    )
-    # Empty = the caller speaks first.
-    greeting: _Text = Field(default=GREETING, validation_alias="BRIDGE_GREETING")
-    max_calls: Annotated[int, BeforeValidator(values.whole_number(1))] = Field(
-        default=200, validation_alias="BRIDGE_MAX_CALLS"
-    )
-    # Shared by all instances; it may well hold a password.
-    redis_url: Annotated[SecretStr | None, BeforeValidator(values.redis_url)] = Field(
-        default=None, validation_alias="BRIDGE_REDIS_URL"
-    )
-    api_token: _Secret = Field(default=None, validation_alias="BRIDGE_API_TOKEN")
-    # What the model takes: G.711 mu-law, or PCM 16 bit 24 kHz through transcoding.
-    model_audio: Annotated[
-        Literal["mulaw", "pcm"], BeforeValidator(values.one_of("mulaw", "pcm"))
-    ] = Field(default="mulaw", validation_alias="BRIDGE_MODEL_AUDIO")
-    # The user's own async (url, headers) -> websocket.
-    model_connect: Annotated[str | None, BeforeValidator(values.agent)] = Field(
-        default=None, validation_alias="BRIDGE_MODEL_CONNECT"
-    )
-    # It may well hold a key.
-    report_url: Annotated[str | None, BeforeValidator(values.http_url)] = Field(
-        default=None, validation_alias="BRIDGE_REPORT_URL", repr=False
-    )
-    report_secret: Annotated[
-        SecretStr | None, BeforeValidator(values.webhook_secret)
-    ] = Field(default=None, validation_alias="BRIDGE_REPORT_SECRET")
-    # Which numbers may be called; none: nobody.
-    outbound_prefixes: Annotated[
-        tuple[str, ...], NoDecode, BeforeValidator(values.prefixes)
-    ] = Field(default=(), validation_alias="BRIDGE_OUTBOUND_PREFIXES")
-    # Whom those who are called see.
-    outbound_number: Annotated[str | None, BeforeValidator(values.phone_number)] = (
-        Field(default=None, validation_alias="BRIDGE_OUTBOUND_NUMBER")
-    )
-    outbound_calls: Annotated[int, BeforeValidator(values.whole_number(1))] = Field(
-        default=10, validation_alias="BRIDGE_OUTBOUND_CALLS"
-    )
-    # Another origin of Twilio's REST API: a proxy, the fake.
-    twilio_api_url: Annotated[str | None, BeforeValidator(values.http_url)] = Field(
-        default=None, validation_alias="BRIDGE_TWILIO_API_URL"
-    )
-    drain_seconds: Annotated[float, BeforeValidator(values.seconds)] = Field(
-        default=300.0, validation_alias="BRIDGE_DRAIN_SECONDS"
-    )
-    session_seconds: Annotated[float, BeforeValidator(values.seconds)] = Field(
-        default=3000.0, validation_alias="BRIDGE_SESSION_SECONDS"
-    )
-    record_dir: Annotated[Path | None, BeforeValidator(values.folder)] = Field(
-        default=None, validation_alias="BRIDGE_RECORD_DIR"
-    )
-    fallback_number: Annotated[str | None, BeforeValidator(values.phone_number)] = (
-        Field(default=None, validation_alias="BRIDGE_FALLBACK_NUMBER")
-    )
-    # What a caller hears when no instance has a line.
-    when_full: Annotated[
-        Literal["busy", "queue", "fallback"], BeforeValidator(_with_a_number)
-    ] = Field(default="busy", validation_alias="BRIDGE_WHEN_FULL")
-    queue_seconds: Annotated[float, BeforeValidator(values.seconds)] = Field(
-        default=120.0, validation_alias="BRIDGE_QUEUE_SECONDS"
-    )
-    log_format: Annotated[
-        Literal["auto", "json", "pretty"],
-        BeforeValidator(values.one_of("auto", "json", "pretty")),
-    ] = Field(default="auto", validation_alias="BRIDGE_LOG")
-    openai_api_key: _Secret = Field(default=None, validation_alias="OPENAI_API_KEY")
-    # Signs the webhook of incoming SIP calls.
-    openai_webhook_secret: Annotated[
-        SecretStr | None, BeforeValidator(values.webhook_secret)
-    ] = Field(default=None, validation_alias="OPENAI_WEBHOOK_SECRET")
-    twilio_account_sid: Annotated[str | None, BeforeValidator(values.account_sid)] = (
-        Field(default=None, validation_alias="TWILIO_ACCOUNT_SID")
-    )
-    twilio_auth_token: _Secret = Field(
-        default=None, validation_alias="TWILIO_AUTH_TOKEN"
-    )
-    # While the token is rotated, either of the two is right.
-    twilio_auth_token_secondary: _Secret = Field(
-        default=None, validation_alias="TWILIO_AUTH_TOKEN_SECONDARY"
-    )
-    # id -> secret, where webhooks are signed with SharedKeys.
-    twilio_shared_keys: Annotated[
-        dict[str, str], NoDecode, BeforeValidator(values.shared_keys)
-    ] = Field(default_factory=dict, validation_alias="TWILIO_SHARED_KEYS", repr=False)
-    # A stream without the ticket of a webhook of ours gets nothing, unless this is off.
-    tickets: Annotated[
-        Literal["required", "off"],
-        BeforeValidator(values.one_of("required", "off")),
-    ] = Field(default="required", validation_alias="BRIDGE_TICKETS")
-    # Whose X-Forwarded-For is believed.
-    trusted_proxies: Annotated[
-        tuple[values.IpNetwork, ...], NoDecode, BeforeValidator(values.networks)
-    ] = Field(default=(), validation_alias="BRIDGE_TRUSTED_PROXIES")
-
-    # --- limits; where 0 makes sense it means: none ---
-
-    start_seconds: _SomeSeconds = Field(
-        default=10.0, validation_alias="BRIDGE_START_SECONDS"
-    )
-    waiting_sockets: Annotated[int, BeforeValidator(values.whole_number(1))] = Field(
-        default=500, validation_alias="BRIDGE_WAITING_SOCKETS"
-    )
-    waiting_per_address: Annotated[int, BeforeValidator(values.whole_number(1))] = (
-        Field(default=100, validation_alias="BRIDGE_WAITING_PER_ADDRESS")
-    )
-    header_bytes: Annotated[
-        int, BeforeValidator(values.whole_number(2048, 1 << 20))
-    ] = Field(default=16 * 1024, validation_alias="BRIDGE_HEADER_BYTES")
-    body_bytes: Annotated[int, BeforeValidator(values.whole_number(4096, 16 << 20))] = (
-        Field(default=64 * 1024, validation_alias="BRIDGE_BODY_BYTES")
-    )
-    body_seconds: _SomeSeconds = Field(
-        default=10.0, validation_alias="BRIDGE_BODY_SECONDS"
-    )
-    send_seconds: _SomeSeconds = Field(
-        default=5.0, validation_alias="BRIDGE_SEND_SECONDS"
-    )
-    message_bytes: Annotated[
-        int, BeforeValidator(values.whole_number(4096, 16 << 20))
-    ] = Field(default=256 * 1024, validation_alias="BRIDGE_MESSAGE_BYTES")
-    messages_per_second: Annotated[
-        int, BeforeValidator(values.whole_number(60, 100_000))
-    ] = Field(default=200, validation_alias="BRIDGE_MESSAGES_PER_SECOND")
-    audio_held_seconds: Annotated[float, BeforeValidator(values.some_seconds)] = Field(
-        default=20.0, validation_alias="BRIDGE_AUDIO_HELD_SECONDS"
-    )
-    audio_ahead_seconds: Annotated[float, BeforeValidator(values.some_seconds)] = Field(
-        default=600.0, validation_alias="BRIDGE_AUDIO_AHEAD_SECONDS"
-    )
-    calls_per_number: Annotated[int, BeforeValidator(values.whole_number(0))] = Field(
-        default=10, validation_alias="BRIDGE_CALLS_PER_NUMBER"
-    )
-    calls_per_number_hour: Annotated[int, BeforeValidator(values.whole_number(0))] = (
-        Field(default=60, validation_alias="BRIDGE_CALLS_PER_NUMBER_HOUR")
-    )
-    longest_seconds: Annotated[
-        int, BeforeValidator(values.whole_number(10, 4 * 3600))
-    ] = Field(default=4 * 3600, validation_alias="BRIDGE_LONGEST_SECONDS")
-    # Per million tokens, in any unit; the two limits below are in it.
-    prices: Annotated[Prices | None, BeforeValidator(values.prices)] = Field(
-        default=None, validation_alias="BRIDGE_PRICES"
-    )
-    cost_per_call: Annotated[float, BeforeValidator(values.amount)] = Field(
-        default=0.0, validation_alias="BRIDGE_COST_PER_CALL"
-    )
-    cost_per_day: Annotated[float, BeforeValidator(values.amount)] = Field(
-        default=0.0, validation_alias="BRIDGE_COST_PER_DAY"
-    )
-    # Whom a call may be put through to, beside those whom the routes name.
-    transfer_prefixes: Annotated[
-        tuple[str, ...], NoDecode, BeforeValidator(values.prefixes)
-    ] = Field(default=(), validation_alias="BRIDGE_TRANSFER_PREFIXES")
-    api_per_second: Annotated[int, BeforeValidator(values.whole_number(1, 10_000))] = (
-        Field(default=20, validation_alias="BRIDGE_API_PER_SECOND")
-    )
-    # What is older is deleted.
-    record_days: Annotated[int, BeforeValidator(values.whole_number(0, 3650))] = Field(
-        default=30, validation_alias="BRIDGE_RECORD_DAYS"
-    )
-
-    @property
-    def model_target(self) -> str:
-        """Where the model is dialled (without `?model=`), or `LOCAL_MODEL`."""
-        if self.model_url is not None:
-            return self.model_url
-        return LOCAL_MODEL if self.openai_api_key is None else OPENAI_MODEL_URL
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_it_is_meant(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Without the empty: unset values; a None stays with its default, too."""
-        given = {
-            name: value
-            for name, value in given.items()
-            if value is not None
-            and (
-                name in _EMPTY_IS_A_CHOICE
-                or name not in NAMES
-                or str(value).strip() != ""
+def _signatures(settings: Settings) -> Iterator[Finding]:
+    unsigned = "is not set, so Twilio's signatures cannot be checked"
+    if settings.insecure:
+        text = "is on: requests that Twilio did not sign are served"
+        fix = "unless you develop, set BRIDGE_PUBLIC_URL and TWILIO_AUTH_TOKEN instead"
+        yield Finding("warning", "BRIDGE_INSECURE", text, fix)
+        if settings.host != LOOPBACK:
+            text = f"is {settings.host}: anybody who reaches it can call, unsigned"
+            fix = "remove it, unless that is what you want"
+            yield Finding("warning", "BRIDGE_HOST", text, fix)
+    else:
+        if settings.public_url is None:
+            fix = (
+                "add the line BRIDGE_PUBLIC_URL=https://<the host that Twilio calls> "
+                "(or BRIDGE_INSECURE=1, while developing)"
             )
-        }
-        insecure = given.get("BRIDGE_INSECURE", given.get("insecure", ""))
-        if values.is_yes(insecure) and not given.keys() & {"BRIDGE_HOST", "host"}:
-            # Unsigned requests come from this machine, unless somebody says otherwise.
-            given["BRIDGE_HOST"] = LOOPBACK
-        return given
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, dotenv_settings
-
-
-NAMES = frozenset(
-    field.validation_alias
-    for field in Settings.model_fields.values()
-    if isinstance(field.validation_alias, str)
-)
-
-# ------------------------------------------------------------------------- the report
-
-_NO_PUBLIC_URL = Finding(
-    "error",
-    "BRIDGE_PUBLIC_URL",
-    "is not set, so no signature of Twilio's can be checked",
-    "add the line BRIDGE_PUBLIC_URL=https://<the host Twilio reaches you at> "
-    "(or BRIDGE_INSECURE=1, while developing)",
-)
-_NO_AUTH_TOKEN = Finding(
-    "error",
-    "TWILIO_AUTH_TOKEN",
-    "is not set, so no signature of Twilio's can be checked",
-    "add the line TWILIO_AUTH_TOKEN=<the primary auth token of the Twilio console>",
-)
-_INSECURE = Finding(
-    "warning",
-    "BRIDGE_INSECURE",
-    "is on: requests that Twilio did not sign are served",
-    "for anything but development set BRIDGE_PUBLIC_URL and TWILIO_AUTH_TOKEN",
-)
-_NO_TICKETS = Finding(
-    "warning",
-    "BRIDGE_TICKETS",
-    "is off: a handshake that was once seen opens streams for ever, and no limit of "
-    "callers holds for them",
-    "remove it, unless a TwiML Bin answers your number",
-)
-_ALL_TRUSTED = Finding(
-    "warning",
-    "BRIDGE_TRUSTED_PROXIES",
-    "believes everybody: who writes X-Forwarded-For is held to no limit of addresses",
-    "name your proxies' own addresses or network",
-)
-_FAKE_MODEL = Finding(
-    "warning",
-    "BRIDGE_MODEL_URL",
-    "or OPENAI_API_KEY names no real model: the bundled fake answers the calls",
-    "set OPENAI_API_KEY and no BRIDGE_MODEL_URL, or the url of another vendor",
-)
-_NO_MODEL_KEY = Finding(
-    "warning",
-    "BRIDGE_MODEL_URL",
-    "is dialled without any key",
-    "set OPENAI_API_KEY or BRIDGE_MODEL_HEADERS if it wants one",
-)
+            yield Finding("error", "BRIDGE_PUBLIC_URL", unsigned, fix)
+        if settings.twilio_auth_token is None:
+            fix = (
+                "add the line "
+                "TWILIO_AUTH_TOKEN=<the primary auth token of the Twilio console>"
+            )
+            yield Finding("error", "TWILIO_AUTH_TOKEN", unsigned, fix)
+        if settings.tickets == "off":
+            text = (
+                "is off: anybody who has seen a handshake can open streams for ever, "
+                "and no limit of callers holds for these streams"
+            )
+            fix = "remove it, unless a TwiML Bin answers your number"
+            yield Finding("warning", "BRIDGE_TICKETS", text, fix)
+    if any(network.prefixlen == 0 for network in settings.trusted_proxies):
+        text = (
+            "trusts every address: a client that writes X-Forwarded-For escapes every "
+            "limit of addresses"
+        )
+        fix = "set the addresses or the network of your proxies"
+        yield Finding("warning", "BRIDGE_TRUSTED_PROXIES", text, fix)
 
 
-def _guessable(settings: Settings) -> list[Finding]:
+def _model(settings: Settings) -> Iterator[Finding]:
+    name = "BRIDGE_MODEL_URL"
+    if settings.model_target == LOCAL_MODEL:
+        text = "or OPENAI_API_KEY names no real model: the bundled fake answers calls"
+        fix = "set OPENAI_API_KEY and no BRIDGE_MODEL_URL, or another vendor's URL"
+        yield Finding("warning", name, text, fix)
+    elif settings.openai_api_key is None and not settings.model_headers:
+        fix = "set OPENAI_API_KEY or BRIDGE_MODEL_HEADERS if the model needs a key"
+        yield Finding("warning", name, "is called without a key", fix)
+    host = urlsplit(settings.model_url or "").hostname or ""
+    own = host in ("", "local") or host.endswith((".openai.com", ".azure.com"))
+    if settings.openai_api_key and not own and not settings.model_headers:
+        fix = "set BRIDGE_MODEL_HEADERS to the key of that host, if it is not OpenAI's"
+        yield Finding("warning", name, f"sends OPENAI_API_KEY to {host}", fix)
+
+
+def _guessable(settings: Settings) -> Iterator[Finding]:
     """A placeholder that was left, a token that was cut off, or nothing but quotes."""
-    console = "copy it again from the Twilio console, without quotes"
-    own = f"set one of {MIN_TOKEN_CHARS} characters or more"
-    shared = settings.twilio_shared_keys.values()
-    twilios = [
-        ("TWILIO_AUTH_TOKEN", settings.twilio_auth_token),
-        ("TWILIO_AUTH_TOKEN_SECONDARY", settings.twilio_auth_token_secondary),
-        *(("TWILIO_SHARED_KEYS", SecretStr(key)) for key in shared),
-    ]
-    secrets = [
-        ("BRIDGE_API_TOKEN", settings.api_token, "places calls", own),
-        *((name, it, "passes for Twilio", console) for name, it in twilios),
-    ]
-    return [
-        Finding(
-            "warning" if settings.insecure else "error",
-            name,
-            f"can be guessed, and whoever has it {does}",
-            fix,
-        )
-        for name, secret, does, fix in secrets
-        if secret
-        and (
-            len(secret.get_secret_value()) < MIN_TOKEN_CHARS
-            or secret.get_secret_value() in PUBLISHED
-        )
-    ]
+    level: Level = "warning" if settings.insecure else "error"
+    secrets: dict[str, list[SecretStr | None]] = {
+        "BRIDGE_API_TOKEN": [settings.api_token],
+        "TWILIO_AUTH_TOKEN": [settings.twilio_auth_token],
+        "TWILIO_AUTH_TOKEN_SECONDARY": [settings.twilio_auth_token_secondary],
+        "TWILIO_SHARED_KEYS": [*map(SecretStr, settings.twilio_shared_keys.values())],
+    }
+    for name, given in secrets.items():
+        power = "pass for Twilio"
+        fix = "copy it again from the Twilio console, without quotes"
+        if name == "BRIDGE_API_TOKEN":
+            power, fix = "place calls", f"set {MIN_TOKEN_CHARS} characters or more"
+        for token in (it.get_secret_value() for it in given if it):
+            if len(token) < MIN_TOKEN_CHARS or token in PUBLISHED:
+                text = f"can be guessed, and anybody who has it can {power}"
+                yield Finding(level, name, text, fix)
 
 
-def _half_set(settings: Settings) -> list[Finding]:
-    """What was wanted, but lacks something it should not be without."""
-    found = []
+def _half_set(settings: Settings) -> Iterator[Finding]:
+    """A feature is set, but lacks another setting that it needs."""
     outbound = {
         "BRIDGE_PUBLIC_URL": settings.public_url,
         "TWILIO_ACCOUNT_SID": settings.twilio_account_sid,
         "TWILIO_AUTH_TOKEN": settings.twilio_auth_token,
         "BRIDGE_API_TOKEN": settings.api_token,
     }
-    lacking = [name for name, value in outbound.items() if value is None]
-    if settings.outbound_prefixes and lacking:
-        text, fix = "allows calls that cannot be placed", f"set {', '.join(lacking)}"
-        found.append(Finding("warning", "BRIDGE_OUTBOUND_PREFIXES", text, fix))
-    for name, limit in (
-        ("BRIDGE_COST_PER_CALL", settings.cost_per_call),
-        ("BRIDGE_COST_PER_DAY", settings.cost_per_day),
-    ):
-        # What routes have no prices, startup.py tells.
-        if limit and settings.prices is None and settings.routes is None:
-            text = "is set, but nobody knows what anything costs"
-            fix = "set BRIDGE_PRICES, or `cost` in the routes"
-            found.append(Finding("error", name, text, fix))
-    host = urlsplit(settings.model_url or "").hostname or ""
-    own = host in ("", "local") or host.endswith((".openai.com", ".azure.com"))
-    if settings.openai_api_key and not own and not settings.model_headers:
-        text = f"sends OPENAI_API_KEY to {host}"
-        fix = "set BRIDGE_MODEL_HEADERS to the key of that host, if it is not OpenAI's"
-        found.append(Finding("warning", "BRIDGE_MODEL_URL", text, fix))
+    missing = [name for name, value in outbound.items() if value is None]
+    if settings.outbound_prefixes and missing:
+        text, fix = "allows calls that cannot be placed", f"set {', '.join(missing)}"
+        yield Finding("warning", "BRIDGE_OUTBOUND_PREFIXES", text, fix)
+    # startup.py reports the routes that have no prices.
+    if settings.prices is None and settings.routes is None:
+        text = "is set, but there are no prices to count with"
+        fix = "set BRIDGE_PRICES, or `cost` in the routes"
+        if settings.cost_per_call:
+            yield Finding("error", "BRIDGE_COST_PER_CALL", text, fix)
+        if settings.cost_per_day:
+            yield Finding("error", "BRIDGE_COST_PER_DAY", text, fix)
     if settings.openai_webhook_secret and settings.openai_api_key is None:
         text, fix = "is set, but no SIP call can be accepted", "set OPENAI_API_KEY"
-        found.append(Finding("warning", "OPENAI_WEBHOOK_SECRET", text, fix))
+        yield Finding("warning", "OPENAI_WEBHOOK_SECRET", text, fix)
     if settings.report_secret and not (settings.report_url or settings.routes):
         text = "is set, but no report is sent anywhere"
         fix = "set BRIDGE_REPORT_URL, or `report` in the routes"
-        found.append(Finding("warning", "BRIDGE_REPORT_SECRET", text, fix))
-    return found
+        yield Finding("warning", "BRIDGE_REPORT_SECRET", text, fix)
 
 
-def _deprecated(settings: Settings) -> list[Finding]:
-    used = (
+def _deprecated(settings: Settings) -> Iterator[Finding]:
+    transcription = settings.transcription_model
+    for name, model, shut_down in (
         ("BRIDGE_MODEL", settings.model, DEPRECATED_MODELS),
-        (
-            "BRIDGE_TRANSCRIPTION_MODEL",
-            settings.transcription_model,
-            DEPRECATED_TRANSCRIPTION_MODELS,
-        ),
-    )
-    return [
-        Finding(
-            "warning",
-            name,
-            f"is {model}, which OpenAI shuts down on {shut_down[model]}",
-            "unset it to use the current one",
-        )
-        for name, model, shut_down in used
-        if model in shut_down
-    ]
+        ("BRIDGE_TRANSCRIPTION_MODEL", transcription, DEPRECATED_TRANSCRIPTION_MODELS),
+    ):
+        if model in shut_down:
+            text = f"is {model}, which OpenAI shuts down on {shut_down[model]}"
+            yield Finding("warning", name, text, "unset it to use the current model")
 
 
 def _in_force(settings: Settings) -> list[Finding]:
-    """What is in force, in words: nothing here may show a secret."""
-    model = settings.model_target.partition("?")[0]
-    said = [
-        ("BRIDGE_PORT", f"listens on {settings.host}, port {settings.port}"),
-        ("BRIDGE_AGENT", f"is {settings.agent}"),
-        ("BRIDGE_MODEL", f"is {settings.model}, voice {settings.voice}, at {model}"),
-        ("BRIDGE_MAX_CALLS", f"is {settings.max_calls}"),
-        ("BRIDGE_DRAIN_SECONDS", f"is {settings.drain_seconds:g}"),
-        ("BRIDGE_SESSION_SECONDS", f"is {settings.session_seconds:g}"),
-        ("BRIDGE_LONGEST_SECONDS", f"is {settings.longest_seconds}: no call is longer"),
-        ("BRIDGE_CALLS_PER_NUMBER", _most(settings.calls_per_number)),
-        ("BRIDGE_CALLS_PER_NUMBER_HOUR", _most(settings.calls_per_number_hour)),
-        ("BRIDGE_COST_PER_CALL", _most(settings.cost_per_call)),
-        ("BRIDGE_COST_PER_DAY", _most(settings.cost_per_day)),
-    ]
-    if settings.public_url is not None:
-        said.append(("BRIDGE_PUBLIC_URL", f"is {settings.public_url}"))
-    if settings.trusted_proxies:
-        proxies = ", ".join(map(str, settings.trusted_proxies))
-        said.append(("BRIDGE_TRUSTED_PROXIES", f"believes {proxies}"))
-    if settings.twilio_shared_keys:
-        keys = ", ".join(settings.twilio_shared_keys)
-        said.append(("TWILIO_SHARED_KEYS", f"has {keys}"))
-    if settings.redis_url is not None:
-        place = redis_place(settings.redis_url.get_secret_value())
-        said.append(("BRIDGE_REDIS_URL", f"is set: calls are shared at {place}"))
-    if settings.record_dir is not None:
-        said.append(("BRIDGE_RECORD_DIR", f"is {settings.record_dir}"))
-    if settings.fallback_number is not None:
-        said.append(("BRIDGE_FALLBACK_NUMBER", "is set: plan B dials it"))
-    if settings.when_full == "queue":
-        limit = f"is queue: callers wait up to {settings.queue_seconds:g} s for a line"
-        said.append(("BRIDGE_WHEN_FULL", limit))
-    elif settings.when_full == "fallback":
-        said.append(("BRIDGE_WHEN_FULL", "is fallback: callers are put through"))
-    if settings.routes is not None:
-        said.append(("BRIDGE_ROUTES", f"is {settings.routes}"))
-    if settings.model_audio == "pcm":
-        said.append(("BRIDGE_MODEL_AUDIO", "is pcm: audio is transcoded"))
-    if settings.outbound_prefixes:
-        allowed = ", ".join(settings.outbound_prefixes)
-        said.append(("BRIDGE_OUTBOUND_PREFIXES", f"lets {allowed} be called"))
-    if settings.transfer_prefixes:
-        allowed = ", ".join(settings.transfer_prefixes)
-        said.append(
-            ("BRIDGE_TRANSFER_PREFIXES", f"lets calls be put through to {allowed}")
-        )
-    if settings.report_url is not None:
-        said.append(("BRIDGE_REPORT_URL", "is set: reports are sent there"))
-    for name, secret in (
-        ("BRIDGE_API_TOKEN", settings.api_token),
-        ("OPENAI_API_KEY", settings.openai_api_key),
-        ("OPENAI_WEBHOOK_SECRET", settings.openai_webhook_secret),
-        ("TWILIO_AUTH_TOKEN", settings.twilio_auth_token),
-        ("TWILIO_AUTH_TOKEN_SECONDARY", settings.twilio_auth_token_secondary),
-    ):
-        if secret is not None:
-            said.append((name, "is set"))
-    return [Finding("ok", name, text) for name, text in said]
+    """The settings in force, in words. No line may show a secret."""
+    it = settings
+    model = it.model_target.partition("?")[0]
+    redis = redis_place(it.redis_url.get_secret_value()) if it.redis_url else ""
+    full = {
+        "queue": f"is queue: callers wait up to {it.queue_seconds:g} s for a line",
+        "fallback": "is fallback: callers are connected to BRIDGE_FALLBACK_NUMBER",
+    }
+    lines: dict[str, object] = {
+        "BRIDGE_PORT": f"listens on {it.host}, port {it.port}",
+        "BRIDGE_AGENT": f"is {it.agent}",
+        "BRIDGE_MODEL": f"is {it.model}, voice {it.voice}, at {model}",
+        "BRIDGE_MAX_CALLS": f"is {it.max_calls}",
+        "BRIDGE_DRAIN_SECONDS": f"is {it.drain_seconds:g}",
+        "BRIDGE_SESSION_SECONDS": f"is {it.session_seconds:g}",
+        "BRIDGE_LONGEST_SECONDS": f"is {it.longest_seconds}: no call is longer",
+        "BRIDGE_CALLS_PER_NUMBER": _limit(it.calls_per_number),
+        "BRIDGE_CALLS_PER_NUMBER_HOUR": _limit(it.calls_per_number_hour),
+        "BRIDGE_COST_PER_CALL": _limit(it.cost_per_call),
+        "BRIDGE_COST_PER_DAY": _limit(it.cost_per_day),
+        "BRIDGE_PUBLIC_URL": it.public_url and f"is {it.public_url}",
+        "BRIDGE_TRUSTED_PROXIES": _each("trusts", it.trusted_proxies),
+        "TWILIO_SHARED_KEYS": _each("has", it.twilio_shared_keys),
+        "BRIDGE_REDIS_URL": redis and f"is set: calls are shared at {redis}",
+        "BRIDGE_RECORD_DIR": it.record_dir and f"is {it.record_dir}",
+        "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set: plan B dials it",
+        "BRIDGE_WHEN_FULL": full.get(it.when_full, ""),
+        "BRIDGE_ROUTES": it.routes and f"is {it.routes}",
+        "BRIDGE_MODEL_AUDIO": it.model_audio == "pcm" and "is pcm: audio is transcoded",
+        "BRIDGE_OUTBOUND_PREFIXES": _each("allows calls to", it.outbound_prefixes),
+        "BRIDGE_TRANSFER_PREFIXES": _each("allows transfers to", it.transfer_prefixes),
+        "BRIDGE_REPORT_URL": it.report_url and "is set: reports are sent there",
+        "BRIDGE_API_TOKEN": it.api_token and "is set",
+        "OPENAI_API_KEY": it.openai_api_key and "is set",
+        "OPENAI_WEBHOOK_SECRET": it.openai_webhook_secret and "is set",
+        "TWILIO_AUTH_TOKEN": it.twilio_auth_token and "is set",
+        "TWILIO_AUTH_TOKEN_SECONDARY": it.twilio_auth_token_secondary and "is set",
+    }
+    return [Finding("ok", name, str(text)) for name, text in lines.items() if text]
 
 
-def _most(limit: float) -> str:
+def _each(verb: str, items: Iterable[object]) -> str:
+    names = ", ".join(map(str, items))
+    return f"{verb} {names}" if names else ""
+
+
+def _limit(limit: float) -> str:
     return f"is {limit:g}" if limit else "is 0: no limit"
-
-
-def _mistake(error: Mapping[str, Any]) -> Finding:
-    """What pydantic found, told as every other mistake."""
-    name = str(error["loc"][0]) if error["loc"] else "the environment"
-    context = error.get("ctx", {})
-    if error["type"] == "setting":
-        return Finding("error", name, context["text"], context["fix"])
-    return Finding("error", name, "is not usable", str(error["msg"]))
-
-
-def _unreadable(env_file: str | Path | None, error: Exception) -> Finding:
-    if isinstance(error, UnicodeDecodeError):
-        return Finding("error", str(env_file), "is not UTF-8", "save it as UTF-8")
-    return Finding(
-        "error", str(env_file), "cannot be read", "correct its permissions or remove it"
-    )

@@ -19,7 +19,7 @@ from bridge.agent.loader import AgentNotLoaded, AgentSource
 from bridge.app import routes as routes_file
 from bridge.app.background_tasks import BackgroundTasks
 from bridge.app.quotas import Quotas, reporting
-from bridge.app.routes import HangUp, Routes, RoutesError, Tell
+from bridge.app.routes import HangUpAction, Routes, RoutesError, TellAction
 from bridge.app.services import Capacity, Ceilings, Services, rules_for
 from bridge.app.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
@@ -295,9 +295,9 @@ class _SipHost:
 
     async def pressed(self, live: LiveCall, keys: str) -> None:
         match self._services.route_of(live.facts).keys[keys]:
-            case Tell(text):
+            case TellAction(text):
                 live.tell(text, role="system")
-            case HangUp():
+            case HangUpAction():
                 await live.hang_up()
             case Transfer() as to:
                 await live.transfer(to.number, ring_seconds=to.ring_seconds)

@@ -53,7 +53,7 @@ from bridge.agent.live import (
     Role,
     Transfer,
 )
-from bridge.app.routes import HangUp, Route, Tell
+from bridge.app.routes import HangUpAction, Route, TellAction
 from bridge.app.services import Services, rules_for
 from bridge.audio import g711
 from bridge.call.checkpoint import Checkpoint
@@ -690,9 +690,9 @@ class Call:
         action = self._route.keys[keys]
         self._feed("interrupt", ["keys", None])
         match action:
-            case Tell(text):
+            case TellAction(text):
                 self._feed("tell", ["system", text, True])
-            case HangUp():
+            case HangUpAction():
                 self._feed("end", ["agent", "hung_up"])
             case Transfer():
                 self._transfer = action

@@ -461,7 +461,7 @@ def sim_call(
     """Place one call to a running bridge, as Twilio would: greeting, a question, an
     interruption, goodbye. The webhook is signed if TWILIO_AUTH_TOKEN is set."""
     from bridge.sim import scenario
-    from bridge.sim.caller import Caller, anybody
+    from bridge.sim.caller import Caller, random_number
 
     conf = _settings()
     token = conf.twilio_auth_token
@@ -469,7 +469,7 @@ def sim_call(
         webhook_url=url or f"{_local_url(conf)}/voice",
         auth_token=token.get_secret_value() if token else None,
         signed_origin=conf.public_url,
-        from_number=caller_id or anybody(),
+        from_number=caller_id or random_number(),
         to_number=to,
         allow_ws=allow_ws,
     )
@@ -551,7 +551,7 @@ def sim_load(
         _stop_with("Some calls failed:", *report.failed[:10])
 
 
-async def _sim_load(calls: int, seconds: float) -> "load.Report":
+async def _sim_load(calls: int, seconds: float) -> "load.LoadReport":
     from bridge.sim import load
     from bridge.sim.model import ModelServer
 

@@ -5,10 +5,6 @@ the server and outlives the call; it never delays one, nor raises into it.
 """
 
 import asyncio
-import base64
-import binascii
-import hashlib
-import hmac
 import random
 import time
 import uuid
@@ -26,14 +22,12 @@ from bridge.agent import user_code
 from bridge.agent.live import CallFacts, LiveCall, Message
 from bridge.core.history import HistoryItem
 from bridge.privacy.redaction import Redaction
+from bridge.records.standard_webhooks import signed, signing_key
 
 log = structlog.get_logger()
 
 CLOSE_SECONDS = 5.0
 """For what still runs when the server goes and nobody has named a time."""
-
-SECRET_BYTES = range(24, 65)
-"""https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md"""
 
 TRY_AGAIN = frozenset({408, 425, 429, *range(500, 600)})
 """Answers of a receiver that may answer otherwise later."""
@@ -198,37 +192,6 @@ def _tools(history: Sequence[HistoryItem]) -> list[ToolCall]:
 def _utc(seconds: float) -> str:
     moment = datetime.fromtimestamp(seconds, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-# --- the signature ---
-
-
-def signing_key(secret: str) -> bytes:
-    """The key in `whsec_<base64>`. ValueError, without the secret, if it is none."""
-    wrong = (
-        f"a webhook secret is whsec_ and the base64 of {SECRET_BYTES[0]} to "
-        f"{SECRET_BYTES[-1]} bytes"
-    )
-    if not secret.startswith("whsec_"):
-        raise ValueError(wrong)
-    try:
-        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except binascii.Error:
-        raise ValueError(wrong) from None
-    if len(key) not in SECRET_BYTES:
-        raise ValueError(wrong)
-    return key
-
-
-def signed(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers of Standard Webhooks for this body."""
-    content = f"{webhook_id}.{timestamp}.".encode() + body
-    digest = hmac.new(key, content, hashlib.sha256).digest()
-    return {
-        "webhook-id": webhook_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
-    }
 
 
 # --- delivery ---

@@ -1,8 +1,8 @@
-"""`bridge sim accuracy`: does the model believe what the caller has really heard?
+"""`bridge sim accuracy`: does the model believe what the caller really heard?
 
-Places calls to a bridge that is handed in, between a fake model and a fake caller. The
-belief is read from the model's items, the truth from the audio the caller was played:
-each millisecond of it says which one it is.
+Places calls to a given bridge, between a fake model and a fake caller. The belief is
+read from the model's items, the truth from the audio that the caller heard: each
+millisecond of it carries its own position.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from bridge.sim.belief import (
     P95_LIMIT,
     WORST_LIMIT,
     Belief,
-    Report,
+    BeliefReport,
     Row,
     Verdict,
     judge,
     report,
 )
-from bridge.sim.caller import Caller, CallRecord, anybody
+from bridge.sim.caller import Caller, CallRecord, random_number
 from bridge.sim.model import ModelServer
 from bridge.sim.realtime.items import ResponseRecord
 from bridge.sim.scenes import NETWORKS, SCENES, Scene, label, script
@@ -38,8 +38,8 @@ __all__ = [
     "NETWORKS",
     "SCENES",
     "Belief",
-    "Place",
-    "Report",
+    "BeliefReport",
+    "BridgeFactory",
     "Row",
     "Scene",
     "Verdict",
@@ -48,18 +48,19 @@ __all__ = [
     "render",
 ]
 
-STAGGER = 1.5  # s within which calls that are placed at once begin
-TURN_SECONDS = 5.0  # from the caller's word to the answer's first sound, at most
-SETUP_SECONDS = 30.0  # of a call, for all else
-TICK = 0.01  # s between two looks at how late the event loop is
-BUSY_MS = 50.0  # a loop so late is told of where a measurement fails
+STAGGER = 1.5  # s; calls placed at once begin at random times within this
+TURN_SECONDS = 5.0  # maximum from the caller's speech to the first audio of the answer
+SETUP_SECONDS = 30.0  # of a call, for everything but its turns
+TICK = 0.01  # s between two measurements of the event loop's delay
+BUSY_MS = 50.0  # delay of the event loop that a failed report mentions
 WORST_SHOWN = 10
 
 
-class Place(Protocol):
-    """Puts a bridge in front of the model at this url, as long as it is entered.
+class BridgeFactory(Protocol):
+    """A context manager factory that runs a bridge in front of the model at this URL.
 
-    Gives the bridge's voice webhook and the auth token its signatures need, or None.
+    Yields the URL of the bridge's voice webhook, and the auth token for its signatures
+    or None.
     """
 
     def __call__(
@@ -68,29 +69,30 @@ class Place(Protocol):
 
 
 Progress = Callable[[int, int], None]
-"""(calls that are over, all calls)."""
+"""Called with (finished calls, all calls)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """One call to be placed."""
+    """A call to place."""
 
     scene: Scene
     network: Network
-    number: int  # among the calls of its scene and network
+    number: int  # within the calls of the same scene and network
     interruptions: int
     seed: int
     frame_playout: bool
 
-    def dice(self) -> Random:
-        """The same for this call, whatever else is measured."""
+    def random(self) -> Random:
+        """The same randomness for this call, whatever else is measured."""
         where = f"{self.scene.name} {label(self.network)}"
         return Random(f"{self.seed} {where} {self.number}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A call that is over, not judged yet: reading its audio would disturb others."""
+    """A finished call, not judged yet: reading its audio would disturb the other
+    calls."""
 
     plan: _Plan
     record: CallRecord
@@ -103,7 +105,7 @@ class _Placed:
 
 
 async def measure(
-    bridge_for: Place,
+    start_bridge: BridgeFactory,
     *,
     scenes: Sequence[Scene] = SCENES,
     networks: Sequence[Network] = NETWORKS,
@@ -113,8 +115,9 @@ async def measure(
     at_once: int = 12,
     frame_playout: bool = False,
     progress: Progress | None = None,
-) -> Report:
-    """Place `calls` calls per scene and network, `at_once` at the same time; judge."""
+) -> BeliefReport:
+    """Place `calls` calls per scene and network, `at_once` concurrently, and judge
+    them."""
     plans = [
         _Plan(scene, network, number, interruptions, seed, frame_playout)
         for scene in scenes
@@ -128,7 +131,7 @@ async def measure(
     async def place(plan: _Plan) -> _Placed:
         nonlocal over
         async with free:
-            placed = await _place(plan, bridge_for)
+            placed = await _place(plan, start_bridge)
         over += 1
         if progress is not None:
             progress(over, len(plans))
@@ -149,21 +152,21 @@ async def measure(
     )
 
 
-async def _place(plan: _Plan, bridge_for: Place) -> _Placed:
-    """One call. It has a model of its own, for ruler numbers count per session."""
-    dice = plan.dice()
-    behaviour = plan.scene.behaviour(dice)
-    network = replace(plan.network, seed=dice.getrandbits(32))
-    steps = list(script(plan.scene, behaviour, network, plan.interruptions, dice))
+async def _place(plan: _Plan, start_bridge: BridgeFactory) -> _Placed:
+    """Place one call. It has its own model, because ruler numbers count per session."""
+    random = plan.random()
+    behaviour = plan.scene.behaviour(random)
+    network = replace(plan.network, seed=random.getrandbits(32))
+    steps = list(script(plan.scene, behaviour, network, plan.interruptions, random))
     turn = TURN_SECONDS + plan.scene.seconds + plan.scene.stall_seconds
-    await asyncio.sleep(dice.uniform(0, STAGGER))
+    await asyncio.sleep(random.uniform(0, STAGGER))
     async with (
         ModelServer(behaviour, keep_audio=False) as model,
-        bridge_for(model.url) as (webhook_url, auth_token),
+        start_bridge(model.url) as (webhook_url, auth_token),
     ):
         caller = Caller(
             webhook_url=webhook_url,
-            from_number=anybody(),
+            from_number=random_number(),
             auth_token=auth_token,
             network=network,
             frame_playout=plan.frame_playout,
@@ -180,8 +183,8 @@ async def _place(plan: _Plan, bridge_for: Place) -> _Placed:
 
 
 async def _watch_loop(lateness: list[float]) -> None:
-    """Note how much later than asked for the event loop wakes a sleeper, at worst."""
-    # Not while everything is loaded for the first time: nobody is interrupted yet.
+    """Record the longest delay with which the event loop woke a sleeper, in seconds."""
+    # Skip the start, when modules are loaded: no answer is interrupted yet.
     await asyncio.sleep(STAGGER)
     while True:
         due = monotonic() + TICK
@@ -208,7 +211,7 @@ def _call_faults(placed: _Placed) -> Iterator[str]:
     if placed.sessions != 1:
         yield f"{placed.sessions} sessions on the model instead of one"
     for step in record.timed_out:
-        yield f"the caller waited in vain: {step}"
+        yield f"a step of the caller timed out: {step}"
     for warning in record.warnings:
         yield f"Twilio warned: {warning.code} {warning.text}"
 
@@ -222,8 +225,8 @@ _NUMBERS = (
 )
 
 
-def render(report: Report) -> Group:
-    """The report for a terminal: a table, the worst items, what is broken."""
+def render(report: BeliefReport) -> Group:
+    """The report for a terminal: a table, the worst items, the broken limits."""
     table = Table(
         title="Belief error (all in ms)",
         caption="p50 ... bias: of the items heard in part; generating: answers cut "
@@ -254,7 +257,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: BeliefReport) -> Iterator[str]:
     total = report.total
     playout = "whole frames" if report.frame_playout else "single bytes"
     yield (
@@ -272,13 +275,13 @@ def _lines(report: Report) -> Iterator[str]:
     for text in report.broken:
         yield f"BROKEN: {text}"
     if not report.broken:
-        yield "Every bound holds."
+        yield "All limits hold."
     elif report.late_ms > BUSY_MS:
-        yield "This machine may be too busy to be exact: try fewer calls at once."
+        yield "This machine may be too busy for exact results: try fewer calls at once."
 
 
-def as_json(report: Report) -> str:
-    """The whole report, every item of it, for machines."""
+def as_json(report: BeliefReport) -> str:
+    """The whole report with every item, as JSON."""
     document = asdict(report)
     document["calls"] = document.pop("verdicts")
     document["limits_ms"] = {"p95": P95_LIMIT, "worst": WORST_LIMIT}

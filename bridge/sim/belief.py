@@ -1,7 +1,7 @@
-"""Belief error: what the model takes for heard against what was heard. Pure.
+"""Belief error: what the model believes was heard, compared with what was heard. Pure.
 
-Judges one call by the audio played in it and by the items the model is left with, and
-many calls by the bounds a bridge must keep. The bridge's own word does not count.
+Judges one call by its played audio and by the model's items, and many calls by the
+limits that a bridge must keep. What the bridge itself reports does not count.
 """
 
 import math
@@ -9,55 +9,55 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bridge.sim.realtime.items import Item, ResponseRecord
+from bridge.sim.realtime.items import ModelItem, ResponseRecord
 from bridge.sim.ruler import BLOCK, Reading, read_ruler
 
-P95_LIMIT = 20.0  # ms: one frame of Twilio's
-WORST_LIMIT = 40.0  # ms: two of them
+P95_LIMIT = 20.0  # ms: one frame of Twilio
+WORST_LIMIT = 40.0  # ms: two frames
 
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """One item: what was generated, what was heard, what the model takes for heard."""
+    """One item: how much was generated, heard, and believed heard by the model."""
 
-    number: int  # the ruler's, within the call
+    number: int  # the item's ruler number within the call
     sent_ms: float
     heard_ms: float
     believed_ms: float
-    told: bool  # truncated or deleted
+    told: bool  # the item was truncated or deleted
 
     @property
     def error_ms(self) -> float:
-        """Above 0: the model believes that more was heard than was."""
+        """Positive: the model believes that more was heard than was."""
         return self.believed_ms - self.heard_ms
 
     @property
     def cut(self) -> bool:
-        """Heard, but not to its end: here, and only here, a position must be known."""
+        """True if the item was heard in part: only then a position must be known."""
         return 0 < self.heard_ms < self.sent_ms
 
     @property
     def untold(self) -> bool:
-        """Not heard whole, and the model does not know."""
+        """True if the item was not heard in full and the model was not told."""
         return self.heard_ms < self.sent_ms and not self.told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One call, judged."""
+    """The result of one call."""
 
     scene: str = ""
     network: str = ""
     call: int = 0
     beliefs: tuple[Belief, ...] = ()
-    interrupted: int = 0  # answers that were cut, as planned
-    while_generating: int = 0  # ... of them before the model had finished
-    errors: tuple[str, ...] = ()  # messages of the model's error events
+    interrupted: int = 0  # answers that were cut as planned
+    while_generating: int = 0  # interrupted answers that the model had not finished
+    errors: tuple[str, ...] = ()  # texts of the model's error events
     lost_ms: float = 0.0
     repeated_ms: float = 0.0
-    stray_ms: float = 0.0  # audio that is of no item
+    stray_ms: float = 0.0  # audio that belongs to no item
     in_order: bool = True
-    faults: tuple[str, ...] = ()  # why the call is not the one that was planned
+    faults: tuple[str, ...] = ()  # deviations from the planned call
 
     @property
     def name(self) -> str:
@@ -66,13 +66,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Some calls together. Errors in ms, without their sign but for `bias`."""
+    """Totals of several calls. Errors in ms, absolute except for `bias`."""
 
     scene: str
     network: str
     calls: int
     items: int
-    cut: int  # heard in part: p50, p95, `worst_cut` and `bias` are of these
+    cut: int  # items heard in part; p50, p95, `worst_cut` and `bias` are theirs
     unheard: int
     interrupted: int
     while_generating: int
@@ -80,18 +80,18 @@ class Row:
     p95: float
     worst_cut: float
     worst: float  # of all items
-    bias: float  # mean, with its sign
+    bias: float  # signed mean
     untold: int
     model_errors: int
     lost_ms: float
     repeated_ms: float
     stray_ms: float
-    out_of_order: int  # calls
+    out_of_order: int  # number of calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a measurement found; `broken` is empty when the bridge keeps its word."""
+class BeliefReport:
+    """The result of a measurement; `broken` is empty if the bridge keeps all limits."""
 
     rows: tuple[Row, ...]
     total: Row
@@ -99,10 +99,10 @@ class Report:
     verdicts: tuple[Verdict, ...]
     frame_playout: bool = False
     seconds: float = 0.0
-    late_ms: float = 0.0  # how late the event loop was, at worst
+    late_ms: float = 0.0  # longest delay of the event loop
 
     def worst(self, count: int) -> list[tuple[Verdict, Belief]]:
-        """The items the model is most wrong about."""
+        """The items with the largest belief errors."""
         every = [(v, belief) for v in self.verdicts for belief in v.beliefs]
         every.sort(key=lambda each: -abs(each[1].error_ms))
         return every[:count]
@@ -114,13 +114,13 @@ def report(
     frame_playout: bool = False,
     seconds: float = 0.0,
     late_ms: float = 0.0,
-) -> Report:
-    """The calls by scene and network, and all together, held against the bounds."""
+) -> BeliefReport:
+    """The calls by scene and network and in total, checked against the limits."""
     cells: defaultdict[tuple[str, str], list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         cells[verdict.scene, verdict.network].append(verdict)
     total = _row("all", "", verdicts)
-    return Report(
+    return BeliefReport(
         rows=tuple(_row(*names, cell) for names, cell in cells.items()),
         total=total,
         broken=(*_broken(total), *_broken_calls(verdicts)),
@@ -140,16 +140,16 @@ def judge(
     interruptions: int,
     errors: Sequence[str] = (),
 ) -> Verdict:
-    """A call by what was played to the caller and by what the model is left with.
+    """Judge a call by the audio that the caller heard and by the model's responses.
 
-    All but the last of the `interruptions` + 1 answers were to be cut.
+    The plan was to cut each of the `interruptions` + 1 answers except the last.
     """
     reading = read_ruler(heard)
     heard_ms = reading.heard_ms
     answers = [list(_beliefs(response.items, heard_ms)) for response in responses]
     beliefs = tuple(belief for answer in answers for belief in answer)
-    # Generating ends with the caller's word even where all of it had been heard: they
-    # spoke into a pause.
+    # The caller's speech cancels a response even when all audio so far had been heard:
+    # the caller spoke into a pause.
     was_cut = [
         response.status == "cancelled" or any(b.heard_ms < b.sent_ms for b in answer)
         for response, answer in zip(responses, answers, strict=True)
@@ -169,7 +169,9 @@ def judge(
     )
 
 
-def _beliefs(items: Sequence[Item], heard_ms: dict[int, float]) -> Iterator[Belief]:
+def _beliefs(
+    items: Sequence[ModelItem], heard_ms: dict[int, float]
+) -> Iterator[Belief]:
     for item in items:
         if item.ruler_number is not None and item.sent_bytes:
             yield Belief(
@@ -182,7 +184,7 @@ def _beliefs(items: Sequence[Item], heard_ms: dict[int, float]) -> Iterator[Beli
 
 
 def _turn_faults(was_cut: Sequence[bool], interruptions: int) -> Iterator[str]:
-    """A call in which nothing was interrupted measures nothing."""
+    """Why the interruptions were not as planned: without them nothing is measured."""
     if len(was_cut) != interruptions + 1:
         yield f"{len(was_cut)} answers instead of {interruptions + 1}"
     missed = [n for n, cut in enumerate(was_cut[:interruptions], 1) if not cut]
@@ -193,7 +195,7 @@ def _turn_faults(was_cut: Sequence[bool], interruptions: int) -> Iterator[str]:
 
 
 def _lost_bytes(reading: Reading) -> int:
-    """Holes inside of an item, and what is missing of its beginning."""
+    """Gaps inside items, and the missing beginnings of items."""
     begins: dict[int, int] = {}
     for span in reading.spans:
         begins[span.item] = min(span.start, begins.get(span.item, span.start))
@@ -231,7 +233,8 @@ def _row(scene: str, network: str, verdicts: Sequence[Verdict]) -> Row:
 
 
 def percentile(ascending: Sequence[float], percent: float) -> float:
-    """The smallest value that so many percent do not exceed; 0 where there is none."""
+    """The smallest value that `percent` of the values do not exceed; 0 if there are
+    none."""
     if not ascending:
         return 0.0
     rank = math.ceil(len(ascending) * percent / 100)
@@ -239,7 +242,7 @@ def percentile(ascending: Sequence[float], percent: float) -> float:
 
 
 def _broken(total: Row) -> Iterator[str]:
-    """Which bounds over all calls do not hold."""
+    """The limits over all calls that are broken."""
     if not total.cut:
         yield "no item was cut: nothing was measured"
     if total.p95 > P95_LIMIT:
@@ -249,7 +252,7 @@ def _broken(total: Row) -> Iterator[str]:
 
 
 def _broken_calls(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """What may not happen in any call, and where it did."""
+    """What may not happen in any call, and did."""
     for verdict in verdicts:
         for text in (*_call_bounds(verdict), *verdict.faults):
             yield f"{verdict.name}: {text}"
@@ -258,7 +261,7 @@ def _broken_calls(verdicts: Sequence[Verdict]) -> Iterator[str]:
 def _call_bounds(verdict: Verdict) -> Iterator[str]:
     untold = [str(belief.number) for belief in verdict.beliefs if belief.untold]
     if untold:
-        yield f"the model was not told of the cut of item {', '.join(untold)}"
+        yield f"the model was not told what was heard of item {', '.join(untold)}"
     for error in verdict.errors:
         yield f"the model answered an error: {error}"
     for what, ms in (

@@ -1,10 +1,12 @@
 """A Twilio that places a call to a bridge, over real sockets, in real time.
 
-It asks the voice webhook, obeys the TwiML, opens the media stream, plays what comes at
-1x, echoes marks, obeys clear, and asks `<Connect action>` when the stream ends. It
-imports nothing of the bridge: what both would get wrong together, no test would find.
+It requests the voice webhook, executes the TwiML, opens the media stream, plays the
+bridge's audio at 1x, echoes marks, obeys clear, and requests `<Connect action>` when
+the stream ends. It imports nothing of the bridge: no test would find a mistake that
+both share.
 
-    record = await Caller(webhook_url="http://127.0.0.1:8080/voice").call([Listen()])
+    script = [ListenStep()]
+    record = await Caller(webhook_url="http://127.0.0.1:8080/voice").call(script)
 """
 
 import asyncio
@@ -30,82 +32,83 @@ from bridge.sim.twilio.dial import (
     without_query,
 )
 from bridge.sim.twilio.network import Network
-from bridge.sim.twilio.person import Person
 from bridge.sim.twilio.playout import FRAME_US, Playout
 from bridge.sim.twilio.record import (
     CallRecord,
-    Dialled,
+    DebuggerWarning,
+    DialledLeg,
     DialStatus,
-    Streamed,
     StreamEnd,
-    Warned,
+    StreamRecord,
 )
+from bridge.sim.twilio.script_runner import ScriptRunner
 from bridge.sim.twilio.steps import (
-    Drop,
-    Gap,
-    HangUp,
-    Hear,
-    Listen,
-    Press,
-    Say,
+    DropStep,
+    GapStep,
+    HangUpStep,
+    HearStep,
+    ListenStep,
+    PressStep,
+    SayStep,
     Script,
-    Send,
+    SendStep,
     Step,
-    Wait,
+    WaitStep,
 )
 from bridge.sim.twilio.stream import CLOSED_BY_BRIDGE, LOST, MediaStream, OnMedia
-from bridge.sim.twilio.webhooks import Answer, Places, Webhooks, progress
+from bridge.sim.twilio.webhooks import Origins, WebhookClient, WebhookResponse, progress
 
 __all__ = [
     "CallRecord",
     "Caller",
-    "Drop",
-    "Gap",
-    "HangUp",
-    "Hear",
-    "Listen",
+    "DropStep",
+    "GapStep",
+    "HangUpStep",
+    "HearStep",
+    "ListenStep",
     "Network",
     "PlacedCall",
-    "Press",
-    "Say",
+    "PressStep",
+    "SayStep",
     "Script",
-    "Send",
+    "SendStep",
     "Step",
-    "Wait",
+    "WaitStep",
     "place_many",
 ]
 
-HANG_UP_LIMIT = 5.0  # s for the last words over the socket
+HANG_UP_LIMIT = 5.0  # s to send the last messages
 NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
 NUMBER = re.compile(r"\+[1-9][0-9]{6,14}")  # E.164
 XML_TYPES = {"text/xml", "application/xml", "text/html"}
 
 
-def anybody() -> str:
-    """A number to call from: many calls of one caller are not many callers."""
+def random_number() -> str:
+    """A random number to call from: calls from one number count as one caller."""
     return f"+1555{secrets.randbelow(10_000_000):07}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who calls whom, over which network; `call` may be used again for a new call.
+    """A caller's settings; `call` may be used for several calls.
 
-    `auth_token` None = nothing is signed. `signed_origin` is the origin Twilio
-    believes in (https://...) when it differs from the one connected. `parameters` are
-    added to every webhook's form. At `max_seconds` the caller hangs up.
+    `auth_token` None: nothing is signed. `signed_origin`: the origin that Twilio knows
+    (https://...), if it differs from the one to connect to. `parameters` are added to
+    every webhook's form. After `max_seconds` the caller hangs up.
 
-    A call of `direction` "outbound-api" is one that Twilio has placed: it is answered
-    before anything is asked, and the script is the one of who was called. `document` is
-    TwiML to begin with, instead of asking `webhook_url`.
+    With `direction` "outbound-api" Twilio has placed the call: it is answered before
+    the first request, and the script is the called party's. `document`: TwiML to begin
+    with, instead of a request to `webhook_url`.
 
-    Whom the bridge dials rings for `dial_ring_seconds` (no longer than <Dial timeout>,
-    which makes it "no-answer"), then comes `dial_outcome`; who answers talks for
-    `dial_talk_seconds` and hangs up, and Twilio asks the action or takes the next verb.
+    A number that the bridge dials rings for `dial_ring_seconds` (longer than <Dial
+    timeout> means "no-answer"); then `dial_outcome` applies. A party that answers talks
+    for `dial_talk_seconds` and hangs up. Then Twilio requests the action or executes
+    the next verb.
 
-    `allow_ws` takes ws:// stream URLs of any host, which Twilio refuses (31922).
+    `allow_ws` accepts ws:// stream URLs of any host, which Twilio refuses (31922).
 
-    A stream whose connection is lost, on whichever side, is noticed `notice_seconds`
-    later, and the action asked then (how long it takes Twilio is not documented).
+    Twilio notices the lost connection of a stream, on either side, after
+    `notice_seconds`, and then requests the action (Twilio's own delay is undocumented).
     """
 
     webhook_url: str
@@ -133,7 +136,7 @@ class Caller:
     on_media: OnMedia | None = None
 
     async def call(self, script: Script) -> CallRecord:
-        """Place the call, act out the script, return what happened."""
+        """Place the call, run the script, return the record."""
         return await PlacedCall(self).run(script)
 
 
@@ -153,56 +156,58 @@ async def place_many(
 
 
 class _CallFailedError(Exception):
-    """Twilio cannot go on: it would say "an application error" and hang up."""
+    """Twilio cannot continue: it would say "an application error" and hang up."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
-    """A document that has yet to be asked for."""
+class _DocumentRequest:
+    """A document to request."""
 
     url: str
     method: markup.Method
 
 
 class PlacedCall:
-    """One call, from the first webhook to the last; its tasks live in one group.
+    """One call, from the first webhook to the last; its tasks are in one TaskGroup.
 
-    While it runs, the account may interfere: `end` and `replace`.
+    During the call the account may change it: `end`, `replace`, `redirect`.
     """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
-        self._next: _Page | Answer | None = None  # in place of what runs
+        # replaces the document that runs
+        self._next: _DocumentRequest | WebhookResponse | None = None
         self._interrupted = asyncio.Event()
         self._ended_by = "caller"
         call_sid = caller.call_sid or "CA" + secrets.token_hex(16)
         self._record = CallRecord(call_sid, started_at=monotonic())
         if caller.direction == "outbound-api":
             self._record.answered_at = self._record.started_at
-        self._person = Person(self._record)
-        self._places = Places.of(caller.webhook_url, caller.signed_origin)
+        self._script_runner = ScriptRunner(self._record)
+        self._origins = Origins.of(caller.webhook_url, caller.signed_origin)
         self._tasks = asyncio.TaskGroup()
-        self._webhooks: Webhooks | None = None
-        self._unattended: str | None = None  # a stream's fault no verb followed
-        self._dangling: list[ClientConnection] = []  # open, until the call is over
+        self._webhooks: WebhookClient | None = None
+        self._stream_error: str | None = None  # stream error that no verb followed
+        # sockets kept open until the call is over
+        self._silenced: list[ClientConnection] = []
 
     @property
     def record(self) -> CallRecord:
         return self._record
 
     def end(self, by: str) -> None:
-        """The account ends the call; `by` is who the record says it was."""
+        """The account ends the call; the record's `ended_by` is `by`."""
         self._ended_by = by
-        self._person.hung_up.set()
+        self._script_runner.hung_up.set()
 
     def replace(self, document: str) -> None:
-        """The account gives other TwiML; a stream that is open ends."""
+        """The account replaces the TwiML; an open stream ends."""
         self._next = _inline(document)
         self._interrupted.set()
 
     def redirect(self, url: str, method: markup.Method) -> None:
-        """As `replace`, with a document to be asked for."""
-        self._next = _Page(url, method)
+        """Like `replace`, with a document to request."""
+        self._next = _DocumentRequest(url, method)
         self._interrupted.set()
 
     async def run(self, script: Script) -> CallRecord:
@@ -210,127 +215,136 @@ class PlacedCall:
         # Twilio keeps cookies for a call; the jar must accept them from 127.0.0.1 too.
         jar = aiohttp.CookieJar(unsafe=True)
         async with aiohttp.ClientSession(cookie_jar=jar) as session:
-            self._webhooks = Webhooks(
-                session, self._places, caller.auth_token, record.requests
+            self._webhooks = WebhookClient(
+                session, self._origins, caller.auth_token, record.requests
             )
             async with self._tasks:
-                acting = self._tasks.create_task(self._person.act(script))
-                ending = self._tasks.create_task(self._person.hung_up.wait())
+                acting = self._tasks.create_task(self._script_runner.run(script))
+                ending = self._tasks.create_task(self._script_runner.hung_up.wait())
                 try:
                     await self._until_over(ending)
                 finally:
-                    for socket in self._dangling:
+                    for socket in self._silenced:
                         socket.transport.abort()
                 acting.cancel()
                 ending.cancel()
                 record.ended_at = monotonic()
-                self._person.mouth.stop(record.ended_at)
+                self._script_runner.voice.stop(record.ended_at)
                 if caller.status_callback_url is not None:
                     self._tasks.create_task(self._post_completed())
         return record
 
     async def _until_over(self, ending: asyncio.Task[bool]) -> None:
-        """Return when the call is over, by whichever side; the caller may hang up."""
+        """Return when the call is over, ended by either side or by the time limit."""
         caller = self._caller
         over_at = monotonic() + caller.max_seconds
-        page: _Page | Answer | None = _Page(caller.webhook_url, caller.webhook_method)
+        document: _DocumentRequest | WebhookResponse | None = _DocumentRequest(
+            caller.webhook_url, caller.webhook_method
+        )
         if caller.document is not None:
-            page = _inline(caller.document)
-        while page is not None:
+            document = _inline(caller.document)
+        while document is not None:
             self._interrupted.clear()
             self._next = None
-            course = self._tasks.create_task(self._course(page))
-            other = self._tasks.create_task(self._interrupted.wait())
+            following = self._tasks.create_task(self._follow_documents(document))
+            interrupting = self._tasks.create_task(self._interrupted.wait())
             await asyncio.wait(
-                {course, ending, other},
+                {following, ending, interrupting},
                 timeout=over_at - monotonic(),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            other.cancel()
-            if course.done():
+            interrupting.cancel()
+            if following.done():
                 break
             if not ending.done() and self._next is None:
                 self._record.timed_out.append(f"call: {caller.max_seconds:g} s")
-                self._person.hung_up.set()
-            page = None if self._person.hung_up.is_set() else self._next
-            await self._leave(course)
+                self._script_runner.hung_up.set()
+            document = None if self._script_runner.hung_up.is_set() else self._next
+            await self._stop(following)
         self._record.ended_by = self._record.ended_by or self._ended_by
 
-    async def _leave(self, course: asyncio.Task[None]) -> None:
-        """End what runs, wherever it is; a stream gets its last words."""
-        if self._person.stream is not None:
-            self._person.stream.hang_up()
-            await asyncio.wait({course}, timeout=HANG_UP_LIMIT)
-        course.cancel()
-        await asyncio.wait({course})
+    async def _stop(self, following: asyncio.Task[None]) -> None:
+        """Stop the running document; an open stream sends its last messages first."""
+        if self._script_runner.stream is not None:
+            self._script_runner.stream.hang_up()
+            await asyncio.wait({following}, timeout=HANG_UP_LIMIT)
+        following.cancel()
+        await asyncio.wait({following})
 
-    async def _course(self, page: _Page | Answer) -> None:
-        """What the bridge's documents make of the call."""
+    async def _follow_documents(
+        self, first: _DocumentRequest | WebhookResponse
+    ) -> None:
+        """Execute the bridge's documents, one after the other."""
         status = "in-progress" if self._record.answered_at is not None else "ringing"
-        document: Answer | None
+        document: WebhookResponse | None
         try:
-            if isinstance(page, Answer):
-                document = page
+            if isinstance(first, WebhookResponse):
+                document = first
             else:
-                document = await self._ask(page.url, page.method, status)
+                document = await self._request_document(first.url, first.method, status)
             while document is not None:
-                document = await self._obey(document)
+                document = await self._execute(document)
         except (_CallFailedError, markup.TwimlError) as error:
             self._record.error = str(error)
-        if not self._left:
-            self._record.ended_by = self._reason()
+        if not self._is_over:
+            self._record.ended_by = self._end_reason()
 
     @property
-    def _left(self) -> bool:
-        """Somebody has hung up, or another document takes over."""
-        return self._person.hung_up.is_set() or self._next is not None
+    def _is_over(self) -> bool:
+        """A party has hung up, or another document replaces this one."""
+        return self._script_runner.hung_up.is_set() or self._next is not None
 
-    def _reason(self) -> str:
-        """Why the call ended, seeing that the caller did not hang up."""
+    def _end_reason(self) -> str:
+        """Why the call ended, given that the caller did not hang up."""
         record = self._record
-        record.error = record.error or self._unattended
+        record.error = record.error or self._stream_error
         return "bridge" if record.error is None else f"error: {record.error}"
 
-    async def _obey(self, answer: Answer) -> Answer | None:
-        """Follow a document; returns the next one, None when the call is over."""
+    async def _execute(self, answer: WebhookResponse) -> WebhookResponse | None:
+        """Execute a document. Returns the next one, or None if the call is over."""
         record = self._record
         for verb in self._verbs(answer):
-            if record.answered_at is None and not isinstance(verb, markup.Reject):
+            if record.answered_at is None and not isinstance(verb, markup.TwimlReject):
                 record.answered_at = monotonic()
-            self._unattended = None
+            self._stream_error = None
             match verb:
-                case markup.Say(text):
+                case markup.TwimlSay(text):
                     record.said_by_twilio.append(text)
-                case markup.Pause(seconds):
+                case markup.TwimlPause(seconds):
                     await asyncio.sleep(seconds)
-                case markup.Redirect(url, method):
-                    return await self._ask(urljoin(answer.url, url), method)
-                case markup.Connect(stream, action, method):
+                case markup.TwimlRedirect(url, method):
+                    return await self._request_document(
+                        urljoin(answer.url, url), method
+                    )
+                case markup.TwimlConnect(stream, action, method):
                     end = await self._connect(stream, answer.url)
                     if end.code == LOST:
                         await asyncio.sleep(self._caller.notice_seconds)
-                    if self._left:
+                    if self._is_over:
                         return None
                     if action is not None:
-                        return await self._ask(urljoin(answer.url, action), method)
+                        return await self._request_document(
+                            urljoin(answer.url, action), method
+                        )
                     if end.code != CLOSED_BY_BRIDGE:
-                        self._unattended = f"{end.code} {end.text}"
-                case markup.Dial(action=action, method=method):
+                        self._stream_error = f"{end.code} {end.text}"
+                case markup.TwimlDial(action=action, method=method):
                     result = _dial_form(await self._dial(verb))
                     if action is not None:
                         url = urljoin(answer.url, action)
-                        return await self._ask(url, method, more=result)
-                case markup.Reject(reason):
+                        return await self._request_document(url, method, more=result)
+                case markup.TwimlReject(reason):
                     record.rejected = reason
                     return None
-                case markup.Hangup():
+                case markup.TwimlHangup():
                     return None
         return None
 
-    async def _dial(self, dial: markup.Dial) -> Dialled:
-        """Ring somebody and let the two talk; the caller may hang up at any time."""
+    async def _dial(self, dial: markup.TwimlDial) -> DialledLeg:
+        """Ring the number and let both parties talk; the caller may hang up at any
+        time."""
         caller, now = self._caller, monotonic()
-        dialled = Dialled(
+        dialled = DialledLeg(
             call_sid="CA" + secrets.token_hex(16),
             number=dial.number,
             caller_id=dial.caller_id or caller.from_number,
@@ -338,7 +352,9 @@ class PlacedCall:
         )
         self._record.dials.append(dialled)
         if not NUMBER.fullmatch(dial.number):
-            self._record.warnings.append(Warned(13224, "not a phone number", now))
+            self._record.warnings.append(
+                DebuggerWarning(13224, "not a phone number", now)
+            )
             dialled.status = "failed"
             return dialled
         await asyncio.sleep(min(caller.dial_ring_seconds, dial.timeout))
@@ -351,18 +367,21 @@ class PlacedCall:
             dialled.talked_seconds = caller.dial_talk_seconds
         return dialled
 
-    def _verbs(self, answer: Answer) -> list[markup.Verb]:
+    def _verbs(self, answer: WebhookResponse) -> list[markup.Verb]:
         if answer.status == 204:
             return []
         if answer.content_type == "text/plain" and "<Response" not in answer.text:
-            return [markup.Say(answer.text), markup.Hangup()]  # read aloud, hang up
+            # Twilio reads the text aloud and hangs up.
+            return [markup.TwimlSay(answer.text), markup.TwimlHangup()]
         if answer.content_type not in XML_TYPES | {"text/plain"}:
             raise _CallFailedError(f"12300 content type {answer.content_type}")
         self._record.twiml.append(answer.text)
         return markup.verbs(answer.text)
 
-    async def _connect(self, stream: markup.Stream, document_url: str) -> StreamEnd:
-        """Open a stream and let it run to its end."""
+    async def _connect(
+        self, stream: markup.TwimlStream, document_url: str
+    ) -> StreamEnd:
+        """Open a stream and run it to its end."""
         stream_sid = "MZ" + secrets.token_hex(16)
         try:
             if not document_url and stream.url.startswith("/"):
@@ -370,39 +389,39 @@ class PlacedCall:
             url = stream_url(stream, document_url, self._caller.allow_ws)
             if url != without_query(url):
                 text = "the stream URL's query string is not passed on"
-                self._record.warnings.append(Warned(31920, text, monotonic()))
+                self._record.warnings.append(DebuggerWarning(31920, text, monotonic()))
             url = without_query(url)
-            socket = await open_socket(url, self._places, self._caller.auth_token)
+            socket = await open_socket(url, self._origins, self._caller.auth_token)
         except StreamRefusedError as error:
             end = StreamEnd(stream_sid, error.code, error.text, monotonic())
             self._record.stream_ends.append(end)
             self._notify(stream, stream_sid, "stream-error", f"{end.code} {end.text}")
             return end
         self._notify(stream, stream_sid, "stream-started")
-        end = await self._carry(stream, stream_sid, socket)
+        end = await self._run_stream(stream, stream_sid, socket)
         if end.code in (0, CLOSED_BY_BRIDGE):
             self._notify(stream, stream_sid, "stream-stopped")
         else:
             self._notify(stream, stream_sid, "stream-error", f"{end.code} {end.text}")
         return end
 
-    async def _carry(
-        self, stream: markup.Stream, stream_sid: str, socket: ClientConnection
+    async def _run_stream(
+        self, stream: markup.TwimlStream, stream_sid: str, socket: ClientConnection
     ) -> StreamEnd:
-        """Run the stream on its open socket until it ends; leave nothing behind."""
+        """Run the stream on its open socket until it ends; leaves no task behind."""
         caller, index = self._caller, len(self._record.streams)
         phase = Random(f"{caller.network.seed} phase {index}").random() * FRAME_US / 1e6
         playout = Playout(phase if caller.frame_playout else None)
-        self._record.streams.append(Streamed(stream_sid, monotonic(), playout))
+        self._record.streams.append(StreamRecord(stream_sid, monotonic(), playout))
         media_stream = MediaStream(
             socket,
             self._record.streams[-1],
             self._record,
             account_sid=caller.account_sid,
-            mouth=self._person.mouth,
+            voice=self._script_runner.voice,
             up=caller.network.up(index),
             down=caller.network.down(index),
-            changed=self._person.changed,
+            changed=self._script_runner.changed,
             noisy=caller.noisy_silence,
             keep_frame_times=caller.keep_frame_times,
             on_media=caller.on_media,
@@ -410,30 +429,30 @@ class PlacedCall:
         reading = self._tasks.create_task(media_stream.read())
         try:
             media_stream.open(stream.parameters)
-            self._person.opened(media_stream)
+            self._script_runner.opened(media_stream)
             await media_stream.run()
         finally:
-            if media_stream.dangling:
-                self._dangling.append(socket)
+            if media_stream.silenced:
+                self._silenced.append(socket)
             else:
                 socket.transport.abort()
             reading.cancel()
         assert media_stream.end is not None
         return media_stream.end
 
-    async def _ask(
+    async def _request_document(
         self,
         url: str,
         method: markup.Method,
         status: str = "in-progress",
         more: Mapping[str, str] = NOTHING_MORE,
-    ) -> Answer:
-        """A webhook that must say how the call goes on."""
+    ) -> WebhookResponse:
+        """Request the document that says how the call continues."""
         assert self._webhooks is not None
         if not urlsplit(url).netloc:
-            # Only in TwiML that came without a URL of its own.
+            # Only in TwiML that was given without a URL.
             raise _CallFailedError(f"15004 the URL {url} is not absolute")
-        url = self._places.public_url(url)
+        url = self._origins.public_url(url)
         answer = await self._webhooks.ask(url, {**self._form(status), **more}, method)
         path = urlsplit(url).path
         if answer.status == 0:
@@ -460,9 +479,9 @@ class PlacedCall:
         }
 
     def _notify(
-        self, stream: markup.Stream, stream_sid: str, event: str, error: str = ""
+        self, stream: markup.TwimlStream, stream_sid: str, event: str, error: str = ""
     ) -> None:
-        """Post the stream's statusCallback, beside everything else."""
+        """Post the stream's statusCallback in a task of its own."""
         if stream.status_callback is None:
             return
         form = {
@@ -476,7 +495,7 @@ class PlacedCall:
         if error:
             form["StreamError"] = error
         assert self._webhooks is not None
-        url = self._places.public_url(stream.status_callback)
+        url = self._origins.public_url(stream.status_callback)
         asking = self._webhooks.ask(url, form, stream.status_method)
         self._tasks.create_task(asking)
 
@@ -486,16 +505,16 @@ class PlacedCall:
         assert record.ended_at is not None
         answered = record.answered_at or record.ended_at
         form = self._form("completed") | progress(0, record.ended_at - answered)
-        await self._webhooks.ask(self._places.public_url(url), form, "POST")
+        await self._webhooks.ask(self._origins.public_url(url), form, "POST")
 
 
-def _inline(document: str) -> Answer:
-    """TwiML as if it had been asked for; it has no URL to which others are relative."""
-    return Answer("", 200, "text/xml", document)
+def _inline(document: str) -> WebhookResponse:
+    """TwiML as if it had been requested; it has no URL for relative URLs."""
+    return WebhookResponse("", 200, "text/xml", document)
 
 
-def _dial_form(dialled: Dialled) -> dict[str, str]:
-    """What the <Dial action> is told of the leg."""
+def _dial_form(dialled: DialledLeg) -> dict[str, str]:
+    """The parameters of a <Dial action> about the dialled leg."""
     bridged = dialled.status == "completed"
     form = {
         "DialCallStatus": dialled.status,

@@ -1,8 +1,8 @@
-"""Two who count at each other, so that every word of a call can be accounted for.
+"""A caller and an agent that count, so that every word of a call can be accounted for.
 
-A word is 400 ms of ruler audio with a number of its own: what the caller heard and what
-the model heard is read from the sound. The fake agent counts on where it was cut, as a
-model does that is told to; whatever is lost or said twice shows. Pure.
+A word is 400 ms of ruler audio with its own number: the sound itself tells what the
+caller and the model heard. The fake agent continues where it was cut, as a model does
+that is told where; so lost and repeated words show. Pure.
 """
 
 import re
@@ -16,14 +16,14 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.sim.realtime.items import Remembered
-from bridge.sim.realtime.turns import CallTool, Heard, Play, Turn
+from bridge.sim.realtime.items import RememberedItem
+from bridge.sim.realtime.turns import CallTool, PlayAudio, Turn, TurnContext
 from bridge.sim.ruler import BLOCK, LIMIT, ruler
 
 WORD_MS = 400
 MAX_CALL, MAX_TURN, MAX_PLACE = 499, 19, 49
-WHOLE = 0.9  # of a word: it was said, and saying it again is a repetition
-ENOUGH = 0.5  # ... it was understood, unless it is said again
+WHOLE = 0.9  # fraction of a word: it was spoken, and speaking it again is a repetition
+ENOUGH = 0.5  # fraction of a word: it was understood, unless it is spoken again
 TOOL = "look_up"
 
 _SPEAKERS = ("user", "assistant")
@@ -39,7 +39,7 @@ Speaker: TypeAlias = Literal["agent", "caller"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Word:
+class CountedWord:
     """The `place`th word (from 1) of a speaker's `turn`th answer or utterance."""
 
     speaker: Speaker
@@ -52,12 +52,12 @@ class Word:
 
     @property
     def number(self) -> int:
-        """Of its ruler."""
+        """The word's ruler number."""
         of_speaker = _OF_AGENT if self.speaker == "agent" else 0
         return of_speaker + self.call * _OF_CALL + self.turn * _OF_TURN + self.place
 
     @classmethod
-    def of(cls, number: int) -> "Word":
+    def of(cls, number: int) -> "CountedWord":
         agent, number = divmod(number, _OF_AGENT)
         call, number = divmod(number, _OF_CALL)
         return cls("agent" if agent else "caller", call, *divmod(number, _OF_TURN))
@@ -65,85 +65,88 @@ class Word:
 
 def utterance(
     speaker: Speaker, call: int, turn: int, count: int, first: int = 1
-) -> tuple[Word, ...]:
+) -> tuple[CountedWord, ...]:
     """The words from `first` up to the `count`th."""
     if call > MAX_CALL or turn > MAX_TURN or count > MAX_PLACE:
-        raise ValueError("more calls, turns or words than there are numbers for")
-    return tuple(Word(speaker, call, turn, k) for k in range(first, count + 1))
+        raise ValueError("the number of the call, turn or word is too large")
+    return tuple(CountedWord(speaker, call, turn, k) for k in range(first, count + 1))
 
 
 @lru_cache(maxsize=4096)
-def sound(words: tuple[Word, ...]) -> bytes:
-    """The words as mu-law, without a pause."""
+def sound(words: tuple[CountedWord, ...]) -> bytes:
+    """The words as mu-law, without pauses."""
     return b"".join(ruler(word.number, WORD_MS) for word in words)
 
 
-def text(words: Iterable[Word]) -> str:
+def text(words: Iterable[CountedWord]) -> str:
     return " ".join(map(str, words))
 
 
-def written(text: str) -> list[Word]:
-    """The words of a text; what is none of them is passed over."""
+def parse_words(text: str) -> list[CountedWord]:
+    """The counted words of a text; other words are skipped."""
     speakers: dict[str, Speaker] = {"a": "agent", "c": "caller"}
     return [
-        Word(speakers[speaker], int(call), int(turn), int(place))
+        CountedWord(speakers[speaker], int(call), int(turn), int(place))
         for speaker, call, turn, place in _WORD.findall(text)
     ]
 
 
 @dataclass(frozen=True, slots=True)
-class Uttered:
-    """A stretch of one word in mu-law audio, without another one in it."""
+class WordSegment:
+    """A contiguous part of one word in mu-law audio."""
 
-    word: Word
+    word: CountedWord
     ms: int
-    at_ms: int  # where in the audio it begins
+    at_ms: int  # start in the audio
 
     @property
     def whole(self) -> bool:
         return self.ms >= WHOLE * WORD_MS
 
 
-def uttered(mulaw: bytes) -> list[Uttered]:
-    """The words in `mulaw`, pieces of words too, in order. A word that silence splits
-    is one; one that begins again is two."""
+def word_segments(mulaw: bytes) -> list[WordSegment]:
+    """The words and partial words in `mulaw`, in order.
+
+    A word split by silence is one segment; a word that starts again is two.
+    """
     numbers, ms, at = _blocks(mulaw)
     if not len(numbers):
         return []
     begins = np.flatnonzero((np.diff(numbers) != 0) | (np.diff(ms) <= 0)) + 1
     edges = [0, *begins.tolist(), len(numbers)]
     return [
-        Uttered(Word.of(int(numbers[a])), b - a, int(at[a]) // BLOCK)
+        WordSegment(CountedWord.of(int(numbers[a])), b - a, int(at[a]) // BLOCK)
         for a, b in pairwise(edges)
     ]
 
 
-def said(mulaw: bytes) -> list[Word]:
-    """The words one understands: whole ones, and cut ones that are not said again."""
-    heard = uttered(mulaw)
+def understood_words(mulaw: bytes) -> list[CountedWord]:
+    """The words that a listener understands: whole words, and cut words that are not
+    repeated."""
+    heard = word_segments(mulaw)
     whole = {each.word for each in heard if each.whole}
-    pieces: Counter[Word] = Counter()
+    pieces: Counter[CountedWord] = Counter()
     for each in heard:
         pieces[each.word] += each.ms
-    understood: list[Word] = []
+    understood: list[CountedWord] = []
     for each in heard:
         if each.whole:
             understood.append(each.word)
         elif each.word not in whole and pieces[each.word] >= ENOUGH * WORD_MS:
-            whole.add(each.word)  # its other pieces do not count
+            whole.add(each.word)  # the other segments of the word do not count
             understood.append(each.word)
     return understood
 
 
-def ear(mulaw: bytes) -> str:
-    """A `Behaviour.ear` for a session in mu-law."""
-    return text(word for word in said(mulaw) if word.speaker == "caller")
+def recognise(mulaw: bytes) -> str:
+    """A `Behaviour.recogniser` for a session in mu-law."""
+    return text(word for word in understood_words(mulaw) if word.speaker == "caller")
 
 
 def _blocks(
     mulaw: bytes,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Every whole millisecond of a ruler: its number, its ms, where it is."""
+    """Each whole millisecond of ruler audio: item number, ms, position."""
     audio = np.frombuffer(mulaw, np.uint8)
     at = np.flatnonzero(audio[: max(0, len(audio) - BLOCK + 1)] == _SYNC)
     data = audio[at[:, None] + np.arange(1, BLOCK)].astype(np.uint64)
@@ -159,24 +162,24 @@ def _blocks(
 
 @dataclass(frozen=True, slots=True)
 class CountingAgent:
-    """A `Behaviour.answer`: each answer counts to `words`, the next one anew.
+    """A `Behaviour.answer`: each answer counts to `words`, starting anew.
 
-    It knows nothing but the conversation. An answer that was cut is gone on with where
-    a system message behind it asks for that; the turns in `tool_turns` of the caller
-    have `TOOL` called first.
+    It knows only the conversation. If a system message after a cut answer asks for it,
+    the next answer continues there. In the caller's turns `tool_turns` it calls `TOOL`
+    first.
     """
 
     words: int = 6
     tool_turns: frozenset[int] = frozenset()
 
-    def __call__(self, heard: Heard) -> Turn:
-        conversation = heard.conversation
+    def __call__(self, context: TurnContext) -> Turn:
+        conversation = context.conversation
         spoken = [it for it in conversation if it.kind != "system"]
         last = spoken[-1] if spoken else None
-        counted = [w for it in spoken for w in written(it.text)]
+        counted = [w for it in spoken for w in parse_words(it.text)]
         call = next((w.call for w in reversed(counted) if w.speaker == "caller"), 0)
         if last is not None and last.kind == "user":
-            turn = max((w.turn for w in written(last.text)), default=0)
+            turn = max((w.turn for w in parse_words(last.text)), default=0)
             if turn in self.tool_turns:
                 return [CallTool(TOOL, {"turn": turn})]
         answers = [w for w in counted if w.speaker == "agent"]
@@ -191,19 +194,19 @@ class CountingAgent:
 
     def _count(self, call: int, turn: int, first: int = 1) -> Turn:
         words = utterance("agent", call, turn, self.words, first)
-        return [Play(sound(words), text(words))]
+        return [PlayAudio(sound(words), text(words))]
 
 
 # --- the account --------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """Words that were to be heard, held against those that were."""
+class WordComparison:
+    """The words that should have been heard, compared with those that were."""
 
-    lost: tuple[Word, ...]
-    repeated: tuple[Word, ...]
-    strange: tuple[Word, ...]  # of nobody in this call, or of an answer too many
+    lost: tuple[CountedWord, ...]
+    repeated: tuple[CountedWord, ...]
+    strange: tuple[CountedWord, ...]  # of no word expected in this call
     in_order: bool
 
     @property
@@ -211,13 +214,16 @@ class Account:
         return self.in_order and not (self.lost or self.repeated or self.strange)
 
 
-def account(expected: Sequence[Word], heard: Sequence[Word]) -> Account:
-    """Agent's words count whatever call they are of: it does not always know."""
+def compare_words(
+    expected: Sequence[CountedWord], heard: Sequence[CountedWord]
+) -> WordComparison:
+    """Compare; agent's words count whatever call they name, as the agent may not know
+    it."""
     wanted = [_plain(word) for word in expected]
     got = [_plain(word) for word in heard]
     counts, known = Counter(got), set(wanted)
     firsts = list(dict.fromkeys(word for word in got if word in known))
-    return Account(
+    return WordComparison(
         lost=tuple(w for w in wanted if w not in counts),
         repeated=tuple(w for w in wanted for _ in range(counts[w] - 1)),
         strange=tuple(w for w in got if w not in known),
@@ -225,17 +231,17 @@ def account(expected: Sequence[Word], heard: Sequence[Word]) -> Account:
     )
 
 
-def _plain(word: Word) -> Word:
+def _plain(word: CountedWord) -> CountedWord:
     if word.speaker == "caller":
         return word
-    return Word("agent", 0, word.turn, word.place)
+    return CountedWord("agent", 0, word.turn, word.place)
 
 
-def story(conversation: Iterable[Remembered]) -> list[str]:
-    """The conversation as lines to compare: who said which words, calls, results.
+def conversation_lines(conversation: Iterable[RememberedItem]) -> list[str]:
+    """The conversation as comparable lines: each speaker's words, calls, results.
 
-    What somebody said in two pieces is one line; system messages and empty items are
-    none.
+    Consecutive items of one speaker are one line; system messages and empty items are
+    left out.
     """
     lines: list[tuple[str, str]] = []
     for kind, words in _told(conversation):
@@ -246,10 +252,10 @@ def story(conversation: Iterable[Remembered]) -> list[str]:
     return [f"{kind}: {words}" for kind, words in lines]
 
 
-def _told(conversation: Iterable[Remembered]) -> Iterator[tuple[str, str]]:
+def _told(conversation: Iterable[RememberedItem]) -> Iterator[tuple[str, str]]:
     for item in conversation:
         if item.kind in _SPEAKERS:
-            words = text(_plain(word) for word in written(item.text))
+            words = text(_plain(word) for word in parse_words(item.text))
             if words:
                 yield item.kind, words
         elif item.kind in ("function_call", "function_call_output"):

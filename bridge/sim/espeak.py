@@ -1,7 +1,7 @@
 """Speech from espeak-ng, through ctypes and the wheel of the package espeakng_loader.
 
-The library is one global machine without locks of its own: everything here goes
-through one lock. May not resample, cache or fall back; it speaks or it raises.
+The library has global state and no locks: all calls go through one lock. This module
+does not resample, cache or fall back: it speaks or raises.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _EVENT_WORD = 1
 _lock = threading.Lock()
 
 
-class _Event(ctypes.Structure):
+class _EspeakEvent(ctypes.Structure):
     _fields_ = (
         ("type", ctypes.c_int),
         ("unique_identifier", ctypes.c_uint),
@@ -37,24 +37,24 @@ class _Event(ctypes.Structure):
 
 
 _Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Event)
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_EspeakEvent)
 )
 
 
 def installed() -> bool:
-    """Is the package with the library there?"""
+    """True if the package with the library is installed."""
     return importlib.util.find_spec("espeakng_loader") is not None
 
 
 class Espeak:
-    """The loaded library. Use `espeak()`; a process can have only one."""
+    """The loaded library. Use `espeak()`: a process can have only one."""
 
     def __init__(self) -> None:
         import espeakng_loader  # optional: `pip install twilio-realtime-bridge[voice]`
 
         self._data = Path(espeakng_loader.get_data_path())
         self._library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
-        # The wheel's compiled-in data path is its build machine's: hand in ours.
+        # The wheel's compiled-in data path is that of its build machine, so pass ours.
         self.rate = int(
             self._library.espeak_Initialize(
                 _SYNCHRONOUS, 0, str(self._data).encode(), _DONT_EXIT
@@ -64,7 +64,8 @@ class Espeak:
             raise RuntimeError("espeak-ng found no data")
         self._pcm = bytearray()
         self._events: list[tuple[int, float]] = []
-        # Kept on self: ctypes frees a callback nobody holds, espeak still calls it.
+        # Kept in an attribute: ctypes frees an unreferenced callback that espeak still
+        # calls.
         self._callback = _Callback(self._take)
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -79,17 +80,18 @@ class Espeak:
                     (event.text_position - 1, event.audio_position / 1000)
                 )
             index += 1
-        return 0  # go on
+        return 0  # 0: continue
 
     def say(
         self, text: str, voice: str, words_per_minute: int
     ) -> tuple[bytes, list[tuple[int, float]]]:
         """PCM s16 at `rate`, and (character index, second) of each spoken word.
 
-        espeak's breath noise is random: twice the same text is not the same bytes.
+        espeak's breath noise is random: the same text does not give the same bytes
+        twice.
         """
         language, _, variant = voice.partition("+")
-        # espeak ignores an unknown variant in silence.
+        # espeak silently ignores an unknown variant.
         if variant and not (self._data / "voices" / "!v" / variant).is_file():
             raise ValueError(f"espeak-ng has no voice variant {variant!r}")
         with _lock:
@@ -116,5 +118,5 @@ class Espeak:
 
 @lru_cache(maxsize=1)
 def espeak() -> Espeak:
-    """The one library of this process."""
+    """The library of this process."""
     return Espeak()

@@ -1,7 +1,7 @@
-"""Load on a running bridge, with both fakes here: delays, errors, what it costs.
+"""Load on a running bridge between both fakes: delays, errors, CPU and memory.
 
-The standard workload: each call speaks 1 s every 8 s, each
-answer is 6 s of audio in 200 ms deltas at 4x real time, transcript alongside.
+The standard workload: each call speaks 1 s every 8 s, each answer is 6 s of audio in
+200 ms deltas at 4x real time, with the transcript.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from time import monotonic
 
 from rich.table import Table
 
-from bridge.sim.caller import Caller, CallRecord, anybody
-from bridge.sim.model import Behaviour, ModelServer, ModelSession, Ruled
+from bridge.sim.caller import Caller, CallRecord, random_number
+from bridge.sim.model import Behaviour, ModelServer, ModelSession, PlayRuler
 from bridge.sim.ruler import read_ruler, ruler
 from bridge.sim.twilio import steps
 
@@ -29,17 +29,17 @@ SPEECH_MS = 1000
 TURN_SECONDS = 8.0
 ANSWER_MS = 6000
 START_SECONDS = 30.0
-"""For a bridge to come up on a loaded machine; most of it is imports."""
+"""For a bridge to start on a loaded machine; most of it is imports."""
 
 RAMP_SECONDS = 0.05
-"""Between two calls: 20 a second, more than an account may place."""
+"""Between two calls: 20 per second, more than a Twilio account may place."""
 
-BEHAVIOUR = Behaviour(fallback=[Ruled(ANSWER_MS)], delta_ms=200, speed=4.0)
+BEHAVIOUR = Behaviour(fallback=[PlayRuler(ANSWER_MS)], delta_ms=200, speed=4.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """Of one way, in ms."""
+    """The delays of one direction, in ms."""
 
     count: int
     p50: float
@@ -48,7 +48,7 @@ class Delays:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LoadReport:
     calls: int
     seconds: float
     failed: list[str]
@@ -56,18 +56,18 @@ class Report:
     lost_or_repeated_bytes: int
     answers: int
     caller_to_model: Delays
-    """From a frame being sent by the caller to its append at the model: the bridge,
-    both sockets and the fakes' own work."""
+    """From the caller's sending of a frame to its append at the model: the bridge, both
+    sockets and the fakes' own work."""
     model_to_caller: Delays
-    """From a delta being sent to the last of its audio arriving at the phone."""
+    """From the sending of a delta to the arrival of its last audio at the phone."""
     cpu_ms_per_call_second: float | None
-    """Of the bridge's process alone, while all calls are up."""
+    """Of the bridge's process, while all calls are up."""
     memory_mb: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class BridgeProcess:
-    """A bridge that runs by itself, as a user would start it."""
+    """A bridge in a process of its own, as a user would start it."""
 
     webhook_url: str
     pid: int
@@ -81,8 +81,10 @@ async def bridge_process(
     more: Mapping[str, str] | None = None,
     stderr: int = asyncio.subprocess.DEVNULL,
 ) -> AsyncIterator[BridgeProcess]:
-    """`bridge serve` on a free port, in front of that model; unsigned, unless `more` of
-    the environment says otherwise."""
+    """`bridge serve` on a free port in front of the model at `model_url`.
+
+    Requests are unsigned unless the environment in `more` says otherwise.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     vendors = ("BRIDGE_", "OPENAI_", "TWILIO_")
@@ -97,7 +99,7 @@ async def bridge_process(
         **(more or {"BRIDGE_INSECURE": "1"}),
     }
     with tempfile.TemporaryDirectory() as folder:
-        # Elsewhere, so that no .env of the user's has a say.
+        # Another directory, so that no .env file of the user applies.
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "bridge.cli.commands", "serve"),
             env=environ,
@@ -126,8 +128,8 @@ async def _listening(port: int) -> None:
 
 async def measure(
     bridge: BridgeProcess, model: ModelServer, *, calls: int, seconds: float
-) -> Report:
-    """Places the calls on a bridge whose model is `model` (record_appends on)."""
+) -> LoadReport:
+    """Place the calls on a bridge whose model is `model` (with record_appends)."""
     pid = bridge.pid
     turns = max(1, int(seconds // TURN_SECONDS))
     async with asyncio.TaskGroup() as tasks:
@@ -135,7 +137,7 @@ async def measure(
         for number in range(1, calls + 1):
             caller = Caller(
                 webhook_url=bridge.webhook_url,
-                from_number=anybody(),
+                from_number=random_number(),
                 keep_frame_times=True,
             )
             work = caller.call(_script(number, turns))
@@ -153,13 +155,13 @@ async def measure(
 
 
 def _script(number: int, turns: int) -> list[steps.Step]:
-    # The speech says which call it is: sessions and calls are matched by what was said.
+    # The speech carries the call's number, which matches sessions to calls.
     speech = ruler(number, SPEECH_MS)
     turn: list[steps.Step] = [
-        steps.Say(speech),
-        steps.Wait(TURN_SECONDS - SPEECH_MS / 1000),
+        steps.SayStep(speech),
+        steps.WaitStep(TURN_SECONDS - SPEECH_MS / 1000),
     ]
-    return [*turn * turns, steps.HangUp()]
+    return [*turn * turns, steps.HangUpStep()]
 
 
 def _report(
@@ -168,7 +170,7 @@ def _report(
     seconds: float,
     cpu: float | None,
     memory: float | None,
-) -> Report:
+) -> LoadReport:
     sessions = {_number_of(session): session for session in model.sessions}
     up: list[float] = []
     down: list[float] = []
@@ -179,14 +181,14 @@ def _report(
             failed.append(record.error or f"ended by {record.ended_by}")
         session = sessions.get(number)
         if session is None:
-            failed.append(f"call {number}: the model never heard it")
+            failed.append(f"call {number}: the model got none of its audio")
             continue
         heard = read_ruler(record.heard)
         harmed += heard.lost_bytes + heard.repeated_bytes + heard.stray
         answers += len(heard.heard_ms)
         up += up_delays(record, session)
         down += down_delays(record, session)
-    return Report(
+    return LoadReport(
         calls=len(records),
         seconds=seconds,
         failed=failed,
@@ -206,7 +208,7 @@ def _number_of(session: ModelSession) -> int | None:
 
 
 def up_delays(record: CallRecord, session: ModelSession) -> Iterator[float]:
-    """Frame for frame; the first second is left out, it waited for the model."""
+    """Delay of each frame; without the first second, which waited for the model."""
     pairs = zip(record.frame_sent_at, session.append_at, strict=False)
     for sent, arrived in itertools.islice(pairs, 50, None):
         yield 1000 * (arrived - sent)
@@ -232,7 +234,7 @@ def delays(values: list[float]) -> Delays:
 
 
 def _cpu_seconds(pid: int) -> float | None:
-    """User and system time of a process, where there is a /proc."""
+    """User and system time of a process; None without /proc."""
     stat = Path(f"/proc/{pid}/stat")
     if not stat.exists():
         return None
@@ -248,8 +250,8 @@ def _memory_mb(pid: int) -> float | None:
     return int(line.split()[1]) / 1024
 
 
-def render(report: Report) -> Table:
-    """For a person."""
+def render(report: LoadReport) -> Table:
+    """The report for a terminal."""
     table = Table(box=None, show_header=False)
     rows = [
         ("calls", f"{report.calls} for {report.seconds:.0f} s"),
@@ -261,7 +263,7 @@ def render(report: Report) -> Table:
         ("model to caller", _row(report.model_to_caller)),
     ]
     if report.cpu_ms_per_call_second is not None:
-        rows.append(("CPU a call-second", f"{report.cpu_ms_per_call_second:.2f} ms"))
+        rows.append(("CPU per call-second", f"{report.cpu_ms_per_call_second:.2f} ms"))
     if report.memory_mb is not None:
         rows.append(("memory", f"{report.memory_mb:.0f} MB"))
     for row in rows:
@@ -276,5 +278,5 @@ def _row(delays: Delays) -> str:
     )
 
 
-def as_json(report: Report) -> str:
+def as_json(report: LoadReport) -> str:
     return json.dumps(asdict(report), indent=2)

@@ -1,8 +1,9 @@
-"""A faithful fake of the OpenAI Realtime (GA) WebSocket server: listens, speaks,
-calls tools, is interrupted, misbehaves on command. Real sockets, no network, no model.
+"""A faithful fake of the OpenAI Realtime (GA) WebSocket server.
 
-Shapes and rules are the real server's as far as they are known; it imports nothing of
-the rest of `bridge`, because a fake that shares code proves nothing.
+It listens, speaks, calls tools, can be interrupted, and fails on command. Real sockets,
+no network, no model. Message shapes and rules are the real server's as far as they are
+known. It imports nothing of the rest of `bridge`, because a fake that shares code
+proves nothing.
 """
 
 import asyncio
@@ -20,24 +21,24 @@ from websockets.http11 import Request, Response
 
 from bridge.sim.realtime import faults
 from bridge.sim.realtime.configuration import DEFAULT_MODEL
-from bridge.sim.realtime.door import CODES, Door
+from bridge.sim.realtime.event_sender import Direction
 from bridge.sim.realtime.faults import Fault
-from bridge.sim.realtime.items import Item, Remembered, ResponseRecord
-from bridge.sim.realtime.leg import PhoneCall
-from bridge.sim.realtime.outbox import Direction
+from bridge.sim.realtime.handshakes import ERROR_CODES, HandshakeFaults
+from bridge.sim.realtime.items import ModelItem, RememberedItem, ResponseRecord
+from bridge.sim.realtime.phone_call import PhoneCall
 from bridge.sim.realtime.session import Hook, ModelSession
 from bridge.sim.realtime.turns import (
     Behaviour,
     CallMcp,
     CallTool,
     Fail,
-    Heard,
     Output,
-    Play,
-    Ruled,
-    Say,
+    PlayAudio,
+    PlayRuler,
+    SayText,
     ToolOutput,
     Turn,
+    TurnContext,
 )
 
 __all__ = [
@@ -47,32 +48,32 @@ __all__ = [
     "Direction",
     "Fail",
     "Fault",
-    "Heard",
     "Hook",
-    "Item",
+    "ModelItem",
     "ModelServer",
     "ModelSession",
     "Output",
-    "Play",
-    "Remembered",
+    "PlayAudio",
+    "PlayRuler",
+    "RememberedItem",
     "ResponseRecord",
-    "Ruled",
-    "Say",
+    "SayText",
     "ToolOutput",
     "Turn",
+    "TurnContext",
 ]
 
 _PATH = "/v1/realtime"
-_FRAME_BYTES = 20 * 1024 * 1024  # an append holds up to 15 MiB of base64
+_FRAME_BYTES = 20 * 1024 * 1024  # bytes; an append holds up to 15 MiB of base64
 _CLOSE_SECONDS = 1.0
-_OPEN_SECONDS = 600.0  # a handshake may hang as long as a test wants it to
+_OPEN_SECONDS = 600.0  # s; a handshake may stay unanswered as long as a test wants
 
 
 class ModelServer:
     """`async with ModelServer() as server:` - then point a client at `server.url`.
 
-    Faults on command: `strike` and `strike_next` (bridge.sim.realtime.faults), `door`
-    for what handshakes meet, `refuse_tcp`.
+    Faults on command: `inject` and `inject_next` (bridge.sim.realtime.faults),
+    `handshakes` for faults of handshakes, `refuse_tcp`.
     """
 
     def __init__(
@@ -90,9 +91,9 @@ class ModelServer:
         self.behaviour = behaviour or Behaviour()  # may be changed for later sessions
         self.sessions: list[ModelSession] = []
         self.refused: list[int] = []  # HTTP statuses of refused handshakes
-        self.calls: dict[str, PhoneCall] = {}  # what `?call_id=` attaches to
-        self.door = Door()
-        self._befalling: deque[Fault] = deque()  # the next sessions, one each
+        self.calls: dict[str, PhoneCall] = {}  # by call id, for `?call_id=`
+        self.handshakes = HandshakeFaults()
+        self._next_faults: deque[Fault] = deque()  # of the next sessions, one each
         self._active: set[ModelSession] = set()
         self._host = host
         self._port = port
@@ -102,7 +103,7 @@ class ModelServer:
         self._record_appends = record_appends
         self._on_event = on_event
         self._server: Server | None = None
-        self._closed: list[Server] = []  # that take no connections any more
+        self._closed: list[Server] = []  # servers that accept no more connections
 
     @property
     def url(self) -> str:
@@ -114,30 +115,31 @@ class ModelServer:
 
     @property
     def active(self) -> int:
-        """How many sessions are connected now."""
+        """Number of connected sessions."""
         return len(self._active)
 
     @property
     def open(self) -> list[ModelSession]:
-        """The sessions that are connected now, oldest first."""
+        """The connected sessions, oldest first."""
         return [session for session in self.sessions if session in self._active]
 
-    def strike(self, fault: Fault) -> None:
-        """Let it befall every session that is open."""
+    def inject(self, fault: Fault) -> None:
+        """Apply the fault to every open session."""
         for session in self.open:
             fault(session)
 
-    def strike_next(self, fault: Fault, times: int = 1) -> None:
-        """Let it befall the next sessions, each before its first event."""
-        self._befalling.extend([fault] * times)
+    def inject_next(self, fault: Fault, times: int = 1) -> None:
+        """Apply the fault to the next sessions, before their first event."""
+        self._next_faults.extend([fault] * times)
 
     async def refuse_tcp(self, seconds: float) -> None:
-        """Take no connection for so long; those that are open stay."""
+        """Accept no TCP connection for `seconds`; open connections stay."""
         assert self._server is not None
         self._closed.append(self._server)
         self._server.close(close_connections=False)
-        await asyncio.sleep(0)  # it stops listening in a task of its own
-        # Bound and not listening: refuses, and nobody else gets the port.
+        await asyncio.sleep(0)  # the server stops listening in a task
+        # Bound but not listening: connections are refused, and no other process gets
+        # the port.
         with socket.socket() as keeper:
             keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             keeper.bind((self._host, self._port))
@@ -168,11 +170,11 @@ class ModelServer:
         traceback: TracebackType | None,
     ) -> None:
         assert self._server is not None
-        self.door.open()
+        self.handshakes.reset()
         for session in self.open:
             if session.frozen:
                 session.abort("frozen")
-            elif self._closed:  # of a server that has been closed but for these
+            elif self._closed:  # a closed server waits for these sessions
                 faults.closing(1001)(session)
         self._server.close()
         async with asyncio.timeout(_CLOSE_SECONDS * 5):
@@ -193,8 +195,8 @@ class ModelServer:
             keep_audio=self._keep_audio,
             record_appends=self._record_appends,
             on_event=self._on_event,
-            call=call,
-            fault=self._befalling.popleft() if self._befalling else None,
+            accepted_with=None if call is None else call.body,
+            fault=self._next_faults.popleft() if self._next_faults else None,
         )
         if call is not None:
             call.session = session
@@ -210,7 +212,7 @@ class ModelServer:
     async def _admit(
         self, connection: ServerConnection, request: Request
     ) -> Response | None:
-        refusal = await self.door.pass_through(connection)
+        refusal = await self.handshakes.on_handshake(connection)
         if refusal is not None:
             message = HTTPStatus(refusal.status).phrase
             return self._refusal(connection, refusal.status, message, refusal.code)
@@ -235,13 +237,13 @@ class ModelServer:
         message: str,
         code: str | None = None,
     ) -> Response:
-        """An HTTP answer with the JSON body OpenAI's errors have."""
+        """An HTTP answer with the JSON body of OpenAI's errors."""
         self.refused.append(status)
         error = {
             "message": message,
             "type": "invalid_request_error" if status < 500 else "server_error",
             "param": None,
-            "code": code or CODES.get(status),
+            "code": code or ERROR_CODES.get(status),
         }
         response = connection.respond(HTTPStatus(status), json.dumps({"error": error}))
         del response.headers["Content-Type"]
@@ -254,7 +256,7 @@ def _query(request: Request, name: str) -> list[str]:
 
 
 def _keys(request: Request) -> Sequence[str]:
-    """What the handshake offers as a key: Bearer (OpenAI) or api-key (Azure)."""
+    """The keys that the handshake offers: Bearer (OpenAI) or api-key (Azure)."""
     authorization = request.headers.get("Authorization", "")
     scheme, _, token = authorization.partition(" ")
     offered = [request.headers.get("api-key", "")]

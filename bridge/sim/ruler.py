@@ -1,7 +1,9 @@
-"""Audio that says which item and which millisecond it is, so that a measurement of
-what was heard needs no trust in anybody's book-keeping. Its sound is irrelevant.
+"""Audio in which each millisecond carries its item number and its position.
 
-One millisecond is eight mu-law bytes: a sync byte and seven bytes of seven bits with
+So a measurement of what was heard depends on no bookkeeping. The sound itself is
+irrelevant.
+
+One millisecond is eight mu-law bytes: a sync byte, and seven bytes of seven bits with
 the item's number (20 bits), the millisecond (20) and a checksum (9).
 """
 
@@ -10,16 +12,16 @@ from itertools import pairwise
 
 import numpy as np
 
-BLOCK = 8  # bytes of one millisecond of mu-law
+BLOCK = 8  # bytes per millisecond of mu-law
 LIMIT = 1 << 20  # item numbers and milliseconds are below this
-_SYNC = 0xB5  # never in the other seven, which are below 0x80
+_SYNC = 0xB5  # never in the other seven bytes, which are below 0x80
 _SILENCE = 0xFF
-# Whitens the leading zeros of small numbers: each position has a value of its own.
+# Whitens the leading zeros of small numbers; each position has its own value.
 _POSITION_MASK = (0x00, 0x15, 0x2A, 0x3F, 0x54, 0x69, 0x7E)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class RulerSpan:
     """Bytes `start` up to `end` of an item, played without a break in the item."""
 
     item: int
@@ -37,10 +39,10 @@ class Span:
 
 @dataclass(slots=True)
 class Reading:
-    """What a piece of audio held, in playing order."""
+    """The content of an audio recording, in playing order."""
 
-    spans: list[Span] = field(default_factory=list)
-    stray: int = 0  # bytes that are neither silence nor attributable to an item
+    spans: list[RulerSpan] = field(default_factory=list)
+    stray: int = 0  # bytes that are neither silence nor part of an item
 
     @property
     def heard_bytes(self) -> dict[int, int]:
@@ -63,7 +65,7 @@ class Reading:
 
     @property
     def lost_bytes(self) -> int:
-        """Bytes never played although earlier and later ones of their item were."""
+        """Bytes never played although earlier and later bytes of their item were."""
         return sum(
             later[0] - earlier[1]
             for runs in self._merged().values()
@@ -72,7 +74,7 @@ class Reading:
 
     @property
     def in_order(self) -> bool:
-        """Items ascend, and within an item no byte comes after a later one."""
+        """True if items ascend and no byte of an item is played after a later one."""
         return all(
             (a.item, a.end) <= (b.item, b.start) for a, b in pairwise(self.spans)
         )
@@ -88,18 +90,18 @@ class Reading:
         return merged
 
     def add(self, item: int, start: int, end: int) -> None:
-        """Append a piece; one that goes on where the last ended lengthens it."""
+        """Append a piece; it extends the last span if it continues there."""
         last = self.spans[-1] if self.spans else None
         if last is not None and last.item == item and last.end == start:
-            self.spans[-1] = Span(item, last.start, end)
+            self.spans[-1] = RulerSpan(item, last.start, end)
         else:
-            self.spans.append(Span(item, start, end))
+            self.spans.append(RulerSpan(item, start, end))
 
 
 def ruler(item_number: int, ms: int) -> bytes:
     """The first `ms` milliseconds of the item with this number."""
     if not (0 <= item_number < LIMIT and 0 <= ms <= LIMIT):
-        raise ValueError("an item's number and its milliseconds are below 2**20")
+        raise ValueError("the item number and the milliseconds must be below 2**20")
     index = np.arange(ms, dtype=np.uint64)
     check = (index * 181 + item_number * 77 + index // 128 * 29) % 511
     value = (np.uint64(item_number) << 29) | (index << 9) | check
@@ -112,9 +114,10 @@ def ruler(item_number: int, ms: int) -> bytes:
 
 
 def read_ruler(audio: bytes) -> Reading:
-    """What `audio` holds: cut anywhere, with silence (0xFF) and foreign bytes in it."""
+    """Read `audio`, which may be cut anywhere and contain silence (0xFF) and other
+    bytes."""
     reading = Reading()
-    fragment = bytearray()  # bytes since the last whole block that are not silence
+    fragment = bytearray()  # bytes since the last whole block, without silence
     position = 0
     while position < len(audio):
         byte = audio[position]
@@ -164,10 +167,10 @@ def _decode(audio: bytes, position: int) -> tuple[int, int] | None:
 def _attribute(
     reading: Reading, fragment: bytes, following: tuple[int, int] | None
 ) -> None:
-    """Find whose the bytes between two whole blocks are: a head, a tail, or both."""
+    """Attribute the bytes between two whole blocks: a head, a tail, or both."""
     if not fragment:
         return
-    # The longest tail that ends where `following` begins; a head may precede it.
+    # The longest tail that ends where `following` begins; a head may come before it.
     for tail in range(min(len(fragment), BLOCK - 1), -1, -1):
         if tail and not _is_tail(fragment[len(fragment) - tail :], following):
             continue
@@ -188,7 +191,7 @@ def _is_tail(piece: bytes, following: tuple[int, int] | None) -> bool:
 
 
 def _attribute_head(reading: Reading, head: bytes) -> int:
-    """Count `head` where it begins or completes a known block; else all is stray."""
+    """Add `head` if it begins or completes a known block; else all of it is stray."""
     if not head:
         return 0
     found = _head_of(reading, head) or _rest_of(reading, head)
@@ -200,7 +203,7 @@ def _attribute_head(reading: Reading, head: bytes) -> int:
 
 
 def _rest_of(reading: Reading, piece: bytes) -> tuple[int, int] | None:
-    """Where `piece` goes on, if it does, with the block that silence had split."""
+    """Position of `piece` if it continues the block that silence has split."""
     if not reading.spans or reading.spans[-1].end % BLOCK == 0:
         return None
     last = reading.spans[-1]
@@ -209,7 +212,8 @@ def _rest_of(reading: Reading, piece: bytes) -> tuple[int, int] | None:
 
 
 def _head_of(reading: Reading, head: bytes) -> tuple[int, int] | None:
-    """Item and byte where `head` begins: the last item's next block or a first one."""
+    """Item and block of which `head` is the beginning: the last item's next block, or
+    the first block of an item."""
     if not head or len(head) >= BLOCK or head[0] != _SYNC:
         return None
     candidates: list[tuple[int, int]] = []
@@ -218,7 +222,7 @@ def _head_of(reading: Reading, head: bytes) -> tuple[int, int] | None:
         if last.end % BLOCK == 0:
             candidates.append((last.item, last.end // BLOCK))
         candidates.append((last.item + 1, 0))
-    if len(head) >= 4:  # the item's number is in the first three data bytes
+    if len(head) >= 4:  # the first three data bytes contain the item's number
         value = 0
         for byte, mask in zip(head[1:4], _POSITION_MASK, strict=False):
             value = value << 7 | (byte ^ mask)

@@ -1,137 +1,145 @@
-"""Calls worth listening to: what the caller does and what the fake model answers.
+"""Scripted calls for listening: the caller's steps and the fake model's answers.
 
-The fake hears no words, so both sides of a scenario are written together, here.
+The fake model does not recognise words, so both sides of a scenario are written here.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bridge.sim import voice
-from bridge.sim.realtime.small_talk import AnyServer, SmallTalk
-from bridge.sim.realtime.turns import Behaviour, CallTool, Say, Turn
+from bridge.sim.realtime.default_answers import AnyMcpServer, DefaultAnswers
+from bridge.sim.realtime.turns import Behaviour, CallTool, SayText, Turn
 from bridge.sim.twilio import steps
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """Words of the caller."""
+class SpokenLine:
+    """Words that the caller speaks."""
 
     text: str
 
 
-Doing = Line | steps.Step
+CallerAction = SpokenLine | steps.Step
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A call to be placed; the nth `Line` is the nth thing the model is told."""
+    """A call to place; the nth `SpokenLine` is the nth transcript of the model."""
 
     name: str
-    caller: Sequence[Doing]
+    caller: Sequence[CallerAction]
     model: Sequence[Turn] = field(default_factory=tuple)
-    """Answers in order; none: small talk that tries the agent's tools."""
+    """Answers in order; none: the default answers, which call the agent's tools."""
 
     def script(self) -> list[steps.Step]:
-        """The caller's part, spoken."""
+        """The caller's steps, with the lines as speech."""
         return [_spoken(doing) for doing in self.caller]
 
     def behaviour(self) -> Behaviour:
         """The model's part."""
-        texts = [doing.text for doing in self.caller if isinstance(doing, Line)]
+        texts = [doing.text for doing in self.caller if isinstance(doing, SpokenLine)]
         if self.model:
             return Behaviour(turns=self.model, user_texts=texts)
-        return Behaviour(answer=SmallTalk().answer, mcp=AnyServer(), user_texts=texts)
+        return Behaviour(
+            answer=DefaultAnswers().answer, mcp=AnyMcpServer(), user_texts=texts
+        )
 
 
-def _spoken(doing: Doing) -> steps.Step:
-    if isinstance(doing, Line):
-        return steps.Say(voice.speak(doing.text).mulaw())
+def _spoken(doing: CallerAction) -> steps.Step:
+    if isinstance(doing, SpokenLine):
+        return steps.SayStep(voice.speak(doing.text).mulaw())
     return doing
 
 
 RECEPTION = Scenario(
     name="a call at the dentist's",
     caller=[
-        steps.Listen(),
-        Line("Hello, when are you open on Thursday?"),
-        # Into the answer, in mid-sentence, while seconds of it wait to be played.
-        steps.Hear(5200),
-        Line("Thank you, that is enough. I have a question about my invoice."),
-        steps.Listen(),
-        Line("It is number one zero four three."),
-        steps.Listen(),
-        Line("I see. Thank you, and goodbye."),
-        steps.Listen(),
-        # The agent hangs up; a caller whom nobody hung up on would do so by and by.
-        steps.Wait(10),
-        steps.HangUp(),
+        steps.ListenStep(),
+        SpokenLine("Hello, when are you open on Thursday?"),
+        # In mid-sentence of the answer, while seconds of it are queued.
+        steps.HearStep(5200),
+        SpokenLine("Thank you, that is enough. I have a question about my invoice."),
+        steps.ListenStep(),
+        SpokenLine("It is number one zero four three."),
+        steps.ListenStep(),
+        SpokenLine("I see. Thank you, and goodbye."),
+        steps.ListenStep(),
+        # The agent hangs up. If it did not, the caller would hang up after a while.
+        steps.WaitStep(10),
+        steps.HangUpStep(),
     ],
     model=[
-        [Say("Maple Street Dental, good morning. How can I help you?")],
+        [SayText("Maple Street Dental, good morning. How can I help you?")],
         [
-            Say("One moment please, I will look that up for you."),
+            SayText("One moment please, I will look that up for you."),
             CallTool("opening_hours", {"day": "thursday"}),
         ],
         [
-            Say(
+            SayText(
                 "On Thursday we are open from ten in the morning until seven in the "
                 "evening, and there is still an appointment free at a quarter past "
                 "eleven and another one at six, if one of those would suit you."
             )
         ],
         [CallTool("transfer_to_billing", {})],
-        [Say("This is billing. Which invoice is it, please?")],
+        [SayText("This is billing. Which invoice is it, please?")],
         [CallTool("invoice_status", {"number": "1043"})],
-        [Say("Invoice ten forty three: one hundred and twenty dollars are due.")],
-        [Say("You are welcome. Goodbye!"), CallTool("hang_up", {})],
+        [SayText("Invoice ten forty three: one hundred and twenty dollars are due.")],
+        [SayText("You are welcome. Goodbye!"), CallTool("hang_up", {})],
     ],
 )
-"""Greeting, tools, interruption, handoff, goodbye, the agent hangs up: for the bundled
+"""Greeting, tools, interruption, handoff, goodbye, the agent hangs up. For the bundled
 agent."""
 
-_LISTEN = steps.Listen(quiet_seconds=0.7)
+_LISTEN = steps.ListenStep(quiet_seconds=0.7)
 
 SMALL_TALK = Scenario(
     name="small talk",
     caller=[
         _LISTEN,
-        Line("Hello, who am I talking to?"),
-        steps.Hear(1200),
-        Line("Sorry to interrupt. What can you do?"),
+        SpokenLine("Hello, who am I talking to?"),
+        steps.HearStep(1200),
+        SpokenLine("Sorry to interrupt. What can you do?"),
         _LISTEN,
-        Line("And what else?"),
+        SpokenLine("And what else?"),
         _LISTEN,
-        Line("And then?"),
+        SpokenLine("And then?"),
         _LISTEN,
-        Line("Anything else?"),
+        SpokenLine("Anything else?"),
         _LISTEN,
-        Line("Thank you, goodbye."),
+        SpokenLine("Thank you, goodbye."),
         _LISTEN,
-        # For a goodbye of the agent's, should it have one.
-        steps.Wait(0.5),
-        steps.HangUp(),
+        # Time for the agent's goodbye, if it says one.
+        steps.WaitStep(0.5),
+        steps.HangUpStep(),
     ],
 )
-"""For any agent: the fake answers by itself and tries the tools it finds, one for each
-line from the second on."""
+"""For any agent: the fake uses its default answers and calls the tools that it finds,
+one per line from the second line on."""
 
 SHORT_TALK = Scenario(
     name="a short talk",
     caller=[
         _LISTEN,
-        Line("Hello, who am I talking to?"),
-        steps.Hear(1200),
-        Line("Thank you, goodbye."),
+        SpokenLine("Hello, who am I talking to?"),
+        steps.HearStep(1200),
+        SpokenLine("Thank you, goodbye."),
         _LISTEN,
-        steps.HangUp(),
+        steps.HangUpStep(),
     ],
 )
-"""A greeting, a question, an interruption, goodbye."""
+"""A greeting, a question, an interruption, a goodbye."""
 
 
 def pressing(keys: str) -> Scenario:
-    """A caller who presses keys behind the greeting, and hears what comes of it."""
+    """A caller who presses keys after the greeting and listens to the answer."""
     return Scenario(
         name="keys",
-        caller=[_LISTEN, steps.Press(keys), steps.Wait(4), _LISTEN, steps.HangUp()],
+        caller=[
+            _LISTEN,
+            steps.PressStep(keys),
+            steps.WaitStep(4),
+            _LISTEN,
+            steps.HangUpStep(),
+        ],
     )

@@ -1,6 +1,6 @@
-"""What is measured: ways in which a model answers, networks, and the caller's script.
+"""What is measured: the model's ways of answering, networks, and the caller's script.
 
-Values and chance from a given `Random`; no clock, no I/O.
+Values only; randomness comes from a given `Random`. No clock, no I/O.
 """
 
 import audioop
@@ -11,21 +11,28 @@ from random import Random
 
 import numpy as np
 
-from bridge.sim.realtime.turns import Behaviour, Ruled
+from bridge.sim.realtime.turns import Behaviour, PlayRuler
 from bridge.sim.twilio.network import Network
-from bridge.sim.twilio.steps import HangUp, Hear, Listen, Say, Step, Wait
+from bridge.sim.twilio.steps import (
+    HangUpStep,
+    HearStep,
+    ListenStep,
+    SayStep,
+    Step,
+    WaitStep,
+)
 
 SPEECH_SECONDS = 0.6
-FIRST_SPEECH = (0.2, 0.6)  # s after the stream has opened: calls are not in step
-SOONEST = 0.2  # s from an answer's first sound to the caller's word
-LEFT = 0.3  # s of an answer that are still to come when the word has arrived
-QUIET = 0.8  # s of silence behind a whole answer, on top of the model's pause
+FIRST_SPEECH = (0.2, 0.6)  # s after the stream has opened: calls do not run in step
+SOONEST = 0.2  # s from an answer's first sound to the caller's speech
+LEFT = 0.3  # s of an answer that must still be to come when the speech arrives
+QUIET = 0.8  # s of silence after a whole answer, in addition to the model's pause
 PATIENCE = 20.0  # s a caller waits for an answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A way of answering; every answer of a call is made of the same items."""
+    """A way of answering; all answers of a call have the same items."""
 
     name: str
     items_ms: tuple[int, ...] = (6000,)
@@ -33,22 +40,22 @@ class Scene:
     delta_ms: int = 200
     first_delta_ms: int | None = None
     stall_seconds: float = 0.0
-    stall_after: tuple[float, float] = (0.0, 0.0)  # s of audio; drawn for each call
+    stall_after: tuple[float, float] = (0.0, 0.0)  # s of audio; drawn per call
     late_deltas: int = 0
     late_item: bool = False
 
     @property
     def seconds(self) -> float:
-        """Of audio in an answer."""
+        """Audio of an answer."""
         return sum(self.items_ms) / 1000
 
     def behaviour(self, random: Random) -> Behaviour:
-        """The model of one call."""
+        """The behaviour of one call's model."""
         stall = None
         if self.stall_seconds:
             stall = (random.uniform(*self.stall_after), self.stall_seconds)
         return Behaviour(
-            fallback=[Ruled(ms) for ms in self.items_ms],
+            fallback=[PlayRuler(ms) for ms in self.items_ms],
             speed=self.speed,
             delta_ms=self.delta_ms,
             first_delta_ms=self.first_delta_ms,
@@ -60,13 +67,13 @@ class Scene:
 
 SCENES = (
     Scene(name="plain"),
-    # The caller runs out of audio where the model pauses early; where it pauses late,
-    # the rest comes at about the moment the queue is empty.
+    # If the model pauses early, the caller's queue runs empty. If it pauses late, the
+    # rest comes at about the moment when the queue is empty.
     Scene(name="stall", stall_seconds=1.5, stall_after=(0.5, 2.2)),
     Scene(name="preamble", items_ms=(2000, 4000)),
     Scene(name="big chunks", delta_ms=500),
     Scene(name="tiny first delta", first_delta_ms=20),
-    # Slower than the others: only what is being generated can be cancelled.
+    # Slower than the others: only a response in progress can be cancelled.
     Scene(name="late deltas", speed=2.0, late_deltas=6, late_item=True),
 )
 
@@ -89,26 +96,27 @@ def script(
     interruptions: int,
     random: Random,
 ) -> Iterator[Step]:
-    """A caller who interrupts so many answers and hears the last one out.
+    """A caller who interrupts `interruptions` answers and hears the last one to its
+    end.
 
-    Moments are even in time, not in audio: a pause of the model is as likely to be
-    interrupted as its speech. All are so early that something is left to be cut.
+    Interruptions are evenly distributed in time, not in audio: a pause of the model is
+    as likely to be interrupted as its speech. Each is early enough to cut something.
     """
     away = (network.up_ms + network.down_ms + 2 * network.jitter_ms) / 1000
     latest = scene.seconds + hole(behaviour) - LEFT - away
-    yield Wait(random.uniform(*FIRST_SPEECH))
+    yield WaitStep(random.uniform(*FIRST_SPEECH))
     for _ in range(interruptions):
-        yield Say(burst())
-        yield Hear(1, PATIENCE)
-        yield Wait(random.uniform(SOONEST, max(SOONEST, latest)))
-    yield Say(burst())
+        yield SayStep(burst())
+        yield HearStep(1, PATIENCE)
+        yield WaitStep(random.uniform(SOONEST, max(SOONEST, latest)))
+    yield SayStep(burst())
     answer = scene.seconds + scene.stall_seconds
-    yield Listen(QUIET + scene.stall_seconds, PATIENCE + answer)
-    yield HangUp()
+    yield ListenStep(QUIET + scene.stall_seconds, PATIENCE + answer)
+    yield HangUpStep()
 
 
 def hole(behaviour: Behaviour) -> float:
-    """Seconds of silence that a stall makes in the answer."""
+    """Seconds of silence that a stall causes in the answer."""
     if behaviour.stall is None:
         return 0.0
     after, pause = behaviour.stall
@@ -117,7 +125,7 @@ def hole(behaviour: Behaviour) -> float:
 
 @lru_cache(maxsize=1)
 def burst() -> bytes:
-    """A voiced sound which a VAD takes for one turn: mu-law, loud from its start."""
+    """A voiced sound that a VAD takes for one turn: mu-law, loud from its start."""
     t = np.arange(int(SPEECH_SECONDS * 8000)) / 8000
     sound = sum(np.sin(2 * np.pi * 150 * n * t) / n for n in (1, 2, 3, 5, 8))
     edge = np.minimum(1, np.minimum(t, t[::-1]) / 0.01)

@@ -1,7 +1,7 @@
-"""A fake of OpenAI's Responses API: for text agents that a voice agent's tools ask.
+"""A fake of OpenAI's Responses API, for text agents that a voice agent's tools call.
 
-One fixed way to answer, in one piece: no tools are called, nothing is streamed. What it
-was asked is kept. It imports nothing of the rest of `bridge`.
+One fixed answer in one piece: no tool calls, no streaming. Requests are kept. It
+imports nothing of the rest of `bridge`.
 """
 
 import secrets
@@ -12,7 +12,8 @@ from aiohttp import web
 
 _PATH = "/v1"
 _MAX_BYTES = 16 * 1024 * 1024
-_SHORTEN_AT = 80  # characters of the question that are said again: it may be spoken
+# characters of the question that the answer repeats, because it may be spoken
+_SHORTEN_AT = 80
 
 
 class TextModel:
@@ -20,7 +21,7 @@ class TextModel:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.requests: list[dict[str, Any]] = []
-        """Bodies, as they came."""
+        """Request bodies, unchanged."""
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -52,7 +53,7 @@ class TextModel:
             text = "Missing required parameter: 'model'."
             return _refusal(text, "missing_required_parameter", "model")
         if body.get("stream"):
-            text = "This fake answers in one piece."
+            text = "This fake does not stream."
             return _refusal(text, "unsupported_value", "stream")
         self.requests.append(body)
         question = _question(body.get("input") or "")
@@ -61,7 +62,7 @@ class TextModel:
             f"{question[-_SHORTEN_AT:]}"
         )
         response = web.json_response(_response(body, answer))
-        # A client that lives on with another event loop keeps no connection to us.
+        # Close the connection: a client may continue with another event loop.
         response.force_close()
         return response
 
@@ -77,7 +78,7 @@ def _question(given: Any) -> str:
 
 
 def _response(body: dict[str, Any], answer: str) -> dict[str, Any]:
-    """Fields: openai.types.responses.Response."""
+    """Fields as in openai.types.responses.Response."""
     tokens_in, tokens_out = len(str(body.get("input"))) // 4, len(answer) // 4
     text = {"type": "output_text", "text": answer, "annotations": []}
     message = {

@@ -1,7 +1,7 @@
-"""Speech for the fakes: a caller and an agent that can be heard and told apart.
+"""Speech for the fakes: a caller's and an agent's voice that can be told apart.
 
-espeak-ng where its wheel is installed, tones of the same rhythm where it is not.
-Results are cached: speaking the same text twice costs nothing. No I/O, no clock.
+espeak-ng if its wheel is installed, else tones of the same rhythm. Results are cached:
+speaking the same text twice costs nothing. No I/O, no clock.
 """
 
 import audioop
@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.sim.espeak import espeak, installed
-from bridge.sim.ruler import Reading, Span, read_ruler, ruler
+from bridge.sim.ruler import Reading, RulerSpan, read_ruler, ruler
 
 __all__ = [
     "AGENT_VOICE",
     "CALLER_VOICE",
     "Reading",
-    "Span",
+    "RulerSpan",
     "Speech",
     "read_ruler",
     "resample",
@@ -35,14 +35,14 @@ AGENT_VOICE = "en+f3"  # a British woman; the wheel has no voice named en-gb
 
 WORDS_PER_MINUTE = 165
 _TONE_RATE = 24000
-_TAPS = 24  # zero crossings of the low-pass each side: 80 dB down outside the band
+_TAPS = 24  # zero crossings of the low-pass on each side: 80 dB down outside the band
 _KAISER_BETA = 8.0
-_BLOCK = 8192  # output samples filtered at a time: bounds the memory
+_BLOCK = 8192  # output samples filtered at a time; bounds the memory
 
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """Spoken text: s16le mono, and the second at which each word of it begins."""
+    """Spoken text: s16le mono, and the second at which each word begins."""
 
     text: str
     pcm: bytes
@@ -54,12 +54,12 @@ class Speech:
         return len(self.pcm) / 2 / self.rate
 
     def mulaw(self) -> bytes:
-        """The same as G.711 mu-law at 8 kHz, a whole number of milliseconds."""
+        """The speech as G.711 mu-law at 8 kHz, a whole number of milliseconds."""
         return _mulaw(self.pcm, self.rate)
 
 
 def voice_available() -> bool:
-    """True: words are spoken; False: `speak` gives tones."""
+    """True if words are spoken; False if `speak` gives tones."""
     return installed()
 
 
@@ -71,7 +71,7 @@ def speak(
     voice: str = CALLER_VOICE,
     words_per_minute: int = WORDS_PER_MINUTE,
 ) -> Speech:
-    """`text` as speech at `rate`; ValueError for a voice that does not exist."""
+    """`text` as speech at `rate`. Raises ValueError for an unknown voice."""
     if not voice_available():
         return tones(text, rate=rate, voice=voice, words_per_minute=words_per_minute)
     library = espeak()
@@ -87,7 +87,7 @@ def tones(
     voice: str = CALLER_VOICE,
     words_per_minute: int = WORDS_PER_MINUTE,
 ) -> Speech:
-    """A beep pattern for each word, as long and as loud as the word would be."""
+    """A beep pattern per word, as long and as loud as the word would be."""
     pitch = 110 + zlib.crc32(voice.encode()) % 110
     parts: list[NDArray[np.float64]] = []
     words: list[tuple[float, str]] = []
@@ -141,7 +141,7 @@ def _filter_bank(up: int, down: int) -> NDArray[np.float32]:
 
 
 def _beep(word: str, pitch: int, seconds: float) -> NDArray[np.float64]:
-    """Three harmonics chosen by the word, under an envelope of syllables."""
+    """Three harmonics chosen by the word, with an envelope of syllables."""
     fingerprint = zlib.crc32(word.lower().encode())
     count = int(seconds * _TONE_RATE)
     t = np.arange(count) / _TONE_RATE
@@ -157,9 +157,9 @@ def _beep(word: str, pitch: int, seconds: float) -> NDArray[np.float64]:
 def _timed_words(
     text: str, events: list[tuple[int, float]]
 ) -> tuple[tuple[float, str], ...]:
-    """The text's words, each with the first second espeak reported inside it.
+    """The text's words, each with the first second that espeak reported inside it.
 
-    espeak's words are not ours ("25" has two, "-" may have none).
+    espeak splits words differently ("25" has two, "-" may have none).
     """
     words: list[tuple[float, str]] = []
     position = 0

@@ -1,4 +1,4 @@
-"""An agent with a package of its own: it finds a name by its sound.
+"""An agent with its own package: it finds a name by its sound.
 
 A caller says a name and the model writes it as it sounds, so "Stevenson" may arrive as
 "Stephenson". The tool compares names by their sound. It uses the package `jellyfish`,

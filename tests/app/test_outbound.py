@@ -23,7 +23,7 @@ from bridge.app.outbound import (
 from bridge.fleet.formats import FORMAT, format_of
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import AnsweredBy
-from bridge.sim.caller import HangUp, Hear, Wait
+from bridge.sim.caller import HangUpStep, HearStep, WaitStep
 from bridge.sim.twilio.rest import Answers, TwilioRest, Unreached
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, tiny_bridge
 
@@ -88,7 +88,7 @@ async def test_an_order_becomes_a_call_that_knows_what_it_is_for() -> None:
     async def play(talk: Talk) -> None:
         await talk.media(AGENT[:1600])
 
-    callee = Answers([Hear(200), HangUp()])
+    callee = Answers([HearStep(200), HangUpStep()])
     async with services(play, callee=callee) as it:
         wanted = order(
             id="a/b 1", route="sales", parameters={"name": "Anna"}, greeting="Hello!"
@@ -136,7 +136,7 @@ async def test_what_twilio_is_asked_for() -> None:
 
 async def test_hanging_up_ends_the_call_and_does_no_harm_twice() -> None:
     """A call that is over already is what was wanted."""
-    async with services(callee=Answers([Wait(60)])) as it:
+    async with services(callee=Answers([WaitStep(60)])) as it:
         call_sid = await it.outbound.place(order())
         while it.rest.calls[call_sid].placed is None:  # noqa: ASYNC110 - tells nobody
             await asyncio.sleep(0.01)
@@ -280,7 +280,7 @@ def test_what_is_no_plain_number_is_never_dialled(to: str) -> None:
 
 async def test_so_many_calls_at_once() -> None:
     """The next one is placed when one has ended, wherever that was told."""
-    async with services(callee=Answers([Wait(60)])) as it:
+    async with services(callee=Answers([WaitStep(60)])) as it:
         outbound, elsewhere = it.another(at_once=2), it.another()
         first = await outbound.place(order())
         second = await outbound.place(order())
@@ -314,7 +314,7 @@ async def test_a_call_whose_end_nobody_told_does_not_count_for_ever() -> None:
 
 async def test_two_orders_at_the_same_time_share_one_line() -> None:
     """A limit holds for orders that are being placed."""
-    async with services(callee=Answers([Wait(60)])) as it:
+    async with services(callee=Answers([WaitStep(60)])) as it:
         outbound = it.another(at_once=1)
         placed = await asyncio.gather(
             *[outbound.place(order()) for _ in range(3)], return_exceptions=True
@@ -377,7 +377,7 @@ async def test_the_newest_status_stays_whatever_comes_late() -> None:
 
 async def test_statuses_of_a_whole_call_out_of_order() -> None:
     """What Twilio's fake sends is understood, as it comes."""
-    callee = Answers([Wait(0.2), HangUp()])
+    callee = Answers([WaitStep(0.2), HangUpStep()])
     async with services(callee=callee, out_of_order=True) as it:
         call_sid = await it.outbound.place(order(machine="ignore"))
         placed = await it.outbound.status(call_sid)

@@ -10,13 +10,13 @@ from bridge.agent.live import CallFacts, Transfer
 from bridge.app import routes, yaml_lines
 from bridge.app.routes import (
     Cost,
-    HangUp,
-    Report,
+    HangUpAction,
+    ReportTarget,
     Route,
     Routes,
     RoutesError,
     Silence,
-    Tell,
+    TellAction,
     WhenFull,
 )
 from bridge.core.rules import SILENT, Prices
@@ -185,7 +185,7 @@ def test_every_key_becomes_what_it_says(tmp_path: Path) -> None:
         fallback=OTHER,
         busy="Busy.",
         sorry="Sorry.",
-        keys={"0": Transfer(OTHER), "#1": HangUp(), "*": Tell("off")},
+        keys={"0": Transfer(OTHER), "#1": HangUpAction(), "*": TellAction("off")},
         key_pause_seconds=1.5,
         silence=Silence(20.0, 1, "Ask!"),
         longest_seconds=600.0,
@@ -197,7 +197,7 @@ def test_every_key_becomes_what_it_says(tmp_path: Path) -> None:
             "sales": Transfer("+14155550102", OURS, 25, "orders"),
         },
         on_call="hooks:begin",
-        report=Report("hooks.py:report", "https://example.com/r?key=x"),
+        report=ReportTarget("hooks.py:report", "https://example.com/r?key=x"),
     )
 
 
@@ -412,35 +412,40 @@ routes:
         # The file.
         ("", "1: the file is empty"),
         ("# nothing\n", "1: the file is empty"),
-        ("5", "1: is no mapping"),
-        ("\n- a", "2: is no mapping"),
-        ("routs: []", "1: routs is no key here: did you mean routes?"),
-        ("routes:\n  a: b", "2: routes is no list"),
-        ("routes:", "1: routes is no list"),
-        ("defaults: 3", "1: defaults is no mapping"),
-        ("routes:\n- a\n", "2: routes.1 is no mapping"),
-        ("routes: [\n", "2: is no YAML"),
-        ("routes:\n  - name: a\n   agent: b", "3: is no YAML"),
-        ("a: b\n---\nc: d", "2: is no YAML"),
-        ("a:\n\tb: c", "2: is no YAML"),
-        ("a: \n'\x07'", "2: has a character no YAML has"),
+        ("5", "1: is not a mapping"),
+        ("\n- a", "2: is not a mapping"),
+        ("routs: []", "1: routs is not a known key: did you mean routes?"),
+        ("routes:\n  a: b", "2: routes is not a list"),
+        ("routes:", "1: routes is not a list"),
+        ("defaults: 3", "1: defaults is not a mapping"),
+        ("routes:\n- a\n", "2: routes.1 is not a mapping"),
+        ("routes: [\n", "2: is not YAML"),
+        ("routes:\n  - name: a\n   agent: b", "3: is not YAML"),
+        ("a: b\n---\nc: d", "2: is not YAML"),
+        ("a:\n\tb: c", "2: is not YAML"),
+        ("a: \n'\x07'", "2: has a character that YAML forbids"),
         ("a: b\nc: &x d", "2: &x is an anchor"),
         ("a: b\nc: *x", "2: *x is an alias"),
         ("a: !!python/object/apply:os.system [ls]", "1: tag:yaml.org,2002:python"),
         ("a: b\nc: " + "[" * 50, "2: is nested too deep"),
-        ("? [a]\n: b", "1: has a key that is no word"),
+        ('a: "\\ud800"', "1: has half of a surrogate pair: remove it"),
+        ("? [a]\n: b", "1: has a key that is not a text"),
         # The names.
         ("routes:\n- name: a b", "2: routes.1.name is 'a b': write letters"),
-        ("routes:\n- name: a\n- name: a", "3: routes.2.name a is the name in line 2"),
+        (
+            "routes:\n- name: a\n- name: a",
+            "3: routes.2.name repeats the name a of line 2",
+        ),
         (
             "routes:\n- name: route-2\n- agent: a:b",
-            "3: routes.2 route-2 is the name in line 2",
+            "3: routes.2 repeats the name route-2 of line 2",
         ),
         (
             "routes:\n- agent: a:b\n- name: route-1",
-            "3: routes.2.name route-1 is the name in line 2",
+            "3: routes.2.name repeats the name route-1 of line 2",
         ),
-        ("defaults: {name: x}", "1: defaults.name is no key here"),
+        ("routes: [{name: a}, {name: a}]", "1: routes.2.name repeats the name a of"),
+        ("defaults: {name: x}", "1: defaults.name is not a known key"),
     ],
 )
 def test_a_file_that_is_none_is_told_with_its_line(
@@ -455,41 +460,65 @@ def test_a_file_that_is_none_is_told_with_its_line(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("agnt: a:b", "agnt is no key here: did you mean agent?"),
+        ("agnt: a:b", "agnt is not a known key: did you mean agent?"),
         ("agent: a:b\nagent: b:c", ".agent is in line 3 already: keep one"),
+        ("silence: {secnds: 1}", ".silence.secnds is not a known key: did you mean s"),
+        ("report: {ulr: x}", ".report.ulr is not a known key: did you mean url?"),
+        (
+            "when_full: {answer: queue, sy: x}",
+            ".when_full.sy is not a known key: did you mean say?",
+        ),
+        ("numbers: any", ".numbers is not a known key: did you mean number?"),
+        ("approval: {secods: 1}", "approval.secods is not a known key: did you mean"),
+        (
+            "redact: [{pattern: a, mapping: x}]",
+            ".redact.1.mapping is not a known key: there is pattern",
+        ),
+        (
+            f"keys: {{1: {{transfer: {{number: {OURS}, numbr: x}}}}}}",
+            ".keys.1.transfer.numbr is not a known key: did you mean number?",
+        ),
+        (
+            "session:\n  transcription:\n    model: a\n    model: b",
+            ".session.transcription.model is in line 5 already: keep one",
+        ),
+        ("when: {'[key]': [a]}", ".when.[key] is not a text"),
         ("agent:", ".agent has no value"),
-        ("agent: [a]", ".agent is no text"),
+        ("agent: [a]", ".agent is not a text"),
         ("agent: nothing", ".agent is 'nothing': write package.module:name or"),
         ("agent: " + "x" * 100, "xxx...': write package.module"),
         ("on_call: f", ".on_call is 'f'"),
-        ("number: 5", ".number is no phone number"),
+        ("number: 5", ".number is not a phone number"),
         ("number: []", ".number is an empty list"),
-        ("number: [any]", ".number.1 is no phone number"),
-        (f"number:\n- {OURS}\n- {{}}", ".number.2 is no text"),
+        ("number: [any]", ".number.1 is not a phone number"),
+        (f"number:\n- {OURS}\n- {{}}", ".number.2 is not a text"),
         ("direction: in", ".direction is 'in': write inbound or outbound"),
-        ("when: spring", ".when is no mapping"),
-        ("when: {campaign: [a]}", ".when.campaign is no text"),
+        ("when: spring", ".when is not a mapping"),
+        ("when: {campaign: [a]}", ".when.campaign is not a text"),
         ('when: {" ": a}', ".when has ' ' as a key"),
-        ("greeting: off", '.greeting is off: write "" if'),
+        ("greeting: off", '.greeting is off: write "" to let'),
         ("greeting: ~", ".greeting has no value"),
-        ("language: English, please", ".language is 'English, please', no language"),
-        ("fallback: 911", ".fallback is no phone number"),
+        (
+            "language: English, please",
+            ".language is 'English, please': write a language such as",
+        ),
+        ("fallback: 911", ".fallback is not a phone number"),
         ('busy: ""', ".busy cannot be said"),
-        ("when_full: wait", ".when_full is 'wait': write busy or queue or fallback"),
-        ("when_full: [queue]", ".when_full is no mapping"),
+        ("when_full: wait", ".when_full is 'wait': write busy, queue or fallback"),
+        ("when_full: [queue]", ".when_full is not a mapping"),
         ("when_full: {say: Wait.}", ".when_full lacks answer"),
         ('when_full: {answer: queue, say: ""}', ".when_full.say cannot be said"),
-        ("when_full: {answer: busy, say: No.}", ".when_full has say beside busy"),
+        ("when_full: {answer: busy, say: No.}", ".when_full has say for busy"),
         ("sorry: " + "x" * 5000, ".sorry cannot be said"),
         ("keys: {A1x: {hang_up: true}}", ".keys has 'A1x' as a key"),
-        ("keys: {0: hang_up}", ".keys.0 is no mapping"),
+        ("keys: {0: hang_up}", ".keys.0 is not a mapping"),
         ("keys: {0: {}}", ".keys.0 is not one action"),
         ("keys: {0: {hang_up: true, tell: x}}", ".keys.0 is not one action"),
-        ("keys: {0: {hang_up: false}}", ".keys.0.hang_up is not true"),
+        ("keys: {0: {hang_up: false}}", ".keys.0.hang_up is 'false': write true"),
         ("keys: {0: {tell: ' '}}", ".keys.0.tell is empty"),
-        ("keys: {0: {transfr: x}}", ".keys.0.transfr is no key here: did you mean"),
+        ("keys: {0: {transfr: x}}", ".keys.0.transfr is not a known key: did you mean"),
         ("key_pause_seconds: 0", ".key_pause_seconds is '0': write seconds from 0.2"),
-        ("silence: 5", ".silence is no mapping"),
+        ("silence: 5", ".silence is not a mapping"),
         ("silence: {seconds: soon}", ".silence.seconds is 'soon': write seconds"),
         ("silence: {ask: 1.5}", ".silence.ask is '1.5': write a whole number from 0"),
         ("longest_seconds: 14401", ".longest_seconds is '14401'"),
@@ -507,14 +536,17 @@ def test_a_file_that_is_none_is_told_with_its_line(
             f"transfers: {{a: {{number: {OURS}, ring_seconds: 3}}}}",
             ".transfers.a.ring_seconds is '3': write a whole number from 5 to 600",
         ),
-        ("report: {}", ".report goes nowhere"),
-        ("report: {url: http://example.com/key}", ".report.url is not https"),
-        ("report: {url: ftp://localhost/}", ".report.url is not https"),
-        ("report: {url: 'https://a b/key'}", ".report.url is no complete url"),
-        ("report: {url: 'https://x:y/key'}", ".report.url is no complete url"),
-        ("report: {url: key}", ".report.url is no complete url"),
-        ("session: 5", ".session is no mapping"),
-        ("session: [a]", ".session is no mapping"),
+        ("report: {}", ".report has no target"),
+        (
+            "report: {url: http://example.com/key}",
+            ".report.url is not a complete https URL",
+        ),
+        ("report: {url: ftp://localhost/}", ".report.url is not a complete https URL"),
+        ("report: {url: 'https://a b/key'}", ".report.url is not a complete https URL"),
+        ("report: {url: 'https://x:y/key'}", ".report.url is not a complete https URL"),
+        ("report: {url: key}", ".report.url is not a complete https URL"),
+        ("session: 5", ".session is not a mapping"),
+        ("session: [a]", ".session is not a mapping"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_line(
@@ -607,7 +639,9 @@ def test_a_bomb_of_aliases_is_not_built(tmp_path: Path) -> None:
 
 def test_a_key_in_a_url_is_not_shown() -> None:
     """A traceback with the route in it does not give the webhook away."""
-    assert "hush" not in repr(Route(report=Report(url="https://x.example/?key=hush")))
+    assert "hush" not in repr(
+        Route(report=ReportTarget(url="https://x.example/?key=hush"))
+    )
 
 
 # -------------------------------------------------------------------------- the example
@@ -666,14 +700,14 @@ routes:
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        ("bank", "redact is 'bank': write cards or keys or digits"),
-        ("[cards, bank]", "redact.2 is 'bank': write cards or keys or digits"),
-        ("[]", "redact is an empty list: write what is to go, or off"),
+        ("bank", "redact is 'bank': write cards, keys or digits"),
+        ("[cards, bank]", "redact.2 is 'bank': write cards, keys or digits"),
+        ("[]", "redact is an empty list: name what to remove, or write off"),
         ("{pattern: '('}", "redact.pattern is no regular expression (missing ), "),
         ("[{pattern: '(a+)+b'}]", "redact.1.pattern may take too long: bound its "),
         ("[{pattern: 'a*'}]", "redact.1.pattern fits where there is nothing: let it "),
         ("[{}]", "redact.1 lacks pattern: write it"),
-        ("[[cards]]", "redact.1 is no mapping: write `key: value` lines below it"),
+        ("[[cards]]", "redact.1 is not a mapping: write `key: value` lines below it"),
     ],
 )
 def test_what_cannot_be_taken_out_is_told(

@@ -169,7 +169,8 @@ def test_the_message_has_a_line_a_mistake() -> None:
         settings(BRIDGE_PORT="eighty", BRIDGE_LOG="loud")
 
     assert str(raised.value).splitlines() == [
-        "BRIDGE_PORT is 'eighty', no whole number: set a number from 0 to 65535",
+        "BRIDGE_PORT is 'eighty', which is not a whole number: "
+        "set a whole number from 0 to 65535",
         "BRIDGE_LOG is 'loud': set auto, json or pretty",
     ]
 
@@ -177,76 +178,92 @@ def test_the_message_has_a_line_a_mistake() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("BRIDGE_HOST", "http://0.0.0.0", "no address"),
+        ("BRIDGE_HOST", "http://0.0.0.0", "not an address"),
         ("BRIDGE_PORT", "65536", "65536"),
         ("BRIDGE_PORT", "-1", "-1"),
-        ("BRIDGE_PORT", "1_0", "no whole number"),
-        ("BRIDGE_PORT", "٨٠", "no whole number"),
-        ("BRIDGE_MAX_CALLS", "1.5", "no whole number"),
-        ("BRIDGE_DRAIN_SECONDS", "-1", "no number of seconds"),
-        ("BRIDGE_DRAIN_SECONDS", "inf", "no number of seconds"),
-        ("BRIDGE_PUBLIC_URL", "bridge.example.com", "no complete url"),
+        ("BRIDGE_PORT", "1_0", "not a whole number"),
+        ("BRIDGE_PORT", "٨٠", "not a whole number"),
+        ("BRIDGE_MAX_CALLS", "1.5", "not a whole number"),
+        ("BRIDGE_DRAIN_SECONDS", "-1", "not a number of seconds"),
+        ("BRIDGE_DRAIN_SECONDS", "inf", "not a number of seconds"),
+        ("BRIDGE_PUBLIC_URL", "bridge.example.com", "not a complete URL"),
         ("BRIDGE_PUBLIC_URL", "http://bridge.example.com", "TLS"),
         ("BRIDGE_PUBLIC_URL", "http://localhost.example.com", "TLS"),
         ("BRIDGE_PUBLIC_URL", "wss://bridge.example.com", "TLS"),
         ("BRIDGE_PUBLIC_URL", "https://bridge.example.com/voice", "path"),
         ("BRIDGE_PUBLIC_URL", "https://bridge.example.com?a=1", "query"),
-        ("BRIDGE_PUBLIC_URL", "https://bridge.example.com:port", "no complete url"),
-        ("BRIDGE_PUBLIC_URL", "https://[::1", "no complete url"),
-        ("BRIDGE_PUBLIC_URL", "https://", "no complete url"),
-        ("BRIDGE_PUBLIC_URL", "https://a b", "no complete url"),
+        ("BRIDGE_PUBLIC_URL", "https://bridge.example.com:port", "not a complete URL"),
+        ("BRIDGE_PUBLIC_URL", "https://[::1", "not a complete URL"),
+        ("BRIDGE_PUBLIC_URL", "https://", "not a complete URL"),
+        ("BRIDGE_PUBLIC_URL", "https://a b", "not a complete URL"),
         ("BRIDGE_INSECURE", "maybe", "neither yes nor no"),
         ("BRIDGE_AGENT", "receptionist", "receptionist"),
         ("BRIDGE_AGENT", "a.py:", "a.py:"),
         ("BRIDGE_ROUTES", str(Path(__file__).parent), "names a folder"),
-        ("BRIDGE_REDIS_URL", "cache:6379", "no redis url"),
-        ("BRIDGE_REDIS_URL", "https://cache:6379", "no redis url"),
-        ("BRIDGE_REDIS_URL", "redis://", "no complete url"),
-        ("BRIDGE_REDIS_URL", "unix://", "no complete url"),
-        ("BRIDGE_REDIS_URL", "redis://:a/b@cache", "no complete url"),
-        ("BRIDGE_REDIS_URL", "redis://cache:0", "no complete url"),
-        ("BRIDGE_REDIS_URL", "redis://ca che", "no complete url"),
-        ("BRIDGE_REDIS_URL", "redis://cache/zero", "no database"),
+        ("BRIDGE_REDIS_URL", "cache:6379", "not a Redis URL"),
+        ("BRIDGE_REDIS_URL", "https://cache:6379", "not a Redis URL"),
+        ("BRIDGE_REDIS_URL", "redis://", "not a complete URL"),
+        ("BRIDGE_REDIS_URL", "unix://", "not a complete URL"),
+        ("BRIDGE_REDIS_URL", "redis://:a/b@cache", "not a complete URL"),
+        ("BRIDGE_REDIS_URL", "redis://cache:0", "not a complete URL"),
+        ("BRIDGE_REDIS_URL", "redis://ca che", "not a complete URL"),
+        ("BRIDGE_REDIS_URL", "redis://cache/zero", "not the number of a database"),
         ("BRIDGE_REDIS_URL", "redis://cache?retries=1", "option that does not exist"),
         ("BRIDGE_REDIS_URL", "redis://cache?db=x", "option that does not exist"),
         ("BRIDGE_REDIS_URL", "redis://c?ssl_cert_reqs=none", "option that does not"),
         ("BRIDGE_API_TOKEN", "two words", "blank"),
         ("BRIDGE_MODEL_AUDIO", "opus", "opus"),
         ("BRIDGE_MODEL_CONNECT", "connect", "connect"),
-        ("BRIDGE_REPORT_URL", "example.com/calls", "no complete url"),
-        ("BRIDGE_REPORT_URL", "ftp://example.com/calls", "no http url"),
-        ("BRIDGE_REPORT_URL", "https://example.com/#calls", "no http url"),
+        ("BRIDGE_REPORT_URL", "example.com/calls", "not a complete URL"),
+        ("BRIDGE_REPORT_URL", "ftp://example.com/calls", "not an http or https URL"),
+        ("BRIDGE_REPORT_URL", "https://example.com/#calls", "not an http or https URL"),
         ("BRIDGE_REPORT_URL", "https://me:x@example.com/", "user or password"),
-        ("BRIDGE_REPORT_SECRET", "hush", "no signing secret"),
-        ("BRIDGE_REPORT_SECRET", SIGNING.removeprefix("whsec_"), "no signing secret"),
-        ("BRIDGE_REPORT_SECRET", "whsec_AAAA", "no signing secret"),
-        ("BRIDGE_REPORT_SECRET", "whsec_" + "A" * 92, "no signing secret"),
-        ("BRIDGE_REPORT_SECRET", SIGNING + "*", "no signing secret"),
+        ("BRIDGE_REPORT_SECRET", "hush", "not a signing secret"),
+        (
+            "BRIDGE_REPORT_SECRET",
+            SIGNING.removeprefix("whsec_"),
+            "not a signing secret",
+        ),
+        ("BRIDGE_REPORT_SECRET", "whsec_AAAA", "not a signing secret"),
+        ("BRIDGE_REPORT_SECRET", "whsec_" + "A" * 92, "not a signing secret"),
+        ("BRIDGE_REPORT_SECRET", SIGNING + "*", "not a signing secret"),
         ("BRIDGE_REPORT_SECRET", "whsec_ AAAA", "blank"),
-        ("BRIDGE_OUTBOUND_PREFIXES", "+1,4930", "no number has"),
-        ("BRIDGE_OUTBOUND_PREFIXES", "+", "no number has"),
-        ("BRIDGE_OUTBOUND_PREFIXES", "+0", "no number has"),
-        ("BRIDGE_OUTBOUND_PREFIXES", "+1 415", "no number has"),
-        ("BRIDGE_OUTBOUND_NUMBER", "0800 12345", "no phone number"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+1,4930", "no phone number begins with"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+", "no phone number begins with"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+0", "no phone number begins with"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+1 415", "no phone number begins with"),
+        ("BRIDGE_OUTBOUND_NUMBER", "0800 12345", "not a phone number"),
         ("BRIDGE_OUTBOUND_CALLS", "0", "0"),
-        ("BRIDGE_TWILIO_API_URL", "twilio", "no complete url"),
-        ("BRIDGE_TWILIO_API_URL", "wss://twilio.example.com", "no http url"),
-        ("OPENAI_WEBHOOK_SECRET", "sk-key", "no signing secret"),
+        ("BRIDGE_TWILIO_API_URL", "twilio", "not a complete URL"),
+        (
+            "BRIDGE_TWILIO_API_URL",
+            "wss://twilio.example.com",
+            "not an http or https URL",
+        ),
+        ("OPENAI_WEBHOOK_SECRET", "sk-key", "not a signing secret"),
         ("BRIDGE_MODEL_URL", "https://model.example.com", "WebSocket"),
-        ("BRIDGE_MODEL_URL", "fake", "no complete url"),
+        ("BRIDGE_MODEL_URL", "fake", "not a complete URL"),
         ("BRIDGE_MODEL_HEADERS", "api-key", "colon"),
         ("BRIDGE_MODEL_HEADERS", "api key: 1", "no header"),
         ("BRIDGE_MODEL_HEADERS", '{"api-key": 1}', "no header"),
         ("BRIDGE_MODEL_HEADERS", '{"a": "b\\r\\nc: d"}', "control characters"),
         ("BRIDGE_RECORD_DIR", __file__, "names a file"),
-        ("BRIDGE_RECORD_DIR", "~nobody-of-that-name/calls", "home of nobody"),
-        ("BRIDGE_ROUTES", "~nobody-of-that-name/routes.yaml", "home of nobody"),
-        ("BRIDGE_FALLBACK_NUMBER", "0800 12345", "no phone number"),
+        (
+            "BRIDGE_RECORD_DIR",
+            "~nobody-of-that-name/calls",
+            "home folder of an unknown user",
+        ),
+        (
+            "BRIDGE_ROUTES",
+            "~nobody-of-that-name/routes.yaml",
+            "home folder of an unknown user",
+        ),
+        ("BRIDGE_FALLBACK_NUMBER", "0800 12345", "not a phone number"),
         ("BRIDGE_WHEN_FULL", "wait", "wait"),
-        ("BRIDGE_WHEN_FULL", "fallback", "nobody to dial"),
-        ("BRIDGE_QUEUE_SECONDS", "-1", "no number of seconds"),
+        ("BRIDGE_WHEN_FULL", "fallback", "no number to dial"),
+        ("BRIDGE_QUEUE_SECONDS", "-1", "not a number of seconds"),
         ("BRIDGE_VOICE", "ma\x00rin", "control characters"),
-        ("TWILIO_ACCOUNT_SID", "SK" + "0" * 32, "no account SID"),
+        ("TWILIO_ACCOUNT_SID", "SK" + "0" * 32, "not an account SID"),
         ("TWILIO_AUTH_TOKEN", "0123 4567", "blank"),
         ("OPENAI_API_KEY", "sk-“quoted”", "no key has"),
     ],
@@ -402,6 +419,25 @@ def test_the_file_counts_and_the_environment_goes_before(tmp_path: Path) -> None
     found = load({"BRIDGE_PORT": "82"}, env_file)
 
     assert (found.port, found.max_calls, found.host) == (82, 7, "0.0.0.0")
+
+
+def test_a_mistake_in_the_file_is_told_whatever_its_case(tmp_path: Path) -> None:
+    """pydantic-settings reads BRIDGE_port of a file, too, and reports it as `port`."""
+    env_file = tmp_path / ".env"
+    env_file.write_text("BRIDGE_port=eighty\n")
+
+    [mistake] = check({}, env_file)
+
+    assert mistake.name == "port" and mistake.fix.endswith("from 0 to 65535")
+
+
+def test_each_network_that_is_wrong_is_named() -> None:
+    """Two slips in one list are mended in one go, too."""
+    with pytest.raises(SettingsError) as raised:
+        settings(BRIDGE_TRUSTED_PROXIES="10.0.0.0/8,balancer,10.0.0.0/99")
+
+    first, second = str(raised.value).splitlines()
+    assert "'balancer'" in first and "'10.0.0.0/99'" in second
 
 
 def test_the_process_environment_is_the_default(
@@ -623,17 +659,17 @@ def test_a_limit_is_read(name: str, text: str, field: str, value: object) -> Non
     ("name", "text", "told"),
     [
         ("BRIDGE_OUTBOUND_PREFIXES", "!+1900", "allows no number"),
-        ("BRIDGE_OUTBOUND_PREFIXES", "+1,!!+1900", "no number has"),
-        ("BRIDGE_TRUSTED_PROXIES", "10.0.0.0/8;::1", "no address or network"),
-        ("BRIDGE_TRUSTED_PROXIES", "balancer", "no address or network"),
+        ("BRIDGE_OUTBOUND_PREFIXES", "+1,!!+1900", "no phone number begins with"),
+        ("BRIDGE_TRUSTED_PROXIES", "10.0.0.0/8;::1", "not an address or network"),
+        ("BRIDGE_TRUSTED_PROXIES", "balancer", "not an address or network"),
         ("TWILIO_SHARED_KEYS", "s3cr3t-without-id", "cannot be read"),
         ("TWILIO_SHARED_KEYS", "id:", "no key has"),
         ("TWILIO_SHARED_KEYS", "i.d: s3cr3t", "no key has"),
         ("BRIDGE_PRICES", "input_text=4", "lacks input_audio"),
-        ("BRIDGE_PRICES", "input_text=1e9", "no price"),
-        ("BRIDGE_PRICES", "inputtext=1", "no price"),
-        ("BRIDGE_COST_PER_CALL", "-1", "no amount"),
-        ("BRIDGE_COST_PER_CALL", "nan", "no amount"),
+        ("BRIDGE_PRICES", "input_text=1e9", "not a price"),
+        ("BRIDGE_PRICES", "inputtext=1", "not a price"),
+        ("BRIDGE_COST_PER_CALL", "-1", "not an amount"),
+        ("BRIDGE_COST_PER_CALL", "nan", "not an amount"),
         ("BRIDGE_TICKETS", "maybe", "maybe"),
         ("BRIDGE_WAITING_SOCKETS", "0", "is 0"),
         ("BRIDGE_MESSAGES_PER_SECOND", "10", "is 10"),
@@ -756,4 +792,4 @@ def test_no_time_at_all(text: str) -> None:
     """A limit of 0 would refuse everybody: it is no way to have none."""
     name = "BRIDGE_START_SECONDS"
 
-    assert "no time" in mistakes({name: text})[name].text
+    assert f"{text}, which is too small" in mistakes({name: text})[name].text

@@ -10,8 +10,8 @@ import asyncio
 import sys
 
 from bridge.sim import load
-from bridge.sim.caller import Caller, anybody
-from bridge.sim.model import Behaviour, ModelServer, Ruled
+from bridge.sim.caller import Caller, random_number
+from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.ruler import ruler
 from bridge.sim.twilio import steps
 
@@ -21,24 +21,28 @@ BOUNDS_MS = {"p50": 1.0, "p99": 5.0, "clear": 2.0}
 
 
 def speech() -> steps.Step:
-    return steps.Say(ruler(1, 500))
+    return steps.SayStep(ruler(1, 500))
 
 
 async def main() -> int:
-    talk: list[steps.Step] = [speech(), steps.Listen()] * ANSWERS
-    barge_ins = [steps.Hear(300), speech()] * INTERRUPTIONS
+    talk: list[steps.Step] = [speech(), steps.ListenStep()] * ANSWERS
+    barge_ins = [steps.HearStep(300), speech()] * INTERRUPTIONS
     async with (
-        ModelServer(Behaviour(fallback=[Ruled(6000)]), record_appends=True) as model,
+        ModelServer(
+            Behaviour(fallback=[PlayRuler(6000)]), record_appends=True
+        ) as model,
         load.bridge_process(model.url) as bridge,
     ):
         caller = Caller(
             webhook_url=bridge.webhook_url,
-            from_number=anybody(),
+            from_number=random_number(),
             keep_frame_times=True,
         )
-        await caller.call([speech(), steps.Hear(300), steps.HangUp()])  # to warm up
-        heard = await caller.call([steps.Wait(1), *talk, steps.HangUp()])
-        cut = await caller.call([speech(), *barge_ins, steps.HangUp()])
+        await caller.call(
+            [speech(), steps.HearStep(300), steps.HangUpStep()]
+        )  # to warm up
+        heard = await caller.call([steps.WaitStep(1), *talk, steps.HangUpStep()])
+        cut = await caller.call([speech(), *barge_ins, steps.HangUpStep()])
     _, session, interrupted = model.sessions
     up = load.delays(list(load.up_delays(heard, session)))
     down = load.delays(list(load.down_delays(heard, session)))

@@ -24,8 +24,8 @@ from agents.realtime import RealtimeAgent
 from bridge.sim import counting
 from bridge.sim.belief import percentile
 from bridge.sim.caller import CallRecord, PlacedCall
-from bridge.sim.counting import Word, utterance
-from bridge.sim.model import Behaviour, Fault, ModelServer, ModelSession, Remembered
+from bridge.sim.counting import CountedWord, utterance
+from bridge.sim.model import Behaviour, Fault, ModelServer, ModelSession, RememberedItem
 from bridge.sim.realtime import faults
 from bridge.sim.twilio import steps
 from bridge.telemetry import log
@@ -61,8 +61,8 @@ BACK_SECONDS = 1.5
 
 def script() -> list[steps.Step]:
     """The greeting, a pause, and two questions with their answers."""
-    talk = [*hear_out(), steps.Wait(1.5), say(1), *hear_out(), say(2), *hear_out()]
-    return [*talk, steps.HangUp()]
+    talk = [*hear_out(), steps.WaitStep(1.5), say(1), *hear_out(), say(2), *hear_out()]
+    return [*talk, steps.HangUpStep()]
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ class Phase:
         turns = frozenset({1} if self.tool else ())
         return Behaviour(
             answer=counting.CountingAgent(WORDS, turns),
-            ear=counting.ear,
+            recogniser=counting.recognise,
             speed=self.speed,
         )
 
@@ -166,9 +166,9 @@ Strike: TypeAlias = Callable[[ModelServer, bool], Coroutine[None, None, None]]
 def befalls(fault: Fault) -> Strike:
     async def strike(server: ModelServer, connecting: bool) -> None:
         if connecting:
-            server.strike_next(fault)
+            server.inject_next(fault)
         else:
-            server.strike(fault)
+            server.inject(fault)
 
     return strike
 
@@ -177,21 +177,21 @@ def refused_with(status: int) -> Strike:
     """Two handshakes get this status, the third is taken."""
 
     async def strike(server: ModelServer, connecting: bool) -> None:
-        server.door.answer(status, times=2)
-        server.strike(faults.drop)
+        server.handshakes.answer(status, times=2)
+        server.inject(faults.drop)
 
     return strike
 
 
 async def hang(server: ModelServer, connecting: bool) -> None:
     if connecting:
-        server.door.hang()
+        server.handshakes.leave_unanswered()
     else:
-        server.strike(faults.freeze)
+        server.inject(faults.freeze)
 
 
 async def refuse_tcp(server: ModelServer, connecting: bool) -> None:
-    server.strike(faults.drop)
+    server.inject(faults.drop)
     await server.refuse_tcp(1.0)
 
 
@@ -276,8 +276,8 @@ class Verdict:
     lost: str | None  # why
     silence: float  # s in which neither spoke
     ready: float | None  # s from the fault to a session that is configured
-    heard: counting.Account
-    understood: counting.Account
+    heard: counting.WordComparison
+    understood: counting.WordComparison
     story_wrong: tuple[str, ...]  # the last session's, where it is not what was said
     errors: tuple[str, ...]  # of the model
     sessions: int
@@ -286,7 +286,9 @@ class Verdict:
 def judge(
     run: Run, *, answers: int = ANSWERS, turns: int = ANSWERS - 1, call: int = 1
 ) -> Verdict:
-    heard = [w for w in counting.said(run.record.heard) if w.speaker == "agent"]
+    heard = [
+        w for w in counting.understood_words(run.record.heard) if w.speaker == "agent"
+    ]
     spoken = [
         word
         for turn in range(1, turns + 1)
@@ -303,7 +305,7 @@ def judge(
         word
         for item in memory
         if item.kind == "user"
-        for word in counting.written(item.text)
+        for word in counting.parse_words(item.text)
     ]
     tool = PHASES[run.phase].tool if run.phase in PHASES else False
     wrong = _differences(memory, story_of(heard, spoken, tool=tool))
@@ -311,8 +313,8 @@ def judge(
         lost=_lost(run.record),
         silence=silence(run.record),
         ready=_ready(run),
-        heard=counting.account(wanted, heard),
-        understood=counting.account(spoken, understood),
+        heard=counting.compare_words(wanted, heard),
+        understood=counting.compare_words(spoken, understood),
         story_wrong=wrong,
         errors=tuple(
             f"{error['code']}: {error['message']}"
@@ -324,24 +326,28 @@ def judge(
     )
 
 
-def story_of(heard: Sequence[Word], spoken: Sequence[Word], *, tool: bool) -> list[str]:
+def story_of(
+    heard: Sequence[CountedWord], spoken: Sequence[CountedWord], *, tool: bool
+) -> list[str]:
     """What was said, in order: the greeting, then question and answer by turns."""
     items = []
     for turn in range(1, max((w.turn for w in heard), default=0) + 1):
         answer = dict.fromkeys(w for w in heard if w.turn == turn)
-        items.append(Remembered("", "assistant", counting.text(answer)))
+        items.append(RememberedItem("", "assistant", counting.text(answer)))
         question = [w for w in spoken if w.turn == turn]
-        items.append(Remembered("", "user", counting.text(question)))
+        items.append(RememberedItem("", "user", counting.text(question)))
         if tool and turn == 1:
             name, call = counting.TOOL, '{"turn":1}'
-            items.append(Remembered("", "function_call", call, name=name))
-            result = Remembered("", "function_call_output", RESULT, name=name)
+            items.append(RememberedItem("", "function_call", call, name=name))
+            result = RememberedItem("", "function_call_output", RESULT, name=name)
             items.append(result)
-    return counting.story(items)
+    return counting.conversation_lines(items)
 
 
-def _differences(memory: Sequence[Remembered], wanted: list[str]) -> tuple[str, ...]:
-    told = counting.story(memory)
+def _differences(
+    memory: Sequence[RememberedItem], wanted: list[str]
+) -> tuple[str, ...]:
+    told = counting.conversation_lines(memory)
     if told == wanted:
         return ()
     missing, extra = Counter(wanted), Counter(told)

@@ -22,7 +22,7 @@ import aiohttp
 
 from bridge.sim import counting
 from bridge.sim.belief import percentile
-from bridge.sim.caller import Caller, anybody
+from bridge.sim.caller import Caller, random_number
 from bridge.sim.model import Behaviour, ModelServer
 from scripts.fleet import Bridge, Fleet
 from tests.bench.faults import markdown
@@ -54,7 +54,8 @@ REDIS_AWAY_SECONDS = 2.0
 TOOL_TURN = 2
 
 BEHAVIOUR = Behaviour(
-    answer=counting.CountingAgent(WORDS, frozenset({TOOL_TURN})), ear=counting.ear
+    answer=counting.CountingAgent(WORDS, frozenset({TOOL_TURN})),
+    recogniser=counting.recognise,
 )
 
 
@@ -147,7 +148,7 @@ def calls_to(fleet: Fleet) -> CountedCalls:
     def caller() -> Caller:
         return Caller(
             webhook_url=fleet.voice_url,
-            from_number=anybody(),
+            from_number=random_number(),
             max_seconds=CALL_SECONDS,
         )
 

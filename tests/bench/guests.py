@@ -253,7 +253,7 @@ def handshake(services: Services, url: str, signature: str | None = None) -> byt
     return ("\r\n".join(head) + "\r\n\r\n").encode()
 
 
-async def given_stream(services: Services, call_sid: str) -> markup.Stream:
+async def given_stream(services: Services, call_sid: str) -> markup.TwimlStream:
     """What /voice answers to a call of that name. Refused: no stream."""
     guest = await Guest.come(services)
     try:
@@ -265,7 +265,7 @@ async def given_stream(services: Services, call_sid: str) -> markup.Stream:
     if status != 200:
         raise Refused(f"/voice {status}")
     for verb in markup.verbs(body.decode()):
-        if isinstance(verb, markup.Connect):
+        if isinstance(verb, markup.TwimlConnect):
             return verb.stream
     raise Refused("/voice: no stream")
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bridge.core.conversation import LINGER_SECONDS
-from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.twilio import steps
 from bridge.telemetry import log
 from tests.e2e.bridge import Place, bridge
@@ -22,7 +22,7 @@ from tests.e2e.bridge import Place, bridge
 CALLS = 200
 CUT_OFF = 20
 
-TALK = (steps.Hear(150, timeout=5),)
+TALK = (steps.HearStep(150, timeout=5),)
 
 
 async def place(services: Place, script: Sequence[steps.Step], times: int) -> None:
@@ -34,7 +34,7 @@ async def place(services: Place, script: Sequence[steps.Step], times: int) -> No
 
 async def cut_off(services: Place, times: int) -> None:
     """Lines that break, all at once: the bridge waits for each to be back, in vain."""
-    script = [*TALK, steps.Drop(), steps.HangUp()]
+    script = [*TALK, steps.DropStep(), steps.HangUpStep()]
     async with asyncio.TaskGroup() as tasks:
         for _ in range(times):
             tasks.create_task(services.caller().call(script))
@@ -56,13 +56,13 @@ def sockets() -> int:
 
 
 async def main() -> int:
-    speaking = Behaviour(fallback=[Ruled(3000)], think_seconds=0.05)
+    speaking = Behaviour(fallback=[PlayRuler(3000)], think_seconds=0.05)
     async with bridge(speaking, greeting="Hi.") as services:
-        await place(services, [*TALK, steps.HangUp()], 3)  # what is made once is made
+        await place(services, [*TALK, steps.HangUpStep()], 3)  # first calls allocate
         await asyncio.sleep(0.5)
         gc.collect()
         tasks, open_sockets = len(asyncio.all_tasks()), sockets()
-        await place(services, [*TALK, steps.HangUp()], CALLS)
+        await place(services, [*TALK, steps.HangUpStep()], CALLS)
         await cut_off(services, CUT_OFF)
         gc.collect()
         await asyncio.sleep(0.5)

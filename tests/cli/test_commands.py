@@ -26,7 +26,7 @@ from click.testing import Result
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from bridge.app.routes import Report, Route, Routes
+from bridge.app.routes import ReportTarget, Route, Routes
 from bridge.app.settings import NAMES, Settings
 from bridge.cli.commands import _secrets, app
 from bridge.fleet import CallEntry, InstanceLoad
@@ -405,7 +405,7 @@ def test_the_log_is_told_every_secret_of_the_configuration() -> None:
         twilio_auth_token_secondary=SecretStr("second-token"),
         twilio_shared_keys={"SK1": "shared-key"},
     )
-    where = Report(url="https://b.example/hook?token=of-a-route")
+    where = ReportTarget(url="https://b.example/hook?token=of-a-route")
     routes = Routes(routes=(Route(name="a", report=where),))
 
     secrets = _secrets(conf, routes)

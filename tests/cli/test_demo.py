@@ -12,11 +12,17 @@ from bridge.agent.live import LiveCall
 from bridge.agent.phone_tools import hang_up, send_digits
 from bridge.app.startup import UserCode
 from bridge.cli import demo
-from bridge.sim.model import CallTool, Say
-from bridge.sim.scenario import RECEPTION, SMALL_TALK, Doing, Line, Scenario
+from bridge.sim.model import CallTool, SayText
+from bridge.sim.scenario import (
+    RECEPTION,
+    SMALL_TALK,
+    CallerAction,
+    Scenario,
+    SpokenLine,
+)
 from bridge.sim.twilio import steps
 
-LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
+LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
 
 
 @function_tool
@@ -47,18 +53,24 @@ def test_what_the_agent_did_is_told(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setattr("sys.argv", ["/some/where/bin/bridge", "demo"])
-    patient = steps.Listen(quiet_seconds=1.0)
+    patient = steps.ListenStep(quiet_seconds=1.0)
     scenario = Scenario(
         "a test",
-        [Line("What is it?"), patient, Line("Bye."), steps.Wait(8), steps.HangUp()],
         [
-            [Say("Hi.")],  # the greeting, which the caller interrupts
-            [Say("A moment."), CallTool("look_up", {"what": "it"})],
+            SpokenLine("What is it?"),
+            patient,
+            SpokenLine("Bye."),
+            steps.WaitStep(8),
+            steps.HangUpStep(),
+        ],
+        [
+            [SayText("Hi.")],  # the greeting, which the caller interrupts
+            [SayText("A moment."), CallTool("look_up", {"what": "it"})],
             [CallTool("send_digits", {"digits": "12"})],
             [CallTool("written", {})],
-            [Say("It is blue.")],
+            [SayText("It is blue.")],
             [CallTool("transfer_to_billing", {})],
-            [Say("Goodbye!"), CallTool("hang_up", {})],
+            [SayText("Goodbye!"), CallTool("hang_up", {})],
         ],
     )
     call = demo.run(UserCode(front), scenario, tmp_path)
@@ -103,8 +115,15 @@ def test_any_agent_makes_small_talk(
         }
     )
     agent: RealtimeAgent[Any] = RealtimeAgent(name="own", tools=[tables])
-    hear = steps.Hear(400)
-    lines: list[Doing] = [hear, Line("Hi."), hear, Line("Now?"), LISTEN, steps.HangUp()]
+    hear = steps.HearStep(400)
+    lines: list[CallerAction] = [
+        hear,
+        SpokenLine("Hi."),
+        hear,
+        SpokenLine("Now?"),
+        LISTEN,
+        steps.HangUpStep(),
+    ]
     call = demo.run(UserCode(agent), Scenario("short", lines), tmp_path)
 
     assert demo.failures(call) == []
@@ -159,11 +178,11 @@ def test_the_bundled_call_ends_as_calls_should() -> None:
     """The agent says goodbye and hangs up; the caller would do so only if it did
     not."""
     assert RECEPTION.model[-1][-1] == CallTool("hang_up", {})
-    assert RECEPTION.caller[-2:] == [steps.Wait(10), steps.HangUp()]
+    assert RECEPTION.caller[-2:] == [steps.WaitStep(10), steps.HangUpStep()]
 
 
 def test_small_talk_has_turns_for_the_tools() -> None:
     """Five tools are shown, and the demo does not take long."""
-    lines = [it for it in SMALL_TALK.caller if isinstance(it, Line)]
+    lines = [it for it in SMALL_TALK.caller if isinstance(it, SpokenLine)]
 
     assert len(lines) == 6

@@ -17,7 +17,8 @@ TOOL_TURN = 2
 
 async def main() -> None:
     behaviour = Behaviour(
-        answer=counting.CountingAgent(WORDS, frozenset({TOOL_TURN})), ear=counting.ear
+        answer=counting.CountingAgent(WORDS, frozenset({TOOL_TURN})),
+        recogniser=counting.recognise,
     )
     async with ModelServer(behaviour, "0.0.0.0", 8765, keep_audio=False) as model:
 

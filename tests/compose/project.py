@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bridge.sim.caller import Caller, anybody
-from bridge.sim.model import Remembered
+from bridge.sim.caller import Caller, random_number
+from bridge.sim.model import RememberedItem
 from tests.support.counted_calls import CALL_SECONDS, CountedCalls
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,10 +166,10 @@ class Project:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return json.loads(answer.read())
 
-    def conversations(self) -> list[list[Remembered]]:
+    def conversations(self) -> list[list[RememberedItem]]:
         """What the counting model's sessions have in mind."""
         sessions = self.get("SESSIONS_PORT", "/sessions")
-        return [[Remembered(**item) for item in session] for session in sessions]
+        return [[RememberedItem(**item) for item in session] for session in sessions]
 
     def counted_calls(self, first: int = 1) -> CountedCalls:
         """Signed as Twilio signs them; the first call has that number."""
@@ -179,7 +179,7 @@ class Project:
                 webhook_url=f"http://127.0.0.1:{PORTS['BRIDGE_PORT']}/voice",
                 auth_token=TOKEN,
                 signed_origin=PUBLIC,
-                from_number=anybody(),
+                from_number=random_number(),
                 max_seconds=CALL_SECONDS,
             )
 

@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from bridge.sim.caller import Caller, CallRecord
-from bridge.sim.model import Behaviour, ModelServer, Ruled
+from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.twilio import steps
 from scripts.fleet import Bridge, Fleet
 from tests.deploy.test_figures import BALANCER_FIGURES
@@ -19,8 +19,8 @@ from tests.deploy.test_figures import BALANCER_FIGURES
 BEAT_SECONDS = 2.2
 """After so long each instance has heard of the other."""
 
-SHORT: steps.Script = [steps.Listen(quiet_seconds=0.1), steps.HangUp()]
-LONG: steps.Script = [steps.Wait(3.0), steps.HangUp()]
+SHORT: steps.Script = [steps.ListenStep(quiet_seconds=0.1), steps.HangUpStep()]
+LONG: steps.Script = [steps.WaitStep(3.0), steps.HangUpStep()]
 
 
 async def call(fleet: Fleet, script: steps.Script = SHORT) -> CallRecord:
@@ -45,7 +45,7 @@ async def busy(fleet: Fleet, *counts: int) -> None:
 async def test_calls_find_a_line_whatever_happens_to_instances(tmp_path: Path) -> None:
     """Two instances with a line each: callers find the free one, hear that all lines
     are busy, and do not notice that an instance died."""
-    behaviour = Behaviour(fallback=[Ruled(200)])
+    behaviour = Behaviour(fallback=[PlayRuler(200)])
     async with (
         ModelServer(behaviour) as model,
         Fleet(2, model_url=model.url, max_calls=1, folder=tmp_path) as fleet,
@@ -88,7 +88,7 @@ async def test_a_ticket_is_good_on_any_instance_and_on_one(tmp_path: Path) -> No
         "BRIDGE_PUBLIC_URL": PUBLIC,
         "TWILIO_AUTH_TOKEN": TOKEN,
     }
-    behaviour = Behaviour(fallback=[Ruled(200)])
+    behaviour = Behaviour(fallback=[PlayRuler(200)])
     async with (
         ModelServer(behaviour) as model,
         Fleet(2, model_url=model.url, folder=tmp_path, env=secure) as fleet,

@@ -20,20 +20,28 @@ from websockets.asyncio.client import connect as connect_socket
 from bridge.agent.events import CallEvent
 from bridge.agent.live import BadRequest, LiveCall
 from bridge.agent.phone_tools import take_message
-from bridge.app.routes import Report, Route
+from bridge.app.routes import ReportTarget, Route
 from bridge.model.hosted_mcp import NOT_DONE, UNKNOWN
 from bridge.model.sdk_session import FAILED
 from bridge.model.session_settings import SessionSettings
 from bridge.records.report import CallReport
-from bridge.sim.model import Behaviour, CallMcp, CallTool, Heard, Play, Ruled, Turn
+from bridge.sim.model import (
+    Behaviour,
+    CallMcp,
+    CallTool,
+    PlayAudio,
+    PlayRuler,
+    Turn,
+    TurnContext,
+)
 from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.telemetry import trace
 from tests.e2e.bridge import AGENT, HELLO, WAIT, Place, bridge
 
-LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
-HANG_UP = steps.HangUp()
+LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
+HANG_UP = steps.HangUpStep()
 SHORT: steps.Script = [LISTEN, HANG_UP]
 PHONE = {"type": "audio/pcmu"}
 MCP_PROGRAM = Path(__file__).parent.parent / "support" / "mcp_server.py"
@@ -90,7 +98,7 @@ async def test_handoffs_there_and_back() -> None:
             [CallTool("who", {})],
             [CallTool("transfer_to_front", {})],
             [CallTool("who", {})],
-            [Ruled(300)],
+            [PlayRuler(300)],
         ],
         think_seconds=0.05,
     )
@@ -149,7 +157,7 @@ async def test_the_history_and_its_correction() -> None:
         return "done"
 
     behaviour = Behaviour(
-        turns=[[Ruled(5000)], [CallTool("edit", {})], [Ruled(300)]],
+        turns=[[PlayRuler(5000)], [CallTool("edit", {})], [PlayRuler(300)]],
         user_texts=["Stop, please."],
         transcribe_seconds=0.01,
         speed=20,
@@ -157,7 +165,12 @@ async def test_the_history_and_its_correction() -> None:
     async with bridge(
         behaviour, agent=AGENT.clone(tools=[edit]), greeting="Go.", **on_call(hook)
     ) as place:
-        script: steps.Script = [steps.Hear(1000), steps.Say(WAIT), LISTEN, HANG_UP]
+        script: steps.Script = [
+            steps.HearStep(1000),
+            steps.SayStep(WAIT),
+            LISTEN,
+            HANG_UP,
+        ]
         record = await place.caller().call(script)
         await place.empty()
 
@@ -207,10 +220,10 @@ async def test_words_into_the_call() -> None:
         live.tell("I call from the car.", respond=False)
         live.tell("Say hello.", role="system")
 
-    behaviour = Behaviour(fallback=[Ruled(300)], think_seconds=0.05)
+    behaviour = Behaviour(fallback=[PlayRuler(300)], think_seconds=0.05)
     async with bridge(behaviour, **on_call(hook)) as place:
         async with asyncio.TaskGroup() as tasks:
-            script: steps.Script = [LISTEN, steps.Wait(1.2), HANG_UP]
+            script: steps.Script = [LISTEN, steps.WaitStep(1.2), HANG_UP]
             tasks.create_task(place.caller().call(script))
             await _until(lambda: bool(calls) and len(calls[0].transcript) == 2)
             assert await calls[0].heard()
@@ -240,12 +253,14 @@ async def test_the_users_code_interrupts(through_the_sdk: bool) -> None:
         return "stopped"
 
     behaviour = Behaviour(
-        turns=[[CallTool("stop", {}), Ruled(6000)]], fallback=[Ruled(300)], speed=3
+        turns=[[CallTool("stop", {}), PlayRuler(6000)]],
+        fallback=[PlayRuler(300)],
+        speed=3,
     )
     async with bridge(
         behaviour, agent=AGENT.clone(tools=[stop]), greeting="Go."
     ) as place:
-        listen = steps.Listen(quiet_seconds=0.8, timeout=8)
+        listen = steps.ListenStep(quiet_seconds=0.8, timeout=8)
         record = await place.caller().call([listen, HANG_UP])
         await place.empty()
 
@@ -266,9 +281,13 @@ async def test_muted_and_heard_again() -> None:
         calls.append(live)
         live.mute()
 
-    said: list[steps.Step] = [steps.Say(HELLO), steps.Wait(0.6), steps.Say(WAIT)]
+    said: list[steps.Step] = [
+        steps.SayStep(HELLO),
+        steps.WaitStep(0.6),
+        steps.SayStep(WAIT),
+    ]
     script: steps.Script = [*said, LISTEN, HANG_UP]
-    behaviour = Behaviour(fallback=[Ruled(300)])
+    behaviour = Behaviour(fallback=[PlayRuler(300)])
     async with (
         bridge(behaviour, **on_call(hook)) as place,
         asyncio.TaskGroup() as tasks,
@@ -299,7 +318,7 @@ async def test_a_connector_of_the_users(tmp_path: Path) -> None:
     routes = tmp_path / "routes.yaml"
     routes.write_text("defaults:\n  greeting: Go.\n", "utf-8")
     async with bridge(
-        Behaviour(turns=[[Ruled(300)]]),
+        Behaviour(turns=[[PlayRuler(300)]]),
         api_key="sk-test",
         openai_api_key="sk-test",
         model_target="openai",
@@ -320,15 +339,23 @@ async def test_a_model_that_speaks_pcm_only() -> None:
     knows after an interruption what was heard."""
     sound = bytes(range(32, 96)) * 500  # 4 s of something
     behaviour = Behaviour(
-        turns=[[Play(sound[:4000], "Hello.")], [Play(sound, "A long story.")]],
-        fallback=[Play(sound[:2400], "Yes?")],
+        turns=[
+            [PlayAudio(sound[:4000], "Hello.")],
+            [PlayAudio(sound, "A long story.")],
+        ],
+        fallback=[PlayAudio(sound[:2400], "Yes?")],
         ignore_formats=True,
         user_texts=["Tell me a story.", "Stop."],
     )
     with capture_logs() as logs:
         async with bridge(behaviour, greeting="Go.", model_audio="pcm") as place:
             script: steps.Script = [
-                *(LISTEN, steps.Say(HELLO), steps.Hear(900), steps.Say(WAIT)),
+                *(
+                    LISTEN,
+                    steps.SayStep(HELLO),
+                    steps.HearStep(900),
+                    steps.SayStep(WAIT),
+                ),
                 *(LISTEN, HANG_UP),
             ]
             record = await place.caller().call(script)
@@ -358,7 +385,7 @@ async def test_a_local_mcp_server() -> None:
     server = MCPServerStdio(params=params, name="sums", cache_tools_list=True)
     agent = AGENT.clone(mcp_servers=[server])
     behaviour = Behaviour(
-        turns=[[CallTool("add", {"a": 2, "b": 40})], [Ruled(300)]], speed=20
+        turns=[[CallTool("add", {"a": 2, "b": 40})], [PlayRuler(300)]], speed=20
     )
     async with bridge(behaviour, agent=agent, greeting="Go.") as place:
         record = await place.caller().call(SHORT)
@@ -409,7 +436,7 @@ async def test_hosted_mcp_servers() -> None:
             [CallMcp("shop", "order", {"what": "ham"}, output="ordered")],
             [CallMcp("shop", "order", {"what": "fish"}, output="never")],
         ],
-        fallback=[Ruled(300)],
+        fallback=[PlayRuler(300)],
         mcp={"shop": [tool], "maps": [{**tool, "name": "find"}]},
         think_seconds=0.05,
     )
@@ -452,10 +479,10 @@ async def test_the_model_is_lost_with_a_hosted_tool_in_it(
     shop["server_url"] = "https://shop.example"
     order = CallMcp("shop", "order", {"what": "ham"}, output="ordered", seconds=60)
 
-    def answer(heard: Heard) -> Turn:
+    def answer(heard: TurnContext) -> Turn:
         told = [it.text for it in heard.conversation if it.kind == "system"]
         if any("tool order" in text for text in told):
-            return [Ruled(300)]
+            return [PlayRuler(300)]
         return [order] if approval == "never" else [CallTool("pay", {}), order]
 
     calls: list[LiveCall] = []
@@ -473,7 +500,7 @@ async def test_the_model_is_lost_with_a_hosted_tool_in_it(
         **on_call(calls.append),
     ) as place:
         async with asyncio.TaskGroup() as tasks:
-            call = tasks.create_task(place.caller().call([steps.Wait(9)]))
+            call = tasks.create_task(place.caller().call([steps.WaitStep(9)]))
             begun = "mcp_call" if approval == "never" else "mcp_approval_request"
             await _until(
                 lambda: (
@@ -483,7 +510,7 @@ async def test_the_model_is_lost_with_a_hosted_tool_in_it(
             )
             waiting = {"never": [], "always": ["order", "pay"]}[approval]
             await _until(lambda: _waits(calls[0]) == waiting)
-            place.model.strike(faults.drop)
+            place.model.inject(faults.drop)
             await _until(lambda: len(place.model.sessions) == 2)
             await _until(lambda: place.session.responses)
             assert _waits(calls[0]) == [it for it in waiting if it == "pay"]
@@ -521,15 +548,15 @@ async def test_a_handoff_that_the_model_refused_is_no_danger_later() -> None:
     calls: list[LiveCall] = []
     change = {"type": "realtime", "instructions": "No.", "tools": []}
     change["output_modalities"] = ["smell"]
-    behaviour = Behaviour(fallback=[Ruled(300)], think_seconds=0.05)
+    behaviour = Behaviour(fallback=[PlayRuler(300)], think_seconds=0.05)
     async with bridge(behaviour, greeting="Go.", **on_call(calls.append)) as place:
         async with asyncio.TaskGroup() as tasks:
-            call = tasks.create_task(place.caller().call([steps.Wait(9)]))
+            call = tasks.create_task(place.caller().call([steps.WaitStep(9)]))
             await _until(lambda: place.model.sessions and place.session.responses)
             calls[0].send_raw({"type": "session.update", "session": change})
             await _until(lambda: place.session.errors_sent)
             assert await calls[0].heard()
-            place.model.strike(faults.drop)
+            place.model.inject(faults.drop)
             await _until(lambda: len(place.model.sessions) == 2)
             calls[0].tell("Are you there?")
             await _until(lambda: place.session.responses)
@@ -566,20 +593,25 @@ async def test_the_report_of_a_call() -> None:
     port = runner.addresses[0][1]
 
     behaviour = Behaviour(
-        turns=[[Ruled(5000)], [CallTool("take_message", {"text": "Call me."})]],
-        fallback=[Ruled(300)],
+        turns=[[PlayRuler(5000)], [CallTool("take_message", {"text": "Call me."})]],
+        fallback=[PlayRuler(300)],
         user_texts=["Take a message."],
         speed=20,
     )
     route = on_call(
         hook,
         name="desk",
-        report=Report(to="keep", url=f"http://127.0.0.1:{port}/report"),
+        report=ReportTarget(to="keep", url=f"http://127.0.0.1:{port}/report"),
     )
     route["functions"]["keep"] = kept.append
     agent = AGENT.clone(tools=[take_message])
     async with bridge(behaviour, agent=agent, greeting="Go.", **route) as place:
-        script: steps.Script = [steps.Hear(1000), steps.Say(WAIT), LISTEN, HANG_UP]
+        script: steps.Script = [
+            steps.HearStep(1000),
+            steps.SayStep(WAIT),
+            LISTEN,
+            HANG_UP,
+        ]
         record = await place.caller().call(script)
         await place.empty()
         await _until(lambda: bool(kept and posted))

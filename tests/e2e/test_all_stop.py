@@ -18,7 +18,7 @@ from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.http.server import Server
 from bridge.http.webhooks import RESTART_SECONDS
-from bridge.sim.model import Behaviour, ModelServer, Ruled
+from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from tests.e2e.bridge import AGENT, Place
 from tests.e2e.test_back_again import SID, first_sound, stream
 from tests.e2e.test_full import TALK, Fleet, asked, verbs
@@ -49,7 +49,7 @@ async def stopping(registry: Shared, **conf: Any) -> AsyncIterator[Fleet]:
     settings = Settings(host="127.0.0.1", port=0, insecure=True, **conf)
     both = Fleet([], [])
     async with AsyncExitStack() as stack:
-        model = ModelServer(Behaviour(fallback=[Ruled(300)]))
+        model = ModelServer(Behaviour(fallback=[PlayRuler(300)]))
         both.model = await stack.enter_async_context(model)
         for _ in range(2):
             opened = start_services(settings, UserCode(AGENT, Routes()), model.url)

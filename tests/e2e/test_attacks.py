@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from bridge.http.tickets import Tickets
 from bridge.http.webhooks import MAX_REFUSALS
-from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import HELLO, Place, bridge
@@ -47,7 +47,7 @@ async def deployed(**conf: Any) -> AsyncIterator[Place]:
         "twilio_auth_token": SecretStr(TOKEN),
         "twilio_account_sid": ACCOUNT,
     }
-    behaviour = Behaviour(fallback=[Ruled(300)])
+    behaviour = Behaviour(fallback=[PlayRuler(300)])
     async with bridge(behaviour, **{**secure, **conf}) as place:
         yield place
 
@@ -342,7 +342,11 @@ async def test_a_webhook_that_is_played_again() -> None:
 async def test_while_the_token_is_rotated_calls_come_in() -> None:
     """Before, while and after Twilio signs with the other token."""
     both = {"twilio_auth_token_secondary": SecretStr(SECOND)}
-    script = [steps.Say(HELLO), steps.Listen(quiet_seconds=0.3), steps.HangUp()]
+    script = [
+        steps.SayStep(HELLO),
+        steps.ListenStep(quiet_seconds=0.3),
+        steps.HangUpStep(),
+    ]
     async with deployed(**both) as place:
         for token in (TOKEN, SECOND):
             caller = place.caller(auth_token=token, signed_origin=PUBLIC)
@@ -415,7 +419,7 @@ async def test_nothing_secret_is_logged(
             await refused(place, path.replace(CALL, OTHER_CALL))
             await post(place, {**FORM, "From": "+15550001111"}, signature)
             caller = place.caller(auth_token=TOKEN, signed_origin=PUBLIC)
-            await caller.call([steps.Say(HELLO), steps.HangUp()])
+            await caller.call([steps.SayStep(HELLO), steps.HangUpStep()])
             await place.empty()
 
     ours = [it for it in caplog.records if not it.name.startswith("websockets")]

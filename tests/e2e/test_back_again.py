@@ -19,13 +19,13 @@ from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import CallSnapshot
 from bridge.http.webhooks import MAX_RESUMES, RESUMED_SECONDS
-from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.model import Behaviour, PlayRuler
 from tests.e2e.bridge import Place, bridge
 from tests.e2e.test_survive import until
 from tests.fleet.conftest import Clock
 
 SID = "CA" + "4" * 32
-QUICK = Behaviour(fallback=[Ruled(200)], think_seconds=0.05, speed=20)
+QUICK = Behaviour(fallback=[PlayRuler(200)], think_seconds=0.05, speed=20)
 
 
 @asynccontextmanager

@@ -10,20 +10,20 @@ from agents.realtime import RealtimeAgent, realtime_handoff
 
 from bridge.agent.live import LiveCall
 from bridge.agent.receptionist import receptionist
-from bridge.sim.model import Behaviour, CallTool, Ruled, Say
+from bridge.sim.model import Behaviour, CallTool, PlayRuler, SayText
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.network import Network
 from bridge.telemetry import trace
 from tests.e2e.bridge import HELLO, WAIT, bridge
 
-LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
-HANG_UP = steps.HangUp()
+LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
+HANG_UP = steps.HangUpStep()
 
 
 async def test_the_agent_speaks_first() -> None:
     """With a greeting the caller hears the agent before having said a word."""
-    async with bridge(Behaviour(turns=[[Say("Hi.")]]), greeting="Say hi.") as place:
+    async with bridge(Behaviour(turns=[[SayText("Hi.")]]), greeting="Say hi.") as place:
         record = await place.caller().call([LISTEN, HANG_UP])
         await place.empty()
 
@@ -36,9 +36,9 @@ async def test_the_agent_speaks_first() -> None:
 async def test_no_first_word_is_lost() -> None:
     """The caller speaks at once, the model takes a second to be ready: it hears all of
     it, byte for byte, in order."""
-    slow = Behaviour(turns=[[Say("Hi.")]], delay_updated=1.0)
+    slow = Behaviour(turns=[[SayText("Hi.")]], delay_updated=1.0)
     async with bridge(slow) as place:
-        record = await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+        record = await place.caller().call([steps.SayStep(HELLO), LISTEN, HANG_UP])
 
     assert record.heard
     heard_by_model = bytes(place.session.caller_audio)
@@ -48,9 +48,11 @@ async def test_no_first_word_is_lost() -> None:
 
 async def test_the_agents_audio_arrives_byte_for_byte() -> None:
     """Nothing of an answer is lost, repeated or re-coded on its way."""
-    behaviour = Behaviour(turns=[[Ruled(1500)], [Ruled(900), Ruled(700)]], delta_ms=333)
+    behaviour = Behaviour(
+        turns=[[PlayRuler(1500)], [PlayRuler(900), PlayRuler(700)]], delta_ms=333
+    )
     async with bridge(behaviour) as place:
-        script = [steps.Say(HELLO), LISTEN, steps.Say(WAIT), LISTEN, HANG_UP]
+        script = [steps.SayStep(HELLO), LISTEN, steps.SayStep(WAIT), LISTEN, HANG_UP]
         record = await place.caller(network=Network(40, 40, 20, 3)).call(script)
 
     heard = read_ruler(record.heard)
@@ -63,13 +65,13 @@ async def test_the_agents_audio_arrives_byte_for_byte() -> None:
 async def test_a_barge_in(tmp_path: Path, frames: bool) -> None:
     """The caller talks over the agent: it stops, and the model knows to a frame what
     was heard; the session's listeners get `audio_interrupted`."""
-    behaviour = Behaviour(turns=[[Ruled(1500), Ruled(4000)], [Ruled(300)]])
+    behaviour = Behaviour(turns=[[PlayRuler(1500), PlayRuler(4000)], [PlayRuler(300)]])
     async with bridge(behaviour, record_dir=tmp_path) as place:
         caller = place.caller(network=Network(60, 60, 30, 1), frame_playout=frames)
         script = [
-            steps.Say(HELLO),
-            steps.Hear(700),
-            steps.Say(WAIT),
+            steps.SayStep(HELLO),
+            steps.HearStep(700),
+            steps.SayStep(WAIT),
             LISTEN,
             HANG_UP,
         ]
@@ -93,9 +95,17 @@ async def test_a_barge_in(tmp_path: Path, frames: bool) -> None:
 
 async def test_a_trace_replays(tmp_path: Path) -> None:
     """What the bridge did in a call can be done again, command by command."""
-    behaviour = Behaviour(turns=[[Say("One two three four five six.")], [Say("Ok.")]])
+    behaviour = Behaviour(
+        turns=[[SayText("One two three four five six.")], [SayText("Ok.")]]
+    )
     async with bridge(behaviour, record_dir=tmp_path) as place:
-        script = [steps.Say(HELLO), steps.Hear(600), steps.Say(WAIT), LISTEN, HANG_UP]
+        script = [
+            steps.SayStep(HELLO),
+            steps.HearStep(600),
+            steps.SayStep(WAIT),
+            LISTEN,
+            HANG_UP,
+        ]
         await place.caller().call(script)
         await place.empty()
 
@@ -110,14 +120,14 @@ async def test_the_bundled_receptionist() -> None:
     behaviour = Behaviour(
         turns=[
             [CallTool("opening_hours", {"day": "Thursday"})],
-            [Ruled(500)],
+            [PlayRuler(500)],
             [CallTool("transfer_to_billing", {})],
             [CallTool("invoice_status", {"number": "1043"})],
-            [Ruled(400)],
+            [PlayRuler(400)],
         ]
     )
     async with bridge(behaviour, agent=receptionist) as place:
-        script = [steps.Say(HELLO), LISTEN, steps.Say(WAIT), LISTEN, HANG_UP]
+        script = [steps.SayStep(HELLO), LISTEN, steps.SayStep(WAIT), LISTEN, HANG_UP]
         record = await place.caller().call(script)
 
     outputs = [
@@ -139,11 +149,11 @@ async def test_the_bundled_receptionist() -> None:
 async def test_a_guardrail_stops_what_is_queued() -> None:
     """The receptionist starts to name a dose: she is cut off though nobody spoke."""
     dose = "You can safely take 800 mg of it, twice a day and with a lot of water. " * 3
-    behaviour = Behaviour(turns=[[Say(dose)], [Say("Let me correct that.")]])
+    behaviour = Behaviour(turns=[[SayText(dose)], [SayText("Let me correct that.")]])
     async with bridge(behaviour, agent=receptionist) as place:
         script = [
-            steps.Say(HELLO),
-            steps.Listen(quiet_seconds=1.0, timeout=12),
+            steps.SayStep(HELLO),
+            steps.ListenStep(quiet_seconds=1.0, timeout=12),
             HANG_UP,
         ]
         record = await place.caller().call(script)
@@ -165,10 +175,20 @@ async def test_a_tool_never_freezes_the_call() -> None:
 
     agent: RealtimeAgent[Any] = RealtimeAgent(name="slow", tools=[slow_lookup])
     behaviour = Behaviour(
-        turns=[[Ruled(3000), CallTool("slow_lookup", {})], [Ruled(300)], [Ruled(300)]]
+        turns=[
+            [PlayRuler(3000), CallTool("slow_lookup", {})],
+            [PlayRuler(300)],
+            [PlayRuler(300)],
+        ]
     )
     async with bridge(behaviour, agent=agent) as place:
-        script = [steps.Say(HELLO), steps.Hear(800), steps.Say(WAIT), LISTEN, HANG_UP]
+        script = [
+            steps.SayStep(HELLO),
+            steps.HearStep(800),
+            steps.SayStep(WAIT),
+            LISTEN,
+            HANG_UP,
+        ]
         record = await place.caller().call(script)
 
     assert read_ruler(record.heard).heard_ms[1] < 2000
@@ -189,7 +209,9 @@ async def test_an_agent_made_for_each_call() -> None:
         )
 
     async with bridge(agent=agent_for) as place:
-        await place.caller(call_sid="CA" + "7" * 32).call([steps.Wait(0.3), HANG_UP])
+        await place.caller(call_sid="CA" + "7" * 32).call(
+            [steps.WaitStep(0.3), HANG_UP]
+        )
 
     [call] = seen
     facts = call.facts
@@ -201,8 +223,8 @@ async def test_an_agent_made_for_each_call() -> None:
 
 async def test_frames_that_are_not_sent_become_silence() -> None:
     """On a line that sends nothing in silence the agent still hears the turn end."""
-    async with bridge(Behaviour(turns=[[Ruled(300)]])) as place:
-        script = [steps.Say(HELLO), steps.Gap(3000, "dtx"), HANG_UP]
+    async with bridge(Behaviour(turns=[[PlayRuler(300)]])) as place:
+        script = [steps.SayStep(HELLO), steps.GapStep(3000, "dtx"), HANG_UP]
         record = await place.caller().call(script)
 
     assert read_ruler(record.heard).heard_ms == {1: 300}
@@ -210,8 +232,8 @@ async def test_frames_that_are_not_sent_become_silence() -> None:
 
 async def test_two_calls_do_not_mix() -> None:
     """Each caller hears the answers of their own session."""
-    async with bridge(Behaviour(turns=[[Ruled(600)]] * 2)) as place:
-        script = [steps.Say(HELLO), LISTEN, HANG_UP]
+    async with bridge(Behaviour(turns=[[PlayRuler(600)]] * 2)) as place:
+        script = [steps.SayStep(HELLO), LISTEN, HANG_UP]
         async with asyncio.TaskGroup() as tasks:
             calls = [tasks.create_task(place.caller().call(script)) for _ in range(5)]
         await place.empty()

@@ -23,9 +23,9 @@ from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
 from bridge.http.api import client
 from bridge.http.server import Server
-from bridge.sim.model import Behaviour, ModelServer, Say
+from bridge.sim.model import Behaviour, ModelServer, SayText
 from bridge.sim.realtime.calls import CallsServer
-from bridge.sim.realtime.leg import Line, PhoneCall
+from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 from bridge.sim.twilio import rest, steps
 from tests.e2e.bridge import AGENT, Place, bridge
 from tests.e2e.test_outbound import (
@@ -163,7 +163,7 @@ async def test_a_call_whose_order_is_gone() -> None:
 
 async def test_no_line_for_a_call_of_ours() -> None:
     """Nobody is called only to hear that all lines are busy."""
-    answers = rest.Answers(script=[LISTEN, steps.HangUp()], after=0.5)
+    answers = rest.Answers(script=[LISTEN, steps.HangUpStep()], after=0.5)
     async with phones(Behaviour(), answers, max_calls=1) as (place, twilio):
         sid = await client.place_call(place.url, TOKEN, {"to": CALLEE})
         place.server._services.capacity.draining = True
@@ -184,7 +184,7 @@ async def with_sip(
 ) -> AsyncIterator[tuple[Server, CallsServer]]:
     """A bridge whose calls come from OpenAI."""
     async with (
-        ModelServer(Behaviour(turns=[[Say("Hello.")]]), api_key="sk-sim") as model,
+        ModelServer(Behaviour(turns=[[SayText("Hello.")]]), api_key="sk-sim") as model,
         CallsServer(model) as calls,
     ):
 
@@ -218,7 +218,7 @@ async def ring(running: Server, calls: CallsServer) -> PhoneCall:
     """A SIP call that is talked in."""
     call = await calls.ring(f"http://127.0.0.1:{running.port}/openai/webhook")
     async with asyncio.timeout(5):
-        await call.until(Line.TALKING)
+        await call.until(SipCallState.TALKING)
     return call
 
 
@@ -236,7 +236,7 @@ async def test_a_sip_call_is_talked_through() -> None:
         call = await ring(running, calls)
         async with asyncio.timeout(5):
             await said.wait()
-        assert call.line is Line.TALKING
+        assert call.state is SipCallState.TALKING
         call.hang_up()
         async with asyncio.timeout(5):
             await running.close(5)
@@ -254,7 +254,7 @@ async def test_stopping_waits_for_sip_calls() -> None:
         async with asyncio.timeout(4), asyncio.TaskGroup() as tasks:
             stopping = tasks.create_task(running.close(30))
             await asyncio.sleep(0.5)
-            assert (call.line, stopping.done()) == (Line.TALKING, False)
+            assert (call.state, stopping.done()) == (SipCallState.TALKING, False)
             call.hang_up()
 
 
@@ -264,4 +264,4 @@ async def test_stopping_does_not_wait_for_ever() -> None:
         call = await ring(running, calls)
         async with asyncio.timeout(2):
             await running.close(0.3)
-            await call.until(Line.ENDED)
+            await call.until(SipCallState.ENDED)

@@ -9,14 +9,14 @@ from agents.realtime import RealtimeAgent
 import twiml
 from bridge.agent.live import LiveCall
 from bridge.core import conversation, redial
-from bridge.sim.model import Behaviour, Fail, Ruled
+from bridge.sim.model import Behaviour, Fail, PlayRuler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import CLOSED_SECONDS, HELLO, Place, bridge
 
-HANG_UP = steps.HangUp()
-TALK = [steps.Say(HELLO), steps.Hear(300)]
-STAY = [*TALK, steps.Wait(20)]
-LONG = Behaviour(turns=[[Ruled(6000)]] * 2)
+HANG_UP = steps.HangUpStep()
+TALK = [steps.SayStep(HELLO), steps.HearStep(300)]
+STAY = [*TALK, steps.WaitStep(20)]
+LONG = Behaviour(turns=[[PlayRuler(6000)]] * 2)
 
 
 async def test_the_caller_hangs_up_in_mid_sentence() -> None:
@@ -44,7 +44,7 @@ async def test_the_line_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation, "LINGER_SECONDS", 0.3)
     async with bridge(LONG) as place:
         caller = place.caller(notice_seconds=5.0)
-        await caller.call([*TALK, steps.Drop(), steps.Wait(0.1), HANG_UP])
+        await caller.call([*TALK, steps.DropStep(), steps.WaitStep(0.1), HANG_UP])
         await place.empty()
 
     assert place.metric('bridge_calls_total{outcome="caller_connection_lost"}') == 1
@@ -86,7 +86,7 @@ async def test_the_model_fails(
 async def test_a_key_that_is_wrong() -> None:
     """The operator reads why in the log, the caller hears that it is our fault."""
     async with bridge(api_key="right", openai_api_key="wrong") as place:
-        record = await place.caller().call([steps.Wait(5)])
+        record = await place.caller().call([steps.WaitStep(5)])
         await place.empty()
 
     assert record.said_by_twilio == [twiml.SORRY]
@@ -100,7 +100,7 @@ async def test_nobody_listens_where_the_model_should_be(
     monkeypatch.setattr(redial, "READY_SECONDS", 1.0)
     async with bridge() as place:
         await place.model.__aexit__(None, None, None)
-        record = await place.caller().call([steps.Wait(5)])
+        record = await place.caller().call([steps.WaitStep(5)])
         await place.empty()
         await place.model.__aenter__()
 
@@ -141,7 +141,7 @@ def _bad_instructions(context: object, agent: object) -> str:
 async def test_the_users_agent_fails(agent: Any) -> None:
     """A mistake in the user's code costs one call, and the caller hears a word."""
     async with bridge(agent=agent) as place:
-        record = await place.caller().call([steps.Wait(5)])
+        record = await place.caller().call([steps.WaitStep(5)])
         await place.empty()
 
     assert record.said_by_twilio == [twiml.SORRY]
@@ -152,7 +152,7 @@ async def test_a_frozen_model_does_not_keep_the_call() -> None:
     """The caller hangs up while the model answers nothing any more, no close either."""
     frozen = Behaviour(turns=LONG.turns, freeze_after=1.0)
     async with bridge(frozen) as place:
-        await place.caller().call([steps.Wait(1.5), HANG_UP])
+        await place.caller().call([steps.WaitStep(1.5), HANG_UP])
         began = asyncio.get_running_loop().time()
         while place.server.calls:
             await asyncio.sleep(0.02)
@@ -181,7 +181,7 @@ async def test_draining_lets_calls_finish() -> None:
             await asyncio.sleep(1.0)
             drained = tasks.create_task(place.server.close(drain_seconds=30))
             await asyncio.sleep(0.1)
-            refused = await place.caller().call([steps.Wait(1)])
+            refused = await place.caller().call([steps.WaitStep(1)])
             assert not drained.done()
         await place.empty()
 
@@ -191,13 +191,13 @@ async def test_draining_lets_calls_finish() -> None:
 
 async def _many(place: Place, last: steps.Script, times: int) -> None:
     for _ in range(times):
-        await place.caller().call([steps.Wait(0.2), *last])
+        await place.caller().call([steps.WaitStep(0.2), *last])
 
 
 async def test_one_call_after_another_leaves_nothing() -> None:
     """Forty calls, four at a time, ten of them cut off and back: no task, socket or
     entry remains."""
-    back = [steps.Drop(), steps.Say(HELLO[:1600]), HANG_UP]
+    back = [steps.DropStep(), steps.SayStep(HELLO[:1600]), HANG_UP]
     async with bridge(LONG) as place:
         async with asyncio.TaskGroup() as tasks:
             for last in ([HANG_UP], [HANG_UP], [HANG_UP], back):

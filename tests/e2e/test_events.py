@@ -24,13 +24,13 @@ from bridge.agent.live import CallOver, LiveCall
 from bridge.agent.phone_tools import take_message
 from bridge.app.routes import Route
 from bridge.model.session_settings import SessionSettings
-from bridge.sim.model import Behaviour, CallTool, Ruled
+from bridge.sim.model import Behaviour, CallTool, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import AGENT, WAIT, bridge
 
-LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
-HANG_UP = steps.HangUp()
+LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
+HANG_UP = steps.HangUpStep()
 
 
 def heard_by(listen: Callable[[LiveCall], object]) -> dict[str, Any]:
@@ -67,18 +67,18 @@ async def test_one_subscription_for_everything() -> None:
             [CallTool("weather", {"city": "Rome"})],
             [CallTool("take_message", {"text": "Call me."})],
             [CallTool("transfer_to_second", {})],
-            [Ruled(4000)],
+            [PlayRuler(4000)],
         ],
-        fallback=[Ruled(300)],
+        fallback=[PlayRuler(300)],
         user_texts=["And then?"],
     )
     async with bridge(
         behaviour, agent=agent, greeting="Go.", **heard_by(listen)
     ) as place:
         script: steps.Script = [
-            steps.Hear(900),
-            steps.Say(WAIT),
-            steps.Press("5"),
+            steps.HearStep(900),
+            steps.SayStep(WAIT),
+            steps.PressStep("5"),
             LISTEN,
             HANG_UP,
         ]
@@ -159,7 +159,7 @@ async def test_chosen_types_and_an_end_of_listening() -> None:
         live.on(choose, "from_a_thread")
         stop = live.on(first, "said")
 
-    behaviour = Behaviour(turns=[[Ruled(300), Ruled(300)]])
+    behaviour = Behaviour(turns=[[PlayRuler(300), PlayRuler(300)]])
     async with bridge(behaviour, greeting="Go.", **heard_by(listen)) as place:
         await place.caller().call([LISTEN, HANG_UP])
         await place.empty()
@@ -203,14 +203,21 @@ async def test_listeners_that_fail_or_block_do_no_harm(
         return "run in a thread"
 
     behaviour = Behaviour(
-        turns=[[CallTool("plain", {})], [Ruled(4000)]], fallback=[Ruled(300)], speed=3
+        turns=[[CallTool("plain", {})], [PlayRuler(4000)]],
+        fallback=[PlayRuler(300)],
+        speed=3,
     )
     agent = AGENT.clone(tools=[plain])
     with capture_logs() as logs:
         async with bridge(
             behaviour, agent=agent, greeting="Go.", **heard_by(listen)
         ) as place:
-            script: steps.Script = [steps.Hear(1000), steps.Say(WAIT), LISTEN, HANG_UP]
+            script: steps.Script = [
+                steps.HearStep(1000),
+                steps.SayStep(WAIT),
+                LISTEN,
+                HANG_UP,
+            ]
             record = await place.caller().call(script)
             await place.empty()
 
@@ -245,7 +252,7 @@ async def test_a_listener_of_the_models() -> None:
 
     calls: list[LiveCall] = []
     agent = AGENT.clone(tools=[plug_in])
-    behaviour = Behaviour(turns=[[CallTool("plug_in", {})], [Ruled(300)]])
+    behaviour = Behaviour(turns=[[CallTool("plug_in", {})], [PlayRuler(300)]])
     async with bridge(
         behaviour, agent=agent, greeting="Go.", **heard_by(calls.append)
     ) as place:
@@ -278,9 +285,9 @@ async def test_a_guardrail_silences_twilio_at_once() -> None:
     more = heard_by(lambda live: live.on(seen.append, "guardrail_tripped", "said"))
     session = SessionSettings.read({"guardrail_debounce_chars": 20})
     more["route"] = replace(more["route"], session=session)
-    behaviour = Behaviour(turns=[[Ruled(6000)]], fallback=[Ruled(300)], speed=3)
+    behaviour = Behaviour(turns=[[PlayRuler(6000)]], fallback=[PlayRuler(300)], speed=3)
     async with bridge(behaviour, agent=runner, greeting="Go.", **more) as place:
-        listen = steps.Listen(quiet_seconds=0.8, timeout=8)
+        listen = steps.ListenStep(quiet_seconds=0.8, timeout=8)
         record = await place.caller().call([listen, HANG_UP])
         await place.empty()
 

@@ -27,7 +27,7 @@ from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import CallSnapshot, Plan
 from bridge.http.server import Server
 from bridge.http.webhooks import MAX_REFUSALS, MAX_RESUMES
-from bridge.sim.model import Behaviour, ModelServer, Ruled
+from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import AGENT, Place, bridge
 
@@ -91,9 +91,9 @@ async def test_a_caller_waits_for_a_line(monkeypatch: pytest.MonkeyPatch) -> Non
         return AGENT
 
     conf = {"max_calls": 1, "when_full": "queue", "greeting": "Hi."}
-    behaviour = Behaviour(fallback=[Ruled(300)])
+    behaviour = Behaviour(fallback=[PlayRuler(300)])
     async with bridge(behaviour, agent=agent_for, **conf) as place:
-        waiting = place.caller().call([steps.Hear(200), steps.HangUp()])
+        waiting = place.caller().call([steps.HearStep(200), steps.HangUpStep()])
         async with asyncio.TaskGroup() as tasks, held_line(place.url):
             call = tasks.create_task(waiting)
             await asyncio.sleep(0.3)
@@ -115,7 +115,7 @@ async def test_a_wait_that_is_too_long() -> None:
     ) as place:
         place.server._services.capacity.streams = 1
         caller = place.caller(auth_token=TOKEN.get_secret_value(), signed_origin=PUBLIC)
-        record = await caller.call([steps.Wait(5)])
+        record = await caller.call([steps.WaitStep(5)])
 
     assert record.said_by_twilio == [twiml.HOLD, twiml.BUSY_CONNECTING]
     assert (record.dialled, record.ended_by) == (NUMBER, "bridge")
@@ -144,7 +144,7 @@ async def test_the_route_says_how_its_callers_wait() -> None:
     )
     async with bridge(route=route, max_calls=1) as place:
         place.server._services.capacity.streams = 1
-        record = await place.caller().call([steps.Wait(5)])
+        record = await place.caller().call([steps.WaitStep(5)])
 
     assert record.said_by_twilio == ["Un instant."]
     assert record.dialled == NUMBER
@@ -155,7 +155,7 @@ async def test_nobody_waits_for_a_bridge_that_stops() -> None:
     """A bridge that is alone and about to go keeps nobody on the line for itself."""
     async with bridge(when_full="queue") as place:
         place.server._services.capacity.draining = True
-        record = await place.caller().call([steps.Wait(5)])
+        record = await place.caller().call([steps.WaitStep(5)])
 
     assert record.said_by_twilio == [twiml.BUSY]
 
@@ -179,7 +179,7 @@ async def test_the_last_line_is_taken_meanwhile(
         document = await asked(place.url, "/voice")
         place.server._services.capacity.streams = 1
         caller = place.caller(document=ElementTree.tostring(document, "unicode"))
-        record = await caller.call([steps.Wait(5)])
+        record = await caller.call([steps.WaitStep(5)])
 
     assert record.stream_ends[0].text == "handshake answered with 503"
     assert record.said_by_twilio == heard
@@ -229,7 +229,7 @@ async def fleet(**conf: Any) -> AsyncIterator[Fleet]:
     shared = MemoryRegistry(load=load)
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(
-            ModelServer(Behaviour(fallback=[Ruled(300)]))
+            ModelServer(Behaviour(fallback=[PlayRuler(300)]))
         )
         for _ in range(2):
             user_code = UserCode(AGENT, Routes(defaults=Route()))
@@ -257,7 +257,7 @@ async def test_another_instance_has_room(draining: bool) -> None:
         text = text.replace(str(both.servers[0].port), str(both.servers[1].port))
         place = Place(both.servers[1], ModelServer(), Settings())
         record = await place.caller(document=text).call(
-            [steps.Hear(200), steps.HangUp()]
+            [steps.HearStep(200), steps.HangUpStep()]
         )
 
     assert record.heard and record.said_by_twilio == []
@@ -269,7 +269,7 @@ async def test_what_is_known_of_the_others_is_old() -> None:
     async with fleet() as both:
         both.services[0].capacity.streams = 1
         place = Place(both.servers[0], ModelServer(), Settings())
-        record = await place.caller().call([steps.Wait(5)])
+        record = await place.caller().call([steps.WaitStep(5)])
 
     assert len(record.stream_ends) == 1 + MAX_REFUSALS
     assert record.said_by_twilio == [twiml.BUSY]
@@ -303,7 +303,7 @@ async def test_the_instance_of_a_call_died() -> None:
         seen.append(call.facts)
         return AGENT
 
-    behaviour = Behaviour(fallback=[Ruled(300)])
+    behaviour = Behaviour(fallback=[PlayRuler(300)])
     with capture_logs() as logs:
         async with bridge(behaviour, agent=agent_for, greeting="Hi.") as place:
             await registry_of(place).put("talk:CA1", TALK.encoded(FORMAT), 60)
@@ -312,7 +312,7 @@ async def test_the_instance_of_a_call_died() -> None:
                 "ws://127.0.0.1:1/media", action_url=f"{place.url}/voice/next"
             )
             caller = place.caller(document=document, call_sid="CA1")
-            record = await caller.call([steps.Wait(1.0), steps.HangUp()])
+            record = await caller.call([steps.WaitStep(1.0), steps.HangUpStep()])
             await place.empty()
 
     assert record.said_by_twilio == []

@@ -18,14 +18,14 @@ from bridge.model import wire
 from bridge.model.sdk_session import MAX_TOOLS, TOO_MANY
 from bridge.model.session import MAX_EVENT_BYTES
 from bridge.model.wire import MAX_EVENT_CHARS
-from bridge.sim.model import Behaviour, CallTool, Ruled
+from bridge.sim.model import Behaviour, CallTool, PlayRuler
 from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import HELLO, Place, bridge
 
-LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
-TALK = [steps.Say(HELLO), LISTEN, steps.HangUp()]
+LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
+TALK = [steps.SayStep(HELLO), LISTEN, steps.HangUpStep()]
 SILENCE = "/" * 212 + "////"
 """20 ms of it in base64, with no padding."""
 
@@ -140,7 +140,7 @@ NONSENSE: list[str] = [
 
 async def test_rubbish_is_counted_and_the_call_goes_on() -> None:
     """A caller whose model sends all that is wrong is answered as ever."""
-    behaviour = Behaviour(turns=[[Ruled(500)]], garbage=MALFORMED)
+    behaviour = Behaviour(turns=[[PlayRuler(500)]], garbage=MALFORMED)
     async with bridge(behaviour) as place:
         record = await place.caller().call(TALK)
         await place.empty()
@@ -154,7 +154,9 @@ async def test_rubbish_is_counted_and_the_call_goes_on() -> None:
 async def test_nonsense_does_not_end_a_call() -> None:
     """Events that are well formed and mean nothing: nor does the SDK end by them."""
     with capture_logs() as lines:
-        async with bridge(Behaviour(fallback=[Ruled(500)], garbage=NONSENSE)) as place:
+        async with bridge(
+            Behaviour(fallback=[PlayRuler(500)], garbage=NONSENSE)
+        ) as place:
             record = await place.caller().call(TALK)
             await place.empty()
 
@@ -168,15 +170,17 @@ async def test_nonsense_does_not_end_a_call() -> None:
 @pytest.mark.parametrize("size", [MAX_EVENT_CHARS + 1, 2 * MAX_EVENT_BYTES])
 async def test_a_giant_event(size: int) -> None:
     """It is not looked into; if need be another session goes on with the call."""
-    behaviour = Behaviour(turns=[[Ruled(500)]] * 2)
+    behaviour = Behaviour(turns=[[PlayRuler(500)]] * 2)
     giant = event("response.output_text.delta", delta="x" * size)
     async with bridge(behaviour) as place:
         calling = asyncio.ensure_future(  # noqa: TID251
-            place.caller().call([steps.Say(HELLO), LISTEN, steps.Wait(0.5), *TALK])
+            place.caller().call(
+                [steps.SayStep(HELLO), LISTEN, steps.WaitStep(0.5), *TALK]
+            )
         )
         await until(lambda: is_configured(place) and bool(place.session.responses))
         await asyncio.sleep(1.2)
-        place.model.strike(faults.saying(giant))
+        place.model.inject(faults.saying(giant))
         record = await calling
         sessions = len(place.model.sessions)
         await place.empty()
@@ -201,12 +205,12 @@ def is_configured(place: Place) -> bool:
 async def beside(place: Place, fault: faults.Fault) -> Any:
     """A good call while the model of another does this: the good call's record."""
     bad = asyncio.ensure_future(  # noqa: TID251
-        place.caller().call([steps.Say(HELLO), steps.Wait(20)])
+        place.caller().call([steps.SayStep(HELLO), steps.WaitStep(20)])
     )
     await until(lambda: is_configured(place))
     first = place.session
     good = asyncio.ensure_future(  # noqa: TID251
-        place.caller().call([steps.Say(HELLO), LISTEN, steps.HangUp()])
+        place.caller().call([steps.SayStep(HELLO), LISTEN, steps.HangUpStep()])
     )
     await until(lambda: len(place.model.open) == 2 and bool(place.session.responses))
     fault(first)
@@ -242,7 +246,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", FLOODS)
 async def test_a_flood_ends_its_call_and_hurts_no_other(kind: str) -> None:
     """A model that sends without end: its caller is told, the one beside hears all."""
-    async with bridge(Behaviour(fallback=[Ruled(1500)], speed=2)) as place:
+    async with bridge(Behaviour(fallback=[PlayRuler(1500)], speed=2)) as place:
         record = await beside(place, faults.flooding(FLOODS[kind]))
 
     assert list(read_ruler(record.heard).heard_ms.values()) == [1500]
@@ -254,7 +258,7 @@ async def test_a_flood_ends_its_call_and_hurts_no_other(kind: str) -> None:
 async def test_a_flood_of_bytes() -> None:
     """Fewer events, each of a megabyte: the call ends before they fill the memory."""
     book = event("response.output_text.delta", delta="x" * 1_000_000)
-    async with bridge(Behaviour(fallback=[Ruled(1500)], speed=2)) as place:
+    async with bridge(Behaviour(fallback=[PlayRuler(1500)], speed=2)) as place:
         record = await beside(place, faults.flooding(lambda n: book, 1))
 
     assert list(read_ruler(record.heard).heard_ms.values()) == [1500]
@@ -319,13 +323,13 @@ async def test_tools_called_with_garbage() -> None:
         calls_tool(8, arguments="x" * 500_000),
         calls_tool(9, name="x" * (MAX_ID_CHARS + 1)),
     ]
-    behaviour = Behaviour(turns=[[CallTool("look_up", {})]], fallback=[Ruled(400)])
+    behaviour = Behaviour(turns=[[CallTool("look_up", {})]], fallback=[PlayRuler(400)])
     async with bridge(behaviour, agent=Tools().agent) as place:
         calling = asyncio.ensure_future(  # noqa: TID251
-            place.caller().call([steps.Wait(1), *TALK])
+            place.caller().call([steps.WaitStep(1), *TALK])
         )
         await until(lambda: is_configured(place))
-        place.model.strike(faults.saying(*garbage))
+        place.model.inject(faults.saying(*garbage))
         record = await calling
         told = outputs(place)
         await place.empty()
@@ -339,13 +343,13 @@ async def test_tools_called_with_garbage() -> None:
 async def test_two_hundred_tools_at_once() -> None:
     """No more run at a time than a model needs; the others are told to wait."""
     tools = Tools(1.0)  # the first still runs when the last one begins
-    behaviour = Behaviour(fallback=[Ruled(400)])
+    behaviour = Behaviour(fallback=[PlayRuler(400)])
     async with bridge(behaviour, agent=tools.agent) as place:
         calling = asyncio.ensure_future(  # noqa: TID251
-            place.caller().call([steps.Wait(2.5), *TALK])
+            place.caller().call([steps.WaitStep(2.5), *TALK])
         )
         await until(lambda: is_configured(place))
-        place.model.strike(faults.saying(*(calls_tool(n) for n in range(200))))
+        place.model.inject(faults.saying(*(calls_tool(n) for n in range(200))))
         record = await calling
         told = outputs(place)
         await place.empty()

@@ -6,12 +6,12 @@ from structlog.testing import capture_logs
 
 from bridge.fleet.formats import FORMAT, encode
 from bridge.fleet.plan import CallSnapshot
-from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.model import Behaviour, PlayRuler
 from tests.e2e.bridge import Place, bridge
 from tests.e2e.test_back_again import first_sound, hang_up, stream
 
 SID = "CA" + "6" * 32
-QUICK = Behaviour(fallback=[Ruled(200)], think_seconds=0.05, speed=20)
+QUICK = Behaviour(fallback=[PlayRuler(200)], think_seconds=0.05, speed=20)
 NEWER = encode(CallSnapshot(streams=1, agent="Booking"), FORMAT + 1)
 
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.plan import Plan
 from bridge.http.api import client
-from bridge.sim.model import Behaviour, Ruled, Say
+from bridge.sim.model import Behaviour, PlayRuler, SayText
 from bridge.sim.twilio import rest, steps
 from tests.e2e.bridge import AGENT, HELLO, WAIT, Place, bridge
 
@@ -22,7 +22,7 @@ ACCOUNT = "AC" + "0" * 31 + "1"
 SECRET = "twilio-secret-of-this-test"
 PUBLIC = "https://bridge.example"
 CALLEE, OURS = "+15551230001", "+15557650002"
-LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
+LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
 
 
 @asynccontextmanager
@@ -51,8 +51,8 @@ async def phones(
 async def test_a_person_answers() -> None:
     """Somebody is called, picks up and talks with the agent, who knows who was called
     and what for; the statuses of the call come in."""
-    behaviour = Behaviour(turns=[[Say("Hello, it is me.")], [Say("Goodbye.")]])
-    script = [LISTEN, steps.Say(HELLO), LISTEN, steps.HangUp()]
+    behaviour = Behaviour(turns=[[SayText("Hello, it is me.")], [SayText("Goodbye.")]])
+    script = [LISTEN, steps.SayStep(HELLO), LISTEN, steps.HangUpStep()]
     seen: list[Any] = []
 
     def agent_for(call: Any) -> Any:
@@ -83,7 +83,7 @@ async def test_a_person_answers() -> None:
 
 async def test_a_machine_gets_the_message() -> None:
     """Behind the beep the message is left, whole, and the line is closed."""
-    behaviour = Behaviour(turns=[[Ruled(8000)], [Ruled(1800)]])
+    behaviour = Behaviour(turns=[[PlayRuler(8000)], [PlayRuler(1800)]])
     async with phones(behaviour, rest.Machine(WAIT)) as (place, twilio):
         body = {
             "to": CALLEE,
@@ -104,7 +104,9 @@ async def test_a_machine_gets_the_message() -> None:
 
 async def test_a_machine_is_hung_up_on() -> None:
     """Without a message nobody talks to a machine for long."""
-    async with phones(Behaviour(turns=[[Ruled(20_000)]]), rest.Machine(WAIT)) as both:
+    async with phones(
+        Behaviour(turns=[[PlayRuler(20_000)]]), rest.Machine(WAIT)
+    ) as both:
         place, twilio = both
         sid = await client.place_call(
             place.url, TOKEN, {"to": CALLEE, "greeting": "Hi."}
@@ -172,7 +174,7 @@ async def test_a_machine_of_which_another_instance_was_told() -> None:
     async with bridge(Behaviour(), greeting="Hi.") as place:
         registry = place.server.registry
         await registry.put(f"plan:{sid}", Plan(machine="hang_up").encoded(FORMAT), 60.0)
-        calling = place.caller(call_sid=sid).call([steps.Wait(5)])
+        calling = place.caller(call_sid=sid).call([steps.WaitStep(5)])
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(calling)
             await asyncio.sleep(0.5)

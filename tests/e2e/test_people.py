@@ -25,14 +25,14 @@ from redis import Redis
 
 from bridge.agent.events import CallEvent
 from bridge.agent.live import LiveCall
-from bridge.app.routes import Report, Route, Routes
+from bridge.app.routes import ReportTarget, Route, Routes
 from bridge.app.settings import Settings
 from bridge.cli.commands import _secrets
 from bridge.http.api import client
 from bridge.privacy.redaction import Redaction
 from bridge.records.report import CallReport
-from bridge.sim.model import Behaviour, CallTool, Say
-from bridge.sim.realtime.leg import Line
+from bridge.sim.model import Behaviour, CallTool, SayText
+from bridge.sim.realtime.phone_call import SipCallState
 from bridge.sim.twilio import rest, steps
 from bridge.telemetry import log
 from tests.e2e.bridge import HELLO, Place, bridge
@@ -40,8 +40,8 @@ from tests.e2e.test_connection_guard import with_sip
 from tests.e2e.test_outbound import CALLEE, SECRET, TOKEN, phones
 from tests.fleet.redis_server import RedisServer
 
-LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
-HANG_UP = steps.HangUp()
+LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
+HANG_UP = steps.HangUpStep()
 CALLER = "+15551230001"
 VISA = "4111 1111 1111 1111"
 KEY = "sk-proj-the-key-of-this-test"
@@ -117,13 +117,13 @@ async def test_what_the_users_code_raises_gives_nobody_away(
         live.on(listens)
 
     agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[look_up])
-    turns = [[CallTool("look_up", {})], [Say("No.")]]
-    route = Route(on_call="on_call", report=Report(to="reported"))
+    turns = [[CallTool("look_up", {})], [SayText("No.")]]
+    route = Route(on_call="on_call", report=ReportTarget(to="reported"))
     functions: dict[str, Any] = {"on_call": on_call, "reported": reported}
     async with bridge(
         Behaviour(turns=turns), agent=agent, route=route, functions=functions
     ) as place:
-        await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+        await place.caller().call([steps.SayStep(HELLO), LISTEN, HANG_UP])
         await place.empty()
         assert odd_labels(place) == set()
 
@@ -154,7 +154,7 @@ async def test_a_call_that_the_users_code_breaks_gives_nobody_away(
         agent = RealtimeAgent(name="desk", instructions=fails)
     route = Route(on_call="fails" if where == "on_call" else None)
     async with bridge(agent=agent, route=route, functions={"fails": fails}) as place:
-        await place.caller().call([steps.Wait(3)])
+        await place.caller().call([steps.WaitStep(3)])
         await place.empty()
 
     assert "agent_failed" in written.getvalue()
@@ -172,7 +172,7 @@ async def test_a_sip_call_gives_nobody_away(written: io.StringIO) -> None:
         url = f"http://127.0.0.1:{running.port}/openai/webhook"
         call = await calls.ring(url, caller=CALLER, called=CALLEE)
         async with asyncio.timeout(5):
-            await call.until(Line.REJECTED)
+            await call.until(SipCallState.REJECTED)
 
     assert "agent_failed" in written.getvalue()
     assert not gives_away(written.getvalue())
@@ -217,11 +217,11 @@ async def test_a_model_that_refuses_the_key_does_not_give_it_away(
 ) -> None:
     """It quotes the key that it was sent, or a number, as the code of its refusal."""
     async with bridge(api_key="another", openai_api_key=SecretStr(KEY)) as place:
-        await place.caller().call([steps.Wait(3)])
+        await place.caller().call([steps.WaitStep(3)])
         await place.empty()
         for code in (KEY, CALLER):
-            place.model.door.answer(401, code=code)
-            await place.caller().call([steps.Wait(3)])
+            place.model.handshakes.answer(401, code=code)
+            await place.caller().call([steps.WaitStep(3)])
             await place.empty()
         odd = odd_labels(place)
 
@@ -276,7 +276,7 @@ async def test_a_bridge_that_was_told_nothing_keeps_nothing(
     """Recording, transcripts and reports are off until somebody wants them: a call
     leaves no file behind and is told to nobody but Twilio and the model."""
     monkeypatch.chdir(tmp_path)
-    behaviour = Behaviour(turns=[[Say("Hello.")]], user_texts=[f"It is {VISA}."])
+    behaviour = Behaviour(turns=[[SayText("Hello.")]], user_texts=[f"It is {VISA}."])
     async with bridge(behaviour) as place:
         settings = Settings()
         assert (settings.record_dir, settings.report_url) == (None, None)
@@ -284,7 +284,7 @@ async def test_a_bridge_that_was_told_nothing_keeps_nothing(
             sys.addaudithook(WATCH)
         WATCH.on = True
         try:
-            await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+            await place.caller().call([steps.SayStep(HELLO), LISTEN, HANG_UP])
             await place.empty()
         finally:
             WATCH.on = False
@@ -341,14 +341,14 @@ async def paying(seen: Seen, redact: Redaction, folder: Path) -> AsyncIterator[P
     behaviour = Behaviour(
         turns=[
             [CallTool("pay", {"card": VISA})],
-            [Say(f"I charged {VISA}.")],
-            [Say("Thank you.")],
+            [SayText(f"I charged {VISA}.")],
+            [SayText("Thank you.")],
         ],
         user_texts=[f"My card is {VISA}."],
         speed=20,
     )
     agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[pay])
-    route = Route(redact=redact, on_call="on_call", report=Report(to="reported"))
+    route = Route(redact=redact, on_call="on_call", report=ReportTarget(to="reported"))
     functions: dict[str, Any] = {"on_call": on_call, "reported": seen.reports.append}
     async with bridge(
         behaviour,
@@ -380,8 +380,8 @@ async def a_payment(redact: Redaction, folder: Path) -> tuple[Seen, str]:
     """A call in which a card is paid with; what was seen, and its trace."""
     seen = Seen()
     # Who keys it in does not hear the agent out.
-    keys = (steps.Hear(1200), steps.Press("4111#"))
-    talk = [steps.Say(HELLO), *keys, LISTEN, steps.Wait(1.2)]
+    keys = (steps.HearStep(1200), steps.PressStep("4111#"))
+    talk = [steps.SayStep(HELLO), *keys, LISTEN, steps.WaitStep(1.2)]
     auth = {"Authorization": f"Bearer {TOKEN}"}
     async with (
         paying(seen, redact, folder) as place,

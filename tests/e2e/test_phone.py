@@ -11,16 +11,16 @@ from agents.run_context import RunContextWrapper
 import twiml
 from bridge.agent.live import LiveCall, Transfer
 from bridge.agent.phone_tools import PHONE_TOOLS
-from bridge.app.routes import Cost, HangUp, Route, Silence, Tell
+from bridge.app.routes import Cost, HangUpAction, Route, Silence, TellAction
 from bridge.core.rules import Prices
-from bridge.sim.model import Behaviour, CallTool, Heard, Ruled, Say, Turn
+from bridge.sim.model import Behaviour, CallTool, PlayRuler, SayText, Turn, TurnContext
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import HELLO, WAIT, bridge
 
-LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
-HANG_UP = steps.HangUp()
-STAY = steps.Wait(15)
+LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
+HANG_UP = steps.HangUpStep()
+STAY = steps.WaitStep(15)
 AGENT: RealtimeAgent[Any] = RealtimeAgent(
     name="desk", instructions="Be kind.", tools=PHONE_TOOLS
 )
@@ -34,9 +34,9 @@ def said(place: Any, role: str) -> list[str]:
 
 async def test_the_agent_hangs_up_once_its_goodbye_was_heard() -> None:
     """The caller hears the whole goodbye, then the line closes without a word."""
-    turns = [[Ruled(1500), CallTool("hang_up", {})]]
+    turns = [[PlayRuler(1500), CallTool("hang_up", {})]]
     async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
-        record = await place.caller().call([steps.Say(HELLO), STAY])
+        record = await place.caller().call([steps.SayStep(HELLO), STAY])
         await place.empty()
 
     assert read_ruler(record.heard).heard_ms == {1: 1500}
@@ -48,11 +48,17 @@ async def test_the_agent_hangs_up_once_its_goodbye_was_heard() -> None:
 async def test_a_caller_who_speaks_stops_the_hang_up() -> None:
     """ "One more thing" in the middle of the goodbye: the call goes on."""
     turns = [
-        [Ruled(2500), CallTool("hang_up", {})],
-        [Say("Yes?")],
+        [PlayRuler(2500), CallTool("hang_up", {})],
+        [SayText("Yes?")],
     ]
     async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
-        script = [steps.Say(HELLO), steps.Hear(900), steps.Say(WAIT), LISTEN, HANG_UP]
+        script = [
+            steps.SayStep(HELLO),
+            steps.HearStep(900),
+            steps.SayStep(WAIT),
+            LISTEN,
+            HANG_UP,
+        ]
         record = await place.caller().call(script)
         await place.empty()
 
@@ -64,10 +70,10 @@ async def test_a_caller_who_speaks_stops_the_hang_up() -> None:
 
 async def test_a_transfer() -> None:
     """Who asks for a person hears it announced to the end, and is dialled through."""
-    turns = [[Ruled(1000), CallTool("transfer_call", {"target": "sales"})]]
+    turns = [[PlayRuler(1000), CallTool("transfer_call", {"target": "sales"})]]
     route = Route(transfers={"sales": SALES})
     async with bridge(Behaviour(turns=turns), agent=AGENT, route=route) as place:
-        record = await place.caller().call([steps.Say(HELLO), STAY])
+        record = await place.caller().call([steps.SayStep(HELLO), STAY])
         await place.empty()
 
     assert read_ruler(record.heard).heard_ms == {1: 1000}
@@ -78,17 +84,22 @@ async def test_a_transfer() -> None:
 async def test_nobody_takes_the_transfer() -> None:
     """The caller comes back to the agent, who knows what was said and what failed."""
     turns = [
-        [Say("I put you through."), CallTool("transfer_call", {"target": "sales"})]
+        [SayText("I put you through."), CallTool("transfer_call", {"target": "sales"})]
     ]
     route = Route(transfers={"sales": SALES})
     behaviour = Behaviour(turns=turns, user_texts=["Sales, please."])
     async with bridge(behaviour, agent=AGENT, route=route, greeting="Hi.") as place:
-        place.model.behaviour = Behaviour(turns=[[Say("Welcome.")], *turns])
+        place.model.behaviour = Behaviour(turns=[[SayText("Welcome.")], *turns])
         caller = place.caller(dial_outcome="no-answer")
-        script = [LISTEN, steps.Say(HELLO), steps.Hear(700), steps.Wait(0.6)]
+        script = [
+            LISTEN,
+            steps.SayStep(HELLO),
+            steps.HearStep(700),
+            steps.WaitStep(0.6),
+        ]
         talking = asyncio.create_task(caller.call([*script, LISTEN, HANG_UP]))  # noqa: TID251
         await asyncio.sleep(2)  # the first session is there, the transfer not yet
-        place.model.behaviour = Behaviour(turns=[[Say("Nobody was there.")]])
+        place.model.behaviour = Behaviour(turns=[[SayText("Nobody was there.")]])
         record = await talking
         await place.empty()
 
@@ -125,9 +136,9 @@ def tones(heard: bytes) -> list[tuple[int, int]]:
 
 async def test_the_agent_presses_keys() -> None:
     """A menu behind the number hears the tones of the keys, one after the other."""
-    turns = [[CallTool("send_digits", {"digits": "1#"})], [Say("Done.")]]
+    turns = [[CallTool("send_digits", {"digits": "1#"})], [SayText("Done.")]]
     async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
-        record = await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+        record = await place.caller().call([steps.SayStep(HELLO), LISTEN, HANG_UP])
         await place.empty()
 
     spectrum = tones(record.heard)
@@ -138,12 +149,12 @@ async def test_the_agent_presses_keys() -> None:
 
 async def test_keys_reach_the_agent_as_one_input() -> None:
     """A number typed on the phone is read as one, and stops the agent's talk."""
-    turns = [[Ruled(5000)], [Say("Thank you.")]]
+    turns = [[PlayRuler(5000)], [SayText("Thank you.")]]
     async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
         script = [
-            steps.Say(HELLO),
-            steps.Hear(600),
-            steps.Press("123#"),
+            steps.SayStep(HELLO),
+            steps.HearStep(600),
+            steps.PressStep("123#"),
             LISTEN,
             HANG_UP,
         ]
@@ -159,15 +170,15 @@ async def test_keys_reach_the_agent_as_one_input() -> None:
 
 async def test_a_key_of_the_routes_acts_at_once() -> None:
     """0 puts the caller through, whatever the agent is saying."""
-    keys = {"0": SALES, "9": HangUp(), "*": Tell("Say the opening hours.")}
+    keys = {"0": SALES, "9": HangUpAction(), "*": TellAction("Say the opening hours.")}
     async with bridge(
-        Behaviour(turns=[[Ruled(6000)], [Ruled(800)]]), route=Route(keys=keys)
+        Behaviour(turns=[[PlayRuler(6000)], [PlayRuler(800)]]), route=Route(keys=keys)
     ) as place:
-        talk = [steps.Say(HELLO), steps.Hear(500)]
+        talk = [steps.SayStep(HELLO), steps.HearStep(500)]
         scripts: dict[str, steps.Script] = {
-            "0": [*talk, steps.Press("0"), STAY],
-            "9": [*talk, steps.Press("9"), STAY],
-            "*": [*talk, steps.Press("*"), LISTEN, HANG_UP],
+            "0": [*talk, steps.PressStep("0"), STAY],
+            "9": [*talk, steps.PressStep("9"), STAY],
+            "*": [*talk, steps.PressStep("*"), LISTEN, HANG_UP],
         }
         async with asyncio.TaskGroup() as tasks:
             calls = {
@@ -188,13 +199,13 @@ async def test_a_key_of_the_routes_acts_at_once() -> None:
 async def test_a_silent_caller_is_asked_twice_then_the_call_ends() -> None:
     """Nobody pays for a forgotten line; whoever is there is asked first."""
 
-    def answer(heard: Heard) -> Turn:
-        return [Ruled(400)]
+    def answer(heard: TurnContext) -> Turn:
+        return [PlayRuler(400)]
 
     async with bridge(
         Behaviour(answer=answer), route=Route(silence=QUIET), greeting="Hello."
     ) as place:
-        record = await place.caller().call([steps.Wait(20)])
+        record = await place.caller().call([steps.WaitStep(20)])
         await place.empty()
 
     words = said(place, "system")
@@ -213,22 +224,22 @@ async def test_a_caller_who_waits_for_a_tool_is_not_asked() -> None:
         return "found"
 
     agent: RealtimeAgent[Any] = RealtimeAgent(name="slow", tools=[slow])
-    turns = [[CallTool("slow", {})], [Say("Found.")]]
+    turns = [[CallTool("slow", {})], [SayText("Found.")]]
     async with bridge(
         Behaviour(turns=turns), agent=agent, route=Route(silence=QUIET)
     ) as place:
-        await place.caller().call([steps.Say(HELLO), LISTEN, HANG_UP])
+        await place.caller().call([steps.SayStep(HELLO), LISTEN, HANG_UP])
 
     assert said(place, "system") == []
 
 
 async def test_the_longest_call() -> None:
     """At its end the agent says goodbye, then the line closes."""
-    behaviour = Behaviour(turns=[[Say("Hello.")], [Ruled(700)]])
+    behaviour = Behaviour(turns=[[SayText("Hello.")], [PlayRuler(700)]])
     async with bridge(
         behaviour, route=Route(longest_seconds=2.0), greeting="Hello."
     ) as place:
-        record = await place.caller().call([steps.Wait(15)])
+        record = await place.caller().call([steps.WaitStep(15)])
         await place.empty()
 
     assert read_ruler(record.heard).heard_ms[1] == 700
@@ -239,9 +250,9 @@ async def test_a_call_that_costs_too_much_ends() -> None:
     """The limit of the route is kept, with a goodbye."""
     prices = Prices(100.0, 100.0, 10.0, 100.0, 60_000.0)
     route = Route(cost=Cost(prices, limit=1.0))
-    behaviour = Behaviour(turns=[[Ruled(1500)], [Say("I must go.")]])
+    behaviour = Behaviour(turns=[[PlayRuler(1500)], [SayText("I must go.")]])
     async with bridge(behaviour, route=route) as place:
-        await place.caller().call([steps.Say(HELLO), steps.Wait(12)])
+        await place.caller().call([steps.SayStep(HELLO), steps.WaitStep(12)])
         await place.empty()
 
     assert place.metric('bridge_calls_total{outcome="bridge_cost"}') == 1
@@ -256,9 +267,15 @@ async def test_a_muted_caller_is_not_heard() -> None:
         return "muted"
 
     agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[private])
-    turns = [[CallTool("private", {})], [Say("Go on.")]]
+    turns = [[CallTool("private", {})], [SayText("Go on.")]]
     async with bridge(Behaviour(turns=turns), agent=agent) as place:
-        script = [steps.Say(HELLO), LISTEN, steps.Say(WAIT), steps.Wait(1), HANG_UP]
+        script = [
+            steps.SayStep(HELLO),
+            LISTEN,
+            steps.SayStep(WAIT),
+            steps.WaitStep(1),
+            HANG_UP,
+        ]
         await place.caller().call(script)
 
     assert place.session.caller_turns == 1

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from bridge.http import server
-from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import messages, steps
 from tests.bench import guests
@@ -28,8 +28,11 @@ from tests.bench.guests import (
 )
 from tests.e2e.bridge import Place, bridge
 
-GREETED = Behaviour(turns=[[Ruled(500)]], think_seconds=0.05)
-GOOD: list[steps.Step] = [steps.Listen(quiet_seconds=0.3, timeout=8), steps.HangUp()]
+GREETED = Behaviour(turns=[[PlayRuler(500)]], think_seconds=0.05)
+GOOD: list[steps.Step] = [
+    steps.ListenStep(quiet_seconds=0.3, timeout=8),
+    steps.HangUpStep(),
+]
 
 BORNE = {"unmasked", "an empty frame"}
 """No websocket of Twilio's, but nobody is harmed: as if they were good."""

@@ -12,13 +12,13 @@ import twiml
 from bridge.agent.live import LiveCall
 from bridge.app.routes import Route
 from bridge.model.session_settings import SessionSettings
-from bridge.sim.model import Behaviour, CallTool, Ruled
+from bridge.sim.model import Behaviour, CallTool, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import AGENT, Place, bridge
 
-LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
-HANG_UP = steps.HangUp()
+LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
+HANG_UP = steps.HangUpStep()
 PHONE = {"type": "audio/pcmu"}
 
 SAID = SessionSettings.read(
@@ -93,7 +93,7 @@ async def test_a_routes_session_arrives_whole() -> None:
     second: RealtimeAgent[Any] = RealtimeAgent(name="second", instructions="Be brief.")
     agent: RealtimeAgent[Any] = RealtimeAgent(name="first", handoffs=[second])
     behaviour = Behaviour(
-        turns=[[CallTool("transfer_to_second", {})], [Ruled(300)]], speed=20
+        turns=[[CallTool("transfer_to_second", {})], [PlayRuler(300)]], speed=20
     )
     route = Route(session=SAID)
     async with bridge(behaviour, agent=agent, greeting="Go.", route=route) as place:
@@ -130,7 +130,7 @@ async def test_the_codes_settings_lie_under_the_routes() -> None:
     )
     session = SessionSettings.read({"voice": "cedar", "transcription": "off"})
     async with bridge(
-        Behaviour(turns=[[Ruled(300)]]),
+        Behaviour(turns=[[PlayRuler(300)]]),
         agent=runner,
         greeting="Go.",
         route=Route(session=session),
@@ -153,12 +153,12 @@ async def test_a_setting_that_the_model_refuses() -> None:
     """The operator reads which one it was, the caller hears a sentence: not noise, nor
     an agent without instructions."""
     session = SessionSettings.read({"extra": {"colour": "red"}})
-    behaviour = Behaviour(turns=[[Ruled(300)]])
+    behaviour = Behaviour(turns=[[PlayRuler(300)]])
     with capture_logs() as logs:
         async with bridge(
             behaviour, greeting="Go.", route=Route(session=session)
         ) as place:
-            record = await place.caller().call([steps.Wait(5)])
+            record = await place.caller().call([steps.WaitStep(5)])
             await place.empty()
 
     assert record.said_by_twilio == [twiml.SORRY]
@@ -198,7 +198,7 @@ async def test_raw_updates_of_the_users(through_the_sdk: bool) -> None:
         return "done"
 
     agent = AGENT.clone(tools=[tinker])
-    behaviour = Behaviour(turns=[[CallTool("tinker", {})], [Ruled(300)]], speed=20)
+    behaviour = Behaviour(turns=[[CallTool("tinker", {})], [PlayRuler(300)]], speed=20)
     async with bridge(behaviour, agent=agent, greeting="Go.") as place:
         record = await place.caller().call([LISTEN, HANG_UP])
         await place.empty()

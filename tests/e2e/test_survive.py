@@ -18,23 +18,26 @@ from bridge.agent.live import LiveCall
 from bridge.model.sdk_session import PhoneSession
 from bridge.sim import counting
 from bridge.sim.counting import CountingAgent, utterance
-from bridge.sim.model import Behaviour, CallTool, Heard, Ruled, Turn
+from bridge.sim.model import Behaviour, CallTool, PlayRuler, Turn, TurnContext
 from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.record import CallRecord
 from tests.e2e.bridge import AGENT, HELLO, Place, bridge
 
-LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
-HANG_UP = steps.HangUp()
+LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
+HANG_UP = steps.HangUpStep()
 COUNTING = Behaviour(
-    answer=CountingAgent(words=3), ear=counting.ear, think_seconds=0.05, speed=4.0
+    answer=CountingAgent(words=3),
+    recogniser=counting.recognise,
+    think_seconds=0.05,
+    speed=4.0,
 )
 
 
-def asks(turn: int) -> steps.Say:
+def asks(turn: int) -> steps.SayStep:
     """The caller says two words that the model can tell apart."""
-    return steps.Say(counting.sound(utterance("caller", 1, turn, 2)))
+    return steps.SayStep(counting.sound(utterance("caller", 1, turn, 2)))
 
 
 def counted(turn: int, call: int = 1) -> str:
@@ -44,7 +47,7 @@ def counted(turn: int, call: int = 1) -> str:
 
 def understood(record: CallRecord) -> str:
     """The words of the agent's that the caller heard, as often as they did."""
-    said = counting.said(record.heard)
+    said = counting.understood_words(record.heard)
     return counting.text(word for word in said if word.speaker == "agent")
 
 
@@ -94,16 +97,16 @@ async def test_the_model_is_lost_in_two_answers() -> None:
             call = tasks.create_task(place.caller().call(script))
             await until(lambda: sent_ms(place) >= 600)
             session = desk.session
-            place.model.strike(faults.drop)
+            place.model.inject(faults.drop)
             await until(lambda: len(place.model.sessions) == 2)
             await until(lambda: place.session.caller_turns and sent_ms(place) >= 600, 9)
-            place.model.strike(faults.expire)
+            place.model.inject(faults.expire)
             await until(lambda: len(place.model.sessions) == 3)
             assert desk.session is session
         await place.empty()
 
     assert understood(call.result()) == f"{counted(1)} {counted(2)}"
-    assert counting.story(place.session.conversation) == [
+    assert counting.conversation_lines(place.session.conversation) == [
         "user: c1-1-1 c1-1-2",
         f"assistant: {counted(1, 0)}",
         "user: c1-2-1 c1-2-2",
@@ -121,29 +124,32 @@ async def test_a_model_that_refuses_twice_and_is_back() -> None:
     and answered."""
     async with bridge(COUNTING) as place:
         async with asyncio.TaskGroup() as tasks:
-            script = [steps.Wait(0.3), asks(1), LISTEN, HANG_UP]
+            script = [steps.WaitStep(0.3), asks(1), LISTEN, HANG_UP]
             call = tasks.create_task(place.caller().call(script))
             await until(lambda: place.model.active and place.session.speech_started_at)
-            place.model.door.answer(503)
-            place.model.door.answer(429)
-            place.model.strike(faults.closing(1011, "oops"))
+            place.model.handshakes.answer(503)
+            place.model.handshakes.answer(429)
+            place.model.inject(faults.closing(1011, "oops"))
         await place.empty()
 
     assert place.model.refused == [503, 429]
     assert understood(call.result()) == counted(1)
-    assert counting.story(place.session.conversation)[0] == "user: c1-1-1 c1-1-2"
+    assert (
+        counting.conversation_lines(place.session.conversation)[0]
+        == "user: c1-1-1 c1-1-2"
+    )
 
 
 async def test_a_model_that_takes_us_no_more() -> None:
     """A quota that ran out in mid-call is told in words, at once."""
-    async with bridge(Behaviour(turns=[[Ruled(3000)]])) as place:
+    async with bridge(Behaviour(turns=[[PlayRuler(3000)]])) as place:
         async with asyncio.TaskGroup() as tasks:
-            script = [steps.Say(HELLO), steps.Wait(8)]
+            script = [steps.SayStep(HELLO), steps.WaitStep(8)]
             call = tasks.create_task(place.caller().call(script))
             await until(lambda: sent_ms(place) >= 200)
-            place.model.door.answer(429, times=9, code="insufficient_quota")
+            place.model.handshakes.answer(429, times=9, code="insufficient_quota")
             began = monotonic()
-            place.model.strike(faults.drop)
+            place.model.inject(faults.drop)
         waited = monotonic() - began
         await place.empty()
 
@@ -180,10 +186,10 @@ async def test_a_tool_runs_while_the_model_is_lost() -> None:
         1: [CallTool("look_up", {})],
         2: [CallTool("transfer_to_clerk", {})],
         3: [CallTool("done", {})],
-        4: [Ruled(300)],
+        4: [PlayRuler(300)],
     }
 
-    def step(heard: Heard) -> Turn:
+    def step(heard: TurnContext) -> Turn:
         """Each result leads to the next turn, in whatever session."""
         results = [it for it in heard.conversation if it.kind == "function_call_output"]
         return turns[1 + len(results)]
@@ -194,7 +200,7 @@ async def test_a_tool_runs_while_the_model_is_lost() -> None:
             call = tasks.create_task(place.caller().call([LISTEN, HANG_UP]))
             await called.wait()
             session = desk.session
-            place.model.strike(faults.drop)
+            place.model.inject(faults.drop)
             await until(lambda: len(place.model.sessions) == 2 and place.session.items)
             go_on.set()
         await place.empty()
@@ -214,13 +220,13 @@ async def test_a_session_is_rolled_over_unheard() -> None:
     """Two sessions or more, one conversation, and nothing that a caller could hear."""
     async with bridge(COUNTING, session_seconds=1.0, greeting="Go.") as place:
         async with asyncio.TaskGroup() as tasks:
-            script = [LISTEN, steps.Wait(0.4), asks(1), LISTEN, HANG_UP]
+            script = [LISTEN, steps.WaitStep(0.4), asks(1), LISTEN, HANG_UP]
             call = tasks.create_task(place.caller().call(script))
         await place.empty()
 
     assert len(place.model.sessions) >= 2
     assert understood(call.result()) == f"{counted(1, 0)} {counted(2)}"
-    assert len(counting.story(place.session.conversation)) == 3
+    assert len(counting.conversation_lines(place.session.conversation)) == 3
     why = 'bridge_model_reconnects_total{why="roll_over"}'
     assert place.metric(why) == len(place.model.sessions) - 1
 
@@ -233,7 +239,13 @@ async def test_a_stream_that_breaks_is_followed_by_another() -> None:
     desk = Desk()
     async with bridge(COUNTING, agent=desk) as place:
         caller = place.caller(notice_seconds=0.2)
-        script = [asks(1), steps.Hear(700), steps.Drop(), steps.Wait(0.3), LISTEN]
+        script = [
+            asks(1),
+            steps.HearStep(700),
+            steps.DropStep(),
+            steps.WaitStep(0.3),
+            LISTEN,
+        ]
         record = await caller.call([*script, HANG_UP])
         await place.empty()
 
@@ -256,7 +268,7 @@ async def test_a_second_stream_takes_over() -> None:
             url = place.url.replace("http", "ws") + "/media"
             alone = f"<Response><Connect><Stream url='{url}'/></Connect></Response>"
             first = place.caller(call_sid=sid, document=alone)
-            tasks.create_task(first.call([asks(1), steps.Wait(9)]))
+            tasks.create_task(first.call([asks(1), steps.WaitStep(9)]))
             await until(lambda: sent_ms(place) >= 600)
             async with connect(url, compression=None, proxy=None) as second:
                 message = {"event": "start", "streamSid": "MZ2", "start": start}

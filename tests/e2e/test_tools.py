@@ -27,18 +27,18 @@ from bridge.app.routes import Route
 from bridge.model.results import background_result
 from bridge.model.sdk_session import FAILED, TIMED_OUT
 from bridge.model.session_settings import SessionSettings
-from bridge.sim.model import Behaviour, CallTool, Output, Ruled, Turn
+from bridge.sim.model import Behaviour, CallTool, Output, PlayRuler, Turn
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import WAIT, Place, bridge
 
-LISTEN = steps.Listen(quiet_seconds=0.3, timeout=8)
-HANG_UP = steps.HangUp()
+LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
+HANG_UP = steps.HangUpStep()
 
 
 def chain(*calls: Output) -> Behaviour:
     """Each in an answer of its own, for each tool's result is answered; then speech."""
-    turns: list[Turn] = [*([it] for it in calls), [Ruled(300)]]
+    turns: list[Turn] = [*([it] for it in calls), [PlayRuler(300)]]
     return Behaviour(turns=turns, speed=20, think_seconds=0.05)
 
 
@@ -113,7 +113,7 @@ async def test_a_result_nobody_needs_to_hear_of() -> None:
 
     behaviour = chain(CallTool("note_down", {"text": "ham"}))
     async with bridge(behaviour, agent=desk(note_down), greeting="Go.") as place:
-        record = await place.caller().call([steps.Wait(1.0), HANG_UP])
+        record = await place.caller().call([steps.WaitStep(1.0), HANG_UP])
 
     assert outputs(place) == ['{"noted": "ham"}']
     assert len(place.session.responses) == 1
@@ -134,7 +134,7 @@ async def test_tools_side_by_side_or_in_turn(side_by_side: bool) -> None:
 
     behaviour = Behaviour(
         turns=[[CallTool("work", {"number": 1}), CallTool("work", {"number": 2})]],
-        fallback=[Ruled(300)],
+        fallback=[PlayRuler(300)],
         think_seconds=0.05,
     )
     session = SessionSettings.read({"async_tool_calls": side_by_side})
@@ -271,13 +271,18 @@ async def test_a_tool_that_blocks_its_thread_does_not_freeze_the_call() -> None:
         return "done"
 
     behaviour = Behaviour(
-        turns=[[CallTool("block", {}), Ruled(5000)]],
-        fallback=[Ruled(300)],
+        turns=[[CallTool("block", {}), PlayRuler(5000)]],
+        fallback=[PlayRuler(300)],
         speed=3,
         think_seconds=0.05,
     )
     async with bridge(behaviour, agent=desk(block), greeting="Go.") as place:
-        script: steps.Script = [steps.Hear(700), steps.Say(WAIT * 3), LISTEN, HANG_UP]
+        script: steps.Script = [
+            steps.HearStep(700),
+            steps.SayStep(WAIT * 3),
+            LISTEN,
+            HANG_UP,
+        ]
         record = await place.caller().call(script)
         await place.empty()
 
@@ -404,7 +409,7 @@ async def test_a_call_that_ends_with_approvals_open() -> None:
     async with bridge(
         chain(CallTool("pay", {})), agent=agent_for, greeting="Go.", route=route
     ) as place:
-        await place.caller().call([steps.Wait(0.8), HANG_UP])
+        await place.caller().call([steps.WaitStep(0.8), HANG_UP])
         await place.empty()
 
     [live] = calls

@@ -13,12 +13,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 import twiml
-from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import HELLO, Place, bridge
 
-LISTEN = steps.Listen(quiet_seconds=0.4, timeout=8)
+LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
 TOKEN = "a" * 32
 PUBLIC = "https://bridge.example"
 
@@ -54,8 +54,13 @@ async def test_odd_messages_do_not_hurt_a_call() -> None:
         "x" * 70_000,
         '{"event":"dtmf","streamSid":"MZ1","dtmf":{}}',
     ]
-    async with bridge(Behaviour(turns=[[Ruled(500)]])) as place:
-        script = [*map(steps.Send, odd), steps.Say(HELLO), LISTEN, steps.HangUp()]
+    async with bridge(Behaviour(turns=[[PlayRuler(500)]])) as place:
+        script = [
+            *map(steps.SendStep, odd),
+            steps.SayStep(HELLO),
+            LISTEN,
+            steps.HangUpStep(),
+        ]
         record = await place.caller().call(script)
         await place.empty()
 
@@ -75,9 +80,11 @@ async def test_rubbish_from_the_model_does_not_hurt_a_call() -> None:
         '{"type":"something.new","event_id":"e"}',
         '{"no":"type"}',
     ]
-    behaviour = Behaviour(turns=[[Ruled(500)]], garbage=rubbish)
+    behaviour = Behaviour(turns=[[PlayRuler(500)]], garbage=rubbish)
     async with bridge(behaviour) as place:
-        record = await place.caller().call([steps.Say(HELLO), LISTEN, steps.HangUp()])
+        record = await place.caller().call(
+            [steps.SayStep(HELLO), LISTEN, steps.HangUpStep()]
+        )
         await place.empty()
 
     assert read_ruler(record.heard).heard_ms == {1: 500}
@@ -103,7 +110,7 @@ async def closed(socket: ClientConnection) -> int | None:
 
 async def test_media_before_start() -> None:
     """Audio of nobody is ignored; the start behind it begins the call."""
-    async with bridge(Behaviour(turns=[[Ruled(200)]]), greeting="Hi.") as place:
+    async with bridge(Behaviour(turns=[[PlayRuler(200)]]), greeting="Hi.") as place:
         async with stream(place) as socket:
             await socket.send('{"event":"connected","protocol":"Call"}')
             await socket.send(media())
@@ -200,10 +207,10 @@ async def test_only_twilio_gets_in() -> None:
 async def test_a_signed_call() -> None:
     """With the right token a call comes through, webhook and handshake signed."""
     async with bridge(
-        Behaviour(turns=[[Ruled(300)]]), public_url=PUBLIC, twilio_auth_token=TOKEN
+        Behaviour(turns=[[PlayRuler(300)]]), public_url=PUBLIC, twilio_auth_token=TOKEN
     ) as place:
         caller = place.caller(auth_token=TOKEN, signed_origin=PUBLIC)
-        record = await caller.call([steps.Say(HELLO), LISTEN, steps.HangUp()])
+        record = await caller.call([steps.SayStep(HELLO), LISTEN, steps.HangUpStep()])
 
     assert read_ruler(record.heard).heard_ms == {1: 300}
 
@@ -231,10 +238,10 @@ async def test_what_is_no_form() -> None:
 
 async def test_a_full_house() -> None:
     """One call more than fits is told so; the upgrade gets 503 for the balancer."""
-    async with bridge(Behaviour(turns=[[Ruled(500)]]), max_calls=1) as place:
+    async with bridge(Behaviour(turns=[[PlayRuler(500)]]), max_calls=1) as place:
         async with stream(place) as socket:
             await socket.send(json.dumps(START))
-            record = await place.caller().call([steps.Wait(1)])
+            record = await place.caller().call([steps.WaitStep(1)])
             with pytest.raises(Exception, match="503"):
                 async with stream(place):
                     pass

@@ -15,14 +15,19 @@ from bridge.app.startup import UserCode
 from bridge.http import webhooks
 from bridge.http.server import Server, serving
 from bridge.sim.caller import Caller, CallRecord
-from bridge.sim.model import Behaviour, ModelServer, Ruled
+from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import AGENT, HELLO
 from tests.fleet.redis_server import RedisServer
 
 PAUSE_SECONDS = 2
-TALK: steps.Script = [steps.Wait(8), steps.Say(HELLO), steps.Wait(2), steps.HangUp()]
-LONG = Behaviour(fallback=[Ruled(3000)])
+TALK: steps.Script = [
+    steps.WaitStep(8),
+    steps.SayStep(HELLO),
+    steps.WaitStep(2),
+    steps.HangUpStep(),
+]
+LONG = Behaviour(fallback=[PlayRuler(3000)])
 NUMBER = "+15550009999"
 
 
@@ -112,7 +117,9 @@ async def test_redis_is_away_as_well(server: RedisServer) -> None:
 async def test_a_caller_who_hangs_up_meanwhile(server: RedisServer) -> None:
     """Nobody will ask what follows: the stop does not wait for it, nor warn of it."""
     with capture_logs() as lines:
-        record, took = await recreated(server, [steps.Wait(2.5), steps.HangUp()])
+        record, took = await recreated(
+            server, [steps.WaitStep(2.5), steps.HangUpStep()]
+        )
 
     assert record.ended_by == "caller" and record.said_by_twilio == []
     assert took < 3.0

@@ -29,6 +29,7 @@ INSTRUMENTED = [
     "bridge.app.routes",
     "bridge.http.signature",
     "bridge.http.tickets",
+    "bridge.app.settings",
     "bridge.app.values",
     "bridge.app.yaml_lines",
     "yaml",

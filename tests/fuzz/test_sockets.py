@@ -32,7 +32,7 @@ from websockets.exceptions import ConnectionClosed
 from bridge.http.api import auth, openapi
 from bridge.http.connection_guard import HEADERS
 from bridge.http.tickets import Tickets
-from bridge.sim.model import Behaviour, Ruled
+from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.core.rubbish import WORDS, mangled
@@ -179,7 +179,7 @@ async def attacked(
     """A bridge as it is deployed. Afterwards it takes a call as if nothing had been,
     nothing is left behind, and nothing was logged that somebody has to mend."""
     monkeypatch.setattr(auth, "STRANGERS_BURST", 1e9)
-    behaviour = Behaviour(fallback=[Ruled(300)])
+    behaviour = Behaviour(fallback=[PlayRuler(300)])
     conf = {
         "public_url": PUBLIC,
         "twilio_auth_token": SecretStr(AUTH_TOKEN),
@@ -196,7 +196,11 @@ async def attacked(
             await place.empty()
             caller = place.caller(auth_token=AUTH_TOKEN, signed_origin=PUBLIC)
             record = await caller.call(
-                [steps.Say(HELLO), steps.Listen(quiet_seconds=0.3), steps.HangUp()]
+                [
+                    steps.SayStep(HELLO),
+                    steps.ListenStep(quiet_seconds=0.3),
+                    steps.HangUpStep(),
+                ]
             )
             assert read_ruler(record.heard).heard_ms == {1: 300}
             await place.empty()

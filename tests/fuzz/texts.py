@@ -7,18 +7,18 @@ bridge did: an error that its parser does not declare, or a value that cannot be
 import base64
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 from pydantic import ValidationError
-from pydantic_core import PydanticCustomError
 
 from bridge.agent.live import CallFacts
-from bridge.app import routes, values
+from bridge.app import routes
 from bridge.app.overflow import Overflow, QueuePlace
 from bridge.app.routes import Route, RoutesError, WhenFull
+from bridge.app.settings import NAMES, SettingsError, load
 from bridge.audio import g711
 from bridge.core import ProtocolError, errors, realtime_events, twilio_messages
 from bridge.core.replay import recorded
@@ -264,44 +264,18 @@ def routes_file(data: bytes) -> int:
     return 1
 
 
-SETTINGS: list[Callable[[str], Any]] = [
-    values.whole_number(0),
-    values.whole_number(-5, 10),
-    values.seconds,
-    values.yes_or_no,
-    values.word,
-    values.host,
-    values.agent,
-    values.public_url,
-    values.model_url,
-    values.redis_url,
-    values.headers,
-    values.phone_number,
-    values.account_sid,
-    values.secret,
-    values.webhook_secret,
-    values.prefixes,
-    values.networks,
-    values.shared_keys,
-    values.prices,
-    values.amount,
-    values.http_url,
-    values.file,
-    values.folder,
-    values.one_of("a", "b"),
-    values.text,
-]
-
-
 def setting(data: bytes) -> int:
-    """bridge.app.values: a value, or what is wrong with it."""
+    """bridge.app.settings: every variable has this text; each takes it, or is told what
+    is wrong with it and how to mend it."""
     text = data.decode("utf-8", "surrogateescape")
-    for parse in SETTINGS:
-        try:
-            value = parse(text)
-        except PydanticCustomError as error:
-            assert error.message()
-            continue
-        if parse is values.redis_url:
-            redis_place(str(value))
+    try:
+        load(dict.fromkeys(NAMES, text), None)
+    except SettingsError as error:
+        assert all(it.name in NAMES and it.text and it.fix for it in error.mistakes)
+    try:
+        url = load({"BRIDGE_REDIS_URL": text}, None).redis_url
+    except SettingsError:
+        return 1
+    if url is not None:
+        redis_place(url.get_secret_value())
     return 1

@@ -27,11 +27,11 @@ from bridge.sim.model import (
     Behaviour,
     CallMcp,
     CallTool,
-    Heard,
     ModelServer,
     ModelSession,
-    Say,
+    SayText,
     Turn,
+    TurnContext,
 )
 
 SID = "CA00000000000000000000000000000001"
@@ -178,8 +178,8 @@ async def until(there: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def speaks_of_results(heard: Heard) -> Turn:
-    return [Say("; ".join(it.output for it in heard.answered) or "nothing")]
+def speaks_of_results(heard: TurnContext) -> Turn:
+    return [SayText("; ".join(it.output for it in heard.answered) or "nothing")]
 
 
 @asynccontextmanager
@@ -256,7 +256,7 @@ async def test_handoff_drops_and_brings_the_servers() -> None:
     first = desk(tables(), handoffs=[cook])
     cook.handoffs.append(first)
     there, back = CallTool("transfer_to_cook", {}), CallTool("transfer_to_desk", {})
-    async with talk(first, [there], [Say("Cook here.")], [back]) as it:
+    async with talk(first, [there], [SayText("Cook here.")], [back]) as it:
         await it.call.tells("mcp_tools_changed")
         it.answer()
         await it.said("Cook here.")
@@ -379,7 +379,7 @@ async def test_approval_nobody_gives_is_a_no() -> None:
 
 async def test_tool_approved_for_good_is_not_asked_about_again() -> None:
     """`always` holds for this tool until the call ends."""
-    async with talk(desk(tables()), [CALL], [Say("Booked.")], [CALL]) as it:
+    async with talk(desk(tables()), [CALL], [SayText("Booked.")], [CALL]) as it:
         await it.call.tells("mcp_tools_changed")
         it.answer()
         told = await it.call.tells("tool_approval_required")

@@ -17,7 +17,14 @@ from structlog.testing import capture_logs
 
 from bridge.model import local_mcp as module
 from bridge.model.local_mcp import McpUnavailable, local_mcp, servers_of
-from bridge.sim.model import Behaviour, CallTool, Heard, ModelServer, Say, Turn
+from bridge.sim.model import (
+    Behaviour,
+    CallTool,
+    ModelServer,
+    SayText,
+    Turn,
+    TurnContext,
+)
 
 PROGRAM = Path(__file__).resolve().parents[1] / "support" / "mcp_server.py"
 
@@ -141,8 +148,8 @@ def test_hand_written_handoff_is_looked_into() -> None:
 async def test_agent_uses_a_tool_of_its_server() -> None:
     """The model knows the tool; the program's answer comes back to the model."""
 
-    def answer(heard: Heard) -> Turn:
-        return [Say("It makes " + heard.answered[-1].output)]
+    def answer(heard: TurnContext) -> Turn:
+        return [SayText("It makes " + heard.answered[-1].output)]
 
     server = sums()
     desk = agent(server)

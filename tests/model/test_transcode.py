@@ -24,7 +24,7 @@ from bridge.model.transcode import (
     from_mulaw,
     to_mulaw,
 )
-from bridge.sim.model import Behaviour, ModelServer, ModelSession, Say
+from bridge.sim.model import Behaviour, ModelServer, ModelSession, SayText
 from bridge.sim.voice import resample, speak
 from tests.bench.resampling import (
     TONES_HZ,
@@ -461,7 +461,7 @@ async def call(phone: Phone, caller: bytes) -> None:
 
 
 async def place(caller: bytes, answer: str) -> tuple[Phone, ModelSession]:
-    behaviour = Behaviour(turns=[[Say(answer)]], think_seconds=0.02, speed=40.0)
+    behaviour = Behaviour(turns=[[SayText(answer)]], think_seconds=0.02, speed=40.0)
     async with (
         ModelServer(behaviour) as server,
         connect(server.url, compression=None, close_timeout=0.2) as socket,

@@ -199,7 +199,7 @@ async def test_the_sdk_sees_one_session_and_each_item_once() -> None:
         await wire.send(create)
         await wire.send('{"type":"response.create"}')
         await call.until("event", "response.created")
-        model.strike(faults.drop)
+        model.inject(faults.drop)
         await call.until("lost", "lost", 1006)
         wire.dial(0.0)
         await call.until("event", "session.updated", times=2)
@@ -218,7 +218,7 @@ async def test_the_sdk_sees_one_session_and_each_item_once() -> None:
 
 async def again(wire: Wire, call: Call, model: ModelServer, times: int) -> None:
     """The connection is lost, and there is another, configured."""
-    model.strike(faults.drop)
+    model.inject(faults.drop)
     await call.until("lost", "lost", 1006, times=times)
     wire.dial(0.0)
     await call.until("event", "session.updated", times=call.told.count(UPDATED) + 1)
@@ -303,7 +303,7 @@ async def test_who_has_work_in_a_session_learns_that_it_is_gone() -> None:
     async with ModelServer() as model, wired(model) as (wire, call, _):
         wire.dial(0.0)
         await call.until("event", "session.created")
-        model.strike(faults.drop)
+        model.inject(faults.drop)
         await call.until("left")
         wire.dial(0.0)
         await call.until("event", "session.created", times=2)
@@ -319,8 +319,8 @@ async def test_who_has_work_in_a_session_learns_that_it_is_gone() -> None:
 async def test_a_refusal_is_told_and_dialled_again() -> None:
     """Whether it may pass is for the call to know."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
-        model.door.answer(429)
-        model.door.answer(401)
+        model.handshakes.answer(429)
+        model.handshakes.answer(401)
         wire.dial(0.0)
         await call.until("not dialled", "HTTP 429 rate_limit_exceeded", False)
         wire.dial(0.01)
@@ -349,7 +349,7 @@ async def test_a_lost_connection_leaves_nothing() -> None:
         for n in range(3):
             wire.dial(0.0)
             await call.until("event", "session.created", times=n + 1)
-            model.strike(faults.drop)
+            model.inject(faults.drop)
             await call.until("lost", "lost", 1006, times=n + 1)
         await until(lambda: not model.active)
         names = [task.get_name() for task in asyncio.all_tasks()]
@@ -374,15 +374,15 @@ async def test_a_wire_that_is_closed_leaves_nothing(hangs: bool) -> None:
     """Also while it dials: a call that is over costs no connection."""
     async with ModelServer() as model:
         if hangs:
-            model.door.hang()
+            model.handshakes.leave_unanswered()
         async with wired(model) as (wire, call, _):
             wire.dial(0.0)
             if not hangs:
                 await call.until("event", "session.created")
             else:
-                await until(lambda: model.door.hanging)
+                await until(lambda: model.handshakes.unanswered)
             await wire.close()
-        await until(lambda: not (model.active or model.door.hanging))
+        await until(lambda: not (model.active or model.handshakes.unanswered))
 
 
 # --- how much is borne ---

@@ -47,6 +47,7 @@ def test_the_wheel_has_the_code_and_nothing_else(built: Built) -> None:
         "WHEEL",
         "entry_points.txt",
         "licenses/LICENSE",
+        "licenses/licenses/standardwebhooks.txt",
         "top_level.txt",
     }
     assert built.wheel.name.endswith("-py3-none-any.whl")
@@ -72,7 +73,10 @@ def test_the_wheel_says_what_pyproject_says(built: Built) -> None:
     assert about.get_all("Provides-Extra") == [*PROJECT["optional-dependencies"]]
     assert about.get_all("Classifier") == PROJECT["classifiers"]
     assert about["License-Expression"] == PROJECT["license"] == "MIT"
-    assert about.get_all("License-File") == ["LICENSE"]
+    assert about.get_all("License-File") == [
+        "LICENSE",
+        "licenses/standardwebhooks.txt",
+    ]
     found = files_of_wheel(built.wheel)
     assert found[f"{DIST_INFO}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
     (section, command) = found[f"{DIST_INFO}/entry_points.txt"].decode().splitlines()

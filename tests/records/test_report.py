@@ -25,9 +25,8 @@ from bridge.records.report import (
     Reports,
     report_of,
     report_of_silence,
-    signed,
-    signing_key,
 )
+from bridge.records.standard_webhooks import signed, signing_key
 from tests.support.line import FACTS, Line, live_call
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()

@@ -1,4 +1,4 @@
-"""A plain Realtime client for tests: every event it gets is validated by `openai`."""
+"""A plain Realtime client for tests; the `openai` package validates each event."""
 
 import asyncio
 import base64
@@ -42,7 +42,7 @@ WEATHER: Event = {
 
 
 class Client:
-    """A plain Realtime client that keeps, and has validated, every event."""
+    """A plain Realtime client that validates and keeps each event."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -76,14 +76,14 @@ class Client:
         return await self.until("session.updated")
 
     async def say(self, audio: bytes, *, silence: bytes = b"\xff" * 8000) -> None:
-        """Append in frames of 20 ms, then silence enough to end the turn."""
+        """Append in frames of 20 ms, then enough silence to end the turn."""
         for data in (audio, silence):
             for at in range(0, len(data), 160):
                 encoded = base64.b64encode(data[at : at + 160]).decode()
                 await self.send(type="input_audio_buffer.append", audio=encoded)
 
     async def refused(self, **event: Any) -> Event:
-        """The error that answers `event`, which must carry its event_id."""
+        """The error that answers `event`, which must have an event_id."""
         await self.socket.send(json.dumps({"event_id": "mine"} | event))
         error: Event = (await self.until("error"))["error"]
         assert error["event_id"] == "mine"
@@ -112,7 +112,7 @@ class Client:
 async def talking(
     behaviour: Behaviour, **session: Any
 ) -> AsyncIterator[tuple[Client, ModelSession]]:
-    """A configured client, and the server's side of it."""
+    """A configured client, and its session on the server."""
     async with ModelServer(behaviour) as server, Client.of(server) as client:
         await client.until("session.created")
         await client.configure(**session)
@@ -124,7 +124,7 @@ def speech(text: str = "Hello, is anybody there?") -> bytes:
 
 
 async def until_active(server: ModelServer, count: int) -> None:
-    """Wait until so many sessions are left."""
+    """Wait until the server has `count` sessions."""
     async with asyncio.timeout(2):
         while server.active > count:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""`bridge sim accuracy`: wrong beliefs are found, right ones are left in peace."""
+"""`bridge sim accuracy` finds wrong beliefs and accepts right ones."""
 
 import asyncio
 import base64
@@ -14,27 +14,31 @@ import pytest
 from rich.console import Console
 from websockets.asyncio.client import ClientConnection, connect
 
-from bridge.sim.accuracy import Place, as_json, measure, render
-from bridge.sim.belief import Report, Verdict, judge, percentile, report
-from bridge.sim.realtime.items import Item, ResponseRecord
-from bridge.sim.realtime.listener import Listener, SpeechStarted, SpeechStopped
+from bridge.sim.accuracy import BridgeFactory, as_json, measure, render
+from bridge.sim.belief import BeliefReport, Verdict, judge, percentile, report
+from bridge.sim.realtime.input_audio_buffer import (
+    InputAudioBuffer,
+    VadSpeechStarted,
+    VadSpeechStopped,
+)
+from bridge.sim.realtime.items import ModelItem, ResponseRecord
 from bridge.sim.ruler import ruler
 from bridge.sim.scenes import NETWORKS, SCENES, Scene, burst, hole, script
 from bridge.sim.twilio.network import Network
-from bridge.sim.twilio.steps import HangUp, Hear, Listen, Say, Wait
+from bridge.sim.twilio.steps import HangUpStep, HearStep, ListenStep, SayStep, WaitStep
 from tests.sim.tiny_bridge import Talk, tiny_bridge
 
 # ------------------------------------------------------------------ calls made by hand
 
 
-def item(number: int, sent_ms: int, truncated_ms: int | None = None) -> Item:
-    made = Item(f"item_{number}", "message", "assistant", ruler_number=number)
+def item(number: int, sent_ms: int, truncated_ms: int | None = None) -> ModelItem:
+    made = ModelItem(f"item_{number}", "message", "assistant", ruler_number=number)
     made.sent_bytes = sent_ms * 8
     made.truncated_ms = truncated_ms
     return made
 
 
-def answer(*items: Item, status: str = "completed") -> ResponseRecord:
+def answer(*items: ModelItem, status: str = "completed") -> ResponseRecord:
     made = ResponseRecord("resp", 1, "speech", 0.0)
     made.items, made.status = list(items), status
     return made
@@ -61,8 +65,8 @@ def broken(*verdicts: Verdict) -> str:
 # ------------------------------------------------------------------------ what is right
 
 
-def test_a_bridge_that_is_right_is_left_in_peace() -> None:
-    """A call where the model knows what was heard, to a frame, breaks no bound."""
+def test_a_bridge_with_right_positions_breaks_no_limit() -> None:
+    """A call whose model knows to a frame what was heard breaks no limit."""
     deleted = item(3, 4000)
     deleted.deleted = True
     verdict = call(
@@ -81,8 +85,8 @@ def test_a_bridge_that_is_right_is_left_in_peace() -> None:
 
 
 def test_a_pause_that_was_interrupted_counts() -> None:
-    """A caller who speaks while the model pauses has interrupted it, though all that
-    there was had been heard."""
+    """A caller who speaks while the model pauses has interrupted it, even if all
+    audio so far had been heard."""
     cancelled = answer(item(1, 1500), status="cancelled")
     verdict = call(played(1, 1500) + played(2, 900), cancelled, answer(item(2, 900)))
 
@@ -95,7 +99,8 @@ def test_a_pause_that_was_interrupted_counts() -> None:
 
 @pytest.mark.parametrize("believed_ms", [1059, 941])
 def test_a_wrong_belief_is_found(believed_ms: int) -> None:
-    """A model that is two frames off, either way, is found among many good calls."""
+    """One model that is wrong by two frames, in either direction, is found among
+    many good calls."""
     good = [one_cut(1000, 1000)] * 30
 
     found = report([*good, one_cut(believed_ms, 1000)])
@@ -106,23 +111,23 @@ def test_a_wrong_belief_is_found(believed_ms: int) -> None:
 
 
 def test_many_small_errors_are_found() -> None:
-    """A bridge that is a little wrong all the time does not pass for exact."""
+    """A bridge with small but permanent errors does not pass as exact."""
     text = broken(*[one_cut(1000 + 25, 1000)] * 20)
 
     assert text == "p95 of the cut items is 25.0 ms, above 20"
 
 
 def test_items_that_were_not_cut_do_not_dilute() -> None:
-    """Sentences heard whole, or not at all, are no proof that positions are known."""
+    """Items heard in full, or not at all, do not prove that positions are known."""
     wrong = one_cut(1030, 1000)
     whole = call(played(1, 1000), answer(item(1, 1000)))
 
     assert report([wrong, *[whole] * 50]).total.p95 == pytest.approx(30)
 
 
-def test_an_untold_cut_is_found() -> None:
-    """A model that was never told of the interruption is found, heard in part or not
-    at all."""
+def test_a_cut_that_the_model_was_not_told_of_is_found() -> None:
+    """A model that was not told of an interruption is found, whether part of the
+    item was heard or none."""
     in_part = call(
         played(1, 5990) + played(2, 500), answer(item(1, 6000)), answer(item(2, 500))
     )
@@ -132,8 +137,8 @@ def test_an_untold_cut_is_found() -> None:
         answer(item(3, 500)),
     )
 
-    assert "not told of the cut of item 1" in broken(in_part)
-    assert "not told of the cut of item 2" in broken(not_at_all)
+    assert "not told what was heard of item 1" in broken(in_part)
+    assert "not told what was heard of item 2" in broken(not_at_all)
 
 
 @pytest.mark.parametrize(
@@ -148,19 +153,19 @@ def test_an_untold_cut_is_found() -> None:
     ],
 )
 def test_damaged_audio_is_found(heard: bytes, text: str) -> None:
-    """Holes, stutters, jumps and noise in the agent's speech are told."""
+    """Gaps, repetitions, jumps and noise in the agent's speech are reported."""
     assert text in broken(call(heard, answer(item(1, 500))))
 
 
 def test_errors_of_the_model_are_found() -> None:
-    """A bridge that asks the model for the impossible does not pass."""
+    """A bridge that causes errors of the model does not pass."""
     verdict = call(played(1, 5), answer(item(1, 5)), errors=["already shorter"])
 
     assert "answered an error: already shorter" in broken(verdict)
 
 
-def test_a_call_that_was_not_interrupted_measures_nothing() -> None:
-    """Green is only what was tried: each interruption that failed is named."""
+def test_a_call_without_its_interruptions_is_reported() -> None:
+    """Each planned interruption that did not happen is named."""
     whole = [answer(item(n, 100)) for n in (1, 2, 3)]
     heard = played(1, 100) + played(2, 100) + played(3, 100)
 
@@ -170,15 +175,15 @@ def test_a_call_that_was_not_interrupted_measures_nothing() -> None:
     assert "nothing was measured" in broken()
 
 
-def test_the_last_answer_must_be_heard_out() -> None:
-    """A bridge that swallows the end of an answer is found."""
+def test_the_last_answer_must_be_heard_to_its_end() -> None:
+    """A bridge that loses the end of an answer is found."""
     verdict = call(played(1, 900), answer(item(1, 1000, 900)))
 
     assert "the last answer was not heard to its end" in broken(verdict)
 
 
 def test_a_report_can_be_read_by_people_and_machines() -> None:
-    """The terminal and the JSON file say what is broken, and where."""
+    """The terminal and the JSON file say which limit is broken, and where."""
     bad = Verdict(scene="stall", network="60/60/30", call=2, faults=("it rained",))
     found = report([bad, one_cut(1100, 1000)], late_ms=80)
     console = Console(width=200, file=io.StringIO(), record=True)
@@ -189,14 +194,14 @@ def test_a_report_can_be_read_by_people_and_machines() -> None:
 
     assert "BROKEN: stall 60/60/30 call 2: it rained" in shown
     assert "believed 1100, heard 1000.0 of 6000" in shown
-    assert "too busy to be exact" in shown
+    assert "too busy for exact results" in shown
     assert document["broken"] == list(found.broken)
     assert document["calls"][1]["beliefs"][0]["believed_ms"] == 1100
     assert document["total"]["worst"] == 100
 
 
 def test_percentiles_are_values_that_were_measured() -> None:
-    """p95 of few values is not softened by interpolation."""
+    """p95 of a few values is a measured value, not an interpolation."""
     assert percentile([1, 2, 3, 4], 50) == 2
     assert percentile([1, 2, 3, 4], 95) == percentile([1, 2, 3, 4], 100) == 4
     assert percentile(range(1, 101), 95) == 95
@@ -211,21 +216,22 @@ def test_percentiles_are_values_that_were_measured() -> None:
 def test_the_caller_interrupts_before_the_answer_is_over(
     scene: Scene, network: Network
 ) -> None:
-    """Over the slowest way there and back, something is left to be cut."""
+    """On the network with the longest delay, part of the answer is left to be cut."""
     for seed in range(50):
         behaviour = scene.behaviour(Random(seed))
         steps = list(script(scene, behaviour, network, 8, Random(seed)))
-        waits = [step.seconds for step in steps if isinstance(step, Wait)][1:]
+        waits = [step.seconds for step in steps if isinstance(step, WaitStep)][1:]
         away = (network.up_ms + network.down_ms + 2 * network.jitter_ms) / 1000
 
         assert len(waits) == 8 and min(waits) >= 0.2
         assert max(waits) + away + 0.29 < scene.seconds + hole(behaviour)
-        assert [type(step) for step in steps[1:4]] == [Say, Hear, Wait]
-        assert [type(step) for step in steps[-3:]] == [Say, Listen, HangUp]
+        assert [type(step) for step in steps[1:4]] == [SayStep, HearStep, WaitStep]
+        assert [type(step) for step in steps[-3:]] == [SayStep, ListenStep, HangUpStep]
 
 
 def test_the_stall_makes_the_caller_wait() -> None:
-    """Some pauses of the model are silence on the phone, some are only just not."""
+    """Some pauses of the model are silence on the phone, some are just too short for
+    that."""
     (scene,) = (scene for scene in SCENES if scene.stall_seconds)
     holes = [hole(scene.behaviour(Random(seed))) for seed in range(100)]
 
@@ -235,14 +241,14 @@ def test_the_stall_makes_the_caller_wait() -> None:
 
 @pytest.mark.parametrize("kind", ["server_vad", "semantic_vad"])
 def test_the_burst_is_one_turn(kind: str) -> None:
-    """What the caller says is heard at once, and as one turn."""
-    listener = Listener(400)
-    listener.configure("audio/pcmu", {"type": kind})
+    """The VAD detects the caller's sound at its start and as one turn."""
+    buffer = InputAudioBuffer(400)
+    buffer.configure("audio/pcmu", {"type": kind})
 
-    heard = list(listener.hear(burst() + b"\xff" * 8000))
+    heard = list(buffer.append(burst() + b"\xff" * 8000))
 
-    assert [type(each) for each in heard] == [SpeechStarted, SpeechStopped]
-    assert isinstance(heard[1], SpeechStopped)
+    assert [type(each) for each in heard] == [VadSpeechStarted, VadSpeechStopped]
+    assert isinstance(heard[1], VadSpeechStopped)
     assert heard[1].seconds == pytest.approx(0.6, abs=0.02)
 
 
@@ -264,7 +270,7 @@ UPDATE = {
 
 
 async def relay(talk: Talk, model_url: str) -> None:
-    """The bridge everybody writes first: what was sent is taken for heard."""
+    """A naive bridge: it believes that all sent audio was heard."""
     async with connect(model_url) as model, asyncio.TaskGroup() as group:
         await model.send(json.dumps(UPDATE))
         speaking = group.create_task(speak(talk, model))
@@ -315,21 +321,22 @@ async def engaged(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
         yield f"{bridge.origin}/voice", None
 
 
-async def measured(bridge_for: Place) -> Report:
+async def measured(bridge_for: BridgeFactory) -> BeliefReport:
     scene = Scene(name="short", items_ms=(1000,), speed=8.0)
     return await measure(
         bridge_for, scenes=[scene], networks=[Network()], calls=1, interruptions=1
     )
 
 
-async def test_a_bridge_that_guesses_is_found_out() -> None:
-    """Over real sockets, a model that believes in the whole sentence it has sent is
-    off by what the caller did not hear, and by nothing else."""
+async def test_a_bridge_that_guesses_positions_is_found() -> None:
+    """Over real sockets: a model that believes in all audio it sent is wrong by
+    exactly what the caller did not hear."""
     found = await measured(relay_for)
 
     first, last = found.verdicts[0].beliefs
     assert first.believed_ms == first.sent_ms == 1000
-    # 0.2 to 0.7 s, and what it takes to be heard by a VAD and to be obeyed.
+    # The caller speaks after 0.2 to 0.7 s; then the VAD must detect it and the bridge
+    # act.
     assert 250 < first.heard_ms < 900
     assert last.heard_ms == last.sent_ms == 1000
     assert found.broken == (
@@ -338,8 +345,8 @@ async def test_a_bridge_that_guesses_is_found_out() -> None:
     )
 
 
-async def test_a_bridge_that_takes_no_call_does_not_pass() -> None:
-    """Where nobody was talked to, the measurement says so instead of finding 0 ms."""
+async def test_a_bridge_that_accepts_no_call_does_not_pass() -> None:
+    """A measurement without a call says so, instead of reporting an error of 0 ms."""
     found = await measured(engaged)
 
     text = "\n".join(found.broken)

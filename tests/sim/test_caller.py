@@ -1,4 +1,4 @@
-"""The fake Twilio over real sockets, against the smallest of servers."""
+"""The fake Twilio over real sockets, against a minimal server."""
 
 import asyncio
 import audioop
@@ -15,22 +15,22 @@ from twilio.request_validator import RequestValidator  # type: ignore[import-unt
 
 from bridge.sim.caller import (
     Caller,
-    Drop,
-    Gap,
-    HangUp,
-    Hear,
-    Listen,
+    DropStep,
+    GapStep,
+    HangUpStep,
+    HearStep,
+    ListenStep,
     Network,
-    Press,
-    Say,
+    PressStep,
+    SayStep,
     Script,
-    Send,
-    Wait,
+    SendStep,
+    WaitStep,
     place_many,
 )
-from bridge.sim.twilio.mouth import Mouth
+from bridge.sim.twilio.caller_voice import CallerVoice
 from bridge.sim.twilio.playout import Playout
-from bridge.sim.twilio.record import CallRecord, Spoken, Streamed
+from bridge.sim.twilio.record import CallerSpeech, CallRecord, StreamRecord
 from bridge.sim.twilio.signature import sign, signed_url
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
 
@@ -39,13 +39,13 @@ SPEECH = bytes([0x10, 0x90]) * 1600  # 0.4 s
 
 
 def caller_of(bridge: TinyBridge, **options: object) -> Caller:
-    """A caller who hangs up rather than let a test wait."""
+    """A caller who hangs up before the test's own timeout."""
     arguments: dict[str, object] = {"max_seconds": 8.0, **options}
     return Caller(webhook_url=bridge.origin + "/voice", **arguments)  # type: ignore[arg-type]
 
 
 async def call(bridge: TinyBridge, script: Script, **options: object) -> CallRecord:
-    """A call that leaves no task behind."""
+    """Place a call and check that no task is left behind."""
     record = await caller_of(bridge, **options).call(script)
     files = [task.get_coro().cr_code.co_filename for task in asyncio.all_tasks()]  # type: ignore[union-attr]
     assert not [name for name in files if "/bridge/sim/" in name]
@@ -56,7 +56,7 @@ async def call(bridge: TinyBridge, script: Script, **options: object) -> CallRec
 
 
 def test_webhook_signature_agrees_with_twilios_published_examples() -> None:
-    """A signed call is believed by anyone who follows Twilio's security page."""
+    """The signature is the one of Twilio's security page."""
     form = {
         "CallSid": "CA1234567890ABCDE",
         "Caller": "+14158675310",
@@ -80,19 +80,22 @@ def test_webhook_signature_agrees_with_twilios_published_examples() -> None:
     ],
 )
 def test_parts_of_the_url_that_twilio_does_not_sign(url: str, signed: str) -> None:
-    """A port or password in the webhook's URL does not make calls unbelievable."""
+    """A port or password in the webhook's URL does not invalidate the signature."""
     assert signed_url(url) == signed
 
 
 async def test_webhook_and_handshake_are_signed_for_the_public_address() -> None:
-    """A bridge behind a public URL can tell this Twilio from a stranger."""
+    """A bridge behind a public URL can verify the fake's signatures."""
     public = "https://phone.example"
     check = RequestValidator(TOKEN)
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect("wss://phone.example/media/x1")
 
         await call(
-            bridge, [Wait(0.05), HangUp()], auth_token=TOKEN, signed_origin=public
+            bridge,
+            [WaitStep(0.05), HangUpStep()],
+            auth_token=TOKEN,
+            signed_origin=public,
         )
 
         request, form = bridge.requests[0]
@@ -107,9 +110,10 @@ async def test_webhook_and_handshake_are_signed_for_the_public_address() -> None
 
 
 async def test_handshake_carries_the_headers_twilio_sends_and_no_others() -> None:
-    """A bridge that wants an Origin or compression fails here as it would live."""
+    """A bridge that needs an Origin header or compression fails here as it would
+    with Twilio."""
     async with tiny_bridge() as bridge:
-        await call(bridge, [HangUp()], auth_token=TOKEN)
+        await call(bridge, [HangUpStep()], auth_token=TOKEN)
 
         headers = bridge.talks[0].handshake.headers
         assert headers["User-Agent"] == "Twilio.TmeWs/1.0"
@@ -120,9 +124,9 @@ async def test_handshake_carries_the_headers_twilio_sends_and_no_others() -> Non
 
 
 async def test_unsigned_when_there_is_no_token() -> None:
-    """An insecure bridge can be tried without an account."""
+    """Without an auth token nothing is signed, for bridges in insecure mode."""
     async with tiny_bridge() as bridge:
-        await call(bridge, [HangUp()])
+        await call(bridge, [HangUpStep()])
 
         assert "X-Twilio-Signature" not in bridge.requests[0][0].headers
         assert "X-Twilio-Signature" not in bridge.talks[0].handshake.headers
@@ -132,11 +136,13 @@ async def test_unsigned_when_there_is_no_token() -> None:
 
 
 async def test_the_call_opens_with_connected_start_and_frames_without_a_hole() -> None:
-    """The bridge gets the messages, fields, types and numbers Twilio documents."""
+    """The messages, fields, types and numbers are those that Twilio documents."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect(bridge.media_url, name="J & <P>")
 
-        record = await call(bridge, [Say(SPEECH), Press("1#", 0.01), HangUp()])
+        record = await call(
+            bridge, [SayStep(SPEECH), PressStep("1#", 0.01), HangUpStep()]
+        )
 
         talk = bridge.talks[0]
         assert [each.message["event"] for each in talk.received[:3]] == [
@@ -171,9 +177,11 @@ async def test_the_call_opens_with_connected_start_and_frames_without_a_hole() -
 
 
 async def test_what_the_caller_says_arrives_byte_for_byte() -> None:
-    """Speech is on the wire where the record says it was spoken."""
+    """Speech is in the media messages at the time that the record says."""
     async with tiny_bridge() as bridge:
-        record = await call(bridge, [Wait(0.05), Say(SPEECH[:1000]), HangUp()])
+        record = await call(
+            bridge, [WaitStep(0.05), SayStep(SPEECH[:1000]), HangUpStep()]
+        )
 
         frames = bridge.talks[0].messages("media")
         spoken = record.spoken[0]
@@ -187,8 +195,8 @@ async def test_what_the_caller_says_arrives_byte_for_byte() -> None:
         assert record.caller_timeline()[first * 160 :][:1000] == SPEECH[:1000]
 
 
-async def test_frames_keep_the_beat_and_catch_up_after_a_stall() -> None:
-    """A busy machine delays frames but the media clock does not drift."""
+async def test_frames_stay_on_the_media_clock_after_a_stall() -> None:
+    """A busy machine delays frames, but the media clock does not drift."""
 
     async def stall() -> None:
         await asyncio.sleep(0.1)
@@ -198,7 +206,9 @@ async def test_frames_keep_the_beat_and_catch_up_after_a_stall() -> None:
 
     async with tiny_bridge() as bridge, asyncio.TaskGroup() as group:
         group.create_task(stall())
-        record = await call(bridge, [Wait(0.5), HangUp()], keep_frame_times=True)
+        record = await call(
+            bridge, [WaitStep(0.5), HangUpStep()], keep_frame_times=True
+        )
 
         began = record.stream_at
         assert began is not None
@@ -215,8 +225,8 @@ async def test_frames_keep_the_beat_and_catch_up_after_a_stall() -> None:
 # Playout over the socket
 
 
-async def test_marks_come_back_when_the_caller_has_heard_what_was_before() -> None:
-    """The bridge learns what was heard from echoes that keep real time."""
+async def test_marks_are_echoed_when_their_audio_was_heard() -> None:
+    """Marks are echoed in real time, when the audio before them has been heard."""
 
     async def play(talk: Talk) -> None:
         await talk.mark("idle")
@@ -224,7 +234,7 @@ async def test_marks_come_back_when_the_caller_has_heard_what_was_before() -> No
         await talk.mark("after 200 ms")
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Listen(quiet_seconds=0.1), HangUp()])
+        record = await call(bridge, [ListenStep(quiet_seconds=0.1), HangUpStep()])
 
         talk = bridge.talks[0]
         marks = talk.messages("mark")
@@ -241,7 +251,7 @@ async def test_marks_come_back_when_the_caller_has_heard_what_was_before() -> No
 
 
 async def test_clear_stops_the_agent_and_returns_the_pending_marks() -> None:
-    """A caller who interrupts hears nothing more of the old answer."""
+    """After a clear the caller hears nothing more of the old answer."""
 
     async def play(talk: Talk) -> None:
         await talk.media(AGENT[:40_000])
@@ -251,7 +261,9 @@ async def test_clear_stops_the_agent_and_returns_the_pending_marks() -> None:
         await talk.mark("fence")
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Hear(100), Say(SPEECH), Wait(0.1), HangUp()])
+        record = await call(
+            bridge, [HearStep(100), SayStep(SPEECH), WaitStep(0.1), HangUpStep()]
+        )
 
         assert [m.name for m in record.marks] == ["never heard", "fence"]
         assert [m.played for m in record.marks] == [False, True]
@@ -263,13 +275,15 @@ async def test_clear_stops_the_agent_and_returns_the_pending_marks() -> None:
 
 
 async def test_hear_lets_the_caller_interrupt_in_mid_sentence() -> None:
-    """The interruption falls where the script wants it, to about a frame."""
+    """The interruption comes at the scripted time, exact to about a frame."""
 
     async def play(talk: Talk) -> None:
         await talk.media(AGENT[:8000])
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Hear(300), Say(SPEECH[:160]), HangUp()])
+        record = await call(
+            bridge, [HearStep(300), SayStep(SPEECH[:160]), HangUpStep()]
+        )
 
         heard_by_then = (
             record.spoken[0].started_at - record.streams[0].heard.runs[0].start
@@ -280,7 +294,7 @@ async def test_hear_lets_the_caller_interrupt_in_mid_sentence() -> None:
 
 
 async def test_listen_waits_through_a_short_stall_and_counts_it_as_a_hole() -> None:
-    """A model that stutters is heard out, and the stutter is on record."""
+    """ListenStep waits through a short stall, and the record counts the stall."""
 
     async def play(talk: Talk) -> None:
         await talk.media(AGENT[:800])
@@ -288,7 +302,7 @@ async def test_listen_waits_through_a_short_stall_and_counts_it_as_a_hole() -> N
         await talk.media(AGENT[800:1600])
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Listen(quiet_seconds=0.3), HangUp()])
+        record = await call(bridge, [ListenStep(quiet_seconds=0.3), HangUpStep()])
 
         assert record.heard == AGENT[:1600]
         assert record.underruns.count == 1
@@ -296,24 +310,28 @@ async def test_listen_waits_through_a_short_stall_and_counts_it_as_a_hole() -> N
         assert record.timed_out == []
 
 
-async def test_listening_to_an_agent_who_says_nothing_is_noted() -> None:
-    """A silent agent does not pass for one who has finished."""
+async def test_listening_to_a_silent_agent_is_recorded_as_a_timeout() -> None:
+    """A silent agent is recorded as a timeout of the step."""
     async with tiny_bridge() as bridge:
-        script: Script = [Listen(timeout=0.1), Hear(20, timeout=0.1), HangUp()]
+        script: Script = [
+            ListenStep(timeout=0.1),
+            HearStep(20, timeout=0.1),
+            HangUpStep(),
+        ]
         record = await call(bridge, script)
 
         assert record.timed_out == ["Listen: 0.1 s", "Hear: 0.1 s"]
 
 
-async def test_frame_playout_hears_the_same_on_a_grid() -> None:
-    """A Twilio built differently gives the same audio and later echoes."""
+async def test_frame_playout_gives_the_same_audio_on_a_grid() -> None:
+    """A Twilio that plays whole frames gives the same audio and later echoes."""
 
     async def play(talk: Talk) -> None:
         await talk.media(AGENT[:1000])
         await talk.mark("end")
 
     async with tiny_bridge(play) as bridge:
-        script: Script = [Listen(quiet_seconds=0.05), HangUp()]
+        script: Script = [ListenStep(quiet_seconds=0.05), HangUpStep()]
         record = await call(bridge, script, frame_playout=True)
 
         assert record.heard == AGENT[:1000]
@@ -325,7 +343,8 @@ async def test_frame_playout_hears_the_same_on_a_grid() -> None:
 
 
 async def test_delays_apply_to_each_direction_and_order_is_kept() -> None:
-    """On a slow line the same call happens, later, with nothing overtaken."""
+    """On a slow network the same call takes place later, and no message overtakes
+    another."""
 
     async def play(talk: Talk) -> None:
         for index in range(5):
@@ -334,7 +353,7 @@ async def test_delays_apply_to_each_direction_and_order_is_kept() -> None:
 
     network = Network(up_ms=60, down_ms=90, jitter_ms=40, seed=7)
     async with tiny_bridge(play) as bridge:
-        script: Script = [Listen(quiet_seconds=0.05), Wait(0.3), HangUp()]
+        script: Script = [ListenStep(quiet_seconds=0.05), WaitStep(0.3), HangUpStep()]
         record = await call(bridge, script, network=network)
 
         talk = bridge.talks[0]
@@ -351,7 +370,7 @@ async def test_delays_apply_to_each_direction_and_order_is_kept() -> None:
 
 
 def test_jitter_is_the_same_for_the_same_seed_and_never_overtakes() -> None:
-    """A failure seen once can be seen again."""
+    """The same seed repeats a failure."""
     network = Network(up_ms=50, down_ms=20, jitter_ms=100, seed=3)
     sent = [index * 0.02 for index in range(200)]
 
@@ -373,10 +392,10 @@ def test_jitter_is_the_same_for_the_same_seed_and_never_overtakes() -> None:
 async def test_a_gap_leaves_frames_out_while_the_media_clock_goes_on(
     mode: str, lost_chunks: int
 ) -> None:
-    """A bridge sees the jump of timestamps that a real gap makes."""
+    """The bridge sees the jump of timestamps that a real gap causes."""
     async with tiny_bridge() as bridge:
-        gap = Gap(200, mode)  # type: ignore[arg-type]
-        await call(bridge, [Wait(0.1), gap, Wait(0.3), HangUp()])
+        gap = GapStep(200, mode)  # type: ignore[arg-type]
+        await call(bridge, [WaitStep(0.1), gap, WaitStep(0.3), HangUpStep()])
 
         media = [m["media"] for m in bridge.talks[0].messages("media")]
         stamps = [int(m["timestamp"]) for m in media]
@@ -386,10 +405,12 @@ async def test_a_gap_leaves_frames_out_while_the_media_clock_goes_on(
         assert chunks[-1] - chunks[0] - (len(chunks) - 1) == lost_chunks
 
 
-async def test_lost_speech_was_said_but_does_not_arrive() -> None:
-    """What the caller says into a gap is missing for the bridge only."""
+async def test_speech_during_lost_frames_is_recorded_but_does_not_arrive() -> None:
+    """Speech during lost frames is missing for the bridge only."""
     async with tiny_bridge() as bridge:
-        record = await call(bridge, [Gap(200, "loss"), Say(SPEECH), HangUp()])
+        record = await call(
+            bridge, [GapStep(200, "loss"), SayStep(SPEECH), HangUpStep()]
+        )
 
         assert record.spoken[0].audio == SPEECH
         arrived = [
@@ -403,7 +424,9 @@ async def test_lost_speech_was_said_but_does_not_arrive() -> None:
 async def test_a_late_network_delivers_everything_in_a_burst() -> None:
     """A delivery gap is not a loss: the timestamps have no hole."""
     async with tiny_bridge() as bridge:
-        await call(bridge, [Wait(0.1), Gap(200, "late"), Wait(0.4), HangUp()])
+        await call(
+            bridge, [WaitStep(0.1), GapStep(200, "late"), WaitStep(0.4), HangUpStep()]
+        )
 
         talk = bridge.talks[0]
         stamps = [int(m["media"]["timestamp"]) for m in talk.messages("media")]
@@ -413,15 +436,17 @@ async def test_a_late_network_delivers_everything_in_a_burst() -> None:
         assert sum(wait < 0.01 for wait in waits) >= 8
 
 
-async def test_drop_breaks_the_connection_and_the_action_says_what_follows() -> None:
-    """A lost stream is no lost call: Twilio asks how to go on."""
+async def test_drop_breaks_the_connection_and_the_action_is_requested() -> None:
+    """After a lost stream the call continues: Twilio requests the action."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect(
             bridge.media_url, action="/next", callback=bridge.origin + "/stream"
         )
         bridge.documents["/next"] = connect(bridge.media_url)
 
-        record = await call(bridge, [Wait(0.1), Drop(), Say(SPEECH), HangUp()])
+        record = await call(
+            bridge, [WaitStep(0.1), DropStep(), SayStep(SPEECH), HangUpStep()]
+        )
 
         first, second = bridge.talks
         assert first.socket.close_code == 1006 and first.messages("stop") == []
@@ -434,10 +459,10 @@ async def test_drop_breaks_the_connection_and_the_action_says_what_follows() -> 
         assert bridge.forms("/next")[0]["CallStatus"] == "in-progress"
 
 
-async def test_raw_messages_go_out_as_they_are() -> None:
-    """A test can send what no Twilio would."""
+async def test_raw_messages_are_sent_unchanged() -> None:
+    """A test can send messages that Twilio would not send."""
     async with tiny_bridge() as bridge:
-        await call(bridge, [Send('{"event":"odd"}'), Wait(0.05), HangUp()])
+        await call(bridge, [SendStep('{"event":"odd"}'), WaitStep(0.05), HangUpStep()])
 
         assert bridge.talks[0].messages("odd") == [{"event": "odd"}]
 
@@ -453,7 +478,11 @@ async def test_raw_messages_go_out_as_they_are() -> None:
         ('{"event":"clear","streamSid":"MZ0"}', 31951, "wrong streamSid"),
         ('{"event":"clear"}', 31951, "missing field streamSid"),
         ('{"event":"mark","streamSid":"%s","mark":{}}', 31951, "missing field name"),
-        ('{"event":"mark","streamSid":"%s","mark":{"name":7}}', 31951, "not a name"),
+        (
+            '{"event":"mark","streamSid":"%s","mark":{"name":7}}',
+            31951,
+            "not a text of at least one",
+        ),
         (
             '{"event":"media","streamSid":"%s","media":{"payload":"//8="'
             ',"timestamp":"1"}}',
@@ -467,10 +496,10 @@ async def test_raw_messages_go_out_as_they_are() -> None:
         ),
     ],
 )
-async def test_messages_twilio_would_not_take_are_warned_of_and_ignored(
+async def test_invalid_messages_are_ignored_with_a_warning(
     text: str | bytes, code: int, reason: str
 ) -> None:
-    """A mistake that Twilio's debugger would report fails in a test already."""
+    """A message that Twilio's debugger would warn about is recorded as a warning."""
 
     async def play(talk: Talk) -> None:
         if isinstance(text, bytes):
@@ -480,7 +509,7 @@ async def test_messages_twilio_would_not_take_are_warned_of_and_ignored(
         await talk.media(AGENT[:160])
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Hear(20), HangUp()])
+        record = await call(bridge, [HearStep(20), HangUpStep()])
 
         assert [warning.code for warning in record.warnings] == [code]
         assert reason in record.warnings[0].text
@@ -488,21 +517,21 @@ async def test_messages_twilio_would_not_take_are_warned_of_and_ignored(
 
 
 async def test_more_than_ten_minutes_of_audio_is_refused_with_one_warning() -> None:
-    """A model that never stops fills the buffer once, not the caller's day."""
+    """A full buffer gives one warning; the audio beyond it is refused."""
 
     async def play(talk: Talk) -> None:
         for _ in range(12):
             await talk.media(bytes(500_000))
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [Wait(1.2), HangUp()])
+        record = await call(bridge, [WaitStep(1.2), HangUpStep()])
 
         assert [warning.code for warning in record.warnings] == [31931]
         assert record.streams[0].playout.refused == 3 * 500_000
 
 
 async def test_a_bridge_that_reads_too_slowly_loses_audio_and_is_warned() -> None:
-    """Twilio does not wait for a slow reader: the caller's words are gone."""
+    """Twilio does not wait for a slow reader: the caller's audio is discarded."""
     big = json.dumps({"event": "big", "filler": "x" * 3_500_000})
 
     async def play(talk: Talk) -> None:
@@ -513,8 +542,15 @@ async def test_a_bridge_that_reads_too_slowly_loses_audio_and_is_warned() -> Non
         transport.resume_reading()
 
     async with tiny_bridge(play) as bridge:
-        flood = [Send(big)] * 4
-        script: Script = [Wait(0.1), *flood, Wait(0.3), Press("1"), Wait(0.6), HangUp()]
+        flood = [SendStep(big)] * 4
+        script: Script = [
+            WaitStep(0.1),
+            *flood,
+            WaitStep(0.3),
+            PressStep("1"),
+            WaitStep(0.6),
+            HangUpStep(),
+        ]
         record = await call(bridge, script)
 
         talk = bridge.talks[0]
@@ -530,7 +566,7 @@ async def test_a_bridge_that_reads_too_slowly_loses_audio_and_is_warned() -> Non
 # Documents and webhooks
 
 
-async def test_when_the_bridge_closes_the_action_is_asked_and_obeyed() -> None:
+async def test_when_the_bridge_closes_the_action_is_requested_and_executed() -> None:
     """Hanging up and transferring work without the REST API."""
 
     async def close(talk: Talk) -> None:
@@ -544,7 +580,7 @@ async def test_when_the_bridge_closes_the_action_is_asked_and_obeyed() -> None:
             "<Response><Say>One moment.</Say><Dial>+15550001111</Dial></Response>"
         )
 
-        record = await call(bridge, [Wait(5)], auth_token=TOKEN)
+        record = await call(bridge, [WaitStep(5)], auth_token=TOKEN)
 
         request, form = bridge.requests[1]
         check, url = RequestValidator(TOKEN), bridge.origin + "/voice/next?a=1"
@@ -574,7 +610,7 @@ async def test_when_the_bridge_closes_the_action_is_asked_and_obeyed() -> None:
 
 
 async def test_without_an_action_the_next_verb_runs() -> None:
-    """What follows </Connect> is what the caller gets when the bot leaves."""
+    """The verb after </Connect> runs when the bridge closes the stream."""
 
     async def close(talk: Talk) -> None:
         await talk.socket.close()
@@ -586,14 +622,14 @@ async def test_without_an_action_the_next_verb_runs() -> None:
         )
         bridge.documents["/b"] = "<Response><Hangup/><Say>never</Say></Response>"
 
-        record = await call(bridge, [Wait(5)])
+        record = await call(bridge, [WaitStep(5)])
 
         assert record.said_by_twilio == ["Bye"]
         assert [request.path for request in record.requests] == ["/voice", "/b"]
 
 
-async def test_after_hanging_up_no_action_is_asked() -> None:
-    """The call is over: only status callbacks come."""
+async def test_after_hanging_up_no_action_is_requested() -> None:
+    """After a hangup only status callbacks are sent."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect(
             bridge.media_url, action="/next", callback=bridge.origin + "/stream"
@@ -601,7 +637,9 @@ async def test_after_hanging_up_no_action_is_asked() -> None:
         status_url = bridge.origin + "/call-status"
 
         record = await call(
-            bridge, [Wait(0.05), HangUp(), Say(SPEECH)], status_callback_url=status_url
+            bridge,
+            [WaitStep(0.05), HangUpStep(), SayStep(SPEECH)],
+            status_callback_url=status_url,
         )
 
         assert bridge.forms("/next") == [] and record.spoken == []
@@ -615,14 +653,14 @@ async def test_after_hanging_up_no_action_is_asked() -> None:
 async def test_a_refused_handshake_is_an_error_and_the_call_goes_on(
     status: int,
 ) -> None:
-    """Plan B is spoken when the stream cannot open; redirects are not followed."""
+    """The next verb runs when the stream cannot open; redirects are not followed."""
     async with tiny_bridge() as bridge:
         bridge.refuse = status
         bridge.documents["/voice"] = connect(
             bridge.media_url, callback=bridge.origin + "/s", then="<Say>Sorry</Say>"
         )
 
-        record = await call(bridge, [HangUp()])
+        record = await call(bridge, [HangUpStep()])
 
         assert record.stream_ends[0].code == 31920
         assert record.stream_sids == [] and record.said_by_twilio == ["Sorry"]
@@ -639,33 +677,34 @@ async def test_a_refused_handshake_is_an_error_and_the_call_goes_on(
         ("ws://127.0.0.1:1/media", 31902),
     ],
 )
-async def test_stream_urls_twilio_does_not_dial(url: str, code: int) -> None:
-    """A wrong stream URL ends the call with Twilio's own error."""
+async def test_invalid_stream_urls_are_refused(url: str, code: int) -> None:
+    """An invalid stream URL ends the call with Twilio's error code."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect(url)
 
-        record = await call(bridge, [HangUp()])
+        record = await call(bridge, [HangUpStep()])
 
         assert [end.code for end in record.stream_ends] == [code]
         assert record.ended_by.startswith(f"error: {code}")
 
 
 async def test_a_network_of_containers_has_no_tls() -> None:
-    """`docker compose --profile demo up`: the stream is ws://, and not on loopback."""
+    """In `docker compose --profile demo up` the stream URL is ws:// on a host that
+    is not loopback."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect("ws://balancer.invalid:8080/media")
 
-        record = await call(bridge, [HangUp()], allow_ws=True)
+        record = await call(bridge, [HangUpStep()], allow_ws=True)
 
         assert [end.code for end in record.stream_ends] == [31902], "was not dialled"
 
 
 async def test_a_query_string_never_reaches_the_socket() -> None:
-    """A token put behind a question mark is lost, as with Twilio."""
+    """A query string of the stream URL is dropped, as by Twilio."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect(bridge.media_url + "?token=1")
 
-        record = await call(bridge, [HangUp()])
+        record = await call(bridge, [HangUpStep()])
 
         assert bridge.talks[0].handshake.query_string == ""
         assert [warning.code for warning in record.warnings] == [31920]
@@ -685,11 +724,11 @@ async def test_a_query_string_never_reaches_the_socket() -> None:
 async def test_answers_that_end_the_call_before_it_begins(
     answer: str | web.Response, error: str
 ) -> None:
-    """A broken webhook is an error on record, with Twilio's code."""
+    """A broken webhook is recorded as an error with Twilio's code."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = answer
 
-        record = await call(bridge, [HangUp()])
+        record = await call(bridge, [HangUpStep()])
 
         assert bridge.talks == [] and record.stream_at is None
         if error:
@@ -700,20 +739,20 @@ async def test_answers_that_end_the_call_before_it_begins(
 
 
 async def test_plain_text_is_read_aloud() -> None:
-    """An error page sent as text is what the caller hears."""
+    """A plain text answer, such as an error page, is read aloud."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = web.Response(
             text="Oops", content_type="text/plain"
         )
 
-        record = await call(bridge, [HangUp()])
+        record = await call(bridge, [HangUpStep()])
 
         assert record.said_by_twilio == ["Oops"]
 
 
 async def test_nobody_answers_the_webhook() -> None:
-    """A bridge that is down fails the call at once, not silently."""
-    record = await Caller(webhook_url="http://127.0.0.1:1/voice").call([HangUp()])
+    """A bridge that is down fails the call at once, with an error."""
+    record = await Caller(webhook_url="http://127.0.0.1:1/voice").call([HangUpStep()])
 
     assert record.error is not None and record.error.startswith("11205")
     assert record.requests[0].status == 0
@@ -725,14 +764,18 @@ async def test_nobody_answers_the_webhook() -> None:
 async def test_the_recording_has_the_caller_left_and_the_agent_right(
     tmp_path: Path,
 ) -> None:
-    """One can listen to the call as it was, both sides in step."""
+    """The recording has both sides of the call in step."""
 
     async def play(talk: Talk) -> None:
         await talk.until("media", 10)
         await talk.media(AGENT[:1600])
 
     async with tiny_bridge(play) as bridge:
-        script: Script = [Say(SPEECH[:800]), Listen(quiet_seconds=0.1), HangUp()]
+        script: Script = [
+            SayStep(SPEECH[:800]),
+            ListenStep(quiet_seconds=0.1),
+            HangUpStep(),
+        ]
         record = await call(bridge, script)
 
     path = tmp_path / "call.wav"
@@ -748,40 +791,40 @@ async def test_the_recording_has_the_caller_left_and_the_agent_right(
     assert left[at : at + 800] == SPEECH[:800]
     assert set(left[:at]) | set(left[at + 800 :]) <= {0xFF}
     heard_at = round((record.streams[0].heard.runs[0].start - record.stream_at) * 8000)
-    # 0x7F is the other zero of mu-law: as a 16-bit sample it is the same silence.
+    # 0x7F is the second zero of mu-law: as a 16-bit sample it is the same silence.
     agent = AGENT[:1600].replace(b"\x7f", b"\xff")
     assert right[heard_at : heard_at + 1600] == agent
     assert set(right[:heard_at]) <= {0xFF}
 
 
 async def test_speech_begins_with_the_first_whole_frame_after_the_decision() -> None:
-    """Nobody speaks before they decided to: an interruption is never early."""
+    """An interruption never begins before its step."""
     record = CallRecord("CA1", started_at=0.0)
-    mouth = Mouth(record)
+    voice = CallerVoice(record)
     async with asyncio.TaskGroup() as group:
-        group.create_task(mouth.say(SPEECH[:200], now=10.01))
+        group.create_task(voice.say(SPEECH[:200], now=10.01))
         await asyncio.sleep(0)
 
-        frames = [mouth.frame("MZ1", k * 0.02, 10.0 + k * 0.02) for k in range(4)]
+        frames = [voice.frame("MZ1", k * 0.02, 10.0 + k * 0.02) for k in range(4)]
 
     assert frames == [None, SPEECH[:160], SPEECH[160:200] + b"\xff" * 120, None]
     assert (record.spoken[0].started_at, record.spoken[0].start) == (10.02, 0.02)
 
 
 async def test_speech_between_two_streams_is_lost_not_delayed() -> None:
-    """A caller does not stop talking because the bridge lost the line."""
-    mouth = Mouth(CallRecord("CA1", started_at=0.0))
+    """The caller keeps speaking while the bridge has no stream."""
+    voice = CallerVoice(CallRecord("CA1", started_at=0.0))
     async with asyncio.TaskGroup() as group:
-        group.create_task(mouth.say(AGENT[:1600], now=0.0))
+        group.create_task(voice.say(AGENT[:1600], now=0.0))
         await asyncio.sleep(0)
 
-        assert mouth.frame("MZ1", 0.0, 0.0) == AGENT[:160]
-        assert mouth.frame("MZ2", 0.0, 0.1) == AGENT[800:960]
-        mouth.frame("MZ2", 0.1, 0.2)
+        assert voice.frame("MZ1", 0.0, 0.0) == AGENT[:160]
+        assert voice.frame("MZ2", 0.0, 0.1) == AGENT[800:960]
+        voice.frame("MZ2", 0.1, 0.2)
 
 
-def test_a_clear_makes_no_hole_and_a_turn_neither() -> None:
-    """Only a stutter inside a reply counts as one."""
+def test_clears_and_turns_are_no_underruns() -> None:
+    """Only a pause inside an answer counts as an underrun."""
     cut, stutter = Playout(), Playout()
     cut.media(AGENT[:800], 1.0)
     cut.clear(1.05)
@@ -789,19 +832,19 @@ def test_a_clear_makes_no_hole_and_a_turn_neither() -> None:
     for at in (1.0, 1.5, 3.0):
         stutter.media(AGENT[:800], at)
     record = CallRecord("CA1", started_at=0.0)
-    record.streams = [Streamed("MZ1", 0.9, cut)]
+    record.streams = [StreamRecord("MZ1", 0.9, cut)]
     assert record.underruns.count == 0
 
-    record.streams = [Streamed("MZ1", 0.9, stutter)]
+    record.streams = [StreamRecord("MZ1", 0.9, stutter)]
 
     assert record.underruns.count == 1
     assert record.underruns.seconds == pytest.approx(0.4)
-    record.spoken.append(Spoken("MZ1", 0.3, 0.4, 1.2, 1.3, SPEECH[:800]))
+    record.spoken.append(CallerSpeech("MZ1", 0.3, 0.4, 1.2, 1.3, SPEECH[:800]))
     assert record.underruns.count == 0
 
 
-async def test_the_hook_gets_the_audio_when_it_reaches_twilio() -> None:
-    """A live picture of a call needs no second socket."""
+async def test_on_media_gets_the_audio_when_it_reaches_twilio() -> None:
+    """`on_media` gets the bridge's audio without a second socket."""
     seen: list[tuple[bytes, float]] = []
 
     async def play(talk: Talk) -> None:
@@ -810,7 +853,7 @@ async def test_the_hook_gets_the_audio_when_it_reaches_twilio() -> None:
     async with tiny_bridge(play) as bridge:
         record = await call(
             bridge,
-            [Hear(10), HangUp()],
+            [HearStep(10), HangUpStep()],
             network=Network(down_ms=30),
             on_media=lambda audio, now: seen.append((audio, now)),
         )
@@ -819,8 +862,8 @@ async def test_the_hook_gets_the_audio_when_it_reaches_twilio() -> None:
         assert seen[0][1] - record.media_in[0][0] == pytest.approx(0.03)
 
 
-async def test_a_caller_with_nothing_more_to_do_hangs_up_at_last() -> None:
-    """No call goes on for ever."""
+async def test_a_caller_hangs_up_at_max_seconds() -> None:
+    """`max_seconds` ends a call whose script has ended."""
     async with tiny_bridge() as bridge:
         record = await call(bridge, [], max_seconds=0.2)
 
@@ -829,11 +872,11 @@ async def test_a_caller_with_nothing_more_to_do_hangs_up_at_last() -> None:
 
 
 async def test_a_cancelled_call_leaves_no_socket() -> None:
-    """A test that gives up does not keep the bridge busy."""
+    """A cancelled test leaves no open connection to the bridge."""
     async with tiny_bridge() as bridge:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await call(bridge, [Wait(5)])
+                await call(bridge, [WaitStep(5)])
 
         await asyncio.sleep(0.05)
         assert bridge.talks[0].socket.closed
@@ -847,7 +890,7 @@ async def test_many_calls_at_once_do_not_disturb_each_other() -> None:
 
     async with tiny_bridge(*[play] * 50) as bridge:
         callers = [caller_of(bridge) for _ in range(50)]
-        script: Script = [Listen(quiet_seconds=0.1), HangUp()]
+        script: Script = [ListenStep(quiet_seconds=0.1), HangUpStep()]
         records = await place_many([(each, script) for each in callers], limit=25)
 
         assert all(record.heard == AGENT[:800] for record in records)

@@ -1,4 +1,4 @@
-"""The fake of OpenAI's Calls API, proven with the vendor's own client and types."""
+"""The fake of OpenAI's Calls API, tested with OpenAI's own client and types."""
 
 import asyncio
 import json
@@ -20,9 +20,9 @@ from openai import (
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from bridge.sim.model import Behaviour, ModelServer, Say
+from bridge.sim.model import Behaviour, ModelServer, SayText
 from bridge.sim.realtime.calls import CallsServer, incoming
-from bridge.sim.realtime.leg import Line, PhoneCall
+from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 from tests.sim.realtime_client import QUICK, Client, speech
 
 LONG = "This is a long answer which goes on and on, so that there is time to interrupt."
@@ -35,7 +35,7 @@ BODY: dict[str, Any] = {
 
 
 class Webhook:
-    """Whoever OpenAI's webhooks are sent to."""
+    """A server that receives OpenAI's webhooks."""
 
     def __init__(self) -> None:
         self.deliveries: list[tuple[dict[str, str], bytes]] = []
@@ -46,7 +46,7 @@ class Webhook:
         return web.Response()
 
 
-class Place:
+class Servers:
     def __init__(self, model: ModelServer, calls: CallsServer, hook: Webhook) -> None:
         self.model, self.calls, self.hook = model, calls, hook
 
@@ -71,7 +71,9 @@ class Place:
 
 
 @asynccontextmanager
-async def place(behaviour: Behaviour | None = None, **how: Any) -> AsyncIterator[Place]:
+async def servers(
+    behaviour: Behaviour | None = None, **how: Any
+) -> AsyncIterator[Servers]:
     hook = Webhook()
     app = web.Application()
     app.router.add_post("/openai/webhook", hook.take)
@@ -84,7 +86,7 @@ async def place(behaviour: Behaviour | None = None, **how: Any) -> AsyncIterator
             ModelServer(behaviour or Behaviour(**QUICK)) as model,
             CallsServer(model, **how) as calls,
         ):
-            yield Place(model, calls, hook)
+            yield Servers(model, calls, hook)
     finally:
         await runner.cleanup()
 
@@ -92,9 +94,9 @@ async def place(behaviour: Behaviour | None = None, **how: Any) -> AsyncIterator
 # --- the webhook
 
 
-async def test_the_vendor_unwraps_the_webhook() -> None:
-    """What the fake signs passes the check of the `openai` package."""
-    async with place() as here:
+async def test_the_openai_package_accepts_the_webhook() -> None:
+    """The `openai` package accepts the fake's signature."""
+    async with servers() as here:
         call = await here.ring(caller="+14155550123")
         headers, body = here.hook.deliveries[0]
         client = OpenAI(api_key="x", webhook_secret=here.calls.secret)
@@ -117,11 +119,11 @@ async def test_the_vendor_unwraps_the_webhook() -> None:
         ({"without": ["webhook-id"]}, ValueError),
     ],
 )
-async def test_the_vendor_refuses_what_is_meant_to_be_refused(
+async def test_the_openai_package_refuses_invalid_deliveries(
     how: dict[str, Any], error: type[Exception]
 ) -> None:
-    """Old, early, forged and unsigned deliveries are what they claim to be."""
-    async with place() as here:
+    """The `openai` package refuses old, early, forged and unsigned deliveries."""
+    async with servers() as here:
         await here.ring(**how)
         headers, body = here.hook.deliveries[0]
         client = OpenAI(api_key="x", webhook_secret=here.calls.secret)
@@ -131,8 +133,8 @@ async def test_the_vendor_refuses_what_is_meant_to_be_refused(
 
 
 async def test_a_second_delivery_has_the_same_id() -> None:
-    """At-least-once: whoever wants to can know the second one."""
-    async with place() as here:
+    """At-least-once delivery: the webhook-id identifies the second delivery."""
+    async with servers() as here:
         call = await here.ring(copies=2)
         first, second = here.hook.deliveries
 
@@ -145,12 +147,12 @@ async def test_a_second_delivery_has_the_same_id() -> None:
 
 
 async def test_a_call_is_accepted_once() -> None:
-    """The session it is accepted with is the one that the socket begins with."""
-    async with place() as here, here.client() as client:
+    """The control socket's session starts with the accept request's settings."""
+    async with servers() as here, here.client() as client:
         call = await here.ring()
         await client.realtime.calls.accept(call.id, **BODY)
 
-        assert call.line is Line.TALKING
+        assert call.state is SipCallState.TALKING
         with pytest.raises(BadRequestError) as again:
             await client.realtime.calls.accept(call.id, **BODY)
         assert again.value.code == "call_already_accepted"
@@ -166,16 +168,16 @@ async def test_a_call_is_accepted_once() -> None:
     "name", ["threshold", "prefix_padding_ms", "silence_duration_ms"]
 )
 async def test_an_accept_takes_no_thresholds(name: str) -> None:
-    """As the real server: a session that a stream may have, a SIP call may not."""
+    """As with the real server, a SIP call refuses settings that a stream may have."""
     detection = {"type": "server_vad", name: 0}
     body = BODY | {"audio": {"input": {"turn_detection": detection}}}
-    async with place() as here, here.client() as client:
+    async with servers() as here, here.client() as client:
         call = await here.ring()
         with pytest.raises(BadRequestError) as refused:
             await client.realtime.calls.accept(call.id, **body)
 
         assert refused.value.param == f"audio.input.turn_detection.{name}"
-        assert call.line is Line.RINGING
+        assert call.state is SipCallState.RINGING
 
 
 @pytest.mark.parametrize(
@@ -193,8 +195,8 @@ async def test_an_accept_takes_no_thresholds(name: str) -> None:
 async def test_an_accept_is_as_strict_as_an_update(
     change: dict[str, Any], param: str
 ) -> None:
-    """A wrong field is told by its path, not swallowed."""
-    async with place() as here, here.client() as client:
+    """A wrong field is refused with its path."""
+    async with servers() as here, here.client() as client:
         call = await here.ring()
         with pytest.raises(BadRequestError) as refused:
             await client.realtime.calls.accept(
@@ -205,8 +207,8 @@ async def test_an_accept_is_as_strict_as_an_update(
 
 
 async def test_unknown_calls_and_wrong_keys_are_refused() -> None:
-    """404 call_id_not_found, 401 invalid_api_key: as the real API answers."""
-    async with place() as here:
+    """404 call_id_not_found and 401 invalid_api_key, as from the real API."""
+    async with servers() as here:
         async with here.client() as client:
             for request in (
                 client.realtime.calls.accept("rtc_no", **BODY),
@@ -224,21 +226,21 @@ async def test_unknown_calls_and_wrong_keys_are_refused() -> None:
 
 
 async def test_a_rejected_call_is_over() -> None:
-    """Its SIP status is what the caller's line gets; a wrong one is refused."""
-    async with place() as here, here.client() as client:
+    """The caller gets the rejection's SIP status; an invalid status is refused."""
+    async with servers() as here, here.client() as client:
         call = await here.ring()
         with pytest.raises(BadRequestError):
             await client.realtime.calls.reject(call.id, status_code=200)
         await client.realtime.calls.reject(call.id, status_code=486)
 
-        assert (call.line, call.sip_status) == (Line.REJECTED, 486)
+        assert (call.state, call.sip_status) == (SipCallState.REJECTED, 486)
         with pytest.raises(NotFoundError):
             await client.realtime.calls.accept(call.id, **BODY)
 
 
 async def test_only_an_accepted_call_is_referred_or_ended() -> None:
-    """REFER and BYE belong to a dialog that there is."""
-    async with place() as here, here.client() as client:
+    """REFER and BYE need an established dialog."""
+    async with servers() as here, here.client() as client:
         calls = client.realtime.calls
         call = await here.ring()
         with pytest.raises(BadRequestError):
@@ -249,12 +251,12 @@ async def test_only_an_accepted_call_is_referred_or_ended() -> None:
         assert refused.value.param == "target_uri"
         await calls.refer(call.id, target_uri="tel:+14155550199")
 
-        assert (call.line, call.target) == (Line.REFERRED, "tel:+14155550199")
+        assert (call.state, call.target) == (SipCallState.REFERRED, "tel:+14155550199")
 
 
 async def test_scripted_failures() -> None:
-    """Any request can be made to fail."""
-    async with place(fail={"accept": 500}) as here, here.client() as client:
+    """`fail` and `lose` make any request fail."""
+    async with servers(fail={"accept": 500}) as here, here.client() as client:
         call = await here.ring()
         with pytest.raises(APIStatusError) as failed:
             await client.realtime.calls.accept(call.id, **BODY)
@@ -267,8 +269,9 @@ async def test_scripted_failures() -> None:
 
 
 async def test_a_socket_needs_an_accepted_call() -> None:
-    """404 at the handshake; also, if wanted, for a moment behind the accept."""
-    async with place(late=1) as here, here.client() as client:
+    """Before the accept the handshake gets 404; with `late`, also for a moment after
+    it."""
+    async with servers(late=1) as here, here.client() as client:
         call = await here.ring()
         url = f"{here.model.url}?call_id="
         for call_id in ("rtc_no", call.id):
@@ -285,8 +288,8 @@ async def test_a_socket_needs_an_accepted_call() -> None:
 
 
 async def test_audio_is_played_by_the_server() -> None:
-    """No audio on the socket; the buffer's events tell when it was heard, in time."""
-    async with place(Behaviour(turns=[[Say("Hello there.")]], **QUICK)) as here:
+    """No audio passes the socket; the output buffer's events tell when it was heard."""
+    async with servers(Behaviour(turns=[[SayText("Hello there.")]], **QUICK)) as here:
         async with here.attached(await here.ring()) as client:
             await client.send(type="response.create")
             started = await client.until("output_audio_buffer.started")
@@ -303,8 +306,8 @@ async def test_audio_is_played_by_the_server() -> None:
 
 
 async def test_a_caller_who_speaks_clears_the_buffer() -> None:
-    """The server truncates by itself what was not heard."""
-    async with place(Behaviour(turns=[[Say(LONG)]], **QUICK)) as here:
+    """The server itself truncates items at what was heard."""
+    async with servers(Behaviour(turns=[[SayText(LONG)]], **QUICK)) as here:
         call = await here.ring()
         async with here.attached(call) as client:
             await client.send(type="response.create")
@@ -321,8 +324,8 @@ async def test_a_caller_who_speaks_clears_the_buffer() -> None:
 
 
 async def test_the_client_clears_the_buffer() -> None:
-    """Cancel, then clear: silence, whatever was generated."""
-    async with place(Behaviour(turns=[[Say(LONG)]], speed=2.0)) as here:
+    """After cancel and clear the caller hears nothing, whatever was generated."""
+    async with servers(Behaviour(turns=[[SayText(LONG)]], speed=2.0)) as here:
         async with here.attached(await here.ring()) as client:
             await client.send(type="response.create")
             await client.until("output_audio_buffer.started")
@@ -335,9 +338,9 @@ async def test_the_client_clears_the_buffer() -> None:
         assert here.model.sessions[0].responses[0].status == "cancelled"
 
 
-async def test_a_stream_knows_no_output_buffer() -> None:
-    """The event belongs to sessions whose audio the server plays."""
-    async with place() as here, Client.of(here.model) as client:
+async def test_a_stream_has_no_output_buffer() -> None:
+    """The event exists only for sessions whose audio the server plays."""
+    async with servers() as here, Client.of(here.model) as client:
         await client.until("session.created")
         error = await client.refused(type="output_audio_buffer.clear")
 
@@ -345,8 +348,8 @@ async def test_a_stream_knows_no_output_buffer() -> None:
 
 
 async def test_no_format_is_changed_on_a_call() -> None:
-    """The line has settled it: a PCM session would be noise in the caller's ear."""
-    async with place() as here, here.attached(await here.ring()) as client:
+    """The line has its format: a PCM session would be noise for the caller."""
+    async with servers() as here, here.attached(await here.ring()) as client:
         audio = {"output": {"format": {"type": "audio/pcm", "rate": 24000}}}
         session = {"type": "realtime", "audio": audio}
         error = await client.refused(type="session.update", session=session)
@@ -355,8 +358,8 @@ async def test_no_format_is_changed_on_a_call() -> None:
 
 
 async def test_a_key_is_an_event() -> None:
-    """As the vendor's type has it: with no event_id."""
-    async with place() as here:
+    """As in OpenAI's type, the event has no event_id."""
+    async with servers() as here:
         call = await here.ring()
         async with here.attached(call) as client:
             call.press("5")
@@ -368,8 +371,8 @@ async def test_a_key_is_an_event() -> None:
 
 @pytest.mark.parametrize("who", ["caller", "api"])
 async def test_the_end_of_a_call_breaks_the_socket(who: str) -> None:
-    """Without a close frame, whoever hangs up."""
-    async with place() as here:
+    """The socket is lost without a close frame, whichever side hangs up."""
+    async with servers() as here:
         call = await here.ring()
         async with here.attached(call) as client, here.client() as api:
             if who == "caller":
@@ -377,7 +380,7 @@ async def test_the_end_of_a_call_breaks_the_socket(who: str) -> None:
             else:
                 await api.realtime.calls.hangup(call.id)
             async with asyncio.timeout(5):
-                await call.until(Line.ENDED)
+                await call.until(SipCallState.ENDED)
                 with pytest.raises(ConnectionClosedError) as lost:
                     await client.socket.recv()
 
@@ -386,7 +389,7 @@ async def test_the_end_of_a_call_breaks_the_socket(who: str) -> None:
 
 
 def test_the_event_has_the_headers_of_the_invite() -> None:
-    """A trunk's own headers are handed on; usual ones can be replaced."""
+    """The headers of a SIP trunk are passed on; usual headers can be replaced."""
     call = PhoneCall("rtc_1", "+14155550123", "+14155550100", late=0)
     event = incoming(call, {"X-Campaign": "spring", "From": "<sip:a@b>"})
     headers = {it["name"]: it["value"] for it in event["data"]["sip_headers"]}

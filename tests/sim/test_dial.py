@@ -1,9 +1,9 @@
-"""<Dial> as the fake Twilio plays it: who is called, what comes of it, what follows."""
+"""<Dial> of the fake Twilio: the called party, the result, what follows."""
 
 import pytest
 
-from bridge.sim.caller import Caller, HangUp, Hear, Wait
-from bridge.sim.twilio.markup import Dial, TwimlError, verbs
+from bridge.sim.caller import Caller, HangUpStep, HearStep, WaitStep
+from bridge.sim.twilio.markup import TwimlDial, TwimlError, verbs
 from bridge.sim.twilio.record import DialStatus
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
 
@@ -19,8 +19,8 @@ def voice(bridge: TinyBridge) -> str:
 
 
 @pytest.mark.parametrize("outcome", ["busy", "no-answer", "failed", "canceled"])
-async def test_the_action_hears_that_nobody_was_reached(outcome: DialStatus) -> None:
-    """A bridge can take the caller back when the transfer came to nothing."""
+async def test_the_action_gets_the_status_of_a_failed_dial(outcome: DialStatus) -> None:
+    """The bridge can take the caller back after a failed transfer."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = dial('action="/dialled?n=1"', "<Say>never</Say>")
         bridge.documents["/dialled"] = "<Response><Say>Nobody.</Say></Response>"
@@ -28,7 +28,7 @@ async def test_the_action_hears_that_nobody_was_reached(outcome: DialStatus) -> 
             webhook_url=voice(bridge), max_seconds=8.0, dial_outcome=outcome
         )
 
-        record = await caller.call([Wait(5)])
+        record = await caller.call([WaitStep(5)])
 
         (form,) = bridge.forms("/dialled")
         assert form["DialCallStatus"] == outcome and form["DialBridged"] == "false"
@@ -38,8 +38,8 @@ async def test_the_action_hears_that_nobody_was_reached(outcome: DialStatus) -> 
         assert record.dialled == NUMBER and record.ended_by == "bridge"
 
 
-async def test_after_a_talk_the_action_hears_how_long_it_was() -> None:
-    """The caller is still there when the dialled one has hung up."""
+async def test_the_action_gets_the_duration_of_an_answered_dial() -> None:
+    """The caller is still connected when the called party has hung up."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = dial('action="/dialled" callerId="+15557650002"')
         bridge.documents["/dialled"] = "<Response><Say>Bye.</Say></Response>"
@@ -47,7 +47,7 @@ async def test_after_a_talk_the_action_hears_how_long_it_was() -> None:
             webhook_url=voice(bridge), max_seconds=8.0, dial_talk_seconds=0.6
         )
 
-        record = await caller.call([Wait(5)])
+        record = await caller.call([WaitStep(5)])
 
         (form,) = bridge.forms("/dialled")
         assert form["DialCallStatus"] == "completed" and form["DialBridged"] == "true"
@@ -59,31 +59,31 @@ async def test_after_a_talk_the_action_hears_how_long_it_was() -> None:
 
 
 async def test_without_an_action_the_next_verb_follows() -> None:
-    """What stands behind a <Dial> is reached after an answered transfer, too."""
+    """The verb after <Dial> runs after an answered transfer, too."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = dial(then="<Say>Anything else?</Say>")
 
-        record = await Caller(webhook_url=voice(bridge)).call([Wait(5)])
+        record = await Caller(webhook_url=voice(bridge)).call([WaitStep(5)])
 
         assert record.said_by_twilio == ["Anything else?"]
         assert record.dials[0].status == "completed"
 
 
-async def test_who_does_not_answer_in_time_is_not_waited_for() -> None:
-    """The bridge's time limit for ringing is Twilio's, not the telephone's."""
+async def test_ringing_ends_at_the_dial_timeout() -> None:
+    """The <Dial timeout> ends the ringing."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = dial('timeout="5" action="/dialled"')
         caller = Caller(webhook_url=voice(bridge), dial_ring_seconds=60.0)
 
-        record = await caller.call([Wait(20)])
+        record = await caller.call([WaitStep(20)])
 
         assert bridge.forms("/dialled")[0]["DialCallStatus"] == "no-answer"
         assert record.ended_at is not None
         assert 5.0 <= record.ended_at - record.started_at < 6.0
 
 
-async def test_the_same_person_goes_on_in_a_second_stream() -> None:
-    """Who comes back from a transfer that failed is still in the middle of the call."""
+async def test_the_script_continues_in_a_second_stream() -> None:
+    """After a failed transfer the caller's script continues in the next stream."""
 
     async def leave(talk: Talk) -> None:
         await talk.until("media", 5)
@@ -98,7 +98,7 @@ async def test_the_same_person_goes_on_in_a_second_stream() -> None:
         bridge.documents["/dialled"] = connect(bridge.media_url, again="yes")
         caller = Caller(webhook_url=voice(bridge), max_seconds=8.0, dial_outcome="busy")
 
-        record = await caller.call([Hear(200), HangUp()])
+        record = await caller.call([HearStep(200), HangUpStep()])
 
         first, second = bridge.talks
         assert first.stream_sid != second.stream_sid
@@ -110,8 +110,8 @@ async def test_the_same_person_goes_on_in_a_second_stream() -> None:
         assert [r.path for r in record.requests] == ["/voice", "/next", "/dialled"]
 
 
-async def test_a_caller_who_gives_up_while_it_rings_is_gone() -> None:
-    """No action is asked for somebody who has hung up."""
+async def test_a_caller_may_hang_up_while_the_dial_rings() -> None:
+    """The action is not requested after the caller has hung up."""
 
     async def leave(talk: Talk) -> None:
         await talk.socket.close()
@@ -121,30 +121,30 @@ async def test_a_caller_who_gives_up_while_it_rings_is_gone() -> None:
         bridge.documents["/next"] = dial('action="/dialled"')
         caller = Caller(webhook_url=voice(bridge), dial_ring_seconds=5.0)
 
-        record = await caller.call([Wait(0.3), HangUp()])
+        record = await caller.call([WaitStep(0.3), HangUpStep()])
 
         assert record.ended_by == "caller" and bridge.forms("/dialled") == []
         assert record.dials[0].status == "canceled"
 
 
-async def test_what_is_no_number_fails_with_twilios_warning() -> None:
-    """A transfer to nonsense is an outcome like any other, and it is on record."""
+async def test_an_invalid_number_fails_with_twilios_warning() -> None:
+    """An invalid number gives a failed dial and a recorded warning."""
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = dial('action="/dialled"', number="reception")
 
-        record = await Caller(webhook_url=voice(bridge)).call([Wait(5)])
+        record = await Caller(webhook_url=voice(bridge)).call([WaitStep(5)])
 
         assert bridge.forms("/dialled")[0]["DialCallStatus"] == "failed"
         assert [warning.code for warning in record.warnings] == [13224]
 
 
-def test_what_twilio_reads_in_a_dial() -> None:
-    """The number may be a <Number>; 30 seconds of ringing unless told otherwise."""
+def test_a_dial_is_parsed_with_its_defaults() -> None:
+    """The number may be in a <Number>; the default timeout is 30 seconds."""
     number = f"<Number>{NUMBER}</Number>"
 
-    assert verbs(dial(number=number)) == [Dial(NUMBER, None, "POST", 30.0, None)]
+    assert verbs(dial(number=number)) == [TwimlDial(NUMBER, None, "POST", 30.0, None)]
     assert verbs(dial('action="/a" method="GET" timeout="7" callerId="+491"')) == [
-        Dial(NUMBER, "/a", "GET", 7.0, "+491")
+        TwimlDial(NUMBER, "/a", "GET", 7.0, "+491")
     ]
 
 
@@ -158,8 +158,8 @@ def test_what_twilio_reads_in_a_dial() -> None:
         (dial(number="<Sip>sip:a@b.example</Sip>"), 12200),
     ],
 )
-def test_a_dial_twilio_would_not_follow_is_refused(document: str, code: int) -> None:
-    """A wrong document fails in a test already."""
+def test_an_invalid_dial_is_refused(document: str, code: int) -> None:
+    """An invalid <Dial> fails with Twilio's error code."""
     with pytest.raises(TwimlError) as refused:
         verbs(document)
 

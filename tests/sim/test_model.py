@@ -1,4 +1,4 @@
-"""The fake model as it hears and speaks, judged by `openai`'s own types."""
+"""The fake model's input and output, validated with `openai`'s own types."""
 
 import base64
 import json
@@ -11,9 +11,9 @@ from bridge.sim.model import (
     Behaviour,
     CallTool,
     Fail,
-    Play,
-    Ruled,
-    Say,
+    PlayAudio,
+    PlayRuler,
+    SayText,
     Turn,
 )
 from bridge.sim.voice import read_ruler, ruler, speak
@@ -41,9 +41,9 @@ def keys(value: Any, path: str = "") -> set[str]:
 
 async def rich_conversation(formats: Event) -> list[Event]:
     turns: list[Turn] = [
-        [Say("Hello!")],
-        [Say("Let me see."), CallTool("get_weather", {"city": "Paris"})],
-        [Say("It is sunny in Paris today, and it will stay so for days.")],
+        [SayText("Hello!")],
+        [SayText("Let me see."), CallTool("get_weather", {"city": "Paris"})],
+        [SayText("It is sunny in Paris today, and it will stay so for days.")],
         [Fail()],
     ]
     behaviour = Behaviour(turns=turns, user_texts=["How is the weather?"], **QUICK)
@@ -86,7 +86,7 @@ async def rich_conversation(formats: Event) -> list[Event]:
 
 @pytest.mark.parametrize("formats", [PCMU, {"type": "audio/pcm", "rate": 24000}])
 async def test_every_event_has_the_real_shape(formats: Event) -> None:
-    """The agent understands all it is sent, since no event is of a made-up shape."""
+    """Every event has the fields and types of the real server's event."""
     events = await rich_conversation(formats)
 
     assert len({event["event_id"] for event in events}) == len(events)
@@ -97,14 +97,15 @@ async def test_every_event_has_the_real_shape(formats: Event) -> None:
     sent = {event["type"] for event in events}
     assert sent <= documented.keys() and len(sent) >= 27
     for event in events:
-        # The examples show responses and items of every kind; compare top levels.
+        # The documented examples contain responses and items of every kind, so only the
+        # top levels are compared.
         example = documented[event["type"]]
         assert {f".{key}" for key in event} <= example, event["type"]
 
 
 async def test_a_turn_has_the_order_of_the_real_server() -> None:
-    """The conversation goes on step by step, as clients of the real server expect."""
-    behaviour = Behaviour(turns=[[Ruled(400)]], delta_ms=200, **QUICK)
+    """The events of a turn come in the order that clients of the real server expect."""
+    behaviour = Behaviour(turns=[[PlayRuler(400)]], delta_ms=200, **QUICK)
     async with talking(behaviour) as (client, _):
         first = len(client.events)
         await client.say(speech())
@@ -135,8 +136,8 @@ async def test_a_turn_has_the_order_of_the_real_server() -> None:
 
 
 async def test_transcription_comes_after_the_response_began() -> None:
-    """What the caller said is written down late, as a separate recogniser does it."""
-    behaviour = Behaviour(turns=[[Say("Yes.")]], user_texts=["Is it?"], **QUICK)
+    """The transcription comes late, because a separate recogniser makes it."""
+    behaviour = Behaviour(turns=[[SayText("Yes.")]], user_texts=["Is it?"], **QUICK)
     async with talking(
         behaviour, input={"transcription": {"model": "gpt-transcribe"}}
     ) as (client, session):
@@ -164,10 +165,11 @@ async def test_transcription_comes_after_the_response_began() -> None:
 async def test_the_caller_is_noticed_where_speech_begins_and_ends(
     detection: Event,
 ) -> None:
-    """The person need not speak at a certain moment: the turn is found in the audio."""
+    """The VAD finds the turn in the audio, whenever the caller speaks."""
     spoken = speech("Good evening.")
     async with talking(
-        Behaviour(turns=[[Say("Hi.")]], **QUICK), input={"turn_detection": detection}
+        Behaviour(turns=[[SayText("Hi.")]], **QUICK),
+        input={"turn_detection": detection},
     ) as (client, session):
         await client.say(b"\xff" * 8000 + spoken)
         started = await client.until("input_audio_buffer.speech_started")
@@ -185,7 +187,7 @@ async def test_the_caller_is_noticed_where_speech_begins_and_ends(
 
 
 async def test_noise_and_clicks_are_not_speech() -> None:
-    """A hiss on the line, or a click, does not make the agent stop and listen."""
+    """Hiss and clicks do not start a turn."""
     hiss = bytes([0x7E, 0xFE, 0xFD, 0x7D]) * 4000
     click = b"\x00" * 160 + b"\xff" * 800
     async with talking(Behaviour(**QUICK)) as (client, session):
@@ -198,9 +200,9 @@ async def test_noise_and_clicks_are_not_speech() -> None:
 
 
 async def test_without_turn_detection_only_a_commit_makes_a_turn() -> None:
-    """Push-to-talk: the agent waits until it is told that the person has finished."""
+    """Push-to-talk: without turn detection only a commit ends a turn."""
     async with talking(
-        Behaviour(turns=[[Say("Yes?")]], **QUICK), input={"turn_detection": None}
+        Behaviour(turns=[[SayText("Yes?")]], **QUICK), input={"turn_detection": None}
     ) as (client, session):
         empty = await client.refused(type="input_audio_buffer.commit")
         await client.say(speech())
@@ -214,7 +216,7 @@ async def test_without_turn_detection_only_a_commit_makes_a_turn() -> None:
 
 
 async def test_create_response_false_only_reports() -> None:
-    """An agent told to wait does not answer by itself."""
+    """With create_response false the model does not answer by itself."""
     vad = {"type": "server_vad", "create_response": False}
     async with talking(Behaviour(**QUICK), input={"turn_detection": vad}) as (
         client,
@@ -228,11 +230,11 @@ async def test_create_response_false_only_reports() -> None:
     assert len(session.responses) == 1 and session.responses[0].trigger == "client"
 
 
-async def test_a_silent_caller_is_asked() -> None:
-    """Someone who says nothing for long is spoken to, where that is configured."""
+async def test_the_idle_timeout_asks_a_silent_caller() -> None:
+    """The idle timeout, if configured, makes the model speak to a silent caller."""
     vad = {"type": "server_vad", "idle_timeout_ms": 50}
     async with talking(
-        Behaviour(turns=[[Ruled(100)]], **QUICK), input={"turn_detection": vad}
+        Behaviour(turns=[[PlayRuler(100)]], **QUICK), input={"turn_detection": vad}
     ) as (client, session):
         await client.send(type="response.create")
         done = await client.until("response.done")
@@ -249,9 +251,9 @@ async def test_a_silent_caller_is_asked() -> None:
 
 
 async def test_audio_is_paced_and_cut_as_asked() -> None:
-    """The answer comes faster than it is heard, in pieces of the size asked for."""
+    """Audio is generated faster than it plays, in deltas of the configured size."""
     behaviour = Behaviour(
-        turns=[[Ruled(1000)]],
+        turns=[[PlayRuler(1000)]],
         speed=4,
         delta_ms=200,
         first_delta_ms=40,
@@ -270,9 +272,9 @@ async def test_audio_is_paced_and_cut_as_asked() -> None:
 
 
 async def test_words_run_a_little_ahead_of_their_audio() -> None:
-    """The written words keep step with the voice, never behind it."""
+    """Transcript deltas come just before their audio, never after it."""
     text = "One two three four five six seven eight nine ten."
-    async with talking(Behaviour(turns=[[Say(text)]], **QUICK)) as (client, _):
+    async with talking(Behaviour(turns=[[SayText(text)]], **QUICK)) as (client, _):
         await client.send(type="response.create")
         await client.until("response.done")
 
@@ -291,11 +293,11 @@ async def test_words_run_a_little_ahead_of_their_audio() -> None:
 
 @pytest.mark.parametrize("kind", ["audio/pcmu", "audio/pcma", "audio/pcm"])
 async def test_every_output_format_is_spoken(kind: str) -> None:
-    """The agent sounds the same whatever encoding was agreed on."""
+    """The speech is the same in every output format."""
     formats = {"type": kind} | ({"rate": 24000} if kind == "audio/pcm" else {})
     seconds = speak("Good morning.", voice="en+f3").seconds
     async with talking(
-        Behaviour(turns=[[Say("Good morning.")]], **QUICK), formats=formats
+        Behaviour(turns=[[SayText("Good morning.")]], **QUICK), formats=formats
     ) as (client, session):
         await client.send(type="response.create")
         done = await client.until("response.done")
@@ -307,8 +309,10 @@ async def test_every_output_format_is_spoken(kind: str) -> None:
 
 
 async def test_a_preamble_and_an_answer_are_two_items() -> None:
-    """Two sentences of one answer can be cut, and remembered, each for itself."""
-    turns: list[Turn] = [[Ruled(60), Play(ruler(9, 40), "played"), Ruled(80)]]
+    """Two items of one response can be truncated and remembered separately."""
+    turns: list[Turn] = [
+        [PlayRuler(60), PlayAudio(ruler(9, 40), "played"), PlayRuler(80)]
+    ]
     async with talking(Behaviour(turns=turns, **QUICK)) as (client, session):
         await client.send(type="response.create")
         await client.until("response.done")
@@ -322,8 +326,8 @@ async def test_a_preamble_and_an_answer_are_two_items() -> None:
 
 
 async def test_text_only_and_out_of_band_responses() -> None:
-    """A side question to the model neither sounds nor enters the conversation."""
-    async with talking(Behaviour(answer=lambda h: [Say("A note.")], **QUICK)) as (
+    """An out-of-band response has no audio and does not enter the conversation."""
+    async with talking(Behaviour(answer=lambda h: [SayText("A note.")], **QUICK)) as (
         client,
         session,
     ):

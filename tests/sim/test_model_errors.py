@@ -1,4 +1,4 @@
-"""Mistakes answered, history put back, and faults on command."""
+"""Errors, restored history, and scripted faults of the fake model."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from bridge.sim.model import (
     Behaviour,
     ModelServer,
-    Ruled,
+    PlayRuler,
 )
 from tests.sim.realtime_client import (
     PCMU,
@@ -131,7 +131,7 @@ REFUSALS: list[tuple[Event, str | None, str | None]] = [
 async def test_mistakes_are_answered_as_the_server_does(
     event: Event, code: str | None, param: str | None
 ) -> None:
-    """A mistake of the bridge is named, and the call goes on."""
+    """An invalid event gets the real server's error, and the session goes on."""
     async with ModelServer() as server, Client.of(server) as client:
         before = (await client.until("session.created"))["session"]
         error = await client.refused(**event)
@@ -141,11 +141,11 @@ async def test_mistakes_are_answered_as_the_server_does(
 
         assert (error["code"], error["param"]) == (code, param)
         assert server.sessions[0].errors_sent == [error]
-    assert after == before  # nothing had changed
+    assert after == before  # the session is unchanged
 
 
 async def test_frames_that_are_no_json_are_answered() -> None:
-    """Rubbish from the bridge does not end the call either."""
+    """Frames that are not JSON get an error, and the session goes on."""
     async with ModelServer() as server, Client.of(server) as client:
         await client.socket.send("{nonsense")
         first = await client.until("error")
@@ -156,8 +156,8 @@ async def test_frames_that_are_no_json_are_answered() -> None:
 
 
 async def test_only_one_answer_at_a_time() -> None:
-    """The agent does not talk over itself."""
-    async with talking(Behaviour(turns=[[Ruled(4000)]])) as (client, _):
+    """A second response.create during a response is refused."""
+    async with talking(Behaviour(turns=[[PlayRuler(4000)]])) as (client, _):
         await client.send(type="response.create")
         await client.until("response.created")
         error = await client.refused(type="response.create")
@@ -166,8 +166,11 @@ async def test_only_one_answer_at_a_time() -> None:
 
 
 async def test_the_voice_stays_once_it_was_heard() -> None:
-    """The agent cannot turn into somebody else in mid-call; the update is void."""
-    async with talking(Behaviour(turns=[[Ruled(100)]], **QUICK)) as (client, session):
+    """The voice cannot change after audio was sent; the whole update is refused."""
+    async with talking(Behaviour(turns=[[PlayRuler(100)]], **QUICK)) as (
+        client,
+        session,
+    ):
         output = {"voice": "cedar"}
         change = {"type": "realtime", "audio": {"output": output}, "instructions": "x"}
         await client.configure(audio={"output": output})
@@ -184,7 +187,7 @@ async def test_the_voice_stays_once_it_was_heard() -> None:
 
 
 async def test_an_update_changes_only_what_it_names() -> None:
-    """A handoff that renames the tools leaves the telephone's encoding alone."""
+    """A handoff that changes the tools leaves the audio formats unchanged."""
     vad = {"type": "server_vad", "silence_duration_ms": 200}
     async with talking(Behaviour(), input={"turn_detection": vad}) as (client, _):
         await client.send(
@@ -209,8 +212,8 @@ async def test_an_update_changes_only_what_it_names() -> None:
     assert detection["interrupt_response"] is True
 
 
-async def test_history_can_be_put_back() -> None:
-    """After a lost connection the agent is given what was said before, in order."""
+async def test_history_can_be_restored() -> None:
+    """Items of an earlier session can be added in order, so the model knows them."""
     parts: dict[str, str] = {
         "user": "input_text",
         "assistant": "output_text",
@@ -245,8 +248,8 @@ async def test_history_can_be_put_back() -> None:
 # --- faults ------------
 
 
-async def test_the_key_is_asked_for() -> None:
-    """A wrong key is refused before the call, with a reason one can read."""
+async def test_a_wrong_key_is_refused() -> None:
+    """A wrong API key is refused at the handshake, with a readable reason."""
     async with ModelServer(api_key="secret") as server:
         for headers in ({}, {"Authorization": "Bearer wrong"}):
             with pytest.raises(InvalidStatus) as refused:
@@ -264,7 +267,7 @@ async def test_the_key_is_asked_for() -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_refused_handshake(status: int) -> None:
-    """A model that is full says so before the caller hears anything."""
+    """A model server at its limit refuses the handshake."""
     async with ModelServer(Behaviour(refuse=status)) as server:
         with pytest.raises(InvalidStatus) as refused:
             async with connect(server.url):
@@ -274,7 +277,7 @@ async def test_a_refused_handshake(status: int) -> None:
 
 
 async def closing(behaviour: Behaviour, query: str = "") -> tuple[Client, Any, str]:
-    """A session up to its end: what it got, the close frame, the server's view."""
+    """A session up to its end: its events, its close frame, the server's view."""
     async with ModelServer(behaviour) as server, Client.of(server, query) as client:
         with pytest.raises(ConnectionClosed) as end:
             while True:
@@ -284,7 +287,7 @@ async def closing(behaviour: Behaviour, query: str = "") -> tuple[Client, Any, s
 
 
 async def test_an_unknown_model_is_refused_after_the_handshake() -> None:
-    """A mistyped model name ends the session with a reason, not with silence."""
+    """An unknown model name ends the session with an error event."""
     client, close, _ = await closing(Behaviour(refuse_model=["gpt-x"]), "?model=gpt-x")
 
     assert client.types() == ["error"]
@@ -293,7 +296,7 @@ async def test_an_unknown_model_is_refused_after_the_handshake() -> None:
 
 
 async def test_sessions_drop_close_and_expire() -> None:
-    """A call meets every way in which a model's connection ends."""
+    """Sessions can end in every way in which a real connection ends."""
     _, dropped, seen = await closing(Behaviour(drop_after=0.05))
     assert dropped is None and seen == "dropped"
     _, closed, seen = await closing(Behaviour(close_after=(0.05, 1011, "oops")))
@@ -304,8 +307,8 @@ async def test_sessions_drop_close_and_expire() -> None:
 
 
 async def test_a_frozen_model_neither_speaks_nor_answers() -> None:
-    """A model that hangs gives no sign of life at all."""
-    behaviour = Behaviour(turns=[[Ruled(60000)]], think_seconds=0, freeze_after=0.2)
+    """A frozen session sends nothing and answers no ping."""
+    behaviour = Behaviour(turns=[[PlayRuler(60000)]], think_seconds=0, freeze_after=0.2)
     async with ModelServer(behaviour) as server, Client.of(server) as client:
         await client.send(type="response.create")
         await client.until("response.output_audio.delta")
@@ -324,7 +327,7 @@ async def test_a_frozen_model_neither_speaks_nor_answers() -> None:
 
 
 async def test_updates_may_be_rejected_ignored_or_late() -> None:
-    """A bridge that believes its settings before they are confirmed is found out."""
+    """A bridge that relies on settings before they are confirmed can be found out."""
     server = ModelServer(Behaviour(reject_update="invalid_value"))
     async with server, Client.of(server) as client:
         update = {"session": {"type": "realtime", "instructions": "x"}}
@@ -342,7 +345,7 @@ async def test_updates_may_be_rejected_ignored_or_late() -> None:
 
 
 async def test_garbage_is_sent_once_the_session_is_configured() -> None:
-    """Rubbish from the model reaches the bridge as it is."""
+    """Invalid frames of the server reach the client unchanged."""
     behaviour = Behaviour(garbage=["{", b"\xff\x00", '{"type":"new.event"}'])
     async with talking(behaviour) as (client, _):
         received = [await client.socket.recv() for _ in range(3)]
@@ -351,9 +354,9 @@ async def test_garbage_is_sent_once_the_session_is_configured() -> None:
 
 
 async def test_a_stall_pauses_the_chosen_answers() -> None:
-    """The voice halts in mid-sentence for as long as the model is stuck."""
+    """The audio stops in mid-sentence for the configured time."""
     behaviour = Behaviour(
-        turns=[[Ruled(600)], [Ruled(600)]],
+        turns=[[PlayRuler(600)], [PlayRuler(600)]],
         stall=(0.4, 0.3),
         stall_responses=frozenset([2]),
         **QUICK,
@@ -370,9 +373,9 @@ async def test_a_stall_pauses_the_chosen_answers() -> None:
 
 
 async def test_a_vanished_client_leaves_nothing() -> None:
-    """A caller's bridge that dies takes its session with it, and no other."""
+    """A client that disappears ends its own session and no other."""
     before = asyncio.all_tasks()
-    behaviour = Behaviour(turns=[[Ruled(60000)]], think_seconds=0)
+    behaviour = Behaviour(turns=[[PlayRuler(60000)]], think_seconds=0)
     async with ModelServer(behaviour) as server, Client.of(server) as other:
         async with Client.of(server) as client:
             await client.send(type="response.create")

@@ -1,4 +1,4 @@
-"""Faults of the fake model on command, and what a new session accepts of an old one."""
+"""Injected faults of the fake model, and what a new session accepts of an old one."""
 
 import asyncio
 import base64
@@ -13,12 +13,12 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 from bridge.sim import counting
 from bridge.sim.model import (
     Behaviour,
-    Heard,
     ModelServer,
-    Remembered,
-    Ruled,
-    Say,
+    PlayRuler,
+    RememberedItem,
+    SayText,
     Turn,
+    TurnContext,
 )
 from bridge.sim.realtime import faults
 from tests.sim.realtime_client import (
@@ -39,15 +39,15 @@ AT_ONCE: dict[str, Any] = {
 
 
 async def how_it_ends(client: Client) -> tuple[Any, list[str]]:
-    """The server's close frame (None: a reset), and the events up to it."""
+    """The server's close frame (None: a reset), and the events before it."""
     with pytest.raises(ConnectionClosed) as end:
         while True:
             await client.next()
     return end.value.rcvd, client.types()
 
 
-async def test_every_session_is_struck_at_once() -> None:
-    """A model that fails fails for all its callers, in the way that was ordered."""
+async def test_a_fault_applies_to_every_open_session() -> None:
+    """An injected fault applies to all open sessions."""
     async with (
         ModelServer() as server,
         Client.of(server) as one,
@@ -55,7 +55,7 @@ async def test_every_session_is_struck_at_once() -> None:
     ):
         for client in (one, other):
             await client.until("session.created")
-        server.strike(faults.drop)
+        server.inject(faults.drop)
         ends = [await how_it_ends(client) for client in (one, other)]
         await until_active(server, 0)
 
@@ -63,11 +63,11 @@ async def test_every_session_is_struck_at_once() -> None:
         assert [session.closed for session in server.sessions] == ["dropped"] * 2
 
 
-async def test_the_next_session_is_struck_before_its_first_word() -> None:
-    """A model that comes back and fails again is met by whoever dials it."""
+async def test_a_fault_applies_to_the_next_session_before_its_first_event() -> None:
+    """A fault for the next session applies before its first event."""
     server = ModelServer()
-    server.strike_next(faults.closing(1011, "oops"))
-    server.strike_next(faults.expire)
+    server.inject_next(faults.closing(1011, "oops"))
+    server.inject_next(faults.expire)
     async with server:
         async with Client.of(server) as client:
             close, events = await how_it_ends(client)
@@ -80,9 +80,12 @@ async def test_the_next_session_is_struck_before_its_first_word() -> None:
             await client.until("session.created")
 
 
-async def test_a_frozen_session_thaws_where_it_was() -> None:
-    """A model that hung for a while says what it had to say, and has missed nothing."""
-    async with talking(Behaviour(turns=[[Ruled(400)]], **QUICK)) as (client, session):
+async def test_a_frozen_session_continues_after_the_thaw() -> None:
+    """After a freeze the session continues where it was and has lost nothing."""
+    async with talking(Behaviour(turns=[[PlayRuler(400)]], **QUICK)) as (
+        client,
+        session,
+    ):
         faults.freeze(session)
         await client.send(type="response.create")
         pong = asyncio.ensure_future(await client.socket.ping())  # noqa: TID251
@@ -98,9 +101,9 @@ async def test_a_frozen_session_thaws_where_it_was() -> None:
     assert len(client.audio()) == 400 * 8
 
 
-async def test_what_a_frozen_session_was_about_to_say_comes_late() -> None:
-    """The audio of an answer that hung arrives after the hang, once and whole."""
-    behaviour = Behaviour(turns=[[Ruled(2000)]], think_seconds=0, speed=10)
+async def test_audio_held_by_a_freeze_arrives_after_it() -> None:
+    """The audio held during a freeze arrives after it, once and complete."""
+    behaviour = Behaviour(turns=[[PlayRuler(2000)]], think_seconds=0, speed=10)
     async with talking(behaviour) as (client, session):
         await client.send(type="response.create")
         await client.until("response.output_audio.delta")
@@ -115,8 +118,8 @@ async def test_what_a_frozen_session_was_about_to_say_comes_late() -> None:
     assert len(session.sent_deltas) == 10
 
 
-async def test_a_mute_session_only_looks_alive() -> None:
-    """A model that answers pings and nothing else is found out by its silence alone."""
+async def test_a_mute_session_answers_pings() -> None:
+    """A mute session answers pings, so only its silence shows the fault."""
     async with talking(Behaviour(**QUICK)) as (client, session):
         faults.mute(session)
         await client.send(type="response.create")
@@ -126,15 +129,15 @@ async def test_a_mute_session_only_looks_alive() -> None:
             async with asyncio.timeout(0.15):
                 await client.socket.recv()
 
-    assert session.responses  # it reads, and believes it has answered
+    assert session.responses  # the server reads, and has created responses
     assert not session.sent_deltas
 
 
 async def test_the_next_handshakes_are_refused_as_ordered() -> None:
-    """Whoever dials learns whether dialling again makes sense; later ones get in."""
+    """The refusals apply in order; later handshakes succeed."""
     async with ModelServer() as server:
-        server.door.answer(429, times=2)
-        server.door.answer(429, code="insufficient_quota")
+        server.handshakes.answer(429, times=2)
+        server.handshakes.answer(429, code="insufficient_quota")
         codes = []
         for _ in range(3):
             with pytest.raises(InvalidStatus) as refused:
@@ -153,21 +156,21 @@ async def test_the_next_handshakes_are_refused_as_ordered() -> None:
     ]
 
 
-async def test_a_handshake_hangs_until_the_client_gives_up() -> None:
-    """A model whose port takes calls and whose program does not answer them."""
+async def test_a_handshake_stays_unanswered_until_the_client_gives_up() -> None:
+    """The TCP connection is accepted, but the handshake gets no answer."""
     async with ModelServer() as server:
-        server.door.hang()
+        server.handshakes.leave_unanswered()
         with pytest.raises(TimeoutError):
             async with connect(server.url, open_timeout=0.15):
                 pass
         async with Client.of(server) as client:
             await client.until("session.created")
-        server.door.hang()
+        server.handshakes.leave_unanswered()
         async with asyncio.TaskGroup() as group:
             dialling = group.create_task(not_answered(server.url))
-            while not server.door.hanging:  # noqa: ASYNC110 - nothing tells of it
+            while not server.handshakes.unanswered:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.01)
-            server.door.open()
+            server.handshakes.reset()
         assert isinstance(dialling.result(), EOFError | OSError)
 
 
@@ -178,8 +181,8 @@ async def not_answered(url: str) -> BaseException | None:
     return refused.value.__cause__
 
 
-async def test_nobody_listens_for_a_while() -> None:
-    """The model's machine is being restarted; sessions on another one go on."""
+async def test_tcp_is_refused_for_a_while() -> None:
+    """The server does not listen for a while; open sessions go on."""
     async with ModelServer() as server, Client.of(server) as before:
         await before.until("session.created")
         async with asyncio.TaskGroup() as group:
@@ -207,8 +210,8 @@ def message(role: str, kind: str, text: str, item_id: str) -> Event:
     ("item_id", "code"),
     [("x" * 33, "string_above_max_length"), ("item.1", "invalid_value")],
 )
-async def test_an_items_id_is_short_and_plain(item_id: str, code: str) -> None:
-    """An id that the real server would refuse does not pass here."""
+async def test_invalid_item_ids_are_refused(item_id: str, code: str) -> None:
+    """An item id that the real server would refuse is refused."""
     async with talking(Behaviour()) as (client, _):
         item = message("user", "input_text", "hi", item_id)
         error = await client.refused(type="conversation.item.create", item=item)
@@ -219,8 +222,8 @@ async def test_an_items_id_is_short_and_plain(item_id: str, code: str) -> None:
     assert (error["code"], error["param"]) == (code, "item.id")
 
 
-async def test_the_conversation_as_the_model_has_it_in_mind() -> None:
-    """What is given back is remembered as it was: who said what, calls with results."""
+async def test_the_model_remembers_restored_items() -> None:
+    """Restored items are remembered as they were: roles, calls and results."""
     put_back: list[Event] = [
         message("user", "input_text", "What is the weather?", "u1"),
         {
@@ -234,7 +237,7 @@ async def test_the_conversation_as_the_model_has_it_in_mind() -> None:
         message("assistant", "output_text", "It rains", "a1"),
         message("system", "input_text", "You were cut off.", "s1"),
     ]
-    behaviour = Behaviour(turns=[[Say("all day")]], **AT_ONCE)
+    behaviour = Behaviour(turns=[[SayText("all day")]], **AT_ONCE)
     async with talking(behaviour, tools=[WEATHER]) as (client, session):
         for item in put_back:
             await client.send(type="conversation.item.create", item=item)
@@ -253,13 +256,13 @@ async def test_the_conversation_as_the_model_has_it_in_mind() -> None:
     assert session.conversation[2].name == "get_weather"
 
 
-async def test_a_result_that_was_spoken_about_is_not_news() -> None:
-    """Given an old result back, the agent does not read it out once more."""
-    heard: list[Heard] = []
+async def test_a_restored_result_is_not_spoken_again() -> None:
+    """A restored tool result is not read out again."""
+    heard: list[TurnContext] = []
 
-    def answer(each: Heard) -> Turn:
+    def answer(each: TurnContext) -> Turn:
         heard.append(each)
-        return [Say("Yes.")]
+        return [SayText("Yes.")]
 
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     output = {"type": "function_call_output", "call_id": "c", "output": "5"}
@@ -272,11 +275,13 @@ async def test_a_result_that_was_spoken_about_is_not_news() -> None:
     assert not heard[0].answered
 
 
-async def test_audio_put_back_is_heard() -> None:
-    """What the caller said and nobody wrote down is understood from its sound."""
+async def test_restored_audio_is_recognised() -> None:
+    """A restored audio item without a transcript is recognised from its sound."""
     words = counting.utterance("caller", 7, 1, 3)
     audio = base64.b64encode(counting.sound(words)).decode()
-    behaviour = Behaviour(answer=counting.CountingAgent(2), ear=counting.ear, **AT_ONCE)
+    behaviour = Behaviour(
+        answer=counting.CountingAgent(2), recogniser=counting.recognise, **AT_ONCE
+    )
     async with talking(behaviour) as (client, session):
         part = {"type": "input_audio", "audio": audio}
         item = {"type": "message", "role": "user", "content": [part], "id": "u1"}
@@ -286,15 +291,17 @@ async def test_audio_put_back_is_heard() -> None:
 
     said = [(it.kind, it.text) for it in session.conversation]
     assert said == [("user", "c7-1-1 c7-1-2 c7-1-3"), ("assistant", "a7-1-1 a7-1-2")]
-    assert session.hearing.seconds == 1.2 and session.caller_turns == 1
+    assert session.caller_input.seconds == 1.2 and session.caller_turns == 1
 
 
-async def test_a_burst_of_audio_is_heard_as_if_it_had_come_in_time() -> None:
-    """Twenty seconds kept for a model that was away: every turn in them is found."""
+async def test_turns_are_found_in_a_burst_of_audio() -> None:
+    """Twenty seconds of audio in one burst: the VAD finds every turn in them."""
     turns = [counting.utterance("caller", 1, turn, 4) for turn in (1, 2, 3)]
     pause = b"\xff" * 40_000
     burst = pause.join(counting.sound(words) for words in turns) + pause
-    behaviour = Behaviour(answer=counting.CountingAgent(), ear=counting.ear, **AT_ONCE)
+    behaviour = Behaviour(
+        answer=counting.CountingAgent(), recogniser=counting.recognise, **AT_ONCE
+    )
     async with talking(behaviour) as (client, session):
         audio = base64.b64encode(burst).decode()
         began = monotonic()
@@ -302,14 +309,14 @@ async def test_a_burst_of_audio_is_heard_as_if_it_had_come_in_time() -> None:
         await client.until("response.done")
         assert monotonic() - began < 1.0
 
-    said = [counting.written(it.text) for it in session.conversation]
+    said = [counting.parse_words(it.text) for it in session.conversation]
     assert [list(words) for words in turns] == [
         words for words in said if words and words[0].speaker == "caller"
     ]
 
 
 async def test_a_cut_answer_is_believed_up_to_its_last_word() -> None:
-    """The model remembers of an answer what it was told that the caller has heard."""
+    """The model remembers a truncated answer up to the truncation."""
     behaviour = Behaviour(answer=counting.CountingAgent(4), **AT_ONCE)
     async with talking(behaviour) as (client, session):
         await client.send(type="response.create")
@@ -326,8 +333,9 @@ async def test_a_cut_answer_is_believed_up_to_its_last_word() -> None:
     assert session.conversation[0].text.split() == ["a0-1-1", "a0-1-2", "a0-1-3"]
 
 
-async def test_a_session_says_whatever_it_is_told_to() -> None:
-    """Once, in order; or without end, as fast as it is read, until it is left."""
+async def test_a_session_sends_scripted_frames() -> None:
+    """Scripted frames are sent once and in order; a flood lasts until the client
+    leaves."""
     async with talking(Behaviour(**QUICK)) as (client, session):
         faults.saying("no json", b"binary")(session)
         async with asyncio.timeout(1):
@@ -344,8 +352,9 @@ async def test_a_session_says_whatever_it_is_told_to() -> None:
 # --- counting ---
 
 
-async def test_the_counting_agent_goes_on_where_it_was_cut() -> None:
-    """In a new session it takes the sentence up, if told to; else it begins another."""
+async def test_the_counting_agent_continues_a_cut_answer() -> None:
+    """In a new session the agent continues the answer if it is told to; else it
+    begins another."""
     agent = counting.CountingAgent(words=5, tool_turns=frozenset({2}))
     first = counting.utterance("agent", 3, 1, 2)
     user = message("user", "input_text", "c3-1-1 c3-1-2", "u1")
@@ -366,29 +375,33 @@ async def test_the_counting_agent_goes_on_where_it_was_cut() -> None:
 
     assert await answer() == "a0-1-1 a0-1-2 a0-1-3 a0-1-4 a0-1-5"
     assert await answer(user, cut, told) == "a3-1-3 a3-1-4 a3-1-5"
-    assert (await answer(user, cut, user_2))[0] == "{"  # calls the tool
+    assert (await answer(user, cut, user_2))[0] == "{"  # the call of the tool
     assert (await answer(cut, user)).startswith("a3-2-1 ")
 
 
 def test_words_are_read_from_any_sound() -> None:
-    """Lost, cut and repeated words are told apart in what somebody heard."""
+    """Lost, cut and repeated words are distinguished in the audio."""
     words = counting.utterance("agent", 0, 1, 4)
     one, two, three, _ = (counting.sound((word,)) for word in words)
     silence = b"\xff" * 1234
     heard = one + silence + two[:2000] + silence + two[2000:] + three[:2400]
 
-    assert counting.said(heard) == list(words[:3])  # 300 ms of the third: understood
-    assert counting.said(heard + three) == list(words[:3])
-    assert counting.said(three[:1000]) == []
+    assert counting.understood_words(heard) == list(
+        words[:3]
+    )  # 300 ms of the third word are enough to understand it
+    assert counting.understood_words(heard + three) == list(words[:3])
+    assert counting.understood_words(three[:1000]) == []
 
-    tally = counting.account(words, counting.said(one + one + three + speech()[:800]))
+    tally = counting.compare_words(
+        words, counting.understood_words(one + one + three + speech()[:800])
+    )
     assert tally.lost == (words[1], words[3])
     assert tally.repeated == (words[0],)
     assert not tally.strange and tally.in_order and not tally.good
 
 
-def test_a_conversation_is_told_in_lines() -> None:
-    """Whether an answer came in one piece or two makes no difference to its story."""
+def test_a_conversation_is_compared_as_lines() -> None:
+    """An answer in one piece and in two pieces gives the same lines."""
     whole = counting.utterance("agent", 0, 1, 4)
     pieces = [
         message("assistant", "output_text", counting.text(whole[:2]), "a1"),
@@ -396,6 +409,8 @@ def test_a_conversation_is_told_in_lines() -> None:
         message("assistant", "output_text", counting.text(whole[2:]), "a2"),
     ]
     remembered = [
-        Remembered(it["id"], it["role"], it["content"][0]["text"]) for it in pieces
+        RememberedItem(it["id"], it["role"], it["content"][0]["text"]) for it in pieces
     ]
-    assert counting.story(remembered) == [f"assistant: {counting.text(whole)}"]
+    assert counting.conversation_lines(remembered) == [
+        f"assistant: {counting.text(whole)}"
+    ]

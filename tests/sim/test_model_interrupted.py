@@ -1,11 +1,11 @@
-"""The fake model cut short, and what it believes was heard."""
+"""Interruptions of the fake model, and what the model believes was heard."""
 
 import base64
 
 from bridge.sim.model import (
     Behaviour,
     ModelSession,
-    Ruled,
+    PlayRuler,
 )
 from bridge.sim.voice import ruler
 from tests.sim.realtime_client import (
@@ -28,8 +28,10 @@ async def interrupted(behaviour: Behaviour) -> tuple[Client, ModelSession]:
 
 
 async def test_speech_cancels_the_answer_in_progress() -> None:
-    """The person speaks up and the agent stops making sentences at once."""
-    behaviour = Behaviour(turns=[[Ruled(20000)], [Ruled(40)]], think_seconds=0.02)
+    """The caller's speech ends the generation at once."""
+    behaviour = Behaviour(
+        turns=[[PlayRuler(20000)], [PlayRuler(40)]], think_seconds=0.02
+    )
     client, session = await interrupted(behaviour)
 
     types = client.types()
@@ -51,9 +53,9 @@ async def test_speech_cancels_the_answer_in_progress() -> None:
 
 
 async def test_late_audio_and_a_late_item_follow_the_cut() -> None:
-    """Audio that was on its way when the person interrupted still arrives."""
+    """Audio that was on its way at the interruption still arrives."""
     behaviour = Behaviour(
-        turns=[[Ruled(20000)], [Ruled(40)]],
+        turns=[[PlayRuler(20000)], [PlayRuler(40)]],
         think_seconds=0.02,
         late_deltas=2,
         late_item=True,
@@ -71,8 +73,8 @@ async def test_late_audio_and_a_late_item_follow_the_cut() -> None:
 
 
 async def test_after_response_done_speech_cancels_nothing() -> None:
-    """What the model does not know: its answer may still be playing on the phone."""
-    behaviour = Behaviour(turns=[[Ruled(2000)], [Ruled(40)]], **QUICK)
+    """The model does not know that its answer may still be playing on the phone."""
+    behaviour = Behaviour(turns=[[PlayRuler(2000)], [PlayRuler(40)]], **QUICK)
     async with talking(behaviour) as (client, session):
         await client.send(type="response.create")
         await client.until("response.done")
@@ -84,9 +86,10 @@ async def test_after_response_done_speech_cancels_nothing() -> None:
 
 
 async def test_interruption_can_be_off() -> None:
-    """An agent told to finish its sentence does so, and says that it was busy."""
+    """With interrupt_response false the answer is finished, and a second one is
+    refused."""
     vad = {"type": "server_vad", "interrupt_response": False}
-    behaviour = Behaviour(turns=[[Ruled(6000)]], speed=4, think_seconds=0)
+    behaviour = Behaviour(turns=[[PlayRuler(6000)]], speed=4, think_seconds=0)
     async with talking(behaviour, input={"turn_detection": vad}) as (client, session):
         await client.send(type="response.create")
         await client.until("response.output_audio.delta")
@@ -100,8 +103,11 @@ async def test_interruption_can_be_off() -> None:
 
 
 async def test_truncation_is_what_the_model_believes() -> None:
-    """The agent remembers what was heard of its sentence, not what it meant to say."""
-    async with talking(Behaviour(turns=[[Ruled(1000)]], **QUICK)) as (client, session):
+    """The model remembers only what was heard of its answer."""
+    async with talking(Behaviour(turns=[[PlayRuler(1000)]], **QUICK)) as (
+        client,
+        session,
+    ):
         await client.send(type="response.create")
         done = await client.until("response.done")
         item_id = done["response"]["output"][0]["id"]
@@ -131,8 +137,8 @@ async def test_truncation_is_what_the_model_believes() -> None:
 
 
 async def test_an_item_without_audio_cannot_be_truncated() -> None:
-    """Cutting a sentence before its first sound is refused, as it really is."""
-    async with talking(Behaviour(turns=[[Ruled(200)]], think_seconds=0.4)) as (
+    """Truncating an item before its first audio is refused, as by the real server."""
+    async with talking(Behaviour(turns=[[PlayRuler(200)]], think_seconds=0.4)) as (
         client,
         _,
     ):

@@ -1,10 +1,10 @@
-"""Hosted MCP servers of the fake model, judged by `openai`'s own types."""
+"""The fake model's hosted MCP servers, validated with `openai`'s own types."""
 
 from typing import Any
 
 import pytest
 
-from bridge.sim.model import Behaviour, CallMcp, Heard, Say, Turn
+from bridge.sim.model import Behaviour, CallMcp, SayText, Turn, TurnContext
 from tests.sim.realtime_client import QUICK, Client, Event, talking
 
 BOOK: Event = {
@@ -24,14 +24,16 @@ def server(label: str = "tables", **config: Any) -> Event:
 
 
 def behaviour(*turns: Turn) -> Behaviour:
-    def answer(heard: Heard) -> Turn:
-        return [Say("; ".join(f"{it.name}: {it.output}" for it in heard.answered))]
+    def answer(context: TurnContext) -> Turn:
+        return [
+            SayText("; ".join(f"{it.name}: {it.output}" for it in context.answered))
+        ]
 
     return Behaviour(turns=turns, answer=answer, mcp=SERVERS, **QUICK)
 
 
 async def listed(client: Client, how: str = "completed") -> Event:
-    """The mcp_list_tools item as it was in the end."""
+    """The mcp_list_tools item in its last state."""
     await client.until(f"mcp_list_tools.{how}")
     items = [event["item"] for event in client.events if "item" in event]
     return next(item for item in reversed(items) if item["type"] == "mcp_list_tools")
@@ -44,7 +46,7 @@ async def decide(client: Client, request_id: str, **answer: Any) -> None:
 
 
 async def asked_for(client: Client) -> Event:
-    """The approval request of a response that has ended."""
+    """The approval request at the end of a response."""
     await client.send(type="response.create")
     done = await client.until("response.done")
     request: Event = done["response"]["output"][-1]
@@ -75,7 +77,7 @@ async def test_server_lists_its_tools_once_it_is_in_the_session() -> None:
 
 
 async def test_server_is_listed_again_only_when_its_settings_change() -> None:
-    """An update that leaves the tools as they are asks no server anything."""
+    """An update with unchanged tools lists no tools again."""
     async with talking(behaviour(), tools=[server()]) as (client, _):
         await listed(client)
         await client.configure(tools=[server()])
@@ -86,7 +88,7 @@ async def test_server_is_listed_again_only_when_its_settings_change() -> None:
 
 
 async def test_server_that_cannot_be_reached_lists_nothing() -> None:
-    """It fails and its item is never done."""
+    """The listing fails, and its item is never done."""
     async with talking(behaviour(), tools=[server("gone")]) as (client, _):
         item = await listed(client, "failed")
 
@@ -95,7 +97,8 @@ async def test_server_that_cannot_be_reached_lists_nothing() -> None:
 
 
 async def test_tool_that_needs_no_approval_is_called_within_the_response() -> None:
-    """Its result is in the item; of it is spoken when a response is asked for."""
+    """The item has the result; the model speaks about it only in a requested
+    response."""
     tools = [server(require_approval="never")]
     async with talking(behaviour([CALL]), tools=tools) as (client, _):
         await listed(client)
@@ -118,7 +121,7 @@ async def test_tool_that_needs_no_approval_is_called_within_the_response() -> No
 
 
 async def test_tool_that_fails_says_why() -> None:
-    """The call's item has the error, and no output."""
+    """The item of the call has the error and no output."""
     error = {"type": "tool_execution_error", "message": "no table is free"}
     call = CallMcp("tables", "look", {}, error=error)
     tools = [server(require_approval="never")]
@@ -134,7 +137,7 @@ async def test_tool_that_fails_says_why() -> None:
 
 
 async def test_server_that_the_session_does_not_have_cannot_be_called() -> None:
-    """A script for another session shows as a failed call."""
+    """A scripted call of an unknown server is a failed call."""
     async with talking(behaviour([CALL])) as (client, _):
         await client.send(type="response.create")
         await client.until("response.mcp_call.failed")
@@ -144,7 +147,7 @@ async def test_server_that_the_session_does_not_have_cannot_be_called() -> None:
 
 
 async def test_approved_tool_is_called_at_once() -> None:
-    """No response is asked for, the call says which request it was approved by."""
+    """The call runs without a response and names the request that approved it."""
     async with talking(behaviour([CALL]), tools=[server()]) as (client, _):
         await listed(client)
         request = await asked_for(client)
@@ -161,7 +164,7 @@ async def test_approved_tool_is_called_at_once() -> None:
 
 
 async def test_rejected_tool_is_not_called() -> None:
-    """The model knows the reason when it is asked to speak."""
+    """The model knows the reason of the rejection in its next response."""
     async with talking(behaviour([CALL]), tools=[server()]) as (client, _):
         await listed(client)
         request = await asked_for(client)
@@ -172,7 +175,7 @@ async def test_rejected_tool_is_not_called() -> None:
 
 
 async def test_request_is_answered_once() -> None:
-    """A second answer, or one to no request, is refused."""
+    """A second approval response, or one to an unknown request, is refused."""
     async with talking(behaviour([CALL]), tools=[server()]) as (client, _):
         await listed(client)
         request = await asked_for(client)
@@ -201,7 +204,7 @@ async def test_request_is_answered_once() -> None:
 async def test_rule_of_the_server_says_which_tools_are_asked_for(
     rule: Any, asks: bool
 ) -> None:
-    """For all, for none, or by name and kind of the tool."""
+    """Approval can be required for all tools, for none, or by name and kind."""
     tools = [server(require_approval=rule)]
     async with talking(behaviour([CALL]), tools=tools) as (client, _):
         await listed(client)
@@ -221,7 +224,7 @@ async def test_rule_of_the_server_says_which_tools_are_asked_for(
     ],
 )
 async def test_faulty_server_is_refused(tool: Event, code: str) -> None:
-    """The session stays as it was."""
+    """An invalid MCP server is refused, and the session is unchanged."""
     async with talking(behaviour()) as (client, session):
         update = {"type": "realtime", "tools": [tool]}
         error = await client.refused(type="session.update", session=update)

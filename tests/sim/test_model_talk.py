@@ -1,4 +1,4 @@
-"""The fake model as a developer meets it: small talk, the SDK, many calls."""
+"""The fake model as a developer uses it: default answers, the SDK, many calls."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from bridge.sim.model import (
     Behaviour,
     CallMcp,
     CallTool,
-    Heard,
     ModelServer,
     ModelSession,
-    Ruled,
-    Say,
+    PlayRuler,
+    SayText,
     ToolOutput,
     Turn,
+    TurnContext,
 )
-from bridge.sim.realtime.small_talk import (
-    AnyServer,
-    SmallTalk,
+from bridge.sim.realtime.default_answers import (
+    AnyMcpServer,
+    DefaultAnswers,
     about,
-    small_talk,
+    default_answer,
     tool_calls,
 )
 from bridge.sim.voice import ruler
@@ -38,8 +38,8 @@ from tests.sim.realtime_client import (
 )
 
 
-async def test_whoever_dials_the_fake_is_talked_to() -> None:
-    """A developer on the phone is greeted, heard, and sees a tool called."""
+async def test_the_default_answers_greet_and_call_a_tool() -> None:
+    """A caller is greeted, answered, and sees a tool called."""
     async with talking(Behaviour(**QUICK), tools=[WEATHER]) as (client, session):
         await client.send(type="response.create")
         await client.until("response.done")
@@ -62,12 +62,12 @@ async def test_whoever_dials_the_fake_is_talked_to() -> None:
 
 
 async def test_the_answer_may_be_computed() -> None:
-    """A test can make the agent answer what it was told."""
-    known: list[Heard] = []
+    """A test can compute the answer from what the caller said."""
+    known: list[TurnContext] = []
 
-    def answer(heard: Heard) -> Turn:
-        known.append(heard)
-        return [Say(f"You said {heard.transcript}.")]
+    def answer(context: TurnContext) -> Turn:
+        known.append(context)
+        return [SayText(f"You said {context.transcript}.")]
 
     behaviour = Behaviour(answer=answer, user_texts=["Good day"], **QUICK)
     async with talking(behaviour, instructions="Be kind.") as (client, session):
@@ -80,7 +80,7 @@ async def test_the_answer_may_be_computed() -> None:
 
 
 def test_arguments_are_made_up_from_the_schema() -> None:
-    """The demo calls a tool with arguments it accepts, or leaves it alone."""
+    """A tool is called with arguments that its schema accepts, or not at all."""
     schema = {
         "type": "object",
         "properties": {
@@ -107,8 +107,8 @@ def test_arguments_are_made_up_from_the_schema() -> None:
     assert call.arguments == {**expected, "keys": "1w4#"}
 
 
-def heard(turn: int, *tools: Event, **more: Any) -> Heard:
-    """What the model knows on the caller's nth turn."""
+def context(turn: int, *tools: Event, **more: Any) -> TurnContext:
+    """The model's knowledge at the caller's nth turn."""
     known: dict[str, Any] = {
         "number": turn + 1,
         "trigger": "speech",
@@ -121,7 +121,7 @@ def heard(turn: int, *tools: Event, **more: Any) -> Heard:
         "answered": (),
         "overrides": {},
     }
-    return Heard(**{**known, **more})
+    return TurnContext(**{**known, **more})
 
 
 def function(name: str) -> Event:
@@ -136,37 +136,39 @@ LOOK, SUM = function("look_up"), function("sum")
 HAND_OVER, HANG_UP = function("transfer_to_billing"), function("hang_up")
 
 
-def test_a_demo_shows_every_tool_once() -> None:
-    """One a turn: tools, handoffs, and what ends the call when nothing else is left;
-    those of the agent that was handed over to, too."""
-    talk = SmallTalk()
+def test_default_answers_call_every_tool_once() -> None:
+    """One tool per turn: tools, handoffs, and last the tools that end the call; also
+    those of the agent that was handed over to."""
+    talk = DefaultAnswers()
     front = (HANG_UP, HAND_OVER, LOOK)
     billing = (HANG_UP, LOOK, SUM)
 
-    tried = [names(talk.answer(heard(turn, *front))) for turn in (1, 2, 3)]
-    tried += [names(talk.answer(heard(turn, *billing))) for turn in (4, 5, 6)]
+    tried = [names(talk.answer(context(turn, *front))) for turn in (1, 2, 3)]
+    tried += [names(talk.answer(context(turn, *billing))) for turn in (4, 5, 6)]
 
     assert tried == [[], ["look_up"], ["transfer_to_billing"], ["sum"], ["hang_up"], []]
-    assert talk.answer(heard(7, *billing)) == [Say("That was all.")]
+    assert talk.answer(context(7, *billing)) == [SayText("That was all.")]
 
 
-def test_whoever_dials_the_fake_sees_one_tool_after_the_other() -> None:
-    """Without a memory of the call the caller's turns are counted."""
-    tried = [names(small_talk(heard(turn, HANG_UP, LOOK))) for turn in (1, 2, 3, 4)]
+def test_default_answers_without_memory_call_one_tool_per_turn() -> None:
+    """Without a memory of the call the caller's turn number selects the tool."""
+    tried = [
+        names(default_answer(context(turn, HANG_UP, LOOK))) for turn in (1, 2, 3, 4)
+    ]
 
     assert tried == [[], ["look_up"], ["hang_up"], []]
-    assert names(small_talk(heard(2))) == []
+    assert names(default_answer(context(2))) == []
 
 
-def test_small_talk_is_about_what_happened() -> None:
-    """Results are read out when the client asks for it, not when it is silent about
-    them; the agent that was handed over to says its name."""
+def test_default_answers_speak_about_results() -> None:
+    """Results are spoken when the client requests a response, not otherwise; after a
+    handoff the new agent says its name."""
     output = ToolOutput("call_1", "look_up", "it is blue")
     through = ToolOutput("call_2", "transfer_to_billing", "{}")
 
     def said(**more: Any) -> str:
-        [words] = small_talk(heard(1, **more))
-        assert isinstance(words, Say)
+        [words] = default_answer(context(1, **more))
+        assert isinstance(words, SayText)
         return words.text
 
     assert said(answered=(output,), trigger="client") == (
@@ -179,15 +181,15 @@ def test_small_talk_is_about_what_happened() -> None:
     assert said(trigger="idle") == "Are you still there?"
 
 
-def test_every_hosted_server_is_there_in_small_talk() -> None:
-    """A demo of an agent with hosted MCP tools needs no such server."""
+def test_default_answers_reach_every_hosted_server() -> None:
+    """The demo of an agent with hosted MCP tools needs no MCP server."""
     config = {"type": "mcp", "server_label": "tables", "server_url": "https://x.y"}
     chosen = config | {"allowed_tools": {"tool_names": ["book"]}}
 
-    [tool] = AnyServer()["tables"]
-    assert "anything" in AnyServer() and tool["name"] == "look_up"
-    assert names(SmallTalk().answer(heard(2, config))) == ["look_up"]
-    assert names(SmallTalk().answer(heard(2, chosen))) == ["book"]
+    [tool] = AnyMcpServer()["tables"]
+    assert "anything" in AnyMcpServer() and tool["name"] == "look_up"
+    assert names(DefaultAnswers().answer(context(2, config))) == ["look_up"]
+    assert names(DefaultAnswers().answer(context(2, chosen))) == ["book"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_every_hosted_server_is_there_in_small_talk() -> None:
     ],
 )
 def test_durations_are_spoken(seconds: float, words: str) -> None:
-    """The person is told in words how long they spoke."""
+    """The caller hears in words how long they spoke."""
     assert about(seconds) == words
 
 
@@ -226,10 +228,10 @@ async def test_the_agents_sdk_talks_to_it() -> None:
         handoffs=[expert],
     )
     turns: list[Turn] = [
-        [Say("Good morning.")],
+        [SayText("Good morning.")],
         [CallTool("get_weather", {"city": "Paris"})],
-        [Say("Sunny."), CallTool("transfer_to_expert", {})],
-        [Say("I am the expert.")],
+        [SayText("Sunny."), CallTool("transfer_to_expert", {})],
+        [SayText("I am the expert.")],
     ]
     behaviour = Behaviour(turns=turns, user_texts=["Weather, please"], **QUICK)
     seen: dict[str, int] = {}
@@ -269,8 +271,8 @@ async def test_the_agents_sdk_talks_to_it() -> None:
 
 
 async def test_many_calls_speak_at_once() -> None:
-    """A hundred callers each hear the whole of their sentence."""
-    behaviour = Behaviour(turns=[[Ruled(2000)]], think_seconds=0.05, speed=8)
+    """Each of a hundred callers hears the whole answer."""
+    behaviour = Behaviour(turns=[[PlayRuler(2000)]], think_seconds=0.05, speed=8)
     observed: list[str] = []
     hook: Callable[[ModelSession, str, Event], None] = lambda _, way, event: (  # noqa: E731
         observed.append(way) if event["type"] == "response.created" else None

@@ -1,4 +1,5 @@
-"""The fake Twilio's buffer, against its documented rules and a byte-by-byte model."""
+"""The fake Twilio's buffer, tested against its documented rules and a byte-by-byte
+model."""
 
 import pytest
 from hypothesis import given
@@ -6,11 +7,11 @@ from hypothesis import strategies as st
 
 from bridge.sim.twilio.playout import BUFFER_LIMIT, SILENCE, Playout
 
-AGENT = bytes(range(1, 251)) * 64  # 2 s of audio in which every position shows
+AGENT = bytes(range(1, 251)) * 64  # 2 s of audio in which each position is unique
 
 
 def test_audio_is_heard_at_one_times_speed_however_fast_it_came() -> None:
-    """A second sent in one message takes the caller a second to hear."""
+    """A second of audio in one message takes a second to play."""
     playout = Playout()
 
     playout.media(AGENT[:8000], 10.0)
@@ -25,7 +26,7 @@ def test_audio_is_heard_at_one_times_speed_however_fast_it_came() -> None:
 
 
 def test_messages_join_into_one_run_and_a_late_one_starts_another() -> None:
-    """A hole in the agent's speech is heard where it was, and nowhere else."""
+    """A gap in the agent's audio is heard where it was, and nowhere else."""
     playout = Playout()
 
     playout.media(AGENT[:800], 1.0)
@@ -44,7 +45,7 @@ def test_messages_join_into_one_run_and_a_late_one_starts_another() -> None:
 
 
 def test_mark_is_echoed_when_the_audio_before_it_is_over() -> None:
-    """ "Goodbye" is known to be heard when it has been, not when it was sent."""
+    """A mark is echoed when its audio has been heard, not when it was sent."""
     playout = Playout()
     playout.media(AGENT[:4000], 5.0)
     playout.mark("goodbye", 5.1)
@@ -58,7 +59,7 @@ def test_mark_is_echoed_when_the_audio_before_it_is_over() -> None:
 
 
 def test_mark_on_an_empty_buffer_is_echoed_at_once() -> None:
-    """A mark with nothing to wait for tells when the stream was idle."""
+    """A mark without audio before it is echoed at once."""
     playout = Playout()
 
     playout.mark("start", 3.0)
@@ -68,8 +69,8 @@ def test_mark_on_an_empty_buffer_is_echoed_at_once() -> None:
     assert playout.next_due is None
 
 
-def test_clear_silences_the_agent_and_echoes_all_that_waits_in_order() -> None:
-    """After a barge-in not one more byte of the old answer is heard."""
+def test_clear_flushes_the_audio_and_echoes_all_waiting_marks() -> None:
+    """After a clear no byte of the old answer is heard."""
     playout = Playout()
     playout.media(AGENT[:1600], 2.0)
     playout.mark("first", 2.0)
@@ -87,8 +88,8 @@ def test_clear_silences_the_agent_and_echoes_all_that_waits_in_order() -> None:
     assert playout.over_at == 2.3
 
 
-def test_what_comes_after_a_clear_is_heard_from_then_on() -> None:
-    """The new answer begins at once and says where it lies in what was sent."""
+def test_audio_after_a_clear_is_played_at_once() -> None:
+    """New audio plays at once, and its run has its position in what was sent."""
     playout = Playout()
     playout.media(AGENT[:8000], 2.0)
     playout.clear(2.1)
@@ -100,7 +101,7 @@ def test_what_comes_after_a_clear_is_heard_from_then_on() -> None:
 
 
 def test_clear_of_nothing_changes_nothing() -> None:
-    """A bridge may clear whenever it likes."""
+    """A clear of an empty buffer has no effect."""
     playout = Playout()
 
     assert playout.clear(1.0) == 0
@@ -108,8 +109,8 @@ def test_clear_of_nothing_changes_nothing() -> None:
     assert playout.media(AGENT[:160], 1.0)
 
 
-def test_ten_minutes_wait_at_most() -> None:
-    """What is sent into a full buffer is never heard (31931)."""
+def test_at_most_ten_minutes_are_buffered() -> None:
+    """Audio sent to a full buffer is never heard (31931)."""
     playout = Playout()
 
     assert playout.media(bytes(BUFFER_LIMIT), 0.0)
@@ -119,7 +120,7 @@ def test_ten_minutes_wait_at_most() -> None:
 
 
 def test_end_of_the_stream_leaves_the_rest_unheard() -> None:
-    """A goodbye cut by closing too early shows up as bytes nobody heard."""
+    """Bytes that wait when the stream ends are counted as unheard."""
     playout = Playout()
     playout.media(AGENT[:8000], 0.0)
     playout.mark("goodbye", 0.0)
@@ -130,7 +131,7 @@ def test_end_of_the_stream_leaves_the_rest_unheard() -> None:
 
 
 def test_time_does_not_go_back() -> None:
-    """A wrong clock is an error of the user, not a strange result."""
+    """A time that goes back raises an error."""
     playout = Playout()
     playout.media(b"x", 2.0)
 
@@ -139,7 +140,7 @@ def test_time_does_not_go_back() -> None:
 
 
 def test_frames_begin_on_the_grid_and_marks_wait_for_their_frames_end() -> None:
-    """The other Twilio differs by up to a frame, as a real mixer may."""
+    """With whole frames, times differ by up to a frame."""
     playout = Playout(phase=0.005)
     playout.media(AGENT[:200], 1.000)
     playout.mark("end", 1.000)
@@ -152,7 +153,7 @@ def test_frames_begin_on_the_grid_and_marks_wait_for_their_frames_end() -> None:
 
 
 def test_a_frame_begun_is_played_out_after_a_clear() -> None:
-    """In whole frames, a clear takes effect at the end of the one that sounds."""
+    """With whole frames, a clear takes effect at the end of the frame that plays."""
     playout = Playout(phase=0.0)
     playout.media(AGENT[:320], 1.0)
     playout.mark("in the frame", 1.0)
@@ -167,11 +168,11 @@ def test_a_frame_begun_is_played_out_after_a_clear() -> None:
     assert playout.buffered(2.0) == 0
 
 
-def test_a_frame_begun_takes_nothing_more() -> None:
-    """Two frames are never heard at the same time."""
+def test_new_audio_waits_for_the_end_of_a_begun_frame() -> None:
+    """Two frames never play at the same time."""
     playout = Playout(phase=0.0)
     playout.media(AGENT[:80], 1.0)
-    assert playout.played(1.0) == 0  # it has begun
+    assert playout.played(1.0) == 0  # the frame has begun
 
     playout.media(AGENT[:80], 1.0)
 
@@ -180,7 +181,7 @@ def test_a_frame_begun_takes_nothing_more() -> None:
 
 
 def test_a_mark_after_a_clear_between_frames_is_echoed_at_once() -> None:
-    """Nothing sounds and nothing waits: there is nothing to wait for."""
+    """No audio plays or waits, so the mark is echoed at once."""
     playout = Playout(phase=0.0)
     playout.media(AGENT[:320], 1.005)
     playout.clear(1.010)
@@ -190,7 +191,7 @@ def test_a_mark_after_a_clear_between_frames_is_echoed_at_once() -> None:
     assert playout.next_due == 1.010
 
 
-# Events at byte-exact times: (bytes since the last one, what, how much).
+# Events at byte-exact times: (bytes since the last event, kind, size).
 EVENTS = st.lists(
     st.tuples(
         st.integers(0, 700),
@@ -206,7 +207,7 @@ PHASES = st.none() | st.integers(0, 159).map(lambda byte: byte / 8000)
 def test_every_byte_is_played_cleared_or_waiting(
     events: list[tuple[int, str, int]], phase: float | None
 ) -> None:
-    """No audio appears or vanishes, and each mark comes back once, in order."""
+    """No audio appears or disappears, and each mark is echoed once, in order."""
     playout = Playout(phase)
     names: list[str] = []
     echoed: list[str] = []
@@ -236,7 +237,7 @@ def test_every_byte_is_played_cleared_or_waiting(
 def test_agrees_with_a_twilio_that_plays_byte_by_byte(
     events: list[tuple[int, str, int]],
 ) -> None:
-    """What was heard, and when each echo came, is what a byte-wise player does."""
+    """The heard audio and the echo times are those of a byte-by-byte player."""
     playout = Playout()
     queue: list[int | str] = []
     heard: list[tuple[int, int]] = []

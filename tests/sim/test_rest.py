@@ -1,4 +1,4 @@
-"""The fake Calls resource, proven with twilio's own client over real sockets."""
+"""The fake Calls resource, tested with Twilio's own client over real sockets."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +11,7 @@ from twilio.http.http_client import TwilioHttpClient  # type: ignore[import-unty
 from twilio.request_validator import RequestValidator  # type: ignore[import-untyped]
 from twilio.rest import Client  # type: ignore[import-untyped]
 
-from bridge.sim.caller import HangUp, Hear, Say, Script, Wait
+from bridge.sim.caller import HangUpStep, HearStep, SayStep, Script, WaitStep
 from bridge.sim.twilio.rest import Answers, FakeCall, Machine, TwilioRest, Unreached
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
 
@@ -19,11 +19,11 @@ SID, TOKEN = "AC" + "0" * 31 + "1", "12345"
 TO, FROM = "+15551230001", "+15557650002"
 EVENTS = ["initiated", "ringing", "answered", "completed"]
 SPEECH = bytes([0x10, 0x90]) * 1600  # 0.4 s
-TALK: Script = [Say(SPEECH), HangUp()]
+TALK: Script = [SayStep(SPEECH), HangUpStep()]
 
 
 class Http(TwilioHttpClient):  # type: ignore[misc]
-    """Sends what is for Twilio to the fake."""
+    """Sends requests for Twilio to the fake."""
 
     def __init__(self, origin: str) -> None:
         super().__init__(pool_connections=False, timeout=5)
@@ -35,7 +35,7 @@ class Http(TwilioHttpClient):  # type: ignore[misc]
 
 
 class Account:
-    """twilio's blocking client, beside the test."""
+    """Twilio's blocking client, in a thread."""
 
     def __init__(self, rest: TwilioRest, token: str = TOKEN) -> None:
         self.client = Client(SID, token, http_client=Http(rest.url))
@@ -65,7 +65,7 @@ async def until(true: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def house(
+async def servers(
     *plays: Callable[[Talk], Any], **options: Any
 ) -> AsyncIterator[tuple[TinyBridge, TwilioRest, Account]]:
     async with tiny_bridge(*plays) as bridge:
@@ -76,13 +76,13 @@ async def house(
 
 
 async def test_a_created_call_is_placed_and_reported() -> None:
-    """Ringing, picked up, talked to, hung up: as an outbound call of Twilio's is."""
+    """An outbound call rings, is answered, and reports each status."""
 
     async def play(talk: Talk) -> None:
         await talk.media(AGENT[:1600])
 
-    script: Script = [Hear(200), HangUp()]
-    async with house(play, callee=Answers(script, after=0.2)) as (
+    script: Script = [HearStep(200), HangUpStep()]
+    async with servers(play, callee=Answers(script, after=0.2)) as (
         bridge,
         rest,
         account,
@@ -121,7 +121,7 @@ async def test_a_created_call_is_placed_and_reported() -> None:
 async def test_public_urls_are_signed_as_they_are_and_dialled_where_the_bridge_is() -> (
     None
 ):
-    """A bridge that believes in its public address can be called on this machine."""
+    """A bridge with a public URL can be called on this machine."""
     public = "https://phone.example"
     async with tiny_bridge() as bridge:
         bridge.documents["/voice"] = connect("wss://phone.example/media/x1")
@@ -143,9 +143,9 @@ async def test_public_urls_are_signed_as_they_are_and_dialled_where_the_bridge_i
 
 
 @pytest.mark.parametrize("status", ["busy", "no-answer", "failed"])
-async def test_nobody_is_reached(status: Any) -> None:
-    """No document is asked for; the last status says why."""
-    async with house(callee=Unreached(status)) as (bridge, rest, account):
+async def test_an_unreached_callee_has_its_status(status: Any) -> None:
+    """No document is requested; the last status has the reason."""
+    async with servers(callee=Unreached(status)) as (bridge, rest, account):
         created = await account.create(
             url=bridge.origin + "/voice", status_callback=bridge.origin + "/status"
         )
@@ -159,8 +159,8 @@ async def test_nobody_is_reached(status: Any) -> None:
 
 
 async def test_it_rings_no_longer_than_the_timeout() -> None:
-    """Who would have picked up later has missed the call."""
-    async with house(callee=Answers(TALK, after=30)) as (bridge, rest, account):
+    """A callee that would answer after the timeout has missed the call."""
+    async with servers(callee=Answers(TALK, after=30)) as (bridge, rest, account):
         created = await account.create(url=bridge.origin + "/voice", timeout=1)
         call = await over(rest.calls[created.sid])
 
@@ -174,9 +174,10 @@ async def test_it_rings_no_longer_than_the_timeout() -> None:
 async def test_callbacks_may_come_out_of_order(
     events: list[str], order: list[str]
 ) -> None:
-    """Whoever believes the last one to come believes a call that is over to go on."""
-    async with house(callee=Answers(TALK), out_of_order=True) as house_:
-        bridge, rest, account = house_
+    """A bridge that trusts the last callback to arrive believes that a finished call
+    goes on."""
+    async with servers(callee=Answers(TALK), out_of_order=True) as started:
+        bridge, rest, account = started
         created = await account.create(
             url=bridge.origin + "/voice",
             status_callback=bridge.origin + "/status",
@@ -189,8 +190,8 @@ async def test_callbacks_may_come_out_of_order(
 
 
 async def test_twiml_of_the_request_needs_no_webhook() -> None:
-    """TwiML without a URL has nothing that a relative one could be relative to."""
-    async with house(callee=Answers([Wait(5)])) as (_, rest, account):
+    """TwiML in the request needs no webhook; a relative URL in it is an error."""
+    async with servers(callee=Answers([WaitStep(5)])) as (_, rest, account):
         created = await account.create(twiml="<Response><Say>Hi</Say></Response>")
         call = await over(rest.calls[created.sid])
         assert call.record is not None and call.record.said_by_twilio == ["Hi"]
@@ -207,9 +208,9 @@ async def test_twiml_of_the_request_needs_no_webhook() -> None:
         assert [end.code for end in call.record.stream_ends] == [31923]
 
 
-async def test_of_url_and_twiml_the_url_is_taken() -> None:
-    """As Twilio's reference has it."""
-    async with house(callee=Answers(TALK)) as (bridge, rest, account):
+async def test_if_both_are_given_url_wins_over_twiml() -> None:
+    """As documented in Twilio's reference."""
+    async with servers(callee=Answers(TALK)) as (bridge, rest, account):
         created = await account.create(
             url=bridge.origin + "/voice", twiml="<Response/>", method="POST"
         )
@@ -222,8 +223,8 @@ async def test_of_url_and_twiml_the_url_is_taken() -> None:
 
 
 async def test_the_account_hangs_up() -> None:
-    """The stream gets its `stop`; the call is completed; a second time it is over."""
-    async with house(callee=Answers([Wait(60)])) as (bridge, rest, account):
+    """The stream gets `stop`, the call is completed; a second request is an error."""
+    async with servers(callee=Answers([WaitStep(60)])) as (bridge, rest, account):
         created = await account.create(url=bridge.origin + "/voice")
         await until(lambda: bridge.talks)
         await account.update(created.sid, status="canceled")
@@ -241,8 +242,8 @@ async def test_the_account_hangs_up() -> None:
 
 @pytest.mark.parametrize("status", ["completed", "canceled"])
 async def test_a_call_that_rings_is_canceled(status: str) -> None:
-    """Nobody picks up any more."""
-    async with house(callee=Answers(TALK, after=60)) as (bridge, rest, account):
+    """The callee does not answer any more."""
+    async with servers(callee=Answers(TALK, after=60)) as (bridge, rest, account):
         created = await account.create(url=bridge.origin + "/voice")
         call = rest.calls[created.sid]
         await until(lambda: call.status == "ringing")
@@ -255,9 +256,9 @@ async def test_a_call_that_rings_is_canceled(status: str) -> None:
         assert (await over(call)).status == "canceled" and bridge.requests == []
 
 
-async def test_a_call_canceled_in_the_queue_is_told_to_nobody() -> None:
-    """A callback that never comes must not be waited for."""
-    async with house(queued_seconds=5.0) as (bridge, rest, account):
+async def test_a_call_canceled_in_the_queue_has_no_callback() -> None:
+    """No callback is sent for a call canceled in the queue."""
+    async with servers(queued_seconds=5.0) as (bridge, rest, account):
         created = await account.create(
             url=bridge.origin + "/voice",
             status_callback=bridge.origin + "/status",
@@ -269,9 +270,9 @@ async def test_a_call_canceled_in_the_queue_is_told_to_nobody() -> None:
         assert bridge.requests == []
 
 
-async def test_other_twiml_takes_the_place_of_the_stream() -> None:
-    """The stream ends, its action is not asked, the person is still there."""
-    async with house(callee=Answers([Wait(60)])) as (bridge, rest, account):
+async def test_new_twiml_replaces_the_stream() -> None:
+    """The stream ends, its action is not requested, the callee stays connected."""
+    async with servers(callee=Answers([WaitStep(60)])) as (bridge, rest, account):
         bridge.documents["/voice"] = connect(bridge.media_url, action="/next")
         created = await account.create(url=bridge.origin + "/voice")
         await until(lambda: bridge.talks)
@@ -289,9 +290,9 @@ async def test_other_twiml_takes_the_place_of_the_stream() -> None:
         assert bridge.forms("/bye")[0]["CallStatus"] == "in-progress"
 
 
-async def test_twiml_comes_while_twilio_asks_or_dials() -> None:
-    """What ran is left where it stands."""
-    async with house(callee=Answers([Wait(60)])) as (bridge, rest, account):
+async def test_new_twiml_stops_a_request_or_a_dial() -> None:
+    """The running verb is stopped."""
+    async with servers(callee=Answers([WaitStep(60)])) as (bridge, rest, account):
         bridge.documents["/voice"] = "<Response><Pause length='60'/></Response>"
         created = await account.create(url=bridge.origin + "/voice")
         await until(lambda: bridge.requests)
@@ -302,8 +303,8 @@ async def test_twiml_comes_while_twilio_asks_or_dials() -> None:
 
 
 async def test_the_time_limit_ends_the_call() -> None:
-    """Nobody pays for a call longer than was asked for."""
-    async with house(callee=Answers([Wait(60)])) as (bridge, rest, account):
+    """The call ends at its TimeLimit."""
+    async with servers(callee=Answers([WaitStep(60)])) as (bridge, rest, account):
         created = await account.create(url=bridge.origin + "/voice", time_limit=1)
         call = await over(rest.calls[created.sid])
 
@@ -316,9 +317,9 @@ DETECT = {"async_amd": "true", "machine_detection": "DetectMessageEnd"}
 
 
 async def test_after_the_beep_the_callback_comes() -> None:
-    """What the bridge says then is on the machine's tape."""
+    """The bridge's audio after the beep is recorded by the machine."""
     machine = Machine(greeting=SPEECH * 2, records_seconds=1.0)
-    async with house(callee=machine) as (bridge, rest, account):
+    async with servers(callee=machine) as (bridge, rest, account):
         created = await account.create(
             url=bridge.origin + "/voice",
             async_amd_status_callback=bridge.origin + "/amd",
@@ -348,8 +349,8 @@ async def test_after_the_beep_the_callback_comes() -> None:
 @pytest.mark.parametrize(
     ("callee", "options", "said", "ms"),
     [
-        (Answers([Wait(9)], detected_after=0.3), {}, "human", 300),
-        (Answers([Wait(9)], answered_by="fax", detected_after=0.1), {}, "fax", 100),
+        (Answers([WaitStep(9)], detected_after=0.3), {}, "human", 300),
+        (Answers([WaitStep(9)], answered_by="fax", detected_after=0.1), {}, "fax", 100),
         (
             Machine(SPEECH * 9),
             {
@@ -373,11 +374,11 @@ async def test_after_the_beep_the_callback_comes() -> None:
         ),
     ],
 )
-async def test_who_picked_up_is_told_in_time(
+async def test_the_detection_result_comes_in_time(
     callee: Answers | Machine, options: dict[str, Any], said: str, ms: int
 ) -> None:
-    """Soon, or when the machine has spoken: as the mode says."""
-    async with house(callee=callee) as (bridge, rest, account):
+    """The result comes soon or after the greeting, depending on the mode."""
+    async with servers(callee=callee) as (bridge, rest, account):
         created = await account.create(
             url=bridge.origin + "/voice",
             async_amd_status_callback=bridge.origin + "/amd",
@@ -386,7 +387,7 @@ async def test_who_picked_up_is_told_in_time(
         await until(lambda: bridge.forms("/amd"))
         call = rest.calls[created.sid]
         assert call.record is not None and call.record.stream_at is not None
-        await until(lambda: call.callbacks)  # noted once it was answered
+        await until(lambda: call.callbacks)  # recorded when it was answered
         waited = call.callbacks[-1].at - call.record.stream_at
         rest.calls[created.sid].placed.end("test")  # type: ignore[union-attr]
         await over(call)
@@ -397,10 +398,10 @@ async def test_who_picked_up_is_told_in_time(
     assert waited == pytest.approx(ms / 1000, abs=0.2)
 
 
-async def test_detection_that_is_not_beside_the_call_holds_it_up() -> None:
-    """The document is asked for when it is known who picked up."""
+async def test_synchronous_detection_delays_the_document() -> None:
+    """Synchronous detection: the document is requested after the result."""
     callee = Answers(TALK, detected_after=0.5)
-    async with house(callee=callee) as (bridge, rest, account):
+    async with servers(callee=callee) as (bridge, rest, account):
         created = await account.create(
             url=bridge.origin + "/voice", machine_detection="Enable"
         )
@@ -410,10 +411,10 @@ async def test_detection_that_is_not_beside_the_call_holds_it_up() -> None:
         assert call.talked_seconds > 0.5 + len(SPEECH) / 8000
 
 
-async def test_hung_up_during_detection_the_document_is_never_asked_for() -> None:
-    """The call is completed: it was answered."""
+async def test_a_hangup_during_detection_requests_no_document() -> None:
+    """The call was answered, so it is completed."""
     callee = Answers(TALK, detected_after=5)
-    async with house(callee=callee) as (bridge, rest, account):
+    async with servers(callee=callee) as (bridge, rest, account):
         created = await account.create(
             url=bridge.origin + "/voice", machine_detection="Enable"
         )
@@ -452,10 +453,12 @@ async def test_hung_up_during_detection_the_document_is_never_asked_for() -> Non
         ({"machine_detection": "Enable", "async_amd": "true"}, 21262),
     ],
 )
-async def test_what_twilio_does_not_take(options: dict[str, Any], code: int) -> None:
-    """A wrong request fails in a test with the code it would fail with live."""
+async def test_invalid_requests_get_twilios_error(
+    options: dict[str, Any], code: int
+) -> None:
+    """An invalid request fails with Twilio's error code."""
     numbers = frozenset({FROM})
-    async with house(numbers=numbers) as (bridge, rest, account):
+    async with servers(numbers=numbers) as (bridge, rest, account):
         wanted = {"url": bridge.origin + "/voice", **options}
         with pytest.raises(TwilioRestException) as refused:
             await account.create(**{k: v for k, v in wanted.items() if v is not None})
@@ -464,9 +467,9 @@ async def test_what_twilio_does_not_take(options: dict[str, Any], code: int) -> 
         assert rest.calls == {}
 
 
-async def test_strangers_and_unknown_calls() -> None:
-    """A wrong token is 20003, a call that is not there 20404."""
-    async with house() as (bridge, rest, account):
+async def test_wrong_tokens_and_unknown_calls_are_refused() -> None:
+    """A wrong token gives 20003, an unknown call 20404."""
+    async with servers() as (bridge, rest, account):
         with pytest.raises(TwilioRestException) as refused:
             await Account(rest, "wrong").create(url=bridge.origin + "/voice")
         assert (refused.value.status, refused.value.code) == (401, 20003)
@@ -490,9 +493,9 @@ async def test_strangers_and_unknown_calls() -> None:
         {"url": "https://phone.example/", "twiml": "<Response/>"},
     ],
 )
-async def test_changes_twilio_does_not_take(options: dict[str, str]) -> None:
-    """The call goes on as it was."""
-    async with house(callee=Answers([Wait(60)])) as (bridge, _, account):
+async def test_invalid_changes_get_twilios_error(options: dict[str, str]) -> None:
+    """An invalid change fails, and the call goes on unchanged."""
+    async with servers(callee=Answers([WaitStep(60)])) as (bridge, _, account):
         created = await account.create(url=bridge.origin + "/voice")
         await until(lambda: bridge.talks)
         with pytest.raises(TwilioRestException) as refused:

@@ -1,4 +1,4 @@
-"""The fake text model, judged by OpenAI's own client."""
+"""The fake text model, tested with OpenAI's own client."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def client(model: TextModel) -> openai.AsyncOpenAI:
 
 
 async def test_openais_client_takes_its_answer() -> None:
-    """Every field that the client's types require is there and of its type."""
+    """Every field that the client's types require exists and has its type."""
     async with TextModel() as model, client(model) as asked:
         made = await asked.responses.create(model="any", input="How far is the moon?")
 
@@ -27,7 +27,7 @@ async def test_openais_client_takes_its_answer() -> None:
 
 
 async def test_a_text_agent_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK's Runner finds it by the environment alone."""
+    """The environment alone directs the SDK's Runner to the fake."""
     set_tracing_disabled(True)
     async with TextModel() as model:
         monkeypatch.setenv("OPENAI_BASE_URL", model.url)
@@ -40,7 +40,7 @@ async def test_a_text_agent_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_parts_of_a_message_are_read() -> None:
-    """The latest of the user's messages is the question, in whatever form it comes."""
+    """The latest user message is the question, in every form that the API allows."""
     parts = [{"type": "input_text", "text": "Second"}]
     told: Any = [
         {"role": "user", "content": "First"},
@@ -54,10 +54,10 @@ async def test_parts_of_a_message_are_read() -> None:
     assert nothing.output_text.endswith("asked: ")
 
 
-async def test_what_it_cannot_do_is_refused() -> None:
-    """A program that streams hears so, in the form of OpenAI's errors."""
+async def test_unsupported_requests_are_refused() -> None:
+    """Unsupported requests, such as streaming, get an error in OpenAI's form."""
     async with TextModel() as model, client(model) as asked:
-        with pytest.raises(openai.BadRequestError, match="in one piece"):
+        with pytest.raises(openai.BadRequestError, match="does not stream"):
             await asked.responses.create(model="any", input="Hi.", stream=True)
         with pytest.raises(openai.BadRequestError) as error:
             await asked.post("/responses", body={"input": "Hi."}, cast_to=object)

@@ -1,4 +1,4 @@
-"""The voices of the fakes and the ruler, the audio that measures."""
+"""The voices of the fakes, and the ruler."""
 
 import audioop
 import threading
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bridge.sim.voice import (
     AGENT_VOICE,
     CALLER_VOICE,
-    Span,
+    RulerSpan,
     read_ruler,
     resample,
     ruler,
@@ -23,7 +23,7 @@ from bridge.sim.voice import (
 
 @pytest.fixture
 def real_voice() -> None:
-    """Without it `speak` gives tones, and tests of the voice would test those."""
+    """Fail without espeak-ng: `speak` would give tones."""
     assert voice_available(), "the package espeakng-loader is missing: make setup"
 
 
@@ -37,7 +37,7 @@ def tone(frequency: float, rate: int, seconds: float = 1.0) -> bytes:
 
 @needs_voice
 def test_words_are_spoken_in_order_within_the_audio() -> None:
-    """The person sees each word of the picture where it is heard, none missing."""
+    """Each word has a time within the audio, in order; none is missing."""
     speech = speak("Hello there, I have 25 apples - how are you? It is 3:30.")
 
     assert " ".join(word for _, word in speech.words) == speech.text
@@ -49,7 +49,7 @@ def test_words_are_spoken_in_order_within_the_audio() -> None:
 
 @needs_voice
 def test_caller_and_agent_sound_different() -> None:
-    """Whoever listens to a recording can tell the caller from the agent."""
+    """The caller and the agent can be told apart in a recording."""
     caller = speak("Good morning to you", voice=CALLER_VOICE)
     agent = speak("Good morning to you", voice=AGENT_VOICE)
 
@@ -59,14 +59,14 @@ def test_caller_and_agent_sound_different() -> None:
 @needs_voice
 @pytest.mark.parametrize("voice", ["en-us+nobody", "nope"])
 def test_a_voice_that_does_not_exist_is_refused(voice: str) -> None:
-    """A mistyped voice is said to be one instead of sounding like another."""
+    """An unknown voice raises an error."""
     with pytest.raises(ValueError, match=voice.split("+")[-1]):
         speak("hello", voice=voice)
 
 
 @needs_voice
 def test_voices_may_speak_from_any_thread() -> None:
-    """Two voices at the same time do not end up in each other's sentence."""
+    """Calls from several threads do not mix their audio."""
     texts = ["No.", "This sentence is a good deal longer than the other one."] * 4
     alone = [speak(text).seconds for text in texts]
     speak.cache_clear()
@@ -84,14 +84,14 @@ def test_voices_may_speak_from_any_thread() -> None:
     assert [together[n] for n in range(8)] == pytest.approx(alone, abs=0.05)
 
 
-def test_a_sentence_is_spoken_once() -> None:
-    """The hundredth call hears the sentence as soon as the first, from the cache."""
+def test_a_repeated_sentence_is_cached() -> None:
+    """A repeated sentence comes from the cache."""
     assert speak("Say this once.") is speak("Say this once.")
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 24000])
 def test_speech_is_loud_enough_at_every_rate(rate: int) -> None:
-    """The person is neither inaudible nor distorted at any sampling rate."""
+    """Speech is audible and undistorted at every sampling rate."""
     speech = speak("The quick brown fox jumps over the lazy dog.", rate=rate)
 
     assert audioop.rms(speech.pcm, 2) > 1000
@@ -100,7 +100,7 @@ def test_speech_is_loud_enough_at_every_rate(rate: int) -> None:
 
 
 def test_tones_stand_in_for_words() -> None:
-    """Without the speech package a call still has bursts with pauses between them."""
+    """Without espeak-ng a call still has bursts with pauses between them."""
     speech = tones("one two three four", words_per_minute=165)
 
     assert [word for _, word in speech.words] == ["one", "two", "three", "four"]
@@ -116,7 +116,7 @@ def test_tones_stand_in_for_words() -> None:
     ("frequency", "heard"), [(300, True), (3000, True), (4300, False), (7000, False)]
 )
 def test_resampling_does_not_alias(frequency: int, heard: bool) -> None:
-    """Hiss above the telephone band does not come down into it as a whistle."""
+    """Noise above the telephone band does not alias into it."""
     down = resample(tone(frequency, 22050), 22050, 8000)
 
     level = audioop.rms(down[800:-800], 2)
@@ -125,7 +125,7 @@ def test_resampling_does_not_alias(frequency: int, heard: bool) -> None:
 
 
 def test_resampling_up_leaves_no_image() -> None:
-    """A telephone voice turned into 24 kHz has nothing above the telephone band."""
+    """Telephone speech at 24 kHz has nothing above the telephone band."""
     up = np.frombuffer(resample(tone(1000, 8000), 8000, 24000), "<i2")
     spectrum = np.abs(np.fft.rfft(up[2400:-2400].astype(float)))
     above = spectrum[len(spectrum) * 4100 // 12000 :]
@@ -134,16 +134,16 @@ def test_resampling_up_leaves_no_image() -> None:
 
 
 def test_no_audio_resamples_to_none() -> None:
-    """An empty sentence is silence, not a failure."""
+    """Empty audio stays empty."""
     assert resample(b"", 22050, 8000) == b""
     assert tones("").pcm == b""
 
 
 def test_the_ruler_reads_back_whole() -> None:
-    """A sentence heard in full is measured as heard in full."""
+    """An item that was played in full reads back in full."""
     reading = read_ruler(b"\xff" * 160 + ruler(7, 1234) + b"\xff" * 50 + ruler(8, 20))
 
-    assert reading.spans == [Span(7, 0, 1234 * 8), Span(8, 0, 160)]
+    assert reading.spans == [RulerSpan(7, 0, 1234 * 8), RulerSpan(8, 0, 160)]
     assert reading.heard_ms == {7: 1234, 8: 20}
     assert reading.in_order and not reading.stray
     assert not reading.lost_bytes and not reading.repeated_bytes
@@ -158,7 +158,7 @@ def test_the_sync_byte_is_only_where_a_millisecond_begins() -> None:
 
 
 def test_the_ruler_tells_what_was_lost_and_repeated() -> None:
-    """A hole or an echo in the sentence is seen, not averaged away."""
+    """Lost and repeated audio is measured exactly."""
     audio = ruler(3, 100)
     hole = read_ruler(audio[:160] + audio[400:])
     echo = read_ruler(audio[:400] + audio[160:])
@@ -170,18 +170,18 @@ def test_the_ruler_tells_what_was_lost_and_repeated() -> None:
 
 
 def test_a_millisecond_split_by_a_pause_is_one_millisecond() -> None:
-    """A stall within a frame loses nothing and adds nothing."""
+    """A stall within a millisecond loses nothing and adds nothing."""
     audio = ruler(3, 10)
     reading = read_ruler(
         audio[:21] + b"\xff" * 9 + audio[21:23] + b"\xff" + audio[23:77]
     )
 
-    assert reading.spans == [Span(3, 0, 77)]
+    assert reading.spans == [RulerSpan(3, 0, 77)]
     assert reading.stray == 0
 
 
 def test_speech_is_not_read_as_a_ruler() -> None:
-    """An ordinary voice is foreign to the ruler, whatever its bytes."""
+    """Speech is never read as ruler audio."""
     reading = read_ruler(speak("This is not a ruler at all, is it?").mulaw())
 
     assert sum(reading.heard_bytes.values()) == 0
@@ -198,7 +198,7 @@ def pieces(draw: st.DrawFn) -> list[Piece]:
     for _ in range(draw(st.integers(1, 6))):
         item += draw(st.integers(1, 3))
         start = draw(st.integers(0, 400))
-        length = draw(st.integers(15, 400))  # holds one whole millisecond for sure
+        length = draw(st.integers(15, 400))  # contains at least one whole millisecond
         drawn.append((item, start, start + length, draw(st.integers(1, 40))))
     return drawn
 
@@ -206,7 +206,7 @@ def pieces(draw: st.DrawFn) -> list[Piece]:
 @settings(max_examples=150, deadline=None)
 @given(pieces())
 def test_any_cut_is_measured_to_the_byte(cuts: list[Piece]) -> None:
-    """However rudely a sentence is cut, what was heard of it is known to 1/8 ms."""
+    """What was heard of a cut item is measured to 1/8 ms."""
     audio = b"".join(
         ruler(item, 110)[start:end] + b"\xff" * silence
         for item, start, end, silence in cuts
@@ -214,14 +214,16 @@ def test_any_cut_is_measured_to_the_byte(cuts: list[Piece]) -> None:
 
     reading = read_ruler(audio)
 
-    assert reading.spans == [Span(item, start, end) for item, start, end, _ in cuts]
+    assert reading.spans == [
+        RulerSpan(item, start, end) for item, start, end, _ in cuts
+    ]
     assert reading.stray == 0
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 80), st.integers(0, 40))))
 def test_every_byte_is_accounted_for(cuts: list[tuple[int, int, int]]) -> None:
-    """Scraps too short to be placed are reported as such, never lost or invented."""
+    """Pieces too short to attribute are counted as stray, never lost or invented."""
     audio = b"".join(
         ruler(item, 16)[start : start + length] for item, start, length in cuts
     )

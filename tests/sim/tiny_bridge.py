@@ -1,6 +1,6 @@
-"""The smallest server a fake Twilio can call: documents, and a socket to play with.
+"""A minimal server that the fake Twilio can call: documents and a media WebSocket.
 
-It shares nothing with the bridge; tests give it what to answer and look at what came.
+It shares nothing with the bridge. Tests set its answers and inspect what it received.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from xml.sax.saxutils import quoteattr
 from aiohttp import web
 
 Json = dict[str, Any]
-AGENT = bytes(range(1, 251)) * 320  # 10 s of audio in which every position shows
+AGENT = bytes(range(1, 251)) * 320  # 10 s of audio in which each position is unique
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Received:
 
 @dataclass
 class Talk:
-    """One media stream, seen from the server."""
+    """One media stream, as the server sees it."""
 
     socket: web.WebSocketResponse
     handshake: web.Request
@@ -47,7 +47,7 @@ class Talk:
         return [each.at for each in self.received if each.message["event"] == event]
 
     async def until(self, event: str, count: int = 1) -> None:
-        """Wait for so many messages of the kind."""
+        """Wait for `count` messages of this kind."""
         while len(self.messages(event)) < count:
             self.arrived.clear()
             async with asyncio.timeout(5):
@@ -70,7 +70,7 @@ Play = Callable[[Talk], Awaitable[None]]
 
 @dataclass
 class TinyBridge:
-    """`plays` are acted out one per stream; `documents` answer the webhooks by path."""
+    """`plays` run one per stream; `documents` answer the webhooks by path."""
 
     origin: str = ""
     documents: dict[str, str | web.Response] = field(default_factory=dict)

@@ -49,11 +49,11 @@ from bridge.sim.model import (
     Fail,
     ModelServer,
     ModelSession,
-    Say,
+    SayText,
     Turn,
 )
 from bridge.sim.realtime.calls import CallsServer, new_secret
-from bridge.sim.realtime.leg import Line, PhoneCall
+from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 from bridge.sip.sip import SipCalls, facts_of, number_of
 from bridge.sip.sip_call import SipPlan, SipServices
 from bridge.sip.sip_session import ATTACH_TRIES
@@ -251,7 +251,7 @@ async def test_a_signed_webhook_is_taken_at_once() -> None:
         call = await here.ring()
 
         assert call.answers == [200]
-        assert call.line is Line.RINGING
+        assert call.state is SipCallState.RINGING
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ async def test_a_second_delivery_begins_no_second_call() -> None:
     """At-least-once on their side is once on ours."""
     async with place() as here:
         call = await here.ring(copies=3)
-        await call.until(Line.TALKING)
+        await call.until(SipCallState.TALKING)
 
         assert call.answers == [200, 200, 200]
         assert [verb for verb, _ in here.calls.requests] == ["accept"]
@@ -322,7 +322,7 @@ async def test_a_full_bridge_says_busy() -> None:
     async with place() as here:
         here.room = False
         call = await here.ring()
-        await call.until(Line.REJECTED)
+        await call.until(SipCallState.REJECTED)
 
         assert call.answers == [200]
         assert call.sip_status == 486
@@ -340,7 +340,7 @@ async def test_a_caller_who_gave_up_is_not_turned_away() -> None:
         await here.ring()
         await until(lambda: len(here.calls.requests) == 2)
 
-        assert call.line is Line.RINGING
+        assert call.state is SipCallState.RINGING
         assert here.sip.calls == 0
 
 
@@ -458,7 +458,7 @@ async def test_a_socket_that_is_refused_ends_the_call() -> None:
     async with place() as here:
         here.model.behaviour = Behaviour(refuse=429)
         call = await here.ring()
-        await call.until(Line.ENDED)
+        await call.until(SipCallState.ENDED)
         await here.over()
 
         assert (call.ended_by, here.ends) == ("api", ["model_refused"])
@@ -482,7 +482,7 @@ async def test_a_server_that_is_not_there() -> None:
 
     async with place(connect=nowhere) as here:
         call = await here.ring()
-        await call.until(Line.ENDED)
+        await call.until(SipCallState.ENDED)
         await here.over()
 
         assert here.ends == ["model_refused"]
@@ -492,7 +492,7 @@ async def test_an_accept_that_fails_is_no_endless_ringing() -> None:
     """The trunk hears 503, and may try another gateway."""
     async with place(fail={"accept": 400}) as here:
         call = await here.ring()
-        await call.until(Line.REJECTED)
+        await call.until(SipCallState.REJECTED)
         await here.over()
 
         assert call.sip_status == 503
@@ -503,7 +503,7 @@ async def test_an_accept_whose_answer_is_lost_leaves_nobody_in_silence() -> None
     """OpenAI has accepted, we were told it had not: the call is hung up."""
     async with place(lose=["accept"]) as here:
         call = await here.ring()
-        await call.until(Line.ENDED)
+        await call.until(SipCallState.ENDED)
         await here.over()
 
         assert (call.ended_by, here.ends) == ("api", ["model_refused"])
@@ -519,7 +519,7 @@ async def test_an_agent_that_cannot_be_had_rejects_the_call() -> None:
 
     async with place(agent=broken) as here:
         call = await here.ring()
-        await call.until(Line.REJECTED)
+        await call.until(SipCallState.REJECTED)
         await here.over()
 
         assert call.sip_status == 503
@@ -537,7 +537,7 @@ async def test_a_caller_who_gave_up_is_no_failure() -> None:
     async with place(agent=made) as here:
         ringing.append(here)
         call = await here.ring()
-        await call.until(Line.ENDED)
+        await call.until(SipCallState.ENDED)
         await here.over()
 
         assert here.ends == ["caller_hung_up"]
@@ -549,7 +549,7 @@ async def test_a_caller_who_gave_up_is_no_failure() -> None:
 
 async def test_the_agent_greets_and_is_heard() -> None:
     """The server's word for it: the history says what was heard."""
-    async with place(talking([Say("Hello, how can I help?")])) as here:
+    async with place(talking([SayText("Hello, how can I help?")])) as here:
         _, session, live = await here.talk()
         await until(lambda: bool(session.responses))
         assert await live.heard() is True
@@ -567,7 +567,9 @@ async def test_a_tool_runs_with_the_call_as_its_context() -> None:
     """The same agent as on a media stream."""
     async with place(
         talking(
-            [Say("Hello.")], [CallTool("weather", {"city": "Oslo"})], [Say("Rain.")]
+            [SayText("Hello.")],
+            [CallTool("weather", {"city": "Oslo"})],
+            [SayText("Rain.")],
         ),
         HELPFUL,
     ) as here:
@@ -585,11 +587,13 @@ async def test_a_tool_runs_with_the_call_as_its_context() -> None:
 async def test_a_tool_hangs_up_when_all_was_heard() -> None:
     """The goodbye is played to its end, then the line is closed."""
     async with place(
-        talking([Say("Thank you for your call, goodbye."), CallTool("hang_up", {})]),
+        talking(
+            [SayText("Thank you for your call, goodbye."), CallTool("hang_up", {})]
+        ),
         HELPFUL,
     ) as here:
         call, session, live = await here.talk()
-        await call.until(Line.ENDED)
+        await call.until(SipCallState.ENDED)
         await here.over()
 
         seconds = sum(len(it[2]) for it in session.sent_deltas) / 8000
@@ -605,7 +609,7 @@ async def test_a_tool_hangs_up_when_all_was_heard() -> None:
 async def test_a_caller_who_speaks_keeps_the_call() -> None:
     """Interrupted in the goodbye: False, and they are answered."""
     async with place(
-        talking([Say(LONG), CallTool("hang_up", {})], [Say("Yes?")]), HELPFUL
+        talking([SayText(LONG), CallTool("hang_up", {})], [SayText("Yes?")]), HELPFUL
     ) as here:
         call, _, live = await here.talk()
         await until(lambda: "tool_start" in here.types())
@@ -618,16 +622,16 @@ async def test_a_caller_who_speaks_keeps_the_call() -> None:
         assert LONG.startswith(cut.text) and 0 < len(cut.text) < 50
         assert [it.text for it in live.history if it.kind == "tool_output"] == ["False"]
         assert {"audio_interrupted", "agent_interrupted"} <= set(here.types())
-        assert call.line is Line.TALKING
+        assert call.state is SipCallState.TALKING
 
 
 async def test_a_tool_puts_the_caller_through() -> None:
     """A REFER, once all was heard; nobody hangs up behind it."""
     async with place(
-        talking([Say("One moment."), CallTool("transfer", {})]), HELPFUL
+        talking([SayText("One moment."), CallTool("transfer", {})]), HELPFUL
     ) as here:
         call, _, _ = await here.talk()
-        await call.until(Line.REFERRED)
+        await call.until(SipCallState.REFERRED)
         await here.over()
 
         assert call.target == "tel:+14155550199"
@@ -637,14 +641,14 @@ async def test_a_tool_puts_the_caller_through() -> None:
 
 async def test_a_transfer_that_is_refused_is_told_to_the_agent() -> None:
     """The call goes on, and the caller hears why."""
-    behaviour = talking([CallTool("transfer", {})], [Say("I am sorry.")])
+    behaviour = talking([CallTool("transfer", {})], [SayText("I am sorry.")])
     async with place(behaviour, HELPFUL, fail={"refer": 400}) as here:
         call, _, live = await here.talk()
         await until(lambda: "I am sorry." in here.said())
 
         (output,) = [it.text for it in live.history if it.kind == "tool_output"]
         assert output == "BadRequest: the transfer was refused by the phone line"
-        assert call.line is Line.TALKING
+        assert call.state is SipCallState.TALKING
 
 
 async def test_a_number_that_is_not_allowed_is_not_dialled() -> None:
@@ -655,7 +659,7 @@ async def test_a_number_that_is_not_allowed_is_not_dialled() -> None:
         with pytest.raises(NotAllowed):
             await live.transfer(PREMIUM)
 
-        assert call.line is Line.TALKING
+        assert call.state is SipCallState.TALKING
         assert [verb for verb, _ in here.calls.requests] == ["accept"]
         await until(lambda: "limit_hit" in here.types())
 
@@ -666,7 +670,7 @@ async def test_a_caller_with_too_many_calls_hears_the_line_busy() -> None:
         here.limit = "calls_of_number"
         with capture_logs() as lines:
             call = await here.ring()
-            await call.until(Line.REJECTED)
+            await call.until(SipCallState.REJECTED)
 
         assert call.sip_status == 486 and here.model.sessions == []
         assert [it["why"] for it in lines if it["event"] == "call_refused"] == [
@@ -705,7 +709,7 @@ async def test_an_end_of_the_bridge_hangs_up() -> None:
         here.sip.end("shutdown")
         await here.over()
 
-        assert (call.line, call.ended_by) == (Line.ENDED, "api")
+        assert (call.state, call.ended_by) == (SipCallState.ENDED, "api")
         assert here.ends == ["bridge_shutdown"]
 
 
@@ -714,13 +718,13 @@ async def test_leaving_ends_the_calls() -> None:
     async with place() as here:
         call, _, _ = await here.talk()
 
-    assert call.line is Line.ENDED
+    assert call.state is SipCallState.ENDED
     assert here.ends == ["bridge_shutdown"]
 
 
 async def test_a_hang_up_that_the_api_refuses_is_tried_once_more() -> None:
     """The session ends all the same: nobody talks on who has said goodbye."""
-    turns = talking([Say("Goodbye."), CallTool("hang_up", {})])
+    turns = talking([SayText("Goodbye."), CallTool("hang_up", {})])
     async with place(turns, HELPFUL, fail={"hangup": 400}) as here:
         await here.talk()
         await here.over()
@@ -739,7 +743,9 @@ async def test_a_tool_that_raises_is_told() -> None:
         raise LookupError
 
     agent = RealtimeAgent[Any](name="poor", instructions="Try.", tools=[broken])
-    async with place(talking([CallTool("broken", {})], [Say("Sorry.")]), agent) as here:
+    async with place(
+        talking([CallTool("broken", {})], [SayText("Sorry.")]), agent
+    ) as here:
         await here.talk()
         await until(lambda: "Sorry." in here.said())
 
@@ -754,7 +760,7 @@ async def test_a_server_that_talks_nonsense_is_not_followed() -> None:
         "{",
         '{"type": "output_audio_buffer.stopped"}',
     ]
-    behaviour = Behaviour(turns=[[Say("Hello.")]], garbage=garbage, **QUICK)
+    behaviour = Behaviour(turns=[[SayText("Hello.")]], garbage=garbage, **QUICK)
     async with place(behaviour) as here:
         await here.talk()
         await until(lambda: here.said() == ["Hello."])
@@ -769,7 +775,7 @@ async def test_a_server_that_closes_ends_the_call() -> None:
         call, _, _ = await here.talk()
         await here.over()
 
-        assert (call.line, here.ends) == (Line.ENDED, ["model_closed"])
+        assert (call.state, here.ends) == (SipCallState.ENDED, ["model_closed"])
 
 
 async def test_failed_answers_end_the_call() -> None:
@@ -779,7 +785,7 @@ async def test_failed_answers_end_the_call() -> None:
         await here.over()
 
         assert len(session.responses) == 2
-        assert (call.line, here.ends) == (Line.ENDED, ["model_failed"])
+        assert (call.state, here.ends) == (SipCallState.ENDED, ["model_failed"])
 
 
 async def test_a_handoff_keeps_line_and_model() -> None:
@@ -788,7 +794,7 @@ async def test_a_handoff_keeps_line_and_model() -> None:
     first = RealtimeAgent[Any](
         name="first", instructions="Hand over.", handoffs=[realtime_handoff(other)]
     )
-    turns = talking([CallTool("transfer_to_other", {})], [Say("Other here.")])
+    turns = talking([CallTool("transfer_to_other", {})], [SayText("Other here.")])
     async with place(turns, first) as here:
         _, session, live = await here.talk()
         await until(lambda: "Other here." in here.said())
@@ -808,7 +814,7 @@ async def test_a_tool_waits_for_approval() -> None:
         return "Paid."
 
     agent = RealtimeAgent[Any](name="till", instructions="Pay.", tools=[pay])
-    async with place(talking([CallTool("pay", {})], [Say("Done.")]), agent) as here:
+    async with place(talking([CallTool("pay", {})], [SayText("Done.")]), agent) as here:
         _, _, live = await here.talk()
         await until(lambda: bool(live.approvals))
         await live.approve(live.approvals[0].call_id)
@@ -827,7 +833,7 @@ async def test_a_rejected_tool_does_not_run() -> None:
         return "Paid."
 
     agent = RealtimeAgent[Any](name="till", instructions="Pay.", tools=[pay])
-    async with place(talking([CallTool("pay", {})], [Say("No.")]), agent) as here:
+    async with place(talking([CallTool("pay", {})], [SayText("No.")]), agent) as here:
         _, _, live = await here.talk()
         await until(lambda: bool(live.approvals))
         await live.reject(live.approvals[0].call_id, message="Not today.")
@@ -849,7 +855,9 @@ async def test_a_guardrail_stops_the_agent() -> None:
         output_guardrails=[OutputGuardrail(is_long)],
     )
     # The SDK looks at every hundred letters of an answer.
-    async with place(talking([Say(f"{LONG} {LONG}")], [Say("Sorry.")]), agent) as here:
+    async with place(
+        talking([SayText(f"{LONG} {LONG}")], [SayText("Sorry.")]), agent
+    ) as here:
         _, session, _ = await here.talk()
         await until(lambda: "Sorry." in here.said())
 
@@ -869,7 +877,7 @@ async def test_a_hosted_tool_is_in_the_session_from_the_accept_on() -> None:
     agent = RealtimeAgent[Any](
         name="reader", instructions="Read.", tools=[HostedMCPTool(tool_config=config)]
     )
-    async with place(talking([Say("Hello.")]), agent) as here:
+    async with place(talking([SayText("Hello.")]), agent) as here:
         _, session, _ = await here.talk()
         await until(lambda: here.said() == ["Hello."])
 
@@ -883,7 +891,7 @@ async def test_a_hosted_tool_is_in_the_session_from_the_accept_on() -> None:
 
 async def test_words_are_put_in_and_answered() -> None:
     """Before the model is there, too; and while it speaks, after that."""
-    async with place(talking([Say(LONG)], [Say("Noted.")])) as here:
+    async with place(talking([SayText(LONG)], [SayText("Noted.")])) as here:
         _, session, live = await here.talk()
         await until(lambda: bool(session.responses))
         live.tell("Their order is ready.", role="system")
@@ -895,7 +903,7 @@ async def test_words_are_put_in_and_answered() -> None:
 
 async def test_an_interruption_clears_what_was_not_played() -> None:
     """What the server had queued is not heard; the waits end with False."""
-    async with place(talking([Say(LONG)])) as here:
+    async with place(talking([SayText(LONG)])) as here:
         _, session, live = await here.talk()
         await until(lambda: any(it.status == "completed" for it in session.responses))
         async with asyncio.TaskGroup() as group:
@@ -911,7 +919,7 @@ async def test_an_interruption_clears_what_was_not_played() -> None:
 
 async def test_an_interruption_cancels_what_is_being_made() -> None:
     """Slowly generated: cancelled first, then cleared."""
-    async with place(Behaviour(turns=[[Say(LONG)]], speed=1.5)) as here:
+    async with place(Behaviour(turns=[[SayText(LONG)]], speed=1.5)) as here:
         _, session, live = await here.talk()
         await until(lambda: bool(session.sent_deltas))
         live.interrupt()
@@ -924,7 +932,9 @@ async def test_an_interruption_cancels_what_is_being_made() -> None:
 async def test_a_muted_caller_is_not_heard() -> None:
     """Nobody is answered; afterwards they are, by the settings of before."""
     rules = Rules()
-    async with place(Behaviour(fallback=[Say("Yes.")], **QUICK), rules=rules) as here:
+    async with place(
+        Behaviour(fallback=[SayText("Yes.")], **QUICK), rules=rules
+    ) as here:
         call, session, live = await here.talk()
         await until(lambda: bool(session.session["instructions"]))
         detection = session.session["audio"]["input"]["turn_detection"]
@@ -959,7 +969,7 @@ async def test_muted_stays_muted_whatever_the_session_becomes() -> None:
 
 async def test_the_history_is_edited() -> None:
     """The model forgets, or remembers other words."""
-    async with place(talking([Say("Hello there.")])) as here:
+    async with place(talking([SayText("Hello there.")])) as here:
         _, session, live = await here.talk()
         await until(lambda: bool(here.said()))
         system, assistant = live.history
@@ -1011,7 +1021,7 @@ async def test_before_there_is_a_model() -> None:
 async def test_keys_are_one_input() -> None:
     """Ended by `#` or a pause; the agent stops, and answers."""
     rules = Rules(key_pause_seconds=0.3)
-    fallback = [Say("Thank you.")]
+    fallback = [SayText("Thank you.")]
     async with place(Behaviour(fallback=fallback, **QUICK), rules=rules) as here:
         call, _, live = await here.talk()
         for key in "12#":
@@ -1037,7 +1047,7 @@ async def test_an_action_that_cannot_be_done_ends_nothing() -> None:
         call.press("0")
         await until(lambda: "0" in here.pressed)
 
-        assert call.line is Line.TALKING
+        assert call.state is SipCallState.TALKING
 
 
 async def test_keys_with_an_action_are_no_word_to_the_agent() -> None:
@@ -1053,9 +1063,11 @@ async def test_keys_with_an_action_are_no_word_to_the_agent() -> None:
 async def test_a_silent_caller_is_asked_then_left() -> None:
     """Nobody pays for a line on which nobody is."""
     rules = Rules(silent_seconds=0.3, silent_asks=1)
-    async with place(talking([Say("Hello?")], [Say("Goodbye.")]), rules=rules) as here:
+    async with place(
+        talking([SayText("Hello?")], [SayText("Goodbye.")]), rules=rules
+    ) as here:
         call, _, _ = await here.talk()
-        await call.until(Line.ENDED)
+        await call.until(SipCallState.ENDED)
         await here.over()
 
         assert here.said() == ["Hello?", "Goodbye."]

@@ -15,8 +15,8 @@ from itertools import pairwise
 import twiml
 from bridge.sim import counting
 from bridge.sim.caller import Caller, CallRecord, PlacedCall
-from bridge.sim.counting import WORD_MS, Word, utterance
-from bridge.sim.model import Remembered
+from bridge.sim.counting import WORD_MS, CountedWord, utterance
+from bridge.sim.model import RememberedItem
 from bridge.sim.twilio import steps
 
 WORDS = 6
@@ -29,7 +29,7 @@ CALL_SECONDS = 180.0
 SETTLED_SECONDS = 1.0
 """What the caller had said so long before a loss is in the conversation."""
 
-Conversation = Sequence[Remembered]
+Conversation = Sequence[RememberedItem]
 """What one session of the model has in mind."""
 
 
@@ -39,11 +39,11 @@ Conversation = Sequence[Remembered]
 def hear_out() -> list[steps.Step]:
     """All of an answer, however late it comes and however often it halts; a caller who
     has waited in vain goes on. A word that is lost keeps nobody waiting."""
-    return [steps.Hear(ANSWER_MS - 500, timeout=15.0), steps.Wait(1.1)]
+    return [steps.HearStep(ANSWER_MS - 500, timeout=15.0), steps.WaitStep(1.1)]
 
 
 def say(turn: int, call: int = 1) -> steps.Step:
-    return steps.Say(counting.sound(utterance("caller", call, turn, CALLER_WORDS)))
+    return steps.SayStep(counting.sound(utterance("caller", call, turn, CALLER_WORDS)))
 
 
 def script(call: int, turns: int) -> list[steps.Step]:
@@ -51,7 +51,7 @@ def script(call: int, turns: int) -> list[steps.Step]:
     talk = hear_out()
     for turn in range(1, turns + 1):
         talk += [say(turn, call), *hear_out()]
-    return [*talk, steps.HangUp()]
+    return [*talk, steps.HangUpStep()]
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ def _is_of(session: Conversation, call: int) -> bool:
     return any(
         word.speaker == "caller" and word.call == call
         for item in session
-        for word in counting.written(item.text)
+        for word in counting.parse_words(item.text)
     )
 
 
@@ -119,19 +119,21 @@ class Verdict:
 
     lost: str | None
     gaps: tuple[Gap, ...]
-    heard: counting.Account
-    caller_missed: tuple[Word, ...]  # said in a gap or just before it
+    heard: counting.WordComparison
+    caller_missed: tuple[CountedWord, ...]  # said in a gap or just before it
     unanswered: int  # questions the model has, behind which comes the next one
     wrong: tuple[str, ...]  # in the conversation
 
 
 def judge(call: int, record: CallRecord, memory: Conversation) -> Verdict:
-    heard = [w for w in counting.said(record.heard) if w.speaker == "agent"]
+    heard = [w for w in counting.understood_words(record.heard) if w.speaker == "agent"]
     last = max((w.turn for w in heard), default=0)
     wanted = [w for turn in range(1, last + 1) for w in _answer(turn)]
     gaps = _gaps(record)
     sure, unsure = _spoken(record, gaps)
-    told = [w for it in memory if it.kind == "user" for w in counting.written(it.text)]
+    told = [
+        w for it in memory if it.kind == "user" for w in counting.parse_words(it.text)
+    ]
     missed = tuple(word for word in unsure if word not in told)
     lost = None
     if record.ended_by != "caller":
@@ -143,7 +145,7 @@ def judge(call: int, record: CallRecord, memory: Conversation) -> Verdict:
     return Verdict(
         lost=lost,
         gaps=gaps,
-        heard=counting.account(wanted, heard),
+        heard=counting.compare_words(wanted, heard),
         caller_missed=missed,
         unanswered=_unanswered(memory),
         wrong=(
@@ -154,7 +156,7 @@ def judge(call: int, record: CallRecord, memory: Conversation) -> Verdict:
     )
 
 
-def _answer(turn: int) -> tuple[Word, ...]:
+def _answer(turn: int) -> tuple[CountedWord, ...]:
     return utterance("agent", 0, turn, WORDS)
 
 
@@ -180,26 +182,30 @@ def _since(sounds: Sequence[tuple[float, float]], at: float) -> float:
     return at - max(ends, default=-math.inf)
 
 
-def _spoken(record: CallRecord, gaps: Sequence[Gap]) -> tuple[list[Word], list[Word]]:
+def _spoken(
+    record: CallRecord, gaps: Sequence[Gap]
+) -> tuple[list[CountedWord], list[CountedWord]]:
     """The caller's words: those that must have been heard, and those that were said in
     a gap or in a turn that it may have broken."""
-    sure: list[Word] = []
-    unsure: list[Word] = []
+    sure: list[CountedWord] = []
+    unsure: list[CountedWord] = []
     for spoken in record.spoken:
         broken = any(
             spoken.ended_at > gap.begin - SETTLED_SECONDS
             and spoken.started_at < gap.end + WORD_MS / 1000
             for gap in gaps
         )
-        (unsure if broken else sure).extend(counting.said(spoken.audio))
+        (unsure if broken else sure).extend(counting.understood_words(spoken.audio))
     return sure, unsure
 
 
 def _wrong_words(
-    kind: str, memory: Conversation, must: list[Word], may: list[Word]
+    kind: str, memory: Conversation, must: list[CountedWord], may: list[CountedWord]
 ) -> list[str]:
     """Words that are missing, there twice, or there though nobody heard them."""
-    words = [w for it in memory if it.kind == kind for w in counting.written(it.text)]
+    words = [
+        w for it in memory if it.kind == kind for w in counting.parse_words(it.text)
+    ]
     counts = Counter(_key(word) for word in words)
     allowed = {_key(word) for word in may}
     wrong = [f"{kind} lost {w}" for w in must if _key(w) not in counts]
@@ -208,17 +214,17 @@ def _wrong_words(
     return wrong
 
 
-def _key(word: Word) -> str:
+def _key(word: CountedWord) -> str:
     """The agent does not always know which call it is in."""
     call = word.call if word.speaker == "caller" else 0
-    return str(Word(word.speaker, call, word.turn, word.place))
+    return str(CountedWord(word.speaker, call, word.turn, word.place))
 
 
 def _unanswered(memory: Conversation) -> int:
     """Not counting a question that came in two pieces."""
     questions: list[set[int]] = []
     for item in memory:
-        words = counting.written(item.text)
+        words = counting.parse_words(item.text)
         if item.kind == "user" and words:
             questions.append({word.turn for word in words})
         elif item.kind == "assistant" and words:

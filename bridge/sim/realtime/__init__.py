@@ -1,1 +1,1 @@
-"""What the fake model (bridge/sim/model.py) is made of: a Realtime server's side."""
+"""The parts of the fake model (bridge/sim/model.py): a Realtime server's side."""

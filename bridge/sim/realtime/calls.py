@@ -1,8 +1,8 @@
-"""OpenAI's side of a SIP call, faked: the webhook that announces it, the REST API that
-decides on it. The control socket is ModelServer's.
+"""A fake of OpenAI's side of SIP calls: the webhook that announces a call, and the REST
+API that decides about it. ModelServer has the control socket.
 
 Written from OpenAI's documentation and the Standard Webhooks specification, not from
-the `openai` package: what checks the bridge may not share its mistakes.
+the `openai` package: a fake must not share the mistakes of the code that it checks.
 """
 
 import base64
@@ -13,19 +13,19 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import aiohttp
 from aiohttp import web
 
-from bridge.sim.realtime.client_events import Json, Refused, check
-from bridge.sim.realtime.leg import Line, PhoneCall, check_formats
-
-if TYPE_CHECKING:
-    from bridge.sim.model import ModelServer
+from bridge.sim.model import ModelServer
+from bridge.sim.realtime.client_events import InvalidRequestError, Json, check
+from bridge.sim.realtime.leg import check_formats
+from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 
 WEBHOOK_SECONDS = 15.0
-# A SIP leg's turn detection takes none of these (openai-agents-js, transport guide).
+# The turn detection of a SIP leg accepts none of these (openai-agents-js, transport
+# guide).
 NOT_ON_SIP = ("threshold", "prefix_padding_ms", "silence_duration_ms")
 _SIP_STATUSES = range(300, 700)
 _BODY_BYTES = 1024 * 1024
@@ -34,12 +34,12 @@ _BODY_BYTES = 1024 * 1024
 class CallsServer:
     """`async with CallsServer(model) as calls:`, then `await calls.ring(webhook)`.
 
-    The API is at `calls.url`; accepted calls are attached to at `model.url`.
+    The API is at `calls.url`. An accepted call's control socket is at `model.url`.
     """
 
     def __init__(
         self,
-        model: "ModelServer",
+        model: ModelServer,
         *,
         api_key: str = "sk-sim",
         secret: str | None = None,
@@ -49,12 +49,14 @@ class CallsServer:
         fail: Mapping[str, int] | None = None,
         lose: Collection[str] = (),
     ) -> None:
-        """`late`: so many handshakes behind an accept come too early (404). `fail`:
-        "accept", "refer" ... -> the HTTP status it is answered with. `lose`: those are
-        carried out, and answered as if they were not (500)."""
+        """`late`: this many handshakes after an accept are refused as too early (404).
+
+        `fail`: verb ("accept", "refer" ...) -> HTTP status of its answer. `lose`: verbs
+        that are carried out, but answered with 500.
+        """
         self.secret = secret or new_secret()
         self.calls: list[PhoneCall] = []
-        self.requests: list[tuple[str, Json]] = []  # ("accept", its body), in order
+        self.requests: list[tuple[str, Json]] = []  # (verb, request body), in order
         self.fail = dict(fail or {})
         self.lose = frozenset(lose)
         self._model = model
@@ -112,11 +114,12 @@ class CallsServer:
         secret: str | None = None,
         without: Collection[str] = (),
     ) -> PhoneCall:
-        """A call comes in: its webhook is sent, and answered, before this returns.
+        """Announce a call. Returns when its webhook has been answered.
 
-        `headers`: of the INVITE, besides the usual ones. `copies`: sent so often, under
-        one webhook-id. `age`: signed so many seconds ago. `secret`: of a forger.
-        `without`: webhook headers that are left out.
+        `headers`: added to the usual headers of the INVITE. `copies`: deliveries under
+        one webhook-id. `age`: seconds between signing and sending. `secret`: signs with
+        this secret instead of the right one. `without`: webhook headers that are left
+        out.
         """
         call_id = f"rtc_{secrets.token_hex(12)}"
         call = PhoneCall(call_id, caller, called, late=self._late)
@@ -139,7 +142,7 @@ class CallsServer:
         secret: str | None = None,
         without: Collection[str] = (),
     ) -> list[int]:
-        """Any event, signed; the HTTP statuses it was answered with."""
+        """Send any event, signed. Returns the HTTP status of each delivery."""
         assert self._http is not None
         body = json.dumps(event).encode()
         stamp = int(time.time() - age)
@@ -174,18 +177,21 @@ class CallsServer:
             try:
                 body = json.loads(raw) if raw else {}
             except ValueError:
-                return _error(400, "The body is no JSON.", "invalid_json")
+                return _error(400, "The body is not JSON.", "invalid_json")
             self.requests.append((verb, body))
             if verb in self.fail:
                 return _error(self.fail[verb], "Scripted.", "scripted")
             call_id = request.match_info["call_id"]
             call = self._model.calls.get(call_id)
-            if call is None or call.line not in (Line.RINGING, Line.TALKING):
+            if call is None or call.state not in (
+                SipCallState.RINGING,
+                SipCallState.TALKING,
+            ):
                 message = f"No session found for call_id {call_id}"
                 return _error(404, message, "call_id_not_found")
             try:
                 act(call, body)
-            except Refused as refused:
+            except InvalidRequestError as refused:
                 return _error(400, refused.message, refused.code, refused.param)
             if verb in self.lose:
                 return _error(500, "The answer was lost.", "lost")
@@ -194,52 +200,62 @@ class CallsServer:
         return answer
 
     def _accept(self, call: PhoneCall, body: Json) -> None:
-        # The code of a second accept is not documented.
-        if call.line is not Line.RINGING:
-            raise Refused("This call was accepted before.", "call_already_accepted")
+        # The error code of a second accept is undocumented.
+        if call.state is not SipCallState.RINGING:
+            raise InvalidRequestError(
+                "This call was accepted before.", "call_already_accepted"
+            )
         try:
             check({"type": "session.update", "session": body})
             check_formats(body)
-        except Refused as refused:
+        except InvalidRequestError as refused:
             param = (refused.param or "").removeprefix("session.")
-            raise Refused(refused.message, refused.code, param) from None
+            raise InvalidRequestError(refused.message, refused.code, param) from None
         detection = (body.get("audio", {}).get("input") or {}).get("turn_detection")
         for name in NOT_ON_SIP:
             if name in (detection or {}):
                 param = f"audio.input.turn_detection.{name}"
                 problem = f"Unknown parameter: '{param}'."
-                raise Refused(problem, "unknown_parameter", param)
+                raise InvalidRequestError(problem, "unknown_parameter", param)
         call.body = body
-        call.move(Line.TALKING)
+        call.move(SipCallState.TALKING)
 
     def _reject(self, call: PhoneCall, body: Json) -> None:
-        if call.line is not Line.RINGING:
-            raise Refused("This call was accepted before.", "call_already_accepted")
+        if call.state is not SipCallState.RINGING:
+            raise InvalidRequestError(
+                "This call was accepted before.", "call_already_accepted"
+            )
         status = body.get("status_code", 603)
         if type(status) is not int or status not in _SIP_STATUSES:
-            raise Refused("Not a SIP status.", "invalid_value", "status_code")
+            raise InvalidRequestError(
+                "Not a SIP status.", "invalid_value", "status_code"
+            )
         call.sip_status = status
-        call.end(Line.REJECTED, "api")
+        call.end(SipCallState.REJECTED, "api")
 
     def _refer(self, call: PhoneCall, body: Json) -> None:
         self._check_talking(call)
         target = body.get("target_uri")
         if not isinstance(target, str) or not target.startswith(("tel:", "sip:")):
-            raise Refused("Not a tel: or sip: URI.", "invalid_value", "target_uri")
+            raise InvalidRequestError(
+                "Not a tel: or sip: URI.", "invalid_value", "target_uri"
+            )
         call.target = target
-        call.end(Line.REFERRED, "api")
+        call.end(SipCallState.REFERRED, "api")
 
     def _hang_up(self, call: PhoneCall, body: Json) -> None:
         self._check_talking(call)
-        call.end(Line.ENDED, "api")
+        call.end(SipCallState.ENDED, "api")
 
     def _check_talking(self, call: PhoneCall) -> None:
-        if call.line is not Line.TALKING:
-            raise Refused("This call was not accepted.", "call_not_accepted")
+        if call.state is not SipCallState.TALKING:
+            raise InvalidRequestError(
+                "This call was not accepted.", "call_not_accepted"
+            )
 
 
 def incoming(call: PhoneCall, headers: Mapping[str, str]) -> Json:
-    """The event that announces `call`, with the headers of its INVITE."""
+    """The realtime.call.incoming event of `call`, with the headers of its INVITE."""
     host = "sip.example.com"
     sip = {
         "From": f'"A caller" <sip:{call.caller}@{host};user=phone>;tag=a1b2',
@@ -265,10 +281,10 @@ def new_secret() -> str:
 
 
 def sign(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
-    """The webhook-signature of a delivery.
+    """The webhook-signature header of a delivery.
 
     https://github.com/standard-webhooks/standard-webhooks/blob/main/spec: HMAC-SHA256
-    over id, timestamp and body, with what stands behind `whsec_` in base64.
+    over id, timestamp and body. The key is the base64 text after `whsec_`.
     """
     key = base64.b64decode(secret.removeprefix("whsec_"))
     signed = f"{webhook_id}.{timestamp}.".encode() + body

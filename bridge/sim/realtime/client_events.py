@@ -1,7 +1,7 @@
-"""The Realtime client events, as strictly as the real server takes them.
+"""The Realtime client events, checked as strictly as the real server checks them.
 
-Every event accepted here validates against the `openai` package's client union; what
-is refused is refused with the server's own codes. Pure.
+Every event accepted here validates against the `openai` package's client union. A
+refusal has the server's own error code. Pure.
 """
 
 import re
@@ -30,8 +30,9 @@ Milliseconds = Annotated[int, Meta(ge=0)]
 ItemId = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+$", max_length=MAX_ID)]
 
 
-class Refused(Exception):
-    """The server answers an `error` event; the session goes on unchanged."""
+class InvalidRequestError(Exception):
+    """An error of one client event: the server answers with an `error` event, and the
+    session goes on unchanged."""
 
     def __init__(self, message: str, code: str | None, param: str | None = None):
         super().__init__(message)
@@ -62,7 +63,7 @@ class Pcma(_Shape, tag="audio/pcma", tag_field="type"):
 Format: TypeAlias = Pcm | Pcmu | Pcma
 
 
-class ServerVad(_Shape, tag="server_vad", tag_field="type"):
+class ServerVadConfig(_Shape, tag="server_vad", tag_field="type"):
     threshold: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
     prefix_padding_ms: Milliseconds | UnsetType = UNSET
     silence_duration_ms: Milliseconds | UnsetType = UNSET
@@ -71,13 +72,13 @@ class ServerVad(_Shape, tag="server_vad", tag_field="type"):
     idle_timeout_ms: Annotated[int, Meta(ge=1)] | UnsetType | None = UNSET
 
 
-class SemanticVad(_Shape, tag="semantic_vad", tag_field="type"):
+class SemanticVadConfig(_Shape, tag="semantic_vad", tag_field="type"):
     eagerness: Literal["low", "medium", "high", "auto"] | UnsetType = UNSET
     create_response: bool | UnsetType = UNSET
     interrupt_response: bool | UnsetType = UNSET
 
 
-class Transcription(_Shape):
+class TranscriptionConfig(_Shape):
     model: str | UnsetType = UNSET
     language: str | UnsetType | None = UNSET
     languages: list[str] | UnsetType = UNSET
@@ -86,31 +87,31 @@ class Transcription(_Shape):
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | UnsetType = UNSET
 
 
-class NoiseReduction(_Shape):
+class NoiseReductionConfig(_Shape):
     type: Literal["near_field", "far_field"] | UnsetType = UNSET
     strength: float | UnsetType = UNSET
 
 
-class AudioInput(_Shape):
+class AudioInputConfig(_Shape):
     format: Format | UnsetType = UNSET
-    transcription: Transcription | UnsetType | None = UNSET
-    noise_reduction: NoiseReduction | UnsetType | None = UNSET
-    turn_detection: ServerVad | SemanticVad | UnsetType | None = UNSET
+    transcription: TranscriptionConfig | UnsetType | None = UNSET
+    noise_reduction: NoiseReductionConfig | UnsetType | None = UNSET
+    turn_detection: ServerVadConfig | SemanticVadConfig | UnsetType | None = UNSET
 
 
 class VoiceId(_Shape):
     id: str
 
 
-class AudioOutput(_Shape):
+class AudioOutputConfig(_Shape):
     format: Format | UnsetType = UNSET
     voice: Voice | VoiceId | UnsetType = UNSET
     speed: Annotated[float, Meta(ge=0.25, le=1.5)] | UnsetType = UNSET
 
 
-class Audio(_Shape):
-    input: AudioInput | UnsetType = UNSET
-    output: AudioOutput | UnsetType = UNSET
+class AudioConfig(_Shape):
+    input: AudioInputConfig | UnsetType = UNSET
+    output: AudioOutputConfig | UnsetType = UNSET
 
 
 class FunctionTool(_Shape, tag="function", tag_field="type"):
@@ -160,7 +161,7 @@ class ChosenMcp(_Shape, tag="mcp", tag_field="type"):
     name: str | UnsetType | None = UNSET
 
 
-class Reasoning(_Shape):
+class ReasoningConfig(_Shape):
     effort: Literal["minimal", "low", "medium", "high", "xhigh"] | UnsetType = UNSET
 
 
@@ -170,19 +171,19 @@ class Prompt(_Shape):
     variables: Json | UnsetType | None = UNSET
 
 
-class Tracing(_Shape):
+class TracingConfig(_Shape):
     workflow_name: str | UnsetType | None = UNSET
     group_id: str | UnsetType | None = UNSET
     metadata: Json | UnsetType | None = UNSET
 
 
-class TokenLimits(_Shape):
+class TokenLimitsConfig(_Shape):
     post_instructions: int | UnsetType = UNSET
 
 
-class RetentionRatio(_Shape, tag="retention_ratio", tag_field="type"):
+class RetentionRatioConfig(_Shape, tag="retention_ratio", tag_field="type"):
     retention_ratio: Annotated[float, Meta(ge=0, le=1)]
-    token_limits: TokenLimits | UnsetType = UNSET
+    token_limits: TokenLimitsConfig | UnsetType = UNSET
 
 
 ToolChoice: TypeAlias = (
@@ -195,20 +196,20 @@ Modalities: TypeAlias = (
 Tokens: TypeAlias = Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] | UnsetType
 
 
-class Session(_Shape):
+class SessionConfig(_Shape):
     type: Literal["realtime"]
     model: str | UnsetType = UNSET
     output_modalities: Modalities = UNSET
     instructions: str | UnsetType = UNSET
     prompt: Prompt | UnsetType | None = UNSET
-    audio: Audio | UnsetType = UNSET
+    audio: AudioConfig | UnsetType = UNSET
     tools: list[FunctionTool | McpTool] | UnsetType = UNSET
     tool_choice: ToolChoice = UNSET
     parallel_tool_calls: bool | UnsetType = UNSET
-    reasoning: Reasoning | UnsetType = UNSET
+    reasoning: ReasoningConfig | UnsetType = UNSET
     max_output_tokens: Tokens = UNSET
-    tracing: Literal["auto"] | Tracing | UnsetType | None = UNSET
-    truncation: Literal["auto", "disabled"] | RetentionRatio | UnsetType = UNSET
+    tracing: Literal["auto"] | TracingConfig | UnsetType | None = UNSET
+    truncation: Literal["auto", "disabled"] | RetentionRatioConfig | UnsetType = UNSET
     include: list[Literal["item.input_audio_transcription.logprobs"]] | UnsetType = (
         UNSET
     )
@@ -240,7 +241,7 @@ Status: TypeAlias = Literal["completed", "incomplete", "in_progress"] | UnsetTyp
 ItemObject: TypeAlias = Literal["realtime.item"] | UnsetType
 
 
-class Message(_Shape, tag="message", tag_field="type"):
+class MessageItem(_Shape, tag="message", tag_field="type"):
     role: Literal["user", "assistant", "system"]
     content: Annotated[list[Part], Meta(min_length=1)]
     id: ItemId | UnsetType = UNSET
@@ -248,7 +249,7 @@ class Message(_Shape, tag="message", tag_field="type"):
     status: Status = UNSET
 
 
-class FunctionCall(_Shape, tag="function_call", tag_field="type"):
+class FunctionCallItem(_Shape, tag="function_call", tag_field="type"):
     name: str
     arguments: str
     call_id: str
@@ -257,7 +258,7 @@ class FunctionCall(_Shape, tag="function_call", tag_field="type"):
     status: Status = UNSET
 
 
-class FunctionCallOutput(_Shape, tag="function_call_output", tag_field="type"):
+class FunctionCallOutputItem(_Shape, tag="function_call_output", tag_field="type"):
     call_id: str
     output: str
     id: ItemId | UnsetType = UNSET
@@ -265,14 +266,15 @@ class FunctionCallOutput(_Shape, tag="function_call_output", tag_field="type"):
     status: Status = UNSET
 
 
-class McpApprovalResponse(_Shape, tag="mcp_approval_response", tag_field="type"):
+class McpApprovalResponseItem(_Shape, tag="mcp_approval_response", tag_field="type"):
     id: ItemId
     approval_request_id: str
     approve: bool
     reason: str | UnsetType | None = UNSET
 
 
-# What a role may say; assistant audio cannot be put into a conversation.
+# Content parts that each role may have. A client cannot add assistant audio to a
+# conversation.
 PARTS_OF_ROLE: dict[str, frozenset[str]] = {
     "user": frozenset(("input_text", "input_audio", "input_image")),
     "system": frozenset(("input_text",)),
@@ -282,42 +284,47 @@ PARTS_OF_ROLE: dict[str, frozenset[str]] = {
 # --- events --------------------------------------------------------------------------
 
 
-class _Event(_Shape, tag_field="type"):
+class _EventShape(_Shape, tag_field="type"):
     event_id: str | UnsetType = UNSET
 
 
-class SessionUpdate(_Event, tag="session.update", kw_only=True):
-    session: Session
+class SessionUpdate(_EventShape, tag="session.update", kw_only=True):
+    session: SessionConfig
 
 
-class Append(_Event, tag="input_audio_buffer.append", kw_only=True):
+class BufferAppend(_EventShape, tag="input_audio_buffer.append", kw_only=True):
     audio: str
 
 
-class Commit(_Event, tag="input_audio_buffer.commit"):
+class BufferCommit(_EventShape, tag="input_audio_buffer.commit"):
     pass
 
 
-class Clear(_Event, tag="input_audio_buffer.clear"):
+class BufferClear(_EventShape, tag="input_audio_buffer.clear"):
     pass
 
 
-class ItemCreate(_Event, tag="conversation.item.create", kw_only=True):
-    item: Message | FunctionCall | FunctionCallOutput | McpApprovalResponse
+class ItemCreate(_EventShape, tag="conversation.item.create", kw_only=True):
+    item: (
+        MessageItem
+        | FunctionCallItem
+        | FunctionCallOutputItem
+        | McpApprovalResponseItem
+    )
     previous_item_id: str | UnsetType = UNSET
 
 
-class ItemRetrieve(_Event, tag="conversation.item.retrieve", kw_only=True):
+class ItemRetrieve(_EventShape, tag="conversation.item.retrieve", kw_only=True):
     item_id: str
 
 
-class ItemTruncate(_Event, tag="conversation.item.truncate", kw_only=True):
+class ItemTruncate(_EventShape, tag="conversation.item.truncate", kw_only=True):
     item_id: str
     content_index: Annotated[int, Meta(ge=0)]
     audio_end_ms: Milliseconds
 
 
-class ItemDelete(_Event, tag="conversation.item.delete", kw_only=True):
+class ItemDelete(_EventShape, tag="conversation.item.delete", kw_only=True):
     item_id: str
 
 
@@ -339,25 +346,25 @@ class ResponseParameters(_Shape):
     tools: list[FunctionTool | McpTool] | UnsetType = UNSET
     tool_choice: ToolChoice = UNSET
     parallel_tool_calls: bool | UnsetType = UNSET
-    reasoning: Reasoning | UnsetType = UNSET
+    reasoning: ReasoningConfig | UnsetType = UNSET
     max_output_tokens: Tokens = UNSET
     metadata: dict[str, str] | UnsetType | None = UNSET
     prompt: Prompt | UnsetType | None = UNSET
 
 
-class ResponseCreate(_Event, tag="response.create"):
+class ResponseCreate(_EventShape, tag="response.create"):
     response: ResponseParameters | UnsetType = UNSET
 
 
-class ResponseCancel(_Event, tag="response.cancel"):
+class ResponseCancel(_EventShape, tag="response.cancel"):
     response_id: str | UnsetType = UNSET
 
 
 ClientEvent: TypeAlias = (
     SessionUpdate
-    | Append
-    | Commit
-    | Clear
+    | BufferAppend
+    | BufferCommit
+    | BufferClear
     | ItemCreate
     | ItemRetrieve
     | ItemTruncate
@@ -371,13 +378,14 @@ _UNKNOWN = re.compile(r"unknown field `(.*?)`")
 _MISSING = re.compile(r"missing required field `(.*?)`")
 
 
-_append = msgspec.json.Decoder(Append)
+_append = msgspec.json.Decoder(BufferAppend)
 
 
-def append_in(frame: str) -> Append | None:
-    """The append a frame plainly is: they come 50 a second and are read at once.
+def decode_append(frame: str) -> BufferAppend | None:
+    """A well-formed `input_audio_buffer.append`; None for any other frame.
 
-    None: some other event or a faulty one, to be judged by `parse` and `check`.
+    A fast path: appends come 50 times a second. `parse` and `check` judge every other
+    event, faulty appends included.
     """
     if '"input_audio_buffer.append"' not in frame[:200]:
         return None
@@ -388,18 +396,23 @@ def append_in(frame: str) -> Append | None:
 
 
 def parse(frame: str | bytes) -> Json:
-    """One client frame as a JSON object, of whatever content."""
+    """Decode one client frame into a JSON object; its content is not checked."""
     try:
         event = msgspec.json.decode(frame)
     except msgspec.DecodeError as error:
-        raise Refused(f"Could not parse the JSON: {error}", "invalid_json") from None
+        raise InvalidRequestError(
+            f"Could not parse the JSON: {error}", "invalid_json"
+        ) from None
     if not isinstance(event, dict):
-        raise Refused("Invalid type: expected an object.", "invalid_type")
+        raise InvalidRequestError("Invalid type: expected an object.", "invalid_type")
     return event
 
 
 def check(event: Json) -> ClientEvent:
-    """The event as a value, or Refused with the server's code and the param's path."""
+    """The event as a value.
+
+    Raises InvalidRequestError with the server's code and the parameter's path.
+    """
     if "type" not in event:
         raise _refusal("Object missing required field `type`")
     try:
@@ -409,7 +422,7 @@ def check(event: Json) -> ClientEvent:
         raise _refusal(str(error)) from None
 
 
-def _refusal(problem: str) -> Refused:
+def _refusal(problem: str) -> InvalidRequestError:
     match = _PROBLEM.match(problem)
     assert match is not None
     what, path = match["what"], match["path"] or ""
@@ -419,25 +432,29 @@ def _refusal(problem: str) -> Refused:
 
     if unknown := _UNKNOWN.search(what):
         param = at(unknown[1])
-        return Refused(f"Unknown parameter: '{param}'.", "unknown_parameter", param)
+        return InvalidRequestError(
+            f"Unknown parameter: '{param}'.", "unknown_parameter", param
+        )
     if missing := _MISSING.search(what):
         param = at(missing[1])
-        return Refused(
+        return InvalidRequestError(
             f"Missing required parameter: '{param}'.",
             "missing_required_parameter",
             param,
         )
     if what.startswith("Expected") and ", got `" in what:
-        return Refused(
+        return InvalidRequestError(
             f"Invalid type for '{path}': {what[0].lower()}{what[1:]}.",
             "invalid_type",
             path,
         )
     if what == f"Expected `str` of length <= {MAX_ID}":
-        return Refused(
+        return InvalidRequestError(
             f"Invalid '{path}': string too long. Expected a string with maximum length "
             f"{MAX_ID}.",
             "string_above_max_length",
             path,
         )
-    return Refused(f"Invalid value for '{path}': {what}.", "invalid_value", path)
+    return InvalidRequestError(
+        f"Invalid value for '{path}': {what}.", "invalid_value", path
+    )

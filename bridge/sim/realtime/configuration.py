@@ -1,12 +1,12 @@
-"""The session object of the fake model: its defaults and the partial merge of updates.
+"""The session object of the fake model: its defaults, and the partial merge of updates.
 
-Pure: an update gives a new session or is refused whole.
+Pure: an update either gives a new session or is refused as a whole.
 """
 
 import copy
 import time
 
-from bridge.sim.realtime.client_events import Json, Refused
+from bridge.sim.realtime.client_events import InvalidRequestError, Json
 
 DEFAULT_MODEL = "gpt-realtime-2.1"
 SESSION_SECONDS = 60 * 60
@@ -28,12 +28,12 @@ _VAD_DEFAULTS: dict[str, Json] = {
         "interrupt_response": True,
     },
 }
-# Merged key by key; everything else that is an object is replaced as one.
+# These objects are merged key by key; any other object is replaced as a whole.
 _MERGED = ("audio", "audio.input", "audio.output", "audio.input.noise_reduction")
 
 
 def default_session(session_id: str, model: str) -> Json:
-    """What session.created shows."""
+    """The session object in session.created."""
     return {
         "type": "realtime",
         "object": "realtime.session",
@@ -68,16 +68,17 @@ def default_session(session_id: str, model: str) -> Json:
 def updated(
     session: Json, update: Json, *, spoken: bool, model_chosen: bool, only_pcm: bool
 ) -> Json:
-    """The session after `update` (already validated); Refused changes nothing.
+    """The session after `update`, which is already validated.
 
-    spoken: the model has produced audio; model_chosen: the URL named the model;
-    only_pcm: formats other than PCM are ignored (Behaviour.ignore_formats).
+    `spoken`: the model has produced audio. `model_chosen`: the URL named the model.
+    `only_pcm`: formats other than PCM are ignored (Behaviour.ignore_formats). Raises
+    InvalidRequestError; then the session is unchanged.
     """
     new = copy.deepcopy(session)
     model = update.get("model")
     if model is not None and model != session["model"]:
         if model_chosen:
-            raise Refused(
+            raise InvalidRequestError(
                 "Cannot update a session's model.", "invalid_value", "session.model"
             )
         new["model"] = model
@@ -86,7 +87,7 @@ def updated(
         spoken
         and new["audio"]["output"]["voice"] != session["audio"]["output"]["voice"]
     ):
-        raise Refused(
+        raise InvalidRequestError(
             "Cannot update a conversation's voice if assistant audio is present.",
             "cannot_update_voice",
             "session.audio.output.voice",
@@ -114,7 +115,8 @@ def _merge(into: Json, update: Json, path: str, only_pcm: bool) -> None:
 
 
 def _turn_detection(current: Json | None, update: Json) -> Json:
-    """Only present fields change - of the same kind; another kind begins anew."""
+    """An update of the same type changes only the fields it has; another type starts
+    from its defaults."""
     if current is not None and current["type"] == update["type"]:
         return current | update
     return _VAD_DEFAULTS[update["type"]] | update

@@ -1,7 +1,7 @@
-"""What can befall a session of the fake model, on command or at a set hour.
+"""Faults of a session of the fake model, injected on command or at a set time.
 
-A Fault is done to a session: `server.strike(faults.drop)` does it to all that are
-open, `server.strike_next(faults.mute)` to the next one. Nothing here waits.
+A Fault is applied to one session: `server.inject(faults.drop)` applies it to all open
+sessions, `server.inject_next(faults.mute)` to the next session. Nothing here waits.
 """
 
 import asyncio
@@ -10,22 +10,20 @@ import socket
 import struct
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-from bridge.sim.realtime.client_events import Refused
+from bridge.sim.realtime.client_events import InvalidRequestError
+from bridge.sim.realtime.context import SessionContext
 
-if TYPE_CHECKING:
-    from bridge.sim.realtime.session import ModelSession
-
-Fault: TypeAlias = Callable[["ModelSession"], None]
+Fault: TypeAlias = Callable[[SessionContext], None]
 
 EXPIRED = "Your session hit the maximum duration of 60 minutes."
-_FULL_BYTES = 256 * 1024  # more would only wait to be sent
-_RESET = struct.pack("ii", 1, 0)  # lingering for 0 s turns a close into a reset
+_FULL_BYTES = 256 * 1024  # bytes; more would only wait in the write buffer
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends a TCP reset
 
 
-def drop(session: "ModelSession") -> None:
-    """The connection breaks: a TCP reset, no close frame."""
+def drop(session: SessionContext) -> None:
+    """Break the connection with a TCP reset, without a close frame."""
     session.connection.transport.get_extra_info("socket").setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, _RESET
     )
@@ -33,35 +31,36 @@ def drop(session: "ModelSession") -> None:
 
 
 def closing(code: int, reason: str = "") -> Fault:
-    """The server closes with this code."""
+    """A fault in which the server closes with this code."""
     return partial(_close, code=code, reason=reason)
 
 
-def expire(session: "ModelSession") -> None:
-    """The hour is over: the error, then close 1001 with the same words."""
-    session.out.error(Refused(EXPIRED, "session_expired"))
+def expire(session: SessionContext) -> None:
+    """End the session at its maximum duration: the error, then close 1001 with the same
+    text."""
+    session.out.error(InvalidRequestError(EXPIRED, "session_expired"))
     _close(session, 1001, EXPIRED)
 
 
-def freeze(session: "ModelSession") -> None:
-    """Neither reads nor sends nor answers pings, until `thaw`."""
+def freeze(session: SessionContext) -> None:
+    """Stop reading, sending and answering pings, until `thaw`."""
     session.freeze()
 
 
-def thaw(session: "ModelSession") -> None:
-    """It goes on where it was; what had been held meanwhile comes at once."""
+def thaw(session: SessionContext) -> None:
+    """Continue a frozen session; queued frames are sent at once."""
     session.thaw()
 
 
-def mute(session: "ModelSession") -> None:
-    """Says nothing any more, though it reads and answers pings."""
+def mute(session: SessionContext) -> None:
+    """Stop sending events, but keep reading and answering pings."""
     session.out.muted = True
 
 
 def saying(*frames: str | bytes) -> Fault:
-    """It sends these, as they are, whatever they may be."""
+    """A fault in which the server sends these frames unchanged."""
 
-    def say(session: "ModelSession") -> None:
+    def say(session: SessionContext) -> None:
         for frame in frames:
             session.out.put(frame)
 
@@ -69,16 +68,19 @@ def saying(*frames: str | bytes) -> Fault:
 
 
 def flooding(make: Callable[[int], str], at_once: int = 100) -> Fault:
-    """It sends without end, as fast as it is read: `make(n)` is the nth frame."""
+    """A fault in which the server sends without end, as fast as the client reads.
 
-    def flood(session: "ModelSession") -> None:
+    `make(n)` is the nth frame.
+    """
+
+    def flood(session: SessionContext) -> None:
         session.spawn(_flood(session, make, at_once), "flood")
 
     return flood
 
 
 async def _flood(
-    session: "ModelSession", make: Callable[[int], str], at_once: int
+    session: SessionContext, make: Callable[[int], str], at_once: int
 ) -> None:
     transport = session.connection.transport
     for n in itertools.count():
@@ -89,13 +91,13 @@ async def _flood(
         session.out.put(make(n))
 
 
-def _close(session: "ModelSession", code: int, reason: str) -> None:
+def _close(session: SessionContext, code: int, reason: str) -> None:
     session.closed = f"server {code} {reason}".rstrip()
     session.spawn(session.connection.close(code, reason), "close")
 
 
-def arm(session: "ModelSession") -> None:
-    """Set the hours that the session's behaviour names."""
+def schedule_faults(session: SessionContext) -> None:
+    """Schedule the faults that the session's behaviour sets a time for."""
     behaviour = session.behaviour
     hours: list[tuple[float | None, Fault]] = [
         (behaviour.drop_after, drop),

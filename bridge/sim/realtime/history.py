@@ -1,7 +1,7 @@
-"""The conversation of one fake session: items in order, what may be done to them.
+"""The conversation of one fake session: items in order, and the operations on them.
 
-Pure. Refusals carry the real server's texts and codes where a thread shows them; the
-codes of unknown item ids are formed alike.
+Pure. Refusals have the real server's texts and codes where an issue thread shows them;
+codes for unknown item ids are formed in the same way.
 """
 
 import base64
@@ -10,41 +10,42 @@ from typing import assert_never
 
 from bridge.sim.realtime.client_events import (
     PARTS_OF_ROLE,
-    FunctionCall,
-    FunctionCallOutput,
+    FunctionCallItem,
+    FunctionCallOutputItem,
+    InvalidRequestError,
     ItemCreate,
     ItemTruncate,
     Json,
-    McpApprovalResponse,
-    Message,
-    Refused,
+    McpApprovalResponseItem,
+    MessageItem,
 )
-from bridge.sim.realtime.items import Item, Remembered
+from bridge.sim.realtime.items import ModelItem, RememberedItem
 
 
-class History:
-    """Items by id, in conversation order; deleted ones stay, marked, for reports."""
+class ModelHistory:
+    """Items by id, in conversation order. Deleted items stay, marked as deleted, for
+    reports."""
 
     def __init__(self) -> None:
-        self.items: dict[str, Item] = {}
+        self.items: dict[str, ModelItem] = {}
 
-    def find(self, item_id: str, action: str) -> Item:
+    def find(self, item_id: str, action: str) -> ModelItem:
         item = self.items.get(item_id)
         if item is None or item.deleted:
-            raise Refused(
+            raise InvalidRequestError(
                 f"Item with item_id '{item_id}' not found.",
                 f"item_{action}_invalid_item_id",
                 "item_id",
             )
         return item
 
-    def remembered(self) -> tuple[Remembered, ...]:
-        """The conversation as the model has it in mind, in order."""
+    def remembered(self) -> tuple[RememberedItem, ...]:
+        """The conversation as the model remembers it, in order."""
         items = self.items.values()
         return tuple(item.remembered() for item in items if not item.deleted)
 
-    def previous(self, item: Item | None = None) -> str | None:
-        """The id before `item`, or the last of all."""
+    def previous(self, item: ModelItem | None = None) -> str | None:
+        """The id before `item`, or the last id if no item is given."""
         before: str | None = None
         for other in self.items.values():
             if other is item:
@@ -53,8 +54,8 @@ class History:
                 before = other.id
         return before
 
-    def place(self, item: Item, after: str | None = None) -> None:
-        """Append, or insert behind `after` ("root": in front)."""
+    def place(self, item: ModelItem, after: str | None = None) -> None:
+        """Append, or insert after the item `after` ("root": at the front)."""
         if after is None:
             self.items[item.id] = item
             return
@@ -65,13 +66,16 @@ class History:
         ordered.insert(at, item)
         self.items = {other.id: other for other in ordered}
 
-    def create(self, event: ItemCreate, raw: Json, new_id: str) -> Item:
-        """The client's item, placed; Refused if it does not fit the conversation."""
+    def create(self, event: ItemCreate, raw: Json, new_id: str) -> ModelItem:
+        """Add the client's item.
+
+        Raises InvalidRequestError if the item does not fit the conversation.
+        """
         described = raw["item"]
         item_id = described.get("id", new_id)
         existing = self.items.get(item_id)
         if existing is not None and not existing.deleted:
-            raise Refused(
+            raise InvalidRequestError(
                 f"Error adding item: an item with id '{item_id}' already exists.",
                 "item_create_duplicate_item_id",
                 "item.id",
@@ -84,23 +88,23 @@ class History:
         self.place(item, after)
         return item
 
-    def truncate(self, event: ItemTruncate) -> Item:
-        """Cut an assistant item's audio; its transcript is forgotten with it."""
+    def truncate(self, event: ItemTruncate) -> ModelItem:
+        """Cut an assistant item's audio; the item's transcript is removed too."""
         item = self.find(event.item_id, "truncate")
-        # Before the first delta an audio item has nothing to cut (livekit#6157).
+        # An audio item has no audio to cut before its first delta (livekit#6157).
         if item.role != "assistant" or not item.chunks:
-            raise Refused(
+            raise InvalidRequestError(
                 "Only model output audio messages can be truncated",
                 "unsupported_content_type",
             )
         if event.content_index != 0:
-            raise Refused(
+            raise InvalidRequestError(
                 f"Content index {event.content_index} does not exist.",
                 "invalid_value",
                 "content_index",
             )
         if event.audio_end_ms > item.believed_ms:
-            raise Refused(
+            raise InvalidRequestError(
                 f"Audio content of {int(item.believed_ms)}ms is already shorter "
                 f"than {event.audio_end_ms}ms",
                 None,
@@ -109,27 +113,27 @@ class History:
         item.text = ""
         return item
 
-    def _made(self, event: ItemCreate, described: Json, item_id: str) -> Item:
+    def _made(self, event: ItemCreate, described: Json, item_id: str) -> ModelItem:
         shape = event.item
-        item = Item(id=item_id, type=described["type"], status="completed")
+        item = ModelItem(id=item_id, type=described["type"], status="completed")
         item.complete = True
         match shape:
-            case Message():
+            case MessageItem():
                 item.role = shape.role
                 item.parts = described["content"]
                 self._check_parts(shape.role, item)
                 item.text = item.generated_text = " ".join(
                     part.get("text", "") for part in item.parts
                 ).strip()
-            case FunctionCall():
+            case FunctionCallItem():
                 item.call_id = shape.call_id
                 item.name = shape.name
                 item.arguments = shape.arguments
-            case FunctionCallOutput():
+            case FunctionCallOutputItem():
                 item.call_id = shape.call_id
                 item.output = shape.output
                 item.name = self._caller_of(shape.call_id)
-            case McpApprovalResponse():
+            case McpApprovalResponseItem():
                 self._check_request(shape.approval_request_id)
                 item.approval_request_id = shape.approval_request_id
                 item.approve = shape.approve
@@ -138,13 +142,13 @@ class History:
                 assert_never(shape)
         return item
 
-    def _check_parts(self, role: str, item: Item) -> None:
+    def _check_parts(self, role: str, item: ModelItem) -> None:
         for index, part in enumerate(item.parts):
             if part["type"] not in PARTS_OF_ROLE[role]:
                 supported = ", ".join(
                     f"'{kind}'" for kind in sorted(PARTS_OF_ROLE[role])
                 )
-                raise Refused(
+                raise InvalidRequestError(
                     f"Invalid value: '{part['type']}'. Supported values are: "
                     f"{supported}.",
                     "invalid_value",
@@ -154,7 +158,7 @@ class History:
                 item.chunks.append(decoded(part["audio"], f"item.content[{index}]"))
 
     def _check_request(self, request_id: str) -> None:
-        """It is there, and nobody has answered it."""
+        """Raise InvalidRequestError unless the request exists and is unanswered."""
         request = self.items.get(request_id)
         if (
             request is None
@@ -166,7 +170,7 @@ class History:
                 for item in self.items.values()
             )
         ):
-            raise Refused(
+            raise InvalidRequestError(
                 f"Approval request ID '{request_id}' not found in conversation.",
                 "invalid_approval_request_id",
                 "item.approval_request_id",
@@ -177,7 +181,7 @@ class History:
             is_it = item.type == "function_call" and item.call_id == call_id
             if is_it and not item.deleted:
                 return item.name
-        raise Refused(
+        raise InvalidRequestError(
             f"Tool call ID '{call_id}' not found in conversation.",
             "invalid_tool_call_id",
             "item.call_id",
@@ -185,11 +189,11 @@ class History:
 
 
 def decoded(audio: str, param: str = "audio") -> bytes:
-    """base64 -> bytes, as strictly as the server."""
+    """Decode base64 as strictly as the server does."""
     try:
         return base64.b64decode(audio, validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(
+        raise InvalidRequestError(
             "Invalid 'audio'. Expected base64-encoded audio bytes but got an invalid "
             "value.",
             "invalid_value",

@@ -1,4 +1,4 @@
-"""What the fake model keeps of a conversation: items and responses, and their JSON."""
+"""The fake model's record of a conversation: items and responses, and their JSON."""
 
 import base64
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from bridge.sim.realtime.client_events import Json
 
 
 @dataclass(slots=True)
-class Item:
-    """One conversation item, and what became of it."""
+class ModelItem:
+    """One conversation item and its state."""
 
     id: str
     # message | function_call | function_call_output | mcp_list_tools | mcp_call |
@@ -18,16 +18,15 @@ class Item:
     parts: list[Json] = field(default_factory=list)  # of user and system messages
     response_id: str | None = None
     ruler_number: int | None = None
-    # Audio of this item: for the assistant what was generated, for the user what was
-    # committed.
+    # Audio of this item: generated (assistant) or committed (user).
     chunks: list[bytes] = field(default_factory=list)
     bytes_per_ms: int = 8
     sent_bytes: int = 0
-    text: str = ""  # the transcript the model remembers: a truncation removes it
-    generated_text: str = ""  # ... and what it once was
-    # Where in the audio each piece of `generated_text` begins, in ms.
+    text: str = ""  # the transcript that the model remembers; a truncation empties it
+    generated_text: str = ""  # the transcript before any truncation
+    # Start of each piece of `generated_text` in the audio, in ms.
     cues: list[tuple[float, str]] = field(default_factory=list)
-    spoken: bool = False  # an audio item (as against one of text)
+    spoken: bool = False  # an audio item, not a text item
     truncated_ms: int | None = None
     deleted: bool = False
     complete: bool = False
@@ -49,15 +48,19 @@ class Item:
 
     @property
     def believed_ms(self) -> float:
-        """What the model believes was heard: 0 deleted, else cut, else all it sent."""
+        """Milliseconds that the model believes the caller heard: 0 if deleted, the cut
+        if truncated, else all that was sent."""
         if self.deleted:
             return 0.0
         return self.sent_ms if self.truncated_ms is None else float(self.truncated_ms)
 
     @property
     def known_text(self) -> str:
-        """The words the model believes in: of cut audio those that were mostly heard,
-        of a caller those it understood, transcribed or not."""
+        """The words that the model believes in.
+
+        Of truncated audio: the words of which at least half was heard. Of a caller: the
+        words that the model understood, transcribed or not.
+        """
         if self.truncated_ms is None:
             return self.text or self.generated_text
         ends = [*(at for at, _ in self.cues[1:]), self.sent_ms]
@@ -67,17 +70,17 @@ class Item:
             if (at + end) / 2 <= self.truncated_ms
         )
 
-    def remembered(self) -> "Remembered":
+    def remembered(self) -> "RememberedItem":
         words = self.known_text
         if self.type == "function_call":
             words = self.arguments or ""
         elif self.output is not None:
             words = self.output
         kind = self.role or self.type
-        return Remembered(self.id, kind, words, self.call_id, self.name)
+        return RememberedItem(self.id, kind, words, self.call_id, self.name)
 
     def wire(self, *, with_audio: bool = False) -> Json:
-        """The item as events show it. Audio is shown by item.retrieved alone."""
+        """The item as events show it. Only item.retrieved shows audio."""
         if self.type.startswith("mcp_"):
             return self._mcp()
         shown: Json = {"id": self.id, "object": "realtime.item", "type": self.type}
@@ -143,21 +146,21 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
-    """An item as the model has it in mind."""
+class RememberedItem:
+    """An item as the model remembers it."""
 
     id: str
     kind: (
         str  # user | assistant | system | function_call | function_call_output | mcp_*
     )
-    text: str  # words; of a function_call its arguments, of an output the output
+    text: str  # the words; a function call's arguments, or its output
     call_id: str | None = None
-    name: str | None = None  # of the function, for its output too
+    name: str | None = None  # of the function, also for its output
 
 
 @dataclass(slots=True)
 class ResponseRecord:
-    """One response, as reports and tests read it. Times are monotonic seconds."""
+    """One response, for reports and tests. Times are monotonic seconds."""
 
     id: str
     number: int  # from 1; 0: out of band (conversation "none")
@@ -167,4 +170,4 @@ class ResponseRecord:
     reason: str | None = None  # turn_detected | client_cancelled | an error's code
     first_audio_at: float | None = None
     finished_at: float | None = None
-    items: list[Item] = field(default_factory=list)
+    items: list[ModelItem] = field(default_factory=list)

@@ -1,141 +1,55 @@
-"""The phone's side of a fake SIP call: its state, and what its caller hears, in time.
+"""The phone side of a fake SIP call: the playout of the model's audio, in real time.
 
-The server owns the playout of such a call: no audio passes the control socket, and
-how much was heard before an interruption is the server's own knowledge.
+The server owns the playout of such a call. No audio passes the control socket, and the
+server itself knows how much was heard before an interruption.
 """
 
-import asyncio
-import base64
-import enum
-import json
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from websockets.asyncio.server import ServerConnection
 
-from bridge.sim.realtime.client_events import Append, Json, Refused
+from bridge.sim.realtime.client_events import InvalidRequestError, Json
 from bridge.sim.realtime.configuration import default_session, updated
-from bridge.sim.realtime.items import Item
-from bridge.sim.realtime.outbox import Outbox
+from bridge.sim.realtime.context import SessionContext
+from bridge.sim.realtime.event_sender import EventSender
+from bridge.sim.realtime.items import ModelItem
 from bridge.sim.realtime.render import Chunk
 
-if TYPE_CHECKING:
-    from bridge.sim.realtime.session import ModelSession
-
-_FRAME_BYTES = 160
-_SILENCE = b"\xff" * 8000  # a second: enough to end a turn
 _LINE_FORMAT: Json = {"type": "audio/pcmu"}
-
-
-class Line(enum.Enum):
-    RINGING = "ringing"  # the webhook was sent; nobody has decided
-    TALKING = "talking"  # accepted
-    REJECTED = "rejected"
-    REFERRED = "referred"  # somebody else has the caller now
-    ENDED = "ended"
-
-
-class PhoneCall:
-    """One call as its caller, and the Calls API, see it."""
-
-    def __init__(self, call_id: str, caller: str, called: str, *, late: int) -> None:
-        self.id = call_id
-        self.caller = caller
-        self.called = called
-        self.line = Line.RINGING
-        self.body: Json = {}  # the session it was accepted with
-        self.answers: list[int] = []  # HTTP statuses of the webhook
-        self.sip_status: int | None = None  # of a rejection
-        self.target: str | None = None  # of a REFER
-        self.ended_by: str | None = None  # "caller" or "api"
-        self.session: ModelSession | None = None  # once somebody has attached
-        self.attached = 0  # how often
-        self._late = late  # handshakes that still come too early
-        self._moved = asyncio.Event()
-
-    async def until(self, *lines: Line) -> None:
-        """Waits for one of these states."""
-        while self.line not in lines:
-            await self._moved.wait()
-
-    @property
-    def attachable(self) -> bool:
-        """Asked once for each handshake. Right behind accept the real server says 404
-        for a moment (openai-agents-python, examples/realtime/twilio_sip)."""
-        if self.line is not Line.TALKING:
-            return False
-        self._late -= 1
-        return self._late < 0
-
-    def move(self, line: Line) -> None:
-        self.line = line
-        self._moved.set()
-        self._moved = asyncio.Event()
-
-    def end(self, line: Line, by: str) -> None:
-        """The call is over; so is its socket, without a close frame."""
-        self.ended_by = by
-        self.move(line)
-        if self.session is not None:
-            self.session.abort(f"{by} {line.value}")
-
-    # --- what the caller does ---
-
-    def hang_up(self) -> None:
-        self.end(Line.ENDED, "caller")
-
-    def press(self, key: str) -> None:
-        """A key, over RTP (RFC 4733); its event alone has no event_id."""
-        assert self.session is not None, "nobody has attached"
-        event = {
-            "type": "input_audio_buffer.dtmf_event_received",
-            "event": key,
-            "received_at": int(time.time()),
-        }
-        self.session.out.put(json.dumps(event))
-
-    def say(self, mulaw: bytes) -> None:
-        """The caller speaks: heard at once, and silence enough to end the turn."""
-        assert self.session is not None, "nobody has attached"
-        audio = mulaw + _SILENCE
-        for at in range(0, len(audio), _FRAME_BYTES):
-            frame = base64.b64encode(audio[at : at + _FRAME_BYTES]).decode()
-            self.session.hearing.append(Append(audio=frame))
 
 
 @dataclass(slots=True)
 class _Playing:
-    """The audio of one response, on its way to the caller."""
+    """The audio of one response that the caller hears or will hear."""
 
     response_id: str
-    items: list[Item] = field(default_factory=list)
-    seconds: float = 0.0  # generated so far
-    since: float | None = None  # when it began to play
-    done: bool = False  # nothing will be added
+    items: list[ModelItem] = field(default_factory=list)
+    seconds: float = 0.0  # of audio generated so far
+    since: float | None = None  # monotonic time at which it began to play
+    done: bool = False  # no audio will be added
 
 
-class Leg(Outbox):
-    """An Outbox whose audio goes to a phone, not to the client."""
+class Leg(EventSender):
+    """An EventSender whose audio goes to a phone, not to the client."""
 
-    def __init__(self, connection: ServerConnection, session: "ModelSession") -> None:
+    def __init__(self, connection: ServerConnection, session: SessionContext) -> None:
         super().__init__(connection)
         self._session = session
         self._queue: deque[_Playing] = deque()
-        self._cut: set[str] = set()  # responses whose audio is dropped
+        self._cut: set[str] = set()  # responses whose audio is discarded
 
     def emit(self, event: Json) -> None:
         super().emit(event)
         match event["type"]:
             case "input_audio_buffer.speech_started":
-                detection = self._session.session["audio"]["input"]["turn_detection"]
-                if detection and detection["interrupt_response"]:
+                if self._session.interrupt_response:
                     self.clear()
             case "response.done":
                 self._response_done(event["response"]["id"])
 
-    def emit_audio(self, item: Item, chunk: Chunk, tail: str) -> None:
+    def emit_audio(self, item: ModelItem, chunk: Chunk, tail: str) -> None:
         response_id = item.response_id or ""
         if response_id in self._cut:
             return
@@ -150,11 +64,11 @@ class Leg(Outbox):
         self._play()
 
     def clear(self) -> None:
-        """Nothing more of what is queued is heard; what was not, is forgotten."""
+        """Discard the queued audio and truncate its items at what was heard."""
         if not self._queue:
             return
         queue, self._queue = self._queue, deque()
-        self._tell("cleared", queue[0])
+        self._emit_buffer_event("cleared", queue[0])
         for playing in queue:
             self._cut.add(playing.response_id)
             heard = self._heard_ms(playing)
@@ -166,7 +80,7 @@ class Leg(Outbox):
         playing = self._queue[0]
         if playing.since is None:
             playing.since = time.monotonic()
-            self._tell("started", playing)
+            self._emit_buffer_event("started", playing)
 
     def _response_done(self, response_id: str) -> None:
         for playing in self._queue:
@@ -182,14 +96,14 @@ class Leg(Outbox):
 
     def _played(self, playing: _Playing) -> None:
         if not self._queue or self._queue[0] is not playing:
-            return  # cleared meanwhile
+            return  # the queue was cleared in the meantime
         self._queue.popleft()
-        self._tell("stopped", playing)
+        self._emit_buffer_event("stopped", playing)
         if self._queue:
             self._play()
             self._wait_for_end()
 
-    def _tell(self, what: str, playing: _Playing) -> None:
+    def _emit_buffer_event(self, what: str, playing: _Playing) -> None:
         kind = f"output_audio_buffer.{what}"
         self.emit({"type": kind, "response_id": playing.response_id})
 
@@ -198,7 +112,7 @@ class Leg(Outbox):
             return 0.0
         return min(time.monotonic() - playing.since, playing.seconds) * 1000
 
-    def _truncate(self, item: Item, heard_ms: float) -> None:
+    def _truncate(self, item: ModelItem, heard_ms: float) -> None:
         item.truncated_ms = int(heard_ms)
         item.text = ""
         self.emit(
@@ -212,7 +126,7 @@ class Leg(Outbox):
 
 
 def accepted_session(session_id: str, body: Json, default_model: str) -> Json:
-    """The session as it begins: what it was accepted with, on the line's own format."""
+    """The first session object of an accepted call, in the line's audio format."""
     session = default_session(session_id, body.get("model", default_model))
     session = updated(session, body, spoken=False, model_chosen=False, only_pcm=False)
     for side in ("input", "output"):
@@ -221,11 +135,13 @@ def accepted_session(session_id: str, body: Json, default_model: str) -> Json:
 
 
 def check_formats(session: Json) -> None:
-    """Refused where it names a format. The real server takes it, and the line is
-    distorted or silent (openai-agents-python#2097); a fake without ears has to say so.
+    """Raise InvalidRequestError if the session names an audio format.
+
+    The real server accepts it, and the line is distorted or silent
+    (openai-agents-python#2097). The fake cannot hear that, so it refuses.
     """
     for side in ("input", "output"):
         if "format" in (session.get("audio", {}).get(side) or {}):
             param = f"session.audio.{side}.format"
             message = "The audio format of a SIP call is negotiated on its leg."
-            raise Refused(message, "invalid_value", param)
+            raise InvalidRequestError(message, "invalid_value", param)

@@ -1,23 +1,21 @@
-"""The hosted MCP servers of one fake session: listed, asked for approval, called.
+"""The hosted MCP servers of one fake session: listing tools, approvals, calls.
 
 Order of events: openai-ruby's examples/realtime/mcp_approval.rb, which runs against the
-real server. An approved call runs at once, outside of any response; the model speaks of
-a result only when the client asks for a response.
+real server. An approved call runs at once, outside any response; the model speaks about
+its result only when the client requests a response.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bridge.sim.realtime.client_events import Json
-from bridge.sim.realtime.items import Item
+from bridge.sim.realtime.context import SessionContext
+from bridge.sim.realtime.items import ModelItem
 from bridge.sim.realtime.turns import CallMcp, ToolOutput
 
-if TYPE_CHECKING:
-    from bridge.sim.realtime.session import ModelSession
-
 _LIST_SECONDS = 0.02
-"""A server takes to list its tools."""
+"""Time in which a server lists its tools."""
 
 _UNKNOWN_SERVER = {
     "type": "protocol_error",
@@ -27,21 +25,22 @@ _UNKNOWN_SERVER = {
 
 
 class HostedServers:
-    """Those that `session.tools` names; what they are is in `Behaviour.mcp`."""
+    """The servers in `session.tools`; `Behaviour.mcp` describes them."""
 
-    def __init__(self, session: "ModelSession") -> None:
+    def __init__(self, session: SessionContext) -> None:
         self._session = session
-        self._waiting: dict[str, tuple[Item, CallMcp, int]] = {}  # by their request
+        # by id of the approval request
+        self._waiting: dict[str, tuple[ModelItem, CallMcp, int]] = {}
 
     def configure(self, before: Sequence[Json]) -> None:
-        """Lists the tools of the servers that are new since the session had `before`.
+        """List the tools of each server that is new since the session had `before`.
 
-        The item has its tools once it is done; of a server that cannot be reached it
-        never is.
+        The mcp_list_tools item gets its tools when it is done. The item of an
+        unreachable server is never done.
         """
         for config in self._configs():
             if config not in before:
-                item = Item(
+                item = ModelItem(
                     id=self._session.new_id("mcpl"),
                     type="mcp_list_tools",
                     server_label=config["server_label"],
@@ -57,13 +56,13 @@ class HostedServers:
         )
 
     def await_approval(
-        self, request: Item, item: Item, call: CallMcp, index: int
+        self, request: ModelItem, item: ModelItem, call: CallMcp, index: int
     ) -> None:
-        """`item` runs once `request` is approved; `index` is its output_index."""
+        """Run `item` when `request` is approved; `index` is its output_index."""
         self._waiting[request.id] = item, call, index
 
-    def decide(self, answer: Item) -> None:
-        """The client's mcp_approval_response has come."""
+    def decide(self, answer: ModelItem) -> None:
+        """Apply the client's mcp_approval_response."""
         assert answer.approval_request_id is not None
         item, call, index = self._waiting.pop(answer.approval_request_id)
         if answer.approve:
@@ -71,10 +70,10 @@ class HostedServers:
             self._session.spawn(self._run_late(item, call, index), "mcp call")
         else:
             said = f"not approved: {answer.reason or 'no reason given'}"
-            self._session.tool_answered(ToolOutput(item.id, call.name, said))
+            self._session.add_tool_output(ToolOutput(item.id, call.name, said))
 
-    async def run(self, item: Item, call: CallMcp, index: int) -> None:
-        """Has the tool called. What it gave is in the item afterwards."""
+    async def run(self, item: ModelItem, call: CallMcp, index: int) -> None:
+        """Call the tool. Afterwards the item has its output or its error."""
         self._emit("response.mcp_call.in_progress", item, output_index=index)
         await asyncio.sleep(call.seconds)
         error = call.error
@@ -89,13 +88,13 @@ class HostedServers:
         how = "completed" if error is None else "failed"
         self._emit(f"response.mcp_call.{how}", item, output_index=index)
         said = call.output if error is None else str(error["message"])
-        self._session.tool_answered(ToolOutput(item.id, call.name, said))
+        self._session.add_tool_output(ToolOutput(item.id, call.name, said))
 
-    async def _run_late(self, item: Item, call: CallMcp, index: int) -> None:
+    async def _run_late(self, item: ModelItem, call: CallMcp, index: int) -> None:
         await self.run(item, call, index)
         self._session.finish_item(item)
 
-    async def _list(self, item: Item, config: Json) -> None:
+    async def _list(self, item: ModelItem, config: Json) -> None:
         await asyncio.sleep(_LIST_SECONDS)
         tools = self._session.behaviour.mcp.get(item.server_label)
         if tools is None:
@@ -121,7 +120,7 @@ class HostedServers:
         named = (tool for tool in tools if tool["name"] == call.name)
         return next(named, {"name": call.name})
 
-    def _emit(self, kind: str, item: Item, **fields: Any) -> None:
+    def _emit(self, kind: str, item: ModelItem, **fields: Any) -> None:
         self._session.out.emit({"type": kind, "item_id": item.id} | fields)
 
 
@@ -142,7 +141,8 @@ def _matches(chosen: Json, tool: Mapping[str, Any]) -> bool:
 
 
 def _needs_approval(rule: Any, tool: Mapping[str, Any]) -> bool:
-    """Without a rule everything is asked for, as the Responses API's guide has it
+    """True if the call needs approval. Without a rule every call does, as in the
+    Responses API's guide
     (https://platform.openai.com/docs/guides/tools-connectors-mcp#approvals)."""
     if not isinstance(rule, dict):
         return bool(rule != "never")

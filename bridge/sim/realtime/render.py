@@ -1,7 +1,7 @@
-"""Outputs as the deltas they are sent in: cut, encoded and aligned with their words.
+"""Outputs as audio deltas: cut, encoded and aligned with their words.
 
-Everything is computed once and cached, so that hundreds of calls that say the same
-cost no more than copying strings. No I/O, no clock.
+Everything is computed once and cached: hundreds of calls with the same text cost no
+more than copying strings. No I/O, no clock.
 """
 
 import audioop
@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bridge.sim.realtime.listener import BYTES_PER_MS
-from bridge.sim.realtime.turns import Play, Ruled, Say
+from bridge.sim.realtime.input_audio_buffer import BYTES_PER_MS
+from bridge.sim.realtime.turns import PlayAudio, PlayRuler, SayText
 from bridge.sim.voice import AGENT_VOICE, WORDS_PER_MINUTE, resample, ruler, speak
 
 _RULER_WORD_MS = 300
@@ -20,32 +20,33 @@ Words = tuple[tuple[float, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One audio delta, and the words to send ahead of it."""
+    """One audio delta and the words that are sent before it."""
 
     audio: bytes
     base64: str
-    words: tuple[str, ...]  # transcript deltas, each with its leading blank
-    cues: tuple[tuple[float, str], ...]  # the same, with the ms of the item's audio
+    words: tuple[str, ...]  # transcript deltas, each with its leading space
+    # the same words with their start in the item's audio, in ms
+    cues: tuple[tuple[float, str], ...]
     seconds: float
 
 
 @lru_cache(maxsize=128)
-def ruled(output: Ruled, number: int) -> Play:
+def ruler_audio(output: PlayRuler, number: int) -> PlayAudio:
     """Ruler audio of item `number`, with a word every 300 ms."""
     count = max(1, math.ceil(output.ms / _RULER_WORD_MS))
-    return Play(ruler(number, output.ms), " ".join(["word"] * count))
+    return PlayAudio(ruler(number, output.ms), " ".join(["word"] * count))
 
 
 @lru_cache(maxsize=512)
 def chunks(
-    output: Say | Play,
+    output: SayText | PlayAudio,
     format_type: str,
     delta_ms: int,
     first_delta_ms: int | None,
     speed: float,
     voice: str | None,
 ) -> tuple[Chunk, ...]:
-    """The deltas of `output` in the session's format."""
+    """The deltas of `output`, in the session's format."""
     audio, words = _sound(output, format_type, speed, voice or AGENT_VOICE)
     per_ms = BYTES_PER_MS[format_type]
     cut: list[Chunk] = []
@@ -72,9 +73,9 @@ def chunks(
 
 
 def _sound(
-    output: Say | Play, format_type: str, speed: float, voice: str
+    output: SayText | PlayAudio, format_type: str, speed: float, voice: str
 ) -> tuple[bytes, Words]:
-    if isinstance(output, Play):
+    if isinstance(output, PlayAudio):
         return _in_format(output.mulaw, format_type), _even(output)
     rate = 24000 if format_type == "audio/pcm" else 8000
     speech = speak(
@@ -98,8 +99,8 @@ def _in_format(mulaw: bytes, format_type: str) -> bytes:
     return resample(linear, 8000, 24000)
 
 
-def _even(output: Play) -> Words:
-    """Words of unknown timing, spread over the audio."""
+def _even(output: PlayAudio) -> Words:
+    """Words spread evenly over audio whose word timing is unknown."""
     words = output.text.split()
     seconds = len(output.mulaw) / 8000
     return tuple((i * seconds / len(words), word) for i, word in enumerate(words))

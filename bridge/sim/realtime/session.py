@@ -1,58 +1,63 @@
-"""One connection to the fake Realtime model: what it is told, hears, and answers.
+"""One connection to the fake Realtime model: its events, its answers, its lifetime.
 
-All decisions are synchronous; tasks exist only to wait (a reply's pace, a late
-transcription, a fault's hour) and live in the session's TaskGroup. It does not know
-the playout: after response.done nothing is cancelled by speech.
+All decisions are synchronous. Tasks exist only to wait (for a response's pace, a late
+transcription, a scheduled fault) and live in the session's TaskGroup. The session does
+not know the playout: after response.done, speech cancels nothing.
 """
 
 import asyncio
-import secrets
-import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from bridge.sim.realtime import faults
+from bridge.sim.realtime.caller_input import CallerInput
 from bridge.sim.realtime.client_events import (
-    Append,
-    Clear,
+    BufferAppend,
+    BufferClear,
+    BufferCommit,
     ClientEvent,
-    Commit,
+    InvalidRequestError,
     ItemCreate,
     ItemDelete,
     ItemRetrieve,
     ItemTruncate,
     Json,
-    Refused,
     ResponseCancel,
     ResponseCreate,
     SessionUpdate,
-    append_in,
     check,
+    decode_append,
     parse,
 )
-from bridge.sim.realtime.configuration import default_session, updated
-from bridge.sim.realtime.hearing import Hearing
-from bridge.sim.realtime.history import History
-from bridge.sim.realtime.items import Item, Remembered, ResponseRecord
-from bridge.sim.realtime.leg import Leg, PhoneCall, accepted_session, check_formats
+from bridge.sim.realtime.configuration import updated
+from bridge.sim.realtime.context import SessionContext
+from bridge.sim.realtime.default_answers import default_answer
+from bridge.sim.realtime.event_sender import Direction
+from bridge.sim.realtime.items import ModelItem, RememberedItem, ResponseRecord
+from bridge.sim.realtime.leg import Leg, accepted_session, check_formats
 from bridge.sim.realtime.mcp import HostedServers
-from bridge.sim.realtime.outbox import Direction, Outbox
-from bridge.sim.realtime.reply import Reply
-from bridge.sim.realtime.small_talk import small_talk
-from bridge.sim.realtime.turns import Behaviour, Heard, Say, ToolOutput, Trigger, Turn
+from bridge.sim.realtime.response import ActiveResponse
+from bridge.sim.realtime.turns import (
+    Behaviour,
+    SayText,
+    ToolOutput,
+    Trigger,
+    Turn,
+    TurnContext,
+)
 
 Hook: TypeAlias = Callable[["ModelSession", Direction, Json], None]
 
-_NOTHING_LEFT = (Say("I have nothing more to say."),)
-_CLEAR = "output_audio_buffer.clear"  # known to sessions with a phone alone
+_NOTHING_LEFT = (SayText("I have nothing more to say."),)
+_CLEAR = "output_audio_buffer.clear"  # only sessions with a phone leg know this event
 
 
-class ModelSession:
-    """What a test or a report reads of one session, and the session itself."""
+class ModelSession(SessionContext):
+    """The session itself, and what tests and reports read of it."""
 
     def __init__(
         self,
@@ -64,62 +69,50 @@ class ModelSession:
         keep_audio: bool = True,
         record_appends: bool = False,
         on_event: Hook | None = None,
-        call: PhoneCall | None = None,
+        accepted_with: Json | None = None,
         fault: faults.Fault | None = None,
     ) -> None:
-        """`call`: this is the control socket of a SIP call. `fault` befalls it at
-        once."""
-        self.behaviour = behaviour
-        self.model = model
+        """`accepted_with`: the body of the accept request, if this is the control
+        socket of a SIP call. `fault` is applied before the first event."""
+        super().__init__(connection, behaviour, model)
         self.headers: Mapping[str, str] = _plain(connection)
-        self.id = secrets.token_hex(4)
-        self.conversation_id = f"conv_{self.id}"
-        self.session = default_session(f"sess_{self.id}", model)
-        if call is not None:
-            self.session = accepted_session(f"sess_{self.id}", call.body, model)
+        self.leg: Leg | None = None
+        if accepted_with is not None:
+            self.session = accepted_session(f"sess_{self.id}", accepted_with, model)
             self.model = self.session["model"]
+            self.leg = Leg(connection, self)
+            self.out = self.leg
         self.responses: list[ResponseRecord] = []
-        self.received: list[tuple[float, Json]] = []  # all but appends
+        self.received: list[tuple[float, Json]] = []  # all client events except appends
         self.opened_at = self.now()
         self.configured_at: float | None = None  # when the first update was confirmed
-        self.closed: str | None = None  # who ended it, and how
-        self._thawed = asyncio.Event()  # set, but while it is frozen
-        self._thawed.set()
-        self._fault = fault
-        self.leg = Leg(connection, self) if call is not None else None
-        self.out = self.leg or Outbox(connection)
-        self.hearing = Hearing(
-            self, keep_audio=keep_audio, record_appends=record_appends
-        )
-        self.history = History()
+        # the conversation's, not out of band
+        self.active_response: ActiveResponse | None = None
         self.mcp = HostedServers(self)
-        self.reply: Reply | None = None  # the default conversation's, while active
-        self.connection = connection
+        self.caller_input = CallerInput(
+            self, self, keep_audio=keep_audio, record_appends=record_appends
+        )
+        self._fault = fault
         self._model_chosen = model_chosen
-        self._side_replies: list[Reply] = []  # out of band
-        self._group: asyncio.TaskGroup | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._serial = 0
-        self._ruler_number = 0
+        self._out_of_band_responses: list[ActiveResponse] = []
         self._responses_begun = 0
         self._updates = 0
-        self._answered: list[ToolOutput] = []  # not spoken about yet
         self.observe(on_event)
 
     # --- what reports and tests read ------------------------------------------------
 
     def observe(self, on_event: Hook | None) -> None:
-        """Have `on_event(session, "sent" | "received", event)` called for each."""
+        """Call `on_event(session, "sent" | "received", event)` for each event."""
         self.out.observe = partial(on_event, self) if on_event is not None else None
 
     @property
-    def items(self) -> dict[str, Item]:
-        """Every item there ever was, deleted ones too, in conversation order."""
+    def items(self) -> dict[str, ModelItem]:
+        """All items in conversation order, deleted ones included."""
         return self.history.items
 
     @property
-    def conversation(self) -> tuple[Remembered, ...]:
-        """What was said and done, as the model has it in mind."""
+    def conversation(self) -> tuple[RememberedItem, ...]:
+        """The conversation as the model remembers it."""
         return self.history.remembered()
 
     @property
@@ -133,37 +126,33 @@ class ModelSession:
 
     @property
     def appends(self) -> int:
-        return self.hearing.appends
+        return self.caller_input.appends
 
     @property
     def append_at(self) -> list[float]:
-        return self.hearing.append_at
+        return self.caller_input.append_at
 
     @property
     def audio_in_bytes(self) -> int:
-        return self.hearing.audio_in_bytes
+        return self.caller_input.audio_in_bytes
 
     @property
     def caller_audio(self) -> bytearray:
-        """As appended, in the session's format; the first ten minutes."""
-        return self.hearing.caller_audio
+        """The first ten minutes as appended, in the session's format."""
+        return self.caller_input.caller_audio
 
     @property
     def speech_started_at(self) -> list[float]:
-        return self.hearing.speech_started_at
+        return self.caller_input.speech_started_at
 
     @property
     def caller_turns(self) -> int:
-        return self.hearing.turns
-
-    @staticmethod
-    def now() -> float:
-        return time.monotonic()
+        return self.caller_input.turns
 
     # --- life ---------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve the connection until it ends; no task is left behind."""
+        """Serve the connection until it ends. Leaves no task behind."""
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -172,17 +161,17 @@ class ModelSession:
                 if self.model in self.behaviour.refuse_model:
                     self._refuse_model()
                 elif self.closed is None:
-                    faults.arm(self)
+                    faults.schedule_faults(self)
                     self.out.emit({"type": "session.created", "session": self.session})
                     self.mcp.configure([])
                 await self._read()
                 for task in self._tasks:
                     task.cancel()
         finally:
-            for reply in (self.reply, *self._side_replies):
-                if reply is not None:
-                    reply.abandon()
-            self.reply = None
+            for response in (self.active_response, *self._out_of_band_responses):
+                if response is not None:
+                    response.abandon()
+            self.active_response = None
 
     async def _read(self) -> None:
         try:
@@ -194,50 +183,9 @@ class ModelSession:
             if self.closed is None:
                 self.closed = "client does not read" if self.out.cut_off else _how(end)
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """A task of this session."""
-        assert self._group is not None
-        task = self._group.create_task(work, name=f"model {self.id} {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def later(self, seconds: float, action: Callable[[], None]) -> asyncio.Task[None]:
-        """Do `action` after a while, unless the session has ended."""
-
-        async def wait() -> None:
-            await asyncio.sleep(seconds)
-            action()
-
-        return self.spawn(wait(), "later")
-
-    def abort(self, why: str) -> None:
-        """End the TCP connection without a close frame."""
-        self.closed = why
-        self._thawed.set()
-        self.connection.transport.abort()
-
-    @property
-    def frozen(self) -> bool:
-        return not self._thawed.is_set()
-
-    def freeze(self) -> None:
-        """Neither reads nor sends nor answers pings, until `thaw`."""
-        self._thawed.clear()
-        self.out.hold()
-        self.connection.transport.pause_reading()
-        if self.connection.keepalive_task is not None:
-            self.connection.keepalive_task.cancel()  # it must not notice by itself
-
-    def thaw(self) -> None:
-        """Goes on where it was."""
-        self._thawed.set()
-        self.out.release()
-        self.connection.transport.resume_reading()
-
     def _refuse_model(self) -> None:
         message = f"The model `{self.model}` does not exist or you do not have access."
-        self.out.error(Refused(message, "model_not_found"))
+        self.out.error(InvalidRequestError(message, "model_not_found"))
         faults.closing(4000, "invalid_request_error.model_not_found")(self)
 
     # --- receiving ----------------------------------------------------------------
@@ -246,12 +194,14 @@ class ModelSession:
         event: Json = {}
         try:
             if isinstance(frame, bytes):
-                raise Refused("Events are sent as text frames.", "invalid_json")
-            append = append_in(frame) if self.out.observe is None else None
+                raise InvalidRequestError(
+                    "Events are sent as text frames.", "invalid_json"
+                )
+            append = decode_append(frame) if self.out.observe is None else None
             if append is not None:
                 if isinstance(append.event_id, str):
                     event = {"event_id": append.event_id}
-                self.hearing.append(append)
+                self.caller_input.append(append)
                 return
             event = parse(frame)
             if self.out.observe is not None:
@@ -262,19 +212,19 @@ class ModelSession:
                 self._clear_phone(self.leg, event)
                 return
             self._dispatch(check(event), event)
-        except Refused as refused:
+        except InvalidRequestError as refused:
             self.out.error(refused, event.get("event_id"))
 
     def _dispatch(self, event: ClientEvent, raw: Json) -> None:
         match event:
-            case Append():
-                self.hearing.append(event)
+            case BufferAppend():
+                self.caller_input.append(event)
             case SessionUpdate():
                 self._update(raw)
-            case Commit():
-                self.hearing.commit_by_client()
-            case Clear():
-                self.hearing.clear()
+            case BufferCommit():
+                self.caller_input.commit_by_client()
+            case BufferClear():
+                self.caller_input.clear()
             case ItemCreate():
                 self._create_item(event, raw)
             case ItemRetrieve():
@@ -299,19 +249,20 @@ class ModelSession:
         if unknown := set(event) - {"type", "event_id"}:
             param = min(unknown)
             problem = f"Unknown parameter: '{param}'."
-            raise Refused(problem, "unknown_parameter", param)
+            raise InvalidRequestError(problem, "unknown_parameter", param)
         leg.clear()
 
     def _update(self, raw: Json) -> None:
         if self.leg is not None:
             check_formats(raw["session"])
         if self.behaviour.reject_update is not None:
-            raise Refused(
+            raise InvalidRequestError(
                 "This session.update is rejected.", self.behaviour.reject_update
             )
         delay = self.behaviour.delay_updated
         if delay:
-            # Late in effect, too: what is appended meanwhile is heard as before.
+            # The update also takes effect late: until then, appended audio is heard
+            # under the old settings.
             self.later(delay, lambda: self._apply(raw))
         else:
             self._apply(raw)
@@ -326,11 +277,11 @@ class ModelSession:
                 model_chosen=self._model_chosen,
                 only_pcm=self.behaviour.ignore_formats,
             )
-        except Refused as refused:
+        except InvalidRequestError as refused:
             self.out.error(refused, raw.get("event_id"))
             return
         self.model = self.session["model"]
-        self.hearing.configure()
+        self.caller_input.configure()
         self.out.emit({"type": "session.updated", "session": self.session})
         if self.configured_at is None and not self.out.muted:
             self.configured_at = self.now()
@@ -343,15 +294,16 @@ class ModelSession:
     def _create_item(self, event: ItemCreate, raw: Json) -> None:
         item = self.history.create(event, raw, self.new_id("item"))
         if item.type == "function_call_output":
-            self.tool_answered(
+            self.add_tool_output(
                 ToolOutput(item.call_id or "", item.name or "", item.output or "")
             )
         elif item.role == "assistant":
-            self._answered.clear()  # history put back: it was spoken about
+            # A restored history: its tool outputs were spoken about already.
+            self.tool_outputs.clear()
         elif any(part["type"] == "input_audio" for part in item.parts):
-            self.hearing.overhear(item)
-        self._emit_item("added", item)
-        self._emit_item("done", item)
+            self.caller_input.take_audio_item(item)
+        self.emit_item("added", item)
+        self.emit_item("done", item)
         if item.type == "mcp_approval_response":
             self.mcp.decide(item)
 
@@ -370,147 +322,104 @@ class ModelSession:
 
     def _create_response(self, overrides: Json) -> None:
         out_of_band = overrides.get("conversation") == "none"
-        if self.reply is not None and not out_of_band:
-            raise self.second_response()
+        if self.active_response is not None and not out_of_band:
+            raise self.already_active_error()
         voice = overrides.get("audio", {}).get("output", {}).get("voice")
         current = self.session["audio"]["output"]["voice"]
         if voice not in (None, current) and self.sent_deltas:
-            raise Refused(
+            raise InvalidRequestError(
                 "Cannot update a conversation's voice if assistant audio is present.",
                 "cannot_update_voice",
                 "response.audio.output.voice",
             )
         self.respond("client", overrides)
 
-    def second_response(self) -> Refused:
-        assert self.reply is not None
-        return Refused(
+    def already_active_error(self) -> InvalidRequestError:
+        assert self.active_response is not None
+        return InvalidRequestError(
             "Conversation already has an active response in progress: "
-            f"{self.reply.record.id}. Wait until the response is finished before "
-            "creating a new one.",
+            f"{self.active_response.record.id}. Wait until the response is finished "
+            "before creating a new one.",
             "conversation_already_has_active_response",
         )
 
     def respond(self, trigger: Trigger, overrides: Json) -> None:
-        self.hearing.stop_idle_timer()
+        self.caller_input.stop_idle_timer()
         out_of_band = overrides.get("conversation") == "none"
         if not out_of_band:
             self._responses_begun += 1
         number = 0 if out_of_band else self._responses_begun
         record = ResponseRecord(self.new_id("resp"), number, trigger, self.now())
-        heard = self._what_was_heard(number, trigger, overrides)
-        reply = Reply(self, record, self._turn(heard), overrides)
+        context = self._turn_context(number, trigger, overrides)
+        response = ActiveResponse(
+            self, self.mcp, record, self._turn(context), overrides, self._response_ended
+        )
         self.responses.append(record)
         if out_of_band:
-            self._side_replies.append(reply)
+            self._out_of_band_responses.append(response)
         else:
-            self._answered.clear()
-            self.reply = reply
-        reply.start()
+            self.tool_outputs.clear()
+            self.active_response = response
+        response.start()
 
-    def _turn(self, heard: Heard) -> Turn:
+    def _turn(self, context: TurnContext) -> Turn:
         behaviour = self.behaviour
-        if 1 <= heard.number <= len(behaviour.turns):
-            return behaviour.turns[heard.number - 1]
+        if 1 <= context.number <= len(behaviour.turns):
+            return behaviour.turns[context.number - 1]
         if behaviour.answer is not None:
-            return behaviour.answer(heard)
+            return behaviour.answer(context)
         if behaviour.fallback is not None:
             return behaviour.fallback
-        return _NOTHING_LEFT if behaviour.turns else small_talk(heard)
+        return _NOTHING_LEFT if behaviour.turns else default_answer(context)
 
-    def _what_was_heard(self, number: int, trigger: Trigger, overrides: Json) -> Heard:
+    def _turn_context(
+        self, number: int, trigger: Trigger, overrides: Json
+    ) -> TurnContext:
         effective: Json = self.session | overrides
         written = [
             item.text
             for item in self.items.values()
             if item.role == "user" and not item.deleted and "text" in item.parts[0]
         ]
-        return Heard(
+        return TurnContext(
             number=number,
             trigger=trigger,
             instructions=str(effective["instructions"]),
             tools=tuple(effective["tools"]),
-            caller_turns=self.hearing.turns,
-            seconds=self.hearing.seconds,
-            transcript=self.hearing.transcript,
+            caller_turns=self.caller_input.turns,
+            seconds=self.caller_input.seconds,
+            transcript=self.caller_input.transcript,
             text=written[-1] if written else None,
-            answered=tuple(self._answered),
+            answered=tuple(self.tool_outputs),
             overrides=overrides,
             conversation=self.conversation,
         )
 
     def _cancel_response(self, response_id: str | None) -> None:
-        active = [self.reply] if self.reply is not None else []
+        active = [self.active_response] if self.active_response is not None else []
         if response_id is not None:
             active = [
-                reply
-                for reply in (*active, *self._side_replies)
-                if reply.record.id == response_id
+                response
+                for response in (*active, *self._out_of_band_responses)
+                if response.record.id == response_id
             ]
         if not active:
-            raise Refused(
+            raise InvalidRequestError(
                 "Cancellation failed: no active response found",
                 "response_cancel_not_active",
             )
-        active[0].cut("client_cancelled")
+        active[0].cancel("client_cancelled")
 
-    def tool_answered(self, output: ToolOutput) -> None:
-        """The next response knows of it."""
-        self._answered.append(output)
-
-    def reply_ended(self, reply: Reply) -> None:
-        """response.done has been sent."""
-        if reply.out_of_band:
-            self._side_replies.remove(reply)
+    def _response_ended(self, response: ActiveResponse) -> None:
+        """Called when response.done has been sent."""
+        if response.out_of_band:
+            self._out_of_band_responses.remove(response)
             return
-        self.reply = None
-        if reply.afterwards is not None:
-            reply.afterwards()
-        elif reply.record.status == "completed":
-            self.hearing.start_idle_timer(reply.spoken_seconds)
-
-    # --- the conversation -----------------------------------------------------------
-
-    def new_id(self, kind: str) -> str:
-        self._serial += 1
-        return f"{kind}_{self.id}{self._serial:04}"
-
-    def next_ruler_number(self) -> int:
-        self._ruler_number += 1
-        return self._ruler_number
-
-    def add_item(self, item: Item, *, finished: bool) -> None:
-        """Append an item to the conversation and announce it."""
-        self.history.place(item)
-        self._emit_item("added", item)
-        if finished:
-            self._emit_item("done", item)
-
-    def finish_item(self, item: Item) -> None:
-        if not item.deleted:
-            self._emit_item("done", item)
-
-    def _emit_item(self, what: Literal["added", "done"], item: Item) -> None:
-        self.out.emit(
-            {
-                "type": f"conversation.item.{what}",
-                "previous_item_id": self.history.previous(item),
-                "item": item.wire(),
-            }
-        )
-
-    def context_tokens(self) -> tuple[int, int]:
-        """Text and audio tokens the conversation would cost as input."""
-        text = len(self.session["instructions"]) // 4
-        audio = 0
-        for item in self.items.values():
-            if item.deleted:
-                continue
-            text += len(item.output or "") // 4
-            if item.role == "assistant" or item.type != "message":
-                text += len(item.text) // 4
-            audio += int(item.believed_ms / 100)
-        return text, audio
+        self.active_response = None
+        if response.afterwards is not None:
+            response.afterwards()
+        elif response.record.status == "completed":
+            self.caller_input.start_idle_timer(response.spoken_seconds)
 
 
 def _plain(connection: ServerConnection) -> Mapping[str, str]:

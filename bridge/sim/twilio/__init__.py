@@ -1,1 +1,1 @@
-"""What the fake caller (bridge/sim/caller.py) is made of: Twilio's side of a call."""
+"""The parts of the fake caller (bridge/sim/caller.py): Twilio's side of a call."""

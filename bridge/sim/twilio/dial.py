@@ -1,6 +1,6 @@
-"""Opening a media stream's socket as Twilio does: its checks, headers and error codes.
+"""Opens the WebSocket of a media stream as Twilio does: checks, headers, error codes.
 
-No Origin, no sub-protocol, no compression, no redirects; the URL is signed as written.
+No Origin, no sub-protocol, no compression, no redirects. The URL is signed as written.
 """
 
 import ssl
@@ -9,19 +9,19 @@ from urllib.parse import urlsplit, urlunsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-from bridge.sim.twilio.markup import Stream
+from bridge.sim.twilio.markup import TwimlStream
 from bridge.sim.twilio.signature import sign
 from bridge.sim.twilio.stream import CLOSE_LIMIT
-from bridge.sim.twilio.webhooks import Places
+from bridge.sim.twilio.webhooks import Origins
 
-HANDSHAKE_LIMIT = 10.0  # s; Twilio's own is undocumented (error 31901 exists)
+HANDSHAKE_LIMIT = 10.0  # s; Twilio's own limit is undocumented (error 31901 exists)
 MESSAGE_LIMIT = 16 * 2**20  # bytes: more than ten minutes of audio in base64
-WRITE_LIMIT = 2**20  # bytes; sends wait beyond it, which they should never come near
+WRITE_LIMIT = 2**20  # bytes; a send waits above this, which should never happen
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 class StreamRefusedError(Exception):
-    """The stream did not open; `code` is Twilio's."""
+    """The stream did not open; `code` is Twilio's error code."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{code} {text}")
@@ -29,11 +29,12 @@ class StreamRefusedError(Exception):
         self.text = text
 
 
-def stream_url(stream: Stream, document_url: str, allow_ws: bool = False) -> str:
-    """The URL to sign and dial; StreamRefusedError for one Twilio does not take.
+def stream_url(stream: TwimlStream, document_url: str, allow_ws: bool = False) -> str:
+    """The URL to sign and to connect to.
 
-    Twilio takes wss:// only. This fake takes ws:// as well, where there is no TLS to be
-    had: on loopback, and with `allow_ws` on any host (a network of containers).
+    Raises StreamRefusedError for a URL that Twilio does not accept. Twilio accepts
+    wss:// only. This fake also accepts ws:// where no TLS is available: on loopback,
+    and with `allow_ws` on any host (a network of containers).
     """
     if stream.track not in (None, "inbound_track"):
         raise StreamRefusedError(31941, f"track {stream.track} on <Connect>")
@@ -45,7 +46,7 @@ def stream_url(stream: Stream, document_url: str, allow_ws: bool = False) -> str
     try:
         parts = urlsplit(url)
         whole = bool(parts.scheme and parts.hostname) and parts.port != 0
-    except ValueError:  # brackets or a port that make no sense
+    except ValueError:  # brackets or a port that are not valid
         whole = False
     if not whole:
         raise StreamRefusedError(31923, f"malformed URL {url!r}")
@@ -56,29 +57,30 @@ def stream_url(stream: Stream, document_url: str, allow_ws: bool = False) -> str
 
 
 def without_query(url: str) -> str:
-    """Twilio does not pass on a stream URL's query string (observed by several)."""
+    """The URL without its query string, which Twilio drops (several users saw it)."""
     return urlunsplit(urlsplit(url)._replace(query="", fragment=""))
 
 
-class _Dial(connect):
-    """`connect` that takes a redirect for what it is to Twilio: a failure (31920)."""
+class _NoRedirect(connect):
+    """`connect` for which a redirect is a failure, as for Twilio (31920)."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
 
 
 async def open_socket(
-    url: str, places: Places, auth_token: str | None
+    url: str, origins: Origins, auth_token: str | None
 ) -> ClientConnection:
-    """The open socket; StreamRefusedError with Twilio's code when there is none."""
+    """Open the WebSocket. Raises StreamRefusedError with Twilio's error code."""
     headers = {}
     if auth_token is not None:
         headers["x-twilio-signature"] = sign(auth_token, url)
-    # The Host header is the public one; the connection goes where `places` says.
-    target = urlsplit(places.dial(url))
+    # The Host header has the public origin; the connection goes to the origin that
+    # `origins` maps it to.
+    target = urlsplit(origins.dial(url))
     named = urlunsplit(urlsplit(url)._replace(scheme=target.scheme))
     try:
-        return await _Dial(
+        return await _NoRedirect(
             named,
             host=target.hostname,
             port=target.port or (443 if target.scheme == "wss" else 80),

@@ -1,7 +1,7 @@
-"""TwiML as the fake Twilio reads it: a document -> its verbs in order.
+"""Parses TwiML as Twilio does: a document -> its verbs, in order.
 
-Knows the verbs a bridge answers with and refuses the others by name, so that nothing
-is skipped unnoticed. Verb and attribute names are case-sensitive, as with Twilio.
+Supports the verbs that a bridge answers with. Any other verb is an error, so none is
+skipped unnoticed. Verb and attribute names are case-sensitive, as with Twilio.
 """
 
 import xml.etree.ElementTree as ET
@@ -10,12 +10,13 @@ from typing import Literal
 
 Method = Literal["GET", "POST"]
 DOCUMENT_LIMIT = 64 * 1024  # bytes, error 11750
-PARAMETER_LIMIT = 500  # name and value together, characters
+PARAMETER_LIMIT = 500  # characters of name and value together
 RING_LIMITS = (5.0, 600.0)  # s, <Dial timeout>
 
 
 class TwimlError(Exception):
-    """Twilio cannot follow the document; `code` is its debugger's."""
+    """Twilio cannot execute the document; `code` is the error code of Twilio's
+    debugger."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{code} {text}")
@@ -23,7 +24,7 @@ class TwimlError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class TwimlStream:
     url: str
     name: str | None
     track: str | None
@@ -33,20 +34,21 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Connect:
-    stream: Stream
+class TwimlConnect:
+    stream: TwimlStream
     action: str | None
     method: Method
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class TwimlSay:
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Dial:
-    """`timeout` in seconds; `caller_id` None = the dialled one sees the caller."""
+class TwimlDial:
+    """`timeout` in seconds. `caller_id` None: the called party sees the caller's
+    number."""
 
     number: str
     action: str | None
@@ -56,31 +58,39 @@ class Dial:
 
 
 @dataclass(frozen=True, slots=True)
-class Redirect:
+class TwimlRedirect:
     url: str
     method: Method
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class TwimlPause:
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Reject:
+class TwimlReject:
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Hangup:
+class TwimlHangup:
     pass
 
 
-Verb = Connect | Say | Dial | Redirect | Pause | Reject | Hangup
+Verb = (
+    TwimlConnect
+    | TwimlSay
+    | TwimlDial
+    | TwimlRedirect
+    | TwimlPause
+    | TwimlReject
+    | TwimlHangup
+)
 
 
 def verbs(document: str) -> list[Verb]:
-    """The document's verbs; TwimlError when Twilio could not follow it."""
+    """The document's verbs. Raises TwimlError if Twilio could not execute it."""
     if len(document.encode()) > DOCUMENT_LIMIT:
         raise TwimlError(11750, "the TwiML document is larger than 64 kB")
     try:
@@ -97,30 +107,32 @@ def _verb(element: ET.Element) -> Verb:
     match element.tag:
         case "Connect":
             stream = _stream(element)
-            return Connect(stream, element.get("action"), _method(element, "method"))
+            return TwimlConnect(
+                stream, element.get("action"), _method(element, "method")
+            )
         case "Say":
-            return Say(text)
+            return TwimlSay(text)
         case "Dial":
             return _dial(element)
         case "Redirect":
-            return Redirect(text, _method(element, "method"))
+            return TwimlRedirect(text, _method(element, "method"))
         case "Pause":
-            return Pause(_seconds(element, "length", "1"))
+            return TwimlPause(_seconds(element, "length", "1"))
         case "Reject":
-            return Reject(element.get("reason", "rejected"))
+            return TwimlReject(element.get("reason", "rejected"))
         case "Hangup":
-            return Hangup()
+            return TwimlHangup()
         case other:
-            raise TwimlError(12200, f"this Twilio does not know <{other}>")
+            raise TwimlError(12200, f"this fake does not support <{other}>")
 
 
-def _dial(element: ET.Element) -> Dial:
+def _dial(element: ET.Element) -> TwimlDial:
     if [child.tag for child in element] not in ([], ["Number"]):
         raise TwimlError(12200, "<Dial> holds something other than one <Number>")
     timeout = _seconds(element, "timeout", "30")
     if not RING_LIMITS[0] <= timeout <= RING_LIMITS[1]:
         raise TwimlError(13212, f"<Dial timeout> of {timeout:g} seconds")
-    return Dial(
+    return TwimlDial(
         number="".join(element.itertext()).strip(),
         action=element.get("action"),
         method=_method(element, "method"),
@@ -129,7 +141,7 @@ def _dial(element: ET.Element) -> Dial:
     )
 
 
-def _stream(connect: ET.Element) -> Stream:
+def _stream(connect: ET.Element) -> TwimlStream:
     if [child.tag for child in connect] != ["Stream"]:
         raise TwimlError(12200, "<Connect> holds something other than one <Stream>")
     element = connect[0]
@@ -141,7 +153,7 @@ def _stream(connect: ET.Element) -> Stream:
         if len(name) + len(value) >= PARAMETER_LIMIT:
             raise TwimlError(12200, f"<Parameter> {name} is longer than 500 characters")
         parameters[name] = value
-    return Stream(
+    return TwimlStream(
         url=element.get("url", ""),
         name=element.get("name"),
         track=element.get("track"),

@@ -1,7 +1,7 @@
-"""Media Streams messages from Twilio's side: built by hand, checked to the letter.
+"""Media Streams messages of Twilio's side: built by hand, checked strictly.
 
-The shapes are those of https://www.twilio.com/docs/voice/media-streams/
-websocket-messages; what deviates gets the warning Twilio's debugger would give.
+The fields are those of https://www.twilio.com/docs/voice/media-streams/
+websocket-messages. A message that deviates gets the warning of Twilio's debugger.
 """
 
 import base64
@@ -16,80 +16,82 @@ INVALID = 31951
 
 
 @dataclass(frozen=True, slots=True)
-class Media:
+class MediaMessage:
     audio: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class MarkMessage:
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class ClearBuffer:
+class ClearMessage:
     pass
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A message Twilio ignores, with the code and reason of its warning."""
+class IgnoredMessage:
+    """A message that Twilio ignores; `code` and `text` are those of its warning."""
 
     code: int
     text: str
 
 
-Message = Media | Mark | ClearBuffer | Refused
+BridgeMessage = MediaMessage | MarkMessage | ClearMessage | IgnoredMessage
 
 
-def read(raw: str | bytes, stream_sid: str) -> Message:
-    """What the bridge sent, or why Twilio would ignore it."""
+def read(raw: str | bytes, stream_sid: str) -> BridgeMessage:
+    """Parse a message of the bridge; IgnoredMessage if Twilio would ignore it."""
     if isinstance(raw, bytes):
-        return Refused(MALFORMED, "a binary frame")
+        return IgnoredMessage(MALFORMED, "a binary frame")
     try:
         message = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        return Refused(MALFORMED, f"not JSON: {type(error).__name__}")
+        return IgnoredMessage(MALFORMED, f"not JSON: {type(error).__name__}")
     if not isinstance(message, dict):
-        return Refused(MALFORMED, "not a JSON object")
+        return IgnoredMessage(MALFORMED, "not a JSON object")
     event = message.get("event")
     inside = {"media": {"event", "streamSid", "media"}, "clear": {"event", "streamSid"}}
     inside["mark"] = {"event", "streamSid", "mark"}
     if not isinstance(event, str) or event not in inside:
-        return Refused(INVALID, f"unknown event {event!r}"[:200])
+        return IgnoredMessage(INVALID, f"unknown event {event!r}"[:200])
     if wrong := _wrong_fields(message, inside[event]):
-        return Refused(INVALID, f"{event}: {wrong}")
+        return IgnoredMessage(INVALID, f"{event}: {wrong}")
     if message["streamSid"] != stream_sid:
-        return Refused(INVALID, f"{event}: wrong streamSid"[:200])
+        return IgnoredMessage(INVALID, f"{event}: wrong streamSid"[:200])
     match event:
         case "media":
             return _media(message["media"])
         case "mark":
             return _mark(message["mark"])
         case _:
-            return ClearBuffer()
+            return ClearMessage()
 
 
-def _media(media: object) -> Media | Refused:
+def _media(media: object) -> MediaMessage | IgnoredMessage:
     if wrong := _wrong_fields(media, {"payload"}):
-        return Refused(INVALID, f"media.media: {wrong}")
+        return IgnoredMessage(INVALID, f"media.media: {wrong}")
     assert isinstance(media, dict)
     payload = media["payload"]
     if not isinstance(payload, str):
-        return Refused(INVALID, "media.media.payload is not a string")
+        return IgnoredMessage(INVALID, "media.media.payload is not a string")
     try:
-        return Media(base64.b64decode(payload, validate=True))
+        return MediaMessage(base64.b64decode(payload, validate=True))
     except (binascii.Error, ValueError):
-        return Refused(INVALID, "media.media.payload is not base64")
+        return IgnoredMessage(INVALID, "media.media.payload is not base64")
 
 
-def _mark(mark: object) -> Mark | Refused:
+def _mark(mark: object) -> MarkMessage | IgnoredMessage:
     if wrong := _wrong_fields(mark, {"name"}):
-        return Refused(INVALID, f"mark.mark: {wrong}")
+        return IgnoredMessage(INVALID, f"mark.mark: {wrong}")
     assert isinstance(mark, dict)
     name = mark["name"]
     if not isinstance(name, str) or not name:
-        return Refused(INVALID, "mark.mark.name is not a name")
-    return Mark(name)
+        return IgnoredMessage(
+            INVALID, "mark.mark.name is not a text of at least one character"
+        )
+    return MarkMessage(name)
 
 
 def _wrong_fields(value: object, fields: set[str]) -> str | None:
@@ -105,7 +107,7 @@ def _wrong_fields(value: object, fields: set[str]) -> str | None:
 def start(
     account_sid: str, call_sid: str, stream_sid: str, parameters: Mapping[str, str]
 ) -> str:
-    """The `start` message; it is always the first numbered one."""
+    """The `start` message; it always has sequence number 1."""
     inside = {
         "accountSid": account_sid,
         "streamSid": stream_sid,
@@ -125,7 +127,10 @@ def start(
 
 
 def media(number: int, chunk: int, timestamp: int, payload: str, tail: str) -> str:
-    """A frame, by concatenation (50 a second and call); `tail` is `media_tail`."""
+    """A `media` message, concatenated for speed (50 per second and call).
+
+    `tail` comes from `media_tail`.
+    """
     return (
         f'{{"event":"media","sequenceNumber":"{number}","media":{{"track":"inbound",'
         f'"chunk":"{chunk}","timestamp":"{timestamp}","payload":"{payload}{tail}'
@@ -133,7 +138,7 @@ def media(number: int, chunk: int, timestamp: int, payload: str, tail: str) -> s
 
 
 def media_tail(stream_sid: str) -> str:
-    """The part of a media message behind its payload; the same for a whole stream."""
+    """The part of a media message after its payload; the same for the whole stream."""
     return f'"}},"streamSid":"{stream_sid}"}}'
 
 

@@ -1,8 +1,8 @@
-"""Twilio's playout buffer: what the bridge sent is played at 1x, byte-exact.
+"""Twilio's playout buffer: plays the bridge's audio at 1x, exact to the byte.
 
-Pure: no clock, no asyncio; `now` (seconds, never going back) is handed in. Audio is
-mu-law at 8 kHz, so a byte lasts 125 microseconds: time is kept in whole microseconds
-and every position is exact. It shares no code with the bridge's own ledger.
+Pure: no clock, no asyncio; the caller passes `now` (seconds, never going back). Audio
+is mu-law at 8 kHz: a byte lasts 125 microseconds, so time is kept in whole microseconds
+and every position is exact. Shares no code with the bridge's own playback ledger.
 """
 
 from bisect import bisect_right
@@ -24,8 +24,8 @@ def micros(seconds: float) -> int:
 class Run:
     """Audio played without a pause.
 
-    `received_from` = bytes accepted before its first one (flushed ones too: where the
-    run lies in what was sent), `played_from` = bytes played before it.
+    `received_from`: bytes accepted before the run's first byte, flushed bytes included:
+    the run's position in what was sent. `played_from`: bytes played before the run.
     """
 
     start_us: int
@@ -51,8 +51,8 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Clear:
-    """A clear when it took effect; `position` = bytes of the stream played by then."""
+class AppliedClear:
+    """A clear when it took effect. `position`: bytes of the stream played by then."""
 
     at: float
     flushed: int
@@ -61,7 +61,8 @@ class Clear:
 
 @dataclass(frozen=True, slots=True)
 class MarkEcho:
-    """An echoed mark; `position` = accepted bytes before it, `played` = all heard."""
+    """An echoed mark. `position`: bytes accepted before it. `played`: all of them were
+    played."""
 
     name: str
     arrived_at: float
@@ -70,27 +71,28 @@ class MarkEcho:
     position: int
 
 
-class Heard:
+class PlayedAudio:
     """What the caller heard of a stream: runs in order of time.
 
-    The last run may reach into the future: what is buffered will be played unless a
-    clear cuts it, so every question takes the time it is asked for.
+    The last run may reach into the future: buffered audio will be played unless a clear
+    cuts it. Therefore every query takes a time.
     """
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
 
     def position(self, now: float) -> int:
-        """Bytes played up to `now` (any time, past ones too)."""
+        """Bytes played up to `now`, which may be in the past."""
         return self._position_us(micros(now))
 
     def audio(self, until: float | None = None) -> bytes:
-        """The audio played up to then (everything when None), back to back."""
+        """The audio played up to `until` (None: all of it), without the pauses."""
         whole = b"".join(bytes(run.audio) for run in self.runs)
         return whole if until is None else whole[: self.position(until)]
 
     def timeline(self, start: float, end: float) -> bytearray:
-        """Mu-law from `start` to `end`: what was heard, silence where nothing was."""
+        """Mu-law from `start` to `end`: what was heard, and silence where nothing
+        played."""
         start_us, end_us = micros(start), micros(end)
         line = bytearray([SILENCE]) * max(0, (end_us - start_us) // BYTE_US)
         for run in self.runs:
@@ -109,7 +111,8 @@ class Heard:
         return last.played_from + played
 
     def add(self, at_us: int, received_from: int, audio: bytes) -> None:
-        """Append audio that sounds from `at_us`, to the run that ends just there."""
+        """Append audio that plays from `at_us`; the last run goes on if it ends
+        there."""
         last = self.runs[-1] if self.runs else None
         if last is None:
             self.runs.append(Run(at_us, received_from, 0, bytearray(audio)))
@@ -120,7 +123,7 @@ class Heard:
             self.runs.append(Run(at_us, received_from, played, bytearray(audio)))
 
     def cut(self, at_us: int) -> None:
-        """Take back what would have sounded after `at_us`."""
+        """Remove the audio that would have played after `at_us`."""
         if self.runs:
             last = self.runs[-1]
             del last.audio[max(0, (at_us - last.start_us) // BYTE_US) :]
@@ -129,7 +132,7 @@ class Heard:
 
 
 class _Marks:
-    """The marks waiting at Twilio, oldest first; their due times never decrease."""
+    """The marks that wait at Twilio, oldest first; their due times never decrease."""
 
     def __init__(self) -> None:
         self.echoed: list[MarkEcho] = []
@@ -153,7 +156,7 @@ class _Marks:
         return names
 
     def flush(self, now_us: int, played: int) -> list[str]:
-        """Echo all that wait; genuine are those with all their audio `played`."""
+        """Echo all waiting marks; those at or before byte `played` count as played."""
         names = self.due(now_us)
         while self._pending:
             name, arrived, _, position = self._pending.popleft()
@@ -170,23 +173,23 @@ class _Marks:
 
 
 class _Continuous:
-    """A buffer played byte by byte from the moment audio meets it empty."""
+    """A buffer played byte by byte, starting when audio arrives while it is empty."""
 
-    def __init__(self, heard: Heard) -> None:
+    def __init__(self, heard: PlayedAudio) -> None:
         self._heard = heard
 
     def advance(self, now_us: int, received: int) -> None:
-        """Nothing to do: `Heard` already holds the future."""
+        """Nothing to do: PlayedAudio already holds the future."""
 
     def feed(self, audio: bytes, received: int, now_us: int) -> None:
         self._heard.add(max(now_us, self.over_us()), received, audio)
 
     def waiting(self, now_us: int) -> int:
-        """Bytes not yet played; one that is sounding counts."""
+        """Bytes not yet played; the byte that plays now counts."""
         return max(0, -(-(self.over_us() - now_us) // BYTE_US))
 
     def over_us(self) -> int:
-        """When all that is here has been played."""
+        """Time at which all buffered audio has been played."""
         return self._heard.runs[-1].end_us if self._heard.runs else 0
 
     def flush(self, now_us: int) -> int:
@@ -196,21 +199,21 @@ class _Continuous:
 
 
 class _Framed:
-    """A buffer played in whole 20 ms frames that begin only on a grid of its own.
+    """A buffer played in whole 20 ms frames that begin only on a time grid of its own.
 
-    A frame is padded when less than its 160 bytes are here, and once begun is played
-    to its end, even when a clear comes.
+    A frame with less than 160 bytes is padded. Once begun, a frame is played to its
+    end, even if a clear arrives.
     """
 
-    def __init__(self, heard: Heard, phase_us: int) -> None:
+    def __init__(self, heard: PlayedAudio, phase_us: int) -> None:
         self._heard = heard
         self._phase_us = phase_us % FRAME_US
         self._bytes = bytearray()
-        self._next_us = 0  # when the next frame begins, if bytes wait
-        self._ended_us = 0  # when the frame last begun ends
+        self._next_us = 0  # start of the next frame, if bytes wait
+        self._ended_us = 0  # end of the last frame that began
 
     def advance(self, now_us: int, received: int) -> None:
-        """Begin the frames whose time has come."""
+        """Begin the frames that are due."""
         while self._bytes and self._next_us <= now_us:
             first = received - len(self._bytes)
             self._heard.add(self._next_us, first, bytes(self._bytes[:FRAME_BYTES]))
@@ -224,12 +227,12 @@ class _Framed:
         self._bytes += audio
 
     def waiting(self, now_us: int) -> int:
-        """Bytes not yet played; the rest of the frame that sounds counts."""
+        """Bytes not yet played; the rest of the frame that plays now counts."""
         sounding_us = self._heard.runs[-1].end_us - now_us if self._heard.runs else 0
         return len(self._bytes) + max(0, -(-sounding_us // BYTE_US))
 
     def over_us(self) -> int:
-        """When the last frame that is needed will have ended."""
+        """End of the last frame that is needed for the buffered bytes."""
         if not self._bytes:
             return self._ended_us
         return self._next_us - (-len(self._bytes) // FRAME_BYTES) * FRAME_US
@@ -241,20 +244,21 @@ class _Framed:
 
 
 class Playout:
-    """One stream's playout: `media`, `mark`, `clear` in, echoes and the truth out.
+    """The playout of one stream: `media`, `mark`, `clear` go in; echoes and the audio
+    that was really played come out.
 
-    Always: received == played(now) + cleared + buffered(now). `refused` bytes found
-    ten minutes of audio waiting and are not counted as received. With `phase`
-    (seconds) given, it plays in whole 20 ms frames on a grid instead: a second,
-    differently built Twilio, whose marks are echoed when their frame has ended.
+    Always: received == played(now) + cleared + buffered(now). `refused` bytes arrived
+    while ten minutes of audio waited; they do not count as received. With `phase`
+    (seconds), audio plays in whole 20 ms frames on a time grid instead: a second,
+    differently built Twilio, which echoes a mark when its frame has ended.
     """
 
     def __init__(self, phase: float | None = None) -> None:
         self.received = 0
         self.cleared = 0
         self.refused = 0
-        self.heard = Heard()
-        self.clears: list[Clear] = []
+        self.heard = PlayedAudio()
+        self.clears: list[AppliedClear] = []
         self._buffer = (
             _Continuous(self.heard)
             if phase is None
@@ -266,12 +270,12 @@ class Playout:
 
     @property
     def marks(self) -> list[MarkEcho]:
-        """Every echo given, in order."""
+        """All echoed marks, in order."""
         return self._marks.echoed
 
     @property
     def next_due(self) -> float | None:
-        """When the next echo falls due, or None."""
+        """Time at which the next echo is due, or None."""
         if self._echoes:
             return (self._now_us or 0) / 1e6
         due_us = self._marks.next_due_us
@@ -279,11 +283,12 @@ class Playout:
 
     @property
     def over_at(self) -> float | None:
-        """When all audio known now is (or was) over; None: there was none."""
+        """Time at which all audio received so far ends (or ended); None if there was
+        none."""
         return self._buffer.over_us() / 1e6 if self.received else None
 
     def media(self, audio: bytes, now: float) -> bool:
-        """Buffer a message's audio; False when it is refused (31931)."""
+        """Buffer a message's audio; False if it is refused (31931)."""
         now_us = self._advance(now)
         if self._buffer.waiting(now_us) + len(audio) > BUFFER_LIMIT:
             self.refused += len(audio)
@@ -294,33 +299,33 @@ class Playout:
         return True
 
     def mark(self, name: str, now: float) -> None:
-        """Echo the name when all before it is played; at once when nothing waits."""
+        """Echo the mark when all audio before it is played; at once if none waits."""
         now_us = self._advance(now)
         due_us = max(now_us, self._buffer.over_us())
         self._marks.add(name, now_us, due_us, self.received)
 
     def clear(self, now: float) -> int:
-        """Empty the buffer and echo every mark that waits; returns the bytes flushed.
+        """Empty the buffer and echo all waiting marks; returns the flushed bytes.
 
-        Part of a byte played counts as not played.
+        A byte that is partly played counts as not played.
         """
         now_us = self._advance(now)
         flushed = self._buffer.flush(now_us)
         self.cleared += flushed
-        # Whatever came before was played, is sounding or had been flushed already.
+        # All earlier bytes were played, are playing or were flushed before.
         self._echoes += self._marks.flush(now_us, self.received - flushed)
-        self.clears.append(Clear(now_us / 1e6, flushed, self.played(now)))
+        self.clears.append(AppliedClear(now_us / 1e6, flushed, self.played(now)))
         return flushed
 
     def due(self, now: float) -> list[str]:
-        """The names to echo now, in order; each is given once."""
+        """The marks to echo now, in order; each is returned once."""
         now_us = self._advance(now)
         names = self._echoes + self._marks.due(now_us)
         self._echoes = []
         return names
 
     def end(self, now: float) -> int:
-        """The stream is over: returns the bytes nobody will hear; no mark is echoed."""
+        """The stream is over. Returns the bytes that are lost; no mark is echoed."""
         now_us = self._advance(now)
         unheard = self.buffered(now)
         self._buffer.flush(now_us)
@@ -335,13 +340,13 @@ class Playout:
         return self.heard.position(now)
 
     def buffered(self, now: float) -> int:
-        """Bytes that wait at `now`, which is the present."""
+        """Bytes that wait at `now`, the present time."""
         return self._buffer.waiting(self._advance(now))
 
     def _advance(self, now: float) -> int:
         now_us = micros(now)
         if self._now_us is not None and now_us < self._now_us:
-            raise ValueError(f"time went back to {now}")
+            raise ValueError(f"time must not go back, but now is {now}")
         self._now_us = now_us
         self._buffer.advance(now_us, self.received)
         return now_us

@@ -1,7 +1,7 @@
-"""What happened in a call, as Twilio and the caller know it: the truth for tests.
+"""The record of a call as Twilio and the caller know it: the truth for tests.
 
-Times are seconds of the monotonic clock; audio is mu-law, 8 bytes to the ms. A call's
-own clock begins with the media clock of its first stream (`stream_at`).
+Times are seconds of the monotonic clock; audio is mu-law, 8 bytes per ms. A call's own
+clock begins with the media clock of its first stream (`stream_at`).
 """
 
 import audioop
@@ -12,15 +12,22 @@ from itertools import pairwise
 from os import PathLike
 from typing import Literal
 
-from bridge.sim.twilio.playout import SILENCE, Clear, Heard, MarkEcho, Playout, Run
+from bridge.sim.twilio.playout import (
+    SILENCE,
+    AppliedClear,
+    MarkEcho,
+    PlayedAudio,
+    Playout,
+    Run,
+)
 
 DialStatus = Literal["completed", "busy", "no-answer", "failed", "canceled"]
-UNDERRUN_LIMIT = 1.0  # s; a longer pause is taken for the end of a reply
+UNDERRUN_LIMIT = 1.0  # s; a longer pause counts as the end of an answer
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """Speech of the caller: `start`/`end` on the stream's media clock, in seconds."""
+class CallerSpeech:
+    """Speech of the caller. `start` and `end`: seconds of the stream's media clock."""
 
     stream_sid: str
     start: float
@@ -31,8 +38,8 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
-    """A line in Twilio's debugger (319xx); never fatal."""
+class DebuggerWarning:
+    """A warning in Twilio's debugger (319xx); never fatal."""
 
     code: int
     text: str
@@ -40,8 +47,8 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A webhook Twilio made; status 0 = no answer, `error` says why."""
+class WebhookRequest:
+    """A webhook request of Twilio. Status 0: no answer; `error` has the reason."""
 
     path: str
     status: int
@@ -53,7 +60,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
-    """How a stream ended: code 0 by Twilio, 31921 by the bridge, others are faults."""
+    """The end of a stream. Code 0: Twilio ended it; 31921: the bridge did; others:
+    faults."""
 
     stream_sid: str
     code: int
@@ -63,12 +71,16 @@ class StreamEnd:
 
 
 @dataclass(slots=True)
-class Dialled:
-    """A leg of <Dial>; "canceled" until it is known, for a caller may give up first."""
+class DialledLeg:
+    """A leg of <Dial>.
+
+    Its status is "canceled" until the result is known, because the caller may hang up
+    first.
+    """
 
     call_sid: str
     number: str
-    caller_id: str  # whom the dialled one saw
+    caller_id: str  # the number that the called party saw
     at: float
     status: DialStatus = "canceled"
     talked_seconds: float = 0.0
@@ -81,7 +93,7 @@ class Underruns:
 
 
 @dataclass(slots=True)
-class Streamed:
+class StreamRecord:
     """One media stream of the call; its media clock is 0 at `began_at`."""
 
     stream_sid: str
@@ -90,13 +102,13 @@ class Streamed:
     unheard_at_end: int = 0
 
     @property
-    def heard(self) -> Heard:
+    def heard(self) -> PlayedAudio:
         return self.playout.heard
 
 
 @dataclass(slots=True)
 class CallRecord:
-    """Filled while the call goes on; complete when `Caller.call` returns."""
+    """Filled during the call; complete when `Caller.call` returns."""
 
     call_sid: str
     started_at: float
@@ -105,17 +117,17 @@ class CallRecord:
     ended_by: str = ""  # "caller", "bridge" or "error: ..."
     error: str | None = None
     twiml: list[str] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
-    streams: list[Streamed] = field(default_factory=list)
+    requests: list[WebhookRequest] = field(default_factory=list)
+    streams: list[StreamRecord] = field(default_factory=list)
     stream_ends: list[StreamEnd] = field(default_factory=list)
-    spoken: list[Spoken] = field(default_factory=list)
+    spoken: list[CallerSpeech] = field(default_factory=list)
     pressed: list[tuple[float, str]] = field(default_factory=list)
     media_in: list[tuple[float, int]] = field(default_factory=list)
-    warnings: list[Warned] = field(default_factory=list)
+    warnings: list[DebuggerWarning] = field(default_factory=list)
     said_by_twilio: list[str] = field(default_factory=list)
-    dials: list[Dialled] = field(default_factory=list)
+    dials: list[DialledLeg] = field(default_factory=list)
     rejected: str | None = None
-    timed_out: list[str] = field(default_factory=list)  # steps that waited in vain
+    timed_out: list[str] = field(default_factory=list)  # steps whose timeout passed
     frames_sent: int = 0
     frame_sent_at: list[float] = field(default_factory=list)
 
@@ -125,48 +137,49 @@ class CallRecord:
 
     @property
     def dialled(self) -> str | None:
-        """The number that was dialled last."""
+        """The last dialled number."""
         return self.dials[-1].number if self.dials else None
 
     @property
     def stream_at(self) -> float | None:
-        """When the first stream's media clock began."""
+        """Time at which the first stream's media clock began."""
         return self.streams[0].began_at if self.streams else None
 
     @property
     def first_media_at(self) -> float | None:
-        """When the first audio came from the bridge (before the network's delay)."""
+        """Time of the bridge's first audio, before the simulated network delay."""
         return self.media_in[0][0] if self.media_in else None
 
     @property
     def first_heard_at(self) -> float | None:
-        """When the caller first heard the agent."""
+        """Time at which the caller first heard the agent."""
         return next((run.start for run in self.runs()), None)
 
     @property
     def heard(self) -> bytes:
-        """Exactly the audio that was played, back to back."""
+        """All played audio, without the pauses."""
         return b"".join(stream.heard.audio() for stream in self.streams)
 
     @property
-    def clears(self) -> list[Clear]:
+    def clears(self) -> list[AppliedClear]:
         return [clear for stream in self.streams for clear in stream.playout.clears]
 
     @property
     def marks(self) -> list[MarkEcho]:
-        """Every mark echoed, in order."""
+        """All echoed marks, in order."""
         return [mark for stream in self.streams for mark in stream.playout.marks]
 
     @property
     def unheard_at_end(self) -> int:
-        """Bytes that still waited when a stream ended, and were lost."""
+        """Bytes that were lost because their stream ended before they were played."""
         return sum(stream.unheard_at_end for stream in self.streams)
 
     @property
     def underruns(self) -> Underruns:
-        """Playing ran dry and went on within a second: a hole in a reply.
+        """Pauses of up to a second because the buffer was empty: gaps in an answer.
 
-        Not counted: what a clear cut, and a pause in which the caller began to speak.
+        Not counted: audio cut by a clear, and a pause in which the caller began to
+        speak.
         """
         holes = [
             after.start - before.end
@@ -181,7 +194,7 @@ class CallRecord:
             yield from stream.heard.runs
 
     def heard_timeline(self) -> bytes:
-        """The whole call as the caller heard it, silence where nothing played."""
+        """The whole call as the caller heard it, with silence where nothing played."""
         line = self._silent_line()
         for stream in self.streams:
             for run in stream.heard.runs:
@@ -196,7 +209,8 @@ class CallRecord:
         return bytes(line)
 
     def write_wav(self, path: str | PathLike[str]) -> None:
-        """Stereo 8 kHz 16-bit: left what the caller said, right what they heard."""
+        """Write stereo 8 kHz 16-bit: left the caller's speech, right what the caller
+        heard."""
         left = audioop.ulaw2lin(self.caller_timeline(), 2)
         right = audioop.ulaw2lin(self.heard_timeline(), 2)
         stereo = audioop.add(
@@ -208,8 +222,9 @@ class CallRecord:
             file.setframerate(8000)
             file.writeframes(stereo)
 
-    def _is_hole(self, stream: Streamed, before: Run, after: Run) -> bool:
-        """Neither cut by a clear (bytes are missing then) nor a turn's pause."""
+    def _is_hole(self, stream: StreamRecord, before: Run, after: Run) -> bool:
+        """True if no clear cut the audio (then bytes are missing) and no turn paused
+        it."""
         return (
             before.received_to == after.received_from
             and after.start - before.end <= UNDERRUN_LIMIT

@@ -1,7 +1,7 @@
-"""Twilio's Calls resource: calls are placed, looked at and changed over HTTP.
+"""Twilio's Calls resource over HTTP: creates, shows and changes calls.
 
-A call that is created really happens: somebody (a `Callee`) is rung, picks up or not,
-and what follows is a `PlacedCall` like any other. Errors and codes are Twilio's.
+A created call really takes place: a `Callee` is rung and answers or does not. An
+answered call is a `PlacedCall` like any other. Errors and codes are Twilio's.
 
     async with TwilioRest("AC...", "token") as rest:
         client = Client("AC...", "token", http_client=...)  # to rest.url
@@ -26,9 +26,9 @@ from aiohttp import web
 from bridge.sim.caller import NUMBER, Caller, PlacedCall
 from bridge.sim.twilio.markup import Method
 from bridge.sim.twilio.network import Network
-from bridge.sim.twilio.record import CallRecord, Request
-from bridge.sim.twilio.steps import Say, Script, Wait
-from bridge.sim.twilio.webhooks import Places, Webhooks, progress
+from bridge.sim.twilio.record import CallRecord, WebhookRequest
+from bridge.sim.twilio.steps import SayStep, Script, WaitStep
+from bridge.sim.twilio.webhooks import Origins, WebhookClient, progress
 
 API = "/2010-04-01"
 EVENTS = ("initiated", "ringing", "answered", "completed")
@@ -38,7 +38,7 @@ CLEAN_UP_LIMIT = 5.0  # s
 TWIML_LIMIT = 4000  # characters, error 32018
 RING_LIMIT = 600  # s
 LONGEST_SECONDS = 4 * 3600
-# https://www.twilio.com/docs/voice/answering-machine-detection: parameter -> from, to
+# https://www.twilio.com/docs/voice/answering-machine-detection: parameter -> range
 DETECTION_RANGES = {
     "MachineDetectionTimeout": (3, 59),
     "MachineDetectionSpeechThreshold": (1000, 6000),
@@ -60,7 +60,7 @@ Status = Literal[
 
 
 def _tone(seconds: float) -> bytes:
-    """1 kHz, loud, as mu-law: eight samples to the wave."""
+    """A loud 1 kHz tone as mu-law: eight samples per period."""
     wave = bytes([0xFF, 0x91, 0x8B, 0x91, 0xFF, 0x11, 0x0B, 0x11])
     return wave * round(seconds * 1000)
 
@@ -70,7 +70,11 @@ BEEP = _tone(0.5)
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Somebody picks up `after` seconds; what detection makes of them, and when."""
+    """A person answers after `after` seconds.
+
+    `answered_by` is the result of machine detection, `detected_after` (seconds) its
+    time.
+    """
 
     script: Script
     after: float = 0.1
@@ -80,7 +84,8 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine picks up, speaks, beeps (b"": it does not) and records for so long."""
+    """A machine answers, plays `greeting` and `beep` (b"": no beep) and records for
+    `records_seconds`."""
 
     greeting: bytes
     after: float = 0.1
@@ -89,13 +94,13 @@ class Machine:
 
     @property
     def script(self) -> Script:
-        spoken = [Say(self.greeting), Say(self.beep)]
-        return [*spoken, Wait(self.records_seconds)]
+        spoken = [SayStep(self.greeting), SayStep(self.beep)]
+        return [*spoken, WaitStep(self.records_seconds)]
 
 
 @dataclass(frozen=True, slots=True)
 class Unreached:
-    """Nobody picks up; it is known after so long."""
+    """No answer; `status` is known after `after` seconds."""
 
     status: Literal["busy", "no-answer", "failed"]
     after: float = 0.1
@@ -109,20 +114,23 @@ class FakeCall:
     """One call of the account, from its creation on."""
 
     sid: str
-    asked: dict[str, str]  # the parameters of the request, the repeated ones aside
+    asked: dict[str, str]  # request parameters that are not lists
     events: Sequence[str]
     created_at: datetime
     status: Status = "queued"
     answered_by: str | None = None
     answered_at: datetime | None = None
     ended_at: datetime | None = None
-    record: CallRecord | None = None  # of a call that was answered
-    callbacks: list[Request] = field(default_factory=list)  # status and detection
+    record: CallRecord | None = None  # of an answered call
+    # of status and of machine detection
+    callbacks: list[WebhookRequest] = field(default_factory=list)
     placed: PlacedCall | None = None
     canceled: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last status callback has been answered."""
-    told: "asyncio.Queue[dict[str, str] | None]" = field(default_factory=asyncio.Queue)
+    pending_callbacks: "asyncio.Queue[dict[str, str] | None]" = field(
+        default_factory=asyncio.Queue
+    )
     sequence: int = 0
 
     @property
@@ -137,7 +145,7 @@ class FakeCall:
 
 
 class _RefusedError(Exception):
-    """The request is answered with Twilio's error."""
+    """The request is answered with this Twilio error."""
 
     def __init__(self, status: int, code: int, text: str) -> None:
         super().__init__(text)
@@ -153,10 +161,10 @@ class _RefusedError(Exception):
 class TwilioRest:
     """`async with TwilioRest(sid, token) as rest:` - then point a client at `rest.url`.
 
-    `callees` says who is behind a number, `callee` who is behind all others. `numbers`
-    are the account's own; None takes any. `bridge` is the origin (http://127.0.0.1:...)
-    at which the webhooks really are that a request names by their public URLs.
-    `out_of_order` swaps every two status callbacks.
+    `callees`: the callee of each number. `callee`: the callee of all other numbers.
+    `numbers`: the account's own numbers; None accepts any. `bridge`: the origin
+    (http://127.0.0.1:...) of the bridge, for webhooks that a request names by their
+    public URLs. `out_of_order`: swaps every two status callbacks.
     """
 
     def __init__(
@@ -173,7 +181,7 @@ class TwilioRest:
         out_of_order: bool = False,
     ) -> None:
         self.calls: dict[str, FakeCall] = {}
-        self.callee: Callee = callee or Answers([Wait(60.0)])
+        self.callee: Callee = callee or Answers([WaitStep(60.0)])
         self.callees = dict(callees or {})
         self.out_of_order = out_of_order
         self._account_sid = account_sid
@@ -183,7 +191,7 @@ class TwilioRest:
         self._network = network or Network()
         self._queued_seconds = queued_seconds
         self._tasks = asyncio.TaskGroup()
-        self._living: set[asyncio.Task[None]] = set()
+        self._call_tasks: set[asyncio.Task[None]] = set()
         self._runner: web.AppRunner | None = None
 
     @property
@@ -211,7 +219,7 @@ class TwilioRest:
     async def __aexit__(self, *error: object) -> None:
         assert self._runner is not None
         await self._runner.cleanup()
-        for task in self._living:
+        for task in self._call_tasks:
             task.cancel()
         async with asyncio.timeout(CLEAN_UP_LIMIT):
             await self._tasks.__aexit__(None, None, None)
@@ -247,9 +255,10 @@ class TwilioRest:
         _check_instructions(asked)
         _check_callbacks(asked, events)
         _check_detection(asked)
-        _whole(asked, "Timeout", (1, RING_LIMIT), 21208)
-        # The code for a TimeLimit is undocumented; 21200 is the resource's own.
-        _whole(asked, "TimeLimit", (1, 24 * 3600), 21200)
+        _check_number(asked, "Timeout", (1, RING_LIMIT), 21208)
+        # The error code of a bad TimeLimit is undocumented; 21200 is the resource's
+        # own.
+        _check_number(asked, "TimeLimit", (1, 24 * 3600), 21200)
         call = FakeCall(
             sid="CA" + secrets.token_hex(16),
             asked=asked,
@@ -257,10 +266,10 @@ class TwilioRest:
             created_at=datetime.now(UTC),
         )
         self.calls[call.sid] = call
-        for work in (self._live(call), self._tell(call)):
+        for work in (self._run_call(call), self._post_callbacks(call)):
             task = self._tasks.create_task(work)
-            self._living.add(task)
-            task.add_done_callback(self._living.discard)
+            self._call_tasks.add(task)
+            task.add_done_callback(self._call_tasks.discard)
         return 201, call
 
     async def _fetch(self, request: web.Request) -> tuple[int, FakeCall]:
@@ -289,19 +298,19 @@ class TwilioRest:
             if "Twiml" in asked:
                 call.placed.replace(asked["Twiml"])
             else:
-                url = self._places(asked["Url"]).public_url(asked["Url"])
+                url = self._origins(asked["Url"]).public_url(asked["Url"])
                 call.placed.redirect(url, _method(asked, "Method"))
         return 200, call
 
     def _end(self, call: FakeCall, status: str) -> None:
         if status not in ("completed", "canceled"):
-            raise _RefusedError(400, 21200, f"Status {status!r} cannot be asked for")
+            raise _RefusedError(400, 21200, f"Status {status!r} cannot be requested")
         if status == "canceled" and call.status == "in-progress":
-            return  # only for calls that nobody has picked up
+            return  # only a call that was not answered can be canceled
         if call.placed is not None:
             call.placed.end("rest")
         else:
-            # What "completed" makes of a call that rings is undocumented.
+            # What "completed" does to a ringing call is undocumented.
             call.canceled.set()
 
     def _check_numbers(self, asked: Mapping[str, str]) -> None:
@@ -319,7 +328,7 @@ class TwilioRest:
             raise _RefusedError(400, 21210, text)
 
     def _json(self, call: FakeCall) -> dict[str, Any]:
-        """The resource as Twilio shows it."""
+        """The call resource in Twilio's JSON."""
         uri = f"{API}/Accounts/{self._account_sid}/Calls/{call.sid}"
         ended = call.ended_at if call.answered_at is not None else None
         return {
@@ -354,48 +363,49 @@ class TwilioRest:
 
     # --- the call ---
 
-    async def _live(self, call: FakeCall) -> None:
-        """The call from queue to end."""
-        if await _within(self._queued_seconds, call.canceled):
-            # "Cancelling while queued fires no callback."
+    async def _run_call(self, call: FakeCall) -> None:
+        """Run the call from the queue to its end."""
+        if await _happens_within(self._queued_seconds, call.canceled):
+            # Twilio: "Cancelling while queued fires no callback."
             call.status, call.ended_at = "canceled", datetime.now(UTC)
         else:
             callee = self.callees.get(call.asked["To"], self.callee)
-            self._goes_on(call, "initiated")
+            self._set_status(call, "initiated")
             status = await self._ring(call, callee)
             if status is None:
                 assert not isinstance(callee, Unreached)
-                status = await self._talk(call, callee)
+                status = await self._answered_call(call, callee)
             call.ended_at = datetime.now(UTC)
-            self._goes_on(call, status, "completed")
-        call.told.put_nowait(None)
+            self._set_status(call, status, "completed")
+        call.pending_callbacks.put_nowait(None)
 
     async def _ring(self, call: FakeCall, callee: Callee) -> Status | None:
-        """None when somebody picks up."""
+        """Ring the callee. Returns None if the callee answers, else the call's last
+        status."""
         seconds = float(call.asked.get("Timeout", 60))
         if not (isinstance(callee, Unreached) and callee.status == "failed"):
-            self._goes_on(call, "ringing")
-        if await _within(min(callee.after, seconds), call.canceled):
+            self._set_status(call, "ringing")
+        if await _happens_within(min(callee.after, seconds), call.canceled):
             return "canceled"
         if callee.after > seconds:
             return "no-answer"
         return callee.status if isinstance(callee, Unreached) else None
 
-    async def _talk(self, call: FakeCall, callee: Answers | Machine) -> Status:
-        """From the moment somebody picks up until one side hangs up."""
+    async def _answered_call(self, call: FakeCall, callee: Answers | Machine) -> Status:
+        """Run the call from the answer until one side hangs up."""
         call.answered_at = datetime.now(UTC)
-        self._goes_on(call, "in-progress", "answered")
+        self._set_status(call, "in-progress", "answered")
         mode = call.asked.get("MachineDetection")
-        beside = call.asked.get("AsyncAmd", "false") == "true"
-        if mode is not None and not beside:
+        is_async = call.asked.get("AsyncAmd", "false") == "true"
+        if mode is not None and not is_async:
             said, seconds = _detection(call.asked, callee)
-            if await _within(seconds, call.canceled):
+            if await _happens_within(seconds, call.canceled):
                 return "completed"
             call.answered_by = said
         call.placed = PlacedCall(self._caller(call))
         call.record = call.placed.record
         async with asyncio.TaskGroup() as tasks:
-            if mode is not None and beside:
+            if mode is not None and is_async:
                 detecting = tasks.create_task(self._detect(call, callee))
                 await call.placed.run(callee.script)
                 detecting.cancel()
@@ -404,19 +414,19 @@ class TwilioRest:
         return "completed"
 
     def _caller(self, call: FakeCall) -> Caller:
-        """The machinery of every fake call, the other way round."""
+        """A Caller for an outbound call: the callee plays its script."""
         asked = call.asked
-        # Given both, Twilio takes the Url.
+        # If a request has both, Twilio uses the Url.
         url = asked.get("Url", "https://api.twilio.com/")
-        places = self._places(url)
+        origins = self._origins(url)
         more = {} if call.answered_by is None else {"AnsweredBy": call.answered_by}
         return Caller(
-            webhook_url=places.connect + url.removeprefix(places.public),
+            webhook_url=origins.connect + url.removeprefix(origins.public),
             webhook_method=_method(asked, "Method"),
             document=None if "Url" in asked else asked["Twiml"],
             direction="outbound-api",
             auth_token=self._auth_token,
-            signed_origin=places.public,
+            signed_origin=origins.public,
             account_sid=self._account_sid,
             from_number=asked["From"],
             to_number=asked["To"],
@@ -427,12 +437,13 @@ class TwilioRest:
         )
 
     async def _detect(self, call: FakeCall, callee: Answers | Machine) -> None:
-        """Say who picked up as soon as it is known, while the call goes on."""
+        """Report the machine detection's result as soon as it is known, during the
+        call."""
         assert call.record is not None and call.record.answered_at is not None
         said, seconds = _detection(call.asked, callee)
         await asyncio.sleep(seconds)
-        # A script begins with the stream, so the machine was later by so much.
-        await asyncio.sleep(_heard_from(call.record) + seconds - monotonic())
+        # A script begins with the stream, so the machine spoke later by that much.
+        await asyncio.sleep(_speech_began(call.record) + seconds - monotonic())
         call.answered_by = said
         form = {
             "CallSid": call.sid,
@@ -444,8 +455,8 @@ class TwilioRest:
 
     # --- callbacks ---
 
-    def _goes_on(self, call: FakeCall, status: Status, event: str = "") -> None:
-        """The call has a new status; whoever wants that event is told."""
+    def _set_status(self, call: FakeCall, status: Status, event: str = "") -> None:
+        """Set the call's status and queue the status callback if it was requested."""
         call.status = status
         talked = None if call.is_active else call.talked_seconds
         form = {
@@ -462,12 +473,12 @@ class TwilioRest:
         }
         if (event or status) in call.events:
             call.sequence += 1
-            call.told.put_nowait(form)
+            call.pending_callbacks.put_nowait(form)
 
-    async def _tell(self, call: FakeCall) -> None:
-        """Post the status callbacks in their order, or with every two swapped."""
+    async def _post_callbacks(self, call: FakeCall) -> None:
+        """Post the status callbacks in order, or with every two swapped."""
         held: dict[str, str] | None = None
-        while (form := await call.told.get()) is not None:
+        while (form := await call.pending_callbacks.get()) is not None:
             if self.out_of_order and held is None:
                 held = form
                 continue
@@ -483,21 +494,21 @@ class TwilioRest:
         if (url := call.asked.get(name)) is None:
             return
         async with aiohttp.ClientSession() as session:
-            places = self._places(url)
-            webhooks = Webhooks(session, places, self._auth_token, call.callbacks)
+            origins = self._origins(url)
+            webhooks = WebhookClient(session, origins, self._auth_token, call.callbacks)
             method = _method(call.asked, f"{name}Method")
-            await webhooks.ask(places.public_url(url), form, method)
+            await webhooks.ask(origins.public_url(url), form, method)
 
-    def _places(self, url: str) -> Places:
+    def _origins(self, url: str) -> Origins:
         parts = urlsplit(url)
         public = f"{parts.scheme}://{parts.netloc}"
-        return Places(self.bridge or public, public)
+        return Origins(self.bridge or public, public)
 
 
 def _detection(
     asked: Mapping[str, str], callee: Answers | Machine
 ) -> tuple[str, float]:
-    """What detection says, and how many seconds after the call was answered."""
+    """The result of machine detection, and its time in seconds after the answer."""
     limit = float(asked.get("MachineDetectionTimeout", 30))
     if isinstance(callee, Answers):
         said, seconds = str(callee.answered_by), callee.detected_after
@@ -514,15 +525,15 @@ def _detection(
     return (said, seconds) if seconds <= limit else ("unknown", limit)
 
 
-def _heard_from(record: CallRecord) -> float:
-    """When whoever picked up began to speak."""
+def _speech_began(record: CallRecord) -> float:
+    """Time at which the callee began to speak."""
     start = record.stream_at if record.stream_at is not None else record.answered_at
     assert start is not None
     return start
 
 
-async def _within(seconds: float, event: asyncio.Event) -> bool:
-    """Wait so long for the event; False if it did not happen."""
+async def _happens_within(seconds: float, event: asyncio.Event) -> bool:
+    """Wait up to `seconds` for the event; False if it did not happen."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()
@@ -531,7 +542,7 @@ async def _within(seconds: float, event: asyncio.Event) -> bool:
 
 
 def _check_instructions(asked: Mapping[str, str]) -> None:
-    """Where the call's TwiML is, or the TwiML itself."""
+    """Check the call's Url or Twiml parameter."""
     if "Url" in asked:
         _check_url(asked["Url"], 21205, "Url")
     elif "Twiml" not in asked:
@@ -544,24 +555,25 @@ def _check_instructions(asked: Mapping[str, str]) -> None:
 def _check_callbacks(asked: Mapping[str, str], events: Sequence[str]) -> None:
     for name in ("StatusCallback", "AsyncAmdStatusCallback"):
         if name in asked:
-            # The code for a callback's URL is undocumented; 21205 is the Url's.
+            # The error code of a bad callback URL is undocumented; 21205 is the Url's.
             _check_url(asked[name], 21205, name)
         _method(asked, f"{name}Method")
-    # A list in one parameter ("initiated ringing") is none of the events.
+    # A list in one parameter ("initiated ringing") is not a valid event.
     if wrong := [event for event in events if event not in EVENTS]:
         raise _RefusedError(400, 21626, f"Invalid 'StatusCallbackEvent' {wrong[0]!r}")
 
 
 def _check_detection(asked: Mapping[str, str]) -> None:
-    mode, beside = asked.get("MachineDetection"), asked.get("AsyncAmd", "false")
+    mode, is_async = asked.get("MachineDetection"), asked.get("AsyncAmd", "false")
     if mode not in (None, "Enable", "DetectMessageEnd") or (
-        beside not in ("true", "false")
+        is_async not in ("true", "false")
     ):
         raise _RefusedError(400, 21234, "Invalid Machine Detection configuration value")
     for name, limits in DETECTION_RANGES.items():
-        _whole(asked, name, limits, 21234)
-    if beside == "true" and "AsyncAmdStatusCallback" not in asked:
-        # On a live account a warning in the debugger, and a result that never comes.
+        _check_number(asked, name, limits, 21234)
+    if is_async == "true" and "AsyncAmdStatusCallback" not in asked:
+        # A live account only gets a warning in the debugger, and the result never
+        # comes.
         raise _RefusedError(400, 21262, "No AMD status callback URL provided")
 
 
@@ -571,7 +583,7 @@ def _check_url(url: str, code: int, name: str) -> None:
         raise _RefusedError(400, code, f"{name} is not a valid URL: {url}")
 
 
-def _whole(
+def _check_number(
     asked: Mapping[str, str], name: str, limits: tuple[int, int], code: int
 ) -> None:
     text = asked.get(name)

@@ -1,7 +1,7 @@
-"""Twilio's request signature, written from its security page, not from its SDK.
+"""Twilio's request signature, written from Twilio's security page, not from its SDK.
 
 https://www.twilio.com/docs/usage/security: HMAC-SHA1 with the account's primary auth
-token over the URL and, for a form, every name and value in order of name.
+token over the URL and, for a form, all names and values sorted by name.
 """
 
 import base64
@@ -12,16 +12,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 def sign(auth_token: str, url: str, form: Mapping[str, str] | None = None) -> str:
-    """The value of X-Twilio-Signature for a request to `url`."""
+    """The X-Twilio-Signature header for a request to `url`."""
     text = url + "".join(name + value for name, value in sorted((form or {}).items()))
     digest = hmac.new(auth_token.encode(), text.encode(), hashlib.sha1).digest()
     return base64.b64encode(digest).decode()
 
 
 def signed_url(url: str) -> str:
-    """The URL as a voice webhook is signed: no user, fragment or (https) port.
+    """The URL as a voice webhook is signed: without user, fragment and (https) port.
 
-    A media stream's URL is signed exactly as written instead.
+    The URL of a media stream is signed exactly as written instead.
     """
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]

@@ -1,4 +1,4 @@
-"""What the caller does in a call: a script is a sequence of these steps."""
+"""The steps of a caller's script."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,24 +8,24 @@ KEYS = frozenset("0123456789*#ABCD")
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
-    """Speak the audio (mu-law, 8 kHz) to its end; agent audio does not stop it."""
+class SayStep:
+    """Speak the whole audio (mu-law, 8 kHz); the agent's audio does not stop it."""
 
     audio: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """Say and do nothing for so long."""
+class WaitStep:
+    """Be silent for `seconds`."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Listen:
-    """Hear the agent out: until it has been heard and then silent for so long.
+class ListenStep:
+    """Listen until the agent has spoken and has then been silent for `quiet_seconds`.
 
-    Give up after `timeout`; that is noted in the record.
+    After `timeout` seconds the step gives up, which is recorded.
     """
 
     quiet_seconds: float = 0.8
@@ -33,65 +33,76 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
-class Hear:
-    """Listen to so many ms of agent audio, to interrupt in mid-sentence."""
+class HearStep:
+    """Listen until `ms` of agent audio were heard, to interrupt in mid-sentence."""
 
     ms: float
     timeout: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Press:
-    """Press keys, one after the other."""
+class PressStep:
+    """Press keys in order."""
 
     digits: str
     gap_seconds: float = 0.2
 
     def __post_init__(self) -> None:
         if not KEYS.issuperset(self.digits):
-            raise ValueError(f"no such key on a telephone: {self.digits!r}")
+            raise ValueError(f"not a key of a telephone: {self.digits!r}")
 
 
 @dataclass(frozen=True, slots=True)
-class HangUp:
-    """End the call: Twilio sends `stop` and closes the socket."""
+class HangUpStep:
+    """End the call: Twilio sends `stop` and closes the WebSocket."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
-    """Lose the TCP connection: neither `stop` nor a close frame.
+class DropStep:
+    """Lose the TCP connection without a `stop` and without a close frame.
 
-    - `reset`: the bridge is told by a TCP reset.
-    - `silence`: nothing passes any more, either way; the bridge sees a socket on which
-      nothing comes, until the call is over.
+    - `reset`: the bridge gets a TCP reset.
+    - `silence`: nothing passes in either direction; the bridge sees an open but silent
+      socket until the call is over.
 
-    When Twilio asks what follows is up to `Caller.notice_seconds`.
+    Twilio requests the next document after `Caller.notice_seconds`.
     """
 
     how: Literal["reset", "silence"] = "reset"
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
-    """Send a raw text message in Twilio's place, odd or hostile."""
+class SendStep:
+    """Send a raw text message in Twilio's place, for invalid or hostile input."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
-    """Send no frames for so long while the media clock goes on.
+class GapStep:
+    """Send no frames for `ms` while the media clock continues.
 
-    - `dtx`: a silence nobody transmits (lasts until it is over; chunks go on).
-    - `loss`: frames lost, with what is said meanwhile (runs beside the next steps;
+    - `dtx`: silence that is not transmitted (the step lasts until the gap is over;
+      chunk numbers have no hole).
+    - `loss`: frames and the speech in them are lost (the next steps run during the gap;
       chunk numbers jump).
-    - `late`: a stalled network; all comes in a burst afterwards, nothing is lost (runs
-      beside the next steps).
+    - `late`: the network stalls; all frames arrive in a burst afterwards, none is lost
+      (the next steps run during the gap).
     """
 
     ms: float
     mode: Literal["dtx", "loss", "late"] = "dtx"
 
 
-Step = Say | Wait | Listen | Hear | Press | HangUp | Drop | Send | Gap
+Step = (
+    SayStep
+    | WaitStep
+    | ListenStep
+    | HearStep
+    | PressStep
+    | HangUpStep
+    | DropStep
+    | SendStep
+    | GapStep
+)
 Script = Sequence[Step]

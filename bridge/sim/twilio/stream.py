@@ -1,8 +1,8 @@
-"""One media stream: Twilio's end of the socket, its media clock, playout and echoes.
+"""One media stream: Twilio's end of the WebSocket, its media clock, playout and echoes.
 
-What happens at Twilio happens in order of time, computed, not as timers happen to
-fire: frames every 20 ms without drift, arrivals when they have crossed the network,
-echoes when their audio is over. A late wake-up is caught up with the right times.
+Events at Twilio are computed in order of time and do not depend on when timers fire:
+frames every 20 ms without drift, arrivals after the network's delay, echoes when their
+audio has been played. A late wake-up catches up with the exact times.
 """
 
 import asyncio
@@ -21,17 +21,23 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
 from bridge.sim.twilio import messages
-from bridge.sim.twilio.alarm import Alarm
-from bridge.sim.twilio.mouth import Mouth
-from bridge.sim.twilio.network import Link
+from bridge.sim.twilio.caller_voice import CallerVoice
+from bridge.sim.twilio.network import NetworkLink
 from bridge.sim.twilio.playout import BYTE_US, FRAME_BYTES, FRAME_US, SILENCE
-from bridge.sim.twilio.record import CallRecord, Streamed, StreamEnd, Warned
+from bridge.sim.twilio.record import (
+    CallRecord,
+    DebuggerWarning,
+    StreamEnd,
+    StreamRecord,
+)
+from bridge.sim.twilio.wakeup import Wakeup
 
 FRAME_SECONDS = FRAME_US / 1e6
 FRAME_MS = FRAME_US // 1000
-SEND_LIMIT = 5.0  # s; a socket that takes nothing for so long is broken (31903)
-CLOSE_LIMIT = 2.0  # s; for the bridge's part of the closing handshake
-BACKLOG_LIMIT = 64 * 1024  # bytes unsent, three seconds: then audio is discarded, 31930
+SEND_LIMIT = 5.0  # s; a socket that accepts no bytes for this long is broken (31903)
+CLOSE_LIMIT = 2.0  # s for the bridge's part of the closing handshake
+# unsent bytes, three seconds of audio; above this, audio is discarded (31930)
+BACKLOG_LIMIT = 64 * 1024
 SLOW_READER, BUFFER_FULL = 31930, 31931
 LOST, CLOSED_BY_BRIDGE, PROTOCOL_BROKEN = 31903, 31921, 31924
 
@@ -39,7 +45,7 @@ OnMedia = Callable[[bytes, float], None]
 
 
 def silent_payloads(noisy: bool) -> Sequence[str]:
-    """Base64 of the frames of a silent caller; a real line hisses a little."""
+    """Base64 of a silent caller's frames; `noisy` adds a little line noise."""
     if not noisy:
         return [base64.b64encode(bytes([SILENCE]) * FRAME_BYTES).decode()]
     levels = bytes([0xFF, 0xFE, 0x7F, 0x7E])
@@ -53,16 +59,16 @@ def silent_payloads(noisy: bool) -> Sequence[str]:
 QUIET, HISS = silent_payloads(noisy=False), silent_payloads(noisy=True)
 
 
-class _Last(Enum):
-    """What ends a connection, in the place of a message."""
+class _Ending(Enum):
+    """How to end a connection; queued like a message."""
 
     CLOSE = auto()  # closing handshake
-    RESET = auto()  # no word, a TCP reset
+    RESET = auto()  # TCP reset without a close frame
 
 
 @dataclass(frozen=True, slots=True)
 class _Closed:
-    """The connection's end as it reaches Twilio."""
+    """The end of the connection as Twilio sees it."""
 
     code: int
     text: str
@@ -70,33 +76,33 @@ class _Closed:
 
 
 class MediaStream:
-    """Run `read` and `run` beside each other; `end` is set when the stream is over."""
+    """Run `read` and `run` concurrently; `end` is set when the stream is over."""
 
     def __init__(
         self,
         socket: ClientConnection,
-        streamed: Streamed,
+        streamed: StreamRecord,
         record: CallRecord,
         *,
         account_sid: str,
-        mouth: Mouth,
-        up: Link,
-        down: Link,
-        changed: Alarm,
+        voice: CallerVoice,
+        up: NetworkLink,
+        down: NetworkLink,
+        changed: Wakeup,
         noisy: bool = False,
         keep_frame_times: bool = False,
         on_media: OnMedia | None = None,
     ) -> None:
         self.end: StreamEnd | None = None
-        self.dangling = False  # the socket is open still, though nothing passes
+        self.silenced = False  # the socket is still open, but nothing passes
         self._socket = socket
         self._streamed = streamed
         self._playout = streamed.playout
         self._record = record
         self._account_sid = account_sid
-        self._mouth = mouth
+        self._voice = voice
         self._up, self._down = up, down
-        self._changed = changed  # rung when what the caller hears begins or is cut
+        self._changed = changed  # woken when audio begins or is cut
         self._silence = HISS if noisy else QUIET
         self._keep_frame_times = keep_frame_times
         self._on_media = on_media
@@ -107,9 +113,11 @@ class MediaStream:
         self._number = 0  # sequenceNumber of the last message
         self._gap: tuple[float, float, Literal["dtx", "loss"]] | None = None
         self._warned: set[int] = set()
-        self._sending: deque[tuple[float, str | _Last, bool]] = deque()
-        self._crossing: deque[tuple[float, messages.Message | _Closed]] = deque()
-        self._alarm = Alarm()
+        self._sending: deque[tuple[float, str | _Ending, bool]] = deque()
+        self._in_transit: deque[tuple[float, messages.BridgeMessage | _Closed]] = (
+            deque()
+        )
+        self._wakeup = Wakeup()
 
     def open(self, parameters: dict[str, str]) -> None:
         """Send the first two messages; the media clock begins."""
@@ -121,41 +129,41 @@ class MediaStream:
         self._emit(text, self._began)
 
     async def read(self) -> None:
-        """Take what the bridge sends off the socket until the connection is gone."""
+        """Read the bridge's messages until the connection is closed or lost."""
         try:
             async for raw in self._socket:
                 now = monotonic()
                 message = messages.read(raw, self._sid)
-                if isinstance(message, messages.Media):
+                if isinstance(message, messages.MediaMessage):
                     self._record.media_in.append((now, len(message.audio)))
-                self._cross_at(now, message)
+                self._receive(now, message)
             code = self._socket.close_code
             closed = _Closed(CLOSED_BY_BRIDGE, "closed by the bridge", code)
         except ConnectionClosedError as error:
             closed = _closed(error)
-        self._cross_at(monotonic(), closed)
+        self._receive(monotonic(), closed)
 
     async def run(self) -> None:
-        """Let Twilio's side happen until the stream is over and its last word sent."""
+        """Run Twilio's side until the stream is over and the last message is sent."""
         while self.end is None or self._sending:
             now = monotonic()
             self.advance(now)
             await self._deliver(now)
             if self.end is None or self._sending:
-                await self._alarm.until(self._next())
+                await self._wakeup.sleep_until(self._next())
 
     def advance(self, now: float) -> None:
-        """Do all that happens at Twilio up to `now`, in order of time."""
+        """Process all events at Twilio up to `now`, in order of time."""
         while self.end is None:
             frame_at = self._began + (self._frames + 1) * FRAME_SECONDS
             due = self._playout.next_due
             at = frame_at if due is None or due > frame_at else due
-            if self._crossing and self._crossing[0][0] <= at:
-                at, message = self._crossing[0]
+            if self._in_transit and self._in_transit[0][0] <= at:
+                at, message = self._in_transit[0]
                 if at > now:
                     return
-                self._crossing.popleft()
-                self._arrived(message, at)
+                self._in_transit.popleft()
+                self._on_arrival(message, at)
             elif at > now:
                 return
             elif due is not None and due <= at:
@@ -164,7 +172,7 @@ class MediaStream:
             else:
                 self._frame(frame_at)
 
-    # What the person at the telephone can do to the stream, now:
+    # What the caller can do to the stream now:
 
     def press(self, digit: str) -> None:
         now = self._catch_up()
@@ -181,35 +189,35 @@ class MediaStream:
             self._gap = (now, now + ms / 1000, mode)
 
     def hang_up(self) -> None:
-        """The call ends: `stop`, then Twilio closes."""
+        """End the call: send `stop`, then close."""
         now = self._catch_up()
         sids = (self._account_sid, self._record.call_sid, self._sid)
         self._emit(messages.stop(self._next_number(), *sids), now)
-        self._emit(_Last.CLOSE, now)
+        self._emit(_Ending.CLOSE, now)
         self._finish(StreamEnd(self._sid, 0, "hung up", now))
 
     def drop(self, how: Literal["reset", "silence"] = "reset") -> None:
-        """The connection breaks; what was sent before still arrives."""
+        """Break the connection; messages sent before still arrive."""
         now = self._catch_up()
         if how == "reset":
-            self._emit(_Last.RESET, now)
+            self._emit(_Ending.RESET, now)
         else:
-            self.dangling = True
+            self.silenced = True
             self._socket.transport.pause_reading()
         self._finish(StreamEnd(self._sid, LOST, "broken pipe", now))
 
     def _catch_up(self) -> float:
-        """Bring Twilio to the present and wake `run`; the caller acts at that time."""
+        """Advance Twilio to the present and wake `run`; returns the present time."""
         now = monotonic()
         self.advance(now)
-        self._alarm.ring()
+        self._wakeup.wake()
         return now
 
     def _frame(self, at: float) -> None:
-        """A frame of the caller's audio is complete at `at`."""
+        """Send the caller's frame that is complete at `at`."""
         begun = self._frames * FRAME_MS
         self._frames += 1
-        speech = self._mouth.frame(self._sid, begun / 1000, at - FRAME_SECONDS)
+        speech = self._voice.frame(self._sid, begun / 1000, at - FRAME_SECONDS)
         if self._gap is not None and self._gap[0] < at <= self._gap[1]:
             self._chunk += self._gap[2] == "loss"
             return
@@ -225,24 +233,26 @@ class MediaStream:
         text = messages.media(number, self._chunk, begun, payload, self._tail)
         self._emit(text, at, frame=True)
 
-    def _arrived(self, message: messages.Message | _Closed, at: float) -> None:
-        """Something from the bridge has crossed the network and is at Twilio."""
+    def _on_arrival(self, message: messages.BridgeMessage | _Closed, at: float) -> None:
+        """Process a message of the bridge that has crossed the network."""
         match message:
-            case messages.Media(audio):
+            case messages.MediaMessage(audio):
                 was_over = (self._playout.over_at or 0.0) <= at
                 if not self._playout.media(audio, at):
-                    self._warn(BUFFER_FULL, "more than ten minutes of audio wait", at)
+                    self._warn(
+                        BUFFER_FULL, "more than ten minutes of audio are queued", at
+                    )
                 if was_over:
-                    self._changed.ring()
+                    self._changed.wake()
                 if self._on_media is not None:
                     self._on_media(audio, at)
-            case messages.Mark(name):
+            case messages.MarkMessage(name):
                 self._playout.mark(name, at)
-            case messages.ClearBuffer():
+            case messages.ClearMessage():
                 self._playout.clear(at)
-                self._changed.ring()
-            case messages.Refused(code, text):
-                self._record.warnings.append(Warned(code, text, at))
+                self._changed.wake()
+            case messages.IgnoredMessage(code, text):
+                self._record.warnings.append(DebuggerWarning(code, text, at))
             case _Closed(code, text, close_code):
                 self._sending.clear()
                 self._finish(StreamEnd(self._sid, code, text, at, close_code))
@@ -251,46 +261,46 @@ class MediaStream:
         if self.end is not None:
             return
         self.end = end
-        # Whether Twilio plays out what waits when the socket closes is undocumented;
-        # the harder case for a bridge is that it does not.
+        # Whether Twilio plays out its buffer when the socket closes is undocumented.
+        # The fake discards it: the harder case for a bridge.
         self._streamed.unheard_at_end = self._playout.end(end.at)
         self._record.stream_ends.append(end)
-        self._changed.ring()
+        self._changed.wake()
 
     def _backed_up(self) -> bool:
         return self._socket.transport.get_write_buffer_size() > BACKLOG_LIMIT
 
     def _warn(self, code: int, text: str, at: float) -> None:
-        """Note what Twilio reports once per stream."""
+        """Record a warning that Twilio gives once per stream."""
         if code not in self._warned:
             self._warned.add(code)
-            self._record.warnings.append(Warned(code, text, at))
+            self._record.warnings.append(DebuggerWarning(code, text, at))
 
     def _next_number(self) -> int:
         self._number += 1
         return self._number
 
-    def _emit(self, text: str | _Last, at: float, frame: bool = False) -> None:
+    def _emit(self, text: str | _Ending, at: float, frame: bool = False) -> None:
         if self.end is None:  # the connection may have closed while catching up
             self._sending.append((self._up.arrival(at), text, frame))
 
-    def _cross_at(self, now: float, message: messages.Message | _Closed) -> None:
-        self._crossing.append((self._down.arrival(now), message))
-        self._alarm.ring()
+    def _receive(self, now: float, message: messages.BridgeMessage | _Closed) -> None:
+        self._in_transit.append((self._down.arrival(now), message))
+        self._wakeup.wake()
 
     def _next(self) -> float:
-        """When the next thing is to be done."""
+        """Time of the next event."""
         times = [self._sending[0][0]] if self._sending else []
         if self.end is None:
             times.append(self._began + (self._frames + 1) * FRAME_SECONDS)
-            if self._crossing:
-                times.append(self._crossing[0][0])
+            if self._in_transit:
+                times.append(self._in_transit[0][0])
             if (due := self._playout.next_due) is not None:
                 times.append(due)
         return min(times)
 
     async def _deliver(self, now: float) -> None:
-        """Write to the socket what has crossed the network by `now`."""
+        """Write the messages that are due by `now` to the socket."""
         if not self._sending or self._sending[0][0] > now:
             return
         try:
@@ -302,20 +312,20 @@ class MediaStream:
                     if frame and self._keep_frame_times:
                         self._record.frame_sent_at.append(monotonic())
         except ConnectionClosed:
-            # The reader sees the same and says how it ended; Twilio hears of it then.
+            # `read` sees the same close and reports it; Twilio learns of it then.
             self._sending.clear()
         except TimeoutError:
             self._socket.transport.abort()
             self._sending.clear()
 
-    async def _write(self, text: str | _Last) -> None:
+    async def _write(self, text: str | _Ending) -> None:
         match text:
             case str():
                 await self._socket.send(text)
-            case _Last.CLOSE:
+            case _Ending.CLOSE:
                 await self._socket.close()
-            case _Last.RESET:
-                # Lingering for 0 s turns the close into a reset.
+            case _Ending.RESET:
+                # SO_LINGER of 0 s turns the close into a TCP reset.
                 linger = struct.pack("ii", 1, 0)
                 raw = self._socket.transport.get_extra_info("socket")
                 raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, linger)

@@ -1,7 +1,7 @@
-"""Twilio's HTTP requests: form-encoded, signed, 15 seconds at most.
+"""Twilio's webhook requests: form-encoded, signed, with a timeout of 15 seconds.
 
-Addresses are the public ones Twilio would see and sign; `Places` says which of them
-are really at the address the fake connects to.
+URLs are the public ones, which Twilio would see and sign; `Origins` maps them to the
+address that the fake connects to.
 """
 
 import asyncio
@@ -15,22 +15,22 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 import aiohttp
 
 from bridge.sim.twilio.markup import Method
-from bridge.sim.twilio.record import Request
+from bridge.sim.twilio.record import WebhookRequest
 from bridge.sim.twilio.signature import sign, signed_url
 
 WEBHOOK_LIMIT = 15.0  # s, Twilio's hard limit
-ATTEMPTS = 2  # a failed connection is tried once more (`rc`=1, `rp`=ct)
+ATTEMPTS = 2  # a failed connection is retried once (`rc`=1, `rp`=ct)
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """`connect` is the origin dialled, `public` the one Twilio believes in."""
+class Origins:
+    """`connect` is the origin to connect to, `public` the origin that Twilio knows."""
 
     connect: str
     public: str
 
     @classmethod
-    def of(cls, webhook_url: str, signed_origin: str | None) -> "Places":
+    def of(cls, webhook_url: str, signed_origin: str | None) -> "Origins":
         parts = urlsplit(webhook_url)
         connect = f"{parts.scheme}://{parts.netloc}"
         return cls(connect, (signed_origin or connect).rstrip("/"))
@@ -42,11 +42,12 @@ class Places:
         return url
 
     def is_ours(self, url: str) -> bool:
-        """True when the URL's host is the public one."""
+        """True if the URL's host is the public one."""
         return urlsplit(url).netloc == urlsplit(self.public).netloc
 
     def dial(self, url: str) -> str:
-        """Where to connect for it; http(s) or ws(s) as it was, secure as we are."""
+        """The URL to connect to: http(s) or ws(s) stays, TLS as on the connect
+        origin."""
         if not self.is_ours(url):
             return url
         parts, ours = urlsplit(url), urlsplit(self.connect)
@@ -57,10 +58,10 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A webhook's answer; `url` is the public one, against which others are relative.
+class WebhookResponse:
+    """The answer to a webhook.
 
-    status 0 = none came.
+    `url`: the public URL, the base of relative URLs. Status 0: no answer came.
     """
 
     url: str
@@ -71,9 +72,9 @@ class Answer:
 
 
 def progress(sequence: int, talked_seconds: float | None = None) -> dict[str, str]:
-    """What a status callback has beyond the standard parameters.
+    """The parameters of a status callback beyond the standard ones.
 
-    `talked_seconds` None: the call goes on. 0.0: nobody answered.
+    `talked_seconds` None: the call is in progress. 0.0: it was not answered.
     """
     form = {
         "CallbackSource": "call-progress-events",
@@ -87,49 +88,57 @@ def progress(sequence: int, talked_seconds: float | None = None) -> dict[str, st
     return form
 
 
-class Webhooks:
-    """The requests of one call; every one is added to `noted`."""
+class WebhookClient:
+    """Makes the requests of one call and appends each to `noted`."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        places: Places,
+        origins: Origins,
         auth_token: str | None,
-        noted: list[Request],
+        noted: list[WebhookRequest],
     ) -> None:
         self._session = session
-        self._places = places
+        self._origins = origins
         self._auth_token = auth_token
         self._noted = noted
 
-    async def ask(self, url: str, form: dict[str, str], method: Method) -> Answer:
-        """Request the public `url`; never raises for what the other side does."""
+    async def ask(
+        self, url: str, form: dict[str, str], method: Method
+    ) -> WebhookResponse:
+        """Request the public `url`. Failures of the bridge are in the result, never
+        raised."""
         at = monotonic()
-        token = str(uuid.uuid4())  # the same on the second attempt, so it is known
+        # the same for the second attempt, which makes it recognisable
+        token = str(uuid.uuid4())
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 async with asyncio.timeout(WEBHOOK_LIMIT):
                     answer = await self._request(url, form, method, token)
                 break
             except aiohttp.ClientConnectorError as error:
-                answer = Answer(url, 0, "", "", f"11205 {error}")
+                answer = WebhookResponse(url, 0, "", "", f"11205 {error}")
                 if attempt == ATTEMPTS:
                     break
             except TimeoutError:
-                answer = Answer(url, 0, "", "", "11200 no answer in 15 s")
+                answer = WebhookResponse(url, 0, "", "", "11200 no answer in 15 s")
                 break
             except (aiohttp.ClientError, ValueError) as error:
-                answer = Answer(url, 0, "", "", f"11200 {type(error).__name__} {error}")
+                answer = WebhookResponse(
+                    url, 0, "", "", f"11200 {type(error).__name__} {error}"
+                )
                 break
         path = urlsplit(url).path
         self._noted.append(
-            Request(path, answer.status, answer.content_type, at, form, answer.error)
+            WebhookRequest(
+                path, answer.status, answer.content_type, at, form, answer.error
+            )
         )
         return answer
 
     async def _request(
         self, url: str, form: dict[str, str], method: Method, token: str
-    ) -> Answer:
+    ) -> WebhookResponse:
         if method == "GET":
             url += ("&" if urlsplit(url).query else "?") + urlencode(form)
         signed = form if method == "POST" else None
@@ -138,7 +147,7 @@ class Webhooks:
             "Accept": "*/*",
             "I-Twilio-Idempotency-Token": token,
         }
-        if self._places.is_ours(url):
+        if self._origins.is_ours(url):
             headers["Host"] = urlsplit(url).netloc
         if self._auth_token is not None:
             headers["X-Twilio-Signature"] = sign(
@@ -146,10 +155,10 @@ class Webhooks:
             )
         async with self._session.request(
             method,
-            self._places.dial(url),
+            self._origins.dial(url),
             data=signed,
             headers=headers,
             allow_redirects=False,
         ) as response:
             text = await response.text(errors="replace")
-            return Answer(url, response.status, response.content_type, text)
+            return WebhookResponse(url, response.status, response.content_type, text)

@@ -1,7 +1,7 @@
-"""The ear of the fake model: the input audio buffer and its voice activity detection.
+"""The input audio buffer of the fake model and its voice activity detection (VAD).
 
-Works on what a session appends, in the session's format. Counts session audio, not
-time: a client that sends nothing is not silent, it is not there. No I/O, no clock.
+Works on the audio that a session appends, in the session's format. Counts session
+audio, not time: if the client sends nothing, no silence passes. No I/O, no clock.
 """
 
 import audioop
@@ -11,41 +11,41 @@ from typing import Any
 
 FRAME_MS = 20
 BYTES_PER_MS = {"audio/pcmu": 8, "audio/pcma": 8, "audio/pcm": 48}
-_ONSET_FRAMES = 3  # a click is shorter than 60 ms, a vowel is not
-# semantic_vad has no such settings: the server's own choice.
+_ONSET_FRAMES = 3  # 60 ms: a click is shorter, a vowel is not
+# semantic_vad has no such settings; these values are the fake server's.
 _SEMANTIC_SILENCE_MS = 500
 _SEMANTIC_PREFIX_MS = 300
-_BUFFER_MS = 15 * 60 * 1000  # what is held uncommitted at most
+_BUFFER_MS = 15 * 60 * 1000  # at most this much uncommitted audio is kept
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechStarted:
+class VadSpeechStarted:
     audio_start_ms: int
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechStopped:
+class VadSpeechStopped:
     audio_end_ms: int
-    seconds: float  # of speech, without padding and the silence that ended it
+    seconds: float  # of speech, without padding and the silence after it
 
 
-class Listener:
+class InputAudioBuffer:
     """One session's input audio buffer."""
 
     def __init__(self, threshold: float) -> None:
-        self.buffer = bytearray()  # appended and not committed yet
+        self.audio = bytearray()  # appended, not yet committed
         self.speaking = False
         self.heard_ms = 0  # session audio so far, in whole frames
         self._threshold = threshold
         self._format = "audio/pcm"
         self._detection: dict[str, Any] | None = None
         self._partial = bytearray()
-        self._voiced = 0  # frames in a row, before speech
+        self._voiced = 0  # consecutive frames above the threshold, before speech
         self._first_voiced_ms = 0
         self._last_voiced_ms = 0
 
     def configure(self, format_type: str, detection: dict[str, Any] | None) -> None:
-        """Take over the session's audio.input; another format empties the buffer."""
+        """Apply the session's audio.input; another format empties the buffer."""
         if format_type != self._format:
             self._format = format_type
             self.clear()
@@ -55,10 +55,11 @@ class Listener:
 
     @property
     def buffered_ms(self) -> int:
-        return len(self.buffer) // BYTES_PER_MS[self._format]
+        return len(self.audio) // BYTES_PER_MS[self._format]
 
-    def hear(self, audio: bytes) -> Iterator[SpeechStarted | SpeechStopped]:
-        """Append; at each event the buffer holds the audio up to that moment."""
+    def append(self, audio: bytes) -> Iterator[VadSpeechStarted | VadSpeechStopped]:
+        """Append audio. At each yielded event the buffer holds the audio up to that
+        moment."""
         size = FRAME_MS * BYTES_PER_MS[self._format]
         self._partial += audio
         taken = 0
@@ -67,29 +68,30 @@ class Listener:
             taken += size
             event = self._frame(frame)
             if event is not None:
-                # The consumer may commit or clear: keep our own state in order.
+                # The consumer may commit or clear now, so `_partial` must be up to
+                # date.
                 del self._partial[:taken]
                 taken = 0
                 yield event
         del self._partial[:taken]
 
     def commit(self) -> tuple[bytes, float]:
-        """Take the buffer, in whole frames: its audio and its seconds."""
-        audio = bytes(self.buffer)
-        self.buffer.clear()
+        """Take the buffer's whole frames: audio and duration in seconds."""
+        audio = bytes(self.audio)
+        self.audio.clear()
         return audio, len(audio) / BYTES_PER_MS[self._format] / 1000
 
     def clear(self) -> None:
-        """Forget what was appended, a turn in progress included."""
-        self.buffer.clear()
+        """Discard the appended audio and a turn in progress."""
+        self.audio.clear()
         self._partial.clear()
         self.speaking = False
         self._voiced = 0
 
-    def _frame(self, frame: bytes) -> SpeechStarted | SpeechStopped | None:
+    def _frame(self, frame: bytes) -> VadSpeechStarted | VadSpeechStopped | None:
         begin = self.heard_ms
         self.heard_ms += FRAME_MS
-        self.buffer += frame
+        self.audio += frame
         if self._detection is None:
             self._bound(_BUFFER_MS)
             return None
@@ -107,9 +109,9 @@ class Listener:
         self._voiced = 0
         self._last_voiced_ms = self.heard_ms
         # "audio sent to the model minus the prefix padding" (speech_started).
-        return SpeechStarted(max(0, self._first_voiced_ms - prefix))
+        return VadSpeechStarted(max(0, self._first_voiced_ms - prefix))
 
-    def _listening(self, voiced: bool) -> SpeechStopped | None:
+    def _listening(self, voiced: bool) -> VadSpeechStopped | None:
         if voiced:
             self._last_voiced_ms = self.heard_ms
             return None
@@ -119,8 +121,8 @@ class Listener:
             return None
         self.speaking = False
         seconds = (self._last_voiced_ms - self._first_voiced_ms) / 1000
-        # Includes the silence, as the server's does (speech_stopped).
-        return SpeechStopped(self.heard_ms, seconds)
+        # Includes the silence, as the server's speech_stopped does.
+        return VadSpeechStopped(self.heard_ms, seconds)
 
     def _level(self, frame: bytes) -> float:
         if self._format == "audio/pcmu":
@@ -130,6 +132,6 @@ class Listener:
         return audioop.rms(frame, 2)
 
     def _bound(self, ms: int) -> None:
-        excess = len(self.buffer) - ms * BYTES_PER_MS[self._format]
+        excess = len(self.audio) - ms * BYTES_PER_MS[self._format]
         if excess > 0:
-            del self.buffer[:excess]
+            del self.audio[:excess]

@@ -1,22 +1,25 @@
-"""What the fake model says of its own accord: enough for a developer who dials it.
+"""The fake model's answers where no test scripts them: enough for a developer who
+calls.
 
-It greets, tells how long the caller spoke, and tries the agent's tools, one a turn.
+The model greets, says how long the caller spoke, and calls each of the agent's tools,
+one per turn.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bridge.sim.realtime.turns import CallMcp, CallTool, Heard, Say, Turn
+from bridge.sim.realtime.turns import CallMcp, CallTool, SayText, Turn, TurnContext
 
-_FIRST_TRY = 2  # turn of the caller
-_SHORTEN_AT = 60  # characters of a tool's result that are read out
+_FIRST_TRY = 2  # the caller's turn at which the first tool is called
+_SHORTEN_AT = 60  # characters; a longer tool result is shortened when spoken
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-_HANDOFF = "transfer_to_"  # as the SDK names its handoffs
-# After these nothing more can be tried, so they come last.
+_HANDOFF = "transfer_to_"  # prefix of the SDK's handoff tools
+# These tools end the call, so they are called last.
 _GOODBYE = ("hang", "end_call", "goodbye")
 _ENDS_THE_CALL = (*_GOODBYE, "transfer")
-_SUCH_AS = re.compile(r"such as (\S*[\w#*])")  # in the description of an argument
+# an example value in an argument's description
+_SUCH_AS = re.compile(r"such as (\S*[\w#*])")
 _LOOK_UP = {
     "name": "look_up",
     "description": "Looks something up.",
@@ -32,28 +35,28 @@ Call = CallTool | CallMcp
 
 
 class _Unfillable(Exception):
-    """This schema asks for something nobody can make up."""
+    """The JSON schema requires a value that cannot be generated."""
 
 
-class SmallTalk:
-    """That of one call: each tool is tried once, whichever agent has it."""
+class DefaultAnswers:
+    """The answers of one call: each tool is called once, whichever agent has it."""
 
     def __init__(self) -> None:
         self._tried: set[str] = set()
 
-    def answer(self, heard: Heard) -> Turn:
-        """A `Behaviour.answer`."""
-        calls = tool_calls(heard.tools)
+    def answer(self, context: TurnContext) -> Turn:
+        """For `Behaviour.answer`."""
+        calls = tool_calls(context.tools)
         untried = [it for it in calls if _title(it) not in self._tried]
-        turn = _answer(heard, calls, untried)
+        turn = _answer(context, calls, untried)
         called = (it for it in turn if isinstance(it, CallTool | CallMcp))
         self._tried |= {_title(call) for call in called}
         return turn
 
 
-class AnyServer(Mapping[str, Sequence[Mapping[str, Any]]]):
-    """A `Behaviour.mcp` in which every hosted MCP server can be reached: each lists one
-    and the same tool."""
+class AnyMcpServer(Mapping[str, Sequence[Mapping[str, Any]]]):
+    """For `Behaviour.mcp`: every hosted MCP server is reachable and lists one tool, the
+    same on all."""
 
     def __getitem__(self, label: str) -> Sequence[Mapping[str, Any]]:
         return (_LOOK_UP,)
@@ -65,49 +68,55 @@ class AnyServer(Mapping[str, Sequence[Mapping[str, Any]]]):
         return 0
 
 
-def small_talk(heard: Heard) -> Turn:
-    """The answer where a Behaviour gives none; it remembers nothing between turns, so
-    the nth turn with tools tries the nth of them."""
-    calls = tool_calls(heard.tools)
-    return _answer(heard, calls, calls[max(0, heard.caller_turns - _FIRST_TRY) :])
+def default_answer(context: TurnContext) -> Turn:
+    """The answer if a Behaviour has none. It keeps no state: the nth turn with tools
+    calls the nth tool."""
+    calls = tool_calls(context.tools)
+    return _answer(context, calls, calls[max(0, context.caller_turns - _FIRST_TRY) :])
 
 
-def _answer(heard: Heard, calls: Sequence[Call], untried: Sequence[Call]) -> Turn:
-    # A result that nobody asks about is one to be silent about.
-    if heard.answered and heard.trigger == "client":
-        output = heard.answered[-1]
+def _answer(
+    context: TurnContext, calls: Sequence[Call], untried: Sequence[Call]
+) -> Turn:
+    # The model stays silent about a tool result unless the client requests a response.
+    if context.answered and context.trigger == "client":
+        output = context.answered[-1]
         if output.name.startswith(_HANDOFF):
-            return [Say(f"You speak with {_words(output.name[len(_HANDOFF) :])} now.")]
+            return [
+                SayText(f"You speak with {_words(output.name[len(_HANDOFF) :])} now.")
+            ]
         return [
-            Say(f"The tool {_words(output.name)} answered: {_short(output.output)}")
+            SayText(f"The tool {_words(output.name)} answered: {_short(output.output)}")
         ]
-    if heard.trigger == "idle":
-        return [Say("Are you still there?")]
-    if heard.trigger == "client":
-        return [Say(_unasked(heard))]
-    if heard.caller_turns >= _FIRST_TRY and calls:
-        return _trying(untried[0]) if untried else [Say("That was all.")]
-    spoke = f"You spoke for about {about(heard.seconds)}."
-    if heard.caller_turns >= _FIRST_TRY:
-        return [Say(spoke)]
+    if context.trigger == "idle":
+        return [SayText("Are you still there?")]
+    if context.trigger == "client":
+        return [SayText(_unasked(context))]
+    if context.caller_turns >= _FIRST_TRY and calls:
+        return _trying(untried[0]) if untried else [SayText("That was all.")]
+    spoke = f"You spoke for about {about(context.seconds)}."
+    if context.caller_turns >= _FIRST_TRY:
+        return [SayText(spoke)]
     more = "I am only the built-in test voice, but I heard every bit of it."
-    return [Say(f"{spoke} {more}")]
+    return [SayText(f"{spoke} {more}")]
 
 
-def _unasked(heard: Heard) -> str:
-    """Where the client wants an answer though nobody has spoken."""
-    if heard.number == 1:
+def _unasked(context: TurnContext) -> str:
+    """The answer when the client requests a response and the caller has not spoken."""
+    if context.number == 1:
         return "Hello! This is the built-in test voice, not a real model."
-    return "All right." if heard.text is None else f"I have read: {_short(heard.text)}"
+    return (
+        "All right." if context.text is None else f"I have read: {_short(context.text)}"
+    )
 
 
 def _trying(call: Call) -> Turn:
     leaves = isinstance(call, CallTool) and any(it in call.name for it in _GOODBYE)
-    return [Say("Goodbye!" if leaves else "One moment."), call]
+    return [SayText("Goodbye!" if leaves else "One moment."), call]
 
 
 def about(seconds: float) -> str:
-    """ "two and a half seconds": to the nearest half, in words."""
+    """Seconds in words, to the nearest half: "two and a half seconds"."""
     halves = max(1, round(seconds * 2))
     whole, half = divmod(halves, 2)
     if whole >= len(_NUMBERS):
@@ -120,8 +129,8 @@ def about(seconds: float) -> str:
 
 
 def tool_calls(tools: Sequence[Mapping[str, Any]]) -> list[Call]:
-    """A call of each tool whose arguments can be made up from its schema: tools first,
-    then handoffs, then what ends the call."""
+    """One call per tool whose arguments can be generated from its schema. Order: tools,
+    handoffs, tools that end the call."""
     calls = [call for tool in tools if (call := _call_of(tool)) is not None]
     return sorted(calls, key=_rank)
 
@@ -138,7 +147,7 @@ def _call_of(tool: Mapping[str, Any]) -> Call | None:
 
 
 def _hosted(config: Mapping[str, Any]) -> CallMcp:
-    """The tool that `AnyServer` lists, or the first that may be called at all."""
+    """A call of the first allowed tool, or of the tool that `AnyMcpServer` lists."""
     allowed = config.get("allowed_tools") or ()
     if isinstance(allowed, Mapping):
         allowed = allowed.get("tool_names") or ()
@@ -164,7 +173,7 @@ def _title(call: Call) -> str:
 
 
 def _fill(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:
-    """A value that the JSON schema accepts."""
+    """A value that is valid for the JSON schema."""
     for key in ("const", "default"):
         if key in schema:
             return schema[key]

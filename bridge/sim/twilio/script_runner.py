@@ -1,78 +1,78 @@
-"""The person at the telephone: acts out a script, hears only what Twilio has played."""
+"""Runs the caller's script. A step that listens hears only what Twilio has played."""
 
 import asyncio
 from time import monotonic
 
-from bridge.sim.twilio.alarm import Alarm
-from bridge.sim.twilio.mouth import Mouth
+from bridge.sim.twilio.caller_voice import CallerVoice
 from bridge.sim.twilio.record import CallRecord
 from bridge.sim.twilio.steps import (
-    Drop,
-    Gap,
-    HangUp,
-    Hear,
-    Listen,
-    Press,
-    Say,
+    DropStep,
+    GapStep,
+    HangUpStep,
+    HearStep,
+    ListenStep,
+    PressStep,
+    SayStep,
     Script,
-    Send,
+    SendStep,
     Step,
-    Wait,
+    WaitStep,
 )
 from bridge.sim.twilio.stream import MediaStream
+from bridge.sim.twilio.wakeup import Wakeup
 
 BYTES_PER_SECOND = 8000
 
 
-class Person:
-    """Begins with the first stream; steps that need a stream wait for the next one."""
+class ScriptRunner:
+    """Starts with the first stream; a step that needs a stream waits for one."""
 
     def __init__(self, record: CallRecord) -> None:
-        self.mouth = Mouth(record)
-        self.changed = Alarm()  # a stream opened, audio began or was cut
+        self.voice = CallerVoice(record)
+        self.changed = Wakeup()  # a stream opened, audio began or was cut
         self.hung_up = asyncio.Event()
         self._record = record
         self._stream: MediaStream | None = None
 
     @property
     def stream(self) -> MediaStream | None:
-        """The stream that is open; None between two."""
+        """The open stream; None between two streams."""
         if self._stream is not None and self._stream.end is None:
             return self._stream
         return None
 
     def opened(self, stream: MediaStream) -> None:
         self._stream = stream
-        self.changed.ring()
+        self.changed.wake()
 
-    async def act(self, script: Script) -> None:
-        """Take the steps one after the other; a HangUp ends it."""
+    async def run(self, script: Script) -> None:
+        """Run the steps in order; HangUpStep ends the script."""
         await self._open_stream()
         for step in script:
-            await self._take(step)
+            await self._run_step(step)
             if self.hung_up.is_set():
                 return
 
-    async def _take(self, step: Step) -> None:
+    async def _run_step(self, step: Step) -> None:
         match step:
-            case Say(audio):
+            case SayStep(audio):
                 await self._open_stream()
-                await self.mouth.say(audio, monotonic())
-            case Wait(seconds):
+                await self.voice.say(audio, monotonic())
+            case WaitStep(seconds):
                 await asyncio.sleep(seconds)
-            case Listen(quiet_seconds, timeout):
+            case ListenStep(quiet_seconds, timeout):
                 await self._listen(quiet_seconds, timeout)
-            case Hear(ms, timeout):
+            case HearStep(ms, timeout):
                 await self._hear(ms, timeout)
-            case Press(digits, gap_seconds):
+            case PressStep(digits, gap_seconds):
                 await self._press(digits, gap_seconds)
-            case HangUp():
+            case HangUpStep():
                 self.hung_up.set()
-            case Drop(how):
+            case DropStep(how):
                 (await self._open_stream()).drop(how)
-            case Send(text):
+            case SendStep(text):
                 (await self._open_stream()).send_raw(text)
-            case Gap(ms, mode):
+            case GapStep(ms, mode):
                 (await self._open_stream()).gap(ms, mode)
                 if mode == "dtx":
                     await asyncio.sleep(ms / 1000)
@@ -93,7 +93,7 @@ class Person:
                 if now >= over_at + quiet_seconds:
                     return
                 wake_at = min(deadline, over_at + quiet_seconds)
-            await self.changed.until(wake_at)
+            await self.changed.sleep_until(wake_at)
         self._record.timed_out.append(f"Listen: {timeout:g} s")
 
     async def _hear(self, ms: float, timeout: float) -> None:
@@ -105,9 +105,10 @@ class Person:
                 return
             over_at = self._over_at()
             enough_at = now + missing / BYTES_PER_SECOND
-            # When all that is known is over, look again: more may have come.
+            # All known audio ends before enough was heard: check again then, more may
+            # have come.
             wake_at = min(enough_at, over_at) if over_at > now else deadline
-            await self.changed.until(min(wake_at, deadline))
+            await self.changed.sleep_until(min(wake_at, deadline))
         self._record.timed_out.append(f"Hear: {timeout:g} s")
 
     def _heard(self, now: float) -> int:
@@ -117,15 +118,15 @@ class Person:
         return sum(stream.playout.played(now) for stream in self._record.streams)
 
     def _over_at(self) -> float:
-        """When the last audio was or will be over, on whichever stream it came."""
+        """Time at which the last known audio ends or ended, on any stream."""
         streams, ends = self._record.streams, self._record.stream_ends
         overs = [stream.playout.over_at or 0.0 for stream in streams]
-        # What a stream that has ended had queued was never played.
+        # Audio still queued when its stream ended was never played.
         for number, end in enumerate(ends[: len(overs)]):
             overs[number] = min(overs[number], end.at)
         return max(overs, default=0.0)
 
     async def _open_stream(self) -> MediaStream:
         while (stream := self.stream) is None:
-            await self.changed.until(None)
+            await self.changed.sleep_until(None)
         return stream

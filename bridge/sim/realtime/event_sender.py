@@ -1,6 +1,8 @@
-"""What a fake session sends: events under serial ids, written at once and in order.
+"""The sending side of a fake session: events with serial ids, written at once, in
+order.
 
-Never waits: a client that does not read is cut off once too much lies unread.
+Sending never waits. A client that does not read is disconnected when too many bytes are
+unread.
 """
 
 import time
@@ -10,26 +12,26 @@ from typing import Literal, TypeAlias
 import msgspec
 from websockets.asyncio.server import ServerConnection, broadcast
 
-from bridge.sim.realtime.client_events import Json, Refused
-from bridge.sim.realtime.items import Item
+from bridge.sim.realtime.client_events import InvalidRequestError, Json
+from bridge.sim.realtime.items import ModelItem
 from bridge.sim.realtime.render import Chunk
 
 Direction: TypeAlias = Literal["sent", "received"]
 _Delta: TypeAlias = tuple[str, bytes]  # item id, audio
 
-_UNREAD_BYTES = 64 * 1024 * 1024  # a client this far behind has stopped reading
+_UNREAD_BYTES = 64 * 1024 * 1024  # a client with this much unread has stopped reading
 _AUDIO_HEAD = '{"type":"response.output_audio.delta","event_id":"event_'
 _LIMITS = (("requests", 1000), ("tokens", 50000))
 _encode = msgspec.json.encode
 
 
-class Outbox:
-    """The sending side of one connection."""
+class EventSender:
+    """Sends the events of one connection."""
 
     def __init__(self, connection: ServerConnection) -> None:
         self.errors: list[Json] = []
         self.deltas: list[tuple[float, str, bytes]] = []
-        self.muted = False  # nothing is sent, as if it had been
+        self.muted = False  # True: frames are discarded instead of sent
         self._held: list[tuple[str | bytes, _Delta | None]] | None = None
         self.cut_off = False
         self.observe: Callable[[Direction, Json], None] | None = None
@@ -45,8 +47,8 @@ class Outbox:
         if self.observe is not None:
             self.observe("sent", event)
 
-    def emit_audio(self, item: Item, chunk: Chunk, tail: str) -> None:
-        """A response.output_audio.delta, put together from prepared pieces."""
+    def emit_audio(self, item: ModelItem, chunk: Chunk, tail: str) -> None:
+        """Send a response.output_audio.delta, assembled from prepared pieces."""
         self._serial += 1
         text = f'{_AUDIO_HEAD}{self._serial}{tail}{chunk.base64}"}}'
         self.put(text, (item.id, chunk.audio))
@@ -54,7 +56,7 @@ class Outbox:
             self.observe("sent", msgspec.json.decode(text))
 
     def rate_limits(self, used: int) -> None:
-        """rate_limits.updated, sent as a response begins."""
+        """Send rate_limits.updated; the server does so when a response begins."""
         limits = [
             {
                 "name": name,
@@ -66,8 +68,8 @@ class Outbox:
         ]
         self.emit({"type": "rate_limits.updated", "rate_limits": limits})
 
-    def error(self, refused: Refused, event_id: object = None) -> None:
-        """An `error` event; the client finds its own by the event_id it had set."""
+    def error(self, refused: InvalidRequestError, event_id: object = None) -> None:
+        """Send an `error` event; `event_id` is that of the client's event."""
         error = {
             "type": "invalid_request_error",
             "code": refused.code,
@@ -79,18 +81,18 @@ class Outbox:
         self.emit({"type": "error", "error": error})
 
     def hold(self) -> None:
-        """Send nothing until `release`."""
+        """Queue all frames until `release`."""
         if self._held is None:
             self._held = []
 
     def release(self) -> None:
-        """Send what was held, and hold no more."""
+        """Send the queued frames and stop queueing."""
         held, self._held = self._held or [], None
         for frame, delta in held:
             self.put(frame, delta)
 
     def put(self, frame: str | bytes, delta: _Delta | None = None) -> None:
-        """Send a frame as it is; `delta` is the audio in it."""
+        """Send a frame unchanged; `delta` is the audio in it."""
         if self.muted:
             return
         if self._held is not None:
@@ -98,7 +100,8 @@ class Outbox:
             return
         if delta is not None:
             self.deltas.append((time.monotonic(), *delta))
-        # `broadcast` to one: written at once and in order, whoever else is waiting.
+        # `broadcast` to one connection writes at once and in order, even if other
+        # senders wait.
         broadcast((self._connection,), frame)
         if self._connection.transport.get_write_buffer_size() > _UNREAD_BYTES:
             self.cut_off = True

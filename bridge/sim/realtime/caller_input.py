@@ -1,57 +1,75 @@
-"""What a fake session does with the caller's audio: turns, commits, transcription.
+"""The input side of a fake session: the caller's turns, commits, transcription.
 
-The Listener hears; here its findings become events, user items and responses.
+InputAudioBuffer detects speech. This module turns each detection into events, user
+items and responses.
 """
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from bridge.sim.realtime.client_events import Append, Json, Refused
+from bridge.sim.realtime.client_events import BufferAppend, InvalidRequestError, Json
+from bridge.sim.realtime.context import SessionContext
 from bridge.sim.realtime.history import decoded
-from bridge.sim.realtime.items import Item
-from bridge.sim.realtime.listener import (
+from bridge.sim.realtime.input_audio_buffer import (
     BYTES_PER_MS,
-    Listener,
-    SpeechStarted,
-    SpeechStopped,
+    InputAudioBuffer,
+    VadSpeechStarted,
+    VadSpeechStopped,
 )
+from bridge.sim.realtime.items import ModelItem
+from bridge.sim.realtime.response import ActiveResponse
+from bridge.sim.realtime.turns import Trigger
 
-if TYPE_CHECKING:
-    from bridge.sim.realtime.session import ModelSession
-
-_CALLER_AUDIO_SECONDS = 600  # kept of each session
-_MINIMUM_COMMIT_MS = 100  # input_audio_buffer_commit_empty says so
+_CALLER_AUDIO_SECONDS = 600  # kept per session
+_MINIMUM_COMMIT_MS = 100  # as the error input_audio_buffer_commit_empty says
 
 
-class Hearing:
+class Responder(Protocol):
+    """The part of a session that creates and cancels responses."""
+
+    @property
+    def active_response(self) -> ActiveResponse | None: ...
+
+    def respond(self, trigger: Trigger, overrides: Json) -> None: ...
+
+    def already_active_error(self) -> InvalidRequestError: ...
+
+
+class CallerInput:
     """The input side of one session."""
 
     def __init__(
-        self, session: "ModelSession", *, keep_audio: bool, record_appends: bool
+        self,
+        session: SessionContext,
+        responder: Responder,
+        *,
+        keep_audio: bool,
+        record_appends: bool,
     ) -> None:
         self.appends = 0
         self.append_at: list[float] = []
         self.audio_in_bytes = 0
         self.caller_audio = bytearray()
         self.speech_started_at: list[float] = []
-        self.turns = 0  # of the caller, committed
-        self.seconds = 0.0  # of speech in the latest
-        self.transcript: str | None = None  # of the latest, where one is known
-        self.listener = Listener(session.behaviour.vad_threshold)
+        self.turns = 0  # committed turns of the caller
+        self.seconds = 0.0  # of speech in the latest turn
+        self.transcript: str | None = None  # of the latest turn, if a text is known
+        self.buffer = InputAudioBuffer(session.behaviour.vad_threshold)
         self._session = session
+        self._responder = responder
         self._keep_audio = keep_audio
         self._record_appends = record_appends
-        self._turn_item = ""  # id of the user item being spoken
+        self._turn_item = ""  # id of the user item that the caller speaks now
         self._idle: asyncio.Task[None] | None = None
         self.configure()
 
     def configure(self) -> None:
-        """Take over the session's audio.input."""
-        self.listener.configure(self._format, self._detection)
+        """Apply the session's audio.input."""
+        self.buffer.configure(self._format, self._detection)
 
     def clear(self) -> None:
-        self.listener.clear()
+        self.buffer.clear()
         self._session.out.emit({"type": "input_audio_buffer.cleared"})
 
     @property
@@ -68,7 +86,7 @@ class Hearing:
         detection: Json | None = self._input["turn_detection"]
         return detection
 
-    def append(self, event: Append) -> None:
+    def append(self, event: BufferAppend) -> None:
         audio = decoded(event.audio)
         self.appends += 1
         self.audio_in_bytes += len(audio)
@@ -78,13 +96,13 @@ class Hearing:
             limit = _CALLER_AUDIO_SECONDS * 1000 * BYTES_PER_MS[self._format]
             if len(self.caller_audio) < limit:
                 self.caller_audio += audio
-        for heard in self.listener.hear(audio):
-            if isinstance(heard, SpeechStarted):
+        for heard in self.buffer.append(audio):
+            if isinstance(heard, VadSpeechStarted):
                 self._speech_started(heard)
             else:
                 self._speech_stopped(heard)
 
-    def _speech_started(self, heard: SpeechStarted) -> None:
+    def _speech_started(self, heard: VadSpeechStarted) -> None:
         self.stop_idle_timer()
         self.speech_started_at.append(time.monotonic())
         self._turn_item = self._session.new_id("item")
@@ -95,15 +113,11 @@ class Hearing:
                 "item_id": self._turn_item,
             }
         )
-        detection = self._detection
-        if (
-            self._session.reply is not None
-            and detection
-            and detection["interrupt_response"]
-        ):
-            self._session.reply.cut("turn_detected")
+        response = self._responder.active_response
+        if response is not None and self._session.interrupt_response:
+            response.cancel("turn_detected")
 
-    def _speech_stopped(self, heard: SpeechStopped) -> None:
+    def _speech_stopped(self, heard: VadSpeechStopped) -> None:
         self._session.out.emit(
             {
                 "type": "input_audio_buffer.speech_stopped",
@@ -111,7 +125,7 @@ class Hearing:
                 "item_id": self._turn_item,
             }
         )
-        audio, _ = self.listener.commit()
+        audio, _ = self.buffer.commit()
         self._commit(self._turn_item, audio, heard.seconds)
         detection = self._detection
         if detection and detection["create_response"]:
@@ -120,28 +134,29 @@ class Hearing:
     def _answer_speech(self) -> None:
         # "If interrupt_response is false this may fail to create a response if the
         # model is already responding" (turn_detection.create_response).
-        if self._session.reply is not None and not self._session.reply.being_cut:
-            self._session.out.error(self._session.second_response())
-        elif self._session.reply is not None:
-            self._session.reply.afterwards = lambda: self._session.respond("speech", {})
+        response = self._responder.active_response
+        if response is None:
+            self._responder.respond("speech", {})
+        elif response.being_cancelled:
+            response.afterwards = lambda: self._responder.respond("speech", {})
         else:
-            self._session.respond("speech", {})
+            self._session.out.error(self._responder.already_active_error())
 
     def commit_by_client(self) -> None:
-        held = self.listener.buffered_ms
+        held = self.buffer.buffered_ms
         if held < _MINIMUM_COMMIT_MS:
-            raise Refused(
+            raise InvalidRequestError(
                 "Error committing input audio buffer: buffer too small. Expected at "
                 f"least 100ms of audio, but buffer only has {held:.2f}ms of audio.",
                 "input_audio_buffer_commit_empty",
             )
-        self.listener.speaking = False
-        audio, seconds = self.listener.commit()
+        self.buffer.speaking = False
+        audio, seconds = self.buffer.commit()
         self._commit(self._session.new_id("item"), audio, seconds)
 
     def _commit(self, item_id: str, audio: bytes, seconds: float) -> None:
-        """The input buffer becomes a user item; its transcription follows later."""
-        item = Item(
+        """Turn the input buffer into a user item; its transcription follows later."""
+        item = ModelItem(
             id=item_id,
             type="message",
             role="user",
@@ -160,37 +175,37 @@ class Hearing:
             }
         )
         self._session.add_item(item, finished=True)
-        self._understand(item, audio, seconds)
+        self._add_turn(item, audio, seconds)
         if self._input["transcription"] is not None:
             self._session.spawn(self._transcribe(item, seconds), "transcription")
 
-    def overhear(self, item: Item) -> None:
-        """A turn that the client has put into the conversation, as audio."""
+    def take_audio_item(self, item: ModelItem) -> None:
+        """Count a turn that the client added to the conversation as audio."""
         audio = b"".join(item.chunks)
         item.bytes_per_ms = BYTES_PER_MS[self._format]
         item.sent_bytes = len(audio)
         transcripts = [str(part.get("transcript") or "") for part in item.parts]
         said = " ".join(filter(None, transcripts)) or None
-        self._understand(item, audio, item.sent_ms / 1000, said)
+        self._add_turn(item, audio, item.sent_ms / 1000, said)
         item.text = item.generated_text
         if not self._keep_audio:
             item.chunks = []
 
-    def _understand(
-        self, item: Item, audio: bytes, seconds: float, said: str | None = None
+    def _add_turn(
+        self, item: ModelItem, audio: bytes, seconds: float, said: str | None = None
     ) -> None:
-        """One more turn of the caller's; the model knows the words at once."""
+        """Count a turn of the caller. The model knows its words at once."""
         behaviour = self._session.behaviour
         self.turns += 1
         self.seconds = seconds
-        if said is None and behaviour.ear is not None:
-            said = behaviour.ear(audio)
+        if said is None and behaviour.recogniser is not None:
+            said = behaviour.recogniser(audio)
         if said is None and self.turns <= len(behaviour.user_texts):
             said = behaviour.user_texts[self.turns - 1]
         self.transcript = said
         item.generated_text = said or f"({seconds:.1f} seconds of speech)"
 
-    async def _transcribe(self, item: Item, seconds: float) -> None:
+    async def _transcribe(self, item: ModelItem, seconds: float) -> None:
         await asyncio.sleep(self._session.behaviour.transcribe_seconds)
         text = item.generated_text
         kind = "conversation.item.input_audio_transcription"
@@ -215,10 +230,10 @@ class Hearing:
     def start_idle_timer(self, playing: float) -> None:
         detection = self._detection or {}
         timeout = detection.get("idle_timeout_ms")
-        if timeout is None or self.listener.speaking:
+        if timeout is None or self.buffer.speaking:
             return
         # "the response.done time plus audio playback duration"
-        since = self.listener.heard_ms
+        since = self.buffer.heard_ms
         self._idle = self._session.later(
             playing + timeout / 1000, lambda: self._idle_too_long(since)
         )
@@ -229,18 +244,19 @@ class Hearing:
             self._idle = None
 
     def _idle_too_long(self, since: int) -> None:
-        self._idle = None  # this very task
-        if self._session.reply is not None or self.listener.speaking:
+        # The timer's task is the one that runs now: it must not be cancelled.
+        self._idle = None
+        if self._responder.active_response is not None or self.buffer.speaking:
             return
         item_id = self._session.new_id("item")
         self._session.out.emit(
             {
                 "type": "input_audio_buffer.timeout_triggered",
                 "audio_start_ms": since,
-                "audio_end_ms": self.listener.heard_ms,
+                "audio_end_ms": self.buffer.heard_ms,
                 "item_id": item_id,
             }
         )
-        audio, _ = self.listener.commit()
+        audio, _ = self.buffer.commit()
         self._commit(item_id, audio, 0.0)
-        self._session.respond("idle", {})
+        self._responder.respond("idle", {})

@@ -1,29 +1,31 @@
-"""What the caller says, handed out in frames as the media clock goes.
+"""The caller's speech, cut into frames by the media clock.
 
-Speech goes on in real time even where no stream carries it: between two streams of a
-call it is lost, not delayed.
+Speech runs in real time even when no stream carries it: audio between two streams of a
+call is lost, not delayed.
 """
 
 import asyncio
 
 from bridge.sim.twilio.playout import FRAME_BYTES, SILENCE
-from bridge.sim.twilio.record import CallRecord, Spoken
+from bridge.sim.twilio.record import CallerSpeech, CallRecord
 
 BYTES_PER_SECOND = 8000
-EARLY = 1e-6  # s, less than a byte: frame times are sums of floats
+EARLY = 1e-6  # s, less than a byte: tolerance, because frame times are sums of floats
 
 
-class Mouth:
+class CallerVoice:
     def __init__(self, record: CallRecord) -> None:
         self._record = record
         self._audio = b""
         self._not_before = 0.0
         self._said: asyncio.Future[None] | None = None
-        self._begun: tuple[str, float, float] | None = None  # stream, clock, monotonic
+        # stream sid, media clock, monotonic time
+        self._begun: tuple[str, float, float] | None = None
 
     async def say(self, audio: bytes, now: float) -> None:
-        """Speak from the first frame that begins after `now`; return at the end."""
-        assert self._said is None, "one mouth says one thing at a time"
+        """Speak from the first frame that begins after `now`; returns when all is
+        spoken."""
+        assert self._said is None, "the caller can speak only one sound at a time"
         self._audio, self._not_before = audio, now
         self._said = asyncio.get_running_loop().create_future()
         try:
@@ -33,7 +35,7 @@ class Mouth:
             self._said = None
 
     def frame(self, stream_sid: str, clock: float, at: float) -> bytes | None:
-        """The audio of the frame that begins at `at`; None = silence."""
+        """The audio of the frame that begins at `at`; None: silence."""
         if self._said is None or self._said.done() or at < self._not_before - EARLY:
             return None
         if self._begun is None:
@@ -45,7 +47,7 @@ class Mouth:
         return piece.ljust(FRAME_BYTES, bytes([SILENCE])) if piece else None
 
     def stop(self, at: float) -> None:
-        """The call is over: what was said until then is noted."""
+        """The call is over: record what was spoken until then."""
         if self._begun is not None:
             said = round((at - self._begun[2]) * BYTES_PER_SECOND)
             self._finish(min(len(self._audio), max(0, said)))
@@ -55,7 +57,7 @@ class Mouth:
         stream_sid, clock, at = self._begun
         seconds = said / BYTES_PER_SECOND
         self._record.spoken.append(
-            Spoken(
+            CallerSpeech(
                 stream_sid=stream_sid,
                 start=clock,
                 end=clock + seconds,

@@ -1,53 +1,58 @@
-"""One response of the fake model: its events in the server's order, paced, cut short.
+"""One response of the fake model: its events in the server's order, paced or cancelled.
 
-A Reply runs as one task of its session. Sending never waits: what `emit` was given is
-on its way, so a cut between two events leaves no doubt about what was sent.
+An ActiveResponse runs as one task of its session. Sending never waits: `emit` has sent
+its event when it returns. So a cancellation between two events leaves no doubt about
+which of them were sent.
 """
 
 import asyncio
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from bridge.sim.realtime.client_events import Json
-from bridge.sim.realtime.items import Item, ResponseRecord
-from bridge.sim.realtime.listener import BYTES_PER_MS
-from bridge.sim.realtime.render import Chunk, chunks, ruled
+from bridge.sim.realtime.context import SessionContext
+from bridge.sim.realtime.input_audio_buffer import BYTES_PER_MS
+from bridge.sim.realtime.items import ModelItem, ResponseRecord
+from bridge.sim.realtime.mcp import HostedServers
+from bridge.sim.realtime.render import Chunk, chunks, ruler_audio
 from bridge.sim.realtime.turns import (
     CallMcp,
     CallTool,
     Fail,
-    Play,
-    Ruled,
-    Say,
+    PlayAudio,
+    PlayRuler,
+    SayText,
     Turn,
 )
 
-if TYPE_CHECKING:
-    from bridge.sim.realtime.session import ModelSession
-
-# Between late deltas: long enough to come after whatever the client did about the cut.
+# Seconds between late deltas: long enough to come after the client's reaction to the
+# cancellation.
 _LATE_GAP = 0.02
 _LATE_ITEM_DELTAS = 2
-_ARGUMENT_PIECE = 12  # characters of a function_call_arguments.delta
+_ARGUMENT_PIECE = 12  # characters per function_call_arguments.delta
 _encode = msgspec.json.encode
 
 
-class Reply:
-    """A response being generated. `cut` may be called at any time."""
+class ActiveResponse:
+    """A response that is being generated. `cancel` may be called at any time."""
 
     def __init__(
         self,
-        session: "ModelSession",
+        session: SessionContext,
+        mcp: HostedServers,
         record: ResponseRecord,
         turn: Turn,
         overrides: Json,
+        on_end: Callable[["ActiveResponse"], None],
     ) -> None:
         self.session = session
+        self._mcp = mcp
+        self._on_end = on_end
         self.record = record
-        self.afterwards: Callable[[], None] | None = None  # once it has ended
+        # called once the response has ended
+        self.afterwards: Callable[[], None] | None = None
         self.out_of_band = overrides.get("conversation") == "none"
         self._turn = turn
         self._overrides = overrides
@@ -57,28 +62,29 @@ class Reply:
         self._modalities: list[str] = (session.session | overrides)["output_modalities"]
         self._format = str(self._output_config["format"]["type"])
         self._task: asyncio.Task[None] | None = None
-        self._cut = False
-        self._item: Item | None = None  # being spoken
-        self._index = 0  # output_index of it
+        self._cancelled = False
+        self._item: ModelItem | None = None  # the item that is spoken now
+        self._index = 0  # output_index of `_item`
         self._rest: Iterator[Chunk] = iter(())
-        self._tail = ""  # of its audio deltas, from the event id to the audio
+        self._tail = ""  # of its audio deltas: JSON from event id to audio
         self._began = 0.0  # when the first delta was due
-        self.spoken_seconds = 0.0  # audio generated so far
+        self.spoken_seconds = 0.0  # of audio generated so far
         self._stalled = 0.0
 
     def start(self) -> None:
-        """Announce the response and generate it in a task of the session."""
+        """Announce the response and start its task."""
         self.session.out.emit(
             {"type": "response.created", "response": self._wire(finished=False)}
         )
         self.session.out.rate_limits(self.record.number)
-        self._task = self.session.spawn(self._run(), "reply")
+        self._task = self.session.spawn(self._run(), "response")
 
-    def cut(self, reason: str) -> None:
-        """Cancel: the open item is closed incomplete, then response.done follows."""
-        if self._cut:
+    def cancel(self, reason: str) -> None:
+        """Cancel the response: its open item is closed as incomplete, then
+        response.done follows."""
+        if self._cancelled:
             return
-        self._cut = True
+        self._cancelled = True
         assert self._task is not None
         self._task.cancel()
         behaviour = self.session.behaviour
@@ -88,16 +94,16 @@ class Reply:
             self._finish("cancelled", reason)
 
     def abandon(self) -> None:
-        """The connection is gone: nothing more is said."""
-        self._cut = True
+        """The connection is lost: send nothing more."""
+        self._cancelled = True
         self.record.status = "cancelled"
         self.record.reason = self.record.reason or "disconnected"
         self.record.finished_at = self.session.now()
 
     @property
-    def being_cut(self) -> bool:
-        """Cancelled, its response.done still to come."""
-        return self._cut
+    def being_cancelled(self) -> bool:
+        """The response is cancelled, and its response.done is not sent yet."""
+        return self._cancelled
 
     # --- generating ---------------------------------------------------------------
 
@@ -115,8 +121,8 @@ class Reply:
                 self._finish("failed", output.code, message=output.message)
                 return
             else:
-                # An item is there a moment before its audio: truncating it then
-                # is the client's classic mistake.
+                # The item exists shortly before its audio. A client that truncates it
+                # then makes a common mistake.
                 self._open(output)
                 if not self._began:
                     await asyncio.sleep(think)
@@ -132,7 +138,7 @@ class Reply:
             await self._stall()
             due = self._began + self._stalled + self.spoken_seconds / speed
             delay = due - self.session.now()
-            # Behind or not, others get their turn between two deltas.
+            # Sleeps even when late, so that other tasks run between two deltas.
             await asyncio.sleep(max(0.0, delay))
             self._send(chunk)
 
@@ -149,7 +155,7 @@ class Reply:
             self._stalled = pause
 
     async def _wind_down(self, reason: str) -> None:
-        """What was on its way when the response was cancelled."""
+        """Send what was on its way when the response was cancelled."""
         behaviour = self.session.behaviour
         if self._item is not None:
             for chunk in islice(self._rest, behaviour.late_deltas):
@@ -160,7 +166,9 @@ class Reply:
             if self._item is not None:
                 self._close("incomplete")
                 self._index += 1
-            self._open(Ruled(2000) if was_ruled else Say("And one more thing for you."))
+            self._open(
+                PlayRuler(2000) if was_ruled else SayText("And one more thing for you.")
+            )
             for chunk in islice(self._rest, _LATE_ITEM_DELTAS):
                 await asyncio.sleep(_LATE_GAP)
                 self._send(chunk)
@@ -168,20 +176,20 @@ class Reply:
 
     # --- events -------------------------------------------------------------------
 
-    def _ids(self, item: Item) -> Json:
+    def _ids(self, item: ModelItem) -> Json:
         return {
             "response_id": self.record.id,
             "item_id": item.id,
             "output_index": self._index,
         }
 
-    def _open(self, output: Say | Play | Ruled) -> None:
+    def _open(self, output: SayText | PlayAudio | PlayRuler) -> None:
         session = self.session
         number: int | None = None
-        if isinstance(output, Ruled):
+        if isinstance(output, PlayRuler):
             number = session.next_ruler_number()
-            output = ruled(output, number)
-        item = Item(
+            output = ruler_audio(output, number)
+        item = ModelItem(
             id=session.new_id("item"),
             type="message",
             role="assistant",
@@ -203,7 +211,7 @@ class Reply:
             f'"output_index":{self._index},"content_index":0,"delta":"'
         )
 
-    def _chunks(self, output: Say | Play) -> tuple[Chunk, ...]:
+    def _chunks(self, output: SayText | PlayAudio) -> tuple[Chunk, ...]:
         behaviour = self.session.behaviour
         return chunks(
             output,
@@ -214,7 +222,7 @@ class Reply:
             behaviour.voice,
         )
 
-    def _announce(self, item: Item) -> None:
+    def _announce(self, item: ModelItem) -> None:
         self.record.items.append(item)
         self.session.out.emit(
             {
@@ -228,7 +236,7 @@ class Reply:
             self.session.add_item(item, finished=False)
 
     def _send(self, chunk: Chunk) -> None:
-        """The words of a delta, then its audio."""
+        """Send the words of a delta, then its audio."""
         item = self._item
         assert item is not None
         kind = "output_audio_transcript" if item.spoken else "output_text"
@@ -252,7 +260,7 @@ class Reply:
         self.session.out.emit_audio(item, chunk, self._tail)
 
     def _close(self, status: str) -> None:
-        """Every *.done of the open item; sent for cut ones, too."""
+        """Send every *.done of the open item; a cancelled item gets them too."""
         item = self._item
         assert item is not None
         self._item = None
@@ -273,7 +281,7 @@ class Reply:
         emit({"type": "response.content_part.done"} | ids | {"part": part})
         self._conclude(item)
 
-    def _conclude(self, item: Item) -> None:
+    def _conclude(self, item: ModelItem) -> None:
         if not self.out_of_band:
             self.session.finish_item(item)
         self.session.out.emit(
@@ -287,7 +295,7 @@ class Reply:
 
     def _call_tool(self, output: CallTool) -> None:
         session = self.session
-        item = Item(
+        item = ModelItem(
             id=session.new_id("item"),
             type="function_call",
             response_id=self.record.id,
@@ -304,12 +312,12 @@ class Reply:
     def _write_arguments(
         self,
         kind: str,
-        item: Item,
+        item: ModelItem,
         output: CallTool | CallMcp,
         ids: Json,
         at_the_end: Json,
     ) -> None:
-        """Announces the item, then writes its arguments piece by piece."""
+        """Announce the item, then send its arguments in pieces."""
         emit = self.session.out.emit
         self._announce(item)
         arguments = _encode(dict(output.arguments)).decode()
@@ -322,9 +330,9 @@ class Reply:
         emit({"type": f"response.{kind}_arguments.done"} | ids | done)
 
     async def _call_mcp(self, output: CallMcp) -> bool:
-        """False: somebody has to approve it first, so the response ends here."""
+        """False: the call needs approval first, so the response ends here."""
         session = self.session
-        item = Item(
+        item = ModelItem(
             id=session.new_id("mcp"),
             type="mcp_call",
             response_id=self.record.id,
@@ -333,8 +341,8 @@ class Reply:
             arguments="",
         )
         self._write_arguments("mcp_call", item, output, {}, {})
-        if session.mcp.needs_approval(output):
-            request = Item(
+        if self._mcp.needs_approval(output):
+            request = ModelItem(
                 id=session.new_id("mcpr"),
                 type="mcp_approval_request",
                 response_id=self.record.id,
@@ -343,12 +351,12 @@ class Reply:
                 arguments=item.arguments,
                 complete=True,
             )
-            session.mcp.await_approval(request, item, output, self._index)
+            self._mcp.await_approval(request, item, output, self._index)
             self._index += 1
             self._announce(request)
             self._conclude(request)
             return False
-        await session.mcp.run(item, output, self._index)
+        await self._mcp.run(item, output, self._index)
         self._conclude(item)
         return True
 
@@ -365,7 +373,7 @@ class Reply:
                 "response": self._wire(finished=True, message=message),
             }
         )
-        self.session.reply_ended(self)
+        self._on_end(self)
 
     def _wire(self, *, finished: bool, message: str = "") -> Json:
         record = self.record
@@ -399,7 +407,8 @@ class Reply:
         }
 
     def _usage(self) -> Json:
-        """Plausible: 10 tokens a second heard, 20 a second spoken, 1 for 4 letters."""
+        """Plausible token counts: 10 per second heard, 20 per second spoken, 1 per 4
+        letters."""
         texts = chain.from_iterable(
             (item.generated_text, item.arguments or "") for item in self.record.items
         )
