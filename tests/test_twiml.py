@@ -40,7 +40,7 @@ def parameters(document: str) -> dict[str, str]:
     }
 
 
-def test_connect_streams_and_asks_what_follows() -> None:
+def test_connect_streams_the_call_and_sets_the_action() -> None:
     """An incoming call is streamed, and `action_url` is requested when the stream
     ends."""
     document = twiml.connect(
@@ -64,12 +64,12 @@ def test_connect_streams_and_asks_what_follows() -> None:
     assert parameters(document) == {"token": "t1", "From": "+14155550100"}
 
 
-def test_nothing_follows_the_stream() -> None:
+def test_no_verb_follows_the_connect() -> None:
     """The caller never hears a silent open line after the agent has gone."""
     assert verbs(twiml.connect(STREAM, action_url="/voice/next")) == ["Connect"]
 
 
-def test_a_hostile_value_stays_a_value() -> None:
+def test_markup_in_a_value_is_escaped() -> None:
     """A caller's name that contains markup cannot make Twilio dial a number."""
     document = twiml.connect(STREAM, action_url=None, parameters={HOSTILE: HOSTILE})
 
@@ -93,7 +93,7 @@ def test_every_parameter_arrives_as_it_was_given(name: str, value: str) -> None:
 
 @settings(deadline=None)
 @given(text=XML_TEXT.filter(str.strip))
-def test_every_sentence_is_text(text: str) -> None:
+def test_every_sentence_arrives_as_text(text: str) -> None:
     """Plan B speaks its sentence, whatever characters a user put into it."""
     say = parsed(twiml.busy(text))[0]
 
@@ -111,7 +111,7 @@ def test_an_empty_parameter_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 489])
-def test_a_parameter_just_short_enough_is_sent(length: int) -> None:
+def test_a_parameter_of_the_maximum_length_is_sent(length: int) -> None:
     """A long parameter still arrives with the call."""
     document = twiml.connect(
         STREAM, action_url=None, parameters={"n" * 10: "v" * length}
@@ -130,7 +130,7 @@ def test_a_parameter_just_short_enough_is_sent(length: int) -> None:
         ("n", "\ud800", "XML cannot carry"),
     ],
 )
-def test_a_parameter_twilio_would_refuse(name: str, value: str, told: str) -> None:
+def test_parameters_that_twilio_would_refuse(name: str, value: str, told: str) -> None:
     """The developer gets an error, instead of a caller whose call is dropped."""
     with pytest.raises(ValueError, match=told):
         twiml.connect(STREAM, action_url=None, parameters={name: value})
@@ -149,13 +149,13 @@ def test_a_parameter_twilio_would_refuse(name: str, value: str, told: str) -> No
         ("", "not of the form wss://"),
     ],
 )
-def test_a_stream_url_twilio_would_not_dial(url: str, told: str) -> None:
+def test_stream_urls_that_twilio_would_not_dial(url: str, told: str) -> None:
     """Twilio would drop a query string; the mistake is reported before any call."""
     with pytest.raises(ValueError, match=told):
         twiml.connect(url, action_url=None)
 
 
-def test_the_local_fake_may_be_streamed_without_tls() -> None:
+def test_a_ws_url_is_allowed() -> None:
     """`make demo` places its call over ws:// on this machine."""
     document = twiml.connect("ws://127.0.0.1:8080/media", action_url=None)
 
@@ -163,7 +163,7 @@ def test_the_local_fake_may_be_streamed_without_tls() -> None:
 
 
 @pytest.mark.parametrize("url", ["next", "//host/next", "ftp://host/next", "/a b", ""])
-def test_an_action_url_twilio_could_not_ask(url: str) -> None:
+def test_action_urls_that_twilio_could_not_request(url: str) -> None:
     """A mistyped action URL would leave the caller on a dead line after the stream."""
     with pytest.raises(ValueError, match="url"):
         twiml.connect(STREAM, action_url=url)
@@ -175,7 +175,7 @@ def test_a_status_callback_is_absolute() -> None:
         twiml.connect(STREAM, action_url=None, status_callback_url="/stream-status")
 
 
-def test_the_bin_leaves_the_numbers_to_twilio() -> None:
+def test_the_bin_document_has_placeholders_for_the_numbers() -> None:
     """With a TwiML Bin the agent still gets both numbers."""
     document = twiml.bin_document(STREAM)
 
@@ -189,7 +189,7 @@ def test_hang_up() -> None:
     assert verbs(twiml.hang_up()) == ["Hangup"]
 
 
-def test_who_is_turned_away_pays_nothing() -> None:
+def test_reject_plays_the_busy_tone() -> None:
     """Twilio's own busy tone: the call is never answered, so it costs nothing."""
     theirs = VoiceResponse()
     theirs.reject(reason="busy")
@@ -199,7 +199,7 @@ def test_who_is_turned_away_pays_nothing() -> None:
     assert (reject.tag, reject.attrib) == ("Reject", {"reason": "busy"})
 
 
-def test_a_transfer_rings_until_somebody_answers() -> None:
+def test_a_transfer_rings_until_it_is_answered() -> None:
     """The caller hears ringing instead of silence while the other phone rings."""
     document = twiml.transfer(
         "+1 (415) 555-0199", caller_id="+14155550100", action_url="/voice/next"
@@ -226,7 +226,7 @@ def test_a_transfer_shows_the_callers_number_unless_told_otherwise() -> None:
 @pytest.mark.parametrize(
     "number", ["", "911", "4155550199", "+0155550199", "+1415555x199", "+" + "1" * 16]
 )
-def test_no_transfer_to_what_is_no_number(number: str) -> None:
+def test_a_transfer_needs_a_valid_number(number: str) -> None:
     """A tool call with an invented number fails before the caller is moved."""
     with pytest.raises(ValueError, match=r"E\.164"):
         twiml.transfer(number)
@@ -255,12 +255,12 @@ def test_sorry_dials_the_fallback_number() -> None:
     assert root[1][0].text == "+14155550199"
 
 
-def test_sorry_promises_nobody_where_there_is_nobody() -> None:
+def test_sorry_without_a_fallback_promises_no_connection() -> None:
     """Without a fallback number no connection is promised."""
     assert parsed(twiml.sorry())[0].text == twiml.SORRY
 
 
-def test_a_full_house_puts_through_to_the_fallback_number() -> None:
+def test_busy_dials_the_fallback_number() -> None:
     """If no instance takes the call, the caller hears so and is connected to a
     person."""
     document = twiml.busy(fallback_number="+14155550199", language="en-GB")
@@ -270,7 +270,7 @@ def test_a_full_house_puts_through_to_the_fallback_number() -> None:
     assert (dial[0].text, hangup.tag) == ("+14155550199", "Hangup")
 
 
-def test_who_waits_is_told_and_asked_for_again() -> None:
+def test_hold_speaks_pauses_and_redirects() -> None:
     """The caller hears that they must wait. After a pause Twilio asks again, with the
     place in the queue unchanged."""
     url = "https://bridge.example.com/voice?a=b&waiting=1-2"
@@ -283,7 +283,7 @@ def test_who_waits_is_told_and_asked_for_again() -> None:
     assert redirect.attrib == {"method": "POST"}
 
 
-def test_who_waits_is_not_talked_at_all_the_time() -> None:
+def test_hold_without_a_sentence_is_silent() -> None:
     """Between two sentences there is silence."""
     document = twiml.hold(None, ask_url="/voice", pause_seconds=1)
 
@@ -300,13 +300,13 @@ def test_who_waits_is_not_talked_at_all_the_time() -> None:
         ("Wait.", "/voice", 61),
     ],
 )
-def test_a_wait_that_twilio_could_not_end(text: str, url: str, seconds: int) -> None:
+def test_invalid_holds_are_errors(text: str, url: str, seconds: int) -> None:
     """No caller is left on a line that is silent for ever."""
     with pytest.raises(ValueError, match=r"text|url|seconds"):
         twiml.hold(text, ask_url=url, pause_seconds=seconds)
 
 
-def test_other_words_in_another_language() -> None:
+def test_texts_in_another_language() -> None:
     """A French number apologises in French."""
     say = parsed(twiml.sorry("Toutes nos excuses.", language="fr-FR"))[0]
 
@@ -314,7 +314,7 @@ def test_other_words_in_another_language() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " \n", "x" * 4097, "bell\x07"])
-def test_what_cannot_be_said(text: str) -> None:
+def test_texts_that_cannot_be_spoken(text: str) -> None:
     """The caller never hears an error tone instead of a sentence."""
     with pytest.raises(ValueError, match="text"):
         twiml.busy(text)

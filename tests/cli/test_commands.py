@@ -83,7 +83,7 @@ def _environ(environ: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_help_is_worth_reading(command: list[str]) -> None:
+def test_every_command_has_a_help_text(command: list[str]) -> None:
     """Every command explains its purpose."""
     done = CliRunner().invoke(app, [*command, "--help"])
 
@@ -91,7 +91,7 @@ def test_help_is_worth_reading(command: list[str]) -> None:
     assert len(done.output.split()) > 25
 
 
-def test_the_versions_that_a_bug_report_needs(tmp_path: Path) -> None:
+def test_the_version_option(tmp_path: Path) -> None:
     """`bridge --version` prints them at once, even without a valid configuration."""
     done = bridge("--version", folder=tmp_path, BRIDGE_PORT="phone")
 
@@ -102,7 +102,7 @@ def test_the_versions_that_a_bug_report_needs(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith(f"Python {sys.version.split()[0]} ")
 
 
-def test_sources_that_nobody_installed_have_no_version(
+def test_sources_that_are_not_installed_have_no_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If the package's metadata are missing the output says so; no version is
@@ -114,7 +114,7 @@ def test_sources_that_nobody_installed_have_no_version(
     assert "nothing-of-that-name is not installed as a package\n" in done.stdout
 
 
-def test_an_agent_that_cannot_be_loaded(tmp_path: Path) -> None:
+def test_an_agent_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     """The server does not start, and prints the reason."""
     (tmp_path / "mine.py").write_text("import nothing_of_that_name\n")
     done = bridge_here(
@@ -136,7 +136,7 @@ def test_an_unsafe_server_does_not_start(tmp_path: Path) -> None:
     assert "TWILIO_AUTH_TOKEN" in done.stderr
 
 
-def test_every_mistake_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     """A user can fix the whole configuration at once."""
     done = bridge("serve", folder=tmp_path, BRIDGE_PORT="phone", BRIDGE_MAX_CALLS="0")
 
@@ -145,7 +145,7 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_check_tells_what_is_missing(tmp_path: Path) -> None:
+def test_check_reports_what_is_missing(tmp_path: Path) -> None:
     """Everything that would keep a call from working is listed, with its fix."""
     bad = bridge_here("check", folder=tmp_path, BRIDGE_AGENT="no.such:agent")
     good = bridge_here(
@@ -163,7 +163,7 @@ def test_check_tells_what_is_missing(tmp_path: Path) -> None:
     assert "sk-secret" not in good.stdout + good.stderr
 
 
-def test_check_tells_what_looks_like_markup(tmp_path: Path) -> None:
+def test_check_prints_markup_as_text(tmp_path: Path) -> None:
     """Text from a file or variable is printed as it is, even if it looks like
     markup."""
     (tmp_path / "routes.yaml").write_text("routes:\n  - name: '[/bold]'\n")
@@ -189,7 +189,7 @@ def test_check_names_the_connector_that_cannot_be_loaded(tmp_path: Path) -> None
     assert "BRIDGE_MODEL_CONNECT" in serve.stderr and "agent" not in serve.stderr
 
 
-def test_a_call_through_a_bridge_that_is_not_there(tmp_path: Path) -> None:
+def test_a_bridge_that_does_not_answer_is_reported(tmp_path: Path) -> None:
     """One clear line, with the URL that was tried."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -207,7 +207,7 @@ def test_a_call_through_a_bridge_that_is_not_there(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_the_fake_model_cannot_have(tmp_path: Path) -> None:
+def test_sim_model_reports_a_port_in_use(tmp_path: Path) -> None:
     """As for the bridge itself: one line, no traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -263,7 +263,7 @@ def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
     raise AssertionError("the server does not come up")
 
 
-def test_serve_takes_a_call_and_stops_when_told(tmp_path: Path) -> None:
+def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
     """`bridge serve` with the embedded model answers a call; after SIGTERM it exits
     with 0.
 
@@ -287,7 +287,7 @@ def test_serve_takes_a_call_and_stops_when_told(tmp_path: Path) -> None:
     assert f'"version": "{metadata.version("twilio-realtime-bridge")}"' in log
 
 
-def test_a_port_that_is_taken(tmp_path: Path) -> None:
+def test_serve_reports_a_port_in_use(tmp_path: Path) -> None:
     """One clear line, no traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -315,7 +315,7 @@ def own_log() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("own_log")
-def test_calls_are_forgotten(tmp_path: Path) -> None:
+def test_forget_deletes_the_records_of_calls(tmp_path: Path) -> None:
     """The operator can fulfil a caller's request for deletion, and sees what was
     deleted."""
     for name in ("CA1.MZ1", "CA1.MZ2", "CA2.MZ3"):
@@ -331,7 +331,7 @@ def test_calls_are_forgotten(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_log")
-def test_who_could_not_be_forgotten_is_told(tmp_path: Path) -> None:
+def test_forget_reports_what_it_could_not_delete(tmp_path: Path) -> None:
     """A wrong SID, another folder or a running call: the output does not claim
     success."""
     trace = Trace(0.0, lambda why: None)
@@ -355,7 +355,7 @@ def test_who_could_not_be_forgotten_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_log")
-def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
+def test_forget_deletes_shared_records(tmp_path: Path) -> None:
     """Shared records are deleted too, but not those of a running call. If Redis cannot
     be reached, the output does not claim success."""
     server = RedisServer(tmp_path)
@@ -390,7 +390,7 @@ def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
     assert (tmp_path / "CA1.MZ1.trace.jsonl").exists()
 
 
-def test_the_log_is_told_every_secret_of_the_configuration() -> None:
+def test_every_secret_of_the_configuration_is_hidden_in_the_log() -> None:
     """Secrets in any part of a URL are hidden, whatever a library quotes."""
     conf = Settings(
         api_token=SecretStr("api-token"),

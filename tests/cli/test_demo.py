@@ -44,7 +44,7 @@ front: RealtimeAgent[Any] = RealtimeAgent(
 )
 
 
-def test_what_the_agent_did_is_told(
+def test_the_report_lists_words_tools_and_handoffs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report lists words, tool calls with their output, and handoffs, in order and
@@ -155,7 +155,7 @@ ONE, TWO, THREE = (bytes(range(at, at + 60)) * 40 for at in (0, 70, 140))
         (ONE, [ONE, TWO], [(0, 2400), (2400, 0)]),
     ],
 )
-def test_what_was_played_of_each_answer(
+def test_the_played_part_of_each_item_is_found(
     played: bytes, items: list[bytes], places: list[tuple[int, int]]
 ) -> None:
     """The demo compares the model's belief with the bytes that were played. A cut in a
@@ -163,7 +163,7 @@ def test_what_was_played_of_each_answer(
     assert demo._find_items(played, [(it, False) for it in items]) == places
 
 
-def test_what_the_model_believes_unheard_has_no_twin_further_on() -> None:
+def test_an_unheard_item_is_not_found_in_a_later_one() -> None:
     """An answer that was deleted before it was played is played later; or a little of
     it was played after all."""
     answers = [(ONE + PAUSE, False), (TWO, True)]
@@ -174,7 +174,7 @@ def test_what_the_model_believes_unheard_has_no_twin_further_on() -> None:
     assert demo._find_items(ONE + TWO[:80], answers) == [(0, 2400), (2400, 80)]
 
 
-def test_the_bundled_call_ends_as_calls_should() -> None:
+def test_the_agent_ends_the_bundled_call() -> None:
     """The agent says goodbye and hangs up; the caller would do so only if it did
     not."""
     assert RECEPTION.model[-1][-1] == CallTool("hang_up", {})

@@ -53,7 +53,7 @@ def test_the_example_of_twilios_security_page() -> None:
 
 @pytest.mark.parametrize("target", ["/voice", "/voice/next?a=1&b=%20x", "/voice/"])
 @pytest.mark.parametrize("port", ["", ":443"])
-def test_a_signed_webhook_comes_in(
+def test_a_signed_webhook_is_accepted(
     signatures: Signatures, target: str, port: str
 ) -> None:
     """Twilio's request is accepted whether its URL was signed with or without the
@@ -63,7 +63,7 @@ def test_a_signed_webhook_comes_in(
     assert signatures.form(target, FORM, headers(signed)) is True
 
 
-def test_an_origin_with_a_port_of_its_own() -> None:
+def test_an_origin_with_a_port() -> None:
     """A bridge on port 8443 gets calls like any other."""
     signatures = Signatures("https://bridge.example.com:8443", [TOKEN])
 
@@ -78,7 +78,7 @@ def test_an_origin_with_a_port_of_its_own() -> None:
     )
 
 
-def test_a_name_that_comes_twice_is_signed_twice(signatures: Signatures) -> None:
+def test_repeated_form_names_are_all_signed(signatures: Signatures) -> None:
     """A form with a repeated name is accepted, and none of its values can be
     changed."""
     form = MultiDict([*FORM.items(), ("Digits", "2"), ("Digits", "1")])
@@ -91,7 +91,7 @@ def test_a_name_that_comes_twice_is_signed_twice(signatures: Signatures) -> None
 
 
 @pytest.mark.parametrize("signature", [None, "", "x", "é" * 28, "=" * 28])
-def test_without_a_signature_nobody_comes_in(
+def test_a_missing_or_wrong_signature_is_refused(
     signatures: Signatures, signature: str | None
 ) -> None:
     """A stranger who knows the URL cannot start a call at the user's expense."""
@@ -153,7 +153,7 @@ def test_another_accounts_signature_is_refused(signatures: Signatures) -> None:
         "wss://bridge.example.com:443/media/",
     ],
 )
-def test_a_signed_stream_comes_in(signatures: Signatures, url: str) -> None:
+def test_a_signed_stream_is_accepted(signatures: Signatures, url: str) -> None:
     """Every form in which Twilio was seen to sign a stream is accepted."""
     assert signatures.handshake("/media", headers(sign(url))) is True
 
@@ -176,7 +176,7 @@ def test_a_stream_signed_for_another_url_is_refused(
     assert not signatures.handshake("/media", headers(sign(url)))
 
 
-def test_a_signed_form_is_no_signed_stream(signatures: Signatures) -> None:
+def test_a_form_signature_is_not_valid_for_a_stream(signatures: Signatures) -> None:
     """The signature of a webhook is not valid for a stream."""
     assert not signatures.handshake("/media", headers(sign(f"{ORIGIN}/media", FORM)))
 
@@ -202,7 +202,7 @@ def test_the_origin_of_a_stream() -> None:
     st.dictionaries(st.text(max_size=5), st.text(max_size=5)),
     st.text(max_size=30),
 )
-def test_a_guess_never_comes_in(
+def test_a_guessed_signature_is_never_accepted(
     path: str, form: dict[str, str], signature: str
 ) -> None:
     """Without the token no request is accepted, whatever its path, form and
@@ -221,9 +221,7 @@ def test_a_guess_never_comes_in(
         pytest.param("/media\udcff", id="a byte that is no text"),
     ],
 )
-def test_a_target_that_is_no_path_is_refused(
-    signatures: Signatures, target: str
-) -> None:
+def test_a_malformed_target_is_refused(signatures: Signatures, target: str) -> None:
     """A malformed target is refused, and no traceback is logged."""
     assert signatures.handshake(target, headers("x" * 28)) is False
     assert signatures.form(target, FORM, headers("x" * 28)) is False
@@ -233,7 +231,7 @@ def test_a_target_that_is_no_path_is_refused(
 
 
 @pytest.mark.parametrize("token", [TOKEN, "f" * 32])
-def test_while_the_token_is_rotated_either_is_right(token: str) -> None:
+def test_both_tokens_are_accepted_during_a_rotation(token: str) -> None:
     """Calls are accepted before, during and after a change of the token at Twilio."""
     signatures = Signatures(ORIGIN, [TOKEN, "f" * 32])
 
@@ -287,7 +285,7 @@ def test_a_webhook_signed_with_a_shared_key(with_shared_key: Signatures) -> None
         pytest.param("", KEY, id="nothing is named"),
     ],
 )
-def test_the_request_does_not_choose_its_own_check(
+def test_the_settings_header_is_not_trusted(
     with_shared_key: Signatures, settings: str, key: str
 ) -> None:
     """The header that names key and algorithm is not trusted."""
@@ -296,7 +294,7 @@ def test_the_request_does_not_choose_its_own_check(
     assert not with_shared_key.form("/voice", FORM, headers(signed, settings))
 
 
-def test_a_webhook_of_json(signatures: Signatures) -> None:
+def test_a_json_webhook(signatures: Signatures) -> None:
     """The URL is signed and contains the hash of the body, so neither can be
     changed."""
     body = '{"CallSid": "CA1", "CallerName": "Zoë"}'.encode()

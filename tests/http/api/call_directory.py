@@ -29,7 +29,7 @@ ELSEWHERE = "CA" + "9" * 32
 DOCUMENT = openapi.document()
 
 
-class Switchboard:
+class FakeCalls:
     """bridge.http.api.handlers.Calls, with calls that the test puts there."""
 
     def __init__(self) -> None:
@@ -74,12 +74,12 @@ class Answer:
 
 
 @dataclass
-class Desk:
+class ApiClient:
     """A client of the API, with the calls and the recorded limits and refusals."""
 
     url: str
     http: aiohttp.ClientSession
-    calls: Switchboard
+    calls: FakeCalls
     line: Line
     live: LiveCall
     hits: list[str]
@@ -107,8 +107,8 @@ class Desk:
             options["json"] = body
         url = self.url + path.format(sid=SID)
         async with self.http.request(method, url, **options) as response:
-            told = {name.lower(): value for name, value in response.headers.items()}
-            answer = Answer(response.status, told, await response.text())
+            fields = {name.lower(): value for name, value in response.headers.items()}
+            answer = Answer(response.status, fields, await response.text())
         check(method, path, answer)
         return answer
 
@@ -152,16 +152,16 @@ def _operation(method: str, path: str) -> Any:
 
 
 @asynccontextmanager
-async def desk(
+async def api(
     limits: Limits | None = None,
     rule: ApprovalRule | None = None,
     *,
     origin: str | None = None,
     trusted: Sequence[IpNetwork] = (),
     records: bool = True,
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[ApiClient]:
     """An API with one call of its own instance and one of another instance."""
-    calls, line = Switchboard(), Line()
+    calls, line = FakeCalls(), Line()
     async with live_call(line, rule=rule) as live:
         calls.here[SID] = live
         calls.known = [
@@ -183,7 +183,7 @@ async def desk(
         try:
             async with aiohttp.ClientSession() as http:
                 url = f"http://127.0.0.1:{port}/api"
-                yield Desk(url, http, calls, line, live, hits, refused)
+                yield ApiClient(url, http, calls, line, live, hits, refused)
         finally:
             await guard.close()
             await runner.cleanup()

@@ -13,7 +13,7 @@ from bridge.http.api import auth
 from bridge.http.api.auth import MAX_ADDRESSES, NO_TOKEN_BURST, ApiAuth, Rates
 from bridge.http.connection_guard import HEADERS, ConnectionGuard
 from tests.e2e.bridge import Place, bridge
-from tests.http.api.call_directory import TOKEN, Desk, desk
+from tests.http.api.call_directory import TOKEN, ApiClient, api
 
 PUBLIC = "https://bridge.example"
 
@@ -33,10 +33,10 @@ PUBLIC = "https://bridge.example"
         "Bearer t\u00f6ken",
     ],
 )
-async def test_nobody_gets_in_without_the_token(given: str | None) -> None:
+async def test_requests_without_the_token_are_refused(given: str | None) -> None:
     """Without the token a client learns nothing, not even which calls or paths
     exist."""
-    async with desk() as at:
+    async with api() as at:
         at.auth = {} if given is None else {"Authorization": given}
         for path in ("/calls", "/calls/{sid}/history"):
             answer = await at.get(path)
@@ -47,10 +47,10 @@ async def test_nobody_gets_in_without_the_token(given: str | None) -> None:
         assert at.refused == ["token"] * 3
 
 
-async def test_the_token_is_good_in_one_place_only() -> None:
+async def test_the_token_is_accepted_only_in_the_authorization_header() -> None:
     """A token in a cookie, which browsers send by themselves, or in a URL, which is
     logged, is not accepted."""
-    async with desk() as at:
+    async with api() as at:
         at.auth = {}
         query = f"?token={TOKEN}&access_token={TOKEN}&authorization=Bearer%20{TOKEN}"
         assert (await at.get(f"/calls{query}")).status == 401
@@ -65,14 +65,14 @@ async def test_the_token_is_good_in_one_place_only() -> None:
             assert answer.status == 401, name
 
 
-async def test_the_scheme_is_read_as_http_says() -> None:
+async def test_the_scheme_is_case_insensitive() -> None:
     """`bearer` is `Bearer`."""
-    async with desk() as at:
+    async with api() as at:
         at.auth = {"Authorization": f"bearer  {TOKEN} "}
         assert (await at.get("/calls")).status == 200
 
 
-def test_an_empty_token_opens_nothing() -> None:
+def test_an_empty_token_is_an_error() -> None:
     """A forgotten setting does not leave the API open."""
     with pytest.raises(ValueError, match="token"):
         ApiAuth("", ConnectionGuard(Limits(), (), print), print)
@@ -83,7 +83,7 @@ def test_an_empty_token_opens_nothing() -> None:
 
 async def test_pages_of_other_origins_are_refused() -> None:
     """A web page cannot steer calls through its visitor's browser."""
-    async with desk() as at:
+    async with api() as at:
         strange = ("https://evil.example", "null", "http://[", "http://127.0.0.1")
         for origin in strange:
             answer = await at.ask("GET", "/calls", headers={"Origin": origin})
@@ -100,14 +100,14 @@ async def test_pages_of_other_origins_are_refused() -> None:
 
 
 @pytest.mark.parametrize("token", [True, False])
-async def test_no_page_is_given_leave_by_a_browser(token: bool) -> None:
+async def test_cors_preflights_are_refused(token: bool) -> None:
     """A browser's CORS preflight for another site is refused."""
     asked = {
         "Origin": "https://evil.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization",
     }
-    async with desk() as at:
+    async with api() as at:
         if not token:
             at.auth = {}
         answer = await at.ask("OPTIONS", "/calls", headers=asked)
@@ -116,11 +116,11 @@ async def test_no_page_is_given_leave_by_a_browser(token: bool) -> None:
 
 
 @pytest.mark.parametrize("public", [PUBLIC, "https://Bridge.example:443"])
-async def test_a_name_that_was_made_to_lead_here(public: str) -> None:
+async def test_dns_rebinding_is_refused(public: str) -> None:
     """DNS rebinding: a page's name that resolves to this host makes Host and Origin
     equal. If the deployment's name is known, only that name is accepted."""
     evil = {"Host": "evil.example", "Origin": "http://evil.example"}
-    async with desk(origin=public) as at:
+    async with api(origin=public) as at:
         assert (await at.ask("GET", "/calls", headers=evil)).status == 403
         both = {"Origin": PUBLIC, "Host": "evil.example"}
         assert (await at.ask("GET", "/calls", headers=both)).status == 200
@@ -129,9 +129,9 @@ async def test_a_name_that_was_made_to_lead_here(public: str) -> None:
             assert answer.status == 403, origin
 
 
-async def test_of_two_origins_both_count() -> None:
+async def test_every_origin_header_is_checked() -> None:
     """A proxy that appends its own Origin does not hide the page's."""
-    async with desk(origin=PUBLIC) as at:
+    async with api(origin=PUBLIC) as at:
         head = f"Origin: {PUBLIC}\r\nOrigin: http://evil.example\r\n"
         body = b"Content-Length: 2\r\n\r\n{}"
         # 400: the parser refuses it
@@ -142,11 +142,11 @@ async def test_of_two_origins_both_count() -> None:
 # --- request bodies ---
 
 
-async def test_what_is_no_json_is_refused() -> None:
+async def test_a_body_that_is_no_json_is_refused() -> None:
     """A form, a typing error and a cut body each get an answer that names the
     problem."""
     text = "/calls/{sid}/text"
-    async with desk() as at:
+    async with api() as at:
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         plain = await at.ask("POST", text, headers=form, raw=b"text=hello")
         assert plain.status == 415
@@ -160,7 +160,7 @@ async def test_what_is_no_json_is_refused() -> None:
 
 async def test_every_mistake_is_named() -> None:
     """One answer names all errors of a request."""
-    async with desk() as at:
+    async with api() as at:
         body = {"text": 5, "role": "assistant", "colour": "red"}
         answer = await at.post("/calls/{sid}/text", body)
 
@@ -174,11 +174,11 @@ async def test_every_mistake_is_named() -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_has_its_limit(chunked: bool) -> None:
+async def test_a_body_that_is_too_large_is_refused(chunked: bool) -> None:
     """A body of a gigabyte is not read into memory."""
     raw = json.dumps({"text": "a" * 5000}).encode()
 
-    async with desk(Limits(body_bytes=5000)) as at:
+    async with api(Limits(body_bytes=5000)) as at:
         if not chunked:
             headers = {"Content-Type": "application/json"}
             answer = await at.ask("POST", "/calls/{sid}/text", headers=headers, raw=raw)
@@ -192,14 +192,14 @@ async def test_a_body_has_its_limit(chunked: bool) -> None:
         assert at.hits == ["body_bytes"]
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+async def test_a_late_body_is_refused() -> None:
     """A client that stalls blocks nothing."""
-    async with desk(Limits(body_seconds=0.1)) as at:
+    async with api(Limits(body_seconds=0.1)) as at:
         assert b" 408 " in await _raw(at, b'Content-Length: 50\r\n\r\n{"text"')
         assert at.hits == ["body_slow"]
 
 
-async def test_a_body_that_is_broken_is_no_fault_of_ours(
+async def test_a_broken_body_is_not_logged_as_a_bug(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A broken body is refused and not logged as a bug, not even if it was not to be
@@ -207,7 +207,7 @@ async def test_a_body_that_is_broken_is_no_fault_of_ours(
     packed = b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\nno gzip, "
     chunked = b"Transfer-Encoding: chunked\r\n\r\n"
     with capture_logs() as logged:
-        async with desk() as at:
+        async with api() as at:
             assert b" 415 " in await _raw(at, packed)
             assert b" 400 " in await _raw(at, chunked + b"zz\r\n")
             await _raw(at, b"Content-Length: 50\r\n\r\n{", leave=True)
@@ -220,7 +220,9 @@ async def test_a_body_that_is_broken_is_no_fault_of_ours(
     assert caplog.records == []
 
 
-async def _raw(at: Desk, rest: bytes, later: bytes = b"", leave: bool = False) -> bytes:
+async def _raw(
+    at: ApiClient, rest: bytes, later: bytes = b"", leave: bool = False
+) -> bytes:
     """The first bytes of the answer to a raw request. `later` is sent when they have
     arrived. With `leave` the client closes without waiting for them."""
     host = at.url.removeprefix("http://").removesuffix("/api")
@@ -244,9 +246,9 @@ async def _raw(at: Desk, rest: bytes, later: bytes = b"", leave: bool = False) -
 # --- paths ---
 
 
-async def test_what_there_is_not_is_a_problem_too() -> None:
+async def test_unknown_paths_and_methods_are_problems() -> None:
     """Clients need to understand one kind of error only."""
-    async with desk() as at:
+    async with api() as at:
         lost = await at.get("/nothing")
         assert (lost.status, lost.json["title"]) == (404, "There is no such path")
         wrong = await at.ask("DELETE", "/calls")
@@ -254,10 +256,10 @@ async def test_what_there_is_not_is_a_problem_too() -> None:
         assert wrong.json["detail"] == "It allows GET, POST."
 
 
-async def test_a_bug_is_a_problem_without_particulars() -> None:
+async def test_a_bug_is_a_problem_without_details() -> None:
     """The client gets no traceback; the log has it."""
     with capture_logs() as logged:
-        async with desk() as at:
+        async with api() as at:
             at.calls.fails = RuntimeError("secret particulars")
             answer = await at.get("/calls")
 
@@ -293,7 +295,9 @@ PATHS = {
 """(status without the token, status with it) of each path."""
 
 
-async def test_no_path_leads_around_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_spelling_of_a_path_bypasses_the_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """However the path is written, the API asks for the token. Every answer has the
     security headers, and none quotes the request."""
     monkeypatch.setattr(auth, "NO_TOKEN_BURST", 1000.0)
@@ -331,9 +335,9 @@ async def _plain(place: Place, head: str, token: str) -> str:
     return answer
 
 
-async def test_where_a_new_call_is_breaks_no_header() -> None:
+async def test_the_location_header_escapes_the_sid() -> None:
     """A SID from Twilio cannot break out of the Location header."""
-    async with desk() as at:
+    async with api() as at:
         at.calls.placed_sid = "CA/../x\r\nX-Evil: 1"
         answer = await at.post("/calls", {"to": "+15551230001"})
 
@@ -343,10 +347,10 @@ async def test_where_a_new_call_is_breaks_no_header() -> None:
 # --- rates ---
 
 
-async def test_a_client_that_hammers_is_slowed_down() -> None:
+async def test_a_fast_client_is_rate_limited() -> None:
     """A client in a tight loop does not use up the calls' CPU; it learns when to come
     back."""
-    async with desk(Limits(api_per_second=0.5)) as at:
+    async with api(Limits(api_per_second=0.5)) as at:
         assert (await at.get("/calls")).status == 200
         answer = await at.get("/calls")
         assert at.hits == ["api_rate"]
@@ -355,10 +359,10 @@ async def test_a_client_that_hammers_is_slowed_down() -> None:
     assert answer.headers["retry-after"] == "2"
 
 
-async def test_who_guesses_is_slowed_down_and_keeps_nobody_out() -> None:
+async def test_guessing_tokens_is_rate_limited_separately() -> None:
     """Behind a proxy all clients have one address: requests without the token do not
     use up the rate of clients with it."""
-    async with desk() as at:
+    async with api() as at:
         token, at.auth = at.auth, {"Authorization": "Bearer a guess"}
         guesses = [(await at.get("/calls")).status for _ in range(15)]
         at.auth = token
@@ -368,13 +372,13 @@ async def test_who_guesses_is_slowed_down_and_keeps_nobody_out() -> None:
         assert (await at.get("/calls")).status == 200
 
 
-async def test_behind_a_proxy_of_ours_each_has_an_address() -> None:
+async def test_clients_of_a_trusted_proxy_are_limited_separately() -> None:
     """Users of a trusted proxy are limited one by one; an IPv6 /64 network is one
     user."""
     hosts = ("203.0.113.7", "2001:db8::1", "2001:db8::ffff", "2001:db8:0:1::1")
     proxies = (ipaddress.ip_network("127.0.0.0/8"),)
     statuses = []
-    async with desk(Limits(api_per_second=0.5), trusted=proxies) as at:
+    async with api(Limits(api_per_second=0.5), trusted=proxies) as at:
         for host in hosts:
             headers = {"X-Forwarded-For": f"1.2.3.4, {host}"}
             answer = await at.ask("GET", "/calls", headers=headers)
@@ -383,16 +387,16 @@ async def test_behind_a_proxy_of_ours_each_has_an_address() -> None:
     assert statuses == [200, 200, 429, 200]
 
 
-async def test_nobody_chooses_the_address_they_are_counted_under() -> None:
+async def test_a_client_cannot_choose_its_address() -> None:
     """A client cannot choose its address with a header if no proxy is trusted."""
-    async with desk(Limits(api_per_second=0.5)) as at:
+    async with api(Limits(api_per_second=0.5)) as at:
         for host, status in (("203.0.113.7", 200), ("203.0.113.8", 429)):
             headers = {"X-Forwarded-For": host}
             answer = await at.ask("GET", "/calls", headers=headers)
             assert answer.status == status
 
 
-def test_a_bucket_fills_again() -> None:
+def test_a_bucket_refills() -> None:
     """After a pause the client has its full rate again, and no more."""
     rates = Rates(per_second=2.0, burst=3.0)
 
@@ -402,7 +406,7 @@ def test_a_bucket_fills_again() -> None:
     assert [rates.take("a", 100.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
 
 
-def test_addresses_are_forgotten() -> None:
+def test_old_addresses_are_forgotten() -> None:
     """A million addresses do not fill the memory; an active one is not forgotten."""
     rates = Rates(per_second=1.0, burst=1.0)
     for number in range(5 * MAX_ADDRESSES):

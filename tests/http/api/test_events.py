@@ -15,11 +15,11 @@ from bridge.agent.events import CallEvent
 from bridge.core.limits import Limits
 from bridge.http.api import auth, events
 from bridge.privacy.redaction import Redaction
-from tests.http.api.call_directory import TOKEN, Desk, desk
+from tests.http.api.call_directory import TOKEN, ApiClient, api
 
 
 @asynccontextmanager
-async def listening(at: Desk, query: str = "") -> AsyncIterator["Reader"]:
+async def listening(at: ApiClient, query: str = "") -> AsyncIterator["Reader"]:
     """A reader that has received the first line, so that it misses no event."""
     url = f"{at.url}/calls/{at.live.call_sid}/events{query}"
     async with at.http.get(url, headers=at.auth) as response:
@@ -58,7 +58,7 @@ class Reader:
 
 async def test_events_come_in_order_to_the_end_of_the_call() -> None:
     """A dashboard follows a call, and the stream ends with the call."""
-    async with desk() as at, listening(at) as reader:
+    async with api() as at, listening(at) as reader:
         at.live.emit("caller_said", text="Hello\nthere", odd=complex(1, 2))
         at.live.emit("of my\nown", n=1)
         at.live.emit("call_ended", by="caller", why="hung_up")
@@ -73,9 +73,9 @@ async def test_events_come_in_order_to_the_end_of_the_call() -> None:
 
 
 @pytest.mark.parametrize(("query", "wanted"), [("", 1), ("?raw=0", 1), ("?raw=1", 2)])
-async def test_the_models_own_events_come_when_wanted(query: str, wanted: int) -> None:
+async def test_model_events_are_sent_on_request(query: str, wanted: int) -> None:
     """Hundreds of deltas a second are sent only to readers that ask for them."""
-    async with desk() as at, listening(at, query) as reader:
+    async with api() as at, listening(at, query) as reader:
         at.live.emit("raw_model_event", kind="response.done")
         at.live.emit("call_ended")
 
@@ -86,18 +86,18 @@ async def test_the_models_own_events_come_when_wanted(query: str, wanted: int) -
 
 async def test_two_readers_get_the_same() -> None:
     """A dashboard and a recorder each get all events."""
-    async with desk() as at, listening(at) as one, listening(at) as other:
+    async with api() as at, listening(at) as one, listening(at) as other:
         at.live.emit("handoff", to="billing")
 
         assert await one.event() == await other.event()
 
 
-async def test_a_call_without_a_last_word_ends_its_stream(
+async def test_a_call_without_a_last_event_ends_its_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A call that failed leaves no reader waiting for ever."""
     monkeypatch.setattr(events, "POLL_SECONDS", 0.05)
-    async with desk() as at, listening(at) as reader:
+    async with api() as at, listening(at) as reader:
         at.live.end()
         assert await reader.block() == []
 
@@ -106,7 +106,7 @@ async def test_a_quiet_stream_is_kept_open(monkeypatch: pytest.MonkeyPatch) -> N
     """A proxy that closes silent connections does not close a quiet stream."""
     monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.05)
-    async with desk() as at, listening(at) as reader:
+    async with api() as at, listening(at) as reader:
         assert await reader.block() == [":"]
 
 
@@ -116,37 +116,37 @@ async def test_a_reader_that_leaves_costs_nothing(
     """A closed browser tab leaves no listener behind."""
     monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.02)
-    async with desk() as at:
+    async with api() as at:
         async with listening(at):
             assert at.live._listeners.wants("anything")
-        await gone(at)
+        await wait_until_no_listener(at)
 
 
 async def test_a_reader_that_does_not_read_is_dropped() -> None:
     """A reader that takes nothing neither fills the memory nor stops other readers."""
     with capture_logs() as logged:
-        async with desk(Limits(send_seconds=0.2)) as at, stuck(at):
+        async with api(Limits(send_seconds=0.2)) as at, stuck_reader(at):
             for _ in range(300):
                 at.live.emit("caller_said", text="x" * 50_000)
                 await asyncio.sleep(0)
-            await gone(at)
+            await wait_until_no_listener(at)
 
     assert "events_reader_slow" in [line["event"] for line in logged]
     assert at.hits == ["answer_slow"]
 
 
-async def test_an_event_that_cannot_be_told_ends_the_stream() -> None:
+async def test_an_event_that_cannot_be_encoded_ends_the_stream() -> None:
     """The reader notices that the stream broke; the developer finds the error in the
     log."""
     data: dict[str, Any] = {}
     data["itself"] = data
     with capture_logs() as logged:
-        async with desk() as at, listening(at) as reader:
+        async with api() as at, listening(at) as reader:
             at.live.emit("odd", data=data)
             with pytest.raises(aiohttp.ClientPayloadError):
                 await reader.block()
             at.live.emit("even")
-            await gone(at)
+            await wait_until_no_listener(at)
 
     [line] = [line for line in logged if line["event"] == "events_failed"]
     assert line["call_sid"] == at.live.call_sid
@@ -154,7 +154,7 @@ async def test_an_event_that_cannot_be_told_ends_the_stream() -> None:
 
 async def test_a_reader_that_falls_behind_is_dropped() -> None:
     """No event is left out silently: the stream ends instead."""
-    async with desk() as at:
+    async with api() as at:
         feed = events.Feed(at.live, raw=False)
         for _ in range(events.MAX_WAITING + 1):
             await feed.put(CallEvent("caller_said"))
@@ -162,32 +162,36 @@ async def test_a_reader_that_falls_behind_is_dropped() -> None:
             await feed.next()
 
 
-async def test_so_many_may_listen_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_streams_is_limited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A dashboard that opens a stream a second does not use up the instance's sockets.
     A reader that leaves frees its place."""
     monkeypatch.setattr(auth, "MAX_LISTENERS", 1)
     monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.02)
-    async with desk() as at:
+    async with api() as at:
         async with listening(at):
             answer = await at.get("/calls/{sid}/events")
             assert (answer.status, at.hits) == (429, ["api_rate"])
             assert (await at.get("/calls")).status == 200
-        await gone(at)
+        await wait_until_no_listener(at)
         async with listening(at):
             pass
 
 
-async def test_who_listens_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_streams_are_exempt_from_connection_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A flood of connections does not drop the stream of a dashboard."""
-    async with desk(Limits(waiting_sockets=1)) as at, listening(at) as reader:
+    async with api(Limits(waiting_sockets=1)) as at, listening(at) as reader:
         for _ in range(3):
             assert (await at.get("/calls")).status == 200
         at.live.emit("handoff", to="billing")
         assert (await reader.event())[0] == "handoff"
 
 
-async def gone(at: Desk) -> None:
+async def wait_until_no_listener(at: ApiClient) -> None:
     """Waits until the call has no listener."""
     async with asyncio.timeout(5):
         while at.live._listeners.wants("anything"):  # noqa: ASYNC110
@@ -195,7 +199,7 @@ async def gone(at: Desk) -> None:
 
 
 @asynccontextmanager
-async def stuck(at: Desk) -> AsyncIterator[None]:
+async def stuck_reader(at: ApiClient) -> AsyncIterator[None]:
     """A reader with a small window that sends a request and never reads."""
     host, port = at.url.removeprefix("http://").removesuffix("/api").split(":")
     request = (
@@ -214,12 +218,12 @@ async def stuck(at: Desk) -> AsyncIterator[None]:
         yield
 
 
-async def test_events_have_nothing_of_what_the_route_takes_out() -> None:
+async def test_events_are_redacted() -> None:
     """A dashboard that follows a payment sees no card number and no key. The user's own
     listeners get everything."""
     heard: list[CallEvent] = []
     card = "4111 1111 1111 1111"
-    async with desk() as at, listening(at) as reader:
+    async with api() as at, listening(at) as reader:
         at.live.redaction = Redaction(cards=True)
         at.live.on(heard.append)
         at.live.emit("caller_said", item="item_1", text=f"It is {card}.")

@@ -6,7 +6,7 @@ from bridge.core.limits import Limits
 from bridge.http.api import handlers, openapi
 from bridge.http.api.auth import ApiAuth
 from bridge.http.connection_guard import ConnectionGuard
-from tests.http.api.call_directory import DOCUMENT, Switchboard, desk
+from tests.http.api.call_directory import DOCUMENT, FakeCalls, api
 
 
 def test_the_document_is_valid() -> None:
@@ -14,10 +14,10 @@ def test_the_document_is_valid() -> None:
     OpenAPIV31SpecValidator(DOCUMENT).validate()
 
 
-def test_every_route_is_described_and_every_description_is_a_route() -> None:
+def test_routes_and_documented_operations_match() -> None:
     """Every route is documented, and every documented operation exists."""
     auth = ApiAuth("token", ConnectionGuard(Limits(), (), print), print)
-    app = handlers.application(Switchboard(), auth)
+    app = handlers.application(FakeCalls(), auth)
     routes = {
         (route.method, route.resource.canonical)
         for route in app.router.routes()
@@ -32,7 +32,7 @@ def test_every_route_is_described_and_every_description_is_a_route() -> None:
     assert routes == described
 
 
-def test_operations_have_names_of_their_own() -> None:
+def test_operation_ids_are_unique() -> None:
     """Generated clients use these names for their functions."""
     names = [operation.name for operation in openapi.OPERATIONS]
 
@@ -41,7 +41,7 @@ def test_operations_have_names_of_their_own() -> None:
 
 async def test_the_document_is_served() -> None:
     """Tools read it at the API, with its token."""
-    async with desk() as at:
+    async with api() as at:
         answer = await at.get("/openapi.json")
         assert answer.json == DOCUMENT
         at.auth = {}
