@@ -233,8 +233,8 @@ class Webhooks:
             plan = Plan(
                 greeting=order.greeting, machine=order.machine, message=order.message
             )
-            kept = plan.encoded(self._registry.format())
-            await self._registry.put(f"plan:{call_sid}", kept, PLAN_SECONDS)
+            encoded = plan.encoded(self._registry.format())
+            await self._registry.put(f"plan:{call_sid}", encoded, PLAN_SECONDS)
         elif limit := await self._services.quotas.admit(call_sid, webhook.text("From")):
             log.warning("call_rejected", call_sid=call_sid, limit=limit)
             return _twiml(twiml.reject())
@@ -417,11 +417,11 @@ class Webhooks:
         late = await registry.pop(f"{LATE_TICKET}:{call_sid}") is not None
         free = room and self._services.capacity.free
         # An outbound call is not retried: its parameters are not known any more.
-        ours = await registry.get(f"plan:{call_sid}") is not None
+        outbound = await registry.get(f"plan:{call_sid}") is not None
         if (
             room
             and (late or not free)
-            and not ours
+            and not outbound
             and await self._take_attempt(f"refused:{call_sid}", MAX_REFUSALS)
         ):
             log.info("call_answered", call_sid=call_sid)
@@ -429,7 +429,7 @@ class Webhooks:
         if free:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
             return self._respond(webhook, self._plan_b(route), parameters)
-        return await self._hold_or_refuse(webhook, parameters, outbound=ours)
+        return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
 
     def _respond(
         self,
@@ -489,10 +489,10 @@ class Webhooks:
             await registry.pop(f"talk:{call_sid}")
             return _twiml(twiml.hang_up())
         if snapshot := formats.read(stored, CallSnapshot):
-            word = NOT_ANSWERED.format(status=dialled)
-            snapshot = msgspec.structs.replace(snapshot, word=word)
-            kept = snapshot.encoded(registry.format())
-            await registry.put(f"talk:{call_sid}", kept, RETURN_SECONDS)
+            text = NOT_ANSWERED.format(status=dialled)
+            snapshot = msgspec.structs.replace(snapshot, word=text)
+            encoded = snapshot.encoded(registry.format())
+            await registry.put(f"talk:{call_sid}", encoded, RETURN_SECONDS)
             parameters = dict(snapshot.parameters)
         else:
             # A snapshot that this version cannot read is left as it is: an instance of
@@ -548,8 +548,8 @@ class Webhooks:
             if who and (call := self._directory.call(webhook.call_sid)):
                 call.answered_by(who)
             elif who:
-                word = ANSWERED_BY + who.encode()
-                await self._registry.publish(webhook.call_sid, word)
+                message = ANSWERED_BY + who.encode()
+                await self._registry.publish(webhook.call_sid, message)
         return web.Response(status=204)
 
     def _origin(self, request: web.Request) -> str:

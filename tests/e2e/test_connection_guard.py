@@ -167,7 +167,7 @@ async def test_no_line_for_a_call_of_ours() -> None:
     async with phones(Behaviour(), answers, max_calls=1) as (place, twilio):
         sid = await client.place_call(place.url, TOKEN, {"to": CALLEE})
         place.server._services.capacity.draining = True
-        with pytest.raises(client.ApiError, match=r"no line .* draining"):
+        with pytest.raises(client.ApiError, match=r"no more calls .* draining"):
             await client.place_call(place.url, TOKEN, {"to": CALLEE})
         async with asyncio.timeout(10):
             await twilio.calls[sid].over.wait()
