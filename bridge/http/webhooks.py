@@ -228,8 +228,8 @@ class Webhooks:
             log.warning("outbound_order_unknown", call_sid=call_sid)
             return _twiml(twiml.hang_up())
         if order is not None:
-            ours = {"Direction": "outbound", "Route": order.route}
-            parameters = {**order.parameters, **parameters, **ours}
+            own = {"Direction": "outbound", "Route": order.route}
+            parameters = {**order.parameters, **parameters, **own}
             plan = Plan(
                 greeting=order.greeting, machine=order.machine, message=order.message
             )
@@ -599,14 +599,14 @@ def _json_of(body: bytes) -> "MultiDict[str]":
     """The same fields from JSON. Values that are neither text nor numbers are left
     out."""
     try:
-        said = msgspec.json.decode(body)
+        fields = msgspec.json.decode(body)
     except UNREADABLE:
         raise web.HTTPBadRequest(text="the body is not JSON") from None
-    if not isinstance(said, dict):
+    if not isinstance(fields, dict):
         raise web.HTTPBadRequest(text="the body is not a JSON object")
     return MultiDict(
         (name, str(value))
-        for name, value in said.items()
+        for name, value in fields.items()
         if isinstance(value, str | int | float)
     )
 

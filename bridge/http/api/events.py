@@ -148,13 +148,13 @@ class _Out:
 def encode(event: CallEvent, redaction: Redaction | None = None) -> bytes:
     """One event. `data` is one line of JSON; values that JSON does not have become
     text."""
-    told = {"type": event.type, "at": event.at, "data": dict(event.data)}
-    data = msgspec.json.encode(told, enc_hook=str)
+    body = {"type": event.type, "at": event.at, "data": dict(event.data)}
+    data = msgspec.json.encode(body, enc_hook=str)
     if redaction:
         # Redacts the JSON and not the objects, so that no object of the user's is
         # missed.
-        told["data"] = redaction.message(msgspec.json.decode(data)["data"])
-        data = msgspec.json.encode(told)
+        body["data"] = redaction.message(msgspec.json.decode(data)["data"])
+        data = msgspec.json.encode(body)
     # A user's own event name may contain a line break, which would end the field.
     name = " ".join(event.type.split())
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)

@@ -181,9 +181,9 @@ class _Api:
 
     async def send_text(self, request: web.Request) -> web.Response:
         live = await self._live(request)
-        said = await body_of(request, bodies.Text)
+        wanted = await body_of(request, bodies.Text)
         with _refusals_as_problems():
-            live.tell(said.text, role=said.role, respond=said.respond)
+            live.tell(wanted.text, role=wanted.role, respond=wanted.respond)
         return web.Response(status=204)
 
     async def interrupt(self, request: web.Request) -> web.Response:
