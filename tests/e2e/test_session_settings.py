@@ -1,4 +1,4 @@
-"""What an operator says of a session reaches the model, whole and each time."""
+"""An operator's session settings reach the model, complete and in every session."""
 
 from typing import Any
 
@@ -88,7 +88,7 @@ def updates(place: Place) -> list[dict[str, Any]]:
     return [it["session"] for it in received if it["type"] == "session.update"]
 
 
-async def test_a_routes_session_arrives_whole() -> None:
+async def test_the_session_of_a_route_arrives_whole() -> None:
     """In the first update, and again when another agent takes over."""
     second: RealtimeAgent[Any] = RealtimeAgent(name="second", instructions="Be brief.")
     agent: RealtimeAgent[Any] = RealtimeAgent(name="first", handoffs=[second])
@@ -109,9 +109,9 @@ async def test_a_routes_session_arrives_whole() -> None:
     assert record.ended_by == "caller"
 
 
-async def test_the_codes_settings_lie_under_the_routes() -> None:
-    """What a RealtimeRunner is configured with counts, in the SDK's old names, too,
-    where the route says nothing; formats never do."""
+async def test_the_routes_settings_override_those_of_the_code() -> None:
+    """The settings of a RealtimeRunner, also under the SDK's old names, apply where the
+    route sets nothing; its audio formats never apply."""
     agent: RealtimeAgent[Any] = RealtimeAgent(
         name="desk", instructions="Be kind.", prompt={"id": "pmpt_of_the_agent"}
     )
@@ -150,8 +150,8 @@ async def test_the_codes_settings_lie_under_the_routes() -> None:
 
 
 async def test_a_setting_that_the_model_refuses() -> None:
-    """The operator reads which one it was, the caller hears a sentence: not noise, nor
-    an agent without instructions."""
+    """The operator reads which setting it was. The caller hears a sentence: no noise,
+    and no agent without instructions."""
     session = SessionSettings.read({"extra": {"colour": "red"}})
     behaviour = Behaviour(turns=[[PlayRuler(300)]])
     with capture_logs() as logs:
@@ -170,9 +170,9 @@ async def test_a_setting_that_the_model_refuses() -> None:
 
 
 @pytest.mark.parametrize("through_the_sdk", [False, True])
-async def test_raw_updates_of_the_users(through_the_sdk: bool) -> None:
-    """One that the model refuses leaves the call alive; one that names PCM leaves the
-    phone its mu-law."""
+async def test_raw_updates_of_the_users_code(through_the_sdk: bool) -> None:
+    """An update that the model refuses does not end the call; an update that names PCM
+    does not change the call's mu-law."""
 
     async def send(live: LiveCall, session: dict[str, Any]) -> None:
         session = {"type": "realtime", **session}
