@@ -13,7 +13,7 @@ import twiml
 STREAM = "wss://bridge.example.com/media/abc"
 HOSTILE = "\"><Dial>+900</Dial><!-- & ' ]]> \t\n é 🚪"
 
-# Every text that XML can contain. A bare carriage return must arrive unchanged.
+# All characters that XML can contain. A bare carriage return must arrive too.
 XML_TEXT = st.text(
     st.characters(
         exclude_categories=("Cs", "Cc"),
@@ -40,8 +40,9 @@ def parameters(document: str) -> dict[str, str]:
     }
 
 
-def test_connect_opens_a_stream_with_an_action() -> None:
-    """The call is streamed to us, and Twilio asks us for the next step at its end."""
+def test_connect_streams_the_call_and_sets_the_action() -> None:
+    """An incoming call is streamed, and `action_url` is requested when the stream
+    ends."""
     document = twiml.connect(
         STREAM,
         action_url="/voice/next",
@@ -63,12 +64,12 @@ def test_connect_opens_a_stream_with_an_action() -> None:
     assert parameters(document) == {"token": "t1", "From": "+14155550100"}
 
 
-def test_nothing_follows_the_stream() -> None:
-    """The caller never stays on a silent open line after the agent has gone."""
+def test_no_verb_follows_the_connect() -> None:
+    """The caller never hears a silent open line after the agent has gone."""
     assert verbs(twiml.connect(STREAM, action_url="/voice/next")) == ["Connect"]
 
 
-def test_a_hostile_value_stays_a_value() -> None:
+def test_markup_in_a_value_is_escaped() -> None:
     """A caller's name that contains markup cannot make Twilio dial a number."""
     document = twiml.connect(STREAM, action_url=None, parameters={HOSTILE: HOSTILE})
 
@@ -81,10 +82,10 @@ def test_a_hostile_value_stays_a_value() -> None:
     assert parameters(document) == {HOSTILE: HOSTILE}
 
 
-@settings(deadline=None)  # a busy machine is no mistake
+@settings(deadline=None)  # a busy machine may be slow
 @given(name=XML_TEXT.filter(bool), value=XML_TEXT.filter(bool))
 def test_every_parameter_arrives_as_it_was_given(name: str, value: str) -> None:
-    """The agent gets each fact of the webhook unchanged, in any script."""
+    """The agent gets the webhook's values unchanged, in any script."""
     document = twiml.connect(STREAM, action_url=None, parameters={name: value})
 
     assert parameters(document) == {name: value}
@@ -92,16 +93,16 @@ def test_every_parameter_arrives_as_it_was_given(name: str, value: str) -> None:
 
 @settings(deadline=None)
 @given(text=XML_TEXT.filter(str.strip))
-def test_every_sentence_is_text(text: str) -> None:
-    """Plan B says its sentence, whatever characters the user has put into it."""
+def test_every_sentence_arrives_as_text(text: str) -> None:
+    """Plan B speaks its sentence, whatever characters a user put into it."""
     say = parsed(twiml.busy(text))[0]
 
-    # XML turns a bare carriage return into a line feed; in speech both are the same.
+    # XML reads a bare carriage return as a line feed; both sound the same.
     assert say.text == text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def test_an_empty_parameter_is_left_out() -> None:
-    """A withheld number gives no parameter, instead of an empty one."""
+    """A withheld number gives no parameter instead of an empty one."""
     document = twiml.connect(
         STREAM, action_url=None, parameters={"From": "", "To": "+1"}
     )
@@ -110,8 +111,8 @@ def test_an_empty_parameter_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 489])
-def test_a_parameter_just_short_enough_is_sent(length: int) -> None:
-    """A long token still reaches us with the call."""
+def test_a_parameter_of_the_maximum_length_is_sent(length: int) -> None:
+    """A long parameter still arrives with the call."""
     document = twiml.connect(
         STREAM, action_url=None, parameters={"n" * 10: "v" * length}
     )
@@ -129,8 +130,8 @@ def test_a_parameter_just_short_enough_is_sent(length: int) -> None:
         ("n", "\ud800", "XML cannot carry"),
     ],
 )
-def test_a_parameter_twilio_would_refuse(name: str, value: str, told: str) -> None:
-    """The developer gets the error, instead of a caller whose call is dropped."""
+def test_parameters_that_twilio_would_refuse(name: str, value: str, told: str) -> None:
+    """The developer gets an error, instead of a caller whose call is dropped."""
     with pytest.raises(ValueError, match=told):
         twiml.connect(STREAM, action_url=None, parameters={name: value})
 
@@ -148,13 +149,13 @@ def test_a_parameter_twilio_would_refuse(name: str, value: str, told: str) -> No
         ("", "not of the form wss://"),
     ],
 )
-def test_a_stream_url_twilio_would_not_dial(url: str, told: str) -> None:
-    """A query string never reaches us, so a token in one is refused before any call."""
+def test_stream_urls_that_twilio_would_not_dial(url: str, told: str) -> None:
+    """Twilio would drop a query string; the mistake is reported before any call."""
     with pytest.raises(ValueError, match=told):
         twiml.connect(url, action_url=None)
 
 
-def test_the_local_fake_may_be_streamed_without_tls() -> None:
+def test_a_ws_url_is_allowed() -> None:
     """`make demo` places its call over ws:// on this machine."""
     document = twiml.connect("ws://127.0.0.1:8080/media", action_url=None)
 
@@ -162,21 +163,20 @@ def test_the_local_fake_may_be_streamed_without_tls() -> None:
 
 
 @pytest.mark.parametrize("url", ["next", "//host/next", "ftp://host/next", "/a b", ""])
-def test_an_action_url_twilio_could_not_ask(url: str) -> None:
-    """With a mistyped action the caller would stay on a silent line after the
-    stream."""
+def test_action_urls_that_twilio_could_not_request(url: str) -> None:
+    """A mistyped action URL would leave the caller on a dead line after the stream."""
     with pytest.raises(ValueError, match="url"):
         twiml.connect(STREAM, action_url=url)
 
 
 def test_a_status_callback_is_absolute() -> None:
-    """Twilio accepts no relative status callback, so none is written."""
+    """Twilio accepts no relative status callback."""
     with pytest.raises(ValueError, match="status callback"):
         twiml.connect(STREAM, action_url=None, status_callback_url="/stream-status")
 
 
-def test_the_bin_leaves_the_numbers_to_twilio() -> None:
-    """A TwiML Bin still gives the agent both numbers of the call."""
+def test_the_bin_document_has_placeholders_for_the_numbers() -> None:
+    """With a TwiML Bin the agent still gets both numbers."""
     document = twiml.bin_document(STREAM)
 
     assert parameters(document) == {"From": "{{From}}", "To": "{{To}}"}
@@ -185,13 +185,12 @@ def test_the_bin_leaves_the_numbers_to_twilio() -> None:
 
 
 def test_hang_up() -> None:
-    """The document ends the call and does nothing else."""
+    """The document does nothing but hang up."""
     assert verbs(twiml.hang_up()) == ["Hangup"]
 
 
-def test_a_rejected_call_costs_nothing() -> None:
-    """Twilio's own busy tone: the call is never answered, so nobody pays for it. The
-    document is that of Twilio's own class."""
+def test_reject_plays_the_busy_tone() -> None:
+    """Twilio's own busy tone: the call is never answered, so it costs nothing."""
     theirs = VoiceResponse()
     theirs.reject(reason="busy")
 
@@ -201,7 +200,7 @@ def test_a_rejected_call_costs_nothing() -> None:
 
 
 def test_a_transfer_rings_until_it_is_answered() -> None:
-    """The caller hears ringing, not silence, while the human's phone rings."""
+    """The caller hears ringing instead of silence while the other phone rings."""
     document = twiml.transfer(
         "+1 (415) 555-0199", caller_id="+14155550100", action_url="/voice/next"
     )
@@ -217,8 +216,8 @@ def test_a_transfer_rings_until_it_is_answered() -> None:
     assert [(noun.tag, noun.text) for noun in dial] == [("Number", "+14155550199")]
 
 
-def test_a_transfer_shows_the_callers_number_by_default() -> None:
-    """The human sees the caller's number."""
+def test_a_transfer_shows_the_callers_number_unless_told_otherwise() -> None:
+    """The person called sees the caller's number."""
     (dial,) = parsed(twiml.transfer("+14155550199", timeout_seconds=30))
 
     assert dial.attrib == {"answerOnBridge": "true", "timeout": "30"}
@@ -227,27 +226,27 @@ def test_a_transfer_shows_the_callers_number_by_default() -> None:
 @pytest.mark.parametrize(
     "number", ["", "911", "4155550199", "+0155550199", "+1415555x199", "+" + "1" * 16]
 )
-def test_no_transfer_to_a_malformed_number(number: str) -> None:
-    """A tool call with an invented number fails before the caller is transferred."""
+def test_a_transfer_needs_a_valid_number(number: str) -> None:
+    """A tool call with an invented number fails before the caller is moved."""
     with pytest.raises(ValueError, match=r"E\.164"):
         twiml.transfer(number)
 
 
 @pytest.mark.parametrize("seconds", [0, 4, 601, -1])
 def test_ringing_has_limits(seconds: int) -> None:
-    """A caller does not listen to ringing for ever."""
+    """No caller listens to ringing for ever."""
     with pytest.raises(ValueError, match="5 to 600"):
         twiml.transfer("+14155550199", timeout_seconds=seconds)
 
 
 @pytest.mark.parametrize("document", [twiml.busy, twiml.sorry])
 def test_busy_and_sorry_speak_then_hang_up(document: Callable[[], str]) -> None:
-    """A caller whom we cannot serve hears a sentence before the call ends."""
+    """A caller who cannot be served hears the reason before the call ends."""
     assert verbs(document()) == ["Say", "Hangup"]
 
 
 def test_sorry_dials_the_fallback_number() -> None:
-    """When the agent fails, the caller hears so and gets a human."""
+    """If the agent fails, the caller hears so and is connected to a person."""
     document = twiml.sorry(fallback_number="+14155550199")
 
     root = parsed(document)
@@ -256,13 +255,14 @@ def test_sorry_dials_the_fallback_number() -> None:
     assert root[1][0].text == "+14155550199"
 
 
-def test_sorry_without_a_number_promises_no_connection() -> None:
+def test_sorry_without_a_fallback_promises_no_connection() -> None:
     """Without a fallback number no connection is promised."""
     assert parsed(twiml.sorry())[0].text == twiml.SORRY
 
 
 def test_busy_dials_the_fallback_number() -> None:
-    """The caller hears that all lines are busy, and gets a human."""
+    """If no instance takes the call, the caller hears so and is connected to a
+    person."""
     document = twiml.busy(fallback_number="+14155550199", language="en-GB")
 
     say, dial, hangup = parsed(document)
@@ -270,9 +270,9 @@ def test_busy_dials_the_fallback_number() -> None:
     assert (dial[0].text, hangup.tag) == ("+14155550199", "Hangup")
 
 
-def test_hold_speaks_pauses_and_asks_again() -> None:
-    """The caller hears that they wait; after a pause Twilio asks us whether there is
-    capacity. The place in the queue arrives unchanged."""
+def test_hold_speaks_pauses_and_redirects() -> None:
+    """The caller hears that they must wait. After a pause Twilio asks again, with the
+    place in the queue unchanged."""
     url = "https://bridge.example.com/voice?a=b&waiting=1-2"
     document = twiml.hold("Un instant.", ask_url=url, pause_seconds=8, language="fr-FR")
 
@@ -284,7 +284,7 @@ def test_hold_speaks_pauses_and_asks_again() -> None:
 
 
 def test_hold_without_a_sentence_is_silent() -> None:
-    """Between two sentences the line is silent."""
+    """Between two sentences there is silence."""
     document = twiml.hold(None, ask_url="/voice", pause_seconds=1)
 
     assert verbs(document) == ["Pause", "Redirect"]
@@ -300,21 +300,21 @@ def test_hold_without_a_sentence_is_silent() -> None:
         ("Wait.", "/voice", 61),
     ],
 )
-def test_a_wait_that_twilio_could_not_end(text: str, url: str, seconds: int) -> None:
-    """No caller stays for ever on a silent line."""
+def test_invalid_holds_are_errors(text: str, url: str, seconds: int) -> None:
+    """No caller is left on a line that is silent for ever."""
     with pytest.raises(ValueError, match=r"text|url|seconds"):
         twiml.hold(text, ask_url=url, pause_seconds=seconds)
 
 
-def test_a_sentence_in_another_language() -> None:
-    """A French line apologises in French."""
+def test_texts_in_another_language() -> None:
+    """A French number apologises in French."""
     say = parsed(twiml.sorry("Toutes nos excuses.", language="fr-FR"))[0]
 
     assert (say.text, say.attrib) == ("Toutes nos excuses.", {"language": "fr-FR"})
 
 
 @pytest.mark.parametrize("text", ["", " \n", "x" * 4097, "bell\x07"])
-def test_a_text_that_cannot_be_spoken(text: str) -> None:
-    """The caller never gets an error tone instead of a sentence."""
+def test_texts_that_cannot_be_spoken(text: str) -> None:
+    """The caller never hears an error tone instead of a sentence."""
     with pytest.raises(ValueError, match="text"):
         twiml.busy(text)

@@ -60,7 +60,7 @@ async def stopping(registry: Shared, **conf: Any) -> AsyncIterator[Fleet]:
             both.services.append(services)
             both.servers.append(Server(settings, services))
             await both.servers[-1].start()
-            registry.subscribe(both.servers[-1]._told)
+            registry.subscribe(both.servers[-1]._handle_fleet_message)
         both.services[1].capacity.draining = True
         yield both
         for server in both.servers:

@@ -128,7 +128,9 @@ async def test_a_stream_breaks_while_an_instance_drains_alone() -> None:
             closing = tasks.create_task(place.server.close(5.0))
             await until(lambda: place.server._services.capacity.draining)
             old.transport.abort()
-            await until(lambda: any(call.waits for call in place.server._calls))
+            await until(
+                lambda: any(call.awaits_new_stream for call in place.server._calls)
+            )
 
             assert "<Stream" in await asks_next(place)
             async with stream(place, "MZ2") as new:

@@ -168,7 +168,7 @@ async def test_an_outbound_call_to_a_full_bridge() -> None:
     async with phones(Behaviour(), answers, max_calls=1) as (place, twilio):
         sid = await client.place_call(place.url, TOKEN, {"to": CALLEE})
         place.server._services.capacity.draining = True
-        with pytest.raises(client.ApiError, match=r"no line .* draining"):
+        with pytest.raises(client.ApiError, match=r"no more calls .* draining"):
             await client.place_call(place.url, TOKEN, {"to": CALLEE})
         async with asyncio.timeout(10):
             await twilio.calls[sid].over.wait()

@@ -318,7 +318,7 @@ async def test_the_instance_of_a_call_died() -> None:
             await place.empty()
 
     assert record.said_by_twilio == []
-    assert [it["step"] for it in logs if it["event"] == "call_goes_on"] == ["resume"]
+    assert [it["step"] for it in logs if it["event"] == "next_step_sent"] == ["resume"]
     assert seen[0].parameters["campaign"] == "spring"
     words = [item.text for item in place.session.items.values()]
     assert "My name is Ada." in words
