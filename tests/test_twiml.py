@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from twilio.twiml.voice_response import VoiceResponse  # type: ignore[import-untyped]
 
 import twiml
+from twiml import spoken_texts
 
 STREAM = "wss://bridge.example.com/media/abc"
 HOSTILE = "\"><Dial>+900</Dial><!-- & ' ]]> \t\n é 🚪"
@@ -251,13 +252,13 @@ def test_sorry_dials_the_fallback_number() -> None:
 
     root = parsed(document)
     assert [verb.tag for verb in root] == ["Say", "Dial", "Hangup"]
-    assert root[0].text == twiml.SORRY_CONNECTING
+    assert root[0].text == spoken_texts.SORRY_CONNECTING
     assert root[1][0].text == "+14155550199"
 
 
 def test_sorry_without_a_fallback_promises_no_connection() -> None:
     """Without a fallback number no connection is promised."""
-    assert parsed(twiml.sorry())[0].text == twiml.SORRY
+    assert parsed(twiml.sorry())[0].text == spoken_texts.SORRY
 
 
 def test_busy_dials_the_fallback_number() -> None:
@@ -266,7 +267,10 @@ def test_busy_dials_the_fallback_number() -> None:
     document = twiml.busy(fallback_number="+14155550199", language="en-GB")
 
     say, dial, hangup = parsed(document)
-    assert (say.text, say.attrib) == (twiml.BUSY_CONNECTING, {"language": "en-GB"})
+    assert (say.text, say.attrib) == (
+        spoken_texts.BUSY_CONNECTING,
+        {"language": "en-GB"},
+    )
     assert (dial[0].text, hangup.tag) == ("+14155550199", "Hangup")
 
 

@@ -14,20 +14,11 @@ from urllib.parse import SplitResult, urlsplit
 
 from twilio.twiml.voice_response import VoiceResponse  # type: ignore[import-untyped]
 
-BUSY = "All our lines are busy at the moment. Please call again in a few minutes."
-BUSY_CONNECTING = (
-    "All our lines are busy at the moment. "
-    "Please hold on, I am connecting you to somebody who can help."
-)
-HOLD = (
-    "All our lines are busy at the moment. "
-    "Please hold on, you are put through as soon as one is free."
-)
-MOMENT = "One moment, please."
-SORRY = "I am sorry, something went wrong on our side. Please call again later."
-SORRY_CONNECTING = (
-    "I am sorry, something went wrong on our side. "
-    "Please hold on, I am connecting you to somebody who can help."
+from twiml.spoken_texts import (
+    BUSY,
+    BUSY_CONNECTING,
+    SORRY,
+    SORRY_CONNECTING,
 )
 
 # "The total of the name and value of each parameter must be under 500 characters."

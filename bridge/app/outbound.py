@@ -22,7 +22,7 @@ from twilio.http.http_client import TwilioHttpClient  # type: ignore[import-unty
 from twilio.rest import Client  # type: ignore[import-untyped]
 
 import twiml
-from bridge.app.quotas import may_dial
+from bridge.app.dial_permissions import may_dial
 from bridge.fleet import Registry, formats
 from bridge.fleet.plan import AnsweredBy
 

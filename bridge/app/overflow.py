@@ -13,6 +13,7 @@ from typing import Literal
 
 import twiml
 from bridge.app.routes import Route, WhenFull
+from twiml import spoken_texts
 
 WAITING, RETURNING = "waiting", "returning"
 """Query parameters for the place in the queue: of a new call, and of a running call
@@ -82,7 +83,7 @@ class Overflow:
         pause = min(max(LONGEST_PAUSE - place.turn, SHORTEST_PAUSE), math.ceil(left))
         speaks = place.turn % SAY_EVERY == 0
         return twiml.hold(
-            (when_full.say or twiml.HOLD) if speaks else None,
+            (when_full.say or spoken_texts.HOLD) if speaks else None,
             ask_url=ask(replace(place, turn=place.turn + 1)),
             pause_seconds=pause,
             language=route.language,

@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from bridge.fleet import Registry
@@ -58,36 +58,6 @@ WITHHELD = frozenset(
     )
 )
 """Numbers that stand in place of a withheld one: +266696687 spells ANONYMOUS."""
-
-
-_TRUNK_DIGITS = tuple(
-    re.compile(it)
-    for it in (r"(\+1)[01]+", r"(\+7)[08]", r"(\+[2-689]\d)0+", r"(\+[2-689]\d\d)0+")
-)
-"""Country code and trunk digits. Trunk digits are for calls within a country, but
-people write them in international numbers: +44 (0)900. Networks drop them, so such a
-number would reach an excluded prefix (+44900)."""
-
-
-def may_dial(number: str, prefixes: Sequence[str]) -> bool:
-    """Whether a number (E.164) may be dialled. The longest matching prefix decides; a
-    prefix that begins with `!` forbids, also when trunk digits follow the country code.
-    A number that no prefix matches may not be dialled."""
-    without_trunk = (
-        it.sub(r"\1", number, count=1) for it in _TRUNK_DIGITS if it.match(number)
-    )
-    return _is_allowed(number, prefixes) is True and not any(
-        _is_allowed(it, prefixes) is False for it in without_trunk
-    )
-
-
-def _is_allowed(number: str, prefixes: Sequence[str]) -> bool | None:
-    """None if no prefix matches."""
-    matching = [it for it in prefixes if number.startswith(it.removeprefix("!"))]
-    longest = max((len(it.removeprefix("!")) for it in matching), default=0)
-    deciding = [it for it in matching if len(it.removeprefix("!")) == longest]
-    return not any(it.startswith("!") for it in deciding) if deciding else None
-
 
 WITHHELD_SHARE = 10
 """All callers who withhold their number are counted as one caller. As they may be many,

@@ -12,15 +12,14 @@ from typing import Any
 
 import msgspec
 
-import twiml
 from bridge.agent import user_code
-from bridge.agent.live import CallFacts, LiveCall, NotAllowed, Transfer
+from bridge.agent.live import CallFacts, LiveCall, Transfer
 from bridge.agent.loader import AgentSource
+from bridge.app import dial_permissions
 from bridge.app.background_tasks import BackgroundTasks
-from bridge.app.quotas import Quotas, may_dial
+from bridge.app.quotas import Quotas
 from bridge.app.routes import Route, Routes
-from bridge.core.bounds import Bounds
-from bridge.core.limits import Limits
+from bridge.core.limits import Bounds, Limits
 from bridge.core.rules import MOVED, Prices, Rules
 from bridge.fleet import InstanceLoad, Registry
 from bridge.fleet.plan import CallSnapshot
@@ -130,24 +129,15 @@ class Services:
                 await user_code.ask(hook, live, f"{live.call_sid} on_call")
 
     def check_transfer(self, route: Route, live: LiveCall, to: Transfer) -> None:
-        """NotAllowed unless the operator or the user's code has allowed this number and
-        caller_id: a transfer costs money, and a caller can talk an agent into one."""
-        keys = (it for it in route.keys.values() if isinstance(it, Transfer))
-        fallback = Transfer(route.fallback or self.fallback_number)
-        named = [*route.transfers.values(), *keys, *live.transfers.values(), fallback]
-        named = [it for it in named if _same(it.number, to.number)]
-        ours = [live.facts.ours, self.outbound_number, *(it.caller_id for it in named)]
-        if not named and not may_dial(to.number, self.transfer_prefixes):
-            raise NotAllowed(
-                "calls may not be transferred to this number: name it in the route's "
-                "transfers, or allow its prefix in BRIDGE_TRANSFER_PREFIXES"
-            )
-        if to.caller_id and not any(_same(it, to.caller_id) for it in ours):
-            raise NotAllowed(
-                "this caller_id is not allowed: use our number in this call, "
-                "BRIDGE_OUTBOUND_NUMBER, or the caller_id that the route's transfer "
-                "names"
-            )
+        """As dial_permissions.check_transfer, with the numbers of this deployment."""
+        dial_permissions.check_transfer(
+            route,
+            live,
+            to,
+            prefixes=self.transfer_prefixes,
+            fallback_number=self.fallback_number,
+            outbound_number=self.outbound_number,
+        )
 
     async def forget(self, call_sid: str) -> None:
         """Deletes what is stored of a call that has ended: traces on this machine and
@@ -196,11 +186,3 @@ def rules_for(
     return msgspec.structs.replace(
         rules, silent_asks=silence.ask, silent_text=silence.tell
     )
-
-
-def _same(number: str, other: str) -> bool:
-    """The same number, however written. False if either is not a phone number."""
-    try:
-        return twiml.phone_number(number) == twiml.phone_number(other)
-    except ValueError:
-        return False

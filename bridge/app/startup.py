@@ -24,9 +24,8 @@ from bridge.app.routes import HangUpAction, Routes, RoutesError, TellAction
 from bridge.app.services import Capacity, Ceilings, Services, rules_for
 from bridge.app.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
-from bridge.core.bounds import Bounds
 from bridge.core.commands import End, Note
-from bridge.core.limits import Limits
+from bridge.core.limits import Bounds, Limits
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import CallSnapshot

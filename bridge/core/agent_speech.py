@@ -12,7 +12,6 @@ from typing import TypeVar
 from bridge.audio import g711
 from bridge.audio.g711 import BYTES_PER_MS
 from bridge.core import realtime_events, twilio_messages
-from bridge.core.bounds import Bounds
 from bridge.core.commands import (
     Command,
     Interrupted,
@@ -23,6 +22,7 @@ from bridge.core.commands import (
     limit_hit,
 )
 from bridge.core.history import History, Playing
+from bridge.core.limits import Bounds
 from bridge.core.playback import Key, Playback
 from bridge.core.transcript import ItemTranscript, size_of
 

@@ -8,8 +8,8 @@ from collections import deque
 
 from bridge.audio import g711
 from bridge.core import realtime_events
-from bridge.core.bounds import Bounds
 from bridge.core.commands import Command, Note, ToModel, limit_hit, protocol_error
+from bridge.core.limits import Bounds
 
 RESEND_MS = 15_000
 """Audio since the caller's last turn that is kept for another session. A model that

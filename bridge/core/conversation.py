@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from bridge.audio import g711
 from bridge.core import errors, realtime_events, twilio_messages
 from bridge.core.agent_speech import ANSWER_ID, AgentSpeech
-from bridge.core.bounds import MAX_ID_CHARS, Bounds, MessageRate
 from bridge.core.call_limits import CallLimits
 from bridge.core.caller_audio import CallerAudio
 from bridge.core.commands import (
@@ -28,6 +27,7 @@ from bridge.core.commands import (
 )
 from bridge.core.history import MAX_CHARS, History, HistoryItem, Playing
 from bridge.core.keys import Keys
+from bridge.core.limits import MAX_ID_CHARS, Bounds, MessageRate
 from bridge.core.outbox import Outbox, PendingText
 from bridge.core.playback import Playback
 from bridge.core.replay import Unfinished, recorded, replayed
@@ -131,7 +131,6 @@ class Conversation:
         self._start_due = now + START_SECONDS
         self._sessions = Sessions(now)
         self._stream = StreamPresence(now)
-        """When the stream broke; None while there is one."""
         self.ended_quietly = False
         """Set at the end: nobody spoke, no audio was queued, no response was owed."""
         self._stream_sid = ""

@@ -11,7 +11,7 @@ import msgspec
 
 from bridge.audio import g711
 from bridge.core import UNREADABLE, ProtocolError
-from bridge.core.bounds import MAX_ID_CHARS
+from bridge.core.limits import MAX_ID_CHARS
 
 MULAW = "audio/pcmu"
 

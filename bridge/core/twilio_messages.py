@@ -11,7 +11,7 @@ import msgspec
 
 from bridge.audio import g711
 from bridge.core import UNREADABLE, ProtocolError
-from bridge.core.bounds import MAX_ID_CHARS
+from bridge.core.limits import MAX_ID_CHARS
 
 MAX_MESSAGE_CHARS = 64 * 1024
 """A frame has under 400 characters, a `start` with many parameters a few kB (name and

@@ -23,8 +23,8 @@ from bridge.app.startup import UserCode, start_services
 from bridge.call.call import Call
 from bridge.call.stream import IdentifiedPhone
 from bridge.core import ProtocolError, twilio_messages
-from bridge.core.bounds import MessageRate
 from bridge.core.conversation import HAND_OVER_SECONDS
+from bridge.core.limits import MessageRate
 from bridge.fleet import TAKEN, CallEntry, Registry
 from bridge.fleet.plan import AnsweredBy
 from bridge.http.api import handlers
@@ -32,13 +32,13 @@ from bridge.http.api.auth import ApiAuth, has_token
 from bridge.http.connection_guard import ConnectionGuard, secure_headers
 from bridge.http.signature import Signatures
 from bridge.http.tickets import PATH, TICKET_SECONDS, Ticket, TicketRefused, Tickets
+from bridge.http.webhook_fields import read_body
 from bridge.http.webhooks import (
     ANSWERED_BY,
     LATE_TICKET,
     NEXT_STEP_REQUESTED,
     PLAN_SECONDS,
     Webhooks,
-    read_body,
 )
 from bridge.telemetry.metrics import Metrics
 

@@ -4,13 +4,10 @@ They decide what Twilio does with a new call, and with a call whose stream or tr
 has ended. They know no sockets; the CallDirectory knows the instance's calls.
 """
 
-import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
-from urllib.parse import parse_qsl
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -25,23 +22,23 @@ from bridge.app.routes import Route
 from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.call.call import RETURN_SECONDS, Call
-from bridge.core import UNREADABLE
 from bridge.fleet import NextStep, Then, formats
 from bridge.fleet.plan import CallSnapshot, Plan
 from bridge.http.signature import Signatures, websocket_origin
 from bridge.http.tickets import PATH, Tickets
+from bridge.http.webhook_fields import (
+    FORM,
+    JSON,
+    Webhook,
+    form_of,
+    from_and_to,
+    json_of,
+    read_body,
+)
 from bridge.records.report import report_of_silence
+from twiml import spoken_texts
 
 log = structlog.get_logger()
-
-FORM = "application/x-www-form-urlencoded"
-JSON = "application/json"
-
-MAX_FIELDS = 500
-"""Twilio's webhooks have about forty fields. Checking a signature sorts them all."""
-
-MAX_PARAMETER_CHARS = 400
-"""Name and value of a <Parameter> must be under 500 characters together."""
 
 PLAN_SECONDS = 24 * 3600.0
 """The plan of an outbound call is stored as long as a call can last."""
@@ -95,36 +92,6 @@ NOT_ANSWERED = (
 )
 
 _ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?", re.ASCII)
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Webhook:
-    """A request whose signature was checked: it is from Twilio."""
-
-    request: web.Request
-    form: "MultiDict[str]"
-    origin: str
-    """The origin under which Twilio reaches the bridge: https://host."""
-
-    def text(self, name: str) -> str:
-        return self.form.get(name, "")
-
-    def plain(self) -> dict[str, str]:
-        return dict(self.form.items())
-
-    @property
-    def call_sid(self) -> str:
-        return self.text("CallSid")
-
-    @property
-    def account_sid(self) -> str:
-        return self.text("AccountSid")
-
-    @property
-    def query(self) -> Mapping[str, str]:
-        return self.request.query
 
 
 class CallDirectory(Protocol):
@@ -187,7 +154,7 @@ class Webhooks:
                     text="the body is not a form or JSON"
                 )
             body = await read_body(request.read(), self._services)
-            form = _form_of(body) if request.content_type == FORM else _json_of(body)
+            form = form_of(body) if request.content_type == FORM else json_of(body)
             if self._signatures and not self._is_signed(request, form, body):
                 raise self._refused(request, "signature", "not signed by Twilio")
             account = self._settings.twilio_account_sid
@@ -220,7 +187,7 @@ class Webhooks:
     async def _voice(self, webhook: Webhook) -> web.Response:
         """`/voice`: a call has come in, or an outbound call was answered."""
         call_sid = webhook.call_sid
-        parameters = _from_and_to(webhook)
+        parameters = from_and_to(webhook)
         order = await self._outbound_order(webhook)
         if order is None and "order" in webhook.query:
             # The order has expired, or is from before a restart. The person who
@@ -306,7 +273,7 @@ class Webhooks:
         query = f"?{AFTER_TRANSFER}=1" if AFTER_TRANSFER in webhook.query else ""
         spoken = (route.language or "en").startswith("en")
         return twiml.hold(
-            twiml.MOMENT if spoken else None,
+            spoken_texts.MOMENT if spoken else None,
             ask_url=f"{webhook.origin}/voice/next{query}",
             pause_seconds=RESTART_SECONDS,
             language=route.language,
@@ -367,7 +334,7 @@ class Webhooks:
                 # heard depends on that time.
                 ended, name = str(time.time()).encode(), f"ended:{call_sid}"
                 await self._registry.put(name, ended, ENDED_SECONDS)
-            parameters = {**_from_and_to(webhook), **self._parameters(call_sid, stored)}
+            parameters = {**from_and_to(webhook), **self._parameters(call_sid, stored)}
             moved = step is not None or self._directory.call(call_sid) is None
             if step is None and stored is None and moved:
                 return await self._retry_first_stream(webhook, parameters)
@@ -483,7 +450,7 @@ class Webhooks:
         """A transfer has ended. If the other phone did not answer, the caller returns
         to the agent, who is told about it."""
         call_sid, registry = webhook.call_sid, self._registry
-        log.info("transfer_ended", call_sid=call_sid, status=dialled)
+        log.info("transfer_ended", **webhook.log_fields("transfer_ended"))
         stored = await registry.get(f"talk:{call_sid}")
         if dialled in ANSWERED or stored is None:
             await registry.pop(f"talk:{call_sid}")
@@ -497,33 +464,27 @@ class Webhooks:
         else:
             # A snapshot that this version cannot read is left as it is: an instance of
             # a newer version may get the stream.
-            parameters = _from_and_to(webhook)
+            parameters = from_and_to(webhook)
         stream = self._stream_document(webhook, parameters, f"?{AFTER_TRANSFER}=1")
         return _twiml(stream)
 
     async def _stream_status(self, webhook: Webhook) -> web.Response:
         """`/stream-status`: the only report of a handshake that failed."""
-        event = webhook.text("StreamEvent")
-        facts = {
-            "call_sid": webhook.call_sid,
-            "stream_sid": webhook.text("StreamSid"),
-        }
-        if event == "stream-error":
-            log.warning("stream_error", error=webhook.text("StreamError"), **facts)
+        if webhook.text("StreamEvent") == "stream-error":
+            log.warning("stream_error", **webhook.log_fields("stream_error"))
         else:
-            log.debug("stream_status", status=event, **facts)
+            log.debug("stream_status", **webhook.log_fields("stream_status"))
         return web.Response(status=204)
 
     async def _call_status(self, webhook: Webhook) -> web.Response:
         """`/call-status`: the progress of a call. Twilio may send statuses out of order
         and to any instance."""
-        call_sid, status = webhook.call_sid, webhook.text("CallStatus")
         known = (
             await self._outbound.note_status(webhook.plain())
             if self._outbound
             else None
         )
-        log.info("call_status", call_sid=call_sid, status=status)
+        log.info("call_status", **webhook.log_fields("call_status"))
         if known and known.state in UNANSWERED:
             await self._report_unanswered(webhook, known.state)
         return web.Response(status=204)
@@ -565,71 +526,10 @@ class Webhooks:
         return origin
 
 
-async def read_body(body: Awaitable[T], services: Services) -> T:
-    """A request's body. 408 if it is late, 413 if it is too large, 400 if it is
-    broken."""
-    try:
-        async with asyncio.timeout(services.limits.body_seconds):
-            return await body
-    except TimeoutError:
-        services.metrics.hit("body_slow")
-        raise web.HTTPRequestTimeout(text="the body did not arrive in time") from None
-    except web.HTTPRequestEntityTooLarge:
-        services.metrics.hit("body_bytes")
-        raise
-    except (ValueError, LookupError, web.RequestPayloadError, ConnectionError):
-        raise web.HTTPBadRequest(text="the body cannot be read") from None
-
-
-def _form_of(body: bytes) -> "MultiDict[str]":
-    """The form as it was sent, with repeated names and empty values: all are signed."""
-    try:
-        pairs = parse_qsl(
-            body.decode("ascii"),
-            keep_blank_values=True,
-            errors="strict",
-            max_num_fields=MAX_FIELDS,
-        )
-    except ValueError:
-        raise web.HTTPBadRequest(text="the form cannot be read") from None
-    return MultiDict(pairs)
-
-
-def _json_of(body: bytes) -> "MultiDict[str]":
-    """The same fields from JSON. Values that are neither text nor numbers are left
-    out."""
-    try:
-        fields = msgspec.json.decode(body)
-    except UNREADABLE:
-        raise web.HTTPBadRequest(text="the body is not JSON") from None
-    if not isinstance(fields, dict):
-        raise web.HTTPBadRequest(text="the body is not a JSON object")
-    return MultiDict(
-        (name, str(value))
-        for name, value in fields.items()
-        if isinstance(value, str | int | float)
-    )
-
-
 def _queue_place(webhook: Webhook, name: str) -> QueuePlace | None:
     """The place in the queue from the query; None if the query has none."""
     written = webhook.query.get(name)
     return None if written is None else QueuePlace.read(written)
-
-
-def _from_and_to(webhook: Webhook) -> dict[str, str]:
-    """The caller's and the called number, as parameters of the stream."""
-    return {name: _parameter(webhook, name) for name in ("From", "To")}
-
-
-def _parameter(webhook: Webhook, name: str) -> str:
-    """The value, if it is fit for a <Parameter>, else "". A call from a SIP address
-    that does not fit is accepted all the same."""
-    value = webhook.text(name)
-    if len(value) > MAX_PARAMETER_CHARS or not value.isprintable():
-        log.warning("parameter_omitted", name=name)
-        return ""
-    return value
 
 
 def _twiml(document: str) -> web.Response:

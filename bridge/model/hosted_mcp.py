@@ -23,7 +23,7 @@ from openai.types.responses.response_output_item import McpApprovalRequest
 from bridge.agent import user_code
 from bridge.agent.approvals import Approvals
 from bridge.core import UNREADABLE
-from bridge.core.bounds import MAX_ID_CHARS
+from bridge.core.limits import MAX_ID_CHARS
 
 log = structlog.get_logger()
 

@@ -20,7 +20,7 @@ from agents.realtime.session import RealtimeSession, _PendingToolOutputSendError
 from agents.tool import FunctionTool
 
 from bridge.agent import user_code
-from bridge.core.bounds import MAX_ID_CHARS
+from bridge.core.limits import MAX_ID_CHARS
 from bridge.model.wire import whole
 
 log = structlog.get_logger()

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from bridge.core import ProtocolError, errors, realtime_events
-from bridge.core.bounds import MessageRate
+from bridge.core.limits import MessageRate
 from bridge.model.transcode import ModelAudio
 
 MAX_OUT = 2000

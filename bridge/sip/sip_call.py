@@ -217,7 +217,7 @@ class SipCall:
                 if not self._left:
                     await self._let_go()
         except (TimeoutError, ConnectionError):
-            self._log.warning("close_late")
+            self._log.warning("call_close_failed")
         self.live.emit("call_ended", by=by, why=why, seconds=seconds)
         self.live.end()
         self._listeners.end()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import twiml
 from bridge.app.overflow import LONGEST_PAUSE, SHORTEST_PAUSE, Overflow, QueuePlace
 from bridge.app.routes import Route, WhenFull
+from twiml import spoken_texts
 
 NOW = 1_800_000_000.0
 NUMBER, OTHER = "+14155550199", "+14155550198"
@@ -52,7 +52,7 @@ def test_a_wait_in_the_queue() -> None:
     turns = waited(QUEUE, None)
     pauses = [turn.pause for turn in turns]
 
-    assert turns[0].said == [twiml.HOLD]
+    assert turns[0].said == [spoken_texts.HOLD]
     assert 4 <= sum(bool(turn.said) for turn in turns) <= 8
     assert (pauses[0], pauses[-2]) == (LONGEST_PAUSE, SHORTEST_PAUSE)
     assert pauses == sorted(pauses, reverse=True)
@@ -115,13 +115,13 @@ FR = Route(language="fr-FR", busy="Complet.")
 @pytest.mark.parametrize(
     ("overflow", "route", "heard"),
     [
-        (Overflow(), Route(), [twiml.BUSY]),
+        (Overflow(), Route(), [spoken_texts.BUSY]),
         (Overflow(), FR, ["Complet."]),
-        (Overflow(fallback_number=NUMBER), Route(), [twiml.BUSY]),
+        (Overflow(fallback_number=NUMBER), Route(), [spoken_texts.BUSY]),
         (
             Overflow("fallback", 0, NUMBER),
             Route(),
-            [twiml.BUSY_CONNECTING, NUMBER],
+            [spoken_texts.BUSY_CONNECTING, NUMBER],
         ),
         (
             Overflow("fallback", 0, NUMBER),
@@ -131,13 +131,13 @@ FR = Route(language="fr-FR", busy="Complet.")
         (
             Overflow("fallback", 0, NUMBER),
             Route(when_full=WhenFull("busy")),
-            [twiml.BUSY],
+            [spoken_texts.BUSY],
         ),
-        (Overflow(), Route(when_full=WhenFull("fallback")), [twiml.BUSY]),
+        (Overflow(), Route(when_full=WhenFull("fallback")), [spoken_texts.BUSY]),
         (
             Overflow("queue", 0, NUMBER),
             Route(when_full=WhenFull("queue", "Wait.")),
-            [twiml.BUSY_CONNECTING, NUMBER],
+            [spoken_texts.BUSY_CONNECTING, NUMBER],
         ),
         (Overflow("queue"), FR, ["Complet."]),
     ],

@@ -65,9 +65,9 @@ def test_idle_connections_leave_enough_file_descriptors(hard: int, told: int) ->
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))
-from bridge.cli.commands import _allow_files
+from bridge.cli.commands import _raise_file_limit
 from bridge.app.settings import Settings
-found = _allow_files(Settings())
+found = _raise_file_limit(Settings())
 print(len(found), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
     done = subprocess.run(

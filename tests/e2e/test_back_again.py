@@ -15,7 +15,6 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 from websockets.protocol import State
 
-import twiml
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import CallSnapshot
@@ -24,6 +23,7 @@ from bridge.sim.model import Behaviour, PlayRuler
 from tests.e2e.bridge import Place, bridge
 from tests.e2e.test_survive import until
 from tests.fleet.conftest import Clock
+from twiml import spoken_texts
 
 SID = "CA" + "4" * 32
 QUICK = Behaviour(fallback=[PlayRuler(200)], think_seconds=0.05, speed=20)
@@ -159,7 +159,7 @@ async def test_streams_that_break_far_apart() -> None:
             clock.pass_on(RESUMED_SECONDS + 1)
 
     assert ["<Stream" in it for it in quick] == [True] * MAX_RESUMES + [False]
-    assert twiml.SORRY in quick[-1]
+    assert spoken_texts.SORRY in quick[-1]
     assert all("<Stream" in it for it in slow), "a good call was given up"
     assert RESUMED_SECONDS <= 120
 

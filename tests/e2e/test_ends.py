@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from agents.realtime import RealtimeAgent
 
-import twiml
 from bridge.agent.live import LiveCall
 from bridge.core import redial, stream_presence
 from bridge.sim.model import Behaviour, Fail, PlayRuler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import CLOSED_SECONDS, HELLO, Place, bridge
+from twiml import spoken_texts
 
 HANG_UP = steps.HangUpStep()
 TALK = [steps.SayStep(HELLO), steps.HearStep(300)]
@@ -78,7 +78,7 @@ async def test_the_model_fails(
         record = await place.caller().call(STAY)
         await place.empty()
 
-    assert record.said_by_twilio == [twiml.SORRY_CONNECTING]
+    assert record.said_by_twilio == [spoken_texts.SORRY_CONNECTING]
     assert record.dialled == "+15550009999"
     assert record.ended_by == "bridge"
     assert place.metric(f'bridge_calls_total{{outcome="{outcome}"}}') == 1
@@ -90,7 +90,7 @@ async def test_a_wrong_api_key() -> None:
         record = await place.caller().call([steps.WaitStep(5)])
         await place.empty()
 
-    assert record.said_by_twilio == [twiml.SORRY]
+    assert record.said_by_twilio == [spoken_texts.SORRY]
     assert place.model.refused == [401]
 
 
@@ -105,7 +105,7 @@ async def test_nothing_listens_at_the_models_url(
         await place.empty()
         await place.model.__aenter__()
 
-    assert record.said_by_twilio == [twiml.SORRY]
+    assert record.said_by_twilio == [spoken_texts.SORRY]
 
 
 def _raises(call: LiveCall) -> RealtimeAgent[Any]:
@@ -145,7 +145,7 @@ async def test_the_users_agent_fails(agent: Any) -> None:
         record = await place.caller().call([steps.WaitStep(5)])
         await place.empty()
 
-    assert record.said_by_twilio == [twiml.SORRY]
+    assert record.said_by_twilio == [spoken_texts.SORRY]
     assert place.metric('bridge_calls_total{outcome="bridge_agent_failed"}') == 1
 
 
@@ -171,7 +171,7 @@ async def test_the_bridge_shuts_down() -> None:
             await place.server.close(drain_seconds=0.1)
         await place.empty()
 
-    assert call.result().said_by_twilio == [twiml.SORRY]
+    assert call.result().said_by_twilio == [spoken_texts.SORRY]
     assert place.metric('bridge_calls_total{outcome="bridge_shutdown"}') == 1
 
 
@@ -187,7 +187,7 @@ async def test_draining_lets_calls_finish() -> None:
             assert not drained.done()
         await place.empty()
 
-    assert refused.said_by_twilio == [twiml.BUSY]
+    assert refused.said_by_twilio == [spoken_texts.BUSY]
     assert call.result().ended_by == "caller"
 
 

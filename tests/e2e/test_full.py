@@ -31,6 +31,7 @@ from bridge.http.webhooks import MAX_REFUSALS, MAX_RESUMES
 from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import AGENT, Place, bridge
+from twiml import spoken_texts
 
 PUBLIC, TOKEN = "https://bridge.example", SecretStr("twilio-secret-of-this-test")
 NUMBER = "+15550009999"
@@ -101,7 +102,7 @@ async def test_a_caller_waits_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> N
         await place.empty()
 
     record = call.result()
-    assert (record.said_by_twilio, record.ended_by) == ([twiml.HOLD], "caller")
+    assert (record.said_by_twilio, record.ended_by) == ([spoken_texts.HOLD], "caller")
     assert record.heard
     facts = next(it for it in seen if it.call_sid == record.call_sid)
     assert (facts.from_number, facts.to_number) == (FORM["From"], FORM["To"])
@@ -118,7 +119,7 @@ async def test_a_wait_that_is_too_long() -> None:
         caller = place.caller(auth_token=TOKEN.get_secret_value(), signed_origin=PUBLIC)
         record = await caller.call([steps.WaitStep(5)])
 
-    assert record.said_by_twilio == [twiml.HOLD, twiml.BUSY_CONNECTING]
+    assert record.said_by_twilio == [spoken_texts.HOLD, spoken_texts.BUSY_CONNECTING]
     assert (record.dialled, record.ended_by) == (NUMBER, "bridge")
     assert record.ended_at is not None
     assert 0.9 < record.ended_at - record.started_at < 4
@@ -129,13 +130,15 @@ async def test_a_forged_place_in_the_queue() -> None:
     async with bridge(when_full="queue", max_calls=1) as place:
         place.server._services.capacity.streams = 1
         for query in ("waiting=", "waiting=%00&waiting=1", "waiting=-1-1e9"):
-            assert said(await asked(place.url, f"/voice?{query}")) == [twiml.BUSY]
+            assert said(await asked(place.url, f"/voice?{query}")) == [
+                spoken_texts.BUSY
+            ]
         future = await asked(place.url, "/voice?a=%26+b&waiting=9999999999999-7")
         late = await asked(place.url, "/voice?waiting=9999999999999-99999")
 
     [redirect] = future.iter("Redirect")
     assert redirect.text == f"{place.url}/voice?a=%26+b&waiting=9999999999999-8"
-    assert said(late) == [twiml.BUSY]
+    assert said(late) == [spoken_texts.BUSY]
 
 
 async def test_the_route_says_how_its_callers_wait() -> None:
@@ -158,15 +161,15 @@ async def test_no_queue_at_a_bridge_that_stops() -> None:
         place.server._services.capacity.draining = True
         record = await place.caller().call([steps.WaitStep(5)])
 
-    assert record.said_by_twilio == [twiml.BUSY]
+    assert record.said_by_twilio == [spoken_texts.BUSY]
 
 
 @pytest.mark.parametrize(
     ("when_full", "heard"),
     [
-        ("busy", [twiml.BUSY]),
-        ("fallback", [twiml.BUSY_CONNECTING]),
-        ("queue", [twiml.HOLD, twiml.BUSY_CONNECTING]),
+        ("busy", [spoken_texts.BUSY]),
+        ("fallback", [spoken_texts.BUSY_CONNECTING]),
+        ("queue", [spoken_texts.HOLD, spoken_texts.BUSY_CONNECTING]),
     ],
 )
 async def test_the_last_capacity_is_taken_before_the_stream_opens(
@@ -273,7 +276,7 @@ async def test_the_other_instance_has_become_full() -> None:
         record = await place.caller().call([steps.WaitStep(5)])
 
     assert len(record.stream_ends) == 1 + MAX_REFUSALS
-    assert record.said_by_twilio == [twiml.BUSY]
+    assert record.said_by_twilio == [spoken_texts.BUSY]
 
 
 async def test_a_caller_waits_for_the_other_instances_when_one_stops() -> None:
@@ -334,7 +337,7 @@ async def test_a_call_whose_new_streams_are_all_lost() -> None:
 
     assert [verbs(it) for it in answers[:-1]] == [["Connect"]] * MAX_RESUMES
     assert parameters(answers[0])["campaign"] == "spring"
-    assert said(answers[-1]) == [twiml.SORRY_CONNECTING]
+    assert said(answers[-1]) == [spoken_texts.SORRY_CONNECTING]
 
 
 async def test_a_call_is_handed_over() -> None:
@@ -354,7 +357,9 @@ async def test_a_call_is_handed_over() -> None:
         resumed = await asked(place.url, path)
 
     assert parameters(bare) == {"From": FORM["From"], "To": FORM["To"]}
-    assert said(held) == [twiml.HOLD] and path.startswith("/voice/next?returning=")
+    assert said(held) == [spoken_texts.HOLD] and path.startswith(
+        "/voice/next?returning="
+    )
     assert parameters(resumed)["campaign"] == "spring"
 
 

@@ -13,7 +13,7 @@ from agents import function_tool
 from agents.realtime import RealtimeAgent
 from structlog.testing import capture_logs
 
-from bridge.core.bounds import MAX_ID_CHARS
+from bridge.core.limits import MAX_ID_CHARS
 from bridge.model import wire
 from bridge.model.sdk_session import MAX_TOOLS, TOO_MANY
 from bridge.model.session import MAX_EVENT_BYTES

@@ -8,7 +8,6 @@ from agents.realtime import RealtimeAgent, RealtimeRunner
 from agents.realtime.model_inputs import RealtimeModelSendRawMessage
 from structlog.testing import capture_logs
 
-import twiml
 from bridge.agent.live import LiveCall
 from bridge.app.routes import Route
 from bridge.model.session_settings import SessionSettings
@@ -16,6 +15,7 @@ from bridge.sim.model import Behaviour, CallTool, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import AGENT, Place, bridge
+from twiml import spoken_texts
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUpStep()
@@ -161,7 +161,7 @@ async def test_a_setting_that_the_model_refuses() -> None:
             record = await place.caller().call([steps.WaitStep(5)])
             await place.empty()
 
-    assert record.said_by_twilio == [twiml.SORRY]
+    assert record.said_by_twilio == [spoken_texts.SORRY]
     assert record.media_in == []
     [error] = [it for it in logs if it["event"] == "model_error"]
     assert error["code"] == "unknown_parameter"

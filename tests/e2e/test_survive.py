@@ -13,7 +13,6 @@ from agents import function_tool
 from agents.realtime import RealtimeAgent, realtime_handoff
 from websockets.asyncio.client import connect
 
-import twiml
 from bridge.agent.live import LiveCall
 from bridge.model.sdk_session import PhoneSession
 from bridge.sim import counting
@@ -24,6 +23,7 @@ from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.record import CallRecord
 from tests.e2e.bridge import AGENT, HELLO, Place, bridge
+from twiml import spoken_texts
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUpStep()
@@ -153,7 +153,7 @@ async def test_a_model_that_refuses_every_reconnect() -> None:
         waited = monotonic() - began
         await place.empty()
 
-    assert call.result().said_by_twilio == [twiml.SORRY]
+    assert call.result().said_by_twilio == [spoken_texts.SORRY]
     assert len(place.model.refused) == 1 and waited < 2.0
     assert place.metric('bridge_calls_total{outcome="model_refused"}') == 1
 

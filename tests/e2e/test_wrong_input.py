@@ -13,11 +13,11 @@ from twilio.request_validator import RequestValidator
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-import twiml
 from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import HELLO, Place, bridge
+from twiml import spoken_texts
 
 LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
 TOKEN = "a" * 32
@@ -256,7 +256,7 @@ async def test_one_call_too_many() -> None:
             await socket.send(STOP)
         await place.empty()
 
-    assert record.said_by_twilio == [twiml.BUSY]
+    assert record.said_by_twilio == [spoken_texts.BUSY]
 
 
 async def test_health_and_metrics() -> None:
@@ -306,4 +306,4 @@ async def test_the_next_step_of_an_unknown_call() -> None:
         status, text = await _post(f"{place.url}/voice/next", {"CallSid": "CAxyz"})
 
     assert status == 200
-    assert twiml.SORRY in text
+    assert spoken_texts.SORRY in text

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from bridge.core import ProtocolError, realtime_events, twilio_messages
-from bridge.core.bounds import Bounds
 from bridge.core.commands import Command, Note
 from bridge.core.conversation import Conversation
+from bridge.core.limits import Bounds
 from bridge.core.rules import Rules
 from bridge.privacy.redaction import Redaction, pattern
 from bridge.telemetry.trace import (
