@@ -15,7 +15,6 @@ METAPHORS = {
     "errands": "background_tasks",
     "shelf": "store",
     "safekeeping": "checkpoint",
-    "earlier": "snapshot",
     "untold": "pending",
     "unconfirmed": "unacked",
     "patience": "call_limits",

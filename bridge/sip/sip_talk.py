@@ -172,7 +172,7 @@ class SipTalk:
         if self._ended:
             return []
         self._speech.want()
-        return self._pay()
+        return self._request_if_free()
 
     def interrupt(
         self, by: str, now: float, response_id: str | None = None
@@ -340,7 +340,7 @@ class SipTalk:
         self._speech.refused(again=running)
         return [note, *([] if benign else self._failed(error.code or "", now))]
 
-    def _pay(self) -> list[Command]:
+    def _request_if_free(self) -> list[Command]:
         if not self._attached or not self._speech.request_if_free():
             return []
         return [ToModel(realtime_events.create_response(ANSWER_ID))]
@@ -380,7 +380,7 @@ class SipTalk:
         """Applies a change of state to requests, waits, limits and the call's end."""
         if self._ended:
             return []
-        commands = self._pay()
+        commands = self._request_if_free()
         quiet = self._speech.all_heard and not (self._caller_speaks or self._busy)
         self._call_limits.watch(quiet and self._attached, now)
         over = self._waits.over(self._outstanding, now)

@@ -1,9 +1,8 @@
 """The stored snapshot of a running call: when it is written and when it is deleted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -16,16 +15,10 @@ from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import CallSnapshot, SavedMessage
 from bridge.privacy.redaction import Redaction
 from tests.fleet.conftest import Clock
+from tests.support.waiting import until
 
 NAME = "talk:CA1"
 POLL = 0.01
-
-
-async def until(happened: Callable[[], object]) -> None:
-    limit = monotonic() + 2.0
-    while not happened():
-        assert monotonic() < limit, "it was not written"
-        await asyncio.sleep(POLL / 2)
 
 
 class Talk:

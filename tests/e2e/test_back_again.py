@@ -21,8 +21,8 @@ from bridge.fleet.plan import CallSnapshot
 from bridge.http.webhooks import MAX_RESUMES, RESUMED_SECONDS
 from bridge.sim.model import Behaviour, PlayRuler
 from tests.e2e.bridge import Place, bridge
-from tests.e2e.test_survive import until
 from tests.fleet.conftest import Clock
+from tests.support.waiting import until
 from twiml import spoken_texts
 
 SID = "CA" + "4" * 32

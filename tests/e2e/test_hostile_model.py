@@ -5,7 +5,6 @@ The process never ends, and no other call is affected.
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import HELLO, Place, bridge
+from tests.support.waiting import until
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
 TALK = [steps.SayStep(HELLO), LISTEN, steps.HangUpStep()]
@@ -190,13 +190,6 @@ async def test_a_giant_event(size: int) -> None:
     assert sum(read_ruler(record.heard).heard_ms.values()) == 1000
     assert sessions == (1 if size < MAX_EVENT_BYTES else 2)
     assert place.metric('bridge_limit_hits_total{limit="model_bytes"}') == 1
-
-
-async def until(done: Callable[[], bool]) -> None:
-    """Polls, because no event reports this."""
-    async with asyncio.timeout(5):
-        while not done():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 def is_configured(place: Place) -> bool:

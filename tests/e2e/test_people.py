@@ -8,11 +8,10 @@ import os
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -39,6 +38,7 @@ from tests.e2e.bridge import HELLO, Place, bridge
 from tests.e2e.test_connection_guard import with_sip
 from tests.e2e.test_outbound import CALLEE, SECRET, TOKEN, phones
 from tests.fleet.redis_server import RedisServer
+from tests.support.waiting import until
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUpStep()
@@ -48,13 +48,6 @@ KEY = "sk-proj-the-key-of-this-test"
 PASSWORD = "hunter22-of-redis"
 QUOTED = (CALLER, "030 12345678", VISA, KEY, TOKEN, SECRET, PASSWORD)
 """Texts that any exception may contain."""
-
-
-async def until(happened: Callable[[], object]) -> None:
-    limit = monotonic() + 20.0  # the event may come seconds after the start of a call
-    while not happened():
-        assert monotonic() < limit, "it did not happen"
-        await asyncio.sleep(0.01)
 
 
 # --- the log ---

@@ -5,7 +5,6 @@ Over real sockets; the agent counts, so that every word that is lost or repeated
 
 import asyncio
 import json
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -23,6 +22,7 @@ from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.record import CallRecord
 from tests.e2e.bridge import AGENT, HELLO, Place, bridge
+from tests.support.waiting import until
 from twiml import spoken_texts
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
@@ -49,13 +49,6 @@ def understood(record: CallRecord) -> str:
     """The agent's words that the caller heard, repeats included."""
     said = counting.understood_words(record.heard)
     return counting.text(word for word in said if word.speaker == "agent")
-
-
-async def until(happened: Callable[[], object], seconds: float = 5.0) -> None:
-    limit = monotonic() + seconds
-    while not happened():
-        assert monotonic() < limit, "it did not happen"
-        await asyncio.sleep(0.01)
 
 
 def sent_ms(place: Place) -> float:

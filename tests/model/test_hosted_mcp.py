@@ -33,6 +33,7 @@ from bridge.sim.model import (
     Turn,
     TurnContext,
 )
+from tests.support.waiting import until
 
 SID = "CA00000000000000000000000000000001"
 BOOK = {"name": "book", "description": "Books a table.", "input_schema": {}}
@@ -171,12 +172,6 @@ class Talk:
         """Names of the functions and labels of the servers that the model knows."""
         tools = self.server.session["tools"]
         return [it.get("name") or it["server_label"] for it in tools]
-
-
-async def until(there: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not there():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
 
 
 def speaks_of_results(heard: TurnContext) -> Turn:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from bridge.sim.model import (
     Turn,
     TurnContext,
 )
+from tests.support.waiting import until
 
 PROGRAM = Path(__file__).resolve().parents[1] / "support" / "mcp_server.py"
 
@@ -50,12 +50,6 @@ def runs(process: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-async def until(there: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not there():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
 
 
 class Strange(MCPServer):

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
@@ -29,6 +29,7 @@ from bridge.model.wire import (
 )
 from bridge.sim.model import Behaviour, ModelServer
 from bridge.sim.realtime import faults
+from tests.support.waiting import until
 
 
 def update(**session: Any) -> str:
@@ -146,12 +147,6 @@ class Call:
             while self.told.count(what) < times:
                 self.changed.clear()
                 await self.changed.wait()
-
-
-async def until(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(2):
-        while not happened():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ request."""
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from bridge.records.retention import (
     forget,
     forget_call,
 )
+from tests.support.waiting import until
 
 OLD = time.time() - 40 * DAY_SECONDS
 
@@ -131,13 +131,6 @@ async def test_old_traces_are_deleted_at_startup_and_at_intervals(
 
     assert [(it["event"], it["files"]) for it in logged] == [("records_deleted", 1)] * 2
     assert "CA1" not in str(logged)
-
-
-async def until(happened: Callable[[], object]) -> None:
-    limit = time.monotonic() + 2.0
-    while not happened():
-        assert time.monotonic() < limit, "nothing was deleted"
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("days", [0, 30])

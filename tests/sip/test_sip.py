@@ -1,7 +1,7 @@
 """Calls on the Realtime Calls API, from the webhook to the end, over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,6 +58,7 @@ from bridge.sip.sip import SipCalls, facts_of, number_of
 from bridge.sip.sip_call import SipPlan, SipServices
 from bridge.sip.sip_session import ATTACH_TRIES
 from tests.sim.realtime_client import QUICK, speech
+from tests.support.waiting import until
 
 CALLER, CALLED = "+14155550123", "+14155550100"
 GREETING = "Greet the caller."
@@ -141,12 +142,6 @@ def talking(*turns: Turn) -> Behaviour:
 
 def tasks() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks()]
-
-
-async def until(what: Callable[[], bool], seconds: float = 8.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not what():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
