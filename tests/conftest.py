@@ -1,7 +1,7 @@
-"""What makes the suite quick where several workers run it; it changes no test.
+"""Makes the suite fast when several workers run it; it changes no test.
 
-Calls are real time, so workers mostly wait, and there are more of them than cores. What
-each of them does before its first test is paid as often as there are workers.
+Calls run in real time, so workers mostly wait, and there are more workers than cores.
+What each worker does before its first test costs once per worker.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1 ...
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 LONG = ("test_serve_takes", "test_demo", "e2e/", "test_examples", "agent/", "sim/")
-"""Where calls take seconds, the longest first."""
+"""Parts of the ids of tests whose calls take seconds, the longest first."""
 
-# A fifth of the time that imports and collection take went into looking for garbage
-# among what stays for good.
+# Garbage collection took a fifth of the time of imports and collection, although what
+# they create is never garbage.
 gc.disable()
 
 
@@ -37,10 +37,11 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 
 def _compile_together() -> None:
-    """Import all the tests, each worker from another place on.
+    """Imports all test modules, each worker starting at a different one.
 
-    In a fresh clone there is no bytecode. Workers that go through the files in the same
-    order compile each of them at the same time; so they find what another has compiled.
+    A fresh clone has no bytecode. Workers that import the modules in the same order
+    compile each of them at the same time. With different starts, a worker finds what
+    another has compiled already.
     """
     names = sorted(
         ".".join(file.relative_to(ROOT).with_suffix("").parts)
@@ -49,16 +50,17 @@ def _compile_together() -> None:
     )
     first = int(WORKER.removeprefix("gw")) * len(names) // WORKERS
     for name in names[first:] + names[:first]:
-        # What cannot be imported is told of by the collection.
+        # The collection reports modules that cannot be imported.
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker begins with what Hypothesis computes, the others are dealt the calls,
-    long ones first; who is done takes from others (--dist worksteal). So neither do
-    calls fight for the cores, nor does all wait for one that was begun last."""
+    """One worker starts with the tests that Hypothesis computes. The other workers get
+    the tests with calls, long ones first; a worker that has finished takes tests from
+    others (--dist worksteal). So calls do not compete for the cores, and the run does
+    not wait for a long test that started last."""
     if WORKERS == 1:
         return
     computed = [it for it in items if it.get_closest_marker("hypothesis")]

@@ -1,4 +1,4 @@
-"""scripts/audit.sh: what it reports, and when it admits that nothing was checked."""
+"""scripts/audit.sh: what it reports, and that it admits when nothing was checked."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# The advisory may be against what another Python needs: the image has another one.
+# `other` is for another Python; its advisories count, because the image may have it.
 LOCK = f"""\
 good==1.0 --hash=sha256:{"0" * 64}
 other==2.0 ; python_version < '3' \\
@@ -22,7 +22,7 @@ NOTHING_CHECKED = 75
 
 @contextmanager
 def database(*against: str) -> Iterator[str]:
-    """An OSV server that knows an advisory against each of these (name==version)."""
+    """An OSV server that knows an advisory for each of these (name==version)."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -82,7 +82,7 @@ def test_an_advisory_fails_the_audit_and_may_be_accepted(tmp_path: Path) -> None
 
 
 def test_without_a_database_the_result_says_so(tmp_path: Path) -> None:
-    """A mirror that knows nothing is not taken for a database that found nothing."""
+    """A mirror without any advisory is not mistaken for a database that found none."""
     with database() as url:
         ignorant = audit(tmp_path, url)
     closed = audit(tmp_path, url)
@@ -92,9 +92,9 @@ def test_without_a_database_the_result_says_so(tmp_path: Path) -> None:
         assert "NOTHING WAS CHECKED" in done.stdout
 
 
-def test_an_audit_that_fails_is_no_outage(tmp_path: Path) -> None:
-    """An option that pip-audit does not know does not pass for a database that is away;
-    options are for the lock alone, such as a file for the result."""
+def test_a_failed_audit_is_not_reported_as_an_outage(tmp_path: Path) -> None:
+    """An option that pip-audit does not know is not mistaken for an unreachable
+    database. Options, such as a file for the result, apply to the lock alone."""
     with database("pyyaml==5.3") as url:
         wrong = audit(tmp_path, url, "--no-such-option")
         written = audit(tmp_path, url, "-f", "json", "-o", str(tmp_path / "found.json"))

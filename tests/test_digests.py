@@ -1,4 +1,4 @@
-"""scripts/digests.py, with a program in the place of docker."""
+"""scripts/digests.py, with a program in place of docker."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
 
 @pytest.fixture
 def docker(tmp_path: Path) -> Path:
-    """Answers for each image, unless its name contains `gone`."""
+    """A `docker` that knows every image unless its name contains `gone`."""
     program = tmp_path / "bin" / "docker"
     program.parent.mkdir()
     program.write_text(
@@ -39,7 +39,7 @@ def renew(docker: Path, *files: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_digests_are_renewed_and_nothing_else(docker: Path, tmp_path: Path) -> None:
-    """A base is renewed by one command, in each file that names it."""
+    """One command renews a base image in each file that names it."""
     one, other = tmp_path / "Dockerfile", tmp_path / "compose.yml"
     one.write_text(f"ARG IMAGE=a/b:1.2-slim@{OLD}\nFROM ${{IMAGE}}\n")
     other.write_text(f"image: localhost:5000/c:v3@{OLD}\nimage: d:7\n")
@@ -55,7 +55,7 @@ def test_digests_are_renewed_and_nothing_else(docker: Path, tmp_path: Path) -> N
 def test_no_file_changes_when_a_registry_does_not_answer(
     docker: Path, tmp_path: Path
 ) -> None:
-    """There is never one file with the new digest and one with the old."""
+    """It never happens that one file has the new digest and another the old one."""
     one, other = tmp_path / "Dockerfile", tmp_path / "compose.yml"
     one.write_text(f"FROM a:1@{OLD}\n")
     other.write_text(f"image: gone:1@{OLD}\n")

@@ -1,4 +1,5 @@
-"""The examples run as they are: each is loaded and placed on a call that shows it."""
+"""The examples run unchanged: each is loaded and serves a call that shows its
+purpose."""
 
 import ast
 import asyncio
@@ -45,7 +46,7 @@ BYE = PlayRuler(200)
 
 
 @pytest.fixture(autouse=True)
-def _where_the_user_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
@@ -54,7 +55,7 @@ def example(name: str) -> Any:
 
 
 def watched(name: str) -> tuple[Callable[[LiveCall], Any], list[LiveCall]]:
-    """The example, and the calls it was made for."""
+    """The example, and the list of calls for which it was called."""
     make, calls = example(name), list[LiveCall]()
 
     def agent(call: LiveCall) -> Any:
@@ -73,7 +74,7 @@ async def talk(
     behaviour: dict[str, Any] | None = None,
     **conf: Any,
 ) -> tuple[ModelSession, CallRecord]:
-    """A call in which the model does so; nothing may go wrong in it."""
+    """A call in which the model takes these turns; nothing may fail in it."""
     told = Behaviour(turns=turns, **{"mcp": AnyMcpServer(), **(behaviour or {})})
     async with bridge(told, agent=agent, callers=caller, **conf) as place:
         record = await place.caller().call(script)
@@ -89,7 +90,7 @@ def well(session: ModelSession, record: CallRecord) -> None:
 
 
 def outputs(session: ModelSession) -> dict[str, str]:
-    """What the tools gave; each that was called is there."""
+    """The outputs of the tools; each tool that was called has one."""
     items = session.items.values()
     called = [it for it in items if it.type == "function_call"]
     given = {it.call_id: it.output or "" for it in items if it.output is not None}
@@ -104,12 +105,12 @@ def names(session: ModelSession) -> set[str]:
     return {tool["name"] for tool in session.session["tools"]}
 
 
-# ------------------------------------------------------------------------- all of them
+# ---------------------------------------------------------------------- all examples
 
 
 @pytest.mark.parametrize("file", AGENTS, ids=lambda file: file.stem)
-def test_an_example_is_found_under_the_name_it_tells(file: Path) -> None:
-    """Whoever copies the line at its top gets this agent."""
+def test_the_command_at_the_top_of_an_example_works(file: Path) -> None:
+    """A user who copies the line at its top gets this agent."""
     found = loader.load(f"{file}:agent")
 
     assert isinstance(found, RealtimeAgent | RealtimeRunner) or callable(found)
@@ -120,8 +121,8 @@ def test_an_example_is_found_under_the_name_it_tells(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["routes", "front_desk"])
-def test_the_routes_name_what_is_there(name: str) -> None:
-    """A routes file of the examples starts a server as it is."""
+def test_the_routes_of_the_examples_can_be_loaded(name: str) -> None:
+    """A server starts with a routes file of the examples, unchanged."""
     user_code = load_user_code(Settings(routes=ROOT / "examples" / f"{name}.yaml"))
 
     assert set(user_code.sources) == set(user_code.routes.agents())
@@ -129,7 +130,7 @@ def test_the_routes_name_what_is_there(name: str) -> None:
 
 
 def test_every_example_is_tested_here() -> None:
-    """A new one does not stay unproven."""
+    """A new example without a test is noticed."""
     here = Path(__file__).read_text()
     ways = ('example("{}")', 'watched("{}")', "examples/{}.yaml")
 
@@ -137,7 +138,7 @@ def test_every_example_is_tested_here() -> None:
         assert any(way.format(file.stem) in here for way in ways), file.name
 
 
-# ------------------------------------------------------------------------- one by one
+# --------------------------------------------------------------------- each example
 
 
 async def test_hello() -> None:
@@ -149,7 +150,8 @@ async def test_hello() -> None:
 
 
 async def test_pizza() -> None:
-    """The order is kept between tools, the caller is handed over and comes back."""
+    """The order is stored between tool calls; the caller is handed over and comes
+    back."""
     pizza = {"name": "funghi", "count": 2, "without": ["basil"]}
     turns: list[Turn] = [
         [CallTool("add_pizza", {"pizza": pizza})],
@@ -171,8 +173,8 @@ async def test_pizza() -> None:
 
 
 async def test_pizza_for_a_stranger() -> None:
-    """Who hides their number is not asked about an earlier order; arguments that do not
-    fit are told to the model, not to the tool."""
+    """A caller who withholds the number is not asked about an earlier order. Arguments
+    of the wrong type are reported to the model and do not reach the tool."""
     turns = [[CallTool("add_pizza", {"pizza": {"name": "hawaii"}})], [BYE]]
     session, _ = await talk(
         example("pizza"), turns, caller={"from_number": "anonymous"}
@@ -183,7 +185,8 @@ async def test_pizza_for_a_stranger() -> None:
 
 
 async def test_guarded() -> None:
-    """A forbidden word is cut off; a refused tool is told in the example's words."""
+    """A forbidden word is cut off; for a refused tool call the model gets the example's
+    text."""
     score = "Let me see, your credit score is a rather poor one, I am very sorry. " * 2
     turns: list[Turn] = [
         [CallTool("close_account", {})],
@@ -198,7 +201,7 @@ async def test_guarded() -> None:
 
 
 async def test_approvals() -> None:
-    """Five dollars are paid back, a cheque is refused with a reason."""
+    """A refund of five dollars is approved, a cheque is refused with a reason."""
     turns: list[Turn] = [
         [CallTool("refund", {"dollars": 5})],
         [CallTool("send_cheque", {"dollars": 100})],
@@ -212,7 +215,8 @@ async def test_approvals() -> None:
 
 
 async def test_delegate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text agent knows what was said on the phone, and its answer is spoken of."""
+    """The text agent gets the transcript of the call, and the caller hears its
+    answer."""
     set_tracing_disabled(True)
     turns: list[Turn] = [
         [SayText("Good day.")],
@@ -242,7 +246,7 @@ async def test_delegate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_mcp_local() -> None:
-    """The program beside the agent is started, asked, and answers."""
+    """The MCP server's program is started, called, and answers."""
     turns = [[CallTool("in_stock", {"article": "lamp"})], [BYE]]
     session, _ = await talk(example("mcp_local"), turns)
 
@@ -251,7 +255,8 @@ async def test_mcp_local() -> None:
 
 
 async def test_mcp_hosted() -> None:
-    """What reads is approved and runs at the model's side; what books is refused."""
+    """A reading tool is approved and runs at the model's side; a booking tool is
+    refused."""
     turns: list[Turn] = [
         [CallMcp("tables", "look_up", {}, output="table 7")],
         [CallMcp("tables", "book", {"table": 7}, output="booked")],
@@ -267,8 +272,8 @@ async def test_mcp_hosted() -> None:
 
 
 async def test_listener() -> None:
-    """All is counted, the heard part of a cut answer is known, a card number is
-    forgotten, and a background tool makes nobody speak."""
+    """All events are counted, the heard part of an interrupted answer is known, a card
+    number is removed, and a background tool causes no answer."""
     agent, calls = watched("listener")
     turns: list[Turn] = [
         [PlayRuler(3000), CallTool("note_topic", {"topic": "cards"})],
@@ -338,8 +343,8 @@ async def test_direct(tmp_path: Path) -> None:
 async def test_front_desk_and_reports(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A message is taken, the caller is put through to a name of the routes, and the
-    report of it lies in the folder."""
+    """A message is taken, the caller is transferred to a name of the routes, and the
+    report of the call is in the folder."""
     save = loader.load_function("examples/reports.py:save")
     monkeypatch.setitem(save.__globals__, "FOLDER", tmp_path)
     message = {"text": "Call me.", "name": "Ms. Doe", "call_back": ""}
@@ -369,8 +374,8 @@ async def test_front_desk_and_reports(
 
 @pytest.mark.parametrize("machine", [False, True])
 async def test_reminder(machine: bool) -> None:
-    """The one who is called is asked and hung up on politely; a machine gets the
-    message behind its beep."""
+    """The callee is asked, and the call ends politely; a machine gets the message after
+    its beep."""
     account, token, ours = "AC" + "0" * 31 + "1", "t" * 32, "+15557650002"
     agent, calls = watched("reminder")
     turns: list[Turn] = [

@@ -1,4 +1,4 @@
-"""The import rules of the project (docs/architecture.md), read from the source."""
+"""The import rules of the project (docs/architecture.md), checked in the source."""
 
 import ast
 from collections import defaultdict
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What computes and nothing else: no clock, no chance, no machine, no network.
+# Modules that only compute: no clock, randomness, operating system or network.
 PURE = frozenset(
     {
         "__future__",
@@ -53,16 +53,16 @@ ORDER = (
     *("cli", "http", "call", "app", "sip", "records", "fleet", "telemetry"),
     *("model", "agent", "privacy", "core", "audio"),
 )
-"""The folders of bridge/ from the top. A folder imports from those below it only; `sim`
-stands apart."""
+"""The folders of bridge/ from top to bottom. A folder imports only from folders below
+it. `sim` is outside this order."""
 
-# What reaches out of a module whose every import is pure.
+# Builtins that do input or output; a module needs no import for them.
 IMPURE_NAMES = frozenset({"open", "print", "input", "breakpoint"})
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One imported module by its full dotted name; `from a import b` is `a.b`."""
+    """One imported module with its full dotted name; `from a import b` is `a.b`."""
 
     name: str
     line: int
@@ -76,7 +76,7 @@ class Import:
 
 
 def imports(source: str, path: Path) -> Iterator[Import]:
-    """Every import, wherever it stands: in functions and under TYPE_CHECKING, too."""
+    """Every import, wherever it stands: also in functions and under TYPE_CHECKING."""
     package = path.parent.parts
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -92,7 +92,7 @@ def imports(source: str, path: Path) -> Iterator[Import]:
 
 
 def _dynamic(call: ast.Call) -> str | None:
-    """What `__import__("x")` and `importlib.import_module("x")` import."""
+    """The module that `__import__("x")` or `importlib.import_module("x")` imports."""
     if ast.unparse(call.func) not in (
         "__import__",
         "import_module",
@@ -104,7 +104,7 @@ def _dynamic(call: ast.Call) -> str | None:
 
 
 def impure_names(source: str) -> Iterator[Import]:
-    """Names that need no import: open(), print(), and numpy's dice."""
+    """Impure names that need no import: open(), print(), and numpy's `random`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in IMPURE_NAMES:
             yield Import(ast.unparse(node.func), node.lineno)
@@ -113,7 +113,7 @@ def impure_names(source: str) -> Iterator[Import]:
 
 
 def pure_breaks(found: Import) -> bool:
-    # numpy.random is chance even though numpy is not.
+    # numpy is pure, numpy.random is not.
     return not any(found.is_in(f"bridge.{it}") for it in PURE_FOLDERS) and (
         (found.top not in PURE and not found.is_in("urllib.parse"))
         or found.is_in("numpy.random")
@@ -191,8 +191,9 @@ def sources() -> list[Path]:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.what)
-def test_the_source_keeps_the_rule(rule: Rule) -> None:
-    """A call can be replayed, faked and carried elsewhere, as the parts are apart."""
+def test_the_source_obeys_the_rule(rule: Rule) -> None:
+    """The rules make it possible to replay calls, to fake the outside world and to
+    replace a part."""
     guarded = [path for path in sources() if rule.applies(path)]
     found = [
         line
@@ -208,7 +209,8 @@ CORE, SIM, CALL, REDIS, CLI = RULES
 
 
 def folder(name: str) -> str:
-    """The folder of bridge/ in which a module is: "core" of "bridge.core.history"."""
+    """The folder of bridge/ that contains a module: "core" for
+    "bridge.core.history"."""
     return name.split(".")[1] if name.count(".") else ""
 
 
@@ -217,7 +219,7 @@ def module_name(path: Path) -> str:
 
 
 def upward(path: Path, source: str) -> list[str]:
-    """Imports from a folder that stands above the folder of this file."""
+    """Imports from a folder above the folder of this file."""
     here = folder(module_name(path))
     if here not in ORDER:
         return []
@@ -247,7 +249,7 @@ def test_an_upward_import_is_noticed() -> None:
 
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
-    """Modules that import each other, over however many others."""
+    """Modules that import each other, directly or through other modules."""
     reached: dict[str, set[str]] = {}
     for start in graph:
         found: set[str] = set()
@@ -262,7 +264,8 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """Which module of bridge/ imports which, also in functions and for types only."""
+    """The imports between the modules of bridge/, also in functions and for types
+    only."""
     files = {module_name(path): path for path in sources()}
     graph = {}
     for name, path in files.items():
@@ -273,7 +276,8 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def test_no_modules_import_each_other() -> None:
-    """Each module can be read, and tested, with those that it imports and no others."""
+    """A module can be read and tested with the modules that it imports and no
+    others."""
     assert circles(import_graph()) == []
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
 
@@ -340,7 +344,7 @@ def test_each_class_name_is_used_by_one_class_only() -> None:
     ],
 )
 def test_a_broken_rule_is_noticed(rule: Rule, path: str, source: str) -> None:
-    """Whoever breaks a rule by oversight, in whatever spelling, hears of it."""
+    """A developer who breaks a rule, in whatever spelling, gets a failure."""
     assert broken(rule, Path(path), source)
 
 
@@ -376,6 +380,6 @@ def test_a_broken_rule_is_noticed(rule: Rule, path: str, source: str) -> None:
         (CLI, "bridge/http/server.py", "import bridge.client"),
     ],
 )
-def test_what_is_allowed_passes(rule: Rule, path: str, source: str) -> None:
-    """The rules are in nobody's way."""
+def test_allowed_imports_pass(rule: Rule, path: str, source: str) -> None:
+    """The rules do not forbid more than they must."""
     assert not broken(rule, Path(path), source)

@@ -1,7 +1,8 @@
-"""The licences of what the image ships: requirements.lock, as docs/image.md lists it.
+"""The licences of the packages in the image: requirements.lock, as docs/image.md lists
+them.
 
-Read from the metadata of the installed packages. Those that this Python does not need
-(audioop-lts before 3.13) are judged where they are installed.
+Read from the metadata of the installed packages. Packages that this Python does not
+need (audioop-lts before 3.13) are checked where they are installed.
 """
 
 import re
@@ -31,37 +32,38 @@ ALLOWED = frozenset(
         "Zlib",
     }
 )
-"""SPDX. Who passes one of them on unchanged owes its text, its notices, and the source
-of files under MPL-2.0, which a wheel of Python code is."""
+"""SPDX. Who distributes such a package unchanged must add its text, its notices, and
+the source of files under MPL-2.0; a wheel of Python code is its source."""
 
 CLASSIFIERS = {
     "License :: OSI Approved :: Apache Software License": "Apache-2.0",
     "License :: OSI Approved :: ISC License (ISCL)": "ISC",
     "License :: OSI Approved :: MIT License": "MIT",
 }
-"""Those that name one licence; "BSD License" could be any of several."""
+"""Classifiers that name exactly one licence; "BSD License" could be any of several."""
 
-# docs/image.md says what they are.
+# docs/image.md lists these libraries.
 WITH_LIBRARIES_OF_OTHERS = {"numpy"}
 
 
 def stated(
     expression: str | None, field: str | None, classifiers: list[str]
 ) -> str | None:
-    """The licence in SPDX, from the three places of the metadata; None: there is none,
-    or none that is clear."""
+    """The licence as SPDX, from the three places of the metadata. None if there is
+    none, or if it is ambiguous."""
     for value in (expression, field):
         try:
             return str(canonicalize_license_expression(value or ""))
         except InvalidLicenseExpression:
-            continue  # prose, as older packages have it
+            continue  # free text, as in the metadata of older packages
     named = [it for it in classifiers if it.startswith("License :: ")]
     return CLASSIFIERS.get(named[0]) if len(named) == 1 else None
 
 
 def allowed(expression: str) -> bool:
-    """One of its alternatives needs nothing but what is allowed. Parentheses, as in no
-    package so far, and exceptions (WITH) are not: somebody has to read those."""
+    """One alternative of the expression contains allowed licences only. Parentheses,
+    which no package has so far, and exceptions (WITH) are refused: a person must read
+    those."""
     return any(
         all(term in ALLOWED for term in alternative.split(" AND "))
         for alternative in expression.split(" OR ")
@@ -74,7 +76,7 @@ def shipped() -> list[str]:
 
 
 def installed() -> dict[str, Distribution]:
-    """Those of them that are installed here."""
+    """The shipped packages that are installed here."""
     found = {}
     for name in shipped():
         marker = locked("requirements.lock")[name].marker
@@ -95,17 +97,17 @@ def licences() -> dict[str, str | None]:
     return found
 
 
-def test_each_shipped_package_has_a_licence_that_is_allowed() -> None:
+def test_each_shipped_package_has_an_allowed_licence() -> None:
     """A new dependency, or a new version under another licence, is noticed when it is
-    locked, before the image ships it."""
+    locked, before the image contains it."""
     wrong = {name: it for name, it in licences().items() if not it or not allowed(it)}
 
     assert not wrong, "not stated, or not in ALLOWED: is it to be shipped?"
 
 
-def test_each_shipped_package_brings_the_text_of_its_licence() -> None:
-    """The image is a copy, and MIT, BSD and Apache-2.0 ask for their text in copies:
-    it is in the .dist-info folder of the package, or in that of the bridge."""
+def test_each_shipped_package_contains_its_licence_text() -> None:
+    """The image is a copy of the packages, and MIT, BSD and Apache-2.0 require their
+    text in copies: it is in the .dist-info folder."""
     name = re.compile(r"\.dist-info/(.*/)?(LICEN[CS]E|COPYING)[^/]*$", re.IGNORECASE)
     without = {
         package
@@ -119,8 +121,8 @@ def test_each_shipped_package_brings_the_text_of_its_licence() -> None:
         assert "Permission is hereby granted" in text(f"licenses/{package}.txt")
 
 
-def test_the_list_in_the_docs_is_that_of_the_metadata() -> None:
-    """Who has to account for what they run finds it in docs/image.md, by licence."""
+def test_the_list_in_the_docs_matches_the_metadata() -> None:
+    """A reader who must account for the licences finds them all in docs/image.md."""
     rows = re.findall(r"(?m)^\| ([A-Z0-9][\w. -]+) \| ([a-z0-9, -]+) \|$", section())
     listed = {name: licence for licence, names in rows for name in names.split(", ")}
 
@@ -131,8 +133,8 @@ def test_the_list_in_the_docs_is_that_of_the_metadata() -> None:
 
 
 def test_wheels_with_libraries_of_others_are_named() -> None:
-    """A wheel may contain shared libraries under licences that its metadata do not
-    state: each such package is read about, and named with them."""
+    """A wheel may contain shared libraries whose licences its metadata do not state:
+    each such package has been examined and is named with its libraries."""
     bundles = {
         name
         for name, it in installed().items()
@@ -164,10 +166,10 @@ def section() -> str:
         (None, None, [], None),
     ],
 )
-def test_what_is_stated(
+def test_reading_a_licence_from_metadata(
     expression: str | None, field: str | None, classifiers: list[str], found: str | None
 ) -> None:
-    """SPDX goes before prose; what could be several licences is none."""
+    """SPDX goes before free text; an ambiguous text counts as no licence."""
     assert stated(expression, field, classifiers) == found
 
 
@@ -185,5 +187,5 @@ def test_what_is_stated(
         ("LicenseRef-Proprietary", False),
     ],
 )
-def test_what_is_allowed(expression: str, good: bool) -> None:
+def test_which_licence_expressions_are_allowed(expression: str, good: bool) -> None:
     assert allowed(expression) is good

@@ -1,4 +1,4 @@
-"""What a run tells of tests that it does not run (tests/support/not_run.py)."""
+"""What a test run reports of tests that it does not run (tests/support/not_run.py)."""
 
 import os
 import re
@@ -41,7 +41,7 @@ with_and_without_workers = pytest.mark.parametrize("workers", ["0", "2"])
 
 
 def run(folder: Path, tests: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """pytest with the plugin and xdist alone, in a folder of its own."""
+    """Runs pytest with this plugin and xdist alone, in a separate folder."""
     (folder / "pytest.ini").write_text(INI)
     (folder / "test_it.py").write_text(tests)
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
@@ -58,8 +58,7 @@ def run(folder: Path, tests: str, *words: str) -> subprocess.CompletedProcess[st
 
 
 def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    """The counts of pytest's last line, without its warnings: a loaded machine adds
-    one."""
+    """The counts of pytest's last line, without warnings: a busy machine adds one."""
     counts = re.findall(r"(\d+) (\w+)", done.stdout.splitlines()[-1].split(" in ")[0])
     return {what: int(count) for count, what in counts if what[:7] != "warning"}
 
@@ -69,7 +68,9 @@ def left(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 @with_and_without_workers
-def test_what_is_left_is_told_with_its_reason(workers: str, tmp_path: Path) -> None:
+def test_deselected_tests_are_reported_with_their_reason(
+    workers: str, tmp_path: Path
+) -> None:
     """Once, however many workers there are."""
     done = run(tmp_path, TESTS, "-n", workers)
 
@@ -87,7 +88,7 @@ def test_what_is_left_is_told_with_its_reason(workers: str, tmp_path: Path) -> N
         (("-k", "here"), []),
     ],
 )
-def test_nothing_is_left_that_was_not_asked_for(
+def test_only_tests_that_were_selected_are_reported_as_left(
     words: tuple[str, ...], told: list[str], tmp_path: Path
 ) -> None:
     done = run(tmp_path, TESTS, "-n", "0", *words)
@@ -121,8 +122,8 @@ def test_here(): pass
 
 @with_and_without_workers
 def test_a_skipped_test_fails(workers: str, tmp_path: Path) -> None:
-    """A run is not green that has not tested what it is said to test. A failure that
-    is expected is no skip."""
+    """A run that has not tested what it claims to test does not pass. An expected
+    failure is no skip."""
     done = run(tmp_path, SKIPS, "-n", workers)
 
     assert done.returncode == 1
@@ -141,8 +142,8 @@ def test_a_skipped_file_fails(workers: str, tmp_path: Path) -> None:
     assert "No test is skipped here" in done.stdout
 
 
-def test_make_test_leaves_out_what_needs_something() -> None:
-    """Each marker with a need is deselected, and no other one."""
+def test_make_test_deselects_each_marker_with_a_need() -> None:
+    """Each marker that needs something is deselected, and no other one."""
     whole = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     options = whole["tool"]["pytest"]["ini_options"]
     markers = dict(line.split(": ", 1) for line in options["markers"])

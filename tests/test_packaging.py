@@ -1,4 +1,4 @@
-"""What pyproject.toml says of the package, held to the code, without building it."""
+"""What pyproject.toml says of the package, compared with the code, without a build."""
 
 import sys
 import tomllib
@@ -16,7 +16,7 @@ WHOLE = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT, SETUPTOOLS = WHOLE["project"], WHOLE["tool"]["setuptools"]
 TOPS = ("bridge", "twiml")
 
-# Whatever installs the one installs the other: they are versions of each other.
+# Each version of the one requires one version of the other.
 COMES_WITH = {"pydantic-core": "pydantic"}
 
 
@@ -30,7 +30,7 @@ def files(root: Path) -> list[Path]:
 def forgotten(
     root: Path, packages: list[str], data: dict[str, list[str]]
 ) -> list[Path]:
-    """The files of the code that a wheel with these packages would not have."""
+    """The files of the code that a wheel with these packages would lack."""
     packed: set[Path] = set()
     for package in packages:
         folder = Path(*package.split("."))
@@ -40,9 +40,9 @@ def forgotten(
     return sorted(set(files(root)) - packed)
 
 
-def test_every_file_of_the_code_is_packed() -> None:
-    """A new folder or data file that is not in pyproject.toml would run in a clone and
-    be missing from the wheel and from the image."""
+def test_every_file_of_the_code_is_in_the_wheel() -> None:
+    """A new folder or data file that pyproject.toml lacks would work in a clone and be
+    missing from the wheel and from the image."""
     packages, data = SETUPTOOLS["packages"], SETUPTOOLS["package-data"]
 
     assert forgotten(ROOT, packages, data) == []
@@ -56,7 +56,7 @@ CODE = set(files(ROOT))
 
 
 def test_a_forgotten_file_is_noticed(tmp_path: Path) -> None:
-    """A new folder, a deeper one and a table of data, each of them."""
+    """A new folder, a nested one and a data file are each noticed."""
     names = ["bridge/a.py", "bridge/new/a.py", "bridge/new/deep/a.py", "twiml/t.json"]
     for name in [*names, "bridge/py.typed", "bridge/__pycache__/a.pyc"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +70,10 @@ def test_a_forgotten_file_is_noticed(tmp_path: Path) -> None:
 
 
 def imported() -> dict[str, set[str]]:
-    """The distributions that the code imports: name -> the files that do."""
+    """The distributions that the code imports: name -> the files that import it."""
     found: dict[str, set[str]] = {}
     owners = packages_distributions()
-    # What is computed is the name of a user's module.
+    # A computed import is that of a user's module.
     known = {*TOPS, *sys.stdlib_module_names, "(computed)"}
     for path in sorted(it for it in CODE if it.suffix == ".py"):
         for each in imports((ROOT / path).read_text("utf-8"), path):
@@ -86,16 +86,16 @@ def imported() -> dict[str, set[str]]:
 
 
 def declared(lines: list[str]) -> set[str]:
-    """The names of what this Python needs of it: not each has audioop."""
+    """The names of the requirements that apply to this Python: some have no audioop."""
     needed = [
         it for it in map(Requirement, lines) if not it.marker or it.marker.evaluate()
     ]
     return {str(canonicalize_name(it.name)) for it in needed}
 
 
-def test_what_is_imported_is_declared() -> None:
-    """Nothing works only because another dependency happens to bring it along; and
-    nothing is asked for that is not used."""
+def test_every_imported_distribution_is_declared() -> None:
+    """The code does not depend on a distribution that only another dependency happens
+    to install, and requires none that it does not use."""
     found = imported()
     voice = declared(PROJECT["optional-dependencies"]["voice"])
     needed = declared(PROJECT["dependencies"])
@@ -106,8 +106,8 @@ def test_what_is_imported_is_declared() -> None:
 
 
 def test_only_the_voice_of_the_fakes_is_an_extra() -> None:
-    """The fakes need what `serve` needs, and nothing more but for their voice: there
-    is nothing that an extra of theirs would bring."""
+    """Apart from their voice, the fakes need nothing that `serve` does not need, so no
+    other extra is necessary."""
     found = imported()
     by_fakes_only = {
         name
@@ -118,7 +118,7 @@ def test_only_the_voice_of_the_fakes_is_an_extra() -> None:
     assert by_fakes_only == declared(PROJECT["optional-dependencies"]["voice"])
 
 
-def test_the_classifiers_are_the_pythons_that_are_tested() -> None:
+def test_the_classifiers_list_the_tested_pythons() -> None:
     prefix = "Programming Language :: Python :: 3."
     found = [it for it in PROJECT["classifiers"] if it.startswith(prefix)]
 

@@ -1,4 +1,4 @@
-"""The files around the code: what a fresh machine, a container and CI start from."""
+"""The files around the code: what a new machine, a container and CI start from."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from bridge.app.settings import NAMES, Settings, load
 from tests.support.locks import locked
 
 ROOT = Path(__file__).resolve().parents[1]
-HOUSE = [
+PROJECT_FILES = [
     "Makefile",
     "Dockerfile",
     ".dockerignore",
@@ -27,9 +27,9 @@ HOUSE = [
     "requirements-bootstrap.lock",
     "pyproject.toml",
 ]
-LOCKS = [name for name in HOUSE if name.endswith(".lock")]
+LOCKS = [name for name in PROJECT_FILES if name.endswith(".lock")]
 PYTHONS = ("3.11", "3.12", "3.13")
-# Examples, the own machine, and services of the same network: nothing is fetched.
+# Examples, this machine, and services of the same network: nothing is downloaded.
 HARMLESS_URLS = (
     "https://bridge.example.com",
     "http://127.0.0.1",
@@ -44,7 +44,7 @@ def text(name: str) -> str:
 
 
 def declared(lock: str) -> list[Requirement]:
-    """What pyproject.toml asks for and this lock must have."""
+    """The requirements of pyproject.toml that this lock must contain."""
     whole = tomllib.loads(text("pyproject.toml"))
     groups = whole["dependency-groups"]
     lines = groups["bootstrap"]
@@ -62,12 +62,12 @@ def holds(requirement: Requirement, python: str) -> bool:
     return requirement.marker is None or requirement.marker.evaluate(environment)
 
 
-# --------------------------------------------------------------------------- the lock
+# -------------------------------------------------------------------------- the locks
 
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_each_line_of_a_lock_is_a_pin_with_hashes(name: str) -> None:
-    """Everyone installs the same bytes, whichever index they come from."""
+    """Every machine installs the same bytes, whichever index they come from."""
     lines = [line for line in text(name).splitlines() if line[0] != "#"]
     pin = re.compile(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [^;#@\\]+)? \\")
     digest = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
@@ -83,7 +83,7 @@ def test_each_line_of_a_lock_is_a_pin_with_hashes(name: str) -> None:
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_has_all_that_is_declared(name: str, python: str) -> None:
-    """A fresh machine gets a bridge that starts, on each Python that is promised."""
+    """A new machine gets a bridge that starts, on each supported Python."""
     lock = locked(name)
     for requirement in declared(name):
         if not holds(requirement, python):
@@ -119,7 +119,8 @@ def test_the_lock_knows_where_audioop_is_missing() -> None:
 
 
 def test_the_changelog_tells_operators_what_to_do_for_each_version() -> None:
-    """Whoever upgrades reads one list of steps, under the number that is installed."""
+    """An operator who upgrades reads one list of steps, under the installed version's
+    number."""
     project = tomllib.loads(text("pyproject.toml"))["project"]
     heads = re.split(r"(?m)^## ", text("CHANGELOG.md"))[1:]
     form = re.compile(r"(\d+)\.(\d+)\.(\d+) - \d{4}-\d\d-\d\d\n")
@@ -137,7 +138,8 @@ def test_the_changelog_tells_operators_what_to_do_for_each_version() -> None:
 
 
 def test_each_marker_names_a_command_that_ci_runs() -> None:
-    """Tests that `make test` leaves out are run by .ci/run, by the command it names."""
+    """Tests that `make test` leaves out are run by .ci/run, with the command that the
+    marker names."""
     options = tomllib.loads(text("pyproject.toml"))["tool"]["pytest"]["ini_options"]
     for marker in options["markers"]:
         (target,) = re.findall(r"\(make ([\w-]+)\)$", marker)
@@ -145,12 +147,12 @@ def test_each_marker_names_a_command_that_ci_runs() -> None:
         assert re.search(rf"(?m)^step .*\b{target}\b", text(".ci/run")), marker
 
 
-# ------------------------------------------------------------------ nobody's machine
+# --------------------------------------------------------- no machine-specific files
 
 
-@pytest.mark.parametrize("name", HOUSE)
+@pytest.mark.parametrize("name", PROJECT_FILES)
 def test_no_file_names_a_host_or_a_machine(name: str) -> None:
-    """A clone works in other people's networks, behind their own mirrors."""
+    """A clone works in other networks, with other mirrors."""
     content = text(name)
     urls = re.findall(r"\b[a-z+]+://[^\s'\"`)]+", content)
     strange = [url for url in urls if not url.startswith(HARMLESS_URLS)]
@@ -161,8 +163,8 @@ def test_no_file_names_a_host_or_a_machine(name: str) -> None:
 
 
 def test_the_base_image_is_named_without_a_registry() -> None:
-    """The base image comes from whatever registry docker is set up for, and its digest
-    decides which bytes they are."""
+    """The base image comes from the registry that docker is configured for, and its
+    digest determines the bytes."""
     (base,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)", text("Dockerfile"), re.MULTILINE)
 
     assert re.fullmatch(r"python:3\.13-slim@sha256:[0-9a-f]{64}", base)
@@ -171,8 +173,9 @@ def test_the_base_image_is_named_without_a_registry() -> None:
 # -------------------------------------- container (compose: deploy/test_compose.py)
 
 
-def test_the_image_runs_the_bridge_as_nobody_special() -> None:
-    """The process that strangers call is not root, and is told to stop gently."""
+def test_the_image_runs_the_bridge_without_root() -> None:
+    """The process that strangers connect to is not root, and is stopped with
+    SIGTERM."""
     lines = text("Dockerfile").splitlines()
 
     assert lines[-2:] == ['ENTRYPOINT ["bridge"]', 'CMD ["serve"]']
@@ -184,8 +187,9 @@ def test_the_image_runs_the_bridge_as_nobody_special() -> None:
 
 
 def test_the_image_has_what_it_copies_and_no_secret() -> None:
-    """The build finds its files; .env, .git and recordings stay out of the image."""
-    let_in = [
+    """The build finds its files; .env, .git and recordings do not get into the
+    image."""
+    included = [
         line[1:] for line in text(".dockerignore").splitlines() if line.startswith("!")
     ]
     copied = [
@@ -195,7 +199,7 @@ def test_the_image_has_what_it_copies_and_no_secret() -> None:
     ]
 
     assert "\n*\n" in text(".dockerignore")
-    assert sorted(set(copied)) == sorted(let_in)
+    assert sorted(set(copied)) == sorted(included)
     assert all((ROOT / name).exists() for name in copied)
 
 
@@ -209,7 +213,7 @@ def examples() -> dict[str, str]:
 
 
 def test_every_variable_is_explained() -> None:
-    """An operator finds each setting with a sentence of what it does."""
+    """An operator finds each setting with a sentence that explains it."""
     lines = text(".env.example").splitlines()
     of_compose = set(re.findall(r"\$\{([A-Z_]+):[-+]", text("docker-compose.yml")))
 
@@ -220,13 +224,13 @@ def test_every_variable_is_explained() -> None:
 
 
 def test_a_copied_example_changes_nothing(tmp_path: Path) -> None:
-    """`cp .env.example .env` is safe: all of it is commented out."""
+    """`cp .env.example .env` is safe: every line is commented out."""
     shutil.copy(ROOT / ".env.example", tmp_path / ".env")
 
     assert load({}, tmp_path / ".env") == Settings()
 
 
-# The examples of these show a form; of all others they show the default.
+# For these the example shows the form of a value, for all others the default.
 FORMS = frozenset(
     {
         "BRIDGE_PUBLIC_URL",
@@ -256,8 +260,8 @@ FORMS = frozenset(
 )
 
 
-def test_every_example_is_valid_and_tells_the_default(tmp_path: Path) -> None:
-    """What is uncommented works as it stands, and the default shown is the default."""
+def test_every_example_is_valid_and_shows_the_default(tmp_path: Path) -> None:
+    """A line works when it is uncommented, and the shown default is the real one."""
     uncommented = re.sub(
         r"^# ([A-Z][A-Z_]+=)", r"\1", text(".env.example"), flags=re.MULTILINE
     )
@@ -275,7 +279,8 @@ def test_every_example_is_valid_and_tells_the_default(tmp_path: Path) -> None:
 def run_make(
     folder: Path, *words: str, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """make as from a terminal: without the traces of the make that runs the tests."""
+    """Runs make as from a terminal: without the variables of the make that runs the
+    tests."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -294,7 +299,7 @@ def run_make(
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A clone whose bridge only says how it was started."""
+    """A clone whose `bridge` only prints how it was started."""
     for name in ("Makefile", "pyproject.toml", *LOCKS):
         shutil.copy(ROOT / name, tmp_path / name)
     bin_folder = tmp_path / ".venv" / "bin"
@@ -308,7 +313,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def test_make_lists_its_commands() -> None:
-    """Whoever types `make` learns what there is."""
+    """A developer who types `make` gets the list of commands."""
     listed = re.findall(r"^  make ([\w-]+) +\S", run_make(ROOT).stdout, re.MULTILINE)
 
     assert sorted(listed) == sorted(
@@ -334,8 +339,8 @@ def test_make_lists_its_commands() -> None:
 def test_make_serve_is_insecure_only_without_a_public_url(
     clone: Path, env_file: str, environ: dict[str, str], insecure: str
 ) -> None:
-    """A developer gets going at once; who has begun to set up a number is told what is
-    missing, and a real deployment never turns the checks off."""
+    """A developer can start at once. An operator who has begun to configure a number is
+    told what is missing, and a real deployment never runs without the checks."""
     (clone / ".env").write_text(env_file)
 
     done = run_make(clone, "serve", **environ)
@@ -343,8 +348,8 @@ def test_make_serve_is_insecure_only_without_a_public_url(
     assert (done.stdout, done.stderr) == (f"serve insecure={insecure}\n", "")
 
 
-def test_make_demo_passes_the_end_on(clone: Path) -> None:
-    """A demo that fails makes `make` fail."""
+def test_make_demo_fails_if_the_demo_fails(clone: Path) -> None:
+    """The exit status of the demo is that of `make`."""
     (clone / ".venv" / "bin" / "bridge").write_text("#!/bin/sh\nexit 3\n")
 
     assert run_make(clone, "demo").returncode != 0
@@ -365,7 +370,7 @@ def _python(folder: Path, body: str) -> str:
     ],
 )
 def test_setup_says_what_the_machine_lacks(clone: Path, body: str, told: str) -> None:
-    """On a machine with an old or a stripped Python the first command says so."""
+    """On a machine with an old or incomplete Python the first command says so."""
     (clone / ".venv" / ".installed").unlink()
     (clone / ".venv" / "bin" / "uv").unlink()
 
@@ -377,7 +382,7 @@ def test_setup_says_what_the_machine_lacks(clone: Path, body: str, told: str) ->
 
 
 def test_setup_says_that_no_python_was_found(clone: Path) -> None:
-    """Where no Python is new enough, the message says which one is needed."""
+    """If no Python is new enough, the message says which version is needed."""
     (clone / ".venv" / ".installed").unlink()
     (clone / ".venv" / "bin" / "uv").unlink()
 
@@ -387,7 +392,7 @@ def test_setup_says_that_no_python_was_found(clone: Path) -> None:
 
 
 def test_setup_is_done_once_and_again_after_a_change(clone: Path) -> None:
-    """Nobody waits for an installation twice, or runs on yesterday's lock."""
+    """An installation is not repeated without need, and a changed lock is installed."""
     log = clone / "log"
     for name in ("python", "uv"):
         program = clone / ".venv" / "bin" / name
@@ -413,7 +418,8 @@ def test_setup_is_done_once_and_again_after_a_change(clone: Path) -> None:
 
 
 def test_setup_knows_two_installers(clone: Path) -> None:
-    """A slip in the name installs nothing, and is not taken for an installation."""
+    """A misspelt installer name installs nothing and is not mistaken for an
+    installation."""
     (clone / ".venv" / ".installed").unlink()
 
     done = run_make(clone, "setup", "INSTALLER=PIP")
@@ -423,7 +429,7 @@ def test_setup_knows_two_installers(clone: Path) -> None:
 
 
 def test_ci_runs_by_itself() -> None:
-    """CI starts from a clean clone: the script is executable and can be parsed."""
+    """CI starts from a new clone: the script is executable and can be parsed."""
     script = ROOT / ".ci" / "run"
 
     assert os.access(script, os.X_OK)

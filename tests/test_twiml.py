@@ -1,4 +1,4 @@
-"""What Twilio reads from our documents, checked by parsing them as Twilio would."""
+"""The TwiML documents, parsed as Twilio would parse them."""
 
 from collections.abc import Callable
 from xml.etree import ElementTree
@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from twilio.twiml.voice_response import VoiceResponse  # type: ignore[import-untyped]
 
 import twiml
+from twiml import spoken_texts
 
 STREAM = "wss://bridge.example.com/media/abc"
 HOSTILE = "\"><Dial>+900</Dial><!-- & ' ]]> \t\n é 🚪"
 
-# All that XML can carry (a bare carriage return included: it must arrive as one).
+# All characters that XML can contain. A bare carriage return must arrive too.
 XML_TEXT = st.text(
     st.characters(
         exclude_categories=("Cs", "Cc"),
@@ -40,8 +41,9 @@ def parameters(document: str) -> dict[str, str]:
     }
 
 
-def test_connect_streams_and_asks_what_follows() -> None:
-    """An incoming call is streamed to us, and we are asked when the stream is over."""
+def test_connect_streams_the_call_and_sets_the_action() -> None:
+    """An incoming call is streamed, and `action_url` is requested when the stream
+    ends."""
     document = twiml.connect(
         STREAM,
         action_url="/voice/next",
@@ -63,13 +65,13 @@ def test_connect_streams_and_asks_what_follows() -> None:
     assert parameters(document) == {"token": "t1", "From": "+14155550100"}
 
 
-def test_nothing_follows_the_stream() -> None:
-    """The caller never sits on a silent open line after the agent has gone."""
+def test_no_verb_follows_the_connect() -> None:
+    """The caller never hears a silent open line after the agent has gone."""
     assert verbs(twiml.connect(STREAM, action_url="/voice/next")) == ["Connect"]
 
 
-def test_a_hostile_value_stays_a_value() -> None:
-    """A caller's name full of markup cannot make Twilio dial anybody."""
+def test_markup_in_a_value_is_escaped() -> None:
+    """A caller's name that contains markup cannot make Twilio dial a number."""
     document = twiml.connect(STREAM, action_url=None, parameters={HOSTILE: HOSTILE})
 
     assert [element.tag for element in parsed(document).iter()] == [
@@ -81,10 +83,10 @@ def test_a_hostile_value_stays_a_value() -> None:
     assert parameters(document) == {HOSTILE: HOSTILE}
 
 
-@settings(deadline=None)  # a busy machine is no mistake
+@settings(deadline=None)  # a busy machine may be slow
 @given(name=XML_TEXT.filter(bool), value=XML_TEXT.filter(bool))
 def test_every_parameter_arrives_as_it_was_given(name: str, value: str) -> None:
-    """What the agent is told about the call is what the webhook said, in any script."""
+    """The agent gets the webhook's values unchanged, in any script."""
     document = twiml.connect(STREAM, action_url=None, parameters={name: value})
 
     assert parameters(document) == {name: value}
@@ -92,16 +94,16 @@ def test_every_parameter_arrives_as_it_was_given(name: str, value: str) -> None:
 
 @settings(deadline=None)
 @given(text=XML_TEXT.filter(str.strip))
-def test_every_sentence_is_text(text: str) -> None:
-    """Plan B says its sentence, whatever characters a user put into it."""
+def test_every_sentence_arrives_as_text(text: str) -> None:
+    """Plan B speaks its sentence, whatever characters a user put into it."""
     say = parsed(twiml.busy(text))[0]
 
-    # XML reads a bare carriage return as a line feed; in speech there is no difference.
+    # XML reads a bare carriage return as a line feed; both sound the same.
     assert say.text == text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def test_an_empty_parameter_is_left_out() -> None:
-    """A withheld number is no parameter at all instead of an empty one."""
+    """A withheld number gives no parameter instead of an empty one."""
     document = twiml.connect(
         STREAM, action_url=None, parameters={"From": "", "To": "+1"}
     )
@@ -110,8 +112,8 @@ def test_an_empty_parameter_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 489])
-def test_a_parameter_just_short_enough_is_sent(length: int) -> None:
-    """A long token still reaches us with the call."""
+def test_a_parameter_of_the_maximum_length_is_sent(length: int) -> None:
+    """A long parameter still arrives with the call."""
     document = twiml.connect(
         STREAM, action_url=None, parameters={"n" * 10: "v" * length}
     )
@@ -129,8 +131,8 @@ def test_a_parameter_just_short_enough_is_sent(length: int) -> None:
         ("n", "\ud800", "XML cannot carry"),
     ],
 )
-def test_a_parameter_twilio_would_refuse(name: str, value: str, told: str) -> None:
-    """The developer hears of it, instead of a caller whose call is dropped."""
+def test_parameters_that_twilio_would_refuse(name: str, value: str, told: str) -> None:
+    """The developer gets an error, instead of a caller whose call is dropped."""
     with pytest.raises(ValueError, match=told):
         twiml.connect(STREAM, action_url=None, parameters={name: value})
 
@@ -148,34 +150,34 @@ def test_a_parameter_twilio_would_refuse(name: str, value: str, told: str) -> No
         ("", "not of the form wss://"),
     ],
 )
-def test_a_stream_url_twilio_would_not_dial(url: str, told: str) -> None:
-    """A token in a query string never arrives at us; it is refused before any call."""
+def test_stream_urls_that_twilio_would_not_dial(url: str, told: str) -> None:
+    """Twilio would drop a query string; the mistake is reported before any call."""
     with pytest.raises(ValueError, match=told):
         twiml.connect(url, action_url=None)
 
 
-def test_the_local_fake_may_be_streamed_without_tls() -> None:
-    """`make demo` places its call over ws:// on the own machine."""
+def test_a_ws_url_is_allowed() -> None:
+    """`make demo` places its call over ws:// on this machine."""
     document = twiml.connect("ws://127.0.0.1:8080/media", action_url=None)
 
     assert 'url="ws://127.0.0.1:8080/media"' in document
 
 
 @pytest.mark.parametrize("url", ["next", "//host/next", "ftp://host/next", "/a b", ""])
-def test_an_action_url_twilio_could_not_ask(url: str) -> None:
-    """A mistyped action would leave the caller with a dead line after the stream."""
+def test_action_urls_that_twilio_could_not_request(url: str) -> None:
+    """A mistyped action URL would leave the caller on a dead line after the stream."""
     with pytest.raises(ValueError, match="url"):
         twiml.connect(STREAM, action_url=url)
 
 
 def test_a_status_callback_is_absolute() -> None:
-    """Twilio takes no relative status callback, so none is written."""
+    """Twilio accepts no relative status callback."""
     with pytest.raises(ValueError, match="status callback"):
         twiml.connect(STREAM, action_url=None, status_callback_url="/stream-status")
 
 
-def test_the_bin_leaves_the_numbers_to_twilio() -> None:
-    """A TwiML Bin still tells the agent who called whom."""
+def test_the_bin_document_has_placeholders_for_the_numbers() -> None:
+    """With a TwiML Bin the agent still gets both numbers."""
     document = twiml.bin_document(STREAM)
 
     assert parameters(document) == {"From": "{{From}}", "To": "{{To}}"}
@@ -184,13 +186,12 @@ def test_the_bin_leaves_the_numbers_to_twilio() -> None:
 
 
 def test_hang_up() -> None:
-    """The line is closed, and that is all."""
+    """The document does nothing but hang up."""
     assert verbs(twiml.hang_up()) == ["Hangup"]
 
 
-def test_who_is_turned_away_pays_nothing() -> None:
-    """Twilio's own busy tone: the call is never answered, so nobody pays for it. As
-    Twilio's own class has it."""
+def test_reject_plays_the_busy_tone() -> None:
+    """Twilio's own busy tone: the call is never answered, so it costs nothing."""
     theirs = VoiceResponse()
     theirs.reject(reason="busy")
 
@@ -199,8 +200,8 @@ def test_who_is_turned_away_pays_nothing() -> None:
     assert (reject.tag, reject.attrib) == ("Reject", {"reason": "busy"})
 
 
-def test_a_transfer_rings_until_somebody_answers() -> None:
-    """The caller hears ringing, not silence, while the human's phone rings."""
+def test_a_transfer_rings_until_it_is_answered() -> None:
+    """The caller hears ringing instead of silence while the other phone rings."""
     document = twiml.transfer(
         "+1 (415) 555-0199", caller_id="+14155550100", action_url="/voice/next"
     )
@@ -217,7 +218,7 @@ def test_a_transfer_rings_until_somebody_answers() -> None:
 
 
 def test_a_transfer_shows_the_callers_number_unless_told_otherwise() -> None:
-    """The human sees who is calling."""
+    """The person called sees the caller's number."""
     (dial,) = parsed(twiml.transfer("+14155550199", timeout_seconds=30))
 
     assert dial.attrib == {"answerOnBridge": "true", "timeout": "30"}
@@ -226,52 +227,56 @@ def test_a_transfer_shows_the_callers_number_unless_told_otherwise() -> None:
 @pytest.mark.parametrize(
     "number", ["", "911", "4155550199", "+0155550199", "+1415555x199", "+" + "1" * 16]
 )
-def test_no_transfer_to_what_is_no_number(number: str) -> None:
-    """A tool call with a made-up number fails before the caller is moved."""
+def test_a_transfer_needs_a_valid_number(number: str) -> None:
+    """A tool call with an invented number fails before the caller is moved."""
     with pytest.raises(ValueError, match=r"E\.164"):
         twiml.transfer(number)
 
 
 @pytest.mark.parametrize("seconds", [0, 4, 601, -1])
 def test_ringing_has_limits(seconds: int) -> None:
-    """Nobody listens to ringing for ever."""
+    """No caller listens to ringing for ever."""
     with pytest.raises(ValueError, match="5 to 600"):
         twiml.transfer("+14155550199", timeout_seconds=seconds)
 
 
 @pytest.mark.parametrize("document", [twiml.busy, twiml.sorry])
 def test_busy_and_sorry_speak_then_hang_up(document: Callable[[], str]) -> None:
-    """A caller we cannot serve is told so before the line closes."""
+    """A caller who cannot be served hears the reason before the call ends."""
     assert verbs(document()) == ["Say", "Hangup"]
 
 
 def test_sorry_dials_the_fallback_number() -> None:
-    """When the agent fails, the caller is told and gets a human."""
+    """If the agent fails, the caller hears so and is connected to a person."""
     document = twiml.sorry(fallback_number="+14155550199")
 
     root = parsed(document)
     assert [verb.tag for verb in root] == ["Say", "Dial", "Hangup"]
-    assert root[0].text == twiml.SORRY_CONNECTING
+    assert root[0].text == spoken_texts.SORRY_CONNECTING
     assert root[1][0].text == "+14155550199"
 
 
-def test_sorry_promises_nobody_where_there_is_nobody() -> None:
+def test_sorry_without_a_fallback_promises_no_connection() -> None:
     """Without a fallback number no connection is promised."""
-    assert parsed(twiml.sorry())[0].text == twiml.SORRY
+    assert parsed(twiml.sorry())[0].text == spoken_texts.SORRY
 
 
-def test_a_full_house_puts_through_to_the_fallback_number() -> None:
-    """Who calls a house without a free line is told so, and gets a human."""
+def test_busy_dials_the_fallback_number() -> None:
+    """If no instance takes the call, the caller hears so and is connected to a
+    person."""
     document = twiml.busy(fallback_number="+14155550199", language="en-GB")
 
     say, dial, hangup = parsed(document)
-    assert (say.text, say.attrib) == (twiml.BUSY_CONNECTING, {"language": "en-GB"})
+    assert (say.text, say.attrib) == (
+        spoken_texts.BUSY_CONNECTING,
+        {"language": "en-GB"},
+    )
     assert (dial[0].text, hangup.tag) == ("+14155550199", "Hangup")
 
 
-def test_who_waits_is_told_and_asked_for_again() -> None:
-    """The caller hears that they wait; after a pause we are asked whether a line is
-    free. The place in the queue arrives as it was written."""
+def test_hold_speaks_pauses_and_redirects() -> None:
+    """The caller hears that they must wait. After a pause Twilio asks again, with the
+    place in the queue unchanged."""
     url = "https://bridge.example.com/voice?a=b&waiting=1-2"
     document = twiml.hold("Un instant.", ask_url=url, pause_seconds=8, language="fr-FR")
 
@@ -282,8 +287,8 @@ def test_who_waits_is_told_and_asked_for_again() -> None:
     assert redirect.attrib == {"method": "POST"}
 
 
-def test_who_waits_is_not_talked_at_all_the_time() -> None:
-    """Between two sentences the line is quiet."""
+def test_hold_without_a_sentence_is_silent() -> None:
+    """Between two sentences there is silence."""
     document = twiml.hold(None, ask_url="/voice", pause_seconds=1)
 
     assert verbs(document) == ["Pause", "Redirect"]
@@ -299,21 +304,21 @@ def test_who_waits_is_not_talked_at_all_the_time() -> None:
         ("Wait.", "/voice", 61),
     ],
 )
-def test_a_wait_that_twilio_could_not_end(text: str, url: str, seconds: int) -> None:
-    """Nobody is left on a line that is silent for ever."""
+def test_invalid_holds_are_errors(text: str, url: str, seconds: int) -> None:
+    """No caller is left on a line that is silent for ever."""
     with pytest.raises(ValueError, match=r"text|url|seconds"):
         twiml.hold(text, ask_url=url, pause_seconds=seconds)
 
 
-def test_other_words_in_another_language() -> None:
-    """A French line apologises in French."""
+def test_texts_in_another_language() -> None:
+    """A French number apologises in French."""
     say = parsed(twiml.sorry("Toutes nos excuses.", language="fr-FR"))[0]
 
     assert (say.text, say.attrib) == ("Toutes nos excuses.", {"language": "fr-FR"})
 
 
 @pytest.mark.parametrize("text", ["", " \n", "x" * 4097, "bell\x07"])
-def test_what_cannot_be_said(text: str) -> None:
-    """The caller never gets an error tone instead of a sentence."""
+def test_texts_that_cannot_be_spoken(text: str) -> None:
+    """The caller never hears an error tone instead of a sentence."""
     with pytest.raises(ValueError, match="text"):
         twiml.busy(text)

@@ -1,8 +1,10 @@
-"""The TwiML documents the bridge answers with, each a pure function -> text.
+"""The TwiML documents that the bridge answers with; each is a pure function that
+returns the text.
 
-What would fail only on a live call - a query string in a stream's url, a parameter
-too long, a character XML cannot carry - is a ValueError here. Nothing is fetched, no
-setting is read; every spoken sentence can be passed in.
+Mistakes that would otherwise fail only on a live call raise ValueError here: a query
+string in a stream's URL, a parameter that is too long, a character that XML cannot
+contain. Nothing is fetched, no setting is read, and every spoken sentence can be passed
+in.
 """
 
 import re
@@ -12,20 +14,11 @@ from urllib.parse import SplitResult, urlsplit
 
 from twilio.twiml.voice_response import VoiceResponse  # type: ignore[import-untyped]
 
-BUSY = "All our lines are busy at the moment. Please call again in a few minutes."
-BUSY_CONNECTING = (
-    "All our lines are busy at the moment. "
-    "Please hold on, I am connecting you to somebody who can help."
-)
-HOLD = (
-    "All our lines are busy at the moment. "
-    "Please hold on, you are put through as soon as one is free."
-)
-MOMENT = "One moment, please."
-SORRY = "I am sorry, something went wrong on our side. Please call again later."
-SORRY_CONNECTING = (
-    "I am sorry, something went wrong on our side. "
-    "Please hold on, I am connecting you to somebody who can help."
+from twiml.spoken_texts import (
+    BUSY,
+    BUSY_CONNECTING,
+    SORRY,
+    SORRY_CONNECTING,
 )
 
 # "The total of the name and value of each parameter must be under 500 characters."
@@ -36,14 +29,15 @@ SPOKEN_LIMIT = 4096
 # https://www.twilio.com/docs/voice/twiml/dial: 5 to 600 s, else it is refused.
 RING_SECONDS = range(5, 601)
 RINGING_SECONDS = 20
-"""Where nobody says how long."""
+"""The default."""
 PAUSE_SECONDS = range(1, 61)
-"""Of silence, while a caller waits: longer, and the line seems dead."""
+"""Silence while a caller waits. With a longer one the line seems dead."""
 
 _NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _PUNCTUATION = str.maketrans("", "", " -.()")
-# What XML 1.0 (2.2) cannot carry, escaped or not: Twilio would refuse the document.
+# Characters that XML 1.0 (2.2) cannot contain, escaped or not. Twilio would refuse the
+# document.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -54,11 +48,12 @@ def connect(
     status_callback_url: str | None = None,
     parameters: Mapping[str, str] = _NO_PARAMETERS,
 ) -> str:
-    """Streams the call to `stream_url`; when that ends, Twilio asks `action_url`.
+    """Streams the call to `stream_url`. When the stream ends, Twilio requests
+    `action_url`.
 
-    Parameters arrive in the stream's `start` message, only text, empty ones never.
-    Nothing follows the <Connect>: a trailing <Pause> is a silent open line for the
-    caller once the agent has gone.
+    The parameters arrive in the stream's `start` message; only text can be sent, and
+    empty ones are left out. No verb follows the <Connect>: after a trailing <Pause>,
+    say, the caller would hear a silent open line once the agent has gone.
     """
     options = {}
     if action_url is not None:
@@ -79,7 +74,8 @@ def connect(
 
 
 def bin_document(stream_url: str, action_url: str | None = None) -> str:
-    """The document for a TwiML Bin: no webhook of ours; Twilio fills in From and To."""
+    """The document for a TwiML Bin, which needs no webhook: Twilio fills in From and
+    To."""
     return connect(
         stream_url,
         action_url=action_url,
@@ -95,8 +91,8 @@ def hang_up() -> str:
 
 
 def reject() -> str:
-    """The caller hears the line busy, and nothing is paid for the call. Only for one
-    that has not been answered."""
+    """Refuses a call that was not answered yet: the caller hears a busy line, and the
+    call costs nothing."""
     document = VoiceResponse()
     document.reject(reason="busy")
     return str(document)
@@ -109,10 +105,11 @@ def transfer(
     action_url: str | None = None,
     timeout_seconds: int = RINGING_SECONDS,
 ) -> str:
-    """Hands the caller to a phone number; they hear it ring until it is answered.
+    """Transfers the caller to a phone number. The caller hears it ring until it is
+    answered.
 
-    `caller_id` must be a number of the account or the caller's own, else Twilio
-    refuses the leg. Without `action_url` the call ends when the transfer does.
+    `caller_id` must be a number of the account or the caller's own; Twilio refuses the
+    leg otherwise. Without `action_url` the call ends when the transfer ends.
     """
     document = VoiceResponse()
     _dial(document, number, caller_id, action_url, timeout_seconds)
@@ -125,8 +122,9 @@ def busy(
     *,
     language: str | None = None,
 ) -> str:
-    """No line is free: says so, dials the fallback number where there is one, then
-    hangs up. `text` None picks the sentence that tells what follows."""
+    """For a call that no instance can take: says so, dials the fallback number if there
+    is one, then hangs up. `text` None: the default sentence, with or without a
+    fallback."""
     if text is None:
         text = BUSY_CONNECTING if fallback_number else BUSY
     return _farewell(text, fallback_number, None, RINGING_SECONDS, language)
@@ -139,12 +137,12 @@ def hold(
     pause_seconds: int,
     language: str | None = None,
 ) -> str:
-    """The caller waits: a sentence (None: none), silence, then Twilio asks `ask_url`
-    how the call goes on."""
+    """Makes the caller wait: a sentence (None: none), silence, then Twilio requests
+    `ask_url` for the next step."""
     if pause_seconds not in PAUSE_SECONDS:
         raise ValueError(
             f"{pause_seconds} seconds of silence: "
-            f"{PAUSE_SECONDS[0]} to {PAUSE_SECONDS[-1]} are to be borne"
+            f"{PAUSE_SECONDS[0]} to {PAUSE_SECONDS[-1]} are allowed"
         )
     document = VoiceResponse()
     if text is not None:
@@ -162,9 +160,9 @@ def sorry(
     timeout_seconds: int = RINGING_SECONDS,
     language: str | None = None,
 ) -> str:
-    """Plan B: a sentence, then the fallback number where there is one, then the end.
+    """Plan B: a sentence, then the fallback number if there is one, then the end.
 
-    `text` None picks the sentence that tells what follows.
+    `text` None: the default sentence, with or without a fallback.
     """
     if text is None:
         text = SORRY_CONNECTING if fallback_number else SORRY
@@ -172,11 +170,12 @@ def sorry(
 
 
 def phone_number(text: str) -> str:
-    """The number in E.164, its punctuation dropped; ValueError if it is none."""
+    """The number in E.164 without punctuation. ValueError if it is not a phone
+    number."""
     number = text.strip().translate(_PUNCTUATION)
     if not _E164.fullmatch(number):
         raise ValueError(
-            f"{text!r} is no phone number in E.164: "
+            f"{text!r} is not an E.164 phone number: "
             "a plus sign, the country code, 7 to 15 digits in all, such as +14155550100"
         )
     return number
@@ -193,7 +192,7 @@ def _farewell(
     document.say(_spoken(text), language=language)
     if number:
         _dial(document, number, caller_id, None, timeout_seconds)
-    # Nothing else: verbs behind a <Dial> are reached after an answered one, too.
+    # No other verb: Twilio also runs those after a <Dial> that was answered.
     document.hangup()
     return str(document)
 
@@ -216,7 +215,8 @@ def _dial(
     if action_url is not None:
         options["action"] = _webhook_url("action", action_url)
         options["method"] = "POST"
-    # answerOnBridge: the caller hears ringing, not silence, until somebody answers.
+    # answerOnBridge: the caller hears ringing instead of silence until the call is
+    # answered.
     dial = document.dial(answer_on_bridge=True, timeout=timeout_seconds, **options)
     dial.number(phone_number(number))
 
@@ -236,7 +236,7 @@ def _check_parameter(name: str, value: str) -> None:
 
 def _spoken(text: str) -> str:
     if not text.strip():
-        raise ValueError("there is no text to say")
+        raise ValueError("the text to say is empty")
     if len(text) > SPOKEN_LIMIT:
         raise ValueError(
             f"a text of {len(text)} characters: Twilio says at most {SPOKEN_LIMIT}"
@@ -248,7 +248,7 @@ def _stream_url(text: str) -> str:
     parts = _split("stream", text)
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
         raise ValueError(f"the stream url {text!r} is not of the form wss://host/path")
-    # Twilio drops a query string, so whatever it carried would never arrive.
+    # Twilio drops a query string, so its content would never arrive.
     if "?" in text or "#" in text:
         raise ValueError(
             f"the stream url {text!r} has a query string or a fragment, which Twilio "
@@ -267,7 +267,7 @@ def _absolute_url(what: str, text: str) -> str:
 
 
 def _webhook_url(what: str, text: str) -> str:
-    """An absolute url, or a path relative to the document's own url."""
+    """An absolute URL, or a path relative to the document's own URL."""
     if text.startswith("/") and not text.startswith("//"):
         _split(what, text)
         return text

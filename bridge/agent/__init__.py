@@ -1,1 +1,1 @@
-"""The model side, on openai-agents: the user's agent, its session, the wire to it."""
+"""What user code gets: the live call, events, approvals, phone tools; agent loading."""

@@ -1,7 +1,7 @@
-"""Tool calls that wait for a yes or no: listed, answered, and never for ever.
+"""Tool calls that wait for approval: listed, answered, and bounded by a timeout.
 
-The user's own functions and the tools of hosted MCP servers alike. What a yes or no
-does is given by whoever asks for it.
+Covers function tools and tools of hosted MCP servers. The caller of `Approvals.ask`
+supplies the function that carries the decision out.
 """
 
 import asyncio
@@ -20,31 +20,32 @@ TIMED_OUT = "Nobody approved this in time, so it was not done."
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRule:
-    """What becomes of one that nobody answers."""
+    """How long an approval waits, and the decision when nobody answers in time."""
 
     seconds: float = 30.0
     default: Literal["approve", "reject"] = "reject"
     message: str = TIMED_OUT
-    """What the model is told then."""
+    """Told to the model when the timeout rejects the tool call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """One tool call that waits. `arguments` is JSON as the model wrote it."""
+    """A tool call that waits for approval. `arguments` is the model's JSON text."""
 
     call_id: str
     tool: str
     arguments: str
     agent: str
     until: float
-    """Seconds since the epoch, when the default is taken."""
+    """When the default decision is taken, in seconds since the epoch."""
     since: float = field(default_factory=time.time)
+    """When the approval was requested, in seconds since the epoch."""
     server: str = ""
-    """Label of the hosted MCP server; empty: a function of the agent's own."""
+    """Label of the hosted MCP server; empty for a function tool of the agent."""
 
 
 class Decide(Protocol):
-    """Carries a decision out."""
+    """Carries out the decision about one tool call."""
 
     def __call__(
         self, approved: bool, *, always: bool, message: str | None
@@ -52,11 +53,11 @@ class Decide(Protocol):
 
 
 Start = Callable[[Coroutine[Any, Any, None], str], object]
-"""(work, name): runs it as long as the call lives."""
+"""(coroutine, task name): starts a task that is cancelled when the call ends."""
 
 
 class Approvals:
-    """Those of one call."""
+    """The approvals of one call."""
 
     def __init__(
         self,
@@ -65,7 +66,8 @@ class Approvals:
         call_sid: str,
         waiting: Callable[[int, str], None],
     ) -> None:
-        """`waiting` is told +1 when one waits, -1 when it does no more, and which."""
+        """`waiting` is called with +1 when an approval begins to wait and -1 when it
+        no longer does, and with its call id."""
         self._rule = rule
         self._start = start
         self._call_sid = call_sid
@@ -85,7 +87,7 @@ class Approvals:
         decide: Decide,
         server: str = "",
     ) -> Approval:
-        """A tool call waits from now on."""
+        """Adds a tool call that waits from now on; `decide` is called once."""
         until = time.time() + self._rule.seconds
         approval = Approval(call_id, tool, arguments, agent, until, server=server)
         self._waiting[call_id] = (approval, decide)
@@ -96,8 +98,8 @@ class Approvals:
     def ask_for(
         self, event: RealtimeToolApprovalRequired, session: RealtimeSession | None
     ) -> None:
-        """A tool of the SDK's session waits, which carries the decision out."""
-        assert session, "it is the session that asks"
+        """Adds a function tool call; the SDK's session carries the decision out."""
+        assert session, "the event comes from the session"
 
         async def decide(approved: bool, *, always: bool, message: str | None) -> None:
             if approved:
@@ -112,21 +114,21 @@ class Approvals:
         )
 
     async def approve(self, call_id: str, *, always: bool = False) -> None:
-        """KeyError: no such call waits (any more)."""
-        await self._taken(call_id)(True, always=always, message=None)
+        """Lets the tool run. KeyError: no such call waits (any more)."""
+        await self._remove(call_id)(True, always=always, message=None)
 
     async def reject(
         self, call_id: str, *, always: bool = False, message: str | None = None
     ) -> None:
-        """KeyError as above."""
-        await self._taken(call_id)(False, always=always, message=message)
+        """Refuses the tool. KeyError: no such call waits (any more)."""
+        await self._remove(call_id)(False, always=always, message=message)
 
     def withdraw(self, call_id: str) -> None:
-        """It is asked for no more: whoever decides now, gets a KeyError."""
+        """Removes a tool call undecided; deciding it later raises KeyError."""
         if call_id in self._waiting:
-            self._taken(call_id)
+            self._remove(call_id)
 
-    def _taken(self, call_id: str) -> Decide:
+    def _remove(self, call_id: str) -> Decide:
         _, decide = self._waiting.pop(call_id)
         self._count(-1, call_id)
         return decide

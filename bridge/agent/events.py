@@ -1,7 +1,7 @@
-"""Events of a call for the user's own code: one subscription for everything.
+"""Events of a call for user code: one subscription covers every kind of event.
 
-A listener that raises, blocks or is slow never hurts the call: each has a queue and a
-task of its own. Nothing is decided here.
+Each listener has its own queue and task, so one that raises, blocks or is slow never
+affects the call. This module makes no decision about the call.
 """
 
 import asyncio
@@ -31,25 +31,27 @@ from bridge.agent import user_code
 from bridge.core.commands import Note
 
 LATE_SECONDS = 5.0
-"""A listener gets so long for what is left of a call that is over."""
+"""Time a listener has for its remaining events after the call has ended."""
 
 MAX_WAITING = 2000
-"""Events a listener has not taken; a few minutes of talk ..."""
+"""Events queued per listener, a few minutes of conversation. See MAX_WAITING_CHARS."""
 
 MAX_WAITING_CHARS = 16_000_000
-"""... with so many words in them. More are dropped, counted."""
+"""Characters of text in one listener's queue. Events beyond either limit are dropped
+and counted."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class CallEvent:
-    """`type` says what happened, `data` the particulars (docs/agent.md lists them)."""
+    """Something that happened in a call. docs/agent.md lists every `type` and its
+    `data`."""
 
     type: str
     data: Mapping[str, Any] = field(default_factory=dict)
     source: RealtimeSessionEvent | None = field(default=None, repr=False)
-    """The SDK's own event, where it is one."""
+    """The SDK's own event, if this event was made from one."""
     at: float = field(default_factory=time.time)
     """Seconds since the epoch."""
 
@@ -57,13 +59,13 @@ class CallEvent:
 Listener = Callable[[CallEvent], Awaitable[None] | None]
 
 Start = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
-"""(work, name): runs it beside the call and a little beyond its end."""
+"""(coroutine, task name): starts a task that may outlive the call by a little."""
 
 
 class Listeners:
-    """Those of one call. `end` when it is over: what is queued is still delivered.
+    """The listeners of one call. After `end`, queued events are still delivered.
 
-    All but `wants` and `end` may be called from a tool's or a listener's thread, too.
+    All but `wants` and `end` may also be called from a tool's or a listener's thread.
     """
 
     def __init__(self, start: Start, call_sid: str) -> None:
@@ -81,7 +83,7 @@ class Listeners:
         return lambda: self._do(self._remove, queue)
 
     def wants(self, event_type: str) -> bool:
-        """Somebody listens to this: else it need not be made."""
+        """Whether any listener gets events of this type; if not, none need be made."""
         return any(not it.types or event_type in it.types for it in self._queues)
 
     def emit(self, event: CallEvent) -> None:
@@ -93,7 +95,7 @@ class Listeners:
             queue.put(None)
         self._queues.clear()
         for task in self._tasks:
-            _give_up_after(LATE_SECONDS, task)
+            _cancel_after(LATE_SECONDS, task)
 
     def _begin(self, queue: "_Queue") -> None:
         if self._ended:
@@ -120,28 +122,30 @@ class Listeners:
             self._loop.call_soon_threadsafe(action, *given)
 
 
-def _give_up_after(seconds: float, task: asyncio.Task[None]) -> None:
+def _cancel_after(seconds: float, task: asyncio.Task[None]) -> None:
     timer = asyncio.get_running_loop().call_later(seconds, task.cancel)
     task.add_done_callback(lambda _: timer.cancel())
 
 
 class _Queue:
+    """The events that wait for one listener."""
+
     def __init__(self, listener: Listener, types: frozenset[str], call: str) -> None:
         self.types = types
         self._listener = listener
         self._call_sid = call
         self._waiting: asyncio.Queue[CallEvent | None] = asyncio.Queue()
         self._chars = 0
-        """Of the words in those that wait."""
+        """Text in the queued events, in characters."""
         self._dropped = 0
         self._failed = False
 
     def put(self, event: CallEvent | None) -> None:
         if event is not None:
-            chars = self._chars + _words_in(event)
+            chars = self._chars + _text_chars(event)
             if self._waiting.qsize() >= MAX_WAITING or chars > MAX_WAITING_CHARS:
                 if not self._dropped:
-                    log.warning("listener_slow", call_sid=self._call_sid)
+                    log.warning("listener_queue_full", call_sid=self._call_sid)
                 self._dropped += 1
                 return
             self._chars = chars
@@ -150,38 +154,39 @@ class _Queue:
     async def deliver(self) -> None:
         name = f"{self._call_sid} listener"
         while (event := await self._waiting.get()) is not None:
-            self._chars -= _words_in(event)
+            self._chars -= _text_chars(event)
             try:
                 await user_code.ask(self._listener, event, name)
             except BaseException as error:
                 if not user_code.is_theirs(error):
                     raise
-                # Theirs to mend: told in full once, then no more.
+                # An error in user code: logged with its traceback once per listener.
                 if not self._failed:
                     self._failed = True
                     log.exception("listener_failed", call_sid=self._call_sid)
         if self._dropped:
             log.warning(
-                "listener_missed", call_sid=self._call_sid, events=self._dropped
+                "listener_events_dropped", call_sid=self._call_sid, events=self._dropped
             )
 
 
-def _words_in(event: CallEvent) -> int:
+def _text_chars(event: CallEvent) -> int:
     return sum(len(it) for it in event.data.values() if isinstance(it, str))
 
 
 def call_event(event: RealtimeSessionEvent) -> CallEvent:
-    """One of the SDK's events, with the particulars as plain values.
+    """An SDK event as a CallEvent with plain values in `data`.
 
-    `audio_interrupted` of the SDK comes at the very moment and knows no position; it is
-    `agent_interrupted` here, and `audio_interrupted` follows with what was heard.
+    The SDK sends `audio_interrupted` at once, without the position; it is called
+    `agent_interrupted` here. The bridge's `audio_interrupted` follows with the heard
+    part.
     """
     if isinstance(event, RealtimeAudioInterrupted):
         return CallEvent("agent_interrupted", {"item": event.item_id}, event)
-    return CallEvent(event.type, _particulars(event), event)
+    return CallEvent(event.type, _event_data(event), event)
 
 
-def _particulars(event: RealtimeSessionEvent) -> Mapping[str, Any]:
+def _event_data(event: RealtimeSessionEvent) -> Mapping[str, Any]:
     match event:
         case RealtimeAgentStartEvent() | RealtimeAgentEndEvent():
             return {"agent": event.agent.name}
@@ -217,7 +222,8 @@ def _tool(
 
 
 def note_events(note: Note) -> list[CallEvent]:
-    """A Note as listeners get it; an answer that was cut is told apart."""
+    """A Note as events for listeners. A `said` note of an interrupted answer also gives
+    `audio_interrupted`."""
     data = {**note.data, **note.private}
     events = [CallEvent(note.name, data)]
     if note.name == "said" and note.data["cut"]:
@@ -226,7 +232,7 @@ def note_events(note: Note) -> list[CallEvent]:
 
 
 def session_note(event: RealtimeSessionEvent) -> Note | None:
-    """What is worth seeing of the SDK's events; the rest is in the core's own Notes."""
+    """The Note for an SDK event; None if the core's own Notes cover the event."""
     match event:
         case RealtimeToolStart() | RealtimeToolEnd():
             return Note(event.type, {"tool": event.tool.name})
@@ -241,8 +247,8 @@ def session_note(event: RealtimeSessionEvent) -> Note | None:
         case RealtimeToolApprovalRequired():
             return Note("tool_waits_for_approval", {"tool": event.tool.name})
         case RealtimeError(error=dict()):
-            # Of the SDK's own making (a tool that is not there, a guardrail that
-            # raised); the model's errors are in the core's Notes.
+            # Raised by the SDK itself (unknown tool, failed guardrail). The model's
+            # errors are in the core's Notes.
             return Note("session_error", {"kind": "sdk"})
         case _:
             return None

@@ -1,7 +1,7 @@
-"""A running call, as the user's own code has it: tools, listeners, the control API.
+"""A running call as user code sees it: in tools, event listeners and the control API.
 
-Facts, what was said and heard, events, actions. Knows no socket: what it asks for is
-done by its `CallLine`, the call itself (a media stream's or a SIP call's).
+`LiveCall` offers the call's facts, its conversation, events and actions. It has no
+socket: its `CallControl`, the call itself (media stream or SIP), carries out actions.
 """
 
 import asyncio
@@ -27,46 +27,49 @@ _DIGITS = re.compile("[0-9*#A-Dw]+")
 MAX_DIGITS = 64
 MAX_TEXT_CHARS = 8000
 MAX_MESSAGES = 100
-"""Of one caller's: they wait in the report until the call is over."""
+"""Messages kept per call: they stay in memory until the call's report is delivered."""
 THREAD_SECONDS = 5.0
-"""A tool's thread waits no longer for the call to do what it asked for."""
+"""Longest time a tool's thread waits for the event loop to carry out its action."""
 
 RING_SECONDS = range(5, 601)
 """https://www.twilio.com/docs/voice/twiml/dial"""
 
 
 class BadRequest(ValueError):
-    """What was asked for cannot be done; the message says why, without the value."""
+    """The action is not possible. The message says why and does not quote the value."""
 
 
 class NotAllowed(BadRequest):
-    """... by whoever runs the bridge."""
+    """The operator's configuration does not permit the action."""
 
 
 class CallOver(Exception):
-    """The call has ended, so nothing can be done with it."""
+    """The call has ended: no further action on it is possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallFacts:
-    """What is known of a call when it begins."""
+    """What is known about a call when it begins."""
 
     call_sid: str
     stream_sid: str = ""
     account_sid: str = ""
     from_number: str = ""
-    """As Twilio gives it: E.164, `anonymous`, `client:...` or `sip:...`."""
+    """As Twilio sends it: E.164, `anonymous`, `client:...` or `sip:...`."""
     to_number: str = ""
     direction: Literal["inbound", "outbound"] = "inbound"
     route: str = ""
-    """Name of the route that the call took; empty: none, the deployment's own."""
+    """Name of the call's route; empty if no route matched (deployment defaults)."""
     parameters: Mapping[str, str] = field(default_factory=dict)
-    """All <Parameter>s of the TwiML, From and To among them."""
+    """All `<Parameter>`s of the TwiML, including From and To."""
 
     @classmethod
     def of(cls, call_sid: str, parameters: Mapping[str, str]) -> "CallFacts":
-        """From and To come as parameters, for a stream does not name them; so do the
-        direction and the route of a call that we placed."""
+        """Reads From, To, Direction and Route from the stream's parameters.
+
+        Twilio's `start` message has no numbers, so the TwiML passes them as
+        parameters; Direction and Route are set for calls that the bridge placed.
+        """
         outbound = parameters.get("Direction", "").startswith("outbound")
         return cls(
             call_sid=call_sid,
@@ -79,31 +82,31 @@ class CallFacts:
 
     @property
     def ours(self) -> str:
-        """Our own number in it."""
+        """The number of the agent's side of the call."""
         return self.to_number if self.direction == "inbound" else self.from_number
 
     @property
     def theirs(self) -> str:
-        """The number of whoever the agent talks to."""
+        """The number of the person the agent talks to."""
         return self.from_number if self.direction == "inbound" else self.to_number
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Who is dialled in the agent's place."""
+    """A target that a call can be transferred to."""
 
     number: str
     """E.164."""
     caller_id: str = ""
-    """Whom they see: the caller (empty) or a number of the account."""
+    """Number shown to the target, one of the account's; empty: the caller's."""
     ring_seconds: int = 20
     description: str = ""
-    """For the model: what they are called for."""
+    """Told to the model: what this target is for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Left by the caller for the people behind the agent."""
+    """A message the caller left for the people the agent answers for."""
 
     text: str
     name: str = ""
@@ -111,7 +114,7 @@ class Message:
 
 
 class CallControl(Protocol):
-    """The call itself. Nothing waits but where it says so."""
+    """The call itself. Only the `async` methods wait."""
 
     @property
     def history(self) -> Sequence[HistoryItem]: ...
@@ -122,23 +125,27 @@ class CallControl(Protocol):
     def edit_history(
         self, removed: Iterable[str], corrected: Mapping[str, str]
     ) -> None:
-        """Ids that are to go; id -> the text it is to have."""
+        """`removed`: item ids to delete. `corrected`: item id -> new text."""
 
     async def heard(self) -> bool:
-        """Waits until all that the agent said was heard. False: it was interrupted."""
+        """Waits until the caller heard all agent speech. False: interrupted."""
 
     async def hang_up(self) -> bool:
-        """Waits as `heard`, then ends the call. False: interrupted, so it goes on."""
+        """Waits like `heard`, then ends the call. False: interrupted, call goes on."""
 
     async def transfer(self, transfer: Transfer) -> bool:
-        """As `hang_up`; the caller is put through."""
+        """Waits like `heard`, then transfers. False: interrupted, call goes on."""
 
     async def send_digits(self, digits: str) -> bool:
-        """Waits as `heard`, plays the tones, waits until they were heard."""
+        """Waits like `heard`, plays the tones, waits until they were heard."""
 
 
 class LiveCall:
-    """One call. Also the context that tools, instructions and guardrails are given."""
+    """One phone call, for user code.
+
+    Tools, dynamic instructions and guardrails receive it as the SDK's context
+    (`context.context`). Every action raises `CallOver` once the call has ended.
+    """
 
     def __init__(
         self,
@@ -151,21 +158,21 @@ class LiveCall:
         self.began = time.time()
         """Seconds since the epoch."""
         self.agent_name = ""
-        """Of the agent in charge."""
+        """Name of the agent in charge."""
         self.session: RealtimeSession | None = None
-        """The SDK's own session, as soon as there is one. Its `model` takes listeners
-        of yours; its audio does not pass here."""
+        """The SDK's session; None until it exists. You may add listeners to its
+        `model`; they receive no audio, which bypasses the SDK."""
         self.messages: list[Message] = []
         self.notes: dict[str, Any] = {}
-        """Yours: handed on with the report of the call (JSON values)."""
+        """For your own data (JSON values): delivered with the call's report."""
         self.input_tokens = self.output_tokens = 0
         self.cost = 0.0
-        """Of the model, in the unit of the prices that the route gives."""
+        """Cost of the model so far, in the unit of the configured prices."""
         self.muted = False
         self.transfers: Mapping[str, Transfer] = {}
-        """Whom the agent may put the caller through to, by name: the route says."""
+        """Transfer targets the agent may use, by name: the route's, or set by you."""
         self.redaction = Redaction()
-        """What is taken out of all that is kept or handed out; you have it all."""
+        """What is removed from records and API output; user code sees all of it."""
         self._control = control
         self._listeners = listeners
         self._approvals = approvals
@@ -173,7 +180,7 @@ class LiveCall:
         self._thread = threading.get_ident()
         self._ended = False
 
-    # --- what is known ---
+    # --- facts and conversation ---
 
     @property
     def call_sid(self) -> str:
@@ -181,18 +188,21 @@ class LiveCall:
 
     @property
     def history(self) -> list[HistoryItem]:
-        """The conversation as the model has it, oldest first: text only, words that
-        were heard, tool calls with their results. The newest few hundred items."""
+        """The conversation as the model has it, oldest item first.
+
+        Text only: speech as far as the caller heard it, and tool calls with their
+        results. Bounded to the newest few hundred items.
+        """
         return list(self._control.history)
 
     @property
     def transcript(self) -> list[HistoryItem]:
-        """What was said: of the history the words of the caller and of the agent."""
+        """The spoken items of `history`: speech of the caller and of the agent."""
         return [item for item in self._control.history if item.spoken]
 
     @property
     def approvals(self) -> list[Approval]:
-        """Tool calls that wait for a yes or no."""
+        """Tool calls that wait for approval."""
         return self._approvals.pending
 
     @property
@@ -202,43 +212,48 @@ class LiveCall:
     # --- events ---
 
     def on(self, listener: Listener, *types: str) -> Callable[[], None]:
-        """Have `listener(event)` called for each event, or for those types only.
+        """Subscribes `listener(event)` to all events, or only to the given types.
 
-        Returns what ends it. Events come in order, one at a time; a listener that is
-        slow or raises misses events, and the call goes on. Plain functions run in a
-        thread.
+        Returns a function that unsubscribes. A listener gets its events in order, one
+        at a time; plain (not async) functions run in a thread. A listener that is
+        slow or raises misses events; the call is not affected.
         """
         self._check()
         return self._listeners.add(listener, types)
 
     def emit(self, event_type: str, **data: Any) -> None:
-        """An event of your own, to all who listen."""
+        """Sends an event of your own to all listeners."""
         self._listeners.emit(CallEvent(event_type, data))
 
-    # --- actions: safe to call from a tool's thread, too, where they do not wait ---
+    # --- actions: those that are not async may also be called from a tool's thread ---
 
     def tell(self, text: str, *, role: Role = "user", respond: bool = True) -> None:
-        """Text into the live call: as if the caller had written it, or (`system`) as a
-        word to the agent. With `respond` it is answered, after what is being said."""
+        """Adds text to the conversation, from the caller (`user`) or as an instruction
+        to the agent (`system`).
+
+        With `respond` the agent answers it once its current speech is over.
+        BadRequest: the text is blank or too long, or the role is neither.
+        """
         if not text.strip() or len(text) > MAX_TEXT_CHARS:
-            raise BadRequest(f"a text has 1 to {MAX_TEXT_CHARS} characters")
+            raise BadRequest(f"the text must have 1 to {MAX_TEXT_CHARS} characters")
         if role not in ("user", "system"):
-            raise BadRequest("the role is user or system")
-        self._do(lambda: self._control.tell(role, _whole(text), respond=respond))
+            raise BadRequest("the role must be user or system")
+        self._do(lambda: self._control.tell(role, _encodable(text), respond=respond))
 
     def interrupt(self) -> None:
-        """Stops the agent at once: what is queued at Twilio is never heard."""
+        """Stops the agent at once; audio still queued at Twilio is never heard."""
         self._do(lambda: self._control.interrupt("application"))
 
     def mute(self, on: bool = True) -> None:
-        """The agent hears silence in the caller's place."""
+        """While on, the model receives silence instead of the caller's audio."""
         self._do(lambda: self._control.mute(on))
         self.muted = on
 
     def send_raw(self, event: Mapping[str, Any]) -> None:
-        """A Realtime client event, as it is. Audio formats stay the bridge's own."""
+        """Sends a Realtime client event to the model as given; the audio formats
+        remain the bridge's."""
         if not isinstance(event.get("type"), str):
-            raise BadRequest("a client event has a type")
+            raise BadRequest("the client event needs a `type`, as text")
         self._do(lambda: self._control.send_raw(event))
 
     def update_history(
@@ -247,42 +262,48 @@ class LiveCall:
         remove: Iterable[str] = (),
         correct: Mapping[str, str] | None = None,
     ) -> None:
-        """The model forgets items (by id), or remembers other words in their place.
+        """Removes items (by id) from the model's conversation, or replaces their text.
 
-        Only words can be corrected, not tool calls. BadRequest names what is unknown.
+        Only spoken items can be corrected, not tool calls. BadRequest: names the ids
+        that are unknown or have no text.
         """
         known = {item.id: item for item in self._control.history}
         removed = list(remove)
-        corrected = {key: _whole(it) for key, it in (correct or {}).items()}
+        corrected = {key: _encodable(it) for key, it in (correct or {}).items()}
         if unknown := [it for it in (*removed, *corrected) if it not in known]:
             raise BadRequest(f"no such items in the history: {', '.join(unknown)}")
         if silent := [it for it in corrected if not known[it].spoken]:
-            raise BadRequest(f"items without words: {', '.join(silent)}")
+            raise BadRequest(f"items without text to correct: {', '.join(silent)}")
         self._do(lambda: self._control.edit_history(removed, corrected))
 
     async def heard(self) -> bool:
-        """Waits until the caller has heard all that was said; False if cut short."""
+        """Waits until the caller has heard all agent speech. False: interrupted."""
         self._check()
         return await self._control.heard()
 
     async def hang_up(self) -> bool:
-        """Ends the call once what was said has been heard. False: the caller spoke
-        meanwhile, so the call goes on."""
+        """Ends the call once the caller has heard all agent speech.
+
+        False: the caller spoke first, so the call goes on.
+        """
         self._check()
         return await self._control.hang_up()
 
     async def transfer(
         self, number: str, *, caller_id: str = "", ring_seconds: int = 20
     ) -> bool:
-        """Puts the caller through once what was said has been heard. When nobody
-        answers they come back to the agent, who is told. False as with `hang_up`.
+        """Transfers the caller to `number` (E.164) once all agent speech was heard.
 
-        NotAllowed: neither does the route name the number (nor `transfers`), nor does
-        BRIDGE_TRANSFER_PREFIXES allow it; or `caller_id` is none of ours.
+        If the target does not answer, the caller returns to the agent and the agent
+        is told. False: the caller spoke first, so the call goes on.
+
+        NotAllowed: the number is in neither the route nor `transfers`, and
+        BRIDGE_TRANSFER_PREFIXES does not allow it; or `caller_id` is not one of the
+        bridge's numbers. BadRequest: `ring_seconds` or a number is malformed.
         """
         self._check()
         if ring_seconds not in RING_SECONDS:
-            raise BadRequest("ring_seconds is 5 to 600")
+            raise BadRequest("ring_seconds must be 5 to 600")
         try:
             number = twiml.phone_number(number)
             caller_id = twiml.phone_number(caller_id) if caller_id else ""
@@ -291,37 +312,49 @@ class LiveCall:
         return await self._control.transfer(Transfer(number, caller_id, ring_seconds))
 
     async def send_digits(self, digits: str) -> bool:
-        """Plays DTMF tones: 0-9 * # A-D, `w` waits half a second. False: cut short."""
+        """Plays DTMF tones (0-9 * # A-D; `w` pauses half a second) once all agent
+        speech was heard, and waits until they were heard. False: interrupted."""
         self._check()
         if not _DIGITS.fullmatch(digits) or len(digits) > MAX_DIGITS:
             raise BadRequest(f"digits are 1 to {MAX_DIGITS} of 0-9 * # A-D w")
         return await self._control.send_digits(digits)
 
     def take_message(self, text: str, *, name: str = "", call_back: str = "") -> None:
-        """Keeps a message for the report of the call."""
+        """Adds a message from the caller to `messages` and the call's report.
+
+        BadRequest: the message is empty or too long, or there are MAX_MESSAGES already.
+        """
         self._check()
         if not text.strip():
             raise BadRequest("the message is empty")
         longest = max(len(text), len(name), len(call_back))
         if len(self.messages) >= MAX_MESSAGES or longest > MAX_TEXT_CHARS:
-            raise BadRequest("the message is too long, or there are too many")
-        text, name, call_back = _whole(text), _whole(name), _whole(call_back)
+            raise BadRequest("the message is too long, or too many were taken already")
+        text, name, call_back = (
+            _encodable(text),
+            _encodable(name),
+            _encodable(call_back),
+        )
         self.messages.append(Message(text, name, call_back))
         self.emit("message_taken", text=text, name=name, call_back=call_back)
 
     async def approve(self, call_id: str, *, always: bool = False) -> None:
-        """Lets a tool run that waits for approval. KeyError: none such waits."""
+        """Lets a waiting tool call run; `always`: also every later call of that tool.
+
+        KeyError: no tool call with this id waits for approval.
+        """
         self._check()
         await self._approvals.approve(call_id, always=always)
 
     async def reject(
         self, call_id: str, *, always: bool = False, message: str | None = None
     ) -> None:
-        """Keeps it from running; the model is told `message`. KeyError as above."""
+        """Refuses a waiting tool call; the model is told `message`. `always` and
+        KeyError: see `approve`."""
         self._check()
         await self._approvals.reject(call_id, always=always, message=message)
 
-    # --- the call's own ---
+    # --- used by the call, not by user code ---
 
     def end(self) -> None:
         self._ended = True
@@ -336,11 +369,11 @@ class LiveCall:
             action()
             return
         done = Future[None]()
-        self._loop.call_soon_threadsafe(self._do_for, action, done)
-        # The thread waits, and not the call: what cannot be done is told to who asked.
+        self._loop.call_soon_threadsafe(self._do_for_thread, action, done)
+        # The tool's thread waits, not the event loop: the tool gets the action's error.
         done.result(THREAD_SECONDS)
 
-    def _do_for(self, action: Callable[[], None], done: Future[None]) -> None:
+    def _do_for_thread(self, action: Callable[[], None], done: Future[None]) -> None:
         try:
             self._check()
             action()
@@ -350,7 +383,7 @@ class LiveCall:
             done.set_result(None)
 
 
-def _whole(text: str) -> str:
-    """Half a character (a lone surrogate) can be sent nowhere: the user's code may
-    have cut it, and no call is to end of it."""
+def _encodable(text: str) -> str:
+    """Replaces lone surrogates with `?`. They cannot be encoded as UTF-8; user code may
+    cut a text inside a surrogate pair, and this must not end the call."""
     return text.encode(errors="replace").decode()

@@ -1,6 +1,6 @@
-"""The name of an agent -> what the user's code has there, and the agent of one call.
+"""Imports the user's agent by its name, and makes the agent of one call from it.
 
-Imports the user's code only.
+This module reads no settings: the caller supplies the name.
 """
 
 import importlib
@@ -20,26 +20,30 @@ from bridge.agent.live import LiveCall
 
 
 class AgentNotLoaded(Exception):
-    """The agent cannot be had; the message says why, for the one who named it."""
+    """The agent cannot be loaded. The message says why, for the user who named it."""
 
 
 Made = RealtimeAgent[Any] | RealtimeRunner
-"""An agent, or the SDK's runner: an agent with its run configuration."""
+"""An agent, or the SDK's runner, which is an agent with its run configuration."""
 
 _files: dict[Path, ModuleType] = {}
+"""Agent files that were run already."""
 
 AgentSource = Made | Callable[[LiveCall], Made | Awaitable[Made]]
+"""What an agent's name may refer to; a callable makes the agent for each call."""
 
 
 def load(name: str) -> AgentSource:
-    """`package.module:name` or `path/to/file.py:name` -> what stands there.
+    """Imports `package.module:name` or `path/to/file.py:name`.
 
-    An agent, a runner, or a callable that makes one for each call. AgentNotLoaded
-    otherwise.
+    Returns an agent, a runner, or a callable that makes one for each call.
+    AgentNotLoaded: the name cannot be imported, or refers to something else.
     """
     source = attribute_of(name)
     if isinstance(source, RealtimeRunner):
-        _parts(source)  # what cannot work is told at start
+        _agent_and_config(
+            source
+        )  # reports an unusable runner at start, not at the first call
     elif not (is_agent(source) or callable(source)):
         kind = type(source).__name__
         raise AgentNotLoaded(
@@ -49,7 +53,7 @@ def load(name: str) -> AgentSource:
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """As `load`, for any function of the user's. AgentNotLoaded if it is none."""
+    """As `load`, for any callable of the user. AgentNotLoaded: it is not callable."""
     function = attribute_of(name)
     if not callable(function):
         raise AgentNotLoaded(f"{name} is a {type(function).__name__}, not a function")
@@ -57,17 +61,17 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def attribute_of(name: str) -> object:
-    """What stands under that name; AgentNotLoaded says why it cannot be had."""
+    """Imports the object of that name. AgentNotLoaded says why it cannot."""
     where, colon, attribute = name.rpartition(":")
     if not (colon and where and attribute):
         raise AgentNotLoaded(
-            f"{name!r} names no agent: it wants package.module:name or file.py:name"
+            f"{name!r} names no agent: write package.module:name or file.py:name"
         )
     module = _import_file(where) if where.endswith(".py") else _import_module(where)
     try:
         source = reduce(getattr, attribute.split("."), module)
     except AttributeError:
-        near = [key for key, it in vars(module).items() if _is_offered(it, module)]
+        near = [key for key, it in vars(module).items() if _is_loadable(it, module)]
         hint = f"; it has {', '.join(sorted(near))}" if near else ""
         raise AgentNotLoaded(f"{where} has no {attribute!r}{hint}") from None
     return cast(object, source)
@@ -76,36 +80,38 @@ def attribute_of(name: str) -> object:
 async def agent_for(
     source: AgentSource, live: LiveCall
 ) -> tuple[RealtimeAgent[Any], RealtimeRunConfig]:
-    """The agent of this call, and how it is to be run (a copy).
+    """The agent of this call and a copy of its run configuration.
 
-    AgentNotLoaded if the callable gives something else.
+    AgentNotLoaded: the callable returned something else.
     """
     if isinstance(source, RealtimeAgent | RealtimeRunner):
-        return _parts(source)
-    # It may look the caller up before it answers, and other calls must not wait.
-    return _parts(await user_code.ask(source, live, f"{live.call_sid} agent"))
+        return _agent_and_config(source)
+    # The callable may look the caller up first; other calls must not wait for that.
+    return _agent_and_config(
+        await user_code.ask(source, live, f"{live.call_sid} agent")
+    )
 
 
 def first_agent(made: Made) -> RealtimeAgent[Any]:
-    """The agent that a runner begins with."""
-    return _parts(made)[0]
+    """The agent itself, or the agent that a runner starts with."""
+    return _agent_and_config(made)[0]
 
 
-def _parts(made: object) -> tuple[RealtimeAgent[Any], RealtimeRunConfig]:
+def _agent_and_config(made: object) -> tuple[RealtimeAgent[Any], RealtimeRunConfig]:
     if isinstance(made, RealtimeAgent):
         return made, {}
     if not isinstance(made, RealtimeRunner):
-        raise AgentNotLoaded(f"the agent's function gave a {type(made).__name__}")
+        raise AgentNotLoaded(f"the agent's function returned a {type(made).__name__}")
     if type(made._model) is not OpenAIRealtimeWebSocketModel:
         raise AgentNotLoaded(
-            "the runner has a model of its own, but the audio path is the bridge's: "
-            "name the model with BRIDGE_MODEL_URL and BRIDGE_MODEL"
+            "the runner has a model of its own, but only the bridge's model class "
+            "carries audio: set the model with BRIDGE_MODEL_URL and BRIDGE_MODEL"
         )
     return made._starting_agent, {**(made._config or {})}
 
 
-def _is_offered(value: object, module: ModuleType) -> bool:
-    """An agent, a runner, or a function of this module's own."""
+def _is_loadable(value: object, module: ModuleType) -> bool:
+    """Whether `value` is an agent, a runner, or a public function of this module."""
     own = getattr(value, "__module__", None) == module.__name__
     name = getattr(value, "__name__", "_")
     function = callable(value) and own and not name.startswith("_")
@@ -117,7 +123,7 @@ def is_agent(value: object) -> bool:
 
 
 def _import_module(name: str) -> ModuleType:
-    # A user's module lies where the command is given, as with `python -m`.
+    # A user's module is found in the working directory, as with `python -m`.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -129,16 +135,16 @@ def _import_module(name: str) -> ModuleType:
 def _import_file(path: str) -> ModuleType:
     file = Path(path).expanduser().resolve()
     if file in _files:
-        return _files[file]  # an agent and a function of it share what stands there
+        return _files[file]  # run once: agent and functions share the file's state
     if not file.is_file():
         raise AgentNotLoaded(f"there is no file {path}")
     name = f"bridge_agent_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise AgentNotLoaded(f"{path} is no Python file")
+        raise AgentNotLoaded(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    # Its neighbours are importable, as if the file had been run; and it itself, for
-    # dataclasses and type hints look their module up.
+    # The file's folder is importable, as if the file had been run. The module itself
+    # is registered because dataclasses and type hints look up their module by name.
     sys.path.insert(0, str(file.parent))
     sys.modules[name] = module
     try:

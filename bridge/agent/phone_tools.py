@@ -1,8 +1,8 @@
-"""What an agent can do with the phone itself: tools to be listed, each or all.
+"""Tools with which an agent controls the phone call: use all or some of them.
 
 `tools=[hang_up, take_message]` or `tools=PHONE_TOOLS`. The model never names a phone
-number: it picks one of the names that the route allows. Every way a tool can turn out
-is told to the model in a sentence that says what to do next.
+number: it picks one of the transfer names that the route allows. Every outcome is
+reported to the model as a sentence that says what to do next.
 """
 
 import asyncio
@@ -21,12 +21,13 @@ SPOKE = (
     "on. Answer what they said; try again only if it is still wanted."
 )
 END_SECONDS = 10.0
-"""For the session to close behind a call that ends. The tool is cancelled then, so that
-no answer is made which nobody would hear."""
+"""Time for the session to close after the call ended. Closing it cancels the tool, so
+the model generates no answer that nobody would hear."""
 
 
 def can_transfer(context: RunContextWrapper[Any], agent: AgentBase[Any]) -> bool:
-    """`is_enabled` of transfer_call: the model sees it where the route has targets."""
+    """`is_enabled` of transfer_call: the model gets the tool only if the call has
+    transfer targets."""
     return isinstance(context.context, LiveCall) and bool(context.context.transfers)
 
 
@@ -36,7 +37,7 @@ async def hang_up(context: RunContextWrapper[LiveCall]) -> str:
     ask, or must be hung up on. Say goodbye first, in the same answer: the line is
     closed once the caller has heard all that you said. Never use it in place of an
     answer."""
-    return await _ended(context.context.hang_up())
+    return await _end_with(context.context.hang_up())
 
 
 @function_tool(is_enabled=can_transfer)
@@ -59,8 +60,8 @@ async def transfer_call(
     live = context.context
     transfer = _find(live.transfers, target)
     if transfer is None:
-        return _names(live.transfers, target)
-    return await _ended(
+        return _list_targets(live.transfers, target)
+    return await _end_with(
         live.transfer(
             transfer.number,
             caller_id=transfer.caller_id,
@@ -123,10 +124,12 @@ async def take_message(
 
 
 PHONE_TOOLS: list[Tool] = [hang_up, transfer_call, send_digits, take_message]
+"""All tools of this module, for `RealtimeAgent(tools=PHONE_TOOLS)`."""
 
 
-async def _ended(action: Awaitable[bool]) -> str:
-    """Of what ends the call when it is done: there is nothing to say after it."""
+async def _end_with(action: Awaitable[bool]) -> str:
+    """Waits for an action that ends the call; returns the text for the model if it was
+    not done."""
     try:
         done = await action
     except NotAllowed:
@@ -142,7 +145,7 @@ async def _ended(action: Awaitable[bool]) -> str:
 
 
 def _find(transfers: Mapping[str, Transfer], target: str) -> Transfer | None:
-    """A model that writes `Sales ` means sales."""
+    """Ignores case and surrounding spaces: a model may write `Sales ` for `sales`."""
     wanted = target.strip().casefold()
     return next(
         (it for name, it in transfers.items() if name.strip().casefold() == wanted),
@@ -150,7 +153,7 @@ def _find(transfers: Mapping[str, Transfer], target: str) -> Transfer | None:
     )
 
 
-def _names(transfers: Mapping[str, Transfer], target: str) -> str:
+def _list_targets(transfers: Mapping[str, Transfer], target: str) -> str:
     if not transfers:
         return "Nobody can be connected on this line. Offer to take a message instead."
     names = "; ".join(

@@ -1,7 +1,7 @@
-"""The bundled agent: a dental practice's receptionist. Made to be copied and changed.
+"""The bundled agent, a dental practice's receptionist: copy it and change it.
 
-Two tools of its own, two of the phone's, a handoff and back, an output guardrail. Any
-RealtimeAgent of yours works in its place (BRIDGE_AGENT).
+It shows function tools, the phone tools `hang_up` and `take_message`, handoffs in both
+directions and an output guardrail. BRIDGE_AGENT puts any RealtimeAgent in its place.
 """
 
 import re
@@ -30,7 +30,7 @@ FREE = {
 }
 INVOICES = {"1042": (85, "paid"), "1043": (120, "due on the thirtieth")}
 
-# Speech is heard once and cannot be scrolled back: short sentences, no lists.
+# A caller hears speech once and cannot scroll back: short sentences, no lists.
 ON_THE_PHONE = (
     "You are on the phone. Speak in one or two short sentences, never in lists. "
     "If you did not understand, ask. Say numbers and times slowly. "
@@ -71,7 +71,7 @@ async def invoice_status(
 async def _no_dosage(
     context: RunContextWrapper[LiveCall], agent: object, output: str
 ) -> GuardrailFunctionOutput:
-    """A receptionist names no dose of a medicine, whatever she is asked."""
+    """Trips if the receptionist names a dose of a medicine, whatever was asked."""
     named = re.search(r"\b\d+\s*(mg|milligrams?|tablets?|pills?)\b", output, re.I)
     return GuardrailFunctionOutput(
         output_info={"named_a_dose": named is not None},

@@ -1,7 +1,7 @@
-"""The user's own functions, called so that none of them holds a call or the house up.
+"""Calls user code so that no function of it blocks the event loop.
 
-A plain function runs in a thread of its own, an async one in the loop. What they raise
-is theirs, and comes out as it is.
+A plain function runs in a thread of its own, an async function in the event loop. An
+exception from user code is passed on unchanged.
 """
 
 import asyncio
@@ -14,9 +14,11 @@ from typing import Any
 
 
 def is_theirs(error: BaseException) -> bool:
-    """Raised by the user's code, and no cancellation of ours: a sys.exit in a tool, a
-    panic in an extension, an await of theirs that was cancelled. None of it may end the
-    process and all its calls."""
+    """Whether user code raised `error`, as opposed to the bridge cancelling the task.
+
+    Also true of a `sys.exit` in a tool, a panic in an extension module, and a cancelled
+    await within user code. None of these may end the process and all its calls.
+    """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is not None and not task.cancelling()
@@ -24,28 +26,31 @@ def is_theirs(error: BaseException) -> bool:
 
 
 async def ask(function: Callable[[Any], Any], given: Any, name: str) -> Any:
-    """What the function makes of `given`; `name` is that of its thread. No time limit:
-    who asks sets one."""
+    """Returns the function's result for `given`; `name` is the name of its thread.
+
+    There is no time limit: the caller of `ask` sets one.
+    """
     made = (
         function(given)
         if is_async(function)
         else await in_thread(function, given, name)
     )
-    # A plain function may give something to be awaited all the same.
+    # A plain function may return an awaitable, too.
     return await made if inspect.isawaitable(made) else made
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Also of an object that can be called."""
+    """Whether a call returns a coroutine; also for objects with async `__call__`."""
     call = getattr(function, "__call__", None)  # noqa: B004
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 async def in_thread(function: Callable[[Any], Any], given: Any, name: str) -> Any:
-    """What the user's plain function returns, called in a thread of its own.
+    """Calls the user's plain function in a new thread and returns its result.
 
-    The process does not wait for that thread when it ends: a function that hangs takes
-    no worker from tools and name look-ups. Given up when it is cancelled.
+    A new daemon thread, not the thread pool: a function that hangs takes no worker from
+    tools and DNS look-ups, and the process exits without waiting for it. Cancelling
+    this coroutine abandons the thread.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
@@ -53,7 +58,7 @@ async def in_thread(function: Callable[[Any], Any], given: Any, name: str) -> An
 
     def settle(result: Any, error: BaseException | None) -> None:
         if done.done():
-            return  # too late: nobody waits any more
+            return  # the waiting task was cancelled
         if error is None:
             done.set_result(result)
         else:
@@ -65,7 +70,7 @@ async def in_thread(function: Callable[[Any], Any], given: Any, name: str) -> An
             result = context.run(function, given)
         except BaseException as error:
             failed = error
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
             loop.call_soon_threadsafe(settle, result, failed)
 
     threading.Thread(target=work, name=name, daemon=True).start()

@@ -1,7 +1,7 @@
-"""What is done for a call but may outlive it: reports, listeners of the user's code.
+"""Tasks of a call that may outlive it: reports, listeners of the user's code.
 
-Nothing here may hurt a call or another errand: what raises is logged, and when the
-house closes, what is left gets some seconds and is then given up.
+A task must not disturb a call or another task: an exception is logged. At shutdown the
+remaining tasks get CLOSE_SECONDS, then they are cancelled.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ CLOSE_SECONDS = 5.0
 
 
 class BackgroundTasks:
-    """`async with Errands() as errands:` - then `start`, from anywhere, any time."""
+    """Use it as a context manager; `start` works while the context is open."""
 
     def __init__(self, close_seconds: float = CLOSE_SECONDS) -> None:
         self._close_seconds = close_seconds
@@ -39,19 +39,19 @@ class BackgroundTasks:
         if self._running:
             await asyncio.wait(self._running, timeout=self._close_seconds)
         for task in self._running:
-            log.warning("background_task_given_up", task=task.get_name())
+            log.warning("background_task_cancelled", task=task.get_name())
             task.cancel()
         await self._group.__aexit__(kind, error, traceback)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Runs it; what it raises is logged under its name."""
-        task = self._group.create_task(_safely(work, name), name=name)
+        """Runs `work` as a task. An exception is logged with `name`."""
+        task = self._group.create_task(_log_failure(work, name), name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
 
 
-async def _safely(work: Coroutine[Any, Any, None], name: str) -> None:
+async def _log_failure(work: Coroutine[Any, Any, None], name: str) -> None:
     try:
         await work
     except BaseException as error:

@@ -1,7 +1,7 @@
-"""Calls that we place: an order in, a ringing telephone out, by Twilio's REST API.
+"""Outbound calls: places an order through Twilio's REST API and follows its status.
 
-Knows numbers, limits and what Twilio reports of a call; nothing of audio, streams or
-HTTP requests of ours. What has to be known on any instance is on the registry's shelf.
+Knows numbers, limits and Twilio's status reports; nothing of audio, streams or our HTTP
+server. What every instance must know is stored in the registry.
 """
 
 import asyncio
@@ -22,32 +22,34 @@ from twilio.http.http_client import TwilioHttpClient  # type: ignore[import-unty
 from twilio.rest import Client  # type: ignore[import-untyped]
 
 import twiml
-from bridge.app.quotas import may_dial
+from bridge.app.dial_permissions import may_dial
 from bridge.fleet import Registry, formats
 from bridge.fleet.plan import AnsweredBy
 
 log = structlog.get_logger()
 
 HTTP_SECONDS = 10.0
-"""For Twilio to take a connection, and for each piece of its answer."""
+"""Timeout of a connection to Twilio, and of each read of its response."""
 
 REST_SECONDS = 15.0
-"""For a request as a whole."""
+"""Timeout of a whole request."""
 
-TURN_SECONDS = 5.0
-"""That an order waits for its turn; beyond, whoever places it should slow down."""
+RATE_WAIT_SECONDS = 5.0
+"""Longest wait of an order for the rate limit; an order that would wait longer is
+refused, and its sender should slow down."""
 
 ORDER_SECONDS = 600.0
-"""That an order is kept, beside the ringing: Twilio asks for it when it is answered."""
+"""How long an order is stored after its ringing time: Twilio requests its document when
+the call is answered."""
 
 LONGEST_SECONDS = 4 * 3600
-"""Of a call to which no limit was given: Twilio ends it then."""
+"""Twilio ends a call without a time limit after this."""
 
 STATUS_SECONDS = LONGEST_SECONDS + 3600.0
 
 EVENTS = ("initiated", "ringing", "answered", "completed")
-IS_OVER = frozenset({20404, 21220})
-"""Twilio's codes for a call that is no longer active, or was not in progress."""
+CALL_ENDED_CODES = frozenset({20404, 21220})
+"""Twilio's error codes for a call that is no longer active, or was not in progress."""
 
 State = Literal[
     "queued",
@@ -66,18 +68,18 @@ T = TypeVar("T")
 
 
 class OutboundOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is to be called and what for. ValueError for what cannot be placed."""
+    """Whom to call, and with which agent. ValueError if the call cannot be placed."""
 
     to: str
     from_number: str
     id: str = msgspec.field(default_factory=lambda: secrets.token_hex(16))
     route: str = ""
-    """The agent's name; empty: as for a call that came in."""
+    """Name of the route; empty: the routes are matched as for an inbound call."""
     parameters: dict[str, str] = {}
     greeting: str | None = None
     machine: Literal["hang_up", "ignore", "message"] = "hang_up"
-    """What happens when an answering machine picks up; "message": `message` is left
-    after the beep."""
+    """Action when an answering machine answers; "message": `message` is left after the
+    beep."""
     message: str = ""
     ring_seconds: int = 30
     longest_seconds: int | None = None
@@ -88,16 +90,18 @@ class OutboundOrder(msgspec.Struct, frozen=True, kw_only=True):
         if not self.id:
             raise ValueError("the order has no id")
         if (self.machine == "message") != bool(self.message.strip()):
-            raise ValueError('a message is for machine="message", which needs one')
+            raise ValueError(
+                'machine="message" needs a message, other values must have none'
+            )
         if self.ring_seconds not in twiml.RING_SECONDS:
             low, high = twiml.RING_SECONDS[0], twiml.RING_SECONDS[-1]
-            raise ValueError(f"ring_seconds is not within {low} to {high}")
+            raise ValueError(f"ring_seconds must be from {low} to {high}")
         if self.longest_seconds is not None and self.longest_seconds < 1:
-            raise ValueError("longest_seconds is not positive")
+            raise ValueError("longest_seconds must be at least 1")
 
 
 class CallStatus(msgspec.Struct, frozen=True):
-    """The newest that Twilio has told of a call."""
+    """The newest status of a call that Twilio has reported."""
 
     call_sid: str
     state: State
@@ -111,11 +115,11 @@ class CallStatus(msgspec.Struct, frozen=True):
 
 
 class OutboundLimited(Exception):
-    """We do not place the call; `limit` says which of our limits is in the way.
+    """We did not place the call, because of one of our limits: `limit`.
 
-    "off": no prefix is allowed. "prefix": this number is not. "at_once": too many calls
-    are running. "rate": too many orders wait for their turn. "cost": the day has cost
-    what a day may.
+    "off": no prefix is configured. "prefix": the number is not allowed. "at_once": too
+    many calls are running. "rate": too many orders wait for the rate limit. "cost": the
+    cost limit of the day is reached.
     """
 
     def __init__(
@@ -126,9 +130,10 @@ class OutboundLimited(Exception):
 
 
 class OutboundRefused(Exception):
-    """Twilio did not place the call; both numbers are 0 when it could not be reached.
+    """Twilio did not place the call. `code` is Twilio's error code, `status` the HTTP
+    status; both are 0 if Twilio could not be reached.
 
-    `text` may name the number: it is for whoever placed the order, not for the log.
+    `text` may contain the number: return it to the sender of the order, do not log it.
     """
 
     def __init__(self, code: int, status: int, text: str) -> None:
@@ -139,14 +144,14 @@ class OutboundRefused(Exception):
 
 
 class OutboundCalls:
-    """The calls of one account.
+    """The outbound calls of one Twilio account.
 
-    `prefixes` are the beginnings of numbers that may be called ("+1", "+4930"), or with
-    `!` may not ("!+1900"): without any, nothing is. `at_once` counts the calls that
-    this instance has placed and that have not ended. `api_url` is another origin for
-    Twilio's API: a proxy, a test. `now` gives seconds of a clock that never goes back.
-    `hit` hears of limits (bridge.core.limits.HITS), `day_is_spent` says whether no more
-    calls are to be paid for.
+    `prefixes`: prefixes of numbers that may be called ("+1", "+4930"), or with `!` may
+    not ("!+1900"); without any, no number may be called. `at_once`: limit of the calls
+    that this instance has placed and that have not ended. `api_url`: another origin for
+    Twilio's API, such as a proxy or a test. `now` returns monotonic seconds. `hit` is
+    called with each limit that refused a call (bridge.core.limits.HITS). `day_is_spent`
+    returns True when the cost limit of the day is reached.
     """
 
     def __init__(
@@ -172,24 +177,25 @@ class OutboundCalls:
         self._day_is_spent = day_is_spent
         self._now = now
         self._at_once = at_once
-        self._turn_seconds = 1.0 / per_second
-        self._next_turn = 0.0
+        self._interval = 1.0 / per_second
+        self._next_at = 0.0
+        """Time at which the rate limit allows the next call."""
         self._placing = 0
         self._running: dict[str, float] = {}
-        """Calls that have not ended, and when each must have."""
+        """Calls that have not ended -> time at which each must have ended."""
 
     async def place(self, order: OutboundOrder) -> str:
-        """The SID of the call, which rings from now on.
+        """Places the call and returns its SID.
 
-        OutboundLimited, OutboundRefused: it does not, and the order is void.
+        OutboundLimited, OutboundRefused: no call was placed, the order is void.
         """
         self._check_prefix(twiml.phone_number(order.to))
         if self._day_is_spent and await self._day_is_spent():
             self._hit("cost_of_day")
-            raise OutboundLimited("cost", "today's calls have cost what they may")
+            raise OutboundLimited("cost", "today's calls have reached the cost limit")
         await self._take_slot()
         try:
-            await self._take_turn()
+            await self._wait_for_rate()
             call_sid = await self._create(order)
             longest = order.ring_seconds + (order.longest_seconds or LONGEST_SECONDS)
             self._running[call_sid] = self._now() + longest + REST_SECONDS
@@ -200,27 +206,29 @@ class OutboundCalls:
         return call_sid
 
     async def hang_up(self, call_sid: str) -> None:
-        """Ends the call; well if it was over already."""
+        """Ends the call; no error if it had ended already."""
         try:
             await self._ask(
                 lambda: self._client.calls(call_sid).update(status="completed")
             )
         except OutboundRefused as refused:
-            if refused.code not in IS_OVER:
+            if refused.code not in CALL_ENDED_CODES:
                 raise
 
     async def order(self, order_id: str) -> OutboundOrder | None:
-        """What the call is for that Twilio asks about; Twilio may ask twice."""
-        kept = await self._registry.get(_order_name(order_id))
-        return formats.read(kept, OutboundOrder) if kept else None
+        """The order of a placed call. It stays stored, as Twilio may ask for its
+        document twice."""
+        stored = await self._registry.get(_order_name(order_id))
+        return formats.read(stored, OutboundOrder) if stored else None
 
-    # --- what Twilio tells ---
+    # --- callbacks from Twilio ---
 
     async def note_status(self, form: Mapping[str, str]) -> CallStatus | None:
-        """A status callback; the call's new status, None where it is no news.
+        """Stores a status callback. Returns the call's new status, None if it is older
+        than the stored one or unreadable.
 
-        They come out of order and on any instance: a later one stays, and a final one
-        for good.
+        Callbacks arrive out of order and at any instance: the one with the highest
+        sequence number stays, and a final one is never replaced.
         """
         try:
             status = msgspec.convert(
@@ -241,24 +249,26 @@ class OutboundCalls:
         return status if await self._note(status) else None
 
     async def status(self, call_sid: str) -> CallStatus | None:
-        """The newest status; None for a call nobody knows (any more)."""
-        # A name of its own: of two callbacks that come to two instances at the same
-        # time, the one that is not final must not overwrite the one that is.
-        kept = await self._registry.get(f"final:{call_sid}")
-        if kept is None:
-            kept = await self._registry.get(f"status:{call_sid}")
-        return formats.read(kept, CallStatus) if kept else None
+        """The newest status; None if the call is unknown or its status has expired."""
+        # A final status has its own name: when two instances get two callbacks at the
+        # same time, the one that is not final must not overwrite the final one.
+        stored = await self._registry.get(f"final:{call_sid}")
+        if stored is None:
+            stored = await self._registry.get(f"status:{call_sid}")
+        return formats.read(stored, CallStatus) if stored else None
 
     async def answered_by(self, form: Mapping[str, str]) -> AnsweredBy | None:
-        """What the detection of machines has found; None for a form that says nothing.
+        """The result of the answering machine detection; None if the form has none.
 
-        Kept (bridge.fleet.plan): it may come before the stream, and elsewhere.
+        The result is stored (bridge.fleet.plan), because the callback may arrive before
+        the stream and at another instance.
         """
         call_sid, said = form.get("CallSid"), form.get("AnsweredBy")
         if not call_sid or not said:
             log.warning("answered_by_unreadable", call_sid=call_sid)
             return None
-        # Whoever may be a human is not hung up on: "unknown", and words yet to come.
+        # "unknown", and values that Twilio may add, count as a human: the bridge must
+        # not hang up on a person.
         known = frozenset(AnsweredBy)
         found = AnsweredBy(said) if said in known else AnsweredBy.HUMAN
         await found.keep(self._registry, call_sid)
@@ -269,17 +279,21 @@ class OutboundCalls:
 
     def _check_prefix(self, number: str) -> None:
         if not self._prefixes:
-            raise OutboundLimited("off", "no number may be called: no prefix is set")
+            raise OutboundLimited(
+                "off", "no number may be called: no prefix is configured"
+            )
         if not may_dial(number, self._prefixes):
             self._hit("outbound_number")
-            raise OutboundLimited("prefix", "numbers that begin so are not allowed")
+            raise OutboundLimited(
+                "prefix", "numbers with this prefix may not be called"
+            )
 
     async def _take_slot(self) -> None:
-        """Of the calls at once; given back by `place` or by the call's end."""
+        """Takes one of `at_once`. `place` or the end of the call frees it."""
         if self._full:
             await self._drop_ended()
         if self._full:
-            text = f"{self._at_once} calls are running, which is the limit"
+            text = f"the limit of {self._at_once} running calls is reached"
             raise OutboundLimited("at_once", text)
         self._placing += 1
 
@@ -288,37 +302,40 @@ class OutboundCalls:
         return self._placing + len(self._running) >= self._at_once
 
     async def _drop_ended(self) -> None:
-        """Calls whose end was told to another instance, or to none."""
+        """Drops calls whose end was reported to another instance, or never reported."""
         for call_sid, until in list(self._running.items()):
             status = await self.status(call_sid)
             if self._now() > until or (status is not None and status.final):
                 self._running.pop(call_sid, None)
 
-    async def _take_turn(self) -> None:
-        """So many calls a second does Twilio take from an account."""
+    async def _wait_for_rate(self) -> None:
+        """Twilio limits the calls per second that an account may place."""
         now = self._now()
-        at = max(now, self._next_turn)
-        if at - now > TURN_SECONDS:
-            raise OutboundLimited("rate", "too many calls wait for their turn")
-        self._next_turn = at + self._turn_seconds
+        at = max(now, self._next_at)
+        if at - now > RATE_WAIT_SECONDS:
+            raise OutboundLimited(
+                "rate", "too many orders wait for the limit of calls per second"
+            )
+        self._next_at = at + self._interval
         await asyncio.sleep(at - now)
 
     # --- Twilio ---
 
     async def _create(self, order: OutboundOrder) -> str:
-        """The order is where Twilio's question for it finds it, then the call rings."""
+        """Stores the order first: Twilio asks for its document when the call is
+        answered."""
         name = _order_name(order.id)
         # Without the field `format`: instances of format 0 refuse an order that has a
         # field they do not know, and hang up on the callee. The version that drops
         # format 0 may write the field.
-        kept = formats.encode(order, 0)
-        await self._registry.put(name, kept, ORDER_SECONDS + order.ring_seconds)
+        stored = formats.encode(order, 0)
+        await self._registry.put(name, stored, ORDER_SECONDS + order.ring_seconds)
         options = self._options(order)
         try:
             call = await self._ask(lambda: self._client.calls.create(**options))
         except OutboundRefused as refused:
-            # Where no answer came the telephone may ring all the same. Whoever hears
-            # "refused" will try again: this call is not to find its order.
+            # Without an answer from Twilio the call may ring all the same. The sender
+            # of the order will try again, so this call must not find its order.
             await self._registry.pop(name)
             log.warning("call_not_placed", order=order.id, code=refused.code)
             raise
@@ -332,17 +349,17 @@ class OutboundCalls:
             "method": "POST",
             "status_callback": f"{self._public_url}/call-status",
             "status_callback_method": "POST",
-            # A list: each goes as a parameter of its own, as Twilio wants them.
+            # A list is sent as one parameter per event, as Twilio requires.
             "status_callback_event": list(EVENTS),
             "timeout": order.ring_seconds,
         }
         if order.longest_seconds is not None:
             options["time_limit"] = order.longest_seconds
         if order.machine != "ignore":
-            # Beside the call: else whoever answers hears silence until Twilio is sure.
-            waits = order.machine == "message"
+            # Asynchronous: else the callee hears silence until Twilio has a result.
+            message = order.machine == "message"
             options |= {
-                "machine_detection": "DetectMessageEnd" if waits else "Enable",
+                "machine_detection": "DetectMessageEnd" if message else "Enable",
                 "async_amd": "true",
                 "async_amd_status_callback": f"{self._public_url}/amd-status",
                 "async_amd_status_callback_method": "POST",
@@ -350,7 +367,8 @@ class OutboundCalls:
         return options
 
     async def _ask(self, work: Callable[[], T]) -> T:
-        """A request by Twilio's client, which blocks; OutboundRefused when it fails."""
+        """Runs a blocking request of Twilio's client in a thread. OutboundRefused if it
+        fails."""
         try:
             async with asyncio.timeout(REST_SECONDS):
                 return await asyncio.to_thread(work)
@@ -358,40 +376,41 @@ class OutboundCalls:
             code = error.code or error.status
             raise OutboundRefused(code, error.status, error.msg) from error
         except (TwilioException, OSError, ValueError) as error:
-            # No connection or answer (OSError), or one that is not Twilio's: a proxy's
-            # page (ValueError).
-            text = f"Twilio could not be asked: {type(error).__name__}"
+            # OSError: no connection or no answer. ValueError: the answer is not
+            # Twilio's, for example a proxy's page.
+            text = f"no usable answer from Twilio: {type(error).__name__}"
             raise OutboundRefused(0, 0, text) from error
 
     async def _note(self, status: CallStatus) -> bool:
-        """Keep it; False where a later one was known."""
+        """Stores the status. False, and nothing is stored, if a later one is known."""
         before = await self.status(status.call_sid)
         if before is not None and (
             before.final or (not status.final and before.sequence >= status.sequence)
         ):
             return False
         name = f"{'final' if status.final else 'status'}:{status.call_sid}"
-        kept = formats.encode(status, self._registry.format())
-        await self._registry.put(name, kept, STATUS_SECONDS)
+        stored = formats.encode(status, self._registry.format())
+        await self._registry.put(name, stored, STATUS_SECONDS)
         return True
 
 
 class _Http(TwilioHttpClient):  # type: ignore[misc]
-    """Twilio's own HTTP client, which may be sent elsewhere."""
+    """Twilio's HTTP client; `api_url` replaces the origin of Twilio's API."""
 
     def __init__(self, api_url: str | None) -> None:
-        # Eight lines of log a request: for nobody. A session of its own for each, as
-        # `requests` does not promise one to several threads.
-        unheard = logging.Logger("twilio", level=logging.CRITICAL)
-        super().__init__(pool_connections=False, timeout=HTTP_SECONDS, logger=unheard)
+        # The client would write eight log lines per request, so its logger is silent.
+        # Each request has its own session: `requests` does not promise that threads can
+        # share one.
+        silent = logging.Logger("twilio", level=logging.CRITICAL)
+        super().__init__(pool_connections=False, timeout=HTTP_SECONDS, logger=silent)
         self._api = None if api_url is None else urlsplit(api_url)
 
     def request(self, method: str, url: str, *args: Any, **options: Any) -> Any:
         if self._api is not None:
             scheme, host, base = self._api.scheme, self._api.netloc, self._api.path
-            wanted = urlsplit(url)
-            path = base.rstrip("/") + wanted.path
-            url = urlunsplit((scheme, host, path, wanted.query, ""))
+            original = urlsplit(url)
+            path = base.rstrip("/") + original.path
+            url = urlunsplit((scheme, host, path, original.query, ""))
         return super().request(method, url, *args, **options)
 
 

@@ -1,7 +1,8 @@
-"""What a caller is told when no instance has a line: busy, wait, or a fallback number.
+"""The answer to a call when no instance has capacity: busy, a queue, or a fallback
+number.
 
-Pure: a route and a place in the queue -> a TwiML document. Nothing is kept of who
-waits: their place stands in the url that Twilio asks next, under its signature.
+Pure: a route and a place in the queue -> a TwiML document. Nothing is stored of a
+waiting caller: the place is in the URL that Twilio requests next, which is signed.
 """
 
 import math
@@ -12,33 +13,36 @@ from typing import Literal
 
 import twiml
 from bridge.app.routes import Route, WhenFull
+from twiml import spoken_texts
 
 WAITING, RETURNING = "waiting", "returning"
-"""What a place in the queue is called in the query: of who has not been served yet, and
-of who lost their line in mid-call."""
+"""Query parameters for the place in the queue: of a new call, and of a running call
+whose instance has handed it over or died."""
 
 LONGEST_PAUSE, SHORTEST_PAUSE = 8, 4
-"""Seconds until a waiting caller is looked after again: at first, and later. Whoever
-has waited longest asks most often, so the next line is most likely theirs."""
+"""Seconds between two requests of a waiting caller: at first, and later. The caller who
+has waited longest asks most often, and so most likely gets the next free capacity."""
 
 SAY_EVERY = 4
-"""Turns. In between there is silence: a sentence every few seconds is none to bear."""
+"""A waiting caller hears the sentence in every fourth turn, and silence in the others:
+a sentence every few seconds would annoy."""
 
 _PLACE = re.compile("([0-9]{1,13})-([0-9]{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePlace:
-    """Of one caller in the queue."""
+    """The place of one caller in the queue."""
 
     since: float
-    """Seconds since the epoch; milliseconds in the url."""
+    """Start of the wait: seconds since the epoch, in the URL milliseconds."""
     turn: int = 0
-    """How often they have asked for a line."""
+    """Number of requests before this one."""
 
     @classmethod
     def read(cls, text: str) -> "QueuePlace":
-        """Whoever writes it by hand gains no time: rubbish is a wait that is over."""
+        """A malformed text gives a place whose wait is over, so that a forged one gains
+        no time."""
         found = _PLACE.fullmatch(text)
         return cls(int(found[1]) / 1000, int(found[2])) if found else cls(0.0)
 
@@ -48,11 +52,11 @@ class QueuePlace:
 
 @dataclass(frozen=True, slots=True)
 class Overflow:
-    """How a deployment answers when it is full; a route may say otherwise."""
+    """How a full deployment answers a call; a route may override it."""
 
     answer: Literal["busy", "queue", "fallback"] = "busy"
     queue_seconds: float = 120.0
-    """That a caller waits for a line, at most."""
+    """Longest wait of a caller in the queue."""
     fallback_number: str = ""
 
     def hold(
@@ -62,37 +66,38 @@ class Overflow:
         now: float,
         ask: Callable[[QueuePlace], str],
     ) -> str | None:
-        """One turn in the queue; None: this call does not wait, or no longer.
+        """The document of one turn in the queue. None if this call does not wait, or
+        its wait is over.
 
-        `now` is seconds since the epoch, `ask` gives the url for the next place.
+        `now` is seconds since the epoch; `ask` returns the URL for the next place.
         """
-        when_full = self._way(route)
+        when_full = self._when_full(route)
         if when_full.answer != "queue":
             return None
         place = place or QueuePlace(now)
-        # Clocks of instances differ, and one that is behind sees the future: that is no
-        # reason to wait for ever, so turns are counted, too.
+        # The clocks of instances differ, so `since` may be in the future. The limit of
+        # turns ends the wait even then.
         left = self.queue_seconds - (now - place.since)
         if left <= 0 or place.turn > self.queue_seconds / SHORTEST_PAUSE:
             return None
         pause = min(max(LONGEST_PAUSE - place.turn, SHORTEST_PAUSE), math.ceil(left))
-        said = place.turn % SAY_EVERY == 0
+        speaks = place.turn % SAY_EVERY == 0
         return twiml.hold(
-            (when_full.say or twiml.HOLD) if said else None,
+            (when_full.say or spoken_texts.HOLD) if speaks else None,
             ask_url=ask(replace(place, turn=place.turn + 1)),
             pause_seconds=pause,
             language=route.language,
         )
 
     def refusal(self, route: Route) -> str:
-        """For who does not wait, or not any longer."""
-        when_full = self._way(route)
+        """The document for a caller who does not wait, or whose wait is over."""
+        when_full = self._when_full(route)
         number = route.fallback or self.fallback_number
         if when_full.answer == "busy" or not number:
             return twiml.busy(route.busy, language=route.language)
-        # What is said to those who wait is not for those who have waited.
+        # With "queue", `say` asks the caller to wait, so it does not fit here.
         text = when_full.say if when_full.answer == "fallback" else None
         return twiml.busy(text, number, language=route.language)
 
-    def _way(self, route: Route) -> WhenFull:
+    def _when_full(self, route: Route) -> WhenFull:
         return route.when_full or WhenFull(self.answer)

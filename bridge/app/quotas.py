@@ -1,15 +1,15 @@
-"""What callers may use up: calls at a time, calls in an hour, what a day may cost; and
-which numbers may be dialled.
+"""Quotas of callers: calls at a time, calls in an hour, the cost of a day; and which
+numbers may be dialled.
 
-Asked before a call is answered, told of each call while it runs. All instances that
-share a Registry count together. Of a caller no more is kept than a hash with a key.
+A quota is checked before a call is answered and updated while the call runs. Instances
+that share a Registry count together. Of a caller only a keyed hash is stored.
 """
 
 import asyncio
 import hmac
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from bridge.fleet import Registry
@@ -17,34 +17,37 @@ from bridge.fleet import Registry
 HOUR_SECONDS = 3600.0
 
 CALL_SECONDS = 60.0
-"""A call that nobody has seen for so long is counted no more: its stream never came, or
-its instance is gone."""
+"""A call is counted for this long after its last renewal. No renewal comes if its
+stream never started or its instance died."""
 
 RENEW_SECONDS = 15.0
-"""So often a running call is seen."""
+"""Interval at which running calls are renewed."""
 
 BEAT_SECONDS = 5.0
-"""What a crash may lose of what was spent."""
+"""Interval at which costs are sent to the registry; a crash loses at most the costs of
+one interval."""
 
 DAY_SECONDS = 2 * 86400.0
-"""That the cost of a day is known: instances need not agree when it ends."""
+"""How long the cost of a day is stored. Longer than a day, because the clocks of
+instances may differ about its end."""
 
-ASKED_SECONDS = 600.0
-"""That a call which was let in is known: Twilio asks again for one that waits."""
+ADMITTED_SECONDS = 600.0
+"""How long an admitted call is remembered: Twilio asks again for a call that waits in
+the queue."""
 
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
-def _spelt(word: str) -> str:
-    """A word as it is keyed on a telephone: 2 has ABC, 3 DEF, ..."""
-    letters = ["ABC", "DEF", "GHI", "JKL", "MNO", "PQRS", "TUV", "WXYZ"]
+def _keypad_number(word: str) -> str:
+    """A word typed on a telephone keypad: 2 has ABC, 3 has DEF, ..."""
+    keys = ["ABC", "DEF", "GHI", "JKL", "MNO", "PQRS", "TUV", "WXYZ"]
     return "+" + "".join(
-        str(key) for it in word for key, on_it in enumerate(letters, 2) if it in on_it
+        str(key) for it in word for key, letters in enumerate(keys, 2) if it in letters
     )
 
 
 WITHHELD = frozenset(
-    _spelt(word)
+    _keypad_number(word)
     for word in (
         "ANONYMOUS",
         "BLOCKED",
@@ -54,53 +57,27 @@ WITHHELD = frozenset(
         "UNKNOWN",
     )
 )
-"""What stands in the place of a number that is not shown, such as +266696687."""
-
-
-_TRUNKS = tuple(
-    re.compile(it)
-    for it in (r"(\+1)[01]+", r"(\+7)[08]", r"(\+[2-689]\d)0+", r"(\+[2-689]\d\d)0+")
-)
-"""Digits that are dialled within a country and written behind its code all the same,
-+44 (0)900: networks drop them, and dial what was excepted."""
-
-
-def may_dial(number: str, prefixes: Sequence[str]) -> bool:
-    """Of the prefixes that a number (E.164) begins with the longest says; `!` before
-    one: no, with a trunk's digits behind the country's code, too. None: no."""
-    read = (it.sub(r"\1", number, count=1) for it in _TRUNKS if it.match(number))
-    return _says(number, prefixes) is True and not any(
-        _says(it, prefixes) is False for it in read
-    )
-
-
-def _says(number: str, prefixes: Sequence[str]) -> bool | None:
-    """None: nothing is said of it."""
-    fitting = [it for it in prefixes if number.startswith(it.removeprefix("!"))]
-    longest = max((len(it.removeprefix("!")) for it in fitting), default=0)
-    said = [it for it in fitting if len(it.removeprefix("!")) == longest]
-    return not any(it.startswith("!") for it in said) if said else None
-
+"""Numbers that stand in place of a withheld one: +266696687 spells ANONYMOUS."""
 
 WITHHELD_SHARE = 10
-"""Who shows no number is one caller with all others who do not, and may be many: they
-have so many times as much."""
+"""All callers who withhold their number are counted as one caller. As they may be many,
+their quota is this many times as large."""
 
 
 def _is_withheld(caller: str) -> bool:
-    """It shows no number of its own: none at all, a word in its place, or a SIP
-    address, which is what somebody likes to write. (A `client:` has the name that the
-    operator's own application gave it.)"""
+    """The caller shows no number: an empty one, one of WITHHELD, or a SIP address,
+    which its sender can choose. (A `client:` name counts as a number: the operator's
+    own application gave it.)"""
     named = _E164.fullmatch(caller) or caller.startswith("client:")
     return not named or caller in WITHHELD
 
 
 class Quotas:
-    """At work within `telling`. A limit of 0 is none.
+    """Quotas of one instance; use it within `reporting`. A limit of 0 means no limit.
 
-    `key` makes the hashes of callers: the same on all instances that share a registry.
-    `hit` hears of each limit that kept somebody out, `now` gives seconds since the
-    epoch.
+    `key` is the key of the hashes of callers; all instances that share a registry need
+    the same. `hit` is called with each limit that refused a call. `now` returns seconds
+    since the epoch.
     """
 
     def __init__(
@@ -122,34 +99,36 @@ class Quotas:
         self._cost = cost_of_day
         self._now = now
         self._unreported = 0.0
-        """Spent, and not in the day's total yet."""
+        """Cost that is not yet in the day's total."""
         self._running: dict[str, str] = {}
-        """Calls of this instance -> what their caller's calls are counted under."""
-        self._gone: list[tuple[str, str]] = []
-        self._woken = asyncio.Event()
+        """Running calls of this instance: call SID -> name of the caller's counter."""
+        self._ended: list[tuple[str, str]] = []
+        """(counter, call SID) to release at the next report."""
+        self._wake = asyncio.Event()
         self._closed = False
 
     # --- before a call is answered ---
 
     async def admit(self, call_sid: str, caller: str) -> str | None:
-        """None: it may, and is counted, once however often this is asked. Else the
-        limit that is reached: one of bridge.core.limits.HITS, which has been told."""
+        """None if the call is admitted; it is counted once, however often `admit` is
+        called. Else the limit that refuses it, one of bridge.core.limits.HITS; `hit`
+        has been called with it."""
         share = WITHHELD_SHARE if _is_withheld(caller) else 1
-        limit = await self._reached(call_sid, self._name(caller), share)
+        limit = await self._limit_reached(call_sid, self._name(caller), share)
         if limit:
             self._hit(limit)
         return limit
 
     async def day_is_spent(self) -> bool:
-        """The day (UTC) has cost what a day may."""
+        """The calls of this day (UTC) have reached the cost limit of a day."""
         if not self._cost:
             return False
         return await self._report_cost() >= self._cost
 
-    async def _reached(self, call_sid: str, name: str, share: int) -> str | None:
-        registry, asked = self._registry, f"let_in:{call_sid}"
+    async def _limit_reached(self, call_sid: str, name: str, share: int) -> str | None:
+        registry, admitted = self._registry, f"let_in:{call_sid}"
         calls, hour = f"calls:{name}", f"hour:{name}"
-        if await registry.count(asked, ASKED_SECONDS, 0):
+        if await registry.count(admitted, ADMITTED_SECONDS, 0):
             if self._calls:
                 await registry.acquire(calls, call_sid, CALL_SECONDS)
             return None
@@ -162,46 +141,48 @@ class Quotas:
         if self._calls and not await registry.acquire(
             calls, call_sid, CALL_SECONDS, share * self._calls
         ):
-            # What is turned away is no call.
+            # A refused call does not count towards the hour.
             if self._hour:
                 await registry.release(hour, call_sid)
             return "calls_of_number"
-        await registry.count(asked, ASKED_SECONDS)
+        await registry.count(admitted, ADMITTED_SECONDS)
         return None
 
-    # --- while it runs ---
+    # --- while a call runs ---
 
     def began(self, call_sid: str, caller: str) -> None:
-        """A call that came in has a stream here, its first or another."""
+        """An inbound call has a stream on this instance, its first or a later one."""
         if self._calls:
             self._running[call_sid] = f"calls:{self._name(caller)}"
 
     def spent(self, cost: float) -> None:
-        """Any call, ours as well, has cost so much more."""
+        """A call, inbound or outbound, has cost `cost` more."""
         if self._cost:
             self._unreported += cost
 
     def ended(self, call_sid: str, *, goes_on: bool = False) -> None:
-        """It has no stream here any more; it may have one elsewhere."""
+        """The call has no stream on this instance any more. `goes_on`: the call has
+        not ended, it may have a stream on another instance."""
         name = self._running.pop(call_sid, None)
         if name and not goes_on:
-            self._gone.append((name, call_sid))
-            self._woken.set()
+            self._ended.append((name, call_sid))
+            self._wake.set()
 
-    # --- what is told of it ---
+    # --- reports to the registry ---
 
-    async def tell(self) -> None:
-        """Tells the registry what was spent and who is there, until `close`."""
+    async def report_until_closed(self) -> None:
+        """Reports costs, running calls and ended calls to the registry until
+        `close`."""
         renew_at = 0.0
         while not self._closed:
             try:
                 async with asyncio.timeout(BEAT_SECONDS):
-                    await self._woken.wait()
+                    await self._wake.wait()
             except TimeoutError:
-                pass  # nothing is urgent
-            self._woken.clear()
-            gone, self._gone = self._gone, []
-            for name, call_sid in gone:
+                pass  # the interval is over
+            self._wake.clear()
+            ended, self._ended = self._ended, []
+            for name, call_sid in ended:
                 await self._registry.release(name, call_sid)
             if self._unreported:
                 await self._report_cost()
@@ -211,12 +192,12 @@ class Quotas:
                     await self._registry.acquire(name, call_sid, CALL_SECONDS)
 
     def close(self) -> None:
-        """`tell` tells what is left, and returns."""
+        """Makes `report_until_closed` send its last report and return."""
         self._closed = True
-        self._woken.set()
+        self._wake.set()
 
     async def _report_cost(self) -> float:
-        """What the day has cost, all instances together."""
+        """The cost of this day, all instances together."""
         cost, self._unreported = self._unreported, 0.0
         day = time.strftime("%Y-%m-%d", time.gmtime(self._now()))
         return await self._registry.count(f"cost:{day}", DAY_SECONDS, cost)
@@ -228,11 +209,11 @@ class Quotas:
 
 @asynccontextmanager
 async def reporting(it: Quotas) -> AsyncIterator[Quotas]:
-    """It tells the registry of its calls, and at the end of the last of them."""
+    """Reports to the registry while the context is open, and once more at its end."""
     async with asyncio.TaskGroup() as tasks:
-        told = tasks.create_task(it.tell(), name="quotas")
+        reports = tasks.create_task(it.report_until_closed(), name="quotas")
         try:
             yield it
         finally:
             it.close()
-            await asyncio.wait([told])
+            await asyncio.wait([reports])

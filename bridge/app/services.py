@@ -1,6 +1,7 @@
-"""What all calls of an instance share: agents, routes, the model, who is told what.
+"""What calls of an instance share: agents, routes, model, registry, quotas, reports.
 
-Made by startup.py. Decides nothing about a call but how its route wants it to be led.
+startup.py makes it. It applies a route's settings to a call and decides nothing else
+about the call.
 """
 
 import asyncio
@@ -11,15 +12,14 @@ from typing import Any
 
 import msgspec
 
-import twiml
 from bridge.agent import user_code
-from bridge.agent.live import CallFacts, LiveCall, NotAllowed, Transfer
+from bridge.agent.live import CallFacts, LiveCall, Transfer
 from bridge.agent.loader import AgentSource
+from bridge.app import dial_permissions
 from bridge.app.background_tasks import BackgroundTasks
-from bridge.app.quotas import Quotas, may_dial
+from bridge.app.quotas import Quotas
 from bridge.app.routes import Route, Routes
-from bridge.core.bounds import Bounds
-from bridge.core.limits import Limits
+from bridge.core.limits import Bounds, Limits
 from bridge.core.rules import MOVED, Prices, Rules
 from bridge.fleet import InstanceLoad, Registry
 from bridge.fleet.plan import CallSnapshot
@@ -31,19 +31,19 @@ from bridge.sip.sip import SipCalls
 from bridge.telemetry.metrics import Metrics
 
 HOOK_SECONDS = 10.0
-"""For the user's `on_call`; the caller waits for it."""
+"""Time limit of the user's `on_call`; the caller waits for its end."""
 
 
 @dataclass(slots=True)
 class Capacity:
-    """How many calls an instance has, and may have."""
+    """How many calls this instance has, and how many it may have."""
 
     limit: int
     streams: int = 0
     others: Callable[[], int] = lambda: 0
-    """Calls that have no stream."""
+    """Number of calls without a stream: SIP calls, whose audio OpenAI has."""
     draining: bool = False
-    """The instance takes no more."""
+    """The instance takes no new calls."""
 
     @property
     def load(self) -> InstanceLoad:
@@ -55,7 +55,7 @@ class Capacity:
 
     @property
     def state(self) -> str:
-        """What an operator reads."""
+        """For the operator: draining, ready or full."""
         if self.draining:
             return "draining"
         return "ready" if self.free else "full"
@@ -63,12 +63,12 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What no call exceeds, whatever its route says."""
+    """Limits of every call. A route may set lower limits, not higher ones."""
 
     longest_seconds: float = float("inf")
     cost: float | None = None
     prices: Prices | None = None
-    """For routes that have none of their own."""
+    """For routes that set no prices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class Services:
     """What all calls of an instance share."""
 
     source: AgentSource
+    """The agent of routes that name none."""
     target: ModelTarget
     greeting: str | None
     registry: Registry
@@ -88,71 +89,64 @@ class Services:
     ceilings: Ceilings = Ceilings()
     routes: Routes = field(default_factory=Routes.none)
     sources: Mapping[str, AgentSource] = field(default_factory=dict)
-    """The agents that routes name."""
+    """Agents that routes name, by that name."""
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """The functions that routes name."""
+    """Functions that routes name, by that name."""
     report_url: str | None = field(default=None, repr=False)
     fallback_number: str = ""
     transfer_prefixes: tuple[str, ...] = ()
-    """Whom calls may be put through to, beside those whom routes name."""
+    """Numbers to which calls may be transferred, besides those that routes name."""
     outbound_number: str = ""
     record_dir: Path | None = None
     session_seconds: float | None = None
-    """How old a session of the model's may get before another takes its place."""
+    """Age at which a model session is replaced by a new one."""
     account_sid: str | None = None
-    """Streams of another account are refused; None: of any."""
+    """Streams of other Twilio accounts are refused; None: no account is refused."""
     limits: Limits = field(default_factory=Limits)
     bounds: Bounds = field(default_factory=Bounds)
-    """What a call bears of either side."""
+    """How much one call accepts from the caller and from the model."""
     sip: SipCalls | None = None
-    """The calls that OpenAI has the audio of."""
+    """SIP calls: OpenAI has their audio."""
 
     def route_of(self, facts: CallFacts) -> Route:
-        """The one that was named for this call, else the first that fits."""
+        """The route that the call names, else the first route that matches."""
         return self.routes.named(facts.route) or self.routes.pick(facts)
 
     def source_of(self, route: Route) -> AgentSource:
         return self.sources.get(route.agent or "", self.source)
 
     def greeting_of(self, route: Route) -> str | None:
-        """None: the caller speaks first, which is what an empty one means."""
+        """None if the caller speaks first; a route says so with an empty greeting."""
         own = route.greeting
         return own or None if own is not None else self.greeting
 
     async def begin(self, route: Route, live: LiveCall) -> None:
-        """The user's own code is told of a call, before its session."""
+        """Runs the user's `on_call` before the call's session starts. TimeoutError
+        after HOOK_SECONDS; else whatever `on_call` raises."""
         hook = self.functions.get(route.on_call or "")
         if hook is not None:
             async with asyncio.timeout(HOOK_SECONDS):
                 await user_code.ask(hook, live, f"{live.call_sid} on_call")
 
     def check_transfer(self, route: Route, live: LiveCall, to: Transfer) -> None:
-        """NotAllowed unless whoever set up the bridge wants such a call: it costs
-        money, and an agent can be talked into much."""
-        keys = (it for it in route.keys.values() if isinstance(it, Transfer))
-        fallback = Transfer(route.fallback or self.fallback_number)
-        named = [*route.transfers.values(), *keys, *live.transfers.values(), fallback]
-        named = [it for it in named if _same(it.number, to.number)]
-        ours = [live.facts.ours, self.outbound_number, *(it.caller_id for it in named)]
-        if not named and not may_dial(to.number, self.transfer_prefixes):
-            raise NotAllowed(
-                "this number is not among those that calls may be put through to: name "
-                "it in the route's transfers, or allow its beginning with "
-                "BRIDGE_TRANSFER_PREFIXES"
-            )
-        if to.caller_id and not any(_same(it, to.caller_id) for it in ours):
-            raise NotAllowed(
-                "the caller_id is none of ours: our number in this call, "
-                "BRIDGE_OUTBOUND_NUMBER, or the one that the route's transfer names"
-            )
+        """As dial_permissions.check_transfer, with the numbers of this deployment."""
+        dial_permissions.check_transfer(
+            route,
+            live,
+            to,
+            prefixes=self.transfer_prefixes,
+            fallback_number=self.fallback_number,
+            outbound_number=self.outbound_number,
+        )
 
     async def forget(self, call_sid: str) -> None:
-        """Deletes what is kept of a call that is over, here and on the shelf. OSError:
-        some of it could not be."""
+        """Deletes what is stored of a call that has ended: traces on this machine and
+        entries in the registry. OSError: a trace could not be deleted."""
         await retention.forget_call(self.record_dir, self.registry, call_sid)
 
     def deliver_report(self, route: Route, report: CallReport) -> None:
-        """The report of a call, to whoever the route or the house names."""
+        """Sends the report to the function and the URL that the route names. Without a
+        URL in the route, BRIDGE_REPORT_URL is used."""
         where = route.report
         to = self.functions.get(where.to or "") if where else None
         url = (where.url if where else None) or self.report_url
@@ -167,7 +161,8 @@ def rules_for(
     session_seconds: float | None = None,
     ceilings: Ceilings = Ceilings(),
 ) -> Rules:
-    """How a call on this route is led."""
+    """The Rules of a call on this route; `snapshot` is what earlier streams of the call
+    have used and said."""
     silence, cost = route.silence, route.cost
     longest = min(route.longest_seconds, ceilings.longest_seconds)
     limits = [cost.limit if cost else None, ceilings.cost]
@@ -191,11 +186,3 @@ def rules_for(
     return msgspec.structs.replace(
         rules, silent_asks=silence.ask, silent_text=silence.tell
     )
-
-
-def _same(number: str, other: str) -> bool:
-    """However they are written; what is no number is nobody's."""
-    try:
-        return twiml.phone_number(number) == twiml.phone_number(other)
-    except ValueError:
-        return False

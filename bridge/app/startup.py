@@ -1,6 +1,7 @@
-"""An instance put together: settings, routes and the user's code -> its House.
+"""Puts an instance together: settings, routes and the user's code -> Services.
 
-All that can be wrong is told before the first call. Listens to nothing: server.py does.
+Every mistake in them is reported before the first call. Opens no listening socket:
+server.py does.
 """
 
 import secrets
@@ -23,9 +24,8 @@ from bridge.app.routes import HangUpAction, Routes, RoutesError, TellAction
 from bridge.app.services import Capacity, Ceilings, Services, rules_for
 from bridge.app.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
-from bridge.core.bounds import Bounds
 from bridge.core.commands import End, Note
-from bridge.core.limits import Limits
+from bridge.core.limits import Bounds, Limits
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import CallSnapshot
@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class UserCode:
-    """The user's code: who answers, and what routes name besides."""
+    """The user's code: the default agent, and the agents and functions of routes."""
 
     source: AgentSource
     routes: Routes = field(default_factory=Routes.none)
@@ -54,8 +54,9 @@ class UserCode:
 
 
 def load_user_code(settings: Settings, agent: str | None = None) -> UserCode:
-    """What the settings name, or `agent` in their place. AgentNotLoaded, SettingsError,
-    RoutesError with every mistake of the routes and of what they name."""
+    """Loads what the settings name; `agent` replaces their agent. Raises AgentNotLoaded
+    or SettingsError; or RoutesError with every mistake of the routes file and of the
+    agents and functions that it names."""
     source = loader.load(agent or settings.agent)
     name = settings.model_connect
     try:
@@ -86,11 +87,17 @@ def load_user_code(settings: Settings, agent: str | None = None) -> UserCode:
         number = route.fallback or settings.fallback_number
         if full and full.answer == "fallback" and not number:
             where = routes.where(route, "when_full")
-            mistakes.append(f"{where}: whom to put them through to? Set `fallback`")
+            mistakes.append(
+                f"{where}: when_full is fallback, but there is no number to dial: set "
+                "`fallback`, or BRIDGE_FALLBACK_NUMBER"
+            )
         limited = settings.cost_per_call or settings.cost_per_day
         if limited and settings.prices is None and route.cost is None:
             where = routes.where(route)
-            mistakes.append(f"{where}: has no prices: set `cost`, or BRIDGE_PRICES")
+            mistakes.append(
+                f"{where}: has no prices, so its calls would not count towards the "
+                "limit of cost: set `cost`, or BRIDGE_PRICES"
+            )
     if mistakes:
         raise RoutesError(dict.fromkeys(mistakes))
     return UserCode(source, routes, sources, functions, connect)
@@ -100,10 +107,12 @@ def load_user_code(settings: Settings, agent: str | None = None) -> UserCode:
 async def start_services(
     settings: Settings, user_code: UserCode, model_url: str
 ) -> AsyncIterator[Services]:
-    """What the calls of an instance share, as long as it lives. `model_url` is where
-    the model is, whatever the settings call it. McpUnavailable: an agent's server."""
+    """The Services, which work while the context is open. `model_url` is the resolved
+    address of the model (the settings may say `local`). McpUnavailable if an agent's
+    MCP server cannot be reached."""
     if settings.openai_api_key is not None:
-        # Text agents in tools use it, too; in .env alone they would not find it.
+        # Text agents that tools run need the key, too. A key that stands only in .env
+        # is not in the environment, where the SDK looks for it.
         set_default_openai_key(settings.openai_api_key.get_secret_value())
     secret = settings.report_secret
     missing: McpUnavailable | None = None
@@ -152,13 +161,13 @@ async def start_services(
             ),
         )
         try:
-            await _hold_servers(user_code, mcp)
+            await _connect_mcp_servers(user_code, mcp)
         except McpUnavailable as error:
             missing = error
         else:
-            async with _with_sip(settings, services) as complete:
+            async with _add_sip_calls(settings, services) as complete:
                 yield complete
-    # Not before: what is raised within comes out of its task groups as a group.
+    # Raised here, because the task groups above would wrap it in an ExceptionGroup.
     if missing is not None:
         raise missing
 
@@ -173,7 +182,7 @@ def limits_of(settings: Settings) -> Limits:
 async def _registry(
     settings: Settings, capacity: Capacity, metrics: Metrics
 ) -> AsyncIterator[Registry]:
-    """Shared with other instances, or of this one alone."""
+    """Redis, shared with other instances; or memory, for this instance alone."""
     if settings.redis_url is None:
         yield MemoryRegistry(load=lambda: capacity.load)
         return
@@ -192,7 +201,8 @@ def _quotas(settings: Settings, registry: Registry, metrics: Metrics) -> Quotas:
     return Quotas(
         registry,
         metrics.hit,
-        # One that all instances have; without one they know their own callers only.
+        # All instances must have the same key to count a caller together. A random key
+        # counts only the calls of this instance.
         key=token.get_secret_value().encode() if token else secrets.token_bytes(),
         calls_of_number=settings.calls_per_number,
         calls_of_number_hour=settings.calls_per_number_hour,
@@ -200,16 +210,18 @@ def _quotas(settings: Settings, registry: Registry, metrics: Metrics) -> Quotas:
     )
 
 
-async def _hold_servers(user_code: UserCode, mcp: LocalMcp) -> None:
-    """MCP servers of agents that live as long as the process; McpUnavailable tells now
-    that one is not there."""
+async def _connect_mcp_servers(user_code: UserCode, mcp: LocalMcp) -> None:
+    """Connects the MCP servers of agents that live as long as the process, so that an
+    unreachable server is reported at startup (McpUnavailable)."""
     for source in (user_code.source, *user_code.sources.values()):
         if isinstance(source, RealtimeAgent | RealtimeRunner):
             await mcp.hold(loader.first_agent(source))
 
 
 @asynccontextmanager
-async def _with_sip(settings: Settings, services: Services) -> AsyncIterator[Services]:
+async def _add_sip_calls(
+    settings: Settings, services: Services
+) -> AsyncIterator[Services]:
     sip = sip_calls(settings, services)
     if sip is None:
         yield services
@@ -222,14 +234,15 @@ async def _with_sip(settings: Settings, services: Services) -> AsyncIterator[Ser
 def model_target(
     settings: Settings, model_url: str, connect: Callable[..., Any] | None = None
 ) -> ModelTarget:
-    """The deployment's model, before routes and the user's code have their say."""
+    """The model as the settings give it. Routes and the user's code may change it for a
+    call."""
     return ModelTarget(
         url=model_url,
         model=settings.model,
         voice=settings.voice,
         transcription_model=settings.transcription_model or None,
         headers=_model_headers(settings),
-        # Traces of a session are OpenAI's; others refuse the field.
+        # Only OpenAI's API has `tracing`; other vendors refuse a session with it.
         tracing=model_url.startswith(OPENAI_MODEL_URL),
         pcm=settings.model_audio == "pcm",
         connect=connect,
@@ -237,7 +250,8 @@ def model_target(
 
 
 def sip_calls(settings: Settings, services: Services) -> SipCalls | None:
-    """The same agents on the Realtime Calls API; None where it is not set up."""
+    """The same agents for SIP calls of OpenAI's Realtime Calls API. None if
+    OPENAI_WEBHOOK_SECRET or OPENAI_API_KEY is not set."""
     secret, key = settings.openai_webhook_secret, settings.openai_api_key
     if secret is None or key is None:
         return None
@@ -263,7 +277,7 @@ def sip_calls(settings: Settings, services: Services) -> SipCalls | None:
 
 
 class _SipHost:
-    """What a SIP call wants to know of the house, and tells it."""
+    """The Services as a SIP call uses them."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -312,7 +326,8 @@ class _SipHost:
         self._services.deliver_report(self._services.route_of(live.facts), report)
 
     def see(self, note: Note) -> None:
-        # How much of an answer nobody heard, OpenAI knows and does not say.
+        # `said` would count audio that was not heard. OpenAI has the audio of a SIP
+        # call and does not say how much of it the caller heard.
         if note.name != "said":
             self._services.metrics.note(note)
         if note.name == "usage":
@@ -323,7 +338,8 @@ def _model_headers(settings: Settings) -> dict[str, str]:
     headers = dict(settings.model_headers)
     key = settings.openai_api_key
     named = {name.lower() for name in headers}
-    # The bundled fake is no place for a key; Azure's own headers stand alone.
+    # No key for the bundled fake model. Headers that already authorize (Azure's
+    # `api-key`) replace ours.
     wanted = settings.model_target != LOCAL_MODEL
     if key and wanted and not named & {"authorization", "api-key"}:
         headers["Authorization"] = f"Bearer {key.get_secret_value()}"

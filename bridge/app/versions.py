@@ -6,8 +6,8 @@ PACKAGE = "twilio-realtime-bridge"
 
 
 def version_of(package: str) -> str:
-    """Its version; a phrase that says so where it is not installed as a package."""
+    """The version of a package; a phrase if it is not installed as a package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "is not installed as a package"  # run from its sources
+        return "is not installed as a package"  # it runs from its sources

@@ -1,1 +1,1 @@
-"""Pure: G.711 mu-law and resampling."""
+"""Pure: G.711 mu-law, tones and resampling."""

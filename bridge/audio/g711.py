@@ -1,7 +1,7 @@
-"""Audio as bytes of G.711 mu-law, 8 to the ms, and as the base64 it travels in.
+"""Audio as G.711 mu-law (8 bytes per ms), and as the base64 in which it is sent.
 
-Twilio and a mu-law model exchange base64 as it is: nothing here decodes a frame of a
-running call.
+Twilio and a mu-law model exchange base64 unchanged: no frame of a running call is
+decoded here.
 """
 
 import audioop
@@ -20,12 +20,13 @@ SILENCE = b"\xff"
 
 _GROUP_BYTES = 3
 _GROUP_CHARS = 4
-"""Base64 writes 3 bytes as 4 characters; only there can it be cut undecoded."""
+"""Base64 writes 3 bytes as 4 characters; it can be cut undecoded only between such
+groups."""
 
 
 def is_payload(text: str) -> bool:
-    """Base64 of some audio. Decoded to be checked (0.3 us a frame), thrown away."""
-    # a2b_base64 takes padding too much, even in strict mode.
+    """True: base64 of some audio. Decodes it to check (0.3 us a frame)."""
+    # a2b_base64 accepts excess padding, even in strict mode.
     if not text or len(text) % _GROUP_CHARS or text.endswith("==="):
         return False
     try:
@@ -36,12 +37,13 @@ def is_payload(text: str) -> bool:
 
 
 def payload_bytes(payload: str) -> int:
-    """Bytes of audio in a base64 payload, counted without decoding it."""
+    """Bytes of audio in a base64 payload, counted without decoding."""
     return len(payload) // _GROUP_CHARS * _GROUP_BYTES - payload[-2:].count("=")
 
 
 def cut_payload(payload: str, size_bytes: int) -> tuple[str, str]:
-    """A payload in two: the first `size_bytes` (all, or a multiple of 3), the rest."""
+    """Cuts a payload: the first `size_bytes` (all, or a multiple of 3), and the
+    rest."""
     if size_bytes >= payload_bytes(payload):
         return payload, ""
     chars = size_bytes // _GROUP_BYTES * _GROUP_CHARS
@@ -49,12 +51,12 @@ def cut_payload(payload: str, size_bytes: int) -> tuple[str, str]:
 
 
 def sound(payloads: Iterable[str]) -> bytes:
-    """Mu-law of payloads, one behind the other."""
+    """The mu-law of several payloads, concatenated."""
     return b"".join(base64.b64decode(payload) for payload in payloads)
 
 
 def joined(payloads: Sequence[str]) -> str:
-    """One payload of several; a single one as it is."""
+    """Several payloads as one; a single payload is returned unchanged."""
     if len(payloads) == 1:
         return payloads[0]
     return base64.b64encode(sound(payloads)).decode()
@@ -62,7 +64,7 @@ def joined(payloads: Sequence[str]) -> str:
 
 @lru_cache(maxsize=64)
 def silence(ms: int) -> str:
-    """So many ms of silence as a base64 payload."""
+    """`ms` of silence as a base64 payload."""
     return base64.b64encode(SILENCE * (ms * BYTES_PER_MS)).decode()
 
 
@@ -83,12 +85,12 @@ KEY_GAP_MS = 80
 """Between two keys; Q.24 asks for 40 ms at least."""
 
 PAUSE_MS = 500
-"""Of a `w`, as in Twilio's own sendDigits."""
+"""Length of `w`, as in Twilio's own sendDigits."""
 
 _SAMPLES_PER_MS = 8
 _LOW_LEVEL, _HIGH_LEVEL = 7000, 8800
-"""-10 and -8 dBm0: the high tone 2 dB above the low one, for lines dampen it more; both
-together stay far from clipping."""
+"""-10 and -8 dBm0. The high tone is 2 dB above the low one, because lines dampen it
+more; the sum of both stays far from clipping."""
 
 
 def key_tones(keys: str) -> bytes:
@@ -106,21 +108,21 @@ def _key_tone(key: str) -> bytes:
 
 COMFORT_HZ = 440
 COMFORT_LEVEL = 900
-"""-28 dBm0: heard in silence, drowned by any word."""
+"""-28 dBm0: audible in silence, masked by speech."""
 
 COMFORT_MS = 120
 
 
 @cache
 def comfort_tone() -> str:
-    """A payload: two soft beeps, to say that the line is not dead."""
+    """A payload of two soft beeps: they tell the caller that the line works."""
     beep = _tone(COMFORT_MS, (COMFORT_HZ, COMFORT_LEVEL))
     pause = SILENCE * (COMFORT_MS * BYTES_PER_MS)
     return base64.b64encode(beep + pause + beep).decode()
 
 
 def _tone(ms: int, *parts: tuple[int, int]) -> bytes:
-    """Mu-law of sines, (Hz, amplitude) each."""
+    """Mu-law of the sum of sines, given as (Hz, amplitude)."""
     turns = [
         (2 * math.pi * hz / (1000 * _SAMPLES_PER_MS), level) for hz, level in parts
     ]

@@ -1,7 +1,8 @@
-"""8 kHz <-> 24 kHz, a stream at a time: linear phase, and the same however it is cut.
+"""Resampling of streams, 8 kHz <-> 24 kHz. Linear phase; the result does not depend on
+how a stream is cut into pieces.
 
-One low-pass serves both ways. Flat to 3.4 kHz (the telephone's band), closed from 4 kHz
-on. May not know what the samples are of, nor how they are coded.
+One low-pass serves both directions: flat to 3.4 kHz (the telephone's band), closed from
+4 kHz on. May not know what the samples mean, nor how they are coded.
 """
 
 import numpy as np
@@ -14,17 +15,18 @@ RATIO = 3
 """24 kHz to 8 kHz."""
 
 DELAY = 36
-"""Samples at 8 kHz (4.5 ms), each way: what comes out needs so much of what follows.
-It is late by this, not shifted: `flush` gives the rest, and sample n is sample 3 n."""
+"""Samples at 8 kHz (4.5 ms), each way: output needs this much of the following input.
+The output is late by this, not shifted: `flush` returns the rest, and sample n is
+sample 3 n."""
 
 _HALF = DELAY * RATIO
 _CUTOFF_HZ = 3700
 _KAISER_BETA = 8.5
-"""With this length, 85 dB from 3.4 to 4 kHz."""
+"""With this length: 85 dB from 3.4 to 4 kHz."""
 
 _GRAIN = 2.0**24
-"""Taps are whole numbers of 1/_GRAIN, so that every sum is exact in float64, whatever
-the order it is added up in: that depends on where a stream is cut."""
+"""Taps are whole multiples of 1/_GRAIN, so that every sum is exact in float64 in any
+order of addition: the order depends on where a stream is cut."""
 
 
 def _low_pass() -> Exact:
@@ -36,7 +38,8 @@ def _low_pass() -> Exact:
 
 
 _TAPS = _low_pass()
-# For each of the three made of one at 8 kHz: what that and its neighbours count in it.
+# For each of the three samples made from one at 8 kHz: the weights of that sample and
+# its neighbours.
 _UP = [
     RATIO * np.pad(_TAPS, (0, RATIO - 1))[phase::RATIO][::-1] for phase in range(RATIO)
 ]
@@ -54,7 +57,7 @@ class Upsampler:
         self._kept: Exact = _BEFORE_UP
 
     def feed(self, samples: Samples) -> Samples:
-        """What can be told by now, DELAY behind what came; it may be nothing."""
+        """The output that is known by now: DELAY behind the input, possibly empty."""
         held = _joined(self._kept, samples)
         count = len(held) - 2 * DELAY
         if count <= 0:
@@ -67,20 +70,22 @@ class Upsampler:
         return _rounded(made.ravel())
 
     def flush(self) -> Samples:
-        """The rest of a stream, in all 3 x what came; a new one may follow."""
+        """The rest of a stream, in all 3 x the input; a new stream may follow."""
         rest = self.feed(np.zeros(DELAY, np.int16))
         self._kept = _BEFORE_UP
         return rest
 
 
 class Downsampler:
-    """24 kHz in, 8 kHz out: a sample for each whole three, so never longer than it."""
+    """24 kHz in, 8 kHz out: one sample for each whole three, so never longer than the
+    input."""
 
     def __init__(self) -> None:
         self._kept: Exact = _BEFORE_DOWN
 
     def feed(self, samples: Samples) -> Samples:
-        """What can be told by now, 3 x DELAY behind what came; it may be nothing."""
+        """The output that is known by now: 3 x DELAY behind the input, possibly
+        empty."""
         held = _joined(self._kept, samples)
         count = (len(held) - len(_WINDOW)) // RATIO + 1
         if count <= 0:
@@ -93,8 +98,9 @@ class Downsampler:
         return _rounded(made)
 
     def flush(self) -> Samples:
-        """The rest of a stream, in all a third of what came; a new one may follow."""
-        # Of an incomplete three at the end nothing is made.
+        """The rest of a stream, in all a third of the input; a new stream may
+        follow."""
+        # An incomplete three at the end gives no sample.
         rest = self.feed(np.zeros(_HALF - (RATIO - 1), np.int16))
         self._kept = _BEFORE_DOWN
         return rest

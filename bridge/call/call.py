@@ -1,10 +1,19 @@
-"""One phone call. READ FIRST.
+"""One phone call. READ THIS FILE FIRST.
 
-A call has two ends: the phone (Twilio's stream) and the agent (a session on a model).
-What is said on one goes to the other as core/conversation.py decides; this module
-carries its decisions out and sees to it that all of a call ends when one side ends.
-Each end may be lost and come back: a stream (stream.py), a connection (agent/wire.py).
-It is given its two ends and a registry: no aiohttp, websockets or redis here.
+A call has two ends. The caller's end is Twilio's media stream (stream.py). The agent's
+end is a session on a model (model/session.py). `Call.run` is the whole call:
+
+- Twilio's `start` message names the call. The call then gets its route, its log, its
+  trace and its entry in the registry (`_start`).
+- `_run_agent` reads what is stored about the call and runs the agent's session.
+- Every message of either end, every request of the user's code and every timer is an
+  input of the pure state machine core/conversation.py. It answers with commands, and
+  `_obey` carries them out.
+- When one end ends the call, `_store_next_step_and_close` stores what Twilio must do
+  next and closes the stream. `_conclude` ends the rest.
+
+Either end may be lost and replaced while the call runs: a new stream (`take_over`), a
+new model connection (model/wire.py). This module knows no aiohttp, websockets or redis.
 """
 
 import asyncio
@@ -74,31 +83,35 @@ from bridge.telemetry.log import NoteLog
 from bridge.telemetry.trace import Trace, feed
 
 CLOSE_SECONDS = 1.0
-"""For what must still be said to the phone and the registry when a call is over."""
+"""Time limit for storing the next step and closing the stream when a call is over."""
 
 RETURN_SECONDS = 1200.0
-"""How long what was said is kept while somebody else's phone rings: longer than it may
-(600 s)."""
+"""How long the snapshot is kept during a transfer, in seconds. The other phone may ring
+for 600 s at most."""
 
 MAX_TRANSFERS = 5
-"""Of one call: an agent that puts a caller through again and again is lost."""
+"""Limit per call, over all its streams: it stops an agent that transfers in a
+circle."""
 
 MEASURE_EVERY = 10
-"""Of the 50 frames a second, one in so many is timed: enough to see, cheap to have."""
+"""One in so many caller frames (there are 50 a second) is timed, to keep the cost
+low."""
 
 
-class _CallOver(Exception):
-    """The call has ended; ends the TaskGroup and all that is in it."""
+class _CallEnded(Exception):
+    """Raised in the call's TaskGroup when the call has ended; cancels all its tasks."""
 
 
 class Call:
-    """`run` once. Returns how it ended; leaves no task, no socket, no entry behind."""
+    """`run` once. It returns how the call ended, and leaves no task, socket or registry
+    entry behind."""
 
     def __init__(
-        self, phone: Phone, services: Services, since: float | None = None
+        self, phone: Phone, services: Services, connected_at: float | None = None
     ) -> None:
-        """`since` when the phone is there: now."""
-        now = time.monotonic() if since is None else since
+        """`connected_at`: monotonic time at which the socket was accepted; now if
+        omitted."""
+        now = time.monotonic() if connected_at is None else connected_at
         self._phone = phone
         self._stream: Stream | None = None
         self._services = services
@@ -111,8 +124,9 @@ class Call:
             else None
         )
         self._tasks = asyncio.TaskGroup()
-        self._own_tasks: list[asyncio.Task[None]] = []
-        """Begun before it had a name."""
+        self._unnamed_tasks: list[asyncio.Task[None]] = []
+        """Tasks that were started before the call's SID was known; they are renamed
+        then."""
         self._agent: AgentSession | None = None
         self._live: LiveCall | None = None
         self._listeners: Listeners | None = None
@@ -121,29 +135,32 @@ class Call:
         self._plan = Plan()
         self._transfer: Transfer | None = None
         self._transfers = 0
-        """How often this caller has been put through, in earlier streams, too."""
+        """Transfers of this call until now, those in earlier streams included."""
         self._snapshot = CallSnapshot()
         self._answered_by: AnsweredBy | None = None
-        self._planned = False
-        self._left_word = False
-        self._waits: dict[int, tuple[asyncio.Future[bool | None], Transfer | None]] = {}
+        self._rules_known = False
+        self._closing = False
+        self._pending_waits: dict[
+            int, tuple[asyncio.Future[bool | None], Transfer | None]
+        ] = {}
         self._wait_numbers = itertools.count(1)
         self._entry: CallEntry | None = None
-        self._entered: asyncio.Task[None] | None = None
-        """The registry is being told of the stream: before it is told that it ended."""
-        self._entering = False
+        self._registration: asyncio.Task[None] | None = None
+        """Writes the call's entry into the registry. It must be done before the entry
+        is closed."""
+        self._registering = False
         self._checkpoint: Checkpoint | None = None
-        self._begun = asyncio.Event()
-        """It has a name, or never will have."""
+        self._identified = asyncio.Event()
+        """Set when the call's SID is known, or when the call has ended without one."""
         self._ended = asyncio.Event()
         self._ending = End("bridge", "failed")
-        self._began = now
+        self._connected_at = now
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
-        self._due = asyncio.Event()
-        self._sends = 0
+        self._timer_due = asyncio.Event()
+        self._frames_sent = 0
 
-    # --- the story ---
+    # --- from start to end ---
 
     async def run(self) -> End:
         """Carries the call until one side ends it."""
@@ -151,16 +168,18 @@ class Call:
         try:
             async with self._tasks:
                 self._stream = self._new_stream(self._phone)
-                self._spawn(self._keep_time(), "clock")
+                self._spawn(self._run_timer(), "clock")
                 self._set_timer(time.monotonic())
                 await self._ended.wait()
-                # First: whoever is on the line is not to wait until all of ours ends.
-                await self._leave_word()
-                raise _CallOver
-        except* _CallOver:
-            pass  # the one way in which a call ends; how is in self._ending
+                # Before the tasks end, because ending them takes time and the caller
+                # waits.
+                await self._store_next_step_and_close()
+                raise _CallEnded
+        except* _CallEnded:
+            pass  # every call ends this way; self._ending says why
         except* Exception as group:
-            # A bug of ours. It ends this call, not the process; the caller is told.
+            # A bug of the bridge. It ends this call and not the process. The caller
+            # hears the apology.
             self._log.error("call_failed", exc_info=group)
         finally:
             await self._conclude()
@@ -168,55 +187,58 @@ class Call:
 
     @property
     def call_sid(self) -> str | None:
-        """None before Twilio has said whose call it is."""
+        """None until Twilio's `start` has arrived."""
         return self._entry.call_sid if self._entry else None
 
     @property
     def live(self) -> LiveCall | None:
-        """The call as the user's code has it; None before it has a name."""
+        """The call as the user's code sees it; None until `start` has arrived."""
         return self._live
 
     def end(self, why: str) -> None:
-        """The bridge itself ends the call (it is shutting down)."""
+        """Ends the call for a reason of the bridge's own, such as a shutdown."""
         self._feed("end", ["bridge", why])
 
     @property
     def fallback_number(self) -> str:
-        """The number that Twilio dials when the agent fails; empty: none."""
+        """The number that Twilio dials when the agent fails; empty if there is none."""
         return self._route.fallback or self._services.fallback_number
 
     @property
-    def twilio_asks(self) -> bool:
-        """Of a call that has ended: Twilio will ask what follows."""
+    def expects_next_request(self) -> bool:
+        """For a call that has ended: Twilio will ask `/voice/next` for the next
+        step."""
         return self._next_step() is not None
 
     @property
-    def waits(self) -> bool:
-        """The stream broke, and the caller may be back on another."""
+    def awaits_new_stream(self) -> bool:
+        """The stream broke; the caller may return on a new stream."""
         return self._conversation.line_is_lost
 
-    def taken(self) -> None:
-        """Another instance has a newer stream of this call, and leads it on."""
-        if self._entering:
-            return  # the newer stream is our own
+    def taken_over(self) -> None:
+        """Another instance has a newer stream of this call and continues the call."""
+        if self._registering:
+            return  # the newer stream is this instance's own
         self._feed("end", ["bridge", TAKEN_OVER])
 
     def hand_over(self) -> None:
-        """Another instance is to lead the call on; it leaves in a quiet moment."""
+        """Ends the call here in a quiet moment, so that another instance can resume
+        it."""
         self._feed("hand_over")
 
     async def take_over(self, phone: Phone) -> bool:
-        """A newer stream of this call: it goes on there, until that ends, and nobody
-        listens to the older one. False: the call has ended, this stream is not its."""
-        await self._begun.wait()
+        """Continues the call on a newer stream and closes the older one. Returns when
+        the newer stream has finished. False: the call has ended, so it does not use the
+        stream."""
+        await self._identified.wait()
         if self._ended.is_set() or self._stream is None:
             return False
         older = self._stream
-        older.leave()
+        older.stop()
         self._feed("line_lost")
         stream = self._stream = self._new_stream(phone)
-        self._begin(_closed(older), f"{self.call_sid} caller close")
-        await stream.over.wait()
+        self._spawn_named(_close_quietly(older), f"{self.call_sid} caller close")
+        await stream.finished.wait()
         return True
 
     def _new_stream(self, phone: Phone) -> Stream:
@@ -228,44 +250,48 @@ class Call:
         return Stream(phone, self, self._spawn, sent, seconds)
 
     def answered_by(self, who: AnsweredBy) -> None:
-        """Twilio's answering-machine detection has a result (an outbound call). It may
-        be told more than once, and before it is known what is to be done."""
-        if self._answered_by or not self._planned:
+        """Result of Twilio's answering-machine detection (outbound calls only). Twilio
+        may report it more than once. A result that comes before the call's plan is
+        known is ignored here: `_prepare` reads it again from the registry."""
+        if self._answered_by or not self._rules_known:
             return
         self._answered_by = who
-        self._see(Note("answered_by", {"who": who.value}))
+        self._handle_note(Note("answered_by", {"who": who.value}))
         if not who.is_machine:
             return
         if self._plan.machine == "hang_up":
             self._feed("end", ["bridge", "machine"])
         elif self._plan.machine == "message":
             self._feed("interrupt", ["machine", None])
-            self._feed("tell", ["system", machine_word(self._plan.message), True])
-            self._wish(["agent", "message_left"], stoppable=False)
+            self._feed(
+                "tell", ["system", machine_instruction(self._plan.message), True]
+            )
+            self._start_wait(["agent", "message_left"], stoppable=False)
 
-    # --- what its stream tells (bridge.call.stream.Ear) ---
+    # --- called by the stream (bridge.call.stream.StreamOwner) ---
 
-    def stream_broken(self, reason: str) -> None:
+    def stream_invalid(self, reason: str) -> None:
         self._caller_misread(reason)
         self._feed("end", ["caller", "protocol_error"])
 
-    def stream_over(self) -> None:
+    def stream_closed(self) -> None:
         self._feed("line_lost")
         if self._checkpoint and not self._ended.is_set():
-            # Twilio asks at once what follows, this instance or another.
-            self._spawn(self._keep(self._checkpoint), "checkpoint")
+            # Twilio asks for the next step at once, and any instance may have to
+            # answer.
+            self._spawn(self._save_checkpoint(self._checkpoint), "checkpoint")
 
-    def stream_stuck(self) -> None:
+    def stream_backlogged(self) -> None:
         if not self._ended.is_set():
-            self.stream_slow()
+            self.stream_timed_out()
         self._feed("end", ["caller", "stuck"])
 
-    def stream_slow(self) -> None:
-        self._see(limit_hit("phone_slow"))
+    def stream_timed_out(self) -> None:
+        self._handle_note(limit_hit("phone_slow"))
 
     def _caller_misread(self, reason: str) -> None:
         if limit := LIMITS.get(reason):
-            self._see(limit_hit(limit))
+            self._handle_note(limit_hit(limit))
         self._feed("misread", ["caller", reason])
 
     def stream_message(self, text: str | bytes) -> None:
@@ -281,8 +307,8 @@ class Call:
             self._trace.input("caller", text, now)
         self._obey(self._conversation.from_caller(message, now), now)
 
-    async def _converse(self, live: LiveCall, approvals: Approvals) -> None:
-        """The agent's session, from opening to end."""
+    async def _run_agent(self, live: LiveCall, approvals: Approvals) -> None:
+        """Runs the agent's session, from its start to its end."""
         services = self._services
         try:
             snapshot = await self._prepare(live)
@@ -305,24 +331,25 @@ class Call:
             )
             await self._agent.run()
         except (ValidationError, ModelBehaviorError) as error:
-            # The model sent what the SDK cannot take; the text of the error quotes it.
+            # The model sent something that the SDK rejects. The error's text quotes it,
+            # so only the error's type is logged.
             self._log.error("model_misbehaved", error=type(error).__name__)
             self._feed("end", ["model", "protocol_error"])
         except BaseException as error:
             if not user_code.is_theirs(error):
                 raise
-            # The user's code: their function, their instructions. Theirs to mend, so
-            # all of it is logged.
+            # A bug in the user's code (a function, the instructions). The user must fix
+            # it, so the whole traceback is logged.
             self._log.exception("agent_failed")
             self._feed("end", ["bridge", "agent_failed"])
         else:
             self._feed("end", ["model", "closed"])
 
     async def _prepare(self, live: LiveCall) -> CallSnapshot:
-        """All that must be known of a call before its session: what was planned for it,
-        what was said before, what the user's own code wants with it."""
+        """Collects what the session needs: the call's plan and the snapshot of its
+        earlier streams. Runs the route's `on_call` function."""
         sid, services, registry = live.call_sid, self._services, self._services.registry
-        # At once: each may wait a while for a registry that is just going away.
+        # Concurrently: each read may wait for a registry that is going down.
         plan, talk = await asyncio.gather(
             registry.get(f"plan:{sid}"), registry.get(f"talk:{sid}")
         )
@@ -330,7 +357,7 @@ class Call:
         if snapshot.streams:
             ended = await registry.get(f"ended:{sid}")
             snapshot = snapshot.as_of(moment(ended))
-            self._resume(live, snapshot)
+            self._restore(live, snapshot)
         self._snapshot, self._transfers = snapshot, snapshot.transfers
         rules = rules_for(
             self._route,
@@ -340,10 +367,11 @@ class Call:
             services.ceilings,
         )
         self._feed("follow", [msgspec.to_builtins(rules)])
-        self._planned = True
-        # Not before: what is kept from now on has in it what was kept before.
+        self._rules_known = True
+        # Only now, because a snapshot that is written from now on must contain the one
+        # that was read.
         self._checkpoint = Checkpoint(
-            registry, sid, self._version, self._look, self._route.redact
+            registry, sid, self._version, self._take_snapshot, self._route.redact
         )
         if registry.shared:
             self._spawn(self._checkpoint.run(), f"{sid} checkpoint")
@@ -352,8 +380,9 @@ class Call:
             self.answered_by(who)
         return snapshot
 
-    def _resume(self, live: LiveCall, snapshot: CallSnapshot) -> None:
-        """The call had streams before, on this instance or another."""
+    def _restore(self, live: LiveCall, snapshot: CallSnapshot) -> None:
+        """Restores the state of the call's earlier streams, of this instance or
+        another."""
         live.began -= snapshot.seconds
         live.cost = snapshot.cost
         live.input_tokens = snapshot.input_tokens
@@ -362,10 +391,10 @@ class Call:
         live.messages += [
             Message(it.text, it.name, it.call_back) for it in snapshot.messages
         ]
-        self._see(Note("call_resumed", {"why": snapshot.ended_as}))
+        self._handle_note(Note("call_resumed", {"why": snapshot.ended_as}))
 
-    async def _keep(self, safe: Checkpoint) -> None:
-        await safe.keep()
+    async def _save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        await checkpoint.keep()
 
     def _version(self) -> object:
         live = self._live
@@ -374,10 +403,10 @@ class Call:
             len(live.messages),
         )
 
-    def _look(self) -> CallSnapshot:
-        """What was said until now, for whoever leads the call on."""
+    def _take_snapshot(self) -> CallSnapshot:
+        """The call's state until now, for the instance that resumes it."""
         live, snapshot, now = self._live, self._snapshot, time.monotonic()
-        assert live is not None, "a call that is kept has a name"
+        assert live is not None, "a call is identified before its first snapshot"
         return CallSnapshot(
             history=tuple(self._conversation.history.items),
             playing=tuple(self._conversation.playing(now)),
@@ -388,7 +417,7 @@ class Call:
             and self._ending.why == "handed_over",
             agent=live.agent_name or snapshot.agent,
             parameters=dict(live.facts.parameters),
-            seconds=snapshot.seconds + now - self._began,
+            seconds=snapshot.seconds + now - self._connected_at,
             cost=live.cost,
             input_tokens=live.input_tokens,
             output_tokens=live.output_tokens,
@@ -400,70 +429,73 @@ class Call:
         )
 
     def _greeting(self) -> str | None:
-        """The call's own, else the route's, else the house's."""
+        """The plan's greeting, else the route's, else that of the settings."""
         own, services = self._plan.greeting, self._services
         return own or None if own is not None else services.greeting_of(self._route)
 
     async def _conclude(self) -> None:
-        """All that must be said when a call is over, whatever happens meanwhile."""
+        """Ends what is left of the call, however it ended: timer, trace, metrics, log,
+        registry entry, stream, the user's listeners and the report."""
         if self._timer:
             self._timer.cancel()
         if self._trace:
             self._trace.close()
-        self._begun.set()
+        self._identified.set()
         if self._stream:
-            self._stream.over.set()  # however it ended
+            self._stream.finished.set()  # whatever ended the call
         outcome = f"{self._ending.by}_{self._ending.why}"
         self._services.metrics.calls_active.dec()
         self._services.metrics.calls.labels(outcome).inc()
-        seconds = round(time.monotonic() - self._began, 3)
+        seconds = round(time.monotonic() - self._connected_at, 3)
         self._log.info("call_ended", outcome=outcome, seconds=seconds)
         if self._entry:
-            moved = self._ending.why in MOVED_ON
+            moved = self._ending.why in MOVED_AWAY
             self._services.quotas.ended(self._entry.call_sid, goes_on=moved)
-        await self._leave_word()
+        await self._store_next_step_and_close()
         if self._live:
-            self._tell_the_end(self._live, self._snapshot.seconds + seconds)
+            self._report_end(self._live, self._snapshot.seconds + seconds)
 
-    async def _leave_word(self) -> None:
-        """How the call goes on, for whoever Twilio asks; then the stream is closed."""
-        if self._left_word:
+    async def _store_next_step_and_close(self) -> None:
+        """Stores what Twilio must do next, then closes the stream: Twilio asks
+        `/voice/next`, of any instance, as soon as the stream is closed."""
+        if self._closing:
             return
-        self._left_word = True
+        self._closing = True
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._entry:
-                    await self._leave_step(self._entry)
+                    await self._store_next_step(self._entry)
                 if self._stream:
                     await self._stream.close()
         except (TimeoutError, ConnectionError):
-            self._log.warning("close_late")
+            self._log.warning("stream_close_failed")
 
-    async def _leave_step(self, entry: CallEntry) -> None:
+    async def _store_next_step(self, entry: CallEntry) -> None:
         step = self._next_step()
-        if self._entered:
-            await self._entered
+        if self._registration:
+            await self._registration
         if self._checkpoint and self._ending.why != TAKEN_OVER:
             if step and step.then is Then.TRANSFER:
                 self._transfers += 1
                 await self._checkpoint.keep(RETURN_SECONDS)
-            elif self._goes_on:
+            elif self._will_resume:
                 await self._checkpoint.keep()
             else:
                 await self._checkpoint.drop()
         await self._services.registry.closed(entry, step)
 
     @property
-    def _goes_on(self) -> bool:
-        """Whoever is on the line will be back with the agent, or may be."""
-        return (self._ending.by, self._ending.why) in GOES_ON
+    def _will_resume(self) -> bool:
+        """The stream has ended, but the call goes on, or may go on, with the agent."""
+        return (self._ending.by, self._ending.why) in RESUMABLE_ENDS
 
     def _next_step(self) -> NextStep | None:
-        """What Twilio is told when it asks how the call goes on; None: it will not."""
+        """The answer to Twilio's request for the next step; None if Twilio will not
+        ask."""
         by, why = self._ending.by, self._ending.why
         if (by, why) in (("caller", "hung_up"), ("bridge", TAKEN_OVER)):
             return None
-        if self._goes_on:
+        if self._will_resume:
             return NextStep(Then.RESUME)
         language = self._route.language or ""
         if self._transfer and (by, why) == ("agent", "transferred"):
@@ -471,9 +503,10 @@ class Call:
             return NextStep(
                 Then.TRANSFER, to.number, to.caller_id, to.ring_seconds, language
             )
-        if by == "agent" or why in POLITE_ENDS:
+        if by == "agent" or why in NO_APOLOGY_ENDS:
             return NextStep(Then.HANG_UP)
-        # Whoever is still on the line did not end it: no silence, a word.
+        # The caller did not end the call and may still be there: the caller hears an
+        # apology, not silence.
         return NextStep(
             Then.SORRY,
             self.fallback_number,
@@ -481,20 +514,20 @@ class Call:
             text=self._route.sorry or "",
         )
 
-    def _tell_the_end(self, live: LiveCall, seconds: float) -> None:
-        """The call's report to the user, once all that was said is settled; not where
-        the call goes on elsewhere, and is reported there."""
+    def _report_end(self, live: LiveCall, seconds: float) -> None:
+        """Tells the user's listeners that the call ended, and delivers the report. A
+        call that another instance continues is reported by that instance."""
         by, why = self._ending.by, self._ending.why
         live.emit("call_ended", by=by, why=why, seconds=seconds)
         live.end()
         if self._listeners:
             self._listeners.end()
-        if why not in MOVED_ON:
+        if why not in MOVED_AWAY:
             self._services.deliver_report(
                 self._route, report_of(live, by, why, seconds)
             )
 
-    # --- what the agent's session tells (bridge.model.session.SessionLine) ---
+    # --- called by the agent's session (bridge.model.session.SessionLine) ---
 
     def model_event(self, event: realtime_events.ServerEvent, text: str) -> None:
         if not isinstance(event, realtime_events.AudioDelta) and self._agent:
@@ -516,14 +549,14 @@ class Call:
         self._feed("not_dialled", [why, fatal])
 
     def model_lost(self, why: str, code: int | None) -> None:
-        self._see(Note("model_gone", {"why": why, "close_code": code}))
+        self._handle_note(Note("model_gone", {"why": why, "close_code": code}))
         self._feed("lost", [why])
 
     def model_stuck(self, why: str) -> None:
         self._feed("end", ["model", why])
 
     def model_limit(self, limit: str) -> None:
-        self._see(limit_hit(limit))
+        self._handle_note(limit_hit(limit))
 
     def send_to_model(self, text: str) -> None:
         self._feed("send", [text])
@@ -538,7 +571,7 @@ class Call:
         self._feed("busy", [change, call_id])
 
     def tool_failed(self, tool: str, error: str) -> None:
-        self._see(Note("tool_failed", {"tool": tool, "error": error}))
+        self._handle_note(Note("tool_failed", {"tool": tool, "error": error}))
 
     def session_event(self, event: RealtimeSessionEvent) -> None:
         note = session_note(event)
@@ -547,12 +580,12 @@ class Call:
             if self._trace:
                 self._trace.session(note, time.monotonic())
         if isinstance(event, RealtimeToolApprovalRequired):
-            assert self._approvals and self._live, "the session has a call"
+            assert self._approvals and self._live, "a session starts after `start`"
             self._approvals.ask_for(event, self._live.session)
         if self._listeners and self._listeners.wants(event.type):
             self._listeners.emit(call_event(event))
 
-    # --- what the user's code asks for (bridge.agent.live.CallLine) ---
+    # --- called by the user's code (bridge.agent.live.CallLine) ---
 
     @property
     def history(self) -> Sequence[HistoryItem]:
@@ -569,7 +602,7 @@ class Call:
 
     def send_raw(self, event: Mapping[str, Any]) -> None:
         if self._agent is None or not self._agent.send_raw(event):
-            raise BadRequest("the model is not there yet")
+            raise BadRequest("the model is not connected yet")
 
     def edit_history(
         self, removed: Iterable[str], corrected: Mapping[str, str]
@@ -577,59 +610,62 @@ class Call:
         self._feed("edit", [list(removed), dict(corrected)])
 
     async def heard(self) -> bool:
-        return await self._wait(None)
+        return await self._wait_until_heard(None)
 
     async def hang_up(self) -> bool:
-        return await self._leave(["agent", "hung_up"], None)
+        return await self._end_when_heard(["agent", "hung_up"], None)
 
     async def transfer(self, transfer: Transfer) -> bool:
-        assert self._live, "somebody asks"
+        assert self._live, "only a call with a LiveCall is asked"
         try:
             self._services.check_transfer(self._route, self._live, transfer)
         except NotAllowed:
-            self._see(limit_hit("transfer_number"))
+            self._handle_note(limit_hit("transfer_number"))
             raise
         if self._transfers >= MAX_TRANSFERS:
-            raise BadRequest("this caller has been put through too often")
-        return await self._leave(["agent", "transferred"], transfer)
+            raise BadRequest(f"a call can be transferred {MAX_TRANSFERS} times at most")
+        return await self._end_when_heard(["agent", "transferred"], transfer)
 
     async def send_digits(self, digits: str) -> bool:
-        if not await self._wait(None):
+        if not await self._wait_until_heard(None):
             return False
         tones = base64.b64encode(g711.key_tones(digits)).decode()
         self._feed("play", [tones])
-        # Whoever answers the tones speaks: that is what they are sent for.
-        return await self._wait(None, stoppable=False)
+        # Not stoppable: the machine that the tones are for answers them with speech.
+        return await self._wait_until_heard(None, stoppable=False)
 
-    async def _leave(self, then: list[str], transfer: Transfer | None) -> bool:
+    async def _end_when_heard(self, then: list[str], transfer: Transfer | None) -> bool:
         if self._live and self._live.session is None:
-            # Asked for by the user's code that the session waits for: done later.
-            self._wish(then, transfer=transfer)
+            # The session waits for the user's code that asks for this, so the code
+            # cannot wait for the session: the call ends later.
+            self._start_wait(then, transfer=transfer)
             return True
-        return await self._wait(then, transfer=transfer)
+        return await self._wait_until_heard(then, transfer=transfer)
 
-    async def _wait(
+    async def _wait_until_heard(
         self,
         then: list[str] | None,
         *,
         stoppable: bool = True,
         transfer: Transfer | None = None,
     ) -> bool:
-        """Until all was heard (Conversation.when_heard). CallOver if the call is."""
+        """Waits until the caller has heard everything (Conversation.when_heard), then
+        ends the call as `then` says, if given. False if the wait was stopped: the
+        caller spoke, or the stream broke. CallOver if the call ended meanwhile."""
         if self._live and self._live.session is None:
-            raise BadRequest("nothing can be waited for before the session has begun")
-        number, waiting = self._wish(then, stoppable=stoppable, transfer=transfer)
+            raise BadRequest("cannot wait before the agent's session has started")
+        number, waiting = self._start_wait(then, stoppable=stoppable, transfer=transfer)
         try:
             done = await waiting
         except asyncio.CancelledError:
             self._feed("give_up", [number])
-            self._waits.pop(number, None)
+            self._pending_waits.pop(number, None)
             raise
         if done is None:
             raise CallOver
         return done
 
-    def _wish(
+    def _start_wait(
         self,
         then: list[str] | None,
         *,
@@ -638,19 +674,19 @@ class Call:
     ) -> tuple[int, asyncio.Future[bool | None]]:
         number = next(self._wait_numbers)
         waiting = asyncio.get_running_loop().create_future()
-        self._waits[number] = (waiting, transfer)
+        self._pending_waits[number] = (waiting, transfer)
         self._feed("when_heard", [number, then, stoppable])
         return number, waiting
 
-    def _heard(self, number: int, done: bool | None) -> None:
-        waiting, transfer = self._waits.pop(number)
+    def _finish_wait(self, number: int, done: bool | None) -> None:
+        waiting, transfer = self._pending_waits.pop(number)
         if done and transfer:
             self._transfer = transfer
         if not waiting.done():
             waiting.set_result(done)
 
-    def _pressed(self, keys: str) -> None:
-        """Keys that the route has an action for."""
+    def _run_key_action(self, keys: str) -> None:
+        """Runs the action that the route defines for these keys."""
         action = self._route.keys[keys]
         self._feed("interrupt", ["keys", None])
         match action:
@@ -662,54 +698,56 @@ class Call:
                 self._transfer = action
                 self._feed("end", ["agent", "transferred"])
 
-    # --- carrying out ---
+    # --- inputs and commands ---
 
     def _feed(self, kind: str, value: Sequence[Any] = ()) -> None:
-        """An input that is no message: one path for all, so that a trace has it."""
+        """Gives the state machine an input that is not a message. All such inputs pass
+        here, so that the trace contains them."""
         now = time.monotonic()
         if self._trace:
             self._trace.input(kind, value, now)
         self._obey(feed(self._conversation, kind, value, now), now)
 
     def _obey(self, commands: list[Command], now: float) -> None:
-        """Carries commands out, in order, without waiting for any."""
+        """Carries out the commands in order. Waits for none of them."""
         if self._trace:
-            # All of them first: one that leads to another input (a key's action) has
-            # that input's own commands behind it.
+            # All are traced before the first is carried out: a command may cause
+            # another input (a key's action), whose own commands must stand behind these
+            # in the trace.
             for command in commands:
                 self._trace.command(command, now)
         for command in commands:
             match command:
                 case ToModel(text):
-                    assert self._agent, "the model has spoken, so there is a session"
+                    assert self._agent, "only a session leads to this command"
                     self._agent.post(text)
                 case ToCaller(text):
-                    assert self._stream, "somebody was heard"
+                    assert self._stream, "only a stream leads to this command"
                     self._stream.send(text, now)
                 case Note():
-                    self._see(command)
+                    self._handle_note(command)
                 case Interrupted(item_id, content_index):
-                    assert self._agent, "the model has spoken, so there is a session"
+                    assert self._agent, "only a session leads to this command"
                     self._agent.interrupted(item_id, content_index)
                 case Started(start, again):
-                    (self._start_again if again else self._start)(start)
+                    (self._continue_on_new_stream if again else self._start)(start)
                 case Dial(seconds, spare):
-                    assert self._agent, "the first connection is dialled unasked"
+                    assert self._agent, "the session dials its first connection itself"
                     self._agent.dial(seconds, spare=spare)
                 case Switch():
-                    assert self._agent, "somebody has dialled"
+                    assert self._agent, "only a session dials"
                     self._agent.switch()
                 case WaitDone(wait, done):
-                    self._heard(wait, done)
+                    self._finish_wait(wait, done)
                 case Pressed(keys):
-                    self._pressed(keys)
+                    self._run_key_action(keys)
                 case End():
                     self._ending = command
                     self._ended.set()
-                    self._begun.set()
+                    self._identified.set()
         self._set_timer(now)
 
-    def _see(self, note: Note) -> None:
+    def _handle_note(self, note: Note) -> None:
         self._notes.note(note)
         self._services.metrics.note(note)
         if self._live and note.name == "usage":
@@ -728,8 +766,8 @@ class Call:
                 self._listeners.emit(event)
 
     def _start(self, start: twilio_messages.Start) -> None:
-        """Now the call has a name: its log, its trace, its entry, its route, its
-        agent."""
+        """`start` has arrived, so the call's SID is known: prepares log, trace, route
+        and registry entry, then starts the agent's session."""
         facts = facts_of(start)
         if self._services.account_sid not in (None, facts.account_sid):
             self._feed("end", ["caller", "wrong_account"])
@@ -744,39 +782,41 @@ class Call:
         if self._trace and self._services.record_dir:
             folder, stream_sid = self._services.record_dir, facts.stream_sid
             self._trace.open(folder, sid, stream_sid, self._route.redact)
-        for task in self._own_tasks:
+        for task in self._unnamed_tasks:
             task.set_name(f"{sid} {task.get_name()}")
         self._listeners = Listeners(self._services.background_tasks.start, sid)
-        approvals = Approvals(self._route.approval, self._begin, sid, self.tool_running)
+        approvals = Approvals(
+            self._route.approval, self._spawn_named, sid, self.tool_running
+        )
         self._approvals = approvals
         self._live = LiveCall(facts, self, self._listeners, approvals)
         self._live.transfers = self._route.transfers
         self._live.redaction = self._route.redact
-        self._enter(self._entry)
+        self._start_registration(self._entry)
         if facts.direction == "inbound":
             self._services.quotas.began(sid, facts.theirs)
-        self._begun.set()
-        self._spawn(self._converse(self._live, approvals), f"{sid} agent")
+        self._identified.set()
+        self._spawn(self._run_agent(self._live, approvals), f"{sid} agent")
 
-    def _start_again(self, start: twilio_messages.Start) -> None:
-        """The caller is back, on another stream."""
-        assert self._live and self._entry, "the call has begun"
+    def _continue_on_new_stream(self, start: twilio_messages.Start) -> None:
+        """The caller has returned on a new stream."""
+        assert self._live and self._entry, "the call was identified by its first stream"
         stream_sid = start.stream_sid
         self._live.facts = replace(self._live.facts, stream_sid=stream_sid)
         self._entry = replace(self._entry, stream_sid=stream_sid)
         self._log.info("line_back", new_stream_sid=stream_sid)
-        self._enter(self._entry)
+        self._start_registration(self._entry)
 
-    def _enter(self, entry: CallEntry) -> None:
-        self._entered = self._spawn(self._told_of(entry), "entry")
+    def _start_registration(self, entry: CallEntry) -> None:
+        self._registration = self._spawn(self._register(entry), "entry")
 
-    async def _told_of(self, entry: CallEntry) -> None:
-        self._entering = True
+    async def _register(self, entry: CallEntry) -> None:
+        self._registering = True
         await self._services.registry.opened(entry)
-        self._entering = False
+        self._registering = False
 
-    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> object:
-        """As `_spawn`, for what ends by itself."""
+    def _spawn_named(self, work: Coroutine[Any, Any, None], name: str) -> object:
+        """Starts a task with exactly this name that ends by itself."""
         return self._tasks.create_task(work, name=name)
 
     def _spawn(
@@ -786,12 +826,13 @@ class Call:
             name = f"{self.call_sid} {name}"
         task = self._tasks.create_task(work, name=name)
         if not self.call_sid:
-            self._own_tasks.append(task)
+            self._unnamed_tasks.append(task)
         return task
 
     def _set_timer(self, now: float) -> None:
-        """The core is called when its deadline comes. Not set anew 50 times a second:
-        a timer that is early finds nothing due, and sets the next."""
+        """Sets the timer for the state machine's deadline. A timer that is too early is
+        left as it is: it finds nothing due and sets the next one. That is cheaper than
+        a new timer for each of the 50 frames a second."""
         deadline = self._conversation.deadline
         if deadline is None or deadline >= self._timer_at:
             return
@@ -799,22 +840,23 @@ class Call:
             self._timer.cancel()
         self._timer_at = deadline
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(deadline - now, 0.0), self._due.set)
+        self._timer = loop.call_later(max(deadline - now, 0.0), self._timer_due.set)
 
-    async def _keep_time(self) -> None:
-        """Ticks in a task, so that what fails there ends the call as all else does."""
+    async def _run_timer(self) -> None:
+        """Ticks in a task of the call, so that an error in a tick ends the call like
+        any other error."""
         while True:
-            await self._due.wait()
-            self._due.clear()
+            await self._timer_due.wait()
+            self._timer_due.clear()
             self._timer_at = math.inf
             self._feed("tick")
 
     def _trace_lost(self, why: str) -> None:
-        self._log.error("trace_lost", why=why)
+        self._log.error("trace_write_failed", why=why)
 
     def _sent_to_model(self, seconds: float) -> None:
-        self._sends += 1
-        if self._sends % MEASURE_EVERY == 0:
+        self._frames_sent += 1
+        if self._frames_sent % MEASURE_EVERY == 0:
             self._services.metrics.caller_to_model.observe(seconds)
 
 
@@ -824,33 +866,34 @@ LIMITS = {
     twilio_messages.TOO_LARGE: "message_bytes",
     twilio_messages.TOO_MANY: "message_rate",
 }
-"""What was wrong with a message -> the limit that it is."""
+"""Reason for which a message was rejected -> name of the limit (core/limits.py)."""
 
-MOVED_ON = frozenset({TAKEN_OVER, "handed_over"})
-"""Whys of a call that goes on on another instance."""
+MOVED_AWAY = frozenset({TAKEN_OVER, "handed_over"})
+"""Reasons of an end after which another instance continues the call."""
 
-GOES_ON = frozenset({("bridge", "handed_over"), ("caller", "connection_lost")})
-"""Ends of a stream, and not of the call."""
+RESUMABLE_ENDS = frozenset({("bridge", "handed_over"), ("caller", "connection_lost")})
+"""(side, reason) of ends of the stream after which the call may continue."""
 
-POLITE_ENDS = frozenset({"silent", "longest", "cost", "machine"})
-"""The bridge's own ends of which the caller was told, or nobody is there to be."""
+NO_APOLOGY_ENDS = frozenset({"silent", "longest", "cost", "machine"})
+"""Reasons of the bridge's own ends that need no apology: the caller was told, or no
+caller is there."""
 
 
 def facts_of(start: twilio_messages.Start) -> CallFacts:
-    """The call's facts, as its stream gives them."""
+    """The call's facts, from Twilio's `start`."""
     details = start.start
     facts = CallFacts.of(details.call_sid, details.custom_parameters or {})
     return replace(facts, stream_sid=start.stream_sid, account_sid=details.account_sid)
 
 
-async def _closed(stream: Stream) -> None:
-    """A stream that nobody listens to any more; whose end is nobody's business."""
+async def _close_quietly(stream: Stream) -> None:
+    """Closes a stream that the call no longer uses; errors do not matter."""
     with contextlib.suppress(ConnectionError, TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
             await stream.close()
 
 
-def machine_word(message: str) -> str:
+def machine_instruction(message: str) -> str:
     return (
         "An answering machine has taken this call and waits for a message. Say this, "
         f"word for word, and nothing else: {message}"

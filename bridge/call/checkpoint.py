@@ -1,7 +1,8 @@
-"""What another instance must know of a call, kept on the Registry's shelf.
+"""Stores a snapshot of the call in the registry, for the instance that resumes the
+call.
 
-Written again and again while the call runs, for an instance may be killed at any
-moment; never waited for by the call.
+The snapshot is written again and again while the call runs, because an instance may be
+killed at any moment. The call never waits for it.
 """
 
 import asyncio
@@ -16,24 +17,25 @@ from bridge.privacy.redaction import Copies, Redaction
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 0.5
-"""So often is looked whether there is anything new ..."""
+POLL_SECONDS = 0.5
+"""Interval at which the call is checked for changes."""
 
 BYTES_A_SECOND = 100_000
-"""... and a long conversation is written more seldom, so that it costs no more."""
+"""A write of so many bytes adds a second to the interval: long conversations are
+written less often."""
 
-TALK_SECONDS = 180.0
-"""How long a conversation is kept when nothing more is heard of its instance ..."""
+SNAPSHOT_SECONDS = 180.0
+"""Lifetime of a stored snapshot, unless it is refreshed."""
 
 REFRESH_SECONDS = 45.0
-"""... hence it is written again so often where nothing is new."""
+"""An unchanged snapshot is written again at this interval, before it expires."""
 
 
-def encoded(
+def encode(
     snapshot: CallSnapshot, format: int, redaction: Redaction | None = None
 ) -> bytes:
-    """As it is kept, in this format (bridge/fleet/formats.py); the user's notes are
-    left out where they are no JSON."""
+    """The snapshot's bytes in this format (bridge/fleet/formats.py). If the user's
+    notes cannot be written as JSON, all notes are left out."""
     try:
         if redaction:
             notes = redaction.value(msgspec.to_builtins(snapshot.notes, str_keys=True))
@@ -45,47 +47,51 @@ def encoded(
 
 
 class Checkpoint:
-    """Of one call. `look` gives what is to be kept, and `version` tells it from
-    another; it is kept without what `redaction` names, so whoever leads the call on
-    does not know that either."""
+    """The checkpoint of one call. `take_snapshot` gives the call's state; it is taken
+    when the value of `version` has changed. It is stored redacted, so the agent that
+    resumes the call does not know what was redacted either."""
 
     def __init__(
         self,
         registry: Registry,
         call_sid: str,
         version: Callable[[], object],
-        look: Callable[[], CallSnapshot],
+        take_snapshot: Callable[[], CallSnapshot],
         redaction: Redaction | None = None,
     ) -> None:
         self._registry = registry
         self._name = f"talk:{call_sid}"
         self._version = version
-        self._look = look
+        self._take_snapshot = take_snapshot
         self._redaction = redaction or Redaction()
         self._copies = Copies(self._redaction)
 
     async def run(self) -> None:
-        """Until it is cancelled. The snapshot is also written again when the fleet's
-        format changes: an older instance that has joined must be able to read it."""
+        """Runs until it is cancelled. The snapshot is also written again when the
+        fleet's format changes: an older instance that has joined must be able to read
+        it."""
         known: object = None
         age = 0.0
         while True:
             version = self._version(), self._registry.format()
-            pause = LOOK_SECONDS
+            pause = POLL_SECONDS
             if version != known or age >= REFRESH_SECONDS:
                 known, age = version, 0.0
                 pause += await self.keep() / BYTES_A_SECOND
             await asyncio.sleep(pause)
             age += pause
 
-    async def keep(self, seconds: float = TALK_SECONDS) -> int:
-        """Now; the bytes that it took."""
-        snapshot, format = self._without(self._look()), self._registry.format()
-        text = encoded(snapshot, format, self._redaction)
+    async def keep(self, seconds: float = SNAPSHOT_SECONDS) -> int:
+        """Stores the snapshot now. Returns its size in bytes."""
+        snapshot, format = (
+            self._redacted(self._take_snapshot()),
+            self._registry.format(),
+        )
+        text = encode(snapshot, format, self._redaction)
         await self._registry.put(self._name, text, seconds)
         return len(text)
 
-    def _without(self, snapshot: CallSnapshot) -> CallSnapshot:
+    def _redacted(self, snapshot: CallSnapshot) -> CallSnapshot:
         redaction = self._redaction
         if not redaction:
             return snapshot
@@ -97,5 +103,5 @@ class Checkpoint:
         )
 
     async def drop(self) -> None:
-        """The call is over: what was said in it is nobody's business any more."""
+        """Deletes the snapshot: the call is over, and its content must not be kept."""
         await self._registry.pop(self._name)

@@ -1,7 +1,7 @@
-"""One media stream of Twilio's: what comes is heard at once, what goes, goes in order.
+"""One media stream of Twilio's: reads messages as they come, writes messages in order.
 
-A call has one at a time, and may have several one after the other. Nothing is decided
-here, nor is a message understood but the `start` that says whose stream it is.
+A call has one stream at a time, and may have several, one after the other. This module
+decides nothing, and interprets no message but `start`, which names the stream's call.
 """
 
 import asyncio
@@ -10,25 +10,27 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Protocol
 
 from bridge.core import ProtocolError, twilio_messages
-from bridge.core.conversation import START_SECONDS
+from bridge.core.stream_presence import START_SECONDS
 
-MAX_TO_PHONE = 4000
-"""Messages waiting for Twilio, of 2.5 kB at most: 10 MB in all. It takes ten minutes of
-audio at once; a socket that lets so many pile up takes none."""
+MAX_QUEUED_MESSAGES = 4000
+"""Limit of messages that wait to be sent to Twilio: 10 MB at 2.5 kB each. Twilio
+accepts ten minutes of audio at once, so a full queue means that the socket accepts
+nothing."""
 
 SEND_SECONDS = 5.0
-"""A socket that takes nothing for so long is dead, though nobody said so."""
+"""A socket that accepts nothing for so long is dead, even if no close has arrived."""
 
 MAX_BEFORE_START = 10
-"""Twilio sends `connected`, then `start`. Whoever sends more before is not Twilio, nor
-who sends more than one message may have (twilio_messages.MAX_MESSAGE_CHARS)."""
+"""Twilio sends `connected`, then `start`. A peer that sends more messages than this
+before `start`, or more bytes than one message may have
+(twilio_messages.MAX_MESSAGE_CHARS), is not Twilio."""
 
 
 class Phone(Protocol):
-    """The caller's end: Twilio's messages, one each, until the stream ends.
+    """The caller's socket. Iterating gives Twilio's messages until the stream ends.
 
-    Iterating raises ProtocolError where it ends because of what was sent, sending a
-    ConnectionError where nobody is there any more.
+    Iterating raises ProtocolError if a message broke the protocol. `send` and `close`
+    raise ConnectionError if the connection is gone.
     """
 
     def __aiter__(self) -> AsyncIterator[str | bytes]: ...
@@ -36,43 +38,47 @@ class Phone(Protocol):
     async def close(self) -> None: ...
 
 
-class Opened:
-    """A phone of which the first messages were read already."""
+class IdentifiedPhone:
+    """A phone whose messages were read as far as its `start`. Iterating gives those
+    first."""
 
     def __init__(self, phone: Phone) -> None:
         self._phone = phone
         self._messages = aiter(phone)
-        self._first: list[str | bytes] = []
+        self._read_ahead: list[str | bytes] = []
         self.call_sid: str | None = None
-        """Whose stream it is; None: that was not said."""
+        """The call that `start` names; None if there was no `start`."""
         self.account_sid = ""
-        self.late = False
-        """Nothing was said in time."""
+        self.timed_out = False
+        """No `start` came in time."""
 
     @classmethod
-    async def of(cls, phone: Phone, seconds: float = START_SECONDS) -> "Opened":
-        """Reads until Twilio has said whose stream it is, or should have."""
-        opened = cls(phone)
+    async def wait_for_start(
+        cls, phone: Phone, seconds: float = START_SECONDS
+    ) -> "IdentifiedPhone":
+        """Reads until `start` arrives, or the limits of time, number or size are
+        reached."""
+        identified = cls(phone)
         try:
             async with asyncio.timeout(seconds):
-                await opened._read()
+                await identified._read_start()
         except (TimeoutError, ProtocolError) as error:
-            # It never said whose it is, and nothing more is wanted of it.
-            opened.late = isinstance(error, TimeoutError)
-        return opened
+            # `call_sid` stays None; the server then closes the socket.
+            identified.timed_out = isinstance(error, TimeoutError)
+        return identified
 
-    async def _read(self) -> None:
+    async def _read_start(self) -> None:
         async for text in self._messages:
-            self._first.append(text)
+            self._read_ahead.append(text)
             if start := _start_in(text):
                 self.call_sid, self.account_sid = start.call_sid, start.account_sid
-            size = sum(map(len, self._first))
+            size = sum(map(len, self._read_ahead))
             most = twilio_messages.MAX_MESSAGE_CHARS
-            if start or len(self._first) >= MAX_BEFORE_START or size > most:
+            if start or len(self._read_ahead) >= MAX_BEFORE_START or size > most:
                 return
 
     async def __aiter__(self) -> AsyncIterator[str | bytes]:
-        first, self._first = self._first, []
+        first, self._read_ahead = self._read_ahead, []
         for text in first:
             yield text
         async for text in self._messages:
@@ -86,109 +92,113 @@ class Opened:
 
 
 class StreamOwner(Protocol):
-    """The call, as its stream sees it. Nothing here waits."""
+    """What the stream calls on its call. None of these methods waits."""
 
     def stream_message(self, text: str | bytes) -> None: ...
-    def stream_broken(self, reason: str) -> None:
-        """It ended because of what it sent."""
+    def stream_invalid(self, reason: str) -> None:
+        """The stream ended because a message broke the protocol."""
 
-    def stream_over(self) -> None:
-        """Nothing comes any more, or nothing is taken."""
+    def stream_closed(self) -> None:
+        """No more messages come, or none are accepted."""
 
-    def stream_stuck(self) -> None:
-        """More waits to be sent than any phone takes."""
+    def stream_backlogged(self) -> None:
+        """MAX_QUEUED_MESSAGES wait to be sent."""
 
-    def stream_slow(self) -> None:
-        """Nothing was taken for so long that nothing more will be."""
+    def stream_timed_out(self) -> None:
+        """The socket accepted nothing for `send_seconds`."""
 
 
-Begin = Callable[[Coroutine[None, None, None], str], asyncio.Task[None]]
+StartTask = Callable[[Coroutine[None, None, None], str], asyncio.Task[None]]
 
 
 class Stream:
-    """Its two tasks are begun by the call, and end with it or with `leave`."""
+    """The stream's two tasks, reader and writer. The call starts them; they end with
+    the call or with `stop`."""
 
     def __init__(
         self,
         phone: Phone,
         owner: StreamOwner,
-        begin: Begin,
+        start_task: StartTask,
         on_sent: Callable[[float], None],
         send_seconds: float = SEND_SECONDS,
     ) -> None:
-        """`on_sent` is told how long the last message lay here, in seconds."""
+        """`on_sent` gets the time that the last message waited here, in seconds."""
         self._send_seconds = send_seconds
         self._phone = phone
         self._owner = owner
         self._on_sent = on_sent
-        self._out: asyncio.Queue[tuple[str, float]] = asyncio.Queue(MAX_TO_PHONE)
-        self._left = False
-        self.over = asyncio.Event()
-        """Nobody needs the socket any more."""
-        self._reader = begin(self._listen(), "caller reader")
-        self._writer = begin(self._speak(), "caller writer")
+        self._outgoing: asyncio.Queue[tuple[str, float]] = asyncio.Queue(
+            MAX_QUEUED_MESSAGES
+        )
+        self._stopped = False
+        self.finished = asyncio.Event()
+        """Set when the socket is not needed any more."""
+        self._reader = start_task(self._read_messages(), "caller reader")
+        self._writer = start_task(self._write_messages(), "caller writer")
 
     def send(self, text: str, now: float) -> None:
-        if self._left:
+        if self._stopped:
             return
         try:
-            self._out.put_nowait((text, now))
+            self._outgoing.put_nowait((text, now))
         except asyncio.QueueFull:
-            self._owner.stream_stuck()
+            self._owner.stream_backlogged()
 
     async def close(self) -> None:
-        """The socket is closed. ConnectionError where nobody is there."""
+        """Closes the socket. ConnectionError if the connection is gone."""
         try:
             await self._phone.close()
         finally:
-            self.over.set()
+            self.finished.set()
 
-    def leave(self) -> None:
-        """Nothing is heard from here any more, nothing sent: another took over."""
-        self._left = True
+    def stop(self) -> None:
+        """Stops reading and writing: a newer stream has taken over."""
+        self._stopped = True
         self._reader.cancel()
         self._writer.cancel()
 
-    def _is_over(self) -> None:
-        if not self._left:
-            self._left = True
-            self._owner.stream_over()
+    def _report_closed(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self._owner.stream_closed()
 
-    async def _listen(self) -> None:
-        """The caller's messages, as they come. Waits for nothing but the next one."""
+    async def _read_messages(self) -> None:
+        """Gives each message to the call as it arrives. Waits only for the next
+        message."""
         try:
             async for text in self._phone:
                 self._owner.stream_message(text)
         except ProtocolError as error:
-            self._left = True
-            self._owner.stream_broken(error.reason)
-        # Twilio closes behind a `stop`; without one the line broke.
-        self._is_over()
+            self._stopped = True
+            self._owner.stream_invalid(error.reason)
+        # Twilio sends `stop` before it closes. If there was none, the connection broke.
+        self._report_closed()
 
-    async def _speak(self) -> None:
-        """What is decided for the caller, in order, by one writer."""
+    async def _write_messages(self) -> None:
+        """The only writer: sends the call's messages in order."""
         loop = asyncio.get_running_loop()
         try:
             while True:
-                text, since = await self._out.get()
+                text, queued_at = await self._outgoing.get()
                 async with asyncio.timeout(self._send_seconds) as limit:
                     await self._phone.send(text)
-                    while not self._out.empty():
-                        # For each anew.
+                    while not self._outgoing.empty():
+                        # The limit is for each message.
                         limit.reschedule(loop.time() + self._send_seconds)
-                        text, since = self._out.get_nowait()
+                        text, queued_at = self._outgoing.get_nowait()
                         await self._phone.send(text)
-                self._on_sent(time.monotonic() - since)
+                self._on_sent(time.monotonic() - queued_at)
         except TimeoutError:
-            if not self._left:
-                self._owner.stream_slow()
-            self._is_over()
+            if not self._stopped:
+                self._owner.stream_timed_out()
+            self._report_closed()
         except ConnectionError:
-            self._is_over()
+            self._report_closed()
 
 
 def _start_in(text: str | bytes) -> twilio_messages.StartDetails | None:
-    """What a message says that is the start of a stream."""
+    """The details of a `start` message; None for any other message."""
     if isinstance(text, bytes):
         return None
     try:

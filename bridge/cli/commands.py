@@ -1,4 +1,5 @@
-"""The commands: parse, check, start, print. What they start lives elsewhere."""
+"""The commands: they parse options, check settings, start the work and print results.
+The work itself is in other modules."""
 
 import asyncio
 import contextlib
@@ -30,8 +31,8 @@ from bridge.app.values import LOCAL_MODEL
 from bridge.http.signature import websocket_origin
 from bridge.telemetry import log
 
-# The SDK takes two seconds to import, so it is imported where it is needed: a slip in a
-# variable is told at once.
+# Importing the SDK takes two seconds, so it is imported where it is needed. A mistake
+# in a variable is thus reported at once.
 if TYPE_CHECKING:
     from bridge.app.routes import Routes
     from bridge.app.startup import UserCode
@@ -48,15 +49,20 @@ app = typer.Typer(
     With one: set the variables that `bridge check` asks for, then `bridge serve`.
     """,
 )
-sim = typer.Typer(no_args_is_help=True, help="The outside world, faked.")
+sim = typer.Typer(
+    no_args_is_help=True,
+    help="Fakes of Twilio and of the model, and measurements with them.",
+)
 app.add_typer(sim, name="sim")
 MIN_THREADS = 32
 OWN_FILES = 100
-"""Redis, reports, traces, and what Python has open itself."""
+"""Open files besides sockets of calls and clients: Redis, reports, traces and Python's
+own."""
 
 CALL_SID = re.compile(r"[\w-]{1,64}", re.ASCII)
 MIN_KEY_CHARS = 16
-"""A part of a path that is as long may well be a key."""
+"""A part of a URL's path that is as long as this may be a key, and is kept out of the
+log."""
 
 T = TypeVar("T")
 out, err = Console(), Console(stderr=True)
@@ -87,18 +93,18 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Options of no command; the help of the whole stands in `app`."""
+    """Options without a command. The help text of the program is in `app`."""
 
 
 @app.command()
 def serve(agent: AgentOption = None) -> None:
-    """Take calls until told to stop (SIGTERM or Ctrl-C: running calls may finish).
+    """Take calls until SIGTERM or Ctrl-C; running calls may then finish.
 
     Configured by the environment and by .env; `bridge check` says what is missing.
     """
     conf = _settings()
     findings = settings.serving_mistakes(conf) + settings.unknown_names()
-    findings += _allow_files(conf)
+    findings += _raise_file_limit(conf)
     if mistakes := _errors(findings):
         _stop_with("bridge serve does not start:", *map(str, mistakes))
     user_code = _user_code(conf, agent)
@@ -121,7 +127,7 @@ def demo(
         Path | None, typer.Option(help="a routes file: it names the agent, or --agent")
     ] = None,
     to: Annotated[
-        str, typer.Option(help="the number that is dialled: routes go by it")
+        str, typer.Option(help="the number that is dialled; it selects the route")
     ] = "+15557650002",
     folder: Annotated[Path, typer.Option(help="where the recording goes")] = Path(
         "calls"
@@ -129,8 +135,9 @@ def demo(
 ) -> None:
     """Place a call offline: the real bridge, a fake Twilio, a fake model that speaks.
 
-    With the bundled agent a caller is greeted, asks, interrupts, is handed over and
-    says goodbye; with another the fake makes small talk and tries its tools.
+    With the bundled agent, the caller is greeted, asks, interrupts, is handed over to
+    another agent and says goodbye. With another agent, the fake caller makes small talk
+    and the fake model calls the agent's tools.
     """
     from bridge.cli import demo as demo_call
     from bridge.sim import scenario
@@ -151,18 +158,19 @@ def demo(
 
 @app.command("call")
 def place_call(
-    number: Annotated[str, typer.Argument(help="who is called, E.164: +14155550100")],
+    number: Annotated[str, typer.Argument(help="number to call, E.164: +14155550100")],
     caller_id: Annotated[
         str | None, typer.Option("--from", help="instead of BRIDGE_OUTBOUND_NUMBER")
     ] = None,
     route: Annotated[
-        str, typer.Option(help="name of a route: who speaks, and how")
+        str, typer.Option(help="name of the route: agent, voice, greeting, ...")
     ] = "",
     greeting: Annotated[
-        str | None, typer.Option(help="what the agent is told to open with")
+        str | None, typer.Option(help="instruction for the agent's first sentence")
     ] = None,
     message: Annotated[
-        str, typer.Option(help="left on an answering machine, instead of hanging up")
+        str,
+        typer.Option(help="text to leave on an answering machine; without it, hang up"),
     ] = "",
     parameter: Annotated[
         list[str] | None,
@@ -170,12 +178,13 @@ def place_call(
             help="name=value for routes, instructions, tools; may be repeated"
         ),
     ] = None,
-    ring_seconds: Annotated[int, typer.Option(help="how long it may ring")] = 30,
+    ring_seconds: Annotated[int, typer.Option(help="seconds that it may ring")] = 30,
     url: Annotated[
-        str | None, typer.Option(help="the running bridge, instead of this machine's")
+        str | None,
+        typer.Option(help="URL of the running bridge, instead of this machine's"),
     ] = None,
 ) -> None:
-    """Have a running bridge call somebody (POST /api/calls).
+    """Place an outbound call through a running bridge (POST /api/calls).
 
     The bridge needs BRIDGE_API_TOKEN, TWILIO_ACCOUNT_SID and BRIDGE_OUTBOUND_PREFIXES.
     """
@@ -197,7 +206,7 @@ def place_call(
     body = {name: value for name, value in wanted.items() if value is not None}
     token = conf.api_token.get_secret_value()
     try:
-        sid = _run(client.place_call(url or _here(conf), token, body))
+        sid = _run(client.place_call(url or _local_url(conf), token, body))
     except client.ApiError as error:
         _stop_with(str(error))
     out.print(sid)
@@ -209,85 +218,90 @@ def forget(
         list[str], typer.Argument(help="SIDs of calls, as in reports and logs: CA...")
     ],
 ) -> None:
-    """Delete what is kept of calls: their traces on this machine (BRIDGE_RECORD_DIR),
-    and with BRIDGE_REDIS_URL what the instances share of them.
+    """Delete the stored records of calls: their traces on this machine
+    (BRIDGE_RECORD_DIR), and with BRIDGE_REDIS_URL their records in the shared registry.
 
-    Reports that were delivered, and what Twilio and the model's vendor keep, are not
-    the bridge's to delete. A call that still runs is left alone. Exits with 1 where
-    nothing of a call was there to be deleted.
+    The bridge cannot delete delivered reports, nor what Twilio and the model's vendor
+    store. The records of a running call are not deleted. Exits with 1 if a call had no
+    records to delete, or if a deletion failed.
     """
     conf = _settings()
     log.configure(conf.log_format, logging.ERROR)
-    told = _run(_forget(conf, call_sids))
-    for sid, (line, _) in told.items():
+    results = _run(_forget(conf, call_sids))
+    for sid, (line, _) in results.items():
         out.print(f"{sid}: {line}", highlight=False, markup=False, soft_wrap=True)
-    if not all(done for _, done in told.values()):
+    if not all(done for _, done in results.values()):
         raise typer.Exit(1)
 
 
 async def _forget(conf: Settings, call_sids: list[str]) -> dict[str, tuple[str, bool]]:
-    """What became of each, and whether it is as was wanted."""
+    """Call SID -> (result for the user, whether it is what the user wanted)."""
     from bridge.fleet import InstanceLoad
     from bridge.fleet.memory import MemoryRegistry
     from bridge.fleet.redis import redis_registry
 
     if conf.redis_url is None:
         return await _forget_in(MemoryRegistry(), True, conf, call_sids)
-    there: list[bool] = []
+    reachable: list[bool] = []
     url = conf.redis_url.get_secret_value()
-    # An instance that takes no calls, for a moment.
+    # Joins the fleet for a moment, as an instance that takes no calls.
     async with redis_registry(
-        url, lambda: InstanceLoad(0, 0, True), there.append
+        url, lambda: InstanceLoad(0, 0, True), reachable.append
     ) as it:
-        return await _forget_in(it, there[-1:] == [True], conf, call_sids)
+        return await _forget_in(it, reachable[-1:] == [True], conf, call_sids)
 
 
 async def _forget_in(
-    registry: "Registry", there: bool, conf: Settings, call_sids: list[str]
+    registry: "Registry", reachable: bool, conf: Settings, call_sids: list[str]
 ) -> dict[str, tuple[str, bool]]:
     from bridge.records import retention
 
-    if not there:
-        return dict.fromkeys(call_sids, ("nothing deleted, Redis is away", False))
-    told: dict[str, tuple[str, bool]] = {}
+    if not reachable:
+        return dict.fromkeys(
+            call_sids, ("nothing deleted: Redis cannot be reached", False)
+        )
+    results: dict[str, tuple[str, bool]] = {}
     running = {entry.call_sid for entry in await registry.calls()}
     where = conf.record_dir.absolute() if conf.record_dir else None
     for sid in call_sids:
         if not CALL_SID.fullmatch(sid):
-            told[sid] = ("is no SID of a call, such as CA and 32 digits", False)
+            results[sid] = ("is not a call SID, such as CA and 32 digits", False)
             continue
         try:
             if sid in running:
                 raise retention.StillRuns
             traces, shared = await retention.forget_call(where, registry, sid)
         except retention.StillRuns:
-            told[sid] = ("still runs, so nothing was deleted", False)
+            results[sid] = ("is still running, so nothing was deleted", False)
         except OSError as error:
-            told[sid] = (f"not all could be deleted: {error.strerror}", False)
+            results[sid] = (
+                f"some records could not be deleted: {error.strerror}",
+                False,
+            )
         else:
-            told[sid] = (f"deleted: traces {traces}, shared records {shared}", True)
+            results[sid] = (f"deleted: traces {traces}, shared records {shared}", True)
             if not (traces or shared):
                 place = f"in {where}" if where else "here: BRIDGE_RECORD_DIR is not set"
-                told[sid] = (f"nothing is kept of it {place}", False)
-    return told
+                results[sid] = (f"has no records {place}", False)
+    return results
 
 
 def _parameters(pairs: list[str]) -> dict[str, str]:
     parted = [pair.partition("=") for pair in pairs]
     if not all(name and equals for name, equals, _ in parted):
-        _stop_with("a parameter is name=value")
+        _stop_with("--parameter must be name=value")
     return {name: value for name, _, value in parted}
 
 
-def _here(conf: Settings) -> str:
-    """Where a bridge with these settings is reached from this machine."""
+def _local_url(conf: Settings) -> str:
+    """The URL of a bridge with these settings, from this machine."""
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
     host = everywhere.get(conf.host, conf.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{conf.port}"
 
 
 def _secrets(conf: Settings, routes: "Routes") -> set[str]:
-    """What of the configuration no log may show."""
+    """Values of the configuration that no log may contain."""
     values = [getattr(conf, name) for name in type(conf).model_fields]
     secrets = {it.get_secret_value() for it in values if isinstance(it, SecretStr)}
     secrets |= {*conf.twilio_shared_keys.values(), *conf.model_headers.values()}
@@ -299,7 +313,8 @@ def _secrets(conf: Settings, routes: "Routes") -> set[str]:
 
 
 def _secrets_in(url: str | None) -> set[str]:
-    """A key may stand in its query, in its path (of a webhook), before its host."""
+    """Parts of a URL that may be secret: query, password, and long parts of the path,
+    such as those of a webhook."""
     parts = urlsplit(url or "")
     query = {value for _, value in parse_qsl(parts.query)}
     path = {it for it in parts.path.split("/") if len(it) >= MIN_KEY_CHARS}
@@ -307,7 +322,7 @@ def _secrets_in(url: str | None) -> set[str]:
 
 
 def _demo_settings(routes: Path | None) -> Settings:
-    """None of the environment's: a demo is the same everywhere."""
+    """Ignores the environment, so that a demo is the same everywhere."""
     if routes is None:
         return Settings()
     try:
@@ -318,7 +333,8 @@ def _demo_settings(routes: Path | None) -> Settings:
 
 @app.command()
 def check(agent: AgentOption = None) -> None:
-    """Tell what in the configuration is missing or wrong, all at once, with the fix."""
+    """Report everything that is missing or wrong in the configuration, each with its
+    fix."""
     environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
     findings = settings.check(environ)
     findings += _check_user_code(environ, findings)
@@ -327,7 +343,7 @@ def check(agent: AgentOption = None) -> None:
     marks = {"ok": "[green]ok", "warning": "[yellow]warning", "error": "[red]error"}
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        # What people wrote may look like markup.
+        # The user's text may look like markup.
         fix = f"\n[dim]{escape(finding.fix)}[/]" if finding.fix else ""
         table.add_row(
             marks[finding.level], escape(finding.name), escape(finding.text) + fix
@@ -338,13 +354,14 @@ def check(agent: AgentOption = None) -> None:
 
 
 def _check_user_code(environ: dict[str, str], findings: list[Finding]) -> list[Finding]:
-    """What is wrong with the user's own code and routes, where they can be read."""
+    """Mistakes in the user's code and routes, if the settings that name them are
+    valid."""
     if any(it.name in ("BRIDGE_AGENT", "BRIDGE_ROUTES") for it in _errors(findings)):
         return []
     try:
         conf = settings.load(environ)
     except SettingsError:
-        return []  # told already
+        return []  # reported by settings.check
     from bridge.agent.loader import AgentNotLoaded
     from bridge.app.routes import RoutesError
     from bridge.app.startup import load_user_code
@@ -355,7 +372,7 @@ def _check_user_code(environ: dict[str, str], findings: list[Finding]) -> list[F
         return list(error.mistakes)
     except AgentNotLoaded as error:
         fix = "correct the name or the file"
-        return [Finding("error", "BRIDGE_AGENT", f"fails: {error}", fix)]
+        return [Finding("error", "BRIDGE_AGENT", f"cannot be loaded: {error}", fix)]
     except RoutesError as error:
         return [Finding("error", "BRIDGE_ROUTES", it) for it in error.mistakes]
     return [Finding("warning", "BRIDGE_ROUTES", it) for it in user_code.routes.warnings]
@@ -379,7 +396,7 @@ def print_twiml(
         typer.Option(help="https origin of the bridge, instead of BRIDGE_PUBLIC_URL"),
     ] = None,
 ) -> None:
-    """Print the document for a TwiML Bin (when no webhook of ours is to be asked)."""
+    """Print the document for a TwiML Bin, for use without the bridge's webhook."""
     conf = _settings()
     origin = _origin(url) if url else conf.public_url
     if not origin:
@@ -391,7 +408,7 @@ def print_twiml(
         _stop_with(str(error))
     if conf.tickets == "required" and not conf.insecure:
         err.print(
-            "A Bin's streams have no tickets: set BRIDGE_TICKETS=off to take them."
+            "A TwiML Bin's streams have no tickets: set BRIDGE_TICKETS=off for them"
         )
     sys.stdout.write(document + "\n")
 
@@ -399,13 +416,13 @@ def print_twiml(
 @sim.command("model")
 def sim_model(
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="where to listen on this machine")
+        int, typer.Option(min=0, max=65535, help="port to listen on")
     ] = 8765,
     host: Annotated[
-        str, typer.Option(help="the address to listen on; 0.0.0.0 in a container")
+        str, typer.Option(help="address to listen on; 0.0.0.0 in a container")
     ] = "127.0.0.1",
 ) -> None:
-    """Run the fake Realtime model: point BRIDGE_MODEL_URL at it."""
+    """Run the fake Realtime model. Point BRIDGE_MODEL_URL at it."""
     try:
         _run(_sim_model(host, port))
     except OSError as error:
@@ -417,39 +434,39 @@ def sim_call(
     url: Annotated[
         str | None,
         typer.Argument(
-            help="the voice webhook of a running bridge, else of this machine's"
+            help="voice webhook of a running bridge; default: this machine's"
         ),
     ] = None,
     wav: Annotated[
-        Path | None, typer.Option(help="write what both sides said and heard")
+        Path | None, typer.Option(help="file for the audio of both sides")
     ] = None,
     to: Annotated[
-        str, typer.Option(help="the number that is dialled: routes go by it")
+        str, typer.Option(help="the number that is dialled; it selects the route")
     ] = "+15557650002",
     caller_id: Annotated[
-        str | None, typer.Option("--from", help="the number that calls, else any")
+        str | None, typer.Option("--from", help="the caller's number; default: any")
     ] = None,
     keys: Annotated[
-        str, typer.Option(help="pressed behind the greeting, in place of the talk")
+        str, typer.Option(help="keys to press after the greeting, instead of talking")
     ] = "",
     allow_ws: Annotated[
         bool,
         typer.Option(
             "--allow-ws",
-            help="take ws:// stream URLs of any host, as between containers; "
-            "Twilio takes wss:// only",
+            help="accept ws:// stream URLs of any host, as between containers; "
+            "Twilio accepts wss:// only",
         ),
     ] = False,
 ) -> None:
-    """Place one call to a running bridge, as Twilio would (signed if TWILIO_AUTH_TOKEN
-    is set): greeting, a question, an interruption, goodbye."""
+    """Place one call to a running bridge, as Twilio would: greeting, a question, an
+    interruption, goodbye. The webhook is signed if TWILIO_AUTH_TOKEN is set."""
     from bridge.sim import scenario
     from bridge.sim.caller import Caller, random_number
 
     conf = _settings()
     token = conf.twilio_auth_token
     caller = Caller(
-        webhook_url=url or f"{_here(conf)}/voice",
+        webhook_url=url or f"{_local_url(conf)}/voice",
         auth_token=token.get_secret_value() if token else None,
         signed_origin=conf.public_url,
         from_number=caller_id or random_number(),
@@ -466,13 +483,15 @@ def sim_call(
         f"The call was ended by the {record.ended_by}: "
         f"{len(record.heard) / 8000:.1f} s of the agent heard, "
         f"interruptions: {len(record.clears)}, warnings: {len(record.warnings)}.",
-        soft_wrap=True,  # one line of a log, in a container
+        soft_wrap=True,  # one log line in a container
     )
     if len(record.streams) > 1:
         again = len(record.streams) - 1
-        out.print(f"It went on in a new stream {again} time{'s' if again > 1 else ''}.")
+        out.print(
+            f"It continued on a new stream {again} time{'s' if again > 1 else ''}."
+        )
     if record.dialled:
-        out.print(f"The caller was put through to {record.dialled}.")
+        out.print(f"The caller was transferred to {record.dialled}.")
     for text in record.said_by_twilio:
         out.print(f"Twilio said: {text}")
     if record.said_by_twilio or not record.heard:
@@ -484,14 +503,15 @@ def sim_call(
 
 @sim.command("accuracy")
 def sim_accuracy(
-    calls: Annotated[int, typer.Option(help="calls in each scene and network")] = 3,
+    calls: Annotated[int, typer.Option(help="calls for each scene and network")] = 3,
     at_once: Annotated[int, typer.Option(help="calls at the same time")] = 12,
     frames: Annotated[
-        bool, typer.Option(help="a Twilio that plays in whole 20 ms frames")
+        bool, typer.Option(help="use a fake Twilio that plays whole 20 ms frames")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="write the figures there")] = None,
 ) -> None:
-    """Measure how well the model knows what was heard; exit 1 if a bound is broken.
+    """Measure how well the model knows what the caller heard. Exits with 1 if a limit
+    is exceeded.
 
     Belief error: for every item, |ms the model believes were heard - ms that were|,
     over scenes that break other bridges and over three networks.
@@ -504,13 +524,13 @@ def sim_accuracy(
             _bridge_for, calls=calls, at_once=at_once, frame_playout=frames
         )
     )
-    # Into a file as wide as it needs to be.
+    # A file has no width, so the table gets the width that it needs.
     wide = out if out.is_terminal else Console(width=140)
     wide.print(accuracy.render(report))
     if json:
         json.write_text(accuracy.as_json(report))
     if report.broken:
-        _stop_with("Broken:", *report.broken)
+        _stop_with("Limits exceeded:", *report.broken)
 
 
 @sim.command("load")
@@ -519,8 +539,8 @@ def sim_load(
     seconds: Annotated[float, typer.Option(help="how long each lasts")] = 40.0,
     json: Annotated[Path | None, typer.Option(help="write the figures there")] = None,
 ) -> None:
-    """Load a bridge in a process of its own with the standard workload, and measure
-    its delays, its CPU and its memory. The fakes take a core of their own."""
+    """Put the standard load on a bridge in a process of its own, and measure its
+    delays, CPU and memory. The fakes use another core."""
     from bridge.sim import load
 
     report = _run(_sim_load(calls, seconds))
@@ -528,7 +548,7 @@ def sim_load(
     if json:
         json.write_text(load.as_json(report))
     if report.failed or report.model_errors or report.lost_or_repeated_bytes:
-        _stop_with("Not all calls were well:", *report.failed[:10])
+        _stop_with("Some calls failed:", *report.failed[:10])
 
 
 async def _sim_load(calls: int, seconds: float) -> "load.LoadReport":
@@ -544,7 +564,7 @@ async def _sim_load(calls: int, seconds: float) -> "load.LoadReport":
 
 @asynccontextmanager
 async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
-    """A bridge in front of that model, for a measurement."""
+    """A bridge with this model, for a measurement."""
     from bridge.app.startup import load_user_code
     from bridge.http.server import serving
 
@@ -553,49 +573,52 @@ async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
         yield f"http://127.0.0.1:{running.port}/voice", None
 
 
-def _allow_files(conf: Settings) -> list[Finding]:
-    """As many open files as a flood at the doors may take beside all calls: without one
-    left no call comes in, and each that cannot is a line of the log."""
-    import resource  # not on every system that `bridge check` runs on
+def _raise_file_limit(conf: Settings) -> list[Finding]:
+    """Raises the limit of open files to what a flood of connections and all calls can
+    use together. Without a free file no call is accepted, and each failed accept is a
+    log line."""
+    import resource  # does not exist on every system that runs `bridge check`
 
     from bridge.http.connection_guard import BACKLOG
 
-    # What is accepted at once comes on top of those who wait, and they may be twice as
-    # many for a moment (connection_guard.py). A call has its stream, a session and a
-    # successor.
-    most = 2 * conf.waiting_sockets + BACKLOG + 4 * conf.max_calls + OWN_FILES
+    # Waiting connections may be twice their limit for a moment, plus what is accepted
+    # at once (connection_guard.py). A call needs up to four: its stream, its model
+    # connection, the next model connection.
+    needed = 2 * conf.waiting_sockets + BACKLOG + 4 * conf.max_calls + OWN_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    no_end = resource.RLIM_INFINITY
-    if soft == no_end or soft >= most:
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or soft >= needed:
         return []
-    allowed = most if hard == no_end else min(most, hard)
+    allowed = needed if hard == unlimited else min(needed, hard)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    except (OSError, ValueError):  # another limit of the system's, which it hides
+    except (OSError, ValueError):  # a further limit, hidden by the system
         allowed = soft
-    if allowed == most:
+    if allowed == needed:
         return []
-    text = f"allows {allowed} open files; a flood and all calls can take {most}"
+    text = f"allows {allowed} open files; a flood and all calls can use {needed}"
     fix = "raise it, or lower BRIDGE_WAITING_SOCKETS or BRIDGE_MAX_CALLS"
     return [Finding("warning", "ulimit -n", text, fix)]
 
 
 async def _serve(conf: Settings, user_code: "UserCode") -> None:
-    """From start to the last call, with the bundled model where none is named."""
+    """Runs the server from start to the last call. Uses the bundled fake model if no
+    other model is configured."""
     from bridge.app.startup import start_services
     from bridge.http.server import Server
     from bridge.model.local_mcp import McpUnavailable
     from bridge.sim.model import ModelServer
 
-    trouble = ""
-    told_to_stop = _first_signal()
+    listen_error = ""
+    stop_signal = _first_signal()
     async with contextlib.AsyncExitStack() as stack:
         model_url = conf.model_target
         if model_url == LOCAL_MODEL:
             fake = await stack.enter_async_context(ModelServer(keep_audio=False))
             model_url = fake.url
-        # Tools that are plain functions run in threads, and so does the look-up of the
-        # model's host: with the few of the default, slow tools would stop new calls.
+        # Tools that are plain functions run in threads, and so does the DNS lookup of
+        # the model's host. With the default number of threads, slow tools would block
+        # new calls.
         threads = ThreadPoolExecutor(max(MIN_THREADS, conf.max_calls))
         asyncio.get_running_loop().set_default_executor(threads)
         try:
@@ -608,30 +631,32 @@ async def _serve(conf: Settings, user_code: "UserCode") -> None:
         try:
             await running.start()
         except OSError as error:
-            trouble = f"cannot listen on {conf.host}:{conf.port}: {error.strerror}"
+            listen_error = f"cannot listen on {conf.host}:{conf.port}: {error.strerror}"
         else:
-            # All that was loaded stays as long as the process: to look through it again
-            # and again for garbage would hold calls up, a fifth of a second each time.
+            # What is loaded now stays for the life of the process. Each garbage
+            # collection would otherwise scan it and stop all calls for a fifth of a
+            # second.
             gc.collect()
             gc.freeze()
-            await told_to_stop.wait()
-            _let_the_next_signal_kill()
+            await stop_signal.wait()
+            _restore_signal_handlers()
             await running.close(conf.drain_seconds)
-    # Not before: what is raised within comes out of its task groups as a group.
-    if trouble:
-        _stop_with(trouble)
+    # Outside of the context managers: their task groups would wrap the exception in an
+    # ExceptionGroup.
+    if listen_error:
+        _stop_with(listen_error)
 
 
 def _first_signal() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT, also by one that comes while the server starts."""
-    told = asyncio.Event()
+    """Set by the first SIGTERM or SIGINT, even if it comes while the server starts."""
+    received = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    return told
+        loop.add_signal_handler(number, received.set)
+    return received
 
 
-def _let_the_next_signal_kill() -> None:
+def _restore_signal_handlers() -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.remove_signal_handler(number)

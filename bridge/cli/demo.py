@@ -1,7 +1,7 @@
-"""`bridge demo`: the real server and one call, with the fakes at both ends.
+"""`bridge demo`: the real server and one call, with a fake at each end.
 
-Real sockets, a signed webhook and handshake, real time. Compares what the bridge
-believes was heard with what the fake caller knows it heard.
+Uses real sockets, a signed webhook and handshake, and real time. Compares what the
+model believes was heard with what the fake caller really heard.
 """
 
 import asyncio
@@ -35,36 +35,37 @@ from bridge.sim.voice import voice_available
 from bridge.telemetry import trace
 
 NETWORK = Network(up_ms=60, down_ms=60, jitter_ms=30, seed=1)
-"""Twilio's media edge to a server on the same continent."""
+"""As from Twilio's media edge to a server on the same continent."""
 
 PUBLIC_URL = "https://bridge.example"
-"""What Twilio signs; the fake caller connects to this machine for it."""
+"""The origin that the fake caller signs for; it connects to this machine instead."""
 
 KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
-"""Where `Runner.run` finds its model."""
+"""Variables with which the SDK's `Runner.run` finds its model."""
 
 BYTES_PER_MS = 8
 
 PIN_BYTES = 100 * BYTES_PER_MS
-"""Of an item's beginning: so much sounds like no other."""
+"""An item is found in the played audio by its first 100 ms, which sound like no
+other."""
 
 HANDOFF = "transfer_to_"
-"""Names of the SDK's handoffs begin so; to the model they are tools."""
+"""Prefix of the names of the SDK's handoffs, which are tools to the model."""
 
 SHORTEN_AT = 160
-"""Characters of a tool's words in the report."""
+"""Characters of a tool's output that the report shows."""
 
 MAX_ERROR_MS = 40
-"""As `bridge sim accuracy`."""
+"""The same limit as in `bridge sim accuracy`."""
 
 
 class DemoFailed(Exception):
-    """No call came about; the message says why."""
+    """The call could not be placed; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpokenTurn:
-    """One utterance, on the clock of the call (seconds from its first sound)."""
+    """One utterance. `at`: seconds from the start of the call's stream."""
 
     at: float
     who: str
@@ -72,9 +73,9 @@ class SpokenTurn:
     heard_text: str = ""
     generated_ms: int = 0
     heard_ms: float = 0.0
-    """The truth: what of it the fake caller played."""
+    """What the fake caller really played."""
     believed_ms: float = 0.0
-    """What the model believes was heard of it."""
+    """What the model believes was heard."""
 
     @property
     def cut(self) -> bool:
@@ -82,8 +83,8 @@ class SpokenTurn:
 
 
 @dataclass(frozen=True, slots=True)
-class Did:
-    """What the agent did besides talking; `at` as in Said."""
+class AgentAction:
+    """A tool call or handoff of the agent; `at` as in SpokenTurn."""
 
     at: float
     kind: str
@@ -92,7 +93,8 @@ class Did:
     arguments: str = ""
     """JSON as the model wrote it."""
     output: str | None = None
-    """None: none came, for the call was over or nobody said yes."""
+    """None if there was no output: the call was over, or nobody approved the tool
+    call."""
 
     @property
     def text(self) -> str:
@@ -105,12 +107,12 @@ class Did:
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What a demo call left behind."""
+    """The results of a demo call."""
 
     record: CallRecord
     session: ModelSession
     said: list[SpokenTurn]
-    did: list[Did]
+    actions: list[AgentAction]
     wav: Path
     trace: Path
     report: Path
@@ -120,24 +122,24 @@ TO = "+15557650002"
 
 
 def run(user_code: UserCode, scenario: Scenario, folder: Path, to: str = TO) -> Demo:
-    """Places the call, to that number. Leaves a WAV, the trace and the report in
+    """Places the call to the number `to`. Writes a WAV, the trace and the report to
     `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    record, session = asyncio.run(_place(user_code, scenario, folder, to))
+    record, session = asyncio.run(_place_call(user_code, scenario, folder, to))
     wav = folder / f"{record.call_sid}.wav"
     record.write_wav(wav)
     [trace_file] = folder.glob(f"{record.call_sid}.*.trace.jsonl")
     said = [*_caller_said(record, session), *_agent_said(record, session, trace_file)]
     said.sort(key=lambda it: it.at)
-    did = [*_tools(record, session, trace_file), *_handoffs(record, trace_file)]
+    actions = [*_tools(record, session, trace_file), *_handoffs(record, trace_file)]
     report = folder / f"{record.call_sid}.txt"
-    demo = Demo(record, session, said, did, wav, trace_file, report)
+    demo = Demo(record, session, said, actions, wav, trace_file, report)
     with report.open("w") as file:
         show(demo, Console(file=file, width=100))
     return demo
 
 
-async def _place(
+async def _place_call(
     user_code: UserCode, scenario: Scenario, folder: Path, to: str
 ) -> tuple[CallRecord, ModelSession]:
     token = secrets.token_hex(16)
@@ -168,14 +170,15 @@ async def _place(
 
 @asynccontextmanager
 async def _text_model() -> AsyncIterator[None]:
-    """Without a key text agents ask a fake, too: a demo needs no network."""
+    """Without an API key, text agents use a fake model too, so a demo needs no
+    network."""
     if os.environ.get(KEY):
         yield
         return
     async with TextModel() as model:
         before = {name: os.environ.get(name) for name in (KEY, URL)}
         os.environ.update({KEY: "sk-of-the-demo", URL: model.url})
-        set_tracing_disabled(True)  # or the SDK sends traces, and to OpenAI
+        set_tracing_disabled(True)  # the SDK would send traces to OpenAI
         try:
             yield
         finally:
@@ -187,23 +190,25 @@ async def _text_model() -> AsyncIterator[None]:
 
 
 def show(demo: Demo, console: Console) -> None:
-    """The report, for a person."""
+    """Prints the report."""
     console.print()
     console.print(_lines(demo))
     if any(said.cut for said in demo.said):
-        console.print("[red]✂[/] cut short: what stands behind it was never heard")
+        console.print("[red]✂[/] interrupted: the caller did not hear the rest")
     console.print()
     console.print(_interruptions(demo))
     console.print(_delays(demo))
     errors = demo.session.errors_sent
     ended = f"was ended by the {demo.record.ended_by}"
     console.print(
-        f"The call {ended}; {len(errors)} errors of the model, "
-        f"{len(demo.record.warnings)} warnings of Twilio, "
+        f"The call {ended}; {len(errors)} model errors, "
+        f"{len(demo.record.warnings)} Twilio warnings, "
         f"{demo.record.underruns.count} gaps in the agent's speech."
     )
     if not voice_available():
-        console.print("No espeak-ng here, so both speak in tones (extra `voice`).")
+        console.print(
+            "espeak-ng is not installed (extra `voice`), so both sides speak in tones."
+        )
     console.print()
     for what, path in (
         ("Listen", demo.wav),  # left the caller, right the agent
@@ -219,39 +224,44 @@ def show(demo: Demo, console: Console) -> None:
 
 
 def _own_name() -> str:
-    """The command as it was called: `make demo` and an installed package differ."""
+    """The command as the user typed it: `make demo` and an installed package differ."""
     called = Path(sys.argv[0])
     return str(called) if called.name == "bridge" else "bridge"
 
 
 def failures(demo: Demo) -> list[str]:
-    """What a demo must not show; empty when all is well."""
+    """Errors that a demo must not show; empty if all is well."""
     found = [
-        f"the model believes {said.believed_ms:.0f} ms were heard of what was heard "
-        f"for {said.heard_ms:.0f} ms"
+        f"the model believes that {said.believed_ms:.0f} ms of an item were heard, "
+        f"but {said.heard_ms:.0f} ms were"
         for said in demo.said
         if abs(said.believed_ms - said.heard_ms) > MAX_ERROR_MS
     ]
     if not any(said.who != "caller" for said in demo.said):
         found.append("the agent said nothing")
-    found += [f"Twilio had to say: {text}" for text in demo.record.said_by_twilio]
+    found += [
+        f"Twilio spoke in the agent's place: {text}"
+        for text in demo.record.said_by_twilio
+    ]
     found += [str(error) for error in demo.session.errors_sent]
     found += [str(warning) for warning in demo.record.warnings]
-    return found + [f"waited in vain: {step}" for step in demo.record.timed_out]
+    return found + [
+        f"the caller waited too long: {step}" for step in demo.record.timed_out
+    ]
 
 
 def _caller_said(record: CallRecord, session: ModelSession) -> Iterator[SpokenTurn]:
-    # Without those that were written, not said.
+    # Without the items that were sent as text.
     heard = (it for it in session.items.values() if it.role == "user" and it.chunks)
     texts = [item.text for item in heard]
     for spoken, text in zip(record.spoken, texts, strict=False):
-        yield SpokenTurn(spoken.started_at - _zero(record), "caller", text)
+        yield SpokenTurn(spoken.started_at - _stream_start(record), "caller", text)
 
 
 def _agent_said(
     record: CallRecord, session: ModelSession, trace_file: Path
 ) -> Iterator[SpokenTurn]:
-    """The model's items, each found again in what the caller played."""
+    """The model's items, each located in the audio that the caller played."""
     heard_words = {
         line["value"][1]["item"]: line["value"][2]["heard"]
         for line in trace.read(trace_file)
@@ -261,10 +271,12 @@ def _agent_said(
     items = [it for it in session.items.values() if it.role == "assistant"]
     items = [it for it in items if it.sent_bytes]
     audio = [(b"".join(it.chunks), it.deleted) for it in items]
-    for item, (start, heard) in zip(items, _places(record.heard, audio), strict=True):
+    for item, (start, heard) in zip(
+        items, _find_items(record.heard, audio), strict=True
+    ):
         at = _time_of(record, start)
         yield SpokenTurn(
-            at=at - _zero(record),
+            at=at - _stream_start(record),
             who=who.get(item.response_id or "", "agent"),
             text=item.generated_text,
             heard_text=heard_words.get(item.id, ""),
@@ -274,22 +286,23 @@ def _agent_said(
         )
 
 
-def _places(
+def _find_items(
     played: bytes, items: Sequence[tuple[bytes, bool]]
 ) -> list[tuple[int, int]]:
-    """Where in `played` each item begins, and how many bytes of it were played.
+    """For each item: its position in `played`, and how many of its bytes were played.
 
-    Items are (audio, does the model believe it unheard). They were played in their
-    order, each from its beginning on, some not to their end, some not at all.
+    Items are (audio, does the model believe it unheard). They were played in order,
+    each from its beginning; some were cut, some not played at all.
     """
     found: list[tuple[int, int]] = []
     position = earliest = 0
     for audio, unheard in items:
-        # What the model believes unheard may have a twin further on.
+        # An item that the model believes unheard may resemble a later one.
         start = -1 if unheard else played.find(audio[:PIN_BYTES], earliest)
         if start < 0:
             start = position
-        # What was cut in a pause seems to go on in the silence of the next beginning.
+        # An item that was cut in a pause seems to continue in the silence at the
+        # beginning of the next item.
         found = [(at, min(heard, max(0, start - at))) for at, heard in found]
         heard = _common_prefix(played[start:], audio)
         found.append((start, heard))
@@ -302,7 +315,7 @@ def _places(
 
 
 def _speakers(trace_file: Path) -> dict[str, str]:
-    """Which agent gave which answer, from the handoffs in the trace."""
+    """Response id -> name of the agent that gave it, from the handoffs in the trace."""
     speaker = "agent"
     speakers: dict[str, str] = {}
     for line in trace.read(trace_file):
@@ -316,56 +329,57 @@ def _speakers(trace_file: Path) -> dict[str, str]:
 
 def _tools(
     record: CallRecord, session: ModelSession, trace_file: Path
-) -> Iterator[Did]:
-    """The tools that the model called, its hosted ones among them."""
+) -> Iterator[AgentAction]:
+    """The tool calls of the model, those of hosted tools included."""
     items = list(session.items.values())
     outputs = {it.call_id: it.output for it in items if it.type.endswith("_output")}
     called_at: dict[str, float] = {}
     for at, event in _model_events(trace_file, "conversation.item.added"):
-        called_at[event["item"]["id"]] = at - _zero(record)
+        called_at[event["item"]["id"]] = at - _stream_start(record)
     for item in items:
         at, arguments = called_at.get(item.id, 0.0), item.arguments or ""
         if item.type == "function_call" and not str(item.name).startswith(HANDOFF):
             output = outputs.get(item.call_id)
-            yield Did(at, "tool", str(item.name), arguments, output)
+            yield AgentAction(at, "tool", str(item.name), arguments, output)
         elif item.type == "mcp_call":
             output = str(item.error["message"]) if item.error else item.output
             name = f"{item.server_label}.{item.name}"
-            yield Did(at, "tool", name, arguments, output)
+            yield AgentAction(at, "tool", name, arguments, output)
 
 
-def _handoffs(record: CallRecord, trace_file: Path) -> Iterator[Did]:
+def _handoffs(record: CallRecord, trace_file: Path) -> Iterator[AgentAction]:
     for line in trace.read(trace_file):
         if line.get("out") == "session" and line["value"][0] == "handoff":
             agents = line["value"][1]
-            at = line["at"] - _zero(record)
-            yield Did(at, "handoff", f"{agents['agent']} -> {agents['to']}")
+            at = line["at"] - _stream_start(record)
+            yield AgentAction(at, "handoff", f"{agents['agent']} -> {agents['to']}")
 
 
 def _model_events(
     trace_file: Path, kind: str
 ) -> Iterator[tuple[float, dict[str, Any]]]:
-    """(when, event) of each server event of that type."""
+    """(time, event) of each server event of that type."""
     for line in trace.read(trace_file):
         if line.get("in") == "model" and f'"{kind}"' in line["value"]:
             yield line["at"], json.loads(line["value"])
 
 
 def _common_prefix(heard: bytes, generated: bytes) -> int:
-    """How much of an item was played: playing is cut at its end, never within."""
+    """The number of bytes of an item that were played. Only an item's end can be cut
+    off."""
     most = min(len(heard), len(generated))
     if heard[:most] == generated[:most]:
         return most
     return next(i for i in range(most) if heard[i] != generated[i])
 
 
-def _zero(record: CallRecord) -> float:
+def _stream_start(record: CallRecord) -> float:
     assert record.stream_at is not None, "a call without a stream has no report"
     return record.stream_at
 
 
 def _time_of(record: CallRecord, position: int) -> float:
-    """When that byte of the heard audio sounded."""
+    """The time at which this byte of the heard audio was played."""
     for run in record.runs():
         if position < len(run.audio):
             return run.start + position / BYTES_PER_MS / 1000
@@ -378,10 +392,10 @@ def _lines(demo: Demo) -> Table:
     table.add_column(justify="right", style="dim")
     table.add_column(justify="right")
     table.add_column(overflow="fold")
-    lines: list[SpokenTurn | Did] = [*demo.said, *demo.did]
+    lines: list[SpokenTurn | AgentAction] = [*demo.said, *demo.actions]
     for line in sorted(lines, key=lambda it: it.at):
         clock = f"{int(line.at) // 60}:{line.at % 60:04.1f}"
-        if isinstance(line, Did):
+        if isinstance(line, AgentAction):
             style = "magenta"
             table.add_row(clock, Text(line.kind, style), Text(line.text, style))
             continue
@@ -411,7 +425,7 @@ def _interruptions(demo: Demo) -> Table:
 
 
 def _delays(demo: Demo) -> Table:
-    """What the caller waits for, over the network of the demo."""
+    """Delays as the caller experiences them, over the demo's network."""
     record = demo.record
     answers = [
         began - spoken.ended_at
@@ -428,7 +442,7 @@ def _delays(demo: Demo) -> Table:
     table.add_column()
     table.add_column(justify="right")
     if record.first_heard_at:
-        greeted = record.first_heard_at - _zero(record)
+        greeted = record.first_heard_at - _stream_start(record)
         table.add_row("answered, then greeted", _seconds(greeted))
     if answers:
         answered = statistics.median(answers)

@@ -1,7 +1,7 @@
-"""The agent's speech on its way to the caller: items, interruptions, what was heard.
+"""The agent's speech on its way to the caller: items, barge-ins, what was heard.
 
-Decides what the model is told about an answer that was cut short. How much was heard
-is counted in playback.py; design and reasons are in docs/playback.md.
+Decides what the model is told about a response that was cut: nothing, a truncate or a
+delete. playback.py counts how much was heard; docs/playback.md gives the reasons.
 """
 
 from collections import deque
@@ -12,7 +12,6 @@ from typing import TypeVar
 from bridge.audio import g711
 from bridge.audio.g711 import BYTES_PER_MS
 from bridge.core import realtime_events, twilio_messages
-from bridge.core.bounds import Bounds
 from bridge.core.commands import (
     Command,
     Interrupted,
@@ -23,72 +22,73 @@ from bridge.core.commands import (
     limit_hit,
 )
 from bridge.core.history import History, Playing
+from bridge.core.limits import Bounds
 from bridge.core.playback import Key, Playback
 from bridge.core.transcript import ItemTranscript, size_of
 
 FENCE_SECONDS = 1.0
-"""A fence comes back in one round trip; later than this the model may already be
-answering with a wrong memory, so we decide with what is known."""
+"""Longest wait for a fence, which returns in one round trip. Later the model may
+already respond with a wrong memory, so the bridge decides with what it knows."""
 
 ANSWER_ID = "bridge_answer"
-"""event_id of our own requests for an answer."""
+"""event_id of the bridge's own response.create."""
 
-OURS: Key = ("", -1)
-"""Audio of ours in the playback's books: tones, no item of the model's, whose parts are
-counted from 0 and may be of an item without a name."""
+BRIDGE_AUDIO: Key = ("", -1)
+"""Playback's key for the bridge's own audio (tones). No item of the model has this key:
+its parts count from 0, though its id may be empty."""
 
 MAX_REMEMBERED = 1024
-"""Ids of cut responses and items kept, so that late audio of theirs is known."""
+"""Ids of cut responses and items kept, to recognise their late audio."""
 
 MAX_OPEN = 64
-"""Answers that are generated, items of one, items that may still be cut: there is one
-of each as a rule, and a few more where many are queued at Twilio. The oldest of more
-are forgotten."""
+"""Responses being generated, message items of one, unsettled items. As a rule there is
+one of each, and a few more when many are queued at Twilio. The oldest of more are
+forgotten."""
 
 MAX_CUTS = 16
-"""Interruptions whose fences are not back: nobody interrupts so often in a second, and
-the oldest of more are settled by our own clock."""
+"""Barge-ins whose fence has not returned. Nobody interrupts so often within a second;
+the oldest of more are settled by the bridge's own clock."""
 
-MAX_WORDS = 1_000_000
-"""Of the items that may still be cut (transcript.size_of): what is more has no words.
-Ten minutes of quick speech have an eighth of it."""
+MAX_TRANSCRIPT_CHARS = 1_000_000
+"""Size (transcript.size_of) of the text of all unsettled items; text beyond it is not
+kept. Ten minutes of quick speech need an eighth of it."""
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class SpokenItem:
-    """One content part of an item, as long as it may still be cut."""
+    """One content part of a message item, until it is settled."""
 
     response_id: str
     words: ItemTranscript = field(default_factory=ItemTranscript)
     received: int = 0
-    """Bytes of audio the model has sent of it."""
+    """Bytes of its audio that the model has sent."""
     complete: bool = False
-    """The model had sent all of it before anything was cut."""
-    short: bool = False
-    """There would have been more of it, which was not sent."""
-    as_words: bool = False
-    """The model knows it from a session before, as words: they cannot be truncated,
-    others can be put in their place."""
+    """The model had sent all of its audio before a cut."""
+    rest_dropped: bool = False
+    """Twilio's queue was full: the rest of its audio was not sent."""
+    text_only: bool = False
+    """Its session was lost, and the new one knows it as text, which cannot be
+    truncated, only replaced."""
 
 
 @dataclass(slots=True)
 class Response:
-    """An answer that the model is generating."""
+    """A response that the model is generating."""
 
     messages: dict[str, None] = field(default_factory=dict)
-    """Its message items, in order."""
+    """Ids of its message items, in order."""
     cut: bool = False
-    sounded: bool = False
-    """Some of it went to the caller."""
-    called: bool = False
-    """It calls a tool of ours, whose result asks for another answer."""
+    sent_audio: bool = False
+    """Some of its audio went to the caller."""
+    called_tool: bool = False
+    """It calls a tool of ours, whose result asks for another response."""
 
 
 @dataclass(slots=True)
 class Cut:
-    """An interruption whose fence is not back yet."""
+    """A clear sent at `at` whose fence has not returned; `items` are what it cut."""
 
     fence: str
     at: float
@@ -96,7 +96,22 @@ class Cut:
 
 
 class AgentSpeech:
-    """One stream's worth of it; `playback` is told by the caller's side what plays."""
+    """The agent's responses on one stream, and what the model believes of them.
+
+    An item is received, sent between marks, then either heard (a mark returns) or cut
+    (clear, and a fence behind it). Settling it writes the heard text into the history
+    and corrects the model's memory.
+
+    Invariants:
+    - A truncate is never beyond what was received, nor beyond an earlier truncate.
+    - Audio and text of a cut response or item that still arrive are dropped.
+    - A response is requested only if none is requested or generating and no fence is
+      out: else the model would respond before it knows what was heard.
+    - Without a model (`model_lost` to `model_back`) nothing is sent to it; without a
+      stream (`line_lost` to `line_back`) no response is requested.
+
+    `playback` must be given every frame and mark by the caller's side.
+    """
 
     def __init__(
         self,
@@ -106,8 +121,8 @@ class AgentSpeech:
         bounds: Bounds,
     ) -> None:
         self._ahead_seconds = bounds.audio_ahead_seconds
-        self._words_left = MAX_WORDS
-        """No less is left; all are counted when there is none."""
+        self._chars_left = MAX_TRANSCRIPT_CHARS
+        """Lower bound of the remaining budget; recomputed when it is used up."""
         self._out = out
         self._playback = playback
         self._history = history
@@ -118,30 +133,32 @@ class AgentSpeech:
         self._cut_items: dict[str, None] = {}
         self._heard_items: dict[str, None] = {}
         self._event_serial = 0
-        self.asked = False
-        """An answer was asked for and has not begun."""
-        self._stopped = False
-        """That answer is to be stopped when it begins."""
+        self.requested = False
+        """A response was requested, and the server has not created it yet."""
+        self._cancel_on_start = False
+        """The requested response is to be cancelled once it is created."""
         self._wanted = False
-        """An answer is wanted as soon as none is being generated."""
+        """A response is owed: request it once the model is free."""
         self.progress = 0.0
-        """When an answer was asked for, or anything of one came, last."""
-        self.broken = False
-        """An answer was heard to an end that was none: the session, or the line, was
-        lost in the middle of it."""
-        self._away = False
-        """There is no model: nothing is told or asked."""
-        self._no_line = False
-        """There is no stream: nobody would hear an answer."""
+        """When a response was last requested, or any part of one received."""
+        self.broken_off = False
+        """The caller heard a response break off in the middle: the session or the
+        stream was lost."""
+        self._no_model = False
+        """There is no model session: nothing is sent to it."""
+        self._no_stream = False
+        """There is no stream: nobody would hear a response."""
 
     # --- the model generates ---
 
     def response_created(self, response_id: str, now: float) -> list[Command]:
-        self.asked = False
+        """The server began a response; cancels it at once if it was stopped
+        meanwhile."""
+        self.requested = False
         self.progress = now
-        stopped, self._stopped = self._stopped or self._no_line, False
-        # Whoever comes back wants it all the same.
-        self._wanted = self._wanted or self._no_line
+        stopped, self._cancel_on_start = self._cancel_on_start or self._no_stream, False
+        # The caller will want this response when they are back.
+        self._wanted = self._wanted or self._no_stream
         _remember(self._responses, response_id, Response(cut=stopped), MAX_OPEN)
         if not stopped:
             return []
@@ -149,14 +166,16 @@ class AgentSpeech:
         return self._to_model(realtime_events.cancel(response_id, self.event_id()))
 
     def item_added(self, event: realtime_events.OutputItemAdded, now: float) -> None:
+        """The response has another item: a message, or a call of a tool of ours."""
         self.progress = now
         response = self._responses.get(event.response_id)
         if response and event.item.type == "message":
             _remember(response.messages, event.item.id, None, MAX_OPEN)
         elif response and event.item.type == "function_call":
-            response.called = True
+            response.called_tool = True
 
-    def words(self, event: realtime_events.TranscriptDelta) -> None:
+    def transcript_delta(self, event: realtime_events.TranscriptDelta) -> None:
+        """Text of a response; dropped if it was cut or beyond MAX_TRANSCRIPT_CHARS."""
         size = size_of(event.delta)
         if self._is_late(event.response_id, event.item_id) or not self._has_room(size):
             return
@@ -164,18 +183,18 @@ class AgentSpeech:
         item.words.add(event.delta, item.received)
 
     def _has_room(self, size: int) -> bool:
-        """For words of that size."""
-        if size > self._words_left:
+        """Takes `size` from what may still be kept; False if there is less."""
+        if size > self._chars_left:
             cut = (item for cut in self._cuts for item in cut.items.values())
             sizes = (item.words.size for item in (*self._items.values(), *cut))
-            self._words_left = MAX_WORDS - sum(sizes)
-        if size > self._words_left:
+            self._chars_left = MAX_TRANSCRIPT_CHARS - sum(sizes)
+        if size > self._chars_left:
             return False
-        self._words_left -= size
+        self._chars_left -= size
         return True
 
     def audio(self, event: realtime_events.AudioDelta, now: float) -> list[Command]:
-        """Audio of an answer, with the marks it needs; none if it was cut before."""
+        """Audio of a response, with the marks it needs; dropped if it was cut."""
         size = g711.payload_bytes(event.delta)
         if self._is_late(event.response_id, event.item_id):
             response = self._responses.get(event.response_id)
@@ -184,16 +203,16 @@ class AgentSpeech:
             return [Note("late_audio", {"item": event.item_id, "bytes": size})]
         self.progress = now
         if self._playback.is_full(self._ahead_seconds, now):
-            return self._stop_short(event.response_id, now)
+            return self._stop_at_ahead_limit(event.response_id, now)
         response = self._responses.get(event.response_id)
         if response:
-            response.sounded = True
+            response.sent_audio = True
         key = (event.item_id, event.content_index)
         self._item(*key, event.response_id).received += size
         return self._send(key, event.delta, size, now)
 
-    def _stop_short(self, response_id: str, now: float) -> list[Command]:
-        """Twilio has all that it may have: the answer ends here. What was sent of it is
+    def _stop_at_ahead_limit(self, response_id: str, now: float) -> list[Command]:
+        """Twilio's queue is full: ends the response here. What was sent of it is
         played, and the model forgets the rest."""
         response = self._responses.get(response_id)
         if response:
@@ -203,10 +222,10 @@ class AgentSpeech:
         commands = [limit_hit("audio_ahead"), *self._to_model(cancel)]
         for key, item in list(self._items.items()):
             if item.response_id != response_id or not item.received:
-                continue  # forgotten with the answer, as nothing of it was sent
+                continue  # nothing was sent: deleted when the response is done
             _remember(self._cut_items, key[0], None)
             if not item.complete:
-                item.short = True
+                item.rest_dropped = True
                 item.words.end_at(item.received)
                 ms = item.received // BYTES_PER_MS
                 truncate = realtime_events.truncate(*key, ms, self.event_id())
@@ -214,12 +233,12 @@ class AgentSpeech:
         return commands
 
     def play(self, payload: str, now: float) -> list[Command]:
-        """Audio of our own, behind what is queued; nothing but a clear stops it."""
+        """The bridge's own audio (base64 mu-law), queued; only a clear stops it."""
         if self._playback.is_full(self._ahead_seconds, now):
             return [limit_hit("audio_ahead")]
-        self._playback.forget(OURS)
+        self._playback.forget(BRIDGE_AUDIO)
         size = g711.payload_bytes(payload)
-        commands = self._send(OURS, payload, size, now)
+        commands = self._send(BRIDGE_AUDIO, payload, size, now)
         mark = self._playback.end_mark(now)
         return [*commands, ToCaller(self._out.mark(mark))] if mark else commands
 
@@ -233,7 +252,7 @@ class AgentSpeech:
         return commands
 
     def item_done(self, key: Key, now: float) -> list[Command]:
-        """All audio of this part has come."""
+        """All audio of this part was received."""
         item = self._items.get(key)
         if item is None:
             return []
@@ -244,7 +263,7 @@ class AgentSpeech:
         return self._settle_heard()
 
     def response_done(self, response_id: str, now: float) -> list[Command]:
-        """The model has ended this answer, one way or the other."""
+        """The model ended this response, completed or not."""
         response = self._responses.pop(response_id, None)
         if response and response.cut:
             return self._forget_unsent(response) + self.request_if_free(now)
@@ -252,25 +271,25 @@ class AgentSpeech:
         mine = [k for k, item in self._items.items() if item.response_id == response_id]
         for key in mine:
             if key in self._items and self._items[key].received == 0:
-                del self._items[key]  # words without audio: text, not speech
-            # Not every server ends each item.
+                del self._items[key]  # text without audio is not speech
+            # Not every server sends a `done` event for each item.
             commands += self.item_done(key, now)
         return commands
 
-    def sounded(self, response_id: str) -> bool:
-        """Something of this answer, which is generated now, went to the caller."""
+    def sent_audio(self, response_id: str) -> bool:
+        """The response is being generated, and some of its audio went to the caller."""
         response = self._responses.get(response_id)
-        return response is not None and response.sounded
+        return response is not None and response.sent_audio
 
     def was_cut(self, response_id: str) -> bool:
-        """Nobody wants this answer any more."""
+        """The response was cut: nobody waits for it."""
         return response_id in self._cut_responses
 
-    def drop(self, now: float) -> list[Command]:
-        """Answers that do not come on are given up; what was sent of them stays."""
+    def drop_responses(self, now: float) -> list[Command]:
+        """Gives up responses without progress; audio that was sent is still played."""
         commands: list[Command] = []
-        # First: an answer that is owed may be asked for as the last one goes.
-        self.asked = self._stopped = False
+        # Reset first: response_done may request a response that is owed.
+        self.requested = self._cancel_on_start = False
         self.progress = now
         for response_id, response in list(self._responses.items()):
             if not response.cut:
@@ -291,16 +310,21 @@ class AgentSpeech:
         answers: bool = False,
         only: str | None = None,
     ) -> list[Command]:
-        """Silence at once. `cancels`: the server ends its own answer by itself;
-        `answers`: it answers what the caller says, so nothing is owed any more.
+        """Silences the agent at once: sends a clear, and a fence behind it.
 
-        Works on whatever may still be heard, whether or not the model is still
-        generating: Twilio's queue outlives the response. With `only` one answer is
-        meant: others that the clear takes with it are asked for again.
+        Cuts everything the caller may still hear, whether or not the model is still
+        generating it: Twilio's queue outlives the response. Settled when the fence
+        returns.
+
+        - `cancels`: the server cancels its own response by itself.
+        - `answers`: the server responds to the caller by itself, so no response is
+          owed.
+        - `only`: the response that is meant; the clear takes all, so others are
+          requested again.
         """
         commands: list[Command] = []
         self.progress = now
-        self.broken = False
+        self.broken_off = False
         heard_now = self._playback.audible(now)
         live = {key: item for key, item in self._items.items() if item.received}
         running = {i: r for i, r in self._responses.items() if not r.cut}
@@ -319,9 +343,11 @@ class AgentSpeech:
         self._remember_cut(running, live)
         self._items = {}
         cut = {*running, *(item.response_id for item in live.values())}
-        innocent = only is not None and cut != {only}
-        self._wanted = innocent or (self._wanted and not answers)
-        self._stopped = self._stopped or (self.asked and only is None)
+        others_cut = only is not None and cut != {only}
+        self._wanted = others_cut or (self._wanted and not answers)
+        self._cancel_on_start = self._cancel_on_start or (
+            self.requested and only is None
+        )
         if live:
             item_id, content_index = (
                 heard_now if heard_now in live else next(iter(live))
@@ -339,72 +365,71 @@ class AgentSpeech:
     def _remember_cut(
         self, running: Iterable[str], live: Mapping[Key, SpokenItem]
     ) -> None:
-        """What still comes of these answers and items is known as late."""
+        """What still arrives of these responses and items is late."""
         for response_id in (*running, *(item.response_id for item in live.values())):
             _remember(self._cut_responses, response_id, None)
         for item_id, _ in live:
             _remember(self._cut_items, item_id, None)
 
-    def ask(self, now: float) -> list[Command]:
-        """An answer is wanted: at once, or when the model has ended what it is at and
-        knows what was heard of it."""
+    def request_response(self, now: float) -> list[Command]:
+        """Requests a response: now, or once the model is free (`request_if_free`)."""
         self._wanted = True
         self.progress = now
         return self.request_if_free(now)
 
     def request_if_free(self, now: float) -> list[Command]:
-        """Asks for the answer that is owed, if there is one and the model is free."""
-        if not self._wanted or self.asked or self._responses or self._cuts:
+        """Requests the response that is owed, if there is one and the model is free."""
+        if not self._wanted or self.requested or self._responses or self._cuts:
             return []
-        if self._away or self._no_line:
+        if self._no_model or self._no_stream:
             return []
         self._wanted = False
-        self.asked = True
+        self.requested = True
         self.progress = now
         return [ToModel(realtime_events.create_response(ANSWER_ID))]
 
     def want_response(self, now: float) -> None:
-        """An answer is wanted, once the one is done that the model is at or about to
-        begin, though we may not have heard of it yet."""
-        self.asked = self._stopped = False
+        """A response is owed after the one that is active at the server, or about to
+        be, though its `response.created` may not have arrived."""
+        self.requested = self._cancel_on_start = False
         self._wanted = True
         self.progress = now
 
-    def ask_failed(self, now: float) -> list[Command]:
-        """The answer that was asked for will not come; another may be owed."""
-        self.asked = self._stopped = False
+    def request_failed(self, now: float) -> list[Command]:
+        """The requested response will not come; another may be owed."""
+        self.requested = self._cancel_on_start = False
         return self.request_if_free(now)
 
     def turn_ended(self) -> None:
-        """The caller has spoken: the next answer is to what they said."""
-        self._stopped = False
+        """The caller has spoken: the next response is for that; do not cancel it."""
+        self._cancel_on_start = False
 
     def is_live(self, response_id: str) -> bool:
-        """Something of this answer is generated or may still be heard."""
+        """The response is being generated, or some of it may still be heard."""
         response = self._responses.get(response_id)
         if response and not response.cut:
             return True
         return any(item.response_id == response_id for item in self._items.values())
 
-    def is_on_its_way(self, item_id: str) -> bool:
-        """How much of this item the caller hears will be known later."""
+    def is_unsettled(self, item_id: str) -> bool:
+        """How much of this item the caller hears is not known yet."""
         cut = (key for cut in self._cuts for key in cut.items)
         return any(item_id == key[0] for key in (*self._items, *cut))
 
     @property
-    def plays_ours(self) -> bool:
-        """Audio of our own is still to be heard."""
-        return self._playback.has(OURS)
+    def plays_bridge_audio(self) -> bool:
+        """Some of the bridge's own audio is still to be heard."""
+        return self._playback.has(BRIDGE_AUDIO)
 
     @property
     def generating(self) -> bool:
-        """An answer is being made, or was asked for, that nobody has cut."""
-        if self.asked or self._wanted or not self._responses:
-            return self.asked or self._wanted
+        """A response is owed, requested, or being generated and not cut."""
+        if self.requested or self._wanted or not self._responses:
+            return self.requested or self._wanted
         return any(not response.cut for response in self._responses.values())
 
     def mark_echoed(self, name: str, now: float) -> list[Command] | None:
-        """A mark came back; None if it is not ours."""
+        """A mark came back: settles what it proves. None: no such mark was sent."""
         mark = self._playback.echoed(name, now)
         if mark is None:
             return None
@@ -416,20 +441,20 @@ class AgentSpeech:
         return commands + self._settle_heard() + self.request_if_free(now)
 
     @property
-    def gives_up_at(self) -> float | None:
+    def fence_due_at(self) -> float | None:
         """When the oldest fence is late."""
         return self._cuts[0].at + FENCE_SECONDS if self._cuts else None
 
     def give_up_fence(self, now: float) -> list[Command]:
-        """The oldest fence is late: what was heard is settled by our own clock."""
+        """The oldest fence is late: settles its cut by the bridge's own clock."""
         cut = self._cuts.popleft()
-        self._playback.give_up(cut.fence, cut.at)
+        self._playback.settle_late_fence(cut.fence, cut.at)
         late = Note("fence_late", {"fence": cut.fence})
         return [late, *self._settle(cut), *self.request_if_free(now)]
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
-        """What of the unsettled was heard, for the record; the model is not told. With
-        `clears` nothing more is heard from now on; else Twilio may play on."""
+        """Settles everything for the record; the model is not told. With `clears` the
+        caller hears nothing more from now on; else Twilio may play on."""
         notes: list[Command] = []
         if clears and not self._playback.idle:
             notes.append(ToCaller(self._out.clear()))
@@ -441,12 +466,13 @@ class AgentSpeech:
             if item.received:
                 heard = self._playback.tally(key).heard
                 cut = heard < item.received
-                notes.append(self._said(key, item, heard, cut=cut))
+                notes.append(self._record_heard(key, item, heard, cut=cut))
         return notes
 
     # --- what the model is told ---
 
     def _settle(self, cut: Cut) -> list[Command]:
+        """How much was heard of each cut item is known: corrects the model's memory."""
         heard = {key: self._playback.tally(key).heard for key in cut.items}
         begun = {
             item_id for (item_id, _), size in heard.items() if size >= BYTES_PER_MS
@@ -456,15 +482,17 @@ class AgentSpeech:
         deleted = set()
         for key, item in cut.items.items():
             item_id, content_index = key
-            whole = not item.short and item.complete and heard[key] == item.received
+            whole = (
+                not item.rest_dropped and item.complete and heard[key] == item.received
+            )
             if item_id not in begun and item_id not in deleted:
                 # Not truncated at 0: the server refuses that until the item has audio.
                 deleted.add(item_id)
                 delete = realtime_events.delete(item_id, self.event_id())
                 commands += self._to_model(delete)
-            elif item_id in begun and not whole and item.as_words:
+            elif item_id in begun and not whole and item.text_only:
                 words = item.words.heard(heard[key], item.received)
-                commands += self._put_words(item_id, words)
+                commands += self._replace_text(item_id, words)
             elif item_id in begun and not whole:
                 ms = heard[key] // BYTES_PER_MS
                 event_id = self.event_id()
@@ -472,23 +500,27 @@ class AgentSpeech:
                     item_id, content_index, ms, event_id
                 )
                 commands += self._to_model(truncate)
-            commands.append(self._said(key, item, heard[key], cut=not whole))
+            commands.append(self._record_heard(key, item, heard[key], cut=not whole))
             self._playback.forget(key)
         return commands
 
     def _settle_heard(self) -> list[Command]:
+        """Settles the items that were played to their end."""
         notes: list[Command] = []
         for key, item in list(self._items.items()):
             heard = self._playback.tally(key).heard
             if item.complete and heard == item.received > 0:
-                notes.append(self._said(key, item, heard, cut=item.short))
+                notes.append(
+                    self._record_heard(key, item, heard, cut=item.rest_dropped)
+                )
                 self._playback.forget(key)
                 _remember(self._heard_items, key[0], None)
                 del self._items[key]
         return notes
 
     def _forget_unsent(self, response: Response) -> list[Command]:
-        """Items of a cut answer of which nothing was sent: nobody heard them."""
+        """Deletes items of a cut response of which nothing was sent: nobody heard
+        them."""
         commands: list[Command] = []
         for item_id in response.messages:
             if item_id not in self._cut_items and item_id not in self._heard_items:
@@ -497,15 +529,18 @@ class AgentSpeech:
                 commands += self._to_model(delete)
         return commands
 
-    def _put_words(self, item_id: str, words: str) -> list[Command]:
-        """Others in the place of those that the model knows an item by."""
+    def _replace_text(self, item_id: str, words: str) -> list[Command]:
+        """Replaces the text by which the model knows an item."""
         new = realtime_events.message(
             "assistant", words, self.event_id(), after=item_id
         )
         delete = realtime_events.delete(item_id, self.event_id())
         return self._to_model(new) + self._to_model(delete)
 
-    def _said(self, key: Key, item: SpokenItem, heard: int, *, cut: bool) -> Note:
+    def _record_heard(
+        self, key: Key, item: SpokenItem, heard: int, *, cut: bool
+    ) -> Note:
+        """Writes into the history what was heard of an item (`heard` in bytes)."""
         data: dict[str, Value] = {
             "item": key[0],
             "content_index": key[1],
@@ -519,30 +554,32 @@ class AgentSpeech:
         self._history.said(key[0], heard_words, words, cut=cut)
         return Note("said", data, {"generated": words, "heard": heard_words})
 
-    # --- the session, or the line, is lost ---
+    # --- the session, or the stream, is lost ---
 
     def model_lost(self, now: float, *, tools: bool) -> list[Command]:
-        """Nothing more comes of what was being generated. What Twilio has is played;
-        another session (`model_back`) goes on from there. `tools` are at work: an
-        answer that called one is followed by another when there is its result."""
+        """The session is lost: its responses are over, though Twilio plays what it has,
+        and the next session (`model_back`) goes on from there. `tools` run: the result
+        of a tool will ask for the response that follows a tool call."""
         running = [it for it in self._responses.values() if not it.cut]
         begun = {key for key, item in self._items.items() if not item.complete}
-        self.broken = self.broken or any(it.sounded for it in running)
-        wanted = any(not (it.called and tools) for it in running)
-        self._wanted = self._wanted or wanted or (self.asked and not self._stopped)
-        self.asked = self._stopped = False
-        self._away = True
+        self.broken_off = self.broken_off or any(it.sent_audio for it in running)
+        wanted = any(not (it.called_tool and tools) for it in running)
+        self._wanted = (
+            self._wanted or wanted or (self.requested and not self._cancel_on_start)
+        )
+        self.requested = self._cancel_on_start = False
+        self._no_model = True
         self.progress = now
         for item in self._items.values():
             item.words.end_at(item.received)
         commands: list[Command] = []
         for response_id in list(self._responses):
             commands += self.response_done(response_id, now)
-            # Of a session that was left, and not lost, something may still come.
+            # A session that was left, not lost, may still send some of it.
             _remember(self._cut_responses, response_id, None)
         for item in self._items.values():
-            item.as_words = True
-        # An item that had no end is none whose end was heard.
+            item.text_only = True
+        # An incomplete item was not heard to its end, for it has none.
         for item_id, _ in begun:
             item_ = self._history.get(item_id)
             if item_ is not None:
@@ -550,23 +587,25 @@ class AgentSpeech:
         return commands
 
     def model_back(self, now: float) -> list[Command]:
-        """Another session has taken over and is about to be given the history."""
+        """Another session is about to be given the history: settles all cuts first."""
         commands: list[Command] = []
         while self._cuts:
             commands += self.give_up_fence(now)
-        self._away = False
+        self._no_model = False
         self.progress = now
         return commands
 
     def line_lost(self, now: float) -> list[Command]:
-        """The stream is gone, and with it what Twilio had: what was heard until now is
-        settled. No answer begins until there is another (`line_back`)."""
+        """The stream is lost, with the audio queued at Twilio: settles what was heard
+        until now. No response begins until `line_back`."""
         self._playback.stop(now)
         running = {i: r for i, r in self._responses.items() if not r.cut}
         live = {key: item for key, item in self._items.items() if item.received}
         self._items = {}
-        broken = any(response.sounded for response in running.values())
-        self._wanted = self._wanted or self.asked or (bool(running) and not broken)
+        broken_off = any(response.sent_audio for response in running.values())
+        self._wanted = (
+            self._wanted or self.requested or (bool(running) and not broken_off)
+        )
         commands: list[Command] = []
         for response_id, response in running.items():
             response.cut = True
@@ -576,23 +615,23 @@ class AgentSpeech:
         cuts = [*self._cuts, Cut("", now, live)]
         self._cuts.clear()
         for cut in cuts:
-            broken = broken or (cut.fence == "" and self._is_cut(cut))
+            broken_off = broken_off or (cut.fence == "" and self._is_cut(cut))
             commands += self._settle(cut)
-        self.broken = self.broken or broken
-        self._stopped = self.asked
-        self._no_line = True
+        self.broken_off = self.broken_off or broken_off
+        self._cancel_on_start = self.requested
+        self._no_stream = True
         return commands
 
     def line_back(
         self, out: twilio_messages.OutboundMessages, playback: Playback, now: float
     ) -> None:
-        """Another stream: what is said from now on goes there."""
+        """Sends to another stream from now on."""
         self._out, self._playback = out, playback
-        self._no_line = False
+        self._no_stream = False
         self.progress = now
 
     def playing(self, now: float) -> list[Playing]:
-        """What of the answers is on its way to the caller, in order."""
+        """Parts whose audio is on its way to the caller, in order."""
         parts = [
             self._playing(key, item, cut.at, cut=True)
             for cut in self._cuts
@@ -604,6 +643,7 @@ class AgentSpeech:
     def _playing(
         self, key: Key, item: SpokenItem, at: float, *, cut: bool = False
     ) -> Playing:
+        """The part as it was heard at `at`, by the bridge's own clock."""
         ahead = self._playback.ahead(key, self._playback.heard_by(at))
         return Playing(
             id=key[0],
@@ -615,15 +655,16 @@ class AgentSpeech:
         )
 
     def _is_cut(self, cut: Cut) -> bool:
+        """Some of its audio was not heard."""
         return any(
             self._playback.tally(key).heard < item.received
             for key, item in cut.items.items()
         )
 
-    # --- small things ---
+    # --- helpers ---
 
     def _to_model(self, text: str) -> list[Command]:
-        return [] if self._away else [ToModel(text)]
+        return [] if self._no_model else [ToModel(text)]
 
     def _item(self, item_id: str, content_index: int, response_id: str) -> SpokenItem:
         key = (item_id, content_index)
@@ -640,7 +681,7 @@ class AgentSpeech:
         return response_id in self._cut_responses or item_id in self._cut_items
 
     def event_id(self) -> str:
-        """One of its own for each event, so that an error can be told apart."""
+        """A new id for each event: an error names the event that it is about."""
         self._event_serial += 1
         return f"bridge_{self._event_serial}"
 
@@ -648,7 +689,7 @@ class AgentSpeech:
 def _remember(
     memory: dict[str, T], key: str, value: T, most: int = MAX_REMEMBERED
 ) -> None:
-    """Keeps the newest, whatever a server sends."""
+    """Adds an entry; beyond `most` the oldest is forgotten, whatever a server sends."""
     memory[key] = value
     if len(memory) > most:
         del memory[next(iter(memory))]

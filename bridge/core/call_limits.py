@@ -1,11 +1,11 @@
-"""How long a call may be silent, last and cost: says what is due, does nothing."""
+"""How long a call may be silent and last, and what it may cost. Says what is due."""
 
 from bridge.core import realtime_events
 from bridge.core.rules import Prices, Rules
 
 
 class CallLimits:
-    """`watch` whenever something may have changed, `due` when its time has come."""
+    """Call `watch` when anything may have changed, and `due` at `due_at`."""
 
     def __init__(self, rules: Rules, now: float) -> None:
         self._rules = rules
@@ -15,33 +15,36 @@ class CallLimits:
         self.cost = rules.spent
 
     def watch(self, quiet: bool, now: float) -> None:
-        """`quiet`: nobody speaks, nothing is to be heard, no tool runs."""
+        """`quiet`: nobody speaks, no audio is queued or expected, no tool runs."""
         if not quiet:
             self._quiet_since = None
         elif self._quiet_since is None:
             self._quiet_since = now
 
     def caller_is_there(self) -> None:
-        """They spoke, or pressed a key."""
+        """The caller spoke or pressed a key."""
         self._asked = 0
         self._quiet_since = None
 
     def spend(self, usage: realtime_events.Usage) -> float:
-        """What an answer cost, by the route's prices; 0 without them."""
+        """Adds a response to the call's cost and returns what it cost; 0 without
+        prices."""
         cost = cost_of(usage, self._rules.prices) if self._rules.prices else 0.0
         self.cost += cost
         return cost
 
     @property
     def due_at(self) -> float | None:
-        """When `due` has something to say; the cost comes with events."""
+        """When `due` must be called; None: not by time (the cost changes with
+        events)."""
         silent_at, longest_at = self._silent_at, self._longest_at
         if silent_at is None or longest_at is None:
             return longest_at if silent_at is None else silent_at
         return min(silent_at, longest_at)
 
     def due(self, now: float) -> str | None:
-        """ "ask" whether the caller is there; or why the call must end."""
+        """ "ask": ask whether the caller is there. Else the reason why the call must
+        end, or None."""
         if self._longest_at is not None and now >= self._longest_at:
             return "longest"
         limit = self._rules.cost_limit
@@ -52,7 +55,7 @@ class CallLimits:
         if self._asked >= self._rules.silent_asks:
             return "silent"
         self._asked += 1
-        self._quiet_since = now  # should the agent not ask, in the end all the same
+        self._quiet_since = now  # the next time comes even if the agent does not ask
         return "ask"
 
     @property
@@ -69,8 +72,8 @@ class CallLimits:
 
 
 def cost_of(usage: realtime_events.Usage, prices: Prices) -> float:
-    """Cached tokens are among the input's and have a price of their own; tokens of
-    which the server does not say what they are count as audio, which is dearer."""
+    """Cached tokens are part of the input and have a price of their own. Tokens whose
+    kind the server does not say count as audio, the dearer kind."""
     given = usage.input_token_details or realtime_events.InputTokens()
     made = usage.output_token_details or realtime_events.OutputTokens()
     cached = given.cached_tokens_details or realtime_events.CachedTokens()
@@ -79,7 +82,7 @@ def cost_of(usage: realtime_events.Usage, prices: Prices) -> float:
     audio_in = _rest(given.audio_tokens, usage.input_tokens, text_in)
     audio_out = _rest(made.audio_tokens, usage.output_tokens, text_out)
     tokens = (
-        # Never less than nothing: a server that lies must not earn a call its keep.
+        # Never negative: a server's false usage must not lower the cost of a call.
         max(text_in - cached_text, 0) * prices.input_text,
         max(audio_in - cached_audio, 0) * prices.input_audio,
         (cached_text + cached_audio) * prices.input_cached,

@@ -1,4 +1,4 @@
-"""What the core asks of the edges: plain values, to be carried out in order."""
+"""What the core asks its caller to do: plain values, to be carried out in order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,22 +10,22 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class ToCaller:
-    """A message for Twilio."""
+    """A message to Twilio (JSON)."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToModel:
-    """An event for the model."""
+    """A client event to the model (JSON)."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The call is known: its agent's session is to be opened now; or it is there
-    `again`, on another stream."""
+    """The call is known: open its agent's session now. `again`: the same call, on
+    another stream."""
 
     start: twilio_messages.Start
     again: bool = False
@@ -33,7 +33,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The agent was cut short in this item: the session's listeners are to know."""
+    """The agent was cut in this item: tell the session's listeners."""
 
     item_id: str
     content_index: int
@@ -41,8 +41,8 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """A connection to the model is wanted, after so many seconds. `spare`: the one that
-    there is stays in use meanwhile; else it is given up."""
+    """Open a model connection after `seconds`. `spare`: the present one stays in use;
+    else it is given up."""
 
     seconds: float
     spare: bool = False
@@ -50,13 +50,13 @@ class Dial:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """The connection that was dialled takes the place of the one before."""
+    """Use the connection that was dialled in place of the present one."""
 
 
 @dataclass(frozen=True, slots=True)
 class WaitDone:
-    """The answer to a wait (Conversation.when_heard): all was heard, it was not, or
-    (None) the call is over."""
+    """A wait (Conversation.when_heard) is over. `done`: all was heard (True), it was
+    not (False), the call has ended (None)."""
 
     wait: int
     done: bool | None
@@ -64,15 +64,15 @@ class WaitDone:
 
 @dataclass(frozen=True, slots=True)
 class Pressed:
-    """The caller pressed keys that the route has an action for."""
+    """The caller pressed keys for which the route has an action."""
 
     keys: str
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something worth seeing. `private` holds what people said: it goes into a trace
-    that somebody asked for, never into a log."""
+    """Something to log, count or trace. `private` holds what people said: it goes only
+    into traces, which somebody must ask for, never into logs."""
 
     name: str
     data: Mapping[str, Value] = field(default_factory=dict)
@@ -81,10 +81,10 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The call is over. Given once; nothing follows."""
+    """The call is over. Given once, as the last command."""
 
     by: str
-    """Whose doing it was: "caller", "agent", "model" or "bridge"."""
+    """Who caused it: "caller", "agent", "model" or "bridge"."""
     why: str
 
 
@@ -103,10 +103,10 @@ Command = (
 
 
 def protocol_error(side: str, reason: str) -> Note:
-    """That side sent what its contract does not allow; `reason` is a fixed phrase."""
+    """`side` sent what its contract does not allow; `reason` is a fixed phrase."""
     return Note("protocol_error", {"side": side, "reason": reason})
 
 
 def limit_hit(limit: str) -> Note:
-    """A limit of bridge.core.limits.HITS kept that side from more; it is counted."""
+    """A limit, by its name in bridge.core.limits.HITS, was hit; it is counted."""
     return Note("limit_hit", {"limit": limit})

@@ -1,8 +1,7 @@
-"""One call's conversation as a state machine: messages in, commands out. PURE.
+"""State machine of one call's conversation: messages in, commands out. PURE.
 
-It decides what goes to the caller and to the model, what was interrupted and what the
-model is told about it. It never waits, never logs, never reads a clock. Commands are
-to be carried out in the order in which they are given.
+Decides what is sent to the caller and to the model, what a barge-in cut, and what the
+model is told about it. May not wait, log or read a clock: `now` is passed in (seconds).
 """
 
 import enum
@@ -11,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from bridge.audio import g711
 from bridge.core import errors, realtime_events, twilio_messages
 from bridge.core.agent_speech import ANSWER_ID, AgentSpeech
-from bridge.core.bounds import MAX_ID_CHARS, Bounds, MessageRate
 from bridge.core.call_limits import CallLimits
 from bridge.core.caller_audio import CallerAudio
 from bridge.core.commands import (
@@ -29,9 +27,10 @@ from bridge.core.commands import (
 )
 from bridge.core.history import MAX_CHARS, History, HistoryItem, Playing
 from bridge.core.keys import Keys
+from bridge.core.limits import MAX_ID_CHARS, Bounds, MessageRate
 from bridge.core.outbox import Outbox, PendingText
 from bridge.core.playback import Playback
-from bridge.core.replay import Open, recorded, replayed
+from bridge.core.replay import Unfinished, recorded, replayed
 from bridge.core.rules import (
     BACK,
     BROKEN_OFF,
@@ -41,66 +40,67 @@ from bridge.core.rules import (
     Rules,
 )
 from bridge.core.sessions import Sessions
+from bridge.core.stream_presence import START_SECONDS, StreamPresence
 from bridge.core.waits import Outstanding, Wait, Waits
 
-START_SECONDS = 10.0
-"""Twilio sends `start` at once behind `connected`; a socket without it is no call."""
-
-SILENT_SECONDS = 60.0
-"""Twilio sends 50 frames a second, or on some lines none in silence, but then marks
-come back: who sends nothing for so long has gone without a word (error 31924)."""
-
 MAX_FAILURES = 2
-"""Answers that may fail one after the other. A rate limit may pass at once; who gets
-no answer again would sit in silence."""
+"""At so many failed responses in a row the call ends. One failure may pass (a rate
+limit); after a second one the caller would sit in silence."""
 
-MAX_TRIPS = 5
-"""The agent may try to say it otherwise; one whose every answer is stopped would go on
-for ever, and the caller hears nothing of it."""
+MAX_GUARDRAIL_STOPS = 5
+"""Responses that a guardrail may stop after the caller spoke; one more ends the call.
+The agent may rephrase, but an agent whose every response is stopped would try for ever,
+and the caller would hear nothing."""
 
 GOODBYE_SECONDS = 15.0
-"""A call that must end is ended then, whether or not the agent found its goodbye."""
+"""Time for the agent's goodbye; then the call ends, whether or not it was said."""
 
 LATE_SECONDS = 10.0
-"""An answer of which nothing comes for so long is wanted of another session: no model
-thinks longer, and nobody waits much longer in silence."""
-
-LINGER_SECONDS = 10.0
-"""A session is kept for a caller whose stream broke: Twilio asks at once what follows,
-and a new stream is there in a second or two."""
+"""A response without progress for so long is requested from another session: no model
+thinks longer, and no caller waits much longer in silence."""
 
 HAND_OVER_SECONDS = 8.0
-"""For a quiet moment to come in which a call can be moved."""
+"""Longest wait for a quiet moment in which the call can move to another instance."""
 
-WORDS = frozenset({"user", "assistant", "system"})
-"""Kinds of items that are words, and may be replaced by others."""
+TEXT_KINDS = frozenset({"user", "assistant", "system"})
+"""Kinds of history items that are messages; `edit` may replace their text."""
 
 PROBE_ID = "bridge_probe"
-"""event_id of what only asks for a sign of life."""
+"""event_id of a probe: an event that only makes the server answer."""
 
 NO_USAGE = "answer without usage"
-"""A reason of a protocol error, where the route or the house has prices."""
+"""Reason of a protocol error; reported only where prices are configured."""
 
-MAX_CALLED = 64
-"""Tool calls that are remembered as being at work."""
+MAX_OPEN_TOOL_CALLS = 64
+"""Tool calls remembered as running; the oldest of more are forgotten."""
 
 MAX_MESSAGE_CHARS = 2000
-"""Of an error of the model's: it is for people, who read no more."""
+"""Characters kept of a model error's message: people read it, and read no more."""
 
 
 class State(enum.Enum):
-    WAITING = "waiting"  # the socket is open, Twilio has not said whose call it is
-    HOLDING = "holding"  # the model is not ready: what the caller says is kept
-    TALKING = "talking"  # both sides are there
-    ENDED = "ended"  # nothing is done any more
+    WAITING = "waiting"  # the socket is open, `start` has not arrived
+    HOLDING = "holding"  # no model session is ready: the caller's audio is held
+    TALKING = "talking"  # a model session is ready
+    ENDED = "ended"  # `End` was returned
 
 
 class Conversation:
-    """Feed it every message, every event and the time; carry out what it answers.
+    """One call. Each input (message, event, request of user code, time) gives commands.
 
-    `rules` say how the call is led; `follow` gives others once the call is known.
-    `bounds` are how much either side may ask of us: what goes beyond is dropped with a
-    Note, what goes beyond all measure ends the call.
+    The commands must be carried out in the order given. `tick` must be called at
+    `deadline`. `rules` say how the call is led; `follow` replaces them once the call is
+    known. `bounds` limit what either side may use up: what exceeds them is dropped with
+    a Note, and a caller's stream that floods the bridge ends the call.
+
+    Invariants:
+    - `End` is returned once. After it, only a new wait is answered (WaitDone).
+    - A response is requested only when none is requested or generating, and when what
+      the caller heard of earlier ones is settled (AgentSpeech.request_if_free).
+    - The caller's audio goes to the model in TALKING and is held in HOLDING.
+    - A lost session, or a lost stream, does not end the call: the state needed to go on
+      (history, outbox, unheard audio, owed response) is kept until another replaces it
+      or time is up.
     """
 
     def __init__(
@@ -115,56 +115,55 @@ class Conversation:
         self._rules = rules or Rules()
         self._keys = Keys(self._rules.key_pause_seconds, self._rules.key_actions)
         self._call_limits = CallLimits(self._rules, now)
-        self._busy = 0
-        """Tools at work: a caller who waits for one is not silent."""
-        self._busy_inside = 0
-        """Those of them that are a part of an answer, which may take its time."""
+        self._tools_running = 0
+        """Tools that run now. Waiting for a tool does not count as silence."""
+        self._server_tools_running = 0
+        """Those that the model's own server runs as a part of a response: it is never
+        late then."""
         self._waits = Waits()
         self._outbox = Outbox()
-        self._called: dict[str, None] = {}
-        """Tool calls (call_id) that are at work, or wait for a yes."""
+        self._open_tool_calls: dict[str, None] = {}
+        """call_ids of tools that run or wait for an approval."""
         self._ends_at: float | None = None
-        """The agent is saying goodbye; the call ends then at the latest."""
+        """When the call ends at the latest: a goodbye, or a move, is under way."""
         self._ends_why = ""
         self._began = now
         self._start_due = now + START_SECONDS
         self._sessions = Sessions(now)
-        self._line_lost_at: float | None = None
-        """Since when there is no stream; the caller may be back on another."""
+        self._stream = StreamPresence(now)
         self.ended_quietly = False
-        """Nobody spoke, nothing was asked or owed when the call ended here."""
+        """Set at the end: nobody spoke, no audio was queued, no response was owed."""
         self._stream_sid = ""
         self._playback = Playback(now)
         self._bounds = bounds
         self._message_rate = MessageRate(bounds.messages_per_second)
-        """Of the caller's messages, read or not."""
+        """Rate limiter for the caller's messages, unreadable ones included."""
         self._speech = AgentSpeech(
             twilio_messages.OutboundMessages(""), self._playback, self.history, bounds
         )
         self._caller = CallerAudio(now, bounds)
-        self._turns = realtime_events.TurnDetection()
-        """Who interrupts and who answers, as the server says it is."""
-        self._detects = True
-        """It finds the turns by itself."""
+        self._turn_detection = realtime_events.TurnDetection()
+        """The server's settings: whether it interrupts and answers by itself."""
+        self._server_detects_turns = True
+        """False: the session has no turn detection."""
         self._unanswered = False
-        """The caller has spoken, and the server has not begun to answer."""
-        self._heard_from = now
-        """When Twilio last sent anything."""
-        self._writes = False
-        """The server transcribes what the caller says."""
+        """The caller has spoken, and the server has not created its response yet."""
+        """When Twilio last sent a message."""
+        self._server_transcribes = False
+        """The server has sent a transcript of the caller's speech."""
         self._failures = 0
-        self._trips = 0
-        """Answers stopped by a guardrail since the caller spoke."""
-        self._answer_due: float | None = None
-        """Since when the caller waits for the agent's first sound."""
+        self._guardrail_stops = 0
+        """Responses stopped by a guardrail since the caller last spoke."""
+        self._awaiting_audio_since: float | None = None
+        """Since when the caller waits for the first audio of a response."""
 
-    # --- what comes in ---
+    # --- inputs ---
 
     def from_caller(
         self, message: twilio_messages.Inbound, now: float
     ) -> list[Command]:
-        """A message of Twilio's."""
-        self._heard_from = now
+        """A message of Twilio's stream."""
+        self._stream.last_message_at = now
         if not self._message_rate.add(1.0, now):
             return self._flooded(now)
         if self.state is State.ENDED or isinstance(message, twilio_messages.Connected):
@@ -173,7 +172,8 @@ class Conversation:
             return self._start(message, now)
         if self.state is State.WAITING:
             return [protocol_error("caller", "message before start")]
-        # `stop` alone is read without one: teardown must not hang on a detail.
+        # Only `stop` is accepted without a stream SID: ending a call must not depend on
+        # a detail.
         if message.stream_sid != self._stream_sid and message.stream_sid:
             return [protocol_error("caller", "message of another stream")]
         match message:
@@ -192,13 +192,13 @@ class Conversation:
     def from_model(
         self, event: realtime_events.ServerEvent, now: float
     ) -> list[Command]:
-        """An event of the model's."""
+        """A server event of the model."""
         if self.state is State.ENDED:
             return []
         if isinstance(event, realtime_events.SessionUpdated):
-            self._sessions.answered(now)
+            self._sessions.probe_answered(now)
         else:
-            self._sessions.sign(now)
+            self._sessions.event_received(now)
         if isinstance(event, realtime_events.AudioDelta):
             commands = self._speech.audio(event, now)
             if not any(isinstance(command, ToCaller) for command in commands):
@@ -212,7 +212,7 @@ class Conversation:
     ) -> list[Command]:
         match event:
             case realtime_events.TranscriptDelta():
-                self._speech.words(event)
+                self._speech.transcript_delta(event)
             case realtime_events.AudioDone():
                 return self._speech.item_done((event.item_id, event.content_index), now)
             case realtime_events.SpeechStarted():
@@ -221,10 +221,10 @@ class Conversation:
                 self._caller.speaking = False
                 self._caller.turn_open = True
                 self._speech.turn_ended()
-                self._answer_due = now
+                self._awaiting_audio_since = now
                 return [Note("speech_stopped")]
             case realtime_events.InputCommitted():
-                self._caller.speaking = False  # the turn is over, however it ended
+                self._caller.speaking = False  # speech_stopped may not have come
                 self._turn_committed(event.item_id, now)
             case realtime_events.InputCleared():
                 return self._turn_dropped(now)
@@ -235,7 +235,7 @@ class Conversation:
                 self._speech.item_added(event, now)
             case realtime_events.ResponseDone(response=response):
                 wanted = not self._speech.was_cut(response.id)
-                sounded = self._speech.sounded(response.id)
+                sounded = self._speech.sent_audio(response.id)
                 done = self._speech.response_done(response.id, now)
                 lost = wanted and errors.is_lost(response.status, sounded=sounded)
                 return done + self._response_done(response, lost, now)
@@ -245,43 +245,43 @@ class Conversation:
                 return self._model_error(error, now)
             case realtime_events.CallerTranscript():
                 self.history.transcribed(event.item_id, event.transcript)
-                self._writes = True
-                self._caller.turn_written(event.item_id)
+                self._server_transcribes = True
+                self._caller.turn_transcribed(event.item_id)
                 text = {"text": event.transcript[:MAX_CHARS]}
                 return [Note("caller_said", {"item": event.item_id}, text)]
             case realtime_events.ItemAdded() | realtime_events.ItemDone():
                 self._outbox.seen(event.item)
-                item = recorded(event.item, self._at(now))
+                item = recorded(event.item, self._seconds_into_call(now))
                 if item is not None:
-                    if self._speech.is_on_its_way(item.id):
-                        item.text = ""  # another session was given all its words
+                    if self._speech.is_unsettled(item.id):
+                        item.text = ""  # a new session was given all of its text
                     self.history.add(item, event.previous_item_id)
             case realtime_events.ItemDeleted():
                 self.history.remove(event.item_id)
-                self._caller.turn_written(event.item_id)
+                self._caller.turn_transcribed(event.item_id)
                 self._outbox.gone(event.item_id)
         return []
 
     def _flooded(self, now: float) -> list[Command]:
-        """The caller's stream sends more than any phone does."""
+        """The caller's stream sends more messages than any phone: ends the call."""
         if self.state is State.ENDED:
             return []
         return [limit_hit("message_rate"), *self.end("caller", "flood", now)]
 
     def model_lost(self, why: str, now: float) -> list[Command]:
-        """The connection to the model is gone."""
+        """The model connection is lost. `why` goes into the notes."""
         if self.state is State.ENDED:
             return []
         return [Note("model_lost", {"why": why}), *self._redial(why, now)]
 
     def dialled(self, now: float) -> list[Command]:
-        """The connection that was asked for (`Dial`) is there."""
+        """The connection requested by `Dial` is open."""
         if self.state is State.ENDED:
             return []
         return self._sessions.dialled(now) or self._changed(now)
 
     def not_dialled(self, why: str, fatal: bool, now: float) -> list[Command]:
-        """It did not come about. `fatal`: nor will it, however often it is tried."""
+        """The connection requested by `Dial` failed. `fatal`: no retry can succeed."""
         if self.state is State.ENDED:
             return []
         self._sessions.not_dialled(now)
@@ -290,72 +290,80 @@ class Conversation:
             return [note]
         if fatal:
             return [note, *self.end("model", "refused", now)]
-        return [note, *self._sessions.another(now)]
+        return [note, *self._sessions.switch_or_dial(now)]
 
     def line_lost(self, now: float) -> list[Command]:
-        """The stream broke. The session is kept for some seconds: Twilio asks what
-        follows, and the caller may be back on another stream (a second `start`)."""
+        """The stream broke. Keeps the session for ABSENT_SECONDS: Twilio requests the
+        next TwiML, and the caller may return on another stream (a second `start`)."""
         if self.state is State.WAITING:
             return self.end("caller", "connection_lost", now)
-        if self.state is State.ENDED or self._line_lost_at is not None:
+        if self.state is State.ENDED or self._stream.is_lost:
             return []
-        self._line_lost_at = now
+        self._stream.lost(now)
         settled = self._speech.line_lost(now)
         lost = [Note("line_lost"), *settled, *self._changed(now)]
-        # As when they speak: they have not heard all, so nothing follows of it.
+        # As after a barge-in: the caller has not heard everything, so every stoppable
+        # wait and every wait for tones fails.
         return lost + self._waits.stop(tones=True)
 
     def hand_over(self, now: float) -> list[Command]:
-        """Another instance is to lead the call on: it ends here ("handed_over") in the
-        next quiet moment, or a little later in any."""
+        """Moves the call to another instance: ends it here ("handed_over") in the next
+        settled moment, at the latest after HAND_OVER_SECONDS; at once if there is no
+        stream."""
         if self.state is State.ENDED or self._ends_at is not None:
             return []
-        if self.state is State.WAITING or self._line_lost_at is not None:
+        if self.state is State.WAITING or self._stream.is_lost:
             return self.end("bridge", "handed_over", now)
         self._ends_at = now + HAND_OVER_SECONDS
         self._ends_why = "handed_over"
         return self._changed(now)
 
     def send(self, text: str) -> list[Command]:
-        """A client event of the SDK's, or of the user's own."""
+        """A client event (JSON) of the SDK or of the user's code: sent, or kept until
+        the model is ready."""
         if self.state is State.ENDED:
             return []
         if self.state is State.TALKING:
-            return [self._give(text)]
+            return [self._send_event(text)]
         if '"response.cancel"' in text:
-            return []  # of an answer that a lost session was at
-        return self._keep(text)
+            return []  # it means a response of the lost session
+        return self._keep_pending(text)
 
     def misread(self, side: str, reason: str) -> list[Command]:
-        """A message of that side ("caller", "model") could not be read."""
+        """A message of `side` ("caller", "model") is unreadable. `reason`: a fixed
+        phrase."""
         if self.state is State.ENDED:
             return []
-        # By the time of the last that could be read, for who sends nothing else is no
-        # phone, however slowly it comes.
-        if side == "caller" and not self._message_rate.add(1.0, self._heard_from):
-            return self._flooded(self._heard_from)
+        # Counted at the time of the last readable message: a stream that sends nothing
+        # readable is no phone, and reaches the limit however slowly it sends.
+        if side == "caller" and not self._message_rate.add(
+            1.0, self._stream.last_message_at
+        ):
+            return self._flooded(self._stream.last_message_at)
         return [protocol_error(side, reason)]
 
     def interrupt(
         self, by: str, now: float, response_id: str | None = None
     ) -> list[Command]:
-        """Stops the agent though nobody spoke: a guardrail, the user's own code.
+        """Stops the agent without a barge-in: for a guardrail (`response_id` given) or
+        for the user's code. `by` goes into the notes.
 
-        With a `response_id` only if something of that answer may still be heard.
+        With a `response_id`, only if the caller may still hear something of that
+        response.
         """
         if self.state is State.ENDED:
             return []
         if response_id is not None:
             if not self._speech.is_live(response_id):
                 return []
-            self._trips += 1
-            if self._trips > MAX_TRIPS:
+            self._guardrail_stops += 1
+            if self._guardrail_stops > MAX_GUARDRAIL_STOPS:
                 return self.end("bridge", "guardrail", now)
         commands = self._stop_agent(by, now, only=response_id)
         return commands + self._changed(now)
 
     def follow(self, rules: Rules, now: float) -> list[Command]:
-        """How the call is to be led from now on; before the model is ready."""
+        """Sets the rules of the call; to be called before the model is ready."""
         if self.state is State.ENDED:
             return []
         self._rules = rules
@@ -366,33 +374,35 @@ class Conversation:
         return []
 
     def tell(self, role: str, text: str, respond: bool, now: float) -> list[Command]:
-        """Words into the conversation that nobody spoke; answered with `respond`."""
+        """Adds a message that nobody spoke to the conversation; with `respond` the
+        model responds."""
         if self.state is State.ENDED:
             return []
         if self.state is not State.TALKING:
-            return self._keep(PendingText(role, text, respond))
-        return [self._say(role, text), *(self.ask(now) if respond else [])]
+            return self._keep_pending(PendingText(role, text, respond))
+        return [self._send_message(role, text), *(self.ask(now) if respond else [])]
 
     def ask(self, now: float) -> list[Command]:
-        """An answer is wanted, as soon as the model is free."""
+        """Requests a response, as soon as the model is free."""
         if self.state is not State.TALKING:
             self._outbox.asked = True
             return []
-        if self._caller.speaking and self._turns.create_response is not False:
-            return []  # who speaks is answered when they have ended, with all there is
+        if self._caller.speaking and self._turn_detection.create_response is not False:
+            return []  # the server responds when the caller has ended
         if self._unanswered:
-            self._speech.want_response(
-                now
-            )  # the server is about to begin one by itself
+            # The server is about to begin a response by itself: this one follows it.
+            self._speech.want_response(now)
             return []
-        return self._speech.ask(now)
+        return self._speech.request_response(now)
 
     def edit(
         self, removed: Iterable[str], corrected: Mapping[str, str]
     ) -> list[Command]:
-        """The model forgets items, or has other words in the place of some."""
+        """Removes items (ids) from the model's conversation, and replaces the text of
+        messages (id -> text). A replaced message is a new item behind the old one,
+        which is deleted."""
         if self.state is not State.TALKING:
-            # The session to come is given the history as it is then.
+            # The next session is given the history as it stands then.
             for item_id in removed:
                 self.history.remove(item_id)
             for item_id, text in corrected.items():
@@ -402,37 +412,37 @@ class Conversation:
         gone = list(removed)
         for item_id, text in corrected.items():
             item = self.history.get(item_id)
-            if item is not None and item.kind in WORDS:
+            if item is not None and item.kind in TEXT_KINDS:
                 new = realtime_events.message(
                     item.kind, text, self._speech.event_id(), after=item_id
                 )
-                commands.append(self._give(new))
+                commands.append(self._send_event(new))
                 gone.append(item_id)
         deletes = [realtime_events.delete(it, self._speech.event_id()) for it in gone]
-        return commands + [self._give(delete) for delete in deletes]
+        return commands + [self._send_event(delete) for delete in deletes]
 
     def mute(self, on: bool) -> list[Command]:
-        """The model hears silence in the caller's place."""
+        """On: the model hears silence in place of the caller."""
         self._caller.muted = on
         return []
 
     def busy(self, change: int, now: float, call_id: str = "") -> list[Command]:
-        """A tool has begun (+1) or ended (-1); without a `call_id` one of the model's
-        own server, as a part of its answer."""
-        self._busy = max(self._busy + change, 0)
+        """A tool started (`change` +1) or ended (-1). Without `call_id` it is a tool of
+        the model's own server, a part of its response."""
+        self._tools_running = max(self._tools_running + change, 0)
         if not call_id:
-            self._busy_inside = max(self._busy_inside + change, 0)
+            self._server_tools_running = max(self._server_tools_running + change, 0)
         elif change > 0 and len(call_id) <= MAX_ID_CHARS:
-            self._called[call_id] = None
-            if len(self._called) > MAX_CALLED:
-                del self._called[next(iter(self._called))]
-        # What a tool took is not the answer's delay.
+            self._open_tool_calls[call_id] = None
+            if len(self._open_tool_calls) > MAX_OPEN_TOOL_CALLS:
+                del self._open_tool_calls[next(iter(self._open_tool_calls))]
+        # The time that a tool took does not count as a late response.
         self._speech.progress = now
         return self._changed(now)
 
     def play(self, payload: str, now: float) -> list[Command]:
-        """Audio of our own to the caller, such as the tones of keys."""
-        if self.state in (State.WAITING, State.ENDED) or self._line_lost_at is not None:
+        """Plays the bridge's own audio (base64 mu-law), such as key tones."""
+        if self.state in (State.WAITING, State.ENDED) or self._stream.is_lost:
             return []
         return self._speech.play(payload, now)
 
@@ -444,13 +454,13 @@ class Conversation:
         then: tuple[str, str] | None = None,
         stoppable: bool = True,
     ) -> list[Command]:
-        """Answers with `Heard(wait, ...)` once the caller has heard all there is; with
-        `then` (by whom, why) the call ends at that moment. A caller who speaks stops it
-        unless not `stoppable`."""
+        """Wait number `wait`: gives WaitDone once the caller has heard everything, or
+        cannot any more. With `then` (by, why of `End`) the call ends at that moment. A
+        barge-in ends the wait, unless `stoppable` is False."""
         if self.state is State.ENDED:
             return [WaitDone(wait, None)]
-        if self._line_lost_at is not None:
-            return [WaitDone(wait, False)]  # nobody hears anything
+        if self._stream.is_lost:
+            return [WaitDone(wait, False)]  # the caller hears nothing
         speaks = stoppable and self._interruptible and self._caller.speaking
         if speaks and (then is not None or not self._outstanding.nothing):
             return [WaitDone(wait, False)]
@@ -459,25 +469,26 @@ class Conversation:
         return self._changed(now)
 
     def give_up(self, wait: int) -> list[Command]:
-        """Nobody waits any more: what was to follow does not."""
+        """Ends a wait without a WaitDone; its `then` is not done."""
         self._waits.drop(wait)
         return []
 
     def goodbye(self, why: str, now: float) -> list[Command]:
-        """The call must end: the agent says so, then it does."""
+        """The call must end (`why`: a key of GOODBYES), after a goodbye of the
+        agent."""
         if self.state is State.ENDED or self._ends_at is not None:
             return []
         self._ends_at = now + GOODBYE_SECONDS
         self._ends_why = why
-        # Even into the caller's own words: nothing else will be said.
-        later = self.state is not State.TALKING
-        say = self.tell("system", GOODBYES[why], later, now)
-        ask = [] if later else self._speech.ask(now)
+        # Requested even while the caller speaks: nothing else will be said.
+        not_ready = self.state is not State.TALKING
+        say = self.tell("system", GOODBYES[why], not_ready, now)
+        ask = [] if not_ready else self._speech.request_response(now)
         hit = [limit_hit(LIMIT_OF[why])] if why in LIMIT_OF else []
         return [*hit, Note("goodbye", {"why": why}), *say, *ask]
 
     def end(self, by: str, why: str, now: float) -> list[Command]:
-        """One side is gone, or the bridge ends the call. Only the first one counts."""
+        """Ends the call. Only the first call counts."""
         if self.state is State.ENDED:
             return []
         self.ended_quietly = self._is_settled(self._outstanding, now)
@@ -486,23 +497,25 @@ class Conversation:
         return [*commands, *self._waits.end(), End(by, why)]
 
     def tick(self, now: float) -> list[Command]:
-        """Time has passed: does what is due."""
+        """Does everything that is due at `now`."""
         if self.state is State.ENDED:
             return []
         if self.state is State.WAITING and now >= self._start_due:
             return self.end("caller", "no_start", now)
-        if self.state is State.HOLDING and self._sessions.given_up(now):
-            why = "lost" if self._sessions.before else "not_ready"
+        if self.state is State.HOLDING and self._sessions.is_given_up(now):
+            why = "lost" if self._sessions.had_session else "not_ready"
             return self.end("model", why, now)
-        if now >= self._line_ends:
+        if now >= self._stream.given_up_at:
             return self.end("caller", "connection_lost", now)
-        lost = self._sessions.lost_as(now)
-        commands = self._redial(lost, now) if lost else self._sessions.renew(now)
-        if self._sessions.probes(now):
+        lost = self._sessions.lost_reason(now)
+        commands = (
+            self._redial(lost, now) if lost else self._sessions.dial_spare_if_old(now)
+        )
+        if self._sessions.take_probe(now):
             commands.append(ToModel(realtime_events.probe(PROBE_ID)))
-        if self._sessions.comforts(now) and self._playback.idle:
+        if self._sessions.take_comfort_tone(now) and self._playback.idle:
             commands += self.play(g711.comfort_tone(), now)
-        while (gives_up := self._speech.gives_up_at) is not None and now >= gives_up:
+        while (gives_up := self._speech.fence_due_at) is not None and now >= gives_up:
             commands += self._speech.give_up_fence(now)
         stalls_at = self._caller.stalls_at
         if stalls_at is not None and now >= stalls_at:
@@ -518,34 +531,36 @@ class Conversation:
         return commands + self._changed(now)
 
     def playing(self, now: float) -> list[Playing]:
-        """What of the agent's words is on its way to the caller."""
+        """The agent's text that the caller is still to hear, with its audio
+        position."""
         return self._speech.playing(now)
 
     @property
     def line_is_lost(self) -> bool:
-        """There is no stream, and the session is kept for another."""
-        return self.state is not State.ENDED and self._line_lost_at is not None
+        """The stream broke, and the session is kept for another one."""
+        return self.state is not State.ENDED and self._stream.is_lost
 
     @property
     def version(self) -> tuple[int, int]:
-        """Another one whenever what was said, or is on its way, is not what it was."""
+        """Changes whenever the history, or the audio sent to Twilio, changes."""
         return self.history.version, self._playback.sent
 
     @property
     def deadline(self) -> float | None:
-        """When `tick` has something to do; None: not before a message comes."""
+        """When `tick` is due; None: not before the next input."""
         if self.state is State.ENDED:
             return None
         due = (
-            self._begins_at_most,
-            self._line_ends,
-            self._speech.gives_up_at,
+            self._start_or_session_due,
+            self._stream.given_up_at,
+            self._speech.fence_due_at,
             self._caller.stalls_at,
             self._keys.due_at,
             self._answer_late_at,
             self._limit_reached_at,
             self._ends_at,
-            # Asked for with every frame, so what is rarely there costs nothing.
+            # `deadline` is read for every frame, so waits, which are rare, are skipped
+            # if empty.
             self._waits.due_at(self._outstanding) if self._waits else None,
         )
         return min((at for at in due if at is not None), default=None)
@@ -553,7 +568,7 @@ class Conversation:
     # --- the caller ---
 
     def _start(self, message: twilio_messages.Start, now: float) -> list[Command]:
-        if self.state is not State.WAITING and self._line_lost_at is None:
+        if self.state is not State.WAITING and not self._stream.is_lost:
             return [protocol_error("caller", "second start")]
         media = message.start.media_format
         if (media.encoding, media.sample_rate) != ("audio/x-mulaw", 8000):
@@ -561,8 +576,8 @@ class Conversation:
         self._stream_sid = message.stream_sid
         self._playback = Playback(now)
         out = twilio_messages.OutboundMessages(message.stream_sid)
-        if self._line_lost_at is not None:
-            back = self._line_back(out, self._line_lost_at, now)
+        if self._stream.is_lost:
+            back = self._line_back(out, now)
             return [Started(message, again=True), *back]
         self._began = now
         self._speech = AgentSpeech(out, self._playback, self.history, self._bounds)
@@ -573,35 +588,29 @@ class Conversation:
         return [Started(message)]
 
     def _line_back(
-        self, out: twilio_messages.OutboundMessages, lost_at: float, now: float
+        self, out: twilio_messages.OutboundMessages, now: float
     ) -> list[Command]:
-        """The caller is there again, and hears nothing of what Twilio had."""
-        self._line_lost_at = None
+        """The caller is back on another stream; the audio queued on the old one is
+        lost."""
+        seconds = self._stream.back(now)
         self._speech.line_back(out, self._playback, now)
-        self._caller.new_line(now)
-        back: list[Command] = [Note("line_back", {"seconds": now - lost_at})]
-        if not self._sessions.before or self._ends_at is not None:
-            return back  # the greeting, or the goodbye, is still to come
-        word = CUT_OFF if self._speech.broken else BACK
-        self._speech.broken = False
-        return back + self.tell("system", word, True, now)
-
-    @property
-    def _line_ends(self) -> float:
-        """When a line on which nothing comes is given up."""
-        if self._line_lost_at is not None:
-            return self._line_lost_at + LINGER_SECONDS
-        return self._heard_from + SILENT_SECONDS
+        self._caller.new_stream(now)
+        back: list[Command] = [Note("line_back", {"seconds": seconds})]
+        if not self._sessions.had_session or self._ends_at is not None:
+            return back  # the greeting, or the goodbye, follows anyway
+        text = CUT_OFF if self._speech.broken_off else BACK
+        self._speech.broken_off = False
+        return back + self.tell("system", text, True, now)
 
     def _turn_committed(self, item_id: str, now: float) -> None:
         self._caller.turn_ended(item_id)
         if item_id:
-            # Now, for its own event may be lost with the session.
-            at = self._at(now)
+            # Added now: the item's own event may be lost with the session.
+            at = self._seconds_into_call(now)
             self.history.add(HistoryItem(id=item_id, kind="user", at=at))
 
-    def _at(self, now: float) -> float:
-        """Seconds since the call began, other streams of it included."""
+    def _seconds_into_call(self, now: float) -> float:
+        """Seconds since the call began, earlier streams of it included."""
         return now - self._began + self._rules.elapsed
 
     def _caller_audio(
@@ -615,17 +624,17 @@ class Conversation:
 
     def _speech_started(self, now: float) -> list[Command]:
         self._caller.speaking = True
-        self._answer_due = None
-        self._unanswered = self._turns.create_response is not False
+        self._awaiting_audio_since = None
+        self._unanswered = self._turn_detection.create_response is not False
         self._call_limits.caller_is_there()
-        self._trips = 0
+        self._guardrail_stops = 0
         commands: list[Command] = [Note("speech_started")]
         if self._interruptible:
             commands = self._stop_agent("caller", now) + commands
         return commands
 
     def _turn_dropped(self, now: float) -> list[Command]:
-        """The server will not answer what the caller said."""
+        """The server will not respond to what the caller said last."""
         self._caller.speaking = False
         self._caller.turn_dropped()
         self._unanswered = False
@@ -634,12 +643,14 @@ class Conversation:
     def _stop_agent(
         self, by: str, now: float, only: str | None = None
     ) -> list[Command]:
-        tones = self._speech.plays_ours
+        """Clears audio, cancels responses (`only`: of that response), ends waits."""
+        tones = self._speech.plays_bridge_audio
         commands = self._speech.interrupt(
             by,
             now,
-            cancels=by == "caller" and self._turns.interrupt_response is True,
-            answers=by == "caller" and self._turns.create_response is not False,
+            cancels=by == "caller" and self._turn_detection.interrupt_response is True,
+            answers=by == "caller"
+            and self._turn_detection.create_response is not False,
             only=only,
         )
         flushed = tones and any(isinstance(it, ToCaller) for it in commands)
@@ -647,8 +658,8 @@ class Conversation:
 
     @property
     def _interruptible(self) -> bool:
-        """interrupt_response false: the user's wish that the agent is not."""
-        return self._turns.interrupt_response is not False
+        """False only if the user's session has interrupt_response false."""
+        return self._turn_detection.interrupt_response is not False
 
     def _key_pressed(self, key: str, now: float) -> list[Command]:
         self._call_limits.caller_is_there()
@@ -659,82 +670,92 @@ class Conversation:
         return commands
 
     def _keys_entered(self, keys: str, now: float) -> list[Command]:
-        """An input is complete: an action of the route's, or a word to the agent."""
+        """A complete input of keys: an action of the route, or a message to the
+        agent."""
         if keys in self._rules.key_actions:
             return [Pressed(keys)]
-        # Who presses keys has heard enough, as one who speaks.
+        # Keys interrupt the agent, as speech does.
         stop = self._stop_agent("keys", now)
-        word = f"(The caller pressed these keys on the phone: {keys})"
-        return [*stop, *self.tell("user", word, True, now)]
+        text = f"(The caller pressed these keys on the phone: {keys})"
+        return [*stop, *self.tell("user", text, True, now)]
 
-    # --- what is waited for ---
+    # --- what waits until everything is heard ---
 
     def _changed(self, now: float) -> list[Command]:
-        """Something was said or heard: who waits for it is answered."""
+        """Run after every input that may change what is said or heard: watches for
+        silence, rolls over, answers waits, ends a call that waits for its end."""
         if self.state is State.ENDED:
             return []
-        yet = self._outstanding
-        still = self._is_still(yet)
-        here = self.state is State.TALKING and self._line_lost_at is None
-        self._call_limits.watch(still and here and not self._caller.muted, now)
-        rolls = self._sessions.spare and self._ends_at is None
-        if rolls and self._is_quiet(yet):
+        outstanding = self._outstanding
+        idle = self._is_idle(outstanding)
+        here = self.state is State.TALKING and not self._stream.is_lost
+        self._call_limits.watch(idle and here and not self._caller.muted, now)
+        may_roll_over = self._sessions.spare and self._ends_at is None
+        if may_roll_over and self._is_quiet(outstanding):
             return self._roll_over(now)
-        over = self._waits.over(yet, now)
-        leaves = next((wait for wait in over if wait.then), None)
+        over = self._waits.over(outstanding, now)
+        ending = next((wait for wait in over if wait.then), None)
         commands: list[Command] = [
-            # Of several wishes to leave only the first is done.
-            WaitDone(wait.number, None if leaves else yet.nothing)
+            # Of several waits that end the call only the first is carried out.
+            WaitDone(wait.number, None if ending else outstanding.nothing)
             for wait in over
-            if wait is not leaves
+            if wait is not ending
         ]
-        if leaves is not None and leaves.then is not None:
-            done = WaitDone(leaves.number, True)
-            return [*commands, done, *self.end(*leaves.then, now)]
+        if ending is not None and ending.then is not None:
+            done = WaitDone(ending.number, True)
+            return [*commands, done, *self.end(*ending.then, now)]
         if self._ends_at is None:
             return commands
-        moves = self._ends_why == "handed_over"
-        said = still and not yet.unanswered
-        if now >= self._ends_at or (self._is_settled(yet, now) if moves else said):
+        moving = self._ends_why == "handed_over"
+        all_said = idle and not outstanding.unanswered
+        ready = self._is_settled(outstanding, now) if moving else all_said
+        if ready or now >= self._ends_at:
             return commands + self.end("bridge", self._ends_why, now)
         return commands
 
     @property
     def _outstanding(self) -> Outstanding:
-        """What the caller has yet to hear; words that wait for the model are part."""
+        """What the caller has yet to hear; includes messages that wait for the
+        model."""
         return Outstanding(
             generating=self._speech.generating or self._outbox.to_be_answered,
-            # Nor does a call end between two keys of one input.
+            # A call does not end between two keys of one input either.
             unanswered=self._unanswered or self._keys.due_at is not None,
             queued=not self._playback.idle,
             queue_ends=self._playback.queue_ends,
             progress=self._speech.progress,
         )
 
-    def _is_still(self, yet: Outstanding) -> bool:
-        """Nobody speaks, nothing is to be heard, no tool runs."""
-        return yet.nothing and not (self._caller.speaking or self._busy)
+    def _is_idle(self, outstanding: Outstanding) -> bool:
+        """Nobody speaks, no audio is queued or expected, no tool runs."""
+        return (
+            outstanding.nothing
+            and not self._caller.speaking
+            and not self._tools_running
+        )
 
-    def _is_quiet(self, yet: Outstanding) -> bool:
-        """Nothing would be interrupted: nor is anything about to begin. (A tool begins
-        a moment after the answer that calls it is done.)"""
-        if self.state is not State.TALKING or self._line_lost_at is not None:
+    def _is_quiet(self, outstanding: Outstanding) -> bool:
+        """Idle, and nothing is about to begin. (A tool begins a moment after the
+        response that calls it is done, so tool calls without a result count.)"""
+        if self.state is not State.TALKING or self._stream.is_lost:
             return False
-        still = self._is_still(yet) and not yet.unanswered
-        return still and not self.history.has_open_calls
+        idle = self._is_idle(outstanding) and not outstanding.unanswered
+        return idle and not self.history.has_open_calls
 
-    def _is_settled(self, yet: Outstanding, now: float) -> bool:
-        """Quiet, and all that was said is known in words: others have no audio."""
-        written = not (self._writes and self._caller.has_unwritten)
-        return written and not self._sessions.is_new(now) and self._is_quiet(yet)
+    def _is_settled(self, outstanding: Outstanding, now: float) -> bool:
+        """Quiet, and everything the caller said is transcribed: another instance gets
+        no audio."""
+        if self._server_transcribes and self._caller.has_untranscribed:
+            return False
+        return not self._sessions.is_new(now) and self._is_quiet(outstanding)
 
     @property
     def _answer_late_at(self) -> float | None:
-        """When an answer that does not come on is given up. A tool of the model's own
-        server may be a part of it, and takes its time."""
-        if self.state is not State.TALKING or self._busy_inside:
+        """When a response without progress is given up; None while the model's own
+        server runs a tool, which is a part of the response and may take its time."""
+        if self.state is not State.TALKING or self._server_tools_running:
             return None
-        if not self._speech.generating or self._line_lost_at is not None:
+        if not self._speech.generating or self._stream.is_lost:
             return None
         return self._speech.progress + LATE_SECONDS
 
@@ -742,26 +763,26 @@ class Conversation:
         self._unanswered = False  # the server would have begun by now
         late: list[Command] = [Note("answer_late")]
         if self._waits.to_leave:
-            # Another try would hold the line once more.
-            return late + self._speech.drop(now)
+            # The call is to end: another try would only prolong it.
+            return late + self._speech.drop_responses(now)
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             return late + self.end("model", "failed", now)
-        # It answers pings and nothing else: another session is asked.
+        # The session answers pings and nothing else: use another one.
         return late + self._redial("answer_late", now)
 
     @property
     def _limit_reached_at(self) -> float | None:
         if self.state is not State.TALKING or self._ends_at is not None:
             return None
-        return None if self._line_lost_at is not None else self._call_limits.due_at
+        return None if self._stream.is_lost else self._call_limits.due_at
 
     def _apply_call_limit(self, now: float) -> list[Command]:
-        if self._ends_at is not None or self._line_lost_at is not None:
+        if self._ends_at is not None or self._stream.is_lost:
             return []
-        # An answer that was asked for since has not been seen yet.
-        still = self._is_still(self._outstanding)
-        self._call_limits.watch(still and not self._caller.muted, now)
+        # A response may have been requested since `watch` last ran.
+        idle = self._is_idle(self._outstanding)
+        self._call_limits.watch(idle and not self._caller.muted, now)
         due = self._call_limits.due(now)
         if due == "ask":
             self._unanswered = False  # the server would have begun by now
@@ -769,63 +790,69 @@ class Conversation:
             return [Note("caller_silent"), *ask]
         return [] if due is None else self.goodbye(due, now)
 
-    # --- the model ---
+    # --- model sessions ---
 
     def _session_updated(
         self, event: realtime_events.SessionUpdated, now: float
     ) -> list[Command]:
         if any(form not in (None, realtime_events.MULAW) for form in event.formats):
-            # PCM on a mu-law line is noise in the caller's ear.
+            # PCM on a mu-law line would be noise to the caller.
             return self.end("model", "wrong_audio_format", now)
-        self._turns = event.turns
-        # Without detection nobody will say when the caller has ended, nor answer.
-        manual, self._detects = self._detects and not event.detects, event.detects
+        self._turn_detection = event.turns
+        # Without turn detection no event will say that the caller has ended, and no
+        # response will follow: what they are saying now is dropped.
+        manual = self._server_detects_turns and not event.detects
+        self._server_detects_turns = event.detects
         dropped = self._turn_dropped(now) if manual else []
-        if self.state is not State.HOLDING or not self._sessions.awaited:
-            return dropped  # by one that was left is nobody configured
+        if self.state is not State.HOLDING or not self._sessions.is_configuring:
+            return dropped  # sent by a connection that is no longer used
         self.state = State.TALKING
         taken, sent = event.formats
         commands: list[Command]
-        if self._sessions.before:
-            commands = self._go_on(now)
+        if self._sessions.had_session:
+            commands = self._resume_session(now)
         else:
             data = {"held_ms": self._caller.held_ms, "input": taken, "output": sent}
-            commands = [Note("ready", data), *self._open(now)]
+            commands = [Note("ready", data), *self._open_session(now)]
         self._sessions.began(now, self._rules.session_seconds)
-        for word in self._outbox.take():
-            if isinstance(word, PendingText):
-                commands += self.tell(word.role, word.text, word.respond, now)
+        for pending in self._outbox.take():
+            if isinstance(pending, PendingText):
+                commands += self.tell(pending.role, pending.text, pending.respond, now)
             else:
-                commands.append(self._give(word))
+                commands.append(self._send_event(pending))
         if self._outbox.asked:
             self._outbox.asked = False
             commands += self.ask(now)
         return commands + self._speech.request_if_free(now) + self._caller.ready()
 
-    def _open(self, now: float) -> list[Command]:
-        """The first session of this stream begins."""
+    def _open_session(self, now: float) -> list[Command]:
+        """The first session of this stream: gets the history of earlier ones, and the
+        greeting."""
         rules = self._rules
         before = replayed(rules.history, self._speech.event_id)
         commands: list[Command] = [ToModel(event) for event in before]
         if rules.aside:
-            return [*commands, self._say("system", rules.aside)]
+            return [*commands, self._send_message("system", rules.aside)]
         opening = rules.word or rules.greeting
         if opening:
-            # As an item, for instructions of a response would replace the agent's own.
-            # Before the held audio: a caller who said hello first is then answered.
-            commands += [self._say("system", opening), *self._speech.ask(now)]
-            self._answer_due = now
+            # An item, because instructions of a response would replace the agent's own.
+            # Sent before the held audio, so that a caller who said hello first is
+            # answered after it.
+            commands.append(self._send_message("system", opening))
+            commands += self._speech.request_response(now)
+            self._awaiting_audio_since = now
         return commands
 
-    def _go_on(self, now: float) -> list[Command]:
-        """Another session takes the place of the last, and is given what was said."""
+    def _resume_session(self, now: float) -> list[Command]:
+        """A session replaces a lost or old one: gets the history and what is
+        unsettled."""
         settled = self._speech.model_back(now)
         words: dict[str, str] = {}
         for part in self._speech.playing(now):
             text = "".join(text for _, text in part.words)
             words[part.id] = words.get(part.id, "") + text
-        still = Open(words, self._caller.turn, self._called)
-        told = replayed(self.history.items, self._speech.event_id, still)
+        unfinished = Unfinished(words, self._caller.turn_audio, self._open_tool_calls)
+        told = replayed(self.history.items, self._speech.event_id, unfinished)
         told += self._outbox.events
         data: dict[str, Value] = {
             "why": self._sessions.left_why,
@@ -835,37 +862,40 @@ class Conversation:
         }
         commands: list[Command] = [Note("model_back", data), *settled]
         commands += [ToModel(event) for event in told]
-        if self._speech.broken and self._line_lost_at is None:
-            self._speech.broken = False
-            commands.append(self._say("system", BROKEN_OFF))
+        if self._speech.broken_off and not self._stream.is_lost:
+            self._speech.broken_off = False
+            commands.append(self._send_message("system", BROKEN_OFF))
         return commands
 
-    # --- sessions come and go ---
+    # --- a session is replaced ---
 
     def _redial(self, why: str, now: float) -> list[Command]:
-        """The session is of no more use: another one is wanted."""
+        """The session is useless: uses the spare one or dials; ends the call if time is
+        up."""
         commands = self._leave_session(why, now)
-        if self._sessions.given_up(now):
+        if self._sessions.is_given_up(now):
             return commands + self.end("model", "lost", now)
-        return commands + self._sessions.another(now)
+        return commands + self._sessions.switch_or_dial(now)
 
     def _roll_over(self, now: float) -> list[Command]:
-        """A quiet moment: the spare session takes over, and nobody hears of it."""
+        """A quiet moment: the spare session takes over unnoticed."""
         left = self._leave_session("roll_over", now)
-        return [Note("rolls_over"), *left, *self._sessions.another(now)]
+        return [Note("rolls_over"), *left, *self._sessions.switch_or_dial(now)]
 
     def _leave_session(self, why: str, now: float) -> list[Command]:
-        """What the next session must know is kept; the caller is held."""
+        """The session is useless: keeps what the next one must know; holds the caller's
+        audio."""
         was_there = self._sessions.there
         self._sessions.left(why, now)
         if not was_there:
             return []
         self.state = State.HOLDING
-        commands = self._speech.model_lost(now, tools=bool(self._busy))
+        commands = self._speech.model_lost(now, tools=bool(self._tools_running))
         turn_open = self._caller.speaking or self._caller.turn_open
         if self._unanswered and not turn_open:
-            # The caller has ended, and the server had not begun to answer.
-            commands += self._speech.ask(now)
+            # The caller has ended, and the server had not begun to respond: the
+            # response is owed.
+            commands += self._speech.request_response(now)
         self._unanswered = False
         self._caller.model_lost()
         for item_id in self._outbox.deleted:
@@ -873,28 +903,30 @@ class Conversation:
         return commands
 
     @property
-    def _begins_at_most(self) -> float | None:
-        """When something must have begun: the call, or a session."""
+    def _start_or_session_due(self) -> float | None:
+        """When `start`, or something of a session, is due."""
         if self.state is State.WAITING:
             return self._start_due
         return self._sessions.due_at
 
-    def _give(self, text: str) -> ToModel:
+    def _send_event(self, text: str) -> ToModel:
         """Items are remembered until the server has shown them."""
         return ToModel(self._outbox.sent(text))
 
-    def _say(self, role: str, text: str) -> ToModel:
-        return self._give(realtime_events.message(role, text, self._speech.event_id()))
+    def _send_message(self, role: str, text: str) -> ToModel:
+        return self._send_event(
+            realtime_events.message(role, text, self._speech.event_id())
+        )
 
-    def _keep(self, word: PendingText | str) -> list[Command]:
-        """Until the model is there."""
-        return [] if self._outbox.keep(word) else [Note("text_dropped")]
+    def _keep_pending(self, text: PendingText | str) -> list[Command]:
+        """Keeps a text, or a client event, until the model is ready."""
+        return [] if self._outbox.keep(text) else [Note("text_dropped")]
 
     def _first_audio(self, now: float) -> list[Command]:
-        if self._answer_due is None:
+        if self._awaiting_audio_since is None:
             return []
-        seconds = now - self._answer_due
-        self._answer_due = None
+        seconds = now - self._awaiting_audio_since
+        self._awaiting_audio_since = None
         return [Note("first_audio", {"seconds": seconds})]
 
     def _response_done(
@@ -908,13 +940,13 @@ class Conversation:
         if used:
             notes.append(self._used(used))
         elif status == "completed" and self._rules.prices:
-            # Limits of cost hold nobody back then: an operator is to know.
+            # Cost limits have no effect without usage: the operator must know.
             notes.append(protocol_error("model", NO_USAGE))
         if status == "completed":
             self._failures = 0
         if lost:
             notes.append(Note("answer_failed", {"why": why}))
-            return notes + self._failed(why, now)
+            return notes + self._retry_or_end(why, now)
         if self.state is State.TALKING:
             notes += self._apply_call_limit(now)
         return notes
@@ -927,12 +959,12 @@ class Conversation:
         }
         return Note("usage", data)
 
-    def _failed(self, why: str, now: float) -> list[Command]:
-        """An answer the caller waits for will not come: asks again, or gives up."""
+    def _retry_or_end(self, why: str, now: float) -> list[Command]:
+        """A response that the caller waits for failed."""
         self._failures += 1
         if why in errors.FATAL_CODES or self._failures >= MAX_FAILURES:
             return self.end("model", "failed", now)
-        return [] if self._speech.asked else self.ask(now)
+        return [] if self._speech.requested else self.ask(now)
 
     def _model_error(
         self, error: realtime_events.ErrorDetails, now: float
@@ -944,24 +976,25 @@ class Conversation:
             "benign": benign,
         }
         if error.event_id == PROBE_ID:
-            self._sessions.answered(now)
+            self._sessions.probe_answered(now)
             return []
         words = {"message": error.message[:MAX_MESSAGE_CHARS]}
         note = Note("model_error", data, words)
         self._outbox.refused(error.event_id)
-        if self.state is State.HOLDING and self._sessions.awaited and not benign:
+        if self.state is State.HOLDING and self._sessions.is_configuring and not benign:
             if errors.may_pass(error):
                 return [note, *self._redial("error", now)]
             # The session would go on with the server's defaults: PCM, no instructions.
             return [note, *self.end("model", "refused", now)]
         if error.code == errors.ACTIVE_CODE:
-            # Ours, or the server's own to what the caller said while the agent went on.
+            # Refused because a response is active: our request, or the server's own
+            # response to what the caller said while the agent went on speaking.
             if error.event_id in (None, ANSWER_ID):
                 self._speech.want_response(now)
             return [note]
         if error.event_id == ANSWER_ID:
-            commands = [note, *self._speech.ask_failed(now)]
+            commands = [note, *self._speech.request_failed(now)]
             if not benign:
-                commands += self._failed(error.code or "", now)
+                commands += self._retry_or_end(error.code or "", now)
             return commands
         return [note]

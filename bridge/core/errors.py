@@ -1,4 +1,4 @@
-"""What the server's errors mean for a call: nothing, another try, or its end. PURE."""
+"""What a server error means for a call: nothing, another try, or the end. PURE."""
 
 from bridge.core import realtime_events
 
@@ -11,9 +11,9 @@ BENIGN_CODES = frozenset(
         "conversation_already_has_active_response",
     }
 )
-"""Answers to a truncate, delete, cancel or create that lost a race: the session is
-unhurt. So is it by `Audio content of Xms is already shorter than Yms`, which has no
-code."""
+"""Codes of errors about a truncate, delete, cancel or create that lost a race: the
+session is unharmed. So it is by `Audio content of Xms is already shorter than Yms`,
+which has no code."""
 
 FATAL_CODES = frozenset(
     {
@@ -23,15 +23,16 @@ FATAL_CODES = frozenset(
         "billing_hard_limit_reached",
     }
 )
-"""No answer will come on this account, however often it is asked for."""
+"""This account gets no response, however often one is requested."""
 
 LATER_CODES = frozenset({"rate_limit_exceeded", "session_expired", "server_error"})
-"""Errors (codes or types) before a session is ready that another one may not meet."""
+"""Codes or types of errors before a session is ready that another session may not
+meet."""
 
 ACTIVE_CODE = "conversation_already_has_active_response"
 
 MAX_CODE_CHARS = 64
-"""Of what a server calls its error: it goes into logs."""
+"""Characters kept of a server's error code: it goes into logs."""
 
 
 def is_benign(error: realtime_events.ErrorDetails) -> bool:
@@ -39,7 +40,7 @@ def is_benign(error: realtime_events.ErrorDetails) -> bool:
 
 
 def may_pass(error: realtime_events.ErrorDetails) -> bool:
-    """Another session may not meet it."""
+    """Another session may not meet this error."""
     return bool({error.code, error.type} & LATER_CODES)
 
 
@@ -48,5 +49,5 @@ def short(code: str | None) -> str:
 
 
 def is_lost(status: str | None, *, sounded: bool) -> bool:
-    """The caller will not hear this answer."""
+    """The caller will not hear this response. `sounded`: some of its audio was sent."""
     return status == "failed" or (status == "incomplete" and not sounded)

@@ -1,7 +1,7 @@
-"""What was said in a call, as the model has it: words that were heard, tool calls.
+"""What was said in a call, as the model knows it: text that was heard, tool calls.
 
-Text only, bounded, in the server's order. Fed by the server's own events and by what
-was decided about the caller's hearing. Also what a later session is given back.
+Text only, bounded, in the server's order. Filled from the server's events and from what
+was decided about the caller's hearing. A later session is given it back.
 """
 
 from collections import Counter
@@ -13,24 +13,25 @@ import msgspec
 Kind = Literal["user", "assistant", "system", "tool_call", "tool_output"]
 
 MAX_ITEMS = 400
-"""Two hours of talk; what is older is forgotten here, the model has it still."""
+"""Two hours of conversation. Older items are forgotten here; the model still has
+them."""
 
 MAX_CHARS = 8000
-"""Of one item: a tool may return a book."""
+"""Characters of one item: a tool may return a book."""
 
 MAX_ALL_CHARS = 2_000_000
-"""Of all together; the oldest are forgotten first. A day of talk has less, and so have
-a hundred tools that return a book each."""
+"""Characters of all items; the oldest are forgotten first. A day of conversation has
+less, and so have a hundred tools that return a book each."""
 
 
 class HistoryItem(msgspec.Struct):
-    """One item. `text` is what was heard of it; a tool's output is text, too."""
+    """One item. `text`: what was heard of it, or a tool's output."""
 
     id: str
     kind: Kind
     text: str = ""
     generated: str = ""
-    """An assistant's words, heard or not."""
+    """Text of an assistant's message, heard or not."""
     cut: bool = False
     """The caller did not hear all of it."""
     at: float = 0.0
@@ -41,7 +42,7 @@ class HistoryItem(msgspec.Struct):
 
     @property
     def spoken(self) -> bool:
-        """Words of a person or an agent, not a tool's."""
+        """Text of a person or an agent, not of a tool."""
         return self.kind in ("user", "assistant") and bool(self.text or self.generated)
 
 
@@ -49,31 +50,36 @@ Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class Playing(msgspec.Struct, frozen=True):
-    """Words on their way to the caller: more of them is heard as time passes."""
+    """A part of a message on its way to the caller: more of it is heard as time
+    passes."""
 
     id: str
     words: tuple[tuple[Bytes, str], ...]
-    """(byte of the audio at which they came, words)."""
+    """(byte of the audio at which the text arrived, text)."""
     received: Bytes
-    """Bytes of mu-law the model has sent of it."""
+    """Bytes of mu-law that the model has sent of it."""
     heard: Bytes
     """Bytes that the caller has heard of it."""
     complete: bool
-    """There is no more of it."""
+    """The model has sent all of it."""
     cut: bool = False
     """No more of it will be heard."""
 
 
 class History:
-    """`items` in order; every method takes an item that is unknown as nothing."""
+    """The items of one call, in order. Methods ignore items that are unknown.
+
+    Invariants: at most MAX_ITEMS and MAX_ALL_CHARS (the oldest go first). A removed id
+    stays out, whatever still arrives of it.
+    """
 
     def __init__(self, items: Iterable[HistoryItem] = ()) -> None:
         self._items: dict[str, HistoryItem] = {item.id: item for item in items}
         self._chars = sum(map(_size, self._items.values()))
         self._gone: dict[str, None] = {}
-        """Ids that were removed: what still comes of them stays out."""
+        """Ids that were removed."""
         self.version = 0
-        """Another one with every change."""
+        """Rises with every change."""
 
     @property
     def items(self) -> Sequence[HistoryItem]:
@@ -81,7 +87,7 @@ class History:
 
     @property
     def has_open_calls(self) -> bool:
-        """A tool was called whose result is not there."""
+        """A tool was called, and its result is missing."""
         kinds = ("tool_call", "tool_output")
         calls = Counter(it.call_id for it in self._items.values() if it.kind in kinds)
         return any(count == 1 for count in calls.values())
@@ -90,7 +96,8 @@ class History:
         return self._items.get(item_id)
 
     def add(self, item: HistoryItem, after: str | None = None) -> None:
-        """A new item, or more of a known one; behind `after`, else at the end."""
+        """Adds an item behind `after` (else at the end), or fills what a known item
+        lacks."""
         self.version += 1
         if item.id in self._gone:
             return
@@ -110,23 +117,24 @@ class History:
         self._grew(_size(item))
 
     def said(self, item_id: str, heard: str, generated: str, *, cut: bool) -> None:
-        """What the caller heard of an answer is known now."""
+        """What the caller heard of one part of a message is known; adds it to the
+        item."""
         self.version += 1
         item = self._items.get(item_id)
         if item is not None:
             before = _size(item)
-            # A part of an item that has several: the words of all of them.
+            # An item may have several parts: their texts are joined.
             item.text = (item.text + heard)[:MAX_CHARS]
             item.generated = (item.generated + generated)[:MAX_CHARS]
             item.cut = item.cut or cut
             self._grew(_size(item) - before)
 
     def transcribed(self, item_id: str, text: str) -> None:
-        """The caller's words, as the transcription model has them."""
+        """The transcript of what the caller said."""
         self.correct(item_id, text)
 
     def correct(self, item_id: str, text: str) -> None:
-        """Other words in the place of those that it has."""
+        """Replaces the text of an item."""
         self.version += 1
         item = self._items.get(item_id)
         if item is not None:
@@ -135,6 +143,7 @@ class History:
             self._grew(_size(item) - before)
 
     def remove(self, item_id: str) -> None:
+        """Removes an item; whatever still arrives of it is ignored."""
         self.version += 1
         gone = self._items.pop(item_id, None)
         if gone is not None:

@@ -1,14 +1,15 @@
-"""Keys the caller presses, gathered into inputs: what a pause or `#` ends is one."""
+"""Keys that the caller presses, gathered into inputs; a pause or `#` ends an input."""
 
 from collections.abc import Iterable
 
 MAX_KEYS = 64
-"""Longer than any card number; who leans on a key sends no book."""
+"""Keys of one input: more than any card number has; a limit for a key that is held
+down."""
 
 
 class Keys:
-    """`actions` are inputs that are complete the moment they are pressed, unless a
-    longer one begins with them."""
+    """Gathers key presses. `actions`: inputs that are complete as soon as they are
+    pressed, unless a longer action begins with them."""
 
     def __init__(self, pause_seconds: float, actions: Iterable[str] = ()) -> None:
         self._pause = pause_seconds
@@ -17,7 +18,7 @@ class Keys:
         self._last = 0.0
 
     def press(self, key: str, now: float) -> str | None:
-        """The input that this key completes, if it does; `#` at the end is left out."""
+        """Returns the input that this key completes, without a final `#`; else None."""
         self._pressed += key
         self._last = now
         pressed = self._pressed
@@ -34,7 +35,7 @@ class Keys:
         return self._last + self._pause if self._pressed else None
 
     def take(self) -> str:
-        """What was pressed, as one input."""
+        """Returns the keys pressed so far as one input."""
         pressed, self._pressed = self._pressed, ""
         if pressed in self._actions:
             return pressed

@@ -1,31 +1,35 @@
-"""What the edges of one instance bear: sizes, times, numbers. Values, no behaviour.
+"""All limits of one instance and of one call: sizes, times, rates, numbers.
 
-What the core bears is bridge.core.bounds. Each limit that is hit is counted
-(`bridge_limit_hits_total{limit}`) under one of the names of HITS.
+`Limits` are those of the edges (sockets, requests), `Bounds` those of the core. Each
+limit that is hit is counted (`bridge_limit_hits_total{limit}`) under one of the names
+of HITS.
 """
 
+import math
 from dataclasses import dataclass
+
+import msgspec
 
 HITS = (
     # connections and requests (connection_guard.py, webhooks.py, api/auth.py)
-    "sockets",  # too many that are no call: the oldest was closed
+    "sockets",  # too many sockets without a call: the oldest was closed
     "sockets_of_address",  # the same for one address
     "request_slow",  # no complete request in time
     "header_bytes",
     "body_bytes",
     "body_slow",
-    "answer_slow",  # an answer that nobody reads
+    "answer_slow",  # the client does not read our answer
     "api_rate",
     # streams (server.py, stream.py, core)
     "start_late",  # no `start` in time
     "message_bytes",
     "message_rate",
     "audio_rate",  # more audio of the caller than time has passed
-    "phone_slow",  # nothing was taken in time, or too much waits to be sent
+    "phone_slow",  # Twilio reads too slowly, or too much waits to be sent
     "audio_held",
     "audio_ahead",
     # calls (quotas.py, server.py, core)
-    "calls",  # no line is free
+    "calls",  # the maximum number of calls is running
     "calls_of_number",
     "calls_of_number_hour",
     "longest",
@@ -42,10 +46,10 @@ HITS = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Made of the settings (startup.py); the defaults are theirs."""
+    """Built from the settings (startup.py), whose defaults these are."""
 
     start_seconds: float = 10.0
-    """Connection -> request, and stream -> `start`."""
+    """From a connection to its request, and from a stream to its `start`."""
     waiting_sockets: int = 500
     waiting_per_address: int = 100
     header_bytes: int = 16 * 1024
@@ -54,3 +58,43 @@ class Limits:
     send_seconds: float = 5.0
     message_bytes: int = 256 * 1024
     api_per_second: float = 20.0
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """Given to the Conversation at its beginning; stored in a trace of it."""
+
+    messages_per_second: float = 200.0
+    """Of the caller's stream, averaged over ten seconds; Twilio sends 50."""
+    audio_held_seconds: float = 20.0
+    """Caller's audio held for a model that is not ready."""
+    audio_ahead_seconds: float = 600.0
+    """Agent's audio queued at Twilio."""
+
+
+BURST_SECONDS = 10.0
+"""A network that stalled delivers the messages of seconds at once, which is normal."""
+
+MAX_ID_CHARS = 256
+"""Of any id or name that a side sends; they are kept long. Twilio's ids have 34
+characters, OpenAI's up to 32, others are UUIDs with a prefix."""
+
+
+class MessageRate:
+    """Rate limiter, averaged over a burst. `add` costs one addition and two
+    comparisons: it runs for every frame."""
+
+    __slots__ = ("_burst", "_per_second", "_spent_at")
+
+    def __init__(self, per_second: float, burst_seconds: float = BURST_SECONDS) -> None:
+        self._per_second = per_second
+        self._burst = burst_seconds
+        self._spent_at = -math.inf
+        """When all that has arrived would have arrived at the permitted rate."""
+
+    def add(self, amount: float, now: float) -> bool:
+        """Counts `amount`; False: that is more than is permitted."""
+        spent_at = self._spent_at
+        if spent_at < now:
+            spent_at = now
+        self._spent_at = spent_at = spent_at + amount / self._per_second
+        return spent_at - now <= self._burst

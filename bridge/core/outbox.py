@@ -30,7 +30,7 @@ MAX_ID_CHARS = 12
 
 @dataclass(frozen=True, slots=True)
 class PendingText:
-    """A text for the model that nobody spoke. With `respond` the model answers it."""
+    """A message to the model that nobody spoke. `respond`: the model responds to it."""
 
     role: str
     text: str

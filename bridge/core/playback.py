@@ -1,8 +1,9 @@
-"""The ledger: what was sent to Twilio, what came back, hence what the caller heard.
+"""Ledger of the audio sent to Twilio: what was sent, what came back, hence what was
+heard.
 
-Positions are bytes of mu-law since the stream began (8 to the ms), times of Twilio are
-ms of its own media clock, `now` is seconds of ours. docs/playback.md tells the method;
-this module only counts: what follows from it is decided in conversation.py.
+Positions are bytes of mu-law since the stream began (8 per ms), Twilio's times are ms
+of its media clock, `now` is seconds of ours. Method: docs/playback.md. This module only
+counts; agent_speech.py decides what follows.
 """
 
 import math
@@ -12,54 +13,54 @@ from dataclasses import dataclass
 from bridge.audio.g711 import BYTES_PER_MS
 
 MARK_BYTES = 200 * BYTES_PER_MS
-"""At most so much audio between two marks: after a stall inside of it, less than this
-is judged by a clock that did not see the stall."""
+"""Most audio between two marks. If playing stalls between them, the position of less
+than this is computed from an origin that does not know of the stall."""
 
 PIECE_BYTES = 1599
-"""A longer delta is cut here: the largest piece under MARK_BYTES that base64 can be
-cut at (a multiple of 3)."""
+"""A longer delta is cut into pieces of this size: the largest under MARK_BYTES at which
+base64 can be cut (a multiple of 3)."""
 
 LOW_SECONDS = 0.12
-"""While we believe that less than this is queued, jitter may have emptied the queue
-unseen: audio goes out in small pieces then, each with its mark ..."""
+"""If we believe that less than this is queued, jitter may have emptied the queue
+unseen: audio goes out in small pieces, each with its mark."""
 
 LOW_PIECE_BYTES = 318
-"""... of 40 ms ..."""
+"""Piece size while the queue is low: 40 ms."""
 
 START_PIECE_BYTES = 159
-"""... and of 20 ms where playing begins: the mark that pins the start may have crossed
-the network sooner than the audio behind it, and only the next mark will tell."""
+"""Piece size where playing begins: 20 ms. The mark that pins the start may have crossed
+the network faster than the audio behind it; only the next mark tells."""
 
 FRAME_MS = 20
-"""Twilio's clock reaches us in frames: between two of them we do not see it move."""
+"""Twilio's clock reaches us with each frame, and not in between."""
 
 CLEARLY_EARLY_MS = 45
-"""A mark that came back so long before it was due was flushed; one that is nearer may
-have been played: both times are known to a frame only, and a Twilio that plays in whole
-frames echoes a mark up to a frame late."""
+"""A mark that returns so long before it was due was flushed. A mark that returns closer
+to that may have been played: both times are known to a frame only, and a Twilio that
+plays whole frames echoes a mark up to a frame late."""
 
 STALE_SECONDS = 0.25
-"""Frames come 50 a second, and in order with the marks: a mark that comes so long after
-the last frame overtook none, frames are missing, and only then our clock stands in.
-Longer than the jitter that may lie between a frame and the mark behind it."""
+"""Frames come 50 a second, in order with the marks: a mark that comes so long after the
+last frame did not overtake one, frames are missing. Only then our clock stands in.
+Longer than the jitter between a frame and the mark behind it."""
 
 RESTART_MS = 10_000
-"""A timestamp so far back is no late frame: the one before was wrong, or the clock has
-begun anew (caller_audio.MAX_GAP_MS)."""
+"""A timestamp so far back is no late frame: the one before was wrong, or the clock
+began anew (caller_audio.MAX_GAP_MS)."""
 
 QUICKEST_SECONDS = 10.0
-"""How long the quickest frame is remembered: two clocks drift apart by less than a
-millisecond in that time."""
+"""How long the quickest frame is remembered: two clocks drift apart by less than 1 ms
+in that time."""
 
 MAX_PENDING_MARKS = 4096
-"""Ten minutes of audio, which is all that Twilio buffers (error 31931)."""
+"""Enough for ten minutes of audio, which is all that Twilio buffers (error 31931)."""
 
 MAX_SPANS = 4096
-"""Of audio of one item and then another's. Items come one after the other; a model that
-mixes them has its answer stopped."""
+"""Alternations between items in the queue. Items normally come one after the other; a
+model that mixes them has its response stopped."""
 
 Key = tuple[str, int]
-"""(item id, content index): what the model can be told to truncate."""
+"""(item id, content index): the unit that the model can truncate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,57 +72,68 @@ class Window:
 
     @property
     def latest(self) -> float:
-        """The moment to reckon with: as a rule a message is as quick as the quickest
-        frame, so its moment is the last that it can be. Moments that are compared are
-        all read so, and what they have in common cancels out."""
+        """The moment to calculate with. As a rule a message is as quick as the quickest
+        frame, so its moment is the latest possible. All moments that are compared are
+        read so, and their common error cancels out."""
         return self.high
 
     def earlier(self, ms: float) -> "Window":
         return Window(self.low - ms, self.high - ms)
 
-    def meet(self, other: "Window") -> "Window | None":
+    def intersect(self, other: "Window") -> "Window | None":
+        """None: the windows do not meet."""
         low, high = max(self.low, other.low), min(self.high, other.high)
         return Window(low, high) if low < high else None
 
 
 class MediaClock:
-    """Twilio's own clock, read from the timestamps of the caller's frames."""
+    """Twilio's media clock, read from the timestamps of the caller's frames."""
 
-    __slots__ = ("_arrived", "_behind_ms", "_end_ms", "_least_ms", "_since")
+    __slots__ = (
+        "_end_ms",
+        "_last_frame_at",
+        "_offset_ms",
+        "_previous_offset_ms",
+        "_span_began",
+    )
 
     def __init__(self, now: float) -> None:
         self._end_ms = 0.0
-        self._arrived = now
-        self._since = now
-        self._least_ms = self._behind_ms = math.inf
-        """How far our clock is ahead of Twilio's, at least: of the fastest frame in
-        this span of QUICKEST_SECONDS, and in the one before."""
+        self._last_frame_at = now
+        self._span_began = now
+        self._offset_ms = self._previous_offset_ms = math.inf
+        """Our clock minus Twilio's, at least: of the quickest frame in this span of
+        QUICKEST_SECONDS, and in the span before."""
 
     def frame(self, timestamp_ms: int, duration_ms: float, now: float) -> None:
+        """A frame of the caller arrived, with its timestamp and duration on Twilio's
+        clock."""
         end_ms = timestamp_ms + duration_ms
         if end_ms < self._end_ms - RESTART_MS:
-            self._least_ms = self._behind_ms = math.inf  # another clock than before
+            # The clock began anew.
+            self._offset_ms = self._previous_offset_ms = math.inf
             self._end_ms = end_ms
         self._end_ms = max(self._end_ms, end_ms)
-        self._arrived = now
-        if now - self._since > QUICKEST_SECONDS:
-            self._behind_ms, self._least_ms, self._since = self._least_ms, math.inf, now
-        self._least_ms = min(self._least_ms, 1000 * now - self._end_ms)
+        self._last_frame_at = now
+        if now - self._span_began > QUICKEST_SECONDS:
+            self._previous_offset_ms, self._offset_ms = self._offset_ms, math.inf
+            self._span_began = now
+        self._offset_ms = min(self._offset_ms, 1000 * now - self._end_ms)
 
     def read(self, now: float) -> Window:
-        """Twilio's time at which what arrives now was sent."""
-        silent = now - self._arrived
+        """Twilio's time (ms) at which a message that arrives now was sent."""
+        silent = now - self._last_frame_at
         low = self._end_ms + (1000 * silent if silent > STALE_SECONDS else 0.0)
-        least = min(self._least_ms, self._behind_ms)
-        if math.isinf(least):
+        offset_ms = min(self._offset_ms, self._previous_offset_ms)
+        if math.isinf(offset_ms):
             return Window(low, low + FRAME_MS)
         # Nothing crosses the network faster than the quickest frame did.
-        latest = max(low, 1000 * now - least) + 1.0
+        latest = max(low, 1000 * now - offset_ms) + 1.0
         return Window(low, min(low + FRAME_MS, latest))
 
     def guess(self, now: float) -> float:
-        """Twilio's time as our clock would carry it on from the last frame."""
-        return self._end_ms + 1000 * (now - self._arrived)
+        """Twilio's time (ms) if our clock carries it on from the last frame."""
+        return self._end_ms + 1000 * (now - self._last_frame_at)
 
 
 @dataclass(slots=True)
@@ -145,45 +157,51 @@ class Span:
 
 @dataclass(slots=True)
 class Tally:
-    """Bytes of one item: sent to Twilio, known to be heard."""
+    """Bytes of one item: sent to Twilio, and known to be heard."""
 
     sent: int = 0
     heard: int = 0
 
 
 class Playback:
-    """What lies at Twilio, and how far it has been played.
+    """The audio of one stream: what is queued at Twilio, and how far it has been
+    played.
 
-    `echoed` must be given every mark that comes back, `clock` every frame.
+    `echoed` must be given every mark that comes back, `clock.frame` every frame.
+
+    Invariants: played <= sent, and neither goes back. Each byte before `played` was
+    either played, and is counted as heard in its item's tally, or cleared.
     """
 
     def __init__(self, now: float) -> None:
         self.clock = MediaClock(now)
         self.sent = 0
         self.played = 0
-        """Everything before is known: it was played, or cleared."""
+        """Position up to which the fate of each byte is known: played, or cleared."""
         self.round_trip = math.inf
-        """Seconds, the shortest seen."""
+        """Seconds: the shortest seen."""
         self._marks: deque[SentMark] = deque(maxlen=MAX_PENDING_MARKS)
         self._spans: deque[Span] = deque()
         self._tallies: dict[Key, Tally] = {}
         self._origin: Window | None = None
-        """When byte 0 would have begun, had all played without a pause."""
+        """When byte 0 would have begun, had all bytes been played without a pause."""
         self._flushed: Window | None = None
-        """When the clear that is under way took effect, by a mark that it flushed."""
+        """When the clear in progress took effect, as told by a mark that it flushed."""
         self._serial = 0
         self._last_mark = 0
         self._last_starts = False
         self._queue_ends = -math.inf
-        """When the queue at Twilio runs dry, on our clock: a guess."""
+        """When Twilio's queue runs dry, by our clock (an estimate)."""
 
     # --- what we send ---
 
     def plan(self, key: Key, size: int, now: float) -> list[tuple[str | None, int]]:
-        """Books `size` bytes of an item; answers how to send them: (mark, bytes)s.
+        """Counts `size` bytes of an item as sent; returns the pieces to send: (mark,
+        bytes)s.
 
-        A mark is the name to send *before* those bytes. It says when they began; one
-        behind would be blind for a pause between it and what follows.
+        The mark, if any, is to be sent *before* its piece and tells when the piece
+        began. A mark behind it would not show a pause between the piece and the next
+        one.
         """
         pieces = []
         while size > 0:
@@ -197,13 +215,13 @@ class Playback:
         return pieces
 
     def end_mark(self, now: float) -> str | None:
-        """The mark to send behind an item's last byte, if none is there yet."""
+        """The mark to send behind an item's last byte; None if one stands there."""
         if self._last_mark == self.sent:
             return None
         return self._new_mark(now, starts=False)
 
     def fence(self, now: float) -> str:
-        """The mark to send right behind a `clear`: its echo is the clear's moment."""
+        """The mark to send right behind a `clear`: its echo dates the clear."""
         name = self._new_mark(now, starts=True)
         self._marks[-1].fence = True
         self._queue_ends = now
@@ -212,8 +230,8 @@ class Playback:
     # --- what comes back ---
 
     def echoed(self, name: str, now: float) -> SentMark | None:
-        """A mark came back: `played` moves on. None if we sent no such mark."""
-        # Echoes keep the order of the marks, so one that was skipped is lost.
+        """A mark came back: moves `played` on. None: no such mark was sent."""
+        # Echoes keep the order of the marks, so a mark that was skipped is lost.
         if all(mark.name != name for mark in self._marks):
             return None
         while (mark := self._marks.popleft()).name != name:
@@ -229,8 +247,8 @@ class Playback:
             self._advance(mark.position)
         return mark
 
-    def give_up(self, fence: str, sent_at: float) -> None:
-        """The fence did not come back in time: settles by our clock what it would."""
+    def settle_late_fence(self, fence: str, sent_at: float) -> None:
+        """The fence did not come back in time: settles its clear by our own clock."""
         for mark in self._marks:
             if mark.name == fence:
                 trip = 0.0 if math.isinf(self.round_trip) else self.round_trip
@@ -245,31 +263,31 @@ class Playback:
 
     @property
     def idle(self) -> bool:
-        """All that was sent is known to be played, or cleared."""
+        """All that was sent was played, or cleared."""
         return self.played >= self.sent
 
     @property
     def queue_ends(self) -> float:
-        """When the queue at Twilio runs dry, on our clock: a guess."""
+        """When Twilio's queue runs dry, by our clock (an estimate)."""
         return self._queue_ends
 
     def is_full(self, seconds: float, now: float) -> bool:
-        """Twilio has as much to play as it may have, which is `seconds`."""
+        """Twilio's queue holds more than `seconds` of audio, or too many spans."""
         return self._queue_ends - now > seconds or len(self._spans) >= MAX_SPANS
 
     def heard_by(self, now: float) -> int:
-        """Bytes of the stream that were played until now, as well as is known."""
+        """Position that is played at `now`, by our clock (an estimate)."""
         return self._position(self.clock.guess(now))
 
     def ahead(self, key: Key, position: int) -> int:
-        """Bytes of this item that are sent and lie behind `position`."""
+        """Bytes of this item that were sent and lie behind `position`."""
         spans = (span for span in self._spans if span.key == key)
         return sum(
             span.end - max(span.start, min(position, span.end)) for span in spans
         )
 
     def audible(self, now: float) -> Key | None:
-        """The item that the caller hears, as well as our clock can tell."""
+        """The item that the caller hears now, by our clock (an estimate)."""
         position = self._position(self.clock.guess(now))
         for span in self._spans:
             if position < span.end:
@@ -277,14 +295,15 @@ class Playback:
         return self._spans[-1].key if self._spans else None
 
     def has(self, key: Key) -> bool:
-        """Some of it is not known to be played, or cleared."""
+        """Some of this item is not known to be played, or cleared."""
         return any(span.key == key for span in self._spans)
 
     def tally(self, key: Key) -> Tally:
+        """What is known of this item; zeros if nothing is."""
         return self._tallies.get(key, Tally())
 
     def forget(self, key: Key) -> None:
-        """The item is settled; nothing more of it will be sent."""
+        """The item is settled; no more of it will be sent."""
         self._tallies.pop(key, None)
 
     # --- the counting ---
@@ -317,37 +336,40 @@ class Playback:
         self._queue_ends = max(self._queue_ends, now) + seconds
 
     def _was_played(self, mark: SentMark, moment: Window) -> bool:
-        """Played, not flushed: only while a clear is under way may it be the latter."""
+        """Played, not flushed; a mark can be flushed only while a fence is out."""
         if not any(pending.fence for pending in self._marks):
             return True
         if self._flushed:
-            return False  # all behind a flushed mark are flushed with it
+            return False  # a clear flushes all marks behind a flushed one
         if self._origin is None:
             return mark.starts
         due = self._origin.latest + mark.position / BYTES_PER_MS
         if due > moment.latest + CLEARLY_EARLY_MS:
-            # It came back at the very moment of the clear, and crossed no network after
-            # it as the fence did.
+            # A flushed mark comes back at the moment of the clear; the fence had to
+            # cross the network once more after it.
             self._flushed = moment
         return due <= moment.latest
 
     def _pin(self, mark: SentMark, moment: Window) -> None:
+        """A mark was played: its moment tells when byte 0 would have begun."""
         origin = moment.earlier(mark.position / BYTES_PER_MS)
-        narrowed = self._origin.meet(origin) if self._origin else None
-        # Each mark gives a window of one frame; together they narrow it, until playing
-        # paused (a start, or windows that do not meet) and all before is worth nothing.
+        narrowed = self._origin.intersect(origin) if self._origin else None
+        # Each mark gives a window of one frame; intersecting them narrows it. If
+        # playing paused (a start mark, or windows that do not meet), the earlier
+        # windows are worthless.
         self._origin = origin if mark.starts or narrowed is None else narrowed
 
     def _position(self, moment_ms: float) -> int:
-        """What is played at that time of Twilio's, within what is known and sent."""
+        """Position played at `moment_ms` of Twilio's clock, within what is known and
+        what was sent."""
         if self._origin is None:
             return self.played
         position = int((moment_ms - self._origin.latest) * BYTES_PER_MS)
         return max(self.played, min(position, self.sent))
 
     def _cut_at(self, fence: int, position: int) -> None:
-        """A clear took effect at `position`: what lay between it and the fence is gone,
-        and with it the old start; what follows the fence begins anew."""
+        """A clear took effect at `position`: the audio from there to the fence is gone,
+        and with it the origin; audio behind the fence begins anew."""
         if self.played < fence:
             self._advance(min(position, fence))
             while self._spans and self._spans[0].start < fence:
@@ -361,6 +383,7 @@ class Playback:
         self._flushed = None
 
     def _advance(self, position: int) -> None:
+        """Everything before `position` was played: counts it as heard."""
         while self._spans and self._spans[0].start < position:
             span = self._spans[0]
             end = min(span.end, position)
@@ -374,7 +397,7 @@ class Playback:
 
 
 def _piece(size: int, *, dry: bool, low: bool) -> int:
-    """How much of a delta goes out before the next mark may be due."""
+    """Bytes of a delta that are sent before the next mark may be due."""
     if dry:
         return START_PIECE_BYTES
     if low:

@@ -1,7 +1,7 @@
-"""The Realtime API's events on the audio path: text -> value, and what we say back.
+"""The Realtime API's events on the audio path: text -> value, and the client events.
 
-Only the fields that decide something for a phone call are read; all else of an event
-is the SDK's business (agent/wire.py). Contract: `openai.types.realtime`.
+Reads only the fields that decide something for a phone call; the SDK (model/wire.py)
+gets every event whole. Contract: `openai.types.realtime`.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ import msgspec
 
 from bridge.audio import g711
 from bridge.core import UNREADABLE, ProtocolError
-from bridge.core.bounds import MAX_ID_CHARS
+from bridge.core.limits import MAX_ID_CHARS
 
 MULAW = "audio/pcmu"
 
 MAX_DELTA_CHARS = 1024 * 1024
-"""98 s of audio at once; models send 0.1 to 1 s."""
+"""98 s of audio in one event; models send 0.1 to 1 s."""
 
 ContentIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
@@ -24,7 +24,7 @@ Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
 
 
 class AudioDelta(msgspec.Struct, frozen=True, tag="response.output_audio.delta"):
-    """A piece of the answer: base64 in the session's output format."""
+    """A piece of a response's audio: base64 in the session's output format."""
 
     response_id: Id
     item_id: Id
@@ -33,7 +33,7 @@ class AudioDelta(msgspec.Struct, frozen=True, tag="response.output_audio.delta")
 
 
 class AudioDone(msgspec.Struct, frozen=True, tag="response.output_audio.done"):
-    """No more audio in this item; also sent when it was interrupted."""
+    """No more audio in this item; also sent after an interruption."""
 
     response_id: Id
     item_id: Id
@@ -43,7 +43,7 @@ class AudioDone(msgspec.Struct, frozen=True, tag="response.output_audio.done"):
 class TranscriptDelta(
     msgspec.Struct, frozen=True, tag="response.output_audio_transcript.delta"
 ):
-    """Words of the answer; they come a little ahead of their audio."""
+    """Text of a response; arrives a little ahead of its audio."""
 
     response_id: Id
     item_id: Id
@@ -54,7 +54,7 @@ class TranscriptDelta(
 class SpeechStarted(
     msgspec.Struct, frozen=True, tag="input_audio_buffer.speech_started"
 ):
-    """The model heard the caller begin."""
+    """The server heard the caller begin to speak."""
 
     item_id: Id = ""
 
@@ -62,19 +62,19 @@ class SpeechStarted(
 class SpeechStopped(
     msgspec.Struct, frozen=True, tag="input_audio_buffer.speech_stopped"
 ):
-    """The model heard the caller end."""
+    """The server heard the caller stop speaking."""
 
     item_id: Id = ""
 
 
 class InputCommitted(msgspec.Struct, frozen=True, tag="input_audio_buffer.committed"):
-    """What the caller said is an item now: their turn is over."""
+    """What the caller said is an item now: the turn is over."""
 
     item_id: Id = ""
 
 
 class InputCleared(msgspec.Struct, frozen=True, tag="input_audio_buffer.cleared"):
-    """What the caller said was thrown away."""
+    """What the caller said was dropped."""
 
 
 class CallerTranscript(
@@ -98,8 +98,8 @@ class StatusDetails(msgspec.Struct, frozen=True):
 
 
 MAX_TOKENS = 10_000_000
-"""Of one answer: a hundred times what a session can hold. Who says more is not
-believed, for one such word would spend the budget of a day."""
+"""Of one response: a hundred times what a session can hold. A higher figure is not
+believed, because one such event would spend the budget of a day."""
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 
@@ -121,7 +121,7 @@ class OutputTokens(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What an answer took. Cached tokens are among the input's."""
+    """Tokens of one response. Cached tokens are part of the input's."""
 
     input_tokens: Tokens | None = None
     output_tokens: Tokens | None = None
@@ -137,8 +137,8 @@ class ResponseHead(msgspec.Struct, frozen=True):
 
     @property
     def used(self) -> Usage | None:
-        """None where the server does not say, or says it oddly: an answer ends all the
-        same."""
+        """None if the server gives no usage, or one of the wrong shape: the response
+        ends anyway."""
         try:
             used = msgspec.convert(self.usage, Usage | None)
         except msgspec.ValidationError:
@@ -159,7 +159,7 @@ class ResponseCreated(msgspec.Struct, frozen=True, tag="response.created"):
 
 
 class ResponseDone(msgspec.Struct, frozen=True, tag="response.done"):
-    """The model has generated all of the answer; hearing it may take much longer."""
+    """The model has generated all of a response; playing it may take much longer."""
 
     response: ResponseHead
 
@@ -170,14 +170,15 @@ class OutputItem(msgspec.Struct, frozen=True):
 
 
 class OutputItemAdded(msgspec.Struct, frozen=True, tag="response.output_item.added"):
-    """The answer has another item; audio comes only in those of type `message`."""
+    """The response has another item; only items of type `message` have audio."""
 
     response_id: Id
     item: OutputItem
 
 
 class ConversationItem(msgspec.Struct, frozen=True):
-    """An item of the conversation; all but the id may be missing or odd."""
+    """An item of the conversation; all but the id may be missing or of the wrong
+    type."""
 
     id: Id
     type: str = ""
@@ -191,7 +192,7 @@ class ConversationItem(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """Its words, written or transcribed, of all parts."""
+        """The text of all parts, written or transcribed."""
         parts = self.content if isinstance(self.content, list) else []
         words = (
             part.get("text") or part.get("transcript")
@@ -202,14 +203,14 @@ class ConversationItem(msgspec.Struct, frozen=True):
 
 
 class ItemAdded(msgspec.Struct, frozen=True, tag="conversation.item.added"):
-    """The conversation has another item; its words may still be missing."""
+    """The conversation has another item; its text may still be missing."""
 
     item: ConversationItem
     previous_item_id: str | None = None
 
 
 class ItemDone(msgspec.Struct, frozen=True, tag="conversation.item.done"):
-    """All of an item is there."""
+    """An item is complete."""
 
     item: ConversationItem
     previous_item_id: str | None = None
@@ -247,13 +248,13 @@ class SessionDetails(msgspec.Struct, frozen=True):
 
 
 class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
-    """The session as it now is, with what the server made of our settings."""
+    """The session as it is now, with what the server made of our settings."""
 
     session: SessionDetails
 
     @property
     def formats(self) -> tuple[str | None, str | None]:
-        """What the server says it takes and sends; None where it does not say."""
+        """(input, output) audio formats; None where the server does not say."""
         audio = self.session.audio
         taken = audio.input.format if audio and audio.input else None
         sent = audio.output.format if audio and audio.output else None
@@ -261,14 +262,15 @@ class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
 
     @property
     def turns(self) -> TurnDetection:
-        """Who answers and interrupts; None in it where the server does not say."""
+        """Whether the server responds and interrupts by itself; None where it does not
+        say."""
         audio = self.session.audio
         detection = audio.input.turn_detection if audio and audio.input else None
         return detection or TurnDetection()
 
     @property
     def detects(self) -> bool:
-        """False: the server says that it finds no turns by itself."""
+        """False: the server says that it does not detect turns."""
         audio = self.session.audio
         return not (audio and audio.input and audio.input.turn_detection is None)
 
@@ -282,7 +284,7 @@ class ErrorDetails(msgspec.Struct, frozen=True):
 
 
 class ModelError(msgspec.Struct, frozen=True, tag="error"):
-    """A complaint of the server's; `event_id` names the event of ours it is about."""
+    """An error of the server; `event_id` names the client event it is about."""
 
     error: ErrorDetails
 
@@ -323,11 +325,12 @@ _DECODE: dict[object, Callable[[str], Any]] = {
 
 
 def decode(text: str) -> ServerEvent:
-    """One server event as a value; ProtocolError says what is wrong with it."""
+    """Reads one server event. Raises ProtocolError, whose reason says what is wrong
+    with it."""
     try:
         head = _decode_head(text)
     except msgspec.ValidationError:
-        raise ProtocolError("event without a type") from None
+        raise ProtocolError("event has no type field") from None
     except UNREADABLE:
         raise ProtocolError("event is no JSON") from None
     decode_event = _DECODE.get(head.type)
@@ -340,13 +343,13 @@ def decode(text: str) -> ServerEvent:
     if isinstance(event, AudioDelta) and len(event.delta) > MAX_DELTA_CHARS:
         raise ProtocolError("audio delta too large")
     if isinstance(event, AudioDelta) and not g711.is_payload(event.delta):
-        # Twilio would play nothing and only warn (31951): better to know it here.
+        # Twilio would play nothing and only warn (31951), so check here.
         raise ProtocolError("audio delta is not base64")
     return event
 
 
 def append(payload: str) -> str:
-    """`payload` must be base64: it is set in as it is, 50 times a second."""
+    """`payload` must be base64: it is inserted unchecked, 50 times a second."""
     return f'{{"type":"input_audio_buffer.append","audio":"{payload}"}}'
 
 
@@ -362,7 +365,7 @@ def truncate(item_id: str, content_index: int, audio_end_ms: int, event_id: str)
 
 
 def delete(item_id: str, event_id: str) -> str:
-    """The model is to forget that it said this item at all."""
+    """The model is to forget this item."""
     return _client_event("conversation.item.delete", event_id, item_id=item_id)
 
 
@@ -371,7 +374,7 @@ def cancel(response_id: str, event_id: str) -> str:
 
 
 def probe(event_id: str) -> str:
-    """Changes nothing, and has the server say something: session.updated."""
+    """Changes nothing, and makes the server answer with session.updated."""
     return _client_event("session.update", event_id, session={"type": "realtime"})
 
 
@@ -387,8 +390,8 @@ def message(
     item_id: str | None = None,
     after: str | None = None,
 ) -> str:
-    """An item of words: the caller's (`user`), the agent's own (`assistant`), or a word
-    to the agent that is nobody's (`system`). `after`: behind which item it goes."""
+    """An item of text: of the caller (`user`), of the agent (`assistant`), or an
+    instruction to the agent (`system`). `after`: the item behind which it goes."""
     kind = "output_text" if role == "assistant" else "input_text"
     content = [{"type": kind, "text": text}]
     item: dict[str, Any] = {"type": "message", "role": role, "content": content}
@@ -396,7 +399,7 @@ def message(
 
 
 def spoken(payload: str, event_id: str, item_id: str) -> str:
-    """An item of the caller's own voice: base64 in the session's input format."""
+    """An item of the caller's voice: base64 in the session's input format."""
     content = [{"type": "input_audio", "audio": payload}]
     item = {"type": "message", "role": "user", "content": content}
     return _create_item(item, event_id, item_id, None)
@@ -432,6 +435,6 @@ def _create_item(
 
 
 def _client_event(type_: str, event_id: str, **fields: Any) -> str:
-    # An event_id on each: it is the only way to tell what an error is about.
+    # Each event has an event_id: nothing else tells which event an error is about.
     event = {"type": type_, "event_id": event_id, **fields}
     return msgspec.json.encode(event).decode()

@@ -1,6 +1,6 @@
-"""When a model that is away is dialled again, and when the call does without. PURE.
+"""When a lost model is dialled again, and when the call ends without one. PURE.
 
-Says how long to wait; dialling is the wire's business, chance (jitter) included.
+Says how long to wait. The wire dials, and adds the jitter.
 """
 
 READY_SECONDS = 15.0
@@ -8,35 +8,36 @@ READY_SECONDS = 15.0
 silence. A handshake and a model that is slow to start take 1-3 s."""
 
 AWAY_SECONDS = 20.0
-"""For a model that was lost to be back: so much of what the caller says is kept."""
+"""From the loss of a model to the next session; the caller's audio is held for as
+long."""
 
 STEADY_SECONDS = 10.0
 """A session that is lost sooner belongs to the same outage as the one before."""
 
 WAITS = (0.0, 0.25, 0.5, 1.0, 2.0)
-"""Before the 1st, 2nd, ... try; the last one before all that follow."""
+"""Seconds before the 1st, 2nd, ... try; the last value holds for all further ones."""
 
 SPARE_SECONDS = 30.0
-"""Until a roll-over is tried again whose new session did not come about."""
+"""From a spare connection that failed to the next try."""
 
 
 class Redial:
-    """One call's. `expires` is when a call without a model ends."""
+    """The retries of one call. `expires`: when a call without a model ends."""
 
     def __init__(self, now: float) -> None:
         self.expires = now + READY_SECONDS
-        self.before = False
-        """There was a session: another one goes on with its conversation."""
+        self.had_session = False
+        """There was a session: another one continues its conversation."""
         self.lost_at = now
-        """When the caller was last without a model."""
+        """When the caller was last left without a model."""
         self._tries = 0
         self._ready_at: float | None = None
         self._outage_ends: float | None = None
 
     def lost(self, now: float) -> None:
-        """The session is gone; `wait` says when to dial."""
+        """The session is lost; `wait` says when to dial."""
         if self._ready_at is None:
-            return  # no session came of it: the limit that there is stands
+            return  # no session began since: the deadline stands
         self.lost_at = now
         steady = now >= self._ready_at + STEADY_SECONDS
         self._ready_at = None
@@ -46,11 +47,12 @@ class Redial:
         self.expires = self._outage_ends
 
     def wait(self) -> float:
-        """Seconds before the next try."""
+        """Seconds to wait before the next try; counts the try."""
         wait = WAITS[min(self._tries, len(WAITS) - 1)]
         self._tries += 1
         return wait
 
     def ready(self, now: float) -> None:
-        self.before = True
+        """A session is configured."""
+        self.had_session = True
         self._ready_at = now

@@ -1,6 +1,7 @@
 """A conversation kept and given back: the server's items -> history -> client events.
 
-What is given back is what was heard; a tool call goes with its result or not at all.
+A new session is given what was heard. A tool call is given with its result, or not at
+all, unless the tool still runs.
 """
 
 import base64
@@ -12,10 +13,11 @@ from bridge.core.history import HistoryItem
 
 
 def recorded(item: realtime_events.ConversationItem, at: float) -> HistoryItem | None:
-    """An item of the server's as the history keeps it; None: it is none of ours."""
+    """An item of the server as the history keeps it; None for kinds that are not
+    kept."""
     match item.type, item.role:
         case "message", "assistant":
-            # Its words count when they were heard; only of written ones all is known.
+            # Spoken text is added once it was heard; written text is known at once.
             text = item.text if _is_written(item) else ""
             return HistoryItem(id=item.id, kind="assistant", text=text, at=at)
         case "message", "user":
@@ -41,37 +43,39 @@ def recorded(item: realtime_events.ConversationItem, at: float) -> HistoryItem |
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
-    """What a history has no text of yet, though the model is to be given it."""
+class Unfinished:
+    """What the history does not hold yet, though a new session needs it."""
 
     words: Mapping[str, str] = field(default_factory=dict)
-    """Item id -> an answer's words that are still on their way to the caller."""
+    """Item id -> the text of a response that is still on its way to the caller."""
     voice: Callable[[str], bytes] = lambda _: b""
-    """Item id -> mu-law of what the caller said, where nobody wrote it down."""
+    """Item id -> mu-law of what the caller said, if there is no transcript."""
     calls: Container[str] = ()
-    """Tool calls (call_id) whose results are still to come."""
+    """call_ids of tools that have not given their result."""
 
 
-NOTHING_OPEN = Open()
+NOTHING_UNFINISHED = Unfinished()
 
 
 def replayed(
     history: Sequence[HistoryItem],
     event_id: Callable[[], str],
-    still: Open = NOTHING_OPEN,
+    unfinished: Unfinished = NOTHING_UNFINISHED,
 ) -> list[str]:
-    """The client events that give a new session what was said before."""
+    """The client events that tell a new session what was said before."""
     called = {item.call_id for item in history if item.kind == "tool_call"}
     answered = {item.call_id for item in history if item.kind == "tool_output"}
     events = []
     for item in history:
-        text = item.text + still.words.get(item.id, "")
+        text = item.text + unfinished.words.get(item.id, "")
         match item.kind:
             case "tool_output" if item.call_id in called:
                 event = realtime_events.tool_output(
                     item.call_id, text, event_id(), item.id
                 )
-            case "tool_call" if item.call_id in answered or item.call_id in still.calls:
+            case "tool_call" if (
+                item.call_id in answered or item.call_id in unfinished.calls
+            ):
                 event = realtime_events.tool_call(
                     item.call_id, item.name, item.arguments, event_id(), item.id
                 )
@@ -79,7 +83,7 @@ def replayed(
                 event = realtime_events.message(
                     item.kind, text, event_id(), item_id=item.id
                 )
-            case "user" if voice := still.voice(item.id):
+            case "user" if voice := unfinished.voice(item.id):
                 payload = base64.b64encode(voice).decode()
                 event = realtime_events.spoken(payload, event_id(), item.id)
             case _:

@@ -1,6 +1,6 @@
-"""How one call is to be led: values that the edges hand to the Conversation.
+"""How one call is led: values that the Conversation is given.
 
-They are known a little after the call is, for its route must be looked up first.
+They are known a little after the call, because its route must be looked up first.
 """
 
 import msgspec
@@ -13,7 +13,7 @@ SILENT = (
 )
 
 GOODBYES = {
-    # What the agent is told when the call must end, by the reason.
+    # What the agent is told when the call must end: reason -> text.
     "silent": (
         "The caller does not answer any more. Say in one short sentence that you end "
         "the call now, and goodbye."
@@ -29,7 +29,7 @@ GOODBYES = {
 }
 
 LIMIT_OF = {"longest": "longest", "cost": "cost_of_call"}
-"""Reasons of a goodbye that are a limit's, and what it is called among those."""
+"""Reason of a goodbye -> name of the limit (limits.HITS) that caused it."""
 
 BROKEN_OFF = (
     "A technical fault has cut your last answer off; the caller heard it up to the "
@@ -37,31 +37,31 @@ BROKEN_OFF = (
     "sentence if need be. Do not repeat anything, do not greet, do not mention the "
     "fault."
 )
-"""The session was lost while the agent spoke."""
+"""Told to the agent after the session was lost while the agent spoke."""
 
 CUT_OFF = (
     "The line to the caller was interrupted for a moment and is back. Of your last "
     "answer they heard no more than you see. Go on with it from there; anything the "
     "caller said meanwhile is lost."
 )
-"""The line was, while the agent spoke ..."""
+"""Told after the stream was lost while the agent spoke."""
 
 BACK = (
     "The line to the caller was interrupted for a moment and is back. Tell them so in "
     "one short sentence, and go on with what you were at; if they were saying "
     "something, it is lost, so ask them to say it again."
 )
-"""... and while it did not."""
+"""Told after the stream was lost while the agent was silent."""
 
 MOVED = (
     "This call has been moved to another server in a quiet moment. The caller did not "
     "notice; should the beginning of what they say next be missing, ask them for it."
 )
-"""Nobody spoke; the agent is to be told and not to answer."""
+"""Told after a move while nobody spoke; the agent does not respond."""
 
 
 class Prices(msgspec.Struct, frozen=True):
-    """Per million tokens, in whatever unit the limit has."""
+    """Per million tokens, in the unit of the cost limit."""
 
     input_text: float = 0.0
     input_audio: float = 0.0
@@ -71,31 +71,31 @@ class Prices(msgspec.Struct, frozen=True):
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """None: not at all."""
+    """None: the rule does not apply. Stored in traces: field names do not change."""
 
     greeting: str | None = None
     """What the agent is told to open with; without it the caller begins."""
     silent_seconds: float | None = None
-    """A caller who says nothing for so long is asked whether they are there ..."""
+    """A caller silent for so long is asked whether they are there."""
     silent_asks: int = 2
-    """... so many times; then the call ends."""
+    """How often that is asked before the call ends."""
     silent_text: str = SILENT
     longest_seconds: float | None = None
     prices: Prices | None = None
     cost_limit: float | None = None
     spent: float = 0.0
-    """What the call has cost before."""
+    """What the call has cost on earlier streams."""
     key_pause_seconds: float = 2.0
-    """Keys that come no further apart are one input."""
+    """Keys that are no further apart belong to one input."""
     key_actions: tuple[str, ...] = ()
-    """Inputs that are no word to the agent: the call is asked to do something."""
+    """Inputs that ask the call to do something; the agent is not told of them."""
     history: tuple[HistoryItem, ...] = ()
-    """What was said before, in an earlier session of this call ..."""
+    """What was said in an earlier session of this call."""
     word: str = ""
-    """... and what the agent is told about why it goes on; it is to answer."""
+    """Tells the agent why the call goes on; the agent responds."""
     elapsed: float = 0.0
     """Seconds that the call had lasted before this stream."""
     aside: str = ""
-    """As `word`, and it is not to answer: the caller noticed nothing."""
+    """As `word`, but the agent does not respond: the caller noticed nothing."""
     session_seconds: float | None = None
-    """How old a session of the model's may get; then another one takes its place."""
+    """Age at which a model session is replaced by another."""

@@ -1,7 +1,7 @@
-"""The model's sessions of one call: lost, dialled again, rolled over. PURE.
+"""The model sessions of one call: lost, dialled again, rolled over. PURE.
 
-Says which connection is wanted and when; what a session is told is the conversation's
-business.
+Says which connection is wanted and when. What a session is told is decided in
+conversation.py.
 """
 
 import math
@@ -10,106 +10,119 @@ from bridge.core.commands import Command, Dial, Note, Switch
 from bridge.core.redial import SPARE_SECONDS, Redial
 
 CONFIGURE_SECONDS = 6.0
-"""From a connection to its session.updated; one that takes longer is left."""
+"""From an open connection to its session.updated; a slower connection is given up."""
 
 NEW_SECONDS = 3.0
-"""For a session to find out what the caller said while there was none."""
+"""Time for a new session to work out what the caller said while there was none."""
 
-SILENT_SECONDS = 5.0
-"""Of a server that says nothing, as it may when nobody speaks; then it is asked for a
-sign of life ..."""
+PROBE_AFTER_SECONDS = 5.0
+"""A server that sends nothing for so long, as it may when nobody speaks, is probed."""
 
-SIGN_SECONDS = 4.0
-"""... which comes within so long, or the session is lost. Sockets that answer pings
-have hung behind them before."""
+PROBE_ANSWER_SECONDS = 4.0
+"""Without an answer to a probe for so long the session is lost. Servers have hung
+behind sockets that still answered pings."""
 
 COMFORT_SECONDS = 3.0
-"""Of silence while the model is away; then, and every ..."""
+"""From the loss of the model to the first comfort tone, which says that the line
+works."""
 
 COMFORT_EVERY_SECONDS = 4.0
-"""... the caller hears a soft tone: the line is not dead."""
+"""Between two comfort tones while the model is away."""
 
 
 class Sessions:
-    """`there` is told by the conversation: a session has been configured."""
+    """Which model connection one call wants, and when.
+
+    A connection is dialled, becomes the one in use (`Switch`), and is a session once
+    the server has configured it (`began`). `there`: a session is in use. The
+    conversation feeds in what happens.
+
+    Invariants: at most one connection is being dialled. A spare one is open only beside
+    a session in use; it takes over when that is left.
+    """
 
     def __init__(self, now: float) -> None:
         self._redial = Redial(now)
         self.there = False
         self.left_why = ""
-        """Why the session before was left."""
+        """Why the last session was left."""
         self.spare = False
-        """A connection is open beside the one in use, for a quiet moment."""
+        """A connection is open beside the one in use; it takes over in a quiet
+        moment."""
         self._dialling = True
-        """One is being made; the first one unasked."""
-        self._rolls_at: float | None = None
-        """When the session is old enough for another one."""
-        self._late_at: float | None = None
-        """When a connection is left that does not become a session."""
+        """A connection is being opened; the first one is, without a `Dial`."""
+        self._old_at: float | None = None
+        """When the session is old enough to be replaced; None: never, or already under
+        way."""
+        self._configure_by: float | None = None
+        """When the connection in use is given up if it is not a session by then."""
         self._comfort_at = now
         self._began_at = -math.inf
         """When the session took over from another."""
-        self._sign_at = now
-        """When the server last said anything."""
+        self._last_event_at = now
+        """When the server last sent an event, or was last sent a probe."""
         self._probed = False
-        """It was asked for a sign since then ..."""
-        self._unanswered = False
-        """... and that has not been answered as such."""
-        self._gives_signs: bool | None = None
-        """The server answers a probe; None: it was not seen yet. Not every server that
-        speaks this API need do so."""
+        """A probe was sent, and no event has come since."""
+        self._probe_open = False
+        """A probe was sent, and no session.updated has come since."""
+        self._answers_probes: bool | None = None
+        """The server answers probes; None: unknown. Not every server with this API
+        does."""
 
     @property
-    def before(self) -> bool:
-        """There was a session: another one goes on with its conversation."""
-        return self._redial.before
+    def had_session(self) -> bool:
+        """There was a session: another one continues its conversation."""
+        return self._redial.had_session
 
     @property
     def lost_at(self) -> float:
+        """When the caller was last left without a model."""
         return self._redial.lost_at
 
     @property
-    def away(self) -> bool:
-        """There was one, and is none."""
-        return self.before and not self.there
+    def is_away(self) -> bool:
+        """There was a session, and there is none now."""
+        return self.had_session and not self.there
 
     @property
-    def awaited(self) -> bool:
-        """The connection in use is to become a session. One that was left while its
-        successor was being dialled is still there, and of no more use."""
-        return self._late_at is not None or not self.before
+    def is_configuring(self) -> bool:
+        """The connection in use is expected to become a session. Not so a connection
+        that was left while its successor is dialled: it is still open, but of no
+        use."""
+        return self._configure_by is not None or not self.had_session
 
-    def given_up(self, now: float) -> bool:
-        """The caller has waited for one as long as they may."""
+    def is_given_up(self, now: float) -> bool:
+        """The caller has waited for a session as long as they may."""
         return not self.there and now >= self._redial.expires
 
     def is_new(self, now: float) -> bool:
-        """It took over a short while ago: what it was given of the caller's voice, it
-        may not have understood yet."""
-        return self.before and now < self._began_at + NEW_SECONDS
+        """The session took over a short while ago, and may not have understood yet the
+        audio of the caller that it was given."""
+        return self.had_session and now < self._began_at + NEW_SECONDS
 
     def began(self, now: float, lasts: float | None) -> None:
-        """A session is configured; after `lasts` seconds it is old."""
-        self._began_at = now if self.before else -math.inf
+        """A session is configured; it is old after `lasts` seconds (None: never)."""
+        self._began_at = now if self.had_session else -math.inf
         self._redial.ready(now)
         self.there = True
-        self._late_at = None
-        self.sign(now)
-        if self._gives_signs is None:
-            self._sign_at -= SILENT_SECONDS  # whether it does is found out at once
-        self._rolls_at = None if lasts is None else now + lasts
+        self._configure_by = None
+        self.event_received(now)
+        if self._answers_probes is None:
+            # Probe at once, to learn whether this server answers probes.
+            self._last_event_at -= PROBE_AFTER_SECONDS
+        self._old_at = None if lasts is None else now + lasts
 
     def left(self, why: str, now: float) -> None:
-        """The session is of no more use, or never came to be one."""
+        """The session is of no more use, or the connection never became one."""
         if self.there:
             self.left_why = why
             self._comfort_at = now + COMFORT_SECONDS
-            self._redial.lost(now)  # else it is the same outage still
+            self._redial.lost(now)  # else the same outage goes on
         self.there = False
-        self._rolls_at = self._late_at = None
+        self._old_at = self._configure_by = None
 
-    def another(self, now: float) -> list[Command]:
-        """The spare one takes over, or one is dialled."""
+    def switch_or_dial(self, now: float) -> list[Command]:
+        """Switches to the spare connection, or dials one."""
         if self.spare:
             self.spare = False
             return self._switch(now)
@@ -119,87 +132,97 @@ class Sessions:
         return [Dial(self._redial.wait())]
 
     def dialled(self, now: float) -> list[Command]:
+        """A connection is open: the spare one if there is a session, else it is
+        used."""
         self._dialling = False
         self.spare = self.there
         return [] if self.there else self._switch(now)
 
-    def sign(self, now: float) -> None:
-        """The server has said something."""
-        self._sign_at = now
+    def event_received(self, now: float) -> None:
+        """The server sent an event: it is alive."""
+        self._last_event_at = now
         self._probed = False
 
-    def answered(self, now: float) -> None:
-        """It was the answer to a probe, as well as can be told."""
-        if self._unanswered:
-            self._gives_signs = True
-        self._unanswered = False
-        self.sign(now)
+    def probe_answered(self, now: float) -> None:
+        """The server sent the answer to a probe, as far as can be told."""
+        if self._probe_open:
+            self._answers_probes = True
+        self._probe_open = False
+        self.event_received(now)
 
-    def probes(self, now: float) -> bool:
-        """A sign of life is to be asked for."""
-        silent = now >= self._sign_at + SILENT_SECONDS
-        if not self.there or self._probed or self._gives_signs is False or not silent:
+    def take_probe(self, now: float) -> bool:
+        """True: a probe must be sent now; False until the next one is due."""
+        if not self.there or self._probed or self._answers_probes is False:
             return False
-        self._probed = self._unanswered = True
-        self._sign_at = now
+        if now < self._last_event_at + PROBE_AFTER_SECONDS:
+            return False
+        self._probed = self._probe_open = True
+        self._last_event_at = now
         return True
 
     def _is_mute(self, now: float) -> bool:
-        """None has come from a server that gives them."""
-        if not (self.there and self._probed and now >= self._sign_at + SIGN_SECONDS):
+        """A server that answers probes did not. One that never did is not probed
+        again."""
+        if not self.there or not self._probed:
             return False
-        if self._gives_signs:
+        if now < self._last_event_at + PROBE_ANSWER_SECONDS:
+            return False
+        if self._answers_probes:
             return True
-        self._gives_signs, self._probed = False, False
+        self._answers_probes, self._probed = False, False
         return False
 
     @property
-    def _sign_due(self) -> float | None:
+    def _probe_due(self) -> float | None:
         if self._probed:
-            return self._sign_at + SIGN_SECONDS
-        return None if self._gives_signs is False else self._sign_at + SILENT_SECONDS
+            return self._last_event_at + PROBE_ANSWER_SECONDS
+        if self._answers_probes is False:
+            return None
+        return self._last_event_at + PROBE_AFTER_SECONDS
 
     def _switch(self, now: float) -> list[Command]:
-        self._late_at = now + CONFIGURE_SECONDS
+        self._configure_by = now + CONFIGURE_SECONDS
         return [Switch()]
 
-    def lost_as(self, now: float) -> str | None:
-        """Why a connection that nobody has closed is lost all the same."""
-        if self._late_at is not None and now >= self._late_at:
+    def lost_reason(self, now: float) -> str | None:
+        """Why an open connection is lost: "late" (no session in time), "mute" (no
+        answer to a probe); None: it is not."""
+        if self._configure_by is not None and now >= self._configure_by:
             return "late"
         return "mute" if self._is_mute(now) else None
 
     def not_dialled(self, now: float) -> None:
+        """The connection failed. A spare one is tried again after SPARE_SECONDS."""
         self._dialling = False
         if self.there:
-            self._rolls_at = now + SPARE_SECONDS
+            self._old_at = now + SPARE_SECONDS
 
-    def renew(self, now: float) -> list[Command]:
-        """A session that has got old is about to have another in its place."""
-        if self._rolls_at is None or now < self._rolls_at:
+    def dial_spare_if_old(self, now: float) -> list[Command]:
+        """Dials a spare connection once the session is old."""
+        if self._old_at is None or now < self._old_at:
             return []
-        self._rolls_at = None
+        self._old_at = None
         self._dialling = True
         return [Note("session_old"), Dial(0.0, spare=True)]
 
-    def comforts(self, now: float) -> bool:
-        """It is time for a sound of life."""
-        if not self.away or now < self._comfort_at:
+    def take_comfort_tone(self, now: float) -> bool:
+        """True: a comfort tone must be played now; False until the next one is due."""
+        if not self.is_away or now < self._comfort_at:
             return False
         self._comfort_at = now + COMFORT_EVERY_SECONDS
         return True
 
     @property
     def due_at(self) -> float | None:
-        """When something is to be done: a session given up or renewed, a comfort."""
+        """When a probe, a roll-over, a comfort tone or a deadline is due."""
         if self.there:
-            sign, rolls = self._sign_due, self._rolls_at
-            return (
-                sign if rolls is None else rolls if sign is None else min(sign, rolls)
-            )
+            probe, old = self._probe_due, self._old_at
+            if probe is None or old is None:
+                return old if probe is None else probe
+            return min(probe, old)
         due = (
             self._redial.expires,
-            self._late_at,
-            self._comfort_at if self.before else None,
+            self._configure_by,
+            self._comfort_at if self.had_session else None,
         )
         return min(at for at in due if at is not None)

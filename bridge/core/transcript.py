@@ -1,42 +1,43 @@
-"""The words of one spoken item, tied to its audio: which of them were heard.
+"""The text of one spoken item, tied to its audio: which words were heard.
 
-The words come as deltas a little ahead of their audio; a delta belongs to the audio
-that follows it, up to the next one.
+Text arrives as deltas, a little ahead of their audio. A delta belongs to the audio
+behind it, up to the next delta.
 """
 
 from collections.abc import Iterable
 
 from bridge.audio.g711 import BYTES_PER_MS
 
-QUICK_BYTES = 45 * BYTES_PER_MS
-"""Of audio to a character, in quick speech: a word with less is not whole."""
+MIN_CHAR_BYTES = 45 * BYTES_PER_MS
+"""Audio of one character in quick speech; a last word with less is not whole."""
 
 
 MAX_PIECE_CHARS = 4096
-"""What comes without audio between is one piece, up to so much: words without end would
-be copied again and again."""
+"""Deltas without audio between them are joined to one piece up to this length: endless
+text would be copied again and again."""
 
 PIECE_CHARS = 64
 """A piece takes as much memory as so many characters."""
 
 
 def size_of(text: str) -> int:
-    """Of a delta in characters: what is to be had for it at most."""
+    """Most that a delta can add to `ItemTranscript.size`, in characters."""
     return len(text) + PIECE_CHARS
 
 
 class ItemTranscript:
-    """Words of one item with the byte of its audio at which each delta came."""
+    """Text of one item, with the byte of its audio at which each delta arrived."""
 
     __slots__ = ("_pieces", "size")
 
     def __init__(self, pieces: Iterable[tuple[int, str]] = ()) -> None:
         self._pieces = list(pieces)
         self.size = sum(size_of(text) for _, text in self._pieces)
-        """Characters, with those that a piece is worth; no less than there are."""
+        """Characters, with PIECE_CHARS for each delta: an upper bound."""
 
     def add(self, text: str, at_bytes: int) -> None:
-        """A delta, come when `at_bytes` of the item's audio had been received."""
+        """A delta that arrived when `at_bytes` of the item's audio had been
+        received."""
         self.size += size_of(text)
         if self._pieces and self._pieces[-1][0] == at_bytes:
             before = self._pieces[-1][1]
@@ -51,32 +52,32 @@ class ItemTranscript:
 
     @property
     def pieces(self) -> list[tuple[int, str]]:
-        """(byte of the audio at which they came, words), in order."""
+        """(byte of the audio at which the text arrived, text), in order."""
         return list(self._pieces)
 
     def end_at(self, received_bytes: int) -> None:
-        """No more audio will come: words that ran ahead of it were never spoken, nor
-        one of which only the beginning came."""
+        """No more audio will arrive: drops text that ran ahead of it, for it was never
+        spoken, and a last word of which only the beginning arrived."""
         while len(self._pieces) > 1 and self._pieces[-1][0] >= received_bytes:
             self._pieces.pop()
         if not self._pieces:
             return
         at, text = self._pieces.pop()
         came = received_bytes - (at if self._pieces else 0)
-        takes = len(text.strip()) * QUICK_BYTES
+        takes = len(text.strip()) * MIN_CHAR_BYTES
         self._pieces.append(
             (at, _first_words(text, came / takes) if came < takes else text)
         )
 
     def heard(self, heard_bytes: int, received_bytes: int) -> str:
-        """The words whose audio lies before `heard_bytes`, cut between two words.
+        """The text whose audio lies before `heard_bytes`, cut between two words.
 
-        A delta whose audio was heard in part gives words in proportion to it.
+        If the audio of a delta was heard in part, so is its text, in proportion.
         """
         if heard_bytes >= received_bytes:
             return self.all
-        # What came before the first word belongs to it: some servers send all the
-        # words behind the audio.
+        # Audio before the first text belongs to it: some servers send all text behind
+        # the audio.
         starts = [0, *(at for at, _ in self._pieces[1:]), received_bytes]
         heard = ""
         for (_, text), start, end in zip(
@@ -92,5 +93,5 @@ class ItemTranscript:
 def _first_words(text: str, share: float) -> str:
     cut = int(len(text) * share)
     while cut and not text[cut].isspace():
-        cut -= 1  # half a word was not said
+        cut -= 1  # do not count half a word
     return text[:cut]

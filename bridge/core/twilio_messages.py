@@ -1,6 +1,6 @@
 """Twilio's Media Streams messages: text -> value, value -> text.
 
-Nothing here knows what a message means for a call; that is conversation.py.
+May not know what a message means for a call; that is decided in conversation.py.
 Contract: https://www.twilio.com/docs/voice/media-streams/websocket-messages
 """
 
@@ -11,29 +11,29 @@ import msgspec
 
 from bridge.audio import g711
 from bridge.core import UNREADABLE, ProtocolError
-from bridge.core.bounds import MAX_ID_CHARS
+from bridge.core.limits import MAX_ID_CHARS
 
 MAX_MESSAGE_CHARS = 64 * 1024
-"""One frame is under 400 characters and a `start` with many parameters a few kB
-(name and value of each are under 500): what is larger is not Twilio's."""
+"""A frame has under 400 characters, a `start` with many parameters a few kB (name and
+value of each are under 500): a larger message is not Twilio's."""
 
 TOO_LARGE, TOO_MANY = "message too large", "too many messages"
-"""Reasons of a ProtocolError, where an edge found it, too."""
+"""Reasons of a ProtocolError that the server raises, too."""
 
 
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-"""Bounded so that hostile digits cannot overflow what is computed from them."""
+"""Bounded, so that hostile digits cannot overflow a calculation."""
 
 
 Sid = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
-"""In every message we send, too: a long one would be in all of them."""
+"""Bounded, because every message that we send contains it."""
 
 Digit = Annotated[str, msgspec.Meta(max_length=1, pattern="^[0-9A-D*#]$")]
-"""One key: it becomes a word to the agent, which no other text of this kind may."""
+"""One key. It becomes a message to the agent, so nothing but a key is accepted."""
 
 
 class Connected(msgspec.Struct, frozen=True, tag_field="event", tag="connected"):
-    """The socket is open; says nothing about the call yet."""
+    """The socket is open; says nothing about the call."""
 
 
 class MediaFormat(msgspec.Struct, frozen=True, rename="camel"):
@@ -53,7 +53,7 @@ class StartDetails(msgspec.Struct, frozen=True, rename="camel"):
 class Start(
     msgspec.Struct, frozen=True, tag_field="event", tag="start", rename="camel"
 ):
-    """The stream begins: whose call it is, and the <Parameter>s of its TwiML."""
+    """The stream begins: the call's SID, and the <Parameter>s of its TwiML."""
 
     stream_sid: Sid
     start: StartDetails
@@ -66,14 +66,14 @@ class MediaDetails(msgspec.Struct, frozen=True):
 
     @property
     def duration_ms(self) -> float:
-        """20 ms in practice, though the contract names no length."""
+        """20 ms in practice; the contract names no length."""
         return g711.payload_bytes(self.payload) / g711.BYTES_PER_MS
 
 
 class Media(
     msgspec.Struct, frozen=True, tag_field="event", tag="media", rename="camel"
 ):
-    """Audio of the caller: base64 mu-law, `timestamp` in ms since the stream began."""
+    """Audio of the caller: base64 mu-law; `timestamp` in ms since the stream began."""
 
     stream_sid: str
     media: MediaDetails
@@ -102,7 +102,7 @@ class Mark(msgspec.Struct, frozen=True, tag_field="event", tag="mark", rename="c
 
 
 class Stop(msgspec.Struct, frozen=True, tag_field="event", tag="stop", rename="camel"):
-    """The stream has stopped or the call has ended. Not guaranteed to come."""
+    """The stream or the call has ended. Not guaranteed to come."""
 
     stream_sid: str = ""
 
@@ -125,15 +125,16 @@ _DECODE: dict[object, Callable[[str], Any]] = {
 
 
 def decode(text: str) -> Inbound:
-    """One message of Twilio's, as a value; ProtocolError says what is wrong with it."""
+    """Reads one message of Twilio. Raises ProtocolError, whose reason says what is
+    wrong."""
     if len(text) > MAX_MESSAGE_CHARS:
         raise ProtocolError(TOO_LARGE)
     try:
-        message = _decode_media(text)  # 50 a second of them; the rest may cost more
+        message = _decode_media(text)  # 50 a second; other messages are rare
     except UNREADABLE:
         return _decode_other(text)
     if not g711.is_payload(message.media.payload):
-        # The model would answer it with an error of its own.
+        # The model would answer with an error of its own.
         raise ProtocolError("media payload is not base64")
     return message
 
@@ -142,7 +143,7 @@ def _decode_other(text: str) -> Inbound:
     try:
         event = _decode_head(text).event
     except msgspec.ValidationError:
-        raise ProtocolError("message without an event") from None
+        raise ProtocolError("message has no event field") from None
     except UNREADABLE:
         raise ProtocolError("message is no JSON") from None
     decode_event = _DECODE.get(event)
@@ -156,8 +157,8 @@ def _decode_other(text: str) -> Inbound:
 
 
 class OutboundMessages:
-    """Messages to one stream. Exactly the documented fields: an extra one is warning
-    31951 at Twilio."""
+    """Messages to one stream, with exactly the documented fields: an extra field is
+    warning 31951 at Twilio."""
 
     __slots__ = ("_clear", "_mark", "_media")
 
@@ -168,11 +169,11 @@ class OutboundMessages:
         self._clear = f'{{"event":"clear","streamSid":{sid}}}'
 
     def media(self, payload: str) -> str:
-        """`payload` must be base64: it is set in as it is."""
+        """`payload` must be base64: it is inserted unchecked."""
         return f'{self._media}{payload}"}}}}'
 
     def mark(self, name: str) -> str:
-        """`name` is one of our own (letters and digits): it is set in as it is."""
+        """`name` is one of ours (letters and digits): it is inserted unchecked."""
         return f'{self._mark}{name}"}}}}'
 
     def clear(self) -> str:

@@ -1,45 +1,46 @@
-"""Who waits until all that the agent said has been heard, and how long."""
+"""Waits for the moment at which the caller has heard all that the agent said. PURE."""
 
 from dataclasses import dataclass
 
 from bridge.core.commands import WaitDone
 
 HEARD_SECONDS = 3.0
-"""What should have been heard so long ago was, though its mark did not come back."""
+"""Audio that should have been played so long ago counts as heard, without its mark."""
 
 ANSWER_SECONDS = 20.0
-"""Nobody waits longer for an answer that does not come on before a call may end."""
+"""Longest wait for a response without progress before a call may end."""
 
 
 MAX_WAITS = 256
-"""At a time; a tool may wait, and a model calls no more of them at once."""
+"""Waits at a time. A tool may wait, and a model calls no more tools at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """`then`: by whom and why the call ends when all was heard."""
+    """`then`: (by, why) with which the call ends when all was heard. `since`:
+    seconds."""
 
     number: int
     since: float
     then: tuple[str, str] | None = None
     stoppable: bool = True
-    """The caller ends the wait by speaking."""
+    """A barge-in ends the wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outstanding:
-    """What the caller has yet to hear."""
+    """What the caller has yet to hear; times in seconds."""
 
     generating: bool
-    """An answer is being made, or was asked for."""
+    """A response is requested or being generated."""
     unanswered: bool
-    """The caller has spoken, and the server has not begun to answer."""
+    """The caller has spoken, and the server has not created its response yet."""
     queued: bool
-    """Twilio has something that is not known to be played."""
+    """Twilio has audio that is not known to be played."""
     queue_ends: float
-    """When that should have been played."""
+    """When that audio should have been played."""
     progress: float
-    """When anything of an answer came last."""
+    """When any part of a response was last received."""
 
     @property
     def nothing(self) -> bool:
@@ -47,17 +48,18 @@ class Outstanding:
 
 
 class Waits:
-    """In the order in which they began."""
+    """The waits of one call, in the order in which they began; each ends with one
+    WaitDone, unless it is dropped."""
 
     def __init__(self) -> None:
         self._waits: list[Wait] = []
 
     def __bool__(self) -> bool:
-        """Somebody waits."""
+        """True: a wait is under way."""
         return bool(self._waits)
 
     def add(self, wait: Wait) -> bool:
-        """False: too many wait."""
+        """False: there are too many waits."""
         if len(self._waits) >= MAX_WAITS:
             return False
         self._waits.append(wait)
@@ -65,17 +67,18 @@ class Waits:
 
     @property
     def to_leave(self) -> bool:
-        """The call is to end once all was heard."""
+        """A wait will end the call once all was heard."""
         return any(it.then is not None for it in self._waits)
 
     def stop(self, *, tones: bool = False) -> list[WaitDone]:
-        """The agent was interrupted: it was not heard; nor were `tones` of ours."""
+        """The agent was interrupted, and with `tones` the bridge's own audio was
+        cleared, too: ends the waits concerned, as not heard."""
         stopped = [it for it in self._waits if it.stoppable or (tones and not it.then)]
         self._waits = [it for it in self._waits if it not in stopped]
         return [WaitDone(wait.number, False) for wait in stopped]
 
     def drop(self, number: int) -> None:
-        """Nobody waits for this any more."""
+        """Forgets a wait, without a WaitDone."""
         self._waits = [it for it in self._waits if it.number != number]
 
     def end(self) -> list[WaitDone]:
@@ -83,27 +86,31 @@ class Waits:
         ended, self._waits = self._waits, []
         return [WaitDone(wait.number, None) for wait in ended]
 
-    def over(self, yet: Outstanding, now: float) -> list[Wait]:
-        """Those that end now: all was heard, or should have been long ago."""
+    def over(self, outstanding: Outstanding, now: float) -> list[Wait]:
+        """Removes and returns the waits that end now: all was heard, or should have
+        been long ago."""
         over = [
             it
             for it in self._waits
-            if (yet.nothing and not _answer_comes(it, yet)) or now >= _late(it, yet)
+            if (outstanding.nothing and not _answer_comes(it, outstanding))
+            or now >= _gives_up_at(it, outstanding)
         ]
         self._waits = [it for it in self._waits if it not in over]
         return over
 
-    def due_at(self, yet: Outstanding) -> float | None:
-        """When the first of them has waited long enough."""
-        return min((_late(wait, yet) for wait in self._waits), default=None)
+    def due_at(self, outstanding: Outstanding) -> float | None:
+        """When the first wait has lasted long enough."""
+        return min(
+            (_gives_up_at(wait, outstanding) for wait in self._waits), default=None
+        )
 
 
-def _late(wait: Wait, yet: Outstanding) -> float:
-    if yet.generating or _answer_comes(wait, yet):
-        return max(wait.since, yet.progress) + ANSWER_SECONDS
-    return max(wait.since, yet.queue_ends) + HEARD_SECONDS
+def _gives_up_at(wait: Wait, outstanding: Outstanding) -> float:
+    if outstanding.generating or _answer_comes(wait, outstanding):
+        return max(wait.since, outstanding.progress) + ANSWER_SECONDS
+    return max(wait.since, outstanding.queue_ends) + HEARD_SECONDS
 
 
-def _answer_comes(wait: Wait, yet: Outstanding) -> bool:
-    """No call ends between what the caller said and the answer to it."""
-    return yet.unanswered and wait.then is not None
+def _answer_comes(wait: Wait, outstanding: Outstanding) -> bool:
+    """A call does not end between what the caller said and the response to it."""
+    return outstanding.unanswered and wait.then is not None

@@ -1,1 +1,1 @@
-"""The HTTP server: webhooks, media WebSocket, who is let in."""
+"""The HTTP server: webhooks, media WebSocket, admission, control API."""

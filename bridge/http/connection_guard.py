@@ -1,8 +1,9 @@
-"""The doors: TCP connections as long as they are no calls: who waits, and how long.
+"""Limits for TCP connections that are not calls: how many there may be, and how long.
 
-aiohttp has no limit of time for a request's head, nor of the number of connections. So
-each connection is met here: its head is waited for, within limits, and only then given
-to aiohttp. From there on a call costs nothing here: aiohttp's own methods are called.
+aiohttp limits neither the time of a request's head nor the number of connections. The
+guard therefore accepts each connection itself, reads the head within limits, and only
+then passes the connection to aiohttp. From there on aiohttp's own methods are called,
+so the guard costs a running call nothing.
 """
 
 import asyncio
@@ -18,19 +19,20 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from bridge.app.values import IpNetwork
 from bridge.core.limits import Limits
 
-LEAVE_SECONDS = 1.0
-"""For whoever was refused to read why: were it closed at once, what they still send
-would have the answer thrown away on its way (RFC 9112, 9.6)."""
+LINGER_SECONDS = 1.0
+"""Time in which a refused client can read the answer. If the connection were closed at
+once, the data that the client still sends would make its TCP drop the answer unread
+(RFC 9112, 9.6)."""
 
 BACKLOG = 256
-"""Connections that the kernel keeps until they are taken. A SYN that finds no place is
-sent again after a second; all that are there are taken at once."""
+"""Connections that the kernel queues until they are accepted. All queued ones are
+accepted at once. A SYN that finds the queue full is sent again after a second."""
 
 GRACE_SECONDS = 0.05
-"""That more may wait than there is place for, up to twice as many."""
+"""For so long, up to twice as many connections as the limit allows may be open."""
 
 NAME = "bridge"
-"""As `Server`: aiohttp would name all versions."""
+"""Value of the `Server` header; aiohttp's own lists the versions of its parts."""
 
 HEADERS = {
     "Server": NAME,
@@ -38,22 +40,27 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    # One request a connection: no slow second one, none smuggled behind the first.
+    # One request per connection: no slow second request, and no request smuggled behind
+    # the first.
     "Connection": "close",
 }
 
 _END = b"\r\n\r\n"
-# It, or a line that a proxy may end elsewhere than aiohttp does.
-_END_OR_BARE = re.compile(rb"\r\n\r\n|[^\r]\n")
-# No TLS; no empty line before the request, which would end the head before it began.
+# The head's end, or a bare LF, at which a proxy and aiohttp may disagree on the end of
+# a line.
+_END_OR_BARE_LF = re.compile(rb"\r\n\r\n|[^\r]\n")
+# Refuses TLS, and an empty line before the request, which would end the head early.
 _FIRST_BYTE = re.compile(rb"[A-Z]")
-# aiohttp answers HTTP/0.9, too.
+# Refuses HTTP/0.9, which aiohttp would answer.
 _FIRST_LINE = re.compile(rb"[A-Z]+ [^ \r\n]+ HTTP/1\.[01]\r\n")
-# aiohttp says again what it cannot do, before anybody is asked for a token.
-_NOT_TO_BE_MET = re.compile(rb"\r\nexpect[ \t]*:(?![ \t]*100-continue[ \t]*\r)", re.I)
+# aiohttp refuses any other `Expect` with an answer that quotes the header, and does so
+# before the token is checked.
+_UNSUPPORTED_EXPECT = re.compile(
+    rb"\r\nexpect[ \t]*:(?![ \t]*100-continue[ \t]*\r)", re.I
+)
 
-# How they tell whom they bring; few say nothing at all.
-_OF_PROXIES = (
+# Headers by which a proxy tells for whom it sends the request. Few proxies send none.
+_PROXY_HEADERS = (
     *("forwarded", "x-forwarded-", "via", "x-real-ip", "x-client-ip"),
     *("cf-", "true-client-ip"),
 )
@@ -62,7 +69,7 @@ _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class ConnectionGuard:
-    """Of one instance. `listen`, then `close`."""
+    """The guard of one instance. `listen`, then `close`."""
 
     def __init__(
         self,
@@ -70,32 +77,34 @@ class ConnectionGuard:
         trusted: Sequence[IpNetwork],
         hit: Callable[[str], None],
     ) -> None:
-        """`trusted` are proxies of ours; `hit` is told of each limit that was reached
-        (bridge.core.limits.HITS)."""
+        """`trusted`: the networks of this installation's proxies. `hit` is called with
+        the name of each limit that is reached (bridge.core.limits.HITS)."""
         self.limits = limits
         self.hit = hit
         self._trusted = trusted
-        self._waiting = _Line()
-        self._by_address: dict[str, _Line] = {}
-        self._tidying: asyncio.TimerHandle | None = None
+        self._waiting = _Connections()
+        self._by_address: dict[str, _Connections] = {}
+        self._drop_timer: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
 
     async def listen(self, runner: web.AppRunner, host: str, port: int) -> int:
-        """Lets in; the port. `runner` is set up. OSError when the address cannot be
-        had."""
+        """Accepts connections; returns the port. `runner` must be set up. OSError if
+        the address cannot be used."""
         manager = runner.server
-        assert manager is not None, "runner.setup() comes first"
+        assert manager is not None, "runner.setup() must come first"
         loop = asyncio.get_running_loop()
 
         def handler() -> web.RequestHandler:
-            return _Inside(
+            return RequestHandler(
                 manager,
                 loop=loop,
                 access_log=None,
-                # Without `secure_headers`, too, nobody stays for a second request.
+                # Closes the connection after one request even if `secure_headers` is
+                # missing.
                 keepalive_timeout=0,
-                lingering_time=LEAVE_SECONDS,
-                # Nobody sends us compressed bodies but to have us unpack them.
+                lingering_time=LINGER_SECONDS,
+                # No client of the bridge has a reason to compress; a small body could
+                # unpack to a huge one.
                 auto_decompress=False,
                 hit=self.hit,
             )
@@ -106,158 +115,166 @@ class ConnectionGuard:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Nobody comes in any more, and who has not asked yet is sent away. Requests
-        and calls are the runner's: its `cleanup` is to follow."""
+        """Stops accepting, and closes the connections that have sent no complete head.
+        The requests and calls that run are closed by the runner's `cleanup`, which must
+        follow."""
         if self._server is None:
             return
         self._server.close()
         self._server = None
-        if self._tidying:
-            self._tidying.cancel()
-            self._tidying = None
-        for connection in self._waiting.asking():
-            connection.turn_away()
-        await asyncio.sleep(0)  # for their connections to be closed
+        if self._drop_timer:
+            self._drop_timer.cancel()
+            self._drop_timer = None
+        for connection in self._waiting.without_head():
+            connection.drop()
+        await asyncio.sleep(0)  # the transports close in the next turn of the loop
 
     @property
     def waiting(self) -> int:
-        """Connections that are no calls."""
+        """Connections that are not calls."""
         return len(self._waiting)
 
-    def in_call(self, request: web.Request) -> None:
-        """Its connection has a right to stay as long as it likes: it has become a call
-        (or a stream of events for whoever has the token)."""
+    def exempt_from_limits(self, request: web.Request) -> None:
+        """Exempts the request's connection from the limits, because it has become a
+        call (or an event stream of a client that has the token)."""
         transport = request.transport
         connection = transport.get_protocol() if transport else None
         if isinstance(connection, GuardedConnection):
-            connection.stay()
+            connection.exempt()
 
     def address_of(self, request: web.Request) -> str:
-        """Who asks: the peer, or whoever the proxies of ours had it from. Empty if the
-        connection is gone and nobody knows."""
+        """The client's IP address: the peer's, or the one that this installation's
+        proxies report. Empty if the connection is gone and the address unknown."""
         address = request.remote or ""
         hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
-        # The last was written by the peer, the one before by the last, and so on: what
-        # stands before one that is not ours is anybody's.
-        while hops and self._is_ours(address):
+        # The peer wrote the last hop, the last hop the one before, and so on. Whatever
+        # stands before a hop that is not a trusted proxy may be forged.
+        while hops and self._is_trusted_proxy(address):
             hop = _ip(hops.pop().strip())
             if hop is None:
                 break
             address = str(hop)
         return address
 
-    def came_directly(self, request: web.Request) -> bool:
-        """No proxy in between, ours or another's."""
-        return not any(name.lower().startswith(_OF_PROXIES) for name in request.headers)
+    def is_direct(self, request: web.Request) -> bool:
+        """The request passed no proxy, neither a trusted one nor any other."""
+        return not any(
+            name.lower().startswith(_PROXY_HEADERS) for name in request.headers
+        )
 
-    def _is_ours(self, address: str) -> bool:
+    def _is_trusted_proxy(self, address: str) -> bool:
         ip = _ip(address) if self._trusted else None
         return ip is not None and any(ip in network for network in self._trusted)
 
-    # --- what visitors tell ---
+    # --- called by the connections ---
 
-    def came(self, connection: "GuardedConnection", address: str) -> None:
-        """Whoever has waited longest makes place, not who has just come: a good call
-        needs milliseconds, so it always gets in."""
+    def add(self, connection: "GuardedConnection", address: str) -> None:
+        """Counts a new connection. At the limit the oldest one is dropped and not the
+        newest: a legitimate call needs milliseconds, so it is always served."""
         if self._server is None:
-            connection.turn_away()  # accepted in the moment of closing
+            connection.drop()  # accepted while the server was closing
             return
         self._waiting.add(connection)
-        most, line = self.limits.waiting_sockets, self._waiting
-        if not self._is_ours(address):
-            connection.neighbours = neighbours(address)
-            own = self._by_address.setdefault(connection.neighbours, _Line())
-            own.add(connection)
-            if len(own) > self.limits.waiting_per_address:
-                most, line = self.limits.waiting_per_address, own
-        if len(line) > 2 * most:
-            self._make_place()
-        elif len(line) > most and self._tidying is None:
-            # Hundreds may be accepted in one turn of the loop, and the requests of the
-            # good among them are there, and not read yet.
+        maximum, group = self.limits.waiting_sockets, self._waiting
+        if not self._is_trusted_proxy(address):
+            connection.client_network = client_network(address)
+            per_client = self._by_address.setdefault(
+                connection.client_network, _Connections()
+            )
+            per_client.add(connection)
+            if len(per_client) > self.limits.waiting_per_address:
+                maximum, group = self.limits.waiting_per_address, per_client
+        if len(group) > 2 * maximum:
+            self._drop_oldest()
+        elif len(group) > maximum and self._drop_timer is None:
+            # Hundreds of connections may be accepted in one turn of the loop. The
+            # requests of the legitimate ones have arrived, but were not read yet.
             loop = asyncio.get_running_loop()
-            self._tidying = loop.call_later(GRACE_SECONDS, self._make_place)
+            self._drop_timer = loop.call_later(GRACE_SECONDS, self._drop_oldest)
 
-    def asked(self, connection: "GuardedConnection") -> None:
-        """All of its head is there."""
-        for line in self._lines(connection):
-            line.asked(connection)
-
-    def gone(self, connection: "GuardedConnection") -> None:
-        """It waits for nothing any more. May be told twice."""
-        for line in self._lines(connection):
-            line.remove(connection)
-            if not line and line is not self._waiting:
-                del self._by_address[connection.neighbours]
-
-    def _lines(self, connection: "GuardedConnection") -> list["_Line"]:
-        own = self._by_address.get(connection.neighbours)
-        return [self._waiting] if own is None else [self._waiting, own]
-
-    def _make_place(self) -> None:
-        """Until nobody has more than they may."""
-        if self._tidying:
-            self._tidying.cancel()
-            self._tidying = None
-        for line in list(self._by_address.values()):
-            self._shorten(line, self.limits.waiting_per_address, "sockets_of_address")
-        self._shorten(self._waiting, self.limits.waiting_sockets, "sockets")
-
-    def _shorten(self, line: "_Line", most: int, limit: str) -> None:
-        while len(line) > most:
-            self.hit(limit)
-            connection = line.oldest()
-            self.gone(connection)
-            connection.turn_away()
-
-
-class _Line:
-    """Those who wait, each kind in the order in which they came."""
-
-    def __init__(self) -> None:
-        self._asking: dict[GuardedConnection, None] = {}
-        self._asked: dict[GuardedConnection, None] = {}
-
-    def __len__(self) -> int:
-        return len(self._asking) + len(self._asked)
-
-    def add(self, connection: "GuardedConnection") -> None:
-        self._asking[connection] = None
-
-    def asked(self, connection: "GuardedConnection") -> None:
-        del self._asking[connection]
-        self._asked[connection] = None
+    def head_received(self, connection: "GuardedConnection") -> None:
+        """The connection's head is complete."""
+        for group in self._groups(connection):
+            group.head_received(connection)
 
     def remove(self, connection: "GuardedConnection") -> None:
-        self._asking.pop(connection, None)
-        self._asked.pop(connection, None)
+        """Stops counting the connection. May be called twice."""
+        for group in self._groups(connection):
+            group.remove(connection)
+            if not group and group is not self._waiting:
+                del self._by_address[connection.client_network]
 
-    def asking(self) -> list["GuardedConnection"]:
-        return list(self._asking)
+    def _groups(self, connection: "GuardedConnection") -> list["_Connections"]:
+        per_client = self._by_address.get(connection.client_network)
+        return [self._waiting] if per_client is None else [self._waiting, per_client]
+
+    def _drop_oldest(self) -> None:
+        """Drops the oldest connections until every limit is kept."""
+        if self._drop_timer:
+            self._drop_timer.cancel()
+            self._drop_timer = None
+        for group in list(self._by_address.values()):
+            self._drop_until(
+                group, self.limits.waiting_per_address, "sockets_of_address"
+            )
+        self._drop_until(self._waiting, self.limits.waiting_sockets, "sockets")
+
+    def _drop_until(self, group: "_Connections", maximum: int, limit: str) -> None:
+        while len(group) > maximum:
+            self.hit(limit)
+            connection = group.oldest()
+            self.remove(connection)
+            connection.drop()
+
+
+class _Connections:
+    """Connections without and with a complete head, each kind in order of arrival."""
+
+    def __init__(self) -> None:
+        self._without_head: dict[GuardedConnection, None] = {}
+        self._with_head: dict[GuardedConnection, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._without_head) + len(self._with_head)
+
+    def add(self, connection: "GuardedConnection") -> None:
+        self._without_head[connection] = None
+
+    def head_received(self, connection: "GuardedConnection") -> None:
+        del self._without_head[connection]
+        self._with_head[connection] = None
+
+    def remove(self, connection: "GuardedConnection") -> None:
+        self._without_head.pop(connection, None)
+        self._with_head.pop(connection, None)
+
+    def without_head(self) -> list["GuardedConnection"]:
+        return list(self._without_head)
 
     def oldest(self) -> "GuardedConnection":
-        """Of the larger kind: a crowd that says nothing is not to push out those who
-        are being answered, nor a crowd with slow bodies those who have just come."""
-        crowd = max(self._asking, self._asked, key=len)
-        return next(iter(crowd))
+        """The oldest of the larger kind. A crowd of silent connections thus cannot push
+        out requests that are being answered, nor a crowd of slow bodies new
+        connections."""
+        larger = max(self._without_head, self._with_head, key=len)
+        return next(iter(larger))
 
 
 class GuardedConnection(asyncio.BaseProtocol):
-    """One connection, from its first byte to its last. Once there is a request, what
-    comes in goes straight to aiohttp: `data_received` is then aiohttp's own."""
+    """One connection, from its first byte to its last. Once the head is complete,
+    aiohttp gets all data directly: `data_received` is then aiohttp's own method."""
 
     __slots__ = (
+        "_exempt",
         "_guard",
         "_handler",
         "_head",
         "_new_handler",
         "_refused",
-        "_stays",
         "_timer",
         "_transport",
         "_unread",
+        "client_network",
         "data_received",
-        "neighbours",
     )
 
     def __init__(
@@ -270,91 +287,95 @@ class GuardedConnection(asyncio.BaseProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unread = 0
         self._refused = False
-        self._stays = False
+        self._exempt = False
         self._transport: asyncio.Transport | None = None
         self.data_received: Callable[[bytes], None] = self._read_head
-        self.neighbours = ""
-        """Of whom it is one, where those are counted."""
+        self.client_network = ""
+        """The client that the connection is counted for; empty if it is not counted per
+        client."""
 
-    # --- as asyncio wants it ---
+    # --- called by asyncio ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._wait(self._guard.limits.start_seconds, self._too_slow)
+        self._set_timer(self._guard.limits.start_seconds, self._head_timed_out)
         peer = transport.get_extra_info("peername")
-        self._guard.came(self, peer[0] if peer else "")
+        self._guard.add(self, peer[0] if peer else "")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._wait_no_more()
-        self._guard.gone(self)
+        self._cancel_timer()
+        self._guard.remove(self)
         self._transport = None
-        self.data_received = _ignored  # a circle of references less to be collected
+        self.data_received = _discard  # breaks a reference cycle
         if self._handler:
             self._handler.connection_lost(exc)
             self._handler = None
 
     def eof_received(self) -> None:
-        """None: they hear no answer, either."""
+        """Returns None, so that the transport closes: the client reads no answer
+        either."""
         if self._handler:
             self._handler.eof_received()
 
     def pause_writing(self) -> None:
-        """They have to read before we can write more: with `high=0`, anything more."""
+        """The client must read before more can be written. With `high=0` this is called
+        for any unread byte."""
         if self._handler:
             self._handler.pause_writing()
-        if not self._stays:
-            self._watch()
+        if not self._exempt:
+            self._watch_reader()
 
     def resume_writing(self) -> None:
-        if not self._stays:
-            self._wait_no_more()
+        if not self._exempt:
+            self._cancel_timer()
         if self._handler:
             self._handler.resume_writing()
 
-    # --- as the doors want it ---
+    # --- called by the guard ---
 
-    def stay(self) -> None:
-        if self._stays or self._transport is None:
+    def exempt(self) -> None:
+        if self._exempt or self._transport is None:
             return
-        self._stays = True
-        self._wait_no_more()
-        self._guard.gone(self)
+        self._exempt = True
+        self._cancel_timer()
+        self._guard.remove(self)
         self._transport.set_write_buffer_limits()
 
-    def turn_away(self) -> None:
-        """At once: whoever makes place is not waited for."""
+    def drop(self) -> None:
+        """Closes the connection at once, without the time to linger."""
         assert self._transport is not None
-        self._wait_no_more()
-        self.data_received = _ignored
+        self._cancel_timer()
+        self.data_received = _discard
         if not (self._handler or self._refused):
-            self._transport.write(_answer(HTTPStatus.SERVICE_UNAVAILABLE))
+            self._transport.write(_error_response(HTTPStatus.SERVICE_UNAVAILABLE))
         self._transport.abort()
 
-    # --- the head ---
+    # --- the request's head ---
 
     def _read_head(self, data: bytes) -> None:
         head, limit = self._head, self._guard.limits.header_bytes
-        # Three bytes of the end may be here already.
+        # Up to three bytes of the head's end may be here already.
         start = max(0, len(head) - 3)
         head += data
-        found = _END_OR_BARE.search(head, start, limit)
+        found = _END_OR_BARE_LF.search(head, start, limit)
         if found and found[0] == _END and _FIRST_LINE.match(head):
-            if _NOT_TO_BE_MET.search(head, 0, found.end()):
+            if _UNSUPPORTED_EXPECT.search(head, 0, found.end()):
                 self._refuse(HTTPStatus.EXPECTATION_FAILED)
             else:
-                self._go_in()
+                self._pass_to_aiohttp()
         elif found or not _FIRST_BYTE.match(head):
             self._refuse(HTTPStatus.BAD_REQUEST)
         elif len(head) >= limit:
             self._guard.hit("header_bytes")
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
-    def _go_in(self) -> None:
+    def _pass_to_aiohttp(self) -> None:
         assert self._transport is not None
-        self._wait_no_more()
-        self._guard.asked(self)
-        # While it is no call: whatever the other side does not take is seen.
+        self._cancel_timer()
+        self._guard.head_received(self)
+        # Until the connection is exempt, every unread byte of an answer must be
+        # noticed.
         self._transport.set_write_buffer_limits(high=0)
         head, self._head = bytes(self._head), bytearray()
         self._handler = handler = self._new_handler()
@@ -362,7 +383,7 @@ class GuardedConnection(asyncio.BaseProtocol):
         self.data_received = handler.data_received
         handler.data_received(head)
 
-    def _too_slow(self) -> None:
+    def _head_timed_out(self) -> None:
         self._guard.hit("request_slow")
         self._refuse(HTTPStatus.REQUEST_TIMEOUT)
 
@@ -370,41 +391,43 @@ class GuardedConnection(asyncio.BaseProtocol):
         assert self._transport is not None
         self._refused = True
         self._head = bytearray()
-        self.data_received = _ignored
-        self._wait(LEAVE_SECONDS, self._transport.abort)
-        self._transport.write(_answer(status))
-        with contextlib.suppress(OSError):  # they are gone: the transport sees it next
+        self.data_received = _discard
+        self._set_timer(LINGER_SECONDS, self._transport.abort)
+        self._transport.write(_error_response(status))
+        # OSError: the client is gone, and `connection_lost` will follow.
+        with contextlib.suppress(OSError):
             self._transport.write_eof()
 
-    # --- an answer that nobody reads ---
+    # --- a client that does not read the answer ---
 
-    def _watch(self) -> None:
+    def _watch_reader(self) -> None:
         assert self._transport is not None
         self._unread = self._transport.get_write_buffer_size()
-        self._wait(self._guard.limits.send_seconds, self._look)
+        self._set_timer(self._guard.limits.send_seconds, self._check_reader)
 
-    def _look(self) -> None:
+    def _check_reader(self) -> None:
         assert self._transport is not None
         if self._transport.get_write_buffer_size() < self._unread:
-            self._watch()  # they are slow, but they read
+            self._watch_reader()  # slow, but it reads
             return
         self._guard.hit("answer_slow")
         self._transport.abort()
 
-    # --- time ---
+    # --- timer ---
 
-    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
-        self._wait_no_more()
+    def _set_timer(self, seconds: float, then: Callable[[], None]) -> None:
+        self._cancel_timer()
         self._timer = asyncio.get_running_loop().call_later(seconds, then)
 
-    def _wait_no_more(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
 
-class _Inside(web.RequestHandler):
-    """aiohttp's side of a connection; what it cannot read is no error of ours."""
+class RequestHandler(web.RequestHandler):
+    """aiohttp's handler of a connection. A request that aiohttp cannot parse is not
+    logged as an error of the bridge."""
 
     __slots__ = ("_hit",)
 
@@ -421,15 +444,15 @@ class _Inside(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Without what was sent to us: neither in the answer nor in the log."""
+        """Answers without quoting the request, and keeps it out of the log."""
         response: web.StreamResponse
         if isinstance(exc, LineTooLong):
             self._hit("header_bytes")
             response = web.Response(status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif isinstance(exc, BadHttpMessage):
             response = web.Response(status=HTTPStatus.BAD_REQUEST)
-        elif isinstance(exc, ConnectionError) and self._is_left():
-            # Before they had their answer. Nobody will read this one.
+        elif isinstance(exc, ConnectionError) and self._is_closing():
+            # The client closed before it got the answer. Nobody will read this one.
             response = web.Response(status=HTTPStatus.BAD_REQUEST)
         else:
             response = super().handle_error(request, status, exc, message)
@@ -438,18 +461,19 @@ class _Inside(web.RequestHandler):
         return response
 
     def log_exception(self, *args: object, **more: object) -> None:
-        """Not what is wrong with the rest of a body that was not wanted."""
+        """Skips errors in the unread rest of a body that the handler did not want."""
         if not isinstance(more.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **more)
 
-    def _is_left(self) -> bool:
+    def _is_closing(self) -> bool:
         return self.transport is None or self.transport.is_closing()
 
 
 async def secure_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """To be an `on_response_prepare` of the application. What a handler has said itself
-    stays; a websocket's 101 is no document and does not close."""
-    # aiohttp has put its own there.
+    """Handler of the application's `on_response_prepare`. Does not replace a header
+    that a handler has set itself. A WebSocket's 101 gets only `Server`: it is no
+    document, and its connection stays open."""
+    # Replaced, because aiohttp has set its own.
     response.headers["Server"] = NAME
     if isinstance(response, web.WebSocketResponse):
         return
@@ -459,18 +483,19 @@ async def secure_headers(request: web.Request, response: web.StreamResponse) -> 
         response.headers.setdefault(name, value)
 
 
-def _answer(status: HTTPStatus) -> bytes:
+def _error_response(status: HTTPStatus) -> bytes:
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", "Content-Length: 0"]
     lines += [f"{name}: {value}" for name, value in HEADERS.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def _ignored(data: bytes) -> None:
-    """They were told to go."""
+def _discard(data: bytes) -> None:
+    """Receives the data of a connection that was refused."""
 
 
 def _ip(text: str) -> _IP | None:
-    """None for what is no address. IPv4 in IPv6's clothes is IPv4."""
+    """None if the text is no IP address. An IPv4-mapped IPv6 address is returned as
+    IPv4."""
     try:
         ip = ipaddress.ip_address(text)
     except ValueError:
@@ -480,8 +505,9 @@ def _ip(text: str) -> _IP | None:
     return ip
 
 
-def neighbours(address: str) -> str:
-    """An address; of IPv6 the network that one subscriber has."""
+def client_network(address: str) -> str:
+    """The client that an address is counted for: an IPv4 address itself, or the /64
+    network of an IPv6 address, which is what one subscriber gets."""
     ip = _ip(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((ip, 64), strict=False))

@@ -1,6 +1,7 @@
-"""The aiohttp application: the media socket, health, metrics, admission, draining.
+"""The aiohttp application: media WebSocket, health, metrics, admission, draining.
 
-Lets in who may come in, and gives each stream to a Call. Knows no audio, no model.
+It decides which streams are accepted and gives each to a Call. It knows neither audio
+nor the model.
 """
 
 import asyncio
@@ -20,10 +21,10 @@ from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
 from bridge.call.call import Call
-from bridge.call.stream import Opened
+from bridge.call.stream import IdentifiedPhone
 from bridge.core import ProtocolError, twilio_messages
-from bridge.core.bounds import MessageRate
 from bridge.core.conversation import HAND_OVER_SECONDS
+from bridge.core.limits import MessageRate
 from bridge.fleet import TAKEN, CallEntry, Registry
 from bridge.fleet.plan import AnsweredBy
 from bridge.http.api import handlers
@@ -31,52 +32,54 @@ from bridge.http.api.auth import ApiAuth, has_token
 from bridge.http.connection_guard import ConnectionGuard, secure_headers
 from bridge.http.signature import Signatures
 from bridge.http.tickets import PATH, TICKET_SECONDS, Ticket, TicketRefused, Tickets
+from bridge.http.webhook_fields import read_body
 from bridge.http.webhooks import (
     ANSWERED_BY,
-    ASKED,
     LATE_TICKET,
+    NEXT_STEP_REQUESTED,
     PLAN_SECONDS,
     Webhooks,
-    received,
 )
 from bridge.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
 PING_SECONDS = 20.0
-"""A phone that is gone without a word is noticed after one and a half of these. Twilio
-answers pings (it does on uvicorn's defaults, which ping as often)."""
+"""A phone that vanishes without closing is noticed after one and a half intervals.
+Twilio answers pings (uvicorn's defaults ping as often, and that works)."""
 
 PINGS_PER_SECOND = 10.0
-"""Of theirs, and their pongs, on an average of ten seconds. Nobody needs as many."""
+"""Limit of a phone's pings and pongs per second, averaged over ten seconds. No phone
+needs as many."""
 
 CLOSE_SECONDS = 1.0
-"""For Twilio to answer our close."""
+"""Time for Twilio to answer a WebSocket close."""
 
 EXPECTED_SECONDS = 15.0
-"""Until a new stream is there that Twilio was told to open."""
+"""Time for Twilio to open a new stream after it was told to."""
 
 SHUTDOWN_SECONDS = 3.0
-"""For the calls to end once draining is over."""
+"""Time for the calls to end after draining."""
 
-LOOK_SECONDS = 0.2
-"""While draining, so often is looked whether SIP calls are left."""
+POLL_SECONDS = 0.2
+"""Interval at which draining checks whether SIP calls are left."""
 
 
 class PhoneSocket:
-    """Twilio's end of a stream, as bridge.call.call.Phone wants it."""
+    """The caller's socket of a stream (bridge.call.stream.Phone)."""
 
     def __init__(
         self, request: web.Request, socket: web.WebSocketResponse, seconds: float
     ) -> None:
-        """`seconds`: for a pong to be taken. `socket` answers no pings by itself."""
+        """`seconds`: time for a pong to be sent. `socket` must not answer pings by
+        itself."""
         self._request = request
         self._socket = socket
         self._seconds = seconds
         self._pings = MessageRate(PINGS_PER_SECOND)
 
     async def __aiter__(self) -> AsyncIterator[str | bytes]:
-        """ProtocolError where the stream ends because of what it sent."""
+        """ProtocolError if a message broke the protocol."""
         async for message in self._socket:
             match message.type:
                 case WSMsgType.TEXT | WSMsgType.BINARY:
@@ -85,7 +88,7 @@ class PhoneSocket:
                     if not self._pings.add(1.0, time.monotonic()):
                         raise ProtocolError(twilio_messages.TOO_MANY)
                     ping = message.type is WSMsgType.PING
-                    if ping and not await self._answered(message.data):
+                    if ping and not await self._answer_ping(message.data):
                         return
                 case WSMsgType.ERROR:
                     if isinstance(message.data, WebSocketError):
@@ -93,8 +96,8 @@ class PhoneSocket:
                             raise ProtocolError(twilio_messages.TOO_LARGE)
                         raise ProtocolError("websocket protocol broken")
 
-    async def _answered(self, ping: bytes) -> bool:
-        """False: nobody takes the answer, so nobody is there."""
+    async def _answer_ping(self, ping: bytes) -> bool:
+        """False: the socket does not accept the pong, so the phone is gone."""
         try:
             async with asyncio.timeout(self._seconds):
                 await self._socket.pong(ping)
@@ -109,7 +112,8 @@ class PhoneSocket:
         await self._socket.close()
         transport = self._request.transport
         if transport and transport.get_write_buffer_size():
-            # Nobody reads: what waits to be sent would wait for as long as TCP does.
+            # The phone does not read. Without this, TCP would keep the unsent data for
+            # minutes.
             transport.abort()
 
 
@@ -130,24 +134,27 @@ class Server:
         )
         self._calls: set[Call] = set()
         self._by_sid: dict[str, Call] = {}
-        self._expected: dict[str, float] = {}
-        """Calls of ours whose caller was given another stream, until when."""
-        self._opening = 0
-        """Streams of which nobody has said whose they are."""
-        services.registry.subscribe(self._told)
+        self._expected_streams: dict[str, float] = {}
+        """Call SID -> monotonic time until which a new stream of the call is expected:
+        Twilio was told to open one."""
+        self._unidentified = 0
+        """Accepted WebSockets whose `start` has not arrived; they count against
+        BRIDGE_MAX_CALLS."""
+        services.registry.subscribe(self._handle_fleet_message)
         self._no_calls = asyncio.Event()
         self._no_calls.set()
-        self._asking: set[str] = set()
-        """Calls that we ended: Twilio is about to ask what follows."""
-        self._nobody_asks = asyncio.Event()
-        self._nobody_asks.set()
+        self._awaiting_request: set[str] = set()
+        """Calls that this instance ended and whose next step Twilio has not asked for
+        yet."""
+        self._no_awaited_requests = asyncio.Event()
+        self._no_awaited_requests.set()
         self._runner: web.AppRunner | None = None
         self.port = 0
 
-    # --- life ---
+    # --- start and stop ---
 
     async def start(self) -> None:
-        """Listens. OSError when the address cannot be had."""
+        """Listens. OSError if the address cannot be used."""
         app = web.Application(client_max_size=self._services.limits.body_bytes)
         app.on_response_prepare.append(secure_headers)
         app.add_routes(self._webhooks.routes())
@@ -157,8 +164,8 @@ class Server:
                 web.get(PATH, self._media),
                 web.get(PATH + "/{account}/{call}/{ticket}", self._media),
                 web.get("/healthz", self._healthz),
-                web.get("/readyz", self._inside(self._readyz)),
-                web.get("/metrics", self._inside(self._metrics)),
+                web.get("/readyz", self._operators_only(self._readyz)),
+                web.get("/metrics", self._operators_only(self._metrics)),
             ]
         )
         token = self._settings.api_token
@@ -187,35 +194,40 @@ class Server:
         log.info("listening", host=host, port=port, version=version)
 
     async def close(self, drain_seconds: float = 0.0) -> None:
-        """Takes no more calls, lets the running ones end, ends what is left."""
+        """Accepts no more calls, waits `drain_seconds` for the running ones, hands over
+        or ends the rest."""
         self._services.capacity.draining = True
         self._services.metrics.draining.set(1)
         log.info("draining", calls=len(self._calls), seconds=drain_seconds)
-        if not await _within(drain_seconds, self._last_call()):
+        if not await _done_within(drain_seconds, self._wait_for_last_call()):
             await self._hand_over()
         if self._services.sip:
             self._services.sip.end("shutdown")
         for call in list(self._calls):
-            self._answer_before_closing(call)
+            self._await_next_request(call)
             call.end("shutdown")
-        if not await _within(SHUTDOWN_SECONDS, self._no_calls.wait()):
-            log.warning("calls_left", calls=len(self._calls))
-        # The listener stays until Twilio has asked what follows, for no other instance
-        # may be there to answer.
-        asked = await _within(SHUTDOWN_SECONDS, self._nobody_asks.wait())
-        if not asked and not await self._services.registry.others():
-            log.warning("shutdown_left_calls_unanswered", calls=len(self._asking))
+        if not await _done_within(SHUTDOWN_SECONDS, self._no_calls.wait()):
+            log.warning("calls_still_running", calls=len(self._calls))
+        # The listener stays open until Twilio has asked for the next steps, because
+        # there may be no other instance to answer.
+        requested = await _done_within(
+            SHUTDOWN_SECONDS, self._no_awaited_requests.wait()
+        )
+        if not requested and not await self._services.registry.others():
+            log.warning(
+                "shutdown_left_calls_unanswered", calls=len(self._awaiting_request)
+            )
         if self._runner:
             await self._guard.close()
             await self._runner.cleanup()
         log.info("closed")
 
     async def _hand_over(self) -> None:
-        """Calls leave in a quiet moment, and go on at another instance.
+        """Calls leave in a quiet moment, and another instance resumes them.
 
         Where no other instance takes calls, `docker compose up` may be at work: it
         stops all old instances before it starts the new ones. Calls are then handed
-        over to an instance that starts later (see Webhooks._lead_on). A call with a
+        over to an instance that starts later (see Webhooks._resume_call). A call with a
         fallback number is not: Twilio dials that number.
         """
         registry = self._services.registry
@@ -223,30 +235,30 @@ class Server:
         if not to_others and not await registry.reachable():
             return
         for call in list(self._calls):
-            self._answer_before_closing(call)
+            self._await_next_request(call)
             if to_others or not call.fallback_number:
                 call.hand_over()
             else:
                 call.end("shutdown")
         # SIP calls cannot be handed over, so they are not waited for.
-        await _within(HAND_OVER_SECONDS + CLOSE_SECONDS, self._no_calls.wait())
+        await _done_within(HAND_OVER_SECONDS + CLOSE_SECONDS, self._no_calls.wait())
 
-    def _answer_before_closing(self, call: Call) -> None:
-        """Twilio will ask what follows, and no other instance may be there to answer.
-        Not of a call whose stream broke: Twilio has asked already."""
-        if call.call_sid and call.call_sid not in self._expected:
-            self._asking.add(call.call_sid)
-            self._nobody_asks.clear()
+    def _await_next_request(self, call: Call) -> None:
+        """Twilio will ask for the call's next step, and there may be no other instance
+        to answer. Not for a call whose stream broke: Twilio has asked already."""
+        if call.call_sid and call.call_sid not in self._expected_streams:
+            self._awaiting_request.add(call.call_sid)
+            self._no_awaited_requests.clear()
 
-    async def _last_call(self) -> None:
-        """Returns when there is neither a stream nor a SIP call left."""
+    async def _wait_for_last_call(self) -> None:
+        """Returns when neither a stream nor a SIP call is left."""
         await self._no_calls.wait()
         while self._services.capacity.others():  # noqa: ASYNC110 - nobody tells of the last
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     @property
     def calls(self) -> int:
-        """Streams that are open now."""
+        """Number of streams that are open now."""
         return len(self._calls)
 
     @property
@@ -258,70 +270,71 @@ class Server:
         return self._services.registry
 
     async def registered(self) -> list[str]:
-        """SIDs of the calls that the registry knows of."""
+        """SIDs of the calls in the registry."""
         return [entry.call_sid for entry in await self._services.registry.calls()]
 
-    # --- the stream ---
+    # --- the media stream ---
 
     async def _media(self, request: web.Request) -> web.StreamResponse:
-        """The media stream of one call, as long as it lasts."""
-        ticket = await self._checked(request)
+        """Carries one call's media stream, until the stream ends."""
+        ticket = await self._check_handshake(request)
         capacity, limits = self._services.capacity, self._services.limits
-        # A caller whose stream broke may be back: they have a line here, even if all
-        # are taken, or the last calls are ending.
-        if not (capacity.free or self._expects(ticket)):
-            # 503: a balancer tries the next instance, where the ticket is good.
+        # A caller whose stream broke may be back. The call still counts, so it is
+        # accepted even if the instance is full or draining.
+        if not (capacity.free or self._has_call_for(ticket)):
+            # 503: the balancer tries the next instance, where the ticket is valid too.
             log.info("stream_refused", why=capacity.state)
             self._services.metrics.hit("calls")
-            raise web.HTTPServiceUnavailable(text="no line is free")
-        self._count(opening=+1)
+            raise web.HTTPServiceUnavailable(text="this instance takes no more calls")
+        self._update_capacity(unidentified=+1)
         try:
             if ticket and self._tickets:
                 await self._tickets.spend(ticket)
-            # The upgrade is answered before there is a model: Twilio does not wait for
-            # one. It offers no compression, and frames gain nothing by it.
+            # The upgrade is answered before the model is connected: Twilio does not
+            # wait for that. Twilio offers no compression, and audio frames would not
+            # shrink.
             socket = web.WebSocketResponse(
                 compress=False,
-                autoping=False,  # PhoneSocket does it, within limits
+                autoping=False,  # PhoneSocket answers pings, within limits
                 heartbeat=PING_SECONDS,
                 timeout=CLOSE_SECONDS,
                 max_msg_size=limits.message_bytes,
             )
             await socket.prepare(request)
-            since = time.monotonic()
+            connected_at = time.monotonic()
             reader = PhoneSocket(request, socket, limits.send_seconds)
-            phone = await Opened.of(reader, limits.start_seconds)
+            phone = await IdentifiedPhone.wait_for_start(reader, limits.start_seconds)
         except TicketRefused as error:
-            raise await self._bad_ticket(error, request) from None
+            raise await self._refuse_ticket(error, request) from None
         finally:
-            self._count(opening=-1)
+            self._update_capacity(unidentified=-1)
         if phone.call_sid is None:
-            log.warning("stream_refused", why="no_start", late=phone.late)
-            if phone.late:
+            log.warning("stream_refused", why="no_start", timed_out=phone.timed_out)
+            if phone.timed_out:
                 self._services.metrics.hit("start_late")
             await socket.close(code=WSCloseCode.POLICY_VIOLATION)
             return socket
         named = (phone.account_sid, phone.call_sid)
         if ticket and named != (ticket.account_sid, ticket.call_sid):
-            # Another than the one whose webhook was answered.
+            # Not the call whose webhook was answered with this ticket.
             self._refused("other_call")
             await socket.close(code=WSCloseCode.POLICY_VIOLATION)
             return socket
-        self._guard.in_call(request)
+        self._guard.exempt_from_limits(request)
         sid = phone.call_sid
         call = self.call(sid)
-        self._expected.pop(sid, None)
+        self._expected_streams.pop(sid, None)
         if call is None or not await call.take_over(phone):
             if capacity.free:
-                await self._carry(Call(phone, self._services, since), sid)
+                await self._run_call(Call(phone, self._services, connected_at), sid)
             else:
                 log.info("stream_refused", why=capacity.state)
                 await phone.close()
         return socket
 
-    async def _checked(self, request: web.Request) -> Ticket | None:
-        """Signed by Twilio, and opened because we said so; 403 where it is not. None:
-        no ticket is needed here."""
+    async def _check_handshake(self, request: web.Request) -> Ticket | None:
+        """Checks that Twilio signed the handshake and that the bridge issued its
+        ticket; 403 if not. None: no ticket is needed."""
         if self._signatures and not self._signatures.handshake(
             request.raw_path, request.headers
         ):
@@ -332,21 +345,22 @@ class Server:
                 raise self._refused("ticket_missing")
             return None
         if self._tickets is None:
-            raise web.HTTPNotFound(text="there are no tickets here")
+            raise web.HTTPNotFound(text="this bridge uses no tickets")
         try:
             return self._tickets.read(given["account"], given["call"], given["ticket"])
         except TicketRefused as error:
-            raise await self._bad_ticket(error, request) from None
+            raise await self._refuse_ticket(error, request) from None
 
     @property
     def _needs_ticket(self) -> bool:
         return not self._settings.insecure and self._settings.tickets == "required"
 
-    async def _bad_ticket(
+    async def _refuse_ticket(
         self, error: TicketRefused, request: web.Request
     ) -> web.HTTPForbidden:
         if error.why != "ticket_forged":
-            # Of ours, too late or used: maybe a caller whose handshake came twice.
+            # A genuine ticket, expired or used: maybe Twilio sent the handshake of a
+            # legitimate caller twice.
             name = f"{LATE_TICKET}:{request.match_info['call']}"
             await self._services.registry.put(name, b"1", TICKET_SECONDS)
         return self._refused(error.why)
@@ -354,83 +368,86 @@ class Server:
     def _refused(self, why: str) -> web.HTTPForbidden:
         log.warning("stream_refused", why=why)
         self._services.metrics.refused(why)
-        return web.HTTPForbidden(text="not a stream that was asked for")
+        return web.HTTPForbidden(text="the stream's signature or ticket is not valid")
 
-    def _expects(self, ticket: Ticket | None) -> bool:
-        """We have the call. Without a ticket nobody knows yet whose stream it is: then
-        somebody whom we have a call of was told to come back."""
+    def _has_call_for(self, ticket: Ticket | None) -> bool:
+        """The stream is, or may be, that of a call which this instance has. Without a
+        ticket the stream's call is not known yet: then any call that waits for a new
+        stream will do."""
         if ticket:
             return self.call(ticket.call_sid) is not None
         now = time.monotonic()
-        for sid, until in list(self._expected.items()):
+        for sid, until in list(self._expected_streams.items()):
             if until < now or self.call(sid) is None:
-                del self._expected[sid]
-        return bool(self._expected) or any(call.waits for call in self._calls)
+                del self._expected_streams[sid]
+        return bool(self._expected_streams) or any(
+            call.awaits_new_stream for call in self._calls
+        )
 
-    async def _carry(self, call: Call, call_sid: str) -> None:
+    async def _run_call(self, call: Call, call_sid: str) -> None:
         self._calls.add(call)
         self._by_sid[call_sid] = call
         self._no_calls.clear()
-        self._count()
+        self._update_capacity()
         try:
             await call.run()
         finally:
             self._calls.discard(call)
             if self._by_sid.get(call_sid) is call:
                 del self._by_sid[call_sid]
-            self._count()
-            if not call.twilio_asks:
-                self.asked(call_sid)
+            self._update_capacity()
+            if not call.expects_next_request:
+                self.next_step_requested(call_sid)
             if not self._calls:
                 self._no_calls.set()
 
-    def _count(self, opening: int = 0) -> None:
-        self._opening += opening
-        self._services.capacity.streams = len(self._calls) + self._opening
+    def _update_capacity(self, unidentified: int = 0) -> None:
+        self._unidentified += unidentified
+        self._services.capacity.streams = len(self._calls) + self._unidentified
 
-    def _told(self, call_sid: str, word: bytes) -> None:
-        """A word of another instance's about a call that may be ours."""
-        if word == ASKED:
-            self.asked(call_sid)
+    def _handle_fleet_message(self, call_sid: str, message: bytes) -> None:
+        """A message of another instance about a call that may be here."""
+        if message == NEXT_STEP_REQUESTED:
+            self.next_step_requested(call_sid)
             return
         call = self.call(call_sid)
         if call is None:
             return
         try:
-            if word == TAKEN:
-                call.taken()
-            elif word.startswith(ANSWERED_BY):
-                call.answered_by(AnsweredBy(word.removeprefix(ANSWERED_BY).decode()))
+            if message == TAKEN:
+                call.taken_over()
+            elif message.startswith(ANSWERED_BY):
+                call.answered_by(AnsweredBy(message.removeprefix(ANSWERED_BY).decode()))
         except Exception:
-            # Ours to mend, or another version's word; it is one call's trouble, and the
-            # registry that told it has the words of all.
+            # A bug, or a message of another version. It concerns one call only, and the
+            # registry that delivers the messages of all calls must go on.
             log.exception("fleet_message_failed", call_sid=call_sid)
 
     async def _openai_webhook(self, request: web.Request) -> web.Response:
-        """A call comes in over SIP: OpenAI has its audio, the agent is ours."""
+        """An incoming SIP call: OpenAI has its audio, the bridge its agent."""
         if self._services.sip is None:
-            raise web.HTTPNotFound(text="SIP calls are not set up here")
-        body = await received(request.read(), self._services)
+            raise web.HTTPNotFound(text="SIP calls are not set up on this bridge")
+        body = await read_body(request.read(), self._services)
         status, text = await self._services.sip.incoming(request.headers, body)
         if status == HTTPStatus.UNAUTHORIZED:
             self._services.metrics.refused("signature")
         return web.Response(status=status, text=text)
 
-    # --- the webhooks' view (bridge.http.webhooks.Desk) ---
+    # --- called by the webhooks (bridge.http.webhooks.CallDirectory) ---
 
     def call(self, call_sid: str) -> Call | None:
         return self._by_sid.get(call_sid) if call_sid else None
 
-    def expect(self, call_sid: str) -> None:
+    def expect_stream(self, call_sid: str) -> None:
         if self.call(call_sid) is not None:
-            self._expected[call_sid] = time.monotonic() + EXPECTED_SECONDS
+            self._expected_streams[call_sid] = time.monotonic() + EXPECTED_SECONDS
 
-    def asked(self, call_sid: str) -> None:
-        self._asking.discard(call_sid)
-        if not self._asking:
-            self._nobody_asks.set()
+    def next_step_requested(self, call_sid: str) -> None:
+        self._awaiting_request.discard(call_sid)
+        if not self._awaiting_request:
+            self._no_awaited_requests.set()
 
-    # --- the control API's view (bridge.http.api.handlers.Calls) ---
+    # --- called by the control API (bridge.http.api.handlers.Calls) ---
 
     def live(self, call_sid: str) -> LiveCall | None:
         """A call of this instance."""
@@ -443,7 +460,7 @@ class Server:
         return await self._services.registry.calls()
 
     async def place(self, wanted: handlers.PlaceCall) -> str:
-        """Calls somebody; handlers.Refused says why not."""
+        """Places a call. handlers.Refused says why it was not placed."""
         if self._outbound is None:
             raise handlers.Refused(
                 409,
@@ -453,31 +470,31 @@ class Server:
             )
         if not self._services.capacity.free:
             detail = f"The bridge is {self._services.capacity.state}."
-            raise handlers.Refused(503, "There is no line for the call", detail)
+            raise handlers.Refused(503, "The bridge takes no more calls now", detail)
         number = wanted.from_number or self._settings.outbound_number
         sid = await handlers.place(
             self._outbound, wanted, number, self._services.routes
         )
-        # Its statuses say nothing of what it was placed for.
+        # Stored, because Twilio's status webhooks do not contain the route.
         route = wanted.route.encode()
         await self._services.registry.put(f"route:{sid}", route, PLAN_SECONDS)
         return sid
 
     # --- for operators ---
 
-    def _inside(
+    def _operators_only(
         self, answer: Callable[[web.Request], Awaitable[web.Response]]
     ) -> Callable[[web.Request], Awaitable[web.Response]]:
-        """For those who come directly (Prometheus, the balancer); through a proxy comes
-        the world, and is to have the API's token."""
+        """Serves direct requests (Prometheus, the balancer). A request through a proxy
+        may come from anywhere, so it needs the API token."""
 
         async def handle(request: web.Request) -> web.Response:
             token = self._settings.api_token
-            if self._guard.came_directly(request) or (
+            if self._guard.is_direct(request) or (
                 token and has_token(request, token.get_secret_value().encode())
             ):
                 return await answer(request)
-            raise web.HTTPNotFound(text="not here")
+            raise web.HTTPNotFound(text="not found")
 
         return handle
 
@@ -498,8 +515,8 @@ class Server:
 async def serving(
     settings: Settings, user_code: UserCode, model_url: str
 ) -> AsyncIterator[Server]:
-    """A running server with agents and a model; closed, with its calls, on the way
-    out. `model_url` is where the model is, whatever the settings call it."""
+    """A running server with agents and a model; on exit it is closed, with its calls.
+    `model_url` is the model's real address, whatever the settings say."""
     async with start_services(settings, user_code, model_url) as services:
         server = Server(settings, services)
         await server.start()
@@ -512,16 +529,17 @@ async def serving(
 def _signatures(settings: Settings) -> Signatures | None:
     if settings.insecure:
         return None
-    # cli.serve tells it better; here only so that no path leads around it.
+    # cli.serve reports this better. The check is repeated here so that no caller of
+    # `serving` can skip it.
     if settings.public_url is None or settings.twilio_auth_token is None:
-        raise ValueError("neither BRIDGE_INSECURE nor what signatures need is set")
+        raise ValueError("BRIDGE_PUBLIC_URL or TWILIO_AUTH_TOKEN is not set")
     return Signatures(
         settings.public_url, _auth_tokens(settings), settings.twilio_shared_keys
     )
 
 
 def _tickets(settings: Settings, registry: Registry) -> Tickets | None:
-    """None where there is no secret that all instances have (development only)."""
+    """None if there is no secret that all instances share (development only)."""
     keys = _auth_tokens(settings)
     return Tickets(keys, registry) if keys else None
 
@@ -532,7 +550,7 @@ def _auth_tokens(settings: Settings) -> list[str]:
 
 
 def _outbound(settings: Settings, services: Services) -> OutboundCalls | None:
-    """None where it is not wanted, or where Twilio could not call us back."""
+    """None if outbound calls are off, or if Twilio could not reach the bridge."""
     sid, token = settings.twilio_account_sid, settings.twilio_auth_token
     if not (settings.outbound_prefixes and settings.public_url and sid and token):
         return None
@@ -549,7 +567,7 @@ def _outbound(settings: Settings, services: Services) -> OutboundCalls | None:
     )
 
 
-async def _within(seconds: float, wait: Awaitable[object]) -> bool:
+async def _done_within(seconds: float, wait: Awaitable[object]) -> bool:
     try:
         async with asyncio.timeout(seconds):
             await wait

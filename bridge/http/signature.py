@@ -1,7 +1,8 @@
-"""Is this request Twilio's? Checked before anything is accepted or paid for.
+"""Checks that a request was signed by Twilio, before the bridge accepts or pays for
+anything.
 
-Rules: https://www.twilio.com/docs/usage/security.
-The url that was signed is built from the configured origin, never from the request.
+Rules: https://www.twilio.com/docs/usage/security. The signed URL is built from the
+configured origin, never from the request.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +20,17 @@ from twilio.request_validator import (  # type: ignore[import-untyped]
 )
 
 BODY_HASH = "bodySHA256"
-"""In the query of a webhook whose body is JSON."""
+"""Query parameter of a webhook whose body is JSON."""
 
 _NO_KEYS: Mapping[str, str] = MappingProxyType({})
 
 
 class Signatures:
-    """Checks against one origin (`https://host[:port]`, no path).
+    """Checks signatures for one origin (`https://host[:port]`, no path).
 
-    `auth_tokens`: any of them may have signed, for a token is rotated by having two for
-    a while. `shared_keys`: id -> secret; a request that names one (Twilio's SharedKeys)
-    is checked against that one alone, and with HMAC-SHA256 alone.
+    `auth_tokens`: each of them is accepted, because two are valid while a token is
+    rotated. `shared_keys`: id -> secret. A request that names a key (Twilio's
+    SharedKeys) is checked against that key only, and with HMAC-SHA256 only.
     """
 
     def __init__(
@@ -47,13 +48,13 @@ class Signatures:
     def form(
         self, target: str, form: Mapping[str, Any], headers: Mapping[str, str]
     ) -> bool:
-        """A POST of a form. `target`: path and query exactly as they were requested;
-        `form`: a MultiDict, for a plain dict would lose repeated names; `headers`: a
-        mapping that knows no case."""
+        """A POST of a form. `target`: path and query exactly as requested. `form`: a
+        MultiDict, because a plain dict would lose repeated names. `headers`: a
+        case-insensitive mapping."""
         return self._matches([self._origin + target], form, headers)
 
     def json(self, target: str, body: bytes, headers: Mapping[str, str]) -> bool:
-        """A POST of JSON: its url is signed, and has the hash of the body in it."""
+        """A POST of JSON. The signed URL contains the hash of the body."""
         try:
             if BODY_HASH not in parse_qs(urlsplit(target).query):
                 return False
@@ -63,7 +64,8 @@ class Signatures:
         return self._matches([self._origin + target], text, headers)
 
     def handshake(self, target: str, headers: Mapping[str, str]) -> bool:
-        """The upgrade of a media stream: the wss url of the TwiML, no parameters."""
+        """The WebSocket upgrade of a media stream. The wss URL of the TwiML is signed,
+        without parameters."""
         url = websocket_origin(self._origin) + target
         # "try appending a trailing / character to the URL" (Twilio's security page).
         return self._matches([url, url.rstrip("/") + "/"], {}, headers)
@@ -82,11 +84,12 @@ class Signatures:
                 for url in urls
             )
         except ValueError:
-            return False  # no url at all, or a signature that is no ASCII
+            return False  # not a URL, or a signature that is not ASCII
 
     def _signers(self, settings: str | None) -> tuple[str, list[RequestValidator]]:
-        """Who may have signed so. The header is the request's own word: it only picks
-        among the secrets, each of which is good for one algorithm."""
+        """The algorithm and the secrets that the header names. The header is not
+        trusted: it only selects among the secrets, each valid for one algorithm
+        only."""
         algorithm = get_signature_algorithm(settings).upper()
         if algorithm == HMAC_SHA1:
             return algorithm, self._tokens
@@ -104,8 +107,8 @@ def websocket_origin(origin: str) -> str:
 
 
 def _named(url: str) -> str:
-    """The SDK would try a wss url with port 80 only; with 443 named it tries that one
-    and none."""
+    """For a wss URL without a port the SDK tries only port 80. With port 443 named, it
+    tries the URL with and without the port."""
     if not url.startswith("wss:"):
         return url
     parts = urlsplit(url)

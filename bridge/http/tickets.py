@@ -1,9 +1,10 @@
-"""The ticket of a stream: Twilio was told by us, just now, to open it for this call.
+"""Tickets: a stream is accepted only if the bridge has just told Twilio to open it.
 
-The signature of a handshake covers its url and nothing else, so whoever saw one could
-use it for ever. Hence each stream has a url of its own: it names account and call and
-is good once, for a minute. Any instance can tell a good one without asking: it is
-signed under the auth token, which all have. That it was used, the Registry's shelf has.
+The signature of a handshake covers its URL and nothing else, so anyone who saw a signed
+URL could use it for ever. Each stream therefore has a URL of its own: it names account
+and call, and is valid once, for one minute. Any instance can check a ticket without
+asking another, because it is signed with the auth token, which all instances have. The
+registry stores which tickets were used.
 """
 
 import base64
@@ -20,11 +21,11 @@ from bridge.fleet import Registry
 PATH = "/media"
 
 TICKET_SECONDS = 60.0
-"""Twilio opens the stream within a second of the TwiML; clocks of instances may differ
-by the rest."""
+"""Twilio opens the stream within a second of the TwiML. The rest covers differences
+between the clocks of the instances."""
 
 MAC_BYTES = 18
-"""Of the 32: enough that nobody guesses, short enough for a url."""
+"""Of the digest's 32 bytes: too many to guess, few enough for a URL."""
 
 MAX_TICKET_CHARS = 200
 
@@ -39,7 +40,7 @@ class TicketRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """One that is good, and not yet spent."""
+    """A ticket that is valid, and not yet marked as used."""
 
     account_sid: str
     call_sid: str
@@ -48,9 +49,9 @@ class Ticket:
 
 
 class Tickets:
-    """`keys`: secrets that all instances have; a ticket is signed under each, and good
-    if it is under any: so a rotation of the auth token leaves no stream outside,
-    whichever of the two an instance knows. `now`: seconds since the epoch."""
+    """`keys`: secrets that all instances have. A ticket is signed with each of them,
+    and valid if any signature is. While the auth token is rotated, every instance thus
+    accepts it, whichever of the two tokens it knows. `now`: seconds since the epoch."""
 
     def __init__(
         self,
@@ -59,8 +60,8 @@ class Tickets:
         now: Callable[[], float] = time.time,
     ) -> None:
         if not all(keys) or not keys:
-            raise ValueError("a ticket needs a secret")
-        # Derived: what leaks of a ticket says nothing of the token.
+            raise ValueError("tickets need at least one secret, and no empty one")
+        # Derived keys: a leaked ticket reveals nothing about the auth token.
         self._keys = [
             hmac.digest(key.encode(), b"bridge stream ticket", "sha256") for key in keys
         ]
@@ -68,7 +69,7 @@ class Tickets:
         self._now = now
 
     def path(self, account_sid: str, call_sid: str) -> str:
-        """Of a new stream's url."""
+        """The path of a new stream's URL."""
         until = f"{int(self._now() + TICKET_SECONDS):x}"
         nonce = secrets.token_urlsafe(12)
         macs = (_mac(it, account_sid, call_sid, until, nonce) for it in self._keys)
@@ -77,28 +78,29 @@ class Tickets:
         return f"{PATH}/{account}/{call}/{ticket}"
 
     def read(self, account_sid: str, call_sid: str, ticket: str) -> Ticket:
-        """TicketRefused: forged, of another call, or too old."""
+        """TicketRefused if the ticket is forged, of another call, or expired."""
         until, nonce, *macs = ticket.split(".") if ticket.count(".") >= 2 else ("", "")
         if len(ticket) > MAX_TICKET_CHARS or not ticket.isascii() or not macs:
             raise TicketRefused("ticket_forged")
         right = [_mac(it, account_sid, call_sid, until, nonce) for it in self._keys]
-        # All of them: how long it takes says nothing of which was right.
+        # All are compared, so that the time taken does not show which one matched.
         if not sum(hmac.compare_digest(a, b) for a in macs for b in right):
             raise TicketRefused("ticket_forged")
-        ends = float(int(until, 16))  # our own: nobody else could sign it
+        ends = float(int(until, 16))  # the signature is valid, so the bridge wrote this
         if self._now() > ends:
             raise TicketRefused("ticket_expired")
         return Ticket(account_sid, call_sid, nonce, ends)
 
     async def spend(self, ticket: Ticket) -> None:
-        """TicketRefused: it was used before, here or on another instance."""
+        """Marks the ticket as used. TicketRefused if it was used before, on any
+        instance."""
         left = max(ticket.until - self._now(), 0.0) + 1.0
         if not await self._registry.set_if_absent(f"ticket:{ticket.nonce}", left):
             raise TicketRefused("ticket_used")
 
 
 def _mac(key: bytes, *parts: str) -> str:
-    # Each with its length: no two lists of parts read the same.
+    # Each part with its length, so that no two lists of parts give the same text.
     text = "".join(f"{len(part)}:{part}" for part in parts)
     digest = hmac.new(key, text.encode("utf-8", "surrogatepass"), hashlib.sha256)
     return base64.urlsafe_b64encode(digest.digest()[:MAC_BYTES]).decode()

@@ -1,16 +1,13 @@
 """Twilio's webhooks: signed requests in, TwiML out.
 
-What a call gets when it comes in, and when its stream or a transfer has ended. Knows no
-sockets; which calls the instance has, its `Desk` says.
+They decide what Twilio does with a new call, and with a call whose stream or transfer
+has ended. They know no sockets; the CallDirectory knows the instance's calls.
 """
 
-import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
-from urllib.parse import parse_qsl
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -25,64 +22,67 @@ from bridge.app.routes import Route
 from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.call.call import RETURN_SECONDS, Call
-from bridge.core import UNREADABLE
 from bridge.fleet import NextStep, Then, formats
 from bridge.fleet.plan import CallSnapshot, Plan
 from bridge.http.signature import Signatures, websocket_origin
 from bridge.http.tickets import PATH, Tickets
+from bridge.http.webhook_fields import (
+    FORM,
+    JSON,
+    Webhook,
+    form_of,
+    from_and_to,
+    json_of,
+    read_body,
+)
 from bridge.records.report import report_of_silence
+from twiml import spoken_texts
 
 log = structlog.get_logger()
 
-FORM = "application/x-www-form-urlencoded"
-JSON = "application/json"
-
-MAX_FIELDS = 500
-"""Twilio's webhooks have some forty; sorting is what a signature costs."""
-
-MAX_PARAMETER_CHARS = 400
-"""Name and value of a <Parameter> must be under 500 characters together."""
-
 PLAN_SECONDS = 24 * 3600.0
-"""What an outbound call was placed for is known as long as a call can last."""
+"""The plan of an outbound call is stored as long as a call can last."""
 
 ENDED_SECONDS = 60.0
-"""That the end of a stream is remembered; the next one begins at once."""
+"""How long the time at which a stream ended is stored; the next stream starts at
+once."""
 
 MAX_RESUMES = 5
-"""Of one call: where every new stream breaks at once, there is no use in another."""
+"""Limit per call: if every new stream breaks at once, another one will not help."""
 
-BACK = "back"
-"""In the query of `/voice/next`: the stream was one after a transfer."""
+AFTER_TRANSFER = "back"
+"""Query parameter of `/voice/next`: the stream that ended followed a transfer."""
 
 MAX_REFUSALS = 2
-"""What is known of the others' room is some seconds old: so often a stream that found
-none is tried again."""
+"""Retries of a first stream that no instance took. The registry's view of the other
+instances' free capacity is some seconds old, so a retry may succeed."""
 
 RESUMED_SECONDS = 120.0
-"""That resumes and refusals are counted, from the last one on: a stream that lasts as
-long is a good one."""
+"""Resumes and refusals are counted until none has happened for so long: a stream that
+lasts as long is good."""
 
 RESTART_SECONDS = 30
-"""A caller waits so long at Twilio while all instances are recreated: up to 9 s until
-the last call has left the old ones (core.conversation.HAND_OVER_SECONDS), then 6 to
-24 s until docker compose has started new ones that take calls (seen on two cores)."""
+"""The pause that a caller waits at Twilio while all instances are recreated: up to 9 s
+until the last call has left the old ones (core.conversation.HAND_OVER_SECONDS), then 6
+to 24 s until docker compose has started new ones that take calls (measured on two
+cores)."""
 
 MAX_RESTART_WAITS = 2
-"""Of one call. Twilio hears no answer where no instance has started meanwhile."""
+"""Limit per call. If no instance has started meanwhile, Twilio gets no answer."""
 
 LATE_TICKET = "late-ticket"
-"""On the shelf, with the call's SID: its stream was turned away though it was Twilio's:
-it gets another."""
+"""Registry key, followed by the call's SID: Twilio's handshake was refused because its
+ticket was expired or used. The call gets another stream."""
 
 ANSWERED_BY = b"answered_by:"
-"""A word for the instance that has a call: who picked up."""
+"""Start of a message to the instance that has a call; the AnsweredBy value follows."""
 
-ASKED = b"asked"
-"""A word for the instance that had a call: Twilio has asked another what follows."""
+NEXT_STEP_REQUESTED = b"asked"
+"""Message to the instance that had a call: Twilio asked another instance for the next
+step."""
 
 ANSWERED = frozenset({"completed", "answered"})
-"""DialCallStatus of a transfer that came about."""
+"""DialCallStatus of a transfer that was answered."""
 
 UNANSWERED = frozenset({"busy", "no-answer", "failed", "canceled"})
 
@@ -93,53 +93,24 @@ NOT_ANSWERED = (
 
 _ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Webhook:
-    """A request that is Twilio's: that was checked."""
-
-    request: web.Request
-    form: "MultiDict[str]"
-    origin: str
-    """Where Twilio reaches us: https://host."""
-
-    def text(self, name: str) -> str:
-        return self.form.get(name, "")
-
-    def plain(self) -> dict[str, str]:
-        return dict(self.form.items())
-
-    @property
-    def call_sid(self) -> str:
-        return self.text("CallSid")
-
-    @property
-    def account_sid(self) -> str:
-        return self.text("AccountSid")
-
-    @property
-    def query(self) -> Mapping[str, str]:
-        return self.request.query
-
 
 class CallDirectory(Protocol):
-    """The instance that is asked, with its calls."""
+    """The calls of the instance that got the webhook."""
 
     def call(self, call_sid: str) -> Call | None:
-        """The newest of that name, begun or about to."""
+        """The newest call with this SID, running or about to run."""
 
-    def expect(self, call_sid: str) -> None:
-        """Twilio was told to open another stream for a call of ours, if it is."""
+    def expect_stream(self, call_sid: str) -> None:
+        """Twilio was told to open another stream for the call. No effect if the call is
+        not on this instance."""
 
-    def asked(self, call_sid: str) -> None:
-        """Twilio has asked what follows."""
+    def next_step_requested(self, call_sid: str) -> None:
+        """Twilio has asked for the call's next step."""
 
 
 class Webhooks:
-    """`signatures` None: unsigned requests are served. `tickets` None: streams have
-    none."""
+    """`signatures` None: unsigned requests are accepted. `tickets` None: the URLs of
+    streams contain no ticket."""
 
     def __init__(
         self,
@@ -157,7 +128,7 @@ class Webhooks:
         self._signatures = signatures
         self._tickets = tickets
         self._outbound = outbound
-        self._full = Overflow(
+        self._overflow = Overflow(
             settings.when_full, settings.queue_seconds, services.fallback_number
         )
 
@@ -174,21 +145,25 @@ class Webhooks:
     def _signed(
         self, answer: Callable[[Webhook], Awaitable[web.Response]]
     ) -> Callable[[web.Request], Awaitable[web.Response]]:
-        """What Twilio has signed, for this account; else 403. 415, 413, 408 and 400 for
-        what cannot be read."""
+        """Passes on requests that Twilio signed for this account; 403 for others. 415,
+        413, 408 or 400 if a request cannot be read."""
 
         async def handle(request: web.Request) -> web.Response:
             if request.content_type not in (FORM, JSON):
-                raise web.HTTPUnsupportedMediaType(text="a form is expected")
-            body = await received(request.read(), self._services)
-            form = _form_of(body) if request.content_type == FORM else _json_of(body)
+                raise web.HTTPUnsupportedMediaType(
+                    text="the body is not a form or JSON"
+                )
+            body = await read_body(request.read(), self._services)
+            form = form_of(body) if request.content_type == FORM else json_of(body)
             if self._signatures and not self._is_signed(request, form, body):
                 raise self._refused(request, "signature", "not signed by Twilio")
             account = self._settings.twilio_account_sid
             if account and form.get("AccountSid") != account:
-                raise self._refused(request, "account", "not of this account")
+                raise self._refused(
+                    request, "account", "AccountSid is of another account"
+                )
             if not form.get("CallSid"):
-                raise web.HTTPBadRequest(text="there is no CallSid")
+                raise web.HTTPBadRequest(text="CallSid is missing")
             return await answer(Webhook(request, form, self._origin(request)))
 
         return handle
@@ -196,7 +171,7 @@ class Webhooks:
     def _is_signed(
         self, request: web.Request, form: "MultiDict[str]", body: bytes
     ) -> bool:
-        assert self._signatures, "somebody checks"
+        assert self._signatures, "checked only if there are signatures"
         target, headers = request.raw_path, request.headers
         if request.content_type == JSON:
             return self._signatures.json(target, body, headers)
@@ -207,125 +182,132 @@ class Webhooks:
         self._services.metrics.refused(why)
         return web.HTTPForbidden(text=text)
 
-    # --- what is asked ---
+    # --- the webhooks ---
 
-    async def _voice(self, ask: Webhook) -> web.Response:
-        """A call is there, come in or placed by us: what Twilio is to do with it."""
-        call_sid = ask.call_sid
-        parameters = _both_ends(ask)
-        order = await self._order(ask)
-        if order is None and "order" in ask.query:
-            # Void, or of another life of ours: whoever picked up is no caller, and
-            # nobody knows what they were called for.
-            log.warning("order_unknown", call_sid=call_sid)
+    async def _voice(self, webhook: Webhook) -> web.Response:
+        """`/voice`: a call has come in, or an outbound call was answered."""
+        call_sid = webhook.call_sid
+        parameters = from_and_to(webhook)
+        order = await self._outbound_order(webhook)
+        if order is None and "order" in webhook.query:
+            # The order has expired, or is from before a restart. The person who
+            # answered is no caller, and the purpose of the call is not known any more.
+            log.warning("outbound_order_unknown", call_sid=call_sid)
             return _twiml(twiml.hang_up())
         if order is not None:
-            ours = {"Direction": "outbound", "Route": order.route}
-            parameters = {**order.parameters, **parameters, **ours}
+            own = {"Direction": "outbound", "Route": order.route}
+            parameters = {**order.parameters, **parameters, **own}
             plan = Plan(
                 greeting=order.greeting, machine=order.machine, message=order.message
             )
-            kept = plan.encoded(self._registry.format())
-            await self._registry.put(f"plan:{call_sid}", kept, PLAN_SECONDS)
-        elif limit := await self._services.quotas.admit(call_sid, ask.text("From")):
+            encoded = plan.encoded(self._registry.format())
+            await self._registry.put(f"plan:{call_sid}", encoded, PLAN_SECONDS)
+        elif limit := await self._services.quotas.admit(call_sid, webhook.text("From")):
             log.warning("call_rejected", call_sid=call_sid, limit=limit)
             return _twiml(twiml.reject())
-        # Not whether we have room: the balancer brings the stream to whoever has.
+        # Any instance's free capacity counts, not only this one's: the balancer sends
+        # the stream to an instance that has some.
         if not await self._registry.room():
             outbound = order is not None
-            return await self._no_line(ask, parameters, outbound=outbound)
+            return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
         log.info("call_answered", call_sid=call_sid)
-        return _twiml(self._first_stream(ask, parameters))
+        return _twiml(self._first_stream(webhook, parameters))
 
-    async def _no_line(
+    async def _hold_or_refuse(
         self,
-        ask: Webhook,
+        webhook: Webhook,
         parameters: Mapping[str, str],
         *,
         outbound: bool,
     ) -> web.Response:
-        """No instance takes the call: the caller waits, or is told."""
-        call_sid = ask.call_sid
+        """No instance takes the call: the caller waits in the queue or hears a
+        refusal."""
+        call_sid = webhook.call_sid
         self._services.metrics.hit("calls")
-        document = twiml.hang_up()  # whom we called need not hear it
+        document = twiml.hang_up()  # callees hear no refusal
         if not outbound:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
-            if held := await self._hold(ask, route, "/voice", WAITING):
+            if held := await self._hold(webhook, route, "/voice", WAITING):
                 return _twiml(held)
-            document = self._full.refusal(route)
+            document = self._overflow.refusal(route)
         log.warning(
             "call_refused", call_sid=call_sid, why=self._services.capacity.state
         )
         return _twiml(document)
 
     async def _hold(
-        self, ask: Webhook, route: Route, path: str, name: str
+        self, webhook: Webhook, route: Route, path: str, name: str
     ) -> str | None:
-        """A turn in the queue, after which Twilio asks `path`; None: no waiting. `name`
-        is what the place is called in the query."""
-        here, call_sid = self._services.capacity, ask.call_sid
-        if here.draining and not await self._others_have_calls():
-            return None  # nobody would be there to be asked
-        place = _place(ask, name)
+        """One turn in the queue, after which Twilio requests `path` again; None if
+        there is no queue. `name`: the query parameter that holds the place."""
+        here, call_sid = self._services.capacity, webhook.call_sid
+        if here.draining and not await self._other_instance_has_calls():
+            return None  # no instance would be left to answer
+        place = _queue_place(webhook, name)
 
-        def again(new: QueuePlace) -> str:
-            query = ask.request.rel_url.update_query({name: str(new)}).raw_query_string
-            return f"{ask.origin}{path}?{query}"
+        def next_url(new: QueuePlace) -> str:
+            query = webhook.request.rel_url.update_query(
+                {name: str(new)}
+            ).raw_query_string
+            return f"{webhook.origin}{path}?{query}"
 
-        document = self._full.hold(route, place, time.time(), again)
+        document = self._overflow.hold(route, place, time.time(), next_url)
         if document and place is None:
-            log.info("call_waits", call_sid=call_sid, why=here.state)
+            log.info("call_queued", call_sid=call_sid, why=here.state)
         return document
 
-    async def _a_start_is_awaited(self, call_sid: str) -> bool:
+    async def _may_wait_for_restart(self, call_sid: str) -> bool:
         """All instances are stopping, as when `docker compose up` recreates them, and
-        the ones that start next will know the call."""
+        the next ones will find the call in the registry. Counts the attempt."""
         return (
             self._services.capacity.draining
             and await self._registry.reachable()
-            and await self._once_more(f"restarting:{call_sid}", MAX_RESTART_WAITS)
+            and await self._take_attempt(f"restarting:{call_sid}", MAX_RESTART_WAITS)
         )
 
-    def _wait_for_a_start(self, ask: Webhook, route: Route) -> str:
+    def _restart_document(self, webhook: Webhook, route: Route) -> str:
         """The caller waits at Twilio while no instance runs; then Twilio asks again."""
-        log.info("call_waits", call_sid=ask.call_sid, why=self._services.capacity.state)
-        query = f"?{BACK}=1" if BACK in ask.query else ""
+        log.info(
+            "call_queued", call_sid=webhook.call_sid, why=self._services.capacity.state
+        )
+        query = f"?{AFTER_TRANSFER}=1" if AFTER_TRANSFER in webhook.query else ""
         spoken = (route.language or "en").startswith("en")
         return twiml.hold(
-            twiml.MOMENT if spoken else None,
-            ask_url=f"{ask.origin}/voice/next{query}",
+            spoken_texts.MOMENT if spoken else None,
+            ask_url=f"{webhook.origin}/voice/next{query}",
             pause_seconds=RESTART_SECONDS,
             language=route.language,
         )
 
-    async def _others_have_calls(self) -> bool:
-        """Where all are full, whoever else is there has some."""
+    async def _other_instance_has_calls(self) -> bool:
+        """If all instances are full and others exist, those have calls."""
         entries = await self._registry.calls()
         return any(self._directory.call(entry.call_sid) is None for entry in entries)
 
-    async def _order(self, ask: Webhook) -> OutboundOrder | None:
-        """What an outbound call was placed for."""
-        order_id = ask.query.get("order")
+    async def _outbound_order(self, webhook: Webhook) -> OutboundOrder | None:
+        """The order that an outbound call was placed for; None for other calls."""
+        order_id = webhook.query.get("order")
         if order_id is None or self._outbound is None:
             return None
         return await self._outbound.order(order_id)
 
-    def _first_stream(self, ask: Webhook, parameters: Mapping[str, str]) -> str:
-        """Where no instance takes it after all, the caller keeps their place."""
-        place = _place(ask, WAITING)
+    def _first_stream(self, webhook: Webhook, parameters: Mapping[str, str]) -> str:
+        """If no instance takes the stream after all, the caller keeps the place in the
+        queue."""
+        place = _queue_place(webhook, WAITING)
         query = "" if place is None else f"?{WAITING}={place}"
-        return self._stream(ask, parameters, query)
+        return self._stream_document(webhook, parameters, query)
 
-    def _stream(
+    def _stream_document(
         self,
-        ask: Webhook,
+        webhook: Webhook,
         parameters: Mapping[str, str],
         query: str = "",
     ) -> str:
-        """`query` is what `/voice/next` is asked with."""
-        origin, path = ask.origin, PATH
+        """`query`: query of the `/voice/next` request that follows the stream."""
+        origin, path = webhook.origin, PATH
         if self._tickets:
-            path = self._tickets.path(ask.account_sid, ask.call_sid)
+            path = self._tickets.path(webhook.account_sid, webhook.call_sid)
         return twiml.connect(
             f"{websocket_origin(origin)}{path}",
             action_url=f"{origin}/voice/next{query}",
@@ -333,101 +315,105 @@ class Webhooks:
             parameters=parameters,
         )
 
-    async def _voice_next(self, ask: Webhook) -> web.Response:
-        """The stream or a transfer has ended and somebody is still on the line."""
-        call_sid = ask.call_sid
-        if dialled := ask.text("DialCallStatus"):
-            return await self._after_transfer(ask, dialled)
+    async def _voice_next(self, webhook: Webhook) -> web.Response:
+        """`/voice/next`: the stream or a transfer has ended, and the caller is still
+        there."""
+        call_sid = webhook.call_sid
+        if dialled := webhook.text("DialCallStatus"):
+            return await self._after_transfer(webhook, dialled)
         step = await self._registry.next_step(call_sid)
-        if BACK in ask.query and step and step.then is Then.TRANSFER:
-            step = None  # that was tried; it is the way back that did not come about
-        self._directory.asked(call_sid)
+        if AFTER_TRANSFER in webhook.query and step and step.then is Then.TRANSFER:
+            step = None  # the transfer was tried; the stream after it failed
+        self._directory.next_step_requested(call_sid)
         if self._registry.shared:
-            await self._registry.publish(call_sid, ASKED)
+            await self._registry.publish(call_sid, NEXT_STEP_REQUESTED)
         if step is None or step.then is Then.RESUME:
-            talk = await self._registry.get(f"talk:{call_sid}")
-            if step is None and talk is not None:
-                # Nobody else knows when it ended: how much was heard depends on it.
+            stored = await self._registry.get(f"talk:{call_sid}")
+            if step is None and stored is not None:
+                # No other record exists of when the stream ended, and what the caller
+                # heard depends on that time.
                 ended, name = str(time.time()).encode(), f"ended:{call_sid}"
                 await self._registry.put(name, ended, ENDED_SECONDS)
-            parameters = {**_both_ends(ask), **self._parameters(call_sid, talk)}
-            gone = step is not None or self._directory.call(call_sid) is None
-            if step is None and talk is None and gone:
-                return await self._not_begun(ask, parameters)
-            return await self._lead_on(ask, parameters, gone)
-        return self._go_on(ask, step, {})
+            parameters = {**from_and_to(webhook), **self._parameters(call_sid, stored)}
+            moved = step is not None or self._directory.call(call_sid) is None
+            if step is None and stored is None and moved:
+                return await self._retry_first_stream(webhook, parameters)
+            return await self._resume_call(webhook, parameters, moved)
+        return self._respond(webhook, step, {})
 
-    def _parameters(self, call_sid: str, talk: bytes | None) -> Mapping[str, str]:
-        """What the call's stream was given."""
+    def _parameters(self, call_sid: str, stored: bytes | None) -> Mapping[str, str]:
+        """The parameters that the call's stream had."""
         call = self._directory.call(call_sid)
-        if talk is None and call and call.live:
+        if stored is None and call and call.live:
             return call.live.facts.parameters
-        return CallSnapshot.read(talk).parameters
+        return CallSnapshot.read(stored).parameters
 
-    async def _lead_on(
-        self, ask: Webhook, parameters: Mapping[str, str], gone: bool
+    async def _resume_call(
+        self, webhook: Webhook, parameters: Mapping[str, str], moved: bool
     ) -> web.Response:
-        """A call is handed over to us, or whoever had it died: a new stream, with all
-        that the old one had. Where that cannot be, the caller waits or is told.
+        """Resumes a call that was handed over, or whose instance died: a new stream
+        with the parameters of the old one. If that is not possible, the caller waits or
+        hears the apology.
 
-        `gone`: the call is not on this instance any more. One that is has its line, so
-        it needs no free one.
+        `moved`: the call is not on this instance any more, so it needs free capacity. A
+        call that still is here has its place.
         """
-        call_sid = ask.call_sid
+        call_sid = webhook.call_sid
         route = self._services.route_of(CallFacts.of(call_sid, parameters))
         step = self._plan_b(route)
-        if gone and not await self._registry.room():
-            # Before the queue: where all stop, nobody is there at the end of a turn.
-            if not step.number and await self._a_start_is_awaited(call_sid):
-                return _twiml(self._wait_for_a_start(ask, route))
+        if moved and not await self._registry.room():
+            # Before the queue: if all instances stop, none is there when the turn ends.
+            if not step.number and await self._may_wait_for_restart(call_sid):
+                return _twiml(self._restart_document(webhook, route))
             back = "/voice/next"
-            if held := await self._hold(ask, route, back, RETURNING):
+            if held := await self._hold(webhook, route, back, RETURNING):
                 return _twiml(held)
-        elif await self._once_more(f"resumed:{call_sid}", MAX_RESUMES):
+        elif await self._take_attempt(f"resumed:{call_sid}", MAX_RESUMES):
             step = NextStep(Then.RESUME)
-            self._directory.expect(call_sid)
-        return self._go_on(ask, step, parameters)
+            self._directory.expect_stream(call_sid)
+        return self._respond(webhook, step, parameters)
 
-    async def _not_begun(
-        self, ask: Webhook, parameters: Mapping[str, str]
+    async def _retry_first_stream(
+        self, webhook: Webhook, parameters: Mapping[str, str]
     ) -> web.Response:
-        """Nothing was kept of a call: its handshake failed, maybe as no instance had a
-        line any more, or as its ticket came too late."""
-        registry, call_sid = self._registry, ask.call_sid
+        """No snapshot of the call exists: the handshake of its first stream failed,
+        perhaps because no instance had free capacity any more, or because its ticket
+        came late."""
+        registry, call_sid = self._registry, webhook.call_sid
         room = await registry.room()
         late = await registry.pop(f"{LATE_TICKET}:{call_sid}") is not None
         free = room and self._services.capacity.free
-        # What a call of ours was for, nobody knows any more.
-        ours = await registry.get(f"plan:{call_sid}") is not None
+        # An outbound call is not retried: its parameters are not known any more.
+        outbound = await registry.get(f"plan:{call_sid}") is not None
         if (
             room
             and (late or not free)
-            and not ours
-            and await self._once_more(f"refused:{call_sid}", MAX_REFUSALS)
+            and not outbound
+            and await self._take_attempt(f"refused:{call_sid}", MAX_REFUSALS)
         ):
             log.info("call_answered", call_sid=call_sid)
-            return _twiml(self._first_stream(ask, parameters))
+            return _twiml(self._first_stream(webhook, parameters))
         if free:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
-            return self._go_on(ask, self._plan_b(route), parameters)
-        return await self._no_line(ask, parameters, outbound=ours)
+            return self._respond(webhook, self._plan_b(route), parameters)
+        return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
 
-    def _go_on(
+    def _respond(
         self,
-        ask: Webhook,
+        webhook: Webhook,
         step: NextStep,
         parameters: Mapping[str, str],
     ) -> web.Response:
-        log.info("call_goes_on", call_sid=ask.call_sid, step=step.then.value)
-        return _twiml(self._next_document(ask, step, parameters))
+        log.info("next_step_sent", call_sid=webhook.call_sid, step=step.then.value)
+        return _twiml(self._next_document(webhook, step, parameters))
 
     def _plan_b(self, route: Route) -> NextStep:
         number = route.fallback or self._services.fallback_number
         language, text = route.language or "", route.sorry or ""
         return NextStep(Then.SORRY, number, language=language, text=text)
 
-    async def _once_more(self, name: str, most: int) -> bool:
-        """False when it has been done so often."""
+    async def _take_attempt(self, name: str, most: int) -> bool:
+        """Counts an attempt. False if `most` were made before."""
         registry = self._registry
         count = int(await registry.get(name) or 0)
         if count >= most:
@@ -437,7 +423,7 @@ class Webhooks:
 
     def _next_document(
         self,
-        ask: Webhook,
+        webhook: Webhook,
         step: NextStep,
         parameters: Mapping[str, str],
     ) -> str:
@@ -445,12 +431,12 @@ class Webhooks:
             case Then.HANG_UP:
                 return twiml.hang_up()
             case Then.RESUME:
-                return self._stream(ask, parameters)
+                return self._stream_document(webhook, parameters)
             case Then.TRANSFER:
                 return twiml.transfer(
                     step.number,
                     caller_id=step.caller_id or None,
-                    action_url=f"{ask.origin}/voice/next",
+                    action_url=f"{webhook.origin}/voice/next",
                     timeout_seconds=step.ring_seconds,
                 )
             case Then.SORRY:
@@ -460,151 +446,90 @@ class Webhooks:
                     language=step.language or None,
                 )
 
-    async def _after_transfer(self, ask: Webhook, dialled: str) -> web.Response:
-        """The other side has hung up, or never answered: then the caller is back with
-        the agent, who knows it."""
-        call_sid, registry = ask.call_sid, self._registry
-        log.info("transfer_ended", call_sid=call_sid, status=dialled)
-        talk = await registry.get(f"talk:{call_sid}")
-        if dialled in ANSWERED or talk is None:
+    async def _after_transfer(self, webhook: Webhook, dialled: str) -> web.Response:
+        """A transfer has ended. If the other phone did not answer, the caller returns
+        to the agent, who is told about it."""
+        call_sid, registry = webhook.call_sid, self._registry
+        log.info("transfer_ended", **webhook.log_fields("transfer_ended"))
+        stored = await registry.get(f"talk:{call_sid}")
+        if dialled in ANSWERED or stored is None:
             await registry.pop(f"talk:{call_sid}")
             return _twiml(twiml.hang_up())
-        if snapshot := formats.read(talk, CallSnapshot):
-            word = NOT_ANSWERED.format(status=dialled)
-            snapshot = msgspec.structs.replace(snapshot, word=word)
-            kept = snapshot.encoded(registry.format())
-            await registry.put(f"talk:{call_sid}", kept, RETURN_SECONDS)
+        if snapshot := formats.read(stored, CallSnapshot):
+            text = NOT_ANSWERED.format(status=dialled)
+            snapshot = msgspec.structs.replace(snapshot, word=text)
+            encoded = snapshot.encoded(registry.format())
+            await registry.put(f"talk:{call_sid}", encoded, RETURN_SECONDS)
             parameters = dict(snapshot.parameters)
         else:
-            # What this version cannot read stays as it is: an instance of a newer
-            # version may get the stream.
-            parameters = _both_ends(ask)
-        stream = self._stream(ask, parameters, f"?{BACK}=1")
+            # A snapshot that this version cannot read is left as it is: an instance of
+            # a newer version may get the stream.
+            parameters = from_and_to(webhook)
+        stream = self._stream_document(webhook, parameters, f"?{AFTER_TRANSFER}=1")
         return _twiml(stream)
 
-    async def _stream_status(self, ask: Webhook) -> web.Response:
-        """The only word there is of a handshake that failed."""
-        event = ask.text("StreamEvent")
-        facts = {
-            "call_sid": ask.call_sid,
-            "stream_sid": ask.text("StreamSid"),
-        }
-        if event == "stream-error":
-            log.warning("stream_error", error=ask.text("StreamError"), **facts)
+    async def _stream_status(self, webhook: Webhook) -> web.Response:
+        """`/stream-status`: the only report of a handshake that failed."""
+        if webhook.text("StreamEvent") == "stream-error":
+            log.warning("stream_error", **webhook.log_fields("stream_error"))
         else:
-            log.debug("stream_status", status=event, **facts)
+            log.debug("stream_status", **webhook.log_fields("stream_status"))
         return web.Response(status=204)
 
-    async def _call_status(self, ask: Webhook) -> web.Response:
-        """How far a call is. Twilio's order is not kept, nor the instance."""
-        call_sid, status = ask.call_sid, ask.text("CallStatus")
+    async def _call_status(self, webhook: Webhook) -> web.Response:
+        """`/call-status`: the progress of a call. Twilio may send statuses out of order
+        and to any instance."""
         known = (
-            await self._outbound.note_status(ask.plain()) if self._outbound else None
+            await self._outbound.note_status(webhook.plain())
+            if self._outbound
+            else None
         )
-        log.info("call_status", call_sid=call_sid, status=status)
+        log.info("call_status", **webhook.log_fields("call_status"))
         if known and known.state in UNANSWERED:
-            await self._report_unanswered(ask, known.state)
+            await self._report_unanswered(webhook, known.state)
         return web.Response(status=204)
 
-    async def _report_unanswered(self, ask: Webhook, state: str) -> None:
-        """Nobody took a call that we placed: whoever had it placed is told."""
-        call_sid, services = ask.call_sid, self._services
+    async def _report_unanswered(self, webhook: Webhook, state: str) -> None:
+        """An outbound call was not answered: reports that to the code that placed
+        it."""
+        call_sid, services = webhook.call_sid, self._services
         route = await services.registry.get(f"route:{call_sid}")
         if route is None:
-            return  # not one of ours
+            return  # the bridge did not place this call
         parameters = {"Direction": "outbound", "Route": route.decode()}
-        parameters |= {name: ask.text(name) for name in ("From", "To")}
+        parameters |= {name: webhook.text(name) for name in ("From", "To")}
         facts = CallFacts.of(call_sid, parameters)
         report = report_of_silence(facts, state, time.time())
         services.deliver_report(services.route_of(facts), report)
 
-    async def _amd_status(self, ask: Webhook) -> web.Response:
-        """Who has picked up: a person or a machine."""
+    async def _amd_status(self, webhook: Webhook) -> web.Response:
+        """`/amd-status`: a person or a machine has answered."""
         if self._outbound:
-            who = await self._outbound.answered_by(ask.plain())
-            if who and (call := self._directory.call(ask.call_sid)):
+            who = await self._outbound.answered_by(webhook.plain())
+            if who and (call := self._directory.call(webhook.call_sid)):
                 call.answered_by(who)
             elif who:
-                word = ANSWERED_BY + who.encode()
-                await self._registry.publish(ask.call_sid, word)
+                message = ANSWERED_BY + who.encode()
+                await self._registry.publish(webhook.call_sid, message)
         return web.Response(status=204)
 
     def _origin(self, request: web.Request) -> str:
-        """Without a configured origin (development only) what the request, or the
-        tunnel before us, says."""
+        """The origin from the settings. Without one (development only), the origin that
+        the request or the tunnel names."""
         if self._settings.public_url:
             return self._settings.public_url
         scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
         host = request.headers.get("X-Forwarded-Host", request.host)
         origin = f"{scheme.split(',')[0].strip()}://{host.split(',')[0].strip()}"
         if not _ORIGIN.fullmatch(origin):
-            raise web.HTTPBadRequest(text="no usable Host header")
+            raise web.HTTPBadRequest(text="the Host header is missing or malformed")
         return origin
 
 
-async def received(body: Awaitable[T], services: Services) -> T:
-    """What a request has in it; 408, 413 or 400 where it does not come, is too much or
-    is broken."""
-    try:
-        async with asyncio.timeout(services.limits.body_seconds):
-            return await body
-    except TimeoutError:
-        services.metrics.hit("body_slow")
-        raise web.HTTPRequestTimeout(text="the body did not come in time") from None
-    except web.HTTPRequestEntityTooLarge:
-        services.metrics.hit("body_bytes")
-        raise
-    except (ValueError, LookupError, web.RequestPayloadError, ConnectionError):
-        raise web.HTTPBadRequest(text="the body cannot be read") from None
-
-
-def _form_of(body: bytes) -> "MultiDict[str]":
-    """As it was sent, repeated names and empty values included: all of it is signed."""
-    try:
-        pairs = parse_qsl(
-            body.decode("ascii"),
-            keep_blank_values=True,
-            errors="strict",
-            max_num_fields=MAX_FIELDS,
-        )
-    except ValueError:
-        raise web.HTTPBadRequest(text="the form cannot be read") from None
-    return MultiDict(pairs)
-
-
-def _json_of(body: bytes) -> "MultiDict[str]":
-    """The same fields as JSON; what is no text or number in it is left out."""
-    try:
-        said = msgspec.json.decode(body)
-    except UNREADABLE:
-        raise web.HTTPBadRequest(text="the body is no JSON") from None
-    if not isinstance(said, dict):
-        raise web.HTTPBadRequest(text="the body is no JSON object")
-    return MultiDict(
-        (name, str(value))
-        for name, value in said.items()
-        if isinstance(value, str | int | float)
-    )
-
-
-def _place(ask: Webhook, name: str) -> QueuePlace | None:
-    """In the queue, as the query has it; None where it has none."""
-    written = ask.query.get(name)
+def _queue_place(webhook: Webhook, name: str) -> QueuePlace | None:
+    """The place in the queue from the query; None if the query has none."""
+    written = webhook.query.get(name)
     return None if written is None else QueuePlace.read(written)
-
-
-def _both_ends(ask: Webhook) -> dict[str, str]:
-    """Who calls whom, as parameters of the stream."""
-    return {name: _parameter(ask, name) for name in ("From", "To")}
-
-
-def _parameter(ask: Webhook, name: str) -> str:
-    """Fit for a <Parameter>; a caller whose SIP address is not, calls all the same."""
-    value = ask.text(name)
-    if len(value) > MAX_PARAMETER_CHARS or not value.isprintable():
-        log.warning("parameter_left_out", name=name)
-        return ""
-    return value
 
 
 def _twiml(document: str) -> web.Response:

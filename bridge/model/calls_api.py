@@ -1,5 +1,7 @@
-"""OpenAI's Calls API, as far as a phone call needs it: every request has a limit, and
-ends in one of two exceptions. https://platform.openai.com/docs/guides/realtime-sip
+"""Client of OpenAI's Realtime Calls API, with the requests that a phone call needs.
+
+Every request has a time limit; a failed one raises CallGone or CallsApiError.
+https://platform.openai.com/docs/guides/realtime-sip
 """
 
 import asyncio
@@ -11,18 +13,18 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, NotFoundErro
 
 REQUEST_SECONDS = 5.0
 RETRIES = 2
-"""The `openai` package's own: of connection errors, 408, 409, 429 and 5xx."""
+"""Made by the `openai` package: after connection errors, 408, 409, 429 and 5xx."""
 
 LIMIT_SECONDS = 12.0
-"""With all retries. A caller hears it ring for so long at most before we give up."""
+"""Limit of a request with all its retries. The caller hears ringing meanwhile."""
 
 
 class CallGone(Exception):
-    """There is no such call (any more): the caller has hung up."""
+    """The API does not know the call (any more): the caller has hung up."""
 
 
 class CallsApiError(Exception):
-    """It was not done. `why` is a short fixed phrase, fit to be logged."""
+    """The request failed. `why` is a short fixed phrase that is safe to log."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -30,7 +32,7 @@ class CallsApiError(Exception):
 
 
 class CallsApi:
-    """CallGone or CallsApiError where a request is not carried out."""
+    """Each request raises CallGone or CallsApiError if it is not carried out."""
 
     def __init__(self, api_key: str, base_url: str) -> None:
         self._client = AsyncOpenAI(
@@ -42,7 +44,7 @@ class CallsApi:
         self._calls = self._client.realtime.calls
 
     async def accept(self, call_id: str, session: Mapping[str, Any]) -> None:
-        # As a body, not as arguments: fields that nobody has typed yet pass, too.
+        # As a body, not as arguments: the package rejects fields it has no types for.
         await _within(
             self._calls.accept(call_id, type="realtime", extra_body=dict(session))
         )
@@ -51,7 +53,7 @@ class CallsApi:
         await _within(self._calls.reject(call_id, status_code=sip_status))
 
     async def refer(self, call_id: str, number: str) -> None:
-        """Puts the caller through to an E.164 number, by a SIP REFER."""
+        """Transfers the caller to an E.164 number by a SIP REFER."""
         await _within(self._calls.refer(call_id, target_uri=f"tel:{number}"))
 
     async def hang_up(self, call_id: str) -> None:
@@ -68,7 +70,7 @@ async def _within(request: Awaitable[None]) -> None:
     except NotFoundError:
         raise CallGone from None
     except APIStatusError as error:
-        # Its message may hold half a key, so it goes no further.
+        # The error's message may quote part of the API key, so it is not passed on.
         raise CallsApiError(_status(error)) from None
     except (APIConnectionError, TimeoutError) as error:
         raise CallsApiError(f"unreachable ({type(error).__name__})") from None
@@ -80,7 +82,7 @@ def _status(error: APIStatusError) -> str:
 
 
 def rest_url(model_url: str) -> str:
-    """Where the REST API is that belongs to a Realtime endpoint: wss://host/v1/realtime
+    """The REST API's url of a Realtime endpoint: wss://host/v1/realtime
     -> https://host/v1."""
     parts = urlsplit(model_url)
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
@@ -89,7 +91,8 @@ def rest_url(model_url: str) -> str:
 
 
 def control_url(model_url: str, call_id: str) -> str:
-    """The socket of a call that was accepted; its model is the one of the accept."""
+    """The WebSocket url of an accepted call. The accept has set the model, so a `model`
+    in the url is removed."""
     parts = urlsplit(model_url)
     query = [(k, v) for k, v in parse_qsl(parts.query) if k not in ("model", "call_id")]
     query.append(("call_id", call_id))

@@ -1,8 +1,8 @@
-"""Tools of hosted MCP servers, which the model's own server calls: the SDK knows none.
+"""Tools of hosted MCP servers, which the model's server calls and the SDK rejects.
 
-`HostedMCPTool`s are taken out of the settings before the SDK refuses them and put into
-every session.update again; what the server tells of them is watched here. Carries out
-no tool and holds no connection.
+`HostedMCPTool`s are removed from the settings before the SDK sees them and added to
+every session.update again. The server's events about them are followed here. This
+module runs no tool and holds no connection.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ from openai.types.responses.response_output_item import McpApprovalRequest
 from bridge.agent import user_code
 from bridge.agent.approvals import Approvals
 from bridge.core import UNREADABLE
-from bridge.core.bounds import MAX_ID_CHARS
+from bridge.core.limits import MAX_ID_CHARS
 
 log = structlog.get_logger()
 
 APPROVER_SECONDS = 30.0
-"""For an `on_approval_request`: meanwhile the caller waits, and hears nothing."""
+"""Limit of an `on_approval_request` function; the caller hears nothing meanwhile."""
 
 WORK_SECONDS = 60.0
-"""A tool of which nothing is heard for so long is not waited for any more."""
+"""Longest time the call counts a tool as running without news from the server."""
 
 FAILED = "This could not be approved, so it was not done."
-"""What the model is told when an `on_approval_request` raised or took too long."""
+"""Told to the model when an `on_approval_request` raised or timed out."""
 
 UNKNOWN = (
     "The connection was lost meanwhile: whether it was done is not known, nor its "
@@ -44,43 +44,45 @@ NOT_DONE = (
     "The connection was lost before anybody approved it, so it was not done. Call it "
     "again if it is still wanted."
 )
-"""What the next session is told of a tool that the last one called, ..."""
+"""Told to the next session about a tool call of the lost one, if it was running or
+waited for approval."""
 
 MAX_CALLED = 16
-"""... of so many at most, ..."""
+"""Tool calls of the lost session that the next session is told about."""
 
 MAX_CHARS = 2000
-"""... and so much of its arguments, and of its result."""
+"""Characters of a tool call's arguments, and of its result, that it is told."""
 
 MAX_AT_WORK = 64
-"""Tools at a time, and questions that wait for a yes: a model has a few of them."""
+"""Tools that run, and approvals that wait, at a time. A model has a few of them."""
 
 MAX_ITEMS = 10_000
-"""Of one session, of each of which something is remembered: what a server tells of more
-is not listened to. An hour has a few hundred."""
+"""Items of one session, as some state is kept for each. Events about further items are
+ignored. An hour has a few hundred items."""
 
 MAX_SERVERS = 64
-"""Whose tools are remembered: those of all agents of a call ..."""
+"""MCP servers whose tool lists are kept, over all agents of a call."""
 
 MAX_LISTING_CHARS = 1024 * 1024
-"""... and so much of the tools of each; long lists have a fifth of it."""
+"""Size of one server's tool list; long lists reach a fifth of this."""
 
 TOO_MANY = "Too much waits to be approved already, so it was not done."
 
 Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
 
 _ANSWERED = ("completed", "incomplete")
-"""Of a response. After a cancelled one the caller speaks, a failed one is repeated."""
+"""Statuses of a response after which a tool's result needs a new response. After a
+cancelled response the caller speaks; a failed one is repeated anyway."""
 
 Tool = dict[str, Any]
-"""As the server lists it: name, description, input_schema, annotations."""
+"""A tool as the server lists it: name, description, input_schema, annotations."""
 
 Start = Callable[[Coroutine[Any, Any, None], str], object]
-"""(work, name): runs it as long as the call lives."""
+"""(coroutine, task name): starts a task that is cancelled when the call ends."""
 
 
 class Host(Protocol):
-    """The running call (live.py), as far as needed here. Also the tools' context."""
+    """The parts of LiveCall used here. Also the context given to approvers."""
 
     @property
     def call_sid(self) -> str: ...
@@ -103,7 +105,7 @@ class _Item(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Called:
-    """A tool that the model has called in this session."""
+    """A tool call of the model in this session."""
 
     server: str
     tool: str
@@ -111,8 +113,8 @@ class _Called:
     outcome: str = UNKNOWN
 
     @property
-    def words(self) -> str:
-        """For a session that has seen nothing of it."""
+    def summary(self) -> str:
+        """A text about this call, for the next session."""
         of, given = json.dumps(self.server), self.arguments[:MAX_CHARS] or "{}"
         call = f"Earlier in this call you called the tool {self.tool} of {of}"
         return f"{call} with {given}. {self.outcome}"
@@ -138,7 +140,7 @@ _decode = msgspec.json.Decoder(_McpEvent).decode
 def split(
     settings: RealtimeSessionModelSettings,
 ) -> tuple[RealtimeSessionModelSettings, list[Tool]]:
-    """(settings that the SDK takes, the hosted tools as session.tools wants them)."""
+    """Returns (settings that the SDK accepts, hosted tools in the API's form)."""
     hosted = _hosted(settings)
     if not hosted:
         return settings, []
@@ -155,9 +157,9 @@ def _hosted(settings: RealtimeSessionModelSettings) -> list[HostedMCPTool]:
 
 
 class HostedMcp:
-    """Those of one call. Nothing here waits; `start` runs what does.
+    """The hosted MCP tools of one call. No method waits; `start` runs waiting work.
 
-    Reported through `host.emit`: `mcp_tools_changed` {server, tools},
+    Events sent through `host.emit`: `mcp_tools_changed` {server, tools},
     `mcp_tools_failed` {server}, `mcp_tool_call_completed` {server, name, arguments,
     output, error}, and `tool_approval_required` {call_id, tool, arguments, server,
     until}.
@@ -172,49 +174,53 @@ class HostedMcp:
         ask: Callable[[], None],
         running: Callable[[int, str], None] = lambda change, call_id: None,
     ) -> None:
-        """`send` takes a client event. `ask` asks for an answer as soon as the model is
-        free, and may be called again before: it is one answer all the same. `running`
-        is told +1 when a tool or an approver begins to work, -1 when it ends; with the
-        id of what the approver is asked, for then the answer is over."""
+        """`send` sends a client event to the model.
+
+        `ask` requests a response as soon as the model is free; several calls before
+        that give one response. `running` is called with +1 when a tool or an approver
+        begins and -1 when it ends. Its second argument is empty for a tool; for an
+        approver it is the approval request's id, as the response has ended by then.
+        """
         self._host = host
         self._approvals = approvals
         self._start = start
         self._send = send
         self._ask = ask
         self._running = running
-        self._at_work: dict[str, str] = {}  # item -> what `running` was told
-        self._configs: list[Tool] = []  # of the agent in charge
-        self._in_session: list[Tool] = []  # those, and whatever else the session has
-        self._approvers: dict[str, MCPToolApprovalFunction] = {}
-        self._always: dict[tuple[str, str], bool] = {}
-        self._listed: dict[str, list[Tool]] = {}  # whatever agent it was for
-        self._shown: dict[str, list[Tool]] = {}
-        # Of this session:
-        self._called: dict[str, _Called] = {}  # by the request's item and the call's
+        self._at_work: dict[str, str] = {}  # item id -> id given to `running`
+        self._configs: list[Tool] = []  # hosted tools of the agent in charge
+        self._in_session: list[Tool] = []  # all MCP tools of the session
+        self._approvers: dict[str, MCPToolApprovalFunction] = {}  # by server label
+        self._always: dict[tuple[str, str], bool] = {}  # (server, tool) -> decision
+        self._listed: dict[str, list[Tool]] = {}  # by server label, for all agents
+        self._usable: dict[str, list[Tool]] = {}  # listed, in the session, allowed
+        # State of the current session:
+        self._called: dict[str, _Called] = {}  # by id of the request and of the call
         self._waiting: set[str] = set()  # approval requests
-        self._label_of: dict[str, str] = {}  # of a listing, by its item
-        self._response_of: dict[str, str] = {}  # of an unfinished call or a request
-        self._open: set[str] = set()  # responses with such items, not done yet
-        self._over: set[str] = set()  # done
-        self._owed: set[str] = set()  # of these: an answer is to follow
-        self._finished: set[str] = set()
-        self._reported: set[str] = set()
+        self._label_of: dict[str, str] = {}  # id of a listing item -> server label
+        # id of an unfinished call or approval request -> response id
+        self._response_of: dict[str, str] = {}
+        self._open_responses: set[str] = set()  # responses with such items, not done
+        self._done_responses: set[str] = set()  # those that are done
+        self._answer_after: set[str] = set()  # open responses that need another one
+        self._finished: set[str] = set()  # calls, and rejected approval requests
+        self._reported: set[str] = set()  # calls and approval requests
         self._rejected: set[str] = set()  # approval requests
-        self._items: set[str] = set()  # all that was told of
+        self._items: set[str] = set()  # all items of which an event came
         self._full = False
         self._warned: set[str] = set()
 
     @property
     def servers(self) -> Mapping[str, Sequence[Tool]]:
-        """Label -> tools: what the model may use now, as far as they were listed."""
-        return dict(self._shown)
+        """Server label -> tools that were listed and that the model may use now."""
+        return dict(self._usable)
 
-    # --- towards the model ---
+    # --- to the model ---
 
     def take(
         self, settings: RealtimeSessionModelSettings
     ) -> RealtimeSessionModelSettings:
-        """Settings of the agent that is now in charge -> what the SDK takes of them."""
+        """Settings of the agent now in charge -> those that the SDK accepts."""
         plain, self._configs = split(settings)
         self._approvers = {
             tool.tool_config["server_label"]: tool.on_approval_request
@@ -224,25 +230,28 @@ class HostedMcp:
         return plain
 
     def put_into(self, session: dict[str, Any]) -> None:
-        """Adds the tools to the `session` of a session.update that sets tools.
+        """Adds the hosted tools to the `session` of a session.update that sets tools.
 
-        A server whose label is there already stays as it is there.
+        A server whose label it contains already is left unchanged.
         """
         tools = session.get("tools")
         if tools is None:
             return
-        there = {tool.get("server_label") for tool in tools}
+        labels = {tool.get("server_label") for tool in tools}
         session["tools"] = tools + [
-            config for config in self._configs if config["server_label"] not in there
+            config for config in self._configs if config["server_label"] not in labels
         ]
         self._in_session = [it for it in session["tools"] if it.get("type") == "mcp"]
-        self._show()
+        self._report_tools()
 
     def session_lost(self) -> None:
-        """Its session was lost, or left for another: that has nothing at work, nobody
-        approves anything in it, and it is told what is known of the tools called before
-        it. The caller who waits for one is answered."""
-        owed = bool(self._at_work or self._waiting or self._owed)
+        """The model session was lost or replaced.
+
+        Running tools and approvals of the old session are given up. The new session is
+        told about its tool calls, and a response is requested if the caller was waiting
+        for one of them.
+        """
+        caller_waits = bool(self._at_work or self._waiting or self._answer_after)
         for item_id in list(self._at_work):
             self._end_work(item_id)
         for item_id in self._waiting:
@@ -250,35 +259,46 @@ class HostedMcp:
         called = list({id(it): it for it in self._called.values()}.values())
         for memory in (self._called, self._label_of, self._response_of):
             memory.clear()
-        for items in (self._waiting, self._open, self._over, self._owed):
+        for items in (
+            self._waiting,
+            self._open_responses,
+            self._done_responses,
+            self._answer_after,
+        ):
             items.clear()
         for items in (self._finished, self._reported, self._rejected, self._items):
             items.clear()
         self._full = False
         if called:
-            log.info("mcp_session_lost", call_sid=self._host.call_sid, waits=owed)
+            log.info(
+                "mcp_session_lost",
+                call_sid=self._host.call_sid,
+                caller_waits=caller_waits,
+            )
         for each in called[-MAX_CALLED:]:
-            part = {"type": "input_text", "text": each.words}
+            part = {"type": "input_text", "text": each.summary}
             item = {"type": "message", "role": "system", "content": [part]}
             self._send({"type": "conversation.item.create", "item": item})
-        if owed:
+        if caller_waits:
             self._ask()
 
     # --- from the model ---
 
     def model_event(self, text: str) -> None:
-        """Any server event, as it came."""
-        if "mcp_" not in text and not (self._open and '"response.done"' in text):
+        """Takes any server event, as received."""
+        if "mcp_" not in text and not (
+            self._open_responses and '"response.done"' in text
+        ):
             return
         try:
             event = _decode(text)
         except UNREADABLE:
-            self._warn("mcp_event_misread")
+            self._warn("mcp_event_unreadable")
             return
         if not self._has_room(event, len(text)):
             return
         if event.response_id and event.type != "response.done":
-            self._belongs(event)
+            self._link_to_response(event)
         match event.type:
             case "conversation.item.added" | "conversation.item.done":
                 if event.item is not None:
@@ -293,14 +313,14 @@ class HostedMcp:
                 if event.response is not None:
                     self._done(event.response)
 
-    def _warn(self, what: str) -> None:
-        """Once a call: a server may go on for ever."""
-        if what not in self._warned:
-            self._warned.add(what)
-            log.warning(what, call_sid=self._host.call_sid)
+    def _warn(self, event: str) -> None:
+        """Logs a warning once per call: a server may repeat its cause endlessly."""
+        if event not in self._warned:
+            self._warned.add(event)
+            log.warning(event, call_sid=self._host.call_sid)
 
     def _has_room(self, event: _McpEvent, size: int) -> bool:
-        """False: a server tells of more than anybody calls."""
+        """False: the event exceeds a limit of items or size and must be ignored."""
         item_id = event.item.id if event.item else event.item_id
         if item_id not in self._items and len(self._items) >= MAX_ITEMS:
             if not self._full:
@@ -313,20 +333,20 @@ class HostedMcp:
             return False
         return True
 
-    def _belongs(self, event: _McpEvent) -> None:
-        """Which response an item is of: the events that end a call do not say."""
+    def _link_to_response(self, event: _McpEvent) -> None:
+        """Notes an item's response: the events that end a tool call do not name it."""
         if event.item is None:
             item_id, relevant = event.item_id, "mcp_call" in event.type
         else:
             item_id = event.item.id
             relevant = event.item.type in ("mcp_call", "mcp_approval_request")
             if event.item.type == "mcp_call":
-                self._know(event.item)
+                self._record_call(event.item)
         known = item_id in self._finished or item_id in self._response_of
         if relevant and not known:
             self._response_of[item_id] = event.response_id
-            if event.response_id not in self._over:
-                self._open.add(event.response_id)
+            if event.response_id not in self._done_responses:
+                self._open_responses.add(event.response_id)
             if event.item is None or event.item.type == "mcp_call":
                 self._begin_work(item_id)
 
@@ -338,16 +358,16 @@ class HostedMcp:
                     self._listed[item.server_label] = item.tools
                     if len(self._listed) > MAX_SERVERS:
                         del self._listed[next(iter(self._listed))]
-                    self._show()
+                    self._report_tools()
             case "mcp_call":
-                self._know(item)
+                self._record_call(item)
                 if done:
                     self._call(item)
             case "mcp_approval_request" if done:
                 self._request(item)
 
-    def _know(self, item: _Item) -> None:
-        """What the model has called, for another session."""
+    def _record_call(self, item: _Item) -> None:
+        """Records a tool call, to tell the next session about it."""
         request_id = item.approval_request_id or ""
         known = self._called.get(request_id) or self._called.get(item.id)
         if known is None:
@@ -360,18 +380,18 @@ class HostedMcp:
         if len(self._called) > 4 * MAX_CALLED:
             del self._called[next(iter(self._called))]
 
-    # --- what there is ---
+    # --- tool lists ---
 
-    def _show(self) -> None:
-        """Tells of every server whose tools are others than before."""
-        shown = {
+    def _report_tools(self) -> None:
+        """Emits `mcp_tools_changed` for each server whose usable tools have changed."""
+        usable = {
             config["server_label"]: _allowed(config, self._listed[label])
             for config in self._in_session
             if (label := config["server_label"]) in self._listed
         }
-        before, self._shown = self._shown, shown
-        for label in before.keys() | shown.keys():
-            tools = shown.get(label, [])
+        before, self._usable = self._usable, usable
+        for label in before.keys() | usable.keys():
+            tools = usable.get(label, [])
             if tools != before.get(label, []):
                 self._host.emit("mcp_tools_changed", server=label, tools=tools)
 
@@ -380,13 +400,13 @@ class HostedMcp:
         self._listed.pop(label, None)
         self._warn("mcp_tools_failed")
         self._host.emit("mcp_tools_failed", server=label)
-        self._show()
+        self._report_tools()
 
-    # --- calls ---
+    # --- tool calls ---
 
     def _call(self, item: _Item) -> None:
-        over = item.output is not None or item.error is not None
-        if item.id in self._reported or not (over or item.id in self._finished):
+        ended = item.output is not None or item.error is not None
+        if item.id in self._reported or not (ended or item.id in self._finished):
             return
         self._reported.add(item.id)
         self._called[item.id].outcome = _outcome(item)
@@ -400,51 +420,52 @@ class HostedMcp:
             error=item.error,
         )
         if item.approval_request_id in self._rejected:
-            # The rejection has had its answer.
+            # A response to the rejection was requested already.
             self._finished.add(item.id)
         self._finish(item.id)
 
     def _finish(self, item_id: str) -> None:
-        """The server does not go on by itself: the model has to be asked to speak.
+        """A tool call ended: requests a response, as the server starts none by itself.
 
-        So do the SDK for JavaScript (automaticallyTriggerResponseForMcpToolCalls) and
-        openai-ruby's examples/realtime/mcp_approval.rb, the latter once the response
-        of the call is done, too: before, response.create would be refused.
+        The JavaScript SDK (automaticallyTriggerResponseForMcpToolCalls) and
+        openai-ruby's examples/realtime/mcp_approval.rb do the same. Like the latter,
+        this waits until the call's response is done: an earlier response.create would
+        be refused.
         """
         self._end_work(item_id)
         if item_id in self._finished:
             return
         self._finished.add(item_id)
         response_id = self._response_of.pop(item_id, None)
-        if response_id in self._open:
-            self._owed.add(response_id)
+        if response_id in self._open_responses:
+            self._answer_after.add(response_id)
         else:
             self._ask()
 
     def _done(self, response: _Response) -> None:
-        if response.id in self._open:
-            self._open.discard(response.id)
-            self._over.add(response.id)
-        if response.id in self._owed:
-            self._owed.discard(response.id)
+        if response.id in self._open_responses:
+            self._open_responses.discard(response.id)
+            self._done_responses.add(response.id)
+        if response.id in self._answer_after:
+            self._answer_after.discard(response.id)
             if response.status in _ANSWERED:
                 self._ask()
 
-    # --- who waits for a tool is not silent ---
+    # --- running tools: meanwhile the caller does not count as silent ---
 
     def _begin_work(self, item_id: str, call_id: str = "") -> None:
         if item_id not in self._at_work and len(self._at_work) < MAX_AT_WORK:
             self._at_work[item_id] = call_id
             self._running(+1, call_id)
             name = f"{self._host.call_sid} mcp work"
-            self._start(self._give_up_work(item_id), name)
+            self._start(self._expire_work(item_id), name)
 
     def _end_work(self, item_id: str) -> None:
         if item_id in self._at_work:
             self._running(-1, self._at_work.pop(item_id))
 
-    async def _give_up_work(self, item_id: str) -> None:
-        """A call that was cut off may never tell its end."""
+    async def _expire_work(self, item_id: str) -> None:
+        """Stops counting a tool as running: the server may never report its end."""
         await asyncio.sleep(WORK_SECONDS)
         self._end_work(item_id)
 
@@ -455,7 +476,7 @@ class HostedMcp:
             return
         self._reported.add(item.id)
         self._waiting.add(item.id)
-        self._held(item)
+        self._hold_call(item)
         if len(self._waiting) > MAX_AT_WORK:
             self._answer(item, False, TOO_MANY)
             return
@@ -465,7 +486,7 @@ class HostedMcp:
             self._answer(item, always, None)
         elif approver is not None:
             name = f"{self._host.call_sid} mcp approval"
-            self._start(self._let_decide(approver, item), name)
+            self._start(self._ask_approver(approver, item), name)
         else:
             approval = self._approvals.ask(
                 item.id,
@@ -484,8 +505,8 @@ class HostedMcp:
                 until=approval.until,
             )
 
-    def _held(self, request: _Item) -> None:
-        """The call that waits for this, of which we know already, does not run."""
+    def _hold_call(self, request: _Item) -> None:
+        """Stops counting the call that needs this approval as running."""
         given = request.arguments[:MAX_CHARS]
         call = _Called(request.server_label, request.name, given)
         for item_id, known in self._called.items():
@@ -496,7 +517,9 @@ class HostedMcp:
         call.outcome = NOT_DONE
         self._remember(request.id, call)
 
-    async def _let_decide(self, approver: MCPToolApprovalFunction, item: _Item) -> None:
+    async def _ask_approver(
+        self, approver: MCPToolApprovalFunction, item: _Item
+    ) -> None:
         request = MCPToolApprovalRequest(
             ctx_wrapper=RunContextWrapper(self._host),
             data=McpApprovalRequest(
@@ -516,7 +539,7 @@ class HostedMcp:
         except BaseException as error:
             if not user_code.is_theirs(error):
                 raise
-            # The user's own code, or its time is up: whatever is wrong, it is a no.
+            # User code raised or timed out: any failure rejects the tool call.
             log.exception("mcp_approver_failed", call_sid=self._host.call_sid)
             approve, reason = False, FAILED
         if item.id in self._waiting:
@@ -531,8 +554,11 @@ class HostedMcp:
         self._answer(item, approved, message)
 
     def _answer(self, item: _Item, approved: bool, reason: str | None) -> None:
-        """An approved call runs at once, within no response; of a rejected one nothing
-        more is heard, so an answer is asked for here."""
+        """Sends a decision to the model.
+
+        The server runs an approved call at once, outside any response. It sends nothing
+        more about a rejected one, so a response is requested here.
+        """
         self._waiting.remove(item.id)
         if item.id in self._called:
             self._called[item.id].outcome = UNKNOWN if approved else _refused(reason)
@@ -564,7 +590,7 @@ def _refused(reason: str | None) -> str:
 
 
 def _allowed(config: Tool, tools: list[Tool]) -> list[Tool]:
-    """Those that the tool's own `allowed_tools` names; all, if it names none."""
+    """The tools that the config's `allowed_tools` names; all of them without it."""
     allowed = config.get("allowed_tools")
     if isinstance(allowed, Mapping):
         allowed = allowed.get("tool_names")

@@ -1,7 +1,7 @@
-"""Local MCP servers of the agents: connected before a call needs them, then closed.
+"""Local MCP servers of the agents: connects them before a call needs them, closes them.
 
-The SDK wants `RealtimeAgent.mcp_servers` connected and leaves that to whoever runs the
-agent. Calls no tool: that stays the SDK's.
+The SDK expects `RealtimeAgent.mcp_servers` to be connected already. This module calls
+no tool: the SDK does.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from agents.realtime import RealtimeAgent
 log = structlog.get_logger()
 
 CONNECT_SECONDS = 10.0
-"""A server that is a program has to be started first."""
+"""Time to connect; a server that is a program has to start first."""
 
 CHECK_SECONDS = 3.0
-"""The caller waits for the answer, so a server that takes longer is begun anew."""
+"""Time for the health check. A slower server is reconnected: the caller waits."""
 
 CLEANUP_SECONDS = 5.0
-"""A program gets 2 s to end by itself, then it is killed (mcp's stdio client)."""
+"""Time to clean up. mcp's stdio client kills a program that does not exit in 2 s."""
 
 
 class McpUnavailable(Exception):
-    """A server cannot be had. The message has its name and the kind of the error."""
+    """A server cannot be connected. The message has its name and the error's type."""
 
     def __init__(self, name: str, error: Exception) -> None:
         super().__init__(f"MCP server {name}: {type(error).__name__}")
@@ -37,7 +37,7 @@ class McpUnavailable(Exception):
 
 
 def servers_of(agent: RealtimeAgent[Any]) -> list[MCPServer]:
-    """Its servers and those of all agents that it can hand over to."""
+    """The MCP servers of the agent and of all agents reachable from it by handoffs."""
     found = list[MCPServer]()
     for each in reachable(agent):
         found += [server for server in each.mcp_servers if not _among(server, found)]
@@ -45,9 +45,9 @@ def servers_of(agent: RealtimeAgent[Any]) -> list[MCPServer]:
 
 
 def reachable(agent: RealtimeAgent[Any]) -> list[RealtimeAgent[Any]]:
-    """The agent itself and all that it can hand over to, directly or not.
+    """The agent itself and all agents reachable from it by handoffs.
 
-    An agent that a hand-written Handoff makes when it is invoked cannot be known.
+    Agents that a hand-written Handoff creates when it is invoked cannot be found.
     """
     agents = [agent]
     for each in agents:
@@ -58,12 +58,12 @@ def reachable(agent: RealtimeAgent[Any]) -> list[RealtimeAgent[Any]]:
 
 
 def _among(it: object, all_: list[Any]) -> bool:
-    # By identity: agents are dataclasses, and two of them may well be equal.
+    # By identity: agents are dataclasses, so two different ones may be equal.
     return any(it is other for other in all_)
 
 
 def _targets(handoff: Handoff[Any, Any]) -> Iterator[RealtimeAgent[Any]]:
-    """Agents that its function names: a Handoff itself keeps but the agent's name.
+    """Agents that the handoff's function refers to; a Handoff keeps only their name.
 
     `realtime_handoff(agent)` wraps a closure over `agent` into a partial.
     """
@@ -79,7 +79,7 @@ def _targets(handoff: Handoff[Any, Any]) -> Iterator[RealtimeAgent[Any]]:
 
 @asynccontextmanager
 async def local_mcp() -> AsyncIterator["LocalMcp"]:
-    """The servers of a process. At the end, when no call is left, all are closed."""
+    """The MCP servers of this process; all are closed when the last call has ended."""
     async with asyncio.TaskGroup() as tasks:
         local = LocalMcp(tasks)
         try:
@@ -89,30 +89,34 @@ async def local_mcp() -> AsyncIterator["LocalMcp"]:
 
 
 class LocalMcp:
-    """Each server is connected once, however many calls use it. See `local_mcp`."""
+    """Connects each server once for all calls that use it. See `local_mcp`."""
 
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self._tasks = tasks
         self._connections: dict[int, _Connection] = {}  # by id() of the server
 
     async def hold(self, agent: RealtimeAgent[Any]) -> None:
-        """Connects the agent's servers and keeps them, used or not. McpUnavailable."""
+        """Connects the agent's servers and keeps them open between calls.
+
+        McpUnavailable: a server cannot be connected.
+        """
         connections = self._connections_of(agent)
         for connection in connections:
             connection.held = True
         await _ready(connections)
 
     def let_go(self) -> None:
-        """Those held are closed as soon as no call uses them."""
+        """Closes the servers of `hold` as soon as no call uses them."""
         for connection in self._connections.values():
             connection.held = False
             self._release(connection)
 
     @asynccontextmanager
     async def using(self, agent: RealtimeAgent[Any]) -> AsyncIterator[None]:
-        """The agent's servers are connected, and answered just now. McpUnavailable.
+        """Keeps the agent's servers connected within the context.
 
-        A server that has died since the last call is connected anew.
+        Each server is checked on entry; one that does not answer is reconnected.
+        McpUnavailable: a server cannot be connected.
         """
         connections = self._connections_of(agent)
         for connection in connections:
@@ -132,7 +136,7 @@ class LocalMcp:
         return [self._connections[id(server)] for server in servers]
 
     def _release(self, connection: "_Connection") -> None:
-        # The end of a call does not wait for a program to end.
+        # In a task: the end of a call does not wait for a program to exit.
         if not connection.wanted:
             self._tasks.create_task(self._close(connection), name="mcp server closing")
 
@@ -143,31 +147,31 @@ class LocalMcp:
 
 
 class _Connection:
-    """One server. Connected and cleaned up by one and the same task, as MCP wants."""
+    """One server. MCP requires the same task to connect it and to clean it up."""
 
     def __init__(self, server: MCPServer, tasks: asyncio.TaskGroup) -> None:
         self.server = server
-        self.calls = 0  # that use it
+        self.calls = 0  # calls that use the server
         self.held = False
-        self._name = server.name.partition("?")[0]  # a URL may end in a secret
+        self._name = server.name.partition("?")[0]  # a url's query may have a secret
         self._tasks = tasks
         self._task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._lock = asyncio.Lock()
-        # Connected by the user's own code: theirs to close, too.
-        self._theirs = getattr(server, "session", None) is not None
+        # A server that user code connected is closed by user code, too.
+        self._connected_by_user = getattr(server, "session", None) is not None
 
     @property
     def wanted(self) -> bool:
         return self.held or self.calls > 0
 
     async def ready(self) -> None:
-        """Returns once it answers. McpUnavailable."""
+        """Returns once the server answers. McpUnavailable: it cannot be connected."""
         async with self._lock:
-            if self._theirs:
+            if self._connected_by_user:
                 return
             if self._task is not None and not await self._answers():
-                log.warning("mcp_server_lost", server=self._name)
+                log.warning("mcp_server_reconnecting", server=self._name)
                 await self._close()
             if self._task is None:
                 await self._open()
@@ -181,7 +185,7 @@ class _Connection:
         connected = asyncio.get_running_loop().create_future()
         self._closing.clear()
         self._task = self._tasks.create_task(
-            self._live(connected), name=f"mcp server {self._name}"
+            self._run(connected), name=f"mcp server {self._name}"
         )
         try:
             await connected
@@ -189,7 +193,7 @@ class _Connection:
             await self._close()
             raise McpUnavailable(self._name, error) from error
         except asyncio.CancelledError:
-            # Whoever asked has gone, and connecting may take long.
+            # The call that waited has ended, and connecting may take long.
             self._task.cancel()
             await self._close()
             raise
@@ -200,7 +204,7 @@ class _Connection:
             await asyncio.wait((self._task,))
             self._task = None
 
-    async def _live(self, connected: asyncio.Future[None]) -> None:
+    async def _run(self, connected: asyncio.Future[None]) -> None:
         try:
             error = await _try(self.server.connect, CONNECT_SECONDS)
             if connected.done():
@@ -212,8 +216,8 @@ class _Connection:
             await self._closing.wait()
         finally:
             if not connected.done():
-                # Cancelled, and not by whoever waits: by the server's own code (anyio
-                # does so when a transport breaks), or because the process ends.
+                # Not cancelled by the waiting call, but by the server's own code (anyio
+                # does so when a transport breaks) or because the process ends.
                 connected.set_exception(ConnectionAbortedError())
             if error := await _try(self.server.cleanup, CLEANUP_SECONDS):
                 log.warning(
@@ -223,8 +227,8 @@ class _Connection:
                 )
 
     async def _answers(self) -> bool:
-        """A server of the SDK's is asked, past its cache; of another nothing is known
-        but that it was connected."""
+        """Health check. An SDK server is asked for its tools, bypassing its cache; any
+        other server counts as alive while its connection task runs."""
         assert self._task is not None
         if self._task.done():
             return False
@@ -235,7 +239,7 @@ class _Connection:
             return False
         error = await _try(session.list_tools, CHECK_SECONDS)
         if isinstance(error, TimeoutError):
-            # It may be busy with another call's tool, which must not be cut off.
+            # The server may be running another call's tool: do not close it then.
             return self.calls > 1
         return error is None
 
@@ -243,12 +247,12 @@ class _Connection:
 async def _try(
     action: Callable[[], Awaitable[Any]], seconds: float
 ) -> Exception | None:
-    """What went wrong, a TimeoutError if it took too long."""
+    """Returns the action's error instead of raising it; TimeoutError if it is late."""
     try:
         async with asyncio.timeout(seconds):
             await action()
     except Exception as error:
-        # Whatever a server's code raises: it is told by whoever wanted the action.
+        # A server's code may raise anything; the caller of `_try` reports it.
         return error
     return None
 

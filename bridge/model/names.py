@@ -1,7 +1,8 @@
-"""Names of models that their vendor shuts down, with the day."""
+"""Model names that OpenAI has deprecated, each with the day it is shut down.
 
-# openai.types.realtime names these as deprecated, with the day they are shut down
-# (docstrings of openai.types.realtime).
+Source: the docstrings of openai.types.realtime.
+"""
+
 DEPRECATED_MODELS = {
     "gpt-realtime": "2027-01-20",
     "gpt-realtime-2025-08-28": "2027-01-20",

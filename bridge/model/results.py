@@ -1,18 +1,19 @@
-"""What a tool may return besides a plain result: one the agent does not speak about."""
+"""Tool results that the model learns but the agent does not speak about."""
 
 import json
 from typing import Any
 
 
 class BackgroundResult(str):
-    """A tool's result that asks for no answer (PhoneModel.send_event)."""
+    """A tool's result after which no response is requested (PhoneModel.send_event)."""
 
     __slots__ = ()
 
 
 def background_result(value: Any) -> BackgroundResult:
-    """The model learns of it, the agent says nothing: `return background_result(x)`.
+    """Makes a tool result that the model learns without speaking about it.
 
-    A text stays as it is; all else must be fit for JSON.
+    Use it in a tool: `return background_result(value)`. A str is sent as it is; any
+    other value must be JSON-serializable (TypeError otherwise).
     """
     return BackgroundResult(value if isinstance(value, str) else json.dumps(value))

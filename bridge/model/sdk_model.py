@@ -1,7 +1,7 @@
-"""The SDK's websocket model with our wire in it: audio and interruption are the call's.
+"""The SDK's WebSocket model on the bridge's Wire: the call does audio and interruption.
 
-Everything else of the SDK stays: session configuration, tools, handoffs, guardrails,
-history. Private names it relies on are listed in tests/model/test_sdk_canary.py.
+The SDK keeps doing the rest: session configuration, tools, handoffs, guardrails and
+history. tests/model/test_sdk_canary.py lists the SDK's private names used here.
 """
 
 from collections.abc import Awaitable, Callable
@@ -30,29 +30,28 @@ from bridge.model.results import BackgroundResult
 from bridge.model.wire import Wire
 
 MAX_OUTPUT_CHARS = 100_000
-"""Of a tool's result. Nobody is read more; the server echoes it, and a socket takes
-8 MB at once."""
+"""Limit of a tool's result. No caller is read more; the server echoes the result, and
+a WebSocket message has at most 8 MB."""
 
 CUT_OUTPUT = "\n(The result was longer than this and has been cut off.)"
 
 UNTAKEN = "event that the SDK cannot take"
 
 OpenWire = Callable[[str, dict[str, str]], Awaitable[Wire]]
-"""(url, headers) -> a wire to there, whether or not it is connected yet."""
+"""(url, headers) -> a Wire to that url; it need not be connected yet."""
 
 Interrupt = Callable[[str, str | None], None]
-"""(by whom, id of the answer or None for any): silence at once."""
-
+"""(cause, response id or None for any): stops the agent's speech at once."""
 
 Misread = Callable[[str], None]
-"""An event could not be used; a fixed phrase says why."""
+"""Called for an event that cannot be used, with a fixed phrase that says why."""
 
 Take = Callable[[RealtimeSessionModelSettings], RealtimeSessionModelSettings]
-"""Settings of the agent in charge -> what the SDK takes of them (hosted_mcp.py)."""
+"""Settings of the agent in charge -> those the SDK accepts (HostedMcp.take)."""
 
 
 class PhoneModel(OpenAIRealtimeWebSocketModel):
-    """One per call: the SDK's runner would share an instance between sessions."""
+    """One per call: the SDK's runner would share one model between its sessions."""
 
     def __init__(
         self,
@@ -79,15 +78,15 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         headers: dict[str, str],
         transport_config: TransportConfig | None = None,
     ) -> ClientConnection:
-        # The SDK uses three things of a connection, and the wire has them.
+        # The SDK uses only `async for`, `send` and `close` of a connection.
         return cast(ClientConnection, await self._wire(url, headers))
 
     async def _handle_ws_event(self, event: dict[str, Any]) -> None:
-        """As the SDK's, but an odd event is left out and does not end the session."""
+        """As the SDK's, but a malformed event is skipped, not fatal to the session."""
         try:
             await super()._handle_ws_event(event)
         except (AttributeError, LookupError, TypeError, ValidationError):
-            # What it takes for granted of the shape of some, and for others checks.
+            # The SDK validates only some events; others fail where it reads a field.
             self._misread(UNTAKEN)
 
     async def _emit_event(self, event: RealtimeModelEvent) -> None:
@@ -98,18 +97,18 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         await super()._emit_event(event)
 
     async def send_event(self, event: RealtimeModelSendEvent) -> None:
-        """As the SDK's, but an interruption stops what is queued at Twilio, and tools
-        decide whether they are spoken about.
+        """As the SDK's, but an interruption also clears the audio queued at Twilio, and
+        a tool decides whether its result gets a response.
 
-        The SDK's own interruption would truncate by what it knows of playing, which is
-        nothing: audio does not pass through it.
+        The SDK's own interruption would truncate at the position it believes was
+        played, but no audio passes through the SDK.
         """
         if isinstance(event, RealtimeModelSendSessionUpdate):
             settings = self._take(event.session_settings)
             await super().send_event(RealtimeModelSendSessionUpdate(settings))
         elif isinstance(event, RealtimeModelSendToolOutput):
-            # The SDK asks for no answer only where the tool does not exist: then the
-            # caller would sit in silence.
+            # The SDK requests no response for a tool that does not exist. The caller
+            # would hear silence, so the bridge requests one.
             respond = not isinstance(event.output, BackgroundResult)
             output = event.output
             if len(output) > MAX_OUTPUT_CHARS:
@@ -122,12 +121,12 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         elif event.cancel_response_only:
             await self._cancel_response(response_id=event.response_id)
         else:
-            # With an answer's id it is a guardrail's, without one the user's code's.
+            # A guardrail's interruption names the response, one by user code does not.
             by = "application" if event.response_id is None else "guardrail"
             self._interrupt(by, event.response_id)
 
     async def tell_interrupted(self, item_id: str, content_index: int) -> None:
-        """Listeners of the session get `audio_interrupted`."""
+        """Sends `audio_interrupted` to the session's listeners."""
         await self._emit_event(
             RealtimeModelAudioInterruptedEvent(
                 item_id=item_id, content_index=content_index

@@ -1,7 +1,8 @@
-"""The SDK's session, on a phone: no tool of it ends or blocks a call.
+"""The SDK's session for a phone call: no tool can end or block the call.
 
-A tool that raises or takes too long becomes an answer to the model. The history is
-bounded and holds what was heard. Private names used: tests/model/test_sdk_canary.py.
+A tool that raises or times out becomes a tool result for the model. The history is
+bounded and holds speech as it was heard. tests/model/test_sdk_canary.py lists the SDK's
+private names used here.
 """
 
 import asyncio
@@ -19,28 +20,30 @@ from agents.realtime.session import RealtimeSession, _PendingToolOutputSendError
 from agents.tool import FunctionTool
 
 from bridge.agent import user_code
-from bridge.core.bounds import MAX_ID_CHARS
+from bridge.core.limits import MAX_ID_CHARS
 from bridge.model.wire import whole
 
 log = structlog.get_logger()
 
 MAX_HISTORY = 400
-"""Items the SDK's own history keeps: it is copied for every word that is said ..."""
+"""Items in the SDK's history, which the SDK copies for every transcript delta."""
 
 MAX_HISTORY_CHARS = 16_000_000
-"""... with so many characters: an item may have any length, and hold a picture."""
+"""Characters in the SDK's history: an item has no limit and may hold an image."""
 
 MAX_WORDS = 500_000
-"""Of one turn's words, each delta of them worth WORD_CHARS more: the SDK copies all of
-an item's for every one that comes. Ten minutes of quick speech have a fifth of it."""
+"""Transcript characters of one turn, with WORD_CHARS added for each delta: for every
+delta the SDK copies the item's whole transcript. Ten minutes of fast speech reach a
+fifth of this."""
 
 WORD_CHARS = 64
+"""Cost of one transcript delta, in characters (MAX_WORDS)."""
 
 MAX_TOOLS = 64
-"""At work at a time, or waiting for a yes. A model calls a few at once."""
+"""Tool calls that run or wait for approval at a time. A model makes a few at once."""
 
 MAX_CALLED = 10_000
-"""Tools in one call, of each of which the SDK remembers something."""
+"""Tool calls in one phone call: the SDK keeps some state for each."""
 
 TOO_MANY = "Too many tools are at work. Wait for their results before you call another."
 
@@ -49,24 +52,24 @@ TIMED_OUT = "The tool took too long and was given up. Tell the caller."
 
 
 class ToolWatch(Protocol):
-    """Told about the tools of a session."""
+    """Receives what happens to the tools of a session."""
 
     def tool_running(self, change: int, call_id: str = "") -> None:
-        """+1 when one begins, -1 when it ends, both with the id of its call; without
-        one it is the work of the model's own server, as a part of an answer."""
+        """A tool call began (+1) or ended (-1). Without a `call_id` the model's server
+        runs the tool itself, as part of a response."""
 
     def tool_failed(self, tool: str, error: str) -> None:
-        """It raised (`error` is the exception's type) or took too long."""
+        """A tool raised (`error`: the exception's type) or timed out (`timeout`)."""
 
     def model_limit(self, limit: str) -> None:
-        """The model asks for more than we bear: one of bridge.core.limits.HITS."""
+        """The model reached a limit, which is one of bridge.core.limits.HITS."""
 
     def model_stuck(self, why: str) -> None:
-        """It goes beyond all measure: the call ends."""
+        """The model makes the call unusable: the call ends."""
 
 
 class PhoneSession(RealtimeSession):
-    """One per call."""
+    """The SDK's session of one call."""
 
     def __init__(
         self,
@@ -83,12 +86,13 @@ class PhoneSession(RealtimeSession):
         self._tool_seconds = tool_seconds
         self._watch = watch
         self._heard: dict[str, dict[int, str]] = {}
-        """Of items that were cut: the words of their parts."""
+        """Item id -> content index -> heard text, for interrupted items."""
         self._words = 0
-        """Of this turn, as they count for MAX_WORDS."""
+        """Transcript size of this turn, as counted for MAX_WORDS."""
         self._tools = 0
-        """At work."""
+        """Tool calls that run now."""
         self._called = 0
+        """Tool calls so far."""
 
     @property
     def agent(self) -> RealtimeAgent[Any]:
@@ -103,18 +107,18 @@ class PhoneSession(RealtimeSession):
             if self._words > MAX_WORDS:
                 return
         await super().on_event(event)
-        # Of what was cut the server may still tell, even all of its words.
+        # The server may still send an interrupted item's transcript, even the whole.
         if event.type == "item_updated":
-            self._put_heard(event.item.item_id)
+            self._apply_heard(event.item.item_id)
         elif event.type == "transcript_delta":
-            self._put_heard(event.item_id)
+            self._apply_heard(event.item_id)
         if len(self._history) > MAX_HISTORY:
             self._history = self._history[-MAX_HISTORY:]
         if event.type in ("item_updated", "input_audio_transcription_completed"):
-            self._forget_books()
+            self._limit_history_chars()
 
-    def _forget_books(self) -> None:
-        """The oldest of what is longer than any conversation."""
+    def _limit_history_chars(self) -> None:
+        """Drops the oldest items while the history exceeds MAX_HISTORY_CHARS."""
         sizes = [_size(item) for item in self._history]
         chars, first = sum(sizes), 0
         while chars > MAX_HISTORY_CHARS:
@@ -124,13 +128,13 @@ class PhoneSession(RealtimeSession):
             self._history = self._history[first:]
 
     def heard(self, item_id: str, content_index: int, text: str) -> None:
-        """The caller heard no more than this of an answer: nor did the history."""
+        """Cuts an interrupted item in the history to the text that was heard."""
         self._heard.setdefault(item_id, {})[content_index] = text
         if len(self._heard) > MAX_HISTORY:
             del self._heard[next(iter(self._heard))]
-        self._put_heard(item_id)
+        self._apply_heard(item_id)
 
-    def _put_heard(self, item_id: str) -> None:
+    def _apply_heard(self, item_id: str) -> None:
         heard = self._heard.get(item_id)
         if heard is None:
             return
@@ -143,38 +147,38 @@ class PhoneSession(RealtimeSession):
     async def _handle_tool_call(
         self, event: RealtimeModelToolCallEvent, **more: Any
     ) -> None:
-        # One that got its yes was let in before.
-        if not more.get("from_pending_approval") and not await self._bears(event):
+        # A call that was approved was admitted before it waited for approval.
+        if not more.get("from_pending_approval") and not await self._admit(event):
             return
         event = replace(event, arguments=whole(event.arguments))
         self._tools += 1
         self._watch.tool_running(+1, event.call_id)
         try:
-            async with asyncio.timeout(self._limit(event.name)):
+            async with asyncio.timeout(self._seconds_for(event.name)):
                 await super()._handle_tool_call(event, **more)
         except _PendingToolOutputSendError:
-            raise  # the model is gone: that is told elsewhere
+            raise  # the model connection is lost; the call handles that elsewhere
         except BaseException as error:
             if not user_code.is_theirs(error):
                 raise
-            await self._answer_for(event, error)
+            await self._report_failure(event, error)
         finally:
             self._tools -= 1
             self._watch.tool_running(-1, event.call_id)
 
-    async def _answer_for(
+    async def _report_failure(
         self, event: RealtimeModelToolCallEvent, error: BaseException
     ) -> None:
-        """What the model is told in the place of a result."""
+        """Logs a failed tool call and gives the model a text in place of a result."""
         late = isinstance(error, (TimeoutError, ToolTimeoutError))
         kind = "timeout" if late else type(error).__name__
-        # The text of the error may be what the caller said: their log, not ours.
+        # The error's text may quote the caller, so only its type is logged.
         log.warning("tool_failed", tool=event.name, error=kind)
         self._watch.tool_failed(event.name, kind)
         await self._answer(event, TIMED_OUT if late else FAILED)
 
-    async def _bears(self, event: RealtimeModelToolCallEvent) -> bool:
-        """False: this call is one too many, or none."""
+    async def _admit(self, event: RealtimeModelToolCallEvent) -> bool:
+        """False: the tool call exceeds a limit and must not run."""
         self._called += 1
         named = max(len(event.call_id), len(event.name)) <= MAX_ID_CHARS
         waiting = len(self._pending_tool_calls)
@@ -194,8 +198,8 @@ class PhoneSession(RealtimeSession):
             )
         )
 
-    def _limit(self, name: str) -> float | None:
-        """None for a tool that has a limit of its own, for the SDK keeps that."""
+    def _seconds_for(self, name: str) -> float | None:
+        """Seconds a tool may take; None if the tool has a limit that the SDK keeps."""
         snapshot = self._current_dispatch_snapshot
         own = any(
             isinstance(tool, FunctionTool)
@@ -207,7 +211,7 @@ class PhoneSession(RealtimeSession):
 
 
 def _size(item: RealtimeItem) -> int:
-    """The characters of all its parts."""
+    """Characters in all parts of an item."""
     parts = item.content if item.type == "message" else [item]
     fields = (value for part in parts for _, value in part)
     return sum(len(value) for value in fields if isinstance(value, str))

@@ -1,6 +1,6 @@
-"""One RealtimeSession for one call: opened with the agent, listened to, closed.
+"""The SDK's session of one call: opened with the agent, read until its end, closed.
 
-Carries no audio (wire.py does) and decides nothing about it (the core does).
+This module carries no audio (wire.py does) and decides nothing about it (core does).
 """
 
 import asyncio
@@ -35,46 +35,46 @@ from bridge.model.wire import PHONE_FORMAT, ModelRefused, Wire, WireOwner
 log = structlog.get_logger()
 
 OPEN_SECONDS = 5.0
-"""For the handshake with the model; one that takes longer is tried again."""
+"""Limit of the WebSocket handshake with the model; a slower one is retried."""
 
 CLOSE_SECONDS = 1.0
-"""A model that does not answer our close is left: the caller has gone."""
+"""Time the model has to answer the close; the caller has hung up already."""
 
 PING_SECONDS = 3.0
-"""A model that is gone without a word is noticed after one and a half of these, two at
-most: the caller hears nothing for so long."""
+"""Ping interval and timeout of the model connection. A model that vanishes without a
+close is detected after 1.5 to 2 of these; the caller hears nothing meanwhile."""
 
 PASSING_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
-"""HTTP statuses of a handshake that another try may not meet."""
+"""HTTP statuses of a handshake that are temporary, so the handshake is retried."""
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
-"""As the SDK's own limit; the connection ends at a larger one. What is larger than the
-wire looks into (wire.MAX_EVENT_CHARS) is thrown away."""
+"""Limit of a server event, as in the SDK; a larger one ends the connection. The wire
+already drops events above wire.MAX_EVENT_CHARS."""
 
 MAX_UNREAD_EVENTS = 4
-"""Events that are read ahead; a few more come in one packet. It is the kernel that
-holds a model back, not our memory."""
+"""Events that are read ahead; one packet may bring a few more. A fast model then waits
+for TCP flow control and does not fill our memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTarget:
-    """Which model is called, and how it is to be."""
+    """Which model is connected to, and with which settings."""
 
     url: str
     model: str
     voice: str
     transcription_model: str | None = None
     headers: dict[str, str] = field(default_factory=dict, repr=False)
-    """With the credentials in it."""
+    """HTTP headers of the handshake, including the credentials."""
     tracing: bool = False
     pcm: bool = False
-    """It takes no mu-law: PCM of 24 kHz, which the wire transcodes."""
+    """The model takes no mu-law: the wire transcodes to and from 24 kHz PCM."""
     connect: "Connect | None" = None
-    """A connector of the user's own, in place of a plain websocket."""
+    """The user's own connector; None: a plain WebSocket."""
 
     @property
     def address(self) -> str:
-        """The url with the model's name in it, where the url does not name one."""
+        """The url, with the model's name added unless the url names a model."""
         parts = urlsplit(self.url)
         query = parse_qsl(parts.query, keep_blank_values=True)
         if not any(key == "model" for key, _ in query):
@@ -83,12 +83,12 @@ class ModelTarget:
 
     @property
     def name(self) -> str:
-        """The model that answers: a url that names one has the last word."""
+        """The model's name; a name in the url takes precedence."""
         return dict(parse_qsl(urlsplit(self.url).query)).get("model", self.model)
 
     @property
     def settings(self) -> RealtimeSessionModelSettings:
-        """Nothing is left to the SDK's defaults: some are deprecated, one is PCM."""
+        """All settings, explicitly: some SDK defaults are deprecated, one is PCM."""
         transcription = self.transcription_model
         settings: RealtimeSessionModelSettings = {
             "model_name": self.name,
@@ -107,7 +107,7 @@ class ModelTarget:
             },
         }
         if not transcription:
-            # None switches it off; leaving it out would switch the SDK's default on.
+            # None switches transcription off; without the key the SDK switches it on.
             settings["audio"]["input"]["transcription"] = None  # type: ignore[typeddict-item]
         if not self.tracing:
             settings["tracing"] = None
@@ -115,33 +115,33 @@ class ModelTarget:
 
 
 class SessionOwner(WireOwner, ToolWatch, Protocol):
-    """The call, as its session sees it."""
+    """The call's methods that its session calls."""
 
     def session_event(self, event: RealtimeSessionEvent) -> None: ...
     def interrupt_agent(self, by: str, response_id: str | None) -> None: ...
 
 
 Connect = Callable[[str, dict[str, str]], Awaitable[ClientConnection]]
-"""(url, headers) -> an open websocket: a connector of the user's own."""
+"""(url, headers) -> an open WebSocket: a connector of the user's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionPlan:
-    """Whose session it is to be, and how."""
+    """The agent, the model and the settings of a session."""
 
     source: AgentSource
     target: ModelTarget
     settings: SessionSettings = field(default_factory=SessionSettings)
-    """The route's; they have the last word."""
+    """The route's settings; they override the deployment's and the user code's."""
     agent_name: str = ""
-    """Of the agent in charge, where the call goes on; empty: the first."""
+    """Agent in charge when a call is resumed; empty: the first agent."""
     tool_seconds: float = 60.0
     resumed: bool = False
-    """The call goes on, after a transfer that nobody took."""
+    """The call was resumed, for example after a transfer that nobody answered."""
 
 
 class AgentSession:
-    """`run` lives as long as the session; `post` and `interrupted` reach the wire."""
+    """Runs the session of one call and passes the call's events to its wire."""
 
     def __init__(
         self,
@@ -170,13 +170,15 @@ class AgentSession:
         )
 
     async def run(self) -> None:
-        """Opens the session and hands its events on until it is closed; whether there
-        is a model meanwhile is the call's business. What the user's agent raises, comes
-        as it is."""
+        """Opens the session and hands its events on until it is closed.
+
+        Lost model connections do not end it; the call redials. Exceptions of the user's
+        agent are passed on unchanged.
+        """
         plan, live = self._plan, self._live
         first, run_config = await agent_for(plan.source, live)
         agent = named(plan.agent_name, first) or first
-        # Not before: who made the agent may listen.
+        # Not before: the agent's function may have added a listener.
         live.emit("call_started", resumed=plan.resumed)
         target, settings = self._settings(run_config)
         config: RealtimeModelConfig = {
@@ -208,7 +210,8 @@ class AgentSession:
     def _settings(
         self, run_config: RealtimeRunConfig
     ) -> tuple[ModelTarget, RealtimeSessionModelSettings]:
-        """The deployment's, under those of the user's code, under the route's."""
+        """The settings in layers: the deployment's, then the user code's, then the
+        route's; the later wins."""
         target = self._plan.target
         settings = layered(
             target.settings,
@@ -226,47 +229,52 @@ class AgentSession:
             async with asyncio.timeout(2 * CLOSE_SECONDS):
                 await session.close()
         except TimeoutError:
-            # A tool that ignores its cancellation; the call is over all the same.
-            log.warning("session_close_late", call_sid=self._live.call_sid)
+            # A tool ignores its cancellation; the call has ended anyway.
+            log.warning("session_close_timed_out", call_sid=self._live.call_sid)
 
     def heard(self, item_id: str, content_index: int, text: str) -> None:
-        """The caller heard no more of an answer than this."""
+        """Cuts an interrupted item in the SDK's history to the heard text."""
         if self._session:
             self._session.heard(item_id, content_index, text)
 
     def model_event(self, text: str) -> None:
-        """Any event of the server's but audio, as it came."""
+        """A server event other than audio, as received."""
         self._hosted.model_event(text)
 
     def send_raw(self, event: Mapping[str, Any]) -> bool:
-        """A client event of the user's own; False: there is no model yet."""
+        """Sends a client event of user code. False: there is no model yet.
+
+        BadRequest: the event is malformed.
+        """
         if self._wire is None:
             return False
         try:
             self._put(dict(event))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             kind = type(error).__name__
-            raise BadRequest(f"this is no client event ({kind})") from None
+            raise BadRequest(f"this is not a Realtime client event ({kind})") from None
         return True
 
     def post(self, text: str) -> None:
-        """An event for the model. There is a wire before anything is to be sent."""
+        """Sends an event to the model; the call sends none before the wire exists."""
         assert self._wire is not None, "nothing is sent before the model answered"
         self._wire.post(text)
 
     def dial(self, seconds: float, *, spare: bool) -> None:
-        """Another connection to the model is wanted."""
-        assert self._wire is not None, "the first connection is dialled unasked"
+        """Dials another connection to the model after `seconds` (Wire.dial)."""
+        assert self._wire is not None, "the first connection is dialled by itself"
         self._wire.dial(seconds, spare=spare)
 
     def switch(self) -> None:
-        """The connection that was dialled takes the place of the one before."""
-        assert self._wire is not None, "somebody has dialled"
+        """Replaces the connection in use by the one that was dialled."""
+        assert self._wire is not None, "a connection was dialled before"
         self._wire.switch()
 
     def interrupted(self, item_id: str, content_index: int) -> None:
-        """The session's listeners are to get `audio_interrupted`."""
-        assert self._wire is not None, "nobody is interrupted before the model answered"
+        """Sends `audio_interrupted` to the session's listeners."""
+        assert self._wire is not None, (
+            "nothing is interrupted before the model answered"
+        )
         self._wire.interrupted(item_id, content_index)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
@@ -277,8 +285,8 @@ class AgentSession:
         self._wire.put(msgspec.json.encode(event).decode())
 
     def _shape(self, session: dict[str, Any]) -> None:
-        """What the SDK cannot say of a session."""
-        if "tools" in session:  # the whole of it, not the SDK's word on tracing
+        """Adds settings that the SDK cannot express to the `session` of an update."""
+        if "tools" in session:  # the full session, not the SDK's update of tracing
             session.update(merged(session, self._plan.settings.raw_session()))
             session["tools"] += self._plan.settings.mcp_tools()
         self._hosted.put_into(session)
@@ -304,7 +312,7 @@ class AgentSession:
 async def dialled(
     connect: "Connect", url: str, headers: dict[str, str]
 ) -> ClientConnection:
-    """A websocket to the model; ModelRefused says why there is none."""
+    """An open WebSocket to the model. ModelRefused says why it cannot be opened."""
     try:
         async with asyncio.timeout(OPEN_SECONDS):
             return await connect(url, headers)
@@ -322,20 +330,20 @@ async def dialled(
     except BaseException as error:
         if not user_code.is_theirs(error):
             raise
-        # A connector of the user's own: theirs to mend, so all of it is logged.
+        # An error in the user's connector: logged with its traceback.
         log.exception("model_connector_failed")
         why = f"connector failed ({type(error).__name__})"
         raise ModelRefused(why, fatal=True) from error
 
 
 async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
-    """A websocket to the model."""
+    """An open WebSocket to the model; raises what `websockets` raises."""
     return await connect(
         url,
         additional_headers=headers,
         user_agent_header=f"twilio-realtime-bridge Agents/{agents_version}",
-        # 50 small messages a second: compression costs CPU and gains nothing on base64
-        # of mu-law.
+        # 50 small messages a second: compression costs CPU and does not shrink base64
+        # mu-law.
         compression=None,
         max_size=MAX_EVENT_BYTES,
         max_queue=MAX_UNREAD_EVENTS,
@@ -347,13 +355,15 @@ async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
 
 
 def named(name: str, first: RealtimeAgent[Any]) -> RealtimeAgent[Any] | None:
-    """The agent of that name among those that can be reached by handoffs."""
+    """The agent of that name among those reachable from `first` by handoffs."""
     return next((agent for agent in reachable(first) if agent.name == name), None)
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The SDK's settings with its older, flat names in their place of today; formats
-    are left out, for they are the bridge's."""
+    """The SDK's settings with its older flat names moved to today's nested places.
+
+    Audio formats are removed: the bridge sets them.
+    """
     made = {key: value for key, value in settings.items() if key not in _FLAT}
     audio = {
         side: {k: v for k, v in (options or {}).items() if k != "format"}
@@ -381,12 +391,16 @@ _FLAT: Mapping[str, tuple[str, ...] | None] = {
     "input_audio_format": None,
     "output_audio_format": None,
 }
+"""The SDK's older flat names -> their places under `audio`, or at the top."""
 
 
 def layered(*layers: Mapping[str, Any]) -> RealtimeSessionModelSettings:
-    """Settings laid over each other, the last on top: objects key by key, but one of
-    another kind (turn detection, transcription model) takes the whole place. Options
-    of a transcription do not switch it on where it is off."""
+    """Merges settings; a later layer overrides an earlier one.
+
+    Objects are merged key by key, but an object of another kind (another turn detection
+    type or transcription model) replaces the earlier one whole. Transcription options
+    without a model do not switch on a transcription that is off.
+    """
     made: dict[str, Any] = {}
     for layer in layers:
         made = _over(made, layer)
@@ -411,7 +425,7 @@ def _same_kind(under: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
 
 
 def _code(error: InvalidStatus) -> str | None:
-    """The API's own code of an error; its message may hold half a key."""
+    """The API's error code. Its message may quote part of the key and is not used."""
     try:
         code = json.loads(error.response.body or b"")["error"]["code"]
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,8 @@
-"""What an operator may say of a Realtime session, beyond what the agent says itself.
+"""The settings of a Realtime session that an operator configures beside the agent.
 
-One frozen value: checked against what the API takes, layered (a route's over the
-deployment's), and handed on in the three forms the SDK wants. Knows no audio format:
-those are the bridge's own.
+`SessionSettings` is one frozen value: validated against the API, layered (a route's
+over the deployment's), and handed on in the three forms the SDK needs. It has no audio
+formats: the bridge sets those.
 """
 
 import difflib
@@ -30,18 +30,18 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from bridge.model.names import DEPRECATED_MODELS, DEPRECATED_TRANSCRIPTION_MODELS
 
 Path = tuple[str | int, ...]
-"""Keys and positions, from the settings' own keys on: `("mcp", 0, "headers")`."""
+"""Where a setting is, from the top of the settings: `("mcp", 0, "headers")`."""
 
 _OFF = frozenset({"off", "no", "false", "none", "null"})
 
 
 def wrong(text: str, fix: str) -> PydanticCustomError:
-    # Through the context, not the template: a value may well contain braces.
+    # In the context, not in the template: a value may contain braces.
     return PydanticCustomError("setting", "{text}: {fix}", {"text": text, "fix": fix})
 
 
 class SettingsMistakes(ValueError):
-    """The settings say what no session can be; all mistakes, each with its place."""
+    """The settings are invalid; has all mistakes, each with its path."""
 
     def __init__(self, mistakes: Iterable[tuple[Path, str]]) -> None:
         self.mistakes = tuple(mistakes)
@@ -50,7 +50,7 @@ class SettingsMistakes(ValueError):
 
 
 class _SettingsPart(BaseModel):
-    """Only what is said counts (`model_fields_set`); a default is never sent."""
+    """Only fields that were set count (`model_fields_set`); defaults are never sent."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -64,7 +64,7 @@ class _SettingsPart(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _said(cls, value: object, info: ValidationInfo) -> object:
+    def _check_empty(cls, value: object, info: ValidationInfo) -> object:
         if info.field_name in cls.may_be_off and _is_off(value):
             return None
         if value is None:
@@ -72,11 +72,11 @@ class _SettingsPart(BaseModel):
         return value
 
     def extends(self, lower: Self) -> bool:
-        """Whether what this leaves unsaid is to be taken from `lower`."""
+        """Whether fields that are not set here are taken from `lower`."""
         return True
 
     def json_value(self) -> dict[str, Any]:
-        """As the API has it: what was said, and no default."""
+        """In the API's form: the fields that were set, no defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -87,9 +87,9 @@ def _is_off(value: object) -> bool:
 
 
 def _kinds(expected: str) -> Discriminator:
-    """Which of several forms a value has: a mistake in one is no mistake in the others.
+    """Chooses one of a value's forms, so that mistakes are reported for that form only.
 
-    The tags: `word`, `list`, the `type` an object says, `object` where it says none.
+    The tags: `word`, `list`, an object's `type`, or `object` if it has none.
     """
 
     def kind(value: object) -> str:
@@ -103,13 +103,13 @@ def _kinds(expected: str) -> Discriminator:
 
 
 def _by_name(key: str) -> BeforeValidator:
-    """`near_field` is short for `{type: near_field}`."""
+    """Accepts a short form: `near_field` for `{type: near_field}`."""
     return BeforeValidator(lambda it: {key: it} if isinstance(it, str) else it)
 
 
 def _language(code: str) -> str:
     if not re.fullmatch("[A-Za-z]{2,3}", code):
-        raise wrong("is no language code", "write ISO 639-1, such as en")
+        raise wrong("is not a language code", "write ISO 639-1, such as en")
     return code.lower()
 
 
@@ -119,11 +119,12 @@ _Words = tuple[_Word, ...]
 _Milliseconds = Annotated[int, Field(ge=0)]
 _Effort = Literal["minimal", "low", "medium", "high", "xhigh"]
 
-# ----------------------------------------------------------------------- what is heard
+# ------------------------------------------------------------------------- audio input
 
 
 class Transcription(_SettingsPart):
-    """Of the caller. Without a `model` it says how, not whether, words are written."""
+    """Transcription of the caller. Without a `model` it does not switch transcription
+    on, and only sets its options."""
 
     model: _Word | None = None
     language: _Language | None = None
@@ -133,7 +134,7 @@ class Transcription(_SettingsPart):
     delay: _Effort | None = None
 
     def extends(self, lower: Self) -> bool:
-        """Not another model's: they take different options."""
+        """Not across models, as they take different options."""
         return self.model in (None, lower.model) or lower.model is None
 
 
@@ -164,14 +165,14 @@ class NoiseReduction(_SettingsPart):
         return self.type == lower.type
 
 
-# ------------------------------------------------------------------------ what is said
+# ------------------------------------------------------------------------ audio output
 
 
 class CustomVoice(_SettingsPart):
     id: _Word
 
 
-# ----------------------------------------------------------------------- how it thinks
+# ------------------------------------------------------------------- tools and context
 
 
 class _Choice(_SettingsPart):
@@ -220,21 +221,21 @@ class PromptTemplate(_SettingsPart):
 
 
 class ToolFilter(_SettingsPart):
-    """Of an MCP server's tools."""
+    """Selects tools of an MCP server."""
 
     read_only: bool | None = None
     tool_names: _Words | None = None
 
 
 class ApprovalFilter(_SettingsPart):
-    """Which tools of an MCP server wait for a yes."""
+    """Which tools of an MCP server need approval."""
 
     always: ToolFilter | None = None
     never: ToolFilter | None = None
 
 
 class McpServer(_SettingsPart):
-    """An MCP server that OpenAI calls itself. One of the three addresses is said.
+    """An MCP server that OpenAI calls itself. It has exactly one of three addresses.
 
     openai.types.realtime.realtime_tools_config_union.Mcp
     """
@@ -271,7 +272,7 @@ class McpServer(_SettingsPart):
         if len(addresses) != 1:
             raise wrong(
                 "has no address" if not addresses else "has more than one address",
-                "say server_url, connector_id or tunnel_id",
+                "write server_url, connector_id or tunnel_id",
             )
         return self
 
@@ -279,7 +280,7 @@ class McpServer(_SettingsPart):
         return {"type": "mcp", **super().json_value()}
 
 
-# -------------------------------------------------------------------- the settings' own
+# --------------------------------------------------------------------- SessionSettings
 
 
 def _audio_only(modalities: tuple[str, ...]) -> tuple[str, ...]:
@@ -293,7 +294,7 @@ def _token_limit(value: object) -> object:
     if text == "inf":
         return text
     if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= 4096:
-        raise wrong("is no limit the API takes", "write 1 to 4096, or inf")
+        raise wrong("is not a limit the API accepts", "write 1 to 4096, or inf")
     return int(text)
 
 
@@ -304,17 +305,17 @@ def _different_labels(servers: tuple[McpServer, ...]) -> tuple[McpServer, ...]:
     return servers
 
 
-# What a raw field may not touch, and where it belongs.
-_FORMAT = "is the bridge's own: the phone speaks mu-law: leave it out"
-_AGENTS_OWN = "is the agent's own: write it there"
+# Fields that `extra` may not set, with the place where each is set.
+_FORMAT = "is set by the bridge, as a phone line is mu-law: leave it out"
+_AGENTS_OWN = "is set by the agent: write it there"
 _NOT_RAW: dict[Path, str] = {
     ("audio", "input", "format"): _FORMAT,
     ("audio", "output", "format"): _FORMAT,
     ("input_audio_format",): _FORMAT,
     ("output_audio_format",): _FORMAT,
-    ("output_modalities",): "is no raw field: write `modalities` beside `extra`",
-    ("model",): "is no raw field: write `model` beside `extra`",
-    ("tools",): "is the agent's own: write it there, or in `mcp` beside `extra`",
+    ("output_modalities",): "cannot be in `extra`: write `modalities` beside `extra`",
+    ("model",): "cannot be in `extra`: write `model` beside `extra`",
+    ("tools",): "is set by the agent: write it there, or in `mcp` beside `extra`",
     ("instructions",): _AGENTS_OWN,
     ("type",): "is always realtime: leave it out",
 }
@@ -333,15 +334,15 @@ def _raw(extra: dict[str, JsonValue]) -> dict[str, JsonValue]:
     if not found:
         return extra
     keys = ", ".join(".".join(map(str, path)) for path, _ in found)
-    message = "Fields that are no raw ones: {keys}"
+    message = "Fields that cannot be in `extra`: {keys}"
     raise PydanticCustomError("several", message, {"keys": keys, "at": found})
 
 
 class SessionSettings(_SettingsPart):
-    """What was said of a session; what was not said is not in `model_fields_set`.
+    """Settings of a Realtime session; `model_fields_set` has those that were set.
 
-    `None` (in a file: `off`) is said, too: of transcription, turn detection, noise
-    reduction and tracing it means that they are switched off.
+    `None` (in a file: `off`) counts as set: it switches transcription, turn detection,
+    noise reduction or tracing off.
     """
 
     may_be_off = frozenset(
@@ -415,9 +416,10 @@ class SessionSettings(_SettingsPart):
 
     @classmethod
     def read(cls, given: Mapping[str, object]) -> "SessionSettings":
-        """From plain values, as a file or a request has them; texts of numbers count.
+        """Reads plain values of a file or a request; a number may be given as text.
 
-        SettingsMistakes otherwise. No value is part of a message: it may be a secret.
+        SettingsMistakes: a value is invalid. Its messages quote no value, as it may be
+        a secret.
         """
         try:
             return cls.model_validate(given)
@@ -429,30 +431,30 @@ class SessionSettings(_SettingsPart):
             ) from None
 
     def over(self, lower: "SessionSettings") -> "SessionSettings":
-        """These where they say something, else `lower`.
+        """Merges these settings over `lower`: a field that is set here wins.
 
-        An object replaces one of another kind as a whole: another `type`, another
-        transcription `model`, another prompt `id`. Of the same kind it is laid over
-        it key by key. `extra` is laid over at every depth; lists, `tool_choice` and
-        `voice` are replaced. A transcription without a model leaves `off` as it is.
+        Objects of the same kind are merged key by key. An object of another kind
+        (another `type`, transcription `model` or prompt `id`) replaces the lower one
+        whole. `extra` is merged at every depth; lists, `tool_choice` and `voice` are
+        replaced. A transcription without a model does not switch on one that is off.
         """
-        said = {
+        given = {
             name: _over(getattr(self, name), getattr(lower, name))
             if name in lower.model_fields_set
             else getattr(self, name)
             for name in self.model_fields_set
         }
-        return lower.model_copy(update=said)
+        return lower.model_copy(update=given)
 
     def sdk_settings(self) -> RealtimeSessionModelSettings:
-        """What the SDK sends by itself, of what was said; audio in the nested form.
+        """The set fields that the SDK can send; audio in the nested form, no formats.
 
-        Without formats. `raw_session` has the rest of the session.
+        `raw_session` has the other fields of the session.
         """
         settings: dict[str, Any] = {
-            theirs: _plain(getattr(self, ours))
-            for ours, theirs in _SDK_NAMES.items()
-            if ours in self.model_fields_set
+            sdk_name: _plain(getattr(self, name))
+            for name, sdk_name in _SDK_NAMES.items()
+            if name in self.model_fields_set
         }
         if isinstance(self.tool_choice, str):
             settings["tool_choice"] = self.tool_choice
@@ -464,16 +466,17 @@ class SessionSettings(_SettingsPart):
             }
             for side, names in _AUDIO.items()
         }
-        if said := {side: options for side, options in audio.items() if options}:
-            settings["audio"] = said
+        if given := {side: options for side, options in audio.items() if options}:
+            settings["audio"] = given
         made: RealtimeSessionModelSettings = settings  # type: ignore[assignment]
         return made
 
     def raw_session(self) -> dict[str, Any]:
-        """Fields of `session` that the SDK does not send, in the API's own form.
+        """The set fields that the SDK does not send, in the API's form.
 
-        To be laid over (`merged`) every `session.update`. A chosen tool is here, as
-        the SDK sends it with a warning of pydantic's. `mcp` is not: see `mcp_tools`.
+        The caller merges them (`merged`) over every `session.update`. A chosen tool is
+        here because the SDK sends it with a pydantic warning. For `mcp` see
+        `mcp_tools`.
         """
         session: dict[str, Any] = {
             name: _plain(getattr(self, name))
@@ -485,13 +488,13 @@ class SessionSettings(_SettingsPart):
         return merged(session, self.extra or {})
 
     def mcp_tools(self) -> list[dict[str, Any]]:
-        """The hosted MCP servers as the API has them in `tools`."""
+        """The hosted MCP servers in the form of the API's `tools`."""
         return [server.json_value() for server in self.mcp or ()]
 
     def run_config(self) -> RealtimeRunConfig:
-        """What the SDK's session does by itself, of what was said.
+        """The set fields that belong into the SDK's run configuration.
 
-        Tracing is not in it: as a setting of the session it is switched off already.
+        Without tracing: that is switched off in the session's settings already.
         """
         config: RealtimeRunConfig = {}
         if self.async_tool_calls is not None:
@@ -506,11 +509,11 @@ class SessionSettings(_SettingsPart):
         return config
 
     def warnings(self) -> dict[Path, str]:
-        """What works today but not for long, by the key that says it."""
+        """Deprecated values: path of the setting -> message."""
         transcription = self.transcription.model if self.transcription else None
         used: tuple[tuple[Path, str | None, Mapping[str, str]], ...] = (
             (("model",), self.model, DEPRECATED_MODELS),
-            (_HEARD_BY, transcription, DEPRECATED_TRANSCRIPTION_MODELS),
+            (_TRANSCRIPTION_MODEL, transcription, DEPRECATED_TRANSCRIPTION_MODELS),
         )
         return {
             path: f"is {model}, which OpenAI shuts down on {shut_down[model]}: "
@@ -520,7 +523,7 @@ class SessionSettings(_SettingsPart):
         }
 
 
-_HEARD_BY: Path = ("transcription", "model")
+_TRANSCRIPTION_MODEL: Path = ("transcription", "model")
 _AUDIO = {
     "input": ("transcription", "turn_detection", "noise_reduction"),
     "output": ("voice", "speed"),
@@ -537,9 +540,9 @@ _SDK_NAMES = {
 
 
 def merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """`upper` laid over `lower`: objects key by key at every depth, all else as one.
+    """`upper` merged over `lower`: objects key by key at every depth, all else whole.
 
-    An object that says another `type` than the one below it replaces it.
+    An object with another `type` than the lower one replaces it.
     """
     both = dict(lower)
     for key, value in upper.items():
@@ -554,19 +557,19 @@ def merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]
     return both
 
 
-def _over(mine: Any, theirs: Any) -> Any:
-    if isinstance(mine, Transcription) and mine.model is None and theirs is None:
+def _over(upper: Any, lower: Any) -> Any:
+    if isinstance(upper, Transcription) and upper.model is None and lower is None:
         return None
-    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-        return merged(theirs, mine)
+    if isinstance(upper, Mapping) and isinstance(lower, Mapping):
+        return merged(lower, upper)
     if (
-        isinstance(mine, _SettingsPart)
-        and type(mine) is type(theirs)
-        and mine.extends(theirs)
+        isinstance(upper, _SettingsPart)
+        and type(upper) is type(lower)
+        and upper.extends(lower)
     ):
-        said = {name: getattr(mine, name) for name in mine.model_fields_set}
-        return theirs.model_copy(update=said)
-    return mine
+        given = {name: getattr(upper, name) for name in upper.model_fields_set}
+        return lower.model_copy(update=given)
+    return upper
 
 
 def _plain(value: Any) -> Any:
@@ -575,9 +578,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-# ------------------------------------------------------------------------ the mistakes
+# ---------------------------------------------------------------------- error messages
 
-# Where an unknown key stands -> what it could be: by the field, or the `type` in it.
+# A field, or the `type` in it -> the class whose keys are suggested for an unknown key.
 _PARTS: dict[str | int, type[_SettingsPart]] = {
     "voice": CustomVoice,
     "transcription": Transcription,
@@ -609,10 +612,10 @@ def _mistakes(
     if error["type"] == "several":
         found: list[tuple[Path, str]] = context["at"]
         return [((*path, *inner), text) for inner, text in found]
-    return [(path, _what(error, context))]
+    return [(path, _message(error, context))]
 
 
-def _what(error: ErrorDetails, context: Mapping[str, Any]) -> str:
+def _message(error: ErrorDetails, context: Mapping[str, Any]) -> str:
     match error["type"]:
         case "setting":
             return f"{context['text']}: {context['fix']}"
@@ -634,8 +637,8 @@ def _unknown(place: Path) -> str:
     *above, key = place
     for kind, other in _OTHER_VAD.items():
         if kind in above and key in other.model_fields:
-            theirs = next(name for name in _OTHER_VAD if name != kind)
-            return f"is an option of {theirs}, and this is {kind}: decide for one"
+            owner = next(name for name in _OTHER_VAD if name != kind)
+            return f"is an option of {owner}, but the type is {kind}: use one of them"
     part: type[_SettingsPart] = SessionSettings
     if place[0] == "tool_choice" and "mcp" in above:
         part = McpChoice
@@ -643,7 +646,7 @@ def _unknown(place: Path) -> str:
         part = near[-1]
     names = difflib.get_close_matches(str(key), part.model_fields, n=1)
     fix = f"did you mean {names[0]}?" if names else f"there is {_listed(part)}"
-    return f"is no setting: {fix}"
+    return f"is not a setting: {fix}"
 
 
 def _listed(part: type[_SettingsPart]) -> str:
@@ -651,7 +654,7 @@ def _listed(part: type[_SettingsPart]) -> str:
 
 
 def _path(place: tuple[Any, ...], given: Any) -> Path:
-    """The place of a mistake without what pydantic adds of its own to it."""
+    """The path of a mistake without the parts that only pydantic uses."""
     path: list[str | int] = []
     for key in place:
         if (isinstance(given, Mapping) and key in given) or (

@@ -1,7 +1,7 @@
-"""Between a phone that speaks mu-law and a model that takes only PCM at 24 kHz.
+"""Transcodes between a mu-law phone line and a model that takes only 24 kHz PCM.
 
-Events go in and out as text: with a ModelAudio between, the rest of the bridge has a
-mu-law model before it. Nothing here decides what is said or heard.
+Realtime events go in and out as text, so the rest of the bridge always sees a mu-law
+model. This module makes no decision about the conversation.
 """
 
 import audioop
@@ -19,10 +19,10 @@ from bridge.core import UNREADABLE, realtime_events
 
 MULAW_FORMAT = {"type": realtime_events.MULAW}
 PCM_FORMAT = {"type": "audio/pcm", "rate": 24000}
-"""16 bit, little-endian, mono; the one PCM the Realtime API knows."""
+"""16 bit, little-endian, mono: the only PCM format of the Realtime API."""
 
 MAX_PARTS = 8
-"""Parts of answers that are open at a time; there is one, as a rule."""
+"""Audio parts of responses that are open at a time; normally there is one."""
 
 _SAMPLE_BYTES = 2
 _SIGN_BIT = 15
@@ -33,42 +33,39 @@ def from_mulaw(sound: bytes) -> Samples:
 
 
 def to_mulaw(samples: Samples) -> bytes:
-    """As G.711 has it: alike above and below zero."""
-    # audioop rounds down to its 14 bits, which makes a -8 of -1: all that is negative
-    # would be coded too low, and a silence that is not quite zero would hiss.
+    """Encodes as G.711 does: symmetric around zero."""
+    # audioop rounds down to its 14 bits, so -1 becomes -8: all negative samples would
+    # be coded too low, and near-silence would hiss.
     negative = samples >> _SIGN_BIT
     return audioop.lin2ulaw((samples - 3 * negative).tobytes(), _SAMPLE_BYTES)
 
 
 class CallerTranscoder:
-    """The caller to the model: one stream without an end."""
+    """Caller to model: one endless stream."""
 
     def __init__(self) -> None:
         self._up = Upsampler()
-        # So it gives as many ms as it is given, at any time: 4.5 ms late.
+        # After these zeros every input of n ms gives n ms of output, 4.5 ms delayed.
         self._up.feed(np.zeros(DELAY, np.int16))
 
     def feed(self, payload: str) -> str:
-        """Mu-law in base64 as PCM in base64, of the same length in time.
-
-        ValueError if it is not base64.
-        """
+        """Base64 mu-law to base64 PCM of the same duration. ValueError: not base64."""
         samples = self._up.feed(from_mulaw(_decoded(payload)))
         return base64.b64encode(samples.astype("<i2").tobytes()).decode()
 
 
 class AnswerTranscoder:
-    """The model to the caller: a stream for each part of an answer."""
+    """Model to caller: one stream per audio part of a response."""
 
     def __init__(self) -> None:
         self._down = Downsampler()
         self._odd = b""
-        """Half a sample: deltas may be cut anywhere."""
+        """First byte of a sample that the next delta completes, or empty."""
 
     def feed(self, payload: str) -> str:
-        """PCM in base64 as mu-law in base64, 4.5 ms behind it; "" if that is nothing.
+        """Base64 PCM to base64 mu-law, delayed by 4.5 ms; may be empty.
 
-        ValueError if it is not base64.
+        ValueError: not base64.
         """
         pcm = self._odd + _decoded(payload)
         whole = len(pcm) - len(pcm) % _SAMPLE_BYTES
@@ -76,7 +73,8 @@ class AnswerTranscoder:
         return _encoded(self._down.feed(np.frombuffer(pcm[:whole], "<i2")))
 
     def flush(self) -> str:
-        """The rest; in all a byte for three samples, never more than the model has."""
+        """The last delayed audio. In total one byte for three samples: never more than
+        the model counts."""
         self._odd = b""
         return _encoded(self._down.flush())
 
@@ -98,11 +96,11 @@ class _ItemCreate(msgspec.Struct, frozen=True, tag="conversation.item.create"):
 
 
 _Event = dict[str, msgspec.Raw]
-"""The fields of an event, those that nobody reads not decoded."""
+"""The fields of an event, still encoded."""
 
 _decode_fields = msgspec.json.Decoder(_Event).decode
-_decode_ours = msgspec.json.Decoder(_Append | _SessionUpdate | _ItemCreate).decode
-_decode_theirs = msgspec.json.Decoder(
+_decode_client = msgspec.json.Decoder(_Append | _SessionUpdate | _ItemCreate).decode
+_decode_server = msgspec.json.Decoder(
     realtime_events.AudioDelta
     | realtime_events.AudioDone
     | realtime_events.ResponseDone
@@ -110,57 +108,57 @@ _decode_theirs = msgspec.json.Decoder(
     | _SessionCreated
 ).decode
 
-_OURS = ('"input_audio_buffer.append"', '"session.update"', '"input_audio"')
-_THEIRS = (
+_CLIENT_MARKS = ('"input_audio_buffer.append"', '"session.update"', '"input_audio"')
+_SERVER_MARKS = (
     '"response.output_audio.d',  # delta, done
     '"response.done"',
     '"session.updated"',
     '"session.created"',
 )
-"""Events without any of these are not looked into."""
+"""An event without any of these texts is passed on without being decoded."""
 
 
 class _AudioPart:
-    """A part of an answer that has begun and not ended."""
+    """An audio part of a response that has begun and not ended."""
 
     def __init__(self, response_id: str) -> None:
         self.response_id = response_id
         self.sound = AnswerTranscoder()
         self.event: _Event = {}
-        """Its latest delta, for the ids in it."""
+        """The latest delta; the tail is sent with its ids."""
 
 
 class ModelAudio:
-    """Stands between a mu-law bridge and a PCM model, for one connection."""
+    """Transcodes the events of one connection between the bridge and a PCM model."""
 
     def __init__(self) -> None:
         self._caller = CallerTranscoder()
         self._parts: dict[tuple[str, int], _AudioPart] = {}
 
     def to_model(self, text: str) -> str:
-        """An event of ours as the model takes it.
+        """A client event in the form the PCM model takes.
 
-        ValueError for an append that is not base64: what comes from the caller has
-        been checked.
+        ValueError: the audio of an append is not base64. The caller's audio was checked
+        before.
         """
-        if not any(mark in text for mark in _OURS):
+        if not any(mark in text for mark in _CLIENT_MARKS):
             return text
         try:
-            event = _decode_ours(text)
+            event = _decode_client(text)
         except UNREADABLE:
-            return text  # another event that has such a word in it
+            return text  # another event that contains one of the marks
         if isinstance(event, _SessionUpdate):
-            return _with_formats(text, _to_be)
+            return _with_formats(text, _requested_format)
         if isinstance(event, _ItemCreate):
-            return _with_voice(text)
+            return _with_pcm_audio(text)
         return _with(_decode_fields(text), "audio", self._caller.feed(event.audio))
 
     def from_model(self, text: str) -> list[str]:
-        """A server's event as the events of a mu-law server; none, one or more.
+        """A server event as the events of a mu-law server: none, one or more.
 
-        What cannot be read passes as it is: core/realtime.py says what is wrong.
+        An unreadable event passes unchanged: core/realtime_events.py reports it.
         """
-        if not any(mark in text for mark in _THEIRS):
+        if not any(mark in text for mark in _SERVER_MARKS):
             return [text]
         try:
             return self._in_mulaw(text)
@@ -168,7 +166,7 @@ class ModelAudio:
             return [text]
 
     def _in_mulaw(self, text: str) -> list[str]:
-        event = _decode_theirs(text)
+        event = _decode_server(text)
         match event:
             case realtime_events.AudioDelta():
                 return self._delta(event, text)
@@ -177,7 +175,7 @@ class ModelAudio:
             case realtime_events.ResponseDone():
                 return [*self._end_all(event.response.id), text]
             case _:
-                return [_with_formats(text, _as_is)]
+                return [_with_formats(text, _reported_format)]
 
     def _delta(self, event: realtime_events.AudioDelta, text: str) -> list[str]:
         if not g711.is_payload(event.delta):
@@ -190,19 +188,19 @@ class ModelAudio:
         part.event = fields
         payload = part.sound.feed(event.delta)
         out = [_with(part.event, "delta", payload)] if payload else []
-        # A server that never ends a part would have all of them kept.
+        # Bounded: a server might never end its parts.
         while len(self._parts) > MAX_PARTS:
             out += self._end(*next(iter(self._parts)))
         return out
 
     def _end_all(self, response_id: str) -> list[str]:
-        """The tails of what a server has left open at the end of a response."""
+        """The tails of parts that the server left open at the end of a response."""
         parts = self._parts.items()
         keys = [key for key, part in parts if part.response_id == response_id]
         return [tail for key in keys for tail in self._end(*key)]
 
     def _end(self, item_id: str, content_index: int) -> list[str]:
-        """The last delta of a part, which is forgotten with it."""
+        """Closes a part and returns its last delta, if it has any audio left."""
         part = self._parts.pop((item_id, content_index), None)
         tail = part.sound.flush() if part else ""
         return [_with(part.event, "delta", tail)] if part and tail else []
@@ -212,19 +210,20 @@ def _with(event: _Event, field: str, payload: str) -> str:
     return msgspec.json.encode(event | {field: payload}).decode()
 
 
-def _with_voice(text: str) -> str:
-    """An item with a caller's words in it, spoken: given back to a new session."""
+def _with_pcm_audio(text: str) -> str:
+    """A conversation.item.create with its audio as PCM. The replay of a conversation
+    to a new session may contain the caller's audio."""
     event: Any = msgspec.json.decode(text)
     parts = event.get("item", {}).get("content")
     for part in parts if isinstance(parts, list) else []:
         if isinstance(part, dict) and isinstance(part.get("audio"), str):
-            # By itself: it has nothing to do with what is being said now.
+            # A transcoder of its own: this audio is not part of the live stream.
             part["audio"] = CallerTranscoder().feed(part["audio"])
     return msgspec.json.encode(event).decode()
 
 
 def _with_formats(text: str, change: Callable[[Any], Any]) -> str:
-    """A session event with other formats, where it has any."""
+    """A session event with each audio format in it replaced by `change(format)`."""
     event: Any = msgspec.json.decode(text)
     both = event["session"].get("audio") or {}
     for side in ("input", "output"):
@@ -233,13 +232,13 @@ def _with_formats(text: str, change: Callable[[Any], Any]) -> str:
     return msgspec.json.encode(event).decode()
 
 
-def _to_be(_: Any) -> Any:
+def _requested_format(_: Any) -> Any:
     return PCM_FORMAT
 
 
-def _as_is(form: Any) -> Any:
-    # A server may leave the rate out: there is but one. One that was asked for PCM and
-    # says mu-law is as wrong as the reverse, and must be known by it: hence both ways.
+def _reported_format(form: Any) -> Any:
+    # A server may leave the rate out, as there is only one. Both formats are swapped: a
+    # server that was asked for PCM and reports mu-law must be seen as wrong, too.
     if form == PCM_FORMAT or form == {"type": PCM_FORMAT["type"]}:
         return MULAW_FORMAT
     return PCM_FORMAT if form == MULAW_FORMAT else form

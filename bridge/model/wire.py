@@ -1,8 +1,8 @@
-"""The model's side of a call, as one socket that does not end: sessions come and go.
+"""One lasting socket to the model for the SDK, over any number of model connections.
 
-The SDK sees a websocket (`async for`, `send`, `close`) and never that a connection was
-lost; audio deltas never reach it. The core decides when to dial and when to switch. A
-stuck SDK does not stop the audio: a connection has a reader of its own, and one writer.
+The SDK sees a WebSocket (`async for`, `send`, `close`). It never sees a lost connection
+or an audio delta. The core decides when to dial and when to switch connections. Each
+connection has its own reader and writer task, so a stuck SDK does not stop the audio.
 """
 
 import asyncio
@@ -21,50 +21,51 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from bridge.core import ProtocolError, errors, realtime_events
-from bridge.core.bounds import MessageRate
+from bridge.core.limits import MessageRate
 from bridge.model.transcode import ModelAudio
 
 MAX_OUT = 2000
-"""Events waiting to be sent: twice the audio that may be held, or 40 s of frames."""
+"""Events queued for sending: 40 s of frames, twice the caller audio that is held."""
 
 MAX_TO_SDK = 2000
-"""Events the SDK has not taken. Ten answers are a few hundred: it is stuck."""
+"""Events queued for the SDK. Ten responses are a few hundred: beyond this the SDK is
+stuck."""
 
 MAX_WAITING_CHARS = 32 * 1024 * 1024
-"""Of events that wait to be sent, and of those that the SDK has not taken. A session is
-given 15 MB at most: history, results of tools, a minute of the caller's voice."""
+"""Characters in the queue for sending, and in the queue for the SDK. A new session is
+sent at most 15 MB: history, tool results, a minute of caller audio."""
 
 MAX_EVENT_CHARS = 2 * 1024 * 1024
-"""Of an event that is looked into. A result of a tool that comes back in escapes has
-600 kB, audio half of this at most (realtime_events.MAX_DELTA_CHARS); to read more of it
-would hold all calls up."""
+"""Largest event that is decoded: decoding a larger one would delay all calls. An echoed
+tool result with escapes has 600 kB, audio at most half of this limit
+(realtime_events.MAX_DELTA_CHARS)."""
 
 EVENTS_PER_SECOND = 1000.0
 CHARS_PER_SECOND = 4 * 1024 * 1024.0
 FLOOD_SECONDS = 20.0
-"""A server sends no more than this on the average of so long. Answers are made ten
-times as fast as they are heard: 200 events a second and 1 MB, where they are PCM; one
-of ten minutes that comes at once has 6,000 events and 40 MB."""
+"""Period over which the limits EVENTS_PER_SECOND and CHARS_PER_SECOND are averaged.
+A model generates ten times faster than real time: 200 events and, as PCM, 1 MB a
+second. An answer of ten minutes sent at once has 6,000 events and 40 MB."""
 
 MAX_PARTS = 5000
-"""Of the lists of an event: the SDK takes up to 30 us to look at each, and meanwhile no
-call goes on. A session with 128 tools has some hundreds."""
+"""List elements in one event: the SDK blocks all calls for up to 30 us with each. A
+session with 128 tools has some hundreds."""
 
-PARTS_AN_EVENT = 10
-"""So many are another event of EVENTS_PER_SECOND."""
+PARTS_PER_EVENT = 10
+"""So many list elements count as one more event against EVENTS_PER_SECOND."""
 
-AT_ONCE = 20
-"""Events that are taken before other calls have their turn: a server that sends a
-thousand in one packet holds nobody else up."""
+EVENTS_PER_TURN = 20
+"""Events handled before the event loop serves other calls: a server that sends a
+thousand in one packet does not delay them."""
 
 SEND_SECONDS = 10.0
-"""A socket that takes nothing for so long is dead, though nobody said so."""
+"""A socket that accepts no data for so long counts as lost."""
 
 PHONE_FORMAT = {"type": realtime_events.MULAW}
 
 SESSION_ID = "bridge_session"
-"""Begins the event_id of every session.update, so that a refusal is known for what it
-is."""
+"""Prefix of every session.update's event_id, by which the server's refusal of an update
+is recognised."""
 
 
 def _known_types() -> frozenset[str]:
@@ -74,29 +75,28 @@ def _known_types() -> frozenset[str]:
     )
 
 
-_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
-"""May be one: a whole character can be written as two of them."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+"""A surrogate, lone or one of a valid pair."""
 
 KNOWN_TYPES = _known_types()
-"""What the SDK can validate; it makes an error of anything else."""
-
+"""Event types the SDK can validate; any other makes it report an error."""
 
 JITTER_SECONDS = 0.15
-"""Hundreds of calls that lose the same model do not dial it in the same moment."""
+"""Longest random delay of a redial: calls that lose one model do not redial at once."""
 
 MAX_KNOWN = 2000
-"""Items the SDK has seen, so that it does not see them again with the next session."""
+"""Item ids the SDK has seen; items of a new session with these ids are hidden."""
 
 MAX_OPEN = 64
-"""Answers under way, for the SDK; there is one, as a rule."""
+"""Responses in progress as the SDK sees it; normally there is one."""
 
 MAX_UPDATES = 16
-"""Changes of a session that are made again with the next one."""
+"""Session updates that are sent again to the next session."""
 
 
 class ModelRefused(Exception):
-    """The model did not take us. `why` is a short fixed phrase, fit to be logged;
-    `fatal`: nor will it, however often it is tried."""
+    """The model refused the connection. `why` is a short fixed phrase that is safe to
+    log; `fatal`: retrying is useless."""
 
     def __init__(self, why: str, *, fatal: bool) -> None:
         super().__init__(why)
@@ -105,52 +105,51 @@ class ModelRefused(Exception):
 
 
 class WireOwner(Protocol):
-    """The call, as the model's side sees it. Nothing here waits."""
+    """The call's methods that the wire calls. None of them waits."""
 
     def model_event(self, event: realtime_events.ServerEvent, text: str) -> None: ...
     def model_misread(self, reason: str) -> None: ...
     def model_dialled(self) -> None:
-        """A connection is open, and waits for `Wire.switch`."""
+        """A dialled connection is open and waits for `Wire.switch`."""
 
     def model_not_dialled(self, why: str, fatal: bool) -> None: ...
     def model_lost(self, why: str, code: int | None) -> None: ...
     def model_stuck(self, why: str) -> None:
-        """No other connection would help."""
+        """The call cannot go on, and another connection would not help."""
 
     def model_limit(self, limit: str) -> None:
-        """It sends more than we bear: one of bridge.core.limits.HITS."""
+        """The server reached a limit, which is one of bridge.core.limits.HITS."""
 
     def send_to_model(self, text: str) -> None:
-        """A client event of the SDK's, or of the user's own."""
+        """A client event of the SDK or of user code, for the call to send."""
 
     def ask(self) -> None:
-        """An answer is wanted, as soon as the model is free."""
+        """Requests a response as soon as the model is free."""
 
 
 Dial = Callable[[], Awaitable[ClientConnection]]
-"""An open socket to the model, or ModelRefused."""
-
+"""Opens a socket to the model, or raises ModelRefused."""
 
 Shape = Callable[[dict[str, Any]], None]
-"""Puts into the `session` of a session.update what the SDK cannot say."""
+"""Adds settings that the SDK cannot express to the `session` of a session.update."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A change of the session, as it was sent."""
+    """A session.update as it was sent."""
 
     event_id: str
     text: str
 
 
 class ModelConnection:
-    """One connection. Its two tasks end with it, or are ended by `drop`."""
+    """One connection to the model. Its two tasks end when it is lost or closed."""
 
     def __init__(self, socket: ClientConnection, wire: "Wire", pcm: bool) -> None:
         self._socket = socket
         self._wire = wire
         self._audio = ModelAudio() if pcm else None
-        """Stands between us and a model that takes no mu-law."""
+        """Transcodes for a model that takes no mu-law."""
         self._out: asyncio.Queue[tuple[str, float]] = asyncio.Queue(MAX_OUT)
         self._out_chars = 0
         self._closed = False
@@ -158,7 +157,7 @@ class ModelConnection:
         self._writer = wire.begin(self._write(), "model writer")
 
     def post(self, text: str) -> None:
-        """Sends an event, in order, without waiting for it."""
+        """Queues an event for sending, in order."""
         if self._closed:
             return
         if self._audio:
@@ -170,25 +169,26 @@ class ModelConnection:
         self._out.put_nowait((text, time.monotonic()))
 
     async def drop(self) -> None:
-        """Safe to call twice. The peer gets `close_timeout` of the socket to answer."""
+        """Closes the connection; safe to call twice. The server has the socket's
+        `close_timeout` to answer."""
         self._closed = True
         self._reader.cancel()
         self._writer.cancel()
         await self._socket.close()
 
     def leave(self) -> None:
-        """As `drop`, without waiting; nothing more comes from here."""
+        """Closes the connection like `drop`, in a task; no more events come from it."""
         self._closed = True
         self._reader.cancel()
         self._writer.cancel()
         self._wire.begin(self._socket.close(), "model close")
 
     async def _read(self) -> None:
-        taken = 0
+        received = 0
         try:
             async for text in self._socket:
-                taken += 1
-                if taken % AT_ONCE == 0:
+                received += 1
+                if received % EVENTS_PER_TURN == 0:
                     await asyncio.sleep(0)
                 if not self._wire.bears(text):
                     continue
@@ -199,7 +199,7 @@ class ModelConnection:
                     self._wire.take(text)
             self._lose("closed")
         except ConnectionClosed as error:
-            # With a close frame of 1000 or 1001 the loop above ends; this is any other.
+            # Any end other than a close frame with 1000 or 1001, which ends the loop.
             if error.sent is not None and error.sent.code == CloseCode.MESSAGE_TOO_BIG:
                 self._wire.too_big()
             self._lose("lost")
@@ -213,13 +213,14 @@ class ModelConnection:
                     self._out_chars -= len(text)
                     await self._socket.send(text)
                     while not self._out.empty():
-                        limit.reschedule(loop.time() + SEND_SECONDS)  # for each anew
+                        # SEND_SECONDS for each event, not for all of them.
+                        limit.reschedule(loop.time() + SEND_SECONDS)
                         text, since = self._out.get_nowait()
                         self._out_chars -= len(text)
                         await self._socket.send(text)
                 self._wire.on_sent(time.monotonic() - since)
         except (ConnectionClosed, TimeoutError):
-            # The reader tells why; unless it is the one that waits for ever.
+            # The reader normally ends, too, but it may wait for ever on a dead socket.
             self._lose("lost")
 
     def _lose(self, why: str) -> None:
@@ -230,7 +231,7 @@ class ModelConnection:
 
 
 class Wire:
-    """All connections of one call to its model, one at a time."""
+    """The connections of one call to its model; one is in use at a time."""
 
     def __init__(
         self,
@@ -245,8 +246,8 @@ class Wire:
         on_left: Callable[[], None] = lambda: None,
         pcm: bool = False,
     ) -> None:
-        """`on_left` is called when a connection was lost or left, once the line knows.
-        `pcm`: a model that takes no mu-law."""
+        """`on_left` is called after a connection was lost (and the owner was told) or
+        left. `pcm`: the model takes no mu-law."""
         self._connect = dial
         self._owner = owner
         self._tasks = tasks
@@ -255,69 +256,73 @@ class Wire:
         self._shape = shape
         self._on_interrupted = on_interrupted
         self.on_sent = on_sent
-        """Told how long the last event lay here before it was sent, in seconds."""
+        """Called with the seconds that the last event was queued before it was sent."""
         self._connection: ModelConnection | None = None
         self._next: ClientConnection | None = None
-        """Dialled, and not in use yet."""
+        """The connection that was dialled and is not in use yet."""
         self._on_left = on_left
         self._settled: list[str] = []
-        """What makes a session ours, made again with each ..."""
+        """Older session updates, merged; sent to each new session."""
         self._latest: dict[int, Update] = {}
-        """... and the newest changes of it, which may yet be refused."""
+        """The newest session updates, which the server may yet refuse; sent after
+        those."""
         self._serial = 0
         self._to_sdk: asyncio.Queue[str | tuple[str, int] | None] = asyncio.Queue()
         self._to_sdk_chars = 0
         self._given = 0
-        """Events that the SDK has taken."""
+        """Events that the SDK has received."""
         self._events = MessageRate(EVENTS_PER_SECOND, FLOOD_SECONDS)
         self._chars = MessageRate(CHARS_PER_SECOND, FLOOD_SECONDS)
         self._open: dict[str, None] = {}
-        """Answers that the SDK knows to be under way."""
+        """Responses that are in progress for the SDK."""
         self._shown: dict[str, None] = {}
-        """Items that the SDK has seen in this session ..."""
+        """Items that the SDK has seen in this session."""
         self._known: dict[str, None] = {}
-        """... and in those before."""
-        self._drowned = False
-        """The server has sent beyond all measure."""
+        """Items that the SDK has seen in earlier sessions."""
+        self._flood_reported = False
+        """The server has exceeded a rate limit, and the owner was told."""
         self._began = False
-        """The SDK has seen a session begin: it sees no other."""
+        """The SDK has seen a `session.created`; later ones are hidden from it."""
         self._closed = False
         self._dialler: asyncio.Task[None] | None = None
 
     # --- what the call uses ---
 
     def dial(self, seconds: float, *, spare: bool = False) -> None:
-        """A connection is wanted; the one in use, if any, stays only with `spare`."""
+        """Dials a connection after about `seconds`. Without `spare` the connection in
+        use, if any, is left at once."""
         if not spare:
-            self._hang()
+            self._leave_connection()
         if self._began or seconds:
-            seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-            seconds += random.uniform(0.0, JITTER_SECONDS)  # noqa: S311 - nor this
+            seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+            seconds += random.uniform(0.0, JITTER_SECONDS)  # noqa: S311 - not a secret
         self._dialler = self.begin(self._dial(seconds), "model dialler")
 
     def switch(self) -> None:
-        """The connection that was dialled is used from now on."""
+        """Uses the connection that was dialled from now on."""
         socket, self._next = self._next, None
         assert socket is not None, "there is a connection to switch to"
         self.use(socket)
 
     def use(self, socket: ClientConnection) -> None:
-        """This one is, from now on."""
-        self._hang()
+        """Uses this connection from now on and configures its session."""
+        self._leave_connection()
         self._connection = ModelConnection(socket, self, self._pcm)
         for update in self._updates:
             self._connection.post(update)
 
     def post(self, text: str) -> None:
-        """Sends an event, in order, without waiting for it."""
+        """Queues an event for the connection in use; without one it is dropped."""
         if self._connection is not None:
             self._connection.post(text)
 
     def put(self, text: str) -> None:
-        """An event of the SDK's, or the user's own. Every change of the session is
-        shaped, and has mu-law in it; it is made at once, and with every session to
-        come. All else is the call's to send: it knows whether there is a model, who
-        is speaking, what is owed and what must be told before."""
+        """Takes a client event of the SDK or of user code.
+
+        A session.update is shaped, gets mu-law formats, is sent at once and again to
+        every later session. All other events go to the call, which sends them when the
+        state of model and caller permits.
+        """
         text = whole(text)
         if is_plain_request(text):
             self._owner.ask()
@@ -327,7 +332,7 @@ class Wire:
             self._owner.send_to_model(text)
 
     def interrupted(self, item_id: str, content_index: int) -> None:
-        """The SDK's listeners are to know, after the events before it."""
+        """Tells the SDK's listeners of an interruption, after the events before it."""
         self._hand_on((item_id, content_index))
 
     # --- what the SDK uses of a websocket ---
@@ -338,11 +343,11 @@ class Wire:
     async def __anext__(self) -> str:
         while True:
             self._given += 1
-            if self._given % AT_ONCE == 0:
+            if self._given % EVENTS_PER_TURN == 0:
                 await asyncio.sleep(0)
             event = await self._to_sdk.get()
             if event is None:
-                # Iteration ends as it does behind a clean close: the SDK's stream ends.
+                # As after a clean close of a WebSocket: the SDK's stream ends.
                 raise StopAsyncIteration
             if isinstance(event, str):
                 self._to_sdk_chars -= len(event)
@@ -370,7 +375,7 @@ class Wire:
         return self._tasks.create_task(work, name=f"{self._name} {name}")
 
     def bears(self, text: str | bytes) -> bool:
-        """An event has come; False: it is not to be looked into."""
+        """Counts a received event against the limits. False: it must not be decoded."""
         now, size = time.monotonic(), len(text)
         if not self._events.add(1.0, now):
             self._flooded("model_flood")
@@ -384,12 +389,12 @@ class Wire:
         return True
 
     def too_big(self) -> None:
-        """An event was: it is left out."""
+        """Reports an event that was too large and is skipped."""
         self._owner.model_limit("model_bytes")
         self._owner.model_misread("event too large")
 
     def take(self, text: str | bytes) -> None:
-        """An event of the server's."""
+        """Takes an event of the server: for the call and, except audio, the SDK."""
         if not isinstance(text, str):
             self._owner.model_misread("binary event")
             return
@@ -411,14 +416,14 @@ class Wire:
             self._owner.model_misread("event that the SDK cannot read")
         elif parts > MAX_PARTS:
             self.too_big()
-        elif not self._events.add(parts / PARTS_AN_EVENT, time.monotonic()):
+        elif not self._events.add(parts / PARTS_PER_EVENT, time.monotonic()):
             self._flooded("model_flood")
         elif self._is_news(event):
             self._hand_on(text)
 
     def connection_lost(self, why: str, code: int | None) -> None:
         self._connection = None
-        self._end_answers()
+        self._fail_open_responses()
         if not self._closed:
             self._owner.model_lost(why, code)
             self._on_left()
@@ -426,15 +431,15 @@ class Wire:
     # --- inside ---
 
     def _flooded(self, limit: str) -> None:
-        """The server sends without end: another connection would be to the same."""
-        if not self._drowned:
-            self._drowned = True
+        """Reports the flood once. Another connection would reach the same server."""
+        if not self._flood_reported:
+            self._flood_reported = True
             self._owner.model_limit(limit)
             self._owner.model_stuck("flood")
 
     @property
     def _updates(self) -> list[str]:
-        """What another session is given to be ours."""
+        """The session updates that configure a new session."""
         made = self._settled
         for update in self._latest.values():
             made = updates(made, update.text)
@@ -451,11 +456,11 @@ class Wire:
         self.post(update)
 
     def _refused(self, error: realtime_events.ErrorDetails) -> None:
-        """A change that the server will not have was none: what counted before it
-        counts again, or the next session would be refused for it."""
+        """Forgets a session update that the server refused, so that the next session
+        is not sent it again; the earlier settings stay in force."""
         if error.event_id is None or errors.may_pass(error):
             return
-        # The newest, for a user's own name may be given to many.
+        # The newest one: user code may give several updates the same event_id.
         for serial, update in reversed(self._latest.items()):
             if update.event_id == error.event_id:
                 del self._latest[serial]
@@ -474,17 +479,17 @@ class Wire:
         self._next = socket
         self._owner.model_dialled()
 
-    def _hang(self) -> None:
-        """The connection in use is left; the SDK sees its answers end."""
+    def _leave_connection(self) -> None:
+        """Leaves the connection in use; its open responses end for the SDK."""
         if self._connection is not None:
             self._connection.leave()
             self._connection = None
-            self._end_answers()
+            self._fail_open_responses()
             self._on_left()
 
-    def _end_answers(self) -> None:
-        """What a connection has left under way ends for the SDK, which would wait for
-        it before it sends anything more."""
+    def _fail_open_responses(self) -> None:
+        """Tells the SDK that a lost connection's open responses failed; the SDK would
+        wait for their end before it sends anything more."""
         for response_id in self._open:
             self._hand_on(failed(response_id))
         self._open.clear()
@@ -494,7 +499,7 @@ class Wire:
         self._shown = {}
 
     def _is_news(self, event: realtime_events.ServerEvent) -> bool:
-        """The SDK is to see it: not what a new session is given of the one before."""
+        """Whether the SDK gets the event: not the items that a new session repeats."""
         match event:
             case realtime_events.ResponseCreated(response=response):
                 _remember(self._open, response.id, MAX_OPEN)
@@ -523,16 +528,18 @@ class Wire:
 
 
 def _remember(memory: dict[str, None], key: str, most: int) -> None:
-    """Keeps the newest, whatever a server sends."""
+    """Adds a key and drops the oldest beyond `most`: a server may send any number."""
     memory[key] = None
     if len(memory) > most:
         del memory[next(iter(memory))]
 
 
 def _parts_of(text: str) -> int | None:
-    """How many parts its lists have, counted until they are too many. None: the SDK's
-    own parser does not take it, which knows less of numbers than JSON does, and would
-    end the session."""
+    """Counts the list elements of an event, up to a little over MAX_PARTS.
+
+    None: Python's JSON parser, which the SDK uses, rejects the text (for example a very
+    long number), which would end the SDK's session.
+    """
     try:
         left = [json.loads(text)]
     except (ValueError, RecursionError):
@@ -549,10 +556,10 @@ def _parts_of(text: str) -> int | None:
 
 
 def updates(before: list[str], update: str) -> list[str]:
-    """The changes of a session that make it what it is, with one more.
+    """The session updates that configure a new session, with `update` added.
 
-    One with tools in it is the whole of it: of those before it only what it does not
-    name counts.
+    An update with `tools` configures the full session: of earlier updates only the
+    fields that it does not name are kept.
     """
     session: Any = msgspec.json.decode(update)["session"]
     if "tools" not in session:
@@ -570,7 +577,7 @@ def updates(before: list[str], update: str) -> list[str]:
 
 
 def failed(response_id: str) -> str:
-    """The end of an answer whose connection is gone, as a server would tell it."""
+    """The `response.done` of a response whose connection was lost."""
     response = {
         "id": response_id,
         "object": "realtime.response",
@@ -583,10 +590,12 @@ def failed(response_id: str) -> str:
 
 
 def whole(text: str) -> str:
-    """JSON without halves of characters (lone surrogates): a model may well put one
-    into a tool's arguments, and what the tool makes of it is no JSON for anybody else.
-    What cannot be read stays as it is."""
-    if not _HALF.search(text):
+    """Replaces lone surrogates in a JSON text with `?`.
+
+    A model may put one into a tool's arguments, and a tool into its result; other JSON
+    parsers would refuse the text. Any other text stays as it is.
+    """
+    if not _SURROGATE.search(text):
         return text
     try:
         plain = json.dumps(json.loads(text), ensure_ascii=False)
@@ -596,7 +605,7 @@ def whole(text: str) -> str:
 
 
 def is_plain_request(text: str) -> bool:
-    """A response.create that wants no more than an answer."""
+    """Whether the event is a response.create without parameters."""
     if '"response.create"' not in text:
         return False
     event: Any = msgspec.json.decode(text)
@@ -604,7 +613,7 @@ def is_plain_request(text: str) -> bool:
 
 
 def is_update(text: str) -> bool:
-    """A change of the session."""
+    """Whether the event is a session.update."""
     if '"session.update"' not in text:
         return False
     event: Any = msgspec.json.decode(text)
@@ -612,8 +621,8 @@ def is_update(text: str) -> bool:
 
 
 def shaped(text: str, shape: Shape, event_id: str = SESSION_ID) -> str:
-    """A session.update with what `shape` adds, and with mu-law both ways, whatever it
-    said of audio before; with this `event_id` unless it has one of its own."""
+    """A session.update with the additions of `shape`, mu-law in both directions where
+    it configures audio, and `event_id` unless it has an id already."""
     event: Any = msgspec.json.decode(text)
     event.setdefault("event_id", event_id)
     session = event["session"]

@@ -1,7 +1,7 @@
-"""What no log line may hold, whoever wrote it: a net below all that is logged.
+"""Removes secrets, phone numbers and card numbers from every log line, as a last net.
 
-Our own messages are static text, and most of what is caught here was never meant to
-come: the text of an exception of the user's code, a library that quotes a request.
+The bridge's own messages are static text. Most of what is removed here comes from
+elsewhere: exceptions of user code, or a library that quotes a request.
 """
 
 import json
@@ -15,18 +15,18 @@ from bridge.privacy.redaction import CARD, card_runs
 SECRET, NUMBER = "[secret]", "[number]"
 
 MIN_SECRET_CHARS = 6
-"""What is shorter is found everywhere; it protects nothing either."""
+"""Shorter secrets are ignored: they occur in any text, and protect nothing."""
 
 BIG = 10**12
-"""Whole numbers from here on may be a card's."""
+"""Integers from here on may be card numbers."""
 
 MAX_CHARS = 32_000
-"""Of one value: an exception may quote a whole message."""
+"""Longest value that is logged: an exception may quote a whole message."""
 
 _KEYS = re.compile(
     r"""
-    (?<= :// ) [^\s/@]{0,99} : [^\s/@]{1,99} (?= @ )   # user:password of a url
-    | \b (?: sk- | ek_ | whsec_ ) [\w*+/=-]{4,}     # OpenAI's, also as it masks them
+    (?<= :// ) [^\s/@]{0,99} : [^\s/@]{1,99} (?= @ )   # user:password in a url
+    | \b (?: sk- | ek_ | whsec_ ) [\w*+/=-]{4,}     # OpenAI's keys, masked or not
     | (?<= \bbearer[ ] ) [\w.~+/=-]{8,}
     | (?<= \bbasic[ ] ) (?= [a-z]* (?-i: [\dA-Z+/] ) ) [\w+/]{8,} ={0,2}
     """,
@@ -34,7 +34,7 @@ _KEYS = re.compile(
 )
 _WORD = re.compile(r"\w")
 _E164 = re.compile(r"(?:\+|%2B)[1-9](?:[ ().-]{0,2}\d){6,14}", re.IGNORECASE)
-# No SID, address or id (a letter beside it), date, fraction or count of something.
+# Not a SID, address or id (a letter beside it), a date, a fraction or a count.
 _NATIONAL = re.compile(
     r"(?<!\w)(?<!\d\.)(?<!-[\da-f]{4}-)(?!\d{4}-\d\d-\d\d)"
     r"(?:\d(?:[ ()-]{0,2}\d){6,14}|\d{3}\.\d{3}\.\d{4})"
@@ -43,30 +43,30 @@ _NATIONAL = re.compile(
 
 
 class LogScrubber:
-    """Takes out of a value what no log line may have; `secrets` are the process' own.
+    """Replaces sensitive text in log values; `secrets` are those of this process.
 
-    Phone numbers in E.164, card numbers and keys are taken out of everything; where
-    others wrote the text (exceptions, libraries) so is what looks like a number
-    somebody would dial at home.
+    Removes secrets, API keys, card numbers and E.164 phone numbers from all text. From
+    text of others (exceptions, libraries) it also removes what looks like a phone
+    number in national form.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         long = {it for it in secrets if len(it) >= MIN_SECRET_CHARS}
         written = {form for it in long for form in (it, quote(it, ""), _escaped(it))}
-        # The longest first: one may be a part of another.
-        anyone = map(re.escape, sorted(written, key=len, reverse=True))
-        self._secrets = re.compile("|".join(anyone)) if written else None
+        # The longest first: one secret may contain another.
+        escaped = map(re.escape, sorted(written, key=len, reverse=True))
+        self._secrets = re.compile("|".join(escaped)) if written else None
 
     def text(self, text: str, *, theirs: bool = False) -> str:
-        """`theirs`: somebody else wrote it."""
+        """Scrubs a text. `theirs`: it was not written by the bridge."""
         if len(text) > MAX_CHARS:
-            # Not in the middle of a key, which would not be known for one.
+            # Cut at a space: half of a key would not be recognised as a key.
             text = text[:MAX_CHARS].rpartition(" ")[0] + " [cut]"
         if self._secrets:
             text = self._secrets.sub(SECRET, text)
         text = _KEYS.sub(SECRET, text)
         for begin, end in reversed(list(card_runs(text))):
-            # The digits in a SID or another id are none.
+            # Digits within a SID or another id are not a card number.
             beside = text[max(begin - 1, 0) : begin] + text[end : end + 1]
             if not _WORD.search(beside):
                 text = text[:begin] + CARD + text[end:]
@@ -89,10 +89,10 @@ class LogScrubber:
             case list() | tuple() | set() | frozenset():
                 return [self.value(it, theirs) for it in value]
             case _:
-                # As the renderers would write it.
+                # The text that the log renderers would write.
                 return self.text(repr(value), theirs=True)
 
 
 def _escaped(secret: str) -> str:
-    """As it is within a JSON text, or a repr."""
+    """The secret as it appears within a JSON text or a repr."""
     return json.dumps(secret)[1:-1]

@@ -1,8 +1,8 @@
-"""What must not be kept of a call, taken out of its words. PURE.
+"""Redaction: removes what a route names (`redact`) from a call's texts. PURE.
 
-A route names it (`redact`). The agent and its tools have the words themselves; what is
-written down or handed out passes here before. Rather is too much taken out than too
-little: who names `cards` wants none of them on a disk.
+The agent and its tools get the original text; everything that is stored or handed out
+passes through here first. In doubt it removes too much rather than too little: an
+operator who names `cards` wants no card number on a disk.
 """
 
 import base64
@@ -22,26 +22,26 @@ from bridge.core.history import HistoryItem, Playing
 CARD, KEYS, DIGITS, REMOVED = "[card number]", "[keys]", "[digits]", "[removed]"
 
 CARD_DIGITS = range(13, 20)
-"""ISO/IEC 7812, of the cards that people pay with ..."""
+"""Lengths of payment card numbers (ISO/IEC 7812)."""
 
 CARD_BEGINS = frozenset("23456")
-"""... which begin so."""
+"""First digits of payment card numbers (ISO/IEC 7812)."""
 
 LEAST_CARD = 10 ** (CARD_DIGITS[0] - 1)
 
 FEW_DIGITS = 4
-"""A PIN has no fewer."""
+"""Shortest run of digits that `digits` removes: a PIN has at least four."""
 
 WINDOW = 256
-"""Characters that an expression of the operator's sees at once: what it fits may be
-half as long. Expressions that are slow are slow on long texts."""
+"""Characters an operator's pattern is matched against at once, as slow patterns are
+slow on long texts. Any match of up to half this length is found."""
 
 MAX_WAYS = 70_000
-"""Ways in which an expression may try to fit at one place: two open repeats."""
+"""Most ways a pattern may try to match at one position: two unbounded repeats."""
 
 MAX_PATTERN_CHARS = 500
 MAX_CHARS = 20_000
-"""Of one text that expressions look into; the rest of it is not kept."""
+"""Characters of one text that patterns are matched against; the rest is removed."""
 
 _SPOKEN = {
     "zero": "0",
@@ -62,18 +62,18 @@ _TIMES = {"double": 2, "triple": 3}
 _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 """For str.translate: str.lower may make a text longer."""
 
-# In small letters: a regular expression that heeds no case takes five times as long.
+# Matched against lower-case text: a case-insensitive expression is five times slower.
 _DIGIT = rf"(?:(?:{'|'.join(_TIMES)})[ -])?(?:\d|(?<![a-z])(?:{'|'.join(_SPOKEN)})\b)"
 _TOKEN = re.compile(rf"(?:({'|'.join(_TIMES)})[ -])?(?:(\d)|([a-z]+))")
-# As people, tools and transcription models part them: 4111-1111, "four, one. One",
-# "4111... 1111".
+# Separators as people, tools and transcription models write them: 4111-1111,
+# "four, one. One", "4111... 1111".
 _RUN = re.compile(rf"{_DIGIT}(?:[\s.,\u2026\u200b\u2010-\u2015-]{{0,5}}{_DIGIT})+")
 _PRESSED = re.compile(r"(?<=pressed these keys on the phone: )[^)]*")
-"""Of the sentence that conversation.py has the agent told."""
+"""The keys in the sentence with which core/conversation.py tells the agent of them."""
 
 _AUDIO = frozenset({"payload", "audio"})
 _TOOLS = frozenset({"arguments", "output"})
-_OURS = frozenset(
+_NO_TEXT = frozenset(
     {
         "accountSid",
         "callSid",
@@ -108,21 +108,20 @@ _OURS = frozenset(
         "voice",
     }
 )
-"""Fields of messages and events that hold no words: what makes them fit together."""
+"""Fields of messages and events that hold no words of people: ids, types and names."""
 
 _NAMED = frozenset({"customParameters", "metadata", "variables"})
-"""Fields whose own fields are named by whoever made the call: no name says that they
-hold no words."""
+"""Fields whose keys are chosen by outsiders, so a key in _NO_TEXT proves nothing."""
 
 _Found = tuple[int, int, str]
-"""From, to, and what is put there."""
+"""(start, end, replacement)."""
 
 
 class Redaction(msgspec.Struct, frozen=True):
-    """What one route names. With nothing named all is as it was.
+    """What one route redacts. With nothing named, every method returns its input.
 
-    Whatever is named: keys are hidden, as they come one by one and cannot be judged,
-    and in a trace so are the audio and the pieces of which words are put together.
+    With anything named, keys are always hidden, as they come one by one and cannot be
+    judged. So are audio and text deltas in a trace.
     """
 
     cards: bool = False
@@ -135,7 +134,7 @@ class Redaction(msgspec.Struct, frozen=True):
 
     @property
     def names(self) -> list[str]:
-        """Of what is named, as a route names it."""
+        """What is redacted, by the names a route uses."""
         named = {
             "cards": self.cards,
             "keys": self.keys,
@@ -145,30 +144,36 @@ class Redaction(msgspec.Struct, frozen=True):
         return [name for name, is_named in named.items() if is_named]
 
     def text(self, text: str) -> str:
-        """Words of people."""
+        """Redacts one text."""
         return self.pieces([text])[0]
 
     def pieces(self, pieces: Sequence[str]) -> list[str]:
-        """One text that came in pieces; what lies across them goes with the first."""
+        """Redacts one text that is split into pieces.
+
+        The replacement of a match across pieces goes into the first of them.
+        """
         if not self:
             return list(pieces)
         whole = "".join(pieces)
-        found = _apart(self._found(whole))
+        found = _merge_overlaps(self._found(whole))
         kept, begin = [], 0
         for piece in pieces:
-            kept.append(_without(whole, begin, begin + len(piece), found))
+            kept.append(_replaced(whole, begin, begin + len(piece), found))
             begin += len(piece)
         return kept
 
     def heard(self, heard: str, generated: str) -> str:
-        """Words of an answer that may have been cut short: of a number that was begun
-        nothing is kept, though alone it would be none."""
+        """Redacts the heard part of a response, given the whole generated text.
+
+        The beginning of a number that was cut off is removed, too, although alone it
+        would not be recognised.
+        """
         if not generated.startswith(heard):
             return self.text(heard)
         return self.pieces([heard, generated[len(heard) :]])[0]
 
     def json(self, text: str) -> str:
-        """Arguments or output of a tool: JSON stays JSON, where it is some."""
+        """Redacts a tool's arguments or output. A JSON text stays valid JSON."""
         if not self:
             return text
         try:
@@ -180,7 +185,7 @@ class Redaction(msgspec.Struct, frozen=True):
         return text if kept == written else kept
 
     def value(self, value: Any) -> Any:
-        """JSON values of somebody's making: in all of them there may be words."""
+        """Redacts a JSON value of unknown structure: any part of it may hold words."""
         match value:
             case str():
                 return self.text(value)
@@ -194,8 +199,8 @@ class Redaction(msgspec.Struct, frozen=True):
                 return value
 
     def message(self, message: Any, key: str = "") -> Any:
-        """A message of either side, or an event, as JSON values: it keeps its form, its
-        ids and its times."""
+        """Redacts a message of Twilio or the model, or an event, as JSON values. Its
+        structure, ids and times are kept."""
         if not self:
             return message
         match message:
@@ -244,7 +249,7 @@ class Redaction(msgspec.Struct, frozen=True):
 
     def _field(self, kind: object, name: str, value: Any) -> Any:
         if name == "logprobs":
-            return []  # the words once more, piece by piece
+            return []  # repeats the text token by token
         if name in _NAMED:
             return self.value(value)
         if isinstance(kind, str) and isinstance(value, str):
@@ -259,7 +264,7 @@ class Redaction(msgspec.Struct, frozen=True):
             return silence(text)
         if key == "digit":
             return KEYS
-        if key in _OURS:
+        if key in _NO_TEXT:
             return text
         return self.json(text) if key in _TOOLS else self.text(text)
 
@@ -281,16 +286,15 @@ class Redaction(msgspec.Struct, frozen=True):
         if self.patterns and len(text) > MAX_CHARS:
             yield (MAX_CHARS, len(text), REMOVED)
         for pattern in self.patterns:
-            # Each window holds half of the one before: what is not longer than that is
-            # whole in one of them.
+            # Windows overlap by half: a match of up to half a window lies in one whole.
             for begin in range(0, min(len(text), MAX_CHARS), WINDOW // 2):
                 for match in pattern.finditer(text, begin, begin + WINDOW):
                     yield (*match.span(), REMOVED)
 
 
 class Copies:
-    """Of the items of one call: made anew only of what has changed, for a conversation
-    is written twice a second."""
+    """Redacted copies of one call's items. Only changed items are redacted again: the
+    conversation is stored twice a second."""
 
     def __init__(self, redaction: Redaction) -> None:
         self._redaction = redaction
@@ -307,20 +311,20 @@ class Copies:
         before = self._made.get(item.id)
         if before is not None and before[0] == item:
             return before
-        # Items change: compared is what it was.
+        # Items are mutable: keep a copy to compare with.
         return msgspec.structs.replace(item), self._redaction.item(item)
 
 
 def card_runs(text: str) -> Iterator[tuple[int, int]]:
-    """From where to where there are runs of digits, written or spoken, that have the
-    number of a payment card in them."""
+    """(start, end) of each run of digits, written or spelled out, that contains the
+    number of a payment card."""
     for run in _RUN.finditer(text.translate(_LOWER)):
         if _is_card(_groups(run.group())):
             yield run.span()
 
 
 def _groups(run: str) -> list[str]:
-    """The digits of a run (in small letters), as it groups them."""
+    """The groups of digits in a run (in lower case), split where it has separators."""
     groups: list[str] = []
     end = -1
     for token in _TOKEN.finditer(run):
@@ -334,7 +338,8 @@ def _groups(run: str) -> list[str]:
 
 
 def _is_card(groups: list[str]) -> bool:
-    """It begins where a group does; its date and its code may follow at once."""
+    """Whether a card number begins at the start of a group. Further digits, such as the
+    expiry date and the security code, may follow directly."""
     digits = "".join(groups)
     begins = accumulate(map(len, groups), initial=0)
     return any(
@@ -347,20 +352,21 @@ def _is_card(groups: list[str]) -> bool:
 
 
 def _luhn(digits: str) -> bool:
-    """https://patents.google.com/patent/US2950048A"""
+    """The Luhn check: https://patents.google.com/patent/US2950048A"""
     doubled = [divmod(2 * int(digit), 10) for digit in digits[-2::-2]]
     return (sum(map(sum, doubled)) + sum(map(int, digits[::-2]))) % 10 == 0
 
 
 def silence(payload: str) -> str:
-    """Base64 of mu-law silence, as long as that."""
+    """Mu-law silence of the same length as the payload; both are base64."""
     return base64.b64encode(g711.SILENCE * g711.payload_bytes(payload)).decode()
 
 
 def pattern(written: str) -> re.Pattern[str]:
-    """An expression of the operator's. ValueError says why it cannot be used.
+    """Compiles an operator's pattern. ValueError says why it cannot be used.
 
-    Callers choose the words that it is tried on, so one that may try for ever is none.
+    Callers control the text it is matched against, so a pattern that may backtrack
+    without bound is refused.
     """
     if len(written) > MAX_PATTERN_CHARS:
         raise ValueError(f"has more than {MAX_PATTERN_CHARS} characters")
@@ -377,7 +383,7 @@ def pattern(written: str) -> re.Pattern[str]:
 
 
 def _ways(tree: Any) -> int:
-    """In how many ways an expression may be tried at one place, at most."""
+    """Upper bound of the ways an expression may try to match at one position."""
     ways = 1
     for operation, given in tree:
         inside = [_ways(part) for part in _parts(given)]
@@ -385,7 +391,7 @@ def _ways(tree: Any) -> int:
             least, most = given[0], min(given[1], WINDOW)
             within = math.prod(inside)
             ways *= max(most - least + 1, 1) * within**most
-            # What is repeated in several ways takes so many steps for each of them.
+            # A repeated part with several ways takes up to `most` steps for each.
             ways *= most if within > 1 else 1
         elif str(operation) == "BRANCH":
             ways *= sum(inside)
@@ -396,7 +402,7 @@ def _ways(tree: Any) -> int:
 
 
 def _parts(given: Any) -> list[Any]:
-    """The expressions within an operation."""
+    """The subexpressions of an operation."""
     if isinstance(given, _parser.SubPattern):
         return [given]
     if isinstance(given, tuple | list):
@@ -408,8 +414,8 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _apart(found: Iterable[_Found]) -> list[_Found]:
-    """In order; of those that overlap one, named as the first of them is."""
+def _merge_overlaps(found: Iterable[_Found]) -> list[_Found]:
+    """Sorts matches and merges overlapping ones under the first one's replacement."""
     apart: list[_Found] = []
     for begin, end, put in sorted(found, key=lambda it: it[0]):
         if apart and begin < apart[-1][1]:
@@ -420,8 +426,9 @@ def _apart(found: Iterable[_Found]) -> list[_Found]:
     return apart
 
 
-def _without(whole: str, begin: int, end: int, found: list[_Found]) -> str:
-    """That part of the whole; what is put stands where a thing began."""
+def _replaced(whole: str, begin: int, end: int, found: list[_Found]) -> str:
+    """`whole[begin:end]` with matches replaced; a replacement stands where its match
+    begins."""
     kept, at = "", begin
     for first, last, put in found:
         if first >= end or last <= at:

@@ -1,1 +1,1 @@
-"""Reports of calls, and how long what is kept stays."""
+"""Reports of calls, and the deletion of old traces."""

@@ -1,7 +1,7 @@
-"""What a call leaves behind: one report, given to a function or posted to a webhook.
+"""The report of a call: its content, and its delivery to a function or a webhook.
 
-A report holds what people said, so nothing of it is ever logged. Delivery belongs to
-the server and outlives the call; it never delays one, nor raises into it.
+A report contains what people said, so nothing of it is logged. A delivery may outlive
+its call; it must not delay the call, nor raise an exception into it.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from bridge.records.standard_webhooks import signed, signing_key
 log = structlog.get_logger()
 
 CLOSE_SECONDS = 5.0
-"""For what still runs when the server goes and nobody has named a time."""
+"""Time that deliveries get at shutdown, if `close` was not called before."""
 
-TRY_AGAIN = frozenset({408, 425, 429, *range(500, 600)})
-"""Answers of a receiver that may answer otherwise later."""
+RETRY_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
+"""HTTP statuses after which a delivery is retried: a later attempt may succeed."""
 
 MACHINE_ENDS = frozenset({"machine", "message_left"})
-"""Ways in which a call ends that an answering machine has taken (bridge.call.call)."""
+"""`ended_why` of calls that an answering machine has answered (bridge.call.call)."""
 
 
 # --- the report ---
@@ -41,22 +41,22 @@ MACHINE_ENDS = frozenset({"machine", "message_left"})
 
 @dataclass(frozen=True, slots=True)
 class TranscriptEntry:
-    """What one of the two said at a time."""
+    """One turn of the caller or of the agent."""
 
     at: float
     """Seconds since the stream began."""
     who: Literal["caller", "agent"]
     text: str
-    """What was heard of it."""
+    """The text that was heard."""
     generated: str
-    """The agent's words, heard or not; empty for the caller."""
+    """All text that the model generated, heard or not; empty for the caller."""
     cut: bool
-    """The caller did not hear all of it."""
+    """The caller did not hear all of the generated text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """`arguments` is JSON as the model wrote it; `output` empty if none ever came."""
+    """`arguments` is the model's JSON, unchanged; `output` is empty if none came."""
 
     name: str
     arguments: str
@@ -65,7 +65,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class CallUsage:
-    """Of the model. `cost` is in the unit of the prices that the route gives."""
+    """Usage of the model. `cost` is in the unit of the route's prices."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -74,7 +74,7 @@ class CallUsage:
 
 @dataclass(frozen=True, slots=True)
 class CallReport:
-    """One call that is over. The JSON that is posted has these names."""
+    """The report of one ended call. The fields are those of the posted JSON."""
 
     call_sid: str
     stream_sid: str
@@ -84,17 +84,18 @@ class CallReport:
     direction: str
     route: str
     started_at: str
-    """ISO 8601 in UTC: when the stream began, or the call was placed."""
+    """ISO 8601 in UTC: the start of the stream; without a stream, the time at which the
+    call was placed."""
     seconds: float
     status: str
-    """`completed`; of an outbound call nobody talked in, what became of it: `busy`,
-    `no-answer`, `failed`, `canceled`, `machine`."""
+    """`completed`; for an outbound call in which nobody talked: `busy`, `no-answer`,
+    `failed`, `canceled`, `machine`."""
     outcome: str
-    """`{ended_by}_{ended_why}`, as in the metrics; empty where there was no stream."""
+    """`{ended_by}_{ended_why}`, as in the metrics; empty if there was no stream."""
     ended_by: str
     ended_why: str
     agent: str
-    """In charge at the end."""
+    """Name of the agent at the end of the call."""
     transcript: Sequence[TranscriptEntry] = ()
     tools: Sequence[ToolCall] = ()
     messages: Sequence[Message] = ()
@@ -102,15 +103,16 @@ class CallReport:
     usage: CallUsage = field(default_factory=CallUsage)
 
     def as_json(self) -> bytes:
-        """UTF-8. Of `notes` what JSON does not have is written as its text."""
+        """UTF-8. Values in `notes` of types that JSON lacks are written as str(value).
+        RecursionError if `notes` contains itself."""
         return msgspec.json.encode(self, enc_hook=str)
 
 
 def report_of(
     live: LiveCall, ended_by: str, ended_why: str, seconds: float
 ) -> CallReport:
-    """The report of a call that had a stream; `seconds` is how long it lasted. Without
-    what the call's route takes out."""
+    """The report of a call that had a stream; `seconds` is the length of the call. What
+    the redaction of the call's route covers is replaced."""
     redaction = live.redaction
     history = [redaction.item(item) for item in live.history]
     return CallReport(
@@ -124,14 +126,14 @@ def report_of(
         agent=live.agent_name,
         transcript=[said(item) for item in history if item.spoken],
         tools=_tools(history),
-        messages=[_without(it, redaction) for it in live.messages],
+        messages=[_redacted(it, redaction) for it in live.messages],
         notes=_notes(live),
         usage=CallUsage(live.input_tokens, live.output_tokens, live.cost),
     )
 
 
 def report_of_silence(facts: CallFacts, status: str, placed_at: float) -> CallReport:
-    """The report of an outbound call that never got a stream. `placed_at` is seconds
+    """The report of an outbound call that had no stream. `placed_at` is in seconds
     since the epoch."""
     return CallReport(
         **_facts(facts),
@@ -146,7 +148,7 @@ def report_of_silence(facts: CallFacts, status: str, placed_at: float) -> CallRe
 
 
 def said(item: HistoryItem) -> TranscriptEntry:
-    """A spoken item as reports and the control API show it."""
+    """A spoken item in the form of reports and of the control API."""
     who: Literal["caller", "agent"] = "caller" if item.kind == "user" else "agent"
     return TranscriptEntry(item.at, who, item.text, item.generated, item.cut)
 
@@ -164,7 +166,8 @@ def _facts(facts: CallFacts) -> dict[str, Any]:
 
 
 def _notes(live: LiveCall) -> dict[str, Any]:
-    """The user's own. Only of JSON values anything can be taken out."""
+    """The notes that the user's code made. With redaction they become JSON values,
+    because only those can be redacted; empty if that is impossible."""
     if not live.redaction:
         return dict(live.notes)
     try:
@@ -176,7 +179,7 @@ def _notes(live: LiveCall) -> dict[str, Any]:
     return notes
 
 
-def _without(it: Message, redaction: Redaction) -> Message:
+def _redacted(it: Message, redaction: Redaction) -> Message:
     return Message(*map(redaction.text, (it.text, it.name, it.call_back)))
 
 
@@ -197,30 +200,35 @@ def _utc(seconds: float) -> str:
 # --- delivery ---
 
 ReportTo = Callable[[CallReport], Awaitable[None] | None]
-"""Yours: told of every call. A plain function runs in a thread."""
+"""A function of the user's code that gets each report. A plain function runs in a
+thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryTimes:
-    """How long is tried. By default six times in two minutes and what they take."""
+    """Timeouts and waits of a delivery. The default is six attempts; the waits between
+    them add up to two minutes."""
 
     attempts: int = 6
     attempt_seconds: float = 10.0
-    """For the receiver to take one and answer."""
+    """Timeout of one attempt, the receiver's answer included."""
     first_wait: float = 4.0
-    """Between the first two attempts, in seconds; doubled each time, give or take."""
+    """Seconds between the first two attempts. Each next wait is twice as long; a wait
+    is up to a quarter shorter or longer at random."""
     longest_wait: float = 60.0
-    """Also of what a receiver may ask for (Retry-After)."""
+    """Limit of a wait, also of one that the receiver asks for (Retry-After)."""
     function_seconds: float = 30.0
+    """Timeout of the user's function."""
 
 
 class Reports:
-    """Delivers reports while it is entered; leaves no task behind."""
+    """Delivers reports while the context is open; no task outlives the context."""
 
     def __init__(self, secret: str | None, times: DeliveryTimes | None = None) -> None:
-        """ValueError if the secret is none. None: what is posted is not signed."""
+        """ValueError if the secret is malformed. None: posted reports are not
+        signed."""
         self._key = signing_key(secret) if secret is not None else None
-        self._call_limits = times or DeliveryTimes()
+        self._times = times or DeliveryTimes()
         self._tasks = asyncio.TaskGroup()
         self._running: set[asyncio.Task[None]] = set()
         self._open = False
@@ -228,10 +236,11 @@ class Reports:
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(
-            # A receiver that hangs keeps none of the others waiting for a connection.
+            # No limit: deliveries to a slow receiver must not hold the connections of
+            # all others.
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._call_limits.attempt_seconds),
+            timeout=aiohttp.ClientTimeout(total=self._times.attempt_seconds),
             headers={"User-Agent": "twilio-realtime-bridge"},
         )
         await self._tasks.__aenter__()
@@ -249,7 +258,7 @@ class Reports:
                 await self._http.close()
 
     def send(self, report: CallReport, to: ReportTo | None, url: str | None) -> None:
-        """Delivers it by and by, to the function and to the webhook."""
+        """Starts the delivery to the function and to the webhook; does not wait."""
         if not self._open:
             log.error("report_lost", call_sid=report.call_sid, why="closed")
             return
@@ -259,7 +268,8 @@ class Reports:
         task.add_done_callback(self._running.discard)
 
     async def close(self, seconds: float) -> None:
-        """Takes no more, gives what runs so long, drops the rest."""
+        """Accepts no more reports. Deliveries that run after `seconds` are cancelled,
+        and their loss is logged."""
         self._open = False
         if self._running:
             await asyncio.wait(set(self._running), timeout=seconds)
@@ -269,11 +279,12 @@ class Reports:
     async def deliver(
         self, report: CallReport, to: ReportTo | None, url: str | None
     ) -> None:
-        """As `send`, and waits until it is delivered or lost. Raises nothing."""
+        """As `send`, but waits until the report is delivered or lost. Raises
+        nothing."""
         async with asyncio.TaskGroup() as both:
             name = f"report {report.call_sid}"
             if to is not None:
-                both.create_task(self._tell(report, to), name=name)
+                both.create_task(self._call_function(report, to), name=name)
             if url is not None:
                 both.create_task(self._post(report, url), name=name)
 
@@ -282,16 +293,17 @@ class Reports:
             task.cancel()
         return set(self._running)
 
-    async def _tell(self, report: CallReport, to: ReportTo) -> None:
+    async def _call_function(self, report: CallReport, to: ReportTo) -> None:
         call_sid = report.call_sid
         try:
-            async with asyncio.timeout(self._call_limits.function_seconds):
+            async with asyncio.timeout(self._times.function_seconds):
                 await user_code.ask(to, report, f"report {report.call_sid}")
         except asyncio.CancelledError:
             log.error("report_lost", call_sid=call_sid, why="shutdown")
             raise
         except (Exception, SystemExit):
-            # Theirs to mend, so all of it is logged; too late is a TimeoutError.
+            # With the traceback, for the function's author. A function that takes too
+            # long raises TimeoutError.
             log.exception("report_function_failed", call_sid=call_sid)
 
     async def _post(self, report: CallReport, url: str) -> None:
@@ -303,7 +315,7 @@ class Reports:
             log.error("report_lost", call_sid=call_sid, why="shutdown")
             raise
         except Exception as error:
-            # Notes that cannot be written, an url that is none.
+            # For example notes that cannot be encoded, or a malformed URL.
             log.error("report_lost", call_sid=call_sid, why=type(error).__name__)
             return
         if lost is None:
@@ -314,9 +326,10 @@ class Reports:
     async def _attempts(
         self, call_sid: str, url: str, body: bytes
     ) -> dict[str, int | str] | None:
-        """None: it was taken. Else how the last attempt failed, fit to be logged."""
+        """None if the receiver accepted the report. Else the failure of the last
+        attempt, as fields of a log line."""
         webhook_id = f"msg_{uuid.uuid4().hex}"
-        times = self._call_limits
+        times = self._times
         wait = times.first_wait
         for attempt in range(1, times.attempts + 1):
             asked = 0.0
@@ -330,18 +343,19 @@ class Reports:
                 if 200 <= status < 300:
                     return None
                 failed = {"why": "refused", "status": status}
-                if status not in TRY_AGAIN:
+                if status not in RETRY_STATUSES:
                     break
             if attempt < times.attempts:
-                log.warning("report_delayed", call_sid=call_sid, **failed)
-                # Not all of a thousand reports at the same moment.
+                log.warning("report_attempt_failed", call_sid=call_sid, **failed)
+                # A random wait: not all reports are posted at the same moment after an
+                # outage of the receiver.
                 pause = max(wait * random.uniform(0.75, 1.25), asked)  # noqa: S311 - no secret
                 await asyncio.sleep(min(pause, times.longest_wait))
                 wait *= 2
         return failed
 
     async def _once(self, url: str, webhook_id: str, body: bytes) -> tuple[int, float]:
-        """The status that was answered, and how many seconds it asks us to wait."""
+        """(HTTP status, seconds that the receiver asks us to wait)"""
         headers = {"Content-Type": "application/json"}
         if self._key is None:
             headers["webhook-id"] = webhook_id
@@ -354,13 +368,13 @@ class Reports:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds from now; 0 where nothing usable was said. RFC 9110 10.2.3."""
+    """Seconds from now; 0 if the header is missing or unusable. RFC 9110 10.2.3."""
     if value is None:
         return 0.0
     if value.strip().isdecimal():
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):  # no date; a time zone beyond all measure
+    except (ValueError, OverflowError):  # not a date; a time zone that is too large
         return 0.0
     return max(moment.timestamp() - time.time(), 0.0)

@@ -1,7 +1,7 @@
-"""What is kept of calls on this machine: how long it stays, and how it is deleted.
+"""Deletion of traces: after BRIDGE_RECORD_DAYS, or for one call on request.
 
-Only files that are ours by their name (bridge/telemetry/trace.py), in BRIDGE_RECORD_DIR
-itself: no link is followed, no other folder entered, nothing else touched.
+Deletes only files of BRIDGE_RECORD_DIR itself that have the name of a trace
+(bridge/telemetry/trace.py). Follows no link, enters no other folder.
 """
 
 import asyncio
@@ -20,16 +20,18 @@ from bridge.telemetry.trace import SUFFIX, plain_name
 
 log = structlog.get_logger()
 
-EVERY_SECONDS = 3600.0
+INTERVAL_SECONDS = 3600.0
+"""Between two deletions of old traces."""
+
 DAY_SECONDS = 24 * 3600
 
-_OURS = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}{re.escape(SUFFIX)}", re.ASCII)
+_TRACE_NAME = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}{re.escape(SUFFIX)}", re.ASCII)
 
-SHELVED = (
+STORED_NAMES = (
     *("talk", "plan", "ended", "status", "final"),
     *("amd", "route", "resumed", "refused", "late-ticket"),
 )
-"""What the shelf may have of a call, each under `{name}:{call sid}`."""
+"""Names under which the registry may store data of a call: `{name}:{call sid}`."""
 
 
 class StillRuns(Exception):
@@ -37,38 +39,40 @@ class StillRuns(Exception):
 
 
 def forget(folder: Path, call_sid: str) -> int:
-    """Deletes the traces of a call, and says how many. OSError: one is left; StillRuns:
-    one is being written."""
+    """Deletes the traces of a call; returns their number. OSError: a trace could not be
+    deleted. StillRuns: a trace is being written."""
     name = plain_name(call_sid)
     return _delete(folder, lambda it, _: it == name)
 
 
 def expire(folder: Path, before: float) -> int:
-    """Deletes what was last written before then (seconds since the epoch), and says how
-    many. OSError: one is left."""
+    """Deletes traces that were last written before `before` (seconds since the epoch);
+    returns their number. OSError: a trace could not be deleted. StillRuns: a trace is
+    being written."""
     return _delete(folder, lambda _, written: written < before)
 
 
-def _delete(folder: Path, goes: Callable[[str, float], bool]) -> int:
-    """All that can be deleted is, whatever cannot."""
+def _delete(folder: Path, selected: Callable[[str, float], bool]) -> int:
+    """Deletes the selected traces. After an error it continues with the other traces,
+    then raises the last error."""
     deleted = 0
     left: OSError | StillRuns | None = None
     try:
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if _OURS.fullmatch(entry.name)]
+            found = [entry for entry in entries if _TRACE_NAME.fullmatch(entry.name)]
     except FileNotFoundError:
-        return 0  # it is made with the first call
+        return 0  # the first call creates the folder
     for entry in found:
         try:
             if not entry.is_file(follow_symlinks=False):
                 continue
             written = entry.stat(follow_symlinks=False).st_mtime
-            if goes(entry.name.partition(".")[0], written):
-                _check_over(entry.path)
+            if selected(entry.name.partition(".")[0], written):
+                _check_not_written(entry.path)
                 Path(entry.path).unlink()
                 deleted += 1
         except FileNotFoundError:
-            continue  # somebody else has deleted it
+            continue  # another process has deleted it
         except (OSError, StillRuns) as error:
             left = error
     if left is not None:
@@ -76,8 +80,9 @@ def _delete(folder: Path, goes: Callable[[str, float], bool]) -> int:
     return deleted
 
 
-def _check_over(path: str) -> None:
-    """StillRuns where somebody writes the file (bridge/telemetry/trace.py)."""
+def _check_not_written(path: str) -> None:
+    """StillRuns if a process writes the file and so holds its lock
+    (bridge/telemetry/trace.py)."""
     file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,21 +95,23 @@ def _check_over(path: str) -> None:
 async def forget_call(
     folder: Path | None, registry: Registry, call_sid: str
 ) -> tuple[int, int]:
-    """Traces on this machine, and what the shelf has: how many of each were deleted.
-    OSError: a trace is left; StillRuns: the call is not over."""
+    """Deletes the traces on this machine and the call's data in the registry; returns
+    the number of each. OSError: a trace could not be deleted. StillRuns: the call has
+    not ended."""
     traces = 0
     if folder is not None:
         traces = await asyncio.to_thread(forget, folder, call_sid)
-    shelved = [await registry.pop(f"{name}:{call_sid}") for name in SHELVED]
-    return traces, sum(it is not None for it in shelved)
+    stored = [await registry.pop(f"{name}:{call_sid}") for name in STORED_NAMES]
+    return traces, sum(it is not None for it in stored)
 
 
 @asynccontextmanager
 async def delete_expired(
-    folder: Path | None, days: int, every: float = EVERY_SECONDS
+    folder: Path | None, days: int, every: float = INTERVAL_SECONDS
 ) -> AsyncIterator[None]:
-    """Deletes what is older, now and again and again, while it is entered. Without a
-    folder, or with 0 days, nothing."""
+    """While the context is open, deletes traces that are older than `days`: at its
+    start and then every `every` seconds. Deletes nothing without a folder or with 0
+    days."""
     if folder is None or not days:
         yield
         return
@@ -115,7 +122,8 @@ async def delete_expired(
         yield
     finally:
         task.cancel()
-        # Of its own: what was raised within is to come out as it is.
+        # Without the exception of the caller's block: the group would wrap it in an
+        # ExceptionGroup.
         await tasks.__aexit__(None, None, None)
 
 
@@ -126,9 +134,9 @@ async def _keep_deleting(folder: Path, days: int, every: float) -> None:
             if deleted := await asyncio.to_thread(expire, folder, before):
                 log.info("records_deleted", files=deleted, days=days)
         except StillRuns:
-            pass  # looked at again, when it is over
+            pass  # deleted at a later interval, when the call has ended
         except OSError as error:
-            # Without the path, which names a call.
+            # `strerror` has no path; a path contains the call's SID.
             why = error.strerror or type(error).__name__
             log.error("records_not_deleted", why=why)
         await asyncio.sleep(every)

@@ -221,7 +221,7 @@ def _call_faults(placed: _Placed) -> Iterator[str]:
 _NAMES = ("scene", "up/down/jitter")
 _NUMBERS = (
     *("items", "cut", "unheard", "generating", "p50", "p95", "max", "all max"),
-    *("bias", "untold", "errors", "lost/repeated/stray"),
+    *("bias", "uncorrected", "errors", "lost/repeated/stray"),
 )
 
 
@@ -252,7 +252,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         *map(str, counts),
         *(f"{error:.1f}" for error in errors),
         f"{row.bias:+.1f}",
-        *map(str, (row.untold, row.model_errors)),
+        *map(str, (row.uncorrected, row.model_errors)),
         "/".join(f"{ms:g}" for ms in audio),
     )
 

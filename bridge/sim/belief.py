@@ -24,7 +24,7 @@ class Belief:
     sent_ms: float
     heard_ms: float
     believed_ms: float
-    told: bool  # the item was truncated or deleted
+    corrected: bool  # the item was truncated or deleted
 
     @property
     def error_ms(self) -> float:
@@ -37,9 +37,9 @@ class Belief:
         return 0 < self.heard_ms < self.sent_ms
 
     @property
-    def untold(self) -> bool:
+    def uncorrected(self) -> bool:
         """True if the item was not heard in full and the model was not told."""
-        return self.heard_ms < self.sent_ms and not self.told
+        return self.heard_ms < self.sent_ms and not self.corrected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class Row:
     worst_cut: float
     worst: float  # of all items
     bias: float  # signed mean
-    untold: int
+    uncorrected: int
     model_errors: int
     lost_ms: float
     repeated_ms: float
@@ -179,7 +179,7 @@ def _beliefs(
                 sent_ms=item.sent_ms,
                 heard_ms=heard_ms.get(item.ruler_number, 0.0),
                 believed_ms=item.believed_ms,
-                told=item.deleted or item.truncated_ms is not None,
+                corrected=item.deleted or item.truncated_ms is not None,
             )
 
 
@@ -223,7 +223,7 @@ def _row(scene: str, network: str, verdicts: Sequence[Verdict]) -> Row:
         worst_cut=percentile(errors, 100),
         worst=max((abs(belief.error_ms) for belief in beliefs), default=0.0),
         bias=sum(belief.error_ms for belief in cut) / max(1, len(cut)),
-        untold=sum(belief.untold for belief in beliefs),
+        uncorrected=sum(belief.uncorrected for belief in beliefs),
         model_errors=sum(len(verdict.errors) for verdict in verdicts),
         lost_ms=sum(verdict.lost_ms for verdict in verdicts),
         repeated_ms=sum(verdict.repeated_ms for verdict in verdicts),
@@ -259,9 +259,11 @@ def _broken_calls(verdicts: Sequence[Verdict]) -> Iterator[str]:
 
 
 def _call_bounds(verdict: Verdict) -> Iterator[str]:
-    untold = [str(belief.number) for belief in verdict.beliefs if belief.untold]
-    if untold:
-        yield f"the model was not told what was heard of item {', '.join(untold)}"
+    uncorrected = [
+        str(belief.number) for belief in verdict.beliefs if belief.uncorrected
+    ]
+    if uncorrected:
+        yield f"the model was not told what was heard of item {', '.join(uncorrected)}"
     for error in verdict.errors:
         yield f"the model answered an error: {error}"
     for what, ms in (

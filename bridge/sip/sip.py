@@ -1,7 +1,7 @@
-"""Calls that come over the Realtime Calls API (SIP): the webhook, and who is let in.
+"""Calls over the Realtime Calls API (SIP): OpenAI's webhook and the admission of calls.
 
-Knows no HTTP server: `incoming` is given a request's headers and body. What becomes of
-a call is in sip_call.py.
+This module has no HTTP server: `incoming` gets a request's headers and body. An
+admitted call is run by sip_call.py.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from bridge.sip.sip_session import NOT_ON_SIP
 log = structlog.get_logger()
 
 KNOWN_SECONDS = 2.0 * TOLERANCE_SECONDS
-"""So long a webhook-id is remembered: afterwards its signature is too old."""
+"""How long a webhook-id is remembered; afterwards its signature is too old anyway."""
 
 REGISTRY_SECONDS = 2.0
-"""OpenAI sends the webhook again if it is not answered."""
+"""Limit of the registry request; OpenAI repeats a webhook that is not answered."""
 
 BUSY_HERE = 486
-"""SIP: no line is free, or none for this caller. https://www.rfc-editor.org/rfc/rfc3261#section-21.4.24"""
+"""SIP status: all lines are busy, or this caller is refused. https://www.rfc-editor.org/rfc/rfc3261#section-21.4.24"""
 
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _URI = re.compile(r"(?:sips?|tel):([^@;>\s]{1,128})(@[^;>\s]{1,253})?")
@@ -54,10 +54,10 @@ class _Webhook(msgspec.Struct, frozen=True):
 
 
 class SipCalls:
-    """`async with SipCalls(house) as sip:`; leaving ends the calls that still run."""
+    """`async with SipCalls(services) as sip:`; leaving it ends all running calls."""
 
     def __init__(self, services: SipServices) -> None:
-        """ValueError: the webhook's secret has not the form of one."""
+        """ValueError: the webhook's secret is malformed."""
         self._key = signing_key(services.secret)
         self._services = services
         self._api = CallsApi(services.api_key, services.rest_url)
@@ -86,7 +86,7 @@ class SipCalls:
 
     @property
     def calls(self) -> int:
-        """Running now."""
+        """Number of running calls."""
         return len(self._calls)
 
     def live(self, call_sid: str) -> LiveCall | None:
@@ -94,18 +94,18 @@ class SipCalls:
         return call.live if call else None
 
     def end(self, why: str) -> None:
-        """The bridge itself ends all calls."""
+        """Ends all calls on behalf of the bridge."""
         for call in self._calls.values():
             call.end("bridge", why)
 
     async def incoming(
         self, headers: Mapping[str, str], body: bytes
     ) -> tuple[int, str]:
-        """A delivery of OpenAI's webhook -> the HTTP status and text it is answered
-        with, at once. A call goes on in a task of its own.
+        """Handles a delivery of OpenAI's webhook; returns the HTTP status and text.
 
-        401: not signed, or not in time; 400: signed, but not understood; 503: it is to
-        be sent again.
+        Returns at once; an admitted call runs in a task of its own. 401: the signature
+        is missing, wrong or too old; 400: the delivery is malformed; 503: OpenAI should
+        send it again.
         """
         # Of a repeated header the first counts, for the signature and the webhook-id.
         given: dict[str, str] = {}
@@ -143,7 +143,7 @@ class SipCalls:
         name = f"{facts.call_sid} sip"
         why = await self._services.admit(facts) if self._services.room() else None
         if not self._open or data.call_id in self._calls:
-            return 200, "known"  # we have closed meanwhile, or it was sent twice
+            return 200, "known"  # closed meanwhile, or delivered twice
         if why is None and self._services.room():
             plan = self._services.plan(facts)
             self._warn(plan)
@@ -160,7 +160,7 @@ class SipCalls:
         try:
             await call.run()
         except Exception:
-            # A bug of ours: it must not end the TaskGroup with all other calls in it.
+            # A bug of the bridge: it must not end the TaskGroup with all other calls.
             log.exception("call_failed", call_sid=call.live.call_sid)
         finally:
             del self._calls[call.live.call_sid]
@@ -174,7 +174,7 @@ class SipCalls:
             log.error("sip_reject_failed", call_sid=call_id, why=error.why)
 
     def _warn(self, plan: SipPlan) -> None:
-        """Once for each route that asks for what a SIP call cannot have."""
+        """Warns once per route about settings that a SIP call cannot have."""
         detection = plan.session.settings.sdk_settings().get("audio", {})
         given: Any = detection.get("input", {}).get("turn_detection") or {}
         ignored = [name for name in NOT_ON_SIP if name in given]
@@ -186,8 +186,10 @@ class SipCalls:
 
 
 def facts_of(call_id: str, headers: Iterator[tuple[str, str]]) -> CallFacts:
-    """What the INVITE says of a call: anybody may have written it. Parameters are From,
-    To and the headers that begin with X-, the first of each name."""
+    """The call's facts from its INVITE, whose content is untrusted.
+
+    The parameters are From, To and the X- headers, the first of each name.
+    """
     given: dict[str, str] = {}
     for name, value in headers:
         given.setdefault(name.lower(), value)
@@ -203,15 +205,18 @@ def facts_of(call_id: str, headers: Iterator[tuple[str, str]]) -> CallFacts:
 
 
 def number_of(header: str) -> str:
-    """`"Ann" <sip:+14155550123@host;user=phone>;tag=1` -> `+14155550123`; an address
-    without a number stays one (`sip:ann@host`); `anonymous`; empty: there is none."""
-    # A display name may hold anything, so what is between < and > goes first.
+    """`"Ann" <sip:+14155550123@host;user=phone>;tag=1` -> `+14155550123`.
+
+    An address without a number is returned as `sip:ann@host`, an anonymous caller as
+    `anonymous`, a header without an address as an empty string.
+    """
+    # A display name may contain anything, so the part between < and > has precedence.
     bracket = re.search(r"<([^<>]*)>\s*(?:;|$)", header)
     uri = _URI.match((bracket[1] if bracket else header).strip())
     if uri is None:
         return ""
-    # Decoded only where a number comes out: whoever calls has written this, and it goes
-    # into instructions.
+    # Percent-decoded only if the result is a number: the caller controls this text, and
+    # it goes into the agent's instructions.
     number = unquote(uri[1])
     if _NUMBER.fullmatch(number):
         return number

@@ -1,7 +1,7 @@
-"""One phone call on the Realtime Calls API: OpenAI has the audio, we have the agent.
+"""One phone call on the Realtime Calls API: OpenAI has the audio, the bridge the agent.
 
-What call.py is to a media stream: carries out what sip_talk.py decides, does what is
-asked of a call, and sees to it that all of it ends. No audio passes here.
+The counterpart of call.py for media streams: carries out the commands of sip_talk.py
+and the actions of user code, and ends everything with the call. No audio passes here.
 """
 
 import asyncio
@@ -52,21 +52,21 @@ from bridge.sip.sip_talk import SipTalk
 from bridge.telemetry.log import NoteLog
 
 END_SECONDS = 4.0
-"""For what must still be said to the API and the registry when a call is over."""
+"""Limit of the final requests to the API and the registry when a call has ended."""
 
 UNAVAILABLE = 503
-"""SIP: another gateway, where the trunk has one, may be tried."""
+"""SIP status: the trunk may try another gateway, if it has one."""
 
 NOT_YET = "the model is not there yet"
 
 
 @dataclass(frozen=True, slots=True)
 class SipPlan:
-    """How a call is to be led, as its route says."""
+    """The settings of a call, from its route."""
 
     session: SessionPlan
     rules: Rules = field(default_factory=Rules)
-    """`history` and `word` have no meaning here: a lost session is not replaced."""
+    """`history` and `word` have no effect here: a lost session is not replaced."""
     approval: ApprovalRule = field(default_factory=ApprovalRule)
     route: str = ""
 
@@ -76,39 +76,39 @@ class SipServices:
     """What all SIP calls of an instance share."""
 
     secret: str = field(repr=False)
-    """Of the webhook: `whsec_...`."""
+    """The webhook's secret: `whsec_...`."""
     api_key: str = field(repr=False)
     rest_url: str
     """Such as https://api.openai.com/v1 (calls_api.rest_url)."""
     registry: Registry
     local_mcp: LocalMcp
     start: StartBeside
-    """Runs what may outlive a call a little: its listeners."""
+    """Starts tasks that may outlive a call by a little: its listeners."""
     plan: Callable[[CallFacts], SipPlan]
     room: Callable[[], bool]
     """False: full, or shutting down."""
     begin: Callable[[LiveCall], Awaitable[None]]
-    """Waited for before a call is accepted: the caller hears it ring."""
+    """Awaited before a call is accepted; the caller hears ringing meanwhile."""
     ended: Callable[[LiveCall, End, float], None]
-    """Told of a call that is over, and how many seconds it was."""
+    """Called for each call that has ended, with its duration in seconds."""
     pressed: Callable[[LiveCall, str], Awaitable[None]]
-    """Does what the route says of an input that is among rules.key_actions."""
+    """Carries out the route's action for keys that are in rules.key_actions."""
     see: Callable[[Note], None]
-    """Told of whatever is worth seeing: metrics."""
+    """Called with every Note, for metrics."""
     admit: Callable[[CallFacts], Awaitable[str | None]]
-    """The limit, known to be reached, that keeps a call out; None: it may."""
+    """The reached limit for which a call is refused; None: the call is admitted."""
     check_transfer: Callable[[LiveCall, Transfer], None]
-    """NotAllowed unless the call may be put through there."""
+    """Raises NotAllowed unless the call may be transferred to this target."""
 
 
 class _SipCallOver(Exception):
-    """The call has ended; ends the TaskGroup and all that is in it."""
+    """Raised when the call has ended, to end its TaskGroup with all tasks in it."""
 
 
 class SipCall:
-    """`run` once. Returns how it ended; leaves no task, no socket, no entry behind.
+    """One SIP call. `run` it once: it leaves no task, socket or registry entry behind.
 
-    Also the CallLine of its LiveCall, and the SipLine of its session.
+    It is also the CallControl of its LiveCall and the SipOwner of its session.
     """
 
     def __init__(
@@ -127,9 +127,9 @@ class SipCall:
         self._ended = asyncio.Event()
         self._ending = End("bridge", "failed")
         self._leaving: End | None = None
-        """The API is being asked to end the call, or to put it through."""
+        """How the call will end, while the API is asked to hang up or transfer it."""
         self._left = False
-        """The call itself is over: nobody needs to hang up."""
+        """The call has ended at OpenAI, too: no hang-up request is needed."""
         self._waits: dict[int, asyncio.Future[bool | None]] = {}
         self._numbers = itertools.count(1)
         self._listeners = Listeners(services.start, sid)
@@ -145,10 +145,10 @@ class SipCall:
             api,
         )
 
-    # --- the story ---
+    # --- the course of the call ---
 
     async def run(self) -> End:
-        """Accepts the call and carries it until one side ends it."""
+        """Accepts the call and runs it until one side ends it; returns how it ended."""
         self._log.info("call_started", route=self.live.facts.route, kind="sip")
         try:
             async with self._tasks:
@@ -159,25 +159,25 @@ class SipCall:
                 await self._ended.wait()
                 raise _SipCallOver
         except* _SipCallOver:
-            pass  # the one way in which a call ends; how is in self._ending
+            pass  # the normal end of a call; self._ending has the cause
         except* Exception as group:
-            # A bug of ours. It ends this call, not the others.
+            # A bug of the bridge. It ends this call, not the others.
             self._log.error("call_failed", exc_info=group)
         finally:
             await self._conclude()
         return self._ending
 
     def end(self, by: str, why: str) -> None:
-        """One side is gone, or the bridge ends the call. Only the first one counts."""
+        """Ends the call, for any side. Only the first end counts."""
         self._obey(self._talk.end(by, why, time.monotonic()))
 
     @property
     def _entry(self) -> CallEntry:
-        # There is no stream; the registry wants a name of its own for each.
+        # There is no stream, so the call id stands in for the stream's id.
         return CallEntry(self._call_id, self._call_id, self.live.began)
 
     async def _converse(self) -> None:
-        """The agent's session, from the accept to its end."""
+        """Runs the agent's session, from the accept to its end."""
         try:
             await self._services.begin(self.live)
             await self._agent.run()
@@ -188,25 +188,25 @@ class SipCall:
             self._see(Note("model_refused", {"why": refused.why}))
             self.end("model", "refused")
         except (ValidationError, ModelBehaviorError) as error:
-            # The model sent what the SDK cannot take; the text of the error quotes it.
+            # The SDK rejects an event of the model; the error's text quotes the event.
             self._log.error("model_misbehaved", error=type(error).__name__)
             self.end("model", "protocol_error")
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task and task.cancelling():
-                raise  # by us: the call is over
+                raise  # cancelled by the bridge: the call has ended
             self._log.error("agent_failed", error="CancelledError")
             self.end("bridge", "agent_failed")
         except (Exception, SystemExit):
-            # The user's code: their function, their instructions. Theirs to mend, so
-            # all of it is logged.
+            # An error in user code (the agent's function, its instructions): logged
+            # with its traceback.
             self._log.exception("agent_failed")
             self.end("bridge", "agent_failed")
         else:
             self.end("model", "closed")
 
     async def _conclude(self) -> None:
-        """All that must be said when a call is over, whatever happens meanwhile."""
+        """Reports the end of the call to all who must know, even if some fail."""
         self.end(self._ending.by, self._ending.why)
         by, why = self._ending.by, self._ending.why
         seconds = round(time.monotonic() - self._began, 3)
@@ -217,15 +217,17 @@ class SipCall:
                 if not self._left:
                     await self._let_go()
         except (TimeoutError, ConnectionError):
-            self._log.warning("close_late")
+            self._log.warning("call_close_failed")
         self.live.emit("call_ended", by=by, why=why, seconds=seconds)
         self.live.end()
         self._listeners.end()
         self._services.ended(self.live, self._ending, seconds)
 
     async def _let_go(self) -> None:
-        """A call lives on at OpenAI without us, so we hang up; also where its socket
-        was lost, for that need not have been the caller."""
+        """Hangs up or rejects the call at OpenAI, where it would go on without us.
+
+        Also after a lost socket, as the cause need not be the caller's hang-up.
+        """
         try:
             if self._agent.accepted or not await self._rejected():
                 await self._api.hang_up(self._call_id)
@@ -235,7 +237,7 @@ class SipCall:
             self._log.error("sip_hang_up_failed", why=error.why)
 
     async def _rejected(self) -> bool:
-        """False: it may have been accepted, though we did not hear of it."""
+        """Rejects the call. False: it may have been accepted without us knowing."""
         try:
             await self._api.reject(self._call_id, UNAVAILABLE)
         except CallsApiError as error:
@@ -243,7 +245,7 @@ class SipCall:
             return False
         return True
 
-    # --- what the session tells (bridge.sip.sip_session.SipLine) ---
+    # --- called by the session (bridge.sip.sip_session.SipOwner) ---
 
     def attached(self) -> None:
         self._obey(self._talk.attached(time.monotonic()))
@@ -256,7 +258,7 @@ class SipCall:
         self._see(protocol_error("model", reason))
 
     def model_lost(self, why: str, code: int | None) -> None:
-        """The caller's hang-up is a socket that breaks without a close frame (1006)."""
+        """A caller's hang-up breaks the socket without a close frame (1006)."""
         if self._leaving:
             self._left = True
             self.end(self._leaving.by, self._leaving.why)
@@ -267,10 +269,10 @@ class SipCall:
             self.end("model", why)
 
     def model_dialled(self) -> None:
-        """Never: attached to once (SipSession)."""
+        """Never called: SipSession attaches only once."""
 
     def model_not_dialled(self, why: str, fatal: bool) -> None:
-        """Never, as above."""
+        """Never called: SipSession attaches only once."""
 
     def model_stuck(self, why: str) -> None:
         self.end("model", why)
@@ -302,7 +304,7 @@ class SipCall:
     # --- carrying out ---
 
     def _obey(self, commands: list[Command]) -> None:
-        """Carries commands out, in order, without waiting for any."""
+        """Carries out commands in order, without waiting for any."""
         for command in commands:
             match command:
                 case ToModel(text):
@@ -344,7 +346,7 @@ class SipCall:
     async def _keep_time(self) -> None:
         while True:
             try:
-                # The loop's clock is time.monotonic, too.
+                # The event loop's clock is time.monotonic, too.
                 async with asyncio.timeout_at(self._talk.deadline):
                     await self._woken.wait()
             except TimeoutError:
@@ -354,7 +356,7 @@ class SipCall:
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
         return self._tasks.create_task(work, name=name)
 
-    # --- what the user's code asks for (bridge.agent.live.CallLine) ---
+    # --- called by user code (bridge.agent.live.CallControl) ---
 
     @property
     def history(self) -> Sequence[HistoryItem]:
@@ -367,13 +369,13 @@ class SipCall:
         self._obey(self._talk.interrupt(by, time.monotonic()))
 
     def mute(self, on: bool) -> None:
-        """Nobody is answered or interrupted any more (SipSession.mute says how)."""
+        """The caller is not answered and cannot interrupt (see SipSession.mute)."""
         if not self._agent.mute(on, self._talk.clear_input()):
             raise BadRequest(NOT_YET)
 
     def send_raw(self, event: Mapping[str, Any]) -> None:
         if event["type"] == "input_audio_buffer.append":
-            raise BadRequest("the caller's audio of a SIP call does not pass here")
+            raise BadRequest("a SIP call takes no audio: OpenAI has the caller's line")
         if not self._agent.send_raw(event):
             raise BadRequest(NOT_YET)
 
@@ -410,21 +412,21 @@ class SipCall:
         except CallGone:
             self._left = True
         except CallsApiError as error:
-            # It is tried once more when all of the call is ended.
+            # Tried once more by _conclude.
             self._log.warning("sip_hang_up_failed", why=error.why)
         self.end("agent", "hung_up")
         return True
 
     async def transfer(self, transfer: Transfer) -> bool:
-        """A SIP REFER: whom the dialled one sees, and how long it rings, is the trunk's
-        business. Who is not answered does not come back."""
+        """Transfers by a SIP REFER: the trunk decides the number that is shown and how
+        long it rings. A caller who is not answered does not return to the agent."""
         try:
             self._services.check_transfer(self.live, transfer)
         except NotAllowed:
             self._see(limit_hit("transfer_number"))
             raise
         if transfer.caller_id:
-            raise BadRequest("a SIP transfer cannot choose the number that is shown")
+            raise BadRequest("a SIP transfer cannot set the number that is shown")
         if not await self._wait(("agent", "transferred")):
             return False
         self._leaving = End("agent", "transferred")

@@ -1,8 +1,7 @@
-"""One RealtimeSession for one SIP call: the call is accepted with what the agent is,
-then the session attaches to it. What session.py is to a media stream.
+"""The SDK's session of one SIP call: accepts the call, then attaches to it.
 
-The caller's line and OpenAI have settled the audio's format between them, and the
-accept has chosen the model: neither is named again.
+The counterpart of session.py for media streams. OpenAI and the caller's line negotiate
+the audio format, and the accept sets the model, so the session updates set neither.
 """
 
 import asyncio
@@ -44,23 +43,23 @@ log = structlog.get_logger()
 
 ATTACH_TRIES = 6
 ATTACH_SECONDS = 0.1
-"""Right behind accept the server may not know the call yet (404). The first pause;
-each is twice as long as the one before, 3 s together."""
+"""First pause between attempts to attach: just after the accept the server may not know
+the call yet (404). Each pause is twice the one before; in total about 3 s."""
 
 NOT_ON_SIP = ("threshold", "prefix_padding_ms", "silence_duration_ms")
-"""Options of turn_detection that an accept refuses
+"""Options of turn_detection that the accept refuses
 (https://openai.github.io/openai-agents-js/guides/voice-agents/transport)."""
 
 
 class SipOwner(SessionOwner, Protocol):
-    """The call, as its session sees it."""
+    """The call's methods that its session calls."""
 
     def attached(self) -> None:
-        """The model can be told something now."""
+        """The session is attached: events can be sent to the model now."""
 
 
 class SipSession:
-    """`run` lives as long as the session; `post` and `interrupted` reach the wire."""
+    """Runs the session of one SIP call and passes the call's events to its wire."""
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class SipSession:
         self._wire: Wire | None = None
         self._muted = False
         self._turn_detection: Any = None
-        """As it is when nobody is muted."""
+        """The setting that applies while the call is not muted."""
         self._hosted = HostedMcp(
             live, approvals, self._start, self._send_event, line.ask, line.tool_running
         )
@@ -92,8 +91,8 @@ class SipSession:
     async def run(self) -> None:
         """Accepts the call and hands the session's events on until it is over.
 
-        CallGone or CallsApiError where it cannot be accepted, ModelRefused where it
-        cannot be attached to; what the user's agent raises, as it is.
+        CallGone or CallsApiError: the call cannot be accepted. ModelRefused: attaching
+        failed. Exceptions of the user's agent are passed on unchanged.
         """
         plan, live = self._plan, self._live
         first, run_config = await agent_for(plan.source, live)
@@ -110,7 +109,7 @@ class SipSession:
             body = await self._payload(agent, settings, run_config)
             await self._api.accept(live.call_sid, body)
             self.accepted = True
-            # To name the model of a call that has one is an error of the SDK's.
+            # The SDK raises an error if the model of an accepted call is named again.
             self._model.model = settings.pop("model_name", plan.target.name)
             config: RealtimeModelConfig = {
                 "call_id": live.call_sid,
@@ -135,7 +134,7 @@ class SipSession:
         config: RealtimeModelConfig,
         run_config: RealtimeRunConfig,
     ) -> PhoneSession:
-        """The SDK's session; not entered yet."""
+        """Creates the SDK's session, not entered yet."""
         return PhoneSession(
             self._model,
             agent,
@@ -152,9 +151,9 @@ class SipSession:
         settings: RealtimeSessionModelSettings,
         run_config: RealtimeRunConfig,
     ) -> dict[str, Any]:
-        """The session that the call is accepted with."""
+        """The `session` body of the accept request."""
         tools = await agent.get_all_tools(RunContextWrapper(self._live))
-        # The SDK refuses hosted tools: they are put into the finished session.
+        # The SDK rejects hosted tools, so they are added to the finished session.
         plain, hosted = split({"tools": tools})
         built = await OpenAIRealtimeSIPModel.build_initial_session_payload(
             agent,
@@ -174,31 +173,32 @@ class SipSession:
             async with asyncio.timeout(2 * CLOSE_SECONDS):
                 await session.close()
         except TimeoutError:
-            # A tool that ignores its cancellation; the call is over all the same.
-            log.warning("session_close_late", call_sid=self._live.call_sid)
+            # A tool ignores its cancellation; the call has ended anyway.
+            log.warning("session_close_timed_out", call_sid=self._live.call_sid)
 
     # --- what the call uses ---
 
     def heard(self, item_id: str, text: str) -> None:
-        """The caller heard no more of an answer than this."""
+        """Cuts an interrupted item in the SDK's history to the heard text."""
         if self._session:
             self._session.heard(item_id, 0, text)
 
     def model_event(self, text: str) -> None:
-        """Any event of the server's, as it came."""
+        """A server event, as received."""
         self._hosted.model_event(text)
 
     def send_raw(self, event: Mapping[str, Any]) -> bool:
-        """A client event of the user's own; False: there is no model yet."""
+        """Sends a client event of user code. False: there is no model yet."""
         if self._wire is None:
             return False
         self._send_event({**event})
         return True
 
     def mute(self, on: bool, clear: str) -> bool:
-        """OpenAI has the audio, so no silence can be put in the caller's place. Turn
-        detection is switched off instead: nobody is answered or interrupted. What was
-        heard meanwhile is thrown away, with the event `clear`. False as above."""
+        """Mutes the caller by switching turn detection off, as OpenAI has the audio and
+        it cannot be replaced by silence: the caller is not answered and cannot
+        interrupt. The event `clear` discards the audio heard meanwhile. False: there is
+        no model yet."""
         if self._wire is None:
             return False
         self._muted = on
@@ -211,13 +211,13 @@ class SipSession:
         return True
 
     def post(self, text: str) -> None:
-        """An event for the model. There is a wire before anything is to be sent."""
+        """Sends an event to the model; the call sends none before the wire exists."""
         assert self._wire is not None, "nothing is sent before there is a model"
         self._wire.post(text)
 
     def interrupted(self, item_id: str) -> None:
-        """The session's listeners are to get `audio_interrupted`."""
-        assert self._wire is not None, "nobody is interrupted before there is a model"
+        """Sends `audio_interrupted` to the session's listeners."""
+        assert self._wire is not None, "nothing is interrupted before there is a model"
         self._wire.interrupted(item_id, 0)
 
     # --- the socket ---
@@ -229,7 +229,7 @@ class SipSession:
         self.post(self._shaped(msgspec.json.encode(event).decode()))
 
     def _shaped(self, text: str) -> str:
-        """A change of the session as a SIP call may have it; all else as it is."""
+        """Adapts a session.update to a SIP call; returns other events unchanged."""
         event: Any = msgspec.json.decode(text)
         if event.get("type") != "session.update":
             return text
@@ -238,8 +238,8 @@ class SipSession:
         return msgspec.json.encode(event).decode()
 
     def _shape(self, session: dict[str, Any]) -> None:
-        """Puts in what the SDK cannot say, takes out what is settled elsewhere."""
-        if "instructions" in session:  # the whole of it, not the SDK's word on tracing
+        """Adds settings the SDK cannot express; removes those a SIP call cannot set."""
+        if "instructions" in session:  # the full session, not the update of tracing
             settings = self._plan.settings
             session.update(merged(session, settings.raw_session()))
             session["tools"] = [*(session.get("tools") or ()), *settings.mcp_tools()]
@@ -270,7 +270,7 @@ class SipSession:
         try:
             self._wire.use(socket)
         except RuntimeError:
-            # The call has ended meanwhile and its TaskGroup takes no more.
+            # The call has ended meanwhile, and its TaskGroup accepts no more tasks.
             await socket.close()
             raise
         return cast(Wire, _SipWire(self._wire, self._shaped))
@@ -295,7 +295,7 @@ class SipSession:
 
 
 class _SipWire:
-    """A Wire as the SDK uses it, but changes of the session are a SIP call's."""
+    """The Wire for the SDK, with session updates adapted to a SIP call."""
 
     def __init__(self, wire: Wire, shaped: Callable[[str], str]) -> None:
         self._wire = wire
@@ -312,9 +312,9 @@ class _SipWire:
 
 
 async def _not_again() -> ClientConnection:
-    """OpenAI ends a call whose socket is gone."""
+    """Refuses to dial again: OpenAI ends a call whose socket was lost."""
     raise ModelRefused("attached once", fatal=True)
 
 
 def _no_matter(seconds: float) -> None:
-    """How long an event lay here is measured where there is audio in it."""
+    """Ignores the sending delay: it is measured only where audio passes."""

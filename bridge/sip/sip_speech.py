@@ -1,7 +1,7 @@
-"""The agent's speech where the model's server plays it: what is made, what was heard.
+"""The agent's speech on SIP calls, where OpenAI plays it: what is generated and heard.
 
-The server says when the audio of an answer begins, is over, or was cleared; where in
-its words a cleared one stopped, it does not say. Pure.
+The server reports when the audio of a response starts, stops or is cleared. It does not
+report at which word a cleared one stopped. Pure.
 """
 
 from dataclasses import dataclass, field
@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from bridge.core.transcript import ItemTranscript
 
 CHARS_PER_SECOND = 15.0
-"""Of speech: what was heard of a cut answer is reckoned with it, to a few words."""
+"""Assumed rate of speech: estimates the heard part of a cleared response, to within a
+few words."""
 
 MAX_ANSWERS = 64
-"""Not settled yet. A server that never ends one must not fill the memory."""
+"""Responses kept at a time: a server that never ends them must not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpokenAnswer:
-    """What of one item the caller heard; text and `generated` are the same if all."""
+    """The part of one item that the caller heard: `text`; `generated` is the whole."""
 
     item_id: str
     text: str
@@ -29,25 +30,25 @@ class SpokenAnswer:
 class _Answer:
     began: float
     words: dict[str, str] = field(default_factory=dict)
-    """By item."""
+    """Item id -> generated text."""
     playing_since: float | None = None
     done: bool = False
-    """All of it was made."""
+    """The response is generated completely."""
     cut: bool = False
-    """It was told what was heard; the server has not ended it yet."""
+    """Its heard part was reported; the server has not ended the response yet."""
 
 
 class SipSpeech:
-    """Fed with the server's events; `now` in seconds."""
+    """Tracks responses by the server's events; `now` in seconds."""
 
     def __init__(self) -> None:
         self._answers: dict[str, _Answer] = {}
         self._asked = False
-        """An answer was asked for and has not begun."""
+        """A response was requested and has not begun."""
         self._wanted = False
-        """An answer is wanted as soon as none is being made."""
+        """A response is to be requested as soon as none is being generated."""
 
-    # --- the server tells ---
+    # --- events of the server ---
 
     def created(self, response_id: str, now: float) -> None:
         self._asked = False
@@ -67,7 +68,7 @@ class SipSpeech:
             answer.playing_since = now
 
     def done(self, response_id: str, status: str | None) -> list[SpokenAnswer]:
-        """response.done. The audio of a whole answer is still to be heard."""
+        """response.done. The audio of a complete response is still to be heard."""
         answer = self._answers.get(response_id)
         if answer is None:
             return []
@@ -88,7 +89,7 @@ class SipSpeech:
         return [SpokenAnswer(item, text, text, False) for item, text in words.items()]
 
     def cleared(self, response_id: str, now: float) -> list[SpokenAnswer]:
-        """output_audio_buffer.cleared: it stopped in the middle."""
+        """output_audio_buffer.cleared: the audio stopped before its end."""
         answer = self._answers.get(response_id)
         if answer is None:
             return []
@@ -105,16 +106,16 @@ class SipSpeech:
         return said
 
     def over(self, now: float) -> list[SpokenAnswer]:
-        """The call is: nothing more of any answer will be heard."""
+        """The call has ended: nothing more of any response will be heard."""
         return [said for key in [*self._answers] for said in self.cleared(key, now)]
 
-    # --- answers that are asked for ---
+    # --- requests for a response ---
 
     def want(self) -> None:
         self._wanted = True
 
     def request_if_free(self) -> bool:
-        """True: what is wanted is to be asked for now."""
+        """True: the wanted response must be requested now."""
         if not self._wanted or self._asked or self.running:
             return False
         self._wanted = False
@@ -122,24 +123,24 @@ class SipSpeech:
         return True
 
     def refused(self, *, again: bool) -> None:
-        """What was asked for will not come; `again`: another was being made."""
+        """The request was refused; `again`: as another response was in progress."""
         self._asked = False
         self._wanted = self._wanted or again
 
     def drop_wish(self) -> None:
-        """The agent was told to be silent: what was wanted before is not any more."""
+        """The agent was told to be silent: a response wanted before is dropped."""
         self._wanted = False
 
-    # --- what is the case ---
+    # --- state ---
 
     @property
     def running(self) -> list[str]:
-        """Answers that are being made."""
+        """Responses that are being generated."""
         return [key for key, answer in self._answers.items() if not answer.done]
 
     @property
     def audible(self) -> list[str]:
-        """Answers of which something may still be heard."""
+        """Responses of which something may still be heard."""
         return [
             key
             for key, answer in self._answers.items()
@@ -151,17 +152,17 @@ class SipSpeech:
 
     @property
     def generating(self) -> bool:
-        """An answer is being made, or was asked for."""
+        """A response is being generated, requested or wanted."""
         return self._asked or self._wanted or bool(self.running)
 
     @property
     def ends_at(self) -> float:
-        """When all that was made has been heard, even if it is said slowly."""
+        """Time at which everything generated was heard, even if spoken slowly."""
         return max((_ends(answer) for answer in self._answers.values()), default=0.0)
 
     @property
     def all_heard(self) -> bool:
-        """Nothing is being made, nothing is wanted, nothing is left to be heard."""
+        """No response is in progress, requested or wanted; all were heard."""
         return not (self._answers or self._asked or self._wanted)
 
 

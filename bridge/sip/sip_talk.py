@@ -1,7 +1,7 @@
 """A SIP call's conversation as a state machine: the server's events in, commands out.
 
-What core/conversation.py is to a media stream, without audio: the server hears, plays
-and interrupts by itself. Pure: no clock, no socket, no log; `now` in seconds.
+The counterpart of core/conversation.py without audio: the server hears, plays and
+interrupts by itself. Pure: no clock, no socket, no log; `now` in seconds.
 """
 
 from collections.abc import Iterable, Mapping
@@ -51,7 +51,8 @@ _key = msgspec.json.Decoder(_Key).decode
 
 
 class SipTalk:
-    """Carry out what it answers, in order; `attached` once the model can be told."""
+    """The state of one conversation. The caller carries out the returned commands in
+    order, and calls `attached` once events can be sent to the model."""
 
     def __init__(self, rules: Rules, now: float) -> None:
         self.history = History()
@@ -61,27 +62,27 @@ class SipTalk:
         self._call_limits = CallLimits(rules, now)
         self._waits = Waits()
         self._turns = realtime_events.TurnDetection()
-        """Who interrupts and who answers, as the server says it is."""
+        """Turn detection as the server reports it."""
         self._began = now
         self._attached = False
         self._ended = False
         self._caller_speaks = False
         self._unanswered = False
-        """The caller has spoken, and the server has not begun to answer."""
+        """The caller has spoken, and no response to it has begun."""
         self._busy = 0
         self._failures = 0
         self._serial = 0
         self._progress = now
-        """When the server sent anything last."""
+        """Time of the server's last event."""
         self._outbox: list[tuple[str, str, bool]] = []
         self._ends_at: float | None = None
-        """The agent is saying goodbye; the call ends then at the latest."""
+        """Latest end of the call while the agent says goodbye; None: no goodbye."""
         self._ends_why = ""
 
-    # --- what comes in ---
+    # --- inputs ---
 
     def attached(self, now: float) -> list[Command]:
-        """There is a socket, and the session has been told what it is to be."""
+        """The socket is open, and the session is configured."""
         self._attached = True
         commands: list[Command] = []
         if self._rules.greeting:
@@ -94,7 +95,7 @@ class SipTalk:
     def from_model(
         self, event: realtime_events.ServerEvent, text: str, now: float
     ) -> list[Command]:
-        """An event of the server's, read and as it came."""
+        """An event of the server, decoded and as its text."""
         if self._ended:
             return []
         self._progress = now
@@ -135,7 +136,7 @@ class SipTalk:
         return []
 
     def _other(self, kind: str, text: str, now: float) -> list[Command]:
-        """Events that only calls have whose audio the server plays."""
+        """Events that occur only on calls whose audio the server plays."""
         try:
             match kind:
                 case "output_audio_buffer.started":
@@ -150,10 +151,10 @@ class SipTalk:
             return [protocol_error("model", "invalid event")]
         return []
 
-    # --- what is asked for ---
+    # --- actions ---
 
     def tell(self, role: str, text: str, respond: bool) -> list[Command]:
-        """Words into the conversation that nobody spoke; answered with `respond`."""
+        """Adds text to the conversation; with `respond` a response is requested."""
         if self._ended:
             return []
         if not self._attached:
@@ -162,22 +163,22 @@ class SipTalk:
             self._outbox.append((role, text, respond))
             return []
         say = ToModel(realtime_events.message(role, text, self.event_id()))
-        # Who speaks is answered when they have ended, with this in the conversation.
+        # A caller who speaks gets a response afterwards, which includes this text.
         answered = self._caller_speaks and self._turns.create_response is not False
         return [say, *(self.ask() if respond and not answered else [])]
 
     def ask(self) -> list[Command]:
-        """An answer is wanted: at once, or when the model has ended what it is at."""
+        """Requests a response, at once or after the one in progress."""
         if self._ended:
             return []
         self._speech.want()
-        return self._pay()
+        return self._request_if_free()
 
     def interrupt(
         self, by: str, now: float, response_id: str | None = None
     ) -> list[Command]:
-        """Cancels what is being made, clears what the server has not played yet. With a
-        `response_id` only if something of that answer may still be heard."""
+        """Cancels responses in progress and clears audio not played yet. With a
+        `response_id` only if something of that response may still be heard."""
         if self._ended:
             return []
         if response_id is not None and not self._speech.is_live(response_id):
@@ -197,7 +198,7 @@ class SipTalk:
     def edit(
         self, removed: Iterable[str], corrected: Mapping[str, str]
     ) -> list[Command]:
-        """The model forgets items, or has other words in the place of some."""
+        """Removes items from the model's conversation, or replaces their text."""
         if self._ended:
             return []
         commands: list[Command] = []
@@ -213,16 +214,16 @@ class SipTalk:
         ]
 
     def clear_input(self) -> str:
-        """The event that throws away what the caller said since the last turn."""
+        """The event that discards the caller's audio since the last turn."""
         self._caller_speaks = self._unanswered = False
         return _event("input_audio_buffer.clear", self)
 
     def when_heard(
         self, wait: int, now: float, then: tuple[str, str] | None = None
     ) -> list[Command]:
-        """Answers with `Heard(wait, ...)` once the caller has heard all there is: the
-        server says so, or it should have been long ago. `then`: how the call is to end,
-        which it does not between what the caller says and the answer to it."""
+        """Gives `WaitDone(wait, ...)` once the caller has heard all agent speech: the
+        server reports it, or it is overdue. `then`: how the call will end; it does not
+        end between the caller's speech and the response to it."""
         if self._ended:
             return [WaitDone(wait, None)]
         if self._caller_speaks and self._interruptible:
@@ -232,7 +233,7 @@ class SipTalk:
         return self._changed(now)
 
     def give_up(self, wait: int) -> None:
-        """Nobody waits any more: what was to follow does not."""
+        """Cancels a wait; the action that was to follow is not taken."""
         self._waits.drop(wait)
 
     def busy(self, change: int, now: float) -> list[Command]:
@@ -241,7 +242,7 @@ class SipTalk:
         return self._changed(now)
 
     def end(self, by: str, why: str, now: float) -> list[Command]:
-        """One side is gone, or the bridge ends the call. Only the first one counts."""
+        """Ends the call, for any side. Only the first end counts."""
         if self._ended:
             return []
         self._ended = True
@@ -249,7 +250,7 @@ class SipTalk:
         return [*said, *self._waits.end(), End(by, why)]
 
     def tick(self, now: float) -> list[Command]:
-        """Time has passed: does what is due."""
+        """Does what is due at `now`."""
         if self._ended:
             return []
         commands: list[Command] = []
@@ -260,7 +261,7 @@ class SipTalk:
 
     @property
     def deadline(self) -> float | None:
-        """When `tick` has something to do; None: not before something comes."""
+        """Time of the next `tick`; None: not before the next input."""
         if self._ended:
             return None
         patient = self._attached and self._ends_at is None
@@ -317,7 +318,7 @@ class SipTalk:
         return commands + self._apply_call_limit(now)
 
     def _failed(self, why: str, now: float) -> list[Command]:
-        """An answer the caller waits for will not come: asks again, or gives up."""
+        """A response failed: requests it again, or ends the call."""
         self._failures += 1
         if why in errors.FATAL_CODES or self._failures >= MAX_FAILURES:
             return self.end("model", "failed", now)
@@ -339,7 +340,7 @@ class SipTalk:
         self._speech.refused(again=running)
         return [note, *([] if benign else self._failed(error.code or "", now))]
 
-    def _pay(self) -> list[Command]:
+    def _request_if_free(self) -> list[Command]:
         if not self._attached or not self._speech.request_if_free():
             return []
         return [ToModel(realtime_events.create_response(ANSWER_ID))]
@@ -355,7 +356,7 @@ class SipTalk:
 
     @property
     def _interruptible(self) -> bool:
-        """interrupt_response false: the user's wish that the agent is not."""
+        """False: the user configured interrupt_response as false."""
         return self._turns.interrupt_response is not False
 
     def _key_pressed(self, key: str, now: float) -> list[Command]:
@@ -365,8 +366,8 @@ class SipTalk:
         return commands + (self._keys_entered(entered, now) if entered else [])
 
     def _keys_entered(self, keys: str, now: float) -> list[Command]:
-        """An input is complete: an action of the route's, or a word to the agent."""
-        # Who presses keys has heard enough, as one who speaks.
+        """A key input is complete: takes the route's action or tells the agent."""
+        # Pressing keys interrupts the agent, as speaking does.
         stop = self.interrupt("keys", now)
         if keys in self._rules.key_actions:
             return [*stop, Pressed(keys)]
@@ -376,10 +377,10 @@ class SipTalk:
     # --- time ---
 
     def _changed(self, now: float) -> list[Command]:
-        """Something was said or heard: who waits for it is answered."""
+        """Applies a change of state to requests, waits, limits and the call's end."""
         if self._ended:
             return []
-        commands = self._pay()
+        commands = self._request_if_free()
         quiet = self._speech.all_heard and not (self._caller_speaks or self._busy)
         self._call_limits.watch(quiet and self._attached, now)
         over = self._waits.over(self._outstanding, now)
@@ -391,7 +392,7 @@ class SipTalk:
 
     @property
     def _outstanding(self) -> Outstanding:
-        """What the caller has yet to hear; words that wait for the model are part."""
+        """What the caller has yet to hear, including text not sent to the model yet."""
         pending = any(respond for _, _, respond in self._outbox)
         return Outstanding(
             generating=self._speech.generating or pending,
@@ -412,13 +413,13 @@ class SipTalk:
             return [Note("caller_silent"), *ask]
         self._ends_at = now + GOODBYE_SECONDS
         self._ends_why = why
-        # Even into the caller's own words: nothing else will be said.
+        # Even while the caller speaks, as the agent says nothing else after it.
         say = self.tell("system", GOODBYES[why], False)
         hit = [limit_hit(LIMIT_OF[why])] if why in LIMIT_OF else []
         return [*hit, Note("goodbye", {"why": why}), *say, *self.ask()]
 
     def event_id(self) -> str:
-        """One of its own for each event, so that an error can be told apart."""
+        """A unique id for each event, so that errors can be matched to it."""
         self._serial += 1
         return f"bridge_{self._serial}"
 

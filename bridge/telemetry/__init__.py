@@ -1,1 +1,1 @@
-"""Log, metrics, trace."""
+"""Log, metrics and trace of calls."""

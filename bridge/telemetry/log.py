@@ -1,9 +1,8 @@
-"""The log: structlog, JSON in production, pleasant in a terminal.
+"""The log: structlog, JSON in production, readable text in a terminal.
 
-Messages are static text; numbers, transcripts and tokens never come here. Of a Note
-only `data` is logged, never `private`. What comes all the same (the text of an
-exception, a line of a library's) goes through
-bridge/privacy/log_scrubber.py.
+Events are static text without phone numbers, transcripts or tokens. Of a Note only
+`data` is logged, never `private`. Text that others write (of an exception, of a
+library) may contain such values: bridge/privacy/log_scrubber.py removes them.
 """
 
 import logging
@@ -36,7 +35,8 @@ QUIET = frozenset(
         "gap_filled",
     }
 )
-"""Notes of every turn: with hundreds of calls they would drown the rest (debug)."""
+"""Names of Notes that are logged at level debug: they come in every turn, and with
+hundreds of calls they would hide the other lines."""
 
 WARN = frozenset(
     {
@@ -54,26 +54,31 @@ WARN = frozenset(
         "limit_hit",
     }
 )
+"""Names of Notes that are logged at level warning. All others are logged at info."""
 
 
 def configure(
     form: str, level: int = logging.INFO, secrets: Iterable[str] = ()
 ) -> None:
-    """Once, at start. `form`: "json", "pretty", or "auto" (pretty in a terminal).
-    `secrets`: what no line may show, in whatever text it comes."""
+    """Sets up the log of the process; call it once, at startup.
+
+    `form`: "json", "pretty", or "auto" (pretty in a terminal). `secrets`: texts that
+    are removed from every line.
+    """
     pretty = form == "pretty" or (form == "auto" and sys.stderr.isatty())
     render: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer()]
     if pretty:
         console = structlog.dev.ConsoleRenderer(
-            # Rich ones print local variables: what people said, and who they are.
+            # Rich tracebacks print local variables, which hold what people said and
+            # their numbers.
             exception_formatter=structlog.dev.plain_traceback
         )
-        render = [_visible, console]
+        render = [_escape_controls, console]
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        # Here, not by the renderer: its text is looked through, too.
+        # Formatted here and not by the renderer, so that the scrubber sees the text.
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
@@ -82,8 +87,8 @@ def configure(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    # Libraries (aiohttp, websockets, the SDK) log through the standard library: the
-    # same lines for them.
+    # Libraries (aiohttp, websockets, the SDK) log through the standard library. The
+    # handler writes their records in the same form.
     handler = _Handler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -98,28 +103,30 @@ def configure(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # What is no HTTP at all is quoted in aiohttp's complaint: headers, urls, anything.
-    logging.getLogger("aiohttp.server").addFilter(_is_not_about_bytes)
-    logging.getLogger("openai.agents").addFilter(_is_not_about_events)
+    # aiohttp quotes malformed requests in its errors: headers, URLs, any bytes.
+    logging.getLogger("aiohttp.server").addFilter(_quotes_no_request)
+    logging.getLogger("openai.agents").addFilter(_is_not_invalid_event)
     for chatty in ("websockets", "asyncio", "httpx", "openai.agents"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
-_BUT_LINES = {code: it for code, it in _CONTROLS.items() if chr(code) not in "\n\t"}
+_CONTROLS_IN_TRACEBACK = {
+    code: it for code, it in _CONTROLS.items() if chr(code) not in "\n\t"
+}
 
 
 def scrub_with(scrubber: LogScrubber) -> Processor:
-    """A processor of structlog that scrubs each value of a line but `timestamp` and
-    `level`. Text of exceptions and of libraries is scrubbed more strictly."""
+    """A structlog processor that scrubs each value of a line except `timestamp` and
+    `level`. The text of exceptions and of libraries is scrubbed more strictly."""
 
     def scrub(logger: object, method: str, line: EventDict) -> EventDict:
-        theirs = not line.get("_from_structlog", True)
+        of_library = not line.get("_from_structlog", True)
         return {
             key: value
             if key in ("timestamp", "level") or key.startswith("_")
             else scrubber.value(
-                value, (theirs and key == "event") or key in ("exception", "stack")
+                value, (of_library and key == "event") or key in ("exception", "stack")
             )
             for key, value in line.items()
         }
@@ -127,30 +134,35 @@ def scrub_with(scrubber: LogScrubber) -> Processor:
     return scrub
 
 
-def _visible(logger: object, method: str, line: EventDict) -> EventDict:
-    """What others send (an id, an error, a status) does nothing to a terminal."""
+def _escape_controls(logger: object, method: str, line: EventDict) -> EventDict:
+    """Escapes control characters: an id, error or status that the caller's or the
+    model's side sent must not control the terminal."""
     for name, value in line.items():
         if isinstance(value, str):
-            unseen = _BUT_LINES if name == "exception" else _CONTROLS
-            line[name] = value.translate(unseen)
+            controls = _CONTROLS_IN_TRACEBACK if name == "exception" else _CONTROLS
+            line[name] = value.translate(controls)
     return line
 
 
 class _Handler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:
-        """A line that cannot be made is not shown in pieces, as logging would."""
+        """Replaces a line that cannot be formatted. `logging` would print its message
+        and arguments unscrubbed."""
         error = sys.exc_info()[1]
-        sys.stderr.write(f"log line lost: {type(error).__name__}\n")
+        sys.stderr.write(
+            f"a log line could not be formatted and is lost: {type(error).__name__}\n"
+        )
 
 
 def tell_crashes() -> None:
-    """What nobody catches is logged as all else is; Python itself would print it."""
+    """Logs uncaught exceptions, scrubbed as all lines. Python itself would print them
+    unscrubbed."""
     log = structlog.get_logger()
 
     def crashed(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        log.critical("crashed", exc_info=(kind, error, trace))
+        log.critical("uncaught_exception", exc_info=(kind, error, trace))
 
     def thread_crashed(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None:
@@ -160,24 +172,25 @@ def tell_crashes() -> None:
     threading.excepthook = thread_crashed
 
 
-def _is_not_about_events(record: logging.LogRecord) -> bool:
-    """Each that the SDK cannot take is counted (agent/model.py), and told of once."""
+def _is_not_invalid_event(record: logging.LogRecord) -> bool:
+    """False for the SDK's line about a server event that it cannot validate: the bridge
+    counts each such event and logs it once per call (bridge/model/sdk_model.py)."""
     return not str(record.msg).startswith("Failed to validate server event")
 
 
-def _is_not_about_bytes(record: logging.LogRecord) -> bool:
+def _quotes_no_request(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return "http_exceptions" not in type(error).__module__
 
 
 MAX_LINES = 1000
-"""Of one kind in one call, above debug: a server that complains without end fills no
-disk. Figures count all."""
+"""Limit of log lines above debug per call and Note name, so that a server that sends
+errors without end does not fill the disk. The metrics count all."""
 
 
 class NoteLog:
-    """One call's Notes as log lines; a protocol error once for each reason, a limit
-    once, of any other so many."""
+    """Writes the Notes of one call as log lines: a protocol error once per reason, a
+    limit once, any other Note up to MAX_LINES times."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
@@ -186,20 +199,21 @@ class NoteLog:
 
     def note(self, note: Note) -> None:
         if note.name in ("protocol_error", "limit_hit"):
-            what = (note.name, *note.data.values())
-            if what in self._seen:
+            key = (note.name, *note.data.values())
+            if key in self._seen:
                 return
-            self._seen.add(what)
+            self._seen.add(key)
         self._lines[note.name] += 1
         lines = self._lines[note.name]
         if lines == MAX_LINES and note.name not in QUIET:
-            self._log.warning("log_lines_dropped", of=note.name)
-        # The same again and again while a model is away: `model_gone` has said it.
-        again = note.name == "model_refused" and note.data.get("fatal") is False
+            self._log.warning("log_lines_dropped", note=note.name)
+        # A refusal that is retried repeats while the model is away. `model_gone` has
+        # been logged as a warning already.
+        retried = note.name == "model_refused" and note.data.get("fatal") is False
         benign = note.data.get("benign") is True
         if lines >= MAX_LINES:
             self._log.debug(note.name, **note.data)
-        elif again:
+        elif retried:
             self._log.info(note.name, **note.data)
         elif note.name in WARN and not benign:
             self._log.warning(note.name, **note.data)

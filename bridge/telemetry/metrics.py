@@ -1,4 +1,5 @@
-"""The metrics that operators rely on: named in the README, fed by Notes."""
+"""The Prometheus metrics that operators rely on; the README lists them. Notes of calls
+update most of them."""
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,70 +23,78 @@ REFUSALS = (
     "token",
     "origin",
 )
-"""Why a request or a stream was refused as not being whose it should be."""
+"""Reasons for which a request or a stream is refused: its sender could not prove the
+right to connect. (A limit, in HITS, stops a sender that has the right.)"""
 
 _FAST = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _HUMAN = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 
 class Metrics:
-    """One set per process; a registry of its own, so that a test sees only its own."""
+    """The metrics of one process. Each set has its own registry, so that a test sees
+    only its own counts."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.calls_limit = Gauge(
             "bridge_calls_limit",
-            "Calls that this instance takes at a time",
+            "Largest number of calls that this instance accepts at the same time",
             registry=self.registry,
         )
         self.calls_active = Gauge(
-            "bridge_calls_active", "Calls with an open stream", registry=self.registry
+            "bridge_calls_active",
+            "Calls with an open stream on this instance",
+            registry=self.registry,
         )
         self.calls = Counter(
             "bridge_calls",
-            "Calls that have ended, by how",
+            "Calls that have ended, by outcome ({ended_by}_{ended_why})",
             ["outcome"],
             registry=self.registry,
         )
         self.caller_to_model = Histogram(
             "bridge_caller_to_model_seconds",
-            "From reading a message of the caller's to having sent it to the model",
+            "Time in the bridge from reading a message of the caller's stream to "
+            "writing it to the model",
             buckets=_FAST,
             registry=self.registry,
         )
         self.model_to_caller = Histogram(
             "bridge_model_to_caller_seconds",
-            "From reading an event of the model's to having sent it to Twilio",
+            "Time in the bridge from reading an event of the model to writing it to "
+            "Twilio",
             buckets=_FAST,
             registry=self.registry,
         )
         self.first_audio = Histogram(
             "bridge_first_audio_seconds",
-            "From the end of the caller's turn (or the model being ready to greet) to "
-            "the first audio of the answer",
+            "Time from the end of the caller's turn (for a greeting: from the moment "
+            "the model is ready) to the first audio of the answer",
             buckets=_HUMAN,
             registry=self.registry,
         )
         self.clear = Histogram(
             "bridge_clear_seconds",
-            "From an interruption to Twilio's echo behind the clear: a round trip",
+            "Time from an interruption to Twilio's echo of the mark behind the clear: "
+            "one round trip",
             buckets=_HUMAN,
             registry=self.registry,
         )
         self.interruptions = Counter(
             "bridge_interruptions",
-            "Answers cut short, by the caller or on the agent's side",
+            "Answers that the caller or the agent's side has interrupted",
             registry=self.registry,
         )
         self.unheard = Counter(
             "bridge_unheard_seconds",
-            "Audio that the model made and nobody heard",
+            "Seconds of audio that the model generated and the caller did not hear",
             registry=self.registry,
         )
         self.reconnects = Counter(
             "bridge_model_reconnects",
-            "Sessions of the model that took the place of another, by why",
+            "Model sessions that replaced an earlier session of the same call, by the "
+            "reason",
             ["why"],
             registry=self.registry,
         )
@@ -93,7 +102,8 @@ class Metrics:
             self.reconnects.labels(why)
         self.resumes = Counter(
             "bridge_resumes",
-            "Calls that went on in another stream, by what had become of the first",
+            "Calls that continued in a new stream, by the reason for the end of the "
+            "earlier stream",
             ["why"],
             registry=self.registry,
         )
@@ -101,7 +111,7 @@ class Metrics:
             self.resumes.labels(why)
         self.protocol_errors = Counter(
             "bridge_protocol_errors",
-            "Messages that could not be used, by the side that sent them",
+            "Messages that the bridge could not use, by the side that sent them",
             ["side"],
             registry=self.registry,
         )
@@ -109,7 +119,8 @@ class Metrics:
             self.protocol_errors.labels(side)
         self.limit_hits = Counter(
             "bridge_limit_hits",
-            "Times that a limit kept somebody from using more than their share",
+            "Times that a limit was reached, by limit: a limit stops a sender that has "
+            "the right to connect but uses too much",
             ["limit"],
             registry=self.registry,
         )
@@ -117,7 +128,8 @@ class Metrics:
             self.limit_hits.labels(limit)
         self.refusals = Counter(
             "bridge_refusals",
-            "Requests and streams that were not let in, by why",
+            "Requests and streams that were refused because their sender had no right "
+            "to connect, by the reason",
             ["why"],
             registry=self.registry,
         )
@@ -125,31 +137,32 @@ class Metrics:
             self.refusals.labels(why)
         self.draining = Gauge(
             "bridge_draining",
-            "1 once the instance takes no more calls, as it is about to stop",
+            "1 while the instance drains: it accepts no new calls and will stop",
             registry=self.registry,
         )
         self.instances_lost = Counter(
             "bridge_instances_lost",
-            "Instances that ended without leaving the fleet, each counted by one other",
+            "Instances that ended without leaving the fleet; exactly one other "
+            "instance counts each",
             registry=self.registry,
         )
         self.registry_up = Gauge(
             "bridge_registry_up",
-            "1 while what the instances share can be reached; alone there is nothing",
+            "1 while the shared registry (Redis) can be reached; always 1 without one",
             registry=self.registry,
         )
         self.registry_up.set(1)
 
     def hit(self, limit: str) -> None:
-        """A limit was reached: one of bridge.core.limits.HITS."""
+        """Counts a limit that was reached: one of bridge.core.limits.HITS."""
         self.limit_hits.labels(limit).inc()
 
     def refused(self, why: str) -> None:
-        """Somebody was not let in: one of REFUSALS."""
+        """Counts a refused request or stream; `why` is one of REFUSALS."""
         self.refusals.labels(why).inc()
 
     def note(self, note: Note) -> None:
-        """Counts what a Note tells."""
+        """Updates the metrics that depend on this Note, if any."""
         data = note.data
         match note.name:
             case "first_audio":

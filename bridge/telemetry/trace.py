@@ -16,7 +16,6 @@ from typing import IO, Any
 import msgspec
 
 from bridge.core import UNREADABLE, realtime_events, twilio_messages
-from bridge.core.bounds import Bounds
 from bridge.core.commands import (
     Command,
     Dial,
@@ -31,6 +30,7 @@ from bridge.core.commands import (
     WaitDone,
 )
 from bridge.core.conversation import Conversation
+from bridge.core.limits import Bounds
 from bridge.core.rules import Rules
 from bridge.privacy.redaction import KEYS, REMOVED, Redaction, silence
 

@@ -1,4 +1,4 @@
-"""Tool calls that wait for a yes or no: each is answered once, by whomever."""
+"""Tool calls that wait for approval: each is decided exactly once."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ SID = "CA" + "1" * 32
 
 @dataclass
 class Desk:
-    """Who asks, and what was decided."""
+    """Records which approvals were requested and which decisions were carried out."""
 
     decided: list[tuple[bool, bool, str | None]] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Desk:
 async def approvals(
     rule: ApprovalRule | None = None,
 ) -> AsyncIterator[tuple[Approvals, Desk]]:
-    """Those of a call; it ends on the way out, and with it who waits."""
+    """The Approvals of one call; leaving the context ends the call and its tasks."""
     desk = Desk()
     async with asyncio.TaskGroup() as tasks:
 
@@ -57,8 +57,8 @@ def ask(it: Approvals, desk: Desk, call_id: str = "call_1") -> Any:
     return it.ask(call_id, "pay", '{"amount":7}', "desk", desk.decide, server="shop")
 
 
-async def test_what_waits_is_listed() -> None:
-    """Who is to decide sees what the tool would do, and how long there is."""
+async def test_waiting_tool_calls_are_listed() -> None:
+    """The person who decides sees what the tool would do and how long they have."""
     async with approvals(ApprovalRule(seconds=20)) as (it, desk):
         made = ask(it, desk)
         ask(it, desk, "call_2")
@@ -71,8 +71,8 @@ async def test_what_waits_is_listed() -> None:
         assert made.since <= time.time()
 
 
-async def test_yes_and_no() -> None:
-    """Each is passed on as it was said, and waits no more."""
+async def test_a_decision_is_carried_out_once() -> None:
+    """Each decision is passed on as given, and the tool call no longer waits."""
     async with approvals() as (it, desk):
         for call_id in ("a", "b", "c", "d"):
             ask(it, desk, call_id)
@@ -90,8 +90,8 @@ async def test_yes_and_no() -> None:
     ]
 
 
-async def test_nobody_decides_twice() -> None:
-    """Two people press the button: the second is told that it is too late."""
+async def test_a_second_decision_is_refused() -> None:
+    """Two people press the button: the second one gets an error."""
     async with approvals() as (it, desk):
         ask(it, desk)
         await it.approve("call_1")
@@ -111,10 +111,10 @@ async def test_nobody_decides_twice() -> None:
         (ApprovalRule(seconds=0.05, default="approve"), (True, False, None)),
     ],
 )
-async def test_nobody_decides(
+async def test_the_default_is_taken_after_the_timeout(
     rule: ApprovalRule, decided: tuple[bool, bool, str | None]
 ) -> None:
-    """The default is taken when its time has come; the log says so."""
+    """After the timeout the default decision is carried out and logged."""
     with capture_logs() as logs:
         async with approvals(rule) as (it, desk):
             ask(it, desk)
@@ -127,8 +127,8 @@ async def test_nobody_decides(
     assert (timed_out["call_sid"], timed_out["default"]) == (SID, rule.default)
 
 
-async def test_a_decision_is_not_taken_back_when_its_time_comes() -> None:
-    """What was approved stays so."""
+async def test_the_timeout_does_not_change_a_decision() -> None:
+    """An approved tool call stays approved when the timeout passes."""
     async with approvals(ApprovalRule(seconds=0.05)) as (it, desk):
         ask(it, desk)
         await it.approve("call_1")
@@ -137,9 +137,9 @@ async def test_a_decision_is_not_taken_back_when_its_time_comes() -> None:
     assert desk.decided == [(True, False, None)]
 
 
-async def test_what_is_asked_for_no_more() -> None:
-    """A yes that comes too late runs nothing, and the caller is not waited for; other
-    calls wait on."""
+async def test_a_withdrawn_approval_cannot_be_decided() -> None:
+    """A late approval runs nothing and is not waited for; other tool calls still
+    wait."""
     async with approvals(ApprovalRule(seconds=0.05, default="approve")) as (it, desk):
         ask(it, desk)
         ask(it, desk, "call_2")
@@ -154,8 +154,8 @@ async def test_what_is_asked_for_no_more() -> None:
     assert desk.decided == [(True, False, None)]
 
 
-async def test_the_call_ends_meanwhile() -> None:
-    """Nothing is decided for a caller who has gone."""
+async def test_the_end_of_the_call_decides_nothing() -> None:
+    """No decision is carried out after the caller has hung up."""
     async with approvals(ApprovalRule(seconds=30, default="approve")) as (it, desk):
         ask(it, desk)
         await asyncio.sleep(0)

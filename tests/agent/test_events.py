@@ -1,4 +1,4 @@
-"""Listeners: each gets all of its events in order, and none can hurt another."""
+"""Listeners: each gets all its events in order, and none can affect another."""
 
 import asyncio
 import threading
@@ -44,7 +44,8 @@ SID = "CA" + "1" * 32
 
 @asynccontextmanager
 async def listeners() -> AsyncIterator[Listeners]:
-    """Those of a call that ends on the way out; all tasks of theirs have ended then."""
+    """The Listeners of a call that ends when the context is left; all tasks have ended
+    then."""
     async with asyncio.TaskGroup() as tasks:
 
         def start(work: Any, name: str) -> asyncio.Task[None]:
@@ -63,14 +64,14 @@ def numbered(*numbers: int) -> list[CallEvent]:
 
 
 async def settled() -> None:
-    """The call has done all that it can do by itself."""
+    """Waits until everything that can happen without further input has happened."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 async def test_all_events_in_order_to_every_kind_of_listener() -> None:
-    """A plain function, an async one, an object of either kind, a plain one that gives
-    an awaitable."""
+    """Plain and async functions, callable objects of both kinds, and a plain function
+    that returns an awaitable all work."""
     seen: dict[str, list[int]] = {}
 
     def keep(name: str, event: CallEvent) -> None:
@@ -100,8 +101,8 @@ async def test_all_events_in_order_to_every_kind_of_listener() -> None:
     assert all(numbers == [1, 2, 3] for numbers in seen.values())
 
 
-async def test_types_and_what_is_wanted() -> None:
-    """What nobody asked for need not be made."""
+async def test_a_listener_gets_only_the_types_it_asked_for() -> None:
+    """Events that no listener asked for need not be made."""
     seen: list[str] = []
 
     async def keep(event: CallEvent) -> None:
@@ -121,8 +122,9 @@ async def test_types_and_what_is_wanted() -> None:
     assert seen == ["said", "usage"]
 
 
-async def test_a_listener_that_raises_is_told_once() -> None:
-    """All of its error is in the log, but not fifty times a second; it goes on."""
+async def test_an_error_of_a_listener_is_logged_once() -> None:
+    """The traceback is logged once, not for every event; the listener still gets
+    events."""
     seen: list[int] = []
 
     def raises(event: CallEvent) -> None:
@@ -140,10 +142,10 @@ async def test_a_listener_that_raises_is_told_once() -> None:
     assert failed["event"] == "listener_failed" and failed["exc_info"]
 
 
-async def test_a_listener_that_is_slow_misses_events(
+async def test_a_slow_listener_misses_events(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Memory is bounded; the log says that events were missed, and how many."""
+    """Memory is bounded; the log says that events were dropped, and how many."""
     monkeypatch.setattr(events, "MAX_WAITING", 3)
     seen: list[int] = []
 
@@ -158,13 +160,16 @@ async def test_a_listener_that_is_slow_misses_events(
 
     assert seen == [0, 1, 2]
     assert [(it["event"], it.get("events")) for it in logs] == [
-        ("listener_slow", None),
-        ("listener_missed", 5),
+        ("listener_queue_full", None),
+        ("listener_events_dropped", 5),
     ]
 
 
-async def test_a_slow_listener_of_books(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few events may be as much memory as many; those that were taken do not count."""
+async def test_the_text_in_a_listeners_queue_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few large events can use as much memory as many small ones; delivered events do
+    not count."""
     monkeypatch.setattr(events, "MAX_WAITING_CHARS", 25)
     seen: list[str] = []
 
@@ -184,10 +189,10 @@ async def test_a_slow_listener_of_books(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("removed", [False, True])
-async def test_a_listener_that_never_ends_is_given_up(
+async def test_a_listener_that_never_ends_is_cancelled(
     monkeypatch: pytest.MonkeyPatch, removed: bool
 ) -> None:
-    """The call is over and so is it, be it still listening or not."""
+    """A listener's task ends soon after its call, even if the listener hangs."""
     monkeypatch.setattr(events, "LATE_SECONDS", 0.05)
     free = threading.Event()
 
@@ -209,8 +214,8 @@ async def test_a_listener_that_never_ends_is_given_up(
     free.set()
 
 
-async def test_blocking_listeners_leave_the_threads_of_the_tools_alone() -> None:
-    """However many of them hang, tools and name look-ups go on."""
+async def test_blocking_listeners_use_no_thread_of_the_pool() -> None:
+    """Tools and DNS look-ups go on, however many listeners hang."""
     free = threading.Event()
 
     def blocks(event: CallEvent) -> None:
@@ -226,8 +231,8 @@ async def test_blocking_listeners_leave_the_threads_of_the_tools_alone() -> None
         free.set()
 
 
-async def test_from_another_thread() -> None:
-    """A tool's thread may emit, listen and stop listening."""
+async def test_listeners_can_be_used_from_a_tools_thread() -> None:
+    """A tool's thread may emit events, add listeners and remove them."""
     seen: list[str] = []
 
     async def keep(event: CallEvent) -> None:
@@ -245,8 +250,8 @@ async def test_from_another_thread() -> None:
         assert seen == ["first"]
 
 
-async def test_nobody_listens_to_a_call_that_is_over() -> None:
-    """Nothing is begun that nobody would end."""
+async def test_no_listener_is_started_after_the_call() -> None:
+    """No task is started that nothing would end."""
     async with listeners() as it:
         it.end()
         it.add(lambda event: None, ())
@@ -339,7 +344,8 @@ TRIPPED = OutputGuardrailResult(
 def test_the_sdks_events_as_plain_values(
     event: RealtimeSessionEvent, kind: str | None, data: dict[str, Any]
 ) -> None:
-    """A listener needs no class of the SDK's; the SDK's own event is there as well."""
+    """A listener needs no class of the SDK; the SDK's own event is available as
+    well."""
     made = call_event(event)
 
     assert (made.type, made.data) == (kind or event.type, data)

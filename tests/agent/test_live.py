@@ -1,4 +1,4 @@
-"""A call in the hands of the user's code: what it may ask for, and from where."""
+"""LiveCall as user code uses it: which actions are possible, and from which thread."""
 
 import asyncio
 import time
@@ -32,16 +32,16 @@ HISTORY = [
 ]
 
 
-def test_whose_number_is_whose() -> None:
-    """A route is chosen by our number, whichever way the call went."""
+def test_ours_and_theirs_follow_the_direction() -> None:
+    """A route is chosen by our number, for inbound and for outbound calls."""
     outbound = replace(FACTS, direction="outbound")
 
     assert (FACTS.ours, FACTS.theirs) == ("+14155550199", "+14155550101")
     assert (outbound.ours, outbound.theirs) == ("+14155550101", "+14155550199")
 
 
-async def test_what_is_known_of_a_call() -> None:
-    """Its facts, what was said in it, whether it is over."""
+async def test_a_call_shows_its_facts_and_conversation() -> None:
+    """The facts, what was said, and whether the call is over."""
     line = Line()
     line.history = HISTORY
     async with live_call(line) as live:
@@ -57,8 +57,8 @@ async def test_what_is_known_of_a_call() -> None:
 # --- actions ---
 
 
-async def test_actions_reach_the_line() -> None:
-    """Each is asked for as it was meant."""
+async def test_actions_reach_the_call() -> None:
+    """Each action arrives at the call with its arguments."""
     line = Line()
     async with live_call(line) as live:
         live.tell("Hello.")
@@ -103,8 +103,8 @@ async def test_actions_reach_the_line() -> None:
         lambda live: live.update_history(correct={"item_4": "x"}),
     ],
 )
-async def test_what_cannot_be_asked_for(ask: Callable[[LiveCall], None]) -> None:
-    """The user's code is told at once, and nothing is done."""
+async def test_impossible_actions_are_refused(ask: Callable[[LiveCall], None]) -> None:
+    """User code gets an error at once, and nothing is done."""
     line = Line()
     line.history = HISTORY
     async with live_call(line) as live:
@@ -125,10 +125,10 @@ async def test_what_cannot_be_asked_for(ask: Callable[[LiveCall], None]) -> None
         lambda live: live.send_digits("1" * (MAX_DIGITS + 1)),
     ],
 )
-async def test_what_cannot_be_waited_for(
+async def test_impossible_async_actions_are_refused(
     ask: Callable[[LiveCall], Coroutine[Any, Any, bool]],
 ) -> None:
-    """The same, of what takes its time; no number is in the message."""
+    """As above, for actions that wait; the message contains no phone number."""
     line = Line()
     async with live_call(line) as live:
         with pytest.raises(BadRequest) as refused:
@@ -138,8 +138,8 @@ async def test_what_cannot_be_waited_for(
     assert "911" not in str(refused.value) and "Sales" not in str(refused.value)
 
 
-async def test_the_history_is_changed() -> None:
-    """Items go, words are replaced."""
+async def test_history_items_are_removed_and_corrected() -> None:
+    """Items are removed from the history, and texts are replaced."""
     line = Line()
     line.history = HISTORY
     async with live_call(line) as live:
@@ -148,9 +148,9 @@ async def test_the_history_is_changed() -> None:
     assert line.asked == [("edit_history", ["item_4"], {"item_3": "I was cut."})]
 
 
-async def test_half_a_character_ends_no_call() -> None:
-    """A text that was cut in the middle of one reaches nobody as it is: what cannot be
-    sent or kept would have ended the call later, when nobody knows why."""
+async def test_a_lone_surrogate_does_not_end_the_call() -> None:
+    """A text that user code cut within a character is repaired. It cannot be sent or
+    stored, and would end the call later without a visible cause."""
     line = Line()
     line.history = HISTORY
     async with live_call(line) as live:
@@ -163,8 +163,8 @@ async def test_half_a_character_ends_no_call() -> None:
         assert live.messages == [Message("Call ?")]
 
 
-async def test_a_message_is_kept_and_told() -> None:
-    """For the report, and for whoever listens."""
+async def test_a_message_is_kept_and_emitted() -> None:
+    """The message is in the report, and listeners get an event."""
     seen: list[CallEvent] = []
 
     async def keep(event: CallEvent) -> None:
@@ -179,8 +179,8 @@ async def test_a_message_is_kept_and_told() -> None:
     assert event.data == {"text": "Call me.", "name": "Ann", "call_back": "at noon"}
 
 
-async def test_messages_without_end() -> None:
-    """A model that takes them again and again fills no report."""
+async def test_the_number_of_messages_is_bounded() -> None:
+    """A model that takes messages again and again does not fill the report."""
     async with live_call(Line()) as live:
         for _ in range(MAX_MESSAGES):
             live.take_message("Call me.")
@@ -190,8 +190,8 @@ async def test_messages_without_end() -> None:
     assert len(live.messages) == MAX_MESSAGES
 
 
-async def test_a_call_that_is_over() -> None:
-    """Nothing can be done with it, and whoever tries is told."""
+async def test_no_action_is_possible_after_the_call() -> None:
+    """Every action raises CallOver."""
     line = Line()
     line.history = HISTORY
     async with live_call(line) as live:
@@ -226,14 +226,14 @@ async def test_a_call_that_is_over() -> None:
 
 
 async def settled() -> None:
-    """The call has done all that it can do by itself."""
+    """Waits until everything that can happen without further input has happened."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
-async def test_from_a_tools_thread() -> None:
-    """A plain function of the user's runs in a thread: what it asks for is done by the
-    call's own, in order; listeners are told there, too."""
+async def test_actions_from_a_tools_thread_run_in_the_event_loop() -> None:
+    """A plain user function runs in a thread: its actions are done in the event loop,
+    in order, and listeners are called."""
     line = Line()
     seen: list[str] = []
 
@@ -255,12 +255,12 @@ async def test_from_a_tools_thread() -> None:
     assert seen == ["message_taken", "mine"]
 
 
-async def test_a_tools_thread_that_outlives_the_call() -> None:
-    """What it asked for at the last moment is not done any more."""
+async def test_a_thread_that_outlives_the_call_does_nothing() -> None:
+    """An action that is requested at the last moment is not carried out."""
     line = Line()
     async with live_call(line) as live:
         asked = asyncio.get_running_loop().run_in_executor(None, live.tell, "One.")
-        time.sleep(0.1)  # noqa: ASYNC251 - it has asked, and the loop has not come to it
+        time.sleep(0.1)  # noqa: ASYNC251 - the event loop must not run yet
         live.end()
         with pytest.raises(CallOver):
             await asked
@@ -268,8 +268,8 @@ async def test_a_tools_thread_that_outlives_the_call() -> None:
     assert line.asked == []
 
 
-async def test_what_cannot_be_done_is_told_in_the_tools_thread() -> None:
-    """A tool that asks too early hears why, and not only the log."""
+async def test_the_tools_thread_gets_the_error_of_its_action() -> None:
+    """A tool that acts too early gets the reason, not only the log."""
 
     class Early(Line):
         def mute(self, on: bool) -> None:

@@ -1,4 +1,4 @@
-"""From an agent's name to the agent of a call; each slip told to whoever made it."""
+"""From an agent's name to the agent of a call, with a clear error for every mistake."""
 
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -39,7 +39,8 @@ def made(call):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the command is given; what is imported there is forgotten afterwards."""
+    """A working directory; modules that are imported from it are forgotten
+    afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
@@ -66,13 +67,13 @@ def refused(name: str) -> str:
 
 
 def test_the_bundled_agent_is_found() -> None:
-    """Whoever sets nothing up hears the receptionist."""
+    """Without configuration a caller hears the receptionist."""
     assert load("bridge.agent.receptionist:receptionist") is receptionist
 
 
 @pytest.mark.parametrize("name", ["my_agents:desk", "my_shop.phone:desk"])
-def test_a_module_beside_the_command_is_found(folder: Path, name: str) -> None:
-    """An agent that lies where the command is given answers the phone."""
+def test_a_module_in_the_working_directory_is_found(folder: Path, name: str) -> None:
+    """An agent in the working directory answers the phone."""
     write(folder / f"{name.partition(':')[0].replace('.', '/')}.py")
 
     agent = load(name)
@@ -90,8 +91,8 @@ def test_a_file_is_found(folder: Path, form: str) -> None:
     assert isinstance(agent, RealtimeAgent) and agent.name == "desk"
 
 
-def test_a_file_finds_what_lies_beside_it(folder: Path) -> None:
-    """An agent in several files speaks as if its file had been run."""
+def test_a_file_can_import_its_neighbours(folder: Path) -> None:
+    """An agent in several files works as if its file had been run."""
     write(folder / "shop" / "my_menu.py", "NAME = 'pizza'")
     write(
         folder / "shop" / "my_agent.py",
@@ -105,8 +106,8 @@ def test_a_file_finds_what_lies_beside_it(folder: Path) -> None:
     assert isinstance(agent, RealtimeAgent) and agent.name == "pizza"
 
 
-def test_a_file_may_use_what_looks_its_module_up(folder: Path) -> None:
-    """Dataclasses with hints as text work in a user's file as in a module."""
+def test_an_agent_file_is_registered_as_a_module(folder: Path) -> None:
+    """Dataclasses with string annotations work in an agent file as in a module."""
     write(
         folder / "my_agent.py",
         "from __future__ import annotations\n"
@@ -123,13 +124,13 @@ def test_a_file_may_use_what_looks_its_module_up(folder: Path) -> None:
 
 
 async def test_an_agent_is_the_same_for_every_call(call: LiveCall) -> None:
-    """An agent by its name answers each caller as it is."""
+    """An agent that is named directly serves every call unchanged."""
     assert await agent_for(receptionist, call) == (receptionist, {})
 
 
 async def test_a_runner_brings_its_configuration(call: LiveCall) -> None:
-    """What the SDK's quickstart makes is answered with as it stands, each call with a
-    configuration of its own."""
+    """A runner, as in the SDK's quickstart, works as it is; each call gets a copy of
+    its configuration."""
     config: RealtimeRunConfig = {"async_tool_calls": False}
     runner = RealtimeRunner(receptionist, config=config)
 
@@ -139,7 +140,7 @@ async def test_a_runner_brings_its_configuration(call: LiveCall) -> None:
 
 
 async def test_a_runner_with_a_model_of_its_own_is_refused(folder: Path) -> None:
-    """A model that the bridge would not use is told at start, not ignored."""
+    """A model that the bridge would not use is an error at start, not ignored."""
     write(
         folder / "my_agent.py",
         "from agents.realtime import RealtimeAgent, RealtimeRunner\n"
@@ -151,8 +152,8 @@ async def test_a_runner_with_a_model_of_its_own_is_refused(folder: Path) -> None
     assert refused("my_agent.py:run").startswith("the runner has a model of its own")
 
 
-def test_an_agent_and_a_function_of_one_file_share_it(folder: Path) -> None:
-    """What a listener counts, the agent of the same file can read."""
+def test_a_file_is_run_only_once(folder: Path) -> None:
+    """The agent of a file can read what a listener of the same file counts."""
     write(folder / "my_agent.py")
 
     made = load_function("my_agent.py:made")
@@ -165,7 +166,7 @@ def test_an_agent_and_a_function_of_one_file_share_it(folder: Path) -> None:
 async def test_a_function_makes_an_agent_for_each_caller(
     folder: Path, call: LiveCall
 ) -> None:
-    """A caller can be greeted by what their number tells."""
+    """A function can greet a caller by what it knows about their number."""
     write(folder / "my_agent.py")
 
     agent, _ = await agent_for(load("my_agent.py:made"), call)
@@ -174,7 +175,7 @@ async def test_a_function_makes_an_agent_for_each_caller(
 
 
 async def test_a_function_may_look_the_caller_up_first(call: LiveCall) -> None:
-    """A database can be asked who calls before the agent says a word."""
+    """A database can be asked about the caller before the agent speaks."""
 
     async def made(call: LiveCall) -> RealtimeAgent[Any]:
         return RealtimeAgent(name=call.call_sid)
@@ -182,8 +183,8 @@ async def test_a_function_may_look_the_caller_up_first(call: LiveCall) -> None:
     assert (await agent_for(made, call))[0].name == "CA1"
 
 
-async def test_an_object_that_can_be_called_makes_agents_too(call: LiveCall) -> None:
-    """Whoever keeps a class behind their agents may name an object of it."""
+async def test_a_callable_object_makes_agents_too(call: LiveCall) -> None:
+    """The name may refer to a callable object instead of a function."""
 
     class Shop:
         async def __call__(self, call: LiveCall) -> RealtimeAgent[Any]:
@@ -196,15 +197,15 @@ async def test_an_object_that_can_be_called_makes_agents_too(call: LiveCall) -> 
 
 
 @pytest.mark.parametrize("name", ["", "desk", "my_agent:", ":desk", "my_agent.py", ":"])
-def test_a_name_without_two_halves_is_explained(name: str) -> None:
-    """Whoever mistypes BRIDGE_AGENT reads how it is written."""
-    told = f"{name!r} names no agent: it wants package.module:name or file.py:name"
+def test_a_malformed_name_is_explained(name: str) -> None:
+    """An operator who mistypes BRIDGE_AGENT reads its format."""
+    told = f"{name!r} names no agent: write package.module:name or file.py:name"
 
     assert refused(name) == told
 
 
 def test_a_missing_module_is_named(folder: Path) -> None:
-    """A typo in the package is found at start, not by the first caller."""
+    """A typo in the package is reported at start, not to the first caller."""
     assert refused("my_missing.agent:desk") == (
         "my_missing.agent cannot be imported: "
         "ModuleNotFoundError: No module named 'my_missing'"
@@ -212,7 +213,8 @@ def test_a_missing_module_is_named(folder: Path) -> None:
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
-    """A file that is not in the container is told by the path that was given."""
+    """A file that is missing in the container is reported by the path that was
+    given."""
     assert refused("my_missing.py:desk") == "there is no file my_missing.py"
     (folder / "my_folder.py").mkdir()
     assert refused("my_folder.py:desk") == "there is no file my_folder.py"
@@ -233,10 +235,10 @@ def test_a_missing_file_is_named(folder: Path) -> None:
         ("my_broken.py:desk", "my_broken.py cannot be run"),
     ],
 )
-def test_an_error_in_the_users_code_is_told(
+def test_an_error_in_user_code_is_reported(
     folder: Path, text: str, told: str, name: str, failed: str
 ) -> None:
-    """The author of an agent reads their own mistake, and may mend it and try again."""
+    """The author of an agent reads their own error, and may fix it and try again."""
     file = write(folder / "my_broken.py", text)
 
     assert refused(name).startswith(f"{failed}: {told}")
@@ -248,8 +250,8 @@ def test_an_error_in_the_users_code_is_told(
 
 
 @pytest.mark.parametrize("where", ["my_agent.py", "my_agent"])
-def test_a_wrong_name_is_answered_with_the_right_ones(folder: Path, where: str) -> None:
-    """Whoever misremembers the variable reads which agents there are."""
+def test_an_unknown_name_lists_the_agents(folder: Path, where: str) -> None:
+    """An operator who misremembers the variable reads which agents there are."""
     write(folder / "my_agent.py")
 
     assert (
@@ -258,14 +260,14 @@ def test_a_wrong_name_is_answered_with_the_right_ones(folder: Path, where: str) 
 
 
 def test_a_file_without_any_agent_offers_none(folder: Path) -> None:
-    """A wrong file is told from a wrong name in the right one."""
+    """The message tells a wrong file from a wrong name in the right file."""
     write(folder / "my_agent.py", "x = 1")
 
     assert refused("my_agent.py:desk") == "my_agent.py has no 'desk'"
 
 
-def test_what_is_no_agent_is_named_by_its_kind(folder: Path) -> None:
-    """A text agent in place of a realtime one is found before anybody calls."""
+def test_an_object_that_is_not_an_agent_is_refused(folder: Path) -> None:
+    """A text agent in place of a realtime agent is reported before the first call."""
     write(
         folder / "my_agent.py",
         AGENTS + "\nimport agents\nwriter = agents.Agent(name='writer')\n",
@@ -277,22 +279,20 @@ def test_what_is_no_agent_is_named_by_its_kind(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("made", [None, "desk", Agent(name="writer")])
-async def test_a_function_that_makes_no_agent_is_told(
-    made: Any, call: LiveCall
-) -> None:
-    """The caller is told sorry, and the log says what the function gave."""
+async def test_a_function_must_return_an_agent(made: Any, call: LiveCall) -> None:
+    """The caller hears the apology, and the log says what the function returned."""
 
     async def later(call: LiveCall) -> Any:
         return made
 
-    told = f"the agent's function gave a {type(made).__name__}"
+    told = f"the agent's function returned a {type(made).__name__}"
     for source in (lambda call: made, later):
         with pytest.raises(AgentNotLoaded, match=f"^{told}$"):
             await agent_for(source, call)
 
 
-async def test_what_the_users_function_raises_is_theirs(call: LiveCall) -> None:
-    """An error in the user's code is logged as it is, not dressed up as ours."""
+async def test_an_exception_of_the_users_function_is_unchanged(call: LiveCall) -> None:
+    """An error of user code is logged as it is, not as one of the bridge."""
 
     def broken(call: LiveCall) -> RealtimeAgent[Any]:
         raise KeyError("their own")
@@ -304,15 +304,15 @@ async def test_what_the_users_function_raises_is_theirs(call: LiveCall) -> None:
 # --- the facts of a call ---
 
 
-def test_what_is_not_known_of_a_call_is_empty() -> None:
-    """A tool that asks for the number of an unknown caller gets a text all the same."""
+def test_unknown_facts_are_empty_texts() -> None:
+    """A tool that asks for an unknown caller's number still gets a text."""
     facts = CallFacts("CA1")
 
     assert (facts.from_number, facts.to_number, facts.stream_sid) == ("", "", "")
     assert facts.parameters == {}
 
 
-def test_the_facts_of_a_call_stay_as_they_are() -> None:
-    """No tool can make the rest of the call believe in another caller."""
+def test_the_facts_of_a_call_are_immutable() -> None:
+    """A tool cannot replace the caller's number for the rest of the call."""
     with pytest.raises(FrozenInstanceError):
         FACTS.from_number = "+1900"  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What the model is told by the phone's tools, and what they do to the call."""
+"""The phone tools: what the model is told, and what they do to the call."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ DESK = Transfer("+14155550112")
 
 
 async def call(tool: FunctionTool, live: LiveCall, **arguments: str) -> str:
-    """The tool as the SDK calls it: with JSON, answered with text."""
+    """Calls the tool as the SDK does: with JSON; returns its text."""
     text = json.dumps(arguments)
     context = ToolContext(
         live, tool_name=tool.name, tool_call_id="c", tool_arguments=text
@@ -38,8 +38,8 @@ async def offered(live: Any) -> list[str]:
 # --- hanging up ---
 
 
-async def test_a_call_that_ends_is_not_answered_any_more() -> None:
-    """No answer is made and paid for that the caller, gone, would not hear."""
+async def test_no_answer_is_generated_after_the_hang_up() -> None:
+    """No response is generated and paid for that the caller would not hear."""
     line = Line()
     async with live_call(line) as live, asyncio.TaskGroup() as tasks:
         tool = tasks.create_task(call(phone_tools.hang_up, live))
@@ -50,25 +50,25 @@ async def test_a_call_that_ends_is_not_answered_any_more() -> None:
         tool.cancel()  # as the session does when it closes
 
 
-async def test_a_session_that_does_not_close_gets_its_answer(
+async def test_a_tool_returns_if_the_session_does_not_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A tool never hangs for ever, whatever becomes of the call."""
+    """A tool never hangs for ever, even if the call does not end."""
     monkeypatch.setattr(phone_tools, "END_SECONDS", 0.01)
     async with live_call(Line()) as live:
         assert await call(phone_tools.hang_up, live) == OVER
 
 
-async def test_a_caller_who_speaks_up_is_not_hung_up_on() -> None:
-    """`One more thing` is heard: the model is told to answer it."""
+async def test_a_caller_who_interrupts_the_goodbye_stays() -> None:
+    """The caller says `one more thing`: the model is told to answer it."""
     line = Line()
     line.done = False
     async with live_call(line) as live:
         assert await call(phone_tools.hang_up, live) == SPOKE
 
 
-async def test_a_call_that_is_over_is_said_to_be() -> None:
-    """A late tool gets a sentence, not an error of ours."""
+async def test_a_tool_after_the_call_gets_a_sentence() -> None:
+    """A late tool call gets a sentence, not an exception."""
     async with live_call(Line()) as live:
         live.transfers = {"sales": SALES}
         live.end()
@@ -82,8 +82,8 @@ async def test_a_call_that_is_over_is_said_to_be() -> None:
 
 
 @pytest.mark.parametrize("name", ["sales", " Sales "])
-async def test_a_caller_is_put_through_to_a_name_of_the_route(name: str) -> None:
-    """The person named is dialled, with the number that they are to see."""
+async def test_a_transfer_uses_the_target_of_the_route(name: str) -> None:
+    """The named target is dialled, with the caller id that the route gives."""
     line = Line()
     async with live_call(line) as live, asyncio.TaskGroup() as tasks:
         live.transfers = {"sales": SALES, "desk": DESK}
@@ -98,8 +98,8 @@ async def test_a_caller_is_put_through_to_a_name_of_the_route(name: str) -> None
 
 
 @pytest.mark.parametrize("target", ["", "boss", "+19005550100"])
-async def test_nobody_else_can_be_dialled(target: str) -> None:
-    """A caller who talks the model into a number of theirs does not get it dialled."""
+async def test_a_number_from_the_model_is_not_dialled(target: str) -> None:
+    """A caller cannot talk the model into dialling a number of their choice."""
     line = Line()
     async with live_call(line) as live:
         live.transfers = {"sales": SALES, "desk": DESK}
@@ -112,7 +112,7 @@ async def test_nobody_else_can_be_dialled(target: str) -> None:
 
 
 async def test_a_transfer_is_given_up_when_the_caller_speaks() -> None:
-    """`No, wait` keeps the caller with the agent."""
+    """A caller who says `no, wait` stays with the agent."""
     line = Line()
     line.done = False
     async with live_call(line) as live:
@@ -120,8 +120,8 @@ async def test_a_transfer_is_given_up_when_the_caller_speaks() -> None:
         assert await call(phone_tools.transfer_call, live, target="sales") == SPOKE
 
 
-async def test_a_transfer_that_is_not_allowed_is_told() -> None:
-    """The agent says so and goes on; which number it is, it need not know."""
+async def test_a_forbidden_transfer_is_reported_without_the_number() -> None:
+    """The agent tells the caller and goes on; it does not learn the number."""
     async with live_call(line := Line()) as live:
         line.allowed = False
         live.transfers = {"sales": SALES}
@@ -130,7 +130,7 @@ async def test_a_transfer_that_is_not_allowed_is_told() -> None:
     assert told.startswith("Not done: it is not allowed.") and line.asked == []
 
 
-async def test_a_transfer_that_cannot_be_is_told() -> None:
+async def test_a_failed_transfer_is_reported() -> None:
     """A wrong number in the configuration does not leave the caller in silence."""
     async with live_call(Line()) as live:
         live.transfers = {"sales": Transfer("12")}
@@ -140,8 +140,8 @@ async def test_a_transfer_that_cannot_be_is_told() -> None:
     assert "Tell the caller" in told
 
 
-async def test_the_tool_is_offered_where_there_is_somebody() -> None:
-    """A model on a route without targets does not promise to connect anybody."""
+async def test_the_transfer_tool_needs_targets() -> None:
+    """A model on a route without targets does not promise a transfer."""
     rest = ["hang_up", "send_digits", "take_message"]
     async with live_call(Line()) as live:
         assert sorted(await offered(live)) == rest
@@ -151,7 +151,7 @@ async def test_the_tool_is_offered_where_there_is_somebody() -> None:
 
 
 async def test_without_targets_a_message_is_offered() -> None:
-    """An agent that lists the tool by itself hears what to do instead."""
+    """An agent that lists the tool anyway is told to take a message instead."""
     async with live_call(Line()) as live:
         told = await call(phone_tools.transfer_call, live, target="sales")
 
@@ -162,7 +162,7 @@ async def test_without_targets_a_message_is_offered() -> None:
 
 
 async def test_keys_are_pressed() -> None:
-    """A menu on the line hears the keys, and the model listens for what comes."""
+    """The line hears the tones, and the model is told to listen."""
     line = Line()
     async with live_call(line) as live:
         told = await call(phone_tools.send_digits, live, digits="1w42#")
@@ -174,8 +174,8 @@ async def test_keys_are_pressed() -> None:
     assert cut == SPOKE
 
 
-async def test_what_is_no_key_is_not_pressed() -> None:
-    """A model that writes words is told what keys there are."""
+async def test_invalid_keys_are_refused() -> None:
+    """A model that writes words is told which keys exist."""
     line = Line()
     async with live_call(line) as live:
         told = await call(phone_tools.send_digits, live, digits="one")
@@ -185,7 +185,7 @@ async def test_what_is_no_key_is_not_pressed() -> None:
 
 
 async def test_a_message_is_kept() -> None:
-    """The people behind the agent read what the caller left for them."""
+    """The people whom the agent answers for can read the caller's message."""
     async with live_call(Line()) as live:
         told = await call(
             phone_tools.take_message,

@@ -1,4 +1,4 @@
-"""The bundled agent: what its tools say, where it hands over, what it never says."""
+"""The bundled agent: results of its tools, its handoffs, and its guardrail."""
 
 import json
 from typing import Any
@@ -42,7 +42,7 @@ async def ask(tool: FunctionTool, **arguments: str) -> str:
     ],
 )
 async def test_opening_hours(day: str, said: str) -> None:
-    """A caller who asks when the practice is open hears the hours of that day."""
+    """A caller who asks for the opening hours hears those of that day."""
     assert await ask(opening_hours, day=day) == said
 
 
@@ -55,7 +55,7 @@ async def test_opening_hours(day: str, said: str) -> None:
     ],
 )
 async def test_free_appointments(day: str, said: str) -> None:
-    """A caller who wants to come hears when they can."""
+    """A caller who wants an appointment hears when one is free."""
     assert await ask(free_appointments, day=day) == said
 
 
@@ -68,15 +68,15 @@ async def test_free_appointments(day: str, said: str) -> None:
     ],
 )
 async def test_an_invoice(number: str, said: str) -> None:
-    """A caller who reads a number out, digit by digit, hears what is open."""
+    """A caller who reads out an invoice number, digit by digit, hears its status."""
     assert await ask(invoice_status, number=number) == said
 
 
 @pytest.mark.parametrize(
     "tool", [opening_hours, free_appointments, invoice_status], ids=lambda it: it.name
 )
-def test_a_tool_tells_the_model_what_it_is_for(tool: FunctionTool) -> None:
-    """The agent knows which tool to ask, and with what."""
+def test_each_tool_describes_itself_and_its_arguments(tool: FunctionTool) -> None:
+    """The model knows which tool to call, and with which arguments."""
     assert tool.description
     [parameter] = tool.params_json_schema["properties"].values()
     assert parameter["type"] == "string" and parameter["description"]
@@ -94,7 +94,7 @@ def test_a_tool_tells_the_model_what_it_is_for(tool: FunctionTool) -> None:
     ],
 )
 async def test_no_dose_is_ever_named(output: str, tripped: bool) -> None:
-    """A caller in pain gets an appointment, not a dose from a machine."""
+    """A caller in pain gets an appointment, not a dose of a medicine."""
     context = RunContextWrapper(None)
 
     result = await no_dosage.run(context, receptionist, output)  # type: ignore[arg-type]
@@ -103,8 +103,8 @@ async def test_no_dose_is_ever_named(output: str, tripped: bool) -> None:
     assert receptionist.output_guardrails == [no_dosage]
 
 
-async def test_both_desks_hand_over_to_each_other() -> None:
-    """A question at the wrong desk is answered at the right one, and back again."""
+async def test_both_agents_hand_over_to_each_other() -> None:
+    """A question is answered by the right agent, and the call can return."""
     for one, other in ((receptionist, billing), (billing, receptionist)):
         [handoff] = one.handoffs
         assert isinstance(handoff, Handoff)
@@ -118,7 +118,7 @@ async def test_both_desks_hand_over_to_each_other() -> None:
 async def test_a_known_number_is_not_asked_for(
     facts: CallFacts | None, known: bool
 ) -> None:
-    """Whoever calls with their number shown need not say it."""
+    """A caller whose number is shown need not say it."""
     async with live_call(Line(), facts or FACTS) as live:
         context: RunContextWrapper[Any] = RunContextWrapper(live if facts else None)
         told = await receptionist.get_system_prompt(context)
@@ -127,8 +127,8 @@ async def test_a_known_number_is_not_asked_for(
 
 
 @pytest.mark.parametrize("agent", [receptionist, billing], ids=lambda it: it.name)
-async def test_both_are_told_that_this_is_a_phone(agent: RealtimeAgent[Any]) -> None:
-    """Nobody is read a list, or ten sentences in one breath."""
+async def test_both_agents_are_told_to_speak_briefly(agent: RealtimeAgent[Any]) -> None:
+    """No agent reads out a list, or ten sentences in one breath."""
     told = await agent.get_system_prompt(RunContextWrapper(None))
 
     assert told and "on the phone" in told

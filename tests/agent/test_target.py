@@ -1,4 +1,4 @@
-"""Which model is called and how it is to be: the url, the settings, mu-law always."""
+"""Which model is connected to, and how: the url, the settings, always mu-law."""
 
 import json
 from typing import Any
@@ -51,12 +51,12 @@ def target(url: str = OPENAI_MODEL_URL, **more: Any) -> ModelTarget:
     ],
 )
 def test_the_model_is_named_once_in_the_address(url: str, address: str) -> None:
-    """The model that was configured answers, whatever else the url holds."""
+    """The configured model answers, whatever other parameters the url has."""
     assert target(url).address == address
 
 
-def test_what_is_odd_in_a_url_stays_what_it_is() -> None:
-    """A key in the query of somebody's url arrives as it was written."""
+def test_other_parameters_of_a_url_are_kept() -> None:
+    """A key in the url's query arrives as it was written."""
     url = "wss://x.example/r?key=a%2Fb%26c+d"
 
     query = parse_qsl(urlsplit(target(url).address).query)
@@ -65,14 +65,14 @@ def test_what_is_odd_in_a_url_stays_what_it_is() -> None:
 
 
 def test_a_model_with_an_odd_name_is_escaped() -> None:
-    """The name of a model of one's own does not spoil the url."""
+    """The name of a custom model cannot break the url."""
     odd = ModelTarget("ws://x", "ft:gpt/1 & 2", "marin").address
 
     assert parse_qsl(urlsplit(odd).query) == [("model", "ft:gpt/1 & 2")]
 
 
-def test_a_target_shows_no_key() -> None:
-    """A traceback with the target in it does not give the account away."""
+def test_the_repr_of_a_target_has_no_key() -> None:
+    """A traceback that shows the target does not reveal the API key."""
     secret = target(headers={"Authorization": "Bearer sk-secret"})
 
     assert "sk-secret" not in repr(secret)
@@ -82,15 +82,15 @@ def test_a_target_shows_no_key() -> None:
 
 
 def test_both_ways_are_mulaw() -> None:
-    """What a caller hears is a voice and not noise."""
+    """The caller hears a voice, not noise."""
     audio = target().settings["audio"]
 
     assert audio["input"]["format"] == MULAW
     assert audio["output"] == {"format": MULAW, "voice": "marin"}
 
 
-def test_a_barge_in_is_the_servers_from_the_start() -> None:
-    """Nothing depends on what a server takes for granted: turns are set in words."""
+def test_turn_detection_is_set_explicitly() -> None:
+    """Barge-in does not depend on the server's defaults."""
     detection = target().settings["audio"]["input"]["turn_detection"]
 
     assert detection == {
@@ -100,8 +100,8 @@ def test_a_barge_in_is_the_servers_from_the_start() -> None:
     }
 
 
-def test_transcription_is_off_when_nobody_wants_it() -> None:
-    """Callers' words are not written down unless somebody chose a model for it."""
+def test_transcription_is_off_without_a_model() -> None:
+    """Callers are not transcribed unless a transcription model is configured."""
     off: dict[str, Any] = dict(target().settings["audio"]["input"])
     on = target(transcription_model="gpt-transcribe").settings["audio"]["input"]
 
@@ -109,16 +109,16 @@ def test_transcription_is_off_when_nobody_wants_it() -> None:
     assert on["transcription"] == {"model": "gpt-transcribe"}
 
 
-def test_tracing_is_switched_off_in_words() -> None:
-    """Left out, the SDK's default would send every call's trace to OpenAI."""
+def test_tracing_is_switched_off_explicitly() -> None:
+    """The SDK's default would send every call's trace to OpenAI."""
     off: dict[str, Any] = dict(target().settings)
 
     assert "tracing" in off and off["tracing"] is None
     assert "tracing" not in target(tracing=True).settings
 
 
-async def test_tracing_is_on_where_it_is_wanted() -> None:
-    """On OpenAI the calls can be looked at in its dashboard."""
+async def test_tracing_is_on_if_configured() -> None:
+    """On OpenAI's platform the calls can be seen in its dashboard."""
     async with talk(target=target(tracing=True)) as it:
         it.connection.says(sample("session.created"))
         await it.connection.settled()
@@ -126,16 +126,16 @@ async def test_tracing_is_on_where_it_is_wanted() -> None:
         assert it.connection.sent[-1]["session"]["tracing"] == "auto"
 
 
-async def test_transcription_is_set_on_the_wire() -> None:
-    """The model that writes the caller's words down is the one that was chosen."""
+async def test_the_transcription_model_is_sent() -> None:
+    """The configured model transcribes the caller."""
     async with talk(target=target(transcription_model="gpt-transcribe")) as it:
         session = it.connection.sent[0]["session"]
 
     assert session["audio"]["input"]["transcription"] == {"model": "gpt-transcribe"}
 
 
-def test_nothing_that_is_shut_down_soon_is_used_by_default() -> None:
-    """The phone is still answered next year, with nothing changed."""
+def test_no_default_model_is_deprecated() -> None:
+    """An unchanged deployment still answers the phone next year."""
     settings = Settings()
     defaults = ModelTarget(
         OPENAI_MODEL_URL,
@@ -183,30 +183,30 @@ def update(**session: Any) -> str:
         ({}, {}),
     ],
 )
-def test_every_change_of_the_session_is_made_mulaw(audio: Any, made: Any) -> None:
-    """A handoff, or a user's own update, does not turn the phone into noise."""
+def test_every_session_update_gets_mulaw(audio: Any, made: Any) -> None:
+    """A handoff, or an update by user code, does not turn the audio into noise."""
     event = json.loads(as_sent(update(type="realtime", audio=audio)))
 
     assert event["session"] == {"type": "realtime", "audio": made}
 
 
-def test_a_change_that_is_not_of_the_audio_stays_so() -> None:
-    """New instructions do not touch how the line sounds."""
+def test_an_update_without_audio_gets_no_format() -> None:
+    """New instructions do not change the audio settings."""
     for session in ({"instructions": "Be brief."}, {"audio": None}):
         event = json.loads(as_sent(update(**session)))
 
         assert event["session"] == session
 
 
-def test_a_refused_change_can_be_told_from_others() -> None:
-    """An error about the session is known for one; the user's own names stay."""
+def test_a_refused_update_is_recognised_by_its_event_id() -> None:
+    """An error about a session update is recognised; ids of user code are kept."""
     assert json.loads(as_sent(update()))["event_id"] == SESSION_ID
     named = json.dumps({"type": "session.update", "event_id": "mine", "session": {}})
     assert json.loads(as_sent(named))["event_id"] == "mine"
 
 
-def test_words_about_a_session_are_no_session() -> None:
-    """A caller who talks of "session.update" changes nothing but the conversation."""
+def test_text_that_mentions_an_update_is_not_one() -> None:
+    """A caller who says `session.update` changes nothing but the conversation."""
     content = [{"type": "input_text", "text": 'about "session.update"'}]
     item = {"type": "message", "role": "user", "content": content}
 
@@ -214,8 +214,8 @@ def test_words_about_a_session_are_no_session() -> None:
     assert is_update(update(instructions="Be brief."))
 
 
-async def test_what_the_sdk_sends_stays_valid() -> None:
-    """The model takes what the wire made of the SDK's own update."""
+async def test_an_update_of_the_sdk_stays_valid() -> None:
+    """The model accepts the SDK's update after the wire has changed it."""
     async with talk() as it:
         [sent] = it.connection.sent
 

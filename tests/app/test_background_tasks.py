@@ -1,4 +1,4 @@
-"""What outlives a call: it is done, or given up, and hurts nobody."""
+"""Background tasks may outlive their call; they must not harm a call or each other."""
 
 import asyncio
 import contextvars
@@ -13,8 +13,8 @@ from bridge.agent.user_code import in_thread
 from bridge.app.background_tasks import BackgroundTasks
 
 
-async def test_an_errand_is_done_before_the_house_closes() -> None:
-    """A report that is under way arrives though the bridge shuts down."""
+async def test_a_running_task_may_finish_at_shutdown() -> None:
+    """A report that is being delivered arrives although the bridge shuts down."""
     done: list[str] = []
 
     async def work() -> None:
@@ -28,8 +28,8 @@ async def test_an_errand_is_done_before_the_house_closes() -> None:
     assert done == ["done"]
 
 
-async def test_an_errand_that_takes_too_long_is_given_up() -> None:
-    """The house closes all the same, and the log says what was left undone."""
+async def test_a_task_that_takes_too_long_is_cancelled_at_shutdown() -> None:
+    """The bridge stops all the same, and the log names the task that did not finish."""
 
     async def work() -> None:
         await asyncio.sleep(3600)
@@ -41,13 +41,15 @@ async def test_an_errand_that_takes_too_long_is_given_up() -> None:
 
     assert time.monotonic() - began < 1 and task.cancelled()
     assert [(it["event"], it["task"]) for it in logs] == [
-        ("background_task_given_up", "CA1 listener")
+        ("background_task_cancelled", "CA1 listener")
     ]
 
 
 @pytest.mark.parametrize("error", [LookupError, SystemExit])
-async def test_an_errand_that_raises_hurts_no_other(error: type[BaseException]) -> None:
-    """Its error is logged under its name; the others go on."""
+async def test_a_task_that_raises_does_not_end_other_tasks(
+    error: type[BaseException],
+) -> None:
+    """The exception is logged with the task's name; the other tasks continue."""
     done: list[str] = []
 
     async def raises() -> None:
@@ -67,8 +69,8 @@ async def test_an_errand_that_raises_hurts_no_other(error: type[BaseException]) 
     assert (failed["event"], failed["task"]) == ("background_task_failed", "CA1 report")
 
 
-async def test_one_errand_may_be_cancelled() -> None:
-    """Without a word, and without an effect on others."""
+async def test_one_task_may_be_cancelled() -> None:
+    """Nothing is logged, and other tasks are not affected."""
     with capture_logs() as logs:
         async with BackgroundTasks() as background_tasks:
             task = background_tasks.start(asyncio.sleep(3600), "CA1 listener")
@@ -83,8 +85,9 @@ async def test_one_errand_may_be_cancelled() -> None:
 CALL = contextvars.ContextVar("CALL", default="")
 
 
-async def test_a_plain_function_in_a_thread() -> None:
-    """It sees the call's own log context, under a name that tells whose it is."""
+async def test_a_plain_function_runs_in_a_thread() -> None:
+    """It has the log context of its call; the thread's name shows which call it belongs
+    to."""
     CALL.set("CA1")
 
     def work(number: int) -> tuple[int, str, str]:
@@ -95,7 +98,7 @@ async def test_a_plain_function_in_a_thread() -> None:
 
 @pytest.mark.parametrize("error", [LookupError, SystemExit])
 async def test_a_plain_function_that_raises(error: type[BaseException]) -> None:
-    """Its error is the caller's of it, sys.exit() too."""
+    """The exception, SystemExit too, reaches the code that waits for the function."""
 
     def work(_: Any) -> None:
         raise error
@@ -106,7 +109,8 @@ async def test_a_plain_function_that_raises(error: type[BaseException]) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_plain_function_that_hangs(fails: bool) -> None:
-    """Whoever waits for it may go; what it comes to then is nobody's business."""
+    """The waiting code may stop waiting; the function's later result or exception is
+    ignored."""
     free, over = threading.Event(), threading.Event()
 
     def work(_: Any) -> None:
@@ -125,7 +129,7 @@ async def test_a_plain_function_that_hangs(fails: bool) -> None:
 
 
 def test_a_plain_function_that_outlives_the_loop() -> None:
-    """The process ends without waiting for it."""
+    """The process ends without waiting for the function."""
     free = threading.Event()
 
     async def begin() -> None:

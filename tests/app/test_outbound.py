@@ -1,4 +1,4 @@
-"""Calls we place: against the fake of Twilio's API, over real sockets."""
+"""Outbound calls against the fake of Twilio's API, over real sockets."""
 
 import asyncio
 import logging
@@ -82,8 +82,8 @@ async def services(
         yield services
 
 
-async def test_an_order_becomes_a_call_that_knows_what_it_is_for() -> None:
-    """Whoever picks up hears the agent; the webhook names the order."""
+async def test_an_order_becomes_a_call_that_finds_its_order() -> None:
+    """The callee hears the agent, because the webhook's URL names the order."""
 
     async def play(talk: Talk) -> None:
         await talk.media(AGENT[:1600])
@@ -109,8 +109,9 @@ async def test_an_order_becomes_a_call_that_knows_what_it_is_for() -> None:
         assert format_of(await it.registry.get(f"status:{call_sid}") or b"") == FORMAT
 
 
-async def test_what_twilio_is_asked_for() -> None:
-    """All four events, a time limit, and detection that holds nobody up."""
+async def test_parameters_of_the_request_to_twilio() -> None:
+    """All four status events, a time limit, and machine detection that does not delay
+    the call."""
     async with services(callee=Unreached("busy")) as it:
         plain = await it.outbound.place(order(machine="ignore", to="+1 (555) 123-0001"))
         machine = await it.outbound.place(order(ring_seconds=45, longest_seconds=90))
@@ -134,8 +135,8 @@ async def test_what_twilio_is_asked_for() -> None:
         assert it.rest.calls[message].asked["MachineDetection"] == "DetectMessageEnd"
 
 
-async def test_hanging_up_ends_the_call_and_does_no_harm_twice() -> None:
-    """A call that is over already is what was wanted."""
+async def test_hanging_up_ends_the_call_and_may_be_repeated() -> None:
+    """Hanging up a call that has ended already is no error."""
     async with services(callee=Answers([WaitStep(60)])) as it:
         call_sid = await it.outbound.place(order())
         while it.rest.calls[call_sid].placed is None:  # noqa: ASYNC110 - tells nobody
@@ -148,11 +149,12 @@ async def test_hanging_up_ends_the_call_and_does_no_harm_twice() -> None:
         assert it.rest.calls[call_sid].record.ended_by == "rest"  # type: ignore[union-attr]
 
 
-# What Twilio refuses
+# Refusals by Twilio
 
 
 async def test_a_refusal_has_twilios_code_and_voids_the_order() -> None:
-    """Whoever placed it learns why; the log learns no number."""
+    """The sender of the order gets Twilio's reason; the log does not contain the
+    number."""
     async with services() as it:
         with capture_logs() as logs, pytest.raises(OutboundRefused) as refused:
             await it.outbound.place(order(id="o1", from_number="+15550000000"))
@@ -165,7 +167,8 @@ async def test_a_refusal_has_twilios_code_and_voids_the_order() -> None:
 
 
 async def test_a_wrong_token_is_refused_on_hanging_up_too() -> None:
-    """Only "it is over" counts as hung up."""
+    """Only Twilio's codes for an ended call count as hung up; other errors are
+    raised."""
     async with services() as it:
         with pytest.raises(OutboundRefused) as refused:
             await it.another(auth_token="wrong").hang_up("CA1")
@@ -174,7 +177,7 @@ async def test_a_wrong_token_is_refused_on_hanging_up_too() -> None:
 
 
 async def test_twilio_cannot_be_reached() -> None:
-    """No line is a refusal as well, and its place is free again."""
+    """A failed connection is a refusal, and the call no longer counts as running."""
     async with services(callee=Unreached("busy")) as it:
         lost = it.another(api_url="http://127.0.0.1:1", at_once=1)
         for _ in range(2):
@@ -186,8 +189,8 @@ async def test_twilio_cannot_be_reached() -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(502, 502), (200, 0)])
-async def test_a_proxys_page_is_no_answer(status: int, code: int) -> None:
-    """What stands between us and Twilio may answer in its place."""
+async def test_a_page_of_a_proxy_is_a_refusal(status: int, code: int) -> None:
+    """A proxy between the bridge and Twilio may answer in Twilio's place."""
     async with services() as it:
         path = f"/proxy/2010-04-01/Accounts/{SID}/Calls.json"
         it.bridge.documents[path] = web.Response(status=status, text="<html>")
@@ -200,7 +203,7 @@ async def test_a_proxys_page_is_no_answer(status: int, code: int) -> None:
 
 
 async def test_the_client_does_not_fill_the_log(caplog: Any) -> None:
-    """Twilio's client would log every request with its address."""
+    """Twilio's client would log every request with its URL."""
     caplog.set_level(logging.INFO)
     async with services(callee=Unreached("busy")) as it:
         await it.outbound.place(order())
@@ -211,8 +214,8 @@ async def test_the_client_does_not_fill_the_log(caplog: Any) -> None:
 # Limits
 
 
-async def test_without_prefixes_nothing_is_called() -> None:
-    """Calling is off until somebody says where to."""
+async def test_without_prefixes_no_number_is_called() -> None:
+    """Outbound calls are off until the operator allows prefixes."""
     async with services() as it:
         with pytest.raises(OutboundLimited) as limited:
             await it.another(prefixes=[]).place(order())
@@ -225,8 +228,8 @@ async def test_without_prefixes_nothing_is_called() -> None:
 
 
 @pytest.mark.parametrize("to", ["+19005550100", "+1 (900) 555-0100", "+18765550100"])
-async def test_dear_numbers_among_those_that_are_allowed(to: str) -> None:
-    """The longest beginning decides, and that somebody tried is counted."""
+async def test_expensive_numbers_can_be_excluded(to: str) -> None:
+    """The longest prefix decides, and a refused attempt is counted as a limit hit."""
     hits: list[str] = []
     async with services(callee=Unreached("busy")) as it:
         prefixes = ["+1", "!+1900", "!+1876", "+1876999"]
@@ -241,8 +244,8 @@ async def test_dear_numbers_among_those_that_are_allowed(to: str) -> None:
         assert len(it.rest.calls) == 2 and hits == ["outbound_number"]
 
 
-async def test_a_day_that_has_cost_enough() -> None:
-    """Calls of ours cost as much as those that come in."""
+async def test_the_cost_limit_of_a_day_stops_outbound_calls() -> None:
+    """Outbound calls count towards the same cost limit as inbound calls."""
     hits: list[str] = []
 
     async def spent() -> bool:
@@ -272,14 +275,16 @@ async def test_a_day_that_has_cost_enough() -> None:
         *("+1415\t5550100", "+1415\u00a05550100", "+1415\u200b5550100"),
     ],
 )
-def test_what_is_no_plain_number_is_never_dialled(to: str) -> None:
-    """Whatever would be read in another way by whoever dials than by whoever allows."""
+def test_only_plain_numbers_are_dialled(to: str) -> None:
+    """A text that the network could read as another number than our check did is
+    refused."""
     with pytest.raises(ValueError):
         order(to=to)
 
 
-async def test_so_many_calls_at_once() -> None:
-    """The next one is placed when one has ended, wherever that was told."""
+async def test_the_number_of_running_calls_is_limited() -> None:
+    """The next call is placed when one has ended, even if its end was reported to
+    another instance."""
     async with services(callee=Answers([WaitStep(60)])) as it:
         outbound, elsewhere = it.another(at_once=2), it.another()
         first = await outbound.place(order())
@@ -298,8 +303,9 @@ async def test_so_many_calls_at_once() -> None:
         assert len(it.rest.calls) == 4
 
 
-async def test_a_call_whose_end_nobody_told_does_not_count_for_ever() -> None:
-    """A lost callback costs a line for the time the call may last, no longer."""
+async def test_a_call_without_a_final_status_stops_counting() -> None:
+    """After a lost callback a call counts as running for its longest possible time, not
+    for ever."""
     clock = [0.0]
     async with services(callee=Unreached("busy")) as it:
         outbound = it.another(at_once=1, now=lambda: clock[0])
@@ -312,8 +318,8 @@ async def test_a_call_whose_end_nobody_told_does_not_count_for_ever() -> None:
         await outbound.place(order())
 
 
-async def test_two_orders_at_the_same_time_share_one_line() -> None:
-    """A limit holds for orders that are being placed."""
+async def test_orders_that_are_being_placed_count_as_running() -> None:
+    """The limit of running calls holds for orders that are placed at the same time."""
     async with services(callee=Answers([WaitStep(60)])) as it:
         outbound = it.another(at_once=1)
         placed = await asyncio.gather(
@@ -327,8 +333,8 @@ async def test_two_orders_at_the_same_time_share_one_line() -> None:
         ]
 
 
-async def test_orders_wait_for_their_turn() -> None:
-    """Twilio takes one call a second: the third is placed two seconds later."""
+async def test_orders_wait_for_the_rate_limit() -> None:
+    """Twilio takes one call a second: the third order is placed two seconds later."""
     async with services(callee=Unreached("busy")) as it:
         outbound = it.another(per_second=5.0)
         started = monotonic()
@@ -337,8 +343,8 @@ async def test_orders_wait_for_their_turn() -> None:
         assert 0.6 <= monotonic() - started < 2.0
 
 
-async def test_too_many_orders_are_not_kept_waiting() -> None:
-    """Beyond some seconds it is better to say so."""
+async def test_an_order_that_would_wait_too_long_is_refused() -> None:
+    """Beyond some seconds a refusal is better than a wait."""
     async with services(callee=Unreached("busy")) as it:
         outbound = it.another(per_second=0.1)
         await outbound.place(order())
@@ -349,11 +355,11 @@ async def test_too_many_orders_are_not_kept_waiting() -> None:
         assert limited.value.limit == "rate"
 
 
-# What Twilio tells
+# Callbacks from Twilio
 
 
-async def test_the_newest_status_stays_whatever_comes_late() -> None:
-    """A callback overtaken by another does not turn the call back."""
+async def test_a_late_status_does_not_replace_a_newer_one() -> None:
+    """A callback that another one has overtaken does not change the call's status."""
     async with services() as it:
         here, there = it.another(), it.another()
         told = [
@@ -376,7 +382,8 @@ async def test_the_newest_status_stays_whatever_comes_late() -> None:
 
 
 async def test_statuses_of_a_whole_call_out_of_order() -> None:
-    """What Twilio's fake sends is understood, as it comes."""
+    """The statuses that the fake Twilio sends out of order are handled as they
+    arrive."""
     callee = Answers([WaitStep(0.2), HangUpStep()])
     async with services(callee=callee, out_of_order=True) as it:
         call_sid = await it.outbound.place(order(machine="ignore"))
@@ -402,8 +409,8 @@ async def test_statuses_of_a_whole_call_out_of_order() -> None:
         {"CallSid": "CA1", "CallStatus": "ringing", "SequenceNumber": "x"},
     ],
 )
-async def test_a_status_that_cannot_be_read_is_no_news(form: dict[str, str]) -> None:
-    """Twilio may send what we do not know; the call goes on."""
+async def test_an_unreadable_status_is_ignored(form: dict[str, str]) -> None:
+    """Twilio may send values that the bridge does not know; the call continues."""
     async with services() as it:
         with capture_logs() as logs:
             assert await it.outbound.note_status(form) is None
@@ -424,10 +431,10 @@ async def test_a_status_that_cannot_be_read_is_no_news(form: dict[str, str]) -> 
         ("fax", AnsweredBy.FAX, True),
     ],
 )
-async def test_who_answered_is_known_on_every_instance(
+async def test_the_detection_result_is_known_on_every_instance(
     said: str, found: AnsweredBy, machine: bool
 ) -> None:
-    """Whoever may be a human is treated as one."""
+    """An answer that may be a human's counts as a human's."""
     async with services() as it:
         assert await AnsweredBy.of(it.registry, "CA1") is None
 
@@ -438,8 +445,8 @@ async def test_who_answered_is_known_on_every_instance(
         assert found.is_machine is machine
 
 
-async def test_detection_that_says_nothing_is_noted_nowhere() -> None:
-    """A form without a word of who it was changes nothing."""
+async def test_a_form_without_a_detection_result_is_ignored() -> None:
+    """A form without a call SID or without a result stores nothing."""
     async with services() as it:
         assert await it.outbound.answered_by({"CallSid": "CA1"}) is None
         assert await it.outbound.answered_by({"AnsweredBy": "human"}) is None
@@ -449,7 +456,7 @@ async def test_detection_that_says_nothing_is_noted_nowhere() -> None:
 # Orders
 
 
-def test_an_order_travels_as_json_and_gets_an_id() -> None:
+def test_an_order_can_be_sent_as_json_and_gets_an_id() -> None:
     """Two orders for the same person are two calls."""
     wanted = order(parameters={"a": "b"}, machine="message", message="Call us back.")
 
@@ -472,8 +479,8 @@ def test_an_order_travels_as_json_and_gets_an_id() -> None:
         {"longest_seconds": 0},
     ],
 )
-def test_an_order_that_cannot_be_placed_is_none(options: dict[str, Any]) -> None:
-    """The mistake is told before anything rings, in code and in JSON."""
+def test_an_order_that_cannot_be_placed_is_refused(options: dict[str, Any]) -> None:
+    """The mistake is reported before any phone rings, in code and in JSON."""
     with pytest.raises(ValueError):
         order(**options)
     with pytest.raises(msgspec.ValidationError):

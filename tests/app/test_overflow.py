@@ -1,4 +1,4 @@
-"""What callers hear of a house without a free line, turn by turn."""
+"""What callers hear when no instance has capacity, turn by turn."""
 
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import twiml
 from bridge.app.overflow import LONGEST_PAUSE, SHORTEST_PAUSE, Overflow, QueuePlace
 from bridge.app.routes import Route, WhenFull
+from twiml import spoken_texts
 
 NOW = 1_800_000_000.0
 NUMBER, OTHER = "+14155550199", "+14155550198"
@@ -21,7 +21,7 @@ def ask(place: QueuePlace) -> str:
 
 
 class Turn:
-    """One document, as who waits hears it."""
+    """One document of the queue, as a waiting caller hears it."""
 
     def __init__(self, document: str) -> None:
         root = ElementTree.fromstring(document)
@@ -34,7 +34,7 @@ class Turn:
 def waited(
     overflow: Overflow, place: QueuePlace | None, *, clock: bool = True
 ) -> list[Turn]:
-    """All turns until nobody waits any more; a broken clock stands still."""
+    """All turns until the wait is over. `clock=False`: the clock stands still."""
     turns: list[Turn] = []
     now = NOW
     while document := overflow.hold(Route(), place, now, ask):
@@ -46,12 +46,13 @@ def waited(
 
 
 def test_a_wait_in_the_queue() -> None:
-    """A caller hears at once what they wait for, now and then again, and is looked
-    after more often the longer they wait; when the time is over, they do not wait."""
+    """A caller hears the reason for the wait at once and again at intervals. The longer
+    the wait, the more often the caller asks for capacity. After the longest wait the
+    queue ends."""
     turns = waited(QUEUE, None)
     pauses = [turn.pause for turn in turns]
 
-    assert turns[0].said == [twiml.HOLD]
+    assert turns[0].said == [spoken_texts.HOLD]
     assert 4 <= sum(bool(turn.said) for turn in turns) <= 8
     assert (pauses[0], pauses[-2]) == (LONGEST_PAUSE, SHORTEST_PAUSE)
     assert pauses == sorted(pauses, reverse=True)
@@ -59,8 +60,8 @@ def test_a_wait_in_the_queue() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.4, 1.0, 5.0, 3600.0])
-def test_a_wait_is_as_long_as_it_was_set(seconds: float) -> None:
-    """Nobody waits longer than the operator wanted, to a second."""
+def test_a_wait_ends_after_the_configured_time(seconds: float) -> None:
+    """No caller waits longer than the operator has configured, to one second."""
     overflow = Overflow("queue", seconds)
 
     assert 0 <= sum(turn.pause for turn in waited(overflow, None)) - seconds < 1
@@ -88,9 +89,11 @@ def test_a_wait_is_as_long_as_it_was_set(seconds: float) -> None:
     seconds=st.floats(0, 600),
     clock=st.booleans(),
 )
-def test_a_place_that_is_made_up(written: str, seconds: float, clock: bool) -> None:
-    """Whatever stands where the place should be, a wait ends: no url holds a line for
-    ever, not even where the clocks of two instances contradict each other."""
+def test_a_forged_place_ends_the_wait_in_time(
+    written: str, seconds: float, clock: bool
+) -> None:
+    """Whatever text stands in the place of the queue, the wait ends: no URL waits for
+    ever, not even if the clocks of two instances differ."""
     overflow = Overflow("queue", seconds)
 
     turns = waited(overflow, QueuePlace.read(written), clock=clock)
@@ -98,8 +101,9 @@ def test_a_place_that_is_made_up(written: str, seconds: float, clock: bool) -> N
     assert len(turns) <= seconds / SHORTEST_PAUSE + 1
 
 
-def test_clocks_that_differ() -> None:
-    """A caller who began to wait in the future, by this instance's clock, waits on."""
+def test_a_place_in_the_future_waits_on() -> None:
+    """A caller whose wait began in the future, by this instance's clock, stays in the
+    queue."""
     [first, *_] = waited(QUEUE, QueuePlace(NOW + 3))
 
     assert first.next == QueuePlace(NOW + 3, 1)
@@ -111,13 +115,13 @@ FR = Route(language="fr-FR", busy="Complet.")
 @pytest.mark.parametrize(
     ("overflow", "route", "heard"),
     [
-        (Overflow(), Route(), [twiml.BUSY]),
+        (Overflow(), Route(), [spoken_texts.BUSY]),
         (Overflow(), FR, ["Complet."]),
-        (Overflow(fallback_number=NUMBER), Route(), [twiml.BUSY]),
+        (Overflow(fallback_number=NUMBER), Route(), [spoken_texts.BUSY]),
         (
             Overflow("fallback", 0, NUMBER),
             Route(),
-            [twiml.BUSY_CONNECTING, NUMBER],
+            [spoken_texts.BUSY_CONNECTING, NUMBER],
         ),
         (
             Overflow("fallback", 0, NUMBER),
@@ -127,20 +131,23 @@ FR = Route(language="fr-FR", busy="Complet.")
         (
             Overflow("fallback", 0, NUMBER),
             Route(when_full=WhenFull("busy")),
-            [twiml.BUSY],
+            [spoken_texts.BUSY],
         ),
-        (Overflow(), Route(when_full=WhenFull("fallback")), [twiml.BUSY]),
+        (Overflow(), Route(when_full=WhenFull("fallback")), [spoken_texts.BUSY]),
         (
             Overflow("queue", 0, NUMBER),
             Route(when_full=WhenFull("queue", "Wait.")),
-            [twiml.BUSY_CONNECTING, NUMBER],
+            [spoken_texts.BUSY_CONNECTING, NUMBER],
         ),
         (Overflow("queue"), FR, ["Complet."]),
     ],
 )
-def test_who_does_not_wait(overflow: Overflow, route: Route, heard: list[str]) -> None:
-    """They hear the sentence for their line and, where it is so wanted, a telephone
-    that rings; nobody is promised somebody who is not there."""
+def test_the_refusal_of_a_caller_who_does_not_wait(
+    overflow: Overflow, route: Route, heard: list[str]
+) -> None:
+    """The caller hears the sentence of the route and, if configured, is connected to
+    the fallback number. Without a number, no caller hears that they are being
+    connected."""
     root = ElementTree.fromstring(overflow.refusal(route))
 
     assert [it.text for it in root.iter() if it.text] == heard
@@ -148,8 +155,8 @@ def test_who_does_not_wait(overflow: Overflow, route: Route, heard: list[str]) -
     assert root[-1].tag == "Hangup"
 
 
-def test_a_route_says_otherwise() -> None:
-    """The sales line waits, with words of its own, where all others are turned away."""
+def test_a_route_overrides_the_deployment() -> None:
+    """One route has a queue with its own sentence while all others answer busy."""
     route = Route(when_full=WhenFull("queue", "Sales: please hold on."))
 
     document = Overflow("busy", 60).hold(route, None, NOW, ask)

@@ -1,4 +1,4 @@
-"""What is wrong with a deployment is told before the first call."""
+"""Mistakes in a deployment are reported before the first call."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ ROUTES = """routes:
 """
 
 
-def test_a_full_house_that_puts_through_to_nobody(tmp_path: Path) -> None:
-    """Callers would hear that they are put through, and then nothing; a number of the
-    route's or of the deployment's is enough."""
+def test_when_full_fallback_without_a_number_is_a_mistake(tmp_path: Path) -> None:
+    """Callers would hear that they are being connected, and then nothing. A number in
+    the route or in the settings is enough."""
     path = tmp_path / "routes.yaml"
     path.write_text(ROUTES)
     with pytest.raises(RoutesError) as refused:
@@ -40,8 +40,8 @@ COST = """
 
 
 @pytest.mark.parametrize("limit", ["cost_per_call", "cost_per_day"])
-def test_a_limit_of_what_has_no_price(tmp_path: Path, limit: str) -> None:
-    """A budget that no call of some route would ever count towards is none."""
+def test_a_cost_limit_without_prices_is_a_mistake(tmp_path: Path, limit: str) -> None:
+    """The calls of a route without prices would not count towards the limit."""
     path = tmp_path / "routes.yaml"
     path.write_text(f"routes:\n  - name: paid{COST}  - name: free\n")
     with pytest.raises(RoutesError) as refused:

@@ -15,12 +15,12 @@ from bridge.audio import g711
 
 @given(st.binary(max_size=2000))
 def test_the_length_of_audio_is_known_without_decoding(sound: bytes) -> None:
-    """What the caller heard is counted in bytes that nobody had to decode."""
+    """What the caller heard is counted in bytes that need no decoding."""
     assert g711.payload_bytes(base64.b64encode(sound).decode()) == len(sound)
 
 
 @given(st.text("A/=", max_size=12))
-def test_the_length_is_right_for_all_that_is_let_in(payload: str) -> None:
+def test_the_length_is_right_for_every_accepted_payload(payload: str) -> None:
     """No padding, however odd, makes the count of what was heard drift."""
     if g711.is_payload(payload):
         sound = binascii.a2b_base64(payload, strict_mode=True)
@@ -29,7 +29,7 @@ def test_the_length_is_right_for_all_that_is_let_in(payload: str) -> None:
 
 @given(st.binary(max_size=2000), st.integers(0, 700))
 def test_audio_is_cut_without_losing_a_byte(sound: bytes, triples: int) -> None:
-    """A long answer reaches the caller in pieces, whole and in order."""
+    """A long response reaches the caller in pieces, whole and in order."""
     payload = base64.b64encode(sound).decode()
 
     first, rest = g711.cut_payload(payload, 3 * triples)
@@ -38,8 +38,8 @@ def test_audio_is_cut_without_losing_a_byte(sound: bytes, triples: int) -> None:
     assert base64.b64decode(rest) == sound[3 * triples :]
 
 
-def test_all_of_it_is_one_piece() -> None:
-    """What needs no cut is passed on untouched, whatever its length."""
+def test_a_payload_that_needs_no_cut_is_unchanged() -> None:
+    """It is passed on as it is, whatever its length."""
     payload = base64.b64encode(bytes(8)).decode()
 
     assert g711.cut_payload(payload, 8) == (payload, "")
@@ -48,18 +48,18 @@ def test_all_of_it_is_one_piece() -> None:
 
 @pytest.mark.parametrize("ms", [0, 1, 20, 1000])
 def test_silence_is_zero_of_mulaw(ms: int) -> None:
-    """A hole in the line sounds like nothing, not like a click."""
+    """A gap in the line sounds like silence, not like a click."""
     assert base64.b64decode(g711.silence(ms)) == b"\xff" * (8 * ms)
 
 
-# --- the tones of keys ---
+# --- key tones ---
 
 ROWS, COLUMNS = (697, 770, 852, 941), (1209, 1336, 1477, 1633)
 PAD = ["123A", "456B", "789C", "*0#D"]
 KEYS = "".join(PAD)
 
 TONE, GAP, PAUSE = 100 * 8, 80 * 8, 500 * 8
-"""Bytes of a key, of the silence behind it, of a w."""
+"""Bytes of a key, of the silence behind it, of a `w`."""
 
 FULL_SCALE = 32767 / 10 ** (3.17 / 20)
 """The amplitude of 0 dBm0: a sine at mu-law's full scale is +3.17 dBm0 (G.711)."""
@@ -71,7 +71,8 @@ def samples(mulaw: bytes) -> tuple[int, ...]:
 
 
 def level(tone: bytes, hz: float) -> float:
-    """How loud this frequency is in it, in dBm0 (Goertzel's single bin of a DFT)."""
+    """Level of this frequency in the samples, in dBm0 (Goertzel's single bin of a
+    DFT)."""
     heard = samples(tone)
     turn = 2 * math.pi * hz / 8000
     real = sum(it * math.cos(turn * n) for n, it in enumerate(heard))
@@ -96,7 +97,7 @@ def test_a_key_is_one_low_and_one_high_tone(key: str) -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_is_right_to_the_hertz(key: str) -> None:
-    """Receivers take 1.5 % beside the frequency and refuse 3.5 %."""
+    """Receivers accept a deviation of 1.5 % from the frequency and refuse 3.5 %."""
     row = next(n for n, keys in enumerate(PAD) if key in keys)
     tone = g711.key_tones(key)[:TONE]
 
@@ -108,12 +109,13 @@ def test_a_key_is_right_to_the_hertz(key: str) -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_does_not_clip(key: str) -> None:
-    """Both tones together stay below full scale, so no third one is made."""
+    """Both tones together stay below full scale, so no third tone is made."""
     assert max(abs(it) for it in samples(g711.key_tones(key))) < 16_000
 
 
 def test_keys_come_one_after_the_other() -> None:
-    """Each long enough to be taken, with a silence that parts two of the same."""
+    """Each is long enough to be accepted, with a silence that separates two of the
+    same."""
     tones = g711.key_tones("11w2")
 
     assert len(tones) == 3 * (TONE + GAP) + PAUSE
@@ -124,7 +126,7 @@ def test_keys_come_one_after_the_other() -> None:
     assert g711.key_tones("") == b""
 
 
-def test_what_is_no_key_has_no_tone() -> None:
+def test_a_character_that_is_no_key_is_an_error() -> None:
     """A slip in the digits is an error, not a wrong number."""
     with pytest.raises(KeyError):
         g711.key_tones("1x")

@@ -1,4 +1,4 @@
-"""8 kHz <-> 24 kHz: the same sound, at the same time, however it is cut."""
+"""8 kHz <-> 24 kHz: the same sound, at the same time, however it is cut into pieces."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,11 +16,11 @@ STREAMS = pytest.mark.parametrize("kind", [Upsampler, Downsampler])
 
 CUTS = st.lists(st.integers(0, 700), max_size=12)
 LOUD = st.tuples(st.integers(0, 2000), st.integers(0, 2**32 - 1))
-"""How many samples, and the seed they are made of."""
+"""Number of samples, and the seed from which they are made."""
 
 
 def loud(length: int, seed: int) -> Samples:
-    """Anything at all, up to full scale."""
+    """Random samples, up to full scale."""
     dice = np.random.default_rng(seed)
     return dice.integers(-32768, 32768, length).astype(np.int16)
 
@@ -37,7 +37,7 @@ def together(stream: Stream, sound: Samples) -> Samples:
 
 @STREAMS
 @given(LOUD, CUTS)
-def test_it_does_not_matter_how_a_stream_is_cut(
+def test_the_result_does_not_depend_on_how_a_stream_is_cut(
     kind: Callable[[], Stream], what: tuple[int, int], cuts: list[int]
 ) -> None:
     """Deltas of any length give the very same sound: no click where they meet."""
@@ -47,8 +47,8 @@ def test_it_does_not_matter_how_a_stream_is_cut(
 
 
 @given(st.integers(0, 3000))
-def test_not_a_sample_is_won_or_lost(length: int) -> None:
-    """What was heard is counted in samples: in the end there are just as many."""
+def test_no_sample_is_gained_or_lost(length: int) -> None:
+    """What was heard is counted in samples: in the end the number is the same."""
     sound = loud(length, 1)
 
     assert len(together(Upsampler(), sound)) == 3 * length
@@ -57,7 +57,7 @@ def test_not_a_sample_is_won_or_lost(length: int) -> None:
 
 @STREAMS
 def test_after_its_end_a_stream_begins_anew(kind: Callable[[], Stream]) -> None:
-    """Of the last answer nothing is to be heard in the next."""
+    """Nothing of the last response is heard in the next one."""
     stream = kind()
     first, second = loud(1000, 1), loud(1000, 2)
     together(stream, first)
@@ -65,8 +65,8 @@ def test_after_its_end_a_stream_begins_anew(kind: Callable[[], Stream]) -> None:
     assert np.array_equal(together(stream, second), together(kind(), second))
 
 
-def test_it_is_late_by_four_and_a_half_ms() -> None:
-    """The delay a PCM model adds, each way, is known and small."""
+def test_the_delay_is_four_and_a_half_ms() -> None:
+    """The delay that a PCM model adds, each way, is known and small."""
     assert len(Upsampler().feed(loud(160, 1))) == 3 * (160 - DELAY)
     assert len(Downsampler().feed(loud(480, 1))) == 160 - DELAY
     assert len(Upsampler().feed(loud(DELAY, 1))) == 0
@@ -75,7 +75,7 @@ def test_it_is_late_by_four_and_a_half_ms() -> None:
 
 
 @pytest.mark.parametrize("hz", [200, 440, 1000, 2500, 3400])
-def test_a_tone_stays_where_it_was(hz: float) -> None:
+def test_a_tone_keeps_its_level_and_position(hz: float) -> None:
     """Neither louder nor later: sample n at 8 kHz is sample 3 n at 24 kHz."""
     low, high = tone(hz, 8000), tone(hz, 24_000)
 
@@ -101,7 +101,7 @@ def test_there_is_no_click_between_two_chunks(
 
 
 def test_silence_stays_silent() -> None:
-    """Nothing said is nothing heard, and no hiss."""
+    """Silence in gives silence out, without a hiss."""
     silence = np.zeros(1000, np.int16)
 
     assert not up(silence).any() and not down(silence).any()
@@ -118,19 +118,19 @@ def test_what_is_too_loud_is_clipped() -> None:
 
 
 @pytest.mark.parametrize("hz", [4000, 4600, *range(5000, 12_000, 1000)])
-def test_what_a_telephone_has_not_is_not_folded_into_it(hz: float) -> None:
-    """The s of a wide-band voice does not whistle in the caller's ear."""
+def test_frequencies_above_the_telephone_band_are_removed(hz: float) -> None:
+    """The s of a wide-band voice does not become a whistle for the caller."""
     assert alias_db(hz) < -80
 
 
 @pytest.mark.parametrize("hz", [300, 1000, 2000, 3000, 3400])
-def test_nothing_is_put_above_the_telephones_band(hz: float) -> None:
-    """The model hears the caller, not a mirror image of his voice beside it."""
+def test_nothing_is_added_above_the_telephone_band(hz: float) -> None:
+    """The model hears the caller without a mirror image of the voice."""
     assert image_db(hz) < -80
 
 
-def test_speech_is_as_another_resampler_has_it() -> None:
-    """One that was designed apart agrees: in the band, and to the sample."""
+def test_speech_agrees_with_another_resampler() -> None:
+    """A resampler of another design gives the same: in the band, and to the sample."""
     speech = voice.speak("Hello, is anybody there?", rate=24_000).pcm
     theirs = np.frombuffer(voice.resample(speech, 24_000, 8000), "<i2")
 

@@ -195,7 +195,9 @@ def judge(wave: Wave, record: CallRecord, sessions: Sequence[ModelSession]) -> N
     verdict = belief.judge(record.heard, session.responses, INTERRUPTIONS, errors)
     harm = [*verdict.faults, *verdict.errors, *record.timed_out]
     harm += [f"Twilio warned: {it.code}" for it in record.warnings]
-    harm += [f"{it.number} cut: model not told" for it in verdict.beliefs if it.untold]
+    harm += [
+        f"{it.number} cut: model not told" for it in verdict.beliefs if it.uncorrected
+    ]
     for what, ms in (
         ("lost", verdict.lost_ms),
         ("repeated", verdict.repeated_ms),

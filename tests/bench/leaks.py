@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bridge.core.conversation import LINGER_SECONDS
+from bridge.core.stream_presence import ABSENT_SECONDS
 from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.twilio import steps
 from bridge.telemetry import log
@@ -39,7 +39,7 @@ async def cut_off(here: Place, times: int) -> None:
     async with asyncio.TaskGroup() as tasks:
         for _ in range(times):
             tasks.create_task(here.caller().call(script))
-    async with asyncio.timeout(LINGER_SECONDS + 5):
+    async with asyncio.timeout(ABSENT_SECONDS + 5):
         while here.server.calls:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.1)
     await here.empty()

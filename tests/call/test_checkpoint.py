@@ -1,53 +1,46 @@
-"""What is kept of a running call: when it is written, and when it is gone."""
+"""The stored snapshot of a running call: when it is written and when it is deleted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from time import monotonic
 from typing import Any
 
 import pytest
 
 from bridge.call import checkpoint
-from bridge.call.checkpoint import REFRESH_SECONDS, TALK_SECONDS, Checkpoint, encoded
+from bridge.call.checkpoint import REFRESH_SECONDS, SNAPSHOT_SECONDS, Checkpoint, encode
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import CallSnapshot, SavedMessage
 from bridge.privacy.redaction import Redaction
 from tests.fleet.conftest import Clock
+from tests.support.waiting import until
 
 NAME = "talk:CA1"
-LOOK = 0.01
-
-
-async def until(happened: Callable[[], object]) -> None:
-    limit = monotonic() + 2.0
-    while not happened():
-        assert monotonic() < limit, "it was not written"
-        await asyncio.sleep(LOOK / 2)
+POLL = 0.01
 
 
 class Talk:
-    """A call in which words are said, kept on a shelf whose time a test tells."""
+    """A call whose snapshot goes into a registry with a clock that the test sets."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.registry = MemoryRegistry(self.clock)
         self.said: list[str] = []
         self.written = 0
-        self.safe = Checkpoint(self.registry, "CA1", self.version, self.look)
+        self.saved = Checkpoint(self.registry, "CA1", self.version, self.take_snapshot)
 
     def version(self) -> object:
         return len(self.said)
 
-    def look(self) -> CallSnapshot:
+    def take_snapshot(self) -> CallSnapshot:
         self.written += 1
         items = enumerate(self.said)
         return CallSnapshot(tuple(HistoryItem(f"u{n}", "user", it) for n, it in items))
 
-    async def shelf(self) -> list[str] | None:
-        """The words that another instance would find."""
+    async def stored(self) -> list[str] | None:
+        """The texts that another instance would find."""
         talk = await self.registry.get(NAME)
         return (
             None
@@ -58,68 +51,68 @@ class Talk:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(self.safe.run())
+            task = tasks.create_task(self.saved.run())
             yield
             task.cancel()
 
 
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch) -> Talk:
-    monkeypatch.setattr(checkpoint, "LOOK_SECONDS", LOOK)
+    monkeypatch.setattr(checkpoint, "POLL_SECONDS", POLL)
     return Talk()
 
 
-async def test_what_is_new_is_written_and_nothing_else(talk: Talk) -> None:
-    """An instance that is killed leaves the last words; a caller who says nothing costs
-    the registry nothing."""
+async def test_only_changes_are_written(talk: Talk) -> None:
+    """If an instance is killed, the last words are in the registry; a silent caller
+    causes no writes."""
     async with talk.running():
         await until(lambda: talk.written)
-        assert await talk.shelf() == []
+        assert await talk.stored() == []
         talk.said += ["One", "two"]
         await until(lambda: talk.written == 2)
-        assert await talk.shelf() == ["One", "two"]
-        await asyncio.sleep(10 * LOOK)
+        assert await talk.stored() == ["One", "two"]
+        await asyncio.sleep(10 * POLL)
 
     assert talk.written == 2
 
 
-async def test_a_call_in_which_nothing_is_said_is_kept(
+async def test_an_unchanged_snapshot_is_refreshed_before_it_expires(
     talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A caller who is put on hold for an hour finds their conversation."""
-    monkeypatch.setattr(checkpoint, "REFRESH_SECONDS", 5 * LOOK)
+    """After an hour on hold the caller's conversation is still stored."""
+    monkeypatch.setattr(checkpoint, "REFRESH_SECONDS", 5 * POLL)
     talk.said.append("One")
     async with talk.running():
         for n in range(1, 4):
             await until(lambda n=n: talk.written > n)  # type: ignore[misc]
-            talk.clock.now += TALK_SECONDS - 1
-            assert await talk.shelf() == ["One"], "the call was forgotten"
+            talk.clock.now += SNAPSHOT_SECONDS - 1
+            assert await talk.stored() == ["One"], "the call was forgotten"
 
-    assert 3 * REFRESH_SECONDS < TALK_SECONDS, "a write or two may be lost"
+    assert 3 * REFRESH_SECONDS < SNAPSHOT_SECONDS, "a write or two may be lost"
 
 
-async def test_a_long_conversation_is_written_more_seldom(talk: Talk) -> None:
-    """So that it costs the registry no more than a short one."""
+async def test_a_long_conversation_is_written_less_often(talk: Talk) -> None:
+    """A long conversation costs the registry no more than a short one."""
     talk.said.append("x" * 100_000)
     async with talk.running():
         for _ in range(10):
             talk.said.append("more")
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL)
 
     assert talk.written == 1
 
 
-async def test_a_call_that_is_over_is_nobodys_business(talk: Talk) -> None:
-    """What was said is on no shelf any more; of one that goes on, as long as it may
-    take."""
-    await talk.safe.keep(1200.0)
+async def test_the_snapshot_is_deleted_when_the_call_is_over(talk: Talk) -> None:
+    """When the call is over its conversation is deleted. Until then it is stored as
+    long as was asked for."""
+    await talk.saved.keep(1200.0)
     talk.clock.now += 1100
-    assert await talk.shelf() == []
+    assert await talk.stored() == []
 
-    await talk.safe.drop()
+    await talk.saved.drop()
 
-    assert await talk.shelf() is None
-    await talk.safe.drop()  # nor is there harm in a second time
+    assert await talk.stored() is None
+    await talk.saved.drop()  # deleting twice does no harm
 
 
 def cycle() -> dict[str, Any]:
@@ -131,20 +124,19 @@ def cycle() -> dict[str, Any]:
 @pytest.mark.parametrize(
     "notes", [cycle(), {"lock": object()}, {"no_key": {(1, 2): 3}}]
 )
-def test_notes_that_are_no_json_cost_no_conversation(notes: dict[str, Any]) -> None:
-    """The user's own notes may hold anything; what was said is kept without them."""
+def test_notes_that_are_no_json_are_left_out(notes: dict[str, Any]) -> None:
+    """The user's own notes may hold anything; the conversation is stored without
+    them."""
     said = (HistoryItem("u1", "user", "Hi."),)
 
-    read = CallSnapshot.read(
-        encoded(CallSnapshot(said, streams=1, notes=notes), FORMAT)
-    )
+    read = CallSnapshot.read(encode(CallSnapshot(said, streams=1, notes=notes), FORMAT))
 
     assert (read.history, read.streams, read.notes) == (said, 1, {})
 
 
-async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
-    """Whoever has the shared registry has no card number of anybody; whoever leads the
-    call on has the rest of what was said."""
+async def test_the_stored_snapshot_is_redacted() -> None:
+    """The shared registry contains no card number. The instance that resumes the call
+    still gets the rest of the conversation."""
     card = "4111 1111 1111 1111"
     words = ((0, "It is "), (800, "4111 1111 "), (1600, "1111 1111."))
     earlier = CallSnapshot(
@@ -157,13 +149,13 @@ async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
     )
     registry = MemoryRegistry()
     cards = Redaction(cards=True)
-    safe = Checkpoint(registry, "CA1", lambda: 0, lambda: earlier, cards)
+    saved = Checkpoint(registry, "CA1", lambda: 0, lambda: earlier, cards)
 
-    await safe.keep()
+    await saved.keep()
 
-    shelf = await registry.get(NAME)
-    assert shelf is not None and b"1111" not in shelf
-    found = CallSnapshot.read(shelf)
+    stored = await registry.get(NAME)
+    assert stored is not None and b"1111" not in stored
+    found = CallSnapshot.read(stored)
     assert found.history[0].text == "Charge [card number], please."
     assert found.as_of(found.at + 60).history[1].text == "It is [card number]."
     assert found.messages == (SavedMessage(*["[card number]"] * 3),)
@@ -171,10 +163,10 @@ async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
     assert found.parameters == earlier.parameters
 
 
-def test_notes_of_which_nothing_can_be_taken_out_are_not_kept() -> None:
-    """What is no JSON is kept nowhere, whatever may be in it."""
+def test_notes_that_cannot_be_redacted_are_not_stored() -> None:
+    """Notes that are no JSON cannot be redacted, so they are not stored."""
     earlier = CallSnapshot(streams=1, notes=cycle())
 
-    read = CallSnapshot.read(encoded(earlier, FORMAT, Redaction(cards=True)))
+    read = CallSnapshot.read(encode(earlier, FORMAT, Redaction(cards=True)))
 
     assert (read.streams, read.notes) == (1, {})

@@ -1,7 +1,7 @@
 """The commands, as a user types them.
 
-Where the SDK is imported a process of its own costs two seconds of CPU: those commands
-run in this one, where nothing but their words and their exit code is in question.
+A process that imports the SDK costs two seconds of CPU. Commands that need it therefore
+run in this process if only their output and exit code are tested.
 """
 
 import asyncio
@@ -54,7 +54,8 @@ COMMANDS = [
 def bridge(
     *words: str, folder: Path, timeout: float = 50, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """`bridge ...` with these variables and no others of ours, in that folder."""
+    """Runs `bridge ...` in a process, with these variables and no other BRIDGE_
+    ones."""
     return subprocess.run(
         [sys.executable, "-m", "bridge.cli.commands", *words],
         env=_environ(environ),
@@ -66,7 +67,7 @@ def bridge(
 
 
 def bridge_here(*words: str, folder: Path, **environ: str) -> Result:
-    """The same in this process; a traceback would be an exception here."""
+    """The same in this process. A traceback would be an exception here."""
     unset: dict[str, str | None] = dict.fromkeys(NAMES & os.environ.keys())
     with chdir(folder):
         done = CliRunner().invoke(app, words, env={**unset, **environ})
@@ -82,16 +83,16 @@ def _environ(environ: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_help_is_worth_reading(command: list[str]) -> None:
-    """Every command tells what it is for."""
+def test_every_command_has_a_help_text(command: list[str]) -> None:
+    """Every command explains its purpose."""
     done = CliRunner().invoke(app, [*command, "--help"])
 
     assert done.exit_code == 0
     assert len(done.output.split()) > 25
 
 
-def test_the_versions_that_a_bug_report_needs(tmp_path: Path) -> None:
-    """`bridge --version` tells them at once, without a configuration that is right."""
+def test_the_version_option(tmp_path: Path) -> None:
+    """`bridge --version` prints them at once, even without a valid configuration."""
     done = bridge("--version", folder=tmp_path, BRIDGE_PORT="phone")
 
     names = ("twilio-realtime-bridge", "openai-agents", "openai")
@@ -101,10 +102,11 @@ def test_the_versions_that_a_bug_report_needs(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith(f"Python {sys.version.split()[0]} ")
 
 
-def test_sources_that_nobody_installed_have_no_version(
+def test_sources_that_are_not_installed_have_no_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where the package's metadata are missing that is told; no version is made up."""
+    """If the package's metadata are missing the output says so; no version is
+    invented."""
     monkeypatch.setattr("bridge.app.versions.PACKAGE", "nothing-of-that-name")
     done = CliRunner().invoke(app, ["--version"])
 
@@ -112,8 +114,8 @@ def test_sources_that_nobody_installed_have_no_version(
     assert "nothing-of-that-name is not installed as a package\n" in done.stdout
 
 
-def test_an_agent_that_cannot_be_loaded(tmp_path: Path) -> None:
-    """The server does not start, and says why."""
+def test_an_agent_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
+    """The server does not start, and prints the reason."""
     (tmp_path / "mine.py").write_text("import nothing_of_that_name\n")
     done = bridge_here(
         "serve", folder=tmp_path, BRIDGE_INSECURE="1", BRIDGE_AGENT="mine.py:agent"
@@ -126,7 +128,7 @@ def test_an_agent_that_cannot_be_loaded(tmp_path: Path) -> None:
 
 
 def test_an_unsafe_server_does_not_start(tmp_path: Path) -> None:
-    """Without what signatures need it says the lines that mend it."""
+    """Without the settings for signatures, the error names the variables to set."""
     done = bridge("serve", folder=tmp_path)
 
     assert done.returncode == 1
@@ -134,8 +136,8 @@ def test_an_unsafe_server_does_not_start(tmp_path: Path) -> None:
     assert "TWILIO_AUTH_TOKEN" in done.stderr
 
 
-def test_every_mistake_at_once(tmp_path: Path) -> None:
-    """A user mends the configuration in one go."""
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
+    """A user can fix the whole configuration at once."""
     done = bridge("serve", folder=tmp_path, BRIDGE_PORT="phone", BRIDGE_MAX_CALLS="0")
 
     assert done.returncode == 1
@@ -143,8 +145,8 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_check_tells_what_is_missing(tmp_path: Path) -> None:
-    """All that keeps a call from coming through, with the fix."""
+def test_check_reports_what_is_missing(tmp_path: Path) -> None:
+    """Everything that would keep a call from working is listed, with its fix."""
     bad = bridge_here("check", folder=tmp_path, BRIDGE_AGENT="no.such:agent")
     good = bridge_here(
         "check",
@@ -161,8 +163,9 @@ def test_check_tells_what_is_missing(tmp_path: Path) -> None:
     assert "sk-secret" not in good.stdout + good.stderr
 
 
-def test_check_tells_what_looks_like_markup(tmp_path: Path) -> None:
-    """What stands in a file or a variable is told as it is, whatever it looks like."""
+def test_check_prints_markup_as_text(tmp_path: Path) -> None:
+    """Text from a file or variable is printed as it is, even if it looks like
+    markup."""
     (tmp_path / "routes.yaml").write_text("routes:\n  - name: '[/bold]'\n")
     done = bridge_here(
         "check", folder=tmp_path, BRIDGE_ROUTES="routes.yaml", BRIDGE_RECORD_DIR="[/x]"
@@ -174,7 +177,7 @@ def test_check_tells_what_looks_like_markup(tmp_path: Path) -> None:
 
 
 def test_check_names_the_connector_that_cannot_be_loaded(tmp_path: Path) -> None:
-    """The one variable that is wrong is the one that is told."""
+    """Only the variable that is wrong is reported."""
     (tmp_path / ".env").write_text(
         "BRIDGE_INSECURE=1\nBRIDGE_MODEL_CONNECT=no.such:connect\n"
     )
@@ -186,8 +189,8 @@ def test_check_names_the_connector_that_cannot_be_loaded(tmp_path: Path) -> None
     assert "BRIDGE_MODEL_CONNECT" in serve.stderr and "agent" not in serve.stderr
 
 
-def test_a_call_through_a_bridge_that_is_not_there(tmp_path: Path) -> None:
-    """One clear line that says where it was looked for."""
+def test_a_bridge_that_does_not_answer_is_reported(tmp_path: Path) -> None:
+    """One clear line, with the URL that was tried."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
     done = bridge(
@@ -204,8 +207,8 @@ def test_a_call_through_a_bridge_that_is_not_there(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_the_fake_model_cannot_have(tmp_path: Path) -> None:
-    """As with the bridge itself: a line, no traceback."""
+def test_sim_model_reports_a_port_in_use(tmp_path: Path) -> None:
+    """As for the bridge itself: one line, no traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = bridge("sim", "model", "--port", port, folder=tmp_path)
@@ -216,7 +219,7 @@ def test_a_port_that_the_fake_model_cannot_have(tmp_path: Path) -> None:
 
 
 def test_the_document_for_a_twiml_bin(tmp_path: Path) -> None:
-    """It can be pasted as it is."""
+    """The output can be pasted as it is."""
     done = bridge("twiml", "--url", "https://bridge.example/", folder=tmp_path)
 
     assert done.returncode == 0
@@ -260,10 +263,11 @@ def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
     raise AssertionError("the server does not come up")
 
 
-def test_serve_takes_a_call_and_stops_when_told(tmp_path: Path) -> None:
-    """`bridge serve` with the embedded model answers a call; SIGTERM ends it with 0.
+def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
+    """`bridge serve` with the embedded model answers a call; after SIGTERM it exits
+    with 0.
 
-    Its log is JSON lines that name the call, and hold no number of anybody's.
+    Its log is JSON lines that contain the call's SID and no phone number.
     """
     with serving(tmp_path, BRIDGE_INSECURE="1", BRIDGE_LOG="json") as (url, process):
         done = bridge("sim", "call", f"{url}/voice", folder=tmp_path, timeout=60)
@@ -283,7 +287,7 @@ def test_serve_takes_a_call_and_stops_when_told(tmp_path: Path) -> None:
     assert f'"version": "{metadata.version("twilio-realtime-bridge")}"' in log
 
 
-def test_a_port_that_is_taken(tmp_path: Path) -> None:
+def test_serve_reports_a_port_in_use(tmp_path: Path) -> None:
     """One clear line, no traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -302,7 +306,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 
 @pytest.fixture
 def own_log() -> Iterator[None]:
-    """What a command sets up in this process is as before afterwards."""
+    """Restores the logging of this process after a command has changed it."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -311,8 +315,9 @@ def own_log() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("own_log")
-def test_calls_are_forgotten(tmp_path: Path) -> None:
-    """Whoever runs the bridge can do as a caller asks, and sees what was done."""
+def test_forget_deletes_the_records_of_calls(tmp_path: Path) -> None:
+    """The operator can fulfil a caller's request for deletion, and sees what was
+    deleted."""
     for name in ("CA1.MZ1", "CA1.MZ2", "CA2.MZ3"):
         (tmp_path / f"{name}.trace.jsonl").write_text("words")
 
@@ -326,9 +331,9 @@ def test_calls_are_forgotten(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_log")
-def test_who_could_not_be_forgotten_is_told(tmp_path: Path) -> None:
-    """A slip in a SID, another folder, a call that is being recorded: nobody believes
-    that it is done."""
+def test_forget_reports_what_it_could_not_delete(tmp_path: Path) -> None:
+    """A wrong SID, another folder or a running call: the output does not claim
+    success."""
     trace = Trace(0.0, lambda why: None)
     trace.open(tmp_path, "CA2", "MZ1")
 
@@ -338,10 +343,10 @@ def test_who_could_not_be_forgotten_is_told(tmp_path: Path) -> None:
 
     assert (done.exit_code, nowhere.exit_code) == (1, 1)
     assert done.stdout.splitlines() == [
-        f"CA9: nothing is kept of it in {tmp_path}",
-        "CA2: still runs, so nothing was deleted",
-        "CA*: is no SID of a call, such as CA and 32 digits",
-        "../x: is no SID of a call, such as CA and 32 digits",
+        f"CA9: has no records in {tmp_path}",
+        "CA2: is still running, so nothing was deleted",
+        "CA*: is not a call SID, such as CA and 32 digits",
+        "../x: is not a call SID, such as CA and 32 digits",
     ]
     assert "BRIDGE_RECORD_DIR is not set" in nowhere.stdout
     assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ1.trace.jsonl"]
@@ -350,9 +355,9 @@ def test_who_could_not_be_forgotten_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_log")
-def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
-    """What the instances share goes, too, but not of a call that still runs; where
-    Redis is away nothing is said to be done."""
+def test_forget_deletes_shared_records(tmp_path: Path) -> None:
+    """Shared records are deleted too, but not those of a running call. If Redis cannot
+    be reached, the output does not claim success."""
     server = RedisServer(tmp_path)
     server.start()
     environ = {"BRIDGE_REDIS_URL": server.url, "BRIDGE_RECORD_DIR": "."}
@@ -369,7 +374,7 @@ def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
             assert done.exit_code == 1
             assert done.stdout.splitlines() == [
                 "CA1: deleted: traces 0, shared records 1",
-                "CA2: still runs, so nothing was deleted",
+                "CA2: is still running, so nothing was deleted",
             ]
             assert await registry.get("talk:CA1") is None
             assert await registry.get("talk:CA2") == b"words"
@@ -381,12 +386,12 @@ def test_calls_are_forgotten_by_all_instances(tmp_path: Path) -> None:
     (tmp_path / "CA1.MZ1.trace.jsonl").write_text("words")
     away = bridge_here("forget", "CA1", folder=tmp_path, **environ)
     assert away.exit_code == 1
-    assert away.stdout == "CA1: nothing deleted, Redis is away\n"
+    assert away.stdout == "CA1: nothing deleted: Redis cannot be reached\n"
     assert (tmp_path / "CA1.MZ1.trace.jsonl").exists()
 
 
-def test_the_log_is_told_every_secret_of_the_configuration() -> None:
-    """Whatever a library quotes, in whichever part of an url it was."""
+def test_every_secret_of_the_configuration_is_hidden_in_the_log() -> None:
+    """Secrets in any part of a URL are hidden, whatever a library quotes."""
     conf = Settings(
         api_token=SecretStr("api-token"),
         openai_api_key=SecretStr("openai-key"),

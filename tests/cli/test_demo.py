@@ -1,4 +1,4 @@
-"""`bridge demo`: one call between the fakes, and what is told of it."""
+"""`bridge demo`: one call between the fakes, and its report."""
 
 import os
 from pathlib import Path
@@ -44,11 +44,12 @@ front: RealtimeAgent[Any] = RealtimeAgent(
 )
 
 
-def test_what_the_agent_did_is_told(
+def test_the_report_lists_words_tools_and_handoffs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Words, tools with what they gave, handoffs, in order, with the clock; a call that
-    the agent ends is a good one. The recording lies beside it."""
+    """The report lists words, tool calls with their output, and handoffs, in order and
+    with the time. A call that the agent ends is a success. The recording is in the
+    folder."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setattr("sys.argv", ["/some/where/bin/bridge", "demo"])
@@ -63,7 +64,7 @@ def test_what_the_agent_did_is_told(
             steps.HangUpStep(),
         ],
         [
-            [SayText("Hi.")],  # the greeting, which the caller talks over
+            [SayText("Hi.")],  # the greeting, which the caller interrupts
             [SayText("A moment."), CallTool("look_up", {"what": "it"})],
             [CallTool("send_digits", {"digits": "12"})],
             [CallTool("written", {})],
@@ -76,7 +77,7 @@ def test_what_the_agent_did_is_told(
 
     assert demo.failures(call) == []
     assert call.record.ended_by == "bridge"
-    did = {it.name: it for it in call.did}
+    did = {it.name: it for it in call.actions}
     tools = ["look_up", "send_digits", "written", "hang_up"]
     assert list(did) == [*tools, "front -> billing"]
     assert did["look_up"].text.startswith('look_up {"what":"it"} -> it: http://127.')
@@ -90,20 +91,20 @@ def test_what_the_agent_did_is_told(
     ]
     assert ("agent", "It is blue.") in said and ("billing", "Goodbye!") in said
     blue = next(it for it in call.said if it.text == "It is blue.")
-    assert not blue.cut  # though tones were played before it
+    assert not blue.cut  # not cut, although tones were played before it
     assert did["written"].at < blue.at < did["hang_up"].at
     report = call.report.read_text()
     assert "tool" in report and "handoff" in report and "by the bridge" in report
     assert "/some/where/bin/bridge demo --agent yours.py:agent" in report
     assert call.wav.stat().st_size > 10_000
-    assert "OPENAI_API_KEY" not in os.environ  # only while it ran
+    assert "OPENAI_API_KEY" not in os.environ  # set only while the demo ran
 
 
 def test_any_agent_makes_small_talk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hosted MCP server that is nowhere is there in the demo; a key of the user's
-    stays the one that is used."""
+    """An agent with a hosted MCP server that does not exist gets one in the demo. A key
+    that the user has set is used."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-user")
     tables = HostedMCPTool(
         tool_config={
@@ -126,7 +127,7 @@ def test_any_agent_makes_small_talk(
     call = demo.run(UserCode(agent), Scenario("short", lines), tmp_path)
 
     assert demo.failures(call) == []
-    [did] = call.did
+    [did] = call.actions
     assert did.text.startswith('tables.look_up {"query":"example"} -> this is what')
     assert os.environ["OPENAI_API_KEY"] == "sk-of-the-user"
     assert call.record.ended_by == "caller"
@@ -141,7 +142,7 @@ ONE, TWO, THREE = (bytes(range(at, at + 60)) * 40 for at in (0, 70, 140))
     [
         (ONE + TWO, [ONE, TWO], [(0, 2400), (2400, 2400)]),
         (ONE[:900] + TWO, [ONE, TWO], [(0, 900), (900, 2400)]),
-        # Cut in a pause; the next begins with silence, too.
+        # Cut in a pause; the next item begins with silence too.
         (
             ONE + PAUSE[:90] + PAUSE[:40] + TWO,
             [ONE + PAUSE + THREE, PAUSE[:40] + TWO],
@@ -149,38 +150,39 @@ ONE, TWO, THREE = (bytes(range(at, at + 60)) * 40 for at in (0, 70, 140))
         ),
         # The same words again.
         (ONE[:910] + ONE, [ONE, ONE], [(0, 910), (910, 2400)]),
-        # Tones of somebody else between them; and one that was never played.
+        # Tones between them that belong to no item; and an item that was never played.
         (ONE + b"~" * 300 + TWO, [ONE, TWO], [(0, 2400), (2700, 2400)]),
         (ONE, [ONE, TWO], [(0, 2400), (2400, 0)]),
     ],
 )
-def test_what_was_played_of_each_answer(
+def test_the_played_part_of_each_item_is_found(
     played: bytes, items: list[bytes], places: list[tuple[int, int]]
 ) -> None:
-    """The demo compares what the model believes with bytes: a cut in a pause, where
-    nobody hears a difference, moves no beginning."""
-    assert demo._places(played, [(it, False) for it in items]) == places
+    """The demo compares the model's belief with the bytes that were played. A cut in a
+    pause, which sounds the same, does not shift the next item."""
+    assert demo._find_items(played, [(it, False) for it in items]) == places
 
 
-def test_what_the_model_believes_unheard_has_no_twin_further_on() -> None:
-    """An answer that was deleted before a word of it was played comes again later; or
-    it was played a little, after all."""
+def test_an_unheard_item_is_not_found_in_a_later_one() -> None:
+    """An answer that was deleted before it was played is played later; or a little of
+    it was played after all."""
     answers = [(ONE + PAUSE, False), (TWO, True)]
     again = [*answers, (TWO, False)]
     played = ONE + PAUSE[:90] + b"~" + TWO
 
-    assert demo._places(played, again) == [(0, 2490), (2490, 0), (2491, 2400)]
-    assert demo._places(ONE + TWO[:80], answers) == [(0, 2400), (2400, 80)]
+    assert demo._find_items(played, again) == [(0, 2490), (2490, 0), (2491, 2400)]
+    assert demo._find_items(ONE + TWO[:80], answers) == [(0, 2400), (2400, 80)]
 
 
-def test_the_bundled_call_ends_as_calls_should() -> None:
-    """The agent says goodbye and hangs up; the caller would only if it did not."""
+def test_the_agent_ends_the_bundled_call() -> None:
+    """The agent says goodbye and hangs up; the caller would do so only if it did
+    not."""
     assert RECEPTION.model[-1][-1] == CallTool("hang_up", {})
     assert RECEPTION.caller[-2:] == [steps.WaitStep(10), steps.HangUpStep()]
 
 
 def test_small_talk_has_turns_for_the_tools() -> None:
-    """Five tools are shown, and nobody waits long for the end of it."""
+    """Five tools are shown, and the demo does not take long."""
     lines = [it for it in SMALL_TALK.caller if isinstance(it, SpokenLine)]
 
     assert len(lines) == 6

@@ -1,4 +1,5 @@
-"""A conversation driven by scripts: short verbs in, readable commands out."""
+"""A conversation driven by scripts: short methods as inputs, readable commands as
+output."""
 
 import base64
 import json
@@ -50,14 +51,14 @@ class Phone:
         self.stream = STREAM
         self.session: Any = MULAW_SESSION
         self.gives_signs = True
-        """The server answers what only asks for a sign of life."""
+        """The server answers probes."""
         self.connected = False
-        """A connection to the model was there, once."""
+        """A connection to the model has been open at least once."""
         self.log: list[Command] = []
         self.twilio = Playout()
-        """Twilio's buffer, without any network between."""
+        """Twilio's buffer, with no network between."""
 
-    # --- what happens ---
+    # --- inputs of both sides ---
 
     def caller(self, **message: Any) -> list[Command]:
         decoded = twilio_messages.decode(json.dumps(message))
@@ -75,14 +76,14 @@ class Phone:
         return self.caller(event="start", streamSid=sid, start=start)
 
     def frame(self, sid: str = "", ms: int = 20, **more: Any) -> list[Command]:
-        """One frame of the caller's, at the present timestamp."""
+        """One frame of the caller, at the present timestamp."""
         media = {"track": "inbound", "timestamp": str(self.timestamp), **more}
         media.setdefault("payload", payload(ms))
         self.timestamp += ms
         return self.caller(event="media", streamSid=sid or self.stream, media=media)
 
     def frames(self, ms: int) -> list[Command]:
-        """So much time passes, with a frame each 20 ms; `now` is Twilio's time."""
+        """Time passes, with a frame each 20 ms; `now` is Twilio's time."""
         commands = []
         for _ in range(ms // 20):
             self.now += 0.02
@@ -102,21 +103,22 @@ class Phone:
         return self.caller(event="mark", streamSid=self.stream, mark={"name": name})
 
     def echoes(self) -> list[Command]:
-        """Twilio gives back the marks that are due; `frames` does it by itself."""
+        """Twilio returns the marks that are due; `frames` calls this."""
         commands = []
         for name in self.twilio.due(self.now):
             commands += self.echo(name)
         return commands
 
     def ready(self, session: Any = MULAW_SESSION) -> list[Command]:
-        """The session is as we want it, on the first connection or the last dialled."""
+        """The session is configured as we want, on the first or the last dialled
+        connection."""
         if not self.connected:
             self.dialled()
         self.session = session
         return self.model("session.updated", session=session)
 
     def talking(self) -> "Phone":
-        """Both sides are there."""
+        """The stream has started, and the model is ready."""
         self.start()
         self.frames(100)
         self.ready()
@@ -162,7 +164,7 @@ class Phone:
     def answers(
         self, ms: int, item: str = "i1", response: str = "r1", words: str = ""
     ) -> list[Command]:
-        """A whole answer, generated at once: its sound is still to be heard."""
+        """A whole response, generated at once: its audio is still to be played."""
         commands = self.created(response)
         commands += self.item_added(item, "assistant")
         if words:
@@ -179,7 +181,7 @@ class Phone:
         )
 
     def used(self, response: str = "r1", **usage: Any) -> list[Command]:
-        """An answer ends that took so many tokens."""
+        """A response ends with this usage."""
         head = {"id": response, "status": "completed", "usage": usage}
         return self.model("response.done", response=head)
 
@@ -189,7 +191,7 @@ class Phone:
         )
 
     def shows(self, commands: list[Command]) -> list[Command]:
-        """The server tells of the items that these commands have given it."""
+        """The server shows the items that these commands have sent it."""
         shown = []
         for event in to_model(commands):
             if event["type"] == "conversation.item.create":
@@ -199,7 +201,7 @@ class Phone:
         return shown
 
     def speaks(self, ms: int, item: str = "u") -> list[Command]:
-        """A turn of the caller's that the server has heard, and has yet to answer."""
+        """A turn of the caller that the server has heard, and not yet responded to."""
         commands = self.barges_in() + self.frames(ms) + self.falls_silent()
         commands += self.committed(item)
         return commands + self.item_added(item, "user")
@@ -211,7 +213,7 @@ class Phone:
         return self.model("input_audio_buffer.cleared")
 
     def refused(self, code: str, event_id: str | None) -> list[Command]:
-        """The server refuses something that we asked for."""
+        """The server refuses one of our events."""
         error = {"type": "x", "message": "", "code": code, "event_id": event_id}
         return self.model("error", error=error)
 
@@ -228,7 +230,7 @@ class Phone:
             commands += self.caller(event="dtmf", streamSid=self.stream, dtmf=dtmf)
         return commands
 
-    # --- what the user's code asks for ---
+    # --- inputs of user code ---
 
     def follow(self, **rules: Any) -> list[Command]:
         return self._took(self.talk.follow(Rules(**rules), self.now))
@@ -258,7 +260,7 @@ class Phone:
         )
 
     def gives_up(self, wait: int) -> list[Command]:
-        """Nobody waits any more."""
+        """The wait is given up."""
         return self._took(self.talk.give_up(wait))
 
     def goodbye(self, why: str) -> list[Command]:
@@ -285,12 +287,13 @@ class Phone:
         return self._took(self.talk.not_dialled(why, fatal, self.now))
 
     def model_back(self) -> list[Command]:
-        """The connection that was asked for is there, and its session ready."""
+        """The connection that was dialled is open, and its session ready."""
         assert one(self.dialled(), Switch)
         return self.ready()
 
     def another_model(self, why: str = "closed") -> list[Command]:
-        """One session is lost, the next one is there at once: what it is told."""
+        """The session is lost, and the next one is ready at once; returns what it is
+        told."""
         self.loses_model(why)
         return self.model_back()
 
@@ -306,13 +309,13 @@ class Phone:
         return self._took(self.talk.hand_over(self.now))
 
     def sends(self, type: str, **event: Any) -> list[Command]:
-        """An event of the SDK's, or the user's own."""
+        """A client event of the SDK, or of user code."""
         return self._took(self.talk.send(json.dumps({"type": type, **event})))
 
     def calls_tool(
         self, call: str, name: str = "look_up", response: str = "r1"
     ) -> list[Command]:
-        """The model calls a tool, and it begins to run."""
+        """The model calls a tool, which begins to run."""
         item = {
             "id": f"f_{call}",
             "type": "function_call",
@@ -327,13 +330,13 @@ class Phone:
         return commands + self.busy(1, call)
 
     def tool_ends(self, call: str, output: str = "42") -> list[Command]:
-        """Its result goes to the model, which is to answer, as the SDK has it."""
+        """Its result goes to the model, which is to respond, as the SDK does it."""
         item = {"type": "function_call_output", "call_id": call, "output": output}
         commands = self.sends("conversation.item.create", item=item)
         return commands + self.ask() + self.busy(-1)
 
     def writes(self, text: str, item: str = "u") -> list[Command]:
-        """The transcription of what the caller said in that item has come."""
+        """The transcript of what the caller said in that item."""
         return self.model(
             "conversation.item.input_audio_transcription.completed",
             item_id=item,
@@ -359,7 +362,7 @@ class Phone:
 
 
 def answering(ms: int = 1000, words: str = "One two three") -> Phone:
-    """The agent is in the middle of its answer i1; the model makes more of it."""
+    """The agent is in the middle of its response i1; the model generates more of it."""
     phone = Phone().talking()
     phone.created()
     phone.item_added("i1", "assistant")
@@ -394,7 +397,7 @@ def told(commands: list[Command]) -> list[tuple[str, str, int | None]]:
 
 
 def given(commands: list[Command]) -> list[tuple[str, str, str]]:
-    """Items put into the conversation, in order: (item id, who or what, words)."""
+    """Items added to the conversation, in order: (item id, role or kind, text)."""
     return [
         _given(event["item"])
         for event in to_model(commands)
@@ -425,12 +428,12 @@ def appended(commands: list[Command]) -> bytes:
 
 
 def dials(commands: list[Command]) -> list[tuple[float, bool]]:
-    """Connections that are wanted: (after so many seconds, as a spare)."""
+    """Connections to be dialled: (after so many seconds, as a spare)."""
     return [(it.seconds, it.spare) for it in commands if isinstance(it, Dial)]
 
 
 def types_to_model(commands: list[Command]) -> list[str]:
-    """What is sent to the model, in order, by its type without audio."""
+    """Types of the events to the model, in order, without audio."""
     types = [event["type"] for event in to_model(commands)]
     return [it for it in types if it != "input_audio_buffer.append"]
 
@@ -440,7 +443,7 @@ def notes(commands: list[Command], name: str) -> list[Note]:
 
 
 def said_to_model(commands: list[Command]) -> list[tuple[str, str]]:
-    """Words put into the conversation: (role, text)s."""
+    """Messages added to the conversation: (role, text)s."""
     return [
         (event["item"]["role"], event["item"]["content"][0]["text"])
         for event in to_model(commands)
@@ -450,17 +453,17 @@ def said_to_model(commands: list[Command]) -> list[tuple[str, str]]:
 
 
 def asks(commands: list[Command]) -> int:
-    """How many answers are asked for."""
+    """Number of responses that are requested."""
     return [event["type"] for event in to_model(commands)].count("response.create")
 
 
 def heard(commands: list[Command]) -> list[tuple[int, bool | None]]:
-    """Waits that are answered: (number, whether all was heard; None: no call)."""
+    """Waits that are over: (number, all was heard; None: the call has ended)."""
     return [(it.wait, it.done) for it in commands if isinstance(it, WaitDone)]
 
 
 def cancels(commands: list[Command]) -> list[str]:
-    """Answers that the model is told to stop."""
+    """Responses that the model is told to cancel."""
     return [
         event["response_id"]
         for event in to_model(commands)
@@ -469,12 +472,12 @@ def cancels(commands: list[Command]) -> list[str]:
 
 
 def pressed(commands: list[Command]) -> list[str]:
-    """Inputs of keys that the route has an action for."""
+    """Inputs of keys for which the route has an action."""
     return [it.keys for it in commands if isinstance(it, Pressed)]
 
 
 def only(item: str, commands: list[Command]) -> list[str]:
-    """All that is given of one item."""
+    """All texts that are given for one item."""
     return [words for known, _, words in given(commands) if known == item]
 
 

@@ -1,7 +1,7 @@
 """Messages as a hostile or broken peer would send them, for Hypothesis.
 
-Starts from a valid message and puts rubbish into any place of it: so it gets behind
-the first check of a parser, where random text never comes.
+Starts from a valid message and damages any place of it: this gets past the first check
+of a parser, which random text never does.
 """
 
 import copy
@@ -12,7 +12,7 @@ from typing import Any
 import hypothesis.strategies as st
 
 WORDS = st.text(st.characters(), max_size=12)
-"""Any characters, lone surrogates among them."""
+"""Any characters, lone surrogates included."""
 
 SCALARS = st.one_of(
     st.none(),
@@ -35,7 +35,7 @@ RUBBISH = st.recursive(
 
 @st.composite
 def mangled(draw: st.DrawFn, messages: Sequence[dict[str, Any]]) -> str:
-    """One of the messages as text, with up to three places of it spoiled."""
+    """One of the messages as text, with up to three places of it damaged."""
     message: Any = copy.deepcopy(draw(st.sampled_from(messages)))
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.sampled_from(list(_places(message))))
@@ -47,7 +47,7 @@ def mangled(draw: st.DrawFn, messages: Sequence[dict[str, Any]]) -> str:
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value in it, its own first."""
+    """The path of every value in it, the root first."""
     found = [path]
     if isinstance(value, dict):
         inner = list(value.items())

@@ -1,4 +1,4 @@
-"""Corners of an answer's way to the caller that no ordinary call goes through."""
+"""Rare paths of a response on its way to the caller, which no ordinary call takes."""
 
 import pytest
 
@@ -15,8 +15,9 @@ from tests.core.phone import (
 )
 
 
-def test_audio_behind_the_end_of_a_cut_answer_stays_unheard() -> None:
-    """Audio that is late by a whole answer does not come out of the phone either."""
+def test_late_audio_of_a_cut_response_that_has_ended_is_dropped() -> None:
+    """Audio that arrives after the end of a cut response is not played to the
+    caller."""
     phone = Phone().talking()
     phone.created()
     phone.says(600)
@@ -30,8 +31,8 @@ def test_audio_behind_the_end_of_a_cut_answer_stays_unheard() -> None:
     assert note.data == {"item": "i1", "bytes": 1600}
 
 
-def test_the_end_of_one_answer_does_not_end_another() -> None:
-    """Two answers on the way at once: each is marked where it ends itself."""
+def test_the_end_of_one_response_does_not_end_another() -> None:
+    """With two responses queued, each gets its end mark where its own audio ends."""
     phone = Phone().talking()
     phone.created("r1")
     phone.says(100, item="i1", response="r1")
@@ -48,15 +49,16 @@ def test_the_end_of_one_answer_does_not_end_another() -> None:
     assert [note.data["item"] for note in notes(phone.log, "said")] == ["i1", "i2"]
 
 
-def test_an_item_heard_to_its_end_in_the_moment_of_the_cut() -> None:
-    """The model forgets nothing of a sentence that the caller has just heard whole."""
+def test_an_item_played_to_its_end_just_before_the_clear_is_not_truncated() -> None:
+    """The model forgets nothing of a sentence that the caller has just heard in
+    full."""
     phone = Phone().talking()
     phone.created()
     phone.says(100, item="i1")
     phone.item_done("i1")
     phone.says(1000, item="i2")
     phone.frames(80)
-    # A line with 60 ms of delay: i1 has been played, what says so is on its way.
+    # A line with 60 ms of delay: i1 has been played, and its mark is on its way.
     on_the_way = []
     for _ in range(3):
         phone.now += 0.02
@@ -74,8 +76,8 @@ def test_an_item_heard_to_its_end_in_the_moment_of_the_cut() -> None:
     assert said["i2"]["heard_ms"] == pytest.approx(40, abs=25)
 
 
-def test_an_item_that_was_cut_is_not_deleted_once_more() -> None:
-    """What the caller heard of a cut answer stays in the model's memory."""
+def test_a_truncated_item_is_not_deleted_when_its_response_ends() -> None:
+    """The part of a cut response that the caller heard stays in the model's memory."""
     phone = Phone().talking()
     phone.created()
     item = {"id": "i1", "type": "message"}
@@ -89,7 +91,7 @@ def test_an_item_that_was_cut_is_not_deleted_once_more() -> None:
 
 
 def test_an_item_heard_before_the_cut_is_not_deleted() -> None:
-    """A first sentence that was heard whole survives the interruption of the second."""
+    """A first sentence that was heard in full survives a barge-in into the second."""
     phone = Phone().talking()
     phone.created()
     for name in ("i1", "i2"):
@@ -105,8 +107,8 @@ def test_an_item_heard_before_the_cut_is_not_deleted() -> None:
     assert told(done) == [("delete", "i2", None)]
 
 
-def test_words_of_a_cut_answer_that_come_late_are_not_on_record() -> None:
-    """What nobody could hear any more is not taken for said."""
+def test_late_text_of_a_cut_response_is_not_recorded() -> None:
+    """Text that nobody could hear any more is not recorded as said."""
     phone = Phone().talking()
     phone.created()
     phone.words("one ")
@@ -120,8 +122,9 @@ def test_words_of_a_cut_answer_that_come_late_are_not_on_record() -> None:
     assert said.private["generated"] == "one "
 
 
-def test_a_guardrail_of_an_old_answer_owes_the_next_one() -> None:
-    """A clear takes the innocent answer with it: it is asked for again, no dead air."""
+def test_a_guardrail_of_an_old_response_requests_the_cleared_one_again() -> None:
+    """The clear also removes a response that broke no rule: it is requested again, and
+    the caller hears no dead air."""
     phone = Phone().talking()
     phone.created("r1")
     phone.says(1000, item="i1", response="r1")
@@ -139,8 +142,8 @@ def test_a_guardrail_of_an_old_answer_owes_the_next_one() -> None:
     assert asks(phone.done("r2", "cancelled")) == 0
 
 
-def test_a_guardrail_of_the_only_answer_owes_nothing() -> None:
-    """The SDK itself asks for another one then."""
+def test_a_guardrail_of_the_only_response_requests_no_other() -> None:
+    """The SDK requests another response by itself in this case."""
     phone = Phone().talking()
     phone.created("r1")
     phone.says(1000, item="i1", response="r1")
@@ -149,8 +152,8 @@ def test_a_guardrail_of_the_only_answer_owes_nothing() -> None:
     assert to_model(phone.done("r1", "cancelled")) == []
 
 
-def test_items_that_no_server_ends() -> None:
-    """Words of a second item, its end, and the end of the answer: nobody falls."""
+def test_items_that_the_server_does_not_end_are_ended_with_the_response() -> None:
+    """A server that sends no `done` event for an item does not break the call."""
     phone = Phone().talking()
     phone.created()
     phone.says(100, item="i1")
@@ -163,8 +166,9 @@ def test_items_that_no_server_ends() -> None:
     assert [note.data["item"] for note in said] == ["i1"]
 
 
-def test_a_clock_from_the_future_is_left_again() -> None:
-    """One wrong timestamp does not spoil what is known for the rest of the call."""
+def test_a_wrong_timestamp_in_the_future_is_recovered_from() -> None:
+    """One wrong timestamp does not spoil the heard position for the rest of the
+    call."""
     phone = Phone().talking()
     right = phone.timestamp
     phone.timestamp = 9_000_000
@@ -180,7 +184,7 @@ def test_a_clock_from_the_future_is_left_again() -> None:
     assert ms == pytest.approx(1000, abs=20)
 
 
-# --- an answer that does not come ---
+# --- a response that does not come ---
 
 
 def failed(phone: Phone, code: str) -> list[Command]:
@@ -190,7 +194,7 @@ def failed(phone: Phone, code: str) -> list[Command]:
     return phone.model("response.done", response=response)
 
 
-def test_a_failed_answer_is_asked_for_once_more() -> None:
+def test_a_failed_response_is_requested_once_more() -> None:
     """A rate limit that passes costs the caller a moment, not the call."""
     phone = Phone().talking()
 
@@ -203,15 +207,15 @@ def test_a_failed_answer_is_asked_for_once_more() -> None:
     assert ends(failed(phone, "rate_limit_exceeded")) == [("model", "failed")]
 
 
-def test_an_account_without_money_is_not_asked_again() -> None:
-    """The caller hears a word at once instead of endless silence."""
+def test_a_response_refused_for_quota_is_not_requested_again() -> None:
+    """The caller hears the apology at once instead of endless silence."""
     phone = Phone().talking()
 
     assert ends(failed(phone, "insufficient_quota")) == [("model", "failed")]
 
 
-def test_a_greeting_that_is_refused_is_asked_for_once_more() -> None:
-    """The agent that should speak first speaks, or the caller is told."""
+def test_a_refused_greeting_is_requested_once_more() -> None:
+    """An agent that should speak first does so, or the call ends with the apology."""
     phone = Phone(greeting="Say hi.").talking()
     error = {"type": "server_error", "message": "", "event_id": "bridge_answer"}
 
@@ -220,8 +224,8 @@ def test_a_greeting_that_is_refused_is_asked_for_once_more() -> None:
     assert ends(phone.model("error", error=error)) == [("model", "failed")]
 
 
-def test_a_line_that_is_silent_for_a_minute_is_dead() -> None:
-    """A phone that went without a word does not keep a paid session."""
+def test_a_stream_that_sends_nothing_for_a_minute_is_lost() -> None:
+    """A phone that vanished without `stop` does not keep a paid session."""
     phone = Phone().talking()
     phone.barges_in()
     commands = []
@@ -232,8 +236,9 @@ def test_a_line_that_is_silent_for_a_minute_is_dead() -> None:
     assert len(notes(commands, "stall_filled")) < 16  # silence is not made for ever
 
 
-def test_audio_that_is_dropped_is_no_answer() -> None:
-    """How long a caller waits is measured to a sound, not to what they never hear."""
+def test_dropped_audio_does_not_count_as_first_audio() -> None:
+    """The response time is measured to audio that the caller hears, not to dropped
+    audio."""
     phone = Phone().talking()
     phone.created()
     phone.says(600)

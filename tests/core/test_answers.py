@@ -1,4 +1,5 @@
-"""Answers that are asked for, owed, stopped and late: who asks, when, and how often."""
+"""Responses that are requested, owed, stopped or late: when each is requested, and how
+often."""
 
 import pytest
 
@@ -25,11 +26,12 @@ LATE_MS = int(1000 * LATE_SECONDS)
 BUSY = "conversation_already_has_active_response"
 
 
-# --- when an answer is asked for ---
+# --- when a response is requested ---
 
 
-def test_nobody_asks_into_the_callers_words() -> None:
-    """A tool that ends while the caller speaks is answered with what they say."""
+def test_no_response_is_requested_while_the_caller_speaks() -> None:
+    """The result of a tool that ends while the caller speaks is answered together with
+    what they say."""
     phone = Phone().talking()
     phone.barges_in()
 
@@ -39,8 +41,8 @@ def test_nobody_asks_into_the_callers_words() -> None:
     assert asks(phone.done()) == 0
 
 
-def test_an_answer_waits_for_the_one_that_the_server_is_about_to_begin() -> None:
-    """Told between the caller's last word and the answer to it, something is answered
+def test_a_response_waits_for_the_one_that_the_server_is_about_to_begin() -> None:
+    """A message between the caller's last word and the server's response is answered
     after that, once."""
     phone = Phone().talking()
     phone.barges_in()
@@ -53,8 +55,8 @@ def test_an_answer_waits_for_the_one_that_the_server_is_about_to_begin() -> None
     assert asks(phone.done("r2")) == 0
 
 
-def test_no_answer_is_asked_for_before_the_model_knows_what_was_heard() -> None:
-    """The answer to keys does not build on words that never left the phone."""
+def test_no_response_is_requested_before_the_model_knows_what_was_heard() -> None:
+    """The response to keys does not build on words that never left the phone."""
     phone = Phone().talking()
     phone.answers(2000)
     phone.frames(300)
@@ -67,8 +69,8 @@ def test_no_answer_is_asked_for_before_the_model_knows_what_was_heard() -> None:
     assert settled == ["conversation.item.truncate", "response.create"]
 
 
-def test_a_fence_that_does_not_come_back_holds_no_answer() -> None:
-    """A Twilio that loses a mark costs a second, not the answer."""
+def test_a_lost_fence_delays_a_response_by_a_second_at_most() -> None:
+    """A Twilio that loses a mark costs a second, not the response."""
     phone = Phone().talking()
     phone.answers(2000)
     phone.frames(300)
@@ -80,8 +82,8 @@ def test_a_fence_that_does_not_come_back_holds_no_answer() -> None:
     assert asks(commands) == 1
 
 
-def test_an_answer_wanted_before_the_model_is_ready_comes_when_it_is() -> None:
-    """Who asks too early is not forgotten."""
+def test_a_response_requested_before_the_model_is_ready_comes_later() -> None:
+    """A request before the model is ready is not forgotten."""
     phone = Phone()
     phone.start()
     assert to_model(phone.ask()) == []
@@ -92,7 +94,7 @@ def test_an_answer_wanted_before_the_model_is_ready_comes_when_it_is() -> None:
 
 
 def test_the_greeting_has_an_event_id_of_its_own() -> None:
-    """An error about the opening words is not taken for a refused answer."""
+    """An error about the greeting is not taken for a refused response."""
     phone = Phone(greeting="Say hello.")
     phone.start()
 
@@ -102,11 +104,12 @@ def test_the_greeting_has_an_event_id_of_its_own() -> None:
     assert say["event_id"] not in (None, create["event_id"])
 
 
-# --- who asks for the server ---
+# --- when the server will not respond by itself ---
 
 
-def test_a_turn_that_was_thrown_away_is_not_waited_for() -> None:
-    """The server will not answer it: what is owed is asked for at once."""
+def test_a_dropped_turn_is_not_waited_for() -> None:
+    """The server will not respond to it, so a response that is owed is requested at
+    once."""
     phone = Phone().talking()
     phone.barges_in()
     phone.falls_silent()
@@ -115,8 +118,8 @@ def test_a_turn_that_was_thrown_away_is_not_waited_for() -> None:
     assert asks(phone.cleared()) == 1
 
 
-def test_a_turn_that_was_thrown_away_is_over() -> None:
-    """Nobody is taken for speaking whose words are gone."""
+def test_a_dropped_turn_is_over() -> None:
+    """A caller whose audio was dropped does not count as speaking."""
     phone = Phone().talking()
     phone.barges_in()
     phone.cleared()
@@ -124,8 +127,9 @@ def test_a_turn_that_was_thrown_away_is_over() -> None:
     assert asks(phone.ask()) == 1
 
 
-def test_a_turn_that_was_committed_is_over() -> None:
-    """An application that ends the turn itself leaves nobody speaking."""
+def test_a_committed_turn_is_over() -> None:
+    """After an application ends the turn itself, the caller does not count as
+    speaking."""
     phone = Phone(silent_seconds=2.0).talking()
     phone.barges_in()
     phone.committed()
@@ -134,8 +138,9 @@ def test_a_turn_that_was_committed_is_over() -> None:
     assert said_to_model(phone.frames(2100)) != []
 
 
-def test_a_session_without_detection_has_no_speaker() -> None:
-    """Turned off in the middle of a word, detection tells nobody when that ends."""
+def test_turning_detection_off_ends_the_open_turn() -> None:
+    """If turn detection is switched off in mid-sentence, no event tells the end: the
+    caller must not count as speaking for ever."""
     phone = Phone().talking()
     phone.barges_in()
     phone.ready({"audio": {"input": {"turn_detection": None}}})
@@ -143,8 +148,8 @@ def test_a_session_without_detection_has_no_speaker() -> None:
     assert asks(phone.ask()) == 1
 
 
-def test_a_session_that_says_nothing_of_detection_keeps_its_speaker() -> None:
-    """A change of the voice ends nobody's sentence."""
+def test_a_session_update_without_detection_keeps_the_open_turn() -> None:
+    """A change of the voice does not end the caller's turn."""
     phone = Phone().talking()
     phone.barges_in()
     phone.ready({"audio": {"output": {}}})
@@ -152,9 +157,9 @@ def test_a_session_that_says_nothing_of_detection_keeps_its_speaker() -> None:
     assert asks(phone.ask()) == 0
 
 
-def test_a_caller_whom_the_server_does_not_answer_is_asked() -> None:
-    """Noise that was no speech: the agent asks in time, not behind an answer that does
-    not come."""
+def test_a_caller_whom_the_server_does_not_answer_counts_as_silent() -> None:
+    """After noise that was no speech the agent asks whether the caller is there,
+    instead of waiting for a response that never comes."""
     phone = Phone(silent_seconds=3.0).talking()
     phone.barges_in()
     phone.falls_silent()
@@ -165,11 +170,11 @@ def test_a_caller_whom_the_server_does_not_answer_is_asked() -> None:
     assert asks(commands) == 1
 
 
-# --- an answer that is stopped before it begins ---
+# --- a response that is stopped before it begins ---
 
 
-def test_an_answer_that_was_stopped_does_not_begin() -> None:
-    """Asked for, then stopped: it makes no sound, and the model is told to stop."""
+def test_a_response_stopped_before_it_begins_is_cancelled() -> None:
+    """It makes no sound, and the model is told to cancel it."""
     phone = Phone().talking()
     phone.ask()
     phone.interrupt()
@@ -181,8 +186,9 @@ def test_an_answer_that_was_stopped_does_not_begin() -> None:
     assert events(phone.says(300, item="i2", response="r2")) != []
 
 
-def test_keys_into_an_answer_that_has_not_begun_are_answered_once() -> None:
-    """The old answer is stopped when it begins, the one to the keys follows."""
+def test_keys_pressed_before_a_requested_response_begins_are_answered_once() -> None:
+    """The old response is cancelled when it begins; the response to the keys
+    follows."""
     phone = Phone().talking()
     phone.ask()
     assert asks(phone.presses("1#")) == 0
@@ -193,8 +199,9 @@ def test_keys_into_an_answer_that_has_not_begun_are_answered_once() -> None:
     assert asks(phone.done("r2")) == 0
 
 
-def test_who_speaks_into_an_answer_that_has_not_begun_is_answered() -> None:
-    """What begins once they have ended answers them, and is not stopped."""
+def test_speech_before_a_requested_response_begins_is_answered() -> None:
+    """A response that begins after the caller's turn is the response to it, and is not
+    cancelled."""
     phone = Phone().talking()
     phone.ask()
     phone.barges_in()
@@ -204,8 +211,8 @@ def test_who_speaks_into_an_answer_that_has_not_begun_is_answered() -> None:
     assert events(phone.says(300)) != []
 
 
-def test_a_guardrail_of_one_answer_does_not_stop_the_next() -> None:
-    """What was asked for already is innocent."""
+def test_a_guardrail_of_one_response_does_not_stop_the_next() -> None:
+    """A response that is already requested did not break the rule."""
     phone = Phone().talking()
     phone.answers(1000)
     phone.ask()
@@ -218,10 +225,11 @@ def test_a_guardrail_of_one_answer_does_not_stop_the_next() -> None:
 
 
 @pytest.mark.parametrize("event_id", ["bridge_answer", None])
-def test_an_answer_refused_for_another_is_asked_for_after_it(
+def test_a_response_refused_because_another_is_active_is_requested_after_it(
     event_id: str | None,
 ) -> None:
-    """Ours, or the server's own: nobody loses the answer to what they said."""
+    """Whether the active response is ours or the server's own: the caller's words are
+    answered."""
     phone = Phone().talking()
     phone.created()
 
@@ -229,8 +237,8 @@ def test_an_answer_refused_for_another_is_asked_for_after_it(
     assert asks(phone.done()) == 1
 
 
-def test_an_answer_of_the_users_own_that_is_refused_is_theirs() -> None:
-    """Code that asks by itself deals with the refusal by itself."""
+def test_a_refused_response_of_user_code_is_not_repeated() -> None:
+    """User code that requests a response by itself handles the refusal by itself."""
     phone = Phone().talking()
     phone.created()
     phone.refused(BUSY, "event_of_theirs")
@@ -238,8 +246,8 @@ def test_an_answer_of_the_users_own_that_is_refused_is_theirs() -> None:
     assert asks(phone.done()) == 0
 
 
-def test_a_refusal_leaves_nothing_owed() -> None:
-    """Two were wanted and the first was refused: the second is asked for at once."""
+def test_a_second_response_is_requested_after_the_first_was_refused() -> None:
+    """Two were wanted and the first was refused: the second is requested at once."""
     phone = Phone().talking()
     phone.ask()
     assert asks(phone.ask()) == 0
@@ -247,11 +255,12 @@ def test_a_refusal_leaves_nothing_owed() -> None:
     assert asks(phone.refused("unsupported_content_type", "bridge_answer")) == 1
 
 
-# --- answers that fail ---
+# --- responses that fail ---
 
 
-def test_an_answer_cut_off_before_its_first_sound_has_failed() -> None:
-    """`incomplete` without a sound is silence to the caller: it is asked for again."""
+def test_an_incomplete_response_without_audio_has_failed() -> None:
+    """`incomplete` without audio is silence to the caller: the response is requested
+    again."""
     phone = Phone().talking()
     phone.created()
     commands = phone.done(status="incomplete")
@@ -262,8 +271,8 @@ def test_an_answer_cut_off_before_its_first_sound_has_failed() -> None:
     assert ends(phone.done("r2", "incomplete")) == [("model", "failed")]
 
 
-def test_an_answer_cut_off_in_the_middle_has_not_failed() -> None:
-    """What was heard of it counts."""
+def test_an_incomplete_response_with_audio_has_not_failed() -> None:
+    """The caller heard a part of it, so it is not repeated."""
     phone = Phone().talking()
     phone.created()
     phone.says(300)
@@ -273,8 +282,8 @@ def test_an_answer_cut_off_in_the_middle_has_not_failed() -> None:
     assert asks(commands) == 0
 
 
-def test_audio_makes_failures_forgotten() -> None:
-    """Two failures with an answer between them, however it ended, are no row."""
+def test_audio_resets_the_count_of_failures() -> None:
+    """Two failures with an audible response between them do not end the call."""
     phone = Phone().talking()
     phone.created()
     phone.done(status="failed")
@@ -286,11 +295,12 @@ def test_audio_makes_failures_forgotten() -> None:
     assert ends(phone.done("r3", "failed")) == []
 
 
-# --- answers that do not come ---
+# --- responses that do not come ---
 
 
-def test_an_answer_that_never_begins_is_asked_for_once_more() -> None:
-    """No caller sits in silence for ever: another session is asked, then none."""
+def test_a_response_that_never_begins_is_requested_once_more() -> None:
+    """No caller sits in silence for ever: one other session is tried, then the call
+    ends."""
     phone = Phone().talking()
     phone.ask()
     assert notes(phone.frames(LATE_MS - 100), "answer_late") == []
@@ -304,8 +314,8 @@ def test_an_answer_that_never_begins_is_asked_for_once_more() -> None:
     assert ends(phone.frames(200)) == [("model", "failed")]
 
 
-def test_an_answer_that_stops_coming_goes_on_in_another_session() -> None:
-    """What was sent is heard, and is not said again; what is late is not heard."""
+def test_a_response_that_stalls_is_continued_in_another_session() -> None:
+    """What was sent is heard and not repeated; what arrives late is not heard."""
     phone = Phone().talking()
     phone.created()
     phone.item_added("i1", "assistant")
@@ -321,8 +331,8 @@ def test_an_answer_that_stops_coming_goes_on_in_another_session() -> None:
     assert events(phone.says(300)) == []
 
 
-def test_an_answer_that_comes_on_is_not_late() -> None:
-    """A long answer may take its time, as long as something comes of it."""
+def test_a_response_that_makes_progress_is_not_late() -> None:
+    """A long response may take its time, as long as parts of it arrive."""
     phone = Phone().talking()
     phone.created()
     for n in range(4):
@@ -333,8 +343,9 @@ def test_an_answer_that_comes_on_is_not_late() -> None:
     assert notes(phone.log, "answer_late") == []
 
 
-def test_what_a_tool_takes_is_not_the_answers_delay() -> None:
-    """A slow tool of the model's own server is waited for, and then the answer is."""
+def test_the_time_of_a_hosted_tool_does_not_make_a_response_late() -> None:
+    """A slow tool of the model's own server is waited for; then the response must go
+    on."""
     phone = Phone().talking()
     phone.created()
     phone.busy(+1)
@@ -345,8 +356,8 @@ def test_what_a_tool_takes_is_not_the_answers_delay() -> None:
     assert notes(phone.frames(200), "answer_late") != []
 
 
-def test_an_answer_owed_behind_a_cut_one_that_never_ends_is_asked_for_once() -> None:
-    """A model that does not confirm its cancel costs the caller one wait."""
+def test_a_response_owed_behind_a_cut_one_that_never_ends_is_requested_once() -> None:
+    """A model that does not confirm a cancel costs the caller one wait."""
     phone = Phone().talking()
     phone.created()
     phone.says(300)
@@ -360,8 +371,8 @@ def test_an_answer_owed_behind_a_cut_one_that_never_ends_is_asked_for_once() -> 
     assert asks(phone.model_back()) == 1
 
 
-def test_an_answer_asked_for_late_has_its_whole_time() -> None:
-    """The clock of an answer begins where it is asked for, not with the one before."""
+def test_each_response_has_its_own_time_limit() -> None:
+    """The time limit starts at the request, not with the response before."""
     phone = Phone().talking()
     phone.created()
     phone.says(100)
@@ -372,8 +383,9 @@ def test_an_answer_asked_for_late_has_its_whole_time() -> None:
     assert notes(phone.frames(LATE_MS - 1000), "answer_late") == []
 
 
-def test_an_answer_that_the_server_owes_is_asked_of_another() -> None:
-    """A server that heard the caller and never answers is left, with what they said."""
+def test_a_response_that_the_server_owes_is_requested_from_another_session() -> None:
+    """A server that heard the caller and never responds is replaced; the next session
+    gets what they said."""
     phone = Phone().talking()
     phone.barges_in()
     phone.frames(100)
@@ -389,8 +401,9 @@ def test_an_answer_that_the_server_owes_is_asked_of_another() -> None:
     assert asks(commands) == 1
 
 
-def test_a_late_answer_in_a_caller_who_speaks_spins_no_clock() -> None:
-    """Given up while the caller speaks on, an answer is not given up once more."""
+def test_a_response_is_given_up_once_while_the_caller_speaks() -> None:
+    """A response given up while the caller speaks is not given up again at each
+    tick."""
     phone = Phone()
     phone.start()
     turns = {"interrupt_response": False}
@@ -407,8 +420,8 @@ def test_a_late_answer_in_a_caller_who_speaks_spins_no_clock() -> None:
     assert asks(phone.model_back()) == 1
 
 
-def test_no_answer_is_late_before_the_model_is_ready() -> None:
-    """A model that is slow to start is not taken for one that does not answer."""
+def test_no_response_is_late_before_the_model_is_ready() -> None:
+    """A model that is slow to start is not taken for one that does not respond."""
     phone = Phone()
     phone.start()
     phone.tell("Say this.", "system")
@@ -417,8 +430,8 @@ def test_no_answer_is_late_before_the_model_is_ready() -> None:
     assert asks(phone.ready()) == 1
 
 
-def test_who_hangs_up_is_not_held_by_another_try() -> None:
-    """A goodbye that hangs ends the call at its first limit."""
+def test_a_call_that_hangs_up_gets_no_second_try() -> None:
+    """A goodbye that stalls ends the call at its first time limit."""
     phone = Phone().talking()
     phone.created()
     phone.frames(1000)
@@ -431,8 +444,8 @@ def test_who_hangs_up_is_not_held_by_another_try() -> None:
     assert ends(commands) == [HANG_UP]
 
 
-def test_who_hangs_up_does_not_wait_for_a_cancel_that_is_not_confirmed() -> None:
-    """It is not told again to stop; the answer that is owed has its one chance."""
+def test_a_hang_up_does_not_wait_for_an_unconfirmed_cancel() -> None:
+    """The cancel is not repeated; the response that is owed gets one chance."""
     phone = Phone().talking()
     phone.created()
     phone.interrupt()
@@ -445,7 +458,7 @@ def test_who_hangs_up_does_not_wait_for_a_cancel_that_is_not_confirmed() -> None
     assert ends(phone.frames(LATE_MS + 100)) == [HANG_UP]
 
 
-# --- who waits ---
+# --- waits ---
 
 
 def test_a_wait_that_was_given_up_does_nothing() -> None:
@@ -461,8 +474,8 @@ def test_a_wait_that_was_given_up_does_nothing() -> None:
     assert ends(commands) == []
 
 
-def test_tones_that_are_flushed_were_not_heard() -> None:
-    """A clear takes the tones with it, and who sent them is told."""
+def test_cleared_tones_count_as_not_heard() -> None:
+    """A clear removes the tones, and the code that sent them is told so."""
     phone = Phone().talking()
     phone.answers(500)
     phone.play(500)
@@ -472,8 +485,8 @@ def test_tones_that_are_flushed_were_not_heard() -> None:
     assert heard(phone.barges_in()) == [(1, False)]
 
 
-def test_a_message_that_must_be_left_outlives_flushed_tones() -> None:
-    """Who cannot be stopped leaves all the same, after the answer that follows."""
+def test_an_unstoppable_hang_up_survives_cleared_tones() -> None:
+    """It still ends the call after the next response."""
     phone = Phone().talking()
     phone.answers(500)
     phone.play(500)
@@ -484,7 +497,7 @@ def test_a_message_that_must_be_left_outlives_flushed_tones() -> None:
 
 
 def test_no_call_ends_between_two_keys() -> None:
-    """Who is typing wants something: what they typed stops the hang-up."""
+    """A caller who is typing is not hung up on: the keys stop the hang-up."""
     phone = Phone(key_pause_seconds=2.0).talking()
     phone.answers(300)
     phone.when_heard(1, then=HANG_UP)
@@ -498,7 +511,7 @@ def test_no_call_ends_between_two_keys() -> None:
 
 
 def test_no_goodbye_ends_a_call_between_two_keys() -> None:
-    """What is typed into the goodbye is answered first."""
+    """Keys typed during the goodbye are answered first."""
     phone = Phone(key_pause_seconds=2.0).talking()
     phone.goodbye("cost")
     phone.answers(300)
@@ -509,7 +522,7 @@ def test_no_goodbye_ends_a_call_between_two_keys() -> None:
 
 
 def test_a_muted_caller_is_not_called_silent() -> None:
-    """Who cannot be heard cannot answer; the count begins when they can."""
+    """A caller who cannot be heard cannot answer; silence is counted once they can."""
     phone = Phone(silent_seconds=2.0).talking()
     phone.talk.mute(True)
     assert said_to_model(phone.frames(6000)) == []
@@ -519,8 +532,8 @@ def test_a_muted_caller_is_not_called_silent() -> None:
     assert said_to_model(phone.frames(200)) != []
 
 
-def test_a_goodbye_to_a_muted_caller_ends_when_it_was_heard() -> None:
-    """The line is not held open for somebody who cannot be heard."""
+def test_a_call_with_a_muted_caller_ends_when_the_goodbye_was_heard() -> None:
+    """The line is not kept open for a caller who cannot be heard."""
     phone = Phone().talking()
     phone.talk.mute(True)
     phone.goodbye("cost")
@@ -529,16 +542,16 @@ def test_a_goodbye_to_a_muted_caller_ends_when_it_was_heard() -> None:
     assert ends(phone.frames(600)) == [("bridge", "cost")]
 
 
-def test_what_a_call_has_cost_before_counts() -> None:
-    """A limit is of the call, not of its second stream."""
+def test_the_cost_of_earlier_streams_counts() -> None:
+    """The cost limit applies to the whole call, not to its second stream alone."""
     phone = Phone(spent=0.02, cost_limit=0.01).talking()
     phone.frames(100)
 
     assert said_to_model(phone.log) == [("system", GOODBYES["cost"])]
 
 
-def test_an_answer_that_was_cut_and_then_fails_is_not_asked_for_again() -> None:
-    """Nobody wants it any more; the server answers what the caller said instead."""
+def test_a_cut_response_that_fails_is_not_requested_again() -> None:
+    """Nobody waits for it; the server responds to what the caller said instead."""
     phone = Phone().talking()
     phone.created()
     phone.says(2000)

@@ -1,6 +1,6 @@
-"""Everything that can happen in a call, in any order: what must hold all the same.
+"""Every input of a call, in any order: what must always hold.
 
-ANY_ORDER_EXAMPLES=4000 looks harder than `make test` does.
+ANY_ORDER_EXAMPLES=4000 searches harder than `make test` does.
 """
 
 import base64
@@ -43,25 +43,24 @@ FORMAT = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
 Step = tuple[str, Any]
 
 
-class Ear:
-    """What the model hears of the caller: every frame, in order, in each session. Only
-    where it is documented (and told) are frames thrown away.
-    """
+class HeardFrames:
+    """What the model hears of the caller: every frame, in order, in each session.
+    Frames may be dropped only where that is documented and noted."""
 
     def __init__(self) -> None:
         self.said = 0
-        """Frames are numbered."""
+        """Numbers of the frames that the caller has sent."""
         self.unsaid: set[int] = set()
-        """Of a caller who is muted, or before the call began."""
+        """Frames sent while muted, or before the call began."""
         self.heard: int | None = None
-        """The last that the present session has heard."""
+        """The last frame that the present session has heard."""
         self.furthest = 0
-        """The last that any has."""
+        """The last frame that any session has heard."""
         self.bounded = False
-        """It was told that there were too many to be kept."""
+        """A note said that there were too many frames to be kept."""
 
     def frame(self, unsaid: bool) -> str:
-        """20 ms of the caller's that are known again."""
+        """20 ms of the caller's audio that can be recognised again."""
         self.said += 1
         if unsaid:
             self.unsaid.add(self.said)
@@ -86,10 +85,10 @@ class Ear:
 
 
 class Line:
-    """A traced conversation; after each input it is asked whether all is well.
+    """A traced conversation, whose invariants are checked after each input.
 
-    It stands for the edges, too: a connection is there when it was asked for, and a
-    model that is not connected says nothing.
+    Stands in for the edges, too: opens a connection when `Dial` asks for it, and a
+    model that is not connected sends nothing.
     """
 
     def __init__(self, folder: Path, loses_marks: bool) -> None:
@@ -97,12 +96,12 @@ class Line:
         self.stream = STREAM
         self.streams = itertools.count(1)
         self.dialling = True
-        """The first one is dialled unasked."""
+        """The first connection is opened without a `Dial`."""
         self.spare = False
         self.connected = False
         self.talking = False
-        """The connection is a session, as we want it."""
-        self.ear = Ear()
+        """The connection is a configured session."""
+        self.heard_frames = HeardFrames()
         self.muted = False
         self.talk = Conversation(now=self.now)
         self.twilio = Playout()
@@ -143,7 +142,7 @@ class Line:
             for _ in range(value):
                 self.passes(0.02)
                 early = self.talk.state is State.WAITING
-                sound = self.ear.frame(early or self.muted)
+                sound = self.heard_frames.frame(early or self.muted)
                 media = {"timestamp": str(self.timestamp), "payload": sound}
                 self.caller(event="media", streamSid=self.stream, media=media)
                 self.timestamp += 20
@@ -180,14 +179,14 @@ class Line:
 
     def hung_up_by_model(self) -> None:
         self.connected = self.talking = False
-        self.ear.heard = None
+        self.heard_frames.heard = None
 
     def feed(self, kind: str, value: Any) -> None:
         self.trace.input(kind, value, self.now)
         self.took(feed(self.talk, kind, value, self.now))
 
     def passes(self, seconds: float) -> None:
-        """Time goes by; each deadline is kept to the moment."""
+        """Time passes; `tick` runs at each deadline exactly."""
         until = self.now + seconds
         while (due := self.talk.deadline) is not None and due <= until:
             self.now = max(self.now, due)
@@ -225,9 +224,9 @@ class Line:
                     self.connected = True
                 case ToModel(text):
                     assert self.talking, "nobody is there to be told"
-                    self.ear.hears(msgspec.json.decode(text))
+                    self.heard_frames.hears(msgspec.json.decode(text))
                 case Note("held_audio_lost"):
-                    self.ear.bounded = True
+                    self.heard_frames.bounded = True
                 case Started(again=again):
                     assert again == (self.stream != STREAM)
                     self.muted = self.muted and again
@@ -246,7 +245,7 @@ class Line:
         raise AssertionError(why)
 
 
-# --- all that can happen ---
+# --- all inputs ---
 
 ITEMS = st.sampled_from(["i1", "i2", "i3"])
 RESPONSES = st.sampled_from(["r1", "r2", "r3"])
@@ -448,7 +447,7 @@ ANYTHING = st.lists(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-def test_whatever_happens_a_call_is_carried_to_its_end(
+def test_in_any_order_of_inputs_a_call_reaches_its_end(
     early: list[Step],
     rules: Rules,
     held: list[Step],
@@ -456,8 +455,8 @@ def test_whatever_happens_a_call_is_carried_to_its_end(
     ending: Step,
     loses_marks: bool,
 ) -> None:
-    """Nobody waits for ever, no clock spins, nothing follows the end; and the trace of
-    the call is the same call again."""
+    """No wait stays open, no deadline repeats for ever, no command follows `End`; and
+    replaying the trace gives the same call."""
     followed = ("follow", [msgspec.to_builtins(rules)])
     with tempfile.TemporaryDirectory() as folder:
         line = Line(Path(folder), loses_marks)

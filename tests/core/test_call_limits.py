@@ -1,4 +1,5 @@
-"""How long a call may be silent, last and cost: the rules, and what a caller hears."""
+"""How long a call may be silent and last, and what it may cost: rules, and what a
+caller hears."""
 
 from typing import Any
 
@@ -25,7 +26,8 @@ PRICES = Prices(
 
 
 def test_a_silent_caller_is_asked_twice_then_the_call_ends() -> None:
-    """Nobody is there: two questions, a goodbye that is heard, only then the end."""
+    """The caller is gone: two questions, a goodbye that is played to its end, then the
+    end."""
     phone = Phone(silent_seconds=5.0, silent_asks=2).talking()
     for n in (1, 2):
         assert said_to_model(phone.frames(4900)) == []
@@ -47,7 +49,7 @@ def test_a_silent_caller_is_asked_twice_then_the_call_ends() -> None:
 
 
 def test_a_caller_who_speaks_again_is_asked_anew() -> None:
-    """One long thought in a call does not bring its end nearer."""
+    """One long thought does not bring the end of the call nearer."""
     phone = Phone(silent_seconds=5.0, silent_asks=1).talking()
     for n in range(3):
         assert said_to_model(phone.frames(5100)) == [("system", SILENT)]
@@ -60,7 +62,8 @@ def test_a_caller_who_speaks_again_is_asked_anew() -> None:
 
 
 def test_an_agent_that_does_not_ask_does_not_keep_the_call() -> None:
-    """A model that ignores the word is told the next one after as long again."""
+    """If a model ignores the instruction to ask, the next one follows after the same
+    time."""
     phone = Phone(silent_seconds=5.0, silent_asks=1).talking()
     phone.frames(5100)
     phone.created()
@@ -71,8 +74,8 @@ def test_an_agent_that_does_not_ask_does_not_keep_the_call() -> None:
     assert said_to_model(commands) == [("system", GOODBYES["silent"])]
 
 
-def test_silence_begins_where_the_agent_was_heard_to_the_end() -> None:
-    """A caller who listens to a long answer is not silent."""
+def test_silence_is_counted_from_the_end_of_the_agents_audio() -> None:
+    """A caller who listens to a long response is not silent."""
     phone = Phone(silent_seconds=2.0).talking()
     phone.answers(4000)
 
@@ -81,7 +84,7 @@ def test_silence_begins_where_the_agent_was_heard_to_the_end() -> None:
 
 
 def test_a_caller_who_waits_for_a_tool_is_not_called_silent() -> None:
-    """It is the bridge that keeps them waiting."""
+    """The bridge keeps them waiting, so their silence does not count."""
     phone = Phone(silent_seconds=2.0).talking()
     phone.busy(+1)
     phone.busy(+1)
@@ -89,14 +92,14 @@ def test_a_caller_who_waits_for_a_tool_is_not_called_silent() -> None:
     phone.busy(-1)
     assert said_to_model(phone.frames(3000)) == []
     phone.busy(-1)
-    phone.busy(-1)  # told once too often
+    phone.busy(-1)  # reported once too often
 
     assert said_to_model(phone.frames(1900)) == []
     assert said_to_model(phone.frames(200)) == [("system", SILENT)]
 
 
-def test_a_caller_who_waits_for_an_answer_is_not_called_silent() -> None:
-    """An answer was asked for and has not begun: the caller is not to blame."""
+def test_a_caller_who_waits_for_a_response_is_not_called_silent() -> None:
+    """A response was requested and has not begun: the caller need not speak."""
     phone = Phone(silent_seconds=2.0).talking()
     phone.frames(1500)
     phone.ask()
@@ -108,7 +111,7 @@ def test_a_caller_who_waits_for_an_answer_is_not_called_silent() -> None:
 
 
 def test_a_caller_who_speaks_on_and_on_is_not_silent() -> None:
-    """A long story is not interrupted by the question whether anybody is there."""
+    """A long story is not interrupted by the question whether the caller is there."""
     phone = Phone(silent_seconds=2.0).talking()
     phone.barges_in()
 
@@ -117,8 +120,8 @@ def test_a_caller_who_speaks_on_and_on_is_not_silent() -> None:
     assert said_to_model(phone.frames(2100)) == [("system", SILENT)]
 
 
-def test_nobody_is_silent_before_the_model_is_ready() -> None:
-    """Who hears nothing from us yet need not say anything."""
+def test_silence_is_not_counted_before_the_model_is_ready() -> None:
+    """A caller who hears nothing yet need not speak."""
     phone = Phone(silent_seconds=1.0)
     phone.start()
     phone.frames(5000)
@@ -128,17 +131,17 @@ def test_nobody_is_silent_before_the_model_is_ready() -> None:
     assert said_to_model(phone.frames(200)) == [("system", SILENT)]
 
 
-def test_without_the_rule_silence_is_golden() -> None:
-    """A route that sets no limit lets its callers think."""
+def test_without_the_rule_silence_is_not_limited() -> None:
+    """A route without this limit lets its callers think."""
     phone = Phone().talking()
 
     assert said_to_model(phone.frames(30_000)) == []
 
 
-# --- the longest call, the dearest call ---
+# --- limits of time and cost ---
 
 
-def test_the_longest_call() -> None:
+def test_a_call_at_its_longest_time_ends_with_a_goodbye() -> None:
     """The agent says that time is up, the caller hears it, the call ends."""
     phone = Phone(longest_seconds=60.0).talking()
     phone.frames(59_800)
@@ -152,8 +155,8 @@ def test_the_longest_call() -> None:
     assert ends(phone.frames(60)) == [("bridge", "longest")]
 
 
-def test_a_goodbye_waits_for_the_answer_that_is_under_way() -> None:
-    """It does not cut the agent's sentence, and is asked for once that is generated."""
+def test_a_goodbye_waits_for_the_response_in_progress() -> None:
+    """It does not cut the agent's sentence; it is requested once that is generated."""
     phone = Phone(longest_seconds=10.0).talking()
     phone.frames(9800)
     phone.created()
@@ -169,7 +172,7 @@ def test_a_goodbye_waits_for_the_answer_that_is_under_way() -> None:
     assert ends(phone.frames(300)) == [("bridge", "longest")]
 
 
-def test_an_agent_that_finds_no_goodbye_does_not_keep_the_call() -> None:
+def test_a_call_ends_without_a_goodbye_in_time() -> None:
     """The end comes, whatever the model does."""
     phone = Phone(longest_seconds=10.0).talking()
     phone.frames(10_000)
@@ -181,7 +184,7 @@ def test_an_agent_that_finds_no_goodbye_does_not_keep_the_call() -> None:
 
 
 def test_a_caller_who_talks_into_the_goodbye_is_answered_first() -> None:
-    """Their last question gets its answer; it is the last one."""
+    """The caller's last question gets its response, which is the last one."""
     phone = Phone().talking()
     phone.goodbye("cost")
     phone.answers(3000)
@@ -197,7 +200,7 @@ def test_a_caller_who_talks_into_the_goodbye_is_answered_first() -> None:
 
 
 def test_goodbye_is_said_once() -> None:
-    """Whatever else comes due meanwhile."""
+    """Other limits that are reached meanwhile do not repeat it."""
     phone = Phone(longest_seconds=10.0, silent_seconds=2.0).talking()
 
     assert len(said_to_model(phone.goodbye("cost"))) == 1
@@ -210,7 +213,7 @@ def test_goodbye_is_said_once() -> None:
 
 
 def test_a_goodbye_before_the_model_is_ready_waits_for_it() -> None:
-    """The caller hears why the call ends, from the agent."""
+    """The caller hears from the agent why the call ends."""
     phone = Phone()
     phone.start()
     assert said_to_model(phone.goodbye("longest")) == []
@@ -224,8 +227,8 @@ def test_a_goodbye_before_the_model_is_ready_waits_for_it() -> None:
     assert ends(phone.frames(300)) == [("bridge", "longest")]
 
 
-def test_a_goodbye_ends_though_others_wait() -> None:
-    """Who waits for the agent's words gets an answer before the end."""
+def test_a_goodbye_ends_the_call_with_waits_open() -> None:
+    """Waits for the agent's speech are answered before the end."""
     phone = Phone().talking()
     phone.goodbye("cost")
     phone.when_heard(1)
@@ -237,8 +240,8 @@ def test_a_goodbye_ends_though_others_wait() -> None:
     assert ends(commands) == [("bridge", "cost")]
 
 
-def test_the_cost_limit() -> None:
-    """An answer that spends the last of the money is the last before the goodbye."""
+def test_a_call_at_its_cost_limit_ends_with_a_goodbye() -> None:
+    """The response that uses up the budget is the last one before the goodbye."""
     phone = Phone(prices=PRICES, cost_limit=0.01).talking()
     phone.created()
     first = phone.used(output_tokens=100)
@@ -257,8 +260,8 @@ def test_the_cost_limit() -> None:
     assert limit_hit("cost_of_call") in second
 
 
-def test_a_model_that_does_not_say_what_it_took_is_told_of() -> None:
-    """Local ones often do not: an operator learns that the cost has no limit."""
+def test_a_response_without_usage_is_reported() -> None:
+    """Local models often send none: the operator learns that cost is not limited."""
     phone = Phone(prices=PRICES, cost_limit=0.01).talking()
     odd = [{}, {"prompt_tokens": 5}, {"output_tokens": -5}, {"output_tokens": 2**53}]
     for n, usage in enumerate(odd):
@@ -272,7 +275,7 @@ def test_a_model_that_does_not_say_what_it_took_is_told_of() -> None:
     assert notes(free.used(), "protocol_error") == []
 
 
-def test_without_prices_nothing_is_counted() -> None:
+def test_without_prices_no_cost_is_counted() -> None:
     """Tokens are noted all the same."""
     phone = Phone().talking()
     phone.created()
@@ -282,7 +285,7 @@ def test_without_prices_nothing_is_counted() -> None:
     assert note.data == {"input_tokens": 7, "output_tokens": 0, "cost": 0.0}
 
 
-# --- what an answer costs ---
+# --- what a response costs ---
 
 
 @pytest.mark.parametrize(
@@ -299,7 +302,7 @@ def test_without_prices_nothing_is_counted() -> None:
             ),
             10 * 4 + 40 * 32 + 50 * 0.5 + 10 * 16 + 50 * 64,
         ),
-        # Details that name only one kind: the rest is audio.
+        # Details with only one kind: the rest is audio.
         (
             Usage(
                 input_tokens=100,
@@ -309,7 +312,7 @@ def test_without_prices_nothing_is_counted() -> None:
             ),
             40 * 4 + 60 * 32 + 60 * 16,
         ),
-        # More in the cache than there was: nobody gets money back.
+        # More cached tokens than tokens: the cost is never negative.
         (
             Usage(
                 input_tokens=2,
@@ -321,23 +324,23 @@ def test_without_prices_nothing_is_counted() -> None:
         (Usage(output_tokens=1, output_token_details=OutputTokens(5)), 5 * 16),
     ],
 )
-def test_an_answer_costs_what_the_price_list_says(
+def test_a_response_costs_what_the_price_list_says(
     usage: Usage, millionths: float
 ) -> None:
-    """The operator's limit is kept to the cent, cached tokens at their own price."""
+    """The operator's limit is exact, with cached tokens at their own price."""
     assert cost_of(usage, PRICES) == pytest.approx(millionths / 1_000_000)
 
 
 # --- the rules by themselves ---
 
 
-def patience(**rules: Any) -> CallLimits:
+def call_limits(**rules: Any) -> CallLimits:
     return CallLimits(Rules(**rules), 100.0)
 
 
 def test_nothing_is_due_without_rules() -> None:
     """A call without limits is never ended by them."""
-    it = patience()
+    it = call_limits()
     it.watch(True, 100.0)
 
     assert it.due_at is None
@@ -345,8 +348,8 @@ def test_nothing_is_due_without_rules() -> None:
 
 
 def test_the_nearest_limit_is_due_first() -> None:
-    """Silence before the longest call, and that before silence."""
-    it = patience(silent_seconds=5.0, longest_seconds=20.0)
+    """Silence before the longest time, or the other way round."""
+    it = call_limits(silent_seconds=5.0, longest_seconds=20.0)
     assert it.due_at == 120.0
     it.watch(True, 101.0)
     it.watch(True, 102.0)  # quiet still
@@ -360,17 +363,17 @@ def test_the_nearest_limit_is_due_first() -> None:
     assert it.due(120.0) == "longest"
 
 
-def test_a_caller_who_is_never_asked_is_not_waited_for() -> None:
-    """With no questions the call ends at the first silence."""
-    it = patience(silent_seconds=5.0, silent_asks=0)
+def test_without_questions_the_first_silence_ends_the_call() -> None:
+    """silent_asks 0: the call ends at the first silence."""
+    it = call_limits(silent_seconds=5.0, silent_asks=0)
     it.watch(True, 101.0)
 
     assert it.due(106.0) == "silent"
 
 
-def test_a_limit_of_nothing_is_spent_at_once() -> None:
-    """Cost is due by the answer, not by the clock."""
-    it = patience(prices=PRICES, cost_limit=0.001)
+def test_a_cost_limit_of_zero_is_reached_at_once() -> None:
+    """The cost limit is reached by a response, not by time."""
+    it = call_limits(prices=PRICES, cost_limit=0.001)
     assert it.due(101.0) is None
 
     assert it.spend(realtime_events.Usage(output_tokens=16)) == pytest.approx(0.001024)

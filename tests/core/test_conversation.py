@@ -1,10 +1,11 @@
-"""Scripts of a call: what each side sends, and what must come of it."""
+"""Scripts of a call: what each side sends, and what must follow."""
 
 import pytest
 
-from bridge.core.conversation import MAX_TRIPS, START_SECONDS, State
+from bridge.core.conversation import MAX_GUARDRAIL_STOPS, State
 from bridge.core.redial import READY_SECONDS
-from bridge.core.sessions import SILENT_SECONDS
+from bridge.core.sessions import PROBE_AFTER_SECONDS
+from bridge.core.stream_presence import START_SECONDS
 from tests.core.phone import (
     Interrupted,
     Phone,
@@ -23,7 +24,7 @@ from tests.core.phone import (
 
 
 def test_the_session_is_opened_with_the_calls_facts() -> None:
-    """The agent is fetched the moment Twilio says whose call it is."""
+    """The agent's session is opened as soon as `start` says which call it is."""
     phone = Phone()
     phone.caller(event="connected", protocol="Call", version="1.0.0")
 
@@ -34,7 +35,7 @@ def test_the_session_is_opened_with_the_calls_facts() -> None:
 
 
 def test_the_first_words_wait_for_the_model() -> None:
-    """What the caller says before the model is there reaches it, in order."""
+    """What the caller says before the model is ready reaches it, in order."""
     phone = Phone()
     phone.start()
     said = [payload(20, bytes([n])) for n in range(60)]
@@ -48,8 +49,8 @@ def test_the_first_words_wait_for_the_model() -> None:
     assert to_model(phone.frame(payload=said[3]))[0]["audio"] == said[3]
 
 
-def test_audio_is_held_only_so_long() -> None:
-    """A model that never comes costs bounded memory, and the loss is told."""
+def test_held_audio_is_bounded() -> None:
+    """A model that never comes costs bounded memory, and the loss is noted."""
     phone = Phone()
     phone.start()
     for _ in range(1010):
@@ -72,14 +73,14 @@ def test_the_agent_speaks_first_when_told_to() -> None:
     assert audio["type"] == "input_audio_buffer.append"
 
 
-def test_a_second_session_update_greets_nobody() -> None:
+def test_a_second_session_update_does_not_repeat_the_greeting() -> None:
     """A handoff must not make the agent say hello again."""
     phone = Phone(greeting="Say hello.").talking()
 
     assert to_model(phone.ready()) == []
 
 
-def test_holes_in_the_timestamps_become_silence() -> None:
+def test_gaps_in_the_timestamps_become_silence() -> None:
     """Lost audio keeps its length, so the model's clock stays the caller's."""
     phone = Phone().talking()
     phone.timestamp += 60
@@ -90,8 +91,8 @@ def test_holes_in_the_timestamps_become_silence() -> None:
     assert frame["audio"] == payload(20)
 
 
-def test_a_monstrous_hole_is_filled_only_so_far() -> None:
-    """A timestamp from nowhere does not send an hour of silence."""
+def test_a_huge_gap_is_filled_up_to_a_limit() -> None:
+    """A wrong timestamp does not send an hour of silence."""
     phone = Phone().talking()
     phone.timestamp += 3_600_000
 
@@ -101,7 +102,7 @@ def test_a_monstrous_hole_is_filled_only_so_far() -> None:
     assert to_model(phone.frame())[0]["audio"] == payload(20)
 
 
-def test_timestamps_that_go_back_are_told_and_taken() -> None:
+def test_timestamps_that_go_back_are_reported_and_accepted() -> None:
     """A restarted clock does not stop the caller's audio."""
     phone = Phone().talking()
     phone.timestamp = 50_000
@@ -117,7 +118,7 @@ def test_timestamps_that_go_back_are_told_and_taken() -> None:
 
 
 def test_a_turn_ends_though_frames_stop() -> None:
-    """On a line that sends nothing in silence the agent still answers."""
+    """On a stream that sends nothing in silence the agent still responds."""
     phone = Phone().talking()
     phone.barges_in()
     assert phone.talk.deadline == pytest.approx(phone.now + 0.75)
@@ -127,11 +128,11 @@ def test_a_turn_ends_though_frames_stop() -> None:
 
     assert [event["audio"] for event in first + second] == [payload(750, b"\xff")] * 2
     phone.model("input_audio_buffer.speech_stopped", item_id="u", audio_end_ms=1)
-    assert phone.talk.deadline == pytest.approx(phone.now + SILENT_SECONDS)
+    assert phone.talk.deadline == pytest.approx(phone.now + PROBE_AFTER_SECONDS)
 
 
-def test_what_was_filled_is_not_filled_again() -> None:
-    """When frames come back behind a stall, their hole is already silence."""
+def test_a_filled_stall_is_not_filled_again() -> None:
+    """When frames come back after a stall, their gap is already filled with silence."""
     phone = Phone().talking()
     phone.barges_in()
     phone.wait(0.76)
@@ -141,7 +142,7 @@ def test_what_was_filled_is_not_filled_again() -> None:
 
 
 def test_audio_of_the_agent_goes_out_with_a_mark_before_it() -> None:
-    """The first sound of an answer is pinned to Twilio's clock, and again soon after:
+    """The first audio of a response is pinned to Twilio's clock, and again soon after:
     mark and audio may have crossed the network at different speed."""
     phone = Phone().talking()
 
@@ -153,8 +154,8 @@ def test_audio_of_the_agent_goes_out_with_a_mark_before_it() -> None:
     assert sent[1]["streamSid"] == "MZ0000"
 
 
-def test_long_deltas_get_marks_within() -> None:
-    """However large the model's deltas, no 200 ms go by without a mark."""
+def test_long_deltas_are_split_by_marks() -> None:
+    """However large the model's deltas, marks are at most 200 ms apart."""
     phone = Phone().talking()
 
     sent = to_caller(phone.says(1000))
@@ -180,7 +181,7 @@ def test_small_deltas_do_not_get_a_mark_each() -> None:
 
 
 def test_the_end_of_an_item_is_marked_once() -> None:
-    """We learn when an answer has been heard to its end."""
+    """The bridge learns when a response has been heard to its end."""
     phone = Phone().talking()
     phone.created()
     phone.says(300)
@@ -189,8 +190,8 @@ def test_the_end_of_an_item_is_marked_once() -> None:
     assert events(phone.done()) == []
 
 
-def test_a_server_that_ends_no_items_is_served_too() -> None:
-    """response.done ends the items that no output_audio.done has ended."""
+def test_response_done_ends_items_without_an_end_of_their_own() -> None:
+    """A server that sends no output_audio.done is supported, too."""
     phone = Phone().talking()
     phone.created()
     phone.words("never spoken", item="i0")
@@ -202,7 +203,7 @@ def test_a_server_that_ends_no_items_is_served_too() -> None:
 
 def test_a_barge_in_in_mid_sentence() -> None:
     """The caller talks over the agent: silence at once, and the model learns what was
-    heard of its answer, to a frame."""
+    heard of its response, to a frame."""
     phone = Phone().talking()
     phone.created()
     phone.words("one two three four")
@@ -223,8 +224,8 @@ def test_a_barge_in_in_mid_sentence() -> None:
     assert said.data["sent_ms"] == 2000
 
 
-def test_the_queue_outlives_the_response() -> None:
-    """An answer that the model finished long ago is cut all the same."""
+def test_a_finished_response_that_is_still_played_is_cut() -> None:
+    """A response that the model finished long ago can be interrupted all the same."""
     phone = Phone().talking()
     phone.created()
     phone.says(2000)
@@ -238,8 +239,8 @@ def test_the_queue_outlives_the_response() -> None:
     assert ms == pytest.approx(500, abs=20)
 
 
-def test_an_answer_heard_to_its_end_is_left_alone() -> None:
-    """Talking after the agent is no interruption: no clear, no truncate."""
+def test_a_response_heard_to_its_end_is_not_cut() -> None:
+    """Speech after the agent's end is no barge-in: no clear, no truncate."""
     phone = Phone().talking()
     phone.created()
     phone.says(200)
@@ -254,8 +255,8 @@ def test_an_answer_heard_to_its_end_is_left_alone() -> None:
     assert not [it for it in commands if isinstance(it, Interrupted)]
 
 
-def test_two_items_are_queued() -> None:
-    """A preamble heard in part is cut, the answer behind it was never heard."""
+def test_with_two_items_queued_the_first_is_truncated_and_the_second_deleted() -> None:
+    """A preamble heard in part is cut; the item behind it was never heard."""
     phone = Phone().talking()
     phone.created()
     phone.says(1000, item="i1")
@@ -273,7 +274,7 @@ def test_two_items_are_queued() -> None:
 
 
 def test_the_first_of_two_items_was_heard_in_full() -> None:
-    """Only the second is cut, at its own position; the first keeps its words."""
+    """Only the second is cut, at its own position; the first keeps its text."""
     phone = Phone().talking()
     phone.created()
     phone.says(200, item="i1")
@@ -290,7 +291,8 @@ def test_the_first_of_two_items_was_heard_in_full() -> None:
 
 
 def test_parts_of_one_item_are_cut_each_for_itself() -> None:
-    """An item with two parts keeps the heard one; the other is cut at nothing."""
+    """An item with two parts keeps the part that was heard; the other is truncated at
+    0."""
     phone = Phone().talking()
     phone.created()
     phone.says(500, index=0)
@@ -305,8 +307,8 @@ def test_parts_of_one_item_are_cut_each_for_itself() -> None:
     assert second == ("truncate", "i1", 0)
 
 
-def test_late_audio_of_a_cut_answer_is_dropped() -> None:
-    """The stale answer does not come back behind the clear."""
+def test_late_audio_of_a_cut_response_is_dropped() -> None:
+    """The old response does not continue after the clear."""
     phone = Phone().talking()
     phone.created()
     phone.says(600)
@@ -320,7 +322,7 @@ def test_late_audio_of_a_cut_answer_is_dropped() -> None:
 
 
 def test_an_item_that_came_only_after_the_cut_is_deleted() -> None:
-    """The model does not believe it said what was dropped unheard."""
+    """The model does not believe that it said what was dropped unheard."""
     phone = Phone().talking()
     phone.created()
     added = {"id": "i3", "type": "message"}
@@ -339,7 +341,7 @@ def test_an_item_that_came_only_after_the_cut_is_deleted() -> None:
 
 
 def test_a_barge_in_while_the_model_still_thinks() -> None:
-    """Nothing is playing, so nothing is cleared; the answer is dropped unheard."""
+    """No audio is queued, so nothing is cleared; the response is dropped unheard."""
     phone = Phone().talking()
     phone.created()
 
@@ -349,7 +351,9 @@ def test_a_barge_in_while_the_model_still_thinks() -> None:
 
 
 @pytest.mark.parametrize("setting", [None, True])
-def test_who_cancels_the_answer(setting: bool | None) -> None:
+def test_the_response_is_cancelled_unless_the_server_does_it(
+    setting: bool | None,
+) -> None:
     """A server that does not say that it cancels by itself is told to."""
     detection = {"type": "server_vad"} | (
         {} if setting is None else {"interrupt_response": setting}
@@ -378,7 +382,7 @@ def test_barge_in_can_be_switched_off() -> None:
 
 
 def test_a_guardrail_stops_what_is_queued() -> None:
-    """What must not be said stops at once, though the caller is silent."""
+    """Forbidden speech stops at once, though the caller is silent."""
     phone = Phone().talking()
     phone.created()
     phone.says(2000)
@@ -389,10 +393,10 @@ def test_a_guardrail_stops_what_is_queued() -> None:
     assert [e["type"] for e in to_model(commands)] == ["response.cancel"]
 
 
-def test_a_guardrail_that_stops_every_answer_ends_the_call() -> None:
-    """An agent that may not say anything is no agent: the caller gets plan B."""
+def test_a_guardrail_that_stops_every_response_ends_the_call() -> None:
+    """An agent that may not say anything is of no use: the caller gets the fallback."""
     phone = Phone().talking()
-    for number in range(MAX_TRIPS):
+    for number in range(MAX_GUARDRAIL_STOPS):
         answer = f"r{number}"
         phone.model("response.created", response={"id": answer})
         assert not ends(phone.talk.interrupt("guardrail", phone.now, answer))
@@ -404,10 +408,10 @@ def test_a_guardrail_that_stops_every_answer_ends_the_call() -> None:
     assert over == [("bridge", "guardrail")]
 
 
-def test_a_caller_who_speaks_gives_the_agent_another_chance() -> None:
-    """Only a loop is stopped, not a strict guardrail in a long call."""
+def test_speech_of_the_caller_resets_the_count_of_guardrail_stops() -> None:
+    """Only a loop ends the call, not a strict guardrail in a long call."""
     phone = Phone().talking()
-    for number in range(2 * MAX_TRIPS):
+    for number in range(2 * MAX_GUARDRAIL_STOPS):
         answer = f"r{number}"
         phone.model("input_audio_buffer.speech_started", item_id="u")
         phone.model("input_audio_buffer.speech_stopped", item_id="u")
@@ -416,8 +420,8 @@ def test_a_caller_who_speaks_gives_the_agent_another_chance() -> None:
         phone.model("response.done", response={"id": answer, "status": "cancelled"})
 
 
-def test_a_guardrail_that_comes_too_late_stops_nobody() -> None:
-    """Its answer has been heard; the next one is not its business."""
+def test_a_guardrail_of_a_response_that_was_heard_stops_nothing() -> None:
+    """The next response is not affected."""
     phone = Phone().talking()
     phone.created("r2")
     phone.says(500, response="r2")
@@ -426,7 +430,7 @@ def test_a_guardrail_that_comes_too_late_stops_nobody() -> None:
     assert phone.talk.interrupt("guardrail", phone.now, "r2") != []
 
 
-def test_a_guardrail_of_a_finished_answer_that_is_still_heard() -> None:
+def test_a_guardrail_clears_a_finished_response_that_is_still_played() -> None:
     """The response is over, its audio is not: it is cleared."""
     phone = Phone().talking()
     phone.created()
@@ -440,7 +444,8 @@ def test_a_guardrail_of_a_finished_answer_that_is_still_heard() -> None:
 
 
 def test_a_lost_fence_is_not_waited_for() -> None:
-    """Twilio does not answer: the model is told after a second, by our own clock."""
+    """Twilio does not echo the fence: the model is told after a second, by our own
+    clock."""
     phone = Phone().talking()
     phone.created()
     phone.says(3000)
@@ -459,7 +464,7 @@ def test_a_lost_fence_is_not_waited_for() -> None:
 
 
 def test_interrupted_again_before_the_fence_is_back() -> None:
-    """Two interruptions in a round trip: each answer is cut for itself."""
+    """Two barge-ins within a round trip: each response is cut at its own position."""
     phone = Phone().talking()
     phone.created("r1")
     phone.says(1000, item="i1", response="r1")
@@ -477,7 +482,7 @@ def test_interrupted_again_before_the_fence_is_back() -> None:
 
 
 def test_keys_are_seen_but_never_logged() -> None:
-    """A pressed digit may be of a card number: it is private."""
+    """A pressed digit may belong to a card number: it is private."""
     phone = Phone().talking()
     dtmf = {"track": "inbound_track", "digit": "7"}
 
@@ -503,7 +508,7 @@ def test_what_the_caller_said_is_private() -> None:
 
 
 def test_how_long_the_caller_waits_is_noted() -> None:
-    """From the end of the caller's turn to the first sound of the answer."""
+    """From the end of the caller's turn to the first audio of the response."""
     phone = Phone().talking()
     phone.barges_in()
     phone.model("input_audio_buffer.speech_stopped", item_id="u", audio_end_ms=1)
@@ -519,7 +524,7 @@ def test_how_long_the_caller_waits_is_noted() -> None:
 # --- what goes wrong ---
 
 
-def test_odd_messages_are_told_and_the_call_goes_on() -> None:
+def test_messages_out_of_order_are_reported_and_the_call_goes_on() -> None:
     """Nothing that Twilio could send out of order ends or disturbs a call."""
     phone = Phone()
     assert reasons(phone.frame()) == ["message before start"]
@@ -548,7 +553,7 @@ def test_audio_that_is_no_mulaw_ends_the_call() -> None:
 
 
 def test_a_model_that_speaks_pcm_ends_the_call() -> None:
-    """Better a word of regret than noise in the ear."""
+    """The caller hears the apology instead of noise."""
     phone = Phone()
     phone.start()
     pcm = {"audio": {"output": {"format": {"type": "audio/pcm", "rate": 24000}}}}
@@ -557,7 +562,7 @@ def test_a_model_that_speaks_pcm_ends_the_call() -> None:
 
 
 def test_a_refused_configuration_ends_the_call() -> None:
-    """A session on the server's defaults would be PCM and without instructions."""
+    """A session with the server's defaults would be PCM and without instructions."""
     phone = Phone()
     phone.start()
     error = {"type": "invalid_request_error", "code": "invalid_value", "message": "no"}
@@ -573,7 +578,7 @@ def test_a_refused_configuration_ends_the_call() -> None:
     ],
 )
 def test_errors_that_lost_a_race_are_benign(error: dict[str, str | None]) -> None:
-    """A truncate that came too late is no reason to wake anybody."""
+    """A truncate that came too late is no reason to alert an operator."""
     phone = Phone()
     phone.start()
     error = {"type": "invalid_request_error", "message": "", **error}
@@ -583,8 +588,8 @@ def test_errors_that_lost_a_race_are_benign(error: dict[str, str | None]) -> Non
     assert note.data["benign"] is True
 
 
-def test_an_error_in_mid_call_is_told_and_survived() -> None:
-    """A harmless error must not kill the call."""
+def test_an_error_in_mid_call_is_reported_and_survived() -> None:
+    """A harmless error does not end the call."""
     phone = Phone().talking()
     error = {"type": "server_error", "message": "private words"}
 
@@ -595,7 +600,7 @@ def test_an_error_in_mid_call_is_told_and_survived() -> None:
 
 
 def test_a_socket_without_a_call_is_closed() -> None:
-    """Whoever opens a stream and says nothing does not keep it."""
+    """A client that opens a stream and sends no `start` does not keep it."""
     phone = Phone()
     assert phone.talk.deadline == phone.now + START_SECONDS
 
@@ -612,7 +617,7 @@ def test_a_model_that_does_not_come_is_not_waited_for() -> None:
 
 
 def test_the_caller_hangs_up() -> None:
-    """The call ends once, and what was heard until then is on record."""
+    """The call ends once, and what was heard until then is recorded."""
     phone = Phone().talking()
     phone.created()
     phone.words("one two three four")
@@ -627,8 +632,8 @@ def test_the_caller_hangs_up() -> None:
     assert said.private["heard"] == "one two"
 
 
-def test_hung_up_behind_an_interruption() -> None:
-    """The cut answer is on record too, though its fence never came back."""
+def test_a_hang_up_after_a_barge_in_records_the_cut_response() -> None:
+    """The cut response is recorded, too, though its fence never came back."""
     phone = Phone().talking()
     phone.created()
     phone.says(1000)
@@ -642,7 +647,7 @@ def test_hung_up_behind_an_interruption() -> None:
 
 
 def test_nothing_happens_after_the_end() -> None:
-    """A call that is over answers to nothing any more."""
+    """A call that is over does not react to any input."""
     phone = Phone().talking()
     phone.talk.end("bridge", "shutdown", phone.now)
 
@@ -655,8 +660,8 @@ def test_nothing_happens_after_the_end() -> None:
     assert phone.talk.deadline is None
 
 
-def test_an_answer_that_ends_before_the_session_is_ready() -> None:
-    """A server that is early ends nobody's call."""
+def test_a_response_that_ends_before_the_session_is_ready_is_harmless() -> None:
+    """A server that is early does not end a call."""
     phone = Phone(cost_limit=0.0)
     phone.start()
 
@@ -664,15 +669,15 @@ def test_an_answer_that_ends_before_the_session_is_ready() -> None:
     assert phone.talk.state is State.HOLDING
 
 
-def test_events_that_decide_nothing_pass() -> None:
-    """The SDK gets them; the call does not mind."""
+def test_events_without_effect_on_a_call_are_ignored() -> None:
+    """The SDK gets them; the call goes on."""
     phone = Phone().talking()
 
     assert phone.model("rate_limits.updated", rate_limits=[]) == []
 
 
-def test_a_server_that_never_ends_answers_costs_no_memory() -> None:
-    """Ids are remembered in bounds, whatever is sent."""
+def test_a_server_that_never_ends_responses_takes_bounded_memory() -> None:
+    """Ids are remembered within bounds, whatever is sent."""
     phone = Phone().talking()
     for n in range(3000):
         phone.created(f"r{n}")

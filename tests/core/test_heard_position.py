@@ -1,8 +1,8 @@
-"""What the model is told against what was heard, in any order of events.
+"""What the model is told was heard, against what was heard, in any order of events.
 
-The other side of the wire is not the core's: a Twilio with its own buffer, its own
-clock and a network of its own (bridge.sim), and audio that says which item and which
-millisecond it is. The core never sees that truth; here it is compared with it.
+The other end is independent of the core: a Twilio with its own buffer, clock and
+network (bridge.sim), and audio that says which item and which millisecond it is. The
+core never sees that truth; the test compares with it.
 """
 
 import base64
@@ -34,20 +34,20 @@ from tests.core.phone import MULAW_SESSION, payload
 FRAME = 0.02
 
 TOLERANCE_MS = 40
-"""The bound the project gives itself (docs/playback.md): max over all items."""
+"""The project's own bound (docs/playback.md): the maximum over all items."""
 
 FRAMES_TOLERANCE_MS = 60
-"""Against a Twilio that plays whole frames: a begun one is heard to its end, and a mark
-is echoed at the end of its own."""
+"""Against a Twilio that plays whole frames: a begun frame is heard to its end, and a
+mark is echoed at the end of its frame."""
 
 JITTER_TOLERANCE_MS = 65
-"""Where jitter parts messages that were written together (TCP hardly does), a mark may
-come back one start piece and one low piece before the audio it stands for."""
+"""Where jitter parts messages that were written together (rare with TCP), a mark may
+come back one start piece and one low piece before its audio."""
 
 
 @dataclass
 class SpokenItem:
-    """An item as the model has it."""
+    """An item as the model knows it."""
 
     number: int
     generated: bytes = b""
@@ -61,7 +61,7 @@ class SpokenItem:
 
     @property
     def believed_ms(self) -> float:
-        """The last truncation, 0 when deleted, else all."""
+        """The position of the last truncate; 0 if deleted, all if neither."""
         if self.deleted:
             return 0.0
         if self.truncated_ms is not None:
@@ -114,7 +114,7 @@ class World(RuleBasedStateMachine):
         self.event("session.updated", session=MULAW_SESSION)
         self.run(0.1)
 
-    # --- what the model does ---
+    # --- the model ---
 
     @precondition(lambda self: not self.open)
     @rule()
@@ -148,7 +148,7 @@ class World(RuleBasedStateMachine):
 
     @rule(late=st.integers(0, 300))
     def is_interrupted(self, late: int) -> None:
-        """The server hears speech, and cancels its own answer; audio on the way."""
+        """The server hears speech and cancels its own response; audio is on the way."""
         self.event("input_audio_buffer.speech_started", item_id="u", audio_start_ms=0)
         if self.open:
             if late:
@@ -158,7 +158,7 @@ class World(RuleBasedStateMachine):
         self.interrupted_at = self.now
         self.event("input_audio_buffer.speech_stopped", item_id="u", audio_end_ms=0)
 
-    # --- what time does ---
+    # --- time passes ---
 
     @rule(seconds=st.sampled_from([0.005, 0.05, 0.3, 1.1, 3.0]))
     def time_passes(self, seconds: float) -> None:
@@ -168,7 +168,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def the_model_is_told_only_what_it_takes(self) -> None:
-        """Never more than it has sent, never more than it was told before."""
+        """No truncate is beyond what the model sent, or beyond an earlier truncate."""
         for item in getattr(self, "items", []):
             if item.truncated_ms is not None:
                 assert item.truncated_ms <= item.sent / 8
@@ -192,13 +192,13 @@ class World(RuleBasedStateMachine):
                 f"the model believes {item.believed_ms} ms of item {item.number} were "
                 f"heard, the caller heard {truth}"
             )
-        for _ in range(2):  # a sign of life of the model is asked for, and given up
+        for _ in range(2):  # a probe is sent, and given up
             if self.talk.deadline < self.now + 10:
                 self.now = self.talk.deadline
                 self.talk.tick(self.now)
         assert self.talk.deadline > self.now + 30, "something waits for ever"
 
-    # --- the machinery ---
+    # --- simulation ---
 
     def new_item(self) -> None:
         item = SpokenItem(len(self.items) + 1)
@@ -269,7 +269,7 @@ class World(RuleBasedStateMachine):
         heapq.heappush(self.wire, Delivery(at, self.order, side, message))
 
     def run(self, seconds: float) -> None:
-        """Everything that falls due until then, in the order of time."""
+        """Runs everything that falls due until then, in the order of time."""
         end = self.now + seconds
         while True:
             due = [end, self.next_frame]
@@ -314,8 +314,8 @@ World.TestCase.settings = settings(
     max_examples=int(os.environ.get("HEARD_POSITION_EXAMPLES", "80")),
     stateful_step_count=40,
     deadline=None,
-    # The same examples each time: a rare find belongs to whoever looks for it
-    # (HEARD_POSITION_EXAMPLES), not to whoever runs the tests.
+    # The same examples each time: a rare find is for those who search for it
+    # (HEARD_POSITION_EXAMPLES), not for those who run the tests.
     derandomize="HEARD_POSITION_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
 )

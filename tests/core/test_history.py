@@ -1,4 +1,5 @@
-"""What was said in a call: heard words, in the server's order, within bounds."""
+"""What was said in a call: text that was heard, in the server's order, within
+bounds."""
 
 from typing import Any
 
@@ -30,7 +31,7 @@ def texts(phone: Phone) -> list[tuple[str, str]]:
 
 
 def test_items_stand_in_the_servers_order() -> None:
-    """The caller's words go where they were said, though they come later."""
+    """The caller's text stands where it was said, though it arrives later."""
     history = History([item("a")])
     history.add(item("c"), after="a")
     history.add(item("b"), after="a")
@@ -42,7 +43,8 @@ def test_items_stand_in_the_servers_order() -> None:
 
 
 def test_a_known_item_is_filled_not_doubled() -> None:
-    """What the server tells again adds what was missing and changes nothing."""
+    """If the server shows an item again, missing fields are filled and nothing else
+    changes."""
     history = History()
     history.add(item("a", kind="tool_call", name="hours"))
     more = item("a", "later", "tool_call", name="x", call_id="c1", arguments="{}")
@@ -55,7 +57,7 @@ def test_a_known_item_is_filled_not_doubled() -> None:
 
 
 def test_the_history_of_a_long_call_is_bounded() -> None:
-    """What is oldest is forgotten, and no item is a book."""
+    """The oldest items are forgotten, and no item is a book."""
     history = History()
     book = "x" * (MAX_CHARS + 1)
     for n in range(MAX_ITEMS + 4):
@@ -71,8 +73,9 @@ def test_the_history_of_a_long_call_is_bounded() -> None:
     assert len(last.text) == len(last.generated) == MAX_CHARS
 
 
-def test_books_are_forgotten_sooner() -> None:
-    """A call of which every answer is a book costs no more memory than a long one."""
+def test_long_items_are_forgotten_sooner() -> None:
+    """A call in which every response is a book costs no more memory than a long
+    call."""
     history = History()
     book = "x" * MAX_CHARS
     for n in range(MAX_ITEMS):
@@ -93,15 +96,15 @@ def test_books_are_forgotten_sooner() -> None:
 
 
 def test_an_item_that_follows_itself_stands_at_the_end() -> None:
-    """No odd event of a server's ends a call."""
+    """An odd event of a server does not end a call."""
     history = History([item("a")])
     history.add(item("b"), after="b")
 
     assert names(history) == ["a", "b"]
 
 
-def test_what_is_unknown_is_nothing() -> None:
-    """Events about items that were never told harm nobody."""
+def test_unknown_items_are_ignored() -> None:
+    """Events about items that were never shown do no harm."""
     history = History()
     history.said("a", "heard", "generated", cut=True)
     history.transcribed("a", "words")
@@ -118,7 +121,8 @@ def test_what_is_unknown_is_nothing() -> None:
 def test_no_order_of_items_loses_or_doubles_one(
     added: list[tuple[int, int | None]], removed: list[int]
 ) -> None:
-    """Each item stands there once, behind the one it follows where that was known."""
+    """Each item stands there once, behind the item that it follows if that was
+    known."""
     history = History()
     known: set[str] = set()
     for name, after in added:
@@ -134,11 +138,11 @@ def test_no_order_of_items_loses_or_doubles_one(
     assert set(names(history)) == known - {str(name) for name in removed}
 
 
-# --- of a call ---
+# --- in a call ---
 
 
 def test_a_conversation_is_kept_as_it_was_heard() -> None:
-    """Question, answer and tool call are there, in order, each with its words."""
+    """Question, answer and tool call are there, in order, each with its text."""
     phone = Phone().talking()
     phone.item_added("u1", "user", {"type": "input_audio", "transcript": None})
     phone.answers(400, words="We open at nine.")
@@ -156,7 +160,7 @@ def test_a_conversation_is_kept_as_it_was_heard() -> None:
     assert answer.at == pytest.approx(0.1)
 
 
-def test_words_that_were_not_heard_are_not_in_the_history() -> None:
+def test_text_that_was_not_heard_is_not_in_the_history() -> None:
     """The report of a call shows what the caller knows, and what was cut."""
     phone = Phone().talking()
     phone.created()
@@ -173,7 +177,7 @@ def test_words_that_were_not_heard_are_not_in_the_history() -> None:
 
 
 def test_what_the_model_forgets_is_not_in_the_history() -> None:
-    """An answer that nobody heard is deleted on both sides."""
+    """A response that nobody heard is deleted on both sides."""
     phone = Phone().talking()
     phone.item_added("i1", "assistant")
     phone.item_added("i2", "assistant")
@@ -184,7 +188,7 @@ def test_what_the_model_forgets_is_not_in_the_history() -> None:
 
 
 def test_an_item_that_the_server_adds_between_others_stands_there() -> None:
-    """previous_item_id tells the place."""
+    """previous_item_id says where."""
     phone = Phone().talking()
     phone.item_added("a", "user")
     phone.item_added("c", "assistant")
@@ -193,8 +197,8 @@ def test_an_item_that_the_server_adds_between_others_stands_there() -> None:
     assert [it.id for it in phone.talk.history.items] == ["a", "b", "c"]
 
 
-def test_an_item_that_is_neither_words_nor_a_tool_call_is_not_kept() -> None:
-    """What the server keeps for itself is no part of what was said."""
+def test_an_item_that_is_neither_text_nor_a_tool_call_is_not_kept() -> None:
+    """Items that only the server uses are no part of what was said."""
     phone = Phone().talking()
     listed = {"id": "m1", "type": "mcp_list_tools"}
 
@@ -202,7 +206,7 @@ def test_an_item_that_is_neither_words_nor_a_tool_call_is_not_kept() -> None:
     assert phone.talk.history.items == []
 
 
-def test_a_tool_is_nothing_that_was_said() -> None:
+def test_a_tool_call_does_not_count_as_spoken() -> None:
     """Only people and agents speak."""
     assert not item("a", "{}", "tool_output").spoken
     assert not item("a").spoken
@@ -210,7 +214,7 @@ def test_a_tool_is_nothing_that_was_said() -> None:
 
 
 def test_what_was_removed_does_not_come_back() -> None:
-    """A secret that the application took out stays out, whatever is told of it later;
+    """A secret that the application removed stays out, whatever arrives of it later;
     and a call that removes much costs no memory."""
     history = History([item("a"), item("b")])
     history.remove("a")

@@ -1,4 +1,4 @@
-"""Keys the caller presses: which of them are one input, and when it is complete."""
+"""Keys the caller presses: which of them form one input, and when it is complete."""
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ def entered(keys: Keys, pressed: str, now: float = 0.0) -> list[str]:
 
 @given(st.text("0123456789*", min_size=1, max_size=MAX_KEYS - 1))
 def test_a_hash_ends_an_input(number: str) -> None:
-    """Whoever types a number and # is understood at once, without a pause."""
+    """A caller who types a number and # is understood at once, without a pause."""
     keys = Keys(2.0)
 
     assert entered(keys, number) == []
@@ -36,12 +36,12 @@ def test_a_hash_ends_an_input(number: str) -> None:
 
 
 def test_a_hash_alone_is_an_input() -> None:
-    """Who presses nothing but # has pressed something."""
+    """A caller who presses only # has pressed something."""
     assert Keys(2.0).press("#", 0.0) == "#"
 
 
 def test_a_pause_ends_an_input() -> None:
-    """Keys that come slowly are one input as long as no pause is too long."""
+    """Slow keys are one input as long as no pause is too long."""
     keys = Keys(2.0)
     keys.press("1", 10.0)
     keys.press("2", 11.9)
@@ -51,7 +51,7 @@ def test_a_pause_ends_an_input() -> None:
     assert keys.due_at is None
 
 
-def test_who_leans_on_a_key_sends_no_book() -> None:
+def test_a_key_held_down_gives_inputs_of_bounded_length() -> None:
     """An input is complete at its longest, and the next one begins."""
     assert entered(Keys(2.0), "5" * 2 * MAX_KEYS) == ["5" * MAX_KEYS] * 2
 
@@ -73,7 +73,7 @@ def test_who_leans_on_a_key_sends_no_book() -> None:
         (["0"], "00", ["0", "0"], False),
     ],
 )
-def test_an_action_is_complete_when_it_can_be_nothing_longer(
+def test_an_action_is_complete_unless_a_longer_one_begins_with_it(
     actions: list[str], keys: str, inputs: list[str], left: bool
 ) -> None:
     """A mapped key acts at once, unless a longer sequence begins with it."""
@@ -86,10 +86,10 @@ def test_an_action_is_complete_when_it_can_be_nothing_longer(
 # --- in a call ---
 
 
-def test_keys_are_one_word_to_the_agent_and_stop_it() -> None:
-    """A caller who types 1 2 3 # into the agent's sentence is heard as having said so:
-    silence at once, and one answer when the old one has ended and the model knows what
-    was heard of it."""
+def test_keys_are_one_message_to_the_agent_and_interrupt_it() -> None:
+    """A caller who types 1 2 3 # while the agent speaks interrupts it: silence at once,
+    and one response when the old one has ended and the model knows what was heard of
+    it."""
     phone = Phone().talking()
     phone.created()
     phone.says(2000)
@@ -109,7 +109,7 @@ def test_keys_are_one_word_to_the_agent_and_stop_it() -> None:
 
 
 def test_keys_are_answered_after_the_pause() -> None:
-    """Who does not know of # is understood all the same."""
+    """A caller who does not know # is understood all the same."""
     phone = Phone(key_pause_seconds=1.5).talking()
     phone.presses("42")
     assert phone.talk.deadline == pytest.approx(phone.now + 1.5)
@@ -121,7 +121,7 @@ def test_keys_are_answered_after_the_pause() -> None:
     assert asks(commands) == 1
 
 
-def test_a_mapped_key_is_for_the_call_alone() -> None:
+def test_a_mapped_key_is_not_told_to_the_agent() -> None:
     """The route's 0 dials a person: the agent is told nothing of it."""
     phone = Phone(key_actions=("0",)).talking()
 
@@ -141,7 +141,7 @@ def test_a_mapped_key_that_begins_a_longer_one_waits() -> None:
 
 
 def test_keys_pressed_before_the_model_is_ready_are_not_lost() -> None:
-    """An impatient caller's choice reaches the agent as soon as there is one."""
+    """An impatient caller's choice reaches the agent as soon as the model is ready."""
     phone = Phone()
     phone.start()
     assert to_model(phone.presses("7#")) == []
@@ -153,7 +153,7 @@ def test_keys_pressed_before_the_model_is_ready_are_not_lost() -> None:
 
 
 def test_keys_stop_a_hang_up() -> None:
-    """A caller who presses a key into the goodbye wants something."""
+    """A caller who presses a key during the goodbye wants something."""
     phone = Phone().talking()
     phone.created()
     phone.says(1000)
@@ -163,8 +163,8 @@ def test_keys_stop_a_hang_up() -> None:
     assert ends(phone.frames(3000)) == []
 
 
-def test_a_caller_who_presses_keys_is_there() -> None:
-    """Nobody is asked whether they are there while they type."""
+def test_a_caller_who_presses_keys_is_not_silent() -> None:
+    """The caller is not asked whether they are there while they type."""
     phone = Phone(silent_seconds=3.0, key_pause_seconds=2.0).talking()
     phone.frames(2500)
     phone.presses("1")
@@ -176,7 +176,7 @@ def test_a_caller_who_presses_keys_is_there() -> None:
 
 
 def test_silence_is_counted_from_the_last_key() -> None:
-    """Who presses a mapped key and then says nothing is asked in time."""
+    """A caller who presses a mapped key and then says nothing is asked in time."""
     phone = Phone(silent_seconds=3.0, key_actions=("0",)).talking()
     phone.frames(1000)
     phone.presses("0")

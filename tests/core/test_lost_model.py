@@ -1,23 +1,24 @@
-"""The model's connection is lost in any phase of a call: what the next one is told.
+"""The model connection is lost in any phase of a call: what the next session is told.
 
-Each test is a script: what happened, then the loss, then all that another session gets.
+Each test is a script: what happened, then the loss, then everything that the next
+session gets.
 """
 
 import json
 
 import pytest
 
-from bridge.core.bounds import Bounds
-from bridge.core.caller_audio import UNTOLD_MS
+from bridge.core.caller_audio import RESEND_MS
 from bridge.core.commands import End, Note, Switch
-from bridge.core.conversation import LATE_SECONDS, MAX_CALLED, PROBE_ID, State
+from bridge.core.conversation import LATE_SECONDS, MAX_OPEN_TOOL_CALLS, PROBE_ID, State
+from bridge.core.limits import Bounds
 from bridge.core.redial import AWAY_SECONDS, READY_SECONDS
 from bridge.core.rules import BROKEN_OFF, GOODBYES
 from bridge.core.sessions import (
     COMFORT_EVERY_SECONDS,
     COMFORT_SECONDS,
-    SIGN_SECONDS,
-    SILENT_SECONDS,
+    PROBE_AFTER_SECONDS,
+    PROBE_ANSWER_SECONDS,
 )
 from tests.core.phone import (
     Phone,
@@ -49,7 +50,7 @@ CREATE, ASK = "conversation.item.create", "response.create"
 
 
 def test_a_model_that_refuses_at_first_is_tried_again() -> None:
-    """A busy model costs the caller a moment, and no word of theirs."""
+    """A busy model costs the caller a moment, and none of their words."""
     phone = Phone(greeting="Say hello.")
     phone.start()
     phone.frames(100)
@@ -66,8 +67,8 @@ def test_a_model_that_refuses_at_first_is_tried_again() -> None:
     assert not notes(commands, "model_back"), "it had not been there"
 
 
-def test_a_model_that_will_never_take_us_ends_the_call_at_once() -> None:
-    """Nobody waits for a key to become right."""
+def test_a_fatal_refusal_ends_the_call_at_once() -> None:
+    """A wrong key does not become right by waiting."""
     phone = Phone()
     phone.start()
 
@@ -79,7 +80,8 @@ def test_a_model_that_will_never_take_us_ends_the_call_at_once() -> None:
 
 
 def test_a_model_that_refuses_on_and_on_is_given_up_in_time() -> None:
-    """The caller hears plan B after the first limit, however busy the redialling."""
+    """The caller hears the fallback after the first limit, however long redialling goes
+    on."""
     phone = Phone()
     phone.start()
     began = phone.now
@@ -92,7 +94,7 @@ def test_a_model_that_refuses_on_and_on_is_given_up_in_time() -> None:
 
 
 def test_a_connection_lost_before_its_session_is_dialled_again() -> None:
-    """The greeting and what the caller said first come with the next one, once."""
+    """The greeting and what the caller said first go to the next session, once."""
     phone = Phone(greeting="Say hello.")
     phone.start()
     phone.frames(100)
@@ -106,7 +108,7 @@ def test_a_connection_lost_before_its_session_is_dialled_again() -> None:
 
 
 def test_a_session_refused_for_a_moment_is_tried_again() -> None:
-    """A rate limit told inside the connection is as passing as one before it."""
+    """A rate limit reported inside the connection passes as one before it does."""
     phone = Phone()
     phone.start()
     phone.dialled()
@@ -116,8 +118,9 @@ def test_a_session_refused_for_a_moment_is_tried_again() -> None:
     assert ends(phone.refused("invalid_value", None)) == [("model", "refused")]
 
 
-def test_a_connection_that_becomes_no_session_is_left() -> None:
-    """A server that takes us and then says nothing is not waited for to the end."""
+def test_a_connection_that_is_not_configured_in_time_is_replaced() -> None:
+    """A server that accepts the connection and then says nothing does not use up the
+    caller's whole wait."""
     phone = Phone()
     phone.start()
     phone.dialled()
@@ -133,7 +136,7 @@ def test_a_connection_that_becomes_no_session_is_left() -> None:
 
 
 def test_lost_before_the_greeting_began() -> None:
-    """The caller is greeted by the next session, once."""
+    """The next session greets the caller, once."""
     phone = Phone(greeting="Say hello.").talking()
 
     commands = phone.another_model()
@@ -163,11 +166,12 @@ def test_lost_in_the_greeting() -> None:
     assert types_to_model(commands) == [CREATE, CREATE, CREATE, ASK]
 
 
-# --- while the caller speaks, or nobody ---
+# --- while the caller speaks, or nobody does ---
 
 
 def test_lost_while_nobody_speaks() -> None:
-    """Nothing is said about it; what the server may not have heard yet, it hears."""
+    """The agent says nothing about it; the next session gets the audio that the server
+    may not have understood."""
     phone = Phone().talking()
     phone.speaks(400)
     phone.writes("How are you?")
@@ -189,16 +193,16 @@ def test_lost_while_nobody_speaks() -> None:
     assert note.data["seconds"] == pytest.approx(0.1)
 
 
-def test_a_long_silence_is_not_given_again() -> None:
-    """Audio without a word in it is kept in bounds."""
+def test_a_long_silence_is_sent_again_in_part() -> None:
+    """Audio without speech is kept within bounds."""
     phone = Phone().talking()
-    phone.frames(2 * UNTOLD_MS)
+    phone.frames(2 * RESEND_MS)
 
-    assert len(appended(phone.another_model())) == 8 * UNTOLD_MS
+    assert len(appended(phone.another_model())) == 8 * RESEND_MS
 
 
 def test_lost_in_the_callers_sentence() -> None:
-    """The next session hears it from its beginning, and answers when it ends."""
+    """The next session hears it from its beginning, and responds when it ends."""
     phone = Phone().talking()
     phone.frames(1000)
     phone.barges_in()
@@ -224,8 +228,8 @@ def test_a_sentence_longer_than_what_is_held() -> None:
     assert len(appended(phone.model_back())) >= 8 * 31_000
 
 
-def test_a_model_away_for_long_has_bounds() -> None:
-    """What a caller says in an outage is kept to the second in which it ends."""
+def test_audio_held_in_a_long_outage_is_bounded() -> None:
+    """What a caller says in an outage is kept up to the second in which it ends."""
     phone = Phone().talking()
     phone.loses_model()
     phone.frames(19_000)
@@ -239,7 +243,8 @@ def payload_bytes(ms: int) -> bytes:
 
 
 def test_frames_keep_their_order_over_a_loss() -> None:
-    """What the caller said reaches the next session in the order in which it was."""
+    """What the caller said reaches the next session in the order in which it was
+    said."""
     phone = Phone().talking()
     sound = [bytes([n]) for n in range(1, 60)]
     for n, byte in enumerate(sound):
@@ -255,8 +260,8 @@ def test_frames_keep_their_order_over_a_loss() -> None:
 # --- between the caller's turn and its answer ---
 
 
-def test_lost_behind_what_the_caller_said() -> None:
-    """Nobody had written it down: the next session hears it, and answers."""
+def test_lost_after_a_turn_without_a_transcript() -> None:
+    """The next session gets the audio of the turn, and responds."""
     phone = Phone().talking()
     phone.speaks(800)
 
@@ -267,8 +272,8 @@ def test_lost_behind_what_the_caller_said() -> None:
     assert appended(commands) == b"", "it would be heard twice"
 
 
-def test_lost_behind_what_was_written_down() -> None:
-    """Words take less of a model's time than sound."""
+def test_lost_after_a_turn_with_a_transcript() -> None:
+    """The next session gets the text, which costs the model less time than audio."""
     phone = Phone().talking()
     phone.speaks(800)
     phone.writes("Where are you?")
@@ -279,8 +284,8 @@ def test_lost_behind_what_was_written_down() -> None:
     assert asks(commands) == 1
 
 
-def test_turns_that_nobody_writes_down_are_kept_in_bounds() -> None:
-    """Of a long talk without transcription the last minute is given again."""
+def test_audio_of_turns_without_transcripts_is_bounded() -> None:
+    """Of a long conversation without transcription the last minute is sent again."""
     phone = Phone().talking()
     for n in range(4):
         phone.speaks(25_000, f"u{n}")
@@ -289,8 +294,8 @@ def test_turns_that_nobody_writes_down_are_kept_in_bounds() -> None:
     assert [item for item, *_ in given(phone.another_model())] == ["u2"]
 
 
-def test_a_turn_in_which_nobody_said_a_word() -> None:
-    """A cough that the transcription found no words in is not given again."""
+def test_a_turn_with_an_empty_transcript_is_not_sent_again() -> None:
+    """The transcription found no words in it: it was a cough."""
     phone = Phone().talking()
     phone.speaks(400)
     phone.writes("")
@@ -298,8 +303,8 @@ def test_a_turn_in_which_nobody_said_a_word() -> None:
     assert given(phone.another_model()) == []
 
 
-def test_a_turn_without_a_name() -> None:
-    """An odd server costs nobody the call: there is nothing to be given again."""
+def test_a_turn_without_an_item_id_is_not_sent_again() -> None:
+    """An odd server does not end the call: there is nothing to be sent again."""
     phone = Phone().talking()
     phone.barges_in()
     phone.falls_silent()
@@ -308,8 +313,9 @@ def test_a_turn_without_a_name() -> None:
     assert given(phone.another_model()) == []
 
 
-def test_lost_when_the_answer_had_begun_and_was_not_heard() -> None:
-    """The caller waits for it still; it is asked for once, and nothing was broken."""
+def test_lost_before_the_first_audio_of_a_response() -> None:
+    """The caller still waits for it; it is requested once, and nothing was broken
+    off."""
     phone = Phone().talking()
     phone.speaks(800)
     phone.writes("Where are you?")
@@ -322,8 +328,9 @@ def test_lost_when_the_answer_had_begun_and_was_not_heard() -> None:
 
 
 def test_lost_before_the_turn_was_an_item() -> None:
-    """The caller had ended; the server had made nothing of it yet. What they said is
-    given again, before an answer to it is asked for, or not asked for at all."""
+    """The caller had ended; the server had not made an item of it yet. What they said
+    is sent again before a response to it is requested, or the server responds by
+    itself."""
     phone = Phone().talking()
     phone.barges_in()
     phone.frames(500)
@@ -338,7 +345,8 @@ def test_lost_before_the_turn_was_an_item() -> None:
 
 
 def test_lost_while_a_tool_runs() -> None:
-    """It goes on; the next session knows the call, then its result, and answers."""
+    """The tool goes on; the next session gets the call, then its result, and
+    responds."""
     phone = Phone().talking()
     phone.created()
     phone.calls_tool("c1")
@@ -353,8 +361,8 @@ def test_lost_while_a_tool_runs() -> None:
     assert types_to_model(ended) == [CREATE, ASK]
 
 
-def test_lost_in_the_answer_that_called_a_tool() -> None:
-    """The result asks for the next answer, not the loss."""
+def test_lost_in_the_response_that_called_a_tool() -> None:
+    """The result asks for the next response, not the loss."""
     phone = Phone().talking()
     phone.created()
     phone.calls_tool("c1")
@@ -381,8 +389,8 @@ def test_a_tool_that_ends_while_the_model_is_away() -> None:
     assert types_to_model(commands) == [CREATE, CREATE, ASK]
 
 
-def test_lost_behind_a_result_that_the_server_has_not_shown() -> None:
-    """It may never have come there: it is given again, behind its call, once."""
+def test_lost_after_a_result_that_the_server_has_not_shown() -> None:
+    """It may not have arrived: it is sent again, behind its call, once."""
     phone = Phone().talking()
     phone.created()
     phone.calls_tool("c1")
@@ -398,7 +406,7 @@ def test_lost_behind_a_result_that_the_server_has_not_shown() -> None:
     assert asks(commands) == 1
 
 
-def test_lost_behind_a_result_that_the_server_has() -> None:
+def test_lost_after_a_result_that_the_server_has_shown() -> None:
     """It stands in the history, once."""
     phone = Phone().talking()
     phone.created()
@@ -419,19 +427,19 @@ def test_lost_behind_a_result_that_the_server_has() -> None:
     assert asks(commands) == 0
 
 
-def test_calls_that_never_end_cost_no_memory() -> None:
-    """Of hundreds that were never answered the newest are given again."""
+def test_tool_calls_that_never_end_take_bounded_memory() -> None:
+    """Of hundreds without a result the newest are sent again."""
     phone = Phone().talking()
-    for n in range(MAX_CALLED + 10):
+    for n in range(MAX_OPEN_TOOL_CALLS + 10):
         phone.calls_tool(f"c{n}")
 
-    assert len(given(phone.another_model())) == MAX_CALLED
+    assert len(given(phone.another_model())) == MAX_OPEN_TOOL_CALLS
 
 
 # --- while the agent speaks ---
 
 
-def test_lost_in_the_middle_of_an_answer() -> None:
+def test_lost_in_the_middle_of_a_response() -> None:
     """What Twilio has is heard to its end, then the rest, said by another session."""
     phone = answering(1000)
     phone.frames(300)
@@ -454,8 +462,8 @@ def test_lost_in_the_middle_of_an_answer() -> None:
     ]
 
 
-def test_words_that_ran_ahead_of_their_sound_are_forgotten() -> None:
-    """The next session goes on behind the last word that has a sound."""
+def test_text_that_ran_ahead_of_its_audio_is_dropped() -> None:
+    """The next session goes on behind the last word that has audio."""
     phone = answering(1000, "One two")
     phone.words(" three")
 
@@ -465,7 +473,7 @@ def test_words_that_ran_ahead_of_their_sound_are_forgotten() -> None:
 
 
 def test_a_word_of_which_only_the_beginning_came_is_said_again() -> None:
-    """Better a syllable twice than a word that nobody heard."""
+    """Better a syllable twice than a word that the caller did not hear."""
     phone = answering(200, "One")
     phone.words(" hippopotamus")
     phone.says(200)
@@ -473,7 +481,7 @@ def test_a_word_of_which_only_the_beginning_came_is_said_again() -> None:
     assert only("i1", phone.another_model()) == ["One"]
 
 
-def test_an_answer_heard_over_a_loss_is_on_record_once() -> None:
+def test_a_response_heard_over_a_loss_is_recorded_once() -> None:
     """A third session is not told the same words twice."""
     phone = answering(1000)
     phone.frames(200)
@@ -488,7 +496,7 @@ def test_an_answer_heard_over_a_loss_is_on_record_once() -> None:
 
 
 def test_lost_while_the_last_words_are_still_heard() -> None:
-    """The model had said all: nothing is broken, nothing asked for."""
+    """The model had said all: nothing is broken off, nothing is requested."""
     phone = Phone().talking()
     phone.answers(1000, words="That is all.")
     phone.frames(200)
@@ -499,8 +507,9 @@ def test_lost_while_the_last_words_are_still_heard() -> None:
     assert asks(commands) == 0
 
 
-def test_interrupted_words_that_another_session_was_given() -> None:
-    """They cannot be truncated there, so what was heard is put in their place."""
+def test_a_cut_item_of_a_lost_session_gets_the_text_that_was_heard() -> None:
+    """The next session knows it as text, which cannot be truncated, so its text is
+    replaced."""
     phone = Phone().talking()
     phone.answers(2000, words="One two three four")
     phone.frames(1000)
@@ -520,8 +529,8 @@ def test_interrupted_words_that_another_session_was_given() -> None:
     assert words == ["One two"]
 
 
-def test_unheard_words_that_another_session_was_given() -> None:
-    """A second answer of which nothing was heard is deleted there as anywhere."""
+def test_an_unheard_item_of_a_lost_session_is_deleted() -> None:
+    """A second response of which nothing was heard is deleted there as anywhere."""
     phone = Phone().talking()
     phone.answers(2000, words="One.")
     phone.answers(2000, item="i2", response="r2", words="Two.")
@@ -532,7 +541,7 @@ def test_unheard_words_that_another_session_was_given() -> None:
     assert told(phone.echoes()) == [("delete", "i1", None), ("delete", "i2", None)]
 
 
-def test_lost_between_an_interruption_and_its_fence() -> None:
+def test_lost_between_a_barge_in_and_its_fence() -> None:
     """The next session is told what was heard, whether or not the fence comes."""
     phone = answering(2000, "One two three four")
     phone.frames(1000)
@@ -547,7 +556,7 @@ def test_lost_between_an_interruption_and_its_fence() -> None:
 
 
 def test_interrupted_by_keys_while_the_model_is_away() -> None:
-    """Who presses a key has heard enough; the next session is told how much."""
+    """Keys interrupt the agent; the next session is told how much was heard."""
     phone = answering(2000, "One two three four")
     phone.frames(1000)
     phone.loses_model()
@@ -565,7 +574,7 @@ def test_interrupted_by_keys_while_the_model_is_away() -> None:
     assert said_to_model(commands)[-1][0] == "user"
 
 
-def test_a_deletion_that_the_server_did_not_confirm() -> None:
+def test_an_unconfirmed_deletion_holds_for_the_next_session() -> None:
     """What nobody heard does not come back with another session."""
     phone = Phone().talking()
     phone.answers(1000, words="Nobody hears this.")
@@ -575,8 +584,8 @@ def test_a_deletion_that_the_server_did_not_confirm() -> None:
     assert given(phone.another_model()) == []
 
 
-def test_a_deletion_of_the_users_own_that_was_not_confirmed() -> None:
-    """What the application took out of the conversation stays out."""
+def test_an_unconfirmed_deletion_of_user_code_holds_for_the_next_session() -> None:
+    """What the application removed from the conversation stays out."""
     phone = Phone().talking()
     phone.item_added("u1", "user", {"type": "input_text", "text": "secret"})
     phone.sends("conversation.item.delete", item_id="u1")
@@ -584,8 +593,8 @@ def test_a_deletion_of_the_users_own_that_was_not_confirmed() -> None:
     assert given(phone.another_model()) == []
 
 
-def test_a_guardrail_that_stopped_the_answer() -> None:
-    """What was stopped is not gone on with."""
+def test_a_response_stopped_by_a_guardrail_is_not_continued() -> None:
+    """The next session does not say what was stopped."""
     phone = answering(1000)
     phone.frames(200)
     phone.interrupt("guardrail", "r1")
@@ -597,8 +606,8 @@ def test_a_guardrail_that_stopped_the_answer() -> None:
     assert asks(commands) == 0
 
 
-def test_late_events_of_a_lost_answer_reach_nobody() -> None:
-    """An answer of which another session says the rest is not heard from the first."""
+def test_late_events_of_a_lost_response_are_dropped() -> None:
+    """A response that another session continues is not heard from the first."""
     phone = answering(300)
     phone.another_model()
 
@@ -606,11 +615,12 @@ def test_late_events_of_a_lost_answer_reach_nobody() -> None:
     assert to_caller(phone.item_done()) == []
 
 
-# --- what the user's code says meanwhile ---
+# --- what user code sends meanwhile ---
 
 
-def test_words_and_events_of_an_outage_are_kept_in_order() -> None:
-    """The agent learns what it was told while it was away; one answer to all of it."""
+def test_texts_and_events_of_an_outage_are_kept_in_order() -> None:
+    """The agent learns what it was told while it was away; one response to all of
+    it."""
     phone = Phone().talking()
     phone.loses_model()
     item = {"type": "message", "role": "user", "content": []}
@@ -626,8 +636,8 @@ def test_words_and_events_of_an_outage_are_kept_in_order() -> None:
     assert asks(commands) == 1
 
 
-def test_events_after_the_end_go_nowhere() -> None:
-    """A call that is over asks nobody for anything."""
+def test_events_after_the_end_are_ignored() -> None:
+    """A call that is over requests nothing."""
     phone = Phone().talking()
     phone.hangs_up()
 
@@ -639,7 +649,7 @@ def test_events_after_the_end_go_nowhere() -> None:
     assert phone.hand_over() == []
 
 
-def test_an_events_own_name_and_a_refused_item() -> None:
+def test_a_refused_item_is_not_sent_to_the_next_session() -> None:
     """An item that one server refused is not offered to the next."""
     phone = Phone().talking()
     item = {"type": "message", "role": "critic", "content": []}
@@ -671,7 +681,7 @@ def test_lost_again_before_the_session_was_ready() -> None:
 
 
 def test_lost_again_before_the_server_had_shown_anything() -> None:
-    """The third session gets what the second may have lost: each word once."""
+    """The third session gets what the second may have lost: each text once."""
     phone = answering(1000)
     phone.frames(300)
     phone.tell("They are a regular.", "system", respond=False)
@@ -697,7 +707,7 @@ def test_a_turn_is_given_again_to_a_third_session() -> None:
     assert len(appended(phone.another_model())) >= 8 * 18_000
 
 
-def test_an_answer_broken_twice() -> None:
+def test_a_response_broken_off_twice() -> None:
     """Each piece was heard once; the third session goes on from the second's."""
     phone = answering(400, "One two")
     phone.frames(100)
@@ -719,7 +729,7 @@ def test_an_answer_broken_twice() -> None:
 
 
 def test_a_model_that_stays_away_is_given_up_in_time() -> None:
-    """After the limit the caller hears plan B, and not silence."""
+    """After the limit the caller hears the fallback, and not silence."""
     phone = Phone().talking()
     phone.frames(11_000)
     phone.loses_model()
@@ -733,7 +743,7 @@ def test_a_model_that_stays_away_is_given_up_in_time() -> None:
 
 
 def test_losses_in_quick_succession_are_one_outage() -> None:
-    """A model that comes and goes for so long is no model."""
+    """A model that comes and goes for so long counts as away."""
     phone = Phone().talking()
     began = phone.now
     while not ends(phone.log):
@@ -746,7 +756,7 @@ def test_losses_in_quick_succession_are_one_outage() -> None:
     assert AWAY_SECONDS <= phone.now - began <= AWAY_SECONDS + 4.0
 
 
-def test_a_server_that_takes_us_and_drops_us_is_given_up_in_time() -> None:
+def test_a_server_that_accepts_and_drops_us_is_given_up_in_time() -> None:
     """It is not dialled without a pause, nor for ever."""
     phone = Phone().talking()
     phone.frames(20_000)
@@ -765,7 +775,7 @@ def test_a_server_that_takes_us_and_drops_us_is_given_up_in_time() -> None:
 
 
 def test_a_fatal_refusal_after_a_loss_ends_the_call() -> None:
-    """A quota that has run out in mid-call is not waited for."""
+    """If the quota runs out in mid-call, nothing is waited for."""
     phone = Phone().talking()
     phone.loses_model()
 
@@ -774,15 +784,15 @@ def test_a_fatal_refusal_after_a_loss_ends_the_call() -> None:
     assert ends(commands) == [("model", "refused")]
 
 
-def test_no_connection_is_asked_for_twice() -> None:
-    """While one is dialled another loss changes nothing."""
+def test_no_connection_is_dialled_twice() -> None:
+    """While one is being dialled another loss changes nothing."""
     phone = Phone().talking()
     assert dials(phone.loses_model()) == [(0.0, False)]
 
     assert dials(phone.loses_model()) == []
 
 
-# --- what waits across a loss ---
+# --- waits across a loss ---
 
 
 def test_the_agent_hangs_up_once_its_goodbye_was_heard() -> None:
@@ -798,7 +808,7 @@ def test_the_agent_hangs_up_once_its_goodbye_was_heard() -> None:
     assert ends(phone.frames(600)) == [HANG_UP]
 
 
-def test_who_had_said_all_may_leave_without_a_model() -> None:
+def test_a_hang_up_needs_no_model_once_the_goodbye_is_queued() -> None:
     """A goodbye that Twilio has needs no session to be heard."""
     phone = Phone().talking()
     phone.answers(400, words="Good bye.")
@@ -812,7 +822,7 @@ def test_who_had_said_all_may_leave_without_a_model() -> None:
 
 
 def test_a_tool_waits_over_a_loss_until_all_was_heard() -> None:
-    """It learns that the answer was heard when the whole of it was."""
+    """It learns that the response was heard when the whole of it was."""
     phone = answering(400)
     phone.when_heard(1)
     phone.loses_model()
@@ -824,7 +834,7 @@ def test_a_tool_waits_over_a_loss_until_all_was_heard() -> None:
     assert heard(phone.frames(400)) == [(1, True)]
 
 
-def test_a_goodbye_that_the_model_was_told_is_told_again() -> None:
+def test_a_goodbye_that_the_lost_model_was_told_is_told_again() -> None:
     """The caller is not cut off without it."""
     phone = Phone().talking()
     phone.goodbye("longest")
@@ -837,7 +847,7 @@ def test_a_goodbye_that_the_model_was_told_is_told_again() -> None:
 
 
 def test_a_goodbye_decided_while_the_model_is_away() -> None:
-    """It is said when there is somebody to say it; or the call ends in its time."""
+    """It is said when a model is there; or the call ends in its time."""
     phone = Phone().talking()
     phone.loses_model()
     assert to_model(phone.goodbye("longest")) == []
@@ -851,8 +861,8 @@ def test_a_goodbye_decided_while_the_model_is_away() -> None:
     assert ends(away.frames(16_000)) == [("bridge", "longest")]
 
 
-def test_a_silent_caller_is_not_asked_by_nobody() -> None:
-    """Nobody counts a caller's silence while nobody could answer them."""
+def test_silence_is_not_counted_while_the_model_is_away() -> None:
+    """A caller's silence does not count while no model could respond."""
     phone = Phone(silent_seconds=3.0).talking()
     phone.loses_model()
     phone.frames(6000)
@@ -863,10 +873,10 @@ def test_a_silent_caller_is_not_asked_by_nobody() -> None:
     assert said_to_model(commands) == []
 
 
-# --- a line that is not dead ---
+# --- comfort tones ---
 
 
-def test_who_waits_hears_that_the_line_is_not_dead() -> None:
+def test_a_caller_who_waits_for_a_model_hears_comfort_tones() -> None:
     """A soft tone after some seconds, and again; none once the model is back."""
     phone = Phone().talking()
     phone.loses_model()
@@ -880,8 +890,8 @@ def test_who_waits_hears_that_the_line_is_not_dead() -> None:
     assert events(phone.frames(5000)) == []
 
 
-def test_no_tone_into_words() -> None:
-    """Who still hears the agent needs no tone."""
+def test_no_comfort_tone_while_the_agent_is_still_heard() -> None:
+    """A caller who still hears the agent needs no tone."""
     phone = Phone().talking()
     phone.answers(4000, words="A long story.")
     phone.loses_model()
@@ -889,16 +899,16 @@ def test_no_tone_into_words() -> None:
     assert "media" not in events(phone.frames(3500))
 
 
-def test_no_tone_before_the_first_session() -> None:
-    """A caller hears the ring of the line until the agent is there."""
+def test_no_comfort_tone_before_the_first_session() -> None:
+    """A caller hears the ringing until the agent is there."""
     phone = Phone()
     phone.start()
 
     assert "media" not in events(phone.frames(5000))
 
 
-def test_a_tone_is_no_words_of_the_agents() -> None:
-    """The model is not told that a tone was cut."""
+def test_the_model_is_not_told_of_a_cut_tone() -> None:
+    """Only the agent's own audio is truncated at the model."""
     phone = Phone().talking()
     phone.loses_model()
     phone.frames(int(1000 * COMFORT_SECONDS))
@@ -907,11 +917,11 @@ def test_a_tone_is_no_words_of_the_agents() -> None:
     assert told(phone.barges_in() + phone.echoes()) == []
 
 
-# --- an answer that is late ---
+# --- a response that is late ---
 
 
-def test_a_session_that_has_gone_mute_is_left() -> None:
-    """It answers pings and nothing else: the caller is answered by another one."""
+def test_a_session_that_only_answers_pings_is_replaced() -> None:
+    """The caller is answered by another session."""
     phone = Phone().talking()
     phone.speaks(400)
     phone.writes("Hello?")
@@ -926,21 +936,23 @@ def test_a_session_that_has_gone_mute_is_left() -> None:
     assert ends(phone.frames(int(2000 * LATE_SECONDS))) == []
 
 
-def test_a_session_that_hangs_while_nobody_speaks_is_found_out() -> None:
-    """The caller's next sentence is not the first to find it dead."""
+def test_a_session_that_hangs_in_silence_is_noticed() -> None:
+    """It is noticed before the caller's next sentence."""
     phone = Phone().talking()
     phone.frames(20_000)
     assert dials(phone.log) == [], "it gives signs of life"
     phone.gives_signs = False
 
-    silent = phone.frames(int(1000 * (SILENT_SECONDS + SIGN_SECONDS)) + 200)
+    silent = phone.frames(
+        int(1000 * (PROBE_AFTER_SECONDS + PROBE_ANSWER_SECONDS)) + 200
+    )
 
     assert dials(silent) == [(0.0, False)]
     assert appended(phone.model_back()) != b""
 
 
-def test_a_server_that_gives_no_signs_is_not_left() -> None:
-    """Not every server that speaks this API answers: it is asked once, in vain."""
+def test_a_server_that_answers_no_probes_is_kept() -> None:
+    """Not every server with this API answers a probe: it is probed once."""
     phone = Phone()
     phone.gives_signs = False
     phone.talking()
@@ -951,20 +963,20 @@ def test_a_server_that_gives_no_signs_is_not_left() -> None:
     assert dials(phone.log) == [] and ends(phone.log) == []
 
 
-def test_a_sign_of_life_may_be_a_complaint() -> None:
-    """A server that refuses the question has answered it; nobody is woken for it."""
+def test_an_error_is_an_answer_to_a_probe() -> None:
+    """A server that refuses the probe has answered it; no operator is alerted."""
     phone = Phone().talking()
     phone.gives_signs = False
-    phone.frames(int(1000 * SILENT_SECONDS) + 100)
+    phone.frames(int(1000 * PROBE_AFTER_SECONDS) + 100)
 
     assert phone.refused("invalid_value", PROBE_ID) == []
-    phone.frames(int(1000 * SILENT_SECONDS) + 100)
+    phone.frames(int(1000 * PROBE_AFTER_SECONDS) + 100)
     phone.refused("invalid_value", PROBE_ID)
-    assert dials(phone.frames(int(1000 * SIGN_SECONDS))) == []
+    assert dials(phone.frames(int(1000 * PROBE_ANSWER_SECONDS))) == []
 
 
-def test_notes_of_a_loss_hold_no_words() -> None:
-    """What people said is in no log because a connection broke."""
+def test_notes_of_a_loss_contain_nothing_that_was_said() -> None:
+    """What people said does not get into a log because a connection broke."""
     phone = answering(400, "My secret is")
     phone.another_model("closed")
 

@@ -1,4 +1,4 @@
-"""Items that the model was given and has not shown: given again to another session."""
+"""Items that the model was sent and has not shown: sent again to another session."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from bridge.core.realtime_events import ConversationItem
 STREAM = "MZ" + "0123456789abcdef" * 2
 
 
-def untold() -> Outbox:
+def new_outbox() -> Outbox:
     made = Outbox()
     made.owned_by(STREAM)
     return made
@@ -25,9 +25,9 @@ def words(it: Outbox) -> list[str]:
     return [item_of(text)["content"][0]["text"] for text in it.events]
 
 
-def test_an_item_gets_an_id_that_a_server_takes() -> None:
-    """It is known when the server shows it; no stream's id is another one's."""
-    it = untold()
+def test_an_item_gets_an_id_that_a_server_accepts() -> None:
+    """It is recognised when the server shows it; ids of two streams differ."""
+    it = new_outbox()
 
     sent = it.sent(realtime_events.message("user", "hi", "e1"))
 
@@ -38,9 +38,9 @@ def test_an_item_gets_an_id_that_a_server_takes() -> None:
     assert it.events == [sent]
 
 
-def test_an_id_of_the_users_own_stays() -> None:
-    """Whoever names an item finds it under its name."""
-    it = untold()
+def test_an_id_given_by_user_code_stays() -> None:
+    """User code that names an item finds it under its name."""
+    it = new_outbox()
     text = realtime_events.message("user", "hi", "e1", item_id="mine")
 
     assert it.sent(text) == text
@@ -48,9 +48,9 @@ def test_an_id_of_the_users_own_stays() -> None:
     assert it.events == []
 
 
-def test_an_event_without_a_name_gets_one() -> None:
-    """Else nobody would know which item a server has refused."""
-    it = untold()
+def test_an_event_without_an_id_gets_one() -> None:
+    """Else nothing would tell which item a server has refused."""
+    it = new_outbox()
     event = {"type": "conversation.item.create", "item": {"type": "message"}}
     sent = json.loads(it.sent(json.dumps(event)))
 
@@ -60,9 +60,9 @@ def test_an_event_without_a_name_gets_one() -> None:
     assert it.events == []
 
 
-def test_what_was_shown_or_deleted_is_not_given_again() -> None:
+def test_items_shown_or_deleted_are_not_sent_again() -> None:
     """The next session gets each item once: from here, or from the history."""
-    it = untold()
+    it = new_outbox()
     first, second, third = (
         item_of(it.sent(realtime_events.message("user", text, text)))["id"]
         for text in ("one", "two", "three")
@@ -74,9 +74,9 @@ def test_what_was_shown_or_deleted_is_not_given_again() -> None:
     assert second.endswith("_2")
 
 
-def test_an_item_given_again_goes_to_the_end() -> None:
-    """What it stood behind may be gone: a server would refuse it."""
-    it = untold()
+def test_an_item_sent_again_goes_to_the_end() -> None:
+    """The item before it may be gone: a server would refuse it."""
+    it = new_outbox()
 
     sent = it.sent(realtime_events.message("assistant", "hi", "e1", after="i1"))
 
@@ -85,8 +85,8 @@ def test_an_item_given_again_goes_to_the_end() -> None:
 
 
 def test_deletes_are_kept_until_the_server_has_done_them() -> None:
-    """What was to go does not come back with another session."""
-    it = untold()
+    """A deleted item does not come back with another session."""
+    it = new_outbox()
     it.sent(realtime_events.delete("i1", "e1"))
     it.sent(realtime_events.delete("i2", "e2"))
     it.gone("i1")
@@ -95,8 +95,8 @@ def test_deletes_are_kept_until_the_server_has_done_them() -> None:
 
 
 def test_other_events_pass_as_they_are() -> None:
-    """Only items are remembered; a frame of audio is not even looked at."""
-    it = untold()
+    """Only items are remembered; a frame of audio is not parsed."""
+    it = new_outbox()
     for text in (
         realtime_events.append("AAAA"),
         realtime_events.create_response("e1"),
@@ -107,18 +107,19 @@ def test_other_events_pass_as_they_are() -> None:
     assert it.events == []
 
 
-def test_a_server_that_confirms_nothing_costs_no_memory() -> None:
-    """What is kept is bounded, the newest stays."""
-    it = untold()
+def test_a_server_that_confirms_nothing_takes_bounded_memory() -> None:
+    """What is kept is bounded; the newest stays."""
+    it = new_outbox()
     for n in range(MAX_UNACKED + 10):
         it.sent(realtime_events.message("user", str(n), f"e{n}"))
 
     assert words(it) == [str(n) for n in range(10, MAX_UNACKED + 10)]
 
 
-def test_words_wait_in_order_and_in_bounds() -> None:
-    """An application that talks to nobody costs no memory, and learns of it."""
-    it = untold()
+def test_texts_wait_in_order_and_within_bounds() -> None:
+    """An application that tells much to an absent model costs no memory, and learns of
+    it."""
+    it = new_outbox()
     kept = [
         it.keep(PendingText("user", str(n), n == 1)) for n in range(MAX_PENDING + 1)
     ]
@@ -132,9 +133,9 @@ def test_words_wait_in_order_and_in_bounds() -> None:
     assert it.take() == [] and not it.to_be_answered
 
 
-def test_an_approval_is_no_business_of_another_session() -> None:
-    """The session that is told has never asked, and would refuse it."""
-    memory = untold()
+def test_an_approval_is_not_sent_to_another_session() -> None:
+    """That session has not asked for it, and would refuse it."""
+    memory = new_outbox()
     item = {"type": "mcp_approval_response", "id": "a1", "approve": True}
     text = json.dumps({"type": "conversation.item.create", "item": item})
 

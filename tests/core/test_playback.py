@@ -1,7 +1,7 @@
-"""The ledger by literal times: Twilio's clock in ms, ours 50 s ahead of it.
+"""The ledger with literal times: Twilio's clock in ms, ours 50 s ahead of it.
 
-`line.at(ms)`: Twilio's frames have reached us up to that ms, and what comes now left
-Twilio within the 20 ms behind it.
+`line.at(ms)`: Twilio's frames have arrived up to that ms, and a message that arrives
+now left Twilio within the 20 ms after it.
 """
 
 import pytest
@@ -19,7 +19,7 @@ START = 50.0
 
 
 class Line:
-    """A Playback with the time as a script sets it."""
+    """A Playback, with the time set by a script."""
 
     def __init__(self) -> None:
         self.playback = Playback(START)
@@ -29,13 +29,13 @@ class Line:
         self.playback.clock.frame(0, 20, START)
 
     def at(self, ms: int) -> "Line":
-        """The frame that ends there has just come."""
+        """The frame that ends there has just arrived."""
         self.now = START + ms / 1000
         self.playback.clock.frame(ms - 20, 20, self.now)
         return self
 
     def sends(self, ms: int, key: tuple[str, int] = A, end: bool = False) -> list[str]:
-        """The names of the marks that went with it."""
+        """The names of the marks that were sent with it."""
         plan = self.playback.plan(key, 8 * ms, self.now)
         marks = [mark for mark, _ in plan if mark]
         last = self.playback.end_mark(self.now) if end else None
@@ -56,8 +56,9 @@ class Line:
 # --- what is sent ---
 
 
-def test_an_answer_begins_in_small_pieces_with_a_mark_each() -> None:
-    """Where playing began is known to a frame though mark and audio part on the way."""
+def test_a_response_begins_in_small_pieces_with_a_mark_each() -> None:
+    """The start of playing is known to a frame, though mark and audio drift apart on
+    the way."""
     playback = Playback(START)
 
     plan = playback.plan(A, 8000, START)
@@ -77,7 +78,7 @@ def test_an_answer_begins_in_small_pieces_with_a_mark_each() -> None:
 
 
 def test_a_delta_of_200_ms_stays_whole_while_much_is_queued() -> None:
-    """A busy line is not made busier: one message for one delta."""
+    """A busy connection gets no extra messages: one message for one delta."""
     line = Line().at(100)
     line.sends(1000)
 
@@ -87,7 +88,7 @@ def test_a_delta_of_200_ms_stays_whole_while_much_is_queued() -> None:
 
 
 def test_when_the_queue_may_be_dry_pieces_are_small_again() -> None:
-    """A model that is barely fast enough is watched more closely."""
+    """A model that is barely fast enough is measured more closely."""
     line = Line().at(100)
     line.sends(1000)
 
@@ -100,8 +101,8 @@ def test_when_the_queue_may_be_dry_pieces_are_small_again() -> None:
     assert line.playback.plan(A, 160, line.now) == [("m11", 159), ("m12", 1)]
 
 
-def test_nothing_to_send_needs_no_mark() -> None:
-    """An empty delta makes no sound and no message."""
+def test_an_empty_delta_sends_nothing() -> None:
+    """No audio and no mark."""
     playback = Playback(START)
 
     assert playback.plan(A, 0, START) == []
@@ -109,7 +110,7 @@ def test_nothing_to_send_needs_no_mark() -> None:
 
 
 def test_the_end_of_an_item_has_one_mark() -> None:
-    """That an answer was heard to its end is learnt from one echo."""
+    """One echo tells that a response was heard to its end."""
     line = Line().at(100)
     line.sends(10)
 
@@ -121,7 +122,7 @@ def test_the_end_of_an_item_has_one_mark() -> None:
 
 
 def test_the_clock_is_known_to_a_frame() -> None:
-    """What comes between two frames left Twilio between them."""
+    """A message that arrives between two frames left Twilio between them."""
     clock = MediaClock(START)
     assert clock.read(START) == Window(0.0, 20.0)
 
@@ -134,7 +135,7 @@ def test_the_clock_is_known_to_a_frame() -> None:
 
 
 def test_where_frames_are_missing_our_clock_stands_in() -> None:
-    """On a line that sends nothing in silence, what was heard is still known."""
+    """On a stream that sends nothing in silence the heard position is still known."""
     clock = MediaClock(START)
     clock.frame(100, 20, START)
 
@@ -145,7 +146,7 @@ def test_where_frames_are_missing_our_clock_stands_in() -> None:
 
 
 def test_nothing_is_faster_than_the_quickest_frame() -> None:
-    """On a quiet line what the caller heard is known to a few ms, not to a frame."""
+    """On a quiet line the heard position is known to a few ms, not only to a frame."""
     clock = MediaClock(START)
     clock.frame(80, 20, START + 0.1)  # the quickest: 1000 * START behind Twilio's clock
 
@@ -157,7 +158,7 @@ def test_nothing_is_faster_than_the_quickest_frame() -> None:
 
 
 def test_a_clock_that_drifts_is_followed() -> None:
-    """After an hour the quickest frame of the first minute means nothing."""
+    """After an hour the quickest frame of the first minute does not count."""
     clock = MediaClock(START)
     clock.frame(80, 20, START + 0.1)
     for second in range(1, 31):  # Twilio's clock is now 50 ms behind
@@ -168,7 +169,7 @@ def test_a_clock_that_drifts_is_followed() -> None:
 
 
 def test_a_frame_from_the_past_does_not_turn_the_clock_back() -> None:
-    """A frame that was late does not unsay what was heard."""
+    """A late frame does not reduce what was heard."""
     clock = MediaClock(START)
     clock.frame(100, 20, START)
     clock.frame(60, 20, START + 0.02)
@@ -176,10 +177,11 @@ def test_a_frame_from_the_past_does_not_turn_the_clock_back() -> None:
     assert clock.read(START + 0.02).low == 120.0
 
 
-def test_windows_meet_or_they_do_not() -> None:
-    """Two marks together know more than each; after a pause the older knows nothing."""
-    assert Window(100, 120).meet(Window(110, 130)) == Window(110, 120)
-    assert Window(100, 120).meet(Window(120, 140)) is None
+def test_windows_intersect_or_not() -> None:
+    """Two marks together tell more than each; after a pause the older one tells
+    nothing."""
+    assert Window(100, 120).intersect(Window(110, 130)) == Window(110, 120)
+    assert Window(100, 120).intersect(Window(120, 140)) is None
     assert Window(100, 120).earlier(30) == Window(70, 90)
     assert Window(100, 120).latest == 120
 
@@ -187,8 +189,8 @@ def test_windows_meet_or_they_do_not() -> None:
 # --- what was heard ---
 
 
-def test_an_answer_heard_to_its_end() -> None:
-    """When the last mark is back, all of it was heard, and nothing is under way."""
+def test_a_response_heard_to_its_end() -> None:
+    """When the last mark is back, all was heard, and nothing is queued."""
     line = Line().at(100)
     marks = line.sends(400, end=True)
 
@@ -258,7 +260,7 @@ def test_a_stall_pins_the_start_anew() -> None:
 
 
 def test_a_new_start_forgets_the_old_one() -> None:
-    """Silence between two answers is not counted as heard of the second."""
+    """Silence between two responses does not count as heard audio of the second."""
     line = Line().at(100)
     line.comes_back(*line.sends(100, A, end=True))
     first, *_ = line.at(3000).sends(1000, B)
@@ -278,8 +280,10 @@ def test_a_new_start_forgets_the_old_one() -> None:
         (340, 240),  # 59.9 before: flushed, so the clear was then
     ],
 )
-def test_a_flushed_mark_is_told_from_a_played_one(back_at: int, heard: int) -> None:
-    """Twilio gives all marks back on a clear: only those that were due were heard."""
+def test_a_flushed_mark_is_distinguished_from_a_played_one(
+    back_at: int, heard: int
+) -> None:
+    """Twilio returns all marks on a clear: only those that were due were heard."""
     line = Line().at(100)
     m1, *_ = line.sends(99)
     line.sends(200)
@@ -296,7 +300,8 @@ def test_a_flushed_mark_is_told_from_a_played_one(back_at: int, heard: int) -> N
 
 
 def test_a_fence_that_jitter_delays_does_not_move_the_clear() -> None:
-    """A mark flushed at 260 says when the clear was, though its fence comes at 400."""
+    """A mark flushed at 260 tells when the clear was, though its fence arrives at
+    400."""
     line = Line().at(100)
     m1, m2, m3, m4, m5, *flushed = line.sends(1000)
     for ms, mark in ((100, m1), (120, m2), (160, m3), (200, m4), (240, m5)):
@@ -310,7 +315,7 @@ def test_a_fence_that_jitter_delays_does_not_move_the_clear() -> None:
 
 
 def test_the_next_clear_has_a_moment_of_its_own() -> None:
-    """A second interruption is not judged by the marks that the first one flushed."""
+    """A second barge-in is not judged by the marks that the first one flushed."""
     line = Line().at(100)
     m1, *flushed = line.sends(1000, A)
     line.comes_back(m1)
@@ -326,7 +331,7 @@ def test_the_next_clear_has_a_moment_of_its_own() -> None:
 
 
 def test_a_start_right_behind_the_end_is_a_new_one() -> None:
-    """A pause of a few ms between two answers is not taken for no pause."""
+    """A pause of a few ms between two responses is noticed."""
     line = Line().at(100)
     m1, *_ = line.sends(90, A, end=True)
     line.comes_back(m1)
@@ -339,8 +344,8 @@ def test_a_start_right_behind_the_end_is_a_new_one() -> None:
     assert (line.heard(A), line.heard(B)) == (90, 100)
 
 
-def test_behind_a_flushed_mark_all_are_flushed() -> None:
-    """Marks of a cleared answer that dribble in late are no audio that was heard."""
+def test_all_marks_behind_a_flushed_one_are_flushed() -> None:
+    """Late marks of a cleared response do not count as heard audio."""
     line = Line().at(100)
     m1, m2, m3, m4, m5, m6 = line.sends(500)
     line.comes_back(m1)
@@ -355,11 +360,11 @@ def test_behind_a_flushed_mark_all_are_flushed() -> None:
 
 
 def test_a_clear_before_anything_was_pinned() -> None:
-    """Interrupted before the first echo: only what the start mark knows is counted."""
+    """Interrupted before the first echo: only what the start mark tells is counted."""
     line = Line().at(100)
     m1, m2, *rest = line.sends(500)
     fence = line.at(160).clears()
-    line.comes_back(m2)  # m1 is lost: nobody knows when playing began
+    line.comes_back(m2)  # m1 is lost: the start of playing is unknown
     line.comes_back(*rest)
 
     line.comes_back(fence)
@@ -368,8 +373,8 @@ def test_a_clear_before_anything_was_pinned() -> None:
     assert line.playback.echoed(m1, line.now) is None
 
 
-def test_a_start_mark_that_comes_with_the_clear_is_genuine() -> None:
-    """A start is echoed at once: even in the middle of a clear it says when it was."""
+def test_a_start_mark_that_comes_with_the_clear_counts_as_played() -> None:
+    """A start is echoed at once: even during a clear it tells when it was."""
     line = Line().at(100)
     m1, *_ = line.sends(500)
     fence = line.at(140).clears()
@@ -380,8 +385,8 @@ def test_a_start_mark_that_comes_with_the_clear_is_genuine() -> None:
     assert line.heard() == 60
 
 
-def test_a_lost_mark_is_stepped_over() -> None:
-    """An echo that never comes costs nothing: the next one knows it all."""
+def test_a_lost_mark_is_skipped() -> None:
+    """An echo that never comes costs nothing: the next one tells as much."""
     line = Line().at(100)
     m1, m2, m3, *_ = line.sends(200)
     line.comes_back(m1)
@@ -393,8 +398,8 @@ def test_a_lost_mark_is_stepped_over() -> None:
     assert line.playback.echoed("never sent", line.now) is None
 
 
-def test_audio_behind_a_fence_belongs_to_the_next_answer() -> None:
-    """The answer that is cleared and the one that follows are never mixed up."""
+def test_audio_behind_a_fence_belongs_to_the_next_response() -> None:
+    """The cleared response and the next one are never mixed up."""
     line = Line().at(100)
     line.comes_back(line.sends(1000, A)[0])
     fence = line.at(300).clears()
@@ -421,7 +426,7 @@ def test_an_item_that_goes_on_behind_a_fence_is_counted_for_both_parts() -> None
     assert line.heard(A) == 220 + 100
 
 
-def test_a_clear_behind_the_end_takes_nothing_back() -> None:
+def test_a_clear_after_the_end_changes_nothing() -> None:
     """What was heard to its end stays heard, though it is cleared afterwards."""
     line = Line().at(100)
     line.comes_back(*line.sends(100, end=True))
@@ -431,42 +436,42 @@ def test_a_clear_behind_the_end_takes_nothing_back() -> None:
     assert line.heard() == 100
 
 
-# --- what never comes back ---
+# --- echoes that never come back ---
 
 
 def test_a_lost_fence_is_settled_by_our_clock() -> None:
-    """Without Twilio's word: cleared one round trip behind the sending of it."""
+    """Without an echo: cleared one round trip after it was sent."""
     line = Line().at(100)
     first, *_ = line.sends(1000)
     line.at(140).comes_back(first)  # 40 ms to Twilio and back
     sent_at = line.at(440).now
     fence = line.clears()
 
-    line.playback.give_up(fence, sent_at)
+    line.playback.settle_late_fence(fence, sent_at)
 
     # Began at 160 at the latest; cleared at 440 + 40.
     assert line.playback.round_trip == pytest.approx(0.04)
     assert line.heard() == pytest.approx(320, abs=0.2)
 
 
-def test_a_lost_fence_on_a_line_that_never_answered() -> None:
+def test_a_lost_fence_without_any_echo_settles_as_unheard() -> None:
     """No echo has ever come: nothing is known to be heard."""
     line = Line().at(100)
     line.sends(1000)
     fence = line.at(440).clears()
 
-    line.playback.give_up(fence, line.now)
+    line.playback.settle_late_fence(fence, line.now)
 
     assert line.heard() == 0
     assert line.playback.played == line.playback.sent
 
 
-def test_a_fence_that_comes_after_all_changes_nothing() -> None:
+def test_a_fence_that_arrives_after_all_changes_nothing() -> None:
     """What the model was told once is not told otherwise later."""
     line = Line().at(100)
     line.comes_back(line.sends(1000)[0])
     fence = line.at(300).clears()
-    line.playback.give_up(fence, line.now)
+    line.playback.settle_late_fence(fence, line.now)
     heard = line.heard()
 
     line.at(1700).comes_back(fence)
@@ -474,20 +479,20 @@ def test_a_fence_that_comes_after_all_changes_nothing() -> None:
     assert line.heard() == heard == 180
 
 
-def test_giving_up_what_is_back_does_nothing() -> None:
-    """A fence that won the race is not settled twice."""
+def test_settling_a_fence_that_is_back_does_nothing() -> None:
+    """A fence that came in time is not settled twice."""
     line = Line().at(100)
     line.comes_back(line.sends(1000)[0])
     fence = line.at(300).clears()
     line.at(320).comes_back(fence)
 
-    line.playback.give_up(fence, line.now)
+    line.playback.settle_late_fence(fence, line.now)
 
     assert line.heard() == 220
 
 
-def test_a_twilio_that_never_answers_costs_no_memory() -> None:
-    """Marks are kept in bounds; the newest still count."""
+def test_a_twilio_that_never_echoes_takes_bounded_memory() -> None:
+    """Marks are kept within bounds; the newest still count."""
     line = Line().at(100)
     first = line.clears()
     for _ in range(MAX_PENDING_MARKS):
@@ -501,7 +506,7 @@ def test_a_twilio_that_never_answers_costs_no_memory() -> None:
 
 
 def test_hung_up_in_the_middle() -> None:
-    """What was played until the line went dead is on record, and no more."""
+    """What was played until the hang-up is recorded, and no more."""
     line = Line().at(100)
     line.comes_back(line.sends(1000)[0])
 
@@ -511,8 +516,8 @@ def test_hung_up_in_the_middle() -> None:
     assert line.heard() == 300
 
 
-def test_hung_up_before_a_sound() -> None:
-    """Nothing was heard of an answer of which no echo came."""
+def test_hung_up_before_any_audio() -> None:
+    """Nothing was heard of a response without an echo."""
     line = Line().at(100)
     line.sends(1000)
 
@@ -523,7 +528,7 @@ def test_hung_up_before_a_sound() -> None:
 
 
 def test_which_item_the_caller_hears() -> None:
-    """An interruption is told of the item in the caller's ear, not of the newest."""
+    """A barge-in is reported for the item that the caller hears, not for the newest."""
     line = Line().at(100)
     assert line.playback.audible(line.now) is None
     first, *_ = line.sends(200, A)
@@ -537,8 +542,8 @@ def test_which_item_the_caller_hears() -> None:
     assert line.playback.audible(line.at(2000).now) == B
 
 
-def test_what_is_settled_is_forgotten() -> None:
-    """A call of hours keeps no books of its first minute."""
+def test_settled_items_are_forgotten() -> None:
+    """A call of hours keeps no data of its first minute."""
     line = Line().at(100)
     line.comes_back(*line.sends(100, end=True))
 

@@ -1,4 +1,5 @@
-"""The model's events as values, and what we say to it, as OpenAI's own types see it."""
+"""The model's events as values, and our client events, checked against OpenAI's own
+types."""
 
 import json
 from pathlib import Path
@@ -25,7 +26,7 @@ LINES = (
 )
 EVENTS: list[dict[str, Any]] = [json.loads(line) for line in LINES]
 
-# What decides something for a call, by the type it has on the wire.
+# The events that decide something for a call, by their `type`.
 KINDS = {
     "response.output_audio.delta": realtime_events.AudioDelta,
     "response.output_audio.done": realtime_events.AudioDone,
@@ -49,7 +50,7 @@ KINDS = {
 
 REASONS = {
     "event is no JSON",
-    "event without a type",
+    "event has no type field",
     "audio delta is not base64",
 } | {f"{kind} of the wrong shape" for kind in KINDS}
 
@@ -58,7 +59,7 @@ def sample(kind: str) -> dict[str, Any]:
     return next(event for event in EVENTS if event["type"] == kind)
 
 
-# --- what the model says ---
+# --- events of the model ---
 
 
 def test_there_is_a_sample_of_every_kind() -> None:
@@ -72,7 +73,7 @@ def test_there_is_a_sample_of_every_kind() -> None:
 
 @pytest.mark.parametrize("line", LINES, ids=[event["type"] for event in EVENTS])
 def test_every_event_of_the_server_is_read(line: str) -> None:
-    """What the real server sends is understood; what is not ours passes."""
+    """What the real server sends is understood; other events are ignored."""
     event = decode(line)
 
     kind = json.loads(line)["type"]
@@ -84,7 +85,7 @@ def test_every_event_of_the_server_is_read(line: str) -> None:
 
 @pytest.mark.parametrize("line", LINES, ids=[event["type"] for event in EVENTS])
 def test_what_is_read_is_what_the_sdk_reads(line: str) -> None:
-    """Both halves of the bridge see the same event: ours, and OpenAI's own types."""
+    """The bridge and the SDK read the same values from an event."""
     ours = msgspec.to_builtins(decode(line))
     server = TypeAdapter(RealtimeServerEvent).validate_json(line)
 
@@ -92,7 +93,7 @@ def test_what_is_read_is_what_the_sdk_reads(line: str) -> None:
 
 
 def contains(whole: Any, part: Any) -> bool:
-    """Each value of `part` stands at the same place of `whole`."""
+    """Each value of `part` stands at the same place in `whole`."""
     if isinstance(part, dict):
         return all(contains((whole or {}).get(key), it) for key, it in part.items())
     if isinstance(part, list) and isinstance(whole, list):
@@ -102,7 +103,8 @@ def contains(whole: Any, part: Any) -> bool:
 
 
 def test_an_audio_delta_is_read_as_it_is() -> None:
-    """The audio goes to the caller as it came, as part of the answer it belongs to."""
+    """The audio goes to the caller as it came, as part of the response it belongs
+    to."""
     text = json.dumps(
         {
             "type": "response.output_audio.delta",
@@ -155,7 +157,8 @@ def test_a_missing_content_index_is_the_first() -> None:
 def test_what_the_server_says_of_its_session(
     audio: Any, formats: tuple[str | None, str | None], interrupts: bool | None
 ) -> None:
-    """What a server leaves unsaid is neither noise nor a forbidden barge-in."""
+    """A format or a setting that a server does not state causes neither noise nor a
+    forbidden barge-in."""
     updated = decode(
         json.dumps({"type": "session.updated", "session": {"audio": audio}})
     )
@@ -165,8 +168,8 @@ def test_what_the_server_says_of_its_session(
     assert updated.turns.interrupt_response is interrupts
 
 
-def test_a_session_tells_who_answers() -> None:
-    """Where the server answers nobody by itself, the bridge knows it."""
+def test_a_session_tells_whether_the_server_responds() -> None:
+    """Where the server does not respond by itself, the bridge knows it."""
     detection = {"create_response": False}
     session = {"audio": {"input": {"turn_detection": detection}}}
 
@@ -192,8 +195,10 @@ def test_a_session_tells_who_answers() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["conversation.item.added", "conversation.item.done"])
-def test_the_words_of_an_odd_item(kind: str, content: object, words: str) -> None:
-    """A server's item of a new shape has no words for us, and harms nobody."""
+def test_an_item_of_unknown_shape_has_no_text(
+    kind: str, content: object, words: str
+) -> None:
+    """It does no harm."""
     event = decode(json.dumps({"type": kind, "item": {"id": "i", "content": content}}))
 
     assert isinstance(event, realtime_events.ItemAdded | realtime_events.ItemDone)
@@ -201,8 +206,8 @@ def test_the_words_of_an_odd_item(kind: str, content: object, words: str) -> Non
     assert event.previous_item_id is None
 
 
-def test_what_an_answer_took() -> None:
-    """Tokens are read as they are told, and are nothing where they are not."""
+def test_the_usage_of_a_response() -> None:
+    """Tokens are read as they are reported, and are nothing where they are not."""
     told = sample("response.done")["response"]["usage"]
     done = decode(json.dumps({"type": "response.done", "response": {"id": "r"}}))
     assert isinstance(done, realtime_events.ResponseDone) and done.response.used is None
@@ -221,7 +226,7 @@ def test_what_an_answer_took() -> None:
 
 @pytest.mark.parametrize("tokens", [-1, 2**60, "9", 1.5])
 def test_an_absurd_count_of_tokens_counts_as_none(tokens: object) -> None:
-    """No answer costs less than nothing; that it has ended is known all the same."""
+    """No response costs less than nothing; its end is noticed all the same."""
     response = {"id": "r", "usage": {"output_tokens": tokens}}
 
     done = decode(json.dumps({"type": "response.done", "response": response}))
@@ -236,9 +241,9 @@ def test_an_absurd_count_of_tokens_counts_as_none(tokens: object) -> None:
         ("\ud800", "event is no JSON"),
         ('{"type":"error","error":{"message":"\\udc00"}}', "event is no JSON"),
         ('{"type":"x","y":Infinity}', "event is no JSON"),
-        ("null", "event without a type"),
-        ('{"event":"media"}', "event without a type"),
-        ('{"type":null}', "event without a type"),
+        ("null", "event has no type field"),
+        ('{"event":"media"}', "event has no type field"),
+        ('{"type":null}', "event has no type field"),
         ('{"type":"error"}', "error of the wrong shape"),
         ('{"type":"response.done","response":{}}', "response.done of the wrong shape"),
         (
@@ -247,14 +252,14 @@ def test_an_absurd_count_of_tokens_counts_as_none(tokens: object) -> None:
         ),
     ],
 )
-def test_what_is_no_event_is_refused_with_a_reason(text: str, reason: str) -> None:
+def test_an_unreadable_event_is_refused_with_a_reason(text: str, reason: str) -> None:
     """A server's odd event is counted, and the call goes on."""
     assert refused(text) == reason
 
 
 @pytest.mark.parametrize("index", [-1, 2**31 + 1, 10**30, "0", 1.5, None])
 def test_an_absurd_content_index_is_refused(index: object) -> None:
-    """The model is never told to truncate a part that cannot be."""
+    """The model is never told to truncate a part that it could not have."""
     event = {**sample("response.output_audio.delta"), "content_index": index}
 
     assert (
@@ -264,7 +269,7 @@ def test_an_absurd_content_index_is_refused(index: object) -> None:
 
 @pytest.mark.parametrize("audio", ["AAA", "A===", "AA==AA==", "AA\nAA", "ÿ", "<audio>"])
 def test_audio_that_is_no_base64_is_refused(audio: str) -> None:
-    """Twilio would play nothing and say nothing: it is known here instead."""
+    """Twilio would play nothing and report nothing: it is noticed here."""
     event = {**sample("response.output_audio.delta"), "delta": audio}
 
     assert refused(json.dumps(event)) == "audio delta is not base64"
@@ -272,7 +277,7 @@ def test_audio_that_is_no_base64_is_refused(audio: str) -> None:
 
 @pytest.mark.parametrize("kind", ["session.updated", "rate_limits.updated"])
 def test_an_event_nested_for_ever_is_refused(kind: str) -> None:
-    """A model gone mad does not take the call with it."""
+    """A broken model does not end the call."""
     deep = "[" * 10_000
 
     assert refused(f'{{"type":"{kind}","session":{deep}') in REASONS
@@ -280,14 +285,14 @@ def test_an_event_nested_for_ever_is_refused(kind: str) -> None:
 
 @given(st.text(st.characters()))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    """Nothing that can be written brings a call down."""
+    """No text raises another error."""
     read_or_refused(text)
 
 
 @given(mangled([sample(kind) for kind in KINDS]))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_any_mangled_event_is_read_or_refused(text: str) -> None:
-    """An event with wrong types or half of it missing harms nobody."""
+    """An event with wrong types or half of it missing does no harm."""
     read_or_refused(text)
 
 
@@ -319,7 +324,7 @@ def read_or_refused(text: str) -> None:
 def test_no_message_that_can_be_read_breaks_a_call(
     script: list[tuple[bool, str, str, float]],
 ) -> None:
-    """Whatever both sides send, in whatever order, somebody still answers the phone."""
+    """Whatever both sides send, in whatever order, the call does not fail."""
     talk = Phone(greeting="Hello.").talking().talk
     now = 200.0
     for from_caller, message, event, seconds in script:
@@ -334,14 +339,14 @@ def feed(talk: Conversation, message: str | None, event: str, now: float) -> Non
         if message is None:
             talk.from_model(decode(event), now)
         else:
-            # Of this call's stream, or it would be turned away at the door.
+            # Of this call's stream, else it would be refused.
             message = message.replace("MZ" + "X" * 32, "MZ0000")
             talk.from_caller(twilio_messages.decode(message), now)
     except ProtocolError:
         return
 
 
-# --- what we say ---
+# --- client events ---
 
 SAID = {
     "input_audio_buffer.append": realtime_events.append("//8A"),
@@ -356,8 +361,8 @@ SAID = {
 
 
 @pytest.mark.parametrize("kind", SAID)
-def test_what_we_say_is_what_openai_takes(kind: str) -> None:
-    """The model does as it is told: each event is one of OpenAI's, without a slip."""
+def test_our_events_are_what_openai_accepts(kind: str) -> None:
+    """Each client event is one of OpenAI's, without a mistake."""
     adapter: TypeAdapter[Any] = TypeAdapter(RealtimeClientEvent)
 
     event = adapter.validate_json(SAID[kind])
@@ -382,8 +387,9 @@ ITEMS = {
 
 
 @pytest.mark.parametrize("kind", ITEMS)
-def test_the_items_we_make_are_items_that_openai_takes(kind: str) -> None:
-    """Words, tool calls and results can be given to a session, by their own types."""
+def test_our_items_are_items_that_openai_accepts(kind: str) -> None:
+    """Messages, tool calls and results can be given to a session, by OpenAI's own
+    types."""
     adapter: TypeAdapter[Any] = TypeAdapter(RealtimeClientEvent)
 
     event = adapter.validate_json(ITEMS[kind])
@@ -393,8 +399,8 @@ def test_the_items_we_make_are_items_that_openai_takes(kind: str) -> None:
     assert event.model_dump(mode="json", exclude_unset=True) == json.loads(ITEMS[kind])
 
 
-def test_an_item_has_its_place_and_its_name() -> None:
-    """An id of ours and the item it follows are told only where they are known."""
+def test_an_item_has_an_id_and_a_place_only_if_given() -> None:
+    """The id and the item before it are sent only where they are known."""
     made = {kind: json.loads(text) for kind, text in ITEMS.items()}
 
     places = {kind: event.get("previous_item_id") for kind, event in made.items()}
@@ -416,7 +422,7 @@ def test_an_item_has_its_place_and_its_name() -> None:
 
 
 def odd_fields(value: Any) -> list[str]:
-    """Fields that OpenAI's types take but do not know."""
+    """Fields that OpenAI's types accept but do not know."""
     if isinstance(value, list):
         return [name for it in value for name in odd_fields(it)]
     if not isinstance(value, BaseModel):
@@ -425,8 +431,8 @@ def odd_fields(value: Any) -> list[str]:
     return [*(value.model_extra or {}), *inner]
 
 
-def test_what_we_say_says_what_is_meant() -> None:
-    """Each number and word arrives in its place."""
+def test_our_events_contain_the_values_given() -> None:
+    """Each number and text arrives in its place."""
     said = {kind: json.loads(text) for kind, text in SAID.items()}
 
     assert said["input_audio_buffer.append"]["audio"] == "//8A"
@@ -444,15 +450,15 @@ def test_what_we_say_says_what_is_meant() -> None:
     assert item["content"] == [{"type": "input_text", "text": 'Say "hé\u2028".\n'}]
 
 
-def test_every_order_of_ours_can_be_traced() -> None:
-    """An error of the model's names the order that it is about."""
+def test_every_event_of_ours_has_an_id() -> None:
+    """An error of the model names the event that it is about."""
     ids = [json.loads(text).get("event_id") for text in SAID.values()]
 
     assert ids == [None, "e1", "e2", "e3", "e4", "e5"]
 
 
-def test_a_delta_beyond_all_measure_is_refused() -> None:
-    """A minute and a half in one message would hold up every other call."""
+def test_an_oversized_delta_is_refused() -> None:
+    """A minute and a half in one message would delay every other call."""
     delta = {
         "type": "response.output_audio.delta",
         "response_id": "r1",

@@ -10,7 +10,7 @@ from bridge.core.redial import (
 
 
 def test_tries_come_quickly_then_slower() -> None:
-    """A model that was away for a blink costs a blink; a long outage is no storm."""
+    """A short outage costs a moment; a long one causes no storm of connections."""
     redial = Redial(100.0)
 
     waits = [redial.wait() for _ in range(len(WAITS) + 3)]
@@ -19,16 +19,17 @@ def test_tries_come_quickly_then_slower() -> None:
     assert waits[0] == 0.0 and waits == sorted(waits)
 
 
-def test_a_session_that_never_was_has_the_first_limit() -> None:
-    """Connections lost before there was a session do not stretch the caller's wait."""
+def test_connections_lost_before_any_session_do_not_extend_the_limit() -> None:
+    """The caller waits no longer because connections are lost before there is a
+    session."""
     redial = Redial(100.0)
     redial.lost(110.0)
 
     assert redial.expires == 100.0 + READY_SECONDS
-    assert not redial.before
+    assert not redial.had_session
 
 
-def test_a_steady_session_that_is_lost_begins_anew() -> None:
+def test_the_loss_of_a_steady_session_starts_a_new_outage() -> None:
     """An outage now has nothing to do with one of an hour ago."""
     redial = Redial(100.0)
     redial.ready(101.0)
@@ -44,8 +45,8 @@ def test_a_steady_session_that_is_lost_begins_anew() -> None:
     assert redial.lost_at == later
 
 
-def test_connections_of_which_no_session_comes_do_not_stretch_the_limit() -> None:
-    """A server that takes us and drops us, on and on, is given up like any other."""
+def test_connections_without_a_session_do_not_extend_the_limit() -> None:
+    """A server that accepts and drops us again and again is given up like any other."""
     redial = Redial(100.0)
     redial.ready(101.0)
     redial.lost(200.0)
@@ -60,7 +61,7 @@ def test_connections_of_which_no_session_comes_do_not_stretch_the_limit() -> Non
 
 
 def test_a_session_that_is_lost_at_once_is_the_same_outage() -> None:
-    """A server that takes us and drops us is not dialled without a pause for ever."""
+    """A server that accepts and drops us is not dialled without a pause for ever."""
     redial = Redial(100.0)
     redial.ready(101.0)
     redial.lost(102.0)

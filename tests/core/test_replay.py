@@ -1,4 +1,5 @@
-"""A conversation given back to a new session: heard words, whole tool calls."""
+"""A conversation given back to a new session: text that was heard, complete tool
+calls."""
 
 import itertools
 import json
@@ -27,12 +28,12 @@ def given_back(*history: HistoryItem) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def client_events() -> TypeAdapter[Any]:
-    """Made once: it takes longer than Hypothesis lets an example take."""
+    """Built once: it takes longer than Hypothesis allows for an example."""
     return TypeAdapter(RealtimeClientEvent)
 
 
 def test_what_was_said_is_given_back_in_order() -> None:
-    """Who was put through and comes back need not tell their story again."""
+    """A caller who was put through and comes back need not tell their story again."""
     events = given_back(
         HistoryItem("s1", "system", "They are a regular."),
         HistoryItem("u1", "user", "When do you open?"),
@@ -96,7 +97,7 @@ def test_a_tool_call_goes_with_its_result_or_not_at_all() -> None:
         )
     )
 )
-def test_whatever_was_kept_openai_takes_it(
+def test_any_history_gives_events_that_openai_accepts(
     client_events: TypeAdapter[Any], history: list[HistoryItem]
 ) -> None:
     """No history makes a session that begins with an error."""
@@ -109,8 +110,8 @@ def test_whatever_was_kept_openai_takes_it(
 
 
 def test_a_call_that_goes_on_begins_with_what_was_said() -> None:
-    """First the old conversation, then the word about why it goes on (in the place of
-    a greeting), then one answer."""
+    """First the old conversation, then the message about why it goes on (in place of a
+    greeting), then one response."""
     earlier = (
         HistoryItem("u1", "user", "Put me through."),
         HistoryItem("a1", "assistant", "Gladly.", at=3.0),
@@ -132,7 +133,7 @@ def test_a_call_that_goes_on_begins_with_what_was_said() -> None:
     assert [it.id for it in phone.talk.history.items] == ["u1", "a1"]
 
 
-def test_what_the_server_tells_of_it_is_known_already() -> None:
+def test_replayed_items_are_not_added_twice() -> None:
     """The old conversation is not in the new history twice."""
     phone = Phone(history=(HistoryItem("a1", "assistant", "Gladly."),)).talking()
     part = {"type": "output_text", "text": "Gladly."}
@@ -142,7 +143,7 @@ def test_what_the_server_tells_of_it_is_known_already() -> None:
     assert [(it.id, it.text) for it in phone.talk.history.items] == [("a1", "Gladly.")]
 
 
-# --- the server's items ---
+# --- items of the server ---
 
 
 @pytest.mark.parametrize(
@@ -205,8 +206,8 @@ def test_what_the_server_tells_of_it_is_known_already() -> None:
         (ConversationItem("i"), None),
     ],
 )
-def test_an_item_of_the_servers_is_kept_as_text(
+def test_an_item_of_the_server_is_kept_as_text(
     item: ConversationItem, expected: HistoryItem | None
 ) -> None:
-    """Spoken words of the agent count when they were heard, all others as they are."""
+    """The agent's spoken text counts when it was heard, all other text as it is."""
     assert recorded(item, 2.0) == expected

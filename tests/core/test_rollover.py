@@ -1,4 +1,4 @@
-"""A session that gets old is followed by another, in a quiet moment, unheard."""
+"""A session that gets old is replaced by another, in a quiet moment, unnoticed."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def switches(phone: Phone) -> int:
     return len([it for it in phone.log if isinstance(it, Switch)])
 
 
-def test_a_session_is_followed_by_another_in_silence() -> None:
+def test_an_old_session_is_replaced_in_silence() -> None:
     """The caller hears nothing of it, and the agent forgets nothing."""
     phone = old()
     dialled = phone.dialled()
@@ -71,8 +71,8 @@ def test_the_next_one_gets_old_too() -> None:
     assert dials(phone.frames(200)) == [(0.0, True)]
 
 
-def test_it_waits_until_the_caller_was_answered() -> None:
-    """Not in their sentence, not before the answer, not in the answer."""
+def test_a_roll_over_waits_until_the_caller_was_answered() -> None:
+    """Not in their sentence, not before the response, not in the response."""
     phone = old()
     phone.barges_in()
     phone.dialled()
@@ -91,8 +91,8 @@ def test_it_waits_until_the_caller_was_answered() -> None:
     assert ("i2", "assistant", "Sure.") in given(phone.ready())
 
 
-def test_it_waits_for_a_tool() -> None:
-    """Its call and its result belong to one session, where that can be."""
+def test_a_roll_over_waits_for_a_tool() -> None:
+    """Its call and its result belong to one session, where that is possible."""
     phone = old()
     phone.calls_tool("c1")
     phone.dialled()
@@ -108,7 +108,7 @@ def test_it_waits_for_a_tool() -> None:
 
 
 def test_lost_with_a_spare_at_hand() -> None:
-    """The spare one takes over at once: there is nothing to dial."""
+    """The spare session takes over at once: there is nothing to dial."""
     phone = old()
     phone.created("r2")
     phone.item_added("i2", "assistant")
@@ -129,16 +129,16 @@ def test_lost_with_a_spare_at_hand() -> None:
 
 
 def test_lost_while_the_spare_is_dialled() -> None:
-    """It is used as soon as it is there; no second one is dialled meanwhile."""
+    """It is used as soon as it is open; no second one is dialled meanwhile."""
     phone = old()
 
     assert dials(phone.loses_model()) == []
     assert len(given(phone.model_back())) == 2
 
 
-def test_a_session_that_is_late_with_a_spare_under_way_is_not_gone_back_to() -> None:
-    """Its server answers nobody, and is still connected: what it says of itself does
-    not make it the next session, which would be dialled a second time."""
+def test_a_late_session_is_not_used_again_while_a_spare_is_dialled() -> None:
+    """Its server does not respond, but is still connected: its events must not make it
+    the next session, which would be dialled a second time."""
     phone = old()
     phone.ask()
     phone.gives_signs = False
@@ -153,8 +153,8 @@ def test_a_session_that_is_late_with_a_spare_under_way_is_not_gone_back_to() -> 
     assert notes(phone.model_back(), "model_back")
 
 
-def test_a_spare_that_does_not_come_about() -> None:
-    """The session that there is goes on, and another is tried later."""
+def test_a_spare_that_fails_is_tried_again_later() -> None:
+    """The present session goes on."""
     phone = old()
     phone.frames(5000)
     commands = phone.not_dialled("HTTP 503")
@@ -165,8 +165,8 @@ def test_a_spare_that_does_not_come_about() -> None:
     assert dials(phone.frames(200)) == [(0.0, True)]
 
 
-def test_a_spare_refused_for_ever_leaves_the_session() -> None:
-    """A call is not ended for a session that it does not need yet."""
+def test_a_spare_that_is_refused_for_ever_does_not_end_the_call() -> None:
+    """A call does not end for a session that it does not need yet."""
     phone = old()
 
     assert ends(phone.not_dialled("HTTP 401", fatal=True)) == []
@@ -184,7 +184,7 @@ def test_lost_in_the_roll_over_itself() -> None:
     assert asks(commands) == 0
 
 
-def test_late_words_of_the_session_that_was_left() -> None:
+def test_late_text_of_the_replaced_session_is_dropped() -> None:
     """Nothing of it reaches the caller any more."""
     phone = old()
     phone.created("r9")
@@ -208,8 +208,8 @@ def test_no_roll_over_in_a_goodbye() -> None:
 
 
 @pytest.mark.parametrize("seconds", [None])
-def test_sessions_without_an_age(seconds: float | None) -> None:
-    """Who sets none has none."""
+def test_without_a_session_age_no_session_is_replaced(seconds: float | None) -> None:
+    """A bridge that sets no age replaces no session."""
     phone = Phone(session_seconds=seconds).talking()
 
     assert dials(phone.frames(10_000)) == []

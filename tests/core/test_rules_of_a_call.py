@@ -1,4 +1,4 @@
-"""What the user's code may change in a running call: muting, editing, other rules."""
+"""What user code may change in a running call: muting, editing, other rules."""
 
 import base64
 
@@ -18,7 +18,7 @@ from tests.core.phone import (
 
 
 def test_a_muted_caller_is_silence_of_the_same_length() -> None:
-    """A card number read out is not heard by the model, whose clock runs on."""
+    """The model does not hear a card number read out, and its clock runs on."""
     phone = Phone().talking()
     phone.talk.mute(True)
 
@@ -30,7 +30,7 @@ def test_a_muted_caller_is_silence_of_the_same_length() -> None:
 
 
 def test_a_caller_muted_before_the_model_is_ready_is_not_heard_later() -> None:
-    """What is held while muted is held as silence."""
+    """Audio that is held while muted is held as silence."""
     phone = Phone()
     phone.start()
     phone.frame()
@@ -40,15 +40,15 @@ def test_a_caller_muted_before_the_model_is_ready_is_not_heard_later() -> None:
     assert appended(phone.ready()) == b"\x55" * 160 + b"\xff" * 160
 
 
-def test_a_muted_caller_presses_keys() -> None:
-    """Muting is for the ear: keys still act."""
+def test_keys_act_while_the_caller_is_muted() -> None:
+    """Muting applies to audio: keys still act."""
     phone = Phone(key_actions=("0",)).talking()
     phone.talk.mute(True)
 
     assert pressed(phone.presses("0")) == ["0"]
 
 
-def test_the_model_forgets_what_is_taken_out() -> None:
+def test_the_model_forgets_a_removed_item() -> None:
     """An item that the application removes is deleted at the model."""
     phone = Phone().talking()
     phone.item_added("u1", "user", {"type": "input_text", "text": "my secret"})
@@ -56,8 +56,8 @@ def test_the_model_forgets_what_is_taken_out() -> None:
     assert told(phone.talk.edit(["u1"], {})) == [("delete", "u1", None)]
 
 
-def test_words_are_put_in_the_place_of_others() -> None:
-    """The new words stand where the old ones stood, said by the same side."""
+def test_the_text_of_an_item_is_replaced() -> None:
+    """The new text stands where the old one stood, with the same role."""
     phone = Phone().talking()
     phone.item_added("u1", "user", {"type": "input_text", "text": "my card is 4111"})
 
@@ -69,8 +69,8 @@ def test_words_are_put_in_the_place_of_others() -> None:
     assert (delete["type"], delete["item_id"]) == ("conversation.item.delete", "u1")
 
 
-def test_what_is_no_words_is_not_replaced() -> None:
-    """A tool call or an item that nobody knows has no words to correct."""
+def test_items_without_text_are_not_replaced() -> None:
+    """A tool call, or an unknown item, has no text to correct."""
     phone = Phone().talking()
     call = {"id": "t1", "type": "function_call", "call_id": "c1"}
     phone.model("conversation.item.added", item=call)
@@ -92,7 +92,8 @@ def test_rules_come_when_the_call_is_known() -> None:
 
 
 def test_an_application_stops_the_agent() -> None:
-    """Silence at once, and the model is told to stop; what follows is told anew."""
+    """Silence at once, and the model is told to stop; a later message works as
+    before."""
     phone = Phone().talking()
     phone.created()
     phone.says(1000)
@@ -109,7 +110,7 @@ def test_an_application_stops_the_agent() -> None:
     ]
 
 
-def test_what_is_asked_after_the_end_is_not_done() -> None:
+def test_inputs_after_the_end_are_ignored() -> None:
     """A call that is over takes no orders."""
     phone = Phone().talking()
     assert ends(phone.caller(event="stop", streamSid=STREAM))

@@ -1,6 +1,6 @@
-"""What an attack on a call's survival found: each mistake, once more.
+"""What an attack on a call's survival found: each mistake as a test.
 
-Scripts of the caller, the model and what breaks; see test_lost_model.py for all phases.
+Scripts of the caller, the model and what breaks; test_lost_model.py has all phases.
 """
 
 import pytest
@@ -8,7 +8,11 @@ import pytest
 from bridge.core.commands import Command, Note
 from bridge.core.conversation import LATE_SECONDS, PROBE_ID
 from bridge.core.redial import AWAY_SECONDS, WAITS
-from bridge.core.sessions import CONFIGURE_SECONDS, SIGN_SECONDS, SILENT_SECONDS
+from bridge.core.sessions import (
+    CONFIGURE_SECONDS,
+    PROBE_AFTER_SECONDS,
+    PROBE_ANSWER_SECONDS,
+)
 from tests.core.phone import (
     Phone,
     answering,
@@ -29,7 +33,7 @@ NUMBERS = "One two three four five six seven eight."
 
 
 def passes(phone: Phone, seconds: float) -> list[Command]:
-    """Time, until something is to be dialled or the call ends."""
+    """Time passes until something is to be dialled or the call ends."""
     commands: list[Command] = []
     until = phone.now + seconds
     while phone.now < until and not (ends(commands) or dials(commands)):
@@ -37,13 +41,13 @@ def passes(phone: Phone, seconds: float) -> list[Command]:
     return commands
 
 
-# --- a server that takes us, and no session comes of it ---
+# --- a server that accepts connections, without a session ---
 
 
 @pytest.mark.parametrize("holds", [0.05, CONFIGURE_SECONDS + 0.1])
-def test_a_server_that_only_opens_the_door(holds: float) -> None:
-    """It closes at once, or says nothing: the caller hears plan B after the limit, and
-    the server is not dialled without a pause."""
+def test_a_server_that_accepts_connections_and_nothing_else(holds: float) -> None:
+    """It closes at once, or says nothing: the caller hears the fallback after the
+    limit, and the server is not dialled without a pause."""
     phone = Phone().talking()
     phone.wait(12.0)
     lost_at = phone.now
@@ -62,12 +66,12 @@ def test_a_server_that_only_opens_the_door(holds: float) -> None:
     assert waits == [WAITS[min(n, len(WAITS) - 1)] for n in range(len(waits))]
 
 
-# --- an answer, while a tool works that has nothing to do with it ---
+# --- a response, while an unrelated tool runs ---
 
 
-def test_an_answer_cut_by_a_loss_while_a_tool_works() -> None:
-    """The caller asked something else meanwhile: they get the rest of that answer when
-    the model is back, and not when the tool is done."""
+def test_a_response_broken_off_while_an_unrelated_tool_runs() -> None:
+    """The caller asked something else meanwhile: they get the rest of that response
+    when the model is back, and not when the tool is done."""
     phone = Phone().talking()
     phone.calls_tool("c1", response="r0")
     phone.speaks(400)
@@ -82,9 +86,9 @@ def test_an_answer_cut_by_a_loss_while_a_tool_works() -> None:
     assert only("i2", back) == ["Our hours are nine "]
 
 
-def test_an_answer_that_does_not_come_while_a_tool_works() -> None:
-    """A tool of ours may take minutes, a mute model is found out all the same; one of
-    the model's own server is a part of the answer, and may take its time."""
+def test_a_response_that_does_not_come_while_a_tool_runs() -> None:
+    """A tool of ours may take minutes, and a mute model is noticed all the same; a tool
+    of the model's own server is a part of the response, and may take its time."""
     ours, theirs = Phone().talking(), Phone().talking()
     for phone, call in ((ours, "c1"), (theirs, "")):
         phone.busy(1, call)
@@ -96,13 +100,13 @@ def test_an_answer_that_does_not_come_while_a_tool_works() -> None:
     assert not notes(theirs.log, "answer_late") and dials(theirs.log) == []
 
 
-# --- what is wished for while the line is away ---
+# --- inputs while the stream is lost ---
 
 
 @pytest.mark.parametrize("then", [None, HANG_UP, TRANSFER])
-def test_a_wish_while_the_line_is_away(then: tuple[str, str] | None) -> None:
-    """Nobody has heard the goodbye: the agent is told so, and who comes back finds the
-    call."""
+def test_a_hang_up_while_the_stream_is_lost(then: tuple[str, str] | None) -> None:
+    """Nobody has heard the goodbye: the agent is told so, and a caller who comes back
+    finds the call."""
     phone = Phone().talking()
     phone.answers(300, words="Goodbye.")
     phone.frames(1000)
@@ -118,8 +122,8 @@ def test_a_wish_while_the_line_is_away(then: tuple[str, str] | None) -> None:
 
 
 def test_tones_that_nobody_hears() -> None:
-    """A tool that dials keys learns that they did not arrive, be the line lost before
-    them or in their midst."""
+    """A tool that sends keys learns that they did not arrive, whether the stream was
+    lost before them or during them."""
     before, amidst = Phone().talking(), Phone().talking()
     before.loses_line()
     played = before.play(300) + before.when_heard(1, stoppable=False)
@@ -136,7 +140,7 @@ def test_tones_that_nobody_hears() -> None:
 
 @pytest.mark.parametrize("away", ["model", "line"])
 def test_a_call_moved_while_a_side_is_away(away: str) -> None:
-    """The caller noticed that: whoever leads the call on does not do so in silence."""
+    """The caller noticed that, so the next instance does not go on in silence."""
     phone = Phone().talking()
     phone.answers(300, words="Hello.")
     phone.frames(1500)
@@ -152,13 +156,13 @@ def test_a_call_moved_while_a_side_is_away(away: str) -> None:
     assert not phone.talk.ended_quietly, "nobody speaks to a caller who has waited"
 
 
-# --- a sign of life ---
+# --- probes ---
 
 
 @pytest.mark.parametrize("answer", ["session.updated", "error", None])
 def test_a_server_that_goes_mute(answer: str | None) -> None:
-    """One that has answered a probe, if only with a complaint, is left after 5 + 4 s of
-    silence; one that never did is left alone, and asked once."""
+    """A server that has answered a probe, even with an error, is replaced after 5 + 4 s
+    of silence; one that never did is kept, and probed once."""
     phone = Phone()
     phone.gives_signs = False
     phone.talking()
@@ -178,16 +182,18 @@ def test_a_server_that_goes_mute(answer: str | None) -> None:
     else:
         mute = phone.now - mute_at
         assert dials(commands) == [(0.0, False)], "the caller speaks to nobody"
-        assert mute == pytest.approx(SILENT_SECONDS + SIGN_SECONDS, abs=0.1)
+        assert mute == pytest.approx(
+            PROBE_AFTER_SECONDS + PROBE_ANSWER_SECONDS, abs=0.1
+        )
         assert len(probes) == 1
 
 
-# --- words ---
+# --- texts ---
 
 
-def test_a_replayed_answer_shown_between_its_interruption_and_the_fence() -> None:
-    """The server shows what it was given when the caller has just cut it: what they
-    heard is on record once, and the session after is given that."""
+def test_a_replayed_response_shown_between_its_cut_and_the_fence() -> None:
+    """The server shows an item that it was given when the caller has just cut it: what
+    they heard is recorded once, and the next session is given that."""
     phone = Phone().talking()
     phone.answers(4000, words=NUMBERS)
     phone.frames(500)
@@ -207,8 +213,8 @@ def test_a_replayed_answer_shown_between_its_interruption_and_the_fence() -> Non
     assert only("i1", phone.another_model()) == [words], "words are doubled"
 
 
-def test_words_edited_while_the_model_is_away() -> None:
-    """What the user's code has taken out, or has put otherwise, no session gets."""
+def test_items_edited_while_the_model_is_away() -> None:
+    """No session gets what user code has removed or replaced."""
     phone = Phone().talking()
     for item, text in (("u1", "My card is 4242."), ("u2", "Bye"), ("u3", "Hello.")):
         phone.item_added(item, "user", {"type": "input_text", "text": text})
@@ -221,9 +227,9 @@ def test_words_edited_while_the_model_is_away() -> None:
     assert given(phone.another_model()) == given(back), "what was removed is back"
 
 
-def test_what_is_on_its_way_and_was_cut_is_known_as_cut() -> None:
-    """Between an interruption and its fence an instance may die: no more was heard of
-    the answer than at the interruption, however long ago that is."""
+def test_unheard_text_that_was_cut_is_known_as_cut() -> None:
+    """An instance may die between a barge-in and its fence: no more was heard of the
+    response than at the barge-in, however long ago that is."""
     phone = answering(4000, NUMBERS)
     phone.frames(1000)
     phone.now += 0.1
@@ -236,9 +242,9 @@ def test_what_is_on_its_way_and_was_cut_is_known_as_cut() -> None:
     assert not [it for it in phone.log if isinstance(it, Note) and it.name == "said"]
 
 
-def test_a_call_is_not_moved_with_words_that_nobody_has_understood() -> None:
-    """What the caller said while the model was away is with a session that has yet to
-    hear it; no other instance has their voice."""
+def test_a_call_is_not_moved_before_its_session_has_understood_the_audio() -> None:
+    """What the caller said while the model was away is with a session that must still
+    understand it; no other instance has the audio."""
     phone = Phone().talking()
     phone.loses_model()
     phone.frames(2000)

@@ -1,4 +1,4 @@
-"""Which words of an answer were heard, by where its audio was cut."""
+"""Which words of a response were heard, by where its audio was cut."""
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ def spoken(*pieces: tuple[int, str]) -> ItemTranscript:
 
 
 def test_all_is_heard_when_all_was_played() -> None:
-    """The record of a call holds every word that was heard."""
+    """The record of a call contains every word that was heard."""
     words = spoken((0, "Good "), (SECOND, "morning."))
 
     assert words.all == "Good morning."
@@ -26,17 +26,17 @@ def test_all_is_heard_when_all_was_played() -> None:
 
 
 def test_nothing_was_heard_of_what_never_began() -> None:
-    """Words that were queued behind an interruption are not on record as heard."""
+    """Text that was queued behind a barge-in is not recorded as heard."""
     assert spoken((0, "Good morning.")).heard(0, SECOND) == ""
 
 
-def test_nothing_was_said_of_an_answer_without_words() -> None:
+def test_a_response_without_text_has_none() -> None:
     """Audio without a transcript is no reason to invent one."""
     assert ItemTranscript().all == ""
     assert ItemTranscript().heard(10, 20) == ""
 
 
-def test_words_go_with_the_audio_behind_them() -> None:
+def test_text_belongs_to_the_audio_behind_it() -> None:
     """Cut after the first second, only what was said in it was heard."""
     words = spoken((0, "one"), (SECOND, " two"), (2 * SECOND, " three"))
 
@@ -56,19 +56,20 @@ def test_words_go_with_the_audio_behind_them() -> None:
     ],
 )
 def test_a_long_delta_is_cut_between_two_words(heard: int, words: str) -> None:
-    """Half a word was not said: the record ends with the last whole one."""
+    """The record ends with the last whole word."""
     assert spoken((0, "one two th")).heard(heard, 4000) == words
 
 
-def test_words_that_come_behind_all_the_audio_are_shared_out() -> None:
-    """A server that sends its transcript last still gets a record of what was heard."""
+def test_text_that_comes_behind_all_audio_is_distributed() -> None:
+    """A server that sends its transcript last still gives a record of what was
+    heard."""
     words = spoken((SECOND, "one two "), (SECOND, "three four"))
 
     assert words.heard(SECOND // 2, SECOND) == "one two"
 
 
-def test_words_that_come_late_belong_to_no_audio_before() -> None:
-    """A last word without audio of its own counts as heard with the last sound only."""
+def test_late_text_belongs_to_the_last_audio() -> None:
+    """A last word without audio of its own counts as heard only with the last audio."""
     words = spoken((0, "one"), (SECOND, " two"))
 
     assert words.heard(SECOND - 1, SECOND) == ""
@@ -76,12 +77,12 @@ def test_words_that_come_late_belong_to_no_audio_before() -> None:
 
 
 def test_audio_before_the_first_word_belongs_to_it() -> None:
-    """A breath before the first word does not push the words out of place."""
+    """A breath before the first word does not shift the text."""
     assert spoken((1000, "one two")).heard(1400, 2000) == "one"
 
 
-def test_a_new_line_parts_words_too() -> None:
-    """Of a spoken list the lines that were heard are on record."""
+def test_a_line_break_separates_words() -> None:
+    """Of a spoken list the lines that were heard are recorded."""
     assert spoken((0, "one\ntwo three")).heard(5000, 8000) == "one\ntwo"
     assert spoken((0, "one\ntwo")).heard(6000, 8000) == "one"
 
@@ -93,7 +94,7 @@ def test_a_new_line_parts_words_too() -> None:
 def test_what_was_heard_is_the_beginning_of_what_was_said(
     deltas: list[tuple[int, str]], heard: int
 ) -> None:
-    """No word is on record that was not said, none out of order."""
+    """No word is recorded that was not said, and none out of order."""
     words, received = ItemTranscript(), 0
     for audio_before, text in deltas:
         received += audio_before

@@ -1,4 +1,5 @@
-"""Twilio's messages: the documented ones, and everything else anybody could send."""
+"""Twilio's messages: the documented ones, and everything else that anybody could
+send."""
 
 import base64
 import json
@@ -92,14 +93,14 @@ VALUES: dict[str, twilio_messages.Inbound] = {
 REASONS = {
     "message too large",
     "message is no JSON",
-    "message without an event",
+    "message has no event field",
     "unknown event",
     "media payload is not base64",
 } | {f"{event} message of the wrong shape" for event in DOCUMENTED}
 
 
 def numbers(value: Any) -> Any:
-    """The same with each number in a string as a number, as the prose has it."""
+    """The same with each number that is a string as a number, as in Twilio's prose."""
     if isinstance(value, dict):
         return {k: v if k == "digit" else numbers(v) for k, v in value.items()}
     return int(value) if isinstance(value, str) and value.isdigit() else value
@@ -122,11 +123,11 @@ def refused(text: str) -> str:
 @pytest.mark.parametrize("event", DOCUMENTED)
 @pytest.mark.parametrize("form", [lambda it: it, numbers, strings])
 def test_documented_messages_are_read(event: str, form: Any) -> None:
-    """A call is carried whether Twilio writes its numbers as strings or as numbers."""
+    """A call works whether Twilio writes its numbers as strings or as numbers."""
     assert decode(json.dumps(form(DOCUMENTED[event]))) == VALUES[event]
 
 
-def test_a_field_that_twilio_adds_later_is_no_mistake() -> None:
+def test_a_field_that_twilio_adds_later_is_ignored() -> None:
     """Calls go on when Twilio adds a field to its messages."""
     for event, message in DOCUMENTED.items():
         assert decode(json.dumps({"news": [1], **message})) == VALUES[event]
@@ -147,13 +148,13 @@ def test_a_stream_without_parameters_is_a_call_too(parameters: Any) -> None:
 
 
 def test_a_frame_is_as_long_as_its_audio() -> None:
-    """A carrier that sends 30 ms frames is not taken for one of 20 ms."""
+    """30 ms frames of a carrier are not taken for 20 ms frames."""
     for ms in (10, 20, 30, 1000):
         payload = base64.b64encode(bytes(8 * ms)).decode()
         assert twilio_messages.MediaDetails(payload, 0).duration_ms == ms
 
 
-def test_a_stop_without_a_stream_still_stops() -> None:
+def test_a_stop_without_a_stream_sid_ends_the_call() -> None:
     """A call ends though the last message lacks a detail."""
     assert decode('{"event":"stop"}') == twilio_messages.Stop("")
 
@@ -166,10 +167,10 @@ def test_a_stop_without_a_stream_still_stops() -> None:
         ("\ud800", "message is no JSON"),
         ('{"event":"\\ud800"}', "message is no JSON"),
         ('{"event":"connected","x":NaN}', "message is no JSON"),
-        ("[]", "message without an event"),
-        ("5", "message without an event"),
-        ("{}", "message without an event"),
-        ('{"event":7}', "message without an event"),
+        ("[]", "message has no event field"),
+        ("5", "message has no event field"),
+        ("{}", "message has no event field"),
+        ('{"event":7}', "message has no event field"),
         ('{"event":"Media"}', "unknown event"),
         ('{"event":"clear","streamSid":"MZ"}', "unknown event"),
         ('{"event":"start"}', "start message of the wrong shape"),
@@ -178,7 +179,7 @@ def test_a_stop_without_a_stream_still_stops() -> None:
         ('{"event":"stop","streamSid":[]}', "stop message of the wrong shape"),
     ],
 )
-def test_what_is_no_message_is_refused_with_a_reason(text: str, reason: str) -> None:
+def test_an_unreadable_message_is_refused_with_a_reason(text: str, reason: str) -> None:
     """An operator reads what was wrong; the caller is not cut off for it."""
     assert refused(text) == reason
 
@@ -186,8 +187,8 @@ def test_what_is_no_message_is_refused_with_a_reason(text: str, reason: str) -> 
 @pytest.mark.parametrize(
     "timestamp", [-1, "-1", 2**53 + 1, 10**400, 1.5, "", "x", " 5", None, True, [5]]
 )
-def test_a_timestamp_that_is_none_is_refused(timestamp: object) -> None:
-    """No count of milliseconds from nowhere moves the clock of a call."""
+def test_an_invalid_timestamp_is_refused(timestamp: object) -> None:
+    """A wrong count of milliseconds does not move the clock of a call."""
     media = {"payload": "AAAA", "timestamp": timestamp}
     message = {"event": "media", "streamSid": "MZ", "media": media}
 
@@ -198,7 +199,8 @@ def test_a_timestamp_that_is_none_is_refused(timestamp: object) -> None:
     "payload", ["no+JhoaJjpzS...", "AAA", "A", "AA=", "====", "AA==AA==", "AA AA", "é"]
 )
 def test_a_payload_that_is_no_base64_is_refused(payload: str) -> None:
-    """Rubbish never reaches the model, which would answer each frame with an error."""
+    """Invalid audio never reaches the model, which would answer each frame with an
+    error."""
     media = {"payload": payload, "timestamp": "5"}
     message = {"event": "media", "streamSid": "MZ", "media": media}
 
@@ -206,8 +208,8 @@ def test_a_payload_that_is_no_base64_is_refused(payload: str) -> None:
 
 
 @pytest.mark.parametrize("payload", ["AAAA=", "AAAA==", "//8AAAAA=="])
-def test_padding_too_much_is_refused(payload: str) -> None:
-    """What would be counted as shorter than it sounds is not let in."""
+def test_excess_padding_is_refused(payload: str) -> None:
+    """Audio that would be counted as shorter than it is does not get in."""
     media = {"payload": payload, "timestamp": "5"}
     message = {"event": "media", "streamSid": "MZ", "media": media}
 
@@ -224,7 +226,7 @@ def test_a_message_larger_than_any_of_twilios_is_not_even_parsed() -> None:
 
 
 def test_a_start_as_large_as_twilio_allows_is_read() -> None:
-    """99 <Parameter>s of 499 characters are a call, not an attack."""
+    """99 <Parameter>s of 499 characters are accepted."""
     message = json.loads(json.dumps(DOCUMENTED["start"]))
     message["start"]["customParameters"] = {f"p{n:03}": "x" * 495 for n in range(99)}
 
@@ -240,14 +242,14 @@ def test_a_message_nested_for_ever_is_refused(before: str, nest: str) -> None:
 
 @given(st.text(st.characters()))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    """Nothing that can be written brings a call down."""
+    """No text raises another error."""
     read_or_refused(text)
 
 
 @given(mangled(list(DOCUMENTED.values())))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_any_mangled_message_is_read_or_refused(text: str) -> None:
-    """A message with wrong types, absurd numbers or half of it missing harms nobody."""
+    """A message with wrong types, absurd numbers or half of it missing does no harm."""
     read_or_refused(text)
 
 
@@ -266,7 +268,7 @@ def read_or_refused(text: str) -> None:
         assert clear["streamSid"] == message.stream_sid
 
 
-# --- what we send ---
+# --- messages to Twilio ---
 
 
 def test_what_goes_to_twilio_is_what_is_documented() -> None:
@@ -287,8 +289,8 @@ def test_what_goes_to_twilio_is_what_is_documented() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_a_strange_stream_sid_comes_back_as_it_was(sid: str) -> None:
-    """Whatever Twilio names a stream, our messages reach that one."""
+def test_a_strange_stream_sid_is_sent_back_unchanged(sid: str) -> None:
+    """Whatever Twilio names a stream, our messages reach it."""
     out = OutboundMessages(sid)
 
     for text in (out.media("AAAA"), out.mark("m1"), out.clear()):

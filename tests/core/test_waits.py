@@ -1,4 +1,4 @@
-"""Who waits until all was heard: hang-ups, transfers, tones, and what stops them."""
+"""Waits until all was heard: for hang-ups, transfers and tones; and what stops them."""
 
 import pytest
 
@@ -20,7 +20,7 @@ from tests.core.phone import (
 HANG_UP = ("agent", "hung_up")
 
 
-def test_a_goodbye_is_heard_to_its_end_before_the_line_closes() -> None:
+def test_a_goodbye_is_heard_to_its_end_before_the_call_ends() -> None:
     """The caller hears the last word, and then the call ends at once."""
     phone = Phone().talking()
     phone.created()
@@ -37,8 +37,8 @@ def test_a_goodbye_is_heard_to_its_end_before_the_line_closes() -> None:
     assert ends(commands) == [HANG_UP]
 
 
-def test_where_nothing_is_said_nobody_waits() -> None:
-    """A hang-up in silence is one at once."""
+def test_a_hang_up_in_silence_ends_the_call_at_once() -> None:
+    """Nothing is queued, so nothing is waited for."""
     commands = Phone().talking().when_heard(1, then=HANG_UP)
 
     assert heard(commands) == [(1, True)]
@@ -58,7 +58,7 @@ def test_a_barge_in_stops_a_hang_up() -> None:
 
 
 def test_a_caller_who_is_speaking_is_not_hung_up_on() -> None:
-    """A hang-up decided while the caller speaks comes to nothing."""
+    """A hang-up decided while the caller speaks is not carried out."""
     phone = Phone().talking()
     phone.barges_in()
 
@@ -69,7 +69,7 @@ def test_a_caller_who_is_speaking_is_not_hung_up_on() -> None:
 
 
 def test_an_application_that_interrupts_stops_a_hang_up() -> None:
-    """What was not heard is not taken for heard."""
+    """What was not heard does not count as heard."""
     phone = Phone().talking()
     phone.answers(1000)
     phone.when_heard(1, then=HANG_UP)
@@ -78,7 +78,7 @@ def test_an_application_that_interrupts_stops_a_hang_up() -> None:
 
 
 def test_without_barge_in_a_hang_up_is_not_stopped() -> None:
-    """Where the agent may not be interrupted, nor may its goodbye."""
+    """Where the agent may not be interrupted, its goodbye may not be either."""
     phone = Phone()
     phone.start()
     turns = {"interrupt_response": False, "create_response": False}
@@ -90,8 +90,8 @@ def test_without_barge_in_a_hang_up_is_not_stopped() -> None:
     assert ends(phone.frames(600)) == [HANG_UP]
 
 
-def test_who_cannot_be_stopped_waits_through_a_barge_in() -> None:
-    """Tones that somebody answers by speaking are played to their end."""
+def test_an_unstoppable_wait_survives_a_barge_in() -> None:
+    """Tones that the other end answers by speaking are played to their end."""
     phone = Phone().talking()
     phone.play(300)
     phone.when_heard(1, stoppable=False)
@@ -102,8 +102,8 @@ def test_who_cannot_be_stopped_waits_through_a_barge_in() -> None:
     assert heard(phone.when_heard(2, stoppable=False)) == [(2, True)]
 
 
-def test_an_answer_that_is_owed_is_waited_for() -> None:
-    """Asked for is as good as begun: no call ends between question and answer."""
+def test_a_response_that_is_owed_is_waited_for() -> None:
+    """No call ends between a question and the response to it."""
     phone = Phone().talking()
     phone.ask()
     assert heard(phone.when_heard(1)) == []
@@ -113,9 +113,9 @@ def test_an_answer_that_is_owed_is_waited_for() -> None:
     assert heard(phone.frames(300)) == [(1, True)]
 
 
-def test_words_for_a_model_that_is_not_ready_are_waited_for() -> None:
+def test_a_message_for_a_model_that_is_not_ready_is_waited_for() -> None:
     """A message for an answering machine that was told early is left, then the call
-    ends; it does not end before the message."""
+    ends; not before the message."""
     phone = Phone()
     phone.start()
     phone.tell("Leave this message.", "system")
@@ -127,7 +127,7 @@ def test_words_for_a_model_that_is_not_ready_are_waited_for() -> None:
     assert ends(phone.frames(600)) == [("agent", "message_left")]
 
 
-def test_a_hang_up_before_the_model_is_ready_is_one_at_once() -> None:
+def test_a_hang_up_before_the_model_is_ready_ends_the_call_at_once() -> None:
     """A caller whom the application turns away does not wait for a model first."""
     phone = Phone(greeting="Say hello.")
     phone.start()
@@ -136,9 +136,9 @@ def test_a_hang_up_before_the_model_is_ready_is_one_at_once() -> None:
     assert ends(phone.when_heard(1, then=HANG_UP)) == [HANG_UP]
 
 
-def test_a_message_told_into_a_machines_own_words_is_left() -> None:
-    """The machine still speaks when it is found out: the message comes after it, and
-    only when that was heard the call ends."""
+def test_a_message_for_a_machine_that_still_speaks_is_left() -> None:
+    """The machine is recognised while it speaks: the message follows, and the call ends
+    only when it was heard."""
     phone = Phone().talking()
     phone.barges_in()
     assert asks(phone.tell("Leave this message.", "system")) == 0
@@ -153,7 +153,7 @@ def test_a_message_told_into_a_machines_own_words_is_left() -> None:
 
 
 def test_a_message_that_the_machine_interrupts_is_begun_again() -> None:
-    """The beep cuts the message short: the call waits for the answer that follows."""
+    """The beep cuts the message short: the call waits for the response that follows."""
     phone = Phone().talking()
     phone.answers(2000)
     phone.when_heard(1, then=("agent", "message_left"), stoppable=False)
@@ -167,7 +167,7 @@ def test_a_message_that_the_machine_interrupts_is_begun_again() -> None:
     assert ends(phone.frames(600)) == [("agent", "message_left")]
 
 
-def test_an_end_mark_that_never_comes_back_holds_no_call() -> None:
+def test_a_lost_end_mark_delays_the_end_by_seconds() -> None:
     """A Twilio that loses a mark costs the caller seconds, not a call without end."""
     phone = Phone().talking()
     phone.answers(1000)
@@ -182,7 +182,7 @@ def test_an_end_mark_that_never_comes_back_holds_no_call() -> None:
     assert ends(commands) == [HANG_UP]
 
 
-def test_an_answer_that_never_ends_holds_no_call() -> None:
+def test_a_response_that_never_ends_does_not_keep_the_call() -> None:
     """A model that hangs in its goodbye does not keep the line."""
     phone = Phone().talking()
     phone.created()
@@ -193,8 +193,8 @@ def test_an_answer_that_never_ends_holds_no_call() -> None:
     assert notes(phone.log, "answer_late"), "and not asked of another session"
 
 
-def test_all_who_wait_are_answered_when_the_call_ends() -> None:
-    """No tool of the user's hangs for ever on a call that is over."""
+def test_all_waits_end_with_the_call() -> None:
+    """No tool of user code hangs for ever on a call that is over."""
     phone = Phone().talking()
     phone.answers(1000)
     phone.when_heard(1)
@@ -208,8 +208,9 @@ def test_all_who_wait_are_answered_when_the_call_ends() -> None:
     assert heard(phone.when_heard(4)) == [(4, None)]
 
 
-def test_of_two_who_end_the_call_the_first_does() -> None:
-    """A hang-up behind a transfer is no second end, and is told so."""
+def test_of_two_waits_that_end_the_call_the_first_does() -> None:
+    """A hang-up after a transfer does not end the call a second time, and is told
+    so."""
     phone = Phone().talking()
     phone.answers(200)
     phone.when_heard(1, then=("agent", "transferred"))
@@ -237,8 +238,8 @@ def test_tones_are_heard_behind_what_is_said() -> None:
     assert heard(phone.when_heard(2)) == [(2, True)]
 
 
-def test_tones_are_no_words_of_the_agent() -> None:
-    """The model is told nothing about audio that is not its own."""
+def test_the_model_is_not_told_of_tones() -> None:
+    """Only the agent's own audio is truncated at the model."""
     phone = Phone().talking()
     phone.play(1000)
     phone.frames(200)
@@ -250,7 +251,7 @@ def test_tones_are_no_words_of_the_agent() -> None:
 
 
 def test_nothing_is_played_where_there_is_no_stream() -> None:
-    """Before Twilio has named the stream, and after the end, tones go nowhere."""
+    """Before `start` and after the end, tones are dropped."""
     phone = Phone()
     assert phone.play(100) == []
     phone.start()
@@ -259,11 +260,11 @@ def test_nothing_is_played_where_there_is_no_stream() -> None:
     assert phone.play(100) == []
 
 
-# --- the agent is told something ---
+# --- messages to the agent ---
 
 
-def test_what_is_told_is_in_the_conversation_and_answered() -> None:
-    """The application's words reach the agent, who answers if that is wanted."""
+def test_a_told_message_is_in_the_conversation_and_answered() -> None:
+    """The application's message reaches the agent, which responds if that is wanted."""
     phone = Phone().talking()
 
     silent = phone.tell("They are a regular.", "system", respond=False)
@@ -275,9 +276,9 @@ def test_what_is_told_is_in_the_conversation_and_answered() -> None:
     assert asks(loud) == 1
 
 
-def test_words_told_before_the_model_is_ready_are_not_lost() -> None:
-    """What the application says while the model starts comes in order, behind the
-    greeting and before what the caller said."""
+def test_messages_told_before_the_model_is_ready_are_not_lost() -> None:
+    """Messages told while the model starts come in order, behind the greeting and
+    before what the caller said."""
     phone = Phone(greeting="Say hello.")
     phone.tell("one", "system", respond=False)
     phone.start()
@@ -296,8 +297,9 @@ def test_words_told_before_the_model_is_ready_are_not_lost() -> None:
     assert asks(phone.answers(20)) == 1
 
 
-def test_words_for_a_model_that_never_comes_are_bounded() -> None:
-    """An application that talks to nobody costs no memory, and the loss is told."""
+def test_messages_for_a_model_that_never_comes_are_bounded() -> None:
+    """An application that tells much to an absent model costs no memory, and the loss
+    is noted."""
     phone = Phone()
     phone.start()
     tells = [phone.tell(str(n), respond=False) for n in range(66)]
@@ -310,9 +312,8 @@ def test_words_for_a_model_that_never_comes_are_bounded() -> None:
     assert len(said_to_model(phone.ready())) == 64
 
 
-def test_who_speaks_is_answered_when_they_have_ended() -> None:
-    """Told into the caller's own words, something is in the conversation; the server
-    answers both together."""
+def test_a_message_told_while_the_caller_speaks_is_answered_after_their_turn() -> None:
+    """The message is in the conversation; the server responds to both together."""
     phone = Phone().talking()
     phone.barges_in()
 
@@ -322,8 +323,8 @@ def test_who_speaks_is_answered_when_they_have_ended() -> None:
     assert asks(commands) == 0
 
 
-def test_a_server_that_answers_nobody_by_itself_is_asked() -> None:
-    """With create_response false somebody has to ask."""
+def test_a_server_that_does_not_respond_by_itself_is_asked() -> None:
+    """With create_response false the bridge must request each response."""
     phone = Phone()
     phone.start()
     turns = {"create_response": False}
@@ -333,8 +334,8 @@ def test_a_server_that_answers_nobody_by_itself_is_asked() -> None:
     assert asks(phone.tell("Hello?")) == 1
 
 
-def test_an_answer_asked_for_while_another_runs_comes_after_it_once() -> None:
-    """Two tools that end in one answer lead to one more answer, not to two."""
+def test_a_response_requested_while_another_runs_comes_after_it_once() -> None:
+    """Two tools that end in one response lead to one more response, not to two."""
     phone = Phone().talking()
     phone.created()
     assert asks(phone.ask() + phone.ask() + phone.tell("And?")) == 0
@@ -344,8 +345,8 @@ def test_an_answer_asked_for_while_another_runs_comes_after_it_once() -> None:
     assert asks(phone.done("r2")) == 0
 
 
-def test_an_answer_that_the_server_was_quicker_with_is_not_lost() -> None:
-    """Ours was refused, for the server had just begun one of its own: it comes after
+def test_a_response_refused_for_the_servers_own_comes_after_it() -> None:
+    """Ours was refused because the server had just begun one of its own: it comes after
     that, once."""
     phone = Phone().talking()
     phone.ask()
@@ -359,8 +360,8 @@ def test_an_answer_that_the_server_was_quicker_with_is_not_lost() -> None:
     assert asks(phone.done("r2")) == 0
 
 
-def test_an_answer_that_lost_another_race_is_not_waited_for() -> None:
-    """A harmless error about our request leaves nobody waiting for its answer."""
+def test_a_request_refused_by_another_race_is_not_waited_for() -> None:
+    """After a harmless error about our request no wait stays open for it."""
     phone = Phone().talking()
     phone.ask()
     error = {"code": "unsupported_content_type", "event_id": "bridge_answer"}
@@ -370,8 +371,8 @@ def test_an_answer_that_lost_another_race_is_not_waited_for() -> None:
     assert heard(phone.when_heard(1)) == [(1, True)]
 
 
-def test_a_failed_answer_with_one_owed_is_not_asked_for_twice() -> None:
-    """The answer that comes anyway stands for the one that failed."""
+def test_a_failed_response_with_another_owed_is_not_requested_twice() -> None:
+    """The response that comes anyway replaces the failed one."""
     phone = Phone().talking()
     phone.created()
     phone.ask()
@@ -381,8 +382,8 @@ def test_a_failed_answer_with_one_owed_is_not_asked_for_twice() -> None:
     assert asks(phone.done("r2")) == 0
 
 
-def test_nobody_is_asked_before_the_model_is_ready() -> None:
-    """A model that is not there is neither asked nor edited."""
+def test_nothing_is_sent_before_the_model_is_ready() -> None:
+    """A model that is not there gets neither requests nor edits."""
     phone = Phone()
     phone.start()
 

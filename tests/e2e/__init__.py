@@ -1,1 +1,1 @@
-"""Whole calls over real sockets, with the fakes at both ends."""
+"""Whole calls over real sockets, with a fake Twilio and a fake model."""

@@ -1,4 +1,5 @@
-"""A bridge between the two fakes, and the check that nothing of a call is left."""
+"""A bridge between the fake Twilio and the fake model; checks that a call leaves
+nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,18 +21,18 @@ from bridge.sim.model import Behaviour, ModelServer, ModelSession
 from bridge.sim.voice import speak
 
 CLOSED_SECONDS = 2.0
-"""Within so long after the end of a call nothing of it may be left (issue 2)."""
+"""Time after the end of a call within which everything of it must be gone (issue 2)."""
 
 AGENT: RealtimeAgent[Any] = RealtimeAgent(name="plain", instructions="You are a test.")
 
-# Short: a hundred calls of the tests begin with them.
+# Short, because about a hundred calls of the tests begin with them.
 HELLO = speak("Hello.").mulaw()
 WAIT = speak("Wait!").mulaw()
 
 
 @dataclass
 class Place:
-    """One bridge, its model, and who calls it."""
+    """One bridge, its fake model, and callers for it."""
 
     server: Server
     model: ModelServer
@@ -47,7 +48,7 @@ class Place:
 
     @property
     def session(self) -> ModelSession:
-        """The model's side of the latest call."""
+        """The fake model's session of the latest call."""
         return self.model.sessions[-1]
 
     def metric(self, line: str) -> float:
@@ -62,7 +63,7 @@ class Place:
         return value or 0.0
 
     async def empty(self) -> None:
-        """Waits until nothing of any call is left; fails when that takes too long."""
+        """Waits until nothing of any call is left; fails if that takes too long."""
         until = monotonic() + CLOSED_SECONDS
         while left := await self._left():
             assert monotonic() < until, f"left behind: {left}"
@@ -90,8 +91,9 @@ async def bridge(
     functions: dict[str, Any] | None = None,
     **conf: Any,
 ) -> AsyncIterator[Place]:
-    """A bridge on a free port; unsigned unless `conf` says otherwise. `route` is how
-    every call is led, `functions` what it names."""
+    """A bridge on a free port; it accepts unsigned requests unless `conf` says
+    otherwise. `route` is the route of every call, `functions` are the functions that it
+    names."""
     conf = {"insecure": "public_url" not in conf, "greeting": "", **conf}
     conf = {"calls_per_number": 0, "calls_per_number_hour": 0, **conf}
     settings = Settings(host="127.0.0.1", port=0, record_dir=record_dir, **conf)

@@ -1,4 +1,4 @@
-"""The agent on a call: handoffs, history, the user's own hands in it, MCP, reports."""
+"""The agent in a call: handoffs, history, changes by the user's code, MCP, reports."""
 
 import asyncio
 import json
@@ -48,7 +48,8 @@ MCP_PROGRAM = Path(__file__).parent.parent / "support" / "mcp_server.py"
 
 
 def on_call(hook: Any, **route: Any) -> dict[str, Any]:
-    """A bridge that calls `hook` with each call, before it has an agent."""
+    """Options of a bridge that runs `hook` for each call, before the call has an
+    agent."""
     return {"route": Route(on_call="hook", **route), "functions": {"hook": hook}}
 
 
@@ -58,17 +59,17 @@ def outputs(place: Place) -> list[str | None]:
 
 
 def words(place: Place, role: str) -> list[str]:
-    """What the model remembers of this role's messages."""
+    """The texts of this role's messages that the model remembers."""
     items = place.session.items.values()
     return [it.text for it in items if it.role == role and not it.deleted]
 
 
-# --- who is in charge ---
+# --- handoffs ---
 
 
 async def test_handoffs_there_and_back() -> None:
-    """Each agent has its own instructions, made for the caller, its own tools, and the
-    phone's mu-law; a handoff that fails leaves the one in charge who is."""
+    """Each agent has its own instructions, made for the caller, its own tools, and
+    mu-law audio. A handoff that fails does not change the current agent."""
 
     async def instructions(
         context: RunContextWrapper[LiveCall], agent: RealtimeAgent[Any]
@@ -123,12 +124,13 @@ async def test_handoffs_there_and_back() -> None:
     assert not place.session.errors_sent
 
 
-# --- what was said ---
+# --- the history ---
 
 
 async def test_the_history_and_its_correction() -> None:
-    """It holds text, and of an answer that was cut the words that were heard. What the
-    user's code removes or corrects is so for the model and in both histories."""
+    """The history holds texts; of an interrupted answer only the words that were heard.
+    What the user's code removes or corrects changes for the model and in both
+    histories."""
     calls: list[LiveCall] = []
     theirs: list[list[Any]] = []
     known: list[tuple[str, str, str]] = []
@@ -207,12 +209,12 @@ def _text(item: Any) -> str:
     return " ".join(text or "" for text in texts)
 
 
-# --- the user's own hands ---
+# --- changes by the user's code ---
 
 
-async def test_words_into_the_call() -> None:
-    """As the caller or as a word to the agent, answered or not; before the agent is
-    there, too."""
+async def test_the_users_code_adds_messages() -> None:
+    """As the caller's or as a system message, with or without an answer; also before
+    the session exists."""
     calls: list[LiveCall] = []
 
     def hook(live: LiveCall) -> None:
@@ -239,7 +241,7 @@ async def test_words_into_the_call() -> None:
 
 @pytest.mark.parametrize("through_the_sdk", [False, True])
 async def test_the_users_code_interrupts(through_the_sdk: bool) -> None:
-    """What is queued is never heard, and the model knows to a frame what was."""
+    """Queued audio is never heard, and the model knows to a frame what was heard."""
 
     @function_tool
     async def stop(context: RunContextWrapper[LiveCall]) -> str:
@@ -273,7 +275,7 @@ async def test_the_users_code_interrupts(through_the_sdk: bool) -> None:
     assert len(record.clears) == 1 and not place.session.errors_sent
 
 
-async def test_muted_and_heard_again() -> None:
+async def test_a_caller_is_muted_and_unmuted() -> None:
     """The model hears silence, then the caller again."""
     calls: list[LiveCall] = []
 
@@ -307,13 +309,13 @@ dialled: list[str] = []
 
 
 async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
-    """A user's own connector: through a proxy, with a certificate."""
+    """A connector of the user's code, which may use a proxy or a client certificate."""
     dialled.append(url)
     return await connect_socket(url, additional_headers={**headers, "X-Proxy": "ours"})
 
 
-async def test_a_connector_of_the_users(tmp_path: Path) -> None:
-    """BRIDGE_MODEL_CONNECT opens the socket to the model, with the bridge's headers."""
+async def test_a_connector_of_the_users_code(tmp_path: Path) -> None:
+    """BRIDGE_MODEL_CONNECT opens the model connection, with the bridge's headers."""
     dialled.clear()
     routes = tmp_path / "routes.yaml"
     routes.write_text("defaults:\n  greeting: Go.\n", "utf-8")
@@ -334,10 +336,10 @@ async def test_a_connector_of_the_users(tmp_path: Path) -> None:
     assert place.session.headers["x-proxy"] == "ours"
 
 
-async def test_a_model_that_speaks_pcm_only() -> None:
-    """BRIDGE_MODEL_AUDIO=pcm: it understands the caller, is heard in full length, and
-    knows after an interruption what was heard."""
-    sound = bytes(range(32, 96)) * 500  # 4 s of something
+async def test_a_model_that_takes_pcm_only() -> None:
+    """BRIDGE_MODEL_AUDIO=pcm: the model understands the caller, its audio is heard in
+    full length, and after an interruption it knows what was heard."""
+    sound = bytes(range(32, 96)) * 500  # 4 s of audio
     behaviour = Behaviour(
         turns=[
             [PlayAudio(sound[:4000], "Hello.")],
@@ -380,7 +382,8 @@ async def test_a_model_that_speaks_pcm_only() -> None:
 
 
 async def test_a_local_mcp_server() -> None:
-    """Its tools are the agent's on a call; the program is started before."""
+    """The agent has the server's tools in a call; the server's program starts before
+    the call."""
     params: Any = {"command": sys.executable, "args": [str(MCP_PROGRAM)]}
     server = MCPServerStdio(params=params, name="sums", cache_tools_list=True)
     agent = AGENT.clone(mcp_servers=[server])
@@ -399,8 +402,8 @@ async def test_a_local_mcp_server() -> None:
 
 
 async def test_hosted_mcp_servers() -> None:
-    """The agent's and the route's: asked for, approved or not by the user's code, and
-    spoken about as soon as they have answered."""
+    """The servers of the agent and of the route: tools are called, approved or refused
+    by the user's code, and the agent speaks about the result as soon as it is there."""
     shop: Any = {
         "type": "mcp",
         "server_label": "shop",
@@ -464,12 +467,12 @@ async def test_hosted_mcp_servers() -> None:
 
 
 @pytest.mark.parametrize("approval", ["never", "always"])
-async def test_the_model_is_lost_with_a_hosted_tool_in_it(
+async def test_the_model_connection_is_lost_during_a_hosted_tool_call(
     approval: str, tmp_path: Path
 ) -> None:
-    """One that runs, or waits for a yes: the caller soon hears from the agent, which
-    knows that there is no result. What waits for a yes to a function of the agent's own
-    waits on, and has its answer, too; nothing is waited for in vain."""
+    """The hosted tool is running or waits for approval: the caller soon hears the
+    agent, which knows that there is no result. A function tool that waits for approval
+    keeps waiting and gets its answer, too; nothing waits for ever."""
 
     @function_tool(needs_approval=True)
     def pay() -> str:
@@ -533,7 +536,7 @@ async def test_the_model_is_lost_with_a_hosted_tool_in_it(
             change, call_id = line["value"]
             busy[call_id] += change
     assert set(busy.values()) == {0}, "each that began has ended, by its own name"
-    # What is a part of an answer has no name; the others are not waited for in it.
+    # A part of an answer has no name; the answer does not wait for the other items.
     kinds = sorted(call_id.partition("_")[0] for call_id in busy)
     assert kinds == (["", "call", "mcpr"] if "pay" in waiting else [""])
     assert all(recorded == again for recorded, again in trace.replay(file))
@@ -543,8 +546,9 @@ def _waits(live: LiveCall) -> list[str]:
     return sorted(it.tool for it in live.approvals)
 
 
-async def test_a_handoff_that_the_model_refused_is_no_danger_later() -> None:
-    """The session goes on as it was; so does the one after a loss."""
+async def test_a_refused_handoff_does_not_affect_later_sessions() -> None:
+    """The session continues unchanged; so does the session after a lost model
+    connection."""
     calls: list[LiveCall] = []
     change = {"type": "realtime", "instructions": "No.", "tools": []}
     change["output_modalities"] = ["smell"]
@@ -572,8 +576,8 @@ async def test_a_handoff_that_the_model_refused_is_no_danger_later() -> None:
 
 
 async def test_the_report_of_a_call() -> None:
-    """The route's function and url get what was heard, what the tools did, what was
-    left for people, and what it cost."""
+    """The route's function and URL get the heard transcript, the tool calls, the
+    messages and the cost."""
     kept: list[CallReport] = []
     posted: list[dict[str, Any]] = []
 

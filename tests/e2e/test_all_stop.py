@@ -1,4 +1,5 @@
-"""Two instances that stop together: which of them Twilio asks is a matter of chance."""
+"""Two instances that stop at the same time: which one Twilio asks is a matter of
+chance."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +28,7 @@ NUMBER = "+15550001111"
 
 
 class Shared(MemoryRegistry):
-    """What two instances have in common, as Redis would be; nobody takes calls."""
+    """The registry of two instances, as Redis would be; no instance takes calls."""
 
     shared = True
     takes_calls = False
@@ -45,7 +46,7 @@ class Shared(MemoryRegistry):
 
 @asynccontextmanager
 async def stopping(registry: Shared, **conf: Any) -> AsyncIterator[Fleet]:
-    """Two instances; the second drains already."""
+    """Two instances; the second one drains already."""
     settings = Settings(host="127.0.0.1", port=0, insecure=True, **conf)
     both = Fleet([], [])
     async with AsyncExitStack() as stack:
@@ -59,7 +60,7 @@ async def stopping(registry: Shared, **conf: Any) -> AsyncIterator[Fleet]:
             both.services.append(services)
             both.servers.append(Server(settings, services))
             await both.servers[-1].start()
-            registry.subscribe(both.servers[-1]._told)
+            registry.subscribe(both.servers[-1]._handle_fleet_message)
         both.services[1].capacity.draining = True
         yield both
         for server in both.servers:
@@ -67,8 +68,9 @@ async def stopping(registry: Shared, **conf: Any) -> AsyncIterator[Fleet]:
 
 
 async def stopped_in_a_call(both: Fleet, asks: int) -> tuple[list[str], float]:
-    """The first instance stops while it has a call, and Twilio asks the instance of
-    number `asks` what follows: its answer, and how long the first one stayed then."""
+    """The first instance stops while it has a call, and Twilio asks instance number
+    `asks` for the next step. Returns the answer and how long the first instance kept
+    running after it."""
     place = Place(both.servers[0], both.model, Settings())
     async with stream(place, "MZ1") as socket, asyncio.TaskGroup() as tasks:
         await first_sound(socket)
@@ -77,14 +79,15 @@ async def stopped_in_a_call(both: Fleet, asks: int) -> tuple[list[str], float]:
         with suppress(ConnectionClosed):
             while True:
                 await socket.recv()
-        await asyncio.sleep(0.3)  # Twilio is far away
+        await asyncio.sleep(0.3)  # the network delay to Twilio
         document = await asked(both.url(asks), "/voice/next", CallSid=SID)
         began = monotonic()
     return verbs(document), monotonic() - began
 
 
-async def test_the_other_one_is_asked() -> None:
-    """The first one hears of it, so it neither waits in vain nor warns."""
+async def test_the_other_instance_is_asked_for_the_next_step() -> None:
+    """The first instance hears of it, so it neither waits in vain nor logs a
+    warning."""
     with capture_logs() as lines:
         async with stopping(Shared(), greeting="Go.") as both:
             answer, stayed = await stopped_in_a_call(both, asks=1)
@@ -94,8 +97,9 @@ async def test_the_other_one_is_asked() -> None:
     assert "shutdown_left_calls_unanswered" not in [line["event"] for line in lines]
 
 
-async def test_the_others_are_about_to_stop_as_well() -> None:
-    """What is known of them is some seconds old. Twilio finds the first one there."""
+async def test_the_other_instances_will_stop_too() -> None:
+    """An instance's knowledge of the others is some seconds old. Twilio still reaches
+    the first instance."""
     registry = Shared()
     async with stopping(registry, greeting="Go.") as both:
         registry.others_take_calls = True
@@ -104,9 +108,10 @@ async def test_the_others_are_about_to_stop_as_well() -> None:
     assert answer == ["Say", "Pause", "Redirect"]
 
 
-async def test_nobody_is_dialled_twice() -> None:
-    """A transfer was not answered, and on the way back all instances stop: the caller
-    waits, and comes back to the agent, not to the phone that nobody picks up."""
+async def test_a_failed_transfer_is_not_dialled_again() -> None:
+    """A transfer was not answered, and all instances stop before the caller is back:
+    the caller waits and returns to the agent, and the number is not dialled a second
+    time."""
     registry = Shared()
     async with stopping(registry) as both:
         both.services[0].capacity.draining = True
@@ -123,9 +128,9 @@ async def test_nobody_is_dialled_twice() -> None:
     assert verbs(resumed) == ["Connect"]
 
 
-async def test_a_queue_that_nobody_serves() -> None:
-    """Calls that the other one still has will end soon, too: no short turn of a queue,
-    at the end of which nobody is there."""
+async def test_no_queue_when_all_instances_stop() -> None:
+    """Calls of the other instance will end soon, too: the caller waits for the restart,
+    not in short turns of a queue at whose end no instance runs."""
     registry = Shared()
     async with stopping(registry, when_full="queue") as both:
         both.services[0].capacity.draining = True

@@ -1,7 +1,7 @@
-"""Attacks on the doors of a bridge as it is deployed: what each gets (SECURITY.md).
+"""Attacks on a bridge in a deployment: the answer to each (SECURITY.md).
 
-Signatures are made by Twilio's own library. Who attacks knows all but the auth token,
-unless the test says otherwise.
+Signatures are made by Twilio's own library. The attacker knows everything except the
+auth token, unless a test says otherwise.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ FORM = {
 
 @asynccontextmanager
 async def deployed(**conf: Any) -> AsyncIterator[Place]:
-    """A bridge with all that `bridge serve` wants."""
+    """A bridge with every setting that `bridge serve` requires."""
     secure = {
         "public_url": PUBLIC,
         "twilio_auth_token": SecretStr(TOKEN),
@@ -73,7 +73,7 @@ async def post(
 
 
 async def stream_path(place: Place, form: dict[str, str] | None = None) -> str:
-    """Of the stream that Twilio is told to open for this call."""
+    """Path of the stream that the webhook tells Twilio to open for this call."""
     form = form or FORM
     status, text = await post(place, form, sign(f"{PUBLIC}/voice", form))
     assert status == 200
@@ -85,8 +85,8 @@ async def stream_path(place: Place, form: dict[str, str] | None = None) -> str:
 async def opened(
     place: Place, path: str, *, token: str | None = TOKEN, signed: str | None = None
 ) -> ClientConnection:
-    """The handshake of a stream: signed with that token, or with that url's signature.
-    InvalidStatus where it is refused."""
+    """Opens a stream: signed with that token, or with the signature of that URL.
+    InvalidStatus if the handshake is refused."""
     headers = {}
     if token is not None:
         headers["X-Twilio-Signature"] = sign(signed or f"wss://{HOST}{path}", {}, token)
@@ -101,7 +101,7 @@ async def opened(
 
 
 async def refused(place: Place, path: str, **how: Any) -> int:
-    """The status that the handshake is answered with."""
+    """The HTTP status of a refused handshake."""
     with pytest.raises(InvalidStatus) as error:
         await opened(place, path, **how)
     return error.value.response.status_code
@@ -130,21 +130,21 @@ def refusals(place: Place, why: str) -> float:
 
 
 async def test_a_stream_without_a_signature() -> None:
-    """A stranger with the url of a stream gets 403, and costs no session."""
+    """A stranger who knows the URL of a stream gets 403 and starts no session."""
     async with deployed() as place:
         path = await stream_path(place)
         assert await refused(place, path, token=None) == 403
         assert await refused(place, path, token=SECOND) == 403
         assert refusals(place, "signature") == 2
-        # They have not spoilt it: Twilio's own stream comes in.
+        # The attempt did not use the ticket up: Twilio's own stream is accepted.
         await (await opened(place, path)).close()
 
     assert place.model.sessions == []
 
 
-async def test_a_handshake_that_is_played_again() -> None:
-    """Whoever recorded a handshake, signature and all, gets nothing with it, while the
-    call lasts and afterwards."""
+async def test_a_replayed_handshake_is_refused() -> None:
+    """An attacker who recorded a handshake with its signature cannot use it, neither
+    during the call nor after it."""
     async with deployed() as place:
         path = await stream_path(place)
         socket = await opened(place, path)
@@ -159,8 +159,8 @@ async def test_a_handshake_that_is_played_again() -> None:
     assert place.metric('bridge_calls_total{outcome="caller_hung_up"}') == 1
 
 
-async def test_a_handshake_that_is_played_twice_at_once() -> None:
-    """Of two in the same moment one comes in."""
+async def test_one_of_two_equal_handshakes_at_once_is_accepted() -> None:
+    """Of two at the same moment exactly one is accepted."""
     async with deployed() as place:
         path = await stream_path(place)
         both = await asyncio.gather(
@@ -174,8 +174,8 @@ async def test_a_handshake_that_is_played_twice_at_once() -> None:
 
 
 async def test_a_stolen_ticket_for_another_call() -> None:
-    """Whoever gets hold of the ticket of one call (and even of Twilio's signature for
-    it) cannot enter another call with it, nor take that one over."""
+    """An attacker who has the ticket of one call, and even Twilio's signature for it,
+    can neither enter another call nor take over that one."""
     async with deployed() as place:
         victim = await opened(place, await stream_path(place))
         await victim.send(start())
@@ -198,8 +198,8 @@ async def test_a_stolen_ticket_for_another_call() -> None:
     assert place.metric('bridge_calls_total{outcome="caller_hung_up"}') == 1
 
 
-async def test_a_start_behind_a_lot_of_noise() -> None:
-    """Nor does it help to say first what nobody understands."""
+async def test_a_forged_start_behind_unknown_messages() -> None:
+    """Unknown messages before the forged `start` do not help the attacker."""
     async with deployed() as place:
         other = {**FORM, "CallSid": OTHER_CALL}
         for noise in ('{"event":"party"}', b"\x00", "x" * 300_000):
@@ -215,7 +215,7 @@ async def test_a_start_behind_a_lot_of_noise() -> None:
 
 
 async def test_a_start_of_another_account() -> None:
-    """A ticket is of an account, too."""
+    """A ticket is bound to an account, too."""
     async with deployed(twilio_account_sid=None) as place:
         socket = await opened(place, await stream_path(place))
         await socket.send(start(account=THEIRS))
@@ -225,8 +225,8 @@ async def test_a_start_of_another_account() -> None:
     assert place.model.sessions == []
 
 
-async def test_a_ticket_of_ones_own_making() -> None:
-    """Signed with a token that is not ours: as if there were none."""
+async def test_a_ticket_with_another_key() -> None:
+    """A ticket that was signed with another token counts as no ticket."""
     async with deployed() as place:
         forged = Tickets([SECOND], place.server.registry).path(ACCOUNT, CALL)
         assert await refused(place, forged) == 403
@@ -242,16 +242,16 @@ async def test_a_ticket_of_ones_own_making() -> None:
 
 
 async def test_an_old_ticket() -> None:
-    """What stands in a log of a minute ago opens nothing."""
+    """A ticket from a log of a minute ago is refused."""
     async with deployed() as place:
         late = Tickets([TOKEN], place.server.registry, lambda: 1_700_000_000.0)
         assert await refused(place, late.path(ACCOUNT, CALL)) == 403
         assert refusals(place, "ticket_expired") == 1
 
 
-async def test_a_caller_whose_ticket_was_too_late() -> None:
-    """Twilio was slow, or asked twice: the caller gets another stream, and no sentence
-    that something went wrong - but not for ever."""
+async def test_a_caller_whose_ticket_has_expired() -> None:
+    """Twilio was slow, or asked twice: the caller gets another stream and hears no
+    apology, but only a limited number of times."""
     path = "/voice/next"
     async with deployed() as place:
         late = Tickets([TOKEN], place.server.registry, lambda: 1_700_000_000.0)
@@ -265,8 +265,8 @@ async def test_a_caller_whose_ticket_was_too_late() -> None:
     assert verbs[-1] == ["Say", "Hangup"]
 
 
-async def test_a_stream_that_says_nothing() -> None:
-    """A good ticket and then silence: the socket is closed, and was no call."""
+async def test_a_stream_without_a_start() -> None:
+    """A valid ticket and then silence: the socket is closed, and no call is counted."""
     async with deployed(start_seconds=0.3) as place:
         socket = await opened(place, await stream_path(place))
         assert await close_code(socket) == 1008
@@ -277,8 +277,8 @@ async def test_a_stream_that_says_nothing() -> None:
 
 
 async def test_a_stream_from_a_twiml_bin() -> None:
-    """Where the operator wants it, the signature alone lets streams in; one with a
-    ticket is held to it all the same."""
+    """If the operator allows it, a signature without a ticket is enough. A stream that
+    has a ticket must have a valid one all the same."""
     async with deployed(tickets="off") as place:
         socket = await opened(place, "/media")
         await socket.send(start())
@@ -295,7 +295,8 @@ async def test_a_stream_from_a_twiml_bin() -> None:
 
 
 async def test_a_signature_for_another_host() -> None:
-    """Neither the Host nor what a proxy says of itself has a say in what was signed."""
+    """Neither the Host header nor a proxy's headers change the URL that must be
+    signed."""
     evil = "https://evil.example"
     headers = {
         "Host": "evil.example",
@@ -315,9 +316,9 @@ async def test_a_signature_for_another_host() -> None:
 
 
 @pytest.mark.parametrize("path", ["/voice", "/voice/next", "/call-status"])
-async def test_another_customer_of_twilios(path: str) -> None:
-    """Whose requests Twilio signs as well, but not with our token; nor does our token
-    help with another account."""
+async def test_another_customer_of_twilio(path: str) -> None:
+    """Twilio signs that customer's requests too, but not with our token. Our token does
+    not help with another account either."""
     form = {**FORM, "AccountSid": THEIRS}
     async with deployed() as place:
         url = PUBLIC + path
@@ -326,9 +327,9 @@ async def test_another_customer_of_twilios(path: str) -> None:
         assert (refusals(place, "signature"), refusals(place, "account")) == (1, 1)
 
 
-async def test_a_webhook_that_is_played_again() -> None:
-    """Who recorded one gets a document with a ticket of its own - good only for a
-    handshake that Twilio has signed."""
+async def test_a_replayed_webhook() -> None:
+    """An attacker who replays a webhook gets a document with its own ticket, which is
+    valid only for a handshake that Twilio has signed."""
     async with deployed() as place:
         signature = sign(f"{PUBLIC}/voice", FORM)
         again = [await post(place, FORM, signature) for _ in range(2)]
@@ -339,8 +340,8 @@ async def test_a_webhook_that_is_played_again() -> None:
     assert again[0][1] != again[1][1]
 
 
-async def test_while_the_token_is_rotated_calls_come_in() -> None:
-    """Before, while and after Twilio signs with the other token."""
+async def test_calls_are_accepted_while_the_token_is_rotated() -> None:
+    """Before, during and after the time in which Twilio signs with the other token."""
     both = {"twilio_auth_token_secondary": SecretStr(SECOND)}
     script = [
         steps.SayStep(HELLO),
@@ -354,8 +355,9 @@ async def test_while_the_token_is_rotated_calls_come_in() -> None:
             assert read_ruler(record.heard).heard_ms == {1: 300}, token
 
 
-async def test_what_a_caller_is_called_breaks_no_document() -> None:
-    """Whatever stands in a number or a name is text in the TwiML, or left out."""
+async def test_markup_in_a_callers_name_breaks_no_document() -> None:
+    """A number or a name is text in the TwiML, whatever it contains, or it is left
+    out."""
     evil = '"/></Stream></Connect><Dial>+19005550100</Dial><Say x="'
     async with deployed() as place:
         form = {**FORM, "From": evil, "To": "</Parameter>\r\n\x00", "CallerName": evil}
@@ -371,7 +373,7 @@ async def test_what_a_caller_is_called_breaks_no_document() -> None:
     "sid", ["../../etc", "a/b?c#d", "CA\r\nX-Evil: 1", "%2e%2e", "é"]
 )
 async def test_a_call_sid_that_is_a_path(sid: str) -> None:
-    """It stays in its place of the stream's url."""
+    """The SID stays in its place of the stream's URL."""
     async with deployed() as place:
         path = await stream_path(place, {**FORM, "CallSid": sid})
         assert path.count("/") == 4
@@ -382,11 +384,12 @@ async def test_a_call_sid_that_is_a_path(sid: str) -> None:
         await place.empty()
 
 
-# --- what is told to whom ---
+# --- metrics and logs ---
 
 
-async def test_figures_are_not_for_the_world() -> None:
-    """Through a proxy, so from anywhere, nobody reads how many calls there are."""
+async def test_metrics_are_not_public() -> None:
+    """A request through a proxy, and so from anywhere, cannot read the number of
+    calls."""
     token = SecretStr("the-token-of-the-api")
     async with deployed(api_token=token) as place, aiohttp.ClientSession() as http:
         for path in ("/metrics", "/readyz"):
@@ -410,7 +413,8 @@ async def test_figures_are_not_for_the_world() -> None:
 async def test_nothing_secret_is_logged(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a call and of attacks on it: no token, number, ticket or signature."""
+    """The log of a call and of attacks on it has no token, number, ticket or
+    signature."""
     signature = sign(f"{PUBLIC}/voice", FORM)
     with caplog.at_level(logging.DEBUG):
         async with deployed() as place:

@@ -1,4 +1,4 @@
-"""More attacks on the doors of a bridge as it is deployed: what each gets."""
+"""More attacks on a bridge in a deployment: the answer to each."""
 
 import asyncio
 import hashlib
@@ -27,19 +27,19 @@ from tests.e2e.test_attacks import (
     stream_path,
 )
 
-# --- handshakes ---
+# --- handshakes of streams ---
 
 
-async def test_a_line_that_is_kept_for_a_caller() -> None:
-    """Where all lines are taken and a caller is waited for, nobody else comes in in
-    their place and spends a ticket that is good on the next instance."""
+async def test_capacity_that_is_reserved_for_a_returning_caller() -> None:
+    """On a full instance that expects a caller back, another stream is refused, and its
+    ticket stays valid for another instance."""
     async with deployed(max_calls=1) as place:
         theirs = await stream_path(place, {**FORM, "CallSid": OTHER_CALL})
         back = await stream_path(place)
         socket = await opened(place, await stream_path(place))
         await socket.send(start())
         await asyncio.sleep(0.1)
-        socket.transport.abort()  # no `stop`: the line broke
+        socket.transport.abort()  # no `stop`: the connection broke
         await asyncio.sleep(0.1)
 
         assert await refused(place, theirs) == 503
@@ -49,25 +49,25 @@ async def test_a_line_that_is_kept_for_a_caller() -> None:
         await again.send('{"event":"stop","streamSid":"MZ1"}')
         assert await close_code(again) == 1000
         await place.empty()
-        # It was not spent.
+        # The ticket was not used up.
         await (await opened(place, theirs)).close()
 
     assert place.metric('bridge_calls_total{outcome="caller_hung_up"}') == 1
 
 
-# --- what a process has ---
+# --- resources of the process ---
 
 
 @pytest.mark.parametrize(("hard", "told"), [(5000, 0), (300, 1)])
-def test_files_are_enough_for_a_flood(hard: int, told: int) -> None:
-    """Connections that say nothing do not take the files that calls need, whatever the
-    shell has set; where they could, the operator is told."""
+def test_idle_connections_leave_enough_file_descriptors(hard: int, told: int) -> None:
+    """Connections that send nothing do not take the file descriptors that calls need,
+    whatever limit the shell has set. If they could, the operator is told."""
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))
-from bridge.cli.commands import _allow_files
+from bridge.cli.commands import _raise_file_limit
 from bridge.app.settings import Settings
-found = _allow_files(Settings())
+found = _raise_file_limit(Settings())
 print(len(found), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
     done = subprocess.run(
@@ -93,7 +93,7 @@ HASH = hashlib.sha256(BODY.encode()).hexdigest()
         ("x=1", BODY, "json", 403),
         (f"bodySHA256={HASH}", BODY.replace("0001", "0009"), "json", 403),
         (f"bodySHA256={HASH}", urlencode(FORM), "json", 400),
-        # Signed is the url alone: no form comes in with it.
+        # Only the URL is signed: no form may come with it.
         (
             f"bodySHA256={hashlib.sha256(urlencode(FORM).encode()).hexdigest()}",
             urlencode(FORM),
@@ -111,7 +111,8 @@ HASH = hashlib.sha256(BODY.encode()).hexdigest()
 async def test_a_body_that_was_not_signed(
     query: str, body: str, kind: str, status: int
 ) -> None:
-    """Twilio's signature of a url is good for the one body that the url names."""
+    """Twilio's signature of a URL is valid only for the one body whose hash the URL
+    contains."""
     target = f"/voice?{query}"
     headers = {
         "X-Twilio-Signature": sign(PUBLIC + target),
@@ -123,9 +124,8 @@ async def test_a_body_that_was_not_signed(
             assert answer.status == status
 
 
-async def test_a_handshake_that_is_left_at_once() -> None:
-    """Whoever resets as soon as they are in keeps no line; nor is their ticket good
-    again."""
+async def test_a_client_that_resets_after_its_handshake() -> None:
+    """Its capacity is freed at once, and its ticket is used up."""
     async with deployed(max_calls=1) as place:
         path = await stream_path(place)
         (await opened(place, path)).transport.abort()
@@ -139,8 +139,9 @@ async def test_a_handshake_that_is_left_at_once() -> None:
         await place.empty()
 
 
-async def test_a_forged_call_over_sip() -> None:
-    """Who rings as if they were OpenAI is refused, and an operator sees that."""
+async def test_a_forged_sip_webhook() -> None:
+    """A webhook that OpenAI has not signed is refused, and the operator sees the
+    refusal."""
     secret = SecretStr("whsec_" + "A" * 32)
     headers = {"webhook-id": "wh_1", "webhook-signature": "v1,AAAA"}
     headers["webhook-timestamp"] = str(int(time.time()))
@@ -160,8 +161,8 @@ async def test_a_forged_call_over_sip() -> None:
     "name",
     ["Via", "X-Real-IP", "CF-Connecting-IP", "True-Client-IP", "X-Client-IP"],
 )
-async def test_figures_behind_a_proxy_of_another_kind(name: str) -> None:
-    """Not all proxies say `X-Forwarded-For` of those whom they bring."""
+async def test_metrics_are_not_public_behind_other_proxies(name: str) -> None:
+    """Some proxies do not send `X-Forwarded-For` but another header."""
     async with deployed() as place, aiohttp.ClientSession() as http:
         for path in ("/metrics", "/readyz", "/%6detrics", "/readyz?x"):
             url = URL(place.url + path, encoded=True)

@@ -1,6 +1,7 @@
-"""A caller whose stream broke is back with the agent, whatever the instance is about.
+"""A caller whose stream broke returns to the agent, whatever state the instance is in.
 
-Streams are opened by hand here: Twilio may ask before we notice, or dial twice.
+The tests open streams by hand: Twilio may ask before the bridge notices the loss, or
+connect twice.
 """
 
 import asyncio
@@ -14,15 +15,15 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 from websockets.protocol import State
 
-import twiml
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import CallSnapshot
 from bridge.http.webhooks import MAX_RESUMES, RESUMED_SECONDS
 from bridge.sim.model import Behaviour, PlayRuler
 from tests.e2e.bridge import Place, bridge
-from tests.e2e.test_survive import until
 from tests.fleet.conftest import Clock
+from tests.support.waiting import until
+from twiml import spoken_texts
 
 SID = "CA" + "4" * 32
 QUICK = Behaviour(fallback=[PlayRuler(200)], think_seconds=0.05, speed=20)
@@ -32,7 +33,7 @@ QUICK = Behaviour(fallback=[PlayRuler(200)], think_seconds=0.05, speed=20)
 async def stream(
     place: Place, name: str, call_sid: str = SID
 ) -> AsyncIterator[ClientConnection]:
-    """Twilio's stream of a call; it breaks at the end."""
+    """Twilio's stream of a call; it breaks off at the end of the block."""
     url = place.url.replace("http", "ws") + "/media"
     async with connect(url, compression=None, proxy=None, close_timeout=0.5) as socket:
         form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
@@ -44,7 +45,7 @@ async def stream(
 
 
 async def asks_next(place: Place, call_sid: str = SID) -> str:
-    """What Twilio is to do, now that a stream has ended."""
+    """What Twilio is told to do after the end of a stream."""
     form = {"CallSid": call_sid, "From": "+14155550177", "To": "+14155550100"}
     async with (
         aiohttp.ClientSession() as http,
@@ -68,7 +69,7 @@ async def hang_up(socket: ClientConnection, name: str) -> None:
 
 
 async def last_open(sockets: list[ClientConnection]) -> int:
-    """Which one it is, once all others are closed."""
+    """The index of the one socket that is open after all others were closed."""
     await until(lambda: sum(it.state is State.OPEN for it in sockets) == 1)
     return next(at for at, it in enumerate(sockets) if it.state is State.OPEN)
 
@@ -80,9 +81,9 @@ def registry(place: Place) -> MemoryRegistry:
 
 
 @pytest.mark.parametrize("max_calls", [9, 1])
-async def test_twilio_asks_before_we_notice(max_calls: int) -> None:
-    """The old stream is still open for us, the call alive: the caller is not told that
-    something failed, and their new stream gets in though all lines are taken."""
+async def test_twilio_asks_before_the_bridge_notices_the_loss(max_calls: int) -> None:
+    """For the bridge the old stream is still open: the caller hears no apology, and the
+    new stream is accepted although the instance is full."""
     async with bridge(QUICK, greeting="Go.", max_calls=max_calls) as place:
         async with stream(place, "MZ1") as old:
             await first_sound(old)
@@ -100,8 +101,8 @@ async def test_twilio_asks_before_we_notice(max_calls: int) -> None:
         assert len(place.model.sessions) == 1, "the agent forgot the caller"
 
 
-async def test_a_line_that_is_kept_is_nobody_elses() -> None:
-    """Who comes to a full instance while somebody is expected back gets no call."""
+async def test_reserved_capacity_is_not_given_to_another_call() -> None:
+    """A new call to a full instance that expects a caller back is refused."""
     other = "CA" + "5" * 32
     async with bridge(QUICK, greeting="Go.", max_calls=1) as place:
         async with stream(place, "MZ1") as old:
@@ -119,15 +120,17 @@ async def test_a_line_that_is_kept_is_nobody_elses() -> None:
 
 
 async def test_a_stream_breaks_while_an_instance_drains_alone() -> None:
-    """Nobody else could lead the call on: the caller is back here, in their session,
-    and the instance ends when they have hung up."""
+    """No other instance could resume the call: the caller returns here, to the same
+    session, and the instance ends when the caller has hung up."""
     async with bridge(QUICK, greeting="Go.") as place:
         async with asyncio.TaskGroup() as tasks, stream(place, "MZ1") as old:
             await first_sound(old)
             closing = tasks.create_task(place.server.close(5.0))
             await until(lambda: place.server._services.capacity.draining)
             old.transport.abort()
-            await until(lambda: any(call.waits for call in place.server._calls))
+            await until(
+                lambda: any(call.awaits_new_stream for call in place.server._calls)
+            )
 
             assert "<Stream" in await asks_next(place)
             async with stream(place, "MZ2") as new:
@@ -141,12 +144,12 @@ async def test_a_stream_breaks_while_an_instance_drains_alone() -> None:
 
 
 async def test_streams_that_break_far_apart() -> None:
-    """Where each breaks at once there is an end to it; a call of hours whose line
-    breaks now and then is led on each time."""
+    """If each new stream breaks at once, the call ends after some attempts. A call of
+    hours whose stream breaks now and then is resumed each time."""
     async with bridge(QUICK) as place:
-        clock, shelf = Clock(), registry(place)
-        shelf._now = clock
-        await shelf.put(f"talk:{SID}", CallSnapshot(streams=1).encoded(FORMAT), 9999.0)
+        clock, stored = Clock(), registry(place)
+        stored._now = clock
+        await stored.put(f"talk:{SID}", CallSnapshot(streams=1).encoded(FORMAT), 9999.0)
 
         quick = [await asks_next(place) for _ in range(MAX_RESUMES + 1)]
         clock.pass_on(RESUMED_SECONDS + 1)
@@ -156,13 +159,14 @@ async def test_streams_that_break_far_apart() -> None:
             clock.pass_on(RESUMED_SECONDS + 1)
 
     assert ["<Stream" in it for it in quick] == [True] * MAX_RESUMES + [False]
-    assert twiml.SORRY in quick[-1]
+    assert spoken_texts.SORRY in quick[-1]
     assert all("<Stream" in it for it in slow), "a good call was given up"
     assert RESUMED_SECONDS <= 120
 
 
 async def test_streams_of_one_call_at_once() -> None:
-    """Twilio dials again before the first is there: the caller hears one agent."""
+    """Twilio connects again before the first stream is there: the caller hears one
+    agent."""
     async with bridge(QUICK, greeting="Go.") as place:
         for n, count in enumerate((2, 3, 2)):
             sid, names = f"CA{n:032}", [f"MZ{n}{i}" for i in range(count)]
@@ -180,8 +184,9 @@ async def test_streams_of_one_call_at_once() -> None:
         assert len(place.model.sessions) == 3
 
 
-async def test_a_conversation_that_cannot_be_read() -> None:
-    """Another version of the bridge has kept it: the call begins anew, in words."""
+async def test_a_snapshot_that_cannot_be_read() -> None:
+    """Another version of the bridge has stored it: the call starts anew, with a
+    greeting."""
     async with bridge(QUICK, greeting="Go.") as place:
         unreadable = b'{"history":[{"id":"1","kind":"a_new_kind"}],"streams":1}'
         await registry(place).put(f"talk:{SID}", unreadable, 60.0)

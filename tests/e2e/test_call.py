@@ -1,4 +1,4 @@
-"""A call that goes well: what is said arrives, on both sides, unharmed."""
+"""A call without failures: audio and text arrive unchanged on both sides."""
 
 import asyncio
 from pathlib import Path
@@ -22,7 +22,7 @@ HANG_UP = steps.HangUpStep()
 
 
 async def test_the_agent_speaks_first() -> None:
-    """With a greeting the caller hears the agent before having said a word."""
+    """With a greeting the caller hears the agent before saying a word."""
     async with bridge(Behaviour(turns=[[SayText("Hi.")]]), greeting="Say hi.") as place:
         record = await place.caller().call([LISTEN, HANG_UP])
         await place.empty()
@@ -34,8 +34,8 @@ async def test_the_agent_speaks_first() -> None:
 
 
 async def test_no_first_word_is_lost() -> None:
-    """The caller speaks at once, the model takes a second to be ready: it hears all of
-    it, byte for byte, in order."""
+    """The caller speaks at once, the model is ready a second later: it gets all of the
+    caller's audio, byte for byte, in order."""
     slow = Behaviour(turns=[[SayText("Hi.")]], delay_updated=1.0)
     async with bridge(slow) as place:
         record = await place.caller().call([steps.SayStep(HELLO), LISTEN, HANG_UP])
@@ -47,7 +47,7 @@ async def test_no_first_word_is_lost() -> None:
 
 
 async def test_the_agents_audio_arrives_byte_for_byte() -> None:
-    """Nothing of an answer is lost, repeated or re-coded on its way."""
+    """No audio of an answer is lost, repeated or re-encoded."""
     behaviour = Behaviour(
         turns=[[PlayRuler(1500)], [PlayRuler(900), PlayRuler(700)]], delta_ms=333
     )
@@ -63,8 +63,8 @@ async def test_the_agents_audio_arrives_byte_for_byte() -> None:
 
 @pytest.mark.parametrize("frames", [False, True])
 async def test_a_barge_in(tmp_path: Path, frames: bool) -> None:
-    """The caller talks over the agent: it stops, and the model knows to a frame what
-    was heard; the session's listeners get `audio_interrupted`."""
+    """The caller talks over the agent: the agent stops, the model knows to a frame what
+    was heard, and the session's listeners get `audio_interrupted`."""
     behaviour = Behaviour(turns=[[PlayRuler(1500), PlayRuler(4000)], [PlayRuler(300)]])
     async with bridge(behaviour, record_dir=tmp_path) as place:
         caller = place.caller(network=Network(60, 60, 30, 1), frame_playout=frames)
@@ -94,7 +94,7 @@ async def test_a_barge_in(tmp_path: Path, frames: bool) -> None:
 
 
 async def test_a_trace_replays(tmp_path: Path) -> None:
-    """What the bridge did in a call can be done again, command by command."""
+    """The trace of a call gives the same commands again."""
     behaviour = Behaviour(
         turns=[[SayText("One two three four five six.")], [SayText("Ok.")]]
     )
@@ -116,7 +116,7 @@ async def test_a_trace_replays(tmp_path: Path) -> None:
 
 
 async def test_the_bundled_receptionist() -> None:
-    """Tool, answer, handoff: formats stay mu-law, tools are called with their words."""
+    """Tool, answer, handoff: formats stay mu-law, and tools get their arguments."""
     behaviour = Behaviour(
         turns=[
             [CallTool("opening_hours", {"day": "Thursday"})],
@@ -146,8 +146,9 @@ async def test_the_bundled_receptionist() -> None:
     assert not place.session.errors_sent
 
 
-async def test_a_guardrail_stops_what_is_queued() -> None:
-    """The receptionist starts to name a dose: she is cut off though nobody spoke."""
+async def test_a_guardrail_stops_queued_audio() -> None:
+    """The receptionist starts to name a dose: its answer is interrupted although the
+    caller said nothing."""
     dose = "You can safely take 800 mg of it, twice a day and with a lot of water. " * 3
     behaviour = Behaviour(turns=[[SayText(dose)], [SayText("Let me correct that.")]])
     async with bridge(behaviour, agent=receptionist) as place:
@@ -165,7 +166,7 @@ async def test_a_guardrail_stops_what_is_queued() -> None:
 
 
 async def test_a_tool_never_freezes_the_call() -> None:
-    """While a tool takes its time the agent goes on and can be interrupted."""
+    """While a tool is running, the agent continues to speak and can be interrupted."""
 
     @function_tool
     async def slow_lookup() -> str:
@@ -222,7 +223,8 @@ async def test_an_agent_made_for_each_call() -> None:
 
 
 async def test_frames_that_are_not_sent_become_silence() -> None:
-    """On a line that sends nothing in silence the agent still hears the turn end."""
+    """On a line that sends no frames in silence, the model still detects the end of the
+    turn."""
     async with bridge(Behaviour(turns=[[PlayRuler(300)]])) as place:
         script = [steps.SayStep(HELLO), steps.GapStep(3000, "dtx"), HANG_UP]
         record = await place.caller().call(script)

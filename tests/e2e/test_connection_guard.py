@@ -1,4 +1,4 @@
-"""What stands at the doors and should not: slow, broken, forged or late requests."""
+"""Requests that are slow, malformed, forged or late."""
 
 import asyncio
 import logging
@@ -44,7 +44,7 @@ FORM = b"Content-Type: application/x-www-form-urlencoded\r\n"
 
 
 async def ask(place: Place, head: bytes, body: bytes, *, leave: bool = False) -> str:
-    """The first line of the answer to a request that is written by hand."""
+    """The first line of the answer to a request that is sent as raw bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", place.server.port)
     try:
         writer.write(head + b"\r\n" + body)
@@ -65,7 +65,7 @@ def post(path: str, length: int, *more: bytes) -> bytes:
 
 @asynccontextmanager
 async def listening(**conf: Any) -> AsyncIterator[Place]:
-    """A bridge that takes calls of either kind."""
+    """A bridge that accepts calls from Twilio and from OpenAI."""
     secret = SecretStr("whsec_" + "c2VjcmV0" * 4)
     async with bridge(
         openai_webhook_secret=secret, openai_api_key=SecretStr("sk-sim"), **conf
@@ -74,7 +74,7 @@ async def listening(**conf: Any) -> AsyncIterator[Place]:
 
 
 async def signed(place: Place, path: str, **form: str) -> str:
-    """What is answered to a request of Twilio's."""
+    """The answer to a request that Twilio has signed."""
     form = {"AccountSid": ACCOUNT, **form}
     signature = RequestValidator(SECRET).compute_signature(PUBLIC + path, form)
     headers = {"X-Twilio-Signature": signature}
@@ -87,8 +87,9 @@ async def signed(place: Place, path: str, **form: str) -> str:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_body_that_does_not_come(path: str) -> None:
-    """Whoever only begins to ask keeps no connection for ever."""
+async def test_a_body_that_does_not_arrive(path: str) -> None:
+    """A client that starts a request and never ends it does not keep its connection for
+    ever."""
     async with listening(body_seconds=0.2) as place:
         assert "408" in await ask(place, post(path, 100), b"From=")
 
@@ -96,8 +97,8 @@ async def test_a_body_that_does_not_come(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_body_beyond_all_measure(path: str) -> None:
-    """It is refused before it is kept: nobody fills the memory with it."""
+async def test_a_body_that_is_too_large(path: str) -> None:
+    """It is refused before it is stored, so that a client cannot fill the memory."""
     async with listening(body_bytes=5000) as place:
         assert "413" in await ask(place, post(path, 6000), b"a" * 6000)
 
@@ -105,26 +106,24 @@ async def test_a_body_beyond_all_measure(path: str) -> None:
 
 
 async def test_a_form_of_thousands_of_fields() -> None:
-    """To sort them would be the stranger's way to keep the bridge busy."""
+    """Parsing and sorting them would let a stranger keep the bridge busy."""
     body = b"&".join(b"%x=" % number for number in range(5000))
     async with listening() as place:
         assert "400" in await ask(place, post("/voice", len(body)), body)
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_body_that_is_broken(
-    path: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is refused; nobody can fill the log of errors with it."""
+async def test_a_malformed_body(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is refused, and no client can fill the log with errors."""
     async with listening() as place:
         with caplog.at_level(logging.INFO):
             await ask(place, post(path, 100), b"From=", leave=True)
             packed = post(path, 9, b"Content-Encoding: gzip\r\n")
             answer = await ask(place, packed, b"no gzip, ")
-            assert answer.split()[1] in ("400", "401")  # never unpacked
-            await asyncio.sleep(0.1)  # for what was left half said
+            assert answer.split()[1] in ("400", "401")  # never decompressed
+            await asyncio.sleep(0.1)  # until the unfinished request is closed
 
-    # What aiohttp cannot read it tells by itself; what reached us is no error of ours.
+    # aiohttp logs what it cannot parse. A request that reached us is no error.
     lines = [it for it in caplog.records if "handling request" in it.getMessage()]
     kinds = {it.exc_info[0] for it in lines if it.exc_info}
     assert not kinds & {ConnectionResetError, web.RequestPayloadError}
@@ -140,8 +139,9 @@ async def test_a_body_that_is_broken(
         {"X-Forwarded-Host": '"><Say>'},
     ],
 )
-async def test_a_host_that_is_none(header: dict[str, str]) -> None:
-    """In development, where the request says where we are, it is asked for sense."""
+async def test_a_malformed_host_header(header: dict[str, str]) -> None:
+    """In development the Host header gives the public URL, so a malformed one is
+    refused."""
     async with (
         bridge() as place,
         aiohttp.ClientSession(headers=header) as http,
@@ -150,8 +150,9 @@ async def test_a_host_that_is_none(header: dict[str, str]) -> None:
         assert answer.status == 400
 
 
-async def test_a_call_whose_order_is_gone() -> None:
-    """Somebody we called is never greeted as a caller: nobody knows any more why."""
+async def test_an_outbound_call_whose_order_has_expired() -> None:
+    """The callee is not greeted as a caller, because the purpose of the call is
+    unknown."""
     async with phones(Behaviour(), rest.Unreached("busy")) as (place, _):
         document = await signed(
             place, "/voice?order=void", CallSid="CA1", From=OURS, To=CALLEE
@@ -161,13 +162,13 @@ async def test_a_call_whose_order_is_gone() -> None:
     assert "<Stream" not in document
 
 
-async def test_no_line_for_a_call_of_ours() -> None:
-    """Nobody is called only to hear that all lines are busy."""
+async def test_an_outbound_call_to_a_full_bridge() -> None:
+    """The callee does not hear that all lines are busy: the call is hung up."""
     answers = rest.Answers(script=[LISTEN, steps.HangUpStep()], after=0.5)
     async with phones(Behaviour(), answers, max_calls=1) as (place, twilio):
         sid = await client.place_call(place.url, TOKEN, {"to": CALLEE})
         place.server._services.capacity.draining = True
-        with pytest.raises(client.ApiError, match=r"no line .* draining"):
+        with pytest.raises(client.ApiError, match=r"no more calls .* draining"):
             await client.place_call(place.url, TOKEN, {"to": CALLEE})
         async with asyncio.timeout(10):
             await twilio.calls[sid].over.wait()
@@ -182,14 +183,14 @@ async def test_no_line_for_a_call_of_ours() -> None:
 async def with_sip(
     on_call: Callable[[LiveCall], None] | None = None, **conf: Any
 ) -> AsyncIterator[tuple[Server, CallsServer]]:
-    """A bridge whose calls come from OpenAI."""
+    """A bridge that gets its calls from OpenAI."""
     async with (
         ModelServer(Behaviour(turns=[[SayText("Hello.")]]), api_key="sk-sim") as model,
         CallsServer(model) as calls,
     ):
 
         async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
-            # The fakes of the API and of the model listen on two ports.
+            # The fake API and the fake model listen on two ports.
             query = urlsplit(url).query
             return await connect(f"{model.url}?{query}", additional_headers=headers)
 
@@ -215,15 +216,15 @@ async def with_sip(
 
 
 async def ring(running: Server, calls: CallsServer) -> PhoneCall:
-    """A SIP call that is talked in."""
+    """A SIP call in which both sides talk."""
     call = await calls.ring(f"http://127.0.0.1:{running.port}/openai/webhook")
     async with asyncio.timeout(5):
         await call.until(SipCallState.TALKING)
     return call
 
 
-async def test_a_sip_call_is_talked_through() -> None:
-    """What is said in it reaches listeners and metrics, and hurts neither."""
+async def test_a_whole_sip_call() -> None:
+    """Its events reach listeners and metrics, and neither fails."""
     said = asyncio.Event()
 
     async def heard(event: CallEvent) -> None:
@@ -248,7 +249,7 @@ async def test_a_sip_call_is_talked_through() -> None:
 
 
 async def test_stopping_waits_for_sip_calls() -> None:
-    """A bridge that is told to stop lets a SIP call end by itself, too."""
+    """A bridge that is stopped lets a SIP call end by itself, too."""
     async with with_sip() as (running, calls):
         call = await ring(running, calls)
         async with asyncio.timeout(4), asyncio.TaskGroup() as tasks:
@@ -259,7 +260,7 @@ async def test_stopping_waits_for_sip_calls() -> None:
 
 
 async def test_stopping_does_not_wait_for_ever() -> None:
-    """Who still talks on a SIP line when the time is over is hung up on."""
+    """A SIP call that is still running after the drain time is hung up."""
     async with with_sip() as (running, calls):
         call = await ring(running, calls)
         async with asyncio.timeout(2):

@@ -1,4 +1,5 @@
-"""However a call ends, nothing of it is left, and whoever holds the line is told."""
+"""However a call ends, nothing of it is left, and a caller who is still there hears
+why."""
 
 import asyncio
 from typing import Any
@@ -6,12 +7,12 @@ from typing import Any
 import pytest
 from agents.realtime import RealtimeAgent
 
-import twiml
 from bridge.agent.live import LiveCall
-from bridge.core import conversation, redial
+from bridge.core import redial, stream_presence
 from bridge.sim.model import Behaviour, Fail, PlayRuler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import CLOSED_SECONDS, HELLO, Place, bridge
+from twiml import spoken_texts
 
 HANG_UP = steps.HangUpStep()
 TALK = [steps.SayStep(HELLO), steps.HearStep(300)]
@@ -20,7 +21,7 @@ LONG = Behaviour(turns=[[PlayRuler(6000)]] * 2)
 
 
 async def test_the_caller_hangs_up_in_mid_sentence() -> None:
-    """The agent's session and its cost end with the call."""
+    """The model session, and its cost, ends with the call."""
     async with bridge(LONG) as place:
         record = await place.caller().call([*TALK, HANG_UP])
         await place.empty()
@@ -32,16 +33,16 @@ async def test_the_caller_hangs_up_in_mid_sentence() -> None:
 
 
 async def test_the_caller_hangs_up_at_once() -> None:
-    """Nobody is there when the agent comes."""
+    """The caller has gone before the model session is ready."""
     async with bridge(Behaviour(delay_updated=1.0)) as place:
         await place.caller().call([HANG_UP])
         await place.empty()
 
 
-async def test_the_line_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No stop, no close: the socket is reset. A caller who does not come back costs no
-    session for ever."""
-    monkeypatch.setattr(conversation, "LINGER_SECONDS", 0.3)
+async def test_the_stream_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stop, no close: the socket is reset. If the caller does not return, the model
+    session ends."""
+    monkeypatch.setattr(stream_presence, "ABSENT_SECONDS", 0.3)
     async with bridge(LONG) as place:
         caller = place.caller(notice_seconds=5.0)
         await caller.call([*TALK, steps.DropStep(), steps.WaitStep(0.1), HANG_UP])
@@ -69,7 +70,7 @@ async def test_the_line_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_model_fails(
     fault: Behaviour, outcome: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each session as the one before: the caller is told in words, and not left in
+    """Each session fails like the one before: the caller hears a sentence, not
     silence."""
     monkeypatch.setattr(redial, "READY_SECONDS", 2.0)
     monkeypatch.setattr(redial, "AWAY_SECONDS", 1.0)
@@ -77,26 +78,26 @@ async def test_the_model_fails(
         record = await place.caller().call(STAY)
         await place.empty()
 
-    assert record.said_by_twilio == [twiml.SORRY_CONNECTING]
+    assert record.said_by_twilio == [spoken_texts.SORRY_CONNECTING]
     assert record.dialled == "+15550009999"
     assert record.ended_by == "bridge"
     assert place.metric(f'bridge_calls_total{{outcome="{outcome}"}}') == 1
 
 
-async def test_a_key_that_is_wrong() -> None:
-    """The operator reads why in the log, the caller hears that it is our fault."""
+async def test_a_wrong_api_key() -> None:
+    """The operator reads the reason in the log, the caller hears an apology."""
     async with bridge(api_key="right", openai_api_key="wrong") as place:
         record = await place.caller().call([steps.WaitStep(5)])
         await place.empty()
 
-    assert record.said_by_twilio == [twiml.SORRY]
+    assert record.said_by_twilio == [spoken_texts.SORRY]
     assert place.model.refused == [401]
 
 
-async def test_nobody_listens_where_the_model_should_be(
+async def test_nothing_listens_at_the_models_url(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A wrong url is no dead air either."""
+    """With a wrong URL the caller hears a sentence, too."""
     monkeypatch.setattr(redial, "READY_SECONDS", 1.0)
     async with bridge() as place:
         await place.model.__aexit__(None, None, None)
@@ -104,7 +105,7 @@ async def test_nobody_listens_where_the_model_should_be(
         await place.empty()
         await place.model.__aenter__()
 
-    assert record.said_by_twilio == [twiml.SORRY]
+    assert record.said_by_twilio == [spoken_texts.SORRY]
 
 
 def _raises(call: LiveCall) -> RealtimeAgent[Any]:
@@ -139,17 +140,17 @@ def _bad_instructions(context: object, agent: object) -> str:
     ids=["raises", "exits", "cancels", "gives nothing", "bad instructions"],
 )
 async def test_the_users_agent_fails(agent: Any) -> None:
-    """A mistake in the user's code costs one call, and the caller hears a word."""
+    """A mistake in the user's code ends one call, and the caller hears a sentence."""
     async with bridge(agent=agent) as place:
         record = await place.caller().call([steps.WaitStep(5)])
         await place.empty()
 
-    assert record.said_by_twilio == [twiml.SORRY]
+    assert record.said_by_twilio == [spoken_texts.SORRY]
     assert place.metric('bridge_calls_total{outcome="bridge_agent_failed"}') == 1
 
 
 async def test_a_frozen_model_does_not_keep_the_call() -> None:
-    """The caller hangs up while the model answers nothing any more, no close either."""
+    """The caller hangs up while the model sends nothing more, no close frame either."""
     frozen = Behaviour(turns=LONG.turns, freeze_after=1.0)
     async with bridge(frozen) as place:
         await place.caller().call([steps.WaitStep(1.5), HANG_UP])
@@ -160,7 +161,8 @@ async def test_a_frozen_model_does_not_keep_the_call() -> None:
 
 
 async def test_the_bridge_shuts_down() -> None:
-    """Who is still talking when draining is over hears a word, not a click."""
+    """A caller who is still talking after the drain time hears a sentence, not just a
+    click."""
     async with bridge(LONG) as place:
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(place.caller().call(STAY))
@@ -169,12 +171,12 @@ async def test_the_bridge_shuts_down() -> None:
             await place.server.close(drain_seconds=0.1)
         await place.empty()
 
-    assert call.result().said_by_twilio == [twiml.SORRY]
+    assert call.result().said_by_twilio == [spoken_texts.SORRY]
     assert place.metric('bridge_calls_total{outcome="bridge_shutdown"}') == 1
 
 
 async def test_draining_lets_calls_finish() -> None:
-    """A deploy does not cut the call that is about to end; new ones are told."""
+    """A deploy does not cut a call that is about to end; new calls are refused."""
     async with bridge(LONG) as place:
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(place.caller().call([*TALK, HANG_UP]))
@@ -185,7 +187,7 @@ async def test_draining_lets_calls_finish() -> None:
             assert not drained.done()
         await place.empty()
 
-    assert refused.said_by_twilio == [twiml.BUSY]
+    assert refused.said_by_twilio == [spoken_texts.BUSY]
     assert call.result().ended_by == "caller"
 
 
@@ -195,8 +197,8 @@ async def _many(place: Place, last: steps.Script, times: int) -> None:
 
 
 async def test_one_call_after_another_leaves_nothing() -> None:
-    """Forty calls, four at a time, ten of them cut off and back: no task, socket or
-    entry remains."""
+    """Forty calls, four at a time, ten of them with a broken stream: no task, socket or
+    registry entry remains."""
     back = [steps.DropStep(), steps.SayStep(HELLO[:1600]), HANG_UP]
     async with bridge(LONG) as place:
         async with asyncio.TaskGroup() as tasks:
@@ -204,6 +206,6 @@ async def test_one_call_after_another_leaves_nothing() -> None:
                 tasks.create_task(_many(place, last, 10))
         await place.empty()
 
-    # On a busy machine some are over before the model has answered the handshake.
+    # On a busy machine some calls end before the model has answered the handshake.
     assert len(place.model.sessions) > 30
     assert place.metric("bridge_calls_active") == 0

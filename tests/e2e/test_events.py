@@ -1,4 +1,4 @@
-"""A listener gets all that happens in a call, and can do the call no harm."""
+"""A listener gets all events of a call, and cannot harm the call."""
 
 import asyncio
 import threading
@@ -34,19 +34,20 @@ HANG_UP = steps.HangUpStep()
 
 
 def heard_by(listen: Callable[[LiveCall], object]) -> dict[str, Any]:
-    """A bridge that calls `listen` with each call, before it has an agent."""
+    """Options of a bridge that calls `listen` for each call, before the call has an
+    agent."""
     return {"route": Route(on_call="listen"), "functions": {"listen": listen}}
 
 
 def in_order(types: list[str], *wanted: str) -> bool:
-    """The wanted ones come one behind the other, whatever is between."""
+    """The wanted types come in this order, with any others between them."""
     rest = iter(types)
     return all(each in rest for each in wanted)
 
 
 async def test_one_subscription_for_everything() -> None:
-    """What was said and done arrives in its order: of the SDK, of the phone, of the
-    user's own; and where the agent was cut off, to 40 ms."""
+    """The events of the SDK, of the phone and of the user's code arrive in order; the
+    position at which the agent was interrupted is known to 40 ms."""
     seen: list[CallEvent] = []
 
     @function_tool
@@ -138,8 +139,8 @@ async def test_one_subscription_for_everything() -> None:
 
 
 async def test_chosen_types_and_an_end_of_listening() -> None:
-    """A listener gets what it asked for, until it has enough; one that ends itself from
-    its own thread, too. Nobody can listen to a call that is over."""
+    """A listener gets the types that it asked for until it unsubscribes, also from its
+    own thread. A call that has ended takes no listener."""
     chosen: list[str] = []
     once: list[str] = []
     calls: list[LiveCall] = []
@@ -173,9 +174,9 @@ async def test_chosen_types_and_an_end_of_listening() -> None:
 async def test_listeners_that_fail_or_block_do_no_harm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One raises, one exits, some block their threads, one sleeps for ever: the agent
-    is heard without a hole and silent as soon as the caller speaks, the call ends at
-    once, and in the end none of it is left."""
+    """One raises, one exits, some block their threads, one sleeps for ever: the agent's
+    audio has no gap and stops as soon as the caller speaks, the call ends at once, and
+    nothing of the listeners is left."""
     monkeypatch.setattr(events, "LATE_SECONDS", 0.5)
     seen: list[str] = []
     free = threading.Event()
@@ -195,7 +196,7 @@ async def test_listeners_that_fail_or_block_do_no_harm(
     def listen(live: LiveCall) -> None:
         for listener in (raises, exits, sleeps, *([blocks] * 40)):
             live.on(listener)
-        live.on(sleeps)()  # no sooner there than gone
+        live.on(sleeps)()  # unsubscribed at once
         live.on(lambda event: seen.append(event.type))
 
     @function_tool
@@ -232,14 +233,14 @@ async def test_listeners_that_fail_or_block_do_no_harm(
     assert seen[-1] == "call_ended"
     failed = [it for it in logs if it["event"] == "listener_failed"]
     assert len(failed) == 2  # each of the two, once
-    assert not [it for it in logs if it["event"] == "background_task_given_up"]
+    assert not [it for it in logs if it["event"] == "background_task_cancelled"]
 
 
-async def test_a_listener_of_the_models() -> None:
-    """`session.model` takes the SDK's own listeners: all but the audio passes there."""
+async def test_a_listener_of_the_model() -> None:
+    """`session.model` accepts the SDK's listeners: they get all events except audio."""
     seen: list[str] = []
 
-    class Ears(RealtimeModelListener):
+    class Listener(RealtimeModelListener):
         async def on_event(self, event: RealtimeModelEvent) -> None:
             seen.append(event.type)
 
@@ -247,7 +248,7 @@ async def test_a_listener_of_the_models() -> None:
     def plug_in() -> str:
         [live] = calls
         assert live.session
-        live.session.model.add_listener(Ears())
+        live.session.model.add_listener(Listener())
         return "plugged in"
 
     calls: list[LiveCall] = []
@@ -262,9 +263,10 @@ async def test_a_listener_of_the_models() -> None:
     assert "audio" not in seen
 
 
-async def test_a_guardrail_silences_twilio_at_once() -> None:
-    """One of the run's, asked after as many letters as the route says: what is queued
-    is never heard, listeners know which it was, and the agent answers anew."""
+async def test_a_guardrail_clears_queued_audio_at_once() -> None:
+    """A guardrail of the run, checked after as many characters as the route says:
+    queued audio is never heard, listeners know which guardrail it was, and the agent
+    answers anew."""
     lengths: list[int] = []
     tripped_at: list[float] = []
 

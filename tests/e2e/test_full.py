@@ -1,4 +1,5 @@
-"""A full house, and a call that goes on in a new stream: what Twilio is told to do."""
+"""A full instance, and a call that continues in a new stream: what Twilio is told to
+do."""
 
 import asyncio
 import json
@@ -30,6 +31,7 @@ from bridge.http.webhooks import MAX_REFUSALS, MAX_RESUMES
 from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import AGENT, Place, bridge
+from twiml import spoken_texts
 
 PUBLIC, TOKEN = "https://bridge.example", SecretStr("twilio-secret-of-this-test")
 NUMBER = "+15550009999"
@@ -39,7 +41,7 @@ STEP = NextStep(Then.RESUME)
 
 @asynccontextmanager
 async def held_line(url: str) -> AsyncIterator[None]:
-    """Somebody has a line of this bridge until they hang up."""
+    """Another call takes one of the bridge's calls until the block ends."""
     start = {"callSid": "CAheld", "mediaFormat": {"encoding": "audio/x-mulaw"}}
     start["mediaFormat"] |= {"sampleRate": 8000, "channels": 1}  # type: ignore[operator]
     message = {"event": "start", "streamSid": "MZheld", "start": start}
@@ -51,7 +53,7 @@ async def held_line(url: str) -> AsyncIterator[None]:
 
 
 async def asked(url: str, path: str, **form: str) -> ElementTree.Element:
-    """What a bridge answers Twilio."""
+    """The bridge's answer to a request of Twilio."""
     async with (
         aiohttp.ClientSession() as http,
         http.post(url + path, data={**FORM, **form}) as answer,
@@ -79,9 +81,9 @@ def registry_of(place: Place) -> Registry:
 # ------------------------------------------------------------------------ one instance
 
 
-async def test_a_caller_waits_for_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They hear that they wait; when somebody hangs up they talk to the agent, who
-    knows who calls."""
+async def test_a_caller_waits_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller hears that they wait; when another call has ended, they talk to the
+    agent, which knows who calls."""
     monkeypatch.setattr(overflow, "LONGEST_PAUSE", 1)
     monkeypatch.setattr(overflow, "SHORTEST_PAUSE", 1)
     seen: list[Any] = []
@@ -100,15 +102,15 @@ async def test_a_caller_waits_for_a_line(monkeypatch: pytest.MonkeyPatch) -> Non
         await place.empty()
 
     record = call.result()
-    assert (record.said_by_twilio, record.ended_by) == ([twiml.HOLD], "caller")
+    assert (record.said_by_twilio, record.ended_by) == ([spoken_texts.HOLD], "caller")
     assert record.heard
     facts = next(it for it in seen if it.call_sid == record.call_sid)
     assert (facts.from_number, facts.to_number) == (FORM["From"], FORM["To"])
 
 
 async def test_a_wait_that_is_too_long() -> None:
-    """Who has waited as long as is to be borne is put through to a human. Every turn is
-    signed, the place in the queue with it."""
+    """After the longest wait the caller is connected to a human. Every turn is signed,
+    the place in the queue included."""
     conf = {"public_url": PUBLIC, "twilio_auth_token": TOKEN, "queue_seconds": 1}
     async with bridge(
         when_full="queue", fallback_number=NUMBER, max_calls=1, **conf
@@ -117,28 +119,30 @@ async def test_a_wait_that_is_too_long() -> None:
         caller = place.caller(auth_token=TOKEN.get_secret_value(), signed_origin=PUBLIC)
         record = await caller.call([steps.WaitStep(5)])
 
-    assert record.said_by_twilio == [twiml.HOLD, twiml.BUSY_CONNECTING]
+    assert record.said_by_twilio == [spoken_texts.HOLD, spoken_texts.BUSY_CONNECTING]
     assert (record.dialled, record.ended_by) == (NUMBER, "bridge")
     assert record.ended_at is not None
     assert 0.9 < record.ended_at - record.started_at < 4
 
 
-async def test_a_place_that_nobody_gave() -> None:
-    """A request with a place written by hand is answered, and wins no endless wait."""
+async def test_a_forged_place_in_the_queue() -> None:
+    """A request with a forged place is answered and does not get an endless wait."""
     async with bridge(when_full="queue", max_calls=1) as place:
         place.server._services.capacity.streams = 1
         for query in ("waiting=", "waiting=%00&waiting=1", "waiting=-1-1e9"):
-            assert said(await asked(place.url, f"/voice?{query}")) == [twiml.BUSY]
+            assert said(await asked(place.url, f"/voice?{query}")) == [
+                spoken_texts.BUSY
+            ]
         future = await asked(place.url, "/voice?a=%26+b&waiting=9999999999999-7")
         late = await asked(place.url, "/voice?waiting=9999999999999-99999")
 
     [redirect] = future.iter("Redirect")
     assert redirect.text == f"{place.url}/voice?a=%26+b&waiting=9999999999999-8"
-    assert said(late) == [twiml.BUSY]
+    assert said(late) == [spoken_texts.BUSY]
 
 
 async def test_the_route_says_how_its_callers_wait() -> None:
-    """Its own words, its own language, its own number."""
+    """With its own sentence, its own language, its own number."""
     route = Route(
         when_full=WhenFull("fallback", "Un instant."), fallback=NUMBER, language="fr"
     )
@@ -151,28 +155,28 @@ async def test_the_route_says_how_its_callers_wait() -> None:
     assert 'language="fr"' in record.twiml[0]
 
 
-async def test_nobody_waits_for_a_bridge_that_stops() -> None:
-    """A bridge that is alone and about to go keeps nobody on the line for itself."""
+async def test_no_queue_at_a_bridge_that_stops() -> None:
+    """A bridge that is alone and will stop lets no caller wait for it."""
     async with bridge(when_full="queue") as place:
         place.server._services.capacity.draining = True
         record = await place.caller().call([steps.WaitStep(5)])
 
-    assert record.said_by_twilio == [twiml.BUSY]
+    assert record.said_by_twilio == [spoken_texts.BUSY]
 
 
 @pytest.mark.parametrize(
     ("when_full", "heard"),
     [
-        ("busy", [twiml.BUSY]),
-        ("fallback", [twiml.BUSY_CONNECTING]),
-        ("queue", [twiml.HOLD, twiml.BUSY_CONNECTING]),
+        ("busy", [spoken_texts.BUSY]),
+        ("fallback", [spoken_texts.BUSY_CONNECTING]),
+        ("queue", [spoken_texts.HOLD, spoken_texts.BUSY_CONNECTING]),
     ],
 )
-async def test_the_last_line_is_taken_meanwhile(
+async def test_the_last_capacity_is_taken_before_the_stream_opens(
     when_full: Any, heard: list[str]
 ) -> None:
-    """Between the webhook and the stream another call took the line: the caller hears
-    of a full house and not that something went wrong."""
+    """Between the webhook and the stream another call took it: the caller hears that
+    all lines are busy, not that something went wrong."""
     async with bridge(
         when_full=when_full, fallback_number=NUMBER, max_calls=1, queue_seconds=0.5
     ) as place:
@@ -185,9 +189,9 @@ async def test_the_last_line_is_taken_meanwhile(
     assert record.said_by_twilio == heard
 
 
-async def test_who_waited_keeps_their_place() -> None:
-    """A waiting caller whose line went to another does not begin to wait anew; nor is
-    somebody whom we called ourselves kept waiting."""
+async def test_a_waiting_caller_keeps_the_place() -> None:
+    """A waiting caller whose capacity went to another call does not start the wait
+    anew. A callee of ours does not have to wait."""
     async with bridge(when_full="queue", max_calls=1) as place:
         document = await asked(place.url, "/voice?waiting=9999999999999-5")
         action = document[0].attrib["action"].removeprefix(place.url)
@@ -207,7 +211,7 @@ async def test_who_waited_keeps_their_place() -> None:
 
 @dataclass
 class Fleet:
-    """Two bridges that know of each other's room."""
+    """Two bridges that know each other's capacity."""
 
     services: list[Services]
     servers: list[Server]
@@ -222,7 +226,7 @@ async def fleet(**conf: Any) -> AsyncIterator[Fleet]:
     both = Fleet([], [])
 
     def load() -> InstanceLoad:
-        # What each tells of itself, as a shared registry has it.
+        # What each instance reports of itself, as a shared registry has it.
         told = [services.capacity.load for services in both.services]
         return next((it for it in told if it.free), InstanceLoad(0, 0))
 
@@ -244,9 +248,9 @@ async def fleet(**conf: Any) -> AsyncIterator[Fleet]:
 
 
 @pytest.mark.parametrize("draining", [False, True])
-async def test_another_instance_has_room(draining: bool) -> None:
-    """A caller whose webhook came to a full or stopping instance talks all the same:
-    the balancer brings the stream to the other one."""
+async def test_another_instance_has_capacity(draining: bool) -> None:
+    """A caller whose webhook reached a full or stopping instance talks all the same:
+    the load balancer sends the stream to the other one."""
     async with fleet() as both:
         both.services[0].capacity.draining = draining
         both.services[0].capacity.streams = 1
@@ -263,20 +267,21 @@ async def test_another_instance_has_room(draining: bool) -> None:
     assert record.heard and record.said_by_twilio == []
 
 
-async def test_what_is_known_of_the_others_is_old() -> None:
-    """The other instance is full, too, but has not told yet: the stream is tried a few
-    times more, then the caller hears that the house is full, and not an apology."""
+async def test_the_other_instance_has_become_full() -> None:
+    """The other instance is full, too, but has not reported it yet: the stream is tried
+    a few more times, then the caller hears that all lines are busy, not an apology."""
     async with fleet() as both:
         both.services[0].capacity.streams = 1
         place = Place(both.servers[0], ModelServer(), Settings())
         record = await place.caller().call([steps.WaitStep(5)])
 
     assert len(record.stream_ends) == 1 + MAX_REFUSALS
-    assert record.said_by_twilio == [twiml.BUSY]
+    assert record.said_by_twilio == [spoken_texts.BUSY]
 
 
-async def test_others_are_there_when_one_stops() -> None:
-    """A caller who comes to a stopping instance of a full fleet waits for the rest."""
+async def test_a_caller_waits_for_the_other_instances_when_one_stops() -> None:
+    """A caller who reaches a stopping instance of a full fleet waits for the other
+    instances."""
     async with fleet(when_full="queue") as both:
         both.services[0].capacity.draining = True
         both.services[1].capacity.streams = 1
@@ -286,7 +291,7 @@ async def test_others_are_there_when_one_stops() -> None:
     assert verbs(document) == ["Say", "Pause", "Redirect"]
 
 
-# ---------------------------------------------------------------- a call that goes on
+# ---------------------------------------------------------------- a resumed call
 
 TALK = CallSnapshot(
     history=(HistoryItem("i1", "user", "My name is Ada."),),
@@ -295,8 +300,8 @@ TALK = CallSnapshot(
 
 
 async def test_the_instance_of_a_call_died() -> None:
-    """The caller whose stream broke with its instance talks to the agent again, who
-    knows what was said and what the call is about."""
+    """A caller whose stream broke with its instance talks to the agent again, which
+    knows what was said and the call's parameters."""
     seen: list[Any] = []
 
     def agent_for(call: Any) -> Any:
@@ -307,7 +312,7 @@ async def test_the_instance_of_a_call_died() -> None:
     with capture_logs() as logs:
         async with bridge(behaviour, agent=agent_for, greeting="Hi.") as place:
             await registry_of(place).put("talk:CA1", TALK.encoded(FORMAT), 60)
-            # Nobody listens where the stream was.
+            # Nothing listens at the address of the old stream.
             document = twiml.connect(
                 "ws://127.0.0.1:1/media", action_url=f"{place.url}/voice/next"
             )
@@ -316,14 +321,14 @@ async def test_the_instance_of_a_call_died() -> None:
             await place.empty()
 
     assert record.said_by_twilio == []
-    assert [it["step"] for it in logs if it["event"] == "call_goes_on"] == ["resume"]
+    assert [it["step"] for it in logs if it["event"] == "next_step_sent"] == ["resume"]
     assert seen[0].parameters["campaign"] == "spring"
     words = [item.text for item in place.session.items.values()]
     assert "My name is Ada." in words
 
 
-async def test_a_call_that_never_gets_on_its_feet() -> None:
-    """Where every new stream is lost, too, the caller is told after a few."""
+async def test_a_call_whose_new_streams_are_all_lost() -> None:
+    """After a few lost streams the caller hears an apology."""
     async with bridge(fallback_number=NUMBER) as place:
         await registry_of(place).put("talk:CA1", TALK.encoded(FORMAT), 60)
         answers = [
@@ -332,12 +337,12 @@ async def test_a_call_that_never_gets_on_its_feet() -> None:
 
     assert [verbs(it) for it in answers[:-1]] == [["Connect"]] * MAX_RESUMES
     assert parameters(answers[0])["campaign"] == "spring"
-    assert said(answers[-1]) == [twiml.SORRY_CONNECTING]
+    assert said(answers[-1]) == [spoken_texts.SORRY_CONNECTING]
 
 
 async def test_a_call_is_handed_over() -> None:
-    """A call that its instance gave up for another goes on, with what is known of it;
-    a house that is full by then lets it wait, if callers wait there at all."""
+    """A call that its instance handed over continues with its snapshot. If the other
+    instance is full, the call waits, if callers wait there at all."""
     entry = CallEntry("CA1", "MZ1", 0.0)
     async with bridge(when_full="queue", max_calls=1) as place:
         registry = registry_of(place)
@@ -352,13 +357,15 @@ async def test_a_call_is_handed_over() -> None:
         resumed = await asked(place.url, path)
 
     assert parameters(bare) == {"From": FORM["From"], "To": FORM["To"]}
-    assert said(held) == [twiml.HOLD] and path.startswith("/voice/next?returning=")
+    assert said(held) == [spoken_texts.HOLD] and path.startswith(
+        "/voice/next?returning="
+    )
     assert parameters(resumed)["campaign"] == "spring"
 
 
-async def test_a_full_house_for_a_call_that_goes_on() -> None:
-    """Where nobody waits, whoever lost the agent in mid-call gets plan B, in the words
-    of their own route."""
+async def test_a_call_that_cannot_be_resumed_because_all_are_full() -> None:
+    """Without a queue, a caller who lost the agent during the call gets plan B, with
+    the sentence of their own route."""
     route = Route(sorry="Pardon.", fallback=NUMBER, language="fr")
     async with bridge(max_calls=1, route=route) as place:
         place.server._services.capacity.streams = 1

@@ -1,11 +1,10 @@
-"""A model that is hostile or broken: the call survives it, or ends with a reason.
+"""A model that is hostile or broken: the call survives, or ends with a reason.
 
-The process never ends, and no call beside it is hurt.
+The process never ends, and no other call is affected.
 """
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from agents import function_tool
 from agents.realtime import RealtimeAgent
 from structlog.testing import capture_logs
 
-from bridge.core.bounds import MAX_ID_CHARS
+from bridge.core.limits import MAX_ID_CHARS
 from bridge.model import wire
 from bridge.model.sdk_session import MAX_TOOLS, TOO_MANY
 from bridge.model.session import MAX_EVENT_BYTES
@@ -23,11 +22,12 @@ from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import HELLO, Place, bridge
+from tests.support.waiting import until
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
 TALK = [steps.SayStep(HELLO), LISTEN, steps.HangUpStep()]
 SILENCE = "/" * 212 + "////"
-"""20 ms of it in base64, with no padding."""
+"""20 ms of audio in base64, without padding."""
 
 
 def event(type: str, **fields: Any) -> str:
@@ -35,7 +35,7 @@ def event(type: str, **fields: Any) -> str:
 
 
 def raw(type: str, fields: str) -> str:
-    """An event with something in it that no library would write."""
+    """An event with text in it that no JSON library would write."""
     return f'{{"type":"{type}","event_id":"e",{fields}}}'
 
 
@@ -84,11 +84,11 @@ MALFORMED: list[str | bytes] = [
     event("no.such.event", much="x" * 1000),
     event("x" * 100_000),
 ]
-"""What cannot be read, or stands for nothing."""
+"""Messages that are malformed, or that refer to nothing."""
 
 NONSENSE: list[str] = [
     *(raw("rate_limits.updated", f'"rate_limits":{n}') for n in NUMBERS),
-    # Out of order, about nobody, again and again.
+    # Out of order, about unknown items, repeated.
     event("response.done", response={"id": "r"}),
     event("response.done", response={"id": "r"}),
     event("response.done", response={"id": "r", "status": 5, "usage": "much"}),
@@ -105,7 +105,7 @@ NONSENSE: list[str] = [
     event("session.updated", session={"audio": {"input": {"format": "none"}}}),
     event("error", error={"message": "x" * 50_000, "code": "y" * 5000, "type": ""}),
     event("error", error=[]),
-    # Of the wrong shape where the SDK takes the right one for granted.
+    # Of a wrong shape where the SDK expects the right one without a check.
     added("response.output_item.added", id="i", type="message", content=5),
     added("response.output_item.added", id="i", type="message", content=[5, None]),
     added("response.output_item.added", id="i", type="message", role="king"),
@@ -121,7 +121,7 @@ NONSENSE: list[str] = [
     event("mcp_list_tools.failed", item_id="nobody"),
     event("response.mcp_call.completed", item_id="nobody", output_index=-5),
     event("conversation.item.done", item={"id": "m", "type": "mcp_list_tools"}),
-    # Audio for items that nobody began, that are over, in other formats.
+    # Audio for items that never began or have ended, and in other formats.
     delta("unknown", "unknown"),
     delta(),
     event("response.output_audio.done", response_id="r", item_id="i"),
@@ -138,8 +138,8 @@ NONSENSE: list[str] = [
 ]
 
 
-async def test_rubbish_is_counted_and_the_call_goes_on() -> None:
-    """A caller whose model sends all that is wrong is answered as ever."""
+async def test_malformed_events_are_counted_and_the_call_continues() -> None:
+    """A caller whose model sends everything that is malformed is answered as usual."""
     behaviour = Behaviour(turns=[[PlayRuler(500)]], garbage=MALFORMED)
     async with bridge(behaviour) as place:
         record = await place.caller().call(TALK)
@@ -151,8 +151,9 @@ async def test_rubbish_is_counted_and_the_call_goes_on() -> None:
     assert place.metric('bridge_protocol_errors_total{side="model"}') == len(MALFORMED)
 
 
-async def test_nonsense_does_not_end_a_call() -> None:
-    """Events that are well formed and mean nothing: nor does the SDK end by them."""
+async def test_meaningless_events_do_not_end_a_call() -> None:
+    """The events are well formed and mean nothing; the SDK's session does not end
+    either."""
     with capture_logs() as lines:
         async with bridge(
             Behaviour(fallback=[PlayRuler(500)], garbage=NONSENSE)
@@ -160,7 +161,7 @@ async def test_nonsense_does_not_end_a_call() -> None:
             record = await place.caller().call(TALK)
             await place.empty()
 
-    # A tool without a name was among it, whose answer the caller spoke into.
+    # One event calls a tool without a name; the caller interrupted the answer to it.
     assert 500 in read_ruler(record.heard).heard_ms.values()
     assert record.ended_by == "caller"
     bad = {line["event"] for line in lines} & {"agent_failed", "call_failed"}
@@ -169,7 +170,7 @@ async def test_nonsense_does_not_end_a_call() -> None:
 
 @pytest.mark.parametrize("size", [MAX_EVENT_CHARS + 1, 2 * MAX_EVENT_BYTES])
 async def test_a_giant_event(size: int) -> None:
-    """It is not looked into; if need be another session goes on with the call."""
+    """The event is not parsed; if necessary another session continues the call."""
     behaviour = Behaviour(turns=[[PlayRuler(500)]] * 2)
     giant = event("response.output_text.delta", delta="x" * size)
     async with bridge(behaviour) as place:
@@ -191,19 +192,13 @@ async def test_a_giant_event(size: int) -> None:
     assert place.metric('bridge_limit_hits_total{limit="model_bytes"}') == 1
 
 
-async def until(done: Callable[[], bool]) -> None:
-    """There is no event to wait for."""
-    async with asyncio.timeout(5):
-        while not done():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 def is_configured(place: Place) -> bool:
     return bool(place.model.open) and place.session.configured_at is not None
 
 
 async def beside(place: Place, fault: faults.Fault) -> Any:
-    """A good call while the model of another does this: the good call's record."""
+    """A normal call while the model of another call has this fault: the normal call's
+    record."""
     bad = asyncio.ensure_future(  # noqa: TID251
         place.caller().call([steps.SayStep(HELLO), steps.WaitStep(20)])
     )
@@ -235,17 +230,18 @@ FLOODS = {
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the measure is enough to see what happens when it is full."""
+def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the limits, so that the tests reach them quickly."""
     assert wire.EVENTS_PER_SECOND * wire.FLOOD_SECONDS == 20_000
     monkeypatch.setattr(wire, "EVENTS_PER_SECOND", 100.0)
     monkeypatch.setattr(wire, "CHARS_PER_SECOND", wire.CHARS_PER_SECOND / 10)
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("low_limits")
 @pytest.mark.parametrize("kind", FLOODS)
-async def test_a_flood_ends_its_call_and_hurts_no_other(kind: str) -> None:
-    """A model that sends without end: its caller is told, the one beside hears all."""
+async def test_a_flood_ends_its_call_and_no_other(kind: str) -> None:
+    """A model that sends without end: its caller hears an apology, the other caller
+    hears the whole answer."""
     async with bridge(Behaviour(fallback=[PlayRuler(1500)], speed=2)) as place:
         record = await beside(place, faults.flooding(FLOODS[kind]))
 
@@ -254,9 +250,9 @@ async def test_a_flood_ends_its_call_and_hurts_no_other(kind: str) -> None:
     assert place.metric('bridge_limit_hits_total{limit="model_flood"}') >= 1
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("low_limits")
 async def test_a_flood_of_bytes() -> None:
-    """Fewer events, each of a megabyte: the call ends before they fill the memory."""
+    """Fewer events of a megabyte each: the call ends before they fill the memory."""
     book = event("response.output_text.delta", delta="x" * 1_000_000)
     async with bridge(Behaviour(fallback=[PlayRuler(1500)], speed=2)) as place:
         record = await beside(place, faults.flooding(lambda n: book, 1))
@@ -282,7 +278,7 @@ def calls_tool(n: int, name: str = "look_up", arguments: str = "{}") -> str:
 
 
 class Tools:
-    """An agent with a tool, and how many of its calls run at a time."""
+    """An agent with a tool; counts how many calls of the tool run at the same time."""
 
     def __init__(self, seconds: float = 0.2) -> None:
         self.now = self.most = 0
@@ -301,7 +297,7 @@ class Tools:
 
 
 def outputs(place: Place) -> list[str]:
-    """What the model was told about tools."""
+    """The tool outputs that the model got."""
     items = (
         event["item"]
         for _, event in place.session.received
@@ -310,8 +306,8 @@ def outputs(place: Place) -> list[str]:
     return [it["output"] for it in items if it["type"] == "function_call_output"]
 
 
-async def test_tools_called_with_garbage() -> None:
-    """Each gets an answer that says so; the caller hears the agent all the same."""
+async def test_tools_called_with_malformed_arguments() -> None:
+    """The model gets an error for each; the caller hears the agent all the same."""
     garbage = [
         calls_tool(1, arguments="no json"),
         calls_tool(2, arguments='{"turn":"many"}'),
@@ -341,7 +337,8 @@ async def test_tools_called_with_garbage() -> None:
 
 
 async def test_two_hundred_tools_at_once() -> None:
-    """No more run at a time than a model needs; the others are told to wait."""
+    """The number of running tool calls is limited; for the others the model is told to
+    wait."""
     tools = Tools(1.0)  # the first still runs when the last one begins
     behaviour = Behaviour(fallback=[PlayRuler(400)])
     async with bridge(behaviour, agent=tools.agent) as place:

@@ -1,4 +1,4 @@
-"""A call whose snapshot a newer version has written, in a format that is not known."""
+"""A call whose snapshot was written by a newer version, in an unknown format."""
 
 import aiohttp
 import pytest
@@ -26,10 +26,10 @@ async def asks_next(place: Place, **more: str) -> str:
 
 
 @pytest.mark.parametrize("more", [{}, {"DialCallStatus": "no-answer"}])
-async def test_a_call_of_a_newer_version_goes_on(more: dict[str, str]) -> None:
-    """Its stream was lost, or nobody took the transfer: the caller gets a new stream,
-    which knows who calls whom, and an agent that greets. Until that agent has something
-    to store, the snapshot stays as the newer version has left it."""
+async def test_a_call_of_a_newer_version_continues(more: dict[str, str]) -> None:
+    """Its stream was lost, or its transfer was not answered: the caller gets a new
+    stream, which knows both numbers, and an agent that greets. Until that agent has
+    something to store, the snapshot stays as the newer version has written it."""
     async with bridge(QUICK, greeting="Go.") as place:
         registry = place.server.registry
         await registry.put(f"talk:{SID}", NEWER, 60.0)

@@ -1,4 +1,4 @@
-"""Calls that we place: the REST API, machines, the control API, the command."""
+"""Outbound calls: the REST API, answering machines, the control API, the command."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
 async def phones(
     behaviour: Behaviour, callee: Any, **more: Any
 ) -> AsyncIterator[tuple[Place, rest.TwilioRest]]:
-    """A bridge that may call, and a Twilio that places its calls."""
+    """A bridge that may place calls, and a Twilio that places them."""
     async with rest.TwilioRest(
         ACCOUNT, SECRET, callee=callee, numbers=frozenset({OURS})
     ) as twilio:
@@ -49,8 +49,8 @@ async def phones(
 
 
 async def test_a_person_answers() -> None:
-    """Somebody is called, picks up and talks with the agent, who knows who was called
-    and what for; the statuses of the call come in."""
+    """The callee talks with the agent, which knows whom it called and what for; the
+    statuses of the call arrive."""
     behaviour = Behaviour(turns=[[SayText("Hello, it is me.")], [SayText("Goodbye.")]])
     script = [LISTEN, steps.SayStep(HELLO), LISTEN, steps.HangUpStep()]
     seen: list[Any] = []
@@ -82,7 +82,7 @@ async def test_a_person_answers() -> None:
 
 
 async def test_a_machine_gets_the_message() -> None:
-    """Behind the beep the message is left, whole, and the line is closed."""
+    """The whole message is left after the beep, and the call is ended."""
     behaviour = Behaviour(turns=[[PlayRuler(8000)], [PlayRuler(1800)]])
     async with phones(behaviour, rest.Machine(WAIT)) as (place, twilio):
         body = {
@@ -103,7 +103,7 @@ async def test_a_machine_gets_the_message() -> None:
 
 
 async def test_a_machine_is_hung_up_on() -> None:
-    """Without a message nobody talks to a machine for long."""
+    """Without a message the call to a machine ends soon."""
     async with phones(
         Behaviour(turns=[[PlayRuler(20_000)]]), rest.Machine(WAIT)
     ) as both:
@@ -119,7 +119,8 @@ async def test_a_machine_is_hung_up_on() -> None:
 
 
 async def test_the_command(tmp_path: Any) -> None:
-    """`bridge call +1...` prints the SID; a number that may not be called is told."""
+    """`bridge call +1...` prints the SID; for a number that may not be called it says
+    so."""
     async with phones(Behaviour(), rest.Unreached("busy")) as (place, twilio):
         environ = {**os.environ, "BRIDGE_API_TOKEN": TOKEN}
 
@@ -149,7 +150,7 @@ async def test_the_command(tmp_path: Any) -> None:
 
 
 async def test_the_api_needs_its_token() -> None:
-    """Nobody steers a call, or places one, without the token."""
+    """Without the token a client can neither control nor place a call."""
     async with phones(Behaviour(), rest.Unreached("busy")) as (place, twilio):
         async with aiohttp.ClientSession() as http:
             url = f"{place.url}/api/calls"
@@ -160,16 +161,16 @@ async def test_the_api_needs_its_token() -> None:
         assert not twilio.calls
 
 
-def test_a_plan_survives_the_shelf() -> None:
-    """What the webhook knows of a call, its stream knows, on whatever instance."""
+def test_a_plan_survives_the_registry() -> None:
+    """What the webhook knows of a call, its stream knows on every instance."""
     plan = Plan(greeting="Hi.", machine="message", message="Call us.")
 
     assert Plan.read(plan.encoded(FORMAT)) == plan
     assert Plan.read(None) == Plan()
 
 
-async def test_a_machine_of_which_another_instance_was_told() -> None:
-    """Twilio asks whichever instance it likes; the one that has the call acts."""
+async def test_a_machine_that_was_reported_to_another_instance() -> None:
+    """Twilio may report to any instance; the instance that has the call acts."""
     sid = "CA" + "5" * 32
     async with bridge(Behaviour(), greeting="Hi.") as place:
         registry = place.server.registry

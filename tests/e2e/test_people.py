@@ -1,4 +1,4 @@
-"""Secrets and people: what is kept of a call, what is logged of it, and what is not."""
+"""Secrets and personal data: what is stored and logged of a call, and what is not."""
 
 import asyncio
 import io
@@ -8,11 +8,10 @@ import os
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -39,6 +38,7 @@ from tests.e2e.bridge import HELLO, Place, bridge
 from tests.e2e.test_connection_guard import with_sip
 from tests.e2e.test_outbound import CALLEE, SECRET, TOKEN, phones
 from tests.fleet.redis_server import RedisServer
+from tests.support.waiting import until
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUpStep()
@@ -47,14 +47,7 @@ VISA = "4111 1111 1111 1111"
 KEY = "sk-proj-the-key-of-this-test"
 PASSWORD = "hunter22-of-redis"
 QUOTED = (CALLER, "030 12345678", VISA, KEY, TOKEN, SECRET, PASSWORD)
-"""What may be in the text of any exception."""
-
-
-async def until(happened: Callable[[], object]) -> None:
-    limit = monotonic() + 20.0  # what is waited for may be seconds into a call
-    while not happened():
-        assert monotonic() < limit, "it did not happen"
-        await asyncio.sleep(0.01)
+"""Texts that any exception may contain."""
 
 
 # --- the log ---
@@ -62,7 +55,8 @@ async def until(happened: Callable[[], object]) -> None:
 
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
-    """All that a bridge logs, at every level, as `bridge serve` sets it up."""
+    """Everything that a bridge logs, at every level, configured as by `bridge
+    serve`."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     names = ("websockets", "asyncio", "httpx", "openai.agents", "aiohttp.server")
@@ -108,10 +102,10 @@ def reported(report: CallReport) -> None:
     raises()
 
 
-async def test_what_the_users_code_raises_gives_nobody_away(
+async def test_exceptions_of_the_users_code_leak_no_personal_data(
     written: io.StringIO,
 ) -> None:
-    """An operator sees which function failed and where, and not who was on the line."""
+    """The operator sees which function failed and where, but no number."""
 
     def on_call(live: LiveCall) -> None:
         live.on(listens)
@@ -139,10 +133,10 @@ async def test_what_the_users_code_raises_gives_nobody_away(
 
 
 @pytest.mark.parametrize("where", ["on_call", "agent", "instructions"])
-async def test_a_call_that_the_users_code_breaks_gives_nobody_away(
+async def test_a_failed_agent_function_leaks_no_personal_data(
     written: io.StringIO, where: str
 ) -> None:
-    """Also where nothing can be done for the call any more."""
+    """Also if the failure ends the call."""
 
     def fails(*given: Any) -> Any:
         raises()
@@ -162,8 +156,8 @@ async def test_a_call_that_the_users_code_breaks_gives_nobody_away(
     assert not gives_away(written.getvalue())
 
 
-async def test_a_sip_call_gives_nobody_away(written: io.StringIO) -> None:
-    """The other way into the house is as discreet."""
+async def test_a_sip_call_leaks_no_personal_data(written: io.StringIO) -> None:
+    """The same for calls that come over SIP."""
 
     def on_call(live: LiveCall) -> None:
         raises()
@@ -178,11 +172,11 @@ async def test_a_sip_call_gives_nobody_away(written: io.StringIO) -> None:
     assert not gives_away(written.getvalue())
 
 
-async def test_a_call_that_twilio_refuses_gives_nobody_away(
+async def test_a_refusal_by_twilio_leaks_no_number(
     written: io.StringIO,
 ) -> None:
-    """Twilio quotes the number in its answer: whoever ordered the call may read it,
-    the log may not."""
+    """Twilio's answer contains the number: the sender of the order gets it, the log
+    does not."""
     async with phones(Behaviour(), rest.Unreached("busy")) as (place, _):
         order = {"to": CALLEE, "from": "+15550009999"}
         with pytest.raises(client.ApiError):
@@ -194,10 +188,10 @@ async def test_a_call_that_twilio_refuses_gives_nobody_away(
 
 
 @pytest.mark.parametrize("there", [True, False])
-async def test_a_registry_that_is_away_gives_no_password_away(
+async def test_an_unreachable_registry_leaks_no_password(
     written: io.StringIO, tmp_path: Path, there: bool
 ) -> None:
-    """Neither where nobody answers nor where the password is wrong."""
+    """Neither if nothing listens there nor if the password is wrong."""
     server = RedisServer(tmp_path, "--requirepass", "another")
     server.client = Redis(port=server.port, password="another")
     if there:
@@ -212,10 +206,10 @@ async def test_a_registry_that_is_away_gives_no_password_away(
     assert not gives_away(written.getvalue())
 
 
-async def test_a_model_that_refuses_the_key_does_not_give_it_away(
+async def test_a_refused_api_key_is_not_leaked(
     written: io.StringIO,
 ) -> None:
-    """It quotes the key that it was sent, or a number, as the code of its refusal."""
+    """The model's error code contains the key that it got, or a number."""
     async with bridge(api_key="another", openai_api_key=SecretStr(KEY)) as place:
         await place.caller().call([steps.WaitStep(3)])
         await place.empty()
@@ -232,7 +226,7 @@ async def test_a_model_that_refuses_the_key_does_not_give_it_away(
 
 
 def odd_labels(place: Place) -> set[str]:
-    """Values of metrics' labels that are not words of ours."""
+    """Label values of the metrics that are not our own words."""
     values = {
         value
         for family in place.server.metrics.registry.collect()
@@ -240,16 +234,17 @@ def odd_labels(place: Place) -> set[str]:
         for name, value in sample.labels.items()
         if name != "le"
     }
-    assert "caller" in values  # they are looked at
+    assert "caller" in values  # proves that label values were found
     return {value for value in values if not re.fullmatch("[a-z_]+", value)}
 
 
-# --- nothing is kept unless asked for ---
+# --- nothing is stored by default ---
 
 
 @dataclass
 class Watch:
-    """What a process writes, and whom it dials, while it is watched."""
+    """The files that the process writes and the hosts to which it connects, while
+    `on`."""
 
     on: bool = False
     files: set[str] = field(default_factory=set)
@@ -267,14 +262,14 @@ class Watch:
 
 
 WATCH = Watch()
-"""One for all tests: an audit hook stays to the end of the process."""
+"""One for all tests: an audit hook cannot be removed from the process."""
 
 
-async def test_a_bridge_that_was_told_nothing_keeps_nothing(
+async def test_a_bridge_with_default_settings_stores_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recording, transcripts and reports are off until somebody wants them: a call
-    leaves no file behind and is told to nobody but Twilio and the model."""
+    """Recording, transcripts and reports are off by default: a call leaves no file, and
+    the process connects only to Twilio and the model."""
     monkeypatch.chdir(tmp_path)
     behaviour = Behaviour(turns=[[SayText("Hello.")]], user_texts=[f"It is {VISA}."])
     async with bridge(behaviour) as place:
@@ -294,8 +289,8 @@ async def test_a_bridge_that_was_told_nothing_keeps_nothing(
     assert list(tmp_path.rglob("*")) == []
 
 
-async def test_what_is_kept_too_long_is_deleted_by_the_instance(tmp_path: Path) -> None:
-    """BRIDGE_RECORD_DAYS holds from the moment on in which a bridge is started."""
+async def test_an_instance_deletes_expired_traces(tmp_path: Path) -> None:
+    """BRIDGE_RECORD_DAYS applies from the start of the bridge."""
     old = tmp_path / "CA1.MZ1.trace.jsonl"
     old.write_text("words")
     os.utime(old, (1_700_000_000, 1_700_000_000))
@@ -307,24 +302,24 @@ async def test_what_is_kept_too_long_is_deleted_by_the_instance(tmp_path: Path) 
     assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ2.trace.jsonl"]
 
 
-# --- what a route takes out ---
+# --- redaction by a route ---
 
 
 @dataclass
 class Seen:
-    """What left the call, and what the user's own code had of it."""
+    """What left the call, and what the user's own code got."""
 
     lives: list[LiveCall] = field(default_factory=list)
     cards: list[str] = field(default_factory=list)
     events: list[CallEvent] = field(default_factory=list)
     reports: list[CallReport] = field(default_factory=list)
     given: dict[str, str] = field(default_factory=dict)
-    """By the API and the shelf: what -> its text."""
+    """From the API and the registry: source -> text."""
 
 
 @asynccontextmanager
 async def paying(seen: Seen, redact: Redaction, folder: Path) -> AsyncIterator[Place]:
-    """A bridge whose caller pays by card: says the number, hears it, keys it."""
+    """A bridge whose caller pays by card: says the number, hears it, types it."""
 
     @function_tool
     def pay(context: RunContextWrapper[LiveCall], card: str) -> str:
@@ -358,28 +353,28 @@ async def paying(seen: Seen, redact: Redaction, folder: Path) -> AsyncIterator[P
         record_dir=folder,
         api_token=SecretStr(TOKEN),
     ) as place:
-        # As a registry that others have a part in: the call is kept for them.
+        # Like a shared registry: the call's snapshot is stored for other instances.
         place.server.registry.shared = True
         yield place
 
 
 async def look(place: Place, seen: Seen, api: aiohttp.ClientSession) -> None:
-    """What whoever may ask is given while the call runs."""
+    """Stores what the API and the registry give while the call runs."""
     sid = seen.lives[0].call_sid
     url = f"{place.url}/api/calls/{sid}"
     for path in ("", "/history"):
         async with api.get(url + path) as answer:
             assert answer.status == 200
             seen.given[f"API {path}"] = await answer.text()
-    shelf = await place.server.registry.get(f"talk:{sid}")
-    assert shelf is not None
-    seen.given["shelf"] = shelf.decode()
+    stored = await place.server.registry.get(f"talk:{sid}")
+    assert stored is not None
+    seen.given["registry"] = stored.decode()
 
 
 async def a_payment(redact: Redaction, folder: Path) -> tuple[Seen, str]:
-    """A call in which a card is paid with; what was seen, and its trace."""
+    """A call with a card payment: what was seen, and the call's trace."""
     seen = Seen()
-    # Who keys it in does not hear the agent out.
+    # Typing the number interrupts the agent.
     keys = (steps.HearStep(1200), steps.PressStep("4111#"))
     talk = [steps.SayStep(HELLO), *keys, LISTEN, steps.WaitStep(1.2)]
     auth = {"Authorization": f"Bearer {TOKEN}"}
@@ -393,7 +388,7 @@ async def a_payment(redact: Redaction, folder: Path) -> tuple[Seen, str]:
         sid = seen.lives[0].call_sid
         events = await api.get(f"{place.url}/api/calls/{sid}/events")
         await until(lambda: any("Thank you" in str(it.data) for it in seen.events))
-        await asyncio.sleep(0.6)  # the shelf is filled twice a second
+        await asyncio.sleep(0.6)  # snapshots are stored twice a second
         await look(place, seen, api)
         await calling
         seen.given["API /events"] = await events.text()
@@ -405,9 +400,9 @@ async def a_payment(redact: Redaction, folder: Path) -> tuple[Seen, str]:
     return seen, trace.read_text()
 
 
-async def test_a_card_is_paid_with_and_kept_nowhere(tmp_path: Path) -> None:
-    """The agent, its tools and the user's listeners have the number; the trace, the
-    report, the API and the shelf do not: neither said, nor heard, nor keyed."""
+async def test_a_card_number_is_used_and_stored_nowhere(tmp_path: Path) -> None:
+    """The agent, its tools and the user's listeners get the number. The trace, the
+    report, the API and the registry do not: not as said, heard or typed."""
     seen, trace = await a_payment(Redaction(cards=True), tmp_path / "calls")
 
     assert seen.cards == [VISA]

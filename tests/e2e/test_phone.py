@@ -1,4 +1,4 @@
-"""What a phone needs besides talk: hanging up, transfer, tones, keys, patience."""
+"""Functions of a phone besides talking: hanging up, transfer, tones, keys, limits."""
 
 import asyncio
 from typing import Any
@@ -33,7 +33,8 @@ def said(place: Any, role: str) -> list[str]:
 
 
 async def test_the_agent_hangs_up_once_its_goodbye_was_heard() -> None:
-    """The caller hears the whole goodbye, then the line closes without a word."""
+    """The caller hears the whole goodbye, then the call ends without another
+    sentence."""
     turns = [[PlayRuler(1500), CallTool("hang_up", {})]]
     async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
         record = await place.caller().call([steps.SayStep(HELLO), STAY])
@@ -46,7 +47,7 @@ async def test_the_agent_hangs_up_once_its_goodbye_was_heard() -> None:
 
 
 async def test_a_caller_who_speaks_stops_the_hang_up() -> None:
-    """ "One more thing" in the middle of the goodbye: the call goes on."""
+    """The caller says "One more thing" during the goodbye: the call continues."""
     turns = [
         [PlayRuler(2500), CallTool("hang_up", {})],
         [SayText("Yes?")],
@@ -69,7 +70,8 @@ async def test_a_caller_who_speaks_stops_the_hang_up() -> None:
 
 
 async def test_a_transfer() -> None:
-    """Who asks for a person hears it announced to the end, and is dialled through."""
+    """A caller who asks for a person hears the whole announcement, then the number is
+    dialled."""
     turns = [[PlayRuler(1000), CallTool("transfer_call", {"target": "sales"})]]
     route = Route(transfers={"sales": SALES})
     async with bridge(Behaviour(turns=turns), agent=AGENT, route=route) as place:
@@ -81,8 +83,8 @@ async def test_a_transfer() -> None:
     assert place.metric('bridge_calls_total{outcome="agent_transferred"}') == 1
 
 
-async def test_nobody_takes_the_transfer() -> None:
-    """The caller comes back to the agent, who knows what was said and what failed."""
+async def test_a_transfer_is_not_answered() -> None:
+    """The caller returns to the agent, which knows what was said and what failed."""
     turns = [
         [SayText("I put you through."), CallTool("transfer_call", {"target": "sales"})]
     ]
@@ -98,7 +100,7 @@ async def test_nobody_takes_the_transfer() -> None:
             steps.WaitStep(0.6),
         ]
         talking = asyncio.create_task(caller.call([*script, LISTEN, HANG_UP]))  # noqa: TID251
-        await asyncio.sleep(2)  # the first session is there, the transfer not yet
+        await asyncio.sleep(2)  # the first session is ready, the transfer has not begun
         place.model.behaviour = Behaviour(turns=[[SayText("Nobody was there.")]])
         record = await talking
         await place.empty()
@@ -117,7 +119,8 @@ async def test_nobody_takes_the_transfer() -> None:
 
 
 def tones(heard: bytes) -> list[tuple[int, int]]:
-    """The two loudest frequencies of each 20 ms that sounds, without repeats."""
+    """The two loudest frequencies of each 20 ms that are not silent, without
+    repeats."""
     import audioop
 
     samples = np.frombuffer(audioop.ulaw2lin(heard, 2), "<i2").astype(float)
@@ -135,7 +138,8 @@ def tones(heard: bytes) -> list[tuple[int, int]]:
 
 
 async def test_the_agent_presses_keys() -> None:
-    """A menu behind the number hears the tones of the keys, one after the other."""
+    """A phone menu behind the number hears the tones of the keys, one after the
+    other."""
     turns = [[CallTool("send_digits", {"digits": "1#"})], [SayText("Done.")]]
     async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
         record = await place.caller().call([steps.SayStep(HELLO), LISTEN, HANG_UP])
@@ -148,7 +152,8 @@ async def test_the_agent_presses_keys() -> None:
 
 
 async def test_keys_reach_the_agent_as_one_input() -> None:
-    """A number typed on the phone is read as one, and stops the agent's talk."""
+    """The digits that the caller types arrive as one number, and interrupt the
+    agent."""
     turns = [[PlayRuler(5000)], [SayText("Thank you.")]]
     async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
         script = [
@@ -168,8 +173,8 @@ async def test_keys_reach_the_agent_as_one_input() -> None:
     assert len(place.session.responses) == 2 and not place.session.errors_sent
 
 
-async def test_a_key_of_the_routes_acts_at_once() -> None:
-    """0 puts the caller through, whatever the agent is saying."""
+async def test_a_key_of_the_route_acts_at_once() -> None:
+    """0 transfers the caller, whatever the agent is saying."""
     keys = {"0": SALES, "9": HangUpAction(), "*": TellAction("Say the opening hours.")}
     async with bridge(
         Behaviour(turns=[[PlayRuler(6000)], [PlayRuler(800)]]), route=Route(keys=keys)
@@ -197,7 +202,8 @@ async def test_a_key_of_the_routes_acts_at_once() -> None:
 
 
 async def test_a_silent_caller_is_asked_twice_then_the_call_ends() -> None:
-    """Nobody pays for a forgotten line; whoever is there is asked first."""
+    """A forgotten call does not cost money for ever; a caller who is there is asked
+    first."""
 
     def answer(heard: TurnContext) -> Turn:
         return [PlayRuler(400)]
@@ -216,7 +222,8 @@ async def test_a_silent_caller_is_asked_twice_then_the_call_ends() -> None:
 
 
 async def test_a_caller_who_waits_for_a_tool_is_not_asked() -> None:
-    """Looking something up takes a while; nobody is asked whether they are there."""
+    """A tool may take a while; a caller who waits for it is not asked whether they are
+    there."""
 
     @function_tool
     async def slow() -> str:
@@ -233,8 +240,8 @@ async def test_a_caller_who_waits_for_a_tool_is_not_asked() -> None:
     assert said(place, "system") == []
 
 
-async def test_the_longest_call() -> None:
-    """At its end the agent says goodbye, then the line closes."""
+async def test_a_call_ends_at_its_longest_time() -> None:
+    """The agent says goodbye, then the call ends."""
     behaviour = Behaviour(turns=[[SayText("Hello.")], [PlayRuler(700)]])
     async with bridge(
         behaviour, route=Route(longest_seconds=2.0), greeting="Hello."
@@ -247,7 +254,7 @@ async def test_the_longest_call() -> None:
 
 
 async def test_a_call_that_costs_too_much_ends() -> None:
-    """The limit of the route is kept, with a goodbye."""
+    """The cost limit of the route ends the call, with a goodbye."""
     prices = Prices(100.0, 100.0, 10.0, 100.0, 60_000.0)
     route = Route(cost=Cost(prices, limit=1.0))
     behaviour = Behaviour(turns=[[PlayRuler(1500)], [SayText("I must go.")]])
@@ -259,7 +266,7 @@ async def test_a_call_that_costs_too_much_ends() -> None:
 
 
 async def test_a_muted_caller_is_not_heard() -> None:
-    """While something private is typed in, the model hears silence."""
+    """While the caller types something private, the model hears silence."""
 
     @function_tool
     def private(context: RunContextWrapper[LiveCall]) -> str:

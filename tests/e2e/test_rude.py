@@ -1,6 +1,6 @@
-"""Guests who break the rules of websockets and HTTP: what each gets, and who notices.
+"""Clients that break the rules of WebSocket and HTTP: the answer to each.
 
-The guests are those of tests/bench/attacks.py, which brings them by the hundred.
+The clients are those of tests/bench/attacks.py, which starts them by the hundred.
 """
 
 import asyncio
@@ -35,16 +35,16 @@ GOOD: list[steps.Step] = [
 ]
 
 BORNE = {"unmasked", "an empty frame"}
-"""No websocket of Twilio's, but nobody is harmed: as if they were good."""
+"""Not what Twilio sends, but harmless: handled like valid frames."""
 
 CLOSED_WITH = {
     **dict.fromkeys(SHAPES, "close 1002"),  # protocol error
     "no UTF-8": "close 1007",
     "half a character": "close 1007",
     "close, no UTF-8": "close 1007",
-    "close, then more": "close 1000",  # as they wished
+    "close, then more": "close 1000",  # the code that the client sent
     **{it: "close 1009" for it in SHAPES if it.startswith(hostile_clients.LARGE)},
-    **dict.fromkeys(BORNE, "close 1000"),  # having said `stop`
+    **dict.fromkeys(BORNE, "close 1000"),  # after their `stop`
 }
 
 
@@ -55,7 +55,7 @@ async def visited() -> AsyncIterator[tuple[Place, Target]]:
 
 
 async def ending(client: HostileClient, *said: bytes) -> str:
-    """What they get who say this, within two seconds."""
+    """The answer to a client that sends `said`, within two seconds."""
     try:
         await client.write(b"".join(said))
         async with asyncio.timeout(2):
@@ -73,13 +73,13 @@ def stop(client: HostileClient) -> bytes:
     return frame(TEXT, stop_of(client))
 
 
-async def test_frames_that_are_none() -> None:
-    """Each ends its own stream with the code that says why; a call beside them is
-    greeted as ever, and nothing of them is left."""
+async def test_malformed_frames() -> None:
+    """Each ends its own stream with the close code for the reason; another call is
+    greeted as usual, and nothing of the client is left."""
 
     async def break_a_frame(target: Target, what: str) -> str:
         client = await open_stream(target)
-        # Without a `stop` a closed line would be waited for.
+        # Without a `stop` the bridge would wait for the caller's return.
         polite = what in BORNE or what == "close, then more"
         last = [stop(client)] if polite else []
         said = [SHAPES[what], *last] if what in BORNE else [*last, SHAPES[what]]
@@ -101,7 +101,8 @@ async def test_frames_that_are_none() -> None:
 
 
 async def test_a_message_in_single_bytes() -> None:
-    """Whoever sends a `stop` a byte a frame, with pings in between, is understood."""
+    """A client that sends a `stop` with one byte per frame, and pings in between, is
+    understood."""
     async with visited() as (place, target):
         client = await open_stream(target)
         text = stop_of(client)
@@ -119,7 +120,8 @@ async def test_a_message_in_single_bytes() -> None:
 
 @pytest.mark.parametrize("kind", [PING, PONG])
 async def test_pings_by_the_thousand(kind: int) -> None:
-    """No phone does that: their call is ended, and another goes on."""
+    """Twilio never does that: the client's call is ended, and another call
+    continues."""
     async with visited() as (place, target):
         client = await open_stream(target)
         async with asyncio.TaskGroup() as tasks:
@@ -134,7 +136,8 @@ async def test_pings_by_the_thousand(kind: int) -> None:
 
 
 async def test_a_message_without_end() -> None:
-    """Fragments that never end are kept up to the size of a message, no further."""
+    """Fragments that never end are stored up to the size limit of a message, no
+    further."""
     async with visited() as (place, target):
         client = await open_stream(target)
         first = frame(TEXT, b"{", fin=False)
@@ -143,9 +146,9 @@ async def test_a_message_without_end() -> None:
         await place.empty()
 
 
-async def test_requests_in_requests() -> None:
-    """Where nobody can tell where a request ends, there is one answer: 400; what is
-    hidden behind it is never taken for a request."""
+async def test_request_smuggling() -> None:
+    """If the end of a request is ambiguous, there is one answer: 400. What is hidden
+    behind it is never handled as a request."""
     async with visited() as (place, target):
         got = {}
         for what, data in hostile_clients.smuggling():
@@ -181,15 +184,17 @@ async def test_connections_that_are_reset() -> None:
     assert read_ruler(call.heard).heard_ms == {1: 500}
 
 
-async def test_a_guest_who_takes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever pings, reads none of the answers and leaves has lost their line: it is no
-    failure of ours."""
+async def test_a_client_that_does_not_read_pongs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client that sends pings, reads no answers and leaves has lost its connection:
+    this is no error of ours."""
     monkeypatch.setattr(server, "SHUTDOWN_SECONDS", 0.1)
     async with visited() as (place, target):
         client = await open_stream(target, small_buffers=True)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         client.writer.write(frame(PING, bytes(125)) * 60_000)
-        await asyncio.sleep(0.5)  # more than the kernel keeps for them
+        await asyncio.sleep(0.5)  # more than the kernel's buffers hold
         client.disconnect(reset=True)
         await asyncio.sleep(0.1)
         failed = place.metric('bridge_calls_total{outcome="bridge_failed"}')

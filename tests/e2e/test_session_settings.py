@@ -1,4 +1,4 @@
-"""What an operator says of a session reaches the model, whole and each time."""
+"""An operator's session settings reach the model, complete and in every session."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ from agents.realtime import RealtimeAgent, RealtimeRunner
 from agents.realtime.model_inputs import RealtimeModelSendRawMessage
 from structlog.testing import capture_logs
 
-import twiml
 from bridge.agent.live import LiveCall
 from bridge.app.routes import Route
 from bridge.model.session_settings import SessionSettings
@@ -16,6 +15,7 @@ from bridge.sim.model import Behaviour, CallTool, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import AGENT, Place, bridge
+from twiml import spoken_texts
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUpStep()
@@ -88,7 +88,7 @@ def updates(place: Place) -> list[dict[str, Any]]:
     return [it["session"] for it in received if it["type"] == "session.update"]
 
 
-async def test_a_routes_session_arrives_whole() -> None:
+async def test_the_session_of_a_route_arrives_whole() -> None:
     """In the first update, and again when another agent takes over."""
     second: RealtimeAgent[Any] = RealtimeAgent(name="second", instructions="Be brief.")
     agent: RealtimeAgent[Any] = RealtimeAgent(name="first", handoffs=[second])
@@ -109,9 +109,9 @@ async def test_a_routes_session_arrives_whole() -> None:
     assert record.ended_by == "caller"
 
 
-async def test_the_codes_settings_lie_under_the_routes() -> None:
-    """What a RealtimeRunner is configured with counts, in the SDK's old names, too,
-    where the route says nothing; formats never do."""
+async def test_the_routes_settings_override_those_of_the_code() -> None:
+    """The settings of a RealtimeRunner, also under the SDK's old names, apply where the
+    route sets nothing; its audio formats never apply."""
     agent: RealtimeAgent[Any] = RealtimeAgent(
         name="desk", instructions="Be kind.", prompt={"id": "pmpt_of_the_agent"}
     )
@@ -150,8 +150,8 @@ async def test_the_codes_settings_lie_under_the_routes() -> None:
 
 
 async def test_a_setting_that_the_model_refuses() -> None:
-    """The operator reads which one it was, the caller hears a sentence: not noise, nor
-    an agent without instructions."""
+    """The operator reads which setting it was. The caller hears a sentence: no noise,
+    and no agent without instructions."""
     session = SessionSettings.read({"extra": {"colour": "red"}})
     behaviour = Behaviour(turns=[[PlayRuler(300)]])
     with capture_logs() as logs:
@@ -161,7 +161,7 @@ async def test_a_setting_that_the_model_refuses() -> None:
             record = await place.caller().call([steps.WaitStep(5)])
             await place.empty()
 
-    assert record.said_by_twilio == [twiml.SORRY]
+    assert record.said_by_twilio == [spoken_texts.SORRY]
     assert record.media_in == []
     [error] = [it for it in logs if it["event"] == "model_error"]
     assert error["code"] == "unknown_parameter"
@@ -170,9 +170,9 @@ async def test_a_setting_that_the_model_refuses() -> None:
 
 
 @pytest.mark.parametrize("through_the_sdk", [False, True])
-async def test_raw_updates_of_the_users(through_the_sdk: bool) -> None:
-    """One that the model refuses leaves the call alive; one that names PCM leaves the
-    phone its mu-law."""
+async def test_raw_updates_of_the_users_code(through_the_sdk: bool) -> None:
+    """An update that the model refuses does not end the call; an update that names PCM
+    does not change the call's mu-law."""
 
     async def send(live: LiveCall, session: dict[str, Any]) -> None:
         session = {"type": "realtime", **session}

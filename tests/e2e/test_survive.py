@@ -1,11 +1,10 @@
-"""A call survives: the model's connection or the caller's stream is lost, and is back.
+"""A call survives the loss of the model connection or of the caller's stream.
 
-Over real sockets; the agent counts, so that every word lost or said twice shows.
+Over real sockets; the agent counts, so that every word that is lost or repeated shows.
 """
 
 import asyncio
 import json
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -13,7 +12,6 @@ from agents import function_tool
 from agents.realtime import RealtimeAgent, realtime_handoff
 from websockets.asyncio.client import connect
 
-import twiml
 from bridge.agent.live import LiveCall
 from bridge.model.sdk_session import PhoneSession
 from bridge.sim import counting
@@ -24,6 +22,8 @@ from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.record import CallRecord
 from tests.e2e.bridge import AGENT, HELLO, Place, bridge
+from tests.support.waiting import until
+from twiml import spoken_texts
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUpStep()
@@ -46,26 +46,19 @@ def counted(turn: int, call: int = 1) -> str:
 
 
 def understood(record: CallRecord) -> str:
-    """The words of the agent's that the caller heard, as often as they did."""
+    """The agent's words that the caller heard, repeats included."""
     said = counting.understood_words(record.heard)
     return counting.text(word for word in said if word.speaker == "agent")
 
 
-async def until(happened: Callable[[], object], seconds: float = 5.0) -> None:
-    limit = monotonic() + seconds
-    while not happened():
-        assert monotonic() < limit, "it did not happen"
-        await asyncio.sleep(0.01)
-
-
 def sent_ms(place: Place) -> float:
-    """Audio of the agent's that the model has sent, in its latest session."""
+    """Audio of the agent that the model has sent in its latest session."""
     items = place.session.items.values() if place.model.sessions else ()
     return sum(item.sent_ms for item in items if item.role == "assistant")
 
 
-class Desk:
-    """The user's agent, and the calls that it had."""
+class AgentFactory:
+    """A callable that returns the agent; keeps the calls for which it was called."""
 
     def __init__(self, agent: RealtimeAgent[Any] = AGENT) -> None:
         self.agent = agent
@@ -77,32 +70,32 @@ class Desk:
 
     @property
     def session(self) -> PhoneSession:
-        """The SDK's, of the only call."""
+        """The SDK's session of the only call."""
         [call] = self.calls
         assert call.session is not None
         return call.session
 
 
-# --- the model's connection ---
+# --- the model connection ---
 
 
-async def test_the_model_is_lost_in_two_answers() -> None:
+async def test_the_model_connection_is_lost_in_two_answers() -> None:
     """A reset, then an expired session: the caller hears both answers to their ends,
-    each word once; the third session knows all that was said, and the SDK's session,
-    which is the same all the time, has each item once."""
-    desk = Desk()
-    async with bridge(COUNTING, agent=desk) as place:
+    each word once. The third session knows all that was said, and the SDK's session,
+    which stays the same, has each item once."""
+    factory = AgentFactory()
+    async with bridge(COUNTING, agent=factory) as place:
         async with asyncio.TaskGroup() as tasks:
             script = [asks(1), LISTEN, asks(2), LISTEN, HANG_UP]
             call = tasks.create_task(place.caller().call(script))
             await until(lambda: sent_ms(place) >= 600)
-            session = desk.session
+            session = factory.session
             place.model.inject(faults.drop)
             await until(lambda: len(place.model.sessions) == 2)
             await until(lambda: place.session.caller_turns and sent_ms(place) >= 600, 9)
             place.model.inject(faults.expire)
             await until(lambda: len(place.model.sessions) == 3)
-            assert desk.session is session
+            assert factory.session is session
         await place.empty()
 
     assert understood(call.result()) == f"{counted(1)} {counted(2)}"
@@ -119,9 +112,9 @@ async def test_the_model_is_lost_in_two_answers() -> None:
     assert place.metric('bridge_calls_total{outcome="caller_hung_up"}') == 1
 
 
-async def test_a_model_that_refuses_twice_and_is_back() -> None:
-    """The caller's sentence, begun before the loss and ended in the gap, is understood
-    and answered."""
+async def test_a_model_that_refuses_two_reconnects() -> None:
+    """A sentence that the caller began before the loss and ended during it is
+    understood and answered."""
     async with bridge(COUNTING) as place:
         async with asyncio.TaskGroup() as tasks:
             script = [steps.WaitStep(0.3), asks(1), LISTEN, HANG_UP]
@@ -140,8 +133,8 @@ async def test_a_model_that_refuses_twice_and_is_back() -> None:
     )
 
 
-async def test_a_model_that_takes_us_no_more() -> None:
-    """A quota that ran out in mid-call is told in words, at once."""
+async def test_a_model_that_refuses_every_reconnect() -> None:
+    """When the quota runs out during a call, the caller hears a sentence at once."""
     async with bridge(Behaviour(turns=[[PlayRuler(3000)]])) as place:
         async with asyncio.TaskGroup() as tasks:
             script = [steps.SayStep(HELLO), steps.WaitStep(8)]
@@ -153,14 +146,14 @@ async def test_a_model_that_takes_us_no_more() -> None:
         waited = monotonic() - began
         await place.empty()
 
-    assert call.result().said_by_twilio == [twiml.SORRY]
+    assert call.result().said_by_twilio == [spoken_texts.SORRY]
     assert len(place.model.refused) == 1 and waited < 2.0
     assert place.metric('bridge_calls_total{outcome="model_refused"}') == 1
 
 
-async def test_a_tool_runs_while_the_model_is_lost() -> None:
-    """It is called once, its result reaches the next session, behind its call; then a
-    handoff still works, and the SDK's session is the one that it was."""
+async def test_a_tool_runs_while_the_model_connection_is_lost() -> None:
+    """The tool is called once, and its result reaches the next session, behind its
+    call. Then a handoff still works, and the SDK's session is the same."""
     called, go_on = asyncio.Event(), asyncio.Event()
     done_by: list[PhoneSession] = []
 
@@ -173,14 +166,14 @@ async def test_a_tool_runs_while_the_model_is_lost() -> None:
 
     @function_tool
     def done() -> str:
-        done_by.append(desk.session)
+        done_by.append(factory.session)
         return "ok"
 
     clerk: RealtimeAgent[Any] = RealtimeAgent(name="clerk", tools=[done])
     first: RealtimeAgent[Any] = RealtimeAgent(
         name="desk", tools=[look_up], handoffs=[realtime_handoff(clerk)]
     )
-    desk = Desk(first)
+    factory = AgentFactory(first)
 
     turns = {
         1: [CallTool("look_up", {})],
@@ -195,11 +188,11 @@ async def test_a_tool_runs_while_the_model_is_lost() -> None:
         return turns[1 + len(results)]
 
     behaviour = Behaviour(answer=step, think_seconds=0.05, speed=20)
-    async with bridge(behaviour, agent=desk, greeting="Go.") as place:
+    async with bridge(behaviour, agent=factory, greeting="Go.") as place:
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(place.caller().call([LISTEN, HANG_UP]))
             await called.wait()
-            session = desk.session
+            session = factory.session
             place.model.inject(faults.drop)
             await until(lambda: len(place.model.sessions) == 2 and place.session.items)
             go_on.set()
@@ -217,7 +210,8 @@ async def test_a_tool_runs_while_the_model_is_lost() -> None:
 
 
 async def test_a_session_is_rolled_over_unheard() -> None:
-    """Two sessions or more, one conversation, and nothing that a caller could hear."""
+    """Two sessions or more, one conversation, and no difference that the caller could
+    hear."""
     async with bridge(COUNTING, session_seconds=1.0, greeting="Go.") as place:
         async with asyncio.TaskGroup() as tasks:
             script = [LISTEN, steps.WaitStep(0.4), asks(1), LISTEN, HANG_UP]
@@ -235,9 +229,10 @@ async def test_a_session_is_rolled_over_unheard() -> None:
 
 
 async def test_a_stream_that_breaks_is_followed_by_another() -> None:
-    """The caller is with the same agent, in the same session, and hears the rest."""
-    desk = Desk()
-    async with bridge(COUNTING, agent=desk) as place:
+    """The caller has the same agent, in the same session, and hears the rest of the
+    answer."""
+    factory = AgentFactory()
+    async with bridge(COUNTING, agent=factory) as place:
         caller = place.caller(notice_seconds=0.2)
         script = [
             asks(1),
@@ -249,7 +244,7 @@ async def test_a_stream_that_breaks_is_followed_by_another() -> None:
         record = await caller.call([*script, HANG_UP])
         await place.empty()
 
-    assert len(record.stream_sids) == 2 and len(desk.calls) == 1
+    assert len(record.stream_sids) == 2 and len(factory.calls) == 1
     assert len(place.model.sessions) == 1
     assert sorted({*understood(record).split()}) == counted(1).split()
     again = len(understood(record).split()) - 3
@@ -258,7 +253,8 @@ async def test_a_stream_that_breaks_is_followed_by_another() -> None:
 
 
 async def test_a_second_stream_takes_over() -> None:
-    """Twilio may not have noticed that the first one is gone: never two voices."""
+    """Twilio may not have closed the first stream yet: the caller never hears two
+    voices."""
     sid = "CA" + "7" * 32
     form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
     start = {"callSid": sid, "mediaFormat": form}

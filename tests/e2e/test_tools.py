@@ -1,4 +1,5 @@
-"""Tools on a call: whatever one does, the model gets an answer and the call goes on."""
+"""Tools in a call: whatever a tool does, the model gets an answer and the call
+continues."""
 
 import asyncio
 import sys
@@ -37,22 +38,22 @@ HANG_UP = steps.HangUpStep()
 
 
 def chain(*calls: Output) -> Behaviour:
-    """Each in an answer of its own, for each tool's result is answered; then speech."""
+    """Each call in its own answer, because each result is answered; then speech."""
     turns: list[Turn] = [*([it] for it in calls), [PlayRuler(300)]]
     return Behaviour(turns=turns, speed=20, think_seconds=0.05)
 
 
 def outputs(place: Place) -> list[str | None]:
-    """What the model was told, in order."""
+    """The tool outputs that the model got, in order."""
     items = place.session.items.values()
     return [it.output for it in items if it.type == "function_call_output"]
 
 
-def desk(*tools: Any) -> RealtimeAgent[Any]:
+def agent_with(*tools: Any) -> RealtimeAgent[Any]:
     return RealtimeAgent(name="desk", tools=list(tools))
 
 
-# --- what works ---
+# --- tools that work ---
 
 
 class Pizza(BaseModel):
@@ -61,8 +62,8 @@ class Pizza(BaseModel):
 
 
 async def test_tools_of_every_kind() -> None:
-    """Plain and async functions, models as arguments, the call as context: each does
-    what it says, and one that is switched off is not offered."""
+    """Plain and async functions, pydantic models as arguments, the call as context:
+    each works, and a tool that is switched off is not offered."""
     seen: list[str] = []
 
     @function_tool
@@ -91,7 +92,7 @@ async def test_tools_of_every_kind() -> None:
         CallTool("order", {"pizza": {"name": "ham"}, "paid": True}),
         CallTool("known", {}),
     )
-    agent = desk(plain, order, known, never)
+    agent = agent_with(plain, order, known, never)
     async with bridge(behaviour, agent=agent, greeting="Go.") as place:
         record = await place.caller().call([LISTEN, HANG_UP])
         await place.empty()
@@ -104,15 +105,15 @@ async def test_tools_of_every_kind() -> None:
     assert not place.session.errors_sent
 
 
-async def test_a_result_nobody_needs_to_hear_of() -> None:
-    """The model learns of it, and the agent does not speak of it."""
+async def test_a_background_result_is_not_spoken_about() -> None:
+    """The model gets the result, and the agent does not speak about it."""
 
     @function_tool
     def note_down(text: str) -> str:
         return background_result({"noted": text})
 
     behaviour = chain(CallTool("note_down", {"text": "ham"}))
-    async with bridge(behaviour, agent=desk(note_down), greeting="Go.") as place:
+    async with bridge(behaviour, agent=agent_with(note_down), greeting="Go.") as place:
         record = await place.caller().call([steps.WaitStep(1.0), HANG_UP])
 
     assert outputs(place) == ['{"noted": "ham"}']
@@ -121,8 +122,8 @@ async def test_a_result_nobody_needs_to_hear_of() -> None:
 
 
 @pytest.mark.parametrize("side_by_side", [True, False])
-async def test_tools_side_by_side_or_in_turn(side_by_side: bool) -> None:
-    """async_tool_calls off: the second begins when the first has ended."""
+async def test_tools_run_in_parallel_or_in_turn(side_by_side: bool) -> None:
+    """Without async_tool_calls the second tool starts when the first has ended."""
     order: list[str] = []
 
     @function_tool
@@ -139,7 +140,7 @@ async def test_tools_side_by_side_or_in_turn(side_by_side: bool) -> None:
     )
     session = SessionSettings.read({"async_tool_calls": side_by_side})
     async with bridge(
-        behaviour, agent=desk(work), greeting="Go.", route=Route(session=session)
+        behaviour, agent=agent_with(work), greeting="Go.", route=Route(session=session)
     ) as place:
         record = await place.caller().call([LISTEN, HANG_UP])
         await place.empty()
@@ -150,7 +151,7 @@ async def test_tools_side_by_side_or_in_turn(side_by_side: bool) -> None:
     assert record.heard
 
 
-# --- what fails ---
+# --- tools that fail ---
 
 
 @tool_input_guardrail
@@ -169,8 +170,8 @@ def refuses(data: ToolInputGuardrailData) -> ToolGuardrailFunctionOutput:
 
 
 async def test_tools_that_fail() -> None:
-    """Whatever a tool does, the model is told, the caller hears of it, and the call
-    goes on; the log names the tool and the kind, not the words."""
+    """However a tool fails, the model is told, the caller hears of it, and the call
+    continues. The log names the tool and the kind of error, not its text."""
 
     @function_tool(failure_error_function=None)
     def broken() -> str:
@@ -219,7 +220,7 @@ async def test_tools_that_fail() -> None:
         *("late", "endless", "strict", "missing"),
     )
     behaviour = chain(*(CallTool(name, {"number": "x"}) for name in names))
-    agent = desk(
+    agent = agent_with(
         *(broken, excused, quits, cancels, guarded, forbidden, rejected, late),
         *(endless, strict),
     )
@@ -262,12 +263,12 @@ async def test_tools_that_fail() -> None:
 
 
 async def test_a_tool_that_blocks_its_thread_does_not_freeze_the_call() -> None:
-    """While a plain function waits for a slow database the agent is heard without a
-    hole, and falls silent at once when the caller speaks."""
+    """While a plain function waits for a slow database, the agent's audio has no gap,
+    and it stops at once when the caller speaks."""
 
     @function_tool
     def block() -> str:
-        time.sleep(1.5)  # until the caller is in mid-sentence
+        time.sleep(1.5)  # until the caller is speaking
         return "done"
 
     behaviour = Behaviour(
@@ -276,7 +277,7 @@ async def test_a_tool_that_blocks_its_thread_does_not_freeze_the_call() -> None:
         speed=3,
         think_seconds=0.05,
     )
-    async with bridge(behaviour, agent=desk(block), greeting="Go.") as place:
+    async with bridge(behaviour, agent=agent_with(block), greeting="Go.") as place:
         script: steps.Script = [
             steps.HearStep(700),
             steps.SayStep(WAIT * 3),
@@ -292,13 +293,13 @@ async def test_a_tool_that_blocks_its_thread_does_not_freeze_the_call() -> None:
     assert outputs(place) == ["done"]
 
 
-# --- what waits for a yes ---
+# --- approvals ---
 
 
 def approving(
     decide: Callable[[LiveCall, CallEvent], Any], agent: RealtimeAgent[Any]
 ) -> Callable[[LiveCall], RealtimeAgent[Any]]:
-    """The agent of a call in which `decide` is called for each that waits."""
+    """The agent of a call in which `decide` is called for each tool call that waits."""
 
     def agent_for(live: LiveCall) -> RealtimeAgent[Any]:
         async def asked(event: CallEvent) -> None:
@@ -311,8 +312,8 @@ def approving(
 
 
 async def test_approvals_by_the_users_code() -> None:
-    """Each is listed with its arguments; a no is told in the words that were given, or
-    in the formatter's; `always` is not asked again."""
+    """Each approval is listed with its arguments. The model gets a refusal with the
+    given text or the formatter's text; after `always` there is no further request."""
     listed: list[tuple[str, str, str]] = []
     ran: list[int] = []
 
@@ -347,7 +348,7 @@ async def test_approvals_by_the_users_code() -> None:
         return f"{args.tool_name} was refused."
 
     runner = RealtimeRunner(
-        desk(pay, refund), config={"tool_error_formatter": formatter}
+        agent_with(pay, refund), config={"tool_error_formatter": formatter}
     )
 
     def agent_for(live: LiveCall) -> RealtimeRunner:
@@ -373,8 +374,8 @@ async def test_approvals_by_the_users_code() -> None:
 @pytest.mark.parametrize(
     ("default", "told"), [("approve", "paid"), ("reject", NOT_APPROVED)]
 )
-async def test_an_approval_that_nobody_gives(default: Any, told: str) -> None:
-    """After the route's time its default is taken: no caller waits for ever."""
+async def test_an_approval_without_a_decision(default: Any, told: str) -> None:
+    """After the route's time limit its default is taken: no caller waits for ever."""
 
     @function_tool(needs_approval=True)
     def pay() -> str:
@@ -382,7 +383,9 @@ async def test_an_approval_that_nobody_gives(default: Any, told: str) -> None:
 
     route = Route(approval=ApprovalRule(seconds=0.4, default=default))
     behaviour = chain(CallTool("pay", {}))
-    async with bridge(behaviour, agent=desk(pay), greeting="Go.", route=route) as place:
+    async with bridge(
+        behaviour, agent=agent_with(pay), greeting="Go.", route=route
+    ) as place:
         record = await place.caller().call([LISTEN, HANG_UP])
         await place.empty()
 
@@ -391,7 +394,7 @@ async def test_an_approval_that_nobody_gives(default: Any, told: str) -> None:
 
 
 async def test_a_call_that_ends_with_approvals_open() -> None:
-    """The caller hangs up while somebody is to approve: nothing of it is left, and the
+    """The caller hangs up while an approval is pending: nothing of it is left, and the
     tool does not run."""
     ran: list[str] = []
     calls: list[LiveCall] = []
@@ -403,7 +406,7 @@ async def test_a_call_that_ends_with_approvals_open() -> None:
 
     def agent_for(live: LiveCall) -> RealtimeAgent[Any]:
         calls.append(live)
-        return desk(pay)
+        return agent_with(pay)
 
     route = Route(approval=ApprovalRule(seconds=30, default="approve"))
     async with bridge(

@@ -1,4 +1,5 @@
-"""What nobody should send: counted, survived, or ended with a clear reason."""
+"""Wrong input from outside: it is counted, survived, or ends the call with a clear
+reason."""
 
 import asyncio
 import json
@@ -12,11 +13,11 @@ from twilio.request_validator import RequestValidator
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-import twiml
 from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import HELLO, Place, bridge
+from twiml import spoken_texts
 
 LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
 TOKEN = "a" * 32
@@ -39,8 +40,8 @@ def media(payload: str = "////", sid: str = "MZ1", timestamp: str = "0") -> str:
     return json.dumps({"event": "media", "streamSid": sid, "media": details})
 
 
-async def test_odd_messages_do_not_hurt_a_call() -> None:
-    """In the midst of rubbish the caller is heard and answered as ever."""
+async def test_malformed_messages_do_not_harm_a_call() -> None:
+    """Between malformed messages the caller is heard and answered as usual."""
     odd = [
         "no json at all",
         "[]",
@@ -69,8 +70,8 @@ async def test_odd_messages_do_not_hurt_a_call() -> None:
     assert place.metric('bridge_protocol_errors_total{side="caller"}') == len(odd)
 
 
-async def test_rubbish_from_the_model_does_not_hurt_a_call() -> None:
-    """What the model sends wrong is counted; what it says right is heard."""
+async def test_malformed_events_of_the_model_do_not_harm_a_call() -> None:
+    """Malformed events are counted; valid events are handled as usual."""
     rubbish: list[str | bytes] = [
         "no json",
         b"binary",
@@ -109,7 +110,7 @@ async def closed(socket: ClientConnection) -> int | None:
 
 
 async def test_media_before_start() -> None:
-    """Audio of nobody is ignored; the start behind it begins the call."""
+    """Audio before `start` is ignored; the `start` behind it begins the call."""
     async with bridge(Behaviour(turns=[[PlayRuler(200)]]), greeting="Hi.") as place:
         async with stream(place) as socket:
             await socket.send('{"event":"connected","protocol":"Call"}')
@@ -125,7 +126,7 @@ async def test_media_before_start() -> None:
 
 
 async def test_a_binary_message() -> None:
-    """Twilio sends text only; binary is counted and ignored."""
+    """Twilio sends text only; a binary message is counted and ignored."""
     async with bridge() as place:
         async with stream(place) as socket:
             await socket.send(json.dumps(START))
@@ -137,8 +138,8 @@ async def test_a_binary_message() -> None:
     assert place.metric('bridge_protocol_errors_total{side="caller"}') == 1
 
 
-async def test_a_message_beyond_all_measure() -> None:
-    """It is not even read: the stream ends with a code that says why."""
+async def test_a_message_that_is_too_large() -> None:
+    """The message is not read: the stream ends with the close code for the reason."""
     async with bridge() as place:
         async with stream(place) as socket:
             await socket.send(json.dumps(START))
@@ -152,7 +153,7 @@ async def test_a_message_beyond_all_measure() -> None:
 
 
 async def test_another_encoding() -> None:
-    """A stream that is no mu-law is ended, before it costs a session."""
+    """A stream that is not mu-law is ended before it starts a session."""
     async with bridge() as place:
         async with stream(place) as socket:
             start: dict[str, Any] = json.loads(json.dumps(START))
@@ -164,7 +165,7 @@ async def test_another_encoding() -> None:
     assert place.model.sessions == []
 
 
-# --- who may come in ---
+# --- admission ---
 
 
 async def _post(url: str, form: dict[str, str], **headers: str) -> tuple[int, str]:
@@ -175,8 +176,8 @@ async def _post(url: str, form: dict[str, str], **headers: str) -> tuple[int, st
         return answer.status, await answer.text()
 
 
-async def test_only_twilio_gets_in() -> None:
-    """Unsigned or wrongly signed requests get nothing: no TwiML, no session."""
+async def test_only_twilios_requests_are_accepted() -> None:
+    """Unsigned or wrongly signed requests get no TwiML and start no session."""
     signer = RequestValidator(TOKEN)
     account = "AC" + "0" * 32
     form = {"CallSid": "CA1", "From": "+15551230001", "To": "+15557650002"}
@@ -205,7 +206,7 @@ async def test_only_twilio_gets_in() -> None:
 
 
 async def test_a_signed_call() -> None:
-    """With the right token a call comes through, webhook and handshake signed."""
+    """With the right token a call is accepted, webhook and handshake signed."""
     async with bridge(
         Behaviour(turns=[[PlayRuler(300)]]), public_url=PUBLIC, twilio_auth_token=TOKEN
     ) as place:
@@ -215,8 +216,8 @@ async def test_a_signed_call() -> None:
     assert read_ruler(record.heard).heard_ms == {1: 300}
 
 
-async def test_what_is_no_form() -> None:
-    """A body that Twilio would not send is refused as such."""
+async def test_a_body_that_is_not_a_form() -> None:
+    """A body that Twilio would not send is refused with the status for it."""
     async with bridge() as place, aiohttp.ClientSession() as session:
         for body, kind, status in (
             (b"a=1", "text/plain", 415),
@@ -236,8 +237,9 @@ async def test_what_is_no_form() -> None:
             assert answer.status == 400
 
 
-async def test_a_full_house() -> None:
-    """One call more than fits is told so; the upgrade gets 503 for the balancer."""
+async def test_one_call_too_many() -> None:
+    """The caller hears that all lines are busy; the WebSocket handshake gets 503, for
+    the load balancer."""
     async with bridge(Behaviour(turns=[[PlayRuler(500)]]), max_calls=1) as place:
         async with stream(place) as socket:
             await socket.send(json.dumps(START))
@@ -254,11 +256,11 @@ async def test_a_full_house() -> None:
             await socket.send(STOP)
         await place.empty()
 
-    assert record.said_by_twilio == [twiml.BUSY]
+    assert record.said_by_twilio == [spoken_texts.BUSY]
 
 
 async def test_health_and_metrics() -> None:
-    """An operator's probes find the process alive, ready, and its metrics."""
+    """An operator's probes find the process alive and ready, and read its metrics."""
     async with bridge() as place, aiohttp.ClientSession() as session:
         for path in ("/healthz", "/readyz"):
             async with session.get(place.url + path) as answer:
@@ -278,7 +280,8 @@ async def test_health_and_metrics() -> None:
 
 
 async def test_a_caller_with_an_endless_address() -> None:
-    """A SIP address too long for a parameter is left out; the call comes through."""
+    """A SIP address that is too long for a parameter is left out; the call is
+    accepted."""
     form = {"CallSid": "CA1", "From": "sip:" + "x" * 600, "To": "+15557650002"}
     async with bridge() as place:
         status, text = await _post(f"{place.url}/voice", form)
@@ -288,8 +291,8 @@ async def test_a_caller_with_an_endless_address() -> None:
     assert "sip:" not in text and "+15557650002" in text
 
 
-async def test_a_form_that_is_none() -> None:
-    """Bytes that are no text are refused as such, signed or not."""
+async def test_a_form_that_is_not_text() -> None:
+    """Bytes that are not text are refused with the status for it, signed or not."""
     kind = {"Content-Type": "application/x-www-form-urlencoded; charset=foo"}
     async with bridge() as place, aiohttp.ClientSession() as session:
         url = f"{place.url}/voice"
@@ -298,9 +301,9 @@ async def test_a_form_that_is_none() -> None:
 
 
 async def test_the_next_step_of_an_unknown_call() -> None:
-    """Whoever holds the line though nothing is known of the call hears a word."""
+    """A caller whose call is unknown to the bridge hears a sentence."""
     async with bridge() as place:
         status, text = await _post(f"{place.url}/voice/next", {"CallSid": "CAxyz"})
 
     assert status == 200
-    assert twiml.SORRY in text
+    assert spoken_texts.SORRY in text

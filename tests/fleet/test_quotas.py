@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from bridge.app import quotas
+from bridge.app.dial_permissions import may_dial
 from bridge.app.quotas import (
     CALL_SECONDS,
     WITHHELD,
     WITHHELD_SHARE,
     Quotas,
-    may_dial,
     reporting,
 )
 from bridge.fleet import Registry

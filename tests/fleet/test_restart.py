@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-import twiml
 from bridge.app.routes import Route, Routes
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode
@@ -19,6 +18,7 @@ from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import AGENT, HELLO
 from tests.fleet.redis_server import RedisServer
+from twiml import spoken_texts
 
 PAUSE_SECONDS = 2
 TALK: steps.Script = [
@@ -78,7 +78,7 @@ async def test_the_caller_waits_and_goes_on(server: RedisServer) -> None:
     """One sentence, a pause, and the agent is there again, with the conversation."""
     record, _ = await recreated(server)
 
-    assert record.said_by_twilio == [twiml.MOMENT]
+    assert record.said_by_twilio == [spoken_texts.MOMENT]
     assert record.ended_by == "caller" and len(record.streams) == 2
     assert any(run.start > record.streams[1].began_at for run in record.runs())
 
@@ -87,7 +87,7 @@ async def test_nobody_starts_again(server: RedisServer) -> None:
     """The instance is not coming back: Twilio finds nobody, and the call ends."""
     record, _ = await recreated(server, starts_again=False)
 
-    assert record.said_by_twilio == [twiml.MOMENT]
+    assert record.said_by_twilio == [spoken_texts.MOMENT]
     assert record.ended_by.startswith("error: 11205")
 
 
@@ -96,7 +96,7 @@ async def test_a_fallback_number_is_dialled(server: RedisServer) -> None:
     record, _ = await recreated(server, route=Route(fallback=NUMBER))
 
     assert record.dialled == NUMBER
-    assert record.said_by_twilio == [twiml.SORRY_CONNECTING]
+    assert record.said_by_twilio == [spoken_texts.SORRY_CONNECTING]
 
 
 async def test_a_language_of_its_own(server: RedisServer) -> None:
@@ -111,7 +111,7 @@ async def test_redis_is_away_as_well(server: RedisServer) -> None:
     """A new instance would know nothing of the call, so it ends with an apology."""
     record, _ = await recreated(server, redis_away=True, starts_again=False)
 
-    assert record.said_by_twilio == [twiml.SORRY]
+    assert record.said_by_twilio == [spoken_texts.SORRY]
 
 
 async def test_a_caller_who_hangs_up_meanwhile(server: RedisServer) -> None:

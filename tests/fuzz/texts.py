@@ -50,7 +50,7 @@ CALLER_TAGS = [
 CALLER_REASONS = {
     "message too large",
     "media payload is not base64",
-    "message without an event",
+    "message has no event field",
     "message is no JSON",
     "unknown event",
     *(f"{tag} message of the wrong shape" for tag in CALLER_TAGS),
@@ -120,7 +120,7 @@ MODEL_TAGS = [
     if kind is not realtime_events.Other
 ]
 MODEL_REASONS = {
-    "event without a type",
+    "event has no type field",
     "event is no JSON",
     "audio delta too large",
     "audio delta is not base64",

@@ -1,4 +1,4 @@
-"""Connections before they are calls: on real sockets, from two addresses."""
+"""Connections that are not calls: real sockets, from two client addresses."""
 
 import asyncio
 import gc
@@ -24,8 +24,10 @@ from bridge.http.connection_guard import GRACE_SECONDS, ConnectionGuard, secure_
 HERE = "127.0.0.1"
 ELSEWHERE = "127.0.0.2"
 QUICK = Limits(start_seconds=0.3, send_seconds=0.2)
-GOOD = b"GET /hello HTTP/1.1\r\nHost: here\r\n\r\n"
-UNFINISHED = b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\nFrom="
+GOOD_REQUEST = b"GET /hello HTTP/1.1\r\nHost: here\r\n\r\n"
+UNFINISHED_REQUEST = (
+    b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\nFrom="
+)
 UPGRADE = (
     b"GET /media HTTP/1.1\r\nHost: here\r\n"
     b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -34,8 +36,8 @@ UPGRADE = (
 BIG = 8 << 20
 
 
-class Services:
-    """Something that answers, behind doors."""
+class GuardedServer:
+    """A small server behind a connection guard."""
 
     def __init__(self, limits: Limits, trusted: Iterable[str] = ()) -> None:
         self.hits: Counter[str] = Counter()
@@ -43,10 +45,10 @@ class Services:
             limits, [ip_network(it) for it in trusted], self._hit
         )
         self.port = 0
-        self.asked: list[str] = []
+        self.bodies: list[str] = []
         """Bodies of the requests that were answered."""
-        self.seen: list[tuple[str, bool]] = []
-        """Who asked, and whether directly."""
+        self.clients: list[tuple[str, bool]] = []
+        """(client address, whether it is direct) of each request."""
 
     def _hit(self, limit: str) -> None:
         assert limit in HITS
@@ -59,7 +61,7 @@ class Services:
                 web.route("*", "/hello", self.hello),
                 web.get("/big", self.big),
                 web.get("/media", self.media),
-                web.get("/waits", self.waits),
+                web.get("/slow", self.slow),
                 web.get("/broken", self.broken),
             ]
         )
@@ -67,9 +69,9 @@ class Services:
         return app
 
     async def hello(self, request: web.Request) -> web.Response:
-        self.asked.append(await request.text())
-        self.seen.append(
-            (self.guard.address_of(request), self.guard.came_directly(request))
+        self.bodies.append(await request.text())
+        self.clients.append(
+            (self.guard.address_of(request), self.guard.is_direct(request))
         )
         return web.Response(text="hello")
 
@@ -77,15 +79,15 @@ class Services:
         return web.Response(body=bytes(BIG))
 
     async def media(self, request: web.Request) -> web.WebSocketResponse:
-        """A call begins with its first message, and says everything twice."""
+        """Becomes a call with its first message; echoes every message."""
         stream = web.WebSocketResponse()
         await stream.prepare(request)
         async for message in stream:
-            self.guard.in_call(request)
+            self.guard.exempt_from_limits(request)
             await stream.send_str(message.data)
         return stream
 
-    async def waits(self, request: web.Request) -> web.Response:
+    async def slow(self, request: web.Request) -> web.Response:
         await asyncio.sleep(0.5)
         return web.Response()
 
@@ -100,35 +102,37 @@ class Services:
 
 
 @asynccontextmanager
-async def services(
+async def guarded_server(
     limits: Limits = QUICK, trusted: Iterable[str] = (), host: str = HERE
-) -> AsyncIterator[Services]:
-    """Nothing of its connections may be left behind it."""
+) -> AsyncIterator[GuardedServer]:
+    """Checks that no connection, task, timer or error is left behind."""
     before = asyncio.all_tasks()
     errors: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: errors.append(context))
-    there = Services(limits, trusted)
-    runner = web.AppRunner(there.application(), access_log=None, shutdown_timeout=1)
+    server = GuardedServer(limits, trusted)
+    runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1)
     await runner.setup()
-    there.port = await there.guard.listen(runner, host, 0)
+    server.port = await server.guard.listen(runner, host, 0)
     try:
-        yield there
+        yield server
     finally:
         since = time.monotonic()
-        await there.guard.close()
+        await server.guard.close()
         await runner.cleanup()
         await asyncio.sleep(0.01)
         assert time.monotonic() - since < 2, "closing took its time"
     assert errors == []
-    assert there.guard.waiting == 0
+    assert server.guard.waiting == 0
     assert asyncio.all_tasks() <= before
-    visitors = [it for it in gc.get_objects() if type(it).__name__ == "_Visitor"]
-    assert not [it for it in visitors if it._guard is there.guard and it._timer]
+    connections = [
+        it for it in gc.get_objects() if type(it).__name__ == "GuardedConnection"
+    ]
+    assert not [it for it in connections if it._guard is server.guard and it._timer]
 
 
 @asynccontextmanager
-async def knock(
+async def client(
     port: int, send: bytes = b"", origin: str = HERE
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     reader, writer = await asyncio.open_connection(
@@ -142,31 +146,31 @@ async def knock(
 
 
 async def answer(reader: asyncio.StreamReader) -> str:
-    """All of it, until the connection is closed."""
+    """The whole answer, until the connection is closed."""
     async with asyncio.timeout(3):
         return (await reader.read()).decode()
 
 
-async def ask(port: int, *pieces: bytes) -> str:
-    async with knock(port) as (reader, writer):
+async def request_raw(port: int, *pieces: bytes) -> str:
+    async with client(port) as (reader, writer):
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(0)
         return await answer(reader)
 
 
-async def good(port: int) -> float:
-    """How long an honest request takes."""
+async def good_request(port: int) -> float:
+    """Seconds that a correct request takes."""
     since = time.monotonic()
-    assert (await ask(port, GOOD)).endswith("hello")
+    assert (await request_raw(port, GOOD_REQUEST)).endswith("hello")
     return time.monotonic() - since
 
 
 @asynccontextmanager
-async def crowd(
+async def flood(
     port: int, count: int, origin: str, send: bytes = b""
 ) -> AsyncIterator[list[socket.socket]]:
-    """Connections that say so much and no more."""
+    """Connections that send only `send`."""
     sockets = []
     loop = asyncio.get_running_loop()
     try:
@@ -178,89 +182,94 @@ async def crowd(
             await loop.sock_connect(it, (HERE, port))
             if send:
                 await loop.sock_sendall(it, send)
-        await asyncio.sleep(2 * GRACE_SECONDS)  # until who is too many is sent away
+        await asyncio.sleep(2 * GRACE_SECONDS)  # until the surplus is dropped
         yield sockets
     finally:
         for it in sockets:
             it.close()
 
 
-# --- those who only stand there ---
+# --- silent connections ---
 
 
 @pytest.mark.parametrize("origin", [HERE, ELSEWHERE])
 @pytest.mark.parametrize(
     "send",
-    [b"", b"GET /hello HTT", UNFINISHED],
+    [b"", b"GET /hello HTT", UNFINISHED_REQUEST],
     ids=["idle", "half a head", "no body"],
 )
-async def test_a_thousand_who_say_nothing(origin: str, send: bytes) -> None:
-    """Callers get in at once, also from the address that the thousand come from."""
+async def test_a_thousand_silent_connections_keep_no_caller_out(
+    origin: str, send: bytes
+) -> None:
+    """Callers are served at once, even from the address of the thousand connections."""
     limits = Limits()
-    async with services(limits) as there, crowd(there.port, 1000, origin, send):
-        assert there.guard.waiting == limits.waiting_per_address
-        assert await good(there.port) < 0.2
-        assert there.hits["sockets_of_address"] >= 900
-        assert there.hits["sockets"] == 0
+    async with guarded_server(limits) as server, flood(server.port, 1000, origin, send):
+        assert server.guard.waiting == limits.waiting_per_address
+        assert await good_request(server.port) < 0.2
+        assert server.hits["sockets_of_address"] >= 900
+        assert server.hits["sockets"] == 0
 
 
-async def test_a_thousand_from_many_addresses() -> None:
-    """The number of all is limited, too, and the same holds."""
+async def test_connections_from_many_addresses_are_limited_in_total() -> None:
+    """The total is limited too, and callers are still served at once."""
     limits = Limits(waiting_sockets=200, waiting_per_address=150)
     async with (
-        services(limits) as there,
-        crowd(there.port, 140, HERE),
-        crowd(there.port, 140, ELSEWHERE, UPGRADE),
-        crowd(there.port, 140, "127.0.0.3"),
+        guarded_server(limits) as server,
+        flood(server.port, 140, HERE),
+        flood(server.port, 140, ELSEWHERE, UPGRADE),
+        flood(server.port, 140, "127.0.0.3"),
     ):
-        assert there.guard.waiting == 200
-        assert await good(there.port) < 0.2
-        assert there.hits["sockets"] >= 220
-        assert there.hits["sockets_of_address"] == 0
+        assert server.guard.waiting == 200
+        assert await good_request(server.port) < 0.2
+        assert server.hits["sockets"] >= 220
+        assert server.hits["sockets_of_address"] == 0
 
 
-async def test_those_who_come_in_one_turn_are_heard() -> None:
-    """Hundreds are accepted at once, and each has sent all of its request: nobody is
-    sent away unread, though there is place for ten."""
-    async with services(Limits(waiting_sockets=100, waiting_per_address=10)) as there:
-        first = await asyncio.gather(*(good(there.port) for _ in range(15)))
+async def test_complete_requests_accepted_in_one_turn_are_answered() -> None:
+    """Hundreds of connections may be accepted in one turn of the loop, each with a
+    complete request: none is dropped unread, although the limit is ten."""
+    async with guarded_server(
+        Limits(waiting_sockets=100, waiting_per_address=10)
+    ) as server:
+        first = await asyncio.gather(*(good_request(server.port) for _ in range(15)))
         assert len(first) == 15
-        assert not there.hits
+        assert not server.hits
 
 
-async def test_a_proxy_of_ours_may_have_many() -> None:
-    """All of the world comes through it: it is not counted as one."""
+async def test_a_trusted_proxy_is_not_limited_as_one_client() -> None:
+    """A trusted proxy carries the traffic of all clients, so it is not limited as
+    one."""
     limits = Limits(waiting_per_address=5)
     async with (
-        services(limits, ["127.0.0.2/32"]) as there,
-        crowd(there.port, 20, ELSEWHERE),
+        guarded_server(limits, ["127.0.0.2/32"]) as server,
+        flood(server.port, 20, ELSEWHERE),
     ):
-        assert await good(there.port) < 0.2
-        assert there.guard.waiting == 20
-        assert not there.hits
+        assert await good_request(server.port) < 0.2
+        assert server.guard.waiting == 20
+        assert not server.hits
 
 
 async def test_calls_are_not_counted() -> None:
-    """However many there are, and whoever knocks: nobody is cut off."""
+    """Running calls are never dropped, however many connections come in."""
     limits = Limits(waiting_sockets=3, waiting_per_address=3)
-    async with services(limits) as there:
-        url = f"ws://{HERE}:{there.port}/media"
+    async with guarded_server(limits) as server:
+        url = f"ws://{HERE}:{server.port}/media"
         async with connect(url) as one, connect(url) as other:
             for it in (one, other):
                 await it.send("start")
                 assert await it.recv() == "start"
-            assert there.guard.waiting == 0
-            async with crowd(there.port, 20, HERE):
+            assert server.guard.waiting == 0
+            async with flood(server.port, 20, HERE):
                 for it in (one, other):
                     await it.send("media")
                     assert await it.recv() == "media"
 
 
-async def test_streams_that_do_not_start_make_place() -> None:
-    """Handshakes of which nothing comes keep nobody out; the oldest goes first."""
+async def test_streams_without_a_start_are_dropped() -> None:
+    """Handshakes without a `start` keep no caller out; the oldest is dropped first."""
     limits = Limits(waiting_sockets=3)
-    async with services(limits) as there:
-        url = f"ws://{HERE}:{there.port}/media"
+    async with guarded_server(limits) as server:
+        url = f"ws://{HERE}:{server.port}/media"
         async with connect(url) as first, connect(url), connect(url):
             async with connect(url) as last:
                 await asyncio.sleep(2 * GRACE_SECONDS)
@@ -268,85 +277,86 @@ async def test_streams_that_do_not_start_make_place() -> None:
                 assert await last.recv() == "start"
             with pytest.raises(ConnectionClosed):
                 await first.recv()
-        assert there.hits["sockets"] == 1
+        assert server.hits["sockets"] == 1
 
 
-async def test_the_one_who_makes_place_is_told() -> None:
-    """A client that was only slow knows that it may try again."""
+async def test_a_dropped_connection_gets_503() -> None:
+    """A client that was only slow learns that it may try again."""
     async with (
-        services(Limits(waiting_sockets=1)) as there,
-        knock(there.port, b"GET") as (reader, _),
-        knock(there.port),
+        guarded_server(Limits(waiting_sockets=1)) as server,
+        client(server.port, b"GET") as (reader, _),
+        client(server.port),
     ):
         assert (await answer(reader)).startswith("HTTP/1.1 503 ")
 
 
-# --- those who are slow ---
+# --- slow clients ---
 
 
 @pytest.mark.parametrize("send", [b"", b"GET /hello HTTP/1.1\r\nHost: h\r\n"])
-async def test_a_request_that_does_not_come(send: bytes) -> None:
-    """It is told so when the time is over."""
-    async with services() as there:
+async def test_an_incomplete_request_gets_408(send: bytes) -> None:
+    """The client gets 408 when the time is over."""
+    async with guarded_server() as server:
         since = time.monotonic()
-        assert (await ask(there.port, send)).startswith("HTTP/1.1 408 ")
+        assert (await request_raw(server.port, send)).startswith("HTTP/1.1 408 ")
         assert 0.2 < time.monotonic() - since < 1
-        assert there.hits == {"request_slow": 1}
-        await there.empty()
+        assert server.hits == {"request_slow": 1}
+        await server.empty()
 
 
 async def test_slow_loris() -> None:
-    """Header after header, each in time: all of them are to be there in time."""
+    """Many headers, each in time, do not extend the time for the whole head."""
     async with (
-        services() as there,
-        knock(there.port, b"GET / HTTP/1.1\r\n") as (_, writer),
+        guarded_server() as server,
+        client(server.port, b"GET / HTTP/1.1\r\n") as (_, writer),
     ):
         since = time.monotonic()
-        while there.hits["request_slow"] == 0:
+        while server.hits["request_slow"] == 0:
             assert time.monotonic() - since < 1
             writer.write(b"X: y\r\n")
             await asyncio.sleep(0.02)
 
 
-async def test_a_second_request_does_not_wait() -> None:
-    """A connection is closed behind its answer: there is nothing to be slow with."""
-    async with services() as there:
-        text = await ask(there.port, GOOD + GOOD)
+async def test_one_request_per_connection() -> None:
+    """The connection is closed after its answer, so a second request cannot be slow."""
+    async with guarded_server() as server:
+        text = await request_raw(server.port, GOOD_REQUEST + GOOD_REQUEST)
         assert text.count("hello") == 1
         assert "\r\nConnection: close\r\n" in text
 
 
-async def test_an_answer_that_nobody_reads() -> None:
-    """It is given up, and not kept in memory until the kernel gives up."""
+async def test_an_answer_that_is_not_read_is_given_up() -> None:
+    """The answer is given up early; otherwise it would stay in memory until TCP gives
+    up."""
     limits = replace(QUICK, start_seconds=5)
-    async with services(limits) as there:
+    async with guarded_server(limits) as server:
         it = socket.socket()
         it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        it.connect((HERE, there.port))
-        it.sendall(GOOD.replace(b"hello", b"big"))
+        it.connect((HERE, server.port))
+        it.sendall(GOOD_REQUEST.replace(b"hello", b"big"))
         await asyncio.sleep(0.1)
-        assert there.guard.waiting == 1
-        await there.empty()
-        assert there.hits == {"answer_slow": 1}
+        assert server.guard.waiting == 1
+        await server.empty()
+        assert server.hits == {"answer_slow": 1}
         it.close()
 
 
-async def test_an_answer_that_is_read_slowly() -> None:
-    """Somebody on a thin line gets all of it."""
+async def test_an_answer_that_is_read_slowly_is_sent_completely() -> None:
+    """A client on a slow network gets the whole answer."""
     async with (
-        services(replace(QUICK, send_seconds=0.4)) as there,
-        knock(there.port, GOOD.replace(b"hello", b"big")) as (reader, _),
+        guarded_server(replace(QUICK, send_seconds=0.4)) as server,
+        client(server.port, GOOD_REQUEST.replace(b"hello", b"big")) as (reader, _),
     ):
         got = 0
         async with asyncio.timeout(10):
             while piece := await reader.read(1 << 18):
                 got += len(piece)
-                await asyncio.sleep(0.04)  # longer than that in all
+                await asyncio.sleep(0.04)  # longer in total than `send_seconds`
         assert got > BIG
-        assert not there.hits
+        assert not server.hits
 
 
-# --- heads ---
+# --- request heads ---
 
 
 @pytest.mark.parametrize(
@@ -359,35 +369,39 @@ async def test_an_answer_that_is_read_slowly() -> None:
     ids=["many", "a long one", "a long name"],
 )
 @pytest.mark.parametrize("split", [False, True])
-async def test_a_head_that_is_too_large(fields: bytes, split: bool) -> None:
-    """It is refused as soon as it is, with its name."""
+async def test_a_head_that_is_too_large_gets_431(fields: bytes, split: bool) -> None:
+    """The client gets 431 as soon as the limit is reached, and the limit is counted."""
     pieces = [fields[i : i + 1000] for i in range(0, len(fields), 1000)]
-    async with services() as there:
-        head = GOOD[:-2]
-        text = await ask(there.port, head, *(pieces if split else [fields]), b"\r\n")
+    async with guarded_server() as server:
+        head = GOOD_REQUEST[:-2]
+        text = await request_raw(
+            server.port, head, *(pieces if split else [fields]), b"\r\n"
+        )
         assert text.startswith("HTTP/1.1 431 ")
-        assert there.hits == {"header_bytes": 1}
-        assert not there.asked
+        assert server.hits == {"header_bytes": 1}
+        assert not server.bodies
 
 
-async def test_a_line_that_aiohttp_does_not_take() -> None:
-    """Where the limit of all is larger than that of one, it is the same answer."""
-    async with services(replace(QUICK, header_bytes=64 * 1024)) as there:
+async def test_a_header_line_that_is_too_long_for_aiohttp_gets_431() -> None:
+    """If a single line is too long for aiohttp, the answer is the same."""
+    async with guarded_server(replace(QUICK, header_bytes=64 * 1024)) as server:
         long = b"X: " + b"y" * 20_000 + b"\r\n\r\n"
-        assert (await ask(there.port, GOOD[:-2] + long)).startswith("HTTP/1.0 431 ")
-        assert there.hits == {"header_bytes": 1}
+        assert (await request_raw(server.port, GOOD_REQUEST[:-2] + long)).startswith(
+            "HTTP/1.0 431 "
+        )
+        assert server.hits == {"header_bytes": 1}
 
 
 async def test_a_head_byte_by_byte() -> None:
-    """Whoever sends so is answered all the same, body and all."""
+    """A request that arrives byte by byte is answered, with its body."""
     request = (
         b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n"
         b"X: \xe4\r\n\r\nabcde"
     )
-    async with services() as there:
+    async with guarded_server() as server:
         pieces = [request[i : i + 1] for i in range(len(request))]
-        assert (await ask(there.port, *pieces)).endswith("hello")
-        assert there.asked == ["abcde"]
+        assert (await request_raw(server.port, *pieces)).endswith("hello")
+        assert server.bodies == ["abcde"]
 
 
 @pytest.mark.parametrize(
@@ -396,10 +410,10 @@ async def test_a_head_byte_by_byte() -> None:
         b"GET /hello HTTP/1.1\nHost: here\n\n",
         b"GET /hello HTTP/1.1\r\nHost: here\n\r\n",
         b"GET /hello HTTP/1.1\r\nX: y\n\nGET /hello HTTP/1.1\r\n\r\n",
-        b"\r\n\r\n" + GOOD,
-        b"\r\n" + GOOD,
-        b"\n" + GOOD,
-        b" " + GOOD,
+        b"\r\n\r\n" + GOOD_REQUEST,
+        b"\r\n" + GOOD_REQUEST,
+        b"\n" + GOOD_REQUEST,
+        b" " + GOOD_REQUEST,
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET /hello\r\n\r\n",
@@ -417,136 +431,145 @@ async def test_a_head_byte_by_byte() -> None:
         b"POST /hello HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: xchunked\r\n\r\n",
     ],
 )
-async def test_what_is_no_request(
+async def test_malformed_requests_get_400(
     send: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What two parsers may read in two ways is refused; nobody fills the log with it,
-    and the answer does not say what we are made of."""
-    async with services() as there:
-        text = await ask(there.port, send)
+    """A request that two parsers may read differently is refused. It is not logged, and
+    the answer does not name the server's software."""
+    async with guarded_server() as server:
+        text = await request_raw(server.port, send)
         assert text.startswith(("HTTP/1.1 400 ", "HTTP/1.0 400 "))
         assert "\r\nServer: bridge\r\n" in text
-        assert not there.asked
+        assert not server.bodies
     assert not caplog.records
 
 
 async def test_expect_100() -> None:
-    """A client that asks before it sends its body is told to."""
-    async with services() as there:
+    """A client that sends `Expect` gets `100 Continue` before it sends its body."""
+    async with guarded_server() as server:
         request = (
             b"POST /hello HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n"
             b"Expect: 100-continue\r\n\r\n"
         )
-        async with knock(there.port, request) as (reader, writer):
+        async with client(server.port, request) as (reader, writer):
             assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")
             writer.write(b"abcde")
             assert (await answer(reader)).endswith("hello")
 
 
 async def test_http_1_0() -> None:
-    """Old checks of health work, and do not stay."""
-    async with services() as there:
-        text = await ask(
-            there.port, b"GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    """Old health checks work, and their connections are closed."""
+    async with guarded_server() as server:
+        text = await request_raw(
+            server.port, b"GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
         )
         assert text.startswith("HTTP/1.0 200 ")
         assert "keep-alive" not in text
 
 
-async def test_what_stands_behind_a_handshake() -> None:
-    """A client that sends its first message with the handshake loses nothing."""
-    async with services() as there:
+async def test_data_sent_together_with_a_handshake_arrives() -> None:
+    """A client that sends its first message together with the handshake loses
+    nothing."""
+    async with guarded_server() as server:
         masked = b"\x81\x85\x00\x00\x00\x00start"
-        async with knock(there.port, UPGRADE + masked) as (reader, _):
+        async with client(server.port, UPGRADE + masked) as (reader, _):
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 101 ")
             assert b"Connection: close" not in head
             assert await reader.readexactly(7) == b"\x81\x05start"
 
 
-# --- those who leave ---
+# --- clients that leave ---
 
 
 @pytest.mark.parametrize(
     "send",
-    [b"", b"GET", GOOD, UPGRADE, GOOD.replace(b"hello", b"waits")],
+    [b"", b"GET", GOOD_REQUEST, UPGRADE, GOOD_REQUEST.replace(b"hello", b"slow")],
     ids=["nothing", "half", "request", "stream", "waiting"],
 )
-async def test_abrupt_resets(send: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """They leave neither a connection nor a line in the log."""
-    async with services() as there:
-        async with crowd(there.port, 50, HERE, send) as sockets:
+async def test_reset_connections_leave_nothing_behind(
+    send: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reset connections leave neither a socket nor a log line behind."""
+    async with guarded_server() as server:
+        async with flood(server.port, 50, HERE, send) as sockets:
             for it in sockets:
                 linger = struct.pack("ii", 1, 0)  # RST
                 it.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        await there.empty()
-        assert await good(there.port) < 0.2
+        await server.empty()
+        assert await good_request(server.port) < 0.2
     assert not caplog.records
 
 
-async def test_a_connection_that_is_half_closed() -> None:
-    """Whoever has said that nothing more comes, before it was a request, is gone."""
-    async with services(Limits()) as there, knock(there.port, b"GET") as (_, writer):
+async def test_a_half_closed_connection_is_dropped() -> None:
+    """A client that closes its sending side before the request is complete is
+    dropped."""
+    async with (
+        guarded_server(Limits()) as server,
+        client(server.port, b"GET") as (_, writer),
+    ):
         writer.write_eof()
-        await there.empty()
+        await server.empty()
 
 
-async def test_doors_close_on_whoever_has_not_asked() -> None:
-    """A deploy waits neither for those nor for whoever waits for an answer."""
-    async with services(Limits()) as there:
-        waits = GOOD.replace(b"hello", b"waits")
-        async with crowd(there.port, 20, HERE), knock(there.port, waits):
+async def test_closing_drops_connections_without_a_request() -> None:
+    """A shutdown does not wait for clients that have sent no request."""
+    async with guarded_server(Limits()) as server:
+        slow = GOOD_REQUEST.replace(b"hello", b"slow")
+        async with flood(server.port, 20, HERE), client(server.port, slow):
             await asyncio.sleep(0.05)
-            assert there.guard.waiting == 21
-            await there.guard.close()
-            assert there.guard.waiting == 1
+            assert server.guard.waiting == 21
+            await server.guard.close()
+            assert server.guard.waiting == 1
             with pytest.raises(OSError):
-                await good(there.port)
+                await good_request(server.port)
 
 
-async def test_an_address_that_is_taken() -> None:
-    """It is said at the start."""
-    async with services() as there, services() as other:
+async def test_an_address_in_use_raises_oserror() -> None:
+    """The error is raised when the server starts."""
+    async with guarded_server() as server, guarded_server() as other:
         runner = web.AppRunner(web.Application())
         await runner.setup()
         with pytest.raises(OSError):
-            await other.guard.listen(runner, HERE, there.port)
+            await other.guard.listen(runner, HERE, server.port)
         await runner.cleanup()
 
 
-async def test_what_breaks_here(caplog: pytest.LogCaptureFixture) -> None:
-    """A mistake of ours is told in the log, and not to whoever asked."""
-    async with services() as there:
-        text = await ask(there.port, GOOD.replace(b"hello", b"broken"))
+async def test_a_bug_in_a_handler_gets_500(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug is reported in the log and not in the answer."""
+    async with guarded_server() as server:
+        text = await request_raw(server.port, GOOD_REQUEST.replace(b"hello", b"broken"))
         assert text.startswith("HTTP/1.1 500 ")
         assert "mend" not in text
         assert "\r\nServer: bridge\r\n" in text
     assert "ours to mend" in caplog.text
 
 
-# --- who asks ---
+# --- client addresses ---
 
 
-async def test_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of one subscriber is one address: it has more than could be counted."""
+async def test_an_ipv6_network_counts_as_one_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A /64 network counts as one client, because one subscriber has all of it."""
     subscriber = [f"2001:db8:0:1::{n}" for n in range(5)]
     peers = iter([*subscriber, "2001:db8:0:2::1", "2001:db8:0:3::1"])
     accept = socket.socket.accept
 
     def accept_from_peer(it: socket.socket) -> tuple[socket.socket, Any]:
-        """The kernel may have no IPv6, so only the address is of it."""
+        """The kernel may have no IPv6, so only the reported address is IPv6."""
         connection, _ = accept(it)
         return connection, (next(peers), 40000, 0, 0)
 
     monkeypatch.setattr(socket.socket, "accept", accept_from_peer)
     limits = Limits(waiting_per_address=2)
-    async with services(limits) as there:
+    async with guarded_server(limits) as server:
         writers = [
-            (await asyncio.open_connection(HERE, there.port))[1] for _ in range(7)
+            (await asyncio.open_connection(HERE, server.port))[1] for _ in range(7)
         ]
         await asyncio.sleep(0.3)
-        assert there.guard.waiting == 2 + 2
-        assert there.hits == {"sockets_of_address": 3}
+        assert server.guard.waiting == 2 + 2
+        assert server.hits == {"sockets_of_address": 3}
         for writer in writers:
             writer.transport.abort()
 
@@ -568,37 +591,39 @@ async def test_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
         ([","], HERE),
     ],
 )
-async def test_who_asks_through_our_proxies(forwarded: list[str], address: str) -> None:
-    """What the client itself has written there does not hide it."""
+async def test_the_client_address_behind_trusted_proxies(
+    forwarded: list[str], address: str
+) -> None:
+    """A client cannot hide its address with a header of its own."""
     headers = [("X-Forwarded-For", it) for it in forwarded]
     async with (
-        services(trusted=[HERE, "10.0.0.0/8"]) as there,
+        guarded_server(trusted=[HERE, "10.0.0.0/8"]) as server,
         aiohttp.ClientSession() as http,
-        http.get(f"http://{HERE}:{there.port}/hello", headers=headers) as it,
+        http.get(f"http://{HERE}:{server.port}/hello", headers=headers) as it,
     ):
         assert it.status == 200
-        assert there.seen == [(address, not forwarded)]
+        assert server.clients == [(address, not forwarded)]
 
 
-async def test_who_asks_without_a_proxy() -> None:
-    """Nobody is believed to be one."""
+async def test_forwarded_headers_of_untrusted_peers_are_ignored() -> None:
+    """Without a trusted proxy the header is ignored."""
     headers = {"x-forwarded-for": "192.0.2.1"}
     async with (
-        services() as there,
+        guarded_server() as server,
         aiohttp.ClientSession() as http,
-        http.get(f"http://{HERE}:{there.port}/hello", headers=headers) as it,
+        http.get(f"http://{HERE}:{server.port}/hello", headers=headers) as it,
     ):
         assert it.status == 200
-        assert there.seen == [(HERE, False)]
+        assert server.clients == [(HERE, False)]
 
 
 @pytest.mark.parametrize("path", ["/hello", "/nowhere"])
-async def test_headers_of_answers(path: str) -> None:
-    """No browser is led to do anything with an answer, and no version is told."""
+async def test_every_answer_has_the_security_headers(path: str) -> None:
+    """A browser can do nothing with an answer, and no software version is revealed."""
     async with (
-        services() as there,
+        guarded_server() as server,
         aiohttp.ClientSession() as http,
-        http.get(f"http://{HERE}:{there.port}{path}") as it,
+        http.get(f"http://{HERE}:{server.port}{path}") as it,
     ):
         assert it.headers["X-Content-Type-Options"] == "nosniff"
         assert it.headers["Cache-Control"] == "no-store"

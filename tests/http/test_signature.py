@@ -1,4 +1,4 @@
-"""Twilio's signatures, made by Twilio's own library: who may come in, and who not."""
+"""Twilio's signatures, made with Twilio's own library: which requests are accepted."""
 
 from hashlib import sha256
 
@@ -16,14 +16,14 @@ FORM = {"CallSid": "CA1", "From": "+14155550100", "To": "+14155550199", "Empty":
 
 
 def headers(signature: str | None, settings: str | None = None) -> CIMultiDict[str]:
-    """As a handshake has them: all lower-case."""
+    """Header names in lower case, as in a handshake."""
     found = {"x-twilio-signature": signature}
     found["x-twilio-webhooks-signature-settings"] = settings
     return CIMultiDict({name: it for name, it in found.items() if it is not None})
 
 
 def sign(url: str, form: object = None, token: str = TOKEN) -> str:
-    """As Twilio signs it."""
+    """The signature that Twilio would send."""
     return str(RequestValidator(token).compute_signature(url, form or {}))
 
 
@@ -36,7 +36,7 @@ def signatures() -> Signatures:
 
 
 def test_the_example_of_twilios_security_page() -> None:
-    """Somebody else's arithmetic: the one example whose result Twilio has printed."""
+    """The one example whose result Twilio has published."""
     form = {
         "CallSid": "CA1234567890ABCDE",
         "Caller": "+14158675309",
@@ -53,17 +53,18 @@ def test_the_example_of_twilios_security_page() -> None:
 
 @pytest.mark.parametrize("target", ["/voice", "/voice/next?a=1&b=%20x", "/voice/"])
 @pytest.mark.parametrize("port", ["", ":443"])
-def test_a_signed_webhook_comes_in(
+def test_a_signed_webhook_is_accepted(
     signatures: Signatures, target: str, port: str
 ) -> None:
-    """Twilio's request is served, whether it signs with the port or without."""
+    """Twilio's request is accepted whether its URL was signed with or without the
+    port."""
     signed = sign(f"{ORIGIN}{port}{target}", FORM)
 
     assert signatures.form(target, FORM, headers(signed)) is True
 
 
-def test_an_origin_with_a_port_of_its_own() -> None:
-    """A bridge on port 8443 is called as any other."""
+def test_an_origin_with_a_port() -> None:
+    """A bridge on port 8443 gets calls like any other."""
     signatures = Signatures("https://bridge.example.com:8443", [TOKEN])
 
     assert signatures.form(
@@ -77,8 +78,9 @@ def test_an_origin_with_a_port_of_its_own() -> None:
     )
 
 
-def test_a_name_that_comes_twice_is_signed_twice(signatures: Signatures) -> None:
-    """A form with a repeated name is Twilio's too; none of its values can change."""
+def test_repeated_form_names_are_all_signed(signatures: Signatures) -> None:
+    """A form with a repeated name is accepted, and none of its values can be
+    changed."""
     form = MultiDict([*FORM.items(), ("Digits", "2"), ("Digits", "1")])
     signed = sign(f"{ORIGIN}/voice", form)
     changed = MultiDict([*FORM.items(), ("Digits", "2"), ("Digits", "3")])
@@ -89,10 +91,10 @@ def test_a_name_that_comes_twice_is_signed_twice(signatures: Signatures) -> None
 
 
 @pytest.mark.parametrize("signature", [None, "", "x", "é" * 28, "=" * 28])
-def test_without_a_signature_nobody_comes_in(
+def test_a_missing_or_wrong_signature_is_refused(
     signatures: Signatures, signature: str | None
 ) -> None:
-    """A stranger who knows the url opens no call on somebody else's bill."""
+    """A stranger who knows the URL cannot start a call at the user's expense."""
     assert signatures.form("/voice", FORM, headers(signature)) is False
     assert signatures.handshake("/media", headers(signature)) is False
 
@@ -107,7 +109,7 @@ def test_without_a_signature_nobody_comes_in(
     ],
 )
 def test_a_changed_form_is_refused(signatures: Signatures, form: object) -> None:
-    """Nobody calls in under another's number."""
+    """A caller cannot use another caller's number."""
     signed = sign(f"{ORIGIN}/voice", FORM)
 
     assert not signatures.form("/voice", form, headers(signed))  # type: ignore[arg-type]
@@ -126,12 +128,12 @@ def test_a_changed_form_is_refused(signatures: Signatures, form: object) -> None
 def test_a_signature_of_another_url_is_refused(
     signatures: Signatures, url: str
 ) -> None:
-    """What was signed for one door opens no other."""
+    """A signature for one URL is not valid for another."""
     assert not signatures.form("/voice", FORM, headers(sign(url, FORM)))
 
 
 def test_another_accounts_signature_is_refused(signatures: Signatures) -> None:
-    """Another customer of Twilio's is a stranger here."""
+    """A signature made with another account's token is refused."""
     assert not signatures.form(
         "/voice", FORM, headers(sign(f"{ORIGIN}/voice", FORM, "f" * 32))
     )
@@ -151,8 +153,8 @@ def test_another_accounts_signature_is_refused(signatures: Signatures) -> None:
         "wss://bridge.example.com:443/media/",
     ],
 )
-def test_a_signed_stream_comes_in(signatures: Signatures, url: str) -> None:
-    """Each way in which Twilio has been seen to sign a stream connects the caller."""
+def test_a_signed_stream_is_accepted(signatures: Signatures, url: str) -> None:
+    """Every form in which Twilio was seen to sign a stream is accepted."""
     assert signatures.handshake("/media", headers(sign(url))) is True
 
 
@@ -170,17 +172,17 @@ def test_a_signed_stream_comes_in(signatures: Signatures, url: str) -> None:
 def test_a_stream_signed_for_another_url_is_refused(
     signatures: Signatures, url: str
 ) -> None:
-    """A signature that was seen elsewhere opens no paid session here."""
+    """A signature for another URL opens no paid session here."""
     assert not signatures.handshake("/media", headers(sign(url)))
 
 
-def test_a_signed_form_is_no_signed_stream(signatures: Signatures) -> None:
-    """The signature of a webhook does not open the stream."""
+def test_a_form_signature_is_not_valid_for_a_stream(signatures: Signatures) -> None:
+    """The signature of a webhook is not valid for a stream."""
     assert not signatures.handshake("/media", headers(sign(f"{ORIGIN}/media", FORM)))
 
 
 def test_a_stream_on_an_http_origin() -> None:
-    """While developing behind no TLS, the stream is signed as ws."""
+    """In development without TLS, the stream is signed as ws."""
     signatures = Signatures("http://127.0.0.1:8080", [TOKEN])
 
     assert signatures.handshake("/media", headers(sign("ws://127.0.0.1:8080/media")))
@@ -190,7 +192,7 @@ def test_a_stream_on_an_http_origin() -> None:
 
 
 def test_the_origin_of_a_stream() -> None:
-    """The stream's url has the scheme that goes with the webhooks'."""
+    """The scheme of the stream's URL matches that of the webhooks."""
     assert websocket_origin("https://a.example") == "wss://a.example"
     assert websocket_origin("http://a.example:8080") == "ws://a.example:8080"
 
@@ -200,10 +202,11 @@ def test_the_origin_of_a_stream() -> None:
     st.dictionaries(st.text(max_size=5), st.text(max_size=5)),
     st.text(max_size=30),
 )
-def test_a_guess_never_comes_in(
+def test_a_guessed_signature_is_never_accepted(
     path: str, form: dict[str, str], signature: str
 ) -> None:
-    """Whatever is asked and however it is signed, without the token nobody comes in."""
+    """Without the token no request is accepted, whatever its path, form and
+    signature."""
     signatures = Signatures(ORIGIN, [TOKEN])
 
     assert signatures.form(f"/{path}", form, headers(signature)) is False
@@ -218,20 +221,18 @@ def test_a_guess_never_comes_in(
         pytest.param("/media\udcff", id="a byte that is no text"),
     ],
 )
-def test_a_target_that_is_no_path_is_refused(
-    signatures: Signatures, target: str
-) -> None:
-    """A stranger's nonsense is turned away, and fills no log with tracebacks."""
+def test_a_malformed_target_is_refused(signatures: Signatures, target: str) -> None:
+    """A malformed target is refused, and no traceback is logged."""
     assert signatures.handshake(target, headers("x" * 28)) is False
     assert signatures.form(target, FORM, headers("x" * 28)) is False
 
 
-# --- two tokens, other keys, other bodies ---
+# --- two tokens, shared keys, JSON bodies ---
 
 
 @pytest.mark.parametrize("token", [TOKEN, "f" * 32])
-def test_while_the_token_is_rotated_either_is_right(token: str) -> None:
-    """Calls come in before, while and after Twilio changes the token it signs with."""
+def test_both_tokens_are_accepted_during_a_rotation(token: str) -> None:
+    """Calls are accepted before, during and after a change of the token at Twilio."""
     signatures = Signatures(ORIGIN, [TOKEN, "f" * 32])
 
     signed = sign(f"{ORIGIN}/voice", FORM, token)
@@ -247,7 +248,7 @@ NAMED = f"key={KEY_ID},algorithm=HMAC_SHA256"
 
 
 def shared(url: str, form: object = None, key: str = KEY) -> str:
-    """As Twilio signs with a SharedKey."""
+    """A signature by a SharedKey, as Twilio would send it."""
     validator = RequestValidator(key)
     return str(validator.compute_signature(url, form or {}, "HMAC_SHA256"))
 
@@ -258,7 +259,8 @@ def with_shared_key() -> Signatures:
 
 
 def test_a_webhook_signed_with_a_shared_key(with_shared_key: Signatures) -> None:
-    """An account that signs with SharedKeys takes calls, and the token works on."""
+    """Calls of an account that signs with SharedKeys are accepted; the token still
+    works."""
     signed = shared(f"{ORIGIN}/voice", FORM)
 
     assert with_shared_key.form("/voice", FORM, headers(signed, NAMED))
@@ -283,17 +285,18 @@ def test_a_webhook_signed_with_a_shared_key(with_shared_key: Signatures) -> None
         pytest.param("", KEY, id="nothing is named"),
     ],
 )
-def test_the_request_does_not_choose_its_own_check(
+def test_the_settings_header_is_not_trusted(
     with_shared_key: Signatures, settings: str, key: str
 ) -> None:
-    """The header that names key and algorithm is the stranger's own word."""
+    """The header that names key and algorithm is not trusted."""
     signed = shared(f"{ORIGIN}/voice", FORM, key)
 
     assert not with_shared_key.form("/voice", FORM, headers(signed, settings))
 
 
-def test_a_webhook_of_json(signatures: Signatures) -> None:
-    """The url is signed and has the hash of the body in it: neither can be changed."""
+def test_a_json_webhook(signatures: Signatures) -> None:
+    """The URL is signed and contains the hash of the body, so neither can be
+    changed."""
     body = '{"CallSid": "CA1", "CallerName": "Zoë"}'.encode()
     target = f"/voice?bodySHA256={sha256(body).hexdigest()}"
     signed = headers(sign(ORIGIN + target))

@@ -1,4 +1,4 @@
-"""The ticket of a stream: good for one call, once, for a minute, on any instance."""
+"""Tickets of streams: valid for one call, once, for a minute, on any instance."""
 
 import pytest
 from hypothesis import given
@@ -41,8 +41,8 @@ def refused(issuer: Tickets, *given: str) -> str:
     return error.value.why
 
 
-async def test_the_stream_of_a_call_comes_in_once(clock: Clock) -> None:
-    """Twilio's stream is connected; whoever repeats its handshake gets nothing."""
+async def test_a_ticket_can_be_used_once(clock: Clock) -> None:
+    """Twilio's stream is accepted; a repeated handshake is refused."""
     desk = tickets(clock)
     ticket = desk.read(*parts(desk.path(ACCOUNT, CALL)))
 
@@ -53,9 +53,9 @@ async def test_the_stream_of_a_call_comes_in_once(clock: Clock) -> None:
         await desk.spend(ticket)
 
 
-async def test_any_instance_takes_it_and_only_one(clock: Clock) -> None:
-    """The balancer brings the stream to another bridge than the webhook; a second
-    bridge turns the same ticket away."""
+async def test_any_instance_accepts_a_ticket_but_only_once(clock: Clock) -> None:
+    """The balancer may send the stream to another instance than the webhook. A second
+    use on a third instance is refused."""
     shared = MemoryRegistry(clock)
     one, two = tickets(clock, registry=shared), tickets(clock, registry=shared)
     given = parts(one.path(ACCOUNT, CALL))
@@ -66,8 +66,8 @@ async def test_any_instance_takes_it_and_only_one(clock: Clock) -> None:
         await one.spend(one.read(*given))
 
 
-async def test_it_stays_used_as_long_as_it_is_good(clock: Clock) -> None:
-    """Nobody waits until it is forgotten that a ticket was used."""
+async def test_a_used_ticket_stays_used_until_it_expires(clock: Clock) -> None:
+    """A used ticket is remembered until it has expired."""
     desk = tickets(clock)
     given = parts(desk.path(ACCOUNT, CALL))
     await desk.spend(desk.read(*given))
@@ -83,8 +83,8 @@ async def test_it_stays_used_as_long_as_it_is_good(clock: Clock) -> None:
                 await desk.spend(ticket)
 
 
-def test_it_ends_after_a_minute(clock: Clock) -> None:
-    """A ticket that is found in an old log opens nothing."""
+def test_a_ticket_expires_after_a_minute(clock: Clock) -> None:
+    """A ticket from an old log is refused."""
     desk = tickets(clock)
     given = parts(desk.path(ACCOUNT, CALL))
     clock.now += TICKET_SECONDS + 1
@@ -92,15 +92,15 @@ def test_it_ends_after_a_minute(clock: Clock) -> None:
     assert refused(desk, *given) == "ticket_expired"
 
 
-def test_each_has_its_own(clock: Clock) -> None:
-    """Two streams of a call, one after the other: each has a ticket."""
+def test_each_stream_has_its_own_ticket(clock: Clock) -> None:
+    """Two streams of one call get two tickets."""
     desk = tickets(clock)
 
     assert desk.path(ACCOUNT, CALL) != desk.path(ACCOUNT, CALL)
 
 
-def test_it_is_of_one_call_and_account(clock: Clock) -> None:
-    """A ticket that was seen opens no stream of anybody else's call."""
+def test_a_ticket_is_valid_for_one_call_and_account(clock: Clock) -> None:
+    """A ticket cannot be used for another call or account."""
     desk = tickets(clock)
     account, call, ticket = parts(desk.path(ACCOUNT, CALL))
 
@@ -110,8 +110,8 @@ def test_it_is_of_one_call_and_account(clock: Clock) -> None:
     assert refused(desk, account + call[:1], call[1:], ticket) == "ticket_forged"
 
 
-def test_nothing_of_it_can_be_changed(clock: Clock) -> None:
-    """No second is added to its time, and no other nonce makes it new."""
+def test_no_part_of_a_ticket_can_be_changed(clock: Clock) -> None:
+    """Neither its expiry nor its nonce can be changed."""
     desk = tickets(clock)
     account, call, ticket = parts(desk.path(ACCOUNT, CALL))
     until, nonce, mac = ticket.split(".")
@@ -133,14 +133,16 @@ def test_nothing_of_it_can_be_changed(clock: Clock) -> None:
 
 
 @given(st.text(max_size=60), st.text(max_size=60), st.text(max_size=250))
-def test_a_guess_is_never_good(account: str, call: str, ticket: str) -> None:
-    """Whatever a stranger makes up is turned away, and raises nothing else."""
+def test_an_invented_ticket_is_never_valid(
+    account: str, call: str, ticket: str
+) -> None:
+    """Any invented ticket is refused, and no other exception is raised."""
     assert refused(tickets(Clock()), account, call, ticket) == "ticket_forged"
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
-def test_any_names_can_be_had_back_from_the_path(account: str, call: str) -> None:
-    """No name of a call breaks out of its place in the url."""
+def test_any_sid_survives_the_url(account: str, call: str) -> None:
+    """No SID can break out of its part of the URL."""
     path = tickets(Clock()).path(account, call) if _is_utf8(account + call) else ""
 
     assert not path or path.count("/") == 4
@@ -157,35 +159,35 @@ def _is_utf8(text: str) -> bool:
 
 @pytest.mark.parametrize("issuer", [(TOKEN,), (TOKEN, OTHER), (OTHER, TOKEN)])
 @pytest.mark.parametrize("reader", [(TOKEN,), (TOKEN, OTHER), (OTHER, TOKEN)])
-def test_a_rotation_leaves_no_stream_outside(
+def test_tickets_are_valid_during_a_rotation(
     clock: Clock, issuer: tuple[str, ...], reader: tuple[str, ...]
 ) -> None:
-    """While bridges are restarted with the other token one by one, each takes the
-    streams that another one has answered the webhook of."""
+    """While the instances are restarted with the other token one by one, each accepts
+    the tickets of all others."""
     given = parts(tickets(clock, *issuer).path(ACCOUNT, CALL))
 
     assert tickets(clock, *reader).read(*given).call_sid == CALL
 
 
-def test_after_the_rotation_the_old_token_opens_nothing(clock: Clock) -> None:
-    """A token that leaked is worth nothing once it is gone from the settings."""
+def test_a_removed_token_is_not_accepted(clock: Clock) -> None:
+    """A leaked token is worth nothing after it was removed from the settings."""
     given = parts(tickets(clock, OTHER).path(ACCOUNT, CALL))
 
     assert refused(tickets(clock, TOKEN), *given) == "ticket_forged"
 
 
-def test_the_ticket_says_nothing_of_the_token(clock: Clock) -> None:
-    """What is in a balancer's log signs no webhook."""
+def test_a_ticket_does_not_reveal_the_token(clock: Clock) -> None:
+    """A ticket in a balancer's log cannot be used to sign webhooks."""
     assert TOKEN not in tickets(clock).path(ACCOUNT, CALL)
 
 
 @pytest.mark.parametrize("keys", [(), ("",), (TOKEN, "")])
-def test_without_a_secret_there_are_no_tickets(keys: tuple[str, ...]) -> None:
-    """An empty token would let anybody sign."""
+def test_an_empty_secret_is_an_error(keys: tuple[str, ...]) -> None:
+    """With an empty token anyone could sign tickets."""
     with pytest.raises(ValueError, match="secret"):
         Tickets(keys, MemoryRegistry())
 
 
 def test_the_url_is_short_enough(clock: Clock) -> None:
-    """With two tokens: far below what any balancer takes for a line."""
+    """Even with two tokens the URL is far below every balancer's limit."""
     assert len(tickets(clock, TOKEN, OTHER).path(ACCOUNT, CALL)) < 200

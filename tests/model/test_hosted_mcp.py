@@ -33,6 +33,7 @@ from bridge.sim.model import (
     Turn,
     TurnContext,
 )
+from tests.support.waiting import until
 
 SID = "CA00000000000000000000000000000001"
 BOOK = {"name": "book", "description": "Books a table.", "input_schema": {}}
@@ -64,7 +65,8 @@ def desk(*tools: Any, **more: Any) -> RealtimeAgent[Any]:
 
 @dataclass
 class Call:
-    """What a HostedMcp needs of the call, and what the tests look at."""
+    """The parts of a call that HostedMcp needs, and the records that the tests
+    check."""
 
     call_sid: str = SID
     agent_name: str = "desk"
@@ -89,13 +91,13 @@ class Call:
         return [data for kind, data in self.events if kind == event_type]
 
     async def tells(self, event_type: str, count: int = 1) -> dict[str, Any]:
-        """The newest of so many events of this type, once there are."""
+        """The newest `count` events of this type, once there are so many."""
         await until(lambda: len(self.told(event_type)) >= count)
         return self.told(event_type)[-1]
 
 
 class Socket:
-    """The connection with the HostedMcp put in, as the wire has it."""
+    """A connection with HostedMcp in it, as in the wire."""
 
     def __init__(self, socket: ClientConnection, hosted: HostedMcp) -> None:
         self.socket = socket
@@ -123,7 +125,7 @@ class Socket:
 
 
 class Model(OpenAIRealtimeWebSocketModel):
-    """The SDK's model with the HostedMcp put in, as the bridge's has it."""
+    """The SDK's model with HostedMcp in it, as in PhoneModel."""
 
     hosted: HostedMcp
     wire: Socket
@@ -156,26 +158,20 @@ class Talk:
     errors: list[Any] = field(default_factory=list)
 
     def answer(self) -> None:
-        """Somebody asks the model to speak."""
+        """Requests a response of the model."""
         self.say({"type": "response.create"})
 
     async def said(self, text: str) -> None:
-        """The model has said this."""
+        """Waits until the model has said this."""
         items = self.server.items
         await until(
             lambda: any(it.text == text and it.complete for it in items.values())
         )
 
     def in_session(self) -> list[str]:
-        """Names of functions and labels of servers that the model knows."""
+        """Names of the functions and labels of the servers that the model knows."""
         tools = self.server.session["tools"]
         return [it.get("name") or it["server_label"] for it in tools]
-
-
-async def until(there: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not there():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
 
 
 def speaks_of_results(heard: TurnContext) -> Turn:
@@ -186,7 +182,8 @@ def speaks_of_results(heard: TurnContext) -> Turn:
 async def talk(
     agent: RealtimeAgent[Any], *turns: Turn, rule: ApprovalRule | None = None
 ) -> AsyncIterator[Talk]:
-    """A session with this agent, its servers listed. What the model refuses fails."""
+    """A session with this agent whose servers are listed. An error of the model fails
+    the test."""
     behaviour = Behaviour(
         turns=turns,
         answer=speaks_of_results,
@@ -236,7 +233,7 @@ async def talk(
 
 
 async def test_agent_with_a_hosted_server_talks() -> None:
-    """The model has its functions and its servers, we know what the servers can do."""
+    """The model gets functions and servers, and the bridge knows the servers' tools."""
     async with talk(desk(hours, tables())) as it:
         changed = await it.call.tells("mcp_tools_changed")
 
@@ -249,8 +246,9 @@ async def test_agent_with_a_hosted_server_talks() -> None:
         ]
 
 
-async def test_handoff_drops_and_brings_the_servers() -> None:
-    """Each agent has its own tools only; a server known already is there at once."""
+async def test_a_handoff_changes_the_servers() -> None:
+    """Each agent has its own tools only; a server that is known already is there at
+    once."""
     cook = desk(hours)
     cook.name = "cook"
     first = desk(tables(), handoffs=[cook])
@@ -271,7 +269,7 @@ async def test_handoff_drops_and_brings_the_servers() -> None:
         await until(lambda: it.in_session() == ["transfer_to_cook", "tables"])
 
 
-async def test_server_that_cannot_be_reached_is_told_of() -> None:
+async def test_an_unreachable_server_is_reported() -> None:
     """The call goes on without its tools."""
     gone = HostedMCPTool(
         tool_config={
@@ -286,7 +284,7 @@ async def test_server_that_cannot_be_reached_is_told_of() -> None:
 
 
 async def test_caller_hears_what_the_server_found() -> None:
-    """An answer is asked for, once, when the response of the call is over."""
+    """One response is requested, after the tool call's own response is done."""
     async with talk(desk(tables(require_approval="never")), [CALL]) as it:
         await it.call.tells("mcp_tools_changed")
         it.answer()
@@ -305,7 +303,7 @@ async def test_caller_hears_what_the_server_found() -> None:
 
 
 async def test_caller_hears_that_the_server_failed() -> None:
-    """A failed call is answered like any other, and told with its error."""
+    """A failed tool call gets a response as well, and is reported with its error."""
     error = {"type": "tool_execution_error", "message": "full"}
     call = CallMcp("tables", "book", {}, error=error)
     async with talk(desk(tables(require_approval="never")), [call]) as it:
@@ -317,8 +315,8 @@ async def test_caller_hears_that_the_server_failed() -> None:
         assert told["error"] == error and told["output"] is None
 
 
-async def test_two_calls_of_a_response_have_one_answer() -> None:
-    """The model is not asked once for each."""
+async def test_two_tool_calls_of_a_response_get_one_answer() -> None:
+    """The model is not asked for one response per tool call."""
     other = CallMcp("tables", "look", {}, output="by the window")
     tools = tables(require_approval="never")
     async with talk(desk(tools), [CALL, other]) as it:
@@ -329,8 +327,9 @@ async def test_two_calls_of_a_response_have_one_answer() -> None:
         assert it.call.asked == 1
 
 
-async def test_call_waits_for_approval_then_is_done() -> None:
-    """It is listed among the approvals; a yes runs it and the caller hears of it."""
+async def test_a_tool_call_waits_for_approval() -> None:
+    """It is listed among the approvals; once approved it runs and the caller hears of
+    it."""
     async with talk(desk(tables()), [CALL]) as it:
         await it.call.tells("mcp_tools_changed")
         it.answer()
@@ -355,7 +354,7 @@ async def test_call_waits_for_approval_then_is_done() -> None:
 
 
 async def test_rejected_call_is_answered_with_the_reason() -> None:
-    """The model is told why and speaks; the tool is not called."""
+    """The model is told the reason and speaks; the tool does not run."""
     async with talk(desk(tables()), [CALL]) as it:
         await it.call.tells("mcp_tools_changed")
         it.answer()
@@ -367,8 +366,8 @@ async def test_rejected_call_is_answered_with_the_reason() -> None:
         assert it.call.told("mcp_tool_call_completed") == []
 
 
-async def test_approval_nobody_gives_is_a_no() -> None:
-    """The rule of the call holds for hosted tools, too."""
+async def test_an_undecided_approval_is_rejected() -> None:
+    """The call's approval rule applies to hosted tools, too."""
     rule = ApprovalRule(seconds=0.1, message="nobody was there")
     async with talk(desk(tables()), [CALL], rule=rule) as it:
         await it.call.tells("mcp_tools_changed")
@@ -377,8 +376,8 @@ async def test_approval_nobody_gives_is_a_no() -> None:
         await it.said("not approved: nobody was there")
 
 
-async def test_tool_approved_for_good_is_not_asked_about_again() -> None:
-    """`always` holds for this tool until the call ends."""
+async def test_always_approves_later_calls_of_the_tool() -> None:
+    """`always` applies to this tool until the call ends."""
     async with talk(desk(tables()), [CALL], [SayText("Booked.")], [CALL]) as it:
         await it.call.tells("mcp_tools_changed")
         it.answer()
@@ -427,7 +426,8 @@ async def slow(request: MCPToolApprovalRequest) -> Any:
 async def test_tools_own_approver_decides(
     approver: Any, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain or async; one that fails or is late has said no. Nobody else is asked."""
+    """The approver may be plain or async; one that fails or is late rejects. No other
+    approval is requested."""
     monkeypatch.setattr(hosted_mcp, "APPROVER_SECONDS", 0.5)
     async with talk(desk(tables(approver)), [CALL]) as it:
         await it.call.tells("mcp_tools_changed")
@@ -439,7 +439,7 @@ async def test_tools_own_approver_decides(
 
 
 async def test_blocking_approver_does_not_stop_the_call() -> None:
-    """A plain function runs in a thread: the loop goes on meanwhile."""
+    """A plain function runs in a thread, so the event loop is not blocked."""
 
     def blocks(request: MCPToolApprovalRequest) -> Any:
         time.sleep(0.3)
@@ -462,7 +462,8 @@ async def test_blocking_approver_does_not_stop_the_call() -> None:
 def alone(
     sent: list[dict[str, Any]] | None = None,
 ) -> tuple[HostedMcp, Call, Approvals]:
-    """One whose events the test itself makes up; what it sends goes to `sent`."""
+    """A HostedMcp whose events the test makes up; client events it sends go to
+    `sent`."""
     call, out = Call(), [] if sent is None else sent
 
     def start(work: Any, name: str) -> object:
@@ -491,8 +492,9 @@ def respond(hosted: HostedMcp, status: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["cancelled", "failed"])
-def test_response_that_was_cut_is_not_answered_after(status: str) -> None:
-    """The caller who cut it is being listened to; a failed one has its own remedy."""
+def test_no_answer_after_a_cancelled_or_failed_response(status: str) -> None:
+    """The caller who interrupted is speaking; a failed response is repeated by the
+    call."""
     hosted, call, _ = alone()
     begin(hosted)
     feed(hosted, "response.mcp_call.completed", item_id="m1", output_index=0)
@@ -501,8 +503,9 @@ def test_response_that_was_cut_is_not_answered_after(status: str) -> None:
     assert call.asked == 0
 
 
-def test_call_that_outlives_its_response_is_answered_when_it_ends() -> None:
-    """However the ends are told of, and how often: one answer, one report."""
+def test_a_tool_call_that_outlives_its_response_gets_an_answer() -> None:
+    """One response and one report, in whatever order and however often its end is
+    reported."""
     hosted, call, _ = alone()
     begin(hosted)
     respond(hosted, "completed")
@@ -519,8 +522,8 @@ def test_call_that_outlives_its_response_is_answered_when_it_ends() -> None:
     assert [it["output"] for it in call.told("mcp_tool_call_completed")] == ["7"]
 
 
-def test_item_that_has_no_result_yet_ends_nothing() -> None:
-    """A server may say `done` of the arguments before the tool was called."""
+def test_an_item_without_a_result_does_not_end_the_call() -> None:
+    """A server may send `done` for the arguments before the tool has run."""
     hosted, call, _ = alone()
     begin(hosted)
     respond(hosted, "completed")
@@ -529,8 +532,8 @@ def test_item_that_has_no_result_yet_ends_nothing() -> None:
     assert call.asked == 0 and call.told("mcp_tool_call_completed") == []
 
 
-def test_rejection_has_one_answer_whatever_the_server_makes_of_it() -> None:
-    """Some servers may end the rejected call with an error."""
+def test_a_rejection_gets_one_answer() -> None:
+    """Some servers also end the rejected call with an error."""
     sent: list[dict[str, Any]] = []
     hosted, call, approvals = alone(sent)
     request = {"id": "q1", "type": "mcp_approval_request", "server_label": "tables"}
@@ -557,7 +560,7 @@ def test_rejection_has_one_answer_whatever_the_server_makes_of_it() -> None:
 
 
 def request(hosted: HostedMcp) -> None:
-    """The model has called the tool, and asks whether it may."""
+    """The model has called the tool and requests approval."""
     asked = call_item(id="q1", type="mcp_approval_request")
     begin(hosted)
     feed(hosted, "response.output_item.done", response_id="r1", item=asked)
@@ -566,15 +569,16 @@ def request(hosted: HostedMcp) -> None:
 
 
 def words(sent: list[dict[str, Any]]) -> list[str]:
-    """What the next session is told."""
+    """The texts that the next session is told."""
     items = [event["item"] for event in sent if event["item"]["type"] == "message"]
     assert {item["role"] for item in items} <= {"system"}
     return [item["content"][0]["text"] for item in items]
 
 
-def test_the_session_of_a_running_tool_is_lost() -> None:
-    """The caller does not wait for it any longer: the next session is told that its
-    result is unknown, and asked to speak. Once: the loss after that is another."""
+def test_a_session_is_lost_while_a_tool_runs() -> None:
+    """The next session is told that the result is unknown and is asked to speak, so
+    that the caller does not wait. This happens once: a later loss does not repeat
+    it."""
     sent: list[dict[str, Any]] = []
     hosted, call, _ = alone(sent)
     begin(hosted)
@@ -592,9 +596,9 @@ def test_the_session_of_a_running_tool_is_lost() -> None:
     assert len(sent) == call.asked == 1
 
 
-def test_the_session_of_an_approval_is_lost() -> None:
-    """Nobody can approve it any more, and the tool was certainly not called; nobody
-    waits for the call that the request is about."""
+def test_a_session_is_lost_while_a_tool_waits_for_approval() -> None:
+    """The approval is withdrawn and the tool certainly did not run; the call no longer
+    counts as waiting for it."""
     sent: list[dict[str, Any]] = []
     hosted, call, approvals = alone(sent)
     request(hosted)
@@ -609,8 +613,8 @@ def test_the_session_of_an_approval_is_lost() -> None:
     assert told.endswith(hosted_mcp.NOT_DONE)
 
 
-def test_an_approved_call_is_lost_at_work() -> None:
-    """It may have been done."""
+def test_a_session_is_lost_after_an_approval() -> None:
+    """The tool may have run."""
     sent: list[dict[str, Any]] = []
     hosted, call, approvals = alone(sent)
     request(hosted)
@@ -624,8 +628,9 @@ def test_an_approved_call_is_lost_at_work() -> None:
     assert told.endswith(hosted_mcp.UNKNOWN)
 
 
-def test_the_next_session_knows_what_the_tools_gave() -> None:
-    """Nothing is booked twice. Where nobody waits for an answer, none is asked for."""
+def test_the_next_session_knows_the_results_of_tools() -> None:
+    """The agent does not book twice. No response is requested unless the caller waits
+    for one."""
     sent: list[dict[str, Any]] = []
     hosted, call, approvals = alone(sent)
     begin(hosted)
@@ -645,8 +650,8 @@ def test_the_next_session_knows_what_the_tools_gave() -> None:
     assert refused.endswith("It was not approved, so it was not done. too late")
 
 
-def test_an_answer_that_was_owed_is_asked_of_the_next_session() -> None:
-    """The tool had given its result, and the response was not over."""
+def test_a_pending_answer_is_requested_of_the_next_session() -> None:
+    """The tool had returned its result, and its response was not done."""
     sent: list[dict[str, Any]] = []
     hosted, call, _ = alone(sent)
     begin(hosted)
@@ -661,7 +666,8 @@ def test_an_answer_that_was_owed_is_asked_of_the_next_session() -> None:
 async def test_an_approver_that_decides_after_the_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The next session gets no answer to what it did not ask, which it would refuse."""
+    """The next session gets no decision for a request that it did not make, which it
+    would refuse."""
     decide, asked = asyncio.Event(), asyncio.Event()
     sent: list[dict[str, Any]] = []
     call = Call()
@@ -691,8 +697,8 @@ async def test_an_approver_that_decides_after_the_loss(
     assert len(sent) == 1 and told.endswith(hosted_mcp.NOT_DONE)
 
 
-def test_what_is_told_of_tools_has_bounds() -> None:
-    """A call of an hour, and of a hundred tools, is not told of in full."""
+def test_the_summary_for_the_next_session_is_bounded() -> None:
+    """After an hour with a hundred tool calls only the newest are told, shortened."""
     sent: list[dict[str, Any]] = []
     hosted, _, _ = alone(sent)
     for n in range(100):
@@ -706,11 +712,11 @@ def test_what_is_told_of_tools_has_bounds() -> None:
     assert max(map(len, told)) < 2 * hosted_mcp.MAX_CHARS + 500
 
 
-def test_what_a_server_tells_of_tools_is_not_kept_for_ever(
+def test_the_state_of_a_session_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Items, servers and lists without end are no longer listened to; the next session
-    is."""
+    """Events about too many items, servers and lists are ignored; the next session
+    starts anew."""
     monkeypatch.setattr(hosted_mcp, "MAX_ITEMS", 70)
     monkeypatch.setattr(hosted_mcp, "MAX_LISTING_CHARS", 5000)
     hosted, _, _ = alone()
@@ -733,11 +739,11 @@ def test_what_a_server_tells_of_tools_is_not_kept_for_ever(
     assert list(hosted.servers) == ["tables"]
 
 
-def test_tools_at_work_and_questions_have_bounds(
+def test_running_tools_and_approvals_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a server has at work beyond all measure is not waited for, and what nobody
-    can have approved any more is not done."""
+    """Running tools beyond the limit are not waited for; approvals beyond it are
+    rejected."""
     monkeypatch.setattr(hosted_mcp, "MAX_AT_WORK", 2)
     sent: list[dict[str, Any]] = []
     hosted, _, _ = alone(sent)
@@ -750,8 +756,9 @@ def test_tools_at_work_and_questions_have_bounds(
     assert {it["reason"] for it in answers} == {hosted_mcp.TOO_MANY}
 
 
-def test_the_tools_of_the_next_session_are_its_own() -> None:
-    """A server that lists others now, or cannot be reached any more, shows so."""
+def test_the_next_session_lists_its_tools_anew() -> None:
+    """A server whose list has changed, or that has become unreachable, is reported
+    so."""
     hosted, call, _ = alone()
     hosted.take({"tools": [tables()]})
     hosted.put_into({"tools": []})
@@ -767,23 +774,24 @@ def test_the_tools_of_the_next_session_are_its_own() -> None:
     assert changes == [[BOOK, LOOK], [LOOK], []]
 
 
-# --- odd events, and what the session is given ---
+# --- malformed events, and the tools of the session ---
 
 
-def test_event_of_the_wrong_shape_is_logged_and_left() -> None:
-    """Neither raises nor tells what was in it, and is told of once a call."""
+def test_a_malformed_event_is_logged_and_skipped() -> None:
+    """It does not raise, its content is not logged, and it is logged once per call."""
     hosted, call, _ = alone()
     with capture_logs() as logs:
         hosted.model_event('{"type":"mcp_list_tools.failed","item_id":5}')
         hosted.model_event('{"type":"response.mcp_call.completed"')
         hosted.model_event('{"type":"conversation.item.done","x":"mcp_"}')
 
-    assert [log["event"] for log in logs] == ["mcp_event_misread"]
+    assert [log["event"] for log in logs] == ["mcp_event_unreadable"]
     assert call.events == [] and call.asked == 0
 
 
-def test_only_updates_that_set_tools_have_the_servers_added() -> None:
-    """A partial update stays partial; a server that is there already stays one."""
+def test_servers_are_added_to_full_updates_only() -> None:
+    """A partial update stays partial; a server that is in it already is not added
+    twice."""
     hosted, _, _ = alone()
     hosted.take({"tools": [tables()]})
     own = {"type": "mcp", "server_label": "tables", "server_url": "https://c.example"}
@@ -797,8 +805,8 @@ def test_only_updates_that_set_tools_have_the_servers_added() -> None:
 
 
 @pytest.mark.parametrize("allowed", [["look"], {"tool_names": ["look"]}])
-def test_only_allowed_tools_are_shown(allowed: Any) -> None:
-    """Also where the server lists them all."""
+def test_only_allowed_tools_are_reported(allowed: Any) -> None:
+    """Even if the server lists all of its tools."""
     hosted, _, _ = alone()
     hosted.take({"tools": [tables(allowed_tools=allowed)]})
     hosted.put_into({"tools": []})
@@ -808,7 +816,7 @@ def test_only_allowed_tools_are_shown(allowed: Any) -> None:
     assert hosted.servers == {"tables": [LOOK]}
 
 
-def test_server_that_the_agent_does_not_have_is_shown_too() -> None:
+def test_a_server_of_the_route_is_reported_too() -> None:
     """A route may add servers of its own to the session."""
     hosted, call, _ = alone()
     hosted.put_into({"tools": [{"type": "function", "name": "f"}, ROUTES]})
@@ -823,7 +831,7 @@ ROUTES = {"type": "mcp", "server_label": "maps", "server_url": "https://d.exampl
 
 
 def test_settings_without_hosted_tools_stay_as_they_are() -> None:
-    """Nothing is copied, nothing is lost."""
+    """The same settings object is returned."""
     settings: RealtimeSessionModelSettings = {"tools": [hours], "voice": "marin"}
 
     assert split(settings) == (settings, [])

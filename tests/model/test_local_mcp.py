@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from bridge.sim.model import (
     Turn,
     TurnContext,
 )
+from tests.support.waiting import until
 
 PROGRAM = Path(__file__).resolve().parents[1] / "support" / "mcp_server.py"
 
 
 def sums() -> MCPServerStdio:
-    """A program that is started when it is connected."""
+    """A server program that starts when it is connected."""
     params: Any = {"command": sys.executable, "args": [str(PROGRAM)]}
     return MCPServerStdio(params=params, name="sums", cache_tools_list=True)
 
@@ -52,14 +52,9 @@ def runs(process: int) -> bool:
     return True
 
 
-async def until(there: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not there():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
-
-
 class Strange(MCPServer):
-    """A server of somebody's own class, as slow as told. `session` as the SDK's."""
+    """A server of a custom class with given delays; `session` as in the SDK's
+    classes."""
 
     def __init__(
         self, connecting: float = 0.0, closing: float = 0.0, checking: float = 0.0
@@ -104,11 +99,11 @@ class Strange(MCPServer):
         raise NotImplementedError
 
 
-# --- whose servers ---
+# --- which servers ---
 
 
-def test_servers_of_all_agents_that_can_be_reached() -> None:
-    """Through handoffs of every kind, and though the agents hand back."""
+def test_servers_of_all_reachable_agents_are_found() -> None:
+    """Through every kind of handoff, even if agents hand back to each other."""
     a, b, c, d = (Strange() for _ in range(4))
     last = agent(d, a, name="last")
     third = agent(c, name="third", handoffs=[last])
@@ -122,8 +117,8 @@ def test_servers_of_all_agents_that_can_be_reached() -> None:
 GLOBAL = agent(Strange(), name="global")
 
 
-def test_hand_written_handoff_is_looked_into() -> None:
-    """An agent that its function names is known, one that it makes is not."""
+def test_agents_of_a_hand_written_handoff_are_found() -> None:
+    """An agent that the function refers to is found; one that it creates is not."""
 
     async def to_global(context: Any, arguments: str) -> RealtimeAgent[Any]:
         return GLOBAL
@@ -146,7 +141,7 @@ def test_hand_written_handoff_is_looked_into() -> None:
 
 
 async def test_agent_uses_a_tool_of_its_server() -> None:
-    """The model knows the tool; the program's answer comes back to the model."""
+    """The model knows the tool, and the program's result reaches the model."""
 
     def answer(heard: TurnContext) -> Turn:
         return [SayText("It makes " + heard.answered[-1].output)]
@@ -173,8 +168,8 @@ async def test_agent_uses_a_tool_of_its_server() -> None:
         assert "5" in said
 
 
-async def test_calls_share_a_server_that_ends_with_the_last() -> None:
-    """One program for two calls, none when both are over."""
+async def test_calls_share_a_server_until_the_last_ends() -> None:
+    """One program serves two calls; it ends when both are over."""
     server = sums()
     desk = agent(server)
     async with local_mcp() as local:
@@ -189,8 +184,8 @@ async def test_calls_share_a_server_that_ends_with_the_last() -> None:
             assert await pid(server) != first
 
 
-async def test_server_that_died_is_there_for_the_next_call() -> None:
-    """It is noticed before the call, though the tools are cached."""
+async def test_a_dead_server_is_restarted_for_the_next_call() -> None:
+    """Its death is detected before the call, although its tools are cached."""
     server = sums()
     desk = agent(server)
     async with local_mcp() as local:
@@ -205,12 +200,12 @@ async def test_server_that_died_is_there_for_the_next_call() -> None:
             async with local.using(desk):
                 second = await pid(server)
         assert second != first
-        assert [log["event"] for log in logs] == ["mcp_server_lost"]
+        assert [log["event"] for log in logs] == ["mcp_server_reconnecting"]
     assert not runs(second)
 
 
-async def test_server_that_cannot_be_started_is_named_at_the_start() -> None:
-    """The operator reads which one, and what kind of error it was."""
+async def test_a_server_that_cannot_start_is_named_at_start() -> None:
+    """The operator reads which server it is and the type of the error."""
     gone = MCPServerStdio(params={"command": "/no/such/program"}, name="gone")
     async with local_mcp() as local:
         with pytest.raises(McpUnavailable, match=r"^MCP server gone: FileNotFound"):
@@ -221,7 +216,7 @@ async def test_server_that_cannot_be_started_is_named_at_the_start() -> None:
 
 
 async def test_one_task_connects_and_cleans_up() -> None:
-    """As MCP's transports want it, whichever call came first or went last."""
+    """MCP's transports need this, whichever call came first or ended last."""
     server = Strange()
     desk = agent(server)
     async with local_mcp() as local:
@@ -236,10 +231,10 @@ async def test_one_task_connects_and_cleans_up() -> None:
     assert len(set(server.tasks)) == 1
 
 
-async def test_server_that_does_not_connect_in_time_is_given_up(
+async def test_a_server_that_connects_too_slowly_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The call is told which; those that did connect are closed again."""
+    """The error names it; servers that did connect are closed again."""
     monkeypatch.setattr(module, "CONNECT_SECONDS", 0.1)
     slow, fine = Strange(connecting=60), Strange()
     async with local_mcp() as local:
@@ -250,10 +245,10 @@ async def test_server_that_does_not_connect_in_time_is_given_up(
     assert (slow.cleanups, fine.cleanups) == (1, 1)
 
 
-async def test_server_that_does_not_close_in_time_is_left(
+async def test_a_server_that_closes_too_slowly_is_abandoned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The process ends, the operator can read why it was left."""
+    """The process ends, and the log says why."""
     monkeypatch.setattr(module, "CLEANUP_SECONDS", 0.1)
     with capture_logs() as logs:
         async with asyncio.timeout(2), local_mcp() as local:
@@ -264,8 +259,8 @@ async def test_server_that_does_not_close_in_time_is_left(
     assert (log["server"], log["error"]) == ("strange", "TimeoutError")
 
 
-async def test_caller_who_hangs_up_meanwhile_leaves_nothing_connecting() -> None:
-    """The server is not connected for nobody."""
+async def test_a_hang_up_cancels_connecting() -> None:
+    """No server is connected for a call that has ended."""
     server = Strange(connecting=60)
     async with asyncio.timeout(2), local_mcp() as local:
         with pytest.raises(TimeoutError):
@@ -275,10 +270,10 @@ async def test_caller_who_hangs_up_meanwhile_leaves_nothing_connecting() -> None
     assert (server.connects, server.cleanups) == (1, 1)
 
 
-async def test_busy_server_is_not_taken_from_another_call(
+async def test_a_busy_server_is_not_closed_under_another_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One that is late is begun anew only if nobody else uses it."""
+    """A server that is late is reconnected only if no other call uses it."""
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
     server = Strange()
     desk = agent(server)
@@ -292,8 +287,8 @@ async def test_busy_server_is_not_taken_from_another_call(
             assert server.connects == 2
 
 
-async def test_broken_server_is_mended_for_all_calls() -> None:
-    """Those that use it have lost it, too."""
+async def test_a_broken_server_is_reconnected_for_all_calls() -> None:
+    """The other calls have lost it, too."""
     server = Strange()
     desk = agent(server)
     async with local_mcp() as local, local.using(desk):
@@ -311,14 +306,14 @@ class Cancels(Strange):
 
 
 async def test_server_that_cancels_its_own_task_is_unavailable() -> None:
-    """It takes neither the call nor the process with it."""
+    """It ends neither the call nor the process."""
     async with local_mcp() as local:
         with pytest.raises(McpUnavailable, match="ConnectionAborted"):
             await local.hold(agent(Cancels()))
 
 
-async def test_server_whose_task_was_cancelled_is_connected_anew() -> None:
-    """A transport that breaks may do that; it was cleaned up."""
+async def test_a_server_whose_task_was_cancelled_is_reconnected() -> None:
+    """A broken transport may cancel it; the server was cleaned up then."""
     server = Strange()
     desk = agent(server)
     async with local_mcp() as local:
@@ -330,8 +325,8 @@ async def test_server_whose_task_was_cancelled_is_connected_anew() -> None:
             assert (server.connects, server.cleanups) == (2, 1)
 
 
-async def test_server_without_a_session_is_taken_to_be_alive() -> None:
-    """Nothing is asked of a class of which nothing is known."""
+async def test_a_server_without_a_session_counts_as_alive() -> None:
+    """A custom class offers nothing to check."""
     server = Strange()
     desk = agent(server)
     async with local_mcp() as local, local.using(desk):
@@ -340,7 +335,7 @@ async def test_server_without_a_session_is_taken_to_be_alive() -> None:
             assert server.connects == 1
 
 
-async def test_server_the_users_code_connected_stays_theirs() -> None:
+async def test_a_server_connected_by_user_code_is_not_touched() -> None:
     """It is neither connected again nor closed."""
     server = Strange()
     await server.connect()
@@ -350,8 +345,8 @@ async def test_server_the_users_code_connected_stays_theirs() -> None:
     assert server.cleanups == 0 and server.session is not None
 
 
-async def test_secret_in_an_address_is_not_told() -> None:
-    """A server has its address for a name, if it is given none."""
+async def test_a_secret_in_an_address_is_not_logged() -> None:
+    """Without a name of its own a server is named after its address."""
     params: Any = {"url": "http://127.0.0.1:9/mcp?key=secret"}
     async with local_mcp() as local:
         with pytest.raises(McpUnavailable) as raised:

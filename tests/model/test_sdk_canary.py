@@ -41,16 +41,16 @@ from tests.support.sdk_session import EVENTS, TARGET, Connection, sample, talk
 MULAW = {"type": "audio/pcmu"}
 
 
-def test_the_version_that_was_tried() -> None:
-    """On another minor version nobody knows what happens to a caller."""
+def test_the_sdk_has_the_tested_version() -> None:
+    """With another minor version the behaviour on calls is unknown."""
     assert __version__.startswith("0.24.")
 
 
 # --- the connection ---
 
 
-async def test_the_connection_is_made_where_ours_is_put_in() -> None:
-    """Otherwise the SDK dials by itself: no audio reaches the caller at all."""
+async def test_the_sdk_connects_through_our_method() -> None:
+    """Otherwise the SDK dials by itself and no audio reaches the caller."""
     asked: list[dict[str, Any]] = []
     connection = Connection()
 
@@ -79,8 +79,8 @@ async def test_the_connection_is_made_where_ours_is_put_in() -> None:
     assert connection.strange == []
 
 
-def test_our_method_is_called_as_theirs() -> None:
-    """A parameter more or less, and no call gets a model."""
+def test_our_method_has_the_sdks_signature() -> None:
+    """With another parameter no call gets a model."""
     theirs = inspect.signature(
         OpenAIRealtimeWebSocketModel._create_websocket_connection
     ).parameters
@@ -91,8 +91,8 @@ def test_our_method_is_called_as_theirs() -> None:
     assert all(ours[name].kind == theirs[name].kind for name in theirs)
 
 
-async def test_only_three_things_are_used_of_a_connection() -> None:
-    """The Wire has no more: the SDK would fail in the middle of somebody's sentence."""
+async def test_the_sdk_uses_three_methods_of_a_connection() -> None:
+    """The Wire has no others: the SDK would fail in the middle of a call."""
 
     @function_tool
     async def get_weather(city: str) -> str:
@@ -113,14 +113,14 @@ async def test_only_three_things_are_used_of_a_connection() -> None:
     assert it.connection.dialled == [(TARGET.address, {})]
 
 
-async def test_headers_are_taken_as_they_are() -> None:
-    """A model of another vendor is reached without a key of OpenAI's."""
+async def test_headers_are_passed_unchanged() -> None:
+    """A model of another vendor is reached without an OpenAI key."""
     async with talk() as it:
         assert it.connection.dialled == [(TARGET.address, {})]
 
 
-async def test_the_model_is_the_one_that_was_given() -> None:
-    """A session on another model would have no wire."""
+async def test_the_session_uses_the_given_model() -> None:
+    """A session on another model instance would have no wire."""
     connection = Connection()
     model = PhoneModel(connection.dial, lambda by, answer: None, lambda it: it)
     runner = RealtimeRunner(RealtimeAgent(name="desk"), model=model)
@@ -136,13 +136,13 @@ async def test_the_end_of_the_connection_ends_the_session() -> None:
         it.connection.ends()
         await it.connection.settled()
         async with asyncio.timeout(1):
-            await it.listen()  # comes to its end by itself
+            await it.listen()  # ends by itself
 
     assert it.heard("error") == []
 
 
-async def test_every_event_that_is_handed_on_is_known() -> None:
-    """An event the SDK cannot validate would be an error on the call's record."""
+async def test_every_event_for_the_sdk_is_known_to_it() -> None:
+    """An event that the SDK cannot validate would be an error in the call's record."""
     assert {event["type"] for event in EVENTS} <= KNOWN_TYPES
     adapter = openai_realtime.get_server_event_type_adapter()
     for event in EVENTS:
@@ -152,15 +152,15 @@ async def test_every_event_that_is_handed_on_is_known() -> None:
 # --- the session as it is configured ---
 
 
-async def test_the_first_update_is_what_we_configured() -> None:
-    """PCM on the phone would be noise; the SDK's own defaults say PCM."""
+async def test_the_first_update_has_our_configuration() -> None:
+    """The SDK's default format is PCM, which would be noise on the phone."""
     async with talk() as it:
         [update] = it.connection.sent
 
     session = update["session"]
     assert update["type"] == "session.update"
     assert session["type"] == "realtime"
-    assert session["model"] == "m"  # the url names it, and has the last word
+    assert session["model"] == "m"  # the model named in the url wins
     assert session["output_modalities"] == ["audio"]
     assert session["instructions"] == "Be kind."
     assert session["audio"]["input"] == {
@@ -176,8 +176,8 @@ async def test_the_first_update_is_what_we_configured() -> None:
     assert "tracing" not in session
 
 
-async def test_another_agent_speaks_the_same_way() -> None:
-    """After a handoff the phone is no noise, and the voice is the same person's."""
+async def test_a_handoff_keeps_format_and_voice() -> None:
+    """After a handoff the audio is not noise, and the voice is the same."""
     async with talk() as it:
         await it.session.update_agent(RealtimeAgent(name="b", instructions="Be brief."))
         first, second = it.connection.sent
@@ -186,8 +186,8 @@ async def test_another_agent_speaks_the_same_way() -> None:
     assert second["session"]["instructions"] == "Be brief."
 
 
-async def test_tracing_is_off_for_who_cannot_do_it() -> None:
-    """A server that is not OpenAI's is not sent a field that it refuses."""
+async def test_tracing_can_be_switched_off() -> None:
+    """A server of another vendor is not sent a field that it refuses."""
     async with talk() as it:
         it.connection.says(sample("session.created"))
         await it.connection.settled()
@@ -195,12 +195,12 @@ async def test_tracing_is_off_for_who_cannot_do_it() -> None:
         assert it.connection.sent_types() == ["session.update"]
 
 
-# --- interruption is ours ---
+# --- interruption is done by the bridge ---
 
 
 async def test_the_sdk_does_nothing_when_the_caller_interrupts() -> None:
-    """It would truncate by what it knows, which is nothing: the model would believe
-    that the caller heard none of it."""
+    """The SDK would truncate at a position it does not know: the model would believe
+    that the caller heard nothing."""
     async with talk() as it:
         it.connection.says(
             sample("session.updated"),
@@ -217,7 +217,7 @@ async def test_the_sdk_does_nothing_when_the_caller_interrupts() -> None:
 
 
 async def test_listeners_are_told_of_an_interruption() -> None:
-    """A program that shows who speaks learns that the agent was cut short."""
+    """A program that shows who speaks learns that the agent was interrupted."""
     async with talk() as it:
         await it.model.tell_interrupted("item_9", 1)
         await it.connection.settled()
@@ -227,7 +227,7 @@ async def test_listeners_are_told_of_an_interruption() -> None:
 
 
 def test_an_interrupt_has_the_fields_that_are_read() -> None:
-    """Without them a guardrail's stop could not be told from a cancel."""
+    """Without them a guardrail's interruption looks like a mere cancel."""
     event = RealtimeModelSendInterrupt()
 
     assert event.cancel_response_only is False
@@ -235,7 +235,7 @@ def test_an_interrupt_has_the_fields_that_are_read() -> None:
 
 
 async def test_the_users_interrupt_reaches_the_call() -> None:
-    """session.interrupt() in a user's code silences the agent on the phone."""
+    """session.interrupt() in user code stops the agent on the phone."""
     async with talk() as it:
         await it.session.interrupt()
 
@@ -244,7 +244,7 @@ async def test_the_users_interrupt_reaches_the_call() -> None:
 
 
 async def test_an_answer_that_is_only_cancelled_stays_audible() -> None:
-    """What was said already is not taken back, only no more of it is made."""
+    """Audio that was generated already is still played; only generation stops."""
     async with talk() as it:
         created = sample("response.created")
         it.connection.says(created)
@@ -271,8 +271,8 @@ async def _bad_word(context: Any, agent: Any, output: str) -> GuardrailFunctionO
 BAD_WORD = OutputGuardrail(guardrail_function=_bad_word, name="bad word")
 
 
-async def test_a_guardrail_reaches_the_call_with_its_answer() -> None:
-    """What must not be said is silenced at Twilio, where it is queued."""
+async def test_a_guardrail_interrupts_the_call() -> None:
+    """Forbidden speech is cleared at Twilio, where it is queued."""
     agent: RealtimeAgent[Any] = RealtimeAgent(name="a", output_guardrails=[BAD_WORD])
     async with talk(agent, guardrails_settings={"debounce_text_length": 1}) as it:
         delta = sample("response.output_audio_transcript.delta", delta="forbidden")
@@ -283,8 +283,9 @@ async def test_a_guardrail_reaches_the_call_with_its_answer() -> None:
         assert len(it.heard("guardrail_tripped")) == 1
 
 
-async def test_the_sdk_goes_on_behind_an_answer_that_we_cancelled() -> None:
-    """Our response.cancel passes the SDK by; with the answer's end it speaks again."""
+async def test_the_sdk_continues_after_our_cancel() -> None:
+    """The SDK does not see our response.cancel; after the response's end it requests
+    responses again."""
     async with talk() as it:
         it.connection.says(sample("response.created"))
         await it.connection.settled()
@@ -302,7 +303,8 @@ async def test_the_sdk_goes_on_behind_an_answer_that_we_cancelled() -> None:
 
 
 async def test_audio_that_is_handed_on_would_wake_the_sdks_own_interruption() -> None:
-    """Why no delta may pass the wire: the SDK would truncate against the core."""
+    """The reason why no audio delta may reach the SDK: it would truncate against the
+    core."""
     async with talk() as it:
         it.connection.says(
             sample("session.updated"),
@@ -315,10 +317,10 @@ async def test_audio_that_is_handed_on_would_wake_the_sdks_own_interruption() ->
         assert "conversation.item.truncate" in it.connection.sent_types()
 
 
-def test_what_people_say_is_not_in_the_sdks_log(
+def test_the_sdk_does_not_log_what_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A caller's words do not land in a log file, as the SDK logs no data by itself."""
+    """A caller's words are in no log file: by default the SDK logs no data."""
     monkeypatch.delenv("OPENAI_AGENTS_DONT_LOG_MODEL_DATA", raising=False)
     monkeypatch.delenv("OPENAI_AGENTS_DONT_LOG_TOOL_DATA", raising=False)
 
@@ -329,8 +331,8 @@ def test_what_people_say_is_not_in_the_sdks_log(
 # --- tools and the end ---
 
 
-async def test_a_tools_answer_goes_out_over_the_wire() -> None:
-    """The agent says what a tool found out."""
+async def test_a_tools_result_is_sent_over_the_wire() -> None:
+    """The agent says what a tool found."""
 
     @function_tool
     async def get_weather(city: str) -> str:
@@ -355,7 +357,7 @@ async def test_a_tools_answer_goes_out_over_the_wire() -> None:
 
 
 async def test_a_tool_ends_with_the_call() -> None:
-    """What a hung-up caller asked for is not worked on for ever, nor answered."""
+    """A tool of a call that has ended is cancelled, and no response is requested."""
     cancelled = asyncio.Event()
     running = asyncio.Event()
 
@@ -382,7 +384,7 @@ async def test_a_tool_ends_with_the_call() -> None:
 
 
 async def test_a_session_may_be_closed_twice() -> None:
-    """However a call ends, its end is no error."""
+    """The end of a call is never an error, whichever side ends it."""
     async with talk() as it:
         await it.session.close()
         await it.session.close()
@@ -391,7 +393,7 @@ async def test_a_session_may_be_closed_twice() -> None:
 
 
 async def test_the_users_raw_events_reach_the_model() -> None:
-    """A user's own client event is sent as it was written."""
+    """A client event of user code is sent as it was written."""
     async with talk() as it:
         item = {"type": "message", "role": "user", "content": []}
         await it.model.send_event(
@@ -406,8 +408,8 @@ async def test_the_users_raw_events_reach_the_model() -> None:
         assert it.connection.sent[-1]["type"] == "conversation.item.create"
 
 
-async def test_a_result_without_an_answer_survives_the_sdk() -> None:
-    """background_result() is a kind of text: the SDK must hand it on as it is."""
+async def test_a_background_result_passes_the_sdk_unchanged() -> None:
+    """background_result() is a subclass of str: the SDK must hand on that object."""
 
     @function_tool
     async def get_weather(city: str) -> str:
@@ -426,8 +428,8 @@ async def test_a_result_without_an_answer_survives_the_sdk() -> None:
 # --- what PhoneSession overrides and reads ---
 
 
-def test_a_tool_call_is_handled_where_ours_is_put_in() -> None:
-    """Otherwise a tool that raises ends the call, as it does in the SDK."""
+def test_the_sdk_handles_tool_calls_in_our_method() -> None:
+    """Otherwise a tool that raises ends the call, as in the SDK."""
     theirs = inspect.signature(RealtimeSession._handle_tool_call).parameters
     (_, event, *more) = theirs.values()
 
@@ -438,8 +440,8 @@ def test_a_tool_call_is_handled_where_ours_is_put_in() -> None:
 
 
 @pytest.mark.parametrize("side_by_side", [True, False])
-async def test_every_tool_call_passes_ours(side_by_side: bool) -> None:
-    """With async_tool_calls and without it, with an approval and without it."""
+async def test_every_tool_call_passes_our_method(side_by_side: bool) -> None:
+    """With and without async_tool_calls, with and without an approval."""
     handled: list[str] = []
 
     class Session(RealtimeSession):
@@ -473,8 +475,8 @@ async def test_every_tool_call_passes_ours(side_by_side: bool) -> None:
     assert "function_call_output" in str(connection.sent)
 
 
-async def test_what_is_read_of_a_session() -> None:
-    """Who is in charge, with which tools, and the history that we keep short."""
+async def test_the_session_fields_we_read_exist() -> None:
+    """The agent in charge, its tools, and the history that the bridge bounds."""
 
     @function_tool(timeout=3.0)
     async def get_weather(city: str) -> str:
@@ -500,9 +502,9 @@ async def test_what_is_read_of_a_session() -> None:
         assert len(it.session._history) == 1
 
 
-async def test_words_that_were_not_heard_are_told_in_two_events() -> None:
-    """The only ones that put an answer's words into the SDK's history; PhoneSession
-    puts in what was heard behind both."""
+async def test_two_events_put_transcripts_into_the_history() -> None:
+    """Only these put an answer's text into the SDK's history; PhoneSession corrects it
+    to the heard text after both."""
     texts: list[tuple[str, str]] = []
 
     class Session(RealtimeSession):
@@ -533,8 +535,9 @@ async def test_words_that_were_not_heard_are_told_in_two_events() -> None:
 # --- what the loader and local_mcp read ---
 
 
-def test_what_is_read_of_a_runner() -> None:
-    """A RealtimeRunner in the place of an agent: who begins, and how it is run."""
+def test_the_runner_fields_we_read_exist() -> None:
+    """A RealtimeRunner in place of an agent: its starting agent and its
+    configuration."""
     agent: RealtimeAgent[Any] = RealtimeAgent(name="desk")
     plain = RealtimeRunner(agent)
     runner = RealtimeRunner(agent, config={"async_tool_calls": False})
@@ -544,7 +547,7 @@ def test_what_is_read_of_a_runner() -> None:
     assert type(runner._model) is OpenAIRealtimeWebSocketModel
 
 
-def test_the_agent_behind_a_handoff() -> None:
+def test_the_agent_of_a_handoff_is_found() -> None:
     """Its local MCP servers are connected before it takes over: it has to be found in
     the closure of the SDK's own function."""
     billing: RealtimeAgent[Any] = RealtimeAgent(name="billing")
@@ -574,13 +577,13 @@ def tool_call() -> dict[str, Any]:
     "name",
     ["_create_websocket_connection", "_emit_event", "_cancel_response", "send_event"],
 )
-def test_what_is_overridden_or_called_is_there(name: str) -> None:
-    """A renamed method would be found by a caller, in the middle of a call."""
+def test_the_private_methods_we_use_exist(name: str) -> None:
+    """Otherwise a renamed method would fail in the middle of a call."""
     assert inspect.iscoroutinefunction(getattr(OpenAIRealtimeWebSocketModel, name))
 
 
 def test_a_cancel_names_its_answer_by_keyword() -> None:
-    """Otherwise an answer that is to be stopped goes on."""
+    """Otherwise a response that must stop goes on."""
     cancel = inspect.signature(OpenAIRealtimeWebSocketModel._cancel_response)
     answer = cancel.parameters["response_id"]
 
@@ -588,11 +591,12 @@ def test_a_cancel_names_its_answer_by_keyword() -> None:
     assert answer.default is None
 
 
-# --- how much is borne ---
+# --- limits ---
 
 
-async def test_what_is_counted_and_caught_is_where_it_was() -> None:
-    """Else words without end, tools without end and odd events reach a call again."""
+async def test_the_private_fields_our_limits_use_exist() -> None:
+    """Otherwise endless transcripts, endless tool calls and malformed events reach a
+    call again."""
     async with talk() as it:
         assert it.session._item_transcripts == {}
         assert it.session._pending_tool_calls == {}

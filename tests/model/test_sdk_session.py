@@ -1,4 +1,4 @@
-"""The SDK's session on a phone: tools that fail, and a history of what was heard."""
+"""The SDK's session on a phone call: failing tools, and a history of what was heard."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ ANSWER = "item_answer"
 
 @dataclass
 class Watch:
-    """Who is told about tools."""
+    """Records what the session reports about tools."""
 
     running: int = 0
     most: int = 0
@@ -62,7 +62,7 @@ class Talk:
     async def calls(
         self, name: str, seconds: float = 0.0, arguments: str = "{}"
     ) -> str | None:
-        """What the model is told when it calls this tool, within so long."""
+        """What the model is told when it calls this tool, within the given limit."""
         item = {
             **sample("response.output_item.done")["item"],
             "type": "function_call",
@@ -93,7 +93,7 @@ class Talk:
 
     @property
     def words(self) -> list[str]:
-        """Of the history's items."""
+        """The texts of the history's items."""
         return [
             " ".join(getattr(part, "transcript", "") or "" for part in item.content)
             for item in self.session._history
@@ -135,8 +135,8 @@ async def talk(
 # --- tools ---
 
 
-async def test_a_tool_that_works_is_counted_while_it_does() -> None:
-    """A caller who waits for it is not asked whether they are there."""
+async def test_a_running_tool_is_counted() -> None:
+    """A caller who waits for a tool is not asked whether they are still there."""
 
     @function_tool
     async def look_up() -> str:
@@ -150,7 +150,7 @@ async def test_a_tool_that_works_is_counted_while_it_does() -> None:
 
 
 async def test_a_tool_that_raises_is_answered() -> None:
-    """The model is told, the operator learns the kind of error and no more."""
+    """The model is told; the operator learns only the error's type."""
 
     @function_tool(failure_error_function=None)
     async def look_up() -> str:
@@ -173,8 +173,8 @@ async def test_a_tool_that_raises_is_answered() -> None:
     ]
 
 
-async def test_a_tool_that_takes_too_long() -> None:
-    """It is given up after the route's time."""
+async def test_a_tool_that_takes_too_long_is_cancelled() -> None:
+    """It is cancelled after the time limit of the route."""
 
     @function_tool
     async def look_up() -> str:
@@ -189,8 +189,8 @@ async def test_a_tool_that_takes_too_long() -> None:
     assert it.watch.failed == [("look_up", "timeout")]
 
 
-async def test_a_tool_with_a_time_of_its_own() -> None:
-    """What its author says counts, be it longer than the route's."""
+async def test_a_tools_own_time_limit_counts() -> None:
+    """Its author's limit counts, even if it is longer than the route's."""
 
     @function_tool(timeout=2.0)
     async def look_up() -> str:
@@ -203,8 +203,8 @@ async def test_a_tool_with_a_time_of_its_own() -> None:
         assert await it.calls("look_up", 4.0) == "found"
 
 
-async def test_a_tool_whose_own_work_was_cancelled() -> None:
-    """The caller does not wait for ever for something that nobody does any more."""
+async def test_a_tool_that_cancels_itself_is_answered() -> None:
+    """The caller does not wait for work that was abandoned."""
 
     @function_tool(failure_error_function=None)
     async def look_up() -> str:
@@ -216,8 +216,10 @@ async def test_a_tool_whose_own_work_was_cancelled() -> None:
 
 @pytest.mark.parametrize("arguments", ["", "{", "[1]", "7", '{"word": 7}', "{}"])
 @pytest.mark.parametrize("excused", [False, True])
-async def test_arguments_that_are_none(arguments: str, excused: bool) -> None:
-    """A model that writes garbage is told so, and the call goes on."""
+async def test_invalid_arguments_are_reported_to_the_model(
+    arguments: str, excused: bool
+) -> None:
+    """A model that writes invalid JSON is told so, and the call goes on."""
 
     async def look_up(word: str) -> str:
         return "never"
@@ -232,9 +234,9 @@ async def test_arguments_that_are_none(arguments: str, excused: bool) -> None:
     assert it.error is None and it.watch.running == 0
 
 
-async def test_half_a_character_in_the_arguments() -> None:
-    """JSON has a way to write what is no text. A tool that repeats it would have ended
-    the call: nobody could send its result."""
+async def test_a_lone_surrogate_in_the_arguments_is_replaced() -> None:
+    """JSON can encode a lone surrogate. A tool that repeats it would end the call, as
+    its result could not be sent."""
 
     async def echo(word: str) -> str:
         return word
@@ -247,8 +249,8 @@ async def test_half_a_character_in_the_arguments() -> None:
     assert it.error is None and it.watch.failed == []
 
 
-async def test_the_end_of_the_call_is_no_failure() -> None:
-    """A tool at work is cancelled with the call, and nobody is told anything."""
+async def test_the_end_of_the_call_is_not_a_tool_failure() -> None:
+    """A running tool is cancelled with the call, and nothing is reported."""
     cancelled: list[bool] = []
 
     @function_tool
@@ -267,8 +269,9 @@ async def test_the_end_of_the_call_is_no_failure() -> None:
     assert (it.watch.running, it.watch.failed) == (0, [])
 
 
-async def test_a_model_that_is_gone_is_not_answered() -> None:
-    """What cannot be sent is the model's end, and no failure of the tool."""
+async def test_a_lost_model_is_not_a_tool_failure() -> None:
+    """A result that cannot be sent means that the model is lost, not that the tool
+    failed."""
 
     @function_tool
     async def look_up() -> str:
@@ -308,8 +311,8 @@ def answer(*transcripts: str, done: bool = False) -> dict[str, Any]:
 
 
 async def test_the_history_holds_what_was_heard() -> None:
-    """An answer that was cut has the words that were heard, whatever the server tells
-    of it afterwards; one that was not keeps all of its words."""
+    """An interrupted answer keeps the heard text, whatever the server reports
+    afterwards; any other answer keeps its whole text."""
     async with talk() as it:
         it.connection.says(answer("I have much to say."))
         await it.connection.settled()
@@ -328,8 +331,8 @@ async def test_the_history_holds_what_was_heard() -> None:
             assert it.words == ["I have"]
 
 
-async def test_heard_before_the_session_knows_of_it() -> None:
-    """A session that is behind does not remember more than was heard."""
+async def test_the_heard_text_may_come_before_the_item() -> None:
+    """A session that lags behind does not keep more than was heard."""
     async with talk() as it:
         it.session.heard(ANSWER, 0, "I have")
         it.connection.says(answer("I have much to say.", done=True))
@@ -338,8 +341,8 @@ async def test_heard_before_the_session_knows_of_it() -> None:
         assert it.words == ["I have"]
 
 
-async def test_an_answer_in_several_parts() -> None:
-    """Each has its own words."""
+async def test_each_part_of_an_answer_has_its_heard_text() -> None:
+    """The heard text is kept per content index."""
     async with talk() as it:
         it.connection.says(answer("One.", "Two and three.", done=True))
         await it.connection.settled()
@@ -350,7 +353,7 @@ async def test_an_answer_in_several_parts() -> None:
 
 
 async def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call of hours does not fill the memory; the newest is kept."""
+    """A call of hours does not fill the memory; the newest items are kept."""
     monkeypatch.setattr(sdk_session, "MAX_HISTORY", 5)
     async with talk() as it:
         for number in range(12):
@@ -364,11 +367,14 @@ async def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(it.session._heard) == 5
 
 
-# --- how much is borne ---
+# --- limits ---
 
 
-async def test_more_tools_than_anybody_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that calls without end is told to wait; in the end the call is over."""
+async def test_too_many_tool_calls_end_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that calls tools without end is told to wait; in the end the call is
+    ended."""
     monkeypatch.setattr(sdk_session, "MAX_TOOLS", 1)
     monkeypatch.setattr(sdk_session, "MAX_CALLED", 3)
     done = asyncio.Event()
@@ -392,18 +398,19 @@ async def test_more_tools_than_anybody_needs(monkeypatch: pytest.MonkeyPatch) ->
     assert it.watch.limits == ["model_flood", "model_flood", "flood"]
 
 
-async def test_a_tool_that_is_called_by_an_endless_name() -> None:
-    """It is not remembered, nor answered: no server knows such a call."""
+async def test_a_tool_call_with_a_very_long_name_is_ignored() -> None:
+    """It is neither stored nor answered: no tool has such a name."""
     async with talk() as it:
         assert await it.calls("x" * 1000) is None
 
     assert it.watch.limits == ["model_flood"]
 
 
-async def test_words_without_end_are_not_copied(
+async def test_the_transcript_of_a_turn_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the SDK copies for each word has a length; the next turn has words again."""
+    """The SDK copies the transcript for every delta; the next turn starts counting
+    anew."""
     monkeypatch.setattr(sdk_session, "MAX_WORDS", 1000)
     kind = "response.output_audio_transcript.delta"
     async with talk() as it:
@@ -421,8 +428,10 @@ async def test_words_without_end_are_not_copied(
         assert it.words[-1] == "again"
 
 
-async def test_books_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The history holds so much and no more, however long its items are."""
+async def test_the_characters_of_the_history_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The history is bounded, however long its items are."""
     monkeypatch.setattr(sdk_session, "MAX_HISTORY_CHARS", 2500)
     async with talk() as it:
         for n in range(5):
@@ -437,8 +446,8 @@ async def test_books_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [words[0] for words in it.words] == ["3", "4"]
 
 
-async def test_what_the_sdk_takes_for_granted_does_not_end_a_session() -> None:
-    """Items of shapes that it does not look for are counted, and left out."""
+async def test_items_the_sdk_cannot_handle_do_not_end_a_session() -> None:
+    """Items of shapes that the SDK does not check are counted and skipped."""
     misread: list[str] = []
     async with talk(misread=misread.append) as it:
         for content in (5, [{"type": "text", "text": 5}]):

@@ -1,4 +1,4 @@
-"""What is said of a session arrives as the API takes it; what is wrong is told."""
+"""Session settings arrive in the API's form, and mistakes are reported."""
 
 import json
 from typing import Any
@@ -69,7 +69,7 @@ def said(**settings: Any) -> SessionSettings:
 
 
 def mistakes(**settings: Any) -> dict[str, str]:
-    """The place of each mistake -> what is told about it."""
+    """Path of each mistake -> its message."""
     with pytest.raises(SettingsMistakes) as refused:
         SessionSettings.read(settings)
     found = {".".join(map(str, path)): text for path, text in refused.value.mistakes}
@@ -92,7 +92,7 @@ def sent(settings: SessionSettings) -> dict[str, Any]:
     return session
 
 
-# ------------------------------------------------------------------ what the model gets
+# ------------------------------------------------------------ what is sent to the model
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,8 @@ def sent(settings: SessionSettings) -> dict[str, Any]:
 def test_each_setting_arrives_where_the_api_has_it(
     settings: dict[str, Any], place: str, arrives: object
 ) -> None:
-    """What an operator writes is what the model is told, and the vendor takes it."""
+    """The model is sent what the operator wrote, in the form that the vendor
+    accepts."""
     found: Any = sent(said(**settings))
     for key in place.split("."):
         found = found[key]
@@ -193,8 +194,8 @@ ALL: dict[str, Any] = {
 }
 
 
-async def test_a_server_takes_all_of_it_at_once() -> None:
-    """A call that says everything there is to say is a call all the same."""
+async def test_a_server_accepts_all_settings_together() -> None:
+    """A call with every setting in use works."""
     assert set(ALL) == set(SessionSettings.model_fields)
     session = sent(said(**ALL))
 
@@ -208,8 +209,8 @@ async def test_a_server_takes_all_of_it_at_once() -> None:
     assert "error" not in client.types()
 
 
-def test_what_is_not_said_is_not_sent() -> None:
-    """Without a word in the file, the deployment's own settings stay in force."""
+def test_unset_fields_are_not_sent() -> None:
+    """A setting that is not in the file leaves the deployment's in force."""
     nothing = SessionSettings()
 
     assert nothing.sdk_settings() == {} and nothing.raw_session() == {}
@@ -217,8 +218,8 @@ def test_what_is_not_said_is_not_sent() -> None:
     assert nothing.warnings() == {}
 
 
-def test_a_format_is_never_said() -> None:
-    """The phone's own audio format stays the bridge's business."""
+def test_no_audio_format_is_sent() -> None:
+    """The bridge alone sets the audio format."""
     settings = json.dumps([said(**ALL).sdk_settings(), said(**ALL).raw_session()])
 
     assert "format" not in settings
@@ -226,13 +227,13 @@ def test_a_format_is_never_said() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("choice", [{"type": "function", "name": "a"}, "auto"])
-def test_a_chosen_tool_makes_no_noise(choice: Any) -> None:
-    """The log of a call is free of complaints about a tool that was rightly chosen."""
+def test_a_chosen_tool_causes_no_warning(choice: Any) -> None:
+    """A correct `tool_choice` writes no warning into the log of a call."""
     assert sent(said(tool_choice=choice))["tool_choice"] == choice
 
 
-def test_the_sdk_is_told_what_it_does_itself() -> None:
-    """Tools that block, guardrails that look early: the SDK's own switches."""
+def test_the_run_configuration_has_the_sdks_own_settings() -> None:
+    """Async tool calls and early guardrails are switches of the SDK."""
     assert said(**ALL).run_config() == {
         "async_tool_calls": False,
         "guardrails_settings": {"debounce_text_length": 40},
@@ -252,8 +253,8 @@ def test_the_sdk_is_told_what_it_does_itself() -> None:
         ),
     ],
 )
-def test_tracing_is_as_the_sdk_takes_it(tracing: Any, told: Any) -> None:
-    """A call is traced, or not, under the name that was given."""
+def test_tracing_has_the_form_the_sdk_accepts(tracing: Any, told: Any) -> None:
+    """A call is traced, or not, under the configured name."""
     settings: dict[str, Any] = dict(said(tracing=tracing).sdk_settings())
 
     assert settings == {"tracing": told}
@@ -273,16 +274,16 @@ def test_tracing_is_as_the_sdk_takes_it(tracing: Any, told: Any) -> None:
         {"type": "mcp"},
     ],
 )
-def test_hosted_tools_are_as_the_api_has_them(more: dict[str, Any]) -> None:
-    """The model is given the servers of the file, word for word."""
+def test_hosted_tools_have_the_form_of_the_api(more: dict[str, Any]) -> None:
+    """The model is sent the servers exactly as in the file."""
     [tool] = said(mcp=[MCP | more]).mcp_tools()
 
     assert tool == {"type": "mcp", **MCP, **more}
     Mcp.model_validate(tool, strict=True)
 
 
-def test_a_secret_is_not_shown() -> None:
-    """A traceback with the settings in it does not give the CRM away."""
+def test_a_secret_is_not_in_the_repr() -> None:
+    """A traceback that shows the settings does not reveal a server's token."""
     shown = repr(said(mcp=[MCP]))
 
     assert "secret-token" not in shown and "X-Team" not in shown
@@ -299,7 +300,7 @@ def test_a_secret_is_not_shown() -> None:
         ({"voice": "cedar"}, {"voice": "ash"}, {"voice": "cedar"}),
         ({"voice": {"id": "a"}}, {"voice": {"id": "b"}}, {"voice": {"id": "a"}}),
         ({"speed": 1.1}, {"voice": "ash"}, {"speed": 1.1, "voice": "ash"}),
-        # Off is a word, too.
+        # `off` is a value, too.
         (
             {"turn_detection": None},
             {"turn_detection": SERVER_VAD},
@@ -310,7 +311,7 @@ def test_a_secret_is_not_shown() -> None:
             {"turn_detection": None},
             {"turn_detection": SERVER_VAD},
         ),
-        # The same kind: key by key.
+        # Objects of the same kind are merged key by key.
         (
             {"turn_detection": {"type": "server_vad", "threshold": 0.9}},
             {"turn_detection": SERVER_VAD},
@@ -336,7 +337,7 @@ def test_a_secret_is_not_shown() -> None:
             {"prompt": PROMPT},
             {"prompt": PROMPT | {"version": "4"}},
         ),
-        # Another kind: as a whole.
+        # An object of another kind is replaced whole.
         (
             {"turn_detection": "semantic_vad"},
             {"turn_detection": SERVER_VAD},
@@ -354,7 +355,7 @@ def test_a_secret_is_not_shown() -> None:
             {"tool_choice": {"type": "mcp", "server_label": "b", "name": "find"}},
             {"tool_choice": {"type": "mcp", "server_label": "a"}},
         ),
-        # Transcription goes by its model.
+        # The kind of a transcription is its model.
         (
             {"transcription": {"language": "en"}},
             {"transcription": TRANSCRIPTION},
@@ -380,7 +381,7 @@ def test_a_secret_is_not_shown() -> None:
             {"transcription": None},
             {"transcription": {"model": "a"}},
         ),
-        # Lists as a whole, raw fields at every depth.
+        # Lists are replaced whole, raw fields are merged at every depth.
         ({"mcp": []}, {"mcp": [MCP]}, {"mcp": []}),
         (
             {"extra": {"a": {"b": 1}, "list": [1]}},
@@ -389,10 +390,10 @@ def test_a_secret_is_not_shown() -> None:
         ),
     ],
 )
-def test_a_route_is_laid_over_the_defaults(
+def test_a_route_is_merged_over_the_defaults(
     upper: dict[str, Any], lower: dict[str, Any], both: dict[str, Any]
 ) -> None:
-    """A route says what is different about it, and only that is different."""
+    """A route contains only what differs from the defaults."""
     above, below = said(**upper), said(**lower)
 
     made = above.over(below)
@@ -402,7 +403,7 @@ def test_a_route_is_laid_over_the_defaults(
     assert (above, below) == (said(**upper), said(**lower)), "nothing is changed"
 
 
-# ------------------------------------------------------------------------- the mistakes
+# ----------------------------------------------------------------------- error messages
 
 
 @pytest.mark.parametrize(
@@ -426,12 +427,12 @@ def test_a_route_is_laid_over_the_defaults(
         (
             {"turn_detection": {"type": "server_vad", "eagerness": "low"}},
             "turn_detection.eagerness",
-            "is an option of semantic_vad, and this is server_vad",
+            "is an option of semantic_vad, but the type is server_vad",
         ),
         (
             {"turn_detection": {"type": "semantic_vad", "threshold": 0.5}},
             "turn_detection.threshold",
-            "is an option of server_vad, and this is semantic_vad",
+            "is an option of server_vad, but the type is semantic_vad",
         ),
         (
             {"turn_detection": {"type": "server_vad", "treshold": 0.5}},
@@ -483,21 +484,22 @@ def test_a_route_is_laid_over_the_defaults(
         ),
         ({"extra": {"type": "x"}}, "extra.type", "is always realtime"),
         ({"extra": {"model": "x"}}, "extra.model", "beside `extra`"),
-        ({"extra": {"instructions": "x"}}, "extra.instructions", "agent's own"),
+        ({"extra": {"instructions": "x"}}, "extra.instructions", "set by the agent"),
         ({"extra": {"output_modalities": []}}, "extra.output_modalities", "modalities"),
         ({"extra": {"tools": []}}, "extra.tools", "in `mcp`"),
         ({"extra": {"x": object()}}, "extra.x", "JSON"),
     ],
 )
-def test_a_mistake_is_told_with_its_place(
+def test_a_mistake_is_reported_with_its_path(
     settings: dict[str, Any], place: str, told: str
 ) -> None:
-    """Whoever writes something else than the API takes reads what, where and why."""
+    """An operator who writes an invalid value reads what is wrong, where, and how to
+    fix it."""
     assert told in mistakes(**settings)[place]
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    """One look at the list, one correction: not a mistake for every start."""
+def test_all_mistakes_are_reported_together() -> None:
+    """The operator fixes all of them in one go, instead of one per start."""
     found = mistakes(
         speed=9,
         voice=None,
@@ -516,7 +518,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_no_value_is_part_of_a_message() -> None:
-    """A token with a slip in it does not end in somebody's terminal."""
+    """A mistyped token does not appear in a terminal."""
     with pytest.raises(SettingsMistakes) as refused:
         said(mcp=[MCP | {"authorization": ["hush-hush"], "headers": "hush-hush"}])
 
@@ -524,8 +526,8 @@ def test_no_value_is_part_of_a_message() -> None:
     assert "session.mcp.0.authorization" in message and "hush" not in message
 
 
-def test_a_setting_cannot_be_changed_later() -> None:
-    """Two calls of one route do not change each other's session."""
+def test_settings_are_immutable() -> None:
+    """Two calls of one route cannot change each other's session."""
     with pytest.raises(ValidationError):
         SessionSettings().voice = "ash"
 
@@ -538,10 +540,10 @@ def test_a_setting_cannot_be_changed_later() -> None:
         for it in DEPRECATED_TRANSCRIPTION_MODELS
     ],
 )
-def test_a_model_that_is_shut_down_soon_is_warned_of(
+def test_a_deprecated_model_gives_a_warning(
     settings: dict[str, Any], place: tuple[str, ...]
 ) -> None:
-    """It works today; next year the phone would be silent."""
+    """It works today; after the shutdown the phone would be silent."""
     warnings = said(**settings).warnings()
 
     assert list(warnings) == [place] and "2027" in warnings[place]

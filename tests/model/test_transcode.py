@@ -1,4 +1,4 @@
-"""A mu-law bridge before a PCM model: sounds, events, and a call to the fake."""
+"""A mu-law bridge with a PCM model: audio, events, and a call to the fake model."""
 
 import asyncio
 import base64
@@ -89,19 +89,20 @@ def said(audio: ModelAudio, *texts: str) -> list[str]:
     return [out for text in texts for out in audio.from_model(text)]
 
 
-# ----------------------------------------------------------------------------- sounds
+# ------------------------------------------------------------------------------ audio
 
 
-def test_what_came_as_mulaw_goes_as_the_same_mulaw() -> None:
-    """The code itself is free of loss; only zero has two codes, and one is enough."""
+def test_mulaw_survives_decoding_and_encoding() -> None:
+    """Transcoding mu-law to samples and back is lossless, except that one of the two
+    codes of zero is used."""
     codes = bytes(range(256))
 
     assert to_mulaw(from_mulaw(codes)) == codes.replace(b"\x7f", b"\xff")
 
 
 @given(st.integers(-32767, 32767))
-def test_mulaw_is_alike_above_and_below_zero(sample: int) -> None:
-    """A hush is not coded as a hiss: a sample and its mirror get mirrored codes."""
+def test_mulaw_is_symmetric_around_zero(sample: int) -> None:
+    """Near-silence does not hiss: a sample and its negative get mirrored codes."""
     there, back = from_mulaw(to_mulaw(np.array([sample, -sample], np.int16)))
 
     assert there == -back
@@ -110,7 +111,7 @@ def test_mulaw_is_alike_above_and_below_zero(sample: int) -> None:
 
 @given(st.lists(st.integers(0, 400), max_size=8))
 def test_the_model_gets_as_many_ms_as_the_caller_sent(sizes: list[int]) -> None:
-    """Each frame goes on at once and whole, 4.5 ms late; none is empty."""
+    """Each frame is passed on at once and whole, delayed by 4.5 ms; none is empty."""
     stream = CallerTranscoder()
     sound = noise()
     got = []
@@ -126,8 +127,8 @@ def test_the_model_gets_as_many_ms_as_the_caller_sent(sizes: list[int]) -> None:
 
 
 @given(st.lists(st.integers(0, 1200), max_size=8))
-def test_an_answer_may_be_cut_within_a_sample(sizes: list[int]) -> None:
-    """A model that cuts its bytes anywhere is heard as if it had not cut them."""
+def test_deltas_may_be_split_within_a_sample(sizes: list[int]) -> None:
+    """Audio sounds the same wherever the model splits its bytes."""
     samples = up(noise())[: 1 + sum(sizes) // 2]
     pcm = pcm_of(samples)
     stream = AnswerTranscoder()
@@ -143,8 +144,8 @@ def test_an_answer_may_be_cut_within_a_sample(sizes: list[int]) -> None:
     assert len(got) == len(samples) // 3
 
 
-def test_half_a_sample_at_the_end_is_nobodys() -> None:
-    """An answer cut off within a sample does not spoil the one after it."""
+def test_half_a_sample_at_the_end_is_dropped() -> None:
+    """An answer that ends within a sample does not spoil the next one."""
     stream = AnswerTranscoder()
     sound = pcm_of(tone(440, 24_000, seconds=0.1))
 
@@ -162,8 +163,8 @@ def _tail_of(pcm: bytes) -> str:
 
 
 @pytest.mark.parametrize("hz", TONES_HZ)
-def test_a_tone_is_no_worse_than_mulaw_makes_it(hz: float) -> None:
-    """Over a PCM model the line sounds like any telephone line."""
+def test_a_tone_has_the_quality_of_mulaw(hz: float) -> None:
+    """With a PCM model the line sounds like any telephone line."""
     sound = tone(hz + 0.7, 8000)
 
     once, twice = coded(sound), round_trip(sound)
@@ -172,17 +173,17 @@ def test_a_tone_is_no_worse_than_mulaw_makes_it(hz: float) -> None:
     assert tone_snr_db(twice, hz + 0.7) > tone_snr_db(once, hz + 0.7) - 0.5
 
 
-def test_speech_and_noise_come_back_nearly_as_they_went() -> None:
-    """Transcoding adds less noise than the telephone's own code has."""
+def test_speech_and_noise_survive_both_directions() -> None:
+    """Transcoding adds less noise than mu-law coding itself."""
     for sound in (speech(), noise()):
         assert snr_db(coded(sound), round_trip(sound)) > 37
 
 
-# --------------------------------------------------------------------- events to it
+# ---------------------------------------------------------------- events to the model
 
 
-def test_an_append_is_given_as_pcm() -> None:
-    """The model hears the caller; what else stands in the event stays."""
+def test_an_append_is_transcoded_to_pcm() -> None:
+    """The model hears the caller; the event's other fields are kept."""
     frame = to_mulaw(tone(440, 8000, seconds=0.02))
     append = {"event_id": "a", "type": "input_audio_buffer.append"}
     text = json.dumps(append | {"audio": encoded(frame)})
@@ -194,14 +195,14 @@ def test_an_append_is_given_as_pcm() -> None:
     assert len(base64.b64decode(pcm)) == 960
 
 
-def test_an_append_that_is_no_base64_is_our_mistake() -> None:
-    """Rubbish from the caller is refused before it gets here, never passed on."""
+def test_an_append_that_is_not_base64_raises() -> None:
+    """The caller's audio was checked before, so this is a bug of the bridge."""
     with pytest.raises(ValueError):
         ModelAudio().to_model(realtime_events.append("not base64"))
 
 
-def test_the_session_is_asked_for_in_pcm() -> None:
-    """Whatever is changed in a session, its formats are those the model can."""
+def test_session_updates_request_pcm() -> None:
+    """Every session update has the formats that the model supports."""
     side = {"format": MULAW_FORMAT, "voice": "marin"}
     session = {"instructions": "Ü", "audio": {"input": {}, "output": side}}
     update = {"type": "session.update", "event_id": "a", "session": session}
@@ -220,18 +221,19 @@ def test_the_session_is_asked_for_in_pcm() -> None:
     [
         realtime_events.create_response("a"),
         realtime_events.delete("item_1", "a"),
-        # Only looks like one that matters.
+        # Contains the name of a relevant event as text.
         '{"type":"conversation.item.truncate", "a":"session.update"}',
         '{"type":"x","audio":"input_audio_buffer.append"}',
     ],
 )
-def test_other_events_of_ours_are_left_alone(text: str) -> None:
-    """The model gets each event byte for byte as it was made."""
+def test_other_client_events_are_unchanged(text: str) -> None:
+    """The model gets each other event byte for byte."""
     assert ModelAudio().to_model(text) == text
 
 
-def test_a_callers_voice_given_back_is_in_the_models_format() -> None:
-    """What nobody wrote down is not noise to the session after a lost one."""
+def test_replayed_caller_audio_is_transcoded() -> None:
+    """Caller audio without a transcript is not noise to the session after a lost
+    one."""
     event = json.loads(
         ModelAudio().to_model(realtime_events.spoken(payload(200), "e1", "item_1"))
     )
@@ -242,27 +244,27 @@ def test_a_callers_voice_given_back_is_in_the_models_format() -> None:
 
 
 @pytest.mark.parametrize("content", [None, "x", [1, {"audio": None}, {"text": "hi"}]])
-def test_an_item_without_a_voice_stays_as_it_is(content: Any) -> None:
-    """An item that only speaks of "input_audio" is no sound."""
+def test_an_item_without_audio_is_unchanged(content: Any) -> None:
+    """Text that mentions `input_audio` is not audio."""
     item = {"type": "message", "x": "input_audio", "content": content}
     event = {"type": "conversation.item.create", "item": item}
 
     assert json.loads(ModelAudio().to_model(json.dumps(event))) == event
 
 
-def test_a_session_without_audio_stays_without() -> None:
-    """A change of the tracing alone is no change of formats."""
+def test_an_update_without_audio_gets_no_format() -> None:
+    """An update of tracing alone does not change formats."""
     text = '{"type":"session.update","session":{"type":"realtime","tracing":null}}'
 
     assert json.loads(ModelAudio().to_model(text)) == json.loads(text)
 
 
-# ------------------------------------------------------------------- events from it
+# -------------------------------------------------------------- events from the model
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=8))
-def test_a_part_is_as_long_as_the_model_made_it(sizes: list[int]) -> None:
-    """What is told as heard is never more than the model has, and no ms is missing."""
+def test_a_part_keeps_its_length(sizes: list[int]) -> None:
+    """The heard position is never beyond the model's audio, and no ms is missing."""
     pcm = pcm_of(up(noise()))[: sum(sizes)]
     ends = np.cumsum(sizes)
     texts = [delta(pcm[e - n : e]) for n, e in zip(sizes, ends, strict=True)]
@@ -278,8 +280,8 @@ def test_a_part_is_as_long_as_the_model_made_it(sizes: list[int]) -> None:
     assert heard(before + after) == to_mulaw(down(samples))
 
 
-def test_a_delta_keeps_all_else_that_is_in_it() -> None:
-    """The ids by which an answer is cut, and what only others read, go with it."""
+def test_a_delta_keeps_its_other_fields() -> None:
+    """The ids that a truncate needs, and fields that only others read, are kept."""
     text = delta(bytes(4800), extra={"big": 10**30})
 
     first, tail, _ = said(ModelAudio(), text, done())
@@ -289,8 +291,8 @@ def test_a_delta_keeps_all_else_that_is_in_it() -> None:
     assert json.loads(tail) == json.loads(text) | {"delta": encoded(b"\xff" * 36)}
 
 
-def test_too_little_for_a_sound_is_kept() -> None:
-    """Tiny deltas make no empty ones: an empty delta is an error to the bridge."""
+def test_tiny_deltas_give_no_empty_delta() -> None:
+    """The bridge treats an empty delta as an error."""
     audio = ModelAudio()
 
     assert said(audio, *[delta(bytes(50))] * 4) == []
@@ -302,13 +304,13 @@ def delta_of(count: int) -> str:
     return json.dumps(event, separators=(",", ":"))
 
 
-def test_less_than_a_sample_is_no_sound() -> None:
-    """An answer of a byte or two is over without ever having begun."""
+def test_less_than_a_sample_gives_no_audio() -> None:
+    """An answer of a byte or two ends without any audio."""
     assert said(ModelAudio(), delta(b"\1"), done()) == [done()]
 
 
 def test_two_parts_do_not_mix() -> None:
-    """Items that come at once are each heard as if they had come alone."""
+    """Items that arrive together sound as if each had come alone."""
     one, two = (pcm_of(tone(hz, 24_000, seconds=0.05)) for hz in (440, 900))
     pieces = [(one, "item_1", 0), (two, "item_1", 1), (two, "item_2", 0)]
     audio = ModelAudio()
@@ -323,8 +325,8 @@ def test_two_parts_do_not_mix() -> None:
         assert heard(texts, item, part) == whole
 
 
-def test_the_tail_comes_even_if_a_server_ends_no_part() -> None:
-    """Where no audio.done is sent, the last 4.5 ms come at the response's end."""
+def test_the_tail_is_sent_at_the_end_of_the_response() -> None:
+    """Without an audio.done event the last 4.5 ms are sent with the response's end."""
     audio = ModelAudio()
     said(audio, delta(bytes(960)), delta(bytes(960), "item_2"))
     said(audio, delta(bytes(960), "item_3", response_id="resp_2"))
@@ -338,7 +340,8 @@ def test_the_tail_comes_even_if_a_server_ends_no_part() -> None:
 
 
 def test_an_interrupted_part_leaves_nothing_behind() -> None:
-    """After an interruption the next answer begins in silence, not in the old one."""
+    """After an interruption the next answer does not begin with sound of the old
+    one."""
     audio = ModelAudio()
     loud = pcm_of(tone(440, 24_000, seconds=0.1))
     said(audio, delta(loud[:-1]), done())
@@ -347,7 +350,7 @@ def test_an_interrupted_part_leaves_nothing_behind() -> None:
 
 
 def test_parts_that_never_end_are_bounded() -> None:
-    """A faulty server can neither fill the memory nor lose us a ms."""
+    """A faulty server can neither fill the memory nor cause lost audio."""
     audio = ModelAudio()
     names = [f"item_{n}" for n in range(3 * MAX_PARTS)]
 
@@ -358,8 +361,8 @@ def test_parts_that_never_end_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("type_", ["session.created", "session.updated"])
-def test_the_session_is_shown_as_one_in_mulaw(type_: str) -> None:
-    """The bridge sees the line it speaks; a rate left out is the only one there is."""
+def test_the_session_is_reported_as_mulaw(type_: str) -> None:
+    """The bridge sees its own format; a missing rate means the only one there is."""
     sides: Event = {"input": {"format": {"type": "audio/pcm"}}}
     sides["output"] = {"format": PCM_FORMAT, "speed": 1.0}
     event = {"type": type_, "event_id": "a", "session": {"audio": sides, "id": "s"}}
@@ -374,8 +377,8 @@ def test_the_session_is_shown_as_one_in_mulaw(type_: str) -> None:
 @pytest.mark.parametrize(
     "form", [MULAW_FORMAT, {"type": "audio/pcma"}, PCM_FORMAT | {"rate": 16_000}]
 )
-def test_a_server_that_speaks_no_pcm_is_known_by_it(form: Event) -> None:
-    """What is not PCM at 24 kHz would be noise: the call ends with that reason."""
+def test_a_server_that_does_not_use_pcm_is_detected(form: Event) -> None:
+    """Any other format would be noise: the call ends with that reason."""
     session = {"audio": {"input": None, "output": {"format": form}}}
     event = {"type": "session.updated", "session": session}
 
@@ -400,8 +403,8 @@ def test_a_server_that_speaks_no_pcm_is_known_by_it(form: Event) -> None:
         "no JSON at all",
     ],
 )
-def test_what_is_not_understood_passes_as_it_is(text: str) -> None:
-    """The parser behind it is the one to say what is wrong with an event."""
+def test_unreadable_events_are_unchanged(text: str) -> None:
+    """The parser behind it reports what is wrong with an event."""
     assert ModelAudio().from_model(text) == [text]
 
 
@@ -415,13 +418,13 @@ def test_what_is_not_understood_passes_as_it_is(text: str) -> None:
         ]
     )
 )
-def test_no_event_of_a_broken_server_does_harm(text: str) -> None:
-    """A model that sends rubbish is complained of by the parser, not by us."""
+def test_no_server_event_raises(text: str) -> None:
+    """The parser reports the events of a broken model, not the transcoder."""
     for out in said(ModelAudio(), delta(bytes(960)), text):
         assert isinstance(out, str)
 
 
-# ------------------------------------------------------------------ a call to the fake
+# -------------------------------------------------------------- a call to a fake model
 
 
 class Phone:

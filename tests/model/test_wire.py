@@ -1,8 +1,8 @@
-"""The wire: what makes a session ours is made again with each, and the SDK sees one."""
+"""The wire: each new session is configured again, and the SDK sees only one session."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
@@ -29,6 +29,7 @@ from bridge.model.wire import (
 )
 from bridge.sim.model import Behaviour, ModelServer
 from bridge.sim.realtime import faults
+from tests.support.waiting import until
 
 
 def update(**session: Any) -> str:
@@ -48,19 +49,19 @@ def sessions(texts: list[str]) -> list[dict[str, Any]]:
     return [json.loads(text)["session"] for text in texts]
 
 
-# --- what makes a session ours ---
+# --- session updates ---
 
 
-def test_a_whole_configuration_takes_the_place_of_the_one_before() -> None:
-    """After a handoff another session is the clerk's, and not the desk's."""
+def test_a_full_update_replaces_earlier_updates() -> None:
+    """After a handoff the next session is configured for the new agent."""
     desk = update(instructions="desk", tools=[], voice="marin")
     clerk = update(instructions="clerk", tools=[1])
 
     assert sessions(updates([desk], clerk)) == [{"instructions": "clerk", "tools": [1]}]
 
 
-def test_a_change_of_the_users_own_lasts() -> None:
-    """What a configuration does not name is made again in every session to come."""
+def test_fields_of_user_updates_are_kept() -> None:
+    """Fields that a full update does not name are sent again to every later session."""
     mine = update(type="realtime", tracing=None, instructions="mine")
     whole = update(type="realtime", instructions="all", tools=[])
 
@@ -74,8 +75,8 @@ def test_a_change_of_the_users_own_lasts() -> None:
     assert len(updates([update(type="realtime")], whole)) == 1, "nothing is left of it"
 
 
-def test_changes_without_end_are_kept_in_bounds() -> None:
-    """An application that changes its session every second costs no memory."""
+def test_the_kept_updates_are_bounded() -> None:
+    """An application that updates its session every second does not fill the memory."""
     made: list[str] = []
     for n in range(MAX_UPDATES + 5):
         made = updates(made, update(speed=n))
@@ -84,8 +85,8 @@ def test_changes_without_end_are_kept_in_bounds() -> None:
     assert sessions(made)[-1] == {"speed": MAX_UPDATES + 4}
 
 
-def test_an_answer_whose_connection_is_gone_ends_as_a_servers_would() -> None:
-    """The SDK waits for the end of an answer before it sends anything more."""
+def test_a_lost_response_ends_for_the_sdk() -> None:
+    """The SDK waits for the end of a response before it sends anything more."""
     event: Any = TypeAdapter[Any](RealtimeServerEvent).validate_json(failed("r1"))
 
     assert (event.type, event.response.id) == ("response.done", "r1")
@@ -96,7 +97,7 @@ def test_an_answer_whose_connection_is_gone_ends_as_a_servers_would() -> None:
 
 
 class Call:
-    """bridge.model.wire.Line that keeps what it is told, and switches at once."""
+    """A WireOwner that records its calls, and switches connections at once."""
 
     def __init__(self) -> None:
         self.wire: Wire | None = None
@@ -148,12 +149,6 @@ class Call:
                 await self.changed.wait()
 
 
-async def until(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(2):
-        while not happened():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
-
-
 @asynccontextmanager
 async def wired(model: ModelServer) -> AsyncIterator[tuple[Wire, Call, list[Any]]]:
     """A wire, its call, and what the SDK sees of it."""
@@ -185,7 +180,8 @@ async def wired(model: ModelServer) -> AsyncIterator[tuple[Wire, Call, list[Any]
 
 
 async def test_the_sdk_sees_one_session_and_each_item_once() -> None:
-    """Replayed items are no news; an answer that was cut has an end."""
+    """Replayed items are hidden, and a response whose connection was lost gets an
+    end."""
     words = {"type": "message", "role": "user", "content": []}
     item = words | {"id": "u1", "content": [{"type": "input_text", "text": "Hi"}]}
     create = json.dumps({"type": "conversation.item.create", "item": item})
@@ -217,7 +213,7 @@ async def test_the_sdk_sees_one_session_and_each_item_once() -> None:
 
 
 async def again(wire: Wire, call: Call, model: ModelServer, times: int) -> None:
-    """The connection is lost, and there is another, configured."""
+    """The connection is lost, and another one is open and configured."""
     model.inject(faults.drop)
     await call.until("lost", "lost", 1006, times=times)
     wire.dial(0.0)
@@ -227,9 +223,9 @@ async def again(wire: Wire, call: Call, model: ModelServer, times: int) -> None:
 UPDATED = ("event", "session.updated")
 
 
-async def test_a_change_that_was_refused_is_not_made_again() -> None:
-    """After a handoff, or a change of the user's, that the server would not have, the
-    call lasts over a loss: the next session is what the last one was."""
+async def test_a_refused_update_is_not_sent_again() -> None:
+    """If the server refuses an update of a handoff or of user code, the call survives a
+    lost connection: the next session gets the settings before it."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
         wire.dial(0.0)
         await wire.send(update(**WHOLE))
@@ -251,8 +247,8 @@ async def test_a_change_that_was_refused_is_not_made_again() -> None:
     assert all(event_id.startswith(SESSION_ID) for event_id in ids)
 
 
-async def test_names_of_the_users_own_for_changes() -> None:
-    """The same for all: of those the newest was refused."""
+async def test_updates_with_the_same_event_id() -> None:
+    """User code may use one id for all its updates: the newest one was refused."""
     mine = {"type": "session.update", "event_id": "mine"}
     changes = {"type": "realtime", "instructions": "Be brief."}, BAD
     async with ModelServer() as model, wired(model) as (wire, call, _):
@@ -267,7 +263,7 @@ async def test_names_of_the_users_own_for_changes() -> None:
     assert [event["event_id"] for _, event in last.received] == ["mine"]
 
 
-async def test_a_change_that_was_refused_for_a_moment() -> None:
+async def test_an_update_refused_temporarily_is_sent_again() -> None:
     """A server that is too busy for our configuration gets it again."""
     behaviour = Behaviour(reject_update="rate_limit_exceeded")
     async with ModelServer(behaviour) as model, wired(model) as (wire, call, _):
@@ -281,8 +277,8 @@ async def test_a_change_that_was_refused_for_a_moment() -> None:
     assert last.session["instructions"] == "Be kind."
 
 
-async def test_changes_without_end_are_made_again_in_bounds() -> None:
-    """Those that can be refused no more count for good."""
+async def test_old_updates_are_merged() -> None:
+    """Updates that can no longer be refused are merged into one."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
         wire.dial(0.0)
         await wire.send(update(**WHOLE))
@@ -298,8 +294,9 @@ async def test_changes_without_end_are_made_again_in_bounds() -> None:
     assert len(last.received) == MAX_UPDATES
 
 
-async def test_who_has_work_in_a_session_learns_that_it_is_gone() -> None:
-    """Lost, hung up for another, or left for a spare: once each, after the call."""
+async def test_on_left_is_called_once_per_connection() -> None:
+    """For a lost connection, one that is redialled, and one replaced by a spare: once
+    each, after the call was told."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
         wire.dial(0.0)
         await call.until("event", "session.created")
@@ -316,8 +313,8 @@ async def test_who_has_work_in_a_session_learns_that_it_is_gone() -> None:
     assert told == ["lost", "left", "left", "left"]
 
 
-async def test_a_refusal_is_told_and_dialled_again() -> None:
-    """Whether it may pass is for the call to know."""
+async def test_a_refused_connection_is_reported() -> None:
+    """The call decides whether it is dialled again."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
         model.handshakes.answer(429)
         model.handshakes.answer(401)
@@ -343,7 +340,7 @@ async def test_a_spare_does_not_disturb_the_one_in_use() -> None:
     assert len(model.sessions) == 2
 
 
-async def test_a_lost_connection_leaves_nothing() -> None:
+async def test_a_lost_connection_leaves_no_task() -> None:
     """A call that loses its model ten times has the tasks of one connection."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
         for n in range(3):
@@ -357,8 +354,8 @@ async def test_a_lost_connection_leaves_nothing() -> None:
         assert [name for name in names if name.startswith("CA1 model")] == []
 
 
-async def test_a_model_that_takes_nothing_is_heard_no_more() -> None:
-    """What it still says is of a session that was given up."""
+async def test_events_of_an_abandoned_connection_are_ignored() -> None:
+    """They belong to a session that was given up."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
         wire.dial(0.0)
         await call.until("event", "session.created")
@@ -370,8 +367,8 @@ async def test_a_model_that_takes_nothing_is_heard_no_more() -> None:
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-async def test_a_wire_that_is_closed_leaves_nothing(hangs: bool) -> None:
-    """Also while it dials: a call that is over costs no connection."""
+async def test_a_closed_wire_leaves_no_connection(hangs: bool) -> None:
+    """Also while it dials."""
     async with ModelServer() as model:
         if hangs:
             model.handshakes.leave_unanswered()
@@ -385,17 +382,17 @@ async def test_a_wire_that_is_closed_leaves_nothing(hangs: bool) -> None:
         await until(lambda: not (model.active or model.handshakes.unanswered))
 
 
-# --- how much is borne ---
+# --- limits ---
 
 
 def event(kind: str, **fields: Any) -> str:
     return json.dumps({"type": kind, "event_id": "e", **fields})
 
 
-async def test_a_model_that_takes_no_bytes_is_given_up(
+async def test_the_queue_to_the_model_is_bounded_in_characters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Few events may be as much memory as many."""
+    """Few large events can use as much memory as many small ones."""
     monkeypatch.setattr(wire_file, "MAX_WAITING_CHARS", 10_000)
     async with ModelServer() as model, wired(model) as (wire, call, _):
         wire.dial(0.0)
@@ -414,10 +411,10 @@ def taken(seen: list[Any], number: int) -> bool:
     return len(seen) == number
 
 
-async def test_an_sdk_that_takes_no_bytes_is_stuck(
+async def test_the_queue_to_the_sdk_is_bounded_in_characters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So may what it has not taken."""
+    """Few large events can use as much memory as many small ones."""
     monkeypatch.setattr(wire_file, "MAX_WAITING_CHARS", 10_000)
     async with ModelServer() as model, wired(model) as (wire, call, seen):
         words = event("response.output_text.delta", delta="x" * 1000)
@@ -431,8 +428,8 @@ async def test_an_sdk_that_takes_no_bytes_is_stuck(
         assert ("stuck", "sdk_stuck") in call.told
 
 
-async def test_ids_without_end_are_not_kept() -> None:
-    """What the SDK has seen, and what it believes to be under way, has bounds."""
+async def test_the_kept_ids_are_bounded() -> None:
+    """Items that the SDK has seen, and responses it believes to be open."""
     async with ModelServer() as model, wired(model) as (wire, _, seen):
         for n in range(MAX_KNOWN + 10):
             item = {"id": f"i{n}", "type": "message", "role": "user"}
@@ -450,8 +447,8 @@ async def test_ids_without_end_are_not_kept() -> None:
     assert seen[-2]["type"] == "response.done", "the newest item was known"
 
 
-async def test_what_the_sdk_cannot_read_is_kept_from_it() -> None:
-    """Numbers that its parser does not take: the session would end of them."""
+async def test_events_the_sdk_cannot_parse_are_hidden() -> None:
+    """Its parser rejects some numbers, which would end the session."""
     async with ModelServer() as model, wired(model) as (wire, call, seen):
         wire.take('{"type":"rate_limits.updated","rate_limits":' + "9" * 5000 + "}")
         wire.take(event("rate_limits.updated", rate_limits=[]))
@@ -461,8 +458,8 @@ async def test_what_the_sdk_cannot_read_is_kept_from_it() -> None:
     assert ("misread", "event that the SDK cannot read") in call.told
 
 
-async def test_a_flood_is_told_of_once() -> None:
-    """The call ends of it; nothing that still comes is looked into."""
+async def test_a_flood_is_reported_once() -> None:
+    """It ends the call, and no later event is decoded."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
         began = monotonic()
         bears = [wire.bears("{}") for _ in range(25_000)]
@@ -480,8 +477,8 @@ LISTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", LISTS)
-async def test_an_event_of_many_parts_is_kept_from_the_sdk(kind: str) -> None:
-    """It would look at them for seconds, in which no call goes on."""
+async def test_an_event_with_many_parts_is_hidden_from_the_sdk(kind: str) -> None:
+    """The SDK would process them for seconds, in which no call goes on."""
     item = {"id": "i", **LISTS[kind]}
     async with ModelServer() as model, wired(model) as (wire, call, seen):
         wire.take(event("conversation.item.done", item=item))
@@ -494,7 +491,7 @@ async def test_an_event_of_many_parts_is_kept_from_the_sdk(kind: str) -> None:
 
 
 async def test_many_events_of_many_parts_are_a_flood() -> None:
-    """A server that keeps the SDK busy is given up as one that sends without end."""
+    """A server that keeps the SDK busy counts as one that sends without end."""
     item = {"id": "i", "type": "message", "role": "user", "content": [{}] * 4000}
     async with ModelServer() as model, wired(model) as (wire, call, _):
         for _ in range(60):

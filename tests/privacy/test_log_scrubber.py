@@ -1,4 +1,4 @@
-"""What no log line holds: numbers of people, cards, keys of ours and of others."""
+"""What no log line may contain: phone and card numbers, and keys of any origin."""
 
 import base64
 from typing import Any
@@ -31,8 +31,8 @@ ODD = 'pä"ss/word\\'
         ("four" + " one" * 15, "[card number]"),
     ],
 )
-def test_what_would_give_somebody_away_is_taken_out(written: str, kept: str) -> None:
-    """Whoever reads the log gets to know no number and no key."""
+def test_numbers_and_keys_are_removed(written: str, kept: str) -> None:
+    """A reader of the log sees no phone number, card number or key."""
     scrubber = LogScrubber([TOKEN, ODD, "short"])
 
     assert scrubber.text(written) == kept
@@ -47,10 +47,10 @@ def test_what_would_give_somebody_away_is_taken_out(written: str, kept: str) -> 
         ("KeyError: '0301234567'", "KeyError: '[number]'"),
     ],
 )
-def test_numbers_as_dialled_at_home_are_taken_out_of_what_others_wrote(
+def test_national_numbers_are_removed_from_foreign_text(
     written: str, kept: str
 ) -> None:
-    """An exception of the user's code quotes what a caller said."""
+    """An exception of user code may quote what a caller said."""
     assert LogScrubber().text(written, theirs=True) == kept
     assert LogScrubber().text(written) == written
 
@@ -72,13 +72,13 @@ def test_numbers_as_dialled_at_home_are_taken_out_of_what_others_wrote(
         "basket-1 of 200",
     ],
 )
-def test_what_an_operator_needs_stays(written: str) -> None:
-    """SIDs, times, counts and places are what a log is for."""
+def test_ids_times_and_counts_are_kept(written: str) -> None:
+    """SIDs, times, counts and addresses are what a log is for."""
     assert LogScrubber(["short"]).text(written, theirs=True) == written
 
 
-def test_every_value_of_a_line_is_looked_through() -> None:
-    """Wherever in a line it stands, and whatever kind of value it is."""
+def test_every_value_of_a_log_line_is_scrubbed() -> None:
+    """Sensitive text is removed anywhere in a line and from values of every type."""
 
     class Odd:
         def __repr__(self) -> str:
@@ -119,9 +119,9 @@ def test_every_value_of_a_line_is_looked_through() -> None:
     assert of_library["event"] == "to [number], or [number]"
 
 
-def test_a_book_in_an_exception_is_cut() -> None:
-    """Neither does it fill the disk, nor does looking through it hold calls up; and a
-    key is not cut in two, where nobody would know it."""
+def test_a_very_long_value_is_cut() -> None:
+    """It fills no disk and delays no call; a key is not cut in two, as half a key would
+    not be recognised."""
     for book in ("x ", "1 ", "://::", "+1", "bearer ", "4 ", "- "):
         kept = LogScrubber([TOKEN]).text(book * 500_000, theirs=True)
         assert len(kept) <= MAX_CHARS + len(" [cut]")

@@ -1,4 +1,4 @@
-"""What a route takes out of the words of a call: cards, keys, digits, patterns."""
+"""What a route removes from the texts of a call: cards, keys, digits, patterns."""
 
 import base64
 from typing import Any
@@ -61,8 +61,8 @@ MAESTRO = "6759649826438453"
         f"555 {VISA}",  # something before it
     ],
 )
-def test_a_card_number_is_taken_out(said: str) -> None:
-    """However a caller says it, or a transcription writes it, nobody keeps it."""
+def test_a_card_number_is_removed(said: str) -> None:
+    """In every form in which a caller says it or a transcription writes it."""
     kept = CARDS.text(f"It is {said.strip()} I think.")
 
     assert kept == "It is [card number] I think."
@@ -81,14 +81,14 @@ def test_a_card_number_is_taken_out(said: str) -> None:
         "phonefour one one one one one one one one one one one one one one one",
     ],
 )
-def test_what_is_no_card_number_stays(said: str) -> None:
-    """A report is still worth reading: phone numbers, times, orders."""
+def test_other_numbers_are_kept(said: str) -> None:
+    """A report stays readable: phone numbers, times, order numbers."""
     assert CARDS.text(said) == said
 
 
 @given(st.text(alphabet="0123456789 -", min_size=0, max_size=40), st.data())
 def test_no_card_gets_through(around: str, data: st.DataObject) -> None:
-    """Whatever stands around it, a card number written in any grouping is not kept."""
+    """A card number in any grouping is removed, whatever text surrounds it."""
     digits = data.draw(st.sampled_from([VISA, AMEX, MAESTRO]))
     gaps = data.draw(st.lists(st.sampled_from(["", " ", "-", ", "]), min_size=19))
     written = "".join(it + gap for it, gap in zip(digits, gaps, strict=False))
@@ -112,17 +112,17 @@ def test_no_card_gets_through(around: str, data: st.DataObject) -> None:
         (VISA, "[digits]"),
     ],
 )
-def test_four_digits_or_more_are_taken_out(said: str, kept: str) -> None:
-    """A PIN is not kept, and a room number is."""
+def test_four_or_more_digits_are_removed(said: str, kept: str) -> None:
+    """A PIN is removed, a room number is kept."""
     assert DIGITS.text(said) == kept
 
 
-def test_a_card_is_called_a_card_where_both_are_named() -> None:
-    """Whoever reads a report knows what was said there."""
+def test_a_card_number_is_labelled_as_card() -> None:
+    """With `cards` and `digits` a reader of the report still sees which it was."""
     assert ALL.text(f"{VISA} and 4711") == "[card number] and [digits]"
 
 
-def test_keys_are_hidden_whatever_is_named() -> None:
+def test_keys_are_hidden_by_any_setting() -> None:
     """A card number that is keyed in comes one digit at a time."""
     for named in (CARDS, DIGITS, KEYS, SECRET):
         phone = Phone().talking()
@@ -140,20 +140,20 @@ def test_keys_are_hidden_whatever_is_named() -> None:
         assert message == {"event": "dtmf", "dtmf": {"digit": "[keys]"}}
 
 
-def test_a_pattern_is_taken_out() -> None:
-    """What only the operator knows of is theirs to name."""
+def test_a_match_of_a_pattern_is_removed() -> None:
+    """Operators can name what only they know about."""
     assert SECRET.text("a Secret word, a public one") == "a [removed], a public one"
 
 
-def test_a_pattern_finds_what_lies_anywhere_in_a_long_text() -> None:
-    """Also where the text is looked at in pieces."""
+def test_a_pattern_matches_anywhere_in_a_long_text() -> None:
+    """Also across the windows in which a long text is searched."""
     for at in range(0, 3 * WINDOW, 7):
         text = "x" * at + " secret word " + "y" * WINDOW
         assert SECRET.text(text) == text.replace("secret word", "[removed]"), at
 
 
-def test_the_rest_of_a_text_without_end_is_not_kept() -> None:
-    """Nobody waits for an expression on a book."""
+def test_the_rest_of_a_very_long_text_is_removed() -> None:
+    """Patterns are matched against a bounded length only."""
     kept = SECRET.text("x" * (MAX_CHARS + 1000))
 
     assert kept == "x" * MAX_CHARS + "[removed]"
@@ -182,7 +182,7 @@ def test_the_rest_of_a_text_without_end_is_not_kept() -> None:
     ],
 )
 def test_a_pattern_that_cannot_be_used_is_refused(written: str, why: str) -> None:
-    """An expression that could try for ever is found at start, not by a caller."""
+    """A pattern that may backtrack without bound is refused at start."""
     with pytest.raises(ValueError, match=why):
         pattern(written)
 
@@ -199,16 +199,16 @@ def test_a_pattern_that_cannot_be_used_is_refused(written: str, why: str) -> Non
         "(?>a+)b",
     ],
 )
-def test_a_pattern_of_everyday_life_is_taken(written: str) -> None:
-    """What people want to take out can be written without a thought."""
+def test_common_patterns_are_accepted(written: str) -> None:
+    """Typical patterns of operators need no special care."""
     assert pattern(written).pattern == written
 
 
 # --- pieces ---
 
 
-def test_a_number_across_pieces_is_taken_out_whole() -> None:
-    """The words of an answer come in deltas, and none of them is a card number."""
+def test_a_number_across_deltas_is_removed() -> None:
+    """The text of an answer comes in deltas, none of which holds a whole number."""
     pieces = ["Your card ", "4111 11", "11 1111", " 1111", ", right?"]
 
     kept = ALL.pieces(pieces)
@@ -218,13 +218,13 @@ def test_a_number_across_pieces_is_taken_out_whole() -> None:
 
 
 @given(st.lists(st.sampled_from(["4", "111", " ", "1111", "x", "one ", ""])))
-def test_pieces_are_kept_as_their_whole_is(pieces: list[str]) -> None:
-    """However a text is cut, the same is taken out of it."""
+def test_pieces_are_redacted_like_the_whole_text(pieces: list[str]) -> None:
+    """The result does not depend on where a text is split."""
     assert "".join(ALL.pieces(pieces)) == ALL.text("".join(pieces))
 
 
-def test_words_on_their_way_are_kept_without_the_number() -> None:
-    """Whoever leads the call on still knows when which of them were heard."""
+def test_text_that_is_still_playing_is_redacted() -> None:
+    """The instance that continues the call still knows which words were heard when."""
     words = ((0, "It is "), (800, "4111 1111 "), (1600, "1111 1111"), (2400, "."))
     part = Playing("i1", words, received=3000, heard=100, complete=True)
 
@@ -239,9 +239,9 @@ def test_words_on_their_way_are_kept_without_the_number() -> None:
     assert (kept.received, kept.heard) == (3000, 100)
 
 
-def test_a_number_that_was_cut_short_is_taken_out() -> None:
-    """A caller who interrupts the agent in the middle of their number has twelve digits
-    of it heard: none is kept."""
+def test_an_interrupted_number_is_removed() -> None:
+    """A caller interrupts the agent within their card number after twelve digits: none
+    of them is kept."""
     said = "I charge 4111 1111 1111 1111 now"
     heard = "I charge 4111 1111 1111"
     item = HistoryItem("a1", "assistant", heard, said, cut=True)
@@ -274,13 +274,13 @@ def test_a_number_that_was_cut_short_is_taken_out() -> None:
         ("[" * 5000, "[" * 5000),
     ],
 )
-def test_what_a_tool_takes_and_gives_stays_what_it_is(written: str, kept: str) -> None:
-    """Arguments without the number are JSON still, for whoever reads them."""
+def test_redacted_tool_arguments_stay_json(written: str, kept: str) -> None:
+    """A reader of tool arguments can still parse them as JSON."""
     assert CARDS.json(written) == kept
 
 
-def test_a_message_keeps_its_form() -> None:
-    """A trace without words can still be followed: ids, times and lengths are there."""
+def test_a_redacted_message_keeps_its_structure() -> None:
+    """A trace without texts can still be followed: it has ids, times and lengths."""
     message = {
         "type": "response.output_item.done",
         "event_id": "event_471147114711",
@@ -316,8 +316,9 @@ def test_a_message_keeps_its_form() -> None:
 
 
 @pytest.mark.parametrize("field", ["customParameters", "metadata", "variables"])
-def test_parameters_have_names_of_somebody_elses(field: str) -> None:
-    """One that is called `code` is no code of ours: what is in it is looked at."""
+def test_parameters_are_redacted_whatever_their_names(field: str) -> None:
+    """A parameter may be called `code` like one of our own fields: its value is
+    searched."""
     kept = CARDS.message({"start": {field: {"code": VISA, "id": 4, VISA: "x"}}})
 
     assert kept["start"][field] == {
@@ -341,8 +342,8 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_whatever_a_message_is_it_can_be_kept(message: Any) -> None:
-    """No message of either side is one that breaks the call by being looked through."""
+def test_any_message_can_be_redacted(message: Any) -> None:
+    """No message of either side raises while it is redacted."""
     kept = ALL.message(message)
 
     assert type(kept) is type(message) or isinstance(kept, str | list)
@@ -369,13 +370,13 @@ def test_whatever_a_message_is_it_can_be_kept(message: Any) -> None:
         ({"type": 5, "delta": "x"}, {"type": 5, "delta": "x"}),
     ],
 )
-def test_pieces_of_words_are_not_kept(message: Any, kept: Any) -> None:
-    """None of them can be judged; the whole of them comes once it is there."""
+def test_text_deltas_are_removed(message: Any, kept: Any) -> None:
+    """A single delta cannot be judged; the complete text follows later."""
     assert CARDS.message(message) == kept
 
 
-def test_audio_is_as_long_as_it_was() -> None:
-    """A number that is spoken is in the sound of it, too."""
+def test_audio_becomes_silence_of_the_same_length() -> None:
+    """A spoken number is in the audio, too."""
     delta = payload(100)
     message = {"type": "response.output_audio.delta", "delta": delta}
 
@@ -388,8 +389,8 @@ def test_audio_is_as_long_as_it_was() -> None:
 # --- items ---
 
 
-def test_items_are_copied_and_the_call_keeps_its_own() -> None:
-    """The agent still knows the number that it has to charge."""
+def test_the_call_keeps_its_original_items() -> None:
+    """The agent still knows the card number that it has to charge."""
     said = HistoryItem("u1", "user", text=VISA)
     called = HistoryItem("c1", "tool_call", arguments=f'{{"card":{VISA}}}')
     output = HistoryItem("o1", "tool_output", text=f'{{"charged":{VISA}}}')
@@ -405,8 +406,8 @@ def test_items_are_copied_and_the_call_keeps_its_own() -> None:
     assert said.text == VISA
 
 
-def test_only_what_has_changed_is_looked_at_again() -> None:
-    """A conversation is written twice a second, however long it is."""
+def test_only_changed_items_are_redacted_again() -> None:
+    """A conversation is stored twice a second, however long it is."""
     items = [HistoryItem("u1", "user", text="hello"), HistoryItem("u2", "user")]
     copies = Copies(CARDS)
     first = copies.of(items)
@@ -418,8 +419,8 @@ def test_only_what_has_changed_is_looked_at_again() -> None:
     assert [it.text for it in again] == ["hello", "[card number]"]
 
 
-def test_with_nothing_named_all_is_as_it_was() -> None:
-    """Who wants nothing taken out has every word."""
+def test_without_settings_nothing_is_removed() -> None:
+    """An operator who names nothing gets every word."""
     nothing = Redaction()
     item = HistoryItem("u1", "user", text=VISA)
     message = {"dtmf": {"digit": "4"}, "delta": VISA}
@@ -433,19 +434,19 @@ def test_with_nothing_named_all_is_as_it_was() -> None:
     assert Copies(nothing).of([item]) == (item,)
 
 
-def test_what_was_taken_out_is_named_as_in_the_routes() -> None:
-    """A trace says of itself what is missing in it, not what the pattern was."""
+def test_a_trace_names_what_was_removed() -> None:
+    """A trace says which settings were applied, but not the pattern."""
     assert ALL.names == ["cards", "keys", "digits"]
     assert SECRET.names == ["pattern"]
 
 
-def test_hostile_texts_take_no_time() -> None:
-    """A tool, or a model, that returns a book of digits holds no call up."""
+def test_hostile_texts_are_redacted_quickly() -> None:
+    """A tool or model that returns very many digits delays no call."""
     for text in ("4 " * 100_000, "1" * 200_000, "one " * 50_000, "x" * 500_000):
         kept = ALL.text(text)
         assert len(kept) <= len(text)
 
 
-def test_where_card_numbers_are_can_be_asked() -> None:
-    """The log looks at what stands around them, too."""
+def test_the_positions_of_card_numbers_are_found() -> None:
+    """The log scrubber checks the characters around them, too."""
     assert list(redaction.card_runs(f"a {VISA} b 1234 c {AMEX}")) == [(2, 18), (28, 43)]

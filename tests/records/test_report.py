@@ -1,4 +1,4 @@
-"""The report of a call: what it says, and that it arrives or its loss is known."""
+"""The report of a call: its content, and that it arrives or its loss is logged."""
 
 import asyncio
 import base64
@@ -41,16 +41,17 @@ SPOKEN = "I would like to order a pizza"
 REPORT = report_of_silence(FACTS, "busy", 0.0)
 
 Answer = int | web.Response | None
-"""A status, a whole answer, or None: none comes."""
+"""A status, a whole response, or None: the receiver does not answer."""
 
 
 class Receiver:
-    """A webhook's far end: answers in turn as told, the last answer for ever."""
+    """The receiver of a webhook: gives `answers` one after the other, the last one for
+    ever."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers) or [204]
         self.got: list[tuple[dict[str, str], bytes, float]] = []
-        """(headers, body, when) of each attempt."""
+        """(headers, body, monotonic time) of each attempt."""
         self.url = ""
         self.gone = asyncio.Event()
 
@@ -90,7 +91,7 @@ async def delivered(
     report: CallReport = REPORT,
     secret: str | None = SECRET,
 ) -> list[Any]:
-    """Delivers one; the log lines of it."""
+    """Delivers one report; returns the log lines."""
     with capture_logs() as logged:
         async with Reports(secret, QUICK) as reports:
             await reports.deliver(report, to, url)
@@ -104,11 +105,12 @@ def losses(logged: list[Any]) -> list[dict[str, Any]]:
     return [{key: line[key] for key in keep if key in line} for line in lost]
 
 
-# --- what it says ---
+# --- the content ---
 
 
-async def test_a_report_tells_the_call() -> None:
-    """What was said, done and left, who ended it: all in one JSON object."""
+async def test_a_report_describes_the_call() -> None:
+    """Transcript, tools, messages, notes and the end of the call: all in one JSON
+    object."""
     line = Line()
     line.history = [
         HistoryItem("i0", "system", "You are a test."),
@@ -164,16 +166,17 @@ async def test_a_report_tells_the_call() -> None:
 @pytest.mark.parametrize(
     ("by", "why"), [("bridge", "machine"), ("agent", "message_left")]
 )
-async def test_a_machine_is_nobody_who_was_talked_to(by: str, why: str) -> None:
-    """Whoever placed the call sees that a machine took it, message or no message."""
+async def test_a_machine_has_a_status_of_its_own(by: str, why: str) -> None:
+    """The sender of the order sees that a machine answered, with or without a message
+    left."""
     async with live_call(Line()) as live:
         report = report_of(live, by, why, 12.5)
 
     assert (report.status, report.outcome) == ("machine", f"{by}_{why}")
 
 
-def test_a_call_nobody_took_is_reported_too() -> None:
-    """Who placed a call learns that the line was busy."""
+def test_a_call_that_was_not_answered_is_reported() -> None:
+    """The sender of the order learns that nobody answered."""
     facts = CallFacts("CA9", direction="outbound", to_number="+14155550155")
 
     report = json.loads(report_of_silence(facts, "no-answer", 0.0).as_json())
@@ -186,8 +189,9 @@ def test_a_call_nobody_took_is_reported_too() -> None:
 # --- the signature ---
 
 
-def test_the_signature_is_the_standards() -> None:
-    """Receivers check it with any library of standardwebhooks.com (its own example)."""
+def test_the_signature_is_that_of_standard_webhooks() -> None:
+    """Receivers can verify it with any library of standardwebhooks.com (the example is
+    theirs)."""
     headers = signed(
         signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -202,8 +206,8 @@ def test_the_signature_is_the_standards() -> None:
     }
 
 
-async def test_a_report_has_nothing_of_what_the_route_takes_out() -> None:
-    """Whoever gets the report of a payment gets no card number with it."""
+async def test_a_report_is_redacted_as_the_route_says() -> None:
+    """The receiver of a report about a payment does not get the card number."""
     card = "4111 1111 1111 1111"
     line = Line()
     line.history = [
@@ -232,8 +236,8 @@ async def test_a_report_has_nothing_of_what_the_route_takes_out() -> None:
     assert unwritable.messages == report.messages
 
 
-async def test_openais_client_accepts_what_is_posted() -> None:
-    """Who has `openai` installed checks our reports with it."""
+async def test_openais_client_accepts_a_posted_report() -> None:
+    """A user who has `openai` installed can verify our reports with it."""
     async with receiver() as there:
         assert losses(await delivered(there.url)) == []
     [(headers, body, _)] = there.got
@@ -250,16 +254,17 @@ async def test_openais_client_accepts_what_is_posted() -> None:
     "secret",
     ["", SECRET.removeprefix("whsec_"), "whsec_c2hvcnQ=", "whsec_!", SECRET + "A"],
 )
-def test_what_is_no_secret_is_refused_at_the_start(secret: str) -> None:
-    """The operator sees it at once, and not the secret in a log."""
+def test_a_malformed_secret_is_refused_at_startup(secret: str) -> None:
+    """The operator sees the mistake at once; the message does not contain the
+    secret."""
     with pytest.raises(ValueError, match="whsec_ and the base64") as refused:
         Reports(secret)
 
     assert not secret.removeprefix("whsec_") or secret not in str(refused.value)
 
 
-async def test_without_a_secret_nothing_claims_to_be_signed() -> None:
-    """The report still has an id by which a second copy is known."""
+async def test_without_a_secret_a_report_has_no_signature() -> None:
+    """The report still has an id, by which the receiver recognizes a second copy."""
     async with receiver() as there:
         await delivered(there.url, secret=None)
 
@@ -271,27 +276,27 @@ async def test_without_a_secret_nothing_claims_to_be_signed() -> None:
 # --- the webhook ---
 
 
-async def test_a_receiver_that_fails_twice_gets_it() -> None:
-    """A restart of the receiver loses no report; a copy has the same id."""
+async def test_a_receiver_that_fails_twice_gets_the_report() -> None:
+    """A restart of the receiver loses no report; every attempt has the same id."""
     async with receiver(503, 429, 200) as there:
         logged = await delivered(there.url)
 
     assert [line["event"] for line in logged] == [
-        "report_delayed",
-        "report_delayed",
+        "report_attempt_failed",
+        "report_attempt_failed",
         "report_delivered",
     ]
     assert len({headers["webhook-id"] for headers, _, _ in there.got}) == 1
     assert len({body for _, body, _ in there.got}) == 1
     first, second, third = (at for _, _, at in there.got)
-    # It waits longer each time; each wait is up to a quarter shorter or longer.
+    # Each wait is twice the one before, up to a quarter shorter or longer.
     assert second - first >= 0.75 * QUICK.first_wait
     assert third - second >= 0.75 * 2 * QUICK.first_wait
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 410, 302])
-async def test_a_receiver_that_does_not_want_it_is_left_alone(status: int) -> None:
-    """No receiver is asked again for what it refused; nobody is redirected."""
+async def test_a_report_that_was_refused_is_not_sent_again(status: int) -> None:
+    """After a final refusal there is no retry; a redirect is not followed."""
     elsewhere = {"Location": "/report"}
     async with receiver(web.Response(status=status, headers=elsewhere)) as there:
         logged = await delivered(there.url)
@@ -300,8 +305,8 @@ async def test_a_receiver_that_does_not_want_it_is_left_alone(status: int) -> No
     assert losses(logged) == [{"why": "refused", "status": status}]
 
 
-async def test_a_receiver_that_stays_down_is_given_up() -> None:
-    """The operator learns which call's report is lost, and why."""
+async def test_attempts_end_if_the_receiver_stays_down() -> None:
+    """The operator learns from the log which call's report is lost, and why."""
     async with receiver(500) as there:
         logged = await delivered(there.url)
 
@@ -309,8 +314,9 @@ async def test_a_receiver_that_stays_down_is_given_up() -> None:
     assert losses(logged) == [{"why": "refused", "status": 500}]
 
 
-async def test_a_receiver_that_hangs_is_asked_again() -> None:
-    """One that takes the report and never answers holds nothing up for ever."""
+async def test_a_receiver_that_does_not_answer_gets_another_attempt() -> None:
+    """A receiver that takes the report and never answers does not block the
+    delivery."""
     async with receiver(None, 200) as there:
         logged = await delivered(there.url)
 
@@ -318,8 +324,8 @@ async def test_a_receiver_that_hangs_is_asked_again() -> None:
     assert len(there.got) == 2
 
 
-async def test_a_receiver_that_is_not_there_is_given_up() -> None:
-    """An address nobody listens at costs a few attempts, no more."""
+async def test_attempts_end_if_nothing_listens_at_the_url() -> None:
+    """A URL at which nothing listens costs a few attempts, no more."""
     async with receiver() as there:
         url = there.url
 
@@ -328,8 +334,8 @@ async def test_a_receiver_that_is_not_there_is_given_up() -> None:
     assert lost == {"why": "ClientConnectorError"}
 
 
-async def test_an_url_that_is_none_is_told_at_once() -> None:
-    """A slip in the configuration is in the log, not tried again."""
+async def test_a_malformed_url_is_logged_without_a_retry() -> None:
+    """A mistake in the configuration is in the log after the first attempt."""
     logged = await delivered("nowhere")
 
     assert [line["event"] for line in logged] == ["report_lost"]
@@ -348,7 +354,7 @@ async def test_an_url_that_is_none_is_told_at_once() -> None:
 async def test_a_receiver_may_ask_for_time(
     value: str, least: float, most: float
 ) -> None:
-    """Retry-After is kept to, up to a bound; nonsense in it does no harm."""
+    """Retry-After is respected up to a limit; a malformed value does no harm."""
     busy = web.Response(status=429, headers={"Retry-After": value})
     async with receiver(busy, 200) as there:
         assert losses(await delivered(there.url)) == []
@@ -358,7 +364,8 @@ async def test_a_receiver_may_ask_for_time(
 
 
 async def test_what_people_said_is_never_in_the_log() -> None:
-    """A lost report is named by its call; what was said in it is not."""
+    """The log names a lost report by its call SID and contains nothing that was
+    said."""
     line = Line()
     line.history = [HistoryItem("i1", "user", SPOKEN)]
     async with live_call(line) as live:
@@ -372,7 +379,7 @@ async def test_what_people_said_is_never_in_the_log() -> None:
         assert private not in told
 
 
-async def test_notes_that_cannot_be_written_are_told() -> None:
+async def test_notes_that_cannot_be_encoded_are_logged() -> None:
     """A note that contains itself costs this report, and nothing else."""
     line = Line()
     async with live_call(line) as live:
@@ -388,8 +395,9 @@ async def test_notes_that_cannot_be_written_are_told() -> None:
 # --- the function ---
 
 
-async def test_functions_of_either_kind_are_told() -> None:
-    """`async def` runs here, `def` in a thread, where it may block."""
+async def test_functions_of_either_kind_get_the_report() -> None:
+    """`async def` runs in the event loop; `def` runs in a thread, where it may
+    block."""
     told: list[tuple[str, bool]] = []
 
     def note() -> None:
@@ -414,10 +422,11 @@ async def test_functions_of_either_kind_are_told() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
-async def test_a_function_that_raises_is_told_in_full(
+async def test_an_exception_of_a_function_is_logged_with_its_traceback(
     error: type[BaseException],
 ) -> None:
-    """Its author finds the traceback; the webhook gets its report all the same."""
+    """The function's author finds the traceback; the webhook gets its report all the
+    same."""
 
     async def raises(given: CallReport) -> None:
         raise error("theirs")
@@ -431,8 +440,8 @@ async def test_a_function_that_raises_is_told_in_full(
     assert len(there.got) == 1
 
 
-async def test_a_plain_function_that_raises_is_told_in_full() -> None:
-    """The same from a thread."""
+async def test_an_exception_of_a_plain_function_is_logged_too() -> None:
+    """The same for a function that runs in a thread."""
 
     def raises(given: CallReport) -> None:
         raise RuntimeError("theirs")
@@ -442,8 +451,8 @@ async def test_a_plain_function_that_raises_is_told_in_full() -> None:
     assert [line["event"] for line in logged] == ["report_function_failed"]
 
 
-async def test_a_function_that_is_slow_is_left() -> None:
-    """A function that hangs keeps the server neither running nor from ending."""
+async def test_a_function_that_takes_too_long_is_abandoned() -> None:
+    """A function that hangs delays neither the calls nor the shutdown."""
     free = threading.Event()
 
     def plain(given: CallReport) -> None:
@@ -455,13 +464,13 @@ async def test_a_function_that_is_slow_is_left() -> None:
     began = time.monotonic()
     logged = await delivered(to=plain) + await delivered(to=waiting)
     free.set()
-    await asyncio.sleep(0.05)  # its late answer disturbs nobody
+    await asyncio.sleep(0.05)  # the function's late return must do no harm
 
     assert [line["event"] for line in logged] == ["report_function_failed"] * 2
     assert time.monotonic() - began < 2.0
 
 
-# --- the end ---
+# --- shutdown ---
 
 
 async def test_sending_does_not_wait() -> None:
@@ -475,8 +484,8 @@ async def test_sending_does_not_wait() -> None:
     assert len(there.got) == 2
 
 
-async def test_a_shutdown_gives_so_long_and_tells_what_is_lost() -> None:
-    """What a server that goes could not deliver is in its log."""
+async def test_a_shutdown_waits_and_logs_what_is_lost() -> None:
+    """Reports that could not be delivered before the shutdown are in the log."""
     patient = DeliveryTimes(attempt_seconds=30.0)
     with capture_logs() as logged:
         async with receiver(None) as there, Reports(None, patient) as reports:
@@ -490,8 +499,8 @@ async def test_a_shutdown_gives_so_long_and_tells_what_is_lost() -> None:
     assert [task for task in asyncio.all_tasks() if "report" in task.get_name()] == []
 
 
-async def test_a_server_that_is_cancelled_leaves_nothing_running() -> None:
-    """Ctrl-C during a delivery ends it, and its loss is told."""
+async def test_a_cancelled_server_leaves_no_task() -> None:
+    """Ctrl-C during a delivery ends the delivery, and its loss is logged."""
     patient = DeliveryTimes(attempt_seconds=30.0)
     entered = asyncio.Event()
 
@@ -508,6 +517,6 @@ async def test_a_server_that_is_cancelled_leaves_nothing_running() -> None:
             await asyncio.sleep(0.1)
             server.cancel()
             await asyncio.sleep(0.1)
-            server.cancel()  # impatient: again while it still waits
+            server.cancel()  # a second Ctrl-C while the first is still handled
 
     assert losses(logged) == [{"why": "shutdown"}]

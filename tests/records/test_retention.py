@@ -1,9 +1,9 @@
-"""What is kept of calls on a disk: it goes when its time is over, or when asked for."""
+"""Retention: traces and stored data of calls are deleted after their time or on
+request."""
 
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,13 @@ from structlog.testing import capture_logs
 from bridge.fleet.memory import MemoryRegistry
 from bridge.records.retention import (
     DAY_SECONDS,
-    SHELVED,
+    STORED_NAMES,
     delete_expired,
     expire,
     forget,
     forget_call,
 )
+from tests.support.waiting import until
 
 OLD = time.time() - 40 * DAY_SECONDS
 
@@ -34,8 +35,8 @@ def left(folder: Path) -> set[str]:
     return {it.name for it in folder.iterdir()}
 
 
-def test_what_is_older_is_deleted(tmp_path: Path) -> None:
-    """Nobody's words are kept longer than the operator said."""
+def test_old_traces_are_deleted(tmp_path: Path) -> None:
+    """Nothing that people said is stored longer than the operator has configured."""
     put(tmp_path, "CA1.MZ1.trace.jsonl", OLD)
     put(tmp_path, "CA2.MZ2.trace.jsonl")
 
@@ -44,8 +45,8 @@ def test_what_is_older_is_deleted(tmp_path: Path) -> None:
     assert left(tmp_path) == {"CA2.MZ2.trace.jsonl"}
 
 
-def test_only_our_own_files_are_deleted(tmp_path: Path) -> None:
-    """A folder that holds other things, too, or links to them, keeps them."""
+def test_only_traces_are_deleted(tmp_path: Path) -> None:
+    """Other files in the folder, and the targets of links, stay."""
     away, folder = tmp_path / "away", tmp_path / "records"
     away.mkdir()
     folder.mkdir()
@@ -67,7 +68,8 @@ def test_only_our_own_files_are_deleted(tmp_path: Path) -> None:
 
 
 def test_all_traces_of_a_call_are_deleted_and_no_others(tmp_path: Path) -> None:
-    """A caller who asks to be forgotten is, in every stream of their call."""
+    """A caller's request to be forgotten covers every stream of the call, and no other
+    call."""
     for name in ("CA1.MZ1", "CA1.MZ2", "CA11.MZ1", "CA2.MZ1"):
         put(tmp_path, f"{name}.trace.jsonl")
 
@@ -79,7 +81,8 @@ def test_all_traces_of_a_call_are_deleted_and_no_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sid", ["*", "CA?", ".", "..", "../records/CA1", "", "CA1/.."])
 def test_a_hostile_sid_deletes_nothing(tmp_path: Path, sid: str) -> None:
-    """Nobody is forgotten, and no other folder reached, by an odd name."""
+    """A SID with wildcards or path parts deletes no trace and reaches no other
+    folder."""
     folder = tmp_path / "records"
     folder.mkdir()
     put(folder, "CA1.MZ1.trace.jsonl")
@@ -91,29 +94,33 @@ def test_a_hostile_sid_deletes_nothing(tmp_path: Path, sid: str) -> None:
     assert left(tmp_path) == {"records", "CA1.MZ1.trace.jsonl"}
 
 
-def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
-    """It is made with the first call."""
+def test_a_missing_folder_is_no_error(tmp_path: Path) -> None:
+    """The first call creates the folder."""
     assert forget(tmp_path / "none", "CA1") == 0
     assert expire(tmp_path / "none", time.time()) == 0
 
 
-async def test_the_shelf_forgets_a_call_too(tmp_path: Path) -> None:
-    """What was kept for whoever leads a call on is gone with its trace."""
+async def test_the_registry_forgets_a_call_too(tmp_path: Path) -> None:
+    """What the registry stored for the next stream of the call is deleted with its
+    trace."""
     registry = MemoryRegistry()
-    for name in SHELVED:
+    for name in STORED_NAMES:
         await registry.put(f"{name}:CA1", b"words", 60.0)
         await registry.put(f"{name}:CA2", b"words", 60.0)
     put(tmp_path, "CA1.MZ1.trace.jsonl")
 
-    assert await forget_call(tmp_path, registry, "CA1") == (1, len(SHELVED))
+    assert await forget_call(tmp_path, registry, "CA1") == (1, len(STORED_NAMES))
     assert await forget_call(None, registry, "CA1") == (0, 0)
 
     assert await registry.get("talk:CA1") is None
     assert await registry.get("talk:CA2") == b"words"
 
 
-async def test_an_instance_deletes_at_its_start_and_again(tmp_path: Path) -> None:
-    """A bridge that runs for months keeps to the days, too; the log names nobody."""
+async def test_old_traces_are_deleted_at_startup_and_at_intervals(
+    tmp_path: Path,
+) -> None:
+    """An instance that runs for months respects the retention time, too; the log names
+    no call."""
     put(tmp_path, "CA1.MZ1.trace.jsonl", OLD)
     with capture_logs() as logged:
         async with delete_expired(tmp_path, 30, every=0.01):
@@ -126,18 +133,11 @@ async def test_an_instance_deletes_at_its_start_and_again(tmp_path: Path) -> Non
     assert "CA1" not in str(logged)
 
 
-async def until(happened: Callable[[], object]) -> None:
-    limit = time.monotonic() + 2.0
-    while not happened():
-        assert time.monotonic() < limit, "nothing was deleted"
-        await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize("days", [0, 30])
 async def test_without_days_or_a_folder_nothing_is_deleted(
     tmp_path: Path, days: int
 ) -> None:
-    """0 is for ever; who records nothing has nothing deleted."""
+    """0 days means for ever; without a folder there is nothing to delete."""
     put(tmp_path, "CA1.MZ1.trace.jsonl", OLD)
     async with delete_expired(None if days else tmp_path, days, every=0.005):
         await asyncio.sleep(0.02)
@@ -145,8 +145,8 @@ async def test_without_days_or_a_folder_nothing_is_deleted(
     assert left(tmp_path) == {"CA1.MZ1.trace.jsonl"}
 
 
-async def test_what_cannot_be_deleted_is_told_without_a_name(tmp_path: Path) -> None:
-    """An operator sees that something stays; the instance runs on."""
+async def test_a_failed_deletion_is_logged_without_a_sid(tmp_path: Path) -> None:
+    """The operator sees that a trace stays; the instance continues."""
     folder = put(tmp_path, "no folder")
     with capture_logs() as logged:
         async with delete_expired(folder, 30):
@@ -157,17 +157,18 @@ async def test_what_cannot_be_deleted_is_told_without_a_name(tmp_path: Path) -> 
     ]
 
 
-async def test_what_is_raised_meanwhile_comes_out_as_it_is(tmp_path: Path) -> None:
-    """`bridge serve` tells what is wrong, not a group of it."""
-    with pytest.raises(ValueError, match="of the house"):
+async def test_an_exception_of_the_block_is_not_wrapped(tmp_path: Path) -> None:
+    """`bridge serve` reports the error itself, not an ExceptionGroup."""
+    with pytest.raises(ValueError, match="of the server"):
         async with delete_expired(tmp_path, 30):
-            raise ValueError("of the house")
+            raise ValueError("of the server")
 
 
-def test_all_that_can_be_deleted_is(
+def test_one_failed_deletion_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One file that cannot be deleted keeps no others; one that is gone is no error."""
+    """A file that cannot be deleted does not keep the others; a file that is gone is no
+    error."""
     for sid in ("CA1", "CA2", "CA3"):
         put(tmp_path, f"{sid}.MZ1.trace.jsonl", OLD)
     unlink = Path.unlink
@@ -177,7 +178,7 @@ def test_all_that_can_be_deleted_is(
             raise PermissionError(1, "Operation not permitted")
         unlink(path)
         if path.name.startswith("CA2"):
-            unlink(path, missing_ok=missing_ok)  # somebody else was faster
+            unlink(path, missing_ok=missing_ok)  # another process was faster
 
     monkeypatch.setattr(Path, "unlink", of_another_owner)
 

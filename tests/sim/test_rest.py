@@ -14,6 +14,7 @@ from twilio.rest import Client  # type: ignore[import-untyped]
 from bridge.sim.caller import HangUpStep, HearStep, SayStep, Script, WaitStep
 from bridge.sim.twilio.rest import Answers, FakeCall, Machine, TwilioRest, Unreached
 from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
+from tests.support.waiting import until
 
 SID, TOKEN = "AC" + "0" * 31 + "1", "12345"
 TO, FROM = "+15551230001", "+15557650002"
@@ -56,12 +57,6 @@ async def over(call: FakeCall) -> FakeCall:
     async with asyncio.timeout(8):
         await call.over.wait()
     return call
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not true():  # noqa: ASYNC110 - the fake tells nobody
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Calls on the Realtime Calls API, from the webhook to the end, over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,6 +58,7 @@ from bridge.sip.sip import SipCalls, facts_of, number_of
 from bridge.sip.sip_call import SipPlan, SipServices
 from bridge.sip.sip_session import ATTACH_TRIES
 from tests.sim.realtime_client import QUICK, speech
+from tests.support.waiting import until
 
 CALLER, CALLED = "+14155550123", "+14155550100"
 GREETING = "Greet the caller."
@@ -141,12 +142,6 @@ def talking(*turns: Turn) -> Behaviour:
 
 def tasks() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks()]
-
-
-async def until(what: Callable[[], bool], seconds: float = 8.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not what():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -238,7 +233,7 @@ def _seen(note: Note) -> None:
 
 
 def sent(session: ModelSession, kind: str) -> list[dict[str, Any]]:
-    """What our side sent of a kind of event."""
+    """Events of one type that the bridge has sent."""
     return [event for _, event in session.received if event["type"] == kind]
 
 
@@ -266,7 +261,7 @@ async def test_a_signed_webhook_is_taken_at_once() -> None:
     ],
 )
 async def test_a_webhook_that_is_not_openais_is_refused(how: dict[str, Any]) -> None:
-    """Forged, old, early or unsigned: 401, and no call begins."""
+    """A forged, old, early or unsigned webhook gets 401, and no call begins."""
     async with place() as here:
         call = await here.ring(**how)
 
@@ -275,7 +270,7 @@ async def test_a_webhook_that_is_not_openais_is_refused(how: dict[str, Any]) -> 
 
 
 async def test_a_signature_that_is_no_text_is_refused() -> None:
-    """Rubbish in a header is a refusal, not a fault of ours."""
+    """An invalid header is a refusal, not an error of the bridge."""
     async with place() as here:
         headers = {
             "webhook-id": "wh_1",
@@ -289,7 +284,7 @@ async def test_a_signature_that_is_no_text_is_refused() -> None:
 
 
 async def test_a_second_delivery_begins_no_second_call() -> None:
-    """At-least-once on their side is once on ours."""
+    """OpenAI delivers at least once; the bridge starts one call."""
     async with place() as here:
         call = await here.ring(copies=3)
         await call.until(SipCallState.TALKING)
@@ -311,14 +306,14 @@ async def test_a_second_delivery_begins_no_second_call() -> None:
     ],
 )
 async def test_other_events_begin_no_call(event: dict[str, Any], status: int) -> None:
-    """What else the project's webhook is used for is none of our business."""
+    """The project's webhook may be used for other events, too."""
     async with place() as here:
         assert await here.calls.send(here.url, event) == [status]
         assert (here.sip.calls, here.calls.requests) == (0, [])
 
 
 async def test_a_full_bridge_says_busy() -> None:
-    """The caller hears the busy tone of their own line."""
+    """The caller hears the busy tone."""
     async with place() as here:
         here.room = False
         call = await here.ring()
@@ -330,7 +325,7 @@ async def test_a_full_bridge_says_busy() -> None:
 
 
 async def test_a_caller_who_gave_up_is_not_turned_away() -> None:
-    """Busy, and gone before we could say so."""
+    """The caller hung up before the bridge could reject the call."""
     async with place() as here:
         here.room = False
         here.calls.fail["reject"] = 404
@@ -345,14 +340,15 @@ async def test_a_caller_who_gave_up_is_not_turned_away() -> None:
 
 
 class Silent(MemoryRegistry):
-    """A registry that is not there."""
+    """A registry that cannot be reached."""
 
     async def set_if_absent(self, name: str, seconds: float) -> bool:
         raise ConnectionError
 
 
 async def test_a_registry_that_is_not_there() -> None:
-    """503: OpenAI tries again, for we cannot know whether this is the first time."""
+    """503: OpenAI tries again, as the bridge cannot know if this is the first
+    delivery."""
     async with place() as here:
         async with SipCalls(replace(here.services, registry=Silent())) as deaf:
             here.sip.incoming = deaf.incoming  # type: ignore[method-assign]
@@ -362,7 +358,7 @@ async def test_a_registry_that_is_not_there() -> None:
 
 
 async def test_a_running_call_is_found_by_its_sid() -> None:
-    """For the control API."""
+    """The control API finds a running call by its id."""
     async with place() as here:
         call, _, live = await here.talk()
 
@@ -385,7 +381,7 @@ async def test_a_bridge_that_has_closed_takes_none() -> None:
 
 @pytest.mark.parametrize("secret", ["", "abc", "whsec_!", "b3RoZXI="])
 async def test_a_secret_that_is_none_is_told_at_start(secret: str) -> None:
-    """Not with the first call, and not as a forgery."""
+    """Otherwise the first call would be refused as forged."""
     async with place() as here:
         with pytest.raises(ValueError, match="secret"):
             SipCalls(replace(here.services, secret=secret))
@@ -395,7 +391,7 @@ async def test_a_secret_that_is_none_is_told_at_start(secret: str) -> None:
 
 
 async def test_the_accept_is_a_session_of_the_agent() -> None:
-    """The vendor's own type takes it; what the line settles is not in it."""
+    """The vendor's type accepts it, and it has no settings that the line negotiates."""
     settings = {
         "turn_detection": {
             "type": "server_vad",
@@ -431,7 +427,7 @@ async def test_the_accept_is_a_session_of_the_agent() -> None:
 
 
 async def test_what_follows_agrees_with_the_accept() -> None:
-    """The SDK's own word on the session breaks neither the line nor the model."""
+    """The SDK's own session update changes neither the line nor the model."""
     async with place(agent=HELPFUL) as here:
         _, session, _ = await here.talk()
         await until(lambda: bool(session.responses))
@@ -445,7 +441,7 @@ async def test_what_follows_agrees_with_the_accept() -> None:
 
 
 async def test_a_call_is_attached_to_though_it_is_early() -> None:
-    """Right behind the accept the server does not know the call yet."""
+    """Just after the accept the server does not know the call yet."""
     async with place(late=2) as here:
         call, _, _ = await here.talk()
 
@@ -454,7 +450,7 @@ async def test_a_call_is_attached_to_though_it_is_early() -> None:
 
 
 async def test_a_socket_that_is_refused_ends_the_call() -> None:
-    """An accepted call without an agent would be silence: it is hung up."""
+    """An accepted call without an agent would be silence, so it is hung up."""
     async with place() as here:
         here.model.behaviour = Behaviour(refuse=429)
         call = await here.ring()
@@ -465,7 +461,7 @@ async def test_a_socket_that_is_refused_ends_the_call() -> None:
 
 
 async def test_a_socket_that_stays_unknown_is_a_call_that_is_over() -> None:
-    """404 for seconds: the caller has hung up meanwhile."""
+    """404 for seconds means that the caller has hung up."""
     async with place(late=99) as here:
         await here.ring()
         await here.over()
@@ -475,7 +471,7 @@ async def test_a_socket_that_stays_unknown_is_a_call_that_is_over() -> None:
 
 
 async def test_a_server_that_is_not_there() -> None:
-    """The API answers, its socket does not."""
+    """The API answers, but its socket does not."""
 
     async def nowhere(url: str, headers: dict[str, str]) -> Any:
         raise ConnectionRefusedError
@@ -489,7 +485,7 @@ async def test_a_server_that_is_not_there() -> None:
 
 
 async def test_an_accept_that_fails_is_no_endless_ringing() -> None:
-    """The trunk hears 503, and may try another gateway."""
+    """The trunk gets 503, and may try another gateway."""
     async with place(fail={"accept": 400}) as here:
         call = await here.ring()
         await call.until(SipCallState.REJECTED)
@@ -500,7 +496,8 @@ async def test_an_accept_that_fails_is_no_endless_ringing() -> None:
 
 
 async def test_an_accept_whose_answer_is_lost_leaves_nobody_in_silence() -> None:
-    """OpenAI has accepted, we were told it had not: the call is hung up."""
+    """OpenAI has accepted the call, but the bridge got an error: the call is hung
+    up."""
     async with place(lose=["accept"]) as here:
         call = await here.ring()
         await call.until(SipCallState.ENDED)
@@ -512,7 +509,7 @@ async def test_an_accept_whose_answer_is_lost_leaves_nobody_in_silence() -> None
 
 
 async def test_an_agent_that_cannot_be_had_rejects_the_call() -> None:
-    """The user's function fails: the call is not accepted."""
+    """The user's function fails, so the call is not accepted."""
 
     def broken(live: LiveCall) -> RealtimeAgent[Any]:
         raise LookupError("no agent")
@@ -527,7 +524,7 @@ async def test_an_agent_that_cannot_be_had_rejects_the_call() -> None:
 
 
 async def test_a_caller_who_gave_up_is_no_failure() -> None:
-    """Hung up while it rang: there is no call to accept."""
+    """The caller hung up while it rang: there is no call to accept."""
     ringing: list[Place] = []
 
     def made(live: LiveCall) -> RealtimeAgent[Any]:
@@ -548,7 +545,7 @@ async def test_a_caller_who_gave_up_is_no_failure() -> None:
 
 
 async def test_the_agent_greets_and_is_heard() -> None:
-    """The server's word for it: the history says what was heard."""
+    """The history has what the server reports as heard."""
     async with place(talking([SayText("Hello, how can I help?")])) as here:
         _, session, live = await here.talk()
         await until(lambda: bool(session.responses))
@@ -564,7 +561,7 @@ async def test_the_agent_greets_and_is_heard() -> None:
 
 
 async def test_a_tool_runs_with_the_call_as_its_context() -> None:
-    """The same agent as on a media stream."""
+    """The same agent as on a media stream works."""
     async with place(
         talking(
             [SayText("Hello.")],
@@ -585,7 +582,7 @@ async def test_a_tool_runs_with_the_call_as_its_context() -> None:
 
 
 async def test_a_tool_hangs_up_when_all_was_heard() -> None:
-    """The goodbye is played to its end, then the line is closed."""
+    """The goodbye is played to its end, then the call is hung up."""
     async with place(
         talking(
             [SayText("Thank you for your call, goodbye."), CallTool("hang_up", {})]
@@ -607,7 +604,7 @@ async def test_a_tool_hangs_up_when_all_was_heard() -> None:
 
 
 async def test_a_caller_who_speaks_keeps_the_call() -> None:
-    """Interrupted in the goodbye: False, and they are answered."""
+    """Interrupted in the goodbye: hang_up returns False, and the caller is answered."""
     async with place(
         talking([SayText(LONG), CallTool("hang_up", {})], [SayText("Yes?")]), HELPFUL
     ) as here:
@@ -626,7 +623,7 @@ async def test_a_caller_who_speaks_keeps_the_call() -> None:
 
 
 async def test_a_tool_puts_the_caller_through() -> None:
-    """A REFER, once all was heard; nobody hangs up behind it."""
+    """One REFER once all was heard, and no hang-up after it."""
     async with place(
         talking([SayText("One moment."), CallTool("transfer", {})]), HELPFUL
     ) as here:
@@ -652,7 +649,8 @@ async def test_a_transfer_that_is_refused_is_told_to_the_agent() -> None:
 
 
 async def test_a_number_that_is_not_allowed_is_not_dialled() -> None:
-    """Whatever the agent was talked into: nobody is put through, the call goes on."""
+    """A forbidden number is not dialled, whatever the caller made the agent do; the
+    call goes on."""
     async with place() as here:
         call, session, live = await here.talk()
         await until(lambda: bool(session.responses))
@@ -665,7 +663,7 @@ async def test_a_number_that_is_not_allowed_is_not_dialled() -> None:
 
 
 async def test_a_caller_with_too_many_calls_hears_the_line_busy() -> None:
-    """486, and the model is never asked; the log says which limit it was."""
+    """The call gets 486, the model is never contacted, and the log names the limit."""
     async with place() as here:
         here.limit = "calls_of_number"
         with capture_logs() as lines:
@@ -680,7 +678,8 @@ async def test_a_caller_with_too_many_calls_hears_the_line_busy() -> None:
 
 @pytest.mark.parametrize("verb", ["refer", "hangup"])
 async def test_a_caller_who_is_gone_first(verb: str) -> None:
-    """Neither put through nor hung up on: the call is over, and that is all."""
+    """The caller hung up before the transfer or the hang-up: the call has just
+    ended."""
     tool = {"refer": "transfer", "hangup": "hang_up"}[verb]
     async with place(talking([CallTool(tool, {})]), HELPFUL, fail={verb: 404}) as here:
         await here.talk()
@@ -691,7 +690,7 @@ async def test_a_caller_who_is_gone_first(verb: str) -> None:
 
 
 async def test_the_caller_hangs_up() -> None:
-    """A socket that breaks is the caller's end of the call, and no failure."""
+    """A broken socket is the caller's hang-up, and not a failure."""
     async with place() as here:
         call, _, live = await here.talk()
         call.hang_up()
@@ -703,7 +702,7 @@ async def test_the_caller_hangs_up() -> None:
 
 
 async def test_an_end_of_the_bridge_hangs_up() -> None:
-    """A call that we leave would go on at OpenAI, without tools and without an end."""
+    """Otherwise the call would go on at OpenAI, without tools and without an end."""
     async with place() as here:
         call, _, _ = await here.talk()
         here.sip.end("shutdown")
@@ -714,7 +713,7 @@ async def test_an_end_of_the_bridge_hangs_up() -> None:
 
 
 async def test_leaving_ends_the_calls() -> None:
-    """Whoever stops the bridge stops its calls."""
+    """Stopping the bridge ends its calls."""
     async with place() as here:
         call, _, _ = await here.talk()
 
@@ -723,7 +722,7 @@ async def test_leaving_ends_the_calls() -> None:
 
 
 async def test_a_hang_up_that_the_api_refuses_is_tried_once_more() -> None:
-    """The session ends all the same: nobody talks on who has said goodbye."""
+    """The session ends anyway: the agent does not talk on after its goodbye."""
     turns = talking([SayText("Goodbye."), CallTool("hang_up", {})])
     async with place(turns, HELPFUL, fail={"hangup": 400}) as here:
         await here.talk()
@@ -735,7 +734,7 @@ async def test_a_hang_up_that_the_api_refuses_is_tried_once_more() -> None:
 
 
 async def test_a_tool_that_raises_is_told() -> None:
-    """To listeners; the agent goes on."""
+    """Listeners get an event, and the agent goes on."""
 
     @function_tool(failure_error_function=None)
     async def broken() -> str:
@@ -754,7 +753,7 @@ async def test_a_tool_that_raises_is_told() -> None:
 
 
 async def test_a_server_that_talks_nonsense_is_not_followed() -> None:
-    """Frames that cannot be read are counted; the call goes on."""
+    """Unreadable frames are counted, and the call goes on."""
     garbage: list[str | bytes] = [
         b"\x00",
         "{",
@@ -770,7 +769,8 @@ async def test_a_server_that_talks_nonsense_is_not_followed() -> None:
 
 
 async def test_a_server_that_closes_ends_the_call() -> None:
-    """Sixty minutes are over: the call is hung up, and it was not the caller."""
+    """After sixty minutes OpenAI closes: the call is hung up, and not recorded as the
+    caller's hang-up."""
     async with place(Behaviour(expire_after=0.5, **QUICK)) as here:
         call, _, _ = await here.talk()
         await here.over()
@@ -779,7 +779,8 @@ async def test_a_server_that_closes_ends_the_call() -> None:
 
 
 async def test_failed_answers_end_the_call() -> None:
-    """A second one is asked for; then nobody sits in silence."""
+    """A second response is requested; then the call ends, as the caller hears
+    silence."""
     async with place(talking([Fail()], [Fail()])) as here:
         call, session, _ = await here.talk()
         await here.over()
@@ -789,7 +790,7 @@ async def test_failed_answers_end_the_call() -> None:
 
 
 async def test_a_handoff_keeps_line_and_model() -> None:
-    """Another agent takes over: new instructions, nothing of what is settled."""
+    """The update has the new agent's instructions, and no format and no model."""
     other: RealtimeAgent[Any] = RealtimeAgent(name="other", instructions="Be short.")
     first = RealtimeAgent[Any](
         name="first", instructions="Hand over.", handoffs=[realtime_handoff(other)]
@@ -806,7 +807,7 @@ async def test_a_handoff_keeps_line_and_model() -> None:
 
 
 async def test_a_tool_waits_for_approval() -> None:
-    """It runs when somebody says so."""
+    """The tool runs once it is approved."""
 
     @function_tool(needs_approval=True)
     async def pay() -> str:
@@ -825,7 +826,7 @@ async def test_a_tool_waits_for_approval() -> None:
 
 
 async def test_a_rejected_tool_does_not_run() -> None:
-    """The model is told so, in the words that were given."""
+    """The model is told the given message."""
 
     @function_tool(needs_approval=True)
     async def pay() -> str:
@@ -844,7 +845,7 @@ async def test_a_rejected_tool_does_not_run() -> None:
 
 
 async def test_a_guardrail_stops_the_agent() -> None:
-    """What the server had not played of it is not heard."""
+    """Audio that the server has not played yet is not heard."""
 
     def is_long(context: Any, agent: Any, output: str) -> GuardrailFunctionOutput:
         return GuardrailFunctionOutput(None, tripwire_triggered=LONG in output)
@@ -854,7 +855,7 @@ async def test_a_guardrail_stops_the_agent() -> None:
         instructions="Be careful.",
         output_guardrails=[OutputGuardrail(is_long)],
     )
-    # The SDK looks at every hundred letters of an answer.
+    # The SDK runs guardrails for every hundred characters of an answer.
     async with place(
         talking([SayText(f"{LONG} {LONG}")], [SayText("Sorry.")]), agent
     ) as here:
@@ -867,7 +868,7 @@ async def test_a_guardrail_stops_the_agent() -> None:
 
 
 async def test_a_hosted_tool_is_in_the_session_from_the_accept_on() -> None:
-    """The SDK refuses such tools; on the phone they work all the same."""
+    """Such tools work on SIP calls although the SDK rejects them."""
     config: Any = {
         "type": "mcp",
         "server_label": "docs",
@@ -886,11 +887,12 @@ async def test_a_hosted_tool_is_in_the_session_from_the_accept_on() -> None:
         assert session.errors_sent == []
 
 
-# --- what is asked of a call
+# --- actions of user code
 
 
 async def test_words_are_put_in_and_answered() -> None:
-    """Before the model is there, too; and while it speaks, after that."""
+    """Text works before the model is there, and while the model speaks (answered
+    afterwards)."""
     async with place(talking([SayText(LONG)], [SayText("Noted.")])) as here:
         _, session, live = await here.talk()
         await until(lambda: bool(session.responses))
@@ -902,7 +904,7 @@ async def test_words_are_put_in_and_answered() -> None:
 
 
 async def test_an_interruption_clears_what_was_not_played() -> None:
-    """What the server had queued is not heard; the waits end with False."""
+    """Audio queued at the server is not heard; waits end with False."""
     async with place(talking([SayText(LONG)])) as here:
         _, session, live = await here.talk()
         await until(lambda: any(it.status == "completed" for it in session.responses))
@@ -918,7 +920,7 @@ async def test_an_interruption_clears_what_was_not_played() -> None:
 
 
 async def test_an_interruption_cancels_what_is_being_made() -> None:
-    """Slowly generated: cancelled first, then cleared."""
+    """A response that is still generated is cancelled first, then its audio cleared."""
     async with place(Behaviour(turns=[[SayText(LONG)]], speed=1.5)) as here:
         _, session, live = await here.talk()
         await until(lambda: bool(session.sent_deltas))
@@ -930,7 +932,7 @@ async def test_an_interruption_cancels_what_is_being_made() -> None:
 
 
 async def test_a_muted_caller_is_not_heard() -> None:
-    """Nobody is answered; afterwards they are, by the settings of before."""
+    """The caller gets no answer; after unmuting they do, with the earlier settings."""
     rules = Rules()
     async with place(
         Behaviour(fallback=[SayText("Yes.")], **QUICK), rules=rules
@@ -954,7 +956,7 @@ async def test_a_muted_caller_is_not_heard() -> None:
 
 
 async def test_muted_stays_muted_whatever_the_session_becomes() -> None:
-    """The user's own change of the session does not open the caller's line."""
+    """A session update by user code does not unmute the caller."""
     async with place() as here:
         _, session, live = await here.talk()
         await until(lambda: bool(session.responses))
@@ -968,7 +970,7 @@ async def test_muted_stays_muted_whatever_the_session_becomes() -> None:
 
 
 async def test_the_history_is_edited() -> None:
-    """The model forgets, or remembers other words."""
+    """Items are removed from the model's conversation, or their text is replaced."""
     async with place(talking([SayText("Hello there.")])) as here:
         _, session, live = await here.talk()
         await until(lambda: bool(here.said()))
@@ -981,7 +983,7 @@ async def test_the_history_is_edited() -> None:
 
 
 async def test_what_a_sip_call_cannot_do_is_told() -> None:
-    """Honestly, in words fit for whoever asked."""
+    """Each error message says what a SIP call cannot do."""
     async with place() as here:
         _, session, live = await here.talk()
         await until(lambda: bool(session.responses))
@@ -989,12 +991,12 @@ async def test_what_a_sip_call_cannot_do_is_told() -> None:
             await live.send_digits("1")
         with pytest.raises(BadRequest, match="number that is shown"):
             await live.transfer("+14155550199", caller_id=CALLED)
-        with pytest.raises(BadRequest, match="does not pass here"):
+        with pytest.raises(BadRequest, match="takes no audio"):
             live.send_raw({"type": "input_audio_buffer.append", "audio": ""})
 
 
 async def test_before_there_is_a_model() -> None:
-    """Words are kept; what needs the model at once says so."""
+    """Text is kept for later; actions that need the model at once raise BadRequest."""
     refused: list[str] = []
 
     def made(live: LiveCall) -> RealtimeAgent[Any]:
@@ -1019,7 +1021,7 @@ async def test_before_there_is_a_model() -> None:
 
 
 async def test_keys_are_one_input() -> None:
-    """Ended by `#` or a pause; the agent stops, and answers."""
+    """The input ends with `#` or a pause; the agent stops, and answers it."""
     rules = Rules(key_pause_seconds=0.3)
     fallback = [SayText("Thank you.")]
     async with place(Behaviour(fallback=fallback, **QUICK), rules=rules) as here:
@@ -1038,7 +1040,7 @@ async def test_keys_are_one_input() -> None:
 
 
 async def test_an_action_that_cannot_be_done_ends_nothing() -> None:
-    """The route asks a SIP call for what it cannot do."""
+    """The route asks for an action that a SIP call cannot do."""
     async with place(rules=Rules(key_actions=("0", "9"))) as here:
         call, _, _ = await here.talk()
         here.pressed.append("refuse")
@@ -1051,7 +1053,7 @@ async def test_an_action_that_cannot_be_done_ends_nothing() -> None:
 
 
 async def test_keys_with_an_action_are_no_word_to_the_agent() -> None:
-    """The route says what they do."""
+    """The route's action is taken, and the agent is not told of the keys."""
     async with place(rules=Rules(key_actions=("0",))) as here:
         call, _, live = await here.talk()
         call.press("0")
@@ -1061,7 +1063,7 @@ async def test_keys_with_an_action_are_no_word_to_the_agent() -> None:
 
 
 async def test_a_silent_caller_is_asked_then_left() -> None:
-    """Nobody pays for a line on which nobody is."""
+    """A line without a caller does not cost money for ever."""
     rules = Rules(silent_seconds=0.3, silent_asks=1)
     async with place(
         talking([SayText("Hello?")], [SayText("Goodbye.")]), rules=rules
@@ -1074,7 +1076,7 @@ async def test_a_silent_caller_is_asked_then_left() -> None:
         assert (call.ended_by, here.ends) == ("api", ["bridge_silent"])
 
 
-# --- small things
+# --- headers, urls, the API client
 
 
 @pytest.mark.parametrize(
@@ -1092,12 +1094,13 @@ async def test_a_silent_caller_is_asked_then_left() -> None:
     ],
 )
 def test_the_number_of_a_header(header: str, number: str) -> None:
-    """As the routes want it: E.164 where there is one."""
+    """As routes need it: E.164 if there is a number."""
     assert number_of(header) == number
 
 
 def test_the_facts_of_an_invite() -> None:
-    """Anybody may have written them: the first counts, X- ones are parameters."""
+    """Headers are untrusted: the first of each name counts, X- headers are
+    parameters."""
     headers = [
         ("From", "<sip:+14155550123@h>"),
         ("from", "<sip:+14155550999@h>"),
@@ -1127,13 +1130,13 @@ def test_the_facts_of_an_invite() -> None:
     ],
 )
 def test_addresses(model: str, rest: str, control: str) -> None:
-    """One setting, the model's url, says where all of the API is."""
+    """One setting, the model's url, gives all urls of the API."""
     assert rest_url(model) == rest
     assert control_url(model, "rtc_1") == control
 
 
 async def test_an_api_that_says_no_is_told_in_a_fixed_phrase() -> None:
-    """Fit for the log; 404 is a call that is over."""
+    """The phrase is safe to log; 404 means that the call has ended."""
     async with place() as here:
         api = CallsApi("sk-sim", here.calls.url)
         with pytest.raises(CallGone):
@@ -1147,7 +1150,7 @@ async def test_an_api_that_says_no_is_told_in_a_fixed_phrase() -> None:
 
 
 async def test_an_api_that_is_not_there() -> None:
-    """Nobody listens at the address."""
+    """Nothing listens at the address."""
     async with place() as here:
         nobody = here.calls.url
     api = CallsApi("sk-sim", nobody)

@@ -1,4 +1,4 @@
-"""What a SIP call does about odd orders of events; no sockets, no clock."""
+"""A SIP call's behaviour for unusual orders of events; no sockets, no clock."""
 
 import json
 from typing import Any
@@ -47,7 +47,7 @@ def asked(commands: list[Command]) -> list[str]:
 
 
 def test_what_was_played_was_heard() -> None:
-    """The server's word for it."""
+    """The server reports that the audio has stopped."""
     speech = SipSpeech()
     said(speech)
     speech.playing("r", 1.0)
@@ -59,7 +59,7 @@ def test_what_was_played_was_heard() -> None:
 
 
 def test_what_was_cleared_was_heard_in_part() -> None:
-    """Cut between two words, by the time that it played."""
+    """The text is cut between two words, by the time that the audio played."""
     speech = SipSpeech()
     said(speech)
     speech.words("r", "j", "and more")
@@ -73,7 +73,7 @@ def test_what_was_cleared_was_heard_in_part() -> None:
 
 
 def test_a_cut_answer_runs_until_the_server_has_ended_it() -> None:
-    """To ask for another before that is an error; its late words are nobody's."""
+    """An earlier request for a response would be an error; late deltas are ignored."""
     speech = SipSpeech()
     said(speech)
     speech.cleared("r", 1.0)
@@ -86,7 +86,7 @@ def test_a_cut_answer_runs_until_the_server_has_ended_it() -> None:
 
 
 def test_an_answer_that_was_never_played_was_not_heard() -> None:
-    """Cancelled before its first sound."""
+    """The response was cancelled before its first audio."""
     speech = SipSpeech()
     said(speech)
 
@@ -94,7 +94,7 @@ def test_an_answer_that_was_never_played_was_not_heard() -> None:
 
 
 def test_unknown_answers_are_nothing() -> None:
-    """Of a server that is out of step."""
+    """Events about unknown responses are ignored."""
     speech = SipSpeech()
     speech.words("r", "i", "x")
     speech.playing("r", 0.0)
@@ -104,7 +104,7 @@ def test_unknown_answers_are_nothing() -> None:
 
 
 def test_answers_without_an_end_are_forgotten() -> None:
-    """They do not fill the memory."""
+    """Responses that never end do not fill the memory."""
     speech = SipSpeech()
     for number in range(MAX_ANSWERS + 5):
         speech.created(f"r{number}", 0.0)
@@ -112,11 +112,11 @@ def test_answers_without_an_end_are_forgotten() -> None:
     assert len(speech.running) == MAX_ANSWERS
 
 
-# --- what is decided
+# --- decisions
 
 
 def test_a_wait_ends_though_the_server_never_says_so() -> None:
-    """A goodbye whose end is not reported does not hold the line for ever."""
+    """A goodbye whose end is not reported does not keep the line open for ever."""
     made = talk()
     hear(made, 0.0, "response.created", response={"id": "r"})
     hear(
@@ -138,7 +138,8 @@ def test_a_wait_ends_though_the_server_never_says_so() -> None:
 
 
 def test_an_answer_that_lost_a_race_is_asked_for_again() -> None:
-    """The server had begun one by itself: when that is done."""
+    """The server had begun a response by itself: the request is repeated when it is
+    done."""
     made = talk()
     assert asked(made.ask()) == ["response.create"]
     code = "conversation_already_has_active_response"
@@ -151,7 +152,7 @@ def test_an_answer_that_lost_a_race_is_asked_for_again() -> None:
 
 
 def test_an_answer_that_is_refused_twice_ends_the_call() -> None:
-    """Nobody sits in silence."""
+    """The caller does not stay in silence."""
     made = talk()
     made.ask()
     error = {"type": "x", "message": "m", "code": "bad", "event_id": "bridge_answer"}
@@ -165,7 +166,7 @@ def test_an_answer_that_is_refused_twice_ends_the_call() -> None:
 
 
 def test_other_errors_are_told_only() -> None:
-    """A truncate that lost a race hurts nobody."""
+    """A benign error, such as a late truncate, is only noted."""
     error = {"type": "x", "message": "m", "code": "response_cancel_not_active"}
     (note,) = hear(talk(), 0.1, "error", error=error)
 
@@ -173,7 +174,7 @@ def test_other_errors_are_told_only() -> None:
 
 
 def test_an_interruption_of_an_answer_that_is_over_is_nothing() -> None:
-    """A guardrail is late: another answer is not its business."""
+    """A late guardrail does not interrupt another response."""
     made = talk()
     hear(made, 0.0, "response.created", response={"id": "r"})
 
@@ -182,7 +183,7 @@ def test_an_interruption_of_an_answer_that_is_over_is_nothing() -> None:
 
 
 def test_who_speaks_is_not_asked_about() -> None:
-    """Words put in meanwhile are answered with what they say."""
+    """Text that is added while the caller speaks is answered with their speech."""
     made = talk()
     hear(made, 0.0, "input_audio_buffer.speech_started", item_id="i")
 
@@ -191,7 +192,7 @@ def test_who_speaks_is_not_asked_about() -> None:
 
 
 def test_no_call_ends_between_a_word_and_its_answer() -> None:
-    """The caller has asked something; the server is about to answer."""
+    """The caller has asked something, and the server is about to answer."""
     made = talk()
     hear(made, 0.0, "input_audio_buffer.speech_started", item_id="i")
     hear(made, 0.5, "input_audio_buffer.speech_stopped", item_id="i")
@@ -203,7 +204,7 @@ def test_no_call_ends_between_a_word_and_its_answer() -> None:
 
 
 def test_words_before_there_is_a_model_are_bounded() -> None:
-    """Kept, in order, but not without end."""
+    """They are kept in order, up to a limit."""
     made = SipTalk(Rules(greeting="Hello."), 0.0)
     for _ in range(MAX_PENDING):
         assert made.tell("user", "x", False) == []
@@ -214,7 +215,7 @@ def test_words_before_there_is_a_model_are_bounded() -> None:
 
 
 def test_a_crowd_that_waits_is_answered_at_once() -> None:
-    """A tool that is one too many is told so, and does not wait for ever."""
+    """A wait beyond the limit gets False at once and does not wait for ever."""
     made = talk()
     hear(made, 0.0, "response.created", response={"id": "r"})
     for number in range(MAX_WAITS):
@@ -224,7 +225,7 @@ def test_a_crowd_that_waits_is_answered_at_once() -> None:
 
 
 def test_a_model_that_does_not_say_what_it_took_is_told_of() -> None:
-    """An operator learns that the cost of calls has no limit."""
+    """An operator learns that the cost limit does not work with this model."""
     for prices, told in ((Prices(output_audio=1.0), True), (None, False)):
         made = talk(Rules(prices=prices))
         hear(made, 0.0, "response.created", response={"id": "r"})
@@ -235,7 +236,7 @@ def test_a_model_that_does_not_say_what_it_took_is_told_of() -> None:
 
 
 def test_the_longest_call_ends_with_a_goodbye() -> None:
-    """SpokenAnswer, heard, then the end; or the end, if it is not said."""
+    """The call ends when the goodbye was heard, or after a time if it is not spoken."""
     made = talk(Rules(longest_seconds=5.0))
     goodbye = made.tick(5.0)
     assert asked(goodbye) == ["conversation.item.create", "response.create"]
@@ -247,7 +248,7 @@ def test_the_longest_call_ends_with_a_goodbye() -> None:
 
 
 def test_what_plays_when_the_call_ends_was_heard_in_part() -> None:
-    """The record says what reached the caller."""
+    """The record has only what reached the caller."""
     made = talk()
     hear(made, 0.0, "response.created", response={"id": "r"})
     item = {"id": "i", "type": "message", "role": "assistant", "content": []}

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import twiml
 from bridge.sim import counting
 from bridge.sim.caller import Caller, CallRecord, PlacedCall
 from bridge.sim.counting import WORD_MS, CountedWord, utterance
 from bridge.sim.model import RememberedItem
 from bridge.sim.twilio import steps
+from twiml import spoken_texts
 
 WORDS = 6
 """Words of an answer."""
@@ -140,7 +140,7 @@ def judge(call: int, record: CallRecord, memory: Conversation) -> Verdict:
     lost = None
     if record.ended_by != "caller":
         lost = f"ended by {record.ended_by}"
-    elif set(record.said_by_twilio) - {twiml.MOMENT} or record.dials:
+    elif set(record.said_by_twilio) - {spoken_texts.MOMENT} or record.dials:
         lost = "plan B"
     elif any(it.startswith("call") for it in record.timed_out):
         lost = "never came to its end"

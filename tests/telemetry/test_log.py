@@ -1,4 +1,5 @@
-"""Log lines: one JSON object each, with the call in it, without what people said."""
+"""The log: one JSON object per line, with the call's SID, without anything people
+said."""
 
 import json
 import logging
@@ -26,8 +27,8 @@ from tests.core.phone import Phone
 
 
 @pytest.fixture(autouse=True)
-def other_logs() -> Iterator[None]:
-    """The log of the tests themselves is as before afterwards."""
+def restored_logging() -> Iterator[None]:
+    """Restores the log configuration of the test run."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     chatty = [logging.getLogger(n) for n in ("websockets", "asyncio", "httpx")]
@@ -41,12 +42,12 @@ def other_logs() -> Iterator[None]:
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """What was logged, each line as JSON."""
+    """The logged lines, parsed from JSON."""
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
 def levels(*notes: Note) -> list[tuple[str, str]]:
-    """(level, event) of each line that is made of the notes."""
+    """(level, event) of each line that these Notes produce."""
     with capture_logs() as logged:
         notelog = NoteLog(structlog.get_logger())
         for note in notes:
@@ -57,8 +58,8 @@ def levels(*notes: Note) -> list[tuple[str, str]]:
 # --- the lines ---
 
 
-def test_a_line_is_json_with_the_call_in_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """An operator finds all lines of one call by its SID."""
+def test_a_line_is_json_with_the_calls_sid(capsys: pytest.CaptureFixture[str]) -> None:
+    """An operator finds all lines of a call by its SID."""
     configure("json")
     log = structlog.get_logger().bind(call_sid="CA1", stream_sid="MZ1")
 
@@ -76,7 +77,7 @@ def test_a_line_is_json_with_the_call_in_it(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """A traceback does not tear a log apart that is read by machines."""
+    """A traceback does not split a log line, which programs parse."""
     configure("json")
     try:
         raise ValueError("in two\nlines")
@@ -91,8 +92,10 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert "ValueError: in two\nlines" in line["exception"]
 
 
-def test_libraries_write_the_same_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """What aiohttp has to say does not come in another form."""
+def test_lines_of_libraries_have_the_same_form(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """aiohttp's lines have no other format."""
     configure("json")
 
     logging.getLogger("aiohttp.access").warning("%d of %s", 3, "them")
@@ -103,10 +106,10 @@ def test_libraries_write_the_same_lines(capsys: pytest.CaptureFixture[str]) -> N
     assert "timestamp" in line
 
 
-def test_what_belongs_to_every_turn_is_not_in_the_log(
+def test_notes_of_every_turn_are_not_in_the_log(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Hundreds of calls do not drown the line that matters."""
+    """With hundreds of calls, lines of every turn would hide the line that matters."""
     configure("json")
     notes = NoteLog(structlog.get_logger())
     for name in sorted(QUIET):
@@ -116,10 +119,10 @@ def test_what_belongs_to_every_turn_is_not_in_the_log(
     assert [line["event"] for line in lines(capsys)] == ["interrupted"]
 
 
-def test_a_terminal_gets_something_to_read(
+def test_a_terminal_gets_readable_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who starts the bridge by hand reads words; a container writes JSON."""
+    """An operator at a terminal reads plain text; a container writes JSON."""
     configure("pretty")
     structlog.get_logger().info("listening", port=8080)
     words = capsys.readouterr().err
@@ -137,10 +140,10 @@ def test_a_terminal_gets_something_to_read(
 # --- the notes of a call ---
 
 
-def test_what_others_send_does_nothing_to_a_terminal(
+def test_received_control_characters_are_escaped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A vendor's id or error, or a status, clears no screen and makes up no line."""
+    """A vendor's id, error or status cannot clear the screen or forge a log line."""
     evil = "\x1b[2J\x1b]0;title\x07\x9b31m\r\ncall_ended"
     configure("pretty")
 
@@ -154,8 +157,8 @@ def test_what_others_send_does_nothing_to_a_terminal(
     assert not [it for it in shown.splitlines() if it.startswith("call_ended")]
 
 
-def test_a_model_that_is_tried_again_is_no_new_warning() -> None:
-    """An outage of the model's is one line for each call, and not one for each try."""
+def test_a_retried_connection_is_no_new_warning() -> None:
+    """An outage of the model gives one warning per call, not one per attempt."""
     for fatal, level in ((False, "info"), (True, "warning")):
         with capture_logs() as lines:
             NoteLog(structlog.get_logger()).note(
@@ -164,8 +167,8 @@ def test_a_model_that_is_tried_again_is_no_new_warning() -> None:
         assert [line["log_level"] for line in lines] == [level]
 
 
-def test_what_is_wrong_is_a_warning() -> None:
-    """Whoever looks for trouble finds it by its level."""
+def test_notes_of_trouble_are_warnings() -> None:
+    """An operator finds trouble by the level of a line."""
     assert levels(*(Note(name) for name in sorted(WARN))) == [
         ("warning", name) for name in sorted(WARN)
     ]
@@ -175,8 +178,8 @@ def test_what_is_wrong_is_a_warning() -> None:
     ]
 
 
-def test_a_lost_race_wakes_nobody() -> None:
-    """A benign error of the model's is no trouble of a caller's."""
+def test_a_benign_error_is_no_warning() -> None:
+    """A benign error of the model does not affect the caller."""
     benign = Note("model_error", {"code": "x", "benign": True})
     real = Note("model_error", {"code": "x", "benign": False})
 
@@ -186,9 +189,9 @@ def test_a_lost_race_wakes_nobody() -> None:
     ]
 
 
-def test_complaints_without_end_do_not_fill_the_disk() -> None:
-    """A model that sends 900 errors a second: some are told, then that there are more;
-    those of other kinds, and of other calls, are told as ever."""
+def test_repeated_errors_do_not_fill_the_disk() -> None:
+    """A model that sends 900 errors a second: the first ones are logged, then one line
+    says that more were dropped. Other Notes and other calls are logged as before."""
     error = Note("model_error", {"code": "x", "benign": False})
     told = levels(*[error] * (MAX_LINES + 50), Note("handoff", {}))
 
@@ -197,8 +200,8 @@ def test_complaints_without_end_do_not_fill_the_disk() -> None:
     assert told[-1] == ("info", "handoff")
 
 
-def test_a_protocol_error_is_told_once_for_each_reason() -> None:
-    """A broken peer that errs 50 times a second does not fill the disk."""
+def test_a_protocol_error_is_logged_once_per_reason() -> None:
+    """A broken peer that sends 50 wrong messages a second does not fill the disk."""
     with capture_logs() as logged:
         notes = NoteLog(structlog.get_logger())
         for _ in range(50):
@@ -218,7 +221,7 @@ def test_a_protocol_error_is_told_once_for_each_reason() -> None:
 def test_nothing_that_people_said_is_in_the_log(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A card number that a caller types or says is in no log, at any level."""
+    """A card number that a caller types or says is in no log line, at any level."""
     configure("json", level=logging.DEBUG)
     phone = Phone().talking()
     phone.barges_in()
@@ -254,8 +257,10 @@ def test_nothing_that_people_said_is_in_the_log(
     assert "SECRET" not in written
 
 
-def test_a_traceback_shows_no_words(capsys: pytest.CaptureFixture[str]) -> None:
-    """What a caller was saying when something broke is not printed in a terminal."""
+def test_a_traceback_shows_no_local_variables(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What a caller was saying when an error occurred is not printed in a terminal."""
     words = "-".join(["card", "4242"])
     configure("pretty")
 
@@ -273,8 +278,8 @@ def fail(heard: str) -> None:
     raise ValueError("no such card")
 
 
-def test_the_levels_name_notes_that_there_are() -> None:
-    """A renamed note would come back to the log unseen."""
+def test_the_lists_of_levels_contain_only_existing_notes() -> None:
+    """A renamed Note would otherwise be logged at the wrong level, unnoticed."""
     core = Path(bridge_core.__path__[0])
     beside = (core.parent / "call" / "call.py", core.parent / "agent" / "events.py")
     files = [*core.glob("*.py"), *beside]
@@ -285,18 +290,18 @@ def test_the_levels_name_notes_that_there_are() -> None:
         assert f'Note("{name}"' in source, name
 
 
-# --- what comes all the same ---
+# --- texts that others write ---
 
 
 def fails_with(text: str) -> None:
     raise ValueError(text)
 
 
-def test_the_text_of_an_exception_is_looked_through(
+def test_the_text_of_an_exception_is_scrubbed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Code that quotes a caller, or a key, in its errors gives neither away; where it
-    failed is still to be seen."""
+    """Code that puts a number or a key into an error's text does not leak it; the place
+    of the failure is still in the traceback."""
     for form in ("json", "pretty"):
         configure(form, secrets=["a-token-of-ours"])
         words = (
@@ -318,21 +323,24 @@ def test_the_text_of_an_exception_is_looked_through(
         assert "CA1" in written
 
 
-def test_a_line_that_cannot_be_made_is_not_shown_in_pieces(
+def test_a_line_that_cannot_be_formatted_is_not_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Python would print what was to be logged, as it is."""
+    """Python would print the message and its arguments unscrubbed."""
     configure("json")
 
     logging.getLogger("a.library").warning("%d", "+14155550101")
 
-    assert capsys.readouterr().err == "log line lost: TypeError\n"
+    assert capsys.readouterr().err == (
+        "a log line could not be formatted and is lost: TypeError\n"
+    )
 
 
-def test_a_crash_is_told_as_all_else_is(
+def test_an_uncaught_exception_is_logged_scrubbed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What nobody caught, in a thread of the user's or in ours, quotes nobody."""
+    """An uncaught exception, in a thread of the user's code or in ours, leaks no
+    number."""
     configure("json")
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
@@ -348,12 +356,12 @@ def test_a_crash_is_told_as_all_else_is(
 
     first, second = lines(capsys)
     for line in (first, second):
-        assert (line["event"], line["level"]) == ("crashed", "critical")
+        assert (line["event"], line["level"]) == ("uncaught_exception", "critical")
         assert "ValueError: [number]" in line["exception"]
 
 
-def test_a_limit_and_an_error_are_not_taken_for_each_other() -> None:
-    """Each is told once, whatever the other was about."""
+def test_a_limit_and_a_protocol_error_do_not_hide_each_other() -> None:
+    """Each is logged once, even if their data are equal."""
     assert levels(
         Note("limit_hit", {"x": "a"}), Note("protocol_error", {"x": "a"})
     ) == [

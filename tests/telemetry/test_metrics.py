@@ -10,13 +10,13 @@ from tests.core.phone import Phone, notes
 
 
 def exposed(metrics: Metrics) -> dict[str, float]:
-    """Every sample as it is scraped: name{labels} -> value."""
+    """Every sample of a scrape: name{labels} -> value."""
     found = {}
     text = generate_latest(metrics.registry).decode()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.endswith("_created") or family.name.startswith("process_"):
-                continue  # when it was made, what else goes on: not what was counted
+                continue  # creation times and process metrics are not counts
             labels = ",".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items()))
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = (
                 sample.value
@@ -32,7 +32,7 @@ def noted(*told: Note) -> dict[str, float]:
 
 
 def test_the_names_that_operators_rely_on() -> None:
-    """A dashboard that was drawn for one version still draws on the next."""
+    """A dashboard for one version also works with the next."""
     metrics = Metrics()
     metrics.calls.labels("caller_hung_up").inc()
     found = exposed(metrics)
@@ -57,8 +57,8 @@ def test_the_names_that_operators_rely_on() -> None:
         assert name in found, name
 
 
-def test_every_metric_says_what_it_is() -> None:
-    """Whoever reads /metrics for the first time understands it."""
+def test_every_metric_has_a_help_text() -> None:
+    """A reader who sees /metrics for the first time understands each metric."""
     text = generate_latest(Metrics().registry).decode()
 
     for family in text_string_to_metric_families(text):
@@ -75,8 +75,9 @@ def test_a_set_of_metrics_sees_only_its_own() -> None:
     assert exposed(other)["bridge_calls_active"] == 0
 
 
-def test_how_long_callers_wait() -> None:
-    """Waiting for the first sound, and for silence after a barge-in, are measured."""
+def test_waiting_times_of_callers_are_measured() -> None:
+    """The time to the first audio, and the time to silence after a barge-in, are
+    measured."""
     found = noted(
         Note("first_audio", {"seconds": 0.4}),
         Note("first_audio", {"seconds": 1.2}),
@@ -89,8 +90,8 @@ def test_how_long_callers_wait() -> None:
     assert found["bridge_clear_seconds_sum"] == pytest.approx(0.15)
 
 
-def test_audio_that_nobody_heard() -> None:
-    """What was paid for and not heard is counted, whole or late."""
+def test_unheard_audio_is_counted() -> None:
+    """Audio that was paid for and not heard is counted, whether cut or late."""
     found = noted(
         Note("said", {"received_ms": 3000, "sent_ms": 3000, "heard_ms": 800}),
         Note("said", {"received_ms": 1000, "sent_ms": 1000, "heard_ms": 1000}),
@@ -114,13 +115,14 @@ def test_interruptions_and_protocol_errors() -> None:
     assert found['bridge_protocol_errors_total{side="caller"}'] == 0
 
 
-def test_notes_that_count_nothing_pass() -> None:
-    """What is only worth a log line moves no number."""
+def test_notes_without_a_metric_are_ignored() -> None:
+    """A Note that is only worth a log line changes no metric."""
     assert noted(Note("ready", {"held_ms": 1}), Note("fence_late")) == noted()
 
 
 def test_the_notes_of_a_real_call_count() -> None:
-    """The core's notes have what the metrics read: one barge-in, 0.5 of 2 s heard."""
+    """The core's Notes have the data that the metrics read: one barge-in, 0.5 of 2 s
+    heard."""
     phone = Phone().talking()
     phone.barges_in()
     phone.model("input_audio_buffer.speech_stopped", item_id="u", audio_end_ms=1)

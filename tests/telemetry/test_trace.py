@@ -1,4 +1,4 @@
-"""The trace of a call: replayed it gives the same call again, commands and all."""
+"""The trace of a call: its replay gives the same commands again."""
 
 import errno
 import os
@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from bridge.core import ProtocolError, realtime_events, twilio_messages
-from bridge.core.bounds import Bounds
 from bridge.core.commands import Command, Note
 from bridge.core.conversation import Conversation
+from bridge.core.limits import Bounds
 from bridge.core.rules import Rules
 from bridge.privacy.redaction import Redaction, pattern
 from bridge.telemetry.trace import (
@@ -30,7 +30,8 @@ GREETING = "Say hello."
 
 
 class TracedCall:
-    """A Conversation with its trace, as call.py glues them; `at` moves by hand."""
+    """A Conversation with its trace, connected as call.py connects them; the test sets
+    the time `at`."""
 
     def __init__(self, folder: Path, greeting: str | None = GREETING) -> None:
         self.folder = folder
@@ -67,7 +68,7 @@ class TracedCall:
             self.trace.command(command, self.at)
         self.commands += commands
 
-    # --- what happens in a call ---
+    # --- events of a call ---
 
     def start(self, call_sid: str = "CA1", stream_sid: str = "MZ1") -> None:
         media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
@@ -125,7 +126,7 @@ def a_whole_call(folder: Path) -> TracedCall:
     call.other("interrupt", "application", None)
     call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "5"})
     call.model("response.done", response={"id": "r2", "status": "cancelled"})
-    what_the_code_asks_for(call)
+    inputs_of_the_users_code(call)
     call.model("error", error={"type": "server_error", "message": "oh"})
     call.frames(100)
     call.other("end", "caller", "connection_lost")
@@ -133,8 +134,9 @@ def a_whole_call(folder: Path) -> TracedCall:
     return call
 
 
-def what_the_code_asks_for(call: TracedCall) -> None:
-    """Every input that is nobody's message, and the commands that only they make."""
+def inputs_of_the_users_code(call: TracedCall) -> None:
+    """Every input that is not a message of the caller or the model, with the commands
+    that only it causes."""
     call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "#"})
     call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "9"})
     call.other("tell", "system", "They are a regular.", True)
@@ -164,8 +166,8 @@ def differences(path: Path | None) -> list[Any]:
     return [pair for pair in replay(path) if pair[0] != pair[1]]
 
 
-def test_a_call_replayed_is_the_same_call(tmp_path: Path) -> None:
-    """What went wrong for a caller can be made to go wrong again, and be mended."""
+def test_a_replay_gives_the_same_call(tmp_path: Path) -> None:
+    """A failure that a caller had can be reproduced, and so corrected."""
     call = a_whole_call(tmp_path)
     assert call.path is not None
 
@@ -186,7 +188,7 @@ def test_a_call_replayed_is_the_same_call(tmp_path: Path) -> None:
 
 
 def test_a_trace_says_what_happened_and_when(tmp_path: Path) -> None:
-    """Whoever reads a trace sees both sides, in order, with the time of each line."""
+    """A reader of the trace sees both sides, in order, with the time of each line."""
     call = a_whole_call(tmp_path)
 
     found = lines(call.path)
@@ -205,8 +207,8 @@ def test_a_trace_says_what_happened_and_when(tmp_path: Path) -> None:
     assert [it["value"] for it in found if it.get("out") == "pressed"] == ["9"]
 
 
-def test_another_core_is_found_out(tmp_path: Path) -> None:
-    """A change that makes calls behave otherwise shows in the replay of old ones."""
+def test_a_changed_core_is_noticed(tmp_path: Path) -> None:
+    """A change of the calls' behaviour shows in the replay of old traces."""
     call = a_whole_call(tmp_path)
     assert call.path is not None
     text = call.path.read_text("utf-8")
@@ -216,8 +218,9 @@ def test_another_core_is_found_out(tmp_path: Path) -> None:
     assert len(differences(call.path)) == 1
 
 
-def test_a_command_that_is_missing_in_the_trace_is_found_out(tmp_path: Path) -> None:
-    """A trace that ends before its call did shows what would have come."""
+def test_a_command_that_is_missing_in_the_trace_is_noticed(tmp_path: Path) -> None:
+    """The replay of a trace that ends before its call shows what would have come
+    next."""
     call = a_whole_call(tmp_path)
     assert call.path is not None
     *kept, _ = call.path.read_bytes().splitlines(keepends=True)
@@ -232,8 +235,9 @@ def test_a_command_that_is_missing_in_the_trace_is_found_out(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "left", [b"", b'{"at":', b'{"at":99.0,"in":"tick","value":[]}']
 )
-def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path, left: bytes) -> None:
-    """The trace of a call that was killed can be read up to its last whole line."""
+def test_a_line_that_a_crash_cut_off_is_ignored(tmp_path: Path, left: bytes) -> None:
+    """The trace of a call whose process was killed can be read up to its last whole
+    line."""
     call = a_whole_call(tmp_path)
     assert call.path is not None
     whole = lines(call.path)
@@ -245,7 +249,8 @@ def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path, left: bytes) ->
 
 
 def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> None:
-    """No caller's audio waits for a disk; what came before `start` is in it too."""
+    """The caller's audio never waits for a disk; what came before `start` is in the
+    trace, too."""
     call = TracedCall(tmp_path)
     call.start()
     call.frames(1000)
@@ -268,7 +273,7 @@ def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> No
 def test_a_hostile_sid_is_only_an_odd_name(
     tmp_path: Path, call_sid: str, stream_sid: str, name: str
 ) -> None:
-    """Nobody writes outside the folder by what they call themselves."""
+    """A SID with path parts cannot make the bridge write outside the folder."""
     folder = tmp_path / "made" / "here"
     trace = Trace(1.0, pytest.fail)
 
@@ -279,8 +284,8 @@ def test_a_hostile_sid_is_only_an_odd_name(
     assert [it.name for it in folder.iterdir()] == [name]
 
 
-def test_a_socket_that_never_says_whose_call_it_is_costs_no_memory() -> None:
-    """Nonsense before `start` is kept in bounds, and nowhere written."""
+def test_a_socket_without_a_start_costs_no_memory() -> None:
+    """Messages before `start` are stored up to a limit, and never written to a file."""
     lost: list[str] = []
     trace = Trace(1.0, lost.append)
     for n in range(10_000):
@@ -291,8 +296,8 @@ def test_a_socket_that_never_says_whose_call_it_is_costs_no_memory() -> None:
     trace.close()
 
 
-def test_nonsense_before_the_start_does_not_spoil_the_replay(tmp_path: Path) -> None:
-    """A call whose line was noisy before it began can be looked into, too."""
+def test_malformed_messages_before_the_start_can_be_replayed(tmp_path: Path) -> None:
+    """A call with malformed messages before `start` can be analysed, too."""
     call = TracedCall(tmp_path)
     for _ in range(100):
         call.caller(event="stop", streamSid="MZ1")
@@ -304,8 +309,8 @@ def test_nonsense_before_the_start_does_not_spoil_the_replay(tmp_path: Path) -> 
     assert sum(len(line) for line in call.trace._early) < MAX_EARLY_BYTES
 
 
-def test_a_folder_that_cannot_be_written_costs_the_trace_alone(tmp_path: Path) -> None:
-    """The operator is told once; the call goes on."""
+def test_without_a_writable_folder_only_the_trace_is_lost(tmp_path: Path) -> None:
+    """The operator is told once; the call continues."""
     (tmp_path / "file").write_text("in the way")
     call = TracedCall(tmp_path / "file")
     call.start()
@@ -318,7 +323,7 @@ def test_a_folder_that_cannot_be_written_costs_the_trace_alone(tmp_path: Path) -
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """No file of this process gets longer than 64 kB; writing on is an OSError."""
+    """No file of this process gets longer than 64 kB; writing more is an OSError."""
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, most))
     yield
@@ -326,10 +331,10 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("lines", [2_000, 20_000], ids=["at the end", "before"])
-def test_a_full_disk_costs_the_trace_alone(
+def test_on_a_full_disk_only_the_trace_is_lost(
     lines: int, tmp_path: Path, full_disk: None
 ) -> None:
-    """What cannot be written is given up, also at the very end."""
+    """A trace that cannot be written is abandoned, also at the very end of the call."""
     lost: list[str] = []
     trace = Trace(1.0, lost.append)
     path = trace.open(tmp_path, "CA1", "MZ1")
@@ -342,10 +347,11 @@ def test_a_full_disk_costs_the_trace_alone(
     assert path.stat().st_size == 64 * 1024
 
 
-def test_a_model_without_end_does_not_fill_the_disk(
+def test_a_trace_has_a_size_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is larger than a call can be is given up, and told of."""
+    """A trace that is larger than any normal call's is abandoned, and the operator is
+    told."""
     monkeypatch.setattr("bridge.telemetry.trace.MAX_BYTES", 10_000)
     lost: list[str] = []
     trace = Trace(1.0, lost.append)
@@ -358,7 +364,7 @@ def test_a_model_without_end_does_not_fill_the_disk(
     assert 9_000 < path.stat().st_size <= 10_000
 
 
-def test_a_closed_trace_takes_nothing_more(tmp_path: Path) -> None:
+def test_a_closed_trace_ignores_further_lines(tmp_path: Path) -> None:
     """A bridge that shuts down while a call is ending ends the other calls, too."""
     call = a_whole_call(tmp_path)
 
@@ -368,8 +374,8 @@ def test_a_closed_trace_takes_nothing_more(tmp_path: Path) -> None:
     assert differences(call.path) == []
 
 
-def test_an_input_that_nobody_knows_is_refused() -> None:
-    """A trace of a newer version is not replayed as if it were understood."""
+def test_an_unknown_input_is_refused() -> None:
+    """The trace of a newer version is not replayed as if this version understood it."""
     talk = Conversation(now=0.0)
 
     odd: list[tuple[str, list[Any]]] = [
@@ -385,14 +391,15 @@ def test_an_input_that_nobody_knows_is_refused() -> None:
             feed(talk, kind, value, 1.0)
 
 
-# --- what is not kept ---
+# --- redaction, permissions ---
 
 VISA = "4111 1111 1111 1111"
 ALL = Redaction(cards=True, keys=True, patterns=(pattern(r"(?i)hush\w{0,9}"),))
 
 
 def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
-    """The number is said, keyed, repeated, given to a tool and told by the operator."""
+    """The card number is spoken, typed, repeated, given to a tool and added by the
+    operator."""
     call = TracedCall(folder)
     media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
     facts = {"callSid": "CA1", "mediaFormat": media, "customParameters": {"c": VISA}}
@@ -437,9 +444,9 @@ def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
     return call
 
 
-def test_a_trace_has_nothing_of_what_the_route_takes_out(tmp_path: Path) -> None:
-    """Whoever gets hold of the disk gets no card number: not said, not keyed, not
-    heard; and a reader sees that something is missing."""
+def test_a_trace_is_redacted_as_the_route_says(tmp_path: Path) -> None:
+    """A thief of the disk gets no card number: not as said, typed or heard. A reader of
+    the trace sees that something was removed."""
     open_call = a_call_with_a_card(tmp_path / "open", Redaction())
     call = a_call_with_a_card(tmp_path / "kept", ALL)
     assert open_call.path is not None and call.path is not None
@@ -455,9 +462,9 @@ def test_a_trace_has_nothing_of_what_the_route_takes_out(tmp_path: Path) -> None
     assert "[card number]" in after and "[keys]" in after and "[removed]" in after
 
 
-def test_a_trace_without_words_is_still_a_trace(tmp_path: Path) -> None:
-    """Line for line, with the same times: what went wrong can still be seen, and the
-    call can be replayed."""
+def test_a_trace_without_texts_can_be_replayed(tmp_path: Path) -> None:
+    """Line for line, with the same times: failures stay visible, and the call can be
+    replayed."""
     whole = lines(a_call_with_a_card(tmp_path / "open", Redaction()).path)
     call = a_call_with_a_card(tmp_path / "kept", ALL)
     kept = lines(call.path)
@@ -472,8 +479,8 @@ def test_a_trace_without_words_is_still_a_trace(tmp_path: Path) -> None:
     ]
 
 
-def test_a_trace_is_for_its_owner_alone(tmp_path: Path) -> None:
-    """Others on the machine do not read what callers said."""
+def test_a_trace_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    """Other users of the machine cannot read what callers said."""
     folder = tmp_path / "records"
     call = a_whole_call(folder)
 
@@ -486,8 +493,8 @@ def test_a_trace_is_for_its_owner_alone(tmp_path: Path) -> None:
 def test_a_trace_is_never_written_over_another_file(
     tmp_path: Path, is_link: bool
 ) -> None:
-    """A stream that calls itself as an earlier one did destroys nothing, nor is it led
-    elsewhere by a link that somebody has put there."""
+    """A stream with the SIDs of an earlier one destroys no trace, and does not follow a
+    link that was put in its place."""
     there = tmp_path / "CA1.MZ1.trace.jsonl"
     elsewhere = tmp_path / "elsewhere"
     if is_link:

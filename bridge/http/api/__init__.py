@@ -1,1 +1,1 @@
-"""The control API: running calls seen, steered and placed over HTTP."""
+"""The control API: lists, steers and places calls over HTTP."""

@@ -1,7 +1,7 @@
-"""Who may use the control API: token, rate, origin, size and form of what is sent.
+"""Access to the control API: token, rate, origin, size and form of requests.
 
-Every answer leaves through here, so all errors are problems. What every answer of the
-bridge has in its headers, the doors put there.
+Every answer passes through here, so every error becomes a problem document. The headers
+that every answer of the bridge has are set by connection_guard.py.
 """
 
 import asyncio
@@ -20,39 +20,42 @@ from pydantic import ValidationError
 
 from bridge.http.api.bodies import Body, Mistake
 from bridge.http.api.problems import Problem, invalid
-from bridge.http.connection_guard import ConnectionGuard, neighbours
+from bridge.http.connection_guard import ConnectionGuard, client_network
 
 log = structlog.get_logger()
 
 BURST_SECONDS = 2.0
-"""As many requests as come in so long at the rate may come at once."""
+"""Burst size: as many requests as the rate allows in this time may come at once."""
 
-STRANGERS_PER_SECOND = 1.0
-STRANGERS_BURST = 10.0
-"""For those without the token. This spares us work; that nobody guesses the token its
-length sees to: a right guess is never late."""
+NO_TOKEN_PER_SECOND = 1.0
+NO_TOKEN_BURST = 10.0
+"""Rate for clients without the token. It saves work. What prevents guessing is the
+token's length: a correct token is never rate-limited here."""
 
 MAX_ADDRESSES = 1000
-"""Remembered before the one is forgotten that has been silent for longest."""
+"""Addresses that are remembered; beyond that the one that was silent longest is
+forgotten."""
 
 MAX_LISTENERS = 100
-"""Streams of events at once: each is a connection that stays."""
+"""Event streams at once; each is a connection that stays open."""
 
 Model = TypeVar("Model", bound=Body)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Rates:
-    """A bucket of tokens for each address. `now`: seconds of a monotonic clock."""
+    """A token bucket per address. `now`: monotonic seconds."""
 
     def __init__(self, per_second: float, burst: float) -> None:
         self._per_second = per_second
         self._burst = burst
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Address -> tokens left, at that moment; who asked last stands last."""
+        """Address -> (tokens left, time of that count), in order of the last
+        request."""
 
     def take(self, address: str, now: float) -> float:
-        """0: go on. Else the seconds until there is a token in the bucket."""
+        """Takes a token. Returns 0 if there was one, else the seconds until there is
+        one."""
         tokens, since = self._buckets.pop(address, (self._burst, now))
         left = min(tokens + (now - since) * self._per_second, self._burst)
         wait = 0.0 if left >= 1.0 else (1.0 - left) / self._per_second
@@ -63,8 +66,9 @@ class Rates:
 
 
 class ApiAuth:
-    """Of one API. `origin`: of which pages may use it, where that is known; `refused`
-    is told why somebody was (bridge.telemetry.metrics.REFUSALS)."""
+    """Checks every request of one API. `origin`: the origin whose pages may use the
+    API, if it is known. `refused` is called with the reason of each refusal
+    (bridge.telemetry.metrics.REFUSALS)."""
 
     def __init__(
         self,
@@ -73,16 +77,17 @@ class ApiAuth:
         refused: Callable[[str], None],
         origin: str | None = None,
     ) -> None:
-        """ValueError without a token: it would let anybody in."""
+        """ValueError if the token is empty, because an empty token would admit every
+        client."""
         if not token:
             raise ValueError("the control API needs a token")
         self.guard = guard
         self._expected = token.encode()
         self._refused = refused
-        self._origin = origin and _as_browsers_say(origin)
+        self._origin = origin and _normal_origin(origin)
         per_second = guard.limits.api_per_second
-        self._known = Rates(per_second, per_second * BURST_SECONDS)
-        self._strangers = Rates(STRANGERS_PER_SECOND, STRANGERS_BURST)
+        self._with_token = Rates(per_second, per_second * BURST_SECONDS)
+        self._without_token = Rates(NO_TOKEN_PER_SECOND, NO_TOKEN_BURST)
         self._listeners = 0
 
     @web.middleware
@@ -93,7 +98,7 @@ class ApiAuth:
             known = has_token(request, self._expected)
             self._check_rate(request, known)
             if not known:
-                self._note_refusal("token")
+                self._log_refusal("token")
                 raise _no_token(request)
             self._check_origin(request)
             return await handler(request)
@@ -102,68 +107,74 @@ class ApiAuth:
         except web.HTTPException as error:
             return _problem_of(error).response()
         except Exception:
-            # Ours to mend. What was asked for is in the traceback's frames, not here.
+            # A bug. The log entry names the method only; the request's content may
+            # still stand in the traceback's frames.
             log.exception("api_failed", method=request.method)
-            return Problem(500, "internal", "Something broke here").response()
+            return Problem(500, "internal", "Internal error").response()
 
     @contextmanager
     def listening(self, request: web.Request) -> Iterator[None]:
-        """While an answer lasts as long as its call. Problem where too many do."""
+        """Context of an event stream, which lasts as long as its call. Problem if too
+        many are open."""
         if self._listeners >= MAX_LISTENERS:
             self.guard.hit("api_rate")
-            raise Problem(429, "rate", "Too many listen to events")
+            raise Problem(429, "rate", "Too many event streams are open")
         self._listeners += 1
         try:
-            self.guard.in_call(request)
+            self.guard.exempt_from_limits(request)
             yield
         finally:
             self._listeners -= 1
 
     def _check_rate(self, request: web.Request, known: bool) -> None:
-        """Behind a proxy that nobody named all have one address: what strangers ask is
-        counted apart, so that they cannot keep out who has the token."""
-        rates = self._known if known else self._strangers
-        who = neighbours(self.guard.address_of(request))
-        wait = rates.take(who, time.monotonic())
+        """Behind a proxy that is not configured as trusted, all clients have one
+        address. Clients without the token are therefore counted apart, so that they
+        cannot lock out clients with it."""
+        rates = self._with_token if known else self._without_token
+        client = client_network(self.guard.address_of(request))
+        wait = rates.take(client, time.monotonic())
         if wait:
             self.guard.hit("api_rate")
             later = {"Retry-After": str(math.ceil(wait))}
             raise Problem(429, "rate", "Too many requests", headers=later)
 
     def _check_origin(self, request: web.Request) -> None:
-        """No page of another site: no browser is to be made to speak for its user."""
+        """Refuses requests from pages of other sites: such a page could use the browser
+        of a user who has access (CSRF)."""
         headers = request.headers
         same_site = headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
         origins = headers.getall("Origin", [])
         if not same_site or not all(self._is_own(it, request) for it in origins):
-            self._note_refusal("origin")
+            self._log_refusal("origin")
             raise Problem(403, "origin", "Pages of other origins may not use the API")
 
-    def _note_refusal(self, why: str) -> None:
+    def _log_refusal(self, why: str) -> None:
         log.warning("api_refused", why=why)
         self._refused(why)
 
     def _is_own(self, origin: str, request: web.Request) -> bool:
-        """The Host is no proof where the origin is known: it is what a page says whose
-        name was made to lead here."""
+        """The Host header is not used if the origin is known: a page can point its own
+        domain name at the bridge, and its browser then sends that name (DNS
+        rebinding)."""
         if self._origin:
-            return _as_browsers_say(origin) == self._origin
+            return _normal_origin(origin) == self._origin
         return _host(origin) == request.host.lower()
 
 
-API_AUTH = web.AppKey("gate", ApiAuth)
-"""The application's own: what is read and sent is held to its limits."""
+API_AUTH = web.AppKey("api_auth", ApiAuth)
+"""The application's ApiAuth; its limits hold for request bodies and event streams."""
 
 
 async def body_of(request: web.Request, model: type[Model]) -> Model:
-    """The JSON body as this model; Problem for what is none, or not such a one."""
+    """The JSON body as this model. Problem if it is not JSON or does not fit the
+    model."""
     raw = await _read(request)
     if not raw and not model.model_fields:
         return model()
     if request.content_type != "application/json":
-        raise Problem(415, "media-type", "The body is to be application/json")
+        raise Problem(415, "media-type", "The body must be application/json")
     if "Content-Encoding" in request.headers:
-        raise Problem(415, "encoding", "The body is to come as it is, not packed")
+        raise Problem(415, "encoding", "The body must not be compressed")
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
@@ -174,7 +185,7 @@ async def body_of(request: web.Request, model: type[Model]) -> Model:
             )
         ]
         if any(it["type"] == "json_invalid" for it in error.errors()):
-            title = "The body is no JSON"
+            title = "The body is not JSON"
             raise Problem(400, "json", title, errors=mistakes) from None
         raise invalid(mistakes) from None
 
@@ -189,20 +200,20 @@ async def _read(request: web.Request) -> bytes:
                 raw += piece
                 if len(raw) > limits.body_bytes:
                     guard.hit("body_bytes")
-                    title = f"A body has {limits.body_bytes} bytes at most"
+                    title = f"The body is larger than {limits.body_bytes} bytes"
                     raise Problem(413, "too-large", title)
     except TimeoutError:
         guard.hit("body_slow")
-        raise Problem(408, "too-slow", "The body did not come in time") from None
+        raise Problem(408, "too-slow", "The body did not arrive in time") from None
     except (web.RequestPayloadError, ConnectionError):
         raise Problem(400, "body", "The body cannot be read") from None
     return bytes(raw)
 
 
 def has_token(request: web.Request, expected: bytes) -> bool:
-    """`Authorization: Bearer <token>`; takes as long whatever is given."""
+    """`Authorization: Bearer <token>`. Takes the same time whatever the token is."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # As bytes: a header may hold what is no ASCII, which compare_digest refuses.
+    # As bytes: a header may contain non-ASCII, which compare_digest refuses as text.
     token = given.strip().encode("utf-8", "surrogateescape")
     return scheme.lower() == "bearer" and hmac.compare_digest(token, expected)
 
@@ -220,8 +231,8 @@ def _no_token(request: web.Request) -> Problem:
     )
 
 
-def _as_browsers_say(origin: str) -> str:
-    """In lower case, and without a port that needs no saying."""
+def _normal_origin(origin: str) -> str:
+    """In lower case and without the default port, as browsers send it."""
     origin = origin.lower()
     return origin.removesuffix(":443" if origin.startswith("https:") else ":80")
 
@@ -234,14 +245,14 @@ def _host(origin: str) -> str:
 
 
 def _problem_of(error: web.HTTPException) -> Problem:
-    """aiohttp's own: no such path, not this method."""
+    """aiohttp's own errors, such as an unknown path or a wrong method."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return Problem(
             405,
             "method",
-            "This path does not know the method",
-            f"It knows {allowed}.",
+            "The path does not allow this method",
+            f"It allows {allowed}.",
             headers={"Allow": allowed},
         )
     if isinstance(error, web.HTTPNotFound):

@@ -1,7 +1,7 @@
-"""What the control API takes and gives, as JSON bodies. Knows no HTTP.
+"""JSON bodies of the control API's requests and answers. Knows no HTTP.
 
-What a call's route takes out (`redact`) is not given.
-The OpenAPI document is made of these, so each field says what it means.
+What the call's route redacts (`redact`) is not in the answers. The OpenAPI document is
+made from these models, so each field has a description.
 """
 
 from datetime import UTC, datetime
@@ -22,18 +22,18 @@ from bridge.privacy.redaction import Redaction
 from bridge.records.report import said
 
 BRIDGES_OWN = frozenset({"From", "To", "Direction", "Route"})
-"""Parameters of a call that the bridge itself gives."""
+"""Parameters of a call that the bridge sets itself."""
 
 Ring = Annotated[int, Field(ge=RING_SECONDS[0], le=RING_SECONDS[-1])]
 
 
 class Body(BaseModel):
-    """Nothing unknown, nothing of another type."""
+    """Base of all bodies: unknown fields and values of another type are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-# --- taken ---
+# --- requests ---
 
 
 class Nothing(Body):
@@ -41,57 +41,57 @@ class Nothing(Body):
 
 
 class PlaceCall(Body):
-    """Who is called, and what for."""
+    """An outbound call: the number, and what the agent needs for the call."""
 
     to: Annotated[str, Field(description="E.164, such as +14155550100.")]
     from_number: Annotated[
         str | None,
         Field(
             alias="from",
-            description="A number of the account; without: the deployment's own.",
+            description="A number of the account; default: BRIDGE_OUTBOUND_NUMBER.",
         ),
     ] = None
     route: Annotated[
-        str, Field(description="Name of the route; empty: as the routes match.")
+        str, Field(description="Name of the route; empty: the one that matches.")
     ] = ""
     parameters: Annotated[
         dict[str, str],
-        Field(description="For routes, instructions and tools; as of a TwiML stream."),
+        Field(description="For routes, instructions and tools, like a TwiML stream's."),
     ] = {}
     greeting: Annotated[
-        str | None, Field(description="Empty: the one called speaks first.")
+        str | None, Field(description="Empty: the person called speaks first.")
     ] = None
     machine: Annotated[
         Literal["hang_up", "ignore", "message"],
-        Field(description="What is done when an answering machine picks up."),
+        Field(description="What to do if an answering machine answers."),
     ] = "hang_up"
-    message: Annotated[str, Field(description="Left behind the beep of a machine.")] = (
+    message: Annotated[str, Field(description="Left on a machine, after the beep.")] = (
         ""
     )
     ring_seconds: Ring = 30
     longest_seconds: Annotated[
-        int | None, Field(ge=1, description="Twilio ends the call then.")
+        int | None, Field(ge=1, description="Twilio ends the call after this time.")
     ] = None
 
     @model_validator(mode="after")
     def _parameters_are_free(self) -> Self:
         if taken := sorted(BRIDGES_OWN & self.parameters.keys()):
-            raise ValueError(f"the bridge itself gives {', '.join(taken)}")
+            raise ValueError(f"the bridge itself sets {', '.join(taken)}")
         return self
 
 
 class TransferTo(Body):
-    """Who is dialled in the agent's place."""
+    """The number that takes over the call from the agent."""
 
     number: Annotated[str, Field(description="E.164.")]
     caller_id: Annotated[
-        str, Field(description="Whom they see: empty, the caller; else ours.")
+        str, Field(description="The number that is shown; empty: the caller's.")
     ] = ""
     ring_seconds: Ring = 20
 
 
 class Digits(Body):
-    """Keys to be pressed."""
+    """Keys to press."""
 
     digits: Annotated[
         str,
@@ -104,50 +104,50 @@ class Digits(Body):
 
 
 class Text(Body):
-    """Words put into the call."""
+    """Text to put into the conversation."""
 
     text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
     role: Annotated[
         Literal["user", "system"],
-        Field(description="As if the caller had said it, or a word to the agent."),
+        Field(description="user: as if the caller had said it; system: for the agent."),
     ] = "user"
-    respond: Annotated[bool, Field(description="The agent answers it.")] = True
+    respond: Annotated[bool, Field(description="Whether the agent answers.")] = True
 
 
 class Mute(Body):
-    """Whether the agent hears silence in the caller's place."""
+    """Whether the agent hears silence instead of the caller."""
 
     on: bool
 
 
 class Decision(Body):
-    """A yes or no to a tool call."""
+    """The decision on a tool call that waits for approval."""
 
     approve: bool
     always: Annotated[
-        bool, Field(description="For this tool, to the end of the call.")
+        bool, Field(description="For this tool, until the call ends.")
     ] = False
     message: Annotated[
-        str | None, Field(description="What the model is told of a no.")
+        str | None, Field(description="What the model is told about the rejection.")
     ] = None
 
     @model_validator(mode="after")
-    def _a_yes_has_no_message(self) -> Self:
+    def _message_only_if_rejected(self) -> Self:
         if self.approve and self.message is not None:
-            raise ValueError("a message is for what is rejected")
+            raise ValueError("a message can be given only with a rejection")
         return self
 
 
 class EditHistory(Body):
-    """What the model is to forget, or to remember otherwise."""
+    """Items that the model forgets, and items whose text is replaced."""
 
     remove: Annotated[list[str], Field(description="Ids of items.")] = []
     correct: Annotated[
-        dict[str, str], Field(description="Id of an item -> its words.")
+        dict[str, str], Field(description="Id of an item -> its new text.")
     ] = {}
 
 
-# --- given ---
+# --- answers ---
 
 
 class CallSummary(Body):
@@ -157,7 +157,7 @@ class CallSummary(Body):
     stream_sid: str
     started_at: datetime
     here: Annotated[
-        bool, Field(description="On the instance that answers: it can be steered.")
+        bool, Field(description="On the instance that answers, so it can be steered.")
     ]
 
 
@@ -166,17 +166,17 @@ class CallList(Body):
 
 
 class Words(Body):
-    """What one of the two said at a time."""
+    """One utterance of the caller or the agent."""
 
     at: Annotated[float, Field(description="Seconds since the stream began.")]
     who: Literal["caller", "agent"]
-    text: Annotated[str, Field(description="What was heard of it.")]
-    generated: Annotated[str, Field(description="The agent's, heard or not.")]
-    cut: Annotated[bool, Field(description="Not all of it was heard.")]
+    text: Annotated[str, Field(description="What was heard.")]
+    generated: Annotated[str, Field(description="What was generated, heard or not.")]
+    cut: Annotated[bool, Field(description="Not everything was heard.")]
 
 
 class WaitingApproval(Body):
-    """A tool call that waits for a yes or no."""
+    """A tool call that waits for approval."""
 
     call_id: str
     tool: str
@@ -184,7 +184,7 @@ class WaitingApproval(Body):
     agent: str
     server: Annotated[str, Field(description="Label of an MCP server, or empty.")]
     since: datetime
-    until: Annotated[datetime, Field(description="When the default is taken.")]
+    until: Annotated[datetime, Field(description="When the default decision is made.")]
 
 
 class CallDetails(Body):
@@ -200,7 +200,7 @@ class CallDetails(Body):
     parameters: dict[str, str]
     started_at: datetime
     seconds: float
-    agent: Annotated[str, Field(description="Name of the one in charge.")]
+    agent: Annotated[str, Field(description="Name of the agent in charge.")]
     muted: bool
     messages: Annotated[int, Field(description="Left by the caller so far.")]
     input_tokens: int
@@ -211,14 +211,14 @@ class CallDetails(Body):
 
 
 class Placed(Body):
-    """The call rings from now on."""
+    """Twilio has accepted the call; it starts to ring."""
 
     call_sid: str
 
 
 class Done(Body):
     done: Annotated[
-        bool, Field(description="False: the caller spoke meanwhile; it was not done.")
+        bool, Field(description="False: not done, because the caller spoke.")
     ]
 
 
@@ -231,12 +231,12 @@ class Item(Body):
 
     id: str
     kind: Kind
-    text: Annotated[str, Field(description="What was heard; a tool's output.")]
+    text: Annotated[str, Field(description="What was heard, or a tool's output.")]
     generated: str
     cut: bool
     at: Annotated[float, Field(description="Seconds since the stream began.")]
     call_id: str
-    name: Annotated[str, Field(description="Of the tool.")]
+    name: Annotated[str, Field(description="Name of the tool.")]
     arguments: str
 
 
@@ -245,9 +245,9 @@ class ItemList(Body):
 
 
 class Mistake(Body):
-    """One thing that is wrong with a body."""
+    """One error in a request's body."""
 
-    at: Annotated[str, Field(description="Name of the field, dotted; empty: all.")]
+    at: Annotated[str, Field(description="Field's path, with dots; empty: the body.")]
     what: str
 
 
@@ -261,7 +261,7 @@ class ProblemBody(Body):
     errors: list[Mistake] = []
 
 
-# --- how they are made ---
+# --- construction ---
 
 
 def call_list(entries: list[CallEntry], here: set[str]) -> CallList:

@@ -1,19 +1,20 @@
-"""The control API from outside: what `bridge call` asks a running bridge."""
+"""A client of the control API: `bridge call` uses it to place a call on a running
+bridge."""
 
 from typing import Any
 
 import aiohttp
 
 SECONDS = 30.0
-"""Twilio may have us wait for a turn before it takes a call."""
+"""Twilio may queue the request before it accepts a call."""
 
 
 class ApiError(Exception):
-    """The bridge did not do it; the message says why, for a person."""
+    """The bridge did not place the call; the message gives the reason for the user."""
 
 
 async def place_call(url: str, token: str, body: dict[str, Any]) -> str:
-    """Has the bridge at `url` call somebody; the call's SID."""
+    """Places a call through the bridge at `url`; returns the call's SID."""
     try:
         async with (
             aiohttp.ClientSession(
@@ -28,12 +29,12 @@ async def place_call(url: str, token: str, body: dict[str, Any]) -> str:
     except (aiohttp.ClientError, TimeoutError) as error:
         raise ApiError(f"no bridge answers at {url}: {type(error).__name__}") from None
     except (ValueError, KeyError, TypeError):
-        raise ApiError(f"what answers at {url} is no bridge") from None
-    raise ApiError(_told(answer) or f"HTTP {response.status}")
+        raise ApiError(f"the server at {url} is not a bridge") from None
+    raise ApiError(_problem_text(answer) or f"HTTP {response.status}")
 
 
-def _told(problem: Any) -> str:
-    """RFC 9457, as a sentence or two."""
+def _problem_text(problem: Any) -> str:
+    """A problem document (RFC 9457) as one or two sentences."""
     if not isinstance(problem, dict):
         return ""
     errors = problem.get("errors") or []

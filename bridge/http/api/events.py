@@ -1,4 +1,4 @@
-"""The events of one call as server-sent events. Only listens; a slow reader is dropped.
+"""The events of one call as server-sent events. Only reads; drops a slow reader.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -21,13 +21,15 @@ LAST = "call_ended"
 RAW = "raw_model_event"
 
 MAX_WAITING = 1000
-"""Events that a reader has not taken: it is too slow."""
+"""Limit of events that a reader has not taken yet; at this limit it is too slow."""
 
 KEEP_ALIVE_SECONDS = 15.0
-"""A comment so often: proxies close what is silent, and who has left is noticed."""
+"""Interval of comments on a silent stream: proxies close silent connections, and a
+reader that has left is noticed only by a write."""
 
-LOOK_SECONDS = 1.0
-"""A call that broke may say no last word: it is looked after so often."""
+POLL_SECONDS = 1.0
+"""A call that failed may send no last event, so its state is checked at this
+interval."""
 
 
 class TooSlow(Exception):
@@ -35,7 +37,7 @@ class TooSlow(Exception):
 
 
 class Feed:
-    """What one reader has still to be sent."""
+    """The events that one reader has yet to be sent."""
 
     def __init__(self, live: LiveCall, *, raw: bool) -> None:
         self._live = live
@@ -44,7 +46,7 @@ class Feed:
         self._full = False
 
     async def put(self, event: CallEvent) -> None:
-        """The listener: takes its own time never."""
+        """The listener of the call's events. Never waits."""
         if event.type == RAW and not self._raw:
             return
         try:
@@ -53,24 +55,25 @@ class Feed:
             self._full = True
 
     async def next(self) -> CallEvent | None:
-        """None: nothing for LOOK_SECONDS. TooSlow when events were lost."""
+        """The next event; None if none came for POLL_SECONDS. TooSlow if events were
+        lost."""
         if self._full:
             raise TooSlow
         try:
-            async with asyncio.timeout(LOOK_SECONDS):
+            async with asyncio.timeout(POLL_SECONDS):
                 return await self._waiting.get()
         except TimeoutError:
             return None
 
 
 async def stream(request: web.Request, live: LiveCall) -> web.StreamResponse:
-    """Answers with the call's events until it ends or the reader has gone."""
+    """Sends the call's events until the call ends or the reader has gone."""
     auth = request.app[API_AUTH]
     with auth.listening(request):
-        return await _tell(request, live, auth.guard)
+        return await _send_events(request, live, auth.guard)
 
 
-async def _tell(
+async def _send_events(
     request: web.Request, live: LiveCall, guard: ConnectionGuard
 ) -> web.StreamResponse:
     feed = Feed(live, raw=request.query.get("raw") == "1")
@@ -89,19 +92,20 @@ async def _tell(
     except (TimeoutError, TooSlow):
         log.warning("events_reader_slow", call_sid=live.call_sid)
         guard.hit("answer_slow")
-        _break_off(request)
+        _abort(request)
     except Exception:
-        # An event of the user's that JSON cannot hold. The answer has begun, so there
-        # is no other way to tell the reader.
+        # An event of the user's that cannot be written as JSON. The answer has begun,
+        # so a broken connection is the only sign left.
         log.exception("events_failed", call_sid=live.call_sid)
-        _break_off(request)
+        _abort(request)
     finally:
         remove()
     return response
 
 
-def _break_off(request: web.Request) -> None:
-    """Not closed: what has not been read would be waited for."""
+def _abort(request: web.Request) -> None:
+    """Aborts instead of closing: a close would wait until the reader has read
+    everything."""
     if request.transport:
         request.transport.abort()
 
@@ -113,20 +117,20 @@ async def _send_all(out: "_Out", feed: Feed, live: LiveCall) -> None:
         event = await feed.next()
         if event is not None:
             silent = 0.0
-            await out.write(encoded(event, live.redaction))
+            await out.write(encode(event, live.redaction))
             if event.type == LAST:
                 return
             continue
         if over:
             return
-        silent += LOOK_SECONDS
+        silent += POLL_SECONDS
         if silent >= KEEP_ALIVE_SECONDS:
             silent = 0.0
             await out.write(b":\n\n")
 
 
 class _Out:
-    """TimeoutError: the reader took nothing for so long."""
+    """Writes to the reader. TimeoutError if the reader took nothing for `seconds`."""
 
     def __init__(self, response: web.StreamResponse, seconds: float) -> None:
         self._response = response
@@ -141,14 +145,16 @@ class _Out:
             await self._response.write_eof()
 
 
-def encoded(event: CallEvent, redaction: Redaction | None = None) -> bytes:
-    """`data` is JSON in one line; what JSON does not have is written as its text."""
-    told = {"type": event.type, "at": event.at, "data": dict(event.data)}
-    data = msgspec.json.encode(told, enc_hook=str)
+def encode(event: CallEvent, redaction: Redaction | None = None) -> bytes:
+    """One event. `data` is one line of JSON; values that JSON does not have become
+    text."""
+    body = {"type": event.type, "at": event.at, "data": dict(event.data)}
+    data = msgspec.json.encode(body, enc_hook=str)
     if redaction:
-        # Of what is written, so that no object of the user's is passed over.
-        told["data"] = redaction.message(msgspec.json.decode(data)["data"])
-        data = msgspec.json.encode(told)
-    # A name of the user's own may hold anything; a line break would end the field.
+        # Redacts the JSON and not the objects, so that no object of the user's is
+        # missed.
+        body["data"] = redaction.message(msgspec.json.decode(data)["data"])
+        data = msgspec.json.encode(body)
+    # A user's own event name may contain a line break, which would end the field.
     name = " ".join(event.type.split())
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)

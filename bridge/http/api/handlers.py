@@ -1,7 +1,7 @@
-"""The control API: running calls seen, steered and placed over HTTP.
+"""The control API's operations: list, steer and place calls over HTTP.
 
-Each operation is asked of the call as any code of the user's would ask it (LiveCall);
-nothing is decided here. Only calls of this instance can be steered.
+Each operation calls the same LiveCall methods as the user's code; nothing is decided
+here. Only calls of this instance can be steered.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ log = structlog.get_logger()
 
 REGISTRY_SECONDS = 5.0
 ACTION_SECONDS = 60.0
-"""A request waits no longer; what it asked for may be done yet."""
+"""Time limit of a request. The action that it asked for may still happen afterwards."""
 
 LIMITS = {"off": 409, "prefix": 403, "at_once": 429, "rate": 429, "cost": 429}
 
 
 class Calls(Protocol):
-    """The calls, as the API sees them."""
+    """The calls, as the API needs them."""
 
     def live(self, call_sid: str) -> LiveCall | None:
         """A call of this instance."""
@@ -52,17 +52,17 @@ class Calls(Protocol):
         """The running calls of all instances, oldest first."""
 
     async def place(self, wanted: PlaceCall) -> str:
-        """Calls somebody; the SID. Refused says why not."""
+        """Places a call; returns its SID. Refused says why it was not placed."""
 
 
 Forget = Callable[[str], Awaitable[None]]
-"""Deletes what is kept of a call. OSError: some of it could not be."""
+"""Deletes the stored records of a call. OSError if some could not be deleted."""
 
 
 def application(
     calls: Calls, auth: ApiAuth, forget: Forget | None = None
 ) -> web.Application:
-    """To be mounted at /api. Without `forget` records cannot be deleted."""
+    """The application to mount at /api. Without `forget` no records can be deleted."""
     api = _Api(calls, forget)
     handlers: Mapping[str, Handler] = {
         "list_calls": api.list_calls,
@@ -92,12 +92,13 @@ def application(
 async def place(
     outbound: OutboundCalls, wanted: PlaceCall, number: str | None, routes: Routes
 ) -> str:
-    """Has `outbound` place it, from `number`; the call's SID. Refused says why not."""
+    """Places a call through `outbound` from `number`; returns its SID. Refused says why
+    it was not placed."""
     if not number:
-        detail = "Give `from`, or set the number of the deployment."
+        detail = "Give `from`, or set BRIDGE_OUTBOUND_NUMBER."
         raise Refused(422, "There is no number to call from", detail)
     if wanted.route and routes.named(wanted.route) is None:
-        raise Refused(422, "There is no such route", "`route` is a name of the routes.")
+        raise Refused(422, "There is no such route", "`route` must be the name of one.")
     try:
         order = OutboundOrder(
             to=wanted.to,
@@ -110,7 +111,8 @@ async def place(
             ring_seconds=wanted.ring_seconds,
             longest_seconds=wanted.longest_seconds,
         )
-        # What a stream cannot carry would be noticed when somebody has picked up.
+        # Checks the parameters now. Otherwise an error would show only once the call is
+        # answered.
         twiml.connect(
             "wss://any.example/media", action_url="/", parameters=wanted.parameters
         )
@@ -123,7 +125,8 @@ async def place(
             LIMITS[limited.limit], "The call is not allowed now", str(limited)
         ) from None
     except OutboundRefused as refused:
-        # Of Twilio's own 4xx these are about the order; others are about us.
+        # Among Twilio's 4xx, only these are about the order; the others are about the
+        # bridge's account or setup.
         status = 422 if refused.status in (400, 404) else 502
         raise Refused(status, "Twilio did not place the call", str(refused)) from None
 
@@ -145,7 +148,7 @@ class _Api:
 
     async def place_call(self, request: web.Request) -> web.Response:
         wanted = await body_of(request, PlaceCall)
-        async with _a_minute():
+        async with _time_limit():
             call_sid = await self._calls.place(wanted)
         location = {"Location": f"{request.path}/{quote(call_sid, safe='')}"}
         return _json(bodies.Placed(call_sid=call_sid), status=201, headers=location)
@@ -153,7 +156,7 @@ class _Api:
     async def get_call(self, request: web.Request) -> web.Response:
         return _json(bodies.details(await self._live(request), time.time()))
 
-    # --- what waits until all was heard ---
+    # --- actions that wait until the caller has heard everything ---
 
     async def hang_up(self, request: web.Request) -> web.Response:
         live = await self._live(request)
@@ -174,26 +177,26 @@ class _Api:
         wanted = await body_of(request, bodies.Digits)
         return await _done(live.send_digits(wanted.digits))
 
-    # --- what does not ---
+    # --- actions that do not wait ---
 
     async def send_text(self, request: web.Request) -> web.Response:
         live = await self._live(request)
-        said = await body_of(request, bodies.Text)
-        with _asking():
-            live.tell(said.text, role=said.role, respond=said.respond)
+        wanted = await body_of(request, bodies.Text)
+        with _refusals_as_problems():
+            live.tell(wanted.text, role=wanted.role, respond=wanted.respond)
         return web.Response(status=204)
 
     async def interrupt(self, request: web.Request) -> web.Response:
         live = await self._live(request)
         await body_of(request, bodies.Nothing)
-        with _asking():
+        with _refusals_as_problems():
             live.interrupt()
         return web.Response(status=204)
 
     async def mute(self, request: web.Request) -> web.Response:
         live = await self._live(request)
         wanted = await body_of(request, bodies.Mute)
-        with _asking():
+        with _refusals_as_problems():
             live.mute(wanted.on)
         return web.Response(status=204)
 
@@ -207,9 +210,11 @@ class _Api:
         decision = await body_of(request, bodies.Decision)
         call_id, always = request.match_info["call_id"], decision.always
         if call_id not in {it.call_id for it in live.approvals}:
-            raise Problem(404, "no-approval", "No such tool call waits (any more)")
-        async with _a_minute():
-            with _asking():
+            raise Problem(
+                404, "no-approval", "No tool call with this id awaits approval"
+            )
+        async with _time_limit():
+            with _refusals_as_problems():
                 if decision.approve:
                     await live.approve(call_id, always=always)
                 else:
@@ -225,7 +230,7 @@ class _Api:
     async def edit_history(self, request: web.Request) -> web.Response:
         live = await self._live(request)
         wanted = await body_of(request, bodies.EditHistory)
-        with _asking():
+        with _refusals_as_problems():
             live.update_history(remove=wanted.remove, correct=wanted.correct)
         return web.Response(status=204)
 
@@ -235,28 +240,28 @@ class _Api:
     async def openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=self._document, content_type="application/json")
 
-    # --- what is kept ---
+    # --- stored records ---
 
     async def forget(self, request: web.Request) -> web.Response:
         call_sid = request.match_info["sid"]
         known = (entry.call_sid for entry in await self._entries())
         if self._calls.live(call_sid) or call_sid in known:
-            raise Problem(409, "running", "The call still runs")
+            raise Problem(409, "running", "The call is still running")
         if self._delete is None:
-            raise Problem(409, "no-records", "Nothing can be deleted here")
+            raise Problem(409, "no-records", "This bridge keeps no records to delete")
         try:
-            async with _a_minute():
+            async with _time_limit():
                 await self._delete(call_sid)
-        except StillRuns:  # without an entry: another instance of this machine's
-            raise Problem(409, "running", "The call still runs") from None
+        except StillRuns:  # has no entry: another instance on this machine runs it
+            raise Problem(409, "running", "The call is still running") from None
         except OSError as error:
-            # Without the path, which names the call.
+            # Without the path, because it contains the call's SID.
             why = error.strerror or type(error).__name__
             log.error("records_not_deleted", call_sid=call_sid, why=why)
-            raise Problem(500, "not-deleted", "Not all could be deleted") from None
+            raise Problem(500, "not-deleted", "Some records were not deleted") from None
         return web.Response(status=204)
 
-    # --- which call ---
+    # --- helpers ---
 
     async def _live(self, request: web.Request) -> LiveCall:
         call_sid = request.match_info["sid"]
@@ -270,7 +275,7 @@ class _Api:
                 "Another instance has the call",
                 "A call is steered at the instance that holds its stream.",
             )
-        raise Problem(404, "no-call", "There is no such call (any more)")
+        raise Problem(404, "no-call", "There is no such call, or it has ended")
 
     async def _entries(self) -> list[CallEntry]:
         try:
@@ -282,19 +287,19 @@ class _Api:
 
 
 async def _done(action: Awaitable[bool]) -> web.Response:
-    async with _a_minute():
-        with _asking():
+    async with _time_limit():
+        with _refusals_as_problems():
             done = await action
     return _json(bodies.Done(done=done))
 
 
 @contextmanager
-def _asking() -> Iterator[None]:
-    """What a call refuses, as problems."""
+def _refusals_as_problems() -> Iterator[None]:
+    """Turns a call's refusals into problems."""
     try:
         yield
     except NotAllowed as error:
-        raise Problem(403, "not-allowed", "That is not allowed", str(error)) from None
+        raise Problem(403, "not-allowed", "This is not allowed", str(error)) from None
     except BadRequest as error:
         raise invalid([Mistake(at="", what=str(error))]) from None
     except CallOver:
@@ -302,7 +307,7 @@ def _asking() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _a_minute() -> AsyncIterator[None]:
+async def _time_limit() -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(ACTION_SECONDS):
             yield
@@ -310,8 +315,8 @@ async def _a_minute() -> AsyncIterator[None]:
         raise Problem(
             504,
             "unfinished",
-            "It has not been done within a minute",
-            "It may be done yet: the caller is still listening, or Twilio is slow.",
+            "The action did not finish within a minute",
+            "It may still happen: the caller is still listening, or Twilio is slow.",
         ) from None
 
 

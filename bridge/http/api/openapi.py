@@ -1,6 +1,7 @@
-"""The control API described: its operations, and the OpenAPI 3.1 document of them.
+"""The control API's operations, and the OpenAPI 3.1 document made from them.
 
-api.py makes its routes of the same list. Made by hand: no framework knows more.
+handlers.py makes its routes from the same list. No framework is used for the document:
+none knows more than this list.
 """
 
 from collections.abc import Mapping
@@ -16,23 +17,22 @@ from bridge.http.api.problems import MEDIA_TYPE
 REFS = "#/components/schemas/{model}"
 
 PROBLEMS = {
-    400: "The body cannot be read, or is no JSON.",
+    400: "The body cannot be read, or is not JSON.",
     401: "The token is missing or wrong.",
     403: "A page of another origin, or a number that may not be called.",
     404: "There is no such call, approval or path.",
-    408: "The body did not come in time.",
+    408: "The body did not arrive in time.",
     409: "Another instance has the call, outbound calls are not set up, or the call "
-    "still runs.",
+    "is still running.",
     410: "The call is over.",
     413: "The body is too large.",
-    415: "The body is not application/json, or packed.",
-    422: "What was asked for cannot be done; `errors` or `detail` says why.",
-    429: "Too many requests, calls or readers of events; see Retry-After where it is "
-    "given.",
+    415: "The body is not application/json, or is compressed.",
+    422: "The request cannot be fulfilled; `errors` or `detail` says why.",
+    429: "Too many requests, calls or event streams; see Retry-After if it is sent.",
     500: "A bug, or a record that cannot be deleted.",
     502: "Twilio did not place the call.",
-    503: "The registry of calls does not answer, or no line is free.",
-    504: "Not done within a minute; it may be done yet.",
+    503: "The registry of calls does not answer, or the bridge takes no more calls.",
+    504: "Not finished within a minute; it may still happen.",
 }
 ALWAYS = (401, 403, 429, 500)
 WITH_BODY = (400, 408, 413, 415, 422)
@@ -49,11 +49,11 @@ class Operation:
     summary: str
     takes: type[Body] | None = None
     gives: type[Body] | str | None = None
-    """A body, a media type, or nothing (204)."""
+    """A body, a media type, or None: no content (204)."""
     status: int = 200
     problems: tuple[int, ...] = ()
     query: Mapping[str, str] | None = None
-    """Name -> what `1` means."""
+    """Name -> meaning of the value `1`."""
 
     @property
     def success(self) -> int:
@@ -75,7 +75,7 @@ OPERATIONS = (
         "place_call",
         "POST",
         "/calls",
-        "Call somebody",
+        "Place a call",
         takes=bodies.PlaceCall,
         gives=bodies.Placed,
         status=201,
@@ -85,7 +85,7 @@ OPERATIONS = (
         "get_call",
         "GET",
         CALL,
-        "All that is known of a call",
+        "Details of a call",
         gives=bodies.CallDetails,
         problems=OF_A_CALL,
     ),
@@ -93,7 +93,7 @@ OPERATIONS = (
         "hang_up",
         "POST",
         f"{CALL}/hang_up",
-        "End the call once what was said has been heard",
+        "End the call once the caller has heard everything",
         takes=bodies.Nothing,
         gives=bodies.Done,
         problems=(*OF_A_CALL, 504),
@@ -102,7 +102,7 @@ OPERATIONS = (
         "transfer",
         "POST",
         f"{CALL}/transfer",
-        "Put the caller through once what was said has been heard",
+        "Transfer the caller once the caller has heard everything",
         takes=bodies.TransferTo,
         gives=bodies.Done,
         problems=(*OF_A_CALL, 504),
@@ -111,7 +111,7 @@ OPERATIONS = (
         "send_digits",
         "POST",
         f"{CALL}/digits",
-        "Press keys once what was said has been heard",
+        "Press keys once the caller has heard everything",
         takes=bodies.Digits,
         gives=bodies.Done,
         problems=(*OF_A_CALL, 504),
@@ -120,7 +120,7 @@ OPERATIONS = (
         "send_text",
         "POST",
         f"{CALL}/text",
-        "Put words into the conversation",
+        "Put text into the conversation",
         takes=bodies.Text,
         problems=OF_A_CALL,
     ),
@@ -136,7 +136,7 @@ OPERATIONS = (
         "mute",
         "POST",
         f"{CALL}/mute",
-        "Have the agent hear silence, or the caller again",
+        "Mute or unmute the caller for the agent",
         takes=bodies.Mute,
         problems=OF_A_CALL,
     ),
@@ -144,7 +144,7 @@ OPERATIONS = (
         "list_approvals",
         "GET",
         f"{CALL}/approvals",
-        "Tool calls that wait for a yes or no",
+        "Tool calls that wait for approval",
         gives=bodies.ApprovalList,
         problems=OF_A_CALL,
     ),
@@ -152,7 +152,7 @@ OPERATIONS = (
         "decide",
         "POST",
         f"{CALL}/approvals/{{call_id}}",
-        "Let a tool call run, or not",
+        "Approve or reject a tool call",
         takes=bodies.Decision,
         problems=(*OF_A_CALL, 504),
     ),
@@ -168,7 +168,7 @@ OPERATIONS = (
         "edit_history",
         "PATCH",
         f"{CALL}/history",
-        "Have the model forget items, or remember other words",
+        "Remove items from the model's conversation, or correct their text",
         takes=bodies.EditHistory,
         problems=OF_A_CALL,
     ),
@@ -179,13 +179,13 @@ OPERATIONS = (
         "The events of a call as they happen, until it ends",
         gives="text/event-stream",
         problems=OF_A_CALL,
-        query={"raw": "the model's own events, too"},
+        query={"raw": "the model's own events are sent too"},
     ),
     Operation(
         "forget",
         "DELETE",
         f"{CALL}/record",
-        "Delete what this instance and the shared registry keep of a call",
+        "Delete a call's records from this instance and the shared registry",
         problems=(409, 503, 504),
     ),
     Operation(
@@ -218,7 +218,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Control API of the bridge",
             "version": "1",
-            "description": "Running calls seen, steered and placed.",
+            "description": "Lists, steers and places calls.",
         },
         "servers": [{"url": "/api"}],
         "security": [{"token": []}],

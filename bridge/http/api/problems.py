@@ -1,4 +1,4 @@
-"""How the control API says no: `application/problem+json` (RFC 9457)."""
+"""Errors of the control API: `application/problem+json` (RFC 9457)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,9 +11,10 @@ NAMES = "urn:problem:bridge:"
 
 
 class Problem(Exception):
-    """Raised wherever a request cannot be done; `kind` is the stable end of its type.
+    """Raised where a request cannot be fulfilled. `kind` is the stable last part of
+    `type`.
 
-    `detail` and `errors` go to whoever asked and are never logged.
+    `detail` and `errors` are sent to the client and never logged.
     """
 
     def __init__(
@@ -48,11 +49,11 @@ class Problem(Exception):
 
 
 class Refused(Problem):
-    """An outbound call is not placed."""
+    """An outbound call was not placed."""
 
     def __init__(self, status: int, title: str, detail: str) -> None:
         super().__init__(status, "call-refused", title, detail)
 
 
 def invalid(errors: Sequence[Mistake]) -> Problem:
-    return Problem(422, "invalid", "The request cannot be done as it is", errors=errors)
+    return Problem(422, "invalid", "The request is not valid", errors=errors)

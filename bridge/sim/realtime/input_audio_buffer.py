@@ -116,8 +116,8 @@ class InputAudioBuffer:
             self._last_voiced_ms = self.heard_ms
             return None
         assert self._detection is not None
-        patience = self._detection.get("silence_duration_ms", _SEMANTIC_SILENCE_MS)
-        if self.heard_ms - self._last_voiced_ms < patience:
+        silence_ms = self._detection.get("silence_duration_ms", _SEMANTIC_SILENCE_MS)
+        if self.heard_ms - self._last_voiced_ms < silence_ms:
             return None
         self.speaking = False
         seconds = (self._last_voiced_ms - self._first_voiced_ms) / 1000

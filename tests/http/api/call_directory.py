@@ -1,6 +1,6 @@
-"""The control API on a free port, with calls as a test wants them.
+"""The control API on a free port, with calls that the test defines.
 
-Whatever it answers is held against its own OpenAPI document.
+Every answer is checked against the API's own OpenAPI document.
 """
 
 import json
@@ -29,8 +29,8 @@ ELSEWHERE = "CA" + "9" * 32
 DOCUMENT = openapi.document()
 
 
-class Switchboard:
-    """bridge.http.api.handlers.Calls: calls that a test has put there."""
+class FakeCalls:
+    """bridge.http.api.handlers.Calls, with calls that the test puts there."""
 
     def __init__(self) -> None:
         self.here: dict[str, LiveCall] = {}
@@ -74,18 +74,18 @@ class Answer:
 
 
 @dataclass
-class Desk:
-    """Whoever uses the API, and what it is about."""
+class ApiClient:
+    """A client of the API, with the calls and the recorded limits and refusals."""
 
     url: str
     http: aiohttp.ClientSession
-    calls: Switchboard
+    calls: FakeCalls
     line: Line
     live: LiveCall
     hits: list[str]
     """Limits that were reached."""
     refused: list[str]
-    """Why somebody was not let in."""
+    """Reasons for which requests were refused."""
     auth: dict[str, str] = field(
         default_factory=lambda: {"Authorization": f"Bearer {TOKEN}"}
     )
@@ -99,7 +99,7 @@ class Desk:
         headers: dict[str, str] | None = None,
         raw: bytes | None = None,
     ) -> Answer:
-        """`path` as in the document, with the call's SID put in for {sid}."""
+        """`path` as in the document; {sid} is replaced by the call's SID."""
         options: dict[str, Any] = {"headers": {**self.auth, **(headers or {})}}
         if raw is not None:
             options["data"] = raw
@@ -107,8 +107,8 @@ class Desk:
             options["json"] = body
         url = self.url + path.format(sid=SID)
         async with self.http.request(method, url, **options) as response:
-            told = {name.lower(): value for name, value in response.headers.items()}
-            answer = Answer(response.status, told, await response.text())
+            fields = {name.lower(): value for name, value in response.headers.items()}
+            answer = Answer(response.status, fields, await response.text())
         check(method, path, answer)
         return answer
 
@@ -120,7 +120,7 @@ class Desk:
 
 
 def check(method: str, path: str, answer: Answer) -> None:
-    """The answer is one that the document has for this operation."""
+    """Asserts that the document describes this answer for the operation."""
     for name, value in HEADERS.items():
         assert answer.headers[name.lower()] == value
     assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -152,16 +152,16 @@ def _operation(method: str, path: str) -> Any:
 
 
 @asynccontextmanager
-async def desk(
+async def api(
     limits: Limits | None = None,
     rule: ApprovalRule | None = None,
     *,
     origin: str | None = None,
     trusted: Sequence[IpNetwork] = (),
     records: bool = True,
-) -> AsyncIterator[Desk]:
-    """An API with one call of its own and one of another instance."""
-    calls, line = Switchboard(), Line()
+) -> AsyncIterator[ApiClient]:
+    """An API with one call of its own instance and one of another instance."""
+    calls, line = FakeCalls(), Line()
     async with live_call(line, rule=rule) as live:
         calls.here[SID] = live
         calls.known = [
@@ -183,7 +183,7 @@ async def desk(
         try:
             async with aiohttp.ClientSession() as http:
                 url = f"http://127.0.0.1:{port}/api"
-                yield Desk(url, http, calls, line, live, hits, refused)
+                yield ApiClient(url, http, calls, line, live, hits, refused)
         finally:
             await guard.close()
             await runner.cleanup()

@@ -1,4 +1,4 @@
-"""Who gets into the control API, and what all others are told."""
+"""Access to the control API: which requests are accepted, and what the others get."""
 
 import asyncio
 import ipaddress
@@ -10,10 +10,10 @@ from structlog.testing import capture_logs
 
 from bridge.core.limits import Limits
 from bridge.http.api import auth
-from bridge.http.api.auth import MAX_ADDRESSES, STRANGERS_BURST, ApiAuth, Rates
+from bridge.http.api.auth import MAX_ADDRESSES, NO_TOKEN_BURST, ApiAuth, Rates
 from bridge.http.connection_guard import HEADERS, ConnectionGuard
 from tests.e2e.bridge import Place, bridge
-from tests.http.api.call_directory import TOKEN, Desk, desk
+from tests.http.api.call_directory import TOKEN, ApiClient, api
 
 PUBLIC = "https://bridge.example"
 
@@ -33,9 +33,10 @@ PUBLIC = "https://bridge.example"
         "Bearer t\u00f6ken",
     ],
 )
-async def test_nobody_gets_in_without_the_token(given: str | None) -> None:
-    """A stranger learns nothing, not even which calls or paths there are."""
-    async with desk() as at:
+async def test_requests_without_the_token_are_refused(given: str | None) -> None:
+    """Without the token a client learns nothing, not even which calls or paths
+    exist."""
+    async with api() as at:
         at.auth = {} if given is None else {"Authorization": given}
         for path in ("/calls", "/calls/{sid}/history"):
             answer = await at.get(path)
@@ -46,10 +47,10 @@ async def test_nobody_gets_in_without_the_token(given: str | None) -> None:
         assert at.refused == ["token"] * 3
 
 
-async def test_the_token_is_good_in_one_place_only() -> None:
-    """What a browser sends along by itself (cookies), and what stands in logs and
-    histories (urls), lets nobody in."""
-    async with desk() as at:
+async def test_the_token_is_accepted_only_in_the_authorization_header() -> None:
+    """A token in a cookie, which browsers send by themselves, or in a URL, which is
+    logged, is not accepted."""
+    async with api() as at:
         at.auth = {}
         query = f"?token={TOKEN}&access_token={TOKEN}&authorization=Bearer%20{TOKEN}"
         assert (await at.get(f"/calls{query}")).status == 401
@@ -64,15 +65,15 @@ async def test_the_token_is_good_in_one_place_only() -> None:
             assert answer.status == 401, name
 
 
-async def test_the_scheme_is_read_as_http_says() -> None:
+async def test_the_scheme_is_case_insensitive() -> None:
     """`bearer` is `Bearer`."""
-    async with desk() as at:
+    async with api() as at:
         at.auth = {"Authorization": f"bearer  {TOKEN} "}
         assert (await at.get("/calls")).status == 200
 
 
-def test_an_empty_token_opens_nothing() -> None:
-    """A forgotten setting does not leave the API open to all."""
+def test_an_empty_token_is_an_error() -> None:
+    """A forgotten setting does not leave the API open."""
     with pytest.raises(ValueError, match="token"):
         ApiAuth("", ConnectionGuard(Limits(), (), print), print)
 
@@ -81,8 +82,8 @@ def test_an_empty_token_opens_nothing() -> None:
 
 
 async def test_pages_of_other_origins_are_refused() -> None:
-    """A web page somebody looks at cannot steer calls through their browser."""
-    async with desk() as at:
+    """A web page cannot steer calls through its visitor's browser."""
+    async with api() as at:
         strange = ("https://evil.example", "null", "http://[", "http://127.0.0.1")
         for origin in strange:
             answer = await at.ask("GET", "/calls", headers={"Origin": origin})
@@ -99,27 +100,27 @@ async def test_pages_of_other_origins_are_refused() -> None:
 
 
 @pytest.mark.parametrize("token", [True, False])
-async def test_no_page_is_given_leave_by_a_browser(token: bool) -> None:
-    """What browsers ask before they send a request of another site is not granted."""
+async def test_cors_preflights_are_refused(token: bool) -> None:
+    """A browser's CORS preflight for another site is refused."""
     asked = {
         "Origin": "https://evil.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization",
     }
-    async with desk() as at:
+    async with api() as at:
         if not token:
             at.auth = {}
         answer = await at.ask("OPTIONS", "/calls", headers=asked)
         assert answer.status == (403 if token else 401)
-        # That no answer has an Access-Control-... is checked with each.
+        # Every test of an answer checks that it has no Access-Control-... header.
 
 
 @pytest.mark.parametrize("public", [PUBLIC, "https://Bridge.example:443"])
-async def test_a_name_that_was_made_to_lead_here(public: str) -> None:
-    """A page whose name was rebound to our address has a Host that is its Origin: where
-    the deployment has a name, that alone counts."""
+async def test_dns_rebinding_is_refused(public: str) -> None:
+    """DNS rebinding: a page's name that resolves to this host makes Host and Origin
+    equal. If the deployment's name is known, only that name is accepted."""
     evil = {"Host": "evil.example", "Origin": "http://evil.example"}
-    async with desk(origin=public) as at:
+    async with api(origin=public) as at:
         assert (await at.ask("GET", "/calls", headers=evil)).status == 403
         both = {"Origin": PUBLIC, "Host": "evil.example"}
         assert (await at.ask("GET", "/calls", headers=both)).status == 200
@@ -128,23 +129,24 @@ async def test_a_name_that_was_made_to_lead_here(public: str) -> None:
             assert answer.status == 403, origin
 
 
-async def test_of_two_origins_both_count() -> None:
-    """A proxy that appends one does not hide a page's."""
-    async with desk(origin=PUBLIC) as at:
+async def test_every_origin_header_is_checked() -> None:
+    """A proxy that appends its own Origin does not hide the page's."""
+    async with api(origin=PUBLIC) as at:
         head = f"Origin: {PUBLIC}\r\nOrigin: http://evil.example\r\n"
         body = b"Content-Length: 2\r\n\r\n{}"
-        # 400: the parser has none of it.
+        # 400: the parser refuses it
         assert (await _raw(at, head.encode() + body)).split()[1] in (b"400", b"403")
         assert at.line.asked == []
 
 
-# --- what is sent ---
+# --- request bodies ---
 
 
-async def test_what_is_no_json_is_refused() -> None:
-    """A form, a slip of the keyboard, half a body: each is told apart."""
+async def test_a_body_that_is_no_json_is_refused() -> None:
+    """A form, a typing error and a cut body each get an answer that names the
+    problem."""
     text = "/calls/{sid}/text"
-    async with desk() as at:
+    async with api() as at:
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         plain = await at.ask("POST", text, headers=form, raw=b"text=hello")
         assert plain.status == 415
@@ -157,8 +159,8 @@ async def test_what_is_no_json_is_refused() -> None:
 
 
 async def test_every_mistake_is_named() -> None:
-    """One look at the answer is enough to mend a request."""
-    async with desk() as at:
+    """One answer names all errors of a request."""
+    async with api() as at:
         body = {"text": 5, "role": "assistant", "colour": "red"}
         answer = await at.post("/calls/{sid}/text", body)
 
@@ -172,11 +174,11 @@ async def test_every_mistake_is_named() -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_has_its_limit(chunked: bool) -> None:
+async def test_a_body_that_is_too_large_is_refused(chunked: bool) -> None:
     """A body of a gigabyte is not read into memory."""
     raw = json.dumps({"text": "a" * 5000}).encode()
 
-    async with desk(Limits(body_bytes=5000)) as at:
+    async with api(Limits(body_bytes=5000)) as at:
         if not chunked:
             headers = {"Content-Type": "application/json"}
             answer = await at.ask("POST", "/calls/{sid}/text", headers=headers, raw=raw)
@@ -190,22 +192,22 @@ async def test_a_body_has_its_limit(chunked: bool) -> None:
         assert at.hits == ["body_bytes"]
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
-    """A client that stalls holds nothing up."""
-    async with desk(Limits(body_seconds=0.1)) as at:
+async def test_a_late_body_is_refused() -> None:
+    """A client that stalls blocks nothing."""
+    async with api(Limits(body_seconds=0.1)) as at:
         assert b" 408 " in await _raw(at, b'Content-Length: 50\r\n\r\n{"text"')
         assert at.hits == ["body_slow"]
 
 
-async def test_a_body_that_is_broken_is_no_fault_of_ours(
+async def test_a_broken_body_is_not_logged_as_a_bug(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is refused, and nothing is logged as a bug: not even of a body that nobody
-    wanted to read."""
+    """A broken body is refused and not logged as a bug, not even if it was not to be
+    read."""
     packed = b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\nno gzip, "
     chunked = b"Transfer-Encoding: chunked\r\n\r\n"
     with capture_logs() as logged:
-        async with desk() as at:
+        async with api() as at:
             assert b" 415 " in await _raw(at, packed)
             assert b" 400 " in await _raw(at, chunked + b"zz\r\n")
             await _raw(at, b"Content-Length: 50\r\n\r\n{", leave=True)
@@ -218,9 +220,11 @@ async def test_a_body_that_is_broken_is_no_fault_of_ours(
     assert caplog.records == []
 
 
-async def _raw(at: Desk, rest: bytes, later: bytes = b"", leave: bool = False) -> bytes:
-    """The first bytes of the answer to a request written by hand; `later` is sent when
-    they are there. Whoever leaves does not wait for them."""
+async def _raw(
+    at: ApiClient, rest: bytes, later: bytes = b"", leave: bool = False
+) -> bytes:
+    """The first bytes of the answer to a raw request. `later` is sent when they have
+    arrived. With `leave` the client closes without waiting for them."""
     host = at.url.removeprefix("http://").removesuffix("/api")
     reader, writer = await asyncio.open_connection(*host.split(":"))
     sid = at.live.call_sid
@@ -242,20 +246,20 @@ async def _raw(at: Desk, rest: bytes, later: bytes = b"", leave: bool = False) -
 # --- paths ---
 
 
-async def test_what_there_is_not_is_a_problem_too() -> None:
-    """A client needs to understand one kind of error only."""
-    async with desk() as at:
+async def test_unknown_paths_and_methods_are_problems() -> None:
+    """Clients need to understand one kind of error only."""
+    async with api() as at:
         lost = await at.get("/nothing")
         assert (lost.status, lost.json["title"]) == (404, "There is no such path")
         wrong = await at.ask("DELETE", "/calls")
         assert (wrong.status, wrong.headers["allow"]) == (405, "GET, POST")
-        assert wrong.json["detail"] == "It knows GET, POST."
+        assert wrong.json["detail"] == "It allows GET, POST."
 
 
-async def test_a_bug_is_a_problem_without_particulars() -> None:
-    """A stranger to the code sees no traceback; the log has it."""
+async def test_a_bug_is_a_problem_without_details() -> None:
+    """The client gets no traceback; the log has it."""
     with capture_logs() as logged:
-        async with desk() as at:
+        async with api() as at:
             at.calls.fails = RuntimeError("secret particulars")
             answer = await at.get("/calls")
 
@@ -279,7 +283,7 @@ PATHS = {
     "/%61pi/calls": (401, 200),
     "/api/c%61lls#/healthz": (401, 200),
     "http://evil.example/api/calls": (401, 200),
-    # No other way in, whatever a proxy makes of it.
+    # No other spelling of a path bypasses the token, whatever a proxy makes of it.
     "//api/calls": (404, 404),
     "/./api/calls": (404, 404),
     "/healthz/../api/calls": (404, 404),
@@ -288,13 +292,15 @@ PATHS = {
     "/\u0430pi/calls": (400, 400),
     "*": (400, 400),
 }
-"""Without the token, and with it."""
+"""(status without the token, status with it) of each path."""
 
 
-async def test_no_path_leads_around_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However the path is written, the API asks for the token; and no answer, whoever
-    made it, says anything of what was asked or lacks what a browser is to know."""
-    monkeypatch.setattr(auth, "STRANGERS_BURST", 1000.0)
+async def test_no_spelling_of_a_path_bypasses_the_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However the path is written, the API asks for the token. Every answer has the
+    security headers, and none quotes the request."""
+    monkeypatch.setattr(auth, "NO_TOKEN_BURST", 1000.0)
     async with bridge(api_token=SecretStr(TOKEN)) as place:
         for path, statuses in PATHS.items():
             for token, status in zip(("", TOKEN), statuses, strict=True):
@@ -329,9 +335,9 @@ async def _plain(place: Place, head: str, token: str) -> str:
     return answer
 
 
-async def test_where_a_new_call_is_breaks_no_header() -> None:
-    """What Twilio calls it stays in its place of the url."""
-    async with desk() as at:
+async def test_the_location_header_escapes_the_sid() -> None:
+    """A SID from Twilio cannot break out of the Location header."""
+    async with api() as at:
         at.calls.placed_sid = "CA/../x\r\nX-Evil: 1"
         answer = await at.post("/calls", {"to": "+15551230001"})
 
@@ -341,9 +347,10 @@ async def test_where_a_new_call_is_breaks_no_header() -> None:
 # --- rates ---
 
 
-async def test_a_client_that_hammers_is_slowed_down() -> None:
-    """A loop gone wild does not take the calls' time; it is told when to come back."""
-    async with desk(Limits(api_per_second=0.5)) as at:
+async def test_a_fast_client_is_rate_limited() -> None:
+    """A client in a tight loop does not use up the calls' CPU; it learns when to come
+    back."""
+    async with api(Limits(api_per_second=0.5)) as at:
         assert (await at.get("/calls")).status == 200
         answer = await at.get("/calls")
         assert at.hits == ["api_rate"]
@@ -352,26 +359,26 @@ async def test_a_client_that_hammers_is_slowed_down() -> None:
     assert answer.headers["retry-after"] == "2"
 
 
-async def test_who_guesses_is_slowed_down_and_keeps_nobody_out() -> None:
-    """Behind a proxy all have one address: strangers do not use up what whoever has
-    the token may ask."""
-    async with desk() as at:
+async def test_guessing_tokens_is_rate_limited_separately() -> None:
+    """Behind a proxy all clients have one address: requests without the token do not
+    use up the rate of clients with it."""
+    async with api() as at:
         token, at.auth = at.auth, {"Authorization": "Bearer a guess"}
         guesses = [(await at.get("/calls")).status for _ in range(15)]
         at.auth = token
 
-        assert guesses == [401] * int(STRANGERS_BURST) + [429] * 5
+        assert guesses == [401] * int(NO_TOKEN_BURST) + [429] * 5
         assert (at.refused, at.hits) == (["token"] * 10, ["api_rate"] * 5)
         assert (await at.get("/calls")).status == 200
 
 
-async def test_behind_a_proxy_of_ours_each_has_an_address() -> None:
-    """A proxy's users do not slow each other down; whoever has a whole network of IPv6
-    is one of them."""
+async def test_clients_of_a_trusted_proxy_are_limited_separately() -> None:
+    """Users of a trusted proxy are limited one by one; an IPv6 /64 network is one
+    user."""
     hosts = ("203.0.113.7", "2001:db8::1", "2001:db8::ffff", "2001:db8:0:1::1")
     proxies = (ipaddress.ip_network("127.0.0.0/8"),)
     statuses = []
-    async with desk(Limits(api_per_second=0.5), trusted=proxies) as at:
+    async with api(Limits(api_per_second=0.5), trusted=proxies) as at:
         for host in hosts:
             headers = {"X-Forwarded-For": f"1.2.3.4, {host}"}
             answer = await at.ask("GET", "/calls", headers=headers)
@@ -380,17 +387,17 @@ async def test_behind_a_proxy_of_ours_each_has_an_address() -> None:
     assert statuses == [200, 200, 429, 200]
 
 
-async def test_nobody_chooses_the_address_they_are_counted_under() -> None:
-    """What somebody says of themselves is worth nothing where no proxy is named."""
-    async with desk(Limits(api_per_second=0.5)) as at:
+async def test_a_client_cannot_choose_its_address() -> None:
+    """A client cannot choose its address with a header if no proxy is trusted."""
+    async with api(Limits(api_per_second=0.5)) as at:
         for host, status in (("203.0.113.7", 200), ("203.0.113.8", 429)):
             headers = {"X-Forwarded-For": host}
             answer = await at.ask("GET", "/calls", headers=headers)
             assert answer.status == status
 
 
-def test_a_bucket_fills_again() -> None:
-    """After a rest a client may come as often as before, and no more often."""
+def test_a_bucket_refills() -> None:
+    """After a pause the client has its full rate again, and no more."""
     rates = Rates(per_second=2.0, burst=3.0)
 
     assert [rates.take("a", 0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
@@ -399,8 +406,8 @@ def test_a_bucket_fills_again() -> None:
     assert [rates.take("a", 100.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
 
 
-def test_addresses_are_forgotten() -> None:
-    """A million addresses do not fill the memory; one that hammers stays known."""
+def test_old_addresses_are_forgotten() -> None:
+    """A million addresses do not fill the memory; an active one is not forgotten."""
     rates = Rates(per_second=1.0, burst=1.0)
     for number in range(5 * MAX_ADDRESSES):
         rates.take(str(number), 0.0)

@@ -1,4 +1,4 @@
-"""The events of a call as a stream: in order, to its end, and never at its expense."""
+"""The event stream of a call: in order, to the call's end, and never at its expense."""
 
 import asyncio
 import json
@@ -15,12 +15,12 @@ from bridge.agent.events import CallEvent
 from bridge.core.limits import Limits
 from bridge.http.api import auth, events
 from bridge.privacy.redaction import Redaction
-from tests.http.api.call_directory import TOKEN, Desk, desk
+from tests.http.api.call_directory import TOKEN, ApiClient, api
 
 
 @asynccontextmanager
-async def listening(at: Desk, query: str = "") -> AsyncIterator["Reader"]:
-    """A reader that has had the first line, so that nothing is missed."""
+async def listening(at: ApiClient, query: str = "") -> AsyncIterator["Reader"]:
+    """A reader that has received the first line, so that it misses no event."""
     url = f"{at.url}/calls/{at.live.call_sid}/events{query}"
     async with at.http.get(url, headers=at.auth) as response:
         assert response.status == 200
@@ -32,13 +32,13 @@ async def listening(at: Desk, query: str = "") -> AsyncIterator["Reader"]:
 
 
 class Reader:
-    """Server-sent events, read by their definition."""
+    """Reads server-sent events as the standard defines."""
 
     def __init__(self, content: Any) -> None:
         self._content = content
 
     async def block(self) -> list[str]:
-        """The lines up to an empty one; none at the end."""
+        """The lines up to an empty one; none at the end of the stream."""
         lines: list[str] = []
         async with asyncio.timeout(5):
             while line := (await self._content.readline()).decode():
@@ -57,8 +57,8 @@ class Reader:
 
 
 async def test_events_come_in_order_to_the_end_of_the_call() -> None:
-    """A dashboard follows a call; the stream ends by itself when the call does."""
-    async with desk() as at, listening(at) as reader:
+    """A dashboard follows a call, and the stream ends with the call."""
+    async with api() as at, listening(at) as reader:
         at.live.emit("caller_said", text="Hello\nthere", odd=complex(1, 2))
         at.live.emit("of my\nown", n=1)
         at.live.emit("call_ended", by="caller", why="hung_up")
@@ -73,9 +73,9 @@ async def test_events_come_in_order_to_the_end_of_the_call() -> None:
 
 
 @pytest.mark.parametrize(("query", "wanted"), [("", 1), ("?raw=0", 1), ("?raw=1", 2)])
-async def test_the_models_own_events_come_when_wanted(query: str, wanted: int) -> None:
-    """Hundreds of deltas a second are for those who ask for them."""
-    async with desk() as at, listening(at, query) as reader:
+async def test_model_events_are_sent_on_request(query: str, wanted: int) -> None:
+    """Hundreds of deltas a second are sent only to readers that ask for them."""
+    async with api() as at, listening(at, query) as reader:
         at.live.emit("raw_model_event", kind="response.done")
         at.live.emit("call_ended")
 
@@ -85,28 +85,28 @@ async def test_the_models_own_events_come_when_wanted(query: str, wanted: int) -
 
 
 async def test_two_readers_get_the_same() -> None:
-    """A dashboard and a recorder do not take events from each other."""
-    async with desk() as at, listening(at) as one, listening(at) as other:
+    """A dashboard and a recorder each get all events."""
+    async with api() as at, listening(at) as one, listening(at) as other:
         at.live.emit("handoff", to="billing")
 
         assert await one.event() == await other.event()
 
 
-async def test_a_call_without_a_last_word_ends_its_stream(
+async def test_a_call_without_a_last_event_ends_its_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A call that broke leaves no reader waiting for ever."""
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.05)
-    async with desk() as at, listening(at) as reader:
+    """A call that failed leaves no reader waiting for ever."""
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.05)
+    async with api() as at, listening(at) as reader:
         at.live.end()
         assert await reader.block() == []
 
 
 async def test_a_quiet_stream_is_kept_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that closes what is silent leaves it alone."""
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.02)
+    """A proxy that closes silent connections does not close a quiet stream."""
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.05)
-    async with desk() as at, listening(at) as reader:
+    async with api() as at, listening(at) as reader:
         assert await reader.block() == [":"]
 
 
@@ -114,46 +114,47 @@ async def test_a_reader_that_leaves_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A closed browser tab leaves no listener behind."""
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.02)
-    async with desk() as at:
+    async with api() as at:
         async with listening(at):
             assert at.live._listeners.wants("anything")
-        await gone(at)
+        await wait_until_no_listener(at)
 
 
 async def test_a_reader_that_does_not_read_is_dropped() -> None:
-    """Who takes nothing neither fills our memory nor stops the call's other readers."""
+    """A reader that takes nothing neither fills the memory nor stops other readers."""
     with capture_logs() as logged:
-        async with desk(Limits(send_seconds=0.2)) as at, stuck(at):
+        async with api(Limits(send_seconds=0.2)) as at, stuck_reader(at):
             for _ in range(300):
                 at.live.emit("caller_said", text="x" * 50_000)
                 await asyncio.sleep(0)
-            await gone(at)
+            await wait_until_no_listener(at)
 
     assert "events_reader_slow" in [line["event"] for line in logged]
     assert at.hits == ["answer_slow"]
 
 
-async def test_an_event_that_cannot_be_told_ends_the_stream() -> None:
-    """A reader notices that something is missing; the author finds it in the log."""
+async def test_an_event_that_cannot_be_encoded_ends_the_stream() -> None:
+    """The reader notices that the stream broke; the developer finds the error in the
+    log."""
     data: dict[str, Any] = {}
     data["itself"] = data
     with capture_logs() as logged:
-        async with desk() as at, listening(at) as reader:
+        async with api() as at, listening(at) as reader:
             at.live.emit("odd", data=data)
             with pytest.raises(aiohttp.ClientPayloadError):
                 await reader.block()
             at.live.emit("even")
-            await gone(at)
+            await wait_until_no_listener(at)
 
     [line] = [line for line in logged if line["event"] == "events_failed"]
     assert line["call_sid"] == at.live.call_sid
 
 
 async def test_a_reader_that_falls_behind_is_dropped() -> None:
-    """Events are never left out in silence: the stream ends instead."""
-    async with desk() as at:
+    """No event is left out silently: the stream ends instead."""
+    async with api() as at:
         feed = events.Feed(at.live, raw=False)
         for _ in range(events.MAX_WAITING + 1):
             await feed.put(CallEvent("caller_said"))
@@ -161,41 +162,45 @@ async def test_a_reader_that_falls_behind_is_dropped() -> None:
             await feed.next()
 
 
-async def test_so_many_may_listen_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dashboard that opens a stream a second does not use up the instance's sockets;
-    whoever has left makes place."""
+async def test_the_number_of_streams_is_limited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dashboard that opens a stream a second does not use up the instance's sockets.
+    A reader that leaves frees its place."""
     monkeypatch.setattr(auth, "MAX_LISTENERS", 1)
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.02)
-    async with desk() as at:
+    async with api() as at:
         async with listening(at):
             answer = await at.get("/calls/{sid}/events")
             assert (answer.status, at.hits) == (429, ["api_rate"])
             assert (await at.get("/calls")).status == 200
-        await gone(at)
+        await wait_until_no_listener(at)
         async with listening(at):
             pass
 
 
-async def test_who_listens_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever crowds at the doors does not push out a dashboard that follows a call."""
-    async with desk(Limits(waiting_sockets=1)) as at, listening(at) as reader:
+async def test_event_streams_are_exempt_from_connection_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A flood of connections does not drop the stream of a dashboard."""
+    async with api(Limits(waiting_sockets=1)) as at, listening(at) as reader:
         for _ in range(3):
             assert (await at.get("/calls")).status == 200
         at.live.emit("handoff", to="billing")
         assert (await reader.event())[0] == "handoff"
 
 
-async def gone(at: Desk) -> None:
-    """Waits until nobody listens to the call."""
+async def wait_until_no_listener(at: ApiClient) -> None:
+    """Waits until the call has no listener."""
     async with asyncio.timeout(5):
         while at.live._listeners.wants("anything"):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
-async def stuck(at: Desk) -> AsyncIterator[None]:
-    """A reader with a small window that asks and never reads."""
+async def stuck_reader(at: ApiClient) -> AsyncIterator[None]:
+    """A reader with a small window that sends a request and never reads."""
     host, port = at.url.removeprefix("http://").removesuffix("/api").split(":")
     request = (
         f"GET /api/calls/{at.live.call_sid}/events HTTP/1.1\r\nHost: {host}:{port}\r\n"
@@ -213,12 +218,12 @@ async def stuck(at: Desk) -> AsyncIterator[None]:
         yield
 
 
-async def test_events_have_nothing_of_what_the_route_takes_out() -> None:
-    """A dashboard that follows a payment sees no card number and no key; the user's
-    own listeners have all of it."""
+async def test_events_are_redacted() -> None:
+    """A dashboard that follows a payment sees no card number and no key. The user's own
+    listeners get everything."""
     heard: list[CallEvent] = []
     card = "4111 1111 1111 1111"
-    async with desk() as at, listening(at) as reader:
+    async with api() as at, listening(at) as reader:
         at.live.redaction = Redaction(cards=True)
         at.live.on(heard.append)
         at.live.emit("caller_said", item="item_1", text=f"It is {card}.")

@@ -1,4 +1,4 @@
-"""The control API's operations: what a program sees of a call, and can do to it."""
+"""The control API's operations: what a client can read about a call and do with it."""
 
 import json
 import time
@@ -19,7 +19,7 @@ from bridge.core.history import HistoryItem
 from bridge.fleet.memory import MemoryRegistry
 from bridge.http.api import handlers
 from bridge.privacy.redaction import Redaction
-from tests.http.api.call_directory import ELSEWHERE, SID, Desk, desk
+from tests.http.api.call_directory import ELSEWHERE, SID, ApiClient, api
 from tests.support.line import FACTS
 
 HISTORY = [
@@ -30,10 +30,10 @@ HISTORY = [
 ]
 
 
-class Decided:
-    """What came of a tool call that waited."""
+class RecordedDecision:
+    """The decision on a tool call that waited for approval."""
 
-    def __init__(self, at: Desk, call_id: str = "c9") -> None:
+    def __init__(self, at: ApiClient, call_id: str = "c9") -> None:
         self.told: list[tuple[bool, bool, str | None]] = []
         at.live._approvals.ask(call_id, "refund", '{"n":5}', "billing", self)
 
@@ -43,12 +43,12 @@ class Decided:
         self.told.append((approved, always, message))
 
 
-# --- looking ---
+# --- reading ---
 
 
 async def test_the_calls_of_all_instances_are_listed() -> None:
-    """An operator sees the whole fleet, and which calls can be steered here."""
-    async with desk() as at:
+    """An operator sees the whole fleet, and which calls this instance can steer."""
+    async with api() as at:
         calls = (await at.get("/calls")).json["calls"]
 
     assert calls == [
@@ -67,15 +67,15 @@ async def test_the_calls_of_all_instances_are_listed() -> None:
     ]
 
 
-async def test_a_call_tells_all_that_is_known() -> None:
-    """Who talks, what was said and heard, what it costs, what waits."""
-    async with desk() as at:
+async def test_the_details_of_a_call() -> None:
+    """Numbers, transcript, cost and waiting approvals of a call."""
+    async with api() as at:
         at.line.history = HISTORY
         at.live.began = time.time() - 60
         at.live.cost = 0.5
         at.live.input_tokens = 10
         at.live.take_message("Call me.")
-        Decided(at)
+        RecordedDecision(at)
         call = (await at.get("/calls/{sid}")).json
 
     assert 60 <= call["seconds"] < 62
@@ -100,9 +100,9 @@ async def test_a_call_tells_all_that_is_known() -> None:
     assert [it["tool"] for it in call["approvals"]] == ["refund"]
 
 
-async def test_a_call_that_is_not_here_says_where_it_is() -> None:
-    """A mistyped SID and a call of another instance are told apart."""
-    async with desk() as at:
+async def test_unknown_calls_and_calls_elsewhere_get_different_answers() -> None:
+    """A wrong SID and a call of another instance get different answers."""
+    async with api() as at:
         for method, path, body in (
             ("GET", "/calls/{}", None),
             ("POST", "/calls/{}/hang_up", None),
@@ -119,20 +119,20 @@ async def test_a_call_that_is_not_here_says_where_it_is() -> None:
             assert other.json["title"] == "Another instance has the call"
 
 
-async def test_a_registry_that_is_away_is_told() -> None:
-    """The API says what is wrong; a call of its own is steered all the same."""
-    async with desk() as at:
+async def test_an_unreachable_registry_is_reported() -> None:
+    """The answer names the cause. Calls of this instance can still be steered."""
+    async with api() as at:
         at.calls.fails = ConnectionRefusedError()
         assert (await at.get("/calls")).status == 503
         assert (await at.post("/calls/{sid}/interrupt")).status == 204
 
 
-# --- doing ---
+# --- steering ---
 
 
 async def test_a_call_is_steered() -> None:
-    """Text, silence, a word cut short: each reaches the line."""
-    async with desk() as at:
+    """Text, mute and interrupt reach the call."""
+    async with api() as at:
         call = "/calls/{sid}"
         text: dict[str, Any] = {"text": "We close.", "role": "system", "respond": False}
         for path, body in (
@@ -155,10 +155,10 @@ async def test_a_call_is_steered() -> None:
 
 
 @pytest.mark.parametrize("done", [True, False])
-async def test_what_waits_says_whether_it_was_done(done: bool) -> None:
-    """A caller who speaks up is not hung up on, and the program knows it."""
+async def test_an_action_says_whether_it_was_done(done: bool) -> None:
+    """If the caller speaks, the call is not ended, and the client learns it."""
     number = {"number": "+1 (415) 555-0111", "ring_seconds": 30}
-    async with desk() as at:
+    async with api() as at:
         at.line.done = done
         for path, body in (
             ("hang_up", None),
@@ -175,21 +175,23 @@ async def test_what_waits_says_whether_it_was_done(done: bool) -> None:
     ]
 
 
-async def test_what_waits_too_long_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program is not left waiting for a caller who listens to a long story."""
+async def test_an_action_that_takes_too_long_gets_504(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client does not wait for ever while the caller listens to a long answer."""
     monkeypatch.setattr(handlers, "ACTION_SECONDS", 0.05)
-    async with desk() as at:
+    async with api() as at:
         at.line.free.clear()
         answer = await at.post("/calls/{sid}/hang_up")
 
     assert answer.status == 504
-    assert "may be done yet" in answer.json["detail"]
+    assert "may still happen" in answer.json["detail"]
 
 
-async def test_a_call_that_is_over_is_gone() -> None:
-    """Whoever comes too late is told so, whatever they wanted."""
-    async with desk() as at:
-        Decided(at)
+async def test_a_call_that_is_over_gets_410() -> None:
+    """A client that comes too late gets 410, whatever the operation."""
+    async with api() as at:
+        RecordedDecision(at)
         at.live.end()
         for path, body in (
             ("hang_up", None),
@@ -216,10 +218,10 @@ async def test_a_call_that_is_over_is_gone() -> None:
         ("approvals/c9", {"approve": True, "message": "no"}),
     ],
 )
-async def test_what_cannot_be_done_is_refused(path: str, body: dict[str, Any]) -> None:
-    """A slip is named and nothing is done."""
-    async with desk() as at:
-        decided = Decided(at)
+async def test_invalid_requests_are_refused(path: str, body: dict[str, Any]) -> None:
+    """The answer names the mistake, and nothing is done."""
+    async with api() as at:
+        decided = RecordedDecision(at)
         answer = await at.post(f"/calls/{{sid}}/{path}", body)
 
         assert answer.status == 422
@@ -228,10 +230,10 @@ async def test_what_cannot_be_done_is_refused(path: str, body: dict[str, Any]) -
         assert decided.told == []
 
 
-async def test_whom_a_call_may_not_be_put_through_to() -> None:
-    """A program that may steer calls may not dial what it likes: told apart from a
-    slip, without the number."""
-    async with desk() as at:
+async def test_a_transfer_to_a_number_that_is_not_allowed() -> None:
+    """A client that may steer calls may not dial every number. The answer differs from
+    that to a mistake, and does not contain the number."""
+    async with api() as at:
         at.line.allowed = False
         body = {"number": "+19005550100"}
         answer = await at.post("/calls/{sid}/transfer", body)
@@ -244,10 +246,10 @@ async def test_whom_a_call_may_not_be_put_through_to() -> None:
 # --- approvals ---
 
 
-async def test_a_tool_waits_for_a_yes_or_no() -> None:
+async def test_a_tool_call_is_approved_or_rejected() -> None:
     """A person decides about a refund while the caller is on the line."""
-    async with desk() as at:
-        yes, no = Decided(at, "c1"), Decided(at, "c2")
+    async with api() as at:
+        yes, no = RecordedDecision(at, "c1"), RecordedDecision(at, "c2")
         [first, second] = (await at.get("/calls/{sid}/approvals")).json["approvals"]
         assert (first["call_id"], first["arguments"]) == ("c1", '{"n":5}')
         assert (second["agent"], second["server"]) == ("billing", "")
@@ -275,9 +277,9 @@ async def test_a_tool_waits_for_a_yes_or_no() -> None:
 
 
 async def test_the_history_is_read_and_changed() -> None:
-    """A card number that was said is taken out of what the model remembers."""
+    """A card number that was spoken is removed from the model's conversation."""
     path = "/calls/{sid}/history"
-    async with desk() as at:
+    async with api() as at:
         at.line.history = HISTORY
         items = (await at.get(path)).json["items"]
         assert [it["id"] for it in items] == ["i1", "i2", "i3", "i4"]
@@ -296,7 +298,7 @@ async def test_the_history_is_read_and_changed() -> None:
 
 
 async def test_a_call_is_placed() -> None:
-    """A program has somebody called, and is told where the call is seen."""
+    """A client places a call and learns its URL in the API."""
     body = {
         "to": "+14155550155",
         "from": "+14155550199",
@@ -307,7 +309,7 @@ async def test_a_call_is_placed() -> None:
         "message": "Please call back.",
         "ring_seconds": 25,
     }
-    async with desk() as at:
+    async with api() as at:
         answer = await at.post("/calls", body)
 
     [wanted] = at.calls.placed
@@ -317,8 +319,8 @@ async def test_a_call_is_placed() -> None:
 
 
 async def test_a_call_that_is_refused_says_why() -> None:
-    """Limits and slips come back as they were said."""
-    async with desk() as at:
+    """Limits and mistakes are reported in the words of their source."""
+    async with api() as at:
         at.calls.refused = handlers.Refused(
             409, "Outbound calls are not set up", "Why."
         )
@@ -330,8 +332,8 @@ async def test_a_call_that_is_refused_says_why() -> None:
         assert "From" in answer.json["errors"][0]["what"]
 
 
-class Telephones(OutboundCalls):
-    """Outbound with no Twilio behind it: takes orders, or says no."""
+class FakeOutbound(OutboundCalls):
+    """OutboundCalls without Twilio: records orders, or refuses them."""
 
     def __init__(self, says: Exception | None = None) -> None:
         super().__init__(
@@ -354,8 +356,8 @@ class Telephones(OutboundCalls):
 ROUTES = Routes(routes=(Route(name="sales"),))
 
 
-async def test_what_was_asked_for_is_what_is_ordered() -> None:
-    """Nothing of a request is lost on the way to Twilio."""
+async def test_every_field_reaches_the_order() -> None:
+    """Every field of a request reaches Twilio's order."""
     wanted = handlers.PlaceCall.model_validate(
         {
             "to": "+14155550155",
@@ -368,7 +370,7 @@ async def test_what_was_asked_for_is_what_is_ordered() -> None:
             "longest_seconds": 600,
         }
     )
-    there = Telephones()
+    there = FakeOutbound()
 
     assert await handlers.place(there, wanted, "+14155550199", ROUTES) == "CA7"
 
@@ -391,12 +393,12 @@ async def test_what_was_asked_for_is_what_is_ordered() -> None:
         ({"parameters": {"a": "\x00"}}, "+14155550199", 422),
     ],
 )
-async def test_what_could_not_be_called_is_not_tried(
+async def test_invalid_calls_are_not_placed(
     changes: dict[str, Any], number: str | None, status: int
 ) -> None:
-    """A slip is found before a telephone rings."""
+    """A mistake is found before a phone rings."""
     wanted = handlers.PlaceCall.model_validate({"to": "+14155550155", **changes})
-    there = Telephones()
+    there = FakeOutbound()
 
     with pytest.raises(handlers.Refused) as refused:
         await handlers.place(there, wanted, number, ROUTES)
@@ -418,12 +420,15 @@ async def test_what_could_not_be_called_is_not_tried(
         (OutboundRefused(0, 0, "Twilio could not be asked"), 502),
     ],
 )
-async def test_who_says_no_is_told_apart(says: Exception, status: int) -> None:
-    """Our limit, a wrong number, Twilio's trouble: a program does the right thing."""
+async def test_each_kind_of_refusal_has_its_status(
+    says: Exception, status: int
+) -> None:
+    """A limit of the bridge, a wrong number and a failure of Twilio get different
+    statuses, so that the client can react correctly."""
     wanted = handlers.PlaceCall.model_validate({"to": "+14155550155"})
 
     with pytest.raises(handlers.Refused) as refused:
-        await handlers.place(Telephones(says), wanted, "+14155550199", ROUTES)
+        await handlers.place(FakeOutbound(says), wanted, "+14155550199", ROUTES)
 
     assert refused.value.status == status
     body = refused.value.response().body
@@ -431,15 +436,15 @@ async def test_who_says_no_is_told_apart(says: Exception, status: int) -> None:
     assert str(says) in json.loads(body)["detail"]
 
 
-# --- what is kept, and what is given ---
+# --- records and redaction ---
 
 OVER = "CA" + "7" * 32
 
 
-async def test_a_call_that_is_over_is_forgotten() -> None:
-    """A caller who asks for it has their record deleted, by program; twice is no
+async def test_records_of_a_call_are_deleted() -> None:
+    """A client deletes the records of a caller who asks for it; deleting twice does no
     harm."""
-    async with desk() as at:
+    async with api() as at:
         for _ in range(2):
             answer = await at.ask("DELETE", f"/calls/{OVER}/record")
             assert (answer.status, answer.text) == (204, "")
@@ -447,18 +452,20 @@ async def test_a_call_that_is_over_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("sid", [SID, ELSEWHERE])
-async def test_a_running_call_is_not_forgotten(sid: str) -> None:
-    """Its record is being written, here or on another instance."""
-    async with desk() as at:
+async def test_records_of_a_running_call_are_not_deleted(sid: str) -> None:
+    """The records of a running call are still being written, here or on another
+    instance."""
+    async with api() as at:
         answer = await at.ask("DELETE", f"/calls/{sid}/record")
         assert answer.status == 409
         assert answer.json["type"].endswith("running")
         assert not at.calls.forgotten
 
 
-async def test_a_record_that_cannot_be_deleted_is_told() -> None:
-    """Nobody takes for gone what is still there; the log says why, without a path."""
-    async with desk() as at:
+async def test_a_record_that_cannot_be_deleted_is_reported() -> None:
+    """The client learns that records remain; the log gives the reason, without a
+    path."""
+    async with api() as at:
         at.calls.keeps = PermissionError(13, "Permission denied", f"/srv/{OVER}.jsonl")
         with capture_logs() as logged:
             answer = await at.ask("DELETE", f"/calls/{OVER}/record")
@@ -469,17 +476,17 @@ async def test_a_record_that_cannot_be_deleted_is_told() -> None:
     assert line["why"] == "Permission denied"
 
 
-async def test_without_records_nothing_can_be_forgotten() -> None:
-    """Whoever asks is told, rather than told that it was done."""
-    async with desk(records=False) as at:
+async def test_without_records_a_deletion_is_refused() -> None:
+    """The client learns that no records exist, instead of a false success."""
+    async with api(records=False) as at:
         answer = await at.ask("DELETE", f"/calls/{OVER}/record")
         assert answer.status == 409
 
 
-async def test_nothing_is_given_of_what_the_route_takes_out() -> None:
-    """A dashboard shows the call, and no card number in it."""
+async def test_answers_are_redacted() -> None:
+    """A dashboard shows the call, but no card number."""
     card = "4111 1111 1111 1111"
-    async with desk() as at:
+    async with api() as at:
         at.live.redaction = Redaction(cards=True)
         at.line.history = [
             HistoryItem("i1", "user", f"It is {card}.", at=1.5),
@@ -488,7 +495,9 @@ async def test_nothing_is_given_of_what_the_route_takes_out() -> None:
             ),
             HistoryItem("i3", "tool_output", card, call_id="c1"),
         ]
-        at.live._approvals.ask("c9", "pay", f'{{"card":"{card}"}}', "a", Decided(at))
+        at.live._approvals.ask(
+            "c9", "pay", f'{{"card":"{card}"}}', "a", RecordedDecision(at)
+        )
         details = await at.get("/calls/{sid}")
         history = await at.get("/calls/{sid}/history")
         approvals = await at.get("/calls/{sid}/approvals")

@@ -1,4 +1,4 @@
-"""The document of the control API: valid, complete, and nothing but what there is."""
+"""The API's OpenAPI document: valid, and complete in both directions."""
 
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
@@ -6,18 +6,18 @@ from bridge.core.limits import Limits
 from bridge.http.api import handlers, openapi
 from bridge.http.api.auth import ApiAuth
 from bridge.http.connection_guard import ConnectionGuard
-from tests.http.api.call_directory import DOCUMENT, Switchboard, desk
+from tests.http.api.call_directory import DOCUMENT, FakeCalls, api
 
 
 def test_the_document_is_valid() -> None:
-    """Whoever generates a client from it gets one."""
+    """A client can be generated from it."""
     OpenAPIV31SpecValidator(DOCUMENT).validate()
 
 
-def test_every_route_is_described_and_every_description_is_a_route() -> None:
-    """Nothing can be done that is not written down, nor the other way round."""
+def test_routes_and_documented_operations_match() -> None:
+    """Every route is documented, and every documented operation exists."""
     auth = ApiAuth("token", ConnectionGuard(Limits(), (), print), print)
-    app = handlers.application(Switchboard(), auth)
+    app = handlers.application(FakeCalls(), auth)
     routes = {
         (route.method, route.resource.canonical)
         for route in app.router.routes()
@@ -32,16 +32,16 @@ def test_every_route_is_described_and_every_description_is_a_route() -> None:
     assert routes == described
 
 
-def test_operations_have_names_of_their_own() -> None:
-    """Generated clients name their functions by them."""
+def test_operation_ids_are_unique() -> None:
+    """Generated clients use these names for their functions."""
     names = [operation.name for operation in openapi.OPERATIONS]
 
     assert len(names) == len(set(names))
 
 
 async def test_the_document_is_served() -> None:
-    """Tools read it where the API is, with its token."""
-    async with desk() as at:
+    """Tools read it at the API, with its token."""
+    async with api() as at:
         answer = await at.get("/openapi.json")
         assert answer.json == DOCUMENT
         at.auth = {}

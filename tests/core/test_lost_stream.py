@@ -1,11 +1,13 @@
-"""The caller's stream is lost while the call lives: the session is kept for another."""
+"""The caller's stream is lost while the call lives: the session is kept for another
+stream."""
 
 import pytest
 
 from bridge.core.commands import Started
-from bridge.core.conversation import HAND_OVER_SECONDS, LINGER_SECONDS
+from bridge.core.conversation import HAND_OVER_SECONDS
 from bridge.core.history import HistoryItem
 from bridge.core.rules import BACK, BROKEN_OFF, CUT_OFF, GOODBYES
+from bridge.core.stream_presence import ABSENT_SECONDS
 from tests.core.phone import (
     SECOND,
     STREAM,
@@ -34,18 +36,18 @@ HANG_UP = ("agent", "hung_up")
 # --- lost, and not back ---
 
 
-def test_a_caller_who_does_not_come_back() -> None:
+def test_a_call_ends_if_the_caller_does_not_come_back() -> None:
     """The session is kept for some seconds, not for ever."""
     phone = Phone().talking()
     assert ends(phone.loses_line()) == []
     assert phone.talk.line_is_lost
-    assert ends(phone.wait(LINGER_SECONDS - 0.1)) == []
+    assert ends(phone.wait(ABSENT_SECONDS - 0.1)) == []
 
     assert ends(phone.wait(0.2)) == [("caller", "connection_lost")]
     assert not phone.talk.line_is_lost
 
 
-def test_a_stream_lost_before_it_said_whose_it_is() -> None:
+def test_a_stream_lost_before_start_ends_the_call() -> None:
     """There is no call to be kept."""
     phone = Phone()
 
@@ -53,17 +55,18 @@ def test_a_stream_lost_before_it_said_whose_it_is() -> None:
 
 
 def test_a_stream_is_lost_once() -> None:
-    """Reader and writer may both find it out: the time counts from the first."""
+    """Reader and writer may both notice the loss: the time counts from the first
+    notice."""
     phone = Phone().talking()
     phone.loses_line()
     phone.wait(5.0)
     assert phone.loses_line() == []
 
-    assert ends(phone.wait(LINGER_SECONDS - 4.9)) != []
+    assert ends(phone.wait(ABSENT_SECONDS - 4.9)) != []
 
 
-def test_nobody_hears_what_is_said_to_nobody() -> None:
-    """No audio goes to a stream that is gone, no answer is begun for it."""
+def test_no_audio_and_no_response_for_a_lost_stream() -> None:
+    """No audio goes to a lost stream, and no response is begun for it."""
     phone = Phone().talking()
     phone.loses_line()
     assert asks(phone.ask()) == 0
@@ -78,7 +81,7 @@ def test_nobody_hears_what_is_said_to_nobody() -> None:
 # --- lost, and back ---
 
 
-def test_back_in_the_middle_of_an_answer() -> None:
+def test_back_in_the_middle_of_a_response() -> None:
     """The model is told how much was heard, and goes on from there."""
     phone = answering(2000, "One two three four")
     phone.frames(1000)
@@ -102,7 +105,7 @@ def test_back_in_the_middle_of_an_answer() -> None:
 
 
 def test_back_before_the_model_has_stopped() -> None:
-    """One request at a time: the answer is asked for when the cut one has ended."""
+    """One request at a time: the response is requested when the cut one has ended."""
     phone = answering(2000, "One two three four")
     phone.frames(500)
     phone.loses_line()
@@ -127,7 +130,7 @@ def test_back_while_nobody_was_speaking() -> None:
 
 
 def test_back_on_a_stream_with_a_clock_of_its_own() -> None:
-    """Frames of the new stream are heard from the first; marks are its own."""
+    """Frames of the new stream are heard from the first; its marks are its own."""
     phone = Phone().talking()
     phone.frames(3000)
     phone.loses_line()
@@ -142,8 +145,8 @@ def test_back_on_a_stream_with_a_clock_of_its_own() -> None:
     assert said.data["heard_ms"] == 400
 
 
-def test_what_still_comes_of_the_old_stream_is_not_heard() -> None:
-    """Two streams of a call never talk at the same time."""
+def test_late_messages_of_the_old_stream_are_ignored() -> None:
+    """Two streams of a call are never heard at the same time."""
     phone = Phone().talking()
     phone.loses_line()
     phone.line_back()
@@ -152,15 +155,15 @@ def test_what_still_comes_of_the_old_stream_is_not_heard() -> None:
     assert ends(phone.caller(event="stop", streamSid=STREAM)) == []
 
 
-def test_a_second_start_on_a_stream_that_lives_is_odd() -> None:
-    """Only a lost line is followed by another."""
+def test_a_second_start_on_a_live_stream_is_refused() -> None:
+    """Only a lost stream is followed by another."""
     phone = Phone().talking()
 
     assert reasons(phone.start(SECOND)) == ["second start"]
 
 
-def test_back_on_a_stream_that_is_no_mulaw() -> None:
-    """It is refused as a first one would be."""
+def test_back_on_a_stream_that_is_not_mulaw() -> None:
+    """It is refused, as a first stream would be."""
     phone = Phone().talking()
     phone.loses_line()
 
@@ -181,8 +184,8 @@ def test_lost_again_and_back_again() -> None:
         phone.frames(400)
 
 
-def test_an_answer_that_was_owed_is_still_owed() -> None:
-    """The caller asked, the line broke before the answer began: it comes."""
+def test_a_response_owed_at_the_loss_comes_when_the_caller_is_back() -> None:
+    """The caller asked, the stream broke before the response began: it comes."""
     phone = Phone().talking()
     phone.speaks(400)
     phone.writes("How late is it?")
@@ -197,7 +200,7 @@ def test_an_answer_that_was_owed_is_still_owed() -> None:
 
 
 def test_a_tool_that_ends_while_the_line_is_lost() -> None:
-    """Its result is kept, and spoken of when somebody hears it."""
+    """Its result is kept, and spoken of when the caller can hear it."""
     phone = Phone().talking()
     phone.created()
     phone.calls_tool("c1")
@@ -209,8 +212,8 @@ def test_a_tool_that_ends_while_the_line_is_lost() -> None:
     assert asks(phone.line_back()) == 1
 
 
-def test_an_interruption_whose_fence_never_comes_back() -> None:
-    """It is settled with what is known, at once."""
+def test_a_cut_is_settled_when_its_stream_is_lost() -> None:
+    """Its fence will not come back: it is settled with what is known, at once."""
     phone = answering(2000, "One two three four")
     phone.frames(1000)
     phone.barges_in()
@@ -221,10 +224,10 @@ def test_an_interruption_whose_fence_never_comes_back() -> None:
     assert said_to_model(phone.line_back()) == [("system", BACK)]
 
 
-# --- what waits meanwhile ---
+# --- waits and limits meanwhile ---
 
 
-def test_a_goodbye_that_was_not_heard_ends_no_call() -> None:
+def test_a_goodbye_that_was_not_heard_does_not_end_the_call() -> None:
     """The agent learns that the caller did not hear it, and that they are back."""
     phone = Phone().talking()
     phone.answers(3000, words="Good bye.")
@@ -239,8 +242,8 @@ def test_a_goodbye_that_was_not_heard_ends_no_call() -> None:
     assert ends(phone.frames(4000)) == []
 
 
-def test_a_silent_line_is_no_silent_caller() -> None:
-    """Nobody asks a caller who cannot hear whether they are there."""
+def test_a_lost_stream_does_not_count_as_silence() -> None:
+    """A caller who cannot hear is not asked whether they are there."""
     phone = Phone(silent_seconds=3.0).talking()
     phone.loses_line()
     phone.wait(6.0)
@@ -250,17 +253,17 @@ def test_a_silent_line_is_no_silent_caller() -> None:
     assert notes(phone.log, "caller_silent") == []
 
 
-def test_no_answer_is_late_that_nobody_waits_for() -> None:
-    """The model is not left because the caller is away."""
+def test_no_response_is_late_while_the_stream_is_lost() -> None:
+    """The session is not replaced because the caller is away."""
     phone = Phone().talking()
     phone.ask()
     phone.loses_line()
 
-    assert not notes(phone.wait(LINGER_SECONDS - 0.1), "answer_late")
+    assert not notes(phone.wait(ABSENT_SECONDS - 0.1), "answer_late")
 
 
-def test_a_goodbye_is_heard_by_who_comes_back() -> None:
-    """The call that must end, ends with it."""
+def test_a_goodbye_is_heard_when_the_caller_is_back() -> None:
+    """A call that must end does so with a goodbye that is heard."""
     phone = Phone().talking()
     phone.goodbye("longest")
     phone.loses_line()
@@ -272,7 +275,7 @@ def test_a_goodbye_is_heard_by_who_comes_back() -> None:
 
 
 def test_back_before_the_model_was_ever_there() -> None:
-    """The greeting is still to come: there is nothing to go on with."""
+    """The greeting is still to come: there is nothing to continue."""
     phone = Phone(greeting="Say hello.")
     phone.start()
     phone.loses_line()
@@ -288,7 +291,7 @@ def test_back_before_the_model_was_ever_there() -> None:
 
 
 def test_line_and_model_are_lost() -> None:
-    """Whoever is back first waits for the other; one word, one answer."""
+    """The side that is back first waits for the other; one message, one response."""
     phone = answering(2000, "One two three four")
     phone.frames(1000)
     phone.loses_model()
@@ -304,7 +307,7 @@ def test_line_and_model_are_lost() -> None:
 
 
 def test_the_line_is_back_before_the_model() -> None:
-    """The word about it waits for the model, and comes once."""
+    """The message about it waits for the model, and comes once."""
     phone = answering(2000, "One two three four")
     phone.frames(1000)
     phone.loses_line()
@@ -321,7 +324,7 @@ def test_the_line_is_back_before_the_model() -> None:
 
 
 def test_no_tone_goes_to_a_stream_that_is_gone() -> None:
-    """Who comes back hears the agent, not old beeps."""
+    """A caller who comes back hears the agent, not old beeps."""
     phone = Phone().talking()
     phone.loses_model()
     phone.loses_line()
@@ -329,11 +332,11 @@ def test_no_tone_goes_to_a_stream_that_is_gone() -> None:
     assert to_caller(phone.wait(5.0)) == []
 
 
-# --- what is kept for whoever leads the call on ---
+# --- what is kept for the next instance ---
 
 
-def test_what_is_on_its_way_is_known_at_any_moment() -> None:
-    """An instance that dies leaves how much was heard until then, to a frame."""
+def test_unheard_text_is_known_at_any_moment() -> None:
+    """If an instance dies, it is known how much was heard until then, to a frame."""
     phone = answering(2000, "One two three four")
     before = phone.talk.version
     phone.frames(1000)
@@ -352,7 +355,7 @@ def test_what_is_on_its_way_is_known_at_any_moment() -> None:
 
 
 def test_a_call_moved_in_a_quiet_moment_goes_on_in_silence() -> None:
-    """The agent is told aside; the caller is not spoken to for it."""
+    """The agent is told without responding; the caller notices nothing."""
     phone = Phone(
         greeting="Say hello.",
         history=(HistoryItem("u1", "user", "Hi."),),
@@ -371,7 +374,7 @@ def test_a_call_moved_in_a_quiet_moment_goes_on_in_silence() -> None:
 
 
 def test_a_quiet_call_is_handed_over_at_once() -> None:
-    """Nobody speaks: the moment is as good as any."""
+    """Nobody speaks: there is nothing to wait for."""
     phone = Phone().talking()
     phone.answers(200, words="Yes.")
     phone.frames(500)
@@ -383,7 +386,7 @@ def test_a_quiet_call_is_handed_over_at_once() -> None:
     assert "clear" not in events(commands)
 
 
-def test_a_call_in_an_answer_is_handed_over_behind_it() -> None:
+def test_a_call_is_handed_over_after_the_response_in_progress() -> None:
     """The caller hears the sentence to its end."""
     phone = Phone().talking()
     phone.answers(1000, words="A sentence.")
@@ -394,8 +397,8 @@ def test_a_call_in_an_answer_is_handed_over_behind_it() -> None:
     assert phone.talk.ended_quietly
 
 
-def test_a_call_is_handed_over_when_all_was_written_down() -> None:
-    """What nobody has the words of yet would be lost to the next instance."""
+def test_a_call_is_handed_over_when_all_speech_is_transcribed() -> None:
+    """Speech without a transcript would be lost to the next instance."""
     phone = Phone().talking()
     phone.speaks(400, "u1")
     phone.writes("First.", "u1")
@@ -409,8 +412,8 @@ def test_a_call_is_handed_over_when_all_was_written_down() -> None:
     assert ends(phone.writes("Second.", "u2")) == [("bridge", "handed_over")]
 
 
-def test_a_call_that_never_is_quiet_is_handed_over_in_its_time() -> None:
-    """What is cut off then is known, and the next instance goes on from there."""
+def test_a_call_that_is_never_quiet_is_handed_over_at_the_time_limit() -> None:
+    """What is cut then is known, and the next instance goes on from there."""
     phone = Phone().talking()
     phone.created()
     phone.item_added("i1", "assistant")
@@ -429,7 +432,7 @@ def test_a_call_that_never_is_quiet_is_handed_over_in_its_time() -> None:
 
 
 def test_a_call_that_has_not_begun_is_handed_over_at_once() -> None:
-    """As is one whose caller is away: there is nothing to wait for."""
+    """As is a call whose caller is away: there is nothing to wait for."""
     early, lost = Phone(), Phone().talking()
     lost.loses_line()
 

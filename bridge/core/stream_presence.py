@@ -1,0 +1,49 @@
+"""Whether Twilio's stream is there, and how long it may stay away.
+
+PURE. The core asks this object and keeps no second record of the fact.
+"""
+
+START_SECONDS = 10.0
+"""Longest wait for `start`. Twilio sends it right behind `connected`; a socket without
+it is no call."""
+
+SILENT_SECONDS = 60.0
+"""A stream that sends nothing for so long is lost, though no `stop` came (error 31924).
+Twilio sends 50 frames a second; on lines that send none in silence, marks come back."""
+
+ABSENT_SECONDS = 10.0
+"""How long the call waits for a new stream after the old one broke. Twilio requests the
+next TwiML at once; a new stream arrives within a second or two."""
+
+
+class StreamPresence:
+    """The stream of one call. Times are seconds of the caller's clock `now`."""
+
+    __slots__ = ("last_message_at", "lost_at")
+
+    def __init__(self, now: float) -> None:
+        self.last_message_at = now
+        """Written for every message, 50 times a second; therefore no method."""
+        self.lost_at: float | None = None
+        """When the stream broke; None: it is there."""
+
+    @property
+    def is_lost(self) -> bool:
+        return self.lost_at is not None
+
+    def lost(self, now: float) -> None:
+        """The stream broke."""
+        self.lost_at = now
+
+    def back(self, now: float) -> float:
+        """Another stream has come. Returns the seconds without a stream."""
+        away = now - (now if self.lost_at is None else self.lost_at)
+        self.lost_at = None
+        return away
+
+    @property
+    def given_up_at(self) -> float:
+        """When a broken stream, or a stream that sends nothing, ends the call."""
+        if self.lost_at is not None:
+            return self.lost_at + ABSENT_SECONDS
+        return self.last_message_at + SILENT_SECONDS

@@ -1,0 +1,18 @@
+"""Waiting for something that no event announces."""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+POLL_SECONDS = 0.005
+
+
+async def until(
+    happened: Callable[[], object], seconds: float = 20.0, what: str = "it"
+) -> None:
+    """Waits until `happened` returns a true value. Fails after `seconds`, and says
+    `what` did not happen."""
+    limit = monotonic() + seconds
+    while not happened():
+        assert monotonic() < limit, f"{what} did not happen within {seconds:g} s"
+        await asyncio.sleep(POLL_SECONDS)

@@ -1,0 +1,76 @@
+"""Names in the code are the field's standard terms (docs/architecture.md)."""
+
+import re
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+METAPHORS = {
+    "house": "services",
+    "crew": "user_code",
+    "doors": "connection_guard",
+    "visitor": "connection",
+    "errand": "background_task",
+    "errands": "background_tasks",
+    "shelf": "store",
+    "safekeeping": "checkpoint",
+    "untold": "pending",
+    "unconfirmed": "unacked",
+    "patience": "call_limits",
+    "discretion": "log_scrubber",
+    "allowance": "quotas",
+    "desk": "call_directory",
+    "gate": "auth",
+    "ear": "subscriber",
+    "owe": "want_response",
+    "owed": "wanted",
+    "pay": "request_if_free",
+}
+"""Word of a name -> the standard term that takes its place."""
+
+PHRASES = ("let_in", "let_out", "full_house", "hand_over_report", "open_house")
+
+
+def words(name: str) -> list[str]:
+    """`SipHouse` and `sip_house` are "sip", "house"."""
+    return re.findall(r"[a-z]+", re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())
+
+
+def names_in(path: Path) -> set[str]:
+    """The identifiers of a file, and the name of the file itself."""
+    with path.open("rb") as file:
+        tokens = tokenize.tokenize(file.readline)
+        found = {it.string for it in tokens if it.type == tokenize.NAME}
+    return found | {path.stem}
+
+
+def test_no_metaphor_is_used_as_a_name() -> None:
+    """An engineer looks for the standard term and finds the code under it."""
+    found = [
+        f"{path.relative_to(ROOT)}: {name} has {word!r}: use {METAPHORS[word]!r}"
+        for folder in ("bridge", "twiml")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in sorted(names_in(path))
+        for word in words(name)
+        if word in METAPHORS
+    ]
+    found += [
+        f"{path.relative_to(ROOT)}: {name}"
+        for folder in ("bridge", "twiml")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in sorted(names_in(path))
+        if any(phrase in name for phrase in PHRASES)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_a_metaphor_is_noticed() -> None:
+    assert words("SipHouse") == words("_sip_house") == ["sip", "house"]
+    assert "house" not in words("warehouse_keys")
+
+
+def test_the_root_of_the_package_has_few_modules() -> None:
+    """A new module belongs into the folder of its subject."""
+    modules = {path.name for path in (ROOT / "bridge").glob("*.py")}
+    assert modules == {"__init__.py", "__main__.py"}

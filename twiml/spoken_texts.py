@@ -1,0 +1,18 @@
+"""The sentences that Twilio says where neither settings nor route give another: the
+apology, busy, waiting. English; `<Say language>` comes from the route."""
+
+BUSY = "All our lines are busy at the moment. Please call again in a few minutes."
+BUSY_CONNECTING = (
+    "All our lines are busy at the moment. "
+    "Please hold on, I am connecting you to somebody who can help."
+)
+HOLD = (
+    "All our lines are busy at the moment. "
+    "Please hold on, you are put through as soon as one is free."
+)
+MOMENT = "One moment, please."
+SORRY = "I am sorry, something went wrong on our side. Please call again later."
+SORRY_CONNECTING = (
+    "I am sorry, something went wrong on our side. "
+    "Please hold on, I am connecting you to somebody who can help."
+)
