@@ -179,7 +179,7 @@ async def attacked(
 ) -> AsyncIterator[Attack]:
     """A bridge as in production. After the attack it takes a call as usual, has no
     leaks, and has logged no error."""
-    monkeypatch.setattr(auth, "STRANGERS_BURST", 1e9)
+    monkeypatch.setattr(auth, "NO_TOKEN_BURST", 1e9)
     behaviour = Behaviour(fallback=[PlayRuler(300)])
     conf = {
         "public_url": PUBLIC,
