@@ -20,7 +20,7 @@ from bridge.agent.live import (
     Transfer,
 )
 from bridge.core.history import HistoryItem
-from tests.support.line import FACTS, Line, live_call
+from tests.support.call_control import FACTS, FakeCallControl, live_call
 
 HISTORY = [
     HistoryItem(id="item_1", kind="system", text="Be kind."),
@@ -42,7 +42,7 @@ def test_ours_and_theirs_follow_the_direction() -> None:
 
 async def test_a_call_shows_its_facts_and_conversation() -> None:
     """The facts, what was said, and whether the call is over."""
-    line = Line()
+    line = FakeCallControl()
     line.history = HISTORY
     async with live_call(line) as live:
         assert live.call_sid == FACTS.call_sid
@@ -59,7 +59,7 @@ async def test_a_call_shows_its_facts_and_conversation() -> None:
 
 async def test_actions_reach_the_call() -> None:
     """Each action arrives at the call with its arguments."""
-    line = Line()
+    line = FakeCallControl()
     async with live_call(line) as live:
         live.tell("Hello.")
         live.tell("Be brief.", role="system", respond=False)
@@ -105,7 +105,7 @@ async def test_actions_reach_the_call() -> None:
 )
 async def test_impossible_actions_are_refused(ask: Callable[[LiveCall], None]) -> None:
     """User code gets an error at once, and nothing is done."""
-    line = Line()
+    line = FakeCallControl()
     line.history = HISTORY
     async with live_call(line) as live:
         with pytest.raises(BadRequest):
@@ -129,7 +129,7 @@ async def test_impossible_async_actions_are_refused(
     ask: Callable[[LiveCall], Coroutine[Any, Any, bool]],
 ) -> None:
     """As above, for actions that wait; the message contains no phone number."""
-    line = Line()
+    line = FakeCallControl()
     async with live_call(line) as live:
         with pytest.raises(BadRequest) as refused:
             await ask(live)
@@ -140,7 +140,7 @@ async def test_impossible_async_actions_are_refused(
 
 async def test_history_items_are_removed_and_corrected() -> None:
     """Items are removed from the history, and texts are replaced."""
-    line = Line()
+    line = FakeCallControl()
     line.history = HISTORY
     async with live_call(line) as live:
         live.update_history(remove=["item_4"], correct={"item_3": "I was cut."})
@@ -151,7 +151,7 @@ async def test_history_items_are_removed_and_corrected() -> None:
 async def test_a_lone_surrogate_does_not_end_the_call() -> None:
     """A text that user code cut within a character is repaired. It cannot be sent or
     stored, and would end the call later without a visible cause."""
-    line = Line()
+    line = FakeCallControl()
     line.history = HISTORY
     async with live_call(line) as live:
         live.tell("Hello \ud83d")
@@ -170,7 +170,7 @@ async def test_a_message_is_kept_and_emitted() -> None:
     async def keep(event: CallEvent) -> None:
         seen.append(event)
 
-    async with live_call(Line()) as live:
+    async with live_call(FakeCallControl()) as live:
         live.on(keep, "message_taken")
         live.take_message("Call me.", name="Ann", call_back="at noon")
 
@@ -181,7 +181,7 @@ async def test_a_message_is_kept_and_emitted() -> None:
 
 async def test_the_number_of_messages_is_bounded() -> None:
     """A model that takes messages again and again does not fill the report."""
-    async with live_call(Line()) as live:
+    async with live_call(FakeCallControl()) as live:
         for _ in range(MAX_MESSAGES):
             live.take_message("Call me.")
         with pytest.raises(BadRequest, match="too many"):
@@ -192,7 +192,7 @@ async def test_the_number_of_messages_is_bounded() -> None:
 
 async def test_no_action_is_possible_after_the_call() -> None:
     """Every action raises CallOver."""
-    line = Line()
+    line = FakeCallControl()
     line.history = HISTORY
     async with live_call(line) as live:
         pass
@@ -234,7 +234,7 @@ async def settled() -> None:
 async def test_actions_from_a_tools_thread_run_in_the_event_loop() -> None:
     """A plain user function runs in a thread: its actions are done in the event loop,
     in order, and listeners are called."""
-    line = Line()
+    line = FakeCallControl()
     seen: list[str] = []
 
     async def keep(event: CallEvent) -> None:
@@ -257,7 +257,7 @@ async def test_actions_from_a_tools_thread_run_in_the_event_loop() -> None:
 
 async def test_a_thread_that_outlives_the_call_does_nothing() -> None:
     """An action that is requested at the last moment is not carried out."""
-    line = Line()
+    line = FakeCallControl()
     async with live_call(line) as live:
         asked = asyncio.get_running_loop().run_in_executor(None, live.tell, "One.")
         time.sleep(0.1)  # noqa: ASYNC251 - the event loop must not run yet
@@ -271,7 +271,7 @@ async def test_a_thread_that_outlives_the_call_does_nothing() -> None:
 async def test_the_tools_thread_gets_the_error_of_its_action() -> None:
     """A tool that acts too early gets the reason, not only the log."""
 
-    class Early(Line):
+    class Early(FakeCallControl):
         def mute(self, on: bool) -> None:
             raise BadRequest("not yet")
 

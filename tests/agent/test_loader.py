@@ -14,14 +14,14 @@ from bridge.agent import loader
 from bridge.agent.live import CallFacts, LiveCall
 from bridge.agent.loader import AgentNotLoaded, agent_for, load, load_function
 from bridge.agent.receptionist import receptionist
-from tests.support.line import Line, live_call
+from tests.support.call_control import FakeCallControl, live_call
 
 FACTS = CallFacts("CA1", from_number="+14155550100")
 
 
 @pytest.fixture
 async def call() -> AsyncIterator[LiveCall]:
-    async with live_call(Line(), FACTS) as live:
+    async with live_call(FakeCallControl(), FACTS) as live:
         yield live
 
 

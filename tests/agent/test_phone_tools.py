@@ -13,7 +13,7 @@ from agents.tool_context import ToolContext
 from bridge.agent import phone_tools
 from bridge.agent.live import LiveCall, Message, Transfer
 from bridge.agent.phone_tools import OVER, PHONE_TOOLS, SPOKE
-from tests.support.line import Line, live_call
+from tests.support.call_control import FakeCallControl, live_call
 
 SALES = Transfer("+14155550111", "+14155550199", 30, "orders and prices")
 DESK = Transfer("+14155550112")
@@ -40,7 +40,7 @@ async def offered(live: Any) -> list[str]:
 
 async def test_no_answer_is_generated_after_the_hang_up() -> None:
     """No response is generated and paid for that the caller would not hear."""
-    line = Line()
+    line = FakeCallControl()
     async with live_call(line) as live, asyncio.TaskGroup() as tasks:
         tool = tasks.create_task(call(phone_tools.hang_up, live))
         await asyncio.sleep(0.05)
@@ -55,13 +55,13 @@ async def test_a_tool_returns_if_the_session_does_not_close(
 ) -> None:
     """A tool never hangs for ever, even if the call does not end."""
     monkeypatch.setattr(phone_tools, "END_SECONDS", 0.01)
-    async with live_call(Line()) as live:
+    async with live_call(FakeCallControl()) as live:
         assert await call(phone_tools.hang_up, live) == OVER
 
 
 async def test_a_caller_who_interrupts_the_goodbye_stays() -> None:
     """The caller says `one more thing`: the model is told to answer it."""
-    line = Line()
+    line = FakeCallControl()
     line.done = False
     async with live_call(line) as live:
         assert await call(phone_tools.hang_up, live) == SPOKE
@@ -69,7 +69,7 @@ async def test_a_caller_who_interrupts_the_goodbye_stays() -> None:
 
 async def test_a_tool_after_the_call_gets_a_sentence() -> None:
     """A late tool call gets a sentence, not an exception."""
-    async with live_call(Line()) as live:
+    async with live_call(FakeCallControl()) as live:
         live.transfers = {"sales": SALES}
         live.end()
 
@@ -84,7 +84,7 @@ async def test_a_tool_after_the_call_gets_a_sentence() -> None:
 @pytest.mark.parametrize("name", ["sales", " Sales "])
 async def test_a_transfer_uses_the_target_of_the_route(name: str) -> None:
     """The named target is dialled, with the caller id that the route gives."""
-    line = Line()
+    line = FakeCallControl()
     async with live_call(line) as live, asyncio.TaskGroup() as tasks:
         live.transfers = {"sales": SALES, "desk": DESK}
         tool = tasks.create_task(call(phone_tools.transfer_call, live, target=name))
@@ -100,7 +100,7 @@ async def test_a_transfer_uses_the_target_of_the_route(name: str) -> None:
 @pytest.mark.parametrize("target", ["", "boss", "+19005550100"])
 async def test_a_number_from_the_model_is_not_dialled(target: str) -> None:
     """A caller cannot talk the model into dialling a number of their choice."""
-    line = Line()
+    line = FakeCallControl()
     async with live_call(line) as live:
         live.transfers = {"sales": SALES, "desk": DESK}
         told = await call(phone_tools.transfer_call, live, target=target)
@@ -113,7 +113,7 @@ async def test_a_number_from_the_model_is_not_dialled(target: str) -> None:
 
 async def test_a_transfer_is_given_up_when_the_caller_speaks() -> None:
     """A caller who says `no, wait` stays with the agent."""
-    line = Line()
+    line = FakeCallControl()
     line.done = False
     async with live_call(line) as live:
         live.transfers = {"sales": SALES}
@@ -122,7 +122,7 @@ async def test_a_transfer_is_given_up_when_the_caller_speaks() -> None:
 
 async def test_a_forbidden_transfer_is_reported_without_the_number() -> None:
     """The agent tells the caller and goes on; it does not learn the number."""
-    async with live_call(line := Line()) as live:
+    async with live_call(line := FakeCallControl()) as live:
         line.allowed = False
         live.transfers = {"sales": SALES}
         told = await call(phone_tools.transfer_call, live, target="sales")
@@ -132,7 +132,7 @@ async def test_a_forbidden_transfer_is_reported_without_the_number() -> None:
 
 async def test_a_failed_transfer_is_reported() -> None:
     """A wrong number in the configuration does not leave the caller in silence."""
-    async with live_call(Line()) as live:
+    async with live_call(FakeCallControl()) as live:
         live.transfers = {"sales": Transfer("12")}
         told = await call(phone_tools.transfer_call, live, target="sales")
 
@@ -143,7 +143,7 @@ async def test_a_failed_transfer_is_reported() -> None:
 async def test_the_transfer_tool_needs_targets() -> None:
     """A model on a route without targets does not promise a transfer."""
     rest = ["hang_up", "send_digits", "take_message"]
-    async with live_call(Line()) as live:
+    async with live_call(FakeCallControl()) as live:
         assert sorted(await offered(live)) == rest
         live.transfers = {"sales": SALES}
         assert sorted(await offered(live)) == [*rest, "transfer_call"]
@@ -152,7 +152,7 @@ async def test_the_transfer_tool_needs_targets() -> None:
 
 async def test_without_targets_a_message_is_offered() -> None:
     """An agent that lists the tool anyway is told to take a message instead."""
-    async with live_call(Line()) as live:
+    async with live_call(FakeCallControl()) as live:
         told = await call(phone_tools.transfer_call, live, target="sales")
 
     assert told.endswith("Offer to take a message instead.")
@@ -163,7 +163,7 @@ async def test_without_targets_a_message_is_offered() -> None:
 
 async def test_keys_are_pressed() -> None:
     """The line hears the tones, and the model is told to listen."""
-    line = Line()
+    line = FakeCallControl()
     async with live_call(line) as live:
         told = await call(phone_tools.send_digits, live, digits="1w42#")
         line.done = False
@@ -176,7 +176,7 @@ async def test_keys_are_pressed() -> None:
 
 async def test_invalid_keys_are_refused() -> None:
     """A model that writes words is told which keys exist."""
-    line = Line()
+    line = FakeCallControl()
     async with live_call(line) as live:
         told = await call(phone_tools.send_digits, live, digits="one")
 
@@ -186,7 +186,7 @@ async def test_invalid_keys_are_refused() -> None:
 
 async def test_a_message_is_kept() -> None:
     """The people whom the agent answers for can read the caller's message."""
-    async with live_call(Line()) as live:
+    async with live_call(FakeCallControl()) as live:
         told = await call(
             phone_tools.take_message,
             live,

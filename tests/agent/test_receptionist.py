@@ -19,7 +19,7 @@ from bridge.agent.receptionist import (
     opening_hours,
     receptionist,
 )
-from tests.support.line import Line, live_call
+from tests.support.call_control import FakeCallControl, live_call
 
 FACTS = CallFacts("CA1", from_number="+14155550100")
 
@@ -119,7 +119,7 @@ async def test_a_known_number_is_not_asked_for(
     facts: CallFacts | None, known: bool
 ) -> None:
     """A caller whose number is shown need not say it."""
-    async with live_call(Line(), facts or FACTS) as live:
+    async with live_call(FakeCallControl(), facts or FACTS) as live:
         context: RunContextWrapper[Any] = RunContextWrapper(live if facts else None)
         told = await receptionist.get_system_prompt(context)
 

@@ -25,7 +25,7 @@ from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import AnsweredBy
 from bridge.sim.caller import HangUpStep, HearStep, WaitStep
 from bridge.sim.twilio.rest import Answers, TwilioRest, Unreached
-from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, tiny_bridge
+from tests.sim.tiny_bridge import AGENT, TinyBridge, TinyBridgeStream, tiny_bridge
 
 SID, TOKEN = "AC" + "0" * 31 + "1", "12345"
 TO, FROM = "+15551230001", "+15557650002"
@@ -45,7 +45,7 @@ def status_form(call_sid: str, state: str, sequence: int) -> dict[str, str]:
 
 
 @dataclass
-class Services:
+class OutboundSetup:
     bridge: TinyBridge
     rest: TwilioRest
     registry: MemoryRegistry
@@ -70,26 +70,26 @@ class Services:
 
 
 @asynccontextmanager
-async def services(
-    *plays: Callable[[Talk], Any], **options: Any
-) -> AsyncIterator[Services]:
+async def outbound_setup(
+    *plays: Callable[[TinyBridgeStream], Any], **options: Any
+) -> AsyncIterator[OutboundSetup]:
     async with (
         tiny_bridge(*plays) as bridge,
         TwilioRest(SID, TOKEN, numbers=frozenset({FROM}), **options) as rest,
     ):
-        services = Services(bridge, rest, MemoryRegistry(), None)  # type: ignore[arg-type]
-        services.outbound = services.another()
-        yield services
+        outbound_setup = OutboundSetup(bridge, rest, MemoryRegistry(), None)  # type: ignore[arg-type]
+        outbound_setup.outbound = outbound_setup.another()
+        yield outbound_setup
 
 
 async def test_an_order_becomes_a_call_that_finds_its_order() -> None:
     """The callee hears the agent, because the webhook's URL names the order."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.media(AGENT[:1600])
 
     callee = Answers([HearStep(200), HangUpStep()])
-    async with services(play, callee=callee) as it:
+    async with outbound_setup(play, callee=callee) as it:
         wanted = order(
             id="a/b 1", route="sales", parameters={"name": "Anna"}, greeting="Hello!"
         )
@@ -112,7 +112,7 @@ async def test_an_order_becomes_a_call_that_finds_its_order() -> None:
 async def test_parameters_of_the_request_to_twilio() -> None:
     """All four status events, a time limit, and machine detection that does not delay
     the call."""
-    async with services(callee=Unreached("busy")) as it:
+    async with outbound_setup(callee=Unreached("busy")) as it:
         plain = await it.outbound.place(order(machine="ignore", to="+1 (555) 123-0001"))
         machine = await it.outbound.place(order(ring_seconds=45, longest_seconds=90))
         message = await it.outbound.place(order(machine="message", message="Hi"))
@@ -137,7 +137,7 @@ async def test_parameters_of_the_request_to_twilio() -> None:
 
 async def test_hanging_up_ends_the_call_and_may_be_repeated() -> None:
     """Hanging up a call that has ended already is no error."""
-    async with services(callee=Answers([WaitStep(60)])) as it:
+    async with outbound_setup(callee=Answers([WaitStep(60)])) as it:
         call_sid = await it.outbound.place(order())
         while it.rest.calls[call_sid].placed is None:  # noqa: ASYNC110 - tells nobody
             await asyncio.sleep(0.01)
@@ -155,7 +155,7 @@ async def test_hanging_up_ends_the_call_and_may_be_repeated() -> None:
 async def test_a_refusal_has_twilios_code_and_voids_the_order() -> None:
     """The sender of the order gets Twilio's reason; the log does not contain the
     number."""
-    async with services() as it:
+    async with outbound_setup() as it:
         with capture_logs() as logs, pytest.raises(OutboundRefused) as refused:
             await it.outbound.place(order(id="o1", from_number="+15550000000"))
 
@@ -169,7 +169,7 @@ async def test_a_refusal_has_twilios_code_and_voids_the_order() -> None:
 async def test_a_wrong_token_is_refused_on_hanging_up_too() -> None:
     """Only Twilio's codes for an ended call count as hung up; other errors are
     raised."""
-    async with services() as it:
+    async with outbound_setup() as it:
         with pytest.raises(OutboundRefused) as refused:
             await it.another(auth_token="wrong").hang_up("CA1")
 
@@ -178,7 +178,7 @@ async def test_a_wrong_token_is_refused_on_hanging_up_too() -> None:
 
 async def test_twilio_cannot_be_reached() -> None:
     """A failed connection is a refusal, and the call no longer counts as running."""
-    async with services(callee=Unreached("busy")) as it:
+    async with outbound_setup(callee=Unreached("busy")) as it:
         lost = it.another(api_url="http://127.0.0.1:1", at_once=1)
         for _ in range(2):
             with pytest.raises(OutboundRefused) as refused:
@@ -191,7 +191,7 @@ async def test_twilio_cannot_be_reached() -> None:
 @pytest.mark.parametrize(("status", "code"), [(502, 502), (200, 0)])
 async def test_a_page_of_a_proxy_is_a_refusal(status: int, code: int) -> None:
     """A proxy between the bridge and Twilio may answer in Twilio's place."""
-    async with services() as it:
+    async with outbound_setup() as it:
         path = f"/proxy/2010-04-01/Accounts/{SID}/Calls.json"
         it.bridge.documents[path] = web.Response(status=status, text="<html>")
         proxied = it.another(api_url=it.bridge.origin + "/proxy/")
@@ -205,7 +205,7 @@ async def test_a_page_of_a_proxy_is_a_refusal(status: int, code: int) -> None:
 async def test_the_client_does_not_fill_the_log(caplog: Any) -> None:
     """Twilio's client would log every request with its URL."""
     caplog.set_level(logging.INFO)
-    async with services(callee=Unreached("busy")) as it:
+    async with outbound_setup(callee=Unreached("busy")) as it:
         await it.outbound.place(order())
 
         assert [each.name for each in caplog.records if "twilio" in each.name] == []
@@ -216,7 +216,7 @@ async def test_the_client_does_not_fill_the_log(caplog: Any) -> None:
 
 async def test_without_prefixes_no_number_is_called() -> None:
     """Outbound calls are off until the operator allows prefixes."""
-    async with services() as it:
+    async with outbound_setup() as it:
         with pytest.raises(OutboundLimited) as limited:
             await it.another(prefixes=[]).place(order())
         assert limited.value.limit == "off"
@@ -231,7 +231,7 @@ async def test_without_prefixes_no_number_is_called() -> None:
 async def test_expensive_numbers_can_be_excluded(to: str) -> None:
     """The longest prefix decides, and a refused attempt is counted as a limit hit."""
     hits: list[str] = []
-    async with services(callee=Unreached("busy")) as it:
+    async with outbound_setup(callee=Unreached("busy")) as it:
         prefixes = ["+1", "!+1900", "!+1876", "+1876999"]
         outbound = it.another(prefixes=prefixes, hit=hits.append)
         with pytest.raises(OutboundLimited) as limited:
@@ -251,7 +251,7 @@ async def test_the_cost_limit_of_a_day_stops_outbound_calls() -> None:
     async def spent() -> bool:
         return True
 
-    async with services() as it:
+    async with outbound_setup() as it:
         outbound = it.another(day_is_spent=spent, hit=hits.append)
         with pytest.raises(OutboundLimited) as limited:
             await outbound.place(order())
@@ -285,7 +285,7 @@ def test_only_plain_numbers_are_dialled(to: str) -> None:
 async def test_the_number_of_running_calls_is_limited() -> None:
     """The next call is placed when one has ended, even if its end was reported to
     another instance."""
-    async with services(callee=Answers([WaitStep(60)])) as it:
+    async with outbound_setup(callee=Answers([WaitStep(60)])) as it:
         outbound, elsewhere = it.another(at_once=2), it.another()
         first = await outbound.place(order())
         second = await outbound.place(order())
@@ -307,7 +307,7 @@ async def test_a_call_without_a_final_status_stops_counting() -> None:
     """After a lost callback a call counts as running for its longest possible time, not
     for ever."""
     clock = [0.0]
-    async with services(callee=Unreached("busy")) as it:
+    async with outbound_setup(callee=Unreached("busy")) as it:
         outbound = it.another(at_once=1, now=lambda: clock[0])
         await outbound.place(order(ring_seconds=5, longest_seconds=60))
         clock[0] = 60.0
@@ -320,7 +320,7 @@ async def test_a_call_without_a_final_status_stops_counting() -> None:
 
 async def test_orders_that_are_being_placed_count_as_running() -> None:
     """The limit of running calls holds for orders that are placed at the same time."""
-    async with services(callee=Answers([WaitStep(60)])) as it:
+    async with outbound_setup(callee=Answers([WaitStep(60)])) as it:
         outbound = it.another(at_once=1)
         placed = await asyncio.gather(
             *[outbound.place(order()) for _ in range(3)], return_exceptions=True
@@ -335,7 +335,7 @@ async def test_orders_that_are_being_placed_count_as_running() -> None:
 
 async def test_orders_wait_for_the_rate_limit() -> None:
     """Twilio takes one call a second: the third order is placed two seconds later."""
-    async with services(callee=Unreached("busy")) as it:
+    async with outbound_setup(callee=Unreached("busy")) as it:
         outbound = it.another(per_second=5.0)
         started = monotonic()
         await asyncio.gather(*[outbound.place(order()) for _ in range(4)])
@@ -345,7 +345,7 @@ async def test_orders_wait_for_the_rate_limit() -> None:
 
 async def test_an_order_that_would_wait_too_long_is_refused() -> None:
     """Beyond some seconds a refusal is better than a wait."""
-    async with services(callee=Unreached("busy")) as it:
+    async with outbound_setup(callee=Unreached("busy")) as it:
         outbound = it.another(per_second=0.1)
         await outbound.place(order())
 
@@ -360,7 +360,7 @@ async def test_an_order_that_would_wait_too_long_is_refused() -> None:
 
 async def test_a_late_status_does_not_replace_a_newer_one() -> None:
     """A callback that another one has overtaken does not change the call's status."""
-    async with services() as it:
+    async with outbound_setup() as it:
         here, there = it.another(), it.another()
         told = [
             await each.note_status(status_form("CA1", state, number))
@@ -385,7 +385,7 @@ async def test_statuses_of_a_whole_call_out_of_order() -> None:
     """The statuses that the fake Twilio sends out of order are handled as they
     arrive."""
     callee = Answers([WaitStep(0.2), HangUpStep()])
-    async with services(callee=callee, out_of_order=True) as it:
+    async with outbound_setup(callee=callee, out_of_order=True) as it:
         call_sid = await it.outbound.place(order(machine="ignore"))
         placed = await it.outbound.status(call_sid)
         assert placed == CallStatus(call_sid, "queued", -1) and not placed.final
@@ -411,7 +411,7 @@ async def test_statuses_of_a_whole_call_out_of_order() -> None:
 )
 async def test_an_unreadable_status_is_ignored(form: dict[str, str]) -> None:
     """Twilio may send values that the bridge does not know; the call continues."""
-    async with services() as it:
+    async with outbound_setup() as it:
         with capture_logs() as logs:
             assert await it.outbound.note_status(form) is None
 
@@ -435,7 +435,7 @@ async def test_the_detection_result_is_known_on_every_instance(
     said: str, found: AnsweredBy, machine: bool
 ) -> None:
     """An answer that may be a human's counts as a human's."""
-    async with services() as it:
+    async with outbound_setup() as it:
         assert await AnsweredBy.of(it.registry, "CA1") is None
 
         form = {"CallSid": "CA1", "AnsweredBy": said}
@@ -447,7 +447,7 @@ async def test_the_detection_result_is_known_on_every_instance(
 
 async def test_a_form_without_a_detection_result_is_ignored() -> None:
     """A form without a call SID or without a result stores nothing."""
-    async with services() as it:
+    async with outbound_setup() as it:
         assert await it.outbound.answered_by({"CallSid": "CA1"}) is None
         assert await it.outbound.answered_by({"AnsweredBy": "human"}) is None
         assert await AnsweredBy.of(it.registry, "CA1") is None

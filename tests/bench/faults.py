@@ -31,7 +31,7 @@ from bridge.sim.realtime import faults
 from bridge.sim.twilio import steps
 from bridge.telemetry import log
 from tests.bench.counter import RESULT, TOOL_SECONDS
-from tests.e2e.bridge import Place, bridge
+from tests.e2e.bridge import RunningBridge, bridge
 from tests.support.counted_calls import (
     ANSWER_MS,
     CALLER_WORDS,
@@ -243,7 +243,7 @@ async def run_once(phase: str, fault: str) -> Run:
     return run
 
 
-async def _call(run: Run, place: Place, placed: PlacedCall) -> None:
+async def _call(run: Run, place: RunningBridge, placed: PlacedCall) -> None:
     inject = FAULTS.get(run.fault, nothing)
     moment = PHASES[run.phase].moment
     async with asyncio.TaskGroup() as tasks:

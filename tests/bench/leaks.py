@@ -17,7 +17,7 @@ from bridge.core.stream_presence import ABSENT_SECONDS
 from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.twilio import steps
 from bridge.telemetry import log
-from tests.e2e.bridge import Place, bridge
+from tests.e2e.bridge import RunningBridge, bridge
 
 CALLS = 200
 CUT_OFF = 20
@@ -25,14 +25,16 @@ CUT_OFF = 20
 HEAR = (steps.HearStep(150, timeout=5),)
 
 
-async def place_calls(here: Place, script: Sequence[steps.Step], times: int) -> None:
+async def place_calls(
+    here: RunningBridge, script: Sequence[steps.Step], times: int
+) -> None:
     for _ in range(times):
         record = await here.caller().call(script)
         assert record.heard, "the caller heard nothing"
         await here.empty()
 
 
-async def cut_off(here: Place, times: int) -> None:
+async def cut_off(here: RunningBridge, times: int) -> None:
     """Calls whose streams all break at once; no stream comes back to the bridge, which
     waits for it."""
     script = [*HEAR, steps.DropStep(), steps.HangUpStep()]

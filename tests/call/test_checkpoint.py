@@ -21,7 +21,7 @@ NAME = "talk:CA1"
 POLL = 0.01
 
 
-class Talk:
+class CheckpointedCall:
     """A call whose snapshot goes into a registry with a clock that the test sets."""
 
     def __init__(self) -> None:
@@ -57,12 +57,12 @@ class Talk:
 
 
 @pytest.fixture
-def talk(monkeypatch: pytest.MonkeyPatch) -> Talk:
+def talk(monkeypatch: pytest.MonkeyPatch) -> CheckpointedCall:
     monkeypatch.setattr(checkpoint, "POLL_SECONDS", POLL)
-    return Talk()
+    return CheckpointedCall()
 
 
-async def test_only_changes_are_written(talk: Talk) -> None:
+async def test_only_changes_are_written(talk: CheckpointedCall) -> None:
     """If an instance is killed, the last words are in the registry; a silent caller
     causes no writes."""
     async with talk.running():
@@ -77,7 +77,7 @@ async def test_only_changes_are_written(talk: Talk) -> None:
 
 
 async def test_an_unchanged_snapshot_is_refreshed_before_it_expires(
-    talk: Talk, monkeypatch: pytest.MonkeyPatch
+    talk: CheckpointedCall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an hour on hold the caller's conversation is still stored."""
     monkeypatch.setattr(checkpoint, "REFRESH_SECONDS", 5 * POLL)
@@ -91,7 +91,9 @@ async def test_an_unchanged_snapshot_is_refreshed_before_it_expires(
     assert 3 * REFRESH_SECONDS < SNAPSHOT_SECONDS, "a write or two may be lost"
 
 
-async def test_a_long_conversation_is_written_less_often(talk: Talk) -> None:
+async def test_a_long_conversation_is_written_less_often(
+    talk: CheckpointedCall,
+) -> None:
     """A long conversation costs the registry no more than a short one."""
     talk.said.append("x" * 100_000)
     async with talk.running():
@@ -102,7 +104,9 @@ async def test_a_long_conversation_is_written_less_often(talk: Talk) -> None:
     assert talk.written == 1
 
 
-async def test_the_snapshot_is_deleted_when_the_call_is_over(talk: Talk) -> None:
+async def test_the_snapshot_is_deleted_when_the_call_is_over(
+    talk: CheckpointedCall,
+) -> None:
     """When the call is over its conversation is deleted. Until then it is stored as
     long as was asked for."""
     await talk.saved.keep(1200.0)

@@ -84,7 +84,7 @@ class HeardFrames:
         return number
 
 
-class Line:
+class TracedCall:
     """A traced conversation, whose invariants are checked after each input.
 
     Stands in for the edges, too: opens a connection when `Dial` asks for it, and a
@@ -459,7 +459,7 @@ def test_in_any_order_of_inputs_a_call_reaches_its_end(
     replaying the trace gives the same call."""
     followed = ("follow", [msgspec.to_builtins(rules)])
     with tempfile.TemporaryDirectory() as folder:
-        line = Line(Path(folder), loses_marks)
+        line = TracedCall(Path(folder), loses_marks)
         with contextlib.closing(line.trace):
             for step in [*early, START, followed, *held, BACK, *script, ending]:
                 line.does(*step)

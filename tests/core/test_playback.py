@@ -18,7 +18,7 @@ A, B = ("a", 0), ("b", 0)
 START = 50.0
 
 
-class Line:
+class PlaybackScript:
     """A Playback, with the time set by a script."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Line:
         # jitter, on which our own clock has nothing to add to Twilio's.
         self.playback.clock.frame(0, 20, START)
 
-    def at(self, ms: int) -> "Line":
+    def at(self, ms: int) -> "PlaybackScript":
         """The frame that ends there has just arrived."""
         self.now = START + ms / 1000
         self.playback.clock.frame(ms - 20, 20, self.now)
@@ -79,7 +79,7 @@ def test_a_response_begins_in_small_pieces_with_a_mark_each() -> None:
 
 def test_a_delta_of_200_ms_stays_whole_while_much_is_queued() -> None:
     """A busy connection gets no extra messages: one message for one delta."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.sends(1000)
 
     assert line.playback.plan(A, 1600, line.now) == [("m10", 1600)]
@@ -89,7 +89,7 @@ def test_a_delta_of_200_ms_stays_whole_while_much_is_queued() -> None:
 
 def test_when_the_queue_may_be_dry_pieces_are_small_again() -> None:
     """A model that is barely fast enough is measured more closely."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.sends(1000)
 
     line.at(1000)  # 100 ms are left by our clock: low
@@ -111,7 +111,7 @@ def test_an_empty_delta_sends_nothing() -> None:
 
 def test_the_end_of_an_item_has_one_mark() -> None:
     """One echo tells that a response was heard to its end."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.sends(10)
 
     assert line.playback.end_mark(line.now) == "m2"
@@ -191,7 +191,7 @@ def test_windows_intersect_or_not() -> None:
 
 def test_a_response_heard_to_its_end() -> None:
     """When the last mark is back, all was heard, and nothing is queued."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     marks = line.sends(400, end=True)
 
     line.at(520).comes_back(*marks)
@@ -202,7 +202,7 @@ def test_a_response_heard_to_its_end() -> None:
 
 def test_what_was_heard_until_a_clear() -> None:
     """From the start (100..120) to the clear (500..520): 400 ms, both at the latest."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     first, *_ = line.sends(2000)
     line.comes_back(first)
 
@@ -216,7 +216,7 @@ def test_what_was_heard_until_a_clear() -> None:
 
 def test_never_more_is_heard_than_was_sent() -> None:
     """The caller did not hear what never left the bridge."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     first, *_ = line.sends(300)
     line.comes_back(first)
 
@@ -232,7 +232,7 @@ def test_marks_narrow_the_start_down() -> None:
     The start mark alone says that playing began at 120 ms at the latest, all four say
     102. The clear was at 260 at the latest: 158 ms, of which 78 were item a's.
     """
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     m1, m2, m3, m4 = line.sends(78, A, end=True)
     line.sends(200, B)
     line.comes_back(m1)
@@ -248,7 +248,7 @@ def test_marks_narrow_the_start_down() -> None:
 
 def test_a_stall_pins_the_start_anew() -> None:
     """Audio that was late on the way to Twilio does not count as heard meanwhile."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     m1, m2, *_ = line.sends(1000)
     line.comes_back(m1)
     line.at(620).comes_back(m2)  # 19.875 ms in, but 500 ms late
@@ -261,7 +261,7 @@ def test_a_stall_pins_the_start_anew() -> None:
 
 def test_a_new_start_forgets_the_old_one() -> None:
     """Silence between two responses does not count as heard audio of the second."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.comes_back(*line.sends(100, A, end=True))
     first, *_ = line.at(3000).sends(1000, B)
     line.comes_back(first)
@@ -284,7 +284,7 @@ def test_a_flushed_mark_is_distinguished_from_a_played_one(
     back_at: int, heard: int
 ) -> None:
     """Twilio returns all marks on a clear: only those that were due were heard."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     m1, *_ = line.sends(99)
     line.sends(200)
     # Playing began at 120, so the last mark, 299.9 ms in, is due at 419.9.
@@ -302,7 +302,7 @@ def test_a_flushed_mark_is_distinguished_from_a_played_one(
 def test_a_fence_that_jitter_delays_does_not_move_the_clear() -> None:
     """A mark flushed at 260 tells when the clear was, though its fence arrives at
     400."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     m1, m2, m3, m4, m5, *flushed = line.sends(1000)
     for ms, mark in ((100, m1), (120, m2), (160, m3), (200, m4), (240, m5)):
         line.at(ms).comes_back(mark)
@@ -316,7 +316,7 @@ def test_a_fence_that_jitter_delays_does_not_move_the_clear() -> None:
 
 def test_the_next_clear_has_a_moment_of_its_own() -> None:
     """A second barge-in is not judged by the marks that the first one flushed."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     m1, *flushed = line.sends(1000, A)
     line.comes_back(m1)
     fence = line.at(140).clears()
@@ -332,7 +332,7 @@ def test_the_next_clear_has_a_moment_of_its_own() -> None:
 
 def test_a_start_right_behind_the_end_is_a_new_one() -> None:
     """A pause of a few ms between two responses is noticed."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     m1, *_ = line.sends(90, A, end=True)
     line.comes_back(m1)
     start, *_ = line.at(200).sends(1000, B)
@@ -346,7 +346,7 @@ def test_a_start_right_behind_the_end_is_a_new_one() -> None:
 
 def test_all_marks_behind_a_flushed_one_are_flushed() -> None:
     """Late marks of a cleared response do not count as heard audio."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     m1, m2, m3, m4, m5, m6 = line.sends(500)
     line.comes_back(m1)
     line.at(120).comes_back(m2)
@@ -361,7 +361,7 @@ def test_all_marks_behind_a_flushed_one_are_flushed() -> None:
 
 def test_a_clear_before_anything_was_pinned() -> None:
     """Interrupted before the first echo: only what the start mark tells is counted."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     m1, m2, *rest = line.sends(500)
     fence = line.at(160).clears()
     line.comes_back(m2)  # m1 is lost: the start of playing is unknown
@@ -375,7 +375,7 @@ def test_a_clear_before_anything_was_pinned() -> None:
 
 def test_a_start_mark_that_comes_with_the_clear_counts_as_played() -> None:
     """A start is echoed at once: even during a clear it tells when it was."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     m1, *_ = line.sends(500)
     fence = line.at(140).clears()
     line.comes_back(m1)
@@ -387,7 +387,7 @@ def test_a_start_mark_that_comes_with_the_clear_counts_as_played() -> None:
 
 def test_a_lost_mark_is_skipped() -> None:
     """An echo that never comes costs nothing: the next one tells as much."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     m1, m2, m3, *_ = line.sends(200)
     line.comes_back(m1)
 
@@ -400,7 +400,7 @@ def test_a_lost_mark_is_skipped() -> None:
 
 def test_audio_behind_a_fence_belongs_to_the_next_response() -> None:
     """The cleared response and the next one are never mixed up."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.comes_back(line.sends(1000, A)[0])
     fence = line.at(300).clears()
     start, *_ = line.sends(1000, B)
@@ -414,7 +414,7 @@ def test_audio_behind_a_fence_belongs_to_the_next_response() -> None:
 
 def test_an_item_that_goes_on_behind_a_fence_is_counted_for_both_parts() -> None:
     """Of one item cleared in the middle, both parts that were heard count."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.comes_back(line.sends(1000, A)[0])
     fence = line.at(300).clears()
     start, *_ = line.sends(1000, A)
@@ -428,7 +428,7 @@ def test_an_item_that_goes_on_behind_a_fence_is_counted_for_both_parts() -> None
 
 def test_a_clear_after_the_end_changes_nothing() -> None:
     """What was heard to its end stays heard, though it is cleared afterwards."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.comes_back(*line.sends(100, end=True))
 
     line.comes_back(line.clears())
@@ -441,7 +441,7 @@ def test_a_clear_after_the_end_changes_nothing() -> None:
 
 def test_a_lost_fence_is_settled_by_our_clock() -> None:
     """Without an echo: cleared one round trip after it was sent."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     first, *_ = line.sends(1000)
     line.at(140).comes_back(first)  # 40 ms to Twilio and back
     sent_at = line.at(440).now
@@ -456,7 +456,7 @@ def test_a_lost_fence_is_settled_by_our_clock() -> None:
 
 def test_a_lost_fence_without_any_echo_settles_as_unheard() -> None:
     """No echo has ever come: nothing is known to be heard."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.sends(1000)
     fence = line.at(440).clears()
 
@@ -468,7 +468,7 @@ def test_a_lost_fence_without_any_echo_settles_as_unheard() -> None:
 
 def test_a_fence_that_arrives_after_all_changes_nothing() -> None:
     """What the model was told once is not told otherwise later."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.comes_back(line.sends(1000)[0])
     fence = line.at(300).clears()
     line.playback.settle_late_fence(fence, line.now)
@@ -481,7 +481,7 @@ def test_a_fence_that_arrives_after_all_changes_nothing() -> None:
 
 def test_settling_a_fence_that_is_back_does_nothing() -> None:
     """A fence that came in time is not settled twice."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.comes_back(line.sends(1000)[0])
     fence = line.at(300).clears()
     line.at(320).comes_back(fence)
@@ -493,7 +493,7 @@ def test_settling_a_fence_that_is_back_does_nothing() -> None:
 
 def test_a_twilio_that_never_echoes_takes_bounded_memory() -> None:
     """Marks are kept within bounds; the newest still count."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     first = line.clears()
     for _ in range(MAX_PENDING_MARKS):
         last = line.clears()
@@ -507,7 +507,7 @@ def test_a_twilio_that_never_echoes_takes_bounded_memory() -> None:
 
 def test_hung_up_in_the_middle() -> None:
     """What was played until the hang-up is recorded, and no more."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.comes_back(line.sends(1000)[0])
 
     line.at(400)
@@ -518,7 +518,7 @@ def test_hung_up_in_the_middle() -> None:
 
 def test_hung_up_before_any_audio() -> None:
     """Nothing was heard of a response without an echo."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.sends(1000)
 
     line.at(400)
@@ -529,7 +529,7 @@ def test_hung_up_before_any_audio() -> None:
 
 def test_which_item_the_caller_hears() -> None:
     """A barge-in is reported for the item that the caller hears, not for the newest."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     assert line.playback.audible(line.now) is None
     first, *_ = line.sends(200, A)
     line.sends(200, B)
@@ -544,7 +544,7 @@ def test_which_item_the_caller_hears() -> None:
 
 def test_settled_items_are_forgotten() -> None:
     """A call of hours keeps no data of its first minute."""
-    line = Line().at(100)
+    line = PlaybackScript().at(100)
     line.comes_back(*line.sends(100, end=True))
 
     line.playback.forget(A)

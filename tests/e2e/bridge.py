@@ -31,7 +31,7 @@ WAIT = speak("Wait!").mulaw()
 
 
 @dataclass
-class Place:
+class RunningBridge:
     """One bridge, its fake model, and callers for it."""
 
     server: Server
@@ -90,7 +90,7 @@ async def bridge(
     route: Route | None = None,
     functions: dict[str, Any] | None = None,
     **conf: Any,
-) -> AsyncIterator[Place]:
+) -> AsyncIterator[RunningBridge]:
     """A bridge on a free port; it accepts unsigned requests unless `conf` says
     otherwise. `route` is the route of every call, `functions` are the functions that it
     names."""
@@ -109,6 +109,6 @@ async def bridge(
         server = Server(settings, services)
         await server.start()
         try:
-            yield Place(server, model, settings, callers or {})
+            yield RunningBridge(server, model, settings, callers or {})
         finally:
             await server.close()

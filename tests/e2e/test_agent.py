@@ -38,7 +38,7 @@ from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.telemetry import trace
-from tests.e2e.bridge import AGENT, HELLO, WAIT, Place, bridge
+from tests.e2e.bridge import AGENT, HELLO, WAIT, RunningBridge, bridge
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUpStep()
@@ -53,12 +53,12 @@ def on_call(hook: Any, **route: Any) -> dict[str, Any]:
     return {"route": Route(on_call="hook", **route), "functions": {"hook": hook}}
 
 
-def outputs(place: Place) -> list[str | None]:
+def outputs(place: RunningBridge) -> list[str | None]:
     items = place.session.items.values()
     return [it.output for it in items if it.type == "function_call_output"]
 
 
-def words(place: Place, role: str) -> list[str]:
+def words(place: RunningBridge, role: str) -> list[str]:
     """The texts of this role's messages that the model remembers."""
     items = place.session.items.values()
     return [it.text for it in items if it.role == role and not it.deleted]

@@ -20,7 +20,7 @@ from bridge.fleet.memory import MemoryRegistry
 from bridge.http.server import Server
 from bridge.http.webhooks import RESTART_SECONDS
 from bridge.sim.model import Behaviour, ModelServer, PlayRuler
-from tests.e2e.bridge import AGENT, Place
+from tests.e2e.bridge import AGENT, RunningBridge
 from tests.e2e.test_back_again import SID, first_sound, stream
 from tests.e2e.test_full import TALK, Fleet, asked, verbs
 
@@ -71,7 +71,7 @@ async def stopped_in_a_call(both: Fleet, asks: int) -> tuple[list[str], float]:
     """The first instance stops while it has a call, and Twilio asks instance number
     `asks` for the next step. Returns the answer and how long the first instance kept
     running after it."""
-    place = Place(both.servers[0], both.model, Settings())
+    place = RunningBridge(both.servers[0], both.model, Settings())
     async with stream(place, "MZ1") as socket, asyncio.TaskGroup() as tasks:
         await first_sound(socket)
         await asyncio.sleep(1)

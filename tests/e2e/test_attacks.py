@@ -25,7 +25,7 @@ from bridge.http.webhooks import MAX_REFUSALS
 from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.bridge import HELLO, Place, bridge
+from tests.e2e.bridge import HELLO, RunningBridge, bridge
 
 PUBLIC, HOST = "https://bridge.example", "bridge.example"
 TOKEN, SECOND = "0123456789abcdef0123456789abcdef", "f" * 32
@@ -40,7 +40,7 @@ FORM = {
 
 
 @asynccontextmanager
-async def deployed(**conf: Any) -> AsyncIterator[Place]:
+async def deployed(**conf: Any) -> AsyncIterator[RunningBridge]:
     """A bridge with every setting that `bridge serve` requires."""
     secure = {
         "public_url": PUBLIC,
@@ -57,7 +57,7 @@ def sign(url: str, form: dict[str, str] | None = None, token: str = TOKEN) -> st
 
 
 async def post(
-    place: Place,
+    place: RunningBridge,
     form: dict[str, str],
     signature: str | None,
     path: str = "/voice",
@@ -72,7 +72,7 @@ async def post(
         return answer.status, await answer.text()
 
 
-async def stream_path(place: Place, form: dict[str, str] | None = None) -> str:
+async def stream_path(place: RunningBridge, form: dict[str, str] | None = None) -> str:
     """Path of the stream that the webhook tells Twilio to open for this call."""
     form = form or FORM
     status, text = await post(place, form, sign(f"{PUBLIC}/voice", form))
@@ -83,7 +83,11 @@ async def stream_path(place: Place, form: dict[str, str] | None = None) -> str:
 
 
 async def opened(
-    place: Place, path: str, *, token: str | None = TOKEN, signed: str | None = None
+    place: RunningBridge,
+    path: str,
+    *,
+    token: str | None = TOKEN,
+    signed: str | None = None,
 ) -> ClientConnection:
     """Opens a stream: signed with that token, or with the signature of that URL.
     InvalidStatus if the handshake is refused."""
@@ -100,7 +104,7 @@ async def opened(
     )
 
 
-async def refused(place: Place, path: str, **how: Any) -> int:
+async def refused(place: RunningBridge, path: str, **how: Any) -> int:
     """The HTTP status of a refused handshake."""
     with pytest.raises(InvalidStatus) as error:
         await opened(place, path, **how)
@@ -122,7 +126,7 @@ async def close_code(socket: ClientConnection) -> int | None:
             return error.rcvd.code if error.rcvd else None
 
 
-def refusals(place: Place, why: str) -> float:
+def refusals(place: RunningBridge, why: str) -> float:
     return place.metric(f'bridge_refusals_total{{why="{why}"}}')
 
 

@@ -20,7 +20,7 @@ from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import CallSnapshot
 from bridge.http.webhooks import MAX_RESUMES, RESUMED_SECONDS
 from bridge.sim.model import Behaviour, PlayRuler
-from tests.e2e.bridge import Place, bridge
+from tests.e2e.bridge import RunningBridge, bridge
 from tests.fleet.conftest import Clock
 from tests.support.waiting import until
 from twiml import spoken_texts
@@ -31,7 +31,7 @@ QUICK = Behaviour(fallback=[PlayRuler(200)], think_seconds=0.05, speed=20)
 
 @asynccontextmanager
 async def stream(
-    place: Place, name: str, call_sid: str = SID
+    place: RunningBridge, name: str, call_sid: str = SID
 ) -> AsyncIterator[ClientConnection]:
     """Twilio's stream of a call; it breaks off at the end of the block."""
     url = place.url.replace("http", "ws") + "/media"
@@ -44,7 +44,7 @@ async def stream(
         yield socket
 
 
-async def asks_next(place: Place, call_sid: str = SID) -> str:
+async def asks_next(place: RunningBridge, call_sid: str = SID) -> str:
     """What Twilio is told to do after the end of a stream."""
     form = {"CallSid": call_sid, "From": "+14155550177", "To": "+14155550100"}
     async with (
@@ -74,7 +74,7 @@ async def last_open(sockets: list[ClientConnection]) -> int:
     return next(at for at, it in enumerate(sockets) if it.state is State.OPEN)
 
 
-def registry(place: Place) -> MemoryRegistry:
+def registry(place: RunningBridge) -> MemoryRegistry:
     known = place.server._services.registry
     assert isinstance(known, MemoryRegistry)
     return known

@@ -27,7 +27,7 @@ from bridge.sim.model import Behaviour, ModelServer, SayText
 from bridge.sim.realtime.calls import CallsServer
 from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 from bridge.sim.twilio import rest, steps
-from tests.e2e.bridge import AGENT, Place, bridge
+from tests.e2e.bridge import AGENT, RunningBridge, bridge
 from tests.e2e.test_outbound import (
     ACCOUNT,
     CALLEE,
@@ -43,7 +43,9 @@ PATHS = ["/voice", "/voice/next", "/call-status", "/openai/webhook"]
 FORM = b"Content-Type: application/x-www-form-urlencoded\r\n"
 
 
-async def ask(place: Place, head: bytes, body: bytes, *, leave: bool = False) -> str:
+async def ask(
+    place: RunningBridge, head: bytes, body: bytes, *, leave: bool = False
+) -> str:
     """The first line of the answer to a request that is sent as raw bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", place.server.port)
     try:
@@ -64,7 +66,7 @@ def post(path: str, length: int, *more: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def listening(**conf: Any) -> AsyncIterator[Place]:
+async def listening(**conf: Any) -> AsyncIterator[RunningBridge]:
     """A bridge that accepts calls from Twilio and from OpenAI."""
     secret = SecretStr("whsec_" + "c2VjcmV0" * 4)
     async with bridge(
@@ -73,7 +75,7 @@ async def listening(**conf: Any) -> AsyncIterator[Place]:
         yield place
 
 
-async def signed(place: Place, path: str, **form: str) -> str:
+async def signed(place: RunningBridge, path: str, **form: str) -> str:
     """The answer to a request that Twilio has signed."""
     form = {"AccountSid": ACCOUNT, **form}
     signature = RequestValidator(SECRET).compute_signature(PUBLIC + path, form)

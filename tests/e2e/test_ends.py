@@ -11,7 +11,7 @@ from bridge.agent.live import LiveCall
 from bridge.core import redial, stream_presence
 from bridge.sim.model import Behaviour, Fail, PlayRuler
 from bridge.sim.twilio import steps
-from tests.e2e.bridge import CLOSED_SECONDS, HELLO, Place, bridge
+from tests.e2e.bridge import CLOSED_SECONDS, HELLO, RunningBridge, bridge
 from twiml import spoken_texts
 
 HANG_UP = steps.HangUpStep()
@@ -191,7 +191,7 @@ async def test_draining_lets_calls_finish() -> None:
     assert call.result().ended_by == "caller"
 
 
-async def _many(place: Place, last: steps.Script, times: int) -> None:
+async def _many(place: RunningBridge, last: steps.Script, times: int) -> None:
     for _ in range(times):
         await place.caller().call([steps.WaitStep(0.2), *last])
 

@@ -26,7 +26,7 @@ from bridge.sim.realtime.phone_call import SipCallState
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import AGENT, HELLO, bridge
 from tests.e2e.test_connection_guard import ring, with_sip
-from tests.support.line import Line, live_call
+from tests.support.call_control import FakeCallControl, live_call
 
 LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
 PREMIUM, SALES, OURS = "+19005550100", "+14155550199", "+15557650002"
@@ -157,7 +157,7 @@ async def test_which_transfers_are_allowed(to: Transfer, fine: bool) -> None:
             outbound_number="+14155550118",
             transfer_prefixes=("+49", "!+4930900"),
         ) as it,
-        live_call(Line()) as live,
+        live_call(FakeCallControl()) as live,
     ):
         live.transfers = {"mine": Transfer("+1 415 555 0116"), "no": Transfer("12")}
         if fine:
@@ -173,7 +173,7 @@ async def test_the_fallback_number_of_the_deployment_may_be_dialled() -> None:
     number = "+14155550115"
     async with (
         services(Route(), fallback_number=number) as it,
-        live_call(Line()) as live,
+        live_call(FakeCallControl()) as live,
     ):
         it.check_transfer(Route(), live, Transfer(number))
 

@@ -30,7 +30,7 @@ from bridge.http.server import Server
 from bridge.http.webhooks import MAX_REFUSALS, MAX_RESUMES
 from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.twilio import steps
-from tests.e2e.bridge import AGENT, Place, bridge
+from tests.e2e.bridge import AGENT, RunningBridge, bridge
 from twiml import spoken_texts
 
 PUBLIC, TOKEN = "https://bridge.example", SecretStr("twilio-secret-of-this-test")
@@ -74,7 +74,7 @@ def parameters(document: ElementTree.Element) -> dict[str, str]:
     return {it.attrib["name"]: it.attrib["value"] for it in document.iter("Parameter")}
 
 
-def registry_of(place: Place) -> Registry:
+def registry_of(place: RunningBridge) -> Registry:
     return place.server._services.registry
 
 
@@ -259,7 +259,7 @@ async def test_another_instance_has_capacity(draining: bool) -> None:
 
         text = ElementTree.tostring(document, "unicode")
         text = text.replace(str(both.servers[0].port), str(both.servers[1].port))
-        place = Place(both.servers[1], ModelServer(), Settings())
+        place = RunningBridge(both.servers[1], ModelServer(), Settings())
         record = await place.caller(document=text).call(
             [steps.HearStep(200), steps.HangUpStep()]
         )
@@ -272,7 +272,7 @@ async def test_the_other_instance_has_become_full() -> None:
     a few more times, then the caller hears that all lines are busy, not an apology."""
     async with fleet() as both:
         both.services[0].capacity.streams = 1
-        place = Place(both.servers[0], ModelServer(), Settings())
+        place = RunningBridge(both.servers[0], ModelServer(), Settings())
         record = await place.caller().call([steps.WaitStep(5)])
 
     assert len(record.stream_ends) == 1 + MAX_REFUSALS

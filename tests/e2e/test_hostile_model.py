@@ -21,7 +21,7 @@ from bridge.sim.model import Behaviour, CallTool, PlayRuler
 from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.bridge import HELLO, Place, bridge
+from tests.e2e.bridge import HELLO, RunningBridge, bridge
 from tests.support.waiting import until
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
@@ -192,11 +192,11 @@ async def test_a_giant_event(size: int) -> None:
     assert place.metric('bridge_limit_hits_total{limit="model_bytes"}') == 1
 
 
-def is_configured(place: Place) -> bool:
+def is_configured(place: RunningBridge) -> bool:
     return bool(place.model.open) and place.session.configured_at is not None
 
 
-async def beside(place: Place, fault: faults.Fault) -> Any:
+async def beside(place: RunningBridge, fault: faults.Fault) -> Any:
     """A normal call while the model of another call has this fault: the normal call's
     record."""
     bad = asyncio.ensure_future(  # noqa: TID251
@@ -296,7 +296,7 @@ class Tools:
         self.agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[look_up])
 
 
-def outputs(place: Place) -> list[str]:
+def outputs(place: RunningBridge) -> list[str]:
     """The tool outputs that the model got."""
     items = (
         event["item"]

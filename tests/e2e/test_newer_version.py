@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 from bridge.fleet.formats import FORMAT, encode
 from bridge.fleet.plan import CallSnapshot
 from bridge.sim.model import Behaviour, PlayRuler
-from tests.e2e.bridge import Place, bridge
+from tests.e2e.bridge import RunningBridge, bridge
 from tests.e2e.test_back_again import first_sound, hang_up, stream
 
 SID = "CA" + "6" * 32
@@ -15,7 +15,7 @@ QUICK = Behaviour(fallback=[PlayRuler(200)], think_seconds=0.05, speed=20)
 NEWER = encode(CallSnapshot(streams=1, agent="Booking"), FORMAT + 1)
 
 
-async def asks_next(place: Place, **more: str) -> str:
+async def asks_next(place: RunningBridge, **more: str) -> str:
     form = {"CallSid": SID, "From": "+14155550177", "To": "+14155550100", **more}
     async with (
         aiohttp.ClientSession() as http,

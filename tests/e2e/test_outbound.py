@@ -15,7 +15,7 @@ from bridge.fleet.plan import Plan
 from bridge.http.api import client
 from bridge.sim.model import Behaviour, PlayRuler, SayText
 from bridge.sim.twilio import rest, steps
-from tests.e2e.bridge import AGENT, HELLO, WAIT, Place, bridge
+from tests.e2e.bridge import AGENT, HELLO, WAIT, RunningBridge, bridge
 
 TOKEN = "a-token-of-the-control-api"
 ACCOUNT = "AC" + "0" * 31 + "1"
@@ -28,7 +28,7 @@ LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
 @asynccontextmanager
 async def phones(
     behaviour: Behaviour, callee: Any, **more: Any
-) -> AsyncIterator[tuple[Place, rest.TwilioRest]]:
+) -> AsyncIterator[tuple[RunningBridge, rest.TwilioRest]]:
     """A bridge that may place calls, and a Twilio that places them."""
     async with rest.TwilioRest(
         ACCOUNT, SECRET, callee=callee, numbers=frozenset({OURS})

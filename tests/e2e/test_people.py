@@ -34,7 +34,7 @@ from bridge.sim.model import Behaviour, CallTool, SayText
 from bridge.sim.realtime.phone_call import SipCallState
 from bridge.sim.twilio import rest, steps
 from bridge.telemetry import log
-from tests.e2e.bridge import HELLO, Place, bridge
+from tests.e2e.bridge import HELLO, RunningBridge, bridge
 from tests.e2e.test_connection_guard import with_sip
 from tests.e2e.test_outbound import CALLEE, SECRET, TOKEN, phones
 from tests.fleet.redis_server import RedisServer
@@ -225,7 +225,7 @@ async def test_a_refused_api_key_is_not_leaked(
     assert odd == set()
 
 
-def odd_labels(place: Place) -> set[str]:
+def odd_labels(place: RunningBridge) -> set[str]:
     """Label values of the metrics that are not our own words."""
     values = {
         value
@@ -318,7 +318,9 @@ class Seen:
 
 
 @asynccontextmanager
-async def paying(seen: Seen, redact: Redaction, folder: Path) -> AsyncIterator[Place]:
+async def paying(
+    seen: Seen, redact: Redaction, folder: Path
+) -> AsyncIterator[RunningBridge]:
     """A bridge whose caller pays by card: says the number, hears it, types it."""
 
     @function_tool
@@ -358,7 +360,7 @@ async def paying(seen: Seen, redact: Redaction, folder: Path) -> AsyncIterator[P
         yield place
 
 
-async def look(place: Place, seen: Seen, api: aiohttp.ClientSession) -> None:
+async def look(place: RunningBridge, seen: Seen, api: aiohttp.ClientSession) -> None:
     """Stores what the API and the registry give while the call runs."""
     sid = seen.lives[0].call_sid
     url = f"{place.url}/api/calls/{sid}"

@@ -26,7 +26,7 @@ from tests.bench.hostile_clients import (
     frame,
     open_stream,
 )
-from tests.e2e.bridge import Place, bridge
+from tests.e2e.bridge import RunningBridge, bridge
 
 GREETED = Behaviour(turns=[[PlayRuler(500)]], think_seconds=0.05)
 GOOD: list[steps.Step] = [
@@ -49,7 +49,7 @@ CLOSED_WITH = {
 
 
 @asynccontextmanager
-async def visited() -> AsyncIterator[tuple[Place, Target]]:
+async def visited() -> AsyncIterator[tuple[RunningBridge, Target]]:
     async with bridge(GREETED, greeting="Hi.", max_calls=100) as place:
         yield place, Target(place.server.port)
 

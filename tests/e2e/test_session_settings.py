@@ -14,7 +14,7 @@ from bridge.model.session_settings import SessionSettings
 from bridge.sim.model import Behaviour, CallTool, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.bridge import AGENT, Place, bridge
+from tests.e2e.bridge import AGENT, RunningBridge, bridge
 from twiml import spoken_texts
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
@@ -82,7 +82,7 @@ WHOLE = {
 TRACING = {"workflow_name": "pizza", "group_id": None, "metadata": {"shop": 7}}
 
 
-def updates(place: Place) -> list[dict[str, Any]]:
+def updates(place: RunningBridge) -> list[dict[str, Any]]:
     """Every `session` that was sent, in order."""
     received = (event for _, event in place.session.received)
     return [it["session"] for it in received if it["type"] == "session.update"]

@@ -21,7 +21,7 @@ from bridge.sim.realtime import faults
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.record import CallRecord
-from tests.e2e.bridge import AGENT, HELLO, Place, bridge
+from tests.e2e.bridge import AGENT, HELLO, RunningBridge, bridge
 from tests.support.waiting import until
 from twiml import spoken_texts
 
@@ -51,7 +51,7 @@ def understood(record: CallRecord) -> str:
     return counting.text(word for word in said if word.speaker == "agent")
 
 
-def sent_ms(place: Place) -> float:
+def sent_ms(place: RunningBridge) -> float:
     """Audio of the agent that the model has sent in its latest session."""
     items = place.session.items.values() if place.model.sessions else ()
     return sum(item.sent_ms for item in items if item.role == "assistant")

@@ -31,7 +31,7 @@ from bridge.model.session_settings import SessionSettings
 from bridge.sim.model import Behaviour, CallTool, Output, PlayRuler, Turn
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.bridge import WAIT, Place, bridge
+from tests.e2e.bridge import WAIT, RunningBridge, bridge
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
 HANG_UP = steps.HangUpStep()
@@ -43,7 +43,7 @@ def chain(*calls: Output) -> Behaviour:
     return Behaviour(turns=turns, speed=20, think_seconds=0.05)
 
 
-def outputs(place: Place) -> list[str | None]:
+def outputs(place: RunningBridge) -> list[str | None]:
     """The tool outputs that the model got, in order."""
     items = place.session.items.values()
     return [it.output for it in items if it.type == "function_call_output"]

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
-from tests.e2e.bridge import HELLO, Place, bridge
+from tests.e2e.bridge import HELLO, RunningBridge, bridge
 from twiml import spoken_texts
 
 LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
@@ -93,7 +93,7 @@ async def test_malformed_events_of_the_model_do_not_harm_a_call() -> None:
 
 
 @asynccontextmanager
-async def stream(place: Place) -> AsyncIterator[ClientConnection]:
+async def stream(place: RunningBridge) -> AsyncIterator[ClientConnection]:
     url = place.url.replace("http", "ws") + "/media"
     async with connect(url, compression=None, proxy=None) as socket:
         yield socket

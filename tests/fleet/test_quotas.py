@@ -23,7 +23,7 @@ ANN, BOB = "+14155550101", "+14155550102"
 NOON = 1_800_000_000.0
 
 
-class Services:
+class QuotasOfInstance:
     """An instance's allowance, and the limits that it has told of."""
 
     def __init__(self, registry: Registry, **limits: Any) -> None:
@@ -37,8 +37,8 @@ class Services:
 
 
 @asynccontextmanager
-async def at_work(registry: Registry, **limits: Any) -> AsyncIterator[Services]:
-    services = Services(registry, **limits)
+async def at_work(registry: Registry, **limits: Any) -> AsyncIterator[QuotasOfInstance]:
+    services = QuotasOfInstance(registry, **limits)
     async with reporting(services.quotas):
         yield services
 
@@ -76,8 +76,11 @@ async def test_a_caller_has_so_many_calls_at_a_time(registry: Registry) -> None:
 async def test_all_at_once(registry: Registry) -> None:
     """50 calls of one number in the same moment, to two instances: no more than 10."""
     limits = {"calls_of_number": 10, "calls_of_number_hour": 12}
-    houses = [Services(registry, **limits), Services(registry, **limits)]
-    asked = [it.quotas.admit(f"CA{n // 2}", ANN) for n, it in enumerate(houses * 50)]
+    instances = [
+        QuotasOfInstance(registry, **limits),
+        QuotasOfInstance(registry, **limits),
+    ]
+    asked = [it.quotas.admit(f"CA{n // 2}", ANN) for n, it in enumerate(instances * 50)]
     answers = await asyncio.gather(*asked)
 
     assert answers.count(None) == 20  # each was asked for twice
@@ -87,7 +90,7 @@ async def test_all_at_once(registry: Registry) -> None:
 async def test_twilio_asks_again(registry: Registry) -> None:
     """A call is counted once and answered the same, whatever has happened since: the
     answer was lost, or the caller waits in the queue."""
-    services = Services(
+    services = QuotasOfInstance(
         registry, calls_of_number=2, calls_of_number_hour=2, cost_of_day=10.0
     )
     assert await services.ring("CA1", "CA1", "CA1", "CA2") == [None] * 4
@@ -99,7 +102,7 @@ async def test_twilio_asks_again(registry: Registry) -> None:
 async def test_an_hour(registry: Registry, clock: Clock) -> None:
     """Who calls again and again is let in again an hour after they were; who was turned
     away meanwhile has not used anything up."""
-    services = Services(registry, calls_of_number=1, calls_of_number_hour=2)
+    services = QuotasOfInstance(registry, calls_of_number=1, calls_of_number_hour=2)
     assert await services.ring("CA1", "CA2") == [None, "calls_of_number"]
     clock.pass_on(CALL_SECONDS + 1)
     assert await services.ring("CA3") == [None]
@@ -116,7 +119,7 @@ async def test_an_instance_that_is_killed_leaves_nobody_locked_out(
     as long as they do, however long that is."""
     monkeypatch.setattr(quotas, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(quotas, "RENEW_SECONDS", 0.01)
-    killed = Services(registry, calls_of_number=2)
+    killed = QuotasOfInstance(registry, calls_of_number=2)
     await killed.ring("CA1")
     killed.quotas.began("CA1", ANN)
     async with at_work(registry, calls_of_number=2) as services:
@@ -154,7 +157,7 @@ async def test_without_limits_everybody_gets_in(registry: Registry) -> None:
 )
 async def test_who_shows_no_number(registry: Registry, other: str) -> None:
     """They are one caller: whoever may write what they like has no more calls by it."""
-    services = Services(registry, calls_of_number=1)
+    services = QuotasOfInstance(registry, calls_of_number=1)
     for number in range(WITHHELD_SHARE):
         assert await services.ring(f"CA1{number}", caller="unknown") == [None]
     assert await services.ring("CA2", caller=other) == ["calls_of_number"]
@@ -181,9 +184,9 @@ async def test_no_number_is_kept(
 
     monkeypatch.setattr(registry, "acquire", listening)
     limits = {"calls_of_number": 5, "calls_of_number_hour": 5}
-    await Services(registry, **limits).ring("CA1")
-    await Services(registry, **limits).ring("CA2")
-    await Services(registry, **{**limits, "key": b"other"}).ring("CA3")
+    await QuotasOfInstance(registry, **limits).ring("CA1")
+    await QuotasOfInstance(registry, **limits).ring("CA2")
+    await QuotasOfInstance(registry, **{**limits, "key": b"other"}).ring("CA3")
 
     assert len(names) == 4
     assert not any("415" in name and "0101" in name for name in names)
@@ -193,7 +196,7 @@ async def test_a_day_that_has_cost_enough(registry: Registry) -> None:
     """No more calls until the next one (UTC), on no instance; who is on the phone may
     go on."""
     async with at_work(registry, cost_of_day=1.0) as a:
-        b = Services(registry, cost_of_day=1.0)
+        b = QuotasOfInstance(registry, cost_of_day=1.0)
         assert await a.ring("CA1") == [None]
         a.quotas.spent(0.6)
         assert await a.ring("CA2") == [None]
@@ -211,7 +214,7 @@ async def test_what_is_spent_is_told_soon(
 ) -> None:
     """An instance that crashes takes little with it, one that closes nothing."""
     monkeypatch.setattr(quotas, "BEAT_SECONDS", 0.01)
-    b = Services(registry, cost_of_day=1.0)
+    b = QuotasOfInstance(registry, cost_of_day=1.0)
     async with at_work(registry, cost_of_day=1.0) as a:
         a.quotas.spent(1.0)
         await soon(b.quotas.day_is_spent)

@@ -36,7 +36,7 @@ from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.core.rubbish import WORDS, mangled
-from tests.e2e.bridge import HELLO, Place, bridge
+from tests.e2e.bridge import HELLO, RunningBridge, bridge
 
 # Hypothesis warns that its report about a large body is too large.
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
@@ -111,7 +111,7 @@ ANY = settings(
 class Attack:
     """A bridge, and counts of what was sent to it and of its answers."""
 
-    place: Place
+    place: RunningBridge
     loop: asyncio.AbstractEventLoop
     sent: "Counter[str]"
 

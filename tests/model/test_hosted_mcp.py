@@ -149,7 +149,7 @@ class Model(OpenAIRealtimeWebSocketModel):
 
 
 @dataclass
-class Talk:
+class McpSession:
     call: Call
     hosted: HostedMcp
     approvals: Approvals
@@ -181,7 +181,7 @@ def speaks_of_results(heard: TurnContext) -> Turn:
 @asynccontextmanager
 async def talk(
     agent: RealtimeAgent[Any], *turns: Turn, rule: ApprovalRule | None = None
-) -> AsyncIterator[Talk]:
+) -> AsyncIterator[McpSession]:
     """A session with this agent whose servers are listed. An error of the model fails
     the test."""
     behaviour = Behaviour(
@@ -213,7 +213,7 @@ async def talk(
             context=call, model_config={"url": server.url, "headers": {}}
         )
         await session.enter()
-        found = Talk(call, hosted, approvals, server.sessions[0], say)
+        found = McpSession(call, hosted, approvals, server.sessions[0], say)
 
         async def listen() -> None:
             async for event in session:

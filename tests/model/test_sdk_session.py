@@ -45,7 +45,7 @@ class Watch:
 
 
 @dataclass
-class Talk:
+class ToolSession:
     connection: Connection
     session: PhoneSession
     watch: Watch = field(default_factory=Watch)
@@ -106,7 +106,7 @@ async def talk(
     agent: RealtimeAgent[Any] | None = None,
     tool_seconds: float = 5.0,
     misread: Callable[[str], None] = lambda reason: None,
-) -> AsyncIterator[Talk]:
+) -> AsyncIterator[ToolSession]:
     connection, watch = Connection(), Watch()
     session = PhoneSession(
         PhoneModel(connection.dial, lambda by, answer: None, lambda it: it, misread),
@@ -122,7 +122,7 @@ async def talk(
         watch=watch,
     )
     await session.enter()
-    found = Talk(connection, session, watch)
+    found = ToolSession(connection, session, watch)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(found.listen(), name="listener")
         try:

@@ -93,7 +93,7 @@ def build(folder: Path) -> Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Installation:
     """An environment, `env`, and an empty folder, `work`, in which commands run."""
 
     folder: Path
@@ -132,10 +132,10 @@ class Place:
         return process.returncode, output
 
 
-def install(package: Path, folder: Path) -> Place:
+def install(package: Path, folder: Path) -> Installation:
     """A place with the locked packages and `package`. An sdist is built in a separate
     environment, with the locked setuptools."""
-    place = Place(folder)
+    place = Installation(folder)
     place.work.mkdir(parents=True)
     run(UV, "venv", "--python", sys.executable, folder / "env", folder=folder)
     pip = (UV, "pip", "install", "--python", place.python)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.package.building import Built, Place, build, install
+from tests.package.building import Built, Installation, build, install
 
 HERE = Path(__file__).parent
 
@@ -23,7 +23,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 @pytest.fixture(scope="session")
-def places(built: Built, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Place]:
+def places(
+    built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Installation]:
     """One environment with the wheel, one with the sdist."""
     folder = tmp_path_factory.mktemp("installed")
     packages = {"wheel": built.wheel, "sdist": built.sdist}

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.package.building import ROOT, Place, run
+from tests.package.building import ROOT, Installation, run
 from tests.support.locks import pinned_for
 
 MINE = Path(__file__).with_name("mine.py")
@@ -56,7 +56,7 @@ print(json.dumps([found, sorted(it.name for it in distributions())]))
 
 
 @pytest.fixture(scope="module")
-def runs(places: dict[str, Place]) -> Iterator[Runs]:
+def runs(places: dict[str, Installation]) -> Iterator[Runs]:
     for place in places.values():
         shutil.copy(MINE, place.work)
     with ThreadPoolExecutor() as pool:
@@ -69,7 +69,7 @@ def runs(places: dict[str, Place]) -> Iterator[Runs]:
         yield started
 
 
-def _served(place: Place) -> Said:
+def _served(place: Installation) -> Said:
     """The log of a bridge that served one call with the user's agent, followed by the
     output of `bridge sim call`; the first exit code that is not 0."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -102,7 +102,7 @@ def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_environment_has_the_locked_packages_and_ours(
-    places: dict[str, Place], kind: str
+    places: dict[str, Installation], kind: str
 ) -> None:
     """Every module can be imported, and none is imported from the repository."""
     place = places[kind]
@@ -122,7 +122,7 @@ def test_the_environment_has_the_locked_packages_and_ours(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_commands_answer(places: dict[str, Place], kind: str) -> None:
+def test_the_commands_answer(places: dict[str, Installation], kind: str) -> None:
     """Commands that need no call print their answer, or which setting is missing."""
     place = places[kind]
     version = re.search(r'(?m)^version = "(.+)"', (ROOT / "pyproject.toml").read_text())
@@ -146,7 +146,7 @@ def test_the_commands_answer(places: dict[str, Place], kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_demo_is_a_good_call(
-    places: dict[str, Place], runs: Runs, kind: str
+    places: dict[str, Installation], runs: Runs, kind: str
 ) -> None:
     """The first command of a new user, with the bundled agent. It writes its recording,
     and the command that it prints for the next step is the installed one."""
@@ -171,7 +171,7 @@ def test_a_user_s_own_agent_is_heard_in_the_demo(runs: Runs, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_user_s_own_agent_takes_a_signed_call(
-    places: dict[str, Place], runs: Runs, kind: str
+    places: dict[str, Installation], runs: Runs, kind: str
 ) -> None:
     """`bridge serve` and a caller over real sockets; then `bridge forget` deletes the
     recording of the call."""
@@ -188,7 +188,9 @@ def test_a_user_s_own_agent_takes_a_signed_call(
     assert not trace.exists()
 
 
-def test_mypy_checks_a_user_s_file(places: dict[str, Place], tmp_path: Path) -> None:
+def test_mypy_checks_a_user_s_file(
+    places: dict[str, Installation], tmp_path: Path
+) -> None:
     """mypy --strict uses the package's types in the user's file: it accepts a correct
     file and reports mistakes. (With the wheel only, because mypy is slow;
     test_content.py checks that the wheel of the sdist is the same.)"""

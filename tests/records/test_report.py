@@ -27,7 +27,7 @@ from bridge.records.report import (
     report_of_silence,
 )
 from bridge.records.standard_webhooks import signed, signing_key
-from tests.support.line import FACTS, Line, live_call
+from tests.support.call_control import FACTS, FakeCallControl, live_call
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 QUICK = DeliveryTimes(
@@ -111,7 +111,7 @@ def losses(logged: list[Any]) -> list[dict[str, Any]]:
 async def test_a_report_describes_the_call() -> None:
     """Transcript, tools, messages, notes and the end of the call: all in one JSON
     object."""
-    line = Line()
+    line = FakeCallControl()
     line.history = [
         HistoryItem("i0", "system", "You are a test."),
         HistoryItem("i1", "user", SPOKEN, at=1.5),
@@ -169,7 +169,7 @@ async def test_a_report_describes_the_call() -> None:
 async def test_a_machine_has_a_status_of_its_own(by: str, why: str) -> None:
     """The sender of the order sees that a machine answered, with or without a message
     left."""
-    async with live_call(Line()) as live:
+    async with live_call(FakeCallControl()) as live:
         report = report_of(live, by, why, 12.5)
 
     assert (report.status, report.outcome) == ("machine", f"{by}_{why}")
@@ -209,7 +209,7 @@ def test_the_signature_is_that_of_standard_webhooks() -> None:
 async def test_a_report_is_redacted_as_the_route_says() -> None:
     """The receiver of a report about a payment does not get the card number."""
     card = "4111 1111 1111 1111"
-    line = Line()
+    line = FakeCallControl()
     line.history = [
         HistoryItem("i1", "user", f"It is {card}.", at=1.5),
         HistoryItem(
@@ -366,7 +366,7 @@ async def test_a_receiver_may_ask_for_time(
 async def test_what_people_said_is_never_in_the_log() -> None:
     """The log names a lost report by its call SID and contains nothing that was
     said."""
-    line = Line()
+    line = FakeCallControl()
     line.history = [HistoryItem("i1", "user", SPOKEN)]
     async with live_call(line) as live:
         report = report_of(live, "caller", "hung_up", 1.0)
@@ -381,7 +381,7 @@ async def test_what_people_said_is_never_in_the_log() -> None:
 
 async def test_notes_that_cannot_be_encoded_are_logged() -> None:
     """A note that contains itself costs this report, and nothing else."""
-    line = Line()
+    line = FakeCallControl()
     async with live_call(line) as live:
         live.notes["me"] = live.notes
         report = report_of(live, "caller", "hung_up", 1.0)

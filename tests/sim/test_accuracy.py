@@ -26,7 +26,7 @@ from bridge.sim.ruler import ruler
 from bridge.sim.scenes import NETWORKS, SCENES, Scene, burst, hole, script
 from bridge.sim.twilio.network import Network
 from bridge.sim.twilio.steps import HangUpStep, HearStep, ListenStep, SayStep, WaitStep
-from tests.sim.tiny_bridge import Talk, tiny_bridge
+from tests.sim.tiny_bridge import TinyBridgeStream, tiny_bridge
 
 # ------------------------------------------------------------------ calls made by hand
 
@@ -269,7 +269,7 @@ UPDATE = {
 }
 
 
-async def relay(talk: Talk, model_url: str) -> None:
+async def relay(talk: TinyBridgeStream, model_url: str) -> None:
     """A naive bridge: it believes that all sent audio was heard."""
     async with connect(model_url) as model, asyncio.TaskGroup() as group:
         await model.send(json.dumps(UPDATE))
@@ -292,7 +292,7 @@ async def hear(message: dict[str, Any], model: ClientConnection) -> None:
         await model.send(json.dumps(event))
 
 
-async def speak(talk: Talk, model: ClientConnection) -> None:
+async def speak(talk: TinyBridgeStream, model: ClientConnection) -> None:
     sent: dict[str, int] = {}
     async for frame in model:
         event = json.loads(frame)

@@ -32,7 +32,13 @@ from bridge.sim.twilio.caller_voice import CallerVoice
 from bridge.sim.twilio.playout import Playout
 from bridge.sim.twilio.record import CallerSpeech, CallRecord, StreamRecord
 from bridge.sim.twilio.signature import sign, signed_url
-from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
+from tests.sim.tiny_bridge import (
+    AGENT,
+    TinyBridge,
+    TinyBridgeStream,
+    connect,
+    tiny_bridge,
+)
 
 TOKEN = "12345"
 SPEECH = bytes([0x10, 0x90]) * 1600  # 0.4 s
@@ -228,7 +234,7 @@ async def test_frames_stay_on_the_media_clock_after_a_stall() -> None:
 async def test_marks_are_echoed_when_their_audio_was_heard() -> None:
     """Marks are echoed in real time, when the audio before them has been heard."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.mark("idle")
         await talk.media(AGENT[:1600])
         await talk.mark("after 200 ms")
@@ -253,7 +259,7 @@ async def test_marks_are_echoed_when_their_audio_was_heard() -> None:
 async def test_clear_stops_the_agent_and_returns_the_pending_marks() -> None:
     """After a clear the caller hears nothing more of the old answer."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.media(AGENT[:40_000])
         await talk.mark("never heard")
         await talk.until("media", 12)
@@ -277,7 +283,7 @@ async def test_clear_stops_the_agent_and_returns_the_pending_marks() -> None:
 async def test_hear_lets_the_caller_interrupt_in_mid_sentence() -> None:
     """The interruption comes at the scripted time, exact to about a frame."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.media(AGENT[:8000])
 
     async with tiny_bridge(play) as bridge:
@@ -296,7 +302,7 @@ async def test_hear_lets_the_caller_interrupt_in_mid_sentence() -> None:
 async def test_listen_waits_through_a_short_stall_and_counts_it_as_a_hole() -> None:
     """ListenStep waits through a short stall, and the record counts the stall."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.media(AGENT[:800])
         await asyncio.sleep(0.2)
         await talk.media(AGENT[800:1600])
@@ -326,7 +332,7 @@ async def test_listening_to_a_silent_agent_is_recorded_as_a_timeout() -> None:
 async def test_frame_playout_gives_the_same_audio_on_a_grid() -> None:
     """A Twilio that plays whole frames gives the same audio and later echoes."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.media(AGENT[:1000])
         await talk.mark("end")
 
@@ -346,7 +352,7 @@ async def test_delays_apply_to_each_direction_and_order_is_kept() -> None:
     """On a slow network the same call takes place later, and no message overtakes
     another."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         for index in range(5):
             await talk.media(AGENT[index * 160 :][:160])
             await talk.mark(str(index))
@@ -501,7 +507,7 @@ async def test_invalid_messages_are_ignored_with_a_warning(
 ) -> None:
     """A message that Twilio's debugger would warn about is recorded as a warning."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         if isinstance(text, bytes):
             await talk.socket.send_bytes(text)
         else:
@@ -519,7 +525,7 @@ async def test_invalid_messages_are_ignored_with_a_warning(
 async def test_more_than_ten_minutes_of_audio_is_refused_with_one_warning() -> None:
     """A full buffer gives one warning; the audio beyond it is refused."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         for _ in range(12):
             await talk.media(bytes(500_000))
 
@@ -534,7 +540,7 @@ async def test_a_bridge_that_reads_too_slowly_loses_audio_and_is_warned() -> Non
     """Twilio does not wait for a slow reader: the caller's audio is discarded."""
     big = json.dumps({"event": "big", "filler": "x" * 3_500_000})
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         transport = talk.handshake.transport
         assert isinstance(transport, asyncio.Transport)
         transport.pause_reading()
@@ -569,7 +575,7 @@ async def test_a_bridge_that_reads_too_slowly_loses_audio_and_is_warned() -> Non
 async def test_when_the_bridge_closes_the_action_is_requested_and_executed() -> None:
     """Hanging up and transferring work without the REST API."""
 
-    async def close(talk: Talk) -> None:
+    async def close(talk: TinyBridgeStream) -> None:
         await talk.media(AGENT[:1600])
         await talk.until("media", 5)
         await talk.socket.close()
@@ -612,7 +618,7 @@ async def test_when_the_bridge_closes_the_action_is_requested_and_executed() -> 
 async def test_without_an_action_the_next_verb_runs() -> None:
     """The verb after </Connect> runs when the bridge closes the stream."""
 
-    async def close(talk: Talk) -> None:
+    async def close(talk: TinyBridgeStream) -> None:
         await talk.socket.close()
 
     async with tiny_bridge(close) as bridge:
@@ -766,7 +772,7 @@ async def test_the_recording_has_the_caller_left_and_the_agent_right(
 ) -> None:
     """The recording has both sides of the call in step."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.until("media", 10)
         await talk.media(AGENT[:1600])
 
@@ -847,7 +853,7 @@ async def test_on_media_gets_the_audio_when_it_reaches_twilio() -> None:
     """`on_media` gets the bridge's audio without a second socket."""
     seen: list[tuple[bytes, float]] = []
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.media(AGENT[:160])
 
     async with tiny_bridge(play) as bridge:
@@ -885,7 +891,7 @@ async def test_a_cancelled_call_leaves_no_socket() -> None:
 async def test_many_calls_at_once_do_not_disturb_each_other() -> None:
     """Each of fifty callers hears its own answer."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.media(AGENT[:800])
 
     async with tiny_bridge(*[play] * 50) as bridge:

@@ -5,7 +5,13 @@ import pytest
 from bridge.sim.caller import Caller, HangUpStep, HearStep, WaitStep
 from bridge.sim.twilio.markup import TwimlDial, TwimlError, verbs
 from bridge.sim.twilio.record import DialStatus
-from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
+from tests.sim.tiny_bridge import (
+    AGENT,
+    TinyBridge,
+    TinyBridgeStream,
+    connect,
+    tiny_bridge,
+)
 
 NUMBER = "+15550001111"
 
@@ -85,11 +91,11 @@ async def test_ringing_ends_at_the_dial_timeout() -> None:
 async def test_the_script_continues_in_a_second_stream() -> None:
     """After a failed transfer the caller's script continues in the next stream."""
 
-    async def leave(talk: Talk) -> None:
+    async def leave(talk: TinyBridgeStream) -> None:
         await talk.until("media", 5)
         await talk.socket.close()
 
-    async def stay(talk: Talk) -> None:
+    async def stay(talk: TinyBridgeStream) -> None:
         await talk.media(AGENT[:1600])
 
     async with tiny_bridge(leave, stay) as bridge:
@@ -113,7 +119,7 @@ async def test_the_script_continues_in_a_second_stream() -> None:
 async def test_a_caller_may_hang_up_while_the_dial_rings() -> None:
     """The action is not requested after the caller has hung up."""
 
-    async def leave(talk: Talk) -> None:
+    async def leave(talk: TinyBridgeStream) -> None:
         await talk.socket.close()
 
     async with tiny_bridge(leave) as bridge:

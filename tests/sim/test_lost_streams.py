@@ -14,7 +14,7 @@ from bridge.sim.caller import (
     ListenStep,
     WaitStep,
 )
-from tests.sim.tiny_bridge import Talk, TinyBridge, connect, tiny_bridge
+from tests.sim.tiny_bridge import TinyBridge, TinyBridgeStream, connect, tiny_bridge
 
 FIRST, SECOND = (
     counting.sound(counting.utterance("agent", 0, turn, 1)) for turn in (1, 2)
@@ -27,7 +27,7 @@ def goes_on(bridge: TinyBridge) -> None:
     bridge.documents["/next"] = connect(bridge.media_url, action="/next")
 
 
-async def die(talk: Talk) -> None:
+async def die(talk: TinyBridgeStream) -> None:
     """Send some audio, then break the connection without a close frame."""
     await talk.media(FIRST)
     await asyncio.sleep(0.45)
@@ -39,13 +39,13 @@ async def test_a_stream_that_falls_silent_is_noticed_late() -> None:
     """A dead network gives no sign: the bridge sees a silent socket, and the caller
     waits until Twilio notices and requests the next document."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.media(FIRST)
         await talk.until("media", 8)
         await asyncio.sleep(0.1)
         await talk.media(SECOND)  # reaches no one: the network is dead
 
-    async def go_on(talk: Talk) -> None:
+    async def go_on(talk: TinyBridgeStream) -> None:
         await talk.media(SECOND)
 
     async with tiny_bridge(play, go_on) as bridge:
@@ -71,7 +71,7 @@ async def test_after_a_lost_stream_the_call_continues() -> None:
     """The caller hears one continuous time, with silence in the gap between the
     streams."""
 
-    async def go_on(talk: Talk) -> None:
+    async def go_on(talk: TinyBridgeStream) -> None:
         await talk.media(SECOND)
 
     async with tiny_bridge(die, go_on) as bridge:
@@ -111,7 +111,7 @@ async def test_a_listen_step_continues_on_another_stream() -> None:
     """A listening step continues over two streams: the pause between them alone does
     not end it."""
 
-    async def go_on(talk: Talk) -> None:
+    async def go_on(talk: TinyBridgeStream) -> None:
         await asyncio.sleep(0.3)
         await talk.media(SECOND)
 

@@ -13,7 +13,13 @@ from twilio.rest import Client  # type: ignore[import-untyped]
 
 from bridge.sim.caller import HangUpStep, HearStep, SayStep, Script, WaitStep
 from bridge.sim.twilio.rest import Answers, FakeCall, Machine, TwilioRest, Unreached
-from tests.sim.tiny_bridge import AGENT, Talk, TinyBridge, connect, tiny_bridge
+from tests.sim.tiny_bridge import (
+    AGENT,
+    TinyBridge,
+    TinyBridgeStream,
+    connect,
+    tiny_bridge,
+)
 from tests.support.waiting import until
 
 SID, TOKEN = "AC" + "0" * 31 + "1", "12345"
@@ -61,7 +67,7 @@ async def over(call: FakeCall) -> FakeCall:
 
 @asynccontextmanager
 async def servers(
-    *plays: Callable[[Talk], Any], **options: Any
+    *plays: Callable[[TinyBridgeStream], Any], **options: Any
 ) -> AsyncIterator[tuple[TinyBridge, TwilioRest, Account]]:
     async with tiny_bridge(*plays) as bridge:
         async with TwilioRest(SID, TOKEN, **options) as rest:
@@ -73,7 +79,7 @@ async def servers(
 async def test_a_created_call_is_placed_and_reported() -> None:
     """An outbound call rings, is answered, and reports each status."""
 
-    async def play(talk: Talk) -> None:
+    async def play(talk: TinyBridgeStream) -> None:
         await talk.media(AGENT[:1600])
 
     script: Script = [HearStep(200), HangUpStep()]

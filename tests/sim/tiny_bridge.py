@@ -26,7 +26,7 @@ class Received:
 
 
 @dataclass
-class Talk:
+class TinyBridgeStream:
     """One media stream, as the server sees it."""
 
     socket: web.WebSocketResponse
@@ -65,7 +65,7 @@ class Talk:
         await self.socket.send_str(json.dumps(message))
 
 
-Play = Callable[[Talk], Awaitable[None]]
+Play = Callable[[TinyBridgeStream], Awaitable[None]]
 
 
 @dataclass
@@ -76,7 +76,7 @@ class TinyBridge:
     documents: dict[str, str | web.Response] = field(default_factory=dict)
     plays: list[Play] = field(default_factory=list)
     requests: list[tuple[web.Request, dict[str, str]]] = field(default_factory=list)
-    talks: list[Talk] = field(default_factory=list)
+    talks: list[TinyBridgeStream] = field(default_factory=list)
     refuse: int = 0  # HTTP status for the handshake
 
     @property
@@ -99,7 +99,7 @@ class TinyBridge:
             return web.Response(status=self.refuse, headers={"Location": "/media/x2"})
         socket = web.WebSocketResponse(compress=False)
         await socket.prepare(request)
-        talk = Talk(socket, request)
+        talk = TinyBridgeStream(socket, request)
         self.talks.append(talk)
         play = self.plays.pop(0) if self.plays else None
         async with asyncio.TaskGroup() as group:
@@ -111,7 +111,7 @@ class TinyBridge:
         return socket
 
     @staticmethod
-    async def _play(play: Play, talk: Talk) -> None:
+    async def _play(play: Play, talk: TinyBridgeStream) -> None:
         await talk.until("start")
         await play(talk)
 

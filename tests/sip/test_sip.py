@@ -94,7 +94,7 @@ HELPFUL: RealtimeAgent[LiveCall] = RealtimeAgent(
 
 
 @dataclass
-class Place:
+class SipSetup:
     """A bridge's SIP side, OpenAI's side, and what came of calls."""
 
     model: ModelServer
@@ -153,7 +153,7 @@ async def place(
     settings: dict[str, Any] | None = None,
     connect: Any = None,
     **how: Any,
-) -> AsyncIterator[Place]:
+) -> AsyncIterator[SipSetup]:
     rules = rules or Rules(greeting=GREETING)
     app = web.Application()
     runner = web.AppRunner(app)
@@ -221,7 +221,7 @@ async def place(
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             url = f"http://127.0.0.1:{runner.addresses[0][1]}/openai/webhook"
-            here = Place(model, calls, sip, services, registry, url)
+            here = SipSetup(model, calls, sip, services, registry, url)
             try:
                 yield here
             finally:
@@ -525,7 +525,7 @@ async def test_an_agent_that_cannot_be_had_rejects_the_call() -> None:
 
 async def test_a_caller_who_gave_up_is_no_failure() -> None:
     """The caller hung up while it rang: there is no call to accept."""
-    ringing: list[Place] = []
+    ringing: list[SipSetup] = []
 
     def made(live: LiveCall) -> RealtimeAgent[Any]:
         ringing[0].calls.calls[0].hang_up()

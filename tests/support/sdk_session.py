@@ -88,7 +88,7 @@ class Connection:
 
 
 @dataclass
-class Talk:
+class SdkSession:
     """The parts of a session that tests check."""
 
     connection: Connection
@@ -110,7 +110,7 @@ async def talk(
     agent: RealtimeAgent[Any] | None = None,
     target: ModelTarget = TARGET,
     **run_config: Any,
-) -> AsyncIterator[Talk]:
+) -> AsyncIterator[SdkSession]:
     """A session as AgentSession opens it, with a listener for its events."""
     connection = Connection()
     interrupts: list[tuple[str, str | None]] = []
@@ -132,7 +132,7 @@ async def talk(
         }
     )
     await session.enter()
-    found = Talk(connection, model, session, interrupts)
+    found = SdkSession(connection, model, session, interrupts)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(found.listen(), name="listener")
         try:

@@ -21,7 +21,7 @@ from bridge.fleet import CallEntry
 from bridge.http.api import handlers, openapi
 from bridge.http.api.auth import ApiAuth
 from bridge.http.connection_guard import HEADERS, ConnectionGuard, secure_headers
-from tests.support.line import FACTS, Line, live_call
+from tests.support.call_control import FACTS, FakeCallControl, live_call
 
 TOKEN = "a token of the tests"
 SID = FACTS.call_sid
@@ -80,7 +80,7 @@ class ApiClient:
     url: str
     http: aiohttp.ClientSession
     calls: FakeCalls
-    line: Line
+    line: FakeCallControl
     live: LiveCall
     hits: list[str]
     """Limits that were reached."""
@@ -161,7 +161,7 @@ async def api(
     records: bool = True,
 ) -> AsyncIterator[ApiClient]:
     """An API with one call of its own instance and one of another instance."""
-    calls, line = FakeCalls(), Line()
+    calls, line = FakeCalls(), FakeCallControl()
     async with live_call(line, rule=rule) as live:
         calls.here[SID] = live
         calls.known = [

@@ -12,7 +12,7 @@ from bridge.core.limits import Limits
 from bridge.http.api import auth
 from bridge.http.api.auth import MAX_ADDRESSES, NO_TOKEN_BURST, ApiAuth, Rates
 from bridge.http.connection_guard import HEADERS, ConnectionGuard
-from tests.e2e.bridge import Place, bridge
+from tests.e2e.bridge import RunningBridge, bridge
 from tests.http.api.call_directory import TOKEN, ApiClient, api
 
 PUBLIC = "https://bridge.example"
@@ -318,7 +318,7 @@ async def test_no_spelling_of_a_path_bypasses_the_token(
         assert answer.split()[1] == "417"
 
 
-async def _plain(place: Place, head: str, token: str) -> str:
+async def _plain(place: RunningBridge, head: str, token: str) -> str:
     """The whole answer to a request without a body."""
     port = place.server.port
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -20,7 +20,7 @@ from bridge.fleet.memory import MemoryRegistry
 from bridge.http.api import handlers
 from bridge.privacy.redaction import Redaction
 from tests.http.api.call_directory import ELSEWHERE, SID, ApiClient, api
-from tests.support.line import FACTS
+from tests.support.call_control import FACTS
 
 HISTORY = [
     HistoryItem("i1", "user", "Hello", at=1.5),

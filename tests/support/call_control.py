@@ -20,7 +20,7 @@ FACTS = CallFacts(
 )
 
 
-class Line:
+class FakeCallControl:
     """A bridge.agent.live.CallLine. While `free` is cleared, its requests wait."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Line:
 
 @asynccontextmanager
 async def live_call(
-    line: Line, facts: CallFacts = FACTS, rule: ApprovalRule | None = None
+    line: FakeCallControl, facts: CallFacts = FACTS, rule: ApprovalRule | None = None
 ) -> AsyncIterator[LiveCall]:
     """A running call on this line; it ends, with its listeners, on exit."""
     async with asyncio.TaskGroup() as tasks:
