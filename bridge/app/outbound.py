@@ -244,7 +244,7 @@ class OutboundCalls:
         """The newest status; None for a call nobody knows (any more)."""
         # A name of its own: of two callbacks that come to two instances at the same
         # time, the one that is not final must not overwrite the one that is.
-        kept = await self._registry.get(f"final:{call_sid}")
+        kept = await self._registry.get(f"final_status:{call_sid}")
         if kept is None:
             kept = await self._registry.get(f"status:{call_sid}")
         return formats.read(kept, CallStatus) if kept else None
@@ -308,10 +308,7 @@ class OutboundCalls:
     async def _create(self, order: OutboundOrder) -> str:
         """The order is where Twilio's question for it finds it, then the call rings."""
         name = _order_name(order.id)
-        # Without the field `format`: instances of format 0 refuse an order that has a
-        # field they do not know, and hang up on the callee. The version that drops
-        # format 0 may write the field.
-        kept = formats.encode(order, 0)
+        kept = formats.encode(order, self._registry.format())
         await self._registry.put(name, kept, ORDER_SECONDS + order.ring_seconds)
         options = self._options(order)
         try:
@@ -370,7 +367,7 @@ class OutboundCalls:
             before.final or (not status.final and before.sequence >= status.sequence)
         ):
             return False
-        name = f"{'final' if status.final else 'status'}:{status.call_sid}"
+        name = f"{'final_status' if status.final else 'status'}:{status.call_sid}"
         kept = formats.encode(status, self._registry.format())
         await self._registry.put(name, kept, STATUS_SECONDS)
         return True

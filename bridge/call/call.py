@@ -290,8 +290,8 @@ class Call:
                 source=services.source_of(self._route),
                 target=services.target,
                 settings=self._route.session,
-                agent_name=snapshot.agent,
-                resumed=bool(snapshot.streams),
+                agent_name=snapshot.agent_name,
+                resumed=bool(snapshot.stream_count),
                 tool_seconds=self._route.tool_seconds,
             )
             self._agent = AgentSession(
@@ -324,14 +324,14 @@ class Call:
         sid, services, registry = live.call_sid, self._services, self._services.registry
         # At once: each may wait a while for a registry that is just going away.
         plan, talk = await asyncio.gather(
-            registry.get(f"plan:{sid}"), registry.get(f"talk:{sid}")
+            registry.get(f"plan:{sid}"), registry.get(f"snapshot:{sid}")
         )
         self._plan, snapshot = Plan.read(plan), CallSnapshot.read(talk)
-        if snapshot.streams:
-            ended = await registry.get(f"ended:{sid}")
+        if snapshot.stream_count:
+            ended = await registry.get(f"stream_ended:{sid}")
             snapshot = snapshot.as_of(moment(ended))
             self._resume(live, snapshot)
-        self._snapshot, self._transfers = snapshot, snapshot.transfers
+        self._snapshot, self._transfers = snapshot, snapshot.transfer_count
         rules = rules_for(
             self._route,
             self._greeting(),
@@ -339,7 +339,7 @@ class Call:
             services.session_seconds,
             services.ceilings,
         )
-        self._feed("follow", [msgspec.to_builtins(rules)])
+        self._feed("rules", [msgspec.to_builtins(rules)])
         self._planned = True
         # Not before: what is kept from now on has in it what was kept before.
         self._checkpoint = Checkpoint(
@@ -354,7 +354,7 @@ class Call:
 
     def _resume(self, live: LiveCall, snapshot: CallSnapshot) -> None:
         """The call had streams before, on this instance or another."""
-        live.began -= snapshot.seconds
+        live.began -= snapshot.call_seconds
         live.cost = snapshot.cost
         live.input_tokens = snapshot.input_tokens
         live.output_tokens = snapshot.output_tokens
@@ -381,18 +381,18 @@ class Call:
         return CallSnapshot(
             history=tuple(self._conversation.history.items),
             playing=tuple(self._conversation.playing(now)),
-            at=time.time(),
-            streams=snapshot.streams + 1,
+            taken_at=time.time(),
+            stream_count=snapshot.stream_count + 1,
             handed_over=self._ending.why == "handed_over",
-            quiet=self._conversation.ended_quietly
+            unnoticed=self._conversation.ended_quietly
             and self._ending.why == "handed_over",
-            agent=live.agent_name or snapshot.agent,
+            agent_name=live.agent_name or snapshot.agent_name,
             parameters=dict(live.facts.parameters),
-            seconds=snapshot.seconds + now - self._began,
+            call_seconds=snapshot.call_seconds + now - self._began,
             cost=live.cost,
             input_tokens=live.input_tokens,
             output_tokens=live.output_tokens,
-            transfers=self._transfers,
+            transfer_count=self._transfers,
             messages=tuple(
                 SavedMessage(it.text, it.name, it.call_back) for it in live.messages
             ),
@@ -423,7 +423,7 @@ class Call:
             self._services.quotas.ended(self._entry.call_sid, goes_on=moved)
         await self._leave_word()
         if self._live:
-            self._tell_the_end(self._live, self._snapshot.seconds + seconds)
+            self._tell_the_end(self._live, self._snapshot.call_seconds + seconds)
 
     async def _leave_word(self) -> None:
         """How the call goes on, for whoever Twilio asks; then the stream is closed."""
@@ -517,7 +517,7 @@ class Call:
 
     def model_lost(self, why: str, code: int | None) -> None:
         self._see(Note("model_gone", {"why": why, "close_code": code}))
-        self._feed("lost", [why])
+        self._feed("model_lost", [why])
 
     def model_stuck(self, why: str) -> None:
         self._feed("end", ["model", why])
@@ -535,7 +535,7 @@ class Call:
         self._feed("ask")
 
     def tool_running(self, change: int, call_id: str = "") -> None:
-        self._feed("busy", [change, call_id])
+        self._feed("tool_running", [change, call_id])
 
     def tool_failed(self, tool: str, error: str) -> None:
         self._see(Note("tool_failed", {"tool": tool, "error": error}))

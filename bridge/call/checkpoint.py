@@ -1,7 +1,7 @@
-"""What another instance must know of a call, kept on the Registry's shelf.
+"""Stores the snapshot of a running call in the Registry, for the next instance.
 
-Written again and again while the call runs, for an instance may be killed at any
-moment; never waited for by the call.
+It is written repeatedly, because an instance may be killed at any moment. The call
+never waits for it.
 """
 
 import asyncio
@@ -17,23 +17,24 @@ from bridge.privacy.redaction import Copies, Redaction
 log = structlog.get_logger()
 
 LOOK_SECONDS = 0.5
-"""So often is looked whether there is anything new ..."""
+"""Interval at which the call is checked for changes."""
 
 BYTES_A_SECOND = 100_000
-"""... and a long conversation is written more seldom, so that it costs no more."""
+"""Upper bound of the bytes written for a call: a long one is written less often."""
 
 TALK_SECONDS = 180.0
-"""How long a conversation is kept when nothing more is heard of its instance ..."""
+"""Time to live of a snapshot."""
 
 REFRESH_SECONDS = 45.0
-"""... hence it is written again so often where nothing is new."""
+"""A snapshot without changes is written again after so long, so that it does not
+expire."""
 
 
 def encoded(
     snapshot: CallSnapshot, format: int, redaction: Redaction | None = None
 ) -> bytes:
-    """As it is kept, in this format (bridge/fleet/formats.py); the user's notes are
-    left out where they are no JSON."""
+    """The snapshot as stored, in this format (bridge/fleet/formats.py). Without the
+    user's notes if they are no JSON."""
     try:
         if redaction:
             notes = redaction.value(msgspec.to_builtins(snapshot.notes, str_keys=True))
@@ -45,9 +46,9 @@ def encoded(
 
 
 class Checkpoint:
-    """Of one call. `look` gives what is to be kept, and `version` tells it from
-    another; it is kept without what `redaction` names, so whoever leads the call on
-    does not know that either."""
+    """The checkpoint of one call. `look` gives the snapshot; `version` is another value
+    when the snapshot has changed. Values that `redaction` names are removed, so the
+    instance that continues the call does not have them."""
 
     def __init__(
         self,
@@ -58,14 +59,14 @@ class Checkpoint:
         redaction: Redaction | None = None,
     ) -> None:
         self._registry = registry
-        self._name = f"talk:{call_sid}"
+        self._name = f"snapshot:{call_sid}"
         self._version = version
         self._look = look
         self._redaction = redaction or Redaction()
         self._copies = Copies(self._redaction)
 
     async def run(self) -> None:
-        """Until it is cancelled. The snapshot is also written again when the fleet's
+        """Runs until it is cancelled. The snapshot is also written when the fleet's
         format changes: an older instance that has joined must be able to read it."""
         known: object = None
         age = 0.0
@@ -79,7 +80,7 @@ class Checkpoint:
             age += pause
 
     async def keep(self, seconds: float = TALK_SECONDS) -> int:
-        """Now; the bytes that it took."""
+        """Writes the snapshot now; returns the number of bytes."""
         snapshot, format = self._without(self._look()), self._registry.format()
         text = encoded(snapshot, format, self._redaction)
         await self._registry.put(self._name, text, seconds)
@@ -97,5 +98,5 @@ class Checkpoint:
         )
 
     async def drop(self) -> None:
-        """The call is over: what was said in it is nobody's business any more."""
+        """Deletes the snapshot: the call is over."""
         await self._registry.pop(self._name)

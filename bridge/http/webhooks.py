@@ -71,7 +71,7 @@ the last call has left the old ones (core.conversation.HAND_OVER_SECONDS), then 
 MAX_RESTART_WAITS = 2
 """Of one call. Twilio hears no answer where no instance has started meanwhile."""
 
-LATE_TICKET = "late-ticket"
+LATE_TICKET = "late_ticket"
 """On the shelf, with the call's SID: its stream was turned away though it was Twilio's:
 it gets another."""
 
@@ -345,10 +345,10 @@ class Webhooks:
         if self._registry.shared:
             await self._registry.publish(call_sid, ASKED)
         if step is None or step.then is Then.RESUME:
-            talk = await self._registry.get(f"talk:{call_sid}")
+            talk = await self._registry.get(f"snapshot:{call_sid}")
             if step is None and talk is not None:
                 # Nobody else knows when it ended: how much was heard depends on it.
-                ended, name = str(time.time()).encode(), f"ended:{call_sid}"
+                ended, name = str(time.time()).encode(), f"stream_ended:{call_sid}"
                 await self._registry.put(name, ended, ENDED_SECONDS)
             parameters = {**_both_ends(ask), **self._parameters(call_sid, talk)}
             gone = step is not None or self._directory.call(call_sid) is None
@@ -383,7 +383,7 @@ class Webhooks:
             back = "/voice/next"
             if held := await self._hold(ask, route, back, RETURNING):
                 return _twiml(held)
-        elif await self._once_more(f"resumed:{call_sid}", MAX_RESUMES):
+        elif await self._once_more(f"resume_count:{call_sid}", MAX_RESUMES):
             step = NextStep(Then.RESUME)
             self._directory.expect(call_sid)
         return self._go_on(ask, step, parameters)
@@ -403,7 +403,7 @@ class Webhooks:
             room
             and (late or not free)
             and not ours
-            and await self._once_more(f"refused:{call_sid}", MAX_REFUSALS)
+            and await self._once_more(f"refusal_count:{call_sid}", MAX_REFUSALS)
         ):
             log.info("call_answered", call_sid=call_sid)
             return _twiml(self._first_stream(ask, parameters))
@@ -465,15 +465,15 @@ class Webhooks:
         the agent, who knows it."""
         call_sid, registry = ask.call_sid, self._registry
         log.info("transfer_ended", call_sid=call_sid, status=dialled)
-        talk = await registry.get(f"talk:{call_sid}")
+        talk = await registry.get(f"snapshot:{call_sid}")
         if dialled in ANSWERED or talk is None:
-            await registry.pop(f"talk:{call_sid}")
+            await registry.pop(f"snapshot:{call_sid}")
             return _twiml(twiml.hang_up())
         if snapshot := formats.read(talk, CallSnapshot):
             word = NOT_ANSWERED.format(status=dialled)
-            snapshot = msgspec.structs.replace(snapshot, word=word)
+            snapshot = msgspec.structs.replace(snapshot, instruction=word)
             kept = snapshot.encoded(registry.format())
-            await registry.put(f"talk:{call_sid}", kept, RETURN_SECONDS)
+            await registry.put(f"snapshot:{call_sid}", kept, RETURN_SECONDS)
             parameters = dict(snapshot.parameters)
         else:
             # What this version cannot read stays as it is: an instance of a newer

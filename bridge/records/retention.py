@@ -25,11 +25,11 @@ DAY_SECONDS = 24 * 3600
 
 _OURS = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}{re.escape(SUFFIX)}", re.ASCII)
 
-SHELVED = (
-    *("talk", "plan", "ended", "status", "final"),
-    *("amd", "route", "resumed", "refused", "late-ticket"),
+STORED_NAMES = (
+    *("snapshot", "plan", "stream_ended", "status", "final_status", "answered_by"),
+    *("route", "resume_count", "refusal_count", "late_ticket"),
 )
-"""What the shelf may have of a call, each under `{name}:{call sid}`."""
+"""Values that the Registry may have of a call, each under `{name}:{call sid}`."""
 
 
 class StillRuns(Exception):
@@ -90,13 +90,14 @@ def _check_over(path: str) -> None:
 async def forget_call(
     folder: Path | None, registry: Registry, call_sid: str
 ) -> tuple[int, int]:
-    """Traces on this machine, and what the shelf has: how many of each were deleted.
+    """Deletes the traces on this machine and the values in the Registry; returns how
+    many of each.
     OSError: a trace is left; StillRuns: the call is not over."""
     traces = 0
     if folder is not None:
         traces = await asyncio.to_thread(forget, folder, call_sid)
-    shelved = [await registry.pop(f"{name}:{call_sid}") for name in SHELVED]
-    return traces, sum(it is not None for it in shelved)
+    values = [await registry.pop(f"{name}:{call_sid}") for name in STORED_NAMES]
+    return traces, sum(it is not None for it in values)
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from bridge.fleet.plan import CallSnapshot, SavedMessage
 from bridge.privacy.redaction import Redaction
 from tests.fleet.conftest import Clock
 
-NAME = "talk:CA1"
+NAME = "snapshot:CA1"
 LOOK = 0.01
 
 
@@ -136,10 +136,10 @@ def test_notes_that_are_no_json_cost_no_conversation(notes: dict[str, Any]) -> N
     said = (HistoryItem("u1", "user", "Hi."),)
 
     read = CallSnapshot.read(
-        encoded(CallSnapshot(said, streams=1, notes=notes), FORMAT)
+        encoded(CallSnapshot(said, stream_count=1, notes=notes), FORMAT)
     )
 
-    assert (read.history, read.streams, read.notes) == (said, 1, {})
+    assert (read.history, read.stream_count, read.notes) == (said, 1, {})
 
 
 async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
@@ -150,7 +150,7 @@ async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
     earlier = CallSnapshot(
         history=(HistoryItem("u1", "user", f"Charge {card}, please."),),
         playing=(Playing("i1", words, received=2400, heard=0, complete=True),),
-        streams=1,
+        stream_count=1,
         parameters={"From": "+14155550101"},
         messages=(SavedMessage(card, card, card),),
         notes={"card": int(card.replace(" ", "")), "left": SavedMessage(card)},
@@ -165,7 +165,7 @@ async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
     assert shelf is not None and b"1111" not in shelf
     found = CallSnapshot.read(shelf)
     assert found.history[0].text == "Charge [card number], please."
-    assert found.as_of(found.at + 60).history[1].text == "It is [card number]."
+    assert found.as_of(found.taken_at + 60).history[1].text == "It is [card number]."
     assert found.messages == (SavedMessage(*["[card number]"] * 3),)
     assert found.notes["card"] == found.notes["left"]["text"] == "[card number]"
     assert found.parameters == earlier.parameters
@@ -173,8 +173,8 @@ async def test_what_the_route_takes_out_is_on_no_shelf() -> None:
 
 def test_notes_of_which_nothing_can_be_taken_out_are_not_kept() -> None:
     """What is no JSON is kept nowhere, whatever may be in it."""
-    earlier = CallSnapshot(streams=1, notes=cycle())
+    earlier = CallSnapshot(stream_count=1, notes=cycle())
 
     read = CallSnapshot.read(encoded(earlier, FORMAT, Redaction(cards=True)))
 
-    assert (read.streams, read.notes) == (1, {})
+    assert (read.stream_count, read.notes) == (1, {})

@@ -128,10 +128,10 @@ class Line:
             if self.dialling:
                 self.dialling = False
                 self.feed("not_dialled", value)
-        elif kind == "lost":
+        elif kind == "model_lost":
             if self.connected:
                 self.hung_up_by_model()
-                self.feed("lost", value)
+                self.feed("model_lost", value)
         elif kind == "back":
             self.does("dialled", [])
             self.does(*READY)
@@ -387,12 +387,12 @@ SENT = st.sampled_from(
 ).map(lambda event: msgspec.json.encode(event).decode())
 THEN = st.sampled_from([None, ["agent", "hung_up"]])
 FROM_CODE = st.one_of(
-    told("follow", RULES.map(msgspec.to_builtins)),
+    told("rules", RULES.map(msgspec.to_builtins)),
     told("tell", st.sampled_from(["user", "system"]), TEXTS, st.booleans()),
     told("ask"),
     told("edit", st.lists(ITEMS, max_size=2), st.dictionaries(ITEMS, TEXTS)),
     told("mute", st.booleans()),
-    told("busy", st.sampled_from([1, -1]), st.sampled_from(["", "c1", "c2"])),
+    told("tool_running", st.sampled_from([1, -1]), st.sampled_from(["", "c1", "c2"])),
     told("send", SENT),
     told("play", st.integers(1, 500).map(payload)),
     told("when_heard", THEN, st.booleans()),
@@ -404,8 +404,8 @@ FROM_CODE = st.one_of(
 )
 
 FROM_EDGES = st.one_of(
-    told("lost", st.just("closed")),
-    told("lost", st.just("closed")),
+    told("model_lost", st.just("closed")),
+    told("model_lost", st.just("closed")),
     told("dialled"),
     told("back"),
     told("back"),
@@ -458,7 +458,7 @@ def test_whatever_happens_a_call_is_carried_to_its_end(
 ) -> None:
     """Nobody waits for ever, no clock spins, nothing follows the end; and the trace of
     the call is the same call again."""
-    followed = ("follow", [msgspec.to_builtins(rules)])
+    followed = ("rules", [msgspec.to_builtins(rules)])
     with tempfile.TemporaryDirectory() as folder:
         line = Line(Path(folder), loses_marks)
         with contextlib.closing(line.trace):

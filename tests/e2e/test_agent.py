@@ -502,7 +502,7 @@ async def test_the_model_is_lost_with_a_hosted_tool_in_it(
     [file] = tmp_path.glob("*.jsonl")
     busy = Counter[str]()
     for line in trace.read(file):
-        if line.get("in") == "busy":
+        if line.get("in") == "tool_running":
             change, call_id = line["value"]
             busy[call_id] += change
     assert set(busy.values()) == {0}, "each that began has ended, by its own name"

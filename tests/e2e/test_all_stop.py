@@ -110,7 +110,7 @@ async def test_nobody_is_dialled_twice() -> None:
     registry = Shared()
     async with stopping(registry) as both:
         both.services[0].capacity.draining = True
-        await registry.put("talk:CA1", TALK.encoded(FORMAT), 60)
+        await registry.put("snapshot:CA1", TALK.encoded(FORMAT), 60)
         entry, step = CallEntry("CA1", "MZ1", 0.0), NextStep(Then.TRANSFER, NUMBER)
         await registry.closed(entry, step)
         back = await asked(both.url(0), "/voice/next", DialCallStatus="no-answer")
@@ -129,7 +129,7 @@ async def test_a_queue_that_nobody_serves() -> None:
     registry = Shared()
     async with stopping(registry, when_full="queue") as both:
         both.services[0].capacity.draining = True
-        await registry.put("talk:CA1", TALK.encoded(FORMAT), 60)
+        await registry.put("snapshot:CA1", TALK.encoded(FORMAT), 60)
         await registry.closed(CallEntry("CA1", "MZ1", 0.0), NextStep(Then.RESUME))
         await registry.opened(CallEntry("CAother", "MZother", 0.0))
         document = await asked(both.url(0), "/voice/next")

@@ -371,7 +371,7 @@ async def look(place: Place, seen: Seen, api: aiohttp.ClientSession) -> None:
         async with api.get(url + path) as answer:
             assert answer.status == 200
             seen.given[f"API {path}"] = await answer.text()
-    shelf = await place.server.registry.get(f"talk:{sid}")
+    shelf = await place.server.registry.get(f"snapshot:{sid}")
     assert shelf is not None
     seen.given["shelf"] = shelf.decode()
 

@@ -58,7 +58,7 @@ class RedisServer:
         """Makes all that is there so much older."""
         keys: Any = self.client.keys("*")
         for key in keys:
-            if key.startswith(b"bridge:in:"):  # it has times in it
+            if key.startswith((b"bridge:members:", b"bridge:in:")):  # scores are times
                 inside: Any = self.client.zrange(key, 0, -1)
                 for who in inside:
                     self.client.zincrby(key, -seconds * 1000, who)

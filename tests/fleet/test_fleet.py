@@ -12,7 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.fleet import TAKEN, CallEntry, InstanceLoad, keys
-from bridge.fleet.keys import AGAIN, CALL, INSTANCES, SCRIPTS
+from bridge.fleet.formats import FORMAT
+from bridge.fleet.keys import CALL, INSTANCES, PUT_BACK, SCRIPTS
 from bridge.fleet.redis import RedisRegistry, Timing, redis_registry
 from bridge.fleet.written import WrittenValues
 from tests.fleet.redis_server import RedisServer
@@ -169,10 +170,10 @@ async def test_words_reach_every_instance(server: RedisServer) -> None:
 async def test_only_one_of_several_takes(server: RedisServer) -> None:
     """A conversation goes on in one place; a message that came twice counts once."""
     async with pair(server) as (a, b):
-        await a.registry.put("talk:CA1", b"said", 60.0)
+        await a.registry.put("snapshot:CA1", b"said", 60.0)
         both = [it.registry for it in (a, b)]
 
-        taken = await asyncio.gather(*(it.pop("talk:CA1") for it in both))
+        taken = await asyncio.gather(*(it.pop("snapshot:CA1") for it in both))
         first = await asyncio.gather(*(it.set_if_absent("hook:1", 60.0) for it in both))
         assert sorted(taken, key=bool) == [None, b"said"]
         assert sorted(first) == [False, True]
@@ -226,7 +227,7 @@ async def main() -> None:
     load = InstanceLoad(2, 0)
     async with redis_registry(sys.argv[1], lambda: load, timing=timing) as it:
         await it.opened(CallEntry("CA1", "MZ1", 5.0))
-        await it.put("talk:CA1", b"said", 60.0)
+        await it.put("snapshot:CA1", b"said", 60.0)
         print("there", flush=True)
         await asyncio.sleep(60)
 
@@ -252,13 +253,13 @@ async def test_one_that_is_killed(server: RedisServer) -> None:
         killed = monotonic()
 
         assert await streams(a.registry) == ["MZ1"]
-        assert await a.registry.get("talk:CA1") == b"said"
+        assert await a.registry.get("snapshot:CA1") == b"said"
         await soon(lambda: len(a.registry._others) == 1, "calls are still sent to it")
         while await a.registry.calls():
             assert monotonic() < killed + SOON_SECONDS, "its call is still on the list"
             await asyncio.sleep(0.02)
         await a.registry.opened(entry(stream="MZ2"))
-        assert await a.registry.pop("talk:CA1") == b"said"
+        assert await a.registry.pop("snapshot:CA1") == b"said"
         await beats()
         assert sum(a.lost) + sum(b.lost) == 1, "an alarm is missed, or rings twice"
 
@@ -320,13 +321,13 @@ async def test_redis_is_away_for_a_while(server: RedisServer) -> None:
             await a.registry.closed(entry("2"), SORRY)
             await a.registry.opened(entry("3"))
             for n in range(200):
-                await a.registry.put("talk:CA1", b"%d" % n, 60.0)
+                await a.registry.put("snapshot:CA1", b"%d" % n, 60.0)
                 await a.registry.publish("CA1", b"word")
             assert await a.registry.set_if_absent("hook", 60.0)
             assert not await a.registry.set_if_absent("hook", 60.0)
             assert await a.registry.next_step("CA2") == SORRY
             assert await streams(a.registry) == ["MZ1", "MZ3"]
-            assert await a.registry.get("talk:CA1") == b"199"
+            assert await a.registry.get("snapshot:CA1") == b"199"
             assert await a.registry.room() and not await a.registry.others()
             assert monotonic() - began < 1.0, "who calls waits for a Redis that is away"
 
@@ -334,7 +335,7 @@ async def test_redis_is_away_for_a_while(server: RedisServer) -> None:
             await soon(lambda: a.up[-1] and b.up[-1], "it is not found again")
         assert await b.registry.next_step("CA2") == SORRY
         assert await b.registry.get("plan:CA1") == b"before"
-        assert await b.registry.pop("talk:CA1") == b"199"
+        assert await b.registry.pop("snapshot:CA1") == b"199"
         assert await streams(b.registry) == ["MZ1", "MZ3"]
         assert not await b.registry.set_if_absent("hook", 60.0)
         assert a.up == b.up == [True, False, True]
@@ -361,7 +362,7 @@ async def test_what_a_day_costs_survives_redis(server: RedisServer) -> None:
         assert await b.registry.count("day", 60.0, 1) == 12
         assert await b.registry.count("hour", 60.0, 0) == 0
         assert await a.registry.count("hour", 60.0, 0) == 1
-        left: int = server.client.pttl(keys.COUNTED + "day")  # type: ignore[assignment]
+        left: int = server.client.pttl(keys.COUNTER + "day")  # type: ignore[assignment]
         assert 50_000 < left < 60_000
 
 
@@ -384,10 +385,12 @@ async def test_who_is_first_and_does_not_hear_it(server: RedisServer) -> None:
     used by anybody else, so the stream comes in."""
     async with pair(server) as (a, b):
         text, ttl = b"0000000000000000+mine", 60_000
-        key = keys.SHELF + "ticket:1"
+        names = keys.names(keys.STORE + "ticket:1", FORMAT)
 
         async def ask(mine: bytes) -> object:
-            return await a.registry._script(keys.FIRST, [key], [mine, ttl])
+            return await a.registry._script(
+                keys.SET_IF_ABSENT, names, [mine, ttl, len(names)]
+            )
 
         assert [await ask(text), await ask(text), await ask(text + b"?")] == [1, 2, 0]
         assert await a.registry.set_if_absent("ticket:2", 60.0)
@@ -401,18 +404,18 @@ async def test_who_asks_while_redis_restarts_gets_an_answer(
     """A caller whose stream ended just then goes on on the other instance."""
     async with pair(server) as (a, b):
         await a.registry.opened(entry("1"))
-        await a.registry.put("talk:CA1", b"said", 60.0)
+        await a.registry.put("snapshot:CA1", b"said", 60.0)
         server.stop()
         await a.registry.closed(entry("1"), SORRY)
 
         async with asyncio.TaskGroup() as tasks:
             step = tasks.create_task(b.registry.next_step("CA1"))
-            talk = tasks.create_task(b.registry.pop("talk:CA1"))
+            talk = tasks.create_task(b.registry.pop("snapshot:CA1"))
             await asyncio.sleep(0.1)
             await asyncio.to_thread(server.start)
         assert (step.result(), talk.result()) == (SORRY, b"said")
         await beats()
-        assert await a.registry.pop("talk:CA1") is None, "it was taken before"
+        assert await a.registry.pop("snapshot:CA1") is None, "it was taken before"
 
 
 async def test_nobody_waits_for_ever(server: RedisServer) -> None:
@@ -434,11 +437,11 @@ async def test_redis_hangs(server: RedisServer) -> None:
     """One question waits half a second, the next ones do not; and what was being taken
     when it froze is not lost when it goes on."""
     async with pair(server) as (a, b):
-        await a.registry.put("talk:CA1", b"said", 60.0)
+        await a.registry.put("snapshot:CA1", b"said", 60.0)
         server.freeze()
         try:
             async with asyncio.TaskGroup() as tasks:
-                taken = tasks.create_task(b.registry.pop("talk:CA1"))
+                taken = tasks.create_task(b.registry.pop("snapshot:CA1"))
                 began = monotonic()
                 await a.registry.opened(entry("1"))
                 assert monotonic() - began < 1.5
@@ -454,7 +457,7 @@ async def test_redis_hangs(server: RedisServer) -> None:
         await soon(lambda: a.up[-1] and b.up[-1], "it is not found again")
         assert await b.registry.next_step("CA2") == HANG_UP
         assert await streams(b.registry) == ["MZ1"]
-        assert await a.registry.pop("talk:CA1") is None
+        assert await a.registry.pop("snapshot:CA1") is None
 
 
 async def test_a_takeover_while_redis_is_away(server: RedisServer) -> None:
@@ -561,7 +564,7 @@ async def test_the_newest_counts_whoever_comes_first(
     if newest_first:
         texts.reverse()
     for text in texts:
-        server.client.eval(AGAIN.text, 1, "a", text, 60_000)  # type: ignore[no-untyped-call]
+        server.client.eval(PUT_BACK.text, 1, "a", text, 60_000)  # type: ignore[no-untyped-call]
 
     assert bytes(server.client.get("a") or b"")[17:] == b"new"
 

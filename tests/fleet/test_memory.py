@@ -35,7 +35,7 @@ async def test_callers_who_are_gone_cost_no_memory() -> None:
     for n in range(10_000):
         clock.now += 1
         await registry.acquire(f"calls:{n}", "CA1", 60.0, 10)
-        await registry.count(f"let_in:{n}", 60.0)
+        await registry.count(f"admitted:{n}", 60.0)
 
     assert len(registry._members._names) < 300
     assert len(registry._store) < 300

@@ -74,8 +74,8 @@ def test_the_stream_ends_in_the_second_of_two_answers() -> None:
             playing("ix", 600, heard_ms=200),
             playing("iy", 1000, complete=False),  # its item had not come yet
         ),
-        at=AT,
-        streams=1,
+        taken_at=AT,
+        stream_count=1,
     )
 
     items = after(earlier, 400 + 300)
@@ -92,7 +92,7 @@ def test_parts_of_one_item_are_one() -> None:
     """An answer that has two parts of sound: the words of both, and it is cut where
     either is."""
     parts = (playing("ix", 200), playing("ix", 400))
-    earlier = CallSnapshot((HistoryItem("ix", "assistant"),), parts, AT, streams=1)
+    earlier = CallSnapshot((HistoryItem("ix", "assistant"),), parts, AT, stream_count=1)
 
     item = after(earlier, 400)["ix"]
 
@@ -104,7 +104,7 @@ def test_parts_of_one_item_are_one() -> None:
 def test_no_time_has_passed(seconds: float) -> None:
     """Rather is a word said twice than never; and a clock may be behind."""
     earlier = CallSnapshot(
-        playing=(playing("ix", 900, heard_ms=200),), at=AT, streams=1
+        playing=(playing("ix", 900, heard_ms=200),), taken_at=AT, stream_count=1
     )
 
     [item] = earlier.as_of(AT + seconds).history
@@ -119,16 +119,18 @@ def test_the_time_between_two_streams_is_a_part_of_the_call(
     away: float, seconds: float
 ) -> None:
     """Who is put through again and again, and comes back, has no longer call for it."""
-    earlier = CallSnapshot(at=AT, streams=1, seconds=100.0)
+    earlier = CallSnapshot(taken_at=AT, stream_count=1, call_seconds=100.0)
 
-    assert earlier.as_of(AT + away).seconds == pytest.approx(seconds)
+    assert earlier.as_of(AT + away).call_seconds == pytest.approx(seconds)
 
 
 def test_an_answer_that_was_cut() -> None:
     """However late the stream ended, the caller heard no more of it; what came behind
     it has all the time that there was."""
     cut = playing("ix", 2000, heard_ms=300, cut=True)
-    earlier = CallSnapshot(playing=(cut, playing("iy", 500)), at=AT, streams=1)
+    earlier = CallSnapshot(
+        playing=(cut, playing("iy", 500)), taken_at=AT, stream_count=1
+    )
 
     items = after(earlier, 500)
 
@@ -140,8 +142,8 @@ def test_an_answer_that_was_cut() -> None:
 def test_an_answer_that_was_still_being_made() -> None:
     """Words that ran ahead of their sound were not spoken, and the agent goes on."""
     begun = playing("ix", 300, words=9, complete=False)
-    earlier = CallSnapshot(playing=(begun,), at=AT, streams=1)
-    whole = CallSnapshot(playing=(playing("ix", 300),), at=AT, streams=1)
+    earlier = CallSnapshot(playing=(begun,), taken_at=AT, stream_count=1)
+    whole = CallSnapshot(playing=(playing("ix", 300),), taken_at=AT, stream_count=1)
 
     resumed = earlier.as_of(AT + 60)
 
@@ -161,8 +163,8 @@ def test_tools_and_their_results() -> None:
             HistoryItem("f3", "tool_call", call_id="c3", name="c"),
             HistoryItem("o1", "tool_output", "42", call_id="c1"),
         ),
-        at=AT,
-        streams=1,
+        taken_at=AT,
+        stream_count=1,
     )
 
     items = after(earlier, 1000)
@@ -192,7 +194,7 @@ def conversations(draw: st.DrawFn) -> CallSnapshot:
         parts.append(part)
     known = [HistoryItem(part.id, "assistant") for part in parts if draw(st.booleans())]
     history = (HistoryItem("u1", "user", "Hi."), *known)
-    return CallSnapshot(history, tuple(parts), AT, streams=1)
+    return CallSnapshot(history, tuple(parts), AT, stream_count=1)
 
 
 @given(conversations(), st.integers(0, 6000), st.integers(0, 6000))
@@ -233,8 +235,8 @@ def test_never_more_than_there_was_time_and_sound_for(
     [
         b'{"history":[{"id":1,"kind":"user"}],"machine":1}',
         b'{"history":[{"id":"1","kind":"a_new_kind"}],"machine":"a_new_way"}',
-        b'{"streams":"two","greeting":2}',
-        b'{"streams":1',
+        b'{"format":2,"stream_count":"two","greeting":2}',
+        b'{"format":2,"stream_count":1',
         b"[]",
         b"\x00",
     ],
@@ -253,7 +255,7 @@ def test_what_another_version_has_kept(kept: bytes) -> None:
 async def test_a_result_or_a_moment_that_cannot_be_read() -> None:
     """The call goes on as if nobody had said."""
     registry = MemoryRegistry()
-    await registry.put("amd:CA1", b"an_alien", 60.0)
+    await registry.put("answered_by:CA1", b"an_alien", 60.0)
 
     assert await AnsweredBy.of(registry, "CA1") is None
     assert moment(b"1700000000.5") == 1_700_000_000.5
@@ -271,7 +273,7 @@ def test_nothing_was_kept() -> None:
 def test_what_a_newer_version_adds_is_left_out() -> None:
     """In a rolling deploy both read what the other has written."""
     earlier = CallSnapshot(
-        (HistoryItem("u1", "user", "Hi."),), streams=2, notes={"n": 1}
+        (HistoryItem("u1", "user", "Hi."),), stream_count=2, notes={"n": 1}
     )
     newer = earlier.encoded(FORMAT).removesuffix(b"}") + b',"of_tomorrow":[1]}'
 

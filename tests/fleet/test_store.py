@@ -34,11 +34,11 @@ async def test_what_is_put_anew_counts(registry: Registry, clock: Clock) -> None
 
 async def test_what_is_taken_is_gone(registry: Registry) -> None:
     """Of two who ask only one goes on with the conversation."""
-    await registry.put("talk:CA1", b"", 60.0)
+    await registry.put("snapshot:CA1", b"", 60.0)
 
-    assert await registry.pop("talk:CA1") == b""
-    assert await registry.pop("talk:CA1") is None
-    assert await registry.get("talk:CA1") is None
+    assert await registry.pop("snapshot:CA1") == b""
+    assert await registry.pop("snapshot:CA1") is None
+    assert await registry.get("snapshot:CA1") is None
 
 
 async def test_the_first_is_told_from_the_second(
@@ -131,12 +131,12 @@ def test_an_earlier_conversation_is_read_as_it_was_kept() -> None:
     called = HistoryItem("t1", "tool_call", call_id="c", name="n", arguments="{}")
     earlier = CallSnapshot(
         history=(said, called),
-        agent="Booking",
+        agent_name="Booking",
         parameters={"From": "+1"},
-        seconds=61.5,
+        call_seconds=61.5,
         cost=0.02,
-        transfers=1,
-        word="Nobody answered.",
+        transfer_count=1,
+        instruction="Nobody answered.",
     )
 
     assert CallSnapshot.read(earlier.encoded(FORMAT)) == earlier

@@ -557,8 +557,8 @@ class AnyCall:
         kept = CallSnapshot(
             history=tuple(self.talk.history.items),
             playing=tuple(self.talk.playing(self.now)),
-            at=self.now,
-            streams=1,
+            taken_at=self.now,
+            stream_count=1,
         )
         read = CallSnapshot.read(kept.encoded(FORMAT))
         assert read == kept

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from bridge.fleet.memory import MemoryRegistry
 from bridge.records.retention import (
     DAY_SECONDS,
-    SHELVED,
+    STORED_NAMES,
     delete_expired,
     expire,
     forget,
@@ -100,16 +100,16 @@ def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
 async def test_the_shelf_forgets_a_call_too(tmp_path: Path) -> None:
     """What was kept for whoever leads a call on is gone with its trace."""
     registry = MemoryRegistry()
-    for name in SHELVED:
+    for name in STORED_NAMES:
         await registry.put(f"{name}:CA1", b"words", 60.0)
         await registry.put(f"{name}:CA2", b"words", 60.0)
     put(tmp_path, "CA1.MZ1.trace.jsonl")
 
-    assert await forget_call(tmp_path, registry, "CA1") == (1, len(SHELVED))
+    assert await forget_call(tmp_path, registry, "CA1") == (1, len(STORED_NAMES))
     assert await forget_call(None, registry, "CA1") == (0, 0)
 
-    assert await registry.get("talk:CA1") is None
-    assert await registry.get("talk:CA2") == b"words"
+    assert await registry.get("snapshot:CA1") is None
+    assert await registry.get("snapshot:CA2") == b"words"
 
 
 async def test_an_instance_deletes_at_its_start_and_again(tmp_path: Path) -> None:
