@@ -3,8 +3,8 @@ process of its own. Each takes over the calls of the other."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from bridge.app.outbound import CallStatus, OutboundOrder
 from bridge.call.checkpoint import Checkpoint
 from bridge.core.history import HistoryItem
-from bridge.fleet import TAKEN, CallEntry, InstanceLoad
+from bridge.fleet import TAKEN, CallEntry, InstanceLoad, keys
 from bridge.fleet.formats import FORMAT, OLDEST, encode, format_of, read
 from bridge.fleet.keys import INSTANCES, format_1
 from bridge.fleet.plan import AnsweredBy, CallSnapshot, Plan
@@ -55,6 +55,17 @@ async def keep(sid, snapshot):
     await Safekeeping(registry, sid, lambda: 0, lambda: snapshot).keep()
 """
 LEAVE = "await opened.__aexit__(None, None, None)"
+
+
+CALM = replace(QUICK, instance=10.0, lease=10.0, limit=3.0)
+"""A busy machine that delays a beat does not cost an instance its place."""
+
+SLOW = Timing(beat=30.0, instance=90.0)
+"""An instance that does not notice during a test that another one joins."""
+
+
+def joined(url: str, timing: Timing = CALM) -> AbstractAsyncContextManager[Instance]:
+    return instance(url, pace=timing)
 
 
 def plain(value: Any) -> Any:
@@ -132,7 +143,7 @@ async def test_a_call_goes_from_the_older_version_to_this_one(
 ) -> None:
     """In a deploy: a caller whose instance is stopped or killed continues on a new
     instance with the whole history, and the older instance gives up the call."""
-    async with older(source, server) as old, instance(server.url) as new:
+    async with older(source, server) as old, joined(server.url) as new:
         await old.opens("CA1", "MZ1")
         await old.keeps("CA1", SNAPSHOT)
         assert await streams(new.registry) == ["MZ1"]
@@ -156,7 +167,7 @@ async def test_a_call_goes_from_this_version_to_the_older_one(
     server: RedisServer, source: Path
 ) -> None:
     """In a rollback, the same in the other direction; and the call can come back."""
-    async with instance(server.url) as new, older(source, server) as old:
+    async with joined(server.url) as new, older(source, server) as old:
         await sees_format(new, 1)
         await new.registry.opened(entry(stream="MZ1"))
         await keep(new.registry, "CA1", SNAPSHOT)
@@ -175,7 +186,7 @@ async def test_a_call_goes_from_this_version_to_the_older_one(
 async def test_values_of_a_call_are_shared(server: RedisServer, source: Path) -> None:
     """Any instance that Twilio asks knows the next step and the plan, whichever
     instance had the call; a ticket is good once; each knows that the other has room."""
-    async with instance(server.url) as new, older(source, server) as old:
+    async with joined(server.url) as new, older(source, server) as old:
         await sees_format(new, 1)
         await new.registry.opened(entry("1"))
         await new.registry.closed(entry("1"), STEP)
@@ -204,7 +215,7 @@ async def test_an_older_instance_joins(server: RedisServer, source: Path) -> Non
     """At the start of a rollback the snapshots of running calls are written again in
     the older format, and at its end, or a deploy's, in the newer one. The log says so
     in two lines for each instance, however long it takes."""
-    async with instance(server.url) as new, instance(server.url) as peer:
+    async with joined(server.url) as new, joined(server.url) as peer:
         registry, asked = new.registry, 0
 
         def look() -> CallSnapshot:
@@ -267,7 +278,7 @@ async def test_the_names_of_each_format(server: RedisServer) -> None:
     """While an older instance is in the fleet, only the old names are in use. Without
     one the new names are; tickets and quotas have both, because an older instance that
     joins must find them at once."""
-    async with instance(server.url) as a:
+    async with joined(server.url) as a:
         await use_every_name(a.registry)
         assert names_in(server) == OLD_CLAIMS | {
             "bridge:store:snapshot:CA1",
@@ -279,7 +290,7 @@ async def test_the_names_of_each_format(server: RedisServer) -> None:
         }
     server.client.flushall()
     announce(server, "older", '{"format":1}')
-    async with instance(server.url) as a:
+    async with joined(server.url) as a:
         await use_every_name(a.registry)
         assert names_in(server) == OLD_CLAIMS | OLD_VALUES
 
@@ -290,12 +301,12 @@ async def test_an_older_instance_finds_all_values(
     """Also those of calls that no running instance has: the caller whose transfer rings
     during a rollback continues with the whole history. The values have one name only:
     a call that is forgotten is forgotten under every name."""
-    async with instance(server.url) as gone:
+    async with joined(server.url) as gone:
         await use_every_name(gone.registry)
         await gone.registry.put("resume_count:CA1", b"2", 60.0)
         await gone.registry.put("late_ticket:CA1", b"1", 60.0)
     with capture_logs() as lines:
-        async with instance(server.url), older(source, server) as old:
+        async with joined(server.url), older(source, server) as old:
             await soon(lambda: lines[-1:] and "values" in lines[-1], "nothing is moved")
             await beats()
             assert await old.snapshot("CA1") == in_format_1(SNAPSHOT)
@@ -310,7 +321,7 @@ async def test_an_older_instance_finds_all_values(
             assert await old.run("result = (await registry.take('talk:CA1')) != None")
             await old.leaves()
             await beats(5)
-        async with instance(server.url) as a:
+        async with joined(server.url) as a:
             assert await a.registry.get("snapshot:CA1") is None
             assert await a.registry.get("plan:CA1") == encode(PLAN, 1)
 
@@ -320,8 +331,7 @@ async def test_a_used_ticket_is_refused_at_once(
 ) -> None:
     """And a caller has no more calls than allowed, also in the first beat of an older
     instance, when the others do not know it yet."""
-    slow = Timing(beat=30.0, instance=90.0)
-    async with instance(server.url, pace=slow) as new:
+    async with joined(server.url, SLOW) as new:
         registry = new.registry
         assert registry.format() == FORMAT
         await use_every_name(registry)
@@ -354,8 +364,7 @@ async def test_instances_that_do_not_agree_on_the_format(
 ) -> None:
     """Two instances of this version change over within one beat, not in one moment:
     until then each reads the values of the other, and only one pops a value."""
-    slow = Timing(beat=30.0, instance=90.0)
-    async with instance(server.url, pace=slow) as a, instance(server.url) as b:
+    async with joined(server.url, SLOW) as a, joined(server.url) as b:
         announce(server, "older", '{"format":1}')
         await sees_format(b, 1)
         assert a.registry.format() == FORMAT
@@ -384,6 +393,40 @@ async def test_instances_that_do_not_agree_on_the_format(
         assert await one.count("admitted:CA1", 60.0) == 1
         assert await other.count("admitted:CA1", 60.0) == 2
         assert await one.count("admitted:CA1", 60.0) == 3
+
+        await other.put("plan:CA1", b"first", 60.0)
+        await one.put("plan:CA1", b"second", 60.0)
+        assert await one.pop("plan:CA1") == b"second"
+        server.let_pass(keys.POPPED_SECONDS + 1)  # the tombstones have expired
+        assert await one.get("plan:CA1") is await other.get("plan:CA1") is None
+
+
+async def test_a_value_that_is_written_late_is_moved(server: RedisServer) -> None:
+    """An instance may be writing a value at the moment when it notices that an older
+    instance has joined: the value gets the old name, too."""
+    key, text = "bridge:store:plan:CA1", b"%016d+x" % 1
+    announce(server, "older", '{"format":1}')
+    async with joined(server.url):
+        await asyncio.sleep(CALM.beat / 2)
+        server.client.set(key, text, px=60_000)
+        await soon(lambda: server.client.get(format_1(key)) == text, "it is not moved")
+        assert not server.client.exists(key)
+
+
+def test_a_value_that_changes_while_it_is_copied(server: RedisServer) -> None:
+    """A value that was popped meanwhile does not come back under its other name."""
+    text, tombstone = b"%016d+x" % 1, b"%016d-" % 2
+    server.client.set("other", tombstone)
+
+    def copy(how: str) -> Any:
+        arguments = "name", "other", text, 60_000, how
+        return server.client.eval(keys.COPY.text, 2, *arguments)  # type: ignore[no-untyped-call]
+
+    assert copy("move") == 0
+    assert server.client.get("name") is None and server.client.get("other") == tombstone
+    server.client.set("other", text)
+    assert copy("copy") == 1 and copy("move") == 0
+    assert server.client.get("name") == text and server.client.get("other") is None
 
 
 PAIRS = 25
@@ -444,7 +487,7 @@ async def test_a_rollback_and_a_deploy_under_load(
             if old:
                 tasks.create_task(work(a, b, old, f"{who}3"))
 
-    async with instance(server.url) as a, instance(server.url) as b:
+    async with joined(server.url) as a, joined(server.url) as b:
         for turn in "12":
             await all_work(a, b, None, f"before{turn}")
             async with older(source, server) as old:
@@ -468,7 +511,7 @@ def announce(server: RedisServer, name: str, beat: str) -> None:
 async def test_a_newer_instance_joins(server: RedisServer) -> None:
     """It writes values that this version reads; this version goes on as before."""
     with capture_logs() as lines:
-        async with instance(server.url) as a:
+        async with joined(server.url) as a:
             newer = f'{{"format":{FORMAT + 1},"limit":2,"calls":0}}'
             announce(server, "newer", newer)
             await soon(lambda: lines, "it is not noticed")
@@ -486,7 +529,7 @@ async def test_an_instance_that_announces_no_format(
     the log warns."""
     announce(server, "older", beat)
     with capture_logs() as lines:
-        async with instance(server.url) as a:
+        async with joined(server.url) as a:
             assert a.registry.format() == OLDEST
     assert (lines[0]["event"], lines[0]["log_level"], lines[0]["oldest"]) == (
         *("fleet_formats_differ", "warning"),
@@ -500,7 +543,7 @@ async def test_versions_too_far_apart(server: RedisServer) -> None:
     announce(server, "older", "{}")
     announce(server, "newer", f'{{"format":{FORMAT + 1}}}')
     with capture_logs() as lines:
-        async with instance(server.url):
+        async with joined(server.url):
             pass
     assert [line["log_level"] for line in lines] == ["warning"]
     assert (lines[0]["oldest"], lines[0]["newest"]) == (0, FORMAT + 1)
@@ -510,7 +553,7 @@ async def test_redis_is_not_reached_yet(server: RedisServer) -> None:
     """It is not known which versions will read the values: the oldest format is safe.
     While Redis is away, the format that was known last is written."""
     server.stop()
-    async with instance(server.url) as a:
+    async with joined(server.url) as a:
         assert a.registry.format() == OLDEST
         server.start()
         await soon(lambda: a.up == [False, True], "it is not found")
@@ -540,7 +583,7 @@ async def test_a_redis_full_of_format_1(server: RedisServer) -> None:
     """All keys that format 1 writes, recorded, mean the same to this version."""
     record.load(server)
     async with redis_registry(
-        server.url, lambda: InstanceLoad(1, 1), timing=QUICK
+        server.url, lambda: InstanceLoad(1, 1), timing=CALM
     ) as it:
         assert it.format() == 1
         await means_the_same(it)
@@ -553,7 +596,7 @@ async def test_the_last_instance_of_format_1_has_left(server: RedisServer) -> No
     server.client.hdel(INSTANCES, *server.client.hkeys(INSTANCES))
     old = {it for it in names_in(server) if it.startswith("bridge:shelf:")}
     async with redis_registry(
-        server.url, lambda: InstanceLoad(1, 1), timing=QUICK
+        server.url, lambda: InstanceLoad(1, 1), timing=CALM
     ) as it:
         assert it.format() == FORMAT
         await beats(5)
