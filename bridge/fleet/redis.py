@@ -538,9 +538,7 @@ class RedisRegistry:
         with suppress(*_FAILURES):  # the connections are dropped in any case
             async with asyncio.timeout(self._timing.limit):
                 await self._redis.aclose()
-                await asyncio.sleep(
-                    0
-                )  # a socket is closed in the next turn of the loop
+                await asyncio.sleep(0)  # the loop closes sockets in its next turn
 
     async def _connect(self) -> None:
         """Runs until Redis is lost, which raises."""
@@ -774,7 +772,7 @@ class RedisRegistry:
         now = time.monotonic()
         if self._loss_logged:
             seconds = round(now - self._changed_at, 3)
-            log.info("fleet_back", at=self._place, seconds=seconds)
+            log.info("redis_back", at=self._place, seconds=seconds)
             self._settled_at = now + self._timing.settle
         self._up, self._loss_logged, self._changed_at = True, False, now
         self._generation += 1
@@ -801,7 +799,7 @@ class RedisRegistry:
             self._session = None
         self.tried.set()
         self._on_up(False)
-        log.warning("fleet_away", at=self._place, why=_why(error))
+        log.warning("redis_lost", at=self._place, why=_why(error))
 
     def _read_message(self, data: bytes) -> None:
         try:

@@ -205,7 +205,7 @@ async def test_a_registry_that_is_away_gives_no_password_away(
     url = f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
     try:
         async with bridge(redis_url=SecretStr(url)):
-            await until(lambda: "fleet_away" in written.getvalue())
+            await until(lambda: "redis_lost" in written.getvalue())
     finally:
         server.stop()
 

@@ -342,7 +342,7 @@ async def test_redis_is_away_for_a_while(server: RedisServer) -> None:
         assert not await b.registry.set_if_absent("hook", 60.0)
         assert a.up == b.up == [True, False, True]
         told = [line["event"] for line in lines]
-        assert sorted(told) == 2 * ["fleet_away"] + 2 * ["fleet_back"], lines
+        assert sorted(told) == 2 * ["redis_lost"] + 2 * ["redis_back"], lines
 
 
 async def test_the_cost_of_a_day_survives_an_outage(server: RedisServer) -> None:
@@ -496,7 +496,7 @@ async def test_redis_is_not_there_at_the_start(server: RedisServer) -> None:
             await soon(lambda: a.up == [False, True], "Redis is not reached")
             async with instance(server.url) as b:
                 assert await streams(b.registry) == ["MZ1"]
-    assert [line["event"] for line in lines] == ["fleet_away", "fleet_back"]
+    assert [line["event"] for line in lines] == ["redis_lost", "redis_back"]
 
 
 async def test_redis_is_full(server: RedisServer) -> None:
@@ -513,7 +513,7 @@ async def test_redis_is_full(server: RedisServer) -> None:
             async with instance(server.url) as b:
                 assert await b.registry.get("plan:CA1") == b"x"
     away, back = lines
-    assert (away["event"], back["event"]) == ("fleet_away", "fleet_back")
+    assert (away["event"], back["event"]) == ("redis_lost", "redis_back")
     assert away["why"] in ("OOM", "OutOfMemoryError")
 
 
