@@ -274,36 +274,36 @@ return 1
 
 # KEYS instances, era. ARGV instance, its load, ttl, a new era. Answers the era, then
 # each instance followed by its load. Uses the clock of Redis. An instance whose time is
-# over has ended without leaving: one instance is told so, by an empty load. No instance
+# over has ended without leaving: one instance learns it by an empty load. No instance
 # is reported lost if the asking one is nearly expired itself: then Redis was away, not
 # the other instance.
 BEAT = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local mine = redis.call('HGET', KEYS[1], ARGV[1])
-local in_time = mine and
-  tonumber(string.match(mine, '^%d+') or 0) >= now + tonumber(ARGV[3]) / 2
+local own = redis.call('HGET', KEYS[1], ARGV[1])
+local in_time = own and
+  tonumber(string.match(own, '^%d+') or 0) >= now + tonumber(ARGV[3]) / 2
 redis.call('HSET', KEYS[1], ARGV[1],
   string.format('%.0f ', now + tonumber(ARGV[3])) .. ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 local era = redis.call('GET', KEYS[2]) or ARGV[4]
 redis.call('SET', KEYS[2], era, 'EX', 86400)
-local told = {era}
+local answer = {era}
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
-  local till, what = string.match(all[i + 1], '^(%d+) (.*)$')
+  local till, load = string.match(all[i + 1], '^(%d+) (.*)$')
   if till and tonumber(till) >= now then
-    told[#told + 1] = all[i]
-    told[#told + 1] = what
+    answer[#answer + 1] = all[i]
+    answer[#answer + 1] = load
   else
     redis.call('HDEL', KEYS[1], all[i])
     if in_time then
-      told[#told + 1] = all[i]
-      told[#told + 1] = ''
+      answer[#answer + 1] = all[i]
+      answer[#answer + 1] = ''
     end
   end
 end
-return told
+return answer
 """)
 
 # KEYS counter, its other name. ARGV amount, the total that the instance knows, its

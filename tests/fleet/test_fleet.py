@@ -342,7 +342,7 @@ async def test_redis_is_away_for_a_while(server: RedisServer) -> None:
         assert not await b.registry.set_if_absent("hook", 60.0)
         assert a.up == b.up == [True, False, True]
         told = [line["event"] for line in lines]
-        assert sorted(told) == 2 * ["redis_lost"] + 2 * ["redis_back"], lines
+        assert sorted(told) == 2 * ["redis_back"] + 2 * ["redis_lost"], lines
 
 
 async def test_the_cost_of_a_day_survives_an_outage(server: RedisServer) -> None:
