@@ -22,7 +22,7 @@ from bridge.app.routes import Route, Routes
 from bridge.core.limits import Bounds, Limits
 from bridge.core.rules import MOVED, Prices, Rules
 from bridge.fleet import InstanceLoad, Registry
-from bridge.fleet.plan import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.model.local_mcp import LocalMcp
 from bridge.model.session import ModelTarget
 from bridge.records import retention

@@ -28,8 +28,8 @@ from bridge.core.commands import End, Note
 from bridge.core.limits import Bounds, Limits
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import CallSnapshot
 from bridge.fleet.redis import redis_registry
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.model.calls_api import rest_url
 from bridge.model.local_mcp import LocalMcp, McpUnavailable, local_mcp
 from bridge.model.session import ModelTarget, SessionPlan

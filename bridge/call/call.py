@@ -76,7 +76,8 @@ from bridge.core.commands import (
 from bridge.core.conversation import Conversation
 from bridge.core.history import HistoryItem
 from bridge.fleet import CallEntry, NextStep, Then
-from bridge.fleet.plan import AnsweredBy, CallSnapshot, Plan, SavedMessage, moment
+from bridge.fleet.plan import AnsweredBy, Plan
+from bridge.fleet.snapshot import CallSnapshot, SavedMessage, moment
 from bridge.model.session import AgentSession, SessionPlan
 from bridge.records.report import report_of
 from bridge.telemetry.log import NoteLog

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from bridge.fleet import Registry
-from bridge.fleet.plan import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.privacy.redaction import Copies, Redaction
 
 log = structlog.get_logger()

@@ -199,6 +199,13 @@ def _with_fields(text: bytes, format: int, names: Mapping[str, str]) -> bytes:
     return msgspec.json.encode({"format": format, **renamed})
 
 
+def read_or_default(stored: bytes | None, kind: type[T]) -> T:
+    """The stored value. The default of `kind` if nothing is stored, or if this version
+    cannot read it: a call without its history is better than no call."""
+    found = read(stored, kind) if stored else None
+    return kind() if found is None else found
+
+
 def common(others: Iterable[int]) -> int:
     """The format to write, given the formats that the other live instances announce:
     the newest that all of them read, but none that this version cannot write."""

@@ -23,7 +23,8 @@ from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.call.call import RETURN_SECONDS, Call
 from bridge.fleet import NextStep, Then, formats
-from bridge.fleet.plan import CallSnapshot, Plan
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.signature import Signatures, websocket_origin
 from bridge.http.tickets import PATH, Tickets
 from bridge.http.webhook_fields import (

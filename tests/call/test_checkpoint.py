@@ -12,7 +12,7 @@ from bridge.call.checkpoint import REFRESH_SECONDS, SNAPSHOT_SECONDS, Checkpoint
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import CallSnapshot, SavedMessage
+from bridge.fleet.snapshot import CallSnapshot, SavedMessage
 from bridge.privacy.redaction import Redaction
 from tests.fleet.conftest import Clock
 from tests.support.waiting import until

@@ -17,7 +17,7 @@ from websockets.protocol import State
 
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.webhooks import MAX_RESUMES, RESUMED_SECONDS
 from bridge.sim.model import Behaviour, PlayRuler
 from tests.e2e.bridge import RunningBridge, bridge

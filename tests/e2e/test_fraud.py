@@ -20,7 +20,7 @@ from bridge.app.services import Ceilings, Services, rules_for
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
 from bridge.core.rules import Prices
-from bridge.fleet.plan import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.sim.model import Behaviour, CallTool, PlayRuler, SayText
 from bridge.sim.realtime.phone_call import SipCallState
 from bridge.sim.twilio import steps

@@ -25,7 +25,8 @@ from bridge.core.history import HistoryItem
 from bridge.fleet import CallEntry, InstanceLoad, NextStep, Registry, Then
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import CallSnapshot, Plan
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.server import Server
 from bridge.http.webhooks import MAX_REFUSALS, MAX_RESUMES
 from bridge.sim.model import Behaviour, ModelServer, PlayRuler

@@ -24,7 +24,8 @@ from bridge.fleet.formats import (
     format_of,
 )
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import CallSnapshot, Plan, SavedMessage
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot, SavedMessage
 from bridge.telemetry.trace import TRACE_FORMAT, TraceFormatError, read, replay
 from tests.fleet.earlier_version import FORMAT_1, OtherVersion, running, unpack
 from tests.telemetry.test_trace import a_whole_call

@@ -15,13 +15,12 @@ from bridge.core.history import HistoryItem, Playing
 from bridge.core.rules import BACK, CUT_OFF
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import (
+from bridge.fleet.plan import AnsweredBy, Plan
+from bridge.fleet.snapshot import (
     AWAY_SECONDS,
     SLACK_MS,
     UNKNOWN_RESULT,
-    AnsweredBy,
     CallSnapshot,
-    Plan,
     moment,
 )
 

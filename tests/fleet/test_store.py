@@ -5,7 +5,8 @@ import asyncio
 from bridge.core.history import HistoryItem
 from bridge.fleet import Registry
 from bridge.fleet.formats import FORMAT
-from bridge.fleet.plan import CallSnapshot, Plan
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot
 from tests.fleet.conftest import Clock
 
 

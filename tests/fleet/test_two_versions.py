@@ -18,8 +18,9 @@ from bridge.core.history import HistoryItem
 from bridge.fleet import TAKEN, CallEntry, InstanceLoad, keys
 from bridge.fleet.formats import FORMAT, OLDEST, encode, format_of, read
 from bridge.fleet.keys import INSTANCES, format_1
-from bridge.fleet.plan import AnsweredBy, CallSnapshot, Plan
+from bridge.fleet.plan import AnsweredBy, Plan
 from bridge.fleet.redis import RedisRegistry, Timing, redis_registry
+from bridge.fleet.snapshot import CallSnapshot
 from tests.fleet.earlier_version import OtherVersion, running, unpack
 from tests.fleet.format1 import record
 from tests.fleet.redis_server import RedisServer

@@ -31,7 +31,7 @@ from bridge.core.conversation import Conversation, State
 from bridge.core.history import HistoryItem
 from bridge.core.rules import GOODBYES, Prices, Rules
 from bridge.fleet.formats import FORMAT
-from bridge.fleet.plan import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.sim.twilio.playout import Playout
 
 MAX_STEPS = 400

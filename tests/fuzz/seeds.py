@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet.formats import FORMAT
-from bridge.fleet.plan import CallSnapshot, Plan, SavedMessage
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot, SavedMessage
 from tests.fuzz.any_call import STEPS
 from tests.fuzz.texts import CALLER_TAGS, MODEL_TAGS, TICKET
 
