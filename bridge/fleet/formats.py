@@ -46,6 +46,8 @@ beat. From then on
   of calls that have no instance at that moment are moved, too.
 
 Until that beat (2 s) the older instance does not see values that only have a new name.
+It reads what its own name has instead: nothing, or the value from before the upgrade;
+and if it pops a value, the value that only has a new name stays.
 Names that must not be used twice (tickets) and quotas have no such gap: keys.py.
 
 A registry that has not yet reached Redis writes the oldest format that it reads.

@@ -286,7 +286,7 @@ class RedisRegistry:
         known = own is not None and own.value is not None
         # A random value: if an answer was lost, the instance recognises its own.
         mine = secrets.token_bytes(8)
-        kept = own if own and known else self._written.keep(key, mine, seconds)
+        kept = own if own and known else self._written.keep(key, mine, seconds, True)
         text, ttl = kept.text, _ms(seconds)
         try:
             first = await self._ask(
@@ -688,11 +688,15 @@ class RedisRegistry:
             left = kept.until - now
             if kept.value is None:
                 left = min(left, keys.POPPED_SECONDS)
-            stored_as = keys.names(key, self._format)[0]
+            if kept.claim:
+                names = keys.claimed(key, self._format)
+            else:
+                names = keys.names(key, self._format)[:1]
             text = self._as_written(key, kept.text)
-            pipe.execute_command(
-                "EVALSHA", keys.PUT_BACK.sha, 1, stored_as, text, _ms(left)
-            )
+            for stored_as in names:
+                pipe.execute_command(
+                    "EVALSHA", keys.PUT_BACK.sha, 1, stored_as, text, _ms(left)
+                )
         async with asyncio.timeout(self._timing.limit):
             await pipe.execute()
 
@@ -733,7 +737,9 @@ class RedisRegistry:
                 cursor, found = await self._redis.scan(
                     cursor, match=f"{prefix}*", count=SCAN_KEYS
                 )
-            for some in _parts([name.decode() for name in found], CHUNK_KEYS):
+            # The bridge's names are UTF-8. A name of another program may be anything.
+            names = [name.decode(errors="ignore") for name in found]
+            for some in _parts(names, CHUNK_KEYS):
                 copied += await self._copy(some, to)
             if not int(cursor):
                 return copied
@@ -744,11 +750,11 @@ class RedisRegistry:
             pipe.get(source)
             pipe.pttl(source)
         async with asyncio.timeout(self._timing.limit):
-            found = await pipe.execute()
+            found = _of_strings(await pipe.execute(raise_on_error=False))
         how = "move" if to == 1 else "copy"
         for source, text, left in zip(sources, found[::2], found[1::2], strict=True):
             if text is None or left <= 0:
-                continue  # popped or expired meanwhile
+                continue  # popped or expired meanwhile, or not a value of the bridge
             key = source if to == 1 else keys.from_format_1(source)
             target = keys.names(key, to)[0]
             written = self._as_written(key, text)
@@ -756,7 +762,7 @@ class RedisRegistry:
                 "EVALSHA", keys.COPY.sha, 2, target, source, written, left, how
             )
         async with asyncio.timeout(self._timing.limit):
-            return sum(await pipe.execute())
+            return sum(filter(None, _of_strings(await pipe.execute(False))))
 
     def _as_written(self, key: str, text: bytes) -> bytes:
         """The text of a key as the format in use has it."""
@@ -868,10 +874,20 @@ def _load(text: bytes) -> InstanceLoad | None:
 def _why(error: BaseException) -> str:
     """A reason that an operator can look up; never a url."""
     if type(error) is ResponseError:
-        return str(error).partition(" ")[0]  # OOM, MISCONF, NOPERM ...
+        # OOM, MISCONF, NOPERM ... An error in a pipeline has the command before it.
+        return str(error).rpartition("caused error: ")[2].partition(" ")[0]
     if isinstance(error.__cause__, OSError):
         error = error.__cause__
     return type(error).__name__
+
+
+def _of_strings(answers: Sequence[Any]) -> list[Any]:
+    """The answers of a pipeline; None for a key that is not a string: it belongs to
+    another program, and the other keys must not wait for it. Raises other errors."""
+    for answer in answers:
+        if isinstance(answer, RedisError) and "WRONGTYPE" not in str(answer):
+            raise answer
+    return [None if isinstance(it, RedisError) else it for it in answers]
 
 
 def _parts(things: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

@@ -19,6 +19,8 @@ class StoredValue:
     """Seconds of the monotonic clock."""
     value: bytes | None
     """None: a tombstone; the value was popped or there is none."""
+    claim: bool = False
+    """Written by `set_if_absent`: under the names of both formats (keys.py)."""
 
     @property
     def text(self) -> bytes:
@@ -57,9 +59,11 @@ class WrittenValues:
         self._stamp = max(time.time_ns() // 1000, self._stamp + 1)
         return self._stamp
 
-    def keep(self, key: str, value: bytes | None, seconds: float) -> StoredValue:
+    def keep(
+        self, key: str, value: bytes | None, seconds: float, claim: bool = False
+    ) -> StoredValue:
         self._sweep()
-        kept = StoredValue(self.stamp(), time.monotonic() + seconds, value)
+        kept = StoredValue(self.stamp(), time.monotonic() + seconds, value, claim)
         self._kept[key] = kept
         return kept
 

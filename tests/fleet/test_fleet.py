@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from time import monotonic, time
 
 import pytest
+from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from bridge.fleet import TAKEN, CallEntry, InstanceLoad, keys
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.keys import CALL, INSTANCES, PUT_BACK, SCRIPTS
-from bridge.fleet.redis import RedisRegistry, Timing, redis_registry
+from bridge.fleet.redis import RedisRegistry, Timing, _why, redis_registry
 from bridge.fleet.written import WrittenValues
 from tests.fleet.redis_server import RedisServer
 from tests.fleet.test_registry import HANG_UP, SORRY, entry, streams
@@ -515,6 +516,13 @@ async def test_redis_is_full(server: RedisServer) -> None:
     away, back = lines
     assert (away["event"], back["event"]) == ("redis_lost", "redis_back")
     assert away["why"] in ("OOM", "OutOfMemoryError")
+
+
+def test_the_reason_of_an_error_in_a_pipeline() -> None:
+    """redis-py puts the command, which names keys, before the error of Redis."""
+    text = "Command # 1 (EVALSHA bridge:x) of pipeline caused error: OOM command not"
+    assert _why(ResponseError(text)) == "OOM"
+    assert _why(ResponseError("NOPERM this user")) == "NOPERM"
 
 
 async def test_redis_is_emptied(server: RedisServer) -> None:

@@ -359,6 +359,22 @@ async def test_a_used_ticket_is_refused_at_once(
             assert await old.run(total) == 4
 
 
+async def test_a_used_ticket_is_refused_after_redis_was_emptied(
+    server: RedisServer,
+) -> None:
+    """The instance that knows the ticket writes it again under both names: an older
+    instance that joins then reads the old one."""
+    key = "bridge:store:ticket:1"
+    async with joined(server.url) as new:
+        assert await new.registry.set_if_absent("ticket:1", 60.0)
+        await new.registry.put("plan:CA1", b"x", 60.0)
+        server.client.flushall()
+        await soon(lambda: server.client.exists(key), "it is not put back")
+        assert server.client.get(format_1(key)) == server.client.get(key)
+        await soon(lambda: server.client.exists("bridge:store:plan:CA1"), "no plan")
+        assert not server.client.exists("bridge:shelf:plan:CA1")
+
+
 @pytest.mark.parametrize("first", [1, 2])
 async def test_instances_that_do_not_agree_on_the_format(
     server: RedisServer, first: int
@@ -412,6 +428,26 @@ async def test_a_value_that_is_written_late_is_moved(server: RedisServer) -> Non
         server.client.set(key, text, px=60_000)
         await soon(lambda: server.client.get(format_1(key)) == text, "it is not moved")
         assert not server.client.exists(key)
+
+
+@pytest.mark.parametrize("prefix", ["bridge:shelf:talk", "bridge:store:snapshot"])
+async def test_keys_of_another_program(server: RedisServer, prefix: str) -> None:
+    """A key that is not a string, or whose name is not UTF-8, neither ends the instance
+    nor keeps the values of calls from their other names."""
+    server.client.rpush(f"{prefix}:CA0", "x")
+    server.client.set(b"bridge:shelf:\xff", b"%016d+x" % 1, px=60_000)
+    for n in range(200):
+        server.client.set(f"bridge:shelf:talk:CA{n + 1}", b"%016d+x" % 1, px=60_000)
+    with capture_logs() as logs:
+        async with joined(server.url) as a:
+            new = "bridge:store:snapshot:CA"
+            await soon(
+                lambda: len(server.client.keys(f"{new}[1-9]*")) == 200,
+                "they are not copied",
+            )
+            await beats(3)
+            assert await a.registry.get("snapshot:CA1") == b"x"
+    assert "fleet_values_not_copied" not in {it["event"] for it in logs}
 
 
 def test_a_value_that_changes_while_it_is_copied(server: RedisServer) -> None:
