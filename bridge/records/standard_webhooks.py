@@ -4,12 +4,15 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 """
 
 import base64
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
 FORM = "whsec_ and the base64 of 24 to 64 bytes"
+
+_SIGNATURE = re.compile("v1,[A-Za-z0-9+/]{43}=")  # of SHA-256
 
 TOLERANCE_SECONDS = 300
 """The library refuses a delivery whose timestamp differs from now by more than this."""
@@ -42,12 +45,12 @@ def signed(
 def is_signed(key: Webhook, headers: Mapping[str, str], body: bytes) -> bool:
     """True if a signature matches and the timestamp is within TOLERANCE_SECONDS of now.
     The names of `headers` are in lower case."""
-    # The library stops at the first signature that it cannot split, even if a later
-    # signature matches.
+    # The library stops at the first signature that it cannot split or decode, even if a
+    # later signature matches.
     signatures = headers.get("webhook-signature", "").split()
-    v1 = " ".join(it for it in signatures if it.startswith("v1,"))
+    v1 = " ".join(it for it in signatures if _SIGNATURE.fullmatch(it))
     try:
         key.verify(body, {**headers, "webhook-signature": v1}, json_parse=False)
-    except (WebhookVerificationError, ValueError):  # ValueError: not base64, not UTF-8
+    except (WebhookVerificationError, ValueError):  # ValueError: not UTF-8
         return False
     return True
