@@ -271,7 +271,7 @@ def _pairs(value: object, fix: str) -> list[tuple[str, object]]:
     if stripped(value).startswith("{"):
         try:
             return list(json.loads(stripped(value)).items())
-        except ValueError:
+        except (ValueError, RecursionError):
             raise wrong("is not a valid JSON object", fix) from None
     parts = [part.partition(":") for part in str(value).split(";") if part.strip()]
     if not all(colon for _, colon, _ in parts):

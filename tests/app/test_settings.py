@@ -247,6 +247,7 @@ def test_the_message_has_a_line_a_mistake() -> None:
         ("BRIDGE_MODEL_HEADERS", "api key: 1", "no header"),
         ("BRIDGE_MODEL_HEADERS", '{"api-key": 1}', "no header"),
         ("BRIDGE_MODEL_HEADERS", '{"a": "b\\r\\nc: d"}', "control characters"),
+        ("BRIDGE_MODEL_HEADERS", '{"a":' * 100_000, "not a valid JSON object"),
         ("BRIDGE_RECORD_DIR", __file__, "names a file"),
         (
             "BRIDGE_RECORD_DIR",
