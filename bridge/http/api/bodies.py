@@ -1,7 +1,7 @@
 """JSON bodies of the control API's requests and answers. Knows no HTTP.
 
-What the call's route redacts (`redact`) is not in the answers. The OpenAPI document is
-made from these models, so each field has a description.
+The answers do not contain text that the call's route redacts (`redact`). The OpenAPI
+document is made from these models, so each field has a description.
 """
 
 from datetime import UTC, datetime
