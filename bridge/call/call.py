@@ -875,8 +875,8 @@ RESUMABLE_ENDS = frozenset({("bridge", "handed_over"), ("caller", "connection_lo
 """(side, reason) of ends of the stream after which the call may continue."""
 
 NO_APOLOGY_ENDS = frozenset({"silent", "longest", "cost", "machine"})
-"""Reasons of the bridge's own ends that need no apology: the caller was told, or no
-caller is there."""
+"""Reasons of the bridge's own ends that need no apology: the agent was asked to say
+goodbye, or no caller is there."""
 
 
 def facts_of(start: twilio_messages.Start) -> CallFacts:

@@ -583,7 +583,7 @@ class AgentSpeech:
             _remember(self._cut_responses, response_id, None)
         for item in self._items.values():
             item.text_only = True
-        # An incomplete item has no end that the caller could hear.
+        # Marks incomplete items as cut: they have no end that the caller could hear.
         for item_id, _ in begun:
             item_ = self._history.get(item_id)
             if item_ is not None:

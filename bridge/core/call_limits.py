@@ -55,7 +55,7 @@ class CallLimits:
         if self._asked >= self._rules.silent_asks:
             return "silent"
         self._asked += 1
-        self._quiet_since = now  # silence counts anew, even if the agent does not ask
+        self._quiet_since = now  # restart, even if the agent does not ask
         return "ask"
 
     @property

@@ -43,8 +43,7 @@ AHEAD_MS = 30_000
 of audio at once. More is not speech, and each second costs tokens."""
 
 AHEAD_RESET_MS = 20_000
-"""After audio that was too fast was reported, it is reported again only if it was less
-far ahead than this meanwhile."""
+"""The limit is reported again only after the audio was less far ahead than this."""
 
 STALL_SECONDS = 0.75
 """If no frame arrives for this long while the caller speaks, silence is sent instead:

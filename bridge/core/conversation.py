@@ -255,7 +255,7 @@ class Conversation:
                 item = recorded(event.item, self._seconds_into_call(now))
                 if item is not None:
                     if self._speech.is_unsettled(item.id):
-                        item.text = ""  # the text is that which a new session was given
+                        item.text = ""  # a new session shows unheard text, too
                     self.history.add(item, event.previous_item_id)
             case realtime_events.ItemDeleted():
                 self.history.remove(event.item_id)
@@ -887,9 +887,9 @@ class Conversation:
     def _leave_session(self, why: str, now: float) -> list[Command]:
         """The session is not used any more: keeps what the next one must know, and
         holds the caller's audio."""
-        was_there = self._sessions.has_session
+        had_session = self._sessions.has_session
         self._sessions.left(why, now)
-        if not was_there:
+        if not had_session:
             return []
         self.state = State.HOLDING
         commands = self._speech.model_lost(now, tools=bool(self._tools_running))

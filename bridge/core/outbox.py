@@ -87,7 +87,7 @@ class Outbox:
 
     def sent(self, text: str) -> str:
         """Remembers a client event that goes to the model now. Returns the event to
-        send, in which every item has an id."""
+        send; an item without an id gets one."""
         if '"conversation.item.' not in text:
             return text
         event: Any = msgspec.json.decode(text)

@@ -12,7 +12,7 @@ AWAY_SECONDS = 20.0
 for the same time."""
 
 STEADY_SECONDS = 10.0
-"""A session that is lost sooner does not end the outage before it."""
+"""A session that is lost sooner counts to the outage before it: the deadline stays."""
 
 WAITS = (0.0, 0.25, 0.5, 1.0, 2.0)
 """Seconds before the 1st, 2nd, ... try; the last value holds for all further ones."""

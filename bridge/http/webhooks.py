@@ -191,7 +191,8 @@ class Webhooks:
         order = await self._outbound_order(webhook)
         if order is None and "order" in webhook.query:
             # The order has expired, or is from before a restart. The person who
-            # answered is no caller, and the purpose of the call is not known any more.
+            # answered is not a caller, and the purpose of the call is not known any
+            # more.
             log.warning("outbound_order_unknown", call_sid=call_sid)
             return _twiml(twiml.hang_up())
         if order is not None:
