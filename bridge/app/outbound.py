@@ -254,7 +254,7 @@ class OutboundCalls:
         """The newest status; None if the call is unknown or its status has expired."""
         # A final status has its own name: when two instances get two callbacks at the
         # same time, the one that is not final must not overwrite the final one.
-        stored = await self._registry.get(f"final:{call_sid}")
+        stored = await self._registry.get(f"final_status:{call_sid}")
         if stored is None:
             stored = await self._registry.get(f"status:{call_sid}")
         return formats.read(stored, CallStatus) if stored else None
@@ -327,10 +327,7 @@ class OutboundCalls:
         """Stores the order first: Twilio asks for its document when the call is
         answered."""
         name = _order_name(order.id)
-        # Without the field `format`: instances of format 0 refuse an order that has a
-        # field they do not know, and hang up on the callee. The version that drops
-        # format 0 may write the field.
-        stored = formats.encode(order, 0)
+        stored = formats.encode(order, self._registry.format())
         await self._registry.put(name, stored, ORDER_SECONDS + order.ring_seconds)
         options = self._options(order)
         try:
@@ -390,7 +387,7 @@ class OutboundCalls:
             before.final or (not status.final and before.sequence >= status.sequence)
         ):
             return False
-        name = f"{'final' if status.final else 'status'}:{status.call_sid}"
+        name = f"{'final_status' if status.final else 'status'}:{status.call_sid}"
         stored = formats.encode(status, self._registry.format())
         await self._registry.put(name, stored, STATUS_SECONDS)
         return True

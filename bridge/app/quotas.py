@@ -125,8 +125,8 @@ class Quotas:
         return await self._report_cost() >= self._cost
 
     async def _limit_reached(self, call_sid: str, name: str, share: int) -> str | None:
-        registry, admitted = self._registry, f"let_in:{call_sid}"
-        calls, hour = f"calls:{name}", f"hour:{name}"
+        registry, admitted = self._registry, f"admitted:{call_sid}"
+        calls, hour = f"calls:{name}", f"hourly_calls:{name}"
         if await registry.count(admitted, ADMITTED_SECONDS, 0):
             if self._calls:
                 await registry.acquire(calls, call_sid, CALL_SECONDS)

@@ -1,4 +1,4 @@
-"""What any instance must know to lead a call on: kept on the Registry's shelf."""
+"""The data with which another instance continues a call: stored in the Registry."""
 
 import enum
 import time
@@ -20,37 +20,39 @@ log = structlog.get_logger()
 ANSWERED_BY_SECONDS = 600.0
 
 SLACK_MS = 150
-"""From the end of a stream to Twilio's question what follows, at least, and for half a
-word: rather is a word said twice than never."""
+"""Subtracted from the time that the caller has listened: the time from the end of a
+stream to Twilio's request of `/voice/next`, and half a word. A word that is said twice
+is better than a word that is missing."""
 
 LONGEST_MS = 10 * 60 * 1000
-"""Of audio that Twilio has: no more was heard, whatever two clocks say."""
+"""Upper bound of the audio that Twilio has buffered: the caller has heard no more of
+it, whatever the difference of two clocks says."""
 
 AWAY_SECONDS = 600.0
-"""Between two streams of a call, at most: no phone rings longer."""
+"""Upper bound of the time between two streams of a call: no phone rings longer."""
 
 MAX_ID_CHARS = 32
-"""Of an item of the model's."""
+"""Longest id of an item that the model accepts."""
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is special about one call: of an inbound one nothing is.
+    """Settings of one outbound call; an inbound call has none.
 
-    Under `plan:{call sid}`; from the webhook that answers the call to its streams.
+    Stored under `plan:{call sid}` by the webhook that answers the call.
     """
 
     greeting: str | None = None
     machine: Literal["ignore", "hang_up", "message"] = "ignore"
-    """What to do when an answering machine has taken the call."""
+    """The reaction to an answering machine."""
     message: str = ""
-    """What the agent says to it."""
+    """The text that the agent says to the answering machine."""
 
     @classmethod
     def read(cls, stored: bytes | None) -> "Plan":
         return _read(stored, cls)
 
     def encoded(self, format: int) -> bytes:
-        """As it is stored, in the format that `Registry.format()` gives."""
+        """As stored, in the format that `Registry.format()` gives."""
         return formats.encode(self, format)
 
 
@@ -58,14 +60,14 @@ Stored = TypeVar("Stored", "Plan", "CallSnapshot")
 
 
 def _read(stored: bytes | None, kind: type[Stored]) -> Stored:
-    """What another version of the bridge has written, and cannot be read, is nothing:
-    a call that begins anew is better than none."""
+    """The default value if nothing is stored or this version cannot read it: a call
+    without its history is better than no call."""
     found = formats.read(stored, kind) if stored else None
     return kind() if found is None else found
 
 
 class SavedMessage(msgspec.Struct, frozen=True):
-    """A message that the caller left, as bridge.agent.live.Message."""
+    """A message that the caller left: bridge.agent.live.Message as stored."""
 
     text: str
     name: str = ""
@@ -77,49 +79,53 @@ class SavedMessage(msgspec.Struct, frozen=True):
 
 
 class CallSnapshot(msgspec.Struct, frozen=True):
-    """What was said in earlier streams of the call. Under `talk:{call sid}`: kept up to
-    date while the call runs, for its instance may end without a word."""
+    """The state of a call that its next stream needs.
+
+    Stored under `snapshot:{call sid}` and kept up to date while the call runs, because
+    its instance may be killed. formats.py says how a field is renamed.
+    """
 
     history: tuple[HistoryItem, ...] = ()
     playing: tuple[Playing, ...] = ()
-    """What was on its way to the caller ..."""
-    at: float = 0.0
-    """... at this moment, in seconds since the epoch."""
-    streams: int = 0
-    """How many there were; 0: this call is new."""
+    """Audio that was being played to the caller at `taken_at`."""
+    taken_at: float = 0.0
+    """Seconds since the epoch."""
+    stream_count: int = 0
+    """Streams that the call has had; 0: a new call."""
     handed_over: bool = False
-    """The instance gave the call away ..."""
-    quiet: bool = False
-    """... when nobody spoke, and the caller did not notice."""
-    agent: str = ""
-    """The one in charge."""
+    """The instance has handed the call over to another one (a deploy)."""
+    unnoticed: bool = False
+    """The handover happened while nobody spoke: the caller did not notice it."""
+    agent_name: str = ""
+    """The agent that was in charge."""
     parameters: dict[str, str] = {}
-    """Of the stream."""
-    seconds: float = 0.0
-    """How long the call has lasted; with its cost and its transfers, as limits are of
-    the call and not of a stream."""
+    """The parameters of the stream."""
+    call_seconds: float = 0.0
+    """Length of the call so far. Limits of length, cost and transfers apply to the
+    call, not to a stream."""
     cost: float = 0.0
     input_tokens: int = 0
     output_tokens: int = 0
-    transfers: int = 0
+    transfer_count: int = 0
     messages: tuple[SavedMessage, ...] = ()
     notes: dict[str, Any] = {}
-    """The user's own: JSON values."""
-    word: str = ""
-    """What the agent is told about why the call goes on; empty: see `why`."""
+    """`LiveCall.notes` of the user's code: JSON values."""
+    instruction: str = ""
+    """Told to the agent at the start of the next stream, such as that a transfer was
+    not answered; empty: `why` chooses one."""
 
     @classmethod
     def read(cls, stored: bytes | None) -> "CallSnapshot":
         return _read(stored, cls)
 
     def encoded(self, format: int) -> bytes:
-        """As it is stored, in the format that `Registry.format()` gives."""
+        """As stored, in the format that `Registry.format()` gives."""
         return formats.encode(self, format)
 
     def as_of(self, ended: float) -> "CallSnapshot":
-        """As it was when the stream ended (seconds since the epoch): more of what was
-        on its way was heard by then. A tool that was at work has no result."""
-        played = min((ended - self.at) * 1000, LONGEST_MS) - SLACK_MS
+        """The state when the stream ended (seconds since the epoch): by then the caller
+        had heard more of `playing`. A tool that was running has no result."""
+        played = min((ended - self.taken_at) * 1000, LONGEST_MS) - SLACK_MS
         budget = round(max(played, 0)) * BYTES_PER_MS
         history = {item.id: item for item in self.history}
         for part in self.playing:
@@ -131,7 +137,7 @@ class CallSnapshot(msgspec.Struct, frozen=True):
             words = ItemTranscript(part.words)
             if not part.complete:
                 words.end_at(part.received)
-            # Whatever was still to come of it is lost with the instance.
+            # Audio that the model had not sent yet is lost with the instance.
             history[part.id] = msgspec.structs.replace(
                 item,
                 text=item.text + words.heard(heard, part.received),
@@ -139,31 +145,32 @@ class CallSnapshot(msgspec.Struct, frozen=True):
                 cut=item.cut or heard < part.received or not part.complete,
             )
         items = tuple(_with_results(history.values()))
-        # Somebody else's phone may have rung meanwhile: no limit stands still for it.
-        away = min(max(ended - self.at, 0.0), AWAY_SECONDS)
+        # The time in which a transfer rang counts as part of the call.
+        away = min(max(ended - self.taken_at, 0.0), AWAY_SECONDS)
         return msgspec.structs.replace(
-            self, history=items, playing=(), seconds=self.seconds + away
+            self, history=items, playing=(), call_seconds=self.call_seconds + away
         )
 
     @property
     def ended_as(self) -> str:
-        """How the stream before ended, for the metrics."""
-        if self.word:
+        """How the stream before ended: a label of the metrics."""
+        if self.instruction:
             return "transfer"
         return "moved" if self.handed_over else "lost"
 
     @property
     def why(self) -> str:
-        """What the agent is told about why the call goes on, and answers."""
-        if self.word or not self.streams or self.quiet:
-            return self.word
+        """Instruction to the agent that says why the call continues; empty: none. The
+        agent answers it."""
+        if self.instruction or not self.stream_count or self.unnoticed:
+            return self.instruction
         last = next((it for it in reversed(self.history) if it.spoken), None)
         broken = last is not None and last.kind == "assistant" and last.cut
         return CUT_OFF if broken else BACK
 
 
 def moment(stored: bytes | None) -> float:
-    """Seconds since the epoch, as they were put on the shelf; now, where nothing is."""
+    """A stored time in seconds since the epoch; the present time if there is none."""
     try:
         return float(stored) if stored else time.time()
     except ValueError:
@@ -178,7 +185,7 @@ UNKNOWN_RESULT = (
 
 
 def _with_results(items: Iterable[HistoryItem]) -> Iterator[HistoryItem]:
-    """Every call gets a result, if only that nobody knows it."""
+    """Adds a result to every tool call without one: that the result is not known."""
     known = list(items)
     answered = {item.call_id for item in known if item.kind == "tool_output"}
     for item in known:
@@ -194,7 +201,8 @@ def _with_results(items: Iterable[HistoryItem]) -> Iterator[HistoryItem]:
 
 
 class AnsweredBy(enum.StrEnum):
-    """Who picked up a call of ours, in Twilio's words. Under `amd:{call sid}`."""
+    """Who has answered an outbound call: Twilio's values of `AnsweredBy`. Stored under
+    `answered_by:{call sid}`."""
 
     HUMAN = "human"
     MACHINE_START = "machine_start"
@@ -208,12 +216,14 @@ class AnsweredBy(enum.StrEnum):
         return self is not AnsweredBy.HUMAN
 
     async def keep(self, registry: Registry, call_sid: str) -> None:
-        await registry.put(f"amd:{call_sid}", self.encode(), ANSWERED_BY_SECONDS)
+        await registry.put(
+            f"answered_by:{call_sid}", self.encode(), ANSWERED_BY_SECONDS
+        )
 
     @classmethod
     async def of(cls, registry: Registry, call_sid: str) -> "AnsweredBy | None":
-        """None as long as Twilio has not said."""
-        stored = await registry.get(f"amd:{call_sid}")
+        """None until Twilio has reported it."""
+        stored = await registry.get(f"answered_by:{call_sid}")
         try:
             return None if stored is None else cls(stored.decode())
         except ValueError:

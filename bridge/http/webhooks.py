@@ -70,7 +70,7 @@ cores)."""
 MAX_RESTART_WAITS = 2
 """Limit per call. If no instance has started meanwhile, Twilio gets no answer."""
 
-LATE_TICKET = "late-ticket"
+LATE_TICKET = "late_ticket"
 """Registry key, followed by the call's SID: Twilio's handshake was refused because its
 ticket was expired or used. The call gets another stream."""
 
@@ -329,11 +329,11 @@ class Webhooks:
         if self._registry.shared:
             await self._registry.publish(call_sid, NEXT_STEP_REQUESTED)
         if step is None or step.then is Then.RESUME:
-            stored = await self._registry.get(f"talk:{call_sid}")
+            stored = await self._registry.get(f"snapshot:{call_sid}")
             if step is None and stored is not None:
                 # The time at which the stream ended is stored nowhere else, and what
                 # the caller heard depends on it.
-                ended, name = str(time.time()).encode(), f"ended:{call_sid}"
+                ended, name = str(time.time()).encode(), f"stream_ended:{call_sid}"
                 await self._registry.put(name, ended, ENDED_SECONDS)
             parameters = {**from_and_to(webhook), **self._parameters(call_sid, stored)}
             moved = step is not None or self._directory.call(call_sid) is None
@@ -370,7 +370,7 @@ class Webhooks:
             back = "/voice/next"
             if held := await self._hold(webhook, route, back, RETURNING):
                 return _twiml(held)
-        elif await self._take_attempt(f"resumed:{call_sid}", MAX_RESUMES):
+        elif await self._take_attempt(f"resume_count:{call_sid}", MAX_RESUMES):
             step = NextStep(Then.RESUME)
             self._directory.expect_stream(call_sid)
         return self._respond(webhook, step, parameters)
@@ -391,7 +391,7 @@ class Webhooks:
             room
             and (late or not free)
             and not outbound
-            and await self._take_attempt(f"refused:{call_sid}", MAX_REFUSALS)
+            and await self._take_attempt(f"refusal_count:{call_sid}", MAX_REFUSALS)
         ):
             log.info("call_answered", call_sid=call_sid)
             return _twiml(self._first_stream(webhook, parameters))
@@ -453,15 +453,15 @@ class Webhooks:
         to the agent, and the agent gets a message about it."""
         call_sid, registry = webhook.call_sid, self._registry
         log.info("transfer_ended", **webhook.log_fields("transfer_ended"))
-        stored = await registry.get(f"talk:{call_sid}")
+        stored = await registry.get(f"snapshot:{call_sid}")
         if dialled in ANSWERED or stored is None:
-            await registry.pop(f"talk:{call_sid}")
+            await registry.pop(f"snapshot:{call_sid}")
             return _twiml(twiml.hang_up())
         if snapshot := formats.read(stored, CallSnapshot):
             text = NOT_ANSWERED.format(status=dialled)
-            snapshot = msgspec.structs.replace(snapshot, word=text)
+            snapshot = msgspec.structs.replace(snapshot, instruction=text)
             encoded = snapshot.encoded(registry.format())
-            await registry.put(f"talk:{call_sid}", encoded, RETURN_SECONDS)
+            await registry.put(f"snapshot:{call_sid}", encoded, RETURN_SECONDS)
             parameters = dict(snapshot.parameters)
         else:
             # A snapshot that this version cannot read is left as it is: an instance of

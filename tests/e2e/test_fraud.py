@@ -206,7 +206,7 @@ def test_the_lower_limit_counts(
 
     assert (rules.longest_seconds, rules.cost_limit, rules.prices) == expected
     later = rules_for(
-        route, None, CallSnapshot(seconds=50, cost=0.5), ceilings=ceilings
+        route, None, CallSnapshot(call_seconds=50, cost=0.5), ceilings=ceilings
     )
     assert later.longest_seconds == max(expected[0] - 50, 0) and later.spent == 0.5
 

@@ -566,8 +566,8 @@ class AnyCall:
         kept = CallSnapshot(
             history=tuple(self.conversation.history.items),
             playing=tuple(self.conversation.playing(self.now)),
-            at=self.now,
-            streams=1,
+            taken_at=self.now,
+            stream_count=1,
         )
         read = CallSnapshot.read(kept.encoded(FORMAT))
         assert read == kept

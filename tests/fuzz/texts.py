@@ -192,7 +192,7 @@ def snapshot(data: bytes) -> int:
     """bridge.fleet.plan: the data of another instance is read, or counts as empty."""
     Plan.read(data)
     earlier = CallSnapshot.read(data)
-    for ended in (0.0, earlier.at, earlier.at + 1.5, NOW):
+    for ended in (0.0, earlier.taken_at, earlier.taken_at + 1.5, NOW):
         then = earlier.as_of(ended)
         assert then.playing == ()
         assert isinstance(then.why, str)
