@@ -190,7 +190,7 @@ def model_audio(data: bytes) -> int:
 
 
 def snapshot(data: bytes) -> int:
-    """bridge.fleet.snapshot: the data of another instance is read, or counts as empty."""
+    """bridge.fleet.snapshot: data of another instance is read, or counts as empty."""
     Plan.read(data)
     earlier = CallSnapshot.read(data)
     for ended in (0.0, earlier.taken_at, earlier.taken_at + 1.5, NOW):
