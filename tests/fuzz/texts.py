@@ -24,8 +24,8 @@ from bridge.core import ProtocolError, errors, realtime_events, twilio_messages
 from bridge.core.replay import recorded
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.place import redis_place
 from bridge.fleet.plan import Plan
+from bridge.fleet.redis_address import redis_address
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.api import bodies
 from bridge.http.signature import Signatures
@@ -278,5 +278,5 @@ def setting(data: bytes) -> int:
     except SettingsError:
         return 1
     if url is not None:
-        redis_place(url.get_secret_value())
+        redis_address(url.get_secret_value())
     return 1
