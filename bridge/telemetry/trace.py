@@ -1,8 +1,8 @@
 """The trace of one call: every input and every command of the core, as JSON lines.
 
 A trace contains people's audio and words. It is written only if the operator has set
-BRIDGE_RECORD_DIR, and what the route redacts is removed (privacy/redaction.py). `replay`
-gives the inputs of a trace to the core again.
+BRIDGE_RECORD_DIR, and what the route redacts is removed (privacy/redaction.py).
+`replay` gives the inputs of a trace to the core again.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ class Trace:
         stream_sid: str,
         redaction: Redaction | None = None,
     ) -> Path:
-        """Opens the file in `folder` and writes the lines held so far. Returns its path.
+        """Opens the file in `folder` and writes the held lines. Returns its path.
 
         `redaction` is applied to every line. The first line of a redacted trace names
         what was redacted; its replay gives the same call with other words."""
@@ -118,16 +118,16 @@ class Trace:
         return path
 
     def input(self, kind: str, value: str | Sequence[Any], at: float) -> None:
-        """Writes an input. `kind`: "caller" or "model" (messages as received), or a name
-        that `feed` knows."""
+        """Writes an input. `kind`: "caller" or "model" (messages as received), or a
+        name that `feed` knows."""
         self._write({"at": at, "in": kind, "value": value})
 
     def command(self, command: Command, at: float) -> None:
         self._write({"at": at, **_as_line(command)})
 
     def session(self, note: Note, at: float) -> None:
-        """Writes a note of the agent's session. It is not an input of the core, so it is
-        not replayed."""
+        """Writes a note of the agent's session. It is not an input of the core, so it
+        is not replayed."""
         self._write({"at": at, **_as_line(note), "out": "session"})
 
     def close(self) -> None:
