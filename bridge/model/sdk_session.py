@@ -203,7 +203,7 @@ class PhoneSession(RealtimeSession):
         )
 
     def _seconds_for(self, name: str) -> float | None:
-        """Seconds a tool may take; None if the tool has a limit: the SDK enforces it."""
+        """Seconds a tool may take; None: the SDK enforces the tool's own limit."""
         snapshot = self._current_dispatch_snapshot
         own = any(
             isinstance(tool, FunctionTool)
