@@ -35,9 +35,8 @@ class SessionContext:
         self.connection = connection
         self.out = EventSender(connection)
         self.history = ModelHistory()
-        self.tool_outputs: list[
-            ToolOutput
-        ] = []  # no response has spoken about these yet
+        # outputs that no response has spoken about yet
+        self.tool_outputs: list[ToolOutput] = []
         self.closed: str | None = None  # which side ended the session, and how
         self._thawed = asyncio.Event()  # unset while the session is frozen
         self._thawed.set()

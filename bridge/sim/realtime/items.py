@@ -58,8 +58,8 @@ class ModelItem:
     def known_text(self) -> str:
         """The words that the model knows of this item.
 
-        Of truncated audio: the words of which at least half was heard. Of a caller: the
-        words that the model understood, transcribed or not.
+        Of truncated audio: each word that was heard to at least one half. Of a caller:
+        the words that the model understood, transcribed or not.
         """
         if self.truncated_ms is None:
             return self.text or self.generated_text
