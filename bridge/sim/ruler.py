@@ -212,8 +212,8 @@ def _rest_of(reading: Reading, piece: bytes) -> tuple[int, int] | None:
 
 
 def _head_of(reading: Reading, head: bytes) -> tuple[int, int] | None:
-    """Item and position of the block that begins with `head`: the next block of the last
-    item, or the first block of an item."""
+    """Item and position of the block that begins with `head`: the next block of the
+    last item, or the first block of an item."""
     if not head or len(head) >= BLOCK or head[0] != _SYNC:
         return None
     candidates: list[tuple[int, int]] = []
