@@ -1,7 +1,7 @@
 """Outbound calls: places an order through Twilio's REST API and follows its status.
 
-Knows numbers, limits and Twilio's status reports; nothing of audio, streams or our HTTP
-server. What every instance must know is stored in the registry.
+Knows numbers, limits and Twilio's status reports, but not audio, streams or our HTTP
+server. Data that every instance needs is stored in the registry.
 """
 
 import asyncio
@@ -68,7 +68,8 @@ T = TypeVar("T")
 
 
 class OutboundOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom to call, and with which agent. ValueError if the call cannot be placed."""
+    """The number to call, and the agent and texts for the call. ValueError if the call
+    cannot be placed."""
 
     to: str
     from_number: str
@@ -187,7 +188,8 @@ class OutboundCalls:
     async def place(self, order: OutboundOrder) -> str:
         """Places the call and returns its SID.
 
-        OutboundLimited, OutboundRefused: no call was placed, the order is void.
+        OutboundLimited, OutboundRefused: no call was placed, and the order cannot be
+        used.
         """
         self._check_prefix(twiml.phone_number(order.to))
         if self._day_is_spent and await self._day_is_spent():
@@ -252,7 +254,7 @@ class OutboundCalls:
         """The newest status; None if the call is unknown or its status has expired."""
         # A final status has its own name: when two instances get two callbacks at the
         # same time, the one that is not final must not overwrite the final one.
-        stored = await self._registry.get(f"final:{call_sid}")
+        stored = await self._registry.get(f"final_status:{call_sid}")
         if stored is None:
             stored = await self._registry.get(f"status:{call_sid}")
         return formats.read(stored, CallStatus) if stored else None
@@ -325,17 +327,14 @@ class OutboundCalls:
         """Stores the order first: Twilio asks for its document when the call is
         answered."""
         name = _order_name(order.id)
-        # Without the field `format`: instances of format 0 refuse an order that has a
-        # field they do not know, and hang up on the callee. The version that drops
-        # format 0 may write the field.
-        stored = formats.encode(order, 0)
+        stored = formats.encode(order, self._registry.format())
         await self._registry.put(name, stored, ORDER_SECONDS + order.ring_seconds)
         options = self._options(order)
         try:
             call = await self._ask(lambda: self._client.calls.create(**options))
         except OutboundRefused as refused:
-            # Without an answer from Twilio the call may ring all the same. The sender
-            # of the order will try again, so this call must not find its order.
+            # If Twilio did not answer, the phone may still ring. The sender of the
+            # order will try again, so this call must not find its order.
             await self._registry.pop(name)
             log.warning("call_not_placed", order=order.id, code=refused.code)
             raise
@@ -388,7 +387,7 @@ class OutboundCalls:
             before.final or (not status.final and before.sequence >= status.sequence)
         ):
             return False
-        name = f"{'final' if status.final else 'status'}:{status.call_sid}"
+        name = f"{'final_status' if status.final else 'status'}:{status.call_sid}"
         stored = formats.encode(status, self._registry.format())
         await self._registry.put(name, stored, STATUS_SECONDS)
         return True

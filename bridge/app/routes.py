@@ -151,8 +151,8 @@ def _short_for(key: str) -> BeforeValidator:
 
 
 def _as_list(is_empty: Callable[[object], bool], fix: str) -> BeforeValidator:
-    """Accepts an entry as a list of one entry, and an `is_empty` text as an empty list.
-    An empty list is a mistake."""
+    """Accepts an entry without a list as a list of one entry, and a text for which
+    `is_empty` is true as an empty list. A written empty list is a mistake."""
 
     def entries(value: object) -> object:
         if value == []:
@@ -381,7 +381,7 @@ class RouteDefaults:
         default_factory=SessionSettings
     )
     fallback: Given[PhoneNumber] = None
-    """Twilio dials it when the agent fails."""
+    """Number that Twilio dials when the agent fails."""
     busy: Given[Spoken] = None
     when_full: Annotated[Given[WhenFull], _short_for("answer")] = None
     sorry: Given[Spoken] = None
@@ -392,7 +392,7 @@ class RouteDefaults:
         Given[Silence],
         WrapValidator(lambda it, read: None if _is_off(it) else read(it)),
     ] = field(default_factory=Silence)
-    """None: a silent caller is not asked."""
+    """None: the agent does not ask a silent caller."""
     longest_seconds: Annotated[float, _number(10, LONGEST_SECONDS)] = float(
         LONGEST_SECONDS
     )
@@ -646,7 +646,7 @@ def _unknown(loc: Loc, known: list[str] | None) -> str:
         above = _CLASSES.get(str(loc[-2]), Route) if len(loc) > 1 else _File
         known = ["number" if it.name == "numbers" else it.name for it in fields(above)]
     near = difflib.get_close_matches(str(loc[-1]).lower(), known, n=1)
-    fix = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+    fix = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
     return f"is not a known key: {fix}"
 
 

@@ -22,7 +22,7 @@ from bridge.app.routes import Route, Routes
 from bridge.core.limits import Bounds, Limits
 from bridge.core.rules import MOVED, Prices, Rules
 from bridge.fleet import InstanceLoad, Registry
-from bridge.fleet.plan import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.model.local_mcp import LocalMcp
 from bridge.model.session import ModelTarget
 from bridge.records import retention
@@ -129,7 +129,7 @@ class Services:
                 await user_code.ask(hook, live, f"{live.call_sid} on_call")
 
     def check_transfer(self, route: Route, live: LiveCall, to: Transfer) -> None:
-        """As dial_permissions.check_transfer, with the numbers of this deployment."""
+        """Calls dial_permissions.check_transfer with the numbers of this deployment."""
         dial_permissions.check_transfer(
             route,
             live,
@@ -169,16 +169,16 @@ def rules_for(
     rules = Rules(
         greeting=greeting,
         silent_seconds=silence.seconds if silence else None,
-        longest_seconds=max(longest - snapshot.seconds, 0.0),
+        longest_seconds=max(longest - snapshot.call_seconds, 0.0),
         spent=snapshot.cost,
         prices=cost.prices if cost else ceilings.prices,
         cost_limit=min((it for it in limits if it is not None), default=None),
         key_pause_seconds=route.key_pause_seconds,
         key_actions=tuple(route.keys),
         history=snapshot.history,
-        elapsed=snapshot.seconds,
+        elapsed=snapshot.call_seconds,
         word=snapshot.why if snapshot.history else "",
-        aside=MOVED if snapshot.quiet and snapshot.history else "",
+        aside=MOVED if snapshot.unnoticed and snapshot.history else "",
         session_seconds=session_seconds,
     )
     if silence is None:

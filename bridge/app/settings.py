@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     max_calls: values.Count = 200
     redis_url: values.RedisUrl | None = None  # all instances share it
     api_token: values.Secret | None = None
-    # What the model takes: G.711 mu-law, or PCM 16 bit 24 kHz through transcoding.
+    # The model's audio format: G.711 mu-law, or 16 bit PCM at 24 kHz (transcoded).
     model_audio: Annotated[Literal["mulaw", "pcm"], values.Lower] = "mulaw"
     # An async function of the user: (url, headers) -> websocket.
     model_connect: values.Agent | None = None
@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     session_seconds: values.Seconds = 3000.0
     record_dir: values.Folder | None = None
     fallback_number: values.PhoneNumber | None = None
-    # The answer to a caller while no instance has a free line.
+    # The answer to a caller while no instance has free capacity.
     when_full: Annotated[Literal["busy", "queue", "fallback"], values.Lower] = "busy"
     queue_seconds: values.Seconds = 120.0
     log_format: Annotated[Literal["auto", "json", "pretty"], values.Lower] = Field(
@@ -165,17 +165,17 @@ class Settings(BaseSettings):
 
     # --- limits ---
 
-    start_seconds: values.SomeSeconds = 10.0
+    start_seconds: values.PositiveSeconds = 10.0
     waiting_sockets: values.Count = 500
     waiting_per_address: values.Count = 100
     header_bytes: values.Whole = Field(default=16 * 1024, ge=2048, le=1 << 20)
     body_bytes: values.Bytes = 64 * 1024
-    body_seconds: values.SomeSeconds = 10.0
-    send_seconds: values.SomeSeconds = 5.0
+    body_seconds: values.PositiveSeconds = 10.0
+    send_seconds: values.PositiveSeconds = 5.0
     message_bytes: values.Bytes = 256 * 1024
     messages_per_second: values.Whole = Field(default=200, ge=60, le=100_000)
-    audio_held_seconds: values.SomeSeconds = 20.0
-    audio_ahead_seconds: values.SomeSeconds = 600.0
+    audio_held_seconds: values.PositiveSeconds = 20.0
+    audio_ahead_seconds: values.PositiveSeconds = 600.0
     calls_per_number: values.Limit = 10
     calls_per_number_hour: values.Limit = 60
     longest_seconds: values.Whole = Field(default=4 * 3600, ge=10, le=4 * 3600)
@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     @field_validator("when_full")
     @classmethod
     def _with_a_number(cls, chosen: str, info: ValidationInfo) -> str:
-        # An invalid number is not in the data, and is a mistake of its own.
+        # An invalid number is not in the data; it is reported as a separate mistake.
         if chosen == "fallback" and info.data.get("fallback_number", "") is None:
             text = "is fallback, but there is no number to dial"
             raise values.wrong(text, "set BRIDGE_FALLBACK_NUMBER")
@@ -473,7 +473,7 @@ def _in_force(settings: Settings) -> list[Finding]:
         "TWILIO_SHARED_KEYS": _each("has", it.twilio_shared_keys),
         "BRIDGE_REDIS_URL": redis and f"is set: calls are shared at {redis}",
         "BRIDGE_RECORD_DIR": it.record_dir and f"is {it.record_dir}",
-        "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set: plan B dials it",
+        "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set",
         "BRIDGE_WHEN_FULL": full.get(it.when_full, ""),
         "BRIDGE_ROUTES": it.routes and f"is {it.routes}",
         "BRIDGE_MODEL_AUDIO": it.model_audio == "pcm" and "is pcm: audio is transcoded",

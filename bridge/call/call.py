@@ -76,7 +76,8 @@ from bridge.core.commands import (
 from bridge.core.conversation import Conversation
 from bridge.core.history import HistoryItem
 from bridge.fleet import CallEntry, NextStep, Then
-from bridge.fleet.plan import AnsweredBy, CallSnapshot, Plan, SavedMessage, moment
+from bridge.fleet.plan import AnsweredBy, Plan
+from bridge.fleet.snapshot import CallSnapshot, SavedMessage, moment
 from bridge.model.session import AgentSession, SessionPlan
 from bridge.records.report import report_of
 from bridge.telemetry.log import NoteLog
@@ -94,7 +95,7 @@ MAX_TRANSFERS = 5
 circle."""
 
 MEASURE_EVERY = 10
-"""One in so many caller frames (there are 50 a second) is timed, to keep the cost
+"""One of this many caller frames (there are 50 a second) is timed, to keep the cost
 low."""
 
 
@@ -171,8 +172,8 @@ class Call:
                 self._spawn(self._run_timer(), "clock")
                 self._set_timer(time.monotonic())
                 await self._ended.wait()
-                # Before the tasks end, because ending them takes time and the caller
-                # waits.
+                # Done before the tasks end, because ending them takes time and the
+                # caller waits.
                 await self._store_next_step_and_close()
                 raise _CallEnded
         except* _CallEnded:
@@ -316,8 +317,8 @@ class Call:
                 source=services.source_of(self._route),
                 target=services.target,
                 settings=self._route.session,
-                agent_name=snapshot.agent,
-                resumed=bool(snapshot.streams),
+                agent_name=snapshot.agent_name,
+                resumed=bool(snapshot.stream_count),
                 tool_seconds=self._route.tool_seconds,
             )
             self._agent = AgentSession(
@@ -351,14 +352,14 @@ class Call:
         sid, services, registry = live.call_sid, self._services, self._services.registry
         # Concurrently: each read may wait for a registry that is going down.
         plan, talk = await asyncio.gather(
-            registry.get(f"plan:{sid}"), registry.get(f"talk:{sid}")
+            registry.get(f"plan:{sid}"), registry.get(f"snapshot:{sid}")
         )
         self._plan, snapshot = Plan.read(plan), CallSnapshot.read(talk)
-        if snapshot.streams:
-            ended = await registry.get(f"ended:{sid}")
+        if snapshot.stream_count:
+            ended = await registry.get(f"stream_ended:{sid}")
             snapshot = snapshot.as_of(moment(ended))
             self._restore(live, snapshot)
-        self._snapshot, self._transfers = snapshot, snapshot.transfers
+        self._snapshot, self._transfers = snapshot, snapshot.transfer_count
         rules = rules_for(
             self._route,
             self._greeting(),
@@ -366,10 +367,10 @@ class Call:
             services.session_seconds,
             services.ceilings,
         )
-        self._feed("follow", [msgspec.to_builtins(rules)])
+        self._feed("rules", [msgspec.to_builtins(rules)])
         self._rules_known = True
-        # Only now, because a snapshot that is written from now on must contain the one
-        # that was read.
+        # Created only now, because a snapshot that is written from now on must contain
+        # the one that was read.
         self._checkpoint = Checkpoint(
             registry, sid, self._version, self._take_snapshot, self._route.redact
         )
@@ -383,7 +384,7 @@ class Call:
     def _restore(self, live: LiveCall, snapshot: CallSnapshot) -> None:
         """Restores the state of the call's earlier streams, of this instance or
         another."""
-        live.began -= snapshot.seconds
+        live.began -= snapshot.call_seconds
         live.cost = snapshot.cost
         live.input_tokens = snapshot.input_tokens
         live.output_tokens = snapshot.output_tokens
@@ -410,18 +411,18 @@ class Call:
         return CallSnapshot(
             history=tuple(self._conversation.history.items),
             playing=tuple(self._conversation.playing(now)),
-            at=time.time(),
-            streams=snapshot.streams + 1,
+            taken_at=time.time(),
+            stream_count=snapshot.stream_count + 1,
             handed_over=self._ending.why == "handed_over",
-            quiet=self._conversation.ended_quietly
+            unnoticed=self._conversation.ended_quietly
             and self._ending.why == "handed_over",
-            agent=live.agent_name or snapshot.agent,
+            agent_name=live.agent_name or snapshot.agent_name,
             parameters=dict(live.facts.parameters),
-            seconds=snapshot.seconds + now - self._connected_at,
+            call_seconds=snapshot.call_seconds + now - self._connected_at,
             cost=live.cost,
             input_tokens=live.input_tokens,
             output_tokens=live.output_tokens,
-            transfers=self._transfers,
+            transfer_count=self._transfers,
             messages=tuple(
                 SavedMessage(it.text, it.name, it.call_back) for it in live.messages
             ),
@@ -453,7 +454,7 @@ class Call:
             self._services.quotas.ended(self._entry.call_sid, goes_on=moved)
         await self._store_next_step_and_close()
         if self._live:
-            self._report_end(self._live, self._snapshot.seconds + seconds)
+            self._report_end(self._live, self._snapshot.call_seconds + seconds)
 
     async def _store_next_step_and_close(self) -> None:
         """Stores what Twilio must do next, then closes the stream: Twilio asks
@@ -550,7 +551,7 @@ class Call:
 
     def model_lost(self, why: str, code: int | None) -> None:
         self._handle_note(Note("model_gone", {"why": why, "close_code": code}))
-        self._feed("lost", [why])
+        self._feed("model_lost", [why])
 
     def model_stuck(self, why: str) -> None:
         self._feed("end", ["model", why])
@@ -568,7 +569,7 @@ class Call:
         self._feed("ask")
 
     def tool_running(self, change: int, call_id: str = "") -> None:
-        self._feed("busy", [change, call_id])
+        self._feed("tool_running", [change, call_id])
 
     def tool_failed(self, tool: str, error: str) -> None:
         self._handle_note(Note("tool_failed", {"tool": tool, "error": error}))
@@ -711,9 +712,9 @@ class Call:
     def _obey(self, commands: list[Command], now: float) -> None:
         """Carries out the commands in order. Waits for none of them."""
         if self._trace:
-            # All are traced before the first is carried out: a command may cause
-            # another input (a key's action), whose own commands must stand behind these
-            # in the trace.
+            # All commands are traced before the first is carried out: a command may
+            # cause another input (a key's action), and the commands of that input must
+            # follow these in the trace.
             for command in commands:
                 self._trace.command(command, now)
         for command in commands:
@@ -875,8 +876,8 @@ RESUMABLE_ENDS = frozenset({("bridge", "handed_over"), ("caller", "connection_lo
 """(side, reason) of ends of the stream after which the call may continue."""
 
 NO_APOLOGY_ENDS = frozenset({"silent", "longest", "cost", "machine"})
-"""Reasons of the bridge's own ends that need no apology: the caller was told, or no
-caller is there."""
+"""Reasons of the bridge's own ends that need no apology: the agent was asked to say
+goodbye, or no caller is there."""
 
 
 def facts_of(start: twilio_messages.Start) -> CallFacts:

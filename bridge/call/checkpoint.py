@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from bridge.fleet import Registry
-from bridge.fleet.plan import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.privacy.redaction import Copies, Redaction
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class Checkpoint:
         redaction: Redaction | None = None,
     ) -> None:
         self._registry = registry
-        self._name = f"talk:{call_sid}"
+        self._name = f"snapshot:{call_sid}"
         self._version = version
         self._take_snapshot = take_snapshot
         self._redaction = redaction or Redaction()

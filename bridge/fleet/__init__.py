@@ -1,8 +1,8 @@
-"""Which calls there are, what follows each, and what another instance may have to know.
+"""The Registry: running calls, their next steps, and values that instances share.
 
-One contract, one implementation per place where it is kept: memory.py (this instance
-alone), redis.py (all that share it). Twilio may ask any instance, so nothing of a call
-that outlives its stream is kept anywhere else.
+One contract and one implementation per backend: memory.py (a single instance) and
+redis.py (a fleet). Twilio may ask any instance, so all data of a call that outlive its
+stream are in the registry and nowhere else.
 """
 
 import enum
@@ -14,10 +14,10 @@ from typing import Protocol
 class Then(enum.Enum):
     """How a call goes on when its stream has ended."""
 
-    HANG_UP = "hang_up"  # all was said
-    TRANSFER = "transfer"  # a number is dialled; who is not answered comes back
-    RESUME = "resume"  # a new stream, on whichever instance; the talk goes on there
-    SORRY = "sorry"  # we failed the caller: say so, dial the fallback number
+    HANG_UP = "hang_up"  # the conversation is complete
+    TRANSFER = "transfer"  # dial a number; without an answer the caller comes back
+    RESUME = "resume"  # a new stream on any instance continues the conversation
+    SORRY = "sorry"  # the bridge failed: apologise, dial the fallback number
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,14 @@ class NextStep:
 
     then: Then
     number: str = ""
-    """Who is dialled; of a transfer always, of a sorry where there is a fallback."""
+    """The number to dial. TRANSFER: required; SORRY: empty without a fallback."""
     caller_id: str = ""
-    """Whom the dialled one sees; empty: the caller."""
+    """The number that the dialled person sees; empty: the caller's."""
     ring_seconds: int = 20
     language: str = ""
-    """Of the sentence that Twilio says."""
+    """Language of the sentence that Twilio says."""
     text: str = ""
-    """That sentence; empty: the bridge's own."""
+    """The sentence that Twilio says; empty: the bridge's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,15 @@ class CallEntry:
     started_at: float
     """Seconds since the epoch."""
     instance: str = ""
-    """Which has it; set by the registry."""
+    """Id of the instance that has the call; set by the registry."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceLoad:
-    """What an instance tells the others of itself."""
+    """The load that an instance announces to the fleet."""
 
     limit: int
+    """Calls that it may have at once."""
     calls: int
     draining: bool = False
 
@@ -62,73 +63,75 @@ class InstanceLoad:
 
 
 TAKEN = b"taken"
-"""The word to whoever had a call that a newer stream of it has begun elsewhere."""
+"""Message to the instance that had a call: a newer stream of the call has begun."""
 
 Subscriber = Callable[[str, bytes], None]
-"""(call sid, word): told of a call; does not wait, does not raise. Where the newer
-stream is on the same instance, TAKEN is told before its `opened` returns."""
+"""Called with (call sid, message); must not block or raise. If the newer stream is on
+the same instance, TAKEN arrives before `opened` of the newer stream returns."""
 
 
 class Registry(Protocol):
-    """Entries appear with the stream and go with it, next steps with the next one.
-    `shared`: others may lead a call on, so what they must know is kept up to date.
+    """A call has an entry while it has a stream, and a next step until its next stream.
+    `shared`: other instances may continue a call, so snapshots must be kept up to date.
 
-    `put`, `get`, `take` and `first` are the shelf: bytes under a name for some time,
-    for whoever is asked next. `count`, `let_in` and `let_out` say how much there was,
-    and how many there are; no name has a person's number in it. Nothing here raises
-    because the place where it is kept is away: an instance goes on with what it knows
-    itself. Who counts, or lets in, does not wait for it to be back.
+    `put`, `get`, `pop` and `set_if_absent` store bytes under a name for some time.
+    `count` keeps totals; `acquire` and `release` keep sets of members. No name contains
+    a phone number. No method raises because Redis cannot be reached: the instance goes
+    on with its own data. `count` and `acquire` do not wait for Redis to come back.
     """
 
     shared: bool
 
     async def opened(self, entry: CallEntry) -> None:
-        """A stream has started for this call. The newest of a call has it: an instance
-        that had an older one is told TAKEN."""
+        """A stream of this call has started. The newest stream has the call: the
+        instance with an older one gets TAKEN."""
 
     async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
-        """The stream has ended; None: the call itself is over, nobody will ask. A
-        stream that a newer one took over from leaves nothing."""
+        """The stream has ended. None: the call has ended, and Twilio will not ask. The
+        next step of a stream that a newer one has replaced is ignored."""
 
     async def next_step(self, call_sid: str) -> NextStep | None:
-        """What was left for this call; None where nothing was. Kept for some time, for
-        Twilio asks again when an answer is lost, but not past a new stream."""
+        """The step that the last stream of this call has left, or None. It is kept for
+        some time, because Twilio repeats a request whose answer was lost, but not
+        beyond the start of a new stream."""
 
     async def calls(self) -> list[CallEntry]:
         """The running calls, oldest first."""
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
-        """Kept for so long; what was there before is replaced."""
+        """Stores the value for so many seconds and replaces an earlier one."""
 
     async def get(self, name: str) -> bytes | None:
-        """None: never there, taken, or its time is over."""
+        """None: there is no value, or it was popped or has expired."""
 
     async def pop(self, name: str) -> bytes | None:
-        """As `get`, and it is gone: only one of several askers gets it."""
+        """As `get`, and deletes the value: of several callers only one gets it."""
 
     async def set_if_absent(self, name: str, seconds: float) -> bool:
-        """True for the first who asks within so long: a message that came twice."""
+        """True for the first call with this name within so many seconds, False for
+        later ones: a ticket or a message that came twice."""
 
     async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
-        """Adds to a counter, which lives so long from its first addition; the new
-        total. 0 only reads. May add twice where an answer was lost; never too little,
-        but for an instance that has died."""
+        """Adds to a counter, which lives so many seconds from its first addition;
+        returns the total. Amount 0 only reads. May add twice if an answer was lost;
+        never too little, except for an instance that has crashed."""
 
     async def acquire(
         self, name: str, member: str, seconds: float, limit: int | None = None
     ) -> bool:
-        """`who` is one of those in `name` for so long from now, however often they
-        were let in before. False: `most` others are in it already (None: no limit)."""
+        """Adds `member` to the set `name` for so many seconds from now; a member that
+        is in the set stays and is renewed. False: the set has `limit` other members
+        (None: no limit)."""
 
     async def release(self, name: str, member: str) -> None:
-        """Before that time is over."""
+        """Removes the member before its time is over."""
 
     async def publish(self, call_sid: str, message: bytes) -> None:
-        """A word for the instance that has this call, this one included. Told once, to
-        whoever is there: no answer, nothing is kept."""
+        """Sends a message about this call to all instances, including this one. Sent
+        once, to the instances that are connected: no answer, nothing is stored."""
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """`ear` gets the words for calls, those of other instances' calls, too."""
+        """`subscriber` gets the messages for all calls, also of other instances."""
 
     async def room(self) -> bool:
         """Some instance, this one or another, takes calls."""
@@ -137,7 +140,7 @@ class Registry(Protocol):
         """Some other instance takes calls."""
 
     async def reachable(self) -> bool:
-        """An instance that starts later can read what this one puts now."""
+        """An instance that starts later can read the values that this one puts now."""
 
     def format(self) -> int:
         """The format in which stored values are to be written (formats.py): the newest

@@ -5,16 +5,18 @@ it is rolled back. Each instance must read what the other version has written.
 
 What has a format
 -----------------
-* JSON objects in the registry have the **fleet format** (`FORMAT`): the snapshot of a
-  call (`talk:`), its plan (`plan:`), its status (`status:`, `final:`), its next step,
-  and the beat of an instance. The field `format` stands first in the object. An object
-  without that field has format 0: commit a45a49c, or an earlier one, has written it.
-* Key names, key types and scripts (keys.py) belong to the fleet format, too.
+* The **fleet format** (`FORMAT`) covers JSON objects in the registry (the snapshot of a
+  call, its plan, its order, its status, its next step, the beat of an instance), and
+  key names, key types and scripts (keys.py).
+* Each JSON object has the field `format` first. Its value is the fleet format that
+  last changed this kind of object (`CHANGED_IN`), so a value of an unchanged kind can
+  be read by every version. An object without the field has format 1: the version of
+  format 1 writes its orders without it.
 * A trace has the **trace format** (`TRACE_FORMAT` of bridge/telemetry/trace.py), in its
   first line. Instances do not exchange traces, so the trace format changes without the
   fleet format.
-* Plain values (`amd:`, `ended:`, `route:`, `resumed:`, `refused:`, `late-ticket:`, what
-  `first` and `count` keep, messages between instances) have no format. A plain value
+* Plain values (`answered_by:`, `stream_ended:`, `route:`, the values of
+  `set_if_absent` and `count`, messages between instances) have no format. A plain value
   never changes its meaning: a value with another meaning gets another name. An instance
   ignores a message that it does not know.
 
@@ -25,26 +27,37 @@ renamed, or its type changes. Then FORMAT grows by one. A new field with a defau
 change: readers ignore fields that they do not know. Therefore no struct that is stored
 may forbid unknown fields.
 
-What a version reads
---------------------
-Its own format and the one before (`OLDEST` to `FORMAT`). The version that introduces
-format N keeps the code that reads and writes format N-1, and drops N-2. A fleet is
-upgraded, and rolled back, by one format at a time.
+What a version reads and writes
+-------------------------------
+It reads its own format and the one before (`OLDEST` to `FORMAT`). The version that
+introduces format N keeps the code that reads and writes format N-1, and drops N-2. A
+fleet is upgraded, and rolled back, by one format at a time.
 
-What a version writes
+It writes the format that `Registry.format()` gives: the newest one that every live
+instance reads. Each instance announces its FORMAT with every beat; no announcement
+means 0. While an older instance is in the fleet, all instances write the older format.
+When an older instance joins (a rollback), the other instances notice with their next
+beat. From then on
+
+* they write the snapshots of their running calls again, in the older format
+  (bridge/call/checkpoint.py);
+* they move every stored value that has a name of the newer format to the name of the
+  older one, and rewrite snapshots in the older format (`rewritten`; redis.py). Values
+  of calls that have no instance at that moment are moved, too.
+
+Until that beat (2 s) the older instance does not see values that only have a new name.
+Names that must not be used twice (tickets) and quotas have no such gap: keys.py.
+
+A registry that has not yet reached Redis writes the oldest format that it reads.
+
+How to rename a field
 ---------------------
-The format that `Registry.format()` gives: the newest one that every live instance
-reads. Each instance announces its FORMAT with every beat; no announcement means 0.
-While an older instance is in the fleet, all instances write the older format. When an
-older instance joins (a rollback), the others notice with their next beat and write the
-snapshots of their running calls again, in the older format
-(bridge/call/checkpoint.py). A registry that has not yet reached Redis writes the oldest
-format that it reads.
-
-A value that is written once (plan, order, status, next step, the snapshot of a call
-that has no stream) is not written again when an older instance joins. Therefore the
-format that renames a field of a plan, an order, a status or a next step writes the
-field under both names, and only the format after it drops the old name.
+* Of a snapshot: in `RENAMED_FIELDS`, and FORMAT in `CHANGED_IN`. Snapshots are
+  rewritten as described above.
+* Of a plan, an order, a status or a next step: these are written once and are not
+  rewritten. An instance of format N-1 refuses an object whose `format` is N, whatever
+  its fields are. Therefore the number of the object stays as it is: format N writes the
+  field under both names and reads either; format N+1 drops the old name.
 
 What an instance does with a format that it does not read
 ---------------------------------------------------------
@@ -57,8 +70,7 @@ overwrite the value before it has something of its own to store.
 * Plan: the call gets the greeting of its route; an answering machine is ignored.
 * Next step: a call with a snapshot is resumed; a call without one gets a new stream or
   plan B.
-* Order: nobody knows what the callee was called for, so the call is hung up. The rule
-  for values that are written once keeps this from happening.
+* Order: the instance does not know why the callee was called, so it hangs up.
 * Trace: `replay` raises an error that names both formats.
 
 What never changes
@@ -67,7 +79,7 @@ The key `bridge:instances`, the shape of its fields (`{milliseconds} {JSON objec
 the field `format`: that is how two versions learn each other's format.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -77,11 +89,29 @@ from bridge.core import UNREADABLE
 
 log = structlog.get_logger()
 
-FORMAT = 1
-"""The fleet format of this version. It differs from 0 in the field `format` alone."""
+FORMAT = 2
+"""The fleet format of this version. Format 2 renamed keys (keys.py) and the fields in
+`RENAMED_FIELDS`."""
 
-OLDEST = 0
-"""The oldest fleet format that this version reads and writes: the one before."""
+OLDEST = 1
+"""The oldest fleet format that this version reads and writes: the one before. Commit
+739a7ad, tag `format-1`, is the last version of it."""
+
+CHANGED_IN: Mapping[str, int] = {"CallSnapshot": 2}
+"""Kind of stored object -> the format that last changed it. Other kinds: 1."""
+
+RENAMED_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "CallSnapshot": {
+        "taken_at": "at",
+        "stream_count": "streams",
+        "unnoticed": "quiet",
+        "agent_name": "agent",
+        "call_seconds": "seconds",
+        "transfer_count": "transfers",
+        "instruction": "word",
+    }
+}
+"""Kind of stored object -> {field: its name in OLDEST}."""
 
 T = TypeVar("T")
 
@@ -89,42 +119,91 @@ T = TypeVar("T")
 class _FormatHead(msgspec.Struct):
     """The part of a stored object that all formats have in common."""
 
-    format: Annotated[int, msgspec.Meta(ge=0)] = 0
+    format: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 def encode(value: Any, format: int) -> bytes:
-    """`value` (a struct or a dataclass) as JSON object of the given format."""
-    text = msgspec.json.encode(value)
-    # Format 0 has no field `format`; nothing else differs from format 1.
-    return text if format == 0 else b'{"format":%d,' % format + text[1:]
+    """`value` (a struct or a dataclass) as JSON object that an instance of the given
+    fleet format reads."""
+    kind, text = type(value).__name__, msgspec.json.encode(value)
+    changed = CHANGED_IN.get(kind, 1)
+    if format < changed:
+        return _with_fields(text, format, RENAMED_FIELDS.get(kind, {}))
+    return b'{"format":%d,' % changed + text[1:]
+
+
+def announcement(load: Any) -> bytes:
+    """The beat of an instance: `load` with the FORMAT of this version."""
+    return b'{"format":%d,' % FORMAT + msgspec.json.encode(load)[1:]
+
+
+def announced(beat: bytes) -> int:
+    """The format that an instance announces; 0 if its beat does not name one."""
+    try:
+        return _head(beat).format or 0
+    except UNREADABLE:
+        return 0
 
 
 def format_of(stored: bytes) -> int:
     """The format of a stored JSON object. Raises UNREADABLE for anything else."""
-    return msgspec.json.decode(stored, type=_FormatHead).format
+    found = _head(stored).format
+    return 1 if found is None else found
+
+
+def _head(stored: bytes) -> _FormatHead:
+    return msgspec.json.decode(stored, type=_FormatHead)
 
 
 def read(stored: bytes, kind: type[T]) -> T | None:
     """The stored value. None, and one line in the log, if this version cannot read it:
     its format is not supported, or it is not a JSON object of this kind."""
+    name = kind.__name__
+    changed = CHANGED_IN.get(name, 1)
     try:
         found = format_of(stored)
-        if OLDEST <= found <= FORMAT:
-            # Formats 0 and 1 have the same fields.
+        if min(OLDEST, changed) <= found <= FORMAT:
+            if found < changed:
+                old = {was: now for now, was in RENAMED_FIELDS.get(name, {}).items()}
+                stored = _with_fields(stored, found, old)
             return msgspec.json.decode(stored, type=kind)
     except UNREADABLE as error:
-        log.error(
-            "stored_value_unreadable", kind=kind.__name__, error=type(error).__name__
-        )
+        log.error("stored_value_unreadable", kind=name, error=type(error).__name__)
         return None
     log.error(
         "format_unreadable",
-        kind=kind.__name__,
+        kind=name,
         format=found,
         oldest=OLDEST,
         newest=FORMAT,
     )
     return None
+
+
+def rewritten(stored: bytes, kind: str, format: int) -> bytes:
+    """A stored object as an instance of the given fleet format reads it. A value that
+    is no object of this version stays as it is."""
+    try:
+        if not format < format_of(stored) <= CHANGED_IN.get(kind, 1):
+            return stored
+        return _with_fields(stored, format, RENAMED_FIELDS.get(kind, {}))
+    except UNREADABLE:
+        return stored
+
+
+def _with_fields(text: bytes, format: int, names: Mapping[str, str]) -> bytes:
+    """The JSON object with this number, and with the fields in `names` renamed."""
+    fields: dict[str, Any] = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    fields.pop("format", None)
+    renamed = {names.get(name, name): value for name, value in fields.items()}
+    return msgspec.json.encode({"format": format, **renamed})
+
+
+def read_or_default(stored: bytes | None, kind: type[T]) -> T:
+    """The stored value. The default of `kind` if nothing is stored, or if this version
+    cannot read it: a call without its history is better than no call."""
+    found = read(stored, kind) if stored else None
+    return kind() if found is None else found
 
 
 def common(others: Iterable[int]) -> int:

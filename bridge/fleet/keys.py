@@ -1,47 +1,53 @@
-"""What is kept in Redis, under which key, and the scripts that change it.
+"""The Redis keys of the bridge, and the scripts that change them.
 
-A script is one step for Redis: nobody sees half of a takeover. Each may be asked again
-when its answer was lost. Talks to nobody.
+A script is atomic: no instance sees half of a takeover. Each script may be repeated
+when its answer was lost. This module has no connection of its own.
 
-key                  type    kept for  bytes    what; who writes it, when
-bridge:call:{sid}    hash    15 s      150      who has a call: its instance, when the
-                                                stream starts and with each beat; gone
-                                                when it ends
-bridge:calls         zset    60 s      40/call  the running calls; with the one above
-bridge:next:{sid}    string  60 s      150      what follows; when the stream ends, gone
-                                                with a new one
-bridge:shelf:{name}  string  as asked  its own  conversations, plans, orders, messages
-                                                seen; by `put` and `first`
-bridge:taken:{id}    string  10 s      its own  what was just taken, for an asker that
-                                                missed the answer; by `take`
-bridge:count:{name}  string  as asked  20       a total, such as what a day has cost; by
-                                                `count`
-bridge:in:{name}     zset    as asked  50 each  who is in it (the calls of a caller), by
-                                                the moment of their end; by `let_in`
-bridge:instances     hash    6 s       80 each  who is there, with how many calls; each
-                                                with its beat, gone when it closes
-bridge:era           string  1 day     8        that the data is the same as before;
-                                                with each beat
-bridge:words         channel -         100      words for running calls; by `tell` and
-                                                takeovers
+key                    type    kept for  bytes    content; written by, when
+bridge:call:{sid}      hash    15 s      150      the instance and stream that have the
+                                                  call; when the stream starts and with
+                                                  each beat; deleted when it ends
+bridge:calls           zset    60 s      40/call  the running calls; as the one above
+bridge:next:{sid}      string  60 s      150      the next step; when the stream ends;
+                                                  deleted when a new stream starts
+bridge:store:{name}    string  given     its own  snapshots, plans, orders, spent
+                                                  tickets; `put`, `set_if_absent`
+bridge:popped:{id}     string  10 s      its own  a value that was popped, for an
+                                                  instance that missed the answer; `pop`
+bridge:count:{name}    string  given     20       a total, such as the cost of a day;
+                                                  `count`
+bridge:members:{name}  zset    given     50 each  members (the calls of a caller) by the
+                                                  time at which they expire; `acquire`
+bridge:instances       hash    6 s       80 each  the live instances and their load;
+                                                  with each beat; deleted on shutdown
+bridge:era             string  1 day     8        changes if Redis has lost its data;
+                                                  with each beat
+bridge:words           channel -         100      messages for running calls; `publish`
+                                                  and takeovers
 
-Strings, but for counters, begin with 17 bytes: when they were written, and whether
-there is anything (written.py). For one primary, not for Redis Cluster: a script touches
+Strings, but for counters, begin with 17 bytes: the time of writing, and whether there
+is a value (written.py). For one primary, not for Redis Cluster: a script touches
 several keys.
 
 The key layout - names, types, the 17 bytes, what scripts expect of a key - is a part of
-the fleet format (formats.py); 0 and 1 have the same. Instances of two versions use the
-same keys at the same time, so a key is renamed like this:
+the fleet format (formats.py). Format 2 has renamed keys: `names` gives the names of a
+key in format 2 and in format 1. Instances of two versions use the same Redis at the
+same time, and they change over within one beat, not in one moment. Therefore:
 
-1. The format that renames it is negotiated like any other: an instance uses the new
-   name only while `Registry.format()` says so, that is when all instances know it.
-2. Instances change over within one beat, not in one moment. Therefore a version with
-   two layouts reads both names, and a script that takes, is the first, counts, lets in,
-   holds or closes gets the keys of both: two instances with different names must not
-   both be the first, or both have a call.
-3. When `Registry.format()` changes, in either direction, an instance writes all that it
-   knows under the names that are in use now, as after an outage (`_put_back(0)`).
-4. The next format drops the old name.
+1. An instance writes values (`put`) under the name of the format that
+   `Registry.format()` gives. It reads both names; the newest stamp counts. `pop` takes
+   the newest value and leaves a tombstone under both names.
+2. When that format changes, an instance copies what Redis has under the other names to
+   the names in use. If the format became older it moves the values: an older instance
+   that pops a value must not leave a second copy.
+3. Tickets and quotas (`set_if_absent`, `acquire`, `count`) cannot wait for that beat:
+   an older instance that has just joined would accept a used ticket. Therefore format 2
+   writes both names, format 1 writes the old one alone, and the old name decides
+   (`set_if_absent`: either).
+4. The version of format 3 drops the old names, with `_FORMAT_1`.
+
+`bridge:popped:{id}` is read only by the instance that has made up the id, so it may be
+renamed at any time.
 
 Never renamed, nor changed in their shape: `bridge:instances`, with its fields
 `{milliseconds} {JSON object}` (an instance announces its format there), and
@@ -54,25 +60,77 @@ import hashlib
 
 from bridge.fleet import TAKEN
 
-CALL, NEXT, SHELF, JUST_TAKEN, COUNTED, INSIDE = (
+CALL, NEXT, STORE, POPPED, COUNTER, MEMBERS = (
     "bridge:call:",
     "bridge:next:",
-    "bridge:shelf:",
-    "bridge:taken:",
+    "bridge:store:",
+    "bridge:popped:",
     "bridge:count:",
-    "bridge:in:",
+    "bridge:members:",
 )
-CALLS, INSTANCES, ERA, WORDS = (
+CALLS, INSTANCES, ERA, MESSAGES = (
     "bridge:calls",
     "bridge:instances",
     "bridge:era",
     "bridge:words",
 )
 CALLS_SECONDS = 60.0
-"""Each beat of whoever has a call prolongs it."""
+"""Each beat of an instance that has a call prolongs it."""
 
-JUST_TAKEN_SECONDS = 10.0
-"""Whoever takes asks again for some seconds at most."""
+POPPED_SECONDS = 10.0
+"""An instance repeats a `pop` for some seconds at most."""
+
+SNAPSHOT = f"{STORE}snapshot:"
+
+_FORMAT_1 = {
+    STORE: (
+        "bridge:shelf:",
+        {
+            "snapshot": "talk",
+            "answered_by": "amd",
+            "stream_ended": "ended",
+            "final_status": "final",
+            "resume_count": "resumed",
+            "refusal_count": "refused",
+            "late_ticket": "late-ticket",
+        },
+    ),
+    COUNTER: (COUNTER, {"admitted": "let_in"}),
+    MEMBERS: ("bridge:in:", {"hourly_calls": "hour"}),
+}
+"""Prefix -> its name in format 1, and the names of stored values in format 1."""
+
+STORE_1 = _FORMAT_1[STORE][0]
+_FROM_FORMAT_1 = {old: name for name, old in _FORMAT_1[STORE][1].items()}
+
+
+def format_1(key: str) -> str:
+    """The name that this key has in format 1."""
+    for prefix, (old_prefix, old_names) in _FORMAT_1.items():
+        if key.startswith(prefix):
+            name, colon, rest = key.removeprefix(prefix).partition(":")
+            return f"{old_prefix}{old_names.get(name, name)}{colon}{rest}"
+    return key
+
+
+def from_format_1(old: str) -> str:
+    """The key of a stored value whose name in format 1 is `old`."""
+    name, colon, rest = old.removeprefix(STORE_1).partition(":")
+    return f"{STORE}{_FROM_FORMAT_1.get(name, name)}{colon}{rest}"
+
+
+def names(key: str, format: int) -> tuple[str, ...]:
+    """The names under which `key` is read: first the one that this format writes. One
+    name if the formats have the same."""
+    old = format_1(key)
+    both = (old, key) if format == 1 else (key, old)
+    return tuple(dict.fromkeys(both))
+
+
+def claimed(key: str, format: int) -> tuple[str, ...]:
+    """The names under which `acquire` and `count` write `key`: first the one that
+    decides."""
+    return tuple(dict.fromkeys((format_1(key), key)))[:format]
 
 
 class Script:
@@ -82,9 +140,9 @@ class Script:
 
 
 # KEYS call, calls, next. ARGV sid, stream, instance, started, since, ttl, ttl of calls,
-# "new" or "again". Answers since when the stream has the call; nothing where another
-# one has it that began later. Clocks of instances need not agree: who is new is always
-# the last.
+# "new" or "again". Answers the time since which the stream has the call; nothing if a
+# later stream has it. The clocks of instances need not agree: a new stream is always
+# later than the one before.
 HOLD = Script(f"""
 local had = redis.call('HMGET', KEYS[1], 'stream', 'instance', 'since')
 local since = tonumber(ARGV[5])
@@ -95,7 +153,7 @@ if had[1] and had[1] ~= ARGV[2] then
     return false
   end
   if had[2] ~= ARGV[3] then
-    redis.call('PUBLISH', '{WORDS}', cjson.encode(
+    redis.call('PUBLISH', '{MESSAGES}', cjson.encode(
       {{ARGV[3], ARGV[1], had[1], '{base64.b64encode(TAKEN).decode()}'}}))
   end
 end
@@ -109,8 +167,8 @@ if ARGV[8] == 'new' then redis.call('DEL', KEYS[3]) end
 return text
 """)
 
-# KEYS calls, call... ARGV ttl of calls, ttl, stream... Answers the numbers of those
-# that are not, or no more, ours.
+# KEYS calls, call... ARGV ttl of calls, ttl, stream... Answers the positions of the
+# calls that do not belong to the given stream.
 RENEW = Script("""
 local lost = {}
 for i = 2, #KEYS do
@@ -124,8 +182,8 @@ redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return lost
 """)
 
-# KEYS call, calls, next. ARGV sid, stream, since, what follows or "", ttl, "new" or
-# "again": then what follows is not touched. Answers 0 where a newer stream has it.
+# KEYS call, calls, next. ARGV sid, stream, since, the next step or "", ttl, "new" or
+# "again" (the next step stays as it is). Answers 0 if a newer stream has the call.
 CLOSE = Script("""
 local has = redis.call('HMGET', KEYS[1], 'stream', 'since')
 if has[1] and has[1] ~= ARGV[2] and tonumber(has[2]) > tonumber(ARGV[3]) then
@@ -142,8 +200,8 @@ end
 return 1
 """)
 
-# KEYS calls, call... ARGV sid... Takes off the list whose instance is gone.
-STRIKE = Script("""
+# KEYS calls, call... ARGV sid... Removes calls whose lease has expired from the list.
+DROP_EXPIRED = Script("""
 for i = 2, #KEYS do
   if redis.call('EXISTS', KEYS[i]) == 0 then
     redis.call('ZREM', KEYS[1], ARGV[i - 1])
@@ -151,32 +209,61 @@ for i = 2, #KEYS do
 end
 """)
 
-# KEYS string, just taken. ARGV now (a stamp), ttl of both. Asked again it answers the
-# same. That there is nothing is kept, too: or who put it there would put it back, when
-# it has lost Redis and finds it again.
-TAKE = Script("""
-local mine = redis.call('GET', KEYS[2])
-if mine then return mine end
-if redis.call('GETRANGE', KEYS[1], 16, 16) ~= '+' then return false end
-redis.call('RENAME', KEYS[1], KEYS[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
-mine = redis.call('GET', KEYS[2])
-local stamp = math.max(tonumber(ARGV[1]), tonumber(string.sub(mine, 1, 16)))
-redis.call('SET', KEYS[1], string.format('%016.0f-', stamp), 'PX', ARGV[2])
-return mine
+# KEYS popped, string... ARGV now (a stamp), ttl. Takes the newest value; repeated, it
+# answers the same. Every name gets a tombstone: else the instance that put the value
+# there would put it back when it has lost Redis and finds it again.
+POP = Script("""
+local value = redis.call('GET', KEYS[1])
+if value then return value end
+local from, newest = nil, ''
+for i = 2, #KEYS do
+  local head = redis.call('GETRANGE', KEYS[i], 0, 16)
+  if head > newest then from, newest = KEYS[i], head end
+end
+if string.sub(newest, 17) ~= '+' then return false end
+redis.call('RENAME', from, KEYS[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+local stamp = math.max(tonumber(ARGV[1]), tonumber(string.sub(newest, 1, 16)))
+local tombstone = string.format('%016.0f-', stamp)
+for i = 2, #KEYS do
+  if i == 2 or KEYS[i] == from or redis.call('EXISTS', KEYS[i]) == 1 then
+    redis.call('SET', KEYS[i], tombstone, 'PX', ARGV[2])
+  end
+end
+return redis.call('GET', KEYS[1])
 """)
 
-# KEYS string. ARGV its text, ttl. Answers 0 where there was something, 2 where it is
-# the same: maybe an answer was lost, and it is asked again.
-FIRST = Script("""
-if redis.call('GET', KEYS[1]) == ARGV[1] then return 2 end
-if redis.call('GETRANGE', KEYS[1], 16, 16) == '+' then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+# KEYS string... ARGV its text, ttl, under how many of the names it is written. Answers
+# 0 if there was a value, 2 if there was the same value: the answer may have been lost,
+# and the script is repeated.
+SET_IF_ABSENT = Script("""
+for i = 1, #KEYS do
+  if redis.call('GET', KEYS[i]) == ARGV[1] then return 2 end
+  if redis.call('GETRANGE', KEYS[i], 16, 16) == '+' then return 0 end
+end
+for i = 1, tonumber(ARGV[3]) do
+  redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2])
+end
 return 1
 """)
 
-# KEYS string. ARGV its text, ttl. Something newer stays.
-AGAIN = Script("""
+# KEYS string, its other name. ARGV its text as it is written under the first name, ttl,
+# "move" or "copy". Does nothing if the value under the other name has changed since the
+# caller has read it. A newer value stays. Answers 1 if the value was written.
+COPY = Script("""
+local head = string.sub(ARGV[1], 1, 17)
+if redis.call('GETRANGE', KEYS[2], 0, 16) ~= head then return 0 end
+local written = 0
+if redis.call('GETRANGE', KEYS[1], 0, 16) < head then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  written = 1
+end
+if ARGV[3] == 'move' then redis.call('DEL', KEYS[2]) end
+return written
+""")
+
+# KEYS string. ARGV its text, ttl. A newer text stays.
+PUT_BACK = Script("""
 local there = redis.call('GETRANGE', KEYS[1], 0, 15)
 if there ~= '' and tonumber(there) >= tonumber(string.sub(ARGV[1], 1, 16)) then
   return 0
@@ -185,42 +272,44 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """)
 
-# KEYS instances, era. ARGV instance, what it tells of itself, ttl, a new era. Answers
-# the era, then by turns an instance and what it tells. By Redis' own clock. An instance
-# whose time is over has ended without leaving: one asker is told so, by an empty text.
-# Not where the asker's own time is nearly over as well: Redis was away, not the others.
+# KEYS instances, era. ARGV instance, its load, ttl, a new era. Answers the era, then
+# each instance followed by its load. Uses the clock of Redis. An instance whose time is
+# over has ended without leaving: one instance learns it by an empty load. No instance
+# is reported lost if the asking one is nearly expired itself: then Redis was away, not
+# the other instance.
 BEAT = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local mine = redis.call('HGET', KEYS[1], ARGV[1])
-local in_time = mine and
-  tonumber(string.match(mine, '^%d+') or 0) >= now + tonumber(ARGV[3]) / 2
+local own = redis.call('HGET', KEYS[1], ARGV[1])
+local in_time = own and
+  tonumber(string.match(own, '^%d+') or 0) >= now + tonumber(ARGV[3]) / 2
 redis.call('HSET', KEYS[1], ARGV[1],
   string.format('%.0f ', now + tonumber(ARGV[3])) .. ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 local era = redis.call('GET', KEYS[2]) or ARGV[4]
 redis.call('SET', KEYS[2], era, 'EX', 86400)
-local told = {era}
+local answer = {era}
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
-  local till, what = string.match(all[i + 1], '^(%d+) (.*)$')
+  local till, load = string.match(all[i + 1], '^(%d+) (.*)$')
   if till and tonumber(till) >= now then
-    told[#told + 1] = all[i]
-    told[#told + 1] = what
+    answer[#answer + 1] = all[i]
+    answer[#answer + 1] = load
   else
     redis.call('HDEL', KEYS[1], all[i])
     if in_time then
-      told[#told + 1] = all[i]
-      told[#told + 1] = ''
+      answer[#answer + 1] = all[i]
+      answer[#answer + 1] = ''
     end
   end
 end
-return told
+return answer
 """)
 
-# KEYS counter. ARGV what is added, what the instance knows was there, for how long yet
-# (ms), ttl of a new one. Answers the total and how long it is kept. What an instance
-# knows was there is there: an emptied Redis learns it again.
+# KEYS counter, its other name. ARGV amount, the total that the instance knows, its
+# remaining time (ms), ttl of a new counter. Answers the total and its remaining time.
+# The known total counts if Redis has less: an emptied Redis learns it again. The first
+# name decides; the other one gets a copy.
 COUNT = Script("""
 local left = redis.call('PTTL', KEYS[1])
 local total, known = 0, tonumber(ARGV[2])
@@ -232,13 +321,16 @@ else
   left = tonumber(ARGV[4])
 end
 local sum = string.format('%.17g', total + tonumber(ARGV[1]))
-if tonumber(sum) > 0 then redis.call('SET', KEYS[1], sum, 'PX', left) end
+if tonumber(sum) > 0 then
+  for _, key in ipairs(KEYS) do redis.call('SET', key, sum, 'PX', left) end
+end
 return {sum, left}
 """)
 
-# KEYS zset. ARGV who, ttl, how many others at most or "". Answers 0 where there are so
-# many. By Redis' own clock.
-LET_IN = Script("""
+# KEYS zset, its other name. ARGV member, ttl, limit of other members or "". Answers 0
+# if the limit is reached. Uses the clock of Redis. The first name decides; the other
+# one gets a copy.
+ACQUIRE = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
@@ -250,7 +342,14 @@ redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
+if KEYS[2] then
+  redis.call('ZUNIONSTORE', KEYS[2], 1, KEYS[1])
+  redis.call('PEXPIRE', KEYS[2], redis.call('PTTL', KEYS[1]))
+end
 return 1
 """)
 
-SCRIPTS = (HOLD, RENEW, CLOSE, STRIKE, TAKE, FIRST, AGAIN, BEAT, COUNT, LET_IN)
+SCRIPTS = (
+    *(HOLD, RENEW, CLOSE, DROP_EXPIRED, POP, SET_IF_ABSENT),
+    *(COPY, PUT_BACK, BEAT, COUNT, ACQUIRE),
+)

@@ -1,4 +1,4 @@
-"""The Registry of an instance that is alone: nothing outlives the process."""
+"""The Registry of a single instance: its data end with the process."""
 
 import time
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from bridge.fleet import TAKEN, CallEntry, InstanceLoad, NextStep, Subscriber, formats
 
 NEXT_STEP_SECONDS = 60.0
-"""Twilio asks right after the stream has ended; when it does not, the call is over and
-what was left for it is dropped."""
+"""Twilio asks right after the stream has ended; if it does not, the call is over and
+its next step is dropped."""
 
 
 class MemoryRegistry:
-    """`now` gives seconds of a clock that never goes back."""
+    """`now` gives seconds of a monotonic clock."""
 
     shared = False
 
@@ -36,15 +36,15 @@ class MemoryRegistry:
             if old.stream_sid != entry.stream_sid:
                 await self.publish(entry.call_sid, TAKEN)
         self._entries[entry.stream_sid] = entry
-        # Twilio may ask twice what follows; a new stream is what followed.
+        # `next_step` keeps the step, as Twilio may ask twice; a new stream ends that.
         self._next.pop(entry.call_sid, None)
 
     async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
         self._entries.pop(entry.stream_sid, None)
         if any(it.call_sid == entry.call_sid for it in self._entries.values()):
-            return  # it was taken over from
+            return  # a newer stream has the call
         self._drop_stale()
-        # Out first, so that a step left anew is the newest again.
+        # Removed first: `_drop_stale` needs the order of insertion.
         self._next.pop(entry.call_sid, None)
         if next_step is not None:
             self._next[entry.call_sid] = (self._now() + NEXT_STEP_SECONDS, next_step)
@@ -115,7 +115,7 @@ class MemoryRegistry:
         return formats.FORMAT
 
     def _drop_stale(self) -> None:
-        # Oldest first, as they were put in.
+        # The order of insertion: oldest first.
         now = self._now()
         for call_sid, (until, _) in list(self._next.items()):
             if until > now:
@@ -123,7 +123,7 @@ class MemoryRegistry:
             del self._next[call_sid]
 
     def _sweep(self) -> None:
-        """What nobody came for; looked for whenever the shelf has doubled."""
+        """Drops expired values; runs when the number of values has doubled."""
         if len(self._store) <= self._sweep_at:
             return
         now = self._now()
@@ -134,7 +134,7 @@ class MemoryRegistry:
 
 
 class Members:
-    """Who is in what, and until when."""
+    """Sets of members, each with the time at which it expires."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -144,7 +144,7 @@ class Members:
     def acquire(
         self, name: str, member: str, seconds: float, limit: int | None
     ) -> bool:
-        """As Registry.let_in."""
+        """As Registry.acquire."""
         self._sweep()
         now = self._now()
         members = _current(self._names.get(name, {}), now)
@@ -158,7 +158,7 @@ class Members:
         self._names.get(name, {}).pop(member, None)
 
     def _sweep(self) -> None:
-        """Names that nobody is in any more; as the shelf is swept."""
+        """Drops empty sets; runs when the number of sets has doubled."""
         if len(self._names) <= self._sweep_at:
             return
         now = self._now()

@@ -1,4 +1,4 @@
-"""The part of a Redis URL that may be shown: it has no password."""
+"""The part of a Redis URL that may be logged: it has no password."""
 
 from urllib.parse import urlsplit
 

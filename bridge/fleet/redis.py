@@ -1,8 +1,8 @@
-"""The Registry of all instances that share a Redis, and of one that has lost it.
+"""The Registry of all instances that share a Redis.
 
-While Redis is away nothing raises: an instance goes on with what it has written itself,
-and puts that back when Redis is there again, into an empty one, too. What is kept there
-is in keys.py. Decides nothing about a call.
+While Redis cannot be reached nothing raises: an instance goes on with what it has
+written itself, and writes that again when Redis is back, also if Redis is empty then.
+keys.py describes the keys. This module decides nothing about a call.
 """
 
 import asyncio
@@ -34,24 +34,36 @@ from bridge.fleet import (
 )
 from bridge.fleet.memory import NEXT_STEP_SECONDS, Members
 from bridge.fleet.place import redis_place
-from bridge.fleet.written import Counts, StoredValue, WrittenValues, stamp_of, value_of
+from bridge.fleet.written import (
+    Counts,
+    StoredValue,
+    WrittenValues,
+    newest,
+    stamp_of,
+    value_of,
+)
 
 log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
 TAIL_SECONDS = 3.0
-"""A Redis that dies may lose what it was told in its last second or two, whatever its
-disk: who finds it again tells it that again."""
+"""A Redis that crashes may lose the writes of its last second or two, even with a disk:
+an instance that finds it again repeats its writes of this time."""
 
 STEADY_SECONDS, LONGEST_PROBE_SECONDS = 3.0, 2.0
-"""A Redis that is lost sooner than that after it was found is looked for less and less
-often, but more often than a reader's patience lasts: no flood of log lines."""
+"""If a connection to Redis lasts less than STEADY_SECONDS, the pause before the next
+attempt doubles, up to LONGEST_PROBE_SECONDS: it bounds the log lines. That is less than
+`Timing.wait`, so a reader that waits for Redis sees at least one attempt."""
 
 CONNECTIONS = 16
 CHUNK_CALLS = 200
+CHUNK_KEYS = 50
 CHUNK_BYTES = 256 * 1024
-"""In one go; more would keep Redis from the others for milliseconds."""
+"""In one request; a larger one would block Redis for milliseconds."""
+
+SCAN_KEYS = 1000
+"""Keys that Redis looks at for one answer of SCAN."""
 
 MAX_TAKEN = 1000
 """Streams that are remembered as taken over from."""
@@ -59,29 +71,30 @@ MAX_TAKEN = 1000
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds. The defaults are meant; tests are in more of a hurry."""
+    """Seconds. The defaults are for production; tests use shorter times."""
 
     beat: float = 2.0
     instance: float = 6.0
-    """An instance that has not been heard of for so long is gone."""
+    """An instance without a beat for so long is no longer in the fleet."""
     lease: float = 15.0
-    """A call whose instance has not been heard of for so long is over."""
+    """A call whose instance has sent no beat for so long is over."""
     limit: float = 0.5
-    """For one answer of Redis; it takes a third of a millisecond."""
+    """Timeout of one answer of Redis; it normally takes a third of a millisecond."""
     probe: float = 0.5
-    """How often one that is away is looked for."""
+    """Pause between two attempts to reach Redis."""
     wait: float = 3.0
-    """A reader's patience, from when it went away: Twilio waits 15 s for a webhook."""
+    """A reader waits for Redis until so long after its loss: Twilio waits 15 s for a
+    webhook."""
     settle: float = 1.0
-    """When it is back, the others need so long to put back what they have."""
+    """When Redis is back, the other instances need so long to put back their values."""
 
 
-class _Away(Exception):
-    """There is no answer of Redis. Does not leave this module."""
+class _Unavailable(Exception):
+    """Redis has not answered. Does not leave this module."""
 
 
-_LOST = (RedisError, OSError, TimeoutError)
-"""Redis is not there or of no use: full, loading, read-only."""
+_FAILURES = (RedisError, OSError, TimeoutError)
+"""Redis cannot be reached or used: full, loading, read-only."""
 
 
 @dataclass(slots=True)
@@ -90,9 +103,10 @@ class _Lease:
 
     entry: CallEntry
     since: float
-    """Orders the streams of a call: its start, but later than the one before."""
+    """Orders the streams of a call: the start of the stream, but later than the one
+    before."""
     held: bool = False
-    """Redis knows."""
+    """Redis has the lease."""
 
 
 @asynccontextmanager
@@ -103,28 +117,32 @@ async def redis_registry(
     timing: Timing | None = None,
     on_lost: Callable[[], None] = lambda: None,
 ) -> AsyncIterator["RedisRegistry"]:
-    """The Registry as long as this instance lives; there even where Redis is not.
+    """The Registry for the life of this instance; it works without Redis, too.
 
-    `capacity` says what this instance has to give, `told_up` hears whether Redis is
-    there, at first and whenever that changes, `told_lost` of an instance that has ended
-    without leaving: of each, one of the others is told.
+    `load` gives the load of this instance. `on_up` is called with whether Redis can be
+    reached, at first and at each change. `on_lost` is called for an instance that has
+    ended without leaving, on one of the other instances.
     """
     timing = timing or Timing()
     client, place = _client(url, timing.limit), redis_place(url)
     registry = RedisRegistry(client, place, load, on_up, on_lost, timing)
     async with asyncio.TaskGroup() as tasks:
-        staying = tasks.create_task(registry.stay(), name="fleet")
+        running = [
+            tasks.create_task(registry.stay_connected(), name="fleet"),
+            tasks.create_task(registry.follow_format(), name="fleet format"),
+        ]
         try:
             await registry.tried.wait()
             yield registry
         finally:
-            # Not in the middle of a beat: Redis might read that after the goodbye, and
-            # the others would miss an instance that has left in good order.
+            # Not during a beat: Redis might read the beat after `leave`, and the other
+            # instances would report this one as lost.
             with suppress(TimeoutError):
                 async with asyncio.timeout(timing.limit), registry.beating:
-                    staying.cancel()
-            staying.cancel()
-            await asyncio.wait([staying])
+                    running[0].cancel()
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
             await registry.leave()
 
 
@@ -144,10 +162,10 @@ class RedisRegistry:
     ) -> None:
         self.id = f"{socket.gethostname()[:40]}-{secrets.token_hex(4)}"
         self.beating = asyncio.Lock()
-        """Held while a beat is on its way."""
+        """Held during a beat."""
         self.tried = asyncio.Event()
-        """It is known whether Redis is there."""
-        # Any: what its commands answer, its types leave open.
+        """Set when it is known whether Redis can be reached."""
+        # Any: the types of redis-py leave the answers of commands open.
         self._redis: Any = client
         self._place = place
         self._load = load
@@ -157,33 +175,34 @@ class RedisRegistry:
         self._subscribers: list[Subscriber] = []
         self._leases: dict[str, _Lease] = {}
         self._taken: dict[str, None] = {}
-        """Streams of ours that a newer one took over from, until they close."""
+        """Streams of this instance that a newer one replaced, until they close."""
         self._ended: dict[str, tuple[int, _Lease]] = {}
-        """Calls of ours that ended a short while ago, and when (a stamp)."""
+        """Calls of this instance that ended less than a lease ago: when (a stamp)."""
         self._written = WrittenValues()
         self._counts = Counts()
         self._members = Members(time.monotonic)
-        """Whom this instance has let in; it decides while Redis is away."""
+        """Members that this instance has added; they decide while Redis is away."""
         self._others: dict[str, InstanceLoad] = {}
         self._format = formats.OLDEST
-        """The format to write; the oldest as long as the others are not known."""
+        """The format to write; the oldest one until the other instances are known."""
+        self._format_changed = asyncio.Event()
         self._formats_differ = False
         """Live instances announce different formats."""
         self._differ_since = 0.0
         self._era: bytes | None = None
         self._up = False
         self._back = asyncio.Event()
-        """As `_up`, for who waits."""
-        self._spell = 0
-        """How often Redis was found: who got no answer from one that is gone since
-        says nothing about the next."""
+        """As `_up`, for tasks that wait."""
+        self._generation = 0
+        """Number of the connection: a failure of an older connection must not mark this
+        one as down."""
         self._changed_at = time.monotonic()
         self._settled_at = 0.0
         self._away_stamp = 0
-        """What was written from then on Redis may not have been told."""
+        """Redis may lack what was written from this stamp on."""
         self._lasted = 0.0
-        """Seconds that Redis was there, the last time."""
-        self._told_away = False
+        """Seconds that the last connection lasted."""
+        self._loss_logged = False
         self._session: asyncio.Timeout | None = None
 
     # --- calls ---
@@ -198,7 +217,7 @@ class RedisRegistry:
         self._leases[sid] = lease
         self._ended.pop(sid, None)
         self._written.keep(keys.NEXT + sid, None, NEXT_STEP_SECONDS)
-        with suppress(_Away):  # it is told when it is back
+        with suppress(_Unavailable):  # repeated when Redis is back
             await self._ask(lambda: self._hold(lease, "new"))
 
     async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
@@ -210,90 +229,101 @@ class RedisRegistry:
         lease = self._leases.pop(sid, None) or _Lease(entry, entry.started_at)
         value = formats.encode(next_step, self._format) if next_step else None
         now = self._written.keep(keys.NEXT + sid, value, NEXT_STEP_SECONDS).stamp
-        # Of those before, Redis has forgotten by itself that there were any.
+        # The leases of earlier ones have expired in Redis.
         over = now - _us(self._timing.lease)
         self._ended = {k: it for k, it in self._ended.items() if it[0] > over}
         self._ended[sid] = (now, lease)
-        with suppress(_Away):  # it is told when it is back
+        with suppress(_Unavailable):  # repeated when Redis is back
             await self._ask(lambda: self._close(lease, "new"))
 
     async def next_step(self, call_sid: str) -> NextStep | None:
         key = keys.NEXT + call_sid
-        value = await self._read(key, lambda: self._redis.get(key))
+        value = await self._read(key, lambda: self._newest(key))
         return formats.read(value, NextStep) if value else None
 
     async def calls(self) -> list[CallEntry]:
         entries: dict[str, CallEntry] = {}
-        with suppress(_Away):  # then it is those of this instance
+        with suppress(_Unavailable):  # then only the calls of this instance are known
             entries = await self._ask(self._all_calls)
         for sid, lease in self._leases.items():
             entries[sid] = lease.entry
         return sorted(entries.values(), key=lambda entry: entry.started_at)
 
-    # --- the shelf ---
+    # --- the store ---
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
-        key = keys.SHELF + name
+        key = keys.STORE + name
         text = self._written.keep(key, value, seconds).text
-        with suppress(_Away):  # it is put there when it is back
-            await self._ask(lambda: self._redis.set(key, text, px=_ms(seconds)))
+        stored_as = keys.names(key, self._format)[0]
+        with suppress(_Unavailable):  # written when Redis is back
+            await self._ask(lambda: self._redis.set(stored_as, text, px=_ms(seconds)))
 
     async def get(self, name: str) -> bytes | None:
-        key = keys.SHELF + name
-        return await self._read(key, lambda: self._redis.get(key))
+        key = keys.STORE + name
+        return await self._read(key, lambda: self._newest(key))
 
     async def pop(self, name: str) -> bytes | None:
-        key, mine = keys.SHELF + name, keys.JUST_TAKEN + secrets.token_hex(8)
-        ttl = _ms(keys.JUST_TAKEN_SECONDS)
+        key, popped = keys.STORE + name, keys.POPPED + secrets.token_hex(8)
+        ttl = _ms(keys.POPPED_SECONDS)
         value = await self._read(
             key,
-            lambda: self._script(keys.TAKE, [key, mine], [self._written.stamp(), ttl]),
+            lambda: self._script(
+                keys.POP,
+                [popped, *keys.names(key, self._format)],
+                [self._written.stamp(), ttl],
+            ),
         )
         if value is not None:
-            # As long as what is there would last, should it come back with Redis.
+            # The value may come back with Redis: the tombstone lasts as long as it.
             own, now = self._written.get(key), time.monotonic()
             left = own.until - now if own else 0.0
-            self._written.keep(key, None, max(left, keys.JUST_TAKEN_SECONDS))
+            self._written.keep(key, None, max(left, keys.POPPED_SECONDS))
         return value
 
     async def set_if_absent(self, name: str, seconds: float) -> bool:
-        key = keys.SHELF + name
+        key = keys.STORE + name
         own = self._written.get(key)
         known = own is not None and own.value is not None
-        # Something of its own, to be known by when an answer was lost.
+        # A random value: if an answer was lost, the instance recognises its own.
         mine = secrets.token_bytes(8)
         kept = own if own and known else self._written.keep(key, mine, seconds)
         text, ttl = kept.text, _ms(seconds)
         try:
             first = await self._ask(
-                lambda: self._script(keys.FIRST, [key], [text, ttl])
+                lambda: self._script(
+                    keys.SET_IF_ABSENT,
+                    keys.names(key, self._format),
+                    [text, ttl, len(keys.claimed(key, self._format))],
+                )
             )
-        except _Away:
-            return not known  # as far as can be told from here
+        except _Unavailable:
+            return not known  # only this instance's own values are known
         if not first and not known:
-            self._written.drop(key)  # it is another's to remember
+            self._written.drop(key)  # the instance that was first puts it back
         return first == 1 or (first == 2 and not known)
 
-    # --- how much, and how many ---
+    # --- counters and members ---
 
     async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
-        """What was added while Redis was away is added with the next question for this
-        counter."""
-        key = keys.COUNTED + name
+        """An amount that was added while Redis was away is reported with the next
+        `count` of this counter."""
+        key = keys.COUNTER + name
         own = self._counts.of(key, seconds)
-        # Out while it is being told: another question is not to tell it, too.
+        # 0 during the request: a concurrent `count` must not report it as well.
         adding, own.unreported = own.unreported + amount, 0.0
         left = _ms(own.until - time.monotonic())
         try:
             total, left = await self._ask(
                 lambda: self._script(
-                    keys.COUNT, [key], [adding, own.known, left, _ms(seconds)]
+                    keys.COUNT,
+                    keys.claimed(key, self._format),
+                    [adding, own.known, left, _ms(seconds)],
                 )
             )
-        except _Away:
+        except _Unavailable:
             own.unreported += adding
             return own.known + own.unreported
-        except BaseException:  # a cancellation: nobody knows whether it was told
+        except BaseException:  # cancelled: it is not known whether Redis has it
             own.unreported += adding
             raise
         own.known = max(own.known, float(total))
@@ -304,29 +334,35 @@ class RedisRegistry:
         self, name: str, member: str, seconds: float, limit: int | None = None
     ) -> bool:
         try:
-            there = await self._ask(
+            added = await self._ask(
                 lambda: self._script(
-                    keys.LET_IN,
-                    [keys.INSIDE + name],
+                    keys.ACQUIRE,
+                    keys.claimed(keys.MEMBERS + name, self._format),
                     [member, _ms(seconds), "" if limit is None else limit],
                 )
             )
-        except _Away:
+        except _Unavailable:
             return self._members.acquire(name, member, seconds, limit)
-        return bool(there) and self._members.acquire(name, member, seconds, None)
+        return bool(added) and self._members.acquire(name, member, seconds, None)
 
     async def release(self, name: str, member: str) -> None:
         self._members.release(name, member)
-        with suppress(_Away):  # it is forgotten there, too, when its time is over
-            await self._ask(lambda: self._redis.zrem(keys.INSIDE + name, member))
+        with suppress(_Unavailable):  # then the member expires
+            await self._ask(lambda: self._remove(keys.MEMBERS + name, member))
 
-    # --- words, and room ---
+    async def _remove(self, key: str, member: str) -> None:
+        pipe = self._redis.pipeline()
+        for stored_as in keys.names(key, self._format):
+            pipe.zrem(stored_as, member)
+        await pipe.execute()
+
+    # --- messages, and free lines ---
 
     async def publish(self, call_sid: str, message: bytes) -> None:
         self._deliver(call_sid, message)
         text = msgspec.json.encode((self.id, call_sid, "", message))
-        with suppress(_Away):  # once, to whoever is there
-            await self._ask(lambda: self._redis.publish(keys.WORDS, text))
+        with suppress(_Unavailable):  # a message is sent once
+            await self._ask(lambda: self._redis.publish(keys.MESSAGES, text))
 
     def subscribe(self, subscriber: Subscriber) -> None:
         self._subscribers.append(subscriber)
@@ -343,47 +379,49 @@ class RedisRegistry:
     def format(self) -> int:
         return self._format
 
-    # --- asking Redis, or doing without ---
+    # --- asking Redis, or going on without it ---
 
     async def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:
-        """The answer. _Away: there is none in time, or known to be none."""
+        """The answer. _Unavailable: it did not come in time, or Redis is known to be
+        away."""
         if not self._up:
-            raise _Away
-        spell = self._spell
+            raise _Unavailable
+        generation = self._generation
         try:
             async with asyncio.timeout(self._timing.limit):
                 return await question()
-        except _LOST as error:
-            if spell == self._spell:
+        except _FAILURES as error:
+            if generation == self._generation:
                 self._lost(error)
-            raise _Away from error
+            raise _Unavailable from error
 
     async def _read(
         self, key: str, question: Callable[[], Awaitable[Any]]
     ) -> bytes | None:
-        """What Redis has. While it is away: what was written here meanwhile, else what
-        it has when it is back in time, else what was written here before."""
+        """The value in Redis. While Redis is away: the value that this instance has
+        written meanwhile; else the one in Redis if it is back in time; else the one
+        that this instance has written before."""
         timing = self._timing
         give_up = time.monotonic() + timing.wait + timing.settle
         while True:
             try:
                 await self._settle(key, give_up)
                 return value_of(await self._ask(question))
-            except _Away:
+            except _Unavailable:
                 own = self._written.get(key)
                 if own and own.stamp >= self._away_stamp:
                     return own.value
-                # What is older another instance may have changed since.
+                # Another instance may have changed an older value since.
                 if not await self._is_back(
                     min(self._changed_at + timing.wait, give_up)
                 ):
                     return own.value if own else None
 
     async def _settle(self, key: str, give_up: float) -> None:
-        """Right after Redis was away, waits until what counts is there: what is not, or
-        is older than that, another instance may be about to put back."""
+        """Right after Redis was away, waits for a value that was written since: if
+        there is none yet, another instance may be about to put it back."""
         while time.monotonic() < min(self._settled_at, give_up):
-            text = await self._ask(lambda: self._redis.get(key))
+            text = await self._ask(lambda: self._newest(key))
             if text is not None and stamp_of(text) >= self._away_stamp:
                 return
             await asyncio.sleep(self._timing.settle / 10)
@@ -396,14 +434,19 @@ class RedisRegistry:
             return False
         return True
 
+    async def _newest(self, key: str) -> bytes | None:
+        """The text of a key that has a name in each format."""
+        texts = await self._redis.mget(keys.names(key, self._format))
+        return newest(texts)
+
     async def _script(
         self, script: keys.Script, names: Sequence[str], args: Sequence[Any]
     ) -> Any:
-        told = (len(names), *names, *args)
+        rest = (len(names), *names, *args)
         try:
-            return await self._redis.execute_command("EVALSHA", script.sha, *told)
-        except NoScriptError:  # somebody had Redis forget it
-            return await self._redis.execute_command("EVAL", script.text, *told)
+            return await self._redis.execute_command("EVALSHA", script.sha, *rest)
+        except NoScriptError:  # Redis was emptied (SCRIPT FLUSH)
+            return await self._redis.execute_command("EVAL", script.text, *rest)
 
     async def _hold(self, lease: _Lease, how: str) -> bool:
         """False: a newer stream has the call."""
@@ -447,7 +490,7 @@ class RedisRegistry:
         _, ended = self._ended.get(sid, (0, None))
         if not had and ended is lease:
             del self._ended[sid]
-            self._written.drop(key)  # the newer one says what follows
+            self._written.drop(key)  # the newer stream decides the next step
 
     async def _all_calls(self) -> dict[str, CallEntry]:
         listed: list[bytes] = await self._redis.zrange(keys.CALLS, 0, -1)
@@ -460,7 +503,7 @@ class RedisRegistry:
                 pipe.hmget(name, ["stream", "started", "instance"])
             rows = list(zip(some, await pipe.execute(), strict=True))
             if any(stream is None for _, (stream, *_) in rows):
-                await self._script(keys.STRIKE, [keys.CALLS, *names], some)
+                await self._script(keys.DROP_EXPIRED, [keys.CALLS, *names], some)
             for sid, (stream, started, instance) in rows:
                 if stream is not None:
                     found[sid] = CallEntry(
@@ -468,18 +511,18 @@ class RedisRegistry:
                     )
         return found
 
-    # --- being there ---
+    # --- connection and beats ---
 
-    async def stay(self) -> None:
-        """Holds on to Redis, and looks for it while it is away. Does not return."""
+    async def stay_connected(self) -> None:
+        """Connects to Redis, again and again. Does not return."""
         pause = self._timing.probe
         while True:
-            spell = self._spell
+            generation = self._generation
             try:
-                await self._be_there()
-            except _LOST as error:
+                await self._connect()
+            except _FAILURES as error:
                 self._lost(error)
-            if spell != self._spell:  # it was found in between
+            if generation != self._generation:  # Redis was reached meanwhile
                 if self._lasted > STEADY_SECONDS:
                     pause = self._timing.probe
                     continue
@@ -487,112 +530,116 @@ class RedisRegistry:
             await asyncio.sleep(pause)
 
     async def leave(self) -> None:
-        """The others need not find out by themselves."""
-        # Also where Redis is not known to be there yet: the first beat may have come.
-        with suppress(*_LOST):  # then they do
+        """Tells the other instances, which would otherwise wait for the beat."""
+        # Also if no answer has come yet: Redis may have read the first beat.
+        with suppress(*_FAILURES):  # then they notice without it
             async with asyncio.timeout(self._timing.limit):
                 await self._redis.hdel(keys.INSTANCES, self.id)
-        with suppress(*_LOST):  # the connections are done with either way
+        with suppress(*_FAILURES):  # the connections are dropped in any case
             async with asyncio.timeout(self._timing.limit):
                 await self._redis.aclose()
-                await asyncio.sleep(0)  # a closed socket is let go of a turn later
+                await asyncio.sleep(0)  # the loop closes sockets in its next turn
 
-    async def _be_there(self) -> None:
-        """From finding Redis to losing it, which raises."""
-        words, limit = self._redis.pubsub(), self._timing.limit
+    async def _connect(self) -> None:
+        """Runs until Redis is lost, which raises."""
+        messages, limit = self._redis.pubsub(), self._timing.limit
         try:
             async with asyncio.timeout(None) as session:
                 async with asyncio.timeout(limit):
-                    await words.subscribe(keys.WORDS)
-                    await words.get_message(timeout=limit)  # that it is so
+                    await messages.subscribe(keys.MESSAGES)
+                    await messages.get_message(timeout=limit)  # the confirmation
                 emptied = await self._beat()
                 gone = time.monotonic() - self._changed_at
                 before = self._written.stamp() - _us(gone + TAIL_SECONDS)
                 await self._put_back(0 if emptied else before)
-                # No await in between: all that was written meanwhile is there.
+                # No await in between: else a value could be written and not put back.
                 self._found(session)
-                await self._receive(words)
+                await self._receive(messages)
         finally:
             self._session = None
-            with suppress(*_LOST):  # the connection is done with either way
+            with suppress(*_FAILURES):  # the connection is dropped in any case
                 async with asyncio.timeout(limit):
-                    await words.aclose()
+                    await messages.aclose()
 
-    async def _receive(self, words: PubSub) -> None:
-        """Words as they come, a beat when it is due."""
+    async def _receive(self, messages: PubSub) -> None:
+        """Delivers messages, and sends a beat when it is due."""
         beat = self._timing.beat
-        heard_at = time.monotonic()
-        beat_at = heard_at + beat
+        received_at = time.monotonic()
+        beat_at = received_at + beat
         while True:
             wait = max(beat_at - time.monotonic(), 0.0)
-            message = await words.get_message(timeout=wait)
+            message = await messages.get_message(timeout=wait)
             now = time.monotonic()
             if message is not None:
-                heard_at = now
+                received_at = now
                 if message["type"] == "message":
                     self._read_message(message["data"])
             if now < beat_at:
                 continue
-            if now - heard_at > 3 * beat:
-                raise TimeoutError  # the line is dead, though nobody said so
+            if now - received_at > 3 * beat:
+                raise TimeoutError  # the connection is dead and was not closed
             async with asyncio.timeout(self._timing.limit):
-                await words.ping()
+                await messages.ping()
             if await self._beat():
                 await self._put_back(0)
             beat_at = now + beat
 
     async def _beat(self) -> bool:
-        """Tells of this instance and its calls, hears of the others. True: Redis has
-        lost what it had."""
-        own = formats.encode(self._load(), formats.FORMAT)
+        """Announces this instance and its calls, and reads the other instances. True:
+        Redis has lost its data."""
+        own = formats.announcement(self._load())
         ttl, era = _ms(self._timing.instance), secrets.token_hex(4)
         async with self.beating, asyncio.timeout(self._timing.limit):
-            found, *told = await self._script(
+            found, *pairs = await self._script(
                 keys.BEAT, [keys.INSTANCES, keys.ERA], [self.id, own, ttl, era]
             )
-        beats = dict(zip(map(bytes.decode, told[::2]), told[1::2], strict=True))
+        beats = dict(zip(map(bytes.decode, pairs[::2]), pairs[1::2], strict=True))
         beats.pop(self.id, None)
         for name in [name for name, text in beats.items() if not text]:
             del beats[name]
             log.warning("instance_lost", instance=name)
             self._on_lost()
-        capacities = {name: _load(text) for name, text in beats.items()}
-        self._others = {name: it for name, it in capacities.items() if it}
-        self._note_formats([_announced(text) for text in beats.values()])
+        loads = {name: _load(text) for name, text in beats.items()}
+        self._others = {name: it for name, it in loads.items() if it}
+        self._note_formats([formats.announced(text) for text in beats.values()])
         emptied, self._era = self._era not in (None, found), found
-        # While Redis is there, one that is not held is just being told of.
+        # While Redis is up, a lease that is not held is about to be written.
         leases = [it for it in self._leases.values() if it.held or not self._up]
         for some in _parts(leases, CHUNK_CALLS):
             await self._renew(some)
         return emptied
 
     def _note_formats(self, others: Sequence[int]) -> None:
-        """What format to write, now that the others have announced theirs. One line in
-        the log when the formats begin to differ, one when they agree again."""
-        self._format = formats.common(others)
+        """Sets the format to write from those that the other instances announce. One
+        line in the log when the formats begin to differ, one when they agree again."""
+        format = formats.common(others)
+        if format != self._format:
+            self._format = format
+            self._format_changed.set()
         announced = (formats.FORMAT, *others)
-        oldest, newest = min(announced), max(announced)
-        differ = oldest != newest
+        low, high = min(announced), max(announced)
+        differ = low != high
         if differ == self._formats_differ:
             return
         now = time.monotonic()
         if differ:
             # A version reads its own format and the one before.
-            tell = log.info if newest - oldest == 1 else log.warning
-            tell(
+            write = log.info if high - low == 1 else log.warning
+            write(
                 "fleet_formats_differ",
-                oldest=oldest,
-                newest=newest,
+                oldest=low,
+                newest=high,
                 writes=self._format,
             )
             self._differ_since = now
         else:
             seconds = round(now - self._differ_since, 3)
-            log.info("fleet_formats_agree", format=newest, seconds=seconds)
+            log.info("fleet_formats_agree", format=high, seconds=seconds)
         self._formats_differ = differ
 
     async def _renew(self, leases: Sequence[_Lease]) -> None:
-        """That these calls are ours. Of one that is not the word may have been lost."""
+        """Renews the leases. If another stream has a call, the message about its
+        takeover may have been lost."""
         names = [keys.CALL + lease.entry.call_sid for lease in leases]
         streams = [lease.entry.stream_sid for lease in leases]
         ttls = _ms(keys.CALLS_SECONDS), _ms(self._timing.lease)
@@ -608,15 +655,15 @@ class RedisRegistry:
 
     async def _hold_again(self, lease: _Lease) -> None:
         if self._leases.get(lease.entry.call_sid) is not lease:
-            return  # it is over, or has a newer stream here
+            return  # the call is over, or has a newer stream on this instance
         async with asyncio.timeout(self._timing.limit):
             ours = await self._hold(lease, "again")
         if not ours:
             self._lose(lease)
 
     async def _put_back(self, since: int) -> None:
-        """Tells Redis what was written here from `since` (a stamp) on, and which calls
-        there are, until there is no more: calls go on meanwhile."""
+        """Writes again what this instance has written from `since` (a stamp) on, and
+        the leases of its calls. Repeats that until nothing was written meanwhile."""
         async with asyncio.timeout(self._timing.limit):
             for script in keys.SCRIPTS:
                 await self._redis.script_load(script.text)
@@ -630,7 +677,7 @@ class RedisRegistry:
                     await self._hold_again(lease)
             written = self._written.since(since)
             if not written:
-                return  # a call that came or went would have written something
+                return  # the start or end of a call would have written something
             since = self._written.stamp()
             for some in _chunks(written):
                 await self._write_again(some)
@@ -640,36 +687,109 @@ class RedisRegistry:
         for key, kept in some:
             left = kept.until - now
             if kept.value is None:
-                left = min(left, keys.JUST_TAKEN_SECONDS)
+                left = min(left, keys.POPPED_SECONDS)
+            stored_as = keys.names(key, self._format)[0]
+            text = self._as_written(key, kept.text)
             pipe.execute_command(
-                "EVALSHA", keys.AGAIN.sha, 1, key, kept.text, _ms(left)
+                "EVALSHA", keys.PUT_BACK.sha, 1, stored_as, text, _ms(left)
             )
         async with asyncio.timeout(self._timing.limit):
             await pipe.execute()
 
-    # --- what is known of Redis, and what is heard ---
+    # --- names of two formats (keys.py) ---
+
+    async def follow_format(self) -> None:
+        """Copies stored values to the names of the format in use, when that changes and
+        when Redis is reached. Does not return."""
+        while True:
+            await self._format_changed.wait()
+            self._format_changed.clear()
+            # The second pass is for values that were being written during the first.
+            passes, failures = 2, 0
+            while passes:
+                await self._back.wait()
+                try:
+                    copied = await self._copy_values()
+                except _FAILURES as error:
+                    failures += 1
+                    if failures == 2:  # the loss of Redis is logged elsewhere
+                        log.warning("fleet_values_not_copied", why=_why(error))
+                else:
+                    passes -= 1
+                    if copied:
+                        format = self._format
+                        log.info("fleet_values_copied", values=copied, format=format)
+                await asyncio.sleep(self._timing.beat)
+
+    async def _copy_values(self) -> int:
+        """The number of values that got the name of the format in use."""
+        to = self._format
+        prefix = keys.STORE if to == 1 else keys.STORE_1
+        cursor, copied = 0, 0
+        async with asyncio.timeout(self._timing.limit):
+            await self._redis.script_load(keys.COPY.text)
+        while True:
+            async with asyncio.timeout(self._timing.limit):
+                cursor, found = await self._redis.scan(
+                    cursor, match=f"{prefix}*", count=SCAN_KEYS
+                )
+            for some in _parts([name.decode() for name in found], CHUNK_KEYS):
+                copied += await self._copy(some, to)
+            if not int(cursor):
+                return copied
+
+    async def _copy(self, sources: Sequence[str], to: int) -> int:
+        pipe = self._redis.pipeline(transaction=False)
+        for source in sources:
+            pipe.get(source)
+            pipe.pttl(source)
+        async with asyncio.timeout(self._timing.limit):
+            found = await pipe.execute()
+        how = "move" if to == 1 else "copy"
+        for source, text, left in zip(sources, found[::2], found[1::2], strict=True):
+            if text is None or left <= 0:
+                continue  # popped or expired meanwhile
+            key = source if to == 1 else keys.from_format_1(source)
+            target = keys.names(key, to)[0]
+            written = self._as_written(key, text)
+            pipe.execute_command(
+                "EVALSHA", keys.COPY.sha, 2, target, source, written, left, how
+            )
+        async with asyncio.timeout(self._timing.limit):
+            return sum(await pipe.execute())
+
+    def _as_written(self, key: str, text: bytes) -> bytes:
+        """The text of a key as the format in use has it."""
+        value = value_of(text)
+        if value is None or not key.startswith(keys.SNAPSHOT):
+            return text
+        rewritten = formats.rewritten(value, "CallSnapshot", self._format)
+        return text.removesuffix(value) + rewritten
+
+    # --- state of the connection, and messages ---
 
     def _found(self, session: asyncio.Timeout) -> None:
         now = time.monotonic()
-        if self._told_away:
+        if self._loss_logged:
             seconds = round(now - self._changed_at, 3)
-            log.info("fleet_back", at=self._place, seconds=seconds)
+            log.info("redis_back", at=self._place, seconds=seconds)
             self._settled_at = now + self._timing.settle
-        self._up, self._told_away, self._changed_at = True, False, now
-        self._spell += 1
+        self._up, self._loss_logged, self._changed_at = True, False, now
+        self._generation += 1
         self._session = session
         self._back.set()
+        self._format_changed.set()
         self.tried.set()
         self._on_up(True)
 
     def _lost(self, error: BaseException) -> None:
-        """Said once, until it is found again."""
-        if self._told_away:
+        """Logged once, until Redis is reached again."""
+        if self._loss_logged:
             return
         now = time.monotonic()
         if self._up:
             self._lasted = now - self._changed_at
-        self._up, self._told_away, self._changed_at = False, True, now
+        self._up, self._loss_logged, self._changed_at = False, True, now
         self._away_stamp = self._written.stamp() - _us(self._timing.limit)
         self._back.clear()
         for lease in self._leases.values():
@@ -679,7 +799,7 @@ class RedisRegistry:
             self._session = None
         self.tried.set()
         self._on_up(False)
-        log.warning("fleet_away", at=self._place, why=_why(error))
+        log.warning("redis_lost", at=self._place, why=_why(error))
 
     def _read_message(self, data: bytes) -> None:
         try:
@@ -687,14 +807,14 @@ class RedisRegistry:
                 data, type=tuple[str, str, str, bytes]
             )
         except UNREADABLE:
-            log.warning("fleet_message_unreadable", what="word")
+            log.warning("fleet_message_unreadable")
             return
         if sender == self.id:
             return
         if not stream:
             self._deliver(sid, message)
             return
-        # Who was taken over from; by now it may have a newer one itself.
+        # A takeover; this instance may have a newer stream of the call by now.
         lease = self._leases.get(sid)
         if lease and lease.entry.stream_sid == stream:
             self._lose(lease)
@@ -705,7 +825,7 @@ class RedisRegistry:
         if self._leases.get(sid) is lease:
             del self._leases[sid]
             self._taken[lease.entry.stream_sid] = None
-            if len(self._taken) > MAX_TAKEN:  # not all of them are ever closed
+            if len(self._taken) > MAX_TAKEN:  # some are never closed
                 del self._taken[next(iter(self._taken))]
             self._deliver(sid, TAKEN)
 
@@ -719,12 +839,12 @@ def _client(url: str, limit: float) -> Redis:
         url,
         max_connections=CONNECTIONS,
         timeout=limit,
-        # None: on Python 3.11 its own limit may swallow a cancellation. Here is one
-        # around every question.
+        # None: on Python 3.11 this timeout may swallow a cancellation. This module has
+        # a timeout around every request.
         socket_timeout=None,
         socket_connect_timeout=limit,
         protocol=2,
-        # Not again: an instance does without Redis before a caller notices.
+        # No retry: an instance goes on without Redis before a caller notices.
         retry=Retry(NoBackoff(), 0),
     )
     return Redis.from_pool(pool)
@@ -738,14 +858,6 @@ def _us(seconds: float) -> int:
     return round(seconds * 1e6)
 
 
-def _announced(beat: bytes) -> int:
-    """The format that an instance announces; 0 if the beat does not say."""
-    try:
-        return formats.format_of(beat)
-    except UNREADABLE:
-        return 0
-
-
 def _load(text: bytes) -> InstanceLoad | None:
     try:
         return msgspec.json.decode(text, type=InstanceLoad)
@@ -754,7 +866,7 @@ def _load(text: bytes) -> InstanceLoad | None:
 
 
 def _why(error: BaseException) -> str:
-    """What an operator can look up; never a url."""
+    """A reason that an operator can look up; never a url."""
     if type(error) is ResponseError:
         return str(error).partition(" ")[0]  # OOM, MISCONF, NOPERM ...
     if isinstance(error.__cause__, OSError):

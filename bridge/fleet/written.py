@@ -1,10 +1,11 @@
-"""What an instance has put into the shared place and taken from it, while it counts.
+"""The values that an instance has written to Redis, until they expire.
 
-What it goes on with while that place is away, and puts back afterwards. The newest word
-for a key counts, whoever comes first. Asks nobody.
+The instance goes on with them while Redis is away, and puts them back afterwards. The
+newest value of a key wins, in whatever order instances put theirs back. No connection.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _HEAD = 17
@@ -17,17 +18,18 @@ class StoredValue:
     until: float
     """Seconds of the monotonic clock."""
     value: bytes | None
-    """None: there is nothing, it was taken."""
+    """None: a tombstone; the value was popped or there is none."""
 
     @property
     def text(self) -> bytes:
-        """As it is kept: 16 digits of the stamp; `+`, or `-` for nothing; the value."""
+        """As stored in Redis: 16 digits of the stamp; `+`, or `-` for a tombstone; the
+        value."""
         flag = b"-" if self.value is None else b"+"
         return b"%016d%b%b" % (self.stamp, flag, self.value or b"")
 
 
 def value_of(text: bytes | None) -> bytes | None:
-    """The value in a Kept's text."""
+    """The value in a stored text; None for a tombstone."""
     if text is None or text[_HEAD - 1 : _HEAD] != b"+":
         return None
     return text[_HEAD:]
@@ -37,6 +39,13 @@ def stamp_of(text: bytes) -> int:
     return int(text[: _HEAD - 1])
 
 
+def newest(texts: Iterable[bytes | None]) -> bytes | None:
+    """The text with the newest stamp; of a value and a tombstone with the same stamp,
+    the tombstone (`-` sorts after `+`)."""
+    found = [text for text in texts if text is not None]
+    return max(found, key=lambda text: text[:_HEAD], default=None)
+
+
 class WrittenValues:
     def __init__(self) -> None:
         self._kept: dict[str, StoredValue] = {}
@@ -44,7 +53,7 @@ class WrittenValues:
         self._sweep_at = 0
 
     def stamp(self) -> int:
-        """Now; never the same twice."""
+        """Microseconds since the epoch; each call gives a larger number."""
         self._stamp = max(time.time_ns() // 1000, self._stamp + 1)
         return self._stamp
 
@@ -62,13 +71,13 @@ class WrittenValues:
         self._kept.pop(key, None)
 
     def since(self, stamp: int) -> list[tuple[str, StoredValue]]:
-        """What was written then or later."""
+        """The values that were written at this stamp or later."""
         now = time.monotonic()
         kept = self._kept.items()
         return [(k, it) for k, it in kept if it.stamp >= stamp and it.until > now]
 
     def _sweep(self) -> None:
-        """What is over; looked for whenever there is twice as much as was left."""
+        """Drops expired values; runs when the number of values has doubled."""
         if len(self._kept) <= self._sweep_at:
             return
         now = time.monotonic()
@@ -83,9 +92,9 @@ class Count:
     until: float
     """Seconds of the monotonic clock."""
     known: float = 0.0
-    """What the shared place has said there is."""
+    """The total that Redis has answered."""
     unreported: float = 0.0
-    """What it has not been told."""
+    """The amount that Redis has not got yet."""
 
 
 class Counts:
@@ -94,7 +103,7 @@ class Counts:
         self._sweep_at = 0
 
     def of(self, key: str, seconds: float) -> Count:
-        """A counter that nothing is in yet lives `seconds` from now."""
+        """The counter; while it is 0 it expires `seconds` from now."""
         now = time.monotonic()
         count = self._counts.get(key)
         if count is None or count.until <= now:
@@ -105,7 +114,7 @@ class Counts:
         return count
 
     def _sweep(self, now: float) -> None:
-        """As that of Written."""
+        """As `WrittenValues._sweep`."""
         if len(self._counts) <= self._sweep_at:
             return
         self._counts = {k: it for k, it in self._counts.items() if it.until > now}

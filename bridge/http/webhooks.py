@@ -23,7 +23,8 @@ from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.call.call import RETURN_SECONDS, Call
 from bridge.fleet import NextStep, Then, formats
-from bridge.fleet.plan import CallSnapshot, Plan
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.signature import Signatures, websocket_origin
 from bridge.http.tickets import PATH, Tickets
 from bridge.http.webhook_fields import (
@@ -58,8 +59,8 @@ MAX_REFUSALS = 2
 instances' free capacity is some seconds old, so a retry may succeed."""
 
 RESUMED_SECONDS = 120.0
-"""Resumes and refusals are counted until none has happened for so long: a stream that
-lasts as long is good."""
+"""The counts of resumes and refusals start again after this time without a new one: a
+stream that lasts this long is healthy."""
 
 RESTART_SECONDS = 30
 """The pause that a caller waits at Twilio while all instances are recreated: up to 9 s
@@ -70,7 +71,7 @@ cores)."""
 MAX_RESTART_WAITS = 2
 """Limit per call. If no instance has started meanwhile, Twilio gets no answer."""
 
-LATE_TICKET = "late-ticket"
+LATE_TICKET = "late_ticket"
 """Registry key, followed by the call's SID: Twilio's handshake was refused because its
 ticket was expired or used. The call gets another stream."""
 
@@ -191,7 +192,8 @@ class Webhooks:
         order = await self._outbound_order(webhook)
         if order is None and "order" in webhook.query:
             # The order has expired, or is from before a restart. The person who
-            # answered is no caller, and the purpose of the call is not known any more.
+            # answered is not a caller, and the purpose of the call is not known any
+            # more.
             log.warning("outbound_order_unknown", call_sid=call_sid)
             return _twiml(twiml.hang_up())
         if order is not None:
@@ -206,7 +208,7 @@ class Webhooks:
             log.warning("call_rejected", call_sid=call_sid, limit=limit)
             return _twiml(twiml.reject())
         # Any instance's free capacity counts, not only this one's: the balancer sends
-        # the stream to an instance that has some.
+        # the stream to an instance that has free capacity.
         if not await self._registry.room():
             outbound = order is not None
             return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
@@ -224,7 +226,7 @@ class Webhooks:
         refusal."""
         call_sid = webhook.call_sid
         self._services.metrics.hit("calls")
-        document = twiml.hang_up()  # callees hear no refusal
+        document = twiml.hang_up()  # the person called hears no refusal
         if not outbound:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
             if held := await self._hold(webhook, route, "/voice", WAITING):
@@ -240,8 +242,8 @@ class Webhooks:
     ) -> str | None:
         """One turn in the queue, after which Twilio requests `path` again; None if
         there is no queue. `name`: the query parameter that holds the place."""
-        here, call_sid = self._services.capacity, webhook.call_sid
-        if here.draining and not await self._other_instance_has_calls():
+        capacity, call_sid = self._services.capacity, webhook.call_sid
+        if capacity.draining and not await self._other_instance_has_calls():
             return None  # no instance would be left to answer
         place = _queue_place(webhook, name)
 
@@ -253,7 +255,7 @@ class Webhooks:
 
         document = self._overflow.hold(route, place, time.time(), next_url)
         if document and place is None:
-            log.info("call_queued", call_sid=call_sid, why=here.state)
+            log.info("call_queued", call_sid=call_sid, why=capacity.state)
         return document
 
     async def _may_wait_for_restart(self, call_sid: str) -> bool:
@@ -292,8 +294,8 @@ class Webhooks:
         return await self._outbound.order(order_id)
 
     def _first_stream(self, webhook: Webhook, parameters: Mapping[str, str]) -> str:
-        """If no instance takes the stream after all, the caller keeps the place in the
-        queue."""
+        """TwiML for the first stream. The caller keeps the place in the queue, in case
+        no instance takes the stream."""
         place = _queue_place(webhook, WAITING)
         query = "" if place is None else f"?{WAITING}={place}"
         return self._stream_document(webhook, parameters, query)
@@ -328,11 +330,11 @@ class Webhooks:
         if self._registry.shared:
             await self._registry.publish(call_sid, NEXT_STEP_REQUESTED)
         if step is None or step.then is Then.RESUME:
-            stored = await self._registry.get(f"talk:{call_sid}")
+            stored = await self._registry.get(f"snapshot:{call_sid}")
             if step is None and stored is not None:
-                # No other record exists of when the stream ended, and what the caller
-                # heard depends on that time.
-                ended, name = str(time.time()).encode(), f"ended:{call_sid}"
+                # The time at which the stream ended is stored nowhere else, and what
+                # the caller heard depends on it.
+                ended, name = str(time.time()).encode(), f"stream_ended:{call_sid}"
                 await self._registry.put(name, ended, ENDED_SECONDS)
             parameters = {**from_and_to(webhook), **self._parameters(call_sid, stored)}
             moved = step is not None or self._directory.call(call_sid) is None
@@ -356,19 +358,20 @@ class Webhooks:
         hears the apology.
 
         `moved`: the call is not on this instance any more, so it needs free capacity. A
-        call that still is here has its place.
+        call that is still here needs no more capacity.
         """
         call_sid = webhook.call_sid
         route = self._services.route_of(CallFacts.of(call_sid, parameters))
-        step = self._plan_b(route)
+        step = self._fallback_step(route)
         if moved and not await self._registry.room():
-            # Before the queue: if all instances stop, none is there when the turn ends.
+            # Checked before the queue: if all instances stop, none can answer when the
+            # turn in the queue ends.
             if not step.number and await self._may_wait_for_restart(call_sid):
                 return _twiml(self._restart_document(webhook, route))
             back = "/voice/next"
             if held := await self._hold(webhook, route, back, RETURNING):
                 return _twiml(held)
-        elif await self._take_attempt(f"resumed:{call_sid}", MAX_RESUMES):
+        elif await self._take_attempt(f"resume_count:{call_sid}", MAX_RESUMES):
             step = NextStep(Then.RESUME)
             self._directory.expect_stream(call_sid)
         return self._respond(webhook, step, parameters)
@@ -389,13 +392,13 @@ class Webhooks:
             room
             and (late or not free)
             and not outbound
-            and await self._take_attempt(f"refused:{call_sid}", MAX_REFUSALS)
+            and await self._take_attempt(f"refusal_count:{call_sid}", MAX_REFUSALS)
         ):
             log.info("call_answered", call_sid=call_sid)
             return _twiml(self._first_stream(webhook, parameters))
         if free:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
-            return self._respond(webhook, self._plan_b(route), parameters)
+            return self._respond(webhook, self._fallback_step(route), parameters)
         return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
 
     def _respond(
@@ -407,7 +410,7 @@ class Webhooks:
         log.info("next_step_sent", call_sid=webhook.call_sid, step=step.then.value)
         return _twiml(self._next_document(webhook, step, parameters))
 
-    def _plan_b(self, route: Route) -> NextStep:
+    def _fallback_step(self, route: Route) -> NextStep:
         number = route.fallback or self._services.fallback_number
         language, text = route.language or "", route.sorry or ""
         return NextStep(Then.SORRY, number, language=language, text=text)
@@ -448,18 +451,18 @@ class Webhooks:
 
     async def _after_transfer(self, webhook: Webhook, dialled: str) -> web.Response:
         """A transfer has ended. If the other phone did not answer, the caller returns
-        to the agent, who is told about it."""
+        to the agent, and the agent gets a message about it."""
         call_sid, registry = webhook.call_sid, self._registry
         log.info("transfer_ended", **webhook.log_fields("transfer_ended"))
-        stored = await registry.get(f"talk:{call_sid}")
+        stored = await registry.get(f"snapshot:{call_sid}")
         if dialled in ANSWERED or stored is None:
-            await registry.pop(f"talk:{call_sid}")
+            await registry.pop(f"snapshot:{call_sid}")
             return _twiml(twiml.hang_up())
         if snapshot := formats.read(stored, CallSnapshot):
             text = NOT_ANSWERED.format(status=dialled)
-            snapshot = msgspec.structs.replace(snapshot, word=text)
+            snapshot = msgspec.structs.replace(snapshot, instruction=text)
             encoded = snapshot.encoded(registry.format())
-            await registry.put(f"talk:{call_sid}", encoded, RETURN_SECONDS)
+            await registry.put(f"snapshot:{call_sid}", encoded, RETURN_SECONDS)
             parameters = dict(snapshot.parameters)
         else:
             # A snapshot that this version cannot read is left as it is: an instance of

@@ -28,8 +28,8 @@ DAY_SECONDS = 24 * 3600
 _TRACE_NAME = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}{re.escape(SUFFIX)}", re.ASCII)
 
 STORED_NAMES = (
-    *("talk", "plan", "ended", "status", "final"),
-    *("amd", "route", "resumed", "refused", "late-ticket"),
+    *("snapshot", "plan", "stream_ended", "status", "final_status", "answered_by"),
+    *("route", "resume_count", "refusal_count", "late_ticket"),
 )
 """Names under which the registry may store data of a call: `{name}:{call sid}`."""
 

@@ -37,7 +37,7 @@ from bridge.privacy.redaction import KEYS, REMOVED, Redaction, silence
 BUFFER_BYTES = 256 * 1024
 """Written in blocks: a call makes about 50 kB a second, and the loop must not wait."""
 
-TRACE_FORMAT = 1
+TRACE_FORMAT = 2
 """The trace format of this version, and the only one that it replays."""
 
 MAX_BYTES = 2 * 1024**3
@@ -198,7 +198,7 @@ def _redacted(line: dict[str, Any], redaction: Redaction) -> dict[str, Any]:
             value = [name, redaction.message(data), redaction.message(private)]
         case "pressed", _:
             value = KEYS
-        case "busy" | "interrupt" | "interrupted" | "started", _:
+        case "tool_running" | "interrupt" | "interrupted" | "started", _:
             return line  # ids
         case _:
             value = redaction.message(value)
@@ -231,7 +231,7 @@ def _as_line(command: Command) -> dict[str, Any]:
         case Switch():
             return {"out": "switch", "value": None}
         case WaitDone(wait, done):
-            return {"out": "heard", "value": [wait, done]}
+            return {"out": "wait_done", "value": [wait, done]}
         case Pressed(keys):
             return {"out": "pressed", "value": keys}
         case End(by, why):
@@ -300,7 +300,7 @@ def feed(
             return talk.tick(at)
         case "misread", [str(side), str(reason)]:
             return talk.misread(side, reason)
-        case "follow", [rules]:
+        case "rules", [rules]:
             return talk.follow(msgspec.convert(rules, Rules), at)
         case "tell", [str(role), str(text), bool(respond)]:
             return talk.tell(role, text, respond, at)
@@ -310,9 +310,9 @@ def feed(
             return talk.edit(removed, corrected)
         case "mute", [bool(on)]:
             return talk.mute(on)
-        case "busy", [int(change), str(call_id)]:
+        case "tool_running", [int(change), str(call_id)]:
             return talk.busy(change, at, call_id)
-        case "lost", [str(why)]:
+        case "model_lost", [str(why)]:
             return talk.model_lost(why, at)
         case "dialled", _:
             return talk.dialled(at)

@@ -251,7 +251,8 @@ def _events_of(log: Path) -> Counter[str]:
             events["no JSON"] += 1
             continue
         event, level = str(entry.get("event")), str(entry.get("level"))
-        if event.startswith("fleet_") or level in ("warning", "error", "critical"):
+        about_fleet = event.startswith(("fleet_", "redis_"))
+        if about_fleet or level in ("warning", "error", "critical"):
             events[f"{level} {event}"] += 1
     return events
 

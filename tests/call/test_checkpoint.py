@@ -12,12 +12,12 @@ from bridge.call.checkpoint import REFRESH_SECONDS, SNAPSHOT_SECONDS, Checkpoint
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import CallSnapshot, SavedMessage
+from bridge.fleet.snapshot import CallSnapshot, SavedMessage
 from bridge.privacy.redaction import Redaction
 from tests.fleet.conftest import Clock
 from tests.support.waiting import until
 
-NAME = "talk:CA1"
+NAME = "snapshot:CA1"
 POLL = 0.01
 
 
@@ -133,9 +133,11 @@ def test_notes_that_are_no_json_are_left_out(notes: dict[str, Any]) -> None:
     them."""
     said = (HistoryItem("u1", "user", "Hi."),)
 
-    read = CallSnapshot.read(encode(CallSnapshot(said, streams=1, notes=notes), FORMAT))
+    read = CallSnapshot.read(
+        encode(CallSnapshot(said, stream_count=1, notes=notes), FORMAT)
+    )
 
-    assert (read.history, read.streams, read.notes) == (said, 1, {})
+    assert (read.history, read.stream_count, read.notes) == (said, 1, {})
 
 
 async def test_the_stored_snapshot_is_redacted() -> None:
@@ -146,7 +148,7 @@ async def test_the_stored_snapshot_is_redacted() -> None:
     earlier = CallSnapshot(
         history=(HistoryItem("u1", "user", f"Charge {card}, please."),),
         playing=(Playing("i1", words, received=2400, heard=0, complete=True),),
-        streams=1,
+        stream_count=1,
         parameters={"From": "+14155550101"},
         messages=(SavedMessage(card, card, card),),
         notes={"card": int(card.replace(" ", "")), "left": SavedMessage(card)},
@@ -161,7 +163,7 @@ async def test_the_stored_snapshot_is_redacted() -> None:
     assert stored is not None and b"1111" not in stored
     found = CallSnapshot.read(stored)
     assert found.history[0].text == "Charge [card number], please."
-    assert found.as_of(found.at + 60).history[1].text == "It is [card number]."
+    assert found.as_of(found.taken_at + 60).history[1].text == "It is [card number]."
     assert found.messages == (SavedMessage(*["[card number]"] * 3),)
     assert found.notes["card"] == found.notes["left"]["text"] == "[card number]"
     assert found.parameters == earlier.parameters
@@ -169,8 +171,8 @@ async def test_the_stored_snapshot_is_redacted() -> None:
 
 def test_notes_that_cannot_be_redacted_are_not_stored() -> None:
     """Notes that are no JSON cannot be redacted, so they are not stored."""
-    earlier = CallSnapshot(streams=1, notes=cycle())
+    earlier = CallSnapshot(stream_count=1, notes=cycle())
 
     read = CallSnapshot.read(encode(earlier, FORMAT, Redaction(cards=True)))
 
-    assert (read.streams, read.notes) == (1, {})
+    assert (read.stream_count, read.notes) == (1, {})

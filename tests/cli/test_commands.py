@@ -365,7 +365,7 @@ def test_forget_deletes_shared_records(tmp_path: Path) -> None:
     async def fill() -> None:
         async with redis_registry(server.url, lambda: InstanceLoad(1, 0)) as registry:
             for sid in ("CA1", "CA2"):
-                await registry.put(f"talk:{sid}", b"words", 60.0)
+                await registry.put(f"snapshot:{sid}", b"words", 60.0)
             entry = CallEntry("CA2", "MZ2", time.time())
             await registry.opened(entry)
             done = await asyncio.to_thread(
@@ -376,8 +376,8 @@ def test_forget_deletes_shared_records(tmp_path: Path) -> None:
                 "CA1: deleted: traces 0, shared records 1",
                 "CA2: is still running, so nothing was deleted",
             ]
-            assert await registry.get("talk:CA1") is None
-            assert await registry.get("talk:CA2") == b"words"
+            assert await registry.get("snapshot:CA1") is None
+            assert await registry.get("snapshot:CA2") == b"words"
 
     try:
         asyncio.run(fill())

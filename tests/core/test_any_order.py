@@ -127,10 +127,10 @@ class TracedCall:
             if self.dialling:
                 self.dialling = False
                 self.feed("not_dialled", value)
-        elif kind == "lost":
+        elif kind == "model_lost":
             if self.connected:
                 self.hung_up_by_model()
-                self.feed("lost", value)
+                self.feed("model_lost", value)
         elif kind == "back":
             self.does("dialled", [])
             self.does(*READY)
@@ -386,12 +386,12 @@ SENT = st.sampled_from(
 ).map(lambda event: msgspec.json.encode(event).decode())
 THEN = st.sampled_from([None, ["agent", "hung_up"]])
 FROM_CODE = st.one_of(
-    told("follow", RULES.map(msgspec.to_builtins)),
+    told("rules", RULES.map(msgspec.to_builtins)),
     told("tell", st.sampled_from(["user", "system"]), TEXTS, st.booleans()),
     told("ask"),
     told("edit", st.lists(ITEMS, max_size=2), st.dictionaries(ITEMS, TEXTS)),
     told("mute", st.booleans()),
-    told("busy", st.sampled_from([1, -1]), st.sampled_from(["", "c1", "c2"])),
+    told("tool_running", st.sampled_from([1, -1]), st.sampled_from(["", "c1", "c2"])),
     told("send", SENT),
     told("play", st.integers(1, 500).map(payload)),
     told("when_heard", THEN, st.booleans()),
@@ -403,8 +403,8 @@ FROM_CODE = st.one_of(
 )
 
 FROM_EDGES = st.one_of(
-    told("lost", st.just("closed")),
-    told("lost", st.just("closed")),
+    told("model_lost", st.just("closed")),
+    told("model_lost", st.just("closed")),
     told("dialled"),
     told("back"),
     told("back"),
@@ -457,7 +457,7 @@ def test_in_any_order_of_inputs_a_call_reaches_its_end(
 ) -> None:
     """No wait stays open, no deadline repeats for ever, no command follows `End`; and
     replaying the trace gives the same call."""
-    followed = ("follow", [msgspec.to_builtins(rules)])
+    followed = ("rules", [msgspec.to_builtins(rules)])
     with tempfile.TemporaryDirectory() as folder:
         line = TracedCall(Path(folder), loses_marks)
         with contextlib.closing(line.trace):

@@ -532,7 +532,7 @@ async def test_the_model_connection_is_lost_during_a_hosted_tool_call(
     [file] = tmp_path.glob("*.jsonl")
     busy = Counter[str]()
     for line in trace.read(file):
-        if line.get("in") == "busy":
+        if line.get("in") == "tool_running":
             change, call_id = line["value"]
             busy[call_id] += change
     assert set(busy.values()) == {0}, "each that began has ended, by its own name"

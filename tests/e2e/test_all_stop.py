@@ -115,7 +115,7 @@ async def test_a_failed_transfer_is_not_dialled_again() -> None:
     registry = Shared()
     async with stopping(registry) as both:
         both.services[0].capacity.draining = True
-        await registry.put("talk:CA1", TALK.encoded(FORMAT), 60)
+        await registry.put("snapshot:CA1", TALK.encoded(FORMAT), 60)
         entry, step = CallEntry("CA1", "MZ1", 0.0), NextStep(Then.TRANSFER, NUMBER)
         await registry.closed(entry, step)
         back = await asked(both.url(0), "/voice/next", DialCallStatus="no-answer")
@@ -134,7 +134,7 @@ async def test_no_queue_when_all_instances_stop() -> None:
     registry = Shared()
     async with stopping(registry, when_full="queue") as both:
         both.services[0].capacity.draining = True
-        await registry.put("talk:CA1", TALK.encoded(FORMAT), 60)
+        await registry.put("snapshot:CA1", TALK.encoded(FORMAT), 60)
         await registry.closed(CallEntry("CA1", "MZ1", 0.0), NextStep(Then.RESUME))
         await registry.opened(CallEntry("CAother", "MZother", 0.0))
         document = await asked(both.url(0), "/voice/next")

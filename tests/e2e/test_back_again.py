@@ -17,7 +17,7 @@ from websockets.protocol import State
 
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.webhooks import MAX_RESUMES, RESUMED_SECONDS
 from bridge.sim.model import Behaviour, PlayRuler
 from tests.e2e.bridge import RunningBridge, bridge
@@ -149,7 +149,9 @@ async def test_streams_that_break_far_apart() -> None:
     async with bridge(QUICK) as place:
         clock, stored = Clock(), registry(place)
         stored._now = clock
-        await stored.put(f"talk:{SID}", CallSnapshot(streams=1).encoded(FORMAT), 9999.0)
+        await stored.put(
+            f"snapshot:{SID}", CallSnapshot(stream_count=1).encoded(FORMAT), 9999.0
+        )
 
         quick = [await asks_next(place) for _ in range(MAX_RESUMES + 1)]
         clock.pass_on(RESUMED_SECONDS + 1)
@@ -189,7 +191,7 @@ async def test_a_snapshot_that_cannot_be_read() -> None:
     greeting."""
     async with bridge(QUICK, greeting="Go.") as place:
         unreadable = b'{"history":[{"id":"1","kind":"a_new_kind"}],"streams":1}'
-        await registry(place).put(f"talk:{SID}", unreadable, 60.0)
+        await registry(place).put(f"snapshot:{SID}", unreadable, 60.0)
 
         assert "<Stream" in await asks_next(place)
         async with stream(place, "MZ1") as socket:

@@ -20,7 +20,7 @@ from bridge.app.services import Ceilings, Services, rules_for
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
 from bridge.core.rules import Prices
-from bridge.fleet.plan import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.sim.model import Behaviour, CallTool, PlayRuler, SayText
 from bridge.sim.realtime.phone_call import SipCallState
 from bridge.sim.twilio import steps
@@ -206,7 +206,7 @@ def test_the_lower_limit_counts(
 
     assert (rules.longest_seconds, rules.cost_limit, rules.prices) == expected
     later = rules_for(
-        route, None, CallSnapshot(seconds=50, cost=0.5), ceilings=ceilings
+        route, None, CallSnapshot(call_seconds=50, cost=0.5), ceilings=ceilings
     )
     assert later.longest_seconds == max(expected[0] - 50, 0) and later.spent == 0.5
 

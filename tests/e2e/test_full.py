@@ -25,7 +25,8 @@ from bridge.core.history import HistoryItem
 from bridge.fleet import CallEntry, InstanceLoad, NextStep, Registry, Then
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import CallSnapshot, Plan
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.server import Server
 from bridge.http.webhooks import MAX_REFUSALS, MAX_RESUMES
 from bridge.sim.model import Behaviour, ModelServer, PlayRuler
@@ -311,7 +312,7 @@ async def test_the_instance_of_a_call_died() -> None:
     behaviour = Behaviour(fallback=[PlayRuler(300)])
     with capture_logs() as logs:
         async with bridge(behaviour, agent=agent_for, greeting="Hi.") as place:
-            await registry_of(place).put("talk:CA1", TALK.encoded(FORMAT), 60)
+            await registry_of(place).put("snapshot:CA1", TALK.encoded(FORMAT), 60)
             # Nothing listens at the address of the old stream.
             document = twiml.connect(
                 "ws://127.0.0.1:1/media", action_url=f"{place.url}/voice/next"
@@ -330,7 +331,7 @@ async def test_the_instance_of_a_call_died() -> None:
 async def test_a_call_whose_new_streams_are_all_lost() -> None:
     """After a few lost streams the caller hears an apology."""
     async with bridge(fallback_number=NUMBER) as place:
-        await registry_of(place).put("talk:CA1", TALK.encoded(FORMAT), 60)
+        await registry_of(place).put("snapshot:CA1", TALK.encoded(FORMAT), 60)
         answers = [
             await asked(place.url, "/voice/next") for _ in range(MAX_RESUMES + 1)
         ]
@@ -348,7 +349,7 @@ async def test_a_call_is_handed_over() -> None:
         registry = registry_of(place)
         await registry.closed(entry, STEP)
         bare = await asked(place.url, "/voice/next")
-        await registry.put("talk:CA1", TALK.encoded(FORMAT), 60)
+        await registry.put("snapshot:CA1", TALK.encoded(FORMAT), 60)
         place.server._services.capacity.streams = 1
         held = await asked(place.url, "/voice/next")
         place.server._services.capacity.streams = 0
@@ -369,7 +370,7 @@ async def test_a_call_that_cannot_be_resumed_because_all_are_full() -> None:
     route = Route(sorry="Pardon.", fallback=NUMBER, language="fr")
     async with bridge(max_calls=1, route=route) as place:
         place.server._services.capacity.streams = 1
-        await registry_of(place).put("talk:CA1", TALK.encoded(FORMAT), 60)
+        await registry_of(place).put("snapshot:CA1", TALK.encoded(FORMAT), 60)
         document = await asked(place.url, "/voice/next")
 
     assert said(document) == ["Pardon."]

@@ -199,7 +199,7 @@ async def test_an_unreachable_registry_leaks_no_password(
     url = f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
     try:
         async with bridge(redis_url=SecretStr(url)):
-            await until(lambda: "fleet_away" in written.getvalue())
+            await until(lambda: "redis_lost" in written.getvalue())
     finally:
         server.stop()
 
@@ -368,7 +368,7 @@ async def look(place: RunningBridge, seen: Seen, api: aiohttp.ClientSession) -> 
         async with api.get(url + path) as answer:
             assert answer.status == 200
             seen.given[f"API {path}"] = await answer.text()
-    stored = await place.server.registry.get(f"talk:{sid}")
+    stored = await place.server.registry.get(f"snapshot:{sid}")
     assert stored is not None
     seen.given["registry"] = stored.decode()
 

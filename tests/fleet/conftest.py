@@ -1,4 +1,4 @@
-"""Both registries, and a time that passes when the test says so."""
+"""Both registries, and a clock that the test moves."""
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tests.fleet.redis_server import RedisServer
 
 
 class Clock:
-    """Of a memory registry, or what is in Redis gets older."""
+    """The clock of a memory registry; with a Redis, its values get older instead."""
 
     def __init__(self, server: RedisServer | None = None) -> None:
         self.now = 1000.0
@@ -36,7 +36,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One for all tests of a module that do it no harm."""
+    """A Redis for all tests of a module that do not stop it."""
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
@@ -45,7 +45,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A running one of the test's own."""
+    """A running Redis for one test."""
     server = RedisServer(tmp_path)
     server.start()
     yield server

@@ -1,9 +1,9 @@
 """The bridge's own code of an earlier commit, run beside this version.
 
-`FORMAT_0` is the only place in which the commit is named. `unpack` takes its files out
-of the git history; `running` starts a Python process that imports them and does what a
-test tells it. A source tree without that history cannot test whether two versions
-understand each other: the tests then fail, for a skipped test would not be noticed.
+`FORMAT_1` is the only place that names the commit. `unpack` takes its files out of the
+git history; `running` starts a Python process that imports them and runs the code that
+a test gives it. Without that history the tests of two versions fail: a skipped test
+would not be noticed.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-FORMAT_0 = "a45a49c747222c8dbf5778ca7ebabfc116282bfd"
-"""The last commit whose stored data have no format (bridge/fleet/formats.py). It is
-tagged `format-0`."""
+FORMAT_1 = "739a7adcf628ee02044728ec38294e1026faa464"
+"""The last commit that writes format 1 (bridge/fleet/formats.py). It is tagged
+`format-1`."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,9 +30,9 @@ ANSWER_SECONDS = 30.0
 MAX_LINE_BYTES = 2**24
 
 
-def unpack(folder: Path, commit: str = FORMAT_0) -> Path:
-    """The files of this commit, in `folder`, which is made. The test fails if git or
-    the commit is not there."""
+def unpack(folder: Path, commit: str = FORMAT_1) -> Path:
+    """Writes the files of this commit to `folder`, which is made. The test fails if git
+    or the commit is missing."""
     command = ["git", "-C", str(ROOT), "archive", "--format=tar", commit]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
@@ -87,9 +87,9 @@ class OtherVersion:
         self._process = process
 
     async def run(self, code: str, **given: Any) -> Any:
-        """Runs `code` there, with `await` where it likes, and answers what the code has
-        put into `result`. Names stay from one `run` to the next. `given`, and `result`:
-        values that JSON has."""
+        """Runs `code`, which may use `await`, in that process, and returns the value
+        that the code has assigned to `result`. Names stay from one `run` to the next.
+        `given` and `result` are JSON values."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin and stdout
         stdin.write(json.dumps([code, given]).encode() + b"\n")
@@ -105,7 +105,7 @@ class OtherVersion:
 
 @asynccontextmanager
 async def running(source: Path) -> AsyncIterator[OtherVersion]:
-    """`source` is what `unpack` has answered."""
+    """`source`: the folder that `unpack` has returned."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", PROGRAM),
         cwd=source,
@@ -122,5 +122,5 @@ async def running(source: Path) -> AsyncIterator[OtherVersion]:
     finally:
         if process.returncode is None:
             process.kill()
-        # Not `wait` alone: the pipes are to be closed, too.
+        # `communicate` and not `wait`: it closes the pipes, too.
         await process.communicate()

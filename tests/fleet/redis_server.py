@@ -1,4 +1,4 @@
-"""A real Redis (or Valkey) of a test's own, and what may happen to it."""
+"""A real Redis (or Valkey) for a test, which may be killed, frozen or aged."""
 
 import contextlib
 import signal
@@ -16,7 +16,7 @@ START_SECONDS = 10.0
 
 
 class RedisServer:
-    """On a free port of this machine. `keep`: it has its data on disk."""
+    """A server on a free port of this machine. `keep`: its data are on disk."""
 
     def __init__(self, folder: Path, *more: str, keep: bool = False) -> None:
         with socket.socket() as free:
@@ -39,7 +39,7 @@ class RedisServer:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """As a power cut."""
+        """Kills the server, as a power failure does."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -55,13 +55,13 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def let_pass(self, seconds: float) -> None:
-        """Makes all that is there so much older."""
+        """Makes all keys older by so many seconds."""
         keys: Any = self.client.keys("*")
         for key in keys:
-            if key.startswith(b"bridge:in:"):  # it has times in it
+            if key.startswith((b"bridge:members:", b"bridge:in:")):  # scores are times
                 inside: Any = self.client.zrange(key, 0, -1)
-                for who in inside:
-                    self.client.zincrby(key, -seconds * 1000, who)
+                for member in inside:
+                    self.client.zincrby(key, -seconds * 1000, member)
             left: Any = self.client.pttl(key)
             if left > seconds * 1000:
                 self.client.pexpire(key, int(left - seconds * 1000))

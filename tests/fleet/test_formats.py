@@ -1,5 +1,5 @@
-"""Formats: what format 0 has stored is read, what this version stores is read by format
-0's own code, and what a newer version has stored is not misread."""
+"""Formats: this version reads the values of format 1, the code of format 1 reads the
+values of this version, and values of a newer version are not misread."""
 
 import json
 from collections.abc import AsyncIterator
@@ -13,14 +13,24 @@ from structlog.testing import capture_logs
 from bridge.app.outbound import CallStatus, OutboundOrder
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet import InstanceLoad, NextStep, Then, formats
-from bridge.fleet.formats import FORMAT, OLDEST, common, encode, format_of
+from bridge.fleet.formats import (
+    FORMAT,
+    OLDEST,
+    RENAMED_FIELDS,
+    announced,
+    announcement,
+    common,
+    encode,
+    format_of,
+)
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import CallSnapshot, Plan, SavedMessage
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot, SavedMessage
 from bridge.telemetry.trace import TRACE_FORMAT, TraceFormatError, read, replay
-from tests.fleet.earlier_version import FORMAT_0, OtherVersion, running, unpack
+from tests.fleet.earlier_version import FORMAT_1, OtherVersion, running, unpack
 from tests.telemetry.test_trace import a_whole_call
 
-RECORDED = Path(__file__).parent / "format0"
+RECORDED = Path(__file__).parent / "format1"
 
 SNAPSHOT = CallSnapshot(
     history=(
@@ -34,20 +44,20 @@ SNAPSHOT = CallSnapshot(
         Playing("a2", ((0, "Any"), (1600, "thing else?")), 4000, 800, False),
         Playing("a3", ((0, "Bye."),), 800, 0, True, True),
     ),
-    at=1_800_000_000.125,
-    streams=2,
+    taken_at=1_800_000_000.125,
+    stream_count=2,
     handed_over=True,
-    quiet=True,
-    agent="Booking",
+    unnoticed=True,
+    agent_name="Booking",
     parameters={"From": "+14155550100", "To": "+14155550101"},
-    seconds=61.5,
+    call_seconds=61.5,
     cost=0.25,
     input_tokens=1200,
     output_tokens=340,
-    transfers=1,
+    transfer_count=1,
     messages=(SavedMessage("Call me back.", "Ada", "+14155550100"),),
     notes={"table": 7, "asked": ["window", None, 1.5], "deep": {"er": True}},
-    word="Nobody answered.",
+    instruction="Nobody answered.",
 )
 PLAN = Plan("Hello.", "message", "Your table is booked.")
 STEP = NextStep(
@@ -74,42 +84,62 @@ STORED = [
     ("status.json", STATUS),
     ("order.json", ORDER),
 ]
-"""What tests/fleet/format0/record.py has written with format 0's code, in a file each,
-and the same value in this version."""
+"""The files that tests/fleet/format1/record.py has written with the code of format 1,
+and the same values in this version."""
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The code of format 0."""
-    return unpack(tmp_path_factory.mktemp("format0") / "source")
+    """The code of format 1."""
+    return unpack(tmp_path_factory.mktemp("format1") / "source")
 
 
 @pytest.fixture
-async def format0(source: Path) -> AsyncIterator[OtherVersion]:
+async def format1(source: Path) -> AsyncIterator[OtherVersion]:
     async with running(source) as it:
         yield it
 
 
-# --- what format 0 has stored ---
+# --- values of format 1 ---
 
 
 @pytest.mark.parametrize(("file", "value"), STORED)
-def test_what_format_0_has_stored_is_read(file: str, value: Any) -> None:
-    """A call that an instance of the version before has left goes on here with all that
-    it had: no field is lost, in silence or otherwise."""
+def test_values_of_format_1_are_read(file: str, value: Any) -> None:
+    """A call that an instance of the version before has left continues here with all
+    its data: no field is lost."""
     stored = (RECORDED / file).read_bytes()
 
     with capture_logs() as logs:
         found = formats.read(stored, type(value))
 
     assert found == value and logs == []
-    assert format_of(stored) == 0
+    assert format_of(stored) == 1
 
 
 @pytest.mark.parametrize(("file", "value"), STORED)
-def test_what_is_written_in_format_0_is_format_0(file: str, value: Any) -> None:
-    """Byte for byte: an older instance cannot tell it from its own."""
-    assert encode(value, 0) == (RECORDED / file).read_bytes()
+def test_values_written_in_format_1_are_the_same_bytes(file: str, value: Any) -> None:
+    """An older instance cannot tell them from its own."""
+    recorded = (RECORDED / file).read_bytes()
+    if type(value) is OutboundOrder:  # format 1 writes orders without the number
+        recorded = b'{"format":1,' + recorded.removeprefix(b"{")
+    assert encode(value, 1) == recorded
+    assert formats.rewritten(encode(value, FORMAT), type(value).__name__, 1) == recorded
+
+
+@pytest.mark.parametrize("stored", [b"", b"[1]", b'{"format":3,"word":1}', b'{"a":1}'])
+def test_other_values_are_not_rewritten(stored: bytes) -> None:
+    """A value that this version has not written is copied as it is."""
+    assert formats.rewritten(stored, "CallSnapshot", 1) == stored
+
+
+def test_every_renamed_field_exists() -> None:
+    """A field that is missing in the list of renamed fields would be lost when the
+    other version continues the call."""
+    now = {field.name for field in msgspec.structs.fields(CallSnapshot)}
+    recorded = json.loads((RECORDED / "snapshot.json").read_bytes())
+    renamed = RENAMED_FIELDS["CallSnapshot"]
+    assert {renamed.get(name, name) for name in now} == recorded.keys() - {"format"}
+    assert renamed.keys() <= now
 
 
 LEAST = [
@@ -122,15 +152,15 @@ LEAST = [
 
 
 def test_the_recorded_values_use_every_field() -> None:
-    """A field that stands on its default could be lost without a test that fails."""
+    """A field with its default value could be lost without a failing test."""
     for (_, value), least in zip(STORED, LEAST, strict=True):
         ours, others = msgspec.to_builtins(value), msgspec.to_builtins(least)
         assert not {name for name in ours if ours[name] == others[name]}
 
 
-def test_a_trace_of_format_0_is_read_and_not_replayed() -> None:
-    """Its lines can be looked at. It does not say which of many versions has written
-    it, so a replay that differs would mean nothing: replay refuses it."""
+def test_a_trace_of_format_1_is_read_and_not_replayed() -> None:
+    """Its lines can be looked at. Its inputs have other names, so a replay would say
+    nothing about the call: `replay` refuses it and names both formats."""
     path = RECORDED / "trace.jsonl"
     text = path.read_text("utf-8")
 
@@ -138,95 +168,89 @@ def test_a_trace_of_format_0_is_read_and_not_replayed() -> None:
     with pytest.raises(TraceFormatError) as error:
         next(replay(path))
     assert str(error.value) == (
-        "The trace has no format: it is empty, or an older version has written it. "
-        "This version of the bridge replays format 1."
+        "The trace has format 1. This version of the bridge replays format 2."
     )
 
 
-# --- what format 0's own code makes of ours ---
+# --- values of this version, read by the code of format 1 ---
 
 READ = """
 import msgspec
-from bridge.fleet import NextStep
+from bridge.app.outbound import CallStatus, OutboundOrder
+from bridge.fleet import NextStep, formats
 from bridge.fleet.plan import Earlier, Plan
-from bridge.fleet.redis import _capacity
-from bridge.outbound import CallStatus, OutboundOrder, _known
+from bridge.fleet.redis import _announced, _capacity
 
 stored = stored.encode()
-found = {
-    "CallSnapshot": Earlier.read,
-    "Plan": Plan.read,
-    "NextStep": lambda it: msgspec.json.decode(it, type=NextStep),
-    "CallStatus": lambda it: _known(it, CallStatus),
-    "OutboundOrder": lambda it: _known(it, OutboundOrder),
-    "InstanceLoad": _capacity,
-}[kind](stored)
+kinds = {
+    "CallSnapshot": Earlier,
+    "Plan": Plan,
+    "NextStep": NextStep,
+    "CallStatus": CallStatus,
+    "OutboundOrder": OutboundOrder,
+}
+found = formats.read(stored, kinds[kind]) if kind in kinds else _capacity(stored)
 result = msgspec.to_builtins(found)
 """
 
 
-@pytest.mark.parametrize("format", range(OLDEST, FORMAT + 1))
-async def test_what_this_version_writes_is_read_by_format_0(
-    format0: OtherVersion, format: int
+def in_format_1(value: Any) -> Any:
+    """The value with the field names of format 1."""
+    plain = json.loads(encode(value, 1))
+    del plain["format"]
+    return plain
+
+
+async def test_values_in_format_1_are_read_by_format_1(format1: OtherVersion) -> None:
+    """After a rollback the older version continues every call that this one had."""
+    for value in (SNAPSHOT, PLAN, STEP, STATUS, ORDER, InstanceLoad(20, 3, True)):
+        stored, kind = encode(value, 1).decode(), type(value).__name__
+        found = await format1.run(READ, stored=stored, kind=kind)
+        assert found == in_format_1(value), kind
+
+
+async def test_values_that_are_written_once_are_read_by_format_1(
+    format1: OtherVersion,
 ) -> None:
-    """After a rollback the older version goes on with every call that this one had."""
-    for value in (SNAPSHOT, PLAN, STEP, STATUS, InstanceLoad(20, 3, True)):
-        stored, kind = encode(value, format).decode(), type(value).__name__
-        found = await format0.run(READ, stored=stored, kind=kind)
+    """A plan, an order, a status and a next step are not rewritten when an older
+    instance joins, so it must read them as a fleet of this version has written them."""
+    for value in (PLAN, STEP, STATUS, ORDER):
+        stored, kind = encode(value, FORMAT).decode(), type(value).__name__
+        found = await format1.run(READ, stored=stored, kind=kind)
         assert found == json.loads(msgspec.json.encode(value)), kind
 
 
-async def test_an_order_is_read_by_format_0(format0: OtherVersion) -> None:
-    """Format 0 refuses an order with a field that it does not know, and would hang up
-    on the callee. So an order has no such field."""
-    stored = encode(ORDER, 0).decode()
-    found = await format0.run(READ, stored=stored, kind="OutboundOrder")
-    assert found == json.loads(msgspec.json.encode(ORDER))
-
-    refused = encode(ORDER, 1).decode()
-    assert await format0.run(READ, stored=refused, kind="OutboundOrder") is None
+async def test_a_beat_is_read_by_format_1(format1: OtherVersion) -> None:
+    """An older instance sees the load of this version, and its format."""
+    beat = announcement(InstanceLoad(20, 3, True)).decode()
+    found = await format1.run(READ, stored=beat, kind="InstanceLoad")
+    assert found == {"limit": 20, "calls": 3, "draining": True}
+    assert await format1.run("result = _announced(stored)") == FORMAT
 
 
 def test_a_later_version_may_add_fields() -> None:
-    """To everything that is stored, an order included: this version reads it."""
+    """This version reads every kind of value with a field that it does not know."""
     for _, value in STORED:
         later = encode(value, FORMAT).removesuffix(b"}") + b',"of_tomorrow":[1]}'
         assert formats.read(later, type(value)) == value
 
 
-REPLAY = """
-from pathlib import Path
-from bridge.watch.trace import replay
-pairs = list(replay(Path(path)))
-result = [len(pairs), sum(recorded != now for recorded, now in pairs)]
-"""
+# --- values of a newer version ---
 
 
-async def test_a_trace_of_this_version_is_replayed_by_format_0(
-    format0: OtherVersion, tmp_path: Path
-) -> None:
-    """A call can still be looked into after a rollback."""
-    call = a_whole_call(tmp_path)
-    assert call.path is not None
-
-    count, different = await format0.run(REPLAY, path=str(call.path))
-
-    assert count == len(list(replay(call.path))) > 60
-    assert different == 0
-
-
-# --- what a newer version has stored ---
+def with_format(number: int, value: Any) -> bytes:
+    return b'{"format":%d,' % number + msgspec.json.encode(value)[1:]
 
 
 @pytest.mark.parametrize(
     "kind", [CallSnapshot, Plan, NextStep, CallStatus, OutboundOrder]
 )
 def test_a_newer_format_is_not_misread(kind: type[Any]) -> None:
-    """Even where all fields seem to fit: their meaning may have changed. The log says
-    what was found and what would have been read."""
+    """Even if all fields seem to fit: their meaning may have changed. The log names the
+    format that was found and those that this version reads."""
     [value] = [value for _, value in STORED if type(value) is kind]
     with capture_logs() as logs:
-        assert formats.read(encode(value, FORMAT + 1), kind) is None
+        assert formats.read(with_format(FORMAT + 1, value), kind) is None
 
     assert logs == [
         {
@@ -241,10 +265,10 @@ def test_a_newer_format_is_not_misread(kind: type[Any]) -> None:
 
 
 def test_a_call_of_a_newer_format_goes_on_without_its_history() -> None:
-    """The caller is spoken to, if only as a new one."""
+    """The agent speaks to the caller as in a new call."""
     with capture_logs() as logs:
-        assert CallSnapshot.read(encode(SNAPSHOT, 7)) == CallSnapshot()
-        assert Plan.read(encode(PLAN, 7)) == Plan()
+        assert CallSnapshot.read(with_format(7, SNAPSHOT)) == CallSnapshot()
+        assert Plan.read(with_format(7, PLAN)) == Plan()
 
     assert [it["event"] for it in logs] == ["format_unreadable"] * 2
 
@@ -252,8 +276,8 @@ def test_a_call_of_a_newer_format_goes_on_without_its_history() -> None:
 @pytest.mark.parametrize(
     "stored", [b'{"format":-1}', b'{"format":"1"}', b'{"format":1.5}', b"[]", b"\x00"]
 )
-def test_what_has_no_format_at_all(stored: bytes) -> None:
-    """It is nothing of ours, and is nothing."""
+def test_a_value_of_something_else_is_ignored(stored: bytes) -> None:
+    """A value that no version of the bridge has written counts as absent."""
     with capture_logs() as logs:
         assert formats.read(stored, Plan) is None
 
@@ -262,7 +286,7 @@ def test_what_has_no_format_at_all(stored: bytes) -> None:
 
 @pytest.mark.parametrize("found", [TRACE_FORMAT + 1, "x", None])
 def test_a_trace_of_another_format_is_refused(tmp_path: Path, found: object) -> None:
-    """Whoever replays it hears which version they need, not that something differs."""
+    """The error says which version can replay it, and not that the calls differ."""
     call = a_whole_call(tmp_path)
     assert call.path is not None
     first, rest = call.path.read_text("utf-8").split("\n", 1)
@@ -293,23 +317,29 @@ def test_a_trace_of_another_format_is_refused(tmp_path: Path, found: object) -> 
 def test_all_live_instances_can_read_what_is_written(
     others: list[int], written: int
 ) -> None:
-    """But nothing is written that this version does not know how to write."""
+    """Except a format that this version cannot write."""
     assert common(others) == written
 
 
-def test_an_instance_that_is_alone_writes_the_newest() -> None:
-    """Nobody else reads it."""
+def test_a_single_instance_writes_the_newest_format() -> None:
+    """No other instance reads its values."""
     assert MemoryRegistry().format() == FORMAT
-    assert format_of(encode(PLAN, FORMAT)) == FORMAT
+    assert format_of(encode(SNAPSHOT, FORMAT)) == FORMAT
+
+
+@pytest.mark.parametrize("beat", [b"", b"[1]", b"{}", b'{"format":"x"}'])
+def test_a_beat_without_a_format(beat: bytes) -> None:
+    """An instance that announces no format counts as the oldest of all."""
+    assert announced(beat) == 0
 
 
 # --- the other version's code ---
 
 
 def test_a_tree_without_history_fails_and_says_why(tmp_path: Path) -> None:
-    """Whether two versions understand each other is never left untested in silence."""
+    """A missing history must fail the tests of two versions, not skip them."""
     with pytest.raises(pytest.fail.Exception) as error:
         unpack(tmp_path / "source", "0" * 40)
 
     assert f"Commit {'0' * 40} cannot be read from the git history" in str(error.value)
-    assert len(FORMAT_0) == 40, "a full hash: a short one may name two commits one day"
+    assert len(FORMAT_1) == 40, "a full hash: a short one may name two commits one day"

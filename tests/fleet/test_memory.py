@@ -1,4 +1,4 @@
-"""The registry of an instance that is alone."""
+"""The registry of a single instance."""
 
 from bridge.fleet import NextStep, Then
 from bridge.fleet.memory import NEXT_STEP_SECONDS, MemoryRegistry
@@ -6,8 +6,9 @@ from tests.fleet.conftest import Clock
 from tests.fleet.test_registry import HANG_UP, SORRY, entry
 
 
-async def test_calls_that_nobody_asks_about_cost_no_memory() -> None:
-    """An instance that runs for months does not grow by its dropped calls."""
+async def test_unused_next_steps_cost_no_memory() -> None:
+    """An instance that runs for months does not grow by next steps that Twilio never
+    asks for."""
     clock = Clock()
     registry = MemoryRegistry(clock)
     for n in range(1000):
@@ -17,8 +18,8 @@ async def test_calls_that_nobody_asks_about_cost_no_memory() -> None:
     assert len(registry._next) == NEXT_STEP_SECONDS
 
 
-async def test_what_nobody_comes_for_costs_no_memory() -> None:
-    """An instance that runs for months does not grow by what was left on its shelf."""
+async def test_unused_values_cost_no_memory() -> None:
+    """An instance that runs for months does not grow by values that are never read."""
     clock = Clock()
     registry = MemoryRegistry(clock)
     for n in range(10_000):
@@ -28,21 +29,21 @@ async def test_what_nobody_comes_for_costs_no_memory() -> None:
     assert len(registry._store) < 300
 
 
-async def test_callers_who_are_gone_cost_no_memory() -> None:
-    """Nor by the numbers that have called."""
+async def test_callers_who_have_left_cost_no_memory() -> None:
+    """Nor by the callers that it has counted."""
     clock = Clock()
     registry = MemoryRegistry(clock)
     for n in range(10_000):
         clock.now += 1
         await registry.acquire(f"calls:{n}", "CA1", 60.0, 10)
-        await registry.count(f"let_in:{n}", 60.0)
+        await registry.count(f"admitted:{n}", 60.0)
 
     assert len(registry._members._names) < 300
     assert len(registry._store) < 300
 
 
 async def test_the_real_clock_is_the_default() -> None:
-    """The registry works as a server makes it."""
+    """The registry works as a server creates it."""
     registry = MemoryRegistry()
     await registry.closed(entry(), HANG_UP)
 

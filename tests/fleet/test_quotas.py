@@ -1,4 +1,4 @@
-"""What callers may use up, on one instance and on several."""
+"""Quotas of callers and of the day, on one instance and on several."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -49,8 +49,9 @@ async def soon(true: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_caller_has_so_many_calls_at_a_time(registry: Registry) -> None:
-    """Further ones hear the line busy; as soon as one has ended, the next gets in."""
+async def test_calls_of_a_caller_at_once(registry: Registry) -> None:
+    """Further calls are rejected; as soon as a call has ended, the next one is
+    accepted."""
     async with at_work(registry, calls_of_number=2) as services:
         assert await services.ring("CA1", "CA2", "CA3") == [
             None,
@@ -73,8 +74,9 @@ async def test_a_caller_has_so_many_calls_at_a_time(registry: Registry) -> None:
         await soon(free)
 
 
-async def test_all_at_once(registry: Registry) -> None:
-    """50 calls of one number in the same moment, to two instances: no more than 10."""
+async def test_many_calls_at_the_same_time(registry: Registry) -> None:
+    """50 calls of one number to two instances at the same time: no more than 10 are
+    accepted."""
     limits = {"calls_of_number": 10, "calls_of_number_hour": 12}
     instances = [
         QuotasOfInstance(registry, **limits),
@@ -112,18 +114,18 @@ async def test_an_hour(registry: Registry, clock: Clock) -> None:
     assert await services.ring("CA5", "CA6") == [None, "calls_of_number_hour"]
 
 
-async def test_an_instance_that_is_killed_leaves_nobody_locked_out(
+async def test_calls_of_a_killed_instance_expire(
     registry: Registry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its calls count until nobody has seen them for a minute; those that run count for
-    as long as they do, however long that is."""
+    """The calls of a killed instance count for a minute after their last renewal;
+    running calls count for as long as they run."""
     monkeypatch.setattr(quotas, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(quotas, "RENEW_SECONDS", 0.01)
     killed = QuotasOfInstance(registry, calls_of_number=2)
     await killed.ring("CA1")
     killed.quotas.began("CA1", ANN)
     async with at_work(registry, calls_of_number=2) as services:
-        services.quotas.began("CA2", ANN)  # resumed: it was let in long ago
+        services.quotas.began("CA2", ANN)  # resumed: it was accepted long ago
         await asyncio.sleep(0.1)
         clock.pass_on(CALL_SECONDS - 5)
         assert await services.ring("CA3") == ["calls_of_number"]
@@ -132,7 +134,7 @@ async def test_an_instance_that_is_killed_leaves_nobody_locked_out(
         assert await services.ring("CA3", "CA4") == [None, "calls_of_number"]
 
 
-async def test_without_limits_everybody_gets_in(registry: Registry) -> None:
+async def test_no_limits(registry: Registry) -> None:
     """0 is no limit."""
     async with at_work(registry) as services:
         assert set(await services.ring(*(f"CA{n}" for n in range(100)))) == {None}
@@ -165,24 +167,24 @@ async def test_who_shows_no_number(registry: Registry, other: str) -> None:
     assert await services.ring("CA4", caller="client:ann") == [None]
 
 
-def test_numbers_that_are_words() -> None:
-    """As Twilio gives callers whose number was withheld."""
+def test_numbers_of_withheld_callers() -> None:
+    """Numbers that Twilio gives for callers with a withheld number."""
     assert {"+266696687", "+2562533", "+8656696", "+86282452253"} < WITHHELD
 
 
-async def test_no_number_is_kept(
+async def test_no_number_is_stored(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever reads what the instances share does not learn who called, and cannot try
-    out numbers: the hash has a key."""
+    """A reader of the shared registry does not learn the numbers of callers, and cannot
+    find them by trying: the hash has a key."""
     names: set[str] = set()
     acquire = registry.acquire
 
-    async def listening(name: str, *more: Any) -> bool:
+    async def recording(name: str, *more: Any) -> bool:
         names.add(name)
         return await acquire(name, *more)
 
-    monkeypatch.setattr(registry, "acquire", listening)
+    monkeypatch.setattr(registry, "acquire", recording)
     limits = {"calls_of_number": 5, "calls_of_number_hour": 5}
     await QuotasOfInstance(registry, **limits).ring("CA1")
     await QuotasOfInstance(registry, **limits).ring("CA2")
@@ -192,9 +194,8 @@ async def test_no_number_is_kept(
     assert not any("415" in name and "0101" in name for name in names)
 
 
-async def test_a_day_that_has_cost_enough(registry: Registry) -> None:
-    """No more calls until the next one (UTC), on no instance; who is on the phone may
-    go on."""
+async def test_the_cost_of_a_day(registry: Registry) -> None:
+    """No instance accepts a call until the next day (UTC); running calls may go on."""
     async with at_work(registry, cost_of_day=1.0) as a:
         b = QuotasOfInstance(registry, cost_of_day=1.0)
         assert await a.ring("CA1") == [None]
@@ -209,10 +210,11 @@ async def test_a_day_that_has_cost_enough(registry: Registry) -> None:
         assert await b.ring("CB1") == [None]
 
 
-async def test_what_is_spent_is_told_soon(
+async def test_cost_is_reported_soon(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An instance that crashes takes little with it, one that closes nothing."""
+    """An instance that crashes loses little of the reported cost, one that closes
+    none."""
     monkeypatch.setattr(quotas, "BEAT_SECONDS", 0.01)
     b = QuotasOfInstance(registry, cost_of_day=1.0)
     async with at_work(registry, cost_of_day=1.0) as a:
@@ -238,7 +240,7 @@ async def test_what_is_spent_is_told_soon(
         ("+4930123456", ["+1"], False),
         ("+14155550101", ["!+1900"], False),
         ("+14155550101", [], False),
-        # As people write it, and networks put it right: +1 (1) 900, +44 (0)900.
+        # As people write numbers and networks correct them: +1 (1) 900, +44 (0)900.
         ("+119005550101", ["+1", "!+1900"], False),
         ("+109005550101", ["+1", "!+1900"], False),
         ("+440900123456", ["+44", "!+44900"], False),
@@ -249,6 +251,6 @@ async def test_what_is_spent_is_told_soon(
         ("+78121234567", ["+7", "!+7809"], True),
     ],
 )
-def test_whom_one_may_dial(number: str, prefixes: list[str], may: bool) -> None:
-    """The longest beginning that is named decides; a no goes before a yes."""
+def test_allowed_prefixes(number: str, prefixes: list[str], may: bool) -> None:
+    """The longest matching prefix decides; of equal ones the one that forbids."""
     assert may_dial(number, prefixes) is may

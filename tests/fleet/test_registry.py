@@ -1,4 +1,4 @@
-"""What any registry does, wherever it keeps what it knows."""
+"""Calls, next steps and messages: the contract of both registries."""
 
 from bridge.fleet import TAKEN, CallEntry, NextStep, Registry, Then
 from bridge.fleet.memory import NEXT_STEP_SECONDS
@@ -17,7 +17,7 @@ async def streams(registry: Registry) -> list[str]:
 
 
 async def test_running_calls_oldest_first(registry: Registry) -> None:
-    """An operator sees who is on the phone, in the order in which they called."""
+    """An operator sees the running calls in the order in which they began."""
     first, second, third = entry("b"), entry("a", at=6.0), entry("c", at=7.0)
     for call in (first, second, third):
         await registry.opened(call)
@@ -31,7 +31,8 @@ async def test_running_calls_oldest_first(registry: Registry) -> None:
 
 
 async def test_a_step_is_kept_until_the_next_stream(registry: Registry) -> None:
-    """A Twilio that asks again is told the same; after a new stream it is not."""
+    """Twilio gets the same answer if it repeats its request, until the call has a new
+    stream."""
     await registry.opened(entry())
     await registry.closed(entry(), RING)
 
@@ -43,8 +44,8 @@ async def test_a_step_is_kept_until_the_next_stream(registry: Registry) -> None:
     assert await registry.next_step("CA1") is None
 
 
-async def test_nothing_is_left_for_who_hung_up(registry: Registry) -> None:
-    """A call that its caller ended leaves nothing behind."""
+async def test_no_next_step_after_a_hang_up(registry: Registry) -> None:
+    """A call that its caller ended has no next step."""
     await registry.closed(entry(), None)
 
     assert await registry.next_step("CA1") is None
@@ -52,7 +53,7 @@ async def test_nothing_is_left_for_who_hung_up(registry: Registry) -> None:
 
 
 async def test_each_call_has_its_own_step(registry: Registry) -> None:
-    """Nobody hears what was meant for another caller."""
+    """No caller hears the sentence that was meant for another one."""
     await registry.closed(entry("1"), SORRY)
     await registry.closed(entry("2"), HANG_UP)
 
@@ -60,8 +61,9 @@ async def test_each_call_has_its_own_step(registry: Registry) -> None:
     assert await registry.next_step("CA1") == SORRY
 
 
-async def test_the_last_word_counts(registry: Registry) -> None:
-    """A call whose second stream ended well is not told sorry for its first."""
+async def test_the_last_next_step_counts(registry: Registry) -> None:
+    """The next step of the second stream replaces that of the first: no apology after a
+    call that ended well."""
     await registry.closed(entry(stream="MZ1"), SORRY)
     await registry.closed(entry(stream="MZ2"), HANG_UP)
 
@@ -69,10 +71,10 @@ async def test_the_last_word_counts(registry: Registry) -> None:
 
 
 async def test_a_new_stream_of_a_call_outlives_its_old_one(registry: Registry) -> None:
-    """A call that goes on in a second stream is still on the list, the first is told
-    that it is over, and does not say how the call goes on."""
+    """A call that continues in a second stream stays on the list. The first stream gets
+    TAKEN, and its next step is ignored."""
     heard: list[tuple[str, bytes]] = []
-    registry.subscribe(lambda sid, word: heard.append((sid, word)))
+    registry.subscribe(lambda sid, message: heard.append((sid, message)))
     old, new = entry(stream="MZold"), entry(stream="MZnew")
     await registry.opened(old)
     assert heard == []
@@ -86,28 +88,27 @@ async def test_a_new_stream_of_a_call_outlives_its_old_one(registry: Registry) -
     assert await registry.next_step("CA1") is None
 
 
-async def test_what_nobody_asks_for_is_dropped(
-    registry: Registry, clock: Clock
-) -> None:
-    """A call SID that is used again a day later is not told of the day before."""
+async def test_a_next_step_expires(registry: Registry, clock: Clock) -> None:
+    """A call SID that is used again a day later does not get the step of the day
+    before."""
     await registry.closed(entry(), SORRY)
     clock.pass_on(NEXT_STEP_SECONDS)
 
     assert await registry.next_step("CA1") is None
 
 
-async def test_who_asks_in_time_is_answered(registry: Registry, clock: Clock) -> None:
-    """A Twilio that is slow to ask still gets the answer."""
+async def test_a_late_request_is_answered(registry: Registry, clock: Clock) -> None:
+    """A Twilio that asks late still gets the step before it expires."""
     await registry.closed(entry(), SORRY)
     clock.pass_on(NEXT_STEP_SECONDS - 5.0)
 
     assert await registry.next_step("CA1") == SORRY
 
 
-async def test_a_step_left_anew_does_not_shield_older_ones(
+async def test_a_renewed_step_does_not_keep_older_ones(
     registry: Registry, clock: Clock
 ) -> None:
-    """What is over stays over, though another call has ended twice."""
+    """A step expires on time, although another call has ended twice since."""
     await registry.closed(entry("1"), SORRY)
     await registry.closed(entry("2"), SORRY)
     clock.pass_on(50)
@@ -118,17 +119,17 @@ async def test_a_step_left_anew_does_not_shield_older_ones(
     assert await registry.next_step("CA1") == SORRY
 
 
-async def test_a_word_reaches_this_instance_too(registry: Registry) -> None:
-    """An operator who speaks into a call need not know where it is."""
+async def test_a_message_reaches_this_instance_too(registry: Registry) -> None:
+    """An operator need not know which instance has the call."""
     heard: list[tuple[str, bytes]] = []
-    registry.subscribe(lambda sid, word: heard.append((sid, word)))
+    registry.subscribe(lambda sid, message: heard.append((sid, message)))
 
     await registry.publish("CA1", b"\xff\x00 whisper")
 
     assert heard == [("CA1", b"\xff\x00 whisper")]
 
 
-async def test_who_is_alone_has_room_and_no_others(registry: Registry) -> None:
+async def test_a_single_instance_has_room_and_no_others(registry: Registry) -> None:
     """A caller is not sent to an instance that does not exist."""
     assert await registry.room()
     assert not await registry.others()

@@ -1,4 +1,5 @@
-"""All instances stop together, as docker compose recreates them: no call is lost."""
+"""All instances stop together, as when docker compose recreates them: no call is
+lost."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
@@ -53,8 +54,8 @@ async def recreated(
     redis_away: bool = False,
     starts_again: bool = True,
 ) -> tuple[CallRecord, float]:
-    """A call whose only instance stops, and starts again a little later; and how long
-    the stop took."""
+    """The record of a call whose only instance stops and starts again a little later,
+    and the seconds that the stop took."""
     async with ModelServer(LONG) as model, asyncio.TaskGroup() as tasks:
         async with instance(0, model, redis, route) as server:
             port = server.port
@@ -74,8 +75,9 @@ async def recreated(
             return await call, took
 
 
-async def test_the_caller_waits_and_goes_on(server: RedisServer) -> None:
-    """One sentence, a pause, and the agent is there again, with the conversation."""
+async def test_the_caller_waits_and_continues(server: RedisServer) -> None:
+    """The caller hears one sentence and a pause; then the agent continues the
+    conversation."""
     record, _ = await recreated(server)
 
     assert record.said_by_twilio == [spoken_texts.MOMENT]
@@ -83,8 +85,9 @@ async def test_the_caller_waits_and_goes_on(server: RedisServer) -> None:
     assert any(run.start > record.streams[1].began_at for run in record.runs())
 
 
-async def test_nobody_starts_again(server: RedisServer) -> None:
-    """The instance is not coming back: Twilio finds nobody, and the call ends."""
+async def test_no_instance_starts_again(server: RedisServer) -> None:
+    """The instance does not start again: Twilio reaches no instance, and the call
+    ends."""
     record, _ = await recreated(server, starts_again=False)
 
     assert record.said_by_twilio == [spoken_texts.MOMENT]
@@ -92,15 +95,15 @@ async def test_nobody_starts_again(server: RedisServer) -> None:
 
 
 async def test_a_fallback_number_is_dialled(server: RedisServer) -> None:
-    """A person is better than a pause of which nobody knows how it ends."""
+    """A person at the fallback number is better than a pause whose end is not known."""
     record, _ = await recreated(server, route=Route(fallback=NUMBER))
 
     assert record.dialled == NUMBER
     assert record.said_by_twilio == [spoken_texts.SORRY_CONNECTING]
 
 
-async def test_a_language_of_its_own(server: RedisServer) -> None:
-    """No English sentence for callers who speak another language."""
+async def test_another_language(server: RedisServer) -> None:
+    """Callers who speak another language hear no English sentence."""
     record, _ = await recreated(server, route=Route(language="fr-FR"))
 
     assert record.said_by_twilio == [] and record.ended_by == "caller"
@@ -108,14 +111,15 @@ async def test_a_language_of_its_own(server: RedisServer) -> None:
 
 
 async def test_redis_is_away_as_well(server: RedisServer) -> None:
-    """A new instance would know nothing of the call, so it ends with an apology."""
+    """A new instance would not know the call, so it ends with an apology."""
     record, _ = await recreated(server, redis_away=True, starts_again=False)
 
     assert record.said_by_twilio == [spoken_texts.SORRY]
 
 
 async def test_a_caller_who_hangs_up_meanwhile(server: RedisServer) -> None:
-    """Nobody will ask what follows: the stop does not wait for it, nor warn of it."""
+    """Twilio will not ask for the next step: the stop does not wait for it and does not
+    warn."""
     with capture_logs() as lines:
         record, took = await recreated(
             server, [steps.WaitStep(2.5), steps.HangUpStep()]

@@ -1,5 +1,5 @@
-"""A conversation taken from the shelf: what of it the caller has heard, and what of it
-another version of the bridge can read."""
+"""A snapshot of a call: which words the caller had heard when the stream ended, and
+what another version of the bridge can read."""
 
 import math
 from string import ascii_lowercase as letters
@@ -15,13 +15,12 @@ from bridge.core.history import HistoryItem, Playing
 from bridge.core.rules import BACK, CUT_OFF
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.plan import (
+from bridge.fleet.plan import AnsweredBy, Plan
+from bridge.fleet.snapshot import (
     AWAY_SECONDS,
     SLACK_MS,
     UNKNOWN_RESULT,
-    AnsweredBy,
     CallSnapshot,
-    Plan,
     moment,
 )
 
@@ -40,16 +39,16 @@ def playing(
     complete: bool = True,
     cut: bool = False,
 ) -> Playing:
-    """So much audio of an item has come, with a word of its own every 100 ms."""
+    """`ms` of audio of an item, with a word of its own every 100 ms."""
     count = math.ceil(ms / WORD_MS) if words is None else words
     pieces = tuple((n * WORD, f"{item[-1]}{letters[n]} ") for n in range(count))
     received, heard = ms * BYTES_PER_MS, heard_ms * BYTES_PER_MS
     return Playing(item, pieces, received, heard, complete, cut)
 
 
-def after(earlier: CallSnapshot, ms: float) -> dict[str, HistoryItem]:
-    """The conversation where the stream ended so long after it was written."""
-    items = earlier.as_of(AT + (SLACK_MS + ms) / 1000).history
+def after(snapshot: CallSnapshot, ms: float) -> dict[str, HistoryItem]:
+    """The history if the stream ended `ms` after the snapshot was written."""
+    items = snapshot.as_of(AT + (SLACK_MS + ms) / 1000).history
     assert len({item.id for item in items}) == len(items)
     return {item.id: item for item in items}
 
@@ -62,9 +61,10 @@ def words(item: HistoryItem) -> int:
 
 
 def test_the_stream_ends_in_the_second_of_two_answers() -> None:
-    """One was heard to its end, of the other what there was time for: the words reach
-    the next instance in that order, behind what was said before."""
-    earlier = CallSnapshot(
+    """The caller heard the first answer to its end, and of the second the words for
+    which there was time. The next instance gets them in that order, after the earlier
+    items."""
+    snapshot = CallSnapshot(
         history=(
             HistoryItem("u1", "user", "Hi."),
             HistoryItem("ix", "assistant"),
@@ -74,11 +74,11 @@ def test_the_stream_ends_in_the_second_of_two_answers() -> None:
             playing("ix", 600, heard_ms=200),
             playing("iy", 1000, complete=False),  # its item had not come yet
         ),
-        at=AT,
-        streams=1,
+        taken_at=AT,
+        stream_count=1,
     )
 
-    items = after(earlier, 400 + 300)
+    items = after(snapshot, 400 + 300)
 
     assert list(items) == ["u1", "ix", "f1", "b_f1", "iy"]
     first, second = items["ix"], items["iy"]
@@ -89,25 +89,28 @@ def test_the_stream_ends_in_the_second_of_two_answers() -> None:
 
 
 def test_parts_of_one_item_are_one() -> None:
-    """An answer that has two parts of sound: the words of both, and it is cut where
-    either is."""
+    """An answer with two parts of audio is one item with the words of both; it is cut
+    if either part is."""
     parts = (playing("ix", 200), playing("ix", 400))
-    earlier = CallSnapshot((HistoryItem("ix", "assistant"),), parts, AT, streams=1)
+    snapshot = CallSnapshot(
+        (HistoryItem("ix", "assistant"),), parts, AT, stream_count=1
+    )
 
-    item = after(earlier, 400)["ix"]
+    item = after(snapshot, 400)["ix"]
 
     assert item.text.split() == ["xa", "xb", "xa", "xb"] and item.cut
-    assert not after(earlier, 600)["ix"].cut
+    assert not after(snapshot, 600)["ix"].cut
 
 
 @pytest.mark.parametrize("seconds", [-5.0, 0.0, SLACK_MS / 1000])
 def test_no_time_has_passed(seconds: float) -> None:
-    """Rather is a word said twice than never; and a clock may be behind."""
-    earlier = CallSnapshot(
-        playing=(playing("ix", 900, heard_ms=200),), at=AT, streams=1
+    """A clock that is behind gives the caller no words that were not heard: a word that
+    is said twice is better than a missing one."""
+    snapshot = CallSnapshot(
+        playing=(playing("ix", 900, heard_ms=200),), taken_at=AT, stream_count=1
     )
 
-    [item] = earlier.as_of(AT + seconds).history
+    [item] = snapshot.as_of(AT + seconds).history
 
     assert item.text.split() == ["xa", "xb"] and item.cut
 
@@ -118,32 +121,35 @@ def test_no_time_has_passed(seconds: float) -> None:
 def test_the_time_between_two_streams_is_a_part_of_the_call(
     away: float, seconds: float
 ) -> None:
-    """Who is put through again and again, and comes back, has no longer call for it."""
-    earlier = CallSnapshot(at=AT, streams=1, seconds=100.0)
+    """A caller who is transferred again and again does not get a longer call by it."""
+    snapshot = CallSnapshot(taken_at=AT, stream_count=1, call_seconds=100.0)
 
-    assert earlier.as_of(AT + away).seconds == pytest.approx(seconds)
+    assert snapshot.as_of(AT + away).call_seconds == pytest.approx(seconds)
 
 
 def test_an_answer_that_was_cut() -> None:
-    """However late the stream ended, the caller heard no more of it; what came behind
-    it has all the time that there was."""
+    """However late the stream ended, the caller heard no more of an answer that was
+    cut; the next answer gets all the time that passed."""
     cut = playing("ix", 2000, heard_ms=300, cut=True)
-    earlier = CallSnapshot(playing=(cut, playing("iy", 500)), at=AT, streams=1)
+    snapshot = CallSnapshot(
+        playing=(cut, playing("iy", 500)), taken_at=AT, stream_count=1
+    )
 
-    items = after(earlier, 500)
+    items = after(snapshot, 500)
 
     assert words(items["ix"]) == 3 and items["ix"].cut
     assert words(items["iy"]) == 5 and not items["iy"].cut
-    assert words(after(earlier, 60_000)["ix"]) == 3
+    assert words(after(snapshot, 60_000)["ix"]) == 3
 
 
-def test_an_answer_that_was_still_being_made() -> None:
-    """Words that ran ahead of their sound were not spoken, and the agent goes on."""
+def test_an_unfinished_answer() -> None:
+    """Words that came before their audio were not spoken; the agent continues the
+    answer."""
     begun = playing("ix", 300, words=9, complete=False)
-    earlier = CallSnapshot(playing=(begun,), at=AT, streams=1)
-    whole = CallSnapshot(playing=(playing("ix", 300),), at=AT, streams=1)
+    snapshot = CallSnapshot(playing=(begun,), taken_at=AT, stream_count=1)
+    whole = CallSnapshot(playing=(playing("ix", 300),), taken_at=AT, stream_count=1)
 
-    resumed = earlier.as_of(AT + 60)
+    resumed = snapshot.as_of(AT + 60)
 
     [item] = resumed.history
     assert item.text == item.generated == "xa xb xc "
@@ -152,20 +158,20 @@ def test_an_answer_that_was_still_being_made() -> None:
 
 
 def test_tools_and_their_results() -> None:
-    """A tool with a result keeps it; of one that was at work nobody knows; one that the
-    model had not done calling was not called."""
-    earlier = CallSnapshot(
+    """A tool call with a result keeps it. The result of a tool that was running is not
+    known. A tool call that the model had not completed gets no result."""
+    snapshot = CallSnapshot(
         history=(
             HistoryItem("f1", "tool_call", call_id="c1", name="a", arguments="{}"),
             HistoryItem("f2", "tool_call", call_id="c2", name="b", arguments="{}"),
             HistoryItem("f3", "tool_call", call_id="c3", name="c"),
             HistoryItem("o1", "tool_output", "42", call_id="c1"),
         ),
-        at=AT,
-        streams=1,
+        taken_at=AT,
+        stream_count=1,
     )
 
-    items = after(earlier, 1000)
+    items = after(snapshot, 1000)
 
     results = {it.call_id: it.text for it in items.values() if it.kind == "tool_output"}
     assert results == {"c1": "42", "c2": UNKNOWN_RESULT}
@@ -174,8 +180,8 @@ def test_tools_and_their_results() -> None:
 
 @st.composite
 def conversations(draw: st.DrawFn) -> CallSnapshot:
-    """What may be on its way: heard in part or not, all made or not, cut or not, its
-    item there or not."""
+    """Answers that are being played: partly heard or not, complete or not, cut or not,
+    with or without an item."""
     parts = []
     for name in letters[: draw(st.integers(1, 5))]:
         ms = draw(st.integers(1, 1500))
@@ -192,37 +198,37 @@ def conversations(draw: st.DrawFn) -> CallSnapshot:
         parts.append(part)
     known = [HistoryItem(part.id, "assistant") for part in parts if draw(st.booleans())]
     history = (HistoryItem("u1", "user", "Hi."), *known)
-    return CallSnapshot(history, tuple(parts), AT, streams=1)
+    return CallSnapshot(history, tuple(parts), AT, stream_count=1)
 
 
 @given(conversations(), st.integers(0, 6000), st.integers(0, 6000))
-def test_never_more_than_there_was_time_and_sound_for(
-    earlier: CallSnapshot, ms: int, more_ms: int
+def test_no_more_words_than_time_and_audio(
+    snapshot: CallSnapshot, ms: int, more_ms: int
 ) -> None:
-    """No caller is credited with words that were not spoken, or that came later."""
-    now, then, later = after(earlier, 0), after(earlier, ms), after(earlier, ms + 1)
-    known = [item.id for item in earlier.history]
-    new = [part.id for part in earlier.playing if part.id not in known]
+    """No word counts as heard that was not spoken, or for which there was no time."""
+    now, then, later = after(snapshot, 0), after(snapshot, ms), after(snapshot, ms + 1)
+    known = [item.id for item in snapshot.history]
+    new = [part.id for part in snapshot.playing if part.id not in known]
     gained = 0
-    open_part = False  # there was one before that time did not suffice for
-    for part in earlier.playing:
+    open_part = False  # an earlier part was not heard to its end
+    for part in snapshot.playing:
         first, item = now[part.id], then[part.id]
         spoken = "".join(text for _, text in part.words)
         assert spoken.startswith(item.text) and item.text.startswith(first.text)
         assert words(item) <= math.ceil(part.received / WORD)
-        assert words(later[part.id]) >= words(item), "time takes no word back"
+        assert words(later[part.id]) >= words(item), "a later end loses a word"
         if part.cut:
             assert item.text == first.text
         else:
             assert not (open_part and item.text != first.text), "out of order"
-            # One was under way before, and the last may be a short one.
+            # The first word had begun before, and the last one may be short.
             gained += max(words(item) - words(first) - 2, 0)
             open_part = open_part or (item.cut and part.complete)
         assert item.cut or (part.complete and item.text == spoken)
     assert gained * WORD_MS <= ms
     assert list(then) == [*known, *new]
-    assert after(earlier, ms + more_ms).keys() == then.keys()
-    assert earlier.as_of(AT).playing == ()
+    assert after(snapshot, ms + more_ms).keys() == then.keys()
+    assert snapshot.as_of(AT).playing == ()
 
 
 # --- what cannot be read ---
@@ -233,14 +239,15 @@ def test_never_more_than_there_was_time_and_sound_for(
     [
         b'{"history":[{"id":1,"kind":"user"}],"machine":1}',
         b'{"history":[{"id":"1","kind":"a_new_kind"}],"machine":"a_new_way"}',
-        b'{"streams":"two","greeting":2}',
-        b'{"streams":1',
+        b'{"format":2,"stream_count":"two","greeting":2}',
+        b'{"format":2,"stream_count":1',
         b"[]",
         b"\x00",
     ],
 )
-def test_what_another_version_has_kept(kept: bytes) -> None:
-    """A call begins anew, and a line in the log says why, with no word of theirs."""
+def test_unreadable_snapshots_and_plans(kept: bytes) -> None:
+    """The call starts without a history, and a line in the log says why, without any of
+    the stored text."""
     with capture_logs() as logs:
         assert CallSnapshot.read(kept) == CallSnapshot()
         assert Plan.read(kept) == Plan()
@@ -250,33 +257,33 @@ def test_what_another_version_has_kept(kept: bytes) -> None:
     assert all(it.keys() == {"event", "log_level", "kind", "error"} for it in logs)
 
 
-async def test_a_result_or_a_moment_that_cannot_be_read() -> None:
-    """The call goes on as if nobody had said."""
+async def test_unreadable_plain_values() -> None:
+    """An unreadable value counts as absent."""
     registry = MemoryRegistry()
-    await registry.put("amd:CA1", b"an_alien", 60.0)
+    await registry.put("answered_by:CA1", b"an_alien", 60.0)
 
     assert await AnsweredBy.of(registry, "CA1") is None
     assert moment(b"1700000000.5") == 1_700_000_000.5
     assert abs(moment(b"soon") - time()) < 5 > abs(moment(None) - time())
 
 
-def test_nothing_was_kept() -> None:
-    """A new call is no mistake."""
+def test_a_call_without_a_snapshot() -> None:
+    """A new call is not logged as an error."""
     with capture_logs() as logs:
         assert CallSnapshot.read(None) == CallSnapshot() and Plan.read(b"") == Plan()
 
     assert logs == []
 
 
-def test_what_a_newer_version_adds_is_left_out() -> None:
-    """In a rolling deploy both read what the other has written."""
-    earlier = CallSnapshot(
-        (HistoryItem("u1", "user", "Hi."),), streams=2, notes={"n": 1}
+def test_unknown_fields_are_ignored() -> None:
+    """During a rolling deploy an instance ignores fields that it does not know."""
+    snapshot = CallSnapshot(
+        (HistoryItem("u1", "user", "Hi."),), stream_count=2, notes={"n": 1}
     )
-    newer = earlier.encoded(FORMAT).removesuffix(b"}") + b',"of_tomorrow":[1]}'
+    newer = snapshot.encoded(FORMAT).removesuffix(b"}") + b',"of_tomorrow":[1]}'
 
     assert (
         CallSnapshot.read(newer)
-        == CallSnapshot.read(earlier.encoded(FORMAT))
-        == earlier
+        == CallSnapshot.read(snapshot.encoded(FORMAT))
+        == snapshot
     )

@@ -1,18 +1,19 @@
-"""The registry's shelf, and what is kept on it of a call between two of its streams."""
+"""Values, counters and members: the contract of both registries."""
 
 import asyncio
 
 from bridge.core.history import HistoryItem
 from bridge.fleet import Registry
 from bridge.fleet.formats import FORMAT
-from bridge.fleet.plan import CallSnapshot, Plan
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot
 from tests.fleet.conftest import Clock
 
 
-async def test_what_is_put_is_there_for_its_time(
+async def test_a_value_is_kept_until_it_expires(
     registry: Registry, clock: Clock
 ) -> None:
-    """A call that rings for a minute still finds what was planned for it."""
+    """A call that rings for a minute still finds its plan."""
     await registry.put("plan:CA1", b"x", 60.0)
     clock.pass_on(55)
 
@@ -23,8 +24,8 @@ async def test_what_is_put_is_there_for_its_time(
     assert await registry.pop("plan:CA1") is None
 
 
-async def test_what_is_put_anew_counts(registry: Registry, clock: Clock) -> None:
-    """The last word is kept, for as long as it says."""
+async def test_a_value_is_replaced(registry: Registry, clock: Clock) -> None:
+    """The last value counts, and its time to live."""
     await registry.put("a", b"old", 5.0)
     await registry.put("a", b"new", 60.0)
     clock.pass_on(10)
@@ -32,19 +33,17 @@ async def test_what_is_put_anew_counts(registry: Registry, clock: Clock) -> None
     assert await registry.get("a") == b"new"
 
 
-async def test_what_is_taken_is_gone(registry: Registry) -> None:
-    """Of two who ask only one goes on with the conversation."""
-    await registry.put("talk:CA1", b"", 60.0)
+async def test_a_popped_value_is_gone(registry: Registry) -> None:
+    """Of two requests only one gets the conversation."""
+    await registry.put("snapshot:CA1", b"", 60.0)
 
-    assert await registry.pop("talk:CA1") == b""
-    assert await registry.pop("talk:CA1") is None
-    assert await registry.get("talk:CA1") is None
+    assert await registry.pop("snapshot:CA1") == b""
+    assert await registry.pop("snapshot:CA1") is None
+    assert await registry.get("snapshot:CA1") is None
 
 
-async def test_the_first_is_told_from_the_second(
-    registry: Registry, clock: Clock
-) -> None:
-    """A webhook that comes twice is acted on once, until its time is over."""
+async def test_set_if_absent(registry: Registry, clock: Clock) -> None:
+    """A webhook that comes twice takes effect once, until its time is over."""
     assert await registry.set_if_absent("hook:1", 300.0)
     assert not await registry.set_if_absent("hook:1", 300.0)
     assert await registry.set_if_absent("hook:2", 300.0)
@@ -54,8 +53,8 @@ async def test_the_first_is_told_from_the_second(
     assert await registry.set_if_absent("hook:1", 300.0)
 
 
-async def test_what_is_wanted_is_never_swept_away(registry: Registry) -> None:
-    """However full the shelf is, what has time left stays."""
+async def test_values_are_not_dropped_early(registry: Registry) -> None:
+    """However many values there are, none is dropped before it expires."""
     for n in range(200):
         await registry.put(str(n), str(n).encode(), 60.0)
 
@@ -67,7 +66,7 @@ async def test_what_is_wanted_is_never_swept_away(registry: Registry) -> None:
 async def test_a_counter_lives_from_its_first_addition(
     registry: Registry, clock: Clock
 ) -> None:
-    """What a day has cost is known until the day is over, however often it grows."""
+    """The cost of a day is known until the day is over, however often it grows."""
     assert await registry.count("day", 60.0, 0) == 0
     clock.pass_on(30)
     assert await registry.count("day", 60.0) == 1
@@ -78,8 +77,8 @@ async def test_a_counter_lives_from_its_first_addition(
     assert await registry.count("day", 60.0, 0) == 1.25
 
 
-async def test_a_counter_ends_with_its_time(registry: Registry, clock: Clock) -> None:
-    """The next day begins at nothing."""
+async def test_a_counter_expires(registry: Registry, clock: Clock) -> None:
+    """The next day begins at 0."""
     await registry.count("day", 0.05, 7)
     await asyncio.sleep(0.1)
     clock.pass_on(1)
@@ -88,14 +87,16 @@ async def test_a_counter_ends_with_its_time(registry: Registry, clock: Clock) ->
     assert await registry.count("day", 60.0, 2) == 2
 
 
-async def test_all_that_is_counted_at_once_counts(registry: Registry) -> None:
-    """Nothing of what many calls cost at the same moment is lost."""
+async def test_concurrent_counts_are_all_added(registry: Registry) -> None:
+    """No cost is lost when many calls add theirs at the same time."""
     totals = await asyncio.gather(*(registry.count("a", 60.0) for _ in range(50)))
 
     assert max(totals) == await registry.count("a", 60.0, 0) == 50
 
 
-async def test_only_so_many_are_let_in(registry: Registry, clock: Clock) -> None:
+async def test_a_set_has_no_more_members_than_its_limit(
+    registry: Registry, clock: Clock
+) -> None:
     """Of 50 calls of one number that come at once, 10 are answered."""
     many = [registry.acquire("in", f"CA{n}", 60.0, 10) for n in range(50)]
     answers = await asyncio.gather(*many)
@@ -103,7 +104,7 @@ async def test_only_so_many_are_let_in(registry: Registry, clock: Clock) -> None
     assert len(inside) == 10
     assert await registry.acquire("other", "CA99", 60.0, 1)
 
-    clock.pass_on(50)  # who is there stays, and may ask again
+    clock.pass_on(50)  # a member stays, and may be renewed
     assert await registry.acquire("in", inside[0], 60.0, 10)
     assert not await registry.acquire("in", "CA98", 60.0, 10)
     await registry.release("in", inside[1])
@@ -112,32 +113,32 @@ async def test_only_so_many_are_let_in(registry: Registry, clock: Clock) -> None
     assert not await registry.acquire("in", "CA97", 60.0, 10)
     assert await registry.acquire("in", "CA97", 60.0)  # no limit
 
-    clock.pass_on(15)  # now those are gone whom nobody has seen since
+    clock.pass_on(15)  # the members that were not renewed have expired
     answers = [await registry.acquire("in", f"CB{n}", 60.0, 10) for n in range(9)]
     assert answers == [True] * 7 + [False] * 2
 
 
-def test_a_plan_is_read_as_it_was_kept() -> None:
-    """The instance that answers the call knows what the one that placed it was told."""
+def test_a_plan_is_read_as_stored() -> None:
+    """The instance that answers the call has the plan of the one that placed it."""
     plan = Plan(greeting="", machine="message", message="Your table is booked.")
 
     assert Plan.read(plan.encoded(FORMAT)) == plan
     assert Plan.read(None) == Plan(greeting=None, machine="ignore")
 
 
-def test_an_earlier_conversation_is_read_as_it_was_kept() -> None:
-    """Who comes back from a transfer is spoken to by an agent that remembers."""
+def test_a_snapshot_is_read_as_stored() -> None:
+    """The agent remembers a caller who comes back from a transfer."""
     said = HistoryItem("a1", "assistant", "Gladly.", "Gladly, sir.", True, 3.5)
     called = HistoryItem("t1", "tool_call", call_id="c", name="n", arguments="{}")
-    earlier = CallSnapshot(
+    snapshot = CallSnapshot(
         history=(said, called),
-        agent="Booking",
+        agent_name="Booking",
         parameters={"From": "+1"},
-        seconds=61.5,
+        call_seconds=61.5,
         cost=0.02,
-        transfers=1,
-        word="Nobody answered.",
+        transfer_count=1,
+        instruction="Nobody answered.",
     )
 
-    assert CallSnapshot.read(earlier.encoded(FORMAT)) == earlier
+    assert CallSnapshot.read(snapshot.encoded(FORMAT)) == snapshot
     assert CallSnapshot.read(None) == CallSnapshot()

@@ -25,6 +25,7 @@ INSTRUMENTED = [
     "bridge.http.api.bodies",
     "bridge.fleet.formats",
     "bridge.fleet.plan",
+    "bridge.fleet.snapshot",
     "bridge.app.overflow",
     "bridge.app.routes",
     "bridge.http.signature",

@@ -31,7 +31,7 @@ from bridge.core.conversation import Conversation, State
 from bridge.core.history import HistoryItem
 from bridge.core.rules import GOODBYES, Prices, Rules
 from bridge.fleet.formats import FORMAT
-from bridge.fleet.plan import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.sim.twilio.playout import Playout
 
 MAX_STEPS = 400
@@ -566,8 +566,8 @@ class AnyCall:
         kept = CallSnapshot(
             history=tuple(self.conversation.history.items),
             playing=tuple(self.conversation.playing(self.now)),
-            at=self.now,
-            streams=1,
+            taken_at=self.now,
+            stream_count=1,
         )
         read = CallSnapshot.read(kept.encoded(FORMAT))
         assert read == kept

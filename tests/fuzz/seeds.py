@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet.formats import FORMAT
-from bridge.fleet.plan import CallSnapshot, Plan, SavedMessage
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot, SavedMessage
 from tests.fuzz.any_call import STEPS
 from tests.fuzz.texts import CALLER_TAGS, MODEL_TAGS, TICKET
 
@@ -270,8 +271,8 @@ def _snapshot() -> CallSnapshot:
             HistoryItem("i3", "tool_call", call_id="c1", name="x", arguments="{}"),
         ),
         playing=(Playing("i2", ((0, "one "), (800, "two")), 8000, 800, False),),
-        at=1_760_000_000.0,
-        streams=1,
+        taken_at=1_760_000_000.0,
+        stream_count=1,
         parameters={"From": "+14155550100"},
         messages=(SavedMessage("call me", "Ann", "+14155550100"),),
         notes={"a": [1, None]},

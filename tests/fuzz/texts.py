@@ -25,7 +25,8 @@ from bridge.core.replay import recorded
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.place import redis_place
-from bridge.fleet.plan import CallSnapshot, Plan
+from bridge.fleet.plan import Plan
+from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.api import bodies
 from bridge.http.signature import Signatures
 from bridge.http.tickets import TicketRefused, Tickets
@@ -189,10 +190,10 @@ def model_audio(data: bytes) -> int:
 
 
 def snapshot(data: bytes) -> int:
-    """bridge.fleet.plan: the data of another instance is read, or counts as empty."""
+    """bridge.fleet.snapshot: the data of another instance is read, or counts as empty."""
     Plan.read(data)
     earlier = CallSnapshot.read(data)
-    for ended in (0.0, earlier.at, earlier.at + 1.5, NOW):
+    for ended in (0.0, earlier.taken_at, earlier.taken_at + 1.5, NOW):
         then = earlier.as_of(ended)
         assert then.playing == ()
         assert isinstance(then.why, str)

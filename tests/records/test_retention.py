@@ -112,8 +112,8 @@ async def test_the_registry_forgets_a_call_too(tmp_path: Path) -> None:
     assert await forget_call(tmp_path, registry, "CA1") == (1, len(STORED_NAMES))
     assert await forget_call(None, registry, "CA1") == (0, 0)
 
-    assert await registry.get("talk:CA1") is None
-    assert await registry.get("talk:CA2") == b"words"
+    assert await registry.get("snapshot:CA1") is None
+    assert await registry.get("snapshot:CA2") == b"words"
 
 
 async def test_old_traces_are_deleted_at_startup_and_at_intervals(

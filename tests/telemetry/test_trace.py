@@ -75,7 +75,7 @@ class TracedCall:
         details = {"callSid": call_sid, "mediaFormat": media}
         self.caller(event="start", streamSid=stream_sid, start=details)
         self.path = self.trace.open(self.folder, call_sid, stream_sid)
-        self.other("follow", msgspec.to_builtins(self.rules))
+        self.other("rules", msgspec.to_builtins(self.rules))
 
     def frames(self, ms: int) -> None:
         for _ in range(ms // 20):
@@ -147,8 +147,8 @@ def inputs_of_the_users_code(call: TracedCall) -> None:
     call.other("mute", True)
     call.frames(40)
     call.other("mute", False)
-    call.other("busy", 1, "call_1")
-    call.other("busy", -1, "call_1")
+    call.other("tool_running", 1, "call_1")
+    call.other("tool_running", -1, "call_1")
     call.other("play", payload(100))
     call.other("when_heard", 1, None, False)
     call.other("when_heard", 2, ["agent", "hung_up"], True)
@@ -181,7 +181,7 @@ def test_a_replay_gives_the_same_call(tmp_path: Path) -> None:
         "note",
         "interrupted",
         "started",
-        "heard",
+        "wait_done",
         "pressed",
         "end",
     }
@@ -195,7 +195,7 @@ def test_a_trace_says_what_happened_and_when(tmp_path: Path) -> None:
 
     begin = msgspec.to_builtins(Bounds())
     assert found[0] == {"at": 50.0, "format": TRACE_FORMAT, "begin": begin}
-    [rules] = [line["value"][0] for line in found if line.get("in") == "follow"]
+    [rules] = [line["value"][0] for line in found if line.get("in") == "rules"]
     assert rules["greeting"] == GREETING
     assert all("at" in line for line in found)
     assert [line["at"] for line in found] == sorted(line["at"] for line in found)
@@ -406,7 +406,7 @@ def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
     call.caller(event="start", streamSid="MZ1", start=facts)
     call.path = call.trace.open(folder, "CA1", "MZ1", redaction)
     call.rules = msgspec.structs.replace(call.rules, greeting=f"Say {VISA}.")
-    call.other("follow", msgspec.to_builtins(call.rules))
+    call.other("rules", msgspec.to_builtins(call.rules))
     call.frames(100)
     call.model("session.updated", session=MULAW_SESSION)
     spoken = "conversation.item.input_audio_transcription"

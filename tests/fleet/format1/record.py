@@ -1,8 +1,8 @@
-"""Makes the files of this folder: `python -m tests.fleet.format0.record`.
+"""Makes the files of this folder: `python -m tests.fleet.format1.record`.
 
-The data are written by the code of commit FORMAT_0, into a real Redis. They are
-recorded once; a change of this script changes nothing about what that commit writes.
-`redis.json` has all keys and their values, as text in latin-1.
+The code of commit FORMAT_1 writes the data into a real Redis. They are recorded once:
+a change of this script cannot change the data of that commit. `redis.json` has all keys
+and their values, as text in latin-1.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from tests.fleet.redis_server import RedisServer
 HERE = Path(__file__).parent
 HEAD_BYTES = 17
 KEEP_SECONDS = 3600
-"""Every key that the bridge writes has an end; a counter without one does not count."""
+"""Every key that the bridge writes expires; it ignores a counter that does not."""
 
 FILES = {
     "snapshot.json": "bridge:shelf:talk:CA1",
@@ -28,19 +28,21 @@ FILES = {
 }
 
 WRITE = """
-import msgspec
 from pathlib import Path
+from bridge.app.outbound import CallStatus, OutboundOrder
+from bridge.call.checkpoint import Safekeeping
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet import CallEntry, Capacity, NextStep, Then
+from bridge.fleet.formats import encode
 from bridge.fleet.plan import AnsweredBy, Earlier, Left, Plan
 from bridge.fleet.redis import Pace, redis_registry
-from bridge.outbound import CallStatus, OutboundOrder
-from bridge.safekeeping import Safekeeping
 
-AGES = 3e9  # seconds: what has its end in it is not over when a test reads it
+AGES = 3e9  # seconds: values must not have expired when a test reads them
 pace = Pace(instance=AGES, lease=AGES)
 opened = redis_registry(url, lambda: Capacity(20, 3), pace=pace)
 registry = await opened.__aenter__()
+format = registry.format()
+assert format == 1
 
 snapshot = Earlier(
     history=(
@@ -71,21 +73,28 @@ snapshot = Earlier(
 )
 await Safekeeping(registry, "CA1", lambda: 0, lambda: snapshot).keep(AGES)
 plan = Plan("Hello.", "message", "Your table is booked.")
-await registry.put("plan:CA1", plan.kept(), AGES)
+await registry.put("plan:CA1", plan.kept(format), AGES)
 order = OutboundOrder(
     to="+14155550102", from_number="+14155550101", id="0123456789abcdef",
     route="bookings", parameters={"table": "7"}, greeting="Hello.", machine="message",
     message="Your table is booked.", ring_seconds=25, longest_seconds=600,
 )
-await registry.put(f"order:{order.id}", msgspec.json.encode(order), AGES)
+await registry.put(f"order:{order.id}", encode(order, 0), AGES)
 status = CallStatus("CA1", "in-progress", 2, 31)
-await registry.put("status:CA1", msgspec.json.encode(status), AGES)
+await registry.put("status:CA1", encode(status, format), AGES)
+done = CallStatus("CA3", "completed", 3, 62)
+await registry.put("final:CA3", encode(done, format), AGES)
 await AnsweredBy.MACHINE_END_BEEP.keep(registry, "CA1")
 await registry.put("ended:CA1", b"1800000001.5", AGES)
 await registry.put("route:CA1", b"bookings", AGES)
+await registry.put("resumed:CA1", b"2", AGES)
+await registry.put("refused:CA1", b"1", AGES)
+await registry.put("late-ticket:CA1", b"1", AGES)
 assert await registry.first("ticket:abc", AGES)
 await registry.count("cost:2027-01-15", AGES, 1.25)
+await registry.count("let_in:CA1", AGES)
 assert await registry.let_in("calls:0f0f", "CA1", AGES, 10)
+assert await registry.let_in("hour:0f0f", "CA1", AGES, 10)
 await registry.opened(CallEntry("CA1", "MZ1", 1800000000.0))
 await registry.opened(CallEntry("CA2", "MZ2", 1800000002.0))
 step = NextStep(
@@ -93,13 +102,13 @@ step = NextStep(
 )
 await registry.closed(CallEntry("CA2", "MZ2", 1800000002.0), step)
 
-from tests.watch.test_trace import a_whole_call
+from tests.telemetry.test_trace import a_whole_call
 result = str(a_whole_call(Path(folder)).path)
 """
 
 
 def stored(server: RedisServer) -> dict[str, Any]:
-    """All that is in Redis: text, [[member, score], ...] or {field: text}."""
+    """The data in Redis: text, [[member, score], ...] or {field: text}."""
     found: dict[str, Any] = {}
     client: Any = server.client
     for key in sorted(client.keys("*")):
