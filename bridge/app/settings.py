@@ -28,8 +28,11 @@ from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from bridge.app import values
 from bridge.app.values import LOCAL_MODEL
-from bridge.fleet.place import redis_place
-from bridge.model.names import DEPRECATED_MODELS, DEPRECATED_TRANSCRIPTION_MODELS
+from bridge.fleet.redis_address import redis_address
+from bridge.model.deprecated_models import (
+    DEPRECATED_MODELS,
+    DEPRECATED_TRANSCRIPTION_MODELS,
+)
 
 OPENAI_MODEL_URL = "wss://api.openai.com/v1/realtime"
 GREETING = "Greet the caller in one short, friendly sentence and ask how you can help."
@@ -451,7 +454,7 @@ def _in_force(settings: Settings) -> list[Finding]:
     """The effective settings as text. No line may show a secret."""
     it = settings
     model = it.model_target.partition("?")[0]
-    redis = redis_place(it.redis_url.get_secret_value()) if it.redis_url else ""
+    redis = redis_address(it.redis_url.get_secret_value()) if it.redis_url else ""
     full = {
         "queue": f"is queue: callers wait up to {it.queue_seconds:g} s for a line",
         "fallback": "is fallback: callers are connected to BRIDGE_FALLBACK_NUMBER",

@@ -26,10 +26,10 @@ from bridge.core.commands import (
     protocol_error,
 )
 from bridge.core.history import MAX_CHARS, History, HistoryItem, Playing
-from bridge.core.keys import Keys
 from bridge.core.limits import MAX_ID_CHARS, Bounds, MessageRate
 from bridge.core.outbox import Outbox, PendingText
 from bridge.core.playback import Playback
+from bridge.core.pressed_keys import Keys
 from bridge.core.replay import Unfinished, recorded, replayed
 from bridge.core.rules import (
     BACK,

@@ -44,7 +44,7 @@ class TranscriptEntry:
     """One spoken item of the caller or of the agent."""
 
     at: float
-    """Seconds since the stream began."""
+    """Seconds since the call began."""
     who: Literal["caller", "agent"]
     text: str
     """The text that was heard."""

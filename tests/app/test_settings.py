@@ -25,7 +25,10 @@ from bridge.app.settings import (
     unknown_names,
 )
 from bridge.core.rules import Prices
-from bridge.model.names import DEPRECATED_MODELS, DEPRECATED_TRANSCRIPTION_MODELS
+from bridge.model.deprecated_models import (
+    DEPRECATED_MODELS,
+    DEPRECATED_TRANSCRIPTION_MODELS,
+)
 
 SIGNING = "whsec_" + "A" * 32
 """A text with the form of a signing secret."""
