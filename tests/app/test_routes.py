@@ -711,7 +711,7 @@ routes:
         ("[]", "redact is an empty list: name what to remove, or write off"),
         ("{pattern: '('}", "redact.pattern is no regular expression (missing ), "),
         ("[{pattern: '(a+)+b'}]", "redact.1.pattern may take too long: bound its "),
-        ("[{pattern: 'a*'}]", "redact.1.pattern fits where there is nothing: let it "),
+        ("[{pattern: 'a*'}]", "redact.1.pattern matches an empty text: require at "),
         ("[{}]", "redact.1 lacks pattern: write it"),
         ("[[cards]]", "redact.1 is not a mapping: write `key: value` lines below it"),
     ],
