@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import twiml
-from bridge.app import settings, versions
+from bridge.app import settings, settings_report, versions
 from bridge.app.settings import Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
 from bridge.http.signature import websocket_origin
@@ -103,7 +103,7 @@ def serve(agent: AgentOption = None) -> None:
     Configured by the environment and by .env; `bridge check` says what is missing.
     """
     conf = _settings()
-    findings = settings.serving_mistakes(conf) + settings.unknown_names()
+    findings = settings_report.serving_mistakes(conf) + settings_report.unknown_names()
     findings += _raise_file_limit(conf)
     if mistakes := _errors(findings):
         _stop_with("bridge serve does not start:", *map(str, mistakes))
@@ -340,7 +340,7 @@ def check(agent: AgentOption = None) -> None:
     """Report everything that is missing or wrong in the configuration, each with its
     fix."""
     environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
-    findings = settings.check(environ)
+    findings = settings_report.check(environ)
     findings += _check_user_code(environ, findings)
     wrong = {it.name for it in _errors(findings)}
     findings = [it for it in findings if it.level != "ok" or it.name not in wrong]
@@ -365,7 +365,7 @@ def _check_user_code(environ: dict[str, str], findings: list[Finding]) -> list[F
     try:
         conf = settings.load(environ)
     except SettingsError:
-        return []  # reported by settings.check
+        return []  # reported by settings_report.check
     from bridge.agent.loader import AgentNotLoaded
     from bridge.app.routes import RoutesError
     from bridge.app.startup import load_user_code

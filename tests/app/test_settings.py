@@ -14,16 +14,14 @@ from pydantic import SecretStr, ValidationError
 
 from bridge.app.settings import (
     GREETING,
-    LOCAL_MODEL,
     NAMES,
     Finding,
     Settings,
     SettingsError,
-    check,
     load,
-    serving_mistakes,
-    unknown_names,
 )
+from bridge.app.settings_report import check, serving_mistakes, unknown_names
+from bridge.app.values import LOCAL_MODEL
 from bridge.core.rules import Prices
 from bridge.model.deprecated_models import (
     DEPRECATED_MODELS,
