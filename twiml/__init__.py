@@ -1,7 +1,7 @@
 """The TwiML documents that the bridge answers with; each is a pure function that
 returns the text.
 
-Mistakes that would otherwise fail only on a live call raise ValueError here: a query
+Mistakes that would otherwise appear only in a live call raise ValueError here: a query
 string in a stream's URL, a parameter that is too long, a character that XML cannot
 contain. Nothing is fetched, no setting is read, and every spoken sentence can be passed
 in.
@@ -29,9 +29,9 @@ SPOKEN_LIMIT = 4096
 # https://www.twilio.com/docs/voice/twiml/dial: 5 to 600 s, else it is refused.
 RING_SECONDS = range(5, 601)
 RINGING_SECONDS = 20
-"""The default."""
+"""Default time of ringing, in seconds."""
 PAUSE_SECONDS = range(1, 61)
-"""Silence while a caller waits. With a longer one the line seems dead."""
+"""Seconds of silence while a caller waits. After more silence the line seems dead."""
 
 _NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
@@ -53,7 +53,7 @@ def connect(
 
     The parameters arrive in the stream's `start` message; only text can be sent, and
     empty ones are left out. No verb follows the <Connect>: after a trailing <Pause>,
-    say, the caller would hear a silent open line once the agent has gone.
+    for example, the caller would hear silence on an open line once the agent has left.
     """
     options = {}
     if action_url is not None:
@@ -122,12 +122,12 @@ def busy(
     *,
     language: str | None = None,
 ) -> str:
-    """For a call that no instance can take: says so, dials the fallback number if there
-    is one, then hangs up. `text` None: the default sentence, with or without a
-    fallback."""
+    """For a call that no instance can take: a sentence that says so, then the fallback
+    number if there is one, then the end of the call. `text` None: the default sentence,
+    with or without a fallback."""
     if text is None:
         text = BUSY_CONNECTING if fallback_number else BUSY
-    return _farewell(text, fallback_number, None, RINGING_SECONDS, language)
+    return _say_and_hang_up(text, fallback_number, None, RINGING_SECONDS, language)
 
 
 def hold(
@@ -160,13 +160,14 @@ def sorry(
     timeout_seconds: int = RINGING_SECONDS,
     language: str | None = None,
 ) -> str:
-    """Plan B: a sentence, then the fallback number if there is one, then the end.
+    """The apology when the agent fails: a sentence, then the fallback number if there
+    is one, then the end of the call.
 
     `text` None: the default sentence, with or without a fallback.
     """
     if text is None:
         text = SORRY_CONNECTING if fallback_number else SORRY
-    return _farewell(text, fallback_number, caller_id, timeout_seconds, language)
+    return _say_and_hang_up(text, fallback_number, caller_id, timeout_seconds, language)
 
 
 def phone_number(text: str) -> str:
@@ -181,7 +182,7 @@ def phone_number(text: str) -> str:
     return number
 
 
-def _farewell(
+def _say_and_hang_up(
     text: str,
     number: str | None,
     caller_id: str | None,

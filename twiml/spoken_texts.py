@@ -1,5 +1,5 @@
-"""The sentences that Twilio says where neither settings nor route give another: the
-apology, busy, waiting. English; `<Say language>` comes from the route."""
+"""The sentences that Twilio says if neither the settings nor the route have their own:
+the apology, busy, waiting. English; `<Say language>` comes from the route."""
 
 BUSY = "All our lines are busy at the moment. Please call again in a few minutes."
 BUSY_CONNECTING = (

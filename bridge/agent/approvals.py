@@ -25,7 +25,7 @@ class ApprovalRule:
     seconds: float = 30.0
     default: Literal["approve", "reject"] = "reject"
     message: str = TIMED_OUT
-    """Told to the model when the timeout rejects the tool call."""
+    """The reason sent to the model when the timeout rejects the tool call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class Approvals:
         call_sid: str,
         waiting: Callable[[int, str], None],
     ) -> None:
-        """`waiting` is called with +1 when an approval begins to wait and -1 when it
-        no longer does, and with its call id."""
+        """`waiting` is called with (+1, call id) when an approval begins to wait, and
+        with (-1, call id) when it ends."""
         self._rule = rule
         self._start = start
         self._call_sid = call_sid
@@ -87,7 +87,8 @@ class Approvals:
         decide: Decide,
         server: str = "",
     ) -> Approval:
-        """Adds a tool call that waits from now on; `decide` is called once."""
+        """Adds a tool call that waits from now on. `decide` is called once, unless the
+        tool call is withdrawn."""
         until = time.time() + self._rule.seconds
         approval = Approval(call_id, tool, arguments, agent, until, server=server)
         self._waiting[call_id] = (approval, decide)
@@ -114,17 +115,17 @@ class Approvals:
         )
 
     async def approve(self, call_id: str, *, always: bool = False) -> None:
-        """Lets the tool run. KeyError: no such call waits (any more)."""
+        """Lets the tool run. KeyError: no tool call with this id waits (any more)."""
         await self._remove(call_id)(True, always=always, message=None)
 
     async def reject(
         self, call_id: str, *, always: bool = False, message: str | None = None
     ) -> None:
-        """Refuses the tool. KeyError: no such call waits (any more)."""
+        """Refuses the tool. KeyError: no tool call with this id waits (any more)."""
         await self._remove(call_id)(False, always=always, message=message)
 
     def withdraw(self, call_id: str) -> None:
-        """Removes a tool call undecided; deciding it later raises KeyError."""
+        """Removes a tool call without a decision; a later decision raises KeyError."""
         if call_id in self._waiting:
             self._remove(call_id)
 

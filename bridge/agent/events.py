@@ -34,11 +34,11 @@ LATE_SECONDS = 5.0
 """Time a listener has for its remaining events after the call has ended."""
 
 MAX_WAITING = 2000
-"""Events queued per listener, a few minutes of conversation. See MAX_WAITING_CHARS."""
+"""Limit of events queued per listener: a few minutes of conversation."""
 
 MAX_WAITING_CHARS = 16_000_000
-"""Characters of text in one listener's queue. Events beyond either limit are dropped
-and counted."""
+"""Limit of text in one listener's queue, in characters. Events beyond MAX_WAITING or
+this limit are dropped and counted."""
 
 log = structlog.get_logger()
 
@@ -65,7 +65,8 @@ Start = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 class Listeners:
     """The listeners of one call. After `end`, queued events are still delivered.
 
-    All but `wants` and `end` may also be called from a tool's or a listener's thread.
+    All methods except `wants` and `end` may also be called from the thread of a tool or
+    of a listener.
     """
 
     def __init__(self, start: Start, call_sid: str) -> None:
@@ -83,7 +84,7 @@ class Listeners:
         return lambda: self._do(self._remove, queue)
 
     def wants(self, event_type: str) -> bool:
-        """Whether any listener gets events of this type; if not, none need be made."""
+        """Whether any listener gets events of this type; if not, do not create them."""
         return any(not it.types or event_type in it.types for it in self._queues)
 
     def emit(self, event: CallEvent) -> None:
@@ -177,8 +178,8 @@ def _text_chars(event: CallEvent) -> int:
 def call_event(event: RealtimeSessionEvent) -> CallEvent:
     """An SDK event as a CallEvent with plain values in `data`.
 
-    The SDK sends `audio_interrupted` at once, without the position; it is called
-    `agent_interrupted` here. The bridge's `audio_interrupted` follows with the heard
+    The SDK sends its `audio_interrupted` at once, without the position; here its type
+    is `agent_interrupted`. The bridge's `audio_interrupted` follows; it has the heard
     part.
     """
     if isinstance(event, RealtimeAudioInterrupted):

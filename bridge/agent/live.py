@@ -29,10 +29,11 @@ MAX_TEXT_CHARS = 8000
 MAX_MESSAGES = 100
 """Messages kept per call: they stay in memory until the call's report is delivered."""
 THREAD_SECONDS = 5.0
-"""Longest time a tool's thread waits for the event loop to carry out its action."""
+"""Longest time that a tool's thread waits until the event loop has carried out the
+action."""
 
 RING_SECONDS = range(5, 601)
-"""https://www.twilio.com/docs/voice/twiml/dial"""
+"""Accepted `ring_seconds`: https://www.twilio.com/docs/voice/twiml/dial"""
 
 
 class BadRequest(ValueError):
@@ -98,10 +99,10 @@ class Transfer:
     number: str
     """E.164."""
     caller_id: str = ""
-    """Number shown to the target, one of the account's; empty: the caller's."""
+    """Number shown to the target, one of the account's; empty: the caller's number."""
     ring_seconds: int = 20
     description: str = ""
-    """Told to the model: what this target is for."""
+    """Text for the model: what this target is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ class LiveCall:
         self.transfers: Mapping[str, Transfer] = {}
         """Transfer targets the agent may use, by name: the route's, or set by you."""
         self.redaction = Redaction()
-        """What is removed from records and API output; user code sees all of it."""
+        """What is removed from records and API output; user code gets the original."""
         self._control = control
         self._listeners = listeners
         self._approvals = approvals
@@ -231,8 +232,8 @@ class LiveCall:
         """Adds text to the conversation, from the caller (`user`) or as an instruction
         to the agent (`system`).
 
-        With `respond` the agent answers it once its current speech is over.
-        BadRequest: the text is blank or too long, or the role is neither.
+        With `respond`, the agent answers the text once its current speech is over.
+        BadRequest: the text is blank or too long, or the role is another one.
         """
         if not text.strip() or len(text) > MAX_TEXT_CHARS:
             raise BadRequest(f"the text must have 1 to {MAX_TEXT_CHARS} characters")
@@ -250,8 +251,8 @@ class LiveCall:
         self.muted = on
 
     def send_raw(self, event: Mapping[str, Any]) -> None:
-        """Sends a Realtime client event to the model as given; the audio formats
-        remain the bridge's."""
+        """Sends a Realtime client event to the model as given, but always with the
+        bridge's audio formats."""
         if not isinstance(event.get("type"), str):
             raise BadRequest("the client event needs a `type`, as text")
         self._do(lambda: self._control.send_raw(event))

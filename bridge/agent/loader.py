@@ -1,4 +1,4 @@
-"""Imports the user's agent by its name, and makes the agent of one call from it.
+"""Imports the user's agent by its name, and gets the agent of each call from it.
 
 This module reads no settings: the caller supplies the name.
 """
@@ -24,7 +24,7 @@ class AgentNotLoaded(Exception):
 
 
 Made = RealtimeAgent[Any] | RealtimeRunner
-"""An agent, or the SDK's runner, which is an agent with its run configuration."""
+"""An agent, or the SDK's runner, which has an agent and its run configuration."""
 
 _files: dict[Path, ModuleType] = {}
 """Agent files that were run already."""
@@ -61,7 +61,7 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def attribute_of(name: str) -> object:
-    """Imports the object of that name. AgentNotLoaded says why it cannot."""
+    """Imports the object of that name. AgentNotLoaded: the import is not possible."""
     where, colon, attribute = name.rpartition(":")
     if not (colon and where and attribute):
         raise AgentNotLoaded(

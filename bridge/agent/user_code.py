@@ -1,7 +1,7 @@
-"""Calls user code so that no function of it blocks the event loop.
+"""Calls user code: a plain function in a thread, an async function in the event loop.
 
-A plain function runs in a thread of its own, an async function in the event loop. An
-exception from user code is passed on unchanged.
+So a plain function that blocks does not block the event loop. An exception from user
+code is passed on unchanged.
 """
 
 import asyncio

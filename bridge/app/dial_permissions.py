@@ -52,9 +52,10 @@ def check_transfer(
 ) -> None:
     """NotAllowed unless the number and the caller_id of a transfer are permitted.
 
-    The number is named by the route (`transfers`, `keys`, `fallback`), by the user's
-    code (`live.transfers`), or it is `fallback_number`, or `prefixes` allow it. The
-    caller_id is our number in the call, `outbound_number`, or named with the number.
+    The number must be named by the route (`transfers`, `keys`, `fallback`) or by the
+    user's code (`live.transfers`), be `fallback_number`, or be allowed by `prefixes`.
+    The caller_id must be our number in the call, `outbound_number`, or named together
+    with the number.
     """
     keys = (it for it in route.keys.values() if isinstance(it, Transfer))
     fallback = Transfer(route.fallback or fallback_number)

@@ -1,7 +1,7 @@
 """Outbound calls: places an order through Twilio's REST API and follows its status.
 
-Knows numbers, limits and Twilio's status reports; nothing of audio, streams or our HTTP
-server. What every instance must know is stored in the registry.
+Knows numbers, limits and Twilio's status reports, but not audio, streams or our HTTP
+server. Data that every instance needs is stored in the registry.
 """
 
 import asyncio
@@ -68,7 +68,8 @@ T = TypeVar("T")
 
 
 class OutboundOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom to call, and with which agent. ValueError if the call cannot be placed."""
+    """The number to call, and the agent and texts for the call. ValueError if the call
+    cannot be placed."""
 
     to: str
     from_number: str
@@ -187,7 +188,8 @@ class OutboundCalls:
     async def place(self, order: OutboundOrder) -> str:
         """Places the call and returns its SID.
 
-        OutboundLimited, OutboundRefused: no call was placed, the order is void.
+        OutboundLimited, OutboundRefused: no call was placed, and the order cannot be
+        used.
         """
         self._check_prefix(twiml.phone_number(order.to))
         if self._day_is_spent and await self._day_is_spent():
@@ -331,8 +333,8 @@ class OutboundCalls:
         try:
             call = await self._ask(lambda: self._client.calls.create(**options))
         except OutboundRefused as refused:
-            # Without an answer from Twilio the call may ring all the same. The sender
-            # of the order will try again, so this call must not find its order.
+            # If Twilio did not answer, the phone may still ring. The sender of the
+            # order will try again, so this call must not find its order.
             await self._registry.pop(name)
             log.warning("call_not_placed", order=order.id, code=refused.code)
             raise

@@ -1,8 +1,8 @@
 """The answer to a call when no instance has capacity: busy, a queue, or a fallback
 number.
 
-Pure: a route and a place in the queue -> a TwiML document. Nothing is stored of a
-waiting caller: the place is in the URL that Twilio requests next, which is signed.
+Pure: a route and a place in the queue -> a TwiML document. Nothing about a waiting
+caller is stored: the place is in the URL that Twilio requests next, which is signed.
 """
 
 import math
@@ -35,7 +35,7 @@ class QueuePlace:
     """The place of one caller in the queue."""
 
     since: float
-    """Start of the wait: seconds since the epoch, in the URL milliseconds."""
+    """Start of the wait, in seconds since the epoch (milliseconds in the URL)."""
     turn: int = 0
     """Number of requests before this one."""
 

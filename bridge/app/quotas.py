@@ -1,8 +1,7 @@
-"""Quotas of callers: calls at a time, calls in an hour, the cost of a day; and which
-numbers may be dialled.
+"""Quotas of callers: calls at a time, calls in an hour, the cost of a day.
 
 A quota is checked before a call is answered and updated while the call runs. Instances
-that share a Registry count together. Of a caller only a keyed hash is stored.
+that share a Registry count together. Only a keyed hash of a caller's number is stored.
 """
 
 import asyncio
@@ -57,11 +56,11 @@ WITHHELD = frozenset(
         "UNKNOWN",
     )
 )
-"""Numbers that stand in place of a withheld one: +266696687 spells ANONYMOUS."""
+"""Numbers that are sent in place of a withheld number: +266696687 spells ANONYMOUS."""
 
 WITHHELD_SHARE = 10
-"""All callers who withhold their number are counted as one caller. As they may be many,
-their quota is this many times as large."""
+"""All callers who withhold their number are counted as one caller. Because they may be
+many, their quota is this many times as large."""
 
 
 def _is_withheld(caller: str) -> bool:
@@ -76,8 +75,8 @@ class Quotas:
     """Quotas of one instance; use it within `reporting`. A limit of 0 means no limit.
 
     `key` is the key of the hashes of callers; all instances that share a registry need
-    the same. `hit` is called with each limit that refused a call. `now` returns seconds
-    since the epoch.
+    the same key. `hit` is called with each limit that refused a call. `now` returns
+    seconds since the epoch.
     """
 
     def __init__(
@@ -197,7 +196,8 @@ class Quotas:
         self._wake.set()
 
     async def _report_cost(self) -> float:
-        """The cost of this day, all instances together."""
+        """Reports the unreported cost; returns the cost of this day, of all instances
+        together."""
         cost, self._unreported = self._unreported, 0.0
         day = time.strftime("%Y-%m-%d", time.gmtime(self._now()))
         return await self._registry.count(f"cost:{day}", DAY_SECONDS, cost)

@@ -10,20 +10,17 @@ validation; pydantic validates a file by their annotations.
 import difflib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
-    GetCoreSchemaHandler,
     GetPydanticSchema,
     PlainValidator,
     Tag,
@@ -32,32 +29,53 @@ from pydantic import (
     WrapValidator,
     with_config,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
+from pydantic_core import ErrorDetails
 
-import twiml
 from bridge.agent.approvals import ApprovalRule
-from bridge.agent.live import RING_SECONDS, CallFacts, Transfer
-from bridge.app import values, yaml_lines
+from bridge.agent.live import CallFacts, Transfer
+from bridge.app import yaml_lines
+from bridge.app.route_types import (
+    FIXES,
+    NAME,
+    CodeName,
+    CostLimit,
+    Expression,
+    Frozen,
+    Given,
+    Greeting,
+    HttpsUrl,
+    Keys,
+    Language,
+    Name,
+    ParameterName,
+    PhoneNumber,
+    Price,
+    RingSeconds,
+    Seconds,
+    Spoken,
+    Text,
+    Yes,
+    as_list,
+    is_off,
+    keys_for,
+    mistake,
+    number,
+    short_for,
+    shown,
+    whole_number,
+)
 from bridge.app.yaml_lines import Loc, NotYaml, Unquoted, YamlFile, YamlMistake
 from bridge.core.rules import SILENT, Prices
 from bridge.model.session_settings import SessionSettings, SettingsMistakes
-from bridge.privacy import redaction
 from bridge.privacy.redaction import Redaction
 
 LONGEST_SECONDS = 4 * 60 * 60
 """Twilio ends longer calls: https://www.twilio.com/docs/voice/api/call-resource"""
 
-_OFF = frozenset({"off", "no", "false", "none"})
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_DECIMAL = r"[0-9]{1,9}(\.[0-9]{1,9})?"
 _JSON = re.compile(
     r"true|false|-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17}([eE][-+]?[0-9]{1,2})?)?"
 )
 _NO_MAPPING = "is not a mapping: write `key: value` lines below it"
-
-K = TypeVar("K")
-T = TypeVar("T")
-V = TypeVar("V")
 
 
 class RoutesError(ValueError):
@@ -66,161 +84,6 @@ class RoutesError(ValueError):
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes = tuple(mistakes)
         super().__init__("\n".join(self.mistakes))
-
-
-# ------------------------------------------------------ the types of values in the file
-
-
-def _mistake(text: str) -> PydanticCustomError:
-    # The text is in the context, not in the template: it may contain braces.
-    return PydanticCustomError("mistake", "{text}", {"text": text})
-
-
-def _shown(value: object) -> str:
-    text = str(value)
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
-def _is_off(value: object) -> bool:
-    return isinstance(value, str) and value.lower() in _OFF
-
-
-def _parsed_by(parse: Callable[[str], object], text: str) -> AfterValidator:
-    """`parse` raises ValueError; `text` may contain {shown} and {error}."""
-
-    def parsed(value: str) -> object:
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise _mistake(text.format(shown=_shown(value), error=error)) from None
-
-    return AfterValidator(parsed)
-
-
-def _number(
-    least: float, most: float, unit: str = "seconds", form: str = _DECIMAL
-) -> BeforeValidator:
-    """`form` is stricter than pydantic, which also takes `1e1`, `nan` and `1_0`."""
-
-    def parsed(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        if re.fullmatch(form, value) and least <= float(value) <= most:
-            return value
-        fix = f"write {unit} from {least:g} to {most:g}"
-        raise _mistake(f"is {_shown(value)}: {fix}")
-
-    return BeforeValidator(parsed)
-
-
-def _whole_number(least: int, most: int) -> BeforeValidator:
-    return _number(least, most, "a whole number", "[0-9]{1,9}")
-
-
-def _keys_for(
-    make: Callable[..., object], required: Collection[str] = (), **types: Any
-) -> GetPydanticSchema:
-    """A mapping with these keys; `make` turns it into the value."""
-
-    def refuse(_: object) -> None:
-        raise PydanticCustomError("unknown_key", "Unknown key", {"known": list(types)})
-
-    def schema(_: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        known = {
-            key: core_schema.typed_dict_field(
-                handler.generate_schema(kind), required=key in required
-            )
-            for key, kind in types.items()
-        }
-        unknown = core_schema.no_info_plain_validator_function(refuse)
-        form = core_schema.typed_dict_schema(
-            known, extras_schema=unknown, extra_behavior="allow"
-        )
-        return core_schema.no_info_after_validator_function(
-            lambda given: make(**given), form
-        )
-
-    return GetPydanticSchema(schema)
-
-
-def _short_for(key: str) -> BeforeValidator:
-    """Accepts `text` as a short form of `{key: text}`."""
-    return BeforeValidator(
-        lambda it: {key: it} if it is None or isinstance(it, str) else it
-    )
-
-
-def _as_list(is_empty: Callable[[object], bool], fix: str) -> BeforeValidator:
-    """Accepts an entry as a list of one entry, and an `is_empty` text as an empty list.
-    An empty list is a mistake."""
-
-    def entries(value: object) -> object:
-        if value == []:
-            raise _mistake(f"is an empty list: {fix}")
-        if isinstance(value, list):
-            return value
-        return [] if is_empty(value) else [value]
-
-    return BeforeValidator(entries)
-
-
-def _greeting(value: object) -> object:
-    if isinstance(value, Unquoted) and _is_off(value):
-        raise _mistake('is off: write "" to let the caller speak first')
-    return value
-
-
-def _https_url(text: str) -> str:
-    # urlsplit raises ValueError for a broken IPv6 address, and `port` raises it if the
-    # port is not a number.
-    parts = urlsplit(text)
-    is_complete = bool(parts.hostname) and parts.port != 0
-    is_safe = parts.scheme == "https" or (
-        parts.scheme == "http" and parts.hostname in _LOOPBACK
-    )
-    if not (is_complete and is_safe and text.isprintable()) or " " in text:
-        raise ValueError
-    return text
-
-
-_FIXES: dict[str, str] = {}
-"""Pattern -> the fix for a text that does not match."""
-
-
-def _pattern(pattern: str, fix: str) -> Any:
-    _FIXES[pattern] = fix
-    return Field(pattern=pattern)
-
-
-_NAME = "^[A-Za-z0-9_-]{1,64}$"
-_LANGUAGE = "^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"  # the part of BCP 47 that is in use
-_A_PHONE_NUMBER = "is not a phone number: write it like +14155550100"
-_A_CODE_NAME = "is {shown}: write package.module:name or path/to/file.py:name"
-# Without {shown}: the URL may contain a key.
-_A_URL = "is not a complete https URL: write https://host/path"
-
-Name = Annotated[str, _pattern(_NAME, "write letters, digits, - and _")]
-Keys = Annotated[str, _pattern("^[0-9*#A-D]{1,64}$", "write 0-9 * #, in quotes")]
-ParameterName = Annotated[str, _pattern(r"^\S(.*\S)?$", "write a parameter's name")]
-Language = Annotated[str, _pattern(_LANGUAGE, "write a language such as en-US")]
-Text = Annotated[str, _pattern(r"\S", "write a text, or leave the key out")]
-Yes = Annotated[str, _pattern("^(?i:true|yes|on)$", "write true, or leave the key out")]
-PhoneNumber = Annotated[str, _parsed_by(twiml.phone_number, _A_PHONE_NUMBER)]
-CodeName = Annotated[str, _parsed_by(values.agent, _A_CODE_NAME)]
-HttpsUrl = Annotated[str, _parsed_by(_https_url, _A_URL)]
-Spoken = Annotated[
-    str, _parsed_by(lambda it: twiml.busy(it) and it, "cannot be said: {error}")
-]
-Expression = Annotated[str, _parsed_by(redaction.pattern, "{error}")]
-Greeting = Annotated[str, BeforeValidator(_greeting)]
-Seconds = Annotated[float, _number(1, 3600)]
-RingSeconds = Annotated[int, _whole_number(RING_SECONDS[0], RING_SECONDS[-1])]
-Price = Annotated[float, _number(0, 100_000, "a price per million tokens")]
-CostLimit = Annotated[float, _number(0.001, 100_000, "a number")]
-
-Given = Annotated[T | None, GetPydanticSchema(lambda of, make: make(of)["schema"])]
-"""None only where the file does not have the key: a key needs a value."""
-Frozen = Annotated[Mapping[K, V], AfterValidator(MappingProxyType)]
 
 
 # --------------------------------------------------------------------------- the values
@@ -246,7 +109,7 @@ class Silence:
     """When the caller is silent for `seconds`, the agent asks; `ask` times in all."""
 
     seconds: Seconds = 15.0
-    ask: Annotated[int, _whole_number(0, 20)] = 2
+    ask: Annotated[int, whole_number(0, 20)] = 2
     tell: Text = SILENT
     """The text that the agent receives when it must ask."""
 
@@ -268,7 +131,7 @@ class ReportTarget:
 
     def __post_init__(self) -> None:
         if self.to is None and self.url is None:
-            raise _mistake("has no target: write to, url or both below it")
+            raise mistake("has no target: write to, url or both below it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +145,7 @@ class WhenFull:
 
     def __post_init__(self) -> None:
         if self.answer == "busy" and self.say is not None:
-            raise _mistake("has say for busy: write it as busy, a key of the route")
+            raise mistake("has say for busy: write it as busy, a key of the route")
 
 
 def _cost(limit: float | None = None, **prices: float) -> Cost:
@@ -291,7 +154,7 @@ def _cost(limit: float | None = None, **prices: float) -> Cost:
 
 def _one_action(**actions: KeyAction) -> KeyAction:
     if len(actions) != 1:
-        raise _mistake("is not one action: write transfer, hang_up or tell")
+        raise mistake("is not one action: write transfer, hang_up or tell")
     return next(iter(actions.values()))
 
 
@@ -304,11 +167,11 @@ def _redaction(redacted: tuple[str | re.Pattern[str], ...]) -> Redaction:
 _PRICES = Prices.__struct_fields__
 # All prices are required: a missing price would count as 0 and make the limit wrong.
 _Cost: TypeAlias = Annotated[
-    Cost, _keys_for(_cost, _PRICES, **dict.fromkeys(_PRICES, Price), limit=CostLimit)
+    Cost, keys_for(_cost, _PRICES, **dict.fromkeys(_PRICES, Price), limit=CostLimit)
 ]
 _Transfer: TypeAlias = Annotated[
     Transfer,
-    _keys_for(
+    keys_for(
         Transfer,
         ["number"],
         number=PhoneNumber,
@@ -316,19 +179,19 @@ _Transfer: TypeAlias = Annotated[
         ring_seconds=RingSeconds,
         description=Text,
     ),
-    _short_for("number"),
+    short_for("number"),
 ]
 _Decision = Literal["approve", "reject"]
 _Approval: TypeAlias = Annotated[
     ApprovalRule,
-    _keys_for(ApprovalRule, seconds=Seconds, default=_Decision, message=Text),
+    keys_for(ApprovalRule, seconds=Seconds, default=_Decision, message=Text),
 ]
 _HangUp = Annotated[Yes, AfterValidator(lambda _: HangUpAction())]
 _Tell = Annotated[Text, AfterValidator(TellAction)]
 _KeyAction: TypeAlias = Annotated[
-    KeyAction, _keys_for(_one_action, transfer=_Transfer, hang_up=_HangUp, tell=_Tell)
+    KeyAction, keys_for(_one_action, transfer=_Transfer, hang_up=_HangUp, tell=_Tell)
 ]
-_Pattern = _keys_for(lambda pattern: pattern, ["pattern"], pattern=Expression)
+_Pattern = keys_for(lambda pattern: pattern, ["pattern"], pattern=Expression)
 _Redacted: TypeAlias = Annotated[
     Annotated[Literal["cards", "keys", "digits"], Tag("<word>")]
     | Annotated[Any, _Pattern, Tag("<mapping>")],
@@ -337,13 +200,13 @@ _Redacted: TypeAlias = Annotated[
 _Redactions: TypeAlias = Annotated[
     tuple[_Redacted, ...],
     AfterValidator(_redaction),
-    _as_list(_is_off, "name what to remove, or write off"),
+    as_list(is_off, "name what to remove, or write off"),
 ]
 
 
 def _session(value: object) -> SessionSettings:
     if not isinstance(value, dict):
-        raise _mistake(_NO_MAPPING)
+        raise mistake(_NO_MAPPING)
     given = dict(value)
     if "extra" in given:
         given["extra"] = _as_json(given["extra"])
@@ -381,19 +244,19 @@ class RouteDefaults:
         default_factory=SessionSettings
     )
     fallback: Given[PhoneNumber] = None
-    """Twilio dials it when the agent fails."""
+    """Number that Twilio dials when the agent fails."""
     busy: Given[Spoken] = None
-    when_full: Annotated[Given[WhenFull], _short_for("answer")] = None
+    when_full: Annotated[Given[WhenFull], short_for("answer")] = None
     sorry: Given[Spoken] = None
     keys: Frozen[Keys, _KeyAction] = field(default_factory=_nothing)
     """Keys pressed one after another -> the action."""
-    key_pause_seconds: Annotated[float, _number(0.2, 30)] = 2.0
+    key_pause_seconds: Annotated[float, number(0.2, 30)] = 2.0
     silence: Annotated[
         Given[Silence],
-        WrapValidator(lambda it, read: None if _is_off(it) else read(it)),
+        WrapValidator(lambda it, read: None if is_off(it) else read(it)),
     ] = field(default_factory=Silence)
-    """None: a silent caller is not asked."""
-    longest_seconds: Annotated[float, _number(10, LONGEST_SECONDS)] = float(
+    """None: the agent does not ask a silent caller."""
+    longest_seconds: Annotated[float, number(10, LONGEST_SECONDS)] = float(
         LONGEST_SECONDS
     )
     cost: Given[_Cost] = None
@@ -419,7 +282,7 @@ class Route(RouteDefaults):
     numbers: Annotated[
         tuple[PhoneNumber, ...],
         Field(alias="number"),
-        _as_list(lambda it: it == "any", "write a number in it, or any instead"),
+        as_list(lambda it: it == "any", "write a number in it, or any instead"),
     ] = ()
     """The deployment's own numbers; empty: every number."""
     direction: Given[Literal["inbound", "outbound"]] = None
@@ -590,7 +453,7 @@ def _repeated_names(file: YamlFile) -> Iterator[YamlMistake]:
             continue
         loc: Loc = ("routes", position, *(["name"] if "name" in route else []))
         name, line = route.get("name", _unnamed(position)), file.lines[loc].value
-        if not isinstance(name, str) or not re.search(_NAME, name):
+        if not isinstance(name, str) or not re.search(NAME, name):
             continue
         if name in first:
             text = f"repeats the name {name} of line {first[name]}: change one of them"
@@ -614,7 +477,7 @@ def _mistakes(file: YamlFile, errors: list[ErrorDetails]) -> Iterator[YamlMistak
         loc, context = error["loc"], error.get("ctx", {})
         place, cause = file.nearest(loc), context.get("error")
         if loc[-1:] == ("[key]",) and loc[:-1] in bad_keys:
-            text = f"has {_shown(loc[-2])} as a key: {_FIXES[context['pattern']]}"
+            text = f"has {shown(loc[-2])} as a key: {FIXES[context['pattern']]}"
             yield YamlMistake(file.lines[place].key, place[:-1], text)
         elif not bad_keys.isdisjoint(loc[:end] for end in range(len(loc) + 1)):
             continue
@@ -646,7 +509,7 @@ def _unknown(loc: Loc, known: list[str] | None) -> str:
         above = _CLASSES.get(str(loc[-2]), Route) if len(loc) > 1 else _File
         known = ["number" if it.name == "numbers" else it.name for it in fields(above)]
     near = difflib.get_close_matches(str(loc[-1]).lower(), known, n=1)
-    fix = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+    fix = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
     return f"is not a known key: {fix}"
 
 
@@ -666,5 +529,5 @@ def _message(error: ErrorDetails, context: Mapping[str, Any]) -> str:
     if error["type"] == "literal_error":
         fix = f"write {context['expected'].replace(chr(39), '')}"
     else:
-        fix = _FIXES[context["pattern"]]
-    return f"is {_shown(given) if given.strip() else 'empty'}: {fix}"
+        fix = FIXES[context["pattern"]]
+    return f"is {shown(given) if given.strip() else 'empty'}: {fix}"

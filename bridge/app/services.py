@@ -129,7 +129,7 @@ class Services:
                 await user_code.ask(hook, live, f"{live.call_sid} on_call")
 
     def check_transfer(self, route: Route, live: LiveCall, to: Transfer) -> None:
-        """As dial_permissions.check_transfer, with the numbers of this deployment."""
+        """Calls dial_permissions.check_transfer with the numbers of this deployment."""
         dial_permissions.check_transfer(
             route,
             live,

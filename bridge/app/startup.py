@@ -54,9 +54,9 @@ class UserCode:
 
 
 def load_user_code(settings: Settings, agent: str | None = None) -> UserCode:
-    """Loads what the settings name; `agent` replaces their agent. Raises AgentNotLoaded
-    or SettingsError; or RoutesError with every mistake of the routes file and of the
-    agents and functions that it names."""
+    """Loads the user's code that the settings name; `agent` replaces the agent of the
+    settings. Raises AgentNotLoaded or SettingsError; or RoutesError with every mistake
+    of the routes file and of the agents and functions that it names."""
     source = loader.load(agent or settings.agent)
     name = settings.model_connect
     try:
@@ -250,7 +250,7 @@ def model_target(
 
 
 def sip_calls(settings: Settings, services: Services) -> SipCalls | None:
-    """The same agents for SIP calls of OpenAI's Realtime Calls API. None if
+    """Serves SIP calls of OpenAI's Realtime Calls API with the same agents. None if
     OPENAI_WEBHOOK_SECRET or OPENAI_API_KEY is not set."""
     secret, key = settings.openai_webhook_secret, settings.openai_api_key
     if secret is None or key is None:

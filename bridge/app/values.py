@@ -85,7 +85,7 @@ Limit = Annotated[Whole, Field(ge=0)]
 Bytes = Annotated[Whole, Field(ge=4096, le=16 << 20)]
 Amount = Annotated[float, BeforeValidator(_decimal), Field(ge=0, title="an amount")]
 Seconds = Annotated[Amount, Field(title="a number of seconds")]
-SomeSeconds = Annotated[Seconds, Field(ge=0.1)]
+PositiveSeconds = Annotated[Seconds, Field(ge=0.1)]
 """For a limit that would refuse every caller if it were 0."""
 Switch = Annotated[bool, BeforeValidator(_switch)]
 Lower = BeforeValidator(lambda value: stripped(value).lower())

@@ -116,7 +116,8 @@ def _checked(events: Iterable[Any]) -> Iterator[Any]:
     for event in events:
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            raise NotYaml(line, f'*{event.anchor} is an alias: write it out, or "*"')
+            fix = 'write the value itself, or put a key such as "*" in quotes'
+            raise NotYaml(line, f"*{event.anchor} is an alias: {fix}")
         if getattr(event, "anchor", None) is not None:
             raise NotYaml(line, f"&{event.anchor} is an anchor: leave it out")
         if getattr(event, "tag", None) is not None:

@@ -1,8 +1,8 @@
 """Resampling of streams, 8 kHz <-> 24 kHz. Linear phase; the result does not depend on
 how a stream is cut into pieces.
 
-One low-pass serves both directions: flat to 3.4 kHz (the telephone's band), closed from
-4 kHz on. May not know what the samples mean, nor how they are coded.
+One low-pass serves both directions: flat to 3.4 kHz (the telephone's band), blocking
+from 4 kHz on. May not know what the samples mean, nor how they are coded.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ RATIO = 3
 """24 kHz to 8 kHz."""
 
 DELAY = 36
-"""Samples at 8 kHz (4.5 ms), each way: output needs this much of the following input.
-The output is late by this, not shifted: `flush` returns the rest, and sample n is
-sample 3 n."""
+"""Samples at 8 kHz (4.5 ms), in each direction: to compute a sample, this much of the
+input after it must be known. The output comes later by this time but is not shifted:
+sample n at 8 kHz is sample 3 n at 24 kHz, and `flush` returns the rest."""
 
 _HALF = DELAY * RATIO
 _CUTOFF_HZ = 3700
@@ -43,7 +43,8 @@ _TAPS = _low_pass()
 _UP = [
     RATIO * np.pad(_TAPS, (0, RATIO - 1))[phase::RATIO][::-1] for phase in range(RATIO)
 ]
-# The window around a sample, ending _HALF behind it, in thirds of equal length.
+# The filter around a sample, ending _HALF after it, split into three phases of equal
+# length.
 _WINDOW = np.pad(_TAPS, (RATIO - 1, 0))
 _DOWN = [_WINDOW[phase::RATIO] for phase in range(RATIO)]
 _BEFORE_UP = np.zeros(DELAY)
@@ -70,15 +71,16 @@ class Upsampler:
         return _rounded(made.ravel())
 
     def flush(self) -> Samples:
-        """The rest of a stream, in all 3 x the input; a new stream may follow."""
+        """Returns the rest of a stream: its whole output is 3 x as long as its input. A
+        new stream may follow."""
         rest = self.feed(np.zeros(DELAY, np.int16))
         self._kept = _BEFORE_UP
         return rest
 
 
 class Downsampler:
-    """24 kHz in, 8 kHz out: one sample for each whole three, so never longer than the
-    input."""
+    """24 kHz in, 8 kHz out: one sample for each complete group of three, so the output
+    never lasts longer than the input."""
 
     def __init__(self) -> None:
         self._kept: Exact = _BEFORE_DOWN
@@ -98,9 +100,9 @@ class Downsampler:
         return _rounded(made)
 
     def flush(self) -> Samples:
-        """The rest of a stream, in all a third of the input; a new stream may
-        follow."""
-        # An incomplete three at the end gives no sample.
+        """Returns the rest of a stream: its whole output is a third as long as its
+        input. A new stream may follow."""
+        # An incomplete group of three at the end gives no sample.
         rest = self.feed(np.zeros(_HALF - (RATIO - 1), np.int16))
         self._kept = _BEFORE_DOWN
         return rest

@@ -95,7 +95,7 @@ MAX_TRANSFERS = 5
 circle."""
 
 MEASURE_EVERY = 10
-"""One in so many caller frames (there are 50 a second) is timed, to keep the cost
+"""One of this many caller frames (there are 50 a second) is timed, to keep the cost
 low."""
 
 
@@ -172,8 +172,8 @@ class Call:
                 self._spawn(self._run_timer(), "clock")
                 self._set_timer(time.monotonic())
                 await self._ended.wait()
-                # Before the tasks end, because ending them takes time and the caller
-                # waits.
+                # Done before the tasks end, because ending them takes time and the
+                # caller waits.
                 await self._store_next_step_and_close()
                 raise _CallEnded
         except* _CallEnded:
@@ -369,8 +369,8 @@ class Call:
         )
         self._feed("rules", [msgspec.to_builtins(rules)])
         self._rules_known = True
-        # Only now, because a snapshot that is written from now on must contain the one
-        # that was read.
+        # Created only now, because a snapshot that is written from now on must contain
+        # the one that was read.
         self._checkpoint = Checkpoint(
             registry, sid, self._version, self._take_snapshot, self._route.redact
         )
@@ -712,9 +712,9 @@ class Call:
     def _obey(self, commands: list[Command], now: float) -> None:
         """Carries out the commands in order. Waits for none of them."""
         if self._trace:
-            # All are traced before the first is carried out: a command may cause
-            # another input (a key's action), whose own commands must stand behind these
-            # in the trace.
+            # All commands are traced before the first is carried out: a command may
+            # cause another input (a key's action), and the commands of that input must
+            # follow these in the trace.
             for command in commands:
                 self._trace.command(command, now)
         for command in commands:
@@ -876,8 +876,8 @@ RESUMABLE_ENDS = frozenset({("bridge", "handed_over"), ("caller", "connection_lo
 """(side, reason) of ends of the stream after which the call may continue."""
 
 NO_APOLOGY_ENDS = frozenset({"silent", "longest", "cost", "machine"})
-"""Reasons of the bridge's own ends that need no apology: the caller was told, or no
-caller is there."""
+"""Reasons of the bridge's own ends that need no apology: the agent was asked to say
+goodbye, or no caller is there."""
 
 
 def facts_of(start: twilio_messages.Start) -> CallFacts:

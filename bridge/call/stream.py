@@ -18,7 +18,7 @@ accepts ten minutes of audio at once, so a full queue means that the socket acce
 nothing."""
 
 SEND_SECONDS = 5.0
-"""A socket that accepts nothing for so long is dead, even if no close has arrived."""
+"""A socket that accepts nothing for this long is dead, even if no close has arrived."""
 
 MAX_BEFORE_START = 10
 """Twilio sends `connected`, then `start`. A peer that sends more messages than this
@@ -39,8 +39,8 @@ class Phone(Protocol):
 
 
 class IdentifiedPhone:
-    """A phone whose messages were read as far as its `start`. Iterating gives those
-    first."""
+    """A phone whose messages were read as far as its `start`. Iterating gives the
+    messages already read, then the rest."""
 
     def __init__(self, phone: Phone) -> None:
         self._phone = phone

@@ -25,14 +25,14 @@ from rich.markup import escape
 from rich.table import Table
 
 import twiml
-from bridge.app import settings, versions
+from bridge.app import settings, settings_report, versions
 from bridge.app.settings import Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
 from bridge.http.signature import websocket_origin
 from bridge.telemetry import log
 
-# Importing the SDK takes two seconds, so it is imported where it is needed. A mistake
-# in a variable is thus reported at once.
+# The SDK is imported only where it is needed, because that takes two seconds. So a
+# mistake in a variable is reported at once.
 if TYPE_CHECKING:
     from bridge.app.routes import Routes
     from bridge.app.startup import UserCode
@@ -46,7 +46,7 @@ app = typer.Typer(
     help="""Your RealtimeAgent on a Twilio number.
 
     Without any account: `bridge demo` places a call between two fakes.
-    With one: set the variables that `bridge check` asks for, then `bridge serve`.
+    With accounts: set the variables that `bridge check` asks for, then `bridge serve`.
     """,
 )
 sim = typer.Typer(
@@ -61,8 +61,8 @@ own."""
 
 CALL_SID = re.compile(r"[\w-]{1,64}", re.ASCII)
 MIN_KEY_CHARS = 16
-"""A part of a URL's path that is as long as this may be a key, and is kept out of the
-log."""
+"""A part of a URL's path that has at least this length may be a key, and is kept out of
+the log."""
 
 T = TypeVar("T")
 out, err = Console(), Console(stderr=True)
@@ -103,13 +103,13 @@ def serve(agent: AgentOption = None) -> None:
     Configured by the environment and by .env; `bridge check` says what is missing.
     """
     conf = _settings()
-    findings = settings.serving_mistakes(conf) + settings.unknown_names()
+    findings = settings_report.serving_mistakes(conf) + settings_report.unknown_names()
     findings += _raise_file_limit(conf)
     if mistakes := _errors(findings):
         _stop_with("bridge serve does not start:", *map(str, mistakes))
     user_code = _user_code(conf, agent)
     log.configure(conf.log_format, secrets=_secrets(conf, user_code.routes))
-    log.tell_crashes()
+    log.log_crashes()
     for finding in findings:
         structlog.get_logger().warning("setting", name=finding.name, text=str(finding))
     for warning in user_code.routes.warnings:
@@ -121,21 +121,23 @@ def serve(agent: AgentOption = None) -> None:
 def demo(
     agent: Annotated[
         str | None,
-        typer.Option(help="package.module:name or file.py:name, not the bundled one"),
+        typer.Option(
+            help="package.module:name or file.py:name; default: the bundled agent"
+        ),
     ] = None,
     routes: Annotated[
-        Path | None, typer.Option(help="a routes file: it names the agent, or --agent")
+        Path | None, typer.Option(help="a routes file; it or --agent names the agent")
     ] = None,
     to: Annotated[
         str, typer.Option(help="the number that is dialled; it selects the route")
     ] = "+15557650002",
-    folder: Annotated[Path, typer.Option(help="where the recording goes")] = Path(
+    folder: Annotated[Path, typer.Option(help="folder for the recording")] = Path(
         "calls"
     ),
 ) -> None:
     """Place a call offline: the real bridge, a fake Twilio, a fake model that speaks.
 
-    With the bundled agent, the caller is greeted, asks, interrupts, is handed over to
+    With the bundled agent, the caller is greeted, asks, interrupts, is handed off to
     another agent and says goodbye. With another agent, the fake caller makes small talk
     and the fake model calls the agent's tools.
     """
@@ -178,7 +180,9 @@ def place_call(
             help="name=value for routes, instructions, tools; may be repeated"
         ),
     ] = None,
-    ring_seconds: Annotated[int, typer.Option(help="seconds that it may ring")] = 30,
+    ring_seconds: Annotated[
+        int, typer.Option(help="seconds that the phone may ring")
+    ] = 30,
     url: Annotated[
         str | None,
         typer.Option(help="URL of the running bridge, instead of this machine's"),
@@ -336,7 +340,7 @@ def check(agent: AgentOption = None) -> None:
     """Report everything that is missing or wrong in the configuration, each with its
     fix."""
     environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
-    findings = settings.check(environ)
+    findings = settings_report.check(environ)
     findings += _check_user_code(environ, findings)
     wrong = {it.name for it in _errors(findings)}
     findings = [it for it in findings if it.level != "ok" or it.name not in wrong]
@@ -361,7 +365,7 @@ def _check_user_code(environ: dict[str, str], findings: list[Finding]) -> list[F
     try:
         conf = settings.load(environ)
     except SettingsError:
-        return []  # reported by settings.check
+        return []  # reported by settings_report.check
     from bridge.agent.loader import AgentNotLoaded
     from bridge.app.routes import RoutesError
     from bridge.app.startup import load_user_code
@@ -508,7 +512,7 @@ def sim_accuracy(
     frames: Annotated[
         bool, typer.Option(help="use a fake Twilio that plays whole 20 ms frames")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="write the figures there")] = None,
+    json: Annotated[Path | None, typer.Option(help="file for the figures")] = None,
 ) -> None:
     """Measure how well the model knows what the caller heard. Exits with 1 if a limit
     is exceeded.
@@ -535,9 +539,9 @@ def sim_accuracy(
 
 @sim.command("load")
 def sim_load(
-    calls: Annotated[int, typer.Option(help="how many at the same time")] = 50,
-    seconds: Annotated[float, typer.Option(help="how long each lasts")] = 40.0,
-    json: Annotated[Path | None, typer.Option(help="write the figures there")] = None,
+    calls: Annotated[int, typer.Option(help="calls at the same time")] = 50,
+    seconds: Annotated[float, typer.Option(help="seconds that each call lasts")] = 40.0,
+    json: Annotated[Path | None, typer.Option(help="file for the figures")] = None,
 ) -> None:
     """Put the standard load on a bridge in a process of its own, and measure its
     delays, CPU and memory. The fakes use another core."""
@@ -633,9 +637,9 @@ async def _serve(conf: Settings, user_code: "UserCode") -> None:
         except OSError as error:
             listen_error = f"cannot listen on {conf.host}:{conf.port}: {error.strerror}"
         else:
-            # What is loaded now stays for the life of the process. Each garbage
-            # collection would otherwise scan it and stop all calls for a fifth of a
-            # second.
+            # The objects that are loaded now stay for the life of the process. Without
+            # `freeze`, each garbage collection would scan them and stop all calls for
+            # a fifth of a second.
             gc.collect()
             gc.freeze()
             await stop_signal.wait()

@@ -35,7 +35,7 @@ from bridge.sim.voice import voice_available
 from bridge.telemetry import trace
 
 NETWORK = Network(up_ms=60, down_ms=60, jitter_ms=30, seed=1)
-"""As from Twilio's media edge to a server on the same continent."""
+"""Delays between Twilio's media edge and a server on the same continent."""
 
 PUBLIC_URL = "https://bridge.example"
 """The origin that the fake caller signs for; it connects to this machine instead."""
@@ -46,8 +46,7 @@ KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 BYTES_PER_MS = 8
 
 PIN_BYTES = 100 * BYTES_PER_MS
-"""An item is found in the played audio by its first 100 ms, which sound like no
-other."""
+"""An item is found in the played audio by its first 100 ms, which no other item has."""
 
 HANDOFF = "transfer_to_"
 """Prefix of the names of the SDK's handoffs, which are tools to the model."""
@@ -291,13 +290,13 @@ def _find_items(
 ) -> list[tuple[int, int]]:
     """For each item: its position in `played`, and how many of its bytes were played.
 
-    Items are (audio, does the model believe it unheard). They were played in order,
-    each from its beginning; some were cut, some not played at all.
+    An item is (audio, whether the model believes that it was not heard). Items were
+    played in order, each from its beginning; some were cut, some not played at all.
     """
     found: list[tuple[int, int]] = []
     position = earliest = 0
     for audio, unheard in items:
-        # An item that the model believes unheard may resemble a later one.
+        # An unheard item may sound like a later item.
         start = -1 if unheard else played.find(audio[:PIN_BYTES], earliest)
         if start < 0:
             start = position
@@ -443,15 +442,15 @@ def _delays(demo: Demo) -> Table:
     table.add_column(justify="right")
     if record.first_heard_at:
         greeted = record.first_heard_at - _stream_start(record)
-        table.add_row("answered, then greeted", _seconds(greeted))
+        table.add_row("from the answer of the call to the greeting", _seconds(greeted))
     if answers:
         answered = statistics.median(answers)
-        table.add_row("caller silent, then an answer", _seconds(answered))
+        table.add_row("from the end of speech to the answer", _seconds(answered))
     if stops:
         stopped = statistics.median(stops)
-        table.add_row("caller speaks, then silence", _seconds(stopped))
+        table.add_row("from an interruption to silence", _seconds(stopped))
     network = f"{NETWORK.up_ms:.0f}/{NETWORK.down_ms:.0f}/{NETWORK.jitter_ms:.0f} ms"
-    table.add_row("network (up/down/jitter), both included", network)
+    table.add_row("network (up/down/jitter), included in all of these", network)
     return table
 
 

@@ -41,16 +41,16 @@ MAX_REMEMBERED = 1024
 """Ids of cut responses and items kept, to recognise their late audio."""
 
 MAX_OPEN = 64
-"""Responses being generated, message items of one, unsettled items. As a rule there is
-one of each, and a few more when many are queued at Twilio. The oldest of more are
-forgotten."""
+"""Most responses being generated, message items of one response, and unsettled items.
+As a rule there is one of each, and a few more items when many are queued at Twilio.
+Beyond the limit the oldest are forgotten."""
 
 MAX_CUTS = 16
-"""Barge-ins whose fence has not returned. Nobody interrupts so often within a second;
-the oldest of more are settled by the bridge's own clock."""
+"""Most barge-ins whose fence has not returned. Nobody interrupts so often within a
+second; beyond the limit the oldest are settled by the bridge's own clock."""
 
 MAX_TRANSCRIPT_CHARS = 1_000_000
-"""Size (transcript.size_of) of the text of all unsettled items; text beyond it is not
+"""Largest text (in transcript.size_of) of all unsettled items; text beyond it is not
 kept. Ten minutes of quick speech need an eighth of it."""
 
 T = TypeVar("T")
@@ -65,11 +65,11 @@ class SpokenItem:
     received: int = 0
     """Bytes of its audio that the model has sent."""
     complete: bool = False
-    """The model had sent all of its audio before a cut."""
+    """The model has sent all of its audio, and the item was not cut before that."""
     rest_dropped: bool = False
     """Twilio's queue was full: the rest of its audio was not sent."""
     text_only: bool = False
-    """Its session was lost, and the new one knows it as text, which cannot be
+    """Its session was lost. The new session knows the item as text, which cannot be
     truncated, only replaced."""
 
 
@@ -83,12 +83,13 @@ class Response:
     sent_audio: bool = False
     """Some of its audio went to the caller."""
     called_tool: bool = False
-    """It calls a tool of ours, whose result asks for another response."""
+    """It calls a function tool, whose result requests another response."""
 
 
 @dataclass(slots=True)
 class Cut:
-    """A clear sent at `at` whose fence has not returned; `items` are what it cut."""
+    """A clear sent at `at` whose fence has not returned; `items` are the items that it
+    cut."""
 
     fence: str
     at: float
@@ -104,9 +105,9 @@ class AgentSpeech:
 
     Invariants:
     - A truncate is never beyond what was received, nor beyond an earlier truncate.
-    - Audio and text of a cut response or item that still arrive are dropped.
-    - A response is requested only if none is requested or generating and no fence is
-      out: else the model would respond before it knows what was heard.
+    - Audio and text that arrive after their response or item was cut are dropped.
+    - A response is requested only if none is requested or generating and every fence
+      has returned: else the model would respond before it knows what was heard.
     - Without a model (`model_lost` to `model_back`) nothing is sent to it; without a
       stream (`line_lost` to `line_back`) no response is requested.
 
@@ -157,7 +158,7 @@ class AgentSpeech:
         self.requested = False
         self.progress = now
         stopped, self._cancel_on_start = self._cancel_on_start or self._no_stream, False
-        # The caller will want this response when they are back.
+        # Without a stream: requested again when the caller is back.
         self._wanted = self._wanted or self._no_stream
         _remember(self._responses, response_id, Response(cut=stopped), MAX_OPEN)
         if not stopped:
@@ -166,7 +167,7 @@ class AgentSpeech:
         return self._to_model(realtime_events.cancel(response_id, self.event_id()))
 
     def item_added(self, event: realtime_events.OutputItemAdded, now: float) -> None:
-        """The response has another item: a message, or a call of a tool of ours."""
+        """The response has another item; messages and function calls matter here."""
         self.progress = now
         response = self._responses.get(event.response_id)
         if response and event.item.type == "message":
@@ -183,7 +184,7 @@ class AgentSpeech:
         item.words.add(event.delta, item.received)
 
     def _has_room(self, size: int) -> bool:
-        """Takes `size` from what may still be kept; False if there is less."""
+        """Takes `size` from the remaining budget; False if less is left."""
         if size > self._chars_left:
             cut = (item for cut in self._cuts for item in cut.items.values())
             sizes = (item.words.size for item in (*self._items.values(), *cut))
@@ -212,7 +213,7 @@ class AgentSpeech:
         return self._send(key, event.delta, size, now)
 
     def _stop_at_ahead_limit(self, response_id: str, now: float) -> list[Command]:
-        """Twilio's queue is full: ends the response here. What was sent of it is
+        """Twilio's queue is full: ends the response here. The audio that was sent is
         played, and the model forgets the rest."""
         response = self._responses.get(response_id)
         if response:
@@ -282,7 +283,7 @@ class AgentSpeech:
         return response is not None and response.sent_audio
 
     def was_cut(self, response_id: str) -> bool:
-        """The response was cut: nobody waits for it."""
+        """The response was cut: the caller does not wait for it."""
         return response_id in self._cut_responses
 
     def drop_responses(self, now: float) -> list[Command]:
@@ -319,8 +320,8 @@ class AgentSpeech:
         - `cancels`: the server cancels its own response by itself.
         - `answers`: the server responds to the caller by itself, so no response is
           owed.
-        - `only`: the response that is meant; the clear takes all, so others are
-          requested again.
+        - `only`: the response to stop. The clear removes the audio of all responses, so
+          the others are requested again.
         """
         commands: list[Command] = []
         self.progress = now
@@ -365,7 +366,7 @@ class AgentSpeech:
     def _remember_cut(
         self, running: Iterable[str], live: Mapping[Key, SpokenItem]
     ) -> None:
-        """What still arrives of these responses and items is late."""
+        """From now on, audio and text of these responses and items are late."""
         for response_id in (*running, *(item.response_id for item in live.values())):
             _remember(self._cut_responses, response_id, None)
         for item_id, _ in live:
@@ -401,7 +402,8 @@ class AgentSpeech:
         return self.request_if_free(now)
 
     def turn_ended(self) -> None:
-        """The caller has spoken: the next response is for that; do not cancel it."""
+        """The caller has spoken: the next response answers that, so it is not
+        cancelled."""
         self._cancel_on_start = False
 
     def is_live(self, response_id: str) -> bool:
@@ -418,7 +420,7 @@ class AgentSpeech:
 
     @property
     def plays_bridge_audio(self) -> bool:
-        """Some of the bridge's own audio is still to be heard."""
+        """The caller has not heard all of the bridge's own audio yet."""
         return self._playback.has(BRIDGE_AUDIO)
 
     @property
@@ -453,8 +455,9 @@ class AgentSpeech:
         return [late, *self._settle(cut), *self.request_if_free(now)]
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
-        """Settles everything for the record; the model is not told. With `clears` the
-        caller hears nothing more from now on; else Twilio may play on."""
+        """Settles all items in the history; sends nothing to the model. `clears`:
+        clears Twilio's queue, so that the caller hears nothing more; else Twilio may
+        play on."""
         notes: list[Command] = []
         if clears and not self._playback.idle:
             notes.append(ToCaller(self._out.clear()))
@@ -472,7 +475,8 @@ class AgentSpeech:
     # --- what the model is told ---
 
     def _settle(self, cut: Cut) -> list[Command]:
-        """How much was heard of each cut item is known: corrects the model's memory."""
+        """It is known how much of each cut item was heard: corrects the model's
+        memory."""
         heard = {key: self._playback.tally(key).heard for key in cut.items}
         begun = {
             item_id for (item_id, _), size in heard.items() if size >= BYTES_PER_MS
@@ -519,8 +523,8 @@ class AgentSpeech:
         return notes
 
     def _forget_unsent(self, response: Response) -> list[Command]:
-        """Deletes items of a cut response of which nothing was sent: nobody heard
-        them."""
+        """Deletes the items of a cut response that the caller heard nothing of: no
+        audio of them was sent."""
         commands: list[Command] = []
         for item_id in response.messages:
             if item_id not in self._cut_items and item_id not in self._heard_items:
@@ -530,7 +534,7 @@ class AgentSpeech:
         return commands
 
     def _replace_text(self, item_id: str, words: str) -> list[Command]:
-        """Replaces the text by which the model knows an item."""
+        """Replaces the text of an item in the model's memory."""
         new = realtime_events.message(
             "assistant", words, self.event_id(), after=item_id
         )
@@ -557,9 +561,9 @@ class AgentSpeech:
     # --- the session, or the stream, is lost ---
 
     def model_lost(self, now: float, *, tools: bool) -> list[Command]:
-        """The session is lost: its responses are over, though Twilio plays what it has,
-        and the next session (`model_back`) goes on from there. `tools` run: the result
-        of a tool will ask for the response that follows a tool call."""
+        """The session is lost: ends its responses. Twilio still plays the queued audio,
+        and the next session (`model_back`) continues after it. `tools`: a tool is
+        running, and its result will request the response that follows a tool call."""
         running = [it for it in self._responses.values() if not it.cut]
         begun = {key for key, item in self._items.items() if not item.complete}
         self.broken_off = self.broken_off or any(it.sent_audio for it in running)
@@ -575,11 +579,11 @@ class AgentSpeech:
         commands: list[Command] = []
         for response_id in list(self._responses):
             commands += self.response_done(response_id, now)
-            # A session that was left, not lost, may still send some of it.
+            # A session that was left, not lost, may still send parts of the response.
             _remember(self._cut_responses, response_id, None)
         for item in self._items.values():
             item.text_only = True
-        # An incomplete item was not heard to its end, for it has none.
+        # Marks incomplete items as cut: they have no end that the caller could hear.
         for item_id, _ in begun:
             item_ = self._history.get(item_id)
             if item_ is not None:
@@ -631,7 +635,7 @@ class AgentSpeech:
         self.progress = now
 
     def playing(self, now: float) -> list[Playing]:
-        """Parts whose audio is on its way to the caller, in order."""
+        """Parts of items whose audio is on its way to the caller, in order."""
         parts = [
             self._playing(key, item, cut.at, cut=True)
             for cut in self._cuts
@@ -655,7 +659,7 @@ class AgentSpeech:
         )
 
     def _is_cut(self, cut: Cut) -> bool:
-        """Some of its audio was not heard."""
+        """Some audio of the cut items was not heard."""
         return any(
             self._playback.tally(key).heard < item.received
             for key, item in cut.items.items()

@@ -1,11 +1,11 @@
-"""How long a call may be silent and last, and what it may cost. Says what is due."""
+"""Limits of one call: silence, duration and cost. Says which limit is reached."""
 
 from bridge.core import realtime_events
 from bridge.core.rules import Prices, Rules
 
 
 class CallLimits:
-    """Call `watch` when anything may have changed, and `due` at `due_at`."""
+    """`watch` must be called when anything may have changed, `due` at `due_at`."""
 
     def __init__(self, rules: Rules, now: float) -> None:
         self._rules = rules
@@ -35,8 +35,8 @@ class CallLimits:
 
     @property
     def due_at(self) -> float | None:
-        """When `due` must be called; None: not by time (the cost changes with
-        events)."""
+        """When `due` must be called; None: at no known time (only events change the
+        cost)."""
         silent_at, longest_at = self._silent_at, self._longest_at
         if silent_at is None or longest_at is None:
             return longest_at if silent_at is None else silent_at
@@ -55,7 +55,7 @@ class CallLimits:
         if self._asked >= self._rules.silent_asks:
             return "silent"
         self._asked += 1
-        self._quiet_since = now  # the next time comes even if the agent does not ask
+        self._quiet_since = now  # restart, even if the agent does not ask
         return "ask"
 
     @property
@@ -72,15 +72,16 @@ class CallLimits:
 
 
 def cost_of(usage: realtime_events.Usage, prices: Prices) -> float:
-    """Cached tokens are part of the input and have a price of their own. Tokens whose
-    kind the server does not say count as audio, the dearer kind."""
+    """Cached tokens are part of the input and have a price of their own. If the server
+    does not name the kind of some tokens, they count as audio, the more expensive
+    kind."""
     given = usage.input_token_details or realtime_events.InputTokens()
     made = usage.output_token_details or realtime_events.OutputTokens()
     cached = given.cached_tokens_details or realtime_events.CachedTokens()
     cached_text, cached_audio = cached.text_tokens or 0, cached.audio_tokens or 0
     text_in, text_out = given.text_tokens or 0, made.text_tokens or 0
-    audio_in = _rest(given.audio_tokens, usage.input_tokens, text_in)
-    audio_out = _rest(made.audio_tokens, usage.output_tokens, text_out)
+    audio_in = _audio_tokens(given.audio_tokens, usage.input_tokens, text_in)
+    audio_out = _audio_tokens(made.audio_tokens, usage.output_tokens, text_out)
     tokens = (
         # Never negative: a server's false usage must not lower the cost of a call.
         max(text_in - cached_text, 0) * prices.input_text,
@@ -92,5 +93,5 @@ def cost_of(usage: realtime_events.Usage, prices: Prices) -> float:
     return sum(tokens) / 1_000_000
 
 
-def _rest(audio: int | None, total: int | None, text: int) -> int:
+def _audio_tokens(audio: int | None, total: int | None, text: int) -> int:
     return audio if audio is not None else max((total or 0) - text, 0)

@@ -1,7 +1,8 @@
-"""The caller's audio on its way to the model: held until it is ready, gaps filled.
+"""The caller's audio on its way to the model: held until the model is ready, with gaps
+filled.
 
 Audio that a lost session may not have understood is kept and sent to the next one.
-Payloads pass as they came (base64); only silence is made here.
+Payloads (base64) pass unchanged; this module only adds silence.
 """
 
 from collections import deque
@@ -13,16 +14,16 @@ from bridge.core.limits import Bounds
 
 RESEND_MS = 15_000
 """Audio since the caller's last turn that is kept for another session. A model that
-hangs is noticed after some seconds, and heard nothing of them."""
+hangs is noticed only after some seconds, whose audio it did not process."""
 
 RESEND_SPEECH_MS = 45_000
-"""Kept instead while the caller speaks: a turn is sent again from its beginning."""
+"""The same while the caller speaks: a turn must be sent again from its beginning."""
 
 UNTRANSCRIBED_BYTES = 60 * 8000
-"""Audio kept of turns without a transcript (yet): one minute in all."""
+"""Audio kept of all turns without a transcript (yet): one minute."""
 
 MAX_UNTRANSCRIBED = 256
-"""Turns kept without a transcript: a server may make turns of nothing."""
+"""Most turns kept without a transcript: a server may report empty turns."""
 
 MIN_FRAME_MS = 5.0
 """Least duration at which a kept frame is counted. Twilio's frames have 20 ms; a frame
@@ -38,25 +39,25 @@ MAX_GAP_MS = 10_000
 """Most silence that fills one gap, whatever the timestamps say."""
 
 AHEAD_MS = 30_000
-"""Audio that may arrive beyond the time that has passed: a network that stalled
-delivers seconds at once. More is no speech, and would be paid for by the token."""
+"""How far the audio may be ahead of real time: a network that stalled delivers seconds
+of audio at once. More is not speech, and each second costs tokens."""
 
 AHEAD_RESET_MS = 20_000
-"""Audio that is too fast is reported again once it was no further ahead than this."""
+"""The limit is reported again only after the audio was less far ahead than this."""
 
 STALL_SECONDS = 0.75
-"""Frames that stop for so long while the caller speaks are replaced by silence (some
-calls send none in silence): else the model would wait for ever for the end of the
-turn."""
+"""If no frame arrives for this long while the caller speaks, silence is sent instead:
+some calls send no frames in silence, and the model would wait for the end of the turn
+for ever."""
 
 
 class CallerAudio:
     """Frames of the caller in, events for the model out.
 
-    Invariants: the model gets the audio in order, with silence in place of what Twilio
-    did not send. Until `ready`, and again after `model_lost`, audio is held; beyond the
-    bound the oldest is dropped. Audio of the current turn, and of turns that have no
-    transcript, is kept so that another session can be given it; both are bounded.
+    Invariants: the model gets the audio in order, with silence in place of audio that
+    Twilio did not send. Until `ready`, and again after `model_lost`, audio is held;
+    beyond the bound the oldest is dropped. Audio of the current turn, and of turns that
+    have no transcript, is kept for another session; both are bounded.
     """
 
     def __init__(self, now: float, bounds: Bounds) -> None:
@@ -67,12 +68,12 @@ class CallerAudio:
         turn yet."""
         self.held_ms = 0.0
         self.muted = False
-        """The model is to hear silence in place of the caller."""
+        """The model gets silence in place of the caller's audio."""
         self._ready = False
         self._held: deque[tuple[str, float]] = deque()
         self._held_limit_ms = 1000 * bounds.audio_held_seconds
-        """Audio held for a model that is not ready: as long as a caller waits for one
-        (redial.py), so that no first word is lost."""
+        """Limit of `held_ms`: as long as a caller waits for a model (redial.py), so
+        that no first word is lost."""
         self._held_limit_now_ms = self._held_limit_ms
         self._held_audio_dropped = False
         """Held audio was dropped since the model was last ready."""
@@ -82,7 +83,7 @@ class CallerAudio:
         not counted: it takes its own time, and the frames may still arrive."""
         self._too_fast = False
         self._end_ms: float | None = None
-        """Where on the media clock the audio ends that the model was given."""
+        """End of the audio so far, in ms of Twilio's media clock."""
         self._last_frame_at = now
         self._stalled_ms = 0
         """Silence made since the last frame arrived."""
@@ -90,7 +91,8 @@ class CallerAudio:
         """Frames given to the model since the caller's last turn ended."""
         self._turn_ms = 0.0
         self._resent_ms = 0.0
-        """Audio that was sent to a second session, and may have to go to a third."""
+        """Audio of this turn that was sent to a second session; a third one may need
+        it, too."""
         self._untranscribed: dict[str, bytes] = {}
         """Item id -> mu-law of turns without a transcript."""
 
@@ -160,7 +162,7 @@ class CallerAudio:
         return self._untranscribed.get(item_id, b"")
 
     def model_lost(self) -> None:
-        """No model takes audio: hold it, behind the audio that the model may not have
+        """No model takes audio: holds it, after the audio that the model may not have
         understood."""
         self._ready = False
         self.speaking = False
@@ -170,7 +172,7 @@ class CallerAudio:
         self._forget_turn()
 
     def new_stream(self, now: float) -> None:
-        """Frames come from another stream, whose clock begins anew."""
+        """Frames come from another stream, whose clock starts again at 0."""
         self._end_ms = None
         self._last_frame_at = now
         self._stalled_ms = 0
@@ -199,7 +201,7 @@ class CallerAudio:
         return 1000 * (now - self._began) + AHEAD_MS
 
     def _refuse(self) -> list[Command]:
-        """The caller's audio arrives faster than anybody speaks."""
+        """The caller's audio arrives faster than real time; it is dropped."""
         if self._too_fast:
             return []
         self._too_fast = True
@@ -216,7 +218,7 @@ class CallerAudio:
         if gap < -MAX_GAP_MS:
             self._end_ms = end
             return [protocol_error("caller", "timestamp went back")]
-        # A small step back: late frames, behind a stall that was filled.
+        # A small step back: frames that arrive late, after their stall was filled.
         self._end_ms = max(self._end_ms, end)
         if gap < GAP_MS:
             return []

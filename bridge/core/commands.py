@@ -1,4 +1,4 @@
-"""What the core asks its caller to do: plain values, to be carried out in order."""
+"""The commands that the core returns: plain values, to be carried out in order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The agent was cut in this item: tell the session's listeners."""
+    """The agent was interrupted in this item: notify the session's listeners."""
 
     item_id: str
     content_index: int
@@ -41,8 +41,8 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Open a model connection after `seconds`. `spare`: the present one stays in use;
-    else it is given up."""
+    """Open a model connection after `seconds`. `spare`: the present connection stays in
+    use; else it is given up."""
 
     seconds: float
     spare: bool = False
@@ -55,8 +55,8 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class WaitDone:
-    """A wait (Conversation.when_heard) is over. `done`: all was heard (True), it was
-    not (False), the call has ended (None)."""
+    """A wait (Conversation.when_heard) is over. `done`: the caller heard everything
+    (True), did not (False), or the call has ended (None)."""
 
     wait: int
     done: bool | None
@@ -71,8 +71,8 @@ class Pressed:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something to log, count or trace. `private` holds what people said: it goes only
-    into traces, which somebody must ask for, never into logs."""
+    """Something to log, count or trace. `private` holds the words and keys of people:
+    it goes only into traces, which an operator must switch on, never into logs."""
 
     name: str
     data: Mapping[str, Value] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class End:
     """The call is over. Given once, as the last command."""
 
     by: str
-    """Who caused it: "caller", "agent", "model" or "bridge"."""
+    """The side that caused it: "caller", "agent", "model" or "bridge"."""
     why: str
 
 

@@ -1,7 +1,7 @@
 """State machine of one call's conversation: messages in, commands out. PURE.
 
-Decides what is sent to the caller and to the model, what a barge-in cut, and what the
-model is told about it. May not wait, log or read a clock: `now` is passed in (seconds).
+Decides what is sent to the caller and to the model, what a barge-in cut, and how the
+model learns of that. May not wait, log or read a clock: `now` is passed in (seconds).
 """
 
 import enum
@@ -26,10 +26,10 @@ from bridge.core.commands import (
     protocol_error,
 )
 from bridge.core.history import MAX_CHARS, History, HistoryItem, Playing
-from bridge.core.keys import Keys
 from bridge.core.limits import MAX_ID_CHARS, Bounds, MessageRate
 from bridge.core.outbox import Outbox, PendingText
 from bridge.core.playback import Playback
+from bridge.core.pressed_keys import Keys
 from bridge.core.replay import Unfinished, recorded, replayed
 from bridge.core.rules import (
     BACK,
@@ -44,8 +44,8 @@ from bridge.core.stream_presence import START_SECONDS, StreamPresence
 from bridge.core.waits import Outstanding, Wait, Waits
 
 MAX_FAILURES = 2
-"""At so many failed responses in a row the call ends. One failure may pass (a rate
-limit); after a second one the caller would sit in silence."""
+"""This many failed responses in a row end the call. One failure may be temporary (a
+rate limit); after a second one the caller would wait in silence."""
 
 MAX_GUARDRAIL_STOPS = 5
 """Responses that a guardrail may stop after the caller spoke; one more ends the call.
@@ -53,10 +53,11 @@ The agent may rephrase, but an agent whose every response is stopped would try f
 and the caller would hear nothing."""
 
 GOODBYE_SECONDS = 15.0
-"""Time for the agent's goodbye; then the call ends, whether or not it was said."""
+"""Time for the agent's goodbye; then the call ends, whether or not the agent said
+it."""
 
 LATE_SECONDS = 10.0
-"""A response without progress for so long is requested from another session: no model
+"""A response without progress for this long is requested from another session: no model
 thinks longer, and no caller waits much longer in silence."""
 
 HAND_OVER_SECONDS = 8.0
@@ -72,10 +73,10 @@ NO_USAGE = "answer without usage"
 """Reason of a protocol error; reported only where prices are configured."""
 
 MAX_OPEN_TOOL_CALLS = 64
-"""Tool calls remembered as running; the oldest of more are forgotten."""
+"""Most tool calls remembered as running; beyond that the oldest are forgotten."""
 
 MAX_MESSAGE_CHARS = 2000
-"""Characters kept of a model error's message: people read it, and read no more."""
+"""Characters kept of the message of a model error: only people read it."""
 
 
 class State(enum.Enum):
@@ -89,9 +90,9 @@ class Conversation:
     """One call. Each input (message, event, request of user code, time) gives commands.
 
     The commands must be carried out in the order given. `tick` must be called at
-    `deadline`. `rules` say how the call is led; `follow` replaces them once the call is
-    known. `bounds` limit what either side may use up: what exceeds them is dropped with
-    a Note, and a caller's stream that floods the bridge ends the call.
+    `deadline`. `rules` are the call's rules; `follow` replaces them once the route is
+    known. `bounds` limit the input of either side: input beyond them is dropped with a
+    Note, and a caller's stream that floods the bridge ends the call.
 
     Invariants:
     - `End` is returned once. After it, only a new wait is answered (WaitDone).
@@ -99,8 +100,8 @@ class Conversation:
       the caller heard of earlier ones is settled (AgentSpeech.request_if_free).
     - The caller's audio goes to the model in TALKING and is held in HOLDING.
     - A lost session, or a lost stream, does not end the call: the state needed to go on
-      (history, outbox, unheard audio, owed response) is kept until another replaces it
-      or time is up.
+      (history, outbox, unheard audio, owed response) is kept until another session or
+      stream replaces the lost one, or time is up.
     """
 
     def __init__(
@@ -118,8 +119,8 @@ class Conversation:
         self._tools_running = 0
         """Tools that run now. Waiting for a tool does not count as silence."""
         self._server_tools_running = 0
-        """Those that the model's own server runs as a part of a response: it is never
-        late then."""
+        """Tools that the model's own server runs as a part of a response. While one
+        runs, the response is never late."""
         self._waits = Waits()
         self._outbox = Outbox()
         self._open_tool_calls: dict[str, None] = {}
@@ -143,12 +144,12 @@ class Conversation:
         )
         self._caller = CallerAudio(now, bounds)
         self._turn_detection = realtime_events.TurnDetection()
-        """The server's settings: whether it interrupts and answers by itself."""
+        """The server's settings: whether the server interrupts and responds by
+        itself."""
         self._server_detects_turns = True
         """False: the session has no turn detection."""
         self._unanswered = False
         """The caller has spoken, and the server has not created its response yet."""
-        """When Twilio last sent a message."""
         self._server_transcribes = False
         """The server has sent a transcript of the caller's speech."""
         self._failures = 0
@@ -254,7 +255,7 @@ class Conversation:
                 item = recorded(event.item, self._seconds_into_call(now))
                 if item is not None:
                     if self._speech.is_unsettled(item.id):
-                        item.text = ""  # a new session was given all of its text
+                        item.text = ""  # a new session shows unheard text, too
                     self.history.add(item, event.previous_item_id)
             case realtime_events.ItemDeleted():
                 self.history.remove(event.item_id)
@@ -286,7 +287,7 @@ class Conversation:
             return []
         self._sessions.not_dialled(now)
         note = Note("model_refused", {"why": why, "fatal": fatal})
-        if self._sessions.there:
+        if self._sessions.has_session:
             return [note]
         if fatal:
             return [note, *self.end("model", "refused", now)]
@@ -326,7 +327,7 @@ class Conversation:
         if self.state is State.TALKING:
             return [self._send_event(text)]
         if '"response.cancel"' in text:
-            return []  # it means a response of the lost session
+            return []  # it is for a response of the lost session
         return self._keep_pending(text)
 
     def misread(self, side: str, reason: str) -> list[Command]:
@@ -335,7 +336,7 @@ class Conversation:
         if self.state is State.ENDED:
             return []
         # Counted at the time of the last readable message: a stream that sends nothing
-        # readable is no phone, and reaches the limit however slowly it sends.
+        # readable is not Twilio's, and reaches the limit however slowly it sends.
         if side == "caller" and not self._message_rate.add(
             1.0, self._stream.last_message_at
         ):
@@ -374,8 +375,8 @@ class Conversation:
         return []
 
     def tell(self, role: str, text: str, respond: bool, now: float) -> list[Command]:
-        """Adds a message that nobody spoke to the conversation; with `respond` the
-        model responds."""
+        """Adds a text message to the conversation; with `respond` the model
+        responds."""
         if self.state is State.ENDED:
             return []
         if self.state is not State.TALKING:
@@ -388,7 +389,7 @@ class Conversation:
             self._outbox.asked = True
             return []
         if self._caller.speaking and self._turn_detection.create_response is not False:
-            return []  # the server responds when the caller has ended
+            return []  # the server responds at the end of the turn
         if self._unanswered:
             # The server is about to begin a response by itself: this one follows it.
             self._speech.want_response(now)
@@ -454,9 +455,9 @@ class Conversation:
         then: tuple[str, str] | None = None,
         stoppable: bool = True,
     ) -> list[Command]:
-        """Wait number `wait`: gives WaitDone once the caller has heard everything, or
-        cannot any more. With `then` (by, why of `End`) the call ends at that moment. A
-        barge-in ends the wait, unless `stoppable` is False."""
+        """Starts wait number `wait`: it gives WaitDone once the caller has heard
+        everything, or can hear nothing more. With `then` (by, why of `End`) the call
+        ends at that moment. A barge-in ends the wait, unless `stoppable` is False."""
         if self.state is State.ENDED:
             return [WaitDone(wait, None)]
         if self._stream.is_lost:
@@ -480,7 +481,7 @@ class Conversation:
             return []
         self._ends_at = now + GOODBYE_SECONDS
         self._ends_why = why
-        # Requested even while the caller speaks: nothing else will be said.
+        # Requested even while the caller speaks: the agent says nothing else after it.
         not_ready = self.state is not State.TALKING
         say = self.tell("system", GOODBYES[why], not_ready, now)
         ask = [] if not_ready else self._speech.request_response(now)
@@ -537,7 +538,7 @@ class Conversation:
 
     @property
     def line_is_lost(self) -> bool:
-        """The stream broke, and the session is kept for another one."""
+        """The stream broke; the session is kept for the next stream."""
         return self.state is not State.ENDED and self._stream.is_lost
 
     @property
@@ -679,24 +680,25 @@ class Conversation:
         text = f"(The caller pressed these keys on the phone: {keys})"
         return [*stop, *self.tell("user", text, True, now)]
 
-    # --- what waits until everything is heard ---
+    # --- after each input: waits, silence, the end of the call ---
 
     def _changed(self, now: float) -> list[Command]:
-        """Run after every input that may change what is said or heard: watches for
-        silence, rolls over, answers waits, ends a call that waits for its end."""
+        """Runs after every input that may change what is said or heard: watches for
+        silence, switches to a spare session, finishes waits, ends a call whose end is
+        due."""
         if self.state is State.ENDED:
             return []
         outstanding = self._outstanding
         idle = self._is_idle(outstanding)
-        here = self.state is State.TALKING and not self._stream.is_lost
-        self._call_limits.watch(idle and here and not self._caller.muted, now)
+        connected = self.state is State.TALKING and not self._stream.is_lost
+        self._call_limits.watch(idle and connected and not self._caller.muted, now)
         may_roll_over = self._sessions.spare and self._ends_at is None
         if may_roll_over and self._is_quiet(outstanding):
             return self._roll_over(now)
         over = self._waits.over(outstanding, now)
         ending = next((wait for wait in over if wait.then), None)
         commands: list[Command] = [
-            # Of several waits that end the call only the first is carried out.
+            # If several waits end the call, only the first one does.
             WaitDone(wait.number, None if ending else outstanding.nothing)
             for wait in over
             if wait is not ending
@@ -715,7 +717,7 @@ class Conversation:
 
     @property
     def _outstanding(self) -> Outstanding:
-        """What the caller has yet to hear; includes messages that wait for the
+        """What the caller has not heard yet; includes messages that wait for the
         model."""
         return Outstanding(
             generating=self._speech.generating or self._outbox.to_be_answered,
@@ -744,7 +746,7 @@ class Conversation:
 
     def _is_settled(self, outstanding: Outstanding, now: float) -> bool:
         """Quiet, and everything the caller said is transcribed: another instance gets
-        no audio."""
+        no caller audio."""
         if self._server_transcribes and self._caller.has_untranscribed:
             return False
         return not self._sessions.is_new(now) and self._is_quiet(outstanding)
@@ -762,8 +764,8 @@ class Conversation:
     def _give_up_answer(self, now: float) -> list[Command]:
         self._unanswered = False  # the server would have begun by now
         late: list[Command] = [Note("answer_late")]
-        if self._waits.to_leave:
-            # The call is to end: another try would only prolong it.
+        if self._waits.will_end_call:
+            # A wait will end the call: another try would only prolong it.
             return late + self._speech.drop_responses(now)
         self._failures += 1
         if self._failures >= MAX_FAILURES:
@@ -799,8 +801,8 @@ class Conversation:
             # PCM on a mu-law line would be noise to the caller.
             return self.end("model", "wrong_audio_format", now)
         self._turn_detection = event.turns
-        # Without turn detection no event will say that the caller has ended, and no
-        # response will follow: what they are saying now is dropped.
+        # Without turn detection no event reports the end of the caller's turn, and no
+        # response follows: the current turn is dropped.
         manual = self._server_detects_turns and not event.detects
         self._server_detects_turns = event.detects
         dropped = self._turn_dropped(now) if manual else []
@@ -826,8 +828,8 @@ class Conversation:
         return commands + self._speech.request_if_free(now) + self._caller.ready()
 
     def _open_session(self, now: float) -> list[Command]:
-        """The first session of this stream: gets the history of earlier ones, and the
-        greeting."""
+        """Sends the first session of this stream the history of earlier sessions and
+        the greeting."""
         rules = self._rules
         before = replayed(rules.history, self._speech.event_id)
         commands: list[Command] = [ToModel(event) for event in before]
@@ -844,7 +846,7 @@ class Conversation:
         return commands
 
     def _resume_session(self, now: float) -> list[Command]:
-        """A session replaces a lost or old one: gets the history and what is
+        """Sends a session that replaces a lost or old one the history and what is
         unsettled."""
         settled = self._speech.model_back(now)
         words: dict[str, str] = {}
@@ -852,16 +854,16 @@ class Conversation:
             text = "".join(text for _, text in part.words)
             words[part.id] = words.get(part.id, "") + text
         unfinished = Unfinished(words, self._caller.turn_audio, self._open_tool_calls)
-        told = replayed(self.history.items, self._speech.event_id, unfinished)
-        told += self._outbox.events
+        resent = replayed(self.history.items, self._speech.event_id, unfinished)
+        resent += self._outbox.events
         data: dict[str, Value] = {
             "why": self._sessions.left_why,
             "seconds": now - self._sessions.lost_at,
             "held_ms": self._caller.held_ms,
-            "items": len(told),
+            "items": len(resent),
         }
         commands: list[Command] = [Note("model_back", data), *settled]
-        commands += [ToModel(event) for event in told]
+        commands += [ToModel(event) for event in resent]
         if self._speech.broken_off and not self._stream.is_lost:
             self._speech.broken_off = False
             commands.append(self._send_message("system", BROKEN_OFF))
@@ -870,7 +872,7 @@ class Conversation:
     # --- a session is replaced ---
 
     def _redial(self, why: str, now: float) -> list[Command]:
-        """The session is useless: uses the spare one or dials; ends the call if time is
+        """The session is lost: uses the spare one or dials; ends the call if time is
         up."""
         commands = self._leave_session(why, now)
         if self._sessions.is_given_up(now):
@@ -883,18 +885,18 @@ class Conversation:
         return [Note("rolls_over"), *left, *self._sessions.switch_or_dial(now)]
 
     def _leave_session(self, why: str, now: float) -> list[Command]:
-        """The session is useless: keeps what the next one must know; holds the caller's
-        audio."""
-        was_there = self._sessions.there
+        """The session is not used any more: keeps what the next one must know, and
+        holds the caller's audio."""
+        had_session = self._sessions.has_session
         self._sessions.left(why, now)
-        if not was_there:
+        if not had_session:
             return []
         self.state = State.HOLDING
         commands = self._speech.model_lost(now, tools=bool(self._tools_running))
         turn_open = self._caller.speaking or self._caller.turn_open
         if self._unanswered and not turn_open:
-            # The caller has ended, and the server had not begun to respond: the
-            # response is owed.
+            # The caller's turn has ended, and the server had not begun its response:
+            # the response is owed.
             commands += self._speech.request_response(now)
         self._unanswered = False
         self._caller.model_lost()
@@ -904,13 +906,13 @@ class Conversation:
 
     @property
     def _start_or_session_due(self) -> float | None:
-        """When `start`, or something of a session, is due."""
+        """Deadline of `start`; after it, the next deadline of the model sessions."""
         if self.state is State.WAITING:
             return self._start_due
         return self._sessions.due_at
 
     def _send_event(self, text: str) -> ToModel:
-        """Items are remembered until the server has shown them."""
+        """Sends an event; an item is remembered until the server has shown it."""
         return ToModel(self._outbox.sent(text))
 
     def _send_message(self, role: str, text: str) -> ToModel:

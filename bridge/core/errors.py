@@ -1,4 +1,4 @@
-"""What a server error means for a call: nothing, another try, or the end. PURE."""
+"""Classifies errors of the model's server: harmless, worth a retry, or fatal. PURE."""
 
 from bridge.core import realtime_events
 
@@ -11,9 +11,9 @@ BENIGN_CODES = frozenset(
         "conversation_already_has_active_response",
     }
 )
-"""Codes of errors about a truncate, delete, cancel or create that lost a race: the
-session is unharmed. So it is by `Audio content of Xms is already shorter than Yms`,
-which has no code."""
+"""Error codes of a truncate, delete, cancel or create that lost a race: the session
+still works. The error `Audio content of Xms is already shorter than Yms` is as
+harmless, but has no code."""
 
 FATAL_CODES = frozenset(
     {
@@ -23,11 +23,10 @@ FATAL_CODES = frozenset(
         "billing_hard_limit_reached",
     }
 )
-"""This account gets no response, however often one is requested."""
+"""Error codes after which no retry can succeed: this account gets no response."""
 
 LATER_CODES = frozenset({"rate_limit_exceeded", "session_expired", "server_error"})
-"""Codes or types of errors before a session is ready that another session may not
-meet."""
+"""Codes or types of errors before a session is ready; another session may succeed."""
 
 ACTIVE_CODE = "conversation_already_has_active_response"
 
@@ -40,7 +39,7 @@ def is_benign(error: realtime_events.ErrorDetails) -> bool:
 
 
 def may_pass(error: realtime_events.ErrorDetails) -> bool:
-    """Another session may not meet this error."""
+    """The error is temporary: another session may succeed."""
     return bool({error.code, error.type} & LATER_CODES)
 
 

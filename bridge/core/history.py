@@ -1,7 +1,8 @@
 """What was said in a call, as the model knows it: text that was heard, tool calls.
 
-Text only, bounded, in the server's order. Filled from the server's events and from what
-was decided about the caller's hearing. A later session is given it back.
+Text only, bounded, in the server's order. Filled from the server's events, and by
+AgentSpeech once it is known what the caller heard. A later session gets the history
+(replay.py).
 """
 
 from collections import Counter
@@ -17,11 +18,11 @@ MAX_ITEMS = 400
 them."""
 
 MAX_CHARS = 8000
-"""Characters of one item: a tool may return a book."""
+"""Most characters of one item: a tool may return the text of a whole book."""
 
 MAX_ALL_CHARS = 2_000_000
-"""Characters of all items; the oldest are forgotten first. A day of conversation has
-less, and so have a hundred tools that return a book each."""
+"""Most characters of all items; the oldest are forgotten first. A day of conversation
+has fewer, and so has the output of a hundred tools at MAX_CHARS each."""
 
 
 class HistoryItem(msgspec.Struct):
@@ -35,7 +36,7 @@ class HistoryItem(msgspec.Struct):
     cut: bool = False
     """The caller did not hear all of it."""
     at: float = 0.0
-    """Seconds since the stream began."""
+    """Seconds since the call began, earlier streams included."""
     call_id: str = ""
     name: str = ""
     arguments: str = ""
@@ -69,8 +70,8 @@ class Playing(msgspec.Struct, frozen=True):
 class History:
     """The items of one call, in order. Methods ignore items that are unknown.
 
-    Invariants: at most MAX_ITEMS and MAX_ALL_CHARS (the oldest go first). A removed id
-    stays out, whatever still arrives of it.
+    Invariants: at most MAX_ITEMS and MAX_ALL_CHARS (the oldest go first). An item that
+    was removed is not added again, even if more events about it arrive.
     """
 
     def __init__(self, items: Iterable[HistoryItem] = ()) -> None:
@@ -96,8 +97,8 @@ class History:
         return self._items.get(item_id)
 
     def add(self, item: HistoryItem, after: str | None = None) -> None:
-        """Adds an item behind `after` (else at the end), or fills what a known item
-        lacks."""
+        """Adds an item behind `after` (else at the end), or fills the empty fields of a
+        known item."""
         self.version += 1
         if item.id in self._gone:
             return
@@ -117,8 +118,8 @@ class History:
         self._grew(_size(item))
 
     def said(self, item_id: str, heard: str, generated: str, *, cut: bool) -> None:
-        """What the caller heard of one part of a message is known; adds it to the
-        item."""
+        """Adds to an item what the caller heard of one part of it, once that is
+        known."""
         self.version += 1
         item = self._items.get(item_id)
         if item is not None:
@@ -143,7 +144,7 @@ class History:
             self._grew(_size(item) - before)
 
     def remove(self, item_id: str) -> None:
-        """Removes an item; whatever still arrives of it is ignored."""
+        """Removes an item; later events about it are ignored."""
         self.version += 1
         gone = self._items.pop(item_id, None)
         if gone is not None:

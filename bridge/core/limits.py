@@ -1,8 +1,7 @@
 """All limits of one instance and of one call: sizes, times, rates, numbers.
 
-`Limits` are those of the edges (sockets, requests), `Bounds` those of the core. Each
-limit that is hit is counted (`bridge_limit_hits_total{limit}`) under one of the names
-of HITS.
+`Limits` apply at the edges (sockets, requests), `Bounds` in the core. A limit that is
+hit is counted (`bridge_limit_hits_total{limit}`) under its name in HITS.
 """
 
 import math
@@ -24,7 +23,7 @@ HITS = (
     "start_late",  # no `start` in time
     "message_bytes",
     "message_rate",
-    "audio_rate",  # more audio of the caller than time has passed
+    "audio_rate",  # the caller's audio arrives faster than real time
     "phone_slow",  # Twilio reads too slowly, or too much waits to be sent
     "audio_held",
     "audio_ahead",
@@ -46,10 +45,11 @@ HITS = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Built from the settings (startup.py), whose defaults these are."""
+    """Built from the settings (startup.py), which have the same defaults."""
 
     start_seconds: float = 10.0
-    """From a connection to its request, and from a stream to its `start`."""
+    """Longest wait for the request of a new connection, and for the `start` of a
+    stream."""
     waiting_sockets: int = 500
     waiting_per_address: int = 100
     header_bytes: int = 16 * 1024
@@ -61,10 +61,10 @@ class Limits:
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """Given to the Conversation at its beginning; stored in a trace of it."""
+    """Passed to a new Conversation; stored in its trace."""
 
     messages_per_second: float = 200.0
-    """Of the caller's stream, averaged over ten seconds; Twilio sends 50."""
+    """Messages of the caller's stream, averaged over ten seconds; Twilio sends 50."""
     audio_held_seconds: float = 20.0
     """Caller's audio held for a model that is not ready."""
     audio_ahead_seconds: float = 600.0
@@ -72,11 +72,12 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 BURST_SECONDS = 10.0
-"""A network that stalled delivers the messages of seconds at once, which is normal."""
+"""A network that stalled for seconds delivers all their messages at once; this is
+normal."""
 
 MAX_ID_CHARS = 256
-"""Of any id or name that a side sends; they are kept long. Twilio's ids have 34
-characters, OpenAI's up to 32, others are UUIDs with a prefix."""
+"""Longest id or name accepted from Twilio or the model; ids stay in memory for long.
+Twilio's ids have 34 characters, OpenAI's up to 32, others are UUIDs with a prefix."""
 
 
 class MessageRate:
@@ -89,7 +90,7 @@ class MessageRate:
         self._per_second = per_second
         self._burst = burst_seconds
         self._spent_at = -math.inf
-        """When all that has arrived would have arrived at the permitted rate."""
+        """When the amounts counted so far would have arrived at the permitted rate."""
 
     def add(self, amount: float, now: float) -> bool:
         """Counts `amount`; False: that is more than is permitted."""

@@ -1,6 +1,6 @@
-"""What the model has not confirmed yet: texts that wait for it, items that were sent.
+"""Messages to the model that wait until it is ready, or that it has not confirmed.
 
-PURE. A lost model session may have lost an item that the server has not shown. Every
+PURE. An item that the server has not shown may be lost together with the session. Every
 item gets its id here, so that the server's events about it can be matched.
 """
 
@@ -15,14 +15,15 @@ MAX_PENDING = 64
 """Texts and events that wait until the model is ready; more are refused."""
 
 MAX_PENDING_CHARS = 8_000_000
-"""Characters in all that wait; the result of one tool has at most 100,000."""
+"""Most characters of all that wait; the result of one tool has at most 100,000."""
 
 MAX_UNACKED = 64
-"""Items without a confirmation that are remembered; older ones are forgotten, so that a
+"""Most unconfirmed items that are remembered; the oldest are forgotten first, so that a
 server that confirms nothing does not fill the memory."""
 
 MAX_UNACKED_CHARS = 8_000_000
-"""Characters of those items in all; an item may be a picture. The newest are kept."""
+"""Most characters of all unconfirmed items; an item may be a picture. The oldest are
+forgotten first."""
 
 MAX_ID_CHARS = 12
 """Characters of the stream SID in an item id; the server accepts ids of 32 in all."""
@@ -30,7 +31,8 @@ MAX_ID_CHARS = 12
 
 @dataclass(frozen=True, slots=True)
 class PendingText:
-    """A message to the model that nobody spoke. `respond`: the model responds to it."""
+    """A text message to the model, not spoken by anyone. `respond`: the model responds
+    to it."""
 
     role: str
     text: str
@@ -40,14 +42,14 @@ class PendingText:
 class Outbox:
     """The pending texts and events, and the unacknowledged items, of one call.
 
-    `owned_by` is called before anything is sent.
+    `owned_by` must be called before anything is sent.
     """
 
     def __init__(self) -> None:
         self._pending: list[PendingText | str] = []
         self._pending_chars = 0
         self.asked = False
-        """An answer was requested before the model was ready."""
+        """A response was requested before the model was ready."""
         self._owner = ""
         self._serial = 0
         self._unacked: dict[str, tuple[str, str]] = {}
@@ -84,8 +86,8 @@ class Outbox:
         self._owner = "".join(it for it in stream_sid if it.isalnum())[-MAX_ID_CHARS:]
 
     def sent(self, text: str) -> str:
-        """A client event that goes to the model now. Returns the event to send: an
-        item without an id has got one."""
+        """Remembers a client event that goes to the model now. Returns the event to
+        send; an item without an id gets one."""
         if '"conversation.item.' not in text:
             return text
         event: Any = msgspec.json.decode(text)
@@ -95,13 +97,13 @@ class Outbox:
         if kind != "conversation.item.create" or not isinstance(item, dict):
             return text
         if item.get("type") == "mcp_approval_response":
-            return text  # a new session has made no such request
+            return text  # a new session did not request this approval
         if not item.get("id"):
             self._serial += 1
             item["id"] = f"b_{self._owner}_{self._serial}"
             event.setdefault("event_id", f"bridge_{item['id']}")
             text = msgspec.json.encode(event).decode()
-        # Sent again, the item goes to the end: the item before it may be gone.
+        # If the item is sent again, it goes to the end: the item before it may be gone.
         again = {key: it for key, it in event.items() if key != "previous_item_id"}
         unacked = str(event.get("event_id")), msgspec.json.encode(again).decode()
         _keep(self._unacked, str(item["id"]), unacked)

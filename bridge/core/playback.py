@@ -2,8 +2,8 @@
 heard.
 
 Positions are bytes of mu-law since the stream began (8 per ms), Twilio's times are ms
-of its media clock, `now` is seconds of ours. Method: docs/playback.md. This module only
-counts; agent_speech.py decides what follows.
+of its media clock, `now` is seconds of the bridge's clock. Method: docs/playback.md.
+This module only counts; agent_speech.py decides what follows.
 """
 
 import math
@@ -13,40 +13,40 @@ from dataclasses import dataclass
 from bridge.audio.g711 import BYTES_PER_MS
 
 MARK_BYTES = 200 * BYTES_PER_MS
-"""Most audio between two marks. If playing stalls between them, the position of less
-than this is computed from an origin that does not know of the stall."""
+"""Most audio between two marks. A stall of playback is noticed only at the next mark,
+so positions may be wrong for at most this much audio."""
 
 PIECE_BYTES = 1599
 """A longer delta is cut into pieces of this size: the largest under MARK_BYTES at which
 base64 can be cut (a multiple of 3)."""
 
 LOW_SECONDS = 0.12
-"""If we believe that less than this is queued, jitter may have emptied the queue
-unseen: audio goes out in small pieces, each with its mark."""
+"""If less than this is queued by our estimate, jitter may already have emptied the
+queue: audio goes out in small pieces, each with its mark."""
 
 LOW_PIECE_BYTES = 318
 """Piece size while the queue is low: 40 ms."""
 
 START_PIECE_BYTES = 159
-"""Piece size where playing begins: 20 ms. The mark that pins the start may have crossed
-the network faster than the audio behind it; only the next mark tells."""
+"""Piece size where playback starts: 20 ms. The mark that dates the start may have
+crossed the network faster than the audio after it; only the next mark shows that."""
 
 FRAME_MS = 20
-"""Twilio's clock reaches us with each frame, and not in between."""
+"""We read Twilio's clock from each frame, so every time is known to one frame."""
 
 CLEARLY_EARLY_MS = 45
-"""A mark that returns so long before it was due was flushed. A mark that returns closer
-to that may have been played: both times are known to a frame only, and a Twilio that
-plays whole frames echoes a mark up to a frame late."""
+"""A mark that returns this long before it was due was flushed. A mark that is less
+early may have been played: both times are known to one frame only, and if Twilio plays
+whole frames, its echo is up to a frame late."""
 
 STALE_SECONDS = 0.25
-"""Frames come 50 a second, in order with the marks: a mark that comes so long after the
-last frame did not overtake one, frames are missing. Only then our clock stands in.
-Longer than the jitter between a frame and the mark behind it."""
+"""Frames come 50 a second, in order with the marks: if a mark comes this long after the
+last frame, frames are missing, and our own clock is used instead of Twilio's. Longer
+than the jitter between a frame and the mark behind it."""
 
 RESTART_MS = 10_000
-"""A timestamp so far back is no late frame: the one before was wrong, or the clock
-began anew (caller_audio.MAX_GAP_MS)."""
+"""A timestamp this far back is not a late frame: the earlier timestamp was wrong, or
+Twilio's clock started again (caller_audio.MAX_GAP_MS)."""
 
 QUICKEST_SECONDS = 10.0
 """How long the quickest frame is remembered: two clocks drift apart by less than 1 ms
@@ -56,8 +56,8 @@ MAX_PENDING_MARKS = 4096
 """Enough for ten minutes of audio, which is all that Twilio buffers (error 31931)."""
 
 MAX_SPANS = 4096
-"""Alternations between items in the queue. Items normally come one after the other; a
-model that mixes them has its response stopped."""
+"""Most spans in the queue: changes from one item to another. Items normally come one
+after the other; if a model mixes them, its response is stopped."""
 
 Key = tuple[str, int]
 """(item id, content index): the unit that the model can truncate."""
@@ -73,15 +73,15 @@ class Window:
     @property
     def latest(self) -> float:
         """The moment to calculate with. As a rule a message is as quick as the quickest
-        frame, so its moment is the latest possible. All moments that are compared are
-        read so, and their common error cancels out."""
+        frame, so the latest possible moment is the right one. All moments that are
+        compared are read in this way, so their common error cancels out."""
         return self.high
 
     def earlier(self, ms: float) -> "Window":
         return Window(self.low - ms, self.high - ms)
 
     def intersect(self, other: "Window") -> "Window | None":
-        """None: the windows do not meet."""
+        """None: the windows do not overlap."""
         low, high = max(self.low, other.low), min(self.high, other.high)
         return Window(low, high) if low < high else None
 
@@ -102,15 +102,15 @@ class MediaClock:
         self._last_frame_at = now
         self._span_began = now
         self._offset_ms = self._previous_offset_ms = math.inf
-        """Our clock minus Twilio's, at least: of the quickest frame in this span of
-        QUICKEST_SECONDS, and in the span before."""
+        """Our clock minus Twilio's, measured with the quickest frame (the smallest
+        value): in this period of QUICKEST_SECONDS, and in the period before."""
 
     def frame(self, timestamp_ms: int, duration_ms: float, now: float) -> None:
         """A frame of the caller arrived, with its timestamp and duration on Twilio's
         clock."""
         end_ms = timestamp_ms + duration_ms
         if end_ms < self._end_ms - RESTART_MS:
-            # The clock began anew.
+            # The clock started again.
             self._offset_ms = self._previous_offset_ms = math.inf
             self._end_ms = end_ms
         self._end_ms = max(self._end_ms, end_ms)
@@ -132,7 +132,8 @@ class MediaClock:
         return Window(low, min(low + FRAME_MS, latest))
 
     def guess(self, now: float) -> float:
-        """Twilio's time (ms) if our clock carries it on from the last frame."""
+        """Twilio's time (ms) at `now`: that of the last frame, plus the time since by
+        our clock."""
         return self._end_ms + 1000 * (now - self._last_frame_at)
 
 
@@ -142,13 +143,14 @@ class SentMark:
     position: int
     sent_at: float
     starts: bool
-    """Nothing was queued before it: it is echoed at once, and pins a new start."""
+    """Nothing was queued before the mark: Twilio echoes it at once, and the echo dates
+    a new start of playback."""
     fence: bool = False
 
 
 @dataclass(slots=True)
 class Span:
-    """Consecutive audio of one item in the stream, not yet known to be played."""
+    """Consecutive audio of one item in the stream that may not have been played yet."""
 
     key: Key
     start: int
@@ -169,7 +171,7 @@ class Playback:
 
     `echoed` must be given every mark that comes back, `clock.frame` every frame.
 
-    Invariants: played <= sent, and neither goes back. Each byte before `played` was
+    Invariants: played <= sent, and neither decreases. Each byte before `played` was
     either played, and is counted as heard in its item's tally, or cleared.
     """
 
@@ -179,14 +181,14 @@ class Playback:
         self.played = 0
         """Position up to which the fate of each byte is known: played, or cleared."""
         self.round_trip = math.inf
-        """Seconds: the shortest seen."""
+        """The shortest round trip of a mark seen so far, in seconds."""
         self._marks: deque[SentMark] = deque(maxlen=MAX_PENDING_MARKS)
         self._spans: deque[Span] = deque()
         self._tallies: dict[Key, Tally] = {}
         self._origin: Window | None = None
         """When byte 0 would have begun, had all bytes been played without a pause."""
         self._flushed: Window | None = None
-        """When the clear in progress took effect, as told by a mark that it flushed."""
+        """When the clear in progress took effect, known from a mark that it flushed."""
         self._serial = 0
         self._last_mark = 0
         self._last_starts = False
@@ -196,12 +198,11 @@ class Playback:
     # --- what we send ---
 
     def plan(self, key: Key, size: int, now: float) -> list[tuple[str | None, int]]:
-        """Counts `size` bytes of an item as sent; returns the pieces to send: (mark,
-        bytes)s.
+        """Counts `size` bytes of an item as sent; returns the pieces to send as (mark,
+        bytes).
 
-        The mark, if any, is to be sent *before* its piece and tells when the piece
-        began. A mark behind it would not show a pause between the piece and the next
-        one.
+        The mark, if any, must be sent *before* its piece and tells when the piece
+        began. A mark after the piece would not show a pause before the next piece.
         """
         pieces = []
         while size > 0:
@@ -209,13 +210,14 @@ class Playback:
             low = now > self._queue_ends - LOW_SECONDS
             take = min(size, _piece(size, dry=dry, low=low))
             mark = self._mark_before(take, now, dry=dry, low=low)
-            self._book(key, take, now)
+            self._count_sent(key, take, now)
             pieces.append((mark, take))
             size -= take
         return pieces
 
     def end_mark(self, now: float) -> str | None:
-        """The mark to send behind an item's last byte; None if one stands there."""
+        """The mark to send behind an item's last byte; None if a mark was just sent
+        there."""
         if self._last_mark == self.sent:
             return None
         return self._new_mark(now, starts=False)
@@ -231,7 +233,7 @@ class Playback:
 
     def echoed(self, name: str, now: float) -> SentMark | None:
         """A mark came back: moves `played` on. None: no such mark was sent."""
-        # Echoes keep the order of the marks, so a mark that was skipped is lost.
+        # Echoes keep the order of the marks, so the echo of a skipped mark is lost.
         if all(mark.name != name for mark in self._marks):
             return None
         while (mark := self._marks.popleft()).name != name:
@@ -256,7 +258,7 @@ class Playback:
                 self._cut_at(mark.position, self._position(moment))
 
     def stop(self, now: float) -> None:
-        """The stream has ended: what was played until now is all that was heard."""
+        """The stream has ended: the caller heard only what was played until now."""
         self._advance(self._position(self.clock.read(now).latest))
 
     # --- what is known ---
@@ -295,7 +297,7 @@ class Playback:
         return self._spans[-1].key if self._spans else None
 
     def has(self, key: Key) -> bool:
-        """Some of this item is not known to be played, or cleared."""
+        """Some audio of this item may still be queued at Twilio."""
         return any(span.key == key for span in self._spans)
 
     def tally(self, key: Key) -> Tally:
@@ -325,7 +327,7 @@ class Playback:
         self._last_starts = starts
         return name
 
-    def _book(self, key: Key, size: int, now: float) -> None:
+    def _count_sent(self, key: Key, size: int, now: float) -> None:
         start, self.sent = self.sent, self.sent + size
         if self._spans and self._spans[-1].key == key:
             self._spans[-1].end = self.sent
@@ -336,7 +338,8 @@ class Playback:
         self._queue_ends = max(self._queue_ends, now) + seconds
 
     def _was_played(self, mark: SentMark, moment: Window) -> bool:
-        """Played, not flushed; a mark can be flushed only while a fence is out."""
+        """True: the mark was played, not flushed. Only while a fence has not come back
+        can a mark have been flushed."""
         if not any(pending.fence for pending in self._marks):
             return True
         if self._flushed:
@@ -345,31 +348,31 @@ class Playback:
             return mark.starts
         due = self._origin.latest + mark.position / BYTES_PER_MS
         if due > moment.latest + CLEARLY_EARLY_MS:
-            # A flushed mark comes back at the moment of the clear; the fence had to
-            # cross the network once more after it.
+            # Twilio returns a flushed mark at the moment of the clear itself, but the
+            # fence only after the fence has crossed the network, too.
             self._flushed = moment
         return due <= moment.latest
 
     def _pin(self, mark: SentMark, moment: Window) -> None:
-        """A mark was played: its moment tells when byte 0 would have begun."""
+        """A mark was played: computes from its moment when byte 0 would have begun."""
         origin = moment.earlier(mark.position / BYTES_PER_MS)
         narrowed = self._origin.intersect(origin) if self._origin else None
         # Each mark gives a window of one frame; intersecting them narrows it. If
-        # playing paused (a start mark, or windows that do not meet), the earlier
-        # windows are worthless.
+        # playing paused (a start mark, or windows that do not overlap), the earlier
+        # windows no longer hold.
         self._origin = origin if mark.starts or narrowed is None else narrowed
 
     def _position(self, moment_ms: float) -> int:
-        """Position played at `moment_ms` of Twilio's clock, within what is known and
-        what was sent."""
+        """Position played at `moment_ms` of Twilio's clock: at least `played`, at most
+        `sent`."""
         if self._origin is None:
             return self.played
         position = int((moment_ms - self._origin.latest) * BYTES_PER_MS)
         return max(self.played, min(position, self.sent))
 
     def _cut_at(self, fence: int, position: int) -> None:
-        """A clear took effect at `position`: the audio from there to the fence is gone,
-        and with it the origin; audio behind the fence begins anew."""
+        """A clear took effect at `position`: the audio from there to the fence is gone.
+        The origin no longer holds: audio after the fence starts at a new one."""
         if self.played < fence:
             self._advance(min(position, fence))
             while self._spans and self._spans[0].start < fence:

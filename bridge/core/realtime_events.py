@@ -68,13 +68,13 @@ class SpeechStopped(
 
 
 class InputCommitted(msgspec.Struct, frozen=True, tag="input_audio_buffer.committed"):
-    """What the caller said is an item now: the turn is over."""
+    """The caller's turn is over: its audio is an item now."""
 
     item_id: Id = ""
 
 
 class InputCleared(msgspec.Struct, frozen=True, tag="input_audio_buffer.cleared"):
-    """What the caller said was dropped."""
+    """The audio of the caller's turn was dropped."""
 
 
 class CallerTranscript(
@@ -82,7 +82,7 @@ class CallerTranscript(
     frozen=True,
     tag="conversation.item.input_audio_transcription.completed",
 ):
-    """What the caller said, by the session's transcription model."""
+    """Transcript of a caller's turn, by the session's transcription model."""
 
     item_id: Id
     transcript: str
@@ -98,8 +98,8 @@ class StatusDetails(msgspec.Struct, frozen=True):
 
 
 MAX_TOKENS = 10_000_000
-"""Of one response: a hundred times what a session can hold. A higher figure is not
-believed, because one such event would spend the budget of a day."""
+"""Most tokens of one response: a hundred times what a session can hold. A higher number
+is not counted, because one such event would use up the budget of a day."""
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 
@@ -147,7 +147,7 @@ class ResponseHead(msgspec.Struct, frozen=True):
 
     @property
     def why(self) -> str | None:
-        """Why it was not completed: the error's code, or the reason."""
+        """Why the response was not completed: the error's code, or the reason."""
         details = self.status_details
         if details is None:
             return None
@@ -248,7 +248,7 @@ class SessionDetails(msgspec.Struct, frozen=True):
 
 
 class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
-    """The session as it is now, with what the server made of our settings."""
+    """The session's settings now, as the server applied them."""
 
     session: SessionDetails
 
@@ -354,7 +354,7 @@ def append(payload: str) -> str:
 
 
 def truncate(item_id: str, content_index: int, audio_end_ms: int, event_id: str) -> str:
-    """The model is to forget what it said in this item after `audio_end_ms`."""
+    """Makes the model forget the part of this item after `audio_end_ms`."""
     return _client_event(
         "conversation.item.truncate",
         event_id,
@@ -365,7 +365,7 @@ def truncate(item_id: str, content_index: int, audio_end_ms: int, event_id: str)
 
 
 def delete(item_id: str, event_id: str) -> str:
-    """The model is to forget this item."""
+    """Makes the model forget this item."""
     return _client_event("conversation.item.delete", event_id, item_id=item_id)
 
 
@@ -391,7 +391,7 @@ def message(
     after: str | None = None,
 ) -> str:
     """An item of text: of the caller (`user`), of the agent (`assistant`), or an
-    instruction to the agent (`system`). `after`: the item behind which it goes."""
+    instruction to the agent (`system`). `after`: id of the item before the new one."""
     kind = "output_text" if role == "assistant" else "input_text"
     content = [{"type": kind, "text": text}]
     item: dict[str, Any] = {"type": "message", "role": role, "content": content}
@@ -435,6 +435,6 @@ def _create_item(
 
 
 def _client_event(type_: str, event_id: str, **fields: Any) -> str:
-    # Each event has an event_id: nothing else tells which event an error is about.
+    # Each event has an event_id: an error can be matched to its event only by this id.
     event = {"type": type_, "event_id": event_id, **fields}
     return msgspec.json.encode(event).decode()

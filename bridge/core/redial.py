@@ -1,24 +1,24 @@
-"""When a lost model is dialled again, and when the call ends without one. PURE.
+"""When a lost model is dialled again, and when a call without a model ends. PURE.
 
-Says how long to wait. The wire dials, and adds the jitter.
+Says how long to wait. model/wire.py dials, and adds the jitter.
 """
 
 READY_SECONDS = 15.0
-"""From the start of a call to the model's session.updated; a caller waits no longer in
-silence. A handshake and a model that is slow to start take 1-3 s."""
+"""Longest time from the start of a call to the model's session.updated; no caller waits
+longer in silence. A handshake and a model that is slow to start take 1-3 s."""
 
 AWAY_SECONDS = 20.0
-"""From the loss of a model to the next session; the caller's audio is held for as
-long."""
+"""Longest time from the loss of a model to the next session; the caller's audio is held
+for the same time."""
 
 STEADY_SECONDS = 10.0
-"""A session that is lost sooner belongs to the same outage as the one before."""
+"""A session that is lost sooner counts to the outage before it: the deadline stays."""
 
 WAITS = (0.0, 0.25, 0.5, 1.0, 2.0)
 """Seconds before the 1st, 2nd, ... try; the last value holds for all further ones."""
 
 SPARE_SECONDS = 30.0
-"""From a spare connection that failed to the next try."""
+"""Wait after a spare connection failed, before the next try."""
 
 
 class Redial:
@@ -37,7 +37,7 @@ class Redial:
     def lost(self, now: float) -> None:
         """The session is lost; `wait` says when to dial."""
         if self._ready_at is None:
-            return  # no session began since: the deadline stands
+            return  # no session began since the last loss: the deadline stays
         self.lost_at = now
         steady = now >= self._ready_at + STEADY_SECONDS
         self._ready_at = None

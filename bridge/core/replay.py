@@ -1,7 +1,7 @@
-"""A conversation kept and given back: the server's items -> history -> client events.
+"""Converts the server's items to history items, and these to client events.
 
-A new session is given what was heard. A tool call is given with its result, or not at
-all, unless the tool still runs.
+A new session gets the text that the caller heard. It gets a tool call only together
+with the result, or if the tool still runs.
 """
 
 import base64
@@ -44,12 +44,12 @@ def recorded(item: realtime_events.ConversationItem, at: float) -> HistoryItem |
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What the history does not hold yet, though a new session needs it."""
+    """Data that a new session needs and the history does not hold yet."""
 
     words: Mapping[str, str] = field(default_factory=dict)
     """Item id -> the text of a response that is still on its way to the caller."""
     voice: Callable[[str], bytes] = lambda _: b""
-    """Item id -> mu-law of what the caller said, if there is no transcript."""
+    """Item id -> mu-law of the caller's turn if it has no transcript; else empty."""
     calls: Container[str] = ()
     """call_ids of tools that have not given their result."""
 

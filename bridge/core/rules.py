@@ -1,6 +1,5 @@
-"""How one call is led: values that the Conversation is given.
-
-They are known a little after the call, because its route must be looked up first.
+"""The rules of one call, and the texts sent to its agent. A call's rules are known
+shortly after its start, because its route must be looked up first.
 """
 
 import msgspec
@@ -13,7 +12,7 @@ SILENT = (
 )
 
 GOODBYES = {
-    # What the agent is told when the call must end: reason -> text.
+    # Message to the agent when the call must end: reason -> text.
     "silent": (
         "The caller does not answer any more. Say in one short sentence that you end "
         "the call now, and goodbye."
@@ -37,27 +36,28 @@ BROKEN_OFF = (
     "sentence if need be. Do not repeat anything, do not greet, do not mention the "
     "fault."
 )
-"""Told to the agent after the session was lost while the agent spoke."""
+"""Sent to the agent after the session was lost while the agent spoke."""
 
 CUT_OFF = (
     "The line to the caller was interrupted for a moment and is back. Of your last "
     "answer they heard no more than you see. Go on with it from there; anything the "
     "caller said meanwhile is lost."
 )
-"""Told after the stream was lost while the agent spoke."""
+"""Sent to the agent after the stream was lost while the agent spoke."""
 
 BACK = (
     "The line to the caller was interrupted for a moment and is back. Tell them so in "
     "one short sentence, and go on with what you were at; if they were saying "
     "something, it is lost, so ask them to say it again."
 )
-"""Told after the stream was lost while the agent was silent."""
+"""Sent to the agent after the stream was lost while the agent was silent."""
 
 MOVED = (
     "This call has been moved to another server in a quiet moment. The caller did not "
     "notice; should the beginning of what they say next be missing, ask them for it."
 )
-"""Told after a move while nobody spoke; the agent does not respond."""
+"""Sent to the agent after the call moved to another instance while nobody spoke; the
+agent does not respond."""
 
 
 class Prices(msgspec.Struct, frozen=True):
@@ -71,14 +71,15 @@ class Prices(msgspec.Struct, frozen=True):
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """None: the rule does not apply. Stored in traces: field names do not change."""
+    """A rule that is None does not apply. Stored in traces: field names do not
+    change."""
 
     greeting: str | None = None
-    """What the agent is told to open with; without it the caller begins."""
+    """Instruction for the agent's first response; None: the caller speaks first."""
     silent_seconds: float | None = None
-    """A caller silent for so long is asked whether they are there."""
+    """After this much silence the agent asks whether the caller is still there."""
     silent_asks: int = 2
-    """How often that is asked before the call ends."""
+    """How often the agent asks before the call ends."""
     silent_text: str = SILENT
     longest_seconds: float | None = None
     prices: Prices | None = None
@@ -86,16 +87,16 @@ class Rules(msgspec.Struct, frozen=True):
     spent: float = 0.0
     """What the call has cost on earlier streams."""
     key_pause_seconds: float = 2.0
-    """Keys that are no further apart belong to one input."""
+    """A longer pause between two keys ends the input."""
     key_actions: tuple[str, ...] = ()
-    """Inputs that ask the call to do something; the agent is not told of them."""
+    """Key inputs for which the route has an action; the agent does not get them."""
     history: tuple[HistoryItem, ...] = ()
     """What was said in an earlier session of this call."""
     word: str = ""
-    """Tells the agent why the call goes on; the agent responds."""
+    """Message to the agent that says why the call continues; the agent responds."""
     elapsed: float = 0.0
     """Seconds that the call had lasted before this stream."""
     aside: str = ""
     """As `word`, but the agent does not respond: the caller noticed nothing."""
     session_seconds: float | None = None
-    """Age at which a model session is replaced by another."""
+    """Age at which a model session is replaced by another one."""

@@ -1,7 +1,7 @@
 """The model sessions of one call: lost, dialled again, rolled over. PURE.
 
-Says which connection is wanted and when. What a session is told is decided in
-conversation.py.
+Says which connection is wanted and when. conversation.py decides what a session is
+sent.
 """
 
 import math
@@ -10,21 +10,23 @@ from bridge.core.commands import Command, Dial, Note, Switch
 from bridge.core.redial import SPARE_SECONDS, Redial
 
 CONFIGURE_SECONDS = 6.0
-"""From an open connection to its session.updated; a slower connection is given up."""
+"""Longest time from an open connection to its session.updated; then the connection is
+given up."""
 
 NEW_SECONDS = 3.0
-"""Time for a new session to work out what the caller said while there was none."""
+"""Time for a new session to understand the caller's audio that was held for it."""
 
 PROBE_AFTER_SECONDS = 5.0
-"""A server that sends nothing for so long, as it may when nobody speaks, is probed."""
+"""A server that sends nothing for this long is probed. It may be healthy: nobody
+speaks."""
 
 PROBE_ANSWER_SECONDS = 4.0
-"""Without an answer to a probe for so long the session is lost. Servers have hung
-behind sockets that still answered pings."""
+"""Longest wait for the answer to a probe; then the session is lost. Servers have hung
+while their sockets still answered pings."""
 
 COMFORT_SECONDS = 3.0
-"""From the loss of the model to the first comfort tone, which says that the line
-works."""
+"""From the loss of the model to the first comfort tone, which tells the caller that the
+line works."""
 
 COMFORT_EVERY_SECONDS = 4.0
 """Between two comfort tones while the model is away."""
@@ -34,28 +36,29 @@ class Sessions:
     """Which model connection one call wants, and when.
 
     A connection is dialled, becomes the one in use (`Switch`), and is a session once
-    the server has configured it (`began`). `there`: a session is in use. The
-    conversation feeds in what happens.
+    the server has configured it (`began`). `has_session`: a session is in use. The
+    Conversation reports what happens.
 
     Invariants: at most one connection is being dialled. A spare one is open only beside
-    a session in use; it takes over when that is left.
+    a session in use; it takes over when that session is left.
     """
 
     def __init__(self, now: float) -> None:
         self._redial = Redial(now)
-        self.there = False
+        self.has_session = False
         self.left_why = ""
         """Why the last session was left."""
         self.spare = False
         """A connection is open beside the one in use; it takes over in a quiet
         moment."""
         self._dialling = True
-        """A connection is being opened; the first one is, without a `Dial`."""
+        """A connection is being opened. True at first: the first connection needs no
+        `Dial`."""
         self._old_at: float | None = None
-        """When the session is old enough to be replaced; None: never, or already under
-        way."""
+        """When the session is old enough to be replaced; None: never, or the
+        replacement is already under way."""
         self._configure_by: float | None = None
-        """When the connection in use is given up if it is not a session by then."""
+        """When the connection in use is given up, unless it has become a session."""
         self._comfort_at = now
         self._began_at = -math.inf
         """When the session took over from another."""
@@ -71,7 +74,7 @@ class Sessions:
 
     @property
     def had_session(self) -> bool:
-        """There was a session: another one continues its conversation."""
+        """There was a session; the next one continues its conversation."""
         return self._redial.had_session
 
     @property
@@ -82,29 +85,29 @@ class Sessions:
     @property
     def is_away(self) -> bool:
         """There was a session, and there is none now."""
-        return self.had_session and not self.there
+        return self.had_session and not self.has_session
 
     @property
     def is_configuring(self) -> bool:
-        """The connection in use is expected to become a session. Not so a connection
-        that was left while its successor is dialled: it is still open, but of no
-        use."""
+        """The connection in use is expected to become a session. False for a connection
+        that was left while the next one is dialled: it is still open, but no longer
+        used."""
         return self._configure_by is not None or not self.had_session
 
     def is_given_up(self, now: float) -> bool:
         """The caller has waited for a session as long as they may."""
-        return not self.there and now >= self._redial.expires
+        return not self.has_session and now >= self._redial.expires
 
     def is_new(self, now: float) -> bool:
-        """The session took over a short while ago, and may not have understood yet the
-        audio of the caller that it was given."""
+        """The session took over less than NEW_SECONDS ago: it may still be working on
+        the caller's audio that was held for it."""
         return self.had_session and now < self._began_at + NEW_SECONDS
 
     def began(self, now: float, lasts: float | None) -> None:
         """A session is configured; it is old after `lasts` seconds (None: never)."""
         self._began_at = now if self.had_session else -math.inf
         self._redial.ready(now)
-        self.there = True
+        self.has_session = True
         self._configure_by = None
         self.event_received(now)
         if self._answers_probes is None:
@@ -113,12 +116,12 @@ class Sessions:
         self._old_at = None if lasts is None else now + lasts
 
     def left(self, why: str, now: float) -> None:
-        """The session is of no more use, or the connection never became one."""
-        if self.there:
+        """The session is no longer usable, or the connection never became a session."""
+        if self.has_session:
             self.left_why = why
             self._comfort_at = now + COMFORT_SECONDS
-            self._redial.lost(now)  # else the same outage goes on
-        self.there = False
+            self._redial.lost(now)  # without a session the same outage continues
+        self.has_session = False
         self._old_at = self._configure_by = None
 
     def switch_or_dial(self, now: float) -> list[Command]:
@@ -132,11 +135,11 @@ class Sessions:
         return [Dial(self._redial.wait())]
 
     def dialled(self, now: float) -> list[Command]:
-        """A connection is open: the spare one if there is a session, else it is
+        """A connection is open. With a session in use it is the spare one; else it is
         used."""
         self._dialling = False
-        self.spare = self.there
-        return [] if self.there else self._switch(now)
+        self.spare = self.has_session
+        return [] if self.has_session else self._switch(now)
 
     def event_received(self, now: float) -> None:
         """The server sent an event: it is alive."""
@@ -144,7 +147,8 @@ class Sessions:
         self._probed = False
 
     def probe_answered(self, now: float) -> None:
-        """The server sent the answer to a probe, as far as can be told."""
+        """The server sent a message that may answer a probe: a session.updated, or an
+        error that names the probe."""
         if self._probe_open:
             self._answers_probes = True
         self._probe_open = False
@@ -152,7 +156,7 @@ class Sessions:
 
     def take_probe(self, now: float) -> bool:
         """True: a probe must be sent now; False until the next one is due."""
-        if not self.there or self._probed or self._answers_probes is False:
+        if not self.has_session or self._probed or self._answers_probes is False:
             return False
         if now < self._last_event_at + PROBE_AFTER_SECONDS:
             return False
@@ -161,9 +165,9 @@ class Sessions:
         return True
 
     def _is_mute(self, now: float) -> bool:
-        """A server that answers probes did not. One that never did is not probed
-        again."""
-        if not self.there or not self._probed:
+        """True: the server, which answered earlier probes, did not answer this one. A
+        server that has never answered a probe is not probed again."""
+        if not self.has_session or not self._probed:
             return False
         if now < self._last_event_at + PROBE_ANSWER_SECONDS:
             return False
@@ -194,7 +198,7 @@ class Sessions:
     def not_dialled(self, now: float) -> None:
         """The connection failed. A spare one is tried again after SPARE_SECONDS."""
         self._dialling = False
-        if self.there:
+        if self.has_session:
             self._old_at = now + SPARE_SECONDS
 
     def dial_spare_if_old(self, now: float) -> list[Command]:
@@ -215,7 +219,7 @@ class Sessions:
     @property
     def due_at(self) -> float | None:
         """When a probe, a roll-over, a comfort tone or a deadline is due."""
-        if self.there:
+        if self.has_session:
             probe, old = self._probe_due, self._old_at
             if probe is None or old is None:
                 return old if probe is None else probe

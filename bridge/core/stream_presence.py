@@ -1,15 +1,16 @@
-"""Whether Twilio's stream is there, and how long it may stay away.
+"""Whether Twilio's stream is connected, and how long a call waits for another one.
 
 PURE. The core asks this object and keeps no second record of the fact.
 """
 
 START_SECONDS = 10.0
-"""Longest wait for `start`. Twilio sends it right behind `connected`; a socket without
-it is no call."""
+"""Longest wait for `start`. Twilio sends `start` right after `connected`; a socket
+without `start` is not a call."""
 
 SILENT_SECONDS = 60.0
-"""A stream that sends nothing for so long is lost, though no `stop` came (error 31924).
-Twilio sends 50 frames a second; on lines that send none in silence, marks come back."""
+"""A stream that sends nothing for this long is lost, even if no `stop` came (error
+31924). Twilio sends 50 frames a second; lines that send no frames in silence still
+return marks."""
 
 ABSENT_SECONDS = 10.0
 """How long the call waits for a new stream after the old one broke. Twilio requests the
@@ -23,9 +24,10 @@ class StreamPresence:
 
     def __init__(self, now: float) -> None:
         self.last_message_at = now
-        """Written for every message, 50 times a second; therefore no method."""
+        """Written directly, without a method, because that happens 50 times a
+        second."""
         self.lost_at: float | None = None
-        """When the stream broke; None: it is there."""
+        """When the stream broke; None: it is connected."""
 
     @property
     def is_lost(self) -> bool:

@@ -9,15 +9,16 @@ from collections.abc import Iterable
 from bridge.audio.g711 import BYTES_PER_MS
 
 MIN_CHAR_BYTES = 45 * BYTES_PER_MS
-"""Audio of one character in quick speech; a last word with less is not whole."""
+"""Least audio of one character, in quick speech. If the last text has less, its last
+word is incomplete."""
 
 
 MAX_PIECE_CHARS = 4096
-"""Deltas without audio between them are joined to one piece up to this length: endless
-text would be copied again and again."""
+"""Deltas without audio between them are joined into one piece, up to this length: each
+delta copies the whole piece."""
 
 PIECE_CHARS = 64
-"""A piece takes as much memory as so many characters."""
+"""Memory of a piece without its text, as a number of characters."""
 
 
 def size_of(text: str) -> int:
@@ -56,8 +57,8 @@ class ItemTranscript:
         return list(self._pieces)
 
     def end_at(self, received_bytes: int) -> None:
-        """No more audio will arrive: drops text that ran ahead of it, for it was never
-        spoken, and a last word of which only the beginning arrived."""
+        """No more audio will arrive: drops text whose audio never arrived, and a last
+        word whose audio is incomplete."""
         while len(self._pieces) > 1 and self._pieces[-1][0] >= received_bytes:
             self._pieces.pop()
         if not self._pieces:
@@ -72,12 +73,12 @@ class ItemTranscript:
     def heard(self, heard_bytes: int, received_bytes: int) -> str:
         """The text whose audio lies before `heard_bytes`, cut between two words.
 
-        If the audio of a delta was heard in part, so is its text, in proportion.
+        If the audio of a delta was heard in part, the same share of its text counts.
         """
         if heard_bytes >= received_bytes:
             return self.all
-        # Audio before the first text belongs to it: some servers send all text behind
-        # the audio.
+        # Audio before the first text belongs to that text: some servers send all text
+        # after the audio.
         starts = [0, *(at for at, _ in self._pieces[1:]), received_bytes]
         heard = ""
         for (_, text), start, end in zip(

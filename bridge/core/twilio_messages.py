@@ -15,10 +15,10 @@ from bridge.core.limits import MAX_ID_CHARS
 
 MAX_MESSAGE_CHARS = 64 * 1024
 """A frame has under 400 characters, a `start` with many parameters a few kB (name and
-value of each are under 500): a larger message is not Twilio's."""
+value of each are under 500): a larger message is not from Twilio."""
 
 TOO_LARGE, TOO_MANY = "message too large", "too many messages"
-"""Reasons of a ProtocolError that the server raises, too."""
+"""Reasons of a ProtocolError; http/server.py raises them, too."""
 
 
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -95,14 +95,14 @@ class MarkDetails(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True, tag_field="event", tag="mark", rename="camel"):
-    """A mark of ours came back: what was sent before it was played, or cleared."""
+    """A mark came back: the audio in front of it was played, or cleared."""
 
     stream_sid: str
     mark: MarkDetails
 
 
 class Stop(msgspec.Struct, frozen=True, tag_field="event", tag="stop", rename="camel"):
-    """The stream or the call has ended. Not guaranteed to come."""
+    """The stream or the call has ended. This message may never come."""
 
     stream_sid: str = ""
 
@@ -115,7 +115,7 @@ class _MessageHead(msgspec.Struct):
 
 
 # strict=False: sequenceNumber, chunk and timestamp are strings in Twilio's examples and
-# numbers in its prose ("Media message"); both are taken.
+# numbers in its prose ("Media message"); both are accepted.
 _decode_media: Callable[[str], Media] = msgspec.json.Decoder(Media, strict=False).decode
 _decode_head: Callable[[str], _MessageHead] = msgspec.json.Decoder(_MessageHead).decode
 _DECODE: dict[object, Callable[[str], Any]] = {
@@ -134,7 +134,7 @@ def decode(text: str) -> Inbound:
     except UNREADABLE:
         return _decode_other(text)
     if not g711.is_payload(message.media.payload):
-        # The model would answer with an error of its own.
+        # Checked here, because the model would answer with an error.
         raise ProtocolError("media payload is not base64")
     return message
 
@@ -173,7 +173,7 @@ class OutboundMessages:
         return f'{self._media}{payload}"}}}}'
 
     def mark(self, name: str) -> str:
-        """`name` is one of ours (letters and digits): it is inserted unchecked."""
+        """`name` must be letters and digits: it is inserted unchecked."""
         return f'{self._mark}{name}"}}}}'
 
     def clear(self) -> str:

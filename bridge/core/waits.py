@@ -5,20 +5,21 @@ from dataclasses import dataclass
 from bridge.core.commands import WaitDone
 
 HEARD_SECONDS = 3.0
-"""Audio that should have been played so long ago counts as heard, without its mark."""
+"""Audio that should have been played this long ago counts as heard, even if its mark
+has not come back."""
 
 ANSWER_SECONDS = 20.0
 """Longest wait for a response without progress before a call may end."""
 
 
 MAX_WAITS = 256
-"""Waits at a time. A tool may wait, and a model calls no more tools at once."""
+"""Most waits at a time. Each tool may wait, and no model calls more tools at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """`then`: (by, why) with which the call ends when all was heard. `since`:
-    seconds."""
+    """One wait, begun at `since` (seconds). `then`: (by, why) of the `End` that follows
+    when the caller has heard everything."""
 
     number: int
     since: float
@@ -36,7 +37,7 @@ class Outstanding:
     unanswered: bool
     """The caller has spoken, and the server has not created its response yet."""
     queued: bool
-    """Twilio has audio that is not known to be played."""
+    """Twilio may still have audio to play."""
     queue_ends: float
     """When that audio should have been played."""
     progress: float
@@ -66,13 +67,14 @@ class Waits:
         return True
 
     @property
-    def to_leave(self) -> bool:
-        """A wait will end the call once all was heard."""
+    def will_end_call(self) -> bool:
+        """A wait will end the call once the caller has heard everything."""
         return any(it.then is not None for it in self._waits)
 
     def stop(self, *, tones: bool = False) -> list[WaitDone]:
-        """The agent was interrupted, and with `tones` the bridge's own audio was
-        cleared, too: ends the waits concerned, as not heard."""
+        """The agent was interrupted: ends the stoppable waits as not heard. `tones`:
+        the bridge's own audio was cleared, too, so the waits for that audio end as
+        well."""
         stopped = [it for it in self._waits if it.stoppable or (tones and not it.then)]
         self._waits = [it for it in self._waits if it not in stopped]
         return [WaitDone(wait.number, False) for wait in stopped]
@@ -87,30 +89,31 @@ class Waits:
         return [WaitDone(wait.number, None) for wait in ended]
 
     def over(self, outstanding: Outstanding, now: float) -> list[Wait]:
-        """Removes and returns the waits that end now: all was heard, or should have
-        been long ago."""
+        """Removes and returns the waits that end now: the caller has heard everything,
+        or should have heard it long ago."""
         over = [
             it
             for it in self._waits
-            if (outstanding.nothing and not _answer_comes(it, outstanding))
+            if (outstanding.nothing and not _awaits_response(it, outstanding))
             or now >= _gives_up_at(it, outstanding)
         ]
         self._waits = [it for it in self._waits if it not in over]
         return over
 
     def due_at(self, outstanding: Outstanding) -> float | None:
-        """When the first wait has lasted long enough."""
+        """When the next wait is given up, whether or not the caller has heard
+        everything."""
         return min(
             (_gives_up_at(wait, outstanding) for wait in self._waits), default=None
         )
 
 
 def _gives_up_at(wait: Wait, outstanding: Outstanding) -> float:
-    if outstanding.generating or _answer_comes(wait, outstanding):
+    if outstanding.generating or _awaits_response(wait, outstanding):
         return max(wait.since, outstanding.progress) + ANSWER_SECONDS
     return max(wait.since, outstanding.queue_ends) + HEARD_SECONDS
 
 
-def _answer_comes(wait: Wait, outstanding: Outstanding) -> bool:
-    """A call does not end between what the caller said and the response to it."""
+def _awaits_response(wait: Wait, outstanding: Outstanding) -> bool:
+    """A wait that ends the call lasts until the caller's last turn has its response."""
     return outstanding.unanswered and wait.then is not None

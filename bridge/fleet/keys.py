@@ -26,7 +26,7 @@ bridge:words           channel -         100      messages for running calls; `p
                                                   and takeovers
 
 Strings, but for counters, begin with 17 bytes: the time of writing, and whether there
-is a value (written.py). For one primary, not for Redis Cluster: a script touches
+is a value (written_values.py). For one primary, not for Redis Cluster: a script touches
 several keys.
 
 The key layout - names, types, the 17 bytes, what scripts expect of a key - is a part of

@@ -33,8 +33,8 @@ from bridge.fleet import (
     keys,
 )
 from bridge.fleet.memory import NEXT_STEP_SECONDS, Members
-from bridge.fleet.place import redis_place
-from bridge.fleet.written import (
+from bridge.fleet.redis_address import redis_address
+from bridge.fleet.written_values import (
     Counts,
     StoredValue,
     WrittenValues,
@@ -124,7 +124,7 @@ async def redis_registry(
     ended without leaving, on one of the other instances.
     """
     timing = timing or Timing()
-    client, place = _client(url, timing.limit), redis_place(url)
+    client, place = _client(url, timing.limit), redis_address(url)
     registry = RedisRegistry(client, place, load, on_up, on_lost, timing)
     async with asyncio.TaskGroup() as tasks:
         running = [

@@ -1,4 +1,4 @@
-"""Limits for TCP connections that are not calls: how many there may be, and how long.
+"""Limits for TCP connections that are not calls: their number, and how long each lasts.
 
 aiohttp limits neither the time of a request's head nor the number of connections. The
 guard therefore accepts each connection itself, reads the head within limits, and only
@@ -29,7 +29,7 @@ BACKLOG = 256
 accepted at once. A SYN that finds the queue full is sent again after a second."""
 
 GRACE_SECONDS = 0.05
-"""For so long, up to twice as many connections as the limit allows may be open."""
+"""For this time, up to twice as many connections as the limit allows may be open."""
 
 NAME = "bridge"
 """Value of the `Server` header; aiohttp's own lists the versions of its parts."""
@@ -252,8 +252,8 @@ class _Connections:
         return list(self._without_head)
 
     def oldest(self) -> "GuardedConnection":
-        """The oldest of the larger kind. A crowd of silent connections thus cannot push
-        out requests that are being answered, nor a crowd of slow bodies new
+        """The oldest of the larger kind. Thus many silent connections cannot push out
+        requests that are being answered, and many slow bodies cannot push out new
         connections."""
         larger = max(self._without_head, self._with_head, key=len)
         return next(iter(larger))
@@ -313,8 +313,8 @@ class GuardedConnection(asyncio.BaseProtocol):
             self._handler = None
 
     def eof_received(self) -> None:
-        """Returns None, so that the transport closes: the client reads no answer
-        either."""
+        """Returns None, so that the transport closes: a client that has closed its side
+        does not read the answer."""
         if self._handler:
             self._handler.eof_received()
 
@@ -452,7 +452,7 @@ class RequestHandler(web.RequestHandler):
         elif isinstance(exc, BadHttpMessage):
             response = web.Response(status=HTTPStatus.BAD_REQUEST)
         elif isinstance(exc, ConnectionError) and self._is_closing():
-            # The client closed before it got the answer. Nobody will read this one.
+            # The client closed before it got the answer, so nobody reads this response.
             response = web.Response(status=HTTPStatus.BAD_REQUEST)
         else:
             response = super().handle_error(request, status, exc, message)

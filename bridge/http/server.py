@@ -45,12 +45,13 @@ from bridge.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 PING_SECONDS = 20.0
-"""A phone that vanishes without closing is noticed after one and a half intervals.
-Twilio answers pings (uvicorn's defaults ping as often, and that works)."""
+"""Interval of pings. A phone that vanishes without closing is noticed after one and a
+half intervals. Twilio answers pings (uvicorn's defaults ping as often, and that
+works)."""
 
 PINGS_PER_SECOND = 10.0
 """Limit of a phone's pings and pongs per second, averaged over ten seconds. No phone
-needs as many."""
+needs that many."""
 
 CLOSE_SECONDS = 1.0
 """Time for Twilio to answer a WebSocket close."""
@@ -223,11 +224,12 @@ class Server:
         log.info("closed")
 
     async def _hand_over(self) -> None:
-        """Calls leave in a quiet moment, and another instance resumes them.
+        """Hands over the calls, each in a quiet moment, so that another instance
+        resumes them.
 
-        Where no other instance takes calls, `docker compose up` may be at work: it
-        stops all old instances before it starts the new ones. Calls are then handed
-        over to an instance that starts later (see Webhooks._resume_call). A call with a
+        If no other instance takes calls, `docker compose up` may be running: it stops
+        all old instances before it starts the new ones. Calls are then handed over to
+        an instance that starts later (see Webhooks._resume_call). A call with a
         fallback number is not: Twilio dials that number.
         """
         registry = self._services.registry
@@ -253,7 +255,7 @@ class Server:
     async def _wait_for_last_call(self) -> None:
         """Returns when neither a stream nor a SIP call is left."""
         await self._no_calls.wait()
-        while self._services.capacity.others():  # noqa: ASYNC110 - nobody tells of the last
+        while self._services.capacity.others():  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(POLL_SECONDS)
 
     @property
@@ -424,7 +426,7 @@ class Server:
             log.exception("fleet_message_failed", call_sid=call_sid)
 
     async def _openai_webhook(self, request: web.Request) -> web.Response:
-        """An incoming SIP call: OpenAI has its audio, the bridge its agent."""
+        """An incoming SIP call: OpenAI carries its audio, the bridge runs its agent."""
         if self._services.sip is None:
             raise web.HTTPNotFound(text="SIP calls are not set up on this bridge")
         body = await read_body(request.read(), self._services)

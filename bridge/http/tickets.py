@@ -25,7 +25,7 @@ TICKET_SECONDS = 60.0
 between the clocks of the instances."""
 
 MAC_BYTES = 18
-"""Of the digest's 32 bytes: too many to guess, few enough for a URL."""
+"""Bytes of the digest (of 32) in a ticket: too many to guess, few enough for a URL."""
 
 MAX_TICKET_CHARS = 200
 
@@ -50,8 +50,9 @@ class Ticket:
 
 class Tickets:
     """`keys`: secrets that all instances have. A ticket is signed with each of them,
-    and valid if any signature is. While the auth token is rotated, every instance thus
-    accepts it, whichever of the two tokens it knows. `now`: seconds since the epoch."""
+    and valid if one signature is valid. While the auth token is rotated, every instance
+    thus accepts it, whichever of the two tokens it knows. `now`: seconds since the
+    epoch."""
 
     def __init__(
         self,

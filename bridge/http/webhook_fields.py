@@ -1,8 +1,8 @@
 """The fields of a webhook: how a body is read, which fields are logged, and which go on
 to the stream as parameters.
 
-Answers nothing. A field that is not in LOGGED is never in the log: webhooks contain
-numbers and names of people.
+Does not answer requests. A field that is not in LOGGED is never in the log: webhooks
+contain numbers and names of people.
 """
 
 import asyncio
@@ -27,7 +27,8 @@ FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
 
 MAX_FIELDS = 500
-"""Twilio's webhooks have about forty fields. Checking a signature sorts them all."""
+"""Most fields of a body. Twilio's webhooks have about forty, and checking a signature
+sorts all fields."""
 
 MAX_PARAMETER_CHARS = 400
 """Name and value of a <Parameter> must be under 500 characters together."""
@@ -134,8 +135,8 @@ def from_and_to(webhook: Webhook) -> dict[str, str]:
 
 
 def parameter(webhook: Webhook, name: str) -> str:
-    """The value, if it is fit for a <Parameter>, else "". A call from a SIP address
-    that does not fit is accepted all the same."""
+    """The value, if it is fit for a <Parameter>, else "". A call whose SIP address does
+    not fit is still accepted."""
     value = webhook.text(name)
     if len(value) > MAX_PARAMETER_CHARS or not value.isprintable():
         log.warning("parameter_omitted", name=name)

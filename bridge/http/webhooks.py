@@ -59,8 +59,8 @@ MAX_REFUSALS = 2
 instances' free capacity is some seconds old, so a retry may succeed."""
 
 RESUMED_SECONDS = 120.0
-"""Resumes and refusals are counted until none has happened for so long: a stream that
-lasts as long is good."""
+"""The counts of resumes and refusals start again after this time without a new one: a
+stream that lasts this long is healthy."""
 
 RESTART_SECONDS = 30
 """The pause that a caller waits at Twilio while all instances are recreated: up to 9 s
@@ -192,7 +192,8 @@ class Webhooks:
         order = await self._outbound_order(webhook)
         if order is None and "order" in webhook.query:
             # The order has expired, or is from before a restart. The person who
-            # answered is no caller, and the purpose of the call is not known any more.
+            # answered is not a caller, and the purpose of the call is not known any
+            # more.
             log.warning("outbound_order_unknown", call_sid=call_sid)
             return _twiml(twiml.hang_up())
         if order is not None:
@@ -207,7 +208,7 @@ class Webhooks:
             log.warning("call_rejected", call_sid=call_sid, limit=limit)
             return _twiml(twiml.reject())
         # Any instance's free capacity counts, not only this one's: the balancer sends
-        # the stream to an instance that has some.
+        # the stream to an instance that has free capacity.
         if not await self._registry.room():
             outbound = order is not None
             return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
@@ -225,7 +226,7 @@ class Webhooks:
         refusal."""
         call_sid = webhook.call_sid
         self._services.metrics.hit("calls")
-        document = twiml.hang_up()  # callees hear no refusal
+        document = twiml.hang_up()  # the person called hears no refusal
         if not outbound:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
             if held := await self._hold(webhook, route, "/voice", WAITING):
@@ -241,8 +242,8 @@ class Webhooks:
     ) -> str | None:
         """One turn in the queue, after which Twilio requests `path` again; None if
         there is no queue. `name`: the query parameter that holds the place."""
-        here, call_sid = self._services.capacity, webhook.call_sid
-        if here.draining and not await self._other_instance_has_calls():
+        capacity, call_sid = self._services.capacity, webhook.call_sid
+        if capacity.draining and not await self._other_instance_has_calls():
             return None  # no instance would be left to answer
         place = _queue_place(webhook, name)
 
@@ -254,7 +255,7 @@ class Webhooks:
 
         document = self._overflow.hold(route, place, time.time(), next_url)
         if document and place is None:
-            log.info("call_queued", call_sid=call_sid, why=here.state)
+            log.info("call_queued", call_sid=call_sid, why=capacity.state)
         return document
 
     async def _may_wait_for_restart(self, call_sid: str) -> bool:
@@ -293,8 +294,8 @@ class Webhooks:
         return await self._outbound.order(order_id)
 
     def _first_stream(self, webhook: Webhook, parameters: Mapping[str, str]) -> str:
-        """If no instance takes the stream after all, the caller keeps the place in the
-        queue."""
+        """TwiML for the first stream. The caller keeps the place in the queue, in case
+        no instance takes the stream."""
         place = _queue_place(webhook, WAITING)
         query = "" if place is None else f"?{WAITING}={place}"
         return self._stream_document(webhook, parameters, query)
@@ -331,8 +332,8 @@ class Webhooks:
         if step is None or step.then is Then.RESUME:
             stored = await self._registry.get(f"snapshot:{call_sid}")
             if step is None and stored is not None:
-                # No other record exists of when the stream ended, and what the caller
-                # heard depends on that time.
+                # The time at which the stream ended is stored nowhere else, and what
+                # the caller heard depends on it.
                 ended, name = str(time.time()).encode(), f"stream_ended:{call_sid}"
                 await self._registry.put(name, ended, ENDED_SECONDS)
             parameters = {**from_and_to(webhook), **self._parameters(call_sid, stored)}
@@ -357,13 +358,14 @@ class Webhooks:
         hears the apology.
 
         `moved`: the call is not on this instance any more, so it needs free capacity. A
-        call that still is here has its place.
+        call that is still here needs no more capacity.
         """
         call_sid = webhook.call_sid
         route = self._services.route_of(CallFacts.of(call_sid, parameters))
-        step = self._plan_b(route)
+        step = self._fallback_step(route)
         if moved and not await self._registry.room():
-            # Before the queue: if all instances stop, none is there when the turn ends.
+            # Checked before the queue: if all instances stop, none can answer when the
+            # turn in the queue ends.
             if not step.number and await self._may_wait_for_restart(call_sid):
                 return _twiml(self._restart_document(webhook, route))
             back = "/voice/next"
@@ -396,7 +398,7 @@ class Webhooks:
             return _twiml(self._first_stream(webhook, parameters))
         if free:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
-            return self._respond(webhook, self._plan_b(route), parameters)
+            return self._respond(webhook, self._fallback_step(route), parameters)
         return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
 
     def _respond(
@@ -408,7 +410,7 @@ class Webhooks:
         log.info("next_step_sent", call_sid=webhook.call_sid, step=step.then.value)
         return _twiml(self._next_document(webhook, step, parameters))
 
-    def _plan_b(self, route: Route) -> NextStep:
+    def _fallback_step(self, route: Route) -> NextStep:
         number = route.fallback or self._services.fallback_number
         language, text = route.language or "", route.sorry or ""
         return NextStep(Then.SORRY, number, language=language, text=text)
@@ -449,7 +451,7 @@ class Webhooks:
 
     async def _after_transfer(self, webhook: Webhook, dialled: str) -> web.Response:
         """A transfer has ended. If the other phone did not answer, the caller returns
-        to the agent, who is told about it."""
+        to the agent, and the agent gets a message about it."""
         call_sid, registry = webhook.call_sid, self._registry
         log.info("transfer_ended", **webhook.log_fields("transfer_ended"))
         stored = await registry.get(f"snapshot:{call_sid}")

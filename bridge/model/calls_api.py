@@ -13,14 +13,15 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, NotFoundErro
 
 REQUEST_SECONDS = 5.0
 RETRIES = 2
-"""Made by the `openai` package: after connection errors, 408, 409, 429 and 5xx."""
+"""Retries that the `openai` package makes: after connection errors, 408, 409, 429
+and 5xx."""
 
 LIMIT_SECONDS = 12.0
 """Limit of a request with all its retries. The caller hears ringing meanwhile."""
 
 
 class CallGone(Exception):
-    """The API does not know the call (any more): the caller has hung up."""
+    """The API answered 404 for the call: the caller has hung up."""
 
 
 class CallsApiError(Exception):
@@ -32,7 +33,7 @@ class CallsApiError(Exception):
 
 
 class CallsApi:
-    """Each request raises CallGone or CallsApiError if it is not carried out."""
+    """Each request raises CallGone or CallsApiError if it fails."""
 
     def __init__(self, api_key: str, base_url: str) -> None:
         self._client = AsyncOpenAI(
@@ -44,7 +45,8 @@ class CallsApi:
         self._calls = self._client.realtime.calls
 
     async def accept(self, call_id: str, session: Mapping[str, Any]) -> None:
-        # As a body, not as arguments: the package rejects fields it has no types for.
+        # In the body, because the package's arguments reject fields that it has no
+        # types for.
         await _within(
             self._calls.accept(call_id, type="realtime", extra_body=dict(session))
         )

@@ -1,8 +1,8 @@
-"""Tools of hosted MCP servers, which the model's server calls and the SDK rejects.
+"""Tools of hosted MCP servers: the model's server calls them, the SDK rejects them.
 
 `HostedMCPTool`s are removed from the settings before the SDK sees them and added to
-every session.update again. The server's events about them are followed here. This
-module runs no tool and holds no connection.
+every session.update again. This module follows the server's events about these tools.
+It runs no tool and holds no connection.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ WORK_SECONDS = 60.0
 """Longest time the call counts a tool as running without news from the server."""
 
 FAILED = "This could not be approved, so it was not done."
-"""Told to the model when an `on_approval_request` raised or timed out."""
+"""The reason sent to the model when an `on_approval_request` raised or timed out."""
 
 UNKNOWN = (
     "The connection was lost meanwhile: whether it was done is not known, nor its "
@@ -44,29 +44,31 @@ NOT_DONE = (
     "The connection was lost before anybody approved it, so it was not done. Call it "
     "again if it is still wanted."
 )
-"""Told to the next session about a tool call of the lost one, if it was running or
-waited for approval."""
+"""UNKNOWN and NOT_DONE are sent to the next session about a tool call of the lost
+session: UNKNOWN if the call was running, NOT_DONE if it waited for approval."""
 
 MAX_CALLED = 16
-"""Tool calls of the lost session that the next session is told about."""
+"""Limit of the tool calls of a lost session that the next session is told about."""
 
 MAX_CHARS = 2000
-"""Characters of a tool call's arguments, and of its result, that it is told."""
+"""Limit of a tool call's arguments, and of its result, in the text for the next
+session."""
 
 MAX_AT_WORK = 64
-"""Tools that run, and approvals that wait, at a time. A model has a few of them."""
+"""Limit of tools that run at a time, and of approvals that wait at a time. A model has
+a few of each."""
 
 MAX_ITEMS = 10_000
-"""Items of one session, as some state is kept for each. Events about further items are
-ignored. An hour has a few hundred items."""
+"""Limit of items in one session, because some state is kept for each item. Events about
+further items are ignored. An hour has a few hundred items."""
 
 MAX_SERVERS = 64
-"""MCP servers whose tool lists are kept, over all agents of a call."""
+"""Limit of MCP servers whose tool lists are kept, over all agents of a call."""
 
 MAX_LISTING_CHARS = 1024 * 1024
-"""Size of one server's tool list; long lists reach a fifth of this."""
+"""Limit of the event with a server's tool list; long lists reach a fifth of this."""
 
-TOO_MANY = "Too much waits to be approved already, so it was not done."
+TOO_MANY = "Too many tool calls wait for approval already, so it was not done."
 
 Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
 
@@ -115,8 +117,8 @@ class _Called:
     @property
     def summary(self) -> str:
         """A text about this call, for the next session."""
-        of, given = json.dumps(self.server), self.arguments[:MAX_CHARS] or "{}"
-        call = f"Earlier in this call you called the tool {self.tool} of {of}"
+        server, given = json.dumps(self.server), self.arguments[:MAX_CHARS] or "{}"
+        call = f"Earlier in this call you called the tool {self.tool} of {server}"
         return f"{call} with {given}. {self.outcome}"
 
 
@@ -201,12 +203,12 @@ class HostedMcp:
         # id of an unfinished call or approval request -> response id
         self._response_of: dict[str, str] = {}
         self._open_responses: set[str] = set()  # responses with such items, not done
-        self._done_responses: set[str] = set()  # those that are done
-        self._answer_after: set[str] = set()  # open responses that need another one
+        self._done_responses: set[str] = set()  # such responses that are done
+        self._answer_after: set[str] = set()  # open responses; a new one follows
         self._finished: set[str] = set()  # calls, and rejected approval requests
         self._reported: set[str] = set()  # calls and approval requests
         self._rejected: set[str] = set()  # approval requests
-        self._items: set[str] = set()  # all items of which an event came
+        self._items: set[str] = set()  # all items that an event named
         self._full = False
         self._warned: set[str] = set()
 
@@ -232,7 +234,7 @@ class HostedMcp:
     def put_into(self, session: dict[str, Any]) -> None:
         """Adds the hosted tools to the `session` of a session.update that sets tools.
 
-        A server whose label it contains already is left unchanged.
+        A server label that `session` already contains is not added.
         """
         tools = session.get("tools")
         if tools is None:
@@ -247,9 +249,9 @@ class HostedMcp:
     def session_lost(self) -> None:
         """The model session was lost or replaced.
 
-        Running tools and approvals of the old session are given up. The new session is
-        told about its tool calls, and a response is requested if the caller was waiting
-        for one of them.
+        Running tools and approvals of the old session are dropped. The new session is
+        told about the tool calls of the old one, and a response is requested if the
+        caller was waiting for one of them.
         """
         caller_waits = bool(self._at_work or self._waiting or self._answer_after)
         for item_id in list(self._at_work):

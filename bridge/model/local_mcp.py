@@ -1,7 +1,7 @@
-"""Local MCP servers of the agents: connects them before a call needs them, closes them.
+"""Local MCP servers of the agents: connects them before a call needs them.
 
-The SDK expects `RealtimeAgent.mcp_servers` to be connected already. This module calls
-no tool: the SDK does.
+The SDK expects `RealtimeAgent.mcp_servers` to be connected already. This module also
+closes the servers. It calls no tool: the SDK does.
 """
 
 import asyncio
@@ -22,7 +22,8 @@ CONNECT_SECONDS = 10.0
 """Time to connect; a server that is a program has to start first."""
 
 CHECK_SECONDS = 3.0
-"""Time for the health check. A slower server is reconnected: the caller waits."""
+"""Time for the health check, in which the caller waits. A slower server is
+reconnected."""
 
 CLEANUP_SECONDS = 5.0
 """Time to clean up. mcp's stdio client kills a program that does not exit in 2 s."""
@@ -216,8 +217,8 @@ class _Connection:
             await self._closing.wait()
         finally:
             if not connected.done():
-                # Not cancelled by the waiting call, but by the server's own code (anyio
-                # does so when a transport breaks) or because the process ends.
+                # The waiting call did not cancel this task. The server's own code did
+                # (as anyio does when a transport breaks), or the process ends.
                 connected.set_exception(ConnectionAbortedError())
             if error := await _try(self.server.cleanup, CLEANUP_SECONDS):
                 log.warning(
@@ -247,7 +248,7 @@ class _Connection:
 async def _try(
     action: Callable[[], Awaitable[Any]], seconds: float
 ) -> Exception | None:
-    """Returns the action's error instead of raising it; TimeoutError if it is late."""
+    """Returns the action's error, a TimeoutError after `seconds`; raises nothing."""
     try:
         async with asyncio.timeout(seconds):
             await action()
@@ -258,7 +259,7 @@ async def _try(
 
 
 async def _ready(connections: list[_Connection]) -> None:
-    """Waits for all of them, then raises the first error as it is, not in a group."""
+    """Waits for all connections, then raises the first error, not in a group."""
 
     async def error_of(connection: _Connection) -> McpUnavailable | None:
         try:

@@ -30,12 +30,12 @@ from bridge.model.results import BackgroundResult
 from bridge.model.wire import Wire
 
 MAX_OUTPUT_CHARS = 100_000
-"""Limit of a tool's result. No caller is read more; the server echoes the result, and
-a WebSocket message has at most 8 MB."""
+"""Limit of a tool's result. No agent reads out more than this. The server echoes the
+result, and a WebSocket message has at most 8 MB."""
 
 CUT_OUTPUT = "\n(The result was longer than this and has been cut off.)"
 
-UNTAKEN = "event that the SDK cannot take"
+REJECTED_BY_SDK = "event that the SDK cannot take"
 
 OpenWire = Callable[[str, dict[str, str]], Awaitable[Wire]]
 """(url, headers) -> a Wire to that url; it need not be connected yet."""
@@ -82,23 +82,25 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         return cast(ClientConnection, await self._wire(url, headers))
 
     async def _handle_ws_event(self, event: dict[str, Any]) -> None:
-        """As the SDK's, but a malformed event is skipped, not fatal to the session."""
+        """Like the SDK's method, but skips a malformed event, which would end the
+        session."""
         try:
             await super()._handle_ws_event(event)
         except (AttributeError, LookupError, TypeError, ValidationError):
-            # The SDK validates only some events; others fail where it reads a field.
-            self._misread(UNTAKEN)
+            # The SDK validates only some events. Malformed ones of the others raise
+            # where the SDK reads a field.
+            self._misread(REJECTED_BY_SDK)
 
     async def _emit_event(self, event: RealtimeModelEvent) -> None:
         if isinstance(event, RealtimeModelErrorEvent) and isinstance(
             event.error, ValidationError
         ):
-            self._misread(UNTAKEN)
+            self._misread(REJECTED_BY_SDK)
         await super()._emit_event(event)
 
     async def send_event(self, event: RealtimeModelSendEvent) -> None:
-        """As the SDK's, but an interruption also clears the audio queued at Twilio, and
-        a tool decides whether its result gets a response.
+        """Like the SDK's method, but an interruption also clears the audio queued at
+        Twilio, and a tool decides whether its result gets a response.
 
         The SDK's own interruption would truncate at the position it believes was
         played, but no audio passes through the SDK.
@@ -121,7 +123,8 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         elif event.cancel_response_only:
             await self._cancel_response(response_id=event.response_id)
         else:
-            # A guardrail's interruption names the response, one by user code does not.
+            # An interruption by a guardrail names the response; by user code it does
+            # not.
             by = "application" if event.response_id is None else "guardrail"
             self._interrupt(by, event.response_id)
 

@@ -21,29 +21,32 @@ from agents.tool import FunctionTool
 
 from bridge.agent import user_code
 from bridge.core.limits import MAX_ID_CHARS
-from bridge.model.wire import whole
+from bridge.model.wire import without_lone_surrogates
 
 log = structlog.get_logger()
 
 MAX_HISTORY = 400
-"""Items in the SDK's history, which the SDK copies for every transcript delta."""
+"""Limit of items in the SDK's history. The SDK copies the history for every transcript
+delta."""
 
 MAX_HISTORY_CHARS = 16_000_000
-"""Characters in the SDK's history: an item has no limit and may hold an image."""
+"""Limit of characters in the SDK's history. One item has no limit of its own and may
+hold an image."""
 
-MAX_WORDS = 500_000
-"""Transcript characters of one turn, with WORD_CHARS added for each delta: for every
+MAX_TRANSCRIPT_CHARS = 500_000
+"""Limit of the transcript of one turn, with DELTA_CHARS added for each delta: for every
 delta the SDK copies the item's whole transcript. Ten minutes of fast speech reach a
 fifth of this."""
 
-WORD_CHARS = 64
-"""Cost of one transcript delta, in characters (MAX_WORDS)."""
+DELTA_CHARS = 64
+"""Cost of one transcript delta, in characters (MAX_TRANSCRIPT_CHARS)."""
 
 MAX_TOOLS = 64
-"""Tool calls that run or wait for approval at a time. A model makes a few at once."""
+"""Limit of tool calls that run or wait for approval at a time. A model makes a few at
+once."""
 
 MAX_CALLED = 10_000
-"""Tool calls in one phone call: the SDK keeps some state for each."""
+"""Limit of tool calls in one phone call: the SDK keeps some state for each."""
 
 TOO_MANY = "Too many tools are at work. Wait for their results before you call another."
 
@@ -65,7 +68,7 @@ class ToolWatch(Protocol):
         """The model reached a limit, which is one of bridge.core.limits.HITS."""
 
     def model_stuck(self, why: str) -> None:
-        """The model makes the call unusable: the call ends."""
+        """The call cannot go on because of the model: the call ends."""
 
 
 class PhoneSession(RealtimeSession):
@@ -87,8 +90,8 @@ class PhoneSession(RealtimeSession):
         self._watch = watch
         self._heard: dict[str, dict[int, str]] = {}
         """Item id -> content index -> heard text, for interrupted items."""
-        self._words = 0
-        """Transcript size of this turn, as counted for MAX_WORDS."""
+        self._transcript_chars = 0
+        """Size of this turn's transcript, as counted for MAX_TRANSCRIPT_CHARS."""
         self._tools = 0
         """Tool calls that run now."""
         self._called = 0
@@ -102,12 +105,13 @@ class PhoneSession(RealtimeSession):
     async def on_event(self, event: RealtimeModelEvent) -> None:
         if event.type in ("transcript_delta", "output_text_delta"):
             if not self._item_transcripts:
-                self._words = 0
-            self._words += len(event.delta) + WORD_CHARS
-            if self._words > MAX_WORDS:
+                self._transcript_chars = 0
+            self._transcript_chars += len(event.delta) + DELTA_CHARS
+            if self._transcript_chars > MAX_TRANSCRIPT_CHARS:
                 return
         await super().on_event(event)
-        # The server may still send an interrupted item's transcript, even the whole.
+        # The server may still send the transcript of an interrupted item, even all
+        # of it.
         if event.type == "item_updated":
             self._apply_heard(event.item.item_id)
         elif event.type == "transcript_delta":
@@ -147,10 +151,10 @@ class PhoneSession(RealtimeSession):
     async def _handle_tool_call(
         self, event: RealtimeModelToolCallEvent, **more: Any
     ) -> None:
-        # A call that was approved was admitted before it waited for approval.
+        # `_admit` has checked an approved tool call before it waited for approval.
         if not more.get("from_pending_approval") and not await self._admit(event):
             return
-        event = replace(event, arguments=whole(event.arguments))
+        event = replace(event, arguments=without_lone_surrogates(event.arguments))
         self._tools += 1
         self._watch.tool_running(+1, event.call_id)
         try:
@@ -199,7 +203,7 @@ class PhoneSession(RealtimeSession):
         )
 
     def _seconds_for(self, name: str) -> float | None:
-        """Seconds a tool may take; None if the tool has a limit that the SDK keeps."""
+        """Seconds a tool may take; None: the SDK enforces the tool's own limit."""
         snapshot = self._current_dispatch_snapshot
         own = any(
             isinstance(tool, FunctionTool)

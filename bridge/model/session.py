@@ -42,9 +42,9 @@ CLOSE_SECONDS = 1.0
 
 PING_SECONDS = 3.0
 """Ping interval and timeout of the model connection. A model that vanishes without a
-close is detected after 1.5 to 2 of these; the caller hears nothing meanwhile."""
+close is detected after 1.5 to 2 times this; the caller hears nothing meanwhile."""
 
-PASSING_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
+TEMPORARY_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
 """HTTP statuses of a handshake that are temporary, so the handshake is retried."""
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
@@ -52,13 +52,13 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 already drops events above wire.MAX_EVENT_CHARS."""
 
 MAX_UNREAD_EVENTS = 4
-"""Events that are read ahead; one packet may bring a few more. A fast model then waits
-for TCP flow control and does not fill our memory."""
+"""Limit of events that are read ahead; one packet may bring a few more. Beyond it, TCP
+flow control makes a fast model wait, so that it cannot fill our memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTarget:
-    """Which model is connected to, and with which settings."""
+    """The model that a call connects to, with its settings."""
 
     url: str
     model: str
@@ -68,7 +68,7 @@ class ModelTarget:
     """HTTP headers of the handshake, including the credentials."""
     tracing: bool = False
     pcm: bool = False
-    """The model takes no mu-law: the wire transcodes to and from 24 kHz PCM."""
+    """The model accepts no mu-law: the wire transcodes to and from 24 kHz PCM."""
     connect: "Connect | None" = None
     """The user's own connector; None: a plain WebSocket."""
 
@@ -88,7 +88,7 @@ class ModelTarget:
 
     @property
     def settings(self) -> RealtimeSessionModelSettings:
-        """All settings, explicitly: some SDK defaults are deprecated, one is PCM."""
+        """All settings are explicit: some SDK defaults are deprecated, one is PCM."""
         transcription = self.transcription_model
         settings: RealtimeSessionModelSettings = {
             "model_name": self.name,
@@ -172,13 +172,13 @@ class AgentSession:
     async def run(self) -> None:
         """Opens the session and hands its events on until it is closed.
 
-        Lost model connections do not end it; the call redials. Exceptions of the user's
-        agent are passed on unchanged.
+        A lost model connection does not end the session: the call redials. Exceptions
+        of the user's agent are passed on unchanged.
         """
         plan, live = self._plan, self._live
         first, run_config = await agent_for(plan.source, live)
         agent = named(plan.agent_name, first) or first
-        # Not before: the agent's function may have added a listener.
+        # Emitted after `agent_for`: the agent's function may have added a listener.
         live.emit("call_started", resumed=plan.resumed)
         target, settings = self._settings(run_config)
         config: RealtimeModelConfig = {
@@ -262,7 +262,7 @@ class AgentSession:
 
     def dial(self, seconds: float, *, spare: bool) -> None:
         """Dials another connection to the model after `seconds` (Wire.dial)."""
-        assert self._wire is not None, "the first connection is dialled by itself"
+        assert self._wire is not None, "the wire dials its first connection itself"
         self._wire.dial(seconds, spare=spare)
 
     def switch(self) -> None:
@@ -319,7 +319,7 @@ async def dialled(
     except InvalidStatus as error:
         status, code = error.response.status_code, _code(error)
         why = f"HTTP {status} {code}" if code else f"HTTP {status}"
-        fatal = code in errors.FATAL_CODES or status not in PASSING_STATUSES
+        fatal = code in errors.FATAL_CODES or status not in TEMPORARY_STATUSES
         raise ModelRefused(why, fatal=fatal) from error
     except (InvalidURI, ssl.SSLCertVerificationError) as error:
         why = f"unreachable ({type(error).__name__})"

@@ -27,7 +27,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from bridge.model.names import DEPRECATED_MODELS, DEPRECATED_TRANSCRIPTION_MODELS
+from bridge.model.deprecated_models import (
+    DEPRECATED_MODELS,
+    DEPRECATED_TRANSCRIPTION_MODELS,
+)
 
 Path = tuple[str | int, ...]
 """Where a setting is, from the top of the settings: `("mcp", 0, "headers")`."""
@@ -36,17 +39,18 @@ _OFF = frozenset({"off", "no", "false", "none", "null"})
 
 
 def wrong(text: str, fix: str) -> PydanticCustomError:
-    # In the context, not in the template: a value may contain braces.
+    # The text is in the context, not in the template, because a value may contain
+    # braces.
     return PydanticCustomError("setting", "{text}: {fix}", {"text": text, "fix": fix})
 
 
 class SettingsMistakes(ValueError):
-    """The settings are invalid; has all mistakes, each with its path."""
+    """The settings are invalid. `mistakes` has all of them, each with its path."""
 
     def __init__(self, mistakes: Iterable[tuple[Path, str]]) -> None:
         self.mistakes = tuple(mistakes)
-        told = (f"{_dotted(path)} {text}" for path, text in self.mistakes)
-        super().__init__("\n".join(told))
+        lines = (f"{_dotted(path)} {text}" for path, text in self.mistakes)
+        super().__init__("\n".join(lines))
 
 
 class _SettingsPart(BaseModel):
@@ -113,9 +117,9 @@ def _language(code: str) -> str:
     return code.lower()
 
 
-_Word = Annotated[str, Field(min_length=1)]
+_Text = Annotated[str, Field(min_length=1)]
 _Language = Annotated[str, AfterValidator(_language)]
-_Words = tuple[_Word, ...]
+_Texts = tuple[_Text, ...]
 _Milliseconds = Annotated[int, Field(ge=0)]
 _Effort = Literal["minimal", "low", "medium", "high", "xhigh"]
 
@@ -126,15 +130,15 @@ class Transcription(_SettingsPart):
     """Transcription of the caller. Without a `model` it does not switch transcription
     on, and only sets its options."""
 
-    model: _Word | None = None
+    model: _Text | None = None
     language: _Language | None = None
     languages: tuple[_Language, ...] | None = None
     prompt: str | None = None
-    keywords: _Words | None = None
+    keywords: _Texts | None = None
     delay: _Effort | None = None
 
     def extends(self, lower: Self) -> bool:
-        """Not across models, as they take different options."""
+        """False for another model: models have different options."""
         return self.model in (None, lower.model) or lower.model is None
 
 
@@ -169,7 +173,7 @@ class NoiseReduction(_SettingsPart):
 
 
 class CustomVoice(_SettingsPart):
-    id: _Word
+    id: _Text
 
 
 # ------------------------------------------------------------------- tools and context
@@ -182,13 +186,13 @@ class _Choice(_SettingsPart):
 
 class FunctionChoice(_Choice):
     type: Literal["function"]
-    name: _Word
+    name: _Text
 
 
 class McpChoice(_Choice):
     type: Literal["mcp"]
-    server_label: _Word
-    name: _Word | None = None
+    server_label: _Text
+    name: _Text | None = None
 
 
 class TokenLimits(_SettingsPart):
@@ -206,14 +210,14 @@ class Reasoning(_SettingsPart):
 
 
 class Tracing(_SettingsPart):
-    workflow_name: _Word | None = None
-    group_id: _Word | None = None
+    workflow_name: _Text | None = None
+    group_id: _Text | None = None
     metadata: dict[str, JsonValue] | None = None
 
 
 class PromptTemplate(_SettingsPart):
-    id: _Word
-    version: _Word | None = None
+    id: _Text
+    version: _Text | None = None
     variables: dict[str, str] | None = None
 
     def extends(self, lower: Self) -> bool:
@@ -224,7 +228,7 @@ class ToolFilter(_SettingsPart):
     """Selects tools of an MCP server."""
 
     read_only: bool | None = None
-    tool_names: _Words | None = None
+    tool_names: _Texts | None = None
 
 
 class ApprovalFilter(_SettingsPart):
@@ -241,19 +245,19 @@ class McpServer(_SettingsPart):
     """
 
     type: Literal["mcp"] = "mcp"
-    server_label: _Word
-    server_url: _Word | None = Field(default=None, repr=False)
-    connector_id: _Word | None = None
-    tunnel_id: _Word | None = None
+    server_label: _Text
+    server_url: _Text | None = Field(default=None, repr=False)
+    connector_id: _Text | None = None
+    tunnel_id: _Text | None = None
     server_description: str | None = None
     allowed_tools: (
         Annotated[
-            Annotated[_Words, Tag("list")] | Annotated[ToolFilter, Tag("object")],
+            Annotated[_Texts, Tag("list")] | Annotated[ToolFilter, Tag("object")],
             _kinds("a list of names, or read_only and tool_names"),
         ]
         | None
     ) = None
-    authorization: _Word | None = Field(default=None, repr=False)
+    authorization: _Text | None = Field(default=None, repr=False)
     headers: dict[str, str] | None = Field(default=None, repr=False)
     require_approval: (
         Annotated[
@@ -305,7 +309,7 @@ def _different_labels(servers: tuple[McpServer, ...]) -> tuple[McpServer, ...]:
     return servers
 
 
-# Fields that `extra` may not set, with the place where each is set.
+# Fields that `extra` may not set -> error text that says where each is set.
 _FORMAT = "is set by the bridge, as a phone line is mu-law: leave it out"
 _AGENTS_OWN = "is set by the agent: write it there"
 _NOT_RAW: dict[Path, str] = {
@@ -321,7 +325,7 @@ _NOT_RAW: dict[Path, str] = {
 }
 
 
-def _at(value: object, path: Path) -> bool:
+def _has(value: object, path: Path) -> bool:
     for key in path:
         if not isinstance(value, Mapping) or key not in value:
             return False
@@ -330,7 +334,7 @@ def _at(value: object, path: Path) -> bool:
 
 
 def _raw(extra: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    found = [(path, text) for path, text in _NOT_RAW.items() if _at(extra, path)]
+    found = [(path, text) for path, text in _NOT_RAW.items() if _has(extra, path)]
     if not found:
         return extra
     keys = ", ".join(".".join(map(str, path)) for path, _ in found)
@@ -349,10 +353,10 @@ class SessionSettings(_SettingsPart):
         {"transcription", "turn_detection", "noise_reduction", "tracing"}
     )
 
-    model: _Word | None = None
+    model: _Text | None = None
     voice: (
         Annotated[
-            Annotated[_Word, Tag("word")] | Annotated[CustomVoice, Tag("object")],
+            Annotated[_Text, Tag("word")] | Annotated[CustomVoice, Tag("object")],
             _kinds("a name, or id: of a voice of your own"),
         ]
         | None
@@ -492,9 +496,9 @@ class SessionSettings(_SettingsPart):
         return [server.json_value() for server in self.mcp or ()]
 
     def run_config(self) -> RealtimeRunConfig:
-        """The set fields that belong into the SDK's run configuration.
+        """The set fields that belong to the SDK's run configuration.
 
-        Without tracing: that is switched off in the session's settings already.
+        Tracing is not among them: the session's settings switch it off already.
         """
         config: RealtimeRunConfig = {}
         if self.async_tool_calls is not None:

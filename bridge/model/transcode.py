@@ -22,7 +22,7 @@ PCM_FORMAT = {"type": "audio/pcm", "rate": 24000}
 """16 bit, little-endian, mono: the only PCM format of the Realtime API."""
 
 MAX_PARTS = 8
-"""Audio parts of responses that are open at a time; normally there is one."""
+"""Limit of audio parts of responses that are open at a time; normally there is one."""
 
 _SAMPLE_BYTES = 2
 _SIGN_BIT = 15
@@ -73,8 +73,8 @@ class AnswerTranscoder:
         return _encoded(self._down.feed(np.frombuffer(pcm[:whole], "<i2")))
 
     def flush(self) -> str:
-        """The last delayed audio. In total one byte for three samples: never more than
-        the model counts."""
+        """Returns the last delayed audio. All output together has one byte for three
+        samples of input: never more than the model counts."""
         self._odd = b""
         return _encoded(self._down.flush())
 
@@ -108,8 +108,8 @@ _decode_server = msgspec.json.Decoder(
     | _SessionCreated
 ).decode
 
-_CLIENT_MARKS = ('"input_audio_buffer.append"', '"session.update"', '"input_audio"')
-_SERVER_MARKS = (
+_CLIENT_TEXTS = ('"input_audio_buffer.append"', '"session.update"', '"input_audio"')
+_SERVER_TEXTS = (
     '"response.output_audio.d',  # delta, done
     '"response.done"',
     '"session.updated"',
@@ -136,17 +136,17 @@ class ModelAudio:
         self._parts: dict[tuple[str, int], _AudioPart] = {}
 
     def to_model(self, text: str) -> str:
-        """A client event in the form the PCM model takes.
+        """A client event in the form that a PCM model accepts.
 
         ValueError: the audio of an append is not base64. The caller's audio was checked
         before.
         """
-        if not any(mark in text for mark in _CLIENT_MARKS):
+        if not any(part in text for part in _CLIENT_TEXTS):
             return text
         try:
             event = _decode_client(text)
         except UNREADABLE:
-            return text  # another event that contains one of the marks
+            return text  # another event that contains one of the texts
         if isinstance(event, _SessionUpdate):
             return _with_formats(text, _requested_format)
         if isinstance(event, _ItemCreate):
@@ -158,7 +158,7 @@ class ModelAudio:
 
         An unreadable event passes unchanged: core/realtime_events.py reports it.
         """
-        if not any(mark in text for mark in _SERVER_MARKS):
+        if not any(part in text for part in _SERVER_TEXTS):
             return [text]
         try:
             return self._in_mulaw(text)

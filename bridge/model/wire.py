@@ -25,15 +25,16 @@ from bridge.core.limits import MessageRate
 from bridge.model.transcode import ModelAudio
 
 MAX_OUT = 2000
-"""Events queued for sending: 40 s of frames, twice the caller audio that is held."""
+"""Limit of events queued for sending: 40 s of frames, twice the caller audio that is
+held."""
 
 MAX_TO_SDK = 2000
-"""Events queued for the SDK. Ten responses are a few hundred: beyond this the SDK is
-stuck."""
+"""Limit of events queued for the SDK. Ten responses have a few hundred events; if more
+than this limit wait, the SDK is stuck."""
 
 MAX_WAITING_CHARS = 32 * 1024 * 1024
-"""Characters in the queue for sending, and in the queue for the SDK. A new session is
-sent at most 15 MB: history, tool results, a minute of caller audio."""
+"""Limit of characters in the queue for sending, and in the queue for the SDK. At most
+15 MB are sent to a new session: history, tool results, a minute of caller audio."""
 
 MAX_EVENT_CHARS = 2 * 1024 * 1024
 """Largest event that is decoded: decoding a larger one would delay all calls. An echoed
@@ -48,24 +49,24 @@ A model generates ten times faster than real time: 200 events and, as PCM, 1 MB 
 second. An answer of ten minutes sent at once has 6,000 events and 40 MB."""
 
 MAX_PARTS = 5000
-"""List elements in one event: the SDK blocks all calls for up to 30 us with each. A
-session with 128 tools has some hundreds."""
+"""Limit of list elements in one event: the SDK blocks all calls for up to
+30 us with each. A session with 128 tools has some hundreds."""
 
 PARTS_PER_EVENT = 10
-"""So many list elements count as one more event against EVENTS_PER_SECOND."""
+"""This many list elements count as one more event against EVENTS_PER_SECOND."""
 
-EVENTS_PER_TURN = 20
+EVENTS_BEFORE_YIELD = 20
 """Events handled before the event loop serves other calls: a server that sends a
-thousand in one packet does not delay them."""
+thousand events in one packet does not delay the other calls."""
 
 SEND_SECONDS = 10.0
-"""A socket that accepts no data for so long counts as lost."""
+"""A socket that accepts no data for this time counts as lost."""
 
 PHONE_FORMAT = {"type": realtime_events.MULAW}
 
 SESSION_ID = "bridge_session"
-"""Prefix of every session.update's event_id, by which the server's refusal of an update
-is recognised."""
+"""Prefix of the event_id of every session.update. When the server refuses an update,
+its error names the event_id."""
 
 
 def _known_types() -> frozenset[str]:
@@ -82,16 +83,18 @@ KNOWN_TYPES = _known_types()
 """Event types the SDK can validate; any other makes it report an error."""
 
 JITTER_SECONDS = 0.15
-"""Longest random delay of a redial: calls that lose one model do not redial at once."""
+"""Longest random delay of a redial: calls that lose the same model do not redial at the
+same moment."""
 
 MAX_KNOWN = 2000
-"""Item ids the SDK has seen; items of a new session with these ids are hidden."""
+"""Limit of item ids that are remembered because the SDK has seen the items. Items of a
+new session with these ids are hidden from the SDK."""
 
 MAX_OPEN = 64
-"""Responses in progress as the SDK sees it; normally there is one."""
+"""Limit of responses that are in progress for the SDK; normally there is one."""
 
 MAX_UPDATES = 16
-"""Session updates that are sent again to the next session."""
+"""Limit of session updates that are sent again to the next session."""
 
 
 class ModelRefused(Exception):
@@ -149,7 +152,7 @@ class ModelConnection:
         self._socket = socket
         self._wire = wire
         self._audio = ModelAudio() if pcm else None
-        """Transcodes for a model that takes no mu-law."""
+        """Transcodes for a model that accepts no mu-law."""
         self._out: asyncio.Queue[tuple[str, float]] = asyncio.Queue(MAX_OUT)
         self._out_chars = 0
         self._closed = False
@@ -188,9 +191,9 @@ class ModelConnection:
         try:
             async for text in self._socket:
                 received += 1
-                if received % EVENTS_PER_TURN == 0:
+                if received % EVENTS_BEFORE_YIELD == 0:
                     await asyncio.sleep(0)
-                if not self._wire.bears(text):
+                if not self._wire.is_within_limits(text):
                     continue
                 if self._audio and isinstance(text, str):
                     for each in self._audio.from_model(text):
@@ -246,8 +249,9 @@ class Wire:
         on_left: Callable[[], None] = lambda: None,
         pcm: bool = False,
     ) -> None:
-        """`on_left` is called after a connection was lost (and the owner was told) or
-        left. `pcm`: the model takes no mu-law."""
+        """`on_left` is called after the bridge has left a connection, and after a
+        connection was lost (after `owner.model_lost`). `pcm`: the model accepts no
+        mu-law."""
         self._connect = dial
         self._owner = owner
         self._tasks = tasks
@@ -264,8 +268,8 @@ class Wire:
         self._settled: list[str] = []
         """Older session updates, merged; sent to each new session."""
         self._latest: dict[int, Update] = {}
-        """The newest session updates, which the server may yet refuse; sent after
-        those."""
+        """The newest session updates, which the server may still refuse; sent after
+        `_settled`."""
         self._serial = 0
         self._to_sdk: asyncio.Queue[str | tuple[str, int] | None] = asyncio.Queue()
         self._to_sdk_chars = 0
@@ -280,7 +284,7 @@ class Wire:
         self._known: dict[str, None] = {}
         """Items that the SDK has seen in earlier sessions."""
         self._flood_reported = False
-        """The server has exceeded a rate limit, and the owner was told."""
+        """The server has exceeded a rate limit; the owner has been informed."""
         self._began = False
         """The SDK has seen a `session.created`; later ones are hidden from it."""
         self._closed = False
@@ -299,13 +303,13 @@ class Wire:
         self._dialler = self.begin(self._dial(seconds), "model dialler")
 
     def switch(self) -> None:
-        """Uses the connection that was dialled from now on."""
+        """From now on, uses the connection that `dial` has opened."""
         socket, self._next = self._next, None
         assert socket is not None, "there is a connection to switch to"
         self.use(socket)
 
     def use(self, socket: ClientConnection) -> None:
-        """Uses this connection from now on and configures its session."""
+        """From now on, uses this connection; configures its session."""
         self._leave_connection()
         self._connection = ModelConnection(socket, self, self._pcm)
         for update in self._updates:
@@ -319,11 +323,11 @@ class Wire:
     def put(self, text: str) -> None:
         """Takes a client event of the SDK or of user code.
 
-        A session.update is shaped, gets mu-law formats, is sent at once and again to
-        every later session. All other events go to the call, which sends them when the
-        state of model and caller permits.
+        A session.update gets the additions of `shape` and mu-law formats. It is sent at
+        once, and again to every later session. All other events go to the call, which
+        sends them when the state of model and caller permits.
         """
-        text = whole(text)
+        text = without_lone_surrogates(text)
         if is_plain_request(text):
             self._owner.ask()
         elif is_update(text):
@@ -332,8 +336,8 @@ class Wire:
             self._owner.send_to_model(text)
 
     def interrupted(self, item_id: str, content_index: int) -> None:
-        """Tells the SDK's listeners of an interruption, after the events before it."""
-        self._hand_on((item_id, content_index))
+        """Queues an interruption for the SDK's listeners, behind the earlier events."""
+        self._queue_for_sdk((item_id, content_index))
 
     # --- what the SDK uses of a websocket ---
 
@@ -343,11 +347,11 @@ class Wire:
     async def __anext__(self) -> str:
         while True:
             self._given += 1
-            if self._given % EVENTS_PER_TURN == 0:
+            if self._given % EVENTS_BEFORE_YIELD == 0:
                 await asyncio.sleep(0)
             event = await self._to_sdk.get()
             if event is None:
-                # As after a clean close of a WebSocket: the SDK's stream ends.
+                # The SDK's loop ends, as after a clean close of a WebSocket.
                 raise StopAsyncIteration
             if isinstance(event, str):
                 self._to_sdk_chars -= len(event)
@@ -374,7 +378,7 @@ class Wire:
     def begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         return self._tasks.create_task(work, name=f"{self._name} {name}")
 
-    def bears(self, text: str | bytes) -> bool:
+    def is_within_limits(self, text: str | bytes) -> bool:
         """Counts a received event against the limits. False: it must not be decoded."""
         now, size = time.monotonic(), len(text)
         if not self._events.add(1.0, now):
@@ -389,7 +393,7 @@ class Wire:
         return True
 
     def too_big(self) -> None:
-        """Reports an event that was too large and is skipped."""
+        """Reports that an event was too large and is skipped."""
         self._owner.model_limit("model_bytes")
         self._owner.model_misread("event too large")
 
@@ -418,8 +422,8 @@ class Wire:
             self.too_big()
         elif not self._events.add(parts / PARTS_PER_EVENT, time.monotonic()):
             self._flooded("model_flood")
-        elif self._is_news(event):
-            self._hand_on(text)
+        elif self._is_for_sdk(event):
+            self._queue_for_sdk(text)
 
     def connection_lost(self, why: str, code: int | None) -> None:
         self._connection = None
@@ -491,15 +495,16 @@ class Wire:
         """Tells the SDK that a lost connection's open responses failed; the SDK would
         wait for their end before it sends anything more."""
         for response_id in self._open:
-            self._hand_on(failed(response_id))
+            self._queue_for_sdk(failed(response_id))
         self._open.clear()
         self._known |= self._shown
         while len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
         self._shown = {}
 
-    def _is_news(self, event: realtime_events.ServerEvent) -> bool:
-        """Whether the SDK gets the event: not the items that a new session repeats."""
+    def _is_for_sdk(self, event: realtime_events.ServerEvent) -> bool:
+        """Whether the SDK gets the event. It does not get a second session.created, nor
+        the items that a new session repeats."""
         match event:
             case realtime_events.ResponseCreated(response=response):
                 _remember(self._open, response.id, MAX_OPEN)
@@ -516,7 +521,7 @@ class Wire:
                 return not began
         return True
 
-    def _hand_on(self, event: str | tuple[str, int]) -> None:
+    def _queue_for_sdk(self, event: str | tuple[str, int]) -> None:
         if self._closed:
             return
         chars = self._to_sdk_chars + (len(event) if isinstance(event, str) else 0)
@@ -589,7 +594,7 @@ def failed(response_id: str) -> str:
     return msgspec.json.encode(event).decode()
 
 
-def whole(text: str) -> str:
+def without_lone_surrogates(text: str) -> str:
     """Replaces lone surrogates in a JSON text with `?`.
 
     A model may put one into a tool's arguments, and a tool into its result; other JSON

@@ -1,7 +1,7 @@
-"""Removes secrets, phone numbers and card numbers from every log line, as a last net.
+"""Removes secrets, phone numbers and card numbers from every log line.
 
-The bridge's own messages are static text. Most of what is removed here comes from
-elsewhere: exceptions of user code, or a library that quotes a request.
+The bridge's own messages are static text and need no scrubbing. What is removed here
+mostly comes from exceptions of user code, or from a library that quotes a request.
 """
 
 import json
@@ -17,11 +17,11 @@ SECRET, NUMBER = "[secret]", "[number]"
 MIN_SECRET_CHARS = 6
 """Shorter secrets are ignored: they occur in any text, and protect nothing."""
 
-BIG = 10**12
-"""Integers from here on may be card numbers."""
+MIN_CARD = 10**12
+"""Smallest integer that may be a card number."""
 
 MAX_CHARS = 32_000
-"""Longest value that is logged: an exception may quote a whole message."""
+"""Longest text that is logged: an exception may quote a whole message."""
 
 _KEYS = re.compile(
     r"""
@@ -34,7 +34,8 @@ _KEYS = re.compile(
 )
 _WORD = re.compile(r"\w")
 _E164 = re.compile(r"(?:\+|%2B)[1-9](?:[ ().-]{0,2}\d){6,14}", re.IGNORECASE)
-# Not a SID, address or id (a letter beside it), a date, a fraction or a count.
+# Does not match a SID, address or id (a letter beside the digits), a date, a fraction
+# or a count.
 _NATIONAL = re.compile(
     r"(?<!\w)(?<!\d\.)(?<!-[\da-f]{4}-)(?!\d{4}-\d\d-\d\d)"
     r"(?:\d(?:[ ()-]{0,2}\d){6,14}|\d{3}\.\d{3}\.\d{4})"
@@ -80,7 +81,11 @@ class LogScrubber:
             case bool() | float() | None:
                 return value
             case int():
-                return value if abs(value) < BIG else self.text(str(value), theirs=True)
+                return (
+                    value
+                    if abs(value) < MIN_CARD
+                    else self.text(str(value), theirs=True)
+                )
             case dict():
                 return {
                     self.text(str(key)): self.value(it, theirs)

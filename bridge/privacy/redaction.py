@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from re import _parser  # type: ignore[attr-defined]  # the only way to see inside one
+from re import _parser  # type: ignore[attr-defined]  # the only access to a parsed pattern
 from typing import Any
 
 import msgspec
@@ -37,7 +37,8 @@ WINDOW = 256
 slow on long texts. Any match of up to half this length is found."""
 
 MAX_WAYS = 70_000
-"""Most ways a pattern may try to match at one position: two unbounded repeats."""
+"""Limit of the ways in which a pattern may try to match at one position. A pattern may
+have two unbounded repeats, not three."""
 
 MAX_PATTERN_CHARS = 500
 MAX_CHARS = 20_000
@@ -69,7 +70,7 @@ _TOKEN = re.compile(rf"(?:({'|'.join(_TIMES)})[ -])?(?:(\d)|([a-z]+))")
 # "four, one. One", "4111... 1111".
 _RUN = re.compile(rf"{_DIGIT}(?:[\s.,\u2026\u200b\u2010-\u2015-]{{0,5}}{_DIGIT})+")
 _PRESSED = re.compile(r"(?<=pressed these keys on the phone: )[^)]*")
-"""The keys in the sentence with which core/conversation.py tells the agent of them."""
+"""The keys in the sentence by which core/conversation.py reports them to the agent."""
 
 _AUDIO = frozenset({"payload", "audio"})
 _TOOLS = frozenset({"arguments", "output"})
@@ -120,8 +121,8 @@ _Found = tuple[int, int, str]
 class Redaction(msgspec.Struct, frozen=True):
     """What one route redacts. With nothing named, every method returns its input.
 
-    With anything named, keys are always hidden, as they come one by one and cannot be
-    judged. So are audio and text deltas in a trace.
+    With anything named, keys are always hidden, because each key comes alone and cannot
+    be judged. Audio and text deltas in a trace are then hidden, too.
     """
 
     cards: bool = False
@@ -286,7 +287,8 @@ class Redaction(msgspec.Struct, frozen=True):
         if self.patterns and len(text) > MAX_CHARS:
             yield (MAX_CHARS, len(text), REMOVED)
         for pattern in self.patterns:
-            # Windows overlap by half: a match of up to half a window lies in one whole.
+            # Windows overlap by half, so one window contains all of a match of up to
+            # half a window.
             for begin in range(0, min(len(text), MAX_CHARS), WINDOW // 2):
                 for match in pattern.finditer(text, begin, begin + WINDOW):
                     yield (*match.span(), REMOVED)
@@ -294,7 +296,7 @@ class Redaction(msgspec.Struct, frozen=True):
 
 class Copies:
     """Redacted copies of one call's items. Only changed items are redacted again: the
-    conversation is stored twice a second."""
+    conversation is stored up to twice a second."""
 
     def __init__(self, redaction: Redaction) -> None:
         self._redaction = redaction
@@ -376,7 +378,7 @@ def pattern(written: str) -> re.Pattern[str]:
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"is no regular expression ({error})") from None
     if tree.getwidth()[0] == 0:
-        raise ValueError("fits where there is nothing: let it want a character")
+        raise ValueError("matches an empty text: require at least one character")
     if ways > MAX_WAYS:
         raise ValueError("may take too long: bound its repeats, as in {1,20}")
     return compiled
@@ -415,7 +417,7 @@ def _json(value: Any) -> str:
 
 
 def _merge_overlaps(found: Iterable[_Found]) -> list[_Found]:
-    """Sorts matches and merges overlapping ones under the first one's replacement."""
+    """Sorts matches; overlapping ones become one match with the first's replacement."""
     apart: list[_Found] = []
     for begin, end, put in sorted(found, key=lambda it: it[0]):
         if apart and begin < apart[-1][1]:

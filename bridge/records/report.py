@@ -41,10 +41,10 @@ MACHINE_ENDS = frozenset({"machine", "message_left"})
 
 @dataclass(frozen=True, slots=True)
 class TranscriptEntry:
-    """One turn of the caller or of the agent."""
+    """One spoken item of the caller or of the agent."""
 
     at: float
-    """Seconds since the stream began."""
+    """Seconds since the call began."""
     who: Literal["caller", "agent"]
     text: str
     """The text that was heard."""
@@ -207,7 +207,7 @@ thread."""
 @dataclass(frozen=True, slots=True)
 class DeliveryTimes:
     """Timeouts and waits of a delivery. The default is six attempts; the waits between
-    them add up to two minutes."""
+    the attempts add up to two minutes."""
 
     attempts: int = 6
     attempt_seconds: float = 10.0

@@ -21,7 +21,7 @@ from bridge.telemetry.trace import SUFFIX, plain_name
 log = structlog.get_logger()
 
 INTERVAL_SECONDS = 3600.0
-"""Between two deletions of old traces."""
+"""Time between two deletions of old traces."""
 
 DAY_SECONDS = 24 * 3600
 

@@ -50,7 +50,7 @@ __all__ = [
 
 STAGGER = 1.5  # s; calls placed at once begin at random times within this
 TURN_SECONDS = 5.0  # maximum from the caller's speech to the first audio of the answer
-SETUP_SECONDS = 30.0  # of a call, for everything but its turns
+SETUP_SECONDS = 30.0  # time of a call besides its turns
 TICK = 0.01  # s between two measurements of the event loop's delay
 BUSY_MS = 50.0  # delay of the event loop that a failed report mentions
 WORST_SHOWN = 10
@@ -126,15 +126,15 @@ async def measure(
     ]
     began = monotonic()
     free = asyncio.Semaphore(at_once)
-    over = 0
+    finished = 0
 
     async def place(plan: _Plan) -> _Placed:
-        nonlocal over
+        nonlocal finished
         async with free:
             placed = await _place(plan, start_bridge)
-        over += 1
+        finished += 1
         if progress is not None:
-            progress(over, len(plans))
+            progress(finished, len(plans))
         return placed
 
     lateness = [0.0]
@@ -216,7 +216,7 @@ def _call_faults(placed: _Placed) -> Iterator[str]:
         yield f"Twilio warned: {warning.code} {warning.text}"
 
 
-# --- telling ------------------------------------------------------------------------
+# --- the report ---------------------------------------------------------------------
 
 _NAMES = ("scene", "up/down/jitter")
 _NUMBERS = (

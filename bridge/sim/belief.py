@@ -72,7 +72,7 @@ class Row:
     network: str
     calls: int
     items: int
-    cut: int  # items heard in part; p50, p95, `worst_cut` and `bias` are theirs
+    cut: int  # items heard in part; p50, p95, `worst_cut` and `bias` are of these items
     unheard: int
     interrupted: int
     while_generating: int
@@ -184,7 +184,7 @@ def _beliefs(
 
 
 def _turn_faults(was_cut: Sequence[bool], interruptions: int) -> Iterator[str]:
-    """Why the interruptions were not as planned: without them nothing is measured."""
+    """Deviations from the planned interruptions, without which nothing is measured."""
     if len(was_cut) != interruptions + 1:
         yield f"{len(was_cut)} answers instead of {interruptions + 1}"
     missed = [n for n, cut in enumerate(was_cut[:interruptions], 1) if not cut]
@@ -242,7 +242,7 @@ def percentile(ascending: Sequence[float], percent: float) -> float:
 
 
 def _broken(total: Row) -> Iterator[str]:
-    """The limits over all calls that are broken."""
+    """The broken ones of the limits over all calls."""
     if not total.cut:
         yield "no item was cut: nothing was measured"
     if total.p95 > P95_LIMIT:
@@ -252,7 +252,7 @@ def _broken(total: Row) -> Iterator[str]:
 
 
 def _broken_calls(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """What may not happen in any call, and did."""
+    """Violations of what must hold in each single call."""
     for verdict in verdicts:
         for text in (*_call_bounds(verdict), *verdict.faults):
             yield f"{verdict.name}: {text}"
@@ -265,11 +265,11 @@ def _call_bounds(verdict: Verdict) -> Iterator[str]:
     if uncorrected:
         yield f"the model was not told what was heard of item {', '.join(uncorrected)}"
     for error in verdict.errors:
-        yield f"the model answered an error: {error}"
+        yield f"the model sent an error: {error}"
     for what, ms in (
         ("lost", verdict.lost_ms),
         ("repeated", verdict.repeated_ms),
-        ("of no item", verdict.stray_ms),
+        ("outside all items", verdict.stray_ms),
     ):
         if ms:
             yield f"{ms:.1f} ms of audio {what}"

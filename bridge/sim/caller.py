@@ -78,13 +78,14 @@ __all__ = [
 ]
 
 HANG_UP_LIMIT = 5.0  # s to send the last messages
-NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
+NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 NUMBER = re.compile(r"\+[1-9][0-9]{6,14}")  # E.164
 XML_TYPES = {"text/xml", "application/xml", "text/html"}
 
 
 def random_number() -> str:
-    """A random number to call from: calls from one number count as one caller."""
+    """A random number to call from: to a bridge, all calls from one number are calls of
+    one caller."""
     return f"+1555{secrets.randbelow(10_000_000):07}"
 
 
@@ -187,7 +188,8 @@ class PlacedCall:
         self._origins = Origins.of(caller.webhook_url, caller.signed_origin)
         self._tasks = asyncio.TaskGroup()
         self._webhooks: WebhookClient | None = None
-        self._stream_error: str | None = None  # stream error that no verb followed
+        # of the last stream, if no verb followed it
+        self._stream_error: str | None = None
         # sockets kept open until the call is over
         self._silenced: list[ClientConnection] = []
 
@@ -445,7 +447,7 @@ class PlacedCall:
         url: str,
         method: markup.Method,
         status: str = "in-progress",
-        more: Mapping[str, str] = NOTHING_MORE,
+        more: Mapping[str, str] = NO_PARAMETERS,
     ) -> WebhookResponse:
         """Request the document that says how the call continues."""
         assert self._webhooks is not None

@@ -1,8 +1,8 @@
 """A caller and an agent that count, so that every word of a call can be accounted for.
 
 A word is 400 ms of ruler audio with its own number: the sound itself tells what the
-caller and the model heard. The fake agent continues where it was cut, as a model does
-that is told where; so lost and repeated words show. Pure.
+caller and the model heard. The fake agent continues at the word at which it was cut, as
+a model does that gets the position; so lost and repeated words can be seen. Pure.
 """
 
 import re
@@ -22,8 +22,10 @@ from bridge.sim.ruler import BLOCK, LIMIT, ruler
 
 WORD_MS = 400
 MAX_CALL, MAX_TURN, MAX_PLACE = 499, 19, 49
-WHOLE = 0.9  # fraction of a word: it was spoken, and speaking it again is a repetition
-ENOUGH = 0.5  # fraction of a word: it was understood, unless it is spoken again
+# From this fraction on, a word was spoken; speaking it again is a repetition.
+WHOLE = 0.9
+# From this fraction on, a cut word was understood, unless it is spoken again.
+ENOUGH = 0.5
 TOOL = "look_up"
 
 _SPEAKERS = ("user", "assistant")
@@ -40,7 +42,7 @@ Speaker: TypeAlias = Literal["agent", "caller"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class CountedWord:
-    """The `place`th word (from 1) of a speaker's `turn`th answer or utterance."""
+    """The nth word (`place`, from 1) of a speaker's mth utterance (`turn`)."""
 
     speaker: Speaker
     call: int
@@ -162,11 +164,11 @@ def _blocks(
 
 @dataclass(frozen=True, slots=True)
 class CountingAgent:
-    """A `Behaviour.answer`: each answer counts to `words`, starting anew.
+    """A `Behaviour.answer`: each answer counts from 1 to `words`.
 
-    It knows only the conversation. If a system message after a cut answer asks for it,
-    the next answer continues there. In the caller's turns `tool_turns` it calls `TOOL`
-    first.
+    The agent knows only the conversation. If a system message follows a cut answer, the
+    next answer continues at the cut. In the caller's turns `tool_turns`, the agent
+    calls `TOOL` first.
     """
 
     words: int = 6
@@ -186,8 +188,8 @@ class CountingAgent:
         latest = max(answers, key=lambda w: (w.turn, w.place), default=None)
         if latest is None:
             return self._count(call, 1)
-        told = conversation[-1].kind == "system"
-        cut = last is not None and last.kind == "assistant" and told
+        instructed = conversation[-1].kind == "system"
+        cut = last is not None and last.kind == "assistant" and instructed
         if cut and latest.place < self.words:
             return self._count(call, latest.turn, latest.place + 1)
         return self._count(call, latest.turn + 1)
@@ -197,7 +199,7 @@ class CountingAgent:
         return [PlayAudio(sound(words), text(words))]
 
 
-# --- the account --------------------------------------------------------------------
+# --- comparing --------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ class WordComparison:
 
     lost: tuple[CountedWord, ...]
     repeated: tuple[CountedWord, ...]
-    strange: tuple[CountedWord, ...]  # of no word expected in this call
+    strange: tuple[CountedWord, ...]  # words that this call does not expect
     in_order: bool
 
     @property
@@ -217,8 +219,8 @@ class WordComparison:
 def compare_words(
     expected: Sequence[CountedWord], heard: Sequence[CountedWord]
 ) -> WordComparison:
-    """Compare; agent's words count whatever call they name, as the agent may not know
-    it."""
+    """Compare the words. The call's number in the agent's words is ignored, because the
+    agent may not know it."""
     wanted = [_plain(word) for word in expected]
     got = [_plain(word) for word in heard]
     counts, known = Counter(got), set(wanted)
@@ -244,7 +246,7 @@ def conversation_lines(conversation: Iterable[RememberedItem]) -> list[str]:
     left out.
     """
     lines: list[tuple[str, str]] = []
-    for kind, words in _told(conversation):
+    for kind, words in _words_of_items(conversation):
         if kind in _SPEAKERS and lines and lines[-1][0] == kind:
             lines[-1] = (kind, f"{lines[-1][1]} {words}")
         else:
@@ -252,7 +254,9 @@ def conversation_lines(conversation: Iterable[RememberedItem]) -> list[str]:
     return [f"{kind}: {words}" for kind, words in lines]
 
 
-def _told(conversation: Iterable[RememberedItem]) -> Iterator[tuple[str, str]]:
+def _words_of_items(
+    conversation: Iterable[RememberedItem],
+) -> Iterator[tuple[str, str]]:
     for item in conversation:
         if item.kind in _SPEAKERS:
             words = text(_plain(word) for word in parse_words(item.text))

@@ -29,10 +29,10 @@ SPEECH_MS = 1000
 TURN_SECONDS = 8.0
 ANSWER_MS = 6000
 START_SECONDS = 30.0
-"""For a bridge to start on a loaded machine; most of it is imports."""
+"""Time for a bridge to start on a loaded machine; most of it is spent on imports."""
 
 RAMP_SECONDS = 0.05
-"""Between two calls: 20 per second, more than a Twilio account may place."""
+"""Time between two calls: 20 per second, more than a Twilio account may place."""
 
 BEHAVIOUR = Behaviour(fallback=[PlayRuler(ANSWER_MS)], delta_ms=200, speed=4.0)
 
@@ -56,12 +56,12 @@ class LoadReport:
     lost_or_repeated_bytes: int
     answers: int
     caller_to_model: Delays
-    """From the caller's sending of a frame to its append at the model: the bridge, both
-    sockets and the fakes' own work."""
+    """From the sending of a frame by the caller to its append at the model: the time in
+    the bridge, in both sockets and in the fakes."""
     model_to_caller: Delays
     """From the sending of a delta to the arrival of its last audio at the phone."""
     cpu_ms_per_call_second: float | None
-    """Of the bridge's process, while all calls are up."""
+    """CPU time of the bridge's process while all calls run."""
     memory_mb: float | None
 
 
@@ -208,7 +208,8 @@ def _number_of(session: ModelSession) -> int | None:
 
 
 def up_delays(record: CallRecord, session: ModelSession) -> Iterator[float]:
-    """Delay of each frame; without the first second, which waited for the model."""
+    """Delay of each frame, without the first second, whose frames waited for the
+    model."""
     pairs = zip(record.frame_sent_at, session.append_at, strict=False)
     for sent, arrived in itertools.islice(pairs, 50, None):
         yield 1000 * (arrived - sent)

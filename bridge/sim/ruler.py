@@ -1,7 +1,7 @@
 """Audio in which each millisecond carries its item number and its position.
 
-So a measurement of what was heard depends on no bookkeeping. The sound itself is
-irrelevant.
+So what was heard is measured from the audio alone, without any other record. The sound
+itself is irrelevant.
 
 One millisecond is eight mu-law bytes: a sync byte, and seven bytes of seven bits with
 the item's number (20 bits), the millisecond (20) and a checksum (9).
@@ -16,7 +16,7 @@ BLOCK = 8  # bytes per millisecond of mu-law
 LIMIT = 1 << 20  # item numbers and milliseconds are below this
 _SYNC = 0xB5  # never in the other seven bytes, which are below 0x80
 _SILENCE = 0xFF
-# Whitens the leading zeros of small numbers; each position has its own value.
+# XOR masks, so that small numbers do not give runs of equal bytes; one per position.
 _POSITION_MASK = (0x00, 0x15, 0x2A, 0x3F, 0x54, 0x69, 0x7E)
 
 
@@ -212,8 +212,8 @@ def _rest_of(reading: Reading, piece: bytes) -> tuple[int, int] | None:
 
 
 def _head_of(reading: Reading, head: bytes) -> tuple[int, int] | None:
-    """Item and block of which `head` is the beginning: the last item's next block, or
-    the first block of an item."""
+    """Item and position of the block that begins with `head`: the next block of the
+    last item, or the first block of an item."""
     if not head or len(head) >= BLOCK or head[0] != _SYNC:
         return None
     candidates: list[tuple[int, int]] = []

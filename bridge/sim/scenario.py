@@ -56,7 +56,7 @@ RECEPTION = Scenario(
     caller=[
         steps.ListenStep(),
         SpokenLine("Hello, when are you open on Thursday?"),
-        # In mid-sentence of the answer, while seconds of it are queued.
+        # The caller interrupts in mid-sentence, while seconds of the answer are queued.
         steps.HearStep(5200),
         SpokenLine("Thank you, that is enough. I have a question about my invoice."),
         steps.ListenStep(),

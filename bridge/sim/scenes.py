@@ -1,4 +1,4 @@
-"""What is measured: the model's ways of answering, networks, and the caller's script.
+"""The input of `bridge sim accuracy`: scenes, networks, and the caller's script.
 
 Values only; randomness comes from a given `Random`. No clock, no I/O.
 """
@@ -23,16 +23,16 @@ from bridge.sim.twilio.steps import (
 )
 
 SPEECH_SECONDS = 0.6
-FIRST_SPEECH = (0.2, 0.6)  # s after the stream has opened: calls do not run in step
+FIRST_SPEECH = (0.2, 0.6)  # s after the stream has opened; random, so calls differ
 SOONEST = 0.2  # s from an answer's first sound to the caller's speech
-LEFT = 0.3  # s of an answer that must still be to come when the speech arrives
+LEFT = 0.3  # s of an answer that must still follow when the speech arrives
 QUIET = 0.8  # s of silence after a whole answer, in addition to the model's pause
-PATIENCE = 20.0  # s a caller waits for an answer
+ANSWER_TIMEOUT = 20.0  # s a caller waits for an answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A way of answering; all answers of a call have the same items."""
+    """A way in which the model answers; all answers of a call have the same items."""
 
     name: str
     items_ms: tuple[int, ...] = (6000,)
@@ -102,16 +102,16 @@ def script(
     Interruptions are evenly distributed in time, not in audio: a pause of the model is
     as likely to be interrupted as its speech. Each is early enough to cut something.
     """
-    away = (network.up_ms + network.down_ms + 2 * network.jitter_ms) / 1000
-    latest = scene.seconds + hole(behaviour) - LEFT - away
+    round_trip = (network.up_ms + network.down_ms + 2 * network.jitter_ms) / 1000
+    latest = scene.seconds + hole(behaviour) - LEFT - round_trip
     yield WaitStep(random.uniform(*FIRST_SPEECH))
     for _ in range(interruptions):
         yield SayStep(burst())
-        yield HearStep(1, PATIENCE)
+        yield HearStep(1, ANSWER_TIMEOUT)
         yield WaitStep(random.uniform(SOONEST, max(SOONEST, latest)))
     yield SayStep(burst())
     answer = scene.seconds + scene.stall_seconds
-    yield ListenStep(QUIET + scene.stall_seconds, PATIENCE + answer)
+    yield ListenStep(QUIET + scene.stall_seconds, ANSWER_TIMEOUT + answer)
     yield HangUpStep()
 
 

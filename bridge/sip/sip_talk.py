@@ -26,8 +26,8 @@ from bridge.core.commands import (
 )
 from bridge.core.conversation import GOODBYE_SECONDS, MAX_FAILURES, NO_USAGE
 from bridge.core.history import History
-from bridge.core.keys import Keys
 from bridge.core.outbox import MAX_PENDING
+from bridge.core.pressed_keys import Keys
 from bridge.core.replay import recorded
 from bridge.core.rules import GOODBYES, LIMIT_OF, Rules
 from bridge.core.waits import Outstanding, Wait, Waits

@@ -1,8 +1,8 @@
 """The log: structlog, JSON in production, readable text in a terminal.
 
 Events are static text without phone numbers, transcripts or tokens. Of a Note only
-`data` is logged, never `private`. Text that others write (of an exception, of a
-library) may contain such values: bridge/privacy/log_scrubber.py removes them.
+`data` is logged, never `private`. The text of an exception or of a library may
+contain such values: bridge/privacy/log_scrubber.py removes them.
 """
 
 import logging
@@ -154,8 +154,8 @@ class _Handler(logging.StreamHandler[TextIO]):
         )
 
 
-def tell_crashes() -> None:
-    """Logs uncaught exceptions, scrubbed as all lines. Python itself would print them
+def log_crashes() -> None:
+    """Logs uncaught exceptions, scrubbed like all lines. Python itself would print them
     unscrubbed."""
     log = structlog.get_logger()
 
@@ -185,7 +185,7 @@ def _quotes_no_request(record: logging.LogRecord) -> bool:
 
 MAX_LINES = 1000
 """Limit of log lines above debug per call and Note name, so that a server that sends
-errors without end does not fill the disk. The metrics count all."""
+errors without end does not fill the disk. The metrics count all Notes."""
 
 
 class NoteLog:

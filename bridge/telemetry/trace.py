@@ -1,8 +1,8 @@
-"""The trace of one call: every input and command as JSON lines, to be replayed.
+"""The trace of one call: every input and every command of the core, as JSON lines.
 
-It holds audio and words of people: written only where the operator asked for it
-(BRIDGE_RECORD_DIR), and without what the route has taken out (core/redaction.py).
-`replay` feeds one through the core again.
+A trace contains people's audio and words. It is written only if the operator has set
+BRIDGE_RECORD_DIR, and what the route redacts is removed (privacy/redaction.py).
+`replay` gives the inputs of a trace to the core again.
 """
 
 import contextlib
@@ -35,33 +35,34 @@ from bridge.core.rules import Rules
 from bridge.privacy.redaction import KEYS, REMOVED, Redaction, silence
 
 BUFFER_BYTES = 256 * 1024
-"""Written in blocks: a call makes about 50 kB a second, and the loop must not wait."""
+"""Size of the blocks that are written. A call makes about 50 kB a second, and the event
+loop must not wait for the disk."""
 
 TRACE_FORMAT = 2
 """The trace format of this version, and the only one that it replays."""
 
 MAX_BYTES = 2 * 1024**3
-"""Of a file: twice what the longest call makes. A model that sends without end does not
-fill the disk."""
+"""Largest file: twice the size that the longest call makes. It keeps a model that sends
+without end from filling the disk."""
 
 MAX_EARLY_BYTES = 256 * 1024
-"""Kept of a socket that has not said whose call it is; Twilio says it at once."""
+"""Bytes held in memory before `start` arrives. Twilio sends `start` at once."""
 
 SUFFIX = ".trace.jsonl"
 
 
 class TraceFormatError(ValueError):
     """This version cannot replay the trace. The text names the format of the trace and
-    the one that this version replays, and is fit to be printed."""
+    the format that this version replays; it may be printed."""
 
 
 class Trace:
-    """Lines `{"at": seconds, ...}`: inputs as they came, commands as they left. The
-    first has the format (bridge/fleet/formats.py).
+    """Writes lines `{"at": seconds, ...}`: inputs as received, commands as returned.
+    The first line has the format (bridge/fleet/formats.py).
 
-    Kept in memory until `open` gives it a file: a call has no name before `start`.
-    A trace that cannot be written is given up, and `on_lost` told why: no call ends
-    because of a full disk.
+    Lines are held in memory until `open` opens the file, because the call's SID, which
+    is in the file name, comes with `start`. If the trace cannot be written, no more of
+    it is written and `on_lost` is called with the reason: a full disk ends no call.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Trace:
         self._early_bytes = 0
         self._bytes = 0
         self._over = False
-        self._told = False
+        self._loss_reported = False
         self._redaction = Redaction()
         self._encode = msgspec.json.Encoder().encode
         self._write({"at": at, "format": TRACE_FORMAT, "begin": bounds})
@@ -88,21 +89,23 @@ class Trace:
         stream_sid: str,
         redaction: Redaction | None = None,
     ) -> Path:
-        """From now on into `folder`; what came before is written first. Without what
-        `redaction` names: a trace of which something was taken out says so in its first
-        line, and replayed it gives the same call with other words."""
+        """Opens the file in `folder` and writes the held lines. Returns its path.
+
+        `redaction` is applied to every line. The first line of a redacted trace names
+        what was redacted; its replay gives the same call with other words."""
         path = folder / f"{plain_name(call_sid)}.{plain_name(stream_sid)}{SUFFIX}"
         self._redaction = redaction or self._redaction
         early = map(msgspec.json.decode, self._early)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Never over one that is there: names are given by who calls.
+            # O_EXCL: the SIDs in the name come from the sender of the stream, and must
+            # not overwrite an existing file.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             self._file = open(  # noqa: SIM115 - until the call is over
                 os.open(path, flags, 0o600), "wb", buffering=BUFFER_BYTES
             )
-            # Who is asked to forget a call sees that it still runs (retention.py); not
-            # on every file system.
+            # The lock tells retention.py that the call still runs. Some file systems
+            # have no locks.
             with contextlib.suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -115,24 +118,26 @@ class Trace:
         return path
 
     def input(self, kind: str, value: str | Sequence[Any], at: float) -> None:
-        """`kind`: "caller", "model" (texts as they came), or one that `feed` knows."""
+        """Writes an input. `kind`: "caller" or "model" (messages as received), or a
+        name that `feed` knows."""
         self._write({"at": at, "in": kind, "value": value})
 
     def command(self, command: Command, at: float) -> None:
         self._write({"at": at, **_as_line(command)})
 
     def session(self, note: Note, at: float) -> None:
-        """What the agent's session did; not of the core, so not replayed."""
+        """Writes a note of the agent's session. It is not an input of the core, so it
+        is not replayed."""
         self._write({"at": at, **_as_line(note), "out": "session"})
 
     def close(self) -> None:
-        """Lines that come later are left out: the call is over."""
+        """Closes the file; later lines are dropped, because the call is over."""
         file, self._file, self._over = self._file, None, True
         try:
             if file:
                 file.close()
         except OSError as error:
-            self._tell(_reason(error))
+            self._report_loss(_reason(error))
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._over:
@@ -157,28 +162,28 @@ class Trace:
             self._give_up(_reason(error))
 
     def _give_up(self, why: str) -> None:
-        self._tell(why)
+        self._report_loss(why)
         self._early.clear()
         self.close()
 
-    def _tell(self, why: str) -> None:
-        if not self._told:
-            self._told = True
+    def _report_loss(self, why: str) -> None:
+        if not self._loss_reported:
+            self._loss_reported = True
             self._on_lost(why)
 
 
 def _reason(error: OSError) -> str:
-    """Without the path, which may name a call."""
+    """The reason without the path, which contains the call's SID."""
     return error.strerror or type(error).__name__
 
 
 def plain_name(sid: str) -> str:
-    """A SID as a file's name, whatever somebody sent in its place."""
+    """A SID as part of a file name, safe for any text that a client sends as SID."""
     return re.sub("[^A-Za-z0-9]", "_", sid)[:64]
 
 
 def _redacted(line: dict[str, Any], redaction: Redaction) -> dict[str, Any]:
-    """The line as it may be kept."""
+    """The line without the data that the redaction names."""
     if not redaction or "value" not in line:
         return line
     value = line["value"]
@@ -206,7 +211,7 @@ def _redacted(line: dict[str, Any], redaction: Redaction) -> dict[str, Any]:
 
 
 def _message(text: str, redaction: Redaction) -> str:
-    """A message of either side."""
+    """A message of Twilio or of the model, redacted."""
     try:
         message = redaction.message(msgspec.json.decode(text))
         return msgspec.json.encode(message).decode()
@@ -239,8 +244,8 @@ def _as_line(command: Command) -> dict[str, Any]:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a trace, whatever its format; a last line cut off by a crash is left
-    out."""
+    """The lines of a trace of any format. An incomplete last line, after a crash, is
+    skipped."""
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
@@ -283,7 +288,7 @@ def _check_format(found: object) -> None:
 
 
 def _plain(line: dict[str, Any]) -> dict[str, Any]:
-    """As it looks when read back."""
+    """The line as it is after writing and reading it."""
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(line))
     return plain
 
@@ -291,7 +296,7 @@ def _plain(line: dict[str, Any]) -> dict[str, Any]:
 def feed(
     talk: Conversation, kind: str, value: Sequence[Any], at: float
 ) -> list[Command]:
-    """An input that is no message of either side, by the name it has in a trace.
+    """Gives the core an input that is not a message, by its name in a trace.
 
     Values are plain, as JSON gives them back.
     """
@@ -343,7 +348,7 @@ def feed(
 
 def _feed_line(talk: Conversation, kind: str, value: Any, at: float) -> list[Command]:
     if kind == "caller":
-        # A key that was taken out was some key.
+        # A redacted key is replayed as `*`.
         return talk.from_caller(twilio_messages.decode(value.replace(KEYS, "*")), at)
     if kind == "model":
         return talk.from_model(realtime_events.decode(value), at)

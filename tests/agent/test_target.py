@@ -9,7 +9,10 @@ from openai.types.realtime import RealtimeClientEvent
 from pydantic import TypeAdapter
 
 from bridge.app.settings import OPENAI_MODEL_URL, Settings, load
-from bridge.model.names import DEPRECATED_MODELS, DEPRECATED_TRANSCRIPTION_MODELS
+from bridge.model.deprecated_models import (
+    DEPRECATED_MODELS,
+    DEPRECATED_TRANSCRIPTION_MODELS,
+)
 from bridge.model.session import ModelTarget
 from bridge.model.wire import SESSION_ID, is_update, shaped
 from tests.support.sdk_session import sample, talk

@@ -1,4 +1,4 @@
-"""The routes file: which call goes where, and every mistake with its line."""
+"""The routes file: which route a call gets, and every mistake with its line."""
 
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,14 @@ def load(folder: Path, text: str) -> Routes:
 
 
 def one(folder: Path, text: str) -> Route:
-    """The only route of a file that has this below `- name: a`."""
+    """The only route of a file with these lines below `- name: a`."""
     body = "".join(f"    {line}\n" for line in text.splitlines())
     [route] = load(folder, f"routes:\n  - name: a\n{body}").routes
     return route
 
 
 def mistakes(folder: Path, text: str) -> list[str]:
-    """Those of a file, without its name."""
+    """The mistakes of a file, without the name of the file."""
     with pytest.raises(RoutesError) as refused:
         load(folder, text)
     lines = refused.value.mistakes
@@ -68,7 +68,7 @@ def outbound(ours: str = OURS, **parameters: str) -> CallFacts:
     )
 
 
-# ---------------------------------------------------------------- which call goes where
+# ----------------------------------------------------------- which route a call gets
 
 PICKING = f"""
 routes:
@@ -101,7 +101,7 @@ routes:
         (inbound("sip:desk@example.com"), ""),
     ],
 )
-def test_the_first_route_that_fits_is_taken(
+def test_the_first_matching_route_is_used(
     tmp_path: Path, facts: CallFacts, name: str
 ) -> None:
     """A call reaches the agent of its number, direction and campaign."""
@@ -110,8 +110,8 @@ def test_the_first_route_that_fits_is_taken(
     assert load(tmp_path, text).pick(facts).name == name
 
 
-def test_a_route_is_had_by_its_name(tmp_path: Path) -> None:
-    """An outbound call can be ordered for one route."""
+def test_a_route_is_found_by_its_name(tmp_path: Path) -> None:
+    """An outbound call can name its route."""
     found = load(tmp_path, "routes: [{name: a}, {agent: x:y}]")
 
     assert [route.name for route in found.routes] == ["a", "route-2"]
@@ -119,8 +119,8 @@ def test_a_route_is_had_by_its_name(tmp_path: Path) -> None:
     assert found.named("b") is None and found.named("") is None
 
 
-def test_without_a_file_all_is_the_deployments_own() -> None:
-    """Whoever has no routes notices nothing of them."""
+def test_without_a_routes_file_the_settings_apply() -> None:
+    """A deployment without a routes file works with its settings alone."""
     found = Routes.none()
 
     assert found.pick(inbound()) == Route()
@@ -166,8 +166,8 @@ report: {to: hooks.py:report, url: "https://example.com/r?key=x"}
 """
 
 
-def test_every_key_becomes_what_it_says(tmp_path: Path) -> None:
-    """What is written is what the call is led by: numbers, texts and times."""
+def test_every_key_of_a_route_is_read(tmp_path: Path) -> None:
+    """Numbers, texts and times of the file become the rules of the call."""
     assert one(tmp_path, FULL) == Route(
         name="a",
         numbers=(OURS,),
@@ -201,8 +201,8 @@ def test_every_key_becomes_what_it_says(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_not_said_has_a_default_or_is_the_deployments(tmp_path: Path) -> None:
-    """A route of a line is led sensibly: no endless silence, no endless call."""
+def test_a_missing_key_has_a_default(tmp_path: Path) -> None:
+    """A route of one line limits silence and duration of its calls."""
     route = one(tmp_path, "agent: a:b")
 
     assert route == Route(name="a", agent="a:b")
@@ -213,8 +213,8 @@ def test_what_is_not_said_has_a_default_or_is_the_deployments(tmp_path: Path) ->
     assert (route.greeting, route.fallback, route.cost) == (None, None, None)
 
 
-def test_a_routes_own_key_wins_over_the_defaults(tmp_path: Path) -> None:
-    """What is said once for all is said otherwise where it must be."""
+def test_a_key_of_a_route_overrides_the_defaults(tmp_path: Path) -> None:
+    """A value of `defaults` can be changed for one route."""
     found = load(
         tmp_path,
         """
@@ -276,17 +276,18 @@ routes:
         ),
     ],
 )
-def test_a_caller_is_heard_in_the_routes_language(
+def test_the_transcription_gets_the_language_of_the_route(
     tmp_path: Path, text: str, heard: Any
 ) -> None:
-    """One word says the language of both; a session that says its own keeps it."""
+    """`language` of the route also applies to the transcription, unless the session has
+    its own."""
     settings = {} if heard == "nothing" else {"transcription": heard}
 
     assert one(tmp_path, text).session == session(**settings)
 
 
-def test_raw_fields_are_json(tmp_path: Path) -> None:
-    """A field nobody has typed yet arrives as the number or truth it was meant as."""
+def test_values_of_unknown_fields_are_read_as_json(tmp_path: Path) -> None:
+    """A field without a known type arrives as the number or boolean that was meant."""
     route = one(
         tmp_path,
         """session:
@@ -307,8 +308,8 @@ def test_raw_fields_are_json(tmp_path: Path) -> None:
     assert settings["prompt"]["version"] == "3"
 
 
-def test_a_text_may_be_written_in_every_way(tmp_path: Path) -> None:
-    """An empty greeting is one; a long one may have lines."""
+def test_every_yaml_form_of_a_text_is_read(tmp_path: Path) -> None:
+    """An empty greeting stays empty; a long one may have several lines."""
     assert one(tmp_path, 'greeting: ""').greeting == ""
     assert one(tmp_path, "greeting: 'off'").greeting == "off"
     assert one(tmp_path, "greeting: |\n  One.\n  Two.").greeting == "One.\nTwo.\n"
@@ -327,26 +328,28 @@ def test_a_text_may_be_written_in_every_way(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_full_house_does(
+def test_when_full_is_read_in_both_forms(
     tmp_path: Path, text: str, when_full: WhenFull | None
 ) -> None:
-    """Callers of one number wait, of another are put through, each with its words."""
+    """Callers of a full deployment wait or are connected to a number, as the route
+    says."""
     assert one(tmp_path, text).when_full == when_full
 
 
-def test_a_file_from_another_machine_is_read(tmp_path: Path) -> None:
-    """An editor on Windows adds marks that mean nothing."""
+def test_a_file_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    """A byte order mark and CRLF line ends make no difference."""
     path = tmp_path / "routes.yaml"
     path.write_bytes(b"\xef\xbb\xbfroutes:\r\n  - name: a\r\n    agent: a:b\r\n")
 
     assert routes.load(path).routes[0].agent == "a:b"
 
 
-# -------------------------------------------------------- what is to be loaded at start
+# ------------------------------------------------ agents and functions to load at start
 
 
-def test_what_a_route_names_is_found_with_its_line(tmp_path: Path) -> None:
-    """An agent that cannot be loaded is told with the line that names it."""
+def test_agents_and_functions_are_found_with_their_lines(tmp_path: Path) -> None:
+    """The error about an agent that cannot be loaded gives the line that names the
+    agent."""
     found = load(
         tmp_path,
         """defaults:
@@ -382,8 +385,10 @@ routes:
     assert found.where(two, "greeting") == found.where(two) == f"{file}:7"
 
 
-def test_a_model_that_is_shut_down_soon_is_told_with_its_line(tmp_path: Path) -> None:
-    """`bridge check` names the line that will stop working next year."""
+def test_a_model_that_will_be_shut_down_gives_a_warning_with_its_line(
+    tmp_path: Path,
+) -> None:
+    """`bridge check` gives the line of a model that will be shut down."""
     found = load(
         tmp_path,
         """defaults:
@@ -448,10 +453,10 @@ routes:
         ("defaults: {name: x}", "1: defaults.name is not a known key"),
     ],
 )
-def test_a_file_that_is_none_is_told_with_its_line(
+def test_a_malformed_file_is_reported_with_a_line(
     tmp_path: Path, text: str, told: str
 ) -> None:
-    """No traceback: the file's name, the line, and what to write instead."""
+    """The operator reads the file's name, the line and a fix instead of a traceback."""
     [mistake] = mistakes(tmp_path, text)
 
     assert mistake.startswith(told)
@@ -472,7 +477,7 @@ def test_a_file_that_is_none_is_told_with_its_line(
         ("approval: {secods: 1}", "approval.secods is not a known key: did you mean"),
         (
             "redact: [{pattern: a, mapping: x}]",
-            ".redact.1.mapping is not a known key: there is pattern",
+            ".redact.1.mapping is not a known key: the keys are pattern",
         ),
         (
             f"keys: {{1: {{transfer: {{number: {OURS}, numbr: x}}}}}}",
@@ -549,10 +554,10 @@ def test_a_file_that_is_none_is_told_with_its_line(
         ("session: [a]", ".session is not a mapping"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_line(
+def test_a_wrong_value_is_reported_with_its_line(
     tmp_path: Path, text: str, told: str
 ) -> None:
-    """The line is the one to be changed, and a number or key is not repeated."""
+    """The line is the one to change; the message does not repeat a number or a key."""
     body = "".join(f"    {line}\n" for line in text.splitlines())
     [mistake] = mistakes(tmp_path, f"routes:\n  - name: a\n{body}")
 
@@ -562,8 +567,8 @@ def test_a_wrong_value_is_told_with_its_line(
     assert "key}" not in mistake and "911" not in mistake
 
 
-def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
-    """One list, in the order of the lines, each with the place it stands in."""
+def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
+    """The mistakes come in the order of the lines, each with its place in the file."""
     text = """defaults:
   sesion: {}
   session:
@@ -608,8 +613,8 @@ routes:
     ]
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    """A wrong path, a folder, a picture: one line that says so."""
+def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    """A wrong path, a folder or a picture gives one line that says so."""
     picture = tmp_path / "picture"
     picture.write_bytes(b"routes:\n\xff\xfe")
     big = tmp_path / "big"
@@ -627,8 +632,8 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         assert mistake.startswith(f"{path}{told}")
 
 
-def test_a_bomb_of_aliases_is_not_built(tmp_path: Path) -> None:
-    """A small file that would be a gigabyte is refused at its first anchor."""
+def test_aliases_that_would_expand_without_limit_are_refused(tmp_path: Path) -> None:
+    """A small file that would expand to a gigabyte is refused at its first anchor."""
     text = 'a: &a ["lol"]\n' + "".join(
         f"{it}: &{it} [*{before}, *{before}]\n"
         for before, it in zip("abcdefgh", "bcdefghi", strict=True)
@@ -638,7 +643,7 @@ def test_a_bomb_of_aliases_is_not_built(tmp_path: Path) -> None:
 
 
 def test_a_key_in_a_url_is_not_shown() -> None:
-    """A traceback with the route in it does not give the webhook away."""
+    """A traceback that shows the route does not show the key in its report URL."""
     assert "hush" not in repr(
         Route(report=ReportTarget(url="https://x.example/?key=hush"))
     )
@@ -647,8 +652,8 @@ def test_a_key_in_a_url_is_not_shown() -> None:
 # -------------------------------------------------------------------------- the example
 
 
-def test_the_example_is_without_a_mistake() -> None:
-    """Whoever copies it begins with a file that works, and sees most of the keys."""
+def test_the_example_has_no_mistake() -> None:
+    """A user who copies the example starts with a file that works."""
     found = routes.load(EXAMPLES / "routes.yaml")
     pizza, spring = found.routes
 
@@ -667,8 +672,9 @@ def test_the_example_is_without_a_mistake() -> None:
     assert spring.cost is not None and spring.cost.limit == 1.5
 
 
-def test_what_is_taken_out_of_a_call(tmp_path: Path) -> None:
-    """Cards, keys, digits, or whatever an expression of the operator's fits."""
+def test_redact_is_read(tmp_path: Path) -> None:
+    """Cards, keys, digits, and the operator's own patterns are removed from the
+    text."""
     written = r"redact: [cards, {pattern: '(?i)password is \S{1,40}'}, digits]"
 
     redact = one(tmp_path, written).redact
@@ -680,8 +686,8 @@ def test_what_is_taken_out_of_a_call(tmp_path: Path) -> None:
     assert not one(tmp_path, "greeting: Hi.").redact
 
 
-def test_a_route_may_keep_what_the_defaults_take_out(tmp_path: Path) -> None:
-    """Its own list counts in the place of theirs."""
+def test_redact_of_a_route_replaces_that_of_the_defaults(tmp_path: Path) -> None:
+    """A route can redact less than the defaults do."""
     read = load(
         tmp_path,
         """
@@ -705,15 +711,16 @@ routes:
         ("[]", "redact is an empty list: name what to remove, or write off"),
         ("{pattern: '('}", "redact.pattern is no regular expression (missing ), "),
         ("[{pattern: '(a+)+b'}]", "redact.1.pattern may take too long: bound its "),
-        ("[{pattern: 'a*'}]", "redact.1.pattern fits where there is nothing: let it "),
+        ("[{pattern: 'a*'}]", "redact.1.pattern matches an empty text: require at "),
         ("[{}]", "redact.1 lacks pattern: write it"),
         ("[[cards]]", "redact.1 is not a mapping: write `key: value` lines below it"),
     ],
 )
-def test_what_cannot_be_taken_out_is_told(
+def test_a_wrong_redact_value_is_reported(
     tmp_path: Path, written: str, told: str
 ) -> None:
-    """A word that is misspelt does not let card numbers through."""
+    """A misspelt word in `redact` is an error, so card numbers are not stored by
+    mistake."""
     [mistake] = mistakes(tmp_path, f"defaults:\n  redact: {written}\n")
 
     assert mistake.startswith(f"2: defaults.{told}")

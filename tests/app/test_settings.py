@@ -1,4 +1,4 @@
-"""What an operator is told about the environment before the first call."""
+"""Settings from the environment, and what `bridge check` reports about them."""
 
 import base64
 import re
@@ -14,21 +14,22 @@ from pydantic import SecretStr, ValidationError
 
 from bridge.app.settings import (
     GREETING,
-    LOCAL_MODEL,
     NAMES,
     Finding,
     Settings,
     SettingsError,
-    check,
     load,
-    serving_mistakes,
-    unknown_names,
 )
+from bridge.app.settings_report import check, serving_mistakes, unknown_names
+from bridge.app.values import LOCAL_MODEL
 from bridge.core.rules import Prices
-from bridge.model.names import DEPRECATED_MODELS, DEPRECATED_TRANSCRIPTION_MODELS
+from bridge.model.deprecated_models import (
+    DEPRECATED_MODELS,
+    DEPRECATED_TRANSCRIPTION_MODELS,
+)
 
 SIGNING = "whsec_" + "A" * 32
-"""A signing secret, as far as its form goes."""
+"""A text with the form of a signing secret."""
 
 REAL = {
     "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
@@ -51,8 +52,8 @@ def levels(findings: list[Finding]) -> dict[str, str]:
     return {finding.name: finding.level for finding in findings}
 
 
-def test_an_empty_environment_is_a_bridge() -> None:
-    """`make demo` needs not one variable."""
+def test_an_empty_environment_gives_the_defaults() -> None:
+    """`make demo` works without any variable."""
     found = settings()
 
     assert (found.host, found.port, found.max_calls) == ("0.0.0.0", 8080, 200)
@@ -71,8 +72,8 @@ def test_an_empty_environment_is_a_bridge() -> None:
     assert (found.twilio_api_url, found.openai_webhook_secret) == (None, None)
 
 
-def test_every_variable_of_the_design_is_read(tmp_path: Path) -> None:
-    """What the operator sets is what the bridge does."""
+def test_every_variable_is_read(tmp_path: Path) -> None:
+    """Each variable that an operator sets arrives in its setting."""
     found = settings(
         BRIDGE_HOST="127.0.0.1",
         BRIDGE_PORT="9000",
@@ -131,15 +132,15 @@ def test_every_variable_of_the_design_is_read(tmp_path: Path) -> None:
     assert found.twilio_auth_token == SecretStr("token")
 
 
-def test_an_empty_value_is_an_unset_one() -> None:
-    """docker-compose passes empty variables on; they must not break the start."""
+def test_an_empty_value_means_unset() -> None:
+    """docker-compose passes empty variables; they must not prevent the start."""
     choices = {"BRIDGE_GREETING", "BRIDGE_TRANSCRIPTION_MODEL"}
 
     assert load(dict.fromkeys(NAMES - choices, " "), env_file=None) == settings()
 
 
-def test_every_mistake_is_told_at_once() -> None:
-    """An operator mends the environment in one go, not in seven restarts."""
+def test_all_mistakes_are_reported_at_once() -> None:
+    """An operator can correct the environment in one go, not in several restarts."""
     found = mistakes(
         {
             "BRIDGE_PORT": "eighty",
@@ -163,8 +164,8 @@ def test_every_mistake_is_told_at_once() -> None:
     assert all(mistake.fix for mistake in found.values())
 
 
-def test_the_message_has_a_line_a_mistake() -> None:
-    """The log of a container that does not start says everything by itself."""
+def test_the_error_has_one_line_for_each_mistake() -> None:
+    """The log of a container that does not start shows each mistake and its fix."""
     with pytest.raises(SettingsError) as raised:
         settings(BRIDGE_PORT="eighty", BRIDGE_LOG="loud")
 
@@ -269,8 +270,10 @@ def test_the_message_has_a_line_a_mistake() -> None:
         ("OPENAI_API_KEY", "sk-“quoted”", "no key has"),
     ],
 )
-def test_a_mistake_is_named_where_it_is(name: str, value: str, told: str) -> None:
-    """The operator reads which variable is wrong, what about it and what to set."""
+def test_a_mistake_names_its_variable_and_a_fix(
+    name: str, value: str, told: str
+) -> None:
+    """The operator reads which variable is wrong, why, and what to set."""
     found = mistakes({name: value})
 
     assert set(found) == {name}
@@ -280,8 +283,8 @@ def test_a_mistake_is_named_where_it_is(name: str, value: str, told: str) -> Non
 @pytest.mark.parametrize(
     "url", ["http://localhost:8080", "http://127.0.0.2", "http://[::1]:8080"]
 )
-def test_the_own_machine_needs_no_tls(url: str) -> None:
-    """A developer tries signatures with the fake Twilio and no certificate."""
+def test_a_loopback_public_url_needs_no_tls(url: str) -> None:
+    """A developer can test signatures with the fake Twilio without a certificate."""
     assert settings(BRIDGE_PUBLIC_URL=url).public_url == url
 
 
@@ -304,16 +307,16 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_no_mistake_tells_a_secret(name: str) -> None:
-    """A key pasted wrongly does not end up in the log for everybody to read."""
+def test_no_error_shows_a_secret(name: str) -> None:
+    """A key that was pasted wrongly does not appear in the log."""
     with pytest.raises(SettingsError) as raised:
         load({name: SECRETS[name]}, env_file=None)
 
     assert "hush" not in str(raised.value)
 
 
-def test_no_report_tells_a_secret() -> None:
-    """Settings in a log or in a bug report carry no key."""
+def test_no_report_shows_a_secret() -> None:
+    """Settings that are printed in a log or a bug report contain no key."""
     environ = {
         "OPENAI_API_KEY": "hush",
         "TWILIO_AUTH_TOKEN": "hush",
@@ -333,8 +336,9 @@ def test_no_report_tells_a_secret() -> None:
     assert SIGNING not in report
 
 
-def test_by_hand_too_a_mistake_hides_its_input() -> None:
-    """A test or an embedding program that passes a bad key does not print it."""
+def test_settings_made_in_code_hide_a_wrong_value() -> None:
+    """A test or a program that passes a wrong key to `Settings` does not print the
+    key."""
     with pytest.raises(ValidationError) as raised:
         Settings(openai_api_key=SecretStr("fine"), twilio_account_sid="hush")
 
@@ -350,8 +354,9 @@ def test_by_hand_too_a_mistake_hides_its_input() -> None:
         ("unix:///run/redis.sock?db=2", "at /run/redis.sock"),
     ],
 )
-def test_where_calls_are_shared(url: str, place: str) -> None:
-    """A Redis is named in any of its ways, and the report says which."""
+def test_every_form_of_a_redis_url_is_read_and_reported(url: str, place: str) -> None:
+    """Each form of a Redis URL is accepted, and the report names the Redis that is
+    used."""
     found = settings(BRIDGE_REDIS_URL=f" {url}\n").redis_url
 
     assert found == SecretStr(url)
@@ -361,8 +366,8 @@ def test_where_calls_are_shared(url: str, place: str) -> None:
 
 
 @pytest.mark.parametrize("size", [24, 64])
-def test_a_signing_secret_is_kept_as_it_is(size: int) -> None:
-    """What the other side signs with is what is checked with, whole."""
+def test_a_signing_secret_is_kept_unchanged(size: int) -> None:
+    """The bridge signs and checks with exactly the secret that the other side has."""
     secret = "whsec_" + base64.b64encode(bytes(range(size))).decode()
 
     kept = settings(BRIDGE_REPORT_SECRET=f" {secret}\n").report_secret
@@ -371,14 +376,15 @@ def test_a_signing_secret_is_kept_as_it_is(size: int) -> None:
     assert Settings(report_secret=kept).report_secret == kept
 
 
-def test_a_wish_to_call_nobody_is_one() -> None:
-    """An empty list of prefixes opens no line."""
+def test_an_empty_list_of_prefixes_allows_no_number() -> None:
+    """An empty list of prefixes does not allow any outbound call."""
     assert settings(BRIDGE_OUTBOUND_PREFIXES=" ,").outbound_prefixes == ()
     assert Settings(outbound_prefixes=("+1",)).outbound_prefixes == ("+1",)
 
 
-def test_a_full_house_needs_somebody_to_put_callers_through_to() -> None:
-    """The operator hears of it, not the caller; a mistyped number is told alone."""
+def test_when_full_fallback_uses_the_fallback_number() -> None:
+    """The fallback number is read. If the number is invalid, only the number is
+    reported, not BRIDGE_WHEN_FULL as well."""
     number = {"BRIDGE_WHEN_FULL": "fallback", "BRIDGE_FALLBACK_NUMBER": "+14155550100"}
     found = settings(**number)
 
@@ -388,23 +394,24 @@ def test_a_full_house_needs_somebody_to_put_callers_through_to() -> None:
     }
 
 
-def test_check_tells_what_a_full_house_does() -> None:
-    """The report says how long callers wait, before anybody has to."""
+def test_check_shows_the_answer_when_full() -> None:
+    """The report says how long callers wait in the queue."""
     found = check({**REAL, "BRIDGE_WHEN_FULL": "queue"}, env_file=None)
 
     [told] = [it for it in found if it.name == "BRIDGE_WHEN_FULL"]
     assert told.level == "ok" and "120 s" in told.text
 
 
-def test_headers_as_json() -> None:
-    """A header value with a semicolon can be written, too."""
+def test_headers_may_be_json() -> None:
+    """In JSON, the value of a header may contain a semicolon."""
     found = settings(BRIDGE_MODEL_HEADERS='{"X-Tags": "a; b: c"}')
 
     assert found.model_headers == {"X-Tags": "a; b: c"}
 
 
-def test_which_model_answers() -> None:
-    """Without a key the bundled fake answers; with one OpenAI; else who was named."""
+def test_which_model_is_used() -> None:
+    """Without a key the bundled fake model is used, with a key OpenAI; BRIDGE_MODEL_URL
+    overrides both."""
     assert settings().model_target == LOCAL_MODEL
     assert settings(OPENAI_API_KEY="k").model_target.startswith("wss://api.openai.com/")
     assert (
@@ -412,8 +419,8 @@ def test_which_model_answers() -> None:
     )
 
 
-def test_the_file_counts_and_the_environment_goes_before(tmp_path: Path) -> None:
-    """`.env` is read; a variable set for one run goes before it."""
+def test_the_environment_overrides_the_env_file(tmp_path: Path) -> None:
+    """`.env` is read; a variable set for one run overrides it."""
     env_file = tmp_path / ".env"
     env_file.write_text("BRIDGE_PORT=81 # ours\nBRIDGE_MAX_CALLS=7\nhost=9.9.9.9\n")
 
@@ -422,8 +429,9 @@ def test_the_file_counts_and_the_environment_goes_before(tmp_path: Path) -> None
     assert (found.port, found.max_calls, found.host) == (82, 7, "0.0.0.0")
 
 
-def test_a_mistake_in_the_file_is_told_whatever_its_case(tmp_path: Path) -> None:
-    """pydantic-settings reads BRIDGE_port of a file, too, and reports it as `port`."""
+def test_a_wrong_value_in_the_env_file_is_reported_in_any_case(tmp_path: Path) -> None:
+    """pydantic-settings also reads BRIDGE_port from a file, and reports it as
+    `port`."""
     env_file = tmp_path / ".env"
     env_file.write_text("BRIDGE_port=eighty\n")
 
@@ -432,8 +440,8 @@ def test_a_mistake_in_the_file_is_told_whatever_its_case(tmp_path: Path) -> None
     assert mistake.name == "port" and mistake.fix.endswith("from 0 to 65535")
 
 
-def test_each_network_that_is_wrong_is_named() -> None:
-    """Two slips in one list are mended in one go, too."""
+def test_each_wrong_network_is_reported() -> None:
+    """Two mistakes in one list are both reported."""
     with pytest.raises(SettingsError) as raised:
         settings(BRIDGE_TRUSTED_PROXIES="10.0.0.0/8,balancer,10.0.0.0/99")
 
@@ -441,10 +449,10 @@ def test_each_network_that_is_wrong_is_named() -> None:
     assert "'balancer'" in first and "'10.0.0.0/99'" in second
 
 
-def test_the_process_environment_is_the_default(
+def test_load_reads_the_process_environment_and_the_env_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`BRIDGE_PORT=83 bridge serve` listens on 83, beside a `.env` that says more."""
+    """`BRIDGE_PORT=83 bridge serve` listens on 83; other settings come from `.env`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRIDGE_PORT", "83")
     (tmp_path / ".env").write_text("BRIDGE_MAX_CALLS=7\n")
@@ -454,8 +462,8 @@ def test_the_process_environment_is_the_default(
     assert (found.port, found.max_calls) == (83, 7)
 
 
-def test_an_env_file_that_is_no_text(tmp_path: Path) -> None:
-    """A `.env` saved as UTF-16 is named as the trouble."""
+def test_an_env_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    """If `.env` was saved as UTF-16, the error says so and names the file."""
     env_file = tmp_path / ".env"
     env_file.write_text("BRIDGE_PORT=81\n", encoding="utf-16")
 
@@ -464,36 +472,36 @@ def test_an_env_file_that_is_no_text(tmp_path: Path) -> None:
     assert levels(check({}, env_file)) == {str(env_file): "error"}
 
 
-def test_settings_do_not_change() -> None:
-    """All calls of a process live under the same rules."""
+def test_settings_are_frozen() -> None:
+    """No code can change a setting while calls run."""
     with pytest.raises(ValidationError):
         settings().port = 1  # type: ignore[misc]
 
 
-def test_by_hand_nothing_is_read_from_the_machine(
+def test_settings_made_in_code_ignore_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A developer's own environment does not change what a test proves."""
+    """The environment of a developer's machine does not change the result of a test."""
     monkeypatch.setenv("BRIDGE_MAX_CALLS", "7")
 
     assert Settings(port=0).max_calls == 200
 
 
-def test_ready_for_the_real_twilio() -> None:
-    """A complete environment is served without a word."""
+def test_a_complete_environment_has_no_finding() -> None:
+    """A complete environment gives neither an error nor a warning."""
     assert serving_mistakes(load(REAL, env_file=None)) == []
 
 
 @pytest.mark.parametrize("name", ["BRIDGE_PUBLIC_URL", "TWILIO_AUTH_TOKEN"])
-def test_unsigned_requests_are_not_served_by_oversight(name: str) -> None:
-    """Forgetting one variable never opens the line to strangers."""
+def test_a_missing_signature_setting_is_an_error(name: str) -> None:
+    """If an operator forgets one variable, unsigned requests are still not served."""
     environ = {key: value for key, value in REAL.items() if key != name}
 
     assert levels(serving_mistakes(load(environ, env_file=None))) == {name: "error"}
 
 
-def test_insecure_is_served_with_a_warning() -> None:
-    """A developer gets going without an account, and is told what that means."""
+def test_insecure_gives_a_warning() -> None:
+    """A developer can start without an account, and reads what that means."""
     found = serving_mistakes(settings(BRIDGE_INSECURE="yes", OPENAI_API_KEY="k"))
 
     assert levels(found) == {"BRIDGE_INSECURE": "warning"}
@@ -502,10 +510,11 @@ def test_insecure_is_served_with_a_warning() -> None:
 @pytest.mark.parametrize(
     ("token", "told"), [("your-token", {"BRIDGE_API_TOKEN": "error"}), ("x" * 16, {})]
 )
-def test_a_token_that_can_be_guessed_is_refused(
+def test_an_api_token_that_can_be_guessed_is_an_error(
     token: str, told: dict[str, str]
 ) -> None:
-    """Nobody leaves the example's token on a door that costs money."""
+    """The placeholder of the example cannot stay as the token of an API that costs
+    money."""
     found = serving_mistakes(load({**REAL, "BRIDGE_API_TOKEN": token}, None))
 
     assert levels(found) == told
@@ -520,25 +529,26 @@ def test_a_token_that_can_be_guessed_is_refused(
         ("TWILIO_SHARED_KEYS", "webhooks_sharedkey_1: secret"),
     ],
 )
-def test_a_secret_of_twilios_that_can_be_guessed_is_refused(
-    name: str, value: str
-) -> None:
-    """Whoever guesses one is Twilio; a second one that is none nobody would notice."""
+def test_a_twilio_secret_that_can_be_guessed_is_an_error(name: str, value: str) -> None:
+    """An attacker who guesses the secret can pass for Twilio. A useless second secret
+    would otherwise stay unnoticed."""
     found = serving_mistakes(load({**REAL, name: value}, None))
 
     assert levels(found) == {name: "error"}
     assert value not in str(found[0])
 
 
-def test_a_proxy_that_is_anybody_is_mentioned() -> None:
-    """With a header of their own nobody would be held to a limit of addresses."""
+def test_trusting_every_address_as_a_proxy_gives_a_warning() -> None:
+    """If every address is a trusted proxy, any client can forge its address and avoid
+    the limits per address."""
     for given, told in (("10.0.0.0/8", {}), ("10.0.0.0/8,::/0", "warning")):
         found = serving_mistakes(load({**REAL, "BRIDGE_TRUSTED_PROXIES": given}, None))
         assert levels(found) == (told and {"BRIDGE_TRUSTED_PROXIES": told})
 
 
-def test_a_fake_model_or_a_keyless_one_is_mentioned() -> None:
-    """Nobody wonders why the agent says it is a fake, or why the model hangs up."""
+def test_a_fake_model_or_a_model_without_a_key_gives_a_warning() -> None:
+    """The operator learns why the agent says that it is a fake, or why the model
+    refuses the connection."""
     public = {k: v for k, v in REAL.items() if k != "OPENAI_API_KEY"}
     keyless = public | {"BRIDGE_MODEL_URL": "wss://model.example.com"}
 
@@ -550,8 +560,8 @@ def test_a_fake_model_or_a_keyless_one_is_mentioned() -> None:
     }
 
 
-def test_a_model_about_to_be_shut_down_is_mentioned() -> None:
-    """The operator hears of the last day before the callers do."""
+def test_a_model_that_will_be_shut_down_gives_a_warning() -> None:
+    """The operator reads the date before calls fail."""
     found = serving_mistakes(
         load(
             REAL
@@ -570,8 +580,8 @@ def test_a_model_about_to_be_shut_down_is_mentioned() -> None:
     assert "2027-01-20" in found[0].text
 
 
-def test_our_own_models_are_current() -> None:
-    """A fresh installation does not start on a model with a last day."""
+def test_the_default_models_are_current() -> None:
+    """A new installation does not start with a model that will be shut down."""
     found = settings()
 
     assert found.model not in DEPRECATED_MODELS
@@ -592,7 +602,8 @@ def test_our_own_models_are_current() -> None:
     ],
 )
 def test_a_misspelt_variable_is_noticed(name: str, near: str, tmp_path: Path) -> None:
-    """A setting that does nothing is pointed out, with the name that was meant."""
+    """A variable that has no effect is reported, with the name that was probably
+    meant."""
     (tmp_path / ".env").write_text(f"{name}=1\n")
 
     for found in (
@@ -604,8 +615,8 @@ def test_a_misspelt_variable_is_noticed(name: str, near: str, tmp_path: Path) ->
         ]
 
 
-def test_check_says_what_is_in_force_and_what_is_wrong() -> None:
-    """`bridge check` is one look at everything."""
+def test_check_reports_effective_settings_and_mistakes() -> None:
+    """`bridge check` shows the effective settings and all findings."""
     found = check(REAL | {"BRIDGE_PROT": "1"}, env_file=None)
     broken = check({"BRIDGE_PORT": "x"}, env_file=None)
 
@@ -652,7 +663,7 @@ def test_check_says_what_is_in_force_and_what_is_wrong() -> None:
     ],
 )
 def test_a_limit_is_read(name: str, text: str, field: str, value: object) -> None:
-    """What the operator writes is what holds."""
+    """The value that the operator writes is the value that applies."""
     assert getattr(settings(**{name: text}), field) == value
 
 
@@ -677,8 +688,10 @@ def test_a_limit_is_read(name: str, text: str, field: str, value: object) -> Non
         ("BRIDGE_LONGEST_SECONDS", "5", "is 5"),
     ],
 )
-def test_a_limit_that_cannot_be_read(name: str, text: str, told: str) -> None:
-    """A slip of the pen turns no limit off: the bridge does not start."""
+def test_a_limit_that_cannot_be_read_is_an_error(
+    name: str, text: str, told: str
+) -> None:
+    """A typing mistake does not turn a limit off: the bridge does not start."""
     mistake = mistakes({name: text})[name]
 
     assert told in mistake.text
@@ -686,8 +699,8 @@ def test_a_limit_that_cannot_be_read(name: str, text: str, told: str) -> None:
     assert "s3cr3t" not in str(mistake)
 
 
-def test_a_bridge_that_would_be_unsafe_says_the_two_lines_that_mend_it() -> None:
-    """They can be copied into .env."""
+def test_the_errors_of_an_empty_environment_name_the_lines_to_add() -> None:
+    """The operator can copy the two lines into `.env`."""
     told = {it.name: it for it in serving_mistakes(load({}, None))}
 
     assert "BRIDGE_PUBLIC_URL=https://" in told["BRIDGE_PUBLIC_URL"].fix
@@ -697,8 +710,8 @@ def test_a_bridge_that_would_be_unsafe_says_the_two_lines_that_mend_it() -> None
     }
 
 
-def test_streams_without_tickets_are_mentioned() -> None:
-    """Whoever uses a TwiML Bin knows what it costs them."""
+def test_streams_without_tickets_give_a_warning() -> None:
+    """An operator who uses a TwiML Bin reads which protection is missing."""
     found = serving_mistakes(load({**REAL, "BRIDGE_TICKETS": "off"}, None))
 
     assert levels(found) == {"BRIDGE_TICKETS": "warning"}
@@ -708,9 +721,9 @@ PRICES = "input_text=4, input_audio=32, input_cached=1, output_text=16, output_a
 
 
 @pytest.mark.parametrize("name", ["BRIDGE_COST_PER_CALL", "BRIDGE_COST_PER_DAY"])
-def test_a_limit_of_cost_needs_prices(name: str, tmp_path: Path) -> None:
-    """A budget that nothing ever counts towards would be found out by the bill. Routes
-    may have prices of their own, which are looked at when they are read."""
+def test_a_cost_limit_needs_prices(name: str, tmp_path: Path) -> None:
+    """Without prices a cost limit would never be reached. Routes may have their own
+    prices, which are checked when the routes are read."""
     limited = {**REAL, name: "5"}
 
     assert levels(serving_mistakes(load(limited, None))) == {name: "error"}
@@ -721,8 +734,8 @@ def test_a_limit_of_cost_needs_prices(name: str, tmp_path: Path) -> None:
         assert serving_mistakes(load({**limited, **more}, None)) == []
 
 
-def test_check_tells_what_a_call_may_cost() -> None:
-    """Whoever looks sees the limits that are in force, and those that are not."""
+def test_check_shows_the_limits() -> None:
+    """The report shows which limits apply and which are off."""
     environ = {"BRIDGE_TRANSFER_PREFIXES": "+1,!+1900", "BRIDGE_COST_PER_CALL": "1.5"}
     told = {it.name: it.text for it in check(environ, None) if it.level == "ok"}
 
@@ -742,10 +755,11 @@ def test_check_tells_what_a_call_may_cost() -> None:
         ({"BRIDGE_INSECURE": "0", "BRIDGE_HOST": "::1"}, "::1", None),
     ],
 )
-def test_unsigned_requests_come_from_this_machine(
+def test_insecure_listens_on_loopback_by_default(
     environ: dict[str, str], host: str, told: str | None
 ) -> None:
-    """Nobody else on the developer's network calls at their cost, unless it is said."""
+    """Other machines on a developer's network cannot place unsigned calls, unless
+    BRIDGE_HOST allows it."""
     found = settings(**environ)
 
     assert found.host == host
@@ -762,8 +776,9 @@ SHOWN = re.compile(
 @pytest.mark.parametrize(
     "file", ["README.md", ".env.example", "deploy/kubernetes/secret.example.yaml"]
 )
-def test_what_our_own_files_show_is_no_secret(file: str) -> None:
-    """A placeholder that was left in place opens no door: anybody can read it here."""
+def test_a_placeholder_of_our_files_is_an_error_as_a_secret(file: str) -> None:
+    """A placeholder that was left in place is an error, because everybody can read
+    it."""
     shown = SHOWN.findall((ROOT / file).read_text("utf-8"))
 
     assert shown
@@ -781,16 +796,17 @@ def test_what_our_own_files_show_is_no_secret(file: str) -> None:
         ("OPENAI_BASE_URL", None),
     ],
 )
-def test_a_slip_in_a_vendors_name(name: str, near: str | None) -> None:
-    """It is told before a rotation refuses every caller; names of others are not."""
+def test_a_misspelt_vendor_variable_is_reported(name: str, near: str | None) -> None:
+    """The mistake is reported before a rotation of the token refuses all callers.
+    Variables of other programs are not reported."""
     found = unknown_names({name: "x"}, None)
 
     assert [it.fix for it in found] == ([f"did you mean {near}?"] if near else [])
 
 
 @pytest.mark.parametrize("text", ["0", "0.0", "0.05"])
-def test_no_time_at_all(text: str) -> None:
-    """A limit of 0 would refuse everybody: it is no way to have none."""
+def test_a_time_limit_of_0_is_an_error(text: str) -> None:
+    """A time limit of 0 would refuse every caller; it does not mean no limit."""
     name = "BRIDGE_START_SECONDS"
 
     assert f"{text}, which is too small" in mistakes({name: text})[name].text

@@ -15,7 +15,8 @@ import typer
 import yaml
 from jsonschema import Draft202012Validator
 
-from bridge.app.settings import NAMES, Settings, load, serving_mistakes
+from bridge.app.settings import NAMES, Settings, load
+from bridge.app.settings_report import serving_mistakes
 from bridge.cli.commands import app
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -103,6 +103,6 @@ def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
 def test_operations_md_explains_each_limit_and_refusal(name: str) -> None:
     """An operator who sees a label on the dashboard can look up its meaning."""
     handbook = (ROOT / "docs" / "operations.md").read_text("utf-8")
-    (section,) = re.findall(r"^## Kept out$(.*?)^## ", handbook, re.M | re.S)
+    (section,) = re.findall(r"^## Refusals and limits$(.*?)^## ", handbook, re.M | re.S)
 
     assert f"`{name}`" in section

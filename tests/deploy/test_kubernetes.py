@@ -7,7 +7,8 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from bridge.app.settings import NAMES, load, serving_mistakes
+from bridge.app.settings import NAMES, load
+from bridge.app.settings_report import serving_mistakes
 from tests.deploy.figures import bridge_figures
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

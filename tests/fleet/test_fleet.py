@@ -16,7 +16,7 @@ from bridge.fleet import TAKEN, CallEntry, InstanceLoad, keys
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.keys import CALL, INSTANCES, PUT_BACK, SCRIPTS
 from bridge.fleet.redis import RedisRegistry, Timing, _why, redis_registry
-from bridge.fleet.written import WrittenValues
+from bridge.fleet.written_values import WrittenValues
 from tests.fleet.redis_server import RedisServer
 from tests.fleet.test_registry import HANG_UP, SORRY, entry, streams
 

@@ -24,8 +24,8 @@ from bridge.core import ProtocolError, errors, realtime_events, twilio_messages
 from bridge.core.replay import recorded
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.place import redis_place
 from bridge.fleet.plan import Plan
+from bridge.fleet.redis_address import redis_address
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.api import bodies
 from bridge.http.signature import Signatures
@@ -190,7 +190,7 @@ def model_audio(data: bytes) -> int:
 
 
 def snapshot(data: bytes) -> int:
-    """bridge.fleet.plan and snapshot: the data of another instance is read, or counts as empty."""
+    """bridge.fleet.snapshot: data of another instance is read, or counts as empty."""
     Plan.read(data)
     earlier = CallSnapshot.read(data)
     for ended in (0.0, earlier.taken_at, earlier.taken_at + 1.5, NOW):
@@ -278,5 +278,5 @@ def setting(data: bytes) -> int:
     except SettingsError:
         return 1
     if url is not None:
-        redis_place(url.get_secret_value())
+        redis_address(url.get_secret_value())
     return 1

@@ -411,7 +411,7 @@ async def test_the_transcript_of_a_turn_is_bounded(
 ) -> None:
     """The SDK copies the transcript for every delta; the next turn starts counting
     anew."""
-    monkeypatch.setattr(sdk_session, "MAX_WORDS", 1000)
+    monkeypatch.setattr(sdk_session, "MAX_TRANSCRIPT_CHARS", 1000)
     kind = "response.output_audio_transcript.delta"
     async with talk() as it:
         for n in range(100):

@@ -13,7 +13,10 @@ from openai.types.realtime import RealtimeClientEvent, RealtimeSessionCreateRequ
 from openai.types.realtime.realtime_tools_config_union import Mcp
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from bridge.model.names import DEPRECATED_MODELS, DEPRECATED_TRANSCRIPTION_MODELS
+from bridge.model.deprecated_models import (
+    DEPRECATED_MODELS,
+    DEPRECATED_TRANSCRIPTION_MODELS,
+)
 from bridge.model.session_settings import SessionSettings, SettingsMistakes, merged
 from bridge.sim.model import Behaviour
 from bridge.sim.realtime.client_events import check

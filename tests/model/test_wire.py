@@ -462,10 +462,10 @@ async def test_a_flood_is_reported_once() -> None:
     """It ends the call, and no later event is decoded."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
         began = monotonic()
-        bears = [wire.bears("{}") for _ in range(25_000)]
+        within_limits = [wire.is_within_limits("{}") for _ in range(25_000)]
         allowed = 20_000 + EVENTS_PER_SECOND * (monotonic() - began)
 
-    assert bears.count(True) == pytest.approx(allowed, abs=200)
+    assert within_limits.count(True) == pytest.approx(allowed, abs=200)
     assert call.told == [("limit", "model_flood"), ("stuck", "flood")]
 
 

@@ -148,8 +148,8 @@ def test_a_cut_that_the_model_was_not_told_of_is_found() -> None:
         (played(1, 500, 30), "30.0 ms of audio lost"),
         (played(1, 500) + played(1, 500, 460), "40.0 ms of audio repeated"),
         (played(1, 500, 100) + played(1, 100), "audio out of order"),
-        (played(1, 500) + b"\x01" * 80, "10.0 ms of audio of no item"),
-        (played(1, 500) + played(7, 30), "30.0 ms of audio of no item"),
+        (played(1, 500) + b"\x01" * 80, "10.0 ms of audio outside all items"),
+        (played(1, 500) + played(7, 30), "30.0 ms of audio outside all items"),
     ],
 )
 def test_damaged_audio_is_found(heard: bytes, text: str) -> None:
@@ -161,7 +161,7 @@ def test_errors_of_the_model_are_found() -> None:
     """A bridge that causes errors of the model does not pass."""
     verdict = call(played(1, 5), answer(item(1, 5)), errors=["already shorter"])
 
-    assert "answered an error: already shorter" in broken(verdict)
+    assert "sent an error: already shorter" in broken(verdict)
 
 
 def test_a_call_without_its_interruptions_is_reported() -> None:

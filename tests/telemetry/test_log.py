@@ -21,7 +21,7 @@ from bridge.telemetry.log import (
     WARN,
     NoteLog,
     configure,
-    tell_crashes,
+    log_crashes,
 )
 from tests.core.phone import Phone
 
@@ -344,7 +344,7 @@ def test_an_uncaught_exception_is_logged_scrubbed(
     configure("json")
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    tell_crashes()
+    log_crashes()
     thread = threading.Thread(target=fails_with, args=["+14155550101"])
 
     thread.start()

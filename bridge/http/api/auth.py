@@ -29,12 +29,12 @@ BURST_SECONDS = 2.0
 
 NO_TOKEN_PER_SECOND = 1.0
 NO_TOKEN_BURST = 10.0
-"""Rate for clients without the token. It saves work. What prevents guessing is the
-token's length: a correct token is never rate-limited here."""
+"""Rate for clients without the token. It only saves work: the token's length prevents
+guessing. A request with the correct token is not counted here."""
 
 MAX_ADDRESSES = 1000
-"""Addresses that are remembered; beyond that the one that was silent longest is
-forgotten."""
+"""Most addresses that are remembered; beyond that the address with the oldest last
+request is forgotten."""
 
 MAX_LISTENERS = 100
 """Event streams at once; each is a connection that stays open."""
@@ -128,8 +128,8 @@ class ApiAuth:
 
     def _check_rate(self, request: web.Request, known: bool) -> None:
         """Behind a proxy that is not configured as trusted, all clients have one
-        address. Clients without the token are therefore counted apart, so that they
-        cannot lock out clients with it."""
+        address. Clients without the token are therefore counted separately, so that
+        they cannot lock out clients with it."""
         rates = self._with_token if known else self._without_token
         client = client_network(self.guard.address_of(request))
         wait = rates.take(client, time.monotonic())

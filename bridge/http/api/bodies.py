@@ -1,7 +1,7 @@
 """JSON bodies of the control API's requests and answers. Knows no HTTP.
 
-What the call's route redacts (`redact`) is not in the answers. The OpenAPI document is
-made from these models, so each field has a description.
+The answers do not contain text that the call's route redacts (`redact`). The OpenAPI
+document is made from these models, so each field has a description.
 """
 
 from datetime import UTC, datetime
@@ -168,7 +168,7 @@ class CallList(Body):
 class Words(Body):
     """One utterance of the caller or the agent."""
 
-    at: Annotated[float, Field(description="Seconds since the stream began.")]
+    at: Annotated[float, Field(description="Seconds since the call began.")]
     who: Literal["caller", "agent"]
     text: Annotated[str, Field(description="What was heard.")]
     generated: Annotated[str, Field(description="What was generated, heard or not.")]
@@ -234,7 +234,7 @@ class Item(Body):
     text: Annotated[str, Field(description="What was heard, or a tool's output.")]
     generated: str
     cut: bool
-    at: Annotated[float, Field(description="Seconds since the stream began.")]
+    at: Annotated[float, Field(description="Seconds since the call began.")]
     call_id: str
     name: Annotated[str, Field(description="Name of the tool.")]
     arguments: str

@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 
 SECONDS = 30.0
-"""Twilio may queue the request before it accepts a call."""
+"""Time limit of the request: Twilio may queue it before it accepts a call."""
 
 
 class ApiError(Exception):

@@ -1,4 +1,5 @@
-"""The events of one call as server-sent events. Only reads; drops a slow reader.
+"""The events of one call as server-sent events. Only reads the call; drops a client
+that reads too slowly.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -21,7 +22,8 @@ LAST = "call_ended"
 RAW = "raw_model_event"
 
 MAX_WAITING = 1000
-"""Limit of events that a reader has not taken yet; at this limit it is too slow."""
+"""Limit of events that a reader has not taken yet; a reader at this limit is too
+slow."""
 
 KEEP_ALIVE_SECONDS = 15.0
 """Interval of comments on a silent stream: proxies close silent connections, and a
@@ -37,7 +39,7 @@ class TooSlow(Exception):
 
 
 class Feed:
-    """The events that one reader has yet to be sent."""
+    """The queue of events that must still be sent to one reader."""
 
     def __init__(self, live: LiveCall, *, raw: bool) -> None:
         self._live = live
@@ -94,8 +96,8 @@ async def _send_events(
         guard.hit("answer_slow")
         _abort(request)
     except Exception:
-        # An event of the user's that cannot be written as JSON. The answer has begun,
-        # so a broken connection is the only sign left.
+        # An event of the user's code that cannot be written as JSON. The answer has
+        # begun, so a broken connection is the only sign left.
         log.exception("events_failed", call_sid=live.call_sid)
         _abort(request)
     finally:
@@ -151,7 +153,7 @@ def encode(event: CallEvent, redaction: Redaction | None = None) -> bytes:
     body = {"type": event.type, "at": event.at, "data": dict(event.data)}
     data = msgspec.json.encode(body, enc_hook=str)
     if redaction:
-        # Redacts the JSON and not the objects, so that no object of the user's is
+        # Redacts the JSON and not the objects, so that no object of the user's code is
         # missed.
         body["data"] = redaction.message(msgspec.json.decode(data)["data"])
         data = msgspec.json.encode(body)

@@ -98,7 +98,8 @@ async def place(
         detail = "Give `from`, or set BRIDGE_OUTBOUND_NUMBER."
         raise Refused(422, "There is no number to call from", detail)
     if wanted.route and routes.named(wanted.route) is None:
-        raise Refused(422, "There is no such route", "`route` must be the name of one.")
+        detail = "`route` must name a route of the routes file."
+        raise Refused(422, "There is no such route", detail)
     try:
         order = OutboundOrder(
             to=wanted.to,

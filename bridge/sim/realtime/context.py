@@ -35,7 +35,8 @@ class SessionContext:
         self.connection = connection
         self.out = EventSender(connection)
         self.history = ModelHistory()
-        self.tool_outputs: list[ToolOutput] = []  # no response has covered these yet
+        # outputs that no response has spoken about yet
+        self.tool_outputs: list[ToolOutput] = []
         self.closed: str | None = None  # which side ended the session, and how
         self._thawed = asyncio.Event()  # unset while the session is frozen
         self._thawed.set()
@@ -83,11 +84,11 @@ class SessionContext:
         self.out.hold()
         self.connection.transport.pause_reading()
         if self.connection.keepalive_task is not None:
-            # Else the server's own keepalive would notice that no pong comes.
+            # Otherwise the server's own keepalive would notice the missing pongs.
             self.connection.keepalive_task.cancel()
 
     def thaw(self) -> None:
-        """Send what was held, and read on."""
+        """Send the held frames and continue to read."""
         self._thawed.set()
         self.out.release()
         self.connection.transport.resume_reading()
@@ -123,7 +124,7 @@ class SessionContext:
         )
 
     def add_tool_output(self, output: ToolOutput) -> None:
-        """The next response is given this output."""
+        """Add an output that the next response speaks about."""
         self.tool_outputs.append(output)
 
     def context_tokens(self) -> tuple[int, int]:

@@ -1,5 +1,4 @@
-"""The fake model's answers where no test scripts them: enough for a developer who
-calls.
+"""The fake model's answers if no script has any: enough for a developer's test call.
 
 The model greets, says how long the caller spoke, and calls each of the agent's tools,
 one per turn.
@@ -157,14 +156,14 @@ def _hosted(config: Mapping[str, Any]) -> CallMcp:
     return CallMcp(label, name, {"query": "example"}, output)
 
 
-_TOOL, _HAND_OVER, _LAST = range(3)
+_TOOL, _HANDOFF_TOOL, _LAST = range(3)
 
 
 def _rank(call: Call) -> int:
     if isinstance(call, CallMcp):
         return _TOOL
     if call.name.startswith(_HANDOFF):
-        return _HAND_OVER
+        return _HANDOFF_TOOL
     return _LAST if any(word in call.name for word in _ENDS_THE_CALL) else _TOOL
 
 

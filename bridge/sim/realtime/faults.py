@@ -99,7 +99,7 @@ def _close(session: SessionContext, code: int, reason: str) -> None:
 def schedule_faults(session: SessionContext) -> None:
     """Schedule the faults that the session's behaviour sets a time for."""
     behaviour = session.behaviour
-    hours: list[tuple[float | None, Fault]] = [
+    schedule: list[tuple[float | None, Fault]] = [
         (behaviour.drop_after, drop),
         (behaviour.freeze_after, freeze),
         (behaviour.mute_after, mute),
@@ -107,7 +107,7 @@ def schedule_faults(session: SessionContext) -> None:
     ]
     if behaviour.close_after is not None:
         seconds, code, reason = behaviour.close_after
-        hours.append((seconds, closing(code, reason)))
-    for at, fault in hours:
+        schedule.append((seconds, closing(code, reason)))
+    for at, fault in schedule:
         if at is not None:
             session.later(at, partial(fault, session))

@@ -56,10 +56,10 @@ class ModelItem:
 
     @property
     def known_text(self) -> str:
-        """The words that the model believes in.
+        """The words that the model knows of this item.
 
-        Of truncated audio: the words of which at least half was heard. Of a caller: the
-        words that the model understood, transcribed or not.
+        Of truncated audio: each word that was heard to at least one half. Of a caller:
+        the words that the model understood, transcribed or not.
         """
         if self.truncated_ms is None:
             return self.text or self.generated_text
@@ -132,8 +132,8 @@ class ModelItem:
             return []
         if not self.spoken:
             return [{"type": "output_text", "text": self.text}]
-        heard_of_it = None if self.truncated_ms is not None else self.text
-        part: Json = {"type": "output_audio", "transcript": heard_of_it}
+        transcript = None if self.truncated_ms is not None else self.text
+        part: Json = {"type": "output_audio", "transcript": transcript}
         if with_audio:
             part["audio"] = self._audio()
         return [part]

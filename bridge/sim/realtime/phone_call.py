@@ -40,9 +40,9 @@ class PhoneCall:
         self._late = late  # handshakes that are still refused as too early
         self._moved = asyncio.Event()
 
-    async def until(self, *lines: SipCallState) -> None:
+    async def until(self, *states: SipCallState) -> None:
         """Wait until the call has one of these states."""
-        while self.state not in lines:
+        while self.state not in states:
             await self._moved.wait()
 
     @property
@@ -57,17 +57,17 @@ class PhoneCall:
         self._late -= 1
         return self._late < 0
 
-    def move(self, line: SipCallState) -> None:
-        self.state = line
+    def move(self, state: SipCallState) -> None:
+        self.state = state
         self._moved.set()
         self._moved = asyncio.Event()
 
-    def end(self, line: SipCallState, by: str) -> None:
+    def end(self, state: SipCallState, by: str) -> None:
         """End the call and its control socket, which gets no close frame."""
         self.ended_by = by
-        self.move(line)
+        self.move(state)
         if self.session is not None:
-            self.session.abort(f"{by} {line.value}")
+            self.session.abort(f"{by} {state.value}")
 
     # --- what the caller does ---
 

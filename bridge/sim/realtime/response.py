@@ -121,8 +121,8 @@ class ActiveResponse:
                 self._finish("failed", output.code, message=output.message)
                 return
             else:
-                # The item exists shortly before its audio. A client that truncates it
-                # then makes a common mistake.
+                # The item exists shortly before its audio. To truncate the item at
+                # that moment is a common mistake of clients.
                 self._open(output)
                 if not self._began:
                     await asyncio.sleep(think)
@@ -155,7 +155,7 @@ class ActiveResponse:
             self._stalled = pause
 
     async def _wind_down(self, reason: str) -> None:
-        """Send what was on its way when the response was cancelled."""
+        """Send the deltas and the item that were in progress at the cancellation."""
         behaviour = self.session.behaviour
         if self._item is not None:
             for chunk in islice(self._rest, behaviour.late_deltas):

@@ -75,7 +75,7 @@ class ModelSession(SessionContext):
         """`accepted_with`: the body of the accept request, if this is the control
         socket of a SIP call. `fault` is applied before the first event."""
         super().__init__(connection, behaviour, model)
-        self.headers: Mapping[str, str] = _plain(connection)
+        self.headers: Mapping[str, str] = _headers(connection)
         self.leg: Leg | None = None
         if accepted_with is not None:
             self.session = accepted_session(f"sess_{self.id}", accepted_with, model)
@@ -86,7 +86,7 @@ class ModelSession(SessionContext):
         self.received: list[tuple[float, Json]] = []  # all client events except appends
         self.opened_at = self.now()
         self.configured_at: float | None = None  # when the first update was confirmed
-        # the conversation's, not out of band
+        # the response in the conversation; those out of band are separate
         self.active_response: ActiveResponse | None = None
         self.mcp = HostedServers(self)
         self.caller_input = CallerInput(
@@ -149,7 +149,7 @@ class ModelSession(SessionContext):
     def caller_turns(self) -> int:
         return self.caller_input.turns
 
-    # --- life ---------------------------------------------------------------------
+    # --- lifetime -----------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve the connection until it ends. Leaves no task behind."""
@@ -422,7 +422,7 @@ class ModelSession(SessionContext):
             self.caller_input.start_idle_timer(response.spoken_seconds)
 
 
-def _plain(connection: ServerConnection) -> Mapping[str, str]:
+def _headers(connection: ServerConnection) -> Mapping[str, str]:
     request = connection.request
     assert request is not None
     return {name.lower(): value for name, value in request.headers.raw_items()}

@@ -1,7 +1,7 @@
 """The fake model's script: outputs, turns, pace, faults.
 
-Values only. Tests, the demo and measurements write them, `bridge.sim.model` follows
-them.
+Values only. Tests, the demo and measurements write the script; `bridge.sim.model`
+follows it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +94,7 @@ class TurnContext:
     seconds: float  # of speech in the latest turn, without padding and silence
     transcript: str | None  # of the latest turn, if a text was given for it
     text: str | None  # the latest user message that was sent as text
-    answered: tuple[ToolOutput, ...]  # tool outputs that no response has covered yet
+    answered: tuple[ToolOutput, ...]  # tool outputs not spoken about yet
     overrides: Mapping[str, Any]  # `response` of response.create
     conversation: tuple[RememberedItem, ...] = ()
 

@@ -442,7 +442,8 @@ class TwilioRest:
         assert call.record is not None and call.record.answered_at is not None
         said, seconds = _detection(call.asked, callee)
         await asyncio.sleep(seconds)
-        # A script begins with the stream, so the machine spoke later by that much.
+        # The script begins with the stream, so the machine speaks later by the time
+        # from the answer to the stream.
         await asyncio.sleep(_speech_began(call.record) + seconds - monotonic())
         call.answered_by = said
         form = {

@@ -105,8 +105,8 @@ class ScriptRunner:
                 return
             over_at = self._over_at()
             enough_at = now + missing / BYTES_PER_SECOND
-            # All known audio ends before enough was heard: check again then, more may
-            # have come.
+            # If the known audio ends before enough was heard, check again at its end:
+            # more audio may have arrived.
             wake_at = min(enough_at, over_at) if over_at > now else deadline
             await self.changed.sleep_until(min(wake_at, deadline))
         self._record.timed_out.append(f"Hear: {timeout:g} s")

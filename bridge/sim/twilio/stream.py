@@ -312,7 +312,7 @@ class MediaStream:
                     if frame and self._keep_frame_times:
                         self._record.frame_sent_at.append(monotonic())
         except ConnectionClosed:
-            # `read` sees the same close and reports it; Twilio learns of it then.
+            # `read` sees the same close and ends the stream.
             self._sending.clear()
         except TimeoutError:
             self._socket.transport.abort()

@@ -46,8 +46,8 @@ class Origins:
         return urlsplit(url).netloc == urlsplit(self.public).netloc
 
     def dial(self, url: str) -> str:
-        """The URL to connect to: http(s) or ws(s) stays, TLS as on the connect
-        origin."""
+        """The URL to connect to: HTTP stays HTTP, a WebSocket stays a WebSocket; with
+        TLS if the connect origin has TLS."""
         if not self.is_ours(url):
             return url
         parts, ours = urlsplit(url), urlsplit(self.connect)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 MAX_KEYS = 64
-"""Keys of one input: more than any card number has; a limit for a key that is held
+"""Most keys of one input: more than any card number has. Limits a key that is held
 down."""
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.keys import MAX_KEYS, Keys
+from bridge.core.pressed_keys import MAX_KEYS, Keys
 from tests.core.phone import (
     Phone,
     asks,

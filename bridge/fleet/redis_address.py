@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit
 
 
-def redis_place(url: str) -> str:
+def redis_address(url: str) -> str:
     """Host and port of a Redis URL, or the path of its socket."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""

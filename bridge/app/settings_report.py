@@ -1,0 +1,252 @@
+"""The report of `bridge check` about the settings: mistakes, warnings, values in force.
+
+`bridge serve` refuses to start on an error of this report. No line contains a value
+that may be secret.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import SecretStr
+
+from bridge.app.settings import (
+    LOOPBACK,
+    NAMES,
+    Finding,
+    Level,
+    Settings,
+    SettingsError,
+    load,
+)
+from bridge.app.values import LOCAL_MODEL
+from bridge.fleet.redis_address import redis_address
+from bridge.model.deprecated_models import (
+    DEPRECATED_MODELS,
+    DEPRECATED_TRANSCRIPTION_MODELS,
+)
+
+MIN_TOKEN_CHARS = 16
+"""Minimum length of the API token and of Twilio's secrets (its auth tokens have 32
+characters). An attacker who guesses the API token can place calls; an attacker who
+guesses a secret of Twilio's can pass for Twilio."""
+
+PUBLISHED = frozenset(
+    {
+        "your-other-auth-token",
+        "the-auth-token-of-the-twilio-console",
+        "the-old-auth-token",
+        "a-long-random-token",
+    }
+)
+"""Placeholders of our own files that are long enough to pass, but known to anybody."""
+
+
+def unknown_names(
+    environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
+) -> list[Finding]:
+    """A warning for each BRIDGE_ variable that is not a setting, and for each name that
+    is nearly OPENAI_... or TWILIO_... of a setting."""
+    names = set(os.environ if environ is None else environ)
+    if env_file is not None and Path(env_file).is_file():
+        names |= set(dotenv_values(env_file, encoding="utf-8"))
+    found = []
+    for name in sorted(names - NAMES):
+        own = name.upper().startswith("BRIDGE_")
+        # OPENAI_ and TWILIO_ variables may be meant for other programs.
+        near = difflib.get_close_matches(
+            name.upper(), sorted(NAMES), n=1, cutoff=0.6 if own else 0.92
+        )
+        if own or near:
+            fix = f"did you mean {near[0]}?" if near else "remove it"
+            found.append(
+                Finding("warning", name, "is not a setting of the bridge", fix)
+            )
+    return found
+
+
+def check(
+    environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
+) -> list[Finding]:
+    """The whole report of `bridge check` about the environment; never raises."""
+    try:
+        settings = load(environ, env_file)
+        unknown = unknown_names(environ, env_file)
+    except SettingsError as error:
+        return list(error.mistakes)
+    return _in_force(settings) + serving_mistakes(settings) + unknown
+
+
+def serving_mistakes(settings: Settings) -> list[Finding]:
+    """Errors prevent calls of the real Twilio; warnings name likely mistakes."""
+    parts = (_signatures, _model, _guessable, _half_set, _deprecated)
+    return [finding for part in parts for finding in part(settings)]
+
+
+def _signatures(settings: Settings) -> Iterator[Finding]:
+    unsigned = "is not set, so Twilio's signatures cannot be checked"
+    if settings.insecure:
+        text = "is on: requests that Twilio did not sign are served"
+        fix = "unless you develop, set BRIDGE_PUBLIC_URL and TWILIO_AUTH_TOKEN instead"
+        yield Finding("warning", "BRIDGE_INSECURE", text, fix)
+        if settings.host != LOOPBACK:
+            text = f"is {settings.host}: anybody who reaches it can call, unsigned"
+            fix = "remove it, unless that is what you want"
+            yield Finding("warning", "BRIDGE_HOST", text, fix)
+    else:
+        if settings.public_url is None:
+            fix = (
+                "add the line BRIDGE_PUBLIC_URL=https://<the host that Twilio calls> "
+                "(or BRIDGE_INSECURE=1, while developing)"
+            )
+            yield Finding("error", "BRIDGE_PUBLIC_URL", unsigned, fix)
+        if settings.twilio_auth_token is None:
+            fix = (
+                "add the line "
+                "TWILIO_AUTH_TOKEN=<the primary auth token of the Twilio console>"
+            )
+            yield Finding("error", "TWILIO_AUTH_TOKEN", unsigned, fix)
+        if settings.tickets == "off":
+            text = (
+                "is off: anybody who has seen a handshake can open streams for ever, "
+                "and no limit of callers holds for these streams"
+            )
+            fix = "remove it, unless a TwiML Bin answers your number"
+            yield Finding("warning", "BRIDGE_TICKETS", text, fix)
+    if any(network.prefixlen == 0 for network in settings.trusted_proxies):
+        text = (
+            "trusts every address: a client that writes X-Forwarded-For escapes every "
+            "limit of addresses"
+        )
+        fix = "set the addresses or the network of your proxies"
+        yield Finding("warning", "BRIDGE_TRUSTED_PROXIES", text, fix)
+
+
+def _model(settings: Settings) -> Iterator[Finding]:
+    name = "BRIDGE_MODEL_URL"
+    if settings.model_target == LOCAL_MODEL:
+        text = "or OPENAI_API_KEY names no real model: the bundled fake answers calls"
+        fix = "set OPENAI_API_KEY and no BRIDGE_MODEL_URL, or another vendor's URL"
+        yield Finding("warning", name, text, fix)
+    elif settings.openai_api_key is None and not settings.model_headers:
+        fix = "set OPENAI_API_KEY or BRIDGE_MODEL_HEADERS if the model needs a key"
+        yield Finding("warning", name, "is called without a key", fix)
+    host = urlsplit(settings.model_url or "").hostname or ""
+    own = host in ("", "local") or host.endswith((".openai.com", ".azure.com"))
+    if settings.openai_api_key and not own and not settings.model_headers:
+        fix = "set BRIDGE_MODEL_HEADERS to the key of that host, if it is not OpenAI's"
+        yield Finding("warning", name, f"sends OPENAI_API_KEY to {host}", fix)
+
+
+def _guessable(settings: Settings) -> Iterator[Finding]:
+    """Finds secrets that are placeholders, cut off, or nothing but quotes."""
+    level: Level = "warning" if settings.insecure else "error"
+    secrets: dict[str, list[SecretStr | None]] = {
+        "BRIDGE_API_TOKEN": [settings.api_token],
+        "TWILIO_AUTH_TOKEN": [settings.twilio_auth_token],
+        "TWILIO_AUTH_TOKEN_SECONDARY": [settings.twilio_auth_token_secondary],
+        "TWILIO_SHARED_KEYS": [*map(SecretStr, settings.twilio_shared_keys.values())],
+    }
+    for name, given in secrets.items():
+        power = "pass for Twilio"
+        fix = "copy it again from the Twilio console, without quotes"
+        if name == "BRIDGE_API_TOKEN":
+            power, fix = "place calls", f"set {MIN_TOKEN_CHARS} characters or more"
+        for token in (it.get_secret_value() for it in given if it):
+            if len(token) < MIN_TOKEN_CHARS or token in PUBLISHED:
+                text = f"can be guessed, and anybody who has it can {power}"
+                yield Finding(level, name, text, fix)
+
+
+def _half_set(settings: Settings) -> Iterator[Finding]:
+    """Finds features that are set but lack another setting that they need."""
+    outbound = {
+        "BRIDGE_PUBLIC_URL": settings.public_url,
+        "TWILIO_ACCOUNT_SID": settings.twilio_account_sid,
+        "TWILIO_AUTH_TOKEN": settings.twilio_auth_token,
+        "BRIDGE_API_TOKEN": settings.api_token,
+    }
+    missing = [name for name, value in outbound.items() if value is None]
+    if settings.outbound_prefixes and missing:
+        text, fix = "allows calls that cannot be placed", f"set {', '.join(missing)}"
+        yield Finding("warning", "BRIDGE_OUTBOUND_PREFIXES", text, fix)
+    # startup.py reports the routes that have no prices.
+    if settings.prices is None and settings.routes is None:
+        text = "is set, but there are no prices to count with"
+        fix = "set BRIDGE_PRICES, or `cost` in the routes"
+        if settings.cost_per_call:
+            yield Finding("error", "BRIDGE_COST_PER_CALL", text, fix)
+        if settings.cost_per_day:
+            yield Finding("error", "BRIDGE_COST_PER_DAY", text, fix)
+    if settings.openai_webhook_secret and settings.openai_api_key is None:
+        text, fix = "is set, but no SIP call can be accepted", "set OPENAI_API_KEY"
+        yield Finding("warning", "OPENAI_WEBHOOK_SECRET", text, fix)
+    if settings.report_secret and not (settings.report_url or settings.routes):
+        text = "is set, but no report is sent anywhere"
+        fix = "set BRIDGE_REPORT_URL, or `report` in the routes"
+        yield Finding("warning", "BRIDGE_REPORT_SECRET", text, fix)
+
+
+def _deprecated(settings: Settings) -> Iterator[Finding]:
+    transcription = settings.transcription_model
+    for name, model, shut_down in (
+        ("BRIDGE_MODEL", settings.model, DEPRECATED_MODELS),
+        ("BRIDGE_TRANSCRIPTION_MODEL", transcription, DEPRECATED_TRANSCRIPTION_MODELS),
+    ):
+        if model in shut_down:
+            text = f"is {model}, which OpenAI shuts down on {shut_down[model]}"
+            yield Finding("warning", name, text, "unset it to use the current model")
+
+
+def _in_force(settings: Settings) -> list[Finding]:
+    """The effective settings as text. No line may show a secret."""
+    it = settings
+    model = it.model_target.partition("?")[0]
+    redis = redis_address(it.redis_url.get_secret_value()) if it.redis_url else ""
+    full = {
+        "queue": f"is queue: callers wait up to {it.queue_seconds:g} s for a line",
+        "fallback": "is fallback: callers are connected to BRIDGE_FALLBACK_NUMBER",
+    }
+    lines: dict[str, object] = {
+        "BRIDGE_PORT": f"listens on {it.host}, port {it.port}",
+        "BRIDGE_AGENT": f"is {it.agent}",
+        "BRIDGE_MODEL": f"is {it.model}, voice {it.voice}, at {model}",
+        "BRIDGE_MAX_CALLS": f"is {it.max_calls}",
+        "BRIDGE_DRAIN_SECONDS": f"is {it.drain_seconds:g}",
+        "BRIDGE_SESSION_SECONDS": f"is {it.session_seconds:g}",
+        "BRIDGE_LONGEST_SECONDS": f"is {it.longest_seconds}: no call is longer",
+        "BRIDGE_CALLS_PER_NUMBER": _limit(it.calls_per_number),
+        "BRIDGE_CALLS_PER_NUMBER_HOUR": _limit(it.calls_per_number_hour),
+        "BRIDGE_COST_PER_CALL": _limit(it.cost_per_call),
+        "BRIDGE_COST_PER_DAY": _limit(it.cost_per_day),
+        "BRIDGE_PUBLIC_URL": it.public_url and f"is {it.public_url}",
+        "BRIDGE_TRUSTED_PROXIES": _each("trusts", it.trusted_proxies),
+        "TWILIO_SHARED_KEYS": _each("has", it.twilio_shared_keys),
+        "BRIDGE_REDIS_URL": redis and f"is set: calls are shared at {redis}",
+        "BRIDGE_RECORD_DIR": it.record_dir and f"is {it.record_dir}",
+        "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set",
+        "BRIDGE_WHEN_FULL": full.get(it.when_full, ""),
+        "BRIDGE_ROUTES": it.routes and f"is {it.routes}",
+        "BRIDGE_MODEL_AUDIO": it.model_audio == "pcm" and "is pcm: audio is transcoded",
+        "BRIDGE_OUTBOUND_PREFIXES": _each("allows calls to", it.outbound_prefixes),
+        "BRIDGE_TRANSFER_PREFIXES": _each("allows transfers to", it.transfer_prefixes),
+        "BRIDGE_REPORT_URL": it.report_url and "is set: reports are sent there",
+        "BRIDGE_API_TOKEN": it.api_token and "is set",
+        "OPENAI_API_KEY": it.openai_api_key and "is set",
+        "OPENAI_WEBHOOK_SECRET": it.openai_webhook_secret and "is set",
+        "TWILIO_AUTH_TOKEN": it.twilio_auth_token and "is set",
+        "TWILIO_AUTH_TOKEN_SECONDARY": it.twilio_auth_token_secondary and "is set",
+    }
+    return [Finding("ok", name, str(text)) for name, text in lines.items() if text]
+
+
+def _each(verb: str, items: Iterable[object]) -> str:
+    names = ", ".join(map(str, items))
+    return f"{verb} {names}" if names else ""
+
+
+def _limit(limit: float) -> str:
+    return f"is {limit:g}" if limit else "is 0: no limit"
