@@ -21,8 +21,7 @@ from typing import Any
 import pytest
 
 FORMAT_1 = "739a7adcf628ee02044728ec38294e1026faa464"
-"""The last commit that writes format 1 (bridge/fleet/formats.py). It is tagged
-`format-1`."""
+"""The last commit that writes format 1 (bridge/fleet/formats.py)."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
