@@ -97,7 +97,7 @@ FORMAT = 2
 
 OLDEST = 1
 """The oldest fleet format that this version reads and writes: the one before. Commit
-739a7ad, tag `format-1`, is the last version of it."""
+739a7ad is the last version of it."""
 
 CHANGED_IN: Mapping[str, int] = {"CallSnapshot": 2}
 """Kind of stored object -> the format that last changed it. Other kinds: 1."""
