@@ -203,6 +203,12 @@ def until(what: str, holds: Callable[[], object], seconds: float = 60.0) -> floa
     raise AssertionError(f"not within {seconds:g} s: {what} ({last})")
 
 
+def base_argument() -> list[str]:
+    """The argument of `docker build` for the base image in PYTHON_IMAGE, which replaces
+    the Dockerfile's own if its registry cannot be reached; empty if it is not set."""
+    return ["--build-arg", "PYTHON_IMAGE"] if os.environ.get("PYTHON_IMAGE") else []
+
+
 def env(**more: str) -> Mapping[str, str]:
     """The .env of a bridge that serves signed calls with the counting model."""
     return {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.compose.project import Done, Project, env, until
+from tests.compose.project import Done, Project, base_argument, env, until
 from tests.compose.test_calls import (
     CALLS,
     lost,
@@ -209,11 +209,14 @@ def other_version(
 ) -> Iterator[None]:
     """The deployed image is that of the last commit with the earlier format."""
     folder = earlier_version.unpack(tmp_path_factory.mktemp("earlier") / "clone")
-    fleet.shell("docker", "build", "--tag", f"{IMAGE}:earlier", str(folder))
+    tag = ("--tag", f"{IMAGE}:earlier")
+    fleet.shell("docker", "build", *base_argument(), *tag, str(folder))
     fleet.shell("docker", "tag", IMAGE, f"{IMAGE}:ours")
     fleet.shell("docker", "tag", f"{IMAGE}:earlier", IMAGE)
+    fleet.environ["MODEL_IMAGE"] = f"{IMAGE}:ours"
     start(fleet)
     yield
+    del fleet.environ["MODEL_IMAGE"]
     fleet.shell("docker", "tag", f"{IMAGE}:ours", IMAGE)
 
 

@@ -18,6 +18,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from tests.compose.project import base_argument
 from tests.support.locks import IMAGE, pinned_for
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]
@@ -73,10 +74,6 @@ def run(image: str, *words: str, options: tuple[str, ...] = ()) -> str:
 
 def python(image: str, code: str) -> str:
     return run(image, "python", "-c", code)
-
-
-def base_argument() -> list[str]:
-    return ["--build-arg", "PYTHON_IMAGE"] if os.environ.get("PYTHON_IMAGE") else []
 
 
 @pytest.fixture(scope="module")
