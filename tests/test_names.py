@@ -70,6 +70,26 @@ def test_a_metaphor_is_noticed() -> None:
     assert "house" not in words("warehouse_keys")
 
 
+def test_names_in_comments_and_docstrings_exist() -> None:
+    """A comment with the old name of a class or module misleads its reader."""
+    dotted = re.compile(r"(?<!/)\bbridge(?:\.\w+)+")  # not a host in a URL
+    folders = (ROOT / "bridge", ROOT / "twiml")
+    files = [it for folder in folders for it in folder.rglob("*.py")]
+    modules = {
+        ".".join(it.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for it in files
+    }
+    names = set().union(*map(names_in, files))
+    found = []
+    for path in files:
+        for name in dotted.findall(path.read_text("utf-8")):
+            known = [it for it in modules if f"{name}.".startswith(f"{it}.")]
+            rest = name.removeprefix(max(known, key=len, default="")).strip(".")
+            if not known or not set(filter(None, rest.split("."))) <= names:
+                found.append(f"{path.relative_to(ROOT)}: {name}")
+    assert not found, "\n".join(found)
+
+
 def test_the_root_of_the_package_has_few_modules() -> None:
     """A new module belongs into the folder of its subject."""
     modules = {path.name for path in (ROOT / "bridge").glob("*.py")}

@@ -243,12 +243,9 @@ class Call:
         return True
 
     def _new_stream(self, phone: Phone) -> Stream:
-        services = self._services
-        sent, seconds = (
-            services.metrics.model_to_caller.observe,
-            services.limits.send_seconds,
-        )
-        return Stream(phone, self, self._spawn, sent, seconds)
+        on_sent = self._services.metrics.model_to_caller.observe
+        send_seconds = self._services.limits.send_seconds
+        return Stream(phone, self, self._spawn, on_sent, send_seconds)
 
     def answered_by(self, who: AnsweredBy) -> None:
         """Result of Twilio's answering-machine detection (outbound calls only). Twilio
@@ -528,7 +525,7 @@ class Call:
                 self._route, report_of(live, by, why, seconds)
             )
 
-    # --- called by the agent's session (bridge.model.session.SessionLine) ---
+    # --- called by the agent's session (bridge.model.session.SessionOwner) ---
 
     def model_event(self, event: realtime_events.ServerEvent, text: str) -> None:
         if not isinstance(event, realtime_events.AudioDelta) and self._agent:
@@ -586,7 +583,7 @@ class Call:
         if self._listeners and self._listeners.wants(event.type):
             self._listeners.emit(call_event(event))
 
-    # --- called by the user's code (bridge.agent.live.CallLine) ---
+    # --- called by the user's code (bridge.agent.live.CallControl) ---
 
     @property
     def history(self) -> Sequence[HistoryItem]:

@@ -1,6 +1,7 @@
 """Whether Twilio's stream is connected, and how long a call waits for another one.
 
-PURE. The core asks this object and keeps no second record of the fact.
+PURE. Conversation asks this object; it tells AgentSpeech, which has no access to it, by
+`line_lost` and `line_back`.
 """
 
 START_SECONDS = 10.0

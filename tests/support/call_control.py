@@ -1,4 +1,4 @@
-"""A fake CallLine that records each request and gives the answers that a test sets."""
+"""A fake CallControl: it records each request and gives the answers of the test."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ FACTS = CallFacts(
 
 
 class FakeCallControl:
-    """A bridge.agent.live.CallLine. While `free` is cleared, its requests wait."""
+    """A bridge.agent.live.CallControl. While `free` is cleared, its requests wait."""
 
     def __init__(self) -> None:
         self.history: Sequence[HistoryItem] = []
