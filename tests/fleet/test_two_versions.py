@@ -235,7 +235,7 @@ async def test_an_older_instance_joins(server: RedisServer, source: Path) -> Non
                         "no snapshot in the older format, or two",
                     )
                     assert await old.snapshot("CA1") == in_format_1(SNAPSHOT)
-                    assert registry.format() == 1
+                    await sees_format(new, 1)
                     await sees_format(peer, 1)
                     await soon(lambda: asked == 2, "it is not written again")
                     await beats(5)
