@@ -23,7 +23,7 @@ from bridge.app.startup import UserCode, start_services
 from bridge.call.call import Call
 from bridge.call.stream import IdentifiedPhone
 from bridge.core import ProtocolError, twilio_messages
-from bridge.core.conversation import HAND_OVER_SECONDS
+from bridge.core.endings import HAND_OVER_SECONDS
 from bridge.core.limits import MessageRate
 from bridge.fleet import TAKEN, CallEntry, Registry
 from bridge.fleet.plan import AnsweredBy

@@ -250,14 +250,16 @@ class SipCall:
     def attached(self) -> None:
         self._obey(self._talk.attached(time.monotonic()))
 
-    def model_event(self, event: realtime_events.ServerEvent, text: str) -> None:
+    def model_event(
+        self, connection: int, event: realtime_events.ServerEvent, text: str
+    ) -> None:
         self._agent.model_event(text)
         self._obey(self._talk.from_model(event, text, time.monotonic()))
 
     def model_misread(self, reason: str) -> None:
         self._see(protocol_error("model", reason))
 
-    def model_lost(self, why: str, code: int | None) -> None:
+    def model_lost(self, connection: int, why: str, code: int | None) -> None:
         """A caller's hang-up breaks the socket without a close frame (1006)."""
         if self._leaving:
             self._left = True
@@ -268,10 +270,10 @@ class SipCall:
             self._see(Note("model_gone", {"why": why, "close_code": code}))
             self.end("model", why)
 
-    def model_dialled(self) -> None:
+    def model_dialled(self, connection: int) -> None:
         """Never called: SipSession attaches only once."""
 
-    def model_not_dialled(self, why: str, fatal: bool) -> None:
+    def model_not_dialled(self, connection: int, why: str, fatal: bool) -> None:
         """Never called: SipSession attaches only once."""
 
     def model_stuck(self, why: str) -> None:

@@ -21,6 +21,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from bridge.agent.approvals import Approvals
 from bridge.agent.live import LiveCall
 from bridge.agent.loader import agent_for
+from bridge.core.sessions import FIRST_CONNECTION
 from bridge.model.calls_api import CallGone, CallsApi, control_url
 from bridge.model.hosted_mcp import HostedMcp, split
 from bridge.model.local_mcp import LocalMcp
@@ -268,7 +269,7 @@ class SipSession:
             self._shape,
         )
         try:
-            self._wire.use(socket)
+            self._wire.use(FIRST_CONNECTION, socket)
         except RuntimeError:
             # The call has ended meanwhile, and its TaskGroup accepts no more tasks.
             await socket.close()

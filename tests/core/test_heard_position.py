@@ -26,6 +26,8 @@ from hypothesis.stateful import (
 from bridge.core import realtime_events, twilio_messages
 from bridge.core.commands import Command, ToCaller, ToModel
 from bridge.core.conversation import LATE_SECONDS, Conversation
+from bridge.core.inputs import Dialled, FromModel, FromPhone, Tick
+from bridge.core.sessions import FIRST_CONNECTION
 from bridge.sim.ruler import read_ruler, ruler
 from bridge.sim.twilio.network import Network
 from bridge.sim.twilio.playout import Playout
@@ -111,6 +113,7 @@ class World(RuleBasedStateMachine):
         form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
         start = {"callSid": "CA", "mediaFormat": form}
         self.hear({"event": "start", "streamSid": "MZ", "start": start})
+        self.obey(self.talk.handle(Dialled(FIRST_CONNECTION), self.now))
         self.event("session.updated", session=MULAW_SESSION)
         self.run(0.1)
 
@@ -195,7 +198,7 @@ class World(RuleBasedStateMachine):
         for _ in range(2):  # a probe is sent, and given up
             if self.talk.deadline < self.now + 10:
                 self.now = self.talk.deadline
-                self.talk.tick(self.now)
+                self.talk.handle(Tick(), self.now)
         assert self.talk.deadline > self.now + 30, "something waits for ever"
 
     # --- simulation ---
@@ -237,11 +240,11 @@ class World(RuleBasedStateMachine):
     def event(self, type: str, **fields: Any) -> None:
         self.moved_at = self.now
         event = realtime_events.decode(json.dumps({"type": type, **fields}))
-        self.obey(self.talk.from_model(event, self.now))
+        self.obey(self.talk.handle(FromModel(FIRST_CONNECTION, event), self.now))
 
     def hear(self, message: dict[str, Any]) -> None:
         decoded = twilio_messages.decode(json.dumps(message))
-        self.obey(self.talk.from_caller(decoded, self.now))
+        self.obey(self.talk.handle(FromPhone(decoded), self.now))
 
     def obey(self, commands: list[Command]) -> None:
         for command in commands:
@@ -287,7 +290,7 @@ class World(RuleBasedStateMachine):
                 self.send_frame()
             while self.wire and self.wire[0].at <= self.now:
                 self.deliver(heapq.heappop(self.wire))
-            self.obey(self.talk.tick(self.now))
+            self.obey(self.talk.handle(Tick(), self.now))
             if self.now >= end:
                 return
 
