@@ -158,7 +158,10 @@ class SipCalls:
         delivery = self._deliveries.get(call_id)
         if delivery is None:
             headers = ((it.name, it.value) for it in data.sip_headers)
-            decision = self._decide(facts_of(call_id, headers), self._services.room())
+            room = self._services.room()
+            if room:
+                self._reserved.add(call_id)
+            decision = self._decide(facts_of(call_id, headers), room)
             delivery = self._tasks.create_task(decision, name=f"{call_id} webhook")
             self._deliveries[call_id] = delivery
         # A task that is cancelled by __aexit__ must not cancel the request.
@@ -171,8 +174,6 @@ class SipCalls:
     async def _decide(self, facts: CallFacts, room: bool) -> tuple[int, str]:
         """`room`: this instance has room, which is kept until the decision."""
         call_id = facts.call_sid
-        if room:
-            self._reserved.add(call_id)
         try:
             if not room and await self._services.registry.others():
                 log.info("sip_call_passed_on", call_sid=call_id)
@@ -190,7 +191,7 @@ class SipCalls:
 
     async def _claim(self, facts: CallFacts, room: bool) -> tuple[int, str]:
         """Takes the call, or has it rejected, unless another delivery did. Only a
-        delivery that was taken counts: after a 503 the next one finds none before."""
+        delivery that was taken counts: a 503 asks for the next one."""
         registry, claim = self._services.registry, f"sip_call:{facts.call_sid}"
         if not await registry.set_if_absent(claim, KNOWN_SECONDS):
             return 200, "known"

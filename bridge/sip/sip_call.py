@@ -179,7 +179,7 @@ class SipCall:
                 self._start(self._converse(), f"{self._call_id} agent")
                 self._start(self._keep_time(), f"{self._call_id} clock")
                 await self._ended.wait()
-                # Now, as closing the session takes some time, and OpenAI counts it.
+                # At once: closing the session takes time, and OpenAI bills the call.
                 self._hang_up_at_openai()
                 raise _SipCallOver
         except* _SipCallOver:

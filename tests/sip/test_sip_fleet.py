@@ -206,3 +206,18 @@ async def test_deliveries_at_the_same_moment_are_one_call(redis_url: str) -> Non
         await until(lambda: one.sip.calls + two.sip.calls == 1)
 
         assert [verb for verb, _ in here.calls.requests] == ["accept"]
+
+
+async def test_the_last_line_is_given_once() -> None:
+    """Two calls come in at the same moment and one line is free: one caller is answered
+    and the other one hears the busy tone."""
+    async with place() as here:
+        calls = SipCalls(replace(here.services, room=lambda: calls.calls < 1))
+        async with calls:
+            here.incoming = calls.incoming  # type: ignore[method-assign]
+            one, two = await asyncio.gather(here.ring(), here.ring())
+            ends = SipCallState.TALKING, SipCallState.REJECTED
+            await asyncio.gather(one.until(*ends), two.until(*ends))
+
+            assert {one.state, two.state} == set(ends)
+            assert calls.calls == 1
