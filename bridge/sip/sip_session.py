@@ -22,7 +22,7 @@ from bridge.agent.approvals import Approvals
 from bridge.agent.live import LiveCall
 from bridge.agent.loader import agent_for
 from bridge.core.sessions import FIRST_CONNECTION
-from bridge.model.calls_api import CallGone, CallsApi, control_url
+from bridge.model.calls_api import CallsApi, control_url
 from bridge.model.hosted_mcp import HostedMcp, split
 from bridge.model.local_mcp import LocalMcp
 from bridge.model.sdk_model import PhoneModel
@@ -292,7 +292,10 @@ class SipSession:
                 raise ModelRefused(f"unreachable ({kind})", fatal=True) from error
             await asyncio.sleep(pause)
             pause *= 2
-        raise CallGone
+        # Either the caller has hung up, or the server has lost the call, which would
+        # go on without an agent. The API knows: CallGone if the caller has hung up.
+        await self._api.hang_up(self._live.call_sid)
+        raise ModelRefused("HTTP 404", fatal=True)
 
 
 class _SipWire:
