@@ -18,7 +18,6 @@ new model connection (model/wire.py). This module knows no aiohttp, websockets o
 
 import asyncio
 import base64
-import contextlib
 import itertools
 import math
 import time
@@ -262,7 +261,6 @@ class Call:
         older.stop()
         self._feed(StreamLost())
         stream = self._stream = self._new_stream(phone)
-        self._spawn_named(_close_quietly(older), f"{self.call_sid} caller close")
         await stream.finished.wait()
         return True
 
@@ -302,12 +300,7 @@ class Call:
             # answer.
             self._spawn(self._save_checkpoint(self._checkpoint), "checkpoint")
 
-    def stream_backlogged(self) -> None:
-        if not self._ended.is_set():
-            self.stream_timed_out()
-        self._feed(EndCall("caller", "stuck"))
-
-    def stream_timed_out(self) -> None:
+    def stream_stuck(self) -> None:
         self._handle_note(limit_hit("phone_slow"))
 
     def _caller_misread(self, reason: str) -> None:
@@ -459,8 +452,7 @@ class Call:
         if self._trace:
             self._trace.close()
         self._identified.set()
-        if self._stream:
-            self._stream.finished.set()  # whatever ended the call
+        self._ended.set()  # also if the call failed: `take_over` then returns False
         outcome = f"{self._ending.by}_{self._ending.why}"
         self._services.metrics.calls_active.dec()
         self._services.metrics.calls.labels(outcome).inc()
@@ -481,11 +473,13 @@ class Call:
         self._closing = True
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                if self._entry:
-                    await self._store_next_step(self._entry)
-                if self._stream:
-                    await self._stream.close()
-        except (TimeoutError, ConnectionError):
+                try:
+                    if self._entry:
+                        await self._store_next_step(self._entry)
+                finally:
+                    if self._stream:
+                        await self._stream.close()
+        except TimeoutError:
             self._log.warning("stream_close_failed")
 
     async def _store_next_step(self, entry: CallEntry) -> None:
@@ -905,13 +899,6 @@ def facts_of(start: twilio_messages.Start) -> CallFacts:
     details = start.start
     facts = CallFacts.of(details.call_sid, details.custom_parameters or {})
     return replace(facts, stream_sid=start.stream_sid, account_sid=details.account_sid)
-
-
-async def _close_quietly(stream: Stream) -> None:
-    """Closes a stream that the call no longer uses; errors do not matter."""
-    with contextlib.suppress(ConnectionError, TimeoutError):
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await stream.close()
 
 
 def machine_instruction(message: str) -> str:

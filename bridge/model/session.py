@@ -31,15 +31,18 @@ from bridge.model.local_mcp import LocalMcp, reachable
 from bridge.model.sdk_model import PhoneModel
 from bridge.model.sdk_session import PhoneSession, ToolWatch
 from bridge.model.session_settings import SessionSettings, merged
-from bridge.model.wire import PHONE_FORMAT, ModelRefused, Wire, WireOwner
+from bridge.model.wire import (
+    CLOSE_SECONDS,
+    PHONE_FORMAT,
+    ModelRefused,
+    Wire,
+    WireOwner,
+)
 
 log = structlog.get_logger()
 
 OPEN_SECONDS = 5.0
 """Limit of the WebSocket handshake with the model; a slower one is retried."""
-
-CLOSE_SECONDS = 1.0
-"""Time the model has to answer the close; the caller has hung up already."""
 
 PING_SECONDS = 3.0
 """Ping interval and timeout of the model connection. A model that vanishes without a

@@ -6,6 +6,7 @@ connection has its own reader and writer task, so a stuck SDK does not stop the 
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -61,6 +62,10 @@ thousand events in one packet does not delay the other calls."""
 
 SEND_SECONDS = 10.0
 """A socket that accepts no data for this time counts as lost."""
+
+CLOSE_SECONDS = 1.0
+"""Time for a connection to close: to send what still waits, and for the server to
+answer the close frame."""
 
 PHONE_FORMAT = {"type": realtime_events.MULAW}
 
@@ -177,19 +182,20 @@ class ModelConnection:
         self._out.put_nowait((text, time.monotonic()))
 
     async def drop(self) -> None:
-        """Closes the connection; safe to call twice. The server has the socket's
-        `close_timeout` to answer."""
+        """Closes the connection; safe to call twice."""
         self._closed = True
         self._reader.cancel()
         self._writer.cancel()
-        await self._socket.close()
+        await close_socket(self._socket)
 
     def leave(self) -> None:
         """Closes the connection like `drop`, in a task; no more events come from it."""
         self._closed = True
         self._reader.cancel()
         self._writer.cancel()
-        self._wire.begin(self._socket.close(), "model close")
+        closing = self._wire.begin(close_socket(self._socket), "model close")
+        # Also if the call ends before the task begins.
+        closing.add_done_callback(lambda _: self._socket.transport.abort())
 
     async def _read(self) -> None:
         received = 0
@@ -384,10 +390,11 @@ class Wire:
             self._dialler.cancel()
         self._to_sdk.put_nowait(None)
         spare, self._next = self._next, None
-        if spare is not None:
-            await spare[1].close()
-        if self._connection is not None:
-            await self._connection.drop()
+        # At the same time, so that neither uses up the other's time.
+        await asyncio.gather(
+            *([close_socket(spare[1])] if spare else []),
+            *([self._connection.drop()] if self._connection else []),
+        )
 
     # --- what a connection uses ---
 
@@ -494,7 +501,7 @@ class Wire:
             self._owner.model_not_dialled(connection, refused.why, refused.fatal)
             return
         if self._closed:
-            await socket.close()
+            await close_socket(socket)
             return
         self._next = connection, socket
         self._owner.model_dialled(connection)
@@ -538,6 +545,21 @@ class Wire:
             return
         self._to_sdk_chars = chars
         self._to_sdk.put_nowait(event)
+
+
+async def close_socket(socket: ClientConnection) -> None:
+    """Closes a connection within CLOSE_SECONDS, and breaks it if that does not succeed
+    or is cancelled.
+
+    The socket's own `close` waits without a limit until the server has read what was
+    sent before; its `close_timeout` begins only then.
+    """
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await socket.close()
+    finally:
+        socket.transport.abort()
 
 
 def _remember(memory: dict[str, None], key: str, most: int) -> None:

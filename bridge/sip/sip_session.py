@@ -28,7 +28,6 @@ from bridge.model.local_mcp import LocalMcp
 from bridge.model.sdk_model import PhoneModel
 from bridge.model.sdk_session import PhoneSession
 from bridge.model.session import (
-    CLOSE_SECONDS,
     OPEN_SECONDS,
     SessionOwner,
     SessionPlan,
@@ -38,7 +37,13 @@ from bridge.model.session import (
     nested,
 )
 from bridge.model.session_settings import merged
-from bridge.model.wire import SESSION_ID, ModelRefused, Wire
+from bridge.model.wire import (
+    CLOSE_SECONDS,
+    SESSION_ID,
+    ModelRefused,
+    Wire,
+    close_socket,
+)
 
 log = structlog.get_logger()
 
@@ -272,7 +277,7 @@ class SipSession:
             self._wire.use(FIRST_CONNECTION, socket)
         except RuntimeError:
             # The call has ended meanwhile, and its TaskGroup accepts no more tasks.
-            await socket.close()
+            await close_socket(socket)
             raise
         return cast(Wire, _SipWire(self._wire, self._shaped))
 

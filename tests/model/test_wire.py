@@ -1,7 +1,9 @@
 """The wire: each new session is configured again, and the SDK sees only one session."""
 
 import asyncio
+import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,6 +14,8 @@ import msgspec
 import pytest
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.protocol import State
 
 from bridge.core import realtime_events
 from bridge.model import wire as wire_file
@@ -417,6 +421,77 @@ async def test_a_closed_wire_leaves_no_connection(hangs: bool) -> None:
                 await until(lambda: model.handshakes.unanswered)
             await wire.close()
         await until(lambda: not (model.active or model.handshakes.unanswered))
+
+
+@asynccontextmanager
+async def deaf_model() -> AsyncIterator[str]:
+    """The url of a server that accepts connections and reads nothing after the
+    handshake."""
+
+    async def stop_reading(connection: ServerConnection) -> None:
+        line = connection.transport.get_extra_info("socket")
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.transport.pause_reading()
+        await connection.wait_closed()
+
+    async with serve(stop_reading, "127.0.0.1", 0, close_timeout=0.1) as server:
+        try:
+            yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            for connection in server.connections:
+                connection.transport.abort()
+
+
+class Over(Exception):
+    """Ends the call of a test, like an error of the bridge."""
+
+
+@pytest.mark.parametrize("how", ["left", "left at the end", "closed", "cut off"])
+async def test_a_connection_whose_server_reads_nothing_is_closed(how: str) -> None:
+    """Its descriptor is free within two seconds, however the call leaves the
+    connection; TCP alone would keep it for hours."""
+    async with deaf_model() as url:
+        connection = await dial(url, {})
+        line = connection.transport.get_extra_info("socket")
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as tasks:
+                wire = Wire(
+                    lambda: dialled(dial, url, {}),
+                    Call(),
+                    tasks,
+                    "CA1",
+                    _on_interrupted,
+                    lambda seconds: None,
+                    lambda session: None,
+                )
+                wire.use(1, connection)
+                for _ in range(50):
+                    wire.post(realtime_events.append("A" * 100_000))
+                await until(connection.transport.get_write_buffer_size)
+                began = monotonic()
+                await leave(wire, how)
+        await until(lambda: connection.state is State.CLOSED, 2, "the close")
+        assert monotonic() - began < 2
+        assert line.fileno() == -1
+
+
+async def leave(wire: Wire, how: str) -> None:
+    match how:
+        case "left":
+            wire.leave(1)
+        case "left at the end":
+            wire.leave(1)
+            raise Over
+        case "closed":
+            await wire.close()
+        case "cut off":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await wire.close()
+
+
+async def _on_interrupted(item_id: str, content_index: int) -> None: ...
 
 
 # --- limits ---
