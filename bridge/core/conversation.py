@@ -41,7 +41,7 @@ from bridge.core.rules import (
 )
 from bridge.core.sessions import Sessions
 from bridge.core.stream_presence import START_SECONDS, StreamPresence
-from bridge.core.waits import Outstanding, Wait, Waits
+from bridge.core.waits import ANSWER_SECONDS, Outstanding, Wait, Waits
 
 MAX_FAILURES = 2
 """This many failed responses in a row end the call. One failure may be temporary (a
@@ -54,7 +54,10 @@ and the caller would hear nothing."""
 
 GOODBYE_SECONDS = 15.0
 """Time for the agent's goodbye; then the call ends, whether or not the agent said
-it."""
+it. It starts again when a lost stream is back."""
+
+GOODBYE_MOST_SECONDS = 60.0
+"""Time for the goodbye, however often the stream is lost meanwhile."""
 
 LATE_SECONDS = 10.0
 """A response without progress for this long is requested from another session: no model
@@ -71,9 +74,6 @@ PROBE_ID = "bridge_probe"
 
 NO_USAGE = "answer without usage"
 """Reason of a protocol error; reported only where prices are configured."""
-
-MAX_OPEN_TOOL_CALLS = 64
-"""Most tool calls remembered as running; beyond that the oldest are forgotten."""
 
 MAX_MESSAGE_CHARS = 2000
 """Characters kept of the message of a model error: only people read it."""
@@ -123,11 +123,11 @@ class Conversation:
         runs, the response is never late."""
         self._waits = Waits()
         self._outbox = Outbox()
-        self._open_tool_calls: dict[str, None] = {}
-        """call_ids of tools that run or wait for an approval."""
         self._ends_at: float | None = None
         """When the call ends at the latest: a goodbye, or a move, is under way."""
         self._ends_why = ""
+        self._ends_by = now
+        """When the call ends after a goodbye, however often the stream is lost."""
         self._began = now
         self._start_due = now + START_SECONDS
         self._sessions = Sessions(now)
@@ -150,6 +150,8 @@ class Conversation:
         """False: the session has no turn detection."""
         self._unanswered = False
         """The caller has spoken, and the server has not created its response yet."""
+        self._turn_over_at = now
+        """When the caller's last turn ended."""
         self._server_transcribes = False
         """The server has sent a transcript of the caller's speech."""
         self._failures = 0
@@ -220,12 +222,14 @@ class Conversation:
                 return self._speech_started(now)
             case realtime_events.SpeechStopped():
                 self._caller.speaking = False
+                self._turn_over_at = now
                 self._caller.turn_open = True
                 self._speech.turn_ended()
                 self._awaiting_audio_since = now
                 return [Note("speech_stopped")]
             case realtime_events.InputCommitted():
                 self._caller.speaking = False  # speech_stopped may not have come
+                self._turn_over_at = now
                 self._turn_committed(event.item_id, now)
             case realtime_events.InputCleared():
                 return self._turn_dropped(now)
@@ -234,10 +238,16 @@ class Conversation:
                 return self._speech.response_created(event.response.id, now)
             case realtime_events.OutputItemAdded():
                 self._speech.item_added(event, now)
+            case realtime_events.OutputItemDone():
+                self._speech.output_item_done(event)
+            case realtime_events.TranscriptionFailed():
+                self._caller.transcription_failed(event.item_id)
             case realtime_events.ResponseDone(response=response):
                 wanted = not self._speech.was_cut(response.id)
                 sounded = self._speech.sent_audio(response.id)
-                done = self._speech.response_done(response.id, now)
+                done = self._speech.response_done(
+                    response.id, now, completed=response.status in ("completed", None)
+                )
                 lost = wanted and errors.is_lost(response.status, sounded=sounded)
                 return done + self._response_done(response, lost, now)
             case realtime_events.SessionUpdated():
@@ -254,9 +264,11 @@ class Conversation:
                 self._outbox.seen(event.item)
                 item = recorded(event.item, self._seconds_into_call(now))
                 if item is not None:
-                    if self._speech.is_unsettled(item.id):
+                    if self._speech.counts(item.id):
                         item.text = ""  # a new session shows unheard text, too
                     self.history.add(item, event.previous_item_id)
+                if event.item.is_cut_off_call:
+                    self.history.remove(event.item.id)
             case realtime_events.ItemDeleted():
                 self.history.remove(event.item_id)
                 self._caller.turn_transcribed(event.item_id)
@@ -301,6 +313,8 @@ class Conversation:
         if self.state is State.ENDED or self._stream.is_lost:
             return []
         self._stream.lost(now)
+        if self._ends_why in GOODBYES:
+            self._ends_at = self._ends_by  # nobody hears it now: see _line_back
         settled = self._speech.line_lost(now)
         lost = [Note("line_lost"), *settled, *self._changed(now)]
         # As after a barge-in: the caller has not heard everything, so every stoppable
@@ -434,9 +448,7 @@ class Conversation:
         if not call_id:
             self._server_tools_running = max(self._server_tools_running + change, 0)
         elif change > 0 and len(call_id) <= MAX_ID_CHARS:
-            self._open_tool_calls[call_id] = None
-            if len(self._open_tool_calls) > MAX_OPEN_TOOL_CALLS:
-                del self._open_tool_calls[next(iter(self._open_tool_calls))]
+            self.history.tool_began(call_id)
         # The time that a tool took does not count as a late response.
         self._speech.progress = now
         return self._changed(now)
@@ -480,6 +492,7 @@ class Conversation:
         if self.state is State.ENDED or self._ends_at is not None:
             return []
         self._ends_at = now + GOODBYE_SECONDS
+        self._ends_by = now + GOODBYE_MOST_SECONDS
         self._ends_why = why
         # Requested even while the caller speaks: the agent says nothing else after it.
         not_ready = self.state is not State.TALKING
@@ -524,6 +537,9 @@ class Conversation:
         keys_at = self._keys.due_at
         if keys_at is not None and now >= keys_at:
             commands += self._keys_entered(self._keys.take(), now)
+        silent_at = self._unanswered_until
+        if silent_at is not None and now >= silent_at:
+            self._unanswered = False  # the server does not respond to this turn
         late_at = self._answer_late_at
         if late_at is not None and now >= late_at:
             commands += self._give_up_answer(now)
@@ -558,6 +574,7 @@ class Conversation:
             self._caller.stalls_at,
             self._keys.due_at,
             self._answer_late_at,
+            self._unanswered_until,
             self._limit_reached_at,
             self._ends_at,
             # `deadline` is read for every frame, so waits, which are rare, are skipped
@@ -597,11 +614,20 @@ class Conversation:
         self._speech.line_back(out, self._playback, now)
         self._caller.new_stream(now)
         back: list[Command] = [Note("line_back", {"seconds": seconds})]
-        if not self._sessions.had_session or self._ends_at is not None:
-            return back  # the greeting, or the goodbye, follows anyway
+        if not self._sessions.had_session:
+            return back  # the greeting follows, once there is a session
+        saying_goodbye = self._ends_why in GOODBYES
+        if saying_goodbye:
+            self._ends_at = min(now + GOODBYE_SECONDS, self._ends_by)
+        if saying_goodbye and not self._speech.broken_off:
+            # The agent says only the goodbye; it is owed if it had not begun.
+            return back + self._speech.request_if_free(now)
         text = CUT_OFF if self._speech.broken_off else BACK
         self._speech.broken_off = False
-        return back + self.tell("system", text, True, now)
+        if not saying_goodbye:
+            return back + self.tell("system", text, True, now)
+        back += self.tell("system", text, False, now)
+        return back + self._speech.request_response(now)
 
     def _turn_committed(self, item_id: str, now: float) -> None:
         self._caller.turn_ended(item_id)
@@ -709,7 +735,8 @@ class Conversation:
         if self._ends_at is None:
             return commands
         moving = self._ends_why == "handed_over"
-        all_said = idle and not outstanding.unanswered
+        # A goodbye is not said while the stream is lost: nobody hears it.
+        all_said = idle and not outstanding.unanswered and not self._stream.is_lost
         ready = self._is_settled(outstanding, now) if moving else all_said
         if ready or now >= self._ends_at:
             return commands + self.end("bridge", self._ends_why, now)
@@ -742,12 +769,12 @@ class Conversation:
         if self.state is not State.TALKING or self._stream.is_lost:
             return False
         idle = self._is_idle(outstanding) and not outstanding.unanswered
-        return idle and not self.history.has_open_calls
+        return idle and not self.history.open_calls
 
     def _is_settled(self, outstanding: Outstanding, now: float) -> bool:
         """Quiet, and everything the caller said is transcribed: another instance gets
         no caller audio."""
-        if self._server_transcribes and self._caller.has_untranscribed:
+        if self._server_transcribes and self._caller.awaits_transcript:
             return False
         return not self._sessions.is_new(now) and self._is_quiet(outstanding)
 
@@ -760,6 +787,14 @@ class Conversation:
         if not self._speech.generating or self._stream.is_lost:
             return None
         return self._speech.progress + LATE_SECONDS
+
+    @property
+    def _unanswered_until(self) -> float | None:
+        """When the server, which has not responded to the caller's turn, no longer
+        will: no response may follow a turn in which the server found no words."""
+        if not self._unanswered or self._caller.speaking:
+            return None
+        return self._turn_over_at + ANSWER_SECONDS
 
     def _give_up_answer(self, now: float) -> list[Command]:
         self._unanswered = False  # the server would have begun by now
@@ -805,6 +840,7 @@ class Conversation:
         # response follows: the current turn is dropped.
         manual = self._server_detects_turns and not event.detects
         self._server_detects_turns = event.detects
+        self._server_transcribes = self._server_transcribes and event.transcribes
         dropped = self._turn_dropped(now) if manual else []
         if self.state is not State.HOLDING or not self._sessions.is_configuring:
             return dropped  # sent by a connection that is no longer used
@@ -853,7 +889,7 @@ class Conversation:
         for part in self._speech.playing(now):
             text = "".join(text for _, text in part.words)
             words[part.id] = words.get(part.id, "") + text
-        unfinished = Unfinished(words, self._caller.turn_audio, self._open_tool_calls)
+        unfinished = Unfinished(words, self._caller.turn_audio, self.history.open_calls)
         resent = replayed(self.history.items, self._speech.event_id, unfinished)
         resent += self._outbox.events
         data: dict[str, Value] = {
@@ -982,7 +1018,8 @@ class Conversation:
             return []
         words = {"message": error.message[:MAX_MESSAGE_CHARS]}
         note = Note("model_error", data, words)
-        self._outbox.refused(error.event_id)
+        for call_id in self._outbox.refused(error.event_id):
+            self.history.no_result(call_id)
         if self.state is State.HOLDING and self._sessions.is_configuring and not benign:
             if errors.may_pass(error):
                 return [note, *self._redial("error", now)]

@@ -255,11 +255,17 @@ class Playback:
             if mark.name == fence:
                 trip = 0.0 if math.isinf(self.round_trip) else self.round_trip
                 moment = self.clock.guess(sent_at) + 1000 * trip
+                if self._flushed:
+                    moment = self._flushed.latest
                 self._cut_at(mark.position, self._position(moment))
 
     def stop(self, now: float) -> None:
-        """The stream has ended: the caller heard only what was played until now."""
-        self._advance(self._position(self.clock.read(now).latest))
+        """The stream has ended: the caller heard only what was played until now. That
+        is not beyond the next mark, which would have come back: a broken stream is
+        noticed late, and what was sent meanwhile was not played."""
+        position = self._position(self.clock.read(now).latest)
+        ahead = (it.position for it in self._marks if it.position > self.played)
+        self._advance(min(position, next(ahead, position)))
 
     # --- what is known ---
 

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 from bridge.core import realtime_events, twilio_messages
 from bridge.core.commands import Command, ToCaller, ToModel
 from bridge.core.conversation import LATE_SECONDS, Conversation
+from bridge.core.waits import ANSWER_SECONDS
 from bridge.sim.ruler import read_ruler, ruler
 from bridge.sim.twilio.network import Network
 from bridge.sim.twilio.playout import Playout
@@ -192,8 +193,9 @@ class World(RuleBasedStateMachine):
                 f"the model believes {item.believed_ms} ms of item {item.number} were "
                 f"heard, the caller heard {truth}"
             )
-        for _ in range(2):  # a probe is sent, and given up
-            if self.talk.deadline < self.now + 10:
+        # A probe is sent, and given up; a turn without a response is, too.
+        for _ in range(3):
+            if self.talk.deadline < self.now + ANSWER_SECONDS:
                 self.now = self.talk.deadline
                 self.talk.tick(self.now)
         assert self.talk.deadline > self.now + 30, "something waits for ever"
