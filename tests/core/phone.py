@@ -139,12 +139,14 @@ class Phone:
             delta=payload(ms),
         )
 
-    def words(self, text: str, item: str = "i1", response: str = "r1") -> list[Command]:
+    def words(
+        self, text: str, item: str = "i1", response: str = "r1", index: int = 0
+    ) -> list[Command]:
         return self.model(
             "response.output_audio_transcript.delta",
             response_id=response,
             item_id=item,
-            content_index=0,
+            content_index=index,
             delta=text,
         )
 
