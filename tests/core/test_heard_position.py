@@ -100,6 +100,7 @@ class World(RuleBasedStateMachine):
         self.now = 10.0
         self.began = self.now
         self.next_frame = self.now + FRAME
+        self.phase = phase
         self.twilio = Playout(phase)
         self.wire: list[Delivery] = []
         self.order = 0
@@ -108,10 +109,12 @@ class World(RuleBasedStateMachine):
         self.open = False
         self.interrupted_at = -1.0
         self.moved_at = self.now
+        self.sid = "MZ"
         self.talk = Conversation(now=self.now)
         form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
         start = {"callSid": "CA", "mediaFormat": form}
-        self.hear({"event": "start", "streamSid": "MZ", "start": start})
+        self.hear({"event": "start", "streamSid": self.sid, "start": start})
+        self.obey(self.talk.dialled(self.now))
         self.event("session.updated", session=MULAW_SESSION)
         self.run(0.1)
 
@@ -283,7 +286,7 @@ class World(RuleBasedStateMachine):
                 due.append(max(deadline, self.now))
             self.now = max(self.now, min(due))
             for name in self.twilio.due(self.now):
-                mark = {"event": "mark", "streamSid": "MZ", "mark": {"name": name}}
+                mark = {"event": "mark", "streamSid": self.sid, "mark": {"name": name}}
                 self.send(self.up, "bridge", mark)
             if self.now >= self.next_frame:
                 self.send_frame()
@@ -297,7 +300,7 @@ class World(RuleBasedStateMachine):
         timestamp = round((self.next_frame - FRAME - self.began) * 1000)
         media = {"timestamp": str(timestamp), "payload": payload(20)}
         self.next_frame += FRAME
-        message = {"event": "media", "streamSid": "MZ", "media": media}
+        message = {"event": "media", "streamSid": self.sid, "media": media}
         self.send(self.up, "bridge", message)
 
     def deliver(self, delivery: Delivery) -> None:
@@ -312,7 +315,7 @@ class World(RuleBasedStateMachine):
             self.twilio.clear(self.now)
 
 
-World.TestCase.settings = settings(
+SEARCH = settings(
     max_examples=int(os.environ.get("HEARD_POSITION_EXAMPLES", "80")),
     stateful_step_count=40,
     deadline=None,
@@ -321,4 +324,5 @@ World.TestCase.settings = settings(
     derandomize="HEARD_POSITION_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
 )
+World.TestCase.settings = SEARCH
 TestHeardPosition = pytest.mark.timeout(1800)(World.TestCase)
