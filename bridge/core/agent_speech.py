@@ -4,6 +4,7 @@ Decides what the model is told about a response that was cut: nothing, a truncat
 delete. playback.py counts how much was heard; docs/playback.md gives the reasons.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -488,12 +489,13 @@ class AgentSpeech:
     def give_up_fence(self, now: float) -> list[Command]:
         """The oldest fence is late: settles its cut by the bridge's own clock."""
         late = Note("fence_late", {"fence": self._cuts[0].fence})
-        return [late, *self._settle_oldest_cut(), *self.request_if_free(now)]
+        return [late, *self._settle_oldest_cut(math.inf), *self.request_if_free(now)]
 
-    def _settle_oldest_cut(self) -> list[Command]:
-        """Settles the oldest cut, without its fence, at the time of its clear."""
+    def _settle_oldest_cut(self, ended_at: float) -> list[Command]:
+        """Settles the oldest cut, without its fence, at the time of its clear.
+        `ended_at`: when the stream ended."""
         cut = self._cuts.popleft()
-        self._playback.settle_late_fence(cut.fence, cut.at)
+        self._playback.settle_late_fence(cut.fence, cut.at, ended_at)
         return self._settle(cut)
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
@@ -505,7 +507,7 @@ class AgentSpeech:
             notes.append(ToCaller(self._out.clear()))
         # Each cut at its own time: audio behind a clear was not heard.
         for cut in self._cuts:
-            self._playback.settle_late_fence(cut.fence, cut.at)
+            self._playback.settle_late_fence(cut.fence, cut.at, now)
         self._playback.stop(now)
         unsettled = [*(cut.items for cut in self._cuts), self._items]
         self._cuts.clear()
@@ -651,7 +653,7 @@ class AgentSpeech:
         # First each cut at the time of its clear: audio behind it was not heard.
         settled: list[Command] = []
         while self._cuts:
-            settled += self._settle_oldest_cut()
+            settled += self._settle_oldest_cut(now)
         self._playback.stop(now)
         running = {i: r for i, r in self._responses.items() if not r.cut}
         live = {key: item for key, item in self._items.items() if item.received}

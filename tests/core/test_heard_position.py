@@ -51,7 +51,7 @@ class SpokenItem:
     """An item as the model knows it."""
 
     number: int
-    generated: bytes = b""
+    generated: bytes = field(default=b"", repr=False)
     sent: int = 0
     truncated_ms: int | None = None
     deleted: bool = False

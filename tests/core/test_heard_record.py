@@ -190,6 +190,9 @@ class RecordWorld(test_heard_position.World):
         [part] = [it for it in self.items if (it.name, it.index) == place]
         part.said.append(note)
         part.lost = self.losing
+        if self.broken and self.losing is None:
+            # A fence was late, because the stream is broken.
+            part.lost = UNNOTICED_MS + 1000 * self.round_trip
 
     def was_told(self, event: dict[str, Any]) -> None:
         """A new session gets an item as text and shows it; or such an item is
