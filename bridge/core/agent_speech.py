@@ -4,6 +4,7 @@ Decides what the model is told about a response that was cut: nothing, a truncat
 delete. playback.py counts how much was heard; docs/playback.md gives the reasons.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -74,6 +75,19 @@ class SpokenItem:
     """Its session was lost. The new session knows the item as text, which cannot be
     truncated, only replaced."""
 
+    def heard(self, heard: int) -> str:
+        """Its text up to byte `heard`. Of an item that was cut while the model sent it,
+        text whose audio had not arrived was not heard."""
+        words = self.words
+        if not self.complete:
+            words = ItemTranscript(words.pieces)
+            words.end_at(self.received)
+        return words.heard(heard, self.received)
+
+    def is_whole(self, heard: int) -> bool:
+        """The caller heard all of it, and all of it was sent."""
+        return self.complete and not self.rest_dropped and heard == self.received
+
 
 @dataclass(slots=True)
 class Response:
@@ -86,6 +100,8 @@ class Response:
     """Some of its audio went to the caller."""
     called_tool: bool = False
     """It calls a function tool, whose result requests another response."""
+    open_calls: dict[str, None] = field(default_factory=dict)
+    """Ids of its function calls that the model has not completed."""
 
 
 @dataclass(slots=True)
@@ -159,6 +175,7 @@ class AgentSpeech:
         meanwhile."""
         self.requested = False
         self.progress = now
+        self._history.response_began()
         no_stream = self._stream.is_lost
         stopped, self._cancel_on_start = self._cancel_on_start or no_stream, False
         # Without a stream: requested again when the caller is back.
@@ -177,6 +194,19 @@ class AgentSpeech:
             _remember(response.messages, event.item.id, None, MAX_OPEN)
         elif response and event.item.type == "function_call":
             response.called_tool = True
+            _remember(response.open_calls, event.item.id, None, MAX_OPEN)
+
+    def output_item_done(self, event: realtime_events.OutputItemDone) -> None:
+        """An item of the response has ended. The SDK runs the tool of a function call
+        only if the model has completed the call."""
+        item = event.item
+        if item.type != "function_call" or item.status != "completed":
+            return
+        if item.call_id:
+            self._history.call_completed(item.call_id)
+        response = self._responses.get(event.response_id)
+        if response:
+            response.open_calls.pop(item.id, None)
 
     def transcript_delta(self, event: realtime_events.TranscriptDelta) -> None:
         """Text of a response; dropped if it was cut or beyond MAX_TRANSCRIPT_CHARS."""
@@ -266,16 +296,23 @@ class AgentSpeech:
             return [ToCaller(self._out.mark(mark))]
         return self._settle_heard()
 
-    def response_done(self, response_id: str, now: float) -> list[Command]:
+    def response_done(
+        self, response_id: str, now: float, *, completed: bool = True
+    ) -> list[Command]:
         """The model ended this response, completed or not."""
         response = self._responses.pop(response_id, None)
+        for item_id in response.open_calls if response else ():
+            self._history.remove(item_id)  # cut: its tool never runs
         if response and response.cut:
             return self._forget_unsent(response) + self.request_if_free(now)
         commands = self.request_if_free(now)
         mine = [k for k, item in self._items.items() if item.response_id == response_id]
         for key in mine:
-            if key in self._items and self._items[key].received == 0:
+            item = self._items.get(key)
+            if item and item.received == 0:
                 del self._items[key]  # text without audio is not speech
+            elif item and not item.complete and not completed:
+                item.words.end_at(item.received)
             # Not every server sends a `done` event for each item.
             commands += self.item_done(key, now)
         return commands
@@ -300,7 +337,7 @@ class AgentSpeech:
                 cancel = realtime_events.cancel(response_id, self.event_id())
                 commands += self._to_model(cancel)
             _remember(self._cut_responses, response_id, None)
-            commands += self.response_done(response_id, now)
+            commands += self.response_done(response_id, now, completed=False)
         return commands
 
     # --- the caller interrupts ---
@@ -416,10 +453,12 @@ class AgentSpeech:
             return True
         return any(item.response_id == response_id for item in self._items.values())
 
-    def is_unsettled(self, item_id: str) -> bool:
-        """How much of this item the caller hears is not known yet."""
-        cut = (key for cut in self._cuts for key in cut.items)
-        return any(item_id == key[0] for key in (*self._items, *cut))
+    def counts(self, item_id: str) -> bool:
+        """How much of this item the caller hears is counted here: its text in the
+        history is the text that was heard, whatever a server shows."""
+        if item_id in self._cut_items or item_id in self._heard_items:
+            return True
+        return any(item_id == key[0] for key in self._items)
 
     @property
     def plays_bridge_audio(self) -> bool:
@@ -459,10 +498,15 @@ class AgentSpeech:
 
     def give_up_fence(self, now: float) -> list[Command]:
         """The oldest fence is late: settles its cut by the bridge's own clock."""
+        late = Note("fence_late", {"fence": self._cuts[0].fence})
+        return [late, *self._settle_oldest_cut(math.inf), *self.request_if_free(now)]
+
+    def _settle_oldest_cut(self, ended_at: float) -> list[Command]:
+        """Settles the oldest cut, without its fence, at the time of its clear.
+        `ended_at`: when the stream ended."""
         cut = self._cuts.popleft()
-        self.playback.settle_late_fence(cut.fence, cut.at)
-        late = Note("fence_late", {"fence": cut.fence})
-        return [late, *self._settle(cut), *self.request_if_free(now)]
+        self.playback.settle_late_fence(cut.fence, cut.at, ended_at)
+        return self._settle(cut)
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
         """Settles all items in the history; sends nothing to the model. `clears`:
@@ -471,15 +515,16 @@ class AgentSpeech:
         notes: list[Command] = []
         if clears and not self.playback.idle:
             notes.append(ToCaller(self._out.clear()))
+        # Each cut at its own time: audio behind a clear was not heard.
+        for cut in self._cuts:
+            self.playback.settle_late_fence(cut.fence, cut.at, now)
         self.playback.stop(now)
         unsettled = [*(cut.items for cut in self._cuts), self._items]
         self._cuts.clear()
         self._items = {}
         for key, item in ((k, i) for items in unsettled for k, i in items.items()):
             if item.received:
-                heard = self.playback.tally(key).heard
-                cut = heard < item.received
-                notes.append(self._record_heard(key, item, heard, cut=cut))
+                notes.append(self._record_heard(key, item))
         return notes
 
     # --- what the model is told ---
@@ -493,20 +538,18 @@ class AgentSpeech:
         }
         begun.update(item_id for item_id, _ in heard if item_id in self._heard_items)
         commands: list[Command] = []
-        deleted = set()
+        deleted: dict[str, None] = {}
+        replaced: dict[str, None] = {}
         for key, item in cut.items.items():
             item_id, content_index = key
-            whole = (
-                not item.rest_dropped and item.complete and heard[key] == item.received
-            )
+            whole = item.is_whole(heard[key])
             if item_id not in begun and item_id not in deleted:
                 # Not truncated at 0: the server refuses that until the item has audio.
-                deleted.add(item_id)
+                deleted[item_id] = None
                 delete = realtime_events.delete(item_id, self.event_id())
                 commands += self._to_model(delete)
             elif item_id in begun and not whole and item.text_only:
-                words = item.words.heard(heard[key], item.received)
-                commands += self._replace_text(item_id, words)
+                replaced[item_id] = None
             elif item_id in begun and not whole:
                 ms = heard[key] // BYTES_PER_MS
                 event_id = self.event_id()
@@ -514,8 +557,10 @@ class AgentSpeech:
                     item_id, content_index, ms, event_id
                 )
                 commands += self._to_model(truncate)
-            commands.append(self._record_heard(key, item, heard[key], cut=not whole))
+            commands.append(self._record_heard(key, item))
             self.playback.forget(key)
+        for item_id in replaced:
+            commands += self._replace_text(item_id)
         return commands
 
     def _settle_heard(self) -> list[Command]:
@@ -524,9 +569,7 @@ class AgentSpeech:
         for key, item in list(self._items.items()):
             heard = self.playback.tally(key).heard
             if item.complete and heard == item.received > 0:
-                notes.append(
-                    self._record_heard(key, item, heard, cut=item.rest_dropped)
-                )
+                notes.append(self._record_heard(key, item))
                 self.playback.forget(key)
                 _remember(self._heard_items, key[0], None)
                 del self._items[key]
@@ -543,18 +586,23 @@ class AgentSpeech:
                 commands += self._to_model(delete)
         return commands
 
-    def _replace_text(self, item_id: str, words: str) -> list[Command]:
-        """Replaces the text of an item in the model's memory."""
-        new = realtime_events.message(
-            "assistant", words, self.event_id(), after=item_id
-        )
+    def _replace_text(self, item_id: str) -> list[Command]:
+        """Replaces the text of an item in the model's memory by what was heard of all
+        its parts, once that is in the history."""
+        item = self._history.get(item_id)
+        commands: list[Command] = []
+        if item is not None and item.text:
+            new = realtime_events.message(
+                "assistant", item.text, self.event_id(), after=item_id
+            )
+            commands += self._to_model(new)
         delete = realtime_events.delete(item_id, self.event_id())
-        return self._to_model(new) + self._to_model(delete)
+        return commands + self._to_model(delete)
 
-    def _record_heard(
-        self, key: Key, item: SpokenItem, heard: int, *, cut: bool
-    ) -> Note:
-        """Writes into the history what was heard of an item (`heard` in bytes)."""
+    def _record_heard(self, key: Key, item: SpokenItem) -> Note:
+        """Writes into the history what was heard of an item."""
+        heard = self.playback.tally(key).heard
+        cut = not item.is_whole(heard)
         data: dict[str, Value] = {
             "item": key[0],
             "content_index": key[1],
@@ -564,7 +612,7 @@ class AgentSpeech:
             "cut": cut,
         }
         words = item.words.all
-        heard_words = item.words.heard(heard, item.received)
+        heard_words = item.heard(heard)
         self._history.said(key[0], heard_words, words, cut=cut)
         return Note("said", data, {"generated": words, "heard": heard_words})
 
@@ -584,8 +632,8 @@ class AgentSpeech:
         )
         self.requested = self._cancel_on_start = False
         self.progress = now
-        for item in self._items.values():
-            item.words.end_at(item.received)
+        for key in begun:
+            self._items[key].words.end_at(self._items[key].received)
         commands: list[Command] = []
         for response_id in list(self._responses):
             commands += self.response_done(response_id, now)
@@ -612,6 +660,10 @@ class AgentSpeech:
     def stream_lost(self, now: float) -> list[Command]:
         """The stream is lost, with the audio queued at Twilio: settles what was heard
         until now."""
+        # First each cut at the time of its clear: audio behind it was not heard.
+        settled: list[Command] = []
+        while self._cuts:
+            settled += self._settle_oldest_cut(now)
         self.playback.stop(now)
         running = {i: r for i, r in self._responses.items() if not r.cut}
         live = {key: item for key, item in self._items.items() if item.received}
@@ -626,14 +678,9 @@ class AgentSpeech:
             cancel = realtime_events.cancel(response_id, self.event_id())
             commands += self._to_model(cancel)
         self._remember_cut(running, live)
-        cuts = [*self._cuts, Cut("", now, live)]
-        self._cuts.clear()
-        for cut in cuts:
-            broken_off = broken_off or (cut.fence == "" and self._is_cut(cut))
-            commands += self._settle(cut)
-        self.broken_off = self.broken_off or broken_off
+        self.broken_off = self.broken_off or broken_off or self._is_unheard(live)
         self._cancel_on_start = self.requested
-        return commands
+        return commands + settled + self._settle(Cut("", now, live))
 
     def new_stream(
         self, out: twilio_messages.OutboundMessages, playback: Playback, now: float
@@ -666,11 +713,11 @@ class AgentSpeech:
             cut=cut,
         )
 
-    def _is_cut(self, cut: Cut) -> bool:
-        """Some audio of the cut items was not heard."""
+    def _is_unheard(self, items: Mapping[Key, SpokenItem]) -> bool:
+        """Some audio of these items was not heard."""
         return any(
             self.playback.tally(key).heard < item.received
-            for key, item in cut.items.items()
+            for key, item in items.items()
         )
 
     # --- helpers ---
@@ -690,7 +737,11 @@ class AgentSpeech:
         return item
 
     def _is_late(self, response_id: str, item_id: str) -> bool:
-        return response_id in self._cut_responses or item_id in self._cut_items
+        return (
+            self._stream.is_lost
+            or response_id in self._cut_responses
+            or item_id in self._cut_items
+        )
 
     def event_id(self) -> str:
         """A new id for each event: an error names the event that it is about."""

@@ -53,7 +53,7 @@ from bridge.core.inputs import (
     ToolRunning,
     WhenHeard,
 )
-from bridge.core.limits import Bounds, MessageRate
+from bridge.core.limits import MAX_ID_CHARS, Bounds, MessageRate
 from bridge.core.model_side import MAX_FAILURES, ModelSide
 from bridge.core.outbox import Outbox
 from bridge.core.playback import Playback
@@ -63,6 +63,7 @@ from bridge.core.rules import BACK, CUT_OFF, Rules
 from bridge.core.running_tools import RunningTools
 from bridge.core.sessions import Sessions
 from bridge.core.stream_presence import START_SECONDS, StreamPresence
+from bridge.core.waits import ANSWER_SECONDS
 
 MAX_GUARDRAIL_STOPS = 5
 """Responses that a guardrail may stop after the caller spoke; one more ends the call.
@@ -120,6 +121,8 @@ class Conversation:
         self._stream_sid = ""
         self._message_rate = MessageRate(bounds.messages_per_second)
         """Rate limiter for the caller's messages, unreadable ones included."""
+        self._turn_over_at = now
+        """When the caller's last turn ended."""
         self._guardrail_stops = 0
         """Responses stopped by a guardrail since the caller last spoke."""
         self._stream = StreamPresence(now)
@@ -190,6 +193,7 @@ class Conversation:
             self._caller.stalls_at,
             self._keys.due_at,
             self._answer_late_at,
+            self._unanswered_until,
             self._endings.limit_due_at,
             self._endings.due_at,
         )
@@ -229,6 +233,8 @@ class Conversation:
                 self._caller.muted = on
             case ToolRunning(change, call_id):
                 self._tools.change(change, call_id)
+                if change > 0 and 0 < len(call_id) <= MAX_ID_CHARS:
+                    self.history.tool_began(call_id)
                 # The time that a tool took does not count as a late response.
                 self._speech.progress = now
             case WhenHeard():
@@ -363,6 +369,7 @@ class Conversation:
         if self._stream.is_lost:
             return []
         self._stream.lost(now)
+        self._endings.stream_lost()
         lost = [Note("line_lost"), *self._speech.stream_lost(now), *self._changed(now)]
         # As after a barge-in: the caller has not heard everything, so every stoppable
         # wait and every wait for tones fails.
@@ -377,11 +384,18 @@ class Conversation:
         self._speech.new_stream(out, Playback(now), now)
         self._caller.new_stream(now)
         back: list[Command] = [Note("line_back", {"seconds": seconds})]
-        if not self._sessions.had_session or self._endings.at is not None:
-            return back  # the greeting, or the goodbye, follows anyway
+        if not self._sessions.had_session:
+            return back  # the greeting follows, once there is a session
+        saying_goodbye = self._endings.stream_back(now)
+        if saying_goodbye and not self._speech.broken_off:
+            # The agent says only the goodbye; it is owed if it had not begun.
+            return back + self._speech.request_if_free(now)
         text = CUT_OFF if self._speech.broken_off else BACK
         self._speech.broken_off = False
-        return back + self._model.tell("system", text, True, now)
+        if not saying_goodbye:
+            return back + self._model.tell("system", text, True, now)
+        back += self._model.tell("system", text, False, now)
+        return back + self._speech.request_response(now)
 
     def _caller_audio(
         self, media: twilio_messages.MediaDetails, now: float
@@ -451,6 +465,8 @@ class Conversation:
                 return self._speech.response_created(event.response.id, now)
             case realtime_events.OutputItemAdded():
                 self._speech.item_added(event, now)
+            case realtime_events.OutputItemDone():
+                self._speech.output_item_done(event)
             case realtime_events.ResponseDone(response=response):
                 return self._response_done(response, now)
             case realtime_events.SessionUpdated():
@@ -463,6 +479,8 @@ class Conversation:
                 self.history.transcribed(event.item_id, event.transcript)
                 text = {"text": event.transcript[:MAX_CHARS]}
                 return [Note("caller_said", {"item": event.item_id}, text)]
+            case realtime_events.TranscriptionFailed():
+                self._caller.transcription_failed(event.item_id)
             case realtime_events.ItemAdded() | realtime_events.ItemDone():
                 self._item_shown(event, now)
             case realtime_events.ItemDeleted():
@@ -480,9 +498,11 @@ class Conversation:
         self._outbox.seen(event.item)
         item = recorded(event.item, self._seconds_into_call(now))
         if item is not None:
-            if self._speech.is_unsettled(item.id):
+            if self._speech.counts(item.id):
                 item.text = ""  # a new session shows unheard text, too
             self.history.add(item, event.previous_item_id)
+        if event.item.is_cut_off_call:
+            self.history.remove(event.item.id)
 
     def _agent_audio(
         self, event: realtime_events.AudioDelta, now: float
@@ -502,7 +522,8 @@ class Conversation:
         wanted = not self._speech.was_cut(response.id)
         sounded = self._speech.sent_audio(response.id)
         lost = wanted and errors.is_lost(response.status, sounded=sounded)
-        commands = self._speech.response_done(response.id, now)
+        completed = response.status in ("completed", None)
+        commands = self._speech.response_done(response.id, now, completed=completed)
         status, why = response.status, errors.short(response.why)
         commands.append(
             Note("response_done", {"response": response.id, "status": status})
@@ -543,6 +564,7 @@ class Conversation:
 
     def _speech_stopped(self, now: float) -> list[Command]:
         self._caller.speaking = False
+        self._turn_over_at = now
         self._caller.turn_open = True
         self._speech.turn_ended()
         self._model.awaiting_audio_since = now
@@ -550,6 +572,7 @@ class Conversation:
 
     def _turn_committed(self, item_id: str, now: float) -> None:
         self._caller.speaking = False  # speech_stopped may not have come
+        self._turn_over_at = now
         self._caller.turn_ended(item_id)
         if item_id:
             # Added now: the item's own event may be lost with the session.
@@ -589,6 +612,7 @@ class Conversation:
             self._speech.give_up_late_fences,
             self._caller.fill_stall_if_due,
             self._keys_due,
+            self._unanswered_due,
             self._answer_due,
             self._endings.apply_limits,
         ):
@@ -618,6 +642,20 @@ class Conversation:
         if self._tools.of_server or not self._activity.has_both_sides:
             return None
         return self._speech.progress + LATE_SECONDS if self._speech.generating else None
+
+    @property
+    def _unanswered_until(self) -> float | None:
+        """When the server, which has not responded to the caller's turn, no longer
+        will: no response may follow a turn in which the server found no words."""
+        if not self._speech.unanswered or self._caller.speaking:
+            return None
+        return self._turn_over_at + ANSWER_SECONDS
+
+    def _unanswered_due(self, now: float) -> list[Command]:
+        until = self._unanswered_until
+        if until is not None and now >= until:
+            self._speech.unanswered = False
+        return []
 
     def _answer_due(self, now: float) -> list[Command]:
         late_at = self._answer_late_at

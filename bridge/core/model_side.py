@@ -182,6 +182,8 @@ class ModelSide:
         # response follows: the current turn is dropped.
         manual = self._server_detects_turns and not event.detects
         self._server_detects_turns = event.detects
+        caller = self._caller
+        caller.server_transcribes = caller.server_transcribes and event.transcribes
         dropped = self.turn_dropped(now) if manual else []
         if self._sessions.has_session:
             return dropped
@@ -236,7 +238,9 @@ class ModelSide:
         for part in self._speech.playing(now):
             text = "".join(text for _, text in part.words)
             words[part.id] = words.get(part.id, "") + text
-        unfinished = Unfinished(words, self._caller.turn_audio, self._tools.open_calls)
+        unfinished = Unfinished(
+            words, self._caller.turn_audio, self._history.open_calls
+        )
         resent = replayed(self._history.items, self._speech.event_id, unfinished)
         resent += self._outbox.events
         data: dict[str, Value] = {
@@ -347,7 +351,8 @@ class ModelSide:
             return []
         words = {"message": error.message[:MAX_MESSAGE_CHARS]}
         note = Note("model_error", data, words)
-        self._outbox.refused(error.event_id)
+        for call_id in self._outbox.refused(error.event_id):
+            self._history.no_result(call_id)
         if not self._sessions.has_session and not benign:
             if errors.may_pass(error):
                 return [note, *self.redial("error", now)]

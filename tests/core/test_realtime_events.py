@@ -38,9 +38,13 @@ KINDS = {
     "conversation.item.input_audio_transcription.completed": (
         realtime_events.CallerTranscript
     ),
+    "conversation.item.input_audio_transcription.failed": (
+        realtime_events.TranscriptionFailed
+    ),
     "response.created": realtime_events.ResponseCreated,
     "response.done": realtime_events.ResponseDone,
     "response.output_item.added": realtime_events.OutputItemAdded,
+    "response.output_item.done": realtime_events.OutputItemDone,
     "conversation.item.added": realtime_events.ItemAdded,
     "conversation.item.done": realtime_events.ItemDone,
     "conversation.item.deleted": realtime_events.ItemDeleted,
