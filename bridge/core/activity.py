@@ -43,12 +43,12 @@ class Activity:
         model."""
         speech = self._speech
         return Outstanding(
-            generating=speech.generating or self._outbox.to_be_answered,
+            generating=speech.responses.generating or self._outbox.to_be_answered,
             # A call does not end between two keys of one input either.
-            unanswered=speech.unanswered or self._keys.due_at is not None,
+            unanswered=speech.responses.unanswered or self._keys.due_at is not None,
             queued=not speech.playback.idle,
             queue_ends=speech.playback.queue_ends,
-            progress=speech.progress,
+            progress=speech.responses.progress,
         )
 
     @property

@@ -8,7 +8,7 @@ Payloads (base64) pass unchanged; this module only adds silence.
 from collections import deque
 
 from bridge.audio import g711
-from bridge.core import realtime_events
+from bridge.core import realtime_requests
 from bridge.core.commands import Command, Note, ToModel, limit_hit, protocol_error
 from bridge.core.limits import Bounds
 from bridge.core.sessions import Sessions
@@ -136,7 +136,7 @@ class CallerAudio:
             payloads[at : at + FRAMES_AT_ONCE]
             for at in range(0, len(payloads), FRAMES_AT_ONCE)
         )
-        return [ToModel(realtime_events.append(g711.joined(part))) for part in parts]
+        return [ToModel(realtime_requests.append(g711.joined(part))) for part in parts]
 
     # --- what a lost session may not have understood ---
 
@@ -259,7 +259,7 @@ class CallerAudio:
     def _give(self, payload: str, duration_ms: float) -> list[Command]:
         if self._sessions.has_session:
             self._remember(payload, duration_ms)
-            return [ToModel(realtime_events.append(payload))]
+            return [ToModel(realtime_requests.append(payload))]
         self._held.append((payload, duration_ms))
         self.held_ms += duration_ms
         lost = 0.0
