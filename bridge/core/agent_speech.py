@@ -25,6 +25,8 @@ from bridge.core.commands import (
 from bridge.core.history import History, Playing
 from bridge.core.limits import Bounds
 from bridge.core.playback import Key, Playback
+from bridge.core.sessions import Sessions
+from bridge.core.stream_presence import StreamPresence
 from bridge.core.transcript import ItemTranscript, size_of
 
 FENCE_SECONDS = 1.0
@@ -124,25 +126,27 @@ class AgentSpeech:
     - Audio and text that arrive after their response or item was cut are dropped.
     - A response is requested only if none is requested or generating and every fence
       has returned: else the model would respond before it knows what was heard.
-    - Without a model (`model_lost` to `model_back`) nothing is sent to it; without a
-      stream (`line_lost` to `line_back`) no response is requested.
+    - Without a session (Sessions) nothing is sent to the model; without a stream
+      (StreamPresence) no response is requested.
 
     `playback` must be given every frame and mark by the caller's side.
     """
 
     def __init__(
         self,
-        out: twilio_messages.OutboundMessages,
-        playback: Playback,
         history: History,
+        sessions: Sessions,
+        stream: StreamPresence,
         bounds: Bounds,
     ) -> None:
         self._ahead_seconds = bounds.audio_ahead_seconds
         self._chars_left = MAX_TRANSCRIPT_CHARS
         """Lower bound of the remaining budget; recomputed when it is used up."""
-        self._out = out
-        self._playback = playback
+        self._out = twilio_messages.OutboundMessages("")
+        self.playback = Playback(0.0)
         self._history = history
+        self._sessions = sessions
+        self._stream = stream
         self._responses: dict[str, Response] = {}
         self._items: dict[Key, SpokenItem] = {}
         self._cuts: deque[Cut] = deque()
@@ -161,10 +165,8 @@ class AgentSpeech:
         self.broken_off = False
         """The caller heard a response break off in the middle: the session or the
         stream was lost."""
-        self._no_model = False
-        """There is no model session: nothing is sent to it."""
-        self._no_stream = False
-        """There is no stream: nobody would hear a response."""
+        self.unanswered = False
+        """The caller has spoken, and the server has not created its response yet."""
 
     # --- the model generates ---
 
@@ -174,9 +176,10 @@ class AgentSpeech:
         self.requested = False
         self.progress = now
         self._history.response_began()
-        stopped, self._cancel_on_start = self._cancel_on_start or self._no_stream, False
+        no_stream = self._stream.is_lost
+        stopped, self._cancel_on_start = self._cancel_on_start or no_stream, False
         # Without a stream: requested again when the caller is back.
-        self._wanted = self._wanted or self._no_stream
+        self._wanted = self._wanted or no_stream
         _remember(self._responses, response_id, Response(cut=stopped), MAX_OPEN)
         if not stopped:
             return []
@@ -233,7 +236,7 @@ class AgentSpeech:
                 _remember(response.messages, event.item_id, None, MAX_OPEN)
             return [Note("late_audio", {"item": event.item_id, "bytes": size})]
         self.progress = now
-        if self._playback.is_full(self._ahead_seconds, now):
+        if self.playback.is_full(self._ahead_seconds, now):
             return self._stop_at_ahead_limit(event.response_id, now)
         response = self._responses.get(event.response_id)
         if response:
@@ -265,17 +268,17 @@ class AgentSpeech:
 
     def play(self, payload: str, now: float) -> list[Command]:
         """The bridge's own audio (base64 mu-law), queued; only a clear stops it."""
-        if self._playback.is_full(self._ahead_seconds, now):
+        if self.playback.is_full(self._ahead_seconds, now):
             return [limit_hit("audio_ahead")]
-        self._playback.forget(BRIDGE_AUDIO)
+        self.playback.forget(BRIDGE_AUDIO)
         size = g711.payload_bytes(payload)
         commands = self._send(BRIDGE_AUDIO, payload, size, now)
-        mark = self._playback.end_mark(now)
+        mark = self.playback.end_mark(now)
         return [*commands, ToCaller(self._out.mark(mark))] if mark else commands
 
     def _send(self, key: Key, payload: str, size: int, now: float) -> list[Command]:
         commands: list[Command] = []
-        for mark, take in self._playback.plan(key, size, now):
+        for mark, take in self.playback.plan(key, size, now):
             if mark:
                 commands.append(ToCaller(self._out.mark(mark)))
             piece, payload = g711.cut_payload(payload, take)
@@ -288,7 +291,7 @@ class AgentSpeech:
         if item is None:
             return []
         item.complete = True
-        mark = self._playback.end_mark(now)
+        mark = self.playback.end_mark(now)
         if mark:
             return [ToCaller(self._out.mark(mark))]
         return self._settle_heard()
@@ -363,11 +366,11 @@ class AgentSpeech:
         commands: list[Command] = []
         self.progress = now
         self.broken_off = False
-        heard_now = self._playback.audible(now)
+        heard_now = self.playback.audible(now)
         live = {key: item for key, item in self._items.items() if item.received}
         running = {i: r for i, r in self._responses.items() if not r.cut}
         if live:
-            fence = self._playback.fence(now)
+            fence = self.playback.fence(now)
             commands.append(ToCaller(self._out.clear()))
             commands.append(ToCaller(self._out.mark(fence)))
             self._cuts.append(Cut(fence, now, live))
@@ -419,7 +422,7 @@ class AgentSpeech:
         """Requests the response that is owed, if there is one and the model is free."""
         if not self._wanted or self.requested or self._responses or self._cuts:
             return []
-        if self._no_model or self._no_stream:
+        if not self._sessions.has_session or self._stream.is_lost:
             return []
         self._wanted = False
         self.requested = True
@@ -460,7 +463,7 @@ class AgentSpeech:
     @property
     def plays_bridge_audio(self) -> bool:
         """The caller has not heard all of the bridge's own audio yet."""
-        return self._playback.has(BRIDGE_AUDIO)
+        return self.playback.has(BRIDGE_AUDIO)
 
     @property
     def generating(self) -> bool:
@@ -471,7 +474,7 @@ class AgentSpeech:
 
     def mark_echoed(self, name: str, now: float) -> list[Command] | None:
         """A mark came back: settles what it proves. None: no such mark was sent."""
-        mark = self._playback.echoed(name, now)
+        mark = self.playback.echoed(name, now)
         if mark is None:
             return None
         commands: list[Command] = []
@@ -486,6 +489,13 @@ class AgentSpeech:
         """When the oldest fence is late."""
         return self._cuts[0].at + FENCE_SECONDS if self._cuts else None
 
+    def give_up_late_fences(self, now: float) -> list[Command]:
+        """Gives up every fence that is late."""
+        commands: list[Command] = []
+        while (due_at := self.fence_due_at) is not None and now >= due_at:
+            commands += self.give_up_fence(now)
+        return commands
+
     def give_up_fence(self, now: float) -> list[Command]:
         """The oldest fence is late: settles its cut by the bridge's own clock."""
         late = Note("fence_late", {"fence": self._cuts[0].fence})
@@ -495,7 +505,7 @@ class AgentSpeech:
         """Settles the oldest cut, without its fence, at the time of its clear.
         `ended_at`: when the stream ended."""
         cut = self._cuts.popleft()
-        self._playback.settle_late_fence(cut.fence, cut.at, ended_at)
+        self.playback.settle_late_fence(cut.fence, cut.at, ended_at)
         return self._settle(cut)
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
@@ -503,12 +513,12 @@ class AgentSpeech:
         clears Twilio's queue, so that the caller hears nothing more; else Twilio may
         play on."""
         notes: list[Command] = []
-        if clears and not self._playback.idle:
+        if clears and not self.playback.idle:
             notes.append(ToCaller(self._out.clear()))
         # Each cut at its own time: audio behind a clear was not heard.
         for cut in self._cuts:
-            self._playback.settle_late_fence(cut.fence, cut.at, now)
-        self._playback.stop(now)
+            self.playback.settle_late_fence(cut.fence, cut.at, now)
+        self.playback.stop(now)
         unsettled = [*(cut.items for cut in self._cuts), self._items]
         self._cuts.clear()
         self._items = {}
@@ -522,7 +532,7 @@ class AgentSpeech:
     def _settle(self, cut: Cut) -> list[Command]:
         """It is known how much of each cut item was heard: corrects the model's
         memory."""
-        heard = {key: self._playback.tally(key).heard for key in cut.items}
+        heard = {key: self.playback.tally(key).heard for key in cut.items}
         begun = {
             item_id for (item_id, _), size in heard.items() if size >= BYTES_PER_MS
         }
@@ -548,7 +558,7 @@ class AgentSpeech:
                 )
                 commands += self._to_model(truncate)
             commands.append(self._record_heard(key, item))
-            self._playback.forget(key)
+            self.playback.forget(key)
         for item_id in replaced:
             commands += self._replace_text(item_id)
         return commands
@@ -557,10 +567,10 @@ class AgentSpeech:
         """Settles the items that were played to their end."""
         notes: list[Command] = []
         for key, item in list(self._items.items()):
-            heard = self._playback.tally(key).heard
+            heard = self.playback.tally(key).heard
             if item.complete and heard == item.received > 0:
                 notes.append(self._record_heard(key, item))
-                self._playback.forget(key)
+                self.playback.forget(key)
                 _remember(self._heard_items, key[0], None)
                 del self._items[key]
         return notes
@@ -591,13 +601,13 @@ class AgentSpeech:
 
     def _record_heard(self, key: Key, item: SpokenItem) -> Note:
         """Writes into the history what was heard of an item."""
-        heard = self._playback.tally(key).heard
+        heard = self.playback.tally(key).heard
         cut = not item.is_whole(heard)
         data: dict[str, Value] = {
             "item": key[0],
             "content_index": key[1],
             "received_ms": item.received // BYTES_PER_MS,
-            "sent_ms": self._playback.tally(key).sent // BYTES_PER_MS,
+            "sent_ms": self.playback.tally(key).sent // BYTES_PER_MS,
             "heard_ms": heard // BYTES_PER_MS,
             "cut": cut,
         }
@@ -609,9 +619,10 @@ class AgentSpeech:
     # --- the session, or the stream, is lost ---
 
     def model_lost(self, now: float, *, tools: bool) -> list[Command]:
-        """The session is lost: ends its responses. Twilio still plays the queued audio,
-        and the next session (`model_back`) continues after it. `tools`: a tool is
-        running, and its result will request the response that follows a tool call."""
+        """The session is lost, or was left: ends its responses. Twilio still plays the
+        queued audio, and the next session continues after it. `tools`: a
+        tool is running, and its result will request the response that follows a tool
+        call."""
         running = [it for it in self._responses.values() if not it.cut]
         begun = {key for key, item in self._items.items() if not item.complete}
         self.broken_off = self.broken_off or any(it.sent_audio for it in running)
@@ -620,7 +631,6 @@ class AgentSpeech:
             self._wanted or wanted or (self.requested and not self._cancel_on_start)
         )
         self.requested = self._cancel_on_start = False
-        self._no_model = True
         self.progress = now
         for key in begun:
             self._items[key].words.end_at(self._items[key].received)
@@ -638,23 +648,23 @@ class AgentSpeech:
                 item_.cut = True
         return commands
 
-    def model_back(self, now: float) -> list[Command]:
-        """Another session is about to be given the history: settles all cuts first."""
+    def settle_cuts(self, now: float) -> list[Command]:
+        """Another session is about to be given the history: settles all cuts, without
+        waiting for their fences."""
         commands: list[Command] = []
         while self._cuts:
             commands += self.give_up_fence(now)
-        self._no_model = False
         self.progress = now
         return commands
 
-    def line_lost(self, now: float) -> list[Command]:
+    def stream_lost(self, now: float) -> list[Command]:
         """The stream is lost, with the audio queued at Twilio: settles what was heard
-        until now. No response begins until `line_back`."""
+        until now."""
         # First each cut at the time of its clear: audio behind it was not heard.
         settled: list[Command] = []
         while self._cuts:
             settled += self._settle_oldest_cut(now)
-        self._playback.stop(now)
+        self.playback.stop(now)
         running = {i: r for i, r in self._responses.items() if not r.cut}
         live = {key: item for key, item in self._items.items() if item.received}
         self._items = {}
@@ -670,15 +680,13 @@ class AgentSpeech:
         self._remember_cut(running, live)
         self.broken_off = self.broken_off or broken_off or self._is_unheard(live)
         self._cancel_on_start = self.requested
-        self._no_stream = True
         return commands + settled + self._settle(Cut("", now, live))
 
-    def line_back(
+    def new_stream(
         self, out: twilio_messages.OutboundMessages, playback: Playback, now: float
     ) -> None:
-        """Sends to another stream from now on."""
-        self._out, self._playback = out, playback
-        self._no_stream = False
+        """Sends to this stream from now on."""
+        self._out, self.playback = out, playback
         self.progress = now
 
     def playing(self, now: float) -> list[Playing]:
@@ -695,7 +703,7 @@ class AgentSpeech:
         self, key: Key, item: SpokenItem, at: float, *, cut: bool = False
     ) -> Playing:
         """The part as it was heard at `at`, by the bridge's own clock."""
-        ahead = self._playback.ahead(key, self._playback.heard_by(at))
+        ahead = self.playback.ahead(key, self.playback.heard_by(at))
         return Playing(
             id=key[0],
             words=tuple(item.words.pieces),
@@ -708,14 +716,14 @@ class AgentSpeech:
     def _is_unheard(self, items: Mapping[Key, SpokenItem]) -> bool:
         """Some audio of these items was not heard."""
         return any(
-            self._playback.tally(key).heard < item.received
+            self.playback.tally(key).heard < item.received
             for key, item in items.items()
         )
 
     # --- helpers ---
 
     def _to_model(self, text: str) -> list[Command]:
-        return [] if self._no_model else [ToModel(text)]
+        return [ToModel(text)] if self._sessions.has_session else []
 
     def _item(self, item_id: str, content_index: int, response_id: str) -> SpokenItem:
         key = (item_id, content_index)
@@ -725,12 +733,12 @@ class AgentSpeech:
             if len(self._items) > MAX_OPEN:
                 oldest = next(iter(self._items))
                 del self._items[oldest]
-                self._playback.forget(oldest)
+                self.playback.forget(oldest)
         return item
 
     def _is_late(self, response_id: str, item_id: str) -> bool:
         return (
-            self._no_stream
+            self._stream.is_lost
             or response_id in self._cut_responses
             or item_id in self._cut_items
         )

@@ -332,7 +332,7 @@ class Other(msgspec.Struct, frozen=True, tag=False):
     type: str
 
 
-ServerEvent = (
+KnownEvent = (
     AudioDelta
     | AudioDone
     | TranscriptDelta
@@ -351,15 +351,16 @@ ServerEvent = (
     | ItemDeleted
     | SessionUpdated
     | ModelError
-    | Other
 )
+"""The events that the core handles."""
+
+ServerEvent = KnownEvent | Other
 
 
 _decode_head: Callable[[str], Other] = msgspec.json.Decoder(Other).decode
 _DECODE: dict[object, Callable[[str], Any]] = {
     kind.__struct_config__.tag: msgspec.json.Decoder(kind).decode
-    for kind in get_args(ServerEvent)
-    if kind is not Other
+    for kind in get_args(KnownEvent)
 }
 
 

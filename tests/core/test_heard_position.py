@@ -24,8 +24,10 @@ from hypothesis.stateful import (
 )
 
 from bridge.core import realtime_events, twilio_messages
-from bridge.core.commands import Command, ToCaller, ToModel
+from bridge.core.commands import Command, Switch, ToCaller, ToModel
 from bridge.core.conversation import LATE_SECONDS, Conversation
+from bridge.core.inputs import Dialled, FromModel, FromPhone, Input, Tick
+from bridge.core.sessions import FIRST_CONNECTION
 from bridge.core.waits import ANSWER_SECONDS
 from bridge.sim.ruler import read_ruler, ruler
 from bridge.sim.twilio.network import Network
@@ -110,11 +112,12 @@ class World(RuleBasedStateMachine):
         self.interrupted_at = -1.0
         self.moved_at = self.now
         self.sid = "MZ"
+        self.connection = FIRST_CONNECTION
         self.talk = Conversation(now=self.now)
         form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
         start = {"callSid": "CA", "mediaFormat": form}
         self.hear({"event": "start", "streamSid": self.sid, "start": start})
-        self.obey(self.talk.dialled(self.now))
+        self.gives(Dialled(FIRST_CONNECTION))
         self.event("session.updated", session=MULAW_SESSION)
         self.run(0.1)
 
@@ -200,7 +203,7 @@ class World(RuleBasedStateMachine):
         for _ in range(3):
             if self.talk.deadline < self.now + ANSWER_SECONDS:
                 self.now = self.talk.deadline
-                self.talk.tick(self.now)
+                self.talk.handle(Tick(), self.now)
         assert self.talk.deadline > self.now + 30, "something waits for ever"
 
     # --- simulation ---
@@ -242,13 +245,19 @@ class World(RuleBasedStateMachine):
     def event(self, type: str, **fields: Any) -> None:
         self.moved_at = self.now
         event = realtime_events.decode(json.dumps({"type": type, **fields}))
-        self.obey(self.talk.from_model(event, self.now))
+        self.gives(FromModel(self.connection, event))
+
+    def gives(self, given: Input) -> None:
+        self.obey(self.talk.handle(given, self.now))
 
     def hear(self, message: dict[str, Any]) -> None:
         decoded = twilio_messages.decode(json.dumps(message))
-        self.obey(self.talk.from_caller(decoded, self.now))
+        self.gives(FromPhone(decoded))
 
     def obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Switch):
+                self.connection = command.connection
         for command in commands:
             if isinstance(command, ToCaller):
                 self.send(self.down, "twilio", json.loads(command.text))
@@ -292,7 +301,7 @@ class World(RuleBasedStateMachine):
                 self.send_frame()
             while self.wire and self.wire[0].at <= self.now:
                 self.deliver(heapq.heappop(self.wire))
-            self.obey(self.talk.tick(self.now))
+            self.gives(Tick())
             if self.now >= end:
                 return
 

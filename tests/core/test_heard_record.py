@@ -15,6 +15,7 @@ import pytest
 from hypothesis.stateful import precondition, rule
 
 from bridge.core.commands import Command, Dial, Note
+from bridge.core.inputs import Dialled, ModelLost, StreamLost
 from bridge.core.playback import MARK_BYTES
 from bridge.sim.ruler import read_ruler, ruler
 from bridge.sim.twilio.playout import Playout
@@ -136,7 +137,7 @@ class RecordWorld(test_heard_position.World):
     def the_session_is_lost(self) -> None:
         """Another one is there at once."""
         self.model_losses += 1
-        self.obey(self.talk.model_lost("closed", self.now))
+        self.gives(ModelLost(self.connection, "closed"))
 
     @precondition(lambda self: self.line_losses < MOST_LOSSES)
     @rule(unnoticed=st.sampled_from([0.0, 0.1, 3.0]), away=st.sampled_from([0.0, 2.0]))
@@ -148,7 +149,7 @@ class RecordWorld(test_heard_position.World):
         self.wire.clear()
         self.run(unnoticed)
         self.losing = UNNOTICED_MS if unnoticed else 0.0
-        self.obey(self.talk.line_lost(self.now))
+        self.gives(StreamLost())
         self.losing = None
         self.cuts()
         if self.open:
@@ -173,10 +174,10 @@ class RecordWorld(test_heard_position.World):
 
     def obey(self, commands: list[Command]) -> None:
         super().obey(commands)
-        if any(isinstance(it, Dial) for it in commands):
+        for dial in [it for it in commands if isinstance(it, Dial)]:
             self.cuts()
             self.open = False
-            self.obey(self.talk.dialled(self.now))
+            self.gives(Dialled(dial.connection))
             self.event("session.updated", session=MULAW_SESSION)
         estimated = bool(notes(commands, "fence_late"))
         for note in notes(commands, "said"):

@@ -10,9 +10,10 @@ import pytest
 
 from bridge.core.caller_audio import RESEND_MS
 from bridge.core.commands import End, Note, Switch
-from bridge.core.conversation import LATE_SECONDS, PROBE_ID, State
+from bridge.core.conversation import LATE_SECONDS, State
 from bridge.core.history import MAX_OPEN_TOOL_CALLS
 from bridge.core.limits import Bounds
+from bridge.core.model_side import PROBE_ID
 from bridge.core.redial import AWAY_SECONDS, READY_SECONDS
 from bridge.core.rules import BROKEN_OFF, GOODBYES
 from bridge.core.sessions import (

@@ -4,7 +4,7 @@ stream."""
 import pytest
 
 from bridge.core.commands import Started
-from bridge.core.conversation import (
+from bridge.core.endings import (
     GOODBYE_MOST_SECONDS,
     GOODBYE_SECONDS,
     HAND_OVER_SECONDS,
@@ -44,11 +44,11 @@ def test_a_call_ends_if_the_caller_does_not_come_back() -> None:
     """The session is kept for some seconds, not for ever."""
     phone = Phone().talking()
     assert ends(phone.loses_line()) == []
-    assert phone.talk.line_is_lost
+    assert phone.talk.stream_is_lost
     assert ends(phone.wait(ABSENT_SECONDS - 0.1)) == []
 
     assert ends(phone.wait(0.2)) == [("caller", "connection_lost")]
-    assert not phone.talk.line_is_lost
+    assert not phone.talk.stream_is_lost
 
 
 def test_a_stream_lost_before_start_ends_the_call() -> None:
@@ -203,7 +203,7 @@ def test_a_response_owed_at_the_loss_comes_when_the_caller_is_back() -> None:
     assert asks(back) == 1
 
 
-def test_a_tool_that_ends_while_the_line_is_lost() -> None:
+def test_a_tool_that_ends_while_the_stream_is_lost() -> None:
     """Its result is kept, and spoken of when the caller can hear it."""
     phone = Phone().talking()
     phone.created()
