@@ -335,7 +335,7 @@ class OutboundCalls:
         except OutboundRefused as refused:
             # If Twilio did not answer, the phone may still ring. The sender of the
             # order will try again, so this call must not find its order.
-            await self._registry.pop(name)
+            await self._registry.delete(name)
             log.warning("call_not_placed", order=order.id, code=refused.code)
             raise
         return str(call.sid)

@@ -472,12 +472,14 @@ class Call:
         step = self._next_step()
         if self._registration:
             await self._registration
-        if self._checkpoint and self._ending.why != TAKEN_OVER:
-            if step and step.then is Then.TRANSFER:
+        if self._checkpoint:
+            if self._ending.why == TAKEN_OVER:
+                self._checkpoint.leave()
+            elif step and step.then is Then.TRANSFER:
                 self._transfers += 1
-                await self._checkpoint.keep(RETURN_SECONDS)
+                await self._checkpoint.keep_last(RETURN_SECONDS)
             elif self._will_resume:
-                await self._checkpoint.keep()
+                await self._checkpoint.keep_last()
             else:
                 await self._checkpoint.drop()
         await self._services.registry.closed(entry, step)

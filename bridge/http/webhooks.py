@@ -456,7 +456,7 @@ class Webhooks:
         log.info("transfer_ended", **webhook.log_fields("transfer_ended"))
         stored = await registry.get(f"snapshot:{call_sid}")
         if dialled in ANSWERED or stored is None:
-            await registry.pop(f"snapshot:{call_sid}")
+            await registry.delete(f"snapshot:{call_sid}")
             return _twiml(twiml.hang_up())
         if snapshot := formats.read(stored, CallSnapshot):
             text = NOT_ANSWERED.format(status=dialled)
