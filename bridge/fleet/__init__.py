@@ -120,8 +120,10 @@ class Registry(Protocol):
 
     async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
         """Adds to a counter, which lives so many seconds from its first addition;
-        returns the total. Amount 0 only reads. May add twice if an answer was lost;
-        never too little, except for an instance that has crashed."""
+        returns the total. Amount 0 adds nothing. May add twice if an answer was lost;
+        never too little, except for an instance that has crashed: an amount that could
+        not be written, also because the caller was cancelled, is written with the next
+        `count` of this counter."""
 
     async def acquire(
         self, name: str, member: str, seconds: float, limit: int | None = None

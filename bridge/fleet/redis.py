@@ -321,8 +321,6 @@ class RedisRegistry:
     # --- counters and members ---
 
     async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
-        """An amount that was added while Redis was away is reported with the next
-        `count` of this counter."""
         key = keys.COUNTER + name
         own = self._counts.of(key, seconds)
         # 0 during the request: a concurrent `count` must not report it as well.

@@ -3,11 +3,16 @@ connections: the later one counts, in whatever order they arrive."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from time import monotonic, time
 from typing import Any
 
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.app import quotas
+from bridge.app.quotas import reporting
 from bridge.call.checkpoint import Checkpoint
 from bridge.core.history import HistoryItem
 from bridge.fleet import TAKEN
@@ -15,6 +20,7 @@ from bridge.fleet.snapshot import CallSnapshot
 from bridge.fleet.written_values import WrittenValues
 from tests.fleet.redis_server import RedisServer
 from tests.fleet.test_fleet import QUICK, Instance, beats, instance
+from tests.fleet.test_quotas import ANN, BOB, QuotasOfInstance, at_work, soon
 from tests.fleet.test_registry import entry, streams
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 from tests.support.waiting import until
@@ -146,3 +152,68 @@ async def test_an_instance_whose_clock_is_behind(server: RedisServer) -> None:
 
         async with instance(server.url) as other:
             assert await other.registry.get(NAME) == b"second"
+
+
+LIMITS = {"calls_of_number": 1, "cost_of_day": 1.0}
+
+
+@pytest.mark.parametrize("held", [b"bridge:count:cost:", b"bridge:members:calls:"])
+async def test_the_last_report_of_quotas(server: RedisServer, held: bytes) -> None:
+    """An instance shuts down while a report waits for Redis: what its last calls cost
+    counts towards the day, and their callers may call again at once."""
+    async with behind_a_proxy(server) as (it, proxy), instance(server.url) as other:
+        closing = QuotasOfInstance(it.registry, **LIMITS)
+        assert await closing.ring("CA1") == [None]
+        assert await closing.ring("CB1", caller=BOB) == [None]
+        async with asyncio.TaskGroup() as tasks, AsyncExitStack() as reports:
+            await reports.enter_async_context(reporting(closing.quotas))
+            for sid, caller in (("CA1", ANN), ("CB1", BOB)):
+                closing.quotas.began(sid, caller)
+            proxy.hold(held)
+            closing.quotas.spent(0.4)
+            closing.quotas.ended("CA1")
+            await proxy.held()
+            closing.quotas.ended("CB1")
+            closing.quotas.spent(0.4)
+            tasks.create_task(reports.aclose())
+            await asyncio.sleep(0)  # `close` was called
+            proxy.release()
+
+        left = QuotasOfInstance(other.registry, **LIMITS)
+        assert await left.ring("CA2") == [None]
+        assert await left.ring("CB2", caller=BOB) == [None]
+        left.quotas.spent(0.3)
+        assert await left.quotas.day_is_spent()
+
+
+async def test_the_last_report_is_bounded(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that hangs does not hold the shutdown; the operator learns that quotas
+    were not written."""
+    monkeypatch.setattr(quotas, "CLOSE_SECONDS", 0.2)
+    async with behind_a_proxy(server) as (it, proxy):
+        with capture_logs() as logs:
+            async with at_work(it.registry, **LIMITS) as closing:
+                proxy.hold(b"bridge:count:cost:")
+                closing.quotas.spent(0.4)
+
+        assert [line["event"] for line in logs] == ["quotas_not_reported"]
+
+
+async def test_a_cost_that_redis_did_not_take_is_written_later(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis was away when the last call of the day cost something: it counts as soon
+    as Redis is back, also if no call comes."""
+    monkeypatch.setattr(quotas, "BEAT_SECONDS", 0.05)
+    async with instance(server.url) as it, at_work(it.registry, **LIMITS) as here:
+        await here.quotas.day_is_spent()
+        server.freeze()
+        here.quotas.spent(2.0)
+        await until(lambda: not it.up[-1], what="the loss of Redis")
+        server.thaw()
+
+        async with instance(server.url) as other:
+            there = QuotasOfInstance(other.registry, **LIMITS)
+            await soon(there.quotas.day_is_spent)
