@@ -211,8 +211,8 @@ class Quotas:
         self._wake.set()
 
     async def _report_cost(self) -> float:
-        """Gives the unreported cost to the registry, which keeps it until it is written;
-        returns the cost of this day, of all instances together."""
+        """Gives the unreported cost to the registry, which keeps it until it is
+        written; returns the cost of this day, of all instances together."""
         cost, self._unreported = self._unreported, 0.0
         day = time.strftime("%Y-%m-%d", time.gmtime(self._now()))
         return await self._registry.count(f"cost:{day}", DAY_SECONDS, cost)
