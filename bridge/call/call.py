@@ -781,7 +781,8 @@ class Call:
         self._log.info("call_started", route=self._route.name)
         if self._trace and self._services.record_dir:
             folder, stream_sid = self._services.record_dir, facts.stream_sid
-            self._trace.open(folder, sid, stream_sid, self._route.redact)
+            writer = self._services.trace_writer
+            self._trace.open(writer, folder, sid, stream_sid, self._route.redact)
         for task in self._unnamed_tasks:
             task.set_name(f"{sid} {task.get_name()}")
         self._listeners = Listeners(self._services.background_tasks.start, sid)

@@ -25,6 +25,7 @@ from bridge.telemetry.trace import (
     replay,
 )
 from tests.core.phone import MULAW_SESSION, payload
+from tests.support.traces import WRITER, written
 
 GREETING = "Say hello."
 
@@ -74,7 +75,7 @@ class TracedCall:
         media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
         details = {"callSid": call_sid, "mediaFormat": media}
         self.caller(event="start", streamSid=stream_sid, start=details)
-        self.path = self.trace.open(self.folder, call_sid, stream_sid)
+        self.path = self.trace.open(WRITER, self.folder, call_sid, stream_sid)
         self.other("rules", msgspec.to_builtins(self.rules))
 
     def frames(self, ms: int) -> None:
@@ -131,6 +132,7 @@ def a_whole_call(folder: Path) -> TracedCall:
     call.frames(100)
     call.other("end", "caller", "connection_lost")
     call.trace.close()
+    written()
     return call
 
 
@@ -158,11 +160,13 @@ def inputs_of_the_users_code(call: TracedCall) -> None:
 
 def lines(path: Path | None) -> list[dict[str, Any]]:
     assert path is not None
+    written()
     return list(read(path))
 
 
 def differences(path: Path | None) -> list[Any]:
     assert path is not None
+    written()
     return [pair for pair in replay(path) if pair[0] != pair[1]]
 
 
@@ -254,6 +258,7 @@ def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> No
     call = TracedCall(tmp_path)
     call.start()
     call.frames(1000)
+    written()
     assert call.path is not None and call.path.stat().st_size < 2000
     call.trace.close()
 
@@ -277,8 +282,9 @@ def test_a_hostile_sid_is_only_an_odd_name(
     folder = tmp_path / "made" / "here"
     trace = Trace(1.0, pytest.fail)
 
-    path = trace.open(folder, call_sid, stream_sid)
+    path = trace.open(WRITER, folder, call_sid, stream_sid)
     trace.close()
+    written()
 
     assert path == folder / name
     assert [it.name for it in folder.iterdir()] == [name]
@@ -316,6 +322,7 @@ def test_without_a_writable_folder_only_the_trace_is_lost(tmp_path: Path) -> Non
     call.start()
     call.frames(100)
     call.trace.close()
+    written()
 
     assert len(call.lost) == 1
     assert "CA1" not in call.lost[0]
@@ -337,11 +344,13 @@ def test_on_a_full_disk_only_the_trace_is_lost(
     """A trace that cannot be written is abandoned, also at the very end of the call."""
     lost: list[str] = []
     trace = Trace(1.0, lost.append)
-    path = trace.open(tmp_path, "CA1", "MZ1")
+    path = trace.open(WRITER, tmp_path, "CA1", "MZ1")
     for n in range(lines):
         trace.input("tick", [], float(n))
+    written()
     assert len(lost) == (lines > 2_000)
     trace.close()
+    written()
 
     assert lost == [os.strerror(errno.EFBIG)]
     assert path.stat().st_size == 64 * 1024
@@ -355,10 +364,11 @@ def test_a_trace_has_a_size_limit(
     monkeypatch.setattr("bridge.telemetry.trace.MAX_BYTES", 10_000)
     lost: list[str] = []
     trace = Trace(1.0, lost.append)
-    path = trace.open(tmp_path, "CA1", "MZ1")
+    path = trace.open(WRITER, tmp_path, "CA1", "MZ1")
     for n in range(1000):
         trace.input("tick", [], float(n))
     trace.close()
+    written()
 
     assert lost == ["larger than a call can be"]
     assert 9_000 < path.stat().st_size <= 10_000
@@ -404,7 +414,7 @@ def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
     media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
     facts = {"callSid": "CA1", "mediaFormat": media, "customParameters": {"c": VISA}}
     call.caller(event="start", streamSid="MZ1", start=facts)
-    call.path = call.trace.open(folder, "CA1", "MZ1", redaction)
+    call.path = call.trace.open(WRITER, folder, "CA1", "MZ1", redaction)
     call.rules = msgspec.structs.replace(call.rules, greeting=f"Say {VISA}.")
     call.other("rules", msgspec.to_builtins(call.rules))
     call.frames(100)
@@ -441,6 +451,7 @@ def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
     call.other("tick")
     call.other("end", "caller", "hung_up")
     call.trace.close()
+    written()
     return call
 
 
@@ -505,6 +516,7 @@ def test_a_trace_is_never_written_over_another_file(
 
     call.start()
     call.trace.close()
+    written()
 
     assert call.lost == ["File exists"]
     assert not elsewhere.exists()
