@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.core.inputs import Send
 from bridge.records.retention import StillRuns, forget
 from bridge.telemetry import trace_file
 from bridge.telemetry.trace import Trace, read
@@ -47,7 +48,7 @@ def disk() -> Iterator[HangingDisk]:
 
 def speak(trace: Trace, size: int) -> None:
     for n in range(size // LINE_BYTES):
-        trace.input("model", "x" * LINE_BYTES, float(n))
+        trace.input(Send("x" * LINE_BYTES), float(n))
 
 
 async def test_a_hanging_disk_stops_no_call(disk: HangingDisk, tmp_path: Path) -> None:
