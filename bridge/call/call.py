@@ -486,12 +486,14 @@ class Call:
         step = self._next_step()
         if self._registration:
             await self._registration
-        if self._checkpoint and self._ending.why != TAKEN_OVER:
-            if step and step.then is Then.TRANSFER:
+        if self._checkpoint:
+            if self._ending.why == TAKEN_OVER:
+                self._checkpoint.leave()
+            elif step and step.then is Then.TRANSFER:
                 self._transfers += 1
-                await self._checkpoint.keep(RETURN_SECONDS)
+                await self._checkpoint.keep_last(RETURN_SECONDS)
             elif self._will_resume:
-                await self._checkpoint.keep()
+                await self._checkpoint.keep_last()
             else:
                 await self._checkpoint.drop()
         await self._services.registry.closed(entry, step)
@@ -796,7 +798,8 @@ class Call:
         self._log.info("call_started", route=self._route.name)
         if self._trace and self._services.record_dir:
             folder, stream_sid = self._services.record_dir, facts.stream_sid
-            self._trace.open(folder, sid, stream_sid, self._route.redact)
+            writer = self._services.trace_writer
+            self._trace.open(writer, folder, sid, stream_sid, self._route.redact)
         for task in self._unnamed_tasks:
             task.set_name(f"{sid} {task.get_name()}")
         self._listeners = Listeners(self._services.background_tasks.start, sid)
