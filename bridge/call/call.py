@@ -296,9 +296,8 @@ class Call:
     def _obey(self, commands: list[Command], now: float) -> None:
         """Carries out the commands in order. Waits for none of them."""
         if self._trace:
-            # All commands are traced before the first is carried out: a command may
-            # cause another input (a key's action), and the commands of that input must
-            # follow these in the trace.
+            # Before the first is carried out: a command may cause another input (a
+            # key's action), whose commands must follow these in the trace.
             for command in commands:
                 self._trace.command(command, now)
         for command in commands:
