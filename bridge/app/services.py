@@ -122,6 +122,10 @@ class Services:
         own = route.greeting
         return own or None if own is not None else self.greeting
 
+    def fallback_of(self, route: Route) -> str:
+        """The number that Twilio dials when the agent fails; empty if there is none."""
+        return route.fallback or self.fallback_number
+
     async def begin(self, route: Route, live: LiveCall) -> None:
         """Runs the user's `on_call` before the call's session starts. TimeoutError
         after HOOK_SECONDS; else whatever `on_call` raises."""

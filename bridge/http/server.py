@@ -21,6 +21,7 @@ from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
 from bridge.call.call import Call
+from bridge.call.media_leg import MediaLeg
 from bridge.call.stream import IdentifiedPhone
 from bridge.core.endings import HAND_OVER_SECONDS
 from bridge.fleet import TAKEN, CallEntry, Registry
@@ -255,7 +256,8 @@ class Server:
         self._expected_streams.pop(sid, None)
         if call is None or not await call.take_over(phone):
             if capacity.free:
-                await self._run_call(Call(phone, self._services, connected_at), sid)
+                leg = MediaLeg(phone, self._services)
+                await self._run_call(Call(leg, self._services, connected_at), sid)
             else:
                 log.info("stream_refused", why=capacity.state)
                 await phone.close()

@@ -21,7 +21,8 @@ from bridge.app.overflow import RETURNING, WAITING, Overflow, QueuePlace
 from bridge.app.routes import Route
 from bridge.app.services import Services
 from bridge.app.settings import Settings
-from bridge.call.call import RETURN_SECONDS, Call
+from bridge.call.call import Call
+from bridge.call.continuity import RETURN_SECONDS
 from bridge.fleet import NextStep, Then, formats
 from bridge.fleet.plan import Plan
 from bridge.fleet.snapshot import CallSnapshot

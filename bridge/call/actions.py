@@ -1,0 +1,202 @@
+"""What is asked of a running call: by user code (this is the CallControl of its
+LiveCall), by the route for keys, and by the plan of an outbound call.
+
+Each request becomes an input of the core. Some requests wait until the caller has heard
+everything; their waits are kept here.
+"""
+
+import asyncio
+import base64
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from bridge.agent.live import BadRequest, CallOver, NotAllowed, Role, Transfer
+from bridge.app.routes import HangUpAction, KeyAction, TellAction
+from bridge.audio import g711
+from bridge.call.leg import Capabilities
+from bridge.core.commands import Note, limit_hit
+from bridge.core.history import History, HistoryItem
+from bridge.core.inputs import (
+    Edit,
+    EndCall,
+    GiveUpWait,
+    Input,
+    Interrupt,
+    MuteCaller,
+    Play,
+    Tell,
+    WhenHeard,
+)
+from bridge.fleet.plan import AnsweredBy, Plan
+
+
+class Actions:
+    """A bridge.agent.live.CallControl."""
+
+    def __init__(
+        self,
+        feed: Callable[[Input], None],
+        note: Callable[[Note], None],
+        history: History,
+        capabilities: Capabilities,
+        session_started: Callable[[], bool],
+        send_raw: Callable[[Mapping[str, Any]], None],
+        check_transfer: Callable[[Transfer], None],
+    ) -> None:
+        """`check_transfer` raises NotAllowed or BadRequest."""
+        self._feed = feed
+        self._note = note
+        self._history = history
+        self._capabilities = capabilities
+        self._session_started = session_started
+        self._send_raw = send_raw
+        self._check_transfer = check_transfer
+        self._waits: dict[int, tuple[asyncio.Future[bool | None], Transfer | None]] = {}
+        self._wait_numbers = itertools.count(1)
+        self._answered = False
+        """It is known who has answered an outbound call."""
+        self.transfer_target: Transfer | None = None
+        """Where the caller goes if the call ends as `transferred`."""
+
+    # --- bridge.agent.live.CallControl ---
+
+    @property
+    def history(self) -> Sequence[HistoryItem]:
+        return self._history.items
+
+    def tell(self, role: Role, text: str, *, respond: bool) -> None:
+        self._feed(Tell(role, text, respond))
+
+    def interrupt(self, by: str) -> None:
+        self._feed(Interrupt(by))
+
+    def mute(self, on: bool) -> None:
+        self._feed(MuteCaller(on))
+
+    def send_raw(self, event: Mapping[str, Any]) -> None:
+        self._send_raw(event)
+
+    def edit_history(
+        self, removed: Iterable[str], corrected: Mapping[str, str]
+    ) -> None:
+        self._feed(Edit(tuple(removed), dict(corrected)))
+
+    async def heard(self) -> bool:
+        return await self._wait_until_heard(None)
+
+    async def hang_up(self) -> bool:
+        return await self._end_when_heard(("agent", "hung_up"), None)
+
+    async def transfer(self, transfer: Transfer) -> bool:
+        try:
+            self._check_transfer(transfer)
+        except NotAllowed:
+            self._note(limit_hit("transfer_number"))
+            raise
+        return await self._end_when_heard(("agent", "transferred"), transfer)
+
+    async def send_digits(self, digits: str) -> bool:
+        if not self._capabilities.has_audio:
+            raise BadRequest("this call's line plays no tones")
+        if not await self._wait_until_heard(None):
+            return False
+        tones = base64.b64encode(g711.key_tones(digits)).decode()
+        self._feed(Play(tones))
+        # Not stoppable: the machine that the tones are for answers them with speech.
+        return await self._wait_until_heard(None, stoppable=False)
+
+    # --- used by the call ---
+
+    def run_key_action(self, action: KeyAction) -> None:
+        """Runs an action that the route defines for keys."""
+        self._feed(Interrupt("keys"))
+        match action:
+            case TellAction(text):
+                self._feed(Tell("system", text, True))
+            case HangUpAction():
+                self._feed(EndCall("agent", "hung_up"))
+            case Transfer():
+                self.transfer_target = action
+                self._feed(EndCall("agent", "transferred"))
+
+    def answered_by(self, who: AnsweredBy, plan: Plan) -> None:
+        """Does what an outbound call's plan says for an answering machine. Twilio may
+        report it more than once."""
+        if self._answered:
+            return
+        self._answered = True
+        self._note(Note("answered_by", {"who": who.value}))
+        if not who.is_machine:
+            return
+        if plan.machine == "hang_up":
+            self._feed(EndCall("bridge", "machine"))
+        elif plan.machine == "message":
+            self._feed(Interrupt("machine"))
+            self._feed(Tell("system", machine_instruction(plan.message), True))
+            self._start_wait(("agent", "message_left"), stoppable=False)
+
+    def finish_wait(self, number: int, done: bool | None) -> None:
+        """Carries out `WaitDone`."""
+        waiting, transfer = self._waits.pop(number)
+        if done and transfer:
+            self.transfer_target = transfer
+        if not waiting.done():
+            waiting.set_result(done)
+
+    # --- waiting ---
+
+    def _start_wait(
+        self,
+        then: tuple[str, str] | None,
+        *,
+        stoppable: bool = True,
+        transfer: Transfer | None = None,
+    ) -> tuple[int, asyncio.Future[bool | None]]:
+        """Starts to wait until the caller has heard everything (inputs.WhenHeard). The
+        result is that of `WaitDone`."""
+        number = next(self._wait_numbers)
+        waiting = asyncio.get_running_loop().create_future()
+        self._waits[number] = (waiting, transfer)
+        self._feed(WhenHeard(number, then, stoppable))
+        return number, waiting
+
+    async def _end_when_heard(
+        self, then: tuple[str, str], transfer: Transfer | None
+    ) -> bool:
+        if not self._session_started():
+            # The session waits for the user's code that asks for this, so the code
+            # cannot wait for the session: the call ends later.
+            self._start_wait(then, transfer=transfer)
+            return True
+        return await self._wait_until_heard(then, transfer=transfer)
+
+    async def _wait_until_heard(
+        self,
+        then: tuple[str, str] | None,
+        *,
+        stoppable: bool = True,
+        transfer: Transfer | None = None,
+    ) -> bool:
+        """Waits until the caller has heard everything, then ends the call as `then`
+        says, if given. False if the wait was stopped: the caller spoke, or the stream
+        broke. CallOver if the call ended meanwhile."""
+        if not self._session_started():
+            raise BadRequest("cannot wait before the agent's session has started")
+        number, waiting = self._start_wait(then, stoppable=stoppable, transfer=transfer)
+        try:
+            done = await waiting
+        except asyncio.CancelledError:
+            self._feed(GiveUpWait(number))
+            self._waits.pop(number, None)
+            raise
+        if done is None:
+            raise CallOver
+        return done
+
+
+def machine_instruction(message: str) -> str:
+    return (
+        "An answering machine has taken this call and waits for a message. Say this, "
+        f"word for word, and nothing else: {message}"
+    )

@@ -1,0 +1,59 @@
+"""Where the notes of a call go: log, metrics, usage, the agent's history, listeners."""
+
+from collections.abc import Callable
+
+import structlog
+from agents.realtime import RealtimeSessionEvent
+from structlog.typing import FilteringBoundLogger
+
+from bridge.agent.events import Listeners, call_event, note_events, session_note
+from bridge.agent.live import LiveCall
+from bridge.app.services import Services
+from bridge.core.commands import Note
+from bridge.telemetry.log import NoteLog
+
+
+class CallNotes:
+    """The notes of one call, and the events of its SDK session."""
+
+    def __init__(
+        self, services: Services, on_cut: Callable[[str, int, str], None]
+    ) -> None:
+        """`on_cut` gets each interrupted item (id, content index, heard text)."""
+        self._services = services
+        self._on_cut = on_cut
+        self._log = NoteLog(structlog.get_logger())
+        self._live: LiveCall | None = None
+        self._listeners: Listeners | None = None
+
+    def begin(
+        self, log: FilteringBoundLogger, live: LiveCall, listeners: Listeners
+    ) -> None:
+        """The call is known: its log names it, and user code may listen."""
+        self._log = NoteLog(log)
+        self._live, self._listeners = live, listeners
+
+    def note(self, note: Note) -> None:
+        self._log.note(note)
+        self._services.metrics.note(note)
+        if self._live and note.name == "usage":
+            cost = float(note.data["cost"] or 0)
+            self._live.input_tokens += int(note.data["input_tokens"] or 0)
+            self._live.output_tokens += int(note.data["output_tokens"] or 0)
+            self._live.cost += cost
+            self._services.quotas.spent(cost)
+        if note.name == "said" and note.data["cut"]:
+            index = int(note.data["content_index"] or 0)
+            self._on_cut(str(note.data["item"]), index, note.private["heard"])
+        if self._listeners:
+            for event in note_events(note):
+                self._listeners.emit(event)
+
+    def session_event(self, event: RealtimeSessionEvent) -> Note | None:
+        """Returns what the log says of the event."""
+        note = session_note(event)
+        if note:
+            self._log.note(note)
+        if self._listeners and self._listeners.wants(event.type):
+            self._listeners.emit(call_event(event))
+        return note

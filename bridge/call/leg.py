@@ -1,0 +1,98 @@
+"""The contract between a call and its leg: the caller's end of the call.
+
+`MediaLeg` (media_leg.py) is the leg of a call whose audio passes here, on Twilio's
+media streams. A leg without audio is a SIP call of OpenAI's Calls API: it has one
+session, which is accepted and attached to; it hangs up by a REST request; nobody asks
+for the next step of such a call.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bridge.agent.approvals import Approvals
+from bridge.agent.live import LiveCall
+from bridge.call.stream import Phone
+from bridge.core.commands import End, Note
+from bridge.core.inputs import Input
+from bridge.model.session import SessionOwner, SessionPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a leg can do."""
+
+    has_audio: bool = False
+    """The call's audio passes here: the bridge can play its own audio, such as key
+    tones."""
+    next_step: bool = False
+    """The next step of the call is asked for when the leg has ended. So the call can be
+    resumed by any instance, can come back from a transfer, and can end with an
+    apology."""
+
+
+class SessionControl(Protocol):
+    """What a call uses of its agent's session (AgentSession). All but `run` need the
+    session's connection, and `run` makes it."""
+
+    async def run(self) -> None:
+        """Runs the session until it is closed. Exceptions of the user's agent are
+        passed on unchanged."""
+
+    def post(self, text: str) -> None: ...
+    def dial(self, connection: int, seconds: float) -> None: ...
+    def switch(self, connection: int) -> None: ...
+    def leave(self, connection: int) -> None: ...
+    def interrupted(self, item_id: str, content_index: int) -> None: ...
+    def heard(self, item_id: str, content_index: int, text: str) -> None: ...
+    def model_event(self, text: str) -> None: ...
+    def send_raw(self, event: Mapping[str, Any]) -> bool:
+        """False: there is no connection yet."""
+
+
+class LegOwner(Protocol):
+    """What a leg calls on its call. None of these methods waits."""
+
+    def feed(self, given: Input) -> None: ...
+    def note(self, note: Note) -> None:
+        """A note of the leg's own: for the log, the metrics and the listeners."""
+
+    def stream_lost(self) -> None:
+        """The connection to the caller is gone; it may come back here, or to another
+        instance."""
+
+    def start_task(
+        self, work: Coroutine[None, None, None], name: str
+    ) -> asyncio.Task[None]:
+        """Starts a task that ends with the call. An error in it ends the call."""
+
+
+class CallLeg(Protocol):
+    """The caller's end of one call."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def open(self, owner: LegOwner) -> None:
+        """Begins to give the call its inputs."""
+
+    def session(
+        self,
+        plan: SessionPlan,
+        live: LiveCall,
+        owner: SessionOwner,
+        approvals: Approvals,
+        tasks: asyncio.TaskGroup,
+    ) -> SessionControl:
+        """The agent's session of this call, not running yet."""
+
+    def send(self, text: str, now: float) -> None:
+        """Sends a message of the command `ToCaller`."""
+
+    async def take_over(self, phone: Phone) -> bool:
+        """Goes on with a newer stream of the call, until that one has finished. False:
+        the leg does not use it."""
+
+    async def close(self, ending: End) -> None:
+        """Ends the call at the caller's side. The next step is stored already."""
