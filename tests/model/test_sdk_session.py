@@ -150,7 +150,8 @@ async def test_a_running_tool_is_counted() -> None:
 
 
 async def test_a_tool_that_raises_is_answered() -> None:
-    """The model is told; the operator learns only the error's type."""
+    """The model is told; the operator learns the error's type and place, not its
+    text."""
 
     @function_tool(failure_error_function=None)
     async def look_up() -> str:
@@ -163,9 +164,11 @@ async def test_a_tool_that_raises_is_answered() -> None:
             assert it.connection.sent_types()[-1] == "response.create"
 
     assert it.watch.failed == [("look_up", "LookupError")] and it.watch.running == 0
+    assert 'raise LookupError("what' in logs[0].pop("where")
     assert logs == [
         {
             "event": "tool_failed",
+            "call_sid": "",
             "tool": "look_up",
             "error": "LookupError",
             "log_level": "warning",
