@@ -44,10 +44,11 @@ def kind(error: BaseException) -> str:
 
 
 def where(error: BaseException) -> str:
-    """The code that raised. Without the error's text, which may quote the caller."""
+    """The code that raised, without the error's text, which may quote the caller."""
     if isinstance(error, UserCodeFailed) and error.__cause__ is not None:
         error = error.__cause__
-    return "".join(traceback.format_tb(error.__traceback__)[-FRAMES:])
+    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+    return " > ".join(f"{it.filename}:{it.lineno} {it.name}" for it in frames)
 
 
 def is_theirs(error: BaseException) -> bool:
