@@ -166,7 +166,11 @@ class AgentSession:
         )
         opens, interrupt = self._open_wire, owner.interrupt_agent
         self._model = PhoneModel(
-            opens, interrupt, self._hosted.take, owner.model_misread
+            opens,
+            interrupt,
+            self._hosted.take,
+            owner.model_misread,
+            live.call_sid,
         )
 
     async def run(self) -> None:

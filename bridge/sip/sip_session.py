@@ -88,7 +88,12 @@ class SipSession:
         self._hosted = HostedMcp(
             live, approvals, self._start, self._send_event, line.ask, line.tool_running
         )
-        self._model = PhoneModel(self._dial, line.interrupt_agent, self._hosted.take)
+        self._model = PhoneModel(
+            self._dial,
+            line.interrupt_agent,
+            self._hosted.take,
+            call_sid=live.call_sid,
+        )
 
     async def run(self) -> None:
         """Accepts the call and hands the session's events on until it is over.

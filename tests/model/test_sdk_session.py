@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from agents import function_tool
-from agents.realtime import RealtimeAgent
+from agents.realtime import RealtimeAgent, RealtimeModelEvent, RealtimeModelListener
 from structlog.testing import capture_logs
 
+from bridge.agent import user_code
 from bridge.model import sdk_session
 from bridge.model.sdk_model import PhoneModel
 from bridge.model.sdk_session import FAILED, TIMED_OUT, PhoneSession
@@ -130,6 +131,36 @@ async def talk(
             await connection.settled()
         finally:
             await session.close()
+
+
+@pytest.mark.parametrize("error", [LookupError, SystemExit, None])
+async def test_a_listener_of_the_model_that_fails(
+    error: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener that user code adds to `session.model` misses events; the session goes
+    on. None: it hangs."""
+    monkeypatch.setattr(user_code, "SECONDS", 0.05)
+    told = []
+
+    class Theirs(RealtimeModelListener):
+        async def on_event(self, event: RealtimeModelEvent) -> None:
+            told.append(event.type)
+            if error is None:
+                await asyncio.Event().wait()
+            else:
+                raise error("theirs")
+
+    @function_tool
+    async def look_up() -> str:
+        return "found"
+
+    with capture_logs() as logs:
+        async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+            it.session.model.add_listener(Theirs())
+            assert await it.calls("look_up", 4.0) == "found"
+
+    assert len(told) == 1
+    assert [it["event"] for it in logs] == ["model_listener_failed"]
 
 
 # --- tools ---
