@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Itera
 from concurrent import futures
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from types import TracebackType
 from typing import Any, NoReturn
 
 SECONDS = 10.0
@@ -170,14 +169,9 @@ class _Contained(Coroutine[Any, Any, Any]):
         except BaseException as error:
             self._raise(error)
 
-    def throw(
-        self,
-        kind: Any,
-        value: Any = None,
-        trace: TracebackType | None = None,
-    ) -> Any:
+    def throw(self, error: Any, *_: Any) -> Any:
         try:
-            return self._work.throw(kind, value, trace)
+            return self._work.throw(error)  # asyncio gives an instance, nothing more
         except (Exception, asyncio.CancelledError):
             raise
         except BaseException as error:
