@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import UserDict
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
@@ -288,8 +289,8 @@ async def test_an_event_of_user_code_that_ends_the_process() -> None:
         def send_raw(self, event: Mapping[str, Any]) -> None:
             dict(event)
 
-    class Event(dict[str, Any]):
-        def keys(self) -> Any:
+    class Event(UserDict[str, Any]):
+        def __iter__(self) -> Any:
             raise SystemExit("theirs")
 
     async with live_call(Encodes()) as live:
