@@ -18,7 +18,6 @@ new model connection (model/wire.py). This module knows no aiohttp, websockets o
 
 import asyncio
 import base64
-import contextlib
 import itertools
 import math
 import time
@@ -31,7 +30,6 @@ from collections.abc import (
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import structlog
 from agents.exceptions import ModelBehaviorError
 from agents.realtime import (
@@ -60,6 +58,7 @@ from bridge.call.checkpoint import Checkpoint
 from bridge.call.stream import Phone, Stream
 from bridge.core import ProtocolError, realtime_events, twilio_messages
 from bridge.core.commands import (
+    CloseConnection,
     Command,
     Dial,
     End,
@@ -75,13 +74,37 @@ from bridge.core.commands import (
 )
 from bridge.core.conversation import Conversation
 from bridge.core.history import HistoryItem
+from bridge.core.inputs import (
+    Ask,
+    Dialled,
+    Edit,
+    EndCall,
+    FromModel,
+    FromPhone,
+    GiveUpWait,
+    HandOver,
+    Input,
+    Interrupt,
+    Misread,
+    ModelLost,
+    MuteCaller,
+    NotDialled,
+    Play,
+    Send,
+    SetRules,
+    StreamLost,
+    Tell,
+    Tick,
+    ToolRunning,
+    WhenHeard,
+)
 from bridge.fleet import CallEntry, NextStep, Then
 from bridge.fleet.plan import AnsweredBy, Plan
 from bridge.fleet.snapshot import CallSnapshot, SavedMessage, moment
 from bridge.model.session import AgentSession, SessionPlan
 from bridge.records.report import report_of
 from bridge.telemetry.log import NoteLog
-from bridge.telemetry.trace import Trace, feed
+from bridge.telemetry.trace import Trace
 
 CLOSE_SECONDS = 1.0
 """Time limit for storing the next step and closing the stream when a call is over."""
@@ -198,7 +221,7 @@ class Call:
 
     def end(self, why: str) -> None:
         """Ends the call for a reason of the bridge's own, such as a shutdown."""
-        self._feed("end", ["bridge", why])
+        self._feed(EndCall("bridge", why))
 
     @property
     def fallback_number(self) -> str:
@@ -214,18 +237,18 @@ class Call:
     @property
     def awaits_new_stream(self) -> bool:
         """The stream broke; the caller may return on a new stream."""
-        return self._conversation.line_is_lost
+        return self._conversation.stream_is_lost
 
     def taken_over(self) -> None:
         """Another instance has a newer stream of this call and continues the call."""
         if self._registering:
             return  # the newer stream is this instance's own
-        self._feed("end", ["bridge", TAKEN_OVER])
+        self._feed(EndCall("bridge", TAKEN_OVER))
 
     def hand_over(self) -> None:
         """Ends the call here in a quiet moment, so that another instance can resume
         it."""
-        self._feed("hand_over")
+        self._feed(HandOver())
 
     async def take_over(self, phone: Phone) -> bool:
         """Continues the call on a newer stream and closes the older one. Returns when
@@ -236,9 +259,8 @@ class Call:
             return False
         older = self._stream
         older.stop()
-        self._feed("line_lost")
+        self._feed(StreamLost())
         stream = self._stream = self._new_stream(phone)
-        self._spawn_named(_close_quietly(older), f"{self.call_sid} caller close")
         await stream.finished.wait()
         return True
 
@@ -258,42 +280,35 @@ class Call:
         if not who.is_machine:
             return
         if self._plan.machine == "hang_up":
-            self._feed("end", ["bridge", "machine"])
+            self._feed(EndCall("bridge", "machine"))
         elif self._plan.machine == "message":
-            self._feed("interrupt", ["machine", None])
-            self._feed(
-                "tell", ["system", machine_instruction(self._plan.message), True]
-            )
-            self._start_wait(["agent", "message_left"], stoppable=False)
+            self._feed(Interrupt("machine"))
+            text = machine_instruction(self._plan.message)
+            self._feed(Tell("system", text, True))
+            self._start_wait(("agent", "message_left"), stoppable=False)
 
     # --- called by the stream (bridge.call.stream.StreamOwner) ---
 
     def stream_invalid(self, reason: str) -> None:
         self._caller_misread(reason)
-        self._feed("end", ["caller", "protocol_error"])
+        self._feed(EndCall("caller", "protocol_error"))
 
     def stream_closed(self) -> None:
-        self._feed("line_lost")
+        self._feed(StreamLost())
         if self._checkpoint and not self._ended.is_set():
             # Twilio asks for the next step at once, and any instance may have to
             # answer.
             self._spawn(self._save_checkpoint(self._checkpoint), "checkpoint")
 
-    def stream_backlogged(self) -> None:
-        if not self._ended.is_set():
-            self.stream_timed_out()
-        self._feed("end", ["caller", "stuck"])
-
-    def stream_timed_out(self) -> None:
+    def stream_stuck(self) -> None:
         self._handle_note(limit_hit("phone_slow"))
 
     def _caller_misread(self, reason: str) -> None:
         if limit := LIMITS.get(reason):
             self._handle_note(limit_hit(limit))
-        self._feed("misread", ["caller", reason])
+        self._feed(Misread("caller", reason))
 
     def stream_message(self, text: str | bytes) -> None:
-        now = time.monotonic()
         try:
             if isinstance(text, bytes):
                 raise ProtocolError("binary message")
@@ -301,9 +316,7 @@ class Call:
         except ProtocolError as error:
             self._caller_misread(error.reason)
             return
-        if self._trace:
-            self._trace.input("caller", text, now)
-        self._obey(self._conversation.from_caller(message, now), now)
+        self._feed(FromPhone(message))
 
     async def _run_agent(self, live: LiveCall, approvals: Approvals) -> None:
         """Runs the agent's session, from its start to its end."""
@@ -332,16 +345,16 @@ class Call:
             # The model sent something that the SDK rejects. The error's text quotes it,
             # so only the error's type is logged.
             self._log.error("model_misbehaved", error=type(error).__name__)
-            self._feed("end", ["model", "protocol_error"])
+            self._feed(EndCall("model", "protocol_error"))
         except BaseException as error:
             if not user_code.is_theirs(error):
                 raise
             # A bug in the user's code (a function, the instructions). The user must fix
             # it, so the whole traceback is logged.
             self._log.exception("agent_failed")
-            self._feed("end", ["bridge", "agent_failed"])
+            self._feed(EndCall("bridge", "agent_failed"))
         else:
-            self._feed("end", ["model", "closed"])
+            self._feed(EndCall("model", "closed"))
 
     async def _prepare(self, live: LiveCall) -> CallSnapshot:
         """Collects what the session needs: the call's plan and the snapshot of its
@@ -364,7 +377,7 @@ class Call:
             services.session_seconds,
             services.ceilings,
         )
-        self._feed("rules", [msgspec.to_builtins(rules)])
+        self._feed(SetRules(rules))
         self._rules_known = True
         # Created only now, because a snapshot that is written from now on must contain
         # the one that was read.
@@ -439,8 +452,7 @@ class Call:
         if self._trace:
             self._trace.close()
         self._identified.set()
-        if self._stream:
-            self._stream.finished.set()  # whatever ended the call
+        self._ended.set()  # also if the call failed: `take_over` then returns False
         outcome = f"{self._ending.by}_{self._ending.why}"
         self._services.metrics.calls_active.dec()
         self._services.metrics.calls.labels(outcome).inc()
@@ -461,11 +473,13 @@ class Call:
         self._closing = True
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                if self._entry:
-                    await self._store_next_step(self._entry)
-                if self._stream:
-                    await self._stream.close()
-        except (TimeoutError, ConnectionError):
+                try:
+                    if self._entry:
+                        await self._store_next_step(self._entry)
+                finally:
+                    if self._stream:
+                        await self._stream.close()
+        except TimeoutError:
             self._log.warning("stream_close_failed")
 
     async def _store_next_step(self, entry: CallEntry) -> None:
@@ -527,46 +541,44 @@ class Call:
 
     # --- called by the agent's session (bridge.model.session.SessionOwner) ---
 
-    def model_event(self, event: realtime_events.ServerEvent, text: str) -> None:
+    def model_event(
+        self, connection: int, event: realtime_events.ServerEvent, text: str
+    ) -> None:
         if not isinstance(event, realtime_events.AudioDelta) and self._agent:
             self._agent.model_event(text)
-        if isinstance(event, realtime_events.Other):
-            return
-        now = time.monotonic()
-        if self._trace:
-            self._trace.input("model", text, now)
-        self._obey(self._conversation.from_model(event, now), now)
+        if not isinstance(event, realtime_events.Other):
+            self._feed(FromModel(connection, event))
 
     def model_misread(self, reason: str) -> None:
-        self._feed("misread", ["model", reason])
+        self._feed(Misread("model", reason))
 
-    def model_dialled(self) -> None:
-        self._feed("dialled")
+    def model_dialled(self, connection: int) -> None:
+        self._feed(Dialled(connection))
 
-    def model_not_dialled(self, why: str, fatal: bool) -> None:
-        self._feed("not_dialled", [why, fatal])
+    def model_not_dialled(self, connection: int, why: str, fatal: bool) -> None:
+        self._feed(NotDialled(connection, why, fatal))
 
-    def model_lost(self, why: str, code: int | None) -> None:
+    def model_lost(self, connection: int, why: str, code: int | None) -> None:
         self._handle_note(Note("model_gone", {"why": why, "close_code": code}))
-        self._feed("model_lost", [why])
+        self._feed(ModelLost(connection, why))
 
     def model_stuck(self, why: str) -> None:
-        self._feed("end", ["model", why])
+        self._feed(EndCall("model", why))
 
     def model_limit(self, limit: str) -> None:
         self._handle_note(limit_hit(limit))
 
     def send_to_model(self, text: str) -> None:
-        self._feed("send", [text])
+        self._feed(Send(text))
 
     def interrupt_agent(self, by: str, response_id: str | None) -> None:
-        self._feed("interrupt", [by, response_id])
+        self._feed(Interrupt(by, response_id))
 
     def ask(self) -> None:
-        self._feed("ask")
+        self._feed(Ask())
 
     def tool_running(self, change: int, call_id: str = "") -> None:
-        self._feed("tool_running", [change, call_id])
+        self._feed(ToolRunning(change, call_id))
 
     def tool_failed(self, tool: str, error: str) -> None:
         self._handle_note(Note("tool_failed", {"tool": tool, "error": error}))
@@ -590,13 +602,13 @@ class Call:
         return self._conversation.history.items
 
     def tell(self, role: Role, text: str, *, respond: bool) -> None:
-        self._feed("tell", [role, text, respond])
+        self._feed(Tell(role, text, respond))
 
     def interrupt(self, by: str) -> None:
-        self._feed("interrupt", [by, None])
+        self._feed(Interrupt(by))
 
     def mute(self, on: bool) -> None:
-        self._feed("mute", [on])
+        self._feed(MuteCaller(on))
 
     def send_raw(self, event: Mapping[str, Any]) -> None:
         if self._agent is None or not self._agent.send_raw(event):
@@ -605,13 +617,13 @@ class Call:
     def edit_history(
         self, removed: Iterable[str], corrected: Mapping[str, str]
     ) -> None:
-        self._feed("edit", [list(removed), dict(corrected)])
+        self._feed(Edit(tuple(removed), dict(corrected)))
 
     async def heard(self) -> bool:
         return await self._wait_until_heard(None)
 
     async def hang_up(self) -> bool:
-        return await self._end_when_heard(["agent", "hung_up"], None)
+        return await self._end_when_heard(("agent", "hung_up"), None)
 
     async def transfer(self, transfer: Transfer) -> bool:
         assert self._live, "only a call with a LiveCall is asked"
@@ -622,17 +634,19 @@ class Call:
             raise
         if self._transfers >= MAX_TRANSFERS:
             raise BadRequest(f"a call can be transferred {MAX_TRANSFERS} times at most")
-        return await self._end_when_heard(["agent", "transferred"], transfer)
+        return await self._end_when_heard(("agent", "transferred"), transfer)
 
     async def send_digits(self, digits: str) -> bool:
         if not await self._wait_until_heard(None):
             return False
         tones = base64.b64encode(g711.key_tones(digits)).decode()
-        self._feed("play", [tones])
+        self._feed(Play(tones))
         # Not stoppable: the machine that the tones are for answers them with speech.
         return await self._wait_until_heard(None, stoppable=False)
 
-    async def _end_when_heard(self, then: list[str], transfer: Transfer | None) -> bool:
+    async def _end_when_heard(
+        self, then: tuple[str, str], transfer: Transfer | None
+    ) -> bool:
         if self._live and self._live.session is None:
             # The session waits for the user's code that asks for this, so the code
             # cannot wait for the session: the call ends later.
@@ -642,12 +656,12 @@ class Call:
 
     async def _wait_until_heard(
         self,
-        then: list[str] | None,
+        then: tuple[str, str] | None,
         *,
         stoppable: bool = True,
         transfer: Transfer | None = None,
     ) -> bool:
-        """Waits until the caller has heard everything (Conversation.when_heard), then
+        """Waits until the caller has heard everything (inputs.WhenHeard), then
         ends the call as `then` says, if given. False if the wait was stopped: the
         caller spoke, or the stream broke. CallOver if the call ended meanwhile."""
         if self._live and self._live.session is None:
@@ -656,7 +670,7 @@ class Call:
         try:
             done = await waiting
         except asyncio.CancelledError:
-            self._feed("give_up", [number])
+            self._feed(GiveUpWait(number))
             self._pending_waits.pop(number, None)
             raise
         if done is None:
@@ -665,7 +679,7 @@ class Call:
 
     def _start_wait(
         self,
-        then: list[str] | None,
+        then: tuple[str, str] | None,
         *,
         stoppable: bool = True,
         transfer: Transfer | None = None,
@@ -673,7 +687,7 @@ class Call:
         number = next(self._wait_numbers)
         waiting = asyncio.get_running_loop().create_future()
         self._pending_waits[number] = (waiting, transfer)
-        self._feed("when_heard", [number, then, stoppable])
+        self._feed(WhenHeard(number, then, stoppable))
         return number, waiting
 
     def _finish_wait(self, number: int, done: bool | None) -> None:
@@ -686,25 +700,25 @@ class Call:
     def _run_key_action(self, keys: str) -> None:
         """Runs the action that the route defines for these keys."""
         action = self._route.keys[keys]
-        self._feed("interrupt", ["keys", None])
+        self._feed(Interrupt("keys"))
         match action:
             case TellAction(text):
-                self._feed("tell", ["system", text, True])
+                self._feed(Tell("system", text, True))
             case HangUpAction():
-                self._feed("end", ["agent", "hung_up"])
+                self._feed(EndCall("agent", "hung_up"))
             case Transfer():
                 self._transfer = action
-                self._feed("end", ["agent", "transferred"])
+                self._feed(EndCall("agent", "transferred"))
 
     # --- inputs and commands ---
 
-    def _feed(self, kind: str, value: Sequence[Any] = ()) -> None:
-        """Gives the state machine an input that is not a message. All such inputs pass
-        here, so that the trace contains them."""
+    def _feed(self, given: Input) -> None:
+        """Gives the state machine an input. All inputs pass here, so that the trace
+        contains them."""
         now = time.monotonic()
         if self._trace:
-            self._trace.input(kind, value, now)
-        self._obey(feed(self._conversation, kind, value, now), now)
+            self._trace.input(given, now)
+        self._obey(self._conversation.handle(given, now), now)
 
     def _obey(self, commands: list[Command], now: float) -> None:
         """Carries out the commands in order. Waits for none of them."""
@@ -729,12 +743,15 @@ class Call:
                     self._agent.interrupted(item_id, content_index)
                 case Started(start, again):
                     (self._continue_on_new_stream if again else self._start)(start)
-                case Dial(seconds, spare):
+                case Dial(connection, seconds):
                     assert self._agent, "the session dials its first connection itself"
-                    self._agent.dial(seconds, spare=spare)
-                case Switch():
+                    self._agent.dial(connection, seconds)
+                case Switch(connection):
                     assert self._agent, "only a session dials"
-                    self._agent.switch()
+                    self._agent.switch(connection)
+                case CloseConnection(connection):
+                    assert self._agent, "only a session dials"
+                    self._agent.leave(connection)
                 case WaitDone(wait, done):
                     self._finish_wait(wait, done)
                 case Pressed(keys):
@@ -768,7 +785,7 @@ class Call:
         and registry entry, then starts the agent's session."""
         facts = facts_of(start)
         if self._services.account_sid not in (None, facts.account_sid):
-            self._feed("end", ["caller", "wrong_account"])
+            self._feed(EndCall("caller", "wrong_account"))
             return
         sid = facts.call_sid
         self._route = self._services.route_of(facts)
@@ -847,7 +864,7 @@ class Call:
             await self._timer_due.wait()
             self._timer_due.clear()
             self._timer_at = math.inf
-            self._feed("tick")
+            self._feed(Tick())
 
     def _trace_lost(self, why: str) -> None:
         self._log.error("trace_write_failed", why=why)
@@ -882,13 +899,6 @@ def facts_of(start: twilio_messages.Start) -> CallFacts:
     details = start.start
     facts = CallFacts.of(details.call_sid, details.custom_parameters or {})
     return replace(facts, stream_sid=start.stream_sid, account_sid=details.account_sid)
-
-
-async def _close_quietly(stream: Stream) -> None:
-    """Closes a stream that the call no longer uses; errors do not matter."""
-    with contextlib.suppress(ConnectionError, TimeoutError):
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await stream.close()
 
 
 def machine_instruction(message: str) -> str:

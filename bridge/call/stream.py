@@ -29,8 +29,10 @@ before `start`, or more bytes than one message may have
 class Phone(Protocol):
     """The caller's socket. Iterating gives Twilio's messages until the stream ends.
 
-    Iterating raises ProtocolError if a message broke the protocol. `send` and `close`
-    raise ConnectionError if the connection is gone.
+    Iterating raises ProtocolError if a message broke the protocol. `send` raises
+    ConnectionError if the connection is gone. `close` does not raise, and takes a
+    second or two at most: it breaks a connection that does not close, also when it is
+    cancelled.
     """
 
     def __aiter__(self) -> AsyncIterator[str | bytes]: ...
@@ -101,11 +103,9 @@ class StreamOwner(Protocol):
     def stream_closed(self) -> None:
         """No more messages come, or none are accepted."""
 
-    def stream_backlogged(self) -> None:
-        """MAX_QUEUED_MESSAGES wait to be sent."""
-
-    def stream_timed_out(self) -> None:
-        """The socket accepted nothing for `send_seconds`."""
+    def stream_stuck(self) -> None:
+        """The socket accepted nothing for `send_seconds`, or MAX_QUEUED_MESSAGES wait
+        to be sent. `stream_closed` follows."""
 
 
 StartTask = Callable[[Coroutine[None, None, None], str], asyncio.Task[None]]
@@ -113,7 +113,7 @@ StartTask = Callable[[Coroutine[None, None, None], str], asyncio.Task[None]]
 
 class Stream:
     """The stream's two tasks, reader and writer. The call starts them; they end with
-    the call or with `stop`."""
+    the call, with `stop`, or when the stream is lost."""
 
     def __init__(
         self,
@@ -127,6 +127,7 @@ class Stream:
         self._send_seconds = send_seconds
         self._phone = phone
         self._owner = owner
+        self._start_task = start_task
         self._on_sent = on_sent
         self._outgoing: asyncio.Queue[tuple[str, float]] = asyncio.Queue(
             MAX_QUEUED_MESSAGES
@@ -143,25 +144,38 @@ class Stream:
         try:
             self._outgoing.put_nowait((text, now))
         except asyncio.QueueFull:
-            self._owner.stream_backlogged()
+            self._report_stuck()
 
     async def close(self) -> None:
-        """Closes the socket. ConnectionError if the connection is gone."""
+        """Closes the socket; safe to call twice."""
         try:
             await self._phone.close()
         finally:
             self.finished.set()
 
     def stop(self) -> None:
-        """Stops reading and writing: a newer stream has taken over."""
+        """Stops reading and writing, and closes the socket: a newer stream has taken
+        over, or this one is lost."""
+        if self._stopped:
+            return
         self._stopped = True
         self._reader.cancel()
         self._writer.cancel()
+        closing = self._start_task(self.close(), "caller close")
+        # `close` sets it, unless its task is cancelled before it begins.
+        closing.add_done_callback(lambda _: self.finished.set())
 
     def _report_closed(self) -> None:
+        """A stream that the bridge gives up is closed at once, so that Twilio asks for
+        the next step while the call still waits for its next stream."""
         if not self._stopped:
-            self._stopped = True
+            self.stop()
             self._owner.stream_closed()
+
+    def _report_stuck(self) -> None:
+        if not self._stopped:
+            self._owner.stream_stuck()
+            self._report_closed()
 
     async def _read_messages(self) -> None:
         """Gives each message to the call as it arrives. Waits only for the next
@@ -190,9 +204,7 @@ class Stream:
                         await self._phone.send(text)
                 self._on_sent(time.monotonic() - queued_at)
         except TimeoutError:
-            if not self._stopped:
-                self._owner.stream_timed_out()
-            self._report_closed()
+            self._report_stuck()
         except ConnectionError:
             self._report_closed()
 

@@ -5,7 +5,6 @@ model believes was heard with what the fake caller really heard.
 """
 
 import asyncio
-import json
 import os
 import secrets
 import statistics
@@ -262,9 +261,9 @@ def _agent_said(
 ) -> Iterator[SpokenTurn]:
     """The model's items, each located in the audio that the caller played."""
     heard_words = {
-        line["value"][1]["item"]: line["value"][2]["heard"]
-        for line in trace.read(trace_file)
-        if line.get("out") == "note" and line["value"][0] == "said"
+        note["data"]["item"]: note["private"]["heard"]
+        for note in _trace_parts(trace_file, "out")
+        if note["kind"] == "note" and note["name"] == "said"
     }
     who = _speakers(trace_file)
     items = [it for it in session.items.values() if it.role == "assistant"]
@@ -318,11 +317,13 @@ def _speakers(trace_file: Path) -> dict[str, str]:
     speaker = "agent"
     speakers: dict[str, str] = {}
     for line in trace.read(trace_file):
-        if line.get("out") == "session" and line["value"][0] == "handoff":
-            speaker = line["value"][1]["to"]
-        elif line.get("in") == "model" and '"response.created"' in line["value"]:
-            event = json.loads(line["value"])
-            speakers[event["response"]["id"]] = speaker
+        match line:
+            case {"session": {"name": "handoff", "data": {"to": to}}}:
+                speaker = to
+            case {
+                "in": {"event": {"type": "response.created", "response": {"id": id_}}}
+            }:
+                speakers[id_] = speaker
     return speakers
 
 
@@ -333,8 +334,13 @@ def _tools(
     items = list(session.items.values())
     outputs = {it.call_id: it.output for it in items if it.type.endswith("_output")}
     called_at: dict[str, float] = {}
-    for at, event in _model_events(trace_file, "conversation.item.added"):
-        called_at[event["item"]["id"]] = at - _stream_start(record)
+    for line in trace.read(trace_file):
+        match line:
+            case {
+                "at": at,
+                "in": {"event": {"type": "conversation.item.added", "item": item}},
+            }:
+                called_at[item["id"]] = at - _stream_start(record)
     for item in items:
         at, arguments = called_at.get(item.id, 0.0), item.arguments or ""
         if item.type == "function_call" and not str(item.name).startswith(HANDOFF):
@@ -348,19 +354,17 @@ def _tools(
 
 def _handoffs(record: CallRecord, trace_file: Path) -> Iterator[AgentAction]:
     for line in trace.read(trace_file):
-        if line.get("out") == "session" and line["value"][0] == "handoff":
-            agents = line["value"][1]
-            at = line["at"] - _stream_start(record)
-            yield AgentAction(at, "handoff", f"{agents['agent']} -> {agents['to']}")
+        match line:
+            case {"at": at, "session": {"name": "handoff", "data": agents}}:
+                at -= _stream_start(record)
+                yield AgentAction(at, "handoff", f"{agents['agent']} -> {agents['to']}")
 
 
-def _model_events(
-    trace_file: Path, kind: str
-) -> Iterator[tuple[float, dict[str, Any]]]:
-    """(time, event) of each server event of that type."""
+def _trace_parts(trace_file: Path, part: str) -> Iterator[dict[str, Any]]:
+    """The inputs ("in") or the commands ("out") of a trace."""
     for line in trace.read(trace_file):
-        if line.get("in") == "model" and f'"{kind}"' in line["value"]:
-            yield line["at"], json.loads(line["value"])
+        if part in line:
+            yield line[part]
 
 
 def _common_prefix(heard: bytes, generated: bytes) -> int:

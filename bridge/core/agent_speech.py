@@ -4,6 +4,7 @@ Decides what the model is told about a response that was cut: nothing, a truncat
 delete. playback.py counts how much was heard; docs/playback.md gives the reasons.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from bridge.core.commands import (
 from bridge.core.history import History, Playing
 from bridge.core.limits import Bounds
 from bridge.core.playback import Key, Playback
+from bridge.core.sessions import Sessions
+from bridge.core.stream_presence import StreamPresence
 from bridge.core.transcript import ItemTranscript, size_of
 
 FENCE_SECONDS = 1.0
@@ -72,6 +75,19 @@ class SpokenItem:
     """Its session was lost. The new session knows the item as text, which cannot be
     truncated, only replaced."""
 
+    def heard(self, heard: int) -> str:
+        """Its text up to byte `heard`. Of an item that was cut while the model sent it,
+        text whose audio had not arrived was not heard."""
+        words = self.words
+        if not self.complete:
+            words = ItemTranscript(words.pieces)
+            words.end_at(self.received)
+        return words.heard(heard, self.received)
+
+    def is_whole(self, heard: int) -> bool:
+        """The caller heard all of it, and all of it was sent."""
+        return self.complete and not self.rest_dropped and heard == self.received
+
 
 @dataclass(slots=True)
 class Response:
@@ -84,6 +100,8 @@ class Response:
     """Some of its audio went to the caller."""
     called_tool: bool = False
     """It calls a function tool, whose result requests another response."""
+    open_calls: dict[str, None] = field(default_factory=dict)
+    """Ids of its function calls that the model has not completed."""
 
 
 @dataclass(slots=True)
@@ -108,25 +126,27 @@ class AgentSpeech:
     - Audio and text that arrive after their response or item was cut are dropped.
     - A response is requested only if none is requested or generating and every fence
       has returned: else the model would respond before it knows what was heard.
-    - Without a model (`model_lost` to `model_back`) nothing is sent to it; without a
-      stream (`line_lost` to `line_back`) no response is requested.
+    - Without a session (Sessions) nothing is sent to the model; without a stream
+      (StreamPresence) no response is requested.
 
     `playback` must be given every frame and mark by the caller's side.
     """
 
     def __init__(
         self,
-        out: twilio_messages.OutboundMessages,
-        playback: Playback,
         history: History,
+        sessions: Sessions,
+        stream: StreamPresence,
         bounds: Bounds,
     ) -> None:
         self._ahead_seconds = bounds.audio_ahead_seconds
         self._chars_left = MAX_TRANSCRIPT_CHARS
         """Lower bound of the remaining budget; recomputed when it is used up."""
-        self._out = out
-        self._playback = playback
+        self._out = twilio_messages.OutboundMessages("")
+        self.playback = Playback(0.0)
         self._history = history
+        self._sessions = sessions
+        self._stream = stream
         self._responses: dict[str, Response] = {}
         self._items: dict[Key, SpokenItem] = {}
         self._cuts: deque[Cut] = deque()
@@ -145,10 +165,8 @@ class AgentSpeech:
         self.broken_off = False
         """The caller heard a response break off in the middle: the session or the
         stream was lost."""
-        self._no_model = False
-        """There is no model session: nothing is sent to it."""
-        self._no_stream = False
-        """There is no stream: nobody would hear a response."""
+        self.unanswered = False
+        """The caller has spoken, and the server has not created its response yet."""
 
     # --- the model generates ---
 
@@ -157,9 +175,11 @@ class AgentSpeech:
         meanwhile."""
         self.requested = False
         self.progress = now
-        stopped, self._cancel_on_start = self._cancel_on_start or self._no_stream, False
+        self._history.response_began()
+        no_stream = self._stream.is_lost
+        stopped, self._cancel_on_start = self._cancel_on_start or no_stream, False
         # Without a stream: requested again when the caller is back.
-        self._wanted = self._wanted or self._no_stream
+        self._wanted = self._wanted or no_stream
         _remember(self._responses, response_id, Response(cut=stopped), MAX_OPEN)
         if not stopped:
             return []
@@ -174,6 +194,19 @@ class AgentSpeech:
             _remember(response.messages, event.item.id, None, MAX_OPEN)
         elif response and event.item.type == "function_call":
             response.called_tool = True
+            _remember(response.open_calls, event.item.id, None, MAX_OPEN)
+
+    def output_item_done(self, event: realtime_events.OutputItemDone) -> None:
+        """An item of the response has ended. The SDK runs the tool of a function call
+        only if the model has completed the call."""
+        item = event.item
+        if item.type != "function_call" or item.status != "completed":
+            return
+        if item.call_id:
+            self._history.call_completed(item.call_id)
+        response = self._responses.get(event.response_id)
+        if response:
+            response.open_calls.pop(item.id, None)
 
     def transcript_delta(self, event: realtime_events.TranscriptDelta) -> None:
         """Text of a response; dropped if it was cut or beyond MAX_TRANSCRIPT_CHARS."""
@@ -203,7 +236,7 @@ class AgentSpeech:
                 _remember(response.messages, event.item_id, None, MAX_OPEN)
             return [Note("late_audio", {"item": event.item_id, "bytes": size})]
         self.progress = now
-        if self._playback.is_full(self._ahead_seconds, now):
+        if self.playback.is_full(self._ahead_seconds, now):
             return self._stop_at_ahead_limit(event.response_id, now)
         response = self._responses.get(event.response_id)
         if response:
@@ -235,17 +268,17 @@ class AgentSpeech:
 
     def play(self, payload: str, now: float) -> list[Command]:
         """The bridge's own audio (base64 mu-law), queued; only a clear stops it."""
-        if self._playback.is_full(self._ahead_seconds, now):
+        if self.playback.is_full(self._ahead_seconds, now):
             return [limit_hit("audio_ahead")]
-        self._playback.forget(BRIDGE_AUDIO)
+        self.playback.forget(BRIDGE_AUDIO)
         size = g711.payload_bytes(payload)
         commands = self._send(BRIDGE_AUDIO, payload, size, now)
-        mark = self._playback.end_mark(now)
+        mark = self.playback.end_mark(now)
         return [*commands, ToCaller(self._out.mark(mark))] if mark else commands
 
     def _send(self, key: Key, payload: str, size: int, now: float) -> list[Command]:
         commands: list[Command] = []
-        for mark, take in self._playback.plan(key, size, now):
+        for mark, take in self.playback.plan(key, size, now):
             if mark:
                 commands.append(ToCaller(self._out.mark(mark)))
             piece, payload = g711.cut_payload(payload, take)
@@ -258,21 +291,28 @@ class AgentSpeech:
         if item is None:
             return []
         item.complete = True
-        mark = self._playback.end_mark(now)
+        mark = self.playback.end_mark(now)
         if mark:
             return [ToCaller(self._out.mark(mark))]
         return self._settle_heard()
 
-    def response_done(self, response_id: str, now: float) -> list[Command]:
+    def response_done(
+        self, response_id: str, now: float, *, completed: bool = True
+    ) -> list[Command]:
         """The model ended this response, completed or not."""
         response = self._responses.pop(response_id, None)
+        for item_id in response.open_calls if response else ():
+            self._history.remove(item_id)  # cut: its tool never runs
         if response and response.cut:
             return self._forget_unsent(response) + self.request_if_free(now)
         commands = self.request_if_free(now)
         mine = [k for k, item in self._items.items() if item.response_id == response_id]
         for key in mine:
-            if key in self._items and self._items[key].received == 0:
+            item = self._items.get(key)
+            if item and item.received == 0:
                 del self._items[key]  # text without audio is not speech
+            elif item and not item.complete and not completed:
+                item.words.end_at(item.received)
             # Not every server sends a `done` event for each item.
             commands += self.item_done(key, now)
         return commands
@@ -297,7 +337,7 @@ class AgentSpeech:
                 cancel = realtime_events.cancel(response_id, self.event_id())
                 commands += self._to_model(cancel)
             _remember(self._cut_responses, response_id, None)
-            commands += self.response_done(response_id, now)
+            commands += self.response_done(response_id, now, completed=False)
         return commands
 
     # --- the caller interrupts ---
@@ -326,11 +366,11 @@ class AgentSpeech:
         commands: list[Command] = []
         self.progress = now
         self.broken_off = False
-        heard_now = self._playback.audible(now)
+        heard_now = self.playback.audible(now)
         live = {key: item for key, item in self._items.items() if item.received}
         running = {i: r for i, r in self._responses.items() if not r.cut}
         if live:
-            fence = self._playback.fence(now)
+            fence = self.playback.fence(now)
             commands.append(ToCaller(self._out.clear()))
             commands.append(ToCaller(self._out.mark(fence)))
             self._cuts.append(Cut(fence, now, live))
@@ -382,7 +422,7 @@ class AgentSpeech:
         """Requests the response that is owed, if there is one and the model is free."""
         if not self._wanted or self.requested or self._responses or self._cuts:
             return []
-        if self._no_model or self._no_stream:
+        if not self._sessions.has_session or self._stream.is_lost:
             return []
         self._wanted = False
         self.requested = True
@@ -413,15 +453,17 @@ class AgentSpeech:
             return True
         return any(item.response_id == response_id for item in self._items.values())
 
-    def is_unsettled(self, item_id: str) -> bool:
-        """How much of this item the caller hears is not known yet."""
-        cut = (key for cut in self._cuts for key in cut.items)
-        return any(item_id == key[0] for key in (*self._items, *cut))
+    def counts(self, item_id: str) -> bool:
+        """How much of this item the caller hears is counted here: its text in the
+        history is the text that was heard, whatever a server shows."""
+        if item_id in self._cut_items or item_id in self._heard_items:
+            return True
+        return any(item_id == key[0] for key in self._items)
 
     @property
     def plays_bridge_audio(self) -> bool:
         """The caller has not heard all of the bridge's own audio yet."""
-        return self._playback.has(BRIDGE_AUDIO)
+        return self.playback.has(BRIDGE_AUDIO)
 
     @property
     def generating(self) -> bool:
@@ -432,7 +474,7 @@ class AgentSpeech:
 
     def mark_echoed(self, name: str, now: float) -> list[Command] | None:
         """A mark came back: settles what it proves. None: no such mark was sent."""
-        mark = self._playback.echoed(name, now)
+        mark = self.playback.echoed(name, now)
         if mark is None:
             return None
         commands: list[Command] = []
@@ -447,29 +489,42 @@ class AgentSpeech:
         """When the oldest fence is late."""
         return self._cuts[0].at + FENCE_SECONDS if self._cuts else None
 
+    def give_up_late_fences(self, now: float) -> list[Command]:
+        """Gives up every fence that is late."""
+        commands: list[Command] = []
+        while (due_at := self.fence_due_at) is not None and now >= due_at:
+            commands += self.give_up_fence(now)
+        return commands
+
     def give_up_fence(self, now: float) -> list[Command]:
         """The oldest fence is late: settles its cut by the bridge's own clock."""
+        late = Note("fence_late", {"fence": self._cuts[0].fence})
+        return [late, *self._settle_oldest_cut(math.inf), *self.request_if_free(now)]
+
+    def _settle_oldest_cut(self, ended_at: float) -> list[Command]:
+        """Settles the oldest cut, without its fence, at the time of its clear.
+        `ended_at`: when the stream ended."""
         cut = self._cuts.popleft()
-        self._playback.settle_late_fence(cut.fence, cut.at)
-        late = Note("fence_late", {"fence": cut.fence})
-        return [late, *self._settle(cut), *self.request_if_free(now)]
+        self.playback.settle_late_fence(cut.fence, cut.at, ended_at)
+        return self._settle(cut)
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
         """Settles all items in the history; sends nothing to the model. `clears`:
         clears Twilio's queue, so that the caller hears nothing more; else Twilio may
         play on."""
         notes: list[Command] = []
-        if clears and not self._playback.idle:
+        if clears and not self.playback.idle:
             notes.append(ToCaller(self._out.clear()))
-        self._playback.stop(now)
+        # Each cut at its own time: audio behind a clear was not heard.
+        for cut in self._cuts:
+            self.playback.settle_late_fence(cut.fence, cut.at, now)
+        self.playback.stop(now)
         unsettled = [*(cut.items for cut in self._cuts), self._items]
         self._cuts.clear()
         self._items = {}
         for key, item in ((k, i) for items in unsettled for k, i in items.items()):
             if item.received:
-                heard = self._playback.tally(key).heard
-                cut = heard < item.received
-                notes.append(self._record_heard(key, item, heard, cut=cut))
+                notes.append(self._record_heard(key, item))
         return notes
 
     # --- what the model is told ---
@@ -477,26 +532,24 @@ class AgentSpeech:
     def _settle(self, cut: Cut) -> list[Command]:
         """It is known how much of each cut item was heard: corrects the model's
         memory."""
-        heard = {key: self._playback.tally(key).heard for key in cut.items}
+        heard = {key: self.playback.tally(key).heard for key in cut.items}
         begun = {
             item_id for (item_id, _), size in heard.items() if size >= BYTES_PER_MS
         }
         begun.update(item_id for item_id, _ in heard if item_id in self._heard_items)
         commands: list[Command] = []
-        deleted = set()
+        deleted: dict[str, None] = {}
+        replaced: dict[str, None] = {}
         for key, item in cut.items.items():
             item_id, content_index = key
-            whole = (
-                not item.rest_dropped and item.complete and heard[key] == item.received
-            )
+            whole = item.is_whole(heard[key])
             if item_id not in begun and item_id not in deleted:
                 # Not truncated at 0: the server refuses that until the item has audio.
-                deleted.add(item_id)
+                deleted[item_id] = None
                 delete = realtime_events.delete(item_id, self.event_id())
                 commands += self._to_model(delete)
             elif item_id in begun and not whole and item.text_only:
-                words = item.words.heard(heard[key], item.received)
-                commands += self._replace_text(item_id, words)
+                replaced[item_id] = None
             elif item_id in begun and not whole:
                 ms = heard[key] // BYTES_PER_MS
                 event_id = self.event_id()
@@ -504,20 +557,20 @@ class AgentSpeech:
                     item_id, content_index, ms, event_id
                 )
                 commands += self._to_model(truncate)
-            commands.append(self._record_heard(key, item, heard[key], cut=not whole))
-            self._playback.forget(key)
+            commands.append(self._record_heard(key, item))
+            self.playback.forget(key)
+        for item_id in replaced:
+            commands += self._replace_text(item_id)
         return commands
 
     def _settle_heard(self) -> list[Command]:
         """Settles the items that were played to their end."""
         notes: list[Command] = []
         for key, item in list(self._items.items()):
-            heard = self._playback.tally(key).heard
+            heard = self.playback.tally(key).heard
             if item.complete and heard == item.received > 0:
-                notes.append(
-                    self._record_heard(key, item, heard, cut=item.rest_dropped)
-                )
-                self._playback.forget(key)
+                notes.append(self._record_heard(key, item))
+                self.playback.forget(key)
                 _remember(self._heard_items, key[0], None)
                 del self._items[key]
         return notes
@@ -533,37 +586,43 @@ class AgentSpeech:
                 commands += self._to_model(delete)
         return commands
 
-    def _replace_text(self, item_id: str, words: str) -> list[Command]:
-        """Replaces the text of an item in the model's memory."""
-        new = realtime_events.message(
-            "assistant", words, self.event_id(), after=item_id
-        )
+    def _replace_text(self, item_id: str) -> list[Command]:
+        """Replaces the text of an item in the model's memory by what was heard of all
+        its parts, once that is in the history."""
+        item = self._history.get(item_id)
+        commands: list[Command] = []
+        if item is not None and item.text:
+            new = realtime_events.message(
+                "assistant", item.text, self.event_id(), after=item_id
+            )
+            commands += self._to_model(new)
         delete = realtime_events.delete(item_id, self.event_id())
-        return self._to_model(new) + self._to_model(delete)
+        return commands + self._to_model(delete)
 
-    def _record_heard(
-        self, key: Key, item: SpokenItem, heard: int, *, cut: bool
-    ) -> Note:
-        """Writes into the history what was heard of an item (`heard` in bytes)."""
+    def _record_heard(self, key: Key, item: SpokenItem) -> Note:
+        """Writes into the history what was heard of an item."""
+        heard = self.playback.tally(key).heard
+        cut = not item.is_whole(heard)
         data: dict[str, Value] = {
             "item": key[0],
             "content_index": key[1],
             "received_ms": item.received // BYTES_PER_MS,
-            "sent_ms": self._playback.tally(key).sent // BYTES_PER_MS,
+            "sent_ms": self.playback.tally(key).sent // BYTES_PER_MS,
             "heard_ms": heard // BYTES_PER_MS,
             "cut": cut,
         }
         words = item.words.all
-        heard_words = item.words.heard(heard, item.received)
+        heard_words = item.heard(heard)
         self._history.said(key[0], heard_words, words, cut=cut)
         return Note("said", data, {"generated": words, "heard": heard_words})
 
     # --- the session, or the stream, is lost ---
 
     def model_lost(self, now: float, *, tools: bool) -> list[Command]:
-        """The session is lost: ends its responses. Twilio still plays the queued audio,
-        and the next session (`model_back`) continues after it. `tools`: a tool is
-        running, and its result will request the response that follows a tool call."""
+        """The session is lost, or was left: ends its responses. Twilio still plays the
+        queued audio, and the next session continues after it. `tools`: a
+        tool is running, and its result will request the response that follows a tool
+        call."""
         running = [it for it in self._responses.values() if not it.cut]
         begun = {key for key, item in self._items.items() if not item.complete}
         self.broken_off = self.broken_off or any(it.sent_audio for it in running)
@@ -572,10 +631,9 @@ class AgentSpeech:
             self._wanted or wanted or (self.requested and not self._cancel_on_start)
         )
         self.requested = self._cancel_on_start = False
-        self._no_model = True
         self.progress = now
-        for item in self._items.values():
-            item.words.end_at(item.received)
+        for key in begun:
+            self._items[key].words.end_at(self._items[key].received)
         commands: list[Command] = []
         for response_id in list(self._responses):
             commands += self.response_done(response_id, now)
@@ -590,19 +648,23 @@ class AgentSpeech:
                 item_.cut = True
         return commands
 
-    def model_back(self, now: float) -> list[Command]:
-        """Another session is about to be given the history: settles all cuts first."""
+    def settle_cuts(self, now: float) -> list[Command]:
+        """Another session is about to be given the history: settles all cuts, without
+        waiting for their fences."""
         commands: list[Command] = []
         while self._cuts:
             commands += self.give_up_fence(now)
-        self._no_model = False
         self.progress = now
         return commands
 
-    def line_lost(self, now: float) -> list[Command]:
+    def stream_lost(self, now: float) -> list[Command]:
         """The stream is lost, with the audio queued at Twilio: settles what was heard
-        until now. No response begins until `line_back`."""
-        self._playback.stop(now)
+        until now."""
+        # First each cut at the time of its clear: audio behind it was not heard.
+        settled: list[Command] = []
+        while self._cuts:
+            settled += self._settle_oldest_cut(now)
+        self.playback.stop(now)
         running = {i: r for i, r in self._responses.items() if not r.cut}
         live = {key: item for key, item in self._items.items() if item.received}
         self._items = {}
@@ -616,22 +678,15 @@ class AgentSpeech:
             cancel = realtime_events.cancel(response_id, self.event_id())
             commands += self._to_model(cancel)
         self._remember_cut(running, live)
-        cuts = [*self._cuts, Cut("", now, live)]
-        self._cuts.clear()
-        for cut in cuts:
-            broken_off = broken_off or (cut.fence == "" and self._is_cut(cut))
-            commands += self._settle(cut)
-        self.broken_off = self.broken_off or broken_off
+        self.broken_off = self.broken_off or broken_off or self._is_unheard(live)
         self._cancel_on_start = self.requested
-        self._no_stream = True
-        return commands
+        return commands + settled + self._settle(Cut("", now, live))
 
-    def line_back(
+    def new_stream(
         self, out: twilio_messages.OutboundMessages, playback: Playback, now: float
     ) -> None:
-        """Sends to another stream from now on."""
-        self._out, self._playback = out, playback
-        self._no_stream = False
+        """Sends to this stream from now on."""
+        self._out, self.playback = out, playback
         self.progress = now
 
     def playing(self, now: float) -> list[Playing]:
@@ -648,7 +703,7 @@ class AgentSpeech:
         self, key: Key, item: SpokenItem, at: float, *, cut: bool = False
     ) -> Playing:
         """The part as it was heard at `at`, by the bridge's own clock."""
-        ahead = self._playback.ahead(key, self._playback.heard_by(at))
+        ahead = self.playback.ahead(key, self.playback.heard_by(at))
         return Playing(
             id=key[0],
             words=tuple(item.words.pieces),
@@ -658,17 +713,17 @@ class AgentSpeech:
             cut=cut,
         )
 
-    def _is_cut(self, cut: Cut) -> bool:
-        """Some audio of the cut items was not heard."""
+    def _is_unheard(self, items: Mapping[Key, SpokenItem]) -> bool:
+        """Some audio of these items was not heard."""
         return any(
-            self._playback.tally(key).heard < item.received
-            for key, item in cut.items.items()
+            self.playback.tally(key).heard < item.received
+            for key, item in items.items()
         )
 
     # --- helpers ---
 
     def _to_model(self, text: str) -> list[Command]:
-        return [] if self._no_model else [ToModel(text)]
+        return [ToModel(text)] if self._sessions.has_session else []
 
     def _item(self, item_id: str, content_index: int, response_id: str) -> SpokenItem:
         key = (item_id, content_index)
@@ -678,11 +733,15 @@ class AgentSpeech:
             if len(self._items) > MAX_OPEN:
                 oldest = next(iter(self._items))
                 del self._items[oldest]
-                self._playback.forget(oldest)
+                self.playback.forget(oldest)
         return item
 
     def _is_late(self, response_id: str, item_id: str) -> bool:
-        return response_id in self._cut_responses or item_id in self._cut_items
+        return (
+            self._stream.is_lost
+            or response_id in self._cut_responses
+            or item_id in self._cut_items
+        )
 
     def event_id(self) -> str:
         """A new id for each event: an error names the event that it is about."""

@@ -11,6 +11,7 @@ from bridge.audio import g711
 from bridge.core import realtime_events
 from bridge.core.commands import Command, Note, ToModel, limit_hit, protocol_error
 from bridge.core.limits import Bounds
+from bridge.core.sessions import Sessions
 
 RESEND_MS = 15_000
 """Audio since the caller's last turn that is kept for another session. A model that
@@ -55,12 +56,12 @@ class CallerAudio:
     """Frames of the caller in, events for the model out.
 
     Invariants: the model gets the audio in order, with silence in place of audio that
-    Twilio did not send. Until `ready`, and again after `model_lost`, audio is held;
-    beyond the bound the oldest is dropped. Audio of the current turn, and of turns that
+    Twilio did not send. While there is no session (Sessions), audio is held; beyond the
+    bound the oldest is dropped. Audio of the current turn, and of turns that
     have no transcript, is kept for another session; both are bounded.
     """
 
-    def __init__(self, now: float, bounds: Bounds) -> None:
+    def __init__(self, now: float, bounds: Bounds, sessions: Sessions) -> None:
         self.speaking = False
         """The model hears the caller speak."""
         self.turn_open = False
@@ -69,7 +70,7 @@ class CallerAudio:
         self.held_ms = 0.0
         self.muted = False
         """The model gets silence in place of the caller's audio."""
-        self._ready = False
+        self._sessions = sessions
         self._held: deque[tuple[str, float]] = deque()
         self._held_limit_ms = 1000 * bounds.audio_held_seconds
         """Limit of `held_ms`: as long as a caller waits for a model (redial.py), so
@@ -95,6 +96,14 @@ class CallerAudio:
         it, too."""
         self._untranscribed: dict[str, bytes] = {}
         """Item id -> mu-law of turns without a transcript."""
+        self._awaited: set[str] = set()
+        """Turns of which the session in use may still send the transcript."""
+        self.server_transcribes = False
+        """The server has sent a transcript of the caller's speech."""
+
+    def start(self, now: float) -> None:
+        """The call's first stream begins."""
+        self._began = self._last_frame_at = now
 
     def frame(
         self, payload: str, timestamp_ms: int, duration_ms: float, now: float
@@ -114,8 +123,7 @@ class CallerAudio:
         return commands + self._give(payload, duration_ms)
 
     def ready(self) -> list[Command]:
-        """The model takes audio from now on: returns what was held, in order."""
-        self._ready = True
+        """A session is in use from now on: returns what was held, in order."""
         held, self._held, self.held_ms = list(self._held), deque(), 0.0
         self._held_limit_now_ms, self._held_audio_dropped = self._held_limit_ms, False
         self._resent_ms = min(sum(ms for _, ms in held), RESEND_SPEECH_MS)
@@ -137,7 +145,10 @@ class CallerAudio:
         yet."""
         audio_bytes = g711.sound(payload for payload, _ in self._turn)
         self._forget_turn()
+        if not item_id:
+            return  # no event can name it
         self._untranscribed[item_id] = audio_bytes[-UNTRANSCRIBED_BYTES:]
+        self._awaited = (self._awaited | {item_id}) & self._untranscribed.keys()
         while (
             len(self._untranscribed) > MAX_UNTRANSCRIBED
             or sum(map(len, self._untranscribed.values())) > UNTRANSCRIBED_BYTES
@@ -152,20 +163,24 @@ class CallerAudio:
         """The turn has a transcript, or was deleted."""
         self._untranscribed.pop(item_id, None)
 
+    def transcription_failed(self, item_id: str) -> None:
+        """The turn gets no transcript; its audio is kept for another session."""
+        self._awaited.discard(item_id)
+
     @property
-    def has_untranscribed(self) -> bool:
-        """Some turn has no transcript."""
-        return bool(self._untranscribed)
+    def awaits_transcript(self) -> bool:
+        """The transcript of some turn may still come."""
+        return not self._awaited.isdisjoint(self._untranscribed)
 
     def turn_audio(self, item_id: str) -> bytes:
         """Mu-law of a turn without a transcript; empty if there is none."""
         return self._untranscribed.get(item_id, b"")
 
     def model_lost(self) -> None:
-        """No model takes audio: holds it, after the audio that the model may not have
-        understood."""
-        self._ready = False
+        """There is no session from now on: the audio that is held follows the audio
+        that the model may not have understood."""
         self.speaking = False
+        self._awaited.clear()  # the next session transcribes only what it hears itself
         self._held.extendleft(reversed(self._turn))
         self.held_ms += self._turn_ms
         self._held_limit_now_ms = self._held_limit_ms + self._turn_ms
@@ -189,8 +204,11 @@ class CallerAudio:
             return None
         return self._last_frame_at + STALL_SECONDS
 
-    def fill_stall(self, now: float) -> list[Command]:
-        """No frame arrived while the caller speaks: sends silence."""
+    def fill_stall_if_due(self, now: float) -> list[Command]:
+        """If no frame arrived while the caller speaks: sends silence."""
+        stalls_at = self.stalls_at
+        if stalls_at is None or now < stalls_at:
+            return []
         ms = int(STALL_SECONDS * 1000)
         self._stalled_ms += ms
         self._last_frame_at = now
@@ -239,7 +257,7 @@ class CallerAudio:
         return commands
 
     def _give(self, payload: str, duration_ms: float) -> list[Command]:
-        if self._ready:
+        if self._sessions.has_session:
             self._remember(payload, duration_ms)
             return [ToModel(realtime_events.append(payload))]
         self._held.append((payload, duration_ms))

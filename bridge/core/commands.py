@@ -1,29 +1,40 @@
-"""The commands that the core returns: plain values, to be carried out in order."""
+"""The commands that the core returns: plain values, to be carried out in order.
 
+PURE. `kind` names the type where a command is written as JSON (telemetry/trace.py).
+"""
+
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from bridge.core import twilio_messages
 
 Value = str | int | float | bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class ToCaller:
+def kind_of(class_name: str) -> str:
+    """The `kind` of an input or a command in a trace: ToCaller -> to_caller."""
+    return re.sub("(?<!^)(?=[A-Z])", "_", class_name).lower()
+
+
+class CoreOutput(msgspec.Struct, frozen=True, tag_field="kind", tag=kind_of):
+    """Base of all commands."""
+
+
+class ToCaller(CoreOutput, frozen=True):
     """A message to Twilio (JSON)."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToModel:
+class ToModel(CoreOutput, frozen=True):
     """A client event to the model (JSON)."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(CoreOutput, frozen=True):
     """The call is known: open its agent's session now. `again`: the same call, on
     another stream."""
 
@@ -31,56 +42,57 @@ class Started:
     again: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupted:
+class Interrupted(CoreOutput, frozen=True):
     """The agent was interrupted in this item: notify the session's listeners."""
 
     item_id: str
     content_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """Open a model connection after `seconds`. `spare`: the present connection stays in
-    use; else it is given up."""
+class Dial(CoreOutput, frozen=True):
+    """Open a model connection after `seconds`. `connection`: its number, which its
+    events carry."""
 
+    connection: int
     seconds: float
-    spare: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """Use the connection that was dialled in place of the present one."""
+class Switch(CoreOutput, frozen=True):
+    """Use this connection, which is open. No connection is in use now."""
+
+    connection: int
 
 
-@dataclass(frozen=True, slots=True)
-class WaitDone:
-    """A wait (Conversation.when_heard) is over. `done`: the caller heard everything
+class CloseConnection(CoreOutput, frozen=True):
+    """Close this connection, which was in use."""
+
+    connection: int
+
+
+class WaitDone(CoreOutput, frozen=True):
+    """A wait (`WhenHeard`) is over. `done`: the caller heard everything
     (True), did not (False), or the call has ended (None)."""
 
     wait: int
     done: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Pressed:
+class Pressed(CoreOutput, frozen=True):
     """The caller pressed keys for which the route has an action."""
 
     keys: str
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(CoreOutput, frozen=True):
     """Something to log, count or trace. `private` holds the words and keys of people:
     it goes only into traces, which an operator must switch on, never into logs."""
 
     name: str
-    data: Mapping[str, Value] = field(default_factory=dict)
-    private: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, Value] = {}
+    private: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(CoreOutput, frozen=True):
     """The call is over. Given once, as the last command."""
 
     by: str
@@ -95,6 +107,7 @@ Command = (
     | Interrupted
     | Dial
     | Switch
+    | CloseConnection
     | WaitDone
     | Pressed
     | Note

@@ -11,11 +11,14 @@ class Keys:
     """Gathers key presses. `actions`: inputs that are complete as soon as they are
     pressed, unless a longer action begins with them."""
 
-    def __init__(self, pause_seconds: float, actions: Iterable[str] = ()) -> None:
-        self._pause = pause_seconds
-        self._actions = frozenset(actions)
+    def __init__(self, pause_seconds: float = 2.0, actions: Iterable[str] = ()) -> None:
         self._pressed = ""
         self._last = 0.0
+        self.set_rules(pause_seconds, actions)
+
+    def set_rules(self, pause_seconds: float, actions: Iterable[str]) -> None:
+        self._pause = pause_seconds
+        self._actions = frozenset(actions)
 
     def press(self, key: str, now: float) -> str | None:
         """Returns the input that this key completes, without a final `#`; else None."""

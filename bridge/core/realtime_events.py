@@ -88,6 +88,16 @@ class CallerTranscript(
     transcript: str
 
 
+class TranscriptionFailed(
+    msgspec.Struct,
+    frozen=True,
+    tag="conversation.item.input_audio_transcription.failed",
+):
+    """A caller's turn gets no transcript."""
+
+    item_id: Id
+
+
 class ResponseError(msgspec.Struct, frozen=True):
     code: str | None = None
 
@@ -169,6 +179,21 @@ class OutputItem(msgspec.Struct, frozen=True):
     type: Id
 
 
+class EndedItem(msgspec.Struct, frozen=True):
+    id: Id
+    type: Id
+    status: Id | None = None
+    call_id: Id | None = None
+
+
+class OutputItemDone(msgspec.Struct, frozen=True, tag="response.output_item.done"):
+    """An item of a response has ended. The SDK runs the tool of a function call whose
+    status is "completed"; a cancelled one is "incomplete"."""
+
+    response_id: Id
+    item: EndedItem
+
+
 class OutputItemAdded(msgspec.Struct, frozen=True, tag="response.output_item.added"):
     """The response has another item; only items of type `message` have audio."""
 
@@ -189,6 +214,11 @@ class ConversationItem(msgspec.Struct, frozen=True):
     arguments: str | None = None
     output: str | None = None
     status: str | None = None
+
+    @property
+    def is_cut_off_call(self) -> bool:
+        """A function call that the model did not complete: its tool never runs."""
+        return self.type == "function_call" and self.status == "incomplete"
 
     @property
     def text(self) -> str:
@@ -232,6 +262,7 @@ class TurnDetection(msgspec.Struct, frozen=True):
 class SessionInput(msgspec.Struct, frozen=True):
     format: Format | None = None
     turn_detection: TurnDetection | msgspec.UnsetType | None = msgspec.UNSET
+    transcription: Any = msgspec.UNSET
 
 
 class SessionOutput(msgspec.Struct, frozen=True):
@@ -274,6 +305,12 @@ class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
         audio = self.session.audio
         return not (audio and audio.input and audio.input.turn_detection is None)
 
+    @property
+    def transcribes(self) -> bool:
+        """False: the server says that it does not transcribe the caller."""
+        audio = self.session.audio
+        return not (audio and audio.input and audio.input.transcription is None)
+
 
 class ErrorDetails(msgspec.Struct, frozen=True):
     type: str = ""
@@ -295,7 +332,7 @@ class Other(msgspec.Struct, frozen=True, tag=False):
     type: str
 
 
-ServerEvent = (
+KnownEvent = (
     AudioDelta
     | AudioDone
     | TranscriptDelta
@@ -304,23 +341,26 @@ ServerEvent = (
     | InputCommitted
     | InputCleared
     | CallerTranscript
+    | TranscriptionFailed
     | ResponseCreated
     | ResponseDone
     | OutputItemAdded
+    | OutputItemDone
     | ItemAdded
     | ItemDone
     | ItemDeleted
     | SessionUpdated
     | ModelError
-    | Other
 )
+"""The events that the core handles."""
+
+ServerEvent = KnownEvent | Other
 
 
 _decode_head: Callable[[str], Other] = msgspec.json.Decoder(Other).decode
 _DECODE: dict[object, Callable[[str], Any]] = {
     kind.__struct_config__.tag: msgspec.json.Decoder(kind).decode
-    for kind in get_args(ServerEvent)
-    if kind is not Other
+    for kind in get_args(KnownEvent)
 }
 
 

@@ -1,12 +1,12 @@
-"""The model sessions of one call: lost, dialled again, rolled over. PURE.
+"""The model connections of one call: lost, dialled again, rolled over. PURE.
 
-Says which connection is wanted and when. conversation.py decides what a session is
-sent.
+The one owner of "is there a model?" and of "which connection may speak?". model_side.py
+decides what a session is sent.
 """
 
 import math
 
-from bridge.core.commands import Command, Dial, Note, Switch
+from bridge.core.commands import CloseConnection, Command, Dial, Note, Switch
 from bridge.core.redial import SPARE_SECONDS, Redial
 
 CONFIGURE_SECONDS = 6.0
@@ -24,6 +24,9 @@ PROBE_ANSWER_SECONDS = 4.0
 """Longest wait for the answer to a probe; then the session is lost. Servers have hung
 while their sockets still answered pings."""
 
+FIRST_CONNECTION = 1
+"""Number of the first connection, which is dialled without a `Dial`."""
+
 COMFORT_SECONDS = 3.0
 """From the loss of the model to the first comfort tone, which tells the caller that the
 line works."""
@@ -36,24 +39,29 @@ class Sessions:
     """Which model connection one call wants, and when.
 
     A connection is dialled, becomes the one in use (`Switch`), and is a session once
-    the server has configured it (`began`). `has_session`: a session is in use. The
-    Conversation reports what happens.
+    the server has configured it (`began`). `has_session`: a session is in use. Each
+    connection has a number; events of any other connection than `in_use` are not
+    events of this call any more.
 
     Invariants: at most one connection is being dialled. A spare one is open only beside
-    a session in use; it takes over when that session is left.
+    a session in use; it takes over when that session is left. A connection that is left
+    is closed.
     """
 
     def __init__(self, now: float) -> None:
         self._redial = Redial(now)
+        self.in_use: int | None = None
+        """The connection whose events count; None: there is no connection."""
         self.has_session = False
         self.left_why = ""
         """Why the last session was left."""
-        self.spare = False
-        """A connection is open beside the one in use; it takes over in a quiet
+        self.spare: int | None = None
+        """A connection that is open beside the one in use; it takes over in a quiet
         moment."""
+        self._newest = FIRST_CONNECTION
+        """The connection that was dialled last."""
         self._dialling = True
-        """A connection is being opened. True at first: the first connection needs no
-        `Dial`."""
+        """It is being opened. True at first: the first connection needs no `Dial`."""
         self._old_at: float | None = None
         """When the session is old enough to be replaced; None: never, or the
         replacement is already under way."""
@@ -72,6 +80,11 @@ class Sessions:
         """The server answers probes; None: unknown. Not every server with this API
         does."""
 
+    def start(self, now: float) -> None:
+        """The call begins: the first connection is being dialled."""
+        self._redial = Redial(now)
+        self._comfort_at = self._last_event_at = now
+
     @property
     def had_session(self) -> bool:
         """There was a session; the next one continues its conversation."""
@@ -86,13 +99,6 @@ class Sessions:
     def is_away(self) -> bool:
         """There was a session, and there is none now."""
         return self.had_session and not self.has_session
-
-    @property
-    def is_configuring(self) -> bool:
-        """The connection in use is expected to become a session. False for a connection
-        that was left while the next one is dialled: it is still open, but no longer
-        used."""
-        return self._configure_by is not None or not self.had_session
 
     def is_given_up(self, now: float) -> bool:
         """The caller has waited for a session as long as they may."""
@@ -115,31 +121,49 @@ class Sessions:
             self._last_event_at -= PROBE_AFTER_SECONDS
         self._old_at = None if lasts is None else now + lasts
 
-    def left(self, why: str, now: float) -> None:
+    def lost(self, connection: int) -> bool:
+        """A connection is closed. False: it was not in use."""
+        if connection != self.in_use:
+            return False
+        self.in_use = None
+        return True
+
+    def leave(self, why: str, now: float) -> list[Command]:
         """The session is no longer usable, or the connection never became a session."""
+        commands: list[Command] = []
+        if self.in_use is not None:
+            commands.append(CloseConnection(self.in_use))
+            self.in_use = None
         if self.has_session:
             self.left_why = why
             self._comfort_at = now + COMFORT_SECONDS
             self._redial.lost(now)  # without a session the same outage continues
         self.has_session = False
         self._old_at = self._configure_by = None
+        return commands
 
     def switch_or_dial(self, now: float) -> list[Command]:
         """Switches to the spare connection, or dials one."""
-        if self.spare:
-            self.spare = False
-            return self._switch(now)
-        if self._dialling:
-            return []
-        self._dialling = True
-        return [Dial(self._redial.wait())]
+        if self.spare is not None:
+            spare, self.spare = self.spare, None
+            return self._switch(spare, now)
+        return [] if self._dialling else [self._dial(self._redial.wait())]
 
-    def dialled(self, now: float) -> list[Command]:
+    def _dial(self, seconds: float) -> Dial:
+        self._dialling = True
+        self._newest += 1
+        return Dial(self._newest, seconds)
+
+    def dialled(self, connection: int, now: float) -> list[Command]:
         """A connection is open. With a session in use it is the spare one; else it is
         used."""
+        if connection != self._newest or not self._dialling:
+            return []
         self._dialling = False
-        self.spare = self.has_session
-        return [] if self.has_session else self._switch(now)
+        if self.has_session:
+            self.spare = connection
+            return []
+        return self._switch(connection, now)
 
     def event_received(self, now: float) -> None:
         """The server sent an event: it is alive."""
@@ -184,9 +208,10 @@ class Sessions:
             return None
         return self._last_event_at + PROBE_AFTER_SECONDS
 
-    def _switch(self, now: float) -> list[Command]:
+    def _switch(self, connection: int, now: float) -> list[Command]:
+        self.in_use = connection
         self._configure_by = now + CONFIGURE_SECONDS
-        return [Switch()]
+        return [Switch(connection)]
 
     def lost_reason(self, now: float) -> str | None:
         """Why an open connection is lost: "late" (no session in time), "mute" (no
@@ -195,19 +220,22 @@ class Sessions:
             return "late"
         return "mute" if self._is_mute(now) else None
 
-    def not_dialled(self, now: float) -> None:
-        """The connection failed. A spare one is tried again after SPARE_SECONDS."""
+    def not_dialled(self, connection: int, now: float) -> bool:
+        """The connection failed. A spare one is tried again after SPARE_SECONDS. False:
+        no such connection was being dialled."""
+        if connection != self._newest or not self._dialling:
+            return False
         self._dialling = False
         if self.has_session:
             self._old_at = now + SPARE_SECONDS
+        return True
 
     def dial_spare_if_old(self, now: float) -> list[Command]:
         """Dials a spare connection once the session is old."""
         if self._old_at is None or now < self._old_at:
             return []
         self._old_at = None
-        self._dialling = True
-        return [Note("session_old"), Dial(0.0, spare=True)]
+        return [Note("session_old"), self._dial(0.0)]
 
     def take_comfort_tone(self, now: float) -> bool:
         """True: a comfort tone must be played now; False until the next one is due."""

@@ -1,7 +1,6 @@
 """Whether Twilio's stream is connected, and how long a call waits for another one.
 
-PURE. Conversation asks this object; it tells AgentSpeech, which has no access to it, by
-`line_lost` and `line_back`.
+PURE. The one owner of "is there a stream?".
 """
 
 START_SECONDS = 10.0

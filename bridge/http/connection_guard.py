@@ -342,6 +342,16 @@ class GuardedConnection(asyncio.BaseProtocol):
         self._guard.remove(self)
         self._transport.set_write_buffer_limits()
 
+    def request_done(self) -> None:
+        """The request of the connection is over, and aiohttp closes the connection:
+        asyncio waits with that, without a limit, until the client has read
+        everything."""
+        transport = self._transport
+        if self._exempt and transport and transport.get_write_buffer_size():
+            self._exempt = False
+            transport.set_write_buffer_limits(high=0)
+            self._watch_reader()
+
     def drop(self) -> None:
         """Closes the connection at once, without the time to linger."""
         assert self._transport is not None
@@ -427,7 +437,8 @@ class GuardedConnection(asyncio.BaseProtocol):
 
 class RequestHandler(web.RequestHandler):
     """aiohttp's handler of a connection. A request that aiohttp cannot parse is not
-    logged as an error of the bridge."""
+    logged as an error of the bridge. A connection whose request is over is closed,
+    even if the client does not read."""
 
     __slots__ = ("_hit",)
 
@@ -436,6 +447,16 @@ class RequestHandler(web.RequestHandler):
     ) -> None:
         super().__init__(*args, **more)  # type: ignore[arg-type]
         self._hit = hit
+
+    async def start(self) -> None:
+        """Handles the request, from its head until aiohttp closes the connection."""
+        transport = self.transport
+        try:
+            await super().start()
+        finally:
+            connection = transport.get_protocol() if transport else None
+            if isinstance(connection, GuardedConnection):
+                connection.request_done()
 
     def handle_error(
         self,

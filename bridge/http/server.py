@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 
 import structlog
-from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from bridge.agent.live import LiveCall
@@ -22,14 +22,13 @@ from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
 from bridge.call.call import Call
 from bridge.call.stream import IdentifiedPhone
-from bridge.core import ProtocolError, twilio_messages
-from bridge.core.conversation import HAND_OVER_SECONDS
-from bridge.core.limits import MessageRate
+from bridge.core.endings import HAND_OVER_SECONDS
 from bridge.fleet import TAKEN, CallEntry, Registry
 from bridge.fleet.plan import AnsweredBy
 from bridge.http.api import handlers
 from bridge.http.api.auth import ApiAuth, has_token
 from bridge.http.connection_guard import ConnectionGuard, secure_headers
+from bridge.http.phone_socket import CLOSE_SECONDS, PhoneSocket
 from bridge.http.signature import Signatures
 from bridge.http.tickets import PATH, TICKET_SECONDS, Ticket, TicketRefused, Tickets
 from bridge.http.webhook_fields import read_body
@@ -44,18 +43,6 @@ from bridge.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-PING_SECONDS = 20.0
-"""Interval of pings. A phone that vanishes without closing is noticed after one and a
-half intervals. Twilio answers pings (uvicorn's defaults ping as often, and that
-works)."""
-
-PINGS_PER_SECOND = 10.0
-"""Limit of a phone's pings and pongs per second, averaged over ten seconds. No phone
-needs that many."""
-
-CLOSE_SECONDS = 1.0
-"""Time for Twilio to answer a WebSocket close."""
-
 EXPECTED_SECONDS = 15.0
 """Time for Twilio to open a new stream after it was told to."""
 
@@ -64,58 +51,6 @@ SHUTDOWN_SECONDS = 3.0
 
 POLL_SECONDS = 0.2
 """Interval at which draining checks whether SIP calls are left."""
-
-
-class PhoneSocket:
-    """The caller's socket of a stream (bridge.call.stream.Phone)."""
-
-    def __init__(
-        self, request: web.Request, socket: web.WebSocketResponse, seconds: float
-    ) -> None:
-        """`seconds`: time for a pong to be sent. `socket` must not answer pings by
-        itself."""
-        self._request = request
-        self._socket = socket
-        self._seconds = seconds
-        self._pings = MessageRate(PINGS_PER_SECOND)
-
-    async def __aiter__(self) -> AsyncIterator[str | bytes]:
-        """ProtocolError if a message broke the protocol."""
-        async for message in self._socket:
-            match message.type:
-                case WSMsgType.TEXT | WSMsgType.BINARY:
-                    yield message.data
-                case WSMsgType.PING | WSMsgType.PONG:
-                    if not self._pings.add(1.0, time.monotonic()):
-                        raise ProtocolError(twilio_messages.TOO_MANY)
-                    ping = message.type is WSMsgType.PING
-                    if ping and not await self._answer_ping(message.data):
-                        return
-                case WSMsgType.ERROR:
-                    if isinstance(message.data, WebSocketError):
-                        if message.data.code == WSCloseCode.MESSAGE_TOO_BIG:
-                            raise ProtocolError(twilio_messages.TOO_LARGE)
-                        raise ProtocolError("websocket protocol broken")
-
-    async def _answer_ping(self, ping: bytes) -> bool:
-        """False: the socket does not accept the pong, so the phone is gone."""
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._socket.pong(ping)
-        except (ConnectionError, TimeoutError):
-            return False
-        return True
-
-    async def send(self, text: str) -> None:
-        await self._socket.send_str(text)
-
-    async def close(self) -> None:
-        await self._socket.close()
-        transport = self._request.transport
-        if transport and transport.get_write_buffer_size():
-            # The phone does not read. Without this, TCP would keep the unsent data for
-            # minutes.
-            transport.abort()
 
 
 class Server:
@@ -293,19 +228,11 @@ class Server:
             if ticket and self._tickets:
                 await self._tickets.spend(ticket)
             # The upgrade is answered before the model is connected: Twilio does not
-            # wait for that. Twilio offers no compression, and audio frames would not
-            # shrink.
-            socket = web.WebSocketResponse(
-                compress=False,
-                autoping=False,  # PhoneSocket answers pings, within limits
-                heartbeat=PING_SECONDS,
-                timeout=CLOSE_SECONDS,
-                max_msg_size=limits.message_bytes,
-            )
-            await socket.prepare(request)
+            # wait for that.
+            socket = PhoneSocket(request, limits)
+            await socket.open()
             connected_at = time.monotonic()
-            reader = PhoneSocket(request, socket, limits.send_seconds)
-            phone = await IdentifiedPhone.wait_for_start(reader, limits.start_seconds)
+            phone = await IdentifiedPhone.wait_for_start(socket, limits.start_seconds)
         except TicketRefused as error:
             raise await self._refuse_ticket(error, request) from None
         finally:
@@ -314,14 +241,14 @@ class Server:
             log.warning("stream_refused", why="no_start", timed_out=phone.timed_out)
             if phone.timed_out:
                 self._services.metrics.hit("start_late")
-            await socket.close(code=WSCloseCode.POLICY_VIOLATION)
-            return socket
+            await socket.close(WSCloseCode.POLICY_VIOLATION)
+            return socket.response
         named = (phone.account_sid, phone.call_sid)
         if ticket and named != (ticket.account_sid, ticket.call_sid):
             # Not the call whose webhook was answered with this ticket.
             self._refused("other_call")
-            await socket.close(code=WSCloseCode.POLICY_VIOLATION)
-            return socket
+            await socket.close(WSCloseCode.POLICY_VIOLATION)
+            return socket.response
         self._guard.exempt_from_limits(request)
         sid = phone.call_sid
         call = self.call(sid)
@@ -332,7 +259,7 @@ class Server:
             else:
                 log.info("stream_refused", why=capacity.state)
                 await phone.close()
-        return socket
+        return socket.response
 
     async def _check_handshake(self, request: web.Request) -> Ticket | None:
         """Checks that Twilio signed the handshake and that the bridge issued its

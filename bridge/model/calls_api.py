@@ -11,17 +11,27 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, NotFoundError
 
-REQUEST_SECONDS = 5.0
+REQUEST_SECONDS = 3.0
 RETRIES = 2
 """Retries that the `openai` package makes: after connection errors, 408, 409, 429
 and 5xx."""
 
 LIMIT_SECONDS = 12.0
-"""Limit of a request with all its retries. The caller hears ringing meanwhile."""
+"""Limit of a request with all its retries: three unanswered tries and the pauses
+between them (0.5 s and 1 s at most). The caller hears ringing meanwhile."""
+
+RETRY_COUNT = "x-stainless-retry-count"
+"""Header in which the `openai` package sends how many tries there were before."""
 
 
 class CallGone(Exception):
-    """The API answered 404 for the call: the caller has hung up."""
+    """The API answered 404: it has no such call any more. `retried`: an earlier try of
+    the same request, whose answer was lost, may have ended the call. Otherwise the
+    caller has hung up."""
+
+    def __init__(self, *, retried: bool) -> None:
+        super().__init__()
+        self.retried = retried
 
 
 class CallsApiError(Exception):
@@ -69,8 +79,9 @@ async def _within(request: Awaitable[None]) -> None:
     try:
         async with asyncio.timeout(LIMIT_SECONDS):
             await request
-    except NotFoundError:
-        raise CallGone from None
+    except NotFoundError as error:
+        tries = error.response.request.headers.get(RETRY_COUNT, "0")
+        raise CallGone(retried=tries != "0") from None
     except APIStatusError as error:
         # The error's message may quote part of the API key, so it is not passed on.
         raise CallsApiError(_status(error)) from None

@@ -25,20 +25,24 @@ from bridge.agent.approvals import Approvals
 from bridge.agent.live import BadRequest, LiveCall
 from bridge.agent.loader import AgentSource, agent_for
 from bridge.core import errors
+from bridge.core.sessions import FIRST_CONNECTION
 from bridge.model.hosted_mcp import HostedMcp
 from bridge.model.local_mcp import LocalMcp, reachable
 from bridge.model.sdk_model import PhoneModel
 from bridge.model.sdk_session import PhoneSession, ToolWatch
 from bridge.model.session_settings import SessionSettings, merged
-from bridge.model.wire import PHONE_FORMAT, ModelRefused, Wire, WireOwner
+from bridge.model.wire import (
+    CLOSE_SECONDS,
+    PHONE_FORMAT,
+    ModelRefused,
+    Wire,
+    WireOwner,
+)
 
 log = structlog.get_logger()
 
 OPEN_SECONDS = 5.0
 """Limit of the WebSocket handshake with the model; a slower one is retried."""
-
-CLOSE_SECONDS = 1.0
-"""Time the model has to answer the close; the caller has hung up already."""
 
 PING_SECONDS = 3.0
 """Ping interval and timeout of the model connection. A model that vanishes without a
@@ -265,15 +269,20 @@ class AgentSession:
         assert self._wire is not None, "nothing is sent before the model answered"
         self._wire.post(text)
 
-    def dial(self, seconds: float, *, spare: bool) -> None:
+    def dial(self, connection: int, seconds: float) -> None:
         """Dials another connection to the model after `seconds` (Wire.dial)."""
         assert self._wire is not None, "the wire dials its first connection itself"
-        self._wire.dial(seconds, spare=spare)
+        self._wire.dial(connection, seconds)
 
-    def switch(self) -> None:
-        """Replaces the connection in use by the one that was dialled."""
+    def switch(self, connection: int) -> None:
+        """Uses the connection that was dialled."""
         assert self._wire is not None, "a connection was dialled before"
-        self._wire.switch()
+        self._wire.switch(connection)
+
+    def leave(self, connection: int) -> None:
+        """Closes the connection in use."""
+        assert self._wire is not None, "a connection was in use before"
+        self._wire.leave(connection)
 
     def interrupted(self, item_id: str, content_index: int) -> None:
         """Sends `audio_interrupted` to the session's listeners."""
@@ -310,7 +319,7 @@ class AgentSession:
             on_left=self._hosted.session_lost,
             pcm=target.pcm,
         )
-        self._wire.dial(0.0)
+        self._wire.dial(FIRST_CONNECTION, 0.0)
         return self._wire
 
 

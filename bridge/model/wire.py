@@ -6,6 +6,7 @@ connection has its own reader and writer task, so a stuck SDK does not stop the 
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -62,6 +63,10 @@ thousand events in one packet does not delay the other calls."""
 SEND_SECONDS = 10.0
 """A socket that accepts no data for this time counts as lost."""
 
+CLOSE_SECONDS = 1.0
+"""Time for a connection to close: to send what still waits, and for the server to
+answer the close frame."""
+
 PHONE_FORMAT = {"type": realtime_events.MULAW}
 
 SESSION_ID = "bridge_session"
@@ -110,13 +115,15 @@ class ModelRefused(Exception):
 class WireOwner(Protocol):
     """The call's methods that the wire calls. None of them waits."""
 
-    def model_event(self, event: realtime_events.ServerEvent, text: str) -> None: ...
+    def model_event(
+        self, connection: int, event: realtime_events.ServerEvent, text: str
+    ) -> None: ...
     def model_misread(self, reason: str) -> None: ...
-    def model_dialled(self) -> None:
+    def model_dialled(self, connection: int) -> None:
         """A dialled connection is open and waits for `Wire.switch`."""
 
-    def model_not_dialled(self, why: str, fatal: bool) -> None: ...
-    def model_lost(self, why: str, code: int | None) -> None: ...
+    def model_not_dialled(self, connection: int, why: str, fatal: bool) -> None: ...
+    def model_lost(self, connection: int, why: str, code: int | None) -> None: ...
     def model_stuck(self, why: str) -> None:
         """The call cannot go on, and another connection would not help."""
 
@@ -148,7 +155,10 @@ class Update:
 class ModelConnection:
     """One connection to the model. Its two tasks end when it is lost or closed."""
 
-    def __init__(self, socket: ClientConnection, wire: "Wire", pcm: bool) -> None:
+    def __init__(
+        self, number: int, socket: ClientConnection, wire: "Wire", pcm: bool
+    ) -> None:
+        self.number = number
         self._socket = socket
         self._wire = wire
         self._audio = ModelAudio() if pcm else None
@@ -172,24 +182,29 @@ class ModelConnection:
         self._out.put_nowait((text, time.monotonic()))
 
     async def drop(self) -> None:
-        """Closes the connection; safe to call twice. The server has the socket's
-        `close_timeout` to answer."""
+        """Closes the connection; safe to call twice."""
         self._closed = True
         self._reader.cancel()
         self._writer.cancel()
-        await self._socket.close()
+        await close_socket(self._socket)
 
     def leave(self) -> None:
         """Closes the connection like `drop`, in a task; no more events come from it."""
         self._closed = True
         self._reader.cancel()
         self._writer.cancel()
-        self._wire.begin(self._socket.close(), "model close")
+        closing = self._wire.begin(close_socket(self._socket), "model close")
+        # Also if the call ends before the task begins.
+        closing.add_done_callback(lambda _: self._socket.transport.abort())
 
     async def _read(self) -> None:
         received = 0
         try:
             async for text in self._socket:
+                if self._closed:
+                    # Cancelling a task takes effect only where it waits, and a socket
+                    # with events that were read ahead does not wait.
+                    return
                 received += 1
                 if received % EVENTS_BEFORE_YIELD == 0:
                     await asyncio.sleep(0)
@@ -197,9 +212,9 @@ class ModelConnection:
                     continue
                 if self._audio and isinstance(text, str):
                     for each in self._audio.from_model(text):
-                        self._wire.take(each)
+                        self._wire.take(self.number, each)
                 else:
-                    self._wire.take(text)
+                    self._wire.take(self.number, text)
             self._lose("closed")
         except ConnectionClosed as error:
             # Any end other than a close frame with 1000 or 1001, which ends the loop.
@@ -230,7 +245,7 @@ class ModelConnection:
         if not self._closed:
             code = self._socket.close_code
             self.leave()
-            self._wire.connection_lost(why, code)
+            self._wire.connection_lost(self.number, why, code)
 
 
 class Wire:
@@ -262,8 +277,8 @@ class Wire:
         self.on_sent = on_sent
         """Called with the seconds that the last event was queued before it was sent."""
         self._connection: ModelConnection | None = None
-        self._next: ClientConnection | None = None
-        """The connection that was dialled and is not in use yet."""
+        self._next: tuple[int, ClientConnection] | None = None
+        """The connection that was dialled and is not in use yet, and its number."""
         self._on_left = on_left
         self._settled: list[str] = []
         """Older session updates, merged; sent to each new session."""
@@ -292,28 +307,35 @@ class Wire:
 
     # --- what the call uses ---
 
-    def dial(self, seconds: float, *, spare: bool = False) -> None:
-        """Dials a connection after about `seconds`. Without `spare` the connection in
-        use, if any, is left at once."""
-        if not spare:
-            self._leave_connection()
+    def dial(self, connection: int, seconds: float) -> None:
+        """Dials a connection after about `seconds`. `connection`: its number."""
         if self._began or seconds:
             seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
             seconds += random.uniform(0.0, JITTER_SECONDS)  # noqa: S311 - not a secret
-        self._dialler = self.begin(self._dial(seconds), "model dialler")
+        self._dialler = self.begin(self._dial(connection, seconds), "model dialler")
 
-    def switch(self) -> None:
+    def switch(self, connection: int) -> None:
         """From now on, uses the connection that `dial` has opened."""
-        socket, self._next = self._next, None
-        assert socket is not None, "there is a connection to switch to"
-        self.use(socket)
+        dialled, self._next = self._next, None
+        assert dialled is not None, "there is a connection to switch to"
+        number, socket = dialled
+        assert number == connection, "only one connection is dialled at a time"
+        self.use(number, socket)
 
-    def use(self, socket: ClientConnection) -> None:
+    def use(self, connection: int, socket: ClientConnection) -> None:
         """From now on, uses this connection; configures its session."""
-        self._leave_connection()
-        self._connection = ModelConnection(socket, self, self._pcm)
+        self._connection = ModelConnection(connection, socket, self, self._pcm)
         for update in self._updates:
             self._connection.post(update)
+
+    def leave(self, connection: int) -> None:
+        """Closes the connection in use; its open responses end for the SDK. Does
+        nothing if the connection was lost meanwhile."""
+        if self._connection is not None and self._connection.number == connection:
+            self._connection.leave()
+            self._connection = None
+            self._fail_open_responses()
+            self._on_left()
 
     def post(self, text: str) -> None:
         """Queues an event for the connection in use; without one it is dropped."""
@@ -368,10 +390,11 @@ class Wire:
             self._dialler.cancel()
         self._to_sdk.put_nowait(None)
         spare, self._next = self._next, None
-        if spare is not None:
-            await spare.close()
-        if self._connection is not None:
-            await self._connection.drop()
+        # At the same time, so that neither uses up the other's time.
+        await asyncio.gather(
+            *([close_socket(spare[1])] if spare else []),
+            *([self._connection.drop()] if self._connection else []),
+        )
 
     # --- what a connection uses ---
 
@@ -397,7 +420,7 @@ class Wire:
         self._owner.model_limit("model_bytes")
         self._owner.model_misread("event too large")
 
-    def take(self, text: str | bytes) -> None:
+    def take(self, connection: int, text: str | bytes) -> None:
         """Takes an event of the server: for the call and, except audio, the SDK."""
         if not isinstance(text, str):
             self._owner.model_misread("binary event")
@@ -409,7 +432,7 @@ class Wire:
             return
         if isinstance(event, realtime_events.ModelError):
             self._refused(event.error)
-        self._owner.model_event(event, text)
+        self._owner.model_event(connection, event, text)
         if isinstance(event, realtime_events.AudioDelta):
             return
         if isinstance(event, realtime_events.Other) and event.type not in KNOWN_TYPES:
@@ -425,11 +448,11 @@ class Wire:
         elif self._is_for_sdk(event):
             self._queue_for_sdk(text)
 
-    def connection_lost(self, why: str, code: int | None) -> None:
+    def connection_lost(self, connection: int, why: str, code: int | None) -> None:
         self._connection = None
         self._fail_open_responses()
         if not self._closed:
-            self._owner.model_lost(why, code)
+            self._owner.model_lost(connection, why, code)
             self._on_left()
 
     # --- inside ---
@@ -470,26 +493,18 @@ class Wire:
                 del self._latest[serial]
                 break
 
-    async def _dial(self, seconds: float) -> None:
+    async def _dial(self, connection: int, seconds: float) -> None:
         await asyncio.sleep(seconds)
         try:
             socket = await self._connect()
         except ModelRefused as refused:
-            self._owner.model_not_dialled(refused.why, refused.fatal)
+            self._owner.model_not_dialled(connection, refused.why, refused.fatal)
             return
         if self._closed:
-            await socket.close()
+            await close_socket(socket)
             return
-        self._next = socket
-        self._owner.model_dialled()
-
-    def _leave_connection(self) -> None:
-        """Leaves the connection in use; its open responses end for the SDK."""
-        if self._connection is not None:
-            self._connection.leave()
-            self._connection = None
-            self._fail_open_responses()
-            self._on_left()
+        self._next = connection, socket
+        self._owner.model_dialled(connection)
 
     def _fail_open_responses(self) -> None:
         """Tells the SDK that a lost connection's open responses failed; the SDK would
@@ -530,6 +545,21 @@ class Wire:
             return
         self._to_sdk_chars = chars
         self._to_sdk.put_nowait(event)
+
+
+async def close_socket(socket: ClientConnection) -> None:
+    """Closes a connection within CLOSE_SECONDS, and breaks it if that does not succeed
+    or is cancelled.
+
+    The socket's own `close` waits without a limit until the server has read what was
+    sent before; its `close_timeout` begins only then.
+    """
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await socket.close()
+    finally:
+        socket.transport.abort()
 
 
 def _remember(memory: dict[str, None], key: str, most: int) -> None:

@@ -6,7 +6,7 @@ admitted call is run by sip_call.py.
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ import structlog
 
 from bridge.agent.live import CallFacts, LiveCall
 from bridge.core import UNREADABLE
+from bridge.core.commands import limit_hit
 from bridge.model.calls_api import CallGone, CallsApi, CallsApiError
 from bridge.records.standard_webhooks import TOLERANCE_SECONDS, is_signed, signing_key
 from bridge.sip.sip_call import SipCall, SipPlan, SipServices
@@ -25,10 +26,17 @@ from bridge.sip.sip_session import NOT_ON_SIP
 log = structlog.get_logger()
 
 KNOWN_SECONDS = 2.0 * TOLERANCE_SECONDS
-"""How long a webhook-id is remembered; afterwards its signature is too old anyway."""
+"""How long a call's first delivery is remembered; afterwards its signature is too old
+anyway."""
 
-REGISTRY_SECONDS = 2.0
-"""Limit of the registry request; OpenAI repeats a webhook that is not answered."""
+ANSWER_SECONDS = 2.0
+"""Limit of a webhook's answer; OpenAI repeats a webhook that is answered with 503."""
+
+CLOSE_SECONDS = 12.0
+"""Time that the remaining hang-ups get at shutdown, so that no call goes on."""
+
+ELSEWHERE = 503, "another instance takes calls"
+"""HAProxy tries the next instance; without HAProxy, OpenAI repeats the webhook."""
 
 BUSY_HERE = 486
 """SIP status: all lines are busy, or this caller is refused. https://www.rfc-editor.org/rfc/rfc3261#section-21.4.24"""
@@ -63,6 +71,11 @@ class SipCalls:
         self._api = CallsApi(services.api_key, services.rest_url)
         self._tasks = asyncio.TaskGroup()
         self._calls: dict[str, SipCall] = {}
+        self._deliveries: dict[str, asyncio.Task[tuple[int, str]]] = {}
+        """Deliveries that are being decided, by call."""
+        self._reserved: set[str] = set()
+        """Calls for which room is kept until their delivery is decided."""
+        self._hang_ups: set[asyncio.Task[None]] = set()
         self._open = False
         self._warned: set[str] = set()
 
@@ -79,15 +92,24 @@ class SipCalls:
     ) -> None:
         self._open = False
         self.end("shutdown")
+        if self._deliveries:
+            # Normally they end by themselves: 503, and the claim is given back.
+            await asyncio.wait(self._deliveries.values(), timeout=ANSWER_SECONDS)
+        for delivery in self._deliveries.values():
+            delivery.cancel()
         try:
             await self._tasks.__aexit__(kind, error, traceback)
         finally:
+            if self._hang_ups:
+                await asyncio.wait(self._hang_ups, timeout=CLOSE_SECONDS)
+            for task in self._hang_ups:
+                task.cancel()
             await self._api.close()
 
     @property
     def calls(self) -> int:
-        """Number of running calls."""
-        return len(self._calls)
+        """Number of calls, running or about to run."""
+        return len(self._calls) + len(self._reserved)
 
     def live(self, call_sid: str) -> LiveCall | None:
         call = self._calls.get(call_sid)
@@ -123,38 +145,89 @@ class SipCalls:
             return 400, "no event"
         if not _CALL_ID.fullmatch(data.call_id):
             return 400, "no usable call_id"
-        return await self._admit(given["webhook-id"], data)
+        return await self._deliver(data)
 
-    async def _admit(self, webhook_id: str, data: _Data) -> tuple[int, str]:
-        try:
-            async with asyncio.timeout(REGISTRY_SECONDS):
-                name = f"webhook:{webhook_id}"
-                first = self._open and await self._services.registry.set_if_absent(
-                    name, KNOWN_SECONDS
-                )
-        except (TimeoutError, ConnectionError):
-            log.error("registry_unreachable", call_sid=data.call_id)
-            return 503, "try again"
+    async def _deliver(self, data: _Data) -> tuple[int, str]:
+        """Decides about a call in a task. A delivery whose request is cancelled or too
+        slow is decided nevertheless, and a second delivery gets the same answer."""
+        call_id = data.call_id
         if not self._open:
             return 503, "closed"
-        if not first or data.call_id in self._calls:
+        if call_id in self._calls:
             return 200, "known"
-        facts = facts_of(data.call_id, ((it.name, it.value) for it in data.sip_headers))
+        delivery = self._deliveries.get(call_id)
+        if delivery is None:
+            headers = ((it.name, it.value) for it in data.sip_headers)
+            room = self._services.room()
+            if room:
+                self._reserved.add(call_id)
+            decision = self._decide(facts_of(call_id, headers), room)
+            delivery = self._tasks.create_task(decision, name=f"{call_id} webhook")
+            self._deliveries[call_id] = delivery
+        # A task that is cancelled by __aexit__ must not cancel the request.
+        await asyncio.wait([delivery], timeout=ANSWER_SECONDS)
+        if delivery.done() and not delivery.cancelled():
+            return delivery.result()
+        log.error("sip_webhook_unanswered", call_sid=call_id)
+        return 503, "try again"
+
+    async def _decide(self, facts: CallFacts, room: bool) -> tuple[int, str]:
+        """`room`: this instance has room, which is kept until the decision."""
+        call_id = facts.call_sid
+        try:
+            if not room and await self._services.registry.others():
+                log.info("sip_call_passed_on", call_sid=call_id)
+                return ELSEWHERE
+            return await self._claim(facts, room)
+        except ConnectionError:
+            log.error("registry_unreachable", call_sid=call_id)
+        except Exception:
+            # A bug of the bridge: it must not end the TaskGroup with all calls.
+            log.exception("webhook_failed", call_sid=call_id)
+        finally:
+            self._reserved.discard(call_id)
+            del self._deliveries[call_id]
+        return 503, "try again"
+
+    async def _claim(self, facts: CallFacts, room: bool) -> tuple[int, str]:
+        """Takes the call, or has it rejected, unless another delivery did. Only a
+        delivery that was taken counts: a 503 asks for the next one."""
+        registry, claim = self._services.registry, f"sip_call:{facts.call_sid}"
+        if not await registry.set_if_absent(claim, KNOWN_SECONDS):
+            return 200, "known"
+        taken = False
+        try:
+            why = await self._services.admit(facts) if room else "full"
+            if self._open:
+                self._take(facts, why)
+                taken = True
+        finally:
+            if not taken:
+                await registry.pop(claim)
+        return (200, "taken") if taken else (503, "closed")
+
+    def _take(self, facts: CallFacts, why: str | None) -> None:
         name = f"{facts.call_sid} sip"
-        why = await self._services.admit(facts) if self._services.room() else None
-        if not self._open or data.call_id in self._calls:
-            return 200, "known"  # closed meanwhile, or delivered twice
-        if why is None and self._services.room():
+        if why is None:
             plan = self._services.plan(facts)
             self._warn(plan)
             facts = replace(facts, route=plan.route)
-            call = SipCall(facts, plan, self._services, self._api)
-            self._calls[facts.call_sid] = call
+            call = SipCall(facts, plan, self._services, self._api, self._start_hang_up)
             self._tasks.create_task(self._carry(call), name=name)
-        else:
-            log.warning("call_refused", call_sid=facts.call_sid, why=why or "full")
-            self._tasks.create_task(self._turn_away(facts.call_sid), name=name)
-        return 200, "taken"
+            self._calls[facts.call_sid] = call
+            return
+        if why == "full":
+            self._services.see(limit_hit("calls"))
+        log.warning("call_refused", call_sid=facts.call_sid, why=why)
+        self._tasks.create_task(self._turn_away(facts.call_sid), name=name)
+
+    def _start_hang_up(
+        self, work: Coroutine[Any, Any, None], name: str
+    ) -> asyncio.Task[None]:
+        task = self._services.start(work, name)
+        self._hang_ups.add(task)
+        task.add_done_callback(self._hang_ups.discard)
+        return task
 
     async def _carry(self, call: SipCall) -> None:
         try:

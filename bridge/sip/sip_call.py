@@ -44,7 +44,7 @@ from bridge.core.commands import (
 from bridge.core.history import HistoryItem
 from bridge.core.rules import Rules
 from bridge.fleet import CallEntry, Registry
-from bridge.model.calls_api import CallGone, CallsApi, CallsApiError
+from bridge.model.calls_api import LIMIT_SECONDS, CallGone, CallsApi, CallsApiError
 from bridge.model.local_mcp import LocalMcp
 from bridge.model.session import SessionPlan
 from bridge.model.wire import ModelRefused
@@ -53,7 +53,17 @@ from bridge.sip.sip_talk import SipTalk
 from bridge.telemetry.log import NoteLog
 
 END_SECONDS = 4.0
-"""Limit of the final requests to the API and the registry when a call has ended."""
+"""Limit of the registry request when a call has ended."""
+
+HANG_UP_TRIES = 2
+HANG_UP_PAUSE_SECONDS = 2.0
+HANG_UP_SECONDS = HANG_UP_TRIES * LIMIT_SECONDS + HANG_UP_PAUSE_SECONDS
+"""Limit for ending a call at OpenAI. It runs beside the report of the call's end."""
+
+UNCLEAR_CODES = (None, 1000, 1005, 1006)
+"""Close codes (None: not closed) of a control socket that do not tell who ended it.
+OpenAI breaks the socket without a close frame (1006) when the caller hangs up; a broken
+network looks the same."""
 
 UNAVAILABLE = 503
 """SIP status: the trunk may try another gateway, if it has one."""
@@ -84,10 +94,10 @@ class SipServices:
     registry: Registry
     local_mcp: LocalMcp
     start: StartBeside
-    """Starts tasks that may outlive a call by a little: its listeners."""
+    """Starts tasks that may outlive a call by a little: its listeners, the hang-up."""
     plan: Callable[[CallFacts], SipPlan]
     room: Callable[[], bool]
-    """False: full, or shutting down."""
+    """False: this instance is full or draining."""
     begin: Callable[[LiveCall], Awaitable[None]]
     """Awaited before a call is accepted; the caller hears ringing meanwhile."""
     ended: Callable[[LiveCall, End, float], None]
@@ -113,8 +123,14 @@ class SipCall:
     """
 
     def __init__(
-        self, facts: CallFacts, plan: SipPlan, services: SipServices, api: CallsApi
+        self,
+        facts: CallFacts,
+        plan: SipPlan,
+        services: SipServices,
+        api: CallsApi,
+        start_hang_up: StartBeside,
     ) -> None:
+        """`start_hang_up` starts the request that ends the call at OpenAI."""
         sid, now = facts.call_sid, time.monotonic()
         self._call_id = sid
         self._services = services
@@ -127,8 +143,14 @@ class SipCall:
         self._woken = asyncio.Event()
         self._ended = asyncio.Event()
         self._ending = End("bridge", "failed")
-        self._leaving: End | None = None
-        """How the call will end, while the API is asked to hang up or transfer it."""
+        self._start_hang_up = start_hang_up
+        self._hanging_up: asyncio.Task[None] | None = None
+        self._caller_left = False
+        """OpenAI had no such call any more when it was told to hang up."""
+        self._lost: Note | None = None
+        """How the control socket was lost, if it was lost before the call ended."""
+        self._referring = False
+        """The API is asked to transfer the call, which ends the control socket."""
         self._left = False
         """The call has ended at OpenAI, too: no hang-up request is needed."""
         self._waits: dict[int, asyncio.Future[bool | None]] = {}
@@ -158,6 +180,8 @@ class SipCall:
                 self._start(self._converse(), f"{self._call_id} agent")
                 self._start(self._keep_time(), f"{self._call_id} clock")
                 await self._ended.wait()
+                # At once: closing the session takes time, and OpenAI bills the call.
+                self._hang_up_at_openai()
                 raise _SipCallOver
         except* _SipCallOver:
             pass  # the normal end of a call; self._ending has the cause
@@ -205,33 +229,67 @@ class SipCall:
     async def _conclude(self) -> None:
         """Reports the end of the call to all who must know, even if some fail."""
         self.end(self._ending.by, self._ending.why)
-        by, why = self._ending.by, self._ending.why
         seconds = round(time.monotonic() - self._began, 3)
-        self._log.info("call_ended", outcome=f"{by}_{why}", seconds=seconds)
+        self._hang_up_at_openai()
         try:
             async with asyncio.timeout(END_SECONDS):
                 await self._services.registry.closed(self._entry, None)
-                if not self._left:
-                    await self._let_go()
         except (TimeoutError, ConnectionError):
             self._log.warning("call_close_failed")
+        if self._lost and self._ending.by == "model":
+            await self._decide_who_left(self._lost)
+        by, why = self._ending.by, self._ending.why
+        self._log.info("call_ended", outcome=f"{by}_{why}", seconds=seconds)
         self.live.emit("call_ended", by=by, why=why, seconds=seconds)
         self.live.end()
         self._listeners.end()
         self._services.ended(self.live, self._ending, seconds)
 
+    async def _decide_who_left(self, lost: Note) -> None:
+        """Sets how a call whose control socket was lost has ended. If the API cannot
+        tell, the network is broken and the model counts as lost."""
+        why, code = lost.data["why"], lost.data["close_code"]
+        if why in ("closed", "lost") and code in UNCLEAR_CODES and self._hanging_up:
+            await asyncio.wait([self._hanging_up], timeout=LIMIT_SECONDS)
+            if self._caller_left:
+                self._ending = End("caller", "hung_up")
+                return
+        self._see(lost)
+
+    def _hang_up_at_openai(self) -> None:
+        """Ends the call at OpenAI, where it would go on and cost money: in a task that
+        may outlive this call, so that its limit does not delay the report."""
+        if not self._left and not self._hanging_up:
+            name = f"{self._call_id} hang-up"
+            self._hanging_up = self._start_hang_up(self._let_go(), name)
+
     async def _let_go(self) -> None:
-        """Hangs up or rejects the call at OpenAI, where it would go on without us.
+        """Hangs up or rejects the call at OpenAI.
 
         Also after a lost socket, as the cause need not be the caller's hang-up.
         """
         try:
-            if self._agent.accepted or not await self._rejected():
-                await self._api.hang_up(self._call_id)
-        except CallGone:
-            return
+            async with asyncio.timeout(HANG_UP_SECONDS):
+                if self._agent.accepted or not await self._rejected():
+                    await self._hang_up()
+        except CallGone as gone:
+            self._caller_left = not gone.retried
         except CallsApiError as error:
             self._log.error("sip_hang_up_failed", why=error.why)
+        except TimeoutError:
+            self._log.error("sip_hang_up_failed", why="TimeoutError")
+        except asyncio.CancelledError:
+            self._log.error("sip_hang_up_failed", why="shutdown")
+            raise
+
+    async def _hang_up(self) -> None:
+        for _ in range(HANG_UP_TRIES - 1):
+            try:
+                return await self._api.hang_up(self._call_id)
+            except CallsApiError as error:
+                self._log.warning("sip_hang_up_retried", why=error.why)
+            await asyncio.sleep(HANG_UP_PAUSE_SECONDS)
+        await self._api.hang_up(self._call_id)
 
     async def _rejected(self) -> bool:
         """Rejects the call. False: it may have been accepted without us knowing."""
@@ -247,28 +305,26 @@ class SipCall:
     def attached(self) -> None:
         self._obey(self._talk.attached(time.monotonic()))
 
-    def model_event(self, event: realtime_events.ServerEvent, text: str) -> None:
+    def model_event(
+        self, connection: int, event: realtime_events.ServerEvent, text: str
+    ) -> None:
         self._agent.model_event(text)
         self._obey(self._talk.from_model(event, text, time.monotonic()))
 
     def model_misread(self, reason: str) -> None:
         self._see(protocol_error("model", reason))
 
-    def model_lost(self, why: str, code: int | None) -> None:
-        """A caller's hang-up breaks the socket without a close frame (1006)."""
-        if self._leaving:
-            self._left = True
-            self.end(self._leaving.by, self._leaving.why)
-        elif why in ("closed", "lost") and code in (1000, 1006):
-            self.end("caller", "hung_up")
-        else:
-            self._see(Note("model_gone", {"why": why, "close_code": code}))
+    def model_lost(self, connection: int, why: str, code: int | None) -> None:
+        if not self._ended.is_set():
+            self._lost = Note("model_gone", {"why": why, "close_code": code})
+        # A transfer ends the socket, too; `transfer` gets the API's answer.
+        if not self._referring:
             self.end("model", why)
 
-    def model_dialled(self) -> None:
+    def model_dialled(self, connection: int) -> None:
         """Never called: SipSession attaches only once."""
 
-    def model_not_dialled(self, why: str, fatal: bool) -> None:
+    def model_not_dialled(self, connection: int, why: str, fatal: bool) -> None:
         """Never called: SipSession attaches only once."""
 
     def model_stuck(self, why: str) -> None:
@@ -402,15 +458,6 @@ class SipCall:
     async def hang_up(self) -> bool:
         if not await self._wait(("agent", "hung_up")):
             return False
-        self._leaving = End("agent", "hung_up")
-        try:
-            await self._api.hang_up(self._call_id)
-            self._left = True
-        except CallGone:
-            self._left = True
-        except CallsApiError as error:
-            # Tried once more by _conclude.
-            self._log.warning("sip_hang_up_failed", why=error.why)
         self.end("agent", "hung_up")
         return True
 
@@ -426,20 +473,29 @@ class SipCall:
             raise BadRequest("a SIP transfer cannot set the number that is shown")
         if not await self._wait(("agent", "transferred")):
             return False
-        self._leaving = End("agent", "transferred")
+        self._referring = True
         try:
-            await self._api.refer(self._call_id, transfer.number)
-        except CallGone:
+            await self._refer(transfer.number)
+        finally:
+            self._referring = False
+            if self._lost and not self._left:
+                self.end("model", str(self._lost.data["why"]))
+        return True
+
+    async def _refer(self, number: str) -> None:
+        try:
+            await self._api.refer(self._call_id, number)
+        except CallGone as gone:
             self._left = True
-            self.end("caller", "hung_up")
-            raise CallOver from None
+            if not gone.retried:
+                self.end("caller", "hung_up")
+                raise CallOver from None
+            # An earlier try, whose answer was lost, has transferred the call.
         except CallsApiError as error:
-            self._leaving = None
             self._log.error("sip_transfer_failed", why=error.why)
             raise BadRequest("the transfer was refused by the phone line") from None
         self._left = True
         self.end("agent", "transferred")
-        return True
 
     async def send_digits(self, digits: str) -> bool:
         raise BadRequest("the Realtime Calls API plays no tones")

@@ -22,14 +22,14 @@ from bridge.agent import user_code
 from bridge.agent.approvals import Approvals
 from bridge.agent.live import LiveCall
 from bridge.agent.loader import agent_for
-from bridge.model.calls_api import CallGone, CallsApi, control_url
+from bridge.core.sessions import FIRST_CONNECTION
+from bridge.model.calls_api import CallsApi, control_url
 from bridge.model.guarded_agent import guarded
 from bridge.model.hosted_mcp import HostedMcp, split
 from bridge.model.local_mcp import LocalMcp
 from bridge.model.sdk_model import PhoneModel
 from bridge.model.sdk_session import PhoneSession
 from bridge.model.session import (
-    CLOSE_SECONDS,
     SessionOwner,
     SessionPlan,
     dial,
@@ -39,7 +39,13 @@ from bridge.model.session import (
     opened,
 )
 from bridge.model.session_settings import merged
-from bridge.model.wire import SESSION_ID, ModelRefused, Wire
+from bridge.model.wire import (
+    CLOSE_SECONDS,
+    SESSION_ID,
+    ModelRefused,
+    Wire,
+    close_socket,
+)
 
 log = structlog.get_logger()
 
@@ -278,10 +284,10 @@ class SipSession:
             self._shape,
         )
         try:
-            self._wire.use(socket)
+            self._wire.use(FIRST_CONNECTION, socket)
         except RuntimeError:
             # The call has ended meanwhile, and its TaskGroup accepts no more tasks.
-            await socket.close()
+            await close_socket(socket)
             raise
         return cast(Wire, _SipWire(self._wire, self._shaped))
 
@@ -300,7 +306,10 @@ class SipSession:
                 raise ModelRefused(f"unreachable ({kind})", fatal=True) from error
             await asyncio.sleep(pause)
             pause *= 2
-        raise CallGone
+        # Either the caller has hung up, or the server has lost the call, which would
+        # go on without an agent. The API knows: CallGone if the caller has hung up.
+        await self._api.hang_up(self._live.call_sid)
+        raise ModelRefused("HTTP 404", fatal=True)
 
 
 class _SipWire:

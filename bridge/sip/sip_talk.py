@@ -24,8 +24,10 @@ from bridge.core.commands import (
     limit_hit,
     protocol_error,
 )
-from bridge.core.conversation import GOODBYE_SECONDS, MAX_FAILURES, NO_USAGE
+from bridge.core.conversation import NO_USAGE
+from bridge.core.endings import GOODBYE_SECONDS
 from bridge.core.history import History
+from bridge.core.model_side import MAX_FAILURES
 from bridge.core.outbox import MAX_PENDING
 from bridge.core.pressed_keys import Keys
 from bridge.core.replay import recorded

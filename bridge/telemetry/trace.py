@@ -9,36 +9,25 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
-from bridge.core import UNREADABLE, realtime_events, twilio_messages
-from bridge.core.commands import (
-    Command,
-    Dial,
-    End,
-    Interrupted,
-    Note,
-    Pressed,
-    Started,
-    Switch,
-    ToCaller,
-    ToModel,
-    WaitDone,
-)
+from bridge.core import UNREADABLE
+from bridge.core.commands import Command, Note
 from bridge.core.conversation import Conversation
+from bridge.core.inputs import Input
 from bridge.core.limits import Bounds
-from bridge.core.rules import Rules
-from bridge.privacy.redaction import KEYS, REMOVED, Redaction, silence
+from bridge.privacy.redaction import KEYS, REMOVED, Redaction
 
 BUFFER_BYTES = 256 * 1024
 """Size of the blocks that are written. A call makes about 50 kB a second, and the event
 loop must not wait for the disk."""
 
-TRACE_FORMAT = 2
+TRACE_FORMAT = 3
 """The trace format of this version, and the only one that it replays."""
 
 MAX_BYTES = 2 * 1024**3
@@ -57,8 +46,9 @@ class TraceFormatError(ValueError):
 
 
 class Trace:
-    """Writes lines `{"at": seconds, ...}`: inputs as received, commands as returned.
-    The first line has the format (bridge/fleet/formats.py).
+    """Writes lines: `{"at": seconds, "in": input}`, `{"at": seconds, "out": command}`
+    (bridge/core/inputs.py, commands.py) and `{"at": seconds, "session": note}`. The
+    first line has the format (bridge/fleet/formats.py).
 
     Lines are held in memory until `open` opens the file, because the call's SID, which
     is in the file name, comes with `start`. If the trace cannot be written, no more of
@@ -111,24 +101,24 @@ class Trace:
         except OSError as error:
             self._give_up(_reason(error))
         for line in early:
-            if "begin" in line and self._redaction:
-                line["redacted"] = self._redaction.names
-            self._put(self._encode(_redacted(line, self._redaction)) + b"\n")
+            if self._redaction:
+                line = _redacted(line, self._redaction)
+                if "begin" in line:
+                    line["redacted"] = self._redaction.names
+            self._put(self._encode(line) + b"\n")
         self._early.clear()
         return path
 
-    def input(self, kind: str, value: str | Sequence[Any], at: float) -> None:
-        """Writes an input. `kind`: "caller" or "model" (messages as received), or a
-        name that `feed` knows."""
-        self._write({"at": at, "in": kind, "value": value})
+    def input(self, given: Input, at: float) -> None:
+        self._write({"at": at, "in": given})
 
     def command(self, command: Command, at: float) -> None:
-        self._write({"at": at, **_as_line(command)})
+        self._write({"at": at, "out": command})
 
     def session(self, note: Note, at: float) -> None:
         """Writes a note of the agent's session. It is not an input of the core, so it
         is not replayed."""
-        self._write({"at": at, **_as_line(note), "out": "session"})
+        self._write({"at": at, "session": note})
 
     def close(self) -> None:
         """Closes the file; later lines are dropped, because the call is over."""
@@ -142,7 +132,9 @@ class Trace:
     def _write(self, line: dict[str, Any]) -> None:
         if self._over:
             return
-        text = self._encode(_redacted(line, self._redaction)) + b"\n"
+        if self._redaction:
+            line = _redacted(msgspec.to_builtins(line), self._redaction)
+        text = self._encode(line) + b"\n"
         if self._file:
             self._put(text)
             return
@@ -183,31 +175,17 @@ def plain_name(sid: str) -> str:
 
 
 def _redacted(line: dict[str, Any], redaction: Redaction) -> dict[str, Any]:
-    """The line without the data that the redaction names."""
-    if not redaction or "value" not in line:
-        return line
-    value = line["value"]
-    match line.get("in", line.get("out")), value:
-        case "caller" | "model", text:
-            value = _message(text, redaction)
-        case "send", [text]:
-            value = [_message(text, redaction)]
-        case "play", [payload]:
-            value = [silence(payload)]
-        case "tell", [role, text, respond]:
-            value = [role, redaction.text(text), respond]
-        case "edit", [removed, corrected]:
-            kept = {key: redaction.text(text) for key, text in corrected.items()}
-            value = [removed, kept]
-        case "note" | "session", [name, data, private]:
-            value = [name, redaction.message(data), redaction.message(private)]
-        case "pressed", _:
-            value = KEYS
-        case "tool_running" | "interrupt" | "interrupted" | "started", _:
-            return line  # ids
-        case _:
-            value = redaction.message(value)
-    return {**line, "value": value}
+    """The line, as JSON values, without the data that the redaction names."""
+    kept: dict[str, Any] = redaction.message(line)
+    for part in ("in", "out"):
+        match line.get(part):
+            case {"kind": "to_caller" | "to_model" | "send", "text": str(text)}:
+                kept[part]["text"] = _message(text, redaction)
+            case {"kind": "pressed"}:
+                kept[part]["keys"] = KEYS
+            case {"kind": "edit", "removed": ids}:
+                kept[part]["removed"] = ids
+    return kept
 
 
 def _message(text: str, redaction: Redaction) -> str:
@@ -217,30 +195,6 @@ def _message(text: str, redaction: Redaction) -> str:
         return msgspec.json.encode(message).decode()
     except UNREADABLE:
         return REMOVED
-
-
-def _as_line(command: Command) -> dict[str, Any]:
-    match command:
-        case ToCaller(text):
-            return {"out": "caller", "value": text}
-        case ToModel(text):
-            return {"out": "model", "value": text}
-        case Note(name, data, private):
-            return {"out": "note", "value": [name, dict(data), dict(private)]}
-        case Interrupted(item_id, content_index):
-            return {"out": "interrupted", "value": [item_id, content_index]}
-        case Started(start, again):
-            return {"out": "started", "value": [start.start.call_sid, again]}
-        case Dial(seconds, spare):
-            return {"out": "dial", "value": [seconds, spare]}
-        case Switch():
-            return {"out": "switch", "value": None}
-        case WaitDone(wait, done):
-            return {"out": "wait_done", "value": [wait, done]}
-        case Pressed(keys):
-            return {"out": "pressed", "value": keys}
-        case End(by, why):
-            return {"out": "end", "value": [by, why]}
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
@@ -253,27 +207,26 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Feeds the inputs of a trace through a new Conversation.
+    """Gives the inputs of a trace to a new Conversation.
 
-    Yields (line as recorded, line as it is now) of each command, for comparison.
-    TraceFormatError, before the first one: the trace has another format, or none.
+    Yields (command as recorded, command as it is now), as JSON values; empty where
+    there is none. TraceFormatError, before the first one: the trace has another format,
+    or none.
     """
     lines = read(path)
     first = next(lines, {})
     _check_format(first.get("format"))
     bounds = msgspec.convert(first["begin"], Bounds)
     conversation = Conversation(now=first["at"], bounds=bounds)
-    expected: list[dict[str, Any]] = []
+    expected: deque[Command] = deque()
     for line in lines:
-        at = line["at"]
         if "in" in line:
-            commands = _feed_line(conversation, line["in"], line["value"], at)
-            expected += [_as_line(command) for command in commands]
-        elif line["out"] != "session":
-            del line["at"]
-            yield line, _plain(expected.pop(0)) if expected else {}
-    for line in expected:
-        yield {}, _plain(line)
+            given = msgspec.convert(_with_keys(line["in"]), Input)
+            expected += conversation.handle(given, line["at"])
+        elif "out" in line:
+            yield line["out"], _plain(expected.popleft()) if expected else {}
+    for command in expected:
+        yield {}, _plain(command)
 
 
 def _check_format(found: object) -> None:
@@ -287,69 +240,15 @@ def _check_format(found: object) -> None:
     )
 
 
-def _plain(line: dict[str, Any]) -> dict[str, Any]:
-    """The line as it is after writing and reading it."""
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(line))
+def _plain(command: Command) -> dict[str, Any]:
+    """The command as it is after writing and reading it."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(command))
     return plain
 
 
-def feed(
-    talk: Conversation, kind: str, value: Sequence[Any], at: float
-) -> list[Command]:
-    """Gives the core an input that is not a message, by its name in a trace.
-
-    Values are plain, as JSON gives them back.
-    """
-    match kind, value:
-        case "tick", _:
-            return talk.tick(at)
-        case "misread", [str(side), str(reason)]:
-            return talk.misread(side, reason)
-        case "rules", [rules]:
-            return talk.follow(msgspec.convert(rules, Rules), at)
-        case "tell", [str(role), str(text), bool(respond)]:
-            return talk.tell(role, text, respond, at)
-        case "ask", _:
-            return talk.ask(at)
-        case "edit", [removed, corrected]:
-            return talk.edit(removed, corrected)
-        case "mute", [bool(on)]:
-            return talk.mute(on)
-        case "tool_running", [int(change), str(call_id)]:
-            return talk.busy(change, at, call_id)
-        case "model_lost", [str(why)]:
-            return talk.model_lost(why, at)
-        case "dialled", _:
-            return talk.dialled(at)
-        case "not_dialled", [str(why), bool(fatal)]:
-            return talk.not_dialled(why, fatal, at)
-        case "line_lost", _:
-            return talk.line_lost(at)
-        case "hand_over", _:
-            return talk.hand_over(at)
-        case "send", [str(text)]:
-            return talk.send(text)
-        case "play", [str(payload)]:
-            return talk.play(payload, at)
-        case "when_heard", [int(wait), then, bool(stoppable)]:
-            by_why = (str(then[0]), str(then[1])) if then else None
-            return talk.when_heard(wait, at, then=by_why, stoppable=stoppable)
-        case "give_up", [int(wait)]:
-            return talk.give_up(wait)
-        case "goodbye", [str(why)]:
-            return talk.goodbye(why, at)
-        case "interrupt", [str(by), response_id]:
-            return talk.interrupt(by, at, response_id)
-        case "end", [str(by), str(why)]:
-            return talk.end(by, why, at)
-        case _:
-            raise ValueError(f"no such input: {kind!r}")
-
-
-def _feed_line(talk: Conversation, kind: str, value: Any, at: float) -> list[Command]:
-    if kind == "caller":
-        # A redacted key is replayed as `*`.
-        return talk.from_caller(twilio_messages.decode(value.replace(KEYS, "*")), at)
-    if kind == "model":
-        return talk.from_model(realtime_events.decode(value), at)
-    return feed(talk, kind, value, at)
+def _with_keys(given: dict[str, Any]) -> dict[str, Any]:
+    """The input with `*` in place of a redacted key, which is no key of a telephone."""
+    match given:
+        case {"message": {"dtmf": {"digit": digit} as dtmf}} if digit == KEYS:
+            dtmf["digit"] = "*"
+    return given

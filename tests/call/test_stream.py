@@ -19,6 +19,7 @@ class Phone:
     def __init__(self, *messages: str | bytes, stuck: bool = False) -> None:
         self.messages = messages
         self.sent: list[str] = []
+        self.closed = 0
         self._may_send = asyncio.Event()
         if not stuck:
             self._may_send.set()
@@ -33,7 +34,7 @@ class Phone:
         self.sent.append(text)
 
     async def close(self) -> None:
-        pass
+        self.closed += 1
 
 
 class Recorder:
@@ -52,18 +53,15 @@ class Recorder:
     def stream_closed(self) -> None:
         self._keep("over")
 
-    def stream_backlogged(self) -> None:
+    def stream_stuck(self) -> None:
         self._keep("stuck")
-
-    def stream_timed_out(self) -> None:
-        self._keep("slow")
 
     def _keep(self, what: str) -> None:
         self.events.append(what)
         self.changed.set()
 
 
-async def test_a_phone_that_accepts_nothing_is_reported_as_slow() -> None:
+async def test_a_phone_that_accepts_nothing_is_reported_and_closed() -> None:
     """The operator sees that the phone was slow, not that the caller hung up."""
     recorder, phone = Recorder(), Phone(stuck=True)
     async with asyncio.TaskGroup() as tasks:
@@ -80,12 +78,12 @@ async def test_a_phone_that_accepts_nothing_is_reported_as_slow() -> None:
         stream.send("two", 0.0)
         stream.stop()
 
-    assert recorder.events == ["slow", "over"]
-    assert phone.sent == []
+    assert recorder.events == ["stuck", "over"]
+    assert phone.sent == [] and phone.closed == 1 and stream.finished.is_set()
 
 
 async def test_a_full_queue_is_reported() -> None:
-    """Ten minutes of audio may wait; one message more ends the call."""
+    """Ten minutes of audio may wait; one message more ends the stream."""
     recorder, phone = Recorder(), Phone(stuck=True)
     async with asyncio.TaskGroup() as tasks:
 
@@ -99,9 +97,11 @@ async def test_a_full_queue_is_reported() -> None:
             stream.send("a message", 0.0)
         assert recorder.events == []
         stream.send("one more", 0.0)
+        stream.send("and one more", 0.0)
         stream.stop()
 
-    assert recorder.events == ["stuck"]
+    assert recorder.events == ["stuck", "over"]
+    assert phone.closed == 1
 
 
 async def test_messages_before_start_are_limited() -> None:

@@ -19,8 +19,35 @@ from bridge.core.commands import (
     ToModel,
     WaitDone,
 )
-from bridge.core.conversation import PROBE_ID, Conversation
+from bridge.core.conversation import Conversation
+from bridge.core.inputs import (
+    Ask,
+    Dialled,
+    Edit,
+    EndCall,
+    FromModel,
+    FromPhone,
+    GiveUpWait,
+    Goodbye,
+    HandOver,
+    Input,
+    Interrupt,
+    Misread,
+    ModelLost,
+    MuteCaller,
+    NotDialled,
+    Play,
+    Send,
+    SetRules,
+    StreamLost,
+    Tell,
+    Tick,
+    ToolRunning,
+    WhenHeard,
+)
+from bridge.core.model_side import PROBE_ID
 from bridge.core.rules import Rules
+from bridge.core.sessions import FIRST_CONNECTION
 from bridge.sim.twilio.playout import Playout
 
 STREAM = "MZ0000"
@@ -46,12 +73,14 @@ class Phone:
     def __init__(self, greeting: str | None = None, **rules: Any) -> None:
         self.now = 100.0
         self.talk = Conversation(now=self.now)
-        self.talk.follow(Rules(greeting=greeting, **rules), self.now)
+        self.talk.handle(SetRules(Rules(greeting=greeting, **rules)), self.now)
         self.timestamp = 0
         self.stream = STREAM
         self.session: Any = MULAW_SESSION
         self.gives_signs = True
         """The server answers probes."""
+        self.dialling = self.connection = FIRST_CONNECTION
+        """The connections dialled last, and in use."""
         self.connected = False
         """A connection to the model has been open at least once."""
         self.log: list[Command] = []
@@ -62,13 +91,21 @@ class Phone:
 
     def caller(self, **message: Any) -> list[Command]:
         decoded = twilio_messages.decode(json.dumps(message))
-        return self._took(self.talk.from_caller(decoded, self.now))
+        return self.gives(FromPhone(decoded))
 
     def model(self, type: str, **event: Any) -> list[Command]:
         decoded = realtime_events.decode(
             json.dumps({"type": type, "event_id": "e", **event})
         )
-        return self._took(self.talk.from_model(decoded, self.now))
+        return self.event(decoded)
+
+    def event(self, event: realtime_events.KnownEvent) -> list[Command]:
+        """An event of the connection in use."""
+        return self.gives(FromModel(self.connection, event))
+
+    def gives(self, given: Input) -> list[Command]:
+        """One input."""
+        return self._took(self.talk.handle(given, self.now))
 
     def start(self, sid: str = STREAM, **form: Any) -> list[Command]:
         media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1, **form}
@@ -93,7 +130,7 @@ class Phone:
         return commands
 
     def tick(self) -> list[Command]:
-        return self._took(self.talk.tick(self.now))
+        return self.gives(Tick())
 
     def wait(self, seconds: float) -> list[Command]:
         self.now += seconds
@@ -139,12 +176,14 @@ class Phone:
             delta=payload(ms),
         )
 
-    def words(self, text: str, item: str = "i1", response: str = "r1") -> list[Command]:
+    def words(
+        self, text: str, item: str = "i1", response: str = "r1", index: int = 0
+    ) -> list[Command]:
         return self.model(
             "response.output_audio_transcript.delta",
             response_id=response,
             item_id=item,
-            content_index=0,
+            content_index=index,
             delta=text,
         )
 
@@ -233,21 +272,21 @@ class Phone:
     # --- inputs of user code ---
 
     def follow(self, **rules: Any) -> list[Command]:
-        return self._took(self.talk.follow(Rules(**rules), self.now))
+        return self.gives(SetRules(Rules(**rules)))
 
     def tell(
         self, text: str, role: str = "user", respond: bool = True
     ) -> list[Command]:
-        return self._took(self.talk.tell(role, text, respond, self.now))
+        return self.gives(Tell(role, text, respond))
 
     def ask(self) -> list[Command]:
-        return self._took(self.talk.ask(self.now))
+        return self.gives(Ask())
 
     def busy(self, change: int, call: str = "") -> list[Command]:
-        return self._took(self.talk.busy(change, self.now, call))
+        return self.gives(ToolRunning(change, call))
 
     def play(self, ms: int) -> list[Command]:
-        return self._took(self.talk.play(payload(ms), self.now))
+        return self.gives(Play(payload(ms)))
 
     def when_heard(
         self,
@@ -255,21 +294,31 @@ class Phone:
         then: tuple[str, str] | None = None,
         stoppable: bool = True,
     ) -> list[Command]:
-        return self._took(
-            self.talk.when_heard(wait, self.now, then=then, stoppable=stoppable)
-        )
+        return self.gives(WhenHeard(wait, then, stoppable))
 
     def gives_up(self, wait: int) -> list[Command]:
         """The wait is given up."""
-        return self._took(self.talk.give_up(wait))
+        return self.gives(GiveUpWait(wait))
 
     def goodbye(self, why: str) -> list[Command]:
-        return self._took(self.talk.goodbye(why, self.now))
+        return self.gives(Goodbye(why))
 
     def interrupt(
         self, by: str = "application", response: str | None = None
     ) -> list[Command]:
-        return self._took(self.talk.interrupt(by, self.now, response))
+        return self.gives(Interrupt(by, response))
+
+    def mute(self, on: bool) -> list[Command]:
+        return self.gives(MuteCaller(on))
+
+    def edit(self, removed: list[str], corrected: dict[str, str]) -> list[Command]:
+        return self.gives(Edit(tuple(removed), corrected))
+
+    def misread(self, side: str, reason: str) -> list[Command]:
+        return self.gives(Misread(side, reason))
+
+    def ends(self, by: str, why: str) -> list[Command]:
+        return self.gives(EndCall(by, why))
 
     def hangs_up(self) -> list[Command]:
         return self.caller(event="stop", streamSid=self.stream)
@@ -277,14 +326,14 @@ class Phone:
     # --- a side is lost, and comes back ---
 
     def loses_model(self, why: str = "closed") -> list[Command]:
-        return self._took(self.talk.model_lost(why, self.now))
+        return self.gives(ModelLost(self.connection, why))
 
     def dialled(self) -> list[Command]:
         self.connected = True
-        return self._took(self.talk.dialled(self.now))
+        return self.gives(Dialled(self.dialling))
 
     def not_dialled(self, why: str = "HTTP 503", fatal: bool = False) -> list[Command]:
-        return self._took(self.talk.not_dialled(why, fatal, self.now))
+        return self.gives(NotDialled(self.dialling, why, fatal))
 
     def model_back(self) -> list[Command]:
         """The connection that was dialled is open, and its session ready."""
@@ -298,7 +347,7 @@ class Phone:
         return self.model_back()
 
     def loses_line(self) -> list[Command]:
-        return self._took(self.talk.line_lost(self.now))
+        return self.gives(StreamLost())
 
     def line_back(self, sid: str = SECOND) -> list[Command]:
         """The caller is on another stream, whose clock begins anew."""
@@ -306,28 +355,53 @@ class Phone:
         return self.start(sid)
 
     def hand_over(self) -> list[Command]:
-        return self._took(self.talk.hand_over(self.now))
+        return self.gives(HandOver())
 
     def sends(self, type: str, **event: Any) -> list[Command]:
         """A client event of the SDK, or of user code."""
-        return self._took(self.talk.send(json.dumps({"type": type, **event})))
+        return self.gives(Send(json.dumps({"type": type, **event})))
 
     def calls_tool(
         self, call: str, name: str = "look_up", response: str = "r1"
     ) -> list[Command]:
         """The model calls a tool, which begins to run."""
-        item = {
-            "id": f"f_{call}",
-            "type": "function_call",
-            "call_id": call,
-            "name": name,
-            "arguments": "{}",
-        }
+        commands = self.begins_call(call, name, response)
+        return commands + self.ends_call(call, name, response) + self.busy(1, call)
+
+    def begins_call(
+        self, call: str, name: str = "look_up", response: str = "r1"
+    ) -> list[Command]:
+        """The model begins to call a tool: its arguments are still to come."""
+        item = self._call(call, name, "in_progress", "")
         commands = self.model(
             "response.output_item.added", response_id=response, item=item
         )
-        commands += self.model("conversation.item.added", item=item)
-        return commands + self.busy(1, call)
+        return commands + self.model("conversation.item.added", item=item)
+
+    def ends_call(
+        self,
+        call: str,
+        name: str = "look_up",
+        response: str = "r1",
+        status: str = "completed",
+    ) -> list[Command]:
+        """The call is complete, or was cancelled in the middle of its arguments."""
+        arguments = "{}" if status == "completed" else '{"da'
+        item = self._call(call, name, status, arguments)
+        commands = self.model("conversation.item.done", item=item)
+        return commands + self.model(
+            "response.output_item.done", response_id=response, item=item
+        )
+
+    def _call(self, call: str, name: str, status: str, arguments: str) -> Any:
+        return {
+            "id": f"f_{call}",
+            "type": "function_call",
+            "status": status,
+            "call_id": call,
+            "name": name,
+            "arguments": arguments,
+        }
 
     def tool_ends(self, call: str, output: str = "42") -> list[Command]:
         """Its result goes to the model, which is to respond, as the SDK does it."""
@@ -345,6 +419,12 @@ class Phone:
 
     def _took(self, commands: list[Command]) -> list[Command]:
         self.log += commands
+        for command in commands:
+            match command:
+                case Dial(connection):
+                    self.dialling = connection
+                case Switch(connection):
+                    self.connection = connection
         if self.gives_signs and any(
             isinstance(it, ToModel) and PROBE_ID in it.text for it in commands
         ):
@@ -428,8 +508,13 @@ def appended(commands: list[Command]) -> bytes:
 
 
 def dials(commands: list[Command]) -> list[tuple[float, bool]]:
-    """Connections to be dialled: (after so many seconds, as a spare)."""
-    return [(it.seconds, it.spare) for it in commands if isinstance(it, Dial)]
+    """Connections to be dialled: (after so many seconds, as a spare). The connection in
+    use is closed before another one than a spare is dialled."""
+    return [
+        (it.seconds, bool(notes(commands, "session_old")))
+        for it in commands
+        if isinstance(it, Dial)
+    ]
 
 
 def types_to_model(commands: list[Command]) -> list[str]:

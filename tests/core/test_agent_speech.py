@@ -147,7 +147,7 @@ def test_a_guardrail_of_the_only_response_requests_no_other() -> None:
     phone = Phone().talking()
     phone.created("r1")
     phone.says(1000, item="i1", response="r1")
-    phone.talk.interrupt("guardrail", phone.now, "r1")
+    phone.interrupt("guardrail", "r1")
 
     assert to_model(phone.done("r1", "cancelled")) == []
 

@@ -524,9 +524,9 @@ def test_no_goodbye_ends_a_call_between_two_keys() -> None:
 def test_a_muted_caller_is_not_called_silent() -> None:
     """A caller who cannot be heard cannot answer; silence is counted once they can."""
     phone = Phone(silent_seconds=2.0).talking()
-    phone.talk.mute(True)
+    phone.mute(True)
     assert said_to_model(phone.frames(6000)) == []
-    phone.talk.mute(False)
+    phone.mute(False)
 
     assert said_to_model(phone.frames(1900)) == []
     assert said_to_model(phone.frames(200)) != []
@@ -535,7 +535,7 @@ def test_a_muted_caller_is_not_called_silent() -> None:
 def test_a_call_with_a_muted_caller_ends_when_the_goodbye_was_heard() -> None:
     """The line is not kept open for a caller who cannot be heard."""
     phone = Phone().talking()
-    phone.talk.mute(True)
+    phone.mute(True)
     phone.goodbye("cost")
     phone.answers(500)
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from bridge.core import realtime_events, twilio_messages
 from bridge.core.commands import (
+    CloseConnection,
     Command,
     Dial,
     End,
@@ -29,9 +30,35 @@ from bridge.core.commands import (
 )
 from bridge.core.conversation import Conversation, State
 from bridge.core.history import HistoryItem
+from bridge.core.inputs import (
+    Ask,
+    Dialled,
+    Edit,
+    EndCall,
+    FromModel,
+    FromPhone,
+    GiveUpWait,
+    Goodbye,
+    HandOver,
+    Input,
+    Interrupt,
+    Misread,
+    ModelLost,
+    MuteCaller,
+    NotDialled,
+    Play,
+    Send,
+    SetRules,
+    StreamLost,
+    Tell,
+    Tick,
+    ToolRunning,
+    WhenHeard,
+)
 from bridge.core.rules import GOODBYES, Prices, Rules
+from bridge.core.sessions import FIRST_CONNECTION
 from bridge.sim.twilio.playout import Playout
-from bridge.telemetry.trace import Trace, feed, replay
+from bridge.telemetry.trace import Trace, replay
 from tests.core.phone import MULAW_SESSION, STREAM, payload, to_caller
 
 EXAMPLES = int(os.environ.get("ANY_ORDER_EXAMPLES", "150"))
@@ -97,6 +124,7 @@ class TracedCall:
         self.streams = itertools.count(1)
         self.dialling = True
         """The first connection is opened without a `Dial`."""
+        self.newest = self.in_use = FIRST_CONNECTION
         self.spare = False
         self.connected = False
         self.talking = False
@@ -122,20 +150,21 @@ class TracedCall:
         elif kind == "dialled":
             if self.dialling:
                 self.dialling, self.spare = False, True
-                self.feed("dialled", [])
+                self.gives(Dialled(self.newest))
         elif kind == "not_dialled":
             if self.dialling:
                 self.dialling = False
-                self.feed("not_dialled", value)
+                self.gives(NotDialled(self.newest, *value))
         elif kind == "model_lost":
             if self.connected:
+                number = self.in_use
                 self.hung_up_by_model()
-                self.feed("model_lost", value)
+                self.gives(ModelLost(number, *value))
         elif kind == "back":
             self.does("dialled", [])
             self.does(*READY)
         elif kind == "line_back":
-            self.feed("line_lost", [])
+            self.gives(StreamLost())
             self.passes(value)
             self.starts(f"MZ{next(self.streams)}")
         elif kind == "frames":
@@ -151,18 +180,18 @@ class TracedCall:
         elif kind == "when_heard":
             number = next(self.waits)
             self.waiting.add(number)
-            self.feed("when_heard", [number, *value])
-        elif kind == "give_up":
-            self.waiting.difference_update(value)
-            self.feed(kind, value)
+            self.gives(WhenHeard(number, *value))
         else:
-            self.muted = value[0] if kind == "mute" else self.muted
-            self.feed(kind, value)
+            match value:
+                case GiveUpWait(wait):
+                    self.waiting.discard(wait)
+                case MuteCaller(on):
+                    self.muted = on
+            self.gives(value)
 
     def caller(self, **message: Any) -> None:
         text = msgspec.json.encode(message).decode()
-        self.trace.input("caller", text, self.now)
-        self.took(self.talk.from_caller(twilio_messages.decode(text), self.now))
+        self.gives(FromPhone(twilio_messages.decode(text)))
 
     def starts(self, sid: str) -> None:
         """A stream begins, with a clock of its own."""
@@ -170,9 +199,10 @@ class TracedCall:
         self.caller(**START[1] | {"streamSid": sid})
 
     def model(self, value: Any) -> None:
-        text = msgspec.json.encode(value).decode()
-        self.trace.input("model", text, self.now)
-        commands = self.talk.from_model(realtime_events.decode(text), self.now)
+        event: Any = realtime_events.decode(msgspec.json.encode(value).decode())
+        given = FromModel(self.in_use, event)
+        self.trace.input(given, self.now)
+        commands = self.talk.handle(given, self.now)
         began = self.talk.state in (State.TALKING, State.ENDED)
         self.talking = self.talking or began
         self.took(commands)
@@ -181,16 +211,16 @@ class TracedCall:
         self.connected = self.talking = False
         self.heard_frames.heard = None
 
-    def feed(self, kind: str, value: Any) -> None:
-        self.trace.input(kind, value, self.now)
-        self.took(feed(self.talk, kind, value, self.now))
+    def gives(self, given: Input) -> None:
+        self.trace.input(given, self.now)
+        self.took(self.talk.handle(given, self.now))
 
     def passes(self, seconds: float) -> None:
         """Time passes; `tick` runs at each deadline exactly."""
         until = self.now + seconds
         while (due := self.talk.deadline) is not None and due <= until:
             self.now = max(self.now, due)
-            self.feed("tick", [])
+            self.gives(Tick())
             after = self.talk.deadline
             assert after is None or after > self.now, "a clock that spins"
         self.now = max(self.now, until)
@@ -210,18 +240,21 @@ class TracedCall:
             match command:
                 case End():
                     self.ended = command
-                case Dial(spare=spare):
+                case Dial(number):
                     assert not self.dialling, "two connections are asked for"
                     assert not self.spare, "there is one"
-                    assert spare == (self.talk.state is State.TALKING)
-                    self.dialling = True
-                    if not spare:
-                        self.hung_up_by_model()
-                case Switch():
-                    assert self.spare, "there is none to switch to"
-                    self.spare = False
+                    assert number == self.newest + 1
+                    assert self.connected == (self.talk.state is State.TALKING)
+                    self.dialling, self.newest = True, number
+                case CloseConnection(number):
+                    assert self.connected and number == self.in_use
                     self.hung_up_by_model()
-                    self.connected = True
+                case Switch(number):
+                    assert self.spare, "there is none to switch to"
+                    assert not self.connected, "two connections are in use"
+                    assert number == self.newest
+                    self.spare = False
+                    self.connected, self.in_use = True, number
                 case ToModel(text):
                     assert self.talking, "nobody is there to be told"
                     self.heard_frames.hears(msgspec.json.decode(text))
@@ -384,22 +417,32 @@ SENT = st.sampled_from(
         {"type": "response.cancel"},
     ]
 ).map(lambda event: msgspec.json.encode(event).decode())
-THEN = st.sampled_from([None, ["agent", "hung_up"]])
+THEN = st.sampled_from([None, ("agent", "hung_up")])
+
+
+def given_as(kind: type[Input], *values: st.SearchStrategy[Any]) -> Any:
+    return st.builds(kind, *values).map(lambda given: ("given", given))
+
+
 FROM_CODE = st.one_of(
-    told("rules", RULES.map(msgspec.to_builtins)),
-    told("tell", st.sampled_from(["user", "system"]), TEXTS, st.booleans()),
-    told("ask"),
-    told("edit", st.lists(ITEMS, max_size=2), st.dictionaries(ITEMS, TEXTS)),
-    told("mute", st.booleans()),
-    told("tool_running", st.sampled_from([1, -1]), st.sampled_from(["", "c1", "c2"])),
-    told("send", SENT),
-    told("play", st.integers(1, 500).map(payload)),
+    given_as(SetRules, RULES),
+    given_as(Tell, st.sampled_from(["user", "system"]), TEXTS, st.booleans()),
+    given_as(Ask),
+    given_as(
+        Edit,
+        st.lists(ITEMS, max_size=2).map(tuple),
+        st.dictionaries(ITEMS, TEXTS),
+    ),
+    given_as(MuteCaller, st.booleans()),
+    given_as(ToolRunning, st.sampled_from([1, -1]), st.sampled_from(["", "c1", "c2"])),
+    given_as(Send, SENT),
+    given_as(Play, st.integers(1, 500).map(payload)),
     told("when_heard", THEN, st.booleans()),
     told("when_heard", THEN, st.booleans()),
-    told("give_up", st.integers(1, 4)),
-    told("goodbye", st.sampled_from(sorted(GOODBYES))),
-    told("interrupt", st.just("app"), st.one_of(st.none(), RESPONSES)),
-    told("misread", st.sampled_from(["caller", "model"]), st.just("odd")),
+    given_as(GiveUpWait, st.integers(1, 4)),
+    given_as(Goodbye, st.sampled_from(sorted(GOODBYES))),
+    given_as(Interrupt, st.just("app"), st.one_of(st.none(), RESPONSES)),
+    given_as(Misread, st.sampled_from(["caller", "model"]), st.just("odd")),
 )
 
 FROM_EDGES = st.one_of(
@@ -410,9 +453,9 @@ FROM_EDGES = st.one_of(
     told("back"),
     told("not_dialled", st.just("HTTP 503"), st.just(False)),
     told("not_dialled", st.just("HTTP 401"), st.booleans()),
-    told("line_lost"),
+    given_as(StreamLost),
     st.sampled_from([0.0, 0.5, 9.0]).map(lambda it: ("line_back", it)),
-    told("hand_over"),
+    given_as(HandOver),
 )
 PASSES = st.sampled_from([0.0, 0.1, 0.7, 2.5, 9.0, 21.0]).map(lambda it: ("passes", it))
 START = (
@@ -426,7 +469,11 @@ START = (
 READY = ("model", {"type": "session.updated", "session": MULAW_SESSION})
 BACK: Step = ("back", [])
 ENDING = st.sampled_from(
-    [("end", ["bridge", "shutdown"]), ("caller", {"event": "stop"}), ("passes", 200.0)]
+    [
+        ("given", EndCall("bridge", "shutdown")),
+        ("caller", {"event": "stop"}),
+        ("passes", 200.0),
+    ]
 )
 ANYTHING = st.lists(
     st.one_of(FROM_MODEL, FROM_MODEL, FROM_CALLER, FROM_CODE, FROM_EDGES, PASSES),
@@ -457,7 +504,7 @@ def test_in_any_order_of_inputs_a_call_reaches_its_end(
 ) -> None:
     """No wait stays open, no deadline repeats for ever, no command follows `End`; and
     replaying the trace gives the same call."""
-    followed = ("rules", [msgspec.to_builtins(rules)])
+    followed = ("given", SetRules(rules))
     with tempfile.TemporaryDirectory() as folder:
         line = TracedCall(Path(folder), loses_marks)
         with contextlib.closing(line.trace):

@@ -18,6 +18,7 @@ from bridge.core.agent_speech import MAX_CUTS, MAX_OPEN, MAX_TRANSCRIPT_CHARS
 from bridge.core.caller_audio import AHEAD_MS, AHEAD_RESET_MS, MAX_UNTRANSCRIBED
 from bridge.core.commands import Command, End, Note
 from bridge.core.conversation import Conversation
+from bridge.core.inputs import FromPhone
 from bridge.core.limits import MAX_ID_CHARS, Bounds, MessageRate
 from bridge.core.outbox import MAX_PENDING_CHARS, MAX_UNACKED_CHARS, Outbox
 from bridge.core.playback import MAX_SPANS
@@ -233,11 +234,10 @@ def test_a_model_that_repeats_anything_takes_bounded_memory_and_time(
     """Whatever a model repeats, the call needs no more memory, and no more time for
     each event."""
     phone = Phone().talking()
-    talk = phone.talk
 
     def feed(n: int) -> list[Command]:
         phone.now += 0.00001
-        return talk.from_model(kind(n), phone.now)
+        return phone.event(kind(n))
 
     flood(phone, feed)
 
@@ -250,8 +250,8 @@ def test_items_that_arrive_while_the_stream_is_lost_take_bounded_memory() -> Non
 
     def feed(n: int) -> list[Command]:
         if n % 2:
-            return phone.talk.from_model(answers_that_begin(n), phone.now)
-        return phone.talk.from_model(a_sample_of_each_item(n), phone.now)
+            return phone.event(answers_that_begin(n))
+        return phone.event(a_sample_of_each_item(n))
 
     flood(phone, feed)
 
@@ -323,7 +323,7 @@ def test_a_stream_that_repeats_anything_takes_bounded_memory_and_time(
         phone.ready()
 
     def feed(n: int) -> list[Command]:
-        return phone.talk.from_caller(kind(n), phone.now)
+        return phone.gives(FromPhone(kind(n)))
 
     flood(phone, feed)
 
@@ -332,7 +332,7 @@ def test_a_flood_of_messages_ends_the_call() -> None:
     """A stream that sends more than any phone is not served: the call ends, with a
     reason."""
     phone = Phone().talking()
-    kept = flood(phone, lambda n: phone.talk.from_caller(keys(n), phone.now), 10_000)
+    kept = flood(phone, lambda n: phone.gives(FromPhone(keys(n))), 10_000)
 
     assert limits(kept) == ["message_rate"]
     assert ends(kept) == [("caller", "flood")]
@@ -341,17 +341,17 @@ def test_a_flood_of_messages_ends_the_call() -> None:
 def test_a_flood_of_unreadable_messages_ends_the_call() -> None:
     """Messages that cannot be read count, too."""
     phone = Phone().talking()
-    kept = flood(phone, lambda n: phone.talk.misread("caller", "unknown event"), 5000)
+    kept = flood(phone, lambda n: phone.misread("caller", "unknown event"), 5000)
 
     assert (limits(kept), ends(kept)) == (["message_rate"], [("caller", "flood")])
     assert phone.caller(event="connected") == []
-    assert phone.talk.misread("caller", "unknown event") == []
+    assert phone.misread("caller", "unknown event") == []
 
 
 def test_unreadable_events_of_the_model_do_not_end_the_call() -> None:
     """The wire limits what a model sends; here each such event is only noted."""
     phone = Phone().talking()
-    kept = flood(phone, lambda n: phone.talk.misread("model", "event is no JSON"), 5000)
+    kept = flood(phone, lambda n: phone.misread("model", "event is no JSON"), 5000)
 
     assert not limits(kept) and not ends(kept)
 
@@ -551,7 +551,7 @@ def test_a_response_that_mixes_items_is_stopped() -> None:
     phone.created()
     sent = []
     for n in range(MAX_SPANS + 2):
-        sent += phone.talk.from_model(items_in_turns(n), phone.now)
+        sent += phone.event(items_in_turns(n))
 
     assert limits(sent) == ["audio_ahead"] and cancels(sent) == ["r1"]
 
@@ -560,7 +560,7 @@ def test_endless_text_is_not_recorded() -> None:
     """The audio goes on; text beyond the bound is not recorded."""
     phone = answering()
     for _ in range(MAX_TRANSCRIPT_CHARS // 10_000 + 5):
-        phone.talk.from_model(WORDS("r1", "i1", "word " * 2000), phone.now)
+        phone.event(WORDS("r1", "i1", "word " * 2000))
     phone.says(1000)
     cut = phone.barges_in() + phone.frames(100)
 
@@ -594,7 +594,7 @@ def test_endless_interruptions_are_settled_by_our_own_clock() -> None:
     for n in range(MAX_CUTS + 3):
         phone.created(f"r{n}")
         phone.says(100, f"i{n}", f"r{n}")
-        cuts += phone.talk.from_model(realtime_events.SpeechStarted(), phone.now)
+        cuts += phone.event(realtime_events.SpeechStarted())
 
     assert len(notes(cuts, "fence_late")) == 3
     assert len([it for it in told(cuts) if it[0] == "delete"]) == 3

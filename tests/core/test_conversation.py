@@ -387,7 +387,7 @@ def test_a_guardrail_stops_what_is_queued() -> None:
     phone.created()
     phone.says(2000)
 
-    commands = phone.talk.interrupt("guardrail", phone.now, "r1")
+    commands = phone.interrupt("guardrail", "r1")
 
     assert events(commands) == ["clear", "mark"]
     assert [e["type"] for e in to_model(commands)] == ["response.cancel"]
@@ -399,11 +399,11 @@ def test_a_guardrail_that_stops_every_response_ends_the_call() -> None:
     for number in range(MAX_GUARDRAIL_STOPS):
         answer = f"r{number}"
         phone.model("response.created", response={"id": answer})
-        assert not ends(phone.talk.interrupt("guardrail", phone.now, answer))
+        assert not ends(phone.interrupt("guardrail", answer))
         phone.model("response.done", response={"id": answer, "status": "cancelled"})
     phone.model("response.created", response={"id": "last"})
 
-    over = ends(phone.talk.interrupt("guardrail", phone.now, "last"))
+    over = ends(phone.interrupt("guardrail", "last"))
 
     assert over == [("bridge", "guardrail")]
 
@@ -416,7 +416,7 @@ def test_speech_of_the_caller_resets_the_count_of_guardrail_stops() -> None:
         phone.model("input_audio_buffer.speech_started", item_id="u")
         phone.model("input_audio_buffer.speech_stopped", item_id="u")
         phone.model("response.created", response={"id": answer})
-        assert not ends(phone.talk.interrupt("guardrail", phone.now, answer))
+        assert not ends(phone.interrupt("guardrail", answer))
         phone.model("response.done", response={"id": answer, "status": "cancelled"})
 
 
@@ -426,8 +426,8 @@ def test_a_guardrail_of_a_response_that_was_heard_stops_nothing() -> None:
     phone.created("r2")
     phone.says(500, response="r2")
 
-    assert phone.talk.interrupt("guardrail", phone.now, "r1") == []
-    assert phone.talk.interrupt("guardrail", phone.now, "r2") != []
+    assert phone.interrupt("guardrail", "r1") == []
+    assert phone.interrupt("guardrail", "r2") != []
 
 
 def test_a_guardrail_clears_a_finished_response_that_is_still_played() -> None:
@@ -438,7 +438,7 @@ def test_a_guardrail_clears_a_finished_response_that_is_still_played() -> None:
     phone.item_done()
     phone.done()
 
-    commands = phone.talk.interrupt("guardrail", phone.now, "r1")
+    commands = phone.interrupt("guardrail", "r1")
 
     assert events(commands) == ["clear", "mark"]
 
@@ -536,9 +536,7 @@ def test_messages_out_of_order_are_reported_and_the_call_goes_on() -> None:
     assert reasons(phone.caller(event="stop", streamSid="MZother")) == [
         "message of another stream"
     ]
-    assert reasons(phone.talk.misread("model", "event is no JSON")) == [
-        "event is no JSON"
-    ]
+    assert reasons(phone.misread("model", "event is no JSON")) == ["event is no JSON"]
     assert phone.talk.state is State.HOLDING
     assert len(to_model(phone.ready())) > 0 or phone.talk.state is State.TALKING
 
@@ -565,6 +563,7 @@ def test_a_refused_configuration_ends_the_call() -> None:
     """A session with the server's defaults would be PCM and without instructions."""
     phone = Phone()
     phone.start()
+    phone.dialled()
     error = {"type": "invalid_request_error", "code": "invalid_value", "message": "no"}
 
     assert ends(phone.model("error", error=error)) == [("model", "refused")]
@@ -581,6 +580,7 @@ def test_errors_that_lost_a_race_are_benign(error: dict[str, str | None]) -> Non
     """A truncate that came too late is no reason to alert an operator."""
     phone = Phone()
     phone.start()
+    phone.dialled()
     error = {"type": "invalid_request_error", "message": "", **error}
 
     [note] = phone.model("error", error=error)
@@ -641,7 +641,7 @@ def test_a_hang_up_after_a_barge_in_records_the_cut_response() -> None:
     phone.created("r2")
     phone.words("not yet spoken", item="i2", response="r2")
 
-    commands = phone.talk.end("caller", "connection_lost", phone.now)
+    commands = phone.ends("caller", "connection_lost")
 
     assert [note.data["item"] for note in notes(commands, "said")] == ["i1"]
 
@@ -649,14 +649,14 @@ def test_a_hang_up_after_a_barge_in_records_the_cut_response() -> None:
 def test_nothing_happens_after_the_end() -> None:
     """A call that is over does not react to any input."""
     phone = Phone().talking()
-    phone.talk.end("bridge", "shutdown", phone.now)
+    phone.ends("bridge", "shutdown")
 
     assert phone.frame() == []
     assert phone.says(100) == []
     assert phone.tick() == []
-    assert phone.talk.interrupt("guardrail", phone.now) == []
-    assert phone.talk.misread("model", "x") == []
-    assert phone.talk.end("caller", "hung_up", phone.now) == []
+    assert phone.interrupt("guardrail") == []
+    assert phone.misread("model", "x") == []
+    assert phone.ends("caller", "hung_up") == []
     assert phone.talk.deadline is None
 
 
@@ -667,13 +667,6 @@ def test_a_response_that_ends_before_the_session_is_ready_is_harmless() -> None:
 
     assert to_model(phone.done("r0")) == []
     assert phone.talk.state is State.HOLDING
-
-
-def test_events_without_effect_on_a_call_are_ignored() -> None:
-    """The SDK gets them; the call goes on."""
-    phone = Phone().talking()
-
-    assert phone.model("rate_limits.updated", rate_limits=[]) == []
 
 
 def test_a_server_that_never_ends_responses_takes_bounded_memory() -> None:

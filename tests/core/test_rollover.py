@@ -1,9 +1,12 @@
 """A session that gets old is replaced by another, in a quiet moment, unnoticed."""
 
+import msgspec
 import pytest
 
-from bridge.core.commands import Switch
-from bridge.core.conversation import LATE_SECONDS
+from bridge.core import realtime_events
+from bridge.core.commands import CloseConnection, Switch
+from bridge.core.conversation import LATE_SECONDS, State
+from bridge.core.inputs import Dialled, FromModel, ModelLost, NotDialled
 from bridge.core.redial import SPARE_SECONDS
 from bridge.core.rules import BROKEN_OFF
 from tests.core.phone import (
@@ -16,6 +19,7 @@ from tests.core.phone import (
     events,
     given,
     notes,
+    payload,
     said_to_model,
     to_caller,
     to_model,
@@ -213,3 +217,64 @@ def test_without_a_session_age_no_session_is_replaced(seconds: float | None) -> 
     phone = Phone(session_seconds=seconds).talking()
 
     assert dials(phone.frames(10_000)) == []
+
+
+# --- a session that was given up ---
+
+
+def given_up_while_a_spare_is_dialled() -> tuple[Phone, int]:
+    """The session is given up as late. Returns the call, and the number of the
+    connection of that session."""
+    phone = old()
+    left = phone.connection
+    phone.ask()
+    commands = phone.wait(LATE_SECONDS)
+    assert dials(commands) == [], "the spare connection is being dialled already"
+    assert [it.connection for it in commands if isinstance(it, CloseConnection)] == [
+        left
+    ]
+    return phone, left
+
+
+def test_a_session_that_was_given_up_cannot_speak() -> None:
+    """The caller hears one agent, not two; the response of the next session is not
+    blocked by a response of the session before it."""
+    phone, left = given_up_while_a_spare_is_dialled()
+
+    head = realtime_events.ResponseHead("r9")
+    delta = realtime_events.AudioDelta("r9", "i9", payload(200))
+    late = phone.gives(FromModel(left, realtime_events.ResponseCreated(head)))
+    late += phone.gives(FromModel(left, delta))
+    back = phone.dialled() + phone.ready()
+
+    assert late == []
+    assert asks(back) == 1
+    assert events(phone.answers(200, "i2", "r2")).count("media") > 0
+
+
+def test_only_the_new_connection_makes_the_model_ready() -> None:
+    """Nothing is sent to a session before its settings are in force, even if the
+    session before it reports settings late."""
+    phone, left = given_up_while_a_spare_is_dialled()
+    session = msgspec.convert(MULAW_SESSION, realtime_events.SessionDetails)
+    updated = realtime_events.SessionUpdated(session)
+
+    late = phone.gives(FromModel(left, updated))
+    phone.dialled()
+    late += phone.gives(FromModel(left, updated)) + phone.frames(100)
+
+    assert phone.talk.state is State.HOLDING
+    assert to_model(late) == []
+    assert len(appended(phone.ready())) > 0
+
+
+def test_the_loss_of_a_connection_that_was_left_changes_nothing() -> None:
+    """A connection that is closed late does not end the session that replaced it."""
+    phone, left = given_up_while_a_spare_is_dialled()
+    phone.dialled()
+    phone.ready()
+
+    assert phone.gives(ModelLost(left, "closed")) == []
+    assert phone.gives(NotDialled(left, "HTTP 503", True)) == []
+    assert phone.gives(Dialled(left)) == []
+    assert phone.talk.state is State.TALKING

@@ -20,12 +20,12 @@ from tests.core.phone import (
 def test_a_muted_caller_is_silence_of_the_same_length() -> None:
     """The model does not hear a card number read out, and its clock runs on."""
     phone = Phone().talking()
-    phone.talk.mute(True)
+    phone.mute(True)
 
     for ms in (20, 40):
         [sent] = to_model(phone.frame(ms=ms))
         assert base64.b64decode(sent["audio"]) == b"\xff" * (8 * ms)
-    phone.talk.mute(False)
+    phone.mute(False)
     assert to_model(phone.frame())[0]["audio"] == payload(20)
 
 
@@ -34,7 +34,7 @@ def test_a_caller_muted_before_the_model_is_ready_is_not_heard_later() -> None:
     phone = Phone()
     phone.start()
     phone.frame()
-    phone.talk.mute(True)
+    phone.mute(True)
     phone.frame()
 
     assert appended(phone.ready()) == b"\x55" * 160 + b"\xff" * 160
@@ -43,7 +43,7 @@ def test_a_caller_muted_before_the_model_is_ready_is_not_heard_later() -> None:
 def test_keys_act_while_the_caller_is_muted() -> None:
     """Muting applies to audio: keys still act."""
     phone = Phone(key_actions=("0",)).talking()
-    phone.talk.mute(True)
+    phone.mute(True)
 
     assert pressed(phone.presses("0")) == ["0"]
 
@@ -53,7 +53,7 @@ def test_the_model_forgets_a_removed_item() -> None:
     phone = Phone().talking()
     phone.item_added("u1", "user", {"type": "input_text", "text": "my secret"})
 
-    assert told(phone.talk.edit(["u1"], {})) == [("delete", "u1", None)]
+    assert told(phone.edit(["u1"], {})) == [("delete", "u1", None)]
 
 
 def test_the_text_of_an_item_is_replaced() -> None:
@@ -61,7 +61,7 @@ def test_the_text_of_an_item_is_replaced() -> None:
     phone = Phone().talking()
     phone.item_added("u1", "user", {"type": "input_text", "text": "my card is 4111"})
 
-    create, delete = to_model(phone.talk.edit([], {"u1": "my card is (hidden)"}))
+    create, delete = to_model(phone.edit([], {"u1": "my card is (hidden)"}))
 
     assert create["previous_item_id"] == "u1"
     assert create["item"]["role"] == "user"
@@ -75,7 +75,7 @@ def test_items_without_text_are_not_replaced() -> None:
     call = {"id": "t1", "type": "function_call", "call_id": "c1"}
     phone.model("conversation.item.added", item=call)
 
-    assert phone.talk.edit([], {"t1": "x", "unknown": "x"}) == []
+    assert phone.edit([], {"t1": "x", "unknown": "x"}) == []
 
 
 def test_rules_come_when_the_call_is_known() -> None:
@@ -116,9 +116,4 @@ def test_inputs_after_the_end_are_ignored() -> None:
     assert ends(phone.caller(event="stop", streamSid=STREAM))
 
     assert phone.tell("x") == phone.ask() == phone.busy(1) == phone.presses("1#") == []
-    assert (
-        phone.talk.edit(["u1"], {})
-        == phone.talk.mute(True)
-        == phone.goodbye("cost")
-        == []
-    )
+    assert phone.edit(["u1"], {}) == phone.mute(True) == phone.goodbye("cost") == []

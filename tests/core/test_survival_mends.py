@@ -6,7 +6,8 @@ Scripts of the caller, the model and what breaks; test_lost_model.py has all pha
 import pytest
 
 from bridge.core.commands import Command, Note
-from bridge.core.conversation import LATE_SECONDS, PROBE_ID
+from bridge.core.conversation import LATE_SECONDS
+from bridge.core.model_side import PROBE_ID
 from bridge.core.redial import AWAY_SECONDS, WAITS
 from bridge.core.sessions import (
     CONFIGURE_SECONDS,
@@ -220,7 +221,7 @@ def test_items_edited_while_the_model_is_away() -> None:
         phone.item_added(item, "user", {"type": "input_text", "text": text})
     phone.loses_model()
 
-    assert phone.talk.edit(["u1"], {"u2": "By"}) == []
+    assert phone.edit(["u1"], {"u2": "By"}) == []
 
     back = phone.model_back()
     assert given(back) == [("u2", "user", "By"), ("u3", "user", "Hello.")]

@@ -388,7 +388,7 @@ def test_nothing_is_sent_before_the_model_is_ready() -> None:
     phone.start()
 
     assert phone.ask() == []
-    assert phone.talk.edit(["i1"], {}) == []
+    assert phone.edit(["i1"], {}) == []
     assert phone.wait(READY_SECONDS) != []
     assert phone.tell("Too late.") == []
     assert phone.follow(greeting="Too late.") == []

@@ -168,7 +168,7 @@ def test_a_trace_of_format_1_is_read_and_not_replayed() -> None:
     with pytest.raises(TraceFormatError) as error:
         next(replay(path))
     assert str(error.value) == (
-        "The trace has format 1. This version of the bridge replays format 2."
+        "The trace has format 1. This version of the bridge replays format 3."
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 from bridge.audio import g711
 from bridge.core import ProtocolError, realtime_events, twilio_messages
 from bridge.core.commands import (
+    CloseConnection,
     Command,
     Dial,
     End,
@@ -29,7 +30,33 @@ from bridge.core.commands import (
 )
 from bridge.core.conversation import Conversation, State
 from bridge.core.history import HistoryItem
+from bridge.core.inputs import (
+    Ask,
+    Dialled,
+    Edit,
+    EndCall,
+    FromModel,
+    FromPhone,
+    GiveUpWait,
+    Goodbye,
+    HandOver,
+    Input,
+    Interrupt,
+    Misread,
+    ModelLost,
+    MuteCaller,
+    NotDialled,
+    Play,
+    Send,
+    SetRules,
+    StreamLost,
+    Tell,
+    Tick,
+    ToolRunning,
+    WhenHeard,
+)
 from bridge.core.rules import GOODBYES, Prices, Rules
+from bridge.core.sessions import FIRST_CONNECTION
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.sim.twilio.playout import Playout
@@ -212,6 +239,7 @@ class AnyCall:
         self.timestamp = 0
         self.dialling = False
         """A connection was requested; the start of the call requests the first one."""
+        self.newest = self.in_use = FIRST_CONNECTION
         self.spare = False
         self.connected = False
         self.configured = False
@@ -239,7 +267,7 @@ class AnyCall:
                 break
             self.script.pick(STEPS)(self)
         # In every state the call can be ended, and every wait gets its WaitDone.
-        self.check(self.conversation.end("bridge", "shutdown", self.now))
+        self.gives(EndCall("bridge", "shutdown"))
         assert self.ended is not None
         assert not self.waiting
         assert self.conversation.deadline is None
@@ -256,15 +284,15 @@ class AnyCall:
         try:
             message = twilio_messages.decode(text)
         except ProtocolError as error:
-            self.check(self.conversation.misread("caller", error.reason))
+            self.gives(Misread("caller", error.reason))
             return
         # A stream that is refused never becomes the call's.
         free = (
-            self.conversation.line_is_lost or self.conversation.state is State.WAITING
+            self.conversation.stream_is_lost or self.conversation.state is State.WAITING
         )
         if isinstance(message, twilio_messages.Start) and free:
             self.stream, self.twilio = message.stream_sid, Playout()
-        self.check(self.conversation.from_caller(message, self.now))
+        self.gives(FromPhone(message))
 
     def start_stream(self, sid: str) -> None:
         form = self.script.pick(MEDIA_FORMATS) if self.log else MEDIA_FORMATS[0]
@@ -335,10 +363,13 @@ class AnyCall:
         try:
             event = realtime_events.decode(text)
         except ProtocolError as error:
-            self.check(self.conversation.misread("model", error.reason))
+            self.gives(Misread("model", error.reason))
             return
         self.note_items(event)
-        commands = self.conversation.from_model(event, self.now)
+        if isinstance(event, realtime_events.Other):
+            return
+        given = FromModel(self.in_use, event)
+        commands = self.conversation.handle(given, self.now)
         self.configured = self.configured or self.conversation.state is State.TALKING
         self.check(commands)
 
@@ -521,7 +552,7 @@ class AnyCall:
             )
 
     def tick(self) -> None:
-        self.check(self.conversation.tick(self.now))
+        self.gives(Tick())
         after = self.conversation.deadline
         assert after is None or after > self.now, "a clock that spins"
 
@@ -535,12 +566,12 @@ class AnyCall:
     def model_lost(self) -> None:
         if self.connected or self.loose:
             self.connected = False
-            self.check(self.conversation.model_lost("closed", self.now))
+            self.gives(ModelLost(self.in_use, "closed"))
 
     def dialled(self) -> None:
         if self.dialling or self.loose:
             self.dialling, self.spare = False, True
-            self.check(self.conversation.dialled(self.now))
+            self.gives(Dialled(self.newest))
 
     def dialled_and_configured(self) -> None:
         self.dialled()
@@ -550,16 +581,16 @@ class AnyCall:
         if self.dialling or self.loose:
             self.dialling = False
             fatal = self.script.byte() > 240
-            self.check(self.conversation.not_dialled("HTTP 503", fatal, self.now))
+            self.gives(NotDialled(self.newest, "HTTP 503", fatal))
 
     def line_lost(self) -> None:
-        self.check(self.conversation.line_lost(self.now))
+        self.gives(StreamLost())
         if self.script.byte() % 2:
             self.advance(self.script.pick((0.0, 0.5, 9.0)))
             self.start_stream(self.script.text(SIDS))
 
     def hand_over(self) -> None:
-        self.check(self.conversation.hand_over(self.now))
+        self.gives(HandOver())
 
     def resume(self) -> None:
         """Another instance reads the snapshot of this call and resumes from it."""
@@ -574,7 +605,7 @@ class AnyCall:
         then = read.as_of(self.now + self.script.pick(SECONDS))
         if self.conversation.state in (State.WAITING, State.HOLDING):
             rules = Rules(history=then.history, word=then.why)
-            self.check(self.conversation.follow(rules, self.now))
+            self.gives(SetRules(rules))
             self.known.update(item.id for item in then.history)
 
     # --- what the user's code does ---
@@ -598,65 +629,64 @@ class AnyCall:
         # A copy: the Conversation owns its rules and changes them.
         rules = msgspec.convert(msgspec.to_builtins(rules), Rules)
         self.known.update(item.id for item in rules.history)
-        self.check(self.conversation.follow(rules, self.now))
+        self.gives(SetRules(rules))
 
     def tell(self) -> None:
         role = self.script.pick(("user", "system"))
         respond = self.script.byte() % 2 == 0
         text = self.script.text(WORDS)
-        self.check(self.conversation.tell(role, text, respond, self.now))
+        self.gives(Tell(role, text, respond))
 
     def ask(self) -> None:
-        self.check(self.conversation.ask(self.now))
+        self.gives(Ask())
 
     def edit(self) -> None:
         item, other = self.script.text(ITEMS), self.script.text(ITEMS)
         corrected = {other: self.script.text(WORDS)} if self.script.byte() % 2 else {}
         self.known.update((item, other))
-        self.check(self.conversation.edit([item], corrected))
+        self.gives(Edit((item,), corrected))
 
     def mute(self) -> None:
-        self.check(self.conversation.mute(self.script.byte() % 2 == 0))
+        self.gives(MuteCaller(self.script.byte() % 2 == 0))
 
     def busy(self) -> None:
         change, call = self.script.pick((1, 1, -1)), self.script.pick(CALLS)
-        self.check(self.conversation.busy(change, self.now, call))
+        self.gives(ToolRunning(change, call))
 
     def send(self) -> None:
         self.known.update(("i1", "i2"))
-        self.check(self.conversation.send(json.dumps(self.script.pick(SENT))))
+        self.gives(Send(json.dumps(self.script.pick(SENT))))
 
     def play(self) -> None:
         tones = b"\x11" * self.script.pick(SIZES)
-        self.check(self.conversation.play(base64.b64encode(tones).decode(), self.now))
+        self.gives(Play(base64.b64encode(tones).decode()))
 
     def when_heard(self) -> None:
         self.waits += 1
         self.waiting.add(self.waits)
         then = self.script.pick((None, ("agent", "hung_up")))
         stoppable = self.script.byte() % 2 == 0
-        wait = self.waits
-        commands = self.conversation.when_heard(
-            wait, self.now, then=then, stoppable=stoppable
-        )
-        self.check(commands)
+        self.gives(WhenHeard(self.waits, then, stoppable))
 
     def give_up(self) -> None:
         number = self.script.byte()
         self.waiting.discard(number)
-        self.check(self.conversation.give_up(number))
+        self.gives(GiveUpWait(number))
 
     def goodbye(self) -> None:
         why = self.script.pick(sorted(GOODBYES))
-        self.check(self.conversation.goodbye(why, self.now))
+        self.gives(Goodbye(why))
 
     def interrupt(self) -> None:
         response = self.script.pick((None, *RESPONSES))
-        self.check(self.conversation.interrupt("application", self.now, response))
+        self.gives(Interrupt("application", response))
 
     def end(self) -> None:
         if self.script.byte() > 200:
-            self.check(self.conversation.end("bridge", "shutdown", self.now))
+            self.gives(EndCall("bridge", "shutdown"))
+
+    def gives(self, given: Input) -> None:
+        self.check(self.conversation.handle(given, self.now))
 
     # --- what must hold ---
 
@@ -678,12 +708,16 @@ class AnyCall:
                     there = self.connected or self.loose or not self.configured
                     assert there, "nobody is there to be told"
                     self.to_model(msgspec.json.decode(text))
-                case Dial(seconds, spare):
+                case Dial(number, seconds):
                     assert seconds >= 0
-                    self.dial(spare)
-                case Switch():
+                    self.dial(number)
+                case CloseConnection(number):
+                    assert number == self.in_use
+                    self.connected = False
+                case Switch(number):
                     assert self.spare or self.loose, "there is none to switch to"
-                    self.spare, self.connected = False, True
+                    assert not self.connected or self.loose, "two are in use"
+                    self.spare, self.connected, self.in_use = False, True, number
                 case Interrupted(item_id):
                     assert item_id in self.known or item_id == ""
                 case Note(_, data, private):
@@ -695,14 +729,11 @@ class AnyCall:
                     assert keys
         assert (self.ended is not None) == (self.conversation.state is State.ENDED)
 
-    def dial(self, spare: bool) -> None:
+    def dial(self, number: int) -> None:
         if not self.loose:
             assert not self.dialling, "two connections are asked for"
             assert not self.spare, "there is one"
-            assert not spare or self.connected
-        self.dialling = True
-        if not spare:
-            self.connected = False
+        self.dialling, self.newest = True, number
 
     def to_caller(self, message: dict[str, Any]) -> None:
         kind = message["event"]

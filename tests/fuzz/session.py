@@ -90,20 +90,22 @@ class WireCall:
     async def interrupted(self, item_id: str, content_index: int) -> None:
         pass
 
-    def model_event(self, event: realtime_events.ServerEvent, text: str) -> None:
+    def model_event(
+        self, connection: int, event: realtime_events.ServerEvent, text: str
+    ) -> None:
         if not isinstance(event, realtime_events.AudioDelta):
             self.hosted.model_event(text)
 
     def model_misread(self, reason: str) -> None:
         assert reason
 
-    def model_dialled(self) -> None:
+    def model_dialled(self, connection: int) -> None:
         pass
 
-    def model_not_dialled(self, why: str, fatal: bool) -> None:
+    def model_not_dialled(self, connection: int, why: str, fatal: bool) -> None:
         pass
 
-    def model_lost(self, why: str, code: int | None) -> None:
+    def model_lost(self, connection: int, why: str, code: int | None) -> None:
         self.lost += 1
 
     def model_stuck(self, why: str) -> None:
@@ -117,7 +119,7 @@ class WireCall:
     def act(self, action: str) -> None:
         match action[:1]:
             case "l":
-                self.wire.connection_lost("lost", 1006)
+                self.wire.connection_lost(1, "lost", 1006)
                 assert not self.running_tools, "a lost session has nothing at work"
             case "y" | "n" if self.approvals.pending:
                 approval = self.approvals.pending[0]
@@ -146,7 +148,7 @@ def wire(data: bytes) -> int:
             call.act(text[1:])
         else:
             count += 1
-            call.wire.take(text)
+            call.wire.take(1, text)
     call.act("l")
     return count
 

@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 
 from bridge.core.limits import HITS, Limits
 from bridge.http.connection_guard import GRACE_SECONDS, ConnectionGuard, secure_headers
+from tests.support.waiting import until
 
 HERE = "127.0.0.1"
 ELSEWHERE = "127.0.0.2"
@@ -49,6 +50,8 @@ class GuardedServer:
         """Bodies of the requests that were answered."""
         self.clients: list[tuple[str, bool]] = []
         """(client address, whether it is direct) of each request."""
+        self.transport: asyncio.Transport | None = None
+        """Of the last request for /events."""
 
     def _hit(self, limit: str) -> None:
         assert limit in HITS
@@ -61,6 +64,7 @@ class GuardedServer:
                 web.route("*", "/hello", self.hello),
                 web.get("/big", self.big),
                 web.get("/media", self.media),
+                web.get("/events", self.events),
                 web.get("/slow", self.slow),
                 web.get("/broken", self.broken),
             ]
@@ -86,6 +90,17 @@ class GuardedServer:
             self.guard.exempt_from_limits(request)
             await stream.send_str(message.data)
         return stream
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """An exempt stream that ends while its client has not read all of it."""
+        self.guard.exempt_from_limits(request)
+        self.transport = request.transport
+        response = web.StreamResponse()
+        await response.prepare(request)
+        assert self.transport is not None
+        while not self.transport.get_write_buffer_size():
+            await response.write(bytes(4096))
+        return response
 
     async def slow(self, request: web.Request) -> web.Response:
         await asyncio.sleep(0.5)
@@ -339,6 +354,20 @@ async def test_an_answer_that_is_not_read_is_given_up() -> None:
         await server.empty()
         assert server.hits == {"answer_slow": 1}
         it.close()
+
+
+async def test_a_stream_whose_end_is_not_read_is_given_up() -> None:
+    """An exempt connection has no limit while its request runs. Afterwards it has one:
+    the descriptor does not stay open until TCP gives up."""
+    async with guarded_server() as server:
+        with socket.socket() as it:
+            it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            it.connect((HERE, server.port))
+            it.sendall(GOOD_REQUEST.replace(b"hello", b"events"))
+            await until(lambda: server.hits["answer_slow"], 3, "the limit")
+            assert server.transport is not None
+            line = server.transport.get_extra_info("socket")
+            await until(lambda: line.fileno() == -1, 1, "the close")
 
 
 async def test_an_answer_that_is_read_slowly_is_sent_completely() -> None:

@@ -1,8 +1,10 @@
 """The wire: each new session is configured again, and the SDK sees only one session."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
@@ -12,6 +14,8 @@ import msgspec
 import pytest
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.protocol import State
 
 from bridge.core import realtime_events
 from bridge.model import wire as wire_file
@@ -103,22 +107,42 @@ class Call:
         self.wire: Wire | None = None
         self.told: list[tuple[Any, ...]] = []
         self.changed = asyncio.Event()
+        self.on_deleted: Callable[[], None] = lambda: None
+        self.newest = self.in_use = 0
+        """Numbers of the connections dialled last, and in use."""
 
-    def model_event(self, event: realtime_events.ServerEvent, text: str) -> None:
+    def dial(self, seconds: float = 0.0, *, spare: bool = False) -> None:
+        """Dials another connection. Without `spare`, the one in use is closed first."""
+        assert self.wire is not None
+        if not spare:
+            self.wire.leave(self.in_use)
+        self.newest += 1
+        self.wire.dial(self.newest, seconds)
+
+    def model_event(
+        self, connection: int, event: realtime_events.ServerEvent, text: str
+    ) -> None:
+        assert connection == self.in_use, "an event of another connection"
         self._keep("event", msgspec.json.decode(text, type=realtime_events.Other).type)
+        if isinstance(event, realtime_events.ItemDeleted):
+            self.on_deleted()
 
     def model_misread(self, reason: str) -> None:
         self._keep("misread", reason)
 
-    def model_dialled(self) -> None:
+    def model_dialled(self, connection: int) -> None:
         assert self.wire is not None
         self._keep("dialled")
-        self.wire.switch()
+        self.wire.leave(self.in_use)
+        self.in_use = connection
+        self.wire.switch(connection)
 
-    def model_not_dialled(self, why: str, fatal: bool) -> None:
+    def model_not_dialled(self, connection: int, why: str, fatal: bool) -> None:
+        assert connection == self.newest
         self._keep("not dialled", why, fatal)
 
-    def model_lost(self, why: str, code: int | None) -> None:
+    def model_lost(self, connection: int, why: str, code: int | None) -> None:
+        assert connection == self.in_use
         self._keep("lost", why, code)
 
     def model_stuck(self, why: str) -> None:
@@ -189,7 +213,7 @@ async def test_the_sdk_sees_one_session_and_each_item_once() -> None:
         ModelServer(Behaviour(think_seconds=5.0)) as model,
         wired(model) as (wire, call, seen),
     ):
-        wire.dial(0.0)
+        call.dial()
         await wire.send(update(type="realtime", instructions="Be kind."))
         await call.until("event", "session.updated")
         await wire.send(create)
@@ -197,7 +221,7 @@ async def test_the_sdk_sees_one_session_and_each_item_once() -> None:
         await call.until("event", "response.created")
         model.inject(faults.drop)
         await call.until("lost", "lost", 1006)
-        wire.dial(0.0)
+        call.dial()
         await call.until("event", "session.updated", times=2)
         await wire.send(create)
         wire.interrupted("i1", 0)
@@ -216,7 +240,7 @@ async def again(wire: Wire, call: Call, model: ModelServer, times: int) -> None:
     """The connection is lost, and another one is open and configured."""
     model.inject(faults.drop)
     await call.until("lost", "lost", 1006, times=times)
-    wire.dial(0.0)
+    call.dial()
     await call.until("event", "session.updated", times=call.told.count(UPDATED) + 1)
 
 
@@ -227,7 +251,7 @@ async def test_a_refused_update_is_not_sent_again() -> None:
     """If the server refuses an update of a handoff or of user code, the call survives a
     lost connection: the next session gets the settings before it."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
-        wire.dial(0.0)
+        call.dial()
         await wire.send(update(**WHOLE))
         await call.until(*UPDATED)
         await wire.send(update(type="realtime", instructions="Be brief."))
@@ -252,7 +276,7 @@ async def test_updates_with_the_same_event_id() -> None:
     mine = {"type": "session.update", "event_id": "mine"}
     changes = {"type": "realtime", "instructions": "Be brief."}, BAD
     async with ModelServer() as model, wired(model) as (wire, call, _):
-        wire.dial(0.0)
+        call.dial()
         for change in changes:
             await wire.send(json.dumps({**mine, "session": change}))
         await call.until("event", "error")
@@ -267,7 +291,7 @@ async def test_an_update_refused_temporarily_is_sent_again() -> None:
     """A server that is too busy for our configuration gets it again."""
     behaviour = Behaviour(reject_update="rate_limit_exceeded")
     async with ModelServer(behaviour) as model, wired(model) as (wire, call, _):
-        wire.dial(0.0)
+        call.dial()
         await wire.send(update(**WHOLE))
         await call.until("event", "error")
         model.behaviour = Behaviour()
@@ -280,7 +304,7 @@ async def test_an_update_refused_temporarily_is_sent_again() -> None:
 async def test_old_updates_are_merged() -> None:
     """Updates that can no longer be refused are merged into one."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
-        wire.dial(0.0)
+        call.dial()
         await wire.send(update(**WHOLE))
         await call.until(*UPDATED)
         for n in range(2 * MAX_UPDATES):
@@ -297,16 +321,16 @@ async def test_old_updates_are_merged() -> None:
 async def test_on_left_is_called_once_per_connection() -> None:
     """For a lost connection, one that is redialled, and one replaced by a spare: once
     each, after the call was told."""
-    async with ModelServer() as model, wired(model) as (wire, call, _):
-        wire.dial(0.0)
+    async with ModelServer() as model, wired(model) as (_, call, _):
+        call.dial()
         await call.until("event", "session.created")
         model.inject(faults.drop)
         await call.until("left")
-        wire.dial(0.0)
+        call.dial()
         await call.until("event", "session.created", times=2)
-        wire.dial(0.0)
+        call.dial()
         await call.until("event", "session.created", times=3)
-        wire.dial(0.0, spare=True)
+        call.dial(spare=True)
         await call.until("event", "session.created", times=4)
         told = [it[0] for it in call.told if it[0] in ("lost", "left")]
 
@@ -315,14 +339,14 @@ async def test_on_left_is_called_once_per_connection() -> None:
 
 async def test_a_refused_connection_is_reported() -> None:
     """The call decides whether it is dialled again."""
-    async with ModelServer() as model, wired(model) as (wire, call, _):
+    async with ModelServer() as model, wired(model) as (_, call, _):
         model.handshakes.answer(429)
         model.handshakes.answer(401)
-        wire.dial(0.0)
+        call.dial()
         await call.until("not dialled", "HTTP 429 rate_limit_exceeded", False)
-        wire.dial(0.01)
+        call.dial(0.01)
         await call.until("not dialled", "HTTP 401 invalid_api_key", True)
-        wire.dial(0.01)
+        call.dial(0.01)
         await call.until("dialled")
 
     assert ("lost", "closed", 1000) not in call.told, "we hung up ourselves"
@@ -330,10 +354,10 @@ async def test_a_refused_connection_is_reported() -> None:
 
 async def test_a_spare_does_not_disturb_the_one_in_use() -> None:
     """The old connection is left when the new one takes over, not before."""
-    async with ModelServer() as model, wired(model) as (wire, call, _):
-        wire.dial(0.0)
+    async with ModelServer() as model, wired(model) as (_, call, _):
+        call.dial()
         await call.until("event", "session.created")
-        wire.dial(0.0, spare=True)
+        call.dial(spare=True)
         await call.until("event", "session.created", times=2)
 
     assert [it[0] for it in call.told].count("lost") == 0
@@ -342,9 +366,9 @@ async def test_a_spare_does_not_disturb_the_one_in_use() -> None:
 
 async def test_a_lost_connection_leaves_no_task() -> None:
     """A call that loses its model ten times has the tasks of one connection."""
-    async with ModelServer() as model, wired(model) as (wire, call, _):
+    async with ModelServer() as model, wired(model) as (_, call, _):
         for n in range(3):
-            wire.dial(0.0)
+            call.dial()
             await call.until("event", "session.created", times=n + 1)
             model.inject(faults.drop)
             await call.until("lost", "lost", 1006, times=n + 1)
@@ -357,13 +381,30 @@ async def test_a_lost_connection_leaves_no_task() -> None:
 async def test_events_of_an_abandoned_connection_are_ignored() -> None:
     """They belong to a session that was given up."""
     async with ModelServer() as model, wired(model) as (wire, call, _):
-        wire.dial(0.0)
+        call.dial()
         await call.until("event", "session.created")
         for _ in range(MAX_OUT + 1):
             wire.post(realtime_events.append("AAAA"))
 
         assert [it[1] for it in call.told if it[0] == "lost"] == ["stuck"]
         await until(lambda: not model.active)
+
+
+async def test_events_read_ahead_of_a_connection_that_is_left_are_dropped() -> None:
+    """The call leaves the connection at the first event of a burst: neither the call
+    nor the SDK gets the others, which belong to a session that was given up."""
+    burst = [event("conversation.item.deleted", item_id=f"i{n}") for n in range(9)]
+
+    async with ModelServer() as model, wired(model) as (wire, call, seen):
+        call.dial()
+        await call.until("event", "session.created")
+        call.on_deleted = lambda: wire.leave(call.in_use)
+        model.inject(faults.saying(*burst))
+        await until(lambda: not model.active)
+
+    kind = "conversation.item.deleted"
+    assert call.told.count(("event", kind)) == 1
+    assert [it["type"] for it in seen].count(kind) <= 1
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -373,13 +414,84 @@ async def test_a_closed_wire_leaves_no_connection(hangs: bool) -> None:
         if hangs:
             model.handshakes.leave_unanswered()
         async with wired(model) as (wire, call, _):
-            wire.dial(0.0)
+            call.dial()
             if not hangs:
                 await call.until("event", "session.created")
             else:
                 await until(lambda: model.handshakes.unanswered)
             await wire.close()
         await until(lambda: not (model.active or model.handshakes.unanswered))
+
+
+@asynccontextmanager
+async def deaf_model() -> AsyncIterator[str]:
+    """The url of a server that accepts connections and reads nothing after the
+    handshake."""
+
+    async def stop_reading(connection: ServerConnection) -> None:
+        line = connection.transport.get_extra_info("socket")
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.transport.pause_reading()
+        await connection.wait_closed()
+
+    async with serve(stop_reading, "127.0.0.1", 0, close_timeout=0.1) as server:
+        try:
+            yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            for connection in server.connections:
+                connection.transport.abort()
+
+
+class Over(Exception):
+    """Ends the call of a test, like an error of the bridge."""
+
+
+@pytest.mark.parametrize("how", ["left", "left at the end", "closed", "cut off"])
+async def test_a_connection_whose_server_reads_nothing_is_closed(how: str) -> None:
+    """Its descriptor is free within two seconds, however the call leaves the
+    connection; TCP alone would keep it for hours."""
+    async with deaf_model() as url:
+        connection = await dial(url, {})
+        line = connection.transport.get_extra_info("socket")
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as tasks:
+                wire = Wire(
+                    lambda: dialled(dial, url, {}),
+                    Call(),
+                    tasks,
+                    "CA1",
+                    _on_interrupted,
+                    lambda seconds: None,
+                    lambda session: None,
+                )
+                wire.use(1, connection)
+                for _ in range(50):
+                    wire.post(realtime_events.append("A" * 100_000))
+                await until(connection.transport.get_write_buffer_size)
+                began = monotonic()
+                await leave(wire, how)
+        await until(lambda: connection.state is State.CLOSED, 2, "the close")
+        assert monotonic() - began < 2
+        assert line.fileno() == -1
+
+
+async def leave(wire: Wire, how: str) -> None:
+    match how:
+        case "left":
+            wire.leave(1)
+        case "left at the end":
+            wire.leave(1)
+            raise Over
+        case "closed":
+            await wire.close()
+        case "cut off":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await wire.close()
+
+
+async def _on_interrupted(item_id: str, content_index: int) -> None: ...
 
 
 # --- limits ---
@@ -395,7 +507,7 @@ async def test_the_queue_to_the_model_is_bounded_in_characters(
     """Few large events can use as much memory as many small ones."""
     monkeypatch.setattr(wire_file, "MAX_WAITING_CHARS", 10_000)
     async with ModelServer() as model, wired(model) as (wire, call, _):
-        wire.dial(0.0)
+        call.dial()
         await call.until("event", "session.created")
         for _ in range(20):
             wire.post(realtime_events.append("AAAA" * 100))
@@ -420,28 +532,30 @@ async def test_the_queue_to_the_sdk_is_bounded_in_characters(
         words = event("response.output_text.delta", delta="x" * 1000)
         for n in range(3):
             for _ in range(8):
-                wire.take(words)
+                wire.take(call.in_use, words)
             await until(partial(taken, seen, 8 * (n + 1)))
         assert ("stuck", "sdk_stuck") not in call.told
         for _ in range(12):
-            wire.take(words)
+            wire.take(call.in_use, words)
         assert ("stuck", "sdk_stuck") in call.told
 
 
 async def test_the_kept_ids_are_bounded() -> None:
     """Items that the SDK has seen, and responses it believes to be open."""
-    async with ModelServer() as model, wired(model) as (wire, _, seen):
+    async with ModelServer() as model, wired(model) as (wire, call, seen):
         for n in range(MAX_KNOWN + 10):
             item = {"id": f"i{n}", "type": "message", "role": "user"}
-            wire.take(event("conversation.item.added", item=item))
-            wire.take(event("response.created", response={"id": f"r{n}"}))
+            wire.take(call.in_use, event("conversation.item.added", item=item))
+            wire.take(call.in_use, event("response.created", response={"id": f"r{n}"}))
             if n % 100 == 0:
                 await asyncio.sleep(0.001)
         await until(lambda: len(seen) == 2 * MAX_KNOWN + 20)
-        wire.connection_lost("lost", 1006)
+        wire.connection_lost(call.in_use, "lost", 1006)
         await until(lambda: len(seen) == 2 * MAX_KNOWN + 20 + MAX_OPEN)
-        wire.take(event("conversation.item.added", item=item))
-        wire.take(event("conversation.item.added", item={**item, "id": "i0"}))
+        wire.take(call.in_use, event("conversation.item.added", item=item))
+        wire.take(
+            call.in_use, event("conversation.item.added", item={**item, "id": "i0"})
+        )
         await until(lambda: seen[-1].get("item", {}).get("id") == "i0")
 
     assert seen[-2]["type"] == "response.done", "the newest item was known"
@@ -450,8 +564,11 @@ async def test_the_kept_ids_are_bounded() -> None:
 async def test_events_the_sdk_cannot_parse_are_hidden() -> None:
     """Its parser rejects some numbers, which would end the session."""
     async with ModelServer() as model, wired(model) as (wire, call, seen):
-        wire.take('{"type":"rate_limits.updated","rate_limits":' + "9" * 5000 + "}")
-        wire.take(event("rate_limits.updated", rate_limits=[]))
+        wire.take(
+            call.in_use,
+            '{"type":"rate_limits.updated","rate_limits":' + "9" * 5000 + "}",
+        )
+        wire.take(call.in_use, event("rate_limits.updated", rate_limits=[]))
         await until(lambda: seen)
 
     assert [it["rate_limits"] for it in seen] == [[]]
@@ -481,8 +598,8 @@ async def test_an_event_with_many_parts_is_hidden_from_the_sdk(kind: str) -> Non
     """The SDK would process them for seconds, in which no call goes on."""
     item = {"id": "i", **LISTS[kind]}
     async with ModelServer() as model, wired(model) as (wire, call, seen):
-        wire.take(event("conversation.item.done", item=item))
-        wire.take(event("rate_limits.updated", rate_limits=[]))
+        wire.take(call.in_use, event("conversation.item.done", item=item))
+        wire.take(call.in_use, event("rate_limits.updated", rate_limits=[]))
         await until(lambda: seen)
 
     assert [it["type"] for it in seen] == ["rate_limits.updated"]
@@ -495,6 +612,6 @@ async def test_many_events_of_many_parts_are_a_flood() -> None:
     item = {"id": "i", "type": "message", "role": "user", "content": [{}] * 4000}
     async with ModelServer() as model, wired(model) as (wire, call, _):
         for _ in range(60):
-            wire.take(event("conversation.item.done", item=item))
+            wire.take(call.in_use, event("conversation.item.done", item=item))
 
     assert ("limit", "model_flood") in call.told and ("stuck", "flood") in call.told

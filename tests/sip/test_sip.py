@@ -1,7 +1,7 @@
 """Calls on the Realtime Calls API, from the webhook to the end, over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,7 +32,9 @@ from bridge.agent.loader import AgentSource
 from bridge.app.background_tasks import BackgroundTasks
 from bridge.core.commands import End, Note
 from bridge.core.rules import Rules
+from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
+from bridge.model import calls_api
 from bridge.model.calls_api import (
     CallGone,
     CallsApi,
@@ -54,11 +56,14 @@ from bridge.sim.model import (
 )
 from bridge.sim.realtime.calls import CallsServer, new_secret
 from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
+from bridge.sip import sip, sip_call
 from bridge.sip.sip import SipCalls, facts_of, number_of
 from bridge.sip.sip_call import SipPlan, SipServices
 from bridge.sip.sip_session import ATTACH_TRIES
 from tests.sim.realtime_client import QUICK, speech
 from tests.support.waiting import until
+
+Answer = tuple[int, str]
 
 CALLER, CALLED = "+14155550123", "+14155550100"
 GREETING = "Greet the caller."
@@ -101,7 +106,7 @@ class SipSetup:
     calls: CallsServer
     sip: SipCalls
     services: SipServices
-    registry: MemoryRegistry
+    registry: Registry
     url: str
     begun: list[LiveCall] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
@@ -110,6 +115,10 @@ class SipSetup:
     room: bool = True
     limit: str | None = None
     """That keeps the next call out."""
+
+    async def incoming(self, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Takes a webhook; a test may put a balancer here."""
+        return await self.sip.incoming(headers, body)
 
     async def ring(self, **how: Any) -> PhoneCall:
         how = {"caller": CALLER, "called": CALLED} | how
@@ -152,6 +161,7 @@ async def place(
     rules: Rules | None = None,
     settings: dict[str, Any] | None = None,
     connect: Any = None,
+    registry: Registry | None = None,
     **how: Any,
 ) -> AsyncIterator[SipSetup]:
     rules = rules or Rules(greeting=GREETING)
@@ -193,7 +203,7 @@ async def place(
             if to.number == PREMIUM:
                 raise NotAllowed("no")
 
-        registry = MemoryRegistry()
+        registry = registry or MemoryRegistry()
         services = SipServices(
             secret=calls.secret,
             api_key="sk-sim",
@@ -210,18 +220,18 @@ async def place(
             admit=admit,
             check_transfer=check_transfer,
         )
-        async with SipCalls(services) as sip:
+        async with SipCalls(services) as calls_here:
 
             async def take(request: web.Request) -> web.Response:
                 body = await request.read()
-                status, text = await sip.incoming(request.headers, body)
+                status, text = await here.incoming(request.headers, body)
                 return web.Response(status=status, text=text)
 
             app.router.add_post("/openai/webhook", take)
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             url = f"http://127.0.0.1:{runner.addresses[0][1]}/openai/webhook"
-            here = SipSetup(model, calls, sip, services, registry, url)
+            here = SipSetup(model, calls, calls_here, services, registry, url)
             try:
                 yield here
             finally:
@@ -351,7 +361,7 @@ async def test_a_registry_that_is_not_there() -> None:
     delivery."""
     async with place() as here:
         async with SipCalls(replace(here.services, registry=Silent())) as deaf:
-            here.sip.incoming = deaf.incoming  # type: ignore[method-assign]
+            here.incoming = deaf.incoming  # type: ignore[method-assign]
             call = await here.ring()
 
         assert call.answers == [503]
@@ -373,7 +383,7 @@ async def test_a_bridge_that_has_closed_takes_none() -> None:
     async with place() as here:
         async with SipCalls(here.services) as closed:
             pass
-        here.sip.incoming = closed.incoming  # type: ignore[method-assign]
+        here.incoming = closed.incoming  # type: ignore[method-assign]
         call = await here.ring()
 
         assert call.answers == [503]
@@ -461,13 +471,26 @@ async def test_a_socket_that_is_refused_ends_the_call() -> None:
 
 
 async def test_a_socket_that_stays_unknown_is_a_call_that_is_over() -> None:
-    """404 for seconds means that the caller has hung up."""
+    """404 for seconds, also from the API: the caller has hung up."""
     async with place(late=99) as here:
-        await here.ring()
+        call = await here.ring()
+        await call.until(SipCallState.TALKING)
+        call.hang_up()
         await here.over()
 
         assert here.ends == ["caller_hung_up"]
         assert len(here.model.refused) == ATTACH_TRIES
+
+
+async def test_a_call_that_cannot_be_attached_to_does_not_go_on() -> None:
+    """The socket stays unknown, but the API has the call: the caller would hear
+    silence, and the call would cost money."""
+    async with place(late=99) as here:
+        call = await here.ring()
+        await call.until(SipCallState.ENDED)
+        await here.over()
+
+        assert (call.ended_by, here.ends) == ("api", ["model_refused"])
 
 
 async def test_a_server_that_is_not_there() -> None:
@@ -699,6 +722,106 @@ async def test_the_caller_hangs_up() -> None:
         assert here.ends == ["caller_hung_up"]
         assert live.over and here.types()[-1] == "call_ended"
         assert call.attached == 1
+
+
+async def test_a_broken_network_is_not_the_callers_hang_up() -> None:
+    """The socket breaks as if the caller had hung up, but OpenAI still has the call:
+    the operator sees `model_lost`, and the call is hung up."""
+    async with place() as here:
+        call, session, _ = await here.talk()
+        session.abort("network")
+        await here.over()
+
+        assert here.ends == ["model_lost"]
+        assert (call.state, call.ended_by) == (SipCallState.ENDED, "api")
+        assert here.types()[-2:] == ["model_gone", "call_ended"]
+        assert here.events[-1].data["by"] == "model"
+
+
+async def test_a_hang_up_whose_answer_is_lost_does_not_blame_the_caller() -> None:
+    """The second try finds no call, because the first one has ended it."""
+    async with place(lose=["hangup"]) as here:
+        _, session, _ = await here.talk()
+        session.abort("network")
+        await here.over()
+
+        assert here.ends == ["model_lost"]
+
+
+async def test_an_api_that_cannot_tell_leaves_the_model_lost() -> None:
+    """Neither the socket nor the API works: the network is broken."""
+    async with place(fail={"hangup": 400}) as here:
+        _, session, _ = await here.talk()
+        with capture_logs() as lines:
+            session.abort("network")
+            await here.over()
+
+        assert here.ends == ["model_lost"]
+        assert [it["why"] for it in lines if it["event"] == "sip_hang_up_failed"] == [
+            "HTTP 400 scripted"
+        ]
+
+
+async def test_a_transfer_whose_answer_is_lost_is_a_transfer() -> None:
+    """The second try finds no call, because the first one has transferred it."""
+    async with place(
+        talking([CallTool("transfer", {})]), HELPFUL, lose=["refer"]
+    ) as here:
+        call, _, _ = await here.talk()
+        await here.over()
+
+        assert (call.state, here.ends) == (
+            SipCallState.REFERRED,
+            ["agent_transferred"],
+        )
+        assert [verb for verb, _ in here.calls.requests] == ["accept", "refer", "refer"]
+
+
+async def test_a_slow_hang_up_is_carried_through() -> None:
+    """The API does not answer the first try. The call is reported and the instance may
+    end, but the call does not go on at OpenAI."""
+    async with place(stall={"hangup": 1}) as here:
+        call, _, _ = await here.talk()
+        here.sip.end("cost")
+        await until(lambda: here.sip.calls == 0)
+
+        assert here.ends == ["bridge_cost"]
+        assert call.state is SipCallState.TALKING
+        await call.until(SipCallState.ENDED)
+        assert call.ended_by == "api"
+
+
+async def test_a_shutdown_waits_for_a_hang_up() -> None:
+    """The hang-up that begins with the shutdown gets its second try."""
+    async with place(stall={"hangup": 1}) as here:
+        call, _, _ = await here.talk()
+
+    assert (call.state, call.ended_by) == (SipCallState.ENDED, "api")
+
+
+async def test_a_shutdown_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenAI cannot be reached: the instance ends, and logs the call that may go on."""
+    monkeypatch.setattr("bridge.sip.sip.CLOSE_SECONDS", 0.2)
+    with capture_logs() as lines:
+        async with place(stall={"hangup": 99}) as here:
+            call, _, _ = await here.talk()
+            here.sip.end("cost")
+            await until(lambda: here.sip.calls == 0)
+
+    failed = [it for it in lines if it["event"] == "sip_hang_up_failed"]
+    assert [(it["call_sid"], it["why"]) for it in failed] == [(call.id, "shutdown")]
+
+
+def test_the_limits_of_the_api_fit_each_other() -> None:
+    """A request has time for all its tries, and a hang-up for all its requests."""
+    pauses = sum(0.5 * 2**number for number in range(calls_api.RETRIES))
+    tries = (calls_api.RETRIES + 1) * calls_api.REQUEST_SECONDS
+
+    assert tries + pauses <= calls_api.LIMIT_SECONDS
+    assert sip_call.HANG_UP_TRIES * calls_api.LIMIT_SECONDS < sip_call.HANG_UP_SECONDS
+    assert sip.CLOSE_SECONDS >= calls_api.LIMIT_SECONDS
 
 
 async def test_an_end_of_the_bridge_hangs_up() -> None:

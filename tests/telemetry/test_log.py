@@ -239,7 +239,7 @@ def test_nothing_that_people_said_is_in_the_log(
     phone.model("error", error=error)
     phone.barges_in()
     phone.frames(100)
-    phone.talk.end("caller", "hung_up", phone.now)
+    phone.ends("caller", "hung_up")
     notes = [note for note in phone.log if isinstance(note, Note)]
     told = {
         note.name

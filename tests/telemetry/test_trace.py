@@ -13,14 +13,34 @@ import pytest
 from bridge.core import ProtocolError, realtime_events, twilio_messages
 from bridge.core.commands import Command, Note
 from bridge.core.conversation import Conversation
+from bridge.core.inputs import (
+    Ask,
+    Dialled,
+    Edit,
+    EndCall,
+    FromModel,
+    FromPhone,
+    Goodbye,
+    Input,
+    Interrupt,
+    Misread,
+    MuteCaller,
+    Play,
+    Send,
+    SetRules,
+    Tell,
+    Tick,
+    ToolRunning,
+    WhenHeard,
+)
 from bridge.core.limits import Bounds
 from bridge.core.rules import Rules
+from bridge.core.sessions import FIRST_CONNECTION
 from bridge.privacy.redaction import Redaction, pattern
 from bridge.telemetry.trace import (
     MAX_EARLY_BYTES,
     TRACE_FORMAT,
     Trace,
-    feed,
     read,
     replay,
 )
@@ -49,19 +69,19 @@ class TracedCall:
         try:
             decoded = twilio_messages.decode(text)
         except ProtocolError as error:
-            self.other("misread", "caller", error.reason)
+            self.gives(Misread("caller", error.reason))
             return
-        self.trace.input("caller", text, self.at)
-        self.obey(self.talk.from_caller(decoded, self.at))
+        self.gives(FromPhone(decoded))
 
     def model(self, type: str, **event: Any) -> None:
         text = msgspec.json.encode({"type": type, **event}).decode()
-        self.trace.input("model", text, self.at)
-        self.obey(self.talk.from_model(realtime_events.decode(text), self.at))
+        decoded = realtime_events.decode(text)
+        if not isinstance(decoded, realtime_events.Other):
+            self.gives(FromModel(FIRST_CONNECTION, decoded))
 
-    def other(self, kind: str, *value: Any) -> None:
-        self.trace.input(kind, value, self.at)
-        self.obey(feed(self.talk, kind, value, self.at))
+    def gives(self, given: Input) -> None:
+        self.trace.input(given, self.at)
+        self.obey(self.talk.handle(given, self.at))
 
     def obey(self, commands: list[Command]) -> None:
         for command in commands:
@@ -75,7 +95,8 @@ class TracedCall:
         details = {"callSid": call_sid, "mediaFormat": media}
         self.caller(event="start", streamSid=stream_sid, start=details)
         self.path = self.trace.open(self.folder, call_sid, stream_sid)
-        self.other("rules", msgspec.to_builtins(self.rules))
+        self.gives(SetRules(self.rules))
+        self.gives(Dialled(FIRST_CONNECTION))
 
     def frames(self, ms: int) -> None:
         for _ in range(ms // 20):
@@ -116,20 +137,20 @@ def a_whole_call(folder: Path) -> TracedCall:
     call.frames(400)
     call.model("input_audio_buffer.speech_started", item_id="u1")
     call.at += 1.1  # the fence is lost, and frames stop while the caller speaks
-    call.other("tick")
+    call.gives(Tick())
     call.model("input_audio_buffer.speech_stopped", item_id="u1")
-    call.other("misread", "model", "event is no JSON")
+    call.gives(Misread("model", "event is no JSON"))
     call.trace.session(Note("tool_start", {"tool": "opening_hours"}), call.at)
     call.model("response.done", response={"id": "r1", "status": "cancelled"})
     call.model("response.created", response={"id": "r2"})
-    call.other("interrupt", "guardrail", "r2")
-    call.other("interrupt", "application", None)
+    call.gives(Interrupt("guardrail", "r2"))
+    call.gives(Interrupt("application"))
     call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "5"})
     call.model("response.done", response={"id": "r2", "status": "cancelled"})
     inputs_of_the_users_code(call)
     call.model("error", error={"type": "server_error", "message": "oh"})
     call.frames(100)
-    call.other("end", "caller", "connection_lost")
+    call.gives(EndCall("caller", "connection_lost"))
     call.trace.close()
     return call
 
@@ -139,26 +160,30 @@ def inputs_of_the_users_code(call: TracedCall) -> None:
     that only it causes."""
     call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "#"})
     call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "9"})
-    call.other("tell", "system", "They are a regular.", True)
-    call.other("ask")
+    call.gives(Tell("system", "They are a regular.", True))
+    call.gives(Ask())
     message = {"id": "u1", "type": "message", "role": "user"}
     call.model("conversation.item.added", item=message)
-    call.other("edit", ["i1"], {"u1": "(hidden)"})
-    call.other("mute", True)
+    call.gives(Edit(("i1",), {"u1": "(hidden)"}))
+    call.gives(MuteCaller(True))
     call.frames(40)
-    call.other("mute", False)
-    call.other("tool_running", 1, "call_1")
-    call.other("tool_running", -1, "call_1")
-    call.other("play", payload(100))
-    call.other("when_heard", 1, None, False)
-    call.other("when_heard", 2, ["agent", "hung_up"], True)
-    call.other("interrupt", "application", None)
-    call.other("goodbye", "cost")
+    call.gives(MuteCaller(False))
+    call.gives(ToolRunning(1, "call_1"))
+    call.gives(ToolRunning(-1, "call_1"))
+    call.gives(Play(payload(100)))
+    call.gives(WhenHeard(1, None, False))
+    call.gives(WhenHeard(2, ("agent", "hung_up")))
+    call.gives(Interrupt("application"))
+    call.gives(Goodbye("cost"))
 
 
 def lines(path: Path | None) -> list[dict[str, Any]]:
     assert path is not None
     return list(read(path))
+
+
+def inputs(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line["in"] for line in found if "in" in line]
 
 
 def differences(path: Path | None) -> list[Any]:
@@ -175,12 +200,13 @@ def test_a_replay_gives_the_same_call(tmp_path: Path) -> None:
 
     assert len(pairs) == len(call.commands) > 60
     assert differences(call.path) == []
-    assert {recorded["out"] for recorded, _ in pairs} == {
-        "caller",
-        "model",
+    assert {recorded["kind"] for recorded, _ in pairs} == {
+        "to_caller",
+        "to_model",
         "note",
         "interrupted",
         "started",
+        "switch",
         "wait_done",
         "pressed",
         "end",
@@ -195,16 +221,20 @@ def test_a_trace_says_what_happened_and_when(tmp_path: Path) -> None:
 
     begin = msgspec.to_builtins(Bounds())
     assert found[0] == {"at": 50.0, "format": TRACE_FORMAT, "begin": begin}
-    [rules] = [line["value"][0] for line in found if line.get("in") == "rules"]
-    assert rules["greeting"] == GREETING
+    [rules] = [it for it in inputs(found) if it["kind"] == "set_rules"]
+    assert rules["rules"]["greeting"] == GREETING
     assert all("at" in line for line in found)
     assert [line["at"] for line in found] == sorted(line["at"] for line in found)
-    session = [line for line in found if line.get("out") == "session"]
-    assert session[0]["value"] == ["tool_start", {"tool": "opening_hours"}, {}]
-    notes = [line["value"] for line in found if line.get("out") == "note"]
-    pressed = [private["digit"] for name, _, private in notes if name == "key_pressed"]
-    assert pressed == ["5", "#", "9"]
-    assert [it["value"] for it in found if it.get("out") == "pressed"] == ["9"]
+    [session] = [line["session"] for line in found if "session" in line]
+    assert (session["name"], session["data"]) == (
+        "tool_start",
+        {"tool": "opening_hours"},
+    )
+    commands = [line["out"] for line in found if "out" in line]
+    notes = [it for it in commands if it["kind"] == "note"]
+    pressed = [it["private"] for it in notes if it["name"] == "key_pressed"]
+    assert pressed == [{"digit": "5"}, {"digit": "#"}, {"digit": "9"}]
+    assert [it["keys"] for it in commands if it["kind"] == "pressed"] == ["9"]
 
 
 def test_a_changed_core_is_noticed(tmp_path: Path) -> None:
@@ -213,7 +243,12 @@ def test_a_changed_core_is_noticed(tmp_path: Path) -> None:
     assert call.path is not None
     text = call.path.read_text("utf-8")
 
-    call.path.write_text(text.replace('["caller","connection_lost"]}', '["x","y"]}', 1))
+    call.path.write_text(
+        text.replace(
+            '{"kind":"end_call","by":"caller","why":"connection_lost"}',
+            '{"kind":"end_call","by":"x","why":"y"}',
+        )
+    )
 
     assert len(differences(call.path)) == 1
 
@@ -229,12 +264,10 @@ def test_a_command_that_is_missing_in_the_trace_is_noticed(tmp_path: Path) -> No
     [(recorded, now)] = differences(call.path)
 
     assert recorded == {}
-    assert now == {"out": "end", "value": ["caller", "connection_lost"]}
+    assert now == {"kind": "end", "by": "caller", "why": "connection_lost"}
 
 
-@pytest.mark.parametrize(
-    "left", [b"", b'{"at":', b'{"at":99.0,"in":"tick","value":[]}']
-)
+@pytest.mark.parametrize("left", [b"", b'{"at":', b'{"at":99.0,"in":{"kind":"tick"}}'])
 def test_a_line_that_a_crash_cut_off_is_ignored(tmp_path: Path, left: bytes) -> None:
     """The trace of a call whose process was killed can be read up to its last whole
     line."""
@@ -257,7 +290,7 @@ def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> No
     assert call.path is not None and call.path.stat().st_size < 2000
     call.trace.close()
 
-    assert len(lines(call.path)) == 4 + 50
+    assert len(lines(call.path)) == 6 + 50
     assert "begin" in lines(call.path)[0]
 
 
@@ -289,7 +322,7 @@ def test_a_socket_without_a_start_costs_no_memory() -> None:
     lost: list[str] = []
     trace = Trace(1.0, lost.append)
     for n in range(10_000):
-        trace.input("misread", ["caller", "unknown event"], float(n))
+        trace.input(Misread("caller", "unknown event"), float(n))
 
     assert trace._early == []
     assert lost == ["too much before the start of the call"]
@@ -339,7 +372,7 @@ def test_on_a_full_disk_only_the_trace_is_lost(
     trace = Trace(1.0, lost.append)
     path = trace.open(tmp_path, "CA1", "MZ1")
     for n in range(lines):
-        trace.input("tick", [], float(n))
+        trace.input(Tick(), float(n))
     assert len(lost) == (lines > 2_000)
     trace.close()
 
@@ -357,7 +390,7 @@ def test_a_trace_has_a_size_limit(
     trace = Trace(1.0, lost.append)
     path = trace.open(tmp_path, "CA1", "MZ1")
     for n in range(1000):
-        trace.input("tick", [], float(n))
+        trace.input(Tick(), float(n))
     trace.close()
 
     assert lost == ["larger than a call can be"]
@@ -368,27 +401,32 @@ def test_a_closed_trace_ignores_further_lines(tmp_path: Path) -> None:
     """A bridge that shuts down while a call is ending ends the other calls, too."""
     call = a_whole_call(tmp_path)
 
-    call.other("end", "bridge", "shutdown")  # Server.close, while the call concludes
+    call.gives(EndCall("bridge", "shutdown"))  # Server.close, while the call concludes
     call.trace.close()
 
     assert differences(call.path) == []
 
 
-def test_an_unknown_input_is_refused() -> None:
-    """The trace of a newer version is not replayed as if this version understood it."""
-    talk = Conversation(now=0.0)
+@pytest.mark.parametrize(
+    "odd",
+    [
+        '{"kind":"dance"}',
+        '{"kind":"end_call","by":"caller"}',
+        '{"kind":"misread","side":null,"reason":"x"}',
+        '{"kind":"mute","on":"yes"}',
+        '{"kind":"from_phone","message":{"event":"mark"}}',
+    ],
+)
+def test_an_unknown_input_is_refused(tmp_path: Path, odd: str) -> None:
+    """The trace of a changed version is not replayed as if this version understood
+    it."""
+    call = a_whole_call(tmp_path)
+    assert call.path is not None
+    text = call.path.read_text("utf-8")
+    call.path.write_text(text.replace('{"kind":"tick"}', odd))
 
-    odd: list[tuple[str, list[Any]]] = [
-        ("dance", []),
-        ("end", ["caller"]),
-        ("misread", [None, "x"]),
-        ("tell", ["user", "x"]),
-        ("when_heard", [1, None]),
-        ("mute", ["yes"]),
-    ]
-    for kind, value in odd:
-        with pytest.raises(ValueError, match=f"no such input: '{kind}'"):
-            feed(talk, kind, value, 1.0)
+    with pytest.raises(ValueError, match=r"missing|Invalid|Expected"):
+        list(replay(call.path))
 
 
 # --- redaction, permissions ---
@@ -405,8 +443,9 @@ def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
     facts = {"callSid": "CA1", "mediaFormat": media, "customParameters": {"c": VISA}}
     call.caller(event="start", streamSid="MZ1", start=facts)
     call.path = call.trace.open(folder, "CA1", "MZ1", redaction)
+    call.gives(Dialled(FIRST_CONNECTION))
     call.rules = msgspec.structs.replace(call.rules, greeting=f"Say {VISA}.")
-    call.other("rules", msgspec.to_builtins(call.rules))
+    call.gives(SetRules(call.rules))
     call.frames(100)
     call.model("session.updated", session=MULAW_SESSION)
     spoken = "conversation.item.input_audio_transcription"
@@ -428,18 +467,18 @@ def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
     call.model("conversation.item.done", item=tool)
     for digit in "4111":
         call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": digit})
-    call.other("tick")
-    call.other("tell", "system", f"Charge {VISA}.", True)
-    call.other("edit", ["u0"], {"u1": VISA})
-    call.other("send", '{"type":"x","text":"4111 1111 1111 1111"}')
-    call.other("send", "no JSON: 4111 1111 1111 1111")
-    call.other("play", payload(100))
+    call.gives(Tick())
+    call.gives(Tell("system", f"Charge {VISA}.", True))
+    call.gives(Edit(("u0",), {"u1": VISA}))
+    call.gives(Send('{"type":"x","text":"4111 1111 1111 1111"}'))
+    call.gives(Send("no JSON: 4111 1111 1111 1111"))
+    call.gives(Play(payload(100)))
     call.caller(event="dtmf", streamSid="MZ1", dtmf={"digit": "9"})
     call.mark("m1")
     call.frames(1500)
     call.at += 3
-    call.other("tick")
-    call.other("end", "caller", "hung_up")
+    call.gives(Tick())
+    call.gives(EndCall("caller", "hung_up"))
     call.trace.close()
     return call
 
@@ -452,8 +491,8 @@ def test_a_trace_is_redacted_as_the_route_says(tmp_path: Path) -> None:
     assert open_call.path is not None and call.path is not None
     before, after = open_call.path.read_text(), call.path.read_text()
 
-    assert VISA in before and '"digit\\":\\"4' in before.replace(" ", "")
-    for secret in (VISA, VISA.replace(" ", ""), "4111", "hushed", '"digit\\":\\"'):
+    assert VISA in before and '"digit":"4' in before
+    for secret in (VISA, VISA.replace(" ", ""), "4111", "hushed", '"digit":"'):
         found = [line for line in after.splitlines() if secret in line]
         assert not [line for line in found if "[keys]" not in line], secret
     assert payload(20) not in after and payload(100) not in after
@@ -470,12 +509,13 @@ def test_a_trace_without_texts_can_be_replayed(tmp_path: Path) -> None:
     kept = lines(call.path)
 
     assert [line["at"] for line in kept] == [line["at"] for line in whole]
-    assert [line.get("in") for line in kept] == [line.get("in") for line in whole]
-    assert [line.get("out") for line in kept] == [line.get("out") for line in whole]
+    for part in ("in", "out"):
+        kinds = [line.get(part, {}).get("kind") for line in whole]
+        assert [line.get(part, {}).get("kind") for line in kept] == kinds
     assert call.path is not None
     replayed = list(replay(call.path))
-    assert [it[0].get("out") for it in replayed] == [
-        it[1].get("out") for it in replayed
+    assert [it[0].get("kind") for it in replayed] == [
+        it[1].get("kind") for it in replayed
     ]
 
 

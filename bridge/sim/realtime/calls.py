@@ -5,6 +5,7 @@ Written from OpenAI's documentation and the Standard Webhooks specification, not
 the `openai` package: a fake must not share the mistakes of the code that it checks.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -48,17 +49,21 @@ class CallsServer:
         late: int = 0,
         fail: Mapping[str, int] | None = None,
         lose: Collection[str] = (),
+        stall: Mapping[str, int] | None = None,
     ) -> None:
         """`late`: this many handshakes after an accept are refused as too early (404).
 
         `fail`: verb ("accept", "refer" ...) -> HTTP status of its answer. `lose`: verbs
-        that are carried out, but answered with 500.
+        that are carried out, but answered with 500. `stall`: verb -> number of its next
+        requests that are neither carried out nor answered.
         """
         self.secret = secret or new_secret()
         self.calls: list[PhoneCall] = []
         self.requests: list[tuple[str, Json]] = []  # (verb, request body), in order
         self.fail = dict(fail or {})
         self.lose = frozenset(lose)
+        self.stall = dict(stall or {})
+        self._closing = asyncio.Event()
         self._model = model
         self._api_key = api_key
         self._host = host
@@ -97,6 +102,7 @@ class CallsServer:
         traceback: TracebackType | None,
     ) -> None:
         assert self._runner is not None and self._http is not None
+        self._closing.set()
         await self._http.close()
         await self._runner.cleanup()
 
@@ -179,6 +185,10 @@ class CallsServer:
             except ValueError:
                 return _error(400, "The body is not JSON.", "invalid_json")
             self.requests.append((verb, body))
+            if self.stall.get(verb):
+                self.stall[verb] -= 1
+                await self._closing.wait()
+                return _error(500, "Stalled.", "stalled")
             if verb in self.fail:
                 return _error(self.fail[verb], "Scripted.", "scripted")
             call_id = request.match_info["call_id"]

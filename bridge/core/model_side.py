@@ -1,0 +1,372 @@
+"""The model's side of a call: what its session is sent, and how a session is replaced.
+
+PURE. A session that replaces another one gets the conversation so far (replay.py), what
+the model has not confirmed (outbox.py), and the caller's audio that was held.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from bridge.core import errors, realtime_events
+from bridge.core.agent_speech import ANSWER_ID, AgentSpeech
+from bridge.core.caller_audio import CallerAudio
+from bridge.core.commands import Command, Note, ToModel, Value
+from bridge.core.history import History
+from bridge.core.outbox import Outbox, PendingText
+from bridge.core.replay import Unfinished, replayed
+from bridge.core.rules import BROKEN_OFF, Rules
+from bridge.core.running_tools import RunningTools
+from bridge.core.sessions import Sessions
+from bridge.core.stream_presence import StreamPresence
+
+MAX_FAILURES = 2
+"""This many failed responses in a row end the call. One failure may be temporary (a
+rate limit); after a second one the caller would wait in silence."""
+
+TEXT_KINDS = frozenset({"user", "assistant", "system"})
+"""Kinds of history items that are messages; `edit` may replace their text."""
+
+PROBE_ID = "bridge_probe"
+"""event_id of a probe: an event that only makes the server answer."""
+
+MAX_MESSAGE_CHARS = 2000
+"""Characters kept of the message of a model error: only people read it."""
+
+EndCallNow = Callable[[str, str, float], list[Command]]
+"""Ends the call (by, why, now) and returns the commands for that."""
+
+
+class ModelSide:
+    """The sessions of one call, one after the other, as one conversation.
+
+    Invariant: nothing is sent to the model while there is no session (Sessions).
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        speech: AgentSpeech,
+        caller: CallerAudio,
+        stream: StreamPresence,
+        history: History,
+        outbox: Outbox,
+        tools: RunningTools,
+        end: EndCallNow,
+    ) -> None:
+        self._sessions = sessions
+        self._speech = speech
+        self._caller = caller
+        self._stream = stream
+        self._history = history
+        self._outbox = outbox
+        self._tools = tools
+        self._end = end
+        self.rules = Rules()
+        self._turn_detection = realtime_events.TurnDetection()
+        """The server's settings: whether the server interrupts and responds by
+        itself."""
+        self._server_detects_turns = True
+        """False: the session has no turn detection."""
+        self.failures = 0
+        """Failed responses in a row."""
+        self.awaiting_audio_since: float | None = None
+        """Since when the caller waits for the first audio of a response."""
+
+    # --- what the server does by itself ---
+
+    @property
+    def server_responds(self) -> bool:
+        """The server responds to the caller's turn by itself."""
+        return self._turn_detection.create_response is not False
+
+    @property
+    def server_cancels(self) -> bool:
+        """The server cancels its response when the caller speaks."""
+        return self._turn_detection.interrupt_response is True
+
+    @property
+    def interruptible(self) -> bool:
+        """False only if the user's session has interrupt_response false."""
+        return self._turn_detection.interrupt_response is not False
+
+    # --- messages to the model ---
+
+    def tell(self, role: str, text: str, respond: bool, now: float) -> list[Command]:
+        """Adds a text message to the conversation; with `respond` the model
+        responds."""
+        if not self._sessions.has_session:
+            return self._keep_pending(PendingText(role, text, respond))
+        return [self._send_message(role, text), *(self.ask(now) if respond else [])]
+
+    def ask(self, now: float) -> list[Command]:
+        """Requests a response, as soon as the model is free."""
+        if not self._sessions.has_session:
+            self._outbox.asked = True
+            return []
+        if self._caller.speaking and self.server_responds:
+            return []  # the server responds at the end of the turn
+        if self._speech.unanswered:
+            # The server is about to begin a response by itself: this one follows it.
+            self._speech.want_response(now)
+            return []
+        return self._speech.request_response(now)
+
+    def say_goodbye(self, text: str, now: float) -> list[Command]:
+        """Makes the agent say goodbye. Requested even while the caller speaks: the
+        agent says nothing else after it."""
+        has_session = self._sessions.has_session
+        say = self.tell("system", text, not has_session, now)
+        return [*say, *(self._speech.request_response(now) if has_session else [])]
+
+    def ask_silent_caller(self, text: str, now: float) -> list[Command]:
+        """Makes the agent ask whether the caller is still there."""
+        self._speech.unanswered = False  # the server would have begun by now
+        return self.tell("system", text, True, now)
+
+    def send(self, text: str) -> list[Command]:
+        """Sends a client event (JSON), or keeps it until the model is ready."""
+        if self._sessions.has_session:
+            return [self._send_event(text)]
+        if '"response.cancel"' in text:
+            return []  # it is for a response of the lost session
+        return self._keep_pending(text)
+
+    def edit(
+        self, removed: Iterable[str], corrected: Mapping[str, str]
+    ) -> list[Command]:
+        """Carries out the input `Edit`."""
+        if not self._sessions.has_session:
+            # The next session is given the history as it stands then.
+            for item_id in removed:
+                self._history.remove(item_id)
+            for item_id, text in corrected.items():
+                self._history.correct(item_id, text)
+            return []
+        commands: list[Command] = []
+        gone = list(removed)
+        for item_id, text in corrected.items():
+            item = self._history.get(item_id)
+            if item is not None and item.kind in TEXT_KINDS:
+                new = realtime_events.message(
+                    item.kind, text, self._speech.event_id(), after=item_id
+                )
+                commands.append(self._send_event(new))
+                gone.append(item_id)
+        deletes = [realtime_events.delete(it, self._speech.event_id()) for it in gone]
+        return commands + [self._send_event(delete) for delete in deletes]
+
+    def _send_event(self, text: str) -> ToModel:
+        """Sends an event; an item is remembered until the server has shown it."""
+        return ToModel(self._outbox.sent(text))
+
+    def _send_message(self, role: str, text: str) -> ToModel:
+        return self._send_event(
+            realtime_events.message(role, text, self._speech.event_id())
+        )
+
+    def _keep_pending(self, text: PendingText | str) -> list[Command]:
+        """Keeps a text, or a client event, until the model is ready."""
+        return [] if self._outbox.keep(text) else [Note("text_dropped")]
+
+    # --- a connection becomes a session ---
+
+    def session_updated(
+        self, event: realtime_events.SessionUpdated, now: float
+    ) -> list[Command]:
+        """The server says how the session is configured; the first time on a
+        connection, the session is ready."""
+        if any(form not in (None, realtime_events.MULAW) for form in event.formats):
+            # PCM on a mu-law line would be noise to the caller.
+            return self._end("model", "wrong_audio_format", now)
+        self._turn_detection = event.turns
+        # Without turn detection no event reports the end of the caller's turn, and no
+        # response follows: the current turn is dropped.
+        manual = self._server_detects_turns and not event.detects
+        self._server_detects_turns = event.detects
+        caller = self._caller
+        caller.server_transcribes = caller.server_transcribes and event.transcribes
+        dropped = self.turn_dropped(now) if manual else []
+        if self._sessions.has_session:
+            return dropped
+        return self._session_ready(event, now)
+
+    def _session_ready(
+        self, event: realtime_events.SessionUpdated, now: float
+    ) -> list[Command]:
+        resumes = self._sessions.had_session
+        # Cuts are settled first: the replay tells the session what was heard.
+        settled = self._speech.settle_cuts(now) if resumes else []
+        self._sessions.began(now, self.rules.session_seconds)
+        commands: list[Command]
+        if resumes:
+            commands = self._resume_session(settled, now)
+        else:
+            taken, sent = event.formats
+            data = {"held_ms": self._caller.held_ms, "input": taken, "output": sent}
+            commands = [Note("ready", data), *self._open_session(now)]
+        for pending in self._outbox.take():
+            if isinstance(pending, PendingText):
+                commands += self.tell(pending.role, pending.text, pending.respond, now)
+            else:
+                commands.append(self._send_event(pending))
+        if self._outbox.asked:
+            self._outbox.asked = False
+            commands += self.ask(now)
+        return commands + self._speech.request_if_free(now) + self._caller.ready()
+
+    def _open_session(self, now: float) -> list[Command]:
+        """Sends the first session of this stream the history of earlier sessions and
+        the greeting."""
+        rules = self.rules
+        before = replayed(rules.history, self._speech.event_id)
+        commands: list[Command] = [ToModel(event) for event in before]
+        if rules.aside:
+            return [*commands, self._send_message("system", rules.aside)]
+        opening = rules.word or rules.greeting
+        if opening:
+            # An item, because instructions of a response would replace the agent's own.
+            # Sent before the held audio, so that a caller who said hello first is
+            # answered after it.
+            commands.append(self._send_message("system", opening))
+            commands += self._speech.request_response(now)
+            self.awaiting_audio_since = now
+        return commands
+
+    def _resume_session(self, settled: list[Command], now: float) -> list[Command]:
+        """Sends a session that replaces a lost or old one the history and what is
+        unsettled."""
+        words: dict[str, str] = {}
+        for part in self._speech.playing(now):
+            text = "".join(text for _, text in part.words)
+            words[part.id] = words.get(part.id, "") + text
+        unfinished = Unfinished(
+            words, self._caller.turn_audio, self._history.open_calls
+        )
+        resent = replayed(self._history.items, self._speech.event_id, unfinished)
+        resent += self._outbox.events
+        data: dict[str, Value] = {
+            "why": self._sessions.left_why,
+            "seconds": now - self._sessions.lost_at,
+            "held_ms": self._caller.held_ms,
+            "items": len(resent),
+        }
+        commands: list[Command] = [Note("model_back", data), *settled]
+        commands += [ToModel(event) for event in resent]
+        if self._speech.broken_off and not self._stream.is_lost:
+            self._speech.broken_off = False
+            commands.append(self._send_message("system", BROKEN_OFF))
+        return commands
+
+    def turn_dropped(self, now: float) -> list[Command]:
+        """The server will not respond to what the caller said last."""
+        self._caller.speaking = False
+        self._caller.turn_dropped()
+        self._speech.unanswered = False
+        return self._speech.request_if_free(now)
+
+    # --- a session is replaced ---
+
+    def lost(self, connection: int, why: str, now: float) -> list[Command]:
+        """A connection is closed."""
+        if not self._sessions.lost(connection):
+            return []  # a connection that is not used any more
+        return [Note("model_lost", {"why": why}), *self.redial(why, now)]
+
+    def not_dialled(
+        self, connection: int, why: str, fatal: bool, now: float
+    ) -> list[Command]:
+        """A connection could not be opened."""
+        if not self._sessions.not_dialled(connection, now):
+            return []
+        note = Note("model_refused", {"why": why, "fatal": fatal})
+        if self._sessions.has_session:
+            return [note]
+        if fatal:
+            return [note, *self._end("model", "refused", now)]
+        return [note, *self._sessions.switch_or_dial(now)]
+
+    def redial(self, why: str, now: float) -> list[Command]:
+        """The session is lost: uses the spare one or dials; ends the call if time is
+        up."""
+        commands = self._leave_session(why, now)
+        if self._sessions.is_given_up(now):
+            return commands + self._end("model", "lost", now)
+        return commands + self._sessions.switch_or_dial(now)
+
+    def roll_over(self, now: float) -> list[Command]:
+        """A quiet moment: the spare session takes over unnoticed."""
+        left = self._leave_session("roll_over", now)
+        return [Note("rolls_over"), *left, *self._sessions.switch_or_dial(now)]
+
+    def tick(self, now: float) -> list[Command]:
+        """Does what is due for the connections at `now`."""
+        if self._sessions.is_given_up(now):
+            why = "lost" if self._sessions.had_session else "not_ready"
+            return self._end("model", why, now)
+        lost = self._sessions.lost_reason(now)
+        if lost:
+            return self.redial(lost, now)
+        commands = self._sessions.dial_spare_if_old(now)
+        if self._sessions.take_probe(now):
+            commands.append(ToModel(realtime_events.probe(PROBE_ID)))
+        return commands
+
+    def _leave_session(self, why: str, now: float) -> list[Command]:
+        """The session is not used any more: keeps what the next one must know, and
+        holds the caller's audio."""
+        had_session = self._sessions.has_session
+        commands = self._sessions.leave(why, now)
+        if not had_session:
+            return commands
+        commands += self._speech.model_lost(now, tools=bool(self._tools.count))
+        turn_open = self._caller.speaking or self._caller.turn_open
+        if self._speech.unanswered and not turn_open:
+            # The caller's turn has ended, and the server had not begun its response:
+            # the response is owed.
+            commands += self._speech.request_response(now)
+        self._speech.unanswered = False
+        self._caller.model_lost()
+        for item_id in self._outbox.deleted:
+            self._history.remove(item_id)
+        return commands
+
+    # --- errors ---
+
+    def retry_or_end(self, why: str, now: float) -> list[Command]:
+        """A response that the caller waits for failed."""
+        self.failures += 1
+        if why in errors.FATAL_CODES or self.failures >= MAX_FAILURES:
+            return self._end("model", "failed", now)
+        return [] if self._speech.requested else self.ask(now)
+
+    def error(self, error: realtime_events.ErrorDetails, now: float) -> list[Command]:
+        """An error of the server."""
+        benign = errors.is_benign(error)
+        data: dict[str, Value] = {
+            "code": errors.short(error.code or error.type),
+            "param": errors.short(error.param) or None,
+            "benign": benign,
+        }
+        if error.event_id == PROBE_ID:
+            self._sessions.probe_answered(now)
+            return []
+        words = {"message": error.message[:MAX_MESSAGE_CHARS]}
+        note = Note("model_error", data, words)
+        for call_id in self._outbox.refused(error.event_id):
+            self._history.no_result(call_id)
+        if not self._sessions.has_session and not benign:
+            if errors.may_pass(error):
+                return [note, *self.redial("error", now)]
+            # The session would go on with the server's defaults: PCM, no instructions.
+            return [note, *self._end("model", "refused", now)]
+        if error.code == errors.ACTIVE_CODE:
+            # Refused because a response is active: our request, or the server's own
+            # response to what the caller said while the agent went on speaking.
+            if error.event_id in (None, ANSWER_ID):
+                self._speech.want_response(now)
+            return [note]
+        if error.event_id == ANSWER_ID:
+            commands = [note, *self._speech.request_failed(now)]
+            if not benign:
+                commands += self.retry_or_end(error.code or "", now)
+            return commands
+        return [note]
