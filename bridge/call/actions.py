@@ -14,7 +14,7 @@ from typing import Any
 from bridge.agent.live import BadRequest, CallOver, NotAllowed, Role, Transfer
 from bridge.app.routes import HangUpAction, KeyAction, TellAction
 from bridge.audio import g711
-from bridge.call.leg import Capabilities
+from bridge.core.capabilities import Capabilities
 from bridge.core.commands import Note, limit_hit
 from bridge.core.history import History, HistoryItem
 from bridge.core.inputs import (

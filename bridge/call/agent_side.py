@@ -102,6 +102,11 @@ class AgentSide:
             case CloseConnection(connection):
                 session.leave(connection)
 
+    def mute(self, on: bool) -> None:
+        """Carries out `MuteSession`."""
+        assert self._session, "only a session leads to this command"
+        self._session.mute(on)
+
     def heard(self, item_id: str, content_index: int, text: str) -> None:
         """Cuts an interrupted item in the SDK's history to the heard text."""
         if self._session:

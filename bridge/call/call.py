@@ -45,6 +45,7 @@ from bridge.core.commands import (
     Dial,
     End,
     Interrupted,
+    MuteSession,
     Note,
     Pressed,
     Started,
@@ -312,6 +313,8 @@ class Call:
                     self._start(facts_of(start))
                 case Started(start):
                     self._continue_on(start.stream_sid)
+                case MuteSession(on):
+                    self._agent.mute(on)
                 case WaitDone(wait, done):
                     self._actions.finish_wait(wait, done)
                 case Pressed(keys):

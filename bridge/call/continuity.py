@@ -13,8 +13,8 @@ from bridge.agent.live import BadRequest, LiveCall, Message, Transfer
 from bridge.app.routes import Route
 from bridge.app.services import Services
 from bridge.call.checkpoint import Checkpoint
-from bridge.call.leg import Capabilities
 from bridge.call.stream import StartTask
+from bridge.core.capabilities import Capabilities
 from bridge.core.commands import End
 from bridge.core.conversation import Conversation
 from bridge.fleet import CallEntry, NextStep, Then

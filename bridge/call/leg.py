@@ -8,28 +8,15 @@ for the next step of such a call.
 
 import asyncio
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bridge.agent.approvals import Approvals
 from bridge.agent.live import LiveCall
 from bridge.call.stream import Phone
+from bridge.core.capabilities import Capabilities
 from bridge.core.commands import End, Note
 from bridge.core.inputs import Input
 from bridge.model.session import SessionOwner, SessionPlan
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What a leg can do."""
-
-    has_audio: bool = False
-    """The call's audio passes here: the bridge can play its own audio, such as key
-    tones."""
-    next_step: bool = False
-    """The next step of the call is asked for when the leg has ended. So the call can be
-    resumed by any instance, can come back from a transfer, and can end with an
-    apology."""
 
 
 class SessionControl(Protocol):
@@ -47,6 +34,9 @@ class SessionControl(Protocol):
     def interrupted(self, item_id: str, content_index: int) -> None: ...
     def heard(self, item_id: str, content_index: int, text: str) -> None: ...
     def model_event(self, text: str) -> None: ...
+    def mute(self, on: bool) -> None:
+        """Only of a leg without audio."""
+
     def send_raw(self, event: Mapping[str, Any]) -> bool:
         """False: there is no connection yet."""
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 from bridge.agent.approvals import Approvals
 from bridge.agent.live import CallFacts, LiveCall
 from bridge.app.services import Services
-from bridge.call.leg import Capabilities, LegOwner
+from bridge.call.leg import LegOwner
 from bridge.call.stream import Phone, Stream
 from bridge.core import ProtocolError, twilio_messages
+from bridge.core.capabilities import MEDIA_STREAM
 from bridge.core.commands import End, limit_hit
 from bridge.core.inputs import EndCall, FromPhone, Misread, StreamLost
 from bridge.model.session import AgentSession, SessionOwner, SessionPlan
@@ -31,7 +32,7 @@ LIMITS = {
 class MediaLeg:
     """A bridge.call.leg.CallLeg, and the StreamOwner of its streams."""
 
-    capabilities = Capabilities(has_audio=True, next_step=True)
+    capabilities = MEDIA_STREAM
 
     def __init__(self, phone: Phone, services: Services) -> None:
         """`phone`: the socket of the first stream."""

@@ -200,6 +200,10 @@ class AgentSpeech:
             self.responses.cut(response_id)
         return commands
 
+    def playout(self, event: realtime_events.Playout, now: float) -> list[Command]:
+        """The server plays, on a call whose audio it has."""
+        return []
+
     # --- requests ---
 
     def request_response(self, now: float) -> list[Command]:

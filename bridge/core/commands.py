@@ -69,6 +69,13 @@ class CloseConnection(CoreOutput, frozen=True):
     connection: int
 
 
+class MuteSession(CoreOutput, frozen=True):
+    """Makes the model's server ignore the caller's audio (`on`), which does not pass
+    here; or hear it again."""
+
+    on: bool
+
+
 class WaitDone(CoreOutput, frozen=True):
     """A wait (`WhenHeard`) is over. `done`: the caller heard everything
     (True), did not (False), or the call has ended (None)."""
@@ -108,6 +115,7 @@ Command = (
     | Dial
     | Switch
     | CloseConnection
+    | MuteSession
     | WaitDone
     | Pressed
     | Note

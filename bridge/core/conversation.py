@@ -14,6 +14,7 @@ from bridge.core import errors, realtime_events, twilio_messages
 from bridge.core.activity import Activity
 from bridge.core.agent_speech import AgentSpeech
 from bridge.core.caller_audio import CallerAudio
+from bridge.core.capabilities import MEDIA_STREAM, Capabilities
 from bridge.core.commands import (
     Command,
     End,
@@ -30,6 +31,7 @@ from bridge.core.endings import HANDED_OVER, Endings
 from bridge.core.history import MAX_CHARS, History, HistoryItem, Playing
 from bridge.core.inputs import (
     Ask,
+    Begin,
     Dialled,
     Edit,
     EndCall,
@@ -112,7 +114,9 @@ class Conversation:
         now: float,
         rules: Rules | None = None,
         bounds: Bounds = Bounds(),  # noqa: B008 - a value
+        capabilities: Capabilities = MEDIA_STREAM,
     ) -> None:
+        self._capabilities = capabilities
         self.history = History()
         self._started = False
         self._ended = False
@@ -257,6 +261,8 @@ class Conversation:
                 return self._end(by, why, now)
             case SetRules(rules):
                 self._set_rules(rules)
+            case Begin():
+                return self._begin(now)
             case Misread(side, reason):
                 return self._misread(side, reason)
             case StreamLost():
@@ -269,6 +275,13 @@ class Conversation:
                 return self._model.lost(connection, why, now)
             case _:
                 assert_never(given)
+        return []
+
+    def _begin(self, now: float) -> list[Command]:
+        """A call without a stream begins."""
+        self._started = True
+        self._began = now
+        self._sessions.start(now)
         return []
 
     def _set_rules(self, rules: Rules) -> None:
@@ -490,6 +503,14 @@ class Conversation:
                 return [Note("caller_said", {"item": event.item_id}, text)]
             case realtime_events.TranscriptionFailed():
                 self._caller.transcription_failed(event.item_id)
+            case (
+                realtime_events.PlayoutStarted()
+                | realtime_events.PlayoutStopped()
+                | realtime_events.PlayoutCleared()
+            ):
+                return self._speech.playout(event, now)
+            case realtime_events.KeyReceived(key):
+                return self._key_pressed(key, now)
             case realtime_events.ItemAdded() | realtime_events.ItemDone():
                 self._item_shown(event, now)
             case realtime_events.ItemDeleted():

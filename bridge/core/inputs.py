@@ -77,6 +77,11 @@ class ModelLost(CoreInput, frozen=True):
 # --- the call ---
 
 
+class Begin(CoreInput, frozen=True):
+    """A call without audio begins: no `start` of a stream comes. Its first model
+    connection is being dialled."""
+
+
 class SetRules(CoreInput, frozen=True):
     """The rules of the call; given before the model is ready."""
 
@@ -188,6 +193,7 @@ OtherInput = (
     | Dialled
     | NotDialled
     | ModelLost
+    | Begin
     | SetRules
     | HandOver
     | EndCall

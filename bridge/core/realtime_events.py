@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 import msgspec
 
 from bridge.audio import g711
-from bridge.core import UNREADABLE, ProtocolError
+from bridge.core import UNREADABLE, ProtocolError, twilio_messages
 from bridge.core.limits import MAX_ID_CHARS
 
 MULAW = "audio/pcmu"
@@ -65,6 +65,35 @@ class SpeechStopped(
     """The server heard the caller stop speaking."""
 
     item_id: Id = ""
+
+
+class PlayoutStarted(msgspec.Struct, frozen=True, tag="output_audio_buffer.started"):
+    """The server begins to play a response; only on calls whose audio it has."""
+
+    response_id: Id
+
+
+class PlayoutStopped(msgspec.Struct, frozen=True, tag="output_audio_buffer.stopped"):
+    """The server has played the response to its end."""
+
+    response_id: Id
+
+
+class PlayoutCleared(msgspec.Struct, frozen=True, tag="output_audio_buffer.cleared"):
+    """The server has stopped playing the response before its end."""
+
+    response_id: Id
+
+
+Playout = PlayoutStarted | PlayoutStopped | PlayoutCleared
+
+
+class KeyReceived(
+    msgspec.Struct, frozen=True, tag="input_audio_buffer.dtmf_event_received"
+):
+    """The caller pressed a key; only on calls whose audio the server has."""
+
+    event: twilio_messages.Digit
 
 
 class InputCommitted(msgspec.Struct, frozen=True, tag="input_audio_buffer.committed"):
@@ -345,6 +374,10 @@ KnownEvent = (
     | TranscriptDelta
     | SpeechStarted
     | SpeechStopped
+    | PlayoutStarted
+    | PlayoutStopped
+    | PlayoutCleared
+    | KeyReceived
     | InputCommitted
     | InputCleared
     | CallerTranscript

@@ -284,6 +284,9 @@ class AgentSession:
         assert self._wire is not None, "a connection was in use before"
         self._wire.leave(connection)
 
+    def mute(self, on: bool) -> None:
+        """Never called: the core mutes a caller whose audio passes here."""
+
     def interrupted(self, item_id: str, content_index: int) -> None:
         """Sends `audio_interrupted` to the session's listeners."""
         assert self._wire is not None, (
