@@ -50,7 +50,7 @@ PURE = frozenset(
 )
 PURE_FOLDERS = ("core", "audio", "privacy")
 ORDER = (
-    *("cli", "http", "call", "app", "sip", "records", "fleet", "telemetry"),
+    *("cli", "http", "call", "app", "records", "fleet", "telemetry"),
     *("model", "agent", "privacy", "core", "audio"),
 )
 """The folders of bridge/ from top to bottom. A folder imports only from folders below

@@ -26,7 +26,6 @@ from bridge.model.local_mcp import LocalMcp
 from bridge.model.session import ModelTarget
 from bridge.records import retention
 from bridge.records.report import CallReport, Reports
-from bridge.sip.sip import SipCalls
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.trace_file import TraceWriter
 
@@ -103,8 +102,6 @@ class Services:
     limits: Limits = field(default_factory=Limits)
     bounds: Bounds = field(default_factory=Bounds)
     """How much one call accepts from the caller and from the model."""
-    sip: SipCalls | None = None
-    """SIP calls: OpenAI has their audio."""
 
     def route_of(self, facts: CallFacts) -> Route:
         """The route that the call names, else the first route that matches."""

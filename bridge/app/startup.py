@@ -7,7 +7,7 @@ server.py does.
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import structlog
@@ -15,29 +15,23 @@ from agents import set_default_openai_key
 from agents.realtime import RealtimeAgent, RealtimeRunner
 
 from bridge.agent import loader
-from bridge.agent.live import CallFacts, LiveCall, Transfer
 from bridge.agent.loader import AgentNotLoaded, AgentSource
 from bridge.agent.user_code import protected_loop
 from bridge.app import routes as routes_file
 from bridge.app.background_tasks import BackgroundTasks
 from bridge.app.quotas import Quotas, reporting
-from bridge.app.routes import HangUpAction, Routes, RoutesError, TellAction
-from bridge.app.services import Capacity, Ceilings, Services, rules_for
+from bridge.app.routes import Routes, RoutesError
+from bridge.app.services import Capacity, Ceilings, Services
 from bridge.app.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
-from bridge.core.commands import End, Note
 from bridge.core.limits import Bounds, Limits
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.redis import redis_registry
-from bridge.fleet.snapshot import CallSnapshot
-from bridge.model.calls_api import rest_url
 from bridge.model.local_mcp import LocalMcp, McpUnavailable, local_mcp
-from bridge.model.session import ModelTarget, SessionPlan
+from bridge.model.session import ModelTarget
 from bridge.records import retention
-from bridge.records.report import Reports, report_of
-from bridge.sip.sip import SipCalls
-from bridge.sip.sip_call import SipPlan, SipServices
+from bridge.records.report import Reports
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.trace_file import TraceWriter
 
@@ -170,8 +164,7 @@ async def start_services(
         except McpUnavailable as error:
             missing = error
         else:
-            async with _add_sip_calls(settings, services) as complete:
-                yield complete
+            yield services
     # Raised here, because the task groups above would wrap it in an ExceptionGroup.
     if missing is not None:
         raise missing
@@ -223,19 +216,6 @@ async def _connect_mcp_servers(user_code: UserCode, mcp: LocalMcp) -> None:
             await mcp.hold(loader.first_agent(source))
 
 
-@asynccontextmanager
-async def _add_sip_calls(
-    settings: Settings, services: Services
-) -> AsyncIterator[Services]:
-    sip = sip_calls(settings, services)
-    if sip is None:
-        yield services
-        return
-    async with sip:
-        services.capacity.others = lambda: sip.calls
-        yield replace(services, sip=sip)
-
-
 def model_target(
     settings: Settings, model_url: str, connect: Callable[..., Any] | None = None
 ) -> ModelTarget:
@@ -252,91 +232,6 @@ def model_target(
         pcm=settings.model_audio == "pcm",
         connect=connect,
     )
-
-
-def sip_calls(settings: Settings, services: Services) -> SipCalls | None:
-    """Serves SIP calls of OpenAI's Realtime Calls API with the same agents. None if
-    OPENAI_WEBHOOK_SECRET or OPENAI_API_KEY is not set."""
-    secret, key = settings.openai_webhook_secret, settings.openai_api_key
-    if secret is None or key is None:
-        return None
-    host = _SipHost(services)
-    return SipCalls(
-        SipServices(
-            secret=secret.get_secret_value(),
-            api_key=key.get_secret_value(),
-            rest_url=rest_url(services.target.url),
-            registry=services.registry,
-            local_mcp=services.local_mcp,
-            start=services.background_tasks.start,
-            plan=host.plan,
-            room=lambda: services.capacity.free,
-            begin=host.begin,
-            ended=host.ended,
-            pressed=host.pressed,
-            see=host.see,
-            admit=host.admit,
-            check_transfer=host.check_transfer,
-        )
-    )
-
-
-class _SipHost:
-    """The Services as a SIP call uses them."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    def plan(self, facts: CallFacts) -> SipPlan:
-        services, route = self._services, self._services.route_of(facts)
-        session = SessionPlan(
-            source=services.source_of(route),
-            target=services.target,
-            settings=route.session,
-            tool_seconds=route.tool_seconds,
-        )
-        rules = rules_for(
-            route,
-            services.greeting_of(route),
-            CallSnapshot(),
-            ceilings=services.ceilings,
-        )
-        return SipPlan(session, rules, route.approval, route.name)
-
-    async def admit(self, facts: CallFacts) -> str | None:
-        return await self._services.quotas.admit(facts.call_sid, facts.theirs)
-
-    async def begin(self, live: LiveCall) -> None:
-        route = self._services.route_of(live.facts)
-        self._services.quotas.began(live.call_sid, live.facts.theirs)
-        live.transfers, live.redaction = route.transfers, route.redact
-        await self._services.begin(route, live)
-
-    async def pressed(self, live: LiveCall, keys: str) -> None:
-        match self._services.route_of(live.facts).keys[keys]:
-            case TellAction(text):
-                live.tell(text, role="system")
-            case HangUpAction():
-                await live.hang_up()
-            case Transfer() as to:
-                await live.transfer(to.number, ring_seconds=to.ring_seconds)
-
-    def check_transfer(self, live: LiveCall, to: Transfer) -> None:
-        self._services.check_transfer(self._services.route_of(live.facts), live, to)
-
-    def ended(self, live: LiveCall, ending: End, seconds: float) -> None:
-        self._services.quotas.ended(live.call_sid)
-        self._services.metrics.calls.labels(f"{ending.by}_{ending.why}").inc()
-        report = report_of(live, ending.by, ending.why, seconds)
-        self._services.deliver_report(self._services.route_of(live.facts), report)
-
-    def see(self, note: Note) -> None:
-        # `said` would count audio that was not heard. OpenAI has the audio of a SIP
-        # call and does not say how much of it the caller heard.
-        if note.name != "said":
-            self._services.metrics.note(note)
-        if note.name == "usage":
-            self._services.quotas.spent(float(note.data["cost"] or 0))
 
 
 def _model_headers(settings: Settings) -> dict[str, str]:

@@ -14,6 +14,8 @@ from typing import Any
 from bridge.agent.live import BadRequest, CallOver, NotAllowed, Role, Transfer
 from bridge.app.routes import HangUpAction, KeyAction, TellAction
 from bridge.audio import g711
+from bridge.call.leg import Refer
+from bridge.call.stream import StartTask
 from bridge.core.capabilities import Capabilities
 from bridge.core.commands import Note, limit_hit
 from bridge.core.history import History, HistoryItem
@@ -30,6 +32,8 @@ from bridge.core.inputs import (
 )
 from bridge.fleet.plan import AnsweredBy, Plan
 
+APPEND = "input_audio_buffer.append"
+
 
 class Actions:
     """A bridge.agent.live.CallControl."""
@@ -43,8 +47,11 @@ class Actions:
         session_started: Callable[[], bool],
         send_raw: Callable[[Mapping[str, Any]], None],
         check_transfer: Callable[[Transfer], None],
+        refer: Refer | None,
+        start_task: StartTask,
     ) -> None:
-        """`check_transfer` raises NotAllowed or BadRequest."""
+        """`check_transfer` raises NotAllowed or BadRequest. `refer`: how the leg
+        transfers; None: the call ends as `transferred`."""
         self._feed = feed
         self._note = note
         self._history = history
@@ -52,6 +59,8 @@ class Actions:
         self._session_started = session_started
         self._send_raw = send_raw
         self._check_transfer = check_transfer
+        self._refer = refer
+        self._start_task = start_task
         self._waits: dict[int, tuple[asyncio.Future[bool | None], Transfer | None]] = {}
         self._wait_numbers = itertools.count(1)
         self._answered = False
@@ -75,6 +84,8 @@ class Actions:
         self._feed(MuteCaller(on))
 
     def send_raw(self, event: Mapping[str, Any]) -> None:
+        if event["type"] == APPEND and not self._capabilities.has_audio:
+            raise BadRequest("this call takes no audio: the model's server has it")
         self._send_raw(event)
 
     def edit_history(
@@ -94,7 +105,14 @@ class Actions:
         except NotAllowed:
             self._note(limit_hit("transfer_number"))
             raise
-        return await self._end_when_heard(("agent", "transferred"), transfer)
+        if not self._refer:
+            return await self._end_when_heard(("agent", "transferred"), transfer)
+        if transfer.caller_id:
+            raise BadRequest("this call's line cannot set the number that is shown")
+        if not await self._wait_until_heard(None):
+            return False
+        await self._refer(transfer)
+        return True
 
     async def send_digits(self, digits: str) -> bool:
         if not self._capabilities.has_audio:
@@ -116,9 +134,17 @@ class Actions:
                 self._feed(Tell("system", text, True))
             case HangUpAction():
                 self._feed(EndCall("agent", "hung_up"))
+            case Transfer() if self._refer:
+                self._start_task(self._refer_by_key(self._refer, action), "keys")
             case Transfer():
                 self.transfer_target = action
                 self._feed(EndCall("agent", "transferred"))
+
+    async def _refer_by_key(self, refer: Refer, transfer: Transfer) -> None:
+        try:
+            await refer(transfer)
+        except (BadRequest, CallOver) as error:
+            self._note(Note("key_action_failed", {"error": type(error).__name__}))
 
     def answered_by(self, who: AnsweredBy, plan: Plan) -> None:
         """Does what an outbound call's plan says for an answering machine. Twilio may

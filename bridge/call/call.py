@@ -1,11 +1,11 @@
 """One phone call. READ THIS FILE FIRST.
 
-A call has two ends. The caller's end is a leg (leg.py), such as Twilio's media streams
-(media_leg.py). The agent's end is a session on a model (model/session.py), which
-agent_side.py runs. `Call.run` is the whole call:
+A call has two ends. The caller's end is a leg (leg.py): Twilio's media streams
+(media_leg.py) or OpenAI's SIP line (sip_leg.py). The agent's end is a session on a
+model (model/session.py), which agent_side.py runs. `Call.run` is the whole call:
 
-- The first message of the leg names the call. The call then gets its route, its log,
-  its trace and its entry in the registry (`_start`).
+- The leg names the call: on Twilio by its first message, on SIP at once. The call then
+  gets its route, its log, its trace and its entry in the registry (`_start`).
 - `_prepare_session` reads what is stored about the call and makes the agent's session.
 - Every message of either end, every request of the user's code (actions.py) and every
   timer is an input of the pure state machine core/conversation.py (`feed`). It answers
@@ -55,7 +55,15 @@ from bridge.core.commands import (
     WaitDone,
 )
 from bridge.core.conversation import Conversation
-from bridge.core.inputs import EndCall, HandOver, Input, SetRules, StreamLost, Tick
+from bridge.core.inputs import (
+    Begin,
+    EndCall,
+    HandOver,
+    Input,
+    SetRules,
+    StreamLost,
+    Tick,
+)
 from bridge.fleet.plan import AnsweredBy
 from bridge.model.session import SessionPlan
 from bridge.records.report import report_of
@@ -81,11 +89,15 @@ class Call:
         now = time.monotonic() if connected_at is None else connected_at
         self._leg = leg
         self._services = services
-        self._conversation = Conversation(now=now, bounds=services.bounds)
+        self._conversation = Conversation(
+            now=now, bounds=services.bounds, capabilities=leg.capabilities
+        )
         self._log = structlog.get_logger()
         self._trace: Trace | None = None
         if services.record_dir:
-            self._trace = Trace(now, self._trace_lost, services.bounds)
+            self._trace = Trace(
+                now, self._trace_lost, services.bounds, leg.capabilities
+            )
         self._tasks = asyncio.TaskGroup()
         self._unnamed_tasks: list[asyncio.Task[None]] = []
         """Tasks from before the call's SID was known; they are renamed then."""
@@ -99,6 +111,8 @@ class Call:
             session_started=self._session_started,
             send_raw=self._agent.send_raw,
             check_transfer=self._check_transfer,
+            refer=leg.refer,
+            start_task=self.start_task,
         )
         self._route = Route()
         self._live: LiveCall | None = None
@@ -139,7 +153,7 @@ class Call:
 
     @property
     def call_sid(self) -> str | None:
-        """None until Twilio's `start` has arrived."""
+        """None until the call has begun: Twilio's `start` has arrived."""
         return self._live.call_sid if self._live else None
 
     @property
@@ -310,7 +324,7 @@ class Call:
                 case Note():
                     self.note(command)
                 case Started(start, again=False):
-                    self._start(facts_of(start))
+                    self._start_on_stream(facts_of(start))
                 case Started(start):
                     self._continue_on(start.stream_sid)
                 case MuteSession(on):
@@ -338,20 +352,30 @@ class Call:
         if self._continuity and not self._ended.is_set():
             self._continuity.stream_lost()
 
+    def begin(self, facts: CallFacts) -> None:
+        """A call without a stream begins."""
+        self.feed(Begin())
+        self._start(facts)
+
+    def _start_on_stream(self, facts: CallFacts) -> None:
+        if self._services.account_sid in (None, facts.account_sid):
+            self._start(facts)
+        else:
+            self.feed(EndCall("caller", "wrong_account"))
+
     def _start(self, facts: CallFacts) -> None:
         """The call's SID is known: prepares log, trace, route and registry entry, then
         starts the agent's session."""
         services, sid = self._services, facts.call_sid
-        if services.account_sid not in (None, facts.account_sid):
-            self.feed(EndCall("caller", "wrong_account"))
-            return
+        # Without a stream, the call's SID stands in for the stream's.
+        stream_sid = facts.stream_sid or sid
         self._route = route = services.route_of(facts)
         facts = replace(facts, route=route.name)
-        self._log = self._log.bind(call_sid=sid, stream_sid=facts.stream_sid)
+        self._log = self._log.bind(call_sid=sid, stream_sid=stream_sid)
         self._log.info("call_started", route=route.name)
         if self._trace and services.record_dir:
             writer, folder = services.trace_writer, services.record_dir
-            self._trace.open(writer, folder, sid, facts.stream_sid, route.redact)
+            self._trace.open(writer, folder, sid, stream_sid, route.redact)
         for task in self._unnamed_tasks:
             task.set_name(f"{sid} {task.get_name()}")
         self._listeners = listeners = Listeners(services.background_tasks.start, sid)

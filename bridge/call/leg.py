@@ -1,27 +1,30 @@
 """The contract between a call and its leg: the caller's end of the call.
 
 `MediaLeg` (media_leg.py) is the leg of a call whose audio passes here, on Twilio's
-media streams. A leg without audio is a SIP call of OpenAI's Calls API: it has one
-session, which is accepted and attached to; it hangs up by a REST request; nobody asks
-for the next step of such a call.
+media streams. `SipLeg` (sip_leg.py) is the leg of a SIP call: OpenAI has its audio, it
+is transferred and ended by REST requests, and nobody asks for its next step.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from bridge.agent.approvals import Approvals
-from bridge.agent.live import LiveCall
+from bridge.agent.live import CallFacts, LiveCall, Transfer
 from bridge.call.stream import Phone
 from bridge.core.capabilities import Capabilities
 from bridge.core.commands import End, Note
 from bridge.core.inputs import Input
 from bridge.model.session import SessionOwner, SessionPlan
 
+Refer = Callable[[Transfer], Awaitable[None]]
+"""Transfers the caller now, and ends the call. BadRequest: it was refused, and the call
+goes on. CallOver: the caller has hung up."""
+
 
 class SessionControl(Protocol):
-    """What a call uses of its agent's session (AgentSession). All but `run` need the
-    session's connection, and `run` makes it."""
+    """What a call uses of its agent's session (AgentSession, SipSession). All but `run`
+    need the session's connection, and `run` makes it."""
 
     async def run(self) -> None:
         """Runs the session until it is closed. Exceptions of the user's agent are
@@ -44,6 +47,9 @@ class SessionControl(Protocol):
 class LegOwner(Protocol):
     """What a leg calls on its call. None of these methods waits."""
 
+    def begin(self, facts: CallFacts) -> None:
+        """The call begins; only of a leg without a stream, whose `start` is awaited."""
+
     def feed(self, given: Input) -> None: ...
     def note(self, note: Note) -> None:
         """A note of the leg's own: for the log, the metrics and the listeners."""
@@ -63,6 +69,9 @@ class CallLeg(Protocol):
 
     @property
     def capabilities(self) -> Capabilities: ...
+    @property
+    def refer(self) -> Refer | None:
+        """None: the call ends first, and its next step is the transfer."""
 
     def open(self, owner: LegOwner) -> None:
         """Begins to give the call its inputs."""

@@ -33,6 +33,7 @@ class MediaLeg:
     """A bridge.call.leg.CallLeg, and the StreamOwner of its streams."""
 
     capabilities = MEDIA_STREAM
+    refer = None
 
     def __init__(self, phone: Phone, services: Services) -> None:
         """`phone`: the socket of the first stream."""

@@ -7,7 +7,7 @@ nor the model.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
 
 import structlog
@@ -31,6 +31,7 @@ from bridge.http.api.auth import ApiAuth, has_token
 from bridge.http.connection_guard import ConnectionGuard, secure_headers
 from bridge.http.phone_socket import CLOSE_SECONDS, PhoneSocket
 from bridge.http.signature import Signatures
+from bridge.http.sip_calls import sip_calls
 from bridge.http.tickets import PATH, TICKET_SECONDS, Ticket, TicketRefused, Tickets
 from bridge.http.webhook_fields import read_body
 from bridge.http.webhooks import (
@@ -69,6 +70,12 @@ class Server:
         self._guard = ConnectionGuard(
             services.limits, settings.trusted_proxies, services.metrics.hit
         )
+        self._sip = sip_calls(settings, services)
+        """SIP calls: OpenAI has their audio."""
+        if self._sip:
+            sip = self._sip
+            services.capacity.others = lambda: sip.calls
+        self._sip_running = AsyncExitStack()
         self._calls: set[Call] = set()
         self._by_sid: dict[str, Call] = {}
         self._expected_streams: dict[str, float] = {}
@@ -126,6 +133,8 @@ class Server:
             await runner.cleanup()
             raise
         self._runner = runner
+        if self._sip:
+            await self._sip_running.enter_async_context(self._sip)
         version = versions.version_of(versions.PACKAGE)
         host, port = self._settings.host, self.port
         log.info("listening", host=host, port=port, version=version)
@@ -138,8 +147,8 @@ class Server:
         log.info("draining", calls=len(self._calls), seconds=drain_seconds)
         if not await _done_within(drain_seconds, self._wait_for_last_call()):
             await self._hand_over()
-        if self._services.sip:
-            self._services.sip.end("shutdown")
+        if self._sip:
+            self._sip.end("shutdown")
         for call in list(self._calls):
             self._await_next_request(call)
             call.end("shutdown")
@@ -157,6 +166,7 @@ class Server:
         if self._runner:
             await self._guard.close()
             await self._runner.cleanup()
+        await self._sip_running.aclose()
         log.info("closed")
 
     async def _hand_over(self) -> None:
@@ -356,10 +366,10 @@ class Server:
 
     async def _openai_webhook(self, request: web.Request) -> web.Response:
         """An incoming SIP call: OpenAI carries its audio, the bridge runs its agent."""
-        if self._services.sip is None:
+        if self._sip is None:
             raise web.HTTPNotFound(text="SIP calls are not set up on this bridge")
         body = await read_body(request.read(), self._services)
-        status, text = await self._services.sip.incoming(request.headers, body)
+        status, text = await self._sip.incoming(request.headers, body)
         if status == HTTPStatus.UNAUTHORIZED:
             self._services.metrics.refused("signature")
         return web.Response(status=status, text=text)
@@ -384,7 +394,7 @@ class Server:
         """A call of this instance."""
         call = self.call(call_sid)
         if call is None:
-            return self._services.sip.live(call_sid) if self._services.sip else None
+            return self._sip.live(call_sid) if self._sip else None
         return call.live
 
     async def entries(self) -> list[CallEntry]:

@@ -145,7 +145,14 @@ class SessionPlan:
 
 
 class AgentSession:
-    """Runs the session of one call and passes the call's events to its wire."""
+    """Runs the session of one call and passes the call's events to its wire.
+
+    SipSession (sip_session.py) is the session of a call whose audio the model's server
+    has.
+    """
+
+    sets_format = True
+    """The audio passes the wire, so the bridge sets its format."""
 
     def __init__(
         self,
@@ -163,6 +170,7 @@ class AgentSession:
         self._local_mcp = local_mcp
         self._tasks = tasks
         self._on_sent = on_sent
+        self._on_lost = owner.model_lost
         self._session: PhoneSession | None = None
         self._wire: Wire | None = None
         self._hosted = HostedMcp(
@@ -189,14 +197,10 @@ class AgentSession:
         # Emitted after `agent_for`: the agent's function may have added a listener.
         live.emit("call_started", resumed=plan.resumed)
         target, settings = self._settings(run_config)
-        config: RealtimeModelConfig = {
-            "url": target.address,
-            "headers": target.headers,
-            "initial_model_settings": settings,
-        }
         run_config.pop("model_settings", None)
         run_config.update(plan.settings.run_config())
         async with self._local_mcp.using(first):
+            config = await self._begin(agent, target, settings, run_config)
             self._session = session = PhoneSession(
                 self._model,
                 agent,
@@ -215,6 +219,20 @@ class AgentSession:
                     self._owner.session_event(event)
             finally:
                 await self._close(session)
+
+    async def _begin(
+        self,
+        agent: RealtimeAgent[Any],
+        target: ModelTarget,
+        settings: RealtimeSessionModelSettings,
+        run_config: RealtimeRunConfig,
+    ) -> RealtimeModelConfig:
+        """What the SDK needs to connect."""
+        return {
+            "url": target.address,
+            "headers": target.headers,
+            "initial_model_settings": settings,
+        }
 
     def _settings(
         self, run_config: RealtimeRunConfig
@@ -308,11 +326,13 @@ class AgentSession:
             session["tools"] += self._plan.settings.mcp_tools()
         self._hosted.put_into(session)
 
+    async def _dial(self, url: str, headers: dict[str, str]) -> ClientConnection:
+        connect = self._plan.target.connect or dial
+        return await dialled(connect, url, headers, self._live.call_sid)
+
     async def _open_wire(self, url: str, headers: dict[str, str]) -> Wire:
-        target = self._plan.target
-        connect = target.connect or dial
         self._wire = Wire(
-            lambda: dialled(connect, url, headers, self._live.call_sid),
+            lambda: self._dial(url, headers),
             self._owner,
             self._tasks,
             self._live.call_sid,
@@ -320,7 +340,9 @@ class AgentSession:
             self._on_sent,
             self._shape,
             on_left=self._hosted.session_lost,
-            pcm=target.pcm,
+            on_lost=self._on_lost,
+            pcm=self.sets_format and self._plan.target.pcm,
+            sets_format=self.sets_format,
         )
         self._wire.dial(FIRST_CONNECTION, 0.0)
         return self._wire

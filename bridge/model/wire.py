@@ -140,6 +140,9 @@ class WireOwner(Protocol):
 Dial = Callable[[], Awaitable[ClientConnection]]
 """Opens a socket to the model, or raises ModelRefused."""
 
+Lost = Callable[[int, str, int | None], None]
+"""(connection, why, close code): a connection is lost, as in WireOwner.model_lost."""
+
 Shape = Callable[[dict[str, Any]], None]
 """Adds settings that the SDK cannot express to the `session` of a session.update."""
 
@@ -262,16 +265,21 @@ class Wire:
         shape: Shape,
         *,
         on_left: Callable[[], None] = lambda: None,
+        on_lost: Lost | None = None,
         pcm: bool = False,
+        sets_format: bool = True,
     ) -> None:
         """`on_left` is called after the bridge has left a connection, and after a
-        connection was lost (after `owner.model_lost`). `pcm`: the model accepts no
-        mu-law."""
+        connection was lost (after `on_lost`). `on_lost`: called in place of
+        `owner.model_lost`. `pcm`: the model accepts no mu-law. `sets_format` False: the
+        audio does not pass here, so its format is not set."""
         self._connect = dial
         self._owner = owner
         self._tasks = tasks
         self._name = name
         self._pcm = pcm
+        self._sets_format = sets_format
+        self._on_lost = on_lost or owner.model_lost
         self._shape = shape
         self._on_interrupted = on_interrupted
         self.on_sent = on_sent
@@ -345,9 +353,9 @@ class Wire:
     def put(self, text: str) -> None:
         """Takes a client event of the SDK or of user code.
 
-        A session.update gets the additions of `shape` and mu-law formats. It is sent at
-        once, and again to every later session. All other events go to the call, which
-        sends them when the state of model and caller permits.
+        A session.update gets the additions of `shape` and the audio formats. It is sent
+        at once, and again to every later session. All other events go to the call,
+        which sends them when the state of model and caller permits.
         """
         text = without_lone_surrogates(text)
         if is_plain_request(text):
@@ -452,7 +460,7 @@ class Wire:
         self._connection = None
         self._fail_open_responses()
         if not self._closed:
-            self._owner.model_lost(connection, why, code)
+            self._on_lost(connection, why, code)
             self._on_left()
 
     # --- inside ---
@@ -474,7 +482,8 @@ class Wire:
 
     def _update(self, text: str) -> None:
         self._serial += 1
-        update = shaped(text, self._shape, f"{SESSION_ID}_{self._serial}")
+        event_id = f"{SESSION_ID}_{self._serial}"
+        update = shaped(text, self._shape, event_id, sets_format=self._sets_format)
         event_id = msgspec.json.decode(update)["event_id"]
         self._latest[self._serial] = Update(event_id, update)
         if len(self._latest) > MAX_UPDATES:
@@ -655,15 +664,18 @@ def is_update(text: str) -> bool:
     return bool(event.get("type") == "session.update")
 
 
-def shaped(text: str, shape: Shape, event_id: str = SESSION_ID) -> str:
+def shaped(
+    text: str, shape: Shape, event_id: str = SESSION_ID, *, sets_format: bool = True
+) -> str:
     """A session.update with the additions of `shape`, mu-law in both directions where
-    it configures audio, and `event_id` unless it has an id already."""
+    it configures audio (unless `sets_format` is False), and `event_id` unless it has an
+    id already."""
     event: Any = msgspec.json.decode(text)
     event.setdefault("event_id", event_id)
     session = event["session"]
     shape(session)
     audio = session.get("audio")
-    if audio is not None:
+    if audio is not None and sets_format:
         for side in ("input", "output"):
             if audio.get(side) is not None:
                 audio[side]["format"] = PHONE_FORMAT

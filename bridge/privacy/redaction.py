@@ -258,6 +258,8 @@ class Redaction(msgspec.Struct, frozen=True):
                 return silence(value) if kind.endswith("audio.delta") else ""
             if name == "text" and kind.endswith(".segment"):
                 return ""
+            if name == "event" and kind.endswith("dtmf_event_received"):
+                return KEYS
         return self.message(value, name)
 
     def _words(self, key: str, text: str) -> str:

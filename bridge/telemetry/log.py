@@ -47,6 +47,7 @@ WARN = frozenset(
         "answer_failed",
         "session_error",
         "tool_failed",
+        "key_action_failed",
         "answer_late",
         "text_dropped",
         "fence_late",

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from bridge.core import UNREADABLE
+from bridge.core.capabilities import MEDIA_STREAM, Capabilities
 from bridge.core.commands import Command, Note
 from bridge.core.conversation import Conversation
 from bridge.core.inputs import Input
@@ -55,6 +56,7 @@ class Trace:
         at: float,
         on_lost: Callable[[str], None],
         bounds: Bounds = Bounds(),  # noqa: B008 - a value
+        capabilities: Capabilities = MEDIA_STREAM,
     ) -> None:
         self._on_lost = on_lost
         self._file: TraceFile | None = None
@@ -64,7 +66,8 @@ class Trace:
         self._over = False
         self._redaction = Redaction()
         self._encode = msgspec.json.Encoder().encode
-        self._write({"at": at, "format": TRACE_FORMAT, "begin": bounds})
+        first = {"at": at, "format": TRACE_FORMAT, "begin": bounds}
+        self._write({**first, "capabilities": capabilities})
 
     def open(
         self,
@@ -187,7 +190,11 @@ def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     first = next(lines, {})
     _check_format(first.get("format"))
     bounds = msgspec.convert(first["begin"], Bounds)
-    conversation = Conversation(now=first["at"], bounds=bounds)
+    # Older traces of this format are all of media streams.
+    capabilities = msgspec.convert(first.get("capabilities", {}), Capabilities)
+    conversation = Conversation(
+        now=first["at"], bounds=bounds, capabilities=capabilities
+    )
     expected: deque[Command] = deque()
     for line in lines:
         if "in" in line:
@@ -221,4 +228,6 @@ def _with_keys(given: dict[str, Any]) -> dict[str, Any]:
     match given:
         case {"message": {"dtmf": {"digit": digit} as dtmf}} if digit == KEYS:
             dtmf["digit"] = "*"
+        case {"event": {"event": event} as pressed} if event == KEYS:
+            pressed["event"] = "*"
     return given

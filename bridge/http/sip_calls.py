@@ -1,13 +1,12 @@
 """Calls over the Realtime Calls API (SIP): OpenAI's webhook and the admission of calls.
 
 This module has no HTTP server: `incoming` gets a request's headers and body. An
-admitted call is run by sip_call.py.
+admitted call is a `Call` with a `SipLeg`.
 """
 
 import asyncio
 import re
 from collections.abc import Coroutine, Iterator, Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote
@@ -16,12 +15,15 @@ import msgspec
 import structlog
 
 from bridge.agent.live import CallFacts, LiveCall
+from bridge.app.routes import Route
+from bridge.app.services import Services
+from bridge.app.settings import Settings
+from bridge.call.call import Call
+from bridge.call.sip_leg import SipLeg
 from bridge.core import UNREADABLE
-from bridge.core.commands import limit_hit
-from bridge.model.calls_api import CallGone, CallsApi, CallsApiError
+from bridge.model.calls_api import CallGone, CallsApi, CallsApiError, rest_url
+from bridge.model.sip_session import NOT_ON_SIP
 from bridge.records.standard_webhooks import TOLERANCE_SECONDS, is_signed, signing_key
-from bridge.sip.sip_call import SipCall, SipPlan, SipServices
-from bridge.sip.sip_session import NOT_ON_SIP
 
 log = structlog.get_logger()
 
@@ -62,15 +64,18 @@ class _Webhook(msgspec.Struct, frozen=True):
 
 
 class SipCalls:
-    """`async with SipCalls(services) as sip:`; leaving it ends all running calls."""
+    """`async with SipCalls(...) as sip:`; leaving it ends all running calls."""
 
-    def __init__(self, services: SipServices) -> None:
-        """ValueError: the webhook's secret is malformed."""
-        self._key = signing_key(services.secret)
+    def __init__(
+        self, services: Services, secret: str, api_key: str, api_url: str = ""
+    ) -> None:
+        """`secret`: of the webhook, `whsec_...`. `api_url`: of the REST API; that of
+        the model if omitted. ValueError: the secret is malformed."""
+        self._key = signing_key(secret)
         self._services = services
-        self._api = CallsApi(services.api_key, services.rest_url)
+        self._api = CallsApi(api_key, api_url or rest_url(services.target.url))
         self._tasks = asyncio.TaskGroup()
-        self._calls: dict[str, SipCall] = {}
+        self._calls: dict[str, Call] = {}
         self._deliveries: dict[str, asyncio.Task[tuple[int, str]]] = {}
         """Deliveries that are being decided, by call."""
         self._reserved: set[str] = set()
@@ -117,8 +122,8 @@ class SipCalls:
 
     def end(self, why: str) -> None:
         """Ends all calls on behalf of the bridge."""
-        for call in self._calls.values():
-            call.end("bridge", why)
+        for call in list(self._calls.values()):
+            call.end(why)
 
     async def incoming(
         self, headers: Mapping[str, str], body: bytes
@@ -158,7 +163,7 @@ class SipCalls:
         delivery = self._deliveries.get(call_id)
         if delivery is None:
             headers = ((it.name, it.value) for it in data.sip_headers)
-            room = self._services.room()
+            room = self._services.capacity.free
             if room:
                 self._reserved.add(call_id)
             decision = self._decide(facts_of(call_id, headers), room)
@@ -197,7 +202,10 @@ class SipCalls:
             return 200, "known"
         taken = False
         try:
-            why = await self._services.admit(facts) if room else "full"
+            why: str | None = "full"
+            if room:
+                quotas = self._services.quotas
+                why = await quotas.admit(facts.call_sid, facts.theirs)
             if self._open:
                 self._take(facts, why)
                 taken = True
@@ -209,34 +217,32 @@ class SipCalls:
     def _take(self, facts: CallFacts, why: str | None) -> None:
         name = f"{facts.call_sid} sip"
         if why is None:
-            plan = self._services.plan(facts)
-            self._warn(plan)
-            facts = replace(facts, route=plan.route)
-            call = SipCall(facts, plan, self._services, self._api, self._start_hang_up)
-            self._tasks.create_task(self._carry(call), name=name)
-            self._calls[facts.call_sid] = call
+            self._warn(self._services.route_of(facts))
+            leg = SipLeg(facts, self._services, self._api, self._start_hang_up)
+            call = self._calls[facts.call_sid] = Call(leg, self._services)
+            self._tasks.create_task(self._carry(facts.call_sid, call), name=name)
             return
         if why == "full":
-            self._services.see(limit_hit("calls"))
+            self._services.metrics.hit("calls")
         log.warning("call_refused", call_sid=facts.call_sid, why=why)
         self._tasks.create_task(self._turn_away(facts.call_sid), name=name)
 
     def _start_hang_up(
         self, work: Coroutine[Any, Any, None], name: str
     ) -> asyncio.Task[None]:
-        task = self._services.start(work, name)
+        task = self._services.background_tasks.start(work, name)
         self._hang_ups.add(task)
         task.add_done_callback(self._hang_ups.discard)
         return task
 
-    async def _carry(self, call: SipCall) -> None:
+    async def _carry(self, call_sid: str, call: Call) -> None:
         try:
             await call.run()
         except Exception:
             # A bug of the bridge: it must not end the TaskGroup with all other calls.
-            log.exception("call_failed", call_sid=call.live.call_sid)
+            log.exception("call_failed", call_sid=call_sid)
         finally:
-            del self._calls[call.live.call_sid]
+            del self._calls[call_sid]
 
     async def _turn_away(self, call_id: str) -> None:
         try:
@@ -246,16 +252,25 @@ class SipCalls:
         except CallsApiError as error:
             log.error("sip_reject_failed", call_sid=call_id, why=error.why)
 
-    def _warn(self, plan: SipPlan) -> None:
+    def _warn(self, route: Route) -> None:
         """Warns once per route about settings that a SIP call cannot have."""
-        detection = plan.session.settings.sdk_settings().get("audio", {})
+        detection = route.session.sdk_settings().get("audio", {})
         given: Any = detection.get("input", {}).get("turn_detection") or {}
         ignored = [name for name in NOT_ON_SIP if name in given]
-        if ignored and plan.route not in self._warned:
-            self._warned.add(plan.route)
+        if ignored and route.name not in self._warned:
+            self._warned.add(route.name)
             log.warning(
-                "sip_settings_ignored", route=plan.route, settings=", ".join(ignored)
+                "sip_settings_ignored", route=route.name, settings=", ".join(ignored)
             )
+
+
+def sip_calls(settings: Settings, services: Services) -> SipCalls | None:
+    """Serves SIP calls with the same agents. None if OPENAI_WEBHOOK_SECRET or
+    OPENAI_API_KEY is not set."""
+    secret, key = settings.openai_webhook_secret, settings.openai_api_key
+    if secret is None or key is None:
+        return None
+    return SipCalls(services, secret.get_secret_value(), key.get_secret_value())
 
 
 def facts_of(call_id: str, headers: Iterator[tuple[str, str]]) -> CallFacts:

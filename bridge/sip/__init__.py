@@ -1,1 +1,0 @@
-"""SIP calls over the Realtime Calls API."""
