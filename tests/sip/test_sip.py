@@ -17,23 +17,27 @@ from agents import (
 from agents.realtime import RealtimeAgent, realtime_handoff
 from aiohttp import web
 from openai.types.realtime import RealtimeSessionCreateRequest
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from bridge.agent.events import CallEvent
-from bridge.agent.live import (
-    BadRequest,
-    CallFacts,
-    CallOver,
-    LiveCall,
-    NotAllowed,
-    Transfer,
-)
+from bridge.agent.live import BadRequest, CallOver, LiveCall, NotAllowed, Transfer
 from bridge.agent.loader import AgentSource
-from bridge.app.background_tasks import BackgroundTasks
-from bridge.core.commands import End, Note
-from bridge.core.rules import Rules
-from bridge.fleet import Registry
+from bridge.app.routes import (
+    HangUpAction,
+    ReportTarget,
+    Route,
+    Routes,
+    Silence,
+    TellAction,
+)
+from bridge.app.services import Services
+from bridge.app.settings import Settings
+from bridge.app.startup import UserCode, start_services
+from bridge.call import sip_leg
 from bridge.fleet.memory import MemoryRegistry
+from bridge.http import sip_calls
+from bridge.http.sip_calls import SipCalls, facts_of, number_of
 from bridge.model import calls_api
 from bridge.model.calls_api import (
     CallGone,
@@ -42,9 +46,9 @@ from bridge.model.calls_api import (
     control_url,
     rest_url,
 )
-from bridge.model.local_mcp import local_mcp
-from bridge.model.session import ModelTarget, SessionPlan
 from bridge.model.session_settings import SessionSettings
+from bridge.model.sip_session import ATTACH_TRIES
+from bridge.records.report import CallReport
 from bridge.sim.model import (
     Behaviour,
     CallTool,
@@ -56,10 +60,6 @@ from bridge.sim.model import (
 )
 from bridge.sim.realtime.calls import CallsServer, new_secret
 from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
-from bridge.sip import sip, sip_call
-from bridge.sip.sip import SipCalls, facts_of, number_of
-from bridge.sip.sip_call import SipPlan, SipServices
-from bridge.sip.sip_session import ATTACH_TRIES
 from tests.sim.realtime_client import QUICK, speech
 from tests.support.waiting import until
 
@@ -105,16 +105,16 @@ class SipSetup:
     model: ModelServer
     calls: CallsServer
     sip: SipCalls
-    services: SipServices
-    registry: Registry
+    services: Services
     url: str
     begun: list[LiveCall] = field(default_factory=list)
-    ends: list[str] = field(default_factory=list)
-    pressed: list[str] = field(default_factory=list)
     events: list[CallEvent] = field(default_factory=list)
-    room: bool = True
-    limit: str | None = None
-    """That keeps the next call out."""
+    reports: list[CallReport] = field(default_factory=list)
+
+    def instance(self, **changes: Any) -> SipCalls:
+        """Another SIP side, with other services."""
+        services = replace(self.services, **changes)
+        return SipCalls(services, self.calls.secret, "sk-sim", self.calls.url)
 
     async def incoming(self, headers: Mapping[str, str], body: bytes) -> Answer:
         """Takes a webhook; a test may put a balancer here."""
@@ -134,9 +134,19 @@ class SipSetup:
     async def over(self) -> None:
         """Waits until nothing of any call is left."""
         await until(lambda: self.sip.calls == 0)
-        assert await self.registry.calls() == []
+        assert await self.services.registry.calls() == []
         await until(lambda: self.model.active == 0)
         await until(lambda: not any(name.startswith("rtc_") for name in tasks()))
+
+    @property
+    def ends(self) -> list[str]:
+        """The outcomes of the calls that have ended, as the metrics count them."""
+        (counted,) = self.services.metrics.calls.collect()
+        totals = [it for it in counted.samples if it.name.endswith("_total")]
+        return [it.labels["outcome"] for it in totals for _ in range(int(it.value))]
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.services.metrics.registry.get_sample_value(name, labels)
 
     def said(self) -> list[str]:
         return [it.data["heard"] for it in self.events if it.type == "said"]
@@ -158,88 +168,62 @@ async def place(
     behaviour: Behaviour | None = None,
     agent: AgentSource = PLAIN,
     *,
-    rules: Rules | None = None,
-    settings: dict[str, Any] | None = None,
+    greeting: str = GREETING,
+    route: Route | None = None,
     connect: Any = None,
-    registry: Registry | None = None,
+    conf: Mapping[str, Any] | None = None,
     **how: Any,
 ) -> AsyncIterator[SipSetup]:
-    rules = rules or Rules(greeting=GREETING)
+    route = route or Route(silence=None)
+    route = replace(
+        route, name="main", on_call="begin", report=ReportTarget(to="report")
+    )
     app = web.Application()
     runner = web.AppRunner(app)
+
+    async def begin(live: LiveCall) -> None:
+        here.begun.append(live)
+        live.on(here.events.append)
+
+    async def report(it: CallReport) -> None:
+        here.reports.append(it)
+
+    limits = {"calls_per_number": 0, "calls_per_number_hour": 0}
+    settings = Settings(
+        insecure=True,
+        openai_api_key=SecretStr("sk-sim"),
+        model="gpt-realtime-mini",
+        voice="cedar",
+        transcription_model="gpt-transcribe",
+        greeting=greeting,
+        transfer_prefixes=("+1415",),
+        **(limits | dict(conf or {})),
+    )
+    functions = {"begin": begin, "report": report}
+    user_code = UserCode(
+        agent, Routes(routes=(route,)), functions=functions, connect=connect
+    )
     async with (
         ModelServer(behaviour or Behaviour(**QUICK), api_key="sk-sim") as model,
         CallsServer(model, **how) as calls,
-        BackgroundTasks() as background_tasks,
-        local_mcp() as mcp,
+        start_services(settings, user_code, model.url) as services,
+        SipCalls(services, calls.secret, "sk-sim", calls.url) as calls_here,
     ):
-        target = ModelTarget(
-            url=model.url,
-            model="gpt-realtime-mini",
-            voice="cedar",
-            transcription_model="gpt-transcribe",
-            headers={"Authorization": "Bearer sk-sim"},
-            connect=connect,
-        )
-        plan = SessionPlan(agent, target, SessionSettings.read(settings or {}))
 
-        async def begin(live: LiveCall) -> None:
-            here.begun.append(live)
-            live.on(here.events.append)
+        async def take(request: web.Request) -> web.Response:
+            body = await request.read()
+            status, text = await here.incoming(request.headers, body)
+            return web.Response(status=status, text=text)
 
-        async def pressed(live: LiveCall, keys: str) -> None:
-            refuse = here.pressed[:1] == ["refuse"]
-            here.pressed.append(keys)
-            if refuse:
-                raise BadRequest("no")
-
-        def ended(live: LiveCall, end: End, seconds: float) -> None:
-            here.ends.append(f"{end.by}_{end.why}")
-
-        async def admit(facts: CallFacts) -> str | None:
-            return here.limit
-
-        def check_transfer(live: LiveCall, to: Transfer) -> None:
-            if to.number == PREMIUM:
-                raise NotAllowed("no")
-
-        registry = registry or MemoryRegistry()
-        services = SipServices(
-            secret=calls.secret,
-            api_key="sk-sim",
-            rest_url=calls.url,
-            registry=registry,
-            local_mcp=mcp,
-            start=background_tasks.start,
-            plan=lambda facts: SipPlan(plan, rules, route="main"),
-            room=lambda: here.room,
-            begin=begin,
-            ended=ended,
-            pressed=pressed,
-            see=_seen,
-            admit=admit,
-            check_transfer=check_transfer,
-        )
-        async with SipCalls(services) as calls_here:
-
-            async def take(request: web.Request) -> web.Response:
-                body = await request.read()
-                status, text = await here.incoming(request.headers, body)
-                return web.Response(status=status, text=text)
-
-            app.router.add_post("/openai/webhook", take)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            url = f"http://127.0.0.1:{runner.addresses[0][1]}/openai/webhook"
-            here = SipSetup(model, calls, calls_here, services, registry, url)
-            try:
-                yield here
-            finally:
-                await runner.cleanup()
-
-
-def _seen(note: Note) -> None:
-    assert not {"text", "heard", "digit"} & note.data.keys(), "private words in a note"
+        app.router.add_post("/openai/webhook", take)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/openai/webhook"
+        here = SipSetup(model, calls, calls_here, services, url)
+        try:
+            yield here
+        finally:
+            await runner.cleanup()
 
 
 def sent(session: ModelSession, kind: str) -> list[dict[str, Any]]:
@@ -325,7 +309,7 @@ async def test_other_events_begin_no_call(event: dict[str, Any], status: int) ->
 async def test_a_full_bridge_says_busy() -> None:
     """The caller hears the busy tone."""
     async with place() as here:
-        here.room = False
+        here.services.capacity.draining = True
         call = await here.ring()
         await call.until(SipCallState.REJECTED)
 
@@ -337,7 +321,7 @@ async def test_a_full_bridge_says_busy() -> None:
 async def test_a_caller_who_gave_up_is_not_turned_away() -> None:
     """The caller hung up before the bridge could reject the call."""
     async with place() as here:
-        here.room = False
+        here.services.capacity.draining = True
         here.calls.fail["reject"] = 404
         call = await here.ring()
         await until(lambda: bool(here.calls.requests))
@@ -360,7 +344,7 @@ async def test_a_registry_that_is_not_there() -> None:
     """503: OpenAI tries again, as the bridge cannot know if this is the first
     delivery."""
     async with place() as here:
-        async with SipCalls(replace(here.services, registry=Silent())) as deaf:
+        async with here.instance(registry=Silent()) as deaf:
             here.incoming = deaf.incoming  # type: ignore[method-assign]
             call = await here.ring()
 
@@ -374,14 +358,14 @@ async def test_a_running_call_is_found_by_its_sid() -> None:
 
         assert here.sip.live(call.id) is live
         assert here.sip.live("rtc_no") is None
-        (entry,) = await here.registry.calls()
+        (entry,) = await here.services.registry.calls()
         assert entry.call_sid == call.id
 
 
 async def test_a_bridge_that_has_closed_takes_none() -> None:
     """503: OpenAI tries again, and may reach another instance."""
     async with place() as here:
-        async with SipCalls(here.services) as closed:
+        async with here.instance() as closed:
             pass
         here.incoming = closed.incoming  # type: ignore[method-assign]
         call = await here.ring()
@@ -394,7 +378,7 @@ async def test_a_secret_that_is_none_is_told_at_start(secret: str) -> None:
     """Otherwise the first call would be refused as forged."""
     async with place() as here:
         with pytest.raises(ValueError, match="secret"):
-            SipCalls(replace(here.services, secret=secret))
+            SipCalls(here.services, secret, "sk-sim")
 
 
 # --- the accept
@@ -413,8 +397,9 @@ async def test_the_accept_is_a_session_of_the_agent() -> None:
         "truncation": "disabled",
         "speed": 1.1,
     }
+    route = Route(session=SessionSettings.read(settings))
     with capture_logs() as logs:
-        async with place(agent=HELPFUL, settings=settings) as here:
+        async with place(agent=HELPFUL, route=route) as here:
             for _ in range(2):
                 _, session, _ = await here.talk()
 
@@ -687,13 +672,13 @@ async def test_a_number_that_is_not_allowed_is_not_dialled() -> None:
 
 async def test_a_caller_with_too_many_calls_hears_the_line_busy() -> None:
     """The call gets 486, the model is never contacted, and the log names the limit."""
-    async with place() as here:
-        here.limit = "calls_of_number"
+    async with place(conf={"calls_per_number": 1}) as here:
+        await here.talk()
         with capture_logs() as lines:
             call = await here.ring()
             await call.until(SipCallState.REJECTED)
 
-        assert call.sip_status == 486 and here.model.sessions == []
+        assert call.sip_status == 486 and len(here.model.sessions) == 1
         assert [it["why"] for it in lines if it["event"] == "call_refused"] == [
             "calls_of_number"
         ]
@@ -803,7 +788,7 @@ async def test_a_shutdown_does_not_wait_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """OpenAI cannot be reached: the instance ends, and logs the call that may go on."""
-    monkeypatch.setattr("bridge.sip.sip.CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("bridge.http.sip_calls.CLOSE_SECONDS", 0.2)
     with capture_logs() as lines:
         async with place(stall={"hangup": 99}) as here:
             call, _, _ = await here.talk()
@@ -820,8 +805,8 @@ def test_the_limits_of_the_api_fit_each_other() -> None:
     tries = (calls_api.RETRIES + 1) * calls_api.REQUEST_SECONDS
 
     assert tries + pauses <= calls_api.LIMIT_SECONDS
-    assert sip_call.HANG_UP_TRIES * calls_api.LIMIT_SECONDS < sip_call.HANG_UP_SECONDS
-    assert sip.CLOSE_SECONDS >= calls_api.LIMIT_SECONDS
+    assert sip_leg.HANG_UP_TRIES * calls_api.LIMIT_SECONDS < sip_leg.HANG_UP_SECONDS
+    assert sip_calls.CLOSE_SECONDS >= calls_api.LIMIT_SECONDS
 
 
 async def test_an_end_of_the_bridge_hangs_up() -> None:
@@ -1056,9 +1041,8 @@ async def test_an_interruption_cancels_what_is_being_made() -> None:
 
 async def test_a_muted_caller_is_not_heard() -> None:
     """The caller gets no answer; after unmuting they do, with the earlier settings."""
-    rules = Rules()
     async with place(
-        Behaviour(fallback=[SayText("Yes.")], **QUICK), rules=rules
+        Behaviour(fallback=[SayText("Yes.")], **QUICK), greeting=""
     ) as here:
         call, session, live = await here.talk()
         await until(lambda: bool(session.session["instructions"]))
@@ -1119,25 +1103,25 @@ async def test_what_a_sip_call_cannot_do_is_told() -> None:
 
 
 async def test_before_there_is_a_model() -> None:
-    """Text is kept for later; actions that need the model at once raise BadRequest."""
+    """Text and the mute are kept for later; a client event raises BadRequest."""
     refused: list[str] = []
 
     def made(live: LiveCall) -> RealtimeAgent[Any]:
         live.tell("They called twice today.", role="system", respond=False)
-        with pytest.raises(BadRequest) as error:
-            live.mute()
-        refused.append(str(error.value))
+        live.mute()
         with pytest.raises(BadRequest) as error:
             live.send_raw({"type": "response.create"})
         refused.append(str(error.value))
         return PLAIN
 
     async with place(agent=made) as here:
-        _, _, live = await here.talk()
+        _, session, live = await here.talk()
         await until(lambda: len(live.history) > 2)
+        await until(lambda: session.session["audio"]["input"]["turn_detection"] is None)
 
         assert "They called twice today." in [it.text for it in live.history]
-        assert refused == ["the model is not there yet"] * 2
+        assert refused == ["the model is not connected yet"]
+        assert session.errors_sent == []
 
 
 # --- keys, silence
@@ -1145,9 +1129,9 @@ async def test_before_there_is_a_model() -> None:
 
 async def test_keys_are_one_input() -> None:
     """The input ends with `#` or a pause; the agent stops, and answers it."""
-    rules = Rules(key_pause_seconds=0.3)
-    fallback = [SayText("Thank you.")]
-    async with place(Behaviour(fallback=fallback, **QUICK), rules=rules) as here:
+    behaviour = Behaviour(fallback=[SayText("Thank you.")], **QUICK)
+    route = Route(key_pause_seconds=0.3)
+    async with place(behaviour, greeting="", route=route) as here:
         call, _, live = await here.talk()
         for key in "12#":
             call.press(key)
@@ -1162,35 +1146,65 @@ async def test_keys_are_one_input() -> None:
         ]
 
 
-async def test_an_action_that_cannot_be_done_ends_nothing() -> None:
-    """The route asks for an action that a SIP call cannot do."""
-    async with place(rules=Rules(key_actions=("0", "9"))) as here:
-        call, _, _ = await here.talk()
-        here.pressed.append("refuse")
+async def test_a_key_that_transfers() -> None:
+    """The caller is put through at once; what the agent says is cut off."""
+    route = Route(keys={"9": Transfer("+14155550199", caller_id=CALLED)})
+    async with place(talking([SayText(LONG)]), route=route) as here:
+        call, session, _ = await here.talk()
+        await until(lambda: bool(session.responses))
         call.press("9")
-        await until(lambda: "9" in here.pressed)
+        await call.until(SipCallState.REFERRED)
+        await here.over()
+
+        assert call.target == "tel:+14155550199"
+        assert here.ends == ["agent_transferred"]
+
+
+async def test_a_transfer_by_key_that_is_refused_ends_nothing() -> None:
+    """The operator sees the refusal in the log, and the caller talks on."""
+    route = Route(keys={"9": Transfer("+14155550199"), "0": TellAction("Say bye.")})
+    async with place(greeting="", route=route, fail={"refer": 400}) as here:
+        call, _, live = await here.talk()
+        with capture_logs() as lines:
+            call.press("9")
+            await until(lambda: "key_action_failed" in here.types())
         call.press("0")
-        await until(lambda: "0" in here.pressed)
+        await until(lambda: "Say bye." in [it.text for it in live.history])
 
         assert call.state is SipCallState.TALKING
+        failed = [it for it in lines if it["event"] == "key_action_failed"]
+        assert [it["error"] for it in failed] == ["BadRequest"]
+
+
+async def test_a_key_that_hangs_up() -> None:
+    """The call ends at once."""
+    async with place(route=Route(keys={"0": HangUpAction()})) as here:
+        call, _, _ = await here.talk()
+        call.press("0")
+        await call.until(SipCallState.ENDED)
+        await here.over()
+
+        assert (call.ended_by, here.ends) == ("api", ["agent_hung_up"])
 
 
 async def test_keys_with_an_action_are_no_word_to_the_agent() -> None:
     """The route's action is taken, and the agent is not told of the keys."""
-    async with place(rules=Rules(key_actions=("0",))) as here:
+    route = Route(keys={"0": TellAction("They want the desk.")})
+    async with place(greeting="", route=route) as here:
         call, _, live = await here.talk()
         call.press("0")
-        await until(lambda: here.pressed == ["0"])
+        await until(lambda: bool(live.history))
 
-        assert [it for it in live.history if it.kind == "user"] == []
+        assert [(it.kind, it.text) for it in live.history] == [
+            ("system", "They want the desk.")
+        ]
 
 
 async def test_a_silent_caller_is_asked_then_left() -> None:
     """A line without a caller does not cost money for ever."""
-    rules = Rules(silent_seconds=0.3, silent_asks=1)
-    async with place(
-        talking([SayText("Hello?")], [SayText("Goodbye.")]), rules=rules
-    ) as here:
+    route = Route(silence=Silence(0.3, ask=1))
+    turns = talking([SayText("Hello?")], [SayText("Goodbye.")])
+    async with place(turns, greeting="", route=route) as here:
         call, _, _ = await here.talk()
         await call.until(SipCallState.ENDED)
         await here.over()

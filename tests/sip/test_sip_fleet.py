@@ -3,18 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.agent.live import CallFacts
-from bridge.core.commands import Note
-from bridge.fleet import InstanceLoad, Registry
+from bridge.app.quotas import Quotas
+from bridge.app.services import Capacity
+from bridge.fleet import Registry
 from bridge.fleet.redis import redis_registry
+from bridge.http.sip_calls import SipCalls
 from bridge.sim.realtime.phone_call import SipCallState
-from bridge.sip.sip import SipCalls
+from bridge.telemetry.metrics import Metrics
 from tests.fleet.redis_server import RedisServer
 from tests.sip.test_sip import Answer, SipSetup, place
 from tests.support.waiting import until
@@ -26,9 +27,21 @@ class Instance:
 
     registry: Registry
     sip: SipCalls
-    room: list[bool]
-    """Its only element: the instance has room."""
-    notes: list[Note] = field(default_factory=list)
+    capacity: Capacity
+    metrics: Metrics
+
+
+class SlowQuotas(Quotas):
+    """The registry is slow to answer whether a caller is admitted."""
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(registry, lambda limit: None, key=b"")
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def admit(self, call_sid: str, caller: str) -> str | None:
+        self.asked.set()
+        await self.go_on.wait()
+        return await super().admit(call_sid, caller)
 
 
 @pytest.fixture
@@ -42,13 +55,12 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
 @asynccontextmanager
 async def instance(here: SipSetup, url: str, *, room: bool) -> AsyncIterator[Instance]:
     """Another instance beside `here`, which only has OpenAI's side in these tests."""
-    free, notes = [room], list[Note]()
-    async with redis_registry(url, lambda: InstanceLoad(1, 0, not free[0])) as registry:
-        services = replace(
-            here.services, registry=registry, room=lambda: free[0], see=notes.append
-        )
-        async with SipCalls(services) as calls:
-            yield Instance(registry, calls, free, notes)
+    capacity, metrics = Capacity(1, draining=not room), Metrics()
+    async with (
+        redis_registry(url, lambda: capacity.load) as registry,
+        here.instance(registry=registry, capacity=capacity, metrics=metrics) as calls,
+    ):
+        yield Instance(registry, calls, capacity, metrics)
 
 
 @dataclass
@@ -106,7 +118,8 @@ async def test_a_full_fleet_says_busy(redis_url: str) -> None:
             await call.until(SipCallState.REJECTED)
 
         assert (balancer.answers, call.sip_status) == ([200], 486)
-        assert [it.data for it in one.notes] == [{"limit": "calls"}]
+        hits = one.metrics.limit_hits.labels("calls")
+        assert hits._value.get() == 1
         assert [it["why"] for it in lines if it["event"] == "call_refused"] == ["full"]
 
 
@@ -121,7 +134,7 @@ async def test_a_webhook_that_was_asked_for_again_is_taken(redis_url: str) -> No
 
         async def incoming(headers: Mapping[str, str], body: bytes) -> Answer:
             answer = await one.sip.incoming(headers, body)
-            one.room[0] = True
+            one.capacity.draining = False
             return answer
 
         here.incoming = incoming  # type: ignore[method-assign]
@@ -134,22 +147,15 @@ async def test_a_webhook_that_was_asked_for_again_is_taken(redis_url: str) -> No
 
 async def test_a_shutdown_gives_its_webhook_to_the_others(redis_url: str) -> None:
     """The instance stops while it decides about a call: another one takes it."""
-    deciding, go_on = asyncio.Event(), asyncio.Event()
-
-    async def admit(facts: CallFacts) -> str | None:
-        deciding.set()
-        await go_on.wait()
-        return None
-
     async with place() as here, instance(here, redis_url, room=True) as other:
-        services = replace(here.services, registry=other.registry, admit=admit)
-        stopping = SipCalls(services)
+        quotas = SlowQuotas(other.registry)
+        stopping = here.instance(registry=other.registry, quotas=quotas)
         here.incoming = balancer = Balancer([stopping, other.sip])  # type: ignore[method-assign]
 
         async def stop() -> None:
             async with stopping:
-                await deciding.wait()
-                asyncio.get_running_loop().call_soon(go_on.set)
+                await quotas.asked.wait()
+                asyncio.get_running_loop().call_soon(quotas.go_on.set)
 
         async with asyncio.TaskGroup() as group:
             group.create_task(stop())
@@ -166,19 +172,13 @@ async def test_a_webhook_that_is_answered_late_is_one_call(
 ) -> None:
     """The registry is slow, so OpenAI gets 503 and repeats. The first delivery is
     carried through nevertheless, once."""
-    monkeypatch.setattr("bridge.sip.sip.ANSWER_SECONDS", 0.1)
-    go_on = asyncio.Event()
-
-    async def admit(facts: CallFacts) -> str | None:
-        await go_on.wait()
-        return None
-
+    monkeypatch.setattr("bridge.http.sip_calls.ANSWER_SECONDS", 0.1)
     async with place() as here, instance(here, redis_url, room=True) as other:
-        services = replace(here.services, registry=other.registry, admit=admit)
-        async with SipCalls(services) as slow:
+        quotas = SlowQuotas(other.registry)
+        async with here.instance(registry=other.registry, quotas=quotas) as slow:
             here.incoming = Balancer([slow, other.sip])  # type: ignore[method-assign]
             call = await here.ring(copies=2)
-            go_on.set()
+            quotas.go_on.set()
             await call.until(SipCallState.TALKING)
 
             assert slow.calls == 1
@@ -212,7 +212,7 @@ async def test_the_last_line_is_given_once() -> None:
     """Two calls come in at the same moment and one line is free: one caller is answered
     and the other one hears the busy tone."""
     async with place() as here:
-        calls = SipCalls(replace(here.services, room=lambda: calls.calls < 1))
+        calls = here.instance(capacity=Capacity(1, others=lambda: calls.calls))
         async with calls:
             here.incoming = calls.incoming  # type: ignore[method-assign]
             one, two = await asyncio.gather(here.ring(), here.ring())

@@ -3,6 +3,9 @@
 import json
 from typing import Any
 
+from bridge.sip.sip_speech import MAX_ANSWERS, SipSpeech, SpokenAnswer
+from bridge.sip.sip_talk import SipTalk
+
 from bridge.core import realtime_events
 from bridge.core.commands import (
     Command,
@@ -17,8 +20,6 @@ from bridge.core.conversation import NO_USAGE
 from bridge.core.outbox import MAX_PENDING
 from bridge.core.rules import Prices, Rules
 from bridge.core.waits import MAX_WAITS
-from bridge.sip.sip_speech import MAX_ANSWERS, SipSpeech, SpokenAnswer
-from bridge.sip.sip_talk import SipTalk
 
 WORDS = "one two three four five six"  # almost two seconds
 
