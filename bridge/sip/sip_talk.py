@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from bridge.core import UNREADABLE, errors, realtime_events, realtime_requests
-from bridge.core.agent_speech import ANSWER_ID
 from bridge.core.call_limits import CallLimits
 from bridge.core.commands import (
     Command,
@@ -24,13 +23,14 @@ from bridge.core.commands import (
     limit_hit,
     protocol_error,
 )
-from bridge.core.conversation import NO_USAGE
 from bridge.core.endings import GOODBYE_SECONDS
 from bridge.core.history import History
+from bridge.core.model_events import NO_USAGE
 from bridge.core.outbox import MAX_PENDING
 from bridge.core.pressed_keys import Keys
 from bridge.core.replay import recorded
 from bridge.core.rules import GOODBYES, LIMIT_OF, Rules
+from bridge.core.speech import ANSWER_ID
 from bridge.core.waits import Outstanding, Wait, Waits
 from bridge.sip.sip_speech import SipSpeech, SpokenAnswer
 

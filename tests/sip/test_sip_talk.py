@@ -13,7 +13,7 @@ from bridge.core.commands import (
     limit_hit,
     protocol_error,
 )
-from bridge.core.conversation import NO_USAGE
+from bridge.core.model_events import NO_USAGE
 from bridge.core.outbox import MAX_PENDING
 from bridge.core.rules import Prices, Rules
 from bridge.core.waits import MAX_WAITS
