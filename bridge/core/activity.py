@@ -3,13 +3,13 @@
 PURE. The one owner of "is the call idle, quiet, settled?". Decides nothing.
 """
 
-from bridge.core.agent_speech import AgentSpeech
 from bridge.core.caller_audio import CallerAudio
 from bridge.core.history import History
 from bridge.core.outbox import Outbox
 from bridge.core.pressed_keys import Keys
 from bridge.core.running_tools import RunningTools
 from bridge.core.sessions import Sessions
+from bridge.core.speech import Speech
 from bridge.core.stream_presence import StreamPresence
 from bridge.core.waits import Outstanding
 
@@ -19,7 +19,7 @@ class Activity:
 
     def __init__(
         self,
-        speech: AgentSpeech,
+        speech: Speech,
         caller: CallerAudio,
         sessions: Sessions,
         stream: StreamPresence,
@@ -46,8 +46,8 @@ class Activity:
             generating=speech.responses.generating or self._outbox.to_be_answered,
             # A call does not end between two keys of one input either.
             unanswered=speech.responses.unanswered or self._keys.due_at is not None,
-            queued=not speech.playback.idle,
-            queue_ends=speech.playback.queue_ends,
+            queued=speech.queued,
+            queue_ends=speech.queue_ends,
             progress=speech.responses.progress,
         )
 

@@ -13,7 +13,6 @@ from bridge.core.commands import (
     Interrupted,
     Note,
     ToCaller,
-    ToModel,
     Value,
     limit_hit,
 )
@@ -21,20 +20,18 @@ from bridge.core.history import History, Playing
 from bridge.core.limits import Bounds
 from bridge.core.playback import Key, Playback
 from bridge.core.realtime_requests import EventIds
-from bridge.core.responses import MAX_OPEN, Responses, remember
+from bridge.core.responses import MAX_OPEN, remember
 from bridge.core.sessions import Sessions
+from bridge.core.speech import Speech
 from bridge.core.spoken_items import SpokenItems
 from bridge.core.stream_presence import StreamPresence
-
-ANSWER_ID = "bridge_answer"
-"""event_id of the bridge's own response.create."""
 
 BRIDGE_AUDIO: Key = ("", -1)
 """Playback's key for the bridge's own audio (tones). No item of the model has this key:
 its parts count from 0, though its id may be empty."""
 
 
-class AgentSpeech:
+class AgentSpeech(Speech):
     """The agent's responses on one stream.
 
     Audio is received, sent between marks, then either heard (a mark returns) or cut
@@ -42,10 +39,8 @@ class AgentSpeech:
 
     Invariants:
     - Audio and text that arrive after their response or item was cut are dropped.
-    - A response is requested only if none is requested or generating and every fence
-      has returned: else the model would respond before it knows what was heard.
-    - Without a session (Sessions) nothing is sent to the model; without a stream
-      (StreamPresence) no response is requested.
+    - No response is requested before every fence has returned: the model would respond
+      before it knows what was heard.
 
     `playback` must be given every frame and mark by the caller's side.
     """
@@ -58,17 +53,10 @@ class AgentSpeech:
         ids: EventIds,
         bounds: Bounds,
     ) -> None:
+        super().__init__(history, sessions, stream, ids)
         self._ahead_seconds = bounds.audio_ahead_seconds
         self._out = twilio_messages.OutboundMessages("")
-        self._history = history
-        self._sessions = sessions
-        self._stream = stream
-        self._ids = ids
         self._items = SpokenItems(history, sessions, ids)
-        self.responses = Responses()
-        self.broken_off = False
-        """The caller heard a response break off in the middle: the session or the
-        stream was lost."""
 
     @property
     def playback(self) -> Playback:
@@ -77,39 +65,7 @@ class AgentSpeech:
 
     # --- the model generates ---
 
-    def response_created(self, response_id: str, now: float) -> list[Command]:
-        """The server began a response; cancels it at once if it was stopped
-        meanwhile."""
-        self._history.response_began()
-        has_stream = not self._stream.is_lost
-        if self.responses.created(response_id, has_stream=has_stream, now=now):
-            return []
-        return self._cancel(response_id)
-
-    def item_added(self, event: realtime_events.OutputItemAdded, now: float) -> None:
-        """The response has another item; messages and function calls matter here."""
-        self.responses.progress = now
-        response = self.responses.get(event.response_id)
-        if response and event.item.type == "message":
-            remember(response.messages, event.item.id, None, MAX_OPEN)
-        elif response and event.item.type == "function_call":
-            response.called_tool = True
-            remember(response.open_calls, event.item.id, None, MAX_OPEN)
-
-    def output_item_done(self, event: realtime_events.OutputItemDone) -> None:
-        """An item of the response has ended. The SDK runs the tool of a function call
-        only if the model has completed the call."""
-        item = event.item
-        if item.type != "function_call" or item.status != "completed":
-            return
-        if item.call_id:
-            self._history.call_completed(item.call_id)
-        response = self.responses.get(event.response_id)
-        if response:
-            response.open_calls.pop(item.id, None)
-
     def transcript_delta(self, event: realtime_events.TranscriptDelta) -> None:
-        """Text of a response; dropped if it was cut."""
         if not self._is_late(event.response_id, event.item_id):
             key = (event.item_id, event.content_index)
             self._items.add_text(key, event.response_id, event.delta)
@@ -164,7 +120,6 @@ class AgentSpeech:
         return [ToCaller(self._out.mark(mark))] if mark else []
 
     def item_done(self, key: Key, now: float) -> list[Command]:
-        """All audio of this part was received."""
         if not self._items.complete(key):
             return []
         return self._end_mark(now) or self._items.settle_heard()
@@ -172,10 +127,7 @@ class AgentSpeech:
     def response_done(
         self, response_id: str, now: float, *, completed: bool = True
     ) -> list[Command]:
-        """The model ended this response, completed or not."""
-        response = self.responses.done(response_id)
-        for item_id in response.open_calls if response else ():
-            self._history.remove(item_id)  # cut: its tool never runs
+        response = self._end_response(response_id)
         if response and response.is_cut:
             unsent = self._items.forget_unsent(response.messages)
             return unsent + self.request_if_free(now)
@@ -184,66 +136,6 @@ class AgentSpeech:
             # Not every server sends a `done` event for each item.
             commands += self.item_done(key, now)
         return commands
-
-    def drop_responses(self, now: float) -> list[Command]:
-        """Gives up responses without progress; audio that was sent is still played."""
-        commands: list[Command] = []
-        # Reset first: response_done may request a response that is owed.
-        self.responses.request_failed()
-        self.responses.progress = now
-        running = self.responses.running
-        for response_id in self.responses.ids:
-            if response_id in running:
-                commands += self._cancel(response_id)
-            # Cut only afterwards: what was sent of it is heard to its end.
-            commands += self.response_done(response_id, now, completed=False)
-            self.responses.cut(response_id)
-        return commands
-
-    def playout(self, event: realtime_events.Playout, now: float) -> list[Command]:
-        """The server plays, on a call whose audio it has."""
-        return []
-
-    # --- requests ---
-
-    def request_response(self, now: float) -> list[Command]:
-        """Requests a response: now, or once the model is free (`request_if_free`)."""
-        self.responses.want(now)
-        return self.request_if_free(now)
-
-    def request_if_free(self, now: float) -> list[Command]:
-        """Requests the response that is owed, if there is one and the model is free."""
-        if not self._may_request or not self.responses.take_request(now):
-            return []
-        return [ToModel(realtime_requests.create_response(ANSWER_ID))]
-
-    @property
-    def _may_request(self) -> bool:
-        if self._items.fence_due_at is not None or self._stream.is_lost:
-            return False
-        return self._sessions.has_session
-
-    @property
-    def retry_at(self) -> float | None:
-        """When a response that failed is requested again; None: not by time."""
-        return self.responses.due_at if self._may_request else None
-
-    def retry_if_due(self, now: float) -> list[Command]:
-        """Requests a response that failed again, if its time has come."""
-        retry_at = self.retry_at
-        due = retry_at is not None and now >= retry_at
-        return self.request_if_free(now) if due else []
-
-    def request_failed(self, now: float) -> list[Command]:
-        """The requested response will not come; another may be owed."""
-        self.responses.request_failed()
-        return self.request_if_free(now)
-
-    def want_response(self, now: float) -> None:
-        """A response is owed after the one that is active at the server, or about to
-        be, though its `response.created` may not have arrived."""
-        self.responses.request_failed()
-        self.responses.want(now)
 
     # --- the caller interrupts ---
 
@@ -256,17 +148,11 @@ class AgentSpeech:
         answers: bool = False,
         only: str | None = None,
     ) -> list[Command]:
-        """Silences the agent at once: sends a clear, and a fence behind it.
+        """Sends a clear, and a fence behind it.
 
         Cuts everything the caller may still hear, whether or not the model is still
         generating it: Twilio's queue outlives the response. Settled when the fence
         returns.
-
-        - `cancels`: the server cancels its own response by itself.
-        - `answers`: the server responds to the caller by itself, so no response is
-          owed.
-        - `only`: the response to stop. The clear removes the audio of all responses, so
-          the others are requested again.
         """
         self.broken_off = False
         heard_now = self.playback.audible(now)
@@ -296,18 +182,23 @@ class AgentSpeech:
         clear = [ToCaller(self._out.clear()), ToCaller(self._out.mark(fence))]
         return [*clear, *self._items.settle_late_fences(now)]
 
+    @property
+    def queued(self) -> bool:
+        return not self.playback.idle
+
+    @property
+    def queue_ends(self) -> float:
+        return self.playback.queue_ends
+
     def is_live(self, response_id: str) -> bool:
-        """The response is being generated, or some of it may still be heard."""
         running = response_id in self.responses.running
         return running or self._items.is_live(response_id)
 
     def counts(self, item_id: str) -> bool:
-        """How much of this item the caller hears is counted (SpokenItems.counts)."""
         return self._items.counts(item_id)
 
     @property
     def plays_bridge_audio(self) -> bool:
-        """The caller has not heard all of the bridge's own audio yet."""
         return self.playback.has(BRIDGE_AUDIO)
 
     def mark_echoed(self, name: str, now: float) -> list[Command] | None:
@@ -320,24 +211,17 @@ class AgentSpeech:
 
     @property
     def fence_due_at(self) -> float | None:
-        """When the oldest fence is late."""
         return self._items.fence_due_at
 
     def give_up_late_fences(self, now: float) -> list[Command]:
-        """Settles every cut whose fence is late."""
         settled = self._items.settle_late_fences(now)
         return settled + self.request_if_free(now) if settled else []
 
     def settle_cuts(self, now: float) -> list[Command]:
-        """Another session is about to be given the history: settles all cuts, without
-        waiting for their fences."""
         self.responses.progress = now
         return self._items.settle_late_fences(math.inf)
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
-        """Settles all items in the history; sends nothing to the model. `clears`:
-        clears Twilio's queue, so that the caller hears nothing more; else Twilio may
-        play on."""
         clear = clears and not self.playback.idle
         cleared: list[Command] = [ToCaller(self._out.clear())] if clear else []
         return cleared + self._items.call_ended(now)
@@ -345,9 +229,8 @@ class AgentSpeech:
     # --- the session, or the stream, is lost ---
 
     def session_lost(self, now: float, *, tools: bool) -> list[Command]:
-        """The session is lost, or was left: ends its responses. Twilio still plays the
-        queued audio, and the next session continues after it. `tools`: a tool is
-        running, and its result will request the response that follows a tool call."""
+        """Twilio still plays the queued audio, and the next session continues after
+        it."""
         running = list(self.responses.running.values())
         self.broken_off = self.broken_off or any(it.sent_audio for it in running)
         if any(not (it.called_tool and tools) for it in running):
@@ -386,16 +269,9 @@ class AgentSpeech:
         self.responses.progress = now
 
     def playing(self, now: float) -> list[Playing]:
-        """Parts of items whose audio is on its way to the caller, in order."""
         return self._items.playing(now)
 
     # --- helpers ---
-
-    def _cancel(self, response_id: str) -> list[Command]:
-        return self._to_model(realtime_requests.cancel(response_id, self._ids.next()))
-
-    def _to_model(self, text: str) -> list[Command]:
-        return [ToModel(text)] if self._sessions.has_session else []
 
     def _is_late(self, response_id: str, item_id: str) -> bool:
         return (

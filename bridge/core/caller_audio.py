@@ -61,7 +61,16 @@ class CallerAudio:
     have no transcript, is kept for another session; both are bounded.
     """
 
-    def __init__(self, now: float, bounds: Bounds, sessions: Sessions) -> None:
+    def __init__(
+        self,
+        now: float,
+        bounds: Bounds,
+        sessions: Sessions,
+        *,
+        passes_here: bool = True,
+    ) -> None:
+        """`passes_here`: the caller's frames come to the bridge."""
+        self._passes_here = passes_here
         self.speaking = False
         """The model hears the caller speak."""
         self.turn_open = False
@@ -201,6 +210,8 @@ class CallerAudio:
     def stalls_at(self) -> float | None:
         """When silence must be sent, if no frame arrives before."""
         if not self.speaking or self._stalled_ms >= MAX_GAP_MS:
+            return None
+        if not self._passes_here:
             return None
         return self._last_frame_at + STALL_SECONDS
 

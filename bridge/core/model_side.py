@@ -7,9 +7,9 @@ the model has not confirmed (outbox.py), and the caller's audio that was held.
 from collections.abc import Callable, Iterable, Mapping
 
 from bridge.core import errors, realtime_events, realtime_requests
-from bridge.core.agent_speech import ANSWER_ID, AgentSpeech
 from bridge.core.caller_audio import CallerAudio
-from bridge.core.commands import Command, Note, ToModel, Value
+from bridge.core.capabilities import Capabilities
+from bridge.core.commands import Command, MuteSession, Note, ToModel, Value
 from bridge.core.history import History
 from bridge.core.outbox import Outbox, PendingText
 from bridge.core.realtime_requests import EventIds
@@ -18,6 +18,7 @@ from bridge.core.responses import NOW
 from bridge.core.rules import BROKEN_OFF, Rules
 from bridge.core.running_tools import RunningTools
 from bridge.core.sessions import Sessions
+from bridge.core.speech import ANSWER_ID, Speech
 from bridge.core.stream_presence import StreamPresence
 
 TEXT_KINDS = frozenset({"user", "assistant", "system"})
@@ -28,6 +29,9 @@ PROBE_ID = "bridge_probe"
 
 MAX_MESSAGE_CHARS = 2000
 """Characters kept of the message of a model error: only people read it."""
+
+RETRIED = "answer_retried"
+"""Name of the Note of a failed response that is requested again."""
 
 EndCallNow = Callable[[str, str, float], list[Command]]
 """Ends the call (by, why, now) and returns the commands for that."""
@@ -41,8 +45,9 @@ class ModelSide:
 
     def __init__(
         self,
+        capabilities: Capabilities,
         sessions: Sessions,
-        speech: AgentSpeech,
+        speech: Speech,
         caller: CallerAudio,
         stream: StreamPresence,
         history: History,
@@ -51,6 +56,7 @@ class ModelSide:
         ids: EventIds,
         end: EndCallNow,
     ) -> None:
+        self._capabilities = capabilities
         self._sessions = sessions
         self._speech = speech
         self._responses = speech.responses
@@ -153,6 +159,21 @@ class ModelSide:
         deletes = [realtime_requests.delete(it, self._ids.next()) for it in gone]
         return commands + [self._send_event(delete) for delete in deletes]
 
+    def mute(self, on: bool) -> list[Command]:
+        """Carries out the input `MuteCaller`."""
+        self._caller.muted = on
+        has_session = self._sessions.has_session
+        by_server = has_session and not self._capabilities.has_audio
+        return [MuteSession(on)] if by_server else []
+
+    def answer_late(self, now: float) -> list[Command]:
+        """A response makes no progress, and one more try is left."""
+        if self._capabilities.replaces_sessions:
+            # The session answers pings and nothing else: use another one.
+            return self.redial("answer_late", now)
+        dropped = self._speech.drop_responses(now)
+        return dropped + self._speech.request_response(now)
+
     def _send_event(self, text: str) -> ToModel:
         """Sends an event; an item is remembered until the server has shown it."""
         return ToModel(self._outbox.sent(text))
@@ -171,7 +192,8 @@ class ModelSide:
     ) -> list[Command]:
         """The server says how the session is configured; the first time on a
         connection, the session is ready."""
-        if any(form not in (None, realtime_events.MULAW) for form in event.formats):
+        wrong = any(form not in (None, realtime_events.MULAW) for form in event.formats)
+        if wrong and self._capabilities.has_audio:
             # PCM on a mu-law line would be noise to the caller.
             return self._end("model", "wrong_audio_format", now)
         self._turn_detection = event.turns
@@ -192,7 +214,8 @@ class ModelSide:
         resumes = self._sessions.had_session
         # Cuts are settled first: the replay tells the session what was heard.
         settled = self._speech.settle_cuts(now) if resumes else []
-        self._sessions.began(now, self.rules.session_seconds)
+        replaced = self._capabilities.replaces_sessions
+        self._sessions.began(now, self.rules.session_seconds if replaced else None)
         commands: list[Command]
         if resumes:
             commands = self._resume_session(settled, now)
@@ -208,6 +231,8 @@ class ModelSide:
         if self._outbox.asked:
             self._outbox.asked = False
             commands += self.ask(now)
+        if self._caller.muted:
+            commands += self.mute(True)
         return commands + self._speech.request_if_free(now) + self._caller.ready()
 
     def _open_session(self, now: float) -> list[Command]:
@@ -266,6 +291,8 @@ class ModelSide:
         """A connection is closed."""
         if not self._sessions.lost(connection):
             return []  # a connection that is not used any more
+        if not self._capabilities.replaces_sessions:
+            return self._end("model", why, now)
         return [Note("model_lost", {"why": why}), *self.redial(why, now)]
 
     def not_dialled(
@@ -285,6 +312,8 @@ class ModelSide:
         """The session is lost: uses the spare one or dials; ends the call if time is
         up."""
         commands = self._leave_session(why, now)
+        if not self._capabilities.replaces_sessions:
+            return commands + self._end("model", "lost", now)
         if self._sessions.is_given_up(now):
             return commands + self._end("model", "lost", now)
         return commands + self._sessions.switch_or_dial(now)
@@ -339,7 +368,7 @@ class ModelSide:
         wait = self._responses.retry(after, rate_limit=rate_limit, now=now)
         if wait is None:
             return self._end("model", "failed", now)
-        retried: list[Command] = [Note("answer_retried", {"seconds": wait})]
+        retried: list[Command] = [Note(RETRIED, {"seconds": wait})]
         if self._responses.is_requested:
             return retried
         if self._caller.speaking and self.server_responds:

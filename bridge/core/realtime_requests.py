@@ -49,6 +49,11 @@ def probe(event_id: str) -> str:
     return _client_event("session.update", event_id, session={"type": "realtime"})
 
 
+def clear_playout(event_id: str) -> str:
+    """Makes the server stop playing, on a call whose audio it has."""
+    return _client_event("output_audio_buffer.clear", event_id)
+
+
 def create_response(event_id: str) -> str:
     return _client_event("response.create", event_id)
 

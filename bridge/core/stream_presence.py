@@ -20,9 +20,11 @@ next TwiML at once; a new stream arrives within a second or two."""
 class StreamPresence:
     """The stream of one call. Times are seconds of the caller's clock `now`."""
 
-    __slots__ = ("last_message_at", "lost_at")
+    __slots__ = ("_exists", "last_message_at", "lost_at")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, exists: bool = True) -> None:
+        """`exists`: the call has streams; else nothing is ever lost."""
+        self._exists = exists
         self.last_message_at = now
         """Written directly, without a method, because that happens 50 times a
         second."""
@@ -44,8 +46,10 @@ class StreamPresence:
         return away
 
     @property
-    def given_up_at(self) -> float:
+    def given_up_at(self) -> float | None:
         """When a broken stream, or a stream that sends nothing, ends the call."""
+        if not self._exists:
+            return None
         if self.lost_at is not None:
             return self.lost_at + ABSENT_SECONDS
         return self.last_message_at + SILENT_SECONDS

@@ -171,7 +171,7 @@ class Metrics:
                 self.clear.observe(_number(data["seconds"]))
             case "interrupted":
                 self.interruptions.inc()
-            case "said":
+            case "said" if "heard_ms" in data:  # else no audio passes here
                 unheard_ms = _number(data["received_ms"]) - _number(data["heard_ms"])
                 self.unheard.inc(max(unheard_ms, 0.0) / 1000)
             case "late_audio":

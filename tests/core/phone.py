@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from bridge.core import realtime_events, twilio_messages
+from bridge.core.capabilities import MEDIA_STREAM, SIP
 from bridge.core.commands import (
     Command,
     Dial,
@@ -22,6 +23,7 @@ from bridge.core.commands import (
 from bridge.core.conversation import Conversation
 from bridge.core.inputs import (
     Ask,
+    Begin,
     Dialled,
     Edit,
     EndCall,
@@ -70,9 +72,11 @@ def payload(ms: int, byte: bytes = b"\x55") -> str:
 class Phone:
     """Feeds a Conversation; `now` moves only by `wait` and `frames`."""
 
+    capabilities = MEDIA_STREAM
+
     def __init__(self, greeting: str | None = None, **rules: Any) -> None:
         self.now = 100.0
-        self.talk = Conversation(now=self.now)
+        self.talk = Conversation(now=self.now, capabilities=self.capabilities)
         self.talk.handle(SetRules(Rules(greeting=greeting, **rules)), self.now)
         self.timestamp = 0
         self.stream = STREAM
@@ -439,6 +443,31 @@ class Phone:
                 case "clear":
                     self.twilio.clear(self.now)
         return commands
+
+
+class SipPhone(Phone):
+    """A call whose audio the model's server has."""
+
+    capabilities = SIP
+
+    def begins(self) -> list[Command]:
+        return self.gives(Begin())
+
+    def talking(self) -> "SipPhone":
+        self.begins()
+        self.ready()
+        return self
+
+    def playout(self, what: str, response: str = "r1") -> list[Command]:
+        """The server has started or stopped playing a response, or has cleared it."""
+        return self.model(f"output_audio_buffer.{what}", response_id=response)
+
+    def speaks_to_caller(self, words: str, item: str = "i1") -> list[Command]:
+        """A response is generated and begins to be played."""
+        commands = self.created()
+        commands += self.item_added(item, "assistant")
+        commands += self.words(words, item)
+        return commands + self.playout("started") + self.done()
 
 
 def answering(ms: int = 1000, words: str = "One two three") -> Phone:

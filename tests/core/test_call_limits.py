@@ -8,8 +8,8 @@ import pytest
 from bridge.core import realtime_events
 from bridge.core.call_limits import CallLimits, cost_of
 from bridge.core.commands import limit_hit, protocol_error
-from bridge.core.conversation import NO_USAGE
 from bridge.core.endings import GOODBYE_SECONDS
+from bridge.core.model_events import NO_USAGE
 from bridge.core.realtime_events import CachedTokens, InputTokens, OutputTokens, Usage
 from bridge.core.rules import GOODBYES, SILENT, Prices, Rules
 from tests.core.phone import Phone, asks, ends, heard, notes, said_to_model

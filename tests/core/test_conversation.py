@@ -2,7 +2,8 @@
 
 import pytest
 
-from bridge.core.conversation import MAX_GUARDRAIL_STOPS, State
+from bridge.core.conversation import State
+from bridge.core.interruptions import MAX_GUARDRAIL_STOPS
 from bridge.core.redial import READY_SECONDS
 from bridge.core.responses import MAX_OPEN
 from bridge.core.sessions import PROBE_AFTER_SECONDS
@@ -676,4 +677,4 @@ def test_a_server_that_never_ends_responses_takes_bounded_memory() -> None:
     for n in range(3000):
         phone.created(f"r{n}")
 
-    assert len(phone.talk._responses.ids) <= MAX_OPEN
+    assert len(phone.talk._call.responses.ids) <= MAX_OPEN

@@ -46,6 +46,10 @@ KINDS = {
     "conversation.item.input_audio_transcription.failed": (
         realtime_events.TranscriptionFailed
     ),
+    "input_audio_buffer.dtmf_event_received": realtime_events.KeyReceived,
+    "output_audio_buffer.started": realtime_events.PlayoutStarted,
+    "output_audio_buffer.stopped": realtime_events.PlayoutStopped,
+    "output_audio_buffer.cleared": realtime_events.PlayoutCleared,
     "response.created": realtime_events.ResponseCreated,
     "response.done": realtime_events.ResponseDone,
     "response.output_item.added": realtime_events.OutputItemAdded,
@@ -77,7 +81,7 @@ def test_there_is_a_sample_of_every_kind() -> None:
 
     assert kinds == set(KINDS.values())
     assert {event["type"] for event in EVENTS} >= set(KINDS)
-    assert len(EVENTS) == 41
+    assert len(EVENTS) == 44
 
 
 @pytest.mark.parametrize("line", LINES, ids=[event["type"] for event in EVENTS])

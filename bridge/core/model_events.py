@@ -1,0 +1,168 @@
+"""The events of the model's server: routes each to the part that owns it. PURE."""
+
+from typing import assert_never
+
+from bridge.core import errors, realtime_events
+from bridge.core.call_state import CallState
+from bridge.core.commands import Command, Note, ToCaller, Value, protocol_error
+from bridge.core.history import MAX_CHARS
+from bridge.core.interruptions import Interruptions
+from bridge.core.replay import recorded
+
+NO_USAGE = "answer without usage"
+"""Reason of a protocol error; reported only where prices are configured."""
+
+
+class ModelEvents:
+    """The events of the model connection in use."""
+
+    def __init__(self, call: CallState, interruptions: Interruptions) -> None:
+        self._call = call
+        self._interruptions = interruptions
+
+    def handle(
+        self, connection: int, event: realtime_events.KnownEvent, now: float
+    ) -> list[Command]:
+        """A server event. Events of a connection that is not used any more are
+        dropped."""
+        if connection != self._call.sessions.in_use:
+            return []
+        if isinstance(event, realtime_events.SessionUpdated):
+            self._call.sessions.probe_answered(now)
+        else:
+            self._call.sessions.event_received(now)
+        commands = self._model_event(event, now)
+        if isinstance(event, realtime_events.AudioDelta):
+            return commands  # the most frequent event, after which nothing can end
+        return commands + self._call.changed(now)
+
+    def _model_event(
+        self, event: realtime_events.KnownEvent, now: float
+    ) -> list[Command]:
+        match event:
+            case realtime_events.AudioDelta():
+                return self._agent_audio(event, now)
+            case realtime_events.TranscriptDelta():
+                self._call.speech.transcript_delta(event)
+            case realtime_events.AudioDone():
+                return self._call.speech.item_done(
+                    (event.item_id, event.content_index), now
+                )
+            case realtime_events.SpeechStarted():
+                return self._interruptions.speech_started(now)
+            case realtime_events.SpeechStopped():
+                return self._interruptions.speech_stopped(now)
+            case realtime_events.InputCommitted():
+                self._interruptions.turn_committed(event.item_id, now)
+            case realtime_events.InputCleared():
+                return self._call.model.turn_dropped(now)
+            case realtime_events.ResponseCreated():
+                return self._call.speech.response_created(event.response.id, now)
+            case realtime_events.OutputItemAdded():
+                self._call.speech.item_added(event, now)
+            case realtime_events.OutputItemDone():
+                self._call.speech.output_item_done(event)
+            case realtime_events.ResponseDone(response=response):
+                return self._response_done(response, now)
+            case realtime_events.SessionUpdated():
+                return self._call.model.session_updated(event, now)
+            case realtime_events.ModelError(error=error):
+                return self._call.model.error(error, now)
+            case realtime_events.CallerTranscript():
+                self._call.caller.server_transcribes = True
+                self._call.caller.turn_transcribed(event.item_id)
+                self._call.history.transcribed(event.item_id, event.transcript)
+                text = {"text": event.transcript[:MAX_CHARS]}
+                return [Note("caller_said", {"item": event.item_id}, text)]
+            case realtime_events.TranscriptionFailed():
+                self._call.caller.transcription_failed(event.item_id)
+            case (
+                realtime_events.PlayoutStarted()
+                | realtime_events.PlayoutStopped()
+                | realtime_events.PlayoutCleared()
+            ):
+                return self._playout(event, now)
+            case realtime_events.KeyReceived(key):
+                return self._interruptions.key_pressed(key, now)
+            case realtime_events.ItemAdded() | realtime_events.ItemDone():
+                self._item_shown(event, now)
+            case realtime_events.ItemDeleted():
+                self._call.history.remove(event.item_id)
+                self._call.caller.turn_transcribed(event.item_id)
+                self._call.outbox.gone(event.item_id)
+            case _:
+                assert_never(event)
+        return []
+
+    def _playout(self, event: realtime_events.Playout, now: float) -> list[Command]:
+        commands = self._call.speech.playout(event, now)
+        if isinstance(event, realtime_events.PlayoutStarted):
+            return commands + self._first_audio(now)
+        if isinstance(event, realtime_events.PlayoutCleared):
+            commands += self._call.endings.waits.stop()
+        return commands
+
+    def _item_shown(
+        self, event: realtime_events.ItemAdded | realtime_events.ItemDone, now: float
+    ) -> None:
+        """The server shows an item of the conversation."""
+        self._call.outbox.seen(event.item)
+        item = recorded(event.item, self._call.seconds_into_call(now))
+        if item is not None:
+            if self._call.speech.counts(item.id):
+                item.text = ""  # a new session shows unheard text, too
+            self._call.history.add(item, event.previous_item_id)
+        if event.item.is_cut_off_call:
+            self._call.history.remove(event.item.id)
+
+    def _agent_audio(
+        self, event: realtime_events.AudioDelta, now: float
+    ) -> list[Command]:
+        commands = self._call.speech.audio(event, now)
+        if not any(isinstance(command, ToCaller) for command in commands):
+            return commands
+        return commands + self._first_audio(now)
+
+    def _first_audio(self, now: float) -> list[Command]:
+        """The caller hears a response."""
+        self._call.responses.succeeded()
+        model = self._call.model
+        since, model.awaiting_audio_since = model.awaiting_audio_since, None
+        return [] if since is None else [Note("first_audio", {"seconds": now - since})]
+
+    def _response_done(
+        self, response: realtime_events.ResponseHead, now: float
+    ) -> list[Command]:
+        wanted = not self._call.responses.was_cut(response.id)
+        known = self._call.responses.get(response.id)
+        sounded = known is not None and known.sent_audio
+        lost = wanted and errors.is_lost(response.status, sounded=sounded)
+        completed = response.status in ("completed", None)
+        commands = self._call.speech.response_done(
+            response.id, now, completed=completed
+        )
+        status, why = response.status, errors.short(response.why)
+        commands.append(
+            Note("response_done", {"response": response.id, "status": status})
+        )
+        used = response.used
+        if used:
+            commands.append(self._used(used))
+        elif status == "completed" and self._call.rules.prices:
+            # Cost limits have no effect without usage: the operator must know.
+            commands.append(protocol_error("model", NO_USAGE))
+        if status == "completed":
+            self._call.responses.succeeded()
+        if lost:
+            commands.append(Note("answer_failed", {"why": why}))
+            failed = self._call.model.response_failed(why, response.message, now)
+            return commands + failed
+        return commands + self._call.endings.apply_limits(now)
+
+    def _used(self, usage: realtime_events.Usage) -> Note:
+        data: dict[str, Value] = {
+            "input_tokens": usage.input_tokens or 0,
+            "output_tokens": usage.output_tokens or 0,
+            "cost": self._call.endings.limits.spend(usage),
+        }
+        return Note("usage", data)
