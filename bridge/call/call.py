@@ -367,15 +367,15 @@ class Call:
         """The call's SID is known: prepares log, trace, route and registry entry, then
         starts the agent's session."""
         services, sid = self._services, facts.call_sid
-        # Without a stream, the call's SID stands in for the stream's.
-        stream_sid = facts.stream_sid or sid
         self._route = route = services.route_of(facts)
         facts = replace(facts, route=route.name)
-        self._log = self._log.bind(call_sid=sid, stream_sid=stream_sid)
+        self._log = self._log.bind(call_sid=sid)
+        if facts.stream_sid:
+            self._log = self._log.bind(stream_sid=facts.stream_sid)
         self._log.info("call_started", route=route.name)
         if self._trace and services.record_dir:
             writer, folder = services.trace_writer, services.record_dir
-            self._trace.open(writer, folder, sid, stream_sid, route.redact)
+            self._trace.open(writer, folder, sid, facts.stream_sid or sid, route.redact)
         for task in self._unnamed_tasks:
             task.set_name(f"{sid} {task.get_name()}")
         self._listeners = listeners = Listeners(services.background_tasks.start, sid)
