@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import msgspec
 import structlog
@@ -335,18 +335,20 @@ class OutboundCalls:
         except OutboundRefused as refused:
             # If Twilio did not answer, the phone may still ring. The sender of the
             # order will try again, so this call must not find its order.
-            await self._registry.pop(name)
+            await self._registry.delete(name)
             log.warning("call_not_placed", order=order.id, code=refused.code)
             raise
         return str(call.sid)
 
     def _options(self, order: OutboundOrder) -> dict[str, Any]:
+        # In the URL: a status may come before Twilio has answered with the call's SID.
+        query = urlencode({"route": order.route})
         options: dict[str, Any] = {
             "to": twiml.phone_number(order.to),
             "from_": twiml.phone_number(order.from_number),
             "url": f"{self._public_url}/voice?order={quote(order.id, safe='')}",
             "method": "POST",
-            "status_callback": f"{self._public_url}/call-status",
+            "status_callback": f"{self._public_url}/call-status?{query}",
             "status_callback_method": "POST",
             # A list is sent as one parameter per event, as Twilio requires.
             "status_callback_event": list(EVENTS),

@@ -8,10 +8,15 @@ import asyncio
 import hmac
 import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import structlog
+
 from bridge.fleet import Registry
+
+log = structlog.get_logger()
 
 HOUR_SECONDS = 3600.0
 
@@ -25,6 +30,9 @@ RENEW_SECONDS = 15.0
 BEAT_SECONDS = 5.0
 """Interval at which costs are sent to the registry; a crash loses at most the costs of
 one interval."""
+
+CLOSE_SECONDS = 5.0
+"""Time for the last report at shutdown."""
 
 DAY_SECONDS = 2 * 86400.0
 """How long the cost of a day is stored. Longer than a day, because the clocks of
@@ -98,11 +106,11 @@ class Quotas:
         self._cost = cost_of_day
         self._now = now
         self._unreported = 0.0
-        """Cost that is not yet in the day's total."""
+        """Cost that the registry has not been given yet."""
         self._running: dict[str, str] = {}
         """Running calls of this instance: call SID -> name of the caller's counter."""
-        self._ended: list[tuple[str, str]] = []
-        """(counter, call SID) to release at the next report."""
+        self._ended: deque[tuple[str, str]] = deque()
+        """(counter, call SID) to release. Each stays until the registry has it."""
         self._wake = asyncio.Event()
         self._closed = False
 
@@ -180,24 +188,31 @@ class Quotas:
             except TimeoutError:
                 pass  # the interval is over
             self._wake.clear()
-            ended, self._ended = self._ended, []
-            for name, call_sid in ended:
-                await self._registry.release(name, call_sid)
-            if self._unreported:
-                await self._report_cost()
-            if time.monotonic() >= renew_at:
+            await self._report()
+            if time.monotonic() >= renew_at and not self._closed:
                 renew_at = time.monotonic() + RENEW_SECONDS
                 for call_sid, name in list(self._running.items()):
                     await self._registry.acquire(name, call_sid, CALL_SECONDS)
+        # `close` may have come while a report waited for the registry.
+        await self._report()
+
+    async def _report(self) -> None:
+        if self._cost:
+            # Also without a new cost: the registry may still have some to write.
+            await self._report_cost()
+        while self._ended:
+            await self._registry.release(*self._ended[0])
+            self._ended.popleft()
 
     def close(self) -> None:
-        """Makes `report_until_closed` send its last report and return."""
+        """Makes `report_until_closed` send its last report and return. All calls have
+        ended."""
         self._closed = True
         self._wake.set()
 
     async def _report_cost(self) -> float:
-        """Reports the unreported cost; returns the cost of this day, of all instances
-        together."""
+        """Gives the unreported cost to the registry, which keeps it until it is
+        written; returns the cost of this day, of all instances together."""
         cost, self._unreported = self._unreported, 0.0
         day = time.strftime("%Y-%m-%d", time.gmtime(self._now()))
         return await self._registry.count(f"cost:{day}", DAY_SECONDS, cost)
@@ -216,4 +231,6 @@ async def reporting(it: Quotas) -> AsyncIterator[Quotas]:
             yield it
         finally:
             it.close()
-            await asyncio.wait([reports])
+            await asyncio.wait([reports], timeout=CLOSE_SECONDS)
+            if reports.cancel():
+                log.error("quotas_not_reported")

@@ -29,6 +29,7 @@ from bridge.records import retention
 from bridge.records.report import CallReport, Reports
 from bridge.sip.sip import SipCalls
 from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.trace_file import TraceWriter
 
 HOOK_SECONDS = 10.0
 """Time limit of the user's `on_call`; the caller waits for its end."""
@@ -86,6 +87,7 @@ class Services:
     local_mcp: LocalMcp
     capacity: Capacity
     quotas: Quotas
+    trace_writer: TraceWriter
     ceilings: Ceilings = Ceilings()
     routes: Routes = field(default_factory=Routes.none)
     sources: Mapping[str, AgentSource] = field(default_factory=dict)
@@ -146,6 +148,7 @@ class Services:
     async def forget(self, call_sid: str) -> None:
         """Deletes what is stored of a call that has ended: traces on this machine and
         entries in the registry. OSError: a trace could not be deleted."""
+        await self.trace_writer.written()  # else the trace of a call seems to be open
         await retention.forget_call(self.record_dir, self.registry, call_sid)
 
     def deliver_report(self, route: Route, report: CallReport) -> None:

@@ -38,6 +38,7 @@ from bridge.records.report import Reports, report_of
 from bridge.sip.sip import SipCalls
 from bridge.sip.sip_call import SipPlan, SipServices
 from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.trace_file import TraceWriter
 
 log = structlog.get_logger()
 
@@ -124,6 +125,7 @@ async def start_services(
         BackgroundTasks() as background_tasks,
         Reports(secret.get_secret_value() if secret else None) as reports,
         local_mcp() as mcp,
+        TraceWriter() as trace_writer,
         reporting(_quotas(settings, registry, metrics)) as quotas,
         retention.delete_expired(settings.record_dir, settings.record_days),
     ):
@@ -142,6 +144,7 @@ async def start_services(
             report_url=settings.report_url,
             fallback_number=settings.fallback_number or "",
             record_dir=settings.record_dir,
+            trace_writer=trace_writer,
             session_seconds=settings.session_seconds or None,
             account_sid=settings.twilio_account_sid,
             capacity=capacity,

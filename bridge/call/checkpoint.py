@@ -65,6 +65,8 @@ class Checkpoint:
         self._take_snapshot = take_snapshot
         self._redaction = redaction or Redaction()
         self._copies = Copies(self._redaction)
+        self._over = False
+        """The last write has begun: a later one would replace it."""
 
     async def run(self) -> None:
         """Runs until it is cancelled. The snapshot is also written again when the
@@ -83,6 +85,25 @@ class Checkpoint:
 
     async def keep(self, seconds: float = SNAPSHOT_SECONDS) -> int:
         """Stores the snapshot now. Returns its size in bytes."""
+        return 0 if self._over else await self._write(seconds)
+
+    async def keep_last(self, seconds: float = SNAPSHOT_SECONDS) -> None:
+        """Stores the snapshot for the last time: the stream has ended."""
+        self._over = True
+        await self._write(seconds)
+
+    async def drop(self) -> None:
+        """Deletes the snapshot: the call is over, and its content must not be kept."""
+        self._over = True
+        await self._registry.delete(self._name)
+
+    def leave(self) -> None:
+        """Writes no more: the snapshot belongs to another instance."""
+        self._over = True
+
+    async def _write(self, seconds: float) -> int:
+        # No await before `put`: the registry keeps the order in which its methods are
+        # called, also if an earlier write still runs or was cancelled.
         snapshot, format = (
             self._redacted(self._take_snapshot()),
             self._registry.format(),
@@ -101,7 +122,3 @@ class Checkpoint:
             playing=tuple(map(redaction.playing, snapshot.playing)),
             messages=tuple(it.without(redaction) for it in snapshot.messages),
         )
-
-    async def drop(self) -> None:
-        """Deletes the snapshot: the call is over, and its content must not be kept."""
-        await self._registry.pop(self._name)

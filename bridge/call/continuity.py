@@ -197,12 +197,14 @@ class Continuity:
         if self._registration:
             # Not awaited itself: it may have been cancelled with the call's tasks.
             await asyncio.wait([self._registration])
-        if self._checkpoint and ending.why != TAKEN_OVER:
-            if step and step.then is Then.TRANSFER:
+        if self._checkpoint:
+            if ending.why == TAKEN_OVER:
+                self._checkpoint.leave()
+            elif step and step.then is Then.TRANSFER:
                 self._transfers += 1
-                await self._checkpoint.keep(RETURN_SECONDS)
+                await self._checkpoint.keep_last(RETURN_SECONDS)
             elif step and step.then is Then.RESUME:
-                await self._checkpoint.keep()
+                await self._checkpoint.keep_last()
             else:
                 await self._checkpoint.drop()
         await self._registry.closed(self._entry, step)

@@ -43,12 +43,12 @@ class Activity:
         model."""
         speech = self._speech
         return Outstanding(
-            generating=speech.generating or self._outbox.to_be_answered,
+            generating=speech.responses.generating or self._outbox.to_be_answered,
             # A call does not end between two keys of one input either.
-            unanswered=speech.unanswered or self._keys.due_at is not None,
+            unanswered=speech.responses.unanswered or self._keys.due_at is not None,
             queued=not speech.playback.idle,
             queue_ends=speech.playback.queue_ends,
-            progress=speech.progress,
+            progress=speech.responses.progress,
         )
 
     @property
@@ -67,15 +67,21 @@ class Activity:
         idle = self.is_idle(outstanding) and self.has_both_sides
         return idle and not self._caller.muted
 
+    def all_was_heard(self, outstanding: Outstanding) -> bool:
+        """The caller has heard everything. Not while the stream is lost: then nobody
+        hears what the agent says."""
+        idle = self.is_idle(outstanding) and not outstanding.unanswered
+        return idle and not self._stream.is_lost
+
     def is_quiet(self, outstanding: Outstanding) -> bool:
         """Idle, and nothing is about to begin. (A tool begins a moment after the
         response that calls it is done, so tool calls without a result count.)"""
         idle = self.is_idle(outstanding) and not outstanding.unanswered
-        return idle and self.has_both_sides and not self._history.has_open_calls
+        return idle and self.has_both_sides and not self._history.open_calls
 
     def is_settled(self, outstanding: Outstanding, now: float) -> bool:
         """Quiet, and everything the caller said is transcribed: another instance gets
         no caller audio."""
-        if self._caller.server_transcribes and self._caller.has_untranscribed:
+        if self._caller.server_transcribes and self._caller.awaits_transcript:
             return False
         return not self._sessions.is_new(now) and self.is_quiet(outstanding)

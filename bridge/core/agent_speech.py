@@ -1,17 +1,13 @@
-"""The agent's speech on its way to the caller: items, barge-ins, what was heard.
+"""The agent's speech on its way to the caller: responses, barge-ins, audio and marks.
 
-Decides what the model is told about a response that was cut: nothing, a truncate or a
-delete. playback.py counts how much was heard; docs/playback.md gives the reasons.
+PURE. responses.py says which response may be requested, spoken_items.py what the caller
+heard; this module puts both together and sends.
 """
 
-from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+import math
 
 from bridge.audio import g711
-from bridge.audio.g711 import BYTES_PER_MS
-from bridge.core import realtime_events, twilio_messages
+from bridge.core import realtime_events, realtime_requests, twilio_messages
 from bridge.core.commands import (
     Command,
     Interrupted,
@@ -24,13 +20,11 @@ from bridge.core.commands import (
 from bridge.core.history import History, Playing
 from bridge.core.limits import Bounds
 from bridge.core.playback import Key, Playback
+from bridge.core.realtime_requests import EventIds
+from bridge.core.responses import MAX_OPEN, Responses, remember
 from bridge.core.sessions import Sessions
+from bridge.core.spoken_items import SpokenItems
 from bridge.core.stream_presence import StreamPresence
-from bridge.core.transcript import ItemTranscript, size_of
-
-FENCE_SECONDS = 1.0
-"""Longest wait for a fence, which returns in one round trip. Later the model may
-already respond with a wrong memory, so the bridge decides with what it knows."""
 
 ANSWER_ID = "bridge_answer"
 """event_id of the bridge's own response.create."""
@@ -39,74 +33,14 @@ BRIDGE_AUDIO: Key = ("", -1)
 """Playback's key for the bridge's own audio (tones). No item of the model has this key:
 its parts count from 0, though its id may be empty."""
 
-MAX_REMEMBERED = 1024
-"""Ids of cut responses and items kept, to recognise their late audio."""
-
-MAX_OPEN = 64
-"""Most responses being generated, message items of one response, and unsettled items.
-As a rule there is one of each, and a few more items when many are queued at Twilio.
-Beyond the limit the oldest are forgotten."""
-
-MAX_CUTS = 16
-"""Most barge-ins whose fence has not returned. Nobody interrupts so often within a
-second; beyond the limit the oldest are settled by the bridge's own clock."""
-
-MAX_TRANSCRIPT_CHARS = 1_000_000
-"""Largest text (in transcript.size_of) of all unsettled items; text beyond it is not
-kept. Ten minutes of quick speech need an eighth of it."""
-
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class SpokenItem:
-    """One content part of a message item, until it is settled."""
-
-    response_id: str
-    words: ItemTranscript = field(default_factory=ItemTranscript)
-    received: int = 0
-    """Bytes of its audio that the model has sent."""
-    complete: bool = False
-    """The model has sent all of its audio, and the item was not cut before that."""
-    rest_dropped: bool = False
-    """Twilio's queue was full: the rest of its audio was not sent."""
-    text_only: bool = False
-    """Its session was lost. The new session knows the item as text, which cannot be
-    truncated, only replaced."""
-
-
-@dataclass(slots=True)
-class Response:
-    """A response that the model is generating."""
-
-    messages: dict[str, None] = field(default_factory=dict)
-    """Ids of its message items, in order."""
-    cut: bool = False
-    sent_audio: bool = False
-    """Some of its audio went to the caller."""
-    called_tool: bool = False
-    """It calls a function tool, whose result requests another response."""
-
-
-@dataclass(slots=True)
-class Cut:
-    """A clear sent at `at` whose fence has not returned; `items` are the items that it
-    cut."""
-
-    fence: str
-    at: float
-    items: dict[Key, SpokenItem]
-
 
 class AgentSpeech:
-    """The agent's responses on one stream, and what the model believes of them.
+    """The agent's responses on one stream.
 
-    An item is received, sent between marks, then either heard (a mark returns) or cut
-    (clear, and a fence behind it). Settling it writes the heard text into the history
-    and corrects the model's memory.
+    Audio is received, sent between marks, then either heard (a mark returns) or cut
+    (clear, and a fence behind it).
 
     Invariants:
-    - A truncate is never beyond what was received, nor beyond an earlier truncate.
     - Audio and text that arrive after their response or item was cut are dropped.
     - A response is requested only if none is requested or generating and every fence
       has returned: else the model would respond before it knows what was heard.
@@ -121,119 +55,90 @@ class AgentSpeech:
         history: History,
         sessions: Sessions,
         stream: StreamPresence,
+        ids: EventIds,
         bounds: Bounds,
     ) -> None:
         self._ahead_seconds = bounds.audio_ahead_seconds
-        self._chars_left = MAX_TRANSCRIPT_CHARS
-        """Lower bound of the remaining budget; recomputed when it is used up."""
         self._out = twilio_messages.OutboundMessages("")
-        self.playback = Playback(0.0)
         self._history = history
         self._sessions = sessions
         self._stream = stream
-        self._responses: dict[str, Response] = {}
-        self._items: dict[Key, SpokenItem] = {}
-        self._cuts: deque[Cut] = deque()
-        self._cut_responses: dict[str, None] = {}
-        self._cut_items: dict[str, None] = {}
-        self._heard_items: dict[str, None] = {}
-        self._event_serial = 0
-        self.requested = False
-        """A response was requested, and the server has not created it yet."""
-        self._cancel_on_start = False
-        """The requested response is to be cancelled once it is created."""
-        self._wanted = False
-        """A response is owed: request it once the model is free."""
-        self.progress = 0.0
-        """When a response was last requested, or any part of one received."""
+        self._ids = ids
+        self._items = SpokenItems(history, sessions, ids)
+        self.responses = Responses()
         self.broken_off = False
         """The caller heard a response break off in the middle: the session or the
         stream was lost."""
-        self.unanswered = False
-        """The caller has spoken, and the server has not created its response yet."""
+
+    @property
+    def playback(self) -> Playback:
+        """What the caller heard of the stream in use."""
+        return self._items.playback
 
     # --- the model generates ---
 
     def response_created(self, response_id: str, now: float) -> list[Command]:
         """The server began a response; cancels it at once if it was stopped
         meanwhile."""
-        self.requested = False
-        self.progress = now
-        no_stream = self._stream.is_lost
-        stopped, self._cancel_on_start = self._cancel_on_start or no_stream, False
-        # Without a stream: requested again when the caller is back.
-        self._wanted = self._wanted or no_stream
-        _remember(self._responses, response_id, Response(cut=stopped), MAX_OPEN)
-        if not stopped:
+        self._history.response_began()
+        has_stream = not self._stream.is_lost
+        if self.responses.created(response_id, has_stream=has_stream, now=now):
             return []
-        _remember(self._cut_responses, response_id, None)
-        return self._to_model(realtime_events.cancel(response_id, self.event_id()))
+        return self._cancel(response_id)
 
     def item_added(self, event: realtime_events.OutputItemAdded, now: float) -> None:
         """The response has another item; messages and function calls matter here."""
-        self.progress = now
-        response = self._responses.get(event.response_id)
+        self.responses.progress = now
+        response = self.responses.get(event.response_id)
         if response and event.item.type == "message":
-            _remember(response.messages, event.item.id, None, MAX_OPEN)
+            remember(response.messages, event.item.id, None, MAX_OPEN)
         elif response and event.item.type == "function_call":
             response.called_tool = True
+            remember(response.open_calls, event.item.id, None, MAX_OPEN)
+
+    def output_item_done(self, event: realtime_events.OutputItemDone) -> None:
+        """An item of the response has ended. The SDK runs the tool of a function call
+        only if the model has completed the call."""
+        item = event.item
+        if item.type != "function_call" or item.status != "completed":
+            return
+        if item.call_id:
+            self._history.call_completed(item.call_id)
+        response = self.responses.get(event.response_id)
+        if response:
+            response.open_calls.pop(item.id, None)
 
     def transcript_delta(self, event: realtime_events.TranscriptDelta) -> None:
-        """Text of a response; dropped if it was cut or beyond MAX_TRANSCRIPT_CHARS."""
-        size = size_of(event.delta)
-        if self._is_late(event.response_id, event.item_id) or not self._has_room(size):
-            return
-        item = self._item(event.item_id, event.content_index, event.response_id)
-        item.words.add(event.delta, item.received)
-
-    def _has_room(self, size: int) -> bool:
-        """Takes `size` from the remaining budget; False if less is left."""
-        if size > self._chars_left:
-            cut = (item for cut in self._cuts for item in cut.items.values())
-            sizes = (item.words.size for item in (*self._items.values(), *cut))
-            self._chars_left = MAX_TRANSCRIPT_CHARS - sum(sizes)
-        if size > self._chars_left:
-            return False
-        self._chars_left -= size
-        return True
+        """Text of a response; dropped if it was cut."""
+        if not self._is_late(event.response_id, event.item_id):
+            key = (event.item_id, event.content_index)
+            self._items.add_text(key, event.response_id, event.delta)
 
     def audio(self, event: realtime_events.AudioDelta, now: float) -> list[Command]:
         """Audio of a response, with the marks it needs; dropped if it was cut."""
         size = g711.payload_bytes(event.delta)
+        response = self.responses.get(event.response_id)
         if self._is_late(event.response_id, event.item_id):
-            response = self._responses.get(event.response_id)
             if response:
-                _remember(response.messages, event.item_id, None, MAX_OPEN)
+                remember(response.messages, event.item_id, None, MAX_OPEN)
             return [Note("late_audio", {"item": event.item_id, "bytes": size})]
-        self.progress = now
+        self.responses.progress = now
         if self.playback.is_full(self._ahead_seconds, now):
             return self._stop_at_ahead_limit(event.response_id, now)
-        response = self._responses.get(event.response_id)
         if response:
             response.sent_audio = True
         key = (event.item_id, event.content_index)
-        self._item(*key, event.response_id).received += size
+        self._items.add_audio(key, event.response_id, size)
         return self._send(key, event.delta, size, now)
 
     def _stop_at_ahead_limit(self, response_id: str, now: float) -> list[Command]:
         """Twilio's queue is full: ends the response here. The audio that was sent is
         played, and the model forgets the rest."""
-        response = self._responses.get(response_id)
-        if response:
-            response.cut = True
-        _remember(self._cut_responses, response_id, None)
-        cancel = realtime_events.cancel(response_id, self.event_id())
-        commands = [limit_hit("audio_ahead"), *self._to_model(cancel)]
-        for key, item in list(self._items.items()):
-            if item.response_id != response_id or not item.received:
-                continue  # nothing was sent: deleted when the response is done
-            _remember(self._cut_items, key[0], None)
-            if not item.complete:
-                item.rest_dropped = True
-                item.words.end_at(item.received)
-                ms = item.received // BYTES_PER_MS
-                truncate = realtime_events.truncate(*key, ms, self.event_id())
-                commands += [*self._to_model(truncate), *self.item_done(key, now)]
+        self.responses.cut(response_id)
+        commands = [limit_hit("audio_ahead"), *self._cancel(response_id)]
+        for key, ms in self._items.drop_rest(response_id).items():
+            truncate = realtime_requests.truncate(*key, ms, self._ids.next())
+            commands += [*self._to_model(truncate), *self.item_done(key, now)]
         return commands
 
     def play(self, payload: str, now: float) -> list[Command]:
@@ -243,8 +148,7 @@ class AgentSpeech:
         self.playback.forget(BRIDGE_AUDIO)
         size = g711.payload_bytes(payload)
         commands = self._send(BRIDGE_AUDIO, payload, size, now)
-        mark = self.playback.end_mark(now)
-        return [*commands, ToCaller(self._out.mark(mark))] if mark else commands
+        return commands + self._end_mark(now)
 
     def _send(self, key: Key, payload: str, size: int, now: float) -> list[Command]:
         commands: list[Command] = []
@@ -255,53 +159,87 @@ class AgentSpeech:
             commands.append(ToCaller(self._out.media(piece)))
         return commands
 
+    def _end_mark(self, now: float) -> list[Command]:
+        mark = self.playback.end_mark(now)
+        return [ToCaller(self._out.mark(mark))] if mark else []
+
     def item_done(self, key: Key, now: float) -> list[Command]:
         """All audio of this part was received."""
-        item = self._items.get(key)
-        if item is None:
+        if not self._items.complete(key):
             return []
-        item.complete = True
-        mark = self.playback.end_mark(now)
-        if mark:
-            return [ToCaller(self._out.mark(mark))]
-        return self._settle_heard()
+        return self._end_mark(now) or self._items.settle_heard()
 
-    def response_done(self, response_id: str, now: float) -> list[Command]:
+    def response_done(
+        self, response_id: str, now: float, *, completed: bool = True
+    ) -> list[Command]:
         """The model ended this response, completed or not."""
-        response = self._responses.pop(response_id, None)
-        if response and response.cut:
-            return self._forget_unsent(response) + self.request_if_free(now)
+        response = self.responses.done(response_id)
+        for item_id in response.open_calls if response else ():
+            self._history.remove(item_id)  # cut: its tool never runs
+        if response and response.is_cut:
+            unsent = self._items.forget_unsent(response.messages)
+            return unsent + self.request_if_free(now)
         commands = self.request_if_free(now)
-        mine = [k for k, item in self._items.items() if item.response_id == response_id]
-        for key in mine:
-            if key in self._items and self._items[key].received == 0:
-                del self._items[key]  # text without audio is not speech
+        for key in self._items.end_response(response_id, completed=completed):
             # Not every server sends a `done` event for each item.
             commands += self.item_done(key, now)
         return commands
-
-    def sent_audio(self, response_id: str) -> bool:
-        """The response is being generated, and some of its audio went to the caller."""
-        response = self._responses.get(response_id)
-        return response is not None and response.sent_audio
-
-    def was_cut(self, response_id: str) -> bool:
-        """The response was cut: the caller does not wait for it."""
-        return response_id in self._cut_responses
 
     def drop_responses(self, now: float) -> list[Command]:
         """Gives up responses without progress; audio that was sent is still played."""
         commands: list[Command] = []
         # Reset first: response_done may request a response that is owed.
-        self.requested = self._cancel_on_start = False
-        self.progress = now
-        for response_id, response in list(self._responses.items()):
-            if not response.cut:
-                cancel = realtime_events.cancel(response_id, self.event_id())
-                commands += self._to_model(cancel)
-            _remember(self._cut_responses, response_id, None)
-            commands += self.response_done(response_id, now)
+        self.responses.request_failed()
+        self.responses.progress = now
+        running = self.responses.running
+        for response_id in self.responses.ids:
+            if response_id in running:
+                commands += self._cancel(response_id)
+            # Cut only afterwards: what was sent of it is heard to its end.
+            commands += self.response_done(response_id, now, completed=False)
+            self.responses.cut(response_id)
         return commands
+
+    # --- requests ---
+
+    def request_response(self, now: float) -> list[Command]:
+        """Requests a response: now, or once the model is free (`request_if_free`)."""
+        self.responses.want(now)
+        return self.request_if_free(now)
+
+    def request_if_free(self, now: float) -> list[Command]:
+        """Requests the response that is owed, if there is one and the model is free."""
+        if not self._may_request or not self.responses.take_request(now):
+            return []
+        return [ToModel(realtime_requests.create_response(ANSWER_ID))]
+
+    @property
+    def _may_request(self) -> bool:
+        if self._items.fence_due_at is not None or self._stream.is_lost:
+            return False
+        return self._sessions.has_session
+
+    @property
+    def retry_at(self) -> float | None:
+        """When a response that failed is requested again; None: not by time."""
+        return self.responses.due_at if self._may_request else None
+
+    def retry_if_due(self, now: float) -> list[Command]:
+        """Requests a response that failed again, if its time has come."""
+        retry_at = self.retry_at
+        due = retry_at is not None and now >= retry_at
+        return self.request_if_free(now) if due else []
+
+    def request_failed(self, now: float) -> list[Command]:
+        """The requested response will not come; another may be owed."""
+        self.responses.request_failed()
+        return self.request_if_free(now)
+
+    def want_response(self, now: float) -> None:
+        """A response is owed after the one that is active at the server, or about to
+        be, though its `response.created` may not have arrived."""
+        self.responses.request_failed()
+        self.responses.want(now)
 
     # --- the caller interrupts ---
 
@@ -326,37 +264,20 @@ class AgentSpeech:
         - `only`: the response to stop. The clear removes the audio of all responses, so
           the others are requested again.
         """
-        commands: list[Command] = []
-        self.progress = now
         self.broken_off = False
         heard_now = self.playback.audible(now)
-        live = {key: item for key, item in self._items.items() if item.received}
-        running = {i: r for i, r in self._responses.items() if not r.cut}
-        if live:
-            fence = self.playback.fence(now)
-            commands.append(ToCaller(self._out.clear()))
-            commands.append(ToCaller(self._out.mark(fence)))
-            self._cuts.append(Cut(fence, now, live))
-            while len(self._cuts) > MAX_CUTS:
-                commands += self.give_up_fence(now)
-        for response_id, response in running.items():
-            response.cut = True
-            if not cancels:
-                cancel = realtime_events.cancel(response_id, self.event_id())
-                commands += self._to_model(cancel)
-        self._remember_cut(running, live)
-        self._items = {}
+        live, running = self._items.live, self.responses.running
+        commands = self._clear(now) if live else []
+        for response_id in running if not cancels else ():
+            commands += self._cancel(response_id)
         cut = {*running, *(item.response_id for item in live.values())}
-        others_cut = only is not None and cut != {only}
-        self._wanted = others_cut or (self._wanted and not answers)
-        self._cancel_on_start = self._cancel_on_start or (
-            self.requested and only is None
-        )
+        for response_id in cut:
+            self.responses.cut(response_id)
+        self._items.drop_all(live)
+        self.responses.interrupted(answers=answers, only=only, cut=cut, now=now)
         if live:
-            item_id, content_index = (
-                heard_now if heard_now in live else next(iter(live))
-            )
-            commands.append(Interrupted(item_id, content_index))
+            key = heard_now if heard_now in live else next(iter(live))
+            commands.append(Interrupted(*key))
         if live or running:
             data: dict[str, Value] = {
                 "by": by,
@@ -366,342 +287,115 @@ class AgentSpeech:
             commands.append(Note("interrupted", data))
         return commands + self.request_if_free(now)
 
-    def _remember_cut(
-        self, running: Iterable[str], live: Mapping[Key, SpokenItem]
-    ) -> None:
-        """From now on, audio and text of these responses and items are late."""
-        for response_id in (*running, *(item.response_id for item in live.values())):
-            _remember(self._cut_responses, response_id, None)
-        for item_id, _ in live:
-            _remember(self._cut_items, item_id, None)
-
-    def request_response(self, now: float) -> list[Command]:
-        """Requests a response: now, or once the model is free (`request_if_free`)."""
-        self._wanted = True
-        self.progress = now
-        return self.request_if_free(now)
-
-    def request_if_free(self, now: float) -> list[Command]:
-        """Requests the response that is owed, if there is one and the model is free."""
-        if not self._wanted or self.requested or self._responses or self._cuts:
-            return []
-        if not self._sessions.has_session or self._stream.is_lost:
-            return []
-        self._wanted = False
-        self.requested = True
-        self.progress = now
-        return [ToModel(realtime_events.create_response(ANSWER_ID))]
-
-    def want_response(self, now: float) -> None:
-        """A response is owed after the one that is active at the server, or about to
-        be, though its `response.created` may not have arrived."""
-        self.requested = self._cancel_on_start = False
-        self._wanted = True
-        self.progress = now
-
-    def request_failed(self, now: float) -> list[Command]:
-        """The requested response will not come; another may be owed."""
-        self.requested = self._cancel_on_start = False
-        return self.request_if_free(now)
-
-    def turn_ended(self) -> None:
-        """The caller has spoken: the next response answers that, so it is not
-        cancelled."""
-        self._cancel_on_start = False
+    def _clear(self, now: float) -> list[Command]:
+        fence = self._items.cut(now)
+        clear = [ToCaller(self._out.clear()), ToCaller(self._out.mark(fence))]
+        return [*clear, *self._items.settle_late_fences(now)]
 
     def is_live(self, response_id: str) -> bool:
         """The response is being generated, or some of it may still be heard."""
-        response = self._responses.get(response_id)
-        if response and not response.cut:
-            return True
-        return any(item.response_id == response_id for item in self._items.values())
+        running = response_id in self.responses.running
+        return running or self._items.is_live(response_id)
 
-    def is_unsettled(self, item_id: str) -> bool:
-        """How much of this item the caller hears is not known yet."""
-        cut = (key for cut in self._cuts for key in cut.items)
-        return any(item_id == key[0] for key in (*self._items, *cut))
+    def counts(self, item_id: str) -> bool:
+        """How much of this item the caller hears is counted (SpokenItems.counts)."""
+        return self._items.counts(item_id)
 
     @property
     def plays_bridge_audio(self) -> bool:
         """The caller has not heard all of the bridge's own audio yet."""
         return self.playback.has(BRIDGE_AUDIO)
 
-    @property
-    def generating(self) -> bool:
-        """A response is owed, requested, or being generated and not cut."""
-        if self.requested or self._wanted or not self._responses:
-            return self.requested or self._wanted
-        return any(not response.cut for response in self._responses.values())
-
     def mark_echoed(self, name: str, now: float) -> list[Command] | None:
         """A mark came back: settles what it proves. None: no such mark was sent."""
         mark = self.playback.echoed(name, now)
         if mark is None:
             return None
-        commands: list[Command] = []
-        if self._cuts and mark.name == self._cuts[0].fence:
-            cut = self._cuts.popleft()
-            commands.append(Note("clear_confirmed", {"seconds": now - cut.at}))
-            commands += self._settle(cut)
-        return commands + self._settle_heard() + self.request_if_free(now)
+        settled = self._items.settle_fence(mark, now) + self._items.settle_heard()
+        return settled + self.request_if_free(now)
 
     @property
     def fence_due_at(self) -> float | None:
         """When the oldest fence is late."""
-        return self._cuts[0].at + FENCE_SECONDS if self._cuts else None
+        return self._items.fence_due_at
 
     def give_up_late_fences(self, now: float) -> list[Command]:
-        """Gives up every fence that is late."""
-        commands: list[Command] = []
-        while (due_at := self.fence_due_at) is not None and now >= due_at:
-            commands += self.give_up_fence(now)
-        return commands
+        """Settles every cut whose fence is late."""
+        settled = self._items.settle_late_fences(now)
+        return settled + self.request_if_free(now) if settled else []
 
-    def give_up_fence(self, now: float) -> list[Command]:
-        """The oldest fence is late: settles its cut by the bridge's own clock."""
-        cut = self._cuts.popleft()
-        self.playback.settle_late_fence(cut.fence, cut.at)
-        late = Note("fence_late", {"fence": cut.fence})
-        return [late, *self._settle(cut), *self.request_if_free(now)]
+    def settle_cuts(self, now: float) -> list[Command]:
+        """Another session is about to be given the history: settles all cuts, without
+        waiting for their fences."""
+        self.responses.progress = now
+        return self._items.settle_late_fences(math.inf)
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
         """Settles all items in the history; sends nothing to the model. `clears`:
         clears Twilio's queue, so that the caller hears nothing more; else Twilio may
         play on."""
-        notes: list[Command] = []
-        if clears and not self.playback.idle:
-            notes.append(ToCaller(self._out.clear()))
-        self.playback.stop(now)
-        unsettled = [*(cut.items for cut in self._cuts), self._items]
-        self._cuts.clear()
-        self._items = {}
-        for key, item in ((k, i) for items in unsettled for k, i in items.items()):
-            if item.received:
-                heard = self.playback.tally(key).heard
-                cut = heard < item.received
-                notes.append(self._record_heard(key, item, heard, cut=cut))
-        return notes
-
-    # --- what the model is told ---
-
-    def _settle(self, cut: Cut) -> list[Command]:
-        """It is known how much of each cut item was heard: corrects the model's
-        memory."""
-        heard = {key: self.playback.tally(key).heard for key in cut.items}
-        begun = {
-            item_id for (item_id, _), size in heard.items() if size >= BYTES_PER_MS
-        }
-        begun.update(item_id for item_id, _ in heard if item_id in self._heard_items)
-        commands: list[Command] = []
-        deleted = set()
-        for key, item in cut.items.items():
-            item_id, content_index = key
-            whole = (
-                not item.rest_dropped and item.complete and heard[key] == item.received
-            )
-            if item_id not in begun and item_id not in deleted:
-                # Not truncated at 0: the server refuses that until the item has audio.
-                deleted.add(item_id)
-                delete = realtime_events.delete(item_id, self.event_id())
-                commands += self._to_model(delete)
-            elif item_id in begun and not whole and item.text_only:
-                words = item.words.heard(heard[key], item.received)
-                commands += self._replace_text(item_id, words)
-            elif item_id in begun and not whole:
-                ms = heard[key] // BYTES_PER_MS
-                event_id = self.event_id()
-                truncate = realtime_events.truncate(
-                    item_id, content_index, ms, event_id
-                )
-                commands += self._to_model(truncate)
-            commands.append(self._record_heard(key, item, heard[key], cut=not whole))
-            self.playback.forget(key)
-        return commands
-
-    def _settle_heard(self) -> list[Command]:
-        """Settles the items that were played to their end."""
-        notes: list[Command] = []
-        for key, item in list(self._items.items()):
-            heard = self.playback.tally(key).heard
-            if item.complete and heard == item.received > 0:
-                notes.append(
-                    self._record_heard(key, item, heard, cut=item.rest_dropped)
-                )
-                self.playback.forget(key)
-                _remember(self._heard_items, key[0], None)
-                del self._items[key]
-        return notes
-
-    def _forget_unsent(self, response: Response) -> list[Command]:
-        """Deletes the items of a cut response that the caller heard nothing of: no
-        audio of them was sent."""
-        commands: list[Command] = []
-        for item_id in response.messages:
-            if item_id not in self._cut_items and item_id not in self._heard_items:
-                _remember(self._cut_items, item_id, None)
-                delete = realtime_events.delete(item_id, self.event_id())
-                commands += self._to_model(delete)
-        return commands
-
-    def _replace_text(self, item_id: str, words: str) -> list[Command]:
-        """Replaces the text of an item in the model's memory."""
-        new = realtime_events.message(
-            "assistant", words, self.event_id(), after=item_id
-        )
-        delete = realtime_events.delete(item_id, self.event_id())
-        return self._to_model(new) + self._to_model(delete)
-
-    def _record_heard(
-        self, key: Key, item: SpokenItem, heard: int, *, cut: bool
-    ) -> Note:
-        """Writes into the history what was heard of an item (`heard` in bytes)."""
-        data: dict[str, Value] = {
-            "item": key[0],
-            "content_index": key[1],
-            "received_ms": item.received // BYTES_PER_MS,
-            "sent_ms": self.playback.tally(key).sent // BYTES_PER_MS,
-            "heard_ms": heard // BYTES_PER_MS,
-            "cut": cut,
-        }
-        words = item.words.all
-        heard_words = item.words.heard(heard, item.received)
-        self._history.said(key[0], heard_words, words, cut=cut)
-        return Note("said", data, {"generated": words, "heard": heard_words})
+        clear = clears and not self.playback.idle
+        cleared: list[Command] = [ToCaller(self._out.clear())] if clear else []
+        return cleared + self._items.call_ended(now)
 
     # --- the session, or the stream, is lost ---
 
-    def model_lost(self, now: float, *, tools: bool) -> list[Command]:
+    def session_lost(self, now: float, *, tools: bool) -> list[Command]:
         """The session is lost, or was left: ends its responses. Twilio still plays the
-        queued audio, and the next session continues after it. `tools`: a
-        tool is running, and its result will request the response that follows a tool
-        call."""
-        running = [it for it in self._responses.values() if not it.cut]
-        begun = {key for key, item in self._items.items() if not item.complete}
+        queued audio, and the next session continues after it. `tools`: a tool is
+        running, and its result will request the response that follows a tool call."""
+        running = list(self.responses.running.values())
         self.broken_off = self.broken_off or any(it.sent_audio for it in running)
-        wanted = any(not (it.called_tool and tools) for it in running)
-        self._wanted = (
-            self._wanted or wanted or (self.requested and not self._cancel_on_start)
-        )
-        self.requested = self._cancel_on_start = False
-        self.progress = now
-        for item in self._items.values():
-            item.words.end_at(item.received)
+        if any(not (it.called_tool and tools) for it in running):
+            self.responses.want(now)
+        self.responses.session_lost(now)
+        begun = self._items.session_lost()
         commands: list[Command] = []
-        for response_id in list(self._responses):
+        for response_id in self.responses.ids:
             commands += self.response_done(response_id, now)
             # A session that was left, not lost, may still send parts of the response.
-            _remember(self._cut_responses, response_id, None)
-        for item in self._items.values():
-            item.text_only = True
-        # Marks incomplete items as cut: they have no end that the caller could hear.
-        for item_id, _ in begun:
-            item_ = self._history.get(item_id)
-            if item_ is not None:
-                item_.cut = True
-        return commands
-
-    def settle_cuts(self, now: float) -> list[Command]:
-        """Another session is about to be given the history: settles all cuts, without
-        waiting for their fences."""
-        commands: list[Command] = []
-        while self._cuts:
-            commands += self.give_up_fence(now)
-        self.progress = now
+            self.responses.cut(response_id)
+        self._items.become_text(begun)
         return commands
 
     def stream_lost(self, now: float) -> list[Command]:
         """The stream is lost, with the audio queued at Twilio: settles what was heard
         until now."""
-        self.playback.stop(now)
-        running = {i: r for i, r in self._responses.items() if not r.cut}
-        live = {key: item for key, item in self._items.items() if item.received}
-        self._items = {}
+        running = self.responses.running
+        live = self._items.live
         broken_off = any(response.sent_audio for response in running.values())
-        self._wanted = (
-            self._wanted or self.requested or (bool(running) and not broken_off)
-        )
+        self.responses.stream_lost(wants=bool(running) and not broken_off, now=now)
         commands: list[Command] = []
-        for response_id, response in running.items():
-            response.cut = True
-            cancel = realtime_events.cancel(response_id, self.event_id())
-            commands += self._to_model(cancel)
-        self._remember_cut(running, live)
-        cuts = [*self._cuts, Cut("", now, live)]
-        self._cuts.clear()
-        for cut in cuts:
-            broken_off = broken_off or (cut.fence == "" and self._is_cut(cut))
-            commands += self._settle(cut)
-        self.broken_off = self.broken_off or broken_off
-        self._cancel_on_start = self.requested
-        return commands
+        for response_id in running:
+            commands += self._cancel(response_id)
+        for response_id in (*running, *(item.response_id for item in live.values())):
+            self.responses.cut(response_id)
+        settled, unheard = self._items.stream_lost(now)
+        self.broken_off = self.broken_off or broken_off or unheard
+        return commands + settled
 
     def new_stream(
         self, out: twilio_messages.OutboundMessages, playback: Playback, now: float
     ) -> None:
         """Sends to this stream from now on."""
-        self._out, self.playback = out, playback
-        self.progress = now
+        self._out, self._items.playback = out, playback
+        self.responses.progress = now
 
     def playing(self, now: float) -> list[Playing]:
         """Parts of items whose audio is on its way to the caller, in order."""
-        parts = [
-            self._playing(key, item, cut.at, cut=True)
-            for cut in self._cuts
-            for key, item in cut.items.items()
-        ]
-        parts += [self._playing(key, it, now) for key, it in self._items.items()]
-        return [part for part in parts if part.received]
-
-    def _playing(
-        self, key: Key, item: SpokenItem, at: float, *, cut: bool = False
-    ) -> Playing:
-        """The part as it was heard at `at`, by the bridge's own clock."""
-        ahead = self.playback.ahead(key, self.playback.heard_by(at))
-        return Playing(
-            id=key[0],
-            words=tuple(item.words.pieces),
-            received=item.received,
-            heard=max(item.received - ahead, 0),
-            complete=item.complete,
-            cut=cut,
-        )
-
-    def _is_cut(self, cut: Cut) -> bool:
-        """Some audio of the cut items was not heard."""
-        return any(
-            self.playback.tally(key).heard < item.received
-            for key, item in cut.items.items()
-        )
+        return self._items.playing(now)
 
     # --- helpers ---
+
+    def _cancel(self, response_id: str) -> list[Command]:
+        return self._to_model(realtime_requests.cancel(response_id, self._ids.next()))
 
     def _to_model(self, text: str) -> list[Command]:
         return [ToModel(text)] if self._sessions.has_session else []
 
-    def _item(self, item_id: str, content_index: int, response_id: str) -> SpokenItem:
-        key = (item_id, content_index)
-        item = self._items.get(key)
-        if item is None:
-            item = self._items[key] = SpokenItem(response_id)
-            if len(self._items) > MAX_OPEN:
-                oldest = next(iter(self._items))
-                del self._items[oldest]
-                self.playback.forget(oldest)
-        return item
-
     def _is_late(self, response_id: str, item_id: str) -> bool:
-        return response_id in self._cut_responses or item_id in self._cut_items
-
-    def event_id(self) -> str:
-        """A new id for each event: an error names the event that it is about."""
-        self._event_serial += 1
-        return f"bridge_{self._event_serial}"
-
-
-def _remember(
-    memory: dict[str, T], key: str, value: T, most: int = MAX_REMEMBERED
-) -> None:
-    """Adds an entry; beyond `most` the oldest is forgotten, whatever a server sends."""
-    memory[key] = value
-    if len(memory) > most:
-        del memory[next(iter(memory))]
+        return (
+            self._stream.is_lost
+            or self.responses.was_cut(response_id)
+            or self._items.is_late(item_id)
+        )

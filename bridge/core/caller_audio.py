@@ -8,7 +8,7 @@ Payloads (base64) pass unchanged; this module only adds silence.
 from collections import deque
 
 from bridge.audio import g711
-from bridge.core import realtime_events
+from bridge.core import realtime_requests
 from bridge.core.commands import Command, Note, ToModel, limit_hit, protocol_error
 from bridge.core.limits import Bounds
 from bridge.core.sessions import Sessions
@@ -96,6 +96,8 @@ class CallerAudio:
         it, too."""
         self._untranscribed: dict[str, bytes] = {}
         """Item id -> mu-law of turns without a transcript."""
+        self._awaited: set[str] = set()
+        """Turns of which the session in use may still send the transcript."""
         self.server_transcribes = False
         """The server has sent a transcript of the caller's speech."""
 
@@ -134,7 +136,7 @@ class CallerAudio:
             payloads[at : at + FRAMES_AT_ONCE]
             for at in range(0, len(payloads), FRAMES_AT_ONCE)
         )
-        return [ToModel(realtime_events.append(g711.joined(part))) for part in parts]
+        return [ToModel(realtime_requests.append(g711.joined(part))) for part in parts]
 
     # --- what a lost session may not have understood ---
 
@@ -143,7 +145,10 @@ class CallerAudio:
         yet."""
         audio_bytes = g711.sound(payload for payload, _ in self._turn)
         self._forget_turn()
+        if not item_id:
+            return  # no event can name it
         self._untranscribed[item_id] = audio_bytes[-UNTRANSCRIBED_BYTES:]
+        self._awaited = (self._awaited | {item_id}) & self._untranscribed.keys()
         while (
             len(self._untranscribed) > MAX_UNTRANSCRIBED
             or sum(map(len, self._untranscribed.values())) > UNTRANSCRIBED_BYTES
@@ -158,10 +163,14 @@ class CallerAudio:
         """The turn has a transcript, or was deleted."""
         self._untranscribed.pop(item_id, None)
 
+    def transcription_failed(self, item_id: str) -> None:
+        """The turn gets no transcript; its audio is kept for another session."""
+        self._awaited.discard(item_id)
+
     @property
-    def has_untranscribed(self) -> bool:
-        """Some turn has no transcript."""
-        return bool(self._untranscribed)
+    def awaits_transcript(self) -> bool:
+        """The transcript of some turn may still come."""
+        return not self._awaited.isdisjoint(self._untranscribed)
 
     def turn_audio(self, item_id: str) -> bytes:
         """Mu-law of a turn without a transcript; empty if there is none."""
@@ -171,6 +180,7 @@ class CallerAudio:
         """There is no session from now on: the audio that is held follows the audio
         that the model may not have understood."""
         self.speaking = False
+        self._awaited.clear()  # the next session transcribes only what it hears itself
         self._held.extendleft(reversed(self._turn))
         self.held_ms += self._turn_ms
         self._held_limit_now_ms = self._held_limit_ms + self._turn_ms
@@ -249,7 +259,7 @@ class CallerAudio:
     def _give(self, payload: str, duration_ms: float) -> list[Command]:
         if self._sessions.has_session:
             self._remember(payload, duration_ms)
-            return [ToModel(realtime_events.append(payload))]
+            return [ToModel(realtime_requests.append(payload))]
         self._held.append((payload, duration_ms))
         self.held_ms += duration_ms
         lost = 0.0

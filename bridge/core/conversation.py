@@ -6,6 +6,7 @@ stream, barge-ins, turns, keys. May not wait, log or read a clock: `now` is pass
 """
 
 import enum
+import hashlib
 from typing import assert_never
 
 from bridge.audio import g711
@@ -53,16 +54,18 @@ from bridge.core.inputs import (
     ToolRunning,
     WhenHeard,
 )
-from bridge.core.limits import Bounds, MessageRate
-from bridge.core.model_side import MAX_FAILURES, ModelSide
+from bridge.core.limits import MAX_ID_CHARS, Bounds, MessageRate
+from bridge.core.model_side import ModelSide
 from bridge.core.outbox import Outbox
 from bridge.core.playback import Playback
 from bridge.core.pressed_keys import Keys
+from bridge.core.realtime_requests import EventIds
 from bridge.core.replay import recorded
 from bridge.core.rules import BACK, CUT_OFF, Rules
 from bridge.core.running_tools import RunningTools
-from bridge.core.sessions import Sessions
+from bridge.core.sessions import COMFORT_SECONDS, Sessions
 from bridge.core.stream_presence import START_SECONDS, StreamPresence
+from bridge.core.waits import ANSWER_SECONDS
 
 MAX_GUARDRAIL_STOPS = 5
 """Responses that a guardrail may stop after the caller spoke; one more ends the call.
@@ -120,6 +123,8 @@ class Conversation:
         self._stream_sid = ""
         self._message_rate = MessageRate(bounds.messages_per_second)
         """Rate limiter for the caller's messages, unreadable ones included."""
+        self._turn_over_at = now
+        """When the caller's last turn ended."""
         self._guardrail_stops = 0
         """Responses stopped by a guardrail since the caller last spoke."""
         self._stream = StreamPresence(now)
@@ -128,7 +133,11 @@ class Conversation:
         self._tools = RunningTools()
         self._keys = Keys()
         self._caller = CallerAudio(now, bounds, self._sessions)
-        self._speech = AgentSpeech(self.history, self._sessions, self._stream, bounds)
+        ids = EventIds()
+        self._speech = AgentSpeech(
+            self.history, self._sessions, self._stream, ids, bounds
+        )
+        self._responses = self._speech.responses
         self._model = ModelSide(
             self._sessions,
             self._speech,
@@ -137,6 +146,7 @@ class Conversation:
             self.history,
             self._outbox,
             self._tools,
+            ids,
             self._end,
         )
         self._activity = Activity(
@@ -187,9 +197,11 @@ class Conversation:
             self._sessions.due_at if self._started else self._start_due,
             self._stream.given_up_at,
             self._speech.fence_due_at,
+            self._speech.retry_at,
             self._caller.stalls_at,
             self._keys.due_at,
             self._answer_late_at,
+            self._unanswered_until,
             self._endings.limit_due_at,
             self._endings.due_at,
         )
@@ -229,8 +241,10 @@ class Conversation:
                 self._caller.muted = on
             case ToolRunning(change, call_id):
                 self._tools.change(change, call_id)
+                if change > 0 and 0 < len(call_id) <= MAX_ID_CHARS:
+                    self.history.tool_began(call_id)
                 # The time that a tool took does not count as a late response.
-                self._speech.progress = now
+                self._responses.progress = now
             case WhenHeard():
                 return self._when_heard(given, now)
             case GiveUpWait(wait):
@@ -351,6 +365,8 @@ class Conversation:
         self._began = now
         self._speech.new_stream(out, Playback(now), now)
         self._outbox.owned_by(message.stream_sid)
+        digest = hashlib.sha256(message.stream_sid.encode(errors="replace")).digest()
+        self._responses.spread = digest[0] / 255
         self._caller.start(now)
         self._sessions.start(now)
         return [Started(message)]
@@ -363,6 +379,7 @@ class Conversation:
         if self._stream.is_lost:
             return []
         self._stream.lost(now)
+        self._endings.stream_lost()
         lost = [Note("line_lost"), *self._speech.stream_lost(now), *self._changed(now)]
         # As after a barge-in: the caller has not heard everything, so every stoppable
         # wait and every wait for tones fails.
@@ -377,11 +394,18 @@ class Conversation:
         self._speech.new_stream(out, Playback(now), now)
         self._caller.new_stream(now)
         back: list[Command] = [Note("line_back", {"seconds": seconds})]
-        if not self._sessions.had_session or self._endings.at is not None:
-            return back  # the greeting, or the goodbye, follows anyway
+        if not self._sessions.had_session:
+            return back  # the greeting follows, once there is a session
+        saying_goodbye = self._endings.stream_back(now)
+        if saying_goodbye and not self._speech.broken_off:
+            # The agent says only the goodbye; it is owed if it had not begun.
+            return back + self._speech.request_if_free(now)
         text = CUT_OFF if self._speech.broken_off else BACK
         self._speech.broken_off = False
-        return back + self._model.tell("system", text, True, now)
+        if not saying_goodbye:
+            return back + self._model.tell("system", text, True, now)
+        back += self._model.tell("system", text, False, now)
+        return back + self._speech.request_response(now)
 
     def _caller_audio(
         self, media: twilio_messages.MediaDetails, now: float
@@ -447,22 +471,25 @@ class Conversation:
             case realtime_events.InputCleared():
                 return self._model.turn_dropped(now)
             case realtime_events.ResponseCreated():
-                self._speech.unanswered = False
                 return self._speech.response_created(event.response.id, now)
             case realtime_events.OutputItemAdded():
                 self._speech.item_added(event, now)
+            case realtime_events.OutputItemDone():
+                self._speech.output_item_done(event)
             case realtime_events.ResponseDone(response=response):
                 return self._response_done(response, now)
             case realtime_events.SessionUpdated():
                 return self._model.session_updated(event, now)
             case realtime_events.ModelError(error=error):
-                return self._model.error(error, now)
+                return self._model.error(error, now) + self._comfort_retry(now)
             case realtime_events.CallerTranscript():
                 self._caller.server_transcribes = True
                 self._caller.turn_transcribed(event.item_id)
                 self.history.transcribed(event.item_id, event.transcript)
                 text = {"text": event.transcript[:MAX_CHARS]}
                 return [Note("caller_said", {"item": event.item_id}, text)]
+            case realtime_events.TranscriptionFailed():
+                self._caller.transcription_failed(event.item_id)
             case realtime_events.ItemAdded() | realtime_events.ItemDone():
                 self._item_shown(event, now)
             case realtime_events.ItemDeleted():
@@ -480,9 +507,11 @@ class Conversation:
         self._outbox.seen(event.item)
         item = recorded(event.item, self._seconds_into_call(now))
         if item is not None:
-            if self._speech.is_unsettled(item.id):
+            if self._speech.counts(item.id):
                 item.text = ""  # a new session shows unheard text, too
             self.history.add(item, event.previous_item_id)
+        if event.item.is_cut_off_call:
+            self.history.remove(event.item.id)
 
     def _agent_audio(
         self, event: realtime_events.AudioDelta, now: float
@@ -490,7 +519,7 @@ class Conversation:
         commands = self._speech.audio(event, now)
         if not any(isinstance(command, ToCaller) for command in commands):
             return commands
-        self._model.failures = 0
+        self._responses.succeeded()
         since, self._model.awaiting_audio_since = self._model.awaiting_audio_since, None
         if since is not None:
             commands.append(Note("first_audio", {"seconds": now - since}))
@@ -499,10 +528,12 @@ class Conversation:
     def _response_done(
         self, response: realtime_events.ResponseHead, now: float
     ) -> list[Command]:
-        wanted = not self._speech.was_cut(response.id)
-        sounded = self._speech.sent_audio(response.id)
+        wanted = not self._responses.was_cut(response.id)
+        known = self._responses.get(response.id)
+        sounded = known is not None and known.sent_audio
         lost = wanted and errors.is_lost(response.status, sounded=sounded)
-        commands = self._speech.response_done(response.id, now)
+        completed = response.status in ("completed", None)
+        commands = self._speech.response_done(response.id, now, completed=completed)
         status, why = response.status, errors.short(response.why)
         commands.append(
             Note("response_done", {"response": response.id, "status": status})
@@ -514,10 +545,11 @@ class Conversation:
             # Cost limits have no effect without usage: the operator must know.
             commands.append(protocol_error("model", NO_USAGE))
         if status == "completed":
-            self._model.failures = 0
+            self._responses.succeeded()
         if lost:
             commands.append(Note("answer_failed", {"why": why}))
-            return commands + self._model.retry_or_end(why, now)
+            failed = self._model.response_failed(why, response.message, now)
+            return commands + failed + self._comfort_retry(now)
         return commands + self._endings.apply_limits(now)
 
     def _used(self, usage: realtime_events.Usage) -> Note:
@@ -533,7 +565,7 @@ class Conversation:
     def _speech_started(self, now: float) -> list[Command]:
         self._caller.speaking = True
         self._model.awaiting_audio_since = None
-        self._speech.unanswered = self._model.server_responds
+        self._responses.unanswered = self._model.server_responds
         self._endings.limits.caller_is_there()
         self._guardrail_stops = 0
         commands: list[Command] = [Note("speech_started")]
@@ -543,13 +575,15 @@ class Conversation:
 
     def _speech_stopped(self, now: float) -> list[Command]:
         self._caller.speaking = False
+        self._turn_over_at = now
         self._caller.turn_open = True
-        self._speech.turn_ended()
+        self._responses.turn_ended()
         self._model.awaiting_audio_since = now
         return [Note("speech_stopped")]
 
     def _turn_committed(self, item_id: str, now: float) -> None:
         self._caller.speaking = False  # speech_stopped may not have come
+        self._turn_over_at = now
         self._caller.turn_ended(item_id)
         if item_id:
             # Added now: the item's own event may be lost with the session.
@@ -589,6 +623,8 @@ class Conversation:
             self._speech.give_up_late_fences,
             self._caller.fill_stall_if_due,
             self._keys_due,
+            self._speech.retry_if_due,
+            self._unanswered_due,
             self._answer_due,
             self._endings.apply_limits,
         ):
@@ -605,6 +641,15 @@ class Conversation:
             commands += self._play(g711.comfort_tone(), now)
         return commands
 
+    def _comfort_retry(self, now: float) -> list[Command]:
+        """A failed response is requested again after a while: a tone tells the caller
+        that the line works."""
+        retry_at = self._speech.retry_at
+        if self._ended or retry_at is None or retry_at < now + COMFORT_SECONDS:
+            return []
+        idle = self._speech.playback.idle
+        return self._play(g711.comfort_tone(), now) if idle else []
+
     def _keys_due(self, now: float) -> list[Command]:
         keys_at = self._keys.due_at
         if keys_at is None or now < keys_at:
@@ -617,19 +662,34 @@ class Conversation:
         server runs a tool, which is a part of the response and may take its time."""
         if self._tools.of_server or not self._activity.has_both_sides:
             return None
-        return self._speech.progress + LATE_SECONDS if self._speech.generating else None
+        if not self._responses.generating:
+            return None
+        return self._responses.progress + LATE_SECONDS
+
+    @property
+    def _unanswered_until(self) -> float | None:
+        """When the server, which has not responded to the caller's turn, no longer
+        will: no response may follow a turn in which the server found no words."""
+        if not self._responses.unanswered or self._caller.speaking:
+            return None
+        return self._turn_over_at + ANSWER_SECONDS
+
+    def _unanswered_due(self, now: float) -> list[Command]:
+        until = self._unanswered_until
+        if until is not None and now >= until:
+            self._responses.unanswered = False
+        return []
 
     def _answer_due(self, now: float) -> list[Command]:
         late_at = self._answer_late_at
         if late_at is None or now < late_at:
             return []
-        self._speech.unanswered = False  # the server would have begun by now
         late: list[Command] = [Note("answer_late")]
+        goes_on = self._responses.late()
         if self._endings.waits.will_end_call:
             # A wait will end the call: another try would only prolong it.
             return late + self._speech.drop_responses(now)
-        self._model.failures += 1
-        if self._model.failures >= MAX_FAILURES:
+        if not goes_on:
             return late + self._end("model", "failed", now)
         # The session answers pings and nothing else: use another one.
         return late + self._model.redial("answer_late", now)

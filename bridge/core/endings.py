@@ -15,7 +15,10 @@ from bridge.core.waits import Outstanding, Wait, Waits
 
 GOODBYE_SECONDS = 15.0
 """Time for the agent's goodbye; then the call ends, whether or not the agent said
-it."""
+it. It starts again when a lost stream is back."""
+
+GOODBYE_MOST_SECONDS = 60.0
+"""Time for the goodbye, however often the stream is lost meanwhile."""
 
 HAND_OVER_SECONDS = 8.0
 """Longest wait for a quiet moment in which the call can move to another instance."""
@@ -45,6 +48,8 @@ class Endings:
         self.at: float | None = None
         """When the call ends at the latest: a goodbye, or a move, is under way."""
         self._why = ""
+        self._at_most = now
+        """When the call ends after a goodbye, however often the stream is lost."""
 
     def set_rules(self, rules: Rules, began: float) -> None:
         """`began`: when the call's stream began."""
@@ -59,6 +64,7 @@ class Endings:
         if self.at is not None:
             return []
         self.at, self._why = now + GOODBYE_SECONDS, why
+        self._at_most = now + GOODBYE_MOST_SECONDS
         hit = [limit_hit(LIMIT_OF[why])] if why in LIMIT_OF else []
         say = self._model.say_goodbye(GOODBYES[why], now)
         return [*hit, Note("goodbye", {"why": why}), *say]
@@ -67,6 +73,18 @@ class Endings:
         """The call is moving to another instance: ends here in a settled moment."""
         if self.at is None:
             self.at, self._why = now + HAND_OVER_SECONDS, HANDED_OVER
+
+    def stream_lost(self) -> None:
+        """Nobody hears a goodbye now; `stream_back` gives it time again."""
+        if self._why in GOODBYES:
+            self.at = self._at_most
+
+    def stream_back(self, now: float) -> bool:
+        """True: the agent is to say goodbye."""
+        if self._why not in GOODBYES:
+            return False
+        self.at = min(now + GOODBYE_SECONDS, self._at_most)
+        return True
 
     def start_wait(
         self, given: WhenHeard, now: float, *, caller_interrupts: bool
@@ -103,8 +121,7 @@ class Endings:
         if self._why == HANDED_OVER:
             ready = self._activity.is_settled(outstanding, now)
         else:
-            idle = self._activity.is_idle(outstanding)
-            ready = idle and not outstanding.unanswered
+            ready = self._activity.all_was_heard(outstanding)
         if ready or now >= self.at:
             return commands + self._end("bridge", self._why, now)
         return commands

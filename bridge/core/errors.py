@@ -1,5 +1,7 @@
 """Classifies errors of the model's server: harmless, worth a retry, or fatal. PURE."""
 
+import re
+
 from bridge.core import realtime_events
 
 BENIGN_CODES = frozenset(
@@ -25,13 +27,22 @@ FATAL_CODES = frozenset(
 )
 """Error codes after which no retry can succeed: this account gets no response."""
 
-LATER_CODES = frozenset({"rate_limit_exceeded", "session_expired", "server_error"})
+RATE_LIMIT = "rate_limit_exceeded"
+
+LATER_CODES = frozenset({RATE_LIMIT, "session_expired", "server_error"})
 """Codes or types of errors before a session is ready; another session may succeed."""
+
+_TRY_AGAIN = re.compile(r"try again in ([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s)\b")
+"""The wait that the server asks for, in the message of a rate limit."""
 
 ACTIVE_CODE = "conversation_already_has_active_response"
 
 MAX_CODE_CHARS = 64
 """Characters kept of a server's error code: it goes into logs."""
+
+
+MAX_SEARCHED_CHARS = 2000
+"""Characters of a message that are searched for the wait."""
 
 
 def is_benign(error: realtime_events.ErrorDetails) -> bool:
@@ -41,6 +52,15 @@ def is_benign(error: realtime_events.ErrorDetails) -> bool:
 def may_pass(error: realtime_events.ErrorDetails) -> bool:
     """The error is temporary: another session may succeed."""
     return bool({error.code, error.type} & LATER_CODES)
+
+
+def retry_after(message: str | None) -> float | None:
+    """Seconds that the server asks to wait before another request; None: it does not
+    say."""
+    found = _TRY_AGAIN.search((message or "")[:MAX_SEARCHED_CHARS])
+    if found is None:
+        return None
+    return float(found[1]) / (1000 if found[2] == "ms" else 1)
 
 
 def short(code: str | None) -> str:

@@ -5,7 +5,6 @@ AgentSpeech once it is known what the caller heard. A later session gets the his
 (replay.py).
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
@@ -19,6 +18,10 @@ them."""
 
 MAX_CHARS = 8000
 """Most characters of one item: a tool may return the text of a whole book."""
+
+MAX_OPEN_TOOL_CALLS = 64
+"""Most tool calls without a result that are remembered; beyond that the oldest are
+forgotten."""
 
 MAX_ALL_CHARS = 2_000_000
 """Most characters of all items; the oldest are forgotten first. A day of conversation
@@ -79,6 +82,9 @@ class History:
         self._chars = sum(map(_size, self._items.values()))
         self._gone: dict[str, None] = {}
         """Ids that were removed."""
+        self._awaited: dict[str, bool] = {}
+        """call_id of a complete tool call whose result is awaited -> its tool has
+        begun."""
         self.version = 0
         """Rises with every change."""
 
@@ -87,11 +93,34 @@ class History:
         return list(self._items.values())
 
     @property
-    def has_open_calls(self) -> bool:
-        """A tool was called, and its result is missing."""
-        kinds = ("tool_call", "tool_output")
-        calls = Counter(it.call_id for it in self._items.values() if it.kind in kinds)
-        return any(count == 1 for count in calls.values())
+    def open_calls(self) -> set[str]:
+        """call_ids of tool calls whose result is awaited. A call that the model did not
+        complete has no result, ever: its tool does not run."""
+        if not self._awaited:
+            return set()
+        calls = {it.call_id for it in self._items.values() if it.kind == "tool_call"}
+        items = self._items.values()
+        results = {it.call_id for it in items if it.kind == "tool_output"}
+        return calls & self._awaited.keys() - results
+
+    def call_completed(self, call_id: str) -> None:
+        """The model has completed a tool call: its tool is about to run."""
+        self._awaited.setdefault(call_id, False)
+        if len(self._awaited) > MAX_OPEN_TOOL_CALLS:
+            del self._awaited[next(iter(self._awaited))]
+
+    def tool_began(self, call_id: str) -> None:
+        """A tool runs, or waits for an approval."""
+        self.call_completed(call_id)
+        self._awaited[call_id] = True
+
+    def response_began(self) -> None:
+        """The model goes on: a tool that has not begun by now does not run."""
+        self._awaited = {it: began for it, began in self._awaited.items() if began}
+
+    def no_result(self, call_id: str) -> None:
+        """The model does not take the result of this tool call."""
+        self._awaited.pop(call_id, None)
 
     def get(self, item_id: str) -> HistoryItem | None:
         return self._items.get(item_id)

@@ -6,21 +6,19 @@ the model has not confirmed (outbox.py), and the caller's audio that was held.
 
 from collections.abc import Callable, Iterable, Mapping
 
-from bridge.core import errors, realtime_events
+from bridge.core import errors, realtime_events, realtime_requests
 from bridge.core.agent_speech import ANSWER_ID, AgentSpeech
 from bridge.core.caller_audio import CallerAudio
 from bridge.core.commands import Command, Note, ToModel, Value
 from bridge.core.history import History
 from bridge.core.outbox import Outbox, PendingText
+from bridge.core.realtime_requests import EventIds
 from bridge.core.replay import Unfinished, replayed
+from bridge.core.responses import NOW
 from bridge.core.rules import BROKEN_OFF, Rules
 from bridge.core.running_tools import RunningTools
 from bridge.core.sessions import Sessions
 from bridge.core.stream_presence import StreamPresence
-
-MAX_FAILURES = 2
-"""This many failed responses in a row end the call. One failure may be temporary (a
-rate limit); after a second one the caller would wait in silence."""
 
 TEXT_KINDS = frozenset({"user", "assistant", "system"})
 """Kinds of history items that are messages; `edit` may replace their text."""
@@ -50,15 +48,18 @@ class ModelSide:
         history: History,
         outbox: Outbox,
         tools: RunningTools,
+        ids: EventIds,
         end: EndCallNow,
     ) -> None:
         self._sessions = sessions
         self._speech = speech
+        self._responses = speech.responses
         self._caller = caller
         self._stream = stream
         self._history = history
         self._outbox = outbox
         self._tools = tools
+        self._ids = ids
         self._end = end
         self.rules = Rules()
         self._turn_detection = realtime_events.TurnDetection()
@@ -66,8 +67,6 @@ class ModelSide:
         itself."""
         self._server_detects_turns = True
         """False: the session has no turn detection."""
-        self.failures = 0
-        """Failed responses in a row."""
         self.awaiting_audio_since: float | None = None
         """Since when the caller waits for the first audio of a response."""
 
@@ -104,7 +103,7 @@ class ModelSide:
             return []
         if self._caller.speaking and self.server_responds:
             return []  # the server responds at the end of the turn
-        if self._speech.unanswered:
+        if self._responses.unanswered:
             # The server is about to begin a response by itself: this one follows it.
             self._speech.want_response(now)
             return []
@@ -119,7 +118,7 @@ class ModelSide:
 
     def ask_silent_caller(self, text: str, now: float) -> list[Command]:
         """Makes the agent ask whether the caller is still there."""
-        self._speech.unanswered = False  # the server would have begun by now
+        self._responses.unanswered = False  # the server would have begun by now
         return self.tell("system", text, True, now)
 
     def send(self, text: str) -> list[Command]:
@@ -146,12 +145,12 @@ class ModelSide:
         for item_id, text in corrected.items():
             item = self._history.get(item_id)
             if item is not None and item.kind in TEXT_KINDS:
-                new = realtime_events.message(
-                    item.kind, text, self._speech.event_id(), after=item_id
+                new = realtime_requests.message(
+                    item.kind, text, self._ids.next(), after=item_id
                 )
                 commands.append(self._send_event(new))
                 gone.append(item_id)
-        deletes = [realtime_events.delete(it, self._speech.event_id()) for it in gone]
+        deletes = [realtime_requests.delete(it, self._ids.next()) for it in gone]
         return commands + [self._send_event(delete) for delete in deletes]
 
     def _send_event(self, text: str) -> ToModel:
@@ -159,9 +158,7 @@ class ModelSide:
         return ToModel(self._outbox.sent(text))
 
     def _send_message(self, role: str, text: str) -> ToModel:
-        return self._send_event(
-            realtime_events.message(role, text, self._speech.event_id())
-        )
+        return self._send_event(realtime_requests.message(role, text, self._ids.next()))
 
     def _keep_pending(self, text: PendingText | str) -> list[Command]:
         """Keeps a text, or a client event, until the model is ready."""
@@ -182,6 +179,8 @@ class ModelSide:
         # response follows: the current turn is dropped.
         manual = self._server_detects_turns and not event.detects
         self._server_detects_turns = event.detects
+        caller = self._caller
+        caller.server_transcribes = caller.server_transcribes and event.transcribes
         dropped = self.turn_dropped(now) if manual else []
         if self._sessions.has_session:
             return dropped
@@ -215,7 +214,7 @@ class ModelSide:
         """Sends the first session of this stream the history of earlier sessions and
         the greeting."""
         rules = self.rules
-        before = replayed(rules.history, self._speech.event_id)
+        before = replayed(rules.history, self._ids.next)
         commands: list[Command] = [ToModel(event) for event in before]
         if rules.aside:
             return [*commands, self._send_message("system", rules.aside)]
@@ -236,8 +235,10 @@ class ModelSide:
         for part in self._speech.playing(now):
             text = "".join(text for _, text in part.words)
             words[part.id] = words.get(part.id, "") + text
-        unfinished = Unfinished(words, self._caller.turn_audio, self._tools.open_calls)
-        resent = replayed(self._history.items, self._speech.event_id, unfinished)
+        unfinished = Unfinished(
+            words, self._caller.turn_audio, self._history.open_calls
+        )
+        resent = replayed(self._history.items, self._ids.next, unfinished)
         resent += self._outbox.events
         data: dict[str, Value] = {
             "why": self._sessions.left_why,
@@ -256,7 +257,7 @@ class ModelSide:
         """The server will not respond to what the caller said last."""
         self._caller.speaking = False
         self._caller.turn_dropped()
-        self._speech.unanswered = False
+        self._responses.unanswered = False
         return self._speech.request_if_free(now)
 
     # --- a session is replaced ---
@@ -303,7 +304,7 @@ class ModelSide:
             return self.redial(lost, now)
         commands = self._sessions.dial_spare_if_old(now)
         if self._sessions.take_probe(now):
-            commands.append(ToModel(realtime_events.probe(PROBE_ID)))
+            commands.append(ToModel(realtime_requests.probe(PROBE_ID)))
         return commands
 
     def _leave_session(self, why: str, now: float) -> list[Command]:
@@ -313,13 +314,13 @@ class ModelSide:
         commands = self._sessions.leave(why, now)
         if not had_session:
             return commands
-        commands += self._speech.model_lost(now, tools=bool(self._tools.count))
+        commands += self._speech.session_lost(now, tools=bool(self._tools.count))
         turn_open = self._caller.speaking or self._caller.turn_open
-        if self._speech.unanswered and not turn_open:
+        if self._responses.unanswered and not turn_open:
             # The caller's turn has ended, and the server had not begun its response:
             # the response is owed.
             commands += self._speech.request_response(now)
-        self._speech.unanswered = False
+        self._responses.unanswered = False
         self._caller.model_lost()
         for item_id in self._outbox.deleted:
             self._history.remove(item_id)
@@ -327,12 +328,26 @@ class ModelSide:
 
     # --- errors ---
 
-    def retry_or_end(self, why: str, now: float) -> list[Command]:
-        """A response that the caller waits for failed."""
-        self.failures += 1
-        if why in errors.FATAL_CODES or self.failures >= MAX_FAILURES:
+    def response_failed(
+        self, code: str, message: str | None, now: float
+    ) -> list[Command]:
+        """A response that the caller waits for failed: requests it again, later if the
+        server asks for that; ends the call if no retry can succeed in time."""
+        if code in errors.FATAL_CODES:
             return self._end("model", "failed", now)
-        return [] if self._speech.requested else self.ask(now)
+        after, rate_limit = errors.retry_after(message), code == errors.RATE_LIMIT
+        wait = self._responses.retry(after, rate_limit=rate_limit, now=now)
+        if wait is None:
+            return self._end("model", "failed", now)
+        retried: list[Command] = [Note("answer_retried", {"seconds": wait})]
+        if self._responses.is_requested:
+            return retried
+        if self._caller.speaking and self.server_responds:
+            return retried  # the server responds at the end of the turn
+        self._responses.want(now, now + wait if wait else NOW)
+        if self._responses.unanswered:
+            return retried  # the server is about to begin a response by itself
+        return retried + self._speech.request_if_free(now)
 
     def error(self, error: realtime_events.ErrorDetails, now: float) -> list[Command]:
         """An error of the server."""
@@ -347,7 +362,8 @@ class ModelSide:
             return []
         words = {"message": error.message[:MAX_MESSAGE_CHARS]}
         note = Note("model_error", data, words)
-        self._outbox.refused(error.event_id)
+        for call_id in self._outbox.refused(error.event_id):
+            self._history.no_result(call_id)
         if not self._sessions.has_session and not benign:
             if errors.may_pass(error):
                 return [note, *self.redial("error", now)]
@@ -362,6 +378,6 @@ class ModelSide:
         if error.event_id == ANSWER_ID:
             commands = [note, *self._speech.request_failed(now)]
             if not benign:
-                commands += self.retry_or_end(error.code or "", now)
+                commands += self.response_failed(error.code or "", error.message, now)
             return commands
         return [note]

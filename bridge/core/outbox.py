@@ -121,11 +121,20 @@ class Outbox:
         self._deleted.pop(item_id, None)
         self._unacked.pop(item_id, None)
 
-    def refused(self, event_id: str | None) -> None:
-        """The server has refused the event; another session would refuse it, too."""
-        for item_id, (known, _) in list(self._unacked.items()):
-            if known == event_id:
-                del self._unacked[item_id]
+    def refused(self, event_id: str | None) -> list[str]:
+        """The server has refused the event; another session would refuse it, too.
+        Returns the call_ids whose tool output was refused."""
+        events = [
+            self._unacked.pop(item_id)[1]
+            for item_id, (known, _) in list(self._unacked.items())
+            if known == event_id
+        ]
+        items = [msgspec.json.decode(event)["item"] for event in events]
+        return [
+            str(item.get("call_id"))
+            for item in items
+            if item.get("type") == "function_call_output"
+        ]
 
     @property
     def events(self) -> list[str]:

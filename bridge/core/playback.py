@@ -249,17 +249,28 @@ class Playback:
             self._advance(mark.position)
         return mark
 
-    def settle_late_fence(self, fence: str, sent_at: float) -> None:
-        """The fence did not come back in time: settles its clear by our own clock."""
+    def settle_late_fence(
+        self, fence: str, sent_at: float, ended_at: float = math.inf
+    ) -> None:
+        """The fence did not come back in time: settles its clear by our own clock.
+        `ended_at`: when the stream ended, perhaps before the clear reached Twilio."""
         for mark in self._marks:
             if mark.name == fence:
                 trip = 0.0 if math.isinf(self.round_trip) else self.round_trip
                 moment = self.clock.guess(sent_at) + 1000 * trip
+                if self._flushed:
+                    moment = self._flushed.latest
+                if not math.isinf(ended_at):
+                    moment = min(moment, self.clock.read(ended_at).latest)
                 self._cut_at(mark.position, self._position(moment))
 
     def stop(self, now: float) -> None:
-        """The stream has ended: the caller heard only what was played until now."""
-        self._advance(self._position(self.clock.read(now).latest))
+        """The stream has ended: the caller heard only what was played until now. That
+        is not beyond the next mark, which would have come back: a broken stream is
+        noticed late, and what was sent meanwhile was not played."""
+        position = self._position(self.clock.read(now).latest)
+        ahead = (it.position for it in self._marks if it.position > self.played)
+        self._advance(min(position, next(ahead, position)))
 
     # --- what is known ---
 

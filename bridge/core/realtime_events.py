@@ -1,7 +1,7 @@
-"""The Realtime API's events on the audio path: text -> value, and the client events.
+"""The Realtime API's server events that decide something for a call: text -> value.
 
-Reads only the fields that decide something for a phone call; the SDK (model/wire.py)
-gets every event whole. Contract: `openai.types.realtime`.
+Reads only the fields that matter here; the SDK (model/wire.py) gets every event whole.
+realtime_requests.py has the client events. Contract: `openai.types.realtime`.
 """
 
 from collections.abc import Callable
@@ -88,8 +88,19 @@ class CallerTranscript(
     transcript: str
 
 
+class TranscriptionFailed(
+    msgspec.Struct,
+    frozen=True,
+    tag="conversation.item.input_audio_transcription.failed",
+):
+    """A caller's turn gets no transcript."""
+
+    item_id: Id
+
+
 class ResponseError(msgspec.Struct, frozen=True):
     code: str | None = None
+    message: Any = None
 
 
 class StatusDetails(msgspec.Struct, frozen=True):
@@ -153,6 +164,12 @@ class ResponseHead(msgspec.Struct, frozen=True):
             return None
         return details.error.code if details.error else details.reason
 
+    @property
+    def message(self) -> str | None:
+        """The error's text, if the response failed."""
+        error = self.status_details.error if self.status_details else None
+        return error.message if error and isinstance(error.message, str) else None
+
 
 class ResponseCreated(msgspec.Struct, frozen=True, tag="response.created"):
     response: ResponseHead
@@ -167,6 +184,21 @@ class ResponseDone(msgspec.Struct, frozen=True, tag="response.done"):
 class OutputItem(msgspec.Struct, frozen=True):
     id: Id
     type: Id
+
+
+class EndedItem(msgspec.Struct, frozen=True):
+    id: Id
+    type: Id
+    status: Id | None = None
+    call_id: Id | None = None
+
+
+class OutputItemDone(msgspec.Struct, frozen=True, tag="response.output_item.done"):
+    """An item of a response has ended. The SDK runs the tool of a function call whose
+    status is "completed"; a cancelled one is "incomplete"."""
+
+    response_id: Id
+    item: EndedItem
 
 
 class OutputItemAdded(msgspec.Struct, frozen=True, tag="response.output_item.added"):
@@ -189,6 +221,11 @@ class ConversationItem(msgspec.Struct, frozen=True):
     arguments: str | None = None
     output: str | None = None
     status: str | None = None
+
+    @property
+    def is_cut_off_call(self) -> bool:
+        """A function call that the model did not complete: its tool never runs."""
+        return self.type == "function_call" and self.status == "incomplete"
 
     @property
     def text(self) -> str:
@@ -232,6 +269,7 @@ class TurnDetection(msgspec.Struct, frozen=True):
 class SessionInput(msgspec.Struct, frozen=True):
     format: Format | None = None
     turn_detection: TurnDetection | msgspec.UnsetType | None = msgspec.UNSET
+    transcription: Any = msgspec.UNSET
 
 
 class SessionOutput(msgspec.Struct, frozen=True):
@@ -274,6 +312,12 @@ class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
         audio = self.session.audio
         return not (audio and audio.input and audio.input.turn_detection is None)
 
+    @property
+    def transcribes(self) -> bool:
+        """False: the server says that it does not transcribe the caller."""
+        audio = self.session.audio
+        return not (audio and audio.input and audio.input.transcription is None)
+
 
 class ErrorDetails(msgspec.Struct, frozen=True):
     type: str = ""
@@ -304,9 +348,11 @@ KnownEvent = (
     | InputCommitted
     | InputCleared
     | CallerTranscript
+    | TranscriptionFailed
     | ResponseCreated
     | ResponseDone
     | OutputItemAdded
+    | OutputItemDone
     | ItemAdded
     | ItemDone
     | ItemDeleted
@@ -347,95 +393,3 @@ def decode(text: str) -> ServerEvent:
         # Twilio would play nothing and only warn (31951), so check here.
         raise ProtocolError("audio delta is not base64")
     return event
-
-
-def append(payload: str) -> str:
-    """`payload` must be base64: it is inserted unchecked, 50 times a second."""
-    return f'{{"type":"input_audio_buffer.append","audio":"{payload}"}}'
-
-
-def truncate(item_id: str, content_index: int, audio_end_ms: int, event_id: str) -> str:
-    """Makes the model forget the part of this item after `audio_end_ms`."""
-    return _client_event(
-        "conversation.item.truncate",
-        event_id,
-        item_id=item_id,
-        content_index=content_index,
-        audio_end_ms=audio_end_ms,
-    )
-
-
-def delete(item_id: str, event_id: str) -> str:
-    """Makes the model forget this item."""
-    return _client_event("conversation.item.delete", event_id, item_id=item_id)
-
-
-def cancel(response_id: str, event_id: str) -> str:
-    return _client_event("response.cancel", event_id, response_id=response_id)
-
-
-def probe(event_id: str) -> str:
-    """Changes nothing, and makes the server answer with session.updated."""
-    return _client_event("session.update", event_id, session={"type": "realtime"})
-
-
-def create_response(event_id: str) -> str:
-    return _client_event("response.create", event_id)
-
-
-def message(
-    role: str,
-    text: str,
-    event_id: str,
-    *,
-    item_id: str | None = None,
-    after: str | None = None,
-) -> str:
-    """An item of text: of the caller (`user`), of the agent (`assistant`), or an
-    instruction to the agent (`system`). `after`: id of the item before the new one."""
-    kind = "output_text" if role == "assistant" else "input_text"
-    content = [{"type": kind, "text": text}]
-    item: dict[str, Any] = {"type": "message", "role": role, "content": content}
-    return _create_item(item, event_id, item_id, after)
-
-
-def spoken(payload: str, event_id: str, item_id: str) -> str:
-    """An item of the caller's voice: base64 in the session's input format."""
-    content = [{"type": "input_audio", "audio": payload}]
-    item = {"type": "message", "role": "user", "content": content}
-    return _create_item(item, event_id, item_id, None)
-
-
-def tool_call(
-    call_id: str, name: str, arguments: str, event_id: str, item_id: str | None = None
-) -> str:
-    """A tool call of an earlier session; its output must follow."""
-    item = {
-        "type": "function_call",
-        "call_id": call_id,
-        "name": name,
-        "arguments": arguments,
-    }
-    return _create_item(item, event_id, item_id, None)
-
-
-def tool_output(
-    call_id: str, output: str, event_id: str, item_id: str | None = None
-) -> str:
-    item = {"type": "function_call_output", "call_id": call_id, "output": output}
-    return _create_item(item, event_id, item_id, None)
-
-
-def _create_item(
-    item: dict[str, Any], event_id: str, item_id: str | None, after: str | None
-) -> str:
-    if item_id is not None:
-        item["id"] = item_id
-    place = {} if after is None else {"previous_item_id": after}
-    return _client_event("conversation.item.create", event_id, item=item, **place)
-
-
-def _client_event(type_: str, event_id: str, **fields: Any) -> str:
-    # Each event has an event_id: an error can be matched to its event only by this id.
-    event = {"type": type_, "event_id": event_id, **fields}
-    return msgspec.json.encode(event).decode()

@@ -8,7 +8,7 @@ import base64
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bridge.core import realtime_events
+from bridge.core import realtime_events, realtime_requests
 from bridge.core.history import HistoryItem
 
 
@@ -70,22 +70,22 @@ def replayed(
         text = item.text + unfinished.words.get(item.id, "")
         match item.kind:
             case "tool_output" if item.call_id in called:
-                event = realtime_events.tool_output(
+                event = realtime_requests.tool_output(
                     item.call_id, text, event_id(), item.id
                 )
             case "tool_call" if (
                 item.call_id in answered or item.call_id in unfinished.calls
             ):
-                event = realtime_events.tool_call(
+                event = realtime_requests.tool_call(
                     item.call_id, item.name, item.arguments, event_id(), item.id
                 )
             case "user" | "assistant" | "system" if text:
-                event = realtime_events.message(
+                event = realtime_requests.message(
                     item.kind, text, event_id(), item_id=item.id
                 )
             case "user" if voice := unfinished.voice(item.id):
                 payload = base64.b64encode(voice).decode()
-                event = realtime_events.spoken(payload, event_id(), item.id)
+                event = realtime_requests.spoken(payload, event_id(), item.id)
             case _:
                 continue
         events.append(event)

@@ -84,7 +84,8 @@ class Registry(Protocol):
 
     async def opened(self, entry: CallEntry) -> None:
         """A stream of this call has started. The newest stream has the call: the
-        instance with an older one gets TAKEN."""
+        instance with an older one gets TAKEN. So does this instance, after `opened` has
+        returned, if a newer stream of another instance was registered first."""
 
     async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
         """The stream has ended. None: the call has ended, and Twilio will not ask. The
@@ -99,7 +100,13 @@ class Registry(Protocol):
         """The running calls, oldest first."""
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
-        """Stores the value for so many seconds and replaces an earlier one."""
+        """Stores the value for so many seconds and replaces an earlier one. Of two
+        calls of one instance that overlap, or of which one was cancelled, the later
+        call counts."""
+
+    async def delete(self, name: str) -> None:
+        """Deletes the value, also one that a `put` of this instance is still writing.
+        Does not wait for a Redis that is away: the value is deleted when it is back."""
 
     async def get(self, name: str) -> bytes | None:
         """None: there is no value, or it was popped or has expired."""
@@ -113,8 +120,10 @@ class Registry(Protocol):
 
     async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
         """Adds to a counter, which lives so many seconds from its first addition;
-        returns the total. Amount 0 only reads. May add twice if an answer was lost;
-        never too little, except for an instance that has crashed."""
+        returns the total. Amount 0 adds nothing. May add twice if an answer was lost;
+        never too little, except for an instance that has crashed: an amount that could
+        not be written, also because the caller was cancelled, is written with the next
+        `count` of this counter."""
 
     async def acquire(
         self, name: str, member: str, seconds: float, limit: int | None = None

@@ -4,7 +4,7 @@ A script is atomic: no instance sees half of a takeover. Each script may be repe
 when its answer was lost. This module has no connection of its own.
 
 key                    type    kept for  bytes    content; written by, when
-bridge:call:{sid}      hash    15 s      150      the instance and stream that have the
+bridge:call:{sid}      hash    15 s      200      the instance and stream that have the
                                                   call; when the stream starts and with
                                                   each beat; deleted when it ends
 bridge:calls           zset    60 s      40/call  the running calls; as the one above
@@ -34,7 +34,7 @@ the fleet format (formats.py). Format 2 has renamed keys: `names` gives the name
 key in format 2 and in format 1. Instances of two versions use the same Redis at the
 same time, and they change over within one beat, not in one moment. Therefore:
 
-1. An instance writes values (`put`) under the name of the format that
+1. An instance writes values (`put`, `delete`) under the name of the format that
    `Registry.format()` gives. It reads both names; the newest stamp counts. `pop` takes
    the newest value and leaves a tombstone under both names.
 2. When that format changes, an instance copies what Redis has under the other names to
@@ -140,14 +140,21 @@ class Script:
 
 
 # KEYS call, calls, next. ARGV sid, stream, instance, started, since, ttl, ttl of calls,
-# "new" or "again". Answers the time since which the stream has the call; nothing if a
-# later stream has it. The clocks of instances need not agree: a new stream is always
-# later than the one before.
+# "new" or "again", the earliest and the latest time at which the stream has begun (ms
+# of the clock of Redis; "" if unknown). Answers the time since which the stream has the
+# call; nothing if a later stream has it. The clocks of instances need not agree: a new
+# stream is always later than the one before. Unless its script was delayed and a later
+# stream was faster: then `begun` is later than the new stream. An earlier version of
+# the bridge leaves `begun` as it is; therefore it names its stream.
 HOLD = Script(f"""
-local had = redis.call('HMGET', KEYS[1], 'stream', 'instance', 'since')
+local had = redis.call('HMGET', KEYS[1], 'stream', 'instance', 'since', 'begun')
 local since = tonumber(ARGV[5])
 if had[1] and had[1] ~= ARGV[2] then
   if ARGV[8] == 'new' then
+    local of, begun = string.match(had[4] or '', '^(.*) (%d+)$')
+    if of == had[1] and ARGV[10] ~= '' and tonumber(begun) > tonumber(ARGV[10]) then
+      return false
+    end
     since = math.max(since, tonumber(had[3]) + 0.001)
   elseif tonumber(had[3]) >= since then
     return false
@@ -159,7 +166,7 @@ if had[1] and had[1] ~= ARGV[2] then
 end
 local text = string.format('%.3f', since)
 redis.call('HSET', KEYS[1], 'stream', ARGV[2], 'instance', ARGV[3],
-  'started', ARGV[4], 'since', text)
+  'started', ARGV[4], 'since', text, 'begun', ARGV[2] .. ' ' .. ARGV[9])
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 redis.call('ZADD', KEYS[2], text, ARGV[1])
 redis.call('PEXPIRE', KEYS[2], ARGV[7])
@@ -262,8 +269,9 @@ if ARGV[3] == 'move' then redis.call('DEL', KEYS[2]) end
 return written
 """)
 
-# KEYS string. ARGV its text, ttl. A newer text stays.
-PUT_BACK = Script("""
+# KEYS string. ARGV its text, ttl. A newer text stays: two writes may arrive in another
+# order than they were sent, because each has its own connection.
+PUT = Script("""
 local there = redis.call('GETRANGE', KEYS[1], 0, 15)
 if there ~= '' and tonumber(there) >= tonumber(string.sub(ARGV[1], 1, 16)) then
   return 0
@@ -272,11 +280,11 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """)
 
-# KEYS instances, era. ARGV instance, its load, ttl, a new era. Answers the era, then
-# each instance followed by its load. Uses the clock of Redis. An instance whose time is
-# over has ended without leaving: one instance learns it by an empty load. No instance
-# is reported lost if the asking one is nearly expired itself: then Redis was away, not
-# the other instance.
+# KEYS instances, era. ARGV instance, its load, ttl, a new era. Answers the era, the
+# time (ms), then each instance followed by its load. Uses the clock of Redis. An
+# instance whose time is over has ended without leaving: one instance learns it by an
+# empty load. No instance is reported lost if the asking one is nearly expired itself:
+# then Redis was away, not the other instance.
 BEAT = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -288,7 +296,7 @@ redis.call('HSET', KEYS[1], ARGV[1],
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 local era = redis.call('GET', KEYS[2]) or ARGV[4]
 redis.call('SET', KEYS[2], era, 'EX', 86400)
-local answer = {era}
+local answer = {era, now}
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
   local till, load = string.match(all[i + 1], '^(%d+) (.*)$')
@@ -351,5 +359,5 @@ return 1
 
 SCRIPTS = (
     *(HOLD, RENEW, CLOSE, DROP_EXPIRED, POP, SET_IF_ABSENT),
-    *(COPY, PUT_BACK, BEAT, COUNT, ACQUIRE),
+    *(COPY, PUT, BEAT, COUNT, ACQUIRE),
 )

@@ -70,6 +70,9 @@ class MemoryRegistry:
         self._store.pop(name, None)
         return value
 
+    async def delete(self, name: str) -> None:
+        self._store.pop(name, None)
+
     async def set_if_absent(self, name: str, seconds: float) -> bool:
         if await self.get(name) is not None:
             return False

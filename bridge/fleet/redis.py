@@ -105,6 +105,9 @@ class _Lease:
     since: float
     """Orders the streams of a call: the start of the stream, but later than the one
     before."""
+    begun: tuple[int, int] | None
+    """The earliest and the latest time at which the stream has begun, in ms of the
+    clock of Redis. None: that clock was not known."""
     held: bool = False
     """Redis has the lease."""
 
@@ -190,6 +193,8 @@ class RedisRegistry:
         """Live instances announce different formats."""
         self._differ_since = 0.0
         self._era: bytes | None = None
+        self._clock: tuple[float, float] | None = None
+        """The clock of Redis minus the monotonic clock, in ms: at least and at most."""
         self._up = False
         self._back = asyncio.Event()
         """As `_up`, for tasks that wait."""
@@ -213,12 +218,15 @@ class RedisRegistry:
         if older and older.entry.stream_sid != entry.stream_sid:
             since = max(since, older.since + 0.001)
             self._lose(older)
-        lease = _Lease(replace(entry, instance=self.id), since)
+        lease = _Lease(replace(entry, instance=self.id), since, self._begun(older))
         self._leases[sid] = lease
         self._ended.pop(sid, None)
         self._written.keep(keys.NEXT + sid, None, NEXT_STEP_SECONDS)
         with suppress(_Unavailable):  # repeated when Redis is back
-            await self._ask(lambda: self._hold(lease, "new"))
+            if not await self._ask(lambda: self._hold(lease, "new")):
+                # The caller of `opened` must have returned: its own streams give TAKEN
+                # before that.
+                asyncio.get_running_loop().call_soon(self._lose, lease)
 
     async def closed(self, entry: CallEntry, next_step: NextStep | None) -> None:
         sid, stream = entry.call_sid, entry.stream_sid
@@ -226,7 +234,7 @@ class RedisRegistry:
         if stream in self._taken or (lease and lease.entry.stream_sid != stream):
             self._taken.pop(stream, None)
             return
-        lease = self._leases.pop(sid, None) or _Lease(entry, entry.started_at)
+        lease = self._leases.pop(sid, None) or _Lease(entry, entry.started_at, None)
         value = formats.encode(next_step, self._format) if next_step else None
         now = self._written.keep(keys.NEXT + sid, value, NEXT_STEP_SECONDS).stamp
         # The leases of earlier ones have expired in Redis.
@@ -256,7 +264,19 @@ class RedisRegistry:
         text = self._written.keep(key, value, seconds).text
         stored_as = keys.names(key, self._format)[0]
         with suppress(_Unavailable):  # written when Redis is back
-            await self._ask(lambda: self._redis.set(stored_as, text, px=_ms(seconds)))
+            await self._ask(
+                lambda: self._script(keys.PUT, [stored_as], [text, _ms(seconds)])
+            )
+
+    async def delete(self, name: str) -> None:
+        key = keys.STORE + name
+        text = self._written.keep_tombstone(key, keys.POPPED_SECONDS).text
+        with suppress(_Unavailable):  # deleted when Redis is back
+            await self._ask(lambda: self._write_tombstone(key, text))
+
+    async def _write_tombstone(self, key: str, text: bytes) -> None:
+        for stored_as in keys.names(key, self._format):
+            await self._script(keys.PUT, [stored_as], [text, _POPPED_MS])
 
     async def get(self, name: str) -> bytes | None:
         key = keys.STORE + name
@@ -264,20 +284,16 @@ class RedisRegistry:
 
     async def pop(self, name: str) -> bytes | None:
         key, popped = keys.STORE + name, keys.POPPED + secrets.token_hex(8)
-        ttl = _ms(keys.POPPED_SECONDS)
         value = await self._read(
             key,
             lambda: self._script(
                 keys.POP,
                 [popped, *keys.names(key, self._format)],
-                [self._written.stamp(), ttl],
+                [self._written.stamp(), _POPPED_MS],
             ),
         )
-        if value is not None:
-            # The value may come back with Redis: the tombstone lasts as long as it.
-            own, now = self._written.get(key), time.monotonic()
-            left = own.until - now if own else 0.0
-            self._written.keep(key, None, max(left, keys.POPPED_SECONDS))
+        if value is not None:  # it may come back with Redis
+            self._written.keep_tombstone(key, keys.POPPED_SECONDS)
         return value
 
     async def set_if_absent(self, name: str, seconds: float) -> bool:
@@ -305,8 +321,6 @@ class RedisRegistry:
     # --- counters and members ---
 
     async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
-        """An amount that was added while Redis was away is reported with the next
-        `count` of this counter."""
         key = keys.COUNTER + name
         own = self._counts.of(key, seconds)
         # 0 during the request: a concurrent `count` must not report it as well.
@@ -406,7 +420,10 @@ class RedisRegistry:
         while True:
             try:
                 await self._settle(key, give_up)
-                return value_of(await self._ask(question))
+                text = await self._ask(question)
+                if text is not None:
+                    self._written.follow(text)
+                return value_of(text)
             except _Unavailable:
                 own = self._written.get(key)
                 if own and own.stamp >= self._away_stamp:
@@ -464,12 +481,23 @@ class RedisRegistry:
                 _ms(self._timing.lease),
                 _ms(keys.CALLS_SECONDS),
                 how,
+                *(lease.begun or ("", "")),
             ],
         )
         if since is None:
             return False
         lease.since, lease.held = float(since), True
         return True
+
+    def _begun(self, older: _Lease | None) -> tuple[int, int] | None:
+        """A stream begins now; the one before on this instance began earlier."""
+        if self._clock is None:
+            return None
+        now = time.monotonic() * 1000
+        earliest, latest = (round(now + offset) for offset in self._clock)
+        if older and older.begun:
+            earliest = max(earliest, older.begun[1] + 1)
+        return earliest, max(latest, earliest)
 
     async def _close(self, lease: _Lease, how: str) -> None:
         sid = lease.entry.call_sid
@@ -590,9 +618,11 @@ class RedisRegistry:
         own = formats.announcement(self._load())
         ttl, era = _ms(self._timing.instance), secrets.token_hex(4)
         async with self.beating, asyncio.timeout(self._timing.limit):
-            found, *pairs = await self._script(
+            asked_at = time.monotonic()
+            found, redis_ms, *pairs = await self._script(
                 keys.BEAT, [keys.INSTANCES, keys.ERA], [self.id, own, ttl, era]
             )
+        self._clock = redis_ms - time.monotonic() * 1000, redis_ms - asked_at * 1000 + 1
         beats = dict(zip(map(bytes.decode, pairs[::2]), pairs[1::2], strict=True))
         beats.pop(self.id, None)
         for name in [name for name, text in beats.items() if not text]:
@@ -695,7 +725,7 @@ class RedisRegistry:
             text = self._as_written(key, kept.text)
             for stored_as in names:
                 pipe.execute_command(
-                    "EVALSHA", keys.PUT_BACK.sha, 1, stored_as, text, _ms(left)
+                    "EVALSHA", keys.PUT.sha, 1, stored_as, text, _ms(left)
                 )
         async with asyncio.timeout(self._timing.limit):
             await pipe.execute()
@@ -858,6 +888,9 @@ def _client(url: str, limit: float) -> Redis:
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+_POPPED_MS = _ms(keys.POPPED_SECONDS)
 
 
 def _us(seconds: float) -> int:

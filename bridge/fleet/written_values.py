@@ -59,6 +59,11 @@ class WrittenValues:
         self._stamp = max(time.time_ns() // 1000, self._stamp + 1)
         return self._stamp
 
+    def follow(self, text: bytes) -> None:
+        """The next stamp will be newer than that of a text that was read: what this
+        instance writes next must replace it, although another clock may be ahead."""
+        self._stamp = max(self._stamp, stamp_of(text))
+
     def keep(
         self, key: str, value: bytes | None, seconds: float, claim: bool = False
     ) -> StoredValue:
@@ -70,6 +75,13 @@ class WrittenValues:
     def get(self, key: str) -> StoredValue | None:
         kept = self._kept.get(key)
         return kept if kept and kept.until > time.monotonic() else None
+
+    def keep_tombstone(self, key: str, seconds: float) -> StoredValue:
+        """The tombstone lasts at least as long as this instance's own value: another
+        instance may put back what it had of it."""
+        own = self.get(key)
+        left = own.until - time.monotonic() if own else 0.0
+        return self.keep(key, None, max(left, seconds))
 
     def drop(self, key: str) -> None:
         self._kept.pop(key, None)

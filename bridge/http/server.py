@@ -406,7 +406,7 @@ class Server:
         sid = await handlers.place(
             self._outbound, wanted, number, self._services.routes
         )
-        # Stored, because Twilio's status webhooks do not contain the route.
+        # For instances of an earlier version: they do not know `/call-status?route=`.
         route = wanted.route.encode()
         await self._services.registry.put(f"route:{sid}", route, PLAN_SECONDS)
         return sid

@@ -457,7 +457,7 @@ class Webhooks:
         log.info("transfer_ended", **webhook.log_fields("transfer_ended"))
         stored = await registry.get(f"snapshot:{call_sid}")
         if dialled in ANSWERED or stored is None:
-            await registry.pop(f"snapshot:{call_sid}")
+            await registry.delete(f"snapshot:{call_sid}")
             return _twiml(twiml.hang_up())
         if snapshot := formats.read(stored, CallSnapshot):
             text = NOT_ANSWERED.format(status=dialled)
@@ -497,10 +497,13 @@ class Webhooks:
         """An outbound call was not answered: reports that to the code that placed
         it."""
         call_sid, services = webhook.call_sid, self._services
-        route = await services.registry.get(f"route:{call_sid}")
-        if route is None:
-            return  # the bridge did not place this call
-        parameters = {"Direction": "outbound", "Route": route.decode()}
+        route = webhook.query.get("route")
+        if route is None:  # an instance of an earlier version may have placed the call
+            stored = await services.registry.get(f"route:{call_sid}")
+            if stored is None:
+                return  # the bridge did not place this call
+            route = stored.decode()
+        parameters = {"Direction": "outbound", "Route": route}
         parameters |= {name: webhook.text(name) for name in ("From", "To")}
         facts = CallFacts.of(call_sid, parameters)
         report = report_of_silence(facts, state, time.time())

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from bridge.core import UNREADABLE, errors, realtime_events
+from bridge.core import UNREADABLE, errors, realtime_events, realtime_requests
 from bridge.core.agent_speech import ANSWER_ID
 from bridge.core.call_limits import CallLimits
 from bridge.core.commands import (
@@ -27,13 +27,15 @@ from bridge.core.commands import (
 from bridge.core.conversation import NO_USAGE
 from bridge.core.endings import GOODBYE_SECONDS
 from bridge.core.history import History
-from bridge.core.model_side import MAX_FAILURES
 from bridge.core.outbox import MAX_PENDING
 from bridge.core.pressed_keys import Keys
 from bridge.core.replay import recorded
 from bridge.core.rules import GOODBYES, LIMIT_OF, Rules
 from bridge.core.waits import Outstanding, Wait, Waits
 from bridge.sip.sip_speech import SipSpeech, SpokenAnswer
+
+MAX_FAILURES = 2
+"""This many failed responses in a row end the call."""
 
 
 class _Buffer(msgspec.Struct, frozen=True):
@@ -164,7 +166,7 @@ class SipTalk:
                 return [Note("text_dropped")]
             self._outbox.append((role, text, respond))
             return []
-        say = ToModel(realtime_events.message(role, text, self.event_id()))
+        say = ToModel(realtime_requests.message(role, text, self.event_id()))
         # A caller who speaks gets a response afterwards, which includes this text.
         answered = self._caller_speaks and self._turns.create_response is not False
         return [say, *(self.ask() if respond and not answered else [])]
@@ -188,7 +190,7 @@ class SipTalk:
         running, audible = self._speech.running, self._speech.audible
         self._speech.drop_wish()
         commands: list[Command] = [
-            ToModel(realtime_events.cancel(it, self.event_id())) for it in running
+            ToModel(realtime_requests.cancel(it, self.event_id())) for it in running
         ]
         if audible:
             commands.append(ToModel(_event("output_audio_buffer.clear", self)))
@@ -208,11 +210,11 @@ class SipTalk:
             item = self.history.get(item_id)
             if item is not None:
                 new = self.event_id()
-                word = realtime_events.message(item.kind, text, new, after=item_id)
+                word = realtime_requests.message(item.kind, text, new, after=item_id)
                 commands.append(ToModel(word))
         gone = (*removed, *corrected)
         return commands + [
-            ToModel(realtime_events.delete(it, self.event_id())) for it in gone
+            ToModel(realtime_requests.delete(it, self.event_id())) for it in gone
         ]
 
     def clear_input(self) -> str:
@@ -345,7 +347,7 @@ class SipTalk:
     def _request_if_free(self) -> list[Command]:
         if not self._attached or not self._speech.request_if_free():
             return []
-        return [ToModel(realtime_events.create_response(ANSWER_ID))]
+        return [ToModel(realtime_requests.create_response(ANSWER_ID))]
 
     # --- the caller ---
 

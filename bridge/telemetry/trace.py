@@ -5,14 +5,11 @@ BRIDGE_RECORD_DIR, and what the route redacts is removed (privacy/redaction.py).
 `replay` gives the inputs of a trace to the core again.
 """
 
-import contextlib
-import fcntl
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -22,10 +19,7 @@ from bridge.core.conversation import Conversation
 from bridge.core.inputs import Input
 from bridge.core.limits import Bounds
 from bridge.privacy.redaction import KEYS, REMOVED, Redaction
-
-BUFFER_BYTES = 256 * 1024
-"""Size of the blocks that are written. A call makes about 50 kB a second, and the event
-loop must not wait for the disk."""
+from bridge.telemetry.trace_file import TraceFile, TraceWriter
 
 TRACE_FORMAT = 3
 """The trace format of this version, and the only one that it replays."""
@@ -52,7 +46,8 @@ class Trace:
 
     Lines are held in memory until `open` opens the file, because the call's SID, which
     is in the file name, comes with `start`. If the trace cannot be written, no more of
-    it is written and `on_lost` is called with the reason: a full disk ends no call.
+    it is written and `on_lost` is called with the reason, in any thread: a full or slow
+    disk ends no call.
     """
 
     def __init__(
@@ -62,18 +57,18 @@ class Trace:
         bounds: Bounds = Bounds(),  # noqa: B008 - a value
     ) -> None:
         self._on_lost = on_lost
-        self._file: IO[bytes] | None = None
+        self._file: TraceFile | None = None
         self._early: list[bytes] = []
         self._early_bytes = 0
         self._bytes = 0
         self._over = False
-        self._loss_reported = False
         self._redaction = Redaction()
         self._encode = msgspec.json.Encoder().encode
         self._write({"at": at, "format": TRACE_FORMAT, "begin": bounds})
 
     def open(
         self,
+        writer: TraceWriter,
         folder: Path,
         call_sid: str,
         stream_sid: str,
@@ -85,22 +80,10 @@ class Trace:
         what was redacted; its replay gives the same call with other words."""
         path = folder / f"{plain_name(call_sid)}.{plain_name(stream_sid)}{SUFFIX}"
         self._redaction = redaction or self._redaction
-        early = map(msgspec.json.decode, self._early)
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # O_EXCL: the SIDs in the name come from the sender of the stream, and must
-            # not overwrite an existing file.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            self._file = open(  # noqa: SIM115 - until the call is over
-                os.open(path, flags, 0o600), "wb", buffering=BUFFER_BYTES
-            )
-            # The lock tells retention.py that the call still runs. Some file systems
-            # have no locks.
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._give_up(_reason(error))
-        for line in early:
+        if self._over:
+            return path  # it was given up before
+        self._file = TraceFile(writer, path, self._on_lost)
+        for line in map(msgspec.json.decode, self._early):
             if self._redaction:
                 line = _redacted(line, self._redaction)
                 if "begin" in line:
@@ -122,15 +105,12 @@ class Trace:
 
     def close(self) -> None:
         """Closes the file; later lines are dropped, because the call is over."""
-        file, self._file, self._over = self._file, None, True
-        try:
-            if file:
-                file.close()
-        except OSError as error:
-            self._report_loss(_reason(error))
+        self._over = True
+        if self._file:
+            self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._over:
+        if self._over or (self._file and self._file.lost):
             return
         if self._redaction:
             line = _redacted(msgspec.to_builtins(line), self._redaction)
@@ -147,26 +127,16 @@ class Trace:
         self._bytes += len(text)
         if self._bytes > MAX_BYTES:
             self._give_up("larger than a call can be")
-        try:
-            if self._file:
-                self._file.write(text)
-        except OSError as error:
-            self._give_up(_reason(error))
+        elif self._file:
+            self._file.write(text)
 
     def _give_up(self, why: str) -> None:
-        self._report_loss(why)
         self._early.clear()
         self.close()
-
-    def _report_loss(self, why: str) -> None:
-        if not self._loss_reported:
-            self._loss_reported = True
+        if self._file:
+            self._file.lose(why)
+        else:
             self._on_lost(why)
-
-
-def _reason(error: OSError) -> str:
-    """The reason without the path, which contains the call's SID."""
-    return error.strerror or type(error).__name__
 
 
 def plain_name(sid: str) -> str:

@@ -126,7 +126,7 @@ async def test_parameters_of_the_request_to_twilio() -> None:
             "completed",
         ]
         assert asked["To"] == TO and asked["Timeout"] == "30"
-        assert asked["StatusCallback"] == origin + "/call-status"
+        assert asked["StatusCallback"] == origin + "/call-status?route="
         assert not {"TimeLimit", "MachineDetection", "AsyncAmd"} & set(asked)
         asked = it.rest.calls[machine].asked
         assert (asked["Timeout"], asked["TimeLimit"]) == ("45", "90")

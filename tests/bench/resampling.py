@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.audio.resample import Downsampler, Samples, Upsampler
-from bridge.core import realtime_events
+from bridge.core import realtime_requests
 from bridge.model.transcode import ModelAudio, from_mulaw, to_mulaw
 from bridge.sim.voice import speak
 
@@ -168,7 +168,7 @@ def print_sound() -> None:
 def print_cost() -> None:
     low, high = tone(1000, 8000, seconds=0.02), tone(1000, 24_000, seconds=0.02)
     upwards, downwards, model = Upsampler(), Downsampler(), ModelAudio()
-    frame = realtime_events.append(base64.b64encode(to_mulaw(low)).decode())
+    frame = realtime_requests.append(base64.b64encode(to_mulaw(low)).decode())
     pcm = base64.b64encode(high.tobytes()).decode()
     delta = (
         '{"type":"response.output_audio.delta","event_id":"e","response_id":"r",'

@@ -119,6 +119,31 @@ async def test_the_snapshot_is_deleted_when_the_call_is_over(
     await talk.saved.drop()  # deleting twice does no harm
 
 
+@pytest.mark.parametrize("last", ["keep_last", "drop", "leave"])
+async def test_nothing_is_written_after_the_last_write(
+    talk: CheckpointedCall, last: str
+) -> None:
+    """The stream takes a second to close, and the caller still speaks: what was deleted
+    stays deleted, a transfer keeps its time to live, and the snapshot of an instance
+    that has taken over is not replaced by an older one."""
+    async with talk.running():
+        await until(lambda: talk.written)
+        match last:
+            case "keep_last":
+                await talk.saved.keep_last(1200.0)
+            case "drop":
+                await talk.saved.drop()
+            case _:
+                talk.saved.leave()
+        stored, written = await talk.stored(), talk.written
+        talk.said.append("more")
+        await talk.saved.keep()  # as when the stream breaks
+        await asyncio.sleep(10 * POLL)
+
+    assert (await talk.stored(), talk.written) == (stored, written)
+    assert stored == (None if last == "drop" else [])
+
+
 def cycle() -> dict[str, Any]:
     notes: dict[str, Any] = {"name": "n"}
     notes["self"] = notes

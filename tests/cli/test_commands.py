@@ -33,6 +33,7 @@ from bridge.fleet import CallEntry, InstanceLoad
 from bridge.fleet.redis import redis_registry
 from bridge.telemetry.trace import Trace
 from tests.fleet.redis_server import RedisServer
+from tests.support.traces import WRITER, written
 
 WHSEC = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
@@ -335,7 +336,8 @@ def test_forget_reports_what_it_could_not_delete(tmp_path: Path) -> None:
     """A wrong SID, another folder or a running call: the output does not claim
     success."""
     trace = Trace(0.0, lambda why: None)
-    trace.open(tmp_path, "CA2", "MZ1")
+    trace.open(WRITER, tmp_path, "CA2", "MZ1")
+    written()
 
     here = {"BRIDGE_RECORD_DIR": "."}
     done = bridge_here("forget", "CA9", "CA2", "CA*", "../x", folder=tmp_path, **here)
@@ -351,6 +353,7 @@ def test_forget_reports_what_it_could_not_delete(tmp_path: Path) -> None:
     assert "BRIDGE_RECORD_DIR is not set" in nowhere.stdout
     assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ1.trace.jsonl"]
     trace.close()
+    written()
     assert bridge_here("forget", "CA2", folder=tmp_path, **here).exit_code == 0
 
 

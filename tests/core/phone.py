@@ -176,12 +176,14 @@ class Phone:
             delta=payload(ms),
         )
 
-    def words(self, text: str, item: str = "i1", response: str = "r1") -> list[Command]:
+    def words(
+        self, text: str, item: str = "i1", response: str = "r1", index: int = 0
+    ) -> list[Command]:
         return self.model(
             "response.output_audio_transcript.delta",
             response_id=response,
             item_id=item,
-            content_index=0,
+            content_index=index,
             delta=text,
         )
 
@@ -363,18 +365,43 @@ class Phone:
         self, call: str, name: str = "look_up", response: str = "r1"
     ) -> list[Command]:
         """The model calls a tool, which begins to run."""
-        item = {
-            "id": f"f_{call}",
-            "type": "function_call",
-            "call_id": call,
-            "name": name,
-            "arguments": "{}",
-        }
+        commands = self.begins_call(call, name, response)
+        return commands + self.ends_call(call, name, response) + self.busy(1, call)
+
+    def begins_call(
+        self, call: str, name: str = "look_up", response: str = "r1"
+    ) -> list[Command]:
+        """The model begins to call a tool: its arguments are still to come."""
+        item = self._call(call, name, "in_progress", "")
         commands = self.model(
             "response.output_item.added", response_id=response, item=item
         )
-        commands += self.model("conversation.item.added", item=item)
-        return commands + self.busy(1, call)
+        return commands + self.model("conversation.item.added", item=item)
+
+    def ends_call(
+        self,
+        call: str,
+        name: str = "look_up",
+        response: str = "r1",
+        status: str = "completed",
+    ) -> list[Command]:
+        """The call is complete, or was cancelled in the middle of its arguments."""
+        arguments = "{}" if status == "completed" else '{"da'
+        item = self._call(call, name, status, arguments)
+        commands = self.model("conversation.item.done", item=item)
+        return commands + self.model(
+            "response.output_item.done", response_id=response, item=item
+        )
+
+    def _call(self, call: str, name: str, status: str, arguments: str) -> Any:
+        return {
+            "id": f"f_{call}",
+            "type": "function_call",
+            "status": status,
+            "call_id": call,
+            "name": name,
+            "arguments": arguments,
+        }
 
     def tool_ends(self, call: str, output: str = "42") -> list[Command]:
         """Its result goes to the model, which is to respond, as the SDK does it."""

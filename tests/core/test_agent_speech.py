@@ -2,7 +2,6 @@
 
 import pytest
 
-from bridge.core.commands import Command
 from tests.core.phone import (
     Phone,
     asks,
@@ -185,43 +184,6 @@ def test_a_wrong_timestamp_in_the_future_is_recovered_from() -> None:
 
 
 # --- a response that does not come ---
-
-
-def failed(phone: Phone, code: str) -> list[Command]:
-    details = {"type": "failed", "error": {"type": "x", "code": code}}
-    response = {"id": "r1", "status": "failed", "status_details": details}
-    phone.created()
-    return phone.model("response.done", response=response)
-
-
-def test_a_failed_response_is_requested_once_more() -> None:
-    """A rate limit that passes costs the caller a moment, not the call."""
-    phone = Phone().talking()
-
-    first = failed(phone, "rate_limit_exceeded")
-    assert [event["type"] for event in to_model(first)] == ["response.create"]
-    assert notes(first, "answer_failed")[0].data == {"why": "rate_limit_exceeded"}
-    phone.created("r2")
-    phone.done("r2")
-    assert ends(failed(phone, "rate_limit_exceeded")) == []
-    assert ends(failed(phone, "rate_limit_exceeded")) == [("model", "failed")]
-
-
-def test_a_response_refused_for_quota_is_not_requested_again() -> None:
-    """The caller hears the apology at once instead of endless silence."""
-    phone = Phone().talking()
-
-    assert ends(failed(phone, "insufficient_quota")) == [("model", "failed")]
-
-
-def test_a_refused_greeting_is_requested_once_more() -> None:
-    """An agent that should speak first does so, or the call ends with the apology."""
-    phone = Phone(greeting="Say hi.").talking()
-    error = {"type": "server_error", "message": "", "event_id": "bridge_answer"}
-
-    again = phone.model("error", error=error)
-    assert [event["type"] for event in to_model(again)] == ["response.create"]
-    assert ends(phone.model("error", error=error)) == [("model", "failed")]
 
 
 def test_a_stream_that_sends_nothing_for_a_minute_is_lost() -> None:

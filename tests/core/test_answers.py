@@ -267,9 +267,6 @@ def test_an_incomplete_response_without_audio_has_failed() -> None:
     assert notes(commands, "answer_failed")
     assert asks(commands) == 1
 
-    phone.created("r2")
-    assert ends(phone.done("r2", "incomplete")) == [("model", "failed")]
-
 
 def test_an_incomplete_response_with_audio_has_not_failed() -> None:
     """The caller heard a part of it, so it is not repeated."""

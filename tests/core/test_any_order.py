@@ -60,6 +60,7 @@ from bridge.core.sessions import FIRST_CONNECTION
 from bridge.sim.twilio.playout import Playout
 from bridge.telemetry.trace import Trace, replay
 from tests.core.phone import MULAW_SESSION, STREAM, payload, to_caller
+from tests.support.traces import WRITER, written
 
 EXAMPLES = int(os.environ.get("ANY_ORDER_EXAMPLES", "150"))
 
@@ -139,7 +140,7 @@ class TracedCall:
         self.waiting: set[int] = set()
         self.ended: End | None = None
         self.trace = Trace(self.now, self._lost)
-        self.path = self.trace.open(folder, "CA1", STREAM)
+        self.path = self.trace.open(WRITER, folder, "CA1", STREAM)
 
     def does(self, kind: str, value: Any) -> None:
         if kind == "caller":
@@ -511,6 +512,7 @@ def test_in_any_order_of_inputs_a_call_reaches_its_end(
             for step in [*early, START, followed, *held, BACK, *script, ending]:
                 line.does(*step)
 
+        written()
         assert line.ended is not None
         assert line.waiting == set()
         assert [pair for pair in replay(line.path) if pair[0] != pair[1]] == []

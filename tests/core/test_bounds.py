@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from bridge.core import ProtocolError, realtime_events, twilio_messages
-from bridge.core.agent_speech import MAX_CUTS, MAX_OPEN, MAX_TRANSCRIPT_CHARS
 from bridge.core.caller_audio import AHEAD_MS, AHEAD_RESET_MS, MAX_UNTRANSCRIBED
 from bridge.core.commands import Command, End, Note
 from bridge.core.conversation import Conversation
@@ -22,6 +21,8 @@ from bridge.core.inputs import FromPhone
 from bridge.core.limits import MAX_ID_CHARS, Bounds, MessageRate
 from bridge.core.outbox import MAX_PENDING_CHARS, MAX_UNACKED_CHARS, Outbox
 from bridge.core.playback import MAX_SPANS
+from bridge.core.responses import MAX_OPEN
+from bridge.core.spoken_items import MAX_CUTS, MAX_TRANSCRIPT_CHARS
 from bridge.core.transcript import MAX_PIECE_CHARS, ItemTranscript
 from bridge.core.waits import MAX_WAITS
 from tests.core.phone import (

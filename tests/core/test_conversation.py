@@ -4,6 +4,7 @@ import pytest
 
 from bridge.core.conversation import MAX_GUARDRAIL_STOPS, State
 from bridge.core.redial import READY_SECONDS
+from bridge.core.responses import MAX_OPEN
 from bridge.core.sessions import PROBE_AFTER_SECONDS
 from bridge.core.stream_presence import START_SECONDS
 from tests.core.phone import (
@@ -675,4 +676,4 @@ def test_a_server_that_never_ends_responses_takes_bounded_memory() -> None:
     for n in range(3000):
         phone.created(f"r{n}")
 
-    assert len(phone.talk._speech._responses) <= 1024
+    assert len(phone.talk._responses.ids) <= MAX_OPEN

@@ -24,10 +24,11 @@ from hypothesis.stateful import (
 )
 
 from bridge.core import realtime_events, twilio_messages
-from bridge.core.commands import Command, ToCaller, ToModel
+from bridge.core.commands import Command, Switch, ToCaller, ToModel
 from bridge.core.conversation import LATE_SECONDS, Conversation
-from bridge.core.inputs import Dialled, FromModel, FromPhone, Tick
+from bridge.core.inputs import Dialled, FromModel, FromPhone, Input, Tick
 from bridge.core.sessions import FIRST_CONNECTION
+from bridge.core.waits import ANSWER_SECONDS
 from bridge.sim.ruler import read_ruler, ruler
 from bridge.sim.twilio.network import Network
 from bridge.sim.twilio.playout import Playout
@@ -52,7 +53,7 @@ class SpokenItem:
     """An item as the model knows it."""
 
     number: int
-    generated: bytes = b""
+    generated: bytes = field(default=b"", repr=False)
     sent: int = 0
     truncated_ms: int | None = None
     deleted: bool = False
@@ -101,6 +102,7 @@ class World(RuleBasedStateMachine):
         self.now = 10.0
         self.began = self.now
         self.next_frame = self.now + FRAME
+        self.phase = phase
         self.twilio = Playout(phase)
         self.wire: list[Delivery] = []
         self.order = 0
@@ -109,11 +111,13 @@ class World(RuleBasedStateMachine):
         self.open = False
         self.interrupted_at = -1.0
         self.moved_at = self.now
+        self.sid = "MZ"
+        self.connection = FIRST_CONNECTION
         self.talk = Conversation(now=self.now)
         form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
         start = {"callSid": "CA", "mediaFormat": form}
-        self.hear({"event": "start", "streamSid": "MZ", "start": start})
-        self.obey(self.talk.handle(Dialled(FIRST_CONNECTION), self.now))
+        self.hear({"event": "start", "streamSid": self.sid, "start": start})
+        self.gives(Dialled(FIRST_CONNECTION))
         self.event("session.updated", session=MULAW_SESSION)
         self.run(0.1)
 
@@ -195,8 +199,9 @@ class World(RuleBasedStateMachine):
                 f"the model believes {item.believed_ms} ms of item {item.number} were "
                 f"heard, the caller heard {truth}"
             )
-        for _ in range(2):  # a probe is sent, and given up
-            if self.talk.deadline < self.now + 10:
+        # A probe is sent, and given up; a turn without a response is, too.
+        for _ in range(3):
+            if self.talk.deadline < self.now + ANSWER_SECONDS:
                 self.now = self.talk.deadline
                 self.talk.handle(Tick(), self.now)
         assert self.talk.deadline > self.now + 30, "something waits for ever"
@@ -240,13 +245,19 @@ class World(RuleBasedStateMachine):
     def event(self, type: str, **fields: Any) -> None:
         self.moved_at = self.now
         event = realtime_events.decode(json.dumps({"type": type, **fields}))
-        self.obey(self.talk.handle(FromModel(FIRST_CONNECTION, event), self.now))
+        self.gives(FromModel(self.connection, event))
+
+    def gives(self, given: Input) -> None:
+        self.obey(self.talk.handle(given, self.now))
 
     def hear(self, message: dict[str, Any]) -> None:
         decoded = twilio_messages.decode(json.dumps(message))
-        self.obey(self.talk.handle(FromPhone(decoded), self.now))
+        self.gives(FromPhone(decoded))
 
     def obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Switch):
+                self.connection = command.connection
         for command in commands:
             if isinstance(command, ToCaller):
                 self.send(self.down, "twilio", json.loads(command.text))
@@ -284,13 +295,13 @@ class World(RuleBasedStateMachine):
                 due.append(max(deadline, self.now))
             self.now = max(self.now, min(due))
             for name in self.twilio.due(self.now):
-                mark = {"event": "mark", "streamSid": "MZ", "mark": {"name": name}}
+                mark = {"event": "mark", "streamSid": self.sid, "mark": {"name": name}}
                 self.send(self.up, "bridge", mark)
             if self.now >= self.next_frame:
                 self.send_frame()
             while self.wire and self.wire[0].at <= self.now:
                 self.deliver(heapq.heappop(self.wire))
-            self.obey(self.talk.handle(Tick(), self.now))
+            self.gives(Tick())
             if self.now >= end:
                 return
 
@@ -298,7 +309,7 @@ class World(RuleBasedStateMachine):
         timestamp = round((self.next_frame - FRAME - self.began) * 1000)
         media = {"timestamp": str(timestamp), "payload": payload(20)}
         self.next_frame += FRAME
-        message = {"event": "media", "streamSid": "MZ", "media": media}
+        message = {"event": "media", "streamSid": self.sid, "media": media}
         self.send(self.up, "bridge", message)
 
     def deliver(self, delivery: Delivery) -> None:
@@ -313,7 +324,7 @@ class World(RuleBasedStateMachine):
             self.twilio.clear(self.now)
 
 
-World.TestCase.settings = settings(
+SEARCH = settings(
     max_examples=int(os.environ.get("HEARD_POSITION_EXAMPLES", "80")),
     stateful_step_count=40,
     deadline=None,
@@ -322,4 +333,5 @@ World.TestCase.settings = settings(
     derandomize="HEARD_POSITION_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
 )
+World.TestCase.settings = SEARCH
 TestHeardPosition = pytest.mark.timeout(1800)(World.TestCase)

@@ -4,7 +4,11 @@ stream."""
 import pytest
 
 from bridge.core.commands import Started
-from bridge.core.endings import HAND_OVER_SECONDS
+from bridge.core.endings import (
+    GOODBYE_MOST_SECONDS,
+    GOODBYE_SECONDS,
+    HAND_OVER_SECONDS,
+)
 from bridge.core.history import HistoryItem
 from bridge.core.rules import BACK, BROKEN_OFF, CUT_OFF, GOODBYES
 from bridge.core.stream_presence import ABSENT_SECONDS
@@ -263,15 +267,124 @@ def test_no_response_is_late_while_the_stream_is_lost() -> None:
 
 
 def test_a_goodbye_is_heard_when_the_caller_is_back() -> None:
-    """A call that must end does so with a goodbye that is heard."""
+    """A call that must end does so with a goodbye that is heard, though the stream
+    broke before the goodbye began."""
     phone = Phone().talking()
     phone.goodbye("longest")
     phone.loses_line()
+    phone.created()
+    phone.done(status="cancelled")
+    phone.wait(2.0)
 
     back = phone.line_back()
 
-    assert said_to_model(back) == []
+    assert (said_to_model(back), asks(back)) == ([], 1)
+    phone.answers(400, response="r2", words="Goodbye.")
+    assert ends(phone.frames(600)) == [("bridge", "longest")]
     assert said_to_model(phone.log) == [("system", GOODBYES["longest"])]
+
+
+def test_a_goodbye_that_broke_off_is_said_to_its_end() -> None:
+    """The call does not end in the middle of the goodbye because the stream broke."""
+    phone = Phone().talking()
+    phone.goodbye("longest")
+    phone.answers(4000, words="We have to end it here. Goodbye.")
+    phone.frames(1000)
+    assert ends(phone.loses_line()) == []
+    assert ends(phone.wait(3.0)) == []
+
+    back = phone.line_back()
+
+    assert said_to_model(back) == [("system", CUT_OFF)]
+    assert asks(back) == 1
+    phone.answers(400, item="i2", response="r2", words="Goodbye.")
+    assert ends(phone.frames(600)) == [("bridge", "longest")]
+
+
+def thinks(phone: Phone, seconds: float, response: str = "r1") -> None:
+    """Time passes, in which the response makes progress without audio."""
+    for _ in range(round(seconds * 10)):
+        item = {"id": "x", "type": "reasoning"}
+        phone.model("response.output_item.added", response_id=response, item=item)
+        phone.frames(100)
+
+
+def test_the_time_limit_of_a_goodbye_starts_again_with_the_caller() -> None:
+    """The time without a stream does not count: the caller hears the goodbye."""
+    phone = Phone().talking()
+    phone.goodbye("longest")
+    phone.created()
+    thinks(phone, GOODBYE_SECONDS - 1.0)
+    phone.loses_line()
+    phone.done(status="cancelled")
+    for _ in range(5):
+        assert ends(phone.wait(1.0)) == []
+    assert asks(phone.line_back()) == 1
+    phone.created("r2")
+
+    thinks(phone, GOODBYE_SECONDS - 0.1, "r2")
+    assert ends(phone.log) == []
+    phone.frames(200)
+    assert ends(phone.log) == [("bridge", "longest")]
+
+
+def test_the_time_of_a_goodbye_is_limited_on_a_line_that_breaks_again_and_again() -> (
+    None
+):
+    """A call that must end for its cost does end."""
+    phone = Phone().talking()
+    phone.goodbye("cost")
+    began = phone.now
+    while not ends(phone.log) and phone.now < began + 200.0:
+        phone.loses_line()
+        phone.wait(3.0)
+        if not ends(phone.log):
+            phone.line_back()
+            phone.says(20)
+
+    assert ends(phone.log) == [("bridge", "cost")]
+    assert phone.now - began <= GOODBYE_MOST_SECONDS + 3.0
+
+
+def test_a_goodbye_is_heard_when_stream_and_model_are_back() -> None:
+    """The goodbye waits for both sides."""
+    phone = Phone().talking()
+    phone.goodbye("longest")
+    phone.loses_model()
+    phone.loses_line()
+    phone.line_back()
+
+    assert asks(phone.model_back()) == 1
+    phone.answers(400, response="r2", words="Goodbye.")
+    assert ends(phone.frames(600)) == [("bridge", "longest")]
+
+
+def test_a_line_that_breaks_while_the_call_is_to_be_moved() -> None:
+    """A caller who is back hears that the line is back, and is answered: only then the
+    call moves."""
+    phone = Phone().talking()
+    phone.created()
+    phone.hand_over()
+    phone.loses_line()
+    phone.done(status="cancelled")
+
+    back = phone.line_back()
+
+    assert (said_to_model(back), asks(back)) == ([("system", BACK)], 1)
+    phone.answers(400, response="r2", words="I am here.")
+    assert ends(phone.frames(600)) == [("bridge", "handed_over")]
+
+
+def test_the_first_answer_is_heard_though_the_line_broke_before_it() -> None:
+    """The session became ready while the caller was away: the greeting is owed, and is
+    requested once on the stream on which it can be heard."""
+    phone = Phone(greeting="Say hello.")
+    phone.start()
+    phone.loses_line()
+    assert asks(phone.ready()) == 0
+
+    assert asks(phone.line_back()) == 1
+    assert "media" in events(phone.answers(400))
 
 
 def test_back_before_the_model_was_ever_there() -> None:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from bridge.core import realtime_events
+from bridge.core import realtime_requests
 from bridge.core.outbox import MAX_PENDING, MAX_UNACKED, Outbox, PendingText
 from bridge.core.realtime_events import ConversationItem
 
@@ -29,7 +29,7 @@ def test_an_item_gets_an_id_that_a_server_accepts() -> None:
     """It is recognised when the server shows it; ids of two streams differ."""
     it = new_outbox()
 
-    sent = it.sent(realtime_events.message("user", "hi", "e1"))
+    sent = it.sent(realtime_requests.message("user", "hi", "e1"))
 
     item_id = item_of(sent)["id"]
     assert item_id == "b_456789abcdef_1"
@@ -41,7 +41,7 @@ def test_an_item_gets_an_id_that_a_server_accepts() -> None:
 def test_an_id_given_by_user_code_stays() -> None:
     """User code that names an item finds it under its name."""
     it = new_outbox()
-    text = realtime_events.message("user", "hi", "e1", item_id="mine")
+    text = realtime_requests.message("user", "hi", "e1", item_id="mine")
 
     assert it.sent(text) == text
     it.seen(ConversationItem("mine"))
@@ -64,7 +64,7 @@ def test_items_shown_or_deleted_are_not_sent_again() -> None:
     """The next session gets each item once: from here, or from the history."""
     it = new_outbox()
     first, second, third = (
-        item_of(it.sent(realtime_events.message("user", text, text)))["id"]
+        item_of(it.sent(realtime_requests.message("user", text, text)))["id"]
         for text in ("one", "two", "three")
     )
     it.seen(ConversationItem(first))
@@ -78,7 +78,7 @@ def test_an_item_sent_again_goes_to_the_end() -> None:
     """The item before it may be gone: a server would refuse it."""
     it = new_outbox()
 
-    sent = it.sent(realtime_events.message("assistant", "hi", "e1", after="i1"))
+    sent = it.sent(realtime_requests.message("assistant", "hi", "e1", after="i1"))
 
     assert json.loads(sent)["previous_item_id"] == "i1"
     assert "previous_item_id" not in json.loads(it.events[0])
@@ -87,8 +87,8 @@ def test_an_item_sent_again_goes_to_the_end() -> None:
 def test_deletes_are_kept_until_the_server_has_done_them() -> None:
     """A deleted item does not come back with another session."""
     it = new_outbox()
-    it.sent(realtime_events.delete("i1", "e1"))
-    it.sent(realtime_events.delete("i2", "e2"))
+    it.sent(realtime_requests.delete("i1", "e1"))
+    it.sent(realtime_requests.delete("i2", "e2"))
     it.gone("i1")
 
     assert it.deleted == ["i2"]
@@ -98,9 +98,9 @@ def test_other_events_pass_as_they_are() -> None:
     """Only items are remembered; a frame of audio is not parsed."""
     it = new_outbox()
     for text in (
-        realtime_events.append("AAAA"),
-        realtime_events.create_response("e1"),
-        realtime_events.truncate("i1", 0, 100, "e2"),
+        realtime_requests.append("AAAA"),
+        realtime_requests.create_response("e1"),
+        realtime_requests.truncate("i1", 0, 100, "e2"),
         '{"type":"conversation.item.create","item":"odd"}',
     ):
         assert it.sent(text) == text
@@ -111,7 +111,7 @@ def test_a_server_that_confirms_nothing_takes_bounded_memory() -> None:
     """What is kept is bounded; the newest stays."""
     it = new_outbox()
     for n in range(MAX_UNACKED + 10):
-        it.sent(realtime_events.message("user", str(n), f"e{n}"))
+        it.sent(realtime_requests.message("user", str(n), f"e{n}"))
 
     assert words(it) == [str(n) for n in range(10, MAX_UNACKED + 10)]
 

@@ -502,18 +502,53 @@ def test_a_twilio_that_never_echoes_takes_bounded_memory() -> None:
     line.comes_back(last)
 
 
+def test_a_flushed_mark_dates_a_clear_whose_fence_does_not_come() -> None:
+    """The mark came back at the clear itself, 100 ms after the clear was sent: the
+    caller heard these 100 ms, too."""
+    line = PlaybackScript().at(100)
+    marks = line.sends(4000)
+    line.comes_back(marks[0])
+    line.at(500)
+    fence, cleared_at = line.clears(), line.now
+    line.at(600)
+    line.comes_back(marks[-1])
+
+    line.playback.settle_late_fence(fence, cleared_at)
+
+    assert line.heard() == pytest.approx(520, abs=21)
+
+
 # --- the end, and what is audible ---
 
 
 def test_hung_up_in_the_middle() -> None:
     """What was played until the hang-up is recorded, and no more."""
     line = PlaybackScript().at(100)
-    line.comes_back(line.sends(1000)[0])
+    marks = line.sends(1000)
+    line.comes_back(marks[0])
 
-    line.at(400)
+    for at, mark in zip((120, 160, 200, 240), marks[1:5], strict=True):
+        line.at(at)
+        line.comes_back(mark)
+
+    line.at(400)  # the next mark stands behind 340 ms
     line.playback.stop(line.now)
 
-    assert line.heard() == 300
+    assert line.heard() == pytest.approx(300, abs=1)
+
+
+def test_a_stream_that_was_broken_before_it_was_noticed() -> None:
+    """Nothing has come for seconds: the audio of these seconds was not played."""
+    line = PlaybackScript().at(100)
+    marks = line.sends(4000)
+    line.comes_back(marks[0])
+    line.at(200)
+    line.comes_back(*marks[1:3])
+
+    line.now += 3.0
+    line.playback.stop(line.now)
+
+    assert line.heard() == pytest.approx(100, abs=1)
 
 
 def test_hung_up_before_any_audio() -> None:

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from openai.types.realtime import RealtimeClientEvent, RealtimeServerEvent
 from pydantic import BaseModel, TypeAdapter
 
-from bridge.core import ProtocolError, realtime_events, twilio_messages
+from bridge.core import (
+    ProtocolError,
+    realtime_events,
+    realtime_requests,
+    twilio_messages,
+)
 from bridge.core.inputs import FromPhone
 from bridge.core.realtime_events import decode
 from tests.core.phone import MULAW_SESSION, Phone
@@ -38,9 +43,13 @@ KINDS = {
     "conversation.item.input_audio_transcription.completed": (
         realtime_events.CallerTranscript
     ),
+    "conversation.item.input_audio_transcription.failed": (
+        realtime_events.TranscriptionFailed
+    ),
     "response.created": realtime_events.ResponseCreated,
     "response.done": realtime_events.ResponseDone,
     "response.output_item.added": realtime_events.OutputItemAdded,
+    "response.output_item.done": realtime_events.OutputItemDone,
     "conversation.item.added": realtime_events.ItemAdded,
     "conversation.item.done": realtime_events.ItemDone,
     "conversation.item.deleted": realtime_events.ItemDeleted,
@@ -350,12 +359,12 @@ def feed(phone: Phone, message: str | None, event: str) -> None:
 # --- client events ---
 
 SAID = {
-    "input_audio_buffer.append": realtime_events.append("//8A"),
-    "conversation.item.truncate": realtime_events.truncate("i1", 1, 1200, "e1"),
-    "conversation.item.delete": realtime_events.delete("i1", "e2"),
-    "response.cancel": realtime_events.cancel("r1", "e3"),
-    "response.create": realtime_events.create_response("e4"),
-    "conversation.item.create": realtime_events.message(
+    "input_audio_buffer.append": realtime_requests.append("//8A"),
+    "conversation.item.truncate": realtime_requests.truncate("i1", 1, 1200, "e1"),
+    "conversation.item.delete": realtime_requests.delete("i1", "e2"),
+    "response.cancel": realtime_requests.cancel("r1", "e3"),
+    "response.create": realtime_requests.create_response("e4"),
+    "conversation.item.create": realtime_requests.message(
         "system", 'Say "hé\u2028".\n', "e5"
     ),
 }
@@ -375,15 +384,15 @@ def test_our_events_are_what_openai_accepts(kind: str) -> None:
 
 WORDS = 'Say "hé\u2028".\n'
 ITEMS = {
-    "user": realtime_events.message("user", WORDS, "e1", item_id="i1"),
-    "assistant": realtime_events.message("assistant", WORDS, "e1", after="i0"),
-    "system": realtime_events.message(
+    "user": realtime_requests.message("user", WORDS, "e1", item_id="i1"),
+    "assistant": realtime_requests.message("assistant", WORDS, "e1", after="i0"),
+    "system": realtime_requests.message(
         "system", WORDS, "e1", item_id="i1", after="root"
     ),
-    "call": realtime_events.tool_call("c1", "hours", '{"day":"é"}', "e1", "i1"),
-    "call without id": realtime_events.tool_call("c1", "hours", "{}", "e1"),
-    "output": realtime_events.tool_output("c1", WORDS, "e1", "i1"),
-    "output without id": realtime_events.tool_output("c1", WORDS, "e1"),
+    "call": realtime_requests.tool_call("c1", "hours", '{"day":"é"}', "e1", "i1"),
+    "call without id": realtime_requests.tool_call("c1", "hours", "{}", "e1"),
+    "output": realtime_requests.tool_output("c1", WORDS, "e1", "i1"),
+    "output without id": realtime_requests.tool_output("c1", WORDS, "e1"),
 }
 
 

@@ -89,8 +89,9 @@ async def test_a_barge_in(tmp_path: Path, frames: bool) -> None:
     assert not place.session.errors_sent
     assert place.metric("bridge_interruptions_total") == 1
     [file] = tmp_path.glob("*.jsonl")
-    session = [it["value"] for it in trace.read(file) if it.get("out") == "session"]
-    assert ["audio_interrupted", {"item": first.id}, {}] in session
+    notes = [it["session"] for it in trace.read(file) if "session" in it]
+    session = [(note["name"], note["data"]) for note in notes]
+    assert ("audio_interrupted", {"item": first.id}) in session
 
 
 async def test_a_trace_replays(tmp_path: Path) -> None:

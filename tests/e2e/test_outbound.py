@@ -1,10 +1,12 @@
 """Outbound calls: the REST API, answering machines, the control API, the command."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -116,6 +118,30 @@ async def test_a_machine_is_hung_up_on() -> None:
         await place.empty()
 
     assert place.metric('bridge_calls_total{outcome="bridge_machine"}') == 1
+
+
+async def test_a_call_that_fails_before_it_is_known(tmp_path: Path) -> None:
+    """The callee is busy, and Twilio says so before it has answered our request: the
+    report of the call is delivered, by the function of its route."""
+    (tmp_path / "reported.py").write_text(
+        "from pathlib import Path\n"
+        "def save(report):\n"
+        "    Path(__file__).with_suffix('.json').write_bytes(report.as_json())\n"
+    )
+    routes = tmp_path / "routes.yaml"
+    to = f"{tmp_path / 'reported.py'}:save"
+    routes.write_text(f"routes:\n  - name: sales\n    report: {{to: '{to}'}}\n")
+    async with phones(Behaviour(), rest.Unreached("busy"), routes=routes) as (
+        place,
+        twilio,
+    ):
+        twilio.answers_last = True
+        body = {"to": CALLEE, "route": "sales"}
+        sid = await client.place_call(place.url, TOKEN, body)
+
+    report = json.loads((tmp_path / "reported.json").read_bytes())
+    assert (report["call_sid"], report["status"]) == (sid, "busy")
+    assert report["route"] == "sales"
 
 
 async def test_the_command(tmp_path: Any) -> None:

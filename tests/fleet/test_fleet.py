@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from bridge.fleet import TAKEN, CallEntry, InstanceLoad, keys
 from bridge.fleet.formats import FORMAT
-from bridge.fleet.keys import CALL, INSTANCES, PUT_BACK, SCRIPTS
+from bridge.fleet.keys import CALL, INSTANCES, PUT, SCRIPTS
 from bridge.fleet.redis import RedisRegistry, Timing, _why, redis_registry
 from bridge.fleet.written_values import WrittenValues
 from tests.fleet.redis_server import RedisServer
@@ -293,7 +293,7 @@ async def test_a_late_beat_after_an_outage(server: RedisServer) -> None:
         told = server.client.eval(
             keys.BEAT.text, 2, keys.INSTANCES, keys.ERA, *arguments
         )
-        return dict(zip(told[1::2], told[2::2], strict=True))
+        return dict(zip(told[2::2], told[3::2], strict=True))
 
     beat("one")
     await asyncio.sleep(0.4)
@@ -576,7 +576,7 @@ async def test_the_newest_value_wins(server: RedisServer, newest_first: bool) ->
     if newest_first:
         texts.reverse()
     for text in texts:
-        server.client.eval(PUT_BACK.text, 1, "a", text, 60_000)  # type: ignore[no-untyped-call]
+        server.client.eval(PUT.text, 1, "a", text, 60_000)  # type: ignore[no-untyped-call]
 
     assert bytes(server.client.get("a") or b"")[17:] == b"new"
 

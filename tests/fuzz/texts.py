@@ -20,7 +20,13 @@ from bridge.app.overflow import Overflow, QueuePlace
 from bridge.app.routes import Route, RoutesError, WhenFull
 from bridge.app.settings import NAMES, SettingsError, load
 from bridge.audio import g711
-from bridge.core import ProtocolError, errors, realtime_events, twilio_messages
+from bridge.core import (
+    ProtocolError,
+    errors,
+    realtime_events,
+    realtime_requests,
+    twilio_messages,
+)
 from bridge.core.replay import recorded
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
@@ -178,7 +184,7 @@ def model_audio(data: bytes) -> int:
                 if isinstance(event, realtime_events.SessionUpdated):
                     assert {type(it) for it in event.formats} <= {str, type(None)}
         frame = base64.b64encode(text.encode("utf-8", "replace")[:160] or b"\xff")
-        sent = transcoder.to_model(realtime_events.append(frame.decode()))
+        sent = transcoder.to_model(realtime_requests.append(frame.decode()))
         assert len(base64.b64decode(msgspec.json.decode(sent)["audio"])) % 6 == 0
     sound_in = {"audio": {"input": {"format": MULAW_FORMAT}}}
     update = msgspec.json.encode({"type": "session.update", "session": sound_in})

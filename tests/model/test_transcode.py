@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
 
 from bridge.audio.resample import DELAY, Samples
-from bridge.core import realtime_events
+from bridge.core import realtime_events, realtime_requests
 from bridge.model.transcode import (
     MAX_PARTS,
     MULAW_FORMAT,
@@ -198,7 +198,7 @@ def test_an_append_is_transcoded_to_pcm() -> None:
 def test_an_append_that_is_not_base64_raises() -> None:
     """The caller's audio was checked before, so this is a bug of the bridge."""
     with pytest.raises(ValueError):
-        ModelAudio().to_model(realtime_events.append("not base64"))
+        ModelAudio().to_model(realtime_requests.append("not base64"))
 
 
 def test_session_updates_request_pcm() -> None:
@@ -219,8 +219,8 @@ def test_session_updates_request_pcm() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        realtime_events.create_response("a"),
-        realtime_events.delete("item_1", "a"),
+        realtime_requests.create_response("a"),
+        realtime_requests.delete("item_1", "a"),
         # Contains the name of a relevant event as text.
         '{"type":"conversation.item.truncate", "a":"session.update"}',
         '{"type":"x","audio":"input_audio_buffer.append"}',
@@ -235,7 +235,7 @@ def test_replayed_caller_audio_is_transcoded() -> None:
     """Caller audio without a transcript is not noise to the session after a lost
     one."""
     event = json.loads(
-        ModelAudio().to_model(realtime_events.spoken(payload(200), "e1", "item_1"))
+        ModelAudio().to_model(realtime_requests.spoken(payload(200), "e1", "item_1"))
     )
 
     [part] = event["item"]["content"]
@@ -440,7 +440,7 @@ class Phone:
 
     async def say(self, sound: bytes) -> None:
         for at in range(0, len(sound), 160):
-            await self.send(realtime_events.append(encoded(sound[at : at + 160])))
+            await self.send(realtime_requests.append(encoded(sound[at : at + 160])))
 
     async def until(self, type_: str) -> Event:
         async with asyncio.timeout(8):

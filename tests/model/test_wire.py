@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.protocol import State
 
-from bridge.core import realtime_events
+from bridge.core import realtime_events, realtime_requests
 from bridge.model import wire as wire_file
 from bridge.model.session import dial, dialled
 from bridge.model.wire import (
@@ -160,7 +160,7 @@ class Call:
 
     def ask(self) -> None:
         assert self.wire is not None
-        self.wire.post(realtime_events.create_response("e"))
+        self.wire.post(realtime_requests.create_response("e"))
 
     def _keep(self, *what: Any) -> None:
         self.told.append(what)
@@ -384,7 +384,7 @@ async def test_events_of_an_abandoned_connection_are_ignored() -> None:
         call.dial()
         await call.until("event", "session.created")
         for _ in range(MAX_OUT + 1):
-            wire.post(realtime_events.append("AAAA"))
+            wire.post(realtime_requests.append("AAAA"))
 
         assert [it[1] for it in call.told if it[0] == "lost"] == ["stuck"]
         await until(lambda: not model.active)
@@ -467,7 +467,7 @@ async def test_a_connection_whose_server_reads_nothing_is_closed(how: str) -> No
                 )
                 wire.use(1, connection)
                 for _ in range(50):
-                    wire.post(realtime_events.append("A" * 100_000))
+                    wire.post(realtime_requests.append("A" * 100_000))
                 await until(connection.transport.get_write_buffer_size)
                 began = monotonic()
                 await leave(wire, how)
@@ -510,11 +510,11 @@ async def test_the_queue_to_the_model_is_bounded_in_characters(
         call.dial()
         await call.until("event", "session.created")
         for _ in range(20):
-            wire.post(realtime_events.append("AAAA" * 100))
+            wire.post(realtime_requests.append("AAAA" * 100))
             await asyncio.sleep(0)
         assert not [it for it in call.told if it[0] == "lost"], "all was sent"
         for _ in range(30):
-            wire.post(realtime_events.append("AAAA" * 100))
+            wire.post(realtime_requests.append("AAAA" * 100))
 
         assert [it[1] for it in call.told if it[0] == "lost"] == ["stuck"]
 

@@ -45,6 +45,7 @@ from bridge.telemetry.trace import (
     replay,
 )
 from tests.core.phone import MULAW_SESSION, payload
+from tests.support.traces import WRITER, written
 
 GREETING = "Say hello."
 
@@ -94,7 +95,7 @@ class TracedCall:
         media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
         details = {"callSid": call_sid, "mediaFormat": media}
         self.caller(event="start", streamSid=stream_sid, start=details)
-        self.path = self.trace.open(self.folder, call_sid, stream_sid)
+        self.path = self.trace.open(WRITER, self.folder, call_sid, stream_sid)
         self.gives(SetRules(self.rules))
         self.gives(Dialled(FIRST_CONNECTION))
 
@@ -152,6 +153,7 @@ def a_whole_call(folder: Path) -> TracedCall:
     call.frames(100)
     call.gives(EndCall("caller", "connection_lost"))
     call.trace.close()
+    written()
     return call
 
 
@@ -179,6 +181,7 @@ def inputs_of_the_users_code(call: TracedCall) -> None:
 
 def lines(path: Path | None) -> list[dict[str, Any]]:
     assert path is not None
+    written()
     return list(read(path))
 
 
@@ -188,6 +191,7 @@ def inputs(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def differences(path: Path | None) -> list[Any]:
     assert path is not None
+    written()
     return [pair for pair in replay(path) if pair[0] != pair[1]]
 
 
@@ -287,6 +291,7 @@ def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> No
     call = TracedCall(tmp_path)
     call.start()
     call.frames(1000)
+    written()
     assert call.path is not None and call.path.stat().st_size < 2000
     call.trace.close()
 
@@ -310,8 +315,9 @@ def test_a_hostile_sid_is_only_an_odd_name(
     folder = tmp_path / "made" / "here"
     trace = Trace(1.0, pytest.fail)
 
-    path = trace.open(folder, call_sid, stream_sid)
+    path = trace.open(WRITER, folder, call_sid, stream_sid)
     trace.close()
+    written()
 
     assert path == folder / name
     assert [it.name for it in folder.iterdir()] == [name]
@@ -349,6 +355,7 @@ def test_without_a_writable_folder_only_the_trace_is_lost(tmp_path: Path) -> Non
     call.start()
     call.frames(100)
     call.trace.close()
+    written()
 
     assert len(call.lost) == 1
     assert "CA1" not in call.lost[0]
@@ -370,11 +377,13 @@ def test_on_a_full_disk_only_the_trace_is_lost(
     """A trace that cannot be written is abandoned, also at the very end of the call."""
     lost: list[str] = []
     trace = Trace(1.0, lost.append)
-    path = trace.open(tmp_path, "CA1", "MZ1")
+    path = trace.open(WRITER, tmp_path, "CA1", "MZ1")
     for n in range(lines):
         trace.input(Tick(), float(n))
+    written()
     assert len(lost) == (lines > 2_000)
     trace.close()
+    written()
 
     assert lost == [os.strerror(errno.EFBIG)]
     assert path.stat().st_size == 64 * 1024
@@ -388,10 +397,11 @@ def test_a_trace_has_a_size_limit(
     monkeypatch.setattr("bridge.telemetry.trace.MAX_BYTES", 10_000)
     lost: list[str] = []
     trace = Trace(1.0, lost.append)
-    path = trace.open(tmp_path, "CA1", "MZ1")
+    path = trace.open(WRITER, tmp_path, "CA1", "MZ1")
     for n in range(1000):
         trace.input(Tick(), float(n))
     trace.close()
+    written()
 
     assert lost == ["larger than a call can be"]
     assert 9_000 < path.stat().st_size <= 10_000
@@ -442,7 +452,7 @@ def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
     media = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
     facts = {"callSid": "CA1", "mediaFormat": media, "customParameters": {"c": VISA}}
     call.caller(event="start", streamSid="MZ1", start=facts)
-    call.path = call.trace.open(folder, "CA1", "MZ1", redaction)
+    call.path = call.trace.open(WRITER, folder, "CA1", "MZ1", redaction)
     call.gives(Dialled(FIRST_CONNECTION))
     call.rules = msgspec.structs.replace(call.rules, greeting=f"Say {VISA}.")
     call.gives(SetRules(call.rules))
@@ -480,6 +490,7 @@ def a_call_with_a_card(folder: Path, redaction: Redaction) -> TracedCall:
     call.gives(Tick())
     call.gives(EndCall("caller", "hung_up"))
     call.trace.close()
+    written()
     return call
 
 
@@ -545,6 +556,7 @@ def test_a_trace_is_never_written_over_another_file(
 
     call.start()
     call.trace.close()
+    written()
 
     assert call.lost == ["File exists"]
     assert not elsewhere.exists()

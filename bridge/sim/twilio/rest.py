@@ -164,7 +164,8 @@ class TwilioRest:
     `callees`: the callee of each number. `callee`: the callee of all other numbers.
     `numbers`: the account's own numbers; None accepts any. `bridge`: the origin
     (http://127.0.0.1:...) of the bridge, for webhooks that a request names by their
-    public URLs. `out_of_order`: swaps every two status callbacks.
+    public URLs. `out_of_order`: swaps every two status callbacks. `answers_last`: the
+    request for a call is answered when the call is over.
     """
 
     def __init__(
@@ -184,6 +185,7 @@ class TwilioRest:
         self.callee: Callee = callee or Answers([WaitStep(60.0)])
         self.callees = dict(callees or {})
         self.out_of_order = out_of_order
+        self.answers_last = False
         self._account_sid = account_sid
         self._auth_token = auth_token
         self._numbers = numbers
@@ -270,6 +272,8 @@ class TwilioRest:
             task = self._tasks.create_task(work)
             self._call_tasks.add(task)
             task.add_done_callback(self._call_tasks.discard)
+        if self.answers_last:
+            await call.over.wait()
         return 201, call
 
     async def _fetch(self, request: web.Request) -> tuple[int, FakeCall]:

@@ -1,0 +1,187 @@
+"""The files of traces, written by a thread: the event loop never waits for the disk.
+
+A disk that stops for seconds would otherwise stop all calls. Blocks that are not yet
+written are bounded; a trace whose block does not fit is lost, and its call goes on.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Self
+
+import structlog
+
+log = structlog.get_logger()
+
+BLOCK_BYTES = 256 * 1024
+"""Size of the blocks that are written. A call makes about 50 kB a second."""
+
+QUEUE_BYTES = 64 * 1024 * 1024
+"""Blocks of all traces that wait for the disk: six seconds of 200 calls."""
+
+WAIT_SECONDS = 5.0
+"""Time for the disk to take what waits for it, at shutdown and before a deletion."""
+
+TOO_SLOW = "the disk does not keep up"
+
+
+class TraceWriter:
+    """The thread that writes the traces of an instance. Use it as a context manager;
+    at its end the traces of all calls that have ended are complete."""
+
+    def __init__(self, queue_bytes: int = QUEUE_BYTES) -> None:
+        self._most = queue_bytes
+        self._jobs: SimpleQueue[tuple[Callable[[], None], int] | None] = SimpleQueue()
+        self._bytes = 0
+        """Bytes in the queue; `_lock` guards it."""
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if not await self.written():
+            log.error("traces_not_written", why=TOO_SLOW)
+        self._jobs.put(None)
+
+    async def written(self) -> bool:
+        """Waits until all that was handed over is written. False: not in time."""
+        if self._thread is None:
+            return True
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(done.set)
+
+        self.add(tell)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await done.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def add(self, job: Callable[[], None], size: int = 0) -> bool:
+        """Runs the job in the thread; it raises nothing. False: there are too many
+        bytes in the queue."""
+        with self._lock:
+            if size and self._bytes + size > self._most:
+                return False
+            self._bytes += size
+        if self._thread is None:
+            # A daemon: a disk that hangs must not keep the process from ending.
+            self._thread = threading.Thread(
+                target=self._run, name="traces", daemon=True
+            )
+            self._thread.start()
+        self._jobs.put((job, size))
+        return True
+
+    def _run(self) -> None:
+        while found := self._jobs.get():
+            job, size = found
+            job()
+            with self._lock:
+                self._bytes -= size
+
+
+class TraceFile:
+    """The file of one trace, open until `close`. No method waits for the disk.
+
+    `on_lost` is called once, with the reason, if the file cannot be written; it may be
+    called in the writer's thread.
+    """
+
+    def __init__(
+        self, writer: TraceWriter, path: Path, on_lost: Callable[[str], None]
+    ) -> None:
+        self._writer = writer
+        self._on_lost = on_lost
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._closed = False
+        self._lost = threading.Lock()
+        """Taken for ever by the first loss."""
+        self._file: IO[bytes] | None = None
+        """Used by the writer's thread alone."""
+        writer.add(partial(self._open, path))
+
+    @property
+    def lost(self) -> bool:
+        return self._lost.locked()
+
+    def write(self, line: bytes) -> None:
+        if self._closed or self.lost:
+            return
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size >= BLOCK_BYTES:
+            self._hand_over()
+
+    def close(self) -> None:
+        """Hands over what is left. The file keeps its lock until all is written."""
+        if self._closed:
+            return
+        if self._size and not self.lost:
+            self._hand_over()
+        self._closed = True
+        self._lines.clear()
+        self._writer.add(self._close)
+
+    def lose(self, why: str) -> None:
+        """Writes no more. What was handed over stays: it is the begin of the trace."""
+        if self._lost.acquire(blocking=False):
+            self._on_lost(why)
+
+    def _hand_over(self) -> None:
+        lines, size = self._lines, self._size
+        self._lines, self._size = [], 0
+        if not self._writer.add(partial(self._write, lines), size):
+            self.lose(TOO_SLOW)
+
+    # --- in the writer's thread ---
+
+    def _open(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # O_EXCL: the SIDs in the name come from the sender of the stream, and must
+            # not overwrite an existing file.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            self._file = open(os.open(path, flags, 0o600), "wb")  # noqa: SIM115 - `_close`
+        except OSError as error:
+            self._failed(error)
+            return
+        # The lock tells retention.py that the call still runs. Some file systems have
+        # no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _write(self, lines: Sequence[bytes]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(b"".join(lines))
+            self._file.flush()
+        except OSError as error:
+            self._failed(error)
+            self._close()
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        try:
+            if file:
+                file.close()
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        # Without the path, which contains the call's SID.
+        self.lose(error.strerror or type(error).__name__)

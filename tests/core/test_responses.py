@@ -1,0 +1,269 @@
+"""Responses that fail are requested again: when, how often, and when the call ends."""
+
+import pytest
+
+from bridge.core import errors
+from bridge.core.commands import Command
+from bridge.core.conversation import LATE_SECONDS
+from bridge.core.responses import (
+    RATE_LIMIT_SECONDS,
+    REQUESTS,
+    RETRY_SECONDS,
+    SPREAD,
+    Request,
+    RequestEvent,
+    Responses,
+)
+from tests.core.phone import Phone, asks, cancels, ends, events, notes
+
+RATE_LIMIT = "rate_limit_exceeded"
+
+
+def fails(
+    phone: Phone, code: str = "server_error", message: str = "", response: str = "r1"
+) -> list[Command]:
+    """The server begins a response and ends it as failed."""
+    error = {"type": "x", "code": code, "message": message}
+    details = {"type": "failed", "error": error}
+    phone.created(response)
+    head = {"id": response, "status": "failed", "status_details": details}
+    return phone.model("response.done", response=head)
+
+
+def seconds_to_retry(phone: Phone) -> float:
+    """Time passes, frame by frame, until a response is requested."""
+    began = phone.now
+    while not asks(phone.frames(20)):
+        assert phone.now < began + 60, "no response is requested"
+    return phone.now - began
+
+
+# --- when ---
+
+
+def test_a_failed_response_is_requested_again_at_once() -> None:
+    """A fault of a moment costs the caller nothing."""
+    phone = Phone().talking()
+
+    commands = fails(phone)
+
+    assert asks(commands) == 1
+    assert notes(commands, "answer_failed")[0].data == {"why": "server_error"}
+    assert notes(commands, "answer_retried")[0].data == {"seconds": 0.0}
+
+
+def test_a_rate_limit_is_not_reached_again_at_once() -> None:
+    """A retry at once fails like the response before it: the call would end though the
+    limit is refilled within seconds."""
+    phone = Phone().talking()
+
+    commands = fails(phone, RATE_LIMIT)
+
+    assert asks(commands) == 0
+    waited = seconds_to_retry(phone)
+    most = RATE_LIMIT_SECONDS * (1 + SPREAD) + 0.04
+    assert RATE_LIMIT_SECONDS - 0.02 <= waited <= most
+
+
+@pytest.mark.parametrize(
+    ("message", "seconds"),
+    [
+        ("Rate limit reached for gpt-realtime. Please try again in 1.8s. Visit", 1.8),
+        ("Please try again in 20s.", 20.0),
+        ("please try again in 2166ms.", 2.166),
+    ],
+)
+def test_the_server_says_when_to_retry(message: str, seconds: float) -> None:
+    """The caller waits as long as the account must wait, not longer."""
+    phone = Phone().talking()
+
+    fails(phone, RATE_LIMIT, message)
+
+    assert seconds - 0.02 <= seconds_to_retry(phone) <= seconds * (1 + SPREAD) + 0.04
+
+
+def test_a_refused_request_is_retried_in_time_too() -> None:
+    """The server may refuse the request itself, as it does for a greeting."""
+    phone = Phone(greeting="Say hi.").talking()
+    error = {
+        "type": "x",
+        "code": RATE_LIMIT,
+        "message": "Please try again in 3s.",
+        "event_id": "bridge_answer",
+    }
+
+    assert asks(phone.model("error", error=error)) == 0
+
+    assert 2.98 <= seconds_to_retry(phone) <= 3 * (1 + SPREAD) + 0.04
+
+
+def test_calls_that_reach_a_limit_together_do_not_retry_together() -> None:
+    """A burst of rate limits for the whole account is not repeated by all its calls at
+    one moment."""
+    waits = set()
+    for n in range(20):
+        phone = Phone()
+        phone.stream = f"MZ{n}"
+        phone.start(phone.stream)
+        phone.ready()
+        fails(phone, RATE_LIMIT, "Please try again in 10s.")
+        waits.add(round(seconds_to_retry(phone), 1))
+
+    assert len(waits) > 5
+
+
+def test_a_message_without_a_time() -> None:
+    """Text of the server is not trusted."""
+    assert errors.retry_after(None) is None
+    assert errors.retry_after("Try later.") is None
+    assert errors.retry_after("try again in 99999999s") is None
+    assert errors.retry_after("x" * 3000 + "try again in 1s") is None
+
+
+# --- how long ---
+
+
+def test_retries_end_after_a_time() -> None:
+    """No caller waits in silence for ever: the call ends with the apology."""
+    phone = Phone().talking()
+    began = phone.now
+    commands = fails(phone, RATE_LIMIT)
+    n = 1
+    while not ends(commands):
+        seconds_to_retry(phone)
+        n += 1
+        commands = fails(phone, RATE_LIMIT, response=f"r{n}")
+
+    assert ends(commands) == [("model", "failed")]
+    assert RETRY_SECONDS / 2 < phone.now - began <= RETRY_SECONDS
+    assert n > 3
+
+
+def test_a_wait_that_no_caller_bears_ends_the_call_at_once() -> None:
+    """The caller hears the apology now, not after a minute of silence."""
+    phone = Phone().talking()
+
+    assert ends(fails(phone, RATE_LIMIT, "Please try again in 59s.")) == [
+        ("model", "failed")
+    ]
+
+
+def test_a_response_refused_for_quota_is_not_requested_again() -> None:
+    """The caller hears the apology at once instead of endless silence."""
+    phone = Phone().talking()
+
+    assert ends(fails(phone, "insufficient_quota")) == [("model", "failed")]
+
+
+def test_a_response_that_succeeds_begins_the_time_anew() -> None:
+    """Two short outages in one call are two outages."""
+    phone = Phone().talking()
+    for n in range(8):
+        fails(phone, RATE_LIMIT, "Please try again in 20s.", response=f"f{n}")
+        seconds_to_retry(phone)
+        commands = phone.answers(20, f"i{n}", f"r{n}")
+        assert not ends(commands)
+        phone.frames(200)
+
+
+# --- meanwhile ---
+
+
+def test_a_long_wait_has_a_tone() -> None:
+    """The caller knows that the line works."""
+    phone = Phone().talking()
+    assert "media" not in events(fails(phone, RATE_LIMIT))
+    phone = Phone().talking()
+
+    commands = fails(phone, RATE_LIMIT, "Please try again in 10s.")
+
+    assert "media" in events(commands)
+
+
+def test_the_wait_for_a_retry_is_not_a_late_response() -> None:
+    """The session is healthy: another one would reach the same limit."""
+    phone = Phone().talking()
+    fails(phone, RATE_LIMIT, f"Please try again in {LATE_SECONDS + 5}s.")
+
+    commands = phone.frames(int(1000 * (LATE_SECONDS + 1)))
+
+    assert notes(commands, "answer_late") == []
+    assert ends(commands) == []
+
+
+def test_a_caller_who_speaks_is_answered_by_the_server() -> None:
+    """The retry is dropped: its response would be a second answer."""
+    phone = Phone().talking()
+    fails(phone, RATE_LIMIT, "Please try again in 5s.")
+
+    commands = phone.speaks(400) + phone.answers(200, "i2", "r2") + phone.frames(9000)
+
+    assert asks(commands) == 0
+
+
+def test_a_request_of_user_code_does_not_shorten_the_wait() -> None:
+    """A tool that ends meanwhile asks for a response: the limit is not refilled yet."""
+    phone = Phone().talking()
+    fails(phone, RATE_LIMIT, "Please try again in 5s.")
+    phone.frames(1000)
+
+    assert asks(phone.ask()) == 0
+
+    assert 3.9 <= seconds_to_retry(phone) <= 5 * (1 + SPREAD) - 0.9
+
+
+def test_a_retry_survives_the_loss_of_the_session() -> None:
+    """The next session has the same account and the same limit."""
+    phone = Phone().talking()
+    fails(phone, RATE_LIMIT, "Please try again in 5s.")
+
+    assert asks(phone.another_model()) == 0
+
+    assert 4.9 <= seconds_to_retry(phone) <= 5 * (1 + SPREAD) + 0.04
+
+
+def test_a_guardrail_keeps_a_retry() -> None:
+    """A guardrail stops one response; the response that is owed to the caller comes."""
+    phone = Phone().talking()
+    phone.answers(5000)
+    fails(phone, RATE_LIMIT, "Please try again in 2s.", response="r2")
+
+    assert asks(phone.interrupt("guardrail", "r1")) == 0
+
+    assert 1.9 <= seconds_to_retry(phone) <= 2 * (1 + SPREAD) + 0.04
+
+
+# --- the table ---
+
+
+@pytest.mark.parametrize("state", Request)
+@pytest.mark.parametrize("event", RequestEvent)
+def test_the_table_is_complete(state: Request, event: RequestEvent) -> None:
+    """Each event has a next state, but that only one request is sent at a time."""
+    sends_twice = event is RequestEvent.SEND and state is not Request.NONE
+
+    assert (event in REQUESTS[state]) != sends_twice
+
+
+def test_a_request_that_was_stopped_is_cancelled_when_it_begins() -> None:
+    """As long as the caller has not spoken: then it answers the caller."""
+    for spoke in (False, True):
+        phone = Phone().talking()
+        phone.ask()
+        phone.interrupt()
+        if spoke:
+            phone.falls_silent()
+        assert cancels(phone.created()) == ([] if spoke else ["r1"])
+
+
+def test_a_response_is_requested_once() -> None:
+    """Two agents at a time would speak into each other."""
+    responses = Responses()
+    responses.want(1.0)
+    assert responses.take_request(1.0)
+    responses.want(1.0)
+    assert not responses.take_request(1.0)
+    responses.created("r1", has_stream=True, now=1.0)
+    assert not responses.take_request(1.0)
+    responses.done("r1")
+    assert responses.take_request(1.0)
