@@ -157,10 +157,9 @@ class _Queue:
         while (event := await self._waiting.get()) is not None:
             self._chars -= _text_chars(event)
             try:
-                await user_code.ask(self._listener, event, name)
-            except BaseException as error:
-                if not user_code.is_theirs(error):
-                    raise
+                # No limit here: Listeners.end ends a listener that hangs.
+                await user_code.call(self._listener, event, name=name, seconds=None)
+            except Exception:
                 # An error in user code: logged with its traceback once per listener.
                 if not self._failed:
                     self._failed = True

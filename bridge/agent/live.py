@@ -378,7 +378,7 @@ class LiveCall:
         try:
             self._check()
             action()
-        except Exception as error:
+        except BaseException as error:  # the tool's thread gets it, not the event loop
             done.set_exception(error)
         else:
             done.set_result(None)

@@ -82,13 +82,15 @@ async def agent_for(
 ) -> tuple[RealtimeAgent[Any], RealtimeRunConfig]:
     """The agent of this call and a copy of its run configuration.
 
-    AgentNotLoaded: the callable returned something else.
+    AgentNotLoaded: the callable returned something else. TimeoutError: it took longer
+    than user_code.SECONDS.
     """
     if isinstance(source, RealtimeAgent | RealtimeRunner):
         return _agent_and_config(source)
     # The callable may look the caller up first; other calls must not wait for that.
+    name, seconds = f"{live.call_sid} agent", user_code.SECONDS
     return _agent_and_config(
-        await user_code.ask(source, live, f"{live.call_sid} agent")
+        await user_code.call(source, live, name=name, seconds=seconds)
     )
 
 

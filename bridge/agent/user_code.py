@@ -1,42 +1,109 @@
-"""Calls user code: a plain function in a thread, an async function in the event loop.
+"""The one owner of calls of user code: how it is called, for how long, what it raises.
 
-So a plain function that blocks does not block the event loop. An exception from user
-code is passed on unchanged.
+A plain function runs in a thread, an async function in the event loop. A plain function
+that blocks does not block the event loop. An error that is no `Exception` (`sys.exit`,
+a panic of an extension module) would end the process with all its calls, and a
+`StopIteration` from a thread would reach nobody: both become `UserCodeFailed`.
 """
 
 import asyncio
-import contextlib
 import contextvars
 import inspect
+import signal
 import threading
-from collections.abc import Callable
-from typing import Any
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from concurrent import futures
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any, NoReturn
+
+SECONDS = 10.0
+"""Limit of a function for which the caller waits: an agent's function, `on_call`,
+instructions, `is_enabled`, `needs_approval`, a guardrail."""
+
+PROMPT_SECONDS = 15.0
+"""Limit of all user code that one `session.update` needs, such as a local MCP server's
+list of tools."""
+
+
+FRAMES = 3
+"""Innermost frames of a traceback that `where` gives; the others are the SDK's."""
+
+
+class UserCodeFailed(Exception):
+    """User code raised what no caller can handle; that error is the cause."""
+
+
+def kind(error: BaseException) -> str:
+    """The name of the type of the error that user code raised."""
+    if isinstance(error, UserCodeFailed) and error.__cause__ is not None:
+        error = error.__cause__
+    return type(error).__name__
+
+
+def where(error: BaseException) -> str:
+    """The code that raised, without the error's text, which may quote the caller."""
+    if isinstance(error, UserCodeFailed) and error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+    return " > ".join(f"{it.filename}:{it.lineno} {it.name}" for it in frames)
 
 
 def is_theirs(error: BaseException) -> bool:
-    """Whether user code raised `error`, as opposed to the bridge cancelling the task.
-
-    Also true of a `sys.exit` in a tool, a panic in an extension module, and a cancelled
-    await within user code. None of these may end the process and all its calls.
-    """
+    """Whether user code raised `error`, as opposed to the bridge cancelling the task,
+    or the operator stopping the process (Ctrl-C)."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is not None and not task.cancelling()
-    return not isinstance(error, (KeyboardInterrupt, GeneratorExit))
+    return not isinstance(error, GeneratorExit) and not _is_operators(error)
 
 
-async def ask(function: Callable[[Any], Any], given: Any, name: str) -> Any:
-    """Returns the function's result for `given`; `name` is the name of its thread.
+def _is_operators(error: BaseException) -> bool:
+    """Whether a signal handler raised it: Python's own, or that of asyncio.run."""
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    if threading.current_thread() is not threading.main_thread():
+        return False  # signal handlers run in the main thread
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        return True
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_code.co_name == "_on_sigint"
 
-    There is no time limit: the caller of `ask` sets one.
-    """
-    made = (
-        function(given)
-        if is_async(function)
-        else await in_thread(function, given, name)
-    )
-    # A plain function may return an awaitable, too.
-    return await made if inspect.isawaitable(made) else made
+
+def _failed(error: BaseException) -> UserCodeFailed:
+    failed = UserCodeFailed(f"user code raised {type(error).__name__}")
+    failed.__cause__ = error
+    return failed
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Turns an error of user code that is no Exception into UserCodeFailed."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if not is_theirs(error):
+            raise
+        raise _failed(error) from error
+
+
+async def call(
+    function: Callable[..., Any], *given: Any, name: str, seconds: float | None
+) -> Any:
+    """Returns the function's result; `name` is the name of its thread. TimeoutError
+    after `seconds`; None: the task that waits here is cancelled in time. Raises only
+    Exceptions, and CancelledError if the task is cancelled."""
+    with contained():
+        async with asyncio.timeout(seconds):
+            if is_async(function):
+                made = function(*given)
+            else:
+                made = await in_thread(function, *given, name=name)
+            # A plain function may return an awaitable, too.
+            return await made if inspect.isawaitable(made) else made
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -45,33 +112,103 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-async def in_thread(function: Callable[[Any], Any], given: Any, name: str) -> Any:
+async def in_thread(function: Callable[..., Any], *given: Any, name: str) -> Any:
     """Calls the user's plain function in a new thread and returns its result.
+    Cancelling this coroutine abandons the thread."""
+    work = partial(contextvars.copy_context().run, function, *given)
+    return await asyncio.wrap_future(_start_thread(work, name))
 
-    A new daemon thread, not the thread pool: a function that hangs takes no worker from
-    tools and DNS look-ups, and the process exits without waiting for it. Cancelling
-    this coroutine abandons the thread.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
 
-    def settle(result: Any, error: BaseException | None) -> None:
-        if done.done():
-            return  # the waiting task was cancelled
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
+def _start_thread(work: Callable[[], Any], name: str) -> futures.Future[Any]:
+    """Runs `work` in a new daemon thread. No pool: work that hangs takes no thread from
+    other work, and the process exits without waiting for it."""
+    done: futures.Future[Any] = futures.Future()
+    done.set_running_or_notify_cancel()
 
-    def work() -> None:
-        result, failed = None, None
+    def run() -> None:
         try:
-            result = context.run(function, given)
+            result = work()
         except BaseException as error:
-            failed = error
-        with contextlib.suppress(RuntimeError):  # the event loop is closed
-            loop.call_soon_threadsafe(settle, result, failed)
+            # A future of asyncio refuses StopIteration, so that its caller would wait
+            # for ever, and takes the other CancelledError for its own.
+            plain = isinstance(error, Exception) and not isinstance(
+                error, (StopIteration, futures.CancelledError)
+            )
+            done.set_exception(error if plain else _failed(error))
+        else:
+            done.set_result(result)
 
-    threading.Thread(target=work, name=name, daemon=True).start()
-    return await done
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return done
+
+
+class Threads(futures.ThreadPoolExecutor):
+    """The default executor of the event loop: a new thread for each call.
+
+    The SDK runs plain tools in it (asyncio.to_thread), and so does the DNS lookup of
+    the model's host: tools that hang must not stop new calls.
+    """
+
+    def submit(
+        self, function: Callable[..., Any], /, *given: Any, **named: Any
+    ) -> futures.Future[Any]:
+        return _start_thread(partial(function, *given, **named), "user code")
+
+
+class _Contained(Coroutine[Any, Any, Any]):
+    """A task's coroutine, with `contained` around each of its steps."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._work = work
+
+    def send(self, value: Any) -> Any:
+        try:
+            return self._work.send(value)
+        except (Exception, asyncio.CancelledError):
+            raise  # cancellation, by whomever, ends the task as it always does
+        except BaseException as error:
+            self._raise(error)
+
+    def throw(self, error: Any, *_: Any) -> Any:
+        try:
+            return self._work.throw(error)  # asyncio gives an instance, nothing more
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            self._raise(error)
+
+    def close(self) -> None:
+        self._work.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._work.__await__()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)  # cr_frame and so on, for debuggers
+
+    def _raise(self, error: BaseException) -> NoReturn:
+        if not is_theirs(error):
+            raise error
+        raise _failed(error)
+
+
+def contained_task(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **more: Any
+) -> asyncio.Task[Any]:
+    """A task that raises SystemExit does not end the event loop. The SDK and user code
+    start tasks of their own, which no code of the bridge surrounds."""
+    return asyncio.Task(_Contained(work), loop=loop, **more)
+
+
+@asynccontextmanager
+async def protected_loop() -> AsyncIterator[None]:
+    """While the context is open, no thread and no task of the running event loop can
+    end the loop or hang its waiter by what it raises."""
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+    loop.set_default_executor(Threads())
+    loop.set_task_factory(contained_task)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        loop.set_task_factory(before)

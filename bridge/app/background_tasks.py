@@ -53,8 +53,7 @@ class BackgroundTasks:
 
 async def _log_failure(work: Coroutine[Any, Any, None], name: str) -> None:
     try:
-        await work
-    except BaseException as error:
-        if not user_code.is_theirs(error):
-            raise
+        with user_code.contained():
+            await work
+    except Exception:
         log.exception("background_task_failed", task=name)

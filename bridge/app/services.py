@@ -4,7 +4,6 @@ startup.py makes it. It applies a route's settings to a call and decides nothing
 about the call.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +29,6 @@ from bridge.records.report import CallReport, Reports
 from bridge.sip.sip import SipCalls
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.trace_file import TraceWriter
-
-HOOK_SECONDS = 10.0
-"""Time limit of the user's `on_call`; the caller waits for its end."""
 
 
 @dataclass(slots=True)
@@ -128,11 +124,11 @@ class Services:
 
     async def begin(self, route: Route, live: LiveCall) -> None:
         """Runs the user's `on_call` before the call's session starts. TimeoutError
-        after HOOK_SECONDS; else whatever `on_call` raises."""
+        after user_code.SECONDS; else whatever `on_call` raises."""
         hook = self.functions.get(route.on_call or "")
         if hook is not None:
-            async with asyncio.timeout(HOOK_SECONDS):
-                await user_code.ask(hook, live, f"{live.call_sid} on_call")
+            name, seconds = f"{live.call_sid} on_call", user_code.SECONDS
+            await user_code.call(hook, live, name=name, seconds=seconds)
 
     def check_transfer(self, route: Route, live: LiveCall, to: Transfer) -> None:
         """Calls dial_permissions.check_transfer with the numbers of this deployment."""

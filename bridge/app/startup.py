@@ -17,6 +17,7 @@ from agents.realtime import RealtimeAgent, RealtimeRunner
 from bridge.agent import loader
 from bridge.agent.live import CallFacts, LiveCall, Transfer
 from bridge.agent.loader import AgentNotLoaded, AgentSource
+from bridge.agent.user_code import protected_loop
 from bridge.app import routes as routes_file
 from bridge.app.background_tasks import BackgroundTasks
 from bridge.app.quotas import Quotas, reporting
@@ -121,6 +122,7 @@ async def start_services(
     metrics = Metrics()
     metrics.calls_limit.set(settings.max_calls)
     async with (
+        protected_loop(),
         _registry(settings, capacity, metrics) as registry,
         BackgroundTasks() as background_tasks,
         Reports(secret.get_secret_value() if secret else None) as reports,

@@ -345,9 +345,8 @@ class Call:
         self._log = self._log.bind(call_sid=sid, stream_sid=facts.stream_sid)
         self._log.info("call_started", route=route.name)
         if self._trace and services.record_dir:
-            folder, stream_sid = services.record_dir, facts.stream_sid
-            writer = services.trace_writer
-            self._trace.open(writer, folder, sid, stream_sid, route.redact)
+            writer, folder = services.trace_writer, services.record_dir
+            self._trace.open(writer, folder, sid, facts.stream_sid, route.redact)
         for task in self._unnamed_tasks:
             task.set_name(f"{sid} {task.get_name()}")
         listeners = Listeners(services.background_tasks.start, sid)

@@ -11,7 +11,6 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -54,7 +53,6 @@ sim = typer.Typer(
     help="Fakes of Twilio and of the model, and measurements with them.",
 )
 app.add_typer(sim, name="sim")
-MIN_THREADS = 32
 OWN_FILES = 100
 """Open files besides sockets of calls and clients: Redis, reports, traces and Python's
 own."""
@@ -620,11 +618,6 @@ async def _serve(conf: Settings, user_code: "UserCode") -> None:
         if model_url == LOCAL_MODEL:
             fake = await stack.enter_async_context(ModelServer(keep_audio=False))
             model_url = fake.url
-        # Tools that are plain functions run in threads, and so does the DNS lookup of
-        # the model's host. With the default number of threads, slow tools would block
-        # new calls.
-        threads = ThreadPoolExecutor(max(MIN_THREADS, conf.max_calls))
-        asyncio.get_running_loop().set_default_executor(threads)
         try:
             services = await stack.enter_async_context(
                 start_services(conf, user_code, model_url)

@@ -534,13 +534,12 @@ class HostedMcp:
         )
         self._begin_work(item.id, item.id)
         try:
-            async with asyncio.timeout(APPROVER_SECONDS):
-                name = f"{self._host.call_sid} approval"
-                result = await user_code.ask(approver, request, name)
+            name = f"{self._host.call_sid} approval"
+            result = await user_code.call(
+                approver, request, name=name, seconds=APPROVER_SECONDS
+            )
             approve, reason = bool(result["approve"]), result.get("reason")
-        except BaseException as error:
-            if not user_code.is_theirs(error):
-                raise
+        except Exception:
             # User code raised or timed out: any failure rejects the tool call.
             log.exception("mcp_approver_failed", call_sid=self._host.call_sid)
             approve, reason = False, FAILED

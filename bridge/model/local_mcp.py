@@ -16,6 +16,8 @@ from agents.handoffs import Handoff
 from agents.mcp import MCPServer
 from agents.realtime import RealtimeAgent
 
+from bridge.agent import user_code
+
 log = structlog.get_logger()
 
 CONNECT_SECONDS = 10.0
@@ -33,7 +35,7 @@ class McpUnavailable(Exception):
     """A server cannot be connected. The message has its name and the error's type."""
 
     def __init__(self, name: str, error: Exception) -> None:
-        super().__init__(f"MCP server {name}: {type(error).__name__}")
+        super().__init__(f"MCP server {name}: {user_code.kind(error)}")
         self.name = name
 
 
@@ -224,7 +226,7 @@ class _Connection:
                 log.warning(
                     "mcp_server_cleanup_failed",
                     server=self._name,
-                    error=type(error).__name__,
+                    error=user_code.kind(error),
                 )
 
     async def _answers(self) -> bool:
@@ -250,8 +252,7 @@ async def _try(
 ) -> Exception | None:
     """Returns the action's error, a TimeoutError after `seconds`; raises nothing."""
     try:
-        async with asyncio.timeout(seconds):
-            await action()
+        await user_code.call(action, name="mcp server", seconds=seconds)
     except Exception as error:
         # A server's code may raise anything; the caller of `_try` reports it.
         return error

@@ -7,7 +7,13 @@ history. tests/model/test_sdk_canary.py lists the SDK's private names used here.
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from agents.realtime import RealtimeModelConfig, RealtimeModelSendEvent
+import structlog
+from agents.realtime import (
+    RealtimeModelConfig,
+    RealtimeModelListener,
+    RealtimeModelSendEvent,
+    RealtimeSession,
+)
 from agents.realtime.config import RealtimeSessionModelSettings
 from agents.realtime.model_events import (
     RealtimeModelAudioInterruptedEvent,
@@ -26,8 +32,11 @@ from agents.realtime.openai_realtime import (
 from pydantic import ValidationError
 from websockets.asyncio.client import ClientConnection
 
+from bridge.agent import user_code
 from bridge.model.results import BackgroundResult
 from bridge.model.wire import Wire
+
+log = structlog.get_logger()
 
 MAX_OUTPUT_CHARS = 100_000
 """Limit of a tool's result. No agent reads out more than this. The server echoes the
@@ -59,8 +68,10 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         interrupt: Interrupt,
         take: Take,
         misread: Misread = lambda reason: None,
+        call_sid: str = "",
     ) -> None:
         super().__init__()
+        self._call_sid = call_sid
         self._misread = misread
         self._wire = wire
         self._interrupt = interrupt
@@ -96,7 +107,20 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
             event.error, ValidationError
         ):
             self._misread(REJECTED_BY_SDK)
-        await super()._emit_event(event)
+        for listener in list(self._listeners):
+            if isinstance(listener, RealtimeSession):
+                await listener.on_event(event)
+            else:
+                await self._tell(listener, event)
+
+    async def _tell(self, listener: RealtimeModelListener, event: Any) -> None:
+        """A listener of the user's own that fails does not end the session."""
+        name, seconds = f"{self._call_sid} model listener", user_code.SECONDS
+        try:
+            await user_code.call(listener.on_event, event, name=name, seconds=seconds)
+        except Exception:
+            log.exception("model_listener_failed", call_sid=self._call_sid)
+            self.remove_listener(listener)
 
     async def send_event(self, event: RealtimeModelSendEvent) -> None:
         """Like the SDK's method, but an interruption also clears the audio queued at

@@ -6,12 +6,14 @@ private names used here.
 """
 
 import asyncio
+import copy
 from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
 from agents.exceptions import ToolTimeoutError
 from agents.realtime import RealtimeAgent, RealtimeModel, RealtimeRunConfig
+from agents.realtime.config import RealtimeSessionModelSettings
 from agents.realtime.items import AssistantAudio, RealtimeItem
 from agents.realtime.model import RealtimeModelConfig
 from agents.realtime.model_events import RealtimeModelEvent, RealtimeModelToolCallEvent
@@ -21,6 +23,7 @@ from agents.tool import FunctionTool
 
 from bridge.agent import user_code
 from bridge.core.limits import MAX_ID_CHARS
+from bridge.model.guarded_agent import guarded, guarded_output
 from bridge.model.wire import without_lone_surrogates
 
 log = structlog.get_logger()
@@ -84,8 +87,13 @@ class PhoneSession(RealtimeSession):
         *,
         tool_seconds: float,
         watch: ToolWatch,
+        call_sid: str = "",
     ) -> None:
+        guards = run_config.get("output_guardrails", [])
+        guards = guarded_output(guards, call_sid)
+        run_config = {**run_config, "output_guardrails": guards}
         super().__init__(model, agent, context, model_config, run_config)
+        self._call_sid = call_sid
         self._tool_seconds = tool_seconds
         self._watch = watch
         self._heard: dict[str, dict[int, str]] = {}
@@ -148,6 +156,33 @@ class PhoneSession(RealtimeSession):
                     if isinstance(part, AssistantAudio):
                         part.transcript = heard.get(index, part.transcript)
 
+    async def _get_updated_model_settings_from_agent(
+        self,
+        starting_settings: RealtimeSessionModelSettings | None,
+        agent: RealtimeAgent[Any],
+    ) -> RealtimeSessionModelSettings:
+        agent = guarded(agent, self._call_sid)
+        async with asyncio.timeout(user_code.PROMPT_SECONDS):
+            return await super()._get_updated_model_settings_from_agent(
+                starting_settings, agent
+            )
+
+    async def _run_output_guardrails(
+        self,
+        text: str,
+        response_id: str,
+        *,
+        agent_snapshot: RealtimeAgent[Any] | None = None,
+        **more: Any,
+    ) -> bool:
+        agent = copy.copy(agent_snapshot or self._current_agent)
+        agent.output_guardrails = guarded_output(
+            agent.output_guardrails, self._call_sid
+        )
+        return await super()._run_output_guardrails(
+            text, response_id, agent_snapshot=agent, **more
+        )
+
     async def _handle_tool_call(
         self, event: RealtimeModelToolCallEvent, **more: Any
     ) -> None:
@@ -175,9 +210,15 @@ class PhoneSession(RealtimeSession):
     ) -> None:
         """Logs a failed tool call and gives the model a text in place of a result."""
         late = isinstance(error, (TimeoutError, ToolTimeoutError))
-        kind = "timeout" if late else type(error).__name__
-        # The error's text may quote the caller, so only its type is logged.
-        log.warning("tool_failed", tool=event.name, error=kind)
+        kind = "timeout" if late else user_code.kind(error)
+        # The error's text may quote the caller, so it is not logged.
+        log.warning(
+            "tool_failed",
+            call_sid=self._call_sid,
+            tool=event.name,
+            error=kind,
+            where=user_code.where(error),
+        )
         self._watch.tool_failed(event.name, kind)
         await self._answer(event, TIMED_OUT if late else FAILED)
 
@@ -202,16 +243,16 @@ class PhoneSession(RealtimeSession):
             )
         )
 
-    def _seconds_for(self, name: str) -> float | None:
-        """Seconds a tool may take; None: the SDK enforces the tool's own limit."""
+    def _seconds_for(self, name: str) -> float:
+        """Seconds a tool call may take. The SDK enforces the tool's own limit; what it
+        calls before and after the tool must also end."""
         snapshot = self._current_dispatch_snapshot
-        own = any(
-            isinstance(tool, FunctionTool)
-            and tool.name == name
-            and tool.timeout_seconds is not None
+        own = (
+            tool.timeout_seconds or 0.0
             for tool in (snapshot.tools if snapshot else ())
+            if isinstance(tool, FunctionTool) and tool.name == name
         )
-        return None if own else self._tool_seconds
+        return self._tool_seconds + next(own, 0.0)
 
 
 def _size(item: RealtimeItem) -> int:

@@ -170,7 +170,11 @@ class AgentSession:
         )
         opens, interrupt = self._open_wire, owner.interrupt_agent
         self._model = PhoneModel(
-            opens, interrupt, self._hosted.take, owner.model_misread
+            opens,
+            interrupt,
+            self._hosted.take,
+            owner.model_misread,
+            live.call_sid,
         )
 
     async def run(self) -> None:
@@ -201,6 +205,7 @@ class AgentSession:
                 run_config,
                 tool_seconds=plan.tool_seconds,
                 watch=self._owner,
+                call_sid=live.call_sid,
             )
             live.session, live.agent_name = session, agent.name
             try:
@@ -304,7 +309,7 @@ class AgentSession:
         target = self._plan.target
         connect = target.connect or dial
         self._wire = Wire(
-            lambda: dialled(connect, url, headers),
+            lambda: dialled(connect, url, headers, self._live.call_sid),
             self._owner,
             self._tasks,
             self._live.call_sid,
@@ -318,13 +323,23 @@ class AgentSession:
         return self._wire
 
 
-async def dialled(
+async def opened(
     connect: "Connect", url: str, headers: dict[str, str]
+) -> ClientConnection:
+    """Calls the connector, which may be the user's. TimeoutError after
+    OPEN_SECONDS."""
+    socket = await user_code.call(
+        connect, url, headers, name="model connector", seconds=OPEN_SECONDS
+    )
+    return cast(ClientConnection, socket)
+
+
+async def dialled(
+    connect: "Connect", url: str, headers: dict[str, str], call_sid: str = ""
 ) -> ClientConnection:
     """An open WebSocket to the model. ModelRefused says why it cannot be opened."""
     try:
-        async with asyncio.timeout(OPEN_SECONDS):
-            return await connect(url, headers)
+        return await opened(connect, url, headers)
     except InvalidStatus as error:
         status, code = error.response.status_code, _code(error)
         why = f"HTTP {status} {code}" if code else f"HTTP {status}"
@@ -336,12 +351,10 @@ async def dialled(
     except (InvalidHandshake, EOFError, OSError, TimeoutError) as error:
         why = f"unreachable ({type(error).__name__})"
         raise ModelRefused(why, fatal=False) from error
-    except BaseException as error:
-        if not user_code.is_theirs(error):
-            raise
+    except Exception as error:
         # An error in the user's connector: logged with its traceback.
-        log.exception("model_connector_failed")
-        why = f"connector failed ({type(error).__name__})"
+        log.exception("model_connector_failed", call_sid=call_sid)
+        why = f"connector failed ({user_code.kind(error)})"
         raise ModelRefused(why, fatal=True) from error
 
 

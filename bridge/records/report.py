@@ -296,12 +296,12 @@ class Reports:
     async def _call_function(self, report: CallReport, to: ReportTo) -> None:
         call_sid = report.call_sid
         try:
-            async with asyncio.timeout(self._times.function_seconds):
-                await user_code.ask(to, report, f"report {report.call_sid}")
+            name, seconds = f"report {call_sid}", self._times.function_seconds
+            await user_code.call(to, report, name=name, seconds=seconds)
         except asyncio.CancelledError:
             log.error("report_lost", call_sid=call_sid, why="shutdown")
             raise
-        except (Exception, SystemExit):
+        except Exception:
             # With the traceback, for the function's author. A function that takes too
             # long raises TimeoutError.
             log.exception("report_function_failed", call_sid=call_sid)

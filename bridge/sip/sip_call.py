@@ -16,6 +16,7 @@ from agents.exceptions import ModelBehaviorError
 from agents.realtime import RealtimeSessionEvent, RealtimeToolApprovalRequired
 from pydantic import ValidationError
 
+from bridge.agent import user_code
 from bridge.agent.approvals import ApprovalRule, Approvals
 from bridge.agent.events import CallEvent, Listeners, call_event
 from bridge.agent.events import Start as StartBeside
@@ -215,13 +216,9 @@ class SipCall:
             # The SDK rejects an event of the model; the error's text quotes the event.
             self._log.error("model_misbehaved", error=type(error).__name__)
             self.end("model", "protocol_error")
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task and task.cancelling():
-                raise  # cancelled by the bridge: the call has ended
-            self._log.error("agent_failed", error="CancelledError")
-            self.end("bridge", "agent_failed")
-        except (Exception, SystemExit):
+        except BaseException as error:
+            if not user_code.is_theirs(error):
+                raise
             # An error in user code (the agent's function, its instructions): logged
             # with its traceback.
             self._log.exception("agent_failed")

@@ -18,23 +18,25 @@ from agents.realtime.openai_realtime import OpenAIRealtimeSIPModel
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
+from bridge.agent import user_code
 from bridge.agent.approvals import Approvals
 from bridge.agent.live import LiveCall
 from bridge.agent.loader import agent_for
 from bridge.core.sessions import FIRST_CONNECTION
 from bridge.model.calls_api import CallsApi, control_url
+from bridge.model.guarded_agent import guarded
 from bridge.model.hosted_mcp import HostedMcp, split
 from bridge.model.local_mcp import LocalMcp
 from bridge.model.sdk_model import PhoneModel
 from bridge.model.sdk_session import PhoneSession
 from bridge.model.session import (
-    OPEN_SECONDS,
     SessionOwner,
     SessionPlan,
     dial,
     layered,
     named,
     nested,
+    opened,
 )
 from bridge.model.session_settings import merged
 from bridge.model.wire import (
@@ -92,7 +94,12 @@ class SipSession:
         self._hosted = HostedMcp(
             live, approvals, self._start, self._send_event, line.ask, line.tool_running
         )
-        self._model = PhoneModel(self._dial, line.interrupt_agent, self._hosted.take)
+        self._model = PhoneModel(
+            self._dial,
+            line.interrupt_agent,
+            self._hosted.take,
+            call_sid=live.call_sid,
+        )
 
     async def run(self) -> None:
         """Accepts the call and hands the session's events on until it is over.
@@ -112,7 +119,8 @@ class SipSession:
         run_config.pop("model_settings", None)
         run_config.update(plan.settings.run_config())
         async with self._local_mcp.using(first):
-            body = await self._payload(agent, settings, run_config)
+            async with asyncio.timeout(user_code.PROMPT_SECONDS):
+                body = await self._payload(agent, settings, run_config)
             await self._api.accept(live.call_sid, body)
             self.accepted = True
             # The SDK raises an error if the model of an accepted call is named again.
@@ -149,6 +157,7 @@ class SipSession:
             run_config,
             tool_seconds=self._plan.tool_seconds,
             watch=self._owner,
+            call_sid=self._live.call_sid,
         )
 
     async def _payload(
@@ -158,6 +167,7 @@ class SipSession:
         run_config: RealtimeRunConfig,
     ) -> dict[str, Any]:
         """The `session` body of the accept request."""
+        agent = guarded(agent, self._live.call_sid)
         tools = await agent.get_all_tools(RunContextWrapper(self._live))
         # The SDK rejects hosted tools, so they are added to the finished session.
         plain, hosted = split({"tools": tools})
@@ -286,8 +296,7 @@ class SipSession:
         pause = ATTACH_SECONDS
         for _ in range(ATTACH_TRIES):
             try:
-                async with asyncio.timeout(OPEN_SECONDS):
-                    return await connect(url, headers)
+                return await opened(connect, url, headers)
             except InvalidStatus as error:
                 status = error.response.status_code
                 if status != 404:

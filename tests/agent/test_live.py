@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections import UserDict
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from bridge.agent.live import (
     Message,
     Transfer,
 )
+from bridge.agent.user_code import UserCodeFailed, in_thread
 from bridge.core.history import HistoryItem
 from tests.support.call_control import FACTS, FakeCallControl, live_call
 
@@ -278,3 +280,20 @@ async def test_the_tools_thread_gets_the_error_of_its_action() -> None:
     async with live_call(Early()) as live:
         with pytest.raises(BadRequest, match="not yet"):
             await asyncio.to_thread(live.mute)
+
+
+async def test_an_event_of_user_code_that_ends_the_process() -> None:
+    """The tool's thread gets the error; the event loop goes on."""
+
+    class Encodes(FakeCallControl):
+        def send_raw(self, event: Mapping[str, Any]) -> None:
+            dict(event)
+
+    class Event(UserDict[str, Any]):
+        def __iter__(self) -> Any:
+            raise SystemExit("theirs")
+
+    async with live_call(Encodes()) as live:
+        with pytest.raises(UserCodeFailed):
+            event = Event(type="response.cancel")
+            await in_thread(live.send_raw, event, name="tool")

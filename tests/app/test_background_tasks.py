@@ -1,6 +1,7 @@
 """Background tasks may outlive their call; they must not harm a call or each other."""
 
 import asyncio
+import concurrent.futures
 import contextvars
 import threading
 import time
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.agent.user_code import in_thread
+from bridge.agent.user_code import UserCodeFailed, in_thread, kind
 from bridge.app.background_tasks import BackgroundTasks
 
 
@@ -93,18 +94,31 @@ async def test_a_plain_function_runs_in_a_thread() -> None:
     def work(number: int) -> tuple[int, str, str]:
         return number + 1, CALL.get(), threading.current_thread().name
 
-    assert await in_thread(work, 7, "CA1 listener") == (8, "CA1", "CA1 listener")
+    assert await in_thread(work, 7, name="CA1 listener") == (8, "CA1", "CA1 listener")
 
 
-@pytest.mark.parametrize("error", [LookupError, SystemExit])
+@pytest.mark.parametrize(
+    "error",
+    [
+        LookupError,
+        SystemExit,
+        KeyboardInterrupt,
+        StopIteration,
+        asyncio.CancelledError,
+        concurrent.futures.CancelledError,
+    ],
+)
 async def test_a_plain_function_that_raises(error: type[BaseException]) -> None:
-    """The exception, SystemExit too, reaches the code that waits for the function."""
+    """The code that waits for the function learns of every error. One that no `except
+    Exception` would handle comes as the cause of an Exception."""
 
     def work(_: Any) -> None:
         raise error
 
-    with pytest.raises(error):
-        await in_thread(work, None, "CA1 listener")
+    with pytest.raises((LookupError, UserCodeFailed)) as raised:
+        await in_thread(work, None, name="CA1 listener")
+
+    assert kind(raised.value) == error.__name__
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -121,7 +135,7 @@ async def test_a_plain_function_that_hangs(fails: bool) -> None:
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await in_thread(work, None, "CA1 listener")
+            await in_thread(work, None, name="CA1 listener")
 
     free.set()
     await asyncio.to_thread(over.wait, 1)
@@ -135,7 +149,7 @@ def test_a_plain_function_that_outlives_the_loop() -> None:
     async def begin() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await in_thread(lambda _: free.wait(5), None, "CA1 outlives")
+                await in_thread(lambda _: free.wait(5), None, name="CA1 outlives")
 
     began = time.monotonic()
     asyncio.run(begin())

@@ -404,6 +404,18 @@ def broken(request: MCPToolApprovalRequest) -> Any:
     raise RuntimeError("the user's own")
 
 
+def exits(request: MCPToolApprovalRequest) -> Any:
+    raise SystemExit
+
+
+def stops(request: MCPToolApprovalRequest) -> Any:
+    raise StopIteration
+
+
+async def interrupts(request: MCPToolApprovalRequest) -> Any:
+    raise KeyboardInterrupt
+
+
 def odd(request: MCPToolApprovalRequest) -> Any:
     return None
 
@@ -419,6 +431,9 @@ async def slow(request: MCPToolApprovalRequest) -> Any:
         (lambda request: no(request), "not approved: book is off"),
         (no, "not approved: book is off"),
         (broken, f"not approved: {hosted_mcp.FAILED}"),
+        (exits, f"not approved: {hosted_mcp.FAILED}"),
+        (stops, f"not approved: {hosted_mcp.FAILED}"),
+        (interrupts, f"not approved: {hosted_mcp.FAILED}"),
         (odd, f"not approved: {hosted_mcp.FAILED}"),
         (slow, f"not approved: {hosted_mcp.FAILED}"),
     ],

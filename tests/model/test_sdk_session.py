@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from agents import function_tool
-from agents.realtime import RealtimeAgent
+from agents.realtime import RealtimeAgent, RealtimeModelEvent, RealtimeModelListener
 from structlog.testing import capture_logs
 
+from bridge.agent import user_code
 from bridge.model import sdk_session
 from bridge.model.sdk_model import PhoneModel
 from bridge.model.sdk_session import FAILED, TIMED_OUT, PhoneSession
@@ -132,6 +133,36 @@ async def talk(
             await session.close()
 
 
+@pytest.mark.parametrize("error", [LookupError, SystemExit, None])
+async def test_a_listener_of_the_model_that_fails(
+    error: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener that user code adds to `session.model` misses events; the session goes
+    on. None: it hangs."""
+    monkeypatch.setattr(user_code, "SECONDS", 0.05)
+    told = []
+
+    class Theirs(RealtimeModelListener):
+        async def on_event(self, event: RealtimeModelEvent) -> None:
+            told.append(event.type)
+            if error is None:
+                await asyncio.Event().wait()
+            else:
+                raise error("theirs")
+
+    @function_tool
+    async def look_up() -> str:
+        return "found"
+
+    with capture_logs() as logs:
+        async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+            it.session.model.add_listener(Theirs())
+            assert await it.calls("look_up", 4.0) == "found"
+
+    assert len(told) == 1
+    assert [it["event"] for it in logs] == ["model_listener_failed"]
+
+
 # --- tools ---
 
 
@@ -150,7 +181,8 @@ async def test_a_running_tool_is_counted() -> None:
 
 
 async def test_a_tool_that_raises_is_answered() -> None:
-    """The model is told; the operator learns only the error's type."""
+    """The model is told; the operator learns the error's type and place, not its
+    text."""
 
     @function_tool(failure_error_function=None)
     async def look_up() -> str:
@@ -163,9 +195,11 @@ async def test_a_tool_that_raises_is_answered() -> None:
             assert it.connection.sent_types()[-1] == "response.create"
 
     assert it.watch.failed == [("look_up", "LookupError")] and it.watch.running == 0
+    assert logs[0].pop("where").endswith(" look_up")
     assert logs == [
         {
             "event": "tool_failed",
+            "call_sid": "",
             "tool": "look_up",
             "error": "LookupError",
             "log_level": "warning",
