@@ -191,7 +191,7 @@ async def test_a_call_with_a_stuck_stream_ends(what: str, outcome: str) -> None:
             [task] = [
                 task
                 for task in asyncio.all_tasks()
-                if "RequestHandler.start" in str(task.get_coro())
+                if "RequestHandler.start" in task.get_coro().__qualname__  # type: ignore[union-attr]
             ]
             task.cancel()
         elif what == "end":
