@@ -8,6 +8,7 @@ import contextlib
 import gc
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,10 @@ LONG = ("test_serve_takes", "test_demo", "e2e/", "test_examples", "agent/", "sim
 # Garbage collection took a fifth of the time of imports and collection, although what
 # they create is never garbage.
 gc.disable()
+
+# jsonschema tries this import for one kind of format (iri). No test checks formats, and the
+# import compiles a grammar for two seconds, in each worker.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
