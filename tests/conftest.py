@@ -27,7 +27,7 @@ LONG = ("test_serve_takes", "test_demo", "e2e/", "test_examples", "agent/", "sim
 # they create is never garbage.
 gc.disable()
 
-# jsonschema tries this import for a format (iri) that no test checks. The import compiles a
+# jsonschema tries this import for a format (iri) that no test checks. It compiles a
 # grammar, which takes two seconds in each worker.
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
