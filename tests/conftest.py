@@ -1,7 +1,8 @@
 """Makes the suite fast when several workers run it; it changes no test.
 
 Calls run in real time, so workers mostly wait, and there are more workers than cores.
-What each worker does before its first test costs once per worker.
+What each worker does before its first test costs once per worker, except the imports of
+tests/support/forked.py.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.support.not_run"]
+pytest_plugins = ["tests.support.forked", "tests.support.not_run"]
 
 ROOT = Path(__file__).parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1 ...
