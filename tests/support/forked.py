@@ -89,7 +89,7 @@ def _worker() -> None:
 def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
     """The clients, until the run is over."""
     while True:
-        ready, _, _ = select.select([0, listener], [], [])
+        ready, _, _ = select.select([0, listener.fileno()], [], [])
         if 0 in ready:  # the process of pytest has ended
             return
         yield listener.accept()[0]
