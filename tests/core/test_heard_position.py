@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
@@ -32,6 +33,8 @@ from bridge.sim.twilio.playout import Playout
 from tests.core.phone import MULAW_SESSION, payload
 
 FRAME = 0.02
+SILENCE = payload(20)
+ENCODER = msgspec.json.Encoder()
 
 TOLERANCE_MS = 40
 """The project's own bound (docs/playback.md): the maximum over all items."""
@@ -240,7 +243,7 @@ class World(RuleBasedStateMachine):
         self.obey(self.talk.from_model(event, self.now))
 
     def hear(self, message: dict[str, Any]) -> None:
-        decoded = twilio_messages.decode(json.dumps(message))
+        decoded = twilio_messages.decode(ENCODER.encode(message).decode())
         self.obey(self.talk.from_caller(decoded, self.now))
 
     def obey(self, commands: list[Command]) -> None:
@@ -293,7 +296,7 @@ class World(RuleBasedStateMachine):
 
     def send_frame(self) -> None:
         timestamp = round((self.next_frame - FRAME - self.began) * 1000)
-        media = {"timestamp": str(timestamp), "payload": payload(20)}
+        media = {"timestamp": str(timestamp), "payload": SILENCE}
         self.next_frame += FRAME
         message = {"event": "media", "streamSid": "MZ", "media": media}
         self.send(self.up, "bridge", message)
