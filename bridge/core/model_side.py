@@ -17,7 +17,7 @@ from bridge.core.replay import Unfinished, replayed
 from bridge.core.rules import BROKEN_OFF, Rules
 from bridge.core.running_tools import RunningTools
 from bridge.core.sessions import Sessions
-from bridge.core.speech import Speech
+from bridge.core.speech import CallSpeech
 from bridge.core.stream_presence import StreamPresence
 
 TEXT_KINDS = frozenset({"user", "assistant", "system"})
@@ -40,7 +40,7 @@ class ModelSide:
         self,
         capabilities: Capabilities,
         sessions: Sessions,
-        speech: Speech,
+        speech: CallSpeech,
         caller: CallerAudio,
         stream: StreamPresence,
         history: History,
