@@ -1,19 +1,21 @@
 """Makes the suite fast when several workers run it; it changes no test.
 
 Calls run in real time, so workers mostly wait, and there are more workers than cores.
-What each worker does before its first test costs once per worker.
+What each worker does before its first test costs once per worker, except the imports of
+tests/support/forked.py.
 """
 
 import contextlib
 import gc
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.support.not_run"]
+pytest_plugins = ["tests.support.forked", "tests.support.not_run"]
 
 ROOT = Path(__file__).parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1 ...
@@ -25,6 +27,10 @@ LONG = ("test_serve_takes", "test_demo", "e2e/", "test_examples", "agent/", "sim
 # Garbage collection took a fifth of the time of imports and collection, although what
 # they create is never garbage.
 gc.disable()
+
+# jsonschema tries this import for a format (iri) that no test checks. It compiles a
+# grammar, which takes two seconds in each worker.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -2,6 +2,7 @@
 
 import re
 import tokenize
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,12 +38,13 @@ def words(name: str) -> list[str]:
     return re.findall(r"[a-z]+", re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())
 
 
-def names_in(path: Path) -> set[str]:
+@cache
+def names_in(path: Path) -> frozenset[str]:
     """The identifiers of a file, and the name of the file itself."""
     with path.open("rb") as file:
         tokens = tokenize.tokenize(file.readline)
         found = {it.string for it in tokens if it.type == tokenize.NAME}
-    return found | {path.stem}
+    return frozenset(found | {path.stem})
 
 
 def test_no_metaphor_is_used_as_a_name() -> None:
@@ -79,7 +81,7 @@ def test_names_in_comments_and_docstrings_exist() -> None:
         ".".join(it.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for it in files
     }
-    names = set().union(*map(names_in, files))
+    names = frozenset().union(*map(names_in, files))
     found = []
     for path in files:
         for name in dotted.findall(path.read_text("utf-8")):

@@ -2,6 +2,7 @@
 
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def test_a_forgotten_file_is_noticed(tmp_path: Path) -> None:
     assert forgotten(tmp_path, everything, {**data, "twiml": ["*.json"]}) == []
 
 
+@cache
 def imported() -> dict[str, set[str]]:
     """The distributions that the code imports: name -> the files that import it."""
     found: dict[str, set[str]] = {}

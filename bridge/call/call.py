@@ -116,7 +116,6 @@ class Call:
         )
         self._route = Route()
         self._live: LiveCall | None = None
-        self._listeners: Listeners | None = None
         self._continuity: Continuity | None = None
         self._closing = False
         self._identified = asyncio.Event()
@@ -267,8 +266,7 @@ class Call:
         seconds += continuity.snapshot.call_seconds
         live.emit("call_ended", by=by, why=why, seconds=seconds)
         live.end()
-        if self._listeners:
-            self._listeners.end()
+        self._notes.end()
         if not continuity.has_moved:
             report = report_of(live, by, why, seconds)
             self._services.deliver_report(self._route, report)
@@ -378,7 +376,7 @@ class Call:
             self._trace.open(writer, folder, sid, facts.stream_sid or sid, route.redact)
         for task in self._unnamed_tasks:
             task.set_name(f"{sid} {task.get_name()}")
-        self._listeners = listeners = Listeners(services.background_tasks.start, sid)
+        listeners = Listeners(services.background_tasks.start, sid)
         approvals = Approvals(
             route.approval,
             lambda work, name: self._tasks.create_task(work, name=name),

@@ -33,6 +33,11 @@ class CallNotes:
         self._log = NoteLog(log)
         self._live, self._listeners = live, listeners
 
+    def end(self) -> None:
+        """The listeners get no more events."""
+        if self._listeners:
+            self._listeners.end()
+
     def note(self, note: Note) -> None:
         self._log.note(note)
         self._services.metrics.note(note)

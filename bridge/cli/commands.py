@@ -675,10 +675,15 @@ def _settings() -> Settings:
 
 
 def _user_code(conf: Settings, agent: str | None) -> "UserCode":
-    from bridge.agent.loader import AgentNotLoaded
-    from bridge.app.routes import RoutesError
-    from bridge.app.startup import load_user_code
-
+    # Nothing that the imports create is garbage. Looking for some takes a fifth of the
+    # time until a bridge is ready.
+    gc.disable()
+    try:
+        from bridge.agent.loader import AgentNotLoaded
+        from bridge.app.routes import RoutesError
+        from bridge.app.startup import load_user_code
+    finally:
+        gc.enable()
     try:
         return load_user_code(conf, agent)
     except AgentNotLoaded as error:

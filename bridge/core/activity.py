@@ -9,7 +9,7 @@ from bridge.core.outbox import Outbox
 from bridge.core.pressed_keys import Keys
 from bridge.core.running_tools import RunningTools
 from bridge.core.sessions import Sessions
-from bridge.core.speech import Speech
+from bridge.core.speech import CallSpeech
 from bridge.core.stream_presence import StreamPresence
 from bridge.core.waits import Outstanding
 
@@ -19,7 +19,7 @@ class Activity:
 
     def __init__(
         self,
-        speech: Speech,
+        speech: CallSpeech,
         caller: CallerAudio,
         sessions: Sessions,
         stream: StreamPresence,

@@ -22,7 +22,7 @@ from bridge.core.playback import Key, Playback
 from bridge.core.realtime_requests import EventIds
 from bridge.core.responses import MAX_OPEN, remember
 from bridge.core.sessions import Sessions
-from bridge.core.speech import Speech
+from bridge.core.speech import CallSpeech
 from bridge.core.spoken_items import SpokenItems
 from bridge.core.stream_presence import StreamPresence
 
@@ -31,7 +31,7 @@ BRIDGE_AUDIO: Key = ("", -1)
 its parts count from 0, though its id may be empty."""
 
 
-class AgentSpeech(Speech):
+class AgentSpeech(CallSpeech):
     """The agent's responses on one stream.
 
     Audio is received, sent between marks, then either heard (a mark returns) or cut

@@ -1,7 +1,7 @@
 """Limits of one call: silence, duration and cost. Says which limit is reached."""
 
-from bridge.core import realtime_events
 from bridge.core.rules import Prices, Rules
+from bridge.core.usage import CachedTokens, InputTokens, OutputTokens, Usage
 
 
 class CallLimits:
@@ -26,7 +26,7 @@ class CallLimits:
         self._asked = 0
         self._quiet_since = None
 
-    def spend(self, usage: realtime_events.Usage) -> float:
+    def spend(self, usage: Usage) -> float:
         """Adds a response to the call's cost and returns what it cost; 0 without
         prices."""
         cost = cost_of(usage, self._rules.prices) if self._rules.prices else 0.0
@@ -71,13 +71,13 @@ class CallLimits:
         return None if seconds is None else self._began + seconds
 
 
-def cost_of(usage: realtime_events.Usage, prices: Prices) -> float:
+def cost_of(usage: Usage, prices: Prices) -> float:
     """Cached tokens are part of the input and have a price of their own. If the server
     does not name the kind of some tokens, they count as audio, the more expensive
     kind."""
-    given = usage.input_token_details or realtime_events.InputTokens()
-    made = usage.output_token_details or realtime_events.OutputTokens()
-    cached = given.cached_tokens_details or realtime_events.CachedTokens()
+    given = usage.input_token_details or InputTokens()
+    made = usage.output_token_details or OutputTokens()
+    cached = given.cached_tokens_details or CachedTokens()
     cached_text, cached_audio = cached.text_tokens or 0, cached.audio_tokens or 0
     text_in, text_out = given.text_tokens or 0, made.text_tokens or 0
     audio_in = _audio_tokens(given.audio_tokens, usage.input_tokens, text_in)

@@ -22,7 +22,7 @@ from bridge.core.rules import Rules
 from bridge.core.running_tools import RunningTools
 from bridge.core.sessions import Sessions
 from bridge.core.sip_speech import SipSpeech
-from bridge.core.speech import Speech
+from bridge.core.speech import CallSpeech
 from bridge.core.stream_presence import StreamPresence
 
 
@@ -57,7 +57,7 @@ class CallState:
         parts = (self.history, self.sessions, self.stream, ids)
         self.agent_audio = AgentSpeech(*parts, bounds) if audio else None
         """None: the model's server sends the agent's audio."""
-        self.speech: Speech = self.agent_audio or SipSpeech(*parts)
+        self.speech: CallSpeech = self.agent_audio or SipSpeech(*parts)
         self.responses = self.speech.responses
         self.model = ModelSide(
             capabilities,

@@ -10,6 +10,7 @@ from bridge.core.call_state import CallState, State
 from bridge.core.capabilities import MEDIA_STREAM, Capabilities
 from bridge.core.commands import Command, Note, WaitDone, protocol_error
 from bridge.core.endings import HANDED_OVER
+from bridge.core.failures import RETRIED
 from bridge.core.history import History, Playing
 from bridge.core.inputs import (
     Ask,
@@ -41,7 +42,6 @@ from bridge.core.inputs import (
 from bridge.core.interruptions import Interruptions
 from bridge.core.limits import MAX_ID_CHARS, Bounds
 from bridge.core.model_events import ModelEvents
-from bridge.core.model_side import RETRIED
 from bridge.core.phone_side import PhoneSide
 from bridge.core.rules import Rules
 from bridge.core.sessions import COMFORT_SECONDS
@@ -175,11 +175,7 @@ class Conversation:
             case MuteCaller(on):
                 return self._call.model.mute(on)
             case ToolRunning(change, call_id):
-                self._call.tools.change(change, call_id)
-                if change > 0 and 0 < len(call_id) <= MAX_ID_CHARS:
-                    self._call.history.tool_began(call_id)
-                # The time that a tool took does not count as a late response.
-                self._call.responses.progress = now
+                self._tool_running(change, call_id, now)
             case WhenHeard():
                 return self._when_heard(given, now)
             case GiveUpWait(wait):
@@ -207,6 +203,13 @@ class Conversation:
             case _:
                 assert_never(given)
         return []
+
+    def _tool_running(self, change: int, call_id: str, now: float) -> None:
+        self._call.tools.change(change, call_id)
+        if change > 0 and 0 < len(call_id) <= MAX_ID_CHARS:
+            self._call.history.tool_began(call_id)
+        # The time that a tool took does not count as a late response.
+        self._call.responses.progress = now
 
     def _misread(self, side: str, reason: str) -> list[Command]:
         if side == "caller" and self._phone:

@@ -5,9 +5,11 @@ from typing import assert_never
 from bridge.core import errors, realtime_events
 from bridge.core.call_state import CallState
 from bridge.core.commands import Command, Note, ToCaller, Value, protocol_error
+from bridge.core.failures import Failures
 from bridge.core.history import MAX_CHARS
 from bridge.core.interruptions import Interruptions
 from bridge.core.replay import recorded
+from bridge.core.usage import Usage
 
 NO_USAGE = "answer without usage"
 """Reason of a protocol error; reported only where prices are configured."""
@@ -19,6 +21,7 @@ class ModelEvents:
     def __init__(self, call: CallState, interruptions: Interruptions) -> None:
         self._call = call
         self._interruptions = interruptions
+        self._failures = Failures(call)
 
     def handle(
         self, connection: int, event: realtime_events.KnownEvent, now: float
@@ -45,9 +48,8 @@ class ModelEvents:
             case realtime_events.TranscriptDelta():
                 self._call.speech.transcript_delta(event)
             case realtime_events.AudioDone():
-                return self._call.speech.item_done(
-                    (event.item_id, event.content_index), now
-                )
+                key = (event.item_id, event.content_index)
+                return self._call.speech.item_done(key, now)
             case realtime_events.SpeechStarted():
                 return self._interruptions.speech_started(now)
             case realtime_events.SpeechStopped():
@@ -67,23 +69,17 @@ class ModelEvents:
             case realtime_events.SessionUpdated():
                 return self._call.model.session_updated(event, now)
             case realtime_events.ModelError(error=error):
-                return self._call.model.error(error, now)
-            case realtime_events.CallerTranscript():
-                self._call.caller.server_transcribes = True
-                self._call.caller.turn_transcribed(event.item_id)
-                self._call.history.transcribed(event.item_id, event.transcript)
-                text = {"text": event.transcript[:MAX_CHARS]}
-                return [Note("caller_said", {"item": event.item_id}, text)]
+                return self._failures.error(error, now)
+            case realtime_events.CallerTranscript(item_id, transcript):
+                return self._transcribed(item_id, transcript)
             case realtime_events.TranscriptionFailed():
                 self._call.caller.transcription_failed(event.item_id)
-            case (
-                realtime_events.PlayoutStarted()
-                | realtime_events.PlayoutStopped()
-                | realtime_events.PlayoutCleared()
-            ):
+            case realtime_events.PlayoutStarted():
+                return self._playout(event, now) + self._first_audio(now)
+            case realtime_events.PlayoutStopped() | realtime_events.PlayoutCleared():
                 return self._playout(event, now)
-            case realtime_events.KeyReceived(key):
-                return self._interruptions.key_pressed(key, now)
+            case realtime_events.KeyReceived(event=digit):
+                return self._interruptions.key_pressed(digit, now)
             case realtime_events.ItemAdded() | realtime_events.ItemDone():
                 self._item_shown(event, now)
             case realtime_events.ItemDeleted():
@@ -94,10 +90,16 @@ class ModelEvents:
                 assert_never(event)
         return []
 
+    def _transcribed(self, item_id: str, transcript: str) -> list[Command]:
+        """A turn of the caller has a transcript."""
+        self._call.caller.server_transcribes = True
+        self._call.caller.turn_transcribed(item_id)
+        self._call.history.transcribed(item_id, transcript)
+        text = {"text": transcript[:MAX_CHARS]}
+        return [Note("caller_said", {"item": item_id}, text)]
+
     def _playout(self, event: realtime_events.Playout, now: float) -> list[Command]:
         commands = self._call.speech.playout(event, now)
-        if isinstance(event, realtime_events.PlayoutStarted):
-            return commands + self._first_audio(now)
         if isinstance(event, realtime_events.PlayoutCleared):
             commands += self._call.endings.waits.stop()
         return commands
@@ -155,11 +157,11 @@ class ModelEvents:
             self._call.responses.succeeded()
         if lost:
             commands.append(Note("answer_failed", {"why": why}))
-            failed = self._call.model.response_failed(why, response.message, now)
+            failed = self._failures.response_failed(why, response.message, now)
             return commands + failed
         return commands + self._call.endings.apply_limits(now)
 
-    def _used(self, usage: realtime_events.Usage) -> Note:
+    def _used(self, usage: Usage) -> Note:
         data: dict[str, Value] = {
             "input_tokens": usage.input_tokens or 0,
             "output_tokens": usage.output_tokens or 0,

@@ -6,7 +6,7 @@ the model has not confirmed (outbox.py), and the caller's audio that was held.
 
 from collections.abc import Callable, Iterable, Mapping
 
-from bridge.core import errors, realtime_events, realtime_requests
+from bridge.core import realtime_events, realtime_requests
 from bridge.core.caller_audio import CallerAudio
 from bridge.core.capabilities import Capabilities
 from bridge.core.commands import Command, MuteSession, Note, ToModel, Value
@@ -14,11 +14,10 @@ from bridge.core.history import History
 from bridge.core.outbox import Outbox, PendingText
 from bridge.core.realtime_requests import EventIds
 from bridge.core.replay import Unfinished, replayed
-from bridge.core.responses import NOW
 from bridge.core.rules import BROKEN_OFF, Rules
 from bridge.core.running_tools import RunningTools
 from bridge.core.sessions import Sessions
-from bridge.core.speech import ANSWER_ID, Speech
+from bridge.core.speech import CallSpeech
 from bridge.core.stream_presence import StreamPresence
 
 TEXT_KINDS = frozenset({"user", "assistant", "system"})
@@ -26,12 +25,6 @@ TEXT_KINDS = frozenset({"user", "assistant", "system"})
 
 PROBE_ID = "bridge_probe"
 """event_id of a probe: an event that only makes the server answer."""
-
-MAX_MESSAGE_CHARS = 2000
-"""Characters kept of the message of a model error: only people read it."""
-
-RETRIED = "answer_retried"
-"""Name of the Note of a failed response that is requested again."""
 
 EndCallNow = Callable[[str, str, float], list[Command]]
 """Ends the call (by, why, now) and returns the commands for that."""
@@ -47,7 +40,7 @@ class ModelSide:
         self,
         capabilities: Capabilities,
         sessions: Sessions,
-        speech: Speech,
+        speech: CallSpeech,
         caller: CallerAudio,
         stream: StreamPresence,
         history: History,
@@ -354,59 +347,3 @@ class ModelSide:
         for item_id in self._outbox.deleted:
             self._history.remove(item_id)
         return commands
-
-    # --- errors ---
-
-    def response_failed(
-        self, code: str, message: str | None, now: float
-    ) -> list[Command]:
-        """A response that the caller waits for failed: requests it again, later if the
-        server asks for that; ends the call if no retry can succeed in time."""
-        if code in errors.FATAL_CODES:
-            return self._end("model", "failed", now)
-        after, rate_limit = errors.retry_after(message), code == errors.RATE_LIMIT
-        wait = self._responses.retry(after, rate_limit=rate_limit, now=now)
-        if wait is None:
-            return self._end("model", "failed", now)
-        retried: list[Command] = [Note(RETRIED, {"seconds": wait})]
-        if self._responses.is_requested:
-            return retried
-        if self._caller.speaking and self.server_responds:
-            return retried  # the server responds at the end of the turn
-        self._responses.want(now, now + wait if wait else NOW)
-        if self._responses.unanswered:
-            return retried  # the server is about to begin a response by itself
-        return retried + self._speech.request_if_free(now)
-
-    def error(self, error: realtime_events.ErrorDetails, now: float) -> list[Command]:
-        """An error of the server."""
-        benign = errors.is_benign(error)
-        data: dict[str, Value] = {
-            "code": errors.short(error.code or error.type),
-            "param": errors.short(error.param) or None,
-            "benign": benign,
-        }
-        if error.event_id == PROBE_ID:
-            self._sessions.probe_answered(now)
-            return []
-        words = {"message": error.message[:MAX_MESSAGE_CHARS]}
-        note = Note("model_error", data, words)
-        for call_id in self._outbox.refused(error.event_id):
-            self._history.no_result(call_id)
-        if not self._sessions.has_session and not benign:
-            if errors.may_pass(error):
-                return [note, *self.redial("error", now)]
-            # The session would go on with the server's defaults: PCM, no instructions.
-            return [note, *self._end("model", "refused", now)]
-        if error.code == errors.ACTIVE_CODE:
-            # Refused because a response is active: our request, or the server's own
-            # response to what the caller said while the agent went on speaking.
-            if error.event_id in (None, ANSWER_ID):
-                self._speech.want_response(now)
-            return [note]
-        if error.event_id == ANSWER_ID:
-            commands = [note, *self._speech.request_failed(now)]
-            if not benign:
-                commands += self.response_failed(error.code or "", error.message, now)
-            return commands
-        return [note]

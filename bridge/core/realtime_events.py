@@ -12,6 +12,7 @@ import msgspec
 from bridge.audio import g711
 from bridge.core import UNREADABLE, ProtocolError, twilio_messages
 from bridge.core.limits import MAX_ID_CHARS
+from bridge.core.usage import Usage
 
 MULAW = "audio/pcmu"
 
@@ -135,38 +136,6 @@ class ResponseError(msgspec.Struct, frozen=True):
 class StatusDetails(msgspec.Struct, frozen=True):
     reason: str | None = None
     error: ResponseError | None = None
-
-
-MAX_TOKENS = 10_000_000
-"""Most tokens of one response: a hundred times what a session can hold. A higher number
-is not counted, because one such event would use up the budget of a day."""
-
-Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
-
-
-class CachedTokens(msgspec.Struct, frozen=True):
-    text_tokens: Tokens | None = None
-    audio_tokens: Tokens | None = None
-
-
-class InputTokens(msgspec.Struct, frozen=True):
-    text_tokens: Tokens | None = None
-    audio_tokens: Tokens | None = None
-    cached_tokens_details: CachedTokens | None = None
-
-
-class OutputTokens(msgspec.Struct, frozen=True):
-    text_tokens: Tokens | None = None
-    audio_tokens: Tokens | None = None
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one response. Cached tokens are part of the input's."""
-
-    input_tokens: Tokens | None = None
-    output_tokens: Tokens | None = None
-    input_token_details: InputTokens | None = None
-    output_token_details: OutputTokens | None = None
 
 
 class ResponseHead(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from bridge.core.history import History
 from bridge.core.realtime_requests import EventIds
 from bridge.core.responses import MAX_OPEN, remember
 from bridge.core.sessions import Sessions
-from bridge.core.speech import Speech
+from bridge.core.speech import CallSpeech
 from bridge.core.stream_presence import StreamPresence
 from bridge.core.transcript import ItemTranscript
 
@@ -47,7 +47,7 @@ class PlayedResponse:
         return since + 2 * chars / CHARS_PER_SECOND
 
 
-class SipSpeech(Speech):
+class SipSpeech(CallSpeech):
     """The agent's responses in a call whose audio the server has."""
 
     def __init__(

@@ -19,7 +19,7 @@ ANSWER_ID = "bridge_answer"
 """event_id of the bridge's own response.create."""
 
 
-class Speech(ABC):
+class CallSpeech(ABC):
     """The agent's responses in one call.
 
     Invariants:

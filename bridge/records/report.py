@@ -33,7 +33,7 @@ RETRY_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 """HTTP statuses after which a delivery is retried: a later attempt may succeed."""
 
 MACHINE_ENDS = frozenset({"machine", "message_left"})
-"""`ended_why` of calls that an answering machine has answered (bridge.call.call)."""
+"""`ended_why` of calls that an answering machine has answered (bridge.call.actions)."""
 
 
 # --- the report ---

@@ -40,12 +40,18 @@ from tests.core.phone import (
     told,
 )
 
-MESSAGES = int(os.environ.get("BOUNDS_MESSAGES", "30000"))
-"""Of each kind. With 200,000 the test takes a minute and finds no more: memory that
-grows by an id with each message exceeds MOST_BYTES after 30,000."""
+FULL = 10_000
+"""Messages after half of which everything that is bounded is full."""
+
+MESSAGES = int(os.environ.get("BOUNDS_MESSAGES", FULL))
+"""Of each kind. 200,000 take a minute and find no more."""
 
 MOST_BYTES = 6_000_000
 """Memory of one call, however it is attacked."""
+
+MOST_GROWTH = 100
+"""Bytes by which a message of the second half may enlarge a call. An id that is kept
+takes more than 150."""
 
 OTHER = (type, types.FunctionType, types.MethodType, types.ModuleType)
 
@@ -209,8 +215,8 @@ FROM_MODEL = [
 def flood(
     phone: Phone, feed: Callable[[int], list[Command]], number: int = MESSAGES
 ) -> list[Command]:
-    """Feeds `count` inputs; checks memory and time. Returns the notes and the end."""
-    talk, kept, spent = phone.talk, [], []
+    """Feeds so many inputs; checks memory and time. Returns the notes and the end."""
+    talk, kept, spent, sizes = phone.talk, [], [], []
     for half in (range(number // 2), range(number // 2, number)):
         began = process_time()
         for n in half:
@@ -220,11 +226,13 @@ def flood(
                 ):
                     kept.append(command)
         spent.append(process_time() - began)
-    size = size_of(talk)
-    print(f"{size / 1e6:.2f} MB, {spent[0]:.2f} s, {spent[1]:.2f} s")
-    assert size < MOST_BYTES
+        sizes.append(size_of(talk))
+    print(f"{sizes} bytes, {spent[0]:.2f} s, {spent[1]:.2f} s")
+    assert sizes[1] < MOST_BYTES
+    if number >= FULL:
+        assert sizes[1] - sizes[0] < MOST_GROWTH * number // 2, sizes
     # Later messages take no longer than the first ones.
-    assert spent[1] < 2.5 * spent[0] + 0.2, spent
+    assert spent[1] < 2.5 * spent[0] + 0.1, spent
     return kept
 
 

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
-from bridge.core import realtime_events
 from bridge.core.call_limits import CallLimits, cost_of
 from bridge.core.commands import limit_hit, protocol_error
 from bridge.core.endings import GOODBYE_SECONDS
 from bridge.core.model_events import NO_USAGE
-from bridge.core.realtime_events import CachedTokens, InputTokens, OutputTokens, Usage
 from bridge.core.rules import GOODBYES, SILENT, Prices, Rules
+from bridge.core.usage import CachedTokens, InputTokens, OutputTokens, Usage
 from tests.core.phone import Phone, asks, ends, heard, notes, said_to_model
 
 PRICES = Prices(
@@ -377,7 +376,7 @@ def test_a_cost_limit_of_zero_is_reached_at_once() -> None:
     it = call_limits(prices=PRICES, cost_limit=0.001)
     assert it.due(101.0) is None
 
-    assert it.spend(realtime_events.Usage(output_tokens=16)) == pytest.approx(0.001024)
+    assert it.spend(Usage(output_tokens=16)) == pytest.approx(0.001024)
     assert it.cost == pytest.approx(0.001024)
     assert it.due_at is None
     assert it.due(101.0) == "cost"

@@ -324,11 +324,19 @@ def read_or_refused(text: str) -> None:
 
 @given(
     st.lists(
-        st.tuples(
-            st.booleans(),
-            mangled(list(DOCUMENTED.values())),
-            mangled([sample(kind) for kind in KINDS]),
-            st.floats(0, 3),
+        st.one_of(
+            st.tuples(
+                st.just(True),
+                mangled(list(DOCUMENTED.values())),
+                st.just(""),
+                st.floats(0, 3),
+            ),
+            st.tuples(
+                st.just(False),
+                st.just(""),
+                mangled([sample(kind) for kind in KINDS]),
+                st.floats(0, 3),
+            ),
         ),
         max_size=12,
     )

@@ -3,20 +3,19 @@
 tests/compose/test_deploy.py runs the script with a real engine and with calls.
 """
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import fake_docker
-from tests.support.fake_docker import IMAGE, container
+from tests.support.fake_docker import IMAGE, FakeDocker, container
 
 ROOT = Path(__file__).resolve().parents[2]
 PREVIOUS = "registry.example.com:5000/phone/bridge:previous"
@@ -27,6 +26,7 @@ class Host:
     """A machine with two bridges of the image `old`, and the script."""
 
     folder: Path
+    docker: FakeDocker
 
     def __post_init__(self) -> None:
         (self.folder / "bin").mkdir()
@@ -35,25 +35,15 @@ class Host:
         script = (ROOT / "scripts" / "deploy.py").read_text("utf-8")
         (self.folder / "scripts" / "deploy.py").write_text(script)
         docker = self.folder / "bin" / "docker"
-        docker.write_text(
-            f'#!/bin/sh\nexec {sys.executable} -I -S {fake_docker.__file__} "$@"\n'
-        )
+        docker.write_text(self.docker.program)
         docker.chmod(0o755)
-        old = [container(number, "old") for number in (9, 10)]
-        self.set(containers=old, tags={IMAGE: "old"})
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "state.json"
 
     @property
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads(self.file.read_text())
-        return state
+        return self.docker.state
 
     def set(self, **facts: Any) -> None:
-        known = self.state if self.file.exists() else {}
-        self.file.write_text(json.dumps({**known, **facts}))
+        self.docker.set(**facts)
 
     @property
     def running(self) -> dict[str, str]:
@@ -69,7 +59,7 @@ class Host:
         return subprocess.Popen(
             [sys.executable, "scripts/deploy.py", *options],
             cwd=self.folder,
-            env={**os.environ, "PATH": path, "FAKE_DOCKER": str(self.file)},
+            env={**os.environ, "PATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -85,8 +75,10 @@ OLD, NEW = {"id09": "old", "id10": "old"}, {"id11": "new", "id12": "new"}
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
+def host(tmp_path: Path) -> Iterator[Host]:
+    old = [container(number, "old") for number in (9, 10)]
+    with FakeDocker(containers=old, tags={IMAGE: "old"}) as docker:
+        yield Host(tmp_path, docker)
 
 
 def test_a_deploy_replaces_the_old_bridges(host: Host) -> None:

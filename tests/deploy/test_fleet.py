@@ -20,11 +20,15 @@ BEAT_SECONDS = 2.2
 """After this time each instance knows the other instance."""
 
 SHORT: steps.Script = [steps.ListenStep(quiet_seconds=0.1), steps.HangUpStep()]
-LONG: steps.Script = [steps.WaitStep(3.0), steps.HangUpStep()]
+LONG: steps.Script = [steps.WaitStep(4.0), steps.HangUpStep()]
+
+
+PUBLIC, TOKEN = "https://bridge.example", "0123456789abcdef0123456789abcdef"
 
 
 async def call(fleet: Fleet, script: steps.Script = SHORT) -> CallRecord:
-    return await Caller(webhook_url=fleet.voice_url).call(script)
+    caller = Caller(webhook_url=fleet.voice_url, auth_token=TOKEN, signed_origin=PUBLIC)
+    return await caller.call(script)
 
 
 async def calls_of(bridge: Bridge) -> int:
@@ -42,51 +46,9 @@ async def busy(fleet: Fleet, *counts: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_calls_are_served_while_instances_are_full_or_dead(
-    tmp_path: Path,
-) -> None:
-    """Two instances with a capacity of one call each: a caller gets the free one, hears
-    that all lines are busy, and does not notice that an instance was killed."""
-    behaviour = Behaviour(fallback=[PlayRuler(200)])
-    async with (
-        ModelServer(behaviour) as model,
-        Fleet(2, model_url=model.url, max_calls=1, folder=tmp_path) as fleet,
-    ):
-        await asyncio.sleep(BEAT_SECONDS)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(call(fleet, LONG), name="holds the line")
-            await busy(fleet, 0, 1)
-            second = await call(fleet)
-            assert greeted(second), "the free line was not found"
-
-            tasks.create_task(call(fleet, LONG), name="holds the other line")
-            await busy(fleet, 1, 1)
-            third = await call(fleet)
-            assert third.said_by_twilio and not third.heard, (
-                "a caller heard nothing while all lines were busy"
-            )
-        await busy(fleet, 0, 0)
-
-        await fleet.bridges[0].kill()
-        fourth = await call(fleet)
-        assert greeted(fourth), "the caller noticed that an instance had died"
-
-        async with aiohttp.ClientSession() as http:
-            async with http.get(fleet.balancer_metrics_url) as answer:
-                told = await answer.text()
-            async with http.get(f"{fleet.url}/metrics") as answer:
-                assert answer.status == 404, "figures are open to the world"
-        assert await fleet.bridges[1].terminate() == 0
-    assert all(f"\n{name}{{" in told for name in BALANCER_FIGURES)
-
-
-def greeted(record: CallRecord) -> bool:
-    return bool(record.heard) and record.ended_by == "caller"
-
-
-async def test_a_ticket_is_valid_once_in_the_whole_fleet(tmp_path: Path) -> None:
-    """Signed calls through the balancer: the webhook and the stream of a call may reach
-    different instances; a repeated handshake is refused at every instance."""
+async def test_signed_calls_of_a_fleet(tmp_path: Path) -> None:
+    """Two instances with a capacity of two calls each. In one test, because the start
+    of a fleet takes seven seconds of CPU."""
     secure = {
         "BRIDGE_INSECURE": "",
         "BRIDGE_PUBLIC_URL": PUBLIC,
@@ -95,23 +57,61 @@ async def test_a_ticket_is_valid_once_in_the_whole_fleet(tmp_path: Path) -> None
     behaviour = Behaviour(fallback=[PlayRuler(200)])
     async with (
         ModelServer(behaviour) as model,
-        Fleet(2, model_url=model.url, folder=tmp_path, env=secure) as fleet,
+        Fleet(
+            2, model_url=model.url, max_calls=2, folder=tmp_path, env=secure
+        ) as fleet,
     ):
         await asyncio.sleep(BEAT_SECONDS)
-        signing = {"auth_token": TOKEN, "signed_origin": PUBLIC}
-        for _ in range(4):
-            caller = Caller(webhook_url=fleet.voice_url, **signing)
-            assert greeted(await caller.call(SHORT)), "a signed call was turned away"
-
-        path = await stream_path(fleet.voice_url)
-        where = [urlsplit(it.url).port for it in fleet.bridges]
-        first = await asyncio.gather(*(handshake(port, path) for port in where))
-        again = [await handshake(port, path) for port in where]
-        assert sorted(first) == [101, 403], "one ticket let two streams in"
-        assert again == [403, 403], "a used ticket let a stream in"
+        await callers_find_the_free_line_or_hear_that_all_are_busy(fleet)
+        await a_ticket_is_valid_once_in_the_whole_fleet(fleet)
+        await callers_do_not_notice_a_dead_instance(fleet)
 
 
-PUBLIC, TOKEN = "https://bridge.example", "0123456789abcdef0123456789abcdef"
+async def callers_find_the_free_line_or_hear_that_all_are_busy(fleet: Fleet) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for n in range(3):
+            tasks.create_task(call(fleet, LONG), name=f"holds line {n}")
+        await busy(fleet, 1, 2)
+        assert greeted(await call(fleet)), "the free line was not found"
+
+        tasks.create_task(call(fleet, LONG), name="holds the last line")
+        await busy(fleet, 2, 2)
+        refused = await call(fleet)
+        assert refused.said_by_twilio and not refused.heard, (
+            "a caller heard nothing while all lines were busy"
+        )
+    await busy(fleet, 0, 0)
+
+
+async def callers_do_not_notice_a_dead_instance(fleet: Fleet) -> None:
+    await fleet.bridges[0].kill()
+    assert greeted(await call(fleet)), "the caller noticed that an instance had died"
+
+    async with aiohttp.ClientSession() as http:
+        async with http.get(fleet.balancer_metrics_url) as answer:
+            told = await answer.text()
+        async with http.get(f"{fleet.url}/metrics") as answer:
+            assert answer.status == 404, "figures are open to the world"
+    assert await fleet.bridges[1].terminate() == 0
+    assert all(f"\n{name}{{" in told for name in BALANCER_FIGURES)
+
+
+def greeted(record: CallRecord) -> bool:
+    return bool(record.heard) and record.ended_by == "caller"
+
+
+async def a_ticket_is_valid_once_in_the_whole_fleet(fleet: Fleet) -> None:
+    """The webhook and the stream of a call may reach different instances; a repeated
+    handshake is refused at every instance."""
+    for _ in range(4):
+        assert greeted(await call(fleet)), "a signed call was turned away"
+
+    path = await stream_path(fleet.voice_url)
+    where = [urlsplit(it.url).port for it in fleet.bridges]
+    first = await asyncio.gather(*(handshake(port, path) for port in where))
+    again = [await handshake(port, path) for port in where]
+    assert sorted(first) == [101, 403], "one ticket let two streams in"
+    assert again == [403, 403], "a used ticket let a stream in"
 
 
 async def stream_path(voice_url: str) -> str:

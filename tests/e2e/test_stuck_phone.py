@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 
 from bridge.call import stream as stream_file
+from bridge.call.media_leg import MediaLeg
 from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.twilio import messages
 from tests.bench.hostile_clients import (
@@ -127,7 +128,9 @@ async def is_stuck(client: HostileClient, place: RunningBridge) -> None:
 
     def waiting() -> bool:
         call = place.server.call(client.call_sid)
-        return bool(call and call._stream and call._stream._outgoing.qsize() > 10)
+        leg = call and call._leg
+        stream = leg._stream if isinstance(leg, MediaLeg) else None
+        return bool(stream and stream._outgoing.qsize() > 10)
 
     await until(waiting, 5, "a stuck writer")
 
@@ -188,7 +191,7 @@ async def test_a_call_with_a_stuck_stream_ends(what: str, outcome: str) -> None:
             [task] = [
                 task
                 for task in asyncio.all_tasks()
-                if "RequestHandler.start" in str(task.get_coro())
+                if "RequestHandler.start" in task.get_coro().__qualname__  # type: ignore[union-attr]
             ]
             task.cancel()
         elif what == "end":

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,18 @@ def unpack(folder: Path, commit: str = FORMAT_1) -> Path:
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+def shared_source(folders: pytest.TempPathFactory) -> Path:
+    """The files of format 1, once for all workers of this run: with one copy, one
+    worker writes the bytecode that all import."""
+    base = folders.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    shared /= "format1-source"
+    if not shared.exists():
+        with suppress(OSError):  # another worker was quicker
+            unpack(folders.mktemp("format1") / "source").rename(shared)
+    return shared
 
 
 def _missing(commit: str, why: str) -> str:

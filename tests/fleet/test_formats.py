@@ -27,7 +27,13 @@ from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Plan
 from bridge.fleet.snapshot import CallSnapshot, SavedMessage
 from bridge.telemetry.trace import TRACE_FORMAT, TraceFormatError, read, replay
-from tests.fleet.earlier_version import FORMAT_1, OtherVersion, running, unpack
+from tests.fleet.earlier_version import (
+    FORMAT_1,
+    OtherVersion,
+    running,
+    shared_source,
+    unpack,
+)
 from tests.telemetry.test_trace import a_whole_call
 
 RECORDED = Path(__file__).parent / "format1"
@@ -91,7 +97,7 @@ and the same values in this version."""
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The code of format 1."""
-    return unpack(tmp_path_factory.mktemp("format1") / "source")
+    return shared_source(tmp_path_factory)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from bridge.fleet.keys import INSTANCES, format_1
 from bridge.fleet.plan import AnsweredBy, Plan
 from bridge.fleet.redis import RedisRegistry, Timing, redis_registry
 from bridge.fleet.snapshot import CallSnapshot
-from tests.fleet.earlier_version import OtherVersion, running, unpack
+from tests.fleet.earlier_version import OtherVersion, running, shared_source
 from tests.fleet.format1 import record
 from tests.fleet.redis_server import RedisServer
 from tests.fleet.test_fleet import QUICK, Instance, beats, instance, soon
@@ -100,7 +100,7 @@ class Format1:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpack(tmp_path_factory.mktemp("format1") / "source")
+    return shared_source(tmp_path_factory)
 
 
 @asynccontextmanager

@@ -28,6 +28,7 @@ from bridge.core import (
     twilio_messages,
 )
 from bridge.core.replay import recorded
+from bridge.core.usage import Usage
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Plan
@@ -158,7 +159,7 @@ def model(data: bytes) -> int:
             ) | realtime_events.ResponseDone(it):
                 assert len(errors.short(it.why)) <= errors.MAX_CODE_CHARS
                 errors.is_lost(it.status, sounded=False)
-                assert it.used is None or isinstance(it.used, realtime_events.Usage)
+                assert it.used is None or isinstance(it.used, Usage)
             case (
                 realtime_events.ItemAdded(item=item)
                 | realtime_events.ItemDone(item=item)

@@ -1,21 +1,26 @@
-"""A fake `docker` that keeps its state in a file, for tests of scripts/deploy.py.
+"""A fake `docker` that keeps its state in the test, for tests of scripts/deploy.py.
 
-A test runs it as `docker`; FAKE_DOCKER names a JSON file: `containers`, `tags` (image
-name -> ID), `replicas`, `slots`, `env`, the `calls` that were made, and faults: `fail`
-(commands that begin with one of these fail), `new_state`, `new_health`, `check_fails`,
-`status` and `registry_up` of every bridge, `exit_code` of a stopped bridge, `slow`
-(command -> seconds that it takes).
+`FakeDocker.program` is a small client that sends its words to the test. It imports next
+to nothing, because one deploy starts docker about 30 times.
+
+The state: `containers`, `tags` (image name -> ID), `replicas`, `slots`, `env`, the
+`calls` that were made, and faults: `fail` (commands that begin with one of these fail),
+`new_state`, `new_health`, `check_fails`, `status` and `registry_up` of every bridge,
+`exit_code` of a stopped bridge, `slow` (command -> seconds that it takes).
 """
 
-import fcntl
 import json
-import os
+import select
+import shlex
+import socket
 import sys
-import time
-from pathlib import Path
-from typing import Any
+import threading
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from typing import Any, Self
 
-FILE = Path(os.environ.get("FAKE_DOCKER", "unset"))
 IMAGE = "registry.example.com:5000/phone/bridge"
 
 
@@ -30,35 +35,113 @@ def container(number: int, image: str, state: str = "running") -> dict[str, Any]
     }
 
 
-def main(words: list[str]) -> int:
-    with LOCK:
-        fcntl.flock(LOCK, fcntl.LOCK_EX)
-        state = json.loads(FILE.read_text())
-        state.setdefault("calls", []).append(words)
-        write(state)
+@dataclass
+class Answer:
+    out: str = ""
+    error: str = ""
+    code: int = 0
+
+
+_CLIENT = r"""
+import _socket, sys
+line = _socket.socket()
+line.connect(("127.0.0.1", int(sys.argv[1])))
+line.sendall("\x1f".join(sys.argv[2:]).encode() + b"\0")
+told = b""
+while part := line.recv(65536):
+    told += part
+code, out, error = told.split(b"\0")
+sys.stdout.buffer.write(out)
+sys.stderr.buffer.write(error)
+sys.exit(int(code))
+"""
+
+
+class FakeDocker(ThreadingTCPServer):
+    """`with FakeDocker(containers=..., tags=...) as docker:` answers inside the block.
+    A client that is killed takes its command with it, as far as it has not run yet."""
+
+    daemon_threads = True
+
+    def __init__(self, **facts: Any) -> None:
+        super().__init__(("127.0.0.1", 0), _Command)
+        self._lock = threading.Lock()
+        self._state: dict[str, Any] = {"calls": [], **facts}
+
+    @property
+    def program(self) -> str:
+        """The text of the program `docker`."""
+        client = shlex.join([sys.executable, "-I", "-S", "-c", _CLIENT])
+        return f'#!/bin/sh\nexec {client} {self.server_address[1]} "$@"\n'
+
+    @property
+    def state(self) -> dict[str, Any]:
+        with self._lock:
+            return deepcopy(self._state)
+
+    def set(self, **facts: Any) -> None:
+        with self._lock:
+            self._state.update(facts)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=(0.05,)).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def run(self, words: list[str], client: socket.socket) -> Answer:
         command = " ".join(words)
-        for begins, seconds in state.get("slow", {}).items():
-            if command.startswith(begins):
-                fcntl.flock(LOCK, fcntl.LOCK_UN)
-                time.sleep(seconds)
-                fcntl.flock(LOCK, fcntl.LOCK_EX)
-                state = json.loads(FILE.read_text())
-        if any(command.startswith(begins) for begins in state.get("fail", [])):
-            print(f"Error: made to fail: {command}", file=sys.stderr)
-            return 1
-        code = compose(state, words[1:]) if words[0] == "compose" else own(state, words)
-        write(state)
-        return code
+        with self._lock:
+            self._state["calls"].append(words)
+            slow = self._state.get("slow", {})
+        seconds = sum(slow[begins] for begins in slow if command.startswith(begins))
+        if seconds and _gone(client, seconds):
+            return Answer(code=1)
+        while words[0] == "wait" and self._some_run(words):
+            if _gone(client, 0.1):
+                return Answer(code=1)
+        with self._lock:
+            state = self._state
+            if any(command.startswith(begins) for begins in state.get("fail", [])):
+                return Answer(error=f"Error: made to fail: {command}\n", code=1)
+            if words[0] == "compose":
+                return compose(state, words[1:])
+            return own(state, words)
+
+    def _some_run(self, words: list[str]) -> bool:
+        containers = self.state["containers"]
+        return any(
+            it["Id"] in words and it["State"]["Status"] == "running"
+            for it in containers
+        )
 
 
-def write(state: dict[str, Any]) -> None:
-    """Replaces the file at once: a test that reads it never sees a part."""
-    new = FILE.with_suffix(".new")
-    new.write_text(json.dumps(state))
-    new.replace(FILE)
+class _Command(BaseRequestHandler):
+    server: FakeDocker
+
+    def handle(self) -> None:
+        asked = b""
+        while not asked.endswith(b"\0"):
+            part = self.request.recv(65536)
+            if not part:
+                return
+            asked += part
+        words = asked[:-1].decode().split("\x1f")
+        told = self.server.run(words, self.request)
+        text = f"{told.code}\0{told.out}\0{told.error}"
+        with suppress(OSError):  # the client was killed
+            # Not every log is UTF-8.
+            self.request.sendall(text.encode("utf-8", "surrogateescape"))
 
 
-def compose(state: dict[str, Any], words: list[str]) -> int:
+def _gone(client: socket.socket, seconds: float) -> bool:
+    """Waits so long; true at once if the client ends before."""
+    return bool(select.select([client], [], [], seconds)[0])
+
+
+def compose(state: dict[str, Any], words: list[str]) -> Answer:
     bridges: list[dict[str, Any]] = state["containers"]
     match words:
         case ["config", *_]:
@@ -68,26 +151,26 @@ def compose(state: dict[str, Any], words: list[str]) -> int:
                 "environment": state.get("env", {}),
                 "stop_grace_period": "5m30s",
             }
-            print(json.dumps({"services": {"bridge": service}}))
+            return Answer(json.dumps({"services": {"bridge": service}}))
         case ["ps", *_, "bridge"]:
-            print("\n".join(it["Id"] for it in bridges))
+            return Answer("\n".join(it["Id"] for it in bridges))
         case ["ps", *_]:
-            print("balancer")
+            return Answer("balancer")
         case ["build", *_]:
             state["tags"][IMAGE] = "new"
         case ["run", *_] if state.get("check_fails"):
-            print("error    BRIDGE_AGENT   nowhere.py is not there")
-            return 1
+            return Answer("error    BRIDGE_AGENT   nowhere.py is not there\n", code=1)
         case ["up", *rest]:
             scale(state, int(rest[rest.index("--scale") + 1].partition("=")[2]))
         case ["exec", *rest] if "printenv" in rest:
-            print(state.get("slots", 40))
+            return Answer(str(state.get("slots", 40)))
         case ["exec", *_]:
-            print("# pxname,svname,status")
-            for it in bridges:
-                if it["State"]["Status"] == "running":
-                    print(f"media,{it['Name'][1:]},UP")
-    return 0
+            names = (
+                it["Name"][1:] for it in bridges if it["State"]["Status"] == "running"
+            )
+            rows = [f"media,{name},UP" for name in names]
+            return Answer("\n".join(["# pxname,svname,status", *rows]))
+    return Answer()
 
 
 def scale(state: dict[str, Any], count: int) -> None:
@@ -99,52 +182,33 @@ def scale(state: dict[str, Any], count: int) -> None:
         bridges.append(new)
 
 
-def own(state: dict[str, Any], words: list[str]) -> int:
+def own(state: dict[str, Any], words: list[str]) -> Answer:
     bridges: list[dict[str, Any]] = state["containers"]
     named = [it for it in bridges if it["Id"] in words]
     match words:
         case ["inspect", "balancer"]:
-            print(json.dumps([container(1, "haproxy")]))
+            return Answer(json.dumps([container(1, "haproxy")]))
         case ["inspect", *ids]:
             if len(named) < len(ids):
-                print("Error: No such object", file=sys.stderr)
-                return 1
-            print(json.dumps(named))
+                return Answer(error="Error: No such object\n", code=1)
+            return Answer(json.dumps(named))
         case ["exec", *_]:
             up = state.get("registry_up", 1.0)
             status = state.get("status", "ready")
-            print(json.dumps({"status": status, "calls": 3, "registry_up": up}))
+            told = {"status": status, "calls": 3, "registry_up": up}
+            return Answer(json.dumps(told))
         case ["tag", source, target]:
             state["tags"][target] = state["tags"].get(source, source)
         case ["image", "inspect", *_]:
             if words[-1] not in state["tags"]:
-                print("Error: No such image", file=sys.stderr)
-                return 1
-            print(state["tags"][words[-1]])
+                return Answer(error="Error: No such image\n", code=1)
+            return Answer(state["tags"][words[-1]])
         case ["stop", *_]:
             for it in named:
                 it["State"]["Status"] = "exited"
                 it["State"]["ExitCode"] = state.get("exit_code", 0)
-        case ["wait", *_]:
-            running = [it for it in named if it["State"]["Status"] == "running"]
-            while running:
-                fcntl.flock(LOCK, fcntl.LOCK_UN)
-                time.sleep(0.1)
-                fcntl.flock(LOCK, fcntl.LOCK_EX)
-                state |= json.loads(FILE.read_text())
-                ids = {it["Id"] for it in running}
-                running = [
-                    it
-                    for it in state["containers"]
-                    if it["Id"] in ids and it["State"]["Status"] == "running"
-                ]
         case ["rm", *_]:
             state["containers"] = [it for it in bridges if it not in named]
         case ["logs", *_]:
-            sys.stdout.buffer.write(b"the agent nowhere.py, caf\xe9\n")
-    return 0
-
-
-if __name__ == "__main__":
-    LOCK = FILE.with_suffix(".lock").open("w")
-    sys.exit(main(sys.argv[1:]))
+            return Answer("the agent nowhere.py, caf\udce9\n")
+    return Answer()

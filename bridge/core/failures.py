@@ -1,0 +1,78 @@
+"""Errors of the model's server and failed responses: retry, another session, or end.
+
+PURE. errors.py classifies the errors.
+"""
+
+from bridge.core import errors, realtime_events
+from bridge.core.call_state import CallState
+from bridge.core.commands import Command, Note, Value
+from bridge.core.model_side import PROBE_ID
+from bridge.core.responses import NOW
+from bridge.core.speech import ANSWER_ID
+
+RETRIED = "answer_retried"
+"""Name of the Note of a failed response that is requested again."""
+
+MAX_MESSAGE_CHARS = 2000
+"""Characters kept of the message of a model error: only people read it."""
+
+
+class Failures:
+    """The failures of one call."""
+
+    def __init__(self, call: CallState) -> None:
+        self._call = call
+
+    def response_failed(
+        self, code: str, message: str | None, now: float
+    ) -> list[Command]:
+        """A response that the caller waits for failed: requests it again, later if the
+        server asks for that; ends the call if no retry can succeed in time."""
+        if code in errors.FATAL_CODES:
+            return self._call.end("model", "failed", now)
+        after, rate_limit = errors.retry_after(message), code == errors.RATE_LIMIT
+        wait = self._call.responses.retry(after, rate_limit=rate_limit, now=now)
+        if wait is None:
+            return self._call.end("model", "failed", now)
+        retried: list[Command] = [Note(RETRIED, {"seconds": wait})]
+        if self._call.responses.is_requested:
+            return retried
+        if self._call.caller.speaking and self._call.model.server_responds:
+            return retried  # the server responds at the end of the turn
+        self._call.responses.want(now, now + wait if wait else NOW)
+        if self._call.responses.unanswered:
+            return retried  # the server is about to begin a response by itself
+        return retried + self._call.speech.request_if_free(now)
+
+    def error(self, error: realtime_events.ErrorDetails, now: float) -> list[Command]:
+        """An error of the server."""
+        benign = errors.is_benign(error)
+        data: dict[str, Value] = {
+            "code": errors.short(error.code or error.type),
+            "param": errors.short(error.param) or None,
+            "benign": benign,
+        }
+        if error.event_id == PROBE_ID:
+            self._call.sessions.probe_answered(now)
+            return []
+        words = {"message": error.message[:MAX_MESSAGE_CHARS]}
+        note = Note("model_error", data, words)
+        for call_id in self._call.outbox.refused(error.event_id):
+            self._call.history.no_result(call_id)
+        if not self._call.sessions.has_session and not benign:
+            if errors.may_pass(error):
+                return [note, *self._call.model.redial("error", now)]
+            # The session would go on with the server's defaults: PCM, no instructions.
+            return [note, *self._call.end("model", "refused", now)]
+        if error.code == errors.ACTIVE_CODE:
+            # Refused because a response is active: our request, or the server's own
+            # response to what the caller said while the agent went on speaking.
+            if error.event_id in (None, ANSWER_ID):
+                self._call.speech.want_response(now)
+            return [note]
+        if error.event_id == ANSWER_ID:
+            commands = [note, *self._call.speech.request_failed(now)]
+            if not benign:
+                commands += self.response_failed(error.code or "", error.message, now)
+            return commands
+        return [note]
