@@ -237,7 +237,7 @@ def seeds(target: str) -> list[bytes]:
             events = b"!l !y !n !u !i !".split()
             return _together(_dumped(MCP_EVENTS), *events) + _together(server)
         case "sip":
-            events = b"!t !a !ir1 !eitem_a1 !b !f !w !h !......... !".split()
+            events = b"!t !a !ir1 !eitem_a1 !b !f !m !mo !l !w !h !......... !".split()
             return _together(_dumped(SIP_EVENTS), *events) + _together(server)
         case "snapshot":
             return [

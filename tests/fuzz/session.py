@@ -6,18 +6,36 @@ operator or the network.
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, cast
 
 from agents import HostedMCPTool
 
 from bridge.agent.approvals import ApprovalRule, Approvals
 from bridge.core import ProtocolError, realtime_events
+from bridge.core.capabilities import SIP
 from bridge.core.commands import Command, End, ToModel, WaitDone
+from bridge.core.conversation import Conversation
+from bridge.core.inputs import (
+    Ask,
+    Begin,
+    Dialled,
+    Edit,
+    EndCall,
+    FromModel,
+    Input,
+    Interrupt,
+    ModelLost,
+    MuteCaller,
+    SetRules,
+    Tell,
+    Tick,
+    ToolRunning,
+    WhenHeard,
+)
 from bridge.core.rules import Prices, Rules
 from bridge.model.hosted_mcp import HostedMcp
 from bridge.model.wire import Wire
-from bridge.sip.sip_talk import SipTalk
 from tests.fuzz.any_call import DOCUMENTED
 from tests.fuzz.texts import lines
 
@@ -169,49 +187,59 @@ class SipCall:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.conversation = SipTalk(RULES, self.now)
+        self.conversation = Conversation(now=self.now, capabilities=SIP)
         self.ended = False
         self.waits = 0
         self.waiting: set[int] = set()
-        self.check(self.conversation.attached(self.now))
+        for given in (Begin(), SetRules(RULES), Dialled(1)):
+            self.feed(given)
+        self.receive('{"type":"session.updated","session":{}}')
+
+    def feed(self, given: Input) -> None:
+        self.check(self.conversation.handle(given, self.now))
 
     def receive(self, text: str) -> None:
         try:
             event = realtime_events.decode(text)
         except ProtocolError:
             return
-        self.check(self.conversation.from_model(event, text, self.now))
+        if not isinstance(event, realtime_events.Other):
+            self.feed(FromModel(1, event))
 
     def act(self, action: str) -> None:
-        action = action.encode(
-            errors="replace"
-        ).decode()  # of the user's code: valid text
-        conversation, now = self.conversation, self.now
-        actions: dict[str, Callable[[], list[Command]]] = {
-            "t": lambda: conversation.tell("system", action, True),
-            "a": conversation.ask,
-            "i": lambda: conversation.interrupt("application", now, action[1:] or None),
-            "e": lambda: conversation.edit([action[1:]], {action[1:]: "other"}),
-            "b": lambda: conversation.busy(+1, now),
-            "f": lambda: conversation.busy(-1, now),
+        # of the user's code: valid text
+        action = action.encode(errors="replace").decode()
+        actions: dict[str, Input] = {
+            "t": Tell("system", action, True),
+            "a": Ask(),
+            "i": Interrupt("application", action[1:] or None),
+            "e": Edit((action[1:],), {action[1:]: "other"}),
+            "b": ToolRunning(+1),
+            "f": ToolRunning(-1),
+            "m": MuteCaller(action[1:] == ""),
+            "l": ModelLost(1, "lost"),
         }
         if action[:1] in actions:
-            self.check(actions[action[:1]]())
+            self.feed(actions[action[:1]])
         elif action[:1] in ("w", "h"):
             self.waits += 1
             self.waiting.add(self.waits)
             then = ("agent", "hung_up") if action[:1] == "h" else None
-            self.check(conversation.when_heard(self.waits, now, then))
+            self.feed(WhenHeard(self.waits, then))
         else:
-            self.now += len(action) ** 2 * 0.05
-            for _ in range(30):
-                due = conversation.deadline
-                if due is None or due > self.now:
-                    break
-                self.check(conversation.tick(max(due, now)))
-                assert conversation.deadline is None or conversation.deadline > due, (
-                    "a clock spins"
-                )
+            self.pass_time(len(action) ** 2 * 0.05)
+
+    def pass_time(self, seconds: float) -> None:
+        until = self.now + seconds
+        for _ in range(30):
+            due = self.conversation.deadline
+            if due is None or due > until:
+                break
+            self.now = max(due, self.now)
+            self.feed(Tick())
+            later = self.conversation.deadline
+            assert later is None or later > due, "a clock spins"
+        self.now = until
 
     def check(self, commands: list[Command]) -> None:
         for command in commands:
@@ -226,7 +254,7 @@ class SipCall:
 
 
 def sip(data: bytes) -> int:
-    """bridge.sip.sip_talk: no exception, for any events in any order."""
+    """The core of a SIP call: no exception, for any events in any order."""
     call, count = SipCall(), 0
     for text in lines(data):
         if text.startswith("!"):
@@ -234,6 +262,6 @@ def sip(data: bytes) -> int:
         else:
             count += 1
             call.receive(text)
-    call.check(call.conversation.end("bridge", "shutdown", call.now))
+    call.feed(EndCall("bridge", "shutdown"))
     assert call.ended and not call.waiting
     return count

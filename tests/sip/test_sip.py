@@ -1,9 +1,10 @@
 """Calls on the Realtime Calls API, from the webhook to the end, over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
 from bridge.call import sip_leg
+from bridge.core.rules import Prices
 from bridge.fleet.memory import MemoryRegistry
 from bridge.http import sip_calls
 from bridge.http.sip_calls import SipCalls, facts_of, number_of
@@ -48,6 +50,7 @@ from bridge.model.calls_api import (
 )
 from bridge.model.session_settings import SessionSettings
 from bridge.model.sip_session import ATTACH_TRIES
+from bridge.privacy.redaction import KEYS, Redaction
 from bridge.records.report import CallReport
 from bridge.sim.model import (
     Behaviour,
@@ -60,6 +63,7 @@ from bridge.sim.model import (
 )
 from bridge.sim.realtime.calls import CallsServer, new_secret
 from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
+from bridge.telemetry.trace import read, replay
 from tests.sim.realtime_client import QUICK, speech
 from tests.support.waiting import until
 
@@ -199,7 +203,7 @@ async def place(
         transfer_prefixes=("+1415",),
         **(limits | dict(conf or {})),
     )
-    functions = {"begin": begin, "report": report}
+    functions: dict[str, Callable[..., Any]] = {"begin": begin, "report": report}
     user_code = UserCode(
         agent, Routes(routes=(route,)), functions=functions, connect=connect
     )
@@ -890,14 +894,24 @@ async def test_a_server_that_closes_ends_the_call() -> None:
         assert (call.state, here.ends) == (SipCallState.ENDED, ["model_closed"])
 
 
-async def test_failed_answers_end_the_call() -> None:
-    """A second response is requested; then the call ends, as the caller hears
-    silence."""
-    async with place(talking([Fail()], [Fail()])) as here:
+async def test_a_failed_answer_is_requested_again() -> None:
+    """The caller gets an answer after two failures, as on a media stream."""
+    failed = Fail("server_error")
+    async with place(talking([failed], [failed], [SayText("Here I am.")])) as here:
+        _, session, _ = await here.talk()
+        await until(lambda: here.said() == ["Here I am."])
+
+        assert [it.status for it in session.responses][:2] == ["failed", "failed"]
+        assert here.types().count("answer_retried") == 2
+
+
+async def test_a_failure_that_no_retry_mends_ends_the_call() -> None:
+    """The caller would hear silence."""
+    async with place(talking([Fail("insufficient_quota")])) as here:
         call, session, _ = await here.talk()
         await here.over()
 
-        assert len(session.responses) == 2
+        assert len(session.responses) == 1
         assert (call.state, here.ends) == (SipCallState.ENDED, ["model_failed"])
 
 
@@ -1215,6 +1229,106 @@ async def test_a_silent_caller_is_asked_then_left() -> None:
 
         assert here.said() == ["Hello?", "Goodbye."]
         assert (call.ended_by, here.ends) == ("api", ["bridge_silent"])
+
+
+# --- what the operator has of a call
+
+
+async def test_a_sip_call_has_a_trace(tmp_path: Path) -> None:
+    """Its replay gives the commands that the call gave."""
+    route = Route(keys={"9": HangUpAction()})
+    conf = {"record_dir": tmp_path}
+    async with place(talking([SayText("Hello.")]), route=route, conf=conf) as here:
+        call, _, _ = await here.talk()
+        await until(lambda: here.said() == ["Hello."])
+        call.press("9")
+        await here.over()
+
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith(f"{call.id}.")
+    pairs = list(replay(path))
+    assert len(pairs) > 10 and all(then == now for then, now in pairs)
+    assert {"to_model", "switch", "pressed", "end"} <= {it["kind"] for it, _ in pairs}
+
+
+async def test_what_a_route_redacts_is_in_no_trace(tmp_path: Path) -> None:
+    """A caller types the number of a card: neither the trace nor the report has it."""
+    route = Route(redact=Redaction(cards=True), silence=None)
+    behaviour = Behaviour(fallback=[SayText("Thank you.")], **QUICK)
+    conf = {"record_dir": tmp_path}
+    async with place(behaviour, greeting="", route=route, conf=conf) as here:
+        call, _, live = await here.talk()
+        for key in "4111111111111111#":
+            call.press(key)
+        await until(lambda: here.said() == ["Thank you."])
+        assert live.facts.call_sid == call.id
+        call.hang_up()
+        await here.over()
+        await until(lambda: bool(here.reports))
+
+    (path,) = tmp_path.iterdir()
+    keys = [it["in"]["event"] for it in read(path) if "event" in it.get("in", {})]
+    pressed = [it["event"] for it in keys if it["type"].endswith("dtmf_event_received")]
+    assert pressed == [KEYS] * 17
+    assert "41111" not in path.read_text() + repr(here.reports)
+    assert all(then == now for then, now in replay(path))
+
+
+async def test_a_sip_call_is_counted_and_reported() -> None:
+    """The metrics count it while it runs and when it has ended; its report has words
+    and usage."""
+    prices = Prices(output_audio=10.0)
+    conf = {"prices": prices, "calls_per_number": 1}
+    async with place(talking([SayText("Hello.")]), conf=conf) as here:
+        call, _, live = await here.talk()
+        await until(lambda: here.said() == ["Hello."])
+        assert here.metric("bridge_calls_active") == 1
+        assert len(await here.services.registry.calls()) == 1
+        live.take_message("Call me back.")
+        call.hang_up()
+        await here.over()
+        await until(lambda: bool(here.reports))
+        again = await here.ring()
+        await again.until(SipCallState.TALKING)
+
+        (report,) = here.reports
+        assert here.metric("bridge_calls_active") == 1
+        assert here.metric("bridge_calls_total", outcome="caller_hung_up") == 1
+        assert (report.call_sid, report.route) == (call.id, "main")
+        assert (report.ended_by, report.ended_why) == ("caller", "hung_up")
+        assert [it.text for it in report.transcript] == ["Hello."]
+        assert report.messages[0].text == "Call me back."
+        assert report.usage.cost > 0 and report.usage.output_tokens > 0
+
+
+async def test_the_log_of_a_sip_call() -> None:
+    """The notes of the core are in the log, with the call's id and without words."""
+    with capture_logs() as lines:
+        async with place(talking([SayText("Hello.")]), HELPFUL) as here:
+            call, _, _ = await here.talk()
+            await until(lambda: here.said() == ["Hello."])
+            call.hang_up()
+            await here.over()
+
+    ours = [it for it in lines if it.get("call_sid") == call.id]
+    names = [it["event"] for it in ours]
+    assert names[0] == "call_started" and names[-1] == "call_ended"
+    assert {"ready", "first_audio", "response_done", "usage", "said"} <= set(names)
+    assert "model_gone" not in names
+    assert "Hello." not in repr(ours)
+
+
+async def test_a_call_that_lasts_too_long_ends_after_a_goodbye() -> None:
+    """The agent gets the time to say it, and the limit is in the metrics."""
+    turns = talking([SayText("Hello.")], [SayText("Goodbye.")])
+    async with place(turns, route=Route(longest_seconds=1.0)) as here:
+        call, _, _ = await here.talk()
+        await call.until(SipCallState.ENDED)
+        await here.over()
+
+        assert here.said() == ["Hello.", "Goodbye."]
+        assert (call.ended_by, here.ends) == ("api", ["bridge_longest"])
+        assert here.metric("bridge_limit_hits_total", limit="longest") == 1
 
 
 # --- headers, urls, the API client

@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from bridge.agent.approvals import Approvals
-from bridge.agent.live import LiveCall
-from bridge.call.leg import Capabilities, LegOwner
+from bridge.agent.live import CallFacts, LiveCall
+from bridge.call.leg import LegOwner
 from bridge.call.stream import Phone
-from bridge.core import twilio_messages
+from bridge.core.capabilities import SIP
 from bridge.core.commands import End
-from bridge.core.inputs import FromPhone
 from bridge.model.session import SessionOwner, SessionPlan
 from bridge.sim.twilio import messages
 
@@ -85,7 +84,8 @@ class MemoryLeg:
     """A leg that has neither audio nor a next step, as a SIP call. It is also the
     session of its call, which ends when the caller hangs up."""
 
-    capabilities = Capabilities()
+    capabilities = SIP
+    refer = None
 
     def __init__(self) -> None:
         self.closed: list[End] = []
@@ -93,9 +93,7 @@ class MemoryLeg:
         self.hung_up = asyncio.Event()
 
     def open(self, owner: LegOwner) -> None:
-        start = messages.start(ACCOUNT_SID, CALL_SID, CALL_SID, {})
-        for text in (messages.CONNECTED, start):
-            owner.feed(FromPhone(twilio_messages.decode(text)))
+        owner.begin(CallFacts(CALL_SID))
 
     def session(
         self,
@@ -128,5 +126,6 @@ class MemoryLeg:
     def interrupted(self, item_id: str, content_index: int) -> None: ...
     def heard(self, item_id: str, content_index: int, text: str) -> None: ...
     def model_event(self, text: str) -> None: ...
+    def mute(self, on: bool) -> None: ...
     def send_raw(self, event: Mapping[str, Any]) -> bool:
         return False
