@@ -450,3 +450,11 @@ def test_hostile_texts_are_redacted_quickly() -> None:
 def test_the_positions_of_card_numbers_are_found() -> None:
     """The log scrubber checks the characters around them, too."""
     assert list(redaction.card_runs(f"a {VISA} b 1234 c {AMEX}")) == [(2, 18), (28, 43)]
+
+
+def test_a_key_of_a_sip_call_is_hidden() -> None:
+    """It comes as an event of the model's server, and may be a digit of a card."""
+    pressed = {"type": "input_audio_buffer.dtmf_event_received", "event": "4"}
+
+    assert CARDS.message(pressed) == pressed | {"event": "[keys]"}
+    assert Redaction().message(pressed) == pressed

