@@ -172,7 +172,7 @@ async def start_services(
         else:
             async with _add_sip_calls(settings, services) as complete:
                 yield complete
-    # Raised here, because the task groups inside would wrap it in an ExceptionGroup.
+    # Raised here, because the task groups above would wrap it in an ExceptionGroup.
     if missing is not None:
         raise missing
 
