@@ -1,9 +1,11 @@
 """Names in the code are the field's standard terms (docs/architecture.md)."""
 
+import ast
 import re
 import tokenize
 from functools import cache
 from pathlib import Path
+from textwrap import indent
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,3 +98,36 @@ def test_the_root_of_the_package_has_few_modules() -> None:
     """A new module belongs into the folder of its subject."""
     modules = {path.name for path in (ROOT / "bridge").glob("*.py")}
     assert modules == {"__init__.py", "__main__.py"}
+
+
+LONGEST_FUNCTION = 50
+"""Lines of a function, with its signature and its docstring."""
+
+
+def long_functions(source: str) -> list[str]:
+    """The functions over the limit, those inside functions and classes included."""
+    return [
+        f"{node.lineno}: {node.name} has {lines} lines"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (lines := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
+    ]
+
+
+def test_every_function_fits_on_a_screen() -> None:
+    """A function that a reader cannot see as a whole has parts that deserve a name."""
+    found = [
+        f"{path.relative_to(ROOT)}:{it}"
+        for folder in ("bridge", "twiml")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for it in long_functions(path.read_text("utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_a_long_function_is_noticed() -> None:
+    body = "    pass\n" * (LONGEST_FUNCTION - 1)
+    method = "class A:\n" + indent(f"async def long():\n{body}    pass\n", "    ")
+
+    assert not long_functions(f"def short():\n{body}")
+    assert long_functions(method) == ["2: long has 51 lines"]

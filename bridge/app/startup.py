@@ -100,18 +100,11 @@ def load_user_code(settings: Settings, agent: str | None = None) -> UserCode:
 
 
 @asynccontextmanager
-async def start_services(
+async def _open_services(
     settings: Settings, user_code: UserCode, model_url: str
 ) -> AsyncIterator[Services]:
-    """The Services, which work while the context is open. `model_url` is the resolved
-    address of the model (the settings may say `local`). McpUnavailable if an agent's
-    MCP server cannot be reached."""
-    if settings.openai_api_key is not None:
-        # Text agents that tools run need the key, too. A key that stands only in .env
-        # is not in the environment, where the SDK looks for it.
-        set_default_openai_key(settings.openai_api_key.get_secret_value())
+    """The Services with the connections, tasks and threads that they need."""
     secret = settings.report_secret
-    missing: McpUnavailable | None = None
     capacity = Capacity(settings.max_calls)
     metrics = Metrics()
     metrics.calls_limit.set(settings.max_calls)
@@ -125,7 +118,7 @@ async def start_services(
         reporting(_quotas(settings, registry, metrics)) as quotas,
         retention.delete_expired(settings.record_dir, settings.record_days),
     ):
-        services = Services(
+        yield Services(
             source=user_code.source,
             target=model_target(settings, model_url, user_code.connect),
             greeting=settings.greeting or None,
@@ -145,22 +138,29 @@ async def start_services(
             account_sid=settings.twilio_account_sid,
             capacity=capacity,
             quotas=quotas,
-            ceilings=Ceilings(
-                longest_seconds=settings.longest_seconds,
-                cost=settings.cost_per_call or None,
-                prices=settings.prices,
-            ),
+            ceilings=_ceilings_of(settings),
             transfer_prefixes=settings.transfer_prefixes,
             outbound_number=settings.outbound_number or "",
             limits=limits_of(settings),
-            bounds=Bounds(
-                messages_per_second=settings.messages_per_second,
-                audio_held_seconds=settings.audio_held_seconds,
-                audio_ahead_seconds=settings.audio_ahead_seconds,
-            ),
+            bounds=_bounds_of(settings),
         )
+
+
+@asynccontextmanager
+async def start_services(
+    settings: Settings, user_code: UserCode, model_url: str
+) -> AsyncIterator[Services]:
+    """The Services, which work while the context is open. `model_url` is the resolved
+    address of the model (the settings may say `local`). McpUnavailable if an agent's
+    MCP server cannot be reached."""
+    if settings.openai_api_key is not None:
+        # Text agents that tools run need the key, too. A key that stands only in .env
+        # is not in the environment, where the SDK looks for it.
+        set_default_openai_key(settings.openai_api_key.get_secret_value())
+    missing: McpUnavailable | None = None
+    async with _open_services(settings, user_code, model_url) as services:
         try:
-            await _connect_mcp_servers(user_code, mcp)
+            await _connect_mcp_servers(user_code, services.local_mcp)
         except McpUnavailable as error:
             missing = error
         else:
@@ -173,6 +173,22 @@ async def start_services(
 def limits_of(settings: Settings) -> Limits:
     return Limits(
         **{field.name: getattr(settings, field.name) for field in fields(Limits)}
+    )
+
+
+def _bounds_of(settings: Settings) -> Bounds:
+    return Bounds(
+        messages_per_second=settings.messages_per_second,
+        audio_held_seconds=settings.audio_held_seconds,
+        audio_ahead_seconds=settings.audio_ahead_seconds,
+    )
+
+
+def _ceilings_of(settings: Settings) -> Ceilings:
+    return Ceilings(
+        longest_seconds=settings.longest_seconds,
+        cost=settings.cost_per_call or None,
+        prices=settings.prices,
     )
 
 

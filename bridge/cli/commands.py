@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bridge.app.startup import UserCode
     from bridge.fleet import Registry
     from bridge.sim import load
+    from bridge.sim.twilio.record import CallRecord
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,6 +69,9 @@ out, err = Console(), Console(stderr=True)
 AgentOption = Annotated[
     str | None,
     typer.Option(help="package.module:name or file.py:name, instead of BRIDGE_AGENT"),
+]
+DialledOption = Annotated[
+    str, typer.Option(help="the number that is dialled; it selects the route")
 ]
 
 
@@ -126,9 +130,7 @@ def demo(
     routes: Annotated[
         Path | None, typer.Option(help="a routes file; it or --agent names the agent")
     ] = None,
-    to: Annotated[
-        str, typer.Option(help="the number that is dialled; it selects the route")
-    ] = "+15557650002",
+    to: DialledOption = "+15557650002",
     folder: Annotated[Path, typer.Option(help="folder for the recording")] = Path(
         "calls"
     ),
@@ -190,11 +192,8 @@ def place_call(
 
     The bridge needs BRIDGE_API_TOKEN, TWILIO_ACCOUNT_SID and BRIDGE_OUTBOUND_PREFIXES.
     """
-    from bridge.http.api import client
-
     conf = _settings()
-    if conf.api_token is None:
-        _stop_with("BRIDGE_API_TOKEN is not set: set it here and for the bridge")
+    token = _api_token(conf)
     wanted = {
         "to": number,
         "from": caller_id,
@@ -205,13 +204,24 @@ def place_call(
         "parameters": _parameters(parameter or []),
         "ring_seconds": ring_seconds,
     }
+    out.print(_request_call(url or _local_url(conf), token, wanted))
+
+
+def _api_token(conf: Settings) -> str:
+    if conf.api_token is None:
+        _stop_with("BRIDGE_API_TOKEN is not set: set it here and for the bridge")
+    return conf.api_token.get_secret_value()
+
+
+def _request_call(url: str, token: str, wanted: dict[str, Any]) -> str:
+    """Asks the bridge at `url` to place a call. The call's SID."""
+    from bridge.http.api import client
+
     body = {name: value for name, value in wanted.items() if value is not None}
-    token = conf.api_token.get_secret_value()
     try:
-        sid = _run(client.place_call(url or _local_url(conf), token, body))
+        return _run(client.place_call(url, token, body))
     except client.ApiError as error:
         _stop_with(str(error))
-    out.print(sid)
 
 
 @app.command()
@@ -442,9 +452,7 @@ def sim_call(
     wav: Annotated[
         Path | None, typer.Option(help="file for the audio of both sides")
     ] = None,
-    to: Annotated[
-        str, typer.Option(help="the number that is dialled; it selects the route")
-    ] = "+15557650002",
+    to: DialledOption = "+15557650002",
     caller_id: Annotated[
         str | None, typer.Option("--from", help="the caller's number; default: any")
     ] = None,
@@ -481,6 +489,12 @@ def sim_call(
         _stop_with(f"The call failed: {record.error}")
     if wav:
         record.write_wav(wav)
+    _report_call(record)
+
+
+def _report_call(record: "CallRecord") -> None:
+    """Prints how the call went. Stops if the caller did not hear the agent to the
+    end."""
     out.print(
         f"The call was ended by the {record.ended_by}: "
         f"{len(record.heard) / 8000:.1f} s of the agent heard, "

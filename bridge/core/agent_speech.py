@@ -4,8 +4,6 @@ PURE. responses.py says which response may be requested, spoken_items.py what th
 heard; this module puts both together and sends.
 """
 
-import math
-
 from bridge.audio import g711
 from bridge.core import realtime_events, realtime_requests, twilio_messages
 from bridge.core.commands import (
@@ -216,10 +214,6 @@ class AgentSpeech(CallSpeech):
     def give_up_late_fences(self, now: float) -> list[Command]:
         settled = self._items.settle_late_fences(now)
         return settled + self.request_if_free(now) if settled else []
-
-    def settle_cuts(self, now: float) -> list[Command]:
-        self.responses.progress = now
-        return self._items.settle_late_fences(math.inf)
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
         clear = clears and not self.playback.idle

@@ -124,9 +124,7 @@ class CallState:
         return self.endings.finish(outstanding, now)
 
     def end(self, by: str, why: str, now: float) -> list[Command]:
-        """Ends the call. Only the first end counts."""
-        if self.ended:
-            return []
+        """Ends the call; called once."""
         activity = self.activity
         self.ended_quietly = activity.is_settled(activity.outstanding, now)
         self.ended = True

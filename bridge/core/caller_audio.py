@@ -209,11 +209,8 @@ class CallerAudio:
     @property
     def stalls_at(self) -> float | None:
         """When silence must be sent, if no frame arrives before."""
-        if not self.speaking or self._stalled_ms >= MAX_GAP_MS:
-            return None
-        if not self._passes_here:
-            return None
-        return self._last_frame_at + STALL_SECONDS
+        stalls = self.speaking and self._passes_here and self._stalled_ms < MAX_GAP_MS
+        return self._last_frame_at + STALL_SECONDS if stalls else None
 
     def fill_stall_if_due(self, now: float) -> list[Command]:
         """If no frame arrived while the caller speaks: sends silence."""

@@ -256,8 +256,6 @@ class Conversation:
         return commands
 
     def _sessions_due(self, now: float) -> list[Command]:
-        if not self._call.started:
-            return []
         commands = self._call.model.tick(now)
         if self._call.sessions.take_comfort_tone(now) and self._phone:
             commands += self._phone.comfort_tone(now)

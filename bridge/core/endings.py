@@ -90,10 +90,9 @@ class Endings:
         self, given: WhenHeard, now: float, *, caller_interrupts: bool
     ) -> list[Command]:
         """`caller_interrupts`: the caller speaks, and that stops the agent."""
-        if caller_interrupts and given.stoppable:
-            nothing = self._activity.outstanding.nothing
-            if given.then is not None or not nothing:
-                return [WaitDone(given.wait, False)]
+        speaks = caller_interrupts and given.stoppable
+        if speaks and (given.then or not self._activity.outstanding.nothing):
+            return [WaitDone(given.wait, False)]
         wait = Wait(given.wait, now, given.then, given.stoppable)
         return [] if self.waits.add(wait) else [WaitDone(given.wait, False)]
 

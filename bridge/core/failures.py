@@ -23,26 +23,30 @@ class Failures:
     def __init__(self, call: CallState) -> None:
         self._call = call
 
-    def response_failed(
-        self, code: str, message: str | None, now: float
-    ) -> list[Command]:
-        """A response that the caller waits for failed: requests it again, later if the
-        server asks for that; ends the call if no retry can succeed in time."""
+    def retry(self, code: str, message: str | None, now: float) -> Note | None:
+        """A response that the caller waits for failed: another one is wanted, later if
+        the server asks for that. None: no retry can succeed in time, so the call must
+        end."""
         if code in errors.FATAL_CODES:
-            return self._call.end("model", "failed", now)
+            return None
         after, rate_limit = errors.retry_after(message), code == errors.RATE_LIMIT
         wait = self._call.responses.retry(after, rate_limit=rate_limit, now=now)
         if wait is None:
-            return self._call.end("model", "failed", now)
-        retried: list[Command] = [Note(RETRIED, {"seconds": wait})]
-        if self._call.responses.is_requested:
-            return retried
-        if self._call.caller.speaking and self._call.model.server_responds:
-            return retried  # the server responds at the end of the turn
-        self._call.responses.want(now, now + wait if wait else NOW)
-        if self._call.responses.unanswered:
-            return retried  # the server is about to begin a response by itself
-        return retried + self._call.speech.request_if_free(now)
+            return None
+        if not self._server_answers:
+            self._call.responses.want(now, now + wait if wait else NOW)
+        return Note(RETRIED, {"seconds": wait})
+
+    @property
+    def _server_answers(self) -> bool:
+        """The caller has spoken, or speaks: the server answers that by itself, and a
+        retry would be a second answer."""
+        speaks = self._call.caller.speaking and self._call.model.server_responds
+        return speaks or self._call.responses.unanswered
+
+    def end(self, now: float) -> list[Command]:
+        """Ends the call after `retry` has returned None."""
+        return self._call.end("model", "failed", now)
 
     def error(self, error: realtime_events.ErrorDetails, now: float) -> list[Command]:
         """An error of the server."""
@@ -71,8 +75,11 @@ class Failures:
                 self._call.speech.want_response(now)
             return [note]
         if error.event_id == ANSWER_ID:
-            commands = [note, *self._call.speech.request_failed(now)]
-            if not benign:
-                commands += self.response_failed(error.code or "", error.message, now)
-            return commands
+            if benign:
+                return [note, *self._call.speech.request_failed(now)]
+            self._call.responses.request_failed()
+            retried = self.retry(error.code or "", error.message, now)
+            if retried is None:
+                return [note, *self.end(now)]
+            return [note, retried, *self._call.speech.request_if_free(now)]
         return [note]

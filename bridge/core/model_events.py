@@ -139,11 +139,13 @@ class ModelEvents:
         known = self._call.responses.get(response.id)
         sounded = known is not None and known.sent_audio
         lost = wanted and errors.is_lost(response.status, sounded=sounded)
-        completed = response.status in ("completed", None)
+        status, why = response.status, errors.short(response.why)
+        # Before the response ends: the next one must not be requested too early.
+        retried = self._failures.retry(why, response.message, now) if lost else None
+        completed = status in ("completed", None)
         commands = self._call.speech.response_done(
             response.id, now, completed=completed
         )
-        status, why = response.status, errors.short(response.why)
         commands.append(
             Note("response_done", {"response": response.id, "status": status})
         )
@@ -157,8 +159,7 @@ class ModelEvents:
             self._call.responses.succeeded()
         if lost:
             commands.append(Note("answer_failed", {"why": why}))
-            failed = self._failures.response_failed(why, response.message, now)
-            return commands + failed
+            return commands + ([retried] if retried else self._failures.end(now))
         return commands + self._call.endings.apply_limits(now)
 
     def _used(self, usage: Usage) -> Note:

@@ -4,6 +4,7 @@ PURE. A session that replaces another one gets the conversation so far (replay.p
 the model has not confirmed (outbox.py), and the caller's audio that was held.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from bridge.core import realtime_events, realtime_requests
@@ -206,7 +207,8 @@ class ModelSide:
     ) -> list[Command]:
         resumes = self._sessions.had_session
         # Cuts are settled first: the replay tells the session what was heard.
-        settled = self._speech.settle_cuts(now) if resumes else []
+        settled = self._speech.give_up_late_fences(math.inf) if resumes else []
+        self._responses.progress = now
         replaced = self._capabilities.replaces_sessions
         self._sessions.began(now, self.rules.session_seconds if replaced else None)
         commands: list[Command]

@@ -87,14 +87,12 @@ class SipSpeech(CallSpeech):
 
     def playout(self, event: realtime_events.Playout, now: float) -> list[Command]:
         self.responses.progress = now
-        match event:
-            case realtime_events.PlayoutStarted(response_id):
-                return self._started(response_id, now)
-            case realtime_events.PlayoutStopped(response_id):
-                played = self._played.pop(response_id, None)
-                return self._record(played.words if played else {}, None)
-            case realtime_events.PlayoutCleared(response_id):
-                return self._cleared(response_id, now)
+        if isinstance(event, realtime_events.PlayoutStarted):
+            return self._started(event.response_id, now)
+        if isinstance(event, realtime_events.PlayoutCleared):
+            return self._cleared(event.response_id, now)
+        played = self._played.pop(event.response_id, None)
+        return self._record(played.words if played else {}, None)
 
     def _started(self, response_id: str, now: float) -> list[Command]:
         played = self._played.get(response_id)

@@ -226,12 +226,7 @@ class CallSpeech(ABC):
         return None
 
     def give_up_late_fences(self, now: float) -> list[Command]:
-        """Settles every cut whose fence is late."""
-        return []
-
-    def settle_cuts(self, now: float) -> list[Command]:
-        """Another session is about to be given the history: settles all cuts, without
-        waiting for their fences."""
+        """Settles every cut whose fence is late at `now`."""
         return []
 
     # --- only where the server plays the audio ---

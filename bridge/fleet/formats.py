@@ -42,8 +42,8 @@ beat. From then on
 * they write the snapshots of their running calls again, in the older format
   (bridge/call/checkpoint.py);
 * they move every stored value that has a name of the newer format to the name of the
-  older one, and rewrite snapshots in the older format (`rewritten`; redis.py). Values
-  of calls that have no instance at that moment are moved, too.
+  older one, and rewrite snapshots in the older format (`rewritten`; fleet_format.py).
+  Values of calls that have no instance at that moment are moved, too.
 
 Until that beat (2 s) the older instance does not see values that only have a new name.
 It reads what its own name has instead: nothing, or the value from before the upgrade;

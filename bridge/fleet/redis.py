@@ -2,7 +2,8 @@
 
 While Redis cannot be reached nothing raises: an instance goes on with what it has
 written itself, and writes that again when Redis is back, also if Redis is empty then.
-keys.py describes the keys. This module decides nothing about a call.
+keys.py describes the keys, fleet_format.py gives their names in the format in use. This
+module decides nothing about a call.
 """
 
 import asyncio
@@ -12,15 +13,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError
 
 from bridge.core import UNREADABLE
 from bridge.fleet import (
@@ -32,8 +31,10 @@ from bridge.fleet import (
     formats,
     keys,
 )
+from bridge.fleet.fleet_format import FleetFormat
 from bridge.fleet.memory import NEXT_STEP_SECONDS, Members
 from bridge.fleet.redis_address import redis_address
+from bridge.fleet.redis_client import FAILURES, parts, reason_of, redis_client
 from bridge.fleet.written_values import (
     Counts,
     StoredValue,
@@ -45,8 +46,6 @@ from bridge.fleet.written_values import (
 
 log = structlog.get_logger()
 
-_T = TypeVar("_T")
-
 TAIL_SECONDS = 3.0
 """A Redis that crashes may lose the writes of its last second or two, even with a disk:
 an instance that finds it again repeats its writes of this time."""
@@ -56,14 +55,9 @@ STEADY_SECONDS, LONGEST_PROBE_SECONDS = 3.0, 2.0
 attempt doubles, up to LONGEST_PROBE_SECONDS: it bounds the log lines. That is less than
 `Timing.wait`, so a reader that waits for Redis sees at least one attempt."""
 
-CONNECTIONS = 16
 CHUNK_CALLS = 200
-CHUNK_KEYS = 50
 CHUNK_BYTES = 256 * 1024
 """In one request; a larger one would block Redis for milliseconds."""
-
-SCAN_KEYS = 1000
-"""Keys that Redis looks at for one answer of SCAN."""
 
 MAX_TAKEN = 1000
 """Streams that are remembered as taken over from."""
@@ -91,10 +85,6 @@ class Timing:
 
 class _Unavailable(Exception):
     """Redis has not answered. Does not leave this module."""
-
-
-_FAILURES = (RedisError, OSError, TimeoutError)
-"""Redis cannot be reached or used: full, loading, read-only."""
 
 
 @dataclass(slots=True)
@@ -127,7 +117,7 @@ async def redis_registry(
     ended without leaving, on one of the other instances.
     """
     timing = timing or Timing()
-    client, place = _client(url, timing.limit), redis_address(url)
+    client, place = redis_client(url, timing.limit), redis_address(url)
     registry = RedisRegistry(client, place, load, on_up, on_lost, timing)
     async with asyncio.TaskGroup() as tasks:
         running = [
@@ -186,18 +176,13 @@ class RedisRegistry:
         self._members = Members(time.monotonic)
         """Members that this instance has added; they decide while Redis is away."""
         self._others: dict[str, InstanceLoad] = {}
-        self._format = formats.OLDEST
-        """The format to write; the oldest one until the other instances are known."""
-        self._format_changed = asyncio.Event()
-        self._formats_differ = False
-        """Live instances announce different formats."""
-        self._differ_since = 0.0
         self._era: bytes | None = None
         self._clock: tuple[float, float] | None = None
         """The clock of Redis minus the monotonic clock, in ms: at least and at most."""
         self._up = False
         self._back = asyncio.Event()
         """As `_up`, for tasks that wait."""
+        self._format = FleetFormat(client, timing.limit, timing.beat, self._back)
         self._generation = 0
         """Number of the connection: a failure of an older connection must not mark this
         one as down."""
@@ -235,7 +220,7 @@ class RedisRegistry:
             self._taken.pop(stream, None)
             return
         lease = self._leases.pop(sid, None) or _Lease(entry, entry.started_at, None)
-        value = formats.encode(next_step, self._format) if next_step else None
+        value = formats.encode(next_step, self._format.current) if next_step else None
         now = self._written.keep(keys.NEXT + sid, value, NEXT_STEP_SECONDS).stamp
         # The leases of earlier ones have expired in Redis.
         over = now - _us(self._timing.lease)
@@ -262,7 +247,7 @@ class RedisRegistry:
     async def put(self, name: str, value: bytes, seconds: float) -> None:
         key = keys.STORE + name
         text = self._written.keep(key, value, seconds).text
-        stored_as = keys.names(key, self._format)[0]
+        stored_as = self._format.names(key)[0]
         with suppress(_Unavailable):  # written when Redis is back
             await self._ask(
                 lambda: self._script(keys.PUT, [stored_as], [text, _ms(seconds)])
@@ -275,7 +260,7 @@ class RedisRegistry:
             await self._ask(lambda: self._write_tombstone(key, text))
 
     async def _write_tombstone(self, key: str, text: bytes) -> None:
-        for stored_as in keys.names(key, self._format):
+        for stored_as in self._format.names(key):
             await self._script(keys.PUT, [stored_as], [text, _POPPED_MS])
 
     async def get(self, name: str) -> bytes | None:
@@ -288,7 +273,7 @@ class RedisRegistry:
             key,
             lambda: self._script(
                 keys.POP,
-                [popped, *keys.names(key, self._format)],
+                [popped, *self._format.names(key)],
                 [self._written.stamp(), _POPPED_MS],
             ),
         )
@@ -308,8 +293,8 @@ class RedisRegistry:
             first = await self._ask(
                 lambda: self._script(
                     keys.SET_IF_ABSENT,
-                    keys.names(key, self._format),
-                    [text, ttl, len(keys.claimed(key, self._format))],
+                    self._format.names(key),
+                    [text, ttl, len(self._format.claimed(key))],
                 )
             )
         except _Unavailable:
@@ -330,7 +315,7 @@ class RedisRegistry:
             total, left = await self._ask(
                 lambda: self._script(
                     keys.COUNT,
-                    keys.claimed(key, self._format),
+                    self._format.claimed(key),
                     [adding, own.known, left, _ms(seconds)],
                 )
             )
@@ -351,7 +336,7 @@ class RedisRegistry:
             added = await self._ask(
                 lambda: self._script(
                     keys.ACQUIRE,
-                    keys.claimed(keys.MEMBERS + name, self._format),
+                    self._format.claimed(keys.MEMBERS + name),
                     [member, _ms(seconds), "" if limit is None else limit],
                 )
             )
@@ -366,7 +351,7 @@ class RedisRegistry:
 
     async def _remove(self, key: str, member: str) -> None:
         pipe = self._redis.pipeline()
-        for stored_as in keys.names(key, self._format):
+        for stored_as in self._format.names(key):
             pipe.zrem(stored_as, member)
         await pipe.execute()
 
@@ -391,7 +376,7 @@ class RedisRegistry:
         return self._up
 
     def format(self) -> int:
-        return self._format
+        return self._format.current
 
     # --- asking Redis, or going on without it ---
 
@@ -404,7 +389,7 @@ class RedisRegistry:
         try:
             async with asyncio.timeout(self._timing.limit):
                 return await question()
-        except _FAILURES as error:
+        except FAILURES as error:
             if generation == self._generation:
                 self._lost(error)
             raise _Unavailable from error
@@ -453,7 +438,7 @@ class RedisRegistry:
 
     async def _newest(self, key: str) -> bytes | None:
         """The text of a key that has a name in each format."""
-        texts = await self._redis.mget(keys.names(key, self._format))
+        texts = await self._redis.mget(self._format.names(key))
         return newest(texts)
 
     async def _script(
@@ -524,7 +509,7 @@ class RedisRegistry:
         listed: list[bytes] = await self._redis.zrange(keys.CALLS, 0, -1)
         sids = [sid.decode() for sid in listed]
         found: dict[str, CallEntry] = {}
-        for some in _parts(sids, CHUNK_CALLS):
+        for some in parts(sids, CHUNK_CALLS):
             names = [keys.CALL + sid for sid in some]
             pipe = self._redis.pipeline(transaction=False)
             for name in names:
@@ -548,7 +533,7 @@ class RedisRegistry:
             generation = self._generation
             try:
                 await self._connect()
-            except _FAILURES as error:
+            except FAILURES as error:
                 self._lost(error)
             if generation != self._generation:  # Redis was reached meanwhile
                 if self._lasted > STEADY_SECONDS:
@@ -557,13 +542,17 @@ class RedisRegistry:
                 pause = min(2 * pause, LONGEST_PROBE_SECONDS)
             await asyncio.sleep(pause)
 
+    async def follow_format(self) -> None:
+        """Keeps stored values under the names of the format in use. Does not return."""
+        await self._format.follow()
+
     async def leave(self) -> None:
         """Tells the other instances, which would otherwise wait for the beat."""
         # Also if no answer has come yet: Redis may have read the first beat.
-        with suppress(*_FAILURES):  # then they notice without it
+        with suppress(*FAILURES):  # then they notice without it
             async with asyncio.timeout(self._timing.limit):
                 await self._redis.hdel(keys.INSTANCES, self.id)
-        with suppress(*_FAILURES):  # the connections are dropped in any case
+        with suppress(*FAILURES):  # the connections are dropped in any case
             async with asyncio.timeout(self._timing.limit):
                 await self._redis.aclose()
                 await asyncio.sleep(0)  # the loop closes sockets in its next turn
@@ -585,7 +574,7 @@ class RedisRegistry:
                 await self._receive(messages)
         finally:
             self._session = None
-            with suppress(*_FAILURES):  # the connection is dropped in any case
+            with suppress(*FAILURES):  # the connection is dropped in any case
                 async with asyncio.timeout(limit):
                     await messages.aclose()
 
@@ -631,41 +620,13 @@ class RedisRegistry:
             self._on_lost()
         loads = {name: _load(text) for name, text in beats.items()}
         self._others = {name: it for name, it in loads.items() if it}
-        self._note_formats([formats.announced(text) for text in beats.values()])
+        self._format.note([formats.announced(text) for text in beats.values()])
         emptied, self._era = self._era not in (None, found), found
         # While Redis is up, a lease that is not held is about to be written.
         leases = [it for it in self._leases.values() if it.held or not self._up]
-        for some in _parts(leases, CHUNK_CALLS):
+        for some in parts(leases, CHUNK_CALLS):
             await self._renew(some)
         return emptied
-
-    def _note_formats(self, others: Sequence[int]) -> None:
-        """Sets the format to write from those that the other instances announce. One
-        line in the log when the formats begin to differ, one when they agree again."""
-        format = formats.common(others)
-        if format != self._format:
-            self._format = format
-            self._format_changed.set()
-        announced = (formats.FORMAT, *others)
-        low, high = min(announced), max(announced)
-        differ = low != high
-        if differ == self._formats_differ:
-            return
-        now = time.monotonic()
-        if differ:
-            # A version reads its own format and the one before.
-            write = log.info if high - low == 1 else log.warning
-            write(
-                "fleet_formats_differ",
-                oldest=low,
-                newest=high,
-                writes=self._format,
-            )
-            self._differ_since = now
-        else:
-            seconds = round(now - self._differ_since, 3)
-            log.info("fleet_formats_agree", format=high, seconds=seconds)
-        self._formats_differ = differ
 
     async def _renew(self, leases: Sequence[_Lease]) -> None:
         """Renews the leases. If another stream has a call, the message about its
@@ -719,88 +680,16 @@ class RedisRegistry:
             if kept.value is None:
                 left = min(left, keys.POPPED_SECONDS)
             if kept.claim:
-                names = keys.claimed(key, self._format)
+                names = self._format.claimed(key)
             else:
-                names = keys.names(key, self._format)[:1]
-            text = self._as_written(key, kept.text)
+                names = self._format.names(key)[:1]
+            text = self._format.as_written(key, kept.text)
             for stored_as in names:
                 pipe.execute_command(
                     "EVALSHA", keys.PUT.sha, 1, stored_as, text, _ms(left)
                 )
         async with asyncio.timeout(self._timing.limit):
             await pipe.execute()
-
-    # --- names of two formats (keys.py) ---
-
-    async def follow_format(self) -> None:
-        """Copies stored values to the names of the format in use, when that changes and
-        when Redis is reached. Does not return."""
-        while True:
-            await self._format_changed.wait()
-            self._format_changed.clear()
-            # The second pass is for values that were being written during the first.
-            passes, failures = 2, 0
-            while passes:
-                await self._back.wait()
-                try:
-                    copied = await self._copy_values()
-                except _FAILURES as error:
-                    failures += 1
-                    if failures == 2:  # the loss of Redis is logged elsewhere
-                        log.warning("fleet_values_not_copied", why=_why(error))
-                else:
-                    passes -= 1
-                    if copied:
-                        format = self._format
-                        log.info("fleet_values_copied", values=copied, format=format)
-                await asyncio.sleep(self._timing.beat)
-
-    async def _copy_values(self) -> int:
-        """The number of values that got the name of the format in use."""
-        to = self._format
-        prefix = keys.STORE if to == 1 else keys.STORE_1
-        cursor, copied = 0, 0
-        async with asyncio.timeout(self._timing.limit):
-            await self._redis.script_load(keys.COPY.text)
-        while True:
-            async with asyncio.timeout(self._timing.limit):
-                cursor, found = await self._redis.scan(
-                    cursor, match=f"{prefix}*", count=SCAN_KEYS
-                )
-            # The bridge's names are UTF-8. A name of another program may be anything.
-            names = [name.decode(errors="ignore") for name in found]
-            for some in _parts(names, CHUNK_KEYS):
-                copied += await self._copy(some, to)
-            if not int(cursor):
-                return copied
-
-    async def _copy(self, sources: Sequence[str], to: int) -> int:
-        pipe = self._redis.pipeline(transaction=False)
-        for source in sources:
-            pipe.get(source)
-            pipe.pttl(source)
-        async with asyncio.timeout(self._timing.limit):
-            found = _of_strings(await pipe.execute(raise_on_error=False))
-        how = "move" if to == 1 else "copy"
-        for source, text, left in zip(sources, found[::2], found[1::2], strict=True):
-            if text is None or left <= 0:
-                continue  # popped or expired meanwhile, or not a value of the bridge
-            key = source if to == 1 else keys.from_format_1(source)
-            target = keys.names(key, to)[0]
-            written = self._as_written(key, text)
-            pipe.execute_command(
-                "EVALSHA", keys.COPY.sha, 2, target, source, written, left, how
-            )
-        async with asyncio.timeout(self._timing.limit):
-            return sum(filter(None, _of_strings(await pipe.execute(False))))
-
-    def _as_written(self, key: str, text: bytes) -> bytes:
-        """The text of a key as the format in use has it."""
-        value = value_of(text)
-        if value is None or not key.startswith(keys.SNAPSHOT):
-            return text
-        rewritten = formats.rewritten(value, "CallSnapshot", self._format)
-        return text.removesuffix(value) + rewritten
 
     # --- state of the connection, and messages ---
 
@@ -814,7 +703,7 @@ class RedisRegistry:
         self._generation += 1
         self._session = session
         self._back.set()
-        self._format_changed.set()
+        self._format.redis_found()
         self.tried.set()
         self._on_up(True)
 
@@ -835,7 +724,7 @@ class RedisRegistry:
             self._session = None
         self.tried.set()
         self._on_up(False)
-        log.warning("redis_lost", at=self._place, why=_why(error))
+        log.warning("redis_lost", at=self._place, why=reason_of(error))
 
     def _read_message(self, data: bytes) -> None:
         try:
@@ -870,22 +759,6 @@ class RedisRegistry:
             subscriber(call_sid, message)
 
 
-def _client(url: str, limit: float) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=CONNECTIONS,
-        timeout=limit,
-        # None: on Python 3.11 this timeout may swallow a cancellation. This module has
-        # a timeout around every request.
-        socket_timeout=None,
-        socket_connect_timeout=limit,
-        protocol=2,
-        # No retry: an instance goes on without Redis before a caller notices.
-        retry=Retry(NoBackoff(), 0),
-    )
-    return Redis.from_pool(pool)
-
-
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
@@ -902,29 +775,6 @@ def _load(text: bytes) -> InstanceLoad | None:
         return msgspec.json.decode(text, type=InstanceLoad)
     except UNREADABLE:  # of another version of the bridge
         return None
-
-
-def _why(error: BaseException) -> str:
-    """A reason that an operator can look up; never a url."""
-    if type(error) is ResponseError:
-        # OOM, MISCONF, NOPERM ... An error in a pipeline has the command before it.
-        return str(error).rpartition("caused error: ")[2].partition(" ")[0]
-    if isinstance(error.__cause__, OSError):
-        error = error.__cause__
-    return type(error).__name__
-
-
-def _of_strings(answers: Sequence[Any]) -> list[Any]:
-    """The answers of a pipeline; None for a key that is not a string: it belongs to
-    another program, and the other keys must not wait for it. Raises other errors."""
-    for answer in answers:
-        if isinstance(answer, RedisError) and "WRONGTYPE" not in str(answer):
-            raise answer
-    return [None if isinstance(it, RedisError) else it for it in answers]
-
-
-def _parts(things: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
-    return (things[at : at + size] for at in range(0, len(things), size))
 
 
 def _chunks(

@@ -23,19 +23,16 @@ from websockets.frames import CloseCode
 
 from bridge.core import ProtocolError, errors, realtime_events
 from bridge.core.limits import MessageRate
+from bridge.model.sdk_events import (
+    EVENTS_BEFORE_YIELD,
+    MAX_WAITING_CHARS,
+    SdkEvents,
+)
 from bridge.model.transcode import ModelAudio
 
 MAX_OUT = 2000
 """Limit of events queued for sending: 40 s of frames, twice the caller audio that is
 held."""
-
-MAX_TO_SDK = 2000
-"""Limit of events queued for the SDK. Ten responses have a few hundred events; if more
-than this limit wait, the SDK is stuck."""
-
-MAX_WAITING_CHARS = 32 * 1024 * 1024
-"""Limit of characters in the queue for sending, and in the queue for the SDK. At most
-15 MB are sent to a new session: history, tool results, a minute of caller audio."""
 
 MAX_EVENT_CHARS = 2 * 1024 * 1024
 """Largest event that is decoded: decoding a larger one would delay all calls. An echoed
@@ -55,10 +52,6 @@ MAX_PARTS = 5000
 
 PARTS_PER_EVENT = 10
 """This many list elements count as one more event against EVENTS_PER_SECOND."""
-
-EVENTS_BEFORE_YIELD = 20
-"""Events handled before the event loop serves other calls: a server that sends a
-thousand events in one packet does not delay the other calls."""
 
 SEND_SECONDS = 10.0
 """A socket that accepts no data for this time counts as lost."""
@@ -90,13 +83,6 @@ KNOWN_TYPES = _known_types()
 JITTER_SECONDS = 0.15
 """Longest random delay of a redial: calls that lose the same model do not redial at the
 same moment."""
-
-MAX_KNOWN = 2000
-"""Limit of item ids that are remembered because the SDK has seen the items. Items of a
-new session with these ids are hidden from the SDK."""
-
-MAX_OPEN = 64
-"""Limit of responses that are in progress for the SDK; normally there is one."""
 
 MAX_UPDATES = 16
 """Limit of session updates that are sent again to the next session."""
@@ -281,7 +267,6 @@ class Wire:
         self._sets_format = sets_format
         self._on_lost = on_lost or owner.model_lost
         self._shape = shape
-        self._on_interrupted = on_interrupted
         self.on_sent = on_sent
         """Called with the seconds that the last event was queued before it was sent."""
         self._connection: ModelConnection | None = None
@@ -294,22 +279,11 @@ class Wire:
         """The newest session updates, which the server may still refuse; sent after
         `_settled`."""
         self._serial = 0
-        self._to_sdk: asyncio.Queue[str | tuple[str, int] | None] = asyncio.Queue()
-        self._to_sdk_chars = 0
-        self._given = 0
-        """Events that the SDK has received."""
+        self._sdk_events = SdkEvents(on_interrupted, owner.model_stuck)
         self._events = MessageRate(EVENTS_PER_SECOND, FLOOD_SECONDS)
         self._chars = MessageRate(CHARS_PER_SECOND, FLOOD_SECONDS)
-        self._open: dict[str, None] = {}
-        """Responses that are in progress for the SDK."""
-        self._shown: dict[str, None] = {}
-        """Items that the SDK has seen in this session."""
-        self._known: dict[str, None] = {}
-        """Items that the SDK has seen in earlier sessions."""
         self._flood_reported = False
         """The server has exceeded a rate limit; the owner has been informed."""
-        self._began = False
-        """The SDK has seen a `session.created`; later ones are hidden from it."""
         self._closed = False
         self._dialler: asyncio.Task[None] | None = None
 
@@ -317,7 +291,7 @@ class Wire:
 
     def dial(self, connection: int, seconds: float) -> None:
         """Dials a connection after about `seconds`. `connection`: its number."""
-        if self._began or seconds:
+        if self._sdk_events.began or seconds:
             seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
             seconds += random.uniform(0.0, JITTER_SECONDS)  # noqa: S311 - not a secret
         self._dialler = self.begin(self._dial(connection, seconds), "model dialler")
@@ -342,7 +316,7 @@ class Wire:
         if self._connection is not None and self._connection.number == connection:
             self._connection.leave()
             self._connection = None
-            self._fail_open_responses()
+            self._sdk_events.fail_open_responses()
             self._on_left()
 
     def post(self, text: str) -> None:
@@ -367,26 +341,12 @@ class Wire:
 
     def interrupted(self, item_id: str, content_index: int) -> None:
         """Queues an interruption for the SDK's listeners, behind the earlier events."""
-        self._queue_for_sdk((item_id, content_index))
+        self._sdk_events.put_interruption(item_id, content_index)
 
     # --- what the SDK uses of a websocket ---
 
-    def __aiter__(self) -> "Wire":
-        return self
-
-    async def __anext__(self) -> str:
-        while True:
-            self._given += 1
-            if self._given % EVENTS_BEFORE_YIELD == 0:
-                await asyncio.sleep(0)
-            event = await self._to_sdk.get()
-            if event is None:
-                # The SDK's loop ends, as after a clean close of a WebSocket.
-                raise StopAsyncIteration
-            if isinstance(event, str):
-                self._to_sdk_chars -= len(event)
-                return event
-            await self._on_interrupted(*event)
+    def __aiter__(self) -> SdkEvents:
+        return self._sdk_events
 
     async def send(self, text: str) -> None:
         self.put(text)
@@ -396,7 +356,7 @@ class Wire:
         self._closed = True
         if self._dialler is not None:
             self._dialler.cancel()
-        self._to_sdk.put_nowait(None)
+        self._sdk_events.close()
         spare, self._next = self._next, None
         # At the same time, so that neither uses up the other's time.
         await asyncio.gather(
@@ -453,12 +413,12 @@ class Wire:
             self.too_big()
         elif not self._events.add(parts / PARTS_PER_EVENT, time.monotonic()):
             self._flooded("model_flood")
-        elif self._is_for_sdk(event):
-            self._queue_for_sdk(text)
+        else:
+            self._sdk_events.put(event, text)
 
     def connection_lost(self, connection: int, why: str, code: int | None) -> None:
         self._connection = None
-        self._fail_open_responses()
+        self._sdk_events.fail_open_responses()
         if not self._closed:
             self._on_lost(connection, why, code)
             self._on_left()
@@ -515,46 +475,6 @@ class Wire:
         self._next = connection, socket
         self._owner.model_dialled(connection)
 
-    def _fail_open_responses(self) -> None:
-        """Tells the SDK that a lost connection's open responses failed; the SDK would
-        wait for their end before it sends anything more."""
-        for response_id in self._open:
-            self._queue_for_sdk(failed(response_id))
-        self._open.clear()
-        self._known |= self._shown
-        while len(self._known) > MAX_KNOWN:
-            del self._known[next(iter(self._known))]
-        self._shown = {}
-
-    def _is_for_sdk(self, event: realtime_events.ServerEvent) -> bool:
-        """Whether the SDK gets the event. It does not get a second session.created, nor
-        the items that a new session repeats."""
-        match event:
-            case realtime_events.ResponseCreated(response=response):
-                _remember(self._open, response.id, MAX_OPEN)
-            case realtime_events.ResponseDone(response=response):
-                self._open.pop(response.id, None)
-            case (
-                realtime_events.ItemAdded(item=item)
-                | realtime_events.ItemDone(item=item)
-            ):
-                _remember(self._shown, item.id, MAX_KNOWN)
-                return item.id not in self._known
-            case realtime_events.Other(type="session.created"):
-                began, self._began = self._began, True
-                return not began
-        return True
-
-    def _queue_for_sdk(self, event: str | tuple[str, int]) -> None:
-        if self._closed:
-            return
-        chars = self._to_sdk_chars + (len(event) if isinstance(event, str) else 0)
-        if self._to_sdk.qsize() >= MAX_TO_SDK or chars > MAX_WAITING_CHARS:
-            self._owner.model_stuck("sdk_stuck")
-            return
-        self._to_sdk_chars = chars
-        self._to_sdk.put_nowait(event)
-
 
 async def close_socket(socket: ClientConnection) -> None:
     """Closes a connection within CLOSE_SECONDS, and breaks it if that does not succeed
@@ -569,13 +489,6 @@ async def close_socket(socket: ClientConnection) -> None:
                 await socket.close()
     finally:
         socket.transport.abort()
-
-
-def _remember(memory: dict[str, None], key: str, most: int) -> None:
-    """Adds a key and drops the oldest beyond `most`: a server may send any number."""
-    memory[key] = None
-    if len(memory) > most:
-        del memory[next(iter(memory))]
 
 
 def _parts_of(text: str) -> int | None:
@@ -618,19 +531,6 @@ def updates(before: list[str], update: str) -> list[str]:
             event["session"] = {"type": "realtime", **rest}
             kept.append(msgspec.json.encode(event).decode())
     return kept
-
-
-def failed(response_id: str) -> str:
-    """The `response.done` of a response whose connection was lost."""
-    response = {
-        "id": response_id,
-        "object": "realtime.response",
-        "status": "failed",
-        "status_details": {"type": "failed", "error": {"type": "connection_lost"}},
-        "output": [],
-    }
-    event = {"type": "response.done", "event_id": "bridge_lost", "response": response}
-    return msgspec.json.encode(event).decode()
 
 
 def without_lone_surrogates(text: str) -> str:

@@ -67,23 +67,8 @@ def configure(
     are removed from every line.
     """
     pretty = form == "pretty" or (form == "auto" and sys.stderr.isatty())
-    render: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer()]
-    if pretty:
-        console = structlog.dev.ConsoleRenderer(
-            # Rich tracebacks print local variables, which hold what people said and
-            # their numbers.
-            exception_formatter=structlog.dev.plain_traceback
-        )
-        render = [_escape_controls, console]
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        # Formatted here and not by the renderer, so that the scrubber sees the text.
-        structlog.processors.format_exc_info,
-    ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
@@ -96,14 +81,37 @@ def configure(
             processors=[
                 scrub_with(LogScrubber(secrets)),
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *render,
+                *(_pretty() if pretty else [structlog.processors.JSONRenderer()]),
             ],
-            foreign_pre_chain=shared,
+            foreign_pre_chain=_SHARED,
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    _quiet_libraries()
+
+
+_SHARED: list[Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    # Formatted here and not by the renderer, so that the scrubber sees the text.
+    structlog.processors.format_exc_info,
+]
+"""Prepares the lines of the bridge and of libraries."""
+
+
+def _pretty() -> list[Processor]:
+    console = structlog.dev.ConsoleRenderer(
+        # Rich tracebacks print local variables, which hold what people said and their
+        # numbers.
+        exception_formatter=structlog.dev.plain_traceback
+    )
+    return [_escape_controls, console]
+
+
+def _quiet_libraries() -> None:
     # aiohttp quotes malformed requests in its errors: headers, URLs, any bytes.
     logging.getLogger("aiohttp.server").addFilter(_quotes_no_request)
     logging.getLogger("openai.agents").addFilter(_is_not_invalid_event)

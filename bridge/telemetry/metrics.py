@@ -1,6 +1,8 @@
 """The Prometheus metrics that operators rely on; the README lists them. Notes of calls
 update most of them."""
 
+from collections.abc import Iterable, Sequence
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -37,121 +39,133 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.calls_limit = Gauge(
+        self._add_calls()
+        self._add_delays()
+        self._add_answers()
+        self._add_continuations()
+        self._add_errors()
+        self._add_fleet()
+
+    def _add_calls(self) -> None:
+        self.calls_limit = self._gauge(
             "bridge_calls_limit",
             "Largest number of calls that this instance accepts at the same time",
-            registry=self.registry,
         )
-        self.calls_active = Gauge(
-            "bridge_calls_active",
-            "Calls with an open stream on this instance",
-            registry=self.registry,
+        self.calls_active = self._gauge(
+            "bridge_calls_active", "Calls with an open stream on this instance"
         )
-        self.calls = Counter(
+        self.calls = self._counter(
             "bridge_calls",
             "Calls that have ended, by outcome ({ended_by}_{ended_why})",
-            ["outcome"],
-            registry=self.registry,
+            "outcome",
         )
-        self.caller_to_model = Histogram(
+
+    def _add_delays(self) -> None:
+        self.caller_to_model = self._histogram(
             "bridge_caller_to_model_seconds",
             "Time in the bridge from reading a message of the caller's stream to "
             "writing it to the model",
-            buckets=_FAST,
-            registry=self.registry,
+            _FAST,
         )
-        self.model_to_caller = Histogram(
+        self.model_to_caller = self._histogram(
             "bridge_model_to_caller_seconds",
             "Time in the bridge from reading an event of the model to writing it to "
             "Twilio",
-            buckets=_FAST,
-            registry=self.registry,
+            _FAST,
         )
-        self.first_audio = Histogram(
+        self.first_audio = self._histogram(
             "bridge_first_audio_seconds",
             "Time from the end of the caller's turn (for a greeting: from the moment "
             "the model is ready) to the first audio of the answer",
-            buckets=_HUMAN,
-            registry=self.registry,
+            _HUMAN,
         )
-        self.clear = Histogram(
+        self.clear = self._histogram(
             "bridge_clear_seconds",
             "Time from an interruption to Twilio's echo of the mark behind the clear: "
             "one round trip",
-            buckets=_HUMAN,
-            registry=self.registry,
+            _HUMAN,
         )
-        self.interruptions = Counter(
+
+    def _add_answers(self) -> None:
+        self.interruptions = self._counter(
             "bridge_interruptions",
             "Answers that the caller or the agent's side has interrupted",
-            registry=self.registry,
         )
-        self.unheard = Counter(
+        self.unheard = self._counter(
             "bridge_unheard_seconds",
             "Seconds of audio that the model generated and the caller did not hear",
-            registry=self.registry,
         )
-        self.reconnects = Counter(
+
+    def _add_continuations(self) -> None:
+        self.reconnects = self._counter(
             "bridge_model_reconnects",
             "Model sessions that replaced an earlier session of the same call, by the "
             "reason",
-            ["why"],
-            registry=self.registry,
+            "why",
+            ("lost", "closed", "answer_late", "mute", "roll_over"),
         )
-        for why in ("lost", "closed", "answer_late", "mute", "roll_over"):
-            self.reconnects.labels(why)
-        self.resumes = Counter(
+        self.resumes = self._counter(
             "bridge_resumes",
             "Calls that continued in a new stream, by the reason for the end of the "
             "earlier stream",
-            ["why"],
-            registry=self.registry,
+            "why",
+            ("line", "lost", "moved", "transfer"),
         )
-        for why in ("line", "lost", "moved", "transfer"):
-            self.resumes.labels(why)
-        self.protocol_errors = Counter(
+
+    def _add_errors(self) -> None:
+        self.protocol_errors = self._counter(
             "bridge_protocol_errors",
             "Messages that the bridge could not use, by the side that sent them",
-            ["side"],
-            registry=self.registry,
+            "side",
+            ("caller", "model"),
         )
-        for side in ("caller", "model"):
-            self.protocol_errors.labels(side)
-        self.limit_hits = Counter(
+        self.limit_hits = self._counter(
             "bridge_limit_hits",
             "Times that a limit was reached, by limit: a limit stops a sender that has "
             "the right to connect but uses too much",
-            ["limit"],
-            registry=self.registry,
+            "limit",
+            HITS,
         )
-        for limit in HITS:
-            self.limit_hits.labels(limit)
-        self.refusals = Counter(
+        self.refusals = self._counter(
             "bridge_refusals",
             "Requests and streams that were refused because their sender had no right "
             "to connect, by the reason",
-            ["why"],
-            registry=self.registry,
+            "why",
+            REFUSALS,
         )
-        for why in REFUSALS:
-            self.refusals.labels(why)
-        self.draining = Gauge(
+
+    def _add_fleet(self) -> None:
+        self.draining = self._gauge(
             "bridge_draining",
             "1 while the instance drains: it accepts no new calls and will stop",
-            registry=self.registry,
         )
-        self.instances_lost = Counter(
+        self.instances_lost = self._counter(
             "bridge_instances_lost",
             "Instances that ended without leaving the fleet; exactly one other "
             "instance counts each",
-            registry=self.registry,
         )
-        self.registry_up = Gauge(
+        self.registry_up = self._gauge(
             "bridge_registry_up",
             "1 while the shared registry (Redis) can be reached; always 1 without one",
-            registry=self.registry,
         )
         self.registry_up.set(1)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+    def _counter(
+        self, name: str, text: str, label: str = "", values: Iterable[str] = ()
+    ) -> Counter:
+        """A counter for each value of `label`. Those of `values` are 0 from the start,
+        so that the first increase of one is seen as an increase."""
+        labels = [label] if label else []
+        counter = Counter(name, text, labels, registry=self.registry)
+        for value in values:
+            counter.labels(value)
+        return counter
 
     def hit(self, limit: str) -> None:
         """Counts a limit that was reached: one of bridge.core.limits.HITS."""

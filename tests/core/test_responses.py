@@ -233,6 +233,30 @@ def test_a_guardrail_keeps_a_retry() -> None:
     assert 1.9 <= seconds_to_retry(phone) <= 2 * (1 + SPREAD) + 0.04
 
 
+def test_a_response_that_fails_while_the_caller_speaks() -> None:
+    """The server responds at the end of the turn: another request would be a second
+    answer."""
+    phone = Phone().talking()
+    phone.barges_in()
+
+    commands = fails(phone)
+
+    assert notes(commands, "answer_retried")
+    assert asks(commands + phone.frames(3000)) == 0
+
+
+def test_a_second_request_does_not_repeat_a_refused_one_at_once() -> None:
+    """Two tools ended; the first request was refused by a rate limit."""
+    phone = Phone().talking()
+    phone.ask()
+    phone.ask()
+    error = {"type": "x", "code": RATE_LIMIT, "event_id": "bridge_answer"}
+
+    assert asks(phone.model("error", error={**error, "message": ""})) == 0
+
+    assert seconds_to_retry(phone) >= RATE_LIMIT_SECONDS - 0.02
+
+
 # --- the table ---
 
 

@@ -32,6 +32,7 @@ from bridge.core.rules import Prices
 from bridge.core.twilio_messages import Stop
 from bridge.core.waits import ANSWER_SECONDS, MAX_WAITS
 from tests.core.phone import (
+    Phone,
     SipPhone,
     asks,
     cancels,
@@ -130,6 +131,33 @@ def test_the_bridge_plays_nothing() -> None:
     phone = SipPhone().talking()
 
     assert phone.gives(Play("AAAA")) == []
+
+
+def test_audio_that_a_server_sends_all_the_same_goes_nowhere() -> None:
+    """There is no stream that could take it."""
+    phone = SipPhone().talking()
+    phone.created()
+
+    assert phone.says(200) == phone.item_done() == []
+    assert phone.talk.playing(phone.now) == []
+
+
+def test_a_media_stream_has_no_playout_of_the_server() -> None:
+    """Such events say nothing about audio that the bridge sends itself."""
+    phone = Phone().talking()
+    phone.answers(200)
+
+    commands = phone.model("output_audio_buffer.stopped", response_id="r1")
+
+    assert said(commands) == []
+
+
+def test_no_silence_is_sent_for_a_caller_whose_audio_is_elsewhere() -> None:
+    """Frames of a caller who speaks never come."""
+    phone = SipPhone().talking()
+    phone.barges_in()
+
+    assert notes(phone.wait(2.0), "stall_filled") == []
 
 
 # --- what was heard ---

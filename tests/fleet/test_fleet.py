@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 from bridge.fleet import TAKEN, CallEntry, InstanceLoad, keys
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.keys import CALL, INSTANCES, PUT, SCRIPTS
-from bridge.fleet.redis import RedisRegistry, Timing, _why, redis_registry
+from bridge.fleet.redis import RedisRegistry, Timing, redis_registry
+from bridge.fleet.redis_client import reason_of
 from bridge.fleet.written_values import WrittenValues
 from tests.fleet.redis_server import RedisServer
 from tests.fleet.test_registry import HANG_UP, SORRY, entry, streams
@@ -521,8 +522,8 @@ async def test_redis_is_full(server: RedisServer) -> None:
 def test_the_reason_of_an_error_in_a_pipeline() -> None:
     """redis-py puts the command, which names keys, before the error of Redis."""
     text = "Command # 1 (EVALSHA bridge:x) of pipeline caused error: OOM command not"
-    assert _why(ResponseError(text)) == "OOM"
-    assert _why(ResponseError("NOPERM this user")) == "NOPERM"
+    assert reason_of(ResponseError(text)) == "OOM"
+    assert reason_of(ResponseError("NOPERM this user")) == "NOPERM"
 
 
 async def test_redis_is_emptied(server: RedisServer) -> None:

@@ -152,8 +152,9 @@ class WireCall:
                 self.wire.interrupted(action, 0)
             case _:
                 # The SDK reads all events that are waiting for it.
-                while not self.wire._to_sdk.empty():
-                    event = self.wire._to_sdk.get_nowait()
+                waiting = self.wire._sdk_events._waiting
+                while not waiting.empty():
+                    event = waiting.get_nowait()
                     assert isinstance(event, tuple) or json.loads(event)["type"]
 
 

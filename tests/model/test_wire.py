@@ -18,17 +18,16 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.protocol import State
 
 from bridge.core import realtime_events, realtime_requests
+from bridge.model import sdk_events
 from bridge.model import wire as wire_file
+from bridge.model.sdk_events import MAX_KNOWN, MAX_OPEN, failed
 from bridge.model.session import dial, dialled
 from bridge.model.wire import (
     EVENTS_PER_SECOND,
-    MAX_KNOWN,
-    MAX_OPEN,
     MAX_OUT,
     MAX_UPDATES,
     SESSION_ID,
     Wire,
-    failed,
     updates,
 )
 from bridge.sim.model import Behaviour, ModelServer
@@ -527,7 +526,7 @@ async def test_the_queue_to_the_sdk_is_bounded_in_characters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Few large events can use as much memory as many small ones."""
-    monkeypatch.setattr(wire_file, "MAX_WAITING_CHARS", 10_000)
+    monkeypatch.setattr(sdk_events, "MAX_WAITING_CHARS", 10_000)
     async with ModelServer() as model, wired(model) as (wire, call, seen):
         words = event("response.output_text.delta", delta="x" * 1000)
         for n in range(3):

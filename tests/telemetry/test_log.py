@@ -281,8 +281,8 @@ def fail(heard: str) -> None:
 def test_the_lists_of_levels_contain_only_existing_notes() -> None:
     """A renamed Note would otherwise be logged at the wrong level, unnoticed."""
     core = Path(bridge_core.__path__[0])
-    beside = (core.parent / "call" / "call.py", core.parent / "agent" / "events.py")
-    files = [*core.glob("*.py"), *beside]
+    beside = (core.parent / "call").glob("*.py"), (core.parent / "agent").glob("*.py")
+    files = [*core.glob("*.py"), *beside[0], *beside[1]]
     source = "".join(file.read_text("utf-8") for file in files)
 
     assert not QUIET & WARN

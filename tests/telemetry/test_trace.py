@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from bridge.core import ProtocolError, realtime_events, twilio_messages
+from bridge.core.capabilities import MEDIA_STREAM
 from bridge.core.commands import Command, Note
 from bridge.core.conversation import Conversation
 from bridge.core.inputs import (
@@ -224,7 +225,13 @@ def test_a_trace_says_what_happened_and_when(tmp_path: Path) -> None:
     found = lines(call.path)
 
     begin = msgspec.to_builtins(Bounds())
-    assert found[0] == {"at": 50.0, "format": TRACE_FORMAT, "begin": begin}
+    leg = msgspec.to_builtins(MEDIA_STREAM)
+    assert found[0] == {
+        "at": 50.0,
+        "format": TRACE_FORMAT,
+        "begin": begin,
+        "capabilities": leg,
+    }
     [rules] = [it for it in inputs(found) if it["kind"] == "set_rules"]
     assert rules["rules"]["greeting"] == GREETING
     assert all("at" in line for line in found)
