@@ -268,3 +268,13 @@ async def test_stopping_does_not_wait_for_ever() -> None:
         async with asyncio.timeout(2):
             await running.close(0.3)
             await call.until(SipCallState.ENDED)
+
+
+async def test_stopping_waits_for_the_hang_up_of_a_sip_call() -> None:
+    """OpenAI does not answer the first request. The process ends after the second, so
+    that no call goes on and costs money."""
+    async with with_sip() as (running, calls):
+        call = await ring(running, calls)
+        calls.stall["hangup"] = 1
+        await running.close(0.1)
+        assert call.state is SipCallState.ENDED
