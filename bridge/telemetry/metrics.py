@@ -52,7 +52,7 @@ class Metrics:
             "Largest number of calls that this instance accepts at the same time",
         )
         self.calls_active = self._gauge(
-            "bridge_calls_active", "Calls with an open stream on this instance"
+            "bridge_calls_active", "Calls that run on this instance, SIP calls too"
         )
         self.calls = self._counter(
             "bridge_calls",
