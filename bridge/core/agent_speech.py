@@ -63,7 +63,9 @@ class AgentSpeech(CallSpeech):
 
     # --- the model generates ---
 
-    def transcript_delta(self, event: realtime_events.TranscriptDelta) -> None:
+    def transcript_delta(
+        self, event: realtime_events.TranscriptDelta, now: float
+    ) -> None:
         if not self._is_late(event.response_id, event.item_id):
             key = (event.item_id, event.content_index)
             self._items.add_text(key, event.response_id, event.delta)
@@ -76,7 +78,7 @@ class AgentSpeech(CallSpeech):
             if response:
                 remember(response.messages, event.item_id, None, MAX_OPEN)
             return [Note("late_audio", {"item": event.item_id, "bytes": size})]
-        self.responses.progress = now
+        self.responses.made_progress(now)
         if self.playback.is_full(self._ahead_seconds, now):
             return self._stop_at_ahead_limit(event.response_id, now)
         if response:
@@ -260,7 +262,7 @@ class AgentSpeech(CallSpeech):
     ) -> None:
         """Sends to this stream from now on."""
         self._out, self._items.playback = out, playback
-        self.responses.progress = now
+        self.responses.made_progress(now)
 
     def playing(self, now: float) -> list[Playing]:
         return self._items.playing(now)

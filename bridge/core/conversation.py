@@ -131,6 +131,7 @@ class Conversation:
             self._call.sessions.due_at if self._call.started else self._start_due,
             self._call.stream.given_up_at,
             self._call.speech.fence_due_at,
+            self._call.speech.unreported_at,
             self._call.speech.retry_at,
             self._call.caller.stalls_at,
             self._call.keys.due_at,
@@ -209,7 +210,7 @@ class Conversation:
         if change > 0 and 0 < len(call_id) <= MAX_ID_CHARS:
             self._call.history.tool_began(call_id)
         # The time that a tool took does not count as a late response.
-        self._call.responses.progress = now
+        self._call.responses.made_progress(now)
 
     def _misread(self, side: str, reason: str) -> list[Command]:
         if side == "caller" and self._phone:
@@ -243,6 +244,7 @@ class Conversation:
         for due in (
             self._sessions_due,
             self._call.speech.give_up_late_fences,
+            self._call.speech.give_up_unreported,
             self._call.caller.fill_stall_if_due,
             self._interruptions.keys_due,
             self._call.speech.retry_if_due,
@@ -266,7 +268,9 @@ class Conversation:
         caller that the line works."""
         failed = any(isinstance(it, Note) and it.name == RETRIED for it in commands)
         retry_at = self._call.speech.retry_at if failed else None
-        if self._phone is None or retry_at is None or retry_at < now + COMFORT_SECONDS:
+        if retry_at is None or retry_at < now + COMFORT_SECONDS:
+            return []
+        if self._phone is None or self._call.ended:
             return []
         return self._phone.comfort_tone(now)
 
@@ -301,8 +305,9 @@ class Conversation:
         late: list[Command] = [Note("answer_late")]
         goes_on = self._call.responses.late()
         if self._call.endings.waits.will_end_call:
-            # A wait will end the call: another try would only prolong it.
-            return late + self._call.speech.drop_responses(now)
+            # A wait will end the call: only a response that is owed gets one chance.
+            late += self._call.speech.drop_responses(now)
+            return late + self._call.speech.request_if_free(now)
         if not goes_on:
             return late + self._call.end("model", "failed", now)
         return late + self._call.model.answer_late(now)

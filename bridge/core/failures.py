@@ -73,11 +73,15 @@ class Failures:
             # response to what the caller said while the agent went on speaking.
             if error.event_id in (None, ANSWER_ID):
                 self._call.speech.want_response(now)
+                # The server does not respond by itself any more.
+                refused = error.event_id is None
+                self._call.responses.unanswered &= not refused
             return [note]
         if error.event_id == ANSWER_ID:
             if benign:
                 return [note, *self._call.speech.request_failed(now)]
-            self._call.responses.request_failed()
+            if not self._call.responses.request_failed():
+                return [note, *self._call.speech.request_if_free(now)]
             retried = self.retry(error.code or "", error.message, now)
             if retried is None:
                 return [note, *self.end(now)]

@@ -46,7 +46,7 @@ class ModelEvents:
             case realtime_events.AudioDelta():
                 return self._agent_audio(event, now)
             case realtime_events.TranscriptDelta():
-                self._call.speech.transcript_delta(event)
+                self._call.speech.transcript_delta(event, now)
             case realtime_events.AudioDone():
                 key = (event.item_id, event.content_index)
                 return self._call.speech.item_done(key, now)

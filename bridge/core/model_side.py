@@ -166,6 +166,8 @@ class ModelSide:
             # The session answers pings and nothing else: use another one.
             return self.redial("answer_late", now)
         dropped = self._speech.drop_responses(now)
+        if self._responses.is_requested:
+            return dropped  # another one was owed
         return dropped + self._speech.request_response(now)
 
     def _send_event(self, text: str) -> ToModel:
@@ -208,7 +210,7 @@ class ModelSide:
         resumes = self._sessions.had_session
         # Cuts are settled first: the replay tells the session what was heard.
         settled = self._speech.give_up_late_fences(math.inf) if resumes else []
-        self._responses.progress = now
+        self._responses.made_progress(now)
         replaced = self._capabilities.replaces_sessions
         self._sessions.began(now, self.rules.session_seconds if replaced else None)
         commands: list[Command]

@@ -139,7 +139,12 @@ class Responses:
         """A response is owed: requested at `at` at the earliest. The time of a retry
         that is under way stays."""
         self._wanted_at = max(at, NOW if self._wanted_at is None else self._wanted_at)
-        self.progress = max(now, self._wanted_at)
+        self.made_progress(now)
+
+    def made_progress(self, now: float) -> None:
+        """Part of a response has arrived, or something excuses that none has. The time
+        of a retry that is under way stays: until then no response can come."""
+        self.progress = max(now, NOW if self._wanted_at is None else self._wanted_at)
 
     def take_request(self, now: float) -> bool:
         """True: response.create must be sent now. The caller of this method has checked
@@ -150,12 +155,15 @@ class Responses:
             return False
         self._wanted_at = None
         self._on(RequestEvent.SEND)
-        self.progress = now
+        self.made_progress(now)
         return True
 
-    def request_failed(self) -> None:
-        """The requested response will not come."""
+    def request_failed(self) -> bool:
+        """The requested response will not come. False: it was stopped, so nobody waits
+        for it."""
+        stopped = self._request is Request.STOPPED
         self._on(RequestEvent.FAILED)
+        return not stopped
 
     def interrupted(
         self, *, answers: bool, only: str | None, cut: set[str], now: float
@@ -167,8 +175,10 @@ class Responses:
         elif cut != {only}:
             self.want(now)
         if answers:
-            self._wanted_at = None
-        self.progress = max(now, self._wanted_at or NOW)
+            # The server's response is another try, with a time of its own.
+            self._wanted_at = self._failing_since = None
+            self._retries = 0
+        self.made_progress(now)
 
     def session_lost(self, now: float) -> None:
         """The session is lost, with the requested response: that one is owed, unless it
@@ -176,7 +186,7 @@ class Responses:
         if self._request is Request.SENT:
             self.want(now)
         self._on(RequestEvent.FAILED)
-        self.progress = max(now, self._wanted_at or NOW)
+        self.made_progress(now)
 
     def stream_lost(self, *, wants: bool, now: float) -> None:
         """The stream is lost: the requested response is cancelled when it is created,
@@ -223,7 +233,7 @@ class Responses:
         stopped = self._request is Request.STOPPED or not has_stream
         self._on(RequestEvent.CREATED)
         self.unanswered = False
-        self.progress = now
+        self.made_progress(now)
         if not has_stream and not self.is_wanted:
             self._wanted_at = NOW
         remember(self._running, response_id, Response(), MAX_OPEN)

@@ -15,10 +15,15 @@ from bridge.core.sessions import Sessions
 from bridge.core.speech import CallSpeech
 from bridge.core.stream_presence import StreamPresence
 from bridge.core.transcript import ItemTranscript
+from bridge.core.waits import HEARD_SECONDS
 
 CHARS_PER_SECOND = 15.0
 """Assumed rate of speech: estimates the heard part of a cleared response, to within a
 few words."""
+
+
+MAX_WORDS_CHARS = 100_000
+"""Most text of one response: an hour of speech."""
 
 
 @dataclass(slots=True)
@@ -33,6 +38,13 @@ class PlayedResponse:
     """The response is generated completely."""
     cut: bool = False
     """Its heard part was recorded; the server has not ended the response yet."""
+
+    def add(self, item_id: str, text: str) -> None:
+        """Text of an item; dropped beyond MAX_WORDS_CHARS and MAX_OPEN items."""
+        known = self.words.get(item_id, "")
+        most = MAX_WORDS_CHARS - sum(map(len, self.words.values()))
+        if len(text) <= most and (known or len(self.words) < MAX_OPEN):
+            self.words[item_id] = known + text
 
     @property
     def is_audible(self) -> bool:
@@ -64,11 +76,13 @@ class SipSpeech(CallSpeech):
         remember(self._played, response_id, PlayedResponse(now), MAX_OPEN)
         return super().response_created(response_id, now)
 
-    def transcript_delta(self, event: realtime_events.TranscriptDelta) -> None:
+    def transcript_delta(
+        self, event: realtime_events.TranscriptDelta, now: float
+    ) -> None:
+        self.responses.made_progress(now)  # no audio passes that could tell
         played = self._played.get(event.response_id)
         if played and not played.cut:
-            words = played.words.get(event.item_id, "")
-            played.words[event.item_id] = words + event.delta
+            played.add(event.item_id, event.delta)
 
     def response_done(
         self, response_id: str, now: float, *, completed: bool = True
@@ -86,7 +100,7 @@ class SipSpeech(CallSpeech):
         return commands + self._record(played.words, 0.0)
 
     def playout(self, event: realtime_events.Playout, now: float) -> list[Command]:
-        self.responses.progress = now
+        self.responses.made_progress(now)
         if isinstance(event, realtime_events.PlayoutStarted):
             return self._started(event.response_id, now)
         if isinstance(event, realtime_events.PlayoutCleared):
@@ -148,7 +162,8 @@ class SipSpeech(CallSpeech):
             for response_id in running:
                 commands += self._cancel(response_id)
                 self.responses.cut(response_id)
-            if audible:
+            if audible or any(self._played[it].words for it in running):
+                # Also before the server has reported that it plays.
                 clear = realtime_requests.clear_playout(self._ids.next())
                 commands += self._to_model(clear)
         cut = {*running, *audible}
@@ -172,6 +187,20 @@ class SipSpeech(CallSpeech):
     @property
     def queue_ends(self) -> float:
         return max((it.ends_at for it in self._played.values()), default=0.0)
+
+    @property
+    def unreported_at(self) -> float | None:
+        ends = [it.ends_at for it in self._played.values() if it.done and it.is_audible]
+        return min(ends) + HEARD_SECONDS if ends else None
+
+    def give_up_unreported(self, now: float) -> list[Command]:
+        commands: list[Command] = []
+        for response_id, played in list(self._played.items()):
+            due_at = played.ends_at + HEARD_SECONDS
+            if played.done and played.is_audible and now >= due_at:
+                del self._played[response_id]
+                commands += self._record(played.words, None)
+        return commands
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
         notes: list[Command] = []

@@ -58,7 +58,7 @@ class CallSpeech(ABC):
 
     def item_added(self, event: realtime_events.OutputItemAdded, now: float) -> None:
         """The response has another item; messages and function calls matter here."""
-        self.responses.progress = now
+        self.responses.made_progress(now)
         response = self.responses.get(event.response_id)
         if response and event.item.type == "message":
             remember(response.messages, event.item.id, None, MAX_OPEN)
@@ -79,7 +79,9 @@ class CallSpeech(ABC):
             response.open_calls.pop(item.id, None)
 
     @abstractmethod
-    def transcript_delta(self, event: realtime_events.TranscriptDelta) -> None:
+    def transcript_delta(
+        self, event: realtime_events.TranscriptDelta, now: float
+    ) -> None:
         """Text of a response; dropped if it was cut."""
 
     @abstractmethod
@@ -93,7 +95,7 @@ class CallSpeech(ABC):
         commands: list[Command] = []
         # Reset first: response_done may request a response that is owed.
         self.responses.request_failed()
-        self.responses.progress = now
+        self.responses.made_progress(now)
         running = self.responses.running
         for response_id in self.responses.ids:
             if response_id in running:
@@ -230,6 +232,16 @@ class CallSpeech(ABC):
         return []
 
     # --- only where the server plays the audio ---
+
+    @property
+    def unreported_at(self) -> float | None:
+        """When a response counts as heard, though the server has not reported the end
+        of its audio; None: no response is played."""
+        return None
+
+    def give_up_unreported(self, now: float) -> list[Command]:
+        """Settles the responses whose `unreported_at` has come."""
+        return []
 
     def playout(self, event: realtime_events.Playout, now: float) -> list[Command]:
         """The server began to play a response, or stopped."""

@@ -3,8 +3,9 @@
 import pytest
 
 from bridge.core import errors
-from bridge.core.commands import Command
+from bridge.core.commands import Command, End
 from bridge.core.conversation import LATE_SECONDS
+from bridge.core.endings import GOODBYE_SECONDS
 from bridge.core.responses import (
     RATE_LIMIT_SECONDS,
     REQUESTS,
@@ -255,6 +256,95 @@ def test_a_second_request_does_not_repeat_a_refused_one_at_once() -> None:
     assert asks(phone.model("error", error={**error, "message": ""})) == 0
 
     assert seconds_to_retry(phone) >= RATE_LIMIT_SECONDS - 0.02
+
+
+@pytest.mark.parametrize("meanwhile", ["another session", "a tool"])
+def test_nothing_makes_the_wait_for_a_retry_a_late_response(meanwhile: str) -> None:
+    """The call does not end before the retry that the server asked for."""
+    phone = Phone().talking()
+    fails(phone, RATE_LIMIT, "Please try again in 20s.")
+    phone.frames(500)
+    if meanwhile == "a tool":
+        phone.busy(1, "c1")
+        phone.busy(-1, "c1")
+    else:
+        phone.another_model()
+
+    began = len(phone.log)
+    assert 19 <= seconds_to_retry(phone) <= 20 * (1 + SPREAD)
+    assert notes(phone.log[began:], "answer_late") == []
+
+
+def test_a_new_turn_of_the_caller_is_a_new_try() -> None:
+    """The time that the caller speaks is no time of silence."""
+    phone = Phone().talking()
+    fails(phone, RATE_LIMIT, "Please try again in 20s.")
+    phone.barges_in()
+    phone.frames(int(1000 * RETRY_SECONDS) + 5000)
+    phone.falls_silent()
+    phone.committed()
+
+    commands = fails(phone, response="r2")
+
+    assert ends(commands) == []
+    assert asks(commands) == 1
+
+
+def test_nothing_follows_the_end_of_a_call() -> None:
+    """A response that fails when the time of the goodbye is over begins no tone."""
+    phone = Phone(longest_seconds=1000.0).talking()
+    phone.created()
+    phone.goodbye("longest")
+    phone.now += GOODBYE_SECONDS
+    error = {"code": RATE_LIMIT, "message": "Please try again in 10s."}
+    details = {"type": "failed", "error": error}
+    head = {"id": "r1", "status": "failed", "status_details": details}
+
+    commands = phone.model("response.done", response=head)
+
+    assert isinstance(commands[-1], End)
+
+
+def test_a_wait_that_ends_the_call_ends_though_no_response_comes() -> None:
+    """The caller has spoken, a tool has asked for a response and hangs up: a server
+    that creates none does not keep the call."""
+    phone = Phone().talking()
+    phone.speaks(500)
+    phone.ask()
+    phone.when_heard(1, ("agent", "hung_up"))
+
+    assert ends(phone.frames(25_000)) == [("agent", "hung_up")]
+
+
+def test_a_response_that_the_server_may_not_begin_is_waited_for_no_more() -> None:
+    """The server's own response was refused, because the agent still spoke. The retry
+    of the failed response keeps its time."""
+    session = {"turn_detection": {"type": "server_vad", "interrupt_response": False}}
+    phone = Phone()
+    phone.start()
+    phone.ready({"audio": {"input": session}})
+    phone.created()
+    phone.barges_in()
+    phone.falls_silent()
+    phone.refused("conversation_already_has_active_response", None)
+    error = {"code": RATE_LIMIT, "message": "Please try again in 10s."}
+    details = {"type": "failed", "error": error}
+    head = {"id": "r1", "status": "failed", "status_details": details}
+
+    assert asks(phone.model("response.done", response=head)) == 0
+
+    assert seconds_to_retry(phone) >= 9.9
+
+
+def test_a_request_that_was_stopped_is_not_repeated() -> None:
+    """User code has stopped the agent: nobody waits for that response."""
+    phone = Phone().talking()
+    phone.ask()
+    phone.interrupt()
+
+    commands = phone.refused(RATE_LIMIT, "bridge_answer") + phone.frames(5000)
+
+    assert asks(commands) == 0
 
 
 # --- the table ---

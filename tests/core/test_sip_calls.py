@@ -29,6 +29,7 @@ from bridge.core.outbox import MAX_PENDING
 from bridge.core.redial import READY_SECONDS
 from bridge.core.responses import MAX_OPEN
 from bridge.core.rules import Prices
+from bridge.core.sip_speech import MAX_WORDS_CHARS
 from bridge.core.twilio_messages import Stop
 from bridge.core.waits import ANSWER_SECONDS, MAX_WAITS
 from tests.core.phone import (
@@ -328,6 +329,57 @@ def test_a_caller_is_muted_by_the_server() -> None:
     assert phone.mute(False) == [MuteSession(False)]
 
 
+def test_a_long_answer_is_not_late() -> None:
+    """Its text arrives all the time; no audio passes that could tell."""
+    phone = SipPhone().talking()
+    phone.created()
+    phone.playout("started")
+    commands = []
+    for _ in range(60):
+        commands += phone.words("word ") + phone.wait(0.5)
+
+    assert notes(commands, "answer_late") == []
+    assert types_to_model(commands).count("response.cancel") == 0
+
+
+def test_a_response_that_does_not_play_yet_is_stopped() -> None:
+    """Else the server would play it after the interruption."""
+    phone = SipPhone().talking()
+    phone.created()
+    phone.words(WORDS)
+
+    commands = phone.interrupt()
+
+    assert types_to_model(commands) == ["response.cancel", "output_audio_buffer.clear"]
+
+
+def test_an_end_that_is_never_reported() -> None:
+    """Words that were played long ago were heard, and a silent caller is asked."""
+    phone = SipPhone(silent_seconds=5.0).talking()
+    phone.speaks_to_caller(WORDS)
+    commands = []
+    for _ in range(40):
+        commands += phone.wait(0.5)
+
+    assert said(commands) == [("i1", WORDS, False)]
+    assert notes(commands, "caller_silent")
+
+
+def test_the_text_of_a_response_is_bounded() -> None:
+    """A server that sends text without end does not fill the memory."""
+    phone = SipPhone().talking()
+    phone.created()
+    for n in range(200):
+        phone.words("x" * 1000, f"i{n}")
+        phone.words("x" * 1000, "i0")
+
+    commands = phone.done(status="cancelled")
+
+    texts = [note.private["generated"] for note in notes(commands, "said")]
+    assert len(texts) <= MAX_OPEN
+    assert sum(map(len, texts)) <= MAX_WORDS_CHARS
+
+
 # --- responses, waits and limits, as on media streams ---
 
 
@@ -340,6 +392,17 @@ def test_a_response_without_progress_is_requested_once_more() -> None:
     assert (asks(commands), dials(commands)) == (1, [])
 
     assert ends(phone.wait(LATE_SECONDS)) == [("model", "failed")]
+
+
+def test_a_response_that_is_owed_takes_the_place_of_a_late_one() -> None:
+    """One response is requested, not two."""
+    phone = SipPhone().talking()
+    phone.created()
+    phone.ask()
+
+    assert asks(phone.wait(LATE_SECONDS)) == 1
+    phone.created("r2")
+    assert asks(phone.done("r2")) == 0
 
 
 def test_a_late_response_that_began_is_cancelled() -> None:
