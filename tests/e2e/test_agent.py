@@ -532,9 +532,9 @@ async def test_the_model_connection_is_lost_during_a_hosted_tool_call(
     [file] = tmp_path.glob("*.jsonl")
     busy = Counter[str]()
     for line in trace.read(file):
-        if line.get("in") == "tool_running":
-            change, call_id = line["value"]
-            busy[call_id] += change
+        match line:
+            case {"in": {"kind": "tool_running", "change": change, "call_id": call_id}}:
+                busy[call_id] += change
     assert set(busy.values()) == {0}, "each that began has ended, by its own name"
     # A part of an answer has no name; the answer does not wait for the other items.
     kinds = sorted(call_id.partition("_")[0] for call_id in busy)
