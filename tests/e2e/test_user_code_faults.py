@@ -36,6 +36,7 @@ from bridge.app.startup import UserCode, start_services
 from bridge.http.server import Server
 from bridge.model import session
 from bridge.records import report
+from bridge.sim.caller import PlacedCall
 from bridge.sim.model import Behaviour, CallTool, ModelServer, SayText
 from bridge.sim.realtime.calls import CallsServer
 from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
@@ -44,8 +45,12 @@ from tests.e2e.bridge import RunningBridge
 from tests.support.waiting import until
 from twiml import spoken_texts
 
-LIMIT = 0.4
-"""Limit of every function of the user, in these tests."""
+LIMIT = 0.8
+"""Limit of every function of the user, in these tests. A healthy function must keep it
+on a loaded machine."""
+
+LONGEST = 20.0
+"""Longest wait for anything that must happen."""
 
 LONG = SayText("This answer is so long that the SDK lets the guardrails check it. " * 2)
 SHORT = SayText("Yes.")
@@ -291,15 +296,26 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def media_call(here: Place, fault: Fault) -> None:
     """The caller hears the apology, or the agent."""
-    caller = here.running.caller(from_number=fault.number)
-    if fault.hook in ENDS and str(fault) not in SECOND_TRY:
-        record = await caller.call([steps.WaitStep(8)])
-        assert record.said_by_twilio == [spoken_texts.SORRY], fault
-    else:
-        ms = 1500 if fault.hook == "guardrail" else 150
-        record = await caller.call([steps.HearStep(ms, timeout=8), steps.HangUpStep()])
-        assert record.ended_by == "caller" and record.heard, fault
-    await until(lambda: fault.happened, 5, f"the fault {fault}")
+    placed = PlacedCall(here.running.caller(from_number=fault.number))
+    async with asyncio.TaskGroup() as tasks:
+        call = tasks.create_task(placed.run([steps.WaitStep(2 * LONGEST)]))
+        if fault.hook != "report":  # that comes after the call
+            await until(lambda: fault.happened or call.done(), LONGEST, f"{fault}")
+        if fault.hook in ENDS and str(fault) not in SECOND_TRY:
+            record = await call
+            assert record.said_by_twilio == [spoken_texts.SORRY], fault
+        else:
+            await until(lambda: placed.record.heard, LONGEST, f"speech after {fault}")
+            await log_of(here, fault)
+            assert not call.done(), fault
+            placed.end("caller")
+    await until(lambda: fault.happened, LONGEST, f"the fault {fault}")
+
+
+async def log_of(here: Place, fault: Fault) -> None:
+    """The fault is logged; that of a report comes after the call."""
+    if fault.hook != "report":
+        await until(lambda: here.is_logged(fault), LONGEST, f"the log of {fault}")
 
 
 SECOND_TRY = ("connector plain hang", "connector async hang")
@@ -309,17 +325,16 @@ SECOND_TRY = ("connector plain hang", "connector async hang")
 async def sip_call(here: Place, fault: Fault) -> None:
     """The caller is hung up, or hears the agent."""
     call = await here.ring(fault)
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(LONGEST):
         if fault.hook in ENDS:
             await call.until(SipCallState.REJECTED, SipCallState.ENDED)
             assert call.ended_by != "caller", fault
         else:
-            await until(lambda: spoke(call), 8, f"speech in spite of {fault}")
-            if fault.hook != "report":  # that comes after the call
-                await until(lambda: here.is_logged(fault), 8, f"the log of {fault}")
+            await until(lambda: spoke(call), LONGEST, f"speech in spite of {fault}")
+            await log_of(here, fault)
             assert call.state is SipCallState.TALKING, fault
             call.hang_up()
-        await until(lambda: fault.happened, 8, f"the fault {fault}")
+        await until(lambda: fault.happened, LONGEST, f"the fault {fault}")
 
 
 def spoke(call: PhoneCall) -> bool:
@@ -340,7 +355,7 @@ async def still_answers(live: LiveCall) -> None:
     live.interrupt()
     live.on(listener, "said")
     live.tell("Are you there?")
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(LONGEST):
         await said.wait()
         await live.hang_up()
 

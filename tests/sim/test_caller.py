@@ -530,7 +530,7 @@ async def test_more_than_ten_minutes_of_audio_is_refused_with_one_warning() -> N
             await talk.media(bytes(500_000))
 
     async with tiny_bridge(play) as bridge:
-        record = await call(bridge, [WaitStep(1.2), HangUpStep()])
+        record = await call(bridge, [WaitStep(3.0), HangUpStep()])
 
         assert [warning.code for warning in record.warnings] == [31931]
         assert record.streams[0].playout.refused == 3 * 500_000
