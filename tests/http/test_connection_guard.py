@@ -246,9 +246,24 @@ async def test_complete_requests_accepted_in_one_turn_are_answered() -> None:
     async with guarded_server(
         Limits(waiting_sockets=100, waiting_per_address=10)
     ) as server:
-        first = await asyncio.gather(*(good_request(server.port) for _ in range(15)))
-        assert len(first) == 15
+        lines = []
+        for _ in range(15):
+            # Connected and written before the loop turns: all wait to be accepted.
+            lines.append(socket.create_connection((HERE, server.port)))
+            lines[-1].sendall(GOOD_REQUEST)
+        answers = [await _answer_on(line) for line in lines]
+        assert all(answer.endswith("hello") for answer in answers)
         assert not server.hits
+
+
+async def _answer_on(line: socket.socket) -> str:
+    line.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=line)
+    try:
+        async with asyncio.timeout(5):
+            return (await reader.read()).decode()
+    finally:
+        writer.close()
 
 
 async def test_a_trusted_proxy_is_not_limited_as_one_client() -> None:
