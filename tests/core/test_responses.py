@@ -156,6 +156,16 @@ def test_a_response_refused_for_quota_is_not_requested_again() -> None:
     assert ends(fails(phone, "insufficient_quota")) == [("model", "failed")]
 
 
+def test_a_refused_request_that_no_retry_can_mend_ends_the_call() -> None:
+    """As a response that fails for the same reason does."""
+    phone = Phone().talking()
+    phone.ask()
+
+    commands = phone.refused("insufficient_quota", "bridge_answer")
+
+    assert ends(commands) == [("model", "failed")]
+
+
 def test_a_response_that_succeeds_begins_the_time_anew() -> None:
     """Two short outages in one call are two outages."""
     phone = Phone().talking()
