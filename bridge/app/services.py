@@ -140,8 +140,10 @@ class Services:
 
     async def forget(self, call_sid: str) -> None:
         """Deletes what is stored of a call that has ended: traces on this machine and
-        entries in the registry. OSError: a trace could not be deleted."""
-        await self.trace_writer.written()  # else the trace of a call seems to be open
+        entries in the registry. OSError: a trace could not be deleted, or is not
+        written yet."""
+        if not await self.trace_writer.written():
+            raise OSError("traces wait to be written: try again later")
         await retention.forget_call(self.record_dir, self.registry, call_sid)
 
     def deliver_report(self, route: Route, report: CallReport) -> None:

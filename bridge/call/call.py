@@ -117,7 +117,8 @@ class Call:
         self._route = Route()
         self._live: LiveCall | None = None
         self._continuity: Continuity | None = None
-        self._closing = False
+        self._closed = False
+        """The next step is stored, and the leg is closed."""
         self._identified = asyncio.Event()
         """Set when the call's SID is known, or when the call has ended without one."""
         self._ended = asyncio.Event()
@@ -274,9 +275,8 @@ class Call:
     async def _store_next_step_and_close(self) -> None:
         """Stores what Twilio must do next, then closes the leg: Twilio asks
         `/voice/next`, of any instance, as soon as the stream is closed."""
-        if self._closing:
+        if self._closed:
             return
-        self._closing = True
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 try:
@@ -287,6 +287,8 @@ class Call:
                     await self._leg.close(self._ending)
         except TimeoutError:
             self._log.warning("stream_close_failed")
+        # Not before: an error of the call may cancel this, and `_conclude` tries again.
+        self._closed = True
 
     def _session_started(self) -> bool:
         return self._live is not None and self._live.session is not None

@@ -201,7 +201,7 @@ class Continuity:
             if ending.why == TAKEN_OVER:
                 self._checkpoint.leave()
             elif step and step.then is Then.TRANSFER:
-                self._transfers += 1
+                self._transfers = self.snapshot.transfer_count + 1
                 await self._checkpoint.keep_last(RETURN_SECONDS)
             elif step and step.then is Then.RESUME:
                 await self._checkpoint.keep_last()

@@ -60,6 +60,8 @@ class SipLeg:
         self._owner: LegOwner | None = None
         self._session_owner: SessionOwner | None = None
         self._accepted = False
+        self._accept_sent = False
+        """The request to accept was sent: OpenAI may have carried it out."""
         self._left = False
         """The call has ended at OpenAI, too: no request to hang up is needed."""
         self._hanging_up: asyncio.Task[None] | None = None
@@ -117,6 +119,7 @@ class SipLeg:
     # --- called by the session (bridge.model.sip_session.SipLine) ---
 
     async def accept(self, session: Mapping[str, Any]) -> None:
+        self._accept_sent = True
         await self._api.accept(self._call_id, session)
         self._accepted = True
 
@@ -192,6 +195,10 @@ class SipLeg:
         """Rejects the call. False: it may have been accepted without us knowing."""
         try:
             await self._api.reject(self._call_id, UNAVAILABLE)
+        except CallGone:
+            if not self._accept_sent:
+                raise
+            return False  # there is no call to reject: it was accepted, or has ended
         except CallsApiError as error:
             self._log.warning("sip_reject_failed", why=error.why)
             return False

@@ -251,6 +251,9 @@ class SipCalls:
             log.info("caller_gone", call_sid=call_id)
         except CallsApiError as error:
             log.error("sip_reject_failed", call_sid=call_id, why=error.why)
+        except Exception:
+            # A bug of the bridge: it must not end the TaskGroup with all calls.
+            log.exception("sip_reject_failed", call_sid=call_id, why="bug")
 
     def _warn(self, route: Route) -> None:
         """Warns once per route about settings that a SIP call cannot have."""

@@ -167,6 +167,32 @@ async def test_the_next_step_of_each_end(
         assert call.expects_next_request == (step is not None)
 
 
+async def test_a_bug_while_the_call_ends() -> None:
+    """A task of the call fails while the next step is being stored: it is stored all
+    the same, and the call has no entry any more."""
+    phone = MemoryPhone()
+    async with place([PlayRuler(300)]) as here:
+        registry, storing = here.services.registry, asyncio.Event()
+        closed = registry.closed
+
+        async def slow(entry: CallEntry, step: NextStep | None) -> None:
+            storing.set()
+            await asyncio.sleep(0.2)
+            await closed(entry, step)
+
+        async def fails() -> None:
+            await storing.wait()
+            raise LookupError("a bug")
+
+        registry.closed = slow  # type: ignore[method-assign]
+        async with here.call(phone) as call:
+            await until(lambda: phone.heard > 0.1, what="the greeting")
+            call.start_task(fails(), "bug")
+            call.end("shutdown")
+
+        assert await here.next_step() == NextStep(Then.SORRY, FALLBACK)
+
+
 async def test_a_bug_in_the_leg_ends_the_call_with_the_apology() -> None:
     """A bug ends one call and not the process, and the caller hears the apology."""
     phone = MemoryPhone()

@@ -521,6 +521,18 @@ async def test_an_accept_whose_answer_is_lost_leaves_nobody_in_silence() -> None
         assert verbs == ["accept", "accept", "reject", "hangup"]
 
 
+async def test_an_accepted_call_that_cannot_be_rejected_is_hung_up() -> None:
+    """The answer to the accept is lost, the call ends, and OpenAI knows no call that
+    rings: the call would go on, and cost money."""
+    async with place(lose=["accept"]) as here:
+        here.calls.fail["reject"] = 404
+        call = await here.ring()
+        await call.until(SipCallState.ENDED)
+        await here.over()
+
+        assert call.ended_by == "api"
+
+
 async def test_an_agent_that_cannot_be_had_rejects_the_call() -> None:
     """The user's function fails, so the call is not accepted."""
 

@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.agent.receptionist import receptionist
+from bridge.app.routes import Routes
+from bridge.app.settings import Settings
+from bridge.app.startup import UserCode, start_services
 from bridge.core.inputs import Send
 from bridge.records.retention import StillRuns, forget
+from bridge.sim.model import ModelServer
 from bridge.telemetry import trace_file
 from bridge.telemetry.trace import Trace, read
 from bridge.telemetry.trace_file import BLOCK_BYTES, TOO_SLOW, TraceWriter
@@ -135,3 +140,30 @@ async def test_a_shutdown_does_not_wait_for_ever(
     assert [(it["event"], it["log_level"]) for it in logs] == [
         ("traces_not_written", "error")
     ]
+
+
+async def test_a_call_is_not_forgotten_before_its_trace_is_written(
+    disk: HangingDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the trace would be written after its deletion, and stay."""
+    monkeypatch.setattr(trace_file, "WAIT_SECONDS", 0.05)
+    settings = Settings(insecure=True, record_dir=tmp_path)
+    async with (
+        ModelServer() as model,
+        start_services(
+            settings, UserCode(receptionist, Routes.none()), model.url
+        ) as services,
+    ):
+        monkeypatch.setattr(disk, "writer", services.trace_writer)
+        trace = Trace(1.0, pytest.fail)
+        trace.open(disk.writer, tmp_path, "CA1", "MZ1")
+        disk.hang()
+        trace.close()
+
+        with pytest.raises(OSError, match="wait to be written"):
+            await services.forget("CA1")
+
+        disk.answer()
+        monkeypatch.setattr(trace_file, "WAIT_SECONDS", 20)
+        await services.forget("CA1")
+        assert list(tmp_path.iterdir()) == []
