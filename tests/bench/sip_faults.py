@@ -1,6 +1,6 @@
 """The effect of a failing model, or a failing Calls API, on SIP calls.
 
-    .venv/bin/python -m tests.bench.sip_faults [--runs 20] [--only tool,freeze] [--quick]
+    .venv/bin/python -m tests.bench.sip_faults [--runs 20] [--only REFER] [--quick]
 
 Real sockets; bridge and fakes in one process; each call has its own bridge, model and
 Calls API. Each cell says how its call must end at OpenAI and in the metric and log, and
@@ -107,6 +107,8 @@ class Cell:
     # What must hold
     outcome: str | None
     """The call's outcome in metric and log; None: no call begins here."""
+    or_outcome: str = ""
+    """Another one that is right, too."""
     state: SipCallState = SipCallState.ENDED
     by: str | None = "api"
     """Who ended the call at OpenAI; None: it has not ended there."""
@@ -131,6 +133,11 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.phase} / {self.fault}"
+
+    def allows(self, outcomes: list[str]) -> bool:
+        if self.outcome is None:
+            return not outcomes
+        return outcomes in ([self.outcome], [self.or_outcome])
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -312,7 +319,9 @@ NO_HANG_UP = "sip_hang_up_failed"
 
 def no_fault() -> Iterator[Cell]:
     act = goes_on_after()
-    yield Cell(phase="no fault", fault="none", act=act, behaviour=ANSWERED, **CALLER_LEFT)
+    yield Cell(
+        phase="no fault", fault="none", act=act, behaviour=ANSWERED, **CALLER_LEFT
+    )
     yield Cell(
         phase="no fault", fault="agent hangs up", act=rings, behaviour=HANG_UP,
         outcome="agent_hung_up",
@@ -328,10 +337,16 @@ def accept_cells() -> Iterator[Cell]:
         "heard": (),
     }
     yield cell(fault="refused 400", openai={"fail": {"accept": 400}}, **refused)
-    retried = {"requests": {"accept": 3, "reject": 1}, "openai": {"fail": {"accept": 429}}}
+    retried = {
+        "requests": {"accept": 3, "reject": 1},
+        "openai": {"fail": {"accept": 429}},
+    }
     yield cell(fault="refused 429", **refused, **retried)
     # The caller hears ringing for three tries.
-    never = {"requests": {"accept": 3, "reject": 1}, "openai": {"stall": {"accept": ALWAYS}}}
+    never = {
+        "requests": {"accept": 3, "reject": 1},
+        "openai": {"stall": {"accept": ALWAYS}},
+    }
     yield cell(fault="no answer", **refused, **never)
     lost: dict[str, Any] = {
         "outcome": "model_refused",
@@ -340,9 +355,7 @@ def accept_cells() -> Iterator[Cell]:
     }
     yield cell(fault="answer lost", act=rings, openai={"lose": ["accept"]}, **lost)
     late: dict[str, Any] = {"openai": {"stall": {"accept": 1}}}
-    yield cell(
-        fault="late", act=greeted, requests={"accept": 2}, **late, **CALLER_LEFT
-    )
+    yield cell(fault="late", act=greeted, requests={"accept": 2}, **late, **CALLER_LEFT)
     yield cell(
         fault="late, caller leaves", act=gives_up, requests={"accept": 2}, heard=(),
         **late, **CALLER_LEFT,
@@ -419,8 +432,13 @@ def socket_cells() -> Iterator[Cell]:
             yield Cell(phase=phase, fault=name, act=act, outcome=outcome, **given)
         for name in LEFT_BY:
             act = as_caller_leaves(moment, SOCKET_FAULTS[name][0])
-            left = f"{name}, caller left"
-            yield Cell(phase=phase, fault=left, act=act, **given, **CALLER_LEFT)
+            # The API says that the caller has left, if a ping finds the frozen socket.
+            # If the core's probe finds it first, the API is not asked.
+            probed = "model_lost" if name == "freeze" else ""
+            yield Cell(
+                phase=phase, fault=f"{name}, caller left", act=act, or_outcome=probed,
+                **given, **CALLER_LEFT,
+            )  # fmt: skip
         yield Cell(
             phase=phase, fault="bridge stops", act=moment, outcome="bridge_shutdown",
             stops_bridge=True, **given,
@@ -442,7 +460,7 @@ def response_cells() -> Iterator[Cell]:
     told = Fail(message="Rate limit reached. Please try again in 2s.")
     later = Fail(message="Rate limit reached. Please try again in 90s.")
     for name, fails, least in (
-        ("failed x2", [once, once], 1.0),
+        ("failed x2", [once, once], 0.0),
         ("rate limit", [limit], 1.0),
         ("rate limit, in 2 s", [told], 2.0),
         ("rate limit, in 2 s, x3", [told] * 3, 6.0),
@@ -458,6 +476,11 @@ def response_cells() -> Iterator[Cell]:
     yield cell(
         fault="rate limit in 2 s for ever", behaviour=for_ever(told), most_seconds=40.0,
         least_seconds=20.0, **ends,
+    )  # fmt: skip
+    breaks_off = Behaviour(fallback=[SayText(HELLO), once], **QUICK)
+    yield cell(
+        fault="fails after audio, for ever", behaviour=breaks_off, most_seconds=40.0,
+        least_seconds=10.0, **ends,
     )  # fmt: skip
     yield cell(fault="rate limit, in 90 s", behaviour=for_ever(later), **ends)
     yield cell(fault="no quota", behaviour=for_ever(Fail("insufficient_quota")), **ends)
@@ -492,16 +515,18 @@ def event_cells() -> Iterator[Cell]:
         "too large": [HUGE],
         "error": ['{"type": "error", "error": {"type": "x", "message": "m"}}'],
         "audio": [
-            '{"type": "response.output_audio.delta", "response_id": "r", "item_id": "i",'
-            ' "output_index": 0, "content_index": 0, "delta": "////", "event_id": "e"}'
+            '{"type": "response.output_audio.delta", "response_id": "r", "item_id":'
+            ' "i", "output_index": 0, "content_index": 0, "delta": "////"}'
         ],
     }.items():
         act = goes_on_after(faults.saying(*frames))
         yield cell(fault=name, act=act, **goes_on, **CALLER_LEFT)
     flood = faults.flooding(lambda n: f'{{"type": "something.new", "event_id": "{n}"}}')
+    # A busy bridge reads the answers to its pings too late. The listener gets its
+    # events for some seconds after the call.
     yield cell(
         fault="flood", act=then(listening, flood), outcome="model_flood",
-        most_seconds=40.0,
+        or_outcome="model_lost", most_seconds=40.0, left_seconds=15.0,
     )  # fmt: skip
 
 
@@ -513,8 +538,8 @@ def refer_cells() -> Iterator[Cell]:
         "outcome": "agent_transferred",
         "state": SipCallState.REFERRED,
     }
-    failed = {"logged": ("sip_transfer_failed",), "least_seconds": 0.0}
-    refused = {"openai": {"fail": {"refer": 400}}, "requests": {"refer": 1, "hangup": 0}}
+    failed: dict[str, Any] = {"logged": ("sip_transfer_failed",)}
+    refused = {"openai": {"fail": {"refer": 400}}, "requests": {"refer": 1}}
     yield cell(fault="refused", **goes_on, **refused, **failed)
     never = {"openai": {"stall": {"refer": ALWAYS}}, "requests": {"refer": 3}}
     yield cell(fault="no answer", **goes_on, **never, **failed)
@@ -545,7 +570,11 @@ def hang_up_cells() -> Iterator[Cell]:
     refused: dict[str, Any] = {
         "openai": {"fail": {"hangup": 400}}, "requests": {"hangup": 2}, **stays,
     }  # fmt: skip
-    never = {"openai": {"stall": {"hangup": ALWAYS}}, "requests": {"hangup": 6}, **stays}
+    never = {
+        "openai": {"stall": {"hangup": ALWAYS}},
+        "requests": {"hangup": 6},
+        **stays,
+    }
     yield cell(fault="slow", **by_agent, **slow)
     yield cell(fault="refused", **by_agent, **refused)
     yield cell(fault="no answer", **by_agent, **never)
@@ -666,7 +695,7 @@ async def _left(run: Run) -> list[str]:
 
 
 def _release(run: Run) -> None:
-    """Ends frozen sessions and unanswered handshakes, for which the fake would wait."""
+    """Ends frozen sessions, for which the fake would wait."""
     for session in run.here.model.open:
         if session.frozen:
             session.abort("frozen")
@@ -675,8 +704,7 @@ def _release(run: Run) -> None:
 def _differences(cell: Cell, run: Run) -> Iterator[str]:
     """What is not as the cell says, at OpenAI and in the metric."""
     here, call = run.here, run.call
-    outcomes = [] if cell.outcome is None else [cell.outcome]
-    if here.ends != outcomes:
+    if not cell.allows(here.ends):
         yield f"outcome {', '.join(here.ends) or 'none'}"
     if (call.state, call.ended_by) != (cell.state, cell.by):
         yield f"at OpenAI: {call.state.value}, ended by {call.ended_by}"
@@ -694,7 +722,7 @@ def _differences(cell: Cell, run: Run) -> Iterator[str]:
 
 def _log_differences(cell: Cell, lines: list[Any]) -> Iterator[str]:
     ends = [it["outcome"] for it in lines if it["event"] == "call_ended"]
-    if ends != ([] if cell.outcome is None else [cell.outcome]):
+    if not cell.allows(ends):
         yield f"outcome in the log: {', '.join(ends) or 'none'}"
     names = {it["event"] for it in lines}
     yield from (f"not logged: {it}" for it in cell.logged if it not in names)
@@ -751,8 +779,9 @@ async def place_all(cells: Sequence[Cell], at_once: int) -> list[Verdict]:
 
 
 def wanted(only: str, cell: Cell) -> bool:
-    """As tests.bench.faults.wanted, for the phases and faults of SIP calls."""
+    """As tests.bench.faults.wanted, for SIP calls. None, if no part is known here."""
     names = [name.strip() for name in only.split(",") if name.strip()]
+    found = not names
     for value, known in (
         (cell.phase, {it.phase for it in CELLS}),
         (cell.fault, {it.fault for it in CELLS}),
@@ -760,7 +789,8 @@ def wanted(only: str, cell: Cell) -> bool:
         named = [n for n in names if any(n in each for each in known)]
         if named and not any(name in value for name in named):
             return False
-    return True
+        found = found or bool(named)
+    return found
 
 
 async def main(arguments: Sequence[str] | None = None) -> int:
