@@ -298,6 +298,14 @@ async def attaching(run: Run) -> None:
     await until(lambda: bool(run.here.model.refused))
 
 
+def refusing(status: int) -> Before:
+    return lambda here: here.model.handshakes.answer(status)
+
+
+def beginning_with(fault: Fault) -> Before:
+    return lambda here: here.model.inject_next(fault)
+
+
 async def late_socket(url: str, headers: dict[str, str]) -> Any:
     await asyncio.sleep(LATE_SECONDS)
     return await dial(url, headers)
@@ -337,13 +345,13 @@ def accept_cells() -> Iterator[Cell]:
         "heard": (),
     }
     yield cell(fault="refused 400", openai={"fail": {"accept": 400}}, **refused)
-    retried = {
+    retried: dict[str, Any] = {
         "requests": {"accept": 3, "reject": 1},
         "openai": {"fail": {"accept": 429}},
     }
     yield cell(fault="refused 429", **refused, **retried)
     # The caller hears ringing for three tries.
-    never = {
+    never: dict[str, Any] = {
         "requests": {"accept": 3, "reject": 1},
         "openai": {"stall": {"accept": ALWAYS}},
     }
@@ -386,7 +394,7 @@ def attach_cells() -> Iterator[Cell]:
     for status in (401, 429, 503):
         yield cell(
             fault=f"refused {status}",
-            before=lambda here, status=status: here.model.handshakes.answer(status),
+            before=refusing(status),
             **refused,
         )
     yield cell(fault="refused TCP", connect=no_socket, **refused)
@@ -400,7 +408,7 @@ def attach_cells() -> Iterator[Cell]:
     for name, fault in (("mute", faults.mute), ("freeze", faults.freeze)):
         yield cell(
             fault=name, act=rings, outcome="model_not_ready", heard=(),
-            before=lambda here, fault=fault: here.model.inject_next(fault),
+            before=beginning_with(fault),
         )  # fmt: skip
 
 
@@ -500,7 +508,7 @@ def response_cells() -> Iterator[Cell]:
 def event_cells() -> Iterator[Cell]:
     cell = partial(Cell, phase="events")
     goes_on: dict[str, Any] = {"behaviour": ANSWERED, "heard": (HELLO, YES)}
-    for name, frames in {
+    sent: dict[str, list[str | bytes]] = {
         "binary": [b"\x00\xff"],
         "no JSON": ["{", "", "[" * 5000],
         "wrong shapes": [
@@ -518,7 +526,8 @@ def event_cells() -> Iterator[Cell]:
             '{"type": "response.output_audio.delta", "response_id": "r", "item_id":'
             ' "i", "output_index": 0, "content_index": 0, "delta": "////"}'
         ],
-    }.items():
+    }
+    for name, frames in sent.items():
         act = goes_on_after(faults.saying(*frames))
         yield cell(fault=name, act=act, **goes_on, **CALLER_LEFT)
     flood = faults.flooding(lambda n: f'{{"type": "something.new", "event_id": "{n}"}}')
@@ -539,13 +548,19 @@ def refer_cells() -> Iterator[Cell]:
         "state": SipCallState.REFERRED,
     }
     failed: dict[str, Any] = {"logged": ("sip_transfer_failed",)}
-    refused = {"openai": {"fail": {"refer": 400}}, "requests": {"refer": 1}}
+    refused: dict[str, Any] = {
+        "openai": {"fail": {"refer": 400}},
+        "requests": {"refer": 1},
+    }
     yield cell(fault="refused", **goes_on, **refused, **failed)
-    never = {"openai": {"stall": {"refer": ALWAYS}}, "requests": {"refer": 3}}
+    never: dict[str, Any] = {
+        "openai": {"stall": {"refer": ALWAYS}},
+        "requests": {"refer": 3},
+    }
     yield cell(fault="no answer", **goes_on, **never, **failed)
     yield cell(fault="slow", openai={"stall": {"refer": 1}}, **done)
     yield cell(fault="answer lost", openai={"lose": ["refer"]}, **done)
-    breaks = {**done, "act": breaks_in_refer}
+    breaks: dict[str, Any] = {**done, "act": breaks_in_refer}
     yield cell(fault="slow, reset", openai={"stall": {"refer": 1}}, **breaks)
     yield cell(
         fault="404: caller has left", act=rings, openai={"fail": {"refer": 404}},
@@ -565,12 +580,15 @@ def hang_up_cells() -> Iterator[Cell]:
         "logged": (NO_HANG_UP,),
         "left_seconds": 30.0,
     }
-    slow = {"openai": {"stall": {"hangup": 1}}, "requests": {"hangup": 2}}
-    slow["left_seconds"] = 6.0  # type: ignore[assignment]
+    slow: dict[str, Any] = {
+        "openai": {"stall": {"hangup": 1}},
+        "requests": {"hangup": 2},
+        "left_seconds": 6.0,
+    }
     refused: dict[str, Any] = {
         "openai": {"fail": {"hangup": 400}}, "requests": {"hangup": 2}, **stays,
     }  # fmt: skip
-    never = {
+    never: dict[str, Any] = {
         "openai": {"stall": {"hangup": ALWAYS}},
         "requests": {"hangup": 6},
         **stays,
