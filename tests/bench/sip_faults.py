@@ -49,8 +49,9 @@ CALL_SECONDS = 60.0
 TOOL_SECONDS = 3.0
 LATE_SECONDS = 2.0
 """How late a slow server is."""
-LEFT_SECONDS = 3.0
-"""Limit for a call to be gone after its end. A hang-up that fails may last longer."""
+LEFT_SECONDS = 10.0
+"""Limit for a call to be gone after its end, on a machine that is busy with the floods.
+A hang-up that fails may last longer."""
 ALWAYS = 99
 """More requests than the bridge makes."""
 
@@ -119,7 +120,7 @@ class Cell:
     logged: Collection[str] = ()
     """Log lines that must be there. Others of level error must not be there."""
     least_seconds: float = 0.0
-    most_seconds: float = 20.0
+    most_seconds: float = 30.0
     """From the fault to the end of the call."""
     left_seconds: float = LEFT_SECONDS
     # What the call is given
@@ -583,7 +584,6 @@ def hang_up_cells() -> Iterator[Cell]:
     slow: dict[str, Any] = {
         "openai": {"stall": {"hangup": 1}},
         "requests": {"hangup": 2},
-        "left_seconds": 6.0,
     }
     refused: dict[str, Any] = {
         "openai": {"fail": {"hangup": 400}}, "requests": {"hangup": 2}, **stays,
