@@ -127,7 +127,6 @@ class ModelEvents:
 
     def _first_audio(self, now: float) -> list[Command]:
         """The caller hears a response."""
-        self._call.responses.succeeded()
         model = self._call.model
         since, model.awaiting_audio_since = model.awaiting_audio_since, None
         return [] if since is None else [Note("first_audio", {"seconds": now - since})]

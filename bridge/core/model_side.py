@@ -309,10 +309,9 @@ class ModelSide:
         """The session is lost: uses the spare one or dials; ends the call if time is
         up."""
         commands = self._leave_session(why, now)
-        if not self._capabilities.replaces_sessions:
-            return commands + self._end("model", "lost", now)
-        if self._sessions.is_given_up(now):
-            return commands + self._end("model", "lost", now)
+        replaces = self._capabilities.replaces_sessions
+        if not replaces or self._sessions.is_given_up(now):
+            return commands + self._give_up(now)
         return commands + self._sessions.switch_or_dial(now)
 
     def roll_over(self, now: float) -> list[Command]:
@@ -323,8 +322,7 @@ class ModelSide:
     def tick(self, now: float) -> list[Command]:
         """Does what is due for the connections at `now`."""
         if self._sessions.is_given_up(now):
-            why = "lost" if self._sessions.had_session else "not_ready"
-            return self._end("model", why, now)
+            return self._give_up(now)
         lost = self._sessions.lost_reason(now)
         if lost:
             return self.redial(lost, now)
@@ -332,6 +330,11 @@ class ModelSide:
         if self._sessions.take_probe(now):
             commands.append(ToModel(realtime_requests.probe(PROBE_ID)))
         return commands
+
+    def _give_up(self, now: float) -> list[Command]:
+        """No other session may replace the one that is lost, or never was ready."""
+        why = "lost" if self._sessions.had_session else "not_ready"
+        return self._end("model", why, now)
 
     def _leave_session(self, why: str, now: float) -> list[Command]:
         """The session is not used any more: keeps what the next one must know, and

@@ -178,6 +178,8 @@ class Responses:
             # The server's response is another try, with a time of its own.
             self._wanted_at = self._failing_since = None
             self._retries = 0
+            if any(it.sent_audio for key, it in self._running.items() if key in cut):
+                self._late = 0  # the caller heard it, and did not wait for its end
         self.made_progress(now)
 
     def session_lost(self, now: float) -> None:
@@ -272,7 +274,8 @@ class Responses:
     # --- failures ---
 
     def succeeded(self) -> None:
-        """A response is complete, or audible."""
+        """A response is complete. One that is only audible may fail or stall yet: a
+        server that never completes any would be asked without end."""
         self._failing_since, self._retries, self._late = None, 0, 0
 
     def late(self) -> bool:

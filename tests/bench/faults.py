@@ -4,14 +4,17 @@
 
 Real sockets; bridge and fakes in one process; each run has its own bridge and model.
 Caller and agent speak counted words (bridge/sim/counting.py), so every word is checked:
-in the audio that the caller heard, and in the conversation of the last session. Exits 1
-if a call is lost.
+in the audio that the caller heard, and in the conversation of the last session.
+
+The SIP calls of tests.bench.sip_faults run at the same time in a process of their own,
+so that neither delays the other. Exits 1 if a call is lost or a SIP call is wrong.
 """
 
 import argparse
 import asyncio
 import logging
 import sys
+from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -519,6 +522,21 @@ async def watch_loop(lateness: list[float]) -> None:
         lateness.append(monotonic() - due)
 
 
+async def run_sip_calls(chosen: argparse.Namespace) -> tuple[str, bool]:
+    """Returns the table of the SIP calls, and whether all are right."""
+    given = [f"--runs={chosen.runs}", f"--only={chosen.only}"]
+    given += ["--quick"] if chosen.quick else []
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.bench.sip_faults", *given, stdout=PIPE
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return output.decode(), process.returncode == 0
+
+
 async def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=RUNS, help="calls for each cell")
@@ -537,6 +555,7 @@ async def main(arguments: Sequence[str] | None = None) -> int:
     # Cell after cell in turn, so that other load of the machine affects all cells.
     lateness: list[float] = []
     async with asyncio.TaskGroup() as tasks:
+        sip_calls = tasks.create_task(run_sip_calls(chosen))
         watching = tasks.create_task(watch_loop(lateness))
         done = await place_all(plan * runs, chosen.at_once)
         watching.cancel()
@@ -563,7 +582,9 @@ async def main(arguments: Sequence[str] | None = None) -> int:
         f"{max(lateness):.2f} s, and by {percentile(sorted(lateness), 99.9):.2f} s "
         "(p99.9): the machine may have caused a maximum of the table."
     )
-    return 1 if lost else 0
+    sip_table, sip_right = sip_calls.result()
+    print(f"\n{sip_table}")
+    return 0 if sip_right and not lost else 1
 
 
 if __name__ == "__main__":

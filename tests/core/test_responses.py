@@ -300,6 +300,55 @@ def test_a_new_turn_of_the_caller_is_a_new_try() -> None:
     assert asks(commands) == 1
 
 
+def stalls(phone: Phone, response: str) -> list[Command]:
+    """The caller hears the beginning of a response that never ends."""
+    phone.created(response)
+    phone.says(400, f"item {response}", response)
+    return phone.frames(int(1000 * LATE_SECONDS) + 200)
+
+
+def test_responses_that_only_begin_end_the_call() -> None:
+    """The caller would hear beginnings of responses for ever."""
+    phone = Phone().talking()
+    assert ends(stalls(phone, "r1")) == []
+    phone.model_back()
+
+    assert ends(stalls(phone, "r2")) == [("model", "failed")]
+
+
+def test_responses_that_fail_after_their_first_audio_end_the_call() -> None:
+    """The time for retries ends, though the caller hears a part of each response."""
+    phone = Phone().talking()
+    began, commands, n = phone.now, list[Command](), 0
+    while not ends(commands):
+        assert phone.now < began + RETRY_SECONDS + 10, "retries have no end"
+        n += 1
+        phone.created(f"r{n}")
+        phone.says(400, f"i{n}", f"r{n}")
+        commands = phone.done(f"r{n}", "failed") + phone.frames(2000)
+
+    assert ends(commands) == [("model", "failed")]
+    assert phone.now > began + RETRY_SECONDS - 10
+
+
+def test_a_response_that_the_caller_cut_off_was_not_late() -> None:
+    """They heard it. The next one that stalls gets its second try."""
+    phone = Phone().talking()
+    stalls(phone, "r1")
+    phone.model_back()
+    phone.created("r2")
+    phone.says(400, "i2", "r2")
+    phone.barges_in()
+    phone.done("r2", "cancelled")
+    phone.falls_silent()
+    phone.committed()
+
+    commands = stalls(phone, "r3")
+
+    assert notes(commands, "answer_late")
+    assert ends(commands) == []
+
+
 def test_nothing_follows_the_end_of_a_call() -> None:
     """A response that fails when the time of the goodbye is over begins no tone."""
     phone = Phone(longest_seconds=1000.0).talking()

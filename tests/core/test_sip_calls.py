@@ -29,6 +29,7 @@ from bridge.core.outbox import MAX_PENDING
 from bridge.core.redial import READY_SECONDS
 from bridge.core.responses import MAX_OPEN
 from bridge.core.rules import Prices
+from bridge.core.sessions import CONFIGURE_SECONDS
 from bridge.core.sip_speech import MAX_WORDS_CHARS
 from bridge.core.twilio_messages import Stop
 from bridge.core.waits import ANSWER_SECONDS, MAX_WAITS
@@ -104,6 +105,31 @@ def test_a_session_that_cannot_be_attached_to_ends_the_call() -> None:
     phone = SipPhone()
     phone.begins()
     assert ends(phone.wait(READY_SECONDS)) == [("model", "not_ready")]
+
+
+def test_a_session_that_never_begins_was_not_lost() -> None:
+    """The operator sees that the call had no session: `model_lost` would be a broken
+    network."""
+    phone = SipPhone()
+    phone.begins()
+    phone.dialled()
+
+    assert ends(phone.wait(CONFIGURE_SECONDS)) == [("model", "not_ready")]
+
+
+def test_a_response_that_only_begins_ends_the_call() -> None:
+    """The caller would hear its first word every ten seconds, for ever."""
+    phone = SipPhone().talking()
+    commands: list[Command] = []
+    for response in ("r1", "r2"):
+        assert ends(commands) == []
+        phone.created(response)
+        phone.words("one", f"item {response}", response)
+        phone.playout("started", response)
+        commands = phone.wait(LATE_SECONDS)
+        phone.done(response, "cancelled")
+
+    assert ends(commands) == [("model", "failed")]
 
 
 def test_a_session_that_answers_no_probe_ends_the_call() -> None:
