@@ -12,6 +12,8 @@ bridge:next:{sid}      string  60 s      150      the next step; when the stream
                                                   deleted when a new stream starts
 bridge:store:{name}    string  given     its own  snapshots, plans, orders, spent
                                                   tickets; `put`, `set_if_absent`
+                               20 min    17       a tombstone; `delete`, and `pop` (for
+                                                  as long as the value had)
 bridge:popped:{id}     string  10 s      its own  a value that was popped, for an
                                                   instance that missed the answer; `pop`
 bridge:count:{name}    string  given     20       a total, such as the cost of a day;

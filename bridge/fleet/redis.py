@@ -276,11 +276,11 @@ class RedisRegistry:
             lambda: self._script(
                 keys.POP,
                 [popped, *self._format.names(key)],
-                [self._written.stamp(), _POPPED_MS],
+                [self._written.stamp(), _ms(keys.POPPED_SECONDS)],
             ),
         )
         if value is not None:  # it may come back with Redis
-            self._written.keep_tombstone(key, keys.POPPED_SECONDS)
+            self._written.keep_tombstone(key, keys.DELETED_SECONDS)
         return value
 
     async def set_if_absent(self, name: str, seconds: float) -> bool:
@@ -765,9 +765,6 @@ class RedisRegistry:
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-_POPPED_MS = _ms(keys.POPPED_SECONDS)
 
 
 def _us(seconds: float) -> int:
