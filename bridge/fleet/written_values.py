@@ -14,6 +14,8 @@ AHEAD_SECONDS = 600.0
 """A stamp that is further ahead comes from a clock that is wrong. It counts for
 nothing: else one such value would stop the stamps of all instances that read it."""
 
+_AHEAD_US = round(AHEAD_SECONDS * 1e6)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredValue:
@@ -64,14 +66,17 @@ class WrittenValues:
 
     def stamp(self) -> int:
         """Microseconds since the epoch; each call gives a larger number."""
-        self._stamp = max(time.time_ns() // 1000, self._stamp + 1)
+        now = time.time_ns() // 1000
+        if self._stamp > now + _AHEAD_US:  # the clock of this machine was set right
+            self._stamp = 0
+        self._stamp = max(now, self._stamp + 1)
         return self._stamp
 
     def follow(self, text: bytes) -> None:
         """The next stamp will be newer than that of a text that was read: what this
         instance writes next must replace it, although another clock may be ahead."""
         stamp = stamp_of(text)
-        if stamp <= time.time_ns() // 1000 + AHEAD_SECONDS * 1e6:
+        if stamp <= time.time_ns() // 1000 + _AHEAD_US:
             self._stamp = max(self._stamp, stamp)
 
     def keep(

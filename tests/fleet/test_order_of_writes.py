@@ -256,6 +256,18 @@ async def test_a_value_from_a_wrong_clock(server: RedisServer, how: str) -> None
         assert await it.registry.get(NAME) == b"right"
 
 
+def test_a_wrong_clock_that_is_set_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The instance needs no restart: what it writes is not taken for wrong."""
+    written = WrittenValues()
+    with monkeypatch.context() as wrong:
+        wrong.setattr("time.time_ns", lambda: int((time() + YEAR) * 1e9))
+        assert written.stamp() > (time() + 60.0) * 1e6
+
+    first = written.stamp()
+    assert first < (time() + 60.0) * 1e6
+    assert written.stamp() > first
+
+
 async def test_ended_calls_cost_no_memory(server: RedisServer) -> None:
     """Also not if the clock of another instance is ahead."""
     async with instance(server.url, pace=replace(QUICK, lease=0.1)) as it:
