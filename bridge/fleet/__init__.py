@@ -105,7 +105,8 @@ class Registry(Protocol):
         call counts."""
 
     async def delete(self, name: str) -> None:
-        """Deletes the value, also one that a `put` of this instance is still writing.
+        """Deletes the value, whoever wrote it, also one that a `put` of this instance
+        is still writing.
         Does not wait for a Redis that is away: the value is deleted when it is back."""
 
     async def get(self, name: str) -> bytes | None:

@@ -12,6 +12,8 @@ bridge:next:{sid}      string  60 s      150      the next step; when the stream
                                                   deleted when a new stream starts
 bridge:store:{name}    string  given     its own  snapshots, plans, orders, spent
                                                   tickets; `put`, `set_if_absent`
+                               20 min    17       a tombstone; `delete`, and `pop` (for
+                                                  as long as the value had)
 bridge:popped:{id}     string  10 s      its own  a value that was popped, for an
                                                   instance that missed the answer; `pop`
 bridge:count:{name}    string  given     20       a total, such as the cost of a day;
@@ -59,6 +61,7 @@ import base64
 import hashlib
 
 from bridge.fleet import TAKEN
+from bridge.fleet.written_values import AHEAD_SECONDS
 
 CALL, NEXT, STORE, POPPED, COUNTER, MEMBERS = (
     "bridge:call:",
@@ -79,6 +82,17 @@ CALLS_SECONDS = 60.0
 
 POPPED_SECONDS = 10.0
 """An instance repeats a `pop` for some seconds at most."""
+
+DELETED_SECONDS = 1200.0
+"""A tombstone of `delete` lasts at least as long as any snapshot: an instance that has
+lost Redis puts back what it has written meanwhile."""
+
+LATE_SECONDS = 5.0
+"""A script that is later than this counts as new. An instance waits half a second for
+an answer and then drops the connection; the rest is for a Redis that was stopped
+meanwhile and reads what is left in its sockets."""
+
+_AHEAD_US, _LATE_US = round(AHEAD_SECONDS * 1e6), round(LATE_SECONDS * 1e6)
 
 SNAPSHOT = f"{STORE}snapshot:"
 
@@ -144,16 +158,23 @@ class Script:
 # of the clock of Redis; "" if unknown). Answers the time since which the stream has the
 # call; nothing if a later stream has it. The clocks of instances need not agree: a new
 # stream is always later than the one before. Unless its script was delayed and a later
-# stream was faster: then `begun` is later than the new stream. An earlier version of
-# the bridge leaves `begun` as it is; therefore it names its stream.
+# stream was faster: then `begun` is later than the new stream, by LATE_SECONDS at most,
+# and it is past. If `begun` is still to come, the clock of Redis was set back or
+# another Redis took over, and the times say nothing (100 ms: `begun` is a range). An
+# earlier version of the bridge leaves `begun` as it is; therefore it names its stream.
 HOLD = Script(f"""
 local had = redis.call('HMGET', KEYS[1], 'stream', 'instance', 'since', 'begun')
 local since = tonumber(ARGV[5])
 if had[1] and had[1] ~= ARGV[2] then
   if ARGV[8] == 'new' then
     local of, begun = string.match(had[4] or '', '^(.*) (%d+)$')
-    if of == had[1] and ARGV[10] ~= '' and tonumber(begun) > tonumber(ARGV[10]) then
-      return false
+    if of == had[1] and ARGV[10] ~= '' then
+      local time = redis.call('TIME')
+      local now = time[1] * 1000 + math.floor(time[2] / 1000)
+      local late = tonumber(begun) - tonumber(ARGV[10])
+      if late > 0 and late <= {_LATE_US // 1000} and tonumber(begun) <= now + 100 then
+        return false
+      end
     end
     since = math.max(since, tonumber(had[3]) + 0.001)
   elseif tonumber(had[3]) >= since then
@@ -217,9 +238,10 @@ end
 """)
 
 # KEYS popped, string... ARGV now (a stamp), ttl. Takes the newest value; repeated, it
-# answers the same. Every name gets a tombstone: else the instance that put the value
-# there would put it back when it has lost Redis and finds it again.
-POP = Script("""
+# answers the same. Every name gets a tombstone, for as long as the value had: else the
+# instance that put the value there would put it back when it has lost Redis and finds
+# it again.
+POP = Script(f"""
 local value = redis.call('GET', KEYS[1])
 if value then return value end
 local from, newest = nil, ''
@@ -228,13 +250,15 @@ for i = 2, #KEYS do
   if head > newest then from, newest = KEYS[i], head end
 end
 if string.sub(newest, 17) ~= '+' then return false end
+local left = math.max(redis.call('PTTL', from), tonumber(ARGV[2]))
 redis.call('RENAME', from, KEYS[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-local stamp = math.max(tonumber(ARGV[1]), tonumber(string.sub(newest, 1, 16)))
+local stamp, there = tonumber(ARGV[1]), tonumber(string.sub(newest, 1, 16))
+if there > stamp and there <= stamp + {_AHEAD_US} then stamp = there end
 local tombstone = string.format('%016.0f-', stamp)
 for i = 2, #KEYS do
   if i == 2 or KEYS[i] == from or redis.call('EXISTS', KEYS[i]) == 1 then
-    redis.call('SET', KEYS[i], tombstone, 'PX', ARGV[2])
+    redis.call('SET', KEYS[i], tombstone, 'PX', left)
   end
 end
 return redis.call('GET', KEYS[1])
@@ -270,14 +294,36 @@ return written
 """)
 
 # KEYS string. ARGV its text, ttl. A newer text stays: two writes may arrive in another
-# order than they were sent, because each has its own connection.
-PUT = Script("""
+# order than they were sent, because each has its own connection. Then answers its
+# stamp. A stamp that is too far ahead is not newer.
+PUT = Script(f"""
 local there = redis.call('GETRANGE', KEYS[1], 0, 15)
-if there ~= '' and tonumber(there) >= tonumber(string.sub(ARGV[1], 1, 16)) then
-  return 0
+local stamp = tonumber(string.sub(ARGV[1], 1, 16))
+if there ~= '' and tonumber(there) >= stamp
+    and tonumber(there) <= stamp + {_AHEAD_US} then
+  return there
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
+return false
+""")
+
+# KEYS string... ARGV now (a stamp), ttl. Always deletes, also a value whose clock is
+# ahead. Answers the tombstone. It is later than that value by the time by which another
+# write of that clock may be late. Not if that is so far ahead that a write of the
+# caller that is late would not find it newer.
+DELETE = Script(f"""
+local stamp, left = tonumber(ARGV[1]), tonumber(ARGV[2])
+local far, own = stamp + {_AHEAD_US - 2 * _LATE_US}, stamp
+for i = 1, #KEYS do
+  local there = tonumber(redis.call('GETRANGE', KEYS[i], 0, 15)) or 0
+  if there > own and there < far then
+    stamp = math.max(stamp, there + {_LATE_US})
+  end
+  left = math.max(left, redis.call('PTTL', KEYS[i]))
+end
+local tombstone = string.format('%016.0f-', stamp)
+for i = 1, #KEYS do redis.call('SET', KEYS[i], tombstone, 'PX', left) end
+return tombstone
 """)
 
 # KEYS instances, era. ARGV instance, its load, ttl, a new era. Answers the era, the
@@ -359,5 +405,5 @@ return 1
 
 SCRIPTS = (
     *(HOLD, RENEW, CLOSE, DROP_EXPIRED, POP, SET_IF_ABSENT),
-    *(COPY, PUT, BEAT, COUNT, ACQUIRE),
+    *(COPY, PUT, DELETE, BEAT, COUNT, ACQUIRE),
 )

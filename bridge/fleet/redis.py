@@ -169,8 +169,8 @@ class RedisRegistry:
         self._leases: dict[str, _Lease] = {}
         self._taken: dict[str, None] = {}
         """Streams of this instance that a newer one replaced, until they close."""
-        self._ended: dict[str, tuple[int, _Lease]] = {}
-        """Calls of this instance that ended less than a lease ago: when (a stamp)."""
+        self._ended: dict[str, tuple[float, _Lease]] = {}
+        """Calls of this instance that ended less than a lease ago: when (monotonic)."""
         self._written = WrittenValues()
         self._counts = Counts()
         self._members = Members(time.monotonic)
@@ -188,8 +188,8 @@ class RedisRegistry:
         one as down."""
         self._changed_at = time.monotonic()
         self._settled_at = 0.0
-        self._away_stamp = 0
-        """Redis may lack what was written from this stamp on."""
+        self._away_at = 0.0
+        """Redis may lack what was written from this time on (monotonic clock)."""
         self._lasted = 0.0
         """Seconds that the last connection lasted."""
         self._loss_logged = False
@@ -221,9 +221,9 @@ class RedisRegistry:
             return
         lease = self._leases.pop(sid, None) or _Lease(entry, entry.started_at, None)
         value = formats.encode(next_step, self._format.current) if next_step else None
-        now = self._written.keep(keys.NEXT + sid, value, NEXT_STEP_SECONDS).stamp
+        now = self._written.keep(keys.NEXT + sid, value, NEXT_STEP_SECONDS).at
         # The leases of earlier ones have expired in Redis.
-        over = now - _us(self._timing.lease)
+        over = now - self._timing.lease
         self._ended = {k: it for k, it in self._ended.items() if it[0] > over}
         self._ended[sid] = (now, lease)
         with suppress(_Unavailable):  # repeated when Redis is back
@@ -249,19 +249,21 @@ class RedisRegistry:
         text = self._written.keep(key, value, seconds).text
         stored_as = self._format.names(key)[0]
         with suppress(_Unavailable):  # written when Redis is back
-            await self._ask(
+            newer = await self._ask(
                 lambda: self._script(keys.PUT, [stored_as], [text, _ms(seconds)])
             )
+            if newer:  # of an instance whose clock is ahead: the next write replaces it
+                self._written.follow(newer)
 
     async def delete(self, name: str) -> None:
         key = keys.STORE + name
-        text = self._written.keep_tombstone(key, keys.POPPED_SECONDS).text
+        kept = self._written.keep_deletion(key, keys.DELETED_SECONDS)
+        names, left = self._format.names(key), _ms(kept.until - kept.at)
         with suppress(_Unavailable):  # deleted when Redis is back
-            await self._ask(lambda: self._write_tombstone(key, text))
-
-    async def _write_tombstone(self, key: str, text: bytes) -> None:
-        for stored_as in self._format.names(key):
-            await self._script(keys.PUT, [stored_as], [text, _POPPED_MS])
+            tombstone = await self._ask(
+                lambda: self._script(keys.DELETE, names, [kept.stamp, left])
+            )
+            self._written.confirm(key, kept, tombstone)
 
     async def get(self, name: str) -> bytes | None:
         key = keys.STORE + name
@@ -274,11 +276,11 @@ class RedisRegistry:
             lambda: self._script(
                 keys.POP,
                 [popped, *self._format.names(key)],
-                [self._written.stamp(), _POPPED_MS],
+                [self._written.stamp(), _ms(keys.POPPED_SECONDS)],
             ),
         )
         if value is not None:  # it may come back with Redis
-            self._written.keep_tombstone(key, keys.POPPED_SECONDS)
+            self._written.keep_tombstone(key, keys.DELETED_SECONDS)
         return value
 
     async def set_if_absent(self, name: str, seconds: float) -> bool:
@@ -411,7 +413,7 @@ class RedisRegistry:
                 return value_of(text)
             except _Unavailable:
                 own = self._written.get(key)
-                if own and own.stamp >= self._away_stamp:
+                if own and own.at >= self._away_at:
                     return own.value
                 # Another instance may have changed an older value since.
                 if not await self._is_back(
@@ -424,7 +426,8 @@ class RedisRegistry:
         there is none yet, another instance may be about to put it back."""
         while time.monotonic() < min(self._settled_at, give_up):
             text = await self._ask(lambda: self._newest(key))
-            if text is not None and stamp_of(text) >= self._away_stamp:
+            away = _us(time.time() - (time.monotonic() - self._away_at))
+            if text is not None and stamp_of(text) >= away:
                 return
             await asyncio.sleep(self._timing.settle / 10)
 
@@ -566,9 +569,8 @@ class RedisRegistry:
                     await messages.subscribe(keys.MESSAGES)
                     await messages.get_message(timeout=limit)  # the confirmation
                 emptied = await self._beat()
-                gone = time.monotonic() - self._changed_at
-                before = self._written.stamp() - _us(gone + TAIL_SECONDS)
-                await self._put_back(0 if emptied else before)
+                before = self._changed_at - TAIL_SECONDS
+                await self._put_back(0.0 if emptied else before)
                 # No await in between: else a value could be written and not put back.
                 self._found(session)
                 await self._receive(messages)
@@ -598,7 +600,7 @@ class RedisRegistry:
             async with asyncio.timeout(self._timing.limit):
                 await messages.ping()
             if await self._beat():
-                await self._put_back(0)
+                await self._put_back(0.0)
             beat_at = now + beat
 
     async def _beat(self) -> bool:
@@ -652,9 +654,10 @@ class RedisRegistry:
         if not ours:
             self._lose(lease)
 
-    async def _put_back(self, since: int) -> None:
-        """Writes again what this instance has written from `since` (a stamp) on, and
-        the leases of its calls. Repeats that until nothing was written meanwhile."""
+    async def _put_back(self, since: float) -> None:
+        """Writes again what this instance has written from `since` on (monotonic
+        clock), and the leases of its calls. Repeats that until nothing was written
+        meanwhile."""
         async with asyncio.timeout(self._timing.limit):
             for script in keys.SCRIPTS:
                 await self._redis.script_load(script.text)
@@ -669,25 +672,26 @@ class RedisRegistry:
             written = self._written.since(since)
             if not written:
                 return  # the start or end of a call would have written something
-            since = self._written.stamp()
+            since = time.monotonic()
             for some in _chunks(written):
                 await self._write_again(some)
 
     async def _write_again(self, some: Sequence[tuple[str, StoredValue]]) -> None:
         pipe, now = self._redis.pipeline(transaction=False), time.monotonic()
         for key, kept in some:
-            left = kept.until - now
-            if kept.value is None:
-                left = min(left, keys.POPPED_SECONDS)
+            left = _ms(kept.until - now)
+            if kept.deletes:
+                every = self._format.names(key)
+                rest = (len(every), *every, kept.stamp, left)
+                pipe.execute_command("EVALSHA", keys.DELETE.sha, *rest)
+                continue
             if kept.claim:
                 names = self._format.claimed(key)
             else:
                 names = self._format.names(key)[:1]
             text = self._format.as_written(key, kept.text)
             for stored_as in names:
-                pipe.execute_command(
-                    "EVALSHA", keys.PUT.sha, 1, stored_as, text, _ms(left)
-                )
+                pipe.execute_command("EVALSHA", keys.PUT.sha, 1, stored_as, text, left)
         async with asyncio.timeout(self._timing.limit):
             await pipe.execute()
 
@@ -715,7 +719,7 @@ class RedisRegistry:
         if self._up:
             self._lasted = now - self._changed_at
         self._up, self._loss_logged, self._changed_at = False, True, now
-        self._away_stamp = self._written.stamp() - _us(self._timing.limit)
+        self._away_at = now - self._timing.limit
         self._back.clear()
         for lease in self._leases.values():
             lease.held = False
@@ -761,9 +765,6 @@ class RedisRegistry:
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-_POPPED_MS = _ms(keys.POPPED_SECONDS)
 
 
 def _us(seconds: float) -> int:

@@ -6,9 +6,15 @@ newest value of a key wins, in whatever order instances put theirs back. No conn
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _HEAD = 17
+
+AHEAD_SECONDS = 600.0
+"""A stamp that is further ahead comes from a clock that is wrong. It counts for
+nothing: else one such value would stop the stamps of all instances that read it."""
+
+_AHEAD_US = round(AHEAD_SECONDS * 1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +23,14 @@ class StoredValue:
     """When it was written: microseconds since the epoch."""
     until: float
     """Seconds of the monotonic clock."""
+    at: float
+    """When it was written, by the monotonic clock: a stamp may follow other clocks."""
     value: bytes | None
     """None: a tombstone; the value was popped or there is none."""
     claim: bool = False
     """Written by `set_if_absent`: under the names of both formats (keys.py)."""
+    deletes: bool = False
+    """Redis has not confirmed this deletion: it deletes whatever it finds there."""
 
     @property
     def text(self) -> bytes:
@@ -56,19 +66,25 @@ class WrittenValues:
 
     def stamp(self) -> int:
         """Microseconds since the epoch; each call gives a larger number."""
-        self._stamp = max(time.time_ns() // 1000, self._stamp + 1)
+        now = time.time_ns() // 1000
+        if self._stamp > now + _AHEAD_US:  # the clock of this machine was set right
+            self._stamp = 0
+        self._stamp = max(now, self._stamp + 1)
         return self._stamp
 
     def follow(self, text: bytes) -> None:
         """The next stamp will be newer than that of a text that was read: what this
         instance writes next must replace it, although another clock may be ahead."""
-        self._stamp = max(self._stamp, stamp_of(text))
+        stamp = stamp_of(text)
+        if stamp <= time.time_ns() // 1000 + _AHEAD_US:
+            self._stamp = max(self._stamp, stamp)
 
     def keep(
         self, key: str, value: bytes | None, seconds: float, claim: bool = False
     ) -> StoredValue:
         self._sweep()
-        kept = StoredValue(self.stamp(), time.monotonic() + seconds, value, claim)
+        now = time.monotonic()
+        kept = StoredValue(self.stamp(), now + seconds, now, value, claim)
         self._kept[key] = kept
         return kept
 
@@ -83,14 +99,25 @@ class WrittenValues:
         left = own.until - time.monotonic() if own else 0.0
         return self.keep(key, None, max(left, seconds))
 
+    def keep_deletion(self, key: str, seconds: float) -> StoredValue:
+        kept = replace(self.keep_tombstone(key, seconds), deletes=True)
+        self._kept[key] = kept
+        return kept
+
+    def confirm(self, key: str, deletion: StoredValue, text: bytes) -> None:
+        """Redis has deleted the value and has this tombstone now."""
+        self.follow(text)
+        if self._kept.get(key) is deletion:
+            self._kept[key] = replace(deletion, stamp=stamp_of(text), deletes=False)
+
     def drop(self, key: str) -> None:
         self._kept.pop(key, None)
 
-    def since(self, stamp: int) -> list[tuple[str, StoredValue]]:
-        """The values that were written at this stamp or later."""
+    def since(self, at: float) -> list[tuple[str, StoredValue]]:
+        """The values that were written at this time or later (monotonic clock)."""
         now = time.monotonic()
         kept = self._kept.items()
-        return [(k, it) for k, it in kept if it.stamp >= stamp and it.until > now]
+        return [(k, it) for k, it in kept if it.at >= at and it.until > now]
 
     def _sweep(self) -> None:
         """Drops expired values; runs when the number of values has doubled."""

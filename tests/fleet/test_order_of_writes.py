@@ -13,9 +13,11 @@ from structlog.testing import capture_logs
 
 from bridge.app import quotas
 from bridge.app.quotas import reporting
-from bridge.call.checkpoint import Checkpoint
+from bridge.call.checkpoint import SNAPSHOT_SECONDS, Checkpoint
+from bridge.call.continuity import RETURN_SECONDS
 from bridge.core.history import HistoryItem
-from bridge.fleet import TAKEN
+from bridge.fleet import TAKEN, keys
+from bridge.fleet.redis import Timing
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.fleet.written_values import WrittenValues
 from tests.fleet.redis_server import RedisServer
@@ -32,11 +34,11 @@ NAME = "snapshot:CA1"
 
 @asynccontextmanager
 async def behind_a_proxy(
-    server: RedisServer,
+    server: RedisServer, pace: Timing = PATIENT
 ) -> AsyncIterator[tuple[Instance, TcpProxy]]:
     async with tcp_proxy(server.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}/0"
-        async with instance(url, pace=PATIENT) as it:
+        async with instance(url, pace=pace) as it:
             await beats()  # the values of format 1 have been copied
             yield it, proxy
             proxy.release()
@@ -152,6 +154,188 @@ async def test_an_instance_whose_clock_is_behind(server: RedisServer) -> None:
 
         async with instance(server.url) as other:
             assert await other.registry.get(NAME) == b"second"
+
+
+YEAR = 365 * 86400.0
+
+
+async def move_clock(server: RedisServer, it: Instance, seconds: float) -> None:
+    """The stamps of this instance are ahead from now on."""
+    stamp = (time() + seconds) * 1e6
+    server.client.set("bridge:store:ahead", b"%016d+" % stamp, px=60_000)
+    await it.registry.get("ahead")
+
+
+async def test_a_deletion_needs_no_agreement_of_clocks(server: RedisServer) -> None:
+    """The call of an instance whose clock is ahead ends on another one: nobody reads
+    what the caller said, although that instance is still writing it."""
+    async with behind_a_proxy(server) as (ahead, proxy), instance(server.url) as it:
+        await move_clock(server, ahead, 60.0)
+        await ahead.registry.put(NAME, b"first", 180.0)
+        proxy.hold(b"words")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(ahead.registry.put(NAME, b"words", 180.0))
+            await proxy.held()
+            await it.registry.delete(NAME)
+            assert await ahead.registry.get(NAME) is None
+            proxy.release()
+
+        assert await it.registry.get(NAME) is None
+        assert {text[16:] for text in snapshots(server)} == {b"-"}
+
+
+async def test_a_deletion_without_redis_and_with_another_clock(
+    server: RedisServer,
+) -> None:
+    """The call ends while Redis is away."""
+    async with instance(server.url) as ahead, behind_a_proxy(server) as (it, proxy):
+        await move_clock(server, ahead, 60.0)
+        await ahead.registry.put(NAME, b"words", 180.0)
+        proxy.cut()
+        await until(lambda: not it.up[-1], what="the loss of Redis")
+        await it.registry.delete(NAME)
+        proxy.mend()
+        await until(lambda: it.up[-1], what="Redis is back")
+
+        assert await ahead.registry.get(NAME) is None
+
+
+async def test_a_late_write_of_a_clock_that_is_ahead(server: RedisServer) -> None:
+    """It arrives after another instance has resumed the call: one checkpoint of that
+    instance is refused, not those of the next minute."""
+    async with instance(server.url) as ahead, instance(server.url) as it:
+        await move_clock(server, ahead, 60.0)
+        await it.registry.get(NAME)
+        await ahead.registry.put(NAME, b"late", 180.0)
+        for text in (b"one", b"two"):
+            await it.registry.put(NAME, text, 180.0)
+
+        assert await ahead.registry.get(NAME) == b"two"
+
+
+@pytest.mark.parametrize("how", ["delete", "pop"])
+async def test_an_instance_that_was_away_for_long(
+    server: RedisServer, how: str
+) -> None:
+    """It has stored what the caller said while it was without Redis. The call has ended
+    on another instance meanwhile."""
+    async with behind_a_proxy(server) as (away, proxy), instance(server.url) as it:
+        proxy.cut()
+        await until(lambda: not away.up[-1], what="the loss of Redis")
+        await away.registry.put(NAME, b"words", SNAPSHOT_SECONDS)
+        await it.registry.put(NAME, b"later", SNAPSHOT_SECONDS)
+        await getattr(it.registry, how)(NAME)
+        server.let_pass(keys.POPPED_SECONDS + 1.0)
+        proxy.mend()
+        await until(lambda: away.up[-1], what="Redis is back")
+        await beats()
+
+        assert await it.registry.get(NAME) is None
+
+
+def test_tombstones_outlive_snapshots() -> None:
+    """Else an instance that was away puts a snapshot back."""
+    assert max(SNAPSHOT_SECONDS, RETURN_SECONDS) <= keys.DELETED_SECONDS
+
+
+@pytest.mark.parametrize("how", ["put", "delete", "pop"])
+async def test_a_value_from_a_wrong_clock(server: RedisServer, how: str) -> None:
+    """An instance whose clock was a year ahead has written a value: the others replace
+    and delete it, and their own stamps do not stop."""
+    text = b"%016d+wrong" % ((time() + YEAR) * 1e6)
+    async with instance(server.url) as it:
+        await beats()
+        server.client.set(f"bridge:store:{NAME}", text, px=60_000)
+        await it.registry.get(NAME)
+        assert it.registry._written.stamp() < (time() + 60.0) * 1e6
+        if how != "put":
+            await getattr(it.registry, how)(NAME)
+            assert await it.registry.get(NAME) is None
+        await it.registry.put(NAME, b"right", 60.0)
+
+        assert await it.registry.get(NAME) == b"right"
+
+
+def test_a_wrong_clock_that_is_set_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The instance needs no restart: what it writes is not taken for wrong."""
+    written = WrittenValues()
+    with monkeypatch.context() as wrong:
+        wrong.setattr("time.time_ns", lambda: int((time() + YEAR) * 1e9))
+        assert written.stamp() > (time() + 60.0) * 1e6
+
+    first = written.stamp()
+    assert first < (time() + 60.0) * 1e6
+    assert written.stamp() > first
+
+
+async def test_ended_calls_cost_no_memory(server: RedisServer) -> None:
+    """Also not if the clock of another instance is ahead."""
+    async with instance(server.url, pace=replace(QUICK, lease=0.1)) as it:
+        await move_clock(server, it, 60.0)
+        for name in map(str, range(20)):
+            await it.registry.closed(entry(name), None)
+        await asyncio.sleep(0.2)
+        await it.registry.closed(entry("last"), None)
+
+        assert len(it.registry._ended) == 1
+
+
+async def test_values_from_before_an_outage_while_stamps_stand_still(
+    server: RedisServer,
+) -> None:
+    """The stamps of this instance follow another clock. While Redis is away, it does
+    not take what it wrote before for the newest value: it waits for Redis."""
+    async with (
+        instance(server.url) as other,
+        behind_a_proxy(server, QUICK) as (it, proxy),
+    ):
+        await move_clock(server, it, 60.0)
+        await it.registry.put(NAME, b"old", 60.0)
+        await other.registry.get(NAME)
+        await other.registry.put(NAME, b"new", 60.0)
+        await asyncio.sleep(QUICK.limit + 0.1)
+        proxy.cut()
+        await until(lambda: not it.up[-1], what="the loss of Redis")
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(it.registry.get(NAME))
+            await asyncio.sleep(0)
+            proxy.mend()
+
+        assert reading.result() == b"new"
+
+
+async def test_a_clock_of_redis_that_is_set_back(server: RedisServer) -> None:
+    """Redis fails over to another machine whose clock is 5 s behind, and the caller
+    comes back: the new stream has the call, and the caller hears the agent."""
+    async with instance(server.url) as it:
+        began = {"stream": "MZ1", "instance": "other", "since": "5.000"}
+        began["begun"] = f"MZ1 {(time() + 4.0) * 1000:.0f}"
+        server.client.hset(f"{keys.CALL}CA1", mapping={**began, "started": "5.0"})
+        await it.registry.opened(entry(stream="MZ2"))
+        await beats()
+
+        assert it.heard == []
+        assert await streams(it.registry) == ["MZ2"]
+
+
+@pytest.mark.parametrize(("late", "has_call"), [(3.0, "MZnew"), (8.0, "MZlate")])
+def test_how_late_an_entry_may_be(
+    server: RedisServer, late: float, has_call: str
+) -> None:
+    """An entry that is late by some seconds is refused. A greater difference is one of
+    clocks: the stream that says that it is new has the call."""
+    now = time()
+
+    def hold(stream: str, begun: float) -> None:
+        ms = f"{begun * 1000:.0f}"
+        names = f"{keys.CALL}CA1", keys.CALLS, f"{keys.NEXT}CA1"
+        call = "CA1", stream, "other", "5.0", "5.000", 15_000, 60_000, "new", ms, ms
+        server.client.eval(keys.HOLD.text, 3, *names, *call)  # type: ignore[no-untyped-call]
+
+    hold("MZnew", now)
+    hold("MZlate", now - late)
+
+    assert server.client.hget(f"{keys.CALL}CA1", "stream") == has_call.encode()
 
 
 LIMITS = {"calls_of_number": 1, "cost_of_day": 1.0}

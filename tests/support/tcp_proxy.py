@@ -19,6 +19,8 @@ class TcpProxy:
         self._text: bytes | None = None
         self._holding = False
         self._go_on = asyncio.Event()
+        self._cut = False
+        self._clients: set[asyncio.StreamWriter] = set()
 
     def hold(self, text: bytes) -> None:
         """Holds the next connection on which the client sends `text`, from that text
@@ -33,13 +35,27 @@ class TcpProxy:
     def release(self) -> None:
         self._go_on.set()
 
+    def cut(self) -> None:
+        """Closes all connections, and new ones at once, until `mend`."""
+        self._cut = True
+        for writer in self._clients:
+            writer.close()
+
+    def mend(self) -> None:
+        self._cut = False
+
     async def serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        if self._cut:
+            writer.close()
+            return
+        self._clients.add(writer)
         there, out = await asyncio.open_connection("127.0.0.1", self._target)
         async with asyncio.TaskGroup() as both:
             both.create_task(self._pass_on(reader, out, hold=True))
             both.create_task(self._pass_on(there, writer, hold=False))
+        self._clients.discard(writer)
 
     async def _pass_on(
         self, reader: asyncio.StreamReader, out: asyncio.StreamWriter, *, hold: bool
