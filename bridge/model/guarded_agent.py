@@ -15,6 +15,7 @@ from agents import OutputGuardrail, RunContextWrapper
 from agents.guardrail import OutputGuardrailResult
 from agents.handoffs import Handoff
 from agents.realtime import RealtimeAgent
+from agents.realtime.config import RealtimeSessionModelSettings
 from agents.tool import FunctionTool, Tool
 
 from bridge.agent import user_code
@@ -53,6 +54,20 @@ def guarded(agent: RealtimeAgent[Any], call_sid: str) -> RealtimeAgent[Any]:
             return [_tool(it, agent, call_sid, thread) for it in tools]
 
         of_copy["get_all_tools"] = get_all_tools
+    return made
+
+
+def guarded_settings(
+    settings: RealtimeSessionModelSettings, agent: RealtimeAgent[Any], call_sid: str
+) -> RealtimeSessionModelSettings:
+    """The same for the tools and handoffs of a run configuration, which replace those
+    of the first agent."""
+    made = settings.copy()
+    thread = SharedThread(f"{call_sid} is_enabled")
+    if "tools" in made:
+        made["tools"] = [_tool(it, agent, call_sid, thread) for it in made["tools"]]
+    if "handoffs" in made:
+        made["handoffs"] = [_handoff(it, agent, thread) for it in made["handoffs"]]
     return made
 
 

@@ -23,7 +23,7 @@ from agents.tool import FunctionTool
 
 from bridge.agent import user_code
 from bridge.core.limits import MAX_ID_CHARS
-from bridge.model.guarded_agent import guarded, guarded_output
+from bridge.model.guarded_agent import guarded, guarded_output, guarded_settings
 from bridge.model.wire import without_lone_surrogates
 
 log = structlog.get_logger()
@@ -161,10 +161,13 @@ class PhoneSession(RealtimeSession):
         starting_settings: RealtimeSessionModelSettings | None,
         agent: RealtimeAgent[Any],
     ) -> RealtimeSessionModelSettings:
-        agent = guarded(agent, self._call_sid)
+        if starting_settings is not None:
+            starting_settings = guarded_settings(
+                starting_settings, agent, self._call_sid
+            )
         async with asyncio.timeout(user_code.PROMPT_SECONDS):
             return await super()._get_updated_model_settings_from_agent(
-                starting_settings, agent
+                starting_settings, guarded(agent, self._call_sid)
             )
 
     async def _run_output_guardrails(

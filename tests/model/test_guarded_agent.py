@@ -35,7 +35,11 @@ class Opened:
 
 
 @asynccontextmanager
-async def talk(agent: RealtimeAgent[Any], **run_config: Any) -> AsyncIterator[Opened]:
+async def talk(
+    agent: RealtimeAgent[Any],
+    settings: dict[str, Any] | None = None,
+    **run_config: Any,
+) -> AsyncIterator[Opened]:
     connection = Connection()
     session = PhoneSession(
         PhoneModel(connection.dial, lambda by, answer: None, lambda it: it),
@@ -44,7 +48,7 @@ async def talk(agent: RealtimeAgent[Any], **run_config: Any) -> AsyncIterator[Op
         {
             "url": TARGET.address,
             "headers": {},
-            "initial_model_settings": TARGET.settings,
+            "initial_model_settings": {**TARGET.settings, **(settings or {})},  # type: ignore[typeddict-item]
         },
         run_config,  # type: ignore[arg-type]
         tool_seconds=5.0,
@@ -109,6 +113,20 @@ async def test_user_code_gets_the_agent_itself(subclass: bool) -> None:
         assert it.tools == ["remote", "own", *handoffs]
         session = it.connection.sent[0]["session"]
         assert session["instructions"] == "True"
+
+
+async def test_the_tools_of_a_run_configuration() -> None:
+    """They replace the agent's; their predicates get the agent itself, too."""
+
+    def mine(_: Any, agent: Any) -> bool:
+        return agent is desk and threading.current_thread().name.endswith("is_enabled")
+
+    handoff = realtime_handoff(RealtimeAgent[Any](name="other"))
+    handoff.is_enabled = mine
+    desk = RealtimeAgent[Any](name="desk", tools=[tool("replaced")])
+    settings = {"tools": [tool("own", mine)], "handoffs": [handoff]}
+    async with talk(desk, settings) as it:
+        assert it.tools == ["own", "transfer_to_other"]
 
 
 async def test_a_guardrail_of_the_agent_and_of_the_run_runs_once() -> None:
