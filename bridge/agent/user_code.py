@@ -126,20 +126,84 @@ def _start_thread(work: Callable[[], Any], name: str) -> futures.Future[Any]:
     done.set_running_or_notify_cancel()
 
     def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:
-            # A future of asyncio refuses StopIteration, so that its caller would wait
-            # for ever, and takes the other CancelledError for its own.
-            plain = isinstance(error, Exception) and not isinstance(
-                error, (StopIteration, futures.CancelledError)
-            )
-            done.set_exception(error if plain else _failed(error))
-        else:
+        result, error = _outcome(work)
+        if error is None:
             done.set_result(result)
+        else:
+            done.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return done
+
+
+Outcome = tuple[Any, Exception | None]
+
+
+def _outcome(work: Callable[[], Any]) -> Outcome:
+    """What `work` returns, or the error that it raises."""
+    try:
+        return work(), None
+    except BaseException as error:
+        # A future of asyncio refuses StopIteration, so that its caller would wait
+        # for ever, and takes the other CancelledError for its own.
+        refused = isinstance(error, (StopIteration, futures.CancelledError))
+        if isinstance(error, Exception) and not refused:
+            return None, error
+        return None, _failed(error)
+
+
+class SharedThread:
+    """Runs plain functions that are called in one turn of the event loop one after the
+    other, in one new thread. Many short functions (the `is_enabled` of all tools) cost
+    less than their threads would."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._works: list[Callable[[], Any]] = []
+        self._waiting: list[asyncio.Future[Any]] = []
+
+    async def call(self, function: Callable[..., Any], *given: Any) -> Any:
+        """The function's result, when all plain functions of this turn have returned.
+        The limit of SECONDS is for all of them together."""
+        if is_async(function):
+            return await call(function, *given, name=self._name, seconds=SECONDS)
+        loop = asyncio.get_running_loop()
+        if not self._works:
+            loop.call_soon(self._start, loop)
+        context = contextvars.copy_context()
+        self._works.append(partial(context.run, function, *given))
+        done = loop.create_future()
+        self._waiting.append(done)
+        made = await done
+        if not inspect.isawaitable(made):
+            return made
+
+        async def theirs() -> Any:
+            return await made
+
+        return await call(theirs, name=self._name, seconds=SECONDS)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        works, self._works = self._works, []
+        waiting, self._waiting = self._waiting, []
+
+        def run_all() -> list[Outcome]:
+            return [_outcome(work) for work in works]
+
+        def answer(outcomes: list[Outcome]) -> None:
+            limit.cancel()
+            for done, (result, error) in zip(waiting, outcomes, strict=True):
+                if done.done():  # the limit is over, or its task was cancelled
+                    continue
+                if error is None:
+                    done.set_result(result)
+                else:
+                    done.set_exception(error)
+
+        too_late: list[Outcome] = [(None, TimeoutError())] * len(works)
+        limit = loop.call_later(SECONDS, answer, too_late)
+        thread = asyncio.wrap_future(_start_thread(run_all, self._name), loop=loop)
+        thread.add_done_callback(lambda it: answer(it.result()))
 
 
 class Threads(futures.ThreadPoolExecutor):

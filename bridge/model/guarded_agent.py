@@ -6,16 +6,20 @@ SDK runs a plain one in a thread, and sdk_session.py limits every tool call.
 """
 
 import copy
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import structlog
-from agents import OutputGuardrail
+from agents import OutputGuardrail, RunContextWrapper
+from agents.guardrail import OutputGuardrailResult
+from agents.handoffs import Handoff
 from agents.realtime import RealtimeAgent
+from agents.realtime.config import RealtimeSessionModelSettings
 from agents.tool import FunctionTool, Tool
 
 from bridge.agent import user_code
+from bridge.agent.user_code import SharedThread
 
 log = structlog.get_logger()
 
@@ -23,36 +27,79 @@ Hook = Callable[..., Awaitable[Any]]
 
 
 def guarded(agent: RealtimeAgent[Any], call_sid: str) -> RealtimeAgent[Any]:
-    """A copy of the agent, whose instructions and tools the SDK may ask for. The user's
-    functions get the agent itself."""
+    """A copy of the agent, whose instructions, tools and handoffs the SDK may ask for.
+    All user code gets the agent itself: it may compare it, or keep state in it."""
     made = copy.copy(agent)
+    thread = SharedThread(f"{call_sid} is_enabled")
     if callable(agent.instructions):
         name = f"{call_sid} instructions"
         made.instructions = _hook(agent.instructions, name, agent)
-    made.tools = [_tool(it, agent, call_sid) for it in agent.tools]
+    made.tools = [_tool(it, agent, call_sid, thread) for it in agent.tools]
+    made.handoffs = [_handoff(it, agent, thread) for it in agent.handoffs]
+    # Attributes of the copy, in place of its methods: those would pass the copy on.
+    of_copy = made.__dict__
+    of_copy["get_mcp_tools"] = agent.get_mcp_tools
+    if _overrides(agent, "get_system_prompt"):
+        name = f"{call_sid} get_system_prompt"
+        of_copy["get_system_prompt"] = _hook(agent.get_system_prompt, name)
+    if _overrides(agent, "get_all_tools"):
+
+        async def get_all_tools(context: RunContextWrapper[Any]) -> list[Tool]:
+            tools = await user_code.call(
+                agent.get_all_tools,
+                context,
+                name=f"{call_sid} get_all_tools",
+                seconds=user_code.PROMPT_SECONDS,  # it may ask local MCP servers
+            )
+            return [_tool(it, agent, call_sid, thread) for it in tools]
+
+        of_copy["get_all_tools"] = get_all_tools
     return made
 
 
+def guarded_settings(
+    settings: RealtimeSessionModelSettings, agent: RealtimeAgent[Any], call_sid: str
+) -> RealtimeSessionModelSettings:
+    """The same for the tools and handoffs of a run configuration, which replace those
+    of the first agent."""
+    made = settings.copy()
+    thread = SharedThread(f"{call_sid} is_enabled")
+    if "tools" in made:
+        made["tools"] = [_tool(it, agent, call_sid, thread) for it in made["tools"]]
+    if "handoffs" in made:
+        made["handoffs"] = [_handoff(it, agent, thread) for it in made["handoffs"]]
+    return made
+
+
+def _overrides(agent: RealtimeAgent[Any], method: str) -> bool:
+    found = getattr(agent, method)
+    return getattr(found, "__func__", None) is not getattr(RealtimeAgent, method)
+
+
 def guarded_output(
-    guardrails: Sequence[OutputGuardrail[Any]], call_sid: str
-) -> list[OutputGuardrail[Any]]:
+    guardrail: OutputGuardrail[Any], agent: RealtimeAgent[Any], call_sid: str
+) -> OutputGuardrail[Any]:
     """The SDK ignores a guardrail that fails and does not say why: it is logged here,
-    with its traceback."""
+    with its traceback. The result names the user's own guardrail and agent."""
+    name = guardrail.get_name()
+    inner, made = copy.copy(guardrail), copy.copy(guardrail)
+    inner.guardrail_function = _hook(
+        guardrail.guardrail_function, f"{call_sid} guardrail"
+    )
+    inner.name = name
 
-    def made(guardrail: OutputGuardrail[Any]) -> OutputGuardrail[Any]:
-        name = guardrail.get_name()
-        check = _hook(guardrail.guardrail_function, f"{call_sid} guardrail")
+    async def run(
+        context: RunContextWrapper[Any], _: Any, output: Any
+    ) -> OutputGuardrailResult:
+        try:
+            result = await inner.run(context, agent, output)  # type: ignore[arg-type]
+        except Exception:
+            log.exception("guardrail_failed", call_sid=call_sid, guardrail=name)
+            raise
+        return replace(result, guardrail=guardrail)
 
-        async def logged(*given: Any) -> Any:
-            try:
-                return await check(*given)
-            except Exception:
-                log.exception("guardrail_failed", call_sid=call_sid, guardrail=name)
-                raise
-
-        return replace(guardrail, guardrail_function=logged, name=name)
-
-    return [made(it) for it in guardrails]
+    made.__dict__["run"] = run
+    return made
 
 
 def _hook(
@@ -69,13 +116,32 @@ def _hook(
     return called
 
 
-def _tool(tool: Tool, agent: RealtimeAgent[Any], call_sid: str) -> Tool:
+def _is_enabled(
+    function: Callable[..., Any], agent: RealtimeAgent[Any], thread: SharedThread
+) -> Hook:
+    def called(context: Any, _: Any) -> Awaitable[Any]:
+        return thread.call(function, context, agent)
+
+    return called
+
+
+def _handoff(handoff: Any, agent: RealtimeAgent[Any], thread: SharedThread) -> Any:
+    if not isinstance(handoff, Handoff) or not callable(handoff.is_enabled):
+        return handoff
+    made = copy.copy(handoff)
+    made.is_enabled = _is_enabled(handoff.is_enabled, agent, thread)
+    return made
+
+
+def _tool(
+    tool: Tool, agent: RealtimeAgent[Any], call_sid: str, thread: SharedThread
+) -> Tool:
     if not isinstance(tool, FunctionTool):
         return tool
     name = f"{call_sid} {tool.name}"
     changed: dict[str, Any] = {}
     if callable(tool.is_enabled):
-        changed["is_enabled"] = _hook(tool.is_enabled, name, agent)
+        changed["is_enabled"] = _is_enabled(tool.is_enabled, agent, thread)
     if callable(tool.needs_approval):
         changed["needs_approval"] = _hook(tool.needs_approval, name)
     for side in ("tool_input_guardrails", "tool_output_guardrails"):

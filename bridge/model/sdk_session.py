@@ -23,7 +23,7 @@ from agents.tool import FunctionTool
 
 from bridge.agent import user_code
 from bridge.core.limits import MAX_ID_CHARS
-from bridge.model.guarded_agent import guarded, guarded_output
+from bridge.model.guarded_agent import guarded, guarded_output, guarded_settings
 from bridge.model.wire import without_lone_surrogates
 
 log = structlog.get_logger()
@@ -89,9 +89,9 @@ class PhoneSession(RealtimeSession):
         watch: ToolWatch,
         call_sid: str = "",
     ) -> None:
-        guards = run_config.get("output_guardrails", [])
-        guards = guarded_output(guards, call_sid)
-        run_config = {**run_config, "output_guardrails": guards}
+        run_config = run_config.copy()
+        self._run_guardrails = run_config.pop("output_guardrails", [])
+        """Not in the SDK's configuration: _run_output_guardrails adds them."""
         super().__init__(model, agent, context, model_config, run_config)
         self._call_sid = call_sid
         self._tool_seconds = tool_seconds
@@ -161,10 +161,13 @@ class PhoneSession(RealtimeSession):
         starting_settings: RealtimeSessionModelSettings | None,
         agent: RealtimeAgent[Any],
     ) -> RealtimeSessionModelSettings:
-        agent = guarded(agent, self._call_sid)
+        if starting_settings is not None:
+            starting_settings = guarded_settings(
+                starting_settings, agent, self._call_sid
+            )
         async with asyncio.timeout(user_code.PROMPT_SECONDS):
             return await super()._get_updated_model_settings_from_agent(
-                starting_settings, agent
+                starting_settings, guarded(agent, self._call_sid)
             )
 
     async def _run_output_guardrails(
@@ -175,12 +178,15 @@ class PhoneSession(RealtimeSession):
         agent_snapshot: RealtimeAgent[Any] | None = None,
         **more: Any,
     ) -> bool:
-        agent = copy.copy(agent_snapshot or self._current_agent)
-        agent.output_guardrails = guarded_output(
-            agent.output_guardrails, self._call_sid
-        )
+        agent = agent_snapshot or self._current_agent
+        # A guardrail of the agent and of the run is one guardrail, and runs once.
+        own = {id(it): it for it in (*agent.output_guardrails, *self._run_guardrails)}
+        made = copy.copy(agent)
+        made.output_guardrails = [
+            guarded_output(it, agent, self._call_sid) for it in own.values()
+        ]
         return await super()._run_output_guardrails(
-            text, response_id, agent_snapshot=agent, **more
+            text, response_id, agent_snapshot=made, **more
         )
 
     async def _handle_tool_call(

@@ -21,7 +21,7 @@ from bridge.agent.approvals import Approvals
 from bridge.agent.live import LiveCall
 from bridge.core.sessions import FIRST_CONNECTION
 from bridge.model.calls_api import CallGone, CallsApiError, control_url
-from bridge.model.guarded_agent import guarded
+from bridge.model.guarded_agent import guarded, guarded_settings
 from bridge.model.hosted_mcp import split
 from bridge.model.local_mcp import LocalMcp
 from bridge.model.session import AgentSession, ModelTarget, SessionOwner, SessionPlan
@@ -125,6 +125,7 @@ class SipSession(AgentSession):
         run_config: RealtimeRunConfig,
     ) -> dict[str, Any]:
         """The `session` body of the accept request."""
+        settings = guarded_settings(settings, agent, self._live.call_sid)
         agent = guarded(agent, self._live.call_sid)
         tools = await agent.get_all_tools(RunContextWrapper(self._live))
         # The SDK rejects hosted tools, so they are added to the finished session.
