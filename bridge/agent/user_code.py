@@ -229,7 +229,7 @@ class _Contained(Coroutine[Any, Any, Any]):
         try:
             return self._work.send(value)
         except (Exception, asyncio.CancelledError):
-            raise  # cancellation, by whomever, ends the task as it always does
+            raise  # a cancellation ends the task, whatever its cause
         except BaseException as error:
             self._raise(error)
 

@@ -55,9 +55,9 @@ class CallState:
         self.caller = CallerAudio(now, bounds, self.sessions, passes_here=audio)
         ids = EventIds()
         parts = (self.history, self.sessions, self.stream, ids)
-        self.agent_audio = AgentSpeech(*parts, bounds) if audio else None
-        """None: the model's server sends the agent's audio."""
-        self.speech: CallSpeech = self.agent_audio or SipSpeech(*parts)
+        self.media_speech = AgentSpeech(*parts, bounds) if audio else None
+        """The speech of a media stream; None: the model's server plays the audio."""
+        self.speech: CallSpeech = self.media_speech or SipSpeech(*parts)
         self.responses = self.speech.responses
         self.model = ModelSide(
             capabilities,

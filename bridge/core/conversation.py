@@ -64,7 +64,7 @@ class Conversation:
     Invariants:
     - `End` is returned once. After it, only a new wait is answered (WaitDone).
     - A response is requested only when none is requested or generating, and when what
-      the caller heard of earlier ones is settled (AgentSpeech.request_if_free).
+      the caller heard of earlier ones is settled (CallSpeech.request_if_free).
     - The caller's audio goes to the model in TALKING and is held in HOLDING.
     - Only the model connection in use (Sessions.in_use) can change anything.
     - A lost session, or a lost stream, does not end the call: the state needed to go on
@@ -85,8 +85,8 @@ class Conversation:
         self._interruptions = Interruptions(call)
         self._model_events = ModelEvents(call, self._interruptions)
         self._phone = (
-            PhoneSide(call, call.agent_audio, self._interruptions, bounds)
-            if call.agent_audio
+            PhoneSide(call, call.media_speech, self._interruptions, bounds)
+            if call.media_speech
             else None
         )
         call.set_rules(rules or Rules())
@@ -266,11 +266,13 @@ class Conversation:
     def _comfort_retry(self, commands: list[Command], now: float) -> list[Command]:
         """If a failed response is requested again after a while: a tone tells the
         caller that the line works."""
-        failed = any(isinstance(it, Note) and it.name == RETRIED for it in commands)
-        retry_at = self._call.speech.retry_at if failed else None
+        # First, because it runs after every event of the model: as a rule there is no
+        # retry.
+        retry_at = self._call.speech.retry_at
         if retry_at is None or retry_at < now + COMFORT_SECONDS:
             return []
-        if self._phone is None or self._call.ended:
+        failed = any(isinstance(it, Note) and it.name == RETRIED for it in commands)
+        if not failed or self._phone is None or self._call.ended:
             return []
         return self._phone.comfort_tone(now)
 

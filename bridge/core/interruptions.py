@@ -33,6 +33,7 @@ class Interruptions:
         return [*commands, *self._call.endings.waits.stop(tones=flushed)]
 
     def interrupt(self, by: str, response_id: str | None, now: float) -> list[Command]:
+        """Carries out the input `Interrupt`."""
         if response_id is not None:
             if not self._call.speech.is_live(response_id):
                 return []

@@ -1,7 +1,7 @@
 """The responses of one call: wanted, requested, generating, cut, to be retried. PURE.
 
-The one owner of "may a response be requested now?". Two tables say how a request and a
-response change; everything else here is data about them.
+The one owner of "may a response be requested now?". A table (REQUESTS) says how the
+bridge's own request changes; a response is running or cut until the server ends it.
 """
 
 import enum
@@ -169,7 +169,7 @@ class Responses:
         self, *, answers: bool, only: str | None, cut: set[str], now: float
     ) -> None:
         """The responses in `cut` were cut. `answers`, `only`: as in
-        AgentSpeech.interrupt."""
+        CallSpeech.interrupt."""
         if only is None:
             self._on(RequestEvent.STOP)
         elif cut != {only}:
@@ -198,6 +198,7 @@ class Responses:
         self._on(RequestEvent.STOP)
 
     def turn_ended(self) -> None:
+        """The caller has stopped speaking."""
         self._on(RequestEvent.TURN_ENDED)
 
     def _on(self, event: RequestEvent) -> None:

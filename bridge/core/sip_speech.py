@@ -21,9 +21,8 @@ CHARS_PER_SECOND = 15.0
 """Assumed rate of speech: estimates the heard part of a cleared response, to within a
 few words."""
 
-
 MAX_WORDS_CHARS = 100_000
-"""Most text of one response: an hour of speech."""
+"""Most characters kept of one response: almost two hours at CHARS_PER_SECOND."""
 
 
 @dataclass(slots=True)
