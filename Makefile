@@ -36,8 +36,10 @@ demo: setup  ## place a call offline: fake Twilio, fake model, the real bridge
 	@$(BIN)/bridge demo
 
 # Bytecode is always written: without bytecode, each worker compiles all modules.
-test: setup  ## run the tests
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 8 --dist worksteal
+LOOP ?= asyncio
+test: setup  ## run the tests (LOOP=uvloop: on uvloop; tests of the edges run on both loops)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 8 --dist worksteal \
+		--event-loop $(LOOP)
 
 compose-test: setup  ## run the tests that need a Docker engine
 	@$(BIN)/python -m pytest -m compose tests/compose --durations 15
@@ -48,7 +50,8 @@ compose-test: setup  ## run the tests that need a Docker engine
 serve: setup  ## run the bridge with the settings of the environment and .env
 	@said() { [ -n "$$(eval echo "\$${$$1:+said}")" ] || grep -Eqs \
 		"^[[:space:]]*(export[[:space:]]+)?$$1[[:space:]]*=[[:space:]]*[\"']?[^[:space:]\"'#]" .env; }; \
-	said BRIDGE_PUBLIC_URL || said TWILIO_AUTH_TOKEN || said BRIDGE_INSECURE || export BRIDGE_INSECURE=1; \
+	said BRIDGE_PUBLIC_URL || said TWILIO_AUTH_TOKEN || said TWILIO_AUTH_TOKEN_FILE || \
+	said BRIDGE_INSECURE || export BRIDGE_INSECURE=1; \
 	exec $(BIN)/bridge serve
 
 fleet: setup  ## run HAProxy, Redis and three bridges on this machine
@@ -68,7 +71,7 @@ audit: setup  ## look for known advisories against the locked packages (asks osv
 # The fuzzer has its own environment, because atheris has wheels for few Pythons.
 FUZZ := .venv-fuzz
 SECONDS ?= 60
-fuzz: $(FUZZ)/.installed  ## look for inputs that break the bridge (13 targets, SECONDS=60 each)
+fuzz: $(FUZZ)/.installed  ## look for inputs that break the bridge (15 targets, SECONDS=60 each)
 	@$(FUZZ)/bin/python -m tests.fuzz --seconds $(SECONDS)
 
 $(FUZZ)/.installed: requirements-dev.lock pyproject.toml | setup
@@ -91,7 +94,7 @@ lock: $(BIN)/uv  ## resolve pyproject.toml into the locks (UPGRADE=--upgrade: ne
 	@for lock in $(LOCKS); do cp $$lock $$lock.new || : >$$lock.new; done
 	@dev=requirements-dev.lock.new && \
 	{ $(COMPILE) $(UPGRADE) --extra voice --group dev -o $$dev pyproject.toml && \
-	$(COMPILE) -c $$dev -o requirements.lock.new pyproject.toml && \
+	$(COMPILE) -c $$dev --extra uvloop -o requirements.lock.new pyproject.toml && \
 	$(COMPILE) -c $$dev --group bootstrap -o requirements-bootstrap.lock.new; } \
 		|| { rm -f requirements*.lock.new; exit 1; }
 	@for lock in $(LOCKS); do \

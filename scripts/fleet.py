@@ -26,8 +26,9 @@ from typing import Self
 
 import aiohttp
 
+from bridge.sim.ports import HOST, free_port
+
 ROOT = Path(__file__).resolve().parent.parent
-HOST = "127.0.0.1"
 
 START_SECONDS = 60.0
 """Limit for the whole start on a loaded machine; the bridges' imports take longest."""
@@ -48,12 +49,6 @@ ANSWER_SECONDS = 2.0
 
 LOG_LINES = 40
 """Lines of each log that are shown after a failure."""
-
-# Below the ports that the kernel gives to outgoing connections (32768 and up on Linux),
-# so that a free port stays free. Each process starts its search at another port.
-_PORTS = range(20000, 32000)
-_STRETCH = 24
-_taken: set[int] = set()
 
 _VENDORS = ("BRIDGE_", "OPENAI_", "TWILIO_", "BALANCER_")
 
@@ -246,12 +241,12 @@ class Fleet:
         self._temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="fleet-"))
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.port = port or _free_port()
-        self._stats_port = _free_port()
-        self._redis_port = _free_port()
+        self.port = port or free_port()
+        self._stats_port = free_port()
+        self._redis_port = free_port()
         self._model: Process | None = None
         if model_url is None:
-            self._model_port = _free_port()
+            self._model_port = free_port()
             model_url = f"ws://{HOST}:{self._model_port}/v1/realtime"
             command = [*_BRIDGE, "sim", "model", "--port", str(self._model_port)]
             self._model = self._new("model", command, {})
@@ -273,7 +268,7 @@ class Fleet:
         self.bridges: list[Bridge] = []
         """With the names of HAProxy: bridge1 is the first."""
         for number in range(1, bridges + 1):
-            bridge_port = _free_port()
+            bridge_port = free_port()
             own = {**settings, "BRIDGE_PORT": str(bridge_port)}
             process = self._new(f"bridge{number}", [*_BRIDGE, "serve"], own)
             self.bridges.append(Bridge(process, bridge_port, drain_seconds))
@@ -505,18 +500,6 @@ def _is_taken(port: int) -> bool:
     except OSError:
         return True
     return False
-
-
-def _free_port() -> int:
-    start = _PORTS.start + os.getpid() * _STRETCH % len(_PORTS)
-    for step in range(len(_PORTS)):
-        port = _PORTS.start + (start - _PORTS.start + step) % len(_PORTS)
-        if port in _taken:
-            continue
-        _taken.add(port)
-        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
-            return port
-    raise FleetFailed("no port is free")
 
 
 def _session() -> aiohttp.ClientSession:

@@ -14,19 +14,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-pytest_plugins = ["tests.support.forked", "tests.support.not_run"]
+pytest_plugins = [
+    "tests.support.forked",
+    "tests.support.loops",
+    "tests.support.not_run",
+    "tests.support.running_redis",
+]
 
 ROOT = Path(__file__).parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1 ...
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
-LONG = ("test_serve_takes", "test_demo", "e2e/", "test_examples", "agent/", "sim/")
+LONG = ("test_serve_", "test_demo", "e2e/", "test_examples", "agent/", "sim/")
 """Parts of the ids of tests whose calls take seconds, the longest first."""
 
 # Garbage collection took a fifth of the time of imports and collection, although what
 # they create is never garbage.
 gc.disable()
+
+# A deadline for each example fails on a busy machine, which says nothing of the code.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 # jsonschema tries this import for a format (iri) that no test checks. It compiles a
 # grammar, which takes two seconds in each worker.

@@ -42,6 +42,9 @@ CLASSIFIERS = {
 }
 """Classifiers that name exactly one licence; "BSD License" could be any of several."""
 
+TEXTS = {"MIT License": "MIT"}
+"""Free texts of the field License that name exactly one licence."""
+
 # docs/image.md lists these libraries.
 WITH_LIBRARIES_OF_OTHERS = {"numpy"}
 
@@ -53,11 +56,12 @@ def stated(
     none, or if it is ambiguous."""
     for value in (expression, field):
         try:
-            return str(canonicalize_license_expression(value or ""))
+            named = TEXTS.get(value or "", value or "")
+            return str(canonicalize_license_expression(named))
         except InvalidLicenseExpression:
             continue  # free text, as in the metadata of older packages
-    named = [it for it in classifiers if it.startswith("License :: ")]
-    return CLASSIFIERS.get(named[0]) if len(named) == 1 else None
+    classes = [it for it in classifiers if it.startswith("License :: ")]
+    return CLASSIFIERS.get(classes[0]) if len(classes) == 1 else None
 
 
 def allowed(expression: str) -> bool:
@@ -159,6 +163,7 @@ def section() -> str:
         ("MIT", "GPL-3.0-only", [], "MIT"),
         (None, "mit", [], "MIT"),
         (None, "Apache 2.0", [*CLASSIFIERS][:1], "Apache-2.0"),
+        (None, "MIT License", [*CLASSIFIERS], "MIT"),
         (None, None, [*CLASSIFIERS][1:2], "ISC"),
         (None, None, [*CLASSIFIERS][:2], None),
         (None, "The words of some licence", [], None),

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from twilio.twiml.voice_response import VoiceResponse  # type: ignore[import-untyped]
 
 import twiml
+from tests.support.locks import ROOT
 from twiml import spoken_texts
+from twiml.phone_numbers import PhoneNumber
 
 STREAM = "wss://bridge.example.com/media/abc"
 HOSTILE = "\"><Dial>+900</Dial><!-- & ' ]]> \t\n é 🚪"
@@ -233,6 +235,17 @@ def test_a_transfer_needs_a_valid_number(number: str) -> None:
         twiml.transfer(number)
 
 
+@pytest.mark.parametrize(
+    "number", ["+1415555010", "+141555501001", "+44 20 7183", "+999 123456789"]
+)
+def test_a_number_that_no_country_has_is_refused(number: str) -> None:
+    """A digit that is missing or too many is found where the number is written, not
+    when a caller is to be put through. The form alone lets it pass."""
+    assert PhoneNumber.of_caller(number.replace(" ", "")) is not None
+    with pytest.raises(ValueError, match=r"E\.164"):
+        twiml.transfer(number)
+
+
 @pytest.mark.parametrize("seconds", [0, 4, 601, -1])
 def test_ringing_has_limits(seconds: int) -> None:
     """No caller listens to ringing for ever."""
@@ -322,3 +335,48 @@ def test_texts_that_cannot_be_spoken(text: str) -> None:
     """The caller never hears an error tone instead of a sentence."""
     with pytest.raises(ValueError, match="text"):
         twiml.busy(text)
+
+
+def test_a_transfer_reaches_an_extension_or_a_sip_uri() -> None:
+    """The caller reaches a desk behind a switchboard, or a phone without a number."""
+    extension = twiml.transfer("+14155550100", digits="ww12#", screen_url="/screen")
+    sip = twiml.transfer("sip:desk@pbx.example;transport=tls")
+
+    assert 'sendDigits="ww12#"' in extension and 'url="/screen"' in extension
+    assert ">sip:desk@pbx.example;transport=tls</Sip>" in sip
+
+
+@pytest.mark.parametrize(
+    ("number", "digits"),
+    [
+        ("sip:desk@pbx.example", "1"),
+        ("sip:desk@pbx.example?X-A=1&B=2", ""),
+        ("sip:desk", ""),
+        ("sip:d@" + "a" * 300, ""),
+        ("+14155550100", "1x"),
+        ("+14155550100", "1" * 33),
+    ],
+)
+def test_a_target_that_twilio_would_refuse(number: str, digits: str) -> None:
+    """The mistake is reported before the caller waits for a leg that cannot exist."""
+    with pytest.raises(ValueError):
+        twiml.transfer(number, digits=digits)
+
+
+def test_the_person_who_answers_hears_a_text_first() -> None:
+    """With a key to press, silence ends the leg; without, the caller is connected."""
+    asked = twiml.whisper("", accept_url="/accept", language="de-DE")
+
+    assert asked.index("<Gather") < asked.index("Press 1") < asked.index("<Hangup")
+    assert "Hangup" not in twiml.whisper("Ann is on the line.")
+    assert "<Response />" in twiml.put_through()
+
+
+def test_the_form_of_a_number_is_written_once() -> None:
+    """A second copy would accept other numbers after the next change of the first. The
+    fakes share no code with the bridge."""
+    form = "[1-9][0-9]{6,14}"
+    files = [it for name in ("bridge", "twiml") for it in (ROOT / name).rglob("*.py")]
+    own = [it for it in files if "sim" not in it.parts]
+    found = [it.name for it in own if form in it.read_text("utf-8")]
+    assert found == ["phone_numbers.py"]

@@ -14,9 +14,11 @@ from urllib.parse import SplitResult, urlsplit
 
 from twilio.twiml.voice_response import VoiceResponse  # type: ignore[import-untyped]
 
+from twiml.phone_numbers import PhoneNumber
 from twiml.spoken_texts import (
     BUSY,
     BUSY_CONNECTING,
+    PRESS_1,
     SORRY,
     SORRY_CONNECTING,
 )
@@ -30,12 +32,15 @@ SPOKEN_LIMIT = 4096
 RING_SECONDS = range(5, 601)
 RINGING_SECONDS = 20
 """Default time of ringing, in seconds."""
+ACCEPT_SECONDS = 10
+"""Time to press a key for a person who answers a transfer."""
 PAUSE_SECONDS = range(1, 61)
 """Seconds of silence while a caller waits. After more silence the line seems dead."""
 
 _NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
-_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
-_PUNCTUATION = str.maketrans("", "", " -.()")
+_SIP_URI = re.compile(r"(?i:sips?):[\w.+~%-]+@[\w.:\[\]-]+(;[\w.=;-]+)?", re.ASCII)
+SIP_URI_CHARS = 255
+_DIAL_DIGITS = re.compile(r"[0-9#*wW]{1,32}")
 # Characters that XML 1.0 (2.2) cannot contain, escaped or not. Twilio would refuse the
 # document.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -83,6 +88,13 @@ def bin_document(stream_url: str, action_url: str | None = None) -> str:
     )
 
 
+def redirect(url: str) -> str:
+    """Makes Twilio request `url`, by POST."""
+    document = VoiceResponse()
+    document.redirect(_webhook_url("redirect", url), method="POST")
+    return str(document)
+
+
 def hang_up() -> str:
     """Ends the call at once."""
     document = VoiceResponse()
@@ -104,22 +116,53 @@ def transfer(
     caller_id: str | None = None,
     action_url: str | None = None,
     timeout_seconds: int = RINGING_SECONDS,
+    digits: str = "",
+    screen_url: str | None = None,
 ) -> str:
-    """Transfers the caller to a phone number. The caller hears it ring until it is
-    answered.
+    """Transfers the caller to a phone number or a SIP URI. The caller hears it ring
+    until it is answered.
 
     `caller_id` must be a number of the account or the caller's own; Twilio refuses the
-    leg otherwise. Without `action_url` the call ends when the transfer ends.
+    leg otherwise. Without `action_url` the call ends when the transfer ends. `digits`:
+    pressed once the number has answered, such as an extension. `screen_url`: what the
+    person who answers hears first (`whisper`), while the caller still hears ringing.
     """
     document = VoiceResponse()
-    _dial(document, number, caller_id, action_url, timeout_seconds)
+    _dial(document, number, caller_id, action_url, timeout_seconds, digits, screen_url)
     return str(document)
+
+
+def whisper(
+    text: str, *, accept_url: str | None = None, language: str | None = None
+) -> str:
+    """For the person who has answered a transfer, and is not connected yet: a text.
+    With `accept_url`, Twilio asks there when a key was pressed; without a key within
+    ten seconds the person is hung up on, and the caller goes on ringing out."""
+    document = VoiceResponse()
+    if accept_url is None:
+        document.say(_spoken(text), language=language)
+        return str(document)
+    gather = document.gather(
+        action=_webhook_url("action", accept_url),
+        method="POST",
+        num_digits=1,
+        timeout=ACCEPT_SECONDS,
+    )
+    gather.say(_spoken(text or PRESS_1), language=language)
+    document.hangup()
+    return str(document)
+
+
+def put_through() -> str:
+    """For the person who has answered a transfer: the caller is connected."""
+    return str(VoiceResponse())
 
 
 def busy(
     text: str | None = None,
     fallback_number: str | None = None,
     *,
+    caller_id: str | None = None,
     language: str | None = None,
 ) -> str:
     """For a call that no instance can take: a sentence that says so, then the fallback
@@ -127,7 +170,7 @@ def busy(
     with or without a fallback."""
     if text is None:
         text = BUSY_CONNECTING if fallback_number else BUSY
-    return _say_and_hang_up(text, fallback_number, None, RINGING_SECONDS, language)
+    return _say_and_hang_up(text, fallback_number, caller_id, RINGING_SECONDS, language)
 
 
 def hold(
@@ -173,13 +216,24 @@ def sorry(
 def phone_number(text: str) -> str:
     """The number in E.164 without punctuation. ValueError if it is not a phone
     number."""
-    number = text.strip().translate(_PUNCTUATION)
-    if not _E164.fullmatch(number):
-        raise ValueError(
-            f"{text!r} is not an E.164 phone number: "
-            "a plus sign, the country code, 7 to 15 digits in all, such as +14155550100"
-        )
-    return number
+    return PhoneNumber.read(text)
+
+
+def dial_target(text: str) -> str:
+    """A phone number as `phone_number` gives it, or a SIP URI as it is. ValueError if
+    it is neither."""
+    if text[:5].lower().startswith(("sip:", "sips:")):
+        if not _SIP_URI.fullmatch(text) or len(text) > SIP_URI_CHARS:
+            raise ValueError(f"{text!r} is not of the form sip:user@host")
+        return text
+    return phone_number(text)
+
+
+def dial_digits(text: str) -> str:
+    """Digits of a transfer. ValueError if Twilio would refuse them."""
+    if text and not _DIAL_DIGITS.fullmatch(text):
+        raise ValueError("digits are up to 32 of 0-9 # * w W")
+    return text
 
 
 def _say_and_hang_up(
@@ -204,6 +258,8 @@ def _dial(
     caller_id: str | None,
     action_url: str | None,
     timeout_seconds: int,
+    digits: str = "",
+    screen_url: str | None = None,
 ) -> None:
     if timeout_seconds not in RING_SECONDS:
         raise ValueError(
@@ -219,7 +275,18 @@ def _dial(
     # answerOnBridge: the caller hears ringing instead of silence until the call is
     # answered.
     dial = document.dial(answer_on_bridge=True, timeout=timeout_seconds, **options)
-    dial.number(phone_number(number))
+    target = dial_target(number)
+    leg: dict[str, str] = {}
+    if screen_url is not None:
+        leg = {"url": _webhook_url("screen", screen_url), "method": "POST"}
+    if not target.startswith("+"):
+        if digits:
+            raise ValueError("digits can be pressed at phone numbers only")
+        dial.sip(target, **leg)
+        return
+    if digits:
+        leg["send_digits"] = dial_digits(digits)
+    dial.number(target, **leg)
 
 
 def _check_parameter(name: str, value: str) -> None:

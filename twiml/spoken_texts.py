@@ -11,6 +11,7 @@ HOLD = (
     "Please hold on, you are put through as soon as one is free."
 )
 MOMENT = "One moment, please."
+PRESS_1 = "A caller is on the line for you. Press 1 to take the call."
 SORRY = "I am sorry, something went wrong on our side. Please call again later."
 SORRY_CONNECTING = (
     "I am sorry, something went wrong on our side. "

@@ -54,6 +54,8 @@ class CallEvent:
     """The SDK's own event, if this event was made from one."""
     at: float = field(default_factory=time.time)
     """Seconds since the epoch."""
+    emitted: bool = field(default=False, repr=False)
+    """Sent by `LiveCall.emit`: any field of `data` may hold words of people."""
 
 
 Listener = Callable[[CallEvent], Awaitable[None] | None]

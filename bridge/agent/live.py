@@ -18,7 +18,9 @@ from agents.realtime import RealtimeSession
 import twiml
 from bridge.agent.approvals import Approval, Approvals
 from bridge.agent.events import CallEvent, Listener, Listeners
+from bridge.core.answered import Answer
 from bridge.core.history import HistoryItem
+from bridge.core.transfers import FailedTransfer
 from bridge.privacy.redaction import Redaction
 
 Role = Literal["user", "system"]
@@ -97,12 +99,20 @@ class Transfer:
     """A target that a call can be transferred to."""
 
     number: str
-    """E.164."""
+    """E.164, or a SIP URI (sip:user@host)."""
     caller_id: str = ""
     """Number shown to the target, one of the account's; empty: the caller's number."""
     ring_seconds: int = 20
     description: str = ""
     """Text for the model: what this target is for."""
+    digits: str = ""
+    """Keys that are pressed when the target answers, such as an extension: 0-9 # *; w
+    waits half a second, W one."""
+    whisper: str = ""
+    """What the person who answers hears before the caller is connected."""
+    accept: bool = False
+    """The person must press 1, else the caller comes back to the agent: a mailbox that
+    answers takes no call. `whisper` then names the key; empty: a default text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,24 @@ class CallControl(Protocol):
     async def send_digits(self, digits: str) -> bool:
         """Waits like `heard`, plays the tones, waits until they were heard."""
 
+    def decide_answer(self, who: Answer) -> bool:
+        """See LiveCall.decide_answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProblem:
+    """Something that went wrong between the bridge and the model's server."""
+
+    name: str
+    """`model_error`, `protocol_error`, `answer_failed`, `answer_incomplete` or
+    `handoff_refused`, as in the log."""
+    what: str
+    """The error's code, the reason, or the agent that was not put in charge."""
+    event_type: str = ""
+    """The type of the server's event, of a protocol error."""
+    message: str = ""
+    """The server's text, of a model error."""
+
 
 class LiveCall:
     """One phone call, for user code.
@@ -164,11 +192,18 @@ class LiveCall:
         """The SDK's session; None until it exists. You may add listeners to its
         `model`; they receive no audio, which bypasses the SDK."""
         self.messages: list[Message] = []
+        self.problems: list[ModelProblem] = []
+        """What went wrong between the bridge and the model's server."""
+        self.failed_transfers: list[FailedTransfer] = []
+        """Transfers of this call that nobody answered."""
         self.notes: dict[str, Any] = {}
         """For your own data (JSON values): delivered with the call's report."""
         self.input_tokens = self.output_tokens = 0
         self.cost = 0.0
         """Cost of the model so far, in the unit of the configured prices."""
+        self.answered_by = ""
+        """Who has answered an outbound call: what Twilio's machine detection has said
+        (`human`, `machine_start`, ...), then what the agent has (`decide_answer`)."""
         self.muted = False
         self.transfers: Mapping[str, Transfer] = {}
         """Transfer targets the agent may use, by name: the route's, or set by you."""
@@ -222,9 +257,13 @@ class LiveCall:
         self._check()
         return self._listeners.add(listener, types)
 
+    def is_listened_to(self, event_type: str) -> bool:
+        """Whether any listener gets events of this type."""
+        return self._listeners.wants(event_type)
+
     def emit(self, event_type: str, **data: Any) -> None:
         """Sends an event of your own to all listeners."""
-        self._listeners.emit(CallEvent(event_type, data))
+        self._listeners.emit(CallEvent(event_type, data, emitted=True))
 
     # --- actions: those that are not async may also be called from a tool's thread ---
 
@@ -291,9 +330,17 @@ class LiveCall:
         return await self._control.hang_up()
 
     async def transfer(
-        self, number: str, *, caller_id: str = "", ring_seconds: int = 20
+        self,
+        number: str,
+        *,
+        caller_id: str = "",
+        ring_seconds: int = 20,
+        digits: str = "",
+        whisper: str = "",
+        accept: bool = False,
     ) -> bool:
-        """Transfers the caller to `number` (E.164) once all agent speech was heard.
+        """Transfers the caller to `number` (E.164, or a SIP URI that the route or
+        `transfers` names) once all agent speech was heard. The rest: see Transfer.
 
         If the target does not answer, the caller returns to the agent and the agent
         is told. False: the caller spoke first, so the call goes on.
@@ -306,11 +353,26 @@ class LiveCall:
         if ring_seconds not in RING_SECONDS:
             raise BadRequest("ring_seconds must be 5 to 600")
         try:
-            number = twiml.phone_number(number)
+            number = twiml.dial_target(number)
             caller_id = twiml.phone_number(caller_id) if caller_id else ""
         except ValueError:
-            raise BadRequest("a phone number is E.164, such as +14155550100") from None
-        return await self._control.transfer(Transfer(number, caller_id, ring_seconds))
+            raise BadRequest(
+                "a target is an E.164 number, such as +14155550100, or sip:user@host"
+            ) from None
+        try:
+            twiml.transfer(number, digits=digits)
+            twiml.whisper(whisper, accept_url="/")
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        target = Transfer(
+            number,
+            caller_id,
+            ring_seconds,
+            digits=digits,
+            whisper=whisper,
+            accept=accept,
+        )
+        return await self._control.transfer(target)
 
     async def send_digits(self, digits: str) -> bool:
         """Plays DTMF tones (0-9 * # A-D; `w` pauses half a second) once all agent
@@ -319,6 +381,16 @@ class LiveCall:
         if not _DIGITS.fullmatch(digits) or len(digits) > MAX_DIGITS:
             raise BadRequest(f"digits are 1 to {MAX_DIGITS} of 0-9 * # A-D w")
         return await self._control.send_digits(digits)
+
+    def decide_answer(self, who: Answer) -> bool:
+        """Says who has answered an outbound call that was placed with
+        `agent_decides`. True: a mailbox has, and the bridge ends the call, after the
+        order's message. False: the call goes on.
+
+        BadRequest: the agent does not decide that in this call.
+        """
+        self._check()
+        return self._control.decide_answer(who)
 
     def take_message(self, text: str, *, name: str = "", call_back: str = "") -> None:
         """Adds a message from the caller to `messages` and the call's report.

@@ -66,6 +66,9 @@ async def transfer_call(
             transfer.number,
             caller_id=transfer.caller_id,
             ring_seconds=transfer.ring_seconds,
+            digits=transfer.digits,
+            whisper=transfer.whisper,
+            accept=transfer.accept,
         )
     )
 

@@ -106,6 +106,20 @@ async def call(
             return await made if inspect.isawaitable(made) else made
 
 
+@contextmanager
+def running_tool(call_sid: str, tool: str) -> Iterator[None]:
+    """Names the current task after a tool while the context is open, so that the log
+    can say what holds the event loop (bridge/telemetry/loop_watch.py)."""
+    task = asyncio.current_task()
+    assert task is not None, "the SDK runs tools in tasks"
+    before = task.get_name()
+    task.set_name(f"{call_sid} tool {tool}")
+    try:
+        yield
+    finally:
+        task.set_name(before)
+
+
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether a call returns a coroutine; also for objects with async `__call__`."""
     call = getattr(function, "__call__", None)  # noqa: B004
@@ -222,8 +236,10 @@ class Threads(futures.ThreadPoolExecutor):
 class _Contained(Coroutine[Any, Any, Any]):
     """A task's coroutine, with `contained` around each of its steps."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, work: Coroutine[Any, Any, Any], starter: str) -> None:
         self._work = work
+        self.starter = starter
+        """The name of the task that has started this one (name_of)."""
 
     def send(self, value: Any) -> Any:
         try:
@@ -261,7 +277,20 @@ def contained_task(
 ) -> asyncio.Task[Any]:
     """A task that raises SystemExit does not end the event loop. The SDK and user code
     start tasks of their own, which no code of the bridge surrounds."""
-    return asyncio.Task(_Contained(work), loop=loop, **more)
+    starter = asyncio.current_task(loop)
+    name = name_of(starter) if starter else ""
+    return asyncio.Task(_Contained(work, name), loop=loop, **more)
+
+
+def name_of(task: asyncio.Task[Any]) -> str:
+    """The name that the task was given. Without one, it is the name of the task that
+    has started it: it tells the call, and the tool. Empty: neither has a name."""
+    name = task.get_name()
+    # "None": Python 3.13 gives it to tasks of a task factory.
+    if name != "None" and not name.startswith("Task-"):
+        return name
+    work = task.get_coro()
+    return work.starter if isinstance(work, _Contained) else ""
 
 
 @asynccontextmanager

@@ -89,15 +89,16 @@ class Overflow:
             language=route.language,
         )
 
-    def refusal(self, route: Route) -> str:
-        """The document for a caller who does not wait, or whose wait is over."""
+    def refusal(self, route: Route, caller_id: str | None = None) -> str:
+        """The document for a caller who does not wait, or whose wait is over.
+        `caller_id`: see `twiml.busy`."""
         when_full = self._when_full(route)
         number = route.fallback or self.fallback_number
         if when_full.answer == "busy" or not number:
             return twiml.busy(route.busy, language=route.language)
         # With "queue", `say` asks the caller to wait, so it does not fit here.
         text = when_full.say if when_full.answer == "fallback" else None
-        return twiml.busy(text, number, language=route.language)
+        return twiml.busy(text, number, caller_id=caller_id, language=route.language)
 
     def _when_full(self, route: Route) -> WhenFull:
         return route.when_full or WhenFull(self.answer)

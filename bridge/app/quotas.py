@@ -6,7 +6,6 @@ that share a Registry count together. Only a keyed hash of a caller's number is 
 
 import asyncio
 import hmac
-import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +14,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from bridge.fleet import Registry
+from twiml.phone_numbers import PhoneNumber
 
 log = structlog.get_logger()
 
@@ -41,8 +41,6 @@ instances may differ about its end."""
 ADMITTED_SECONDS = 600.0
 """How long an admitted call is remembered: Twilio asks again for a call that waits in
 the queue."""
-
-_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
 def _keypad_number(word: str) -> str:
@@ -71,12 +69,16 @@ WITHHELD_SHARE = 10
 many, their quota is this many times as large."""
 
 
+def shows_number(caller: str) -> bool:
+    """A phone number that is not in place of a withheld one."""
+    return PhoneNumber.of_caller(caller) is not None and caller not in WITHHELD
+
+
 def _is_withheld(caller: str) -> bool:
     """The caller shows no number: an empty one, one of WITHHELD, or a SIP address,
     which its sender can choose. (A `client:` name counts as a number: the operator's
     own application gave it.)"""
-    named = _E164.fullmatch(caller) or caller.startswith("client:")
-    return not named or caller in WITHHELD
+    return not (shows_number(caller) or caller.startswith("client:"))
 
 
 class Quotas:
@@ -125,6 +127,13 @@ class Quotas:
         if limit:
             self._hit(limit)
         return limit
+
+    async def refuses_outbound(self) -> bool:
+        """A call that the operator's own code has placed is refused: only the limit of
+        the day applies to it. `hit` has been called."""
+        if spent := await self.day_is_spent():
+            self._hit("cost_of_day")
+        return spent
 
     async def day_is_spent(self) -> bool:
         """The calls of this day (UTC) have reached the cost limit of a day."""

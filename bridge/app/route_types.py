@@ -5,6 +5,7 @@ They know neither the keys of a route nor the file. routes.py uses them.
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
@@ -12,19 +13,24 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
     GetCoreSchemaHandler,
     GetPydanticSchema,
+    PlainValidator,
+    Tag,
 )
 from pydantic_core import PydanticCustomError, core_schema
 
 import twiml
 from bridge.agent.live import RING_SECONDS
-from bridge.app import values
+from bridge.app import recordings, values
+from bridge.app.recordings import Sound
 from bridge.app.yaml_lines import Unquoted
 from bridge.privacy import redaction
 
 _OFF = frozenset({"off", "no", "false", "none"})
+_ON = frozenset({"on", "yes", "true"})
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _DECIMAL = r"[0-9]{1,9}(\.[0-9]{1,9})?"
 
@@ -73,6 +79,17 @@ def number(
         raise mistake(f"is {shown(value)}: {fix}")
 
     return BeforeValidator(parsed)
+
+
+def _on_or_off(value: object) -> object:
+    if is_off(value):
+        return False
+    if isinstance(value, str) and value.lower() in _ON:
+        return True
+    raise mistake(f"is {shown(value)}: write on or off")
+
+
+OnOff = Annotated[bool, BeforeValidator(_on_or_off)]
 
 
 def whole_number(least: int, most: int) -> BeforeValidator:
@@ -126,6 +143,41 @@ def as_list(is_empty: Callable[[object], bool], fix: str) -> BeforeValidator:
     return BeforeValidator(entries)
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A recording that every call begins with, and that cannot be interrupted."""
+
+    file: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteGreeting:
+    """A greeting with more than an instruction for the agent."""
+
+    text: str = ""
+    """The instruction; empty: a recording is the greeting."""
+    file: str = ""
+    words: str = ""
+    interruptible: bool = True
+
+
+def _route_greeting(**given: Any) -> RouteGreeting:
+    if ("text" in given) == ("file" in given):
+        raise mistake("is not one greeting: write text, or file and words")
+    if ("file" in given) != ("words" in given):
+        raise mistake("has a file or words alone: write both, so the agent knows both")
+    return RouteGreeting(**given)
+
+
+def _wav_file(path: str) -> str:
+    try:
+        recordings.recording(path)
+    except ValueError as error:
+        raise mistake(f"is {shown(path)}, which {error}") from None
+    return path
+
+
 def _greeting(value: object) -> object:
     if isinstance(value, Unquoted) and is_off(value):
         raise mistake('is off: write "" to let the caller speak first')
@@ -145,6 +197,15 @@ def _https_url(text: str) -> str:
     return text
 
 
+def _waiting_sound(value: object) -> Sound:
+    if not isinstance(value, str):
+        raise mistake("is not a text: write tone, off, or the path of a WAV file")
+    try:
+        return recordings.waiting_sound(value)
+    except ValueError as error:
+        raise mistake(f"is {shown(value)}, which {error}, or tone, or off") from None
+
+
 FIXES: dict[str, str] = {}
 """Pattern -> the fix for a text that does not match."""
 
@@ -157,6 +218,8 @@ def _pattern(pattern: str, fix: str) -> Any:
 NAME = "^[A-Za-z0-9_-]{1,64}$"
 _LANGUAGE = "^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"  # the part of BCP 47 that is in use
 _A_PHONE_NUMBER = "is not a phone number: write it like +14155550100"
+_A_TARGET = "is not a phone number: write it like +14155550100 or sip:user@host"
+_DIAL_DIGITS = "is {shown}: write up to 32 of 0-9 # * w W"
 _A_CODE_NAME = "is {shown}: write package.module:name or path/to/file.py:name"
 # Without {shown}: the URL may contain a key.
 _A_URL = "is not a complete https URL: write https://host/path"
@@ -168,13 +231,36 @@ Language = Annotated[str, _pattern(_LANGUAGE, "write a language such as en-US")]
 Text = Annotated[str, _pattern(r"\S", "write a text, or leave the key out")]
 Yes = Annotated[str, _pattern("^(?i:true|yes|on)$", "write true, or leave the key out")]
 PhoneNumber = Annotated[str, _parsed_by(twiml.phone_number, _A_PHONE_NUMBER)]
+DialTarget = Annotated[str, _parsed_by(twiml.dial_target, _A_TARGET)]
+"""A phone number, or a SIP URI."""
+DialDigits = Annotated[str, _parsed_by(twiml.dial_digits, _DIAL_DIGITS)]
 CodeName = Annotated[str, _parsed_by(values.agent, _A_CODE_NAME)]
 HttpsUrl = Annotated[str, _parsed_by(_https_url, _A_URL)]
 Spoken = Annotated[
     str, _parsed_by(lambda it: twiml.busy(it) and it, "cannot be said: {error}")
 ]
 Expression = Annotated[str, _parsed_by(redaction.pattern, "{error}")]
-Greeting = Annotated[str, BeforeValidator(_greeting)]
+WaitingSound = Annotated[Sound, PlainValidator(_waiting_sound)]
+_GreetingText = Annotated[str, BeforeValidator(_greeting)]
+WavFile = Annotated[str, AfterValidator(_wav_file)]
+Greeting = Annotated[
+    Annotated[_GreetingText, Tag("<text>")]
+    | Annotated[
+        RouteGreeting,
+        keys_for(
+            _route_greeting,
+            text=_GreetingText,
+            file=WavFile,
+            words=Text,
+            interruptible=OnOff,
+        ),
+        Tag("<mapping>"),
+    ],
+    Discriminator(lambda it: "<mapping>" if isinstance(it, dict) else "<text>"),
+]
+RouteNotice = Annotated[
+    Notice, keys_for(Notice, ["file", "words"], file=WavFile, words=Text)
+]
 Seconds = Annotated[float, number(1, 3600)]
 RingSeconds = Annotated[int, whole_number(RING_SECONDS[0], RING_SECONDS[-1])]
 Price = Annotated[float, number(0, 100_000, "a price per million tokens")]

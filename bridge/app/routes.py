@@ -39,6 +39,8 @@ from bridge.app.route_types import (
     NAME,
     CodeName,
     CostLimit,
+    DialDigits,
+    DialTarget,
     Expression,
     Frozen,
     Given,
@@ -47,13 +49,16 @@ from bridge.app.route_types import (
     Keys,
     Language,
     Name,
+    OnOff,
     ParameterName,
     PhoneNumber,
     Price,
     RingSeconds,
+    RouteNotice,
     Seconds,
     Spoken,
     Text,
+    WaitingSound,
     Yes,
     as_list,
     is_off,
@@ -65,6 +70,7 @@ from bridge.app.route_types import (
     whole_number,
 )
 from bridge.app.yaml_lines import Loc, NotYaml, Unquoted, YamlFile, YamlMistake
+from bridge.audio import g711
 from bridge.core.rules import SILENT, Prices
 from bridge.model.session_settings import SessionSettings, SettingsMistakes
 from bridge.privacy.redaction import Redaction
@@ -164,6 +170,13 @@ def _redaction(redacted: tuple[str | re.Pattern[str], ...]) -> Redaction:
     return Redaction(**words, patterns=patterns)
 
 
+def _transfer(**given: Any) -> Transfer:
+    transfer = Transfer(**given)
+    if transfer.digits and not transfer.number.startswith("+"):
+        raise mistake("has digits for a SIP URI: they can be pressed at phones only")
+    return transfer
+
+
 _PRICES = Prices.__struct_fields__
 # All prices are required: a missing price would count as 0 and make the limit wrong.
 _Cost: TypeAlias = Annotated[
@@ -172,12 +185,15 @@ _Cost: TypeAlias = Annotated[
 _Transfer: TypeAlias = Annotated[
     Transfer,
     keys_for(
-        Transfer,
+        _transfer,
         ["number"],
-        number=PhoneNumber,
+        number=DialTarget,
         caller_id=PhoneNumber,
         ring_seconds=RingSeconds,
         description=Text,
+        digits=DialDigits,
+        whisper=Spoken,
+        accept=Yes,
     ),
     short_for("number"),
 ]
@@ -238,6 +254,8 @@ class RouteDefaults:
     agent: Given[CodeName] = None
     greeting: Given[Greeting] = None
     """Empty: the caller speaks first."""
+    notice: Given[RouteNotice] = None
+    """Played before the greeting."""
     language: Given[Language] = None
     """BCP 47 language of the sentences that Twilio speaks."""
     session: Annotated[SessionSettings, PlainValidator(_session)] = field(
@@ -251,11 +269,20 @@ class RouteDefaults:
     keys: Frozen[Keys, _KeyAction] = field(default_factory=_nothing)
     """Keys pressed one after another -> the action."""
     key_pause_seconds: Annotated[float, number(0.2, 30)] = 2.0
+    tone_ms: Annotated[int, whole_number(40, 1000)] = g711.KEY_MS
+    """Length of the tones with which the agent presses keys."""
+    tone_gap_ms: Annotated[int, whole_number(40, 1000)] = g711.KEY_GAP_MS
+    key_stops_agent: OnOff = True
+    """The agent stops at the first key; off: when the input is complete."""
     silence: Annotated[
         Given[Silence],
         WrapValidator(lambda it, read: None if is_off(it) else read(it)),
     ] = field(default_factory=Silence)
     """None: the agent does not ask a silent caller."""
+    resume_after_noise: OnOff = True
+    """After an interruption without words the agent goes on."""
+    waiting_sound: Given[WaitingSound] = None
+    """Played while the caller waits for the agent in silence."""
     longest_seconds: Annotated[float, number(10, LONGEST_SECONDS)] = float(
         LONGEST_SECONDS
     )

@@ -4,7 +4,7 @@ startup.py makes it. It applies a route's settings to a call and decides nothing
 about the call.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from bridge.agent.loader import AgentSource
 from bridge.app import dial_permissions
 from bridge.app.background_tasks import BackgroundTasks
 from bridge.app.quotas import Quotas
+from bridge.app.recordings import TONE, Sound, recording
+from bridge.app.route_types import RouteGreeting
 from bridge.app.routes import Route, Routes
+from bridge.core.history import HistoryItem
 from bridge.core.limits import Bounds, Limits
-from bridge.core.rules import MOVED, Prices, Rules
+from bridge.core.rules import MOVED, Prices, Recording, Rules
 from bridge.fleet import InstanceLoad, Registry
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.model.local_mcp import LocalMcp
@@ -95,10 +98,12 @@ class Services:
     """Numbers to which calls may be transferred, besides those that routes name."""
     outbound_number: str = ""
     record_dir: Path | None = None
+    waiting_sound: Sound = TONE
+    """Of routes that set none."""
     session_seconds: float | None = None
     """Age at which a model session is replaced by a new one."""
-    account_sid: str | None = None
-    """Streams of other Twilio accounts are refused; None: no account is refused."""
+    account_sids: frozenset[str] = frozenset()
+    """Streams of other Twilio accounts are refused; empty: no account is refused."""
     limits: Limits = field(default_factory=Limits)
     bounds: Bounds = field(default_factory=Bounds)
     """How much one call accepts from the caller and from the model."""
@@ -113,6 +118,8 @@ class Services:
     def greeting_of(self, route: Route) -> str | None:
         """None if the caller speaks first; a route says so with an empty greeting."""
         own = route.greeting
+        if isinstance(own, RouteGreeting):
+            own = own.text
         return own or None if own is not None else self.greeting
 
     def fallback_of(self, route: Route) -> str:
@@ -156,30 +163,71 @@ class Services:
             self.reports.send(report, to, url)
 
 
+def _recordings(route: Route, history: Sequence[HistoryItem]) -> tuple[Recording, ...]:
+    """Those that a call on this route begins with. `history`: what was said on earlier
+    streams, after which only what must be heard to its end, and was not, is played."""
+    found = []
+    if notice := route.notice:
+        payload = recording(notice.file)
+        found.append(Recording("bridge_notice", payload, notice.words, False))
+    greeting = route.greeting
+    if isinstance(greeting, RouteGreeting) and greeting.file:
+        payload, words = recording(greeting.file), greeting.words
+        id, interruptible = "bridge_greeting", greeting.interruptible
+        found.append(Recording(id, payload, words, interruptible))
+    if not history:
+        return tuple(found)
+    return tuple(
+        msgspec.structs.replace(it, id=f"{it.id}_{len(history)}")
+        for it in found
+        if not it.interruptible and _was_cut_off(it.id, history)
+    )
+
+
+def _was_cut_off(recording_id: str, history: Sequence[HistoryItem]) -> bool:
+    """The stream ended while this recording was played: nothing was said after it."""
+    for item in reversed(history):
+        if item.id.startswith(recording_id):
+            return item.cut
+        if item.text and item.kind in ("user", "assistant"):
+            return False
+    return False
+
+
 def rules_for(
     route: Route,
     greeting: str | None,
     snapshot: CallSnapshot,
     session_seconds: float | None = None,
     ceilings: Ceilings = Ceilings(),
+    waiting_sound: Sound = TONE,
 ) -> Rules:
     """The Rules of a call on this route; `snapshot` is what earlier streams of the call
     have used and said."""
     silence, cost = route.silence, route.cost
     longest = min(route.longest_seconds, ceilings.longest_seconds)
     limits = [cost.limit if cost else None, ceilings.cost]
+    recordings = _recordings(route, snapshot.history)
+    # With them the call begins again: the agent has nothing to go on with.
+    why = snapshot.instruction if recordings else snapshot.why
     rules = Rules(
         greeting=greeting,
+        greeting_interruptible=not isinstance(route.greeting, RouteGreeting)
+        or route.greeting.interruptible,
+        recordings=recordings,
         silent_seconds=silence.seconds if silence else None,
         longest_seconds=max(longest - snapshot.call_seconds, 0.0),
         spent=snapshot.cost,
         prices=cost.prices if cost else ceilings.prices,
         cost_limit=min((it for it in limits if it is not None), default=None),
         key_pause_seconds=route.key_pause_seconds,
+        key_stops_agent=route.key_stops_agent,
         key_actions=tuple(route.keys),
+        resumes_after_noise=route.resume_after_noise,
+        waiting_sound=(route.waiting_sound or waiting_sound).payload,
         history=snapshot.history,
         elapsed=snapshot.call_seconds,
-        word=snapshot.why if snapshot.history else "",
+        word=why if snapshot.history else "",
         aside=MOVED if snapshot.unnoticed and snapshot.history else "",
         session_seconds=session_seconds,
     )

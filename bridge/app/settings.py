@@ -9,20 +9,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import (
     AliasGenerator,
     Field,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from bridge.app import values
+from bridge.app.recordings import TONE
 from bridge.app.values import LOCAL_MODEL
 
 OPENAI_MODEL_URL = "wss://api.openai.com/v1/realtime"
@@ -67,6 +72,9 @@ def _variable(field: str) -> str:
 class Settings(BaseSettings):
     """The settings of one process. `load` makes them; tests write `Settings(port=0)`.
 
+    A field with `repr=False` is, or may contain, a secret: its value may stand in a
+    file (SECRET_NAMES), and no log line may contain it (bridge/cli/commands.py).
+
     Only the arguments and the file that `load` passes are read, never the process
     environment: the environment of the machine must not change a test.
     """
@@ -94,7 +102,7 @@ class Settings(BaseSettings):
     )
     agent: values.Agent = "bridge.agent.receptionist:receptionist"
     routes: values.File | None = None
-    # Not in repr: the headers contain a key, and the query of some vendors' URLs too.
+    # Secret: the headers contain a key, and the query of some vendors' URLs too.
     model_url: values.ModelUrl | None = Field(default=None, repr=False)
     model: values.Word = "gpt-realtime-2.1"
     model_headers: values.Headers = Field(default_factory=dict, repr=False)
@@ -102,16 +110,24 @@ class Settings(BaseSettings):
     # Empty: no transcription. The default of the SDK is deprecated.
     transcription_model: values.Text = "gpt-transcribe"
     greeting: values.Text = GREETING  # empty: the caller speaks first
+    waiting_sound: values.WaitingSound = TONE  # of routes that set none
     max_calls: values.Count = 200
-    redis_url: values.RedisUrl | None = None  # all instances share it
-    api_token: values.Secret | None = None
+    # All instances share it.
+    redis_url: values.RedisUrl | None = Field(default=None, repr=False)
+    api_token: values.Secret | None = Field(default=None, repr=False)
     # The model's audio format: G.711 mu-law, or 16 bit PCM at 24 kHz (transcoded).
     model_audio: Annotated[Literal["mulaw", "pcm"], values.Lower] = "mulaw"
+    # The server's event after which a session is ready.
+    model_ready_on: Annotated[
+        Literal["session.updated", "session.created"], values.Lower
+    ] = "session.updated"
     # An async function of the user: (url, headers) -> websocket.
     model_connect: values.Agent | None = None
-    # Not in repr: the URL may contain a key.
+    # Secret: the URL may contain a key.
     report_url: values.HttpUrl | None = Field(default=None, repr=False)
-    report_secret: values.SigningSecret | None = None
+    # Names of a webhook's fields and query that the agent gets; `*` ends a beginning.
+    parameters: values.ParameterNames = values.PARAMETERS
+    report_secret: values.SigningSecret | None = Field(default=None, repr=False)
     outbound_prefixes: values.Prefixes = ()  # numbers that may be called; empty: none
     outbound_number: values.PhoneNumber | None = None  # shown to the callee
     outbound_calls: values.Count = 10
@@ -129,17 +145,27 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["auto", "json", "pretty"], values.Lower] = Field(
         default="auto", validation_alias="BRIDGE_LOG"
     )
-    openai_api_key: values.Secret | None = None
+    openai_api_key: values.Secret | None = Field(default=None, repr=False)
     # Signs the webhook of incoming SIP calls.
-    openai_webhook_secret: values.SigningSecret | None = None
+    openai_webhook_secret: values.SigningSecret | None = Field(default=None, repr=False)
     twilio_account_sid: values.AccountSid | None = None
-    twilio_auth_token: values.Secret | None = None
+    twilio_auth_token: values.Secret | None = Field(default=None, repr=False)
+    # For the REST API in place of the auth token, which Twilio signs with all the same.
+    twilio_api_key: values.Secret | None = Field(default=None, repr=False)
+    twilio_api_secret: values.Secret | None = Field(
+        default=None, repr=False, validate_default=True
+    )
+    # Of the REST API. From a region alone, the SDK makes a host that does not exist.
+    twilio_region: values.Region | None = None
+    twilio_edge: values.Region | None = Field(default=None, validate_default=True)
     # While the token is rotated, a signature of either token is valid.
-    twilio_auth_token_secondary: values.Secret | None = None
+    twilio_auth_token_secondary: values.Secret | None = Field(default=None, repr=False)
     # id -> secret, for webhooks that are signed with SharedKeys.
     twilio_shared_keys: values.SharedKeys = Field(default_factory=dict, repr=False)
     # `required`: a stream without a ticket of one of our webhooks is refused.
     tickets: Annotated[Literal["required", "off"], values.Lower] = "required"
+    # Other accounts, such as subaccounts: SID -> its one or two tokens.
+    twilio_accounts: values.Accounts = Field(default_factory=dict, repr=False)
     trusted_proxies: values.Networks = ()  # their X-Forwarded-For is trusted
 
     # --- limits ---
@@ -175,6 +201,17 @@ class Settings(BaseSettings):
             return self.model_url
         return LOCAL_MODEL if self.openai_api_key is None else OPENAI_MODEL_URL
 
+    @property
+    def url_path(self) -> str:
+        """The path of BRIDGE_PUBLIC_URL, without a slash at its end."""
+        return urlsplit(self.public_url or "").path
+
+    @property
+    def account_sids(self) -> frozenset[str]:
+        """The accounts whose calls are taken; empty: those of any account."""
+        main = self.twilio_account_sid
+        return frozenset((main, *self.twilio_accounts)) if main else frozenset()
+
     @model_validator(mode="before")
     @classmethod
     def _without_unset(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +231,31 @@ class Settings(BaseSettings):
             raise values.wrong(text, "unset one of the two")
         return insecure
 
+    @field_validator("twilio_auth_token_secondary")
+    @classmethod
+    def _another_token(
+        cls, token: SecretStr | None, info: ValidationInfo
+    ) -> SecretStr | None:
+        """The steps of a rotation do nothing if both are the same."""
+        if token is not None and token == info.data.get("twilio_auth_token"):
+            text = "is the same as TWILIO_AUTH_TOKEN"
+            raise values.wrong(text, "copy the secondary token, or unset it")
+        return token
+
+    @field_validator("twilio_edge", "twilio_api_secret")
+    @classmethod
+    def _in_pairs(cls, value: Any, info: ValidationInfo) -> Any:
+        """The other one of the pair is `first`. One alone does nothing, or makes a host
+        that does not exist."""
+        first = {"twilio_edge": "twilio_region"}.get(
+            str(info.field_name), "twilio_api_key"
+        )
+        # A setting with a mistake is not in the data; it is reported separately.
+        if first in info.data and (info.data[first] is None) != (value is None):
+            text = "is set, but {} is not" if value else "is not set, but {} is"
+            raise values.wrong(text.format(_variable(first)), "set both, or neither")
+        return value
+
     @field_validator("when_full")
     @classmethod
     def _with_a_number(cls, chosen: str, info: ValidationInfo) -> str:
@@ -202,6 +264,32 @@ class Settings(BaseSettings):
             text = "is fallback, but there is no number to dial"
             raise values.wrong(text, "set BRIDGE_FALLBACK_NUMBER")
         return chosen
+
+    @field_validator("twilio_accounts")
+    @classmethod
+    def _apart_from_main(
+        cls, accounts: dict[str, tuple[str, ...]], info: ValidationInfo
+    ) -> dict[str, tuple[str, ...]]:
+        """Each token must be valid for its own account only."""
+        # A setting with a mistake is not in the data; it is reported separately.
+        main = info.data.get("twilio_account_sid", "")
+        if main is None:
+            text = "is set, but TWILIO_AUTH_TOKEN would be valid for any account"
+            raise values.wrong(text, "set TWILIO_ACCOUNT_SID to the account it is of")
+        if main in accounts:
+            text = "names the account of TWILIO_ACCOUNT_SID"
+            raise values.wrong(text, "set its tokens as TWILIO_AUTH_TOKEN(_SECONDARY)")
+        own = (info.data.get(f"twilio_auth_token{it}") for it in ("", "_secondary"))
+        taken = {token.get_secret_value() for token in own if token}
+        if any(taken & {*tokens} for tokens in accounts.values()):
+            text = "has a token of the account of TWILIO_ACCOUNT_SID"
+            raise values.wrong(text, "copy each token from the page of its account")
+        if info.data.get("tickets") == "off":
+            # The url of a stream without a ticket names no account.
+            text = "is set, but BRIDGE_TICKETS is off: the token of any account could "
+            fix = "set BRIDGE_TICKETS=required"
+            raise values.wrong(f"{text}open streams for calls of all accounts", fix)
+        return accounts
 
     @classmethod
     def settings_customise_sources(
@@ -213,6 +301,31 @@ class Settings(BaseSettings):
 _FIELDS = {str(it.validation_alias): it for it in Settings.model_fields.values()}
 NAMES = frozenset(_FIELDS)
 
+SECRET_NAMES = frozenset(name for name, it in _FIELDS.items() if not it.repr)
+"""Settings whose value may stand in a file: NAME_FILE=path in place of NAME=value."""
+
+
+def variables(
+    environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
+) -> dict[str, str]:
+    """All variables of both; a variable of `environ` overrides `env_file`."""
+    lines: Mapping[str, str | None] = {}
+    if env_file is not None and Path(env_file).is_file():
+        lines = dotenv_values(env_file, encoding="utf-8")
+    given = {**lines, **(os.environ if environ is None else environ)}
+    return {name: value or "" for name, value in given.items()}
+
+
+def file_name(name: str) -> str:
+    """The variable that names the file of a secret setting."""
+    return f"{name}_FILE"
+
+
+def secret_files(given: Mapping[str, str]) -> dict[str, str]:
+    """Secret setting -> the path that its NAME_FILE gives."""
+    named = {name: given.get(file_name(name), "").strip() for name in SECRET_NAMES}
+    return {name: path for name, path in sorted(named.items()) if path}
+
 
 def load(
     environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
@@ -221,29 +334,58 @@ def load(
     environ = os.environ if environ is None else environ
     given: dict[str, Any] = {it: environ[it] for it in NAMES & environ.keys()}
     given["_env_file"] = env_file  # a parameter of BaseSettings
+    mistakes: list[Finding] = []
     try:
-        return Settings(**given)
+        everything = variables(environ, env_file)
+        contents, mistakes = _contents_of_files(everything)
+        settings = Settings(**{**given, **contents})
     except ValidationError as error:
-        mistakes = [
-            _mistake(it)
+        mistakes += [
+            _mistake(it, secret_files(everything))
             for it in error.errors()
             # pydantic skips the default of `host` after a mistake before it.
             if it["type"] != "default_factory_not_called"
         ]
-        raise SettingsError(dict.fromkeys(mistakes)) from None
     except (OSError, UnicodeDecodeError) as error:
         text, fix = "cannot be read", "correct its permissions or remove it"
         if isinstance(error, UnicodeDecodeError):
             text, fix = "is not UTF-8", "save it as UTF-8"
         raise SettingsError([Finding("error", str(env_file), text, fix)]) from None
+    if mistakes:
+        raise SettingsError(dict.fromkeys(mistakes))
+    return settings
 
 
-def _mistake(error: Mapping[str, Any]) -> Finding:
-    """Turns an error of pydantic into a message that says how to correct it."""
+def _contents_of_files(
+    given: Mapping[str, str],
+) -> tuple[dict[str, str], list[Finding]]:
+    """Secret setting -> content of its file, and the mistakes."""
+    contents: dict[str, str] = {}
+    mistakes: list[Finding] = []
+    for name, path in secret_files(given).items():
+        try:
+            if given.get(name, "").strip():
+                raise values.wrong(f"is set together with {name}", "unset one of them")
+            contents[name] = values.content_of(path)
+        except PydanticCustomError as error:
+            context = error.context or {}
+            found = Finding("error", file_name(name), context["text"], context["fix"])
+            mistakes.append(found)
+    return contents, mistakes
+
+
+def _mistake(error: Mapping[str, Any], files: Mapping[str, str]) -> Finding:
+    """Turns an error of pydantic into a message that says how to correct it. `files`:
+    see secret_files."""
     name = str(error["loc"][0]) if error["loc"] else "the environment"
     field = (Settings.model_fields | _FIELDS).get(name, FieldInfo())
+    if error["input"] is None:  # a default, which pydantic names by its field
+        name = str(field.validation_alias or name)
     given, context = str(error["input"]).strip(), error.get("ctx", {})
     match error["type"]:
+        case "setting" if name in files:
+            text = f"({files[name]}) {context['text']}"
+            return Finding("error", file_name(name), text, context["fix"])
         case "setting":
             return Finding("error", name, context["text"], context["fix"])
         case "literal_error":

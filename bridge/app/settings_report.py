@@ -5,24 +5,25 @@ that may be secret.
 """
 
 import difflib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from pydantic import SecretStr
 
 from bridge.app.settings import (
-    LOOPBACK,
     NAMES,
+    SECRET_NAMES,
     Finding,
     Level,
     Settings,
     SettingsError,
+    file_name,
     load,
+    secret_files,
+    variables,
 )
-from bridge.app.values import LOCAL_MODEL
+from bridge.app.values import LOCAL_MODEL, is_loopback
 from bridge.fleet.redis_address import redis_address
 from bridge.model.deprecated_models import (
     DEPRECATED_MODELS,
@@ -50,15 +51,13 @@ def unknown_names(
 ) -> list[Finding]:
     """A warning for each BRIDGE_ variable that is not a setting, and for each name that
     is nearly OPENAI_... or TWILIO_... of a setting."""
-    names = set(os.environ if environ is None else environ)
-    if env_file is not None and Path(env_file).is_file():
-        names |= set(dotenv_values(env_file, encoding="utf-8"))
+    known = NAMES | {file_name(name) for name in SECRET_NAMES}
     found = []
-    for name in sorted(names - NAMES):
+    for name in sorted(variables(environ, env_file).keys() - known):
         own = name.upper().startswith("BRIDGE_")
         # OPENAI_ and TWILIO_ variables may be meant for other programs.
         near = difflib.get_close_matches(
-            name.upper(), sorted(NAMES), n=1, cutoff=0.6 if own else 0.92
+            name.upper(), sorted(known), n=1, cutoff=0.6 if own else 0.92
         )
         if own or near:
             fix = f"did you mean {near[0]}?" if near else "remove it"
@@ -75,28 +74,71 @@ def check(
     try:
         settings = load(environ, env_file)
         unknown = unknown_names(environ, env_file)
+        files = secret_files(variables(environ, env_file))
     except SettingsError as error:
         return list(error.mistakes)
-    return _in_force(settings) + serving_mistakes(settings) + unknown
+    read = [Finding("ok", file_name(it), f"is {path}") for it, path in files.items()]
+    return _in_force(settings) + read + serving_mistakes(settings) + unknown
 
 
 def serving_mistakes(settings: Settings) -> list[Finding]:
     """Errors prevent calls of the real Twilio; warnings name likely mistakes."""
-    parts = (_signatures, _model, _guessable, _half_set, _deprecated)
+    parts = (_insecure, _signatures, _model, _guessable, _half_set, _deprecated)
     return [finding for part in parts for finding in part(settings)]
+
+
+def open_with_model_key(settings: Settings) -> list[str]:
+    """The warning of `bridge serve` for an insecure bridge whose calls cost money;
+    empty if they cost none, as with the bundled fake."""
+    real = settings.model_target != LOCAL_MODEL and (
+        settings.model_headers
+        or settings.model_connect
+        or settings.model_target.startswith("wss:")
+    )
+    if not settings.insecure or not (real or settings.openai_api_key):
+        return []
+    callers = "Every program and every user of this machine"
+    if not is_loopback(settings.host):
+        callers = f"EVERYBODY who reaches port {settings.port} of this machine"
+    return [
+        "DANGER: this bridge is OPEN, and its calls cost YOUR money.",
+        "",
+        "BRIDGE_INSECURE=1 switches off the check of Twilio's signatures, and the key",
+        "or the url of a real model is set.",
+        callers,
+        "can place calls that you pay for, and can talk to the tools of your agent.",
+        "Do not make this port reachable: no tunnel (ngrok), no proxy, no open port.",
+        "",
+        "For a real number: set BRIDGE_PUBLIC_URL and TWILIO_AUTH_TOKEN, and unset",
+        "BRIDGE_INSECURE. Without costs: unset OPENAI_API_KEY, set "
+        "BRIDGE_MODEL_URL=local.",
+    ]
+
+
+def _insecure(settings: Settings) -> Iterator[Finding]:
+    if open_with_model_key(settings):
+        text = (
+            "is on with a real model: DANGER, everybody who reaches the bridge can "
+            "place calls that you pay for"
+        )
+        fix = (
+            "set BRIDGE_PUBLIC_URL and TWILIO_AUTH_TOKEN instead, or use "
+            "BRIDGE_MODEL_URL=local and no OPENAI_API_KEY"
+        )
+        yield Finding("warning", "BRIDGE_INSECURE", text, fix)
+    elif settings.insecure:
+        text = "is on: requests that Twilio did not sign are served"
+        fix = "unless you develop, set BRIDGE_PUBLIC_URL and TWILIO_AUTH_TOKEN instead"
+        yield Finding("warning", "BRIDGE_INSECURE", text, fix)
+    if settings.insecure and not is_loopback(settings.host):
+        text = f"is {settings.host}: anybody who reaches it can call, unsigned"
+        fix = "remove it, unless that is what you want"
+        yield Finding("warning", "BRIDGE_HOST", text, fix)
 
 
 def _signatures(settings: Settings) -> Iterator[Finding]:
     unsigned = "is not set, so Twilio's signatures cannot be checked"
-    if settings.insecure:
-        text = "is on: requests that Twilio did not sign are served"
-        fix = "unless you develop, set BRIDGE_PUBLIC_URL and TWILIO_AUTH_TOKEN instead"
-        yield Finding("warning", "BRIDGE_INSECURE", text, fix)
-        if settings.host != LOOPBACK:
-            text = f"is {settings.host}: anybody who reaches it can call, unsigned"
-            fix = "remove it, unless that is what you want"
-            yield Finding("warning", "BRIDGE_HOST", text, fix)
-    else:
+    if not settings.insecure:
         if settings.public_url is None:
             fix = (
                 "add the line BRIDGE_PUBLIC_URL=https://<the host that Twilio calls> "
@@ -104,11 +146,14 @@ def _signatures(settings: Settings) -> Iterator[Finding]:
             )
             yield Finding("error", "BRIDGE_PUBLIC_URL", unsigned, fix)
         if settings.twilio_auth_token is None:
+            text = unsigned
+            if settings.twilio_api_key is not None:
+                text += " (Twilio signs with the auth token, never with an API key)"
             fix = (
                 "add the line "
                 "TWILIO_AUTH_TOKEN=<the primary auth token of the Twilio console>"
             )
-            yield Finding("error", "TWILIO_AUTH_TOKEN", unsigned, fix)
+            yield Finding("error", "TWILIO_AUTH_TOKEN", text, fix)
         if settings.tickets == "off":
             text = (
                 "is off: anybody who has seen a handshake can open streams for ever, "
@@ -149,6 +194,9 @@ def _guessable(settings: Settings) -> Iterator[Finding]:
         "TWILIO_AUTH_TOKEN": [settings.twilio_auth_token],
         "TWILIO_AUTH_TOKEN_SECONDARY": [settings.twilio_auth_token_secondary],
         "TWILIO_SHARED_KEYS": [*map(SecretStr, settings.twilio_shared_keys.values())],
+        "TWILIO_ACCOUNTS": [
+            SecretStr(token) for it in settings.twilio_accounts.values() for token in it
+        ],
     }
     for name, given in secrets.items():
         power = "pass for Twilio"
@@ -181,6 +229,9 @@ def _half_set(settings: Settings) -> Iterator[Finding]:
             yield Finding("error", "BRIDGE_COST_PER_CALL", text, fix)
         if settings.cost_per_day:
             yield Finding("error", "BRIDGE_COST_PER_DAY", text, fix)
+    if settings.twilio_api_key and settings.twilio_account_sid is None:
+        text = "is set, but the account that it belongs to is not known"
+        yield Finding("warning", "TWILIO_API_KEY", text, "set TWILIO_ACCOUNT_SID")
     if settings.openai_webhook_secret and settings.openai_api_key is None:
         text, fix = "is set, but no SIP call can be accepted", "set OPENAI_API_KEY"
         yield Finding("warning", "OPENAI_WEBHOOK_SECRET", text, fix)
@@ -225,12 +276,16 @@ def _in_force(settings: Settings) -> list[Finding]:
         "BRIDGE_PUBLIC_URL": it.public_url and f"is {it.public_url}",
         "BRIDGE_TRUSTED_PROXIES": _each("trusts", it.trusted_proxies),
         "TWILIO_SHARED_KEYS": _each("has", it.twilio_shared_keys),
+        "TWILIO_ACCOUNTS": _each("takes calls of", it.twilio_accounts),
         "BRIDGE_REDIS_URL": redis and f"is set: calls are shared at {redis}",
         "BRIDGE_RECORD_DIR": it.record_dir and f"is {it.record_dir}",
         "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set",
         "BRIDGE_WHEN_FULL": full.get(it.when_full, ""),
+        "BRIDGE_WAITING_SOUND": f"is {it.waiting_sound.name}",
         "BRIDGE_ROUTES": it.routes and f"is {it.routes}",
         "BRIDGE_MODEL_AUDIO": it.model_audio == "pcm" and "is pcm: audio is transcoded",
+        "BRIDGE_MODEL_READY_ON": it.model_ready_on == "session.created"
+        and "is session.created: a refused configuration is not noticed",
         "BRIDGE_OUTBOUND_PREFIXES": _each("allows calls to", it.outbound_prefixes),
         "BRIDGE_TRANSFER_PREFIXES": _each("allows transfers to", it.transfer_prefixes),
         "BRIDGE_REPORT_URL": it.report_url and "is set: reports are sent there",
@@ -238,6 +293,10 @@ def _in_force(settings: Settings) -> list[Finding]:
         "OPENAI_API_KEY": it.openai_api_key and "is set",
         "OPENAI_WEBHOOK_SECRET": it.openai_webhook_secret and "is set",
         "TWILIO_AUTH_TOKEN": it.twilio_auth_token and "is set",
+        "TWILIO_API_KEY": it.twilio_api_key
+        and "is set: the REST API is asked with it, signatures need the auth token",
+        "TWILIO_REGION": it.twilio_region and f"is {it.twilio_region}",
+        "TWILIO_EDGE": it.twilio_edge and f"is {it.twilio_edge}",
         "TWILIO_AUTH_TOKEN_SECONDARY": it.twilio_auth_token_secondary and "is set",
     }
     return [Finding("ok", name, str(text)) for name, text in lines.items() if text]

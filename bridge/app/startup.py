@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from agents import set_default_openai_key
@@ -27,13 +27,16 @@ from bridge.app.values import LOCAL_MODEL
 from bridge.core.limits import Bounds, Limits
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.redis import redis_registry
 from bridge.model.local_mcp import LocalMcp, McpUnavailable, local_mcp
 from bridge.model.session import ModelTarget
 from bridge.records import retention
 from bridge.records.report import Reports
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.trace_file import TraceWriter
+from bridge.websocket.tls import tls_client
+
+if TYPE_CHECKING:
+    from bridge.model.transcode import ModelAudio
 
 log = structlog.get_logger()
 
@@ -134,8 +137,9 @@ async def _open_services(
             fallback_number=settings.fallback_number or "",
             record_dir=settings.record_dir,
             trace_writer=trace_writer,
+            waiting_sound=settings.waiting_sound,
             session_seconds=settings.session_seconds or None,
-            account_sid=settings.twilio_account_sid,
+            account_sids=settings.account_sids,
             capacity=capacity,
             quotas=quotas,
             ceilings=_ceilings_of(settings),
@@ -157,6 +161,8 @@ async def start_services(
         # Text agents that tools run need the key, too. A key that stands only in .env
         # is not in the environment, where the SDK looks for it.
         set_default_openai_key(settings.openai_api_key.get_secret_value())
+    if model_url.startswith("wss:") and user_code.connect is None:
+        tls_client()  # not at the first call: it stops the event loop for 30 ms
     missing: McpUnavailable | None = None
     async with _open_services(settings, user_code, model_url) as services:
         try:
@@ -200,12 +206,15 @@ async def _registry(
     if settings.redis_url is None:
         yield MemoryRegistry(load=lambda: capacity.load)
         return
+    from bridge.fleet.redis import redis_registry  # 6 MB that memory does not need
+
     url = settings.redis_url.get_secret_value()
     async with redis_registry(
         url,
         lambda: capacity.load,
         metrics.registry_up.set,
         on_lost=metrics.instances_lost.inc,
+        on_ignored=metrics.key_ignored,
     ) as registry:
         yield registry
 
@@ -245,9 +254,18 @@ def model_target(
         headers=_model_headers(settings),
         # Only OpenAI's API has `tracing`; other vendors refuse a session with it.
         tracing=model_url.startswith(OPENAI_MODEL_URL),
-        pcm=settings.model_audio == "pcm",
+        transcoder=_transcoder(settings),
+        ready_on=settings.model_ready_on,
         connect=connect,
     )
+
+
+def _transcoder(settings: Settings) -> "type[ModelAudio] | None":
+    if settings.model_audio != "pcm":
+        return None
+    from bridge.model.transcode import ModelAudio  # with numpy, 10 MB
+
+    return ModelAudio
 
 
 def _model_headers(settings: Settings) -> dict[str, str]:

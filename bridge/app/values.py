@@ -13,15 +13,28 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    SecretStr,
+)
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+import twiml
+from bridge.app import recordings
+from bridge.app.recordings import Sound
 from bridge.core.rules import Prices
 from bridge.records import standard_webhooks
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOCAL_MODEL = "local"
+MAX_TOKENS = 2
+"""Auth tokens of one account: two are valid while a token is rotated."""
+MAX_FILE_BYTES = 64 * 1024
+"""Size of a file that contains a secret."""
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]*)?")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: token
@@ -129,23 +142,72 @@ def _signing_secret(value: SecretStr) -> SecretStr:
     return value
 
 
+def _phone_number(value: object) -> str:
+    try:
+        return twiml.phone_number(str(value))
+    except ValueError:
+        raise wrong("is not a phone number", _PHONE_FIX) from None
+
+
 Text = Annotated[str, BeforeValidator(stripped)]
 Word = Annotated[str, BeforeValidator(_word)]
 Agent = Annotated[str, BeforeValidator(agent)]
 _HOST_FIX = "set an address such as 0.0.0.0 or 127.0.0.1"
 Host = Annotated[Word, _form("[^/ ]+", "is {!r}, which is not an address", _HOST_FIX)]
 _PHONE_FIX = "set a number in E.164, such as +14155550100"
-PhoneNumber = Annotated[
-    str,
-    BeforeValidator(lambda value: re.sub(r"[ ().-]", "", str(value))),
-    _form(r"\+[1-9][0-9]{6,14}", "is not a phone number", _PHONE_FIX),
-]
+PhoneNumber = Annotated[str, BeforeValidator(_phone_number)]
+_ACCOUNT_SID = "AC[0-9a-zA-Z]{32}"
 _SID_FIX = "copy it from the Twilio console: AC and 32 characters"
-AccountSid = Annotated[
-    Text, _form("AC[0-9a-zA-Z]{32}", "is not an account SID", _SID_FIX)
+AccountSid = Annotated[Text, _form(_ACCOUNT_SID, "is not an account SID", _SID_FIX)]
+_REGION_FIX = "copy it from Twilio's documentation, such as ie1 and dublin"
+Region = Annotated[
+    Text, _form("[a-z0-9-]{2,32}", "is {!r}, which is no part of a host", _REGION_FIX)
 ]
+"""A region or an edge of Twilio's."""
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 SigningSecret = Annotated[Secret, AfterValidator(_signing_secret)]
+
+
+def content_of(path: str) -> str:
+    """The text of a file that contains a secret, without blanks and line breaks around
+    it. A message shows the path, and never the content."""
+    # The secret may stand in the place of the path; then it must not be shown.
+    if not re.match(r"(~|\.{1,2})?/", path):
+        fix = "set the path of a file, such as /run/secrets/name"
+        raise wrong("does not begin with /, ./, ../ or ~/", fix)
+    content = _bytes_of(path)
+    if len(content) > MAX_FILE_BYTES:
+        fix = f"a secret has at most {MAX_FILE_BYTES} bytes"
+        raise wrong(f"names {path}, which is too large", fix)
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise wrong(f"names {path}, which is not UTF-8", "save it as UTF-8") from None
+    if not text:
+        fix = "write the secret into it, or unset the variable"
+        raise wrong(f"names {path}, which is empty", fix)
+    if text[0] in "\"'":
+        fix = "remove the quotation marks from the file"
+        raise wrong(f"names {path}, which begins with a quotation mark", fix)
+    return text
+
+
+def _bytes_of(path: str) -> bytes:
+    """The beginning of the file, long enough to see whether the file is too large."""
+    try:
+        file = Path(path).expanduser()
+        # A pipe would block the start, and could be read only once.
+        if not file.exists() or file.is_file():
+            with file.open("rb") as opened:
+                return opened.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        fix = "create the file, or mount it into the container"
+        raise wrong(f"names {path}, which does not exist", fix) from None
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: ~ without a home
+        fix = "let the user of the bridge read it"
+        raise wrong(f"names {path}, which cannot be read", fix) from None
+    raise wrong(f"names {path}, which is not a file", "set the path of a file")
+
 
 # --- URLs ---
 
@@ -182,19 +244,26 @@ def _model_url(url: str) -> str:
     return url if url == LOCAL_MODEL else _url(url, example, ("ws", "wss"), fault)
 
 
+_URL_PATH = re.compile("(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?")
+"""A path without `.` and `..`, which proxies and clients remove."""
+
+
 def _public_url(url: str) -> str:
     example = "https://bridge.example.com"
     parts = urlsplit(_url(url, example, (), ""))
-    local = parts.scheme == "http" and _is_loopback(parts.hostname or "")
+    local = parts.scheme == "http" and is_loopback(parts.hostname or "")
     if parts.scheme != "https" and not local:
         fix = f"set the https origin that Twilio calls, such as {example}"
         raise wrong(f"begins with {parts.scheme}://, but Twilio needs TLS", fix)
-    if parts.path not in ("", "/") or "?" in url or "#" in url:
-        raise wrong("has a path or query", f"set the origin alone, such as {example}")
+    if not _URL_PATH.fullmatch(parts.path) or "?" in url or "#" in url:
+        fault = "has a query, or a path that is more than names and slashes"
+        raise wrong(fault, f"set the origin, such as {example}, and the proxy's path")
+    if parts.path.rstrip("/").endswith(("/voice", "/voice/next", "/call-status")):
+        raise wrong("has the path of a webhook", f"set the origin, such as {example}")
     return url.removesuffix("/")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -253,7 +322,8 @@ def _network(value: object) -> IpNetwork:
 
 
 def _headers(value: object) -> dict[str, str]:
-    """A JSON object or `Name: value; Name: value`. A message never shows a value."""
+    """A JSON object or `Name: value; Name: value`; a line break is as good as a
+    semicolon. A message never shows a value."""
     fix = 'set `Name: value; Name: value` or {"Name": "value"}'
     found: dict[str, str] = {}
     for name, content in _pairs(value, fix):
@@ -273,7 +343,8 @@ def _pairs(value: object, fix: str) -> list[tuple[str, object]]:
             return list(json.loads(stripped(value)).items())
         except (ValueError, RecursionError):
             raise wrong("is not a valid JSON object", fix) from None
-    parts = [part.partition(":") for part in str(value).split(";") if part.strip()]
+    lines = re.split("[;\n]", str(value))
+    parts = [part.partition(":") for part in lines if part.strip()]
     if not all(colon for _, colon, _ in parts):
         raise wrong("has a part without a colon", fix)
     return [(name, content) for name, _, content in parts]
@@ -289,6 +360,29 @@ def _shared_keys(value: object) -> dict[str, str]:
         named = re.fullmatch("[A-Za-z0-9_-]+", name)
         if not named or not secret or not secret.isascii():
             raise wrong("has an id or secret that no key has", fix)
+    return found
+
+
+def _accounts(value: object) -> dict[str, tuple[str, ...]]:
+    """`AC...: token; AC...: token, other token`. A message never shows any part: what
+    stands in the place of a SID may be a token."""
+    if isinstance(value, Mapping):  # made in code
+        return dict(value)
+    fix = "set `AC...: its-token; AC...: its-token, its-other-token`"
+    found: dict[str, tuple[str, ...]] = {}
+    for name, given in _pairs(value, fix):
+        sid, text = name.strip(), given if isinstance(given, str) else ""
+        tokens = tuple(str(_secret(it)) for it in text.split(",") if it.strip())
+        if not re.fullmatch(_ACCOUNT_SID, sid) or not tokens:
+            raise wrong("has a part without an account SID or without its token", fix)
+        if sid in found:
+            raise wrong("names an account twice", "separate its tokens by a comma")
+        if len(tokens) > MAX_TOKENS:
+            raise wrong("has an account with more than two tokens", fix)
+        if any({*tokens} & {*others} for others in found.values()):
+            fix = "copy each token from the page of its account"
+            raise wrong("gives two accounts the same token", fix)
+        found[sid] = tokens
     return found
 
 
@@ -321,6 +415,32 @@ Prefixes = Annotated[
     AfterValidator(_allowing),
 ]
 """Beginnings of phone numbers. `!` excludes numbers that another prefix allows."""
+_PARAMETER = _form(
+    r"[A-Za-z][A-Za-z0-9_.-]{0,80}\*?",
+    "has a part that is no name of a parameter",
+    "set names such as default,tenant,SipHeader_*, or none",
+)
+PARAMETERS = (
+    *("CallerCity", "CallerCountry", "CallerName", "CallerState", "CallerZip"),
+    *("CalledVia", "ForwardedFrom", "ParentCallSid", "SipDomain", "SipHeader_*"),
+    *("StirVerstat", "custom"),
+)
+
+
+def _with_default(names: tuple[str, ...]) -> tuple[str, ...]:
+    if names == ("none",):
+        return ()
+    others = tuple(it for it in names if it != "default")
+    return others if len(others) == len(names) else (*PARAMETERS, *others)
+
+
+ParameterNames = Annotated[
+    tuple[Annotated[Text, _PARAMETER], ...],
+    BeforeValidator(_comma_separated),
+    AfterValidator(_with_default),
+]
+"""Names of parameters; `*` at the end stands for any rest. `custom`: what a client of
+Twilio's Voice SDK sends. `default`: PARAMETERS. `none`: no parameter."""
 Networks = Annotated[
     tuple[Annotated[IpNetwork, BeforeValidator(_network)], ...],
     BeforeValidator(_comma_separated),
@@ -329,6 +449,8 @@ Networks = Annotated[
 Headers = Annotated[dict[str, str], BeforeValidator(_headers)]
 SharedKeys = Annotated[dict[str, str], BeforeValidator(_shared_keys)]
 """The ID of a Twilio key -> its secret; written in the same form as headers."""
+Accounts = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_accounts)]
+"""The SID of a Twilio account -> its one or two auth tokens."""
 PriceTable = Annotated[Prices, BeforeValidator(_prices)]
 
 # --- paths ---
@@ -354,6 +476,18 @@ def _path(text: str, fix: str, refused: Callable[[Path], bool]) -> BeforeValidat
     return BeforeValidator(check)
 
 
+def _waiting_sound(value: object) -> Sound:
+    if isinstance(value, Sound):
+        return value
+    text = stripped(value)
+    try:
+        return recordings.waiting_sound(text)
+    except ValueError as error:
+        fault, _, fix = str(error).partition(": ")
+        raise wrong(f"is {text!r}, which {fault}", f"{fix}, tone or off") from None
+
+
+WaitingSound = Annotated[Sound, PlainValidator(_waiting_sound)]
 _FOLDER_FIX = "set a folder; a missing folder is created"
 File = Annotated[
     Path, _path("names a folder", "set the path of a file", lambda it: it.is_dir())

@@ -14,8 +14,9 @@ from typing import Any
 from bridge.agent.live import BadRequest, CallOver, NotAllowed, Role, Transfer
 from bridge.app.routes import HangUpAction, KeyAction, TellAction
 from bridge.audio import g711
+from bridge.call.answering import Answering
 from bridge.call.leg import Refer
-from bridge.call.stream import StartTask
+from bridge.core.answered import Answer
 from bridge.core.capabilities import Capabilities
 from bridge.core.commands import Note, limit_hit
 from bridge.core.history import History, HistoryItem
@@ -30,7 +31,7 @@ from bridge.core.inputs import (
     Tell,
     WhenHeard,
 )
-from bridge.fleet.plan import AnsweredBy, Plan
+from bridge.websocket.text_socket import StartTask
 
 APPEND = "input_audio_buffer.append"
 
@@ -63,8 +64,9 @@ class Actions:
         self._start_task = start_task
         self._waits: dict[int, tuple[asyncio.Future[bool | None], Transfer | None]] = {}
         self._wait_numbers = itertools.count(1)
-        self._answered = False
-        """It is known who has answered an outbound call."""
+        self.answering = Answering(feed, note, self._leave_message, start_task)
+        self.tones = (g711.KEY_MS, g711.KEY_GAP_MS)
+        """Length of a key's tone, and of the silence after it, in ms."""
         self.transfer_target: Transfer | None = None
         """Where the caller goes if the call ends as `transferred`."""
 
@@ -109,6 +111,8 @@ class Actions:
             return await self._end_when_heard(("agent", "transferred"), transfer)
         if transfer.caller_id:
             raise BadRequest("this call's line cannot set the number that is shown")
+        if transfer.digits or transfer.whisper or transfer.accept:
+            raise BadRequest("this call's line connects the caller at once")
         if not await self._wait_until_heard(None):
             return False
         await self._refer(transfer)
@@ -119,10 +123,13 @@ class Actions:
             raise BadRequest("this call's line plays no tones")
         if not await self._wait_until_heard(None):
             return False
-        tones = base64.b64encode(g711.key_tones(digits)).decode()
+        tones = base64.b64encode(g711.key_tones(digits, *self.tones)).decode()
         self._feed(Play(tones))
         # Not stoppable: the machine that the tones are for answers them with speech.
         return await self._wait_until_heard(None, stoppable=False)
+
+    def decide_answer(self, who: Answer) -> bool:
+        return self.answering.decide(who)
 
     # --- used by the call ---
 
@@ -146,21 +153,8 @@ class Actions:
         except (BadRequest, CallOver) as error:
             self._note(Note("key_action_failed", {"error": type(error).__name__}))
 
-    def answered_by(self, who: AnsweredBy, plan: Plan) -> None:
-        """Does what an outbound call's plan says for an answering machine. Twilio may
-        report it more than once."""
-        if self._answered:
-            return
-        self._answered = True
-        self._note(Note("answered_by", {"who": who.value}))
-        if not who.is_machine:
-            return
-        if plan.machine == "hang_up":
-            self._feed(EndCall("bridge", "machine"))
-        elif plan.machine == "message":
-            self._feed(Interrupt("machine"))
-            self._feed(Tell("system", machine_instruction(plan.message), True))
-            self._start_wait(("agent", "message_left"), stoppable=False)
+    def _leave_message(self) -> None:
+        self._start_wait(("agent", "message_left"), stoppable=False)
 
     def finish_wait(self, number: int, done: bool | None) -> None:
         """Carries out `WaitDone`."""
@@ -219,10 +213,3 @@ class Actions:
         if done is None:
             raise CallOver
         return done
-
-
-def machine_instruction(message: str) -> str:
-    return (
-        "An answering machine has taken this call and waits for a message. Say this, "
-        f"word for word, and nothing else: {message}"
-    )

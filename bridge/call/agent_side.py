@@ -20,7 +20,6 @@ from bridge.core.commands import (
     Interrupted,
     Note,
     Switch,
-    ToModel,
     limit_hit,
 )
 from bridge.core.inputs import (
@@ -37,7 +36,7 @@ from bridge.core.inputs import (
     ToolRunning,
 )
 
-SessionCommand = ToModel | Interrupted | Dial | Switch | CloseConnection
+SessionCommand = Interrupted | Dial | Switch | CloseConnection
 
 
 class AgentSide:
@@ -87,12 +86,15 @@ class AgentSide:
 
     # --- called by the call ---
 
+    def post(self, text: str) -> None:
+        """Carries out `ToModel`."""
+        assert self._session, "only a session leads to this command"
+        self._session.post(text)
+
     def obey(self, command: SessionCommand) -> None:
         session = self._session
         assert session, "only a session leads to these commands"
         match command:
-            case ToModel(text):
-                session.post(text)
             case Interrupted(item_id, content_index):
                 session.interrupted(item_id, content_index)
             case Dial(connection, seconds):
@@ -126,8 +128,8 @@ class AgentSide:
         if not isinstance(event, realtime_events.Other):
             self._feed(FromModel(connection, event))
 
-    def model_misread(self, reason: str) -> None:
-        self._feed(Misread("model", reason))
+    def model_misread(self, reason: str, kind: str = "") -> None:
+        self._feed(Misread("model", reason, kind))
 
     def model_dialled(self, connection: int) -> None:
         self._feed(Dialled(connection))
@@ -137,7 +139,7 @@ class AgentSide:
 
     def model_lost(self, connection: int, why: str, code: int | None) -> None:
         self._note(Note("model_gone", {"why": why, "close_code": code}))
-        self._feed(ModelLost(connection, why))
+        self._feed(ModelLost(connection, why, code))
 
     def model_stuck(self, why: str) -> None:
         self._feed(EndCall("model", why))
@@ -150,6 +152,9 @@ class AgentSide:
 
     def interrupt_agent(self, by: str, response_id: str | None) -> None:
         self._feed(Interrupt(by, response_id))
+
+    def handoff_refused(self, agent: str, to: str) -> None:
+        self._note(Note("handoff_refused", {"agent": agent, "to": to}))
 
     def ask(self) -> None:
         self._feed(Ask())

@@ -33,12 +33,13 @@ from bridge.app.routes import Route
 from bridge.app.services import Services, rules_for
 from bridge.call.actions import Actions
 from bridge.call.agent_side import AgentSide
+from bridge.call.answer_tool import who_answered
 from bridge.call.call_notes import CallNotes
 from bridge.call.continuity import TAKEN_OVER, Continuity
 from bridge.call.deadline_timer import DeadlineTimer
 from bridge.call.leg import CallLeg, SessionControl
 from bridge.call.media_leg import facts_of
-from bridge.call.stream import Phone
+from bridge.call.stream import IdentifiedPhone
 from bridge.core.commands import (
     CloseConnection,
     Command,
@@ -65,7 +66,7 @@ from bridge.core.inputs import (
     Tick,
 )
 from bridge.fleet.plan import AnsweredBy
-from bridge.model.session import SessionPlan
+from bridge.model.session import Early, SessionPlan
 from bridge.records.report import report_of
 from bridge.telemetry.trace import Trace
 
@@ -82,12 +83,16 @@ class Call:
     entry behind. It is the LegOwner of its leg."""
 
     def __init__(
-        self, leg: CallLeg, services: Services, connected_at: float | None = None
+        self,
+        leg: CallLeg,
+        services: Services,
+        connected_at: float | None = None,
+        early: Early | None = None,
     ) -> None:
         """`connected_at`: monotonic time at which the socket was accepted; now if
-        omitted."""
+        omitted. `early`: gives a connection to the model that was dialled then."""
         now = time.monotonic() if connected_at is None else connected_at
-        self._leg = leg
+        self._leg, self._early = leg, early
         self._services = services
         self._conversation = Conversation(
             now=now, bounds=services.bounds, capabilities=leg.capabilities
@@ -188,23 +193,24 @@ class Call:
             return  # the newer stream is this instance's own
         self.feed(EndCall("bridge", TAKEN_OVER))
 
+    def completed(self) -> None:
+        """Twilio reports that the call is over, perhaps before its stream ends."""
+        self.feed(EndCall("caller", "hung_up"))
+
     def hand_over(self) -> None:
         """Ends the call here in a quiet moment, so that another instance can resume
         it."""
         self.feed(HandOver())
 
-    async def take_over(self, phone: Phone) -> bool:
+    async def take_over(self, phone: IdentifiedPhone) -> bool:
         """Continues the call on a newer stream, until that one has finished. False: the
         call has ended, so it does not use the stream."""
         await self._identified.wait()
         return not self._ended.is_set() and await self._leg.take_over(phone)
 
     def answered_by(self, who: AnsweredBy) -> None:
-        """Result of Twilio's answering-machine detection (outbound calls only). One
-        that comes before the call's plan is known is ignored here: `_prepare_session`
-        reads it again from the registry."""
-        if self._continuity and self._continuity.plan:
-            self._actions.answered_by(who, self._continuity.plan)
+        """Result of Twilio's answering-machine detection (outbound calls only)."""
+        self._actions.answering.detected(who)
 
     async def _prepare_session(
         self, live: LiveCall, approvals: Approvals, continuity: Continuity
@@ -213,14 +219,20 @@ class Call:
         streams. Runs the route's `on_call` function first."""
         services, route = self._services, self._route
         plan = await continuity.restore()
+        self._actions.answering.begin(plan, continuity.keep_plan)
+        live.answered_by = plan.answered_by
         snapshot = continuity.snapshot
         if snapshot.stream_count:
             self.note(Note("call_resumed", {"why": snapshot.ended_as}))
-        greeting = services.greeting_of(route)
         if plan.greeting is not None:
-            greeting = plan.greeting or None
+            route = replace(route, greeting=plan.greeting)
         rules = rules_for(
-            route, greeting, snapshot, services.session_seconds, services.ceilings
+            route,
+            services.greeting_of(route),
+            snapshot,
+            services.session_seconds,
+            services.ceilings,
+            services.waiting_sound,
         )
         self.feed(SetRules(rules))
         continuity.start_checkpoint()
@@ -234,6 +246,8 @@ class Call:
             agent_name=snapshot.agent_name,
             resumed=bool(snapshot.stream_count),
             tool_seconds=route.tool_seconds,
+            early=self._early,
+            tools=(who_answered,) if plan.agent_decides else (),
         )
         leg, agent = self._leg, self._agent
         return leg.session(session_plan, live, agent, approvals, self._tasks)
@@ -306,20 +320,34 @@ class Call:
         now = time.monotonic()
         if self._trace:
             self._trace.input(given, now)
-        self._obey(self._conversation.handle(given, now), now)
+        commands = self._conversation.handle(given, now)
+        if commands:
+            self._obey(commands, now)
+        if not self._conversation.keeps_deadline:
+            self._timer.set(self._conversation.deadline, now)
 
     def _obey(self, commands: list[Command], now: float) -> None:
-        """Carries out the commands in order. Waits for none of them."""
+        """Carries out the commands in order. Waits for none of them. Messages for the
+        caller that follow each other are written together."""
         if self._trace:
             # Before the first is carried out: a command may cause another input (a
             # key's action), whose commands must follow these in the trace.
             for command in commands:
                 self._trace.command(command, now)
+        to_caller: list[str] = []
         for command in commands:
+            # Not by `match`: these two are sent 60 times a second.
+            if isinstance(command, ToCaller):
+                to_caller.append(command.text)
+                continue
+            if to_caller:
+                self._leg.send(to_caller, now)
+                to_caller = []
+            if isinstance(command, ToModel):
+                self._agent.post(command.text)
+                continue
             match command:
-                case ToCaller(text):
-                    self._leg.send(text, now)
-                case ToModel() | Interrupted() | Dial() | Switch() | CloseConnection():
+                case Interrupted() | Dial() | Switch() | CloseConnection():
                     self._agent.obey(command)
                 case Note():
                     self.note(command)
@@ -337,7 +365,8 @@ class Call:
                     self._ending = command
                     self._ended.set()
                     self._identified.set()
-        self._timer.set(self._conversation.deadline, now)
+        if to_caller:
+            self._leg.send(to_caller, now)
 
     def note(self, note: Note) -> None:
         self._notes.note(note)
@@ -358,7 +387,8 @@ class Call:
         self._start(facts)
 
     def _start_on_stream(self, facts: CallFacts) -> None:
-        if self._services.account_sid in (None, facts.account_sid):
+        accounts = self._services.account_sids
+        if not accounts or facts.account_sid in accounts:
             self._start(facts)
         else:
             self.feed(EndCall("caller", "wrong_account"))
@@ -387,6 +417,7 @@ class Call:
         )
         live = LiveCall(facts, self._actions, listeners, approvals)
         live.transfers, live.redaction = route.transfers, route.redact
+        self._actions.tones = (route.tone_ms, route.tone_gap_ms)
         self._live = live
         self._notes.begin(self._log, live, listeners)
         self._continuity = continuity = Continuity(

@@ -7,10 +7,30 @@ from agents.realtime import RealtimeSessionEvent
 from structlog.typing import FilteringBoundLogger
 
 from bridge.agent.events import Listeners, call_event, note_events, session_note
-from bridge.agent.live import LiveCall
+from bridge.agent.live import LiveCall, ModelProblem
 from bridge.app.services import Services
 from bridge.core.commands import Note
-from bridge.telemetry.log import NoteLog
+from bridge.telemetry.log import MAX_MESSAGE_CHARS, NoteLog
+
+MAX_PROBLEMS = 50
+"""Limit of different problems in the report of a call."""
+
+
+def problem_of(note: Note) -> ModelProblem | None:
+    """What the report of a call says about a Note; None: nothing."""
+    data = note.data
+    match note.name:
+        case "model_error" if not data["benign"]:
+            message = note.private.get("message", "")[:MAX_MESSAGE_CHARS]
+            return ModelProblem(note.name, str(data["code"]), message=message)
+        case "protocol_error" if data["side"] == "model":
+            kind = str(data.get("event_type", ""))
+            return ModelProblem(note.name, str(data["reason"]), event_type=kind)
+        case "answer_failed" | "answer_incomplete":
+            return ModelProblem(note.name, str(data["why"]))
+        case "handoff_refused":
+            return ModelProblem(note.name, str(data["to"]))
+    return None
 
 
 class CallNotes:
@@ -47,7 +67,12 @@ class CallNotes:
             self._live.output_tokens += int(note.data["output_tokens"] or 0)
             self._live.cost += cost
             self._services.quotas.spent(cost)
-        if note.name == "said" and note.data["cut"]:
+        problem = problem_of(note)
+        if self._live and problem and problem not in self._live.problems:
+            self._live.problems = [*self._live.problems, problem][:MAX_PROBLEMS]
+        if self._live and note.name in ("answered_by", "answer_decided"):
+            self._live.answered_by = str(note.data["who"])
+        if note.name in ("said", "said_late") and note.data["cut"]:
             index = int(note.data["content_index"] or 0)
             self._on_cut(str(note.data["item"]), index, note.private["heard"])
         if self._listeners:

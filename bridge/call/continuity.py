@@ -13,13 +13,13 @@ from bridge.agent.live import BadRequest, LiveCall, Message, Transfer
 from bridge.app.routes import Route
 from bridge.app.services import Services
 from bridge.call.checkpoint import Checkpoint
-from bridge.call.stream import StartTask
 from bridge.core.capabilities import Capabilities
 from bridge.core.commands import End
 from bridge.core.conversation import Conversation
 from bridge.fleet import CallEntry, NextStep, Then
-from bridge.fleet.plan import Plan
+from bridge.fleet.plan import PLAN_SECONDS, Plan
 from bridge.fleet.snapshot import CallSnapshot, SavedMessage, moment
+from bridge.websocket.text_socket import StartTask
 
 RETURN_SECONDS = 1200.0
 """How long the snapshot is kept during a transfer, in seconds. The other phone may ring
@@ -74,8 +74,6 @@ class Continuity:
         """Writes the call's entry into the registry. It must be done before the entry
         is closed."""
         self._checkpoint: Checkpoint | None = None
-        self.plan: Plan | None = None
-        """None until it was read."""
         self.snapshot = CallSnapshot()
         """The call's state at the end of its last stream, as it was read."""
         self._transfers = 0
@@ -117,8 +115,18 @@ class Continuity:
                 self._restore(snapshot)
             self.snapshot = snapshot
             self._transfers = snapshot.transfer_count
-        self.plan = plan
         return plan
+
+    def keep_plan(self, plan: Plan) -> None:
+        """Stores the plan again: it has changed during the call."""
+        self._start_task(self._put_plan(plan), "plan")
+
+    async def _put_plan(self, plan: Plan) -> None:
+        name, stored = (
+            f"plan:{self._live.call_sid}",
+            plan.encoded(self._registry.format()),
+        )
+        await self._registry.put(name, stored, PLAN_SECONDS)
 
     def _restore(self, snapshot: CallSnapshot) -> None:
         live = self._live
@@ -127,6 +135,7 @@ class Continuity:
         live.input_tokens = snapshot.input_tokens
         live.output_tokens = snapshot.output_tokens
         live.notes.update(snapshot.notes)
+        live.failed_transfers += snapshot.failed_transfers
         live.messages += [
             Message(it.text, it.name, it.call_back) for it in snapshot.messages
         ]
@@ -181,6 +190,7 @@ class Continuity:
             input_tokens=live.input_tokens,
             output_tokens=live.output_tokens,
             transfer_count=self._transfers,
+            failed_transfers=tuple(live.failed_transfers),
             messages=tuple(
                 SavedMessage(it.text, it.name, it.call_back) for it in live.messages
             ),
@@ -228,6 +238,9 @@ class Continuity:
                 target.caller_id,
                 target.ring_seconds,
                 language,
+                digits=target.digits,
+                whisper=target.whisper,
+                accept=target.accept,
             )
         if by == "agent" or why in NO_APOLOGY_ENDS:
             return NextStep(Then.HANG_UP)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from bridge.agent.approvals import Approvals
 from bridge.agent.live import CallFacts, LiveCall, Transfer
-from bridge.call.stream import Phone
+from bridge.call.stream import IdentifiedPhone
 from bridge.core.capabilities import Capabilities
 from bridge.core.commands import End, Note
 from bridge.core.inputs import Input
@@ -30,7 +30,8 @@ class SessionControl(Protocol):
         """Runs the session until it is closed. Exceptions of the user's agent are
         passed on unchanged."""
 
-    def post(self, text: str) -> None: ...
+    @property
+    def post(self) -> Callable[[str], None]: ...
     def dial(self, connection: int, seconds: float) -> None: ...
     def switch(self, connection: int) -> None: ...
     def leave(self, connection: int) -> None: ...
@@ -86,10 +87,10 @@ class CallLeg(Protocol):
     ) -> SessionControl:
         """The agent's session of this call, not running yet."""
 
-    def send(self, text: str, now: float) -> None:
-        """Sends a message of the command `ToCaller`."""
+    def send(self, texts: list[str], now: float) -> None:
+        """Sends the messages of commands `ToCaller`."""
 
-    async def take_over(self, phone: Phone) -> bool:
+    async def take_over(self, phone: IdentifiedPhone) -> bool:
         """Goes on with a newer stream of the call, until that one has finished. False:
         the leg does not use it."""
 

@@ -5,13 +5,14 @@ A stream that breaks may be replaced by a newer one while the call runs.
 """
 
 import asyncio
+import time
 from dataclasses import replace
 
 from bridge.agent.approvals import Approvals
 from bridge.agent.live import CallFacts, LiveCall
 from bridge.app.services import Services
 from bridge.call.leg import LegOwner
-from bridge.call.stream import Phone, Stream
+from bridge.call.stream import IdentifiedPhone, Stream
 from bridge.core import ProtocolError, twilio_messages
 from bridge.core.capabilities import MEDIA_STREAM
 from bridge.core.commands import End, limit_hit
@@ -19,8 +20,7 @@ from bridge.core.inputs import EndCall, FromPhone, Misread, StreamLost
 from bridge.model.session import AgentSession, SessionOwner, SessionPlan
 
 MEASURE_EVERY = 10
-"""One of this many caller frames (there are 50 a second) is timed, to keep the cost
-low."""
+"""One of this many messages (there are 50 a second) is timed, to keep the cost low."""
 
 LIMITS = {
     twilio_messages.TOO_LARGE: "message_bytes",
@@ -35,16 +35,17 @@ class MediaLeg:
     capabilities = MEDIA_STREAM
     refer = None
 
-    def __init__(self, phone: Phone, services: Services) -> None:
+    def __init__(self, phone: IdentifiedPhone, services: Services) -> None:
         """`phone`: the socket of the first stream."""
         self._phone = phone
         self._services = services
-        self._owner: LegOwner | None = None
+        self._call: LegOwner
+        """The call, which opens its leg first."""
         self._stream: Stream | None = None
-        self._frames_sent = 0
+        self._messages = 0
 
     def open(self, owner: LegOwner) -> None:
-        self._owner = owner
+        self._call = owner
         self._stream = self._new_stream(self._phone)
 
     def session(
@@ -57,14 +58,20 @@ class MediaLeg:
     ) -> AgentSession:
         local_mcp = self._services.local_mcp
         return AgentSession(
-            plan, live, owner, approvals, local_mcp, tasks, self._sent_to_model
+            plan,
+            live,
+            owner,
+            approvals,
+            local_mcp,
+            tasks,
+            self._services.metrics.caller_to_model.observe,
         )
 
-    def send(self, text: str, now: float) -> None:
+    def send(self, texts: list[str], now: float) -> None:
         assert self._stream, "only a stream leads to a message for the caller"
-        self._stream.send(text, now)
+        self._stream.send(texts, now)
 
-    async def take_over(self, phone: Phone) -> bool:
+    async def take_over(self, phone: IdentifiedPhone) -> bool:
         """Closes the older stream: the caller is on this one now."""
         if self._stream is None:
             return False
@@ -80,29 +87,15 @@ class MediaLeg:
         if self._stream:
             await self._stream.close()
 
-    @property
-    def _call(self) -> LegOwner:
-        assert self._owner, "the call opens its leg first"
-        return self._owner
-
-    def _new_stream(self, phone: Phone) -> Stream:
-        metrics, limits = self._services.metrics, self._services.limits
-        return Stream(
-            phone,
-            self,
-            self._call.start_task,
-            metrics.model_to_caller.observe,
-            limits.send_seconds,
-        )
-
-    def _sent_to_model(self, seconds: float) -> None:
-        self._frames_sent += 1
-        if self._frames_sent % MEASURE_EVERY == 0:
-            self._services.metrics.caller_to_model.observe(seconds)
+    def _new_stream(self, phone: IdentifiedPhone) -> Stream:
+        observe = self._services.metrics.model_to_caller.observe
+        return Stream(phone, self, self._call.start_task, observe)
 
     # --- called by the stream (bridge.call.stream.StreamOwner) ---
 
     def stream_message(self, text: str | bytes) -> None:
+        self._messages += 1
+        arrived_at = 0.0 if self._messages % MEASURE_EVERY else time.monotonic()
         try:
             if isinstance(text, bytes):
                 raise ProtocolError("binary message")
@@ -111,6 +104,9 @@ class MediaLeg:
             self._misread(error.reason)
             return
         self._call.feed(FromPhone(message))
+        if arrived_at:
+            seconds = time.monotonic() - arrived_at
+            self._services.metrics.caller_to_model.observe(seconds)
 
     def stream_invalid(self, reason: str) -> None:
         self._misread(reason)

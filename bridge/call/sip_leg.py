@@ -15,13 +15,14 @@ from bridge.agent.approvals import Approvals
 from bridge.agent.live import BadRequest, CallFacts, CallOver, LiveCall, Transfer
 from bridge.app.services import Services
 from bridge.call.leg import LegOwner
-from bridge.call.stream import Phone, StartTask
+from bridge.call.stream import IdentifiedPhone
 from bridge.core.capabilities import SIP
 from bridge.core.commands import End
 from bridge.core.inputs import EndCall
 from bridge.model.calls_api import LIMIT_SECONDS, CallGone, CallsApi, CallsApiError
 from bridge.model.session import SessionOwner, SessionPlan
 from bridge.model.sip_session import SipSession
+from bridge.websocket.text_socket import StartTask
 
 HANG_UP_TRIES = 2
 HANG_UP_PAUSE_SECONDS = 2.0
@@ -85,10 +86,10 @@ class SipLeg:
         local_mcp = self._services.local_mcp
         return SipSession(plan, live, owner, approvals, local_mcp, tasks, self)
 
-    def send(self, text: str, now: float) -> None:
+    def send(self, texts: list[str], now: float) -> None:
         """Never called: the core has no message for a caller without a stream."""
 
-    async def take_over(self, phone: Phone) -> bool:
+    async def take_over(self, phone: IdentifiedPhone) -> bool:
         return False
 
     async def close(self, ending: End) -> None:

@@ -10,16 +10,13 @@ import platform
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
 import typer
 from pydantic import SecretStr
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -27,17 +24,27 @@ import twiml
 from bridge.app import settings, settings_report, versions
 from bridge.app.settings import Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
+from bridge.cli import sim_commands
+from bridge.cli.terminal import (
+    DialledOption,
+    err,
+    load_settings,
+    local_url,
+    out,
+    run,
+    stop_with,
+)
 from bridge.http.signature import websocket_origin
-from bridge.telemetry import log
+from bridge.privacy.log_scrubber import LogScrubber
+from bridge.telemetry import log, output
 
 # The SDK is imported only where it is needed, because that takes two seconds. So a
 # mistake in a variable is reported at once.
 if TYPE_CHECKING:
     from bridge.app.routes import Routes
     from bridge.app.startup import UserCode
+    from bridge.call import dial_check
     from bridge.fleet import Registry
-    from bridge.sim import load
-    from bridge.sim.twilio.record import CallRecord
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,11 +56,8 @@ app = typer.Typer(
     With accounts: set the variables that `bridge check` asks for, then `bridge serve`.
     """,
 )
-sim = typer.Typer(
-    no_args_is_help=True,
-    help="Fakes of Twilio and of the model, and measurements with them.",
-)
-app.add_typer(sim, name="sim")
+app.add_typer(sim_commands.sim, name="sim")
+
 OWN_FILES = 100
 """Open files besides sockets of calls and clients: Redis, reports, traces and Python's
 own."""
@@ -63,15 +67,31 @@ MIN_KEY_CHARS = 16
 """A part of a URL's path that has at least this length may be a key, and is kept out of
 the log."""
 
-T = TypeVar("T")
-out, err = Console(), Console(stderr=True)
-
 AgentOption = Annotated[
     str | None,
     typer.Option(help="package.module:name or file.py:name, instead of BRIDGE_AGENT"),
 ]
-DialledOption = Annotated[
-    str, typer.Option(help="the number that is dialled; it selects the route")
+
+MessageOption = Annotated[
+    str,
+    typer.Option(help="text to leave on an answering machine; without it, hang up"),
+]
+ParameterOption = Annotated[
+    list[str] | None,
+    typer.Option(help="name=value for routes, instructions, tools; may be repeated"),
+]
+DecidesOption = Annotated[
+    bool,
+    typer.Option(
+        "--agent-decides", help="the agent says by a tool if a mailbox has answered"
+    ),
+]
+DigitsOption = Annotated[
+    str,
+    typer.Option(
+        help="keys to press when the call is answered, such as wwww12#; w waits half "
+        "a second. Answering machines are not detected then"
+    ),
 ]
 
 
@@ -104,19 +124,25 @@ def serve(agent: AgentOption = None) -> None:
 
     Configured by the environment and by .env; `bridge check` says what is missing.
     """
-    conf = _settings()
+    conf = load_settings()
     findings = settings_report.serving_mistakes(conf) + settings_report.unknown_names()
     findings += _raise_file_limit(conf)
+    lost_lines = output.protect_output()
     if mistakes := _errors(findings):
-        _stop_with("bridge serve does not start:", *map(str, mistakes))
+        stop_with("bridge serve does not start:", *map(str, mistakes))
+    danger = settings_report.open_with_model_key(conf)
+    if danger:
+        _print_danger(danger)
     user_code = _user_code(conf, agent)
     log.configure(conf.log_format, secrets=_secrets(conf, user_code.routes))
     log.log_crashes()
+    if danger:
+        structlog.get_logger().warning("insecure_with_model_key", text=danger[0])
     for finding in findings:
         structlog.get_logger().warning("setting", name=finding.name, text=str(finding))
     for warning in user_code.routes.warnings:
         structlog.get_logger().warning("routes", text=warning)
-    _run(_serve(conf, user_code))
+    run(_serve(conf, user_code, lost_lines))
 
 
 @app.command()
@@ -152,10 +178,10 @@ def demo(
     try:
         call = demo_call.run(user_code, plan, folder, to)
     except demo_call.DemoFailed as error:
-        _stop_with(f"The call failed: {error}")
+        stop_with(f"The call failed: {error}")
     demo_call.show(call, out)
     if failures := demo_call.failures(call):
-        _stop_with("This should not have happened:", *failures)
+        stop_with("This should not have happened:", *failures)
 
 
 @app.command("call")
@@ -170,19 +196,16 @@ def place_call(
     greeting: Annotated[
         str | None, typer.Option(help="instruction for the agent's first sentence")
     ] = None,
-    message: Annotated[
-        str,
-        typer.Option(help="text to leave on an answering machine; without it, hang up"),
-    ] = "",
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="name=value for routes, instructions, tools; may be repeated"
-        ),
-    ] = None,
+    message: MessageOption = "",
+    parameter: ParameterOption = None,
     ring_seconds: Annotated[
         int, typer.Option(help="seconds that the phone may ring")
     ] = 30,
+    digits: DigitsOption = "",
+    campaign: Annotated[
+        str, typer.Option(help="calls of one campaign are placed one after the other")
+    ] = "",
+    agent_decides: DecidesOption = False,
     url: Annotated[
         str | None,
         typer.Option(help="URL of the running bridge, instead of this machine's"),
@@ -192,24 +215,69 @@ def place_call(
 
     The bridge needs BRIDGE_API_TOKEN, TWILIO_ACCOUNT_SID and BRIDGE_OUTBOUND_PREFIXES.
     """
-    conf = _settings()
+    conf = load_settings()
     token = _api_token(conf)
     wanted = {
         "to": number,
         "from": caller_id,
         "route": route,
         "greeting": greeting,
-        "machine": "message" if message else "hang_up",
+        "machine": "message" if message else "ignore" if digits else "hang_up",
         "message": message,
+        "agent_decides": agent_decides,
         "parameters": _parameters(parameter or []),
         "ring_seconds": ring_seconds,
+        "send_digits": digits,
+        "campaign": campaign,
     }
-    out.print(_request_call(url or _local_url(conf), token, wanted))
+    out.print(_request_call(url or local_url(conf), token, wanted))
+
+
+@app.command()
+def connect(
+    number: Annotated[
+        str, typer.Argument(help="a number of your account, E.164: +14155550100")
+    ],
+    fallback: Annotated[
+        str | None,
+        typer.Option(
+            help="URL that Twilio asks while the bridge cannot be reached, such as a "
+            "TwiML Bin's; not at the bridge"
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="only say what is wrong at present")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Point a phone number at this bridge: its webhook, status callback and fallback.
+
+    Shows what was set before, and asks. Needs BRIDGE_PUBLIC_URL, TWILIO_ACCOUNT_SID,
+    and TWILIO_AUTH_TOKEN or an API key. With --check, exits with 1 if calls to the
+    number do not reach the bridge.
+    """
+    from bridge.cli.connect import ConnectFailed, NumberConnection
+
+    log.configure("pretty", logging.ERROR)
+    try:
+        it = NumberConnection(load_settings(), number, out)
+        if not check:
+            run(it.connect(fallback, lambda: yes or typer.confirm("Set this?")))
+            return
+        findings = run(it.check())
+    except ConnectFailed as error:
+        stop_with(str(error))
+    for finding in findings:
+        out.print(f"{finding.level}: {finding}", highlight=False, markup=False)
+    if _errors(findings):
+        raise typer.Exit(1)
+    if not findings:
+        out.print("Nothing is wrong: calls to this number reach the bridge.")
 
 
 def _api_token(conf: Settings) -> str:
     if conf.api_token is None:
-        _stop_with("BRIDGE_API_TOKEN is not set: set it here and for the bridge")
+        stop_with("BRIDGE_API_TOKEN is not set: set it here and for the bridge")
     return conf.api_token.get_secret_value()
 
 
@@ -219,9 +287,9 @@ def _request_call(url: str, token: str, wanted: dict[str, Any]) -> str:
 
     body = {name: value for name, value in wanted.items() if value is not None}
     try:
-        return _run(client.place_call(url, token, body))
+        return run(client.place_call(url, token, body))
     except client.ApiError as error:
-        _stop_with(str(error))
+        stop_with(str(error))
 
 
 @app.command()
@@ -237,9 +305,9 @@ def forget(
     store. The records of a running call are not deleted. Exits with 1 if a call had no
     records to delete, or if a deletion failed.
     """
-    conf = _settings()
+    conf = load_settings()
     log.configure(conf.log_format, logging.ERROR)
-    results = _run(_forget(conf, call_sids))
+    results = run(_forget(conf, call_sids))
     for sid, (line, _) in results.items():
         out.print(f"{sid}: {line}", highlight=False, markup=False, soft_wrap=True)
     if not all(done for _, done in results.values()):
@@ -301,22 +369,17 @@ async def _forget_in(
 def _parameters(pairs: list[str]) -> dict[str, str]:
     parted = [pair.partition("=") for pair in pairs]
     if not all(name and equals for name, equals, _ in parted):
-        _stop_with("--parameter must be name=value")
+        stop_with("--parameter must be name=value")
     return {name: value for name, _, value in parted}
-
-
-def _local_url(conf: Settings) -> str:
-    """The URL of a bridge with these settings, from this machine."""
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
-    host = everywhere.get(conf.host, conf.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{conf.port}"
 
 
 def _secrets(conf: Settings, routes: "Routes") -> set[str]:
     """Values of the configuration that no log may contain."""
-    values = [getattr(conf, name) for name in type(conf).model_fields]
+    fields = type(conf).model_fields
+    values = [getattr(conf, name) for name, it in fields.items() if not it.repr]
     secrets = {it.get_secret_value() for it in values if isinstance(it, SecretStr)}
     secrets |= {*conf.twilio_shared_keys.values(), *conf.model_headers.values()}
+    secrets |= {token for tokens in conf.twilio_accounts.values() for token in tokens}
     redis = conf.redis_url.get_secret_value() if conf.redis_url else None
     reports = [it.report.url for it in (*routes.routes, routes.defaults) if it.report]
     for url in (redis, conf.model_url, conf.report_url, *reports):
@@ -340,16 +403,29 @@ def _demo_settings(routes: Path | None) -> Settings:
     try:
         return settings.load({"BRIDGE_ROUTES": str(routes)}, env_file=None)
     except SettingsError as error:
-        _stop_with(str(error))
+        stop_with(str(error))
 
 
 @app.command()
-def check(agent: AgentOption = None) -> None:
+def check(
+    agent: AgentOption = None,
+    dial: Annotated[
+        bool,
+        typer.Option(
+            help="Also open a session with the model for the agent of each route, and "
+            "report what its server refuses or does not confirm."
+        ),
+    ] = False,
+) -> None:
     """Report everything that is missing or wrong in the configuration, each with its
     fix."""
     environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
     findings = settings_report.check(environ)
     findings += _check_user_code(environ, findings)
+    if dial and not {"BRIDGE_AGENT", "BRIDGE_ROUTES"} & {
+        it.name for it in _errors(findings)
+    }:
+        findings += _dial_findings(environ)
     wrong = {it.name for it in _errors(findings)}
     findings = [it for it in findings if it.level != "ok" or it.name not in wrong]
     marks = {"ok": "[green]ok", "warning": "[yellow]warning", "error": "[red]error"}
@@ -390,6 +466,49 @@ def _check_user_code(environ: dict[str, str], findings: list[Finding]) -> list[F
     return [Finding("warning", "BRIDGE_ROUTES", it) for it in user_code.routes.warnings]
 
 
+def _dial_findings(environ: dict[str, str]) -> list[Finding]:
+    """What the model's server says to the agent of each route."""
+    try:
+        conf = settings.load(environ)
+    except SettingsError:
+        return []  # reported by settings_report.check
+    from bridge.app.startup import load_user_code
+    from bridge.model.local_mcp import McpUnavailable
+
+    try:
+        user_code = load_user_code(conf)
+        checked = run(_dial_check(conf, user_code))
+    except McpUnavailable as error:
+        return [Finding("error", "MCP", str(error), "start the MCP server")]
+    # A server may quote a part of the key.
+    scrub = LogScrubber(_secrets(conf, user_code.routes)).text
+    findings = []
+    for it in checked:
+        name = f"session of {it.route}"
+        if it.round_trip is not None:
+            findings.append(Finding("ok", f"{name} opened", it.text))
+        findings += [Finding("error", name, scrub(text)) for text in it.problems]
+    return findings
+
+
+async def _dial_check(
+    conf: Settings, user_code: "UserCode"
+) -> "list[dial_check.CheckedSession]":
+    from bridge.app.startup import start_services
+    from bridge.call.dial_check import check_sessions
+    from bridge.sim.model import ModelServer
+
+    async with contextlib.AsyncExitStack() as stack:
+        model_url = conf.model_target
+        if model_url == LOCAL_MODEL:
+            fake = await stack.enter_async_context(ModelServer(keep_audio=False))
+            model_url = fake.url
+        services = await stack.enter_async_context(
+            start_services(conf, user_code, model_url)
+        )
+        return await check_sessions(services)
+
+
 def _errors(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.level == "error"]
 
@@ -398,7 +517,7 @@ def _origin(url: str) -> str:
     try:
         return settings.load({"BRIDGE_PUBLIC_URL": url}, None).public_url or ""
     except SettingsError as error:
-        _stop_with(str(error).replace("BRIDGE_PUBLIC_URL", "--url"))
+        stop_with(str(error).replace("BRIDGE_PUBLIC_URL", "--url"))
 
 
 @app.command("twiml")
@@ -409,184 +528,20 @@ def print_twiml(
     ] = None,
 ) -> None:
     """Print the document for a TwiML Bin, for use without the bridge's webhook."""
-    conf = _settings()
+    conf = load_settings()
     origin = _origin(url) if url else conf.public_url
     if not origin:
-        _stop_with("BRIDGE_PUBLIC_URL is not set: set it, or give --url https://...")
+        stop_with("BRIDGE_PUBLIC_URL is not set: set it, or give --url https://...")
     stream = websocket_origin(origin) + "/media"
     try:
         document = twiml.bin_document(stream, f"{origin}/voice/next")
     except ValueError as error:
-        _stop_with(str(error))
+        stop_with(str(error))
     if conf.tickets == "required" and not conf.insecure:
         err.print(
             "A TwiML Bin's streams have no tickets: set BRIDGE_TICKETS=off for them"
         )
     sys.stdout.write(document + "\n")
-
-
-@sim.command("model")
-def sim_model(
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="port to listen on")
-    ] = 8765,
-    host: Annotated[
-        str, typer.Option(help="address to listen on; 0.0.0.0 in a container")
-    ] = "127.0.0.1",
-) -> None:
-    """Run the fake Realtime model. Point BRIDGE_MODEL_URL at it."""
-    try:
-        _run(_sim_model(host, port))
-    except OSError as error:
-        _stop_with(f"cannot listen on {host} port {port}: {error.strerror}")
-
-
-@sim.command("call")
-def sim_call(
-    url: Annotated[
-        str | None,
-        typer.Argument(
-            help="voice webhook of a running bridge; default: this machine's"
-        ),
-    ] = None,
-    wav: Annotated[
-        Path | None, typer.Option(help="file for the audio of both sides")
-    ] = None,
-    to: DialledOption = "+15557650002",
-    caller_id: Annotated[
-        str | None, typer.Option("--from", help="the caller's number; default: any")
-    ] = None,
-    keys: Annotated[
-        str, typer.Option(help="keys to press after the greeting, instead of talking")
-    ] = "",
-    allow_ws: Annotated[
-        bool,
-        typer.Option(
-            "--allow-ws",
-            help="accept ws:// stream URLs of any host, as between containers; "
-            "Twilio accepts wss:// only",
-        ),
-    ] = False,
-) -> None:
-    """Place one call to a running bridge, as Twilio would: greeting, a question, an
-    interruption, goodbye. The webhook is signed if TWILIO_AUTH_TOKEN is set."""
-    from bridge.sim import scenario
-    from bridge.sim.caller import Caller, random_number
-
-    conf = _settings()
-    token = conf.twilio_auth_token
-    caller = Caller(
-        webhook_url=url or f"{_local_url(conf)}/voice",
-        auth_token=token.get_secret_value() if token else None,
-        signed_origin=conf.public_url,
-        from_number=caller_id or random_number(),
-        to_number=to,
-        allow_ws=allow_ws,
-    )
-    plan = scenario.pressing(keys) if keys else scenario.SHORT_TALK
-    record = _run(caller.call(plan.script()))
-    if record.error:
-        _stop_with(f"The call failed: {record.error}")
-    if wav:
-        record.write_wav(wav)
-    _report_call(record)
-
-
-def _report_call(record: "CallRecord") -> None:
-    """Prints how the call went. Stops if the caller did not hear the agent to the
-    end."""
-    out.print(
-        f"The call was ended by the {record.ended_by}: "
-        f"{len(record.heard) / 8000:.1f} s of the agent heard, "
-        f"interruptions: {len(record.clears)}, warnings: {len(record.warnings)}.",
-        soft_wrap=True,  # one log line in a container
-    )
-    if len(record.streams) > 1:
-        again = len(record.streams) - 1
-        out.print(
-            f"It continued on a new stream {again} time{'s' if again > 1 else ''}."
-        )
-    if record.dialled:
-        out.print(f"The caller was transferred to {record.dialled}.")
-    for text in record.said_by_twilio:
-        out.print(f"Twilio said: {text}")
-    if record.said_by_twilio or not record.heard:
-        _stop_with(
-            "The call failed: the caller did not hear the agent to the end. See "
-            "`call_ended` in the bridge's log for the reason."
-        )
-
-
-@sim.command("accuracy")
-def sim_accuracy(
-    calls: Annotated[int, typer.Option(help="calls for each scene and network")] = 3,
-    at_once: Annotated[int, typer.Option(help="calls at the same time")] = 12,
-    frames: Annotated[
-        bool, typer.Option(help="use a fake Twilio that plays whole 20 ms frames")
-    ] = False,
-    json: Annotated[Path | None, typer.Option(help="file for the figures")] = None,
-) -> None:
-    """Measure how well the model knows what the caller heard. Exits with 1 if a limit
-    is exceeded.
-
-    Belief error: for every item, |ms the model believes were heard - ms that were|,
-    over scenes that break other bridges and over three networks.
-    """
-    from bridge.sim import accuracy
-
-    log.configure("pretty", logging.ERROR)
-    report = _run(
-        accuracy.measure(
-            _bridge_for, calls=calls, at_once=at_once, frame_playout=frames
-        )
-    )
-    # A file has no width, so the table gets the width that it needs.
-    wide = out if out.is_terminal else Console(width=140)
-    wide.print(accuracy.render(report))
-    if json:
-        json.write_text(accuracy.as_json(report))
-    if report.broken:
-        _stop_with("Limits exceeded:", *report.broken)
-
-
-@sim.command("load")
-def sim_load(
-    calls: Annotated[int, typer.Option(help="calls at the same time")] = 50,
-    seconds: Annotated[float, typer.Option(help="seconds that each call lasts")] = 40.0,
-    json: Annotated[Path | None, typer.Option(help="file for the figures")] = None,
-) -> None:
-    """Put the standard load on a bridge in a process of its own, and measure its
-    delays, CPU and memory. The fakes use another core."""
-    from bridge.sim import load
-
-    report = _run(_sim_load(calls, seconds))
-    out.print(load.render(report))
-    if json:
-        json.write_text(load.as_json(report))
-    if report.failed or report.model_errors or report.lost_or_repeated_bytes:
-        _stop_with("Some calls failed:", *report.failed[:10])
-
-
-async def _sim_load(calls: int, seconds: float) -> "load.LoadReport":
-    from bridge.sim import load
-    from bridge.sim.model import ModelServer
-
-    async with (
-        ModelServer(load.BEHAVIOUR, record_appends=True) as model,
-        load.bridge_process(model.url, max_calls=calls) as process,
-    ):
-        return await load.measure(process, model, calls=calls, seconds=seconds)
-
-
-@asynccontextmanager
-async def _bridge_for(model_url: str) -> AsyncIterator[tuple[str, str | None]]:
-    """A bridge with this model, for a measurement."""
-    from bridge.app.startup import load_user_code
-    from bridge.http.server import serving
-
-    conf = Settings(host="127.0.0.1", port=0, insecure=True, greeting="")
-    async with serving(conf, load_user_code(conf), model_url) as running:
-        yield f"http://127.0.0.1:{running.port}/voice", None
 
 
 def _raise_file_limit(conf: Settings) -> list[Finding]:
@@ -617,19 +572,23 @@ def _raise_file_limit(conf: Settings) -> list[Finding]:
     return [Finding("warning", "ulimit -n", text, fix)]
 
 
-async def _serve(conf: Settings, user_code: "UserCode") -> None:
+async def _serve(
+    conf: Settings, user_code: "UserCode", lost_lines: output.LostLines
+) -> None:
     """Runs the server from start to the last call. Uses the bundled fake model if no
     other model is configured."""
     from bridge.app.startup import start_services
     from bridge.http.server import Server
     from bridge.model.local_mcp import McpUnavailable
-    from bridge.sim.model import ModelServer
+    from bridge.telemetry.loop_watch import watch_loop
 
     listen_error = ""
     stop_signal = _first_signal()
     async with contextlib.AsyncExitStack() as stack:
         model_url = conf.model_target
         if model_url == LOCAL_MODEL:
+            from bridge.sim.model import ModelServer
+
             fake = await stack.enter_async_context(ModelServer(keep_audio=False))
             model_url = fake.url
         try:
@@ -637,7 +596,8 @@ async def _serve(conf: Settings, user_code: "UserCode") -> None:
                 start_services(conf, user_code, model_url)
             )
         except McpUnavailable as error:
-            _stop_with(f"bridge serve does not start: {error}")
+            stop_with(f"bridge serve does not start: {error}")
+        lost_lines.count_with(services.metrics.log_lines_lost.inc)
         running = Server(conf, services)
         try:
             await running.start()
@@ -649,13 +609,16 @@ async def _serve(conf: Settings, user_code: "UserCode") -> None:
             # a fifth of a second.
             gc.collect()
             gc.freeze()
-            await stop_signal.wait()
-            _restore_signal_handlers()
-            await running.close(conf.drain_seconds)
+            with watch_loop(
+                services.metrics.loop_lag.observe, lambda: services.capacity.load.calls
+            ):
+                await stop_signal.wait()
+                _restore_signal_handlers()
+                await running.close(conf.drain_seconds)
     # Outside of the context managers: their task groups would wrap the exception in an
     # ExceptionGroup.
     if listen_error:
-        _stop_with(listen_error)
+        stop_with(listen_error)
 
 
 def _first_signal() -> asyncio.Event:
@@ -673,21 +636,6 @@ def _restore_signal_handlers() -> None:
         loop.remove_signal_handler(number)
 
 
-async def _sim_model(host: str, port: int) -> None:
-    from bridge.sim.model import ModelServer
-
-    async with ModelServer(host=host, port=port, keep_audio=False) as fake:
-        out.print(f"BRIDGE_MODEL_URL={fake.url}")
-        await asyncio.Event().wait()
-
-
-def _settings() -> Settings:
-    try:
-        return settings.load()
-    except SettingsError as error:
-        _stop_with("The configuration is not usable:", *str(error).splitlines())
-
-
 def _user_code(conf: Settings, agent: str | None) -> "UserCode":
     # Nothing that the imports create is garbage. Looking for some takes a fifth of the
     # time until a bridge is ready.
@@ -701,24 +649,20 @@ def _user_code(conf: Settings, agent: str | None) -> "UserCode":
     try:
         return load_user_code(conf, agent)
     except AgentNotLoaded as error:
-        _stop_with(f"The agent cannot be loaded: {error}")
+        stop_with(f"The agent cannot be loaded: {error}")
     except SettingsError as error:
-        _stop_with("The configuration is not usable:", *str(error).splitlines())
+        stop_with("The configuration is not usable:", *str(error).splitlines())
     except RoutesError as error:
-        _stop_with("The routes are not usable:", *error.mistakes)
+        stop_with("The routes are not usable:", *error.mistakes)
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _stop_with(*lines: str) -> NoReturn:
-    for line in lines:
-        err.print(line, highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(1)
+def _print_danger(lines: list[str]) -> None:
+    """A frame of stars, which nobody overlooks among log lines."""
+    width = max(map(len, lines))
+    stars = "*" * (width + 6)
+    framed = (f"** {line:<{width}} **" for line in lines)
+    for line in ("", stars, *framed, stars, ""):
+        err.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

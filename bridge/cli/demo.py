@@ -9,7 +9,7 @@ import os
 import secrets
 import statistics
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from bridge.app.startup import UserCode
 from bridge.http.server import serving
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import ModelServer, ModelSession
+from bridge.sim.played_items import find_items
 from bridge.sim.scenario import Scenario
 from bridge.sim.text_model import TextModel
 from bridge.sim.twilio.network import Network
@@ -43,9 +44,6 @@ KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 """Variables with which the SDK's `Runner.run` finds its model."""
 
 BYTES_PER_MS = 8
-
-PIN_BYTES = 100 * BYTES_PER_MS
-"""An item is found in the played audio by its first 100 ms, which no other item has."""
 
 HANDOFF = "transfer_to_"
 """Prefix of the names of the SDK's handoffs, which are tools to the model."""
@@ -270,7 +268,7 @@ def _agent_said(
     items = [it for it in items if it.sent_bytes]
     audio = [(b"".join(it.chunks), it.deleted) for it in items]
     for item, (start, heard) in zip(
-        items, _find_items(record.heard, audio), strict=True
+        items, find_items(record.heard, audio), strict=True
     ):
         at = _time_of(record, start)
         yield SpokenTurn(
@@ -282,34 +280,6 @@ def _agent_said(
             heard_ms=heard / BYTES_PER_MS,
             believed_ms=item.believed_ms,
         )
-
-
-def _find_items(
-    played: bytes, items: Sequence[tuple[bytes, bool]]
-) -> list[tuple[int, int]]:
-    """For each item: its position in `played`, and how many of its bytes were played.
-
-    An item is (audio, whether the model believes that it was not heard). Items were
-    played in order, each from its beginning; some were cut, some not played at all.
-    """
-    found: list[tuple[int, int]] = []
-    position = earliest = 0
-    for audio, unheard in items:
-        # An unheard item may sound like a later item.
-        start = -1 if unheard else played.find(audio[:PIN_BYTES], earliest)
-        if start < 0:
-            start = position
-        # An item that was cut in a pause seems to continue in the silence at the
-        # beginning of the next item.
-        found = [(at, min(heard, max(0, start - at))) for at, heard in found]
-        heard = _common_prefix(played[start:], audio)
-        found.append((start, heard))
-        position = start + heard
-        if heard == len(audio):
-            earliest = position
-        elif heard and not unheard:
-            earliest = max(start + 1, position - PIN_BYTES)
-    return found
 
 
 def _speakers(trace_file: Path) -> dict[str, str]:
@@ -365,15 +335,6 @@ def _trace_parts(trace_file: Path, part: str) -> Iterator[dict[str, Any]]:
     for line in trace.read(trace_file):
         if part in line:
             yield line[part]
-
-
-def _common_prefix(heard: bytes, generated: bytes) -> int:
-    """The number of bytes of an item that were played. Only an item's end can be cut
-    off."""
-    most = min(len(heard), len(generated))
-    if heard[:most] == generated[:most]:
-        return most
-    return next(i for i in range(most) if heard[i] != generated[i])
 
 
 def _stream_start(record: CallRecord) -> float:

@@ -56,14 +56,22 @@ class Activity:
         """A session and a stream are in use."""
         return self._sessions.has_session and not self._stream.is_lost
 
+    def caller_waits(self, outstanding: Outstanding) -> bool:
+        """The caller waits for the agent: for a response, the result of a tool, or a
+        session."""
+        if self._caller.speaking or self._stream.is_lost:
+            return False
+        answer = outstanding.generating or self._speech.responses.unanswered
+        return answer or self._tools.count > 0 or not self._sessions.has_session
+
     def is_idle(self, outstanding: Outstanding) -> bool:
         """Nobody speaks, no audio is queued or expected, no tool runs."""
-        return (
-            outstanding.nothing and not self._caller.speaking and not self._tools.count
-        )
+        return outstanding.nothing and not self._caller.talks and not self._tools.count
 
     def is_silent(self, outstanding: Outstanding) -> bool:
         """The caller could speak and hear, and nothing happens."""
+        if outstanding.unanswered:
+            return False  # the agent is silent, not the caller
         idle = self.is_idle(outstanding) and self.has_both_sides
         return idle and not self._caller.muted
 

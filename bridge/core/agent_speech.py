@@ -28,6 +28,13 @@ BRIDGE_AUDIO: Key = ("", -1)
 """Playback's key for the bridge's own audio (tones). No item of the model has this key:
 its parts count from 0, though its id may be empty."""
 
+WAITING_SOUND: Key = ("", -2)
+"""The same for the sound that a waiting caller hears."""
+
+RECORDING_PART_BYTES = 9999
+"""A long payload is cut into messages from parts of this size: each cut copies the
+rest. A multiple of 3."""
+
 
 class AgentSpeech(CallSpeech):
     """The agent's responses on one stream.
@@ -37,8 +44,8 @@ class AgentSpeech(CallSpeech):
 
     Invariants:
     - Audio and text that arrive after their response or item was cut are dropped.
-    - No response is requested before every fence has returned: the model would respond
-      before it knows what was heard.
+    - No response is requested before the model knows what was heard: a fence has
+      returned, or is late (`tell_heard`).
 
     `playback` must be given every frame and mark by the caller's side.
     """
@@ -55,6 +62,11 @@ class AgentSpeech(CallSpeech):
         self._ahead_seconds = bounds.audio_ahead_seconds
         self._out = twilio_messages.OutboundMessages("")
         self._items = SpokenItems(history, sessions, ids)
+        self._other_audio_ends: float | None = None
+        """The waiting sound was sent last: when the audio before it was played. None:
+        other audio was sent last."""
+        self._waiting_sound_at = 0
+        """Position at which the waiting sound begins."""
 
     @property
     def playback(self) -> Playback:
@@ -66,9 +78,9 @@ class AgentSpeech(CallSpeech):
     def transcript_delta(
         self, event: realtime_events.TranscriptDelta, now: float
     ) -> None:
-        if not self._is_late(event.response_id, event.item_id):
-            key = (event.item_id, event.content_index)
-            self._items.add_text(key, event.response_id, event.delta)
+        late = self._is_late(event.response_id, event.item_id)
+        key = (event.item_id, event.content_index)
+        self._items.add_text(key, event.response_id, event.delta, late=late)
 
     def audio(self, event: realtime_events.AudioDelta, now: float) -> list[Command]:
         """Audio of a response, with the marks it needs; dropped if it was cut."""
@@ -84,8 +96,11 @@ class AgentSpeech(CallSpeech):
         if response:
             response.sent_audio = True
         key = (event.item_id, event.content_index)
-        self._items.add_audio(key, event.response_id, size)
-        return self._send(key, event.delta, size, now)
+        self._items.add_audio(key, event.response_id, event.delta, size)
+        if self._other_audio_ends is None:
+            return self._send(key, event.delta, size, now)
+        stop = self.stop_waiting_sound(now)
+        return stop + self._send(key, event.delta, size, now)
 
     def _stop_at_ahead_limit(self, response_id: str, now: float) -> list[Command]:
         """Twilio's queue is full: ends the response here. The audio that was sent is
@@ -101,10 +116,50 @@ class AgentSpeech(CallSpeech):
         """The bridge's own audio (base64 mu-law), queued; only a clear stops it."""
         if self.playback.is_full(self._ahead_seconds, now):
             return [limit_hit("audio_ahead")]
-        self.playback.forget(BRIDGE_AUDIO)
+        stop = self.stop_waiting_sound(now)
+        return stop + self._play(BRIDGE_AUDIO, payload, now)
+
+    def _play(self, key: Key, payload: str, now: float) -> list[Command]:
+        self.playback.forget(key)
         size = g711.payload_bytes(payload)
-        commands = self._send(BRIDGE_AUDIO, payload, size, now)
+        commands = self._send(key, payload, size, now)
         return commands + self._end_mark(now)
+
+    def play_recording(
+        self, item_id: str, payload: str, words: str, now: float
+    ) -> list[Command]:
+        """A recording in place of words of the agent; an item like any other, which the
+        model knows as text."""
+        key = (item_id, 0)
+        size = g711.payload_bytes(payload)
+        self._items.add_recording(key, words, payload, size)
+        commands: list[Command] = []
+        while payload:
+            part, payload = g711.cut_payload(payload, RECORDING_PART_BYTES)
+            commands += self._send(key, part, g711.payload_bytes(part), now)
+        return commands + self._end_mark(now)
+
+    def play_waiting_sound(self, payload: str, now: float) -> list[Command]:
+        """A part of the sound that the caller hears while they wait."""
+        if self._other_audio_ends is None:
+            self._other_audio_ends = self.playback.queue_ends
+            self._waiting_sound_at = self.playback.sent
+        return self._play(WAITING_SOUND, payload, now)
+
+    def stop_waiting_sound(self, now: float) -> list[Command]:
+        """Clears what Twilio still has of it: no item is cut by that. If the audio
+        before it may not have been played, it is played to its end."""
+        waiting, self._other_audio_ends = self._other_audio_ends, None
+        if waiting is None or self.playback.idle:
+            return []
+        if self.playback.played < self._waiting_sound_at:
+            return []
+        fence = self.playback.fence(now)
+        return [ToCaller(self._out.clear()), ToCaller(self._out.mark(fence))]
+
+    def probe(self, now: float) -> list[Command]:
+        """A bare mark, which Twilio returns at once if no audio is queued."""
+        return [ToCaller(self._out.mark(self.playback.probe(now)))]
 
     def _send(self, key: Key, payload: str, size: int, now: float) -> list[Command]:
         commands: list[Command] = []
@@ -128,10 +183,11 @@ class AgentSpeech(CallSpeech):
         self, response_id: str, now: float, *, completed: bool = True
     ) -> list[Command]:
         response = self._end_response(response_id)
+        commands = self._items.record_late_words(response_id)
         if response and response.is_cut:
-            unsent = self._items.forget_unsent(response.messages)
-            return unsent + self.request_if_free(now)
-        commands = self.request_if_free(now)
+            commands += self._items.forget_unsent(response.messages)
+            return commands + self.request_if_free(now)
+        commands += self.request_if_free(now)
         for key in self._items.end_response(response_id, completed=completed):
             # Not every server sends a `done` event for each item.
             commands += self.item_done(key, now)
@@ -157,7 +213,7 @@ class AgentSpeech(CallSpeech):
         self.broken_off = False
         heard_now = self.playback.audible(now)
         live, running = self._items.live, self.responses.running
-        commands = self._clear(now) if live else []
+        commands = self._clear(now) if live else self.stop_waiting_sound(now)
         for response_id in running if not cancels else ():
             commands += self._cancel(response_id)
         cut = {*running, *(item.response_id for item in live.values())}
@@ -165,7 +221,7 @@ class AgentSpeech(CallSpeech):
             self.responses.cut(response_id)
         self._items.drop_all(live)
         self.responses.interrupted(answers=answers, only=only, cut=cut, now=now)
-        if live:
+        if live and self._sessions.had_session:
             key = heard_now if heard_now in live else next(iter(live))
             commands.append(Interrupted(*key))
         if live or running:
@@ -178,16 +234,22 @@ class AgentSpeech(CallSpeech):
         return commands + self.request_if_free(now)
 
     def _clear(self, now: float) -> list[Command]:
+        self._other_audio_ends = None
         fence = self._items.cut(now)
         clear = [ToCaller(self._out.clear()), ToCaller(self._out.mark(fence))]
-        return [*clear, *self._items.settle_late_fences(now)]
+        return [*clear, *self._items.settle_lost_fences(now)]
 
     @property
     def queued(self) -> bool:
-        return not self.playback.idle
+        if self.playback.idle:
+            return False
+        waiting = self._other_audio_ends is not None
+        return not (waiting and self.playback.played >= self._waiting_sound_at)
 
     @property
     def queue_ends(self) -> float:
+        if self._other_audio_ends is not None:
+            return self._other_audio_ends
         return self.playback.queue_ends
 
     def is_live(self, response_id: str) -> bool:
@@ -210,11 +272,18 @@ class AgentSpeech(CallSpeech):
         return settled + self.request_if_free(now)
 
     @property
-    def fence_due_at(self) -> float | None:
-        return self._items.fence_due_at
+    def held_until(self) -> float | None:
+        return self._items.held_until
 
-    def give_up_late_fences(self, now: float) -> list[Command]:
-        settled = self._items.settle_late_fences(now)
+    @property
+    def fence_lost_at(self) -> float | None:
+        return self._items.fence_lost_at
+
+    def tell_heard(self) -> list[Command]:
+        return self._items.tell_heard() if self._sessions.has_session else []
+
+    def give_up_fences(self, now: float) -> list[Command]:
+        settled = self._items.settle_lost_fences(now)
         return settled + self.request_if_free(now) if settled else []
 
     def call_ended(self, now: float, *, clears: bool = False) -> list[Command]:
@@ -262,6 +331,7 @@ class AgentSpeech(CallSpeech):
     ) -> None:
         """Sends to this stream from now on."""
         self._out, self._items.playback = out, playback
+        self._other_audio_ends = None
         self.responses.made_progress(now)
 
     def playing(self, now: float) -> list[Playing]:

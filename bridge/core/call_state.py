@@ -15,6 +15,7 @@ from bridge.core.endings import HANDED_OVER, Endings
 from bridge.core.history import History
 from bridge.core.limits import Bounds
 from bridge.core.model_side import ModelSide
+from bridge.core.opening import Opening
 from bridge.core.outbox import Outbox
 from bridge.core.pressed_keys import Keys
 from bridge.core.realtime_requests import EventIds
@@ -24,6 +25,7 @@ from bridge.core.sessions import Sessions
 from bridge.core.sip_speech import SipSpeech
 from bridge.core.speech import CallSpeech
 from bridge.core.stream_presence import StreamPresence
+from bridge.core.waiting_sound import WaitingSound
 
 
 class State(enum.Enum):
@@ -81,6 +83,9 @@ class CallState:
             self.keys,
             self.tools,
         )
+        speech, caller = self.media_speech, self.caller
+        self.waiting_sound = WaitingSound(self.activity, speech, caller)
+        self.opening = Opening(speech, caller, self.model, self.history, self.stream)
         self.endings = Endings(self.activity, self.model, self.end, now)
         self.rules = Rules()
 
@@ -107,6 +112,9 @@ class CallState:
         self.rules = self.model.rules = rules
         self.keys.set_rules(rules.key_pause_seconds, rules.key_actions)
         self.endings.set_rules(rules, self.began)
+        self.waiting_sound.sound = rules.waiting_sound
+        self.opening.recordings = rules.recordings
+        self.stream.ends_silent = rules.silent_seconds is not None
         for item in rules.history:
             self.history.add(item)
 
@@ -118,15 +126,19 @@ class CallState:
             return []
         outstanding = self.activity.outstanding
         self.endings.watch(outstanding, now)
+        if self.started:
+            self.waiting_sound.watch(outstanding, now)
+        heard = self.opening.watch(outstanding, now) if self.started else []
         may_roll_over = self.sessions.spare is not None and self.endings.at is None
         if may_roll_over and self.activity.is_quiet(outstanding):
-            return self.model.roll_over(now)
-        return self.endings.finish(outstanding, now)
+            return heard + self.model.roll_over(now)
+        return heard + self.endings.finish(outstanding, now)
 
     def end(self, by: str, why: str, now: float) -> list[Command]:
         """Ends the call; called once."""
         activity = self.activity
         self.ended_quietly = activity.is_settled(activity.outstanding, now)
         self.ended = True
+        self.caller.end()
         commands = self.speech.call_ended(now, clears=why == HANDED_OVER)
         return [*commands, *self.endings.waits.end(), End(by, why)]

@@ -10,8 +10,10 @@ from collections import deque
 from bridge.audio import g711
 from bridge.core import realtime_requests
 from bridge.core.commands import Command, Note, ToModel, limit_hit, protocol_error
+from bridge.core.kept_audio import KeptAudio
 from bridge.core.limits import Bounds
 from bridge.core.sessions import Sessions
+from bridge.core.turn_watch import QUIET_LEVEL, TurnWatch
 
 RESEND_MS = 15_000
 """Audio since the caller's last turn that is kept for another session. A model that
@@ -51,6 +53,9 @@ STALL_SECONDS = 0.75
 some calls send no frames in silence, and the model would wait for the end of the turn
 for ever."""
 
+LOUD_MS = 1000.0
+"""A caller who was louder than the line's noise within this time may be speaking."""
+
 
 class CallerAudio:
     """Frames of the caller in, events for the model out.
@@ -77,6 +82,8 @@ class CallerAudio:
         """The caller has stopped speaking, and the server has not made an item of the
         turn yet."""
         self.held_ms = 0.0
+        self.held_back = False
+        """The greeting may not be interrupted: audio is held, as without a session."""
         self.muted = False
         """The model gets silence in place of the caller's audio."""
         self._sessions = sessions
@@ -95,11 +102,11 @@ class CallerAudio:
         self._end_ms: float | None = None
         """End of the audio so far, in ms of Twilio's media clock."""
         self._last_frame_at = now
-        self._stalled_ms = 0
+        self.stalled_ms = 0
         """Silence made since the last frame arrived."""
-        self._turn: deque[tuple[str, float]] = deque()
-        """Frames given to the model since the caller's last turn ended."""
-        self._turn_ms = 0.0
+        self._turn = KeptAudio()
+        """Audio given to the model since the caller's last turn ended."""
+        self.watch = TurnWatch(self._turn, now)
         self._resent_ms = 0.0
         """Audio of this turn that was sent to a second session; a third one may need
         it, too."""
@@ -120,24 +127,28 @@ class CallerAudio:
         """One frame, with silence for the gap before it."""
         commands = self._fill_gap(timestamp_ms, duration_ms, now)
         self._last_frame_at = now
-        self._stalled_ms = 0
-        max_ms = self._max_received_ms(now)
-        if self._received_ms + duration_ms > max_ms:
+        self.stalled_ms = 0
+        ahead_ms = self._received_ms - 1000 * (now - self._began)
+        if ahead_ms + duration_ms > AHEAD_MS:
             return commands + self._refuse()
-        if self._too_fast and self._received_ms < max_ms - AHEAD_MS + AHEAD_RESET_MS:
+        if self._too_fast and ahead_ms < AHEAD_RESET_MS:
             self._too_fast = False
         self._received_ms += duration_ms
         if self.muted:
             payload = g711.silence(max(round(duration_ms), 1))
-        return commands + self._give(payload, duration_ms)
+        given = self._give(payload, duration_ms)
+        return commands + given if commands else given
 
     def ready(self) -> list[Command]:
         """A session is in use from now on: returns what was held, in order."""
+        if self.held_back:
+            return []
         held, self._held, self.held_ms = list(self._held), deque(), 0.0
         self._held_limit_now_ms, self._held_audio_dropped = self._held_limit_ms, False
         self._resent_ms = min(sum(ms for _, ms in held), RESEND_SPEECH_MS)
-        for payload, duration_ms in held:
-            self._remember(payload, duration_ms)
+        for payload, _ in held:
+            if self._turn.add(payload):
+                self._turn.limit(self._resend_ms)
         # Several frames in one event: a minute of single frames would block the
         # connection.
         payloads = [payload for payload, _ in held]
@@ -147,12 +158,20 @@ class CallerAudio:
         )
         return [ToModel(realtime_requests.append(g711.joined(part))) for part in parts]
 
+    def release(self) -> list[Command]:
+        """The audio is not held back any more."""
+        self.held_back = False
+        return self.ready() if self._sessions.has_session else []
+
     # --- what a lost session may not have understood ---
 
     def turn_ended(self, item_id: str) -> None:
         """The server has made an item of the audio since the last turn; no transcript
         yet."""
-        audio_bytes = g711.sound(payload for payload, _ in self._turn)
+        if self.speaking:  # speech_stopped has not come
+            self.speaking = False
+            self.watch.ended()
+        audio_bytes = self._turn.take(self._resend_ms)
         self._forget_turn()
         if not item_id:
             return  # no event can name it
@@ -166,6 +185,8 @@ class CallerAudio:
 
     def turn_dropped(self) -> None:
         """The server has dropped the audio since the last turn."""
+        self.speaking = False
+        self.watch.ended()
         self._forget_turn()
 
     def turn_transcribed(self, item_id: str) -> None:
@@ -188,28 +209,91 @@ class CallerAudio:
     def model_lost(self) -> None:
         """There is no session from now on: the audio that is held follows the audio
         that the model may not have understood."""
+        frames = g711.frames(self._turn.take(self._resend_ms))
         self.speaking = False
+        self.watch.ended()
         self._awaited.clear()  # the next session transcribes only what it hears itself
-        self._held.extendleft(reversed(self._turn))
-        self.held_ms += self._turn_ms
-        self._held_limit_now_ms = self._held_limit_ms + self._turn_ms
+        self._held.extendleft(reversed(frames))
+        turn_ms = sum(ms for _, ms in frames)
+        self.held_ms += turn_ms
+        self._held_limit_now_ms = self._held_limit_ms + turn_ms
+        self._forget_turn()
+
+    def end(self) -> None:
+        """The call is over. Its objects refer to each other, so they stay in memory for
+        a minute or two; the audio, which is half of them, does not."""
+        self._held.clear()
+        self._untranscribed.clear()
         self._forget_turn()
 
     def new_stream(self, now: float) -> None:
         """Frames come from another stream, whose clock starts again at 0."""
         self._end_ms = None
         self._last_frame_at = now
-        self._stalled_ms = 0
+        self.stalled_ms = 0
 
     def _forget_turn(self) -> None:
         self._turn.clear()
-        self._turn_ms = self._resent_ms = 0.0
+        self._resent_ms = 0.0
         self.turn_open = False
+
+    # --- a turn that the server does not end ---
+
+    def speech_started(self, now: float) -> None:
+        self.speaking = True
+        if self._passes_here:
+            self.watch.began(now)
+
+    def speech_stopped(self) -> bool:
+        """The server has ended the turn. True: it is more of a turn that the bridge had
+        ended, so it needs a response of its own."""
+        more = self.watch.is_more(committed=not self.turn_open)
+        self.watch.ended()
+        self.speaking, self.turn_open = False, True
+        return more
+
+    def turn_was_stuck(self, now: float) -> None:
+        """The bridge ends the turn."""
+        self.watch.was_stuck(now)
+        self.speaking, self.turn_open = False, True
+
+    def is_stuck(self, quiet_seconds: float, now: float) -> bool:
+        """The server does not end the caller's turn, or what the caller says after the
+        bridge has ended it."""
+        committed = not self.turn_open
+        return self.watch.is_stuck(quiet_seconds, now, committed=committed)
+
+    @property
+    def talks(self) -> bool:
+        """The caller speaks, for all that is known."""
+        return self.speaking or self.watch.goes_on
+
+    @property
+    def held_is_loud(self) -> bool:
+        """The newest audio that is held may be speech: without a session, no event says
+        whether the caller speaks."""
+        newest = [self._held[-1 - n][0] for n in range(min(len(self._held), 10))]
+        return g711.loudness(g711.sound(newest)) >= QUIET_LEVEL
+
+    @property
+    def is_loud(self) -> bool:
+        """Of the last second of the turn, some may be speech."""
+        return not self.watch.is_quiet(LOUD_MS)
+
+    @property
+    def due_at(self) -> float | None:
+        """When a stall must be filled, or it must be checked whether the turn is
+        stuck."""
+        check_at = self.watch.check_at
+        if check_at is None or not self.speaking:
+            return check_at  # as a rule None: it is read for every frame
+        stalls_at = self.stalls_at
+        return check_at if stalls_at is None else min(stalls_at, check_at)
 
     @property
     def stalls_at(self) -> float | None:
         """When silence must be sent, if no frame arrives before."""
-        stalls = self.speaking and self._passes_here and self._stalled_ms < MAX_GAP_MS
+        stalls = self.speaking and self._passes_here and self.stalled_ms < MAX_GAP_MS
         return self._last_frame_at + STALL_SECONDS if stalls else None
 
     def fill_stall_if_due(self, now: float) -> list[Command]:
@@ -218,7 +302,7 @@ class CallerAudio:
         if stalls_at is None or now < stalls_at:
             return []
         ms = int(STALL_SECONDS * 1000)
-        self._stalled_ms += ms
+        self.stalled_ms += ms
         self._last_frame_at = now
         self._end_ms = (self._end_ms or 0.0) + ms
         return [Note("stall_filled", {"ms": ms}), *self._silence(ms)]
@@ -265,8 +349,9 @@ class CallerAudio:
         return commands
 
     def _give(self, payload: str, duration_ms: float) -> list[Command]:
-        if self._sessions.has_session:
-            self._remember(payload, duration_ms)
+        if self._sessions.has_session and not self.held_back:
+            if self._turn.add(payload):
+                self._turn.limit(self._resend_ms)
             return [ToModel(realtime_requests.append(payload))]
         self._held.append((payload, duration_ms))
         self.held_ms += duration_ms
@@ -284,10 +369,9 @@ class CallerAudio:
         note = Note("held_audio_lost", {"ms": lost})
         return [limit_hit("audio_held"), note] if first else [note]
 
-    def _remember(self, payload: str, duration_ms: float) -> None:
-        """Keeps a frame for another session."""
-        self._turn.append((payload, duration_ms))
-        self._turn_ms += duration_ms
-        max_ms = RESEND_SPEECH_MS if self.speaking else max(RESEND_MS, self._resent_ms)
-        while self._turn_ms > max_ms or len(self._turn) * MIN_FRAME_MS > max_ms:
-            self._turn_ms -= self._turn.popleft()[1]
+    @property
+    def _resend_ms(self) -> float:
+        """How much of the audio since the last turn is kept."""
+        if self.speaking or self.turn_open:
+            return RESEND_SPEECH_MS
+        return max(RESEND_MS, self._resent_ms)

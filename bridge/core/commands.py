@@ -123,9 +123,18 @@ Command = (
 )
 
 
-def protocol_error(side: str, reason: str) -> Note:
-    """`side` sent what its contract does not allow; `reason` is a fixed phrase."""
-    return Note("protocol_error", {"side": side, "reason": reason})
+MAX_TYPE_CHARS = 64
+_TYPE = re.compile(r"[A-Za-z0-9_.\-]*")
+
+
+def protocol_error(side: str, reason: str, event: str = "") -> Note:
+    """`side` sent what its contract does not allow; `reason` is a fixed phrase. `event`
+    is the type of its message, of which only the part that can be a name is kept."""
+    data: dict[str, Value] = {"side": side, "reason": reason}
+    name = _TYPE.match(event)
+    if name and name[0]:
+        data["event_type"] = name[0][:MAX_TYPE_CHARS]
+    return Note("protocol_error", data)
 
 
 def limit_hit(limit: str) -> Note:

@@ -8,9 +8,8 @@ from typing import assert_never
 
 from bridge.core.call_state import CallState, State
 from bridge.core.capabilities import MEDIA_STREAM, Capabilities
-from bridge.core.commands import Command, Note, WaitDone, protocol_error
+from bridge.core.commands import Command, Note, ToCaller, WaitDone, protocol_error
 from bridge.core.endings import HANDED_OVER
-from bridge.core.failures import RETRIED
 from bridge.core.history import History, Playing
 from bridge.core.inputs import (
     Ask,
@@ -43,23 +42,36 @@ from bridge.core.interruptions import Interruptions
 from bridge.core.limits import MAX_ID_CHARS, Bounds
 from bridge.core.model_events import ModelEvents
 from bridge.core.phone_side import PhoneSide
+from bridge.core.realtime_events import AudioDelta, KnownEvent, TranscriptDelta
 from bridge.core.rules import Rules
-from bridge.core.sessions import COMFORT_SECONDS
 from bridge.core.stream_presence import START_SECONDS
-from bridge.core.waits import ANSWER_SECONDS
+from bridge.core.twilio_messages import Media
 
-LATE_SECONDS = 10.0
+LATE_SECONDS = 9.0
 """A response without progress for this long is requested from another session: no model
 thinks longer, and no caller waits much longer in silence."""
+
+IGNORED_SECONDS = 4.0
+"""The same for a server that has not begun a response to the caller's turn by itself,
+and does not when it is asked for it either: nothing comes from it any more."""
+
+UNANSWERED_SECONDS = 3.0
+"""A server that responds to the caller's turns by itself, and has not begun to by then,
+is asked for the response. Most begin at once; the caller hears nothing meanwhile."""
+
+WORDLESS_SECONDS = 1.5
+"""The same after a turn whose transcript is empty: noise, most likely, to which the
+server may rightly not respond."""
 
 
 class Conversation:
     """One call. `handle` takes every input (inputs.py) and returns commands.
 
     The commands must be carried out in the order given. `Tick` must be given at
-    `deadline`. `rules` are the call's rules; `SetRules` replaces them once the route is
-    known. `bounds` limit the input of either side: input beyond them is dropped with a
-    Note, and a caller's stream that floods the bridge ends the call.
+    `deadline`, which must be read after each input unless `keeps_deadline`. `rules` are
+    the call's rules; `SetRules` replaces them once the route is known. `bounds` limit
+    the input of either side: input beyond them is dropped with a Note, and a caller's
+    stream that floods the bridge ends the call.
 
     Invariants:
     - `End` is returned once. After it, only a new wait is answered (WaitDone).
@@ -82,6 +94,9 @@ class Conversation:
     ) -> None:
         self._call = call = CallState(now, bounds, capabilities)
         self._start_due = now + START_SECONDS
+        self.keeps_deadline = False
+        """The latest input has made no deadline earlier, so `deadline` need not be
+        read, which costs as much as a frame of the caller."""
         self._interruptions = Interruptions(call)
         self._model_events = ModelEvents(call, self._interruptions)
         self._phone = (
@@ -129,33 +144,54 @@ class Conversation:
             return None
         due = (
             self._call.sessions.due_at if self._call.started else self._start_due,
-            self._call.stream.given_up_at,
-            self._call.speech.fence_due_at,
+            self._call.stream.due_at,
+            self._call.speech.fence_lost_at,
             self._call.speech.unreported_at,
             self._call.speech.retry_at,
-            self._call.caller.stalls_at,
+            self._call.caller.due_at,
             self._call.keys.due_at,
+            self._call.waiting_sound.due_at,
             self._answer_late_at,
             self._unanswered_until,
             self._call.endings.limit_due_at,
             self._call.endings.due_at,
         )
-        return min((at for at in due if at is not None), default=None)
+        return min([at for at in due if at is not None], default=None)
 
     # --- inputs ---
 
     def handle(self, given: Input, now: float) -> list[Command]:
         """Takes one input; returns the commands that follow from it, in order."""
         if isinstance(given, FromPhone):
+            # Not a mark: with the last one, the time of silence may begin. Not the
+            # first frame after a stall: the next stall may begin.
+            self.keeps_deadline = (
+                isinstance(given.message, Media) and not self._call.caller.stalled_ms
+            )
             return self._phone.handle(given.message, now) if self._phone else []
+        self.keeps_deadline = False
         if self._call.ended:
             if isinstance(given, WhenHeard):
                 return [WaitDone(given.wait, None)]
             return []
         if isinstance(given, FromModel):
+            # The first event after a probe: the next probe may be due before the time
+            # at which this one would have been late.
+            probed = self._call.sessions.probed
             commands = self._model_events.handle(given.connection, given.event, now)
-            return commands + self._comfort_retry(commands, now)
+            if self._is_only_speech(given.event, commands):
+                self.keeps_deadline = not probed
+                return commands  # nothing can end
+            return commands + self._call.changed(now)
         return self._act(given, now) + self._call.changed(now)
+
+    def _is_only_speech(self, event: KnownEvent, commands: list[Command]) -> bool:
+        """The event, a piece of the agent's speech, led to messages for the caller and
+        to nothing else. Not for a SIP call, in which text tells the time of speech."""
+        if isinstance(event, AudioDelta):
+            # Or a clear that stops a waiting sound: its fence has no deadline.
+            return bool(commands) and isinstance(commands[0], ToCaller)
+        return isinstance(event, TranscriptDelta) and self._phone is not None
 
     def _act(self, given: OtherInput, now: float) -> list[Command]:
         match given:
@@ -164,9 +200,9 @@ class Conversation:
             case Tell(role, text, respond):
                 return self._call.model.tell(role, text, respond, now)
             case Ask():
-                return self._call.model.ask(now)
+                return self._call.model.ask_for_results(now)
             case Send(text):
-                return self._call.model.send(text)
+                return self._call.model.send(text, now)
             case Edit(removed, corrected):
                 return self._call.model.edit(removed, corrected)
             case Interrupt(by, response_id):
@@ -191,16 +227,16 @@ class Conversation:
                 self._call.set_rules(rules)
             case Begin():
                 self._call.begin(now)
-            case Misread(side, reason):
-                return self._misread(side, reason)
+            case Misread(side, reason, event):
+                return self._misread(side, reason, event)
             case StreamLost():
                 return self._phone.stream_lost(now) if self._phone else []
             case Dialled(connection):
                 return self._call.sessions.dialled(connection, now)
             case NotDialled(connection, why, fatal):
                 return self._call.model.not_dialled(connection, why, fatal, now)
-            case ModelLost(connection, why):
-                return self._call.model.lost(connection, why, now)
+            case ModelLost(connection, why, code):
+                return self._call.model.lost(connection, why, code, now)
             case _:
                 assert_never(given)
         return []
@@ -212,10 +248,10 @@ class Conversation:
         # The time that a tool took does not count as a late response.
         self._call.responses.made_progress(now)
 
-    def _misread(self, side: str, reason: str) -> list[Command]:
+    def _misread(self, side: str, reason: str, event: str) -> list[Command]:
         if side == "caller" and self._phone:
             return self._phone.misread(reason)
-        return [protocol_error(side, reason)]
+        return [protocol_error(side, reason, event)]
 
     def _when_heard(self, given: WhenHeard, now: float) -> list[Command]:
         if self._call.stream.is_lost:
@@ -242,14 +278,17 @@ class Conversation:
             return self._call.end("caller", "connection_lost", now)
         commands: list[Command] = []
         for due in (
-            self._sessions_due,
-            self._call.speech.give_up_late_fences,
+            self._probe_due,
+            self._call.model.tick,
+            self._call.speech.give_up_fences,
             self._call.speech.give_up_unreported,
             self._call.caller.fill_stall_if_due,
+            self._stuck_turn_due,
             self._interruptions.keys_due,
             self._call.speech.retry_if_due,
             self._unanswered_due,
             self._answer_due,
+            self._call.waiting_sound.play_if_due,
             self._call.endings.apply_limits,
         ):
             commands += due(now)
@@ -257,48 +296,49 @@ class Conversation:
                 break
         return commands
 
-    def _sessions_due(self, now: float) -> list[Command]:
-        commands = self._call.model.tick(now)
-        if self._call.sessions.take_comfort_tone(now) and self._phone:
-            commands += self._phone.comfort_tone(now)
-        return commands
+    def _probe_due(self, now: float) -> list[Command]:
+        probe_at = self._call.stream.probe_at
+        if self._phone is None or probe_at is None or now < probe_at:
+            return []
+        return self._phone.probe(now)
 
-    def _comfort_retry(self, commands: list[Command], now: float) -> list[Command]:
-        """If a failed response is requested again after a while: a tone tells the
-        caller that the line works."""
-        # First, because it runs after every event of the model: as a rule there is no
-        # retry.
-        retry_at = self._call.speech.retry_at
-        if retry_at is None or retry_at < now + COMFORT_SECONDS:
-            return []
-        failed = any(isinstance(it, Note) and it.name == RETRIED for it in commands)
-        if not failed or self._phone is None or self._call.ended:
-            return []
-        return self._phone.comfort_tone(now)
+    def _stuck_turn_due(self, now: float) -> list[Command]:
+        commands = self._interruptions.end_stuck_turn(now)
+        if self._call.caller.watch.take_tone():
+            commands += self._call.waiting_sound.play_once(now)
+        return commands
 
     @property
     def _answer_late_at(self) -> float | None:
         """When a response without progress is given up; None while the model's own
         server runs a tool, which is a part of the response and may take its time."""
+        if not self._call.responses.generating:  # first: it is false most of the time
+            return None
         if self._call.tools.of_server or not self._call.activity.has_both_sides:
             return None
-        if not self._call.responses.generating:
-            return None
-        return self._call.responses.progress + LATE_SECONDS
+        dead = self._call.responses.is_ignored
+        return self._call.responses.progress + (
+            IGNORED_SECONDS if dead else LATE_SECONDS
+        )
 
     @property
     def _unanswered_until(self) -> float | None:
         """When the server, which has not responded to the caller's turn, no longer
-        will: no response may follow a turn in which the server found no words."""
+        will."""
         if not self._call.responses.unanswered or self._call.caller.speaking:
             return None
-        return self._call.turn_over_at + ANSWER_SECONDS
+        wordless = self._interruptions.turn_is_wordless
+        seconds = WORDLESS_SECONDS if wordless else UNANSWERED_SECONDS
+        return self._call.turn_over_at + seconds
 
     def _unanswered_due(self, now: float) -> list[Command]:
         until = self._unanswered_until
-        if until is not None and now >= until:
-            self._call.responses.unanswered = False
-        return []
+        if until is None or now < until:
+            return []
+        if self._interruptions.turn_is_wordless:
+            return self._interruptions.turn_was_wordless(now)
+        self._call.responses.answer_turn(now)
+        return [Note("turn_unanswered"), *self._call.speech.request_if_free(now)]
 
     def _answer_due(self, now: float) -> list[Command]:
         late_at = self._answer_late_at

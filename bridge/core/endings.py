@@ -140,7 +140,7 @@ class Endings:
         self.watch(self._activity.outstanding, now)
         due = self.limits.due(now)
         if due == "ask":
-            ask = self._model.ask_silent_caller(self._rules.silent_text, now)
+            ask = self._model.tell("system", self._rules.silent_text, True, now)
             return [Note("caller_silent"), *ask]
         return [] if due is None else self.goodbye(due, now)
 

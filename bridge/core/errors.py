@@ -10,6 +10,7 @@ BENIGN_CODES = frozenset(
         "item_truncate_invalid_item_id",
         "item_delete_invalid_item_id",
         "unsupported_content_type",
+        "input_audio_buffer_commit_empty",
         "conversation_already_has_active_response",
     }
 )
@@ -23,17 +24,41 @@ FATAL_CODES = frozenset(
         "invalid_api_key",
         "account_deactivated",
         "billing_hard_limit_reached",
+        "model_not_found",
     }
 )
 """Error codes after which no retry can succeed: this account gets no response."""
 
 RATE_LIMIT = "rate_limit_exceeded"
 
+CODES = BENIGN_CODES | FATAL_CODES | {RATE_LIMIT}
+"""All codes that mean something here, and are no types of errors in OpenAI's API."""
+
 LATER_CODES = frozenset({RATE_LIMIT, "session_expired", "server_error"})
 """Codes or types of errors before a session is ready; another session may succeed."""
 
-_TRY_AGAIN = re.compile(r"try again in ([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s)\b")
-"""The wait that the server asks for, in the message of a rate limit."""
+TEMPORARY_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
+"""HTTP statuses of a handshake that are temporary, so the handshake is retried."""
+
+_STATUS = re.compile(r"(?:\A|HTTP )([1-5][0-9]{2})\b(?!\.)")
+"""The HTTP status in a message. LiteLLM accepts the connection before it has one to the
+model, and then names the status of that in an error of type server_error: "Upstream
+realtime handshake rejected with HTTP 401", "400: {'error': ..." (BerriAI/litellm#39851,
+litellm_core_utils/realtime_errors.py)."""
+
+REFUSING_CLOSES = frozenset({1008, 3000, 3003})
+"""Codes of a close before the session that mean a refusal: a policy (RFC 6455; LiteLLM
+for a model that says 401 or 403), unauthorized (OpenAI for a wrong key:
+twilio-samples/speech-assistant-openai-realtime-api-python#4), forbidden."""
+
+_NUMBER = r"([0-9]{1,6}(?:\.[0-9]{1,6})?) ?"
+_TRY_AGAIN = re.compile(
+    rf"(?:try again|retry) (?:in|after) (?:{_NUMBER}m(?:in|inutes?)?\b ?|{_NUMBER}m"
+    rf"(?=[0-9]))?(?:{_NUMBER}(ms|milliseconds?|s|secs?|seconds?)\b)?",
+    re.IGNORECASE,
+)
+"""The wait that the server asks for, in the message of a rate limit: "try again in
+1.8s", "in 166ms", "in 1m2.5s", "in 20 seconds"."""
 
 ACTIVE_CODE = "conversation_already_has_active_response"
 
@@ -51,6 +76,11 @@ def is_benign(error: realtime_events.ErrorDetails) -> bool:
 
 def may_pass(error: realtime_events.ErrorDetails) -> bool:
     """The error is temporary: another session may succeed."""
+    if error.code in FATAL_CODES:
+        return False
+    status = _STATUS.search(error.message[:MAX_SEARCHED_CHARS])
+    if error.code is None and status:
+        return int(status[1]) in TEMPORARY_STATUSES
     return bool({error.code, error.type} & LATER_CODES)
 
 
@@ -58,9 +88,11 @@ def retry_after(message: str | None) -> float | None:
     """Seconds that the server asks to wait before another request; None: it does not
     say."""
     found = _TRY_AGAIN.search((message or "")[:MAX_SEARCHED_CHARS])
-    if found is None:
+    if found is None or not any(found.groups()):
         return None
-    return float(found[1]) / (1000 if found[2] == "ms" else 1)
+    minutes, seconds = float(found[1] or found[2] or 0), float(found[3] or 0)
+    thousandths = (found[4] or "").lower().startswith("m")
+    return 60 * minutes + seconds / (1000 if thousandths else 1)
 
 
 def short(code: str | None) -> str:

@@ -37,6 +37,11 @@ class Failures:
             self._call.responses.want(now, now + wait if wait else NOW)
         return Note(RETRIED, {"seconds": wait})
 
+    def retry_silent(self, now: float) -> Note | None:
+        """A response that the caller waits for is complete without a sound. As
+        `retry`."""
+        return self.retry("", None, now) if self._call.responses.silent() else None
+
     @property
     def _server_answers(self) -> bool:
         """The caller has spoken, or speaks: the server answers that by itself, and a
@@ -61,8 +66,7 @@ class Failures:
             return []
         words = {"message": error.message[:MAX_MESSAGE_CHARS]}
         note = Note("model_error", data, words)
-        for call_id in self._call.outbox.refused(error.event_id):
-            self._call.history.no_result(call_id)
+        outputs = self._call.outbox.refused(error.event_id, error.message)
         if not self._call.sessions.has_session and not benign:
             if errors.may_pass(error):
                 return [note, *self._call.model.redial("error", now)]
@@ -71,12 +75,15 @@ class Failures:
         if error.code == errors.ACTIVE_CODE:
             # Refused because a response is active: our request, or the server's own
             # response to what the caller said while the agent went on speaking.
-            if error.event_id in (None, ANSWER_ID):
+            ours_or_own = error.event_id in (None, ANSWER_ID)
+            if ours_or_own and not self._call.responses.is_answered(now):
                 self._call.speech.want_response(now)
                 # The server does not respond by itself any more.
                 refused = error.event_id is None
                 self._call.responses.unanswered &= not refused
             return [note]
+        if outputs:
+            return [note, *self._call.model.retell(outputs, now)]
         if error.event_id == ANSWER_ID:
             if benign:
                 return [note, *self._call.speech.request_failed(now)]

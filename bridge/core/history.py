@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from bridge.core.word_positions import Pace
+
 Kind = Literal["user", "assistant", "system", "tool_call", "tool_output"]
 
 MAX_ITEMS = 400
@@ -68,6 +70,10 @@ class Playing(msgspec.Struct, frozen=True):
     """The model has sent all of it."""
     cut: bool = False
     """No more of it will be heard."""
+    pauses: tuple[tuple[Bytes, Bytes], ...] | msgspec.UnsetType = msgspec.UNSET
+    """(first byte, byte behind it) of each pause in the audio."""
+    pace: Pace | msgspec.UnsetType = msgspec.UNSET
+    """What was known of the pace."""
 
 
 class History:
@@ -85,6 +91,8 @@ class History:
         self._awaited: dict[str, bool] = {}
         """call_id of a complete tool call whose result is awaited -> its tool has
         begun."""
+        self._called_together: set[str] = set()
+        """call_ids of the complete tool calls of the newest response."""
         self.version = 0
         """Rises with every change."""
 
@@ -103,6 +111,18 @@ class History:
         results = {it.call_id for it in items if it.kind == "tool_output"}
         return calls & self._awaited.keys() - results
 
+    @property
+    def open_calls_of_response(self) -> set[str]:
+        """Those of the newest response."""
+        if len(self._called_together) < 2:
+            return set()  # as a rule
+        return self._called_together & self.open_calls
+
+    def called(self, call_id: str) -> None:
+        """The newest response has completed a tool call."""
+        self._called_together.add(call_id)
+        self.call_completed(call_id)
+
     def call_completed(self, call_id: str) -> None:
         """The model has completed a tool call: its tool is about to run."""
         self._awaited.setdefault(call_id, False)
@@ -117,10 +137,16 @@ class History:
     def response_began(self) -> None:
         """The model goes on: a tool that has not begun by now does not run."""
         self._awaited = {it: began for it, began in self._awaited.items() if began}
+        self._called_together.clear()
 
     def no_result(self, call_id: str) -> None:
         """The model does not take the result of this tool call."""
         self._awaited.pop(call_id, None)
+
+    def name_of(self, call_id: str) -> str:
+        """The tool that this call calls; empty if the call is unknown."""
+        calls = (it for it in self._items.values() if it.call_id == call_id)
+        return next((it.name for it in calls if it.kind == "tool_call"), "")
 
     def get(self, item_id: str) -> HistoryItem | None:
         return self._items.get(item_id)
@@ -159,6 +185,18 @@ class History:
             item.cut = item.cut or cut
             self._grew(_size(item) - before)
 
+    def said_again(
+        self, item_id: str, heard: tuple[str, str], generated: tuple[str, str]
+    ) -> None:
+        """Corrects what `said` added of one part of an item: (before, now)."""
+        self.version += 1
+        item = self._items.get(item_id)
+        if item is not None:
+            before = _size(item)
+            item.text = _replaced(item.text, *heard)[:MAX_CHARS]
+            item.generated = _replaced(item.generated, *generated)[:MAX_CHARS]
+            self._grew(_size(item) - before)
+
     def transcribed(self, item_id: str, text: str) -> None:
         """The transcript of what the caller said."""
         self.correct(item_id, text)
@@ -192,6 +230,10 @@ class History:
         items = list(self._items.items())
         at = next(i for i, (key, _) in enumerate(items) if key == after) + 1
         self._items = dict([*items[:at], (item_id, item), *items[at:]])
+
+
+def _replaced(text: str, before: str, now: str) -> str:
+    return text.replace(before, now, 1) if before else text + now
 
 
 def _size(item: HistoryItem) -> int:

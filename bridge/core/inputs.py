@@ -35,10 +35,11 @@ class FromModel(CoreInput, frozen=True):
 
 class Misread(CoreInput, frozen=True):
     """A message of `side` ("caller", "model") is unreadable. `reason`: a fixed
-    phrase."""
+    phrase. `event`: the message's type, as the side named it."""
 
     side: str
     reason: str
+    event: str = ""
 
 
 class Tick(CoreInput, frozen=True):
@@ -68,10 +69,12 @@ class NotDialled(CoreInput, frozen=True):
 
 
 class ModelLost(CoreInput, frozen=True):
-    """A model connection is lost. `why` goes into the notes."""
+    """A model connection is lost. `why` goes into the notes. `code`: of the server's
+    close frame."""
 
     connection: int
     why: str
+    code: int | None = None
 
 
 # --- the call ---

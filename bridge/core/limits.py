@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 HITS = (
-    # connections and requests (connection_guard.py, webhooks.py, api/auth.py)
+    # connections and requests (connection_guard.py, webhook_fields.py, api/auth.py)
     "sockets",  # too many sockets without a call: the oldest was closed
     "sockets_of_address",  # the same for one address
     "request_slow",  # no complete request in time
@@ -25,6 +25,7 @@ HITS = (
     "message_rate",
     "audio_rate",  # the caller's audio arrives faster than real time
     "phone_slow",  # Twilio reads too slowly, or too much waits to be sent
+    "key_rate",  # the caller presses more keys than a person does
     "audio_held",
     "audio_ahead",
     # calls (quotas.py, server.py, core)
@@ -99,3 +100,29 @@ class MessageRate:
             spent_at = now
         self._spent_at = spent_at = spent_at + amount / self._per_second
         return spent_at - now <= self._burst
+
+    def take(self, amount: float, now: float) -> bool:
+        """As `add`, but an amount that is not permitted is not counted: it is dropped,
+        and what comes at the permitted rate passes."""
+        before = self._spent_at
+        permitted = self.add(amount, now)
+        if not permitted:
+            self._spent_at = before
+        return permitted
+
+
+def is_dense(text: str, most: int) -> bool:
+    """Whether a JSON text has more than `most` lists, objects and elements: decoding it
+    takes too long. Does not decode it."""
+    if _tokens(text) <= most:
+        return False
+    # Some of them may be in strings.
+    plain = text.replace("\\\\", "").replace('\\"', "")
+    quotes = plain.count('"')
+    if quotes > 4 * (most + 1):
+        return True  # between two strings is a comma or a colon
+    return _tokens("".join(plain.split('"')[::2])) > most
+
+
+def _tokens(text: str) -> int:
+    return text.count("[") + text.count("{") + text.count(",")

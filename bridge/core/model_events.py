@@ -9,7 +9,11 @@ from bridge.core.failures import Failures
 from bridge.core.history import MAX_CHARS
 from bridge.core.interruptions import Interruptions
 from bridge.core.replay import recorded
+from bridge.core.rules import UNFINISHED
 from bridge.core.usage import Usage
+
+SILENT = "silent"
+"""Reason of a failed response that is complete, but has no audio."""
 
 NO_USAGE = "answer without usage"
 """Reason of a protocol error; reported only where prices are configured."""
@@ -34,19 +38,15 @@ class ModelEvents:
             self._call.sessions.probe_answered(now)
         else:
             self._call.sessions.event_received(now)
-        commands = self._model_event(event, now)
         if isinstance(event, realtime_events.AudioDelta):
-            return commands  # the most frequent event, after which nothing can end
-        return commands + self._call.changed(now)
+            return self._agent_audio(event, now)
+        if isinstance(event, realtime_events.TranscriptDelta):
+            self._call.speech.transcript_delta(event, now)
+            return []
+        return self._rare(event, now)
 
-    def _model_event(
-        self, event: realtime_events.KnownEvent, now: float
-    ) -> list[Command]:
+    def _rare(self, event: realtime_events.RareEvent, now: float) -> list[Command]:
         match event:
-            case realtime_events.AudioDelta():
-                return self._agent_audio(event, now)
-            case realtime_events.TranscriptDelta():
-                self._call.speech.transcript_delta(event, now)
             case realtime_events.AudioDone():
                 key = (event.item_id, event.content_index)
                 return self._call.speech.item_done(key, now)
@@ -57,9 +57,9 @@ class ModelEvents:
             case realtime_events.InputCommitted():
                 self._interruptions.turn_committed(event.item_id, now)
             case realtime_events.InputCleared():
-                return self._call.model.turn_dropped(now)
+                return self._interruptions.turn_dropped(now)
             case realtime_events.ResponseCreated():
-                return self._call.speech.response_created(event.response.id, now)
+                return self._response_created(event.response.id, now)
             case realtime_events.OutputItemAdded():
                 self._call.speech.item_added(event, now)
             case realtime_events.OutputItemDone():
@@ -90,10 +90,15 @@ class ModelEvents:
                 assert_never(event)
         return []
 
+    def _response_created(self, response_id: str, now: float) -> list[Command]:
+        self._interruptions.response_created()
+        return self._call.speech.response_created(response_id, now)
+
     def _transcribed(self, item_id: str, transcript: str) -> list[Command]:
         """A turn of the caller has a transcript."""
         self._call.caller.server_transcribes = True
         self._call.caller.turn_transcribed(item_id)
+        self._interruptions.turn_transcribed(item_id, transcript)
         self._call.history.transcribed(item_id, transcript)
         text = {"text": transcript[:MAX_CHARS]}
         return [Note("caller_said", {"item": item_id}, text)]
@@ -135,14 +140,25 @@ class ModelEvents:
         self, response: realtime_events.ResponseHead, now: float
     ) -> list[Command]:
         wanted = not self._call.responses.was_cut(response.id)
-        known = self._call.responses.get(response.id)
-        sounded = known is not None and known.sent_audio
-        lost = wanted and errors.is_lost(response.status, sounded=sounded)
+        speaks_later = self._call.speech.leads_to_result(response.id)
+        sounded = self._call.speech.sounded(response.id)
         status, why = response.status, errors.short(response.why)
-        # Before the response ends: the next one must not be requested too early.
-        retried = self._failures.retry(why, response.message, now) if lost else None
         completed = status in ("completed", None)
-        commands = self._call.speech.response_done(
+        silent = wanted and completed and not sounded and self._is_silent(response)
+        fails = wanted and not speaks_later
+        lost = silent or (fails and errors.is_lost(status, sounded=sounded))
+        retried = None
+        # Before the response ends: the next one must not be requested too early.
+        if silent:
+            why = SILENT
+            self._call.responses.cut(response.id)  # the model forgets its text
+            retried = self._failures.retry_silent(now)
+        elif lost:
+            retried = self._failures.retry(why, response.message, now)
+        commands: list[Command] = []
+        if wanted and status == "incomplete" and sounded:
+            commands = self._continue(response.id, why, now)
+        commands += self._call.speech.response_done(
             response.id, now, completed=completed
         )
         commands.append(
@@ -154,12 +170,34 @@ class ModelEvents:
         elif status == "completed" and self._call.rules.prices:
             # Cost limits have no effect without usage: the operator must know.
             commands.append(protocol_error("model", NO_USAGE))
-        if status == "completed":
+        if status == "completed" and not silent:
             self._call.responses.succeeded()
         if lost:
             commands.append(Note("answer_failed", {"why": why}))
             return commands + ([retried] if retried else self._failures.end(now))
         return commands + self._call.endings.apply_limits(now)
+
+    def _continue(self, response_id: str, why: str, now: float) -> list[Command]:
+        """The server broke a response off, of which the caller hears a part: another
+        one continues it."""
+        commands: list[Command] = [Note("answer_incomplete", {"why": why})]
+        known, text = self._call.responses.get(response_id), UNFINISHED.get(why)
+        if text is None or not known or not known.is_awaited or known.acted:
+            return commands  # the result of a tool leads to another response
+        if self._call.endings.waits.will_end_call:
+            return commands
+        if not self._call.responses.may_continue():
+            return commands
+        return commands + self._call.model.tell("system", text, True, now)
+
+    def _is_silent(self, response: realtime_events.ResponseHead) -> bool:
+        """The caller waits for this response, of which no audio came, and nothing else
+        follows from it: it has text, or nothing at all."""
+        if self._call.endings.waits.will_end_call:
+            return False  # the agent has said all that it has to say
+        known = self._call.responses.get(response.id)
+        awaited = known is not None and known.is_awaited and not known.acted
+        return awaited and not response.acted
 
     def _used(self, usage: Usage) -> Note:
         data: dict[str, Value] = {

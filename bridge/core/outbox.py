@@ -4,6 +4,7 @@ PURE. An item that the server has not shown may be lost together with the sessio
 item gets its id here, so that the server's events about it can be matched.
 """
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,20 +122,23 @@ class Outbox:
         self._deleted.pop(item_id, None)
         self._unacked.pop(item_id, None)
 
-    def refused(self, event_id: str | None) -> list[str]:
-        """The server has refused the event; another session would refuse it, too.
-        Returns the call_ids whose tool output was refused."""
-        events = [
-            self._unacked.pop(item_id)[1]
-            for item_id, (known, _) in list(self._unacked.items())
-            if known == event_id
-        ]
-        items = [msgspec.json.decode(event)["item"] for event in events]
-        return [
-            str(item.get("call_id"))
-            for item in items
-            if item.get("type") == "function_call_output"
-        ]
+    def refused(self, event_id: str | None, message: str) -> dict[str, str]:
+        """The server has refused the event; another session would refuse it, too. An
+        error without `event_id` may name the tool call. Returns the tool outputs that
+        were refused, by call_id."""
+        refused: dict[str, str] = {}
+        for item_id, (known, text) in list(self._unacked.items()):
+            outputs = _outputs([text])
+            named = event_id is None and any(it in message for it in outputs if it)
+            if known == event_id or named:
+                del self._unacked[item_id]
+                refused |= outputs
+        return refused
+
+    @property
+    def outputs(self) -> Collection[str]:
+        """call_ids of the tool outputs that the server has not shown yet."""
+        return _outputs(self.events)
 
     @property
     def events(self) -> list[str]:
@@ -145,6 +149,16 @@ class Outbox:
     def deleted(self) -> list[str]:
         """Ids of items whose deletion the server has not confirmed."""
         return list(self._deleted)
+
+
+def _outputs(events: Iterable[str]) -> dict[str, str]:
+    """The tool outputs among these events, by call_id."""
+    items = [msgspec.json.decode(event)["item"] for event in events]
+    return {
+        str(item.get("call_id") or ""): str(item.get("output") or "")
+        for item in items
+        if item.get("type") == "function_call_output"
+    }
 
 
 def _keep(memory: dict[str, Any], key: str, value: Any) -> None:

@@ -5,7 +5,6 @@ Messages of the stream in; what the loss and the return of a stream mean.
 
 import hashlib
 
-from bridge.audio import g711
 from bridge.core import twilio_messages
 from bridge.core.agent_speech import AgentSpeech
 from bridge.core.call_state import CallState
@@ -40,10 +39,10 @@ class PhoneSide:
             return []
         return self._speech.play(payload, now)
 
-    def comfort_tone(self, now: float) -> list[Command]:
-        """A tone that tells the caller that the line works, unless audio is played."""
-        idle = self._speech.playback.idle
-        return self.play(g711.comfort_tone(), now) if idle else []
+    def probe(self, now: float) -> list[Command]:
+        """Asks a stream that sends nothing whether it is there."""
+        self._call.stream.probed(now)
+        return [Note("line_probed"), *self._speech.probe(now)]
 
     @property
     def version(self) -> int:
@@ -57,10 +56,17 @@ class PhoneSide:
             return []
         if not self._message_rate.add(1.0, now):
             return self._flooded(now)
+        # First, because it is sent 50 times a second.
+        if (
+            isinstance(message, twilio_messages.Media)
+            and (message.stream_sid == self._stream_sid or not message.stream_sid)
+            and self._call.started
+        ):
+            return self._caller_audio(message.media, now)
         if isinstance(message, twilio_messages.Connected):
             return []
         if isinstance(message, twilio_messages.Start):
-            return self._start(message, now)
+            return self._start(message, now) + self._call.changed(now)
         if not self._call.started:
             return [protocol_error("caller", "message before start")]
         # Only `stop` is accepted without a stream SID: ending a call must not depend on
@@ -68,8 +74,6 @@ class PhoneSide:
         if message.stream_sid != self._stream_sid and message.stream_sid:
             return [protocol_error("caller", "message of another stream")]
         match message:
-            case twilio_messages.Media(media=media):
-                return self._caller_audio(media, now)
             case twilio_messages.Mark(mark=mark):
                 commands = self._speech.mark_echoed(mark.name, now)
                 if commands is None:
@@ -133,6 +137,7 @@ class PhoneSide:
             return []
         self._call.stream.lost(now)
         self._call.endings.stream_lost()
+        self._call.opening.stream_lost()
         lost = [
             Note("line_lost"),
             *self._speech.stream_lost(now),

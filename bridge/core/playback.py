@@ -8,7 +8,9 @@ This module only counts; agent_speech.py decides what follows.
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+
+import msgspec
 
 from bridge.audio.g711 import BYTES_PER_MS
 
@@ -41,8 +43,19 @@ whole frames, its echo is up to a frame late."""
 
 STALE_SECONDS = 0.25
 """Frames come 50 a second, in order with the marks: if a mark comes this long after the
-last frame, frames are missing, and our own clock is used instead of Twilio's. Longer
-than the jitter between a frame and the mark behind it."""
+last frame, either Twilio sends none, or the network had stopped. Longer than the jitter
+between a frame and the mark behind it."""
+
+TOGETHER_MS = 60
+"""A mark and the fence that come back within this may both be of the clear: jitter
+parts a clear and its fence by less."""
+
+STOPPED_MS = 1000
+"""How much longer a network may hold a clear that is late, when the model must be told
+before the fence is back."""
+
+MARGIN_MS = 100
+"""The same where nothing shows that the clear is late: more than the jitter."""
 
 RESTART_MS = 10_000
 """A timestamp this far back is not a late frame: the earlier timestamp was wrong, or
@@ -63,12 +76,16 @@ Key = tuple[str, int]
 """(item id, content index): the unit that the model can truncate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(msgspec.Struct, frozen=True):
     """A moment of the media clock, known to lie in [low, high) ms."""
 
     low: float
     high: float
+
+    @property
+    def is_wide(self) -> bool:
+        """No frame shows when it was: the network had stopped, or Twilio sends none."""
+        return self.high - self.low > FRAME_MS + 1
 
     @property
     def latest(self) -> float:
@@ -113,32 +130,53 @@ class MediaClock:
             # The clock started again.
             self._offset_ms = self._previous_offset_ms = math.inf
             self._end_ms = end_ms
-        self._end_ms = max(self._end_ms, end_ms)
+        # Not by `max` and `min`: this runs for each frame.
+        if end_ms > self._end_ms:
+            self._end_ms = end_ms
         self._last_frame_at = now
         if now - self._span_began > QUICKEST_SECONDS:
             self._previous_offset_ms, self._offset_ms = self._offset_ms, math.inf
             self._span_began = now
-        self._offset_ms = min(self._offset_ms, 1000 * now - self._end_ms)
+        offset_ms = 1000 * now - self._end_ms
+        if offset_ms < self._offset_ms:
+            self._offset_ms = offset_ms
 
     def read(self, now: float) -> Window:
         """Twilio's time (ms) at which a message that arrives now was sent."""
+        low = self._end_ms
         silent = now - self._last_frame_at
-        low = self._end_ms + (1000 * silent if silent > STALE_SECONDS else 0.0)
-        offset_ms = min(self._offset_ms, self._previous_offset_ms)
-        if math.isinf(offset_ms):
-            return Window(low, low + FRAME_MS)
+        if silent > STALE_SECONDS:
+            # It was sent at once and then held by the network, or only now, and Twilio
+            # sends no frames: the window has both.
+            return Window(low, max(low + 1000 * silent, self.guess(now)) + FRAME_MS)
         # Nothing crosses the network faster than the quickest frame did.
-        latest = max(low, 1000 * now - offset_ms) + 1.0
-        return Window(low, min(low + FRAME_MS, latest))
+        offset_ms = self._offset_ms
+        if offset_ms > self._previous_offset_ms:
+            offset_ms = self._previous_offset_ms
+        latest = 1000 * now - offset_ms + 1.0
+        if latest >= low + FRAME_MS or offset_ms == math.inf:  # inf: no frame yet
+            latest = low + FRAME_MS
+        return Window(low, latest if latest > low + 1.0 else low + 1.0)
 
     def guess(self, now: float) -> float:
-        """Twilio's time (ms) at `now`: that of the last frame, plus the time since by
-        our clock."""
-        return self._end_ms + 1000 * (now - self._last_frame_at)
+        """Twilio's time (ms) at which a message was sent that arrives at `now` and is
+        as quick as the quickest frame."""
+        offset = self._offset
+        if offset == math.inf:
+            return self._end_ms + 1000 * (now - self._last_frame_at)
+        return 1000 * now - offset
+
+    @property
+    def end_ms(self) -> float:
+        """Twilio's time (ms) at the end of the last frame."""
+        return self._end_ms
+
+    @property
+    def _offset(self) -> float:
+        return min(self._offset_ms, self._previous_offset_ms)
 
 
-@dataclass(slots=True)
-class SentMark:
+class SentMark(msgspec.Struct):
     name: str
     position: int
     sent_at: float
@@ -148,8 +186,7 @@ class SentMark:
     fence: bool = False
 
 
-@dataclass(slots=True)
-class Span:
+class Span(msgspec.Struct):
     """Consecutive audio of one item in the stream that may not have been played yet."""
 
     key: Key
@@ -157,8 +194,7 @@ class Span:
     end: int
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(msgspec.Struct):
     """Bytes of one item: sent to Twilio, and known to be heard."""
 
     sent: int = 0
@@ -187,8 +223,9 @@ class Playback:
         self._tallies: dict[Key, Tally] = {}
         self._origin: Window | None = None
         """When byte 0 would have begun, had all bytes been played without a pause."""
-        self._flushed: Window | None = None
-        """When the clear in progress took effect, known from a mark that it flushed."""
+        self._undecided: list[tuple[SentMark, Window]] = []
+        """Marks that came back while a fence has not: played, or flushed. Only the
+        marks behind them, and the fence, show which."""
         self._serial = 0
         self._last_mark = 0
         self._last_starts = False
@@ -222,6 +259,10 @@ class Playback:
             return None
         return self._new_mark(now, starts=False)
 
+    def probe(self, now: float) -> str:
+        """A mark without audio, for a stream that sends nothing."""
+        return self._new_mark(now, starts=now >= self._queue_ends)
+
     def fence(self, now: float) -> str:
         """The mark to send right behind a `clear`: its echo dates the clear."""
         name = self._new_mark(now, starts=True)
@@ -240,11 +281,17 @@ class Playback:
             pass
         moment = self.clock.read(now)
         if mark.starts or mark.fence:
-            self.round_trip = min(self.round_trip, now - mark.sent_at)
+            if moment.is_wide:
+                # Twilio echoed it at once, so it was sent a round trip after our mark.
+                sent = max(moment.low, self._echoed_at_once(mark.sent_at))
+                moment = Window(moment.low, min(sent + FRAME_MS, moment.high))
+            else:
+                self.round_trip = min(self.round_trip, now - mark.sent_at)
         if mark.fence:
-            cut = self._flushed or moment
-            self._cut_at(mark.position, self._position(cut.latest))
-        elif mark.position >= self.played and self._was_played(mark, moment):
+            self._settle_clear(mark, moment)
+        elif self._may_be_flushed(moment):
+            self._undecided.append((mark, moment))
+        elif mark.position >= self.played:
             self._pin(mark, moment)
             self._advance(mark.position)
         return mark
@@ -256,18 +303,21 @@ class Playback:
         `ended_at`: when the stream ended, perhaps before the clear reached Twilio."""
         for mark in self._marks:
             if mark.name == fence:
-                trip = 0.0 if math.isinf(self.round_trip) else self.round_trip
-                moment = self.clock.guess(sent_at) + 1000 * trip
-                if self._flushed:
-                    moment = self._flushed.latest
+                moment = self._cleared_at(sent_at)
                 if not math.isinf(ended_at):
+                    if self._origin is None and not self._undecided:
+                        # Nothing shows that the audio has arrived.
+                        self._cut_at(mark.position, self.played)
+                        continue
                     moment = min(moment, self.clock.read(ended_at).latest)
-                self._cut_at(mark.position, self._position(moment))
+                self._settle_clear(mark, Window(moment - 1, moment))
 
     def stop(self, now: float) -> None:
         """The stream has ended: the caller heard only what was played until now. That
         is not beyond the next mark, which would have come back: a broken stream is
         noticed late, and what was sent meanwhile was not played."""
+        if self._origin is None:
+            return  # nothing shows that the rest has begun
         position = self._position(self.clock.read(now).latest)
         ahead = (it.position for it in self._marks if it.position > self.played)
         self._advance(min(position, next(ahead, position)))
@@ -291,6 +341,24 @@ class Playback:
     def heard_by(self, now: float) -> int:
         """Position that is played at `now`, by our clock (an estimate)."""
         return self._position(self.clock.guess(now))
+
+    def cleared_by(self, sent_at: float) -> int:
+        """Position at which the clear sent at `sent_at`, whose fence is not back, takes
+        effect (an estimate)."""
+        return self._position(self._cleared_at(sent_at))
+
+    @property
+    def is_dated(self) -> bool:
+        """A mark has shown when the audio that is playing began."""
+        return self._origin is not None
+
+    def cleared_before(self, sent_at: float) -> int:
+        """Position before which that clear takes effect: the estimate, and what a
+        network that stops may add."""
+        due = self._echoed_at_once(sent_at)
+        stopped = math.isinf(self.round_trip) or self.clock.end_ms > due + TOGETHER_MS
+        more = STOPPED_MS if stopped else MARGIN_MS
+        return self._position(self._cleared_at(sent_at) + more)
 
     def ahead(self, key: Key, position: int) -> int:
         """Bytes of this item that were sent and lie behind `position`."""
@@ -344,25 +412,70 @@ class Playback:
             self._spans[-1].end = self.sent
         else:
             self._spans.append(Span(key, start, self.sent))
-        self._tallies.setdefault(key, Tally()).sent += size
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = Tally()
+        tally.sent += size
         seconds = size / BYTES_PER_MS / 1000
         self._queue_ends = max(self._queue_ends, now) + seconds
 
-    def _was_played(self, mark: SentMark, moment: Window) -> bool:
-        """True: the mark was played, not flushed. Only while a fence has not come back
-        can a mark have been flushed."""
-        if not any(pending.fence for pending in self._marks):
-            return True
-        if self._flushed:
-            return False  # a clear flushes all marks behind a flushed one
-        if self._origin is None:
-            return mark.starts
-        due = self._origin.latest + mark.position / BYTES_PER_MS
-        if due > moment.latest + CLEARLY_EARLY_MS:
-            # Twilio returns a flushed mark at the moment of the clear itself, but the
-            # fence only after the fence has crossed the network, too.
-            self._flushed = moment
-        return due <= moment.latest
+    def _may_be_flushed(self, moment: Window) -> bool:
+        """A clear whose fence is not back may have taken effect before this moment."""
+        for mark in self._marks:
+            if mark.fence:
+                sent = self.clock.guess(mark.sent_at)
+                return moment.latest + CLEARLY_EARLY_MS > sent
+        return False
+
+    def _echoed_at_once(self, sent_at: float) -> float:
+        """Twilio's time (ms) at which a message sent at `sent_at` arrives there, if
+        both ways are quick."""
+        trip = 0.0 if self.round_trip == math.inf else self.round_trip
+        return self.clock.guess(sent_at) + 1000 * trip
+
+    def _cleared_at(self, sent_at: float) -> float:
+        """Twilio's time (ms) at which a clear took effect whose fence is not back."""
+        # The fence would have come before the last frame, had the clear been earlier.
+        return max(self._echoed_at_once(sent_at), self.clock.end_ms)
+
+    def _settle_clear(self, fence: SentMark, moment: Window) -> None:
+        """A clear took effect before `moment`, when its fence was sent: decides which
+        marks were played, and cuts the rest."""
+        echoes, self._undecided = self._undecided, []
+        held = moment.latest > self._echoed_at_once(fence.sent_at) + TOGETHER_MS
+        cut_at: int | None = None
+        for number, (mark, echoed) in enumerate(echoes):
+            if mark.position < self.played:
+                continue
+            if self._origin is None:
+                if not mark.starts:
+                    break
+                due = echoed.low
+            else:
+                due = self._origin.latest + mark.position / BYTES_PER_MS
+            if due > echoed.latest + CLEARLY_EARLY_MS:
+                # Twilio returns a flushed mark at the moment of the clear itself, but
+                # the fence only after the fence has crossed the network, too.
+                moment = moment if echoed.is_wide else echoed
+                break
+            behind = echoes[number + 1 :]
+            together = _came_together(mark, echoed, behind, moment)
+            late = echoed.low > due + CLEARLY_EARLY_MS and (held or not mark.starts)
+            if late and together:
+                # Playing had paused before the mark. Nothing shows where, nor whether
+                # it has gone on since.
+                cut_at = (self.played + mark.position) // 2
+                break
+            played_at = min(echoed.latest, echoed.low + FRAME_MS)
+            if due <= played_at + (0 if together else FRAME_MS):
+                self._pin(mark, echoed)
+                self._advance(mark.position)
+        if cut_at is None:
+            cut_at = self._position(moment.latest)
+            if held and self.played < fence.position <= cut_at:
+                # The network may have held the last piece, too.
+                cut_at = (self.played + fence.position) // 2
+        self._cut_at(fence.position, cut_at)
 
     def _pin(self, mark: SentMark, moment: Window) -> None:
         """A mark was played: computes from its moment when byte 0 would have begun."""
@@ -376,10 +489,25 @@ class Playback:
     def _position(self, moment_ms: float) -> int:
         """Position played at `moment_ms` of Twilio's clock: at least `played`, at most
         `sent`."""
-        if self._origin is None:
+        origin = self._origin or self._expected_origin()
+        if origin is None:
             return self.played
-        position = int((moment_ms - self._origin.latest) * BYTES_PER_MS)
+        position = int((moment_ms - origin.latest) * BYTES_PER_MS)
         return max(self.played, min(position, self.sent))
+
+    def _expected_origin(self) -> Window | None:
+        """The origin, if the start mark that has not come back, or is not decided, was
+        echoed at once; None: none was sent since the last clear."""
+        back = [it for it in self._undecided if it[0].starts]
+        if back and back[0][0].position >= self.played:
+            mark, moment = back[0]
+            return moment.earlier(mark.position / BYTES_PER_MS)
+        sent = next((it for it in self._marks if it.position >= self.played), None)
+        if sent is None or sent.fence or not sent.starts:
+            return None
+        moment_ms = self._echoed_at_once(sent.sent_at)
+        window = Window(moment_ms, moment_ms)
+        return window.earlier(sent.position / BYTES_PER_MS)
 
     def _cut_at(self, fence: int, position: int) -> None:
         """A clear took effect at `position`: the audio from there to the fence is gone.
@@ -394,7 +522,6 @@ class Playback:
                 self._spans.popleft()
             self.played = fence
         self._origin = None
-        self._flushed = None
 
     def _advance(self, position: int) -> None:
         """Everything before `position` was played: counts it as heard."""
@@ -408,6 +535,24 @@ class Playback:
             if span.start == span.end:
                 self._spans.popleft()
         self.played = position
+
+
+def _came_together(
+    mark: SentMark,
+    echoed: Window,
+    behind: Sequence[tuple[SentMark, Window]],
+    fence: Window,
+) -> bool:
+    """The mark came back together with the fence, or with a mark so far behind it that
+    not both were played."""
+    if fence.latest - echoed.latest <= TOGETHER_MS:
+        return True
+    for other, moment in behind:
+        apart = moment.latest - echoed.latest
+        audio_ms = (other.position - mark.position) / BYTES_PER_MS
+        if apart <= FRAME_MS and audio_ms > apart + CLEARLY_EARLY_MS:
+            return True
+    return False
 
 
 def _piece(size: int, *, dry: bool, low: bool) -> int:

@@ -143,6 +143,13 @@ class ResponseHead(msgspec.Struct, frozen=True):
     status: Id | None = None
     status_details: StatusDetails | None = None
     usage: Any = None
+    output: Any = None
+
+    @property
+    def acted(self) -> bool:
+        """Some item of it is no message: a tool was called, by whomever."""
+        items = self.output if isinstance(self.output, list) else []
+        return any(isinstance(it, dict) and it.get("type") != "message" for it in items)
 
     @property
     def used(self) -> Usage | None:
@@ -262,6 +269,9 @@ class Format(msgspec.Struct, frozen=True):
 class TurnDetection(msgspec.Struct, frozen=True):
     create_response: bool | None = None
     interrupt_response: bool | None = None
+    type: Any = None
+    silence_duration_ms: Any = None
+    eagerness: Any = None
 
 
 class SessionInput(msgspec.Struct, frozen=True):
@@ -281,6 +291,7 @@ class SessionAudio(msgspec.Struct, frozen=True):
 
 class SessionDetails(msgspec.Struct, frozen=True):
     audio: SessionAudio | None = None
+    output_modalities: Any = None
 
 
 class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
@@ -295,6 +306,12 @@ class SessionUpdated(msgspec.Struct, frozen=True, tag="session.updated"):
         taken = audio.input.format if audio and audio.input else None
         sent = audio.output.format if audio and audio.output else None
         return (taken.type if taken else None, sent.type if sent else None)
+
+    @property
+    def speaks(self) -> bool:
+        """False: the server says that its answers are not audio."""
+        modalities = self.session.output_modalities
+        return not isinstance(modalities, list) or "audio" in modalities
 
     @property
     def turns(self) -> TurnDetection:
@@ -337,10 +354,8 @@ class Other(msgspec.Struct, frozen=True, tag=False):
     type: str
 
 
-KnownEvent = (
-    AudioDelta
-    | AudioDone
-    | TranscriptDelta
+RareEvent = (
+    AudioDone
     | SpeechStarted
     | SpeechStopped
     | PlayoutStarted
@@ -361,37 +376,40 @@ KnownEvent = (
     | SessionUpdated
     | ModelError
 )
-"""The events that the core handles."""
+KnownEvent = AudioDelta | TranscriptDelta | RareEvent
+"""The events that the core handles; most of them are the first two."""
 
 ServerEvent = KnownEvent | Other
 
 
+_decode_known: Callable[[str], KnownEvent] = msgspec.json.Decoder(KnownEvent).decode
 _decode_head: Callable[[str], Other] = msgspec.json.Decoder(Other).decode
-_DECODE: dict[object, Callable[[str], Any]] = {
-    kind.__struct_config__.tag: msgspec.json.Decoder(kind).decode
-    for kind in get_args(KnownEvent)
-}
+_KNOWN = {kind.__struct_config__.tag for kind in get_args(KnownEvent)}
 
 
 def decode(text: str) -> ServerEvent:
     """Reads one server event. Raises ProtocolError, whose reason says what is wrong
     with it."""
     try:
+        event = _decode_known(text)
+    except UNREADABLE:
+        return _decode_other(text)
+    if isinstance(event, AudioDelta):
+        if len(event.delta) > MAX_DELTA_CHARS:
+            raise ProtocolError("audio delta too large")
+        if not g711.is_payload(event.delta):
+            # Twilio would play nothing and only warn (31951), so check here.
+            raise ProtocolError("audio delta is not base64")
+    return event
+
+
+def _decode_other(text: str) -> Other:
+    try:
         head = _decode_head(text)
     except msgspec.ValidationError:
         raise ProtocolError("event has no type field") from None
     except UNREADABLE:
         raise ProtocolError("event is no JSON") from None
-    decode_event = _DECODE.get(head.type)
-    if decode_event is None:
-        return head
-    try:
-        event: ServerEvent = decode_event(text)
-    except UNREADABLE:
-        raise ProtocolError(f"{head.type} of the wrong shape") from None
-    if isinstance(event, AudioDelta) and len(event.delta) > MAX_DELTA_CHARS:
-        raise ProtocolError("audio delta too large")
-    if isinstance(event, AudioDelta) and not g711.is_payload(event.delta):
-        # Twilio would play nothing and only warn (31951), so check here.
-        raise ProtocolError("audio delta is not base64")
-    return event
+    if head.type in _KNOWN:
+        raise ProtocolError(f"{head.type} of the wrong shape")
+    return head

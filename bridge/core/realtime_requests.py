@@ -54,6 +54,11 @@ def clear_playout(event_id: str) -> str:
     return _client_event("output_audio_buffer.clear", event_id)
 
 
+def commit(event_id: str) -> str:
+    """Ends the caller's turn. The server does not respond to it by itself."""
+    return _client_event("input_audio_buffer.commit", event_id)
+
+
 def create_response(event_id: str) -> str:
     return _client_event("response.create", event_id)
 

@@ -3,9 +3,9 @@
 Says how long to wait. model/wire.py dials, and adds the jitter.
 """
 
-READY_SECONDS = 15.0
+READY_SECONDS = 10.0
 """Longest time from the start of a call to the model's session.updated; no caller waits
-longer in silence. A handshake and a model that is slow to start take 1-3 s."""
+longer for the agent. A handshake and a model that is slow to start take 1-3 s."""
 
 AWAY_SECONDS = 20.0
 """Longest time from the loss of a model to the next session; the caller's audio is held

@@ -25,7 +25,12 @@ BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0)
 holds for all further ones."""
 
 RATE_LIMIT_SECONDS = 1.0
-"""Least wait after a rate limit: a retry at once would reach it again."""
+"""Least wait after a rate limit for which the server gives no time: a retry at once
+would reach it again."""
+
+LEAST_SECONDS = 0.1
+"""Least wait that a server may ask for: a server that always asks for none would be
+asked in a tight loop."""
 
 SPREAD = 0.25
 """A retry waits up to this share longer, by the call: calls that reach a rate limit
@@ -33,6 +38,21 @@ together do not retry together."""
 
 MAX_LATE = 2
 """This many responses without progress in a row end the call: nobody waits longer."""
+
+MAX_SILENT = 3
+"""This many completed responses without a sound in a row end the call."""
+
+MAX_UNFINISHED = 2
+"""This many responses in a row that broke off are continued: an agent with a low limit
+of tokens would talk for ever."""
+
+OWN_SECONDS = 10.0
+"""After a request in the place of the server's own response: that one may still come,
+and is the second answer to the same turn."""
+
+RESULTS_SECONDS = 2.5
+"""Longest wait for the results of other tools of the same response. Then the agent
+speaks of what it has."""
 
 NOW = float("-inf")
 """A wanted response may be requested as soon as the model is free."""
@@ -105,6 +125,11 @@ class Response:
     """Some of its audio went to the caller."""
     called_tool: bool = False
     """It calls a function tool, whose result requests another response."""
+    is_awaited: bool = True
+    """The caller waits for it: the bridge has requested it, or the server answers the
+    caller's turn. Others are user code's own, and may be without a sound."""
+    acted: bool = False
+    """It has an item that is no message: a tool was called, by whomever."""
     open_calls: dict[str, None] = field(default_factory=dict)
     """Ids of its function calls that the model has not completed."""
 
@@ -129,9 +154,16 @@ class Responses:
         """When a response was last requested, or any part of one received."""
         self.spread = 0.0
         """Share of SPREAD by which retries of this call wait longer: 0 to 1."""
+        self._held_until = NOW
+        """A wanted response waits for the results of other tools until then."""
+        self._own_until = NOW
+        """Until then, the server's own response to the caller's turn may come in
+        addition to the one that was requested in its place."""
         self._failing_since: float | None = None
         self._retries = 0
         self._late = 0
+        self._silent = 0
+        self._unfinished = 0
 
     # --- requests ---
 
@@ -141,22 +173,52 @@ class Responses:
         self._wanted_at = max(at, NOW if self._wanted_at is None else self._wanted_at)
         self.made_progress(now)
 
+    def hold(self, now: float, *, waits: bool) -> None:
+        """`waits`: results of other tools are still awaited; the time begins with the
+        first result."""
+        if not waits:
+            self._held_until = NOW
+        elif self._held_until < now:
+            self._held_until = now + RESULTS_SECONDS
+
+    def is_held(self, now: float) -> bool:
+        """A response is wanted, and waits for results of tools."""
+        return self.is_wanted and now < self._held_until
+
+    def answer_turn(self, now: float, *, again: bool = False) -> None:
+        """The server has not begun its own response to the caller's turn: one is
+        requested in its place, unless one is under way. `again`: the one that is under
+        way answers an earlier turn."""
+        self.unanswered = False
+        self._own_until = now + OWN_SECONDS
+        if again or not self.generating:
+            self.want(now)
+
+    def is_answered(self, now: float) -> bool:
+        """The server has refused one of two responses to the same turn: the other one
+        is being generated."""
+        answered = now < self._own_until and bool(self._running)
+        if answered:
+            self._own_until = NOW
+        return answered
+
     def made_progress(self, now: float) -> None:
         """Part of a response has arrived, or something excuses that none has. The time
         of a retry that is under way stays: until then no response can come."""
         self.progress = max(now, NOW if self._wanted_at is None else self._wanted_at)
 
-    def take_request(self, now: float) -> bool:
-        """True: response.create must be sent now. The caller of this method has checked
-        that the session and the stream are there."""
-        if self._wanted_at is None or now < self._wanted_at:
-            return False
-        if self.is_requested or self._running:
-            return False
-        self._wanted_at = None
+    def requested(self, now: float) -> None:
+        """response.create is sent now, at `request_at` or later."""
+        self._wanted_at, self._held_until = None, NOW
         self._on(RequestEvent.SEND)
         self.made_progress(now)
-        return True
+
+    def repeat_request(self, now: float) -> None:
+        """The requested response, which the server has not created yet, does not know
+        all that it is to speak of: another one takes its place."""
+        if self._request is Request.SENT:
+            self._on(RequestEvent.STOP)
+            self.want(now)
 
     def request_failed(self) -> bool:
         """The requested response will not come. False: it was stopped, so nobody waits
@@ -177,7 +239,8 @@ class Responses:
         if answers:
             # The server's response is another try, with a time of its own.
             self._wanted_at = self._failing_since = None
-            self._retries = 0
+            self._own_until = self._held_until = NOW
+            self._retries = self._silent = self._unfinished = 0
             if any(it.sent_audio for key, it in self._running.items() if key in cut):
                 self._late = 0  # the caller heard it, and did not wait for its end
         self.made_progress(now)
@@ -187,6 +250,7 @@ class Responses:
         was stopped."""
         if self._request is Request.SENT:
             self.want(now)
+        self._own_until = NOW
         self._on(RequestEvent.FAILED)
         self.made_progress(now)
 
@@ -196,6 +260,11 @@ class Responses:
         if wants or self.is_requested:
             self.want(now)
         self._on(RequestEvent.STOP)
+
+    def expect_no_second(self) -> None:
+        """A response that the bridge has not requested is no second answer to the turn
+        before: the caller speaks again, or user code has requested it."""
+        self._own_until = NOW
 
     def turn_ended(self) -> None:
         """The caller has stopped speaking."""
@@ -210,36 +279,53 @@ class Responses:
         return self._request is not Request.NONE
 
     @property
+    def is_ignored(self) -> bool:
+        """The response that was requested in the place of the server's own has not been
+        created either."""
+        return self.is_requested and self.progress < self._own_until
+
+    @property
     def is_wanted(self) -> bool:
         return self._wanted_at is not None
 
     @property
-    def due_at(self) -> float | None:
-        """When the retry that is under way is due; None: there is none, or another
-        response must end first."""
-        if self.is_requested or self._running or self._wanted_at == NOW:
+    def request_at(self) -> float | None:
+        """From when on the wanted response may be requested: NOW, or the time of a
+        retry, or until when it waits for results of tools. None: none is wanted, or
+        another response must end first."""
+        if self._wanted_at is None or self._running or self.is_requested:
             return None
-        return self._wanted_at
+        return max(self._wanted_at, self._held_until)
 
     @property
     def generating(self) -> bool:
         """A response is owed, requested, or being generated and not cut."""
         if self.is_requested or self.is_wanted:
             return True
-        return any(not response.is_cut for response in self._running.values())
+        return bool(self._running) and not all(
+            [response.is_cut for response in self._running.values()]
+        )
 
     # --- what the server generates ---
 
     def created(self, response_id: str, *, has_stream: bool, now: float) -> bool:
-        """The server began a response. False: it was stopped meanwhile and must be
-        cancelled. Without a stream nobody hears it: it is cancelled, and wanted."""
+        """The server began a response. False: it was stopped meanwhile, or is a second
+        one to the same turn, and must be cancelled. Without a stream nobody hears it:
+        it is cancelled, and wanted."""
         stopped = self._request is Request.STOPPED or not has_stream
+        if now < self._own_until and not self.is_requested:
+            # The server's own response, late: in the place of the one that is wanted
+            # for the turn, or a second one.
+            stopped = stopped or not self.is_wanted
+            self._own_until, self._wanted_at = NOW, None
+        awaited = self.is_requested or self.unanswered
         self._on(RequestEvent.CREATED)
         self.unanswered = False
         self.made_progress(now)
         if not has_stream and not self.is_wanted:
             self._wanted_at = NOW
-        remember(self._running, response_id, Response(), MAX_OPEN)
+        response = Response(is_awaited=awaited)
+        remember(self._running, response_id, response, MAX_OPEN)
         if stopped:
             self.cut(response_id)
         return not stopped
@@ -278,6 +364,18 @@ class Responses:
         """A response is complete. One that is only audible may fail or stall yet: a
         server that never completes any would be asked without end."""
         self._failing_since, self._retries, self._late = None, 0, 0
+        self._silent = self._unfinished = 0
+
+    def may_continue(self) -> bool:
+        """A response broke off. True: another one may continue it."""
+        self._unfinished += 1
+        return self._unfinished <= MAX_UNFINISHED
+
+    def silent(self) -> bool:
+        """A response that the caller waits for is complete, without a sound. False: the
+        call must end."""
+        self._silent += 1
+        return self._silent < MAX_SILENT
 
     def late(self) -> bool:
         """A response made no progress. False: the call must end."""
@@ -293,9 +391,11 @@ class Responses:
         end."""
         if self._failing_since is None:
             self._failing_since = now
-        wait = BACKOFF[min(self._retries, len(BACKOFF) - 1)] if after is None else after
-        if rate_limit:
-            wait = max(wait, RATE_LIMIT_SECONDS)
+        if after is not None:
+            wait = max(after, LEAST_SECONDS)
+        else:
+            wait = BACKOFF[min(self._retries, len(BACKOFF) - 1)]
+            wait = max(wait, RATE_LIMIT_SECONDS) if rate_limit else wait
         wait *= 1 + SPREAD * self.spread
         if now + wait > self._failing_since + RETRY_SECONDS:
             return None

@@ -60,6 +60,30 @@ MOVED = (
 agent does not respond."""
 
 
+UNFINISHED = {
+    # Message to the agent whose answer broke off: reason of the server -> text.
+    "max_output_tokens": (
+        "Your last answer was too long and broke off; the caller hears it up to its "
+        "last word. Go on from exactly there, in the middle of the sentence if need "
+        "be, and be brief. Do not repeat anything and do not mention it."
+    ),
+    "content_filter": (
+        "A content filter has stopped your last answer; the caller hears it up to its "
+        "last word. Do not go on with it. Say in one short sentence that you cannot "
+        "say that, and offer something else."
+    ),
+}
+
+
+RESUME = (
+    "What stopped you was noise: the caller has said nothing. Of your last answer they "
+    "heard no more than you see. Go on from exactly there, in the middle of the "
+    "sentence if need be. Do not repeat anything, do not greet, do not mention the "
+    "interruption."
+)
+"""Sent to the agent after an interruption in which the caller said nothing."""
+
+
 class Prices(msgspec.Struct, frozen=True):
     """Per million tokens, in the unit of the cost limit."""
 
@@ -70,12 +94,28 @@ class Prices(msgspec.Struct, frozen=True):
     output_audio: float = 0.0
 
 
+class Recording(msgspec.Struct, frozen=True):
+    """Audio that a call begins with, in place of words of the agent."""
+
+    id: str
+    """Of its item: the agent knows it as something that it has said."""
+    payload: str
+    """Base64 mu-law."""
+    words: str
+    interruptible: bool = True
+
+
 class Rules(msgspec.Struct, frozen=True):
     """A rule that is None does not apply. Stored in traces: field names do not
     change."""
 
     greeting: str | None = None
     """Instruction for the agent's first response; None: the caller speaks first."""
+    recordings: tuple[Recording, ...] = ()
+    """Played one after the other when the call begins, before any greeting."""
+    greeting_interruptible: bool = True
+    """False: the caller hears the greeting to its end; the model gets what they say
+    meanwhile afterwards."""
     silent_seconds: float | None = None
     """After this much silence the agent asks whether the caller is still there."""
     silent_asks: int = 2
@@ -88,6 +128,8 @@ class Rules(msgspec.Struct, frozen=True):
     """What the call has cost on earlier streams."""
     key_pause_seconds: float = 2.0
     """A longer pause between two keys ends the input."""
+    key_stops_agent: bool = True
+    """The first key of an input stops the agent; False: the complete input does."""
     key_actions: tuple[str, ...] = ()
     """Key inputs for which the route has an action; the agent does not get them."""
     history: tuple[HistoryItem, ...] = ()
@@ -100,3 +142,8 @@ class Rules(msgspec.Struct, frozen=True):
     """As `word`, but the agent does not respond: the caller noticed nothing."""
     session_seconds: float | None = None
     """Age at which a model session is replaced by another one."""
+    resumes_after_noise: bool = True
+    """The agent goes on if the speech that interrupted it had no words."""
+    waiting_sound: str | None = ""
+    """Played while the caller waits for the agent in silence: base64 mu-law, again and
+    again. Empty: a soft tone. None: nothing."""

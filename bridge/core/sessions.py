@@ -5,6 +5,7 @@ decides what a session is sent.
 """
 
 import math
+from collections.abc import Callable
 
 from bridge.core.commands import CloseConnection, Command, Dial, Note, Switch
 from bridge.core.redial import SPARE_SECONDS, Redial
@@ -20,19 +21,19 @@ PROBE_AFTER_SECONDS = 5.0
 """A server that sends nothing for this long is probed. It may be healthy: nobody
 speaks."""
 
+EXPECTED_SECONDS = 2.0
+"""The same if an event is due: a response was requested, or the caller is loud and the
+server hears no speech."""
+
+EXPECTED_EVERY_SECONDS = 1.0
+"""Between two checks whether an event is due."""
+
 PROBE_ANSWER_SECONDS = 4.0
 """Longest wait for the answer to a probe; then the session is lost. Servers have hung
 while their sockets still answered pings."""
 
 FIRST_CONNECTION = 1
 """Number of the first connection, which is dialled without a `Dial`."""
-
-COMFORT_SECONDS = 3.0
-"""From the loss of the model to the first comfort tone, which tells the caller that the
-line works."""
-
-COMFORT_EVERY_SECONDS = 4.0
-"""Between two comfort tones while the model is away."""
 
 
 class Sessions:
@@ -67,12 +68,13 @@ class Sessions:
         replacement is already under way."""
         self._configure_by: float | None = None
         """When the connection in use is given up, unless it has become a session."""
-        self._comfort_at = now
         self._began_at = -math.inf
         """When the session took over from another."""
         self._last_event_at = now
         """When the server last sent an event, or was last sent a probe."""
-        self._probed = False
+        self._check_at = now
+        """When it is checked next whether a probe must be sent."""
+        self.probed = False
         """A probe was sent, and no event has come since."""
         self._probe_open = False
         """A probe was sent, and no session.updated has come since."""
@@ -83,7 +85,7 @@ class Sessions:
     def start(self, now: float) -> None:
         """The call begins: the first connection is being dialled."""
         self._redial = Redial(now)
-        self._comfort_at = self._last_event_at = now
+        self._last_event_at = self._check_at = now
 
     @property
     def had_session(self) -> bool:
@@ -94,11 +96,6 @@ class Sessions:
     def lost_at(self) -> float:
         """When the caller was last left without a model."""
         return self._redial.lost_at
-
-    @property
-    def is_away(self) -> bool:
-        """There was a session, and there is none now."""
-        return self.had_session and not self.has_session
 
     def is_given_up(self, now: float) -> bool:
         """The caller has waited for a session as long as they may."""
@@ -119,6 +116,7 @@ class Sessions:
         if self._answers_probes is None:
             # Probe at once, to learn whether this server answers probes.
             self._last_event_at -= PROBE_AFTER_SECONDS
+            self._check_at = now
         self._old_at = None if lasts is None else now + lasts
 
     def lost(self, connection: int) -> bool:
@@ -136,7 +134,6 @@ class Sessions:
             self.in_use = None
         if self.has_session:
             self.left_why = why
-            self._comfort_at = now + COMFORT_SECONDS
             self._redial.lost(now)  # without a session the same outage continues
         self.has_session = False
         self._old_at = self._configure_by = None
@@ -168,7 +165,8 @@ class Sessions:
     def event_received(self, now: float) -> None:
         """The server sent an event: it is alive."""
         self._last_event_at = now
-        self._probed = False
+        self._check_at = now + EXPECTED_SECONDS
+        self.probed = False
 
     def probe_answered(self, now: float) -> None:
         """The server sent a message that may answer a probe: a session.updated, or an
@@ -178,35 +176,40 @@ class Sessions:
         self._probe_open = False
         self.event_received(now)
 
-    def take_probe(self, now: float) -> bool:
-        """True: a probe must be sent now; False until the next one is due."""
-        if not self.has_session or self._probed or self._answers_probes is False:
+    def take_probe(self, now: float, expects: Callable[[], bool]) -> bool:
+        """True: a probe must be sent now; False until the next one is due. `expects`:
+        whether an event of the server is due."""
+        if not self.has_session or self.probed or self._answers_probes is False:
             return False
-        if now < self._last_event_at + PROBE_AFTER_SECONDS:
+        if now < self._check_at:
             return False
-        self._probed = self._probe_open = True
+        probe_at = self._last_event_at + PROBE_AFTER_SECONDS
+        if now < probe_at and not expects():
+            self._check_at = min(now + EXPECTED_EVERY_SECONDS, probe_at)
+            return False
+        self.probed = self._probe_open = True
         self._last_event_at = now
         return True
 
     def _is_mute(self, now: float) -> bool:
         """True: the server, which answered earlier probes, did not answer this one. A
         server that has never answered a probe is not probed again."""
-        if not self.has_session or not self._probed:
+        if not self.has_session or not self.probed:
             return False
         if now < self._last_event_at + PROBE_ANSWER_SECONDS:
             return False
         if self._answers_probes:
             return True
-        self._answers_probes, self._probed = False, False
+        self._answers_probes, self.probed = False, False
         return False
 
     @property
     def _probe_due(self) -> float | None:
-        if self._probed:
+        if self.probed:
             return self._last_event_at + PROBE_ANSWER_SECONDS
         if self._answers_probes is False:
             return None
-        return self._last_event_at + PROBE_AFTER_SECONDS
+        return self._check_at
 
     def _switch(self, connection: int, now: float) -> list[Command]:
         self.in_use = connection
@@ -237,24 +240,13 @@ class Sessions:
         self._old_at = None
         return [Note("session_old"), self._dial(0.0)]
 
-    def take_comfort_tone(self, now: float) -> bool:
-        """True: a comfort tone must be played now; False until the next one is due."""
-        if not self.is_away or now < self._comfort_at:
-            return False
-        self._comfort_at = now + COMFORT_EVERY_SECONDS
-        return True
-
     @property
     def due_at(self) -> float | None:
-        """When a probe, a roll-over, a comfort tone or a deadline is due."""
+        """When a probe, a roll-over or a deadline is due."""
         if self.has_session:
             probe, old = self._probe_due, self._old_at
             if probe is None or old is None:
                 return old if probe is None else probe
             return min(probe, old)
-        due = (
-            self._redial.expires,
-            self._configure_by,
-            self._comfort_at if self.had_session else None,
-        )
-        return min(at for at in due if at is not None)
+        expires, configure_by = self._redial.expires, self._configure_by
+        return expires if configure_by is None else min(expires, configure_by)

@@ -14,7 +14,7 @@ from bridge.core.responses import MAX_OPEN, remember
 from bridge.core.sessions import Sessions
 from bridge.core.speech import CallSpeech
 from bridge.core.stream_presence import StreamPresence
-from bridge.core.transcript import ItemTranscript
+from bridge.core.transcript import first_words
 from bridge.core.waits import HEARD_SECONDS
 
 CHARS_PER_SECOND = 15.0
@@ -98,14 +98,20 @@ class SipSpeech(CallSpeech):
         del self._played[response_id]
         return commands + self._record(played.words, 0.0)
 
+    def sounded(self, response_id: str) -> bool:
+        """The server may report only later that it plays."""
+        played = self._played.get(response_id)
+        return super().sounded(response_id) or bool(played and played.words)
+
     def playout(self, event: realtime_events.Playout, now: float) -> list[Command]:
         self.responses.made_progress(now)
         if isinstance(event, realtime_events.PlayoutStarted):
             return self._started(event.response_id, now)
         if isinstance(event, realtime_events.PlayoutCleared):
             return self._cleared(event.response_id, now)
-        played = self._played.pop(event.response_id, None)
-        return self._record(played.words if played else {}, None)
+        words = self._words_of(event.response_id)
+        self._played.pop(event.response_id, None)
+        return self._record(words, None)
 
     def _started(self, response_id: str, now: float) -> list[Command]:
         played = self._played.get(response_id)
@@ -161,8 +167,9 @@ class SipSpeech(CallSpeech):
             for response_id in running:
                 commands += self._cancel(response_id)
                 self.responses.cut(response_id)
-            if audible or any(self._played[it].words for it in running):
-                # Also before the server has reported that it plays.
+            # Also before the server has reported that it plays. A response may have
+            # been played to its end while it is generated: it calls a tool.
+            if audible or any(self._words_of(it) for it in running):
                 clear = realtime_requests.clear_playout(self._ids.next())
                 commands += self._to_model(clear)
         cut = {*running, *audible}
@@ -175,6 +182,10 @@ class SipSpeech(CallSpeech):
             }
             commands.append(Note("interrupted", data))
         return commands + self.request_if_free(now)
+
+    def _words_of(self, response_id: str) -> dict[str, str]:
+        played = self._played.get(response_id)
+        return played.words if played else {}
 
     def is_live(self, response_id: str) -> bool:
         return response_id in self._played
@@ -216,6 +227,5 @@ class SipSpeech(CallSpeech):
 
 
 def _heard(text: str, seconds: float) -> str:
-    words = ItemTranscript()
-    words.add(text, 0)
-    return words.heard(int(seconds * 1000), int(len(text) / CHARS_PER_SECOND * 1000))
+    share = seconds * CHARS_PER_SECOND / max(len(text), 1)
+    return text if share >= 1 else first_words(text, share)

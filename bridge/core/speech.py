@@ -4,6 +4,7 @@ AgentSpeech (agent_speech.py) sends the audio to the caller itself; SipSpeech
 (sip_speech.py) follows a server that does.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 from bridge.core import realtime_events, realtime_requests
@@ -24,7 +25,7 @@ class CallSpeech(ABC):
 
     Invariants:
     - A response is requested only if none is requested or generating, and if the model
-      knows what the caller heard of earlier ones (`fence_due_at` is None).
+      knows what the caller heard of earlier ones (`held_until` is None).
     - Without a session (Sessions) nothing is sent to the model; without a stream
       (StreamPresence) no response is requested.
     """
@@ -62,9 +63,11 @@ class CallSpeech(ABC):
         response = self.responses.get(event.response_id)
         if response and event.item.type == "message":
             remember(response.messages, event.item.id, None, MAX_OPEN)
-        elif response and event.item.type == "function_call":
-            response.called_tool = True
-            remember(response.open_calls, event.item.id, None, MAX_OPEN)
+        elif response:
+            response.acted = True
+            if event.item.type == "function_call":
+                response.called_tool = True
+                remember(response.open_calls, event.item.id, None, MAX_OPEN)
 
     def output_item_done(self, event: realtime_events.OutputItemDone) -> None:
         """An item of the response has ended. The SDK runs the tool of a function call
@@ -73,10 +76,22 @@ class CallSpeech(ABC):
         if item.type != "function_call" or item.status != "completed":
             return
         if item.call_id:
-            self._history.call_completed(item.call_id)
+            self._history.called(item.call_id)
         response = self.responses.get(event.response_id)
         if response:
+            response.acted = response.called_tool = True  # `added` may not have come
             response.open_calls.pop(item.id, None)
+
+    def sounded(self, response_id: str) -> bool:
+        """The caller hears some of this response, which has not ended."""
+        response = self.responses.get(response_id)
+        return response is not None and response.sent_audio
+
+    def leads_to_result(self, response_id: str) -> bool:
+        """A function tool runs that this response has called, or has run: its result
+        requests another response, also if this one fails."""
+        response = self.responses.get(response_id)
+        return response is not None and response.called_tool and not response.open_calls
 
     @abstractmethod
     def transcript_delta(
@@ -121,25 +136,34 @@ class CallSpeech(ABC):
 
     def request_if_free(self, now: float) -> list[Command]:
         """Requests the response that is owed, if there is one and the model is free."""
-        if not self._may_request or not self.responses.take_request(now):
+        due_at = self.responses.request_at
+        if due_at is None or now < self._after_fences(due_at):
             return []
-        return [ToModel(realtime_requests.create_response(ANSWER_ID))]
+        told = self.tell_heard()
+        self.responses.requested(now)
+        return [*told, ToModel(realtime_requests.create_response(ANSWER_ID))]
 
-    @property
-    def _may_request(self) -> bool:
-        if self.fence_due_at is not None or self._stream.is_lost:
-            return False
-        return self._sessions.has_session
+    def _after_fences(self, due_at: float) -> float:
+        """When a response that is due at `due_at` may be requested: it waits for the
+        fences that it needs, but not for long. Never without a session or a stream."""
+        if self._stream.is_lost or not self._sessions.has_session:
+            return math.inf
+        held_until = self.held_until
+        return due_at if held_until is None else max(due_at, held_until)
 
     @property
     def retry_at(self) -> float | None:
-        """When a response that failed is requested again; None: not by time."""
-        return self.responses.due_at if self._may_request else None
+        """When a response is requested that waits: after a failure, for results of
+        tools, or for a fence. None: not by time."""
+        due_at = self.responses.request_at
+        if due_at is None:
+            return None
+        request_at = self._after_fences(due_at)
+        return None if math.isinf(request_at) else request_at
 
     def retry_if_due(self, now: float) -> list[Command]:
-        """Requests a response that failed again, if its time has come."""
-        retry_at = self.retry_at
-        due = retry_at is not None and now >= retry_at
+        """Requests a response that waits, if its time has come."""
+        due = self.retry_at is not None
         return self.request_if_free(now) if due else []
 
     def request_failed(self, now: float) -> list[Command]:
@@ -222,13 +246,28 @@ class CallSpeech(ABC):
         """The caller has not heard all of the bridge's own audio yet."""
         return False
 
+    def stop_waiting_sound(self, now: float) -> list[Command]:
+        """Ends the sound that the caller hears while they wait."""
+        return []
+
     @property
-    def fence_due_at(self) -> float | None:
-        """When the oldest fence is late; None: no fence is awaited."""
+    def held_until(self) -> float | None:
+        """Until when a response waits for the fences of cuts that the model does not
+        know; None: it knows all."""
         return None
 
-    def give_up_late_fences(self, now: float) -> list[Command]:
-        """Settles every cut whose fence is late at `now`."""
+    @property
+    def fence_lost_at(self) -> float | None:
+        """When the oldest fence does not come any more; None: none is awaited."""
+        return None
+
+    def tell_heard(self) -> list[Command]:
+        """A response begins: tells the model what was heard of each cut whose fence is
+        not back."""
+        return []
+
+    def give_up_fences(self, now: float) -> list[Command]:
+        """Settles every cut whose fence does not come any more."""
         return []
 
     # --- only where the server plays the audio ---

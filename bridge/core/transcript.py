@@ -1,17 +1,9 @@
-"""The text of one spoken item, tied to its audio: which words were heard.
+"""The text of one spoken item, with the place in its audio at which it arrived.
 
-Text arrives as deltas, a little ahead of their audio. A delta belongs to the audio
-behind it, up to the next delta.
+Where the words lie in the audio: word_positions.py.
 """
 
 from collections.abc import Iterable
-
-from bridge.audio.g711 import BYTES_PER_MS
-
-MIN_CHAR_BYTES = 45 * BYTES_PER_MS
-"""Least audio of one character, in quick speech. If the last text has less, its last
-word is incomplete."""
-
 
 MAX_PIECE_CHARS = 4096
 """Deltas without audio between them are joined into one piece, up to this length: each
@@ -56,42 +48,17 @@ class ItemTranscript:
         """(byte of the audio at which the text arrived, text), in order."""
         return list(self._pieces)
 
-    def end_at(self, received_bytes: int) -> None:
-        """No more audio will arrive: drops text whose audio never arrived, and a last
-        word whose audio is incomplete."""
-        while len(self._pieces) > 1 and self._pieces[-1][0] >= received_bytes:
-            self._pieces.pop()
-        if not self._pieces:
-            return
-        at, text = self._pieces.pop()
-        came = received_bytes - (at if self._pieces else 0)
-        takes = len(text.strip()) * MIN_CHAR_BYTES
-        self._pieces.append(
-            (at, _first_words(text, came / takes) if came < takes else text)
-        )
-
-    def heard(self, heard_bytes: int, received_bytes: int) -> str:
-        """The text whose audio lies before `heard_bytes`, cut between two words.
-
-        If the audio of a delta was heard in part, the same share of its text counts.
-        """
-        if heard_bytes >= received_bytes:
-            return self.all
-        # Audio before the first text belongs to that text: some servers send all text
-        # after the audio.
-        starts = [0, *(at for at, _ in self._pieces[1:]), received_bytes]
-        heard = ""
-        for (_, text), start, end in zip(
-            self._pieces, starts, starts[1:], strict=False
-        ):
-            if heard_bytes >= end:
-                heard += text
-            elif heard_bytes > start:
-                heard += _first_words(text, (heard_bytes - start) / (end - start))
-        return heard
+    def keep(self, chars: int) -> None:
+        """Forgets the text behind so many characters."""
+        kept: list[tuple[int, str]] = []
+        for at, text in self._pieces:
+            kept.append((at, text[:chars]))
+            chars -= len(kept[-1][1])
+        self._pieces = [(at, text) for at, text in kept if text]
 
 
-def _first_words(text: str, share: float) -> str:
+def first_words(text: str, share: float) -> str:
+    """So much of a text, cut between two words."""
     cut = int(len(text) * share)
     while cut and not text[cut].isspace():
         cut -= 1  # do not count half a word

@@ -1,6 +1,6 @@
 """Waits for the moment at which the caller has heard all that the agent said. PURE."""
 
-from dataclasses import dataclass
+import msgspec
 
 from bridge.core.commands import WaitDone
 
@@ -16,8 +16,7 @@ MAX_WAITS = 256
 """Most waits at a time. Each tool may wait, and no model calls more tools at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """One wait, begun at `since` (seconds). `then`: (by, why) of the `End` that follows
     when the caller has heard everything."""
 
@@ -28,8 +27,7 @@ class Wait:
     """A barge-in ends the wait."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outstanding:
+class Outstanding(msgspec.Struct, frozen=True):
     """What the caller has yet to hear; times in seconds."""
 
     generating: bool

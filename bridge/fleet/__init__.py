@@ -10,6 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+NEXT_STEP_SECONDS = 60.0
+"""Twilio asks right after the stream has ended; if it does not, the call is over and
+its next step is dropped."""
+
 
 class Then(enum.Enum):
     """How a call goes on when its stream has ended."""
@@ -34,6 +38,17 @@ class NextStep:
     """Language of the sentence that Twilio says."""
     text: str = ""
     """The sentence that Twilio says; empty: the bridge's own."""
+    digits: str = ""
+    whisper: str = ""
+    accept: bool = False
+    """Of a TRANSFER: see bridge.agent.live.Transfer."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the step is stored. Twilio asks again about a TRANSFER when somebody
+        answers it, after up to `ring_seconds`: for the whisper."""
+        rings = self.ring_seconds if self.then is Then.TRANSFER else 0
+        return NEXT_STEP_SECONDS + rings
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +79,12 @@ class InstanceLoad:
 
 TAKEN = b"taken"
 """Message to the instance that had a call: a newer stream of the call has begun."""
+
+MAX_MEMBERS = 100
+"""Most members that `members` answers."""
+
+CLAIM_BYTES = 8
+"""Length of what `set_if_absent` stores if it is given no value."""
 
 Subscriber = Callable[[str, bytes], None]
 """Called with (call sid, message); must not block or raise. If the newer stream is on
@@ -115,9 +136,13 @@ class Registry(Protocol):
     async def pop(self, name: str) -> bytes | None:
         """As `get`, and deletes the value: of several callers only one gets it."""
 
-    async def set_if_absent(self, name: str, seconds: float) -> bool:
+    async def set_if_absent(
+        self, name: str, seconds: float, value: bytes | None = None
+    ) -> bool:
         """True for the first call with this name within so many seconds, False for
-        later ones: a ticket or a message that came twice."""
+        later ones: a ticket or a message that came twice. Of calls at once, on whatever
+        instances, one is the first; `get` gives its value. None: CLAIM_BYTES bytes, or
+        an empty value."""
 
     async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
         """Adds to a counter, which lives so many seconds from its first addition;
@@ -134,7 +159,12 @@ class Registry(Protocol):
         (None: no limit)."""
 
     async def release(self, name: str, member: str) -> None:
-        """Removes the member before its time is over."""
+        """Removes the member before its time is over. Does not wait for a Redis that is
+        away: the member is removed when it is back."""
+
+    async def members(self, name: str) -> list[str]:
+        """Members of the set `name`, those that expire first at the beginning: at most
+        MAX_MEMBERS; without Redis those of this instance."""
 
     async def publish(self, call_sid: str, message: bytes) -> None:
         """Sends a message about this call to all instances, including this one. Sent
@@ -151,6 +181,10 @@ class Registry(Protocol):
 
     async def reachable(self) -> bool:
         """An instance that starts later can read the values that this one puts now."""
+
+    def clock(self) -> float:
+        """Seconds since the epoch, by the clock that ends the time of stored values:
+        the same clock for all instances that reach Redis."""
 
     def format(self) -> int:
         """The format in which stored values are to be written (formats.py): the newest

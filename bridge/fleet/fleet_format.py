@@ -4,14 +4,14 @@ values under the names of that format (keys.py).
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from bridge.fleet import formats, keys
+from bridge.fleet.ignored import Ignored
 from bridge.fleet.redis_client import FAILURES, parts, reason_of
 from bridge.fleet.written_values import value_of
 
@@ -28,7 +28,12 @@ class FleetFormat:
     """The format in use, as the beats of the other instances decide it."""
 
     def __init__(
-        self, client: Redis, limit: float, pause: float, reached: asyncio.Event
+        self,
+        client: Redis,
+        limit: float,
+        pause: float,
+        reached: asyncio.Event,
+        ignored: Ignored,
     ) -> None:
         """`limit`: seconds for one answer of Redis. `pause`: seconds between two passes
         over the stored values. `reached` is set while Redis can be reached."""
@@ -39,6 +44,7 @@ class FleetFormat:
         self._limit = limit
         self._pause = pause
         self._reached = reached
+        self._ignored = ignored
         self._changed = asyncio.Event()
         self._differ = False
         """Live instances announce different formats."""
@@ -122,28 +128,36 @@ class FleetFormat:
         prefix = keys.STORE if to == 1 else keys.STORE_1
         cursor, copied = 0, 0
         async with asyncio.timeout(self._limit):
-            await self._redis.script_load(keys.COPY.text)
+            for script in keys.READ, keys.COPY:
+                await self._redis.script_load(script.text)
         while True:
             async with asyncio.timeout(self._limit):
                 cursor, found = await self._redis.scan(
                     cursor, match=f"{prefix}*", count=SCAN_KEYS
                 )
-            # The bridge's names are UTF-8. A name of another program may be anything.
-            names = [name.decode(errors="ignore") for name in found]
+            names = list(self._names_in(found))
             for some in parts(names, CHUNK_KEYS):
                 copied += await self._copy(some, to)
             if not int(cursor):
                 return copied
 
+    def _names_in(self, found: Iterable[bytes]) -> Iterator[str]:
+        for name in found:
+            try:
+                yield name.decode()
+            except UnicodeDecodeError:  # of another program: ours are UTF-8
+                self._ignored.note(keys.STORE, "name")
+
     async def _copy(self, sources: Sequence[str], to: int) -> int:
         pipe = self._redis.pipeline(transaction=False)
         for source in sources:
-            pipe.get(source)
+            pipe.execute_command("EVALSHA", keys.READ.sha, 1, source)
             pipe.pttl(source)
         async with asyncio.timeout(self._limit):
-            found = _of_strings(await pipe.execute(raise_on_error=False))
-        how = "move" if to == 1 else "copy"
-        for source, text, left in zip(sources, found[::2], found[1::2], strict=True):
+            found = await pipe.execute()
+        how, moved = "move" if to == 1 else "copy", []
+        for source, answer, left in zip(sources, found[::2], found[1::2], strict=True):
+            text = self._ignored.without(answer, [source])
             if text is None or left <= 0:
                 continue  # popped or expired meanwhile, or not a value of the bridge
             key = source if to == 1 else keys.from_format_1(source)
@@ -152,14 +166,7 @@ class FleetFormat:
             pipe.execute_command(
                 "EVALSHA", keys.COPY.sha, 2, target, source, written, left, how
             )
+            moved.append((target, source))
         async with asyncio.timeout(self._limit):
-            return sum(filter(None, _of_strings(await pipe.execute(False))))
-
-
-def _of_strings(answers: Sequence[Any]) -> list[Any]:
-    """The answers of a pipeline; None for a key that is not a string: it belongs to
-    another program, and the other keys must not wait for it. Raises other errors."""
-    for answer in answers:
-        if isinstance(answer, RedisError) and "WRONGTYPE" not in str(answer):
-            raise answer
-    return [None if isinstance(it, RedisError) else it for it in answers]
+            answers = await pipe.execute()
+        return sum(map(self._ignored.without, answers, moved))

@@ -8,8 +8,8 @@ bridge:call:{sid}      hash    15 s      200      the instance and stream that h
                                                   call; when the stream starts and with
                                                   each beat; deleted when it ends
 bridge:calls           zset    60 s      40/call  the running calls; as the one above
-bridge:next:{sid}      string  60 s      150      the next step; when the stream ends;
-                                                  deleted when a new stream starts
+bridge:next:{sid}      string  60 s, and 150      the next step; when the stream ends;
+                               a ringing          deleted when a new stream starts
 bridge:store:{name}    string  given     its own  snapshots, plans, orders, spent
                                                   tickets; `put`, `set_if_absent`
                                20 min    17       a tombstone; `delete`, and `pop` (for
@@ -30,6 +30,11 @@ bridge:words           channel -         100      messages for running calls; `p
 Strings, but for counters, begin with 17 bytes: the time of writing, and whether there
 is a value (written_values.py). For one primary, not for Redis Cluster: a script touches
 several keys.
+
+Another program, a fault or an attacker may put anything under these names. A script
+ignores what the bridge cannot have written: a key of another type, a text of another
+form, a value that is too large. It counts as missing, and is replaced where the script
+writes. `Script` says how an answer names what was ignored.
 
 The key layout - names, types, the 17 bytes, what scripts expect of a key - is a part of
 the fleet format (formats.py). Format 2 has renamed keys: `names` gives the names of a
@@ -60,8 +65,9 @@ instance ignores a message that it does not know). A new hash field needs no new
 import base64
 import hashlib
 
-from bridge.fleet import TAKEN
+from bridge.fleet import MAX_MEMBERS, TAKEN
 from bridge.fleet.written_values import AHEAD_SECONDS
+from bridge.telemetry.metrics import REDIS_KEYS
 
 CALL, NEXT, STORE, POPPED, COUNTER, MEMBERS = (
     "bridge:call:",
@@ -77,6 +83,9 @@ CALLS, INSTANCES, ERA, MESSAGES = (
     "bridge:era",
     "bridge:words",
 )
+MAX_MESSAGE_BYTES = 2**20
+"""The largest message that is read; a body of the API has 64 kB at most."""
+
 CALLS_SECONDS = 60.0
 """Each beat of an instance that has a call prolongs it."""
 
@@ -91,6 +100,10 @@ LATE_SECONDS = 5.0
 """A script that is later than this counts as new. An instance waits half a second for
 an answer and then drops the connection; the rest is for a Redis that was stopped
 meanwhile and reads what is left in its sockets."""
+
+MEMBER_SECONDS = 5 * 3600.0
+"""The longest time of a member, that of an outbound call: a longer one is not of a
+bridge. Members of one set may have different times."""
 
 _AHEAD_US, _LATE_US = round(AHEAD_SECONDS * 1e6), round(LATE_SECONDS * 1e6)
 
@@ -133,6 +146,15 @@ def from_format_1(old: str) -> str:
     return f"{STORE}{_FROM_FORMAT_1.get(name, name)}{colon}{rest}"
 
 
+def kind_of(key: str) -> str:
+    """The kind of a key: one of REDIS_KEYS. The names of format 1 have the same."""
+    for prefix, (old_prefix, _) in _FORMAT_1.items():
+        if key.startswith(old_prefix):
+            key = prefix
+    kind = key.removeprefix("bridge:").partition(":")[0]
+    return kind if key.startswith("bridge:") and kind in REDIS_KEYS else "other"
+
+
 def names(key: str, format: int) -> tuple[str, ...]:
     """The names under which `key` is read: first the one that this format writes. One
     name if the formats have the same."""
@@ -147,10 +169,72 @@ def claimed(key: str, format: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys((format_1(key), key)))[:format]
 
 
+MAX_VALUE_BYTES = 16 * 2**20
+"""The largest value that is read; a snapshot of a call of four hours has about 5 MB. A
+larger one would not arrive before the timeout, or would block the event loop."""
+
+MAX_LISTED_CALLS = 5000
+MAX_INSTANCES = 1000
+
+_PRELUDE = f"""
+local ignored = {{}}
+local function ignore(n, why)
+  if #ignored < 100 then ignored[#ignored + 1] = n .. ' ' .. why end
+end
+-- The answer of a command about KEYS[n]; nil if that key has another type.
+local function try(n, ...)
+  local answer = redis.pcall(...)
+  if type(answer) ~= 'table' or not answer.err then return answer end
+  if not string.find(answer.err, 'WRONGTYPE', 1, true) then redis.call(...) end
+  ignore(n, 'type')
+  return nil
+end
+-- The stamp and the flag of the string KEYS[n]; '' if there is none.
+local function head(n)
+  local size = try(n, 'STRLEN', KEYS[n]) or 0
+  if size == 0 then return '' end
+  local text = redis.call('GETRANGE', KEYS[n], 0, 16)
+  if size > {MAX_VALUE_BYTES} then
+    ignore(n, 'size')
+  elseif #text == 17 and string.find(text, '^%d+[+-]$') then
+    return text
+  else
+    ignore(n, 'form')
+  end
+  return ''
+end
+local function number(text)
+  local it = tonumber(text)
+  return it and it > -1e15 and it < 1e15 and it or nil
+end
+local function is_name(text)
+  return text and #text <= 200 and string.find(text, '^[!-~]+$')
+end
+-- The stream of the lease KEYS[n], its instance, since when, and `begun`.
+local function lease(n)
+  local has = try(n, 'HMGET', KEYS[n], 'stream', 'instance', 'since', 'begun')
+  if has and not has[1] then return nil end
+  if has and is_name(has[1]) and number(has[3]) then
+    return has[1], has[2], number(has[3]), has[4]
+  end
+  if has then ignore(n, 'form') end
+  redis.call('UNLINK', KEYS[n])
+end
+"""
+"""Before every script."""
+
+
 class Script:
+    """Answers a list: the answer of `text`, then `{position in KEYS} {why}` for each
+    key that was ignored. `why`: type, form, size."""
+
     def __init__(self, text: str) -> None:
-        self.text = text
-        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self.text = (
+            f"{_PRELUDE}local function run(){text}end\n"
+            "local answer = run()\n"
+            "return {answer or false, unpack(ignored)}"
+        )
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 # KEYS call, calls, next. ARGV sid, stream, instance, started, since, ttl, ttl of calls,
@@ -163,12 +247,12 @@ class Script:
 # another Redis took over, and the times say nothing (100 ms: `begun` is a range). An
 # earlier version of the bridge leaves `begun` as it is; therefore it names its stream.
 HOLD = Script(f"""
-local had = redis.call('HMGET', KEYS[1], 'stream', 'instance', 'since', 'begun')
+local stream, instance, had_since, had_begun = lease(1)
 local since = tonumber(ARGV[5])
-if had[1] and had[1] ~= ARGV[2] then
+if stream and stream ~= ARGV[2] then
   if ARGV[8] == 'new' then
-    local of, begun = string.match(had[4] or '', '^(.*) (%d+)$')
-    if of == had[1] and ARGV[10] ~= '' then
+    local of, begun = string.match(had_begun or '', '^(.*) (%d+)$')
+    if of == stream and ARGV[10] ~= '' then
       local time = redis.call('TIME')
       local now = time[1] * 1000 + math.floor(time[2] / 1000)
       local late = tonumber(begun) - tonumber(ARGV[10])
@@ -176,32 +260,37 @@ if had[1] and had[1] ~= ARGV[2] then
         return false
       end
     end
-    since = math.max(since, tonumber(had[3]) + 0.001)
-  elseif tonumber(had[3]) >= since then
+    since = math.max(since, had_since + 0.001)
+  elseif had_since >= since then
     return false
   end
-  if had[2] ~= ARGV[3] then
+  if instance ~= ARGV[3] then
     redis.call('PUBLISH', '{MESSAGES}', cjson.encode(
-      {{ARGV[3], ARGV[1], had[1], '{base64.b64encode(TAKEN).decode()}'}}))
+      {{ARGV[3], ARGV[1], stream, '{base64.b64encode(TAKEN).decode()}'}}))
   end
 end
 local text = string.format('%.3f', since)
 redis.call('HSET', KEYS[1], 'stream', ARGV[2], 'instance', ARGV[3],
   'started', ARGV[4], 'since', text, 'begun', ARGV[2] .. ' ' .. ARGV[9])
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
-redis.call('ZADD', KEYS[2], text, ARGV[1])
+if not try(2, 'ZADD', KEYS[2], text, ARGV[1]) then
+  redis.call('UNLINK', KEYS[2])
+  redis.call('ZADD', KEYS[2], text, ARGV[1])
+end
 redis.call('PEXPIRE', KEYS[2], ARGV[7])
 if ARGV[8] == 'new' then redis.call('DEL', KEYS[3]) end
 return text
 """)
 
 # KEYS calls, call... ARGV ttl of calls, ttl, stream... Answers the positions of the
-# calls that do not belong to the given stream.
-RENEW = Script("""
-local lost = {}
+# calls that do not belong to the given stream, or are not on the list.
+RENEW = Script(f"""
+local lost = {{}}
 for i = 2, #KEYS do
-  if redis.call('HGET', KEYS[i], 'stream') == ARGV[i + 1] then
+  local score = redis.pcall('ZSCORE', KEYS[1], string.sub(KEYS[i], {len(CALL) + 1}))
+  if redis.pcall('HGET', KEYS[i], 'stream') == ARGV[i + 1] then
     redis.call('PEXPIRE', KEYS[i], ARGV[2])
+    if type(score) ~= 'string' then lost[#lost + 1] = i - 2 end
   else
     lost[#lost + 1] = i - 2
   end
@@ -213,12 +302,12 @@ return lost
 # KEYS call, calls, next. ARGV sid, stream, since, the next step or "", ttl, "new" or
 # "again" (the next step stays as it is). Answers 0 if a newer stream has the call.
 CLOSE = Script("""
-local has = redis.call('HMGET', KEYS[1], 'stream', 'since')
-if has[1] and has[1] ~= ARGV[2] and tonumber(has[2]) > tonumber(ARGV[3]) then
+local stream, _, since = lease(1)
+if stream and stream ~= ARGV[2] and since > tonumber(ARGV[3]) then
   return 0
 end
 redis.call('DEL', KEYS[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
+try(2, 'ZREM', KEYS[2], ARGV[1])
 if ARGV[6] == 'again' then return 1 end
 if ARGV[4] == '' then
   redis.call('DEL', KEYS[3])
@@ -228,13 +317,50 @@ end
 return 1
 """)
 
-# KEYS calls, call... ARGV sid... Removes calls whose lease has expired from the list.
-DROP_EXPIRED = Script("""
-for i = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 0 then
-    redis.call('ZREM', KEYS[1], ARGV[i - 1])
+# KEYS calls. Answers the sids of the running calls, the oldest first.
+LIST = Script(f"""
+local found = {{}}
+local all = try(1, 'ZRANGE', KEYS[1], 0, {MAX_LISTED_CALLS}) or {{}}
+for i, sid in ipairs(all) do
+  if i > {MAX_LISTED_CALLS} then
+    ignore(1, 'size')
+  elseif is_name(sid) then
+    found[#found + 1] = sid
+  else
+    ignore(1, 'form')
+    redis.call('ZREM', KEYS[1], sid)
   end
 end
+return found
+""")
+
+# KEYS calls, call... ARGV sid... Answers the stream, the instance and the start of each
+# call; nothing for a call whose lease has expired, which leaves the list.
+DESCRIBE = Script("""
+local found = {}
+for i = 2, #KEYS do
+  found[i - 1] = false
+  local has = try(i, 'HMGET', KEYS[i], 'stream', 'instance', 'started') or {}
+  if is_name(has[1]) and is_name(has[2]) and number(has[3]) then
+    found[i - 1] = has
+  elseif has[1] then
+    ignore(i, 'form')
+  elseif redis.call('EXISTS', KEYS[i]) == 0 then
+    try(1, 'ZREM', KEYS[1], ARGV[i - 1])
+  end
+end
+return found
+""")
+
+# KEYS string... Answers the newest text; of a value and a tombstone with the same
+# stamp, the tombstone (`-` sorts after `+`).
+READ = Script("""
+local from, newest = nil, ''
+for i = 1, #KEYS do
+  local text = head(i)
+  if text > newest then from, newest = KEYS[i], text end
+end
+return from and redis.call('GET', from)
 """)
 
 # KEYS popped, string... ARGV now (a stamp), ttl. Takes the newest value; repeated, it
@@ -246,8 +372,8 @@ local value = redis.call('GET', KEYS[1])
 if value then return value end
 local from, newest = nil, ''
 for i = 2, #KEYS do
-  local head = redis.call('GETRANGE', KEYS[i], 0, 16)
-  if head > newest then from, newest = KEYS[i], head end
+  local text = head(i)
+  if text > newest then from, newest = KEYS[i], text end
 end
 if string.sub(newest, 17) ~= '+' then return false end
 local left = math.max(redis.call('PTTL', from), tonumber(ARGV[2]))
@@ -269,8 +395,10 @@ return redis.call('GET', KEYS[1])
 # and the script is repeated.
 SET_IF_ABSENT = Script("""
 for i = 1, #KEYS do
-  if redis.call('GET', KEYS[i]) == ARGV[1] then return 2 end
-  if redis.call('GETRANGE', KEYS[i], 16, 16) == '+' then return 0 end
+  if string.sub(head(i), 17) == '+' then
+    local same = redis.call('GETRANGE', KEYS[i], 0, #ARGV[1]) == ARGV[1]
+    return same and 2 or 0
+  end
 end
 for i = 1, tonumber(ARGV[3]) do
   redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2])
@@ -282,10 +410,10 @@ return 1
 # "move" or "copy". Does nothing if the value under the other name has changed since the
 # caller has read it. A newer value stays. Answers 1 if the value was written.
 COPY = Script("""
-local head = string.sub(ARGV[1], 1, 17)
-if redis.call('GETRANGE', KEYS[2], 0, 16) ~= head then return 0 end
+local stamp = string.sub(ARGV[1], 1, 17)
+if head(2) ~= stamp then return 0 end
 local written = 0
-if redis.call('GETRANGE', KEYS[1], 0, 16) < head then
+if head(1) < stamp then
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
   written = 1
 end
@@ -297,7 +425,7 @@ return written
 # order than they were sent, because each has its own connection. Then answers its
 # stamp. A stamp that is too far ahead is not newer.
 PUT = Script(f"""
-local there = redis.call('GETRANGE', KEYS[1], 0, 15)
+local there = string.sub(head(1), 1, 16)
 local stamp = tonumber(string.sub(ARGV[1], 1, 16))
 if there ~= '' and tonumber(there) >= stamp
     and tonumber(there) <= stamp + {_AHEAD_US} then
@@ -315,7 +443,7 @@ DELETE = Script(f"""
 local stamp, left = tonumber(ARGV[1]), tonumber(ARGV[2])
 local far, own = stamp + {_AHEAD_US - 2 * _LATE_US}, stamp
 for i = 1, #KEYS do
-  local there = tonumber(redis.call('GETRANGE', KEYS[i], 0, 15)) or 0
+  local there = tonumber(string.sub(head(i), 1, 16)) or 0
   if there > own and there < far then
     stamp = math.max(stamp, there + {_LATE_US})
   end
@@ -331,22 +459,37 @@ return tombstone
 # instance whose time is over has ended without leaving: one instance learns it by an
 # empty load. No instance is reported lost if the asking one is nearly expired itself:
 # then Redis was away, not the other instance.
-BEAT = Script("""
+BEAT = Script(f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local size = try(1, 'HLEN', KEYS[1])
+if not size or size > {MAX_INSTANCES} then
+  if size then ignore(1, 'size') end
+  redis.call('UNLINK', KEYS[1])
+end
 local own = redis.call('HGET', KEYS[1], ARGV[1])
 local in_time = own and
   tonumber(string.match(own, '^%d+') or 0) >= now + tonumber(ARGV[3]) / 2
 redis.call('HSET', KEYS[1], ARGV[1],
   string.format('%.0f ', now + tonumber(ARGV[3])) .. ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-local era = redis.call('GET', KEYS[2]) or ARGV[4]
+local era = ARGV[4]
+local length = try(2, 'STRLEN', KEYS[2]) or 0
+if length > 100 then
+  ignore(2, 'size')
+elseif length > 0 then
+  era = redis.call('GET', KEYS[2])
+end
 redis.call('SET', KEYS[2], era, 'EX', 86400)
-local answer = {era, now}
+local answer = {{era, now}}
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
   local till, load = string.match(all[i + 1], '^(%d+) (.*)$')
-  if till and tonumber(till) >= now then
+  local left = till and tonumber(till) - now
+  if not left or left > {_AHEAD_US // 1000} or #load > 4096 or not is_name(all[i]) then
+    ignore(1, 'form')
+    redis.call('HDEL', KEYS[1], all[i])
+  elseif left >= 0 then
     answer[#answer + 1] = all[i]
     answer[#answer + 1] = load
   else
@@ -366,9 +509,15 @@ return answer
 # name decides; the other one gets a copy.
 COUNT = Script("""
 local left = redis.call('PTTL', KEYS[1])
-local total, known = 0, tonumber(ARGV[2])
-if left > 0 then
-  total = math.max(tonumber(redis.call('GET', KEYS[1])), known)
+local there, known = nil, tonumber(ARGV[2])
+if left ~= -2 then
+  local text = try(1, 'GETRANGE', KEYS[1], 0, 40)
+  there = left > 0 and number(text) or nil
+  if text and not there then ignore(1, 'form') end
+end
+local total = 0
+if there then
+  total = math.max(there, known)
 elseif known > 0 then
   total, left = known, tonumber(ARGV[3])
 else
@@ -384,10 +533,15 @@ return {sum, left}
 # KEYS zset, its other name. ARGV member, ttl, limit of other members or "". Answers 0
 # if the limit is reached. Uses the clock of Redis. The first name decides; the other
 # one gets a copy.
-ACQUIRE = Script("""
+ACQUIRE = Script(f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if not try(1, 'ZREMRANGEBYSCORE', KEYS[1], '-inf', now) then
+  redis.call('UNLINK', KEYS[1])
+end
+local longest = math.max(2 * tonumber(ARGV[2]), {MEMBER_SECONDS * 1000:.0f})
+local far = string.format('(%.0f', now + longest + {_AHEAD_US // 1000})
+if redis.call('ZREMRANGEBYSCORE', KEYS[1], far, '+inf') > 0 then ignore(1, 'form') end
 if ARGV[3] ~= '' and not redis.call('ZSCORE', KEYS[1], ARGV[1])
     and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then
   return 0
@@ -403,7 +557,19 @@ end
 return 1
 """)
 
+# KEYS zset. Answers its members, those that expire first at the beginning.
+LIST_MEMBERS = Script(f"""
+local time = redis.call('TIME')
+local now = string.format('(%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+return try(1, 'ZRANGEBYSCORE', KEYS[1], now, '+inf', 'LIMIT', 0, {MAX_MEMBERS})
+""")
+
+# KEYS zset, its other name. ARGV member.
+RELEASE = Script("""
+for i = 1, #KEYS do try(i, 'ZREM', KEYS[i], ARGV[1]) end
+""")
+
 SCRIPTS = (
-    *(HOLD, RENEW, CLOSE, DROP_EXPIRED, POP, SET_IF_ABSENT),
-    *(COPY, PUT, DELETE, BEAT, COUNT, ACQUIRE),
+    *(HOLD, RENEW, CLOSE, LIST, DESCRIBE, READ, POP, SET_IF_ABSENT),
+    *(COPY, PUT, DELETE, BEAT, COUNT, ACQUIRE, LIST_MEMBERS, RELEASE),
 )

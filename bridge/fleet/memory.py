@@ -3,15 +3,19 @@
 import time
 from collections.abc import Callable
 
-from bridge.fleet import TAKEN, CallEntry, InstanceLoad, NextStep, Subscriber, formats
-
-NEXT_STEP_SECONDS = 60.0
-"""Twilio asks right after the stream has ended; if it does not, the call is over and
-its next step is dropped."""
+from bridge.fleet import (
+    MAX_MEMBERS,
+    TAKEN,
+    CallEntry,
+    InstanceLoad,
+    NextStep,
+    Subscriber,
+    formats,
+)
 
 
 class MemoryRegistry:
-    """`now` gives seconds of a monotonic clock."""
+    """`now` gives seconds of a monotonic clock, `epoch` the time at which it was 0."""
 
     shared = False
 
@@ -19,7 +23,9 @@ class MemoryRegistry:
         self,
         now: Callable[[], float] = time.monotonic,
         load: Callable[[], InstanceLoad] = lambda: InstanceLoad(1, 0),
+        epoch: float | None = None,
     ) -> None:
+        self._epoch = time.time() - now() if epoch is None else epoch
         self._load = load
         self._now = now
         self._subscribers: list[Subscriber] = []
@@ -44,15 +50,14 @@ class MemoryRegistry:
         if any(it.call_sid == entry.call_sid for it in self._entries.values()):
             return  # a newer stream has the call
         self._drop_stale()
-        # Removed first: `_drop_stale` needs the order of insertion.
         self._next.pop(entry.call_sid, None)
         if next_step is not None:
-            self._next[entry.call_sid] = (self._now() + NEXT_STEP_SECONDS, next_step)
+            until = self._now() + next_step.seconds
+            self._next[entry.call_sid] = (until, next_step)
 
     async def next_step(self, call_sid: str) -> NextStep | None:
-        self._drop_stale()
-        _, step = self._next.get(call_sid, (0.0, None))
-        return step
+        until, step = self._next.get(call_sid, (0.0, None))
+        return step if until > self._now() else None
 
     async def calls(self) -> list[CallEntry]:
         return list(self._entries.values())
@@ -73,10 +78,12 @@ class MemoryRegistry:
     async def delete(self, name: str) -> None:
         self._store.pop(name, None)
 
-    async def set_if_absent(self, name: str, seconds: float) -> bool:
+    async def set_if_absent(
+        self, name: str, seconds: float, value: bytes | None = None
+    ) -> bool:
         if await self.get(name) is not None:
             return False
-        await self.put(name, b"", seconds)
+        await self.put(name, value or b"", seconds)
         return True
 
     async def count(self, name: str, seconds: float, amount: float = 1.0) -> float:
@@ -98,6 +105,9 @@ class MemoryRegistry:
     async def release(self, name: str, member: str) -> None:
         self._members.release(name, member)
 
+    async def members(self, name: str) -> list[str]:
+        return self._members.of(name)
+
     async def publish(self, call_sid: str, message: bytes) -> None:
         for subscriber in self._subscribers:
             subscriber(call_sid, message)
@@ -114,16 +124,17 @@ class MemoryRegistry:
     async def reachable(self) -> bool:
         return False
 
+    def clock(self) -> float:
+        return self._epoch + self._now()
+
     def format(self) -> int:
         return formats.FORMAT
 
     def _drop_stale(self) -> None:
-        # The order of insertion: oldest first.
         now = self._now()
         for call_sid, (until, _) in list(self._next.items()):
-            if until > now:
-                break
-            del self._next[call_sid]
+            if until <= now:
+                del self._next[call_sid]
 
     def _sweep(self) -> None:
         """Drops expired values; runs when the number of values has doubled."""
@@ -159,6 +170,10 @@ class Members:
 
     def release(self, name: str, member: str) -> None:
         self._names.get(name, {}).pop(member, None)
+
+    def of(self, name: str) -> list[str]:
+        members = _current(self._names.get(name, {}), self._now())
+        return sorted(members, key=members.__getitem__)[:MAX_MEMBERS]
 
     def _sweep(self) -> None:
         """Drops empty sets; runs when the number of sets has doubled."""

@@ -7,11 +7,16 @@ from typing import Literal
 import msgspec
 import structlog
 
+from bridge.core.answered import Answer
 from bridge.fleet import Registry, formats
 
 log = structlog.get_logger()
 
 ANSWERED_BY_SECONDS = 600.0
+
+
+PLAN_SECONDS = 24 * 3600.0
+"""How long a plan is stored."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -25,6 +30,10 @@ class Plan(msgspec.Struct, frozen=True):
     """The reaction to an answering machine."""
     message: str = ""
     """The text that the agent says to the answering machine."""
+    agent_decides: bool = False
+    """The agent says who has answered; `machine` is what is done about a mailbox."""
+    answered_by: Answer | Literal[""] = ""
+    """What the agent has said."""
 
     @classmethod
     def read(cls, stored: bytes | None) -> "Plan":

@@ -7,12 +7,14 @@ module decides nothing about a call.
 """
 
 import asyncio
+import re
 import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,6 +25,8 @@ from redis.exceptions import NoScriptError
 
 from bridge.core import UNREADABLE
 from bridge.fleet import (
+    CLAIM_BYTES,
+    NEXT_STEP_SECONDS,
     TAKEN,
     CallEntry,
     InstanceLoad,
@@ -32,14 +36,20 @@ from bridge.fleet import (
     keys,
 )
 from bridge.fleet.fleet_format import FleetFormat
-from bridge.fleet.memory import NEXT_STEP_SECONDS, Members
+from bridge.fleet.ignored import Ignored
+from bridge.fleet.memory import Members
 from bridge.fleet.redis_address import redis_address
-from bridge.fleet.redis_client import FAILURES, parts, reason_of, redis_client
+from bridge.fleet.redis_client import (
+    FAILURES,
+    is_of_key,
+    parts,
+    reason_of,
+    redis_client,
+)
 from bridge.fleet.written_values import (
     Counts,
     StoredValue,
     WrittenValues,
-    newest,
     stamp_of,
     value_of,
 )
@@ -58,6 +68,9 @@ attempt doubles, up to LONGEST_PROBE_SECONDS: it bounds the log lines. That is l
 CHUNK_CALLS = 200
 CHUNK_BYTES = 256 * 1024
 """In one request; a larger one would block Redis for milliseconds."""
+
+MAX_UNRELEASED = 10_000
+"""Members whose release waits for Redis; older ones expire in Redis."""
 
 MAX_TAKEN = 1000
 """Streams that are remembered as taken over from."""
@@ -87,6 +100,10 @@ class _Unavailable(Exception):
     """Redis has not answered. Does not leave this module."""
 
 
+class _KeyUnusable(_Unavailable):
+    """Redis is there, but the command failed because of what its key contains."""
+
+
 @dataclass(slots=True)
 class _Lease:
     """A call that this instance has."""
@@ -109,16 +126,21 @@ async def redis_registry(
     on_up: Callable[[bool], None] = lambda up: None,
     timing: Timing | None = None,
     on_lost: Callable[[], None] = lambda: None,
+    on_ignored: Callable[[str], None] = lambda key: None,
 ) -> AsyncIterator["RedisRegistry"]:
     """The Registry for the life of this instance; it works without Redis, too.
 
     `load` gives the load of this instance. `on_up` is called with whether Redis can be
     reached, at first and at each change. `on_lost` is called for an instance that has
-    ended without leaving, on one of the other instances.
+    ended without leaving, on one of the other instances. `on_ignored` is called with
+    the kind of key (bridge.telemetry.metrics.REDIS_KEYS) for each key or message that
+    the bridge cannot have written.
     """
     timing = timing or Timing()
     client, place = redis_client(url, timing.limit), redis_address(url)
-    registry = RedisRegistry(client, place, load, on_up, on_lost, timing)
+    registry = RedisRegistry(
+        client, place, load, on_up, on_lost, timing, Ignored(on_ignored)
+    )
     async with asyncio.TaskGroup() as tasks:
         running = [
             tasks.create_task(registry.stay_connected(), name="fleet"),
@@ -152,12 +174,11 @@ class RedisRegistry:
         on_up: Callable[[bool], None],
         on_lost: Callable[[], None],
         timing: Timing,
+        ignored: Ignored,
     ) -> None:
-        self.id = f"{socket.gethostname()[:40]}-{secrets.token_hex(4)}"
-        self.beating = asyncio.Lock()
-        """Held during a beat."""
-        self.tried = asyncio.Event()
-        """Set when it is known whether Redis can be reached."""
+        self.id = f"{_host()}-{secrets.token_hex(4)}"
+        self.beating = asyncio.Lock()  # held during a beat
+        self.tried = asyncio.Event()  # set when it is known whether Redis is there
         # Any: the types of redis-py leave the answers of commands open.
         self._redis: Any = client
         self._place = place
@@ -165,6 +186,7 @@ class RedisRegistry:
         self._on_up = on_up
         self._on_lost = on_lost
         self._timing = timing
+        self._ignored = ignored
         self._subscribers: list[Subscriber] = []
         self._leases: dict[str, _Lease] = {}
         self._taken: dict[str, None] = {}
@@ -175,14 +197,16 @@ class RedisRegistry:
         self._counts = Counts()
         self._members = Members(time.monotonic)
         """Members that this instance has added; they decide while Redis is away."""
+        self._unreleased: dict[tuple[str, str], None] = {}  # (name, member)
         self._others: dict[str, InstanceLoad] = {}
         self._era: bytes | None = None
         self._clock: tuple[float, float] | None = None
         """The clock of Redis minus the monotonic clock, in ms: at least and at most."""
-        self._up = False
-        self._back = asyncio.Event()
-        """As `_up`, for tasks that wait."""
-        self._format = FleetFormat(client, timing.limit, timing.beat, self._back)
+        self._up = self._loss_logged = False
+        self._back = asyncio.Event()  # as `_up`, for tasks that wait
+        self._format = FleetFormat(
+            client, timing.limit, timing.beat, self._back, ignored
+        )
         self._generation = 0
         """Number of the connection: a failure of an older connection must not mark this
         one as down."""
@@ -190,9 +214,7 @@ class RedisRegistry:
         self._settled_at = 0.0
         self._away_at = 0.0
         """Redis may lack what was written from this time on (monotonic clock)."""
-        self._lasted = 0.0
-        """Seconds that the last connection lasted."""
-        self._loss_logged = False
+        self._lasted = 0.0  # seconds that the last connection lasted
         self._session: asyncio.Timeout | None = None
 
     # --- calls ---
@@ -221,7 +243,8 @@ class RedisRegistry:
             return
         lease = self._leases.pop(sid, None) or _Lease(entry, entry.started_at, None)
         value = formats.encode(next_step, self._format.current) if next_step else None
-        now = self._written.keep(keys.NEXT + sid, value, NEXT_STEP_SECONDS).at
+        seconds = next_step.seconds if next_step else NEXT_STEP_SECONDS
+        now = self._written.keep(keys.NEXT + sid, value, seconds).at
         # The leases of earlier ones have expired in Redis.
         over = now - self._timing.lease
         self._ended = {k: it for k, it in self._ended.items() if it[0] > over}
@@ -237,7 +260,8 @@ class RedisRegistry:
     async def calls(self) -> list[CallEntry]:
         entries: dict[str, CallEntry] = {}
         with suppress(_Unavailable):  # then only the calls of this instance are known
-            entries = await self._ask(self._all_calls)
+            async for entry in self._all_calls():
+                entries[entry.call_sid] = entry
         for sid, lease in self._leases.items():
             entries[sid] = lease.entry
         return sorted(entries.values(), key=lambda entry: entry.started_at)
@@ -283,12 +307,14 @@ class RedisRegistry:
             self._written.keep_tombstone(key, keys.DELETED_SECONDS)
         return value
 
-    async def set_if_absent(self, name: str, seconds: float) -> bool:
+    async def set_if_absent(
+        self, name: str, seconds: float, value: bytes | None = None
+    ) -> bool:
         key = keys.STORE + name
         own = self._written.get(key)
         known = own is not None and own.value is not None
         # A random value: if an answer was lost, the instance recognises its own.
-        mine = secrets.token_bytes(8)
+        mine = secrets.token_bytes(CLAIM_BYTES) if value is None else value
         kept = own if own and known else self._written.keep(key, mine, seconds, True)
         text, ttl = kept.text, _ms(seconds)
         try:
@@ -303,7 +329,8 @@ class RedisRegistry:
             return not known  # only this instance's own values are known
         if not first and not known:
             self._written.drop(key)  # the instance that was first puts it back
-        return first == 1 or (first == 2 and not known)
+        # Redis may have lost what this instance knows.
+        return bool(first) and not known
 
     # --- counters and members ---
 
@@ -334,6 +361,7 @@ class RedisRegistry:
     async def acquire(
         self, name: str, member: str, seconds: float, limit: int | None = None
     ) -> bool:
+        self._unreleased.pop((name, member), None)
         try:
             added = await self._ask(
                 lambda: self._script(
@@ -348,14 +376,24 @@ class RedisRegistry:
 
     async def release(self, name: str, member: str) -> None:
         self._members.release(name, member)
-        with suppress(_Unavailable):  # then the member expires
-            await self._ask(lambda: self._remove(keys.MEMBERS + name, member))
+        try:
+            await self._ask(lambda: self._release(name, member))
+        except _Unavailable:
+            self._unreleased[name, member] = None
+            if len(self._unreleased) > MAX_UNRELEASED:
+                del self._unreleased[next(iter(self._unreleased))]
 
-    async def _remove(self, key: str, member: str) -> None:
-        pipe = self._redis.pipeline()
-        for stored_as in self._format.names(key):
-            pipe.zrem(stored_as, member)
-        await pipe.execute()
+    async def _release(self, name: str, member: str) -> None:
+        names = self._format.names(keys.MEMBERS + name)
+        await self._script(keys.RELEASE, names, [member])
+
+    async def members(self, name: str) -> list[str]:
+        names = self._format.claimed(keys.MEMBERS + name)[:1]
+        try:
+            found = await self._ask(lambda: self._script(keys.LIST_MEMBERS, names, []))
+        except _Unavailable:
+            return self._members.of(name)
+        return [it.decode(errors="replace") for it in found or ()]
 
     # --- messages, and free lines ---
 
@@ -377,6 +415,13 @@ class RedisRegistry:
     async def reachable(self) -> bool:
         return self._up
 
+    def clock(self) -> float:
+        if self._clock is None:  # Redis was never reached
+            return time.time()
+        # The latest that the clock of Redis may show: a value that this instance still
+        # accepts has not expired in Redis.
+        return time.monotonic() + self._clock[1] / 1000
+
     def format(self) -> int:
         return self._format.current
 
@@ -392,6 +437,9 @@ class RedisRegistry:
             async with asyncio.timeout(self._timing.limit):
                 return await question()
         except FAILURES as error:
+            if is_of_key(error):
+                self._ignored.note("", "unusable")
+                raise _KeyUnusable from error
             if generation == self._generation:
                 self._lost(error)
             raise _Unavailable from error
@@ -411,6 +459,9 @@ class RedisRegistry:
                 if text is not None:
                     self._written.follow(text)
                 return value_of(text)
+            except _KeyUnusable:
+                own = self._written.get(key)
+                return own.value if own else None
             except _Unavailable:
                 own = self._written.get(key)
                 if own and own.at >= self._away_at:
@@ -441,17 +492,18 @@ class RedisRegistry:
 
     async def _newest(self, key: str) -> bytes | None:
         """The text of a key that has a name in each format."""
-        texts = await self._redis.mget(self._format.names(key))
-        return newest(texts)
+        text: bytes | None = await self._script(keys.READ, self._format.names(key), [])
+        return text
 
     async def _script(
         self, script: keys.Script, names: Sequence[str], args: Sequence[Any]
     ) -> Any:
         rest = (len(names), *names, *args)
         try:
-            return await self._redis.execute_command("EVALSHA", script.sha, *rest)
+            answer = await self._redis.execute_command("EVALSHA", script.sha, *rest)
         except NoScriptError:  # Redis was emptied (SCRIPT FLUSH)
-            return await self._redis.execute_command("EVAL", script.text, *rest)
+            answer = await self._redis.execute_command("EVAL", script.text, *rest)
+        return self._ignored.without(answer, names)
 
     async def _hold(self, lease: _Lease, how: str) -> bool:
         """False: a newer stream has the call."""
@@ -499,7 +551,7 @@ class RedisRegistry:
                 lease.entry.stream_sid,
                 f"{lease.since:.3f}",
                 kept.text if kept and kept.value is not None else "",
-                _ms(NEXT_STEP_SECONDS),
+                _ms(kept.until - time.monotonic() if kept else NEXT_STEP_SECONDS),
                 how,
             ],
         )
@@ -508,24 +560,18 @@ class RedisRegistry:
             del self._ended[sid]
             self._written.drop(key)  # the newer stream decides the next step
 
-    async def _all_calls(self) -> dict[str, CallEntry]:
-        listed: list[bytes] = await self._redis.zrange(keys.CALLS, 0, -1)
-        sids = [sid.decode() for sid in listed]
-        found: dict[str, CallEntry] = {}
-        for some in parts(sids, CHUNK_CALLS):
-            names = [keys.CALL + sid for sid in some]
-            pipe = self._redis.pipeline(transaction=False)
-            for name in names:
-                pipe.hmget(name, ["stream", "started", "instance"])
-            rows = list(zip(some, await pipe.execute(), strict=True))
-            if any(stream is None for _, (stream, *_) in rows):
-                await self._script(keys.DROP_EXPIRED, [keys.CALLS, *names], some)
-            for sid, (stream, started, instance) in rows:
-                if stream is not None:
-                    found[sid] = CallEntry(
-                        sid, stream.decode(), float(started), instance.decode()
-                    )
-        return found
+    async def _all_calls(self) -> AsyncIterator[CallEntry]:
+        listed = await self._ask(lambda: self._script(keys.LIST, [keys.CALLS], []))
+        for some in parts([sid.decode() for sid in listed], CHUNK_CALLS):
+            rows = await self._ask(partial(self._describe, some))
+            for sid, row in zip(some, rows, strict=True):
+                if row is not None:
+                    stream, instance, started = map(bytes.decode, row)
+                    yield CallEntry(sid, stream, float(started), instance)
+
+    async def _describe(self, sids: Sequence[str]) -> Any:
+        names = [keys.CALLS, *(keys.CALL + sid for sid in sids)]
+        return await self._script(keys.DESCRIBE, names, sids)
 
     # --- connection and beats ---
 
@@ -595,7 +641,9 @@ class RedisRegistry:
                     self._read_message(message["data"])
             if now < beat_at:
                 continue
-            if now - received_at > 3 * beat:
+            # If this process was late itself, the answer may wait to be read.
+            on_time = now - beat_at < beat
+            if on_time and now - received_at > 3 * beat:
                 raise TimeoutError  # the connection is dead and was not closed
             async with asyncio.timeout(self._timing.limit):
                 await messages.ping()
@@ -661,6 +709,10 @@ class RedisRegistry:
         async with asyncio.timeout(self._timing.limit):
             for script in keys.SCRIPTS:
                 await self._redis.script_load(script.text)
+        for name, member in list(self._unreleased):
+            async with asyncio.timeout(self._timing.limit):
+                await self._release(name, member)
+            self._unreleased.pop((name, member), None)
         while True:
             for ended, lease in list(self._ended.values()):
                 if ended >= since:
@@ -678,12 +730,14 @@ class RedisRegistry:
 
     async def _write_again(self, some: Sequence[tuple[str, StoredValue]]) -> None:
         pipe, now = self._redis.pipeline(transaction=False), time.monotonic()
+        written: list[tuple[str, ...]] = []
         for key, kept in some:
             left = _ms(kept.until - now)
             if kept.deletes:
                 every = self._format.names(key)
                 rest = (len(every), *every, kept.stamp, left)
                 pipe.execute_command("EVALSHA", keys.DELETE.sha, *rest)
+                written.append(every)
                 continue
             if kept.claim:
                 names = self._format.claimed(key)
@@ -692,8 +746,11 @@ class RedisRegistry:
             text = self._format.as_written(key, kept.text)
             for stored_as in names:
                 pipe.execute_command("EVALSHA", keys.PUT.sha, 1, stored_as, text, left)
+                written.append((stored_as,))
         async with asyncio.timeout(self._timing.limit):
-            await pipe.execute()
+            answers = await pipe.execute()
+        for answer, names in zip(answers, written, strict=True):
+            self._ignored.without(answer, names)
 
     # --- state of the connection, and messages ---
 
@@ -731,12 +788,15 @@ class RedisRegistry:
         log.warning("redis_lost", at=self._place, why=reason_of(error))
 
     def _read_message(self, data: bytes) -> None:
+        if len(data) > keys.MAX_MESSAGE_BYTES:
+            self._ignored.note(keys.MESSAGES, "size")
+            return
         try:
             sender, sid, stream, message = msgspec.json.decode(
                 data, type=tuple[str, str, str, bytes]
             )
         except UNREADABLE:
-            log.warning("fleet_message_unreadable")
+            self._ignored.note(keys.MESSAGES, "form")
             return
         if sender == self.id:
             return
@@ -761,6 +821,11 @@ class RedisRegistry:
     def _deliver(self, call_sid: str, message: bytes) -> None:
         for subscriber in self._subscribers:
             subscriber(call_sid, message)
+
+
+def _host() -> str:
+    """The name of this machine, as the scripts accept it in the name of an instance."""
+    return re.sub("[^!-~]", "_", socket.gethostname()[:40])
 
 
 def _ms(seconds: float) -> int:

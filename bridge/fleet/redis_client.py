@@ -3,6 +3,7 @@
 redis.py decides what a failure means for the registry.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -34,6 +35,15 @@ def redis_client(url: str, limit: float) -> Redis:
         retry=Retry(NoBackoff(), 0),
     )
     return Redis.from_pool(pool)
+
+
+_OF_KEY = re.compile(r"WRONGTYPE|user_script:\d+: (?:attempt|bad argument)")
+
+
+def is_of_key(error: BaseException) -> bool:
+    """The command failed because of what its key contains: the key has another type, or
+    a script cannot use it. Redis itself works."""
+    return type(error) is ResponseError and bool(_OF_KEY.search(str(error)))
 
 
 def reason_of(error: BaseException) -> str:

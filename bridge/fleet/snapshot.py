@@ -3,8 +3,10 @@
 Stored in the Registry while the call runs; it continues the call on the next stream.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -13,7 +15,8 @@ import structlog
 from bridge.audio.g711 import BYTES_PER_MS
 from bridge.core.history import HistoryItem, Playing
 from bridge.core.rules import BACK, CUT_OFF
-from bridge.core.transcript import ItemTranscript
+from bridge.core.transfers import FailedTransfer
+from bridge.core.word_positions import Pace, WordPositions
 from bridge.fleet import formats
 from bridge.privacy.redaction import Redaction
 
@@ -79,6 +82,8 @@ class CallSnapshot(msgspec.Struct, frozen=True):
     messages: tuple[SavedMessage, ...] = ()
     notes: dict[str, Any] = {}
     """`LiveCall.notes` of the user's code: JSON values."""
+    failed_transfers: tuple[FailedTransfer, ...] = ()
+    """Transfers of this call that nobody answered."""
     instruction: str = ""
     """Told to the agent at the start of the next stream, such as that a transfer was
     not answered; empty: `why` chooses one."""
@@ -103,14 +108,22 @@ class CallSnapshot(msgspec.Struct, frozen=True):
                 heard = min(part.heard + budget, part.received)
                 budget -= heard - part.heard
             item = history.get(part.id) or HistoryItem(id=part.id, kind="assistant")
-            words = ItemTranscript(part.words)
-            if not part.complete:
-                words.end_at(part.received)
+            positions = WordPositions(
+                part.words,
+                part.pauses or (),
+                part.received,
+                part.pace or Pace(),
+                whole=part.complete,
+            )
             # Audio that the model had not sent yet is lost with the instance.
+            all_words = "".join(text for _, text in part.words)
+            generated = all_words if part.complete else positions.before(part.received)
+            whole = heard >= part.received
+            text = generated if whole else positions.before(heard)
             history[part.id] = msgspec.structs.replace(
                 item,
-                text=item.text + words.heard(heard, part.received),
-                generated=item.generated + words.all,
+                text=item.text + text,
+                generated=item.generated + generated,
                 cut=item.cut or heard < part.received or not part.complete,
             )
         items = tuple(_with_results(history.values()))
@@ -140,11 +153,14 @@ class CallSnapshot(msgspec.Struct, frozen=True):
 
 def moment(stored: bytes | None) -> float:
     """A stored time in seconds since the epoch; the present time if there is none."""
-    try:
-        return float(stored) if stored else time.time()
-    except ValueError:
-        log.error("stored_value_unreadable", kind="moment")
+    if not stored:
         return time.time()
+    with suppress(ValueError):
+        found = float(stored)
+        if math.isfinite(found):
+            return found
+    log.error("stored_value_unreadable", kind="moment")
+    return time.time()
 
 
 UNKNOWN_RESULT = (

@@ -5,7 +5,6 @@ newest value of a key wins, in whatever order instances put theirs back. No conn
 """
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 _HEAD = 17
@@ -49,13 +48,6 @@ def value_of(text: bytes | None) -> bytes | None:
 
 def stamp_of(text: bytes) -> int:
     return int(text[: _HEAD - 1])
-
-
-def newest(texts: Iterable[bytes | None]) -> bytes | None:
-    """The text with the newest stamp; of a value and a tombstone with the same stamp,
-    the tombstone (`-` sorts after `+`)."""
-    found = [text for text in texts if text is not None]
-    return max(found, key=lambda text: text[:_HEAD], default=None)
 
 
 class WrittenValues:

@@ -2,8 +2,8 @@
 
 aiohttp limits neither the time of a request's head nor the number of connections. The
 guard therefore accepts each connection itself, reads the head within limits, and only
-then passes the connection to aiohttp. From there on aiohttp's own methods are called,
-so the guard costs a running call nothing.
+then passes the data to aiohttp. After an upgrade, the transport itself hands the data
+to the WebSocket: a running call costs the guard nothing.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
+from typing import cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
@@ -162,6 +163,11 @@ class ConnectionGuard:
             name.lower().startswith(_PROXY_HEADERS) for name in request.headers
         )
 
+    def is_from_unknown_proxy(self, request: web.Request) -> bool:
+        """The request passed a proxy that is not one of this installation's."""
+        peer = request.remote or ""
+        return not (self.is_direct(request) or self._is_trusted_proxy(peer))
+
     def _is_trusted_proxy(self, address: str) -> bool:
         ip = _ip(address) if self._trusted else None
         return ip is not None and any(ip in network for network in self._trusted)
@@ -259,23 +265,9 @@ class _Connections:
         return next(iter(larger))
 
 
-class GuardedConnection(asyncio.BaseProtocol):
+class GuardedConnection(asyncio.Protocol):
     """One connection, from its first byte to its last. Once the head is complete,
-    aiohttp gets all data directly: `data_received` is then aiohttp's own method."""
-
-    __slots__ = (
-        "_exempt",
-        "_guard",
-        "_handler",
-        "_head",
-        "_new_handler",
-        "_refused",
-        "_timer",
-        "_transport",
-        "_unread",
-        "client_network",
-        "data_received",
-    )
+    aiohttp gets all data, and after an upgrade the WebSocket."""
 
     def __init__(
         self, guard: ConnectionGuard, handler: Callable[[], web.RequestHandler]
@@ -289,7 +281,8 @@ class GuardedConnection(asyncio.BaseProtocol):
         self._refused = False
         self._exempt = False
         self._transport: asyncio.Transport | None = None
-        self.data_received: Callable[[bytes], None] = self._read_head
+        self._receive: Callable[[bytes], None] = self._read_head
+        self._websocket: asyncio.Protocol | None = None
         self.client_network = ""
         """The client that the connection is counted for; empty if it is not counted per
         client."""
@@ -297,17 +290,24 @@ class GuardedConnection(asyncio.BaseProtocol):
     # --- called by asyncio ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not checked with isinstance: uvloop's transports are of another class.
+        self._transport = cast(asyncio.Transport, transport)
         self._set_timer(self._guard.limits.start_seconds, self._head_timed_out)
         peer = transport.get_extra_info("peername")
         self._guard.add(self, peer[0] if peer else "")
+
+    def data_received(self, data: bytes) -> None:
+        self._receive(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
         self._guard.remove(self)
         self._transport = None
-        self.data_received = _discard  # breaks a reference cycle
+        self._receive = _discard  # breaks a reference cycle
+        if self._websocket:
+            self.data_received = _discard  # type: ignore[method-assign]
+            self._websocket.connection_lost(exc)
+            self._websocket = None
         if self._handler:
             self._handler.connection_lost(exc)
             self._handler = None
@@ -315,18 +315,26 @@ class GuardedConnection(asyncio.BaseProtocol):
     def eof_received(self) -> None:
         """Returns None, so that the transport closes: a client that has closed its side
         does not read the answer."""
-        if self._handler:
+        if self._websocket:
+            self._websocket.eof_received()
+        elif self._handler:
             self._handler.eof_received()
 
     def pause_writing(self) -> None:
         """The client must read before more can be written. With `high=0` this is called
         for any unread byte."""
+        if self._websocket:
+            self._websocket.pause_writing()  # it notices a peer that does not read
+            return
         if self._handler:
             self._handler.pause_writing()
         if not self._exempt:
             self._watch_reader()
 
     def resume_writing(self) -> None:
+        if self._websocket:
+            self._websocket.resume_writing()
+            return
         if not self._exempt:
             self._cancel_timer()
         if self._handler:
@@ -340,7 +348,26 @@ class GuardedConnection(asyncio.BaseProtocol):
         self._exempt = True
         self._cancel_timer()
         self._guard.remove(self)
-        self._transport.set_write_buffer_limits()
+        if self._websocket is None:
+            self._transport.set_write_buffer_limits()
+
+    def upgrade(self, websocket: asyncio.Protocol, handler: web.RequestHandler) -> None:
+        """The WebSocket takes the connection over, with all data that comes, and with
+        the data that has arrived behind the handshake."""
+        assert self._transport is not None, "the connection is open"
+        self._cancel_timer()
+        websocket.connection_made(self._transport)
+        self._websocket = websocket
+        # aiohttp's own WebSockets take the connection over in this way, too.
+        rest = _Rest()
+        handler.set_parser(rest)  # type: ignore[arg-type]
+        # In place of the method, which would be one more call for each frame. uvloop
+        # looks the method up only when it is given the protocol.
+        self.data_received = websocket.data_received  # type: ignore[method-assign]
+        self._transport.set_protocol(self)
+        # Not before: aiohttp resumes reading in `set_parser`.
+        if rest.data:
+            websocket.data_received(rest.data)
 
     def request_done(self) -> None:
         """The request of the connection is over, and aiohttp closes the connection:
@@ -356,7 +383,7 @@ class GuardedConnection(asyncio.BaseProtocol):
         """Closes the connection at once, without the time to linger."""
         assert self._transport is not None
         self._cancel_timer()
-        self.data_received = _discard
+        self._receive = _discard
         if not (self._handler or self._refused):
             self._transport.write(_error_response(HTTPStatus.SERVICE_UNAVAILABLE))
         self._transport.abort()
@@ -390,7 +417,7 @@ class GuardedConnection(asyncio.BaseProtocol):
         head, self._head = bytes(self._head), bytearray()
         self._handler = handler = self._new_handler()
         handler.connection_made(self._transport)
-        self.data_received = handler.data_received
+        self._receive = handler.data_received
         handler.data_received(head)
 
     def _head_timed_out(self) -> None:
@@ -401,7 +428,7 @@ class GuardedConnection(asyncio.BaseProtocol):
         assert self._transport is not None
         self._refused = True
         self._head = bytearray()
-        self.data_received = _discard
+        self._receive = _discard
         self._set_timer(LINGER_SECONDS, self._transport.abort)
         self._transport.write(_error_response(status))
         # OSError: the client is gone, and `connection_lost` will follow.
@@ -502,6 +529,20 @@ async def secure_headers(request: web.Request, response: web.StreamResponse) -> 
     response.headers["Connection"] = "close"
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
+
+
+class _Rest:
+    """Gets what aiohttp has received behind the handshake."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self.data += data
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """The WebSocket has its own `connection_lost`."""
 
 
 def _error_response(status: HTTPStatus) -> bytes:

@@ -7,7 +7,7 @@ nor the model.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from http import HTTPStatus
 
 import structlog
@@ -16,32 +16,37 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from bridge.agent.live import LiveCall
 from bridge.app import versions
-from bridge.app.outbound import OutboundCalls
+from bridge.app.outbound import CallStatus, OutboundCalls
 from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
+from bridge.app.twilio_api import RestAccess, TwilioApi
 from bridge.call.call import Call
 from bridge.call.media_leg import MediaLeg
 from bridge.call.stream import IdentifiedPhone
 from bridge.core.endings import HAND_OVER_SECONDS
 from bridge.fleet import TAKEN, CallEntry, Registry
-from bridge.fleet.plan import AnsweredBy
+from bridge.fleet.plan import PLAN_SECONDS, AnsweredBy
 from bridge.http.api import handlers
 from bridge.http.api.auth import ApiAuth, has_token
+from bridge.http.authenticated import mark_authenticated, tell_balancer
 from bridge.http.connection_guard import ConnectionGuard, secure_headers
-from bridge.http.phone_socket import CLOSE_SECONDS, PhoneSocket
+from bridge.http.origins import OriginCheck
+from bridge.http.phone_socket import UpgradedResponse, open_phone_socket
 from bridge.http.signature import Signatures
-from bridge.http.sip_calls import sip_calls
+from bridge.http.signed_requests import SignedRequests
+from bridge.http.sip_calls import SIP_CALL_TAKEN, sip_calls
+from bridge.http.status_webhooks import ANSWERED_BY, COMPLETED, report_unanswered
 from bridge.http.tickets import PATH, TICKET_SECONDS, Ticket, TicketRefused, Tickets
 from bridge.http.webhook_fields import read_body
 from bridge.http.webhooks import (
-    ANSWERED_BY,
     LATE_TICKET,
     NEXT_STEP_REQUESTED,
-    PLAN_SECONDS,
     Webhooks,
 )
+from bridge.model.early_dial import EarlyDial, EarlyDials
 from bridge.telemetry.metrics import Metrics
+from bridge.websocket.closing import CLOSE_SECONDS
 
 log = structlog.get_logger()
 
@@ -64,8 +69,9 @@ class Server:
         self._signatures = _signatures(settings)
         self._tickets = _tickets(settings, services.registry)
         self._outbound = _outbound(settings, services)
+        self._requests = SignedRequests(settings, services, self._signatures)
         self._webhooks = Webhooks(
-            settings, services, self, self._signatures, self._tickets, self._outbound
+            settings, services, self, self._tickets, self._outbound
         )
         self._guard = ConnectionGuard(
             services.limits, settings.trusted_proxies, services.metrics.hit
@@ -76,6 +82,7 @@ class Server:
             sip = self._sip
             services.capacity.others = lambda: sip.calls
         self._sip_running = AsyncExitStack()
+        self._early_dials = EarlyDials(services.target, services.background_tasks.start)
         self._calls: set[Call] = set()
         self._by_sid: dict[str, Call] = {}
         self._expected_streams: dict[str, float] = {}
@@ -99,30 +106,19 @@ class Server:
 
     async def start(self) -> None:
         """Listens. OSError if the address cannot be used."""
-        app = web.Application(client_max_size=self._services.limits.body_bytes)
-        app.on_response_prepare.append(secure_headers)
-        app.add_routes(self._webhooks.routes())
-        app.add_routes(
-            [
-                web.post("/openai/webhook", self._openai_webhook),
-                web.get(PATH, self._media),
-                web.get(PATH + "/{account}/{call}/{ticket}", self._media),
-                web.get("/healthz", self._healthz),
-                web.get("/readyz", self._operators_only(self._readyz)),
-                web.get("/metrics", self._operators_only(self._metrics)),
-            ]
+        origins = OriginCheck(
+            self._settings.public_url,
+            self._settings.host,
+            self._guard,
+            self._services.metrics.refused,
         )
-        token = self._settings.api_token
-        if token:
-            auth = ApiAuth(
-                token.get_secret_value(),
-                self._guard,
-                self._services.metrics.refused,
-                self._settings.public_url,
-            )
-            app.add_subapp(
-                "/api", handlers.application(self, auth, self._services.forget)
-            )
+        app = web.Application(
+            client_max_size=self._services.limits.body_bytes,
+            middlewares=[origins.middleware, self._requests.count_unknown],
+        )
+        app.on_response_prepare.append(secure_headers)
+        app.on_response_prepare.append(tell_balancer)
+        self._add_routes(app)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         try:
@@ -136,8 +132,38 @@ class Server:
         if self._sip:
             await self._sip_running.enter_async_context(self._sip)
         version = versions.version_of(versions.PACKAGE)
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
         host, port = self._settings.host, self.port
-        log.info("listening", host=host, port=port, version=version)
+        log.info("listening", host=host, port=port, version=version, loop=loop)
+
+    def _add_routes(self, app: web.Application) -> None:
+        app.add_routes(self._requests.routes(self._webhooks.answers()))
+        # A proxy may leave the path of BRIDGE_PUBLIC_URL, or take it away.
+        for prefix in dict.fromkeys(("", self._settings.url_path)):
+            stream = PATH + "/{account}/{call}/{ticket}"
+            app.add_routes(
+                [
+                    web.post(f"{prefix}/openai/webhook", self._openai_webhook),
+                    web.get(prefix + PATH, self._media),
+                    web.get(prefix + stream, self._media),
+                    web.get(f"{prefix}{stream}/", self._media),
+                ]
+            )
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._operators_only(self._readyz)),
+                web.get("/metrics", self._operators_only(self._metrics)),
+            ]
+        )
+        token = self._settings.api_token
+        if token:
+            auth = ApiAuth(
+                token.get_secret_value(), self._guard, self._services.metrics.refused
+            )
+            for prefix in dict.fromkeys(("", self._settings.url_path)):
+                api = handlers.application(self, auth, self._services.forget)
+                app.add_subapp(f"{prefix}/api", api)
 
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Accepts no more calls, waits `drain_seconds` for the running ones, hands over
@@ -234,53 +260,79 @@ class Server:
             log.info("stream_refused", why=capacity.state)
             self._services.metrics.hit("calls")
             raise web.HTTPServiceUnavailable(text="this instance takes no more calls")
-        self._update_capacity(unidentified=+1)
-        try:
-            if ticket and self._tickets:
-                await self._tickets.spend(ticket)
+        with ExitStack() as waiting:
+            self._update_capacity(unidentified=+1)
+            waiting.callback(self._update_capacity, unidentified=-1)
+            await self._spend(ticket, request)
             # The upgrade is answered before the model is connected: Twilio does not
             # wait for that.
-            socket = PhoneSocket(request, limits)
-            await socket.open()
-            connected_at = time.monotonic()
-            phone = await IdentifiedPhone.wait_for_start(socket, limits.start_seconds)
-        except TicketRefused as error:
-            raise await self._refuse_ticket(error, request) from None
-        finally:
-            self._update_capacity(unidentified=-1)
+            socket = open_phone_socket(request, limits)
+            early = self._dial_early(ticket)
+            try:
+                connected_at = time.monotonic()
+                phone = await IdentifiedPhone.wait_for_start(
+                    socket, limits.start_seconds
+                )
+                waiting.close()
+                if self._is_wanted(phone, ticket):
+                    self._guard.exempt_from_limits(request)
+                    await self._carry(phone, connected_at, early)
+                else:
+                    await socket.close_bounded(WSCloseCode.POLICY_VIOLATION)
+            finally:
+                if early:
+                    early.drop()
+                await socket.close_bounded()
+        return UpgradedResponse()
+
+    def _is_wanted(self, phone: IdentifiedPhone, ticket: Ticket | None) -> bool:
+        """The stream has named its call, and has the ticket of that call."""
         if phone.call_sid is None:
             log.warning("stream_refused", why="no_start", timed_out=phone.timed_out)
             if phone.timed_out:
                 self._services.metrics.hit("start_late")
-            await socket.close(WSCloseCode.POLICY_VIOLATION)
-            return socket.response
+            return False
         named = (phone.account_sid, phone.call_sid)
         if ticket and named != (ticket.account_sid, ticket.call_sid):
             # Not the call whose webhook was answered with this ticket.
             self._refused("other_call")
-            await socket.close(WSCloseCode.POLICY_VIOLATION)
-            return socket.response
-        self._guard.exempt_from_limits(request)
-        sid = phone.call_sid
+            return False
+        return True
+
+    def _dial_early(self, ticket: Ticket | None) -> EarlyDial | None:
+        """Dials the model while the stream's `start` is awaited. Only for a stream with
+        a ticket: each can be used once, so no stranger makes us dial. Not for a call
+        that is here and has its session."""
+        if ticket is None or self.call(ticket.call_sid) is not None:
+            return None
+        return self._early_dials.begin(ticket.call_sid)
+
+    async def _carry(
+        self, phone: IdentifiedPhone, connected_at: float, early: EarlyDial | None
+    ) -> None:
+        """Gives the stream to its call, until the stream ends."""
+        assert phone.call_sid, "the stream has named its call"
+        sid, capacity = phone.call_sid, self._services.capacity
         call = self.call(sid)
         self._expected_streams.pop(sid, None)
         if call is None or not await call.take_over(phone):
             if capacity.free:
                 leg = MediaLeg(phone, self._services)
-                await self._run_call(Call(leg, self._services, connected_at), sid)
+                take = early.take if early else None
+                await self._run_call(Call(leg, self._services, connected_at, take), sid)
             else:
                 log.info("stream_refused", why=capacity.state)
-                await phone.close()
-        return socket.response
 
     async def _check_handshake(self, request: web.Request) -> Ticket | None:
         """Checks that Twilio signed the handshake and that the bridge issued its
         ticket; 403 if not. None: no ticket is needed."""
-        if self._signatures and not self._signatures.handshake(
-            request.raw_path, request.headers
-        ):
-            raise self._refused("signature")
         given = request.match_info
+        # Without an account in the path, the request is refused, or the bridge takes
+        # calls of one account only (bridge.app.settings).
+        if self._signatures and not self._signatures.of(
+            given.get("account", "")
+        ).handshake(request.raw_path, request.headers):
+            raise self._refused("signature")
         if "ticket" not in given:
             if self._needs_ticket:
                 raise self._refused("ticket_missing")
@@ -291,6 +343,16 @@ class Server:
             return self._tickets.read(given["account"], given["call"], given["ticket"])
         except TicketRefused as error:
             raise await self._refuse_ticket(error, request) from None
+
+    async def _spend(self, ticket: Ticket | None, request: web.Request) -> None:
+        """Marks the ticket as used; 403 if it was used before."""
+        if ticket and self._tickets:
+            try:
+                await self._tickets.spend(ticket)
+            except TicketRefused as error:
+                raise await self._refuse_ticket(error, request) from None
+        if self._signatures:
+            mark_authenticated(request)
 
     @property
     def _needs_ticket(self) -> bool:
@@ -357,6 +419,8 @@ class Server:
         try:
             if message == TAKEN:
                 call.taken_over()
+            elif message == COMPLETED:
+                call.completed()
             elif message.startswith(ANSWERED_BY):
                 call.answered_by(AnsweredBy(message.removeprefix(ANSWERED_BY).decode()))
         except Exception:
@@ -370,6 +434,9 @@ class Server:
             raise web.HTTPNotFound(text="SIP calls are not set up on this bridge")
         body = await read_body(request.read(), self._services)
         status, text = await self._sip.incoming(request.headers, body)
+        if (status, text) == SIP_CALL_TAKEN:
+            # Only the first delivery of a call gets this answer, so it is no replay.
+            mark_authenticated(request)
         if status == HTTPStatus.UNAUTHORIZED:
             self._services.metrics.refused("signature")
         return web.Response(status=status, text=text)
@@ -400,26 +467,39 @@ class Server:
     async def entries(self) -> list[CallEntry]:
         return await self._services.registry.calls()
 
-    async def place(self, wanted: handlers.PlaceCall) -> str:
+    async def place(self, wanted: handlers.PlaceCall, idempotency_key: str) -> str:
         """Places a call. handlers.Refused says why it was not placed."""
         if self._outbound is None:
-            raise handlers.Refused(
-                409,
-                "Outbound calls are not set up",
-                "They need BRIDGE_PUBLIC_URL, TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN "
-                "and BRIDGE_OUTBOUND_PREFIXES.",
-            )
+            raise handlers.outbound_is_off()
         if not self._services.capacity.free:
             detail = f"The bridge is {self._services.capacity.state}."
             raise handlers.Refused(503, "The bridge takes no more calls now", detail)
         number = wanted.from_number or self._settings.outbound_number
         sid = await handlers.place(
-            self._outbound, wanted, number, self._services.routes
+            self._outbound,
+            wanted,
+            number,
+            self._services.routes,
+            longest_seconds=self._services.ceilings.longest_seconds,
+            idempotency_key=idempotency_key,
         )
         # For instances of an earlier version: they do not know `/call-status?route=`.
         route = wanted.route.encode()
         await self._services.registry.put(f"route:{sid}", route, PLAN_SECONDS)
         return sid
+
+    async def status(self, call_sid: str) -> CallStatus | None:
+        return await self._outbound.status(call_sid) if self._outbound else None
+
+    async def cancel(self, call_sid: str) -> CallStatus | None:
+        """Cancels an outbound call, and reports that it was canceled."""
+        if self._outbound is None:
+            raise handlers.outbound_is_off()
+        status, order = await handlers.cancel(self._outbound, call_sid)
+        if status and order:
+            numbers = {"From": order.from_number, "To": order.to}
+            report_unanswered(self._services, status, order.route, numbers)
+        return status
 
     # --- for operators ---
 
@@ -475,7 +555,10 @@ def _signatures(settings: Settings) -> Signatures | None:
     if settings.public_url is None or settings.twilio_auth_token is None:
         raise ValueError("BRIDGE_PUBLIC_URL or TWILIO_AUTH_TOKEN is not set")
     return Signatures(
-        settings.public_url, _auth_tokens(settings), settings.twilio_shared_keys
+        settings.public_url,
+        _auth_tokens(settings),
+        settings.twilio_shared_keys,
+        settings.twilio_accounts,
     )
 
 
@@ -492,19 +575,18 @@ def _auth_tokens(settings: Settings) -> list[str]:
 
 def _outbound(settings: Settings, services: Services) -> OutboundCalls | None:
     """None if outbound calls are off, or if Twilio could not reach the bridge."""
-    sid, token = settings.twilio_account_sid, settings.twilio_auth_token
-    if not (settings.outbound_prefixes and settings.public_url and sid and token):
+    access = RestAccess.of(settings)
+    if not (settings.outbound_prefixes and settings.public_url and access):
         return None
     return OutboundCalls(
         services.registry,
-        account_sid=sid,
-        auth_token=token.get_secret_value(),
+        TwilioApi(access),
         public_url=settings.public_url,
         prefixes=settings.outbound_prefixes,
+        key=access.password.encode(),
         hit=services.metrics.hit,
         day_is_spent=services.quotas.day_is_spent,
         at_once=settings.outbound_calls,
-        api_url=settings.twilio_api_url,
     )
 
 

@@ -23,14 +23,19 @@ BODY_HASH = "bodySHA256"
 """Query parameter of a webhook whose body is JSON."""
 
 _NO_KEYS: Mapping[str, str] = MappingProxyType({})
+_NO_ACCOUNTS: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 class Signatures:
-    """Checks signatures for one origin (`https://host[:port]`, no path).
+    """Checks signatures for one public URL: `https://host[:port]`, and perhaps a path
+    that a proxy takes away or leaves.
 
     `auth_tokens`: each of them is accepted, because two are valid while a token is
     rotated. `shared_keys`: id -> secret. A request that names a key (Twilio's
     SharedKeys) is checked against that key only, and with HMAC-SHA256 only.
+
+    Both are secrets of the main account. `accounts`: SID -> auth tokens of another
+    account; `of` gives the signatures that are valid for it.
     """
 
     def __init__(
@@ -38,12 +43,23 @@ class Signatures:
         public_url: str,
         auth_tokens: Sequence[str],
         shared_keys: Mapping[str, str] = _NO_KEYS,
+        accounts: Mapping[str, Sequence[str]] = _NO_ACCOUNTS,
     ) -> None:
-        self._origin = public_url
+        self._public = public_url
+        parts = urlsplit(public_url)
+        self._origin, self._prefix = f"{parts.scheme}://{parts.netloc}", parts.path
         self._tokens = [RequestValidator(token) for token in auth_tokens]
         self._shared = {
             name: RequestValidator(secret) for name, secret in shared_keys.items()
         }
+        self._others = {
+            sid: Signatures(public_url, tokens) for sid, tokens in accounts.items()
+        }
+
+    def of(self, account_sid: str) -> "Signatures":
+        """The signatures that are valid for this account. An account that is not known
+        gets those of the main account; its calls are refused after this check."""
+        return self._others.get(account_sid, self)
 
     def form(
         self, target: str, form: Mapping[str, Any], headers: Mapping[str, str]
@@ -51,7 +67,7 @@ class Signatures:
         """A POST of a form. `target`: path and query exactly as requested. `form`: a
         MultiDict, because a plain dict would lose repeated names. `headers`: a
         case-insensitive mapping."""
-        return self._matches([self._origin + target], form, headers)
+        return self._matches(self._signed_urls(target), form, headers)
 
     def json(self, target: str, body: bytes, headers: Mapping[str, str]) -> bool:
         """A POST of JSON. The signed URL contains the hash of the body."""
@@ -61,14 +77,29 @@ class Signatures:
             text = body.decode()
         except ValueError:
             return False
-        return self._matches([self._origin + target], text, headers)
+        return self._matches(self._signed_urls(target), text, headers)
 
     def handshake(self, target: str, headers: Mapping[str, str]) -> bool:
         """The WebSocket upgrade of a media stream. The wss URL of the TwiML is signed,
         without parameters."""
-        url = websocket_origin(self._origin) + target
+        url = websocket_origin(self._url(target))
         # "try appending a trailing / character to the URL" (Twilio's security page).
-        return self._matches([url, url.rstrip("/") + "/"], {}, headers)
+        return self._matches([url, _other_slash(url)], {}, headers)
+
+    def _url(self, target: str) -> str:
+        """The public URL of a request. `target` has the prefix if the proxy left it."""
+        is_whole = self._prefix and target.startswith(f"{self._prefix}/")
+        return (self._origin if is_whole else self._public) + target
+
+    def _signed_urls(self, target: str) -> list[str]:
+        """The URLs that Twilio may have signed. It may have sorted the query, and a
+        proxy may have added or removed a slash behind the path."""
+        url = self._url(target)
+        path, mark, query = url.partition("?")
+        urls = [url, _other_slash(path) + mark + query]
+        if (in_order := "&".join(sorted(query.split("&")))) != query:
+            urls.append(path + mark + in_order)
+        return urls
 
     def _matches(
         self, urls: list[str], form: object, headers: Mapping[str, str]
@@ -104,6 +135,11 @@ class Signatures:
 def websocket_origin(origin: str) -> str:
     """https://host -> wss://host, http://host -> ws://host."""
     return "ws" + origin.removeprefix("http")
+
+
+def _other_slash(url: str) -> str:
+    """The URL with a slash at its end, or without it if it has one."""
+    return url[:-1] if url.endswith("/") else f"{url}/"
 
 
 def _named(url: str) -> str:

@@ -24,12 +24,13 @@ from bridge.core import UNREADABLE
 from bridge.model.calls_api import CallGone, CallsApi, CallsApiError, rest_url
 from bridge.model.sip_session import NOT_ON_SIP
 from bridge.records.standard_webhooks import TOLERANCE_SECONDS, is_signed, signing_key
+from twiml.phone_numbers import PhoneNumber
 
 log = structlog.get_logger()
 
-KNOWN_SECONDS = 2.0 * TOLERANCE_SECONDS
-"""How long a call's first delivery is remembered; afterwards its signature is too old
-anyway."""
+KNOWN_SECONDS = 2.0 * TOLERANCE_SECONDS + 60.0
+"""How long a call's first delivery is remembered. Afterwards its signature is too old,
+by the clock of the registry, which instances may know a little late."""
 
 ANSWER_SECONDS = 2.0
 """Limit of a webhook's answer; OpenAI repeats a webhook that is answered with 503."""
@@ -40,12 +41,17 @@ CLOSE_SECONDS = 12.0
 ELSEWHERE = 503, "another instance takes calls"
 """HAProxy tries the next instance; without HAProxy, OpenAI repeats the webhook."""
 
+SIP_CALL_TAKEN = 200, "taken"
+"""The call is decided; only its first delivery gets this answer."""
+
 BUSY_HERE = 486
 """SIP status: all lines are busy, or this caller is refused. https://www.rfc-editor.org/rfc/rfc3261#section-21.4.24"""
 
+_WEBHOOK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""Without a dot: id, timestamp and body are signed with dots in between."""
+
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _URI = re.compile(r"(?:sips?|tel):([^@;>\s]{1,128})(@[^;>\s]{1,253})?")
-_NUMBER = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -138,7 +144,7 @@ class SipCalls:
         given: dict[str, str] = {}
         for name, value in headers.items():
             given.setdefault(name.lower(), value)
-        if not is_signed(self._key, given, body):
+        if not is_signed(self._key, given, body) or not self._is_recent(given):
             log.warning("webhook_refused", path="/openai/webhook", why="signature")
             return 401, "not signed by OpenAI"
         try:
@@ -151,6 +157,15 @@ class SipCalls:
         if not _CALL_ID.fullmatch(data.call_id):
             return 400, "no usable call_id"
         return await self._deliver(data)
+
+    def _is_recent(self, given: Mapping[str, str]) -> bool:
+        """`is_signed` uses the clock of this instance. If that is behind, a delivery
+        may be accepted after its call is forgotten."""
+        sent = float(given["webhook-timestamp"])
+        age = self._services.registry.clock() - sent
+        return age <= TOLERANCE_SECONDS and bool(
+            _WEBHOOK_ID.fullmatch(given["webhook-id"])
+        )
 
     async def _deliver(self, data: _Data) -> tuple[int, str]:
         """Decides about a call in a task. A delivery whose request is cancelled or too
@@ -212,7 +227,7 @@ class SipCalls:
         finally:
             if not taken:
                 await registry.pop(claim)
-        return (200, "taken") if taken else (503, "closed")
+        return SIP_CALL_TAKEN if taken else (503, "closed")
 
     def _take(self, facts: CallFacts, why: str | None) -> None:
         name = f"{facts.call_sid} sip"
@@ -309,8 +324,8 @@ def number_of(header: str) -> str:
     # Percent-decoded only if the result is a number: the caller controls this text, and
     # it goes into the agent's instructions.
     number = unquote(uri[1])
-    if _NUMBER.fullmatch(number):
-        return number
+    if known := PhoneNumber.of_caller(number):
+        return known
     if uri[1].lower() == "anonymous":
         return "anonymous"
     address = f"sip:{uri[1]}{uri[2] or ''}"

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import hmac
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -21,8 +20,12 @@ from bridge.fleet import Registry
 PATH = "/media"
 
 TICKET_SECONDS = 60.0
-"""Twilio opens the stream within a second of the TwiML. The rest covers differences
-between the clocks of the instances."""
+"""Twilio opens the stream within a second of the TwiML. The rest is for an instance
+that does not know the clock of the registry yet, and uses its own."""
+
+USED_SECONDS = 60.0
+"""A used ticket is remembered for so long after it has expired, by the clock by which
+it expires: that of the registry. An instance may know that clock a little late."""
 
 MAC_BYTES = 18
 """Bytes of the digest (of 32) in a ticket: too many to guess, few enough for a URL."""
@@ -49,16 +52,18 @@ class Ticket:
 
 
 class Tickets:
-    """`keys`: secrets that all instances have. A ticket is signed with each of them,
-    and valid if one signature is valid. While the auth token is rotated, every instance
-    thus accepts it, whichever of the two tokens it knows. `now`: seconds since the
-    epoch."""
+    """`keys`: secrets that all instances have, the tokens of the main account. A ticket
+    is signed with each of them, and valid if one signature is valid. While the auth
+    token is rotated, every instance thus accepts it, whichever of the two tokens it
+    knows. Streams of other accounts have such tickets, too; their handshakes are signed
+    with their own tokens. `now`: seconds since the epoch; None: by the clock of the
+    registry."""
 
     def __init__(
         self,
         keys: Sequence[str],
         registry: Registry,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
     ) -> None:
         if not all(keys) or not keys:
             raise ValueError("tickets need at least one secret, and no empty one")
@@ -67,7 +72,7 @@ class Tickets:
             hmac.digest(key.encode(), b"bridge stream ticket", "sha256") for key in keys
         ]
         self._registry = registry
-        self._now = now
+        self._now = now or registry.clock
 
     def path(self, account_sid: str, call_sid: str) -> str:
         """The path of a new stream's URL."""
@@ -95,7 +100,7 @@ class Tickets:
     async def spend(self, ticket: Ticket) -> None:
         """Marks the ticket as used. TicketRefused if it was used before, on any
         instance."""
-        left = max(ticket.until - self._now(), 0.0) + 1.0
+        left = max(ticket.until - self._now(), 0.0) + USED_SECONDS
         if not await self._registry.set_if_absent(f"ticket:{ticket.nonce}", left):
             raise TicketRefused("ticket_used")
 

@@ -4,46 +4,40 @@ They decide what Twilio does with a new call, and with a call whose stream or tr
 has ended. They know no sockets; the CallDirectory knows the instance's calls.
 """
 
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from types import MappingProxyType
 
 import msgspec
 import structlog
 from aiohttp import web
-from multidict import MultiDict
 
 import twiml
 from bridge.agent.live import CallFacts
-from bridge.app.outbound import OutboundCalls, OutboundOrder
+from bridge.app.outbound import (
+    ORDER,
+    OutboundCalls,
+    OutboundOrder,
+)
 from bridge.app.overflow import RETURNING, WAITING, Overflow, QueuePlace
 from bridge.app.routes import Route
 from bridge.app.services import Services
 from bridge.app.settings import Settings
-from bridge.call.call import Call
 from bridge.call.continuity import RETURN_SECONDS
 from bridge.fleet import NextStep, Then, formats
-from bridge.fleet.plan import Plan
+from bridge.fleet.plan import PLAN_SECONDS, Plan
 from bridge.fleet.snapshot import CallSnapshot
-from bridge.http.signature import Signatures, websocket_origin
+from bridge.http.attempts import take_attempt
+from bridge.http.dials import failed_transfer, instruction, shown_number
+from bridge.http.parameters import is_outbound, stream_parameters, to_carry
+from bridge.http.signature import websocket_origin
+from bridge.http.status_webhooks import CallDirectory, StatusWebhooks
 from bridge.http.tickets import PATH, Tickets
-from bridge.http.webhook_fields import (
-    FORM,
-    JSON,
-    Webhook,
-    form_of,
-    from_and_to,
-    json_of,
-    read_body,
-)
-from bridge.records.report import report_of_silence
+from bridge.http.webhook_fields import Webhook
+from bridge.http.webhook_urls import DIALLED, OF_CALL, next_url, screen_url, url
 from twiml import spoken_texts
 
 log = structlog.get_logger()
-
-PLAN_SECONDS = 24 * 3600.0
-"""The plan of an outbound call is stored as long as a call can last."""
 
 ENDED_SECONDS = 60.0
 """How long the time at which a stream ended is stored; the next stream starts at
@@ -59,10 +53,6 @@ MAX_REFUSALS = 2
 """Retries of a first stream that no instance took. The registry's view of the other
 instances' free capacity is some seconds old, so a retry may succeed."""
 
-RESUMED_SECONDS = 120.0
-"""The counts of resumes and refusals start again after this time without a new one: a
-stream that lasts this long is healthy."""
-
 RESTART_SECONDS = 30
 """The pause that a caller waits at Twilio while all instances are recreated: up to 9 s
 until the last call has left the old ones (core.conversation.HAND_OVER_SECONDS), then 6
@@ -76,9 +66,6 @@ LATE_TICKET = "late_ticket"
 """Registry key, followed by the call's SID: Twilio's handshake was refused because its
 ticket was expired or used. The call gets another stream."""
 
-ANSWERED_BY = b"answered_by:"
-"""Start of a message to the instance that has a call; the AnsweredBy value follows."""
-
 NEXT_STEP_REQUESTED = b"asked"
 """Message to the instance that had a call: Twilio asked another instance for the next
 step."""
@@ -86,40 +73,17 @@ step."""
 ANSWERED = frozenset({"completed", "answered"})
 """DialCallStatus of a transfer that was answered."""
 
-UNANSWERED = frozenset({"busy", "no-answer", "failed", "canceled"})
-
-NOT_ANSWERED = (
-    "You tried to put the caller through, but nobody took the call ({status}). The "
-    "caller is back with you: tell them in one sentence and ask how else you can help."
-)
-
-_ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?", re.ASCII)
-
-
-class CallDirectory(Protocol):
-    """The calls of the instance that got the webhook."""
-
-    def call(self, call_sid: str) -> Call | None:
-        """The newest call with this SID, running or about to run."""
-
-    def expect_stream(self, call_sid: str) -> None:
-        """Twilio was told to open another stream for the call. No effect if the call is
-        not on this instance."""
-
-    def next_step_requested(self, call_sid: str) -> None:
-        """Twilio has asked for the call's next step."""
+_NO_QUERY: Mapping[str, str] = MappingProxyType({})
 
 
 class Webhooks:
-    """`signatures` None: unsigned requests are accepted. `tickets` None: the URLs of
-    streams contain no ticket."""
+    """`tickets` None: the URLs of streams contain no ticket."""
 
     def __init__(
         self,
         settings: Settings,
         services: Services,
         directory: CallDirectory,
-        signatures: Signatures | None,
         tickets: Tickets | None,
         outbound: OutboundCalls | None,
     ) -> None:
@@ -127,71 +91,30 @@ class Webhooks:
         self._services = services
         self._registry = services.registry
         self._directory = directory
-        self._signatures = signatures
         self._tickets = tickets
         self._outbound = outbound
+        self._statuses = StatusWebhooks(services, directory, outbound)
         self._overflow = Overflow(
             settings.when_full, settings.queue_seconds, services.fallback_number
         )
 
-    def routes(self) -> list[web.RouteDef]:
-        paths = {
+    def answers(self) -> dict[str, Callable[[Webhook], Awaitable[web.Response]]]:
+        """Path -> what answers its signed requests."""
+        return {
             "/voice": self._voice,
             "/voice/next": self._voice_next,
-            "/stream-status": self._stream_status,
-            "/call-status": self._call_status,
-            "/amd-status": self._amd_status,
+            "/voice/whisper": self._whisper,
+            "/voice/accept": self._accept,
+            **self._statuses.answers(),
         }
-        return [web.post(path, self._signed(it)) for path, it in paths.items()]
-
-    def _signed(
-        self, answer: Callable[[Webhook], Awaitable[web.Response]]
-    ) -> Callable[[web.Request], Awaitable[web.Response]]:
-        """Passes on requests that Twilio signed for this account; 403 for others. 415,
-        413, 408 or 400 if a request cannot be read."""
-
-        async def handle(request: web.Request) -> web.Response:
-            if request.content_type not in (FORM, JSON):
-                raise web.HTTPUnsupportedMediaType(
-                    text="the body is not a form or JSON"
-                )
-            body = await read_body(request.read(), self._services)
-            form = form_of(body) if request.content_type == FORM else json_of(body)
-            if self._signatures and not self._is_signed(request, form, body):
-                raise self._refused(request, "signature", "not signed by Twilio")
-            account = self._settings.twilio_account_sid
-            if account and form.get("AccountSid") != account:
-                raise self._refused(
-                    request, "account", "AccountSid is of another account"
-                )
-            if not form.get("CallSid"):
-                raise web.HTTPBadRequest(text="CallSid is missing")
-            return await answer(Webhook(request, form, self._origin(request)))
-
-        return handle
-
-    def _is_signed(
-        self, request: web.Request, form: "MultiDict[str]", body: bytes
-    ) -> bool:
-        assert self._signatures, "checked only if there are signatures"
-        target, headers = request.raw_path, request.headers
-        if request.content_type == JSON:
-            return self._signatures.json(target, body, headers)
-        return self._signatures.form(target, form, headers)
-
-    def _refused(self, request: web.Request, why: str, text: str) -> web.HTTPForbidden:
-        log.warning("webhook_refused", path=request.path, why=why)
-        self._services.metrics.refused(why)
-        return web.HTTPForbidden(text=text)
-
-    # --- the webhooks ---
 
     async def _voice(self, webhook: Webhook) -> web.Response:
         """`/voice`: a call has come in, or an outbound call was answered."""
         call_sid = webhook.call_sid
-        parameters = from_and_to(webhook)
+        parameters = self._stream_parameters(webhook)
+        outbound = is_outbound(webhook)
         order = await self._outbound_order(webhook)
-        if order is None and "order" in webhook.query:
+        if order is None and ORDER in webhook.query:
             # The order has expired, or is from before a restart. The person who
             # answered is not a caller, and the purpose of the call is not known any
             # more.
@@ -201,17 +124,26 @@ class Webhooks:
             own = {"Direction": "outbound", "Route": order.route}
             parameters = {**order.parameters, **parameters, **own}
             plan = Plan(
-                greeting=order.greeting, machine=order.machine, message=order.message
+                greeting=order.greeting,
+                machine=order.machine,
+                message=order.message,
+                agent_decides=order.agent_decides,
             )
             encoded = plan.encoded(self._registry.format())
             await self._registry.put(f"plan:{call_sid}", encoded, PLAN_SECONDS)
+            outbound = True
+        elif outbound:
+            # The operator's own code has placed the call: the person called is no
+            # caller, whom limits would reject, and an answered call has no <Reject>.
+            if await self._services.quotas.refuses_outbound():
+                log.warning("call_rejected", call_sid=call_sid, limit="cost_of_day")
+                return _twiml(twiml.hang_up())
         elif limit := await self._services.quotas.admit(call_sid, webhook.text("From")):
             log.warning("call_rejected", call_sid=call_sid, limit=limit)
             return _twiml(twiml.reject())
         # Any instance's free capacity counts, not only this one's: the balancer sends
         # the stream to an instance that has free capacity.
         if not await self._registry.room():
-            outbound = order is not None
             return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
         log.info("call_answered", call_sid=call_sid)
         return _twiml(self._first_stream(webhook, parameters))
@@ -232,7 +164,8 @@ class Webhooks:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
             if held := await self._hold(webhook, route, "/voice", WAITING):
                 return _twiml(held)
-            document = self._overflow.refusal(route)
+            shown = self._shown_number(webhook)
+            document = self._overflow.refusal(route, shown)
         log.warning(
             "call_refused", call_sid=call_sid, why=self._services.capacity.state
         )
@@ -248,13 +181,11 @@ class Webhooks:
             return None  # no instance would be left to answer
         place = _queue_place(webhook, name)
 
-        def next_url(new: QueuePlace) -> str:
-            query = webhook.request.rel_url.update_query(
-                {name: str(new)}
-            ).raw_query_string
-            return f"{webhook.origin}{path}?{query}"
+        def url_of(new: QueuePlace) -> str:
+            carried = to_carry(webhook, self._settings.parameters)
+            return url(webhook, path, {**carried, name: str(new)}, webhook.query)
 
-        document = self._overflow.hold(route, place, time.time(), next_url)
+        document = self._overflow.hold(route, place, time.time(), url_of)
         if document and place is None:
             log.info("call_queued", call_sid=call_sid, why=capacity.state)
         return document
@@ -265,7 +196,9 @@ class Webhooks:
         return (
             self._services.capacity.draining
             and await self._registry.reachable()
-            and await self._take_attempt(f"restarting:{call_sid}", MAX_RESTART_WAITS)
+            and await take_attempt(
+                self._registry, f"restarting:{call_sid}", MAX_RESTART_WAITS
+            )
         )
 
     def _restart_document(self, webhook: Webhook, route: Route) -> str:
@@ -273,11 +206,11 @@ class Webhooks:
         log.info(
             "call_queued", call_sid=webhook.call_sid, why=self._services.capacity.state
         )
-        query = f"?{AFTER_TRANSFER}=1" if AFTER_TRANSFER in webhook.query else ""
+        query = {AFTER_TRANSFER: "1"} if AFTER_TRANSFER in webhook.query else {}
         spoken = (route.language or "en").startswith("en")
         return twiml.hold(
             spoken_texts.MOMENT if spoken else None,
-            ask_url=f"{webhook.origin}/voice/next{query}",
+            ask_url=next_url(webhook, query),
             pause_seconds=RESTART_SECONDS,
             language=route.language,
         )
@@ -289,7 +222,7 @@ class Webhooks:
 
     async def _outbound_order(self, webhook: Webhook) -> OutboundOrder | None:
         """The order that an outbound call was placed for; None for other calls."""
-        order_id = webhook.query.get("order")
+        order_id = webhook.query.get(ORDER)
         if order_id is None or self._outbound is None:
             return None
         return await self._outbound.order(order_id)
@@ -298,22 +231,24 @@ class Webhooks:
         """TwiML for the first stream. The caller keeps the place in the queue, in case
         no instance takes the stream."""
         place = _queue_place(webhook, WAITING)
-        query = "" if place is None else f"?{WAITING}={place}"
+        query = to_carry(webhook, self._settings.parameters)
+        if place is not None:
+            query[WAITING] = str(place)
         return self._stream_document(webhook, parameters, query)
 
     def _stream_document(
         self,
         webhook: Webhook,
         parameters: Mapping[str, str],
-        query: str = "",
+        query: Mapping[str, str] = _NO_QUERY,
     ) -> str:
-        """`query`: query of the `/voice/next` request that follows the stream."""
+        """`query`: of the `/voice/next` request that follows the stream."""
         origin, path = webhook.origin, PATH
         if self._tickets:
             path = self._tickets.path(webhook.account_sid, webhook.call_sid)
         return twiml.connect(
             f"{websocket_origin(origin)}{path}",
-            action_url=f"{origin}/voice/next{query}",
+            action_url=next_url(webhook, query),
             status_callback_url=f"{origin}/stream-status",
             parameters=parameters,
         )
@@ -337,12 +272,16 @@ class Webhooks:
                 # the caller heard depends on it.
                 ended, name = str(time.time()).encode(), f"stream_ended:{call_sid}"
                 await self._registry.put(name, ended, ENDED_SECONDS)
-            parameters = {**from_and_to(webhook), **self._parameters(call_sid, stored)}
+            parameters = self._stream_parameters(webhook)
+            parameters |= self._parameters(call_sid, stored)
             moved = step is not None or self._directory.call(call_sid) is None
             if step is None and stored is None and moved:
                 return await self._retry_first_stream(webhook, parameters)
             return await self._resume_call(webhook, parameters, moved)
         return self._respond(webhook, step, {})
+
+    def _stream_parameters(self, webhook: Webhook) -> dict[str, str]:
+        return stream_parameters(webhook, self._settings.parameters)
 
     def _parameters(self, call_sid: str, stored: bytes | None) -> Mapping[str, str]:
         """The parameters that the call's stream had."""
@@ -372,7 +311,9 @@ class Webhooks:
             back = "/voice/next"
             if held := await self._hold(webhook, route, back, RETURNING):
                 return _twiml(held)
-        elif await self._take_attempt(f"resume_count:{call_sid}", MAX_RESUMES):
+        elif await take_attempt(
+            self._registry, f"resume_count:{call_sid}", MAX_RESUMES
+        ):
             step = NextStep(Then.RESUME)
             self._directory.expect_stream(call_sid)
         return self._respond(webhook, step, parameters)
@@ -387,19 +328,22 @@ class Webhooks:
         room = await registry.room()
         late = await registry.pop(f"{LATE_TICKET}:{call_sid}") is not None
         free = room and self._services.capacity.free
-        # An outbound call is not retried: its parameters are not known any more.
-        outbound = await registry.get(f"plan:{call_sid}") is not None
+        # A call of an order is not retried: its parameters are not known any more.
+        placed = await registry.get(f"plan:{call_sid}") is not None
         if (
             room
             and (late or not free)
-            and not outbound
-            and await self._take_attempt(f"refusal_count:{call_sid}", MAX_REFUSALS)
+            and not placed
+            and await take_attempt(
+                self._registry, f"refusal_count:{call_sid}", MAX_REFUSALS
+            )
         ):
             log.info("call_answered", call_sid=call_sid)
             return _twiml(self._first_stream(webhook, parameters))
         if free:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
             return self._respond(webhook, self._fallback_step(route), parameters)
+        outbound = placed or is_outbound(webhook)
         return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
 
     def _respond(
@@ -417,13 +361,7 @@ class Webhooks:
         return NextStep(Then.SORRY, number, language=language, text=text)
 
     async def _take_attempt(self, name: str, most: int) -> bool:
-        """Counts an attempt. False if `most` were made before."""
-        registry = self._registry
-        count = int(await registry.get(name) or 0)
-        if count >= most:
-            return False
-        await registry.put(name, str(count + 1).encode(), RESUMED_SECONDS)
-        return True
+        return await take_attempt(self._registry, name, most)
 
     def _next_document(
         self,
@@ -439,98 +377,75 @@ class Webhooks:
             case Then.TRANSFER:
                 return twiml.transfer(
                     step.number,
-                    caller_id=step.caller_id or None,
-                    action_url=f"{webhook.origin}/voice/next",
+                    caller_id=step.caller_id or self._shown_number(webhook),
+                    action_url=next_url(webhook, {DIALLED: "1"}),
                     timeout_seconds=step.ring_seconds,
+                    digits=step.digits,
+                    screen_url=screen_url(webhook, "whisper")
+                    if step.whisper or step.accept
+                    else None,
                 )
             case Then.SORRY:
                 return twiml.sorry(
                     step.text or None,
                     fallback_number=step.number or None,
+                    caller_id=self._shown_number(webhook),
                     language=step.language or None,
                 )
+
+    def _shown_number(self, webhook: Webhook) -> str | None:
+        return shown_number(webhook, self._settings.outbound_number or "")
+
+    async def _whisper(self, webhook: Webhook) -> web.Response:
+        """`/voice/whisper`: somebody has answered a transfer. They hear the whisper,
+        while the caller still hears ringing."""
+        step = await self._registry.next_step(webhook.query.get(OF_CALL, ""))
+        if step is None or step.then is not Then.TRANSFER:
+            return _twiml(twiml.hang_up())  # the caller has left, or is back already
+        # The call in the URL is the caller's; the webhook is of the other leg.
+        accept_url = screen_url(webhook, "accept") if step.accept else None
+        language = step.language or None
+        document = twiml.whisper(step.whisper, accept_url=accept_url, language=language)
+        return _twiml(document)
+
+    async def _accept(self, webhook: Webhook) -> web.Response:
+        """`/voice/accept`: the person who has answered a transfer has pressed a key."""
+        taken = webhook.text("Digits") == "1"
+        call_sid = webhook.query.get(OF_CALL, "")
+        log.info("transfer_answered", call_sid=call_sid, accepted=taken)
+        return _twiml(twiml.put_through() if taken else twiml.hang_up())
 
     async def _after_transfer(self, webhook: Webhook, dialled: str) -> web.Response:
         """A transfer has ended. If the other phone did not answer, the caller returns
         to the agent, and the agent gets a message about it."""
         call_sid, registry = webhook.call_sid, self._registry
-        log.info("transfer_ended", **webhook.log_fields("transfer_ended"))
+        if dialled in ANSWERED and webhook.text("DialBridged") == "false":
+            dialled = "canceled"  # a person or a mailbox has answered, and not accepted
+        failed = None if dialled in ANSWERED else failed_transfer(webhook, dialled)
+        # The texts of Twilio, which contain no number.
+        details = msgspec.structs.asdict(failed) if failed else {"status": dialled}
+        shown = {key: text for key, text in details.items() if text}
+        log.info("transfer_ended", call_sid=call_sid, **shown)
         stored = await registry.get(f"snapshot:{call_sid}")
-        if dialled in ANSWERED or stored is None:
+        if failed is None or stored is None:
             await registry.delete(f"snapshot:{call_sid}")
             return _twiml(twiml.hang_up())
         if snapshot := formats.read(stored, CallSnapshot):
-            text = NOT_ANSWERED.format(status=dialled)
-            snapshot = msgspec.structs.replace(snapshot, instruction=text)
+            snapshot = msgspec.structs.replace(
+                snapshot,
+                instruction=instruction(dialled),
+                failed_transfers=(*snapshot.failed_transfers, failed),
+            )
             encoded = snapshot.encoded(registry.format())
             await registry.put(f"snapshot:{call_sid}", encoded, RETURN_SECONDS)
             parameters = dict(snapshot.parameters)
         else:
             # A snapshot that this version cannot read is left as it is: an instance of
             # a newer version may get the stream.
-            parameters = from_and_to(webhook)
-        stream = self._stream_document(webhook, parameters, f"?{AFTER_TRANSFER}=1")
+            parameters = self._stream_parameters(webhook)
+        query = {AFTER_TRANSFER: "1"}
+        stream = self._stream_document(webhook, parameters, query)
         return _twiml(stream)
-
-    async def _stream_status(self, webhook: Webhook) -> web.Response:
-        """`/stream-status`: the only report of a handshake that failed."""
-        if webhook.text("StreamEvent") == "stream-error":
-            log.warning("stream_error", **webhook.log_fields("stream_error"))
-        else:
-            log.debug("stream_status", **webhook.log_fields("stream_status"))
-        return web.Response(status=204)
-
-    async def _call_status(self, webhook: Webhook) -> web.Response:
-        """`/call-status`: the progress of a call. Twilio may send statuses out of order
-        and to any instance."""
-        known = (
-            await self._outbound.note_status(webhook.plain())
-            if self._outbound
-            else None
-        )
-        log.info("call_status", **webhook.log_fields("call_status"))
-        if known and known.state in UNANSWERED:
-            await self._report_unanswered(webhook, known.state)
-        return web.Response(status=204)
-
-    async def _report_unanswered(self, webhook: Webhook, state: str) -> None:
-        """An outbound call was not answered: reports that to the code that placed
-        it."""
-        call_sid, services = webhook.call_sid, self._services
-        route = webhook.query.get("route")
-        if route is None:  # an instance of an earlier version may have placed the call
-            stored = await services.registry.get(f"route:{call_sid}")
-            if stored is None:
-                return  # the bridge did not place this call
-            route = stored.decode()
-        parameters = {"Direction": "outbound", "Route": route}
-        parameters |= {name: webhook.text(name) for name in ("From", "To")}
-        facts = CallFacts.of(call_sid, parameters)
-        report = report_of_silence(facts, state, time.time())
-        services.deliver_report(services.route_of(facts), report)
-
-    async def _amd_status(self, webhook: Webhook) -> web.Response:
-        """`/amd-status`: a person or a machine has answered."""
-        if self._outbound:
-            who = await self._outbound.answered_by(webhook.plain())
-            if who and (call := self._directory.call(webhook.call_sid)):
-                call.answered_by(who)
-            elif who:
-                message = ANSWERED_BY + who.encode()
-                await self._registry.publish(webhook.call_sid, message)
-        return web.Response(status=204)
-
-    def _origin(self, request: web.Request) -> str:
-        """The origin from the settings. Without one (development only), the origin that
-        the request or the tunnel names."""
-        if self._settings.public_url:
-            return self._settings.public_url
-        scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
-        host = request.headers.get("X-Forwarded-Host", request.host)
-        origin = f"{scheme.split(',')[0].strip()}://{host.split(',')[0].strip()}"
-        if not _ORIGIN.fullmatch(origin):
-            raise web.HTTPBadRequest(text="the Host header is missing or malformed")
-        return origin
 
 
 def _queue_place(webhook: Webhook, name: str) -> QueuePlace | None:

@@ -65,8 +65,9 @@ class CallsApi:
         await _within(self._calls.reject(call_id, status_code=sip_status))
 
     async def refer(self, call_id: str, number: str) -> None:
-        """Transfers the caller to an E.164 number by a SIP REFER."""
-        await _within(self._calls.refer(call_id, target_uri=f"tel:{number}"))
+        """Transfers the caller to an E.164 number or a SIP URI by a SIP REFER."""
+        target = f"tel:{number}" if number.startswith("+") else number
+        await _within(self._calls.refer(call_id, target_uri=target))
 
     async def hang_up(self, call_id: str) -> None:
         await _within(self._calls.hangup(call_id))

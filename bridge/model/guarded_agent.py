@@ -6,7 +6,7 @@ SDK runs a plain one in a thread, and sdk_session.py limits every tool call.
 """
 
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,15 +26,18 @@ log = structlog.get_logger()
 Hook = Callable[..., Awaitable[Any]]
 
 
-def guarded(agent: RealtimeAgent[Any], call_sid: str) -> RealtimeAgent[Any]:
-    """A copy of the agent, whose instructions, tools and handoffs the SDK may ask for.
-    All user code gets the agent itself: it may compare it, or keep state in it."""
+def guarded(
+    agent: RealtimeAgent[Any], call_sid: str, more: Sequence[Tool] = ()
+) -> RealtimeAgent[Any]:
+    """A copy of the agent with `more` tools, whose instructions, tools and handoffs the
+    SDK may ask for. All user code gets the agent itself: it may compare it, or keep
+    state in it."""
     made = copy.copy(agent)
     thread = SharedThread(f"{call_sid} is_enabled")
     if callable(agent.instructions):
         name = f"{call_sid} instructions"
         made.instructions = _hook(agent.instructions, name, agent)
-    made.tools = [_tool(it, agent, call_sid, thread) for it in agent.tools]
+    made.tools = [_tool(it, agent, call_sid, thread) for it in _with(agent.tools, more)]
     made.handoffs = [_handoff(it, agent, thread) for it in agent.handoffs]
     # Attributes of the copy, in place of its methods: those would pass the copy on.
     of_copy = made.__dict__
@@ -51,6 +54,7 @@ def guarded(agent: RealtimeAgent[Any], call_sid: str) -> RealtimeAgent[Any]:
                 name=f"{call_sid} get_all_tools",
                 seconds=user_code.PROMPT_SECONDS,  # it may ask local MCP servers
             )
+            tools = _with(tools, more)
             return [_tool(it, agent, call_sid, thread) for it in tools]
 
         of_copy["get_all_tools"] = get_all_tools
@@ -58,17 +62,27 @@ def guarded(agent: RealtimeAgent[Any], call_sid: str) -> RealtimeAgent[Any]:
 
 
 def guarded_settings(
-    settings: RealtimeSessionModelSettings, agent: RealtimeAgent[Any], call_sid: str
+    settings: RealtimeSessionModelSettings,
+    agent: RealtimeAgent[Any],
+    call_sid: str,
+    more: Sequence[Tool] = (),
 ) -> RealtimeSessionModelSettings:
     """The same for the tools and handoffs of a run configuration, which replace those
     of the first agent."""
     made = settings.copy()
     thread = SharedThread(f"{call_sid} is_enabled")
     if "tools" in made:
-        made["tools"] = [_tool(it, agent, call_sid, thread) for it in made["tools"]]
+        tools = _with(made["tools"], more)
+        made["tools"] = [_tool(it, agent, call_sid, thread) for it in tools]
     if "handoffs" in made:
         made["handoffs"] = [_handoff(it, agent, thread) for it in made["handoffs"]]
     return made
+
+
+def _with(tools: Sequence[Tool], more: Sequence[Tool]) -> list[Tool]:
+    """The agent's own tool of the same name stays."""
+    names = {it.name for it in tools}
+    return [*tools, *(it for it in more if it.name not in names)]
 
 
 def _overrides(agent: RealtimeAgent[Any], method: str) -> bool:

@@ -18,8 +18,7 @@ MAX_TO_SDK = 2000
 than this limit wait, the SDK is stuck."""
 
 MAX_WAITING_CHARS = 32 * 1024 * 1024
-"""Limit of characters in the queue for the SDK, and in the queue for sending. At most
-15 MB are sent to a new session: history, tool results, a minute of caller audio."""
+"""Limit of characters in the queue for the SDK."""
 
 EVENTS_BEFORE_YIELD = 20
 """Events handled before the event loop serves other calls: a server that sends a

@@ -5,20 +5,25 @@ history. tests/model/test_sdk_canary.py lists the SDK's private names used here.
 """
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any, cast
 
+import msgspec
 import structlog
 from agents.realtime import (
     RealtimeModelConfig,
     RealtimeModelListener,
     RealtimeModelSendEvent,
     RealtimeSession,
+    openai_realtime,
 )
 from agents.realtime.config import RealtimeSessionModelSettings
 from agents.realtime.model_events import (
     RealtimeModelAudioInterruptedEvent,
     RealtimeModelErrorEvent,
     RealtimeModelEvent,
+    RealtimeModelRawServerEvent,
+    RealtimeModelTranscriptDeltaEvent,
 )
 from agents.realtime.model_inputs import (
     RealtimeModelSendInterrupt,
@@ -29,7 +34,7 @@ from agents.realtime.openai_realtime import (
     OpenAIRealtimeWebSocketModel,
     TransportConfig,
 )
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from websockets.asyncio.client import ClientConnection
 
 from bridge.agent import user_code
@@ -37,6 +42,10 @@ from bridge.model.results import BackgroundResult
 from bridge.model.wire import Wire
 
 log = structlog.get_logger()
+
+# The SDK makes a TypeAdapter for each item (0.5 ms) and for each raw event of user code
+# (26 ms), in which no call goes on. Now it makes one for each type.
+vars(openai_realtime)["TypeAdapter"] = cache(TypeAdapter)
 
 MAX_OUTPUT_CHARS = 100_000
 """Limit of a tool's result. No agent reads out more than this. The server echoes the
@@ -52,11 +61,47 @@ OpenWire = Callable[[str, dict[str, str]], Awaitable[Wire]]
 Interrupt = Callable[[str, str | None], None]
 """(cause, response id or None for any): stops the agent's speech at once."""
 
-Misread = Callable[[str], None]
-"""Called for an event that cannot be used, with a fixed phrase that says why."""
+Misread = Callable[[str, str], None]
+"""Called for an event that cannot be used, with a fixed phrase that says why, and the
+event's type."""
+
+Configured = Callable[[RealtimeSessionModelSettings], None]
 
 Take = Callable[[RealtimeSessionModelSettings], RealtimeSessionModelSettings]
 """Settings of the agent in charge -> those the SDK accepts (HostedMcp.take)."""
+
+
+class _TranscriptDelta(msgspec.Struct):
+    """The fields of a transcript delta that the SDK demands."""
+
+    event_id: str
+    response_id: str
+    item_id: str
+    delta: str
+    output_index: int
+    content_index: int
+
+
+def transcript_delta(event: Any) -> RealtimeModelTranscriptDeltaEvent | None:
+    """The SDK's event for a server event that is a valid transcript delta; None for all
+    others."""
+    if (
+        not isinstance(event, dict)
+        or event.get("type") != "response.output_audio_transcript.delta"
+    ):
+        return None
+    try:
+        delta = msgspec.convert(event, _TranscriptDelta)
+    except msgspec.ValidationError:
+        return None
+    return RealtimeModelTranscriptDeltaEvent(
+        item_id=delta.item_id, delta=delta.delta, response_id=delta.response_id
+    )
+
+
+def _type_of(event: Any) -> str:
+    kind = event.get("type") if isinstance(event, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 class PhoneModel(OpenAIRealtimeWebSocketModel):
@@ -67,12 +112,18 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         wire: OpenWire,
         interrupt: Interrupt,
         take: Take,
-        misread: Misread = lambda reason: None,
+        misread: Misread = lambda reason, kind: None,
         call_sid: str = "",
+        configured: Configured = lambda settings: None,
     ) -> None:
+        """`configured` gets the settings of each session.update of the SDK, when it was
+        sent."""
         super().__init__()
         self._call_sid = call_sid
         self._misread = misread
+        self._configured = configured
+        self._reading: Any = None
+        """The event that the SDK reads."""
         self._wire = wire
         self._interrupt = interrupt
         self._take = take
@@ -82,6 +133,7 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         await super().connect(
             {**options, "initial_model_settings": self._take(settings)}
         )
+        self._configured(settings)
 
     async def _create_websocket_connection(
         self,
@@ -95,18 +147,25 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
     async def _handle_ws_event(self, event: dict[str, Any]) -> None:
         """Like the SDK's method, but skips a malformed event, which would end the
         session."""
+        self._reading = event
         try:
-            await super()._handle_ws_event(event)
+            delta = transcript_delta(event)
+            if delta is None:
+                await super()._handle_ws_event(event)
+                return
+            # What the SDK's method sends; but pydantic costs more than all the rest.
+            await self._emit_event(RealtimeModelRawServerEvent(data=event))
+            await self._emit_event(delta)
         except (AttributeError, LookupError, TypeError, ValidationError):
             # The SDK validates only some events. Malformed ones of the others raise
             # where the SDK reads a field.
-            self._misread(REJECTED_BY_SDK)
+            self._misread(REJECTED_BY_SDK, _type_of(self._reading))
 
     async def _emit_event(self, event: RealtimeModelEvent) -> None:
         if isinstance(event, RealtimeModelErrorEvent) and isinstance(
             event.error, ValidationError
         ):
-            self._misread(REJECTED_BY_SDK)
+            self._misread(REJECTED_BY_SDK, _type_of(self._reading))
         for listener in list(self._listeners):
             if isinstance(listener, RealtimeSession):
                 await listener.on_event(event)
@@ -132,6 +191,7 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         if isinstance(event, RealtimeModelSendSessionUpdate):
             settings = self._take(event.session_settings)
             await super().send_event(RealtimeModelSendSessionUpdate(settings))
+            self._configured(event.session_settings)
         elif isinstance(event, RealtimeModelSendToolOutput):
             # The SDK requests no response for a tool that does not exist. The caller
             # would hear silence, so the bridge requests one.

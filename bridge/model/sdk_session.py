@@ -7,6 +7,7 @@ private names used here.
 
 import asyncio
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -14,12 +15,13 @@ import structlog
 from agents.exceptions import ToolTimeoutError
 from agents.realtime import RealtimeAgent, RealtimeModel, RealtimeRunConfig
 from agents.realtime.config import RealtimeSessionModelSettings
+from agents.realtime.events import RealtimeRawModelEvent, RealtimeSessionEvent
 from agents.realtime.items import AssistantAudio, RealtimeItem
 from agents.realtime.model import RealtimeModelConfig
 from agents.realtime.model_events import RealtimeModelEvent, RealtimeModelToolCallEvent
 from agents.realtime.model_inputs import RealtimeModelSendToolOutput
 from agents.realtime.session import RealtimeSession, _PendingToolOutputSendError
-from agents.tool import FunctionTool
+from agents.tool import FunctionTool, Tool
 
 from bridge.agent import user_code
 from bridge.core.limits import MAX_ID_CHARS
@@ -88,18 +90,27 @@ class PhoneSession(RealtimeSession):
         tool_seconds: float,
         watch: ToolWatch,
         call_sid: str = "",
+        tools: Sequence[Tool] = (),
+        wants_raw: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`wants_raw`: whether any listener gets the model's raw events."""
         run_config = run_config.copy()
         self._run_guardrails = run_config.pop("output_guardrails", [])
         """Not in the SDK's configuration: _run_output_guardrails adds them."""
         super().__init__(model, agent, context, model_config, run_config)
         self._call_sid = call_sid
+        self._more_tools = tools
+        self._wants_raw = wants_raw
         self._tool_seconds = tool_seconds
         self._watch = watch
         self._heard: dict[str, dict[int, str]] = {}
         """Item id -> content index -> heard text, for interrupted items."""
         self._transcript_chars = 0
         """Size of this turn's transcript, as counted for MAX_TRANSCRIPT_CHARS."""
+        self._history_chars = 0
+        """Upper bound of the characters in the history: what was added since they were
+        counted. Counting all items at each event would be a tenth of the CPU of a long
+        call."""
         self._tools = 0
         """Tool calls that run now."""
         self._called = 0
@@ -110,7 +121,23 @@ class PhoneSession(RealtimeSession):
         """The agent in charge."""
         return self._current_agent
 
+    @property
+    def dispatch(self) -> Any:
+        """The SDK's tools and handoffs of the agent in charge."""
+        return self._current_dispatch_snapshot
+
+    @property
+    def is_guarded(self) -> bool:
+        """The agent in charge has output guardrails."""
+        return bool(self._current_agent.output_guardrails or self._run_guardrails)
+
+    def put_in_charge(self, agent: RealtimeAgent[Any], dispatch: Any) -> None:
+        """Only in the SDK: the model's session has the agent's settings already."""
+        self._current_agent, self._current_dispatch_snapshot = agent, dispatch
+
     async def on_event(self, event: RealtimeModelEvent) -> None:
+        if event.type == "raw_server_event" and not self._wants_raw():
+            return  # the SDK only queues a raw_model_event
         if event.type in ("transcript_delta", "output_text_delta"):
             if not self._item_transcripts:
                 self._transcript_chars = 0
@@ -121,13 +148,24 @@ class PhoneSession(RealtimeSession):
         # The server may still send the transcript of an interrupted item, even all
         # of it.
         if event.type == "item_updated":
+            self._history_chars += _size(event.item)
             self._apply_heard(event.item.item_id)
+        elif event.type == "input_audio_transcription_completed":
+            self._history_chars += len(event.transcript)
         elif event.type == "transcript_delta":
+            self._history_chars += len(event.delta)
             self._apply_heard(event.item_id)
         if len(self._history) > MAX_HISTORY:
             self._history = self._history[-MAX_HISTORY:]
-        if event.type in ("item_updated", "input_audio_transcription_completed"):
+        if self._history_chars > MAX_HISTORY_CHARS:
             self._limit_history_chars()
+
+    async def _put_event(self, event: RealtimeSessionEvent) -> bool:
+        """Like the SDK's method, but drops the raw events that nobody reads: they are
+        half of all events."""
+        if isinstance(event, RealtimeRawModelEvent) and not self._wants_raw():
+            return not (self._closing or self._closed)
+        return await super()._put_event(event)
 
     def _limit_history_chars(self) -> None:
         """Drops the oldest items while the history exceeds MAX_HISTORY_CHARS."""
@@ -136,8 +174,8 @@ class PhoneSession(RealtimeSession):
         while chars > MAX_HISTORY_CHARS:
             chars -= sizes[first]
             first += 1
-        if first:
-            self._history = self._history[first:]
+        self._history = self._history[first:]
+        self._history_chars = chars
 
     def heard(self, item_id: str, content_index: int, text: str) -> None:
         """Cuts an interrupted item in the history to the text that was heard."""
@@ -163,11 +201,11 @@ class PhoneSession(RealtimeSession):
     ) -> RealtimeSessionModelSettings:
         if starting_settings is not None:
             starting_settings = guarded_settings(
-                starting_settings, agent, self._call_sid
+                starting_settings, agent, self._call_sid, self._more_tools
             )
         async with asyncio.timeout(user_code.PROMPT_SECONDS):
             return await super()._get_updated_model_settings_from_agent(
-                starting_settings, guarded(agent, self._call_sid)
+                starting_settings, guarded(agent, self._call_sid, self._more_tools)
             )
 
     async def _run_output_guardrails(
@@ -199,8 +237,9 @@ class PhoneSession(RealtimeSession):
         self._tools += 1
         self._watch.tool_running(+1, event.call_id)
         try:
-            async with asyncio.timeout(self._seconds_for(event.name)):
-                await super()._handle_tool_call(event, **more)
+            with user_code.running_tool(self._call_sid, event.name):
+                async with asyncio.timeout(self._seconds_for(event.name)):
+                    await super()._handle_tool_call(event, **more)
         except _PendingToolOutputSendError:
             raise  # the model connection is lost; the call handles that elsewhere
         except BaseException as error:

@@ -6,8 +6,9 @@ This module carries no audio (wire.py does) and decides nothing about it (core d
 import asyncio
 import json
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -16,8 +17,9 @@ import structlog
 from agents.realtime import RealtimeAgent, RealtimeRunConfig, RealtimeSessionEvent
 from agents.realtime.config import RealtimeSessionModelSettings
 from agents.realtime.model import RealtimeModelConfig
+from agents.tool import Tool
 from agents.version import __version__ as agents_version
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
 from bridge.agent import user_code
@@ -26,18 +28,23 @@ from bridge.agent.live import BadRequest, LiveCall
 from bridge.agent.loader import AgentSource, agent_for
 from bridge.core import errors
 from bridge.core.sessions import FIRST_CONNECTION
+from bridge.model.configurations import Configuration, Configurations
 from bridge.model.hosted_mcp import HostedMcp
 from bridge.model.local_mcp import LocalMcp, reachable
 from bridge.model.sdk_model import PhoneModel
 from bridge.model.sdk_session import PhoneSession, ToolWatch
 from bridge.model.session_settings import SessionSettings, merged
 from bridge.model.wire import (
-    CLOSE_SECONDS,
     PHONE_FORMAT,
     ModelRefused,
+    ServerWatch,
+    Transcoder,
     Wire,
     WireOwner,
 )
+from bridge.websocket.closing import CLOSE_SECONDS
+from bridge.websocket.model_connections import MAX_EVENT_BYTES, ModelClientConnection
+from bridge.websocket.tls import TlsConnect
 
 log = structlog.get_logger()
 
@@ -47,17 +54,6 @@ OPEN_SECONDS = 5.0
 PING_SECONDS = 3.0
 """Ping interval and timeout of the model connection. A model that vanishes without a
 close is detected after 1.5 to 2 times this; the caller hears nothing meanwhile."""
-
-TEMPORARY_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
-"""HTTP statuses of a handshake that are temporary, so the handshake is retried."""
-
-MAX_EVENT_BYTES = 8 * 1024 * 1024
-"""Limit of a server event, as in the SDK; a larger one ends the connection. The wire
-already drops events above wire.MAX_EVENT_CHARS."""
-
-MAX_UNREAD_EVENTS = 4
-"""Limit of events that are read ahead; one packet may bring a few more. Beyond it, TCP
-flow control makes a fast model wait, so that it cannot fill our memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +67,10 @@ class ModelTarget:
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     """HTTP headers of the handshake, including the credentials."""
     tracing: bool = False
-    pcm: bool = False
-    """The model accepts no mu-law: the wire transcodes to and from 24 kHz PCM."""
+    transcoder: Callable[[], Transcoder] | None = None
+    """Set if the model accepts no mu-law: to and from 24 kHz PCM."""
+    ready_on: str = "session.updated"
+    """The server's event after which a session is ready."""
     connect: "Connect | None" = None
     """The user's own connector; None: a plain WebSocket."""
 
@@ -118,15 +116,30 @@ class ModelTarget:
         return settings
 
 
+HANDOFF_REFUSED = (
+    "The handoff to %s failed for a technical reason, and you are still in charge of "
+    "this call. Tell the caller, and help them yourself as far as you can."
+)
+"""To the model, in place of the agent that it believes to be in charge."""
+
+
 class SessionOwner(WireOwner, ToolWatch, Protocol):
     """The call's methods that its session calls."""
 
     def session_event(self, event: RealtimeSessionEvent) -> None: ...
     def interrupt_agent(self, by: str, response_id: str | None) -> None: ...
+    def handoff_refused(self, agent: str, to: str) -> None:
+        """The model's server has refused the settings of agent `to`; `agent` stays in
+        charge."""
 
 
 Connect = Callable[[str, dict[str, str]], Awaitable[ClientConnection]]
 """(url, headers) -> an open WebSocket: a connector of the user's own."""
+
+
+Early = Callable[[str, dict[str, str]], Awaitable[ClientConnection | None]]
+"""(url, headers) -> a connection that was dialled early, or None. ModelRefused: it
+could not be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +153,10 @@ class SessionPlan:
     agent_name: str = ""
     """Agent in charge when a call is resumed; empty: the first agent."""
     tool_seconds: float = 60.0
+    early: "Early | None" = None
+    """Gives the connection that was dialled before the call was known."""
+    tools: Sequence[Tool] = ()
+    """Tools that the bridge gives to every agent of this call."""
     resumed: bool = False
     """The call was resumed, for example after a transfer that nobody answered."""
 
@@ -162,17 +179,25 @@ class AgentSession:
         approvals: Approvals,
         local_mcp: LocalMcp,
         tasks: asyncio.TaskGroup,
-        on_sent: Callable[[float], None],
+        on_resumed: Callable[[float], None],
     ) -> None:
         self._plan = plan
         self._live = live
         self._owner = owner
         self._local_mcp = local_mcp
         self._tasks = tasks
-        self._on_sent = on_sent
+        self._on_resumed = on_resumed
         self._on_lost = owner.model_lost
+        self._early = plan.early
         self._session: PhoneSession | None = None
         self._wire: Wire | None = None
+        self.post: Callable[[str], None]
+        """Sends an event to the model; set with the wire, before which the call sends
+        none. No method, because that costs a call for each frame."""
+        self._model_in_url: str | None = None
+        """The model that the url of the connection names."""
+        self._warned = False
+        """The log says that the guardrails read nothing."""
         self._hosted = HostedMcp(
             live, approvals, self._start, self._put, owner.ask, owner.tool_running
         )
@@ -183,7 +208,9 @@ class AgentSession:
             self._hosted.take,
             owner.model_misread,
             live.call_sid,
+            self._configured,
         )
+        self._configurations = Configurations(self._configuration_refused)
 
     async def run(self) -> None:
         """Opens the session and hands its events on until it is closed.
@@ -210,6 +237,8 @@ class AgentSession:
                 tool_seconds=plan.tool_seconds,
                 watch=self._owner,
                 call_sid=live.call_sid,
+                tools=plan.tools,
+                wants_raw=partial(live.is_listened_to, "raw_model_event"),
             )
             live.session, live.agent_name = session, agent.name
             try:
@@ -259,6 +288,21 @@ class AgentSession:
             # A tool ignores its cancellation; the call has ended anyway.
             log.warning("session_close_timed_out", call_sid=self._live.call_sid)
 
+    @property
+    def requested(self) -> Mapping[str, Any]:
+        """The settings that the model's session was sent."""
+        updates = self._wire.session_updates if self._wire else []
+        return layered(*(msgspec.json.decode(text)["session"] for text in updates))
+
+    @property
+    def is_guarded(self) -> bool:
+        """An agent that may come to be in charge has output guardrails."""
+        session = self._session
+        return session is not None and (
+            session.is_guarded
+            or any(it.output_guardrails for it in reachable(session.agent))
+        )
+
     def heard(self, item_id: str, content_index: int, text: str) -> None:
         """Cuts an interrupted item in the SDK's history to the heard text."""
         if self._session:
@@ -281,11 +325,6 @@ class AgentSession:
             kind = type(error).__name__
             raise BadRequest(f"this is not a Realtime client event ({kind})") from None
         return True
-
-    def post(self, text: str) -> None:
-        """Sends an event to the model; the call sends none before the wire exists."""
-        assert self._wire is not None, "nothing is sent before the model answered"
-        self._wire.post(text)
 
     def dial(self, connection: int, seconds: float) -> None:
         """Dials another connection to the model after `seconds` (Wire.dial)."""
@@ -312,6 +351,35 @@ class AgentSession:
         )
         self._wire.interrupted(item_id, content_index)
 
+    def _configured(self, settings: RealtimeSessionModelSettings) -> None:
+        """The SDK has sent the settings of the agent in charge."""
+        session, wire = self._session, self._wire
+        assert session and wire, "the session configures the model over the wire"
+        self._configurations.sent(
+            Configuration(wire.last_update, session.agent, session.dispatch, settings)
+        )
+
+    def _configuration_refused(self, new: Configuration, old: Configuration) -> None:
+        """The server keeps the settings of the agent before: so does the SDK."""
+        assert self._session, "only a session has configured the model"
+        self._hosted.take(old.settings)
+        self._session.put_in_charge(old.agent, old.dispatch)
+        self._live.agent_name = old.agent.name
+        self._owner.handoff_refused(old.agent.name, new.agent.name)
+        if not self._live.over:
+            self._live.tell(HANDOFF_REFUSED % new.agent.name, role="system")
+
+    def _answered_without_words(self) -> None:
+        """The guardrails read the words of an answer, and there are none."""
+        session = self._session
+        if session and session.is_guarded and not self._warned:
+            self._warned = True
+            log.error(
+                "guardrails_read_nothing",
+                call_sid=self._live.call_sid,
+                agent=session.agent.name,
+            )
+
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
         return self._tasks.create_task(work, name=name)
 
@@ -321,29 +389,41 @@ class AgentSession:
 
     def _shape(self, session: dict[str, Any]) -> None:
         """Adds settings that the SDK cannot express to the `session` of an update."""
+        if session.get("model", "") == self._model_in_url:
+            # A gateway that maps names knows the name in the url, and refuses others.
+            del session["model"]
         if "tools" in session:  # the full session, not the SDK's update of tracing
             session.update(merged(session, self._plan.settings.raw_session()))
             session["tools"] += self._plan.settings.mcp_tools()
         self._hosted.put_into(session)
 
     async def _dial(self, url: str, headers: dict[str, str]) -> ClientConnection:
+        early, self._early = self._early, None
+        if early and (connection := await early(url, headers)):
+            return connection
         connect = self._plan.target.connect or dial
         return await dialled(connect, url, headers, self._live.call_sid)
 
     async def _open_wire(self, url: str, headers: dict[str, str]) -> Wire:
+        self._model_in_url = dict(parse_qsl(urlsplit(url).query)).get("model")
         self._wire = Wire(
             lambda: self._dial(url, headers),
             self._owner,
             self._tasks,
             self._live.call_sid,
             self._model.tell_interrupted,
-            self._on_sent,
+            self._on_resumed,
             self._shape,
             on_left=self._hosted.session_lost,
             on_lost=self._on_lost,
-            pcm=self.sets_format and self._plan.target.pcm,
+            transcoder=self._plan.target.transcoder if self.sets_format else None,
             sets_format=self.sets_format,
+            ready_on=self._plan.target.ready_on,
+            watch=ServerWatch(
+                self._configurations.refused, self._answered_without_words
+            ),
         )
+        self.post = self._wire.post
         self._wire.dial(FIRST_CONNECTION, 0.0)
         return self._wire
 
@@ -368,7 +448,7 @@ async def dialled(
     except InvalidStatus as error:
         status, code = error.response.status_code, _code(error)
         why = f"HTTP {status} {code}" if code else f"HTTP {status}"
-        fatal = code in errors.FATAL_CODES or status not in TEMPORARY_STATUSES
+        fatal = code in errors.FATAL_CODES or status not in errors.TEMPORARY_STATUSES
         raise ModelRefused(why, fatal=fatal) from error
     except (InvalidURI, ssl.SSLCertVerificationError) as error:
         why = f"unreachable ({type(error).__name__})"
@@ -385,15 +465,15 @@ async def dialled(
 
 async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
     """An open WebSocket to the model; raises what `websockets` raises."""
-    return await connect(
+    return await TlsConnect(
         url,
+        create_connection=ModelClientConnection,
         additional_headers=headers,
         user_agent_header=f"twilio-realtime-bridge Agents/{agents_version}",
         # 50 small messages a second: compression costs CPU and does not shrink base64
         # mu-law.
         compression=None,
         max_size=MAX_EVENT_BYTES,
-        max_queue=MAX_UNREAD_EVENTS,
         open_timeout=OPEN_SECONDS,
         close_timeout=CLOSE_SECONDS,
         ping_interval=PING_SECONDS,

@@ -1,38 +1,28 @@
 """One lasting socket to the model for the SDK, over any number of model connections.
 
 The SDK sees a WebSocket (`async for`, `send`, `close`). It never sees a lost connection
-or an audio delta. The core decides when to dial and when to switch connections. Each
-connection has its own reader and writer task, so a stuck SDK does not stop the audio.
+or an audio delta. The core decides when to dial and when to switch connections. It gets
+each event in the callback in which it arrives, so a stuck SDK does not stop the audio.
 """
 
 import asyncio
-import contextlib
 import json
 import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import msgspec
-import openai.types.realtime as openai_realtime
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
-from websockets.frames import CloseCode
 
 from bridge.core import ProtocolError, errors, realtime_events
-from bridge.core.limits import MessageRate
-from bridge.model.sdk_events import (
-    EVENTS_BEFORE_YIELD,
-    MAX_WAITING_CHARS,
-    SdkEvents,
-)
-from bridge.model.transcode import ModelAudio
-
-MAX_OUT = 2000
-"""Limit of events queued for sending: 40 s of frames, twice the caller audio that is
-held."""
+from bridge.core.limits import MessageRate, is_dense
+from bridge.model.dialects import REQUIRED, WORDLESS, Dialect
+from bridge.model.sdk_events import SdkEvents
+from bridge.websocket.model_connections import ModelClientConnection, TaskConnection
+from bridge.websocket.text_socket import SocketEnd, TextSocket, Why, begin, failing
 
 MAX_EVENT_CHARS = 2 * 1024 * 1024
 """Largest event that is decoded: decoding a larger one would delay all calls. An echoed
@@ -46,19 +36,30 @@ FLOOD_SECONDS = 20.0
 A model generates ten times faster than real time: 200 events and, as PCM, 1 MB a
 second. An answer of ten minutes sent at once has 6,000 events and 40 MB."""
 
+SHORT_CHARS = 1000
+"""Transcript deltas, most of the events that are no audio, are shorter than this."""
+
 MAX_PARTS = 5000
 """Limit of list elements in one event: the SDK blocks all calls for up to
 30 us with each. A session with 128 tools has some hundreds."""
 
 PARTS_PER_EVENT = 10
-"""This many list elements count as one more event against EVENTS_PER_SECOND."""
+"""This many list elements count as one more event against EVENTS_PER_SECOND, also in
+events that are too large."""
 
-SEND_SECONDS = 10.0
-"""A socket that accepts no data for this time counts as lost."""
+SPARSE_CHARS = 16_000
+"""A smaller event is decoded quickly, whatever it has."""
 
-CLOSE_SECONDS = 1.0
-"""Time for a connection to close: to send what still waits, and for the server to
-answer the close frame."""
+MAX_TOKENS = 40_000
+"""Limit of lists, objects and elements of an event that is decoded: all calls wait for
+it, up to 2 us for each. A session with 128 tools has up to ten thousand."""
+
+SMALL_EVENT_CHARS = 1000
+"""A transcript delta below this size cannot have MAX_PARTS, and is not searched for
+them: such deltas are most of the events of a call that are not audio."""
+
+LOST_AS = {Why.CLOSED: "closed", Why.STUCK: "stuck"}
+"""Ends of a socket that are reported to the core under a name of their own."""
 
 PHONE_FORMAT = {"type": realtime_events.MULAW}
 
@@ -67,18 +68,8 @@ SESSION_ID = "bridge_session"
 its error names the event_id."""
 
 
-def _known_types() -> frozenset[str]:
-    union = get_args(openai_realtime.RealtimeServerEvent)[0]
-    return frozenset(
-        get_args(kind.model_fields["type"].annotation)[0] for kind in get_args(union)
-    )
-
-
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 """A surrogate, lone or one of a valid pair."""
-
-KNOWN_TYPES = _known_types()
-"""Event types the SDK can validate; any other makes it report an error."""
 
 JITTER_SECONDS = 0.15
 """Longest random delay of a redial: calls that lose the same model do not redial at the
@@ -104,7 +95,9 @@ class WireOwner(Protocol):
     def model_event(
         self, connection: int, event: realtime_events.ServerEvent, text: str
     ) -> None: ...
-    def model_misread(self, reason: str) -> None: ...
+    def model_misread(self, reason: str, kind: str = "") -> None:
+        """An event cannot be used. `kind`: its type."""
+
     def model_dialled(self, connection: int) -> None:
         """A dialled connection is open and waits for `Wire.switch`."""
 
@@ -121,6 +114,14 @@ class WireOwner(Protocol):
 
     def ask(self) -> None:
         """Requests a response as soon as the model is free."""
+
+
+class Transcoder(Protocol):
+    """For the events of one connection to a model that accepts no mu-law
+    (bridge.model.transcode.ModelAudio)."""
+
+    def to_model(self, text: str) -> str: ...
+    def from_model(self, text: str) -> list[str]: ...
 
 
 Dial = Callable[[], Awaitable[ClientConnection]]
@@ -141,100 +142,109 @@ class Update:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class ServerWatch:
+    """What the agent's session is told about the server."""
+
+    refused: Callable[[str], None] = lambda event_id: None
+    """Gets the event_id of a session.update that the server refused."""
+    wordless: Callable[[], None] = lambda: None
+    """Called after an answer with audio whose words have not come."""
+
+
 class ModelConnection:
-    """One connection to the model. Its two tasks end when it is lost or closed."""
+    """One connection to the model: the SocketListener of its socket."""
 
     def __init__(
-        self, number: int, socket: ClientConnection, wire: "Wire", pcm: bool
+        self,
+        number: int,
+        socket: TextSocket,
+        wire: "Wire",
+        transcoder: Callable[[], Transcoder] | None,
     ) -> None:
         self.number = number
         self._socket = socket
         self._wire = wire
-        self._audio = ModelAudio() if pcm else None
+        self._audio = transcoder() if transcoder else None
         """Transcodes for a model that accepts no mu-law."""
-        self._out: asyncio.Queue[tuple[str, float]] = asyncio.Queue(MAX_OUT)
-        self._out_chars = 0
+        self._dialect = wire.dialect()
         self._closed = False
-        self._reader = wire.begin(self._read(), "model reader")
-        self._writer = wire.begin(self._write(), "model writer")
+        socket.listen(self)
 
     def post(self, text: str) -> None:
-        """Queues an event for sending, in order."""
-        if self._closed:
-            return
-        if self._audio:
-            text = self._audio.to_model(text)
-        if self._out.full() or self._out_chars + len(text) > MAX_WAITING_CHARS:
-            self._lose("stuck")
-            return
-        self._out_chars += len(text)
-        self._out.put_nowait((text, time.monotonic()))
+        """Sends an event."""
+        if not self._closed:
+            text = self._audio.to_model(text) if self._audio else text
+            self._socket.send_text(self._dialect.written(text))
 
     async def drop(self) -> None:
         """Closes the connection; safe to call twice."""
         self._closed = True
-        self._reader.cancel()
-        self._writer.cancel()
-        await close_socket(self._socket)
+        await self._socket.close_bounded()
 
     def leave(self) -> None:
         """Closes the connection like `drop`, in a task; no more events come from it."""
         self._closed = True
-        self._reader.cancel()
-        self._writer.cancel()
-        closing = self._wire.begin(close_socket(self._socket), "model close")
+        self._socket.leave()
+        closing = begin(self._wire.begin, self._socket.close_bounded(), "model close")
+        if closing is None:
+            self._socket.abort()
+            return
         # Also if the call ends before the task begins.
-        closing.add_done_callback(lambda _: self._socket.transport.abort())
+        closing.add_done_callback(lambda _: self._socket.abort())
 
-    async def _read(self) -> None:
-        received = 0
+    # --- called by the socket (bridge.websocket.text_socket.SocketListener) ---
+
+    def socket_message(self, text: str | bytes) -> None:
         try:
-            async for text in self._socket:
-                if self._closed:
-                    # Cancelling a task takes effect only where it waits, and a socket
-                    # with events that were read ahead does not wait.
-                    return
-                received += 1
-                if received % EVENTS_BEFORE_YIELD == 0:
-                    await asyncio.sleep(0)
-                if not self._wire.is_within_limits(text):
-                    continue
-                if self._audio and isinstance(text, str):
-                    for each in self._audio.from_model(text):
-                        self._wire.take(self.number, each)
-                else:
-                    self._wire.take(self.number, text)
-            self._lose("closed")
-        except ConnectionClosed as error:
-            # Any end other than a close frame with 1000 or 1001, which ends the loop.
-            if error.sent is not None and error.sent.code == CloseCode.MESSAGE_TOO_BIG:
+            self._take(text)
+        except Exception as error:
+            self._fail(error)
+
+    def socket_ended(self, end: SocketEnd) -> None:
+        try:
+            if end.why is Why.TOO_LARGE:
                 self._wire.too_big()
-            self._lose("lost")
+            self._lose(LOST_AS.get(end.why, "lost"), end.code)
+        except Exception as error:
+            self._fail(error)
 
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                text, since = await self._out.get()
-                async with asyncio.timeout(SEND_SECONDS) as limit:
-                    self._out_chars -= len(text)
-                    await self._socket.send(text)
-                    while not self._out.empty():
-                        # SEND_SECONDS for each event, not for all of them.
-                        limit.reschedule(loop.time() + SEND_SECONDS)
-                        text, since = self._out.get_nowait()
-                        self._out_chars -= len(text)
-                        await self._socket.send(text)
-                self._wire.on_sent(time.monotonic() - since)
-        except (ConnectionClosed, TimeoutError):
-            # The reader normally ends, too, but it may wait for ever on a dead socket.
-            self._lose("lost")
+    def socket_resumed(self, seconds: float) -> None:
+        self._wire.on_resumed(seconds)
 
-    def _lose(self, why: str) -> None:
+    # --- inside ---
+
+    def _take(self, text: str | bytes) -> None:
+        if not self._wire.is_within_limits(text):
+            return
+        events = self._dialect.read(text) if isinstance(text, str) else None
+        if events is None:
+            self._pass_on(text)
+            return
+        for event in self._dialect.take_resent():
+            self._socket.send_text(event)
+        for event in events:
+            self._pass_on(event)
+
+    def _pass_on(self, text: str | bytes) -> None:
+        """Takes an event in the form of GA."""
+        if self._audio and isinstance(text, str):
+            for each in self._audio.from_model(text):
+                self._wire.take(self.number, each)
+        else:
+            self._wire.take(self.number, text)
+
+    def _lose(self, why: str, code: int | None) -> None:
         if not self._closed:
-            code = self._socket.close_code
             self.leave()
             self._wire.connection_lost(self.number, why, code)
+
+    def _fail(self, error: Exception) -> None:
+        """A bug of the bridge, in a callback of the socket. It ends the call like an
+        error in one of the call's tasks."""
+        self._closed = True
+        self._socket.leave()
+        begin(self._wire.begin, failing(error), "model message")
 
 
 class Wire:
@@ -247,30 +257,34 @@ class Wire:
         tasks: asyncio.TaskGroup,
         name: str,
         on_interrupted: Callable[[str, int], Awaitable[None]],
-        on_sent: Callable[[float], None],
+        on_resumed: Callable[[float], None],
         shape: Shape,
         *,
         on_left: Callable[[], None] = lambda: None,
         on_lost: Lost | None = None,
-        pcm: bool = False,
+        transcoder: Callable[[], Transcoder] | None = None,
         sets_format: bool = True,
+        ready_on: str = "session.updated",
+        watch: "ServerWatch | None" = None,
     ) -> None:
-        """`on_left` is called after the bridge has left a connection, and after a
-        connection was lost (after `on_lost`). `on_lost`: called in place of
-        `owner.model_lost`. `pcm`: the model accepts no mu-law. `sets_format` False: the
-        audio does not pass here, so its format is not set."""
+        """`on_left` is called after the bridge has left a connection, and after one was
+        lost (after `on_lost`). `on_lost`: called in place of `owner.model_lost`.
+        `transcoder`: for a model without mu-law. `sets_format` False: the audio does
+        not pass here. `ready_on`: the event that makes a session ready."""
         self._connect = dial
         self._owner = owner
         self._tasks = tasks
         self._name = name
-        self._pcm = pcm
+        self._transcoder = transcoder
         self._sets_format = sets_format
+        self._waits_for_updated = ready_on == "session.updated"
         self._on_lost = on_lost or owner.model_lost
         self._shape = shape
-        self.on_sent = on_sent
-        """Called with the seconds that the last event was queued before it was sent."""
+        self._watch = watch or ServerWatch()
+        self.on_resumed = on_resumed
+        """Called with the seconds for which a connection accepted no data."""
         self._connection: ModelConnection | None = None
-        self._next: tuple[int, ClientConnection] | None = None
+        self._next: tuple[int, TextSocket] | None = None
         """The connection that was dialled and is not in use yet, and its number."""
         self._on_left = on_left
         self._settled: list[str] = []
@@ -304,11 +318,13 @@ class Wire:
         assert number == connection, "only one connection is dialled at a time"
         self.use(number, socket)
 
-    def use(self, connection: int, socket: ClientConnection) -> None:
+    def use(self, connection: int, socket: TextSocket) -> None:
         """From now on, uses this connection; configures its session."""
-        self._connection = ModelConnection(connection, socket, self, self._pcm)
-        for update in self._updates:
-            self._connection.post(update)
+        new = self._connection = ModelConnection(
+            connection, socket, self, self._transcoder
+        )
+        for update in self.session_updates:
+            new.post(update)  # it may be lost with any of them
 
     def leave(self, connection: int) -> None:
         """Closes the connection in use; its open responses end for the SDK. Does
@@ -343,6 +359,19 @@ class Wire:
         """Queues an interruption for the SDK's listeners, behind the earlier events."""
         self._sdk_events.put_interruption(item_id, content_index)
 
+    @property
+    def session_updates(self) -> list[str]:
+        """The session updates that configure a new session."""
+        made = self._settled
+        for update in self._latest.values():
+            made = updates(made, update.text)
+        return made
+
+    @property
+    def last_update(self) -> str:
+        """The event_id of the newest session.update; empty if there is none."""
+        return next(reversed(self._latest.values())).event_id if self._latest else ""
+
     # --- what the SDK uses of a websocket ---
 
     def __aiter__(self) -> SdkEvents:
@@ -360,11 +389,15 @@ class Wire:
         spare, self._next = self._next, None
         # At the same time, so that neither uses up the other's time.
         await asyncio.gather(
-            *([close_socket(spare[1])] if spare else []),
+            *([spare[1].close_bounded()] if spare else []),
             *([self._connection.drop()] if self._connection else []),
         )
 
     # --- what a connection uses ---
+
+    def dialect(self) -> Dialect:
+        """For a new connection."""
+        return Dialect(self._report, waits_for_updated=self._waits_for_updated)
 
     def begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         return self._tasks.create_task(work, name=f"{self._name} {name}")
@@ -381,7 +414,17 @@ class Wire:
         if size > MAX_EVENT_CHARS:
             self.too_big()
             return False
+        if size > SPARSE_CHARS and isinstance(text, str) and is_dense(text, MAX_TOKENS):
+            self._has_many_parts()
+            return False
         return True
+
+    def _has_many_parts(self) -> None:
+        """Reports an event with many parts. Even to skip it takes time: a server that
+        sends nothing else floods the bridge."""
+        self.too_big()
+        if not self._events.add(MAX_PARTS / PARTS_PER_EVENT, time.monotonic()):
+            self._flooded("model_flood")
 
     def too_big(self) -> None:
         """Reports that an event was too large and is skipped."""
@@ -403,14 +446,21 @@ class Wire:
         self._owner.model_event(connection, event, text)
         if isinstance(event, realtime_events.AudioDelta):
             return
-        if isinstance(event, realtime_events.Other) and event.type not in KNOWN_TYPES:
-            self._owner.model_misread("unknown event")
+        if isinstance(event, realtime_events.Other) and event.type not in REQUIRED:
+            self._owner.model_misread("unknown event", event.type)
+            return
+        if (
+            isinstance(event, realtime_events.TranscriptDelta)
+            and len(text) < SMALL_EVENT_CHARS
+        ):
+            self._sdk_events.put(event, text)
             return
         parts = _parts_of(text)
         if parts is None:
-            self._owner.model_misread("event that the SDK cannot read")
+            kind = msgspec.json.decode(text, type=realtime_events.Other).type
+            self._owner.model_misread("event that the SDK cannot read", kind)
         elif parts > MAX_PARTS:
-            self.too_big()
+            self._has_many_parts()
         elif not self._events.add(parts / PARTS_PER_EVENT, time.monotonic()):
             self._flooded("model_flood")
         else:
@@ -425,20 +475,17 @@ class Wire:
 
     # --- inside ---
 
+    def _report(self, reason: str) -> None:
+        self._owner.model_misread(reason)
+        if reason in WORDLESS:
+            self._watch.wordless()
+
     def _flooded(self, limit: str) -> None:
         """Reports the flood once. Another connection would reach the same server."""
         if not self._flood_reported:
             self._flood_reported = True
             self._owner.model_limit(limit)
             self._owner.model_stuck("flood")
-
-    @property
-    def _updates(self) -> list[str]:
-        """The session updates that configure a new session."""
-        made = self._settled
-        for update in self._latest.values():
-            made = updates(made, update.text)
-        return made
 
     def _update(self, text: str) -> None:
         self._serial += 1
@@ -460,35 +507,26 @@ class Wire:
         for serial, update in reversed(self._latest.items()):
             if update.event_id == error.event_id:
                 del self._latest[serial]
+                self._watch.refused(update.event_id)
                 break
 
     async def _dial(self, connection: int, seconds: float) -> None:
         await asyncio.sleep(seconds)
         try:
-            socket = await self._connect()
+            opened = await self._connect()
         except ModelRefused as refused:
             self._owner.model_not_dialled(connection, refused.why, refused.fatal)
             return
+        socket: TextSocket = (
+            opened
+            if isinstance(opened, ModelClientConnection)
+            else TaskConnection(opened, self.begin)  # of the user's own connector
+        )
         if self._closed:
-            await close_socket(socket)
+            await socket.close_bounded()
             return
         self._next = connection, socket
         self._owner.model_dialled(connection)
-
-
-async def close_socket(socket: ClientConnection) -> None:
-    """Closes a connection within CLOSE_SECONDS, and breaks it if that does not succeed
-    or is cancelled.
-
-    The socket's own `close` waits without a limit until the server has read what was
-    sent before; its `close_timeout` begins only then.
-    """
-    try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await socket.close()
-    finally:
-        socket.transport.abort()
 
 
 def _parts_of(text: str) -> int | None:
@@ -497,6 +535,8 @@ def _parts_of(text: str) -> int | None:
     None: Python's JSON parser, which the SDK uses, rejects the text (for example a very
     long number), which would end the SDK's session.
     """
+    if len(text) < SHORT_CHARS and "[" not in text:
+        return 0  # no list, and too short for a number or a depth that Python rejects
     try:
         left = [json.loads(text)]
     except (ValueError, RecursionError):

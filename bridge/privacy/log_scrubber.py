@@ -27,19 +27,24 @@ _KEYS = re.compile(
     r"""
     (?<= :// ) [^\s/@]{0,99} : [^\s/@]{1,99} (?= @ )   # user:password in a url
     | \b (?: sk- | ek_ | whsec_ ) [\w*+/=-]{4,}     # OpenAI's keys, masked or not
-    | (?<= \bbearer[ ] ) [\w.~+/=-]{8,}
-    | (?<= \bbasic[ ] ) (?= [a-z]* (?-i: [\dA-Z+/] ) ) [\w+/]{8,} ={0,2}
+    | (?: (?<= \bbearer[ \t] ) | (?<= \bbearer\\t ) | (?<= \bbearer%20 ) )
+      [ \t]{0,9} [\w.~+/=-]{8,}
+    | (?: (?<= \bbasic[ \t] ) | (?<= \bbasic\\t ) | (?<= \bbasic%20 ) )
+      [ \t]{0,9} (?= [a-z]* (?-i: [\dA-Z+/] ) ) [\w+/]{8,} ={0,2}
     """,
     re.VERBOSE | re.IGNORECASE,
 )
 _WORD = re.compile(r"\w")
-_E164 = re.compile(r"(?:\+|%2B)[1-9](?:[ ().-]{0,2}\d){6,14}", re.IGNORECASE)
+_SPACES = r" \xa0\u2007\u202f"
+"""A space, and the no-break spaces of formatters."""
+_GAP = rf"(?:[{_SPACES}\t()./\u2011-]|\\u00a0|\\u2007|\\u202f|\\xa0|%20){{0,2}}"
+_E164 = re.compile(rf"(?:\+|%2B|\\u002B|\\x2B)[1-9](?:{_GAP}\d){{6,14}}", re.IGNORECASE)
 # Does not match a SID, address or id (a letter beside the digits), a date, a fraction
 # or a count.
 _NATIONAL = re.compile(
     r"(?<!\w)(?<!\d\.)(?<!-[\da-f]{4}-)(?!\d{4}-\d\d-\d\d)"
-    r"(?:\d(?:[ ()-]{0,2}\d){6,14}|\d{3}\.\d{3}\.\d{4})"
-    r"(?!\w|\.\d| (?:bytes|characters|chars|ms|seconds|tokens)\b)"
+    rf"(?:\d(?:[{_SPACES}()\u2011-]{{0,2}}\d){{6,14}}|\d{{3}}\.\d{{3}}\.\d{{4}})"
+    rf"(?!\w|\.\d|[{_SPACES}](?:bytes|characters|chars|ms|seconds|tokens)\b)"
 )
 
 

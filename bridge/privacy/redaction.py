@@ -6,9 +6,12 @@ operator who names `cards` wants no card number on a disk.
 """
 
 import base64
+import contextlib
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from re import _parser  # type: ignore[attr-defined]  # the only access to a parsed pattern
 from typing import Any
@@ -40,9 +43,28 @@ MAX_WAYS = 70_000
 """Limit of the ways in which a pattern may try to match at one position. A pattern may
 have two unbounded repeats, not three."""
 
+FEW_WAYS = 5000
+"""A pattern with more ways is slow: it is matched against SLOW_CHARS of a text."""
+
+SLOW_CHARS = 2000
+"""Characters of one text that a slow pattern is matched against; the rest is removed.
+The slowest pattern needs a tenth of a second for them."""
+
 MAX_PATTERN_CHARS = 500
 MAX_CHARS = 20_000
-"""Characters of one text that patterns are matched against; the rest is removed."""
+"""Characters of one text that are searched; the rest is removed. A text is searched on
+the event loop, at up to 1 us a character (patterns of operators: more)."""
+
+MAX_MESSAGE_CHARS = 2 * MAX_CHARS
+"""Characters of all texts of one message, event or JSON value that are searched; later
+texts are removed."""
+
+LEAST_COST = 10
+"""Characters that a short text counts for: each text has a fixed cost."""
+
+MAX_RUN_CHARS = 256
+"""Characters that are searched beyond MAX_CHARS, so that a number which begins before
+that position is found: 19 spelled digits with separators are shorter."""
 
 _SPOKEN = {
     "zero": "0",
@@ -65,54 +87,62 @@ _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 # Matched against lower-case text: a case-insensitive expression is five times slower.
 _DIGIT = rf"(?:(?:{'|'.join(_TIMES)})[ -])?(?:\d|(?<![a-z])(?:{'|'.join(_SPOKEN)})\b)"
-_TOKEN = re.compile(rf"(?:({'|'.join(_TIMES)})[ -])?(?:(\d)|([a-z]+))")
+_TOKEN = re.compile(rf"(?:({'|'.join(_TIMES)})[ -])?(?:(\d+)|([a-z]+))")
 # Separators as people, tools and transcription models write them: 4111-1111,
-# "four, one. One", "4111... 1111".
-_RUN = re.compile(rf"{_DIGIT}(?:[\s.,\u2026\u200b\u2010-\u2015-]{{0,5}}{_DIGIT})+")
+# "four, one. One", "4111... 1111". A possessive repeat (`+` behind it) remembers no
+# positions to return to.
+_SEPARATORS = r"[\s.,\u2026\u200b\u2010-\u2015-]{0,5}+"
+_RUN = re.compile(rf"{_DIGIT}(?:{_SEPARATORS}{_DIGIT})++")
 _PRESSED = re.compile(r"(?<=pressed these keys on the phone: )[^)]*")
 """The keys in the sentence by which core/conversation.py reports them to the agent."""
 
 _AUDIO = frozenset({"payload", "audio"})
 _TOOLS = frozenset({"arguments", "output"})
-_NO_TEXT = frozenset(
+_IDS = frozenset(
     {
         "accountSid",
         "callSid",
         "call_id",
-        "chunk",
-        "code",
         "conversation_id",
-        "encoding",
-        "event",
         "event_id",
         "id",
         "item",
         "item_id",
         "item_ids",
         "items",
-        "key_actions",
-        "kind",
-        "model",
-        "name",
-        "object",
         "previous_item_id",
         "response",
         "response_id",
-        "role",
-        "sequenceNumber",
-        "status",
         "streamSid",
-        "timestamp",
-        "tool",
-        "track",
-        "type",
-        "voice",
     }
 )
-"""Fields of messages and events that hold no words of people: ids, types and names."""
+"""Fields that are kept if their value has the form of an id."""
+
+_ID = re.compile(r"[A-Za-z][\w-]*", re.ASCII)
+
+_NO_TEXT = frozenset(
+    {
+        "chunk",
+        "encoding",
+        "event",
+        "key_actions",
+        "kind",
+        "model",
+        "object",
+        "role",
+        "sequenceNumber",
+        "timestamp",
+        "track",
+        "type",
+    }
+)
+"""Fields that are kept: types, counters and settings. Names and codes (`name`, `tool`,
+`code`, `status`, `voice`) are searched like any text: the model or user code may put
+words into them."""
 
 _NAMED = frozenset({"customParameters", "metadata", "variables"})
-"""Fields whose keys are chosen by outsiders, so a key in _NO_TEXT proves nothing."""
+"""Fields whose keys are chosen by outsiders, so a key in _IDS or _NO_TEXT proves
+nothing."""
 
 _Found = tuple[int, int, str]
 """(start, end, replacement)."""
@@ -159,8 +189,11 @@ class Redaction(msgspec.Struct, frozen=True):
         found = _merge_overlaps(self._found(whole))
         kept, begin = [], 0
         for piece in pieces:
-            kept.append(_replaced(whole, begin, begin + len(piece), found))
-            begin += len(piece)
+            end = begin + len(piece)
+            first = bisect_right(found, begin, key=lambda it: it[1])
+            last = bisect_left(found, end, lo=first, key=lambda it: it[0])
+            kept.append(_replaced(whole, begin, end, found[first:last]))
+            begin = end
         return kept
 
     def heard(self, heard: str, generated: str) -> str:
@@ -174,51 +207,34 @@ class Redaction(msgspec.Struct, frozen=True):
         return self.pieces([heard, generated[len(heard) :]])[0]
 
     def json(self, text: str) -> str:
-        """Redacts a tool's arguments or output. A JSON text stays valid JSON."""
+        """Redacts a tool's arguments or output. A JSON text stays valid JSON: one that
+        is too long, or of which a part was removed that is no value, becomes a JSON
+        string."""
         if not self:
             return text
         try:
             value = msgspec.json.decode(text)
             written = _json(value)
-            kept = self.text(_json(self.value(value)))
         except (*UNREADABLE, TypeError):
             return self.text(text)
-        return text if kept == written else kept
+        kept = written
+        with contextlib.suppress(*UNREADABLE, TypeError):
+            if len(written) <= MAX_CHARS:
+                kept = _json(self.value(value))
+        # Not `text`, which may have digits as escapes.
+        kept = self.text(kept)
+        if kept == written:
+            return text
+        return kept if _is_json(kept) else _json(kept)
 
     def value(self, value: Any) -> Any:
         """Redacts a JSON value of unknown structure: any part of it may hold words."""
-        match value:
-            case str():
-                return self.text(value)
-            case dict():
-                return {self.value(key): self.value(it) for key, it in value.items()}
-            case list() | tuple():
-                return [self.value(it) for it in value]
-            case int() | float() if not isinstance(value, bool):
-                return self._number(value)
-            case _:
-                return value
+        return _Walk(self).value(value)
 
-    def message(self, message: Any, key: str = "") -> Any:
-        """Redacts a message of Twilio or the model, or an event, as JSON values. Its
-        structure, ids and times are kept."""
-        if not self:
-            return message
-        match message:
-            case dict():
-                kept = {
-                    name: self._field(message.get("type"), name, value)
-                    for name, value in message.items()
-                }
-                return kept | self._heard_in(message)
-            case list() | tuple():
-                return [self.message(it, key) for it in message]
-            case str():
-                return self._words(key, message)
-            case int() | float() if message >= LEAST_CARD and self.cards:
-                return self._number(message)
-            case _:
-                return message
+    def message(self, message: Any) -> Any:
+        """Redacts a message of Twilio or the model, or an event of the bridge, as JSON
+        values. Its structure, ids and times are kept."""
+        return _Walk(self).message(message) if self else message
 
     def item(self, item: HistoryItem) -> HistoryItem:
         if not self:
@@ -239,11 +255,77 @@ class Redaction(msgspec.Struct, frozen=True):
         words = [(at, text) for (at, _), text in zip(part.words, texts, strict=True)]
         return msgspec.structs.replace(part, words=tuple(words))
 
+    def _found(self, text: str) -> Iterator[_Found]:
+        if len(text) > MAX_CHARS:
+            yield (MAX_CHARS, len(text), REMOVED)
+            text = text[: MAX_CHARS + MAX_RUN_CHARS]
+        for pressed in _PRESSED.finditer(text):
+            yield (*pressed.span(), KEYS)
+        if self.cards or self.digits:
+            for run in _RUN.finditer(text.translate(_LOWER)):
+                groups = _groups(run.group())
+                if self.cards and _is_card(groups):
+                    yield (*run.span(), CARD)
+                elif self.digits and sum(map(len, groups)) >= FEW_DIGITS:
+                    yield (*run.span(), DIGITS)
+        for pattern in self.patterns:
+            most = _chars_for(pattern.pattern)
+            if len(text) > most:
+                yield (most, len(text), REMOVED)
+            # Windows overlap by half, so one window contains all of a match of up to
+            # half a window.
+            for begin in range(0, min(len(text), most), WINDOW // 2):
+                for match in pattern.finditer(text, begin, begin + WINDOW):
+                    yield (*match.span(), REMOVED)
+
+
+class _Walk:
+    """Redacts one message or one JSON value, with a limit for all of its texts."""
+
+    def __init__(self, redaction: Redaction) -> None:
+        self._redaction = redaction
+        self._left = MAX_MESSAGE_CHARS
+
+    def value(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self._text(value)
+            case dict():
+                return {self.value(key): self.value(it) for key, it in value.items()}
+            case list() | tuple():
+                return [self.value(it) for it in value]
+            case int() | float() if not isinstance(value, bool):
+                return self._number(value)
+            case _:
+                return value
+
+    def message(self, message: Any, key: str = "") -> Any:
+        match message:
+            case dict() if key == "mark":
+                # The name of a mark is an id.
+                return {name: self.message(it, "id") for name, it in message.items()}
+            case dict():
+                kept = {
+                    name: self._field(message.get("type"), name, value)
+                    for name, value in message.items()
+                }
+                return kept | self._heard_in(message)
+            case list() | tuple():
+                return [self.message(it, key) for it in message]
+            case str():
+                return self._words(key, message)
+            case int() | float() if message >= LEAST_CARD and self._redaction.cards:
+                return self._number(message)
+            case _:
+                return message
+
     def _heard_in(self, message: dict[str, Any]) -> dict[str, str]:
         generated = message.get("generated")
         given = {name: message.get(name) for name in ("heard", "text")}
         return {
-            name: self.heard(words, generated)
+            name: self._redaction.heard(words, generated)
+            if self._count(generated)
+            else REMOVED
             for name, words in given.items()
             if isinstance(words, str) and isinstance(generated, str)
         }
@@ -267,33 +349,25 @@ class Redaction(msgspec.Struct, frozen=True):
             return silence(text)
         if key == "digit":
             return KEYS
-        if key in _NO_TEXT:
+        if key in _NO_TEXT or (key in _IDS and _ID.fullmatch(text)):
             return text
-        return self.json(text) if key in _TOOLS else self.text(text)
+        if key in _TOOLS:
+            return self._redaction.json(text) if self._count(text) else REMOVED
+        return self._text(text)
+
+    def _text(self, text: str) -> str:
+        return self._redaction.text(text) if self._count(text) else REMOVED
 
     def _number(self, number: float) -> float | str:
         text = str(number)
-        kept = self.text(text)
+        kept = self._text(text)
         return number if kept == text else kept
 
-    def _found(self, text: str) -> Iterator[_Found]:
-        for pressed in _PRESSED.finditer(text):
-            yield (*pressed.span(), KEYS)
-        if self.cards or self.digits:
-            for run in _RUN.finditer(text.translate(_LOWER)):
-                groups = _groups(run.group())
-                if self.cards and _is_card(groups):
-                    yield (*run.span(), CARD)
-                elif self.digits and sum(map(len, groups)) >= FEW_DIGITS:
-                    yield (*run.span(), DIGITS)
-        if self.patterns and len(text) > MAX_CHARS:
-            yield (MAX_CHARS, len(text), REMOVED)
-        for pattern in self.patterns:
-            # Windows overlap by half, so one window contains all of a match of up to
-            # half a window.
-            for begin in range(0, min(len(text), MAX_CHARS), WINDOW // 2):
-                for match in pattern.finditer(text, begin, begin + WINDOW):
-                    yield (*match.span(), REMOVED)
+    def _count(self, text: str) -> bool:
+        """Counts a text towards the limit. False: the limit is used up."""
+        is_left = self._left > 0
+        self._left -= max(len(text), LEAST_COST)
+        return is_left
 
 
 class Copies:
@@ -329,36 +403,48 @@ def card_runs(text: str) -> Iterator[tuple[int, int]]:
 
 def _groups(run: str) -> list[str]:
     """The groups of digits in a run (in lower case), split where it has separators."""
-    groups: list[str] = []
+    groups: list[list[str]] = []
     end = -1
     for token in _TOKEN.finditer(run):
         times, written, word = token.groups()
         if token.start() != end:
-            groups.append("")
+            groups.append([])
         end = token.end()
-        digit = str(int(written)) if written else _SPOKEN[word]
-        groups[-1] += digit * _TIMES.get(times, 1)
-    return groups
+        digits = _ascii_digits(written) if written else _SPOKEN[word]
+        groups[-1].append(digits[0] * _TIMES.get(times, 1) + digits[1:])
+    return ["".join(group) for group in groups]
+
+
+def _ascii_digits(written: str) -> str:
+    return written if written.isascii() else "".join(str(int(it)) for it in written)
 
 
 def _is_card(groups: list[str]) -> bool:
     """Whether a card number begins at the start of a group. Further digits, such as the
     expiry date and the security code, may follow directly."""
     digits = "".join(groups)
-    begins = accumulate(map(len, groups), initial=0)
+    shortest, longest = CARD_DIGITS[0], CARD_DIGITS[-1]
+    if len(digits) < shortest:
+        return False
+    sums = _luhn_sums(digits, 0), _luhn_sums(digits, 1)
     return any(
-        _luhn(digits[begin : begin + length])
-        for begin in begins
+        (sums[end % 2][end] - sums[end % 2][begin]) % 10 == 0
+        for begin in accumulate(map(len, groups), initial=0)
         if digits[begin : begin + 1] in CARD_BEGINS
-        for length in CARD_DIGITS
-        if begin + length <= len(digits)
+        for end in range(begin + shortest, min(begin + longest, len(digits)) + 1)
     )
 
 
-def _luhn(digits: str) -> bool:
-    """The Luhn check: https://patents.google.com/patent/US2950048A"""
-    doubled = [divmod(2 * int(digit), 10) for digit in digits[-2::-2]]
-    return (sum(map(sum, doubled)) + sum(map(int, digits[::-2]))) % 10 == 0
+def _luhn_sums(digits: str, parity: int) -> list[int]:
+    """Sums of the Luhn check of the digits before each position, where the digits at
+    even (`parity` 0) or odd (1) positions are doubled. In a number that ends before
+    position n, those at n - 2, n - 4, ... are doubled.
+    https://patents.google.com/patent/US2950048A
+
+    With the sums, each part of a long run is checked in the same time."""
+    values = list(map(int, digits))
+    values[parity::2] = [sum(divmod(2 * it, 10)) for it in values[parity::2]]
+    return list(accumulate(values, initial=0))
 
 
 def silence(payload: str) -> str:
@@ -386,14 +472,23 @@ def pattern(written: str) -> re.Pattern[str]:
     return compiled
 
 
-def _ways(tree: Any) -> int:
+@lru_cache
+def _chars_for(written: str) -> int:
+    """Characters of one text that a pattern is matched against."""
+    is_slow = _ways(_parser.parse(written)) > FEW_WAYS
+    return SLOW_CHARS if is_slow else MAX_CHARS + MAX_RUN_CHARS
+
+
+def _ways(tree: Any, *, is_whole: bool = True) -> int:
     """Upper bound of the ways an expression may try to match at one position."""
     ways = 1
-    for operation, given in tree:
-        inside = [_ways(part) for part in _parts(given)]
+    for at, (operation, given) in enumerate(tree, 1):
+        inside = [_ways(part, is_whole=False) for part in _parts(given)]
         if str(operation).endswith("REPEAT"):
             least, most = given[0], min(given[1], WINDOW)
             within = math.prod(inside)
+            if within == 1 and is_whole and at == len(tree):
+                continue  # nothing follows that could fail, so it has one way
             ways *= max(most - least + 1, 1) * within**most
             # A repeated part with several ways takes up to `most` steps for each.
             ways *= most if within > 1 else 1
@@ -414,6 +509,14 @@ def _parts(given: Any) -> list[Any]:
     return []
 
 
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except UNREADABLE:
+        return False
+    return True
+
+
 def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
@@ -431,12 +534,10 @@ def _merge_overlaps(found: Iterable[_Found]) -> list[_Found]:
 
 
 def _replaced(whole: str, begin: int, end: int, found: list[_Found]) -> str:
-    """`whole[begin:end]` with matches replaced; a replacement stands where its match
-    begins."""
+    """`whole[begin:end]` with its matches replaced; a replacement stands where its
+    match begins."""
     kept, at = "", begin
     for first, last, put in found:
-        if first >= end or last <= at:
-            continue
         kept += whole[at:first] + (put if first >= begin else "")
         at = min(last, end)
     return kept + whole[at:end]

@@ -9,7 +9,7 @@ import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Self
@@ -19,8 +19,9 @@ import msgspec
 import structlog
 
 from bridge.agent import user_code
-from bridge.agent.live import CallFacts, LiveCall, Message
+from bridge.agent.live import CallFacts, LiveCall, Message, ModelProblem
 from bridge.core.history import HistoryItem
+from bridge.core.transfers import FailedTransfer
 from bridge.privacy.redaction import Redaction
 from bridge.records.standard_webhooks import signed, signing_key
 
@@ -31,6 +32,8 @@ CLOSE_SECONDS = 5.0
 
 RETRY_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 """HTTP statuses after which a delivery is retried: a later attempt may succeed."""
+
+NOTHING = Redaction()
 
 MACHINE_ENDS = frozenset({"machine", "message_left"})
 """`ended_why` of calls that an answering machine has answered (bridge.call.actions)."""
@@ -83,6 +86,9 @@ class CallReport:
     to_number: str
     direction: str
     route: str
+    parameters: Mapping[str, str]
+    """What the webhook, the order or the SIP headers said about the call, without the
+    numbers (BRIDGE_PARAMETERS)."""
     started_at: str
     """ISO 8601 in UTC: the start of the stream; without a stream, the time at which the
     call was placed."""
@@ -101,6 +107,16 @@ class CallReport:
     messages: Sequence[Message] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     usage: CallUsage = field(default_factory=CallUsage)
+    problems: Sequence[ModelProblem] = ()
+    answered_by: str = ""
+    """Who has answered an outbound call: what the agent has said (`voicemail`,
+    `screened`, `person`), else what Twilio's machine detection has."""
+    sip_code: int | None = None
+    """Why an outbound call failed: the SIP code of the callee's network."""
+    error_code: int | None = None
+    """Why an outbound call failed: Twilio's error code."""
+    failed_transfers: Sequence[FailedTransfer] = ()
+    """Transfers that nobody answered, with Twilio's error code and message."""
 
     def as_json(self) -> bytes:
         """UTF-8. Values in `notes` of types that JSON lacks are written as str(value).
@@ -116,7 +132,7 @@ def report_of(
     redaction = live.redaction
     history = [redaction.item(item) for item in live.history]
     return CallReport(
-        **_facts(live.facts),
+        **_facts(live.facts, redaction),
         started_at=_utc(live.began),
         seconds=seconds,
         status="machine" if ended_why in MACHINE_ENDS else "completed",
@@ -125,18 +141,34 @@ def report_of(
         ended_why=ended_why,
         agent=live.agent_name,
         transcript=[said(item) for item in history if item.spoken],
-        tools=_tools(history),
+        tools=_tools(history, redaction),
         messages=[_redacted(it, redaction) for it in live.messages],
         notes=_notes(live),
         usage=CallUsage(live.input_tokens, live.output_tokens, live.cost),
+        problems=[
+            replace(it, message=redaction.text(it.message)) for it in live.problems
+        ],
+        answered_by=live.answered_by,
+        failed_transfers=[
+            msgspec.structs.replace(it, message=redaction.text(it.message))
+            for it in live.failed_transfers
+        ],
     )
 
 
-def report_of_silence(facts: CallFacts, status: str, placed_at: float) -> CallReport:
+def report_of_silence(
+    facts: CallFacts,
+    status: str,
+    placed_at: float,
+    redaction: Redaction = NOTHING,
+    *,
+    sip_code: int | None = None,
+    error_code: int | None = None,
+) -> CallReport:
     """The report of an outbound call that had no stream. `placed_at` is in seconds
     since the epoch."""
     return CallReport(
-        **_facts(facts),
+        **_facts(facts, redaction),
         started_at=_utc(placed_at),
         seconds=0.0,
         status=status,
@@ -144,6 +176,8 @@ def report_of_silence(facts: CallFacts, status: str, placed_at: float) -> CallRe
         ended_by="",
         ended_why="",
         agent="",
+        sip_code=sip_code,
+        error_code=error_code,
     )
 
 
@@ -153,7 +187,8 @@ def said(item: HistoryItem) -> TranscriptEntry:
     return TranscriptEntry(item.at, who, item.text, item.generated, item.cut)
 
 
-def _facts(facts: CallFacts) -> dict[str, Any]:
+def _facts(facts: CallFacts, redaction: Redaction) -> dict[str, Any]:
+    """`From` and `To`, and what the bridge has set itself, have fields of their own."""
     return {
         "call_sid": facts.call_sid,
         "stream_sid": facts.stream_sid,
@@ -162,6 +197,11 @@ def _facts(facts: CallFacts) -> dict[str, Any]:
         "to_number": facts.to_number,
         "direction": facts.direction,
         "route": facts.route,
+        "parameters": {
+            name: redaction.text(text)
+            for name, text in facts.parameters.items()
+            if name not in ("From", "To", "Direction", "Route")
+        },
     }
 
 
@@ -183,10 +223,11 @@ def _redacted(it: Message, redaction: Redaction) -> Message:
     return Message(*map(redaction.text, (it.text, it.name, it.call_back)))
 
 
-def _tools(history: Sequence[HistoryItem]) -> list[ToolCall]:
+def _tools(history: Sequence[HistoryItem], redaction: Redaction) -> list[ToolCall]:
     outputs = {it.call_id: it.text for it in history if it.kind == "tool_output"}
     return [
-        ToolCall(it.name, it.arguments, outputs.get(it.call_id, ""))
+        # The model may ask for a tool that does not exist, so a name may hold words.
+        ToolCall(redaction.text(it.name), it.arguments, outputs.get(it.call_id, ""))
         for it in history
         if it.kind == "tool_call"
     ]

@@ -80,6 +80,10 @@ __all__ = [
 HANG_UP_LIMIT = 5.0  # s to send the last messages
 NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 NUMBER = re.compile(r"\+[1-9][0-9]{6,14}")  # E.164
+NO_CALLER_ID = (
+    "callerId must be provided for TwilioClient and SIP calls when using Dial"
+)
+INVALID_CALLER_ID = "Dial: Invalid callerId value"
 XML_TYPES = {"text/xml", "application/xml", "text/html"}
 
 
@@ -102,8 +106,10 @@ class Caller:
     with, instead of a request to `webhook_url`.
 
     A number that the bridge dials rings for `dial_ring_seconds` (longer than <Dial
-    timeout> means "no-answer"); then `dial_outcome` applies. A party that answers talks
-    for `dial_talk_seconds` and hangs up. Then Twilio requests the action or executes
+    timeout> means "no-answer"); then `dial_outcome` applies, with the code and text of
+    `dial_error`. A party that answers talks
+    for `dial_talk_seconds` and hangs up, if it presses `dial_presses` where the bridge
+    asks it to accept. Then Twilio requests the action or executes
     the next verb.
 
     `allow_ws` accepts ws:// stream URLs of any host, which Twilio refuses (31922).
@@ -127,6 +133,8 @@ class Caller:
     parameters: Mapping[str, str] = field(default_factory=dict)
     status_callback_url: str | None = None
     dial_outcome: DialStatus = "completed"
+    dial_error: tuple[int, str] | None = None
+    dial_presses: str = ""
     dial_ring_seconds: float = 0.0
     dial_talk_seconds: float = 0.0
     notice_seconds: float = 0.0
@@ -353,21 +361,58 @@ class PlacedCall:
             at=now,
         )
         self._record.dials.append(dialled)
-        if not NUMBER.fullmatch(dial.number):
+        if not NUMBER.fullmatch(dialled.caller_id):
+            # A caller without a number, or a callerId that is no number of the account.
+            text = NO_CALLER_ID if dial.caller_id is None else INVALID_CALLER_ID
+            self._record.warnings.append(DebuggerWarning(13214, text, now))
+            dialled.status, dialled.error = "failed", (13214, text)
+            return dialled
+        if not (NUMBER.fullmatch(dial.number) or dial.number.startswith("sip:")):
             self._record.warnings.append(
                 DebuggerWarning(13224, "not a phone number", now)
             )
             dialled.status = "failed"
+            dialled.error = (13224, "Dial: Invalid phone number")
             return dialled
         await asyncio.sleep(min(caller.dial_ring_seconds, dial.timeout))
         if caller.dial_ring_seconds > dial.timeout:
             dialled.status = "no-answer"
             return dialled
         dialled.status = caller.dial_outcome
+        dialled.error = caller.dial_error
         if dialled.status == "completed":
+            dialled.digits = dial.digits
+            dialled.bridged = await self._screen(dialled, dial.screen_url)
+        if dialled.bridged:
             await asyncio.sleep(caller.dial_talk_seconds)
             dialled.talked_seconds = caller.dial_talk_seconds
         return dialled
+
+    async def _screen(self, dialled: DialledLeg, url: str | None) -> bool:
+        """The called party hears the document of <Number url>, and presses
+        `dial_presses` at a <Gather>. True: it is connected with the caller."""
+        if url is None:
+            return True
+        leg = {"CallSid": dialled.call_sid, "ParentCallSid": self._record.call_sid}
+        answer = await self._request_document(url, "POST", more=leg)
+        while True:
+            for verb in markup.verbs(answer.text):
+                match verb:
+                    case markup.TwimlSay(text):
+                        dialled.said.append(text)
+                    case markup.TwimlGather(texts, action, method):
+                        dialled.said += texts
+                        if keys := self._caller.dial_presses:
+                            url = urljoin(answer.url, action)
+                            more = {**leg, "Digits": keys[:1]}
+                            answer = await self._request_document(
+                                url, method, more=more
+                            )
+                            break
+                    case markup.TwimlHangup():
+                        return False
+            else:
+                return True
 
     def _verbs(self, answer: WebhookResponse) -> list[markup.Verb]:
         if answer.status == 204:
@@ -517,7 +562,7 @@ def _inline(document: str) -> WebhookResponse:
 
 def _dial_form(dialled: DialledLeg) -> dict[str, str]:
     """The parameters of a <Dial action> about the dialled leg."""
-    bridged = dialled.status == "completed"
+    bridged = dialled.bridged
     form = {
         "DialCallStatus": dialled.status,
         "DialCallSid": dialled.call_sid,
@@ -525,4 +570,7 @@ def _dial_form(dialled: DialledLeg) -> dict[str, str]:
     }
     if bridged:
         form["DialCallDuration"] = str(round(dialled.talked_seconds))
+    if dialled.error:
+        form["ErrorCode"] = str(dialled.error[0])
+        form["ErrorMessage"] = dialled.error[1]
     return form

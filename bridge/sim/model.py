@@ -9,6 +9,7 @@ proves nothing.
 import asyncio
 import json
 import socket
+import ssl
 from collections import deque
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -21,6 +22,7 @@ from websockets.http11 import Request, Response
 
 from bridge.sim.realtime import faults
 from bridge.sim.realtime.configuration import DEFAULT_MODEL
+from bridge.sim.realtime.connection import ModelSocket
 from bridge.sim.realtime.event_sender import Direction
 from bridge.sim.realtime.faults import Fault
 from bridge.sim.realtime.handshakes import ERROR_CODES, HandshakeFaults
@@ -29,6 +31,7 @@ from bridge.sim.realtime.phone_call import PhoneCall
 from bridge.sim.realtime.session import Hook, ModelSession
 from bridge.sim.realtime.turns import (
     Behaviour,
+    BreakOff,
     CallMcp,
     CallTool,
     Fail,
@@ -43,6 +46,7 @@ from bridge.sim.realtime.turns import (
 
 __all__ = [
     "Behaviour",
+    "BreakOff",
     "CallMcp",
     "CallTool",
     "Direction",
@@ -87,6 +91,7 @@ class ModelServer:
         keep_audio: bool = True,
         record_appends: bool = False,
         on_event: Hook | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.behaviour = behaviour or Behaviour()  # may be changed for later sessions
         self.sessions: list[ModelSession] = []
@@ -102,12 +107,14 @@ class ModelServer:
         self._keep_audio = keep_audio
         self._record_appends = record_appends
         self._on_event = on_event
+        self._tls = tls
         self._server: Server | None = None
         self._closed: list[Server] = []  # servers that accept no more connections
 
     @property
     def url(self) -> str:
-        return f"ws://{self._host}:{self.port}{_PATH}"
+        scheme = "ws" if self._tls is None else "wss"
+        return f"{scheme}://{self._host}:{self.port}{_PATH}"
 
     @property
     def port(self) -> int:
@@ -156,8 +163,10 @@ class ModelServer:
             self._serve,
             self._host,
             self._port,
+            create_connection=ModelSocket,
             process_request=self._admit,
             compression=None,
+            ssl=self._tls,
             max_size=_FRAME_BYTES,
             open_timeout=_OPEN_SECONDS,
             close_timeout=_CLOSE_SECONDS,
@@ -183,7 +192,7 @@ class ModelServer:
 
     async def _serve(self, connection: ServerConnection) -> None:
         request = connection.request
-        assert request is not None
+        assert request is not None and isinstance(connection, ModelSocket)
         models = _query(request, "model")
         calls = _query(request, "call_id")
         call = self.calls[calls[0]] if calls else None

@@ -7,7 +7,9 @@ One millisecond is eight mu-law bytes: a sync byte, and seven bytes of seven bit
 the item's number (20 bits), the millisecond (20) and a checksum (9).
 """
 
+import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +18,8 @@ BLOCK = 8  # bytes per millisecond of mu-law
 LIMIT = 1 << 20  # item numbers and milliseconds are below this
 _SYNC = 0xB5  # never in the other seven bytes, which are below 0x80
 _SILENCE = 0xFF
+_SILENT_RUN = re.compile(rb"\xff+")
+_PAGE_MS = 1024  # of an item, made at once to compare recordings with
 # XOR masks, so that small numbers do not give runs of equal bytes; one per position.
 _POSITION_MASK = (0x00, 0x15, 0x2A, 0x3F, 0x54, 0x69, 0x7E)
 
@@ -102,15 +106,24 @@ def ruler(item_number: int, ms: int) -> bytes:
     """The first `ms` milliseconds of the item with this number."""
     if not (0 <= item_number < LIMIT and 0 <= ms <= LIMIT):
         raise ValueError("the item number and the milliseconds must be below 2**20")
-    index = np.arange(ms, dtype=np.uint64)
+    return _blocks(item_number, 0, ms)
+
+
+def _blocks(item_number: int, first_ms: int, end_ms: int) -> bytes:
+    index = np.arange(first_ms, end_ms, dtype=np.uint64)
     check = (index * 181 + item_number * 77 + index // 128 * 29) % 511
     value = (np.uint64(item_number) << 29) | (index << 9) | check
-    blocks = np.empty((ms, BLOCK), np.uint8)
+    blocks = np.empty((len(index), BLOCK), np.uint8)
     blocks[:, 0] = _SYNC
     for position, mask in enumerate(_POSITION_MASK):
         bits = (value >> (7 * (6 - position))) & 0x7F
         blocks[:, 1 + position] = bits.astype(np.uint8) ^ mask
     return blocks.tobytes()
+
+
+@lru_cache(maxsize=256)
+def _page(item_number: int, page: int) -> bytes:
+    return _blocks(item_number, page * _PAGE_MS, (page + 1) * _PAGE_MS)
 
 
 def read_ruler(audio: bytes) -> Reading:
@@ -126,17 +139,38 @@ def read_ruler(audio: bytes) -> Reading:
             _attribute(reading, bytes(fragment), block)
             fragment.clear()
             item, ms = block
-            reading.add(item, ms * BLOCK, (ms + 1) * BLOCK)
-            position += BLOCK
+            size = BLOCK * _whole_blocks(audio, position, item, ms)
+            reading.add(item, ms * BLOCK, ms * BLOCK + size)
+            position += size
             continue
         if byte == _SILENCE:
             _attribute(reading, bytes(fragment), None)
             fragment.clear()
+            position = _end_of_silence(audio, position)
         else:
             fragment.append(byte)
-        position += 1
+            position += 1
     _attribute(reading, bytes(fragment), None)
     return reading
+
+
+def _end_of_silence(audio: bytes, position: int) -> int:
+    silence = _SILENT_RUN.match(audio, position)
+    return position if silence is None else silence.end()
+
+
+def _whole_blocks(audio: bytes, position: int, item: int, ms: int) -> int:
+    """Number of whole blocks from `position` on that continue the item without a break,
+    within a page. The first is known to be block `ms` of the item."""
+    expected = _page(item, ms // _PAGE_MS)[ms % _PAGE_MS * BLOCK :]
+    found = audio[position : position + len(expected)]
+    if found == expected:
+        return len(expected) // BLOCK
+    whole = len(found) // BLOCK * BLOCK
+    same = np.frombuffer(found[:whole], np.uint64) == np.frombuffer(
+        expected[:whole], np.uint64
+    )
+    return whole // BLOCK if same.all() else int(same.argmin())
 
 
 def _block(item: int, ms: int) -> bytes:

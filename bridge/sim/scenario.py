@@ -4,7 +4,7 @@ The fake model does not recognise words, so both sides of a scenario are written
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bridge.sim import voice
 from bridge.sim.realtime.default_answers import AnyMcpServer, DefaultAnswers
@@ -129,6 +129,13 @@ SHORT_TALK = Scenario(
     ],
 )
 """A greeting, a question, an interruption, a goodbye."""
+
+
+def staying(plan: Scenario, seconds: float) -> Scenario:
+    """The same call, whose caller listens for so long before the last step."""
+    return replace(
+        plan, caller=[*plan.caller[:-1], steps.WaitStep(seconds), plan.caller[-1]]
+    )
 
 
 def pressing(keys: str) -> Scenario:

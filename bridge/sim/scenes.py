@@ -5,7 +5,7 @@ Values only; randomness comes from a given `Random`. No clock, no I/O.
 
 import audioop
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 
@@ -83,10 +83,38 @@ NETWORKS = (
     Network(up_ms=120, down_ms=80, jitter_ms=60),
 )
 
+STOPS = ((0.004, 300), (0.002, 1000), (0.002, 2000))
+"""Chance that a message is lost, and ms until it was sent again."""
+
+
+def lossy(
+    up_loss: float, up_stop_ms: float, down_loss: float, down_stop_ms: float
+) -> Network:
+    """The second of NETWORKS, which loses messages."""
+    return replace(
+        NETWORKS[1],
+        up_loss=up_loss,
+        up_stop_ms=up_stop_ms,
+        down_loss=down_loss,
+        down_stop_ms=down_stop_ms,
+    )
+
+
+LOSSY_NETWORKS = (
+    *(lossy(loss, ms, 0, 0) for loss, ms in STOPS),
+    *(lossy(0, 0, loss, ms) for loss, ms in STOPS),
+)
+"""Networks that stop, each in one direction."""
+
 
 def label(network: Network) -> str:
-    """up/down/jitter in ms."""
-    return f"{network.up_ms:g}/{network.down_ms:g}/{network.jitter_ms:g}"
+    """up/down/jitter in ms, and the stops of each direction."""
+    text = f"{network.up_ms:g}/{network.down_ms:g}/{network.jitter_ms:g}"
+    if network.up_loss:
+        text += f" up {network.up_loss:.1%} {network.up_stop_ms:g}"
+    if network.down_loss:
+        text += f" down {network.down_loss:.1%} {network.down_stop_ms:g}"
+    return text
 
 
 def script(
@@ -103,7 +131,8 @@ def script(
     as likely to be interrupted as its speech. Each is early enough to cut something.
     """
     round_trip = (network.up_ms + network.down_ms + 2 * network.jitter_ms) / 1000
-    latest = scene.seconds + hole(behaviour) - LEFT - round_trip
+    stop = network.longest_stop_ms / 1000
+    latest = scene.seconds + hole(behaviour) - LEFT - round_trip - stop
     yield WaitStep(random.uniform(*FIRST_SPEECH))
     for _ in range(interruptions):
         yield SayStep(burst())
@@ -111,7 +140,8 @@ def script(
         yield WaitStep(random.uniform(SOONEST, max(SOONEST, latest)))
     yield SayStep(burst())
     answer = scene.seconds + scene.stall_seconds
-    yield ListenStep(QUIET + scene.stall_seconds, ANSWER_TIMEOUT + answer)
+    quiet = QUIET + scene.stall_seconds + stop
+    yield ListenStep(quiet, ANSWER_TIMEOUT + answer + stop)
     yield HangUpStep()
 
 

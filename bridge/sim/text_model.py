@@ -22,6 +22,8 @@ class TextModel:
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.requests: list[dict[str, Any]] = []
         """Request bodies, unchanged."""
+        self.keys: list[str] = []
+        """The Authorization header of each request."""
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -56,6 +58,7 @@ class TextModel:
             text = "This fake does not stream."
             return _refusal(text, "unsupported_value", "stream")
         self.requests.append(body)
+        self.keys.append(request.headers.get("Authorization", ""))
         question = _question(body.get("input") or "")
         answer = (
             "I am the built-in text model, not a real one. I was asked: "

@@ -5,6 +5,7 @@ Events are static text without phone numbers, transcripts or tokens. Of a Note o
 contain such values: bridge/privacy/log_scrubber.py removes them.
 """
 
+import contextlib
 import logging
 import sys
 import threading
@@ -27,6 +28,7 @@ QUIET = frozenset(
         "response_done",
         "first_audio",
         "said",
+        "said_late",
         "usage",
         "caller_said",
         "key_pressed",
@@ -41,10 +43,12 @@ hundreds of calls they would hide the other lines."""
 WARN = frozenset(
     {
         "protocol_error",
+        "handoff_refused",
         "model_error",
         "model_gone",
         "model_refused",
         "answer_failed",
+        "answer_incomplete",
         "session_error",
         "tool_failed",
         "key_action_failed",
@@ -125,9 +129,14 @@ _CONTROLS_IN_TRACEBACK = {
 }
 
 
+TEXT_OF_OTHERS = frozenset({"exception", "stack", "message"})
+"""Fields of a log line that the bridge has not written itself."""
+
+
 def scrub_with(scrubber: LogScrubber) -> Processor:
     """A structlog processor that scrubs each value of a line except `timestamp` and
-    `level`. The text of exceptions and of libraries is scrubbed more strictly."""
+    `level`. The text of exceptions, of libraries and of the model's server is
+    scrubbed more strictly."""
 
     def scrub(logger: object, method: str, line: EventDict) -> EventDict:
         of_library = not line.get("_from_structlog", True)
@@ -135,7 +144,7 @@ def scrub_with(scrubber: LogScrubber) -> Processor:
             key: value
             if key in ("timestamp", "level") or key.startswith("_")
             else scrubber.value(
-                value, (of_library and key == "event") or key in ("exception", "stack")
+                value, (of_library and key == "event") or key in TEXT_OF_OTHERS
             )
             for key, value in line.items()
         }
@@ -158,9 +167,10 @@ class _Handler(logging.StreamHandler[TextIO]):
         """Replaces a line that cannot be formatted. `logging` would print its message
         and arguments unscrubbed."""
         error = sys.exc_info()[1]
-        sys.stderr.write(
-            f"a log line could not be formatted and is lost: {type(error).__name__}\n"
-        )
+        what = f"could not be formatted and is lost: {type(error).__name__}"
+        # In `bridge serve` stderr raises nothing (bridge/telemetry/output.py).
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"a log line {what}\n")
 
 
 def log_crashes() -> None:
@@ -192,6 +202,9 @@ def _quotes_no_request(record: logging.LogRecord) -> bool:
     return "http_exceptions" not in type(error).__module__
 
 
+MAX_MESSAGE_CHARS = 300
+"""Characters of the message of a model error that are logged."""
+
 MAX_LINES = 1000
 """Limit of log lines above debug per call and Note name, so that a server that sends
 errors without end does not fill the disk. The metrics count all Notes."""
@@ -209,11 +222,15 @@ class NoteLog:
     def note(self, note: Note) -> None:
         if note.name in ("protocol_error", "limit_hit"):
             key = (note.name, *note.data.values())
-            if key in self._seen:
+            if key in self._seen or len(self._seen) >= MAX_LINES:
                 return
             self._seen.add(key)
         self._lines[note.name] += 1
         lines = self._lines[note.name]
+        data = dict(note.data)
+        if note.name == "model_error":
+            # Of the server, not of a person; log lines are scrubbed.
+            data["message"] = note.private.get("message", "")[:MAX_MESSAGE_CHARS]
         if lines == MAX_LINES and note.name not in QUIET:
             self._log.warning("log_lines_dropped", note=note.name)
         # A refusal that is retried repeats while the model is away. `model_gone` has
@@ -221,12 +238,12 @@ class NoteLog:
         retried = note.name == "model_refused" and note.data.get("fatal") is False
         benign = note.data.get("benign") is True
         if lines >= MAX_LINES:
-            self._log.debug(note.name, **note.data)
+            self._log.debug(note.name, **data)
         elif retried:
-            self._log.info(note.name, **note.data)
+            self._log.info(note.name, **data)
         elif note.name in WARN and not benign:
-            self._log.warning(note.name, **note.data)
+            self._log.warning(note.name, **data)
         elif note.name in QUIET or benign:
-            self._log.debug(note.name, **note.data)
+            self._log.debug(note.name, **data)
         else:
-            self._log.info(note.name, **note.data)
+            self._log.info(note.name, **data)

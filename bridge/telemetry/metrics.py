@@ -16,7 +16,11 @@ from bridge.core.limits import HITS
 
 REFUSALS = (
     "signature",
+    "method",
+    "path",
     "account",
+    "fields",
+    "repeated",
     "ticket_missing",
     "ticket_forged",
     "ticket_expired",
@@ -24,12 +28,25 @@ REFUSALS = (
     "other_call",
     "token",
     "origin",
+    "not_local",
 )
 """Reasons for which a request or a stream is refused: its sender could not prove the
 right to connect. (A limit, in HITS, stops a sender that has the right.)"""
 
+REDIS_KEYS = (
+    *("call", "calls", "next", "store", "count", "members"),
+    *("instances", "era", "words", "other"),
+)
+"""Kinds of keys in Redis (bridge/fleet/keys.py). "other": it is not known which."""
+
 _FAST = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+_LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _HUMAN = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+
+REPEATS = ("answered", "waited", "unknown")
+"""What became of a webhook whose signature was seen before: it got the first answer; it
+got 503, because the first one was still being answered. "unknown": Redis was away, so
+the webhook was accepted, although another instance may have answered it."""
 
 
 class Metrics:
@@ -86,6 +103,13 @@ class Metrics:
             _HUMAN,
         )
 
+        self.loop_lag = self._histogram(
+            "bridge_loop_lag_seconds",
+            "How late the event loop was, four times a second: while a function runs, "
+            "the others wait",
+            _LAGS,
+        )
+
     def _add_answers(self) -> None:
         self.interruptions = self._counter(
             "bridge_interruptions",
@@ -133,6 +157,19 @@ class Metrics:
             "why",
             REFUSALS,
         )
+        self.repeats = self._counter(
+            "bridge_repeated_webhooks",
+            "Webhooks whose signature was seen before, or may have been, by what "
+            "became of them",
+            "result",
+            REPEATS,
+        )
+
+        self.log_lines_lost = self._counter(
+            "bridge_log_lines_lost",
+            "Lines of the log and of stdout that could not be written: the disk is "
+            "full, or the reader of the pipe is gone or does not read",
+        )
 
     def _add_fleet(self) -> None:
         self.draining = self._gauge(
@@ -149,6 +186,13 @@ class Metrics:
             "1 while the shared registry (Redis) can be reached; always 1 without one",
         )
         self.registry_up.set(1)
+        self.keys_ignored = self._counter(
+            "bridge_redis_keys_ignored",
+            "Times that a key or a message was found in Redis which the bridge cannot "
+            "have written, and was ignored, by the kind of key",
+            "key",
+            REDIS_KEYS,
+        )
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry)
@@ -174,6 +218,14 @@ class Metrics:
     def refused(self, why: str) -> None:
         """Counts a refused request or stream; `why` is one of REFUSALS."""
         self.refusals.labels(why).inc()
+
+    def repeated(self, result: str) -> None:
+        """Counts a repeated webhook; `result` is one of REPEATS."""
+        self.repeats.labels(result).inc()
+
+    def key_ignored(self, kind: str) -> None:
+        """Counts a key of Redis that was ignored; `kind` is one of REDIS_KEYS."""
+        self.keys_ignored.labels(kind).inc()
 
     def note(self, note: Note) -> None:
         """Updates the metrics that depend on this Note, if any."""

@@ -12,10 +12,11 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import IO, Self
 
 import structlog
+
+from bridge.telemetry.writer_thread import WriterThread
 
 log = structlog.get_logger()
 
@@ -31,17 +32,12 @@ WAIT_SECONDS = 5.0
 TOO_SLOW = "the disk does not keep up"
 
 
-class TraceWriter:
+class TraceWriter(WriterThread):
     """The thread that writes the traces of an instance. Use it as a context manager;
     at its end the traces of all calls that have ended are complete."""
 
     def __init__(self, queue_bytes: int = QUEUE_BYTES) -> None:
-        self._most = queue_bytes
-        self._jobs: SimpleQueue[tuple[Callable[[], None], int] | None] = SimpleQueue()
-        self._bytes = 0
-        """Bytes in the queue; `_lock` guards it."""
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        super().__init__("traces", queue_bytes)
 
     async def __aenter__(self) -> Self:
         return self
@@ -49,11 +45,11 @@ class TraceWriter:
     async def __aexit__(self, *error: object) -> None:
         if not await self.written():
             log.error("traces_not_written", why=TOO_SLOW)
-        self._jobs.put(None)
+        self.stop()
 
     async def written(self) -> bool:
         """Waits until all that was handed over is written. False: not in time."""
-        if self._thread is None:
+        if not self.is_started:
             return True
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
@@ -68,29 +64,6 @@ class TraceWriter:
         except TimeoutError:
             return False
         return True
-
-    def add(self, job: Callable[[], None], size: int = 0) -> bool:
-        """Runs the job in the thread; it raises nothing. False: there are too many
-        bytes in the queue."""
-        with self._lock:
-            if size and self._bytes + size > self._most:
-                return False
-            self._bytes += size
-        if self._thread is None:
-            # A daemon: a disk that hangs must not keep the process from ending.
-            self._thread = threading.Thread(
-                target=self._run, name="traces", daemon=True
-            )
-            self._thread.start()
-        self._jobs.put((job, size))
-        return True
-
-    def _run(self) -> None:
-        while found := self._jobs.get():
-            job, size = found
-            job()
-            with self._lock:
-                self._bytes -= size
 
 
 class TraceFile:

@@ -136,7 +136,7 @@ async def test_a_failed_transfer_is_reported() -> None:
         live.transfers = {"sales": Transfer("12")}
         told = await call(phone_tools.transfer_call, live, target="sales")
 
-    assert told.startswith("Not done: a phone number is E.164")
+    assert told.startswith("Not done: a target is an E.164 number")
     assert "Tell the caller" in told
 
 

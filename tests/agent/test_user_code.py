@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bridge.agent import user_code
-from bridge.agent.user_code import UserCodeFailed, kind, protected_loop
+from bridge.agent.user_code import UserCodeFailed, kind, name_of, protected_loop
 
 ERRORS = (SystemExit, KeyboardInterrupt)
 
@@ -142,3 +142,30 @@ def test_ctrl_c_stops_the_process(handler: str, busy: str, signals: int) -> None
             process.kill()
         error = process.stderr.read()
     assert code_ in (-signal.SIGINT, 130) and b"KeyboardInterrupt" in error
+
+
+async def test_a_task_without_a_name_belongs_to_the_task_that_started_it() -> None:
+    """The log names the call and the tool of what holds the event loop, also if the
+    SDK or the tool has started a task for it."""
+    found: list[str] = []
+
+    async def last() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        found.append(name_of(task))
+
+    async def start() -> None:
+        loop = asyncio.get_running_loop()
+        await loop.create_task(last())
+        with user_code.running_tool("CA1", "lookup"):
+            await loop.create_task(last())
+        await loop.create_task(last(), name="its own")
+        await last()
+
+    async with protected_loop():
+        loop = asyncio.get_running_loop()
+        await loop.create_task(start(), name="CA1 agent")
+        await loop.create_task(last())
+
+    assert found[:4] == ["CA1 agent", "CA1 tool lookup", "its own", "CA1 agent"]
+    assert "CA1" not in found[4]

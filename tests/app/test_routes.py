@@ -1,5 +1,7 @@
 """The routes file: which route a call gets, and every mistake with its line."""
 
+import base64
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import pytest
 from bridge.agent.approvals import ApprovalRule
 from bridge.agent.live import CallFacts, Transfer
 from bridge.app import routes, yaml_lines
+from bridge.app.recordings import OFF, TONE, Sound
+from bridge.app.route_types import Notice, RouteGreeting
 from bridge.app.routes import (
     Cost,
     HangUpAction,
@@ -145,6 +149,11 @@ keys:
   "#1": {hang_up: yes}
   "*": {tell: off}
 key_pause_seconds: 1.5
+tone_ms: 250
+tone_gap_ms: 120
+key_stops_agent: off
+resume_after_noise: off
+waiting_sound: off
 silence: {seconds: 20, ask: 1, tell: Ask!}
 longest_seconds: 600
 cost:
@@ -187,6 +196,11 @@ def test_every_key_of_a_route_is_read(tmp_path: Path) -> None:
         sorry="Sorry.",
         keys={"0": Transfer(OTHER), "#1": HangUpAction(), "*": TellAction("off")},
         key_pause_seconds=1.5,
+        tone_ms=250,
+        tone_gap_ms=120,
+        key_stops_agent=False,
+        resume_after_noise=False,
+        waiting_sound=OFF,
         silence=Silence(20.0, 1, "Ask!"),
         longest_seconds=600.0,
         cost=Cost(Prices(4.0, 32.0, 0.4, 16.0, 64.0), 1.5),
@@ -201,10 +215,57 @@ def test_every_key_of_a_route_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_a_greeting_that_cannot_be_cut(tmp_path: Path) -> None:
+    """A text alone is a greeting that callers may interrupt."""
+    text = "greeting: {text: Go., interruptible: off}"
+
+    assert one(tmp_path, text).greeting == RouteGreeting("Go.", interruptible=False)
+    assert one(tmp_path, "greeting: {text: Go.}").greeting == RouteGreeting("Go.")
+
+
+def wav_file(folder: Path, samples: int = 2) -> Path:
+    """Silence."""
+    file = folder / "hold.wav"
+    with wave.open(str(file), "wb") as out:
+        out.setparams((1, 2, 8000, 0, "NONE", ""))
+        out.writeframes(bytes(2 * samples))
+    return file
+
+
+def test_recordings_of_a_route(tmp_path: Path) -> None:
+    """Their words are known, so that the agent knows what the caller was told."""
+    file = str(wav_file(tmp_path))
+    text = "greeting: {file: FILE, words: Hi.}\nnotice: {file: FILE, words: R.}"
+
+    route = one(tmp_path, text.replace("FILE", file))
+
+    assert route.greeting == RouteGreeting(file=file, words="Hi.")
+    assert route.notice == Notice(file, "R.")
+
+
+def test_a_waiting_sound_of_a_route(tmp_path: Path) -> None:
+    """The file is converted when the routes are read, not in a call."""
+    file = wav_file(tmp_path, 8000)
+    sound = Sound(str(file), base64.b64encode(b"\xff" * 8000).decode())
+
+    assert one(tmp_path, f"waiting_sound: {file}").waiting_sound == sound
+    assert one(tmp_path, "waiting_sound: tone").waiting_sound == TONE
+
+
+def test_a_waiting_sound_that_is_repeated_too_often(tmp_path: Path) -> None:
+    """Each repetition is work for the call: a file of two samples took a whole core,
+    and calls stuttered, as long as one caller waited."""
+    file = wav_file(tmp_path, 7999)
+
+    with pytest.raises(routes.RoutesError, match="shorter than 1 s: add silence"):
+        one(tmp_path, f"waiting_sound: {file}")
+
+
 def test_a_missing_key_has_a_default(tmp_path: Path) -> None:
     """A route of one line limits silence and duration of its calls."""
     route = one(tmp_path, "agent: a:b")
 
+    assert one(tmp_path, "agent: a:b\nresume_after_noise: on") == route
     assert route == Route(name="a", agent="a:b")
     assert route.silence == Silence(15.0, 2, SILENT)
     assert (route.tool_seconds, route.key_pause_seconds) == (60.0, 2.0)
@@ -503,6 +564,22 @@ def test_a_malformed_file_is_reported_with_a_line(
         ('when: {" ": a}', ".when has ' ' as a key"),
         ("greeting: off", '.greeting is off: write "" to let'),
         ("greeting: ~", ".greeting has no value"),
+        ("greeting: {interruptible: off}", ".greeting is not one greeting: write text"),
+        (
+            "greeting: {text: Go., file: a.wav}",
+            ".greeting.file is 'a.wav', which is no",
+        ),
+        ("greeting: {text: Go., words: Go.}", ".greeting has a file or words alone"),
+        ("greeting: {words: Go.}", ".greeting is not one greeting: write text, or"),
+        ("notice: Recorded.", ".notice is not a mapping"),
+        ("notice: {words: Recorded.}", ".notice lacks file: write it"),
+        ("notice: {file: a.wav, words: R.}", ".notice.file is 'a.wav', which is no"),
+        ("greeting: {text: off}", '.greeting.text is off: write "" to let'),
+        (
+            "greeting: {text: Go., interruptible: never}",
+            ".greeting.interruptible is 'never': write on or off",
+        ),
+        ("greeting: {text: Go., says: x}", ".greeting.says is not a known key: the"),
         (
             "language: English, please",
             ".language is 'English, please': write a language such as",
@@ -522,6 +599,14 @@ def test_a_malformed_file_is_reported_with_a_line(
         ("keys: {0: {hang_up: false}}", ".keys.0.hang_up is 'false': write true"),
         ("keys: {0: {tell: ' '}}", ".keys.0.tell is empty"),
         ("keys: {0: {transfr: x}}", ".keys.0.transfr is not a known key: did you mean"),
+        (
+            "resume_after_noise: maybe",
+            ".resume_after_noise is 'maybe': write on or off",
+        ),
+        ("waiting_sound: a.wav", ".waiting_sound is 'a.wav', which is no file: write"),
+        (f"waiting_sound: {__file__}", "which is no WAV file: convert it to WAV, or"),
+        ("waiting_sound: ~", ".waiting_sound is not a text: write tone, off, or"),
+        ("tone_ms: 5000", ".tone_ms is '5000'"),
         ("key_pause_seconds: 0", ".key_pause_seconds is '0': write seconds from 0.2"),
         ("silence: 5", ".silence is not a mapping"),
         ("silence: {seconds: soon}", ".silence.seconds is 'soon': write seconds"),
@@ -537,6 +622,15 @@ def test_a_malformed_file_is_reported_with_a_line(
         ("approval: {default: ask}", ".approval.default is 'ask': write approve or"),
         ("transfers: {a b: +1}", ".transfers has 'a b' as a key: write letters"),
         ("transfers: {a: {ring_seconds: 30}}", ".transfers.a lacks number"),
+        ("transfers: {a: 'sip:desk'}", "write it like +14155550100 or sip:user@host"),
+        (
+            f"transfers: {{a: {{number: {OURS}, digits: 1x}}}}",
+            ".transfers.a.digits is '1x': write up to 32 of 0-9",
+        ),
+        (
+            "keys: {1: {transfer: {number: 'sip:d@pbx.example', digits: '1'}}}",
+            ".keys.1.transfer has digits for a SIP URI: they can be pressed at phones",
+        ),
         (
             f"transfers: {{a: {{number: {OURS}, ring_seconds: 3}}}}",
             ".transfers.a.ring_seconds is '3': write a whole number from 5 to 600",

@@ -12,6 +12,7 @@ from openai.types.realtime import RealtimeSessionCreateRequest
 from openai.types.realtime.audio_transcription import AudioTranscription
 from pydantic import SecretStr, ValidationError
 
+from bridge.app.recordings import OFF
 from bridge.app.settings import (
     GREETING,
     NAMES,
@@ -20,8 +21,13 @@ from bridge.app.settings import (
     SettingsError,
     load,
 )
-from bridge.app.settings_report import check, serving_mistakes, unknown_names
-from bridge.app.values import LOCAL_MODEL
+from bridge.app.settings_report import (
+    check,
+    open_with_model_key,
+    serving_mistakes,
+    unknown_names,
+)
+from bridge.app.values import LOCAL_MODEL, PARAMETERS
 from bridge.core.rules import Prices
 from bridge.model.deprecated_models import (
     DEPRECATED_MODELS,
@@ -31,6 +37,7 @@ from bridge.model.deprecated_models import (
 SIGNING = "whsec_" + "A" * 32
 """A text with the form of a signing secret."""
 
+MAIN_SID, SUB_SID = "AC" + "0" * 32, "AC" + "5" * 32
 REAL = {
     "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
     "OPENAI_API_KEY": "sk-key",
@@ -85,6 +92,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         BRIDGE_MODEL_HEADERS="api-key: k:1; X-Team: phone;",
         BRIDGE_TRANSCRIPTION_MODEL="",
         BRIDGE_GREETING="",
+        BRIDGE_WAITING_SOUND="Off",
         BRIDGE_MAX_CALLS="1",
         BRIDGE_DRAIN_SECONDS="1.5",
         BRIDGE_RECORD_DIR=str(tmp_path),
@@ -106,6 +114,10 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         OPENAI_API_KEY="sk-key\n",
         TWILIO_ACCOUNT_SID="AC" + "0" * 32,
         TWILIO_AUTH_TOKEN="token",
+        TWILIO_API_KEY="SK1",
+        TWILIO_API_SECRET="its secret".replace(" ", "-"),
+        TWILIO_REGION="ie1",
+        TWILIO_EDGE="dublin",
     )
 
     assert (found.host, found.port) == ("127.0.0.1", 9000)
@@ -115,6 +127,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     assert (found.model, found.voice) == ("gpt-realtime-2.1-mini", "cedar")
     assert found.model_headers == {"api-key": "k:1", "X-Team": "phone"}
     assert (found.transcription_model, found.greeting) == ("", "")
+    assert found.waiting_sound == OFF
     assert (found.max_calls, found.drain_seconds) == (1, 1.5)
     assert found.record_dir == tmp_path
     assert (found.fallback_number, found.log_format) == ("+14155550100", "json")
@@ -130,6 +143,9 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     assert found.openai_api_key == SecretStr("sk-key")
     assert found.twilio_account_sid == "AC" + "0" * 32
     assert found.twilio_auth_token == SecretStr("token")
+    assert found.twilio_api_key == SecretStr("SK1")
+    assert found.twilio_api_secret == SecretStr("its-secret")
+    assert (found.twilio_region, found.twilio_edge) == ("ie1", "dublin")
 
 
 def test_an_empty_value_means_unset() -> None:
@@ -261,6 +277,11 @@ def test_the_error_has_one_line_for_each_mistake() -> None:
             "home folder of an unknown user",
         ),
         ("BRIDGE_FALLBACK_NUMBER", "0800 12345", "not a phone number"),
+        ("BRIDGE_WAITING_SOUND", "a.wav", "is 'a.wav', which is no file"),
+        ("BRIDGE_WAITING_SOUND", __file__, "is no WAV file"),
+        ("BRIDGE_WAITING_SOUND", "a\0", "is no file"),
+        ("BRIDGE_WAITING_SOUND", "m\udcfcsik.wav", "is 'm\\udcfcsik.wav', which is no"),
+        ("BRIDGE_WAITING_SOUND", "~nobody-of-that-name/a.wav", "an unknown user"),
         ("BRIDGE_WHEN_FULL", "wait", "wait"),
         ("BRIDGE_WHEN_FULL", "fallback", "no number to dial"),
         ("BRIDGE_QUEUE_SECONDS", "-1", "not a number of seconds"),
@@ -268,6 +289,8 @@ def test_the_error_has_one_line_for_each_mistake() -> None:
         ("TWILIO_ACCOUNT_SID", "SK" + "0" * 32, "not an account SID"),
         ("TWILIO_AUTH_TOKEN", "0123 4567", "blank"),
         ("OPENAI_API_KEY", "sk-“quoted”", "no key has"),
+        ("TWILIO_EDGE", "dublin", "TWILIO_REGION is not"),
+        ("TWILIO_API_SECRET", "hush", "TWILIO_API_KEY is not"),
     ],
 )
 def test_a_mistake_names_its_variable_and_a_fix(
@@ -278,6 +301,42 @@ def test_a_mistake_names_its_variable_and_a_fix(
 
     assert set(found) == {name}
     assert told in found[name].text and found[name].fix
+
+
+@pytest.mark.parametrize(
+    ("given", "value", "missing"),
+    [
+        ("TWILIO_REGION", "ie1", "TWILIO_EDGE"),
+        ("TWILIO_API_KEY", "SK1", "TWILIO_API_SECRET"),
+    ],
+)
+def test_a_setting_that_needs_another_one(given: str, value: str, missing: str) -> None:
+    """From a region without an edge, Twilio's SDK makes a host that does not exist, and
+    a key without its secret proves nothing: the bridge does not start."""
+    found = mistakes({given: value})
+
+    assert set(found) == {missing}
+    assert f"{given} is" in found[missing].text
+    assert "set both" in found[missing].fix
+
+
+def test_a_region_with_a_mistake_is_reported_once() -> None:
+    """The edge is not blamed for a region that cannot be read."""
+    found = mistakes({"TWILIO_REGION": "ie1.twilio.com", "TWILIO_EDGE": "dublin"})
+
+    assert set(found) == {"TWILIO_REGION"}
+
+
+def test_an_api_key_does_not_replace_the_auth_token() -> None:
+    """Twilio signs its webhooks with the auth token: without it no call is taken, and
+    the message says so. A key without its account can place no call."""
+    key = {"TWILIO_API_KEY": "SK1", "TWILIO_API_SECRET": "its-secret"}
+    without = {name: it for name, it in REAL.items() if name != "TWILIO_AUTH_TOKEN"}
+    found = {it.name: it for it in check(without | key, env_file=None)}
+
+    assert found["TWILIO_AUTH_TOKEN"].level == "error"
+    assert "never with an API key" in found["TWILIO_AUTH_TOKEN"].text
+    assert found["TWILIO_API_KEY"].level == "warning"
 
 
 @pytest.mark.parametrize(
@@ -303,6 +362,8 @@ SECRETS = {
     "OPENAI_API_KEY": "hush hush",
     "TWILIO_AUTH_TOKEN": "hush hush",
     "TWILIO_ACCOUNT_SID": "hush",
+    "TWILIO_API_KEY": "hush hush",
+    "TWILIO_API_SECRET": "hush hush",
 }
 
 
@@ -508,6 +569,41 @@ def test_insecure_gives_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
+    ("environ", "warned"),
+    [
+        ({"OPENAI_API_KEY": "k"}, True),
+        ({"OPENAI_API_KEY": "k", "BRIDGE_MODEL_URL": "ws://127.0.0.1:8765"}, True),
+        # The fake model answers, but a tool may use the key.
+        ({"OPENAI_API_KEY": "k", "BRIDGE_MODEL_URL": "local"}, True),
+        ({"BRIDGE_MODEL_URL": "wss://x.openai.azure.com/?api-key=k"}, True),
+        ({"BRIDGE_MODEL_URL": "ws://m/", "BRIDGE_MODEL_HEADERS": "api-key: k"}, True),
+        ({"BRIDGE_MODEL_URL": "ws://m/", "BRIDGE_MODEL_CONNECT": "m:f"}, True),
+        ({}, False),
+        ({"BRIDGE_MODEL_URL": "ws://model:8765/v1/realtime"}, False),
+    ],
+)
+def test_an_open_bridge_with_a_real_model_is_a_danger(
+    environ: dict[str, str], warned: bool
+) -> None:
+    """`bridge serve` shows a warning if strangers could run up a bill, and only then.
+    `bridge check` says it, too."""
+    conf = settings(BRIDGE_INSECURE="1", **environ)
+    (found,) = (it for it in serving_mistakes(conf) if it.name == "BRIDGE_INSECURE")
+
+    assert bool(open_with_model_key(conf)) == ("DANGER" in found.text) == warned
+    assert open_with_model_key(load({**REAL, **environ}, env_file=None)) == []
+
+
+def test_the_danger_names_who_can_call() -> None:
+    """The warning of a bridge that others reach is about all of them."""
+    here = settings(BRIDGE_INSECURE="1", OPENAI_API_KEY="k")
+    wide = settings(BRIDGE_INSECURE="1", OPENAI_API_KEY="k", BRIDGE_HOST="0.0.0.0")
+
+    assert any("user of this machine" in it for it in open_with_model_key(here))
+    assert any("EVERYBODY who reaches" in it for it in open_with_model_key(wide))
+
+
+@pytest.mark.parametrize(
     ("token", "told"), [("your-token", {"BRIDGE_API_TOKEN": "error"}), ("x" * 16, {})]
 )
 def test_an_api_token_that_can_be_guessed_is_an_error(
@@ -660,6 +756,10 @@ def test_check_reports_effective_settings_and_mistakes() -> None:
         ("BRIDGE_COST_PER_DAY", "12.5", "cost_per_day", 12.5),
         ("BRIDGE_TICKETS", "OFF", "tickets", "off"),
         ("BRIDGE_RECORD_DAYS", "0", "record_days", 0),
+        ("BRIDGE_PARAMETERS", "none", "parameters", ()),
+        ("BRIDGE_PARAMETERS", "", "parameters", PARAMETERS),
+        ("BRIDGE_PARAMETERS", "tenant, X*", "parameters", ("tenant", "X*")),
+        ("BRIDGE_PARAMETERS", "default,a", "parameters", (*PARAMETERS, "a")),
     ],
 )
 def test_a_limit_is_read(name: str, text: str, field: str, value: object) -> None:
@@ -674,6 +774,15 @@ def test_a_limit_is_read(name: str, text: str, field: str, value: object) -> Non
         ("BRIDGE_OUTBOUND_PREFIXES", "+1,!!+1900", "no phone number begins with"),
         ("BRIDGE_TRUSTED_PROXIES", "10.0.0.0/8;::1", "not an address or network"),
         ("BRIDGE_TRUSTED_PROXIES", "balancer", "not an address or network"),
+        ("TWILIO_ACCOUNTS", "s3cr3t-without-sid", "part without a colon"),
+        ("TWILIO_ACCOUNTS", "s3cr3t: token", "without an account SID"),
+        ("TWILIO_ACCOUNTS", f"{SUB_SID}:", "without its token"),
+        ("TWILIO_ACCOUNTS", f"{SUB_SID}: s3cr3t,b,c", "more than two tokens"),
+        ("TWILIO_ACCOUNTS", f"{SUB_SID}: s3cr3t x", "has a blank"),
+        ("TWILIO_ACCOUNTS", f"{SUB_SID}: a; {SUB_SID}: s3cr3t", "an account twice"),
+        ("TWILIO_ACCOUNTS", f"{SUB_SID}: s3cr3t; {MAIN_SID}: s3cr3t", "the same token"),
+        ("TWILIO_ACCOUNTS", '{"s3cr3t', "not a valid JSON object"),
+        ("TWILIO_ACCOUNTS", f'{{"{SUB_SID}": 1}}', "without its token"),
         ("TWILIO_SHARED_KEYS", "s3cr3t-without-id", "cannot be read"),
         ("TWILIO_SHARED_KEYS", "id:", "no key has"),
         ("TWILIO_SHARED_KEYS", "i.d: s3cr3t", "no key has"),
@@ -683,6 +792,8 @@ def test_a_limit_is_read(name: str, text: str, field: str, value: object) -> Non
         ("BRIDGE_COST_PER_CALL", "-1", "not an amount"),
         ("BRIDGE_COST_PER_CALL", "nan", "not an amount"),
         ("BRIDGE_TICKETS", "maybe", "maybe"),
+        ("BRIDGE_PARAMETERS", "tenant;x", "no name of a parameter"),
+        ("BRIDGE_PARAMETERS", "*", "no name of a parameter"),
         ("BRIDGE_WAITING_SOCKETS", "0", "is 0"),
         ("BRIDGE_MESSAGES_PER_SECOND", "10", "is 10"),
         ("BRIDGE_LONGEST_SECONDS", "5", "is 5"),
@@ -715,6 +826,55 @@ def test_streams_without_tickets_give_a_warning() -> None:
     found = serving_mistakes(load({**REAL, "BRIDGE_TICKETS": "off"}, None))
 
     assert levels(found) == {"BRIDGE_TICKETS": "warning"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{SUB_SID}: new, old; {'AC' + '6' * 32}: one",
+        f"{SUB_SID}:new,old\n{'AC' + '6' * 32}:one\n",
+        f'{{"{SUB_SID}": "new, old", "{"AC" + "6" * 32}": "one"}}',
+    ],
+)
+def test_the_accounts_are_read(text: str) -> None:
+    """Each form gives each account its tokens; calls of these accounts are taken."""
+    found = settings(TWILIO_ACCOUNTS=text, TWILIO_ACCOUNT_SID=MAIN_SID)
+
+    assert found.twilio_accounts == {SUB_SID: ("new", "old"), "AC" + "6" * 32: ("one",)}
+    assert found.account_sids == {MAIN_SID, SUB_SID, "AC" + "6" * 32}
+    assert settings(TWILIO_ACCOUNT_SID=MAIN_SID).account_sids == {MAIN_SID}
+    assert settings().account_sids == frozenset()  # calls of any account
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"TWILIO_ACCOUNT_SID": ""}, "TWILIO_AUTH_TOKEN would be valid for any"),
+        ({"TWILIO_ACCOUNT_SID": SUB_SID}, "names the account of TWILIO_ACCOUNT_SID"),
+        ({"TWILIO_AUTH_TOKEN": "x" * 32}, "has a token of the account"),
+        ({"TWILIO_AUTH_TOKEN_SECONDARY": "x" * 32}, "has a token of the account"),
+        ({"BRIDGE_TICKETS": "off"}, "BRIDGE_TICKETS is off"),
+    ],
+)
+def test_accounts_whose_tokens_would_be_valid_for_others(
+    more: dict[str, str], told: str
+) -> None:
+    """The bridge does not start if a token would be valid beyond its own account."""
+    accounts = {"TWILIO_ACCOUNTS": f"{SUB_SID}: {'x' * 32}"}
+    found = mistakes({**REAL, "TWILIO_ACCOUNT_SID": MAIN_SID, **accounts, **more})
+
+    assert set(found) == {"TWILIO_ACCOUNTS"}
+    assert told in found["TWILIO_ACCOUNTS"].text and found["TWILIO_ACCOUNTS"].fix
+    assert "xxx" not in str(found)
+
+
+def test_a_token_of_an_account_that_can_be_guessed_is_an_error() -> None:
+    """Whoever guesses it can pass for Twilio."""
+    environ = {"TWILIO_ACCOUNT_SID": MAIN_SID, "TWILIO_ACCOUNTS": f"{SUB_SID}: short"}
+
+    found = serving_mistakes(load({**REAL, **environ}, None))
+
+    assert levels(found) == {"TWILIO_ACCOUNTS": "error"}
 
 
 PRICES = "input_text=4, input_audio=32, input_cached=1, output_text=16, output_audio=64"
@@ -768,7 +928,7 @@ def test_insecure_listens_on_loopback_by_default(
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = re.compile(
-    r"(TWILIO_AUTH_TOKEN(?:_SECONDARY)?|BRIDGE_API_TOKEN|TWILIO_SHARED_KEYS)"
+    r"(TWILIO_(?:AUTH_TOKEN|AUTH_TOKEN_SECONDARY|SHARED_KEYS|ACCOUNTS)|BRIDGE_API_TOKEN)"
     r"[=:] ?(\"[^\"]+\"|\S+)"
 )
 
@@ -783,7 +943,7 @@ def test_a_placeholder_of_our_files_is_an_error_as_a_secret(file: str) -> None:
 
     assert shown
     for name, value in shown:
-        environ = {**REAL, name: value.strip('"')}
+        environ = {**REAL, "TWILIO_ACCOUNT_SID": MAIN_SID, name: value.strip('"')}
         assert levels(serving_mistakes(load(environ, None))).get(name) == "error", value
 
 

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from agents import Agent, RunConfig, Runner
+from agents.realtime import RealtimeAgent
 
 from bridge.app.routes import RoutesError
-from bridge.app.settings import Settings
-from bridge.app.startup import load_user_code
+from bridge.app.settings import Settings, load
+from bridge.app.startup import UserCode, load_user_code, start_services
 from bridge.core.rules import Prices
+from bridge.sim.text_model import TextModel
 
 FALLBACK = "+14155550199"
 ROUTES = """routes:
@@ -54,3 +57,20 @@ def test_a_cost_limit_without_prices_is_a_mistake(tmp_path: Path, limit: str) ->
         Settings(routes=path, prices=Prices(), **{limit: 5})
     ).routes.routes
     assert load_user_code(Settings(routes=path)).routes.routes
+
+
+async def test_a_text_agent_has_the_key_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text agent that a tool runs asks its model with the key of OPENAI_API_KEY_FILE,
+    although the SDK looks for the key in the environment, where it is not."""
+    (tmp_path / "key").write_text("sk-the-key-in-a-file\n")
+    settings = load({"OPENAI_API_KEY_FILE": str(tmp_path / "key")}, None)
+    code = UserCode(RealtimeAgent(name="voice"))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    async with TextModel() as model, start_services(settings, code, model.url):
+        monkeypatch.setenv("OPENAI_BASE_URL", model.url)
+        config = RunConfig(tracing_disabled=True)
+        await Runner.run(Agent(name="text"), "Hello.", run_config=config)
+
+    assert model.keys == ["Bearer sk-the-key-in-a-file"]

@@ -19,6 +19,40 @@ def test_the_length_of_audio_is_known_without_decoding(sound: bytes) -> None:
     assert g711.payload_bytes(base64.b64encode(sound).decode()) == len(sound)
 
 
+@pytest.mark.parametrize(
+    ("text", "accepted"),
+    [
+        ("AAAA", True),
+        ("AAA=", True),
+        ("+/==", True),
+        ("", False),
+        ("AAA", False),
+        ("A===", False),
+        ("====", False),
+        ("=AAA", False),
+        ("AA==AA==", False),
+        ("AA-_", False),
+        ("AA\n=", False),
+        ("AAA\u00e9", False),
+        ("AAA\ud800", False),
+    ],
+)
+def test_only_base64_reaches_the_other_side(text: str, accepted: bool) -> None:
+    """Twilio plays nothing else, and the model answers it with an error."""
+    assert g711.is_payload(text) is accepted
+
+
+@given(st.text("A/=-\u00e9", max_size=12))
+def test_a_payload_is_what_can_be_decoded(text: str) -> None:
+    """Checked without decoding, which takes longer."""
+    try:
+        decoded = base64.b64encode(binascii.a2b_base64(text, strict_mode=True))
+    except ValueError:
+        decoded = b""
+    as_sent = len(decoded) == len(text) and decoded[-2:].count(b"=") == text.count("=")
+    assert g711.is_payload(text) is (bool(text) and as_sent)
+
+
 @given(st.text("A/=", max_size=12))
 def test_the_length_is_right_for_every_accepted_payload(payload: str) -> None:
     """No padding, however odd, makes the count of what was heard drift."""
@@ -124,6 +158,8 @@ def test_keys_come_one_after_the_other() -> None:
     assert one[TONE:] == b"\xff" * GAP
     assert g711.key_tones("w") == b"\xff" * PAUSE
     assert g711.key_tones("") == b""
+    slow = g711.key_tones("1", 250, 120)
+    assert len(slow) == 370 * 8 and slow[250 * 8 :] == b"\xff" * (120 * 8)
 
 
 def test_a_character_that_is_no_key_is_an_error() -> None:

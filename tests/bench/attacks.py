@@ -32,11 +32,13 @@ from time import monotonic
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridge.sim import belief, load
+from bridge.sim import belief
 from bridge.sim.belief import percentile
 from bridge.sim.caller import Caller, CallRecord
+from bridge.sim.load_delays import down_delays
 from bridge.sim.model import ModelServer, ModelSession
 from bridge.sim.scenes import NETWORKS, Scene, script
+from bridge.sim.server_process import BridgeProcess, bridge_process
 from tests.bench.faults import markdown, watch_loop
 from tests.bench.hostile_clients import ACCOUNT, ATTACKS, PUBLIC
 
@@ -209,7 +211,7 @@ def judge(wave: Wave, record: CallRecord, sessions: Sequence[ModelSession]) -> N
         wave.harmed.append(", ".join(harm))
     wave.errors_ms += [abs(it.error_ms) for it in verdict.beliefs if it.cut]
     wave.up_ms += _up_delays(record, session)
-    wave.down_ms += load.down_delays(record, session)
+    wave.down_ms += [ms for _, ms in down_delays(record, session)]
 
 
 def _up_delays(record: CallRecord, session: ModelSession) -> Iterator[float]:
@@ -270,7 +272,7 @@ def in_words(outcomes: dict[str, dict[str, object]]) -> Iterator[str]:
 
 @dataclass(slots=True)
 class Bench:
-    bridge: load.BridgeProcess
+    bridge: BridgeProcess
     model: ModelServer
     idle_fds: int = 0
     waves: list[Wave] = field(default_factory=list)
@@ -411,7 +413,7 @@ async def run(names: Sequence[str], stderr: int, *, apart: bool = True) -> Bench
         ModelServer(
             behaviour, keep_audio=False, record_appends=True, keep_sessions=10_000
         ) as model,
-        load.bridge_process(model.url, more=more, stderr=stderr) as bridge,
+        bridge_process(model.url, more=more, stderr=stderr) as bridge,
     ):
         bench = Bench(bridge, model)
         await asyncio.sleep(1.0)

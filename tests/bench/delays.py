@@ -10,10 +10,11 @@ own delay is less. Exits 1 if a delay exceeds BOUNDS_MS.
 import asyncio
 import sys
 
-from bridge.sim import load
 from bridge.sim.caller import Caller, random_number
+from bridge.sim.load_delays import delays, down_delays, up_delays
 from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.ruler import ruler
+from bridge.sim.server_process import bridge_process
 from bridge.sim.twilio import steps
 
 ANSWERS = 8
@@ -32,7 +33,7 @@ async def main() -> int:
         ModelServer(
             Behaviour(fallback=[PlayRuler(6000)]), record_appends=True
         ) as model,
-        load.bridge_process(model.url) as bridge,
+        bridge_process(model.url) as bridge,
     ):
         caller = Caller(
             webhook_url=bridge.webhook_url,
@@ -45,11 +46,11 @@ async def main() -> int:
         heard = await caller.call([steps.WaitStep(1), *turns, steps.HangUpStep()])
         cut = await caller.call([speech(), *barge_ins, steps.HangUpStep()])
     _, session, interrupted = model.sessions
-    up = load.delays(list(load.up_delays(heard, session)))
-    down = load.delays(list(load.down_delays(heard, session)))
+    up = delays([ms for _, ms in up_delays(heard, session, 1)])
+    down = delays([ms for _, ms in down_delays(heard, session)])
     # The first turn of the caller interrupts no answer.
     pairs = zip(interrupted.speech_started_at[1:], cut.clears, strict=True)
-    clears = load.delays([1000 * (clear.at - at) for at, clear in pairs])
+    clears = delays([1000 * (clear.at - at) for at, clear in pairs])
     for name, way in (
         ("caller frame -> append", up),
         ("delta -> media", down),

@@ -68,6 +68,13 @@ class Target:
     account: str = ACCOUNT
     outcomes: dict[str, Outcomes] = field(default_factory=dict)
 
+    @property
+    def host(self) -> str:
+        """An insecure bridge answers only the names of its machine."""
+        if self.token is None:
+            return f"127.0.0.1:{self.port}"
+        return urlsplit(self.public).netloc
+
     def outcomes_of(self, group: str) -> Outcomes:
         return self.outcomes.setdefault(group, Outcomes())
 
@@ -235,7 +242,7 @@ def webhook(
         signature = sign(target.token, f"{target.public}/voice", form)
     head = [
         "POST /voice HTTP/1.1",
-        f"Host: {urlsplit(target.public).netloc}",
+        f"Host: {target.host}",
         FORM,
         f"Content-Length: {len(body)}",
     ]
@@ -250,7 +257,7 @@ def handshake(target: Target, url: str, signature: str | None = None) -> bytes:
         signature = sign(target.token, url)
     head = [
         f"GET {urlsplit(url).path} HTTP/1.1",
-        f"Host: {urlsplit(target.public).netloc}",
+        f"Host: {target.host}",
         "Upgrade: websocket",
         "Connection: Upgrade",
         "Sec-WebSocket-Version: 13",

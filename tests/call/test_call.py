@@ -11,16 +11,18 @@ from agents.realtime import RealtimeAgent
 
 from bridge.agent.live import BadRequest, LiveCall, Transfer
 from bridge.agent.phone_tools import hang_up
-from bridge.app.routes import Route, Routes
+from bridge.app.routes import Route, Routes, Silence
 from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
+from bridge.audio import g711
 from bridge.call.call import Call
 from bridge.call.continuity import TAKEN_OVER
 from bridge.call.leg import CallLeg
 from bridge.call.media_leg import MediaLeg
+from bridge.call.stream import IdentifiedPhone
 from bridge.core.commands import End
-from bridge.core.inputs import EndCall
+from bridge.core.inputs import EndCall, Play
 from bridge.fleet import CallEntry, NextStep, Then
 from bridge.fleet.memory import MemoryRegistry
 from bridge.sim.model import Behaviour, CallTool, ModelServer, PlayRuler
@@ -47,8 +49,9 @@ class Place:
     @asynccontextmanager
     async def call(self, end: MemoryPhone | CallLeg) -> AsyncIterator[Call]:
         """A running call. It must end in the context, and leave nothing."""
-        phone = isinstance(end, MemoryPhone)
-        call = Call(MediaLeg(end, self.services) if phone else end, self.services)
+        if isinstance(end, MemoryPhone):
+            end = MediaLeg(IdentifiedPhone(end), self.services)
+        call = Call(end, self.services)
         async with asyncio.timeout(20):
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(call.run(), name="run")
@@ -110,7 +113,7 @@ async def test_a_newer_stream_takes_over(lost: bool) -> None:
                 await until(lambda: call.awaits_new_stream, what="the loss")
                 await until(first.closed.is_set, what="the old socket's close")
             async with asyncio.TaskGroup() as tasks:
-                over = tasks.create_task(call.take_over(second))
+                over = tasks.create_task(call.take_over(IdentifiedPhone(second)))
                 await until(lambda: call.live and call.live.facts.stream_sid == "MZ2")
                 await until(first.closed.is_set, what="the old socket's close")
                 assert not call.awaits_new_stream
@@ -121,7 +124,7 @@ async def test_a_newer_stream_takes_over(lost: bool) -> None:
         assert len(here.model.sessions) == 1
         assert here.outcome("caller", "hung_up") == 1
         assert await here.next_step() is None
-        assert not await call.take_over(MemoryPhone("MZ3"))
+        assert not await call.take_over(IdentifiedPhone(MemoryPhone("MZ3")))
 
 
 SORRY = NextStep(Then.SORRY, FALLBACK)
@@ -196,14 +199,14 @@ async def test_a_bug_while_the_call_ends() -> None:
 async def test_a_bug_in_the_leg_ends_the_call_with_the_apology() -> None:
     """A bug ends one call and not the process, and the caller hears the apology."""
     phone = MemoryPhone()
-    async with place() as here:
+    async with place([PlayRuler(300)]) as here:
         async with here.call(phone) as call:
-            await until(lambda: call.live)
-            phone.lose(LookupError("a bug"))
+            phone.bug = LookupError("a bug")
 
         assert here.outcome("bridge", "failed") == 1
         assert await here.next_step() == SORRY
-        assert phone.closed.is_set() and not await call.take_over(MemoryPhone("MZ2"))
+        assert phone.closed.is_set()
+        assert not await call.take_over(IdentifiedPhone(MemoryPhone("MZ2")))
 
 
 class SlowRegistry(MemoryRegistry):
@@ -217,11 +220,10 @@ async def test_a_bug_while_the_registry_is_slow() -> None:
     """The next step is stored although the entry was not written: the task that writes
     it was cancelled with the call."""
     phone = MemoryPhone()
-    async with place() as here:
+    async with place([PlayRuler(300)]) as here:
         slow = Place(replace(here.services, registry=SlowRegistry()), here.model)
-        async with slow.call(phone) as call:
-            await until(lambda: call.live)
-            phone.lose(LookupError("a bug"))
+        async with slow.call(phone):
+            phone.bug = LookupError("a bug")
 
         assert await slow.next_step() == SORRY and phone.closed.is_set()
 
@@ -263,7 +265,9 @@ async def test_a_leg_that_can_do_less() -> None:
         async with here.call(leg) as call:
             await until(lambda: leg.running, what="the session")
             assert len(await here.services.registry.calls()) == 1
-            assert call.live and not await call.take_over(MemoryPhone())
+            assert call.live and not await call.take_over(
+                IdentifiedPhone(MemoryPhone())
+            )
             with pytest.raises(BadRequest, match="no tones"):
                 await call.live.send_digits("1")
             with pytest.raises(BadRequest, match="not connected"):
@@ -274,3 +278,20 @@ async def test_a_leg_that_can_do_less() -> None:
         assert here.outcome("model", "closed") == 1
         assert await here.next_step() is None and not call.expects_next_request
         assert await here.services.registry.get(f"snapshot:{CALL_SID}") is None
+
+
+async def test_a_line_without_frames_in_silence_has_the_limit_of_silence() -> None:
+    """Some lines send no frames in silence, but return marks. The mark of the last
+    audio begins the time of silence, whichever of a row of marks it is: the timer is
+    set for it."""
+    phone = MemoryPhone()
+    route = Route(silence=Silence(seconds=1.0))
+    async with place([PlayRuler(100)], route=route) as here, here.call(phone) as call:
+        await until(lambda: phone.heard, what="the greeting")
+        for marks in range(6, 11):
+            seconds = 0.2 * marks
+            call.feed(Play(g711.silence(200 * marks)))
+            await asyncio.sleep(seconds + 0.1)
+            deadline = call._conversation.deadline
+            assert deadline and call._timer._at <= deadline
+        phone.stop()

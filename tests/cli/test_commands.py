@@ -33,6 +33,11 @@ from bridge.app.settings import NAMES, Settings
 from bridge.cli.commands import _secrets, app
 from bridge.fleet import CallEntry, InstanceLoad
 from bridge.fleet.redis import redis_registry
+from bridge.sim import scenario
+from bridge.sim.caller import Caller
+from bridge.sim.model import ModelServer
+from bridge.sim.ports import free_port
+from bridge.sim.twilio.record import CallRecord
 from bridge.telemetry.trace import Trace
 from tests.fleet.redis_server import RedisServer
 from tests.support.traces import WRITER, written
@@ -46,10 +51,12 @@ COMMANDS = [
     ["check"],
     ["twiml"],
     ["forget"],
+    ["connect"],
     ["sim"],
     ["sim", "call"],
     ["sim", "model"],
     ["sim", "load"],
+    ["sim", "capacity"],
     ["sim", "accuracy"],
 ]
 
@@ -196,8 +203,7 @@ def test_check_names_the_connector_that_cannot_be_loaded(tmp_path: Path) -> None
 
 def test_a_bridge_that_does_not_answer_is_reported(tmp_path: Path) -> None:
     """One clear line, with the URL that was tried."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+    port = str(free_port())
     done = bridge_here(
         "call",
         "+14155550101",
@@ -239,8 +245,7 @@ def serving(
     folder: Path, **environ: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A `bridge serve` on a free port, and its origin."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     names = {"BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": str(port), **environ}
     process = subprocess.Popen(
         [sys.executable, "-m", "bridge.cli.commands", "serve"],
@@ -257,8 +262,21 @@ def serving(
         process.wait()
 
 
+def test_a_simulated_call_says_what_to_correct(tmp_path: Path) -> None:
+    """A folder that is missing is reported before the call, and not after it; a call
+    that reaches no bridge names the address."""
+    url = f"http://127.0.0.1:{free_port()}/voice"
+
+    lost = bridge_here("sim", "call", url, "--wav", "none/a.wav", folder=tmp_path)
+    unheard = bridge_here("sim", "call", url, folder=tmp_path)
+
+    assert (lost.exit_code, unheard.exit_code) == (1, 1)
+    assert "There is no folder none for a.wav" in lost.output
+    assert f"Is this the bridge's webhook: {url}?" in " ".join(unheard.output.split())
+
+
 def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
-    for _ in range(200):
+    for _ in range(450):
         assert process.poll() is None, process.stderr and process.stderr.read()
         try:
             with urllib.request.urlopen(url, timeout=1):
@@ -269,13 +287,19 @@ def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
 
 
 def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
-    """`bridge serve` with the embedded model answers a call; after SIGTERM it exits
-    with 0.
+    """`bridge serve` with the embedded model answers a call, on uvloop; after SIGTERM
+    it exits with 0.
 
     Its log is JSON lines that contain the call's SID and no phone number.
     """
-    with serving(tmp_path, BRIDGE_INSECURE="1", BRIDGE_LOG="json") as (url, process):
-        done = bridge("sim", "call", f"{url}/voice", folder=tmp_path, timeout=60)
+    account = {"TWILIO_ACCOUNT_SID": "AC" + "2" * 32}  # others' calls are refused
+    with serving(tmp_path, BRIDGE_INSECURE="1", BRIDGE_LOG="json", **account) as (
+        url,
+        process,
+    ):
+        done = bridge(
+            "sim", "call", f"{url}/voice", folder=tmp_path, timeout=60, **account
+        )
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=10)
 
@@ -290,6 +314,45 @@ def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
     assert "5551230001" not in log and "Traceback" not in log
     assert "BRIDGE_INSECURE" in log  # the warning
     assert f'"version": "{metadata.version("twilio-realtime-bridge")}"' in log
+    assert '"loop": "uvloop"' in log
+
+
+def test_serve_with_all_secrets_in_files(tmp_path: Path) -> None:
+    """Containers mount secrets as files: a signed call is answered by a model that
+    wants the key, and neither the environment nor the log contains a secret. Here
+    uvloop is not installed: it is optional."""
+    (tmp_path / "uvloop.py").write_text("raise ImportError\n")
+    secrets = {
+        "OPENAI_API_KEY": "sk-the-key-in-a-file",
+        "TWILIO_AUTH_TOKEN": "0123456789abcdef" * 2,
+        "BRIDGE_API_TOKEN": "the-token-of-the-api-in-a-file",
+    }
+    environ = {"BRIDGE_PUBLIC_URL": "https://bridge.example", "BRIDGE_LOG": "json"}
+    for name, secret in secrets.items():
+        (tmp_path / name).write_text(f"{secret}\n")
+        environ[f"{name}_FILE"] = str(tmp_path / name)
+
+    async def place_call() -> tuple[CallRecord, str, ModelServer]:
+        async with ModelServer(api_key=secrets["OPENAI_API_KEY"]) as model:
+            named = {**environ, "BRIDGE_MODEL_URL": model.url}
+            with serving(tmp_path, **named) as (url, process):
+                caller = Caller(
+                    webhook_url=f"{url}/voice",
+                    auth_token=secrets["TWILIO_AUTH_TOKEN"],
+                    signed_origin="https://bridge.example",
+                )
+                record = await caller.call(scenario.SHORT_TALK.script())
+                process.send_signal(signal.SIGTERM)
+                _, log = process.communicate(timeout=10)
+        return record, log, model
+
+    record, log, model = asyncio.run(place_call())
+    assert record.error is None and len(record.heard) > 8000
+    assert len(model.sessions) == 1
+    assert '"loop": "asyncio"' in log
+    for secret in secrets.values():
+        assert secret not in log
+    assert '"outcome": "caller_hung_up"' in log
 
 
 @pytest.fixture
@@ -305,6 +368,30 @@ def own_log() -> Iterator[None]:
     sys.excepthook, threading.excepthook = hooks
     resource.setrlimit(resource.RLIMIT_NOFILE, files)
     structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("own_log")
+@pytest.mark.parametrize("key", ["sk-secret", ""])
+def test_serve_warns_of_an_open_bridge_with_a_model_key(
+    key: str, tmp_path: Path
+) -> None:
+    """A developer with a real key cannot miss that anybody who reaches the bridge
+    spends it: a frame of stars above the log, and a line in the log."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = bridge_here(
+            "serve",
+            folder=tmp_path,
+            BRIDGE_INSECURE="1",
+            BRIDGE_LOG="json",
+            BRIDGE_PORT=str(taken.getsockname()[1]),
+            OPENAI_API_KEY=key,
+        )
+
+    framed = [it for it in done.stderr.splitlines() if it.startswith("**")]
+    assert (len(framed) > 5) is bool(key)
+    assert ("this bridge is OPEN" in " ".join(framed)) is bool(key)
+    assert ('"event": "insecure_with_model_key"' in done.stderr) is bool(key)
+    assert not key or key not in done.stderr
 
 
 @pytest.mark.usefixtures("own_log")
@@ -417,6 +504,8 @@ def test_every_secret_of_the_configuration_is_hidden_in_the_log() -> None:
         twilio_auth_token=SecretStr("auth-token"),
         twilio_auth_token_secondary=SecretStr("second-token"),
         twilio_shared_keys={"SK1": "shared-key"},
+        twilio_account_sid="AC" + "0" * 32,
+        twilio_accounts={"AC" + "5" * 32: ("sub-token", "other-sub-token")},
     )
     where = ReportTarget(url="https://b.example/hook?token=of-a-route")
     routes = Routes(routes=(Route(name="a", report=where),))
@@ -436,6 +525,8 @@ def test_every_secret_of_the_configuration_is_hidden_in_the_log() -> None:
         "auth-token",
         "second-token",
         "shared-key",
+        "sub-token",
+        "other-sub-token",
         "of-a-route",
     } <= secrets
     assert not secrets & {"a.example", "services", "v1", "0", "me", "Bearer"}

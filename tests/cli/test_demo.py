@@ -13,6 +13,7 @@ from bridge.agent.phone_tools import hang_up, send_digits
 from bridge.app.startup import UserCode
 from bridge.cli import demo
 from bridge.sim.model import CallTool, SayText
+from bridge.sim.played_items import find_items
 from bridge.sim.scenario import (
     RECEPTION,
     SMALL_TALK,
@@ -160,7 +161,7 @@ def test_the_played_part_of_each_item_is_found(
 ) -> None:
     """The demo compares the model's belief with the bytes that were played. A cut in a
     pause, which sounds the same, does not shift the next item."""
-    assert demo._find_items(played, [(it, False) for it in items]) == places
+    assert find_items(played, [(it, False) for it in items]) == places
 
 
 def test_an_unheard_item_is_not_found_in_a_later_one() -> None:
@@ -170,8 +171,8 @@ def test_an_unheard_item_is_not_found_in_a_later_one() -> None:
     again = [*answers, (TWO, False)]
     played = ONE + PAUSE[:90] + b"~" + TWO
 
-    assert demo._find_items(played, again) == [(0, 2490), (2490, 0), (2491, 2400)]
-    assert demo._find_items(ONE + TWO[:80], answers) == [(0, 2400), (2400, 80)]
+    assert find_items(played, again) == [(0, 2490), (2490, 0), (2491, 2400)]
+    assert find_items(ONE + TWO[:80], answers) == [(0, 2400), (2400, 80)]
 
 
 def test_the_agent_ends_the_bundled_call() -> None:

@@ -133,8 +133,12 @@ def test_networks_are_separate(
         "  except OSError as error:\n"
         "    print('not', error)"
     )
-    container = demo.containers(source)[0]["Id"]
-    told = demo.shell("docker", "exec", container, "python", "-c", code, target, ip)
+    for _ in range(3):  # a caller's container ends with its call
+        container = demo.containers(source)[0]["Id"]
+        command = ("docker", "exec", container, "python", "-c", code, target, ip)
+        told = demo.shell(*command, check=False)
+        if told.code == 0:
+            break
     wanted = {"reached"} if REACHES[source, target, port] else {"not"}
     assert {line.split()[0] for line in told.text.splitlines()} == wanted, told.text
 
@@ -183,7 +187,8 @@ def test_prometheus_sees_everything(demo: Project) -> None:
     )
     groups = demo.get("PROMETHEUS_PORT", "/api/v1/rules")["data"]["groups"]
     rules: list[dict[str, Any]] = [rule for group in groups for rule in group["rules"]]
-    assert len(rules) == 17
+    alerts = Path(__file__).resolve().parents[2] / "deploy" / "alerts.yml"
+    assert len(rules) == alerts.read_text().count("- alert: ") > 0
     assert [it["name"] for it in rules if it["health"] not in ("ok", "unknown")] == []
     managers = demo.get("PROMETHEUS_PORT", "/api/v1/alertmanagers")["data"]
     (manager,) = managers["activeAlertmanagers"]

@@ -81,6 +81,8 @@ class Phone:
         self.timestamp = 0
         self.stream = STREAM
         self.session: Any = MULAW_SESSION
+        self.sound = b"\x55"
+        """Each byte of the caller's frames."""
         self.gives_signs = True
         """The server answers probes."""
         self.dialling = self.connection = FIRST_CONNECTION
@@ -119,7 +121,7 @@ class Phone:
     def frame(self, sid: str = "", ms: int = 20, **more: Any) -> list[Command]:
         """One frame of the caller, at the present timestamp."""
         media = {"track": "inbound", "timestamp": str(self.timestamp), **more}
-        media.setdefault("payload", payload(ms))
+        media.setdefault("payload", payload(ms, self.sound))
         self.timestamp += ms
         return self.caller(event="media", streamSid=sid or self.stream, media=media)
 
@@ -329,8 +331,10 @@ class Phone:
 
     # --- a side is lost, and comes back ---
 
-    def loses_model(self, why: str = "closed") -> list[Command]:
-        return self.gives(ModelLost(self.connection, why))
+    def loses_model(
+        self, why: str = "closed", code: int | None = None
+    ) -> list[Command]:
+        return self.gives(ModelLost(self.connection, why, code))
 
     def dialled(self) -> list[Command]:
         self.connected = True

@@ -2,12 +2,14 @@
 
 import pytest
 
+from bridge.core.spoken_items import MAX_RECORDED
 from tests.core.phone import (
     Phone,
     asks,
     ends,
     events,
     notes,
+    only,
     to_caller,
     to_model,
     told,
@@ -106,19 +108,118 @@ def test_an_item_heard_before_the_cut_is_not_deleted() -> None:
     assert told(done) == [("delete", "i2", None)]
 
 
-def test_late_text_of_a_cut_response_is_not_recorded() -> None:
-    """Text that nobody could hear any more is not recorded as said."""
+def test_words_behind_the_barge_in_are_credited_before_the_fence() -> None:
+    """A server whose words come behind their audio: the caller heard them."""
+    phone = Phone().talking()
+    phone.created()
+    phone.says(500)
+    phone.words("one ")
+    phone.says(500)
+    phone.frames(900)
+    phone.barges_in()
+
+    phone.words("two three four and so on for ever")
+    phone.frames(60)
+
+    [said] = notes(phone.log, "said")
+    assert said.private["generated"] == "one two three four and so on for ever"
+    assert said.private["heard"] == "one two three four"
+
+
+def test_words_behind_the_fence_are_credited_when_the_response_ends() -> None:
+    """All words come last, after the truncate: history, next session and events get
+    what was heard; of words that were not heard they get none."""
+    phone = Phone().talking()
+    phone.created()
+    phone.item_added("i1", "assistant")
+    phone.says(3000)
+    phone.frames(1500)
+    phone.barges_in()
+    phone.frames(100)
+    assert [it.private["heard"] for it in notes(phone.log, "said")] == [""]
+
+    phone.words("Good morning, this is the bakery on the corner")
+    assert notes(phone.log, "said_late") == []
+    phone.done(status="cancelled")
+
+    [late] = notes(phone.log, "said_late")
+    assert late.private["generated"].endswith("on the corner")
+    assert late.private["heard"] == "Good morning, this is"
+    assert late.data == {"item": "i1", "content_index": 0, "cut": True}
+    assert phone.talk.history.items[-1].text == "Good morning, this is"
+    assert only("i1", phone.another_model()) == ["Good morning, this is"]
+
+
+def test_words_behind_an_answer_that_was_played_are_credited() -> None:
+    """The transcript of a short answer comes when all of it was heard; that of another
+    response stays where it is."""
+    phone = Phone().talking()
+    phone.created()
+    phone.item_added("i1", "assistant")
+    phone.words("Good ")
+    phone.says(400)
+    phone.item_done("i1")
+    phone.frames(600)
+    phone.words("morning.")
+
+    phone.done("r0")
+    assert phone.talk.history.items[-1].text == "Good "
+    phone.done()
+
+    assert phone.talk.history.items[-1].text == "Good morning."
+    assert not phone.talk.history.items[-1].cut
+
+
+def test_a_response_that_breaks_off_behind_a_complete_item() -> None:
+    """The item keeps its words: all its audio came."""
+    phone = Phone().talking()
+    phone.created()
+    phone.item_added("i1", "assistant")
+    phone.words("A short item that is spoken very quickly")
+    phone.says(400)
+    phone.item_done("i1")
+
+    phone.done(status="incomplete")
+    phone.frames(600)
+
+    assert phone.talk.history.items[-1].text.endswith("very quickly")
+
+
+def test_words_of_which_no_audio_came_before_the_cut_are_not_recorded() -> None:
+    """A late item that the caller heard nothing of."""
     phone = Phone().talking()
     phone.created()
     phone.words("one ")
     phone.says(1000)
     phone.barges_in()
 
-    phone.words("two")
+    phone.words("two", item="i2")
     phone.frames(60)
+    phone.done(status="cancelled")
 
-    [said] = notes(phone.log, "said")
-    assert said.private["generated"] == "one "
+    assert [it.data["item"] for it in notes(phone.log, "said")] == ["i1"]
+    assert notes(phone.log, "said_late") == []
+
+
+def test_late_words_of_a_call_that_ends() -> None:
+    """The response never ends, but its words have come: the report has them. Of older
+    items late words are not kept."""
+    phone = Phone().talking()
+    for n in range(MAX_RECORDED + 1):
+        phone.created(f"r{n}")
+        phone.item_added(f"i{n}", "assistant")
+        phone.says(1000, f"i{n}", f"r{n}")
+        phone.frames(900)
+        phone.barges_in()
+        phone.falls_silent()
+        phone.frames(100)
+    for n in range(MAX_RECORDED + 1):
+        phone.words("yes, of course", f"i{n}", f"r{n}")
+
+    phone.hangs_up()
+
+    late = [it.data["item"] for it in notes(phone.log, "said_late")]
+    assert late == [f"i{n}" for n in range(1, MAX_RECORDED + 1)]
 
 
 def test_a_guardrail_of_an_old_response_requests_the_cleared_one_again() -> None:
@@ -188,7 +289,10 @@ def test_a_wrong_timestamp_in_the_future_is_recovered_from() -> None:
 
 def test_a_stream_that_sends_nothing_for_a_minute_is_lost() -> None:
     """A phone that vanished without `stop` does not keep a paid session."""
-    phone = Phone().talking()
+    phone = Phone(silent_seconds=500.0)
+    phone.start()
+    turns = {"create_response": False}  # no response is expected
+    phone.ready({"audio": {"input": {"turn_detection": turns}}})
     phone.barges_in()
     commands = []
     for _ in range(80):

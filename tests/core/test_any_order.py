@@ -202,8 +202,7 @@ class TracedCall:
     def model(self, value: Any) -> None:
         event: Any = realtime_events.decode(msgspec.json.encode(value).decode())
         given = FromModel(self.in_use, event)
-        self.trace.input(given, self.now)
-        commands = self.talk.handle(given, self.now)
+        commands = self._handled(given)
         began = self.talk.state in (State.TALKING, State.ENDED)
         self.talking = self.talking or began
         self.took(commands)
@@ -213,8 +212,17 @@ class TracedCall:
         self.heard_frames.heard = None
 
     def gives(self, given: Input) -> None:
+        self.took(self._handled(given))
+
+    def _handled(self, given: Input) -> list[Command]:
         self.trace.input(given, self.now)
-        self.took(self.talk.handle(given, self.now))
+        before = self.talk.deadline
+        commands = self.talk.handle(given, self.now)
+        after = self.talk.deadline
+        if self.talk.keeps_deadline and after is not None:
+            # Else the call would not be given the time.
+            assert before is not None and (before <= after or before <= self.now)
+        return commands
 
     def passes(self, seconds: float) -> None:
         """Time passes; `tick` runs at each deadline exactly."""
@@ -402,6 +410,7 @@ RULES = st.builds(
     word=st.sampled_from(["", "It goes on."]),
     aside=st.sampled_from(["", "", "It was moved."]),
     session_seconds=st.sampled_from([None, None, 0.5, 5.0]),
+    resumes_after_noise=st.booleans(),
 )
 
 
@@ -469,10 +478,11 @@ START = (
 )
 READY = ("model", {"type": "session.updated", "session": MULAW_SESSION})
 BACK: Step = ("back", [])
+HANGS_UP: Step = ("caller", {"event": "stop"})
 ENDING = st.sampled_from(
     [
         ("given", EndCall("bridge", "shutdown")),
-        ("caller", {"event": "stop"}),
+        HANGS_UP,
         ("passes", 200.0),
     ]
 )
@@ -511,6 +521,8 @@ def test_in_any_order_of_inputs_a_call_reaches_its_end(
         with contextlib.closing(line.trace):
             for step in [*early, START, followed, *held, BACK, *script, ending]:
                 line.does(*step)
+            if line.ended is None and rules.silent_seconds is None:
+                line.does(*HANGS_UP)  # silence ends no call with these rules
 
         written()
         assert line.ended is not None

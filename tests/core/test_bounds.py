@@ -14,7 +14,12 @@ from typing import Any
 import pytest
 
 from bridge.core import ProtocolError, realtime_events, twilio_messages
-from bridge.core.caller_audio import AHEAD_MS, AHEAD_RESET_MS, MAX_UNTRANSCRIBED
+from bridge.core.caller_audio import (
+    AHEAD_MS,
+    AHEAD_RESET_MS,
+    MAX_UNTRANSCRIBED,
+    RESEND_MS,
+)
 from bridge.core.commands import Command, End, Note
 from bridge.core.conversation import Conversation
 from bridge.core.inputs import FromPhone
@@ -343,7 +348,7 @@ def test_a_flood_of_messages_ends_the_call() -> None:
     phone = Phone().talking()
     kept = flood(phone, lambda n: phone.gives(FromPhone(keys(n))), 10_000)
 
-    assert limits(kept) == ["message_rate"]
+    assert limits(kept) == ["key_rate", "message_rate"]
     assert ends(kept) == [("caller", "flood")]
 
 
@@ -583,7 +588,7 @@ def test_endless_text_is_not_recorded() -> None:
 
 
 def test_text_without_audio_between_is_split_into_pieces() -> None:
-    """No word is lost, and text before the audio counts as heard."""
+    """No word is lost."""
     words = ItemTranscript()
     for _ in range(3 * MAX_PIECE_CHARS // 10):
         words.add("and so on ", 0)
@@ -591,9 +596,6 @@ def test_text_without_audio_between_is_split_into_pieces() -> None:
 
     assert words.all == "and so on " * (3 * MAX_PIECE_CHARS // 10) + "to the end"
     assert 3 < len(words.pieces) < 6
-    assert (
-        words.heard(8000, 16000).strip() == words.all.removesuffix("to the end").strip()
-    )
 
 
 def test_endless_interruptions_are_settled_by_our_own_clock() -> None:
@@ -739,6 +741,31 @@ def test_texts_in_notes_are_bounded() -> None:
 
 
 # --- a normal call, long and with everything in it ---
+
+
+def test_an_ended_call_keeps_no_audio() -> None:
+    """What is left of an ended call waits for a garbage collection, which may come
+    after a hundred calls."""
+    phone = Phone().talking()
+    phone.speaks(5000)
+    phone.frames(10_000)
+    phone.loses_model()
+    phone.frames(10_000)
+    before = size_of(phone.talk)
+    phone.ends("bridge", "shutdown")
+
+    assert size_of(phone.talk) < min(60_000, before - 8 * 15_000)
+
+
+def test_a_silent_caller_takes_little_memory() -> None:
+    """A silent caller's latest seconds are most of what a call keeps. With 300 calls
+    on an instance, 100 kB for each are 30 MB."""
+    phone = Phone().talking()
+    for n in range(30 * 50):
+        phone.now += 0.02
+        phone.frame(payload=payload(20, bytes([n % 200])))
+
+    assert size_of(phone.talk) < 12 * RESEND_MS + 40_000
 
 
 def test_a_normal_call_of_four_hours_hits_no_limit() -> None:

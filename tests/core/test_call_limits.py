@@ -57,6 +57,7 @@ def test_a_caller_who_speaks_again_is_asked_anew() -> None:
         phone.frames(200)
         phone.barges_in()
         phone.falls_silent()
+        phone.cleared()
 
     assert ends(phone.log) == []
 
@@ -67,7 +68,7 @@ def test_an_agent_that_does_not_ask_does_not_keep_the_call() -> None:
     phone = Phone(silent_seconds=5.0, silent_asks=1).talking()
     phone.frames(5100)
     phone.created()
-    phone.done()
+    phone.done(status="cancelled")
 
     commands = phone.frames(5100)
 
@@ -117,6 +118,7 @@ def test_a_caller_who_speaks_on_and_on_is_not_silent() -> None:
 
     assert said_to_model(phone.frames(10_000)) == []
     phone.falls_silent()
+    phone.cleared()
     assert said_to_model(phone.frames(2100)) == [("system", SILENT)]
 
 

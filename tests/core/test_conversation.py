@@ -2,11 +2,13 @@
 
 import pytest
 
-from bridge.core.conversation import State
+from bridge.core.conversation import UNANSWERED_SECONDS, State
+from bridge.core.inputs import Misread
 from bridge.core.interruptions import MAX_GUARDRAIL_STOPS
+from bridge.core.model_side import NO_AUDIO, NOT_CONFIRMED
 from bridge.core.redial import READY_SECONDS
 from bridge.core.responses import MAX_OPEN
-from bridge.core.sessions import PROBE_AFTER_SECONDS
+from bridge.core.sessions import CONFIGURE_SECONDS, EXPECTED_SECONDS
 from bridge.core.stream_presence import START_SECONDS
 from tests.core.phone import (
     Interrupted,
@@ -22,6 +24,7 @@ from tests.core.phone import (
     to_caller,
     to_model,
     told,
+    types_to_model,
 )
 
 
@@ -119,6 +122,53 @@ def test_timestamps_that_go_back_are_reported_and_accepted() -> None:
     assert len(to_model(phone.frame())) == 1
 
 
+def test_what_comes_most_makes_no_deadline_earlier() -> None:
+    """To read the deadline costs as much as a frame, of which 50 come a second."""
+    phone = Phone().talking()
+    phone.frame()
+    assert phone.talk.keeps_deadline
+    phone.created()
+    assert not phone.talk.keeps_deadline
+    phone.says(200)
+    assert phone.talk.keeps_deadline
+    phone.words("and")
+    assert phone.talk.keeps_deadline
+    phone.barges_in()
+    assert not phone.talk.keeps_deadline
+    phone.says(200)
+    assert not phone.talk.keeps_deadline, "it is late"
+
+
+def test_the_last_mark_makes_a_deadline_earlier() -> None:
+    """With it, the time of silence begins, which ends the call."""
+    phone = Phone(silent_seconds=1.0).talking()
+    phone.answers(20)
+    phone.now += 0.1
+    phone.frame()
+
+    phone.echoes()
+
+    assert not phone.talk.keeps_deadline
+    assert phone.talk.deadline == pytest.approx(phone.now + 1.0)
+
+
+def test_the_first_frame_after_a_stall_makes_a_deadline_earlier() -> None:
+    """Frames may stop again at once: the next stall is filled in time, too."""
+    phone = Phone().talking()
+    detection = {"type": "server_vad", "silence_duration_ms": 20_000}
+    phone.ready({"audio": {"input": {"turn_detection": detection}}})
+    phone.barges_in()
+    for _ in range(14):
+        phone.wait(0.75)
+    phone.model("input_audio_buffer.speech_started", item_id="u", audio_start_ms=1)
+    before = phone.talk.deadline
+
+    phone.frame()
+
+    assert not phone.talk.keeps_deadline
+    assert before and phone.talk.deadline and phone.talk.deadline < before
+
+
 def test_a_turn_ends_though_frames_stop() -> None:
     """On a stream that sends nothing in silence the agent still responds."""
     phone = Phone().talking()
@@ -130,7 +180,9 @@ def test_a_turn_ends_though_frames_stop() -> None:
 
     assert [event["audio"] for event in first + second] == [payload(750, b"\xff")] * 2
     phone.model("input_audio_buffer.speech_stopped", item_id="u", audio_end_ms=1)
-    assert phone.talk.deadline == pytest.approx(phone.now + PROBE_AFTER_SECONDS)
+    due = phone.now + UNANSWERED_SECONDS
+    phone.wait(EXPECTED_SECONDS)  # the check whether the server is gone
+    assert phone.talk.deadline == pytest.approx(due)
 
 
 def test_a_filled_stall_is_not_filled_again() -> None:
@@ -445,23 +497,106 @@ def test_a_guardrail_clears_a_finished_response_that_is_still_played() -> None:
     assert events(commands) == ["clear", "mark"]
 
 
-def test_a_lost_fence_is_not_waited_for() -> None:
-    """Twilio does not echo the fence: the model is told after a second, by our own
-    clock."""
+def cut_off_at_800() -> Phone:
+    """A caller who has interrupted the agent; the fence is not back."""
     phone = Phone().talking()
     phone.created()
     phone.says(3000)
     phone.frames(800)
     phone.barges_in()
-    due = phone.talk.deadline
-    assert due is not None and due <= phone.now + 1.0
+    return phone
 
-    commands = phone.wait(1.01)
+
+def test_a_fence_is_waited_for_while_nothing_needs_it() -> None:
+    """The network stops for two seconds while the caller speaks: the model is told what
+    the caller heard, not what the bridge would have guessed after a second."""
+    phone = cut_off_at_800()
+
+    assert told(phone.wait(2.0)) == []
+
+    [(verb, _, ms)] = told(phone.echoes())
+    assert (verb, ms) == ("truncate", pytest.approx(800, abs=40))
+
+
+def test_the_model_is_told_before_the_server_responds() -> None:
+    """The caller's turn has ended, so the response begins now: the model is told what
+    may have been heard at most, and what was heard once the fence is back."""
+    phone = cut_off_at_800()
+
+    commands = phone.falls_silent()
 
     [(verb, _, ms)] = told(commands)
-    assert verb == "truncate"
-    assert ms == pytest.approx(800, abs=40)
+    assert verb == "truncate" and ms is not None
+    assert 800 < ms < 2000
     assert notes(commands, "fence_late")
+    assert told(phone.barges_in()) == told(phone.falls_silent()) == [], "told once"
+    [(verb, _, exact)] = told(phone.echoes())
+    assert (verb, exact) == ("truncate", pytest.approx(800, abs=40))
+
+
+def test_what_the_model_was_told_to_forget_is_told_once() -> None:
+    """The second item was not heard: it is deleted before the response, and the fence
+    changes only the first."""
+    phone = Phone().talking()
+    phone.created()
+    phone.says(3000)
+    phone.says(2000, "i2")
+    phone.frames(800)
+    phone.barges_in()
+
+    first = told(phone.falls_silent())
+    assert [(verb, item) for verb, item, _ in first] == [
+        ("truncate", "i1"),
+        ("delete", "i2"),
+    ]
+    [(verb, item, ms)] = told(phone.echoes())
+    assert (verb, item, ms) == ("truncate", "i1", pytest.approx(800, abs=40))
+
+
+def test_a_fence_that_is_late_and_never_comes_is_given_up() -> None:
+    """What the model was told before the response is corrected by our own clock."""
+    phone = cut_off_at_800()
+    phone.falls_silent()
+
+    commands = phone.wait(5.01)
+
+    assert [verb for verb, _, _ in told(commands)] == ["truncate"]
+    assert notes(commands, "said") and not notes(commands, "fence_late")
+
+
+def test_a_request_of_user_code_follows_what_was_heard() -> None:
+    """User code sends its own response.create: the model is told first."""
+    phone = cut_off_at_800()
+
+    commands = phone.sends("response.create")
+
+    kinds = [event["type"] for event in to_model(commands)]
+    assert kinds == ["conversation.item.truncate", "response.create"]
+
+
+def test_words_of_a_lost_session_are_replaced_before_the_response() -> None:
+    """The new session knows the item as text: it gets the text that was heard."""
+    phone = Phone().talking()
+    phone.answers(6000, words="One two three four.")
+    phone.frames(1000)
+    phone.another_model()
+    phone.barges_in()
+
+    commands = phone.falls_silent()
+
+    assert [(verb, item) for verb, item, _ in told(commands)] == [("delete", "i1")]
+    assert notes(commands, "said")
+
+
+def test_a_fence_that_never_comes_is_given_up() -> None:
+    """Twilio does not echo the fence: what was heard is recorded by our own clock."""
+    phone = cut_off_at_800()
+
+    commands = phone.wait(5.01)
+
+    [(verb, _, ms)] = told(commands)
+    assert (verb, ms) == ("truncate", pytest.approx(800, abs=40))
+    assert notes(commands, "fence_late") and notes(commands, "said")
     assert told(phone.echoes()) == []
 
 
@@ -559,6 +694,53 @@ def test_a_model_that_speaks_pcm_ends_the_call() -> None:
     pcm = {"audio": {"output": {"format": {"type": "audio/pcm", "rate": 24000}}}}
 
     assert ends(phone.ready(pcm)) == [("model", "wrong_audio_format")]
+
+
+def test_a_session_without_audio_ends_the_call() -> None:
+    """The server confirms another modality: the caller would hear nothing."""
+    phone = Phone()
+    phone.start()
+    commands = phone.ready({"output_modalities": ["text"]})
+
+    assert ends(commands) == [("model", "refused")]
+    assert reasons(commands) == [NO_AUDIO]
+    assert not notes(commands, "ready")
+
+
+def test_a_session_that_stops_speaking_goes_on_and_is_reported() -> None:
+    """Later, the user's code may have asked for it."""
+    phone = Phone().talking()
+    commands = phone.ready({"output_modalities": ["text"]})
+
+    assert (ends(commands), reasons(commands)) == ([], [NO_AUDIO])
+    assert reasons(phone.ready({"output_modalities": ["text", "audio"]})) == []
+    assert reasons(phone.ready({"output_modalities": "audio"})) == []
+
+
+def test_a_session_that_is_never_confirmed_is_reported() -> None:
+    """The connection is given up, and the log says why."""
+    phone = Phone()
+    phone.start()
+    phone.dialled()
+
+    assert reasons(phone.wait(CONFIGURE_SECONDS)) == [NOT_CONFIRMED]
+
+
+def test_an_event_that_cannot_be_used_is_named() -> None:
+    """By its type, as far as that can be a name."""
+    phone = Phone().talking()
+    types = ("response.mood", "x" * 999, "", "\n<script>")
+    named = [
+        notes(phone.gives(Misread("model", "unknown event", it)), "protocol_error")
+        for it in types
+    ]
+
+    assert [note.data.get("event_type") for [note] in named] == [
+        "response.mood",
+        "x" * 64,
+        None,
+        None,
+    ]
 
 
 def test_a_refused_configuration_ends_the_call() -> None:
@@ -678,3 +860,20 @@ def test_a_server_that_never_ends_responses_takes_bounded_memory() -> None:
         phone.created(f"r{n}")
 
     assert len(phone.talk._call.responses.ids) <= MAX_OPEN
+
+
+def test_speech_that_follows_a_probe_makes_a_deadline_earlier() -> None:
+    """A server that speaks and then hangs is probed again after 2 s, not at the time at
+    which the answer to the earlier probe would have been late."""
+    phone = Phone().talking()
+    phone.created()
+    phone.gives_signs = False
+    assert "session.update" in types_to_model(phone.wait(6.0))
+    before = phone.talk.deadline
+
+    phone.says(200)
+
+    assert not phone.talk.keeps_deadline
+    assert before and phone.talk.deadline and phone.talk.deadline < before
+    phone.says(200)
+    assert phone.talk.keeps_deadline

@@ -95,6 +95,7 @@ class RecordWorld(test_heard_position.World):
         self.send_part("response.output_audio_transcript.delta", delta=word)
 
     def delta(self, ms: int) -> None:
+        self.sounded = True
         part = self.items[-1]
         self.writes_ahead()
         audio = part.generated[part.sent : part.sent + 8 * ms]
@@ -122,8 +123,6 @@ class RecordWorld(test_heard_position.World):
         if type == "input_audio_buffer.speech_started":
             self.cuts()
         super().event(type, **fields)
-        if type == "input_audio_buffer.speech_stopped":
-            super().event("input_audio_buffer.cleared")  # it was a cough
 
     def cuts(self) -> None:
         """What the model has not completed by now, it does not complete."""
@@ -220,8 +219,7 @@ class RecordWorld(test_heard_position.World):
         if not hasattr(self, "items"):
             return
         if self.open:
-            self.end_item()
-            self.end_response("completed")
+            self.has_answered()
         self.run(1.5 + self.round_trip)  # settle what is under way
         self.run(self.twilio.buffered(self.now) / 8000 + 0.5 + self.round_trip)
         truth: dict[int, float] = {}

@@ -225,3 +225,17 @@ def test_what_was_removed_does_not_come_back() -> None:
         history.remove(str(n))
     history.add(item("a"))
     assert names(history) == ["b", "a"]
+
+
+def test_late_words_of_an_item_that_is_unknown_or_has_several_parts() -> None:
+    """The words of one part are corrected, the others stay; a removed item does not
+    come back."""
+    history = History([item("a")])
+    for said in ("One two", " three"):
+        history.said("a", said, f"{said}!", cut=True)
+
+    history.said_again("a", ("One two", "One"), ("One two!", "One two three!"))
+    history.said_again("b", ("", "lost"), ("", "lost"))
+
+    assert [(it.id, it.text) for it in history.items] == [("a", "One three")]
+    assert history.items[0].generated == "One two three! three!"

@@ -4,21 +4,21 @@ Each test is a script: what happened, then the loss, then everything that the ne
 session gets.
 """
 
+import base64
 import json
+from typing import Any
 
 import pytest
 
 from bridge.core.caller_audio import RESEND_MS
 from bridge.core.commands import End, Note, Switch
-from bridge.core.conversation import LATE_SECONDS, State
+from bridge.core.conversation import LATE_SECONDS, UNANSWERED_SECONDS, State
 from bridge.core.history import MAX_OPEN_TOOL_CALLS
 from bridge.core.limits import Bounds
 from bridge.core.model_side import PROBE_ID
 from bridge.core.redial import AWAY_SECONDS, READY_SECONDS
 from bridge.core.rules import BROKEN_OFF, GOODBYES
 from bridge.core.sessions import (
-    COMFORT_EVERY_SECONDS,
-    COMFORT_SECONDS,
     PROBE_AFTER_SECONDS,
     PROBE_ANSWER_SECONDS,
 )
@@ -79,6 +79,71 @@ def test_a_fatal_refusal_ends_the_call_at_once() -> None:
     assert ends(commands) == [("model", "refused")]
     [note] = notes(commands, "model_refused")
     assert note.data == {"why": "HTTP 401", "fatal": True}
+
+
+REFUSALS: dict[str, dict[str, Any]] = {
+    "wrong key at the model": {
+        "type": "server_error",
+        "message": "Upstream realtime handshake rejected with HTTP 401",
+    },
+    "unknown model": {
+        "type": "server_error",
+        "message": "400: {'error': '_arealtime: Invalid model name passed in'}",
+    },
+    "OpenAI": {"type": "invalid_request_error", "code": "invalid_api_key"},
+    "no quota": {"type": "server_error", "code": "insufficient_quota"},
+    "no such model": {"type": "server_error", "code": "model_not_found"},
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_refusal_after_the_handshake_ends_the_call_at_once(kind: str) -> None:
+    """A gateway accepts the connection before it has one to the model. The caller does
+    not wait for a key to become right."""
+    phone = Phone()
+    phone.start()
+    phone.dialled()
+
+    commands = phone.model("error", error={"message": "", **REFUSALS[kind]})
+
+    assert ends(commands) == [("model", "refused")]
+
+
+@pytest.mark.parametrize("code", [1008, 3000, 3003])
+def test_a_close_that_refuses_ends_the_call_at_once(code: int) -> None:
+    """Also when the next session is refused, but not when a session is lost so: another
+    one tells whether the server refuses it."""
+    phone = Phone()
+    phone.start()
+    phone.dialled()
+    assert ends(phone.loses_model("lost", code)) == [("model", "refused")]
+
+    phone = Phone().talking()
+    assert ends(phone.loses_model("lost", code)) == []
+    phone.dialled()
+    assert ends(phone.loses_model("lost", code)) == [("model", "refused")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"type": "server_error", "message": "handshake rejected with HTTP 429"},
+        {"type": "guardrail_error", "message": "503: {'error': 'try later'}"},
+        {"type": "server_error", "message": "The server had an error."},
+        {"type": "server_error", "message": "See HTTP 400.5 and 404"},
+        {"type": "x", "code": "rate_limit_exceeded", "message": "HTTP 403"},
+    ],
+)
+def test_an_error_after_the_handshake_that_may_pass(error: dict[str, Any]) -> None:
+    """A busy model is dialled again; so is one behind a close that says nothing."""
+    phone = Phone()
+    phone.start()
+    phone.dialled()
+    assert dials(phone.model("error", error=error)) == [(0.0, False)]
+
+    phone.dialled()
+    assert dials(phone.loses_model("lost", 1011)) == [(0.25, False)]
+    assert ends(phone.log) == []
 
 
 def test_a_model_that_refuses_on_and_on_is_given_up_in_time() -> None:
@@ -228,6 +293,32 @@ def test_a_sentence_longer_than_what_is_held() -> None:
     phone.frames(1000)
 
     assert len(appended(phone.model_back())) >= 8 * 31_000
+
+
+def test_lost_when_a_long_sentence_has_just_ended() -> None:
+    """The server has not made an item of the sentence yet, so the next session hears
+    it from its beginning."""
+    phone = Phone().talking()
+    phone.barges_in()
+    phone.frames(30_000)
+    phone.falls_silent()
+    phone.frames(500)
+
+    assert len(appended(phone.another_model())) >= 8 * 30_500
+
+
+def test_frames_of_any_length_are_sent_again_unchanged() -> None:
+    """Base64 may end with padding or not, and a frame may be long."""
+    phone = Phone().talking()
+    sizes = [1, 2, 3, 160, 800, 1601, 5, 240] * 20
+    sound = b""
+    for n, size in enumerate(sizes):
+        frame = bytes([n % 250]) * size
+        sound += frame
+        phone.now += size / 8000
+        phone.frame(payload=base64.b64encode(frame).decode())
+
+    assert appended(phone.another_model()).endswith(sound)
 
 
 def test_audio_held_in_a_long_outage_is_bounded() -> None:
@@ -565,7 +656,7 @@ def test_interrupted_by_keys_while_the_model_is_away() -> None:
     phone.loses_model()
     phone.presses("1")
     silent = phone.wait(2.1)
-    assert to_model(phone.log[-len(silent) :]) == []
+    assert to_model(silent) == []
     assert "clear" in events(phone.log)
     phone.echoes()
 
@@ -876,50 +967,6 @@ def test_silence_is_not_counted_while_the_model_is_away() -> None:
     assert said_to_model(commands) == []
 
 
-# --- comfort tones ---
-
-
-def test_a_caller_who_waits_for_a_model_hears_comfort_tones() -> None:
-    """A soft tone after some seconds, and again; none once the model is back."""
-    phone = Phone().talking()
-    phone.loses_model()
-    assert events(phone.frames(int(1000 * COMFORT_SECONDS) - 100)) == []
-
-    tone = phone.frames(200)
-    assert events(tone)[0] == "mark" and "media" in events(tone)
-    again = phone.frames(int(1000 * COMFORT_EVERY_SECONDS))
-    assert events(again).count("media") == events(tone).count("media")
-    phone.model_back()
-    assert events(phone.frames(5000)) == []
-
-
-def test_no_comfort_tone_while_the_agent_is_still_heard() -> None:
-    """A caller who still hears the agent needs no tone."""
-    phone = Phone().talking()
-    phone.answers(4000, words="A long story.")
-    phone.loses_model()
-
-    assert "media" not in events(phone.frames(3500))
-
-
-def test_no_comfort_tone_before_the_first_session() -> None:
-    """A caller hears the ringing until the agent is there."""
-    phone = Phone()
-    phone.start()
-
-    assert "media" not in events(phone.frames(5000))
-
-
-def test_the_model_is_not_told_of_a_cut_tone() -> None:
-    """Only the agent's own audio is truncated at the model."""
-    phone = Phone().talking()
-    phone.loses_model()
-    phone.frames(int(1000 * COMFORT_SECONDS))
-    phone.model_back()
-
-    assert told(phone.barges_in() + phone.echoes()) == []
-
-
 # --- a response that is late ---
 
 
@@ -929,7 +976,7 @@ def test_a_session_that_only_answers_pings_is_replaced() -> None:
     phone.speaks(400)
     phone.writes("Hello?")
     assert phone.ask() == []
-    late = phone.frames(int(1000 * LATE_SECONDS) + 100)
+    late = phone.frames(int(1000 * (UNANSWERED_SECONDS + LATE_SECONDS)) + 100)
 
     assert notes(late, "answer_late") and dials(late) == [(0.0, False)]
     commands = phone.model_back()
@@ -991,3 +1038,14 @@ def test_notes_of_a_loss_contain_nothing_that_was_said() -> None:
     assert len(seen) == 2 and "secret" not in "".join(seen)
     assert not [it for it in phone.log if isinstance(it, End)]
     assert cancels(phone.log) == []
+
+
+def test_nothing_follows_the_end_of_a_call_whose_tick_was_late() -> None:
+    """A process that was stopped for half a minute ends the call, and does not play the
+    tone for a caller who waits, too."""
+    phone = Phone().talking()
+    phone.loses_model()
+
+    commands = phone.wait(40.0)
+
+    assert ends(commands) and isinstance(commands[-1], End)

@@ -559,3 +559,63 @@ def test_a_call_that_says_goodbye_is_not_handed_over() -> None:
     phone.goodbye("longest")
 
     assert phone.hand_over() == []
+
+
+# --- a stream that sends nothing ---
+
+
+def test_a_caller_on_hold_whose_stream_returns_marks_is_not_given_up() -> None:
+    """A caller who is muted or on hold sends no frames, and the call goes on as long as
+    Twilio returns the marks that ask for it."""
+    phone = Phone(silent_seconds=900.0).talking()
+
+    probed = [phone.wait(15.0) for _ in range(3)][-1]
+    [mark] = to_caller(probed)
+    assert mark["event"] == "mark"
+    assert [note.name for note in notes(probed, "line_probed")] == ["line_probed"]
+    assert not to_caller(phone.wait(14.0))  # asked once, and given time
+    phone.echo(mark["mark"]["name"])
+    again = phone.wait(44.9)
+    assert not to_caller(again) and not ends(again)
+    assert to_caller(phone.wait(0.2))
+
+
+def test_a_stream_that_does_not_return_the_mark_is_given_up() -> None:
+    """A connection on which nothing comes back is lost, and the call does not stay."""
+    phone = Phone(silent_seconds=900.0).talking()
+
+    phone.wait(45.0)
+
+    assert not ends(phone.wait(14.9))
+    assert ends(phone.wait(0.2)) == [("caller", "connection_lost")]
+
+
+def test_frames_that_come_again_end_the_probe() -> None:
+    """A caller who is back from hold has a whole minute again."""
+    phone = Phone(silent_seconds=900.0).talking()
+    phone.wait(45.0)
+    phone.frames(100)
+
+    assert not ends(phone.wait(44.0))
+
+
+def test_with_silence_off_missing_frames_never_end_a_call() -> None:
+    """An operator who lets callers be silent has callers on hold for an hour."""
+    phone = Phone(silent_seconds=None).talking()
+
+    sent = [command for _ in range(60) for command in phone.wait(60.0)]
+
+    assert not ends(sent)
+    assert phone.loses_line() and ends(phone.wait(11.0))  # a broken connection does
+
+
+def test_the_mark_of_a_probe_leaves_what_was_heard_as_it_is() -> None:
+    """An answer after the probe is counted from its own start."""
+    phone = Phone(silent_seconds=900.0).talking()
+    phone.wait(45.0)
+    phone.frames(100)  # Twilio returns the mark
+    phone.answers(1000, words="hello")
+    phone.frames(1300)
+
+    [said] = notes(phone.log, "said")
+    assert said.data["heard_ms"] == 1000

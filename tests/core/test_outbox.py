@@ -54,10 +54,21 @@ def test_an_event_without_an_id_gets_one() -> None:
     event = {"type": "conversation.item.create", "item": {"type": "message"}}
     sent = json.loads(it.sent(json.dumps(event)))
 
-    it.refused("somebody else's")
+    it.refused("somebody else's", "")
     assert len(it.events) == 1
-    it.refused(sent["event_id"])
+    it.refused(sent["event_id"], "")
     assert it.events == []
+
+
+def test_a_refused_output_is_known_by_its_call() -> None:
+    """Some servers' errors do not name the event that they refuse."""
+    it = new_outbox()
+    it.sent(realtime_requests.tool_output("call_7", "42", "e1"))
+    it.sent(realtime_requests.message("user", "hi", "e2"))
+
+    assert it.refused(None, "Something else went wrong.") == {}
+    assert it.refused(None, "Tool call ID 'call_7' not found.") == {"call_7": "42"}
+    assert words(it) == ["hi"]
 
 
 def test_items_shown_or_deleted_are_not_sent_again() -> None:

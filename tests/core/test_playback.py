@@ -131,18 +131,21 @@ def test_the_clock_is_known_to_a_frame() -> None:
 
     assert clock.read(START + 0.2) == Window(120.0, 140.0)
     assert clock.read(START + 0.45) == Window(120.0, 140.0)
-    assert clock.guess(START + 0.45) == pytest.approx(370.0)
+    # By the quickest frame, whose end crossed the network in 30 ms.
+    assert clock.guess(START + 0.45) == pytest.approx(420.0)
 
 
-def test_where_frames_are_missing_our_clock_stands_in() -> None:
-    """On a stream that sends nothing in silence the heard position is still known."""
+def test_where_frames_are_missing_the_moment_is_wide() -> None:
+    """A network that stopped, or a stream that sends nothing in silence: the message
+    was sent right behind the last frame, or now."""
     clock = MediaClock(START)
     clock.frame(100, 20, START)
 
     stale = clock.read(START + 0.3)
 
-    assert stale.low == pytest.approx(420.0)
-    assert stale.high == pytest.approx(421.0)
+    assert stale.is_wide
+    assert stale.low == pytest.approx(120.0)
+    assert stale.high == pytest.approx(440.0)
 
 
 def test_nothing_is_faster_than_the_quickest_frame() -> None:
@@ -449,20 +452,21 @@ def test_a_lost_fence_is_settled_by_our_clock() -> None:
 
     line.playback.settle_late_fence(fence, sent_at)
 
-    # Began at 160 at the latest; cleared at 440 + 40.
+    # Began at 160 at the latest; cleared at 460 + 40 by the quickest frame.
     assert line.playback.round_trip == pytest.approx(0.04)
-    assert line.heard() == pytest.approx(320, abs=0.2)
+    assert line.heard() == pytest.approx(340, abs=0.2)
 
 
-def test_a_lost_fence_without_any_echo_settles_as_unheard() -> None:
-    """No echo has ever come: nothing is known to be heard."""
+def test_a_lost_fence_without_any_echo_is_settled_by_our_clock() -> None:
+    """No echo has ever come, as while the network stops: the caller heard what was
+    played since it was sent."""
     line = PlaybackScript().at(100)
     line.sends(1000)
     fence = line.at(440).clears()
 
     line.playback.settle_late_fence(fence, line.now)
 
-    assert line.heard() == 0
+    assert line.heard() == pytest.approx(340, abs=0.2)
     assert line.playback.played == line.playback.sent
 
 
@@ -476,7 +480,7 @@ def test_a_fence_that_arrives_after_all_changes_nothing() -> None:
 
     line.at(1700).comes_back(fence)
 
-    assert line.heard() == heard == 180
+    assert line.heard() == heard == 200
 
 
 def test_settling_a_fence_that_is_back_does_nothing() -> None:
@@ -586,3 +590,96 @@ def test_settled_items_are_forgotten() -> None:
     line.playback.forget(("never", 0))
 
     assert line.playback.tally(A) == Tally()
+
+
+# --- a network that stops ---
+
+
+def played_to_60() -> tuple[PlaybackScript, list[str]]:
+    """At 200, 100 ms of audio should have been played. The marks that are not back."""
+    line = PlaybackScript().at(100)
+    m1, m2, m3, *rest = line.sends(1000)
+    for ms, mark in ((100, m1), (120, m2), (160, m3)):
+        line.at(ms).comes_back(mark)
+    return line.at(200), rest
+
+
+def test_audio_that_the_network_held_with_the_clear_was_not_heard() -> None:
+    """All came at once after a second, and the clear flushed it: playing had stopped in
+    front of the next mark, or one piece earlier. Half of that piece counts."""
+    line, rest = played_to_60()
+    fence = line.at(300).clears()
+
+    line.at(1320).comes_back(*rest, fence)
+
+    assert line.heard() == pytest.approx((59.6 + 99.4) / 2, abs=0.5)
+
+
+def test_the_last_piece_may_have_been_held_with_the_clear() -> None:
+    """By our clock all 90 ms were played, but the clear came a second late, and the
+    last 30 ms perhaps with it."""
+    line = PlaybackScript().at(100)
+    for ms, mark in zip((100, 120, 160), line.sends(90), strict=True):
+        line.at(ms).comes_back(mark)
+    fence = line.at(300).clears()
+
+    line.at(1320).comes_back(fence)
+
+    assert line.heard() == pytest.approx((59.6 + 90) / 2, abs=0.5)
+
+
+def test_a_pause_that_ended_before_the_clear_is_noticed() -> None:
+    """A mark came back late, and alone: playing had paused, and went on from there."""
+    line, (m4, m5, *rest) = played_to_60()
+    fence = line.at(300).clears()
+    line.at(320).comes_back(m4)
+    line.at(360).comes_back(m5)
+
+    line.at(420).comes_back(*rest, fence)
+
+    assert line.heard() == pytest.approx(99.4 + 100, abs=0.5)
+
+
+def test_a_start_mark_that_is_not_decided_tells_when_playing_began() -> None:
+    """The model is told a position before the fence is back, and the only echo came
+    after the clear was sent."""
+    line = PlaybackScript().at(100)
+    start, *_ = line.sends(1000)
+    line.clears()
+    sent_at = line.now
+    line.at(120).comes_back(start)
+
+    line.at(200)
+
+    assert line.playback.cleared_by(sent_at) == 8 * 60
+
+
+def test_marks_that_arrive_after_their_clear_was_settled_change_nothing() -> None:
+    """The network delivers a mark from before the clear after five seconds."""
+    line = PlaybackScript().at(100)
+    m1, m2, *_ = line.sends(1000)
+    line.comes_back(m1)
+    line.now = START + 0.5
+    line.playback.settle_late_fence(line.clears(), line.now)
+    heard = line.heard()
+    line.now = START + 6
+    line.playback.clock.frame(100, 20, line.now)
+
+    line.comes_back(m2)
+
+    assert line.heard() == heard > 300
+
+
+def test_a_fence_behind_a_stop_is_dated_by_its_round_trip() -> None:
+    """The fence is the first message after a stop of two seconds, in which no frame has
+    come: the clear was not two seconds late."""
+    line = PlaybackScript().at(100)
+    start, *_ = line.sends(4000)
+    line.at(140).comes_back(start)  # 40 ms to Twilio and back
+    line.at(440)
+    fence = line.clears()
+
+    line.now = START + 2.44
+    line.comes_back(fence)
+
+    assert line.heard() == pytest.approx(340, abs=41)

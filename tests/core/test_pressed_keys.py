@@ -11,6 +11,7 @@ from tests.core.phone import (
     ends,
     events,
     heard,
+    notes,
     pressed,
     said_to_model,
     to_model,
@@ -86,11 +87,59 @@ def test_an_action_is_complete_unless_a_longer_one_begins_with_it(
 # --- in a call ---
 
 
-def test_keys_are_one_message_to_the_agent_and_interrupt_it() -> None:
-    """A caller who types 1 2 3 # while the agent speaks interrupts it: silence at once,
-    and one response when the old one has ended and the model knows what was heard of
-    it."""
+def test_the_first_key_stops_the_agent_and_the_answer_comes_after_the_pause() -> None:
+    """A caller who presses 1 while the agent reads a menu is not spoken over for the
+    pause in which another key may come."""
+    phone = Phone(key_pause_seconds=1.5).talking()
+    phone.created()
+    phone.says(5000)
+    phone.frames(400)
+
+    commands = phone.presses("1")
+
+    assert events(commands) == ["clear", "mark"]
+    assert [it["type"] for it in to_model(commands)] == ["response.cancel"]
+    phone.done(status="cancelled")
+    between = phone.frames(1400)
+    assert not asks(between) and not said_to_model(between)
+    assert events(phone.presses("2")) == []  # the agent is silent already
+    answered = phone.frames(1600)
+    assert said_to_model(answered) == [("user", PRESSED.format("12"))]
+    assert asks(answered) == 1
+
+
+def test_a_response_that_begins_between_two_keys_is_stopped_by_the_next() -> None:
+    """The result of a tool, answered while the caller types, does not speak over the
+    caller."""
     phone = Phone().talking()
+    phone.presses("1")
+    phone.created()
+    phone.says(1000)
+
+    assert events(phone.presses("2")) == ["clear", "mark"]
+
+
+def test_a_flood_of_keys_costs_a_bounded_number_of_answers() -> None:
+    """A program that sends 180 keys a second for a minute, each a complete input, is
+    answered twice a second after its first 64, and the operator sees a limit."""
+    phone = Phone(key_pause_seconds=2.0).talking()
+    commands = []
+    for _ in range(60 * 180):
+        phone.now += 1 / 180
+        commands += phone.presses("#")
+
+    assert len(said_to_model(commands)) <= 64 + 2 * 60
+    assert len(notes(commands, "key_pressed")) == len(said_to_model(commands))
+    assert {it.data["limit"] for it in notes(commands, "limit_hit")} == {"key_rate"}
+    phone.now += 60.0
+    assert said_to_model(phone.presses("7#")) == [("user", PRESSED.format("7"))]
+
+
+def test_keys_are_one_message_to_the_agent_and_interrupt_it() -> None:
+    """With `key_stops_agent: off`, a caller who types 1 2 3 # while the agent speaks
+    interrupts it when the input is complete: then silence at once, and one response
+    when the old one has ended and the model knows what was heard of it."""
+    phone = Phone(key_stops_agent=False).talking()
     phone.created()
     phone.says(2000)
     phone.frames(400)
@@ -181,4 +230,5 @@ def test_silence_is_counted_from_the_last_key() -> None:
     phone.frames(1000)
     phone.presses("0")
 
-    assert phone.talk.deadline == pytest.approx(phone.now + 3.0)
+    assert not notes(phone.wait(2.9), "caller_silent")
+    assert notes(phone.wait(0.2), "caller_silent")

@@ -1,12 +1,15 @@
 """Responses that fail are requested again: when, how often, and when the call ends."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bridge.core import errors
 from bridge.core.commands import Command, End
 from bridge.core.conversation import LATE_SECONDS
 from bridge.core.endings import GOODBYE_SECONDS
 from bridge.core.responses import (
+    NOW,
     RATE_LIMIT_SECONDS,
     REQUESTS,
     RETRY_SECONDS,
@@ -15,7 +18,7 @@ from bridge.core.responses import (
     RequestEvent,
     Responses,
 )
-from tests.core.phone import Phone, asks, cancels, ends, events, notes
+from tests.core.phone import Phone, asks, cancels, ends, notes
 
 RATE_LIMIT = "rate_limit_exceeded"
 
@@ -72,6 +75,9 @@ def test_a_rate_limit_is_not_reached_again_at_once() -> None:
         ("Rate limit reached for gpt-realtime. Please try again in 1.8s. Visit", 1.8),
         ("Please try again in 20s.", 20.0),
         ("please try again in 2166ms.", 2.166),
+        ("Please try again in 166ms. Visit", 0.166),
+        ("Limit 40000. Try again in 3 seconds.", 3.0),
+        ("Please retry after 2s.", 2.0),
     ],
 )
 def test_the_server_says_when_to_retry(message: str, seconds: float) -> None:
@@ -119,6 +125,47 @@ def test_a_message_without_a_time() -> None:
     assert errors.retry_after("Try later.") is None
     assert errors.retry_after("try again in 99999999s") is None
     assert errors.retry_after("x" * 3000 + "try again in 1s") is None
+    assert errors.retry_after("try again in a while") is None
+    assert errors.retry_after("try again in 5 sheep") is None
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_any_message_has_a_bounded_time_or_none(before: str, after: str) -> None:
+    """A message cannot make the bridge fail, or wait a negative time."""
+    for text in (
+        before,
+        f"try again in {before}",
+        f"{before}try again in 2.5s {after}",
+    ):
+        wait = errors.retry_after(text)
+        assert wait is None or 0 <= wait < 61 * 10**6
+
+
+@given(st.integers(0, 59), st.floats(0.001, 59.99))
+def test_the_wait_is_read_in_each_form(minutes: int, seconds: float) -> None:
+    """The forms that servers use for one duration are the same wait."""
+    seconds = round(seconds, 3)
+    forms = {f"{minutes}m{seconds:.3f}s", f"{minutes} minutes {seconds:.3f} seconds"}
+    if not minutes:
+        forms |= {f"{seconds:.3f}s", f"{1000 * seconds:.0f}ms", f"{seconds:.3f} SECS"}
+    for form in forms:
+        wait = errors.retry_after(f"Rate limit reached. Please try again in {form}. x")
+        assert wait == pytest.approx(60 * minutes + seconds)
+
+
+def test_a_server_that_asks_for_no_wait_is_not_asked_in_a_loop() -> None:
+    """The call would be a tight loop of requests for half a minute."""
+    phone = Phone().talking()
+
+    assert asks(fails(phone, RATE_LIMIT, "Please try again in 0s.")) == 0
+    assert seconds_to_retry(phone) >= 0.1
+
+
+def test_a_wait_of_minutes_ends_the_call_at_once() -> None:
+    """The caller hears the apology now, not after half a minute of silence."""
+    phone = Phone().talking()
+
+    assert ends(fails(phone, RATE_LIMIT, "Please try again in 1m2.5s."))
 
 
 # --- how long ---
@@ -178,17 +225,6 @@ def test_a_response_that_succeeds_begins_the_time_anew() -> None:
 
 
 # --- meanwhile ---
-
-
-def test_a_long_wait_has_a_tone() -> None:
-    """The caller knows that the line works."""
-    phone = Phone().talking()
-    assert "media" not in events(fails(phone, RATE_LIMIT))
-    phone = Phone().talking()
-
-    commands = fails(phone, RATE_LIMIT, "Please try again in 10s.")
-
-    assert "media" in events(commands)
 
 
 def test_the_wait_for_a_retry_is_not_a_late_response() -> None:
@@ -433,10 +469,11 @@ def test_a_response_is_requested_once() -> None:
     """Two agents at a time would speak into each other."""
     responses = Responses()
     responses.want(1.0)
-    assert responses.take_request(1.0)
+    assert responses.request_at == NOW
+    responses.requested(1.0)
     responses.want(1.0)
-    assert not responses.take_request(1.0)
+    assert responses.request_at is None
     responses.created("r1", has_stream=True, now=1.0)
-    assert not responses.take_request(1.0)
+    assert responses.request_at is None
     responses.done("r1")
-    assert responses.take_request(1.0)
+    assert responses.request_at == NOW

@@ -344,6 +344,23 @@ def test_keys_of_the_caller() -> None:
     assert "keys on the phone: 1)" in said_to_model(commands)[0][1]
 
 
+def test_a_key_while_a_tool_is_called_behind_words_that_were_heard() -> None:
+    """The response goes on after its audio has ended: the key stops it, and the caller
+    is answered. It ended the call."""
+    phone = SipPhone().talking()
+    phone.created()
+    phone.item_added("i1", "assistant")
+    phone.words("I look that up.", "i1")
+    phone.playout("started")
+    phone.playout("stopped")
+
+    kind = "input_audio_buffer.dtmf_event_received"
+    keys = phone.model(kind, event="1", received_at=1)
+
+    assert cancels(keys) == ["r1"]
+    assert "output_audio_buffer.clear" not in types_to_model(keys)
+
+
 def test_a_caller_is_muted_by_the_server() -> None:
     """The bridge has no audio that it could replace by silence. A call that is muted
     before there is a session begins muted."""
@@ -428,6 +445,7 @@ def test_a_response_that_is_owed_takes_the_place_of_a_late_one() -> None:
 
     assert asks(phone.wait(LATE_SECONDS)) == 1
     phone.created("r2")
+    phone.words("Hello.", "i2", "r2")
     assert asks(phone.done("r2")) == 0
 
 

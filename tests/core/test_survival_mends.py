@@ -3,6 +3,8 @@
 Scripts of the caller, the model and what breaks; test_lost_model.py has all phases.
 """
 
+from typing import Any
+
 import pytest
 
 from bridge.core.commands import Command, Note
@@ -11,6 +13,8 @@ from bridge.core.model_side import PROBE_ID
 from bridge.core.redial import AWAY_SECONDS, WAITS
 from bridge.core.sessions import (
     CONFIGURE_SECONDS,
+    EXPECTED_EVERY_SECONDS,
+    EXPECTED_SECONDS,
     PROBE_AFTER_SECONDS,
     PROBE_ANSWER_SECONDS,
 )
@@ -29,6 +33,10 @@ from tests.core.phone import (
     told,
 )
 
+SILENCE = b"\xff"
+MANUAL = {
+    "audio": {"input": {"format": {"type": "audio/pcmu"}, "turn_detection": None}}
+}
 HANG_UP, TRANSFER = ("agent", "hung_up"), ("agent", "transferred")
 NUMBERS = "One two three four five six seven eight."
 
@@ -79,7 +87,7 @@ def test_a_response_broken_off_while_an_unrelated_tool_runs() -> None:
     phone.created("r2")
     phone.item_added("i2", "assistant")
     phone.words("Our hours are nine ", "i2", "r2")
-    phone.says(900, "i2", "r2")
+    phone.says(1000, "i2", "r2")
 
     back = phone.another_model()
 
@@ -165,7 +173,7 @@ def test_a_server_that_goes_mute(answer: str | None) -> None:
     """A server that has answered a probe, even with an error, is replaced after 5 + 4 s
     of silence; one that never did is kept, and probed once."""
     phone = Phone()
-    phone.gives_signs = False
+    phone.gives_signs, phone.sound = False, SILENCE
     phone.talking()
     if answer == "error":
         assert phone.refused("unknown_parameter", PROBE_ID) == []
@@ -176,17 +184,58 @@ def test_a_server_that_goes_mute(answer: str | None) -> None:
     while not dials(commands) and phone.now < mute_at + 30:
         commands += phone.frames(20)
 
-    asked = [event.get("event_id") for event in to_model(commands)]
-    probes = [event_id for event_id in asked if event_id == PROBE_ID]
+    probed = probes(commands)
     if answer is None:
-        assert dials(commands) == [] and probes == [], "a session that works is left"
+        assert dials(commands) == [] and probed == [], "a session that works is left"
     else:
         mute = phone.now - mute_at
         assert dials(commands) == [(0.0, False)], "the caller speaks to nobody"
         assert mute == pytest.approx(
             PROBE_AFTER_SECONDS + PROBE_ANSWER_SECONDS, abs=0.1
         )
-        assert len(probes) == 1
+        assert len(probed) == 1
+
+
+@pytest.mark.parametrize("expected", ["loud", "asked", "speaks", "manual"])
+def test_a_server_that_goes_mute_when_an_event_is_due(expected: str) -> None:
+    """Portkey keeps its side open when it has lost the model. A caller who speaks to
+    nobody, or an answer that was requested, is noticed sooner: after 2 + 4 s. A server
+    that hears the caller, or that does not detect turns, is silent for good reason."""
+    phone = Phone().talking()
+    phone.frames(200)
+    if expected == "manual":
+        phone.model("session.updated", session=MANUAL)
+    if expected == "speaks":
+        phone.barges_in()
+    phone.gives_signs = False
+    if expected == "asked":
+        phone.sound = SILENCE
+        phone.ask()
+    mute_at = phone.now
+    commands: list[Command] = []
+    while not dials(commands) and phone.now < mute_at + 30:
+        commands += phone.frames(20)
+
+    due = EXPECTED_SECONDS if expected in ("loud", "asked") else PROBE_AFTER_SECONDS
+    mute = phone.now - mute_at
+    assert mute == pytest.approx(due + PROBE_ANSWER_SECONDS, abs=EXPECTED_EVERY_SECONDS)
+
+
+def test_a_caller_who_becomes_loud_is_noticed() -> None:
+    """It is checked again and again."""
+    phone = Phone().talking()
+    phone.gives_signs, phone.sound = False, SILENCE
+    phone.frames(int(1000 * EXPECTED_SECONDS) + 500)
+    before = len(probes(phone.log))
+    phone.sound = b"\x55"
+
+    phone.frames(int(1000 * EXPECTED_EVERY_SECONDS) + 100)
+    assert len(probes(phone.log)) == before + 1
+
+
+def probes(commands: list[Command]) -> list[Any]:
+    asked = [event.get("event_id") for event in to_model(commands)]
+    return [event_id for event_id in asked if event_id == PROBE_ID]
 
 
 # --- texts ---

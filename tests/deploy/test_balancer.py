@@ -1,23 +1,47 @@
 """deploy/haproxy.cfg: HAProxy accepts it, and calls get what they need."""
 
 import asyncio
+import ipaddress
+import itertools
+import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
+from pydantic import SecretStr
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 from yarl import URL
 
 from bridge.core.limits import Limits
+from bridge.records import standard_webhooks
+from bridge.sim.ports import free_port
 from scripts import fleet
+from tests.e2e.bridge import RunningBridge, bridge
+from tests.e2e.test_attacks import (
+    ACCOUNT,
+    CALL,
+    FORM,
+    HOST,
+    OTHER_CALL,
+    PUBLIC,
+    TOKEN,
+    sign,
+    stream_path,
+)
 
+PROOF = "Bridge-Authenticated"
+API_TOKEN = "a token of the tests"
+WEBHOOK_SECRET = "whsec_cHV0IDI0IHRvIDY0IHJhbmRvbSBieXRlcyBoZXJl"
 CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "haproxy.cfg"
 SECTIONS = {
     section.split()[1]: section
@@ -79,8 +103,10 @@ def test_webhooks_are_answered_before_twilio_gives_up() -> None:
 
 def test_api_requests_are_not_retried() -> None:
     """A repeated request could place a call twice: only webhooks are retried at another
-    instance."""
-    assert "disable-l7-retry if { path_beg /api/ }" in SECTIONS["for-webhooks"]
+    instance. A path of BRIDGE_PUBLIC_URL changes that no more than where streams go."""
+    retry = "disable-l7-retry if { path,url_dec -m dir api }"
+    assert retry in SECTIONS["for-webhooks"]
+    assert "acl stream path,url_dec -m dir media" in SECTIONS["phone"]
 
 
 # --- limits for clients ---
@@ -108,7 +134,7 @@ class BalancedBridge:
     """A balancer with a fake bridge behind it; `seen` has the headers of requests."""
 
     def __init__(self) -> None:
-        self.port = fleet._free_port()
+        self.port = free_port()
         self.seen: list[CIMultiDictProxy[str]] = []
         self.full: list[str] = []
         """Paths of which one more request gets 503."""
@@ -125,12 +151,15 @@ class BalancedBridge:
             if request.headers.get("X-Twilio-Signature") != "good":
                 raise web.HTTPForbidden
             stream = web.WebSocketResponse()
+            stream.headers[PROOF] = "1"
             await stream.prepare(request)
             async for message in stream:
                 await stream.send_str(message.data)
             return stream
-        good = "good" in request.headers.get("X-Twilio-Signature", "")
-        return web.Response(status=200 if good or request.path == "/healthz" else 403)
+        if "good" in request.headers.get("X-Twilio-Signature", ""):
+            return web.Response(headers={PROOF: "1"})
+        public = request.path == "/healthz" or request.path.startswith("/console")
+        return web.Response(status=200 if public else 403)
 
     async def ask(
         self, origin: str, path: str = "/voice", **headers: str
@@ -144,7 +173,7 @@ class BalancedBridge:
             try:
                 raw = URL(url, encoded=True)
                 async with http.post(raw, headers=named) as answer:
-                    seen = [it for it in self.seen if it.get("Host") != "balancer"]
+                    seen = [it for it in self.seen if it.get("Host") != "localhost"]
                     found = seen[-1] if seen else CIMultiDict[str]()
                     return answer.status, {it: found.getall(it) for it in found}
             except aiohttp.ClientConnectionError:
@@ -159,7 +188,18 @@ async def balanced_bridge(folder: Path, **env: str) -> AsyncIterator[BalancedBri
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, fleet.HOST, 0).start()
-    port = runner.addresses[0][1]
+    try:
+        async with balancer(folder, there, runner.addresses[0][1], **env):
+            yield there
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def balancer(
+    folder: Path, there: BalancedBridge, port: int, **env: str
+) -> AsyncIterator[None]:
+    """HAProxy on `there.port` in front of the bridge on `port`."""
     servers = folder / "servers.cfg"
     servers.write_text(SERVERS.replace("127.0.0.1:1", f"{fleet.HOST}:{port}"))
     program = fleet.program("haproxy")
@@ -169,7 +209,7 @@ async def balanced_bridge(folder: Path, **env: str) -> AsyncIterator[BalancedBri
             *(program, "-db", "-f", str(CONFIG), "-f", str(servers)),
             env={
                 "BALANCER_BIND": f"{fleet.HOST}:{there.port}",
-                "BALANCER_STATS": f"{fleet.HOST}:{fleet._free_port()}",
+                "BALANCER_STATS": f"{fleet.HOST}:{free_port()}",
                 "BALANCER_MAXCONN": "1000",
                 **env,
             },
@@ -181,12 +221,11 @@ async def balanced_bridge(folder: Path, **env: str) -> AsyncIterator[BalancedBri
             while (await there.ask("127.0.0.9", "/healthz"))[0] != 200:
                 assert process.returncode is None, log.read_text()
                 await asyncio.sleep(0.05)
-        yield there
+        yield
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
-        await runner.cleanup()
 
 
 async def test_the_bridge_gets_one_client_address(tmp_path: Path) -> None:
@@ -208,13 +247,14 @@ async def test_the_bridge_gets_one_client_address(tmp_path: Path) -> None:
 async def test_a_webhook_without_room_is_tried_again(tmp_path: Path) -> None:
     """An instance without room answers 503, and the next one gets the SIP call. Only a
     request of the control API is not repeated: it could place two calls."""
-    paths = ["/voice", "/openai/webhook", "/api/calls"]
+    api = ["/api/calls", "/phone/api/calls", "/%61pi/calls"]
+    paths = ["/voice", "/openai/webhook", *api]
     good = {"X_Twilio_Signature": "good"}
     async with balanced_bridge(tmp_path) as there:
-        there.full += paths
+        there.full += [*paths, "/api/calls"]
         answers = [(await there.ask("127.0.0.2", it, **good))[0] for it in paths]
 
-    assert answers == [200, 200, 503]
+    assert answers == [200, 200, 503, 503, 503]
 
 
 async def test_an_address_with_many_refusals_is_blocked(tmp_path: Path) -> None:
@@ -266,13 +306,153 @@ async def test_connections_of_an_unknown_address_are_limited(tmp_path: Path) -> 
                 assert await stream.recv() == "media"
 
 
-async def test_health_checks_do_not_make_an_address_known(tmp_path: Path) -> None:
-    """Everybody gets 200 for a health check, so it must not lift the limits."""
+async def test_public_pages_do_not_make_an_address_known(tmp_path: Path) -> None:
+    """Everybody gets 200 for a page, an asset or a health check, so none of them lifts
+    the limits."""
     async with balanced_bridge(tmp_path, BALANCER_ERRORS="5") as there:
+        for path in ("/console", "/console/app.js", "/console?Bridge-Authenticated=1"):
+            answer = await there.ask("127.0.0.2", path, Bridge_Authenticated="1")
+            assert answer[0] == 200
         for path in ("/healthz", "/healthz?x", "/%68ealthz", "/voice", "/voice"):
             for _ in range(4):
                 await there.ask("127.0.0.2", path)
         assert (await there.ask("127.0.0.2"))[0] == 429
+
+
+# --- which answers of a real bridge lift the limits ---
+
+
+class RealBridge:
+    """A balancer in front of a real bridge; each client has an address of its own."""
+
+    def __init__(self, there: BalancedBridge, place: RunningBridge) -> None:
+        self.place = place
+        self._url = f"http://{fleet.HOST}:{there.port}"
+        self._clients = itertools.count(20)
+
+    def client(self) -> str:
+        return f"127.0.0.{next(self._clients)}"
+
+    async def ask(
+        self, client: str, path: str, form: Any = None, **headers: str
+    ) -> int:
+        """The status of the answer; 0 if the balancer refused the connection."""
+        named = {it.replace("_", "-"): value for it, value in headers.items()}
+        method = "GET" if form is None else "POST"
+        connector = aiohttp.TCPConnector(local_addr=(client, 0), force_close=True)
+        async with aiohttp.ClientSession(connector=connector) as http:
+            url = URL(self._url + path, encoded=True)
+            try:
+                answer = await http.request(method, url, data=form, headers=named)
+            except aiohttp.ClientConnectionError:
+                return 0
+            assert PROOF not in answer.headers, "a client never sees it"
+            return answer.status
+
+    async def stream(self, client: str, path: str, signed: bool) -> int:
+        url = f"{self._url.replace('http', 'ws', 1)}{path}"
+        headers = {"X-Twilio-Signature": sign(f"wss://{HOST}{path}")} if signed else {}
+        try:
+            async with connect(
+                url,
+                additional_headers=headers,
+                local_addr=(client, 0),
+                proxy=None,
+            ) as socket:
+                assert socket.response is not None
+                assert PROOF not in socket.response.headers
+                return socket.response.status_code
+        except InvalidStatus as error:
+            return error.response.status_code
+
+    async def is_known(self, client: str) -> bool:
+        """Whether the address is without limits: more refusals than BALANCER_ERRORS
+        do not block it."""
+        return [await self.ask(client, "/nothing") for _ in range(6)][-1] == 404
+
+
+@asynccontextmanager
+async def real_bridge(folder: Path, **conf: Any) -> AsyncIterator[RealBridge]:
+    proxies = (ipaddress.ip_network("127.0.0.1"),)
+    async with bridge(trusted_proxies=proxies, **conf) as place:
+        there = BalancedBridge()
+        limits = {"BALANCER_ERRORS": "3"}
+        async with balancer(folder, there, place.server.port, **limits):
+            yield RealBridge(there, place)
+
+
+async def test_only_a_proof_lifts_the_limits_of_an_address(tmp_path: Path) -> None:
+    """Whatever a bridge serves without a signature, a ticket or a token does not open
+    the balancer for an address; each of these three does."""
+    secure = {
+        "public_url": PUBLIC,
+        "twilio_auth_token": SecretStr(TOKEN),
+        "api_token": SecretStr(API_TOKEN),
+        "openai_api_key": SecretStr("sk-test"),
+        "openai_webhook_secret": SecretStr(WEBHOOK_SECRET),
+    }
+    async with real_bridge(tmp_path, **secure) as it:
+        api = {"Authorization": f"Bearer {API_TOKEN}"}
+        signed = {"X_Twilio_Signature": sign(f"{PUBLIC}/voice", FORM)}
+
+        stranger = it.client()
+        for path in ("/healthz", "/healthz?x", "/%68ealthz", "/readyz", "/metrics"):
+            await it.ask(stranger, path)
+        await it.ask(stranger, "/api/openapi.json")
+        await it.ask(stranger, "/api/openapi.json", Bridge_Authenticated="1")
+        await it.ask(stranger, "/voice", FORM, Bridge_Authenticated="1")
+        await it.stream(stranger, f"/media/{ACCOUNT}/{CALL}/x", signed=True)
+        assert not await it.is_known(stranger)
+
+        assert not await it.is_known(it.client())
+        for path, form, headers in (
+            ("/voice", FORM, signed),
+            ("/api/calls", None, api),
+            ("/api/openapi.json", None, api),
+        ):
+            client = it.client()
+            assert await it.ask(client, path, form, **headers) == 200
+            assert await it.is_known(client), path
+
+        path = await stream_path(it.place, {**FORM, "CallSid": OTHER_CALL})
+        client = it.client()
+        assert await it.stream(client, path, signed=True) == 101
+        assert await it.is_known(client)
+        # The same handshake, recorded, from another address.
+        thief = it.client()
+        assert await it.stream(thief, path, signed=True) == 403
+        assert not await it.is_known(thief)
+
+
+async def test_a_sip_call_is_a_proof_once(tmp_path: Path) -> None:
+    """OpenAI's address is known from the first webhook of a call. A copy of the webhook
+    gets 200, too, but proves nothing."""
+    secure = {
+        "public_url": PUBLIC,
+        "twilio_auth_token": SecretStr(TOKEN),
+        "openai_api_key": SecretStr("sk-test"),
+        "openai_webhook_secret": SecretStr(WEBHOOK_SECRET),
+    }
+    data = {"call_id": "rtc_1", "sip_headers": []}
+    body = json.dumps({"type": "realtime.call.incoming", "data": data}).encode()
+    async with real_bridge(tmp_path, **secure) as it:
+        key = standard_webhooks.signing_key(WEBHOOK_SECRET)
+        headers = standard_webhooks.signed(key, "wh_1", int(time.time()), body)
+        named = {name.replace("-", "_"): value for name, value in headers.items()}
+        openai, thief = it.client(), it.client()
+        assert await it.ask(openai, "/openai/webhook", body, **named) == 200
+        assert await it.ask(thief, "/openai/webhook", body, **named) == 200
+        assert await it.is_known(openai)
+        assert not await it.is_known(thief)
+
+
+async def test_an_insecure_bridge_lifts_no_limits(tmp_path: Path) -> None:
+    """An insecure bridge checks nothing, so its answers prove nothing."""
+    async with real_bridge(tmp_path) as it:
+        client = it.client()
+        assert await it.ask(client, "/voice", FORM) == 200
+        assert await it.stream(client, "/media", signed=False) == 101
+        assert not await it.is_known(client)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +472,7 @@ async def test_a_head_that_is_too_large_reaches_no_bridge(
         writer.close()
 
         assert text in (b"HTTP/1.1 400", b"HTTP/1.1 431")
-        assert not [it for it in there.seen if it["Host"] != "balancer"]
+        assert not [it for it in there.seen if it["Host"] != "localhost"]
 
 
 @asynccontextmanager

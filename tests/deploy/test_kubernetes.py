@@ -1,5 +1,6 @@
 """The Kubernetes manifests, without a cluster: they are valid and fit each other."""
 
+import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def test_the_example_secret_offers_all_secret_settings() -> None:
     """An operator who rotates the token finds the setting next to the others."""
     text = (DEPLOY / EXAMPLE).read_text("utf-8")
 
-    for name in ("TWILIO_AUTH_TOKEN_SECONDARY", "TWILIO_SHARED_KEYS"):
+    accounts = ("TWILIO_AUTH_TOKEN_SECONDARY", "TWILIO_SHARED_KEYS", "TWILIO_ACCOUNTS")
+    for name in accounts:
         assert name in NAMES and f"# {name}: " in text
 
 
@@ -149,16 +151,90 @@ def test_only_needed_connections_to_pods_are_allowed() -> None:
 
 
 def test_only_needed_connections_from_pods_are_allowed() -> None:
-    """Redis connects to nothing, the balancer only to bridges. If an attacker makes a
-    bridge ask for the cloud's credentials, the metadata service is not reachable."""
+    """Redis connects to nothing, the balancer only to bridges, the bridges only to
+    Redis and to the internet; both may ask the DNS of the cluster."""
     assert "egress" not in policy("redis")
     to_bridges, names = policy("balancer")["egress"]
     (bridges,) = to_bridges["to"]
     assert bridges["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "bridge"}
+    to_redis, same_names, outside = policy("bridge")["egress"]
+    (redis,) = to_redis["to"]
+    assert redis["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "redis"}
+    assert [it["port"] for it in to_redis["ports"]] == ["redis"]
+    assert names == same_names
     assert {it["port"] for it in names["ports"]} == {53}
-    outside = policy("bridge")["egress"][-1]["to"]
-    excepted = [it for each in outside for it in each["ipBlock"]["except"]]
-    assert excepted == ["169.254.169.254/32", "fd00:ec2::254/128"]
+    dns, cache = names["to"]
+    assert dns["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
+    assert dns["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "kube-system"
+    }
+    assert cache == {"ipBlock": {"cidr": "169.254.20.10/32"}}
+    assert [list(it) for it in outside["to"]] == [["ipBlock"]] * 2
+
+
+def may_reach(address: str) -> bool:
+    """Whether a bridge may connect to this address on any port."""
+    ip = ipaddress.ip_address(address)
+    blocks = [
+        it["ipBlock"]
+        for rule in policy("bridge")["egress"]
+        for it in rule.get("to", [{"ipBlock": {"cidr": "0.0.0.0/0"}}])
+        if "ipBlock" in it and "ports" not in rule
+    ]
+    return any(
+        ip in ipaddress.ip_network(block["cidr"])
+        and not any(ip in ipaddress.ip_network(it) for it in block.get("except", []))
+        for block in blocks
+    )
+
+
+INSIDE = {
+    "a pod or node": ["10.244.1.7", "172.31.0.9", "192.168.49.2", "fd00:10:244::7"],
+    "the API server": ["10.96.0.1", "172.20.0.1", "fd00:10:96::1"],
+    "a shared range": ["100.64.0.1", "100.127.255.254", "198.18.0.1", "192.0.0.192"],
+    "metadata": [
+        "169.254.169.254",
+        "fd00:ec2::254",
+        "168.63.129.16",
+        "100.100.100.200",
+    ],
+    "the pod itself": ["127.0.0.1", "0.0.0.0", "::1", "::"],
+    "a neighbour": ["fe80::1", "224.0.0.1", "255.255.255.255", "ff02::1"],
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_the_bridges_do_not_reach_the_inside_of_the_cluster(name: str) -> None:
+    """If a caller talks the agent into asking for an url, its tool reaches no pod,
+    service, node or metadata service, also not by another spelling of its address."""
+    for address in INSIDE[name]:
+        assert not may_reach(address), address
+        ip = ipaddress.ip_address(address)
+        if isinstance(ip, ipaddress.IPv4Address):
+            assert not may_reach(f"::ffff:{ip}"), address
+
+
+def test_the_bridges_reach_the_internet() -> None:
+    """The model, Twilio and tools on the internet are reachable, also with NAT64."""
+    for address in (
+        *("162.159.140.245", "52.200.1.1", "172.64.0.1", "100.128.0.1", "11.0.0.1"),
+        *("2606:4700::1", "2a06:98c1::1", "64:ff9b::a29f:8cf5"),
+    ):
+        assert may_reach(address), address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.96.0.1", "100.64.0.1", "169.254.169.254", "172.20.0.1", "192.168.0.1"],
+)
+def test_nat64_does_not_lead_inside(address: str) -> None:
+    """A gateway for IPv6 clusters translates 64:ff9b::<IPv4>: also to private
+    addresses, at some clouds."""
+    number = int(ipaddress.ip_address("64:ff9b::")) + int(
+        ipaddress.IPv4Address(address)
+    )
+
+    assert not may_reach(str(ipaddress.IPv6Address(number)))
 
 
 def test_the_bridges_trust_the_balancers() -> None:

@@ -2,6 +2,7 @@
 nothing."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -87,6 +88,7 @@ async def bridge(
     callers: dict[str, Any] | None = None,
     record_dir: Path | None = None,
     model_url: str | None = None,
+    model_tls: ssl.SSLContext | None = None,
     route: Route | None = None,
     functions: dict[str, Any] | None = None,
     **conf: Any,
@@ -103,7 +105,7 @@ async def bridge(
     if settings.routes:
         user_code = replace(load_user_code(settings), source=agent)
     async with (
-        ModelServer(behaviour, api_key=api_key) as model,
+        ModelServer(behaviour, api_key=api_key, tls=model_tls) as model,
         start_services(settings, user_code, model_url or model.url) as services,
     ):
         server = Server(settings, services)

@@ -22,6 +22,7 @@ from bridge.http.webhooks import RESTART_SECONDS
 from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from tests.e2e.bridge import AGENT, RunningBridge
 from tests.e2e.test_back_again import SID, first_sound, stream
+from tests.e2e.test_full import SID as CALL
 from tests.e2e.test_full import TALK, Fleet, asked, verbs
 
 NUMBER = "+15550001111"
@@ -115,8 +116,8 @@ async def test_a_failed_transfer_is_not_dialled_again() -> None:
     registry = Shared()
     async with stopping(registry) as both:
         both.services[0].capacity.draining = True
-        await registry.put("snapshot:CA1", TALK.encoded(FORMAT), 60)
-        entry, step = CallEntry("CA1", "MZ1", 0.0), NextStep(Then.TRANSFER, NUMBER)
+        await registry.put(f"snapshot:{CALL}", TALK.encoded(FORMAT), 60)
+        entry, step = CallEntry(CALL, "MZ1", 0.0), NextStep(Then.TRANSFER, NUMBER)
         await registry.closed(entry, step)
         back = await asked(both.url(0), "/voice/next", DialCallStatus="no-answer")
         held = await asked("", back[0].attrib["action"])
@@ -134,8 +135,8 @@ async def test_no_queue_when_all_instances_stop() -> None:
     registry = Shared()
     async with stopping(registry, when_full="queue") as both:
         both.services[0].capacity.draining = True
-        await registry.put("snapshot:CA1", TALK.encoded(FORMAT), 60)
-        await registry.closed(CallEntry("CA1", "MZ1", 0.0), NextStep(Then.RESUME))
+        await registry.put(f"snapshot:{CALL}", TALK.encoded(FORMAT), 60)
+        await registry.closed(CallEntry(CALL, "MZ1", 0.0), NextStep(Then.RESUME))
         await registry.opened(CallEntry("CAother", "MZother", 0.0))
         document = await asked(both.url(0), "/voice/next")
 

@@ -18,14 +18,15 @@ from websockets.protocol import State
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.snapshot import CallSnapshot
-from bridge.http.webhooks import MAX_RESUMES, RESUMED_SECONDS
+from bridge.http.attempts import RESUMED_SECONDS
+from bridge.http.webhooks import MAX_RESUMES
 from bridge.sim.model import Behaviour, PlayRuler
 from tests.e2e.bridge import RunningBridge, bridge
 from tests.fleet.conftest import Clock
 from tests.support.waiting import until
 from twiml import spoken_texts
 
-SID = "CA" + "4" * 32
+ACCOUNT, SID = "AC" + "0" * 32, "CA" + "4" * 32
 QUICK = Behaviour(fallback=[PlayRuler(200)], think_seconds=0.05, speed=20)
 
 
@@ -46,7 +47,8 @@ async def stream(
 
 async def asks_next(place: RunningBridge, call_sid: str = SID) -> str:
     """What Twilio is told to do after the end of a stream."""
-    form = {"CallSid": call_sid, "From": "+14155550177", "To": "+14155550100"}
+    numbers = {"From": "+14155550177", "To": "+14155550100"}
+    form = {"AccountSid": ACCOUNT, "CallSid": call_sid, **numbers}
     async with (
         aiohttp.ClientSession() as http,
         http.post(f"{place.url}/voice/next", data=form) as answer,
@@ -184,6 +186,19 @@ async def test_streams_of_one_call_at_once() -> None:
                 await hang_up(sockets[at], names[at])
             await place.empty()
         assert len(place.model.sessions) == 3
+
+
+@pytest.mark.parametrize("stored", [b"\xff", b"many", b"-9", b"9" * 5000])
+async def test_a_count_that_no_bridge_has_stored(stored: bytes) -> None:
+    """Another program has written under our names: Twilio gets its answer, and the call
+    goes on."""
+    async with bridge(QUICK, greeting="Go.") as place:
+        await registry(place).put(
+            f"snapshot:{SID}", CallSnapshot(stream_count=1).encoded(FORMAT), 60.0
+        )
+        await registry(place).put(f"resume_count:{SID}", stored, 60.0)
+
+        assert "<Stream" in await asks_next(place)
 
 
 async def test_a_snapshot_that_cannot_be_read() -> None:

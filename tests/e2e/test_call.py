@@ -33,6 +33,7 @@ async def test_the_agent_speaks_first() -> None:
     assert item.text == "Say hi."
 
 
+@pytest.mark.both_loops
 async def test_no_first_word_is_lost() -> None:
     """The caller speaks at once, the model is ready a second later: it gets all of the
     caller's audio, byte for byte, in order."""
@@ -46,6 +47,7 @@ async def test_no_first_word_is_lost() -> None:
     assert not place.session.errors_sent
 
 
+@pytest.mark.both_loops
 async def test_the_agents_audio_arrives_byte_for_byte() -> None:
     """No audio of an answer is lost, repeated or re-encoded."""
     behaviour = Behaviour(
@@ -62,6 +64,7 @@ async def test_the_agents_audio_arrives_byte_for_byte() -> None:
 
 
 @pytest.mark.parametrize("frames", [False, True])
+@pytest.mark.both_loops
 async def test_a_barge_in(tmp_path: Path, frames: bool) -> None:
     """The caller talks over the agent: the agent stops, the model knows to a frame what
     was heard, and the session's listeners get `audio_interrupted`."""

@@ -2,6 +2,8 @@
 why."""
 
 import asyncio
+import secrets
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -10,8 +12,13 @@ from agents.realtime import RealtimeAgent
 from bridge.agent.live import LiveCall
 from bridge.core import redial, stream_presence
 from bridge.sim.model import Behaviour, Fail, PlayRuler
+from bridge.sim.realtime import dialects
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import CLOSED_SECONDS, HELLO, RunningBridge, bridge
+from tests.e2e.test_attacks import ACCOUNT, FORM, PUBLIC, TOKEN
+from tests.e2e.test_repeated_webhooks import ask, pair
+from tests.fleet.redis_server import RedisServer
+from tests.support.waiting import until
 from twiml import spoken_texts
 
 HANG_UP = steps.HangUpStep()
@@ -39,6 +46,7 @@ async def test_the_caller_hangs_up_at_once() -> None:
         await place.empty()
 
 
+@pytest.mark.both_loops
 async def test_the_stream_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No stop, no close: the socket is reset. If the caller does not return, the model
     session ends."""
@@ -64,6 +72,9 @@ async def test_the_stream_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
         (Behaviour(refuse=401), "model_refused"),
         (Behaviour(refuse=500), "model_not_ready"),
         (Behaviour(refuse_model=["gpt-realtime-2.1"]), "model_refused"),
+        (Behaviour(says=dialects.refuses_late), "model_refused"),
+        (Behaviour(close_after=(0.0, 1008, ""), delay_updated=9.0), "model_refused"),
+        (Behaviour(close_after=(0.0, 1011, ""), delay_updated=9.0), "model_not_ready"),
     ],
     ids=lambda it: it if isinstance(it, str) else "",
 )
@@ -149,6 +160,7 @@ async def test_the_users_agent_fails(agent: Any) -> None:
     assert place.metric('bridge_calls_total{outcome="bridge_agent_failed"}') == 1
 
 
+@pytest.mark.both_loops
 async def test_a_frozen_model_does_not_keep_the_call() -> None:
     """The caller hangs up while the model sends nothing more, no close frame either."""
     frozen = Behaviour(turns=LONG.turns, freeze_after=1.0)
@@ -160,6 +172,7 @@ async def test_a_frozen_model_does_not_keep_the_call() -> None:
             assert asyncio.get_running_loop().time() - began < CLOSED_SECONDS
 
 
+@pytest.mark.both_loops
 async def test_the_bridge_shuts_down() -> None:
     """A caller who is still talking after the drain time hears a sentence, not just a
     click."""
@@ -196,6 +209,7 @@ async def _many(place: RunningBridge, last: steps.Script, times: int) -> None:
         await place.caller().call([steps.WaitStep(0.2), *last])
 
 
+@pytest.mark.both_loops
 async def test_one_call_after_another_leaves_nothing() -> None:
     """Forty calls, four at a time, ten of them with a broken stream: no task, socket or
     registry entry remains."""
@@ -209,3 +223,42 @@ async def test_one_call_after_another_leaves_nothing() -> None:
     # On a busy machine some calls end before the model has answered the handshake.
     assert len(place.model.sessions) > 30
     assert place.metric("bridge_calls_active") == 0
+
+
+# --- Twilio says that the call is over ---
+
+
+async def test_a_final_status_ends_a_call_whose_socket_is_half_open(
+    server: RedisServer,
+) -> None:
+    """The caller has gone, and nothing comes on the socket: the session, which costs
+    money, ends with Twilio's status, whichever instance gets it."""
+    async with pair(server) as (one, two):
+        for asked in (one, two):
+            sid = f"CA{secrets.token_hex(16)}"
+            caller = one.caller(
+                auth_token=TOKEN,
+                signed_origin=PUBLIC,
+                account_sid=ACCOUNT,
+                call_sid=sid,
+                notice_seconds=60.0,
+            )
+            # Dropped at once: a caller whose socket closes would be called back.
+            script = [steps.DropStep("silence"), steps.WaitStep(60)]
+            async with asyncio.TaskGroup() as tasks:
+                talking = tasks.create_task(caller.call(script))
+                limit = monotonic() + 20
+                while sid not in await one.server.registered():
+                    assert monotonic() < limit, "the call does not begin"
+                    await asyncio.sleep(0.02)  # the model is dialled before
+                await until(lambda: one.model.active == 1)
+                going = {"CallStatus": "in-progress", "SequenceNumber": "1"}
+                over = {"CallStatus": "completed", "SequenceNumber": "2"}
+                form = {**FORM, "CallSid": sid}
+                assert (await ask(asked, "/call-status", {**form, **going}))[0] == 204
+                assert one.server.calls == 1
+                assert (await ask(asked, "/call-status", {**form, **over}))[0] == 204
+                await one.empty()
+                talking.cancel()
+
+    assert one.metric('bridge_calls_total{outcome="caller_hung_up"}') == 2

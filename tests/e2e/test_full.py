@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 from xml.etree import ElementTree
 
 import aiohttp
@@ -36,7 +37,13 @@ from twiml import spoken_texts
 
 PUBLIC, TOKEN = "https://bridge.example", SecretStr("twilio-secret-of-this-test")
 NUMBER = "+15550009999"
-FORM = {"CallSid": "CA1", "From": "+15551230001", "To": "+15557650002"}
+SID, OTHER = "CA" + "1" * 32, "CA" + "2" * 32
+FORM = {
+    "AccountSid": "AC" + "0" * 32,
+    "CallSid": SID,
+    "From": "+15551230001",
+    "To": "+15557650002",
+}
 STEP = NextStep(Then.RESUME)
 
 
@@ -138,7 +145,12 @@ async def test_a_forged_place_in_the_queue() -> None:
         late = await asked(place.url, "/voice?waiting=9999999999999-99999")
 
     [redirect] = future.iter("Redirect")
-    assert redirect.text == f"{place.url}/voice?a=%26+b&waiting=9999999999999-8"
+    assert redirect.text
+    url, _, query = redirect.text.partition("?")
+    pairs = parse_qsl(query)
+    assert url == f"{place.url}/voice" and query.startswith("a=%26+b&")
+    assert [name for name, _ in pairs] == ["a", "once", "waiting"]  # sorted
+    assert pairs[-1][1] == "9999999999999-8"
     assert said(late) == [spoken_texts.BUSY]
 
 
@@ -199,11 +211,14 @@ async def test_a_waiting_caller_keeps_the_place() -> None:
         place.server._services.capacity.streams = 1
         held = await asked(place.url, action)
         plan = Plan(greeting="Hi.").encoded(FORMAT)
-        await registry_of(place).put("plan:CA2", plan, 60)
-        ours = await asked(place.url, "/voice/next", CallSid="CA2")
+        await registry_of(place).put(f"plan:{OTHER}", plan, 60)
+        ours = await asked(place.url, "/voice/next", CallSid=OTHER)
 
     [redirect] = held.iter("Redirect")
-    assert redirect.text == f"{place.url}/voice?waiting=9999999999999-6"
+    assert redirect.text
+    query = dict(parse_qsl(urlsplit(redirect.text).query))
+    assert redirect.text.startswith(f"{place.url}/voice?")
+    assert query["waiting"] == "9999999999999-6"
     assert verbs(ours) == ["Hangup"]
 
 
@@ -312,12 +327,12 @@ async def test_the_instance_of_a_call_died() -> None:
     behaviour = Behaviour(fallback=[PlayRuler(300)])
     with capture_logs() as logs:
         async with bridge(behaviour, agent=agent_for, greeting="Hi.") as place:
-            await registry_of(place).put("snapshot:CA1", TALK.encoded(FORMAT), 60)
+            await registry_of(place).put(f"snapshot:{SID}", TALK.encoded(FORMAT), 60)
             # Nothing listens at the address of the old stream.
             document = twiml.connect(
                 "ws://127.0.0.1:1/media", action_url=f"{place.url}/voice/next"
             )
-            caller = place.caller(document=document, call_sid="CA1")
+            caller = place.caller(document=document, call_sid=SID)
             record = await caller.call([steps.WaitStep(1.0), steps.HangUpStep()])
             await place.empty()
 
@@ -331,7 +346,7 @@ async def test_the_instance_of_a_call_died() -> None:
 async def test_a_call_whose_new_streams_are_all_lost() -> None:
     """After a few lost streams the caller hears an apology."""
     async with bridge(fallback_number=NUMBER) as place:
-        await registry_of(place).put("snapshot:CA1", TALK.encoded(FORMAT), 60)
+        await registry_of(place).put(f"snapshot:{SID}", TALK.encoded(FORMAT), 60)
         answers = [
             await asked(place.url, "/voice/next") for _ in range(MAX_RESUMES + 1)
         ]
@@ -344,12 +359,12 @@ async def test_a_call_whose_new_streams_are_all_lost() -> None:
 async def test_a_call_is_handed_over() -> None:
     """A call that its instance handed over continues with its snapshot. If the other
     instance is full, the call waits, if callers wait there at all."""
-    entry = CallEntry("CA1", "MZ1", 0.0)
+    entry = CallEntry(SID, "MZ1", 0.0)
     async with bridge(when_full="queue", max_calls=1) as place:
         registry = registry_of(place)
         await registry.closed(entry, STEP)
         bare = await asked(place.url, "/voice/next")
-        await registry.put("snapshot:CA1", TALK.encoded(FORMAT), 60)
+        await registry.put(f"snapshot:{SID}", TALK.encoded(FORMAT), 60)
         place.server._services.capacity.streams = 1
         held = await asked(place.url, "/voice/next")
         place.server._services.capacity.streams = 0
@@ -358,9 +373,8 @@ async def test_a_call_is_handed_over() -> None:
         resumed = await asked(place.url, path)
 
     assert parameters(bare) == {"From": FORM["From"], "To": FORM["To"]}
-    assert said(held) == [spoken_texts.HOLD] and path.startswith(
-        "/voice/next?returning="
-    )
+    assert said(held) == [spoken_texts.HOLD]
+    assert path.startswith("/voice/next?once=") and "&returning=" in path
     assert parameters(resumed)["campaign"] == "spring"
 
 
@@ -370,7 +384,7 @@ async def test_a_call_that_cannot_be_resumed_because_all_are_full() -> None:
     route = Route(sorry="Pardon.", fallback=NUMBER, language="fr")
     async with bridge(max_calls=1, route=route) as place:
         place.server._services.capacity.streams = 1
-        await registry_of(place).put("snapshot:CA1", TALK.encoded(FORMAT), 60)
+        await registry_of(place).put(f"snapshot:{SID}", TALK.encoded(FORMAT), 60)
         document = await asked(place.url, "/voice/next")
 
     assert said(document) == ["Pardon."]

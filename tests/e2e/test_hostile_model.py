@@ -169,6 +169,7 @@ async def test_meaningless_events_do_not_end_a_call() -> None:
 
 
 @pytest.mark.parametrize("size", [MAX_EVENT_CHARS + 1, 2 * MAX_EVENT_BYTES])
+@pytest.mark.both_loops
 async def test_a_giant_event(size: int) -> None:
     """The event is not parsed; if necessary another session continues the call."""
     behaviour = Behaviour(turns=[[PlayRuler(500)]] * 2)
@@ -231,14 +232,16 @@ FLOODS = {
 
 @pytest.fixture
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the limits, so that the tests reach them quickly."""
+    """Lower limits, so that the tests reach them quickly, also on a loaded machine: the
+    answer to a keepalive ping waits behind the flood."""
     assert wire.EVENTS_PER_SECOND * wire.FLOOD_SECONDS == 20_000
-    monkeypatch.setattr(wire, "EVENTS_PER_SECOND", 100.0)
+    monkeypatch.setattr(wire, "EVENTS_PER_SECOND", 20.0)
     monkeypatch.setattr(wire, "CHARS_PER_SECOND", wire.CHARS_PER_SECOND / 10)
 
 
 @pytest.mark.usefixtures("low_limits")
 @pytest.mark.parametrize("kind", FLOODS)
+@pytest.mark.both_loops
 async def test_a_flood_ends_its_call_and_no_other(kind: str) -> None:
     """A model that sends without end: its caller hears an apology, the other caller
     hears the whole answer."""
@@ -251,6 +254,7 @@ async def test_a_flood_ends_its_call_and_no_other(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("low_limits")
+@pytest.mark.both_loops
 async def test_a_flood_of_bytes() -> None:
     """Fewer events of a megabyte each: the call ends before they fill the memory."""
     book = event("response.output_text.delta", delta="x" * 1_000_000)
@@ -319,7 +323,10 @@ async def test_tools_called_with_malformed_arguments() -> None:
         calls_tool(8, arguments="x" * 500_000),
         calls_tool(9, name="x" * (MAX_ID_CHARS + 1)),
     ]
-    behaviour = Behaviour(turns=[[CallTool("look_up", {})]], fallback=[PlayRuler(400)])
+    # The server refuses the outputs of calls that it does not know, for which responses
+    # are cancelled.
+    turns = [[CallTool("look_up", {}), PlayRuler(400)]] * 4
+    behaviour = Behaviour(turns=turns, fallback=[PlayRuler(400)])
     async with bridge(behaviour, agent=Tools().agent) as place:
         calling = asyncio.ensure_future(  # noqa: TID251
             place.caller().call([steps.WaitStep(1), *TALK])
@@ -332,18 +339,18 @@ async def test_tools_called_with_malformed_arguments() -> None:
 
     assert record.ended_by == "caller"
     assert 400 in read_ruler(record.heard).heard_ms.values()
-    assert told.count("found") == 1
+    assert told.count("found") >= 1
     assert len(told) >= 7
 
 
 async def test_two_hundred_tools_at_once() -> None:
     """The number of running tool calls is limited; for the others the model is told to
     wait."""
-    tools = Tools(1.0)  # the first still runs when the last one begins
+    tools = Tools(6.0)  # the first still runs when the last one begins
     behaviour = Behaviour(fallback=[PlayRuler(400)])
     async with bridge(behaviour, agent=tools.agent) as place:
         calling = asyncio.ensure_future(  # noqa: TID251
-            place.caller().call([steps.WaitStep(2.5), *TALK])
+            place.caller().call([steps.WaitStep(8.5), *TALK])
         )
         await until(lambda: is_configured(place))
         place.model.inject(faults.saying(*(calls_tool(n) for n in range(200))))

@@ -9,13 +9,14 @@ from bridge.sim.model import Behaviour, PlayRuler
 from tests.e2e.bridge import RunningBridge, bridge
 from tests.e2e.test_back_again import first_sound, hang_up, stream
 
-SID = "CA" + "6" * 32
+ACCOUNT, SID = "AC" + "0" * 32, "CA" + "6" * 32
 QUICK = Behaviour(fallback=[PlayRuler(200)], think_seconds=0.05, speed=20)
 NEWER = b'{"format":%d,"stream_count":1,"agent_name":"Booking"}' % (FORMAT + 1)
 
 
 async def asks_next(place: RunningBridge, **more: str) -> str:
-    form = {"CallSid": SID, "From": "+14155550177", "To": "+14155550100", **more}
+    numbers = {"From": "+14155550177", "To": "+14155550100"}
+    form = {"AccountSid": ACCOUNT, "CallSid": SID, **numbers, **more}
     async with (
         aiohttp.ClientSession() as http,
         http.post(f"{place.url}/voice/next", data=form) as answer,

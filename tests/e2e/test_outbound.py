@@ -12,12 +12,14 @@ from typing import Any
 import aiohttp
 from pydantic import SecretStr
 
+from bridge.app.routes import ReportTarget, Route
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.plan import Plan
 from bridge.http.api import client
-from bridge.sim.model import Behaviour, PlayRuler, SayText
+from bridge.sim.model import Behaviour, CallTool, PlayRuler, SayText
 from bridge.sim.twilio import rest, steps
 from tests.e2e.bridge import AGENT, HELLO, WAIT, RunningBridge, bridge
+from tests.support.waiting import until
 
 TOKEN = "a-token-of-the-control-api"
 ACCOUNT = "AC" + "0" * 31 + "1"
@@ -120,6 +122,55 @@ async def test_a_machine_is_hung_up_on() -> None:
     assert place.metric('bridge_calls_total{outcome="bridge_machine"}') == 1
 
 
+async def test_the_agent_recognises_a_mailbox() -> None:
+    """The agent hears the machine and says so by the tool that the bridge gives it; the
+    message is left, and the report says who has answered."""
+    reports: list[Any] = []
+    decides = CallTool("who_answered", {"who": "voicemail"})
+    behaviour = Behaviour(turns=[[decides], [PlayRuler(1800)]])
+    route = Route(report=ReportTarget(to="save"))
+    async with phones(
+        behaviour, rest.Machine(WAIT), route=route, functions={"save": reports.append}
+    ) as (place, twilio):
+        body = {"to": CALLEE, "greeting": "", "machine": "message"}
+        body |= {"message": "Call us.", "agent_decides": True}
+        sid = await client.place_call(place.url, TOKEN, body)
+        async with asyncio.timeout(30):
+            await twilio.calls[sid].over.wait()
+        await place.empty()
+        await until(lambda: bool(reports))
+
+    words = [it.text for it in place.session.items.values() if it.role == "system"]
+    assert any("Call us." in text for text in words)
+    assert place.metric('bridge_calls_total{outcome="agent_message_left"}') == 1
+    [report] = reports
+    assert (report.status, report.answered_by) == ("machine", "voicemail")
+    assert [it.name for it in report.tools] == ["who_answered"]
+
+
+async def test_the_agent_hears_a_person_where_twilio_heard_a_machine() -> None:
+    """The call goes on. An agent of a call without `agent_decides` has no such tool."""
+    decides = CallTool("who_answered", {"who": "person"})
+    turns = [[decides], [SayText("Good to hear you.")]]
+    script = [steps.SayStep(HELLO), LISTEN, steps.HangUpStep()]
+    answers = rest.Answers(script=script, answered_by="fax", detected_after=0.1)
+    async with phones(Behaviour(turns=turns), answers) as (place, twilio):
+        for decides_itself in (True, False):
+            body = {"to": CALLEE, "greeting": "", "agent_decides": decides_itself}
+            sid = await client.place_call(place.url, TOKEN, body)
+            async with asyncio.timeout(20):
+                await twilio.calls[sid].over.wait()
+            await place.empty()
+
+    assert place.metric('bridge_calls_total{outcome="caller_hung_up"}') == 1
+    assert place.metric('bridge_calls_total{outcome="bridge_machine"}') == 1
+    tools = [
+        {it["name"] for it in session.session["tools"]}
+        for session in place.model.sessions
+    ]
+    assert tools == [{"who_answered"}, set()]
+
+
 async def test_a_call_that_fails_before_it_is_known(tmp_path: Path) -> None:
     """The callee is busy, and Twilio says so before it has answered our request: the
     report of the call is delivered, by the function of its route."""
@@ -131,10 +182,8 @@ async def test_a_call_that_fails_before_it_is_known(tmp_path: Path) -> None:
     routes = tmp_path / "routes.yaml"
     to = f"{tmp_path / 'reported.py'}:save"
     routes.write_text(f"routes:\n  - name: sales\n    report: {{to: '{to}'}}\n")
-    async with phones(Behaviour(), rest.Unreached("busy"), routes=routes) as (
-        place,
-        twilio,
-    ):
+    busy = rest.Unreached("busy", sip_code=486)
+    async with phones(Behaviour(), busy, routes=routes) as (place, twilio):
         twilio.answers_last = True
         body = {"to": CALLEE, "route": "sales"}
         sid = await client.place_call(place.url, TOKEN, body)
@@ -142,6 +191,49 @@ async def test_a_call_that_fails_before_it_is_known(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "reported.json").read_bytes())
     assert (report["call_sid"], report["status"]) == (sid, "busy")
     assert report["route"] == "sales"
+    assert (report["sip_code"], report["error_code"]) == (486, None)
+
+
+async def test_a_call_is_canceled_over_the_api(tmp_path: Path) -> None:
+    """The phone stops ringing, the API says so, and the report of the call is delivered
+    once, although Twilio reports the end too. A repeated request to place it places no
+    second call."""
+    (tmp_path / "reported.py").write_text(
+        "from pathlib import Path\n"
+        "def save(report):\n"
+        "    with Path(__file__).with_suffix('.json').open('ab') as file:\n"
+        "        file.write(report.as_json() + b'\\n')\n"
+    )
+    routes = tmp_path / "routes.yaml"
+    to = f"{tmp_path / 'reported.py'}:save"
+    routes.write_text(f"routes:\n  - name: sales\n    report: {{to: '{to}'}}\n")
+    rings = rest.Answers(script=[steps.WaitStep(60)], after=30.0)
+    key = {"Authorization": f"Bearer {TOKEN}", "Idempotency-Key": "k1"}
+    async with (
+        phones(Behaviour(), rings, routes=routes) as (place, twilio),
+        aiohttp.ClientSession(f"{place.url}/api/", headers=key) as http,
+    ):
+        body = {"to": CALLEE, "route": "sales"}
+        sids = set()
+        for _ in range(2):
+            async with http.post("calls", json=body) as answer:
+                sids.add((await answer.json())["call_sid"])
+        [sid] = sids
+        await until(lambda: twilio.calls[sid].status == "ringing")
+        async with http.post(f"calls/{sid}/cancel") as answer:
+            assert (await answer.json())["state"] == "canceled"
+        async with asyncio.timeout(20):
+            await twilio.calls[sid].over.wait()
+        async with http.get(f"calls/{sid}/status") as answer:
+            assert (await answer.json())["state"] == "canceled"
+        async with http.post(f"calls/{sid}x/cancel") as answer:
+            assert answer.status == 404
+
+    [line] = (tmp_path / "reported.json").read_bytes().splitlines()
+    report = json.loads(line)
+    assert (report["call_sid"], report["status"]) == (sid, "canceled")
+    assert (report["to_number"], report["route"]) == (CALLEE, "sales")
+    assert twilio.calls[sid].callbacks[-1].form["CallStatus"] == "canceled"
 
 
 async def test_the_command(tmp_path: Any) -> None:
@@ -150,7 +242,7 @@ async def test_the_command(tmp_path: Any) -> None:
     async with phones(Behaviour(), rest.Unreached("busy")) as (place, twilio):
         environ = {**os.environ, "BRIDGE_API_TOKEN": TOKEN}
 
-        async def run(number: str) -> tuple[int, str]:
+        async def run(number: str, *options: str) -> tuple[int, str]:
             process = await asyncio.create_subprocess_exec(
                 *(
                     sys.executable,
@@ -158,6 +250,7 @@ async def test_the_command(tmp_path: Any) -> None:
                     "bridge.cli.commands",
                     "call",
                     number,
+                    *options,
                     "--url",
                     place.url,
                 ),
@@ -169,8 +262,9 @@ async def test_the_command(tmp_path: Any) -> None:
             out, _ = await process.communicate()
             return process.returncode or 0, out.decode()
 
-        code, told = await run(CALLEE)
+        code, told = await run(CALLEE, "--digits", "wwww12#")
         assert code == 0 and told.strip() in twilio.calls
+        assert twilio.calls[told.strip()].asked["SendDigits"] == "wwww12#"
         code, told = await run("+4930123456")
         assert code == 1 and "not allowed" in told
 

@@ -7,16 +7,26 @@ import numpy as np
 from agents import function_tool
 from agents.realtime import RealtimeAgent
 from agents.run_context import RunContextWrapper
+from structlog.testing import capture_logs
 
 import twiml
 from bridge.agent.live import LiveCall, Transfer
 from bridge.agent.phone_tools import PHONE_TOOLS
-from bridge.app.routes import Cost, HangUpAction, Route, Silence, TellAction
+from bridge.app.routes import (
+    Cost,
+    HangUpAction,
+    ReportTarget,
+    Route,
+    Silence,
+    TellAction,
+)
 from bridge.core.rules import Prices
+from bridge.records.report import CallReport
 from bridge.sim.model import Behaviour, CallTool, PlayRuler, SayText, Turn, TurnContext
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from tests.e2e.bridge import HELLO, WAIT, bridge
+from tests.support.waiting import until
 
 LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
 HANG_UP = steps.HangUpStep()
@@ -83,16 +93,78 @@ async def test_a_transfer() -> None:
     assert place.metric('bridge_calls_total{outcome="agent_transferred"}') == 1
 
 
+async def test_a_person_takes_the_call_by_a_key() -> None:
+    """The person who answers an extension hears who calls, presses 1, and only then
+    talks with the caller."""
+    turns = [[SayText("Yes."), CallTool("transfer_call", {"target": "sales"})]]
+    sales = Transfer(
+        SALES.number, digits="ww42", whisper="A buyer. Press 1.", accept=True
+    )
+    route = Route(transfers={"sales": sales})
+    async with bridge(Behaviour(turns=turns), agent=AGENT, route=route) as place:
+        caller = place.caller(dial_presses="1")
+        record = await caller.call([steps.SayStep(HELLO), STAY])
+        await place.empty()
+
+    [dialled] = record.dials
+    assert (dialled.number, dialled.digits) == (SALES.number, "ww42")
+    assert (dialled.said, dialled.bridged) == (["A buyer. Press 1."], True)
+    assert record.twiml[-1] == twiml.hang_up() and record.warnings == []
+
+
+async def test_a_mailbox_that_answers_does_not_take_the_caller() -> None:
+    """A mailbox presses no key: it is hung up on, and the caller, who has heard
+    ringing, comes back to the agent, which is told that nobody took the call."""
+    turns = [[SayText("Yes."), CallTool("transfer_call", {"target": "sales"})]]
+    sales = Transfer("sip:sales@pbx.example", accept=True)
+    route = Route(transfers={"sales": sales})
+    async with bridge(Behaviour(turns=turns), agent=AGENT, route=route) as place:
+        caller = place.caller(dial_ring_seconds=1.0)
+        script = [steps.SayStep(HELLO), steps.HearStep(200), steps.WaitStep(2.5)]
+        with capture_logs() as lines:
+            calling = asyncio.create_task(caller.call([*script, LISTEN, HANG_UP]))  # noqa: TID251
+            await until(lambda: [it for it in lines if it["event"] == "next_step_sent"])
+            place.model.behaviour = Behaviour(turns=[[SayText("Nobody was there.")]])
+            record = await calling
+        await place.empty()
+
+    [dialled] = record.dials
+    assert (dialled.number, dialled.bridged) == ("sip:sales@pbx.example", False)
+    assert "Press 1" in dialled.said[0]
+    assert any("nobody took the call" in text for text in said(place, "system"))
+
+
+async def test_a_caller_without_a_number_is_transferred_under_ours() -> None:
+    """A caller of Twilio's Voice SDK reaches the target, who sees our number: Twilio
+    refuses to dial for a caller who has none."""
+    turns = [[SayText("Yes."), CallTool("transfer_call", {"target": "sales"})]]
+    route = Route(transfers={"sales": SALES})
+    async with bridge(Behaviour(turns=turns), agent=AGENT, route=route) as place:
+        caller = place.caller(from_number="client:ann")
+        record = await caller.call([steps.SayStep(HELLO), STAY])
+        await place.empty()
+
+    [dialled] = record.dials
+    assert (dialled.status, dialled.caller_id) == ("completed", caller.to_number)
+    assert record.warnings == []
+
+
 async def test_a_transfer_is_not_answered() -> None:
-    """The caller returns to the agent, which knows what was said and what failed."""
+    """The caller returns to the agent, which knows what was said and, in words, what
+    failed. The operator sees Twilio's code in the log, the report's reader there."""
+    reports: list[CallReport] = []
     turns = [
         [SayText("I put you through."), CallTool("transfer_call", {"target": "sales"})]
     ]
-    route = Route(transfers={"sales": SALES})
+    route = Route(transfers={"sales": SALES}, report=ReportTarget(to="reported"))
     behaviour = Behaviour(turns=turns, user_texts=["Sales, please."])
-    async with bridge(behaviour, agent=AGENT, route=route, greeting="Hi.") as place:
+    functions = {"reported": reports.append}
+    async with bridge(
+        behaviour, agent=AGENT, route=route, greeting="Hi.", functions=functions
+    ) as place:
         place.model.behaviour = Behaviour(turns=[[SayText("Welcome.")], *turns])
-        caller = place.caller(dial_outcome="no-answer")
+        error = (21215, f"No permission to call {SALES.number} from client:x")
+        caller = place.caller(dial_outcome="failed", dial_error=error)
         script = [
             LISTEN,
             steps.SayStep(HELLO),
@@ -102,13 +174,22 @@ async def test_a_transfer_is_not_answered() -> None:
         talking = asyncio.create_task(caller.call([*script, LISTEN, HANG_UP]))  # noqa: TID251
         await asyncio.sleep(2)  # the first session is ready, the transfer has not begun
         place.model.behaviour = Behaviour(turns=[[SayText("Nobody was there.")]])
-        record = await talking
+        with capture_logs() as lines:
+            record = await talking
+            await until(lambda: len(reports) == 2)
         await place.empty()
 
     assert record.dialled == SALES.number
     second = place.session
     words = [it.text for it in second.items.values() if it.role == "system"]
-    assert any("no-answer" in text for text in words)
+    assert any("cannot be reached at the moment" in text for text in words)
+    assert not any("21215" in text for text in words)  # a person would not say that
+    [ended] = [it for it in lines if it["event"] == "transfer_ended"]
+    assert (ended["status"], ended["error_code"]) == ("failed", "21215")
+    assert ended["message"] == "No permission to call [number] from [number]"
+    [failed] = reports[-1].failed_transfers
+    assert (failed.status, failed.error_code) == ("failed", "21215")
+    assert reports[0].failed_transfers == []
     roles = [it.role or it.type for it in second.items.values()]
     assert roles[:4] == ["system", "assistant", "user", "assistant"]
     assert [it.text for it in second.items.values() if it.role == "assistant"] == [
@@ -139,14 +220,16 @@ def tones(heard: bytes) -> list[tuple[int, int]]:
 
 async def test_the_agent_presses_keys() -> None:
     """A phone menu behind the number hears the tones of the keys, one after the
-    other."""
+    other, as long as the route says."""
     turns = [[CallTool("send_digits", {"digits": "1#"})], [SayText("Done.")]]
-    async with bridge(Behaviour(turns=turns), agent=AGENT) as place:
+    route = Route(tone_ms=300)
+    async with bridge(Behaviour(turns=turns), agent=AGENT, route=route) as place:
         record = await place.caller().call([steps.SayStep(HELLO), LISTEN, HANG_UP])
         await place.empty()
 
     spectrum = tones(record.heard)
     assert (700, 1210) in spectrum, spectrum[:20]
+    assert spectrum.count((700, 1210)) > 8, "the tone is as long as the route says"
     assert any(low == 940 and high in (1480, 1470) for low, high in spectrum)
     assert not record.warnings and not place.session.errors_sent
 

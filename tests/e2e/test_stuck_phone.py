@@ -17,8 +17,8 @@ from time import monotonic
 import aiohttp
 import pytest
 
-from bridge.call import stream as stream_file
 from bridge.call.media_leg import MediaLeg
+from bridge.http import phone_socket
 from bridge.sim.model import Behaviour, PlayRuler
 from bridge.sim.twilio import messages
 from tests.bench.hostile_clients import (
@@ -34,6 +34,8 @@ from tests.bench.hostile_clients import (
 from tests.e2e.bridge import RunningBridge, bridge
 from tests.e2e.test_back_again import asks_next, first_sound, hang_up, stream
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.both_loops
 
 TOKEN = "t" * 32
 TALKATIVE = Behaviour(fallback=[PlayRuler(60_000)], think_seconds=0.05, speed=200)
@@ -130,20 +132,20 @@ async def is_stuck(client: HostileClient, place: RunningBridge) -> None:
         call = place.server.call(client.call_sid)
         leg = call and call._leg
         stream = leg._stream if isinstance(leg, MediaLeg) else None
-        return bool(stream and stream._outgoing.qsize() > 10)
+        return bool(stream and stream._socket.is_paused)
 
     await until(waiting, 5, "a stuck writer")
 
 
-@pytest.mark.parametrize("limit", ["time", "queue"])
+@pytest.mark.parametrize("limit", ["time", "size"])
 async def test_a_phone_that_reads_nothing(
     limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stream is closed within the limit of sending and a second, so that Twilio
     asks for the next step while the call still waits for it."""
-    if limit == "queue":
-        monkeypatch.setattr(stream_file, "MAX_QUEUED_MESSAGES", 100)
-    async with stuck_call() as (place, client):
+    if limit == "size":
+        monkeypatch.setattr(phone_socket, "MAX_UNSENT_BYTES", 100_000)
+    async with stuck_call(0.3 if limit == "time" else 30) as (place, client):
         await until(lambda: place.metric('bridge_limit_hits_total{limit="phone_slow"}'))
         began = monotonic()
         await until(lambda: not is_open(client), 5, "closing the stuck stream")

@@ -8,6 +8,7 @@ import json
 from time import monotonic
 from typing import Any
 
+import pytest
 from agents import function_tool
 from agents.realtime import RealtimeAgent, realtime_handoff
 from websockets.asyncio.client import connect
@@ -79,6 +80,7 @@ class AgentFactory:
 # --- the model connection ---
 
 
+@pytest.mark.both_loops
 async def test_the_model_connection_is_lost_in_two_answers() -> None:
     """A reset, then an expired session: the caller hears both answers to their ends,
     each word once. The third session knows all that was said, and the SDK's session,
@@ -228,6 +230,7 @@ async def test_a_session_is_rolled_over_unheard() -> None:
 # --- the caller's stream ---
 
 
+@pytest.mark.both_loops
 async def test_a_stream_that_breaks_is_followed_by_another() -> None:
     """The caller has the same agent, in the same session, and hears the rest of the
     answer."""

@@ -138,6 +138,7 @@ async def test_a_binary_message() -> None:
     assert place.metric('bridge_protocol_errors_total{side="caller"}') == 1
 
 
+@pytest.mark.both_loops
 async def test_a_message_that_is_too_large() -> None:
     """The message is not read: the stream ends with the close code for the reason."""
     async with bridge() as place:
@@ -168,6 +169,15 @@ async def test_another_encoding() -> None:
 # --- admission ---
 
 
+CALL = "CA" + "1" * 32
+FORM = {
+    "AccountSid": "AC" + "0" * 32,
+    "CallSid": CALL,
+    "From": "+15551230001",
+    "To": "+15557650002",
+}
+
+
 async def _post(url: str, form: dict[str, str], **headers: str) -> tuple[int, str]:
     async with (
         aiohttp.ClientSession() as session,
@@ -180,8 +190,7 @@ async def test_only_twilios_requests_are_accepted() -> None:
     """Unsigned or wrongly signed requests get no TwiML and start no session."""
     signer = RequestValidator(TOKEN)
     account = "AC" + "0" * 32
-    form = {"CallSid": "CA1", "From": "+15551230001", "To": "+15557650002"}
-    form["AccountSid"] = account
+    form = {**FORM, "AccountSid": account}
     signature = signer.compute_signature(f"{PUBLIC}/voice", form)
     async with bridge(public_url=PUBLIC, twilio_auth_token=TOKEN) as place:
         good = await _post(
@@ -198,9 +207,9 @@ async def test_only_twilios_requests_are_accepted() -> None:
                 pass
 
     assert good[0] == 200
-    path = f"/media/{account}/CA1/"
+    path = f"/media/{account}/{CALL}/"
     assert f'url="{PUBLIC.replace("https", "wss")}{path}' in good[1]
-    assert f'action="{PUBLIC}/voice/next"' in good[1]
+    assert f'action="{PUBLIC}/voice/next?once=' in good[1]
     assert (unsigned[0], changed[0]) == (403, 403)
     assert place.model.sessions == []
 
@@ -269,10 +278,10 @@ async def test_health_and_metrics() -> None:
             text = await answer.text()
         status = await _post(
             f"{place.url}/stream-status",
-            {"CallSid": "CA1", "StreamEvent": "stream-error"},
+            {**FORM, "StreamEvent": "stream-error", "StreamSid": "MZ" + "1" * 32},
         )
         done = await _post(
-            f"{place.url}/call-status", {"CallSid": "CA1", "CallStatus": "completed"}
+            f"{place.url}/call-status", {**FORM, "CallStatus": "completed"}
         )
 
     assert "bridge_calls_active 0.0" in text
@@ -282,10 +291,14 @@ async def test_health_and_metrics() -> None:
 async def test_a_caller_with_an_endless_address() -> None:
     """A SIP address that is too long for a parameter is left out; the call is
     accepted."""
-    form = {"CallSid": "CA1", "From": "sip:" + "x" * 600, "To": "+15557650002"}
     async with bridge() as place:
-        status, text = await _post(f"{place.url}/voice", form)
-        odd = await _post(f"{place.url}/voice", {**form, "From": "a\x00b"})
+        address = "sip:" + "x" * 600
+        status, text = await _post(
+            f"{place.url}/voice", {**FORM, "From": address, "Caller": address}
+        )
+        odd = await _post(
+            f"{place.url}/voice", {**FORM, "From": "a\x00b", "Caller": "a\x00b"}
+        )
 
     assert (status, odd[0]) == (200, 200)
     assert "sip:" not in text and "+15557650002" in text
@@ -303,7 +316,7 @@ async def test_a_form_that_is_not_text() -> None:
 async def test_the_next_step_of_an_unknown_call() -> None:
     """A caller whose call is unknown to the bridge hears a sentence."""
     async with bridge() as place:
-        status, text = await _post(f"{place.url}/voice/next", {"CallSid": "CAxyz"})
+        status, text = await _post(f"{place.url}/voice/next", FORM)
 
     assert status == 200
     assert spoken_texts.SORRY in text

@@ -1,23 +1,26 @@
 """Both registries, and a clock that the test moves."""
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import pytest
 
 from bridge.fleet import InstanceLoad, Registry
 from bridge.fleet.memory import MemoryRegistry
-from bridge.fleet.redis import redis_registry
+from bridge.fleet.redis import RedisRegistry, redis_registry
 from tests.fleet.redis_server import RedisServer
 
 
 class Clock:
-    """The clock of a memory registry; with a Redis, its values get older instead."""
+    """The clock of a memory registry; with a Redis, its values get older instead, and
+    so does what the instance knows of them."""
 
-    def __init__(self, server: RedisServer | None = None) -> None:
+    def __init__(
+        self, server: RedisServer | None = None, registry: RedisRegistry | None = None
+    ) -> None:
         self.now = 1000.0
         self._server = server
+        self._registry = registry
 
     def __call__(self) -> float:
         return self.now
@@ -26,6 +29,10 @@ class Clock:
         self.now += seconds
         if self._server:
             self._server.let_pass(seconds)
+        if self._registry:
+            kept = self._registry._written._kept
+            for key, value in kept.items():
+                kept[key] = replace(value, until=value.until - seconds)
 
 
 @dataclass
@@ -43,15 +50,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server.stop()
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A running Redis for one test."""
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture(params=["memory", "redis"])
 async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     if request.param == "memory":
@@ -61,7 +59,7 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     server: RedisServer = request.getfixturevalue("running")
     server.client.flushall()
     async with redis_registry(server.url, lambda: InstanceLoad(1, 0)) as registry:
-        yield Place(registry, Clock(server))
+        yield Place(registry, Clock(server, registry))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import redis
 
+from bridge.sim.ports import free_port
 from scripts.fleet import program
 
 START_SECONDS = 10.0
@@ -19,9 +19,7 @@ class RedisServer:
     """A server on a free port of this machine. `keep`: its data are on disk."""
 
     def __init__(self, folder: Path, *more: str, keep: bool = False) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [
             *(program("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1"),

@@ -1,7 +1,7 @@
 """The registry of a single instance."""
 
-from bridge.fleet import NextStep, Then
-from bridge.fleet.memory import NEXT_STEP_SECONDS, MemoryRegistry
+from bridge.fleet import NEXT_STEP_SECONDS, NextStep, Then
+from bridge.fleet.memory import MemoryRegistry
 from tests.fleet.conftest import Clock
 from tests.fleet.test_registry import HANG_UP, SORRY, entry
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from bridge.app import quotas
-from bridge.app.dial_permissions import may_dial
 from bridge.app.quotas import (
     CALL_SECONDS,
     WITHHELD,
@@ -225,32 +224,3 @@ async def test_cost_is_reported_soon(
         await asyncio.sleep(0.05)
         a.quotas.spent(1.0)
     assert await b.quotas.day_is_spent()
-
-
-@pytest.mark.parametrize(
-    ("number", "prefixes", "may"),
-    [
-        ("+14155550101", ["+1"], True),
-        ("+14155550101", ["+4930", "+1415"], True),
-        ("+19005550101", ["+1", "!+1900"], False),
-        ("+19005550101", ["!+1900", "+1"], False),
-        ("+19005550101", ["+1", "!+1900", "+1900555"], True),
-        ("+14155550101", ["+1", "!+1900"], True),
-        ("+19005550101", ["+1900", "!+1900"], False),
-        ("+4930123456", ["+1"], False),
-        ("+14155550101", ["!+1900"], False),
-        ("+14155550101", [], False),
-        # As people write numbers and networks correct them: +1 (1) 900, +44 (0)900.
-        ("+119005550101", ["+1", "!+1900"], False),
-        ("+109005550101", ["+1", "!+1900"], False),
-        ("+440900123456", ["+44", "!+44900"], False),
-        ("+3530900123456", ["+353", "!+353900"], False),
-        ("+78809123456", ["+7", "!+7809"], False),
-        ("+440301234567", ["+44", "!+44900"], True),
-        ("+390612345678", ["+39", "!+39899"], True),
-        ("+78121234567", ["+7", "!+7809"], True),
-    ],
-)
-def test_allowed_prefixes(number: str, prefixes: list[str], may: bool) -> None:
-    """The longest matching prefix decides; of equal ones the one that forbids."""
-    assert may_dial(number, prefixes) is may

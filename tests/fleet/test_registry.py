@@ -1,7 +1,13 @@
 """Calls, next steps and messages: the contract of both registries."""
 
-from bridge.fleet import TAKEN, CallEntry, NextStep, Registry, Then
-from bridge.fleet.memory import NEXT_STEP_SECONDS
+from bridge.fleet import (
+    NEXT_STEP_SECONDS,
+    TAKEN,
+    CallEntry,
+    NextStep,
+    Registry,
+    Then,
+)
 from tests.fleet.conftest import Clock
 
 SORRY, HANG_UP = NextStep(Then.SORRY, "+14155550100"), NextStep(Then.HANG_UP)
@@ -97,12 +103,42 @@ async def test_a_next_step_expires(registry: Registry, clock: Clock) -> None:
     assert await registry.next_step("CA1") is None
 
 
+async def test_the_step_of_a_transfer_lives_while_it_rings(
+    registry: Registry, clock: Clock
+) -> None:
+    """The person who answers after two minutes hears the whisper, and is not hung up
+    on."""
+    ringing = NextStep(Then.TRANSFER, "+14155550101", ring_seconds=120, whisper="Hi.")
+    await registry.closed(entry(), ringing)
+    clock.pass_on(NEXT_STEP_SECONDS + 100.0)
+    assert await registry.next_step("CA1") == ringing
+    clock.pass_on(20.0)
+    assert await registry.next_step("CA1") is None
+
+
 async def test_a_late_request_is_answered(registry: Registry, clock: Clock) -> None:
     """A Twilio that asks late still gets the step before it expires."""
     await registry.closed(entry(), SORRY)
     clock.pass_on(NEXT_STEP_SECONDS - 5.0)
 
     assert await registry.next_step("CA1") == SORRY
+
+
+async def test_a_transfer_is_known_as_long_as_it_rings(
+    registry: Registry, clock: Clock
+) -> None:
+    """A person who answers after three minutes hears the whisper, and is not hung up
+    on; then the step ends like any other."""
+    long = NextStep(Then.TRANSFER, "+14155550100", ring_seconds=600, whisper="A caller")
+    await registry.closed(entry("1"), long)
+    await registry.closed(entry("2"), SORRY)
+    clock.pass_on(180)
+    await registry.closed(entry("3"), SORRY)
+
+    assert await registry.next_step("CA1") == long
+    assert await registry.next_step("CA2") is None
+    clock.pass_on(420 + NEXT_STEP_SECONDS)
+    assert await registry.next_step("CA1") is None
 
 
 async def test_a_renewed_step_does_not_keep_older_ones(

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from bridge.audio.g711 import BYTES_PER_MS
 from bridge.core.history import HistoryItem, Playing
 from bridge.core.rules import BACK, CUT_OFF
+from bridge.core.word_positions import Pace
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import AnsweredBy, Plan
@@ -29,6 +30,9 @@ WORD_MS = 100
 WORD = WORD_MS * BYTES_PER_MS
 """Bytes of a spoken word."""
 
+PACE = Pace(weight=36.0, seconds=60.0, lead=0.0)
+"""Learned: two letters in 100 ms, and each word arrives with its audio."""
+
 
 def playing(
     item: str,
@@ -43,7 +47,7 @@ def playing(
     count = math.ceil(ms / WORD_MS) if words is None else words
     pieces = tuple((n * WORD, f"{item[-1]}{letters[n]} ") for n in range(count))
     received, heard = ms * BYTES_PER_MS, heard_ms * BYTES_PER_MS
-    return Playing(item, pieces, received, heard, complete, cut)
+    return Playing(item, pieces, received, heard, complete, cut, pace=PACE)
 
 
 def after(snapshot: CallSnapshot, ms: float) -> dict[str, HistoryItem]:
@@ -152,7 +156,7 @@ def test_an_unfinished_answer() -> None:
     resumed = snapshot.as_of(AT + 60)
 
     [item] = resumed.history
-    assert item.text == item.generated == "xa xb xc "
+    assert item.text == item.generated == "xa xb xc"
     assert item.cut and resumed.why == CUT_OFF
     assert whole.as_of(AT + 60).why == BACK
 
@@ -205,7 +209,8 @@ def conversations(draw: st.DrawFn) -> CallSnapshot:
 def test_no_more_words_than_time_and_audio(
     snapshot: CallSnapshot, ms: int, more_ms: int
 ) -> None:
-    """No word counts as heard that was not spoken, or for which there was no time."""
+    """No word counts as heard that was not spoken, or for which there was no time; the
+    place of a word is estimated, to a word."""
     now, then, later = after(snapshot, 0), after(snapshot, ms), after(snapshot, ms + 1)
     known = [item.id for item in snapshot.history]
     new = [part.id for part in snapshot.playing if part.id not in known]
@@ -215,7 +220,7 @@ def test_no_more_words_than_time_and_audio(
         first, item = now[part.id], then[part.id]
         spoken = "".join(text for _, text in part.words)
         assert spoken.startswith(item.text) and item.text.startswith(first.text)
-        assert words(item) <= math.ceil(part.received / WORD)
+        assert words(item) <= math.ceil(part.received / WORD) + 1
         assert words(later[part.id]) >= words(item), "a later end loses a word"
         if part.cut:
             assert item.text == first.text
@@ -264,7 +269,8 @@ async def test_unreadable_plain_values() -> None:
 
     assert await AnsweredBy.of(registry, "CA1") is None
     assert moment(b"1700000000.5") == 1_700_000_000.5
-    assert abs(moment(b"soon") - time()) < 5 > abs(moment(None) - time())
+    for text in (b"soon", b"nan", b"-inf", b"\xff", None):
+        assert abs(moment(text) - time()) < 5
 
 
 def test_a_call_without_a_snapshot() -> None:

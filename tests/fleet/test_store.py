@@ -53,6 +53,16 @@ async def test_set_if_absent(registry: Registry, clock: Clock) -> None:
     assert await registry.set_if_absent("hook:1", 300.0)
 
 
+async def test_set_if_absent_with_a_value(registry: Registry) -> None:
+    """Of those who name the owner of something, one wins, and all see which one."""
+    names = [b"%d" % it for it in range(20)]
+    owned = [registry.set_if_absent("owner", 60.0, it) for it in names]
+    firsts = await asyncio.gather(*owned)
+
+    assert sum(firsts) == 1
+    assert await registry.get("owner") == names[firsts.index(True)]
+
+
 async def test_values_are_not_dropped_early(registry: Registry) -> None:
     """However many values there are, none is dropped before it expires."""
     for n in range(200):
@@ -112,6 +122,12 @@ async def test_a_set_has_no_more_members_than_its_limit(
     assert await registry.acquire("in", "CA98", 60.0, 10)
     assert not await registry.acquire("in", "CA97", 60.0, 10)
     assert await registry.acquire("in", "CA97", 60.0)  # no limit
+
+    assert await registry.members("other") == ["CA99"]
+    assert await registry.members("nobody") == []
+    found = await registry.members("in")
+    assert set(found[:8]) == set(inside[2:]), "they expire first"
+    assert set(found[8:]) == {inside[0], "CA98", "CA97"}
 
     clock.pass_on(15)  # the members that were not renewed have expired
     answers = [await registry.acquire("in", f"CB{n}", 60.0, 10) for n in range(9)]

@@ -30,9 +30,13 @@ INSTRUMENTED = [
     "bridge.app.routes",
     "bridge.http.signature",
     "bridge.http.tickets",
+    "bridge.http.dials",
+    "bridge.http.parameters",
+    "bridge.http.webhook_fields",
     "bridge.app.settings",
     "bridge.app.values",
     "bridge.app.yaml_lines",
+    "bridge.privacy",
     "yaml",
 ]
 

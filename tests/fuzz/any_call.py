@@ -55,7 +55,7 @@ from bridge.core.inputs import (
     ToolRunning,
     WhenHeard,
 )
-from bridge.core.rules import GOODBYES, Prices, Rules
+from bridge.core.rules import GOODBYES, Prices, Recording, Rules
 from bridge.core.sessions import FIRST_CONNECTION
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.snapshot import CallSnapshot
@@ -158,6 +158,16 @@ HISTORY = (
     (HistoryItem("i1", "assistant", "", "one two", cut=True),),
 )
 
+RECORDINGS = tuple(
+    Recording(id, base64.b64encode(b"\x33" * size).decode(), words, interruptible)
+    for id, size, words, interruptible in (
+        ("n1", 12000, "This call is recorded.", False),
+        ("g1", 4000, "Hello.", True),
+        ("g2", 1, "", False),
+    )
+)
+WAITING_SOUNDS = ("", None, base64.b64encode(b"\x44" * 8000).decode())
+
 DOCUMENTED = {
     # https://www.twilio.com/docs/voice/media-streams/websocket-messages
     "media": {"event", "streamSid", "media"},
@@ -165,6 +175,7 @@ DOCUMENTED = {
     "clear": {"event", "streamSid"},
     # openai.types.realtime: the fields that the core sends
     "input_audio_buffer.append": {"type", "audio"},
+    "input_audio_buffer.commit": {"type", "event_id"},
     "conversation.item.truncate": {
         "type",
         "event_id",
@@ -234,6 +245,8 @@ class AnyCall:
         self.log: list[Command] = []
         self.now = 100.0
         self.conversation = Conversation(now=self.now)
+        self.deadline = self.conversation.deadline
+        """As the shell has read it: not after each input."""
         self.twilio = Playout()
         self.stream = SIDS[0]
         self.timestamp = 0
@@ -369,7 +382,7 @@ class AnyCall:
         if isinstance(event, realtime_events.Other):
             return
         given = FromModel(self.in_use, event)
-        commands = self.conversation.handle(given, self.now)
+        commands = self.handle(given)
         self.configured = self.configured or self.conversation.state is State.TALKING
         self.check(commands)
 
@@ -620,15 +633,19 @@ class AnyCall:
             prices=pick((None, Prices(output_audio=100.0))),
             cost_limit=pick((None, 0.0, 0.015)),
             key_pause_seconds=pick((0.1, 2.0)),
+            key_stops_agent=pick((True, False)),
             key_actions=pick(((), ("1", "12", "#"), ("0",))),
             history=pick(HISTORY),
             word=pick(("", "It goes on.")),
             aside=pick(("", "", "It was moved.")),
             session_seconds=pick((None, 0.5, 5.0, 3000.0)),
+            recordings=pick(((), RECORDINGS[:2], RECORDINGS[1:], RECORDINGS[2:])),
+            greeting_interruptible=pick((True, False)),
+            waiting_sound=pick(WAITING_SOUNDS),
         )
         # A copy: the Conversation owns its rules and changes them.
         rules = msgspec.convert(msgspec.to_builtins(rules), Rules)
-        self.known.update(item.id for item in rules.history)
+        self.known.update(item.id for item in (*rules.history, *rules.recordings))
         self.gives(SetRules(rules))
 
     def tell(self) -> None:
@@ -686,7 +703,17 @@ class AnyCall:
             self.gives(EndCall("bridge", "shutdown"))
 
     def gives(self, given: Input) -> None:
-        self.check(self.conversation.handle(given, self.now))
+        self.check(self.handle(given))
+
+    def handle(self, given: Input) -> list[Command]:
+        commands = self.conversation.handle(given, self.now)
+        deadline = self.conversation.deadline
+        if not self.conversation.keeps_deadline:
+            self.deadline = deadline
+        elif deadline is not None:
+            assert self.deadline is not None, "a tick is due that nobody knows of"
+            assert deadline >= self.deadline, "a tick is due that nobody knows of"
+        return commands
 
     # --- what must hold ---
 
@@ -719,7 +746,7 @@ class AnyCall:
                     assert not self.connected or self.loose, "two are in use"
                     self.spare, self.connected, self.in_use = False, True, number
                 case Interrupted(item_id):
-                    assert item_id in self.known or item_id == ""
+                    assert self.is_known(item_id) or item_id == ""
                 case Note(_, data, private):
                     msgspec.json.encode([dict(data), dict(private)])
                 case Started(start, again):
@@ -728,6 +755,10 @@ class AnyCall:
                 case Pressed(keys):
                     assert keys
         assert (self.ended is not None) == (self.conversation.state is State.ENDED)
+
+    def is_known(self, item_id: str) -> bool:
+        # A recording that is played again on another stream is another item.
+        return not {item_id, item_id.partition("_")[0]}.isdisjoint(self.known)
 
     def dial(self, number: int) -> None:
         if not self.loose:
@@ -757,7 +788,7 @@ class AnyCall:
         elif kind == "conversation.item.create":
             self.known.add(event["item"].get("id", ""))
         elif kind == "conversation.item.delete":
-            assert event["item_id"] in self.known, "an item that nobody has named"
+            assert self.is_known(event["item_id"]), "an item that nobody has named"
         elif kind == "conversation.item.truncate":
             key, ms = (event["item_id"], event["content_index"]), event["audio_end_ms"]
             most = self.received.get(key, 0) // g711.BYTES_PER_MS

@@ -2,7 +2,9 @@
 
 import json
 import random
+from itertools import accumulate
 from pathlib import Path
+from urllib.parse import urlencode
 
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet.formats import FORMAT
@@ -10,10 +12,19 @@ from bridge.fleet.plan import Plan
 from bridge.fleet.snapshot import CallSnapshot, SavedMessage
 from tests.fuzz.any_call import STEPS
 from tests.fuzz.texts import CALLER_TAGS, MODEL_TAGS, TICKET
+from tests.http.divisions import RECORDED
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 SERVER_EVENTS = HERE.parent / "sim" / "realtime-server-events.jsonl"
+
+TEXTS = [
+    "It is 4111 1111 1111 1111, or four double one two, from a to b.",
+    "He pressed these keys on the phone: 4711)",
+    "sk-proj-123456 Bearer abcdefgh123 https://me:word@host +1 (415) 555-0100",
+    '{"type": "x.segment", "text": "4111", "generated": "41111", "heard": "4"}',
+    '{"mark": {"name": "m1"}, "arguments": "[4111111111111111]", "id": "4711"}',
+]
 
 SID = "MZ00000000000000000000000000000001"
 CALLER = [
@@ -178,6 +189,7 @@ routes:
     greeting: ""
     keys: {"0": {transfer: {number: "+14155550102", ring_seconds: 20}}, "1": {tell: a}}
     key_pause_seconds: 2.5
+    key_stops_agent: off
     silence: {seconds: 10, ask: 2, tell: Ask.}
     longest_seconds: 600
     approval: {seconds: 30, default: reject, message: no}
@@ -204,6 +216,7 @@ wss://api.openai.com/v1/realtime?model=x
 rediss://:pw@[::1]:6379/0?ssl_cert_reqs=none
 {"X-Key": "value"}
 X-Key: value; Y: z
+ACaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa: one, two; ACbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb: three
 +1 (415) 555-0100
 AC00000000000000000000000000000001
 whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz
@@ -244,6 +257,8 @@ def seeds(target: str) -> list[bytes]:
                 Plan("Hello", "message", "Call back").encoded(FORMAT),
                 _snapshot().encoded(FORMAT),
             ]
+        case "redaction":
+            return _together([*(it.encode() for it in TEXTS), *server])
         case "queue_place":
             return [b"1760000000000-3", b"9999999999999-999999999", b"0-0"]
         case "ticket":
@@ -251,6 +266,8 @@ def seeds(target: str) -> list[bytes]:
         case "signature":
             target, settings = b"/voice?bodySHA256=0", b"algorithm=HMAC-SHA256,key=key"
             return [b"\n".join((target, b"abc=", settings, b"a=b&a=c"))]
+        case "webhook":
+            return _webhooks()
         case "body":
             return _dumped(BODIES)
         case "routes":
@@ -261,6 +278,29 @@ def seeds(target: str) -> list[bytes]:
             rng = random.Random(5)
             every = bytes(32 if at % 9 == 0 else at for at in range(len(STEPS)))
             return [every, *(rng.randbytes(size) for size in (20, 60, 200) * 8)]
+
+
+def _webhooks() -> list[bytes]:
+    found = []
+    for number, it in enumerate(RECORDED.values()):
+        lengths = [len(text) for pair in sorted(it.form.items()) for text in pair]
+        cuts = " ".join(map(str, accumulate(lengths[:-1])))
+        form = urlencode(it.form)
+        found.append("\n".join((it.target, form, "x" * number, cuts)).encode())
+    more = {
+        "ForwardedFrom": "+15550000003",
+        "Direction": "outbound-api",
+        "SipHeader_X-Account": "42",
+        "tenant": "acme",
+        "DialCallStatus": "failed",
+        "ErrorCode": "13214",
+        "ErrorMessage": "Dial: client:ann and +14155550100",
+    }
+    query = urlencode({"tenant": "x", "parameters": '{"a":"b"}'})
+    for caller in ("client:ann", "+14155550100"):
+        form = urlencode({"From": caller, "To": "+14155550199", **more})
+        found.append("\n".join((f"/voice?{query}", form, "", "0")).encode())
+    return found
 
 
 def _snapshot() -> CallSnapshot:

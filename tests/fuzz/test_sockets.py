@@ -29,6 +29,7 @@ from twilio.request_validator import RequestValidator
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from bridge.fleet import CallEntry, NextStep, Then
 from bridge.http.api import auth, openapi
 from bridge.http.connection_guard import HEADERS
 from bridge.http.tickets import Tickets
@@ -54,7 +55,7 @@ MARK = "Zq7Zq7"
 
 VERBS = {
     *("Response", "Connect", "Stream", "Parameter", "Say", "Hangup", "Reject"),
-    *("Dial", "Number"),
+    *("Dial", "Number", "Gather"),
 }
 """The elements of all TwiML documents in these tests, which have no queue."""
 
@@ -225,19 +226,33 @@ NAMES = st.one_of(
     st.sampled_from(
         ["CallSid", "AccountSid", "From", "To", "CallerName", "CallStatus",
          "DialCallStatus", "StreamEvent", "StreamError", "SequenceNumber",
-         "CallDuration", "AnsweredBy", "Direction", "Digits"]
+         "CallDuration", "AnsweredBy", "Direction", "Digits", "ErrorCode",
+         "ErrorMessage", "ForwardedFrom", "SipHeader_X-Id", "tenant"]
     ),
     WORDS,
 )  # fmt: skip
 PAIRS = st.lists(st.tuples(NAMES, TEXTS), max_size=6)
+TRANSFERRED = "CA" + "7" * 32
+"""A call that is being transferred, with a whisper that user code has written."""
 QUERY = st.lists(
-    st.tuples(st.sampled_from(["waiting", "returning", "back", "order", MARK]), TEXTS),
+    st.tuples(
+        st.sampled_from(
+            ["waiting", "returning", "back", "order", "parameters", "tenant", MARK]
+        ),
+        TEXTS,
+    )
+    | st.just(("call", TRANSFERRED))
+    | st.tuples(st.just("call"), TEXTS),
     max_size=2,
 )
 PATHS = st.sampled_from(
-    ["/voice", "/voice/next", "/stream-status", "/call-status", "/amd-status"]
-)
-KNOWN = [("AccountSid", ACCOUNT), ("CallSid", CALL), ("From", "+15551230001")]
+    ["/voice", "/voice/next", "/stream-status", "/call-status", "/amd-status",
+     "/voice/whisper", "/voice/accept"]
+)  # fmt: skip
+KNOWN = [
+    *(("AccountSid", ACCOUNT), ("CallSid", CALL)),
+    *(("From", "+15551230001"), ("To", PLAN_B)),
+]
 
 
 @dataclass(frozen=True)
@@ -280,6 +295,7 @@ def _encoded(pairs: list[tuple[str, str]]) -> str:
     )
 
 
+OF_IT = [("call", TRANSFERRED)]
 SIGNED = st.builds(
     Signed, PATHS, QUERY, st.sampled_from([True, True, True, False]), PAIRS,
     st.sampled_from([False, False, True]),
@@ -292,10 +308,25 @@ async def test_signed_webhooks(
     """Any caller name and any parameter of Twilio gives TwiML that does only what the
     bridge intends."""
     async with attacked(caplog, monkeypatch) as it:
+        step = NextStep(Then.TRANSFER, PLAN_B, whisper=EVIL, accept=True)
+        entry = CallEntry(TRANSFERRED, "MZ" + "7" * 32, 0.0)
+        await it.place.server.registry.closed(entry, step)
 
         @ANY
         @given(st.lists(SIGNED, min_size=1, max_size=20))
         @example([Signed("/voice", [], True, [("From", EVIL), ("To", EVIL)], False)])
+        @example([Signed("/voice/whisper", OF_IT, True, [], False)])
+        @example(
+            [
+                Signed(
+                    "/voice/accept",
+                    OF_IT,
+                    True,
+                    [("Digits", "1")],
+                    False,
+                )
+            ]
+        )
         def search(webhooks: list[Signed]) -> None:
             it.run(all_of(webhooks))
 
@@ -305,9 +336,12 @@ async def test_signed_webhooks(
                 answer = await it.ask(*webhook.request())
                 assert answer.status in (200, 204, 400, 403, 431), answer.text
                 if answer.status == 200:
+                    it.sent[f"answered {webhook.path}"] += 1
                     _does_only_what_the_bridge_intends(answer.text)
 
         await it.search(search)
+        for path in ("/voice", "/voice/whisper", "/voice/accept"):
+            assert it.sent[f"answered {path}"], "nothing was tested"
 
 
 def _does_only_what_the_bridge_intends(text: bytes) -> None:

@@ -6,19 +6,26 @@ the bridge: an error that the parser does not declare, or an impossible value.
 
 import base64
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
+from urllib.parse import quote, urlencode
 
 import msgspec
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from multidict import MultiDict
 from pydantic import ValidationError
 
+import twiml
 from bridge.agent.live import CallFacts
 from bridge.app import routes
 from bridge.app.overflow import Overflow, QueuePlace
 from bridge.app.routes import Route, RoutesError, WhenFull
 from bridge.app.settings import NAMES, SettingsError, load
+from bridge.app.values import PARAMETERS
 from bridge.audio import g711
 from bridge.core import (
     ProtocolError,
@@ -33,11 +40,27 @@ from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
 from bridge.fleet.plan import Plan
 from bridge.fleet.redis_address import redis_address
-from bridge.fleet.snapshot import CallSnapshot
+from bridge.fleet.snapshot import CallSnapshot, moment
 from bridge.http.api import bodies
+from bridge.http.dials import (
+    MAX_MESSAGE_CHARS,
+    failed_transfer,
+    instruction,
+    shown_number,
+)
+from bridge.http.parameters import (
+    MAX_CHARS,
+    MAX_PARAMETERS,
+    stream_parameters,
+    to_carry,
+)
 from bridge.http.signature import Signatures
 from bridge.http.tickets import TicketRefused, Tickets
+from bridge.http.webhook_fields import SID_CHARS, Webhook, form_of, misdivided
 from bridge.model.transcode import MULAW_FORMAT, ModelAudio
+from bridge.privacy.log_scrubber import LogScrubber
+from bridge.privacy.redaction import Redaction, card_runs, pattern
+from tests.http.divisions import RECORDED, accepted, divided, joined, meaning
 
 NOW = 1_760_000_000.0
 """Seconds since the epoch."""
@@ -106,6 +129,57 @@ def signature(data: bytes) -> int:
     assert not checks.json(target, body.encode("utf-8", "surrogateescape"), headers)
     assert not checks.handshake(target, headers)
     return 1
+
+
+def webhook(data: bytes) -> int:
+    """bridge.http.webhook_fields: what is accepted has SIDs in their form. An input
+    is a form, then the places at which a recorded webhook is cut: a division with the
+    same signature that is accepted says what the recorded one says."""
+    target, text, which, *cuts = [*data.split(b"\n"), b"", b""]
+    form = form_of_any(text)
+    address = target.decode("utf-8", "surrogateescape")
+    if misdivided(address.partition("?")[0], address, form) is None:
+        assert len(form["CallSid"]) == len(form["AccountSid"]) == SID_CHARS
+    recorded = list(RECORDED.values())[len(which) % len(RECORDED)]
+    whole = joined(recorded.form.items())
+    places = (it % (len(whole) + 1) for cut in cuts for it in _numbers(cut))
+    form = divided(whole, [0, *sorted(places), len(whole)])
+    if accepted(recorded, recorded.target, form):
+        assert meaning(recorded.path, form) == meaning(recorded.path, recorded.form)
+    _told(form_of_any(text), address)
+    return 2
+
+
+def form_of_any(text: bytes) -> "MultiDict[str]":
+    try:
+        return form_of(text)
+    except web.HTTPBadRequest:
+        return MultiDict()
+
+
+def _told(form: "MultiDict[str]", address: str) -> None:
+    """bridge.http.parameters, dials: whatever a webhook says is bounded, fits into
+    TwiML and JSON, and chooses neither a number nor a route by name."""
+    query = address.partition("?")[2].encode(errors="replace").decode()
+    request = make_mocked_request("POST", "/voice?" + quote(query, safe="=&%+"))
+    it = Webhook(request, form, "https://bridge.example")
+    for allowed in (PARAMETERS, (), ("custom", "a*", "tenant", "Route", "From")):
+        found = stream_parameters(it, allowed)
+        twiml.connect("wss://a.example/m", action_url="/", parameters=found)
+        own = [found.pop(name, "") for name in ("From", "To", "Direction", "Route")]
+        assert own[2] in ("", "outbound") and not own[3]
+        assert len(found) <= MAX_PARAMETERS
+        assert sum(map(len, [*found, *found.values()])) <= MAX_CHARS
+        carried = to_carry(it, allowed)
+        assert len(urlencode(carried)) < 5000
+    shown_number(it, "")
+    failed = failed_transfer(it, it.text("DialCallStatus"))
+    assert len(failed.message) <= MAX_MESSAGE_CHARS and failed.message.isprintable()
+    instruction(failed.status)
+
+
+def _numbers(text: bytes) -> list[int]:
+    return [int(it) for it in text.split() if it.isdigit() and len(it) < 9]
 
 
 def ticket(data: bytes) -> int:
@@ -199,6 +273,7 @@ def model_audio(data: bytes) -> int:
 def snapshot(data: bytes) -> int:
     """bridge.fleet.snapshot: data of another instance is read, or counts as empty."""
     Plan.read(data)
+    assert math.isfinite(moment(data))
     earlier = CallSnapshot.read(data)
     for ended in (0.0, earlier.taken_at, earlier.taken_at + 1.5, NOW):
         then = earlier.as_of(ended)
@@ -287,3 +362,37 @@ def setting(data: bytes) -> int:
     if url is not None:
         redis_address(url.get_secret_value())
     return 1
+
+
+# --- privacy ---
+
+REDACTIONS = (
+    Redaction(cards=True),
+    Redaction(cards=True, keys=True, digits=True, patterns=(pattern(r"a.{1,9}b"),)),
+)
+SCRUBBER = LogScrubber(["a-secret-of-ours"])
+
+
+def redaction(data: bytes) -> int:
+    """redaction, log_scrubber: any text and any JSON value can be redacted. JSON stays
+    JSON, and no card number is left."""
+    count = 0
+    for text in lines(data):
+        count += 1
+        SCRUBBER.text(text, theirs=True)
+        try:
+            value = msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            value = text
+        else:
+            for named in REDACTIONS:
+                with contextlib.suppress(RecursionError):
+                    msgspec.json.decode(named.json(text))
+        for named in REDACTIONS:
+            kept = named.text(text)
+            assert not list(card_runs(kept)), "a card number is left"
+            assert "".join(named.pieces([text[:50], text[50:]])) == kept
+            with contextlib.suppress(RecursionError):
+                assert type(named.message(value)) in (type(value), str)
+                named.value(value)
+    return count

@@ -19,8 +19,15 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from bridge.core.limits import HITS, Limits
-from bridge.http.connection_guard import GRACE_SECONDS, ConnectionGuard, secure_headers
+from bridge.http.connection_guard import (
+    GRACE_SECONDS,
+    ConnectionGuard,
+    GuardedConnection,
+    secure_headers,
+)
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.both_loops
 
 HERE = "127.0.0.1"
 ELSEWHERE = "127.0.0.2"
@@ -592,30 +599,36 @@ async def test_a_bug_in_a_handler_gets_500(caplog: pytest.LogCaptureFixture) -> 
 # --- client addresses ---
 
 
-async def test_an_ipv6_network_counts_as_one_client(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+class Accepted(asyncio.Transport):
+    """A connection of a peer; the kernel of the tests may have no IPv6."""
+
+    aborted = False
+
+    def write(self, data: Any) -> None: ...
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_an_ipv6_network_counts_as_one_client() -> None:
     """A /64 network counts as one client, because one subscriber has all of it."""
     subscriber = [f"2001:db8:0:1::{n}" for n in range(5)]
-    peers = iter([*subscriber, "2001:db8:0:2::1", "2001:db8:0:3::1"])
-    accept = socket.socket.accept
+    peers = [*subscriber, "2001:db8:0:2::1", "2001:db8:0:3::1"]
 
-    def accept_from_peer(it: socket.socket) -> tuple[socket.socket, Any]:
-        """The kernel may have no IPv6, so only the reported address is IPv6."""
-        connection, _ = accept(it)
-        return connection, (next(peers), 40000, 0, 0)
+    def no_handler() -> web.RequestHandler:
+        raise AssertionError("no request has arrived")
 
-    monkeypatch.setattr(socket.socket, "accept", accept_from_peer)
-    limits = Limits(waiting_per_address=2)
-    async with guarded_server(limits) as server:
-        writers = [
-            (await asyncio.open_connection(HERE, server.port))[1] for _ in range(7)
-        ]
-        await asyncio.sleep(0.3)
-        assert server.guard.waiting == 2 + 2
+    async with guarded_server(Limits(waiting_per_address=2)) as server:
+        accepted = [Accepted({"peername": (peer, 40000, 0, 0)}) for peer in peers]
+        connections = [GuardedConnection(server.guard, no_handler) for _ in peers]
+        for connection, transport in zip(connections, accepted, strict=True):
+            connection.connection_made(transport)
+        await until(lambda: server.guard.waiting == 2 + 2)
+
+        assert [it.aborted for it in accepted] == [True] * 3 + [False] * 4
         assert server.hits == {"sockets_of_address": 3}
-        for writer in writers:
-            writer.transport.abort()
+        for connection in connections:
+            connection.connection_lost(None)
 
 
 @pytest.mark.parametrize(

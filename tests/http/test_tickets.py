@@ -1,11 +1,16 @@
 """Tickets of streams: valid for one call, once, for a minute, on any instance."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.fleet import InstanceLoad
 from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.redis import redis_registry
 from bridge.http.tickets import TICKET_SECONDS, TicketRefused, Tickets
+from tests.fleet.redis_server import RedisServer
 
 ACCOUNT, CALL = "AC" + "a" * 32, "CA" + "1" * 32
 TOKEN, OTHER = "0123456789abcdef0123456789abcdef", "f" * 32
@@ -81,6 +86,62 @@ async def test_a_used_ticket_stays_used_until_it_expires(clock: Clock) -> None:
         else:
             with pytest.raises(TicketRefused, match="ticket_used"):
                 await desk.spend(ticket)
+
+
+def test_the_wall_clock_of_a_single_instance_is_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NTP sets the clock back by an hour: a ticket that has expired stays expired."""
+    clock, real = Clock(), time.time
+    desk = Tickets([TOKEN], MemoryRegistry(clock))
+    given = parts(desk.path(ACCOUNT, CALL))
+    clock.now += TICKET_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+
+    assert refused(desk, *given) == "ticket_expired"
+
+
+async def test_an_instance_whose_clock_is_behind(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ticket was used, has expired, and is forgotten. An instance whose clock is five
+    minutes behind does not accept it again: all use the clock of Redis."""
+    load = InstanceLoad(1, 0)
+    real = time.time
+    async with (
+        redis_registry(server.url, lambda: load) as one,
+        redis_registry(server.url, lambda: load) as two,
+    ):
+        early = Tickets([TOKEN], one, lambda: real() - TICKET_SECONDS - 5)
+        given = parts(early.path(ACCOUNT, CALL))
+        ticket = early.read(*given)
+        await Tickets([TOKEN], one).spend(ticket)
+        server.let_pass(2 * TICKET_SECONDS + 10)
+        monkeypatch.setattr(time, "time", lambda: real() - 300)
+
+        assert refused(Tickets([TOKEN], two), *given) == "ticket_expired"
+        # What this instance gives out is valid on the others for a minute.
+        there = Tickets([TOKEN], one, lambda: real() + TICKET_SECONDS - 2)
+        there.read(*parts(Tickets([TOKEN], two).path(ACCOUNT, CALL)))
+
+
+async def test_a_used_ticket_is_remembered_longer_than_any_instance_accepts_it(
+    server: RedisServer,
+) -> None:
+    """Instances learn the clock of Redis with each beat, so one may be a little
+    behind."""
+    load = InstanceLoad(1, 0)
+    async with (
+        redis_registry(server.url, lambda: load) as one,
+        redis_registry(server.url, lambda: load) as two,
+    ):
+        desk = Tickets([TOKEN], one)
+        ticket = desk.read(*parts(desk.path(ACCOUNT, CALL)))
+        await desk.spend(ticket)
+        server.let_pass(TICKET_SECONDS + 10)
+
+        with pytest.raises(TicketRefused, match="ticket_used"):
+            await Tickets([TOKEN], two).spend(ticket)
 
 
 def test_a_ticket_expires_after_a_minute(clock: Clock) -> None:

@@ -27,15 +27,19 @@ from agents.realtime import (
     openai_realtime,
     realtime_handoff,
 )
+from agents.realtime.model_events import RealtimeModelRawServerEvent
 from agents.realtime.model_inputs import RealtimeModelSendInterrupt
-from agents.realtime.openai_realtime import OpenAIRealtimeWebSocketModel
+from agents.realtime.openai_realtime import (
+    OpenAIRealtimeWebSocketModel,
+    _ConversionHelper,
+)
 from agents.realtime.session import _PendingToolOutputSendError
 from agents.version import __version__
 
+from bridge.model.dialects import REQUIRED
 from bridge.model.local_mcp import reachable
 from bridge.model.results import background_result
 from bridge.model.sdk_model import PhoneModel
-from bridge.model.wire import KNOWN_TYPES
 from tests.support.sdk_session import EVENTS, TARGET, Connection, sample, talk
 
 MULAW = {"type": "audio/pcmu"}
@@ -143,13 +147,78 @@ async def test_the_end_of_the_connection_ends_the_session() -> None:
 
 async def test_every_event_for_the_sdk_is_known_to_it() -> None:
     """An event that the SDK cannot validate would be an error in the call's record."""
-    assert {event["type"] for event in EVENTS} <= KNOWN_TYPES
+    assert {event["type"] for event in EVENTS} <= REQUIRED.keys()
     adapter = openai_realtime.get_server_event_type_adapter()
     for event in EVENTS:
         adapter.validate_python(event)
 
 
 # --- the session as it is configured ---
+
+
+class Emitted:
+    """A listener of a model. Errors are compared by their type only."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    async def on_event(self, event: RealtimeModelEvent) -> None:
+        if event.type == "error":
+            self.events.append(type(event.error))
+        else:
+            self.events.append(event)
+
+
+DELTA = sample("response.output_audio_transcript.delta")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        DELTA,
+        {**DELTA, "of_a_later_version": {"a": 1}},
+        *(
+            {name: DELTA[name] for name in DELTA if name != missing}
+            for missing in DELTA
+        ),
+        *({**DELTA, name: None} for name in DELTA),
+        *({**DELTA, name: ["?"]} for name in DELTA),
+        *({**DELTA, name: "7"} for name in DELTA if name != "type"),
+        *({**DELTA, name: 1.0} for name in DELTA),
+        {**DELTA, "output_index": True},
+    ],
+)
+async def test_a_transcript_delta_is_what_the_sdk_makes_of_it(event: Any) -> None:
+    """The bridge makes the SDK's event itself. With another one, the history, the
+    output guardrails and the user's listeners would miss words."""
+    theirs, ours = Emitted(), Emitted()
+    sdk = OpenAIRealtimeWebSocketModel()
+    model = PhoneModel(Connection().dial, lambda by, answer: None, lambda it: it)
+    sdk.add_listener(theirs)
+    model.add_listener(ours)
+
+    if isinstance(event.get("type"), str):
+        await sdk._handle_ws_event(dict(event))
+    await model._handle_ws_event(dict(event))
+
+    if isinstance(event.get("type"), str):
+        assert ours.events == theirs.events
+    else:  # the SDK raises, and ends the session
+        assert ours.events
+
+
+async def test_a_raw_event_is_only_queued_by_the_session() -> None:
+    """Nobody reads the queue's raw events unless a listener asks for them, so the
+    session is not given them: it must do nothing else with them."""
+    async with talk() as it:
+        await it.connection.settled()
+        before, state = len(it.events), dict(vars(it.session))
+        raw = RealtimeModelRawServerEvent(data={"type": "rate_limits.updated"})
+        await it.session.on_event(raw)
+        assert dict(vars(it.session)) == state
+        await it.connection.settled()
+
+        assert [event.type for event in it.events[before:]] == ["raw_model_event"]
 
 
 async def test_the_first_update_has_our_configuration() -> None:
@@ -589,6 +658,18 @@ def test_a_cancel_names_its_answer_by_keyword() -> None:
 
     assert answer.kind is inspect.Parameter.KEYWORD_ONLY
     assert answer.default is None
+
+
+def test_the_sdk_makes_one_adapter_for_each_type() -> None:
+    """Otherwise each raw event of one call's code stops all calls for 26 ms."""
+    raw = RealtimeModelSendRawMessage({"type": "response.create"})
+    convert = _ConversionHelper.try_convert_raw_message
+    assert convert(raw)
+    made = openai_realtime.TypeAdapter.cache_info()  # type: ignore[attr-defined]
+    assert convert(raw) and convert(raw)
+    again = openai_realtime.TypeAdapter.cache_info()  # type: ignore[attr-defined]
+
+    assert again.misses == made.misses and again.hits == made.hits + 2
 
 
 # --- limits ---

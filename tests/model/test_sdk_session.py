@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -106,7 +108,7 @@ class ToolSession:
 async def talk(
     agent: RealtimeAgent[Any] | None = None,
     tool_seconds: float = 5.0,
-    misread: Callable[[str], None] = lambda reason: None,
+    misread: Callable[[str, str], None] = lambda reason, kind: None,
 ) -> AsyncIterator[ToolSession]:
     connection, watch = Connection(), Watch()
     session = PhoneSession(
@@ -480,10 +482,39 @@ async def test_the_characters_of_the_history_are_bounded(
         assert [words[0] for words in it.words] == ["3", "4"]
 
 
+async def test_an_item_takes_no_more_work_late_in_a_long_call() -> None:
+    """The sixtieth minute of a call costs what the first costs: with hundreds of items
+    in the history, the bridge looks only at the one that has changed."""
+    works: list[int] = []
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        if frame.f_code.co_filename == sdk_session.__file__:
+            works[-1] += 1
+
+    async with talk() as it:
+        for n in range(300):
+            event = json.loads(json.dumps(answer(f"Word {n}.", done=True)))
+            event["item"]["id"] = f"item_{n}"
+            it.connection.says(event)
+            works.append(0)
+            sys.setprofile(count)
+            try:
+                await it.connection.settled()
+            finally:
+                sys.setprofile(None)
+
+    assert len(it.words) == 300
+    assert works[-1] <= 1.1 * works[10]
+
+
 async def test_items_the_sdk_cannot_handle_do_not_end_a_session() -> None:
     """Items of shapes that the SDK does not check are counted and skipped."""
-    misread: list[str] = []
-    async with talk(misread=misread.append) as it:
+    misread: list[tuple[str, str]] = []
+
+    def note(reason: str, kind: str) -> None:
+        misread.append((reason, kind))
+
+    async with talk(misread=note) as it:
         for content in (5, [{"type": "text", "text": 5}]):
             item = {"id": "i", "type": "message", "role": "king", "content": content}
             it.connection.says(sample("response.output_item.added", item=item))
@@ -491,4 +522,9 @@ async def test_items_the_sdk_cannot_handle_do_not_end_a_session() -> None:
         await it.connection.settled()
         assert await it.calls("no_such_tool") is not None
 
-    assert misread == ["event that the SDK cannot take"] * 3
+    assert {reason for reason, _ in misread} == {"event that the SDK cannot take"}
+    assert [kind for _, kind in misread] == [
+        "response.output_item.added",
+        "response.output_item.added",
+        "rate_limits.updated",
+    ]

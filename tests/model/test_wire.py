@@ -19,20 +19,24 @@ from websockets.protocol import State
 
 from bridge.core import realtime_events, realtime_requests
 from bridge.model import sdk_events
-from bridge.model import wire as wire_file
 from bridge.model.sdk_events import MAX_KNOWN, MAX_OPEN, failed
 from bridge.model.session import dial, dialled
 from bridge.model.wire import (
     EVENTS_PER_SECOND,
-    MAX_OUT,
     MAX_UPDATES,
     SESSION_ID,
+    SMALL_EVENT_CHARS,
     Wire,
     updates,
 )
 from bridge.sim.model import Behaviour, ModelServer
 from bridge.sim.realtime import faults
+from bridge.websocket import model_connections
+from bridge.websocket.model_connections import ModelClientConnection
 from tests.support.waiting import until
+from tests.websocket.test_connections import connection
+
+pytestmark = pytest.mark.both_loops
 
 
 def update(**session: Any) -> str:
@@ -126,7 +130,7 @@ class Call:
         if isinstance(event, realtime_events.ItemDeleted):
             self.on_deleted()
 
-    def model_misread(self, reason: str) -> None:
+    def model_misread(self, reason: str, kind: str = "") -> None:
         self._keep("misread", reason)
 
     def model_dialled(self, connection: int) -> None:
@@ -377,18 +381,6 @@ async def test_a_lost_connection_leaves_no_task() -> None:
         assert [name for name in names if name.startswith("CA1 model")] == []
 
 
-async def test_events_of_an_abandoned_connection_are_ignored() -> None:
-    """They belong to a session that was given up."""
-    async with ModelServer() as model, wired(model) as (wire, call, _):
-        call.dial()
-        await call.until("event", "session.created")
-        for _ in range(MAX_OUT + 1):
-            wire.post(realtime_requests.append("AAAA"))
-
-        assert [it[1] for it in call.told if it[0] == "lost"] == ["stuck"]
-        await until(lambda: not model.active)
-
-
 async def test_events_read_ahead_of_a_connection_that_is_left_are_dropped() -> None:
     """The call leaves the connection at the first event of a burst: neither the call
     nor the SDK gets the others, which belong to a session that was given up."""
@@ -441,6 +433,74 @@ async def deaf_model() -> AsyncIterator[str]:
                 connection.transport.abort()
 
 
+@asynccontextmanager
+async def deaf(tasks: asyncio.TaskGroup) -> AsyncIterator[tuple[Wire, Call]]:
+    """A wire whose model reads nothing, and its call."""
+    async with deaf_model() as url:
+        call = Call()
+        wire = call.wire = Wire(
+            lambda: dialled(dial, url, {}),
+            call,
+            tasks,
+            "CA1",
+            _on_interrupted,
+            lambda seconds: None,
+            lambda session: None,
+        )
+        call.dial()
+        await call.until("dialled")
+        yield wire, call
+        await wire.close()
+
+
+async def test_the_data_that_waits_for_the_model_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that reads nothing cannot make the bridge's memory grow: the connection
+    is lost, and nothing is written to it any more."""
+    monkeypatch.setattr(model_connections, "MAX_UNSENT_BYTES", 1_000_000)
+    async with asyncio.TaskGroup() as tasks, deaf(tasks) as (wire, call):
+        for _ in range(200):
+            wire.post(realtime_requests.append("A" * 100_000))
+
+        assert call.told[1:] == [("lost", "stuck", None)]
+
+
+async def test_a_new_connection_that_is_lost_while_it_is_configured() -> None:
+    """A connection that takes no data gets more settings than may wait: the call dials
+    another one, and does not fail."""
+    socket, transport = connection(masked=False, max_unsent=1000)
+    async with asyncio.TaskGroup() as tasks:
+        call = Call()
+        wire = Wire(
+            lambda: dialled(dial, "", {}),
+            call,
+            tasks,
+            "CA1",
+            _on_interrupted,
+            lambda seconds: None,
+            lambda session: None,
+        )
+        for number in range(3):
+            wire.put(update(instructions=str(number) * 600))
+        socket.paused, transport.unread = True, 900
+        wire.use(0, socket)
+        assert call.told == [("lost", "stuck", None)]
+        socket.connection_lost(None)
+
+
+async def test_a_model_that_reads_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The call dials another connection after SEND_SECONDS, not after a minute of
+    silence."""
+    monkeypatch.setattr(model_connections, "SEND_SECONDS", 0.1)
+    async with asyncio.TaskGroup() as tasks, deaf(tasks) as (wire, call):
+        for _ in range(100):
+            wire.post(realtime_requests.append("A" * 100_000))
+        await call.until("lost", "stuck", None)
+
+
 class Over(Exception):
     """Ends the call of a test, like an error of the bridge."""
 
@@ -451,6 +511,7 @@ async def test_a_connection_whose_server_reads_nothing_is_closed(how: str) -> No
     connection; TCP alone would keep it for hours."""
     async with deaf_model() as url:
         connection = await dial(url, {})
+        assert isinstance(connection, ModelClientConnection)
         line = connection.transport.get_extra_info("socket")
         line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         with contextlib.suppress(ExceptionGroup):
@@ -500,24 +561,6 @@ def event(kind: str, **fields: Any) -> str:
     return json.dumps({"type": kind, "event_id": "e", **fields})
 
 
-async def test_the_queue_to_the_model_is_bounded_in_characters(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Few large events can use as much memory as many small ones."""
-    monkeypatch.setattr(wire_file, "MAX_WAITING_CHARS", 10_000)
-    async with ModelServer() as model, wired(model) as (wire, call, _):
-        call.dial()
-        await call.until("event", "session.created")
-        for _ in range(20):
-            wire.post(realtime_requests.append("AAAA" * 100))
-            await asyncio.sleep(0)
-        assert not [it for it in call.told if it[0] == "lost"], "all was sent"
-        for _ in range(30):
-            wire.post(realtime_requests.append("AAAA" * 100))
-
-        assert [it[1] for it in call.told if it[0] == "lost"] == ["stuck"]
-
-
 def taken(seen: list[Any], number: int) -> bool:
     return len(seen) == number
 
@@ -546,8 +589,9 @@ async def test_the_kept_ids_are_bounded() -> None:
             item = {"id": f"i{n}", "type": "message", "role": "user"}
             wire.take(call.in_use, event("conversation.item.added", item=item))
             wire.take(call.in_use, event("response.created", response={"id": f"r{n}"}))
-            if n % 100 == 0:
-                await asyncio.sleep(0.001)
+            if n % 100 == 0:  # the queue to the SDK is bounded
+                told = 2 * (n + 1)
+                await until(lambda told=told: len(seen) == told)
         await until(lambda: len(seen) == 2 * MAX_KNOWN + 20)
         wire.connection_lost(call.in_use, "lost", 1006)
         await until(lambda: len(seen) == 2 * MAX_KNOWN + 20 + MAX_OPEN)
@@ -572,6 +616,21 @@ async def test_events_the_sdk_cannot_parse_are_hidden() -> None:
 
     assert [it["rate_limits"] for it in seen] == [[]]
     assert ("misread", "event that the SDK cannot read") in call.told
+
+
+@pytest.mark.parametrize("worst", ["[" * 400 + "]" * 400, "9" * 800, "[" + "{}," * 270])
+async def test_a_small_delta_needs_no_search(worst: str) -> None:
+    """Whatever a delta of this size has in it, the SDK reads it at once."""
+    worst = worst.removesuffix(",") + ("]" if worst.endswith(",") else "")
+    ids = {"item_id": "i", "response_id": "r", "content_index": 0}
+    text = event("response.output_audio_transcript.delta", delta="a", **ids)
+    text = text.removesuffix("}") + f',"x":{worst}}}'
+    assert len(text) < SMALL_EVENT_CHARS
+    async with ModelServer() as model, wired(model) as (wire, call, seen):
+        wire.take(call.in_use, text)
+        await until(lambda: seen)
+
+    assert call.told == [("event", "response.output_audio_transcript.delta")]
 
 
 async def test_a_flood_is_reported_once() -> None:
@@ -604,6 +663,30 @@ async def test_an_event_with_many_parts_is_hidden_from_the_sdk(kind: str) -> Non
     assert [it["type"] for it in seen] == ["rate_limits.updated"]
     assert ("limit", "model_bytes") in call.told
     assert ("misread", "event too large") in call.told
+
+
+TWO_MB: dict[str, str] = {
+    "lists": "[" + "[]," * 660_000 + "1]",
+    "numbers": "[" + "1.5," * 490_000 + "1]",
+    "one object": "{" + ",".join(f'"k{n}":1' for n in range(170_000)) + "}",
+}
+
+
+@pytest.mark.parametrize("kind", TWO_MB)
+async def test_an_event_that_takes_long_to_decode_is_not_decoded(kind: str) -> None:
+    """It would hold the loop for up to a second, in which no call goes on. Many of them
+    are a flood."""
+    text = f'{{"type":"response.done","event_id":"e","usage":{TWO_MB[kind]}}}'
+    async with ModelServer() as model, wired(model) as (wire, call, _):
+        assert not wire.is_within_limits(text)
+        assert call.told == [("limit", "model_bytes"), ("misread", "event too large")]
+        result = json.dumps({"output": json.dumps([[1, 2]] * 90_000)})
+        assert wire.is_within_limits(result), "a string is decoded quickly"
+        small = text[:70] + TWO_MB[kind][:90_000]
+        for _ in range(60):
+            wire.is_within_limits(small if kind == "lists" else text)
+
+    assert ("stuck", "flood") in call.told
 
 
 async def test_many_events_of_many_parts_are_a_flood() -> None:

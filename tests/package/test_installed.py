@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
+from bridge.sim.ports import free_port
 from tests.package.building import ROOT, Installation, run
 from tests.support.locks import pinned_for
 
@@ -72,8 +72,7 @@ def runs(places: dict[str, Installation]) -> Iterator[Runs]:
 def _served(place: Installation) -> Said:
     """The log of a bridge that served one call with the user's agent, followed by the
     output of `bridge sim call`; the first exit code that is not 0."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environ = {**SIGNED, "BRIDGE_PORT": str(port)}
     process = place.start("serve", environ=environ)
     try:

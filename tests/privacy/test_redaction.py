@@ -1,6 +1,7 @@
 """What a route removes from the texts of a call: cards, keys, digits, patterns."""
 
 import base64
+import time
 from typing import Any
 
 import msgspec
@@ -12,7 +13,9 @@ from bridge.core.history import HistoryItem, Playing
 from bridge.privacy import redaction
 from bridge.privacy.redaction import (
     MAX_CHARS,
+    MAX_MESSAGE_CHARS,
     MAX_PATTERN_CHARS,
+    SLOW_CHARS,
     WINDOW,
     Copies,
     Redaction,
@@ -153,11 +156,23 @@ def test_a_pattern_matches_anywhere_in_a_long_text() -> None:
 
 
 def test_the_rest_of_a_very_long_text_is_removed() -> None:
-    """Patterns are matched against a bounded length only."""
-    kept = SECRET.text("x" * (MAX_CHARS + 1000))
+    """A bounded length is searched, and nothing that was not searched is kept. A number
+    at the end of that length is found."""
+    for named in (SECRET, CARDS, DIGITS):
+        kept = named.text("x" * (MAX_CHARS + 1000))
+        assert kept == "x" * MAX_CHARS + "[removed]"
+    at_the_end = "x" * (MAX_CHARS - 12) + VISA + "x" * 1000
+    assert CARDS.text(at_the_end) == "x" * (MAX_CHARS - 12) + "[card number]"
 
-    assert kept == "x" * MAX_CHARS + "[removed]"
-    assert CARDS.text("x" * (MAX_CHARS + 1000)) == "x" * (MAX_CHARS + 1000)
+
+def test_a_slow_pattern_is_matched_against_less() -> None:
+    """A caller who knows the pattern cannot stop all calls for a second with a text
+    that makes it slow."""
+    slow = Redaction(patterns=(pattern(r"a.*b.*c"),))
+    quick = Redaction(patterns=(pattern(r"[\w.]+@[\w.]+"),))
+
+    assert slow.text("a" * 5000) == "a" * SLOW_CHARS + "[removed]"
+    assert quick.text("a" * 5000) == "a" * 5000
 
 
 @pytest.mark.parametrize(
@@ -267,11 +282,15 @@ def test_an_interrupted_number_is_removed() -> None:
         (f'{{"card": {VISA}, "ok": true}}', '{"card":"[card number]","ok":true}'),
         (f'{{"{VISA}": [null, 1.5]}}', '{"[card number]":[null,1.5]}'),
         (f'["{VISA}", {VISA}.0]', '["[card number]","[card number]"]'),
-        ("[4,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]", "[[card number]]"),
+        ("[4,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]", '"[[card number]]"'),
         ('{"untouched":  1}', '{"untouched":  1}'),
         (f"no JSON: {VISA}", "no JSON: [card number]"),
         ("", ""),
         ("[" * 5000, "[" * 5000),
+        (
+            "[" * 500 + f'"\\u0034{VISA[1:]}"' + "]" * 500,
+            "[" * 500 + '"[card number]"' + "]" * 500,
+        ),
     ],
 )
 def test_redacted_tool_arguments_stay_json(written: str, kept: str) -> None:
@@ -308,8 +327,9 @@ def test_a_redacted_message_keeps_its_structure() -> None:
     assert kept["logprobs"] == []
     for name in ("type", "event_id", "usage"):
         assert kept[name] == message[name]
-    for name in ("id", "type", "call_id", "name"):
+    for name in ("id", "type", "call_id"):
         assert item[name] == message["item"][name]  # type: ignore[index]
+    assert item["name"] == "pay_[digits]"
     assert DIGITS.message({"card": int(VISA)}) == {"card": int(VISA)}
     assert CARDS.message({"at": 10**12}) == {"at": 10**12}
     assert CARDS.message({"card": float(VISA)}) == {"card": "[card number]"}
@@ -326,6 +346,41 @@ def test_parameters_are_redacted_whatever_their_names(field: str) -> None:
         "id": 4,
         "[card number]": "x",
     }
+
+
+@pytest.mark.parametrize("field", ["name", "tool", "code", "status", "voice", "item"])
+def test_a_name_or_a_code_may_hold_words(field: str) -> None:
+    """A card number is removed from a field whose usual values are ids or codes."""
+    kept = ALL.message({field: "4111 1111 1111 1111"})
+
+    assert kept == {field: "[card number]"}
+    assert ALL.message({field: "item_AbC"}) == {field: "item_AbC"}
+
+
+def test_the_name_of_a_mark_is_an_id() -> None:
+    """A trace with redacted digits can be replayed: the marks are known again."""
+    message = {"event": "mark", "mark": {"name": "m4711"}}
+    forged = {"event": "mark", "mark": {"name": VISA}}
+
+    assert ALL.message(message) == message
+    assert ALL.message(forged)["mark"] == {"name": "[card number]"}
+
+
+def test_the_texts_of_one_message_have_a_limit() -> None:
+    """A hostile model cannot stop all calls with a message of many long texts. What was
+    not searched is removed; ids and types stay."""
+    texts = ["x" * MAX_CHARS] * (MAX_MESSAGE_CHARS // MAX_CHARS)
+    content = [{"type": "text", "id": "i1", "text": text} for text in texts]
+    last = {"text": "y", "generated": "yy", "arguments": "{}", "type": "t", "id": "i2"}
+
+    kept = CARDS.message([*content, last])
+
+    assert kept[:-1] == content
+    assert kept[-1] == last | dict.fromkeys(
+        ("text", "generated", "arguments"), "[removed]"
+    )
+    assert CARDS.value([*texts, 5, None]) == [*texts, "[removed]", None]
+    assert len(set(CARDS.value(["x"] * MAX_CHARS))) == 2
 
 
 JSON = st.recursive(
@@ -440,11 +495,40 @@ def test_a_trace_names_what_was_removed() -> None:
     assert SECRET.names == ["pattern"]
 
 
-def test_hostile_texts_are_redacted_quickly() -> None:
-    """A tool or model that returns very many digits delays no call."""
-    for text in ("4 " * 100_000, "1" * 200_000, "one " * 50_000, "x" * 500_000):
-        kept = ALL.text(text)
-        assert len(kept) <= len(text)
+@pytest.mark.parametrize("named", [CARDS, ALL])
+@pytest.mark.parametrize("piece", ["4 ", "1", "one ", "3 7 ", "x", "o.....", "\u0663 "])
+def test_hostile_texts_are_redacted_quickly(named: Redaction, piece: str) -> None:
+    """A tool or model that returns very many digits delays no call: 600,000 characters
+    in which no card number is found took 5 s."""
+    text = piece * (600_000 // len(piece))
+    begun = time.process_time()
+
+    kept = named.text(text)
+
+    assert time.process_time() - begun < 0.5
+    assert len(kept) < len(text)
+
+
+def test_many_pieces_with_many_matches_are_redacted_quickly() -> None:
+    """A model that sends its answer in thousands of pieces delays no call."""
+    begun = time.process_time()
+
+    kept = DIGITS.pieces(["4711", "x"] * 2000)
+
+    assert time.process_time() - begun < 0.5
+    assert kept == ["[digits]", "x"] * 2000
+
+
+def test_a_long_tool_output_stays_json() -> None:
+    """A reader of a stored tool output can parse it, and sees its beginning. Digits
+    that are written as escapes are found, too."""
+    output = msgspec.json.encode({"card": VISA, "text": "x" * MAX_CHARS}).decode()
+    escaped = output.replace("4", "\\u0034")
+
+    for written in (output, escaped):
+        kept = msgspec.json.decode(CARDS.json(written))
+        assert kept.startswith('{"card":"[card number]","text":"xxx')
+        assert kept.endswith("xxx[removed]")
 
 
 def test_the_positions_of_card_numbers_are_found() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -16,8 +17,9 @@ from aiohttp import web
 from openai import InvalidWebhookSignatureError, OpenAI
 from structlog.testing import capture_logs
 
-from bridge.agent.live import CallFacts, Message
+from bridge.agent.live import CallFacts, Message, ModelProblem
 from bridge.core.history import HistoryItem
+from bridge.core.transfers import FailedTransfer
 from bridge.privacy.redaction import Redaction
 from bridge.records.report import (
     CallReport,
@@ -37,6 +39,7 @@ QUICK = DeliveryTimes(
     longest_wait=0.3,
     function_seconds=0.2,
 )
+PARAMETERS = {"From": "+14155550101", "Route": "sales", "CallerCity": "BOSTON"}
 SPOKEN = "I would like to order a pizza"
 REPORT = report_of_silence(FACTS, "busy", 0.0)
 
@@ -121,11 +124,14 @@ async def test_a_report_describes_the_call() -> None:
         HistoryItem("i5", "assistant", "We have", "We have funghi", True, 3.25),
     ]
     async with live_call(line) as live:
+        live.facts = replace(live.facts, parameters=PARAMETERS)
         live.began = 1_700_000_000.5
         live.notes["when"] = datetime(2026, 1, 2, tzinfo=UTC)
         live.notes["odd"] = {"it": complex(1, 2)}
         live.input_tokens, live.output_tokens, live.cost = 100, 20, 0.25
         live.take_message("Call me.", name="Ann")
+        live.problems = [ModelProblem("model_error", "no_voice", message="No voice.")]
+        live.failed_transfers = [FailedTransfer("busy", "", "486", "Busy.")]
         report = report_of(live, "caller", "hung_up", 12.5)
 
     assert json.loads(report.as_json()) == {
@@ -136,6 +142,7 @@ async def test_a_report_describes_the_call() -> None:
         "to_number": "+14155550199",
         "direction": "inbound",
         "route": "sales",
+        "parameters": {"CallerCity": "BOSTON"},
         "started_at": "2023-11-14T22:13:20.500Z",
         "seconds": 12.5,
         "status": "completed",
@@ -160,6 +167,20 @@ async def test_a_report_describes_the_call() -> None:
         "messages": [{"text": "Call me.", "name": "Ann", "call_back": ""}],
         "notes": {"when": "2026-01-02T00:00:00Z", "odd": {"it": "(1+2j)"}},
         "usage": {"input_tokens": 100, "output_tokens": 20, "cost": 0.25},
+        "answered_by": "",
+        "sip_code": None,
+        "error_code": None,
+        "problems": [
+            {
+                "name": "model_error",
+                "what": "no_voice",
+                "event_type": "",
+                "message": "No voice.",
+            }
+        ],
+        "failed_transfers": [
+            {"status": "busy", "error_code": "", "sip_code": "486", "message": "Busy."}
+        ],
     }
 
 
@@ -217,6 +238,7 @@ async def test_a_report_is_redacted_as_the_route_says() -> None:
         ),
         HistoryItem("i3", "tool_output", f"charged {card}", call_id="c1"),
         HistoryItem("i4", "assistant", "I char", f"I charged {card}.", True, 3.25),
+        HistoryItem("i5", "tool_call", call_id="c2", name=f"charge {card}"),
     ]
     async with live_call(line) as live:
         live.redaction = Redaction(cards=True)
@@ -229,7 +251,7 @@ async def test_a_report_is_redacted_as_the_route_says() -> None:
 
     told = report.as_json().decode()
     assert "1111 1111" not in told and "41111" not in told
-    assert told.count("[card number]") == 9
+    assert told.count("[card number]") == 10
     assert json.loads(told)["tools"][0]["arguments"] == '["[card number]"]'
     assert report.from_number == FACTS.from_number
     assert unwritable.notes == {}

@@ -8,6 +8,7 @@ from base64 import b64decode
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
+from typing import cast
 
 import pytest
 from aiohttp import web
@@ -541,8 +542,8 @@ async def test_a_bridge_that_reads_too_slowly_loses_audio_and_is_warned() -> Non
     big = json.dumps({"event": "big", "filler": "x" * 3_500_000})
 
     async def play(talk: TinyBridgeStream) -> None:
-        transport = talk.handshake.transport
-        assert isinstance(transport, asyncio.Transport)
+        # Not checked with isinstance: uvloop's transports are of another class.
+        transport = cast(asyncio.Transport, talk.handshake.transport)
         transport.pause_reading()
         await asyncio.sleep(0.6)
         transport.resume_reading()
@@ -610,7 +611,7 @@ async def test_when_the_bridge_closes_the_action_is_requested_and_executed() -> 
             ("/voice/next", 200),
         ]
         assert len(record.twiml) == 2
-        assert 0 < len(record.heard) < 1600
+        assert 0 < len(record.heard) <= 1600
         assert record.stream_ends[0].code == 31921
         assert bridge.talks[0].messages("stop") == []
 
@@ -723,7 +724,7 @@ async def test_a_query_string_never_reaches_the_socket() -> None:
         (web.Response(status=302, headers={"Location": "/x"}), "11200 /voice answered"),
         (web.Response(text="<Response>", content_type="text/xml"), "12100"),
         (web.Response(text="{}", content_type="application/json"), "12300"),
-        ("<Response><Gather/></Response>", "12200"),
+        ("<Response><Sing/></Response>", "12200"),
         ("<Response><Reject reason='busy'/></Response>", ""),
     ],
 )

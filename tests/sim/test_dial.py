@@ -144,6 +144,25 @@ async def test_an_invalid_number_fails_with_twilios_warning() -> None:
         assert [warning.code for warning in record.warnings] == [13224]
 
 
+@pytest.mark.parametrize("number", ["client:ann", "sip:ann@example.com", "anonymous"])
+async def test_a_dial_for_a_caller_without_a_number_needs_a_caller_id(
+    number: str,
+) -> None:
+    """Twilio dials nobody (13214), and the action gets the code and the text."""
+    async with tiny_bridge() as bridge:
+        bridge.documents["/voice"] = dial('action="/dialled"')
+        caller = Caller(webhook_url=voice(bridge), from_number=number)
+
+        record = await caller.call([WaitStep(5)])
+
+        (form,) = bridge.forms("/dialled")
+        assert (form["DialCallStatus"], form["ErrorCode"]) == ("failed", "13214")
+        assert "callerId must be provided" in form["ErrorMessage"]
+        assert [warning.code for warning in record.warnings] == [13214]
+        bridge.documents["/voice"] = dial(f'callerId="{caller.to_number}"')
+        assert (await caller.call([WaitStep(5)])).dials[0].status == "completed"
+
+
 def test_a_dial_is_parsed_with_its_defaults() -> None:
     """The number may be in a <Number>; the default timeout is 30 seconds."""
     number = f"<Number>{NUMBER}</Number>"
@@ -161,7 +180,7 @@ def test_a_dial_is_parsed_with_its_defaults() -> None:
         (dial('timeout="4"'), 13212),
         (dial('timeout="601"'), 13212),
         (dial('method="PUT"'), 12200),
-        (dial(number="<Sip>sip:a@b.example</Sip>"), 12200),
+        (dial(number="<Client>ann</Client>"), 12200),
     ],
 )
 def test_an_invalid_dial_is_refused(document: str, code: int) -> None:

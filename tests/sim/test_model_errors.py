@@ -24,6 +24,7 @@ from tests.sim.realtime_client import (
     talking,
     until_active,
 )
+from tests.support.waiting import until
 
 REFUSALS: list[tuple[Event, str | None, str | None]] = [
     ({"type": "response.cancel"}, "response_cancel_not_active", None),
@@ -308,11 +309,11 @@ async def test_sessions_drop_close_and_expire() -> None:
 
 async def test_a_frozen_model_neither_speaks_nor_answers() -> None:
     """A frozen session sends nothing and answers no ping."""
-    behaviour = Behaviour(turns=[[PlayRuler(60000)]], think_seconds=0, freeze_after=0.2)
+    behaviour = Behaviour(turns=[[PlayRuler(60000)]], think_seconds=0, freeze_after=1.0)
     async with ModelServer(behaviour) as server, Client.of(server) as client:
         await client.send(type="response.create")
         await client.until("response.output_audio.delta")
-        await asyncio.sleep(0.4)
+        await until(lambda: server.sessions[0].frozen)
         sent = len(server.sessions[0].sent_deltas)
         pong = asyncio.ensure_future(await client.socket.ping())  # noqa: TID251
         await client.send(type="input_audio_buffer.clear")

@@ -1,6 +1,7 @@
 """Calls on the Realtime Calls API, from the webhook to the end, over real sockets."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,7 @@ from bridge.model.session_settings import SessionSettings
 from bridge.model.sip_session import ATTACH_TRIES
 from bridge.privacy.redaction import KEYS, Redaction
 from bridge.records.report import CallReport
+from bridge.records.standard_webhooks import signed, signing_key
 from bridge.sim.model import (
     Behaviour,
     CallTool,
@@ -280,6 +282,32 @@ async def test_a_signature_that_is_no_text_is_refused() -> None:
             headers["webhook-timestamp"] = stamp
             assert (await here.sip.incoming(headers, b"{}"))[0] == 401
         assert (await here.sip.incoming({}, b"\xff"))[0] == 401
+
+
+@pytest.mark.parametrize("age", [0.0, 200.0])
+async def test_a_delivery_at_an_instance_whose_clock_is_behind(age: float) -> None:
+    """The clock of this instance is 400 s behind that of the registry, which remembers
+    calls. A recorded delivery is too old by the registry's clock, so it begins no
+    second call."""
+    async with place() as here:
+        wall = time.time() + 400 - time.monotonic()
+        late = here.instance(registry=MemoryRegistry(epoch=wall))
+        async with late:
+            here.incoming = late.incoming  # type: ignore[method-assign]
+            call = await here.ring(age=age)
+
+        assert call.answers == [401]
+
+
+async def test_the_id_of_a_delivery_contains_no_dot() -> None:
+    """Id, timestamp and body are signed with dots in between: with a dot in the id, the
+    same text could be another delivery."""
+    async with place() as here:
+        headers = signed(
+            signing_key(here.calls.secret), "wh.1", int(time.time()), b"{}"
+        )
+
+        assert (await here.sip.incoming(headers, b"{}"))[0] == 401
 
 
 async def test_a_second_delivery_begins_no_second_call() -> None:

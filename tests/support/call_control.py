@@ -8,6 +8,7 @@ from typing import Any
 from bridge.agent.approvals import ApprovalRule, Approvals
 from bridge.agent.events import Listeners
 from bridge.agent.live import CallFacts, LiveCall, NotAllowed, Role, Transfer
+from bridge.core.answered import Answer
 from bridge.core.history import HistoryItem
 
 FACTS = CallFacts(
@@ -63,6 +64,10 @@ class FakeCallControl:
 
     async def send_digits(self, digits: str) -> bool:
         return await self._answer("send_digits", digits)
+
+    def decide_answer(self, who: Answer) -> bool:
+        self.asked.append(("decide_answer", who))
+        return self.done
 
     async def _answer(self, *asked: Any) -> bool:
         self.asked.append(asked)

@@ -28,7 +28,8 @@ import pytest
 PACKAGES = (
     *("agents.realtime", "aiohttp", "jsonschema", "mcp.server.mcpserver", "numpy"),
     *("openai", "prometheus_client", "pydantic_settings", "redis.asyncio", "rich"),
-    *("structlog", "twilio.request_validator", "typer", "websockets", "yaml"),
+    *("structlog", "twilio.request_validator", "typer", "uvloop", "websockets"),
+    *("yaml",),
     *("bridge.cli.commands", "bridge.cli.demo", "bridge.http.server"),
     *("bridge.sim.caller", "bridge.sim.load", "bridge.sim.model"),
 )

@@ -2,17 +2,18 @@
 one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bridge.agent.approvals import Approvals
 from bridge.agent.live import CallFacts, LiveCall
 from bridge.call.leg import LegOwner
-from bridge.call.stream import Phone
+from bridge.call.stream import IdentifiedPhone
 from bridge.core.capabilities import SIP
 from bridge.core.commands import End
 from bridge.model.session import SessionOwner, SessionPlan
 from bridge.sim.twilio import messages
+from bridge.websocket.text_socket import SocketEnd, SocketListener, Why
 
 CALL_SID = "CA" + "1" * 32
 ACCOUNT_SID = "AC" + "2" * 32
@@ -20,8 +21,10 @@ BYTES_A_SECOND = 8000
 
 
 class MemoryPhone:
-    """Twilio's side of one stream (a bridge.call.stream.Phone). It plays what it is
-    sent at the speed of a call, and echoes each mark when it was played."""
+    """Twilio's side of one stream (a bridge.websocket.text_socket.TextSocket). It plays
+    what it is sent at the speed of a call, and echoes each mark when it was played."""
+
+    is_paused = False
 
     def __init__(self, stream_sid: str = "MZ1", **parameters: str) -> None:
         self.stream_sid = stream_sid
@@ -32,28 +35,51 @@ class MemoryPhone:
         """When all that it was sent has been played (the event loop's clock)."""
         self._marks: list[tuple[asyncio.TimerHandle, str]] = []
         self._number = 1
-        self._inbox: asyncio.Queue[str | Exception | None] = asyncio.Queue()
-        self._inbox.put_nowait(messages.CONNECTED)
+        self.bug: Exception | None = None
+        """Raised when the call sends a message."""
+        self._listener: SocketListener | None = None
         start = messages.start(ACCOUNT_SID, CALL_SID, stream_sid, parameters)
-        self._inbox.put_nowait(start)
+        self._waiting: list[str] = [messages.CONNECTED, start]
 
     def stop(self) -> None:
         """The caller hangs up."""
         self._number += 1
         text = messages.stop(self._number, ACCOUNT_SID, CALL_SID, self.stream_sid)
-        self._inbox.put_nowait(text)
+        self.give(text)
 
-    def lose(self, error: Exception | None = None) -> None:
-        """The socket is gone without a `stop`; or reading it raises an error."""
-        self._inbox.put_nowait(error)
+    def give(self, text: str) -> None:
+        """Twilio sends this message."""
+        self._waiting.append(text)
+        asyncio.get_running_loop().call_soon(self._deliver)
 
-    async def __aiter__(self) -> AsyncIterator[str | bytes]:
-        while (message := await self._inbox.get()) is not None:
-            if isinstance(message, Exception):
-                raise message
-            yield message
+    def lose(self, why: Why = Why.LOST) -> None:
+        """The socket is gone without a `stop`."""
+        if self._listener:
+            self._listener.socket_ended(SocketEnd(why))
 
-    async def send(self, text: str) -> None:
+    def listen(
+        self, listener: SocketListener, first: Iterable[str | bytes] = ()
+    ) -> None:
+        self._listener = listener
+        asyncio.get_running_loop().call_soon(self._deliver)
+
+    def hold(self) -> None:
+        self._listener = None
+
+    def leave(self) -> None:
+        self._listener = None
+
+    def _deliver(self) -> None:
+        while self._waiting and self._listener:
+            self._listener.socket_message(self._waiting.pop(0))
+
+    def send_text(self, *texts: str) -> None:
+        if self.bug:
+            raise self.bug
+        for text in texts:
+            self._sent(text)
+
+    def _sent(self, text: str) -> None:
         loop = asyncio.get_running_loop()
         match messages.read(text, self.stream_sid):
             case messages.MediaMessage(audio):
@@ -72,12 +98,15 @@ class MemoryPhone:
             case messages.IgnoredMessage(text=why):
                 raise AssertionError(f"Twilio ignores this message: {why}")
 
-    async def close(self) -> None:
+    async def close_bounded(self, code: int = 1000) -> None:
+        self.closed.set()
+
+    def abort(self) -> None:
         self.closed.set()
 
     def _echo(self, name: str) -> None:
         self._number += 1
-        self._inbox.put_nowait(messages.mark(self._number, self.stream_sid, name))
+        self.give(messages.mark(self._number, self.stream_sid, name))
 
 
 class MemoryLeg:
@@ -105,13 +134,13 @@ class MemoryLeg:
     ) -> "MemoryLeg":
         return self
 
-    async def take_over(self, phone: Phone) -> bool:
+    async def take_over(self, phone: IdentifiedPhone) -> bool:
         return False
 
     async def close(self, ending: End) -> None:
         self.closed.append(ending)
 
-    def send(self, text: str, now: float) -> None: ...
+    def send(self, texts: list[str], now: float) -> None: ...
 
     # --- the session (bridge.call.leg.SessionControl) ---
 

@@ -3,6 +3,7 @@ said."""
 
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -235,7 +236,7 @@ def test_nothing_that_people_said_is_in_the_log(
     phone.words("SECRET SECRET")
     phone.says(1000)
     phone.frames(500)
-    error = {"type": "server_error", "message": "SECRET"}
+    error = {"type": "server_error", "message": "Not found: 415-555-0101"}
     phone.model("error", error=error)
     phone.barges_in()
     phone.frames(100)
@@ -252,7 +253,8 @@ def test_nothing_that_people_said_is_in_the_log(
         log.note(note)
 
     written = capsys.readouterr().err
-    assert told == {"key_pressed", "caller_said", "said", "model_error"}
+    assert told == {"key_pressed", "caller_said", "said"}
+    assert '"message": "Not found: [number]"' in written, "scrubbed as text of others"
     assert all(f'"event": "{name}"' in written for name in told)
     assert "SECRET" not in written
 
@@ -334,6 +336,23 @@ def test_a_line_that_cannot_be_formatted_is_not_printed(
     assert capsys.readouterr().err == (
         "a log line could not be formatted and is lost: TypeError\n"
     )
+
+
+def test_a_log_that_cannot_be_written_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also in commands other than `serve`: the reader of the pipe is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as broken:
+        monkeypatch.setattr(sys, "stderr", broken)
+        configure("json")
+
+        structlog.get_logger().warning("call_failed")
+        logging.getLogger("a.library").warning("%d", "no number")
+
+        with pytest.raises(BrokenPipeError):
+            broken.close()
 
 
 def test_an_uncaught_exception_is_logged_scrubbed(

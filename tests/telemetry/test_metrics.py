@@ -41,6 +41,7 @@ def test_the_names_that_operators_rely_on() -> None:
         "bridge_model_to_caller_seconds",
         "bridge_first_audio_seconds",
         "bridge_clear_seconds",
+        "bridge_loop_lag_seconds",
     )
 
     for name in (

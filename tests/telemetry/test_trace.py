@@ -532,9 +532,12 @@ def test_a_trace_without_texts_can_be_replayed(tmp_path: Path) -> None:
         assert [line.get(part, {}).get("kind") for line in kept] == kinds
     assert call.path is not None
     replayed = list(replay(call.path))
-    assert [it[0].get("kind") for it in replayed] == [
-        it[1].get("kind") for it in replayed
-    ]
+    # When the bridge asks if the server is there depends on how loud the caller is.
+    before, again = (
+        [it["kind"] for it in side if it and "bridge_probe" not in str(it)]
+        for side in zip(*replayed, strict=True)
+    )
+    assert before == again
 
 
 def test_a_trace_is_readable_by_its_owner_only(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Access to the control API: token, rate, origin, size and form of requests.
+"""Access to the control API: token, rate, size and form of requests.
 
 Every answer passes through here, so every error becomes a problem document. The headers
 that every answer of the bridge has are set by connection_guard.py.
@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 
 from bridge.http.api.bodies import Body, Mistake
 from bridge.http.api.problems import Problem, invalid
+from bridge.http.authenticated import mark_authenticated
 from bridge.http.connection_guard import ConnectionGuard, client_network
 
 log = structlog.get_logger()
@@ -66,16 +66,14 @@ class Rates:
 
 
 class ApiAuth:
-    """Checks every request of one API. `origin`: the origin whose pages may use the
-    API, if it is known. `refused` is called with the reason of each refusal
-    (bridge.telemetry.metrics.REFUSALS)."""
+    """Checks every request of one API. `refused` is called with the reason of each
+    refusal (bridge.telemetry.metrics.REFUSALS)."""
 
     def __init__(
         self,
         token: str,
         guard: ConnectionGuard,
         refused: Callable[[str], None],
-        origin: str | None = None,
     ) -> None:
         """ValueError if the token is empty, because an empty token would admit every
         client."""
@@ -84,7 +82,6 @@ class ApiAuth:
         self.guard = guard
         self._expected = token.encode()
         self._refused = refused
-        self._origin = origin and _normal_origin(origin)
         per_second = guard.limits.api_per_second
         self._with_token = Rates(per_second, per_second * BURST_SECONDS)
         self._without_token = Rates(NO_TOKEN_PER_SECOND, NO_TOKEN_BURST)
@@ -98,9 +95,10 @@ class ApiAuth:
             known = has_token(request, self._expected)
             self._check_rate(request, known)
             if not known:
-                self._log_refusal("token")
+                log.warning("api_refused", why="token")
+                self._refused("token")
                 raise _no_token(request)
-            self._check_origin(request)
+            mark_authenticated(request)
             return await handler(request)
         except Problem as problem:
             return problem.response()
@@ -137,28 +135,6 @@ class ApiAuth:
             self.guard.hit("api_rate")
             later = {"Retry-After": str(math.ceil(wait))}
             raise Problem(429, "rate", "Too many requests", headers=later)
-
-    def _check_origin(self, request: web.Request) -> None:
-        """Refuses requests from pages of other sites: such a page could use the browser
-        of a user who has access (CSRF)."""
-        headers = request.headers
-        same_site = headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
-        origins = headers.getall("Origin", [])
-        if not same_site or not all(self._is_own(it, request) for it in origins):
-            self._log_refusal("origin")
-            raise Problem(403, "origin", "Pages of other origins may not use the API")
-
-    def _log_refusal(self, why: str) -> None:
-        log.warning("api_refused", why=why)
-        self._refused(why)
-
-    def _is_own(self, origin: str, request: web.Request) -> bool:
-        """The Host header is not used if the origin is known: a page can point its own
-        domain name at the bridge, and its browser then sends that name (DNS
-        rebinding)."""
-        if self._origin:
-            return _normal_origin(origin) == self._origin
-        return _host(origin) == request.host.lower()
 
 
 API_AUTH = web.AppKey("api_auth", ApiAuth)
@@ -229,19 +205,6 @@ def _no_token(request: web.Request) -> Problem:
         "Send it as `Authorization: Bearer <token>`.",
         headers={"WWW-Authenticate": challenge},
     )
-
-
-def _normal_origin(origin: str) -> str:
-    """In lower case and without the default port, as browsers send it."""
-    origin = origin.lower()
-    return origin.removesuffix(":443" if origin.startswith("https:") else ":80")
-
-
-def _host(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
 
 
 def _problem_of(error: web.HTTPException) -> Problem:

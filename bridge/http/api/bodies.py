@@ -16,13 +16,12 @@ from bridge.agent.live import (
     RING_SECONDS,
     LiveCall,
 )
+from bridge.app.outbound import LONGEST_SECONDS, CallStatus, State
 from bridge.core.history import HistoryItem, Kind
 from bridge.fleet import CallEntry
+from bridge.http.parameters import BRIDGES_OWN
 from bridge.privacy.redaction import Redaction
 from bridge.records.report import said
-
-BRIDGES_OWN = frozenset({"From", "To", "Direction", "Route"})
-"""Parameters of a call that the bridge sets itself."""
 
 Ring = Annotated[int, Field(ge=RING_SECONDS[0], le=RING_SECONDS[-1])]
 
@@ -59,19 +58,51 @@ class PlaceCall(Body):
         Field(description="For routes, instructions and tools, like a TwiML stream's."),
     ] = {}
     greeting: Annotated[
-        str | None, Field(description="Empty: the person called speaks first.")
+        str | None,
+        Field(
+            max_length=MAX_TEXT_CHARS,
+            description="Empty: the person called speaks first.",
+        ),
     ] = None
     machine: Annotated[
         Literal["hang_up", "ignore", "message"],
         Field(description="What to do if an answering machine answers."),
     ] = "hang_up"
-    message: Annotated[str, Field(description="Left on a machine, after the beep.")] = (
-        ""
-    )
+    message: Annotated[
+        str,
+        Field(
+            max_length=MAX_TEXT_CHARS, description="Left on a machine, after the beep."
+        ),
+    ] = ""
+    agent_decides: Annotated[
+        bool,
+        Field(
+            description="The agent hears who has answered and says it by a tool; "
+            "`machine` is what is done about a mailbox."
+        ),
+    ] = False
     ring_seconds: Ring = 30
     longest_seconds: Annotated[
-        int | None, Field(ge=1, description="Twilio ends the call after this time.")
+        int | None,
+        Field(
+            ge=1,
+            le=LONGEST_SECONDS,
+            description="Twilio ends the call after this time; BRIDGE_LONGEST_SECONDS "
+            "is the limit.",
+        ),
     ] = None
+    send_digits: Annotated[
+        str,
+        Field(
+            max_length=32,
+            description="Pressed when the call is answered: 0-9 A-D * #; w and W wait "
+            "half a second and one. Needs machine=ignore.",
+        ),
+    ] = ""
+    campaign: Annotated[
+        str,
+        Field(max_length=200, description="Its calls are placed one after the other."),
+    ] = ""
 
     @model_validator(mode="after")
     def _parameters_are_free(self) -> Self:
@@ -83,11 +114,27 @@ class PlaceCall(Body):
 class TransferTo(Body):
     """The number that takes over the call from the agent."""
 
-    number: Annotated[str, Field(description="E.164.")]
+    number: Annotated[
+        str, Field(description="E.164, or a SIP URI that the call's route names.")
+    ]
     caller_id: Annotated[
         str, Field(description="The number that is shown; empty: the caller's.")
     ] = ""
     ring_seconds: Ring = 20
+    digits: Annotated[
+        str,
+        Field(max_length=32, description="Pressed when it is answered: an extension."),
+    ] = ""
+    whisper: Annotated[
+        str,
+        Field(
+            max_length=MAX_TEXT_CHARS,
+            description="What the person who answers hears first.",
+        ),
+    ] = ""
+    accept: Annotated[
+        bool, Field(description="The person must press 1 to take the call.")
+    ] = False
 
 
 class Digits(Body):
@@ -216,6 +263,21 @@ class Placed(Body):
     call_sid: str
 
 
+class CallProgress(Body):
+    """The newest status of an outbound call that Twilio has reported."""
+
+    call_sid: str
+    state: State
+    talked_seconds: int | None
+    sip_code: Annotated[
+        int | None,
+        Field(description="Why it failed: the SIP code of the callee's network."),
+    ]
+    error_code: Annotated[
+        int | None, Field(description="Why it failed: Twilio's error code.")
+    ]
+
+
 class Done(Body):
     done: Annotated[
         bool, Field(description="False: not done, because the caller spoke.")
@@ -303,6 +365,16 @@ def details(live: LiveCall, now: float) -> CallDetails:
     )
 
 
+def call_progress(status: CallStatus) -> CallProgress:
+    return CallProgress(
+        call_sid=status.call_sid,
+        state=status.state,
+        talked_seconds=status.talked_seconds,
+        sip_code=status.sip_code,
+        error_code=status.error_code,
+    )
+
+
 def approval_list(live: LiveCall) -> ApprovalList:
     return ApprovalList(approvals=_approvals(live))
 
@@ -318,7 +390,7 @@ def item_list(live: LiveCall) -> ItemList:
                 cut=it.cut,
                 at=it.at,
                 call_id=it.call_id,
-                name=it.name,
+                name=live.redaction.text(it.name),
                 arguments=it.arguments,
             )
             for it in map(live.redaction.item, live.history)

@@ -5,6 +5,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
+from typing import Any
 
 import msgspec
 import structlog
@@ -150,13 +151,22 @@ class _Out:
 def encode(event: CallEvent, redaction: Redaction | None = None) -> bytes:
     """One event. `data` is one line of JSON; values that JSON does not have become
     text."""
-    body = {"type": event.type, "at": event.at, "data": dict(event.data)}
+    body: dict[str, Any] = {
+        "type": event.type,
+        "at": event.at,
+        "data": dict(event.data),
+    }
     data = msgspec.json.encode(body, enc_hook=str)
     if redaction:
         # Redacts the JSON and not the objects, so that no object of the user's code is
         # missed.
-        body["data"] = redaction.message(msgspec.json.decode(data)["data"])
+        plain = msgspec.json.decode(data)["data"]
+        if event.emitted:
+            # User code has chosen the names: a field `id` may hold a card number.
+            body["type"] = redaction.text(event.type)
+            plain = redaction.value(plain)
+        body["data"] = redaction.message(plain)
         data = msgspec.json.encode(body)
     # A user's own event name may contain a line break, which would end the field.
-    name = " ".join(event.type.split())
+    name = " ".join(body["type"].split())
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)

@@ -18,12 +18,15 @@ from aiohttp import web
 import twiml
 from bridge.agent.live import BadRequest, CallOver, LiveCall, NotAllowed
 from bridge.app.outbound import (
+    LONGEST_SECONDS,
+    CallStatus,
     OutboundCalls,
-    OutboundLimited,
     OutboundOrder,
-    OutboundRefused,
+    RepeatedKey,
 )
+from bridge.app.outbound_limits import LimitName, OutboundLimited
 from bridge.app.routes import Routes
+from bridge.app.twilio_api import TwilioRefused
 from bridge.fleet import CallEntry
 from bridge.http.api import bodies, events, openapi
 from bridge.http.api.auth import API_AUTH, ApiAuth, Handler, body_of
@@ -39,7 +42,19 @@ REGISTRY_SECONDS = 5.0
 ACTION_SECONDS = 60.0
 """Time limit of a request. The action that it asked for may still happen afterwards."""
 
-LIMITS = {"off": 409, "prefix": 403, "at_once": 429, "rate": 429, "cost": 429}
+LIMITS: Mapping[LimitName, int] = {
+    "off": 409,
+    "prefix": 403,
+    "registry": 503,
+    **dict.fromkeys(("at_once", "number", "campaign", "rate", "cost"), 429),
+}
+
+DOCUMENT_BYTES = 60_000
+"""Twilio refuses a document of more than 64 kB (error 11750), once the call is
+answered. The rest is for the parameters that the bridge adds."""
+
+MAX_KEY_CHARS = 255
+"""Length of an Idempotency-Key."""
 
 
 class Calls(Protocol):
@@ -51,8 +66,16 @@ class Calls(Protocol):
     async def entries(self) -> list[CallEntry]:
         """The running calls of all instances, oldest first."""
 
-    async def place(self, wanted: PlaceCall) -> str:
-        """Places a call; returns its SID. Refused says why it was not placed."""
+    async def place(self, wanted: PlaceCall, idempotency_key: str) -> str:
+        """Places a call, but only one for each key (empty: no key); returns its SID.
+        Refused says why it was not placed."""
+
+    async def status(self, call_sid: str) -> CallStatus | None:
+        """The newest status of an outbound call; None if it is not known."""
+
+    async def cancel(self, call_sid: str) -> CallStatus | None:
+        """Cancels a call that was not answered yet; see OutboundCalls.cancel. Refused:
+        Twilio did not cancel it."""
 
 
 Forget = Callable[[str], Awaitable[None]]
@@ -69,6 +92,8 @@ def application(
         "place_call": api.place_call,
         "get_call": api.get_call,
         "hang_up": api.hang_up,
+        "get_status": api.get_status,
+        "cancel": api.cancel,
         "transfer": api.transfer,
         "send_digits": api.send_digits,
         "send_text": api.send_text,
@@ -90,16 +115,45 @@ def application(
 
 
 async def place(
-    outbound: OutboundCalls, wanted: PlaceCall, number: str | None, routes: Routes
+    outbound: OutboundCalls,
+    wanted: PlaceCall,
+    number: str | None,
+    routes: Routes,
+    *,
+    longest_seconds: float = LONGEST_SECONDS,
+    idempotency_key: str = "",
 ) -> str:
     """Places a call through `outbound` from `number`; returns its SID. Refused says why
-    it was not placed."""
+    it was not placed. `longest_seconds`: the limit of every call of this bridge."""
     if not number:
         detail = "Give `from`, or set BRIDGE_OUTBOUND_NUMBER."
         raise Refused(422, "There is no number to call from", detail)
     if wanted.route and routes.named(wanted.route) is None:
         detail = "`route` must name a route of the routes file."
         raise Refused(422, "There is no such route", detail)
+    if wanted.longest_seconds is not None and wanted.longest_seconds > longest_seconds:
+        detail = (
+            f"`longest_seconds` is above BRIDGE_LONGEST_SECONDS ({longest_seconds:g})."
+        )
+        raise Refused(422, "Such a call cannot be placed", detail)
+    order = _order(wanted, number)
+    try:
+        return await outbound.place(order, idempotency_key)
+    except RepeatedKey as repeated:
+        title = "The Idempotency-Key was used before"
+        raise Refused(422 if repeated.other else 409, title, str(repeated)) from None
+    except OutboundLimited as limited:
+        raise Refused(
+            LIMITS[limited.limit], "The call is not allowed now", str(limited)
+        ) from None
+    except TwilioRefused as refused:
+        # Among Twilio's 4xx, only these are about the order; the others are about the
+        # bridge's account or setup.
+        status = 422 if refused.status in (400, 404) else 502
+        raise Refused(status, "Twilio did not place the call", str(refused)) from None
+
+
+def _order(wanted: PlaceCall, number: str) -> OutboundOrder:
     try:
         order = OutboundOrder(
             to=wanted.to,
@@ -109,27 +163,42 @@ async def place(
             greeting=wanted.greeting,
             machine=wanted.machine,
             message=wanted.message,
+            agent_decides=wanted.agent_decides,
             ring_seconds=wanted.ring_seconds,
             longest_seconds=wanted.longest_seconds,
+            send_digits=wanted.send_digits,
+            campaign=wanted.campaign,
         )
         # Checks the parameters now. Otherwise an error would show only once the call is
         # answered.
-        twiml.connect(
+        document = twiml.connect(
             "wss://any.example/media", action_url="/", parameters=wanted.parameters
         )
+        if len(document.encode()) > DOCUMENT_BYTES:
+            raise ValueError("the parameters are too long for one document of Twilio's")
     except ValueError as error:
         raise Refused(422, "Such a call cannot be placed", str(error)) from None
+    return order
+
+
+async def cancel(
+    outbound: OutboundCalls, call_sid: str
+) -> tuple[CallStatus | None, OutboundOrder | None]:
+    """See OutboundCalls.cancel. Problem: Twilio did not cancel the call."""
     try:
-        return await outbound.place(order)
-    except OutboundLimited as limited:
-        raise Refused(
-            LIMITS[limited.limit], "The call is not allowed now", str(limited)
-        ) from None
-    except OutboundRefused as refused:
-        # Among Twilio's 4xx, only these are about the order; the others are about the
-        # bridge's account or setup.
-        status = 422 if refused.status in (400, 404) else 502
-        raise Refused(status, "Twilio did not place the call", str(refused)) from None
+        return await outbound.cancel(call_sid)
+    except TwilioRefused as refused:
+        title = "Twilio did not cancel the call"
+        raise Problem(502, "not-canceled", title, str(refused)) from None
+
+
+def outbound_is_off() -> Refused:
+    return Refused(
+        409,
+        "Outbound calls are not set up",
+        "They need BRIDGE_PUBLIC_URL, TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN and "
+        "BRIDGE_OUTBOUND_PREFIXES.",
+    )
 
 
 class _Api:
@@ -149,13 +218,38 @@ class _Api:
 
     async def place_call(self, request: web.Request) -> web.Response:
         wanted = await body_of(request, PlaceCall)
+        key = request.headers.get(openapi.IDEMPOTENCY_KEY, "")
+        if len(key) > MAX_KEY_CHARS:
+            what = f"has more than {MAX_KEY_CHARS} characters"
+            raise invalid([Mistake(at=openapi.IDEMPOTENCY_KEY, what=what)])
         async with _time_limit():
-            call_sid = await self._calls.place(wanted)
+            call_sid = await self._calls.place(wanted, key)
         location = {"Location": f"{request.path}/{quote(call_sid, safe='')}"}
         return _json(bodies.Placed(call_sid=call_sid), status=201, headers=location)
 
     async def get_call(self, request: web.Request) -> web.Response:
         return _json(bodies.details(await self._live(request), time.time()))
+
+    # --- outbound calls, also before they are answered and after their end ---
+
+    async def get_status(self, request: web.Request) -> web.Response:
+        status = await self._calls.status(request.match_info["sid"])
+        if status is None:
+            raise _no_call()
+        return _json(bodies.call_progress(status))
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        await body_of(request, bodies.Nothing)
+        async with _time_limit():
+            status = await self._calls.cancel(request.match_info["sid"])
+        if status is None:
+            raise _no_call()
+        if status.state == "in-progress":
+            title = "The call was answered: hang up instead"
+            raise Problem(409, "answered", title)
+        if status.state != "canceled":
+            raise Problem(410, "over", "The call is over")
+        return _json(bodies.call_progress(status))
 
     # --- actions that wait until the caller has heard everything ---
 
@@ -169,7 +263,12 @@ class _Api:
         to = await body_of(request, bodies.TransferTo)
         return await _done(
             live.transfer(
-                to.number, caller_id=to.caller_id, ring_seconds=to.ring_seconds
+                to.number,
+                caller_id=to.caller_id,
+                ring_seconds=to.ring_seconds,
+                digits=to.digits,
+                whisper=to.whisper,
+                accept=to.accept,
             )
         )
 
@@ -276,7 +375,7 @@ class _Api:
                 "Another instance has the call",
                 "A call is steered at the instance that holds its stream.",
             )
-        raise Problem(404, "no-call", "There is no such call, or it has ended")
+        raise _no_call()
 
     async def _entries(self) -> list[CallEntry]:
         try:
@@ -285,6 +384,10 @@ class _Api:
         except (TimeoutError, ConnectionError):
             title = "The registry of calls does not answer"
             raise Problem(503, "registry", title) from None
+
+
+def _no_call() -> Problem:
+    return Problem(404, "no-call", "There is no such call, or it has ended")
 
 
 async def _done(action: Awaitable[bool]) -> web.Response:

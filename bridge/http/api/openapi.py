@@ -23,14 +23,14 @@ PROBLEMS = {
     404: "There is no such call, approval or path.",
     408: "The body did not arrive in time.",
     409: "Another instance has the call, outbound calls are not set up, or the call "
-    "is still running.",
+    "is still running, being placed, or answered.",
     410: "The call is over.",
     413: "The body is too large.",
     415: "The body is not application/json, or is compressed.",
     422: "The request cannot be fulfilled; `errors` or `detail` says why.",
     429: "Too many requests, calls or event streams; see Retry-After if it is sent.",
     500: "A bug, or a record that cannot be deleted.",
-    502: "Twilio did not place the call.",
+    502: "Twilio did not place or cancel the call.",
     503: "The registry of calls does not answer, or the bridge takes no more calls.",
     504: "Not finished within a minute; it may still happen.",
 }
@@ -54,6 +54,8 @@ class Operation:
     problems: tuple[int, ...] = ()
     query: Mapping[str, str] | None = None
     """Name -> meaning of the value `1`."""
+    headers: Mapping[str, str] | None = None
+    """Name of an optional header -> its meaning."""
 
     @property
     def success(self) -> int:
@@ -61,6 +63,7 @@ class Operation:
 
 
 CALL = "/calls/{sid}"
+IDEMPOTENCY_KEY = "Idempotency-Key"
 
 OPERATIONS = (
     Operation(
@@ -80,6 +83,10 @@ OPERATIONS = (
         gives=bodies.Placed,
         status=201,
         problems=(409, 502, 503, 504),
+        headers={
+            IDEMPOTENCY_KEY: "A request with a key that was used in the last 24 hours "
+            "places no second call: it gets the SID of the first one."
+        },
     ),
     Operation(
         "get_call",
@@ -97,6 +104,23 @@ OPERATIONS = (
         takes=bodies.Nothing,
         gives=bodies.Done,
         problems=(*OF_A_CALL, 504),
+    ),
+    Operation(
+        "get_status",
+        "GET",
+        f"{CALL}/status",
+        "The status of an outbound call, also after its end",
+        gives=bodies.CallProgress,
+        problems=(404, 409, 503),
+    ),
+    Operation(
+        "cancel",
+        "POST",
+        f"{CALL}/cancel",
+        "Cancel an outbound call that was not answered yet",
+        takes=bodies.Nothing,
+        gives=bodies.CallProgress,
+        problems=(*OF_A_CALL, 502, 504),
     ),
     Operation(
         "transfer",
@@ -283,7 +307,11 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
         {"name": name, "in": "query", "description": f"1: {what}.", "schema": _TEXT}
         for name, what in (operation.query or {}).items()
     ]
-    return [*in_path, *in_query]
+    in_header = [
+        {"name": name, "in": "header", "description": what, "schema": _TEXT}
+        for name, what in (operation.headers or {}).items()
+    ]
+    return [*in_path, *in_query, *in_header]
 
 
 def _content(media_type: str, model: type[Body]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ items and responses.
 
 import asyncio
 import time
+from functools import lru_cache
 from typing import Protocol
 
 from bridge.sim.realtime.client_events import BufferAppend, InvalidRequestError, Json
@@ -22,6 +23,8 @@ from bridge.sim.realtime.response import ActiveResponse
 from bridge.sim.realtime.turns import Trigger
 
 _CALLER_AUDIO_SECONDS = 600  # kept per session
+_SHORT_CHARS = 1024  # of base64; most short appends of many calls are the same silence
+_decoded_short = lru_cache(maxsize=256)(decoded)
 _MINIMUM_COMMIT_MS = 100  # as the error input_audio_buffer_commit_empty says
 
 
@@ -49,6 +52,8 @@ class CallerInput:
     ) -> None:
         self.appends = 0
         self.append_at: list[float] = []
+        # `audio_in_bytes` after each append of `append_at`
+        self.append_ends: list[int] = []
         self.audio_in_bytes = 0
         self.caller_audio = bytearray()
         self.speech_started_at: list[float] = []
@@ -66,6 +71,7 @@ class CallerInput:
 
     def configure(self) -> None:
         """Apply the session's audio.input."""
+        self._kept_bytes = _CALLER_AUDIO_SECONDS * 1000 * BYTES_PER_MS[self._format]
         self.buffer.configure(self._format, self._detection)
 
     def clear(self) -> None:
@@ -87,17 +93,20 @@ class CallerInput:
         return detection
 
     def append(self, event: BufferAppend) -> None:
-        audio = decoded(event.audio)
+        short = len(event.audio) <= _SHORT_CHARS
+        audio = _decoded_short(event.audio) if short else decoded(event.audio)
         self.appends += 1
         self.audio_in_bytes += len(audio)
         if self._record_appends:
             self.append_at.append(time.monotonic())
-        if self._keep_audio:
-            limit = _CALLER_AUDIO_SECONDS * 1000 * BYTES_PER_MS[self._format]
-            if len(self.caller_audio) < limit:
-                self.caller_audio += audio
+            self.append_ends.append(self.audio_in_bytes)
+        if self._keep_audio and len(self.caller_audio) < self._kept_bytes:
+            self.caller_audio += audio
         for heard in self.buffer.append(audio):
-            if isinstance(heard, VadSpeechStarted):
+            stuck = self.turns + 1 in self._session.behaviour.stuck_turns
+            if stuck and isinstance(heard, VadSpeechStopped):
+                self.buffer.speaking = True
+            elif isinstance(heard, VadSpeechStarted):
                 self._speech_started(heard)
             else:
                 self._speech_stopped(heard)
@@ -129,6 +138,17 @@ class CallerInput:
         self._commit(self._turn_item, audio, heard.seconds)
         detection = self._detection
         if detection and detection["create_response"]:
+            self._begin_answer()
+
+    def _begin_answer(self) -> None:
+        behaviour = self._session.behaviour
+        if self.turns in behaviour.unanswered_turns:
+            if behaviour.turn_errors:
+                text = "The server had an error."
+                self._session.out.error(InvalidRequestError(text, "server_error"))
+        elif behaviour.begins_late:
+            self._session.later(behaviour.begins_late, self._answer_speech)
+        else:
             self._answer_speech()
 
     def _answer_speech(self) -> None:
@@ -150,7 +170,9 @@ class CallerInput:
                 f"least 100ms of audio, but buffer only has {held:.2f}ms of audio.",
                 "input_audio_buffer_commit_empty",
             )
-        self.buffer.speaking = False
+        keeps = self.buffer.speaking and self._session.behaviour.commit_keeps_speech
+        self.buffer.awaits_voice = keeps
+        self.buffer.speaking = keeps
         audio, seconds = self.buffer.commit()
         self._commit(self._session.new_id("item"), audio, seconds)
 

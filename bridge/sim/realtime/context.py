@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
-from websockets.asyncio.server import ServerConnection
-
 from bridge.sim.realtime.client_events import Json
 from bridge.sim.realtime.configuration import default_session
+from bridge.sim.realtime.connection import ModelSocket
 from bridge.sim.realtime.event_sender import EventSender
 from bridge.sim.realtime.history import ModelHistory
 from bridge.sim.realtime.items import ModelItem
@@ -25,7 +24,7 @@ class SessionContext:
     """Shared state of one session, and what every part may do to the session."""
 
     def __init__(
-        self, connection: ServerConnection, behaviour: Behaviour, model: str
+        self, connection: ModelSocket, behaviour: Behaviour, model: str
     ) -> None:
         self.behaviour = behaviour
         self.model = model

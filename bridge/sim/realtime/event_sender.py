@@ -35,6 +35,7 @@ class EventSender:
         self._held: list[tuple[str | bytes, _Delta | None]] | None = None
         self.cut_off = False
         self.observe: Callable[[Direction, Json], None] | None = None
+        self.says: Callable[[Json], list[Json]] | None = None
         self._connection = connection
         self._serial = 0
 
@@ -43,7 +44,8 @@ class EventSender:
         self._serial += 1
         head = {"type": event["type"], "event_id": f"event_{self._serial}"}
         event = head | event
-        self.put(_encode(event).decode())
+        for said in self.says(event) if self.says else (event,):
+            self.put(_encode(said).decode())
         if self.observe is not None:
             self.observe("sent", event)
 
@@ -51,6 +53,8 @@ class EventSender:
         """Send a response.output_audio.delta, assembled from prepared pieces."""
         self._serial += 1
         text = f'{_AUDIO_HEAD}{self._serial}{tail}{chunk.base64}"}}'
+        for said in self.says(msgspec.json.decode(text)) if self.says else ():
+            text = _encode(said).decode()
         self.put(text, (item.id, chunk.audio))
         if self.observe is not None:
             self.observe("sent", msgspec.json.decode(text))

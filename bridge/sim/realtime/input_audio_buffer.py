@@ -7,6 +7,7 @@ audio, not time: if the client sends nothing, no silence passes. No I/O, no cloc
 import audioop
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 FRAME_MS = 20
@@ -35,6 +36,7 @@ class InputAudioBuffer:
     def __init__(self, threshold: float) -> None:
         self.audio = bytearray()  # appended, not yet committed
         self.speaking = False
+        self.awaits_voice = False  # the turn does not end before speech is heard again
         self.heard_ms = 0  # session audio so far, in whole frames
         self._threshold = threshold
         self._format = "audio/pcm"
@@ -95,7 +97,7 @@ class InputAudioBuffer:
         if self._detection is None:
             self._bound(_BUFFER_MS)
             return None
-        voiced = self._level(frame) > self._threshold
+        voiced = _level(self._format, frame) > self._threshold
         if self.speaking:
             return self._listening(voiced)
         self._voiced = self._voiced + 1 if voiced else 0
@@ -114,6 +116,9 @@ class InputAudioBuffer:
     def _listening(self, voiced: bool) -> VadSpeechStopped | None:
         if voiced:
             self._last_voiced_ms = self.heard_ms
+            self.awaits_voice = False
+            return None
+        if self.awaits_voice:
             return None
         assert self._detection is not None
         silence_ms = self._detection.get("silence_duration_ms", _SEMANTIC_SILENCE_MS)
@@ -124,14 +129,16 @@ class InputAudioBuffer:
         # Includes the silence, as the server's speech_stopped does.
         return VadSpeechStopped(self.heard_ms, seconds)
 
-    def _level(self, frame: bytes) -> float:
-        if self._format == "audio/pcmu":
-            frame = audioop.ulaw2lin(frame, 2)
-        elif self._format == "audio/pcma":
-            frame = audioop.alaw2lin(frame, 2)
-        return audioop.rms(frame, 2)
-
     def _bound(self, ms: int) -> None:
         excess = len(self.audio) - ms * BYTES_PER_MS[self._format]
         if excess > 0:
             del self.audio[:excess]
+
+
+@lru_cache(maxsize=256)  # most frames of many calls are the same silence
+def _level(format_type: str, frame: bytes) -> float:
+    if format_type == "audio/pcmu":
+        frame = audioop.ulaw2lin(frame, 2)
+    elif format_type == "audio/pcma":
+        frame = audioop.alaw2lin(frame, 2)
+    return audioop.rms(frame, 2)

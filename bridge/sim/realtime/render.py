@@ -25,7 +25,7 @@ class Chunk:
     audio: bytes
     base64: str
     words: tuple[str, ...]  # transcript deltas, each with its leading space
-    # the same words with their start in the item's audio, in ms
+    # the words that are spoken in it, with their start in the item's audio, in ms
     cues: tuple[tuple[float, str], ...]
     seconds: float
 
@@ -45,13 +45,17 @@ def chunks(
     first_delta_ms: int | None,
     speed: float,
     voice: str | None,
+    words_per_minute: int = WORDS_PER_MINUTE,
+    lead: float = 0.0,
 ) -> tuple[Chunk, ...]:
-    """The deltas of `output`, in the session's format."""
-    audio, words = _sound(output, format_type, speed, voice or AGENT_VOICE)
+    """The deltas of `output`, in the session's format. Words of which the `lead` is
+    negative may be left over: they come behind the audio."""
+    rate = round(words_per_minute * speed)
+    audio, words = _sound(output, format_type, rate, voice or AGENT_VOICE)
     per_ms = BYTES_PER_MS[format_type]
     cut: list[Chunk] = []
     position = 0
-    waiting = list(_with_blanks(words))
+    waiting = unsent = _with_blanks(words)
     while position < len(audio):
         ms = first_delta_ms if first_delta_ms and not position else delta_ms
         piece = audio[position : position + ms * per_ms]
@@ -60,11 +64,13 @@ def chunks(
         last = position >= len(audio)
         count = sum(1 for at, _ in waiting if at < until or last)
         said, waiting = waiting[:count], waiting[count:]
+        count = sum(1 for at, _ in unsent if at - lead < until or (last and lead >= 0))
+        sent, unsent = unsent[:count], unsent[count:]
         cut.append(
             Chunk(
                 audio=piece,
                 base64=base64.b64encode(piece).decode(),
-                words=tuple(word for _, word in said),
+                words=tuple(word for _, word in sent),
                 cues=tuple((at * 1000, word) for at, word in said),
                 seconds=len(piece) / per_ms / 1000,
             )
@@ -73,16 +79,13 @@ def chunks(
 
 
 def _sound(
-    output: SayText | PlayAudio, format_type: str, speed: float, voice: str
+    output: SayText | PlayAudio, format_type: str, words_per_minute: int, voice: str
 ) -> tuple[bytes, Words]:
     if isinstance(output, PlayAudio):
         return _in_format(output.mulaw, format_type), _even(output)
     rate = 24000 if format_type == "audio/pcm" else 8000
     speech = speak(
-        output.text,
-        rate=rate,
-        voice=voice,
-        words_per_minute=round(WORDS_PER_MINUTE * speed),
+        output.text, rate=rate, voice=voice, words_per_minute=words_per_minute
     )
     if format_type == "audio/pcm":
         whole_ms = len(speech.pcm) - len(speech.pcm) % BYTES_PER_MS[format_type]

@@ -18,6 +18,7 @@ from bridge.sim.realtime.items import ModelItem, ResponseRecord
 from bridge.sim.realtime.mcp import HostedServers
 from bridge.sim.realtime.render import Chunk, chunks, ruler_audio
 from bridge.sim.realtime.turns import (
+    BreakOff,
     CallMcp,
     CallTool,
     Fail,
@@ -64,6 +65,7 @@ class ActiveResponse:
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
         self._item: ModelItem | None = None  # the item that is spoken now
+        self._words_sent = 0  # of `_item`
         self._index = 0  # output_index of `_item`
         self._rest: Iterator[Chunk] = iter(())
         self._tail = ""  # of its audio deltas: JSON from event id to audio
@@ -117,6 +119,9 @@ class ActiveResponse:
             elif isinstance(output, CallMcp):
                 if not await self._call_mcp(output):
                     break
+            elif isinstance(output, BreakOff):
+                self._finish("incomplete", output.reason)
+                return
             elif isinstance(output, Fail):
                 self._finish("failed", output.code, message=output.message)
                 return
@@ -186,6 +191,7 @@ class ActiveResponse:
     def _open(self, output: SayText | PlayAudio | PlayRuler) -> None:
         session = self.session
         number: int | None = None
+        written = isinstance(output, SayText) and output.written
         if isinstance(output, PlayRuler):
             number = session.next_ruler_number()
             output = ruler_audio(output, number)
@@ -196,9 +202,10 @@ class ActiveResponse:
             response_id=self.record.id,
             ruler_number=number,
             bytes_per_ms=BYTES_PER_MS[self._format],
-            spoken="audio" in self._modalities,
+            spoken="audio" in self._modalities and not written,
         )
         self._item = item
+        self._words_sent = 0
         self._rest = iter(self._chunks(output))
         self._announce(item)
         kind = {"type": "audio", "transcript": ""}
@@ -220,6 +227,8 @@ class ActiveResponse:
             behaviour.first_delta_ms,
             float(self._output_config["speed"]),
             behaviour.voice,
+            behaviour.words_per_minute,
+            behaviour.words_lead,
         )
 
     def _announce(self, item: ModelItem) -> None:
@@ -236,20 +245,12 @@ class ActiveResponse:
             self.session.add_item(item, finished=False)
 
     def _send(self, chunk: Chunk) -> None:
-        """Send the words of a delta, then its audio."""
+        """Send the words that are due before a delta, then its audio."""
         item = self._item
         assert item is not None
-        kind = "output_audio_transcript" if item.spoken else "output_text"
         item.cues.extend(chunk.cues)
         for word in chunk.words:
-            item.generated_text += word
-            if item.truncated_ms is None:
-                item.text += word
-            self.session.out.emit(
-                {"type": f"response.{kind}.delta"}
-                | self._ids(item)
-                | {"content_index": 0, "delta": word}
-            )
+            self._send_word(item, word)
         self.spoken_seconds += chunk.seconds
         if not item.spoken:
             return
@@ -259,10 +260,24 @@ class ActiveResponse:
         item.chunks.append(chunk.audio)
         self.session.out.emit_audio(item, chunk, self._tail)
 
+    def _send_word(self, item: ModelItem, word: str) -> None:
+        kind = "output_audio_transcript" if item.spoken else "output_text"
+        self._words_sent += 1
+        item.generated_text += word
+        if item.truncated_ms is None:
+            item.text += word
+        self.session.out.emit(
+            {"type": f"response.{kind}.delta"}
+            | self._ids(item)
+            | {"content_index": 0, "delta": word}
+        )
+
     def _close(self, status: str) -> None:
         """Send every *.done of the open item; a cancelled item gets them too."""
         item = self._item
         assert item is not None
+        for _, word in item.cues[self._words_sent :]:
+            self._send_word(item, word)  # that come behind their audio
         self._item = None
         self._rest = iter(())
         item.status = status
@@ -378,8 +393,8 @@ class ActiveResponse:
     def _wire(self, *, finished: bool, message: str = "") -> Json:
         record = self.record
         details: Json | None = None
-        if record.status == "cancelled":
-            details = {"type": "cancelled", "reason": record.reason}
+        if record.status in ("cancelled", "incomplete"):
+            details = {"type": record.status, "reason": record.reason}
         elif record.status == "failed":
             error = {"type": "server_error", "code": record.reason, "message": message}
             details = {"type": "failed", "error": error}

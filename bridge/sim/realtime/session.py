@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias, assert_never
 
-from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from bridge.sim.realtime import faults
@@ -20,6 +19,7 @@ from bridge.sim.realtime.client_events import (
     BufferClear,
     BufferCommit,
     ClientEvent,
+    FunctionCallOutputItem,
     InvalidRequestError,
     ItemCreate,
     ItemDelete,
@@ -34,6 +34,7 @@ from bridge.sim.realtime.client_events import (
     parse,
 )
 from bridge.sim.realtime.configuration import updated
+from bridge.sim.realtime.connection import ModelSocket
 from bridge.sim.realtime.context import SessionContext
 from bridge.sim.realtime.default_answers import default_answer
 from bridge.sim.realtime.event_sender import Direction
@@ -61,7 +62,7 @@ class ModelSession(SessionContext):
 
     def __init__(
         self,
-        connection: ServerConnection,
+        connection: ModelSocket,
         behaviour: Behaviour,
         *,
         model: str,
@@ -82,6 +83,7 @@ class ModelSession(SessionContext):
             self.model = self.session["model"]
             self.leg = Leg(connection, self)
             self.out = self.leg
+        self.out.says = behaviour.says
         self.responses: list[ResponseRecord] = []
         self.received: list[tuple[float, Json]] = []  # all client events except appends
         self.opened_at = self.now()
@@ -133,6 +135,11 @@ class ModelSession(SessionContext):
         return self.caller_input.append_at
 
     @property
+    def append_ends(self) -> list[int]:
+        """Bytes of the caller's audio up to the end of each append."""
+        return self.caller_input.append_ends
+
+    @property
     def audio_in_bytes(self) -> int:
         return self.caller_input.audio_in_bytes
 
@@ -175,6 +182,7 @@ class ModelSession(SessionContext):
 
     async def _read(self) -> None:
         try:
+            self.connection.take_now(self._receive_now)
             while True:
                 frame = await self.connection.recv()
                 await self._thawed.wait()
@@ -182,6 +190,14 @@ class ModelSession(SessionContext):
         except ConnectionClosed as end:
             if self.closed is None:
                 self.closed = "client does not read" if self.out.cut_off else _how(end)
+
+    def _receive_now(self, text: str) -> bool:
+        """Take a message in the callback in which it arrived; False: `_read` has to
+        take it, and all that follow."""
+        if self.frozen:
+            return False
+        self._receive(text)
+        return True
 
     def _refuse_model(self) -> None:
         message = f"The model `{self.model}` does not exist or you do not have access."
@@ -211,6 +227,8 @@ class ModelSession(SessionContext):
             if self.leg is not None and event.get("type") == _CLEAR:
                 self._clear_phone(self.leg, event)
                 return
+            if self.behaviour.hears is not None:
+                event = self.behaviour.hears(event)
             self._dispatch(check(event), event)
         except InvalidRequestError as refused:
             self.out.error(refused, event.get("event_id"))
@@ -292,6 +310,7 @@ class ModelSession(SessionContext):
                 self.out.put(frame)
 
     def _create_item(self, event: ItemCreate, raw: Json) -> None:
+        self._check_output(event)
         item = self.history.create(event, raw, self.new_id("item"))
         if item.type == "function_call_output":
             self.add_tool_output(
@@ -306,6 +325,17 @@ class ModelSession(SessionContext):
         self.emit_item("done", item)
         if item.type == "mcp_approval_response":
             self.mcp.decide(item)
+
+    def _check_output(self, event: ItemCreate) -> None:
+        most = self.behaviour.longest_output
+        if most is None or not isinstance(event.item, FunctionCallOutputItem):
+            return
+        if len(event.item.output) > most:
+            raise InvalidRequestError(
+                "Invalid 'item.output': string too long.",
+                "string_above_max_length",
+                "item.output",
+            )
 
     def _truncate(self, event: ItemTruncate) -> None:
         item = self.history.truncate(event)
@@ -422,7 +452,7 @@ class ModelSession(SessionContext):
             self.caller_input.start_idle_timer(response.spoken_seconds)
 
 
-def _headers(connection: ServerConnection) -> Mapping[str, str]:
+def _headers(connection: ModelSocket) -> Mapping[str, str]:
     request = connection.request
     assert request is not None
     return {name.lower(): value for name, value in request.headers.raw_items()}

@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from bridge.sim.realtime.items import RememberedItem
+from bridge.sim.voice import WORDS_PER_MINUTE
 
 Trigger: TypeAlias = Literal["client", "speech", "idle"]
 
 
 @dataclass(frozen=True, slots=True)
 class SayText:
-    """An assistant item that speaks `text`."""
+    """An assistant item that speaks `text`.
+
+    `written`: an item of text only, whatever modality was asked for.
+    """
 
     text: str
+    written: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,16 @@ class Fail:
     message: str = "Rate limit reached."
 
 
-Output: TypeAlias = SayText | PlayAudio | PlayRuler | CallTool | CallMcp | Fail
+@dataclass(frozen=True, slots=True)
+class BreakOff:
+    """End the response here with status "incomplete"."""
+
+    reason: str = "max_output_tokens"
+
+
+Output: TypeAlias = (
+    SayText | PlayAudio | PlayRuler | CallTool | CallMcp | Fail | BreakOff
+)
 Turn: TypeAlias = Sequence[Output]
 """The output items of one response, in order."""
 
@@ -115,6 +129,10 @@ class Behaviour:
 
     # Pace
     voice: str | None = None  # of espeak; None: bridge.sim.voice.AGENT_VOICE
+    words_per_minute: int = WORDS_PER_MINUTE
+    # Seconds by which words are sent before their audio; negative: behind it; inf: all
+    # words before all audio; -inf: all behind it, or when the response is cancelled.
+    words_lead: float = 0.0
     speed: float = 4.0  # audio is generated this many times faster than it plays
     delta_ms: int = 200
     first_delta_ms: int | None = None
@@ -128,11 +146,27 @@ class Behaviour:
     late_deltas: int = 0  # sent between a cancellation and its response.done
     late_item: bool = False  # a new item begins there too
 
+    # Faults of a turn of the caller; turns count from 1
+    unanswered_turns: frozenset[int] = frozenset()  # committed, and no response begins
+    stuck_turns: frozenset[int] = frozenset()  # speech_stopped never comes
+    # A commit of the client does not end the turn for the VAD: speech after it is more
+    # of that turn, without speech_started.
+    commit_keeps_speech: bool = False
+    begins_late: float = 0.0  # from the end of a turn to the server's own response
+    turn_errors: bool = False  # an `error` without event_id follows each such turn
+
+    longest_output: int | None = None  # longer outputs of tools are refused
+
     # Input
     vad_threshold: float = 400.0  # RMS of linear 16-bit samples
     # Returns the words in a turn's audio (in the session's format); replaces
     # `user_texts`.
     recogniser: Callable[[bytes], str] | None = None
+
+    # Another form of the API (bridge.sim.realtime.dialects): what is sent in place of
+    # an event, and how a client event is understood.
+    says: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None
+    hears: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     # Faults of the connection
     refuse: int | None = None  # HTTP status of the handshake

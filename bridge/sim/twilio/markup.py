@@ -46,6 +46,15 @@ class TwimlSay:
 
 
 @dataclass(frozen=True, slots=True)
+class TwimlGather:
+    """`texts` are said; then one key is waited for, and `action` is requested."""
+
+    texts: tuple[str, ...]
+    action: str
+    method: Method
+
+
+@dataclass(frozen=True, slots=True)
 class TwimlDial:
     """`timeout` in seconds. `caller_id` None: the called party sees the caller's
     number."""
@@ -55,6 +64,9 @@ class TwimlDial:
     method: Method
     timeout: float
     caller_id: str | None
+    digits: str = ""
+    screen_url: str | None = None
+    """What the called party hears before it is connected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +94,7 @@ Verb = (
     TwimlConnect
     | TwimlSay
     | TwimlDial
+    | TwimlGather
     | TwimlRedirect
     | TwimlPause
     | TwimlReject
@@ -114,6 +127,12 @@ def _verb(element: ET.Element) -> Verb:
             return TwimlSay(text)
         case "Dial":
             return _dial(element)
+        case "Gather":
+            if {child.tag for child in element} - {"Say"}:
+                raise TwimlError(12200, "<Gather> holds something other than <Say>")
+            said = tuple("".join(child.itertext()).strip() for child in element)
+            method = _method(element, "method")
+            return TwimlGather(said, element.get("action", ""), method)
         case "Redirect":
             return TwimlRedirect(text, _method(element, "method"))
         case "Pause":
@@ -127,8 +146,10 @@ def _verb(element: ET.Element) -> Verb:
 
 
 def _dial(element: ET.Element) -> TwimlDial:
-    if [child.tag for child in element] not in ([], ["Number"]):
-        raise TwimlError(12200, "<Dial> holds something other than one <Number>")
+    if [child.tag for child in element] not in ([], ["Number"], ["Sip"]):
+        text = "<Dial> holds something other than one <Number> or <Sip>"
+        raise TwimlError(12200, text)
+    leg = element[0] if len(element) else element
     timeout = _seconds(element, "timeout", "30")
     if not RING_LIMITS[0] <= timeout <= RING_LIMITS[1]:
         raise TwimlError(13212, f"<Dial timeout> of {timeout:g} seconds")
@@ -138,6 +159,8 @@ def _dial(element: ET.Element) -> TwimlDial:
         method=_method(element, "method"),
         timeout=timeout,
         caller_id=element.get("callerId"),
+        digits=leg.get("sendDigits", ""),
+        screen_url=leg.get("url"),
     )
 
 

@@ -84,6 +84,13 @@ class DialledLeg:
     at: float
     status: DialStatus = "canceled"
     talked_seconds: float = 0.0
+    digits: str = ""
+    said: list[str] = field(default_factory=list)
+    """What the called party heard before it was connected."""
+    bridged: bool = False
+    error: tuple[int, str] | None = (
+        None  # Twilio's code and text, if it refused the leg
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,10 @@ class CallRecord:
     rejected: str | None = None
     timed_out: list[str] = field(default_factory=list)  # steps whose timeout passed
     frames_sent: int = 0
+    # With `keep_frame_times`: the time of each frame, and the first bytes of each
+    # message of `media_in`.
     frame_sent_at: list[float] = field(default_factory=list)
+    media_heads: list[bytes] = field(default_factory=list)
 
     @property
     def stream_sids(self) -> list[str]:

@@ -1,4 +1,5 @@
-"""Twilio's Calls resource over HTTP: creates, shows and changes calls.
+"""Twilio's REST API over HTTP: creates, shows and changes calls, and the settings of
+phone numbers.
 
 A created call really takes place: a `Callee` is rung and answers or does not. An
 answered call is a `PlacedCall` like any other. Errors and codes are Twilio's.
@@ -10,162 +11,61 @@ answered call is a `PlacedCall` like any other. Errors and codes are Twilio's.
 import asyncio
 import base64
 import hmac
-import math
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from time import monotonic
-from typing import Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
 
 from bridge.sim.caller import NUMBER, Caller, PlacedCall
-from bridge.sim.twilio.markup import Method
 from bridge.sim.twilio.network import Network
-from bridge.sim.twilio.record import CallRecord, WebhookRequest
-from bridge.sim.twilio.steps import SayStep, Script, WaitStep
+from bridge.sim.twilio.record import CallRecord
+from bridge.sim.twilio.rest_calls import (
+    Answers,
+    Callee,
+    FakeCall,
+    Machine,
+    Status,
+    Unreached,
+    detection,
+)
+from bridge.sim.twilio.rest_checks import (
+    RefusedError,
+    check_callbacks,
+    check_detection,
+    check_digits,
+    check_instructions,
+    check_number,
+    method,
+    not_found,
+)
+from bridge.sim.twilio.rest_numbers import FakeNumber, number_page
+from bridge.sim.twilio.steps import WaitStep
 from bridge.sim.twilio.webhooks import Origins, WebhookClient, progress
 
+__all__ = ["Answers", "Callee", "FakeCall", "Machine", "TwilioRest", "Unreached"]
+
 API = "/2010-04-01"
-EVENTS = ("initiated", "ringing", "answered", "completed")
-METHODS: dict[str, Method] = {"GET": "GET", "POST": "POST"}
 QUEUED_SECONDS = 0.05
 CLEAN_UP_LIMIT = 5.0  # s
-TWIML_LIMIT = 4000  # characters, error 32018
 RING_LIMIT = 600  # s
 LONGEST_SECONDS = 4 * 3600
-# https://www.twilio.com/docs/voice/answering-machine-detection: parameter -> range
-DETECTION_RANGES = {
-    "MachineDetectionTimeout": (3, 59),
-    "MachineDetectionSpeechThreshold": (1000, 6000),
-    "MachineDetectionSpeechEndThreshold": (500, 5000),
-    "MachineDetectionSilenceTimeout": (2000, 10000),
-}
-
-Status = Literal[
-    "queued",
-    "initiated",
-    "ringing",
-    "in-progress",
-    "completed",
-    "busy",
-    "no-answer",
-    "failed",
-    "canceled",
-]
-
-
-def _tone(seconds: float) -> bytes:
-    """A loud 1 kHz tone as mu-law: eight samples per period."""
-    wave = bytes([0xFF, 0x91, 0x8B, 0x91, 0xFF, 0x11, 0x0B, 0x11])
-    return wave * round(seconds * 1000)
-
-
-BEEP = _tone(0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """A person answers after `after` seconds.
-
-    `answered_by` is the result of machine detection, `detected_after` (seconds) its
-    time.
-    """
-
-    script: Script
-    after: float = 0.1
-    answered_by: Literal["human", "unknown", "fax"] = "human"
-    detected_after: float = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A machine answers, plays `greeting` and `beep` (b"": no beep) and records for
-    `records_seconds`."""
-
-    greeting: bytes
-    after: float = 0.1
-    beep: bytes = BEEP
-    records_seconds: float = 60.0
-
-    @property
-    def script(self) -> Script:
-        spoken = [SayStep(self.greeting), SayStep(self.beep)]
-        return [*spoken, WaitStep(self.records_seconds)]
-
-
-@dataclass(frozen=True, slots=True)
-class Unreached:
-    """No answer; `status` is known after `after` seconds."""
-
-    status: Literal["busy", "no-answer", "failed"]
-    after: float = 0.1
-
-
-Callee = Answers | Machine | Unreached
-
-
-@dataclass(slots=True)
-class FakeCall:
-    """One call of the account, from its creation on."""
-
-    sid: str
-    asked: dict[str, str]  # request parameters that are not lists
-    events: Sequence[str]
-    created_at: datetime
-    status: Status = "queued"
-    answered_by: str | None = None
-    answered_at: datetime | None = None
-    ended_at: datetime | None = None
-    record: CallRecord | None = None  # of an answered call
-    # of status and of machine detection
-    callbacks: list[WebhookRequest] = field(default_factory=list)
-    placed: PlacedCall | None = None
-    canceled: asyncio.Event = field(default_factory=asyncio.Event)
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the last status callback has been answered."""
-    pending_callbacks: "asyncio.Queue[dict[str, str] | None]" = field(
-        default_factory=asyncio.Queue
-    )
-    sequence: int = 0
-
-    @property
-    def is_active(self) -> bool:
-        return self.status in ("queued", "initiated", "ringing", "in-progress")
-
-    @property
-    def talked_seconds(self) -> float:
-        if self.answered_at is None or self.ended_at is None:
-            return 0.0
-        return (self.ended_at - self.answered_at).total_seconds()
-
-
-class _RefusedError(Exception):
-    """The request is answered with this Twilio error."""
-
-    def __init__(self, status: int, code: int, text: str) -> None:
-        super().__init__(text)
-        self.answer = {
-            "code": code,
-            "message": text,
-            "more_info": f"https://www.twilio.com/docs/errors/{code}",
-            "status": status,
-        }
-        self.status = status
 
 
 class TwilioRest:
     """`async with TwilioRest(sid, token) as rest:` - then point a client at `rest.url`.
 
     `callees`: the callee of each number. `callee`: the callee of all other numbers.
-    `numbers`: the account's own numbers; None accepts any. `bridge`: the origin
-    (http://127.0.0.1:...) of the bridge, for webhooks that a request names by their
-    public URLs. `out_of_order`: swaps every two status callbacks. `answers_last`: the
-    request for a call is answered when the call is over.
+    `numbers`: the account's own numbers; None accepts any. `api_keys`: SID of an API
+    key -> its secret. `bridge`: the origin (http://127.0.0.1:...) of the bridge, for
+    webhooks that a request names by their public URLs. `out_of_order`: swaps every two
+    status callbacks. `answers_last`: the request for a call is answered when the call
+    is over.
     """
 
     def __init__(
@@ -176,18 +76,22 @@ class TwilioRest:
         callee: Callee | None = None,
         callees: Mapping[str, Callee] | None = None,
         numbers: frozenset[str] | None = None,
+        api_keys: Mapping[str, str] | None = None,
         bridge: str | None = None,
         network: Network | None = None,
         queued_seconds: float = QUEUED_SECONDS,
         out_of_order: bool = False,
     ) -> None:
         self.calls: dict[str, FakeCall] = {}
+        self.phone_numbers: list[FakeNumber] = []
+        """The numbers whose settings can be read and changed."""
         self.callee: Callee = callee or Answers([WaitStep(60.0)])
         self.callees = dict(callees or {})
         self.out_of_order = out_of_order
         self.answers_last = False
         self._account_sid = account_sid
         self._auth_token = auth_token
+        self._users = {account_sid: auth_token, **(api_keys or {})}
         self._numbers = numbers
         self.bridge = bridge
         self._network = network or Network()
@@ -204,12 +108,15 @@ class TwilioRest:
 
     async def __aenter__(self) -> Self:
         app = web.Application()
-        calls = f"{API}/Accounts/{{account}}/Calls"
+        account = f"{API}/Accounts/{{account}}"
+        calls, numbers = f"{account}/Calls", f"{account}/IncomingPhoneNumbers"
         app.add_routes(
             [
                 web.post(f"{calls}.json", self._answering(self._create)),
                 web.get(f"{calls}/{{sid}}.json", self._answering(self._fetch)),
                 web.post(f"{calls}/{{sid}}.json", self._answering(self._update)),
+                web.get(f"{numbers}.json", self._answering(self._list_numbers)),
+                web.post(f"{numbers}/{{sid}}.json", self._answering(self._set_number)),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -229,38 +136,40 @@ class TwilioRest:
     # --- requests ---
 
     def _answering(
-        self, answer: Callable[[web.Request], Awaitable[tuple[int, FakeCall]]]
+        self, answer: Callable[[web.Request], Awaitable[tuple[int, dict[str, Any]]]]
     ) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
             try:
                 self._check_account(request)
-                status, call = await answer(request)
-            except _RefusedError as refused:
+                status, resource = await answer(request)
+            except RefusedError as refused:
                 return web.json_response(refused.answer, status=refused.status)
-            return web.json_response(self._json(call), status=status)
+            return web.json_response(resource, status=status)
 
         return handle
 
     def _check_account(self, request: web.Request) -> None:
-        key = base64.b64encode(f"{self._account_sid}:{self._auth_token}".encode())
         given = request.headers.get("Authorization", "").encode()
-        if not hmac.compare_digest(given, b"Basic " + key):
-            raise _RefusedError(401, 20003, "Authenticate")
+        keys = (f"{user}:{key}".encode() for user, key in self._users.items())
+        basics = [b"Basic " + base64.b64encode(key) for key in keys]
+        if not any(hmac.compare_digest(given, basic) for basic in basics):
+            raise RefusedError(401, 20003, "Authenticate")
         if request.match_info["account"] != self._account_sid:
-            raise _not_found(request)
+            raise not_found(request)
 
-    async def _create(self, request: web.Request) -> tuple[int, FakeCall]:
+    async def _create(self, request: web.Request) -> tuple[int, dict[str, Any]]:
         form = await request.post()
         asked = {name: str(value) for name, value in form.items()}
         events = [str(event) for event in form.getall("StatusCallbackEvent", [])]
         self._check_numbers(asked)
-        _check_instructions(asked)
-        _check_callbacks(asked, events)
-        _check_detection(asked)
-        _check_number(asked, "Timeout", (1, RING_LIMIT), 21208)
+        check_instructions(asked)
+        check_callbacks(asked, events)
+        check_detection(asked)
+        check_digits(asked)
+        check_number(asked, "Timeout", (1, RING_LIMIT), 21208)
         # The error code of a bad TimeLimit is undocumented; 21200 is the resource's
         # own.
-        _check_number(asked, "TimeLimit", (1, 24 * 3600), 21200)
+        check_number(asked, "TimeLimit", (1, 24 * 3600), 21200)
         call = FakeCall(
             sid="CA" + secrets.token_hex(16),
             asked=asked,
@@ -274,41 +183,41 @@ class TwilioRest:
             task.add_done_callback(self._call_tasks.discard)
         if self.answers_last:
             await call.over.wait()
-        return 201, call
+        return 201, self._json(call)
 
-    async def _fetch(self, request: web.Request) -> tuple[int, FakeCall]:
+    async def _fetch(self, request: web.Request) -> tuple[int, dict[str, Any]]:
         call = self.calls.get(request.match_info["sid"])
         if call is None:
-            raise _not_found(request)
-        return 200, call
+            raise not_found(request)
+        return 200, self._json(call)
 
-    async def _update(self, request: web.Request) -> tuple[int, FakeCall]:
+    async def _update(self, request: web.Request) -> tuple[int, dict[str, Any]]:
         form = await request.post()
         asked = {name: str(value) for name, value in form.items()}
         call = self.calls.get(request.match_info["sid"])
         if call is None or not call.is_active:
-            raise _not_found(request)
+            raise not_found(request)
         wanted = [name for name in ("Status", "Url", "Twiml") if name in asked]
         if len(wanted) > 1:
             text = f"{' and '.join(wanted)} are mutually exclusive"
-            raise _RefusedError(400, 21200, text)
+            raise RefusedError(400, 21200, text)
         if wanted == ["Status"]:
             self._end(call, asked["Status"])
         elif wanted:
-            _check_instructions(asked)
+            check_instructions(asked)
             if call.placed is None:
                 text = "Call is not in-progress. Cannot redirect."
-                raise _RefusedError(400, 21220, text)
+                raise RefusedError(400, 21220, text)
             if "Twiml" in asked:
                 call.placed.replace(asked["Twiml"])
             else:
                 url = self._origins(asked["Url"]).public_url(asked["Url"])
-                call.placed.redirect(url, _method(asked, "Method"))
-        return 200, call
+                call.placed.redirect(url, method(asked, "Method"))
+        return 200, self._json(call)
 
     def _end(self, call: FakeCall, status: str) -> None:
         if status not in ("completed", "canceled"):
-            raise _RefusedError(400, 21200, f"Status {status!r} cannot be requested")
+            raise RefusedError(400, 21200, f"Status {status!r} cannot be requested")
         if status == "canceled" and call.status == "in-progress":
             return  # only a call that was not answered can be canceled
         if call.placed is not None:
@@ -320,16 +229,30 @@ class TwilioRest:
     def _check_numbers(self, asked: Mapping[str, str]) -> None:
         to, by = asked.get("To", ""), asked.get("From", "")
         if not to:
-            raise _RefusedError(400, 21201, "No 'To' number is specified")
+            raise RefusedError(400, 21201, "No 'To' number is specified")
         if not by:
-            raise _RefusedError(400, 21213, "'From' phone number is required")
+            raise RefusedError(400, 21213, "'From' phone number is required")
         if not NUMBER.fullmatch(to) or to == by:
-            raise _RefusedError(400, 21211, f"The 'To' number {to} is not valid")
+            raise RefusedError(400, 21211, f"The 'To' number {to} is not valid")
         if not NUMBER.fullmatch(by):
-            raise _RefusedError(400, 21212, f"The 'From' number {by} is not valid")
+            raise RefusedError(400, 21212, f"The 'From' number {by} is not valid")
         if self._numbers is not None and by not in self._numbers:
             text = f"The source phone number provided, {by}, is not yet verified"
-            raise _RefusedError(400, 21210, text)
+            raise RefusedError(400, 21210, text)
+
+    # --- the account's numbers ---
+
+    async def _list_numbers(self, request: web.Request) -> tuple[int, dict[str, Any]]:
+        wanted = request.query.get("PhoneNumber", "")
+        return 200, number_page(self.phone_numbers, wanted, self._account_sid)
+
+    async def _set_number(self, request: web.Request) -> tuple[int, dict[str, Any]]:
+        form = await request.post()
+        for number in self.phone_numbers:
+            if number.sid == request.match_info["sid"]:
+                number.update({name: str(value) for name, value in form.items()})
+                return 200, number.json(self._account_sid)
+        raise not_found(request)
 
     def _json(self, call: FakeCall) -> dict[str, Any]:
         """The call resource in Twilio's JSON."""
@@ -393,16 +316,21 @@ class TwilioRest:
             return "canceled"
         if callee.after > seconds:
             return "no-answer"
-        return callee.status if isinstance(callee, Unreached) else None
+        if not isinstance(callee, Unreached):
+            return None
+        call.reason = callee.reason
+        return callee.status
 
     async def _answered_call(self, call: FakeCall, callee: Answers | Machine) -> Status:
         """Run the call from the answer until one side hangs up."""
         call.answered_at = datetime.now(UTC)
         self._set_status(call, "in-progress", "answered")
-        mode = call.asked.get("MachineDetection")
+        # Twilio: SendDigits disables the machine detection.
+        digits = "SendDigits" in call.asked
+        mode = None if digits else call.asked.get("MachineDetection")
         is_async = call.asked.get("AsyncAmd", "false") == "true"
         if mode is not None and not is_async:
-            said, seconds = _detection(call.asked, callee)
+            said, seconds = detection(call.asked, callee)
             if await _happens_within(seconds, call.canceled):
                 return "completed"
             call.answered_by = said
@@ -426,7 +354,7 @@ class TwilioRest:
         more = {} if call.answered_by is None else {"AnsweredBy": call.answered_by}
         return Caller(
             webhook_url=origins.connect + url.removeprefix(origins.public),
-            webhook_method=_method(asked, "Method"),
+            webhook_method=method(asked, "Method"),
             document=None if "Url" in asked else asked["Twiml"],
             direction="outbound-api",
             auth_token=self._auth_token,
@@ -444,7 +372,7 @@ class TwilioRest:
         """Report the machine detection's result as soon as it is known, during the
         call."""
         assert call.record is not None and call.record.answered_at is not None
-        said, seconds = _detection(call.asked, callee)
+        said, seconds = detection(call.asked, callee)
         await asyncio.sleep(seconds)
         # The script begins with the stream, so the machine speaks later by the time
         # from the answer to the stream.
@@ -475,6 +403,7 @@ class TwilioRest:
             "From": call.asked["From"],
             "To": call.asked["To"],
             **progress(call.sequence, talked),
+            **call.reason,
         }
         if (event or status) in call.events:
             call.sequence += 1
@@ -501,33 +430,13 @@ class TwilioRest:
         async with aiohttp.ClientSession() as session:
             origins = self._origins(url)
             webhooks = WebhookClient(session, origins, self._auth_token, call.callbacks)
-            method = _method(call.asked, f"{name}Method")
-            await webhooks.ask(origins.public_url(url), form, method)
+            by = method(call.asked, f"{name}Method")
+            await webhooks.ask(origins.public_url(url), form, by)
 
     def _origins(self, url: str) -> Origins:
         parts = urlsplit(url)
         public = f"{parts.scheme}://{parts.netloc}"
         return Origins(self.bridge or public, public)
-
-
-def _detection(
-    asked: Mapping[str, str], callee: Answers | Machine
-) -> tuple[str, float]:
-    """The result of machine detection, and its time in seconds after the answer."""
-    limit = float(asked.get("MachineDetectionTimeout", 30))
-    if isinstance(callee, Answers):
-        said, seconds = str(callee.answered_by), callee.detected_after
-    else:
-        spoken, beep = len(callee.greeting) / 8000, len(callee.beep) / 8000
-        if asked["MachineDetection"] == "DetectMessageEnd":
-            silence = int(asked.get("MachineDetectionSilenceTimeout", 5000)) / 1000
-            said = "machine_end_beep" if callee.beep else "machine_end_silence"
-            seconds = spoken + (beep if callee.beep else silence)
-        else:
-            said = "machine_start"
-            threshold = int(asked.get("MachineDetectionSpeechThreshold", 2400)) / 1000
-            seconds = min(spoken, threshold)
-    return (said, seconds) if seconds <= limit else ("unknown", limit)
 
 
 def _speech_began(record: CallRecord) -> float:
@@ -544,71 +453,6 @@ async def _happens_within(seconds: float, event: asyncio.Event) -> bool:
             return await event.wait()
     except TimeoutError:
         return False
-
-
-def _check_instructions(asked: Mapping[str, str]) -> None:
-    """Check the call's Url or Twiml parameter."""
-    if "Url" in asked:
-        _check_url(asked["Url"], 21205, "Url")
-    elif "Twiml" not in asked:
-        raise _RefusedError(400, 21205, "Url parameter is required.")
-    elif len(asked["Twiml"]) > TWIML_LIMIT:
-        raise _RefusedError(400, 32018, "Twiml is longer than 4000 characters")
-    _method(asked, "Method")
-
-
-def _check_callbacks(asked: Mapping[str, str], events: Sequence[str]) -> None:
-    for name in ("StatusCallback", "AsyncAmdStatusCallback"):
-        if name in asked:
-            # The error code of a bad callback URL is undocumented; 21205 is the Url's.
-            _check_url(asked[name], 21205, name)
-        _method(asked, f"{name}Method")
-    # A list in one parameter ("initiated ringing") is not a valid event.
-    if wrong := [event for event in events if event not in EVENTS]:
-        raise _RefusedError(400, 21626, f"Invalid 'StatusCallbackEvent' {wrong[0]!r}")
-
-
-def _check_detection(asked: Mapping[str, str]) -> None:
-    mode, is_async = asked.get("MachineDetection"), asked.get("AsyncAmd", "false")
-    if mode not in (None, "Enable", "DetectMessageEnd") or (
-        is_async not in ("true", "false")
-    ):
-        raise _RefusedError(400, 21234, "Invalid Machine Detection configuration value")
-    for name, limits in DETECTION_RANGES.items():
-        _check_number(asked, name, limits, 21234)
-    if is_async == "true" and "AsyncAmdStatusCallback" not in asked:
-        # A live account only gets a warning in the debugger, and the result never
-        # comes.
-        raise _RefusedError(400, 21262, "No AMD status callback URL provided")
-
-
-def _check_url(url: str, code: int, name: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise _RefusedError(400, code, f"{name} is not a valid URL: {url}")
-
-
-def _check_number(
-    asked: Mapping[str, str], name: str, limits: tuple[int, int], code: int
-) -> None:
-    text = asked.get(name)
-    if text is None:
-        return
-    value = int(text) if text.isdecimal() else math.nan
-    if not limits[0] <= value <= limits[1]:
-        raise _RefusedError(400, code, f"Invalid {name}: {text}")
-
-
-def _method(asked: Mapping[str, str], name: str) -> Method:
-    method = METHODS.get(asked.get(name, "POST"))
-    if method is None:
-        raise _RefusedError(400, 21200, f"{name} is neither GET nor POST")
-    return method
-
-
-def _not_found(request: web.Request) -> _RefusedError:
-    text = f"The requested resource {request.path} was not found"
-    return _RefusedError(404, 20404, text)
 
 
 def _rfc2822(at: datetime | None) -> str | None:

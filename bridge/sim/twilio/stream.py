@@ -3,6 +3,9 @@
 Events at Twilio are computed in order of time and do not depend on when timers fire:
 frames every 20 ms without drift, arrivals after the network's delay, echoes when their
 audio has been played. A late wake-up catches up with the exact times.
+
+Hundreds of streams share one core with the fake model. So a stream has one timer and no
+task that wakes for each frame, and writes its frames without waiting.
 """
 
 import asyncio
@@ -18,7 +21,8 @@ from time import monotonic
 from typing import Literal
 
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed, ConnectionClosedError
+from websockets.exceptions import ConnectionClosedError
+from websockets.protocol import State
 
 from bridge.sim.twilio import messages
 from bridge.sim.twilio.caller_voice import CallerVoice
@@ -31,6 +35,7 @@ from bridge.sim.twilio.record import (
     StreamRecord,
 )
 from bridge.sim.twilio.wakeup import Wakeup
+from bridge.sim.twilio.writing import text_frame
 
 FRAME_SECONDS = FRAME_US / 1e6
 FRAME_MS = FRAME_US // 1000
@@ -38,6 +43,8 @@ SEND_LIMIT = 5.0  # s; a socket that accepts no bytes for this long is broken (3
 CLOSE_LIMIT = 2.0  # s for the bridge's part of the closing handshake
 # unsent bytes, three seconds of audio; above this, audio is discarded (31930)
 BACKLOG_LIMIT = 64 * 1024
+HEAD_BYTES = 16  # kept of a media message; enough to tell what it is a part of
+STUCK_LIMIT = 2**20  # unsent bytes; a socket with more accepts nothing at the moment
 SLOW_READER, BUFFER_FULL = 31930, 31931
 LOST, CLOSED_BY_BRIDGE, PROTOCOL_BROKEN = 31903, 31921, 31924
 
@@ -117,7 +124,10 @@ class MediaStream:
         self._in_transit: deque[tuple[float, messages.BridgeMessage | _Closed]] = (
             deque()
         )
-        self._wakeup = Wakeup()
+        self._stuck_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[_Ending | None] = self._loop.create_future()
 
     def open(self, parameters: dict[str, str]) -> None:
         """Send the first two messages; the media clock begins."""
@@ -136,6 +146,8 @@ class MediaStream:
                 message = messages.read(raw, self._sid)
                 if isinstance(message, messages.MediaMessage):
                     self._record.media_in.append((now, len(message.audio)))
+                    if self._keep_frame_times:
+                        self._record.media_heads.append(message.audio[:HEAD_BYTES])
                 self._receive(now, message)
             code = self._socket.close_code
             closed = _Closed(CLOSED_BY_BRIDGE, "closed by the bridge", code)
@@ -145,12 +157,30 @@ class MediaStream:
 
     async def run(self) -> None:
         """Run Twilio's side until the stream is over and the last message is sent."""
-        while self.end is None or self._sending:
-            now = monotonic()
-            self.advance(now)
-            await self._deliver(now)
-            if self.end is None or self._sending:
-                await self._wakeup.sleep_until(self._next())
+        try:
+            self._tick()
+            if await self._over is _Ending.CLOSE:
+                async with asyncio.timeout(SEND_LIMIT):
+                    await self._socket.close()
+        except TimeoutError:
+            self._socket.transport.abort()
+        finally:
+            self._over.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _tick(self) -> None:
+        """Do all that is due, and set the timer for what follows."""
+        if self._over.done():
+            return
+        now = monotonic()
+        self.advance(now)
+        self._deliver(now)
+        self._check_stuck(now)
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._over.done():
+            self._timer = self._loop.call_later(self._next() - monotonic(), self._tick)
 
     def advance(self, now: float) -> None:
         """Process all events at Twilio up to `now`, in order of time."""
@@ -207,10 +237,11 @@ class MediaStream:
         self._finish(StreamEnd(self._sid, LOST, "broken pipe", now))
 
     def _catch_up(self) -> float:
-        """Advance Twilio to the present and wake `run`; returns the present time."""
+        """Advance Twilio to the present; what is sent now is delivered next. Returns
+        the present time."""
         now = monotonic()
         self.advance(now)
-        self._wakeup.wake()
+        self._loop.call_soon(self._tick)
         return now
 
     def _frame(self, at: float) -> None:
@@ -286,7 +317,7 @@ class MediaStream:
 
     def _receive(self, now: float, message: messages.BridgeMessage | _Closed) -> None:
         self._in_transit.append((self._down.arrival(now), message))
-        self._wakeup.wake()
+        self._tick()
 
     def _next(self) -> float:
         """Time of the next event."""
@@ -299,37 +330,47 @@ class MediaStream:
                 times.append(due)
         return min(times)
 
-    async def _deliver(self, now: float) -> None:
+    def _deliver(self, now: float) -> None:
         """Write the messages that are due by `now` to the socket."""
-        if not self._sending or self._sending[0][0] > now:
-            return
-        try:
-            async with asyncio.timeout(SEND_LIMIT):
-                while self._sending and self._sending[0][0] <= now:
-                    _, text, frame = self._sending.popleft()
-                    await self._write(text)
-                    self._record.frames_sent += frame
-                    if frame and self._keep_frame_times:
-                        self._record.frame_sent_at.append(monotonic())
-        except ConnectionClosed:
-            # `read` sees the same close and ends the stream.
-            self._sending.clear()
-        except TimeoutError:
-            self._socket.transport.abort()
-            self._sending.clear()
+        sending, write = self._sending, self._socket.transport.write
+        is_open = self._socket.state is State.OPEN
+        while sending and sending[0][0] <= now:
+            _, text, frame = sending.popleft()
+            if isinstance(text, _Ending):
+                self._finish_with(text)
+                return
+            if not is_open:
+                continue  # `read` sees the close and ends the stream
+            write(text_frame(text))
+            if frame:
+                self._record.frames_sent += 1
+                if self._keep_frame_times:
+                    self._record.frame_sent_at.append(monotonic())
+        if self.end is not None and not self._sending:
+            self._finish_with(None)
 
-    async def _write(self, text: str | _Ending) -> None:
-        match text:
-            case str():
-                await self._socket.send(text)
-            case _Ending.CLOSE:
-                await self._socket.close()
-            case _Ending.RESET:
-                # SO_LINGER of 0 s turns the close into a TCP reset.
-                linger = struct.pack("ii", 1, 0)
-                raw = self._socket.transport.get_extra_info("socket")
-                raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, linger)
-                self._socket.transport.abort()
+    def _check_stuck(self, now: float) -> None:
+        """Give the socket up when it has accepted too little for too long."""
+        transport = self._socket.transport
+        if transport.get_write_buffer_size() <= STUCK_LIMIT:
+            self._stuck_since = None
+        elif self._stuck_since is None:
+            self._stuck_since = now
+        elif now - self._stuck_since > SEND_LIMIT:
+            transport.abort()
+
+    def _finish_with(self, ending: _Ending | None) -> None:
+        """Nothing more is sent: `run` returns, after the closing handshake for
+        CLOSE."""
+        self._sending.clear()
+        if ending is _Ending.RESET:
+            # SO_LINGER of 0 s turns the close into a TCP reset.
+            linger = struct.pack("ii", 1, 0)
+            raw = self._socket.transport.get_extra_info("socket")
+            raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, linger)
+            self._socket.transport.abort()
+        if not self._over.done():
+            self._over.set_result(ending)
 
 
 def _closed(error: ConnectionClosedError) -> _Closed:

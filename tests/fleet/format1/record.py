@@ -8,6 +8,7 @@ and their values, as text in latin-1.
 import asyncio
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.fleet.redis_server import RedisServer
 
 HERE = Path(__file__).parent
 HEAD_BYTES = 17
-KEEP_SECONDS = 3600
+KEEP_SECONDS, SOON_SECONDS = 3600, 300
 """Every key that the bridge writes expires; it ignores a counter that does not."""
 
 FILES = {
@@ -128,16 +129,24 @@ def stored(server: RedisServer) -> dict[str, Any]:
 
 
 def load(server: RedisServer) -> None:
-    """Puts the recorded data into Redis."""
+    """Puts the recorded data into Redis. Members and beats expire SOON_SECONDS from
+    now: a time that is further ahead is none that a bridge has written."""
     client: Any = server.client
+    until = round((time.time() + SOON_SECONDS) * 1000)
     for key, value in json.loads((HERE / "redis.json").read_text("utf-8")).items():
         if isinstance(value, str):
             client.set(key, value.encode("latin-1"))
         elif isinstance(value, dict):
             fields = {name: it.encode("latin-1") for name, it in value.items()}
+            if key == "bridge:instances":
+                fields = {
+                    name: b"%d %b" % (until, it.partition(b" ")[2])
+                    for name, it in fields.items()
+                }
             client.hset(key, mapping=fields)
         else:
-            client.zadd(key, dict(value))
+            lasts = key.startswith("bridge:in:")
+            client.zadd(key, {it: until if lasts else score for it, score in value})
         client.expire(key, KEEP_SECONDS)
 
 

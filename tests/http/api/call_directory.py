@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from bridge.agent.approvals import ApprovalRule
 from bridge.agent.live import LiveCall
+from bridge.app.outbound import CallStatus
 from bridge.app.values import IpNetwork
 from bridge.core.limits import Limits
 from bridge.fleet import CallEntry
@@ -41,6 +42,8 @@ class FakeCalls:
         self.fails: Exception | None = None
         self.forgotten: list[str] = []
         self.keeps: OSError | None = None
+        self.statuses: dict[str, CallStatus] = {}
+        self.keys: list[str] = []
 
     def live(self, call_sid: str) -> LiveCall | None:
         return self.here.get(call_sid)
@@ -50,7 +53,14 @@ class FakeCalls:
             raise self.fails
         return self.known
 
-    async def place(self, wanted: handlers.PlaceCall) -> str:
+    async def status(self, call_sid: str) -> CallStatus | None:
+        return self.statuses.get(call_sid)
+
+    async def cancel(self, call_sid: str) -> CallStatus | None:
+        return self.statuses.get(call_sid)
+
+    async def place(self, wanted: handlers.PlaceCall, idempotency_key: str) -> str:
+        self.keys.append(idempotency_key)
         if self.refused:
             raise self.refused
         self.placed.append(wanted)
@@ -156,7 +166,6 @@ async def api(
     limits: Limits | None = None,
     rule: ApprovalRule | None = None,
     *,
-    origin: str | None = None,
     trusted: Sequence[IpNetwork] = (),
     records: bool = True,
 ) -> AsyncIterator[ApiClient]:
@@ -171,7 +180,7 @@ async def api(
         hits: list[str] = []
         refused: list[str] = []
         guard = ConnectionGuard(limits or Limits(), trusted, hits.append)
-        auth = ApiAuth(TOKEN, guard, refused.append, origin)
+        auth = ApiAuth(TOKEN, guard, refused.append)
         app = web.Application()
         app.on_response_prepare.append(secure_headers)
         app.add_subapp(

@@ -12,10 +12,9 @@ from bridge.core.limits import Limits
 from bridge.http.api import auth
 from bridge.http.api.auth import MAX_ADDRESSES, NO_TOKEN_BURST, ApiAuth, Rates
 from bridge.http.connection_guard import HEADERS, ConnectionGuard
-from tests.e2e.bridge import RunningBridge, bridge
+from tests.e2e.bridge import RunningBridge
+from tests.e2e.test_attacks import deployed
 from tests.http.api.call_directory import TOKEN, ApiClient, api
-
-PUBLIC = "https://bridge.example"
 
 # --- the token ---
 
@@ -76,67 +75,6 @@ def test_an_empty_token_is_an_error() -> None:
     """A forgotten setting does not leave the API open."""
     with pytest.raises(ValueError, match="token"):
         ApiAuth("", ConnectionGuard(Limits(), (), print), print)
-
-
-# --- origins ---
-
-
-async def test_pages_of_other_origins_are_refused() -> None:
-    """A web page cannot steer calls through its visitor's browser."""
-    async with api() as at:
-        strange = ("https://evil.example", "null", "http://[", "http://127.0.0.1")
-        for origin in strange:
-            answer = await at.ask("GET", "/calls", headers={"Origin": origin})
-            assert answer.status == 403
-        for site in ("cross-site", "same-site", "?"):
-            headers = {"Sec-Fetch-Site": site}
-            answer = await at.ask("GET", "/calls", headers=headers)
-            assert answer.status == 403
-        assert at.refused == ["origin"] * 7
-        own = at.url.removesuffix("/api")
-        assert (await at.ask("GET", "/calls", headers={"Origin": own})).status == 200
-        answer = await at.ask("OPTIONS", "/calls", headers={"Origin": own})
-        assert answer.status == 405
-
-
-@pytest.mark.parametrize("token", [True, False])
-async def test_cors_preflights_are_refused(token: bool) -> None:
-    """A browser's CORS preflight for another site is refused."""
-    asked = {
-        "Origin": "https://evil.example",
-        "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "authorization",
-    }
-    async with api() as at:
-        if not token:
-            at.auth = {}
-        answer = await at.ask("OPTIONS", "/calls", headers=asked)
-        assert answer.status == (403 if token else 401)
-        # Every test of an answer checks that it has no Access-Control-... header.
-
-
-@pytest.mark.parametrize("public", [PUBLIC, "https://Bridge.example:443"])
-async def test_dns_rebinding_is_refused(public: str) -> None:
-    """DNS rebinding: a page's name that resolves to this host makes Host and Origin
-    equal. If the deployment's name is known, only that name is accepted."""
-    evil = {"Host": "evil.example", "Origin": "http://evil.example"}
-    async with api(origin=public) as at:
-        assert (await at.ask("GET", "/calls", headers=evil)).status == 403
-        both = {"Origin": PUBLIC, "Host": "evil.example"}
-        assert (await at.ask("GET", "/calls", headers=both)).status == 200
-        for origin in ("http://bridge.example", f"{PUBLIC}:8443", f"{PUBLIC}.evil"):
-            answer = await at.ask("GET", "/calls", headers={"Origin": origin})
-            assert answer.status == 403, origin
-
-
-async def test_every_origin_header_is_checked() -> None:
-    """A proxy that appends its own Origin does not hide the page's."""
-    async with api(origin=PUBLIC) as at:
-        head = f"Origin: {PUBLIC}\r\nOrigin: http://evil.example\r\n"
-        body = b"Content-Length: 2\r\n\r\n{}"
-        # 400: the parser refuses it
-        assert (await _raw(at, head.encode() + body)).split()[1] in (b"400", b"403")
-        assert at.line.asked == []
 
 
 # --- request bodies ---
@@ -301,7 +239,7 @@ async def test_no_spelling_of_a_path_bypasses_the_token(
     """However the path is written, the API asks for the token. Every answer has the
     security headers, and none quotes the request."""
     monkeypatch.setattr(auth, "NO_TOKEN_BURST", 1000.0)
-    async with bridge(api_token=SecretStr(TOKEN)) as place:
+    async with deployed(api_token=SecretStr(TOKEN)) as place:
         for path, statuses in PATHS.items():
             for token, status in zip(("", TOKEN), statuses, strict=True):
                 line = f"GET {path} HTTP/1.1\r\n"

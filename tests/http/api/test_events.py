@@ -17,6 +17,8 @@ from bridge.http.api import auth, events
 from bridge.privacy.redaction import Redaction
 from tests.http.api.call_directory import TOKEN, ApiClient, api
 
+pytestmark = pytest.mark.both_loops
+
 
 @asynccontextmanager
 async def listening(at: ApiClient, query: str = "") -> AsyncIterator["Reader"]:
@@ -240,6 +242,44 @@ async def test_events_are_redacted() -> None:
         {"card": "[card number]", "odd": "a card: [card number]"},
     ]
     assert heard[0].data["text"] == f"It is {card}."
+
+
+@pytest.mark.parametrize(
+    "field", ["name", "code", "item", "status", "voice", "id", "type", "model"]
+)
+async def test_any_field_of_an_own_event_is_redacted(field: str) -> None:
+    """User code may emit `code=` or `id=` with what a caller said. The same fields of
+    the bridge's own events are ids and types, which stay."""
+    card = "4111 1111 1111 1111"
+    async with api() as at, listening(at) as reader:
+        at.live.redaction = Redaction(cards=True)
+        at.live.emit("mine", **{field: card, "more": [{field: card}]})
+        at.live.emit(f"paid with {card}")
+        at.live._listeners.emit(CallEvent("said", {"item": "item_4111111111111111"}))
+
+        told = [await reader.event() for _ in range(3)]
+
+    assert told[0][1]["data"] == {
+        field: "[card number]",
+        "more": [{field: "[card number]"}],
+    }
+    assert told[1][0] == told[1][1]["type"] == "paid with [card number]"
+    assert told[2][1]["data"] == {"item": "item_4111111111111111"}
+
+
+async def test_the_name_of_a_message_is_redacted() -> None:
+    """A caller who gives a number as name: `take_message` sends it as an event."""
+    async with api() as at, listening(at) as reader:
+        at.live.redaction = Redaction(digits=True)
+        at.live.take_message("Please call.", name="Ann 4711", call_back="4712")
+
+        _, told = await reader.event()
+
+    assert told["data"] == {
+        "text": "Please call.",
+        "name": "Ann [digits]",
+        "call_back": "[digits]",
+    }
 
 
 class OddCard:

@@ -9,12 +9,14 @@ from structlog.testing import capture_logs
 
 from bridge.agent.live import Transfer
 from bridge.app.outbound import (
+    CallStatus,
     OutboundCalls,
-    OutboundLimited,
     OutboundOrder,
-    OutboundRefused,
+    RepeatedKey,
 )
+from bridge.app.outbound_limits import OutboundLimited
 from bridge.app.routes import Route, Routes
+from bridge.app.twilio_api import RestAccess, TwilioApi, TwilioRefused
 from bridge.core.history import HistoryItem
 from bridge.fleet.memory import MemoryRegistry
 from bridge.http.api import handlers
@@ -332,21 +334,76 @@ async def test_a_call_that_is_refused_says_why() -> None:
         assert "From" in answer.json["errors"][0]["what"]
 
 
+@pytest.mark.parametrize(
+    "change", [{"longest_seconds": 14_401}, {"message": "a" * 9000}]
+)
+async def test_numbers_and_texts_of_the_request_are_bounded(
+    change: dict[str, Any],
+) -> None:
+    """A value that Twilio or the call would refuse is refused before a phone rings."""
+    async with api() as at:
+        answer = await at.post("/calls", {"to": "+14155550155", **change})
+
+    assert answer.status == 422 and not at.calls.placed
+
+
+async def test_an_idempotency_key_reaches_the_order() -> None:
+    """A client that repeats a request names it; a key without a bound is refused."""
+    async with api() as at:
+        body = {"to": "+14155550155"}
+        await at.ask("POST", "/calls", body, headers={"Idempotency-Key": "k1"})
+        long = {"Idempotency-Key": "k" * 256}
+        answer = await at.ask("POST", "/calls", body, headers=long)
+
+    assert at.calls.keys == ["k1"]
+    assert (answer.status, answer.json["errors"][0]["at"]) == (422, "Idempotency-Key")
+
+
+async def test_why_a_call_failed() -> None:
+    """The status of an outbound call is there after its end, with the reason."""
+    failed = CallStatus("CA7", "failed", 2, sip_code=404, error_code=13223)
+    async with api() as at:
+        at.calls.statuses["CA7"] = failed
+        answer = await at.get("/calls/CA7/status")
+        assert (await at.get("/calls/CA8/status")).status == 404
+
+    assert answer.json == {
+        "call_sid": "CA7",
+        "state": "failed",
+        "talked_seconds": None,
+        "sip_code": 404,
+        "error_code": 13223,
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("canceled", 200), ("in-progress", 409), ("completed", 410), (None, 404)],
+)
+async def test_a_call_that_cannot_be_canceled_says_why(state: Any, status: int) -> None:
+    """A client that cancels too late learns whether a person is on the line."""
+    async with api() as at:
+        if state:
+            at.calls.statuses["CA7"] = CallStatus("CA7", state, 2)
+        answer = await at.post("/calls/CA7/cancel")
+
+    assert answer.status == status
+
+
 class FakeOutbound(OutboundCalls):
     """OutboundCalls without Twilio: records orders, or refuses them."""
 
     def __init__(self, says: Exception | None = None) -> None:
         super().__init__(
             MemoryRegistry(),
-            account_sid="AC1",
-            auth_token="t",
+            TwilioApi(RestAccess("AC1", "AC1", "t")),
             public_url="https://bridge.example",
             prefixes=["+1"],
         )
         self.says = says
         self.orders: list[OutboundOrder] = []
 
-    async def place(self, order: OutboundOrder) -> str:
+    async def place(self, order: OutboundOrder, idempotency_key: str = "") -> str:
         if self.says:
             raise self.says
         self.orders.append(order)
@@ -368,6 +425,7 @@ async def test_every_field_reaches_the_order() -> None:
             "message": "Please call back.",
             "ring_seconds": 25,
             "longest_seconds": 600,
+            "campaign": "spring",
         }
     )
     there = FakeOutbound()
@@ -379,7 +437,7 @@ async def test_every_field_reaches_the_order() -> None:
     assert (order.route, order.parameters) == ("sales", {"order": "7"})
     assert (order.greeting, order.machine) == ("", "message")
     assert (order.message, order.ring_seconds) == ("Please call back.", 25)
-    assert order.longest_seconds == 600
+    assert (order.longest_seconds, order.campaign) == (600, "spring")
 
 
 @pytest.mark.parametrize(
@@ -391,6 +449,10 @@ async def test_every_field_reaches_the_order() -> None:
         ({"machine": "message"}, "+14155550199", 422),
         ({"parameters": {"a": "b" * 500}}, "+14155550199", 422),
         ({"parameters": {"a": "\x00"}}, "+14155550199", 422),
+        ({"parameters": dict.fromkeys(map(str, range(200)), "b" * 400)}, "+1" * 5, 422),
+        ({"longest_seconds": 3601}, "+14155550199", 422),
+        ({"send_digits": "1x", "machine": "ignore"}, "+14155550199", 422),
+        ({"send_digits": "1"}, "+14155550199", 422),
     ],
 )
 async def test_invalid_calls_are_not_placed(
@@ -401,7 +463,7 @@ async def test_invalid_calls_are_not_placed(
     there = FakeOutbound()
 
     with pytest.raises(handlers.Refused) as refused:
-        await handlers.place(there, wanted, number, ROUTES)
+        await handlers.place(there, wanted, number, ROUTES, longest_seconds=3600)
 
     assert refused.value.status == status
     assert there.orders == []
@@ -414,10 +476,15 @@ async def test_invalid_calls_are_not_placed(
         (OutboundLimited("prefix", "not allowed"), 403),
         (OutboundLimited("at_once", "10 calls are running"), 429),
         (OutboundLimited("rate", "too many wait"), 429),
+        (OutboundLimited("number", "a call is running"), 429),
+        (OutboundLimited("campaign", "a call is running"), 429),
+        (RepeatedKey(other=True), 422),
+        (RepeatedKey(other=False), 409),
         (OutboundLimited("cost", "the day has cost enough"), 429),
-        (OutboundRefused(21211, 400, "Invalid 'To'"), 422),
-        (OutboundRefused(20003, 401, "Authenticate"), 502),
-        (OutboundRefused(0, 0, "Twilio could not be asked"), 502),
+        (OutboundLimited("registry", "Redis is away"), 503),
+        (TwilioRefused(21211, 400, "Invalid 'To'"), 422),
+        (TwilioRefused(20003, 401, "Authenticate"), 502),
+        (TwilioRefused(0, 0, "Twilio could not be asked"), 502),
     ],
 )
 async def test_each_kind_of_refusal_has_its_status(
@@ -494,6 +561,7 @@ async def test_answers_are_redacted() -> None:
                 "i2", "tool_call", name="pay", arguments=f'{{"card":"{card}"}}'
             ),
             HistoryItem("i3", "tool_output", card, call_id="c1"),
+            HistoryItem("i4", "tool_call", name=f"charge {card}"),  # no tool of ours
         ]
         at.live._approvals.ask(
             "c9", "pay", f'{{"card":"{card}"}}', "a", RecordedDecision(at)

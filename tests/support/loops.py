@@ -1,0 +1,36 @@
+"""A pytest plugin: the event loops on which the async tests run.
+
+`bridge serve` runs on uvloop where it is installed, and else on asyncio. The transports
+of the two differ in what they raise, buffer and call. A test with the marker
+`both_loops` runs on both loops, any other test on that of `--event-loop`
+(`make test LOOP=uvloop`).
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+import uvloop
+
+LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--event-loop",
+        choices=[*LOOPS],
+        default="asyncio",
+        help="the event loop of tests that do not run on both",
+    )
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.get_closest_marker("both_loops"):
+        return LOOPS
+    name = config.getoption("--event-loop")
+    return {name: LOOPS[name]}
