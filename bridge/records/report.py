@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from bridge.agent import user_code
+from bridge.agent.finished_tools import FinishedTool, Outcome
 from bridge.agent.live import CallFacts, LiveCall, Message, ModelProblem
 from bridge.core.history import HistoryItem
 from bridge.core.transfers import FailedTransfer
@@ -64,6 +65,13 @@ class ToolCall:
     name: str
     arguments: str
     output: str
+    outcome: Outcome | Literal[""] = ""
+    """Empty if the tool has not ended on the call's last stream."""
+    seconds: float | None = None
+    """How long the tool took; None if `outcome` is empty."""
+    error: str = ""
+    """Why it failed: the type of the exception and its text, or `timeout`. Also if the
+    model got a polite text as the output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +149,7 @@ def report_of(
         ended_why=ended_why,
         agent=live.agent_name,
         transcript=[said(item) for item in history if item.spoken],
-        tools=_tools(history, redaction),
+        tools=_tools(history, live.finished_tools, redaction),
         messages=[_redacted(it, redaction) for it in live.messages],
         notes=_notes(live),
         usage=CallUsage(live.input_tokens, live.output_tokens, live.cost),
@@ -223,14 +231,31 @@ def _redacted(it: Message, redaction: Redaction) -> Message:
     return Message(*map(redaction.text, (it.text, it.name, it.call_back)))
 
 
-def _tools(history: Sequence[HistoryItem], redaction: Redaction) -> list[ToolCall]:
+def _tools(
+    history: Sequence[HistoryItem],
+    finished: Mapping[str, FinishedTool],
+    redaction: Redaction,
+) -> list[ToolCall]:
     outputs = {it.call_id: it.text for it in history if it.kind == "tool_output"}
-    return [
+    calls = []
+    for it in history:
+        if it.kind != "tool_call":
+            continue
         # The model may ask for a tool that does not exist, so a name may hold words.
-        ToolCall(redaction.text(it.name), it.arguments, outputs.get(it.call_id, ""))
-        for it in history
-        if it.kind == "tool_call"
-    ]
+        name, output = redaction.text(it.name), outputs.get(it.call_id, "")
+        call = ToolCall(name, it.arguments, output)
+        if ended := finished.get(it.call_id):
+            error = redaction.text(why_failed(ended))
+            seconds = round(ended.seconds, 3)
+            call = replace(call, outcome=ended.outcome, seconds=seconds, error=error)
+        calls.append(call)
+    return calls
+
+
+def why_failed(tool: FinishedTool) -> str:
+    """For people who may read what was said; empty if the tool did not fail."""
+    text = tool.message if tool.outcome == "failed" else ""
+    return f"{tool.error}: {text}" if text else tool.error
 
 
 def _utc(seconds: float) -> str:

@@ -17,6 +17,7 @@ from agents import (
     _debug,
     function_tool,
 )
+from agents.mcp import MCPUtil
 from agents.realtime import (
     RealtimeAgent,
     RealtimeModelEvent,
@@ -34,6 +35,7 @@ from agents.realtime.openai_realtime import (
     _ConversionHelper,
 )
 from agents.realtime.session import _PendingToolOutputSendError
+from agents.tool import _FailureHandlingFunctionToolInvoker
 from agents.version import __version__
 
 from bridge.model.dialects import REQUIRED
@@ -670,6 +672,26 @@ def test_the_sdk_makes_one_adapter_for_each_type() -> None:
     again = openai_realtime.TypeAdapter.cache_info()  # type: ignore[attr-defined]
 
     assert again.misses == made.misses and again.hits == made.hits + 2
+
+
+# --- tools that fail ---
+
+
+async def test_the_hooks_of_a_failing_tool_exist() -> None:
+    """Otherwise nobody hears of a tool whose exception the SDK turned into a text."""
+
+    @function_tool
+    def work() -> str:
+        return ""
+
+    invoker = work.on_invoke_tool
+    assert isinstance(invoker, _FailureHandlingFunctionToolInvoker)
+    assert invoker._function_tool is work and callable(invoker._on_handled_error)
+    source = inspect.getsource(_FailureHandlingFunctionToolInvoker.__call__)
+    assert "self._on_handled_error(self._function_tool, e, input, ctx)" in source
+    source = inspect.getsource(MCPUtil._extract_custom_data)
+    assert 'getattr(server, "custom_data_extractor", None)' in source
+    assert "is_error=" in source
 
 
 # --- limits ---
