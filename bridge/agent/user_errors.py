@@ -69,6 +69,14 @@ def own_frame(error: BaseException) -> traceback.FrameSummary | None:
     return frames[-1] if frames else None
 
 
+def last_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """As `own_frame`; else the innermost frame of a library. None: only the bridge,
+    the SDK and Python itself were running."""
+    own = own_frame(error)
+    others = [it for it in _frames(error) if not _is_machinery(it)]
+    return own or (others[-1] if others else None)
+
+
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
     """The frames behind those with which the bridge and the SDK call user code; all
     frames, if the error was raised in these."""

@@ -9,7 +9,7 @@ from agents.realtime import RealtimeSessionEvent, RealtimeToolApprovalRequired
 from pydantic import ValidationError
 from structlog.typing import FilteringBoundLogger
 
-from bridge.agent import user_code
+from bridge.agent import tool_definitions, user_code
 from bridge.agent.approvals import Approvals
 from bridge.agent.events import tool_notes
 from bridge.agent.finished_tools import MAX_KEPT, FinishedTool
@@ -81,7 +81,8 @@ class AgentSide:
                 raise
             # A bug in the user's code (a function, the instructions). The user must fix
             # it, so the whole traceback is logged.
-            log.exception("agent_failed")
+            hint = tool_definitions.explained(error)
+            log.exception("agent_failed", **({"hint": hint} if hint else {}))
             self._feed(EndCall("bridge", "agent_failed"))
         else:
             self._feed(EndCall("model", "closed"))

@@ -378,6 +378,26 @@ async def test_a_model_that_takes_pcm_only() -> None:
     assert not [it for it in logs if it["event"] == "protocol_error"]
 
 
+async def test_a_tool_that_the_sdk_refuses_is_explained_in_the_log() -> None:
+    """The agent's function defines it for each call, so nothing is noticed at start."""
+
+    def agent_for(live: LiveCall) -> RealtimeAgent[Any]:
+        @function_tool
+        def book(order: dict[str, str]) -> None: ...
+
+        return AGENT.clone(tools=[book])
+
+    with capture_logs() as logs:
+        async with bridge(agent=agent_for) as place:
+            await place.caller().call([steps.WaitStep(5)])
+            await place.empty()
+
+    [failed] = [it for it in logs if it["event"] == "agent_failed"]
+    told = failed["hint"]
+    assert told.startswith(f"Tool book ({__file__}:")
+    assert "its argument `order: dict[str, str]` may have any keys" in told
+
+
 # --- MCP ---
 
 

@@ -17,6 +17,7 @@ from agents import (
     _debug,
     function_tool,
 )
+from agents.exceptions import UserError
 from agents.mcp import MCPUtil
 from agents.realtime import (
     RealtimeAgent,
@@ -38,6 +39,7 @@ from agents.realtime.session import _PendingToolOutputSendError
 from agents.tool import _FailureHandlingFunctionToolInvoker
 from agents.version import __version__
 
+from bridge.agent.tool_definitions import explained
 from bridge.model.dialects import REQUIRED
 from bridge.model.local_mcp import reachable
 from bridge.model.results import background_result
@@ -692,6 +694,20 @@ async def test_the_hooks_of_a_failing_tool_exist() -> None:
     source = inspect.getsource(MCPUtil._extract_custom_data)
     assert 'getattr(server, "custom_data_extractor", None)' in source
     assert "is_error=" in source
+
+
+def test_the_frames_of_a_refused_tool_have_its_name() -> None:
+    """Otherwise an author does not learn which tool and argument the SDK refuses."""
+
+    def book(order: dict[str, str]) -> None: ...
+
+    with pytest.raises(UserError) as refused:
+        function_tool(book)
+
+    told = explained(refused.value)
+    assert told is not None and told.startswith(f"Tool book ({__file__}:")
+    assert "its argument `order: dict[str, str]` may have any keys" in told
+    assert explained(ValueError()) is None
 
 
 # --- limits ---
