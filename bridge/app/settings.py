@@ -316,6 +316,19 @@ def variables(
     return {name: value or "" for name, value in given.items()}
 
 
+def export(env_file: str | Path = ".env", *, own: bool = True) -> None:
+    """Puts what `env_file` holds into the process environment, where user code finds it
+    as in a container of docker compose. A variable that is set already stays. `own`:
+    also the settings of the bridge. Call it before user code, and the SDK, are
+    imported."""
+    if not Path(env_file).is_file():
+        return
+    for name, value in dotenv_values(env_file, encoding="utf-8").items():
+        of_bridge = name in NAMES or name.startswith("BRIDGE_")
+        if value is not None and (own or not of_bridge):
+            os.environ.setdefault(name, value)
+
+
 def file_name(name: str) -> str:
     """The variable that names the file of a secret setting."""
     return f"{name}_FILE"

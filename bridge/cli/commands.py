@@ -133,6 +133,7 @@ def serve(agent: AgentOption = None) -> None:
     danger = settings_report.open_with_model_key(conf)
     if danger:
         _print_danger(danger)
+    settings.export()
     user_code = _user_code(conf, agent)
     log.configure(conf.log_format, secrets=_secrets(conf, user_code.routes))
     log.log_crashes()
@@ -171,6 +172,8 @@ def demo(
     from bridge.sim import scenario
 
     bundled = agent is None and routes is None
+    # Without the bridge's settings, so that a demo is the same everywhere, and free.
+    settings.export(own=False)
     user_code = _user_code(_demo_settings(routes), agent)
     plan = scenario.RECEPTION if bundled else scenario.SMALL_TALK
     log.configure("pretty", logging.WARNING)
@@ -397,7 +400,7 @@ def _secrets_in(url: str | None) -> set[str]:
 
 
 def _demo_settings(routes: Path | None) -> Settings:
-    """Ignores the environment, so that a demo is the same everywhere."""
+    """Ignores the settings, so that a demo is the same everywhere."""
     if routes is None:
         return Settings()
     try:
@@ -450,6 +453,7 @@ def _check_user_code(environ: dict[str, str], findings: list[Finding]) -> list[F
         conf = settings.load(environ)
     except SettingsError:
         return []  # reported by settings_report.check
+    settings.export()
     from bridge.agent.loader import AgentNotLoaded
     from bridge.app.routes import RoutesError
     from bridge.app.startup import load_user_code

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from importlib import metadata
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import structlog
@@ -79,7 +80,8 @@ def bridge(
 def bridge_here(*words: str, folder: Path, **environ: str) -> Result:
     """The same in this process. A traceback would be an exception here."""
     unset: dict[str, str | None] = dict.fromkeys(NAMES & os.environ.keys())
-    with chdir(folder):
+    # A command puts what .env holds into the environment: only of this test.
+    with chdir(folder), patch.dict(os.environ):
         done = CliRunner().invoke(app, words, env={**unset, **environ})
     if not isinstance(done.exception, SystemExit | None):
         raise done.exception
@@ -186,6 +188,34 @@ def test_check_prints_markup_as_text(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "[/bold]" in done.stdout and "[/x]" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+SEEN = """
+import os
+names = ("SHOP_URL", "SHOP_KEY", "EMPTY", "BARE", "BRIDGE_GREETING", "OPENAI_API_KEY")
+raise RuntimeError([os.environ.get(name) for name in names])
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "demo"])
+def test_user_code_finds_what_env_holds(tmp_path: Path, command: str) -> None:
+    """As in a container of docker compose; the environment of the process wins. A demo
+    ignores the settings of the bridge, a key among them."""
+    (tmp_path / "mine.py").write_text(SEEN)
+    (tmp_path / ".env").write_text(
+        "export SHOP_URL=http://${SHOP_KEY}.example # of the shop\nSHOP_KEY=wrong\n"
+        "EMPTY=\nBARE\nBRIDGE_INSECURE=1\nBRIDGE_GREETING='Say hi.'\n"
+        "OPENAI_API_KEY=sk-of-the-file\nBRIDGE_AGENT=mine.py:agent\n"
+    )
+    options = ["--agent", "mine.py:agent"] if command == "demo" else []
+    done = bridge_here(command, *options, folder=tmp_path, SHOP_KEY="ours")
+
+    settings = ["None", "None"] if command == "demo" else ["'Say hi.'", "'sk-of-the"]
+    seen = ", ".join(["'http://ours.example'", "'ours'", "''", "None", *settings])
+    told = " ".join(f"{done.stdout} {done.stderr}".split())
+    assert done.exit_code == 1
+    assert f"RuntimeError: [{seen}" in told
+    assert not {"SHOP_URL", "BRIDGE_GREETING"} & os.environ.keys()
 
 
 def test_check_names_the_connector_that_cannot_be_loaded(tmp_path: Path) -> None:
