@@ -1,6 +1,7 @@
 """What became of a tool call: for the log, the metrics, the report and listeners."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["done", "failed", "timeout", "call_over", "unknown"]
@@ -33,3 +34,5 @@ class FinishedTool:
     """user_errors.traceback_of"""
     message: str = ""
     """The text of the exception: it may hold words of people."""
+    ended_at: float = field(default_factory=time.time)
+    """Seconds since the epoch."""

@@ -198,6 +198,12 @@ class LiveCall:
         self.finished_tools: dict[str, FinishedTool] = {}
         """The newest tool calls of this stream that have ended, by the id of the
         call."""
+        self.handoffs: list[tuple[float, str, str]] = []
+        """(seconds since the epoch, agent, agent that is in charge since then), on this
+        stream."""
+        self.delays: list[tuple[float, float]] = []
+        """(seconds since the epoch, seconds until the first audio of an answer), on
+        this stream."""
         self.failed_transfers: list[FailedTransfer] = []
         """Transfers of this call that nobody answered."""
         self.notes: dict[str, Any] = {}

@@ -145,6 +145,8 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["auto", "json", "pretty"], values.Lower] = Field(
         default="auto", validation_alias="BRIDGE_LOG"
     )
+    # Prints what each call said, heard and did; auto: an insecure bridge on a terminal.
+    print_calls: Annotated[Literal["auto", "on", "off"], values.Lower] = "auto"
     openai_api_key: values.Secret | None = Field(default=None, repr=False)
     # Signs the webhook of incoming SIP calls.
     openai_webhook_secret: values.SigningSecret | None = Field(default=None, repr=False)

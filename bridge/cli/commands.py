@@ -10,6 +10,8 @@ import platform
 import re
 import signal
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -582,6 +584,7 @@ async def _serve(
     """Runs the server from start to the last call. Uses the bundled fake model if no
     other model is configured."""
     from bridge.app.startup import start_services
+    from bridge.cli import call_page
     from bridge.http.server import Server
     from bridge.model.local_mcp import McpUnavailable
     from bridge.telemetry.loop_watch import watch_loop
@@ -602,6 +605,9 @@ async def _serve(
         except McpUnavailable as error:
             stop_with(f"bridge serve does not start: {error}")
         lost_lines.count_with(services.metrics.log_lines_lost.inc)
+        if _prints_calls(conf):
+            show = partial(call_page.show_report, console=out)
+            services = replace(services, print_report=show)
         running = Server(conf, services)
         try:
             await running.start()
@@ -623,6 +629,12 @@ async def _serve(
     # ExceptionGroup.
     if listen_error:
         stop_with(listen_error)
+
+
+def _prints_calls(conf: Settings) -> bool:
+    """Words of people are printed by default only for a developer, who calls."""
+    automatic = conf.insecure and sys.stdout.isatty()
+    return automatic if conf.print_calls == "auto" else conf.print_calls == "on"
 
 
 def _first_signal() -> asyncio.Event:

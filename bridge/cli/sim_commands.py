@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         load_server,
     )
     from bridge.sim.caller import Caller
+    from bridge.sim.scenario import Scenario
     from bridge.sim.twilio.record import CallRecord
 
 sim = typer.Typer(
@@ -100,9 +101,19 @@ def sim_call(
             "Twilio accepts wss:// only",
         ),
     ] = False,
+    show: Annotated[
+        bool | None,
+        typer.Option(
+            help="print what was said and heard, and the delays; default: on a terminal"
+        ),
+    ] = None,
 ) -> None:
     """Place one call to a running bridge, as Twilio would: greeting, a question, an
-    interruption, goodbye. The webhook is signed if TWILIO_AUTH_TOKEN is set."""
+    interruption, goodbye. The webhook is signed if TWILIO_AUTH_TOKEN is set.
+
+    The fake caller knows the agent's audio, not its words: the terminal of `bridge
+    serve` prints these (BRIDGE_PRINT_CALLS).
+    """
     from bridge.sim import scenario
 
     if wav and not wav.absolute().parent.is_dir():
@@ -115,6 +126,8 @@ def sim_call(
             f"The call failed: {record.error}. Is this the bridge's webhook: "
             f"{caller.webhook_url}? If it is, see the bridge's log for the reason."
         )
+    if out.is_terminal if show is None else show:
+        _show_call(record, plan)
     _report_call(record, wav)
 
 
@@ -136,6 +149,18 @@ def _fake_caller(
     )
     sid = conf.twilio_account_sid  # the bridge refuses calls of other accounts
     return replace(caller, account_sid=sid) if sid else caller
+
+
+def _show_call(record: "CallRecord", plan: "Scenario") -> None:
+    """Prints the call as the fake caller experienced it."""
+    from bridge.cli import call_page, heard_call
+
+    call_page.show_lines(heard_call.heard_lines(record, plan.texts), out)
+    call_page.show_delays(heard_call.experienced_delays(record), out)
+    for warning in record.warnings:
+        out.print(f"Twilio warned: {warning.code} {warning.text}", markup=False)
+    for what in record.timed_out:
+        out.print(f"The caller waited too long: {what}", markup=False)
 
 
 def _report_call(record: "CallRecord", wav: Path | None) -> None:

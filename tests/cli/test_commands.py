@@ -282,6 +282,7 @@ def serving(
         env=_environ(names),
         cwd=folder,
         text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     try:
@@ -320,18 +321,16 @@ def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
     """`bridge serve` with the embedded model answers a call, on uvloop; after SIGTERM
     it exits with 0.
 
-    Its log is JSON lines that contain the call's SID and no phone number.
+    Its log is JSON lines that contain the call's SID and no phone number. Here it also
+    prints what the call said, heard and did, to stdout; so does the fake caller.
     """
     account = {"TWILIO_ACCOUNT_SID": "AC" + "2" * 32}  # others' calls are refused
-    with serving(tmp_path, BRIDGE_INSECURE="1", BRIDGE_LOG="json", **account) as (
-        url,
-        process,
-    ):
-        done = bridge(
-            "sim", "call", f"{url}/voice", folder=tmp_path, timeout=60, **account
-        )
+    more = {"BRIDGE_LOG": "json", "BRIDGE_PRINT_CALLS": "on", **account}
+    with serving(tmp_path, BRIDGE_INSECURE="1", **more) as (url, process):
+        words = ("sim", "call", f"{url}/voice", "--show")
+        done = bridge(*words, folder=tmp_path, timeout=60, **account)
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=10)
+        page, log = process.communicate(timeout=10)
 
     assert done.returncode == 0, done.stderr
     assert re.search(
@@ -339,6 +338,14 @@ def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
     )
     assert process.returncode == 0
     assert '"event": "call_ended"' in log
+    assert re.search(r"Call CA\w{32} is over\n", page)
+    assert re.search(r"\n +0:\d\d\.\d +receptionist +\w", page)
+    assert " ✂ " in page and "to the first words" in page
+    assert "the caller ended it: hung up. The agent was interrupted 1 times." in page
+    assert "goodbye" in done.stdout and "goodbye" not in log
+    heard = re.findall(r"(caller|agent) +(.+)\n", done.stdout)
+    assert [who for who, _ in heard][:4] == ["agent", "caller", "agent", "caller"]
+    assert "from the end of speech to the answer" in done.stdout
     assert '"outcome": "caller_hung_up"' in log
     assert '"call_sid": "CA' in log
     assert "5551230001" not in log and "Traceback" not in log

@@ -134,16 +134,25 @@ async def test_a_report_describes_the_call() -> None:
         live.input_tokens, live.output_tokens, live.cost = 100, 20, 0.25
         live.take_message("Call me.", name="Ann")
         live.finished_tools = {
-            "c1": FinishedTool("menu", "c1", "done", 0.25),
+            "c1": FinishedTool("menu", "c1", "done", 0.25, ended_at=time.time() - 9),
             "c3": FinishedTool(
                 "bell", "c3", "failed", 1.0, "KeyError", "mine.py:3", message="'Ann'"
             ),
         }
+        live.handoffs = [(time.time() - 5, "receptionist", "billing")]
+        live.delays = [(time.time() - 60, 0.4)]  # the clock was set meanwhile
         live.problems = [ModelProblem("model_error", "no_voice", message="No voice.")]
         live.failed_transfers = [FailedTransfer("busy", "", "486", "Busy.")]
         report = report_of(live, "caller", "hung_up", 12.5)
 
-    assert json.loads(report.as_json()) == {
+    body = json.loads(report.as_json())
+    begun = [tool.pop("at") for tool in body["tools"]]
+    assert begun == [pytest.approx(3.25, abs=0.5), None, pytest.approx(11.5, abs=0.5)]
+    [handoff] = body.pop("handoffs")
+    assert handoff.pop("at") == pytest.approx(7.5, abs=0.5)
+    assert handoff == {"agent": "receptionist", "to": "billing"}
+    assert body.pop("delays") == [{"at": 0.0, "seconds": 0.4}]
+    assert body == {
         "call_sid": FACTS.call_sid,
         "stream_sid": FACTS.stream_sid,
         "account_sid": FACTS.account_sid,
@@ -192,7 +201,7 @@ async def test_a_report_describes_the_call() -> None:
                 "output": "Try again.",
                 "outcome": "failed",
                 "seconds": 1.0,
-                "error": "KeyError: 'Ann'",
+                "error": "KeyError: 'Ann' (mine.py:3)",
             },
         ],
         "messages": [{"text": "Call me.", "name": "Ann", "call_back": ""}],
