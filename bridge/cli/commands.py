@@ -10,6 +10,7 @@ import platform
 import re
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from bridge.app.startup import UserCode
     from bridge.call import dial_check
     from bridge.fleet import Registry
+    from bridge.records.report import CallReport
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -584,7 +586,6 @@ async def _serve(
     """Runs the server from start to the last call. Uses the bundled fake model if no
     other model is configured."""
     from bridge.app.startup import start_services
-    from bridge.cli import call_page
     from bridge.http.server import Server
     from bridge.model.local_mcp import McpUnavailable
     from bridge.telemetry.loop_watch import watch_loop
@@ -605,9 +606,7 @@ async def _serve(
         except McpUnavailable as error:
             stop_with(f"bridge serve does not start: {error}")
         lost_lines.count_with(services.metrics.log_lines_lost.inc)
-        if _prints_calls(conf):
-            show = partial(call_page.show_report, console=out)
-            services = replace(services, print_report=show)
+        services = replace(services, print_report=_printer(conf))
         running = Server(conf, services)
         try:
             await running.start()
@@ -631,10 +630,14 @@ async def _serve(
         stop_with(listen_error)
 
 
-def _prints_calls(conf: Settings) -> bool:
-    """Words of people are printed by default only for a developer, who calls."""
+def _printer(conf: Settings) -> "Callable[[CallReport], None] | None":
+    """What prints the calls that are over. By default words of people are printed only
+    for a developer, who calls."""
+    from bridge.cli import call_page
+
     automatic = conf.insecure and sys.stdout.isatty()
-    return automatic if conf.print_calls == "auto" else conf.print_calls == "on"
+    prints = automatic if conf.print_calls == "auto" else conf.print_calls == "on"
+    return partial(call_page.show_report, console=out) if prints else None
 
 
 def _first_signal() -> asyncio.Event:

@@ -67,46 +67,51 @@ def sim_model(
         stop_with(f"cannot listen on {host} port {port}: {error.strerror}")
 
 
+WebhookArgument = Annotated[
+    str | None,
+    typer.Argument(help="voice webhook of a running bridge; default: this machine's"),
+]
+CallerIdOption = Annotated[
+    str | None, typer.Option("--from", help="the caller's number; default: any")
+]
+StayOption = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=240,
+        help="seconds to listen before hanging up, for an agent with a slow tool",
+    ),
+]
+AllowWsOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-ws",
+        help="accept ws:// stream URLs of any host, as between containers; "
+        "Twilio accepts wss:// only",
+    ),
+]
+ShowOption = Annotated[
+    bool | None,
+    typer.Option(
+        help="print what was said and heard, and the delays; default: on a terminal"
+    ),
+]
+
+
 @sim.command("call")
 def sim_call(
-    url: Annotated[
-        str | None,
-        typer.Argument(
-            help="voice webhook of a running bridge; default: this machine's"
-        ),
-    ] = None,
+    url: WebhookArgument = None,
     wav: Annotated[
         Path | None, typer.Option(help="file for the audio of both sides")
     ] = None,
     to: DialledOption = "+15557650002",
-    caller_id: Annotated[
-        str | None, typer.Option("--from", help="the caller's number; default: any")
-    ] = None,
+    caller_id: CallerIdOption = None,
     keys: Annotated[
         str, typer.Option(help="keys to press after the greeting, instead of talking")
     ] = "",
-    stay: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=240,
-            help="seconds to listen before hanging up, for an agent with a slow tool",
-        ),
-    ] = 0.0,
-    allow_ws: Annotated[
-        bool,
-        typer.Option(
-            "--allow-ws",
-            help="accept ws:// stream URLs of any host, as between containers; "
-            "Twilio accepts wss:// only",
-        ),
-    ] = False,
-    show: Annotated[
-        bool | None,
-        typer.Option(
-            help="print what was said and heard, and the delays; default: on a terminal"
-        ),
-    ] = None,
+    stay: StayOption = 0.0,
+    allow_ws: AllowWsOption = False,
+    show: ShowOption = None,
 ) -> None:
     """Place one call to a running bridge, as Twilio would: greeting, a question, an
     interruption, goodbye. The webhook is signed if TWILIO_AUTH_TOKEN is set.
@@ -308,9 +313,6 @@ ModelHostOption = Annotated[
 PidOption = Annotated[
     int | None,
     typer.Option(help="process of the running server: measures its CPU and memory"),
-]
-AllowWsOption = Annotated[
-    bool, typer.Option("--allow-ws", help="accept ws:// stream URLs of any host")
 ]
 TlsOption = Annotated[
     bool,

@@ -10,7 +10,7 @@ from rich.console import Console
 from bridge.agent.live import ModelProblem
 from bridge.app.settings import Settings
 from bridge.cli.call_page import SHORTEN_AT, Did, Said, show_lines, show_report
-from bridge.cli.commands import _prints_calls
+from bridge.cli.commands import _printer
 from bridge.cli.heard_call import experienced_delays, heard_lines
 from bridge.core.transfers import FailedTransfer
 from bridge.records.report import (
@@ -148,7 +148,8 @@ def test_words_are_printed_only_for_developers_by_default(
     """Where unsigned requests of this machine are served, and a person looks."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
 
-    assert _prints_calls(Settings(print_calls=setting, insecure=insecure)) is prints
+    printer = _printer(Settings(print_calls=setting, insecure=insecure))
+    assert (printer is not None) is prints
 
 
 def test_a_call_without_a_stream_has_no_page() -> None:
