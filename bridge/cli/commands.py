@@ -122,13 +122,26 @@ def options(
     """Options without a command. The help text of the program is in `app`."""
 
 
+ReloadOption = Annotated[
+    bool,
+    typer.Option(
+        "--reload",
+        help="for development: start again when the agent's code, the routes file or "
+        ".env changes; running calls get a second to end. Needs BRIDGE_INSECURE=1",
+    ),
+]
+
+
 @app.command()
-def serve(agent: AgentOption = None) -> None:
+def serve(agent: AgentOption = None, reload: ReloadOption = False) -> None:
     """Take calls until SIGTERM or Ctrl-C; running calls may then finish.
 
     Configured by the environment and by .env; `bridge check` says what is missing.
     """
     conf = load_settings()
+    if reload:
+        _serve_again(conf, agent)
+        return
     findings = settings_report.serving_mistakes(conf) + settings_report.unknown_names()
     findings += _raise_file_limit(conf)
     lost_lines = output.protect_output()
@@ -148,6 +161,21 @@ def serve(agent: AgentOption = None) -> None:
     for warning in user_code.routes.warnings:
         structlog.get_logger().warning("routes", text=warning)
     run(_serve(conf, user_code, lost_lines))
+
+
+def _serve_again(conf: Settings, agent: str | None) -> None:
+    if not conf.insecure:
+        stop_with(
+            "--reload is for development: each change ends the running calls. It needs "
+            "BRIDGE_INSECURE=1, without BRIDGE_PUBLIC_URL"
+        )
+    try:
+        import watchfiles  # noqa: F401
+    except ImportError:
+        stop_with("--reload needs the package watchfiles: pip install watchfiles")
+    from bridge.cli.reload import serve_again
+
+    run(serve_again(conf, agent))
 
 
 @app.command()
