@@ -7,7 +7,8 @@ BRIDGE_RECORD_DIR, and what the route redacts is removed (privacy/redaction.py).
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,31 @@ def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     there is none. TraceFormatError, before the first one: the trace has another format,
     or none.
     """
+    expected: deque[Command] = deque()
+    for step in steps(path):
+        expected += step.commands
+        if "out" in step.line:
+            yield step.line["out"], _plain(expected.popleft()) if expected else {}
+    for command in expected:
+        yield {}, _plain(command)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a trace, replayed."""
+
+    line: dict[str, Any]
+    """As it was recorded."""
+    conversation: Conversation
+    """The call, after this line."""
+    given: Input | None
+    """The input of the line, if it has one; with the commands that follow from it."""
+    commands: Sequence[Command] = ()
+
+
+def steps(path: Path) -> Iterator[Step]:
+    """Replays a trace line by line, the first line included. TraceFormatError: as in
+    `replay`."""
     lines = read(path)
     first = next(lines, {})
     _check_format(first.get("format"))
@@ -195,15 +221,14 @@ def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     conversation = Conversation(
         now=first["at"], bounds=bounds, capabilities=capabilities
     )
-    expected: deque[Command] = deque()
+    yield Step(first, conversation, None)
     for line in lines:
         if "in" in line:
             given = msgspec.convert(_with_keys(line["in"]), Input)
-            expected += conversation.handle(given, line["at"])
-        elif "out" in line:
-            yield line["out"], _plain(expected.popleft()) if expected else {}
-    for command in expected:
-        yield {}, _plain(command)
+            commands = conversation.handle(given, line["at"])
+            yield Step(line, conversation, given, commands)
+        else:
+            yield Step(line, conversation, None)
 
 
 def _check_format(found: object) -> None:
