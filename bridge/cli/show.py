@@ -9,6 +9,8 @@ import typer
 from bridge.cli.terminal import load_settings, out, stop_with
 from bridge.telemetry import trace
 
+SUFFIXES = (trace.SUFFIX, trace.PLAIN_SUFFIX)
+
 
 def show(
     call: Annotated[
@@ -47,9 +49,7 @@ def show(
         except (trace.TraceFormatError, OSError) as error:
             stop_with(f"{path}: {error}")
         if wav:
-            made = write or path.with_name(
-                path.name.removesuffix(trace.SUFFIX) + ".wav"
-            )
+            made = write or path.with_name(path.name.partition(".trace")[0] + ".wav")
             _write(made, recording.stereo_wav(view))
             out.print(str(made), highlight=False, markup=False, soft_wrap=True)
         else:
@@ -60,14 +60,15 @@ def _traces(call: str, folder: Path | None, *, last: bool) -> list[Path]:
     """The traces of the call, the oldest first: one for each instance that had it."""
     if bool(call) == last:
         stop_with("Name a trace or a call's SID, or use --last.")
-    if call and (call.endswith(trace.SUFFIX) or os.sep in call):
+    if call and (call.endswith(SUFFIXES) or os.sep in call):
         return [Path(call)]
     if folder is None:
         folder = load_settings().record_dir
     if folder is None:
         stop_with("No traces: set BRIDGE_RECORD_DIR, or use --folder.")
     begin = f"{trace.plain_name(call)}." if call else ""
-    found = [it for it in folder.glob(f"*{trace.SUFFIX}") if it.name.startswith(begin)]
+    names = (it for it in folder.iterdir() if it.name.endswith(SUFFIXES))
+    found = [it for it in names if it.name.startswith(begin)]
     if not found:
         stop_with(f"{folder} has no trace of {call or 'any call'}.")
     found.sort(key=lambda it: it.stat().st_mtime)
