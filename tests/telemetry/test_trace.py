@@ -47,6 +47,7 @@ from bridge.telemetry.trace import (
     read,
     replay,
 )
+from bridge.telemetry.trace_file import MAGIC
 from tests.core.phone import MULAW_SESSION, payload
 from tests.support.traces import WRITER, rewrite, text_of, written
 
@@ -593,7 +594,7 @@ def test_a_trace_is_never_written_over_another_file(
 
 
 @pytest.mark.parametrize(
-    "content", [b"not JSON\n", b"[1]\n", b"\x28\xb5\x2f\xfd\xff\xff\xff\xff\xff\xff"]
+    "content", [b"not JSON\n", b"[1]\n", MAGIC + bytes(range(100))]
 )
 def test_a_file_that_is_no_trace_is_named(tmp_path: Path, content: bytes) -> None:
     """A user who names the wrong file reads what is wrong, and no traceback."""
