@@ -38,9 +38,10 @@ def show(
 ) -> None:
     """Show one call from its trace: what was said, what was heard, what went wrong.
 
-    A running call can be shown, too: up to the last block that was written.
+    Writes a page that a browser opens from the disk, and prints the file's name. A
+    running call can be shown, too: up to the last block that was written.
     """
-    from bridge.picture import reading, recording
+    from bridge.picture import page, reading, recording
     from bridge.picture import text as as_text
 
     for path in _traces(call, folder, last=last):
@@ -48,12 +49,15 @@ def show(
             view = reading.view(path)
         except (trace.TraceFormatError, OSError) as error:
             stop_with(f"{path}: {error}")
-        if wav:
-            made = write or path.with_name(path.name.partition(".trace")[0] + ".wav")
-            _write(made, recording.stereo_wav(view))
-            out.print(str(made), highlight=False, markup=False, soft_wrap=True)
-        else:
+        if text:
             as_text.show(view, out)
+            continue
+        made = write or path.with_name(
+            path.name.partition(".trace")[0] + (".wav" if wav else ".html")
+        )
+        content = recording.stereo_wav(view) if wav else page.page(view).encode()
+        _write(made, content)
+        out.print(str(made), highlight=False, markup=False, soft_wrap=True)
 
 
 def _traces(call: str, folder: Path | None, *, last: bool) -> list[Path]:

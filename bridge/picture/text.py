@@ -35,8 +35,21 @@ class Line:
     at_ms: float
     who: str
     text: str
-    style: str
+    kind: str
+    """`caller`, `agent`, `tool`, `event`, or `problem` for an event that is one."""
     unheard: str = ""
+    part: int | None = None
+    """`id` of the Part of the view; None: the line is no item of the agent."""
+
+
+STYLES = {
+    "caller": "cyan",
+    "agent": "green",
+    "tool": "magenta",
+    "event": "magenta",
+    "problem": "yellow",
+    "sound": "dim",
+}
 
 
 def lines(view: CallView) -> list[Line]:
@@ -47,13 +60,13 @@ def lines(view: CallView) -> list[Line]:
 
 def _turns(view: CallView) -> Iterator[Line]:
     for turn in view.turns:
-        yield Line(turn.begin_ms, "caller", turn.text or "(no words)", "cyan")
+        yield Line(turn.begin_ms, "caller", turn.text or "(no words)", "caller")
 
 
 def _parts(view: CallView) -> Iterator[Line]:
     for part in view.parts:
         if part.kind == "waiting sound" and part.runs:
-            yield Line(part.runs[0].at_ms, "bridge", "(waiting sound)", "dim")
+            yield Line(part.runs[0].at_ms, "bridge", "(waiting sound)", "sound")
         elif part.kind in ("agent", "recording") and (part.words or part.runs):
             yield _spoken(part)
 
@@ -65,7 +78,7 @@ def _spoken(part: Part) -> Line:
     unheard = "".join(word.text for word in part.words if not word.heard)
     if not part.words:
         heard = f"({part.kind}, {part.heard_ms / 1000:.1f} s)"
-    return Line(at_ms, part.agent or "agent", heard, "green", unheard)
+    return Line(at_ms, part.agent or "agent", heard, "agent", unheard, id(part))
 
 
 def _tool(tool: Tool) -> Line:
@@ -73,7 +86,7 @@ def _tool(tool: Tool) -> Line:
     if tool.done_ms is not None:
         seconds = (tool.done_ms - tool.called_ms) / 1000
         text += f" -> {tool.output} ({seconds:.1f} s)"
-    return Line(tool.called_ms, "tool", text, "magenta")
+    return Line(tool.called_ms, "tool", text, "tool")
 
 
 def _others(view: CallView) -> Iterator[Line]:
@@ -82,9 +95,9 @@ def _others(view: CallView) -> Iterator[Line]:
             details = [f"{key}={value}" for key, value in event.data.items()]
             if event.kind == "handoff":
                 details = [f"{event.data.get('agent')} -> {event.data.get('to')}"]
-            style = "yellow" if event.kind not in ("handoff", "end") else "magenta"
+            kind = "event" if event.kind in ("handoff", "end") else "problem"
             text = " ".join([*details, *([event.text] if event.text else [])])
-            yield Line(event.at_ms, name, text, style)
+            yield Line(event.at_ms, name, text, kind)
 
 
 def waits(view: CallView) -> list[tuple[float, str, float, float, float]]:
@@ -117,7 +130,7 @@ def show(view: CallView, console: Console, *, advice: bool = True) -> None:
         text = Text(line.text)
         if line.unheard:
             text.append(" ✂ ", "red").append(line.unheard, "dim strike")
-        table.add_row(_precise(line.at_ms), Text(line.who, line.style), text)
+        table.add_row(_precise(line.at_ms), Text(line.who, STYLES[line.kind]), text)
     console.print(table)
     if any(line.unheard for line in lines(view)):
         console.print("[red]✂[/] the caller did not hear the rest")
