@@ -6,6 +6,7 @@ page only as JSON, and the page puts it in as text, never as markup.
 
 import base64
 import gzip
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
@@ -17,7 +18,7 @@ from bridge.audio import g711
 from bridge.picture import explanations, recording
 from bridge.picture.problems import clock, problems
 from bridge.picture.text import lines, waits
-from bridge.picture.view import CallView, Part, Response
+from bridge.picture.view import CallView, HeardRun, ModelResponse, Part
 
 STEP_MS = 20
 """Each point of a waveform is the peak of this much audio: a frame of Twilio's."""
@@ -142,7 +143,7 @@ def _cut_at_ms(part: Part) -> float:
     return part.arrived_ms if until is None else until
 
 
-def _bars(view: CallView) -> Iterator[dict[str, Any]]:
+def _bars(view: CallView) -> Iterator[list[Any]]:
     for turn in view.turns:
         end_ms = view.length_ms if turn.end_ms is None else turn.end_ms
         text = f"The caller speaks: {turn.text}" if turn.text else "The caller speaks"
@@ -158,8 +159,9 @@ def _bars(view: CallView) -> Iterator[dict[str, Any]]:
             begin_ms = _cut_at_ms(part)
             text = f"{name}: {rest_ms:.0f} ms were generated and not heard"
             yield _bar("agent", begin_ms, begin_ms + rest_ms, text, "unheard")
+    ends_ms = sorted(it.at_ms + it.end_ms - it.begin_ms for it in _runs(view))
     for response in view.responses:
-        yield from _wait(response)
+        yield from _wait(response, ends_ms)
     for tool in view.tools:
         end_ms = view.length_ms if tool.done_ms is None else tool.done_ms
         text = f"{tool.name} {tool.arguments} -> {tool.output or 'no result'}"
@@ -173,17 +175,27 @@ def _bars(view: CallView) -> Iterator[dict[str, Any]]:
         yield _bar("lost", gap.begin_ms, end_ms, text, "failed")
 
 
-def _wait(response: Response) -> Iterator[dict[str, Any]]:
-    """What the caller waited for, part by part."""
-    if response.owed_ms is None or response.sound_ms is None:
+def _runs(view: CallView) -> Iterator[HeardRun]:
+    for part in view.parts:
+        yield from part.runs
+
+
+def _wait(response: ModelResponse, ends_ms: list[float]) -> Iterator[list[Any]]:
+    """What the caller waited for, part by part. `ends_ms`: when sounds of the agent
+    ended, in order: while one of them is heard, nobody waits."""
+    sound_ms = response.sound_ms
+    if response.wanted_ms is None or sound_ms is None:
         return
-    audio_ms = response.audio_ms or response.sound_ms
+    heard = bisect_right(ends_ms, sound_ms)
+    quiet_ms = max(response.wanted_ms, ends_ms[heard - 1] if heard else 0.0)
+    audio_ms = response.audio_ms or sound_ms
     steps = (
-        ("the request", response.owed_ms, response.created_ms),
+        ("the request", response.wanted_ms, response.created_ms),
         ("the model's first audio", response.created_ms, audio_ms),
-        ("the first sound at the phone", audio_ms, response.sound_ms),
+        ("the first sound at the phone", audio_ms, sound_ms),
     )
-    for what, begin_ms, end_ms in steps:
+    for what, from_ms, end_ms in steps:
+        begin_ms = max(from_ms, quiet_ms)
         if end_ms > begin_ms:
             seconds = (end_ms - begin_ms) / 1000
             yield _bar(
@@ -195,7 +207,7 @@ def _wait(response: Response) -> Iterator[dict[str, Any]]:
             )
 
 
-def _bar(row: str, begin_ms: float, end_ms: float, text: str, kind: str) -> Any:
+def _bar(row: str, begin_ms: float, end_ms: float, text: str, kind: str) -> list[Any]:
     number = ROWS.index(row)
     return [number, begin_ms / 1000, end_ms / 1000, text[:600], kind]
 

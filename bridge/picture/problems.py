@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import msgspec
 
-from bridge.picture.view import CallerTurn, CallView, Event, Part, Response, Tool
+from bridge.picture.view import CallerTurn, CallView, Event, ModelResponse, Part, Tool
 
 SLOW_MS = 2000.0
 """A longer wait for an answer is a problem: people begin to speak again after it."""
@@ -40,7 +40,7 @@ LETTERS = 4
 """Fewer letters tell no script."""
 
 
-class Problem(msgspec.Struct, frozen=True):
+class CallProblem(msgspec.Struct, frozen=True):
     """`at_ms`: where to look. `title`: what the caller noticed, and the cause, in one
     line. `advice`: what to look at, or to change."""
 
@@ -51,7 +51,7 @@ class Problem(msgspec.Struct, frozen=True):
     """The call failed, or the caller was left without an answer."""
 
 
-def problems(view: CallView) -> list[Problem]:
+def problems(view: CallView) -> list[CallProblem]:
     """All problems, severe ones first, then in the order of the call."""
     found = [problem for rule in RULES for problem in rule(view)]
     return sorted(found, key=lambda it: (not it.severe, it.at_ms))
@@ -81,7 +81,7 @@ def _heard(view: CallView) -> Iterator[tuple[float, float, Part]]:
 # --- speech over speech ---
 
 
-def spoke_over_the_caller(view: CallView) -> Iterator[Problem]:
+def spoke_over_the_caller(view: CallView) -> Iterator[CallProblem]:
     for turn in view.turns:
         turn_end = view.length_ms if turn.end_ms is None else turn.end_ms
         over = [
@@ -95,7 +95,7 @@ def spoke_over_the_caller(view: CallView) -> Iterator[Problem]:
         at_ms = over[0][0]
         because, advice = _why_not_stopped(view, turn)
         title = f"The agent spoke {_s(both_ms)} over the caller at {clock(at_ms)}"
-        yield Problem(at_ms, f"{title}: {because}", advice)
+        yield CallProblem(at_ms, f"{title}: {because}", advice)
 
 
 def _why_not_stopped(view: CallView, turn: CallerTurn) -> tuple[str, str]:
@@ -135,11 +135,11 @@ def _is_opening(view: CallView, part: Part) -> bool:
     return bool(agents) and part is agents[0]
 
 
-def false_interruptions(view: CallView) -> Iterator[Problem]:
+def false_interruptions(view: CallView) -> Iterator[CallProblem]:
     for turn in view.turns:
         cut = [it for it in view.parts if it.cut and _cut_by(it, turn)]
         if cut and turn.text_ms is not None and not turn.text.strip():
-            yield Problem(
+            yield CallProblem(
                 turn.begin_ms,
                 f"Noise interrupted the agent at {clock(turn.begin_ms)}: the caller's "
                 "turn has no words",
@@ -155,7 +155,7 @@ def _cut_by(part: Part, turn: CallerTurn) -> bool:
 # --- waiting ---
 
 
-def slow_answers(view: CallView) -> Iterator[Problem]:
+def slow_answers(view: CallView) -> Iterator[CallProblem]:
     sounds = sorted(begin for begin, _, _ in _heard(view))
     for turn, following in _with_next(view.turns):
         if turn.end_ms is None:
@@ -175,10 +175,10 @@ def slow_answers(view: CallView) -> Iterator[Problem]:
         else:
             continue
         because = f": {causes}" if causes else ""
-        yield Problem(turn.end_ms, title + because, severe=not answered)
+        yield CallProblem(turn.end_ms, title + because, severe=not answered)
 
 
-def slow_greeting(view: CallView) -> Iterator[Problem]:
+def slow_greeting(view: CallView) -> Iterator[CallProblem]:
     first = min((begin for begin, _, _ in _heard(view)), default=None)
     greets = view.rules.get("greeting") is not None
     if not greets or not view.has_audio:
@@ -186,11 +186,11 @@ def slow_greeting(view: CallView) -> Iterator[Problem]:
     if first is None and view.length_ms > 2 * SLOW_MS:
         causes = _causes(view, 0, view.length_ms)
         title = "The caller never heard the agent"
-        yield Problem(0.0, f"{title}: {causes}" if causes else title, severe=True)
+        yield CallProblem(0.0, f"{title}: {causes}" if causes else title, severe=True)
     elif first is not None and first > SLOW_MS:
         causes = _causes(view, 0, first)
         title = f"The greeting began after {_s(first)}"
-        yield Problem(0.0, f"{title}: {causes}" if causes else title)
+        yield CallProblem(0.0, f"{title}: {causes}" if causes else title)
 
 
 def _causes(view: CallView, begin_ms: float, end_ms: float) -> str:
@@ -228,7 +228,7 @@ def _causes(view: CallView, begin_ms: float, end_ms: float) -> str:
     return "; ".join(text for _, text in sorted(found, reverse=True))
 
 
-def _silent_responses(view: CallView) -> Iterator[Response]:
+def _silent_responses(view: CallView) -> Iterator[ModelResponse]:
     """Responses that the model completed without sound and without calling a tool."""
     for response in view.responses:
         done = response.done_ms
@@ -240,22 +240,22 @@ def _silent_responses(view: CallView) -> Iterator[Response]:
             yield response
 
 
-def answers_without_sound(view: CallView) -> Iterator[Problem]:
+def answers_without_sound(view: CallView) -> Iterator[CallProblem]:
     for response in _silent_responses(view):
-        yield Problem(
+        yield CallProblem(
             response.created_ms,
             f"The model's response at {clock(response.created_ms)} had no sound",
             "Check output_modalities and the model of the session.",
         )
 
 
-def gaps_in_speech(view: CallView) -> Iterator[Problem]:
+def gaps_in_speech(view: CallView) -> Iterator[CallProblem]:
     for part in view.parts:
         for run, following in pairwise(part.runs):
             gap_ms = following.at_ms - (run.at_ms + run.end_ms - run.begin_ms)
             if gap_ms >= GAP_MS:
                 at_ms = following.at_ms - gap_ms
-                yield Problem(
+                yield CallProblem(
                     at_ms,
                     f"The agent's sound stopped for {_s(gap_ms)} at {clock(at_ms)}: "
                     "its audio came too late",
@@ -266,30 +266,30 @@ def gaps_in_speech(view: CallView) -> Iterator[Problem]:
 # --- what failed ---
 
 
-def failed_tools(view: CallView) -> Iterator[Problem]:
+def failed_tools(view: CallView) -> Iterator[CallProblem]:
     for event in view.events:
         if event.kind == "tool_failed":
             tool, error = event.data.get("tool"), event.data.get("error")
-            yield Problem(
+            yield CallProblem(
                 event.at_ms,
                 f"The tool {tool} failed at {clock(event.at_ms)}: {error}",
                 "The line tool_failed of the log has the file and the line.",
             )
 
 
-def unfinished_tools(view: CallView) -> Iterator[Problem]:
+def unfinished_tools(view: CallView) -> Iterator[CallProblem]:
     ending = {"hang_up", "transfer_call"}
     for tool in view.tools:
         open_ms = view.length_ms - tool.called_ms
         if tool.done_ms is None and open_ms > SLOW_MS and tool.name not in ending:
-            yield Problem(
+            yield CallProblem(
                 tool.called_ms,
                 f"The tool {tool.name}, called at {clock(tool.called_ms)}, gave no "
                 "result",
             )
 
 
-def lost_connections(view: CallView) -> Iterator[Problem]:
+def lost_connections(view: CallView) -> Iterator[CallProblem]:
     names = {"line": "The caller's line", "model": "The connection to the model"}
     reasons = {it.at_ms: it.data.get("why") for it in view.events}
     for gap in view.gaps:
@@ -297,33 +297,35 @@ def lost_connections(view: CallView) -> Iterator[Problem]:
         because = f" ({why})" if why else ""
         title = f"{names[gap.kind]} was lost at {clock(gap.begin_ms)}{because}"
         if gap.end_ms is None:
-            yield Problem(gap.begin_ms, f"{title} and did not come back", severe=True)
+            yield CallProblem(
+                gap.begin_ms, f"{title} and did not come back", severe=True
+            )
         else:
             seconds = _s(gap.end_ms - gap.begin_ms)
-            yield Problem(gap.begin_ms, f"{title} for {seconds}")
+            yield CallProblem(gap.begin_ms, f"{title} for {seconds}")
 
 
-def guardrails(view: CallView) -> Iterator[Problem]:
+def guardrails(view: CallView) -> Iterator[CallProblem]:
     for event in view.events:
         if event.kind == "guardrail_tripped":
             names = event.data.get("guardrails")
-            yield Problem(
+            yield CallProblem(
                 event.at_ms,
                 f"A guardrail stopped the agent at {clock(event.at_ms)}: {names}",
             )
 
 
-def model_errors(view: CallView) -> Iterator[Problem]:
+def model_errors(view: CallView) -> Iterator[CallProblem]:
     for event in view.events:
         if event.kind == "model_error" and not event.data.get("benign"):
             code = event.data.get("code") or event.data.get("type") or "error"
-            yield Problem(
+            yield CallProblem(
                 event.at_ms,
                 f"The model's server reported {code} at {clock(event.at_ms)}",
                 event.text,
             )
         elif event.kind == "answer_failed":
-            yield Problem(
+            yield CallProblem(
                 event.at_ms,
                 f"A response of the model failed at {clock(event.at_ms)}: "
                 f"{event.data.get('why')}",
@@ -333,17 +335,17 @@ def model_errors(view: CallView) -> Iterator[Problem]:
 # --- the caller's side ---
 
 
-def silent_line(view: CallView) -> Iterator[Problem]:
+def silent_line(view: CallView) -> Iterator[CallProblem]:
     for begin_ms, end_ms in view.silences:
         if end_ms - begin_ms >= HOLD_MS:
-            yield Problem(
+            yield CallProblem(
                 begin_ms,
                 f"The caller's phone sent no audio for {_s(end_ms - begin_ms)} from "
                 f"{clock(begin_ms)}: the caller was on hold or muted",
             )
 
 
-def floods_of_keys(view: CallView) -> Iterator[Problem]:
+def floods_of_keys(view: CallView) -> Iterator[CallProblem]:
     at = [it.at_ms for it in view.events if it.kind == "key_pressed"]
     first = 0
     while first + MANY_KEYS <= len(at):
@@ -354,7 +356,7 @@ def floods_of_keys(view: CallView) -> Iterator[Problem]:
         while last + 1 < len(at) and at[last + 1] - at[last] < 1000 * KEYS_SECONDS:
             last += 1
         count, seconds = last - first + 1, _s(at[last] - at[first])
-        yield Problem(
+        yield CallProblem(
             at[first],
             f"{count} keys were pressed in {seconds} from {clock(at[first])}: each "
             "stops the agent",
@@ -363,7 +365,7 @@ def floods_of_keys(view: CallView) -> Iterator[Problem]:
         first = last + 1
 
 
-def other_script(view: CallView) -> Iterator[Problem]:
+def other_script(view: CallView) -> Iterator[CallProblem]:
     """The transcript of the caller is in another script than the agent's words."""
     spoken = Counter(
         script
@@ -378,7 +380,7 @@ def other_script(view: CallView) -> Iterator[Problem]:
     for turn in view.turns:
         script = _script(turn.text)
         if script and script not in spoken:
-            yield Problem(
+            yield CallProblem(
                 turn.begin_ms,
                 f"The transcript of the caller at {clock(turn.begin_ms)} is in "
                 f"{script}, the agent speaks {usual}: the wrong language of "
@@ -402,14 +404,14 @@ def _script(text: str) -> str:
 # --- what the agent said ---
 
 
-def repeated_sentences(view: CallView) -> Iterator[Problem]:
+def repeated_sentences(view: CallView) -> Iterator[CallProblem]:
     said: dict[tuple[str, ...], float] = {}
     for begin, _, part in sorted(_heard(view), key=lambda it: it[0]):
         words = tuple(word.text.strip().lower() for word in part.words if word.heard)
         if len(words) < SAME_WORDS:
             continue
         if (before := said.get(words)) is not None and before != begin:
-            yield Problem(
+            yield CallProblem(
                 begin,
                 f"The agent repeated at {clock(begin)} what it had said at "
                 f"{clock(before)}",
@@ -441,16 +443,16 @@ ENDS = {
 """Outcomes that somebody asks about; docs/operations.md has all."""
 
 
-def ended_badly(view: CallView) -> Iterator[Problem]:
+def ended_badly(view: CallView) -> Iterator[CallProblem]:
     outcome = f"{view.ended_by}_{view.ended_why}"
     if text := ENDS.get(outcome):
         last = _last(view.events)
-        yield Problem(last, f"{text} ({outcome})", severe=APOLOGY in text)
+        yield CallProblem(last, f"{text} ({outcome})", severe=APOLOGY in text)
 
 
-def other_version(view: CallView) -> Iterator[Problem]:
+def other_version(view: CallView) -> Iterator[CallProblem]:
     if not view.replays_as_recorded:
-        yield Problem(
+        yield CallProblem(
             0.0,
             "Another version of the bridge has written this trace, and decided "
             "otherwise",
@@ -473,7 +475,7 @@ def tool_seconds(tool: Tool) -> float | None:
     return None if tool.done_ms is None else (tool.done_ms - tool.called_ms) / 1000
 
 
-RULES: tuple[Callable[[CallView], Iterator[Problem]], ...] = (
+RULES: tuple[Callable[[CallView], Iterator[CallProblem]], ...] = (
     ended_badly,
     lost_connections,
     slow_greeting,

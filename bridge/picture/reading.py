@@ -25,9 +25,9 @@ from bridge.picture.view import (
     CallView,
     Event,
     Gap,
+    HeardRun,
+    ModelResponse,
     Part,
-    Response,
-    Run,
     Tool,
     Word,
 )
@@ -92,13 +92,13 @@ class _Reader:
         self._streams: list[StreamTrack] = []
         self._playback: Playback | None = None
         self._spoken: dict[Key, _Spoken] = {}
-        self._responses: dict[str, Response] = {}
+        self._responses: dict[str, ModelResponse] = {}
         self._turns: dict[str, CallerTurn] = {}
         self._tools: dict[str, Tool] = {}
         self._failed: list[str] = []
         self._agent = ""
         self._requested_at: float | None = None
-        self._owed_at: float | None = None
+        self._wanted_at: float | None = None
         self._began_at: float | None = None
         self._last_at = 0.0
         self._recorded: list[dict[str, Any]] = []
@@ -169,16 +169,16 @@ class _Reader:
                 self._turns[item_id] = CallerTurn(item_id, at)
                 self._view.turns.append(self._turns[item_id])
             case realtime_events.SpeechStopped(item_id):
-                self._owed_at = at
+                self._wanted_at = at
                 if turn := self._turns.get(item_id):
                     turn.end_ms = at
             case realtime_events.CallerTranscript(item_id, text):
                 if turn := self._turns.get(item_id):
                     turn.text, turn.text_ms = text, at
             case realtime_events.ResponseCreated(head):
-                response = Response(head.id, self._agent, at, self._requested_at)
-                response.owed_ms = self._owed_at
-                self._requested_at = self._owed_at = None
+                response = ModelResponse(head.id, self._agent, at, self._requested_at)
+                response.wanted_ms = self._wanted_at
+                self._requested_at = self._wanted_at = None
                 self._responses[head.id] = response
             case realtime_events.ResponseDone(head):
                 self._response_done(head, at)
@@ -231,7 +231,7 @@ class _Reader:
             if tool.name in self._failed:
                 self._failed.remove(tool.name)
                 tool.failed = True
-            self._owed_at = at
+            self._wanted_at = at
 
     # --- what follows from it ---
 
@@ -367,7 +367,7 @@ class _Reader:
                     heard_bytes[run.key] = begin + len(audio)
                 bounds = (begin, begin + len(audio))
                 of_item = (it / g711.BYTES_PER_MS for it in bounds)
-                part.runs = [*part.runs, Run(run.at_ms + shift_ms, *of_item)]
+                part.runs = [*part.runs, HeardRun(run.at_ms + shift_ms, *of_item)]
                 part.heard_ms += len(audio) / g711.BYTES_PER_MS
         view.parts += self._spoken_parts()
         view.parts.sort(key=lambda it: it.arrived_ms)
@@ -405,7 +405,7 @@ def _to_ms(view: CallView, zero_ms: float) -> None:
     for response in view.responses:
         response.created_ms = ms(response.created_ms)
         response.requested_ms = maybe(response.requested_ms)
-        response.owed_ms = maybe(response.owed_ms)
+        response.wanted_ms = maybe(response.wanted_ms)
         response.audio_ms = maybe(response.audio_ms)
         response.done_ms = maybe(response.done_ms)
     for tool in view.tools:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.picture.problems import Problem, clock, problems
+from bridge.picture.problems import CallProblem, clock, problems
 from bridge.picture.view import CallView, Part, Tool
 
 OTHER_LINES = {
@@ -101,21 +101,21 @@ def _others(view: CallView) -> Iterator[Line]:
 
 
 def waits(view: CallView) -> list[tuple[float, str, float, float, float]]:
-    """How long the caller waited for each answer: (ms of the call, what was owed an
+    """How long the caller waited for each answer: (ms of the call, what wanted an
     answer, seconds to the request or the server's own start, to the first audio, to the
     first sound that the caller heard)."""
     found = []
     for response in view.responses:
-        if response.sound_ms is None or response.owed_ms is None:
+        if response.sound_ms is None or response.wanted_ms is None:
             continue
-        owed = response.owed_ms
-        turn = any(it.end_ms == owed for it in view.turns)
+        wanted = response.wanted_ms
+        turn = any(it.end_ms == wanted for it in view.turns)
         began = min(response.created_ms, response.requested_ms or math.inf)
         audio = response.audio_ms or response.sound_ms
         moments = (began, audio, response.sound_ms)
-        seconds = [max(moment - owed, 0) / 1000 for moment in moments]
+        seconds = [max(moment - wanted, 0) / 1000 for moment in moments]
         what = "the caller" if turn else "a tool"
-        found.append((owed, what, seconds[0], seconds[1], seconds[2]))
+        found.append((wanted, what, seconds[0], seconds[1], seconds[2]))
     return found
 
 
@@ -138,7 +138,7 @@ def show(view: CallView, console: Console, *, advice: bool = True) -> None:
     _show_totals(view, console)
 
 
-def _show_problems(found: list[Problem], console: Console, *, advice: bool) -> None:
+def _show_problems(found: list[CallProblem], console: Console, *, advice: bool) -> None:
     if not found:
         console.print("[green]No problem was found in this call.[/]\n")
         return

@@ -9,7 +9,7 @@ computed here: reading.py makes a view from a trace, problems.py judges it.
 import msgspec
 
 
-class Run(msgspec.Struct, frozen=True):
+class HeardRun(msgspec.Struct, frozen=True):
     """Audio that the caller heard without a pause: from `at_ms` of the call, the part
     from `begin_ms` to `end_ms` of the item."""
 
@@ -41,7 +41,7 @@ class Part(msgspec.Struct):
     heard_ms: float = 0.0
     cut: bool = False
     """The caller did not hear all of it."""
-    runs: list[Run] = []
+    runs: list[HeardRun] = []
     words: list[Word] = []
     audio: bytes = b""
     """All that was generated of it, as mu-law."""
@@ -72,7 +72,7 @@ class CallerTurn(msgspec.Struct):
     """When the transcript came."""
 
 
-class Response(msgspec.Struct):
+class ModelResponse(msgspec.Struct):
     """One response of the model."""
 
     id: str
@@ -80,7 +80,7 @@ class Response(msgspec.Struct):
     created_ms: float = 0.0
     requested_ms: float | None = None
     """When the bridge requested it; None: the server began it by itself."""
-    owed_ms: float | None = None
+    wanted_ms: float | None = None
     """When what it answers was complete: the end of the caller's turn, or a tool's
     result."""
     audio_ms: float | None = None
@@ -152,7 +152,7 @@ class CallView(msgspec.Struct):
     """What the caller heard, as mu-law of the same length."""
     parts: list[Part] = []
     turns: list[CallerTurn] = []
-    responses: list[Response] = []
+    responses: list[ModelResponse] = []
     tools: list[Tool] = []
     events: list[Event] = []
     gaps: list[Gap] = []

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import pytest
 
-from bridge.picture.problems import Problem, clock, problems
+from bridge.picture.problems import CallProblem, clock, problems
 from bridge.picture.view import (
     CallerTurn,
     CallView,
     Event,
     Gap,
+    HeardRun,
+    ModelResponse,
     Part,
-    Response,
-    Run,
     Tool,
     Word,
 )
@@ -24,7 +24,7 @@ def spoken(
     """An item of the agent, heard from `at_ms` for `ms`."""
     part = Part("i1", "agent", generated_ms=generated_ms or ms, heard_ms=ms)
     part.cut = generated_ms is not None and generated_ms > ms
-    part.runs = [Run(at_ms, 0, ms)]
+    part.runs = [HeardRun(at_ms, 0, ms)]
     part.words = [Word(0, word + " ", True) for word in text.split()]
     return part
 
@@ -57,7 +57,7 @@ def test_a_good_call_has_no_problem() -> None:
             spoken(10_200, 2000, "Goodbye then, and thank you."),
         ],
         events=[Event(8010, "clear")],
-        responses=[Response("r1", created_ms=6010, audio_ms=6700, done_ms=7000)],
+        responses=[ModelResponse("r1", created_ms=6010, audio_ms=6700, done_ms=7000)],
     )
 
     assert titles(view) == []
@@ -138,7 +138,7 @@ SLOW = {"turns": [CallerTurn("u1", 4000, 6000, "Where is my order?", 6200)]}
             {
                 "parts": [spoken(500, 1500), spoken(9000, 2000)],
                 "responses": [
-                    Response("r1", created_ms=6010, audio_ms=8900, done_ms=9500)
+                    ModelResponse("r1", created_ms=6010, audio_ms=8900, done_ms=9500)
                 ],
             },
             "The answer at 0:06 took 3.0 s: 2.9 s of it the model prepared a response",
@@ -234,7 +234,9 @@ def test_the_greeting(given: dict[str, object], title: str | None) -> None:
         (
             {
                 "responses": [
-                    Response("r1", created_ms=9000, done_ms=9500, status="completed")
+                    ModelResponse(
+                        "r1", created_ms=9000, done_ms=9500, status="completed"
+                    )
                 ]
             },
             "The model's response at 0:09 had no sound",
@@ -242,7 +244,9 @@ def test_the_greeting(given: dict[str, object], title: str | None) -> None:
         (
             {
                 "responses": [
-                    Response("r1", created_ms=9000, done_ms=9500, status="completed")
+                    ModelResponse(
+                        "r1", created_ms=9000, done_ms=9500, status="completed"
+                    )
                 ],
                 "tools": [Tool("c1", "pay", 9490, done_ms=9600)],
             },
@@ -251,7 +255,9 @@ def test_the_greeting(given: dict[str, object], title: str | None) -> None:
         (
             {
                 "responses": [
-                    Response("r1", created_ms=9000, done_ms=9500, status="cancelled")
+                    ModelResponse(
+                        "r1", created_ms=9000, done_ms=9500, status="cancelled"
+                    )
                 ]
             },
             None,
@@ -293,7 +299,7 @@ def test_what_failed(given: dict[str, object], title: str | None) -> None:
 def test_a_gap_in_the_agent_s_sound() -> None:
     """The audio came too late: the caller heard half a sentence, and then silence."""
     part = spoken(5000, 3000)
-    part.runs = [Run(5000, 0, 1000), Run(6450, 1000, 3000)]
+    part.runs = [HeardRun(5000, 0, 1000), HeardRun(6450, 1000, 3000)]
 
     assert titles(call(parts=[spoken(500, 1500), part])) == [
         "The agent's sound stopped for 0.5 s at 0:06: its audio came too late"
@@ -375,7 +381,7 @@ def test_moments(ms: float, written: str) -> None:
 def test_every_problem_is_one_line() -> None:
     """Lists and links need one line each."""
     rules: list[Callable[[], CallView]] = [overlapping, lambda: call(parts=[])]
-    found: list[Problem] = [it for rule in rules for it in problems(rule())]
+    found: list[CallProblem] = [it for rule in rules for it in problems(rule())]
 
     assert found
     assert not [it for it in found if "\n" in it.title + it.advice]
