@@ -26,6 +26,8 @@ bridge:era             string  1 day     8        changes if Redis has lost its 
                                                   with each beat
 bridge:words           channel -         100      messages for running calls; `publish`
                                                   and takeovers
+bridge:requests:{id}   channel -         1 kB to  requests and answers for the instance
+                                         1 MB     with this id; `send`
 
 Strings, but for counters, begin with 17 bytes: the time of writing, and whether there
 is a value (written_values.py). For one primary, not for Redis Cluster: a script touches
@@ -77,11 +79,12 @@ CALL, NEXT, STORE, POPPED, COUNTER, MEMBERS = (
     "bridge:count:",
     "bridge:members:",
 )
-CALLS, INSTANCES, ERA, MESSAGES = (
+CALLS, INSTANCES, ERA, MESSAGES, REQUESTS = (
     "bridge:calls",
     "bridge:instances",
     "bridge:era",
     "bridge:words",
+    "bridge:requests:",
 )
 MAX_MESSAGE_BYTES = 2**20
 """The largest message that is read; a body of the API has 64 kB at most."""

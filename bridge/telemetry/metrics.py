@@ -27,6 +27,7 @@ REFUSALS = (
     "ticket_used",
     "other_call",
     "token",
+    "fleet_message",
     "origin",
     "not_local",
 )
@@ -35,7 +36,7 @@ right to connect. (A limit, in HITS, stops a sender that has the right.)"""
 
 REDIS_KEYS = (
     *("call", "calls", "next", "store", "count", "members"),
-    *("instances", "era", "words", "other"),
+    *("instances", "era", "words", "requests", "other"),
 )
 """Kinds of keys in Redis (bridge/fleet/keys.py). "other": it is not known which."""
 
