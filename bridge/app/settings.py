@@ -115,6 +115,8 @@ class Settings(BaseSettings):
     # All instances share it.
     redis_url: values.RedisUrl | None = Field(default=None, repr=False)
     api_token: values.Secret | None = Field(default=None, repr=False)
+    # The origin at which the other instances reach this one.
+    advertise_url: values.HttpUrl | None = None
     # The model's audio format: G.711 mu-law, or 16 bit PCM at 24 kHz (transcoded).
     model_audio: Annotated[Literal["mulaw", "pcm"], values.Lower] = "mulaw"
     # The server's event after which a session is ready.

@@ -148,8 +148,13 @@ class FleetRequests:
         """Requests that were accepted -> when they expire. Their ids are remembered
         until then, so none is carried out twice."""
         self._running = 0
+        self._open = True
         self._tokens, self._counted_at = MESSAGES_BURST, 0.0
         registry.receive(self._receive)
+
+    def close(self) -> None:
+        """From now on nothing that other instances send is read."""
+        self._open = False
 
     # --- asking another instance ---
 
@@ -208,13 +213,17 @@ class FleetRequests:
             assert signed, "a probe is small"
             # None: it is not known. The answer may still come, when Redis is back.
             if await self._registry.send(asked.to, signed) is False:
-                if await self._registry.reachable() and not asked.answer.done():
+                # Its last message may have come on the other connection meanwhile.
+                await asyncio.wait([asked.answer], timeout=LATE_SECONDS)
+                if not asked.answer.done():
                     raise Unanswered("lost", maybe=True)
         raise Unanswered("late", maybe=True)
 
     # --- what other instances send ---
 
     def _receive(self, signed: bytes) -> None:
+        if not self._open:
+            return
         if not self._take_token():
             self._hit("fleet_rate")
             return

@@ -27,7 +27,10 @@ from bridge.call.stream import IdentifiedPhone
 from bridge.core.endings import HAND_OVER_SECONDS
 from bridge.fleet import TAKEN, CallEntry, Registry
 from bridge.fleet.plan import PLAN_SECONDS, AnsweredBy
-from bridge.http.api import handlers
+from bridge.fleet.requests import FleetRequests
+from bridge.fleet.signing import FleetKey
+from bridge.http import advertised
+from bridge.http.api import event_relay, handlers
 from bridge.http.api.auth import ApiAuth, has_token
 from bridge.http.authenticated import mark_authenticated, tell_balancer
 from bridge.http.connection_guard import ConnectionGuard, secure_headers
@@ -99,6 +102,7 @@ class Server:
         yet."""
         self._no_awaited_requests = asyncio.Event()
         self._no_awaited_requests.set()
+        self._fleet_requests = _fleet_requests(settings, services)
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -161,9 +165,20 @@ class Server:
             auth = ApiAuth(
                 token.get_secret_value(), self._guard, self._services.metrics.refused
             )
+            api = handlers.applications(
+                self, auth, self._fleet_access(), self._services.forget
+            )
             for prefix in dict.fromkeys(("", self._settings.url_path)):
-                api = handlers.application(self, auth, self._services.forget)
-                app.add_subapp(f"{prefix}/api", api)
+                app.add_subapp(f"{prefix}/api", api.api())
+            app.add_subapp(event_relay.PATH, api.events)
+
+    def _fleet_access(self) -> handlers.FleetAccess:
+        async def address() -> str | None:
+            return await advertised.address(self._settings, self.port)
+
+        return handlers.FleetAccess(
+            self._services.registry, self._fleet_requests, address
+        )
 
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Accepts no more calls, waits `drain_seconds` for the running ones, hands over
@@ -193,6 +208,8 @@ class Server:
             await self._guard.close()
             await self._runner.cleanup()
         await self._sip_running.aclose()
+        if self._fleet_requests:
+            self._fleet_requests.close()
         log.info("closed")
 
     async def _hand_over(self) -> None:
@@ -467,6 +484,9 @@ class Server:
     async def entries(self) -> list[CallEntry]:
         return await self._services.registry.calls()
 
+    async def instances(self) -> list[str]:
+        return await self._services.registry.instances()
+
     async def place(self, wanted: handlers.PlaceCall, idempotency_key: str) -> str:
         """Places a call. handlers.Refused says why it was not placed."""
         if self._outbound is None:
@@ -559,6 +579,19 @@ def _signatures(settings: Settings) -> Signatures | None:
         _auth_tokens(settings),
         settings.twilio_shared_keys,
         settings.twilio_accounts,
+    )
+
+
+def _fleet_requests(settings: Settings, services: Services) -> FleetRequests | None:
+    """None if there is no other instance, or no API."""
+    if settings.api_token is None or not services.registry.shared:
+        return None
+    return FleetRequests(
+        services.registry,
+        FleetKey(settings.api_token.get_secret_value()),
+        services.background_tasks.start,
+        services.metrics.refused,
+        services.metrics.hit,
     )
 
 

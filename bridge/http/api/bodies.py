@@ -203,8 +203,9 @@ class CallSummary(Body):
     call_sid: str
     stream_sid: str
     started_at: datetime
-    here: Annotated[
-        bool, Field(description="On the instance that answers, so it can be steered.")
+    here: Annotated[bool, Field(description="On the instance that answers.")]
+    instance: Annotated[
+        str, Field(description="Id of the instance that has it; empty without Redis.")
     ]
 
 
@@ -235,7 +236,7 @@ class WaitingApproval(Body):
 
 
 class CallDetails(Body):
-    """One running call of this instance."""
+    """One running call."""
 
     call_sid: str
     stream_sid: str
@@ -334,6 +335,7 @@ def call_list(entries: list[CallEntry], here: set[str]) -> CallList:
                 stream_sid=entry.stream_sid,
                 started_at=_moment(entry.started_at),
                 here=entry.call_sid in here,
+                instance=entry.instance,
             )
             for entry in entries
         ]
