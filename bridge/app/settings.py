@@ -141,6 +141,8 @@ class Settings(BaseSettings):
     session_seconds: values.Seconds = 3000.0
     record_dir: values.Folder | None = None
     fallback_number: values.PhoneNumber | None = None
+    # The state of the fallback switch until somebody uses it (app/fallback.py).
+    fallback: values.Switch = False
     # The answer to a caller while no instance has free capacity.
     when_full: Annotated[Literal["busy", "queue", "fallback"], values.Lower] = "busy"
     queue_seconds: values.Seconds = 120.0

@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from bridge.agent.live import LiveCall
 from bridge.app import versions
+from bridge.app.fallback import FallbackSwitch
 from bridge.app.outbound import CallStatus, OutboundCalls
 from bridge.app.services import Services
 from bridge.app.settings import Settings
@@ -95,6 +96,7 @@ class Server:
         """Accepted WebSockets whose `start` has not arrived; they count against
         BRIDGE_MAX_CALLS."""
         services.registry.subscribe(self._handle_fleet_message)
+        services.fallback.listeners.append(self._fallback_switched_on)
         self._no_calls = asyncio.Event()
         self._no_calls.set()
         self._awaiting_request: set[str] = set()
@@ -322,6 +324,8 @@ class Server:
         that is here and has its session."""
         if ticket is None or self.call(ticket.call_sid) is not None:
             return None
+        if self._services.fallback.on:
+            return None  # the call is about to be sent to the fallback
         return self._early_dials.begin(ticket.call_sid)
 
     async def _carry(
@@ -445,6 +449,10 @@ class Server:
             # registry that delivers the messages of all calls must go on.
             log.exception("fleet_message_failed", call_sid=call_sid)
 
+    def _fallback_switched_on(self) -> None:
+        for call in list(self._calls):
+            call.end_without_model()
+
     async def _openai_webhook(self, request: web.Request) -> web.Response:
         """An incoming SIP call: OpenAI carries its audio, the bridge runs its agent."""
         if self._sip is None:
@@ -484,6 +492,10 @@ class Server:
     async def entries(self) -> list[CallEntry]:
         return await self._services.registry.calls()
 
+    @property
+    def fallback(self) -> FallbackSwitch:
+        return self._services.fallback
+
     async def instances(self) -> list[str]:
         return await self._services.registry.instances()
 
@@ -491,6 +503,9 @@ class Server:
         """Places a call. handlers.Refused says why it was not placed."""
         if self._outbound is None:
             raise handlers.outbound_is_off()
+        if self._services.fallback.on:
+            detail = "GET /api/fallback says since when, and why."
+            raise handlers.Refused(503, "The fallback is switched on", detail)
         if not self._services.capacity.free:
             detail = f"The bridge is {self._services.capacity.state}."
             raise handlers.Refused(503, "The bridge takes no more calls now", detail)

@@ -177,6 +177,15 @@ class Metrics:
             "bridge_draining",
             "1 while the instance drains: it accepts no new calls and will stop",
         )
+        self.fallback_on = self._gauge(
+            "bridge_fallback_on",
+            "1 while the fallback is switched on: new callers are not connected to the "
+            "agent",
+        )
+        self.fallback_calls = self._counter(
+            "bridge_fallback_calls",
+            "Calls that were sent to the fallback because it is switched on",
+        )
         self.instances_lost = self._counter(
             "bridge_instances_lost",
             "Instances that ended without leaving the fleet; exactly one other "

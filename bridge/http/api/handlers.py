@@ -16,6 +16,7 @@ from aiohttp import web
 
 import twiml
 from bridge.agent.live import LiveCall
+from bridge.app.fallback import FallbackSwitch, RegistryAway
 from bridge.app.outbound import (
     LONGEST_SECONDS,
     CallStatus,
@@ -96,6 +97,10 @@ class Calls(Protocol):
         """Cancels a call that was not answered yet; see OutboundCalls.cancel. Refused:
         Twilio did not cancel it."""
 
+    @property
+    def fallback(self) -> FallbackSwitch:
+        """The switch of the fleet."""
+
 
 Forget = Callable[[str], Awaitable[None]]
 """Deletes the stored records of a call. OSError if some could not be deleted."""
@@ -134,6 +139,8 @@ def applications(
         "cancel": api.cancel,
         "events": api.events,
         "forget": api.forget,
+        "get_fallback": api.get_fallback,
+        "set_fallback": api.set_fallback,
         "openapi": api.openapi,
         **{name: api.operation(name) for name in OPERATIONS},
     }
@@ -362,6 +369,27 @@ class _Api:
             why = error.strerror or type(error).__name__
             log.error("records_not_deleted", call_sid=call_sid, why=why)
             raise Problem(500, "not-deleted", "Some records were not deleted") from None
+
+    # --- the fallback switch ---
+
+    async def get_fallback(self, request: web.Request) -> web.Response:
+        switch = self._calls.fallback
+        return _json(bodies.fallback(switch.state, on=switch.on))
+
+    async def set_fallback(self, request: web.Request) -> web.Response:
+        wanted = await body_of(request, bodies.SetFallback)
+        seconds = None if wanted.minutes is None else wanted.minutes * 60.0
+        switch = self._calls.fallback
+        try:
+            async with time_limit():
+                state = await switch.set(
+                    wanted.on, reason=wanted.reason, by=wanted.by, seconds=seconds
+                )
+        except RegistryAway:
+            title = "The registry does not answer, so the fleet was not switched"
+            detail = "Set BRIDGE_FALLBACK and deploy, or try again."
+            raise Problem(503, "registry", title, detail) from None
+        return _json(bodies.fallback(state, on=switch.on))
 
     # --- requests of other instances ---
 

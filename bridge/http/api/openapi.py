@@ -67,6 +67,7 @@ class Operation:
 
 
 CALL = "/calls/{sid}"
+FALLBACK = "/fallback"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
 OPERATIONS = (
@@ -215,6 +216,22 @@ OPERATIONS = (
         f"{CALL}/record",
         "Delete a call's records from all instances and the shared registry",
         problems=(409, 502, 503, 504),
+    ),
+    Operation(
+        "get_fallback",
+        "GET",
+        FALLBACK,
+        "Whether new callers are sent to the fallback, since when, and why",
+        gives=bodies.Fallback,
+    ),
+    Operation(
+        "set_fallback",
+        "PUT",
+        FALLBACK,
+        "Send new callers to the fallback, or connect them to the agent again",
+        takes=bodies.SetFallback,
+        gives=bodies.Fallback,
+        problems=(503, 504),
     ),
     Operation(
         "openapi",

@@ -15,11 +15,13 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from bridge.agent.approvals import ApprovalRule
 from bridge.agent.live import LiveCall
+from bridge.app.fallback import FallbackSwitch
 from bridge.app.outbound import CallStatus
 from bridge.app.values import IpNetwork
 from bridge.core.limits import Limits
 from bridge.fleet import CallEntry
 from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.signing import FleetKey
 from bridge.http.api import handlers, openapi
 from bridge.http.api.auth import ApiAuth
 from bridge.http.connection_guard import HEADERS, ConnectionGuard, secure_headers
@@ -45,6 +47,7 @@ class FakeCalls:
         self.keeps: OSError | None = None
         self.statuses: dict[str, CallStatus] = {}
         self.keys: list[str] = []
+        self.fallback = FallbackSwitch(MemoryRegistry(), FleetKey(TOKEN), bool)
 
     def live(self, call_sid: str) -> LiveCall | None:
         return self.here.get(call_sid)
