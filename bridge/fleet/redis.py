@@ -185,14 +185,11 @@ class RedisRegistry:
         self._redis: Any = client
         self._place = place
         self._load = load
-        self._on_up = on_up
-        self._on_lost = on_lost
+        self._on_up, self._on_lost = on_up, on_lost
         self._timing = timing
         self._ignored = ignored
         self._subscribers: list[Subscriber] = []
         self._receivers: list[Receiver] = []
-        self._channel = keys.REQUESTS + self.id
-        """What is sent to this instance alone."""
         self._leases: dict[str, _Lease] = {}
         self._taken: dict[str, None] = {}
         """Streams of this instance that a newer one replaced, until they close."""
@@ -221,6 +218,11 @@ class RedisRegistry:
         """Redis may lack what was written from this time on (monotonic clock)."""
         self._lasted = 0.0  # seconds that the last connection lasted
         self._session: asyncio.Timeout | None = None
+
+    @property
+    def _channel(self) -> str:
+        """The channel of what is sent to this instance alone."""
+        return keys.REQUESTS + self.id
 
     # --- calls ---
 

@@ -62,7 +62,7 @@ class Unanswered(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RemoteRequest:
     """`name` says what is to be done, with what the other fields name."""
 
     name: str
@@ -119,7 +119,7 @@ class _Asked:
     )
 
 
-Serve = Callable[[Request], Awaitable[Answer]]
+Serve = Callable[[RemoteRequest], Awaitable[Answer]]
 StartTask = Callable[[Coroutine[Any, Any, None], str], object]
 
 
@@ -158,7 +158,9 @@ class FleetRequests:
 
     # --- asking another instance ---
 
-    async def ask(self, instance: str, request: Request, seconds: float) -> Answer:
+    async def ask(
+        self, instance: str, request: RemoteRequest, seconds: float
+    ) -> Answer:
         """The answer of the instance, within so many seconds. Raises Unanswered."""
         if len(request.body) > MAX_BODY_BYTES:
             raise Unanswered("too-large", maybe=False)
@@ -288,7 +290,9 @@ class FleetRequests:
                 answer = TOO_LARGE
             else:
                 answer = await serve(
-                    Request(message.name, message.call_sid, message.argument, body)
+                    RemoteRequest(
+                        message.name, message.call_sid, message.argument, body
+                    )
                 )
             await self._answer(message, answer)
         finally:

@@ -2,14 +2,17 @@
 get while it is on."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from pydantic import SecretStr
+from typer.testing import CliRunner
 from websockets.exceptions import ConnectionClosedOK
 
 from bridge.app.routes import Route
+from bridge.cli.commands import app
 from bridge.core.call_state import State
 from bridge.fleet import NextStep, Then
 from bridge.fleet.snapshot import CallSnapshot
@@ -80,9 +83,10 @@ async def test_a_stream_that_no_webhook_has_announced() -> None:
             async with held_line(place.url):
                 await until(lambda: place.metric("bridge_fallback_calls_total") == 1)
                 await place.empty()
-        document = await asked(place.url, "/voice/next", CallSid="CAheld")
+        step = await registry_of(place).next_step("CAheld")
 
-    assert (verbs(document), place.model.sessions) == (["Say", "Dial"], [])
+    assert step == NextStep(Then.SORRY, NUMBER)
+    assert place.model.sessions == []
     ended = 'bridge_calls_total{outcome="bridge_fallback"}'
     assert place.metric(ended) == 1
 
@@ -144,6 +148,33 @@ async def test_a_call_that_waits_for_its_model_is_not_kept_waiting() -> None:
 
     assert record.dialled == NUMBER
     assert place.metric('bridge_calls_total{outcome="model_lost"}') == 1
+
+
+async def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`bridge fallback` switches a running bridge, and says who has switched it."""
+    monkeypatch.chdir(tmp_path)  # no .env
+    async with bridge(**API) as place:
+
+        async def command(*words: str) -> tuple[int, list[str]]:
+            words = ("fallback", *words, "--url", place.url)
+            env = {"BRIDGE_API_TOKEN": TOKEN}
+            done = await asyncio.to_thread(CliRunner().invoke, app, words, env=env)
+            return done.exit_code, done.output.splitlines()
+
+        off = ["off: new callers are connected to the agent"]
+        assert await command("status") == (0, off)
+        code, lines = await command("on", "--reason", "vendor down", "--minutes", "5")
+        assert (code, lines[0]) == (0, "on: new callers are sent to the fallback")
+        assert [it.split(":")[0] for it in lines[1:]] == [
+            *("since", "until", "by", "reason")
+        ]
+        assert place.metric("bridge_fallback_on") == 1
+        assert (await command("status"))[1] == lines
+        code, lines = await command("on", "--minutes", "0")
+        assert code == 1 and "minutes" in lines[0]
+        code, lines = await command("off")
+        assert (code, lines[:1]) == (0, off)
+        assert place.metric("bridge_fallback_on") == 0
 
 
 async def test_no_call_is_placed() -> None:

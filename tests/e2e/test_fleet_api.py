@@ -21,7 +21,7 @@ from tests.e2e.bridge import AGENT, RunningBridge, bridge
 from tests.fleet.redis_server import RedisServer
 from tests.support.waiting import until
 
-TOKEN = "a token that all bridges of the fleet have"
+TOKEN = "a-token-that-all-bridges-of-the-fleet-have"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
 
 

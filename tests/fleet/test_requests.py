@@ -19,7 +19,7 @@ from bridge.fleet.requests import (
     MAX_BODY_BYTES,
     Answer,
     FleetRequests,
-    Request,
+    RemoteRequest,
     Unanswered,
 )
 from bridge.fleet.signing import FleetKey
@@ -33,7 +33,7 @@ from tests.support.waiting import until
 
 SECRET = "the token of all bridges"
 SID = FACTS.call_sid
-ASK = Request("hang_up", SID, "argument", b'{"a": 1}')
+ASK = RemoteRequest("hang_up", SID, "argument", b'{"a": 1}')
 DONE = Answer(200, b"done", "text/plain", {"Retry-After": "1"})
 
 
@@ -43,13 +43,13 @@ class Asking:
 
     registry: RedisRegistry
     requests: FleetRequests
-    asked: list[Request] = field(default_factory=list)
+    asked: list[RemoteRequest] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     hits: list[str] = field(default_factory=list)
     answer: Answer = DONE
     free: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def serve(self, request: Request) -> Answer:
+    async def serve(self, request: RemoteRequest) -> Answer:
         self.asked.append(request)
         await self.free.wait()
         return self.answer
@@ -231,7 +231,7 @@ async def test_sizes_are_bounded(server: RedisServer) -> None:
             assert await one.requests.ask(two.registry.id, ASK, 5.0) == Answer(507)
             with pytest.raises(Unanswered) as error:
                 await one.requests.ask(
-                    two.registry.id, Request("a", SID, "", body), 5.0
+                    two.registry.id, RemoteRequest("a", SID, "", body), 5.0
                 )
             assert (error.value.why, error.value.maybe) == ("too-large", False)
         two.answer = Answer(200, noise)
@@ -299,7 +299,7 @@ async def test_an_action_follows_a_call_that_moves(server: RedisServer) -> None:
     """The first instance loses the call before it has hung up: the second one hangs up,
     and only that one."""
     async with moving(server) as (ask, move, before, after):
-        answer, _ = await asyncio.gather(ask.run(Request("hang_up", SID)), move())
+        answer, _ = await asyncio.gather(ask.run(RemoteRequest("hang_up", SID)), move())
 
     assert answer.status == 200
     assert before.asked == after.asked == [("hang_up",)]
@@ -307,7 +307,7 @@ async def test_an_action_follows_a_call_that_moves(server: RedisServer) -> None:
 
 async def test_keys_are_not_pressed_twice(server: RedisServer) -> None:
     """Some keys may have been pressed when the call moved: the client decides."""
-    keys = Request("send_digits", SID, body=b'{"digits": "12"}')
+    keys = RemoteRequest("send_digits", SID, body=b'{"digits": "12"}')
     async with moving(server) as (ask, move, _, after):
         answer, _ = await asyncio.gather(ask.run(keys), move())
 
@@ -317,14 +317,14 @@ async def test_keys_are_not_pressed_twice(server: RedisServer) -> None:
 async def test_an_operation_that_an_owner_does_not_know(server: RedisServer) -> None:
     """A newer version asks for something that this version does not have."""
     async with moving(server) as (ask, _, before, __):
-        answer = await ask.run(Request("fly", SID))
+        answer = await ask.run(RemoteRequest("fly", SID))
 
     assert (answer.status, before.asked) == (501, [])
 
 
 async def test_an_owner_without_an_address(server: RedisServer) -> None:
     async with moving(server) as (ask, _, __, ___):
-        answer = await ask.run(Request("open_events", SID))
+        answer = await ask.run(RemoteRequest("open_events", SID))
 
     assert answer.status == 502 and b"BRIDGE_ADVERTISE_URL" in answer.body
 
@@ -332,6 +332,6 @@ async def test_an_owner_without_an_address(server: RedisServer) -> None:
 async def test_no_call_is_reported_at_once(server: RedisServer) -> None:
     async with pair(server) as [one, _]:
         with pytest.raises(Problem) as error:
-            await owners(one, lambda sid: None).run(Request("hang_up", "CA0"))
+            await owners(one, lambda sid: None).run(RemoteRequest("hang_up", "CA0"))
 
     assert (error.value.status, error.value.kind) == (404, "no-call")

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from bridge.fleet.requests import Answer, Request
+from bridge.fleet.requests import Answer, RemoteRequest
 from bridge.http.api.auth import API_AUTH, Handler
 from bridge.http.api.events import EVENT_STREAM, KEEP_ALIVE_SECONDS, Reader, abort
 from bridge.http.api.problems import Problem
@@ -55,7 +55,7 @@ class EventTickets:
         self._address = address
         self._tickets: dict[str, _Ticket] = {}
 
-    async def open(self, request: Request) -> Answer:
+    async def open(self, request: RemoteRequest) -> Answer:
         """The answer to OPEN_EVENTS. Raises Problem."""
         address = await self._address()
         if address is None:

@@ -28,7 +28,7 @@ from bridge.app.outbound_limits import LimitName, OutboundLimited
 from bridge.app.routes import Routes
 from bridge.app.twilio_api import TwilioRefused
 from bridge.fleet import CallEntry, Registry
-from bridge.fleet.requests import Answer, FleetRequests, Request
+from bridge.fleet.requests import Answer, FleetRequests, RemoteRequest
 from bridge.http.api import bodies, events, openapi
 from bridge.http.api.auth import (
     API_AUTH,
@@ -284,7 +284,7 @@ class _Api:
             raw = await raw_body(request, TAKES[name])
             parsed(raw, TAKES[name])  # a mistake is found before any instance is asked
             given = request.match_info
-            asked = Request(name, given["sid"], given.get("call_id", ""), raw)
+            asked = RemoteRequest(name, given["sid"], given.get("call_id", ""), raw)
             return response_of(await self._owners.run(asked))
 
         return handle
@@ -294,7 +294,7 @@ class _Api:
         live = self._owners.live(call_sid)
         if live is not None:
             return await events.stream(request, live, raw=raw)
-        asked = Request(OPEN_EVENTS, call_sid, "raw" if raw else "")
+        asked = RemoteRequest(OPEN_EVENTS, call_sid, "raw" if raw else "")
         opened = await self._owners.run(asked)
         if opened.status != 200:
             return response_of(opened)
@@ -332,14 +332,14 @@ class _Api:
         if call_sid in {entry.call_sid for entry in await self._entries()}:
             raise _still_runs()
         here = await self.forget_here(call_sid)
-        asked = Request(FORGET, call_sid)
+        asked = RemoteRequest(FORGET, call_sid)
         instances = await self._calls.instances()
         others = [self._forget_at(it, asked) for it in instances]
         answers = [here, *await asyncio.gather(*others)]
         wrong = [it for it in answers if it.status != 204]
         return response_of(max(wrong or answers, key=lambda it: it.status))
 
-    async def _forget_at(self, instance: str, asked: Request) -> Answer:
+    async def _forget_at(self, instance: str, asked: RemoteRequest) -> Answer:
         try:
             return await self._owners.ask(instance, asked)
         except (Problem, NotDone):
@@ -393,7 +393,7 @@ class _Api:
 
     # --- requests of other instances ---
 
-    async def serve(self, request: Request) -> Answer:
+    async def serve(self, request: RemoteRequest) -> Answer:
         """Carries out what another instance asks for."""
         if request.name == FORGET:
             return await self.forget_here(request.call_sid)

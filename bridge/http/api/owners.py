@@ -15,7 +15,7 @@ from bridge.fleet.requests import (
     TOO_LARGE,
     Answer,
     FleetRequests,
-    Request,
+    RemoteRequest,
     Unanswered,
 )
 from bridge.http.api import call_operations
@@ -51,7 +51,7 @@ class Owners:
         self._requests = requests
         self._tickets = tickets
 
-    async def run(self, request: Request) -> Answer:
+    async def run(self, request: RemoteRequest) -> Answer:
         """Carries out an operation (call_operations.py, or OPEN_EVENTS) where the call
         is. Raises Problem."""
         loop = asyncio.get_running_loop()
@@ -68,7 +68,7 @@ class Owners:
                 raise over or _unsettled()
             await asyncio.sleep(POLL_SECONDS)
 
-    async def serve(self, request: Request) -> Answer:
+    async def serve(self, request: RemoteRequest) -> Answer:
         """Carries out an operation that another instance asks for, if the call is
         here."""
         live = self.live(request.call_sid)
@@ -77,7 +77,7 @@ class Owners:
         except Problem as problem:
             return problem.answer()
 
-    async def ask(self, instance: str, request: Request) -> Answer:
+    async def ask(self, instance: str, request: RemoteRequest) -> Answer:
         """The answer of another instance. Raises Problem; NotDone: it is gone."""
         if self._requests is None:
             raise _no_registry()
@@ -96,7 +96,7 @@ class Owners:
             raise Problem(502, "too-large", title)
         return answer
 
-    async def _try(self, request: Request) -> Answer:
+    async def _try(self, request: RemoteRequest) -> Answer:
         """NotDone: the operation has certainly not been carried out."""
         live = self.live(request.call_sid)
         if live is not None:
@@ -116,7 +116,7 @@ class Owners:
             raise NotDone(Problem(410, "over", "The call is over"))
         return answer
 
-    async def _run_here(self, live: LiveCall, request: Request) -> Answer:
+    async def _run_here(self, live: LiveCall, request: RemoteRequest) -> Answer:
         if request.name == OPEN_EVENTS:
             return await self._tickets.open(request)
         if request.name not in call_operations.OPERATIONS:
@@ -148,7 +148,7 @@ class NotDone(Exception):
         self.problem = problem
 
 
-def _was_over(request: Request, status: int) -> bool:
+def _was_over(request: RemoteRequest, status: int) -> bool:
     """The call was over before the operation was carried out."""
     return status == 410 and request.name not in call_operations.PARTLY
 
@@ -190,7 +190,7 @@ REASONS = {
 """Of Unanswered -> a sentence about the call's instance."""
 
 
-def _unanswered(error: Unanswered, request: Request) -> Problem:
+def _unanswered(error: Unanswered, request: RemoteRequest) -> Problem:
     detail = REASONS[error.why]
     if error.maybe:
         if request.name not in call_operations.READS:
