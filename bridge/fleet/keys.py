@@ -62,6 +62,8 @@ Never renamed, nor changed in their shape: `bridge:instances`, with its fields
 `{milliseconds} {JSON object}` (an instance announces its format there), and
 `bridge:words`, with its messages `[instance, call sid, stream sid, base64]` (an
 instance ignores a message that it does not know). A new hash field needs no new format.
+Messages on `bridge:requests:{id}` are signed objects (requests.py), whose new fields
+have defaults; an instance of a version without that channel counts as gone.
 """
 
 import base64

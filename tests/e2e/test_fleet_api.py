@@ -120,6 +120,30 @@ async def test_the_events_of_a_call_come_through_another_instance(
     assert rest.index("event: mine\n") < rest.index("event: call_ended\n")
 
 
+class Unwritable:
+    """A value in an event of the user's code that cannot be written."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+async def test_a_stream_that_breaks_at_its_source_breaks_here(
+    server: RedisServer,
+) -> None:
+    """The call's bridge gives the stream up: the client sees a broken connection, and
+    not the end of a call."""
+    async with fleet(server) as it, calling(it) as sid:
+        url = f"{it.two.url}/api/calls/{sid}/events"
+        with capture_logs() as lines:
+            async with it.http.get(url, headers=AUTH) as answer:
+                await answer.content.readline()
+                it.made[-1].emit("mine", value=Unwritable())
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await answer.content.read()
+            await until(lambda: "events_source_lost" in [x["event"] for x in lines])
+        assert not it.made[-1].over
+
+
 async def test_a_ticket_opens_one_stream(server: RedisServer) -> None:
     """The address that one bridge gives to the other works once; nobody opens a stream
     without such an address."""
