@@ -112,7 +112,7 @@ class SipLeg:
                     self.caller_left()
                     raise CallOver from None
             except CallsApiError as error:
-                self._log.error("sip_transfer_failed", why=error.why)
+                self._log.warning("sip_transfer_failed", why=error.why)
                 raise BadRequest("the transfer was refused by the phone line") from None
             self._left = True
             self._call.feed(EndCall("agent", "transferred"))
