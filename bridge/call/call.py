@@ -443,7 +443,7 @@ class Call:
         """The caller has returned on a new stream."""
         assert self._live and self._continuity, "an earlier stream started the call"
         self._live.facts = replace(self._live.facts, stream_sid=stream_sid)
-        self._log.info("line_back", new_stream_sid=stream_sid)
+        self._log.info("stream_back", new_stream_sid=stream_sid)
         self._continuity.register_stream(stream_sid)
 
     # --- tasks ---

@@ -113,7 +113,9 @@ class SipLeg:
                     raise CallOver from None
             except CallsApiError as error:
                 self._log.warning("sip_transfer_failed", why=error.why)
-                raise BadRequest("the transfer was refused by the phone line") from None
+                raise BadRequest(
+                    "OpenAI refused the transfer of the SIP call"
+                ) from None
             self._left = True
             self._call.feed(EndCall("agent", "transferred"))
 

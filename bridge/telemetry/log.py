@@ -53,7 +53,7 @@ WARN = frozenset(
         "model_lost",
         "model_refused",
         "call_resumed",
-        "line_lost",
+        "stream_lost",
         "answer_failed",
         "answer_incomplete",
         "answer_retried",

@@ -126,7 +126,7 @@ def test_the_level_of_an_end_says_whether_the_call_failed() -> None:
         (Note("model_error", {"code": "x", "benign": True}), logging.DEBUG),
         (Note("call_resumed", {"why": "lost"}), logging.WARNING),
         (Note("call_resumed", {"why": "moved"}), logging.INFO),
-        (Note("line_back", {"seconds": 1.0}), logging.INFO),
+        (Note("stream_back", {"seconds": 1.0}), logging.INFO),
         (Note("said", {}), logging.DEBUG),
     ],
 )
