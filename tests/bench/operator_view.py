@@ -131,7 +131,7 @@ def events(log: Path, skip_bytes: int = 0) -> Counter[tuple[str, str]]:
             found["error", "cut off line"] += 1
             continue
         if entry["level"] in ("warning", "error", "critical"):
-            found[entry["level"], entry["event"]] += 1
+            found[entry["level"], entry["event"].partition("\n")[0]] += 1
     return found
 
 

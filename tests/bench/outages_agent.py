@@ -12,7 +12,7 @@ from agents import function_tool
 from agents.realtime import RealtimeAgent
 
 MODE = Path(os.environ["OUTAGES_MODE"])
-BLOCK_SECONDS = 2.0
+BLOCK_SECONDS = 0.7
 
 
 @function_tool
