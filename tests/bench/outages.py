@@ -379,9 +379,11 @@ async def blind(outage: Outage, seconds: float, prometheus: str | None) -> None:
         tail = f"tail -n {LOG_LINES} {watch.log}"
         print("\nthe end of the log:")
         print(await operator_view.run_command(tail, watch.tools))
-        print("the metrics, without those that are 0:")
+        print("the metrics, without buckets and without counters that are 0:")
         for name, value in operator_view.series(page).items():
-            if value and "_bucket" not in name and "_created" not in name:
+            if "_bucket" in name or "_created" in name:
+                continue
+            if value or "_total" not in name:
                 print(f"{name} {value:g}")
         print(f"\nPATH={watch.tools}:$PATH has `docker` and `df` that show this fleet.")
         print("Ctrl-C ends the exercise.", flush=True)
