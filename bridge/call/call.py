@@ -69,6 +69,7 @@ from bridge.core.inputs import (
 from bridge.fleet.plan import AnsweredBy
 from bridge.model.session import Early, SessionPlan
 from bridge.records.report import report_of
+from bridge.telemetry.log import level_of_end
 from bridge.telemetry.trace import Trace
 
 CLOSE_SECONDS = 1.0
@@ -273,7 +274,8 @@ class Call:
         self._services.metrics.calls_active.dec()
         self._services.metrics.calls.labels(outcome).inc()
         seconds = round(time.monotonic() - self._connected_at, 3)
-        self._log.info("call_ended", outcome=outcome, seconds=seconds)
+        level = level_of_end(self._ending.by, self._ending.why)
+        self._log.log(level, "call_ended", outcome=outcome, seconds=seconds)
         live, continuity = self._live, self._continuity
         if live and continuity:
             self._services.quotas.ended(live.call_sid, goes_on=continuity.has_moved)
@@ -454,7 +456,7 @@ class Call:
         """The caller has returned on a new stream."""
         assert self._live and self._continuity, "an earlier stream started the call"
         self._live.facts = replace(self._live.facts, stream_sid=stream_sid)
-        self._log.info("line_back", new_stream_sid=stream_sid)
+        self._log.info("stream_back", new_stream_sid=stream_sid)
         self._continuity.register_stream(stream_sid)
 
     # --- tasks ---

@@ -112,8 +112,10 @@ class SipLeg:
                     self.caller_left()
                     raise CallOver from None
             except CallsApiError as error:
-                self._log.error("sip_transfer_failed", why=error.why)
-                raise BadRequest("the transfer was refused by the phone line") from None
+                self._log.warning("sip_transfer_failed", why=error.why)
+                raise BadRequest(
+                    "OpenAI refused the transfer of the SIP call"
+                ) from None
             self._left = True
             self._call.feed(EndCall("agent", "transferred"))
 

@@ -10,9 +10,6 @@ from bridge.core.model_side import PROBE_ID
 from bridge.core.responses import NOW
 from bridge.core.speech import ANSWER_ID
 
-RETRIED = "answer_retried"
-"""Name of the Note of a failed response that is requested again."""
-
 MAX_MESSAGE_CHARS = 2000
 """Characters kept of the message of a model error: only people read it."""
 
@@ -35,7 +32,7 @@ class Failures:
             return None
         if not self._server_answers:
             self._call.responses.want(now, now + wait if wait else NOW)
-        return Note(RETRIED, {"seconds": wait})
+        return Note("answer_retried", {"seconds": wait})
 
     def retry_silent(self, now: float) -> Note | None:
         """A response that the caller waits for is complete without a sound. As

@@ -4,6 +4,7 @@ They decide what Twilio does with a new call, and with a call whose stream or tr
 has ended. They know no sockets; the CallDirectory knows the instance's calls.
 """
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
@@ -118,7 +119,7 @@ class Webhooks:
             # The order has expired, or is from before a restart. The person who
             # answered is not a caller, and the purpose of the call is not known any
             # more.
-            log.warning("outbound_order_unknown", call_sid=call_sid)
+            log.error("outbound_order_unknown", call_sid=call_sid)
             return _twiml(twiml.hang_up())
         if order is not None:
             own = {"Direction": "outbound", "Route": order.route}
@@ -201,7 +202,7 @@ class Webhooks:
 
         document = self._overflow.hold(route, place, time.time(), url_of)
         if document and place is None:
-            log.info("call_queued", call_sid=call_sid, why=capacity.state)
+            log.warning("call_queued", call_sid=call_sid, why=capacity.state)
         return document
 
     async def _may_wait_for_restart(self, call_sid: str) -> bool:
@@ -217,7 +218,7 @@ class Webhooks:
 
     def _restart_document(self, webhook: Webhook, route: Route) -> str:
         """The caller waits at Twilio while no instance runs; then Twilio asks again."""
-        log.info(
+        log.warning(
             "call_queued", call_sid=webhook.call_sid, why=self._services.capacity.state
         )
         query = {AFTER_TRANSFER: "1"} if AFTER_TRANSFER in webhook.query else {}
@@ -445,7 +446,8 @@ class Webhooks:
         # The texts of Twilio, which contain no number.
         details = msgspec.structs.asdict(failed) if failed else {"status": dialled}
         shown = {key: text for key, text in details.items() if text}
-        log.info("transfer_ended", call_sid=call_sid, **shown)
+        level = logging.WARNING if failed else logging.INFO
+        log.log(level, "transfer_ended", call_sid=call_sid, **shown)
         stored = await registry.get(f"snapshot:{call_sid}")
         if failed is None or stored is None:
             await registry.delete(f"snapshot:{call_sid}")

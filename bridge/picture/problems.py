@@ -212,7 +212,7 @@ def _causes(view: CallView, begin_ms: float, end_ms: float) -> str:
     for gap in view.gaps:
         ms = inside(gap.begin_ms, gap.end_ms)
         if ms > 0:
-            names = {"line": "the line was lost", "model": "the model was lost"}
+            names = {"stream": "the stream was lost", "model": "the model was lost"}
             found.append((ms, f"{_s(ms)} of it {names[gap.kind]}"))
     for response in view.responses:
         until = response.audio_ms or response.done_ms
@@ -294,7 +294,7 @@ def unfinished_tools(view: CallView) -> Iterator[CallProblem]:
 
 
 def lost_connections(view: CallView) -> Iterator[CallProblem]:
-    names = {"line": "The caller's line", "model": "The connection to the model"}
+    names = {"stream": "The caller's stream", "model": "The connection to the model"}
     reasons = {it.at_ms: it.data.get("why") for it in view.events}
     for gap in view.gaps:
         why = reasons.get(gap.begin_ms)

@@ -16,8 +16,8 @@ OTHER_LINES = {
     # event -> how it is named
     "handoff": "handoff",
     "guardrail_tripped": "guardrail",
-    "line_lost": "line lost",
-    "line_back": "line back",
+    "stream_lost": "stream lost",
+    "stream_back": "stream back",
     "model_lost": "model lost",
     "model_back": "model back",
     "model_error": "model error",

@@ -216,8 +216,8 @@ def test_the_greeting(given: dict[str, object], title: str | None) -> None:
         ),
         ({"tools": [Tool("c1", "hang_up", 9000)]}, None),
         (
-            {"gaps": [Gap("line", 9000, 13_000)]},
-            "The caller's line was lost at 0:09 for 4.0 s",
+            {"gaps": [Gap("stream", 9000, 13_000)]},
+            "The caller's stream was lost at 0:09 for 4.0 s",
         ),
         (
             {
