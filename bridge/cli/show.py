@@ -12,32 +12,34 @@ from bridge.telemetry import trace
 SUFFIXES = (trace.SUFFIX, trace.PLAIN_SUFFIX)
 
 
+CallArgument = Annotated[
+    str, typer.Argument(help="a trace, or the SID of a call: CA...")
+]
+LastOption = Annotated[
+    bool, typer.Option("--last", help="the call whose trace was written last")
+]
+TextOption = Annotated[bool, typer.Option("--text", help="print the call as text")]
+SvgOption = Annotated[
+    bool, typer.Option("--svg", help="write the text as a picture, for documents")
+]
+WavOption = Annotated[
+    bool,
+    typer.Option("--wav", help="write what both sides heard: caller left, agent right"),
+]
+FolderOption = Annotated[
+    Path | None, typer.Option(help="folder of the traces, instead of BRIDGE_RECORD_DIR")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="the file to write")]
+
+
 def show(
-    call: Annotated[
-        str, typer.Argument(help="a trace, or the SID of a call: CA...")
-    ] = "",
-    last: Annotated[
-        bool, typer.Option("--last", help="the call whose trace was written last")
-    ] = False,
-    text: Annotated[
-        bool, typer.Option("--text", help="print the call as text")
-    ] = False,
-    svg: Annotated[
-        bool, typer.Option("--svg", help="write the text as a picture, for documents")
-    ] = False,
-    wav: Annotated[
-        bool,
-        typer.Option(
-            "--wav", help="write what both sides heard: caller left, agent right"
-        ),
-    ] = False,
-    folder: Annotated[
-        Path | None,
-        typer.Option(help="folder of the traces, instead of BRIDGE_RECORD_DIR"),
-    ] = None,
-    write: Annotated[
-        Path | None, typer.Option("--out", help="the file to write")
-    ] = None,
+    call: CallArgument = "",
+    last: LastOption = False,
+    text: TextOption = False,
+    svg: SvgOption = False,
+    wav: WavOption = False,
+    folder: FolderOption = None,
+    write: OutOption = None,
 ) -> None:
     """Show one call from its trace: what was said, what was heard, what went wrong.
 
