@@ -19,6 +19,7 @@ from pydantic import (
     GetPydanticSchema,
     PlainValidator,
     Tag,
+    WrapValidator,
 )
 from pydantic_core import PydanticCustomError, core_schema
 
@@ -262,6 +263,10 @@ RouteNotice = Annotated[
     Notice, keys_for(Notice, ["file", "words"], file=WavFile, words=Text)
 ]
 Seconds = Annotated[float, number(1, 3600)]
+SecondsOrOff = Annotated[
+    Seconds, WrapValidator(lambda it, read: 0.0 if is_off(it) else read(it))
+]
+"""0: off."""
 RingSeconds = Annotated[int, whole_number(RING_SECONDS[0], RING_SECONDS[-1])]
 Price = Annotated[float, number(0, 100_000, "a price per million tokens")]
 CostLimit = Annotated[float, number(0.001, 100_000, "a number")]

@@ -56,6 +56,7 @@ from bridge.app.route_types import (
     RingSeconds,
     RouteNotice,
     Seconds,
+    SecondsOrOff,
     Spoken,
     Text,
     WaitingSound,
@@ -283,6 +284,8 @@ class RouteDefaults:
     """After an interruption without words the agent goes on."""
     waiting_sound: Given[WaitingSound] = None
     """Played while the caller waits for the agent in silence."""
+    slow_tool_seconds: Given[SecondsOrOff] = None
+    """After this much silence while a tool runs the agent says that it is not done."""
     longest_seconds: Annotated[float, number(10, LONGEST_SECONDS)] = float(
         LONGEST_SECONDS
     )

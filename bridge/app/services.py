@@ -22,7 +22,13 @@ from bridge.app.route_types import RouteGreeting
 from bridge.app.routes import Route, Routes
 from bridge.core.history import HistoryItem
 from bridge.core.limits import Bounds, Limits
-from bridge.core.rules import MOVED, Prices, Recording, Rules
+from bridge.core.rules import (
+    MOVED,
+    SLOW_TOOL_SECONDS,
+    Prices,
+    Recording,
+    Rules,
+)
 from bridge.fleet import InstanceLoad, Registry
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.model.local_mcp import LocalMcp
@@ -99,6 +105,7 @@ class Services:
     outbound_number: str = ""
     record_dir: Path | None = None
     waiting_sound: Sound = TONE
+    slow_tool_seconds: float = SLOW_TOOL_SECONDS
     """Of routes that set none."""
     session_seconds: float | None = None
     """Age at which a model session is replaced by a new one."""
@@ -194,6 +201,11 @@ def _was_cut_off(recording_id: str, history: Sequence[HistoryItem]) -> bool:
     return False
 
 
+def _slow_tool_seconds(route: Route, usual: float) -> float | None:
+    seconds = route.slow_tool_seconds
+    return (usual if seconds is None else seconds) or None
+
+
 def rules_for(
     route: Route,
     greeting: str | None,
@@ -201,6 +213,7 @@ def rules_for(
     session_seconds: float | None = None,
     ceilings: Ceilings = Ceilings(),
     waiting_sound: Sound = TONE,
+    slow_tool_seconds: float = SLOW_TOOL_SECONDS,
 ) -> Rules:
     """The Rules of a call on this route; `snapshot` is what earlier streams of the call
     have used and said."""
@@ -225,6 +238,7 @@ def rules_for(
         key_actions=tuple(route.keys),
         resumes_after_noise=route.resume_after_noise,
         waiting_sound=(route.waiting_sound or waiting_sound).payload,
+        slow_tool_seconds=_slow_tool_seconds(route, slow_tool_seconds),
         history=snapshot.history,
         elapsed=snapshot.call_seconds,
         word=why if snapshot.history else "",

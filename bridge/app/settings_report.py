@@ -24,6 +24,7 @@ from bridge.app.settings import (
     variables,
 )
 from bridge.app.values import LOCAL_MODEL, is_loopback
+from bridge.core.rules import SLOW_TOOL_SECONDS
 from bridge.fleet.redis_address import redis_address
 from bridge.model.deprecated_models import (
     DEPRECATED_MODELS,
@@ -282,6 +283,8 @@ def _in_force(settings: Settings) -> list[Finding]:
         "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set",
         "BRIDGE_WHEN_FULL": full.get(it.when_full, ""),
         "BRIDGE_WAITING_SOUND": f"is {it.waiting_sound.name}",
+        "BRIDGE_SLOW_TOOL_SECONDS": it.slow_tool_seconds != SLOW_TOOL_SECONDS
+        and f"is {it.slow_tool_seconds:g}",
         "BRIDGE_ROUTES": it.routes and f"is {it.routes}",
         "BRIDGE_MODEL_AUDIO": it.model_audio == "pcm" and "is pcm: audio is transcoded",
         "BRIDGE_MODEL_READY_ON": it.model_ready_on == "session.created"

@@ -138,6 +138,7 @@ async def _open_services(
             record_dir=settings.record_dir,
             trace_writer=trace_writer,
             waiting_sound=settings.waiting_sound,
+            slow_tool_seconds=settings.slow_tool_seconds,
             session_seconds=settings.session_seconds or None,
             account_sids=settings.account_sids,
             capacity=capacity,

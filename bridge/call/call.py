@@ -233,6 +233,7 @@ class Call:
             services.session_seconds,
             services.ceilings,
             services.waiting_sound,
+            services.slow_tool_seconds,
         )
         self.feed(SetRules(rules))
         continuity.start_checkpoint()

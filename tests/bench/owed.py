@@ -11,7 +11,8 @@ another work tree, such as `git worktree add --detach DIR c4e8c03`, the commit b
 the watch.
 
 Exits 1 if a scene of this tree is beyond its goals: 4 s to a sound, 10 s to speech
-(13 s behind a tool of 12 s, 31 s if the rate limit never ends), and nothing false.
+(13 s if the server refuses that the agent speaks of a tool of 12 s, 31 s if the rate
+limit never ends), and nothing false.
 """
 
 import argparse
@@ -149,6 +150,13 @@ def ignores_requests(event: dict[str, Any]) -> dict[str, Any]:
     return event
 
 
+def refuses_interim(event: dict[str, Any]) -> dict[str, Any]:
+    """A server that takes no parameters of a response."""
+    if event.get("type") == "response.create" and event.get("response"):
+        return {**event, "response": {"tool_choice": "unknown"}}
+    return event
+
+
 def noise() -> Scene:
     """The server finds no words in what has stopped the agent."""
     behaviour = Behaviour(
@@ -242,8 +250,10 @@ def scenes() -> dict[str, Scene]:
         "false interruption": noise(),
         "two tools, 0.5 s apart": greets(calls(0.2, 0.7)),
         "two tools, 20 s apart": greets(calls(0.2, 20.0)),
-        # The result itself comes then.
-        "a tool of 12 s": replace(greets(calls(12.0)), speech_goal=13.0),
+        "a tool of 12 s": greets(calls(12.0)),
+        "a tool of 12 s, refused meanwhile": replace(
+            greets(calls(12.0), hears=refuses_interim), speech_goal=13.0
+        ),
         "an answer that begins after 8 s": says_hello(think_seconds=8.0),
         "tool output refused": refuses_output(),
     }
