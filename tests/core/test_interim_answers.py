@@ -112,6 +112,16 @@ def test_audio_that_comes_late_puts_it_off() -> None:
     assert interim(phone.frames(700))
 
 
+def test_audio_behind_the_end_of_its_response_puts_it_off() -> None:
+    """Some servers end a response before its last audio."""
+    phone = slow()
+    phone.frames(MS - 100)
+    phone.says(1000, "i9", "r9")
+
+    assert not interim(phone.frames(MS + 500))
+    assert interim(phone.frames(700))
+
+
 def test_it_is_asked_for_again_but_not_without_end() -> None:
     """After each interim answer the same silence, three times at most."""
     phone = slow()
