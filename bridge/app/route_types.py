@@ -207,6 +207,16 @@ def _waiting_sound(value: object) -> Sound:
         raise mistake(f"is {shown(value)}, which {error}, or tone, or off") from None
 
 
+MAX_SENTENCE_CHARS = 80
+"""Of a sentence between two streams: the call waits 10 s for the second one."""
+
+
+def _short(text: str) -> str:
+    if len(text) > MAX_SENTENCE_CHARS:
+        raise mistake(f"is too long: write at most {MAX_SENTENCE_CHARS} characters")
+    return text
+
+
 FIXES: dict[str, str] = {}
 """Pattern -> the fix for a text that does not match."""
 
@@ -240,6 +250,11 @@ HttpsUrl = Annotated[str, _parsed_by(_https_url, _A_URL)]
 Spoken = Annotated[
     str, _parsed_by(lambda it: twiml.busy(it) and it, "cannot be said: {error}")
 ]
+ShortSentenceOrOff = Annotated[
+    Annotated[Spoken, AfterValidator(_short)],
+    WrapValidator(lambda it, read: "" if is_off(it) else read(it)),
+]
+"""Empty: off."""
 Expression = Annotated[str, _parsed_by(redaction.pattern, "{error}")]
 WaitingSound = Annotated[Sound, PlainValidator(_waiting_sound)]
 _GreetingText = Annotated[str, BeforeValidator(_greeting)]

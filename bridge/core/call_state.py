@@ -16,6 +16,7 @@ from bridge.core.history import History
 from bridge.core.interim_answers import InterimAnswers
 from bridge.core.limits import Bounds
 from bridge.core.model_side import ModelSide
+from bridge.core.one_moment import OneMoment
 from bridge.core.opening import Opening
 from bridge.core.outbox import Outbox
 from bridge.core.pressed_keys import Keys
@@ -96,6 +97,7 @@ class CallState:
         self.silent_wait = SilentWait(self.activity, self.speech, self.caller)
         wait = self.silent_wait
         self.waiting_sound = WaitingSound(wait, self.media_speech, self.caller)
+        self.one_moment = OneMoment(wait, self.activity, self.responses, self.endings)
         self.interim_answers = InterimAnswers(
             wait,
             self.activity,
@@ -131,6 +133,7 @@ class CallState:
         self.endings.set_rules(rules, self.began)
         self.waiting_sound.sound = rules.waiting_sound
         self.interim_answers.seconds = rules.slow_tool_seconds
+        self.one_moment.allowed = rules.one_moment and self.capabilities.next_step
         self.opening.recordings = rules.recordings
         self.stream.ends_silent = rules.silent_seconds is not None
         for item in rules.history:
@@ -148,6 +151,8 @@ class CallState:
         if self.started:
             self.silent_wait.watch(outstanding, now)
             self.waiting_sound.watch(now)
+            if self.silent_wait.since is not None or self.one_moment.due_at:
+                self.one_moment.watch()
             heard = self.interim_answers.watch(now)
             heard += self.opening.watch(outstanding, now)
         may_roll_over = self.sessions.spare is not None and self.endings.at is None

@@ -475,11 +475,12 @@ class Playback:
             if due <= played_at + (0 if together else FRAME_MS):
                 self._was_played(mark, echoed)
         if cut_at is None:
-            cut_at = self._position(moment.latest)
-            behind = (it.position for it, _ in echoes if it.position > self.played)
+            cut_at = min(self._position(moment.latest), fence.position)
+            later = (it.position for it, _ in echoes if it.position > self.played)
             if held and self._may_be_held(moment):
                 # The network may have held the piece behind the last mark, too.
-                cut_at = min(cut_at, self._middle(next(behind, fence.position)))
+                end = max(next(later, fence.position), cut_at)
+                cut_at = min(cut_at, self._middle(end))
         self._cut_at(fence.position, cut_at)
 
     def _may_be_held(self, moment: Window) -> bool:

@@ -292,6 +292,16 @@ class Responses:
         return self._request is not Request.NONE
 
     @property
+    def is_failing(self) -> bool:
+        """The response that the caller waits for has failed, and is tried again."""
+        return self._failing_since is not None and self.generating
+
+    def waits_for_retry(self, now: float) -> bool:
+        """No response is under way, and the next try has its time later."""
+        at = self.request_at
+        return at is not None and at > now
+
+    @property
     def is_free(self) -> bool:
         """No response is wanted, requested or being generated."""
         free = not self._running and not self.is_requested

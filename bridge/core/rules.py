@@ -159,5 +159,7 @@ class Rules(msgspec.Struct, frozen=True):
     waiting_sound: str | None = ""
     """Played while the caller waits for the agent in silence: base64 mu-law, again and
     again. Empty: a soft tone. None: nothing."""
+    one_moment: bool = False
+    """Twilio may say a sentence to a caller whose answer fails again and again."""
     slow_tool_seconds: float | None = None
     """After this much silence while a tool runs the agent says that it is not done."""

@@ -290,3 +290,18 @@ async def test_a_tool_that_is_slow(refuses: bool) -> None:
     assert heard == ({1: 500} if refuses else {1: 300, 2: 500})
     instructions = [it.text for it in session.conversation if it.kind == "system"]
     assert instructions == ["Go."], "the other one is withdrawn"
+
+
+async def test_a_rate_limit_that_lasts_long() -> None:
+    """Twilio asks the caller to wait, and the answer comes on the next stream, in the
+    same session. The agent is told nothing."""
+    behaviour = Behaviour(turns=[[Fail(message="Try again in 9s.")], [PlayRuler(500)]])
+    async with bridge(behaviour, greeting="Go.") as place:
+        record = await place.caller().call([steps.WaitStep(16), HANG_UP])
+        await place.empty()
+
+    assert record.said_by_twilio == [spoken_texts.MOMENT]
+    assert len(record.streams) == 2
+    assert len(place.model.sessions) == 1
+    assert read_ruler(record.heard).heard_ms == {1: 500}
+    assert told(place.session) == ["Go."]
