@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from bridge.fleet import Registry
-from bridge.telemetry.trace import SUFFIX, plain_name
+from bridge.telemetry.trace import PLAIN_SUFFIX, SUFFIX, plain_name
 
 log = structlog.get_logger()
 
@@ -25,7 +25,8 @@ INTERVAL_SECONDS = 3600.0
 
 DAY_SECONDS = 24 * 3600
 
-_TRACE_NAME = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}{re.escape(SUFFIX)}", re.ASCII)
+_SUFFIXES = "|".join(map(re.escape, (SUFFIX, PLAIN_SUFFIX)))
+_TRACE_NAME = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}(?:{_SUFFIXES})", re.ASCII)
 
 STORED_NAMES = (
     *("snapshot", "plan", "stream_ended", "status", "final_status", "answered_by"),
