@@ -55,8 +55,8 @@ def connect(
     text: str = "",
     language: str | None = None,
 ) -> str:
-    """Streams the call to `stream_url`, behind the text, if there is one. When the stream ends, Twilio requests
-    `action_url`.
+    """Streams the call to `stream_url`, behind the text, if there is one. When the
+    stream ends, Twilio requests `action_url`.
 
     The parameters arrive in the stream's `start` message; only text can be sent, and
     empty ones are left out. No verb follows the <Connect>: after a trailing <Pause>,
