@@ -249,6 +249,7 @@ FORMS = frozenset(
         "OPENAI_WEBHOOK_SECRET",
         "BRIDGE_ROUTES",
         "BRIDGE_API_TOKEN",
+        "BRIDGE_ADVERTISE_URL",
         "BRIDGE_MODEL_CONNECT",
         "BRIDGE_REPORT_URL",
         "BRIDGE_REPORT_SECRET",

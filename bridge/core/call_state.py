@@ -153,8 +153,9 @@ class CallState:
             self.waiting_sound.watch(now)
             if self.silent_wait.since is not None or self.one_moment.due_at:
                 self.one_moment.watch()
-            heard = self.interim_answers.watch(now)
-            heard += self.opening.watch(outstanding, now)
+            heard = self.opening.watch(outstanding, now)
+            if self.tools.calls or self.interim_answers.is_active:
+                heard += self.interim_answers.watch(now)
         may_roll_over = self.sessions.spare is not None and self.endings.at is None
         if may_roll_over and self.activity.is_quiet(outstanding):
             return heard + self.model.roll_over(now)

@@ -62,6 +62,8 @@ class InterimAnswers:
         self.due_at: float | None = None
         """When `ask_if_due` must be called; None: there is nothing to do. Kept, because
         it is read for every frame."""
+        self.is_active = False
+        """Something is left to do, also when no tool runs any more."""
         self._not_before = -math.inf
         self._count = 0
         """Interim answers since a tool began while none ran."""
@@ -74,12 +76,11 @@ class InterimAnswers:
         """The interim answer that is being generated."""
 
     def watch(self, now: float) -> list[Command]:
-        """Runs after every input, behind SilentWait.watch."""
+        """Runs behind SilentWait.watch, after every input while a tool runs or
+        `is_active`."""
         if not self._tools.calls:
             self._count = 0
-            if not self._item:  # as a rule
-                self.due_at = None
-                return []
+        self.is_active = bool(self._tools.calls or self._item)
         if self._item and not self._activity.has_both_sides:
             self._asked_at = self.due_at = None
             return self._withdraw()

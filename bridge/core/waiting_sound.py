@@ -57,7 +57,7 @@ class WaitingSound:
     def watch(self, now: float) -> None:
         """Runs after every input, behind SilentWait.watch."""
         since = self._wait.since
-        if self._speech is None or self.sound is None or since is None:
+        if since is None or self.sound is None or self._speech is None:
             self.due_at = None
             return
         if since != self._waited_since:
