@@ -22,6 +22,9 @@ def show(
     text: Annotated[
         bool, typer.Option("--text", help="print the call as text")
     ] = False,
+    svg: Annotated[
+        bool, typer.Option("--svg", help="write the text as a picture, for documents")
+    ] = False,
     wav: Annotated[
         bool,
         typer.Option(
@@ -52,9 +55,13 @@ def show(
         if text:
             as_text.show(view, out)
             continue
-        suffix = files.WAV_SUFFIX if wav else files.PAGE_SUFFIX
+        if wav:
+            suffix, content = files.WAV_SUFFIX, recording.stereo_wav(view)
+        elif svg:
+            suffix, content = files.SVG_SUFFIX, as_text.svg(view).encode()
+        else:
+            suffix, content = files.PAGE_SUFFIX, page.page(view).encode()
         made = write or files.beside(path, suffix)
-        content = recording.stereo_wav(view) if wav else page.page(view).encode()
         try:
             files.write_private(made, content)
         except OSError as error:

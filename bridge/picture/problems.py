@@ -409,20 +409,17 @@ def _script(text: str) -> str:
 
 
 def repeated_sentences(view: CallView) -> Iterator[CallProblem]:
-    said: dict[tuple[str, ...], float] = {}
-    heard = [it for it in view.parts if it.kind == "agent" and it.runs]
-    for part in sorted(heard, key=lambda it: it.runs[0].at_ms):
-        begin = part.runs[0].at_ms
+    said: dict[tuple[str, ...], list[float]] = {}
+    for part in view.parts:
         words = tuple(word.text.strip().lower() for word in part.words if word.heard)
-        if len(words) < SAME_WORDS:
-            continue
-        if (before := said.get(words)) is not None:
-            yield CallProblem(
-                begin,
-                f"The agent repeated at {clock(begin)} what it had said at "
-                f"{clock(before)}",
-            )
-        said.setdefault(words, begin)
+        if part.kind == "agent" and part.runs and len(words) >= SAME_WORDS:
+            said.setdefault(words, []).append(part.runs[0].at_ms)
+    for at_ms in map(sorted, said.values()):
+        if len(at_ms) > 1:
+            first, again = clock(at_ms[0]), clock(at_ms[1])
+            title = f"The agent repeated at {again} what it had said at {first}"
+            times = f", and {len(at_ms) - 2} times after that" if at_ms[2:] else ""
+            yield CallProblem(at_ms[1], title + times)
 
 
 # --- the end ---
