@@ -50,6 +50,7 @@ from bridge.core.commands import (
     MuteSession,
     Note,
     Pressed,
+    SayOneMoment,
     Started,
     Switch,
     ToCaller,
@@ -243,6 +244,8 @@ class Call:
             services.session_seconds,
             services.ceilings,
             services.waiting_sound,
+            services.slow_tool_seconds,
+            one_moment=services.one_moment,
         )
         self.feed(SetRules(rules))
         continuity.start_checkpoint()
@@ -366,6 +369,8 @@ class Call:
                     self._start_on_stream(facts_of(start))
                 case Started(start):
                     self._continue_on(start.stream_sid)
+                case SayOneMoment():
+                    self.start_task(self._say_one_moment(), "one moment")
                 case MuteSession(on):
                     self._agent.mute(on)
                 case WaitDone(wait, done):
@@ -391,6 +396,11 @@ class Call:
         self.feed(StreamLost())
         if self._continuity and not self._ended.is_set():
             self._continuity.stream_lost()
+
+    async def _say_one_moment(self) -> None:
+        assert self._continuity, "the call has begun"
+        await self._continuity.plan_sentence()
+        self._leg.leave_stream()
 
     def begin(self, facts: CallFacts) -> None:
         """A call without a stream begins."""

@@ -92,6 +92,9 @@ class SipLeg:
     async def take_over(self, phone: IdentifiedPhone) -> bool:
         return False
 
+    def leave_stream(self) -> None:
+        """There is none."""
+
     async def close(self, ending: End) -> None:
         """Ends the call at OpenAI, where it would go on and cost money: in a task that
         may outlive the call, so that its limit does not delay the report."""

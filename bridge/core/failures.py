@@ -8,7 +8,7 @@ from bridge.core.call_state import CallState
 from bridge.core.commands import Command, Note, Value
 from bridge.core.model_side import PROBE_ID
 from bridge.core.responses import NOW
-from bridge.core.speech import ANSWER_ID
+from bridge.core.speech import ANSWER_ID, INTERIM_ID
 
 MAX_MESSAGE_CHARS = 2000
 """Characters kept of the message of a model error: only people read it."""
@@ -69,6 +69,8 @@ class Failures:
                 return [note, *self._call.model.redial("error", now)]
             # The session would go on with the server's defaults: PCM, no instructions.
             return [note, *self._call.end("model", "refused", now)]
+        if error.event_id == INTERIM_ID:
+            return [note, *self._call.interim_answers.refused(error, now)]
         if error.code == errors.ACTIVE_CODE:
             # Refused because a response is active: our request, or the server's own
             # response to what the caller said while the agent went on speaking.

@@ -155,6 +155,7 @@ class PhoneSide:
         seconds = self._call.stream.back(now)
         self._speech.new_stream(out, Playback(now), now)
         self._call.caller.new_stream(now)
+        left = self._call.one_moment.stream_back(now)
         back: list[Command] = [Note("stream_back", {"seconds": seconds})]
         if not self._call.sessions.had_session:
             return back  # the greeting follows, once there is a session
@@ -162,6 +163,8 @@ class PhoneSide:
         if saying_goodbye and not self._speech.broken_off:
             # The agent says only the goodbye; it is owed if it had not begun.
             return back + self._speech.request_if_free(now)
+        if left and not (saying_goodbye or self._speech.broken_off):
+            return back + self._speech.request_if_free(now)  # when its time comes
         text = CUT_OFF if self._speech.broken_off else BACK
         self._speech.broken_off = False
         if not saying_goodbye:
