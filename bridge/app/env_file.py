@@ -1,4 +1,4 @@
-"""The variables of a `.env` file, the line of each, and what is wrong with its lines."""
+"""The variables of a `.env` file, the line of each, and its lines that do nothing."""
 
 import logging
 from collections.abc import Mapping

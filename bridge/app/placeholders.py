@@ -1,4 +1,4 @@
-"""Values that our own documents show in the place of yours: an address, a key, a number.
+"""Values that our documents show in the place of yours: an address, a key, a number.
 
 They have the right form, so nothing else notices that one was left in place.
 """

@@ -288,7 +288,7 @@ def _half_set(settings: Settings) -> Iterator[Finding]:
     # startup.py reports the routes that have no prices.
     if settings.prices is None and settings.routes is None:
         text = "is set, but there are no prices to count with"
-        fix = "set BRIDGE_PRICES, or `cost` in the routes"
+        fix = "set BRIDGE_PRICES, or `cost` in BRIDGE_ROUTES"
         if settings.cost_per_call:
             yield Finding("error", "BRIDGE_COST_PER_CALL", text, fix)
         if settings.cost_per_day:
@@ -301,7 +301,7 @@ def _half_set(settings: Settings) -> Iterator[Finding]:
         yield Finding("warning", "OPENAI_WEBHOOK_SECRET", text, fix)
     if settings.report_secret and not (settings.report_url or settings.routes):
         text = "is set, but no report is sent anywhere"
-        fix = "set BRIDGE_REPORT_URL, or `report` in the routes"
+        fix = "set BRIDGE_REPORT_URL, or `report` in BRIDGE_ROUTES"
         yield Finding("warning", "BRIDGE_REPORT_SECRET", text, fix)
 
 

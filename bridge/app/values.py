@@ -61,6 +61,8 @@ class Fault(NamedTuple):
     fix: str
     line: int = 0
     """Of the part, from 1, if the value has several lines."""
+    number: int = 0
+    """Of the part, from 1."""
 
 
 def wrong(text: str, fix: str) -> PydanticCustomError:
@@ -69,6 +71,7 @@ def wrong(text: str, fix: str) -> PydanticCustomError:
 
 def wrong_parts(faults: list[Fault]) -> PydanticCustomError:
     """All faults of one value."""
+    faults = sorted(faults, key=lambda it: it.number)
     told = "; ".join(f"{it.text}: {it.fix}" for it in faults)
     # The text is in the context, not in the template: a value may contain braces.
     return PydanticCustomError(WRONG, "{told}", {"told": told, "faults": faults})
@@ -161,8 +164,8 @@ def _secret(value: object) -> object:
     return text
 
 
-# A secret may begin with a slash: base64 has slashes. These are folders that it does not
-# begin with by chance.
+# A secret may begin with a slash: base64 has slashes. It does not begin with one of
+# these folders by chance.
 _FOLDERS = (
     "app|config|data|dev|etc|home|mnt|opt|private|proc|root|run|secrets?|srv|tmp|usr|"
     "var|vault|Users|Volumes"
@@ -376,13 +379,13 @@ class _Entry(NamedTuple):
 
     name: str
     value: object
-    where: str
-    """For messages, which show no part of the value: `entry 2`."""
+    number: int
+    """From 1; messages show it in place of the value."""
     line: int
     """Of the value, from 1; 0 if it has only one."""
 
     def fault(self, text: str, fix: str) -> Fault:
-        return Fault(f"{text} in {self.where}", fix, self.line)
+        return Fault(f"{text} in entry {self.number}", fix, self.line, self.number)
 
 
 def _headers(value: object) -> dict[str, str]:
@@ -416,7 +419,7 @@ def _entries(value: object, fix: str) -> tuple[list[_Entry], list[Fault]]:
             return [], [Fault("is not a valid JSON object", fix)]
     if pairs is not None:
         named = enumerate(pairs, 1)
-        return [_Entry(key.strip(), it, f"entry {n}", 0) for n, (key, it) in named], []
+        return [_Entry(key.strip(), it, n, 0) for n, (key, it) in named], []
     return _written_entries(str(value), fix)
 
 
@@ -429,8 +432,7 @@ def _written_entries(text: str, fix: str) -> tuple[list[_Entry], list[Fault]]:
         for part in filter(str.strip, row.split(";")):
             number += 1
             name, colon, content = part.partition(":")
-            where, at = f"entry {number}", line if several else 0
-            entry = _Entry(name.strip(), content, where, at)
+            entry = _Entry(name.strip(), content, number, line if several else 0)
             if colon:
                 entries.append(entry)
             else:

@@ -89,7 +89,7 @@ def test_the_bridge_can_be_scaled() -> None:
 
 
 def test_the_balancer_gets_its_limits_from_env() -> None:
-    """A limit that an operator sets in .env holds; unset, haproxy.cfg's default does."""
+    """A limit that is set in .env holds; unset, haproxy.cfg's default does."""
     config = (ROOT / "deploy" / "haproxy.cfg").read_text("utf-8")
     limits = dict(re.findall(r"\$\{(BALANCER_[A-Z]+)-(\d+)\}", config))
     environ = SERVICES["balancer"]["environment"]
