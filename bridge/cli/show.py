@@ -22,6 +22,9 @@ def show(
     text: Annotated[
         bool, typer.Option("--text", help="print the call as text")
     ] = False,
+    svg: Annotated[
+        bool, typer.Option("--svg", help="write the text as a picture, for documents")
+    ] = False,
     wav: Annotated[
         bool,
         typer.Option(
@@ -41,7 +44,7 @@ def show(
     Writes a page that a browser opens from the disk, and prints the file's name. A
     running call can be shown, too: up to the last block that was written.
     """
-    from bridge.picture import page, reading, recording
+    from bridge.picture import files, page, reading, recording
     from bridge.picture import text as as_text
 
     for path in _traces(call, folder, last=last):
@@ -52,11 +55,17 @@ def show(
         if text:
             as_text.show(view, out)
             continue
-        made = write or path.with_name(
-            path.name.partition(".trace")[0] + (".wav" if wav else ".html")
-        )
-        content = recording.stereo_wav(view) if wav else page.page(view).encode()
-        _write(made, content)
+        if wav:
+            suffix, content = files.WAV_SUFFIX, recording.stereo_wav(view)
+        elif svg:
+            suffix, content = files.SVG_SUFFIX, as_text.svg(view).encode()
+        else:
+            suffix, content = files.PAGE_SUFFIX, page.page(view).encode()
+        made = write or files.beside(path, suffix)
+        try:
+            files.write_private(made, content)
+        except OSError as error:
+            stop_with(f"{made} cannot be written: {error.strerror}")
         out.print(str(made), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -71,16 +80,12 @@ def _traces(call: str, folder: Path | None, *, last: bool) -> list[Path]:
     if folder is None:
         stop_with("No traces: set BRIDGE_RECORD_DIR, or use --folder.")
     begin = f"{trace.plain_name(call)}." if call else ""
-    names = (it for it in folder.iterdir() if it.name.endswith(SUFFIXES))
+    try:
+        names = [it for it in folder.iterdir() if it.name.endswith(SUFFIXES)]
+    except OSError as error:
+        stop_with(f"{folder} cannot be read: {error.strerror}")
     found = [it for it in names if it.name.startswith(begin)]
     if not found:
         stop_with(f"{folder} has no trace of {call or 'any call'}.")
     found.sort(key=lambda it: it.stat().st_mtime)
     return found[-1:] if last else found
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner can read: it contains what people said."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    with open(os.open(path, flags, 0o600), "wb") as file:
-        file.write(content)

@@ -49,12 +49,15 @@ class CallProblem(msgspec.Struct, frozen=True):
     advice: str = ""
     severe: bool = False
     """The call failed, or the caller was left without an answer."""
+    minor: bool = False
+    """The caller hardly noticed."""
 
 
 def problems(view: CallView) -> list[CallProblem]:
-    """All problems, severe ones first, then in the order of the call."""
+    """All problems: severe ones first, minor ones last, each in the order of the
+    call."""
     found = [problem for rule in RULES for problem in rule(view)]
-    return sorted(found, key=lambda it: (not it.severe, it.at_ms))
+    return sorted(found, key=lambda it: (not it.severe, it.minor, it.at_ms))
 
 
 def clock(ms: float) -> str:
@@ -260,6 +263,7 @@ def gaps_in_speech(view: CallView) -> Iterator[CallProblem]:
                     f"The agent's sound stopped for {_s(gap_ms)} at {clock(at_ms)}: "
                     "its audio came too late",
                     "The model sent it too slowly, or the network held it.",
+                    minor=gap_ms < 2 * GAP_MS,
                 )
 
 
@@ -405,18 +409,17 @@ def _script(text: str) -> str:
 
 
 def repeated_sentences(view: CallView) -> Iterator[CallProblem]:
-    said: dict[tuple[str, ...], float] = {}
-    for begin, _, part in sorted(_heard(view), key=lambda it: it[0]):
+    said: dict[tuple[str, ...], list[float]] = {}
+    for part in view.parts:
         words = tuple(word.text.strip().lower() for word in part.words if word.heard)
-        if len(words) < SAME_WORDS:
-            continue
-        if (before := said.get(words)) is not None and before != begin:
-            yield CallProblem(
-                begin,
-                f"The agent repeated at {clock(begin)} what it had said at "
-                f"{clock(before)}",
-            )
-        said.setdefault(words, begin)
+        if part.kind == "agent" and part.runs and len(words) >= SAME_WORDS:
+            said.setdefault(words, []).append(part.runs[0].at_ms)
+    for at_ms in map(sorted, said.values()):
+        if len(at_ms) > 1:
+            first, again = clock(at_ms[0]), clock(at_ms[1])
+            title = f"The agent repeated at {again} what it had said at {first}"
+            times = f", and {len(at_ms) - 2} times after that" if at_ms[2:] else ""
+            yield CallProblem(at_ms[1], title + times)
 
 
 # --- the end ---

@@ -197,7 +197,7 @@ def test_check_names_the_connector_that_cannot_be_loaded(tmp_path: Path) -> None
     told = bridge_here("check", folder=tmp_path)
     serve = bridge_here("serve", folder=tmp_path)
 
-    assert "error    BRIDGE_MODEL_CONNECT" in told.stdout
+    assert re.search(r"error\s+BRIDGE_MODEL_CONNECT", told.stdout)
     assert (told.exit_code, serve.exit_code) == (1, 1)
     assert "BRIDGE_MODEL_CONNECT" in serve.stderr and "agent" not in serve.stderr
 

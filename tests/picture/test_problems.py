@@ -353,6 +353,11 @@ def test_a_repeated_sentence() -> None:
 
     assert titles(view) == ["The agent repeated at 0:09 what it had said at 0:00"]
 
+    view.parts += [spoken(12_000, 1500, text), spoken(15_000, 1500, text)]
+    assert titles(view) == [
+        "The agent repeated at 0:09 what it had said at 0:00, and 2 times after that"
+    ]
+
 
 def test_severe_problems_come_first() -> None:
     """What made the caller give up stands at the top, whenever it happened."""
