@@ -72,6 +72,7 @@ from bridge.model.session import Early, SessionPlan
 from bridge.records.report import report_of
 from bridge.telemetry.log import level_of_end
 from bridge.telemetry.trace import Trace
+from bridge.telemetry.trace_file import LOSSES, NEARLY_FULL
 
 CLOSE_SECONDS = 1.0
 """Time limit for storing the next step and closing the leg when a call is over."""
@@ -488,4 +489,7 @@ class Call:
         return task
 
     def _trace_lost(self, why: str) -> None:
-        self._log.error("trace_write_failed", why=why)
+        kind = LOSSES.get(why, "error")
+        self._services.metrics.traces_lost.labels(kind).inc()
+        if why != NEARLY_FULL:  # then `traces_stopped` is logged, once for all calls
+            self._log.error("trace_write_failed", why=why)

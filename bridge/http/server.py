@@ -153,11 +153,11 @@ class Server:
                     web.get(prefix + PATH, self._media),
                     web.get(prefix + stream, self._media),
                     web.get(f"{prefix}{stream}/", self._media),
+                    web.get(f"{prefix}/healthz", self._healthz),
                 ]
             )
         app.add_routes(
             [
-                web.get("/healthz", self._healthz),
                 web.get("/readyz", self._operators_only(self._readyz)),
                 web.get("/metrics", self._operators_only(self._metrics)),
             ]
