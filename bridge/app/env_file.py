@@ -1,8 +1,7 @@
 """The variables of a `.env` file, the line of each, and its lines that do nothing."""
 
 import logging
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,8 @@ class EnvFile:
     """Lines that are neither NAME=value nor a comment."""
     repeated: Mapping[str, int] = field(default_factory=dict)
     """Name -> the line of an earlier assignment, which does not count."""
+    bare: frozenset[str] = frozenset()
+    """Names without `=`: docker compose does not set them."""
 
     def place(self, name: str, line: int = 1) -> str:
         """`FILE:LINE` of the line-th line of the value; empty if it is not here."""
@@ -50,25 +51,10 @@ def read(path: str | Path | None) -> EnvFile:
                 if binding.key in lines:
                     repeated[binding.key] = lines[binding.key][0]
                 lines[binding.key] = first, last
-    values = {
-        name: value or ""
-        for name, value in dotenv_values(path, encoding="utf-8").items()
-    }
-    return EnvFile(str(path), values, lines, tuple(unreadable), repeated)
-
-
-def export(
-    path: str | Path = ".env", leaves_out: Callable[[str], bool] = lambda name: False
-) -> None:
-    """Puts what the file holds into the process environment, where user code finds it
-    as in a container of docker compose. A variable that is set already stays, and so
-    does one that the file names without a value. Call it before user code, and the SDK,
-    are imported. OSError, UnicodeDecodeError as in `read`."""
-    if not Path(path).is_file():
-        return
-    for name, value in dotenv_values(path, encoding="utf-8").items():
-        if value is not None and not leaves_out(name):
-            os.environ.setdefault(name, value)
+    found = dotenv_values(path, encoding="utf-8")
+    values = {name: value or "" for name, value in found.items()}
+    bare = frozenset(name for name, value in found.items() if value is None)
+    return EnvFile(str(path), values, lines, tuple(unreadable), repeated, bare)
 
 
 def _lines_of(binding: Binding) -> tuple[int, int]:

@@ -27,7 +27,6 @@ from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from bridge.app import values
 from bridge.app.env_file import EnvFile
-from bridge.app.env_file import export as export_env_file
 from bridge.app.env_file import read as read_env_file
 from bridge.app.recordings import TONE
 from bridge.app.values import LOCAL_MODEL
@@ -317,6 +316,16 @@ SECRET_NAMES = frozenset(name for name, it in _FIELDS.items() if not it.repr)
 """Settings whose value may stand in a file: NAME_FILE=path in place of NAME=value."""
 
 
+def export(file: "EnvFile", *, own: bool = True) -> None:
+    """Puts what `file` holds into the process environment, where user code finds it as
+    in a container of docker compose. A variable that is set already stays. `own`: also
+    the settings of the bridge. Call it before user code, and the SDK, are imported."""
+    for name, value in file.values.items():
+        of_bridge = name in NAMES or name.startswith("BRIDGE_")
+        if name not in file.bare and (own or not of_bridge):
+            os.environ.setdefault(name, value)
+
+
 def file_name(name: str) -> str:
     """The variable that names the file of a secret setting."""
     return f"{name}_FILE"
@@ -387,22 +396,6 @@ def read(
     return replace(
         reading, mistakes=tuple(dict.fromkeys(map(reading.placed, mistakes)))
     )
-
-
-def read_and_export(
-    environ: Mapping[str, str] | None = None, path: str | Path = ".env"
-) -> Reading:
-    """As `read`; then user code finds in the process environment what the file holds
-    (env_file.export)."""
-    reading = read(environ, path)
-    if reading.is_complete:
-        export_env_file(path)
-    return reading
-
-
-def is_own(name: str) -> bool:
-    """Whether a variable is one of the bridge."""
-    return name in NAMES or name.startswith("BRIDGE_")
 
 
 _PAIRS = {"TWILIO_EDGE": "TWILIO_REGION", "TWILIO_API_SECRET": "TWILIO_API_KEY"}

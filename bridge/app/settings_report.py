@@ -115,7 +115,8 @@ def serving_mistakes(settings: Settings) -> list[Finding]:
     """Errors prevent calls of the real Twilio; warnings name likely mistakes."""
     parts = (
         *(_insecure, _printed, _signatures, _placeholders, _model),
-        *(_guessable, _half_set, _deprecated),
+        *(_guessable, _half_set),
+        _deprecated,
     )
     return [finding for part in parts for finding in part(settings)]
 

@@ -73,10 +73,9 @@ def check(
 
 
 def _report(environ: Mapping[str, str], dial: bool, static: bool) -> Report:
-    reading = settings.read_and_export(environ)
     from bridge.app.configuration import read_configuration
 
-    it = read_configuration(reading)
+    it = read_configuration(settings.read(environ))
     report = {
         "Settings": [*it.of_settings],
         "Routes and agents": [*it.of_code],

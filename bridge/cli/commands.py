@@ -20,7 +20,7 @@ import structlog
 import typer
 
 import twiml
-from bridge.app import env_file, settings, settings_report, versions
+from bridge.app import settings, settings_report, versions
 from bridge.app.settings import Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
 from bridge.cli import check, show, sim_commands
@@ -197,7 +197,7 @@ def demo(
 
     bundled = agent is None and routes is None
     # Without the bridge's settings, so that a demo is the same everywhere, and free.
-    env_file.export(leaves_out=settings.is_own)
+    settings.export(settings.read({}).file, own=False)
     user_code = _user_code(_demo_settings(routes), agent)
     plan = scenario.RECEPTION if bundled else scenario.SMALL_TALK
     log.configure("pretty", logging.WARNING)
@@ -543,10 +543,9 @@ def _restore_signal_handlers() -> None:
 
 
 def _configuration(environ: dict[str, str]) -> "Configuration":
-    reading = settings.read_and_export(environ)
     with _no_garbage_collection():
         from bridge.app.configuration import read_configuration
-    return read_configuration(reading)
+    return read_configuration(settings.read(environ))
 
 
 def _user_code(conf: Settings, agent: str | None) -> "UserCode":
