@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support import simulated_time
+
+simulated_time.install()  # before any module imports `monotonic`
+
 pytest_plugins = [
     "tests.support.forked",
     "tests.support.loops",

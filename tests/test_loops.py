@@ -23,6 +23,7 @@ markers =
 TESTS = """
 import asyncio
 import pytest
+import uvloop
 
 @pytest.fixture
 async def of_fixture():
@@ -31,7 +32,8 @@ async def of_fixture():
 def tell(name, of_fixture):
     running = type(asyncio.get_running_loop())
     assert running is of_fixture
-    print(f"\\n{name} on {running.__module__.partition('.')[0]}.")
+    kind = "uvloop" if issubclass(running, uvloop.Loop) else "asyncio"
+    print(f"\\n{name} on {kind}.")
 
 @pytest.mark.both_loops
 async def test_edge(of_fixture):
@@ -74,5 +76,5 @@ def test_a_test_of_an_edge_runs_on_both_loops(
 
 def test_the_second_python_runs_the_tests_on_uvloop() -> None:
     """`serve` runs on uvloop in the image, so all tests run on it once, too."""
-    assert "on_3_13 test LOOP=uvloop" in text(".ci/run")
+    assert "on_3_13 LOOP=uvloop" in text(".ci/run")
     assert "--event-loop $(LOOP)" in text("Makefile")

@@ -12,10 +12,18 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
+from tests.support.simulated_time import SimulatedLoop
+
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "asyncio": asyncio.new_event_loop,
+    "asyncio": SimulatedLoop,
     "uvloop": uvloop.new_event_loop,
 }
+
+REAL = {**LOOPS, "asyncio": asyncio.new_event_loop}
+
+
+REDIS = {"server", "running", "place"}
+"""Fixtures of a Redis, which has real time."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,4 +41,6 @@ def pytest_asyncio_loop_factories(
     if item.get_closest_marker("both_loops"):
         return LOOPS
     name = config.getoption("--event-loop")
+    if item.get_closest_marker("real_time") or REDIS & set(item.fixturenames):
+        return {name: REAL[name]}
     return {name: LOOPS[name]}
