@@ -12,14 +12,17 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-from tests.support.simulated_time import SimulatedLoop
+from tests.support.simulated_time import SimulatedLoop, SimulatedUvloop
 
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": SimulatedLoop,
-    "uvloop": uvloop.new_event_loop,
+    "uvloop": SimulatedUvloop,
 }
 
-REAL = {**LOOPS, "asyncio": asyncio.new_event_loop}
+REAL: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
 
 
 REDIS = {"server", "running", "place"}

@@ -13,14 +13,21 @@ another process was started, or a socket leads to another process. `install` mus
 
 import asyncio
 import contextlib
+import errno
+import functools
+import heapq
+import itertools
 import os
+import select
 import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 STEP_SECONDS = 10e-6
 """Simulated time of one turn of the event loop. It is not 0, so that code which waits
@@ -29,9 +36,15 @@ turn by turn until a moment ends."""
 TICK_SECONDS = 1e-6
 """Simulated time between two looks at the clock."""
 
-QUIET_SECONDS = 0.0005
-"""Real time without an event after which the clock jumps: the kernel usually delivers
-what a socket sent before the call that sends returns, but not always."""
+QUIET_TURNS = 3
+"""Turns of uvloop's loop without a callback after which the clock jumps: it writes at
+the end of a turn."""
+
+DELIVERY_SECONDS = 0.2
+"""Longest real time to wait until the kernel has delivered what was sent."""
+
+POLL_SECONDS = 0.005
+"""Real time after which uvloop looks again whether something happens outside."""
 
 WAITING_THREADS = ("loop watch", "asyncio_")
 """Threads that mostly wait. The work of asyncio's own is counted."""
@@ -72,7 +85,8 @@ class SimulatedClock:
 
     def stop(self) -> None:
         self._thread = threading.get_ident()
-        self._stopped_at = _monotonic() + self._ahead
+        if self._stopped_at is None:
+            self._stopped_at = _monotonic() + self._ahead
 
     def go(self) -> None:
         if self._stopped_at is not None:
@@ -96,34 +110,78 @@ def install() -> None:
     time.monotonic, time.time, time.sleep = CLOCK.monotonic, CLOCK.time, CLOCK.sleep
 
 
+class _Company:
+    """What else may have to do with a loop: threads, processes, sockets that lead out of
+    it."""
+
+    def __init__(self) -> None:
+        self._threads = set(threading.enumerate())
+        self._children = _children()
+        """Threads and processes of the test runner and of fixtures."""
+        self._lock = threading.Lock()
+        self._working = 0
+        self._ports: dict[int, int] = {}
+        """Servers of the loop (by inode), and their ports."""
+        self._own: set[int] = set()
+        """Inodes of files whose other end is in the loop."""
+
+    def work(self, func: Callable[..., Any], *args: Any) -> Any:
+        """Runs in another thread; `work_ended` follows in the loop."""
+        try:
+            return func(*args)
+        finally:
+            self.work_ended()
+
+    def work_begins(self) -> None:
+        with self._lock:
+            self._working += 2
+
+    @contextlib.contextmanager
+    def work_of_c(self) -> Iterator[None]:
+        """A C library may use a thread of its own."""
+        self.work_begins()
+        try:
+            yield
+        finally:
+            self.work_ended()
+            self.work_ended()
+
+    def work_ended(self, _: object = None) -> None:
+        with self._lock:
+            self._working -= 1
+
+    def is_there(self, files: Iterable[int]) -> bool:
+        """`files`: the descriptors at which the loop waits."""
+        return (
+            self._working > 0
+            or not _children() <= self._children
+            or any(_works(it) for it in set(threading.enumerate()) - self._threads)
+            or not self._all_own(files)
+        )
+
+    def _all_own(self, files: Iterable[int]) -> bool:
+        seen: dict[int, int] = {}
+        for fd in files:
+            with contextlib.suppress(OSError):  # it was closed
+                seen[os.fstat(fd).st_ino] = fd
+        for inode in seen.keys() - self._own:
+            if port := _listens(seen[inode]):
+                self._ports[inode] = port
+                self._own.add(inode)
+        ports = {self._ports[it] for it in seen.keys() & self._ports.keys()}
+        for inode in seen.keys() - self._own:
+            if not _leads_to(seen[inode], ports):
+                return False
+            self._own.add(inode)
+        return True
+
+
 class _Selector(selectors.EpollSelector):
     """Jumps instead of waiting."""
 
-    def __init__(self) -> None:
+    def __init__(self, company: _Company) -> None:
         super().__init__()
-        self._others = set(threading.enumerate())
-        self._children = _children()
-        """Threads and processes of the test runner and of fixtures."""
-        self.working = 0
-        """Functions that run in the executor."""
-        self._ports: dict[int, int] = {}
-        """File descriptors of servers of this loop, and their ports."""
-        self._known: set[int] = set()
-        """File descriptors whose other end is in this loop."""
-
-    def register(
-        self, fileobj: Any, events: int, data: Any = None
-    ) -> selectors.SelectorKey:
-        key = super().register(fileobj, events, data)
-        if port := _listens(key.fd):
-            self._ports[key.fd] = port
-        return key
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        key = super().unregister(fileobj)
-        self._ports.pop(key.fd, None)
-        self._known.discard(key.fd)
-        return key
+        self._company = company
 
     def select(
         self, timeout: float | None = None
@@ -131,33 +189,38 @@ class _Selector(selectors.EpollSelector):
         CLOCK.advance(STEP_SECONDS)
         if timeout is not None and timeout <= 0:
             return super().select(0)
-        if timeout is None or self._has_company():
+        if timeout is None or self._company.is_there(self.get_map()):
             CLOCK.go()
             try:
                 return super().select(timeout)
             finally:
                 CLOCK.stop()
-        found = super().select(0) or super().select(QUIET_SECONDS)
-        if not found:
+        if found := super().select(0):
+            return found
+        _let_deliver()
+        if not (found := super().select(0)):
             CLOCK.advance(timeout)
         return found
 
-    def _has_company(self) -> bool:
-        """Something outside of this loop may have to do with it."""
-        return (
-            self.working > 0
-            or not _children() <= self._children
-            or any(_works(it) for it in set(threading.enumerate()) - self._others)
-            or any(not self._is_own(fd) for fd in self.get_map())
-        )
 
-    def _is_own(self, fd: int) -> bool:
-        if fd in self._known or fd in self._ports:
-            return True
-        own = _leads_to(fd, set(self._ports.values()))
-        if own:
-            self._known.add(fd)
-        return own
+@functools.cache
+def _echo(process: int) -> socket.socket:
+    """A socket that receives what it sends."""
+    echo = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    echo.bind(("127.0.0.1", 0))
+    echo.connect(echo.getsockname())
+    echo.settimeout(DELIVERY_SECONDS)
+    return echo
+
+
+def _let_deliver() -> None:
+    """Waits until what was sent within this machine has arrived. That is usually before
+    the call that sends returns. On a busy machine it is later, in the order of
+    sending."""
+    echo = _echo(os.getpid())
+    echo.send(b".")
+    with contextlib.suppress(TimeoutError):  # the kernel may drop it
+        echo.recv(1)
 
 
 def _listens(fd: int) -> int:
@@ -181,8 +244,9 @@ def _leads_to(fd: int, ports: set[int]) -> bool:
             if it.family == socket.AF_UNIX:
                 return not it.getsockname()
             return it.getsockname()[1] in ports or it.getpeername()[1] in ports
-    except OSError:
-        return False
+    except OSError as error:
+        # A loop has pipes and events of its own. Those of a process come with it.
+        return error.errno == errno.ENOTSOCK
 
 
 def _children() -> frozenset[str]:
@@ -212,11 +276,9 @@ def _works(thread: threading.Thread) -> bool:
 class SimulatedLoop(asyncio.SelectorEventLoop):
     """An event loop of asyncio in simulated time."""
 
-    _selector: _Selector
-
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        super().__init__(_Selector())
+        self._company = _Company()
+        super().__init__(_Selector(self._company))
         CLOCK.begin()
 
     def run_forever(self) -> None:
@@ -233,23 +295,126 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Any, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
-        selector, lock = self._selector, self._lock
-
-        def work() -> Any:
-            try:
-                return func(*args)
-            finally:
-                with lock:
-                    selector.working -= 1
-
-        with lock:
-            selector.working += 2
-
-        def done(_: object) -> None:
-            with lock:
-                selector.working -= 1
-
-        future = super().run_in_executor(executor, work)
-        future.add_done_callback(done)
+        self._company.work_begins()
+        future = super().run_in_executor(executor, self._company.work, func, *args)
+        future.add_done_callback(self._company.work_ended)
         return future
 
+
+class SimulatedUvloop(uvloop.Loop):
+    """An event loop of uvloop in simulated time: its timers are kept here.
+
+    While there is a timer, `_look` runs in each turn of the loop. When no callback was
+    called for some turns, and no file is ready, the clock jumps to the next timer.
+    """
+
+    def __init__(self) -> None:
+        self._company = _Company()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._count = itertools.count()
+        self._looking = False
+        self._called = self._quiet_turns = 0
+        super().__init__()
+        CLOCK.begin()
+
+    def run_forever(self) -> None:
+        CLOCK.stop()
+        try:
+            super().run_forever()
+        finally:
+            CLOCK.go()
+
+    def close(self) -> None:
+        super().close()
+        CLOCK.begin()
+
+    def time(self) -> float:
+        return CLOCK.monotonic()
+
+    def call_soon(self, *args: Any, **named: Any) -> Any:
+        self._called += 1
+        return super().call_soon(*args, **named)
+
+    def call_soon_threadsafe(self, *args: Any, **named: Any) -> Any:
+        self._called += 1
+        return super().call_soon_threadsafe(*args, **named)
+
+    def call_later(
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._count), handle))
+        if not self._looking:
+            self._looking = True
+            super().call_soon(self._look)
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None: ...
+
+    def run_in_executor(
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> Any:
+        self._company.work_begins()
+        future = super().run_in_executor(executor, self._company.work, func, *args)
+        future.add_done_callback(self._company.work_ended)
+        return future
+
+    async def create_server(self, *args: Any, **named: Any) -> Any:
+        with self._company.work_of_c():  # looks for the host's address
+            return await super().create_server(*args, **named)
+
+    async def create_connection(self, *args: Any, **named: Any) -> Any:
+        with self._company.work_of_c():
+            return await super().create_connection(*args, **named)
+
+    async def getaddrinfo(self, *args: Any, **named: Any) -> Any:
+        with self._company.work_of_c():
+            return await super().getaddrinfo(*args, **named)
+
+    def _look(self) -> None:
+        CLOCK.stop()
+        CLOCK.advance(STEP_SECONDS)
+        self._run_timers()
+        while self._timers and self._timers[0][2].cancelled():
+            heapq.heappop(self._timers)
+        self._looking = bool(self._timers)
+        if not self._looking:
+            return
+        quiet = not self._called and not self._has_files()
+        self._quiet_turns = self._quiet_turns + 1 if quiet else 0
+        self._called = 0
+        if self._quiet_turns < QUIET_TURNS:
+            super().call_soon(self._look)
+            return
+        self._quiet_turns = 0
+        _let_deliver()
+        left = max(self._timers[0][0] - CLOCK.monotonic(), 0.0)
+        if self._company.is_there(self._files()):
+            CLOCK.go()
+            super().call_later(min(left, POLL_SECONDS), self._look)
+            return
+        if not self._has_files():
+            CLOCK.advance(left)
+        super().call_soon(self._look)
+
+    def _run_timers(self) -> None:
+        now = CLOCK.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            handle = heapq.heappop(self._timers)[2]
+            if not handle.cancelled():
+                self._called += 1
+                handle._run()
+
+    def _has_files(self) -> bool:
+        ready = select.poll()
+        ready.register(self._get_backend_id(), select.POLLIN)
+        return bool(ready.poll(0))
+
+    def _files(self) -> list[int]:
+        info = Path(f"/proc/self/fdinfo/{self._get_backend_id()}").read_text()
+        return [int(it.split()[1]) for it in info.splitlines() if it[:4] == "tfd:"]
