@@ -7,8 +7,9 @@ there. While the loop computes, the clock stands still. So a call of 20 s takes 
 as it computes, and a busy machine delays no part of it.
 
 The clock is real while something happens that the loop does not know: a thread works,
-another process was started, or a socket leads to another process. `install` must run before any module imports
-`monotonic`. Tests on uvloop, and event loops that a test makes itself, have real time.
+another process was started, or a socket leads to another process. Event loops that a
+test makes itself have real time. `install` must run before any module imports
+`monotonic`. `perf_counter` and the clocks of the CPU are always real.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ _monotonic, _time, _sleep = time.monotonic, time.time, time.sleep
 
 
 class SimulatedClock:
-    """Stands in for the functions of `time`. It is real unless a loop has stopped it."""
+    """Replaces functions of `time`. It is real unless a loop has stopped it."""
 
     def __init__(self) -> None:
         self._ahead = 0.0
@@ -111,8 +112,8 @@ def install() -> None:
 
 
 class _Company:
-    """What else may have to do with a loop: threads, processes, sockets that lead out of
-    it."""
+    """What else may have to do with a loop: threads, processes, and sockets that lead
+    out of it."""
 
     def __init__(self) -> None:
         self._threads = set(threading.enumerate())
@@ -340,7 +341,11 @@ class SimulatedUvloop(uvloop.Loop):
         return super().call_soon_threadsafe(*args, **named)
 
     def call_later(
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: Any = None,
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
@@ -384,6 +389,7 @@ class SimulatedUvloop(uvloop.Loop):
             heapq.heappop(self._timers)
         self._looking = bool(self._timers)
         if not self._looking:
+            CLOCK.go()  # a thread may need it
             return
         quiet = not self._called and not self._has_files()
         self._quiet_turns = self._quiet_turns + 1 if quiet else 0

@@ -24,6 +24,7 @@ from bridge.websocket import frames
 from bridge.websocket.closing import end_of
 from bridge.websocket.direct_connection import (
     MAX_HELD,
+    REST_FRAMES,
     DirectConnection,
     PhoneConnection,
 )
@@ -92,6 +93,10 @@ class Listener:
 
     def socket_resumed(self, seconds: float) -> None:
         self.got.append("resumed")
+
+    def is_told(self) -> bool:
+        """Of the end."""
+        return any(isinstance(it, SocketEnd) for it in self.got)
 
 
 def connection(masked: bool, **limits: Any) -> tuple[DirectConnection, Transport]:
@@ -296,6 +301,20 @@ async def test_what_arrived_before_a_reset_is_read() -> None:
 
     end = SocketEnd(Why.LOST, CloseCode.ABNORMAL_CLOSURE)
     assert listener.got == ["one", "stop", end]
+
+
+@pytest.mark.parametrize("sent", [REST_FRAMES, 100_000])
+async def test_what_is_read_before_a_reset_is_bounded(sent: int) -> None:
+    """The last messages of a phone are read, however slow the machine is; of a flood,
+    only the first ones are."""
+    socket, _ = connection(masked=True)
+    socket.data_received(client("x") * sent)
+    socket.connection_lost(ConnectionResetError())
+    listener = Listener()
+    socket.listen(listener)
+    await until(listener.is_told)
+
+    assert len(listener.got) == min(sent, MAX_HELD + REST_FRAMES) + 1
 
 
 async def test_a_slow_peer_that_reads_is_not_stuck() -> None:
