@@ -40,6 +40,7 @@ from bridge.call.deadline_timer import DeadlineTimer
 from bridge.call.leg import CallLeg, SessionControl
 from bridge.call.media_leg import facts_of
 from bridge.call.stream import IdentifiedPhone
+from bridge.core.call_state import State
 from bridge.core.commands import (
     CloseConnection,
     Command,
@@ -106,7 +107,9 @@ class Call:
         self._tasks = asyncio.TaskGroup()
         self._unnamed_tasks: list[asyncio.Task[None]] = []
         """Tasks from before the call's SID was known; they are renamed then."""
-        self._agent = AgentSide(self.feed, self.note, self._session_event)
+        self._agent = AgentSide(
+            self.feed, self.note, self._session_event, self.end_without_model
+        )
         self._notes = CallNotes(services, self._agent.heard)
         self._actions = Actions(
             self.feed,
@@ -196,6 +199,12 @@ class Call:
     def completed(self) -> None:
         """Twilio reports that the call is over, perhaps before its stream ends."""
         self.feed(EndCall("caller", "hung_up"))
+
+    def end_without_model(self) -> None:
+        """Ends the call at once if it has no session and the fallback is switched on:
+        the model is away, and another dial would keep the caller waiting."""
+        if self._services.fallback.on and self._conversation.state is State.HOLDING:
+            self.feed(EndCall("model", "lost"))
 
     def hand_over(self) -> None:
         """Ends the call here in a quiet moment, so that another instance can resume
@@ -434,6 +443,10 @@ class Call:
         if facts.direction == "inbound":
             services.quotas.began(sid, facts.theirs)
         self._identified.set()
+        if services.fallback.on:
+            services.metrics.fallback_calls.inc()
+            self.feed(EndCall("bridge", "fallback"))
+            return
         prepare = partial(self._prepare_session, live, approvals, continuity)
         self.start_task(self._agent.run(live, approvals, self._log, prepare), "agent")
 

@@ -49,12 +49,15 @@ class CallProblem(msgspec.Struct, frozen=True):
     advice: str = ""
     severe: bool = False
     """The call failed, or the caller was left without an answer."""
+    minor: bool = False
+    """The caller hardly noticed."""
 
 
 def problems(view: CallView) -> list[CallProblem]:
-    """All problems, severe ones first, then in the order of the call."""
+    """All problems: severe ones first, minor ones last, each in the order of the
+    call."""
     found = [problem for rule in RULES for problem in rule(view)]
-    return sorted(found, key=lambda it: (not it.severe, it.at_ms))
+    return sorted(found, key=lambda it: (not it.severe, it.minor, it.at_ms))
 
 
 def clock(ms: float) -> str:
@@ -260,6 +263,7 @@ def gaps_in_speech(view: CallView) -> Iterator[CallProblem]:
                     f"The agent's sound stopped for {_s(gap_ms)} at {clock(at_ms)}: "
                     "its audio came too late",
                     "The model sent it too slowly, or the network held it.",
+                    minor=gap_ms < 2 * GAP_MS,
                 )
 
 
@@ -406,11 +410,13 @@ def _script(text: str) -> str:
 
 def repeated_sentences(view: CallView) -> Iterator[CallProblem]:
     said: dict[tuple[str, ...], float] = {}
-    for begin, _, part in sorted(_heard(view), key=lambda it: it[0]):
+    heard = [it for it in view.parts if it.kind == "agent" and it.runs]
+    for part in sorted(heard, key=lambda it: it.runs[0].at_ms):
+        begin = part.runs[0].at_ms
         words = tuple(word.text.strip().lower() for word in part.words if word.heard)
         if len(words) < SAME_WORDS:
             continue
-        if (before := said.get(words)) is not None and before != begin:
+        if (before := said.get(words)) is not None:
             yield CallProblem(
                 begin,
                 f"The agent repeated at {clock(begin)} what it had said at "
