@@ -13,6 +13,7 @@ test makes itself have real time. `install` must run before any module imports
 """
 
 import asyncio
+import atexit
 import contextlib
 import errno
 import functools
@@ -211,6 +212,7 @@ def _echo(process: int) -> socket.socket:
     echo.bind(("127.0.0.1", 0))
     echo.connect(echo.getsockname())
     echo.settimeout(DELIVERY_SECONDS)
+    atexit.register(echo.close)
     return echo
 
 
