@@ -153,11 +153,11 @@ class Server:
                     web.get(prefix + PATH, self._media),
                     web.get(prefix + stream, self._media),
                     web.get(f"{prefix}{stream}/", self._media),
+                    web.get(f"{prefix}/healthz", self._healthz),
                 ]
             )
         app.add_routes(
             [
-                web.get("/healthz", self._healthz),
                 web.get("/readyz", self._operators_only(self._readyz)),
                 web.get("/metrics", self._operators_only(self._metrics)),
             ]
@@ -196,14 +196,14 @@ class Server:
             self._await_next_request(call)
             call.end("shutdown")
         if not await _done_within(SHUTDOWN_SECONDS, self._no_calls.wait()):
-            log.warning("calls_still_running", calls=len(self._calls))
+            log.error("calls_still_running", calls=len(self._calls))
         # The listener stays open until Twilio has asked for the next steps, because
         # there may be no other instance to answer.
         requested = await _done_within(
             SHUTDOWN_SECONDS, self._no_awaited_requests.wait()
         )
         if not requested and not await self._services.registry.others():
-            log.warning(
+            log.error(
                 "shutdown_left_calls_unanswered", calls=len(self._awaiting_request)
             )
         if self._runner:

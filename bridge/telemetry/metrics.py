@@ -1,6 +1,7 @@
 """The Prometheus metrics that operators rely on; the README lists them. Notes of calls
 update most of them."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import (
@@ -62,6 +63,7 @@ class Metrics:
         self._add_answers()
         self._add_continuations()
         self._add_errors()
+        self._add_records()
         self._add_fleet()
 
     def _add_calls(self) -> None:
@@ -134,7 +136,7 @@ class Metrics:
             "Calls that continued in a new stream, by the reason for the end of the "
             "earlier stream",
             "why",
-            ("line", "lost", "moved", "transfer"),
+            ("stream", "lost", "moved", "transfer"),
         )
 
     def _add_errors(self) -> None:
@@ -170,6 +172,25 @@ class Metrics:
             "bridge_log_lines_lost",
             "Lines of the log and of stdout that could not be written: the disk is "
             "full, or the reader of the pipe is gone or does not read",
+        )
+
+    def _add_records(self) -> None:
+        self.records_free = self._gauge(
+            "bridge_records_disk_free_bytes",
+            "Free bytes of the disk of BRIDGE_RECORD_DIR; NaN without that folder",
+        )
+        self.records_used = self._gauge(
+            "bridge_records_bytes",
+            "Bytes of all files in BRIDGE_RECORD_DIR, once a minute; NaN without it",
+        )
+        for gauge in (self.records_free, self.records_used):
+            gauge.set(math.nan)  # 0 would mean: the disk is full
+        self.traces_lost = self._counter(
+            "bridge_traces_lost",
+            "Traces that were not written to their end, by the reason; their calls go "
+            "on",
+            "why",
+            ("disk_full", "slow", "size", "error"),
         )
 
     def _add_fleet(self) -> None:
@@ -254,8 +275,8 @@ class Metrics:
                 self.unheard.inc(_number(data["bytes"]) / 8000)
             case "model_back":
                 self.reconnects.labels(data["why"]).inc()
-            case "line_back":
-                self.resumes.labels("line").inc()
+            case "stream_back":
+                self.resumes.labels("stream").inc()
             case "call_resumed":
                 self.resumes.labels(data["why"]).inc()
             case "limit_hit":

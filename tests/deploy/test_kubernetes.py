@@ -65,14 +65,22 @@ def test_the_kustomization_names_all_files() -> None:
 
 
 def test_the_settings_exist_and_serve_twilio() -> None:
-    """The pods start when the placeholder is filled in: every variable is a setting of
-    the bridge, and none is wrong or missing."""
-    given = {**LITERALS, **SECRETS["bridge"], "TWILIO_AUTH_TOKEN": "0" * 32}
+    """The pods start when the placeholders are filled in, and not before: every
+    variable is a setting of the bridge, and none is wrong or missing."""
+    given = {**LITERALS, **SECRETS["bridge"]}
     for it in CONTAINER["env"]:
         given[it["name"]] = it.get("value") or of_a_secret(it)
+    filled_in = {
+        "TWILIO_AUTH_TOKEN": "0" * 32,
+        "OPENAI_API_KEY": "sk-0123",
+        "BRIDGE_PUBLIC_URL": "https://phone.test",
+        "BRIDGE_REDIS_URL": "redis://:0123@redis:6379/0",
+    }
 
     assert set(given) <= NAMES
-    assert serving_mistakes(load(given, env_file=None)) == []
+    left = serving_mistakes(load(given, env_file=None))
+    assert {it.name for it in left if it.level == "error"} == set(filled_in)
+    assert serving_mistakes(load({**given, **filled_in}, env_file=None)) == []
 
 
 def of_a_secret(variable: dict[str, Any]) -> str:
