@@ -25,6 +25,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from bridge.cli.terminal import loop_factory
 from bridge.sim import load, load_report
 from bridge.sim.load_progress import LoadProgress
 from bridge.sim.load_report import LoadReport
@@ -196,10 +197,12 @@ def main() -> int:
         ramp_seconds=options.calls * load.RAMP_SECONDS if ramp is None else ramp,
     )
     with tls_of_the_model() if options.tls else contextlib.nullcontext() as tls:
-        rounds = [
-            asyncio.run(measure_round(plan, options, tls))
-            for _ in range(options.rounds)
-        ]
+        # The fakes run on uvloop where it is installed, as in `bridge sim load`.
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            rounds = [
+                runner.run(measure_round(plan, options, tls))
+                for _ in range(options.rounds)
+            ]
     show(rounds)
     if options.json:
         options.json.write_text(as_json(rounds))
