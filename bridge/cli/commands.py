@@ -24,7 +24,7 @@ import twiml
 from bridge.app import settings, settings_report, versions
 from bridge.app.settings import Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
-from bridge.cli import sim_commands
+from bridge.cli import show, sim_commands
 from bridge.cli.terminal import (
     DialledOption,
     err,
@@ -57,6 +57,7 @@ app = typer.Typer(
     """,
 )
 app.add_typer(sim_commands.sim, name="sim")
+app.command()(show.show)
 
 OWN_FILES = 100
 """Open files besides sockets of calls and clients: Redis, reports, traces and Python's

@@ -112,8 +112,7 @@ class CallerAudio:
         """Audio of this turn that was sent to a second session; a third one may need
         it, too."""
         self._untranscribed: dict[str, str] = {}
-        """Item id -> payloads of turns without a transcript. Only another session needs
-        them as mu-law."""
+        """Item id -> payloads of turns without a transcript."""
         self._awaited: set[str] = set()
         """Turns of which the session in use may still send the transcript."""
         self.server_transcribes = False

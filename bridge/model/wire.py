@@ -268,8 +268,8 @@ class Wire:
         """`on_left` is called after the bridge has left a connection, and after one was
         lost (after `on_lost`). `on_lost`: called in place of `owner.model_lost`.
         `transcoder`: for a model without mu-law. `sets_format` False: the audio does
-        not pass here. `ready_on`: the event that makes a session ready. `wants_raw`:
-        whether anybody listens to the SDK's raw events."""
+        not pass here. `ready_on`: the event that makes a session ready. `wants_raw`: as
+        in SdkEvents."""
         self._connect = dial
         self._owner = owner
         self._tasks = tasks
@@ -289,14 +289,12 @@ class Wire:
         self._settled: list[str] = []
         """Older session updates, merged; sent to each new session."""
         self._latest: dict[int, Update] = {}
-        """The newest session updates, which the server may still refuse; sent after
-        `_settled`."""
+        """The newest updates, which the server may still refuse; sent after those."""
         self._serial = 0
         self._sdk_events = SdkEvents(on_interrupted, owner.model_stuck, wants_raw)
         self._events = MessageRate(EVENTS_PER_SECOND, FLOOD_SECONDS)
         self._chars = MessageRate(CHARS_PER_SECOND, FLOOD_SECONDS)
         self._flood_reported = False
-        """The server has exceeded a rate limit; the owner has been informed."""
         self._closed = False
         self._dialler: asyncio.Task[None] | None = None
 

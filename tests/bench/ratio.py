@@ -196,13 +196,13 @@ def main() -> int:
         seconds=options.seconds,
         ramp_seconds=options.calls * load.RAMP_SECONDS if ramp is None else ramp,
     )
-    with tls_of_the_model() if options.tls else contextlib.nullcontext() as tls:
-        # The fakes run on uvloop where it is installed, as in `bridge sim load`.
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            rounds = [
-                runner.run(measure_round(plan, options, tls))
-                for _ in range(options.rounds)
-            ]
+    tls_or_not = tls_of_the_model() if options.tls else contextlib.nullcontext()
+    # The fakes run on uvloop where it is installed, as in `bridge sim load`.
+    runner = asyncio.Runner(loop_factory=loop_factory())
+    with tls_or_not as tls, runner:
+        rounds = [
+            runner.run(measure_round(plan, options, tls)) for _ in range(options.rounds)
+        ]
     show(rounds)
     if options.json:
         options.json.write_text(as_json(rounds))
