@@ -452,8 +452,6 @@ class Wire:
         ):
             self._sdk_events.put(event, text)
             return
-        if not self._sdk_events.wants(event):
-            return
         parts = _parts_of(text)
         if parts is None:
             kind = msgspec.json.decode(text, type=realtime_events.Other).type
@@ -462,7 +460,7 @@ class Wire:
             self._has_many_parts()
         elif not self._events.add(parts / PARTS_PER_EVENT, time.monotonic()):
             self._flooded("model_flood")
-        else:
+        elif self._sdk_events.wants(event):
             self._sdk_events.put(event, text)
 
     def connection_lost(self, connection: int, why: str, code: int | None) -> None:
